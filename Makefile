@@ -1,0 +1,36 @@
+# make demo   installs into .venv, upscales the clip in demo/, says where the result lies
+# make test   installs into the same .venv, runs everything that CI runs
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ultraflash-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit
+
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+demo: $(STAMP)
+	@$(BIN)/python demo/run.py
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+# torch first and by its pin: a package that asks for plain `torch` would bring the CUDA build and gigabytes.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"ultraflash needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: try `make PYTHON=python3.11 $(MAKECMDGOALS)`")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

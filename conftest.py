@@ -1,0 +1,45 @@
+"""What every test shares: exactly one tier each, the Triton interpreter where there is no GPU, the shared data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+TIERS = ("cpu", "gpu", "weights")
+HAS_CUDA = torch.cuda.is_available()
+
+if not HAS_CUDA:  # before anything imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# No wall clock in tests, and the same examples on every run.
+settings.register_profile("ultraflash", deadline=None, derandomize=True, database=None)
+settings.load_profile("ultraflash")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the tier ``cpu`` unless it names another one."""
+    for item in items:
+        tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
+        if len(tiers) > 1:
+            raise pytest.UsageError(f"{item.nodeid} has the tiers {' and '.join(tiers)}, expected exactly one")
+        if not tiers:
+            item.add_marker(pytest.mark.cpu)
+        elif tiers == ["gpu"] and not HAS_CUDA:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The folder that holds pyproject.toml."""
+    return Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def shared_data(repository: Path) -> Path:
+    """The folder of evaluation and real clips beside the repository; tests over it skip where it is absent."""
+    folder = repository.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the shared clips are not on this machine")
+    return folder

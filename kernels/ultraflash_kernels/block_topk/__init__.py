@@ -1,0 +1,5 @@
+"""Which key blocks each query block attends to."""
+
+from ultraflash_kernels.block_topk.op import block_topk
+
+__all__ = ["block_topk"]

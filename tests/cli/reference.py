@@ -1,0 +1,77 @@
+"""docs/cli.md, made from the command's own help: `python -m tests.cli.reference` writes it."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ultraflash_cli.console import Console
+from ultraflash_cli.main import HELP_WIDTH, app
+from ultraflash_cli.settings import Settings
+
+__all__ = ["PAGE", "reference"]
+
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+
+_INTRODUCTION = """\
+# The command line
+
+This page is generated from `--help` (`python -m tests.cli.reference`); a test compares the two.
+
+stdout carries data only, everything for people goes to stderr. No question is ever asked. An output appears whole or
+not at all; an existing one is replaced with `-y` only. A run that was interrupted goes on when the same command is
+given again: finished segments lie in a hidden folder beside the output (`.NAME.ultraflash`) until it is complete.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | unexpected error: please report it with what `-v` shows |
+| 2 | usage: wrong flag, a target that makes no sense, an output that exists |
+| 3 | input missing, unreadable or unsupported |
+| 4 | no usable device |
+| 5 | out of memory |
+| 6 | the output failed its own check |
+| 7 | disk full, output unwritable or in use by another run |
+| 8 | weights missing, changed or unusable |
+| 9 | some or all files of a batch failed (a lone file keeps its own code) |
+| 130, 143 | interrupted; the same command goes on |
+
+`--progress json` writes one JSON object a line on stderr, with `schema` (1) and `event`: `plan`, `start`, `chunk`,
+`warn`, `done`, `error`. `--json` ends with one object a file on stdout.
+"""
+
+
+def reference() -> str:
+    """Give the page as Markdown."""
+    pages = [f"## `{' '.join(name)}`\n\n```\n{_help(name[1:])}\n```\n" for name in _names(("ultraflash",), _root())]
+    return "\n".join([_INTRODUCTION, *pages])
+
+
+def _root() -> Any:
+    return typer.main.get_command(app)
+
+
+def _names(name: tuple[str, ...], command: Any) -> Iterator[tuple[str, ...]]:
+    yield name
+    for child, inner in getattr(command, "commands", {}).items():
+        yield from _names((*name, child), inner)
+
+
+def _help(arguments: tuple[str, ...]) -> str:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        app(
+            [*arguments, "--help"],
+            prog_name="ultraflash",
+            standalone_mode=False,
+            terminal_width=HELP_WIDTH,
+            obj=Console(Settings()),
+        )
+    return "\n".join(line.rstrip() for line in shown.getvalue().strip().splitlines())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(reference(), encoding="utf-8")

@@ -1,0 +1,173 @@
+"""What people and scripts see of a run, without one."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from ultraflash_cli.console import PLAIN_INTERVAL_S, Console, GlobalOptions
+from ultraflash_cli.errors import OutputError
+from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, Planned, Started, Warned
+from ultraflash_cli.settings import Settings
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def chunk(done: int) -> Chunk:
+    return Chunk(input="in.mp4", frames_done=done, frames_safe=0, frames_total=240, fps=2.0, eta_s=90.0, limit="model")
+
+
+STARTED = Started(
+    input="in.mp4",
+    output="out.mp4",
+    model="lite",
+    device="cpu",
+    precision="fp32",
+    threads=2,
+    frames_total=240,
+    frames_resumed=0,
+    note=None,
+)
+
+
+def test_plain_lines_come_no_more_often_than_the_interval() -> None:
+    now_s = 0.0
+    err = io.StringIO()
+    console = Console(Settings(), out=io.StringIO(), err=err, clock=lambda: now_s)
+    console.on_event(STARTED)
+    for done in range(0, 240, 4):
+        console.on_event(chunk(done))
+        now_s += PLAIN_INTERVAL_S / 10
+    lines = err.getvalue().splitlines()
+    assert len(lines) == 6
+    assert lines[0] == "in.mp4: 0/240 frames, 2.00 fps, 0:01:30 left (limit: model)"
+
+
+def test_json_events_are_one_object_a_line_with_a_schema_and_nothing_else() -> None:
+    err = io.StringIO()
+    console = Console(Settings(), out=io.StringIO(), err=err)
+    console.configure(GlobalOptions(progress="json"))
+    console.on_event(STARTED)
+    console.info("words for people")
+    console.on_event(Warned(input="in.mp4", message="careful"))
+    console.on_event(chunk(24))
+    console.failure(OutputError("disk full"), source="in.mp4")
+    events = [json.loads(line) for line in err.getvalue().splitlines()]
+    assert [event["event"] for event in events] == ["start", "warn", "chunk", "error"]
+    assert {event["schema"] for event in events} == {SCHEMA}
+    assert events[-1]["exit_code"] == 7
+
+
+def test_quiet_leaves_warnings_and_errors() -> None:
+    err = io.StringIO()
+    console = Console(Settings(), out=io.StringIO(), err=err)
+    console.configure(GlobalOptions(quiet=True))
+    console.on_event(STARTED)
+    console.on_event(chunk(24))
+    console.on_event(Warned(input="in.mp4", message="careful"))
+    console.on_event(Done(input="in.mp4", output="out.mp4", frames=24, seconds=1, fps=24))
+    console.failure(OutputError("disk full"))
+    assert err.getvalue().splitlines() == ["warning: careful", "error: disk full"]
+
+
+def test_a_traceback_shows_with_verbose_only_and_always_stands_in_the_log(tmp_path: Path) -> None:
+    for verbose in (False, True):
+        err = io.StringIO()
+        console = Console(Settings(), out=io.StringIO(), err=err)
+        log = tmp_path / f"{verbose}.log"
+        console.configure(GlobalOptions(verbose=verbose, log_file=log))
+        try:
+            raise OutputError("disk full")
+        except OutputError as error:
+            console.failure(error)
+        console.close()
+        assert ("Traceback" in err.getvalue()) == verbose
+        assert err.getvalue().splitlines()[-1] == "error: disk full"
+        assert "Traceback" in log.read_text()
+        assert log.read_text().splitlines()[-1] == "error: disk full"
+
+
+def test_a_message_of_several_lines_becomes_one() -> None:
+    err = io.StringIO()
+    Console(Settings(), out=io.StringIO(), err=err).failure(RuntimeError("first\n  second"))
+    assert err.getvalue() == "error: first second\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "colored"),
+    [
+        pytest.param(Settings(), GlobalOptions(), True, id="terminal"),
+        pytest.param(Settings(no_color=True), GlobalOptions(), False, id="NO_COLOR"),
+        pytest.param(Settings(), GlobalOptions(no_color=True), False, id="--no-color"),
+    ],
+)
+def test_colours_show_on_a_terminal_unless_they_are_not_wanted(
+    settings: Settings, options: GlobalOptions, colored: bool
+) -> None:
+    err = Terminal()
+    console = Console(settings, out=io.StringIO(), err=err)
+    console.configure(options)
+    console.warning("careful")
+    assert ("\x1b[" in err.getvalue()) == colored
+
+
+def test_a_terminal_shows_a_bar_with_frames_speed_eta_and_limit() -> None:
+    err = Terminal()
+    console = Console(Settings(no_color=True), out=io.StringIO(), err=err)
+    console.on_event(STARTED)
+    console.on_event(chunk(120))
+    console.on_event(Warned(input="in.mp4", message="careful"))
+    console.close()
+    shown = err.getvalue()
+    for part in ("in.mp4", "120/240 frames", "2.00 fps", "0:01:30 left", "limit: model", "warning: careful"):
+        assert part in shown
+
+
+def test_options_after_the_command_win_over_those_before() -> None:
+    before = GlobalOptions(progress="plain", quiet=True)
+    assert before.merged(GlobalOptions()) == before
+    assert before.merged(GlobalOptions(progress="json")).progress == "json"
+
+
+def test_a_log_file_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    console = Console(Settings(), out=io.StringIO(), err=io.StringIO())
+    with pytest.raises(OutputError, match="log file"):
+        console.configure(GlobalOptions(log_file=tmp_path / "nowhere" / "log"))
+
+
+def test_no_color_is_read_from_the_environment_as_its_standard_says() -> None:
+    assert Settings.from_environment({"NO_COLOR": "1"}).no_color
+    assert not Settings.from_environment({"NO_COLOR": ""}).no_color
+    assert not Settings.from_environment({}).no_color
+
+
+def test_a_plan_is_told_with_sizes_streams_and_what_is_left_out() -> None:
+    from ultraflash_cli.console import describe
+
+    plan = Planned(
+        input="in.mkv",
+        output="in_1k.mkv",
+        source_width=832,
+        source_height=480,
+        width=1664,
+        height=960,
+        scale=2,
+        model="lite",
+        codec="h264",
+        pix_fmt="yuv420p",
+        frames_total=None,
+        kept=("audio aac",),
+        dropped=("data tmcd: cannot be held",),
+    )
+    assert describe(plan).splitlines() == [
+        "in.mkv -> in_1k.mkv",
+        "  832x480 -> 1664x960, model lite x2, h264 yuv420p",
+        "  kept: audio aac",
+        "  left out: data tmcd: cannot be held",
+    ]

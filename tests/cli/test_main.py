@@ -1,0 +1,255 @@
+"""The command inside this process, with parts of the machine replaced."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.cli.reference import PAGE, reference
+from tests.jobs.clips import make_clip
+from tests.jobs.test_upscale import builder
+from ultraflash_cli.jobs.journal import Journal, OutputLock, work_folder
+from ultraflash_cli.main import main
+from ultraflash_cli.weights.manifest import read_manifest
+from ultraflash_cli.weights.verify import sha256_of
+
+
+@pytest.fixture
+def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ultraflash_cli.jobs.upscale._build", builder())
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return make_clip(tmp_path / "in.mkv", frames=6)
+
+
+def test_the_page_of_the_command_line_is_what_help_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == reference(), "run python -m tests.cli.reference"
+
+
+def test_every_bad_input_gives_one_line_and_its_exit_code(
+    clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("These are words.\n" * 50)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "there.mkv").write_text("mine")
+    cases: dict[tuple[object, ...], int] = {
+        (tmp_path / "nope.mp4",): 3,
+        (tmp_path / "empty.mp4",): 3,
+        (tmp_path / "text.mp4",): 3,
+        (tmp_path / "folder",): 3,
+        (clip, "-o", tmp_path / "text.mp4" / "out.mkv"): 7,
+        (clip, "-o", tmp_path / "there.mkv"): 2,
+        (clip, "-o", clip, "-y"): 2,
+        (clip, tmp_path / "nope.mp4", "-o", tmp_path / "there.mkv"): 2,
+        (clip, "-y", "-n"): 2,
+        (clip, "--res", "4k"): 2,
+        (clip, "--res", "32x24"): 2,
+        (clip, "--res", "99999x99999"): 2,
+        (clip, "--strength", "nan"): 2,
+        (clip, "--strength", "2"): 2,
+        (clip, "--crf", "-3"): 2,
+        (clip, "--crf", "x"): 2,
+        (clip, "--threads", "0"): 2,
+        (clip, "--seed", "-1"): 2,
+        (clip, "--device", "tpu"): 2,
+        (clip, "--precision", "int8"): 2,
+        (clip, "--model", "best"): 2,
+        (clip, "--start", "soon"): 2,
+        (clip, "--pix-fmt", "rgb24"): 2,
+        (clip, "--no-such-flag"): 2,
+        (): 2,
+    }
+    for arguments, code in cases.items():
+        assert main(["upscale", *map(str, arguments)]) == code, arguments
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        (line,) = shown.err.splitlines()
+        assert line.startswith("error: ")
+    assert (tmp_path / "there.mkv").read_text() == "mine"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_weights_with_nan_are_refused_with_their_name(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = read_manifest()
+    entry = manifest["lite/decoder"]
+    tensors = load_file(entry.path)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = torch.nan
+    damaged = tmp_path / "decoder.safetensors"
+    save_file(tensors, damaged)
+    manifest["lite/decoder"] = replace(
+        entry, file=str(damaged), sha256=sha256_of(damaged), bytes=damaged.stat().st_size
+    )
+    monkeypatch.setattr("ultraflash_cli.jobs.assemble.read_manifest", lambda: manifest)
+    assert main(["upscale", str(clip), "--res", "2x"]) == 8
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert line.startswith("error: decoder.safetensors")
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_a_full_disk_is_one_line_and_exit_7(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Journal, "add", full)
+    assert main(["upscale", str(clip), "--res", "2x", "-q"]) == 7
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert "disk is full" in line
+    assert not clip.with_name("in_2x.mkv").exists()
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_with_verbose_only(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bolt is loose")
+
+    monkeypatch.setattr("ultraflash_cli.jobs.upscale._build", broken)
+    assert main(["upscale", str(clip), "--res", "2x"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: unexpected RuntimeError: a bolt is loose")
+    assert main(["-v", "upscale", str(clip), "--res", "2x"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_anywhere_is_130(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ultraflash_cli.jobs.upscale._build", interrupt)
+    assert main(["upscale", str(clip), "--res", "2x"]) == 130
+
+
+def test_sigterm_before_the_work_begins_is_143(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminate(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("ultraflash_cli.jobs.batch.find_clips", terminate)
+    assert main(["upscale", str(clip)]) == 143
+
+
+def test_no_memory_is_5(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def empty(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("ultraflash_cli.jobs.upscale._build", empty)
+    assert main(["upscale", str(clip), "--res", "2x"]) == 5
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_a_dry_run_tells_the_plan_and_writes_nothing(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(clip), "--dry-run", "--json", "--res", "3x"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["width"], plan["height"], plan["scale"]) == (192, 144, 3)
+    assert [path.name for path in clip.parent.iterdir()] == ["in.mkv"]
+    assert main(["upscale", str(clip), "--dry-run", "--res", "32x16"]) == 2
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_a_batch_goes_on_where_asked_and_names_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    make_clip(folder / "a.mkv", frames=4)
+    (folder / "b.mkv").write_text("broken")
+    make_clip(folder / "c with a cat \N{CAT FACE}.mkv", frames=4)
+    (folder / "notes.txt").write_text("no film")
+    out = tmp_path / "out"
+    assert main(["upscale", str(folder), "-o", str(out), "--res", "2x", "--json"]) == 9
+    capsys.readouterr()
+    assert [path.name for path in out.iterdir()] == ["a_2x.mkv"]
+    assert main(["upscale", str(folder), "-o", str(out), "--res", "2x", "--json", "--keep-going", "-n"]) == 9
+    shown = capsys.readouterr()
+    first, second, third = (json.loads(line) for line in shown.out.splitlines())
+    assert first["skipped"]
+    assert second["exit_code"] == 3
+    assert third["frames_out"] == 4
+    assert "1 of 3 files failed" in shown.err.splitlines()[-1]
+    assert "b.mkv" in shown.err.splitlines()[-1]
+    assert len(list(out.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_a_folder_done_twice_does_not_take_results_for_films(tmp_path: Path) -> None:
+    make_clip(tmp_path / "a.mkv", frames=4)
+    assert main(["upscale", str(tmp_path), "--res", "2x"]) == 0
+    assert main(["upscale", str(tmp_path), "--res", "2x", "-n"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mkv", "a_2x.mkv"]
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_two_inputs_that_would_share_an_output_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        make_clip(tmp_path / name / "a.mkv", frames=4)
+    inputs = [str(tmp_path / name / "a.mkv") for name in ("one", "two")]
+    assert main(["upscale", *inputs, "-o", str(tmp_path / "out"), "--res", "2x", "-y"]) == 9
+    assert "would both become" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("-q", "upscale"), ("upscale", "-q")], ids=["before", "after"])
+@pytest.mark.usefixtures("tiny_model")
+def test_global_options_stand_before_or_after_the_command(
+    clip: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert main([*arguments, str(clip), "--res", "2x", "-y"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
+def test_probe_tells_the_file_and_the_plan(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", str(clip), "--json", "--res", "2x"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["width"], found["height"], found["codec"]) == (64, 48, "h264")
+    assert found["plan"]["width"] == 128
+    assert found["plan"]["kept"] == ["stream 1 audio aac"]
+    assert main(["probe", str(clip)]) == 0
+    assert "64x48 -> 1280x960" in capsys.readouterr().out
+
+
+def test_clean_lists_leftovers_and_removes_them_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = work_folder(tmp_path / "out.mp4")
+    OutputLock(folder).close()
+    Journal(folder, {})
+    assert main(["clean", str(tmp_path)]) == 0
+    assert "left over" in capsys.readouterr().out
+    assert folder.exists()
+    assert main(["clean", str(tmp_path), "-y", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"]
+    assert not folder.exists()
+
+
+def test_weights_are_listed_with_size_and_licence_and_verified(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["weights", "list", "--json"]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {entry["name"] for entry in listed} == read_manifest().keys()
+    assert all(entry["licence"] and entry["bytes"] and entry["installed"] for entry in listed)
+    assert main(["weights", "verify", "--json"]) == 0
+    assert main(["weights", "verify", "nope"]) == 2
+
+
+def test_a_wrong_encoder_option_is_a_usage_error(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["upscale", str(clip), "--enc-opt", "tune"]) == 2
+    assert "KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_log_file_keeps_what_was_said(clip: Path, tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    assert main(["--log-file", str(log), "upscale", str(clip), "--res", "huge", "-q"]) == 2
+    assert "--res is 1k, 2k" in log.read_text()

@@ -1,0 +1,222 @@
+"""Every streaming stage at a tiny size, ready for the contract suite; a new one joins by one entry."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs, DecoderStage, SkipConfig
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
+
+TINY = Profile(
+    name="tiny",
+    encoder=EncoderConfig(width=8, blocks=1, latent_channels=4, patch=2, strides=(1, 2, 2), negative_slope=0.1),
+    upsampler=LatentUpsamplerConfig(width=8, blocks=2, latent_channels=4, scale=2),
+    sr_dit=SrDitConfig(
+        dim=16,
+        num_heads=2,
+        num_layers=2,
+        ffn_dim=24,
+        freq_dim=8,
+        text_dim=8,
+        text_len=0,
+        latent_channels=4,
+        block=(2, 2, 2),
+        local_range=3,
+        ref_spatial_tokens=4,
+        group_latents=2,
+        kv_len=2,
+        prediction="residual",
+    ),
+    decoder=DecoderConfig(
+        latent_channels=4,
+        stages=(
+            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
+            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
+        ),
+        out_width=8,
+        memory_init="replicate",
+        skip=SkipConfig(width=8, blocks=2, latent_features=4),
+    ),
+    group_latents=2,
+)
+
+
+def randomise(network: torch.nn.Module, seed: int = 3) -> None:
+    """Give every parameter a value of its own: a network of zeros hides mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        fan_in = max(1, parameter[0].numel() if parameter.ndim > 1 else 1)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * (0.9 / fan_in**0.5))
+    network.eval().requires_grad_(False)
+
+
+def tiny_cascade(profile: Profile = TINY, *, scale: int = 2) -> Cascade:
+    """Build the tiny cascade with random weights."""
+    profile = profile.at_scale(scale)
+    networks = (
+        Encoder(profile.encoder),
+        LatentUpsampler(profile.upsampler),
+        SrDit(profile.sr_dit) if profile.sr_dit else None,
+        Decoder(profile.decoder),
+    )
+    for seed, network in enumerate(networks):
+        if network is not None:
+            randomise(network, seed)
+    return Cascade(profile, *networks)
+
+
+@dataclass(frozen=True)
+class StageCase:
+    """A stage, how long a clip to feed it, and how its inputs are cut."""
+
+    name: str
+    build: Callable[[], Any]
+    size: dict[str, int]
+    clip: Callable[[torch.Generator], Any]
+    """The whole clip."""
+    frames: int
+    """Units that a clip is split in."""
+    cut: Callable[[Any, int, int], Any]
+    """Units a..b of a clip."""
+    out_time: Callable[[int], int]
+    """Output frames that depend on nothing but the first n units."""
+    group_out: int = 1
+    """Output frames that are computed together with the first unit."""
+
+
+def _bcthw(channels: int, frames: int, side: int) -> Callable[[torch.Generator], Tensor]:
+    return lambda generator: torch.rand((1, channels, frames, side, side), generator=generator)
+
+
+def _slice(clip: Tensor, a: int, b: int) -> Tensor:
+    return clip[:, :, a:b]
+
+
+def _built(network: torch.nn.Module) -> Any:
+    randomise(network)
+    return network
+
+
+def _decoder_clip(generator: torch.Generator) -> DecoderInputs:
+    latents = torch.randn((1, 4, 4, 4, 4), generator=generator)
+    return DecoderInputs(latents, torch.rand((1, 3, 16, 16, 16), generator=generator))
+
+
+def _decoder_cut(clip: DecoderInputs, a: int, b: int) -> DecoderInputs:
+    frames = clip.frames_bcthw
+    return DecoderInputs(clip.latents_bcthw[:, :, a:b], None if frames is None else frames[:, :, 4 * a : 4 * b])
+
+
+def _plain_decoder() -> Any:
+    stages = (DecoderStage(width=6), DecoderStage(width=5, time_growth=2), DecoderStage(width=4, time_growth=2))
+    return _built(Decoder(DecoderConfig(latent_channels=4, stages=stages, out_width=4)))
+
+
+def _sr_clip(generator: torch.Generator) -> SrDitInputs:
+    noise = torch.randn((1, 4, 7, 12, 12), generator=generator)
+    return SrDitInputs(noise, torch.randn((1, 4, 7, 12, 12), generator=generator))
+
+
+def _tiny_sr() -> Any:
+    assert TINY.sr_dit is not None
+    return _built(SrDit(TINY.sr_dit))
+
+
+CASES = (
+    StageCase(
+        name="encoder",
+        build=lambda: _built(Encoder(EncoderConfig(width=6, blocks=2, latent_channels=4))),
+        size={"height": 16, "width": 16},
+        clip=_bcthw(3, 14, 16),
+        frames=14,
+        cut=_slice,
+        out_time=lambda n: n // 4,
+    ),
+    StageCase(
+        name="encoder_with_patch_and_replicated_memory",
+        build=lambda: _built(
+            Encoder(
+                EncoderConfig(
+                    width=8, blocks=1, latent_channels=4, patch=2, strides=(1, 2, 2), memory_init="replicate"
+                )
+            )
+        ),
+        size={"height": 16, "width": 16},
+        clip=_bcthw(3, 9, 16),
+        frames=9,
+        cut=_slice,
+        out_time=lambda n: n // 4,
+    ),
+    *(
+        StageCase(
+            name=f"latent_upsampler_x{scale}",
+            build=lambda scale=scale: _built(
+                LatentUpsampler(LatentUpsamplerConfig(width=8, blocks=2, latent_channels=4, scale=scale))
+            ),
+            size={"height": 4, "width": 4},
+            clip=_bcthw(4, 5, 4),
+            frames=5,
+            cut=_slice,
+            out_time=lambda n: n,
+        )
+        for scale in (2, 3)
+    ),
+    StageCase(
+        name="sr_dit",
+        build=_tiny_sr,
+        size={"height": 12, "width": 12},
+        clip=_sr_clip,
+        frames=7,
+        cut=lambda clip, a, b: SrDitInputs(clip.noise_bcthw[:, :, a:b], clip.cond_bcthw[:, :, a:b]),
+        out_time=lambda n: n // 2 * 2,
+        group_out=2,
+    ),
+    StageCase(
+        name="decoder",
+        build=_plain_decoder,
+        size={"height": 3, "width": 3},
+        clip=lambda generator: DecoderInputs(torch.randn((1, 4, 4, 3, 3), generator=generator)),
+        frames=4,
+        cut=_decoder_cut,
+        out_time=lambda n: 4 * n,
+        group_out=4,
+    ),
+    StageCase(
+        name="decoder_with_skip",
+        build=lambda: _built(Decoder(TINY.decoder)),
+        size={"height": 4, "width": 4},
+        clip=_decoder_clip,
+        frames=4,
+        cut=_decoder_cut,
+        out_time=lambda n: 4 * n,
+        group_out=4,
+    ),
+    StageCase(
+        name="cascade_x2",
+        build=tiny_cascade,
+        size={"height": 16, "width": 32},
+        clip=lambda generator: torch.rand((1, 3, 23, 16, 32), generator=generator),
+        frames=23,
+        cut=_slice,
+        out_time=lambda n: 0 if n < 5 else 5 + (n - 5) // 8 * 8,
+        group_out=5,
+    ),
+    StageCase(
+        name="cascade_x3",
+        build=lambda: tiny_cascade(scale=3),
+        size={"height": 16, "width": 16},
+        clip=lambda generator: torch.rand((1, 3, 14, 16, 16), generator=generator),
+        frames=14,
+        cut=_slice,
+        out_time=lambda n: 0 if n < 5 else 5 + (n - 5) // 8 * 8,
+        group_out=5,
+    ),
+)
+"""The stages that exist."""

@@ -1,0 +1,110 @@
+"""The contract of a streaming stage, held by every stage there is."""
+
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor
+
+from tests.contracts.stages import CASES, StageCase
+from ultraflash_cli.engine.stage import Stage, state_from_tensors, state_to_tensors
+
+each_stage = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def clip_of(case: StageCase) -> Any:
+    return case.clip(torch.Generator().manual_seed(11))
+
+
+def tensors_of(clip: Any) -> list[Tensor]:
+    parts = clip if isinstance(clip, tuple) else (clip,)
+    return [part for part in parts if part is not None]
+
+
+def feed(case: StageCase, stage: Any, state: Any, clip: Any, borders: list[int]) -> tuple[Any, list[Tensor]]:
+    out: list[Tensor] = []
+    for a, b in zip(borders, borders[1:], strict=False):
+        state, part = stage.step(state, case.cut(clip, a, b))
+        out.append(part)
+    return state, out
+
+
+def run(case: StageCase, stage: Any, clip: Any, pushes: list[int]) -> Tensor:
+    borders = [0, *[min(b, case.frames) for b in accumulate(pushes)]]
+    state, out = feed(case, stage, stage.init_state(batch=1, **case.size), clip, [*borders, case.frames])
+    return torch.cat([*out, stage.flush(state)], dim=2)
+
+
+@each_stage
+def test_a_stage_follows_the_protocol(case: StageCase) -> None:
+    assert isinstance(case.build(), Stage)
+
+
+@each_stage
+@settings(max_examples=6)
+@given(pushes=st.lists(st.integers(0, 9), min_size=1, max_size=8))
+def test_any_split_of_a_clip_into_pushes_gives_the_same_result_bit_for_bit(case: StageCase, pushes: list[int]) -> None:
+    stage, clip = case.build(), clip_of(case)
+    assert torch.equal(run(case, stage, clip, pushes), run(case, stage, clip, []))
+
+
+@each_stage
+def test_what_comes_later_never_reaches_what_came_earlier(case: StageCase) -> None:
+    stage = case.build()
+    for spoiled in range(1, case.frames):
+        clip = clip_of(case)
+        for tensor in tensors_of(clip):
+            ratio = tensor.shape[2] // case.frames
+            tensor[:, :, spoiled * ratio :] = float("nan")
+        out = run(case, stage, clip, [])
+        assert out[:, :, : case.out_time(spoiled)].isfinite().all(), f"unit {spoiled} reached back"
+    assert out.isnan().any(), "the poison must show somewhere"
+
+
+@each_stage
+def test_shapes_in_the_state_are_fixed_from_the_start(case: StageCase) -> None:
+    stage = case.build()
+    state = stage.init_state(batch=1, **case.size)
+    before = {name: t.shape for name, t in state_to_tensors(state).items()}
+    state, _ = feed(case, stage, state, clip_of(case), list(range(case.frames + 1)))
+    assert {name: t.shape for name, t in state_to_tensors(state).items()} == before
+
+
+@each_stage
+def test_a_saved_state_goes_on_bit_for_bit(case: StageCase) -> None:
+    stage, clip = case.build(), clip_of(case)
+    whole = run(case, stage, clip, [])
+    for stop in range(1, case.frames):
+        state, head = feed(case, stage, stage.init_state(batch=1, **case.size), clip, [0, stop])
+        saved = load(save(state_to_tensors(state)))
+        state = state_from_tensors(stage.init_state(batch=1, **case.size), saved)
+        state, tail = feed(case, stage, state, clip, [stop, case.frames])
+        assert torch.equal(torch.cat([*head, *tail, stage.flush(state)], dim=2), whole)
+
+
+@each_stage
+def test_a_fresh_state_forgets_the_last_clip(case: StageCase) -> None:
+    stage, clip = case.build(), clip_of(case)
+    first = run(case, stage, clip, [])
+    run(case, stage, case.clip(torch.Generator().manual_seed(99)), [])
+    assert torch.equal(run(case, stage, clip, []), first)
+
+
+@each_stage
+def test_an_empty_clip_gives_nothing(case: StageCase) -> None:
+    stage = case.build()
+    assert stage.flush(stage.init_state(batch=1, **case.size)).shape[2] == 0
+
+
+@each_stage
+def test_memory_is_used(case: StageCase) -> None:
+    """Clips that differ in their first unit differ behind its group too: a stage without memory would pass the rest."""
+    stage, clip = case.build(), clip_of(case)
+    plain = run(case, stage, clip, [])
+    for tensor in tensors_of(clip):
+        tensor[:, :, :1] += 1.0
+    assert not torch.equal(run(case, stage, clip, [])[:, :, case.group_out :], plain[:, :, case.group_out :])

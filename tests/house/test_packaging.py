@@ -1,0 +1,75 @@
+"""The wheel holds the whole product, and what it holds works away from the repository."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.house.source_tree import product_modules
+
+LITE_BUDGET_BYTES = 12 * 10**6
+
+
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the working tree, built without network or isolation."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=repository, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel's content, as pip would lay it out."""
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def run_installed(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with the wheel's content in front of everything, outside the repository."""
+    program = f"import sys; sys.path.insert(0, {str(installed)!r}); "
+    first, *rest = arguments
+    command = [sys.executable, "-c", program + first, *rest]
+    return subprocess.run(command, cwd=installed.parent, capture_output=True, text=True, check=False)
+
+
+def test_the_wheel_holds_every_module_and_no_test(wheel: Path) -> None:
+    held = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {m.name.replace(".", "/") for m in product_modules() if not m.is_test}
+    missing = [name for name in wanted if not {f"{name}.py", f"{name}/__init__.py"} & held]
+    assert not missing, f"not in the wheel: {missing}"
+    assert not [name for name in held if name.rsplit("/", 1)[-1].startswith("test_")]
+
+
+def test_the_wheel_holds_the_list_of_weights_and_the_built_in_model_within_its_budget(
+    wheel: Path, repository: Path
+) -> None:
+    entries = {entry.filename: entry.file_size for entry in zipfile.ZipFile(wheel).infolist()}
+    assert "ultraflash_cli/weights.toml" in entries
+    assert "ultraflash_cli/py.typed" in entries
+    lite = {name: size for name, size in entries.items() if name.startswith("ultraflash_cli/weights/lite/")}
+    in_tree = sorted((repository / "ultraflash_cli" / "weights" / "lite").glob("*.safetensors"))
+    assert in_tree, "the built-in model has no weights"
+    assert {f"ultraflash_cli/weights/lite/{path.name}" for path in in_tree} <= lite.keys()
+    assert sum(size for name, size in lite.items() if name.endswith(".safetensors")) <= LITE_BUDGET_BYTES
+
+
+def test_the_wheel_installs_the_command_and_the_licence(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (scripts,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+    assert "ultraflash = ultraflash_cli.main:main" in archive.read(scripts).decode()
+    (licence,) = (name for name in archive.namelist() if name.endswith("licenses/LICENSE"))
+    assert "Apache License" in archive.read(licence).decode()
+
+
+def test_the_installed_package_runs_away_from_the_repository(installed: Path) -> None:
+    program = "import ultraflash_cli.main as m; print(m.__file__); sys.argv[0] = 'ultraflash'; m.main()"
+    done = run_installed(installed, program, "weights", "list")
+    assert done.returncode == 0, done.stderr[-800:]
+    assert str(installed) in done.stdout, "another copy of the package was used"

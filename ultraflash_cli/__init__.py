@@ -1,0 +1,1 @@
+"""Upscale video: the engine, the built-in model and the command line."""

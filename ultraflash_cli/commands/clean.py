@@ -1,0 +1,42 @@
+"""`ultraflash clean`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ultraflash_cli.console import Console
+from ultraflash_cli.options import JsonOption, with_console
+
+__all__ = ["clean"]
+
+
+@with_console(hidden=True)
+def clean(
+    console: Console,
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Where to look; here, unless said.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Remove what is listed.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look in the folders inside, too.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """List what interrupted runs have left behind; with -y, remove it.
+
+    What is removed cannot be resumed any more. The work of a run that is still going on is left alone.
+    """
+    from ultraflash_cli.jobs.leftovers import find_leftovers, remove
+
+    found = find_leftovers(folders or [Path()], recursive=recursive)
+    for leftover in found:
+        removed = yes and remove(leftover)
+        if json:
+            console.data(asdict(leftover) | {"folder": str(leftover.folder), "removed": removed})
+            continue
+        state = "removed" if removed else "in use" if leftover.in_use else "left over"
+        console.text(f"{state:9}  {leftover.size_bytes / 1e6:9.1f} MB  {leftover.frames:7} frames  {leftover.folder}")
+    if not found:
+        console.info("nothing is left over")
+    elif not yes:
+        console.info("-y removes them; the same upscale command goes on with them")

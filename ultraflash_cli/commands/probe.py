@@ -1,0 +1,53 @@
+"""`ultraflash probe`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ultraflash_cli.console import Console, describe
+from ultraflash_cli.options import JsonOption, ResOption, with_console
+
+__all__ = ["probe"]
+
+
+@with_console(hidden=True)
+def probe(
+    console: Console,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A video file.")],
+    res: ResOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what is in a file, what `upscale` would keep of it, and what it would make."""
+    from ultraflash_cli.jobs.preflight import UpscaleJob, prepare
+    from ultraflash_cli.jobs.upscale import planned
+
+    prepared = prepare(UpscaleJob(source=file, res=res), to_write=False)
+    info, plan = prepared.info, planned(prepared)
+    about = {
+        "container": info.container,
+        "codec": info.codec,
+        "width": info.width_px,
+        "height": info.height_px,
+        "rotation_deg": info.rotation_deg,
+        "sample_aspect_ratio": str(info.sample_aspect_ratio),
+        "pix_fmt": info.pix_fmt,
+        "bit_depth": info.bit_depth,
+        "interlaced": info.interlaced,
+        "average_rate": str(info.average_rate),
+        "time_base": str(info.time_base),
+        "duration_s": info.duration_s,
+        "frames_estimate": info.frame_count_estimate,
+        "color": asdict(info.color),
+        "streams": [each.describe() for each in info.streams],
+    }
+    if json:
+        console.data({"file": str(file), **about, "plan": asdict(plan), "warnings": list(prepared.warnings)})
+        return
+    for name, value in about.items():
+        for line in value if isinstance(value, list) else [value]:
+            console.text(f"{name.replace('_', ' '):20}  {line}")
+    console.text(describe(plan))
+    for message in prepared.warnings:
+        console.warning(message)

@@ -1,0 +1,264 @@
+"""Everything people and scripts see: data on stdout, everything else on stderr, a copy in the log file."""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TextIO
+
+from ultraflash_cli.errors import OutputError
+from ultraflash_cli.jobs.events import Chunk, Done, Event, Failed, Planned, Started, Warned, as_json
+from ultraflash_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["PLAIN_INTERVAL_S", "Console", "GlobalOptions", "ProgressMode", "describe"]
+
+ProgressMode = Literal["auto", "plain", "json", "none"]
+
+PLAIN_INTERVAL_S = 5.0
+"""Plain progress lines come no more often than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalOptions:
+    """The options that every command takes."""
+
+    quiet: bool = False
+    verbose: bool = False
+    log_file: Path | None = None
+    progress: ProgressMode = "auto"
+    no_color: bool = False
+
+    def merged(self, other: "GlobalOptions") -> "GlobalOptions":
+        """Combine what stands before the command with what stands after it; the latter wins."""
+        return GlobalOptions(
+            quiet=self.quiet or other.quiet,
+            verbose=self.verbose or other.verbose,
+            log_file=other.log_file or self.log_file,
+            progress=other.progress if other.progress != "auto" else self.progress,
+            no_color=self.no_color or other.no_color,
+        )
+
+
+class Console:
+    """The terminal's side of a run.
+
+    `out` takes data only, `err` everything for people. `clock` gives seconds and only paces plain progress lines.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.options = GlobalOptions()
+        self._settings = settings
+        self._out = out if out is not None else sys.stdout
+        self._err = err if err is not None else sys.stderr
+        self._clock = clock
+        self._log: TextIO | None = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._last_line_s: float | None = None
+        self._lock = threading.RLock()
+
+    def configure(self, options: GlobalOptions) -> None:
+        """Apply further global options; raises OutputError when the log file cannot be written."""
+        options = self.options.merged(options)
+        if options.log_file is not None and options.log_file != self.options.log_file:
+            try:
+                log = options.log_file.open("a", encoding="utf-8")
+            except OSError as error:
+                raise OutputError(
+                    f"log file {options.log_file}: {error.strerror}; name a file that can be written"
+                ) from error
+            self._close_log()
+            self._log = log
+        self.options = options
+
+    def close(self) -> None:
+        """Take the bar off the screen and close the log."""
+        with self._lock:
+            self._drop_bar()
+            self._close_log()
+
+    def data(self, value: object) -> None:
+        """Write one JSON value as one line on stdout."""
+        self.text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+    def text(self, line: str) -> None:
+        """Write one line of the result on stdout; raises OutputError when nobody reads it any more."""
+        try:
+            self._out.write(line + "\n")
+            self._out.flush()
+        except BrokenPipeError as error:
+            # Python flushes what is left at exit and would complain once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            raise OutputError("stdout was closed before everything was written") from error
+
+    def info(self, message: str) -> None:
+        """Say something that `-q` silences."""
+        self._say(message, shown=not self.options.quiet and self._mode() != "json")
+
+    def detail(self, message: str) -> None:
+        """Say something that only `-v` and the log show."""
+        self._say(message, shown=self.options.verbose and self._mode() != "json")
+
+    def warning(self, message: str) -> None:
+        """Say something the user should know."""
+        self._say(f"warning: {message}", shown=self._mode() != "json", style="yellow")
+
+    def failure(
+        self, error: BaseException, *, message: str | None = None, exit_code: int | None = None, source: str = ""
+    ) -> int:
+        """Say in one line why it ended; with `-v` and in the log also where. Gives the exit code."""
+        text = " ".join((message if message is not None else str(error)).split())
+        code = exit_code if exit_code is not None else getattr(error, "exit_code", 1)
+        trace = "".join(traceback.format_exception(error)).rstrip()
+        with self._lock:
+            self._drop_bar()
+            self.on_event(Failed(input=source, message=text, exit_code=code))
+            self._say(trace, shown=self.options.verbose)
+            self._say(f"error: {text}", shown=self._mode() != "json", style="bold red")
+        return code
+
+    def on_event(self, event: Event) -> None:
+        """Show a job's event the way `--progress` asks for; safe to call from any thread."""
+        with self._lock:
+            if self._mode() == "json":
+                line = json.dumps(as_json(event), ensure_ascii=False)
+                self._write_err(line)
+                self._log_line(line)
+                return
+            match event:
+                case Planned():
+                    self.detail(describe(event))
+                case Started():
+                    if event.note:
+                        self.info(event.note)
+                    self.detail(f"{event.model} on {event.device}, {event.precision}, {event.threads} threads")
+                    self._start_bar(event)
+                case Chunk():
+                    self._show_chunk(event)
+                case Warned():
+                    self.warning(event.message)
+                case Done():
+                    self._drop_bar()
+                    self.info(
+                        f"{event.output}: {event.frames} frames in {_duration(event.seconds)} ({event.fps:.2f} fps)"
+                    )
+                case Failed() | Event():
+                    pass
+
+    def _mode(self) -> str:
+        mode = self.options.progress
+        if mode == "auto":
+            return "bar" if self._err.isatty() else "plain"
+        return mode
+
+    def _colored(self) -> bool:
+        return self._err.isatty() and not (self.options.no_color or self._settings.no_color)
+
+    def _say(self, message: str, *, shown: bool, style: str | None = None) -> None:
+        with self._lock:
+            self._log_line(message)
+            if not shown:
+                return
+            if self._bar is not None:
+                self._bar.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+                return
+            if style is not None and self._colored():
+                code = {"yellow": "33", "bold red": "1;31"}[style]
+                message = f"\x1b[{code}m{message}\x1b[0m"
+            self._write_err(message)
+
+    def _write_err(self, line: str) -> None:
+        # The work goes on when nobody reads stderr any more.
+        with suppress(BrokenPipeError):
+            self._err.write(line + "\n")
+            self._err.flush()
+
+    def _start_bar(self, event: Started) -> None:
+        self._drop_bar()
+        self._last_line_s = None
+        if self._mode() != "bar" or self.options.quiet:
+            return
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[counts]}", markup=False),
+            console=RichConsole(file=self._err, no_color=not self._colored(), highlight=False),
+            transient=True,
+        )
+        total = event.frames_total or None
+        name = Path(event.input).name
+        self._task = self._bar.add_task(name, total=total, completed=event.frames_resumed, counts="")
+        self._bar.start()
+
+    def _show_chunk(self, event: Chunk) -> None:
+        counts = _counts(event)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=event.frames_done, total=event.frames_total, counts=counts)
+            return
+        if self._mode() != "plain" or self.options.quiet:
+            return
+        now_s = self._clock()
+        if self._last_line_s is not None and now_s - self._last_line_s < PLAIN_INTERVAL_S:
+            return
+        self._last_line_s = now_s
+        self.info(f"{Path(event.input).name}: {counts}")
+
+    def _drop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+            self._task = None
+
+    def _log_line(self, message: str) -> None:
+        if self._log is not None:
+            self._log.write(message + "\n")
+            self._log.flush()
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def describe(plan: Planned) -> str:
+    """Say in a few lines what a plan is going to do."""
+    size = f"{plan.source_width}x{plan.source_height} -> {plan.width}x{plan.height}"
+    lines = [
+        f"{plan.input} -> {plan.output}",
+        f"  {size}, model {plan.model} x{plan.scale}, {plan.codec} {plan.pix_fmt}",
+    ]
+    lines += [f"  kept: {', '.join(plan.kept)}"] if plan.kept else []
+    lines += [f"  left out: {reason}" for reason in plan.dropped]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def _counts(event: Chunk) -> str:
+    total = f"/{event.frames_total}" if event.frames_total else ""
+    parts = [f"{event.frames_done}{total} frames", f"{event.fps:.2f} fps"]
+    if event.eta_s is not None:
+        parts.append(f"{timedelta(seconds=round(event.eta_s))} left")
+    return ", ".join(parts) + f" (limit: {event.limit})"

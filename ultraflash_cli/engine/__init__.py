@@ -1,0 +1,1 @@
+"""The cascade and its stages: tensors in, tensors out; no files, no prints."""

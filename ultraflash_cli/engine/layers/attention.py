@@ -1,0 +1,154 @@
+"""Attention layers of the transformers: block-sparse causal self-attention and attention to a fixed context."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.cache import KvRing
+from ultraflash_cli.engine.layers.norm import RmsNorm
+from ultraflash_cli.engine.layers.rope import rotate
+from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, window_blocks
+from ultraflash_kernels.block_sparse_attention import block_sparse_attention
+from ultraflash_kernels.block_topk import block_topk
+
+__all__ = [
+    "ContextKv",
+    "CrossAttention",
+    "SparseAttended",
+    "SparseCausalSelfAttention",
+    "SparseLayout",
+    "sparse_causal_attention",
+]
+
+
+@dataclass(frozen=True)
+class SparseLayout:
+    """What the self-attention of every layer shares within one group; tokens are in block order."""
+
+    padding: Tensor | None
+    """``[blocks, block tokens]``, true where a token is padding; None where none is."""
+    allowed: Tensor
+    """``[blocks, remembered + blocks]`` (bool): window and causality."""
+    spatial_blocks: int
+    """Blocks of one temporal block; these share a budget."""
+    budget: int
+    """Block pairs that the query blocks of one temporal block share."""
+    remember: int
+    """Blocks that the cache keeps after this group."""
+    mask_dtype: torch.dtype = torch.float32
+    """Precision of block means, scores and threshold."""
+    reuse_cache: bool = False
+    """Whether the cache's buffers may be overwritten."""
+
+    @classmethod
+    def of(
+        cls,
+        grid: BlockGrid,
+        *,
+        remembered: int,
+        window: int,
+        chunk: int,
+        budget: int,
+        kv_len: int,
+        device: torch.device,
+        mask_dtype: torch.dtype = torch.float32,
+        reuse_cache: bool = False,
+    ) -> "SparseLayout":
+        """Lay out a group on ``grid``.
+
+        ``remembered`` blocks are in the cache; a block sees ``window`` blocks a side and the temporal blocks up to
+        the end of its ``chunk``; ``kv_len`` temporal blocks stay in the cache afterwards.
+        """
+        temporal, rows, cols = grid.blocks
+        causal = causal_blocks(temporal, remembered // grid.spatial_blocks, chunk, device)
+        return cls(
+            padding=grid.padding(device),
+            allowed=allowed_blocks(window_blocks(rows, cols, window, device), causal),
+            spatial_blocks=grid.spatial_blocks,
+            budget=budget,
+            remember=kv_len * grid.spatial_blocks,
+            mask_dtype=mask_dtype,
+            reuse_cache=reuse_cache,
+        )
+
+
+class SparseAttended(NamedTuple):
+    """What block-sparse causal attention returns."""
+
+    out: Tensor
+    """``[B, blocks, block tokens, width]``."""
+    cache: KvRing
+    """The cache after this group."""
+    mask: Tensor
+    """``[B, heads, blocks, remembered + blocks]`` (bool): who attended to whom."""
+
+
+def sparse_causal_attention(q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, cache: KvRing) -> SparseAttended:
+    """Attend with rotated ``q``, ``k``, ``v [B, heads, blocks, block tokens, D]`` to the best blocks, per head.
+
+    Zero padding is attended to, as published: a padded key scores 0 and adds nothing to the sum of values.
+    """
+    if layout.padding is not None:
+        q, k, v = (x.masked_fill(layout.padding[..., None], 0.0) for x in (q, k, v))
+    k_all, v_all = cache.join(k, v)
+    after = cache.keep(k_all, v_all, layout.remember, in_place=layout.reuse_cache)
+    q_mean, k_mean = (x.detach().mean(dim=3, dtype=layout.mask_dtype) for x in (q, k_all))
+    mask = block_topk(q_mean, k_mean, layout.allowed, budget=layout.budget, rows_per_budget=layout.spatial_blocks)
+    out = block_sparse_attention(q, k_all, v_all, mask)
+    return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, mask)
+
+
+class SparseCausalSelfAttention(nn.Module):
+    """Self-attention over the best blocks of the remembered and the present groups, chosen per head."""
+
+    def __init__(self, width: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
+
+    def forward(self, x: Tensor, rotation: Tensor, layout: SparseLayout, cache: KvRing) -> SparseAttended:
+        """Attend within ``x [B, blocks, block tokens, width]`` and to what the cache remembers.
+
+        ``rotation [blocks, block tokens, D / 2]`` holds the unit complex numbers of the rotary embedding.
+        """
+        q = rotate(self._heads(self.norm_q(self.q(x))), rotation)
+        k = rotate(self._heads(self.norm_k(self.k(x))), rotation)
+        out, cache, mask = sparse_causal_attention(q, k, self._heads(self.v(x)), layout, cache)
+        return SparseAttended(self.o(out), cache, mask)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).permute(0, 3, 1, 2, 4)
+
+
+class ContextKv(NamedTuple):
+    """Keys and values of the context, ``[B, heads, context tokens, D]``."""
+
+    k: Tensor
+    v: Tensor
+
+
+class CrossAttention(nn.Module):
+    """Attention to a context that stays the same for a whole clip."""
+
+    def __init__(self, width: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
+
+    def project(self, context: Tensor) -> ContextKv:
+        """Return the keys and values of ``context [B, context tokens, width]``."""
+        return ContextKv(self._split(self.norm_k(self.k(context))), self._split(self.v(context)))
+
+    def forward(self, x: Tensor, context: ContextKv) -> Tensor:
+        """Attend from ``x [B, tokens, width]``; nothing is masked."""
+        q = self._split(self.norm_q(self.q(x)))
+        out = F.scaled_dot_product_attention(q, context.k, context.v)
+        return self.o(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -1,0 +1,116 @@
+"""The size plan of an upscale: from any source size to the exact target, through the model's x2 or x3."""
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ultraflash_cli.errors import UsageError
+
+__all__ = ["SHORT_SIDES", "UpscalePlan", "plan_upscale"]
+
+SHORT_SIDES = {"1k": 960, "2k": 1440}
+"""Named targets by their short side in pixels; the long side keeps the aspect ratio."""
+
+WORTHWHILE = Fraction(6, 5)
+"""The least enlargement at which a named target is chosen by default."""
+
+LARGEST_SIDE_PX = 16384
+"""No side of a target is longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscalePlan:
+    """Sizes on the way, all (height, width) in pixels of the coded orientation."""
+
+    source: tuple[int, int]
+    """The clip as it is."""
+    enlarged: tuple[int, int]
+    """What the model is shown: the source, or the source enlarged by a fixed filter beyond x3."""
+    padded: tuple[int, int]
+    """``enlarged`` padded by reflection to the model's multiples."""
+    scale: int
+    """The model's growth per side."""
+    target: tuple[int, int]
+    """The result."""
+
+    @property
+    def model_size(self) -> tuple[int, int]:
+        """What the model gives once the padding is cropped; reduced to ``target`` where that is smaller."""
+        return self.enlarged[0] * self.scale, self.enlarged[1] * self.scale
+
+    @property
+    def growth(self) -> float:
+        """Growth of the longer-growing side."""
+        return max(self.target[0] / self.source[0], self.target[1] / self.source[1])
+
+
+def plan_upscale(
+    width_px: int,
+    height_px: int,
+    *,
+    res: str | None = None,
+    multiple_px: int = 16,
+    downscale: bool = False,
+    quarter_turn: bool = False,
+) -> UpscalePlan:
+    """Plan the upscale of a coded ``width_px`` x ``height_px`` clip.
+
+    ``res`` is ``1k``, ``2k``, ``WxH`` (as shown), ``2x``, ``3x`` or None for the default target. ``quarter_turn``
+    says that the clip is shown turned by 90 or 270 degrees. Raises UsageError for a ``res`` that cannot be read,
+    for a target no larger than the source (unless ``downscale``) and for one beyond 16384 pixels.
+    """
+    target_w, target_h = _target(width_px, height_px, res, quarter_turn)
+    if max(target_w, target_h) > LARGEST_SIDE_PX:
+        raise UsageError(f"the target {target_w}x{target_h} is beyond {LARGEST_SIDE_PX} pixels a side.")
+    growth = max(Fraction(target_w, width_px), Fraction(target_h, height_px))
+    shrinks = target_w < width_px or target_h < height_px or (target_w, target_h) == (width_px, height_px)
+    if shrinks and not downscale:
+        raise UsageError(
+            f"the source is {width_px}x{height_px}, the target {target_w}x{target_h}: nothing to upscale. "
+            "Choose a larger --res, or pass --downscale to go through the model and reduce."
+        )
+    scale = 2 if growth <= 2 else 3
+    enlarged_w, enlarged_h = width_px, height_px
+    if growth > scale:
+        enlarged_w, enlarged_h = math.ceil(target_w / scale), math.ceil(target_h / scale)
+    return UpscalePlan(
+        source=(height_px, width_px),
+        enlarged=(enlarged_h, enlarged_w),
+        padded=(_up_to(enlarged_h, multiple_px), _up_to(enlarged_w, multiple_px)),
+        scale=scale,
+        target=(target_h, target_w),
+    )
+
+
+def _up_to(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _even(length: Fraction) -> int:
+    """Round to the nearest even number, at least 2."""
+    return max(2, 2 * math.floor(length / 2 + Fraction(1, 2)))
+
+
+def _by_short_side(width: int, height: int, short: int) -> tuple[int, int]:
+    if width <= height:
+        return short, _even(Fraction(height * short, width))
+    return _even(Fraction(width * short, height)), short
+
+
+def _target(width: int, height: int, res: str | None, quarter_turn: bool) -> tuple[int, int]:
+    if res is None:
+        for short in SHORT_SIDES.values():
+            if Fraction(short, min(width, height)) >= WORTHWHILE:
+                return _by_short_side(width, height, short)
+        return 2 * width, 2 * height
+    text = res.strip().lower()
+    if text in SHORT_SIDES:
+        return _by_short_side(width, height, SHORT_SIDES[text])
+    if text in ("2x", "3x"):
+        return width * int(text[0]), height * int(text[0])
+    size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if size is None or min(int(size[1]), int(size[2])) < 2:
+        raise UsageError(f"--res is 1k, 2k, WxH (such as 1664x960), 2x or 3x, not {res!r}.")
+    shown = int(size[1]), int(size[2])
+    return (shown[1], shown[0]) if quarter_turn else shown

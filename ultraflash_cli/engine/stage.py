@@ -1,0 +1,87 @@
+"""The contract of a streaming stage, and stage states as plain tensors for saving."""
+
+import dataclasses
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Stage", "state_from_tensors", "state_to_tensors"]
+
+StateT = TypeVar("StateT")
+InputsT = TypeVar("InputsT", contravariant=True)
+
+
+@runtime_checkable
+class Stage(Protocol[StateT, InputsT]):
+    """A causal network that is fed in pushes of any size and holds no state of its own.
+
+    A *push* is what the caller hands in; a *group* is what the stage computes together. ``step`` queues until
+    a group is complete, so that any split of a clip into pushes gives the same result. The shapes of the
+    tensors in a state are fixed from ``init_state`` on. After a step the given state must not be used again.
+    """
+
+    def init_state(self, *, batch: int, height: int, width: int) -> StateT:
+        """Return the state before the first frame, for inputs of ``height`` x ``width``."""
+        ...
+
+    def step(self, state: StateT, inputs: InputsT) -> tuple[StateT, Tensor]:
+        """Take in a push and return what is complete; the time axis may be empty."""
+        ...
+
+    def flush(self, state: StateT) -> Tensor:
+        """Return what is still queued as the end of the clip; empty where nothing is."""
+        ...
+
+
+def state_to_tensors(state: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Return every leaf of a state under a dotted name; numbers become 0-dimensional tensors.
+
+    A state is a (nested) dataclass, tuple or named tuple of tensors, ints, floats, bools and None. None leaves
+    nothing behind. The tensors are contiguous copies, ready for safetensors.
+    """
+    if state is None:
+        return {}
+    if isinstance(state, Tensor):
+        return {prefix: state.detach().cpu().contiguous().clone()}
+    if isinstance(state, bool | int):
+        return {prefix: torch.tensor(int(state), dtype=torch.int64)}
+    if isinstance(state, float):
+        return {prefix: torch.tensor(state, dtype=torch.float64)}
+    found: dict[str, Tensor] = {}
+    for name, value in _children(state):
+        found |= state_to_tensors(value, f"{prefix}.{name}" if prefix else name)
+    return found
+
+
+def state_from_tensors(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
+    """Return a state shaped like ``template`` (a fresh ``init_state``) with the leaves of ``tensors``.
+
+    Tensors go to the template's device, dtype and memory format. Raises KeyError where a leaf is missing and
+    ValueError where a shape differs.
+    """
+    if template is None:
+        return None
+    if isinstance(template, Tensor):
+        saved = tensors[prefix]
+        if saved.shape != template.shape or saved.dtype != template.dtype:
+            raise ValueError(f"{prefix}: saved {tuple(saved.shape)} {saved.dtype}, expected {tuple(template.shape)}")
+        return torch.empty_like(template).copy_(saved)
+    if isinstance(template, bool | int | float):
+        return type(template)(tensors[prefix].item())
+    filled = [state_from_tensors(v, tensors, f"{prefix}.{n}" if prefix else n) for n, v in _children(template)]
+    if dataclasses.is_dataclass(template) and not isinstance(template, type):
+        names = [name for name, _ in _children(template)]
+        return dataclasses.replace(template, **dict(zip(names, filled, strict=True)))
+    if hasattr(template, "_fields"):
+        return type(template)(*filled)
+    return tuple(filled)
+
+
+def _children(state: Any) -> list[tuple[str, Any]]:
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return [(f.name, getattr(state, f.name)) for f in dataclasses.fields(state)]
+    if isinstance(state, tuple):
+        names = getattr(state, "_fields", None) or [str(i) for i in range(len(state))]
+        return list(zip(names, state, strict=True))
+    raise TypeError(f"a state holds tensors, numbers, tuples and dataclasses, not {type(state).__name__}")

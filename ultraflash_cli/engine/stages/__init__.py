@@ -1,0 +1,1 @@
+"""The stages of the cascade, one file each."""

@@ -1,0 +1,262 @@
+"""Causal memory decoder in the TAEHV layout, with an optional skip path from the low-resolution frames."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit, TimeGrowth, activation
+from ultraflash_cli.engine.layers.resample import lanczos_upscale
+from ultraflash_cli.errors import ConfigError
+
+__all__ = ["Decoder", "DecoderConfig", "DecoderInputs", "DecoderStage", "DecoderState", "SkipConfig"]
+
+FRAMES_PER_LATENT = 4
+"""Pixel frames that one latent frame becomes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderStage:
+    """One resolution of the decoder: memory blocks, then growth in space and time."""
+
+    width: int
+    """Channels of the stage."""
+    blocks: int = 3
+    """Memory blocks."""
+    upsample: bool = True
+    """Whether the stage doubles height and width at its end."""
+    time_growth: int = 1
+    """Frames that the stage makes of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipConfig:
+    """The path of the low-resolution frames: memory blocks on unshuffled frames, a residual over lanczos."""
+
+    width: int = 48
+    """Channels of the path."""
+    blocks: int = 4
+    """Memory blocks."""
+    patch: int = 2
+    """Pixel-unshuffle factor of the low-resolution frames."""
+    latent_features: int = 16
+    """Channels that the latent path hands over."""
+    scales: tuple[int, ...] = (2, 3)
+    """Scales that have a projection in the weights; the rest of the path is shared."""
+    scale: int = 2
+    """The scale this decoder works at."""
+    residual_gain: float = 0.01
+    """Factor on the projection, so that a step of training moves the picture little."""
+
+    def __post_init__(self) -> None:
+        if self.scale not in self.scales:
+            raise ConfigError(f"the skip path has projections for {self.scales}, not for x{self.scale}")
+        if min(self.width, self.blocks, self.patch, self.latent_features) < 1:
+            raise ConfigError("skip path sizes must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes of the decoder; the defaults are the published tiny decoder (ARCHITECTURE 6.1)."""
+
+    latent_channels: int = 16
+    """Channels of a latent frame."""
+    stages: tuple[DecoderStage, ...] = (
+        DecoderStage(width=256),
+        DecoderStage(width=128, time_growth=2),
+        DecoderStage(width=64, time_growth=2),
+    )
+    """The stages, coarse to fine."""
+    out_width: int = 64
+    """Channels in front of the last convolution."""
+    upsampling: Literal["nearest", "pixel_shuffle"] = "nearest"
+    """How a stage doubles its size; the ultra decoder has ``pixel_shuffle``."""
+    memory_init: MemoryInit = "zeros"
+    """What the first frame finds in memory."""
+    negative_slope: float = 0.0
+    """Slope of the activation below zero; 0 is ReLU."""
+    skip: SkipConfig | None = None
+    """The low-resolution path; None where the latents are all there is."""
+
+    def __post_init__(self) -> None:
+        growth = 1
+        for stage in self.stages:
+            growth *= stage.time_growth
+            if stage.width < 1 or stage.blocks < 0:
+                raise ConfigError("decoder stage sizes must be positive")
+        if growth != FRAMES_PER_LATENT:
+            raise ConfigError(f"the stages make {growth} frames of a latent, expected {FRAMES_PER_LATENT}")
+        if self.skip is None and sum(stage.upsample for stage in self.stages) != 3:
+            raise ConfigError("without a skip path three stages double the size, to 8x")
+
+
+class DecoderInputs(NamedTuple):
+    """Latents and, for a decoder with a skip path, the four low-resolution frames of each."""
+
+    latents_bcthw: Tensor
+    frames_bcthw: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DecoderState:
+    """The last input frame of every memory block, latent path first; ``empty`` tells the output's size."""
+
+    memories: tuple[Tensor, ...]
+    started: bool
+    empty_bcthw: Tensor
+
+
+class _SoftClamp(nn.Module):
+    """Limit latents smoothly to +-3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+class _ShuffleUp(nn.Module):
+    """Double the size by a convolution to four times the channels and a pixel shuffle."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(x).contiguous(memory_format=torch.channels_last)
+
+
+class _Skip(nn.Module):
+    """Low-resolution frames and latent features to a residual at the high resolution."""
+
+    def __init__(self, config: SkipConfig, *, init: MemoryInit, negative_slope: float) -> None:
+        super().__init__()
+        self.config = config
+        inputs = 3 * config.patch**2 + config.latent_features
+        self.embed = nn.Conv2d(inputs, config.width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            [MemoryBlock(config.width, init=init, negative_slope=negative_slope) for _ in range(config.blocks)]
+        )
+        self.project = nn.ModuleDict(
+            {str(s): nn.Conv2d(config.width, 3 * (s * config.patch) ** 2, 3, padding=1) for s in config.scales}
+        )
+
+
+class Decoder(nn.Module):
+    """Latents [B, C, T, H, W] (and low-resolution frames) to RGB [B, 3, 4T, H', W'], nominally in [0, 1].
+
+    Without a skip path H' = 8H; with one H' = scale * (height of the frames). Values are not clamped.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        slope = config.negative_slope
+        widths = [stage.width for stage in config.stages] + [config.out_width]
+        layers: list[nn.Module] = [
+            _SoftClamp(),
+            nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
+            activation(slope),
+        ]
+        for stage, next_width in zip(config.stages, widths[1:], strict=True):
+            layers += [
+                MemoryBlock(stage.width, init=config.memory_init, negative_slope=slope) for _ in range(stage.blocks)
+            ]
+            layers += [self._growth_in_space(stage), TimeGrowth(stage.width, stage.time_growth)]
+            layers.append(nn.Conv2d(stage.width, next_width, 3, padding=1, bias=False))
+        out_channels = config.skip.latent_features if config.skip else 3
+        layers += [activation(slope), nn.Conv2d(config.out_width, out_channels, 3, padding=1)]
+        self.decoder = nn.Sequential(*layers)
+        self.skip = _Skip(config.skip, init=config.memory_init, negative_slope=slope) if config.skip else None
+
+    def decode(
+        self,
+        latents_bcthw: Tensor,
+        frames_bcthw: Tensor | None,
+        memories: tuple[Tensor, ...] | None,
+        *,
+        scale: int | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Decode a piece of a clip at once; differentiable. ``memories`` is None at the start of a stream.
+
+        The result is float32 where a skip path adds to the enlarged frames, else the network's dtype. ``scale``
+        stands in for the config's (training works at several in turn).
+        """
+        batch = latents_bcthw.shape[0]
+        x = latents_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        after: list[Tensor] = []
+
+        def remember(block: nn.Module, x: Tensor) -> Tensor:
+            x, memory = block(x, None if memories is None else memories[len(after)], batch)
+            after.append(memory)
+            return x
+
+        for layer in self.decoder:
+            x = remember(layer, x) if isinstance(layer, MemoryBlock) else layer(x)
+        if self.skip is None:
+            return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
+
+        assert frames_bcthw is not None, "a decoder with a skip path needs the low-resolution frames"
+        config = self.skip.config
+        frames = frames_bcthw.transpose(1, 2).flatten(0, 1)
+        small = F.pixel_unshuffle(frames.to(x.dtype), config.patch)
+        size = (small.shape[2], small.shape[3])
+        near = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        y = torch.cat([small, near], dim=1).contiguous(memory_format=torch.channels_last)
+        embedded = self.skip.embed(y)
+        y = embedded
+        for block in self.skip.blocks:
+            y = remember(block, y)
+        scale = scale or config.scale
+        residual = self.skip.project[str(scale)](y + embedded) * config.residual_gain
+        residual = F.pixel_shuffle(residual, config.patch * scale)
+        full = lanczos_upscale(frames.float(), scale) + residual
+        return full.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
+
+    def init_state(self, *, batch: int, height: int, width: int) -> DecoderState:
+        """Return the state before the first latent of ``height`` x ``width``."""
+        first = self.decoder[1].weight
+        assert isinstance(first, Tensor)
+        skip = self.config.skip
+        shapes: list[tuple[int, int, int]] = []
+        grown = 1
+        for stage in self.config.stages:
+            shapes += [(stage.width, height * grown, width * grown)] * stage.blocks
+            grown *= 2 if stage.upsample else 1
+        if skip:
+            step = skip.patch * skip.scale
+            shapes += [(skip.width, height * 8 // step, width * 8 // step)] * skip.blocks
+        memories = tuple(
+            torch.zeros((batch, *shape), dtype=first.dtype, device=first.device).contiguous(
+                memory_format=torch.channels_last
+            )
+            for shape in shapes
+        )
+        dtype = torch.float32 if skip else first.dtype
+        empty = torch.empty((batch, 3, 0, 8 * height, 8 * width), dtype=dtype, device=first.device)
+        return DecoderState(memories, False, empty)
+
+    def step(self, state: DecoderState, inputs: DecoderInputs) -> tuple[DecoderState, Tensor]:
+        """Take in T latents (and 4T frames); return 4T frames. Computed latent by latent."""
+        first = self.decoder[1].weight
+        assert isinstance(first, Tensor)
+        memories = state.memories if state.started else None
+        out = [state.empty_bcthw]
+        for t in range(inputs.latents_bcthw.shape[2]):
+            latent = inputs.latents_bcthw[:, :, t : t + 1].to(first.dtype)
+            frames = inputs.frames_bcthw
+            if frames is not None:
+                frames = frames[:, :, FRAMES_PER_LATENT * t : FRAMES_PER_LATENT * (t + 1)]
+            pixels, memories = self.decode(latent, frames, memories)
+            out.append(pixels)
+        after = state.memories if memories is None else memories
+        return DecoderState(after, memories is not None, state.empty_bcthw), torch.cat(out, dim=2)
+
+    def flush(self, state: DecoderState) -> Tensor:
+        """Return no frames: nothing is ever queued."""
+        return state.empty_bcthw
+
+    def _growth_in_space(self, stage: DecoderStage) -> nn.Module:
+        if not stage.upsample:
+            return nn.Identity()
+        return _ShuffleUp(stage.width) if self.config.upsampling == "pixel_shuffle" else nn.Upsample(scale_factor=2)

@@ -1,0 +1,391 @@
+"""Block-sparse causal transformer that sharpens upsampled latents in one step."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.cache import KvRing
+from ultraflash_cli.engine.layers.attention import (
+    ContextKv,
+    CrossAttention,
+    SparseCausalSelfAttention,
+    SparseLayout,
+)
+from ultraflash_cli.engine.layers.modulation import float32_layers, gated_add, modulate, sinusoid
+from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
+from ultraflash_cli.engine.layers.rope import rotation_table
+from ultraflash_cli.engine.sparsity import BlockGrid, key_budget
+from ultraflash_cli.errors import ConfigError
+
+__all__ = ["GroupResult", "SrDit", "SrDitConfig", "SrDitInputs", "SrDitState"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SrDitConfig:
+    """Sizes and rules of the SR transformer; the defaults are the published ones (ARCHITECTURE 4)."""
+
+    dim: int = 1536
+    """Model width."""
+    num_heads: int = 12
+    """Attention heads; each is ``dim / num_heads`` wide, an even number."""
+    num_layers: int = 30
+    """Blocks."""
+    ffn_dim: int = 8960
+    """Width inside the feed-forward layers."""
+    freq_dim: int = 256
+    """Width of the sinusoidal timestep embedding, an even number."""
+    text_dim: int = 4096
+    """Width of a prompt embedding; a context already ``dim`` wide is not projected."""
+    text_len: int = 512
+    """Context tokens, zero rows included; 0 makes a network without text path and cross-attention."""
+    latent_channels: int = 16
+    """Channels of noise, condition and result."""
+    patch: tuple[int, int, int] = (1, 2, 2)
+    """Latent frames, rows and columns that make a token; frames is 1."""
+    block: tuple[int, int, int] = (2, 8, 8)
+    """Token frames, rows and columns that make a block of attention."""
+    local_range: int = 9
+    """Side of the window in blocks around a query block; 0 is no limit."""
+    ref_spatial_tokens: int | None = 1560
+    """Tokens a frame at which ``top_k_ratio`` holds as it is; None uses it as it is everywhere."""
+    top_k_ratio: float = 1.0
+    """Share of the pairs of spatial blocks that the query blocks of a temporal block may keep."""
+    top_k: int | None = None
+    """Pairs that the query blocks of a temporal block may keep, instead of the ratio's rule."""
+    chunk_frames: int = 2
+    """Latent frames that see each other regardless of order."""
+    kv_len: int = 3
+    """Temporal blocks remembered from earlier groups."""
+    kv_schedule: tuple[int, ...] = ()
+    """``kv_len`` after the first, second, ... group; the last holds for all later ones. Empty: always ``kv_len``."""
+    group_latents: int = 6
+    """Latent frames computed together."""
+    prediction: Literal["flow", "residual"] = "flow"
+    """What the network returns: noise minus clean latent, or what is added to the condition."""
+    timestep: float = 1000.0
+    """Timestep of the one step, at which noise has weight 1."""
+    mask_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which blocks are chosen; the published program rounds to bfloat16."""
+    eps: float = 1e-6
+    """Added to variances and mean squares."""
+
+    def __post_init__(self) -> None:
+        positive = ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim", "latent_channels")
+        positive += ("chunk_frames", "kv_len", "group_latents", "top_k_ratio", "eps")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"SR transformer: {name} must be positive, got {getattr(self, name)}")
+        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
+            raise ConfigError(f"SR transformer: {self.num_heads} heads of even width do not make {self.dim}")
+        if self.freq_dim % 2:
+            raise ConfigError(f"SR transformer: freq_dim is even, got {self.freq_dim}")
+        if self.text_len < 0 or self.local_range < 0:
+            raise ConfigError("SR transformer: text_len and local_range are 0 or more")
+        if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
+            raise ConfigError(f"SR transformer: a patch is (1, rows, columns), got {self.patch}")
+        if len(self.block) != 3 or min(self.block) < 1:
+            raise ConfigError(f"SR transformer: a block is (frames, rows, columns), got {self.block}")
+        for name in ("ref_spatial_tokens", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"SR transformer: {name} is positive or None, got {value}")
+        if any(length < 1 for length in self.kv_schedule):
+            raise ConfigError(f"SR transformer: kv_schedule holds positive numbers, got {self.kv_schedule}")
+        if self.prediction not in ("flow", "residual"):
+            raise ConfigError(f"SR transformer: prediction is flow or residual, got {self.prediction!r}")
+        if self.mask_dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"SR transformer: mask_dtype is float32 or bfloat16, got {self.mask_dtype!r}")
+        if not 0 <= self.timestep <= 1000:
+            raise ConfigError(f"SR transformer: timestep lies in 0..1000, got {self.timestep}")
+
+    def kv_len_after(self, group: int) -> int:
+        """Return how many temporal blocks are remembered after the group of this index."""
+        return self.kv_schedule[min(group, len(self.kv_schedule) - 1)] if self.kv_schedule else self.kv_len
+
+
+class SrDitInputs(NamedTuple):
+    """A push: Gaussian noise and the upsampled latents it goes with, both ``[B, C, T, H, W]``."""
+
+    noise_bcthw: Tensor
+    cond_bcthw: Tensor
+
+
+@dataclass(frozen=True)
+class SrDitState:
+    """Caches, context, latents that wait for their group, and how far the clip is."""
+
+    caches: tuple[KvRing, ...]
+    """One a layer."""
+    context: tuple[ContextKv, ...]
+    """One a layer; empty without text path."""
+    noise_bcthw: Tensor
+    """Waiting noise, ``group_latents`` long; the first ``waiting`` frames count."""
+    cond_bcthw: Tensor
+    """Waiting condition."""
+    waiting: int
+    """Latent frames that wait."""
+    frames: int
+    """Latent frames of all earlier groups."""
+    groups: int
+    """Groups computed."""
+
+
+class GroupResult(NamedTuple):
+    """What one group gives."""
+
+    output_bcthw: Tensor
+    """The network's output: flow or residual."""
+    caches: tuple[KvRing, ...]
+    """One a layer, after the group."""
+
+
+class SrDitBlock(nn.Module):
+    """Modulated self-attention, cross-attention, modulated feed-forward."""
+
+    def __init__(self, config: SrDitConfig) -> None:
+        super().__init__()
+        dim, self.eps = config.dim, config.eps
+        self.self_attn = SparseCausalSelfAttention(dim, config.num_heads, config.eps)
+        if config.text_len:
+            self.norm3 = LayerNorm(dim, config.eps)
+            self.cross_attn = CrossAttention(dim, config.num_heads, config.eps)
+        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        rotation: Tensor,
+        layout: SparseLayout,
+        cache: KvRing,
+        context: ContextKv | None,
+    ) -> tuple[Tensor, KvRing]:
+        """Update ``x [B, blocks, block tokens, dim]`` under the time vectors ``time [B, 6, dim]``."""
+        vectors = (self.modulation.float() + time)[:, :, None, None].unbind(1)
+        attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
+        y = modulate(layer_norm(x, self.eps), attn_scale, attn_shift).to(x.dtype)
+        attended = self.self_attn(y, rotation, layout, cache)
+        x = gated_add(x, attended.out, attn_gate)
+        if context is not None:
+            x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context).view_as(x)
+        y = modulate(layer_norm(x, self.eps), ffn_scale, ffn_shift).to(x.dtype)
+        return gated_add(x, self.ffn(y), ffn_gate), attended.cache
+
+
+class SrDitHead(nn.Module):
+    """Modulated norm and projection to patches, in float32."""
+
+    def __init__(self, config: SrDitConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.head = nn.Linear(config.dim, math.prod(config.patch) * config.latent_channels)
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / math.sqrt(config.dim))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Project ``x [B, blocks, block tokens, dim]`` under the time vector ``time [B, dim]``."""
+        shift, scale = (self.modulation.float() + time[:, None])[:, :, None, None].unbind(1)
+        return float32_layers(self.head, modulate(layer_norm(x, self.eps), scale, shift)).to(x.dtype)
+
+
+class SrDit(nn.Module):
+    """Noise and upsampled latents to clean latents, group by group, in one step.
+
+    Tokens stay in block order, padding included, from the patches to the head.
+    """
+
+    def __init__(self, config: SrDitConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(2 * config.latent_channels, dim, config.patch, stride=config.patch)
+        if config.text_len:
+            self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(SrDitBlock(config) for _ in range(config.num_layers))
+        self.head = SrDitHead(config)
+        nn.init.zeros_(self.head.head.weight)
+        nn.init.zeros_(self.head.head.bias)
+
+    # Streaming
+
+    @torch.no_grad()
+    def init_state(self, *, batch: int, height: int, width: int, context: Tensor | None = None) -> SrDitState:
+        """Return the state before the first group, for latents of ``height`` x ``width``.
+
+        ``context [B or 1, tokens, text_dim]`` is the prompt's embedding, at most ``text_len`` tokens; without one the
+        context is all zeros. Raises ConfigError for latents that are no whole patches and for a context that does
+        not fit.
+        """
+        config = self.config
+        grid = self._grid(config.group_latents, height, width)
+        weight = self.patch_embedding.weight
+        longest = max(config.kv_schedule, default=config.kv_len)
+        shape = self._cache_shape(batch, longest * grid.spatial_blocks, grid)
+        queue = weight.new_zeros(batch, config.latent_channels, config.group_latents, height, width)
+        return SrDitState(
+            caches=tuple(KvRing.empty(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks),
+            context=self.embed_context(context, batch=batch),
+            noise_bcthw=queue,
+            cond_bcthw=queue.clone(),
+            waiting=0,
+            frames=0,
+            groups=0,
+        )
+
+    @torch.no_grad()
+    def step(self, state: SrDitState, inputs: SrDitInputs) -> tuple[SrDitState, Tensor]:
+        """Queue a push and return the clean latents of the groups it completes; consumes state."""
+        assert inputs.noise_bcthw.shape == inputs.cond_bcthw.shape, "a push has noise for every latent frame"
+        done: list[Tensor] = []
+        taken, total = 0, inputs.cond_bcthw.shape[2]
+        while taken < total:
+            count = min(total - taken, self.config.group_latents - state.waiting)
+            filled = slice(state.waiting, state.waiting + count)
+            state.noise_bcthw[:, :, filled] = inputs.noise_bcthw[:, :, taken : taken + count]
+            state.cond_bcthw[:, :, filled] = inputs.cond_bcthw[:, :, taken : taken + count]
+            state = dataclasses.replace(state, waiting=filled.stop)
+            taken += count
+            if state.waiting == self.config.group_latents:
+                state, clean = self.close_group(state)
+                done.append(clean)
+        return state, torch.cat(done, dim=2) if done else state.cond_bcthw[:, :, :0]
+
+    @torch.no_grad()
+    def flush(self, state: SrDitState) -> Tensor:
+        """Return the clean latents of what still waits, as a shorter group; consumes state."""
+        return self.close_group(state)[1] if state.waiting else state.cond_bcthw[:, :, :0]
+
+    @torch.no_grad()
+    def close_group(self, state: SrDitState) -> tuple[SrDitState, Tensor]:
+        """Compute what waits as one group, complete or not; consumes state."""
+        noise, cond = state.noise_bcthw[:, :, : state.waiting], state.cond_bcthw[:, :, : state.waiting]
+        result = self.forward_group(
+            noise,
+            cond,
+            caches=state.caches,
+            context=state.context,
+            first_frame=state.frames,
+            group=state.groups,
+            reuse_caches=True,
+        )
+        after = dataclasses.replace(
+            state, caches=result.caches, waiting=0, frames=state.frames + state.waiting, groups=state.groups + 1
+        )
+        return after, self.clean(noise, cond, result.output_bcthw)
+
+    def clean(self, noise_bcthw: Tensor, cond_bcthw: Tensor, output_bcthw: Tensor) -> Tensor:
+        """Return the clean latents that a network output stands for."""
+        return noise_bcthw - output_bcthw if self.config.prediction == "flow" else cond_bcthw + output_bcthw
+
+    # The network
+
+    def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
+        """Return the context's keys and values of every layer; differentiable. See ``init_state``."""
+        config = self.config
+        if not config.text_len:
+            if context is not None:
+                raise ConfigError("this SR transformer has no text path, but a context was given")
+            return ()
+        weight = self.patch_embedding.weight
+        if context is None:
+            context = weight.new_zeros(1, config.text_len, config.text_dim)
+        widths = (config.text_dim, config.dim)
+        if context.ndim != 3 or context.shape[1] > config.text_len or context.shape[2] not in widths:
+            expected = f"[batch, up to {config.text_len} tokens, {config.text_dim}]"
+            raise ConfigError(f"a context is {expected}, got {list(context.shape)}")
+        tokens = F.pad(context.to(weight.device, weight.dtype), (0, 0, 0, config.text_len - context.shape[1]))
+        tokens = tokens if tokens.shape[2] == config.dim else self.text_embedding(tokens)
+        tokens = tokens.expand(batch, -1, -1)
+        return tuple(block.cross_attn.project(tokens) for block in cast("list[SrDitBlock]", self.blocks))
+
+    def forward_group(
+        self,
+        noise_bcthw: Tensor,
+        cond_bcthw: Tensor,
+        *,
+        caches: tuple[KvRing, ...] | None = None,
+        context: tuple[ContextKv, ...] | None = None,
+        first_frame: int = 0,
+        group: int = 0,
+        timestep: Tensor | None = None,
+        reuse_caches: bool = False,
+    ) -> GroupResult:
+        """Run the network over one group of up to any length; differentiable unless ``reuse_caches``.
+
+        ``caches`` are those of the group before (None at the start of a clip), ``context`` what ``embed_context``
+        returned (None: no prompt), ``first_frame`` the latent frames and ``group`` the groups before this one,
+        ``timestep [B]`` the one of each sample (None: the configured one). With ``reuse_caches`` the buffers of
+        ``caches`` are overwritten.
+        """
+        config = self.config
+        batch, _, frames, height, width = cond_bcthw.shape
+        grid = self._grid(frames, height, width)
+        weight = self.patch_embedding.weight
+        if caches is None:
+            shape = self._cache_shape(batch, 0, grid)
+            caches = tuple(KvRing.empty(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks)
+        if context is None:
+            context = self.embed_context(None, batch=batch)
+        rotation = self._rotation(grid, first_frame)
+        layout = SparseLayout.of(
+            grid,
+            remembered=caches[0].fill,
+            window=config.local_range,
+            chunk=max(1, config.chunk_frames // config.block[0]),
+            budget=self.key_budget(frames, height, width),
+            kv_len=config.kv_len_after(group),
+            device=weight.device,
+            mask_dtype=getattr(torch, config.mask_dtype),
+            reuse_cache=reuse_caches,
+        )
+
+        if timestep is None:
+            timestep = torch.full((batch,), config.timestep, device=weight.device)
+        time = float32_layers(self.time_embedding, sinusoid(timestep, config.freq_dim))
+        time_six = float32_layers(self.time_projection, time).unflatten(1, (6, -1))
+
+        x = grid.to_blocks(torch.cat([noise_bcthw, cond_bcthw], dim=1).to(weight.dtype))
+        x = F.linear(x, weight.permute(0, 2, 3, 4, 1).flatten(1), self.patch_embedding.bias)
+        after: list[KvRing] = []
+        for index, block in enumerate(self.blocks):
+            x, cache = block(x, time_six, rotation, layout, caches[index], context[index] if context else None)
+            after.append(cache)
+        x = grid.from_blocks(self.head(x, time), *config.patch[1:])
+        return GroupResult(x, tuple(after))
+
+    def key_budget(self, frames: int, height: int, width: int) -> int:
+        """Return how many block pairs the query blocks of a temporal block share in a group of this size."""
+        config = self.config
+        grid = self._grid(frames, height, width)
+        return key_budget(
+            grid, ratio=config.top_k_ratio, reference_tokens=config.ref_spatial_tokens, override=config.top_k
+        )
+
+    def _grid(self, frames: int, height: int, width: int) -> BlockGrid:
+        _, py, px = self.config.patch
+        if height % py or width % px or min(height, width) < 1:
+            raise ConfigError(f"latents of {height} x {width} are not whole patches of {py} x {px}")
+        return BlockGrid(frames, height // py, width // px, self.config.block)
+
+    def _cache_shape(self, batch: int, blocks: int, grid: BlockGrid) -> tuple[int, int, int, int, int]:
+        heads = self.config.num_heads
+        return batch, heads, blocks, grid.block_tokens, self.config.dim // heads
+
+    def _rotation(self, grid: BlockGrid, first_frame: int) -> Tensor:
+        (nt, ny, nx), (bt, by, bx) = grid.blocks, grid.block
+        table = rotation_table(
+            self.config.dim // self.config.num_heads,
+            first_frame=first_frame,
+            frames=nt * bt,
+            rows=ny * by,
+            cols=nx * bx,
+            device=self.patch_embedding.weight.device,
+        )
+        return BlockGrid(nt * bt, ny * by, nx * bx, grid.block).to_blocks(table.permute(3, 0, 1, 2)[None])[0]

@@ -1,0 +1,157 @@
+"""A clip's frames through the cascade: exact sizes, colour, strength; pictures in, pictures out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ultraflash_cli.engine.cascade import Cascade, CascadeState
+from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
+from ultraflash_cli.engine.plan import UpscalePlan
+from ultraflash_cli.engine.schedule import group_frames
+
+__all__ = ["Picture", "Upscaler", "UpscalerState"]
+
+Picture = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+"""RGB [H, W, 3], 8 bits or 16 (full scale)."""
+
+COLOUR_GRID_PX = 16
+"""Side of the source cells whose mean colour the result keeps."""
+
+
+@dataclass(frozen=True)
+class UpscalerState:
+    """The cascade's state and the source frames that wait for their group."""
+
+    cascade: CascadeState
+    waiting_tchw: Tensor
+    waiting: int
+    deep: bool
+    """Whether the scene's frames have 16 bits."""
+
+
+class Upscaler:
+    """Upscales a scene as planned; frames out = frames in.
+
+    ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit, between is a blend of pixels. ``color``
+    "match" makes the low frequencies of the result follow the source's.
+    """
+
+    def __init__(self, cascade: Cascade, plan: UpscalePlan, *, strength: float = 1.0, color: str = "match") -> None:
+        assert 0 <= strength <= 1, "strength lies between 0 and 1"
+        assert color in ("match", "off"), f"color is match or off, not {color}"
+        assert cascade.scale == plan.scale, "the cascade is built for the plan's scale"
+        self.cascade = cascade
+        self.plan = plan
+        self.strength = strength
+        self.color = color
+        self._rows = _reflect(plan.enlarged[0], plan.padded[0])
+        self._columns = _reflect(plan.enlarged[1], plan.padded[1])
+
+    def group_frames(self, *, first: bool) -> int:
+        """Return how many source frames make a group: the first of a scene is shorter."""
+        profile = self.cascade.profile
+        return group_frames(profile.group_latents, profile.pad_front, first=first)
+
+    def init_state(self, *, seed: int = 0, first_frame: int = 0) -> UpscalerState:
+        """Return the state before a scene's first frame, which is frame ``first_frame`` of the clip."""
+        height, width = self.plan.padded
+        cascade = self.cascade.init_state(height=height, width=width, seed=seed, first_frame=first_frame)
+        waiting = torch.zeros((self.group_frames(first=False), 3, *self.plan.source), device=self._device)
+        return UpscalerState(cascade, waiting, 0, False)
+
+    def step(self, state: UpscalerState, frames: Sequence[Picture]) -> tuple[UpscalerState, list[Picture]]:
+        """Take in frames of the planned source size; return those that are done, in the depth they came in.
+
+        All frames of a scene have one depth. Consumes ``state``.
+        """
+        done: list[Picture] = []
+        for frame in frames:
+            assert frame.shape == (*self.plan.source, 3), f"planned for {self.plan.source}, got {frame.shape}"
+            state.waiting_tchw[state.waiting] = _to_tensor(frame).to(self._device)
+            state = replace(state, waiting=state.waiting + 1, deep=frame.dtype == np.uint16)
+            if state.waiting == self.group_frames(first=state.cascade.groups == 0):
+                sources = state.waiting_tchw[: state.waiting]
+                cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources))
+                done += self._finish(sources, sharp, deep=state.deep)
+                state = replace(state, cascade=cascade, waiting=0)
+        return state, done
+
+    def flush(self, state: UpscalerState) -> list[Picture]:
+        """Return the frames that still wait, as the end of the scene."""
+        if state.waiting == 0:
+            return []
+        sources = state.waiting_tchw[: state.waiting]
+        cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources))
+        sharp = torch.cat([sharp, self.cascade.flush(cascade)], dim=2)
+        return self._finish(sources, sharp, deep=state.deep)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.cascade.encoder.parameters()).device
+
+    def _prepare(self, sources_tchw: Tensor) -> Tensor:
+        """Enlarge where planned and pad by reflection: [T, 3, h, w] to [1, 3, T, H, W]."""
+        x = sources_tchw
+        if self.plan.enlarged != self.plan.source:
+            x = lanczos_resize(x, *self.plan.enlarged).clamp(0, 1)
+        if self.plan.padded != self.plan.enlarged:
+            x = x.index_select(2, self._rows.to(x.device)).index_select(3, self._columns.to(x.device))
+        return x.transpose(0, 1).unsqueeze(0)
+
+    @torch.inference_mode()
+    def _finish(self, sources_tchw: Tensor, sharp_bcthw: Tensor, *, deep: bool) -> list[Picture]:
+        """Crop, reduce, match colours, blend and quantise, frame by frame."""
+        with self.cascade.timer("finish"):
+            pairs = zip(sources_tchw.split(1), sharp_bcthw[0].transpose(0, 1).split(1), strict=True)
+            return [_to_picture(self._blend(source, sharp)[0], deep=deep) for source, sharp in pairs]
+
+    def _blend(self, source_nchw: Tensor, sharp_nchw: Tensor) -> Tensor:
+        if self.strength == 0:
+            return self.plain(source_nchw)
+        height, width = self.plan.model_size
+        picture = sharp_nchw[..., :height, :width]
+        if (height, width) != self.plan.target:
+            picture = lanczos_resize(picture, *self.plan.target)
+        if self.color == "match":
+            picture = _match_colours(picture, source_nchw)
+        return picture if self.strength == 1 else torch.lerp(self.plain(source_nchw), picture, self.strength)
+
+    def plain(self, source_nchw: Tensor) -> Tensor:
+        """Return the plain lanczos resize of source frames to the target; what strength 0 gives."""
+        scale = self.plan.scale
+        if self.plan.target == (self.plan.source[0] * scale, self.plan.source[1] * scale):
+            return lanczos_upscale(source_nchw, scale)
+        return lanczos_resize(source_nchw, *self.plan.target)
+
+
+def _reflect(size: int, padded: int) -> Tensor:
+    """Return source indices for ``padded`` places, mirrored behind the last one, as often as needed."""
+    period = max(1, 2 * size - 2)
+    return torch.tensor([min(i % period, (period - i % period) if size > 1 else 0) for i in range(padded)])
+
+
+def _match_colours(picture_nchw: Tensor, source_nchw: Tensor) -> Tensor:
+    """Shift the picture so that its mean over every cell of a coarse grid is the source's, smoothly."""
+    height, width = source_nchw.shape[2:]
+    grid = (-(-height // COLOUR_GRID_PX), -(-width // COLOUR_GRID_PX))
+    drift = F.adaptive_avg_pool2d(source_nchw, grid) - F.adaptive_avg_pool2d(picture_nchw, grid)
+    return picture_nchw + F.interpolate(drift, size=picture_nchw.shape[2:], mode="bilinear", align_corners=False)
+
+
+def _to_tensor(picture_hwc: Picture) -> Tensor:
+    """Return [3, H, W] float32 in [0, 1]."""
+    top = float(np.iinfo(picture_hwc.dtype).max)
+    return torch.from_numpy(np.ascontiguousarray(picture_hwc.transpose(2, 0, 1)).astype(np.float32)).div_(top)
+
+
+def _to_picture(picture_chw: Tensor, *, deep: bool) -> Picture:
+    """Return [H, W, 3] integers of full scale."""
+    top = 65535 if deep else 255
+    whole = picture_chw.mul(top).round_().clamp_(0, top).to(torch.int32 if deep else torch.uint8)
+    pixels = whole.permute(1, 2, 0).contiguous().cpu().numpy()
+    return pixels.astype(np.uint16) if deep else pixels

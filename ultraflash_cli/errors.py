@@ -1,0 +1,81 @@
+"""The family of errors a user can meet, one exit code each."""
+
+__all__ = [
+    "BatchError",
+    "ConfigError",
+    "DeviceError",
+    "InputError",
+    "Interrupted",
+    "OutOfMemory",
+    "OutputCheckError",
+    "OutputError",
+    "UltraflashError",
+    "UsageError",
+    "WeightsError",
+]
+
+
+class UltraflashError(Exception):
+    """A failure with a message for people: what was found, what was expected, what to do."""
+
+    exit_code: int = 1
+
+
+class UsageError(UltraflashError):
+    """The command was asked for something that makes no sense."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration value is outside what it can be."""
+
+
+class InputError(UltraflashError):
+    """The input is missing, unreadable or unsupported."""
+
+    exit_code = 3
+
+
+class DeviceError(UltraflashError):
+    """No usable device."""
+
+    exit_code = 4
+
+
+class OutOfMemory(UltraflashError):
+    """Memory ran out after every smaller plan was tried."""
+
+    exit_code = 5
+
+
+class OutputCheckError(UltraflashError):
+    """The finished output failed its own check; nothing was left in place."""
+
+    exit_code = 6
+
+
+class OutputError(UltraflashError):
+    """The output cannot be written: disk full, no permission, locked, or not a folder."""
+
+    exit_code = 7
+
+
+class WeightsError(UltraflashError):
+    """Weights are missing, changed, unusable or offline."""
+
+    exit_code = 8
+
+
+class BatchError(UltraflashError):
+    """Some or all files of a batch failed."""
+
+    exit_code = 9
+
+
+class Interrupted(UltraflashError):
+    """SIGINT or SIGTERM stopped the work; the same command resumes it."""
+
+    def __init__(self, message: str, *, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

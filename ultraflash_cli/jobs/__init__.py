@@ -1,0 +1,3 @@
+"""Pieces of work that need no terminal."""
+
+__all__: list[str] = []

@@ -1,0 +1,124 @@
+"""What a running job says about itself, as values; who listens decides how it looks."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+__all__ = [
+    "SCHEMA",
+    "Chunk",
+    "Done",
+    "Event",
+    "Failed",
+    "Listener",
+    "Planned",
+    "Started",
+    "Warned",
+    "as_json",
+]
+
+SCHEMA = 1
+"""Version of the events' fields; grows when a field changes its meaning or goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events; `name` is the word in `--progress json`."""
+
+    name: ClassVar[str]
+    input: str
+    """The input as it was named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Event):
+    """What is going to be done, before anything heavy is loaded."""
+
+    name: ClassVar[str] = "plan"
+    output: str
+    source_width: int
+    source_height: int
+    width: int
+    """Target width in pixels as coded, before rotation."""
+    height: int
+    scale: int
+    """What the model multiplies by: 2 or 3."""
+    model: str
+    codec: str
+    pix_fmt: str
+    frames_total: int | None
+    """An estimate from the container; None where it does not say."""
+    kept: tuple[str, ...]
+    """Streams that are copied."""
+    dropped: tuple[str, ...]
+    """Streams that are left out, each with its reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """The model is ready and frames begin to move."""
+
+    name: ClassVar[str] = "start"
+    output: str
+    model: str
+    device: str
+    precision: str
+    threads: int
+    frames_total: int | None
+    frames_resumed: int
+    """Frames that an interrupted run has already finished."""
+    note: str | None
+    """Why the work goes on or begins again; None for a plain start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk(Event):
+    """A group of frames went through the model."""
+
+    name: ClassVar[str] = "chunk"
+    frames_done: int
+    frames_safe: int
+    """Frames that even a power cut could not take any more."""
+    frames_total: int | None
+    fps: float
+    """Frames a second in this run, reading and writing included."""
+    eta_s: float | None
+    limit: str
+    """The stage that everything waits for: reading, model or writing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something the user should know; the work goes on."""
+
+    name: ClassVar[str] = "warn"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Event):
+    """The output is in place."""
+
+    name: ClassVar[str] = "done"
+    output: str
+    frames: int
+    seconds: float
+    fps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """The work ended without its output."""
+
+    name: ClassVar[str] = "error"
+    message: str
+    exit_code: int
+
+
+Listener = Callable[[Event], None]
+"""Hears every event; may be called from any thread, one call at a time."""
+
+
+def as_json(event: Event) -> dict[str, object]:
+    """Give the event as a JSON object with `schema` and `event` in front."""
+    return {"schema": SCHEMA, "event": event.name, **asdict(event)}

@@ -1,0 +1,170 @@
+"""The machine looked over: what upscaling needs, what is there, and the fix where something is missing."""
+
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from ultraflash_cli.errors import DeviceError, OutputError, UltraflashError
+from ultraflash_cli.jobs.host import free_bytes, usable_cores
+
+__all__ = ["Finding", "examine"]
+
+_WANTED_FREE_BYTES = 200_000_000
+_ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "prores": "prores_ks", "ffv1": "ffv1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    state: Literal["ok", "note", "fail"]
+    """`note` is worth knowing and stops nothing; `fail` stops `upscale`."""
+    found: str
+    fix: str | None = None
+    exit_code: int = 0
+    """What `upscale` would end with because of it."""
+
+
+def examine(folder: Path) -> list[Finding]:
+    """Look at the program, its libraries, the devices, the codecs, the built-in weights and the disk under `folder`."""
+    looks: list[tuple[str, Callable[[], Finding]]] = [
+        ("ultraflash", _program),
+        ("python", _python),
+        ("torch", _torch),
+        ("cpu", _cpu),
+        ("gpu", _gpu),
+        ("triton", _triton),
+        ("av", _av),
+        ("encoders", _encoders),
+        ("weights", _weights),
+        ("disk", lambda: _disk(folder)),
+    ]
+    return [_look(name, look) for name, look in looks]
+
+
+def _look(name: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except UltraflashError as error:
+        return Finding(name=name, state="fail", found=str(error), exit_code=error.exit_code)
+    except Exception as error:
+        # A broken installation can fail in any way; say so and look at the rest.
+        return Finding(
+            name=name,
+            state="fail",
+            found=f"{type(error).__name__}: {error}",
+            fix="install again: pip install --force-reinstall ultraflash",
+            exit_code=DeviceError.exit_code,
+        )
+
+
+def _program() -> Finding:
+    return Finding(name="ultraflash", state="ok", found=version("ultraflash"))
+
+
+def _python() -> Finding:
+    return Finding(name="python", state="ok", found=f"{platform.python_version()} on {platform.platform()}")
+
+
+def _torch() -> Finding:
+    import torch
+
+    return Finding(name="torch", state="ok", found=str(torch.__version__))
+
+
+def _cpu() -> Finding:
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    native = _has_bf16()
+    found = f"{usable_cores()} usable cores, {capability}, bf16 {'native' if native else 'emulated'}"
+    if native:
+        return Finding(name="cpu", state="ok", found=found)
+    return Finding(
+        name="cpu", state="note", found=found, fix="nothing to do; --precision auto takes what is fastest here"
+    )
+
+
+def _has_bf16() -> bool:
+    import torch
+
+    # torch 2.9 does not have it yet.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        fix = (
+            "nothing to do for the built-in model on a CPU; for an NVIDIA GPU install its driver and torch's CUDA build"
+        )
+        return Finding(name="gpu", state="note", found="none that torch can use", fix=fix)
+    names = [
+        f"cuda:{index} {torch.cuda.get_device_name(index)} "
+        f"({torch.cuda.get_device_properties(index).total_memory / 1e9:.0f} GB)"
+        for index in range(torch.cuda.device_count())
+    ]
+    return Finding(name="gpu", state="ok", found=", ".join(names))
+
+
+def _triton() -> Finding:
+    try:
+        return Finding(name="triton", state="ok", found=version("triton"))
+    except PackageNotFoundError:
+        fix = "pip install triton" if sys.platform == "linux" else "nothing to do; it exists for Linux only"
+        return Finding(name="triton", state="note", found="not installed; only GPU kernels use it", fix=fix)
+
+
+def _av() -> Finding:
+    import av
+
+    return Finding(name="av", state="ok", found=f"{av.__version__}, FFmpeg {av.ffmpeg_version_info}")
+
+
+def _encoders() -> Finding:
+    import av
+
+    missing = [f"{codec} ({name})" for codec, name in _ENCODERS.items() if name not in av.codecs_available]
+    if missing:
+        return Finding(
+            name="encoders",
+            state="fail",
+            found=f"missing: {', '.join(missing)}",
+            fix="pip install --force-reinstall --only-binary av av",
+            exit_code=OutputError.exit_code,
+        )
+    return Finding(name="encoders", state="ok", found=", ".join(_ENCODERS))
+
+
+def _weights() -> Finding:
+    from ultraflash_cli.weights.manifest import read_manifest
+    from ultraflash_cli.weights.verify import verify
+
+    entries = read_manifest().values()
+    for entry in entries:
+        verify(entry)
+    size = sum(entry.bytes for entry in entries)
+    return Finding(
+        name="weights", state="ok", found=f"{len(entries)} built-in files, {size / 1e6:.1f} MB, all verified"
+    )
+
+
+def _disk(folder: Path) -> Finding:
+    free = free_bytes(folder)
+    found = f"{free / 1e9:.1f} GB free in {folder.absolute()}"
+    if free < _WANTED_FREE_BYTES:
+        return Finding(
+            name="disk",
+            state="fail",
+            found=found,
+            fix="free some space, or write elsewhere with -o",
+            exit_code=OutputError.exit_code,
+        )
+    return Finding(name="disk", state="ok", found=found)

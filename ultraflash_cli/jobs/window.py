@@ -1,0 +1,57 @@
+"""A part of a clip by its times: `--start`, `--end` and `--preview` as people write them."""
+
+import re
+from fractions import Fraction
+
+from ultraflash_cli.errors import UsageError
+
+__all__ = ["Window", "choose_window", "parse_time"]
+
+Window = tuple[Fraction, Fraction]
+"""Start and end (not included) in seconds of the input's own clock."""
+
+_NUMBER = r"\d+(?:\.\d*)?|\.\d+"
+_FOREVER_S = Fraction(10**9)
+
+
+def parse_time(text: str, *, duration_s: Fraction | None) -> Fraction:
+    """Read `12.5`, `12.5s`, `mm:ss.fff`, `hh:mm:ss.fff` or `25%` as seconds from the clip's start.
+
+    Raises UsageError for anything else, and for a percentage of a clip that does not know its length.
+    """
+    text = text.strip()
+    if match := re.fullmatch(rf"({_NUMBER})\s*s?", text):
+        return Fraction(match[1])
+    if match := re.fullmatch(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:\.\d*)?)", text):
+        return int(match[1] or 0) * 3600 + int(match[2]) * 60 + Fraction(match[3])
+    if match := re.fullmatch(rf"({_NUMBER})%", text):
+        if duration_s is None:
+            raise UsageError(f"{text}: the input does not say how long it is; give seconds instead")
+        if Fraction(match[1]) > 100:
+            raise UsageError(f"{text}: a percentage is at most 100%")
+        return Fraction(match[1]) / 100 * duration_s
+    raise UsageError(f"{text!r} is no time; write seconds (12.5), mm:ss.fff or a percentage (25%)")
+
+
+def choose_window(
+    *, start: str | None, end: str | None, preview: str | None, clip_start_s: float, duration_s: float | None
+) -> Window | None:
+    """Turn the three options into a window of the input's clock; None for the whole clip. Raises UsageError."""
+    if start is None and end is None and preview is None:
+        return None
+    length_s = Fraction(duration_s) if duration_s is not None else None
+    if preview is not None:
+        if start is not None or end is not None:
+            raise UsageError("--preview and --start or --end exclude each other; give one of them")
+        wanted, at, place = preview.partition("@")
+        first_s = parse_time(place if at else "0", duration_s=length_s)
+        last_s = first_s + parse_time(wanted, duration_s=length_s)
+    else:
+        first_s = parse_time(start, duration_s=length_s) if start is not None else Fraction(0)
+        last_s = parse_time(end, duration_s=length_s) if end is not None else _FOREVER_S
+    if first_s >= last_s:
+        raise UsageError(f"the part from {float(first_s):g} s to {float(last_s):g} s is empty; start before the end")
+    if length_s is not None and first_s >= length_s:
+        raise UsageError(f"the clip is {float(length_s):.3f} s long, nothing is left from {float(first_s):g} s on")
+    offset_s = Fraction(clip_start_s)
+    return offset_s + first_s, offset_s + last_s

@@ -1,0 +1,95 @@
+"""The `ultraflash` command: the list of commands, and the only place where errors are caught and shown."""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from ultraflash_cli.commands import bench, clean, doctor, probe, upscale, weights
+from ultraflash_cli.console import Console
+from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError
+from ultraflash_cli.jobs.stop import ending_on_sigterm
+from ultraflash_cli.options import with_console
+from ultraflash_cli.settings import Settings
+
+__all__ = ["HELP_WIDTH", "app", "main"]
+
+HELP_WIDTH = 110
+"""Columns that help may take on a wide terminal, and those of docs/cli.md."""
+
+app = typer.Typer(
+    name="ultraflash",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"ultraflash {version('ultraflash')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+@with_console(hidden=False)
+def ultraflash(
+    _console: Console,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Upscale video to 1K and 2K, keeping its sound, subtitles and timing.
+
+    The options below may stand before or after the command.
+    """
+
+
+app.command("upscale")(upscale.upscale)
+app.command("probe")(probe.probe)
+app.add_typer(weights.app, name="weights")
+app.command("clean")(clean.clean)
+app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (the process's own by default) and give the exit code."""
+    console = Console(Settings.from_environment())
+    try:
+        with ending_on_sigterm():
+            code = app(
+                args=list(sys.argv[1:] if argv is None else argv),
+                prog_name="ultraflash",
+                standalone_mode=False,
+                obj=console,
+            )
+        return code or 0
+    except UltraflashError as error:
+        return console.failure(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return console.failure(Interrupted("interrupted"))
+    except typer.TyperException as error:
+        return _usage_failure(console, error)
+    except MemoryError as error:
+        message = "out of memory; close other programs or choose a smaller size"
+        return console.failure(error, message=message, exit_code=OutOfMemory.exit_code)
+    except Exception as error:
+        message = f"unexpected {type(error).__name__}: {error}; please report it with what -v shows"
+        return console.failure(error, message=message, exit_code=1)
+    finally:
+        console.close()
+
+
+def _usage_failure(console: Console, error: typer.TyperException) -> int:
+    message = error.format_message()
+    if "\n" in message:
+        # No command was given: the message is the whole help.
+        sys.stderr.write(message + "\n")
+        return error.exit_code
+    message = message.replace("Value error, ", "").removesuffix(".")
+    return console.failure(error, message=f"{message}; --help lists what there is", exit_code=error.exit_code)

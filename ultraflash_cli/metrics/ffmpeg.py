@@ -1,0 +1,74 @@
+"""The ffmpeg that comes with imageio-ffmpeg: run it, and read the luma of a clip through it."""
+
+import subprocess
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
+
+import numpy as np
+from imageio_ffmpeg import get_ffmpeg_exe
+
+from ultraflash_cli.errors import InputError
+
+__all__ = ["Luma", "read_luma", "run_ffmpeg"]
+
+Luma = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+"""One frame's Y plane, height by width, 8 bits, in the range the clip is coded in."""
+
+
+def run_ffmpeg(arguments: Sequence[str], *, what: str, folder: Path | None = None) -> None:
+    """Run ffmpeg to its end in ``folder``; raises InputError with ``what`` and ffmpeg's last words."""
+    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=folder, check=False)
+    if done.returncode:
+        raise InputError(f"{what}: {last_line(done.stderr)}")
+
+
+def read_luma(path: Path, *, frames: int | None = None) -> Generator[Luma, None, None]:
+    """Yield the Y plane of each frame, one at a time; deeper clips are brought to 8 bits.
+
+    Raises InputError where the file is missing or ffmpeg finds no picture in it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    limit = ["-frames:v", str(frames)] if frames else []
+    # yuv4mpegpipe: the stream opens with a header that names the size, so that nothing has to be probed first.
+    arguments = ["-i", str(path), "-map", "0:v:0", "-vf", "format=yuv420p", "-fps_mode", "passthrough", *limit]
+    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", *arguments, "-f", "yuv4mpegpipe", "-"]
+    # Complaints go to a file: a pipe that nobody empties while the frames are read would block ffmpeg.
+    with TemporaryFile() as complaints, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as process:
+        assert process.stdout is not None, "the pipe was asked for"
+        try:
+            header = process.stdout.readline()
+            if not header.startswith(b"YUV4MPEG2"):
+                process.wait()
+                complaints.seek(0)
+                raise InputError(f"{path}: {last_line(complaints.read().decode(errors='replace'))}")
+            width, height = plane_size(header)
+            yield from planes(process.stdout, width, height)
+        finally:
+            process.kill()
+
+
+def planes(pipe: IO[bytes], width: int, height: int) -> Generator[Luma, None, None]:
+    """Yield the Y planes of a 4:2:0 y4m stream that stands behind its header."""
+    luma_bytes = width * height
+    chroma_bytes = 2 * ((width + 1) // 2) * ((height + 1) // 2)
+    while pipe.readline():  # "FRAME"
+        data = pipe.read(luma_bytes + chroma_bytes)
+        if len(data) < luma_bytes + chroma_bytes:
+            return
+        yield np.frombuffer(data, np.uint8, luma_bytes).reshape(height, width)
+
+
+def plane_size(header: bytes) -> tuple[int, int]:
+    """Return width and height from a y4m header line."""
+    fields = {field[:1]: field[1:] for field in header.split()[1:]}
+    return int(fields[b"W"]), int(fields[b"H"])
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "ffmpeg found no picture in it"

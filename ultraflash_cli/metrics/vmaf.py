@@ -1,0 +1,63 @@
+"""PSNR, SSIM and VMAF of a clip against its reference, all from one pass of libvmaf."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.metrics.ffmpeg import run_ffmpeg
+
+__all__ = ["LibvmafScores", "libvmaf_scores"]
+
+MODELS = {"vmaf": "vmaf_v0.6.1", "vmaf_neg": "vmaf_v0.6.1neg"}
+FEATURES = ("psnr", "float_ssim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibvmafScores:
+    """Means over the frames of one clip, on 8-bit 4:2:0 pictures."""
+
+    psnr_y: float
+    """Of the luma, in dB; equal pictures score 60."""
+    ssim: float
+    """Of the luma, 0..1."""
+    vmaf: float
+    """0..100. Sharpening raises it: read it beside ``vmaf_neg``."""
+    vmaf_neg: float
+    """0..100, VMAF without the reward for enhancement."""
+    frames: int
+    """How many pairs were scored."""
+
+
+def libvmaf_scores(output: Path, reference: Path, *, threads: int = 1) -> LibvmafScores:
+    """Compare two clips of one size frame by frame, in the order of their frames, whatever their timestamps.
+
+    Raises InputError where one of them cannot be read or the sizes differ.
+    """
+    for path in (output, reference):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+    with tempfile.TemporaryDirectory(prefix="vmaf_") as folder:
+        arguments = ["-i", str(output.resolve()), "-i", str(reference.resolve())]
+        arguments += ["-lavfi", filter_graph("scores.json", threads), "-fps_mode", "passthrough", "-f", "null", "-"]
+        run_ffmpeg(arguments, what=f"{output} against {reference}", folder=Path(folder))
+        report = json.loads((Path(folder) / "scores.json").read_text())
+    means = {name: float(values["mean"]) for name, values in report["pooled_metrics"].items()}
+    return LibvmafScores(
+        psnr_y=means["psnr_y"],
+        ssim=means["float_ssim"],
+        vmaf=means["vmaf"],
+        vmaf_neg=means["vmaf_neg"],
+        frames=len(report["frames"]),
+    )
+
+
+def filter_graph(log: str, threads: int) -> str:
+    """Return the graph that pairs frames by number and writes libvmaf's report to ``log``."""
+    # Numbered timestamps: the filter pairs by time, and containers round time differently.
+    count = "format=yuv420p,settb=1/25,setpts=N"
+    models = "|".join(rf"version={version}\:name={name}" for name, version in MODELS.items())
+    features = "|".join(f"name={name}" for name in FEATURES)
+    settings = f"model='{models}':feature='{features}':n_threads={threads}:log_fmt=json:log_path={log}"
+    return f"[0:v:0]{count}[out];[1:v:0]{count}[ref];[out][ref]libvmaf={settings}"

@@ -1,0 +1,129 @@
+"""Options that commands share, and the decorator that gives every command the global ones."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec
+
+import typer
+
+from ultraflash_cli.console import Console, GlobalOptions, ProgressMode
+
+__all__ = [
+    "ColorOption",
+    "CrfOption",
+    "DeviceOption",
+    "JsonOption",
+    "LogFileOption",
+    "ModelOption",
+    "NoColorOption",
+    "PrecisionOption",
+    "ProgressOption",
+    "QuietOption",
+    "ResOption",
+    "SeedOption",
+    "StrengthOption",
+    "ThreadsOption",
+    "VerboseOption",
+    "with_console",
+]
+
+P = ParamSpec("P")
+
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say only warnings and errors.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show tracebacks.")]
+LogFileOption = Annotated[
+    Path | None, typer.Option("--log-file", metavar="FILE", help="Append everything that is said to FILE.")
+]
+ProgressOption = Annotated[
+    ProgressMode,
+    typer.Option(
+        "--progress",
+        help="How progress is shown on stderr; auto is a bar on a terminal and plain lines elsewhere, "
+        "json one event a line.",
+    ),
+]
+NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours on the terminal (as NO_COLOR does).")]
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON on stdout.")]
+ResOption = Annotated[
+    str | None,
+    typer.Option(
+        "--res",
+        metavar="1k|2k|WxH|2x|3x",
+        help="Target size; 1k and 2k are 960 and 1440 on the short side. Without it, the first of 1k and 2k that "
+        "enlarges by at least 1.2, else 2x.",
+        show_default=False,
+    ),
+]
+ModelOption = Annotated[
+    Literal["auto", "lite"], typer.Option("--model", help="Which model; lite is the built-in one, and auto takes it.")
+]
+StrengthOption = Annotated[
+    float,
+    typer.Option("--strength", metavar="0..1", help="1 is the model, 0 the plain resample."),
+]
+ColorOption = Annotated[
+    Literal["match", "off"], typer.Option("--color", help="match keeps the input's colours in broad areas.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the model's noise.")]
+CrfOption = Annotated[
+    int | None,
+    typer.Option("--crf", metavar="N", help="Quality of the encoder; lower is better and larger."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:i]", help="Where the model runs.")]
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="Arithmetic; auto takes the fastest good one.")
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", help="CPU threads; all usable cores unless said.", show_default=False),
+]
+
+_GLOBALS: dict[str, tuple[Any, object]] = {
+    "quiet": (QuietOption, False),
+    "verbose": (VerboseOption, False),
+    "log_file": (LogFileOption, None),
+    "progress": (ProgressOption, "auto"),
+    "no_color": (NoColorOption, False),
+}
+
+
+def with_console(
+    *, hidden: bool
+) -> Callable[[Callable[Concatenate[Console, P], int | None]], Callable[..., int | None]]:
+    """Give a command the global options and, as its first argument, the console that obeys them.
+
+    `hidden` keeps them out of the command's help: they are listed once, in `ultraflash --help`, and work in both
+    places.
+    """
+
+    def decorate(command: Callable[Concatenate[Console, P], int | None]) -> Callable[..., int | None]:
+        own = list(inspect.signature(command).parameters.values())[1:]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        extra = [
+            inspect.Parameter(name, kind, default=default, annotation=_hide(option) if hidden else option)
+            for name, (option, default) in _GLOBALS.items()
+        ]
+
+        @functools.wraps(command)
+        def wrapper(ctx: typer.Context, **values: Any) -> int | None:
+            console: Console = ctx.obj
+            console.configure(GlobalOptions(**{name: values.pop(name) for name in _GLOBALS}))
+            return command(console, **values)  # pyright: ignore[reportCallIssue]
+
+        parameters = [context, *own, *extra]
+        wrapper.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _hide(option: Any) -> Any:
+    hidden = copy.copy(option.__metadata__[0])
+    hidden.hidden = True
+    return Annotated[option.__origin__, hidden]

@@ -1,0 +1,1 @@
+"""Training: data, degradation, one loop, and a recipe a file."""

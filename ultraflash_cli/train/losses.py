@@ -1,0 +1,83 @@
+"""Pixel losses in luma and chroma, in time, and over the structure that people see."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["charbonnier", "detail_loss", "information_loss", "luma", "temporal_loss", "to_ycbcr"]
+
+_RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+def to_ycbcr(rgb_bcthw: Tensor) -> Tensor:
+    """Return full-range BT.601 Y, Cb, Cr (chroma around 0) of RGB with channels on axis 1."""
+    matrix = torch.tensor(_RGB_TO_YCBCR, dtype=rgb_bcthw.dtype, device=rgb_bcthw.device)
+    return torch.einsum("oc,bcthw->bothw", matrix, rgb_bcthw)
+
+
+def luma(rgb_bcthw: Tensor) -> Tensor:
+    """Return the luma plane [B, 1, T, H, W]."""
+    return to_ycbcr(rgb_bcthw)[:, :1]
+
+
+def charbonnier(a: Tensor, b: Tensor, eps: float = 1e-3) -> Tensor:
+    """Return the mean of sqrt((a - b)^2 + eps^2)."""
+    return ((a - b).square() + eps**2).sqrt().mean()
+
+
+def temporal_loss(out_bcthw: Tensor, target_bcthw: Tensor) -> Tensor:
+    """Return the Charbonnier distance of the frame differences."""
+    return charbonnier(out_bcthw.diff(dim=2), target_bcthw.diff(dim=2))
+
+
+def information_loss(out_n1hw: Tensor, target_n1hw: Tensor, *, noise: float = 2.0 / 255**2, scales: int = 4) -> Tensor:
+    """Return 1 - visual information fidelity (pixel domain, Sheikh and Bovik 2006), mean over scales.
+
+    Gains above 1 do not count, so that plain contrast enhancement is no way to lower it. Inputs are luma
+    planes [N, 1, H, W] in [0, 1]; ``noise`` is the variance of the visual noise.
+    """
+    total = out_n1hw.new_zeros(())
+    a, b = out_n1hw, target_n1hw
+    for _ in range(scales):
+        mean_a, mean_b = _smooth(a), _smooth(b)
+        var_a = (_smooth(a * a) - mean_a**2).clamp_min(0)
+        var_b = (_smooth(b * b) - mean_b**2).clamp_min(0)
+        cov = _smooth(a * b) - mean_a * mean_b
+        gain = (cov / (var_b + 1e-7)).clamp(0, 1)
+        left = (var_a - gain * cov).clamp_min(1e-7)
+        seen = torch.log1p(gain**2 * var_b / (left + noise))
+        there = torch.log1p(var_b / noise)
+        total = total + 1 - (seen.sum() + 1e-3) / (there.sum() + 1e-3)
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return total / scales
+
+
+def detail_loss(out_n1hw: Tensor, target_n1hw: Tensor, *, scales: int = 3) -> Tensor:
+    """Return the share of the target's detail that is missing, as detail-loss metrics weigh it.
+
+    Per scale and Haar band, the output's coefficient counts up to the target's own size and only with its sign
+    (after Li et al. 2011); bands are pooled with exponent 3. Inputs are luma planes [N, 1, H, W].
+    """
+    total = out_n1hw.new_zeros(())
+    a, b = out_n1hw, target_n1hw
+    for _ in range(scales):
+        bands_a, bands_b = _haar(a), _haar(b)
+        kept = torch.minimum((bands_a * bands_b.sign()).relu(), bands_b.abs())
+        size = bands_b.abs()
+        got = ((kept * kept * kept).sum((0, 2, 3)) + 1e-4).pow(1 / 3).sum()
+        want = ((size * size * size).sum((0, 2, 3)) + 1e-4).pow(1 / 3).sum()
+        total = total + 1 - got / want
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return total / scales
+
+
+def _smooth(x_n1hw: Tensor) -> Tensor:
+    """Average over 5x5 windows, two box passes of 3."""
+    return F.avg_pool2d(F.avg_pool2d(x_n1hw, 3, 1), 3, 1)
+
+
+def _haar(x_n1hw: Tensor) -> Tensor:
+    """Return the three undecimated Haar detail bands [N, 3, H - 1, W - 1]."""
+    p, q = x_n1hw[..., :-1, :-1], x_n1hw[..., :-1, 1:]
+    r, s = x_n1hw[..., 1:, :-1], x_n1hw[..., 1:, 1:]
+    return torch.cat([p + q - r - s, p - q + r - s, p - q - r + s], dim=1) / 2

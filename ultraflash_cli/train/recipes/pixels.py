@@ -1,0 +1,116 @@
+"""Recipe ``pixels``: encoder, latent upsamplers and decoder together, by regression onto the high-resolution clip."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.stages.decoder import Decoder
+from ultraflash_cli.engine.stages.encoder import Encoder
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.train.data import PairConfig
+from ultraflash_cli.train.loop import Batch, LoopConfig
+from ultraflash_cli.train.losses import charbonnier, detail_loss, information_loss, temporal_loss, to_ycbcr
+
+__all__ = ["PixelRoles", "PixelsConfig", "loss"]
+
+WHITENING_FLOOR = 3e-5
+"""Variance below which an axis of the patches counts as noise."""
+
+STRUCTURE_STRIDE = 4
+"""The structural terms, which cost as much as a fifth of the network, look at one frame in four."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelsConfig:
+    """Weights of the loss terms and what the loop needs."""
+
+    loop: LoopConfig
+    pairs: PairConfig = field(default_factory=PairConfig)
+    chroma: float = 0.5
+    """Weight of the chroma error beside the luma error of 1."""
+    temporal: float = 0.5
+    """Weight of the frame-difference error."""
+    information: float = 0.0
+    """Weight of the lost visual information (luma)."""
+    detail: float = 0.0
+    """Weight of the lost detail (luma)."""
+    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
+    """How often each scale is trained."""
+
+
+class PixelRoles(nn.Module):
+    """The networks that learn: everything but the SR transformer, trunk shared between the scales."""
+
+    def __init__(self, profile: Profile = LITE) -> None:
+        super().__init__()
+        skip = profile.decoder.skip
+        assert skip is not None, "the recipe trains a decoder with a skip path"
+        self.encoder = Encoder(profile.encoder)
+        self.upsamplers = nn.ModuleDict(
+            {str(s): LatentUpsampler(profile.at_scale(s).upsampler) for s in skip.scales}
+        )
+        self.decoder = Decoder(profile.decoder)
+        self._start_from_lanczos()
+        self.to(memory_format=torch.channels_last)
+
+    def _start_from_lanczos(self) -> None:
+        """Make the residual zero and every memory block nearly an identity."""
+        for name, parameter in self.named_parameters():
+            if ".project." in name:
+                nn.init.zeros_(parameter)
+            elif name.endswith("conv.4.weight"):
+                parameter.data.mul_(0.2)
+
+    def whiten(self, low_bcthw: Tensor) -> None:
+        """Start the skip path's first convolution from filters that decorrelate natural patches.
+
+        Luma: the principal axes of the patches under the 3x3 kernel, each scaled to unit variance. Chroma: means
+        of single cells. Pixels are so correlated that gradient descent from random filters crawls.
+        """
+        skip = self.decoder.skip
+        assert skip is not None, "the recipe trains a decoder with a skip path"
+        patch, weight = skip.config.patch, skip.embed.weight.data
+        side = 3 * patch
+        planes = to_ycbcr(low_bcthw - 0.5)[:, :1].transpose(1, 2).flatten(0, 1)
+        patches = F.unfold(planes, side, stride=side - 1).transpose(1, 2).reshape(-1, side**2)
+        variance, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
+        luma = min(side**2, weight.shape[0] * 3 // 4)
+        filters = (axes / (variance + WHITENING_FLOOR).sqrt()).T.flip(0)[:luma].reshape(luma, 1, side, side)
+        cells = F.pixel_unshuffle(filters, patch)
+        to_y, *to_chroma = to_ycbcr(torch.eye(3).reshape(3, 3, 1, 1, 1)).reshape(3, 3).T
+        weight[:, : 3 * patch**2] = 0
+        for colour in range(3):
+            weight[:luma, colour * patch**2 : (colour + 1) * patch**2] = cells * to_y[colour]
+        places = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2), (0, 0)]
+        for i in range(luma, weight.shape[0]):
+            plane, (row, column) = to_chroma[(i - luma) % 2], places[(i - luma) // 2 % len(places)]
+            for colour in range(3):
+                weight[i, colour * patch**2 : (colour + 1) * patch**2, row, column] = plane[colour] * 8 / patch**2
+        assert skip.embed.bias is not None, "the first convolution has a bias"
+        skip.embed.bias.data.copy_(-0.5 * weight[:, : 3 * patch**2].sum((1, 2, 3)))
+
+    def forward(self, low_bcthw: Tensor, scale: int) -> Tensor:
+        """Upscale clips [B, 3, T, h, w], T a multiple of 4, in the parallel form."""
+        latents, _ = self.encoder.encode(low_bcthw, None)
+        latents, _ = self.upsamplers[str(scale)].upsample(latents, None)
+        return self.decoder.decode(latents, low_bcthw, None, scale=scale)[0]
+
+
+def loss(config: PixelsConfig, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Return the weighted terms for one batch."""
+    low, high, scale = batch
+    out, target = to_ycbcr(model(low, scale)), to_ycbcr(high)
+    terms = {
+        "luma": charbonnier(out[:, :1], target[:, :1]),
+        "chroma": charbonnier(out[:, 1:], target[:, 1:]) * config.chroma,
+        "temporal": temporal_loss(out[:, :1], target[:, :1]) * config.temporal,
+    }
+    planes = [x[:, :1, 1::STRUCTURE_STRIDE].transpose(1, 2).flatten(0, 1).contiguous() for x in (out, target)]
+    if config.information:
+        terms["information"] = information_loss(*planes) * config.information
+    if config.detail:
+        terms["detail"] = detail_loss(*planes) * config.detail
+    return terms

@@ -1,0 +1,268 @@
+"""Colour tags, and conversion between YUV and RGB that honours them."""
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import cast
+
+import av
+import av.filter
+import numpy as np
+from av import error
+from numpy.typing import NDArray
+
+__all__ = [
+    "FULL",
+    "LIMITED",
+    "RGB",
+    "UNSPECIFIED",
+    "ColorInfo",
+    "FrameFilter",
+    "Picture",
+    "as_frame",
+    "as_picture",
+    "narrowed",
+    "output_color",
+    "resize_rgb",
+    "resolve_color",
+    "rgb_filter",
+    "widened",
+    "yuv_filter",
+]
+
+Picture = NDArray[np.uint8] | NDArray[np.uint16]
+"""One frame ``[height, width, 3]``, red first: uint8, or uint16 over its whole range."""
+
+RGB = 0
+UNSPECIFIED = 2
+LIMITED = 1
+FULL = 2
+_BT709 = 1
+_BT470BG = 5
+_SMPTE170M = 6
+_BT2020 = 9
+_BT2020_CL = 10
+_TRC_BT709 = 1
+_TRC_SRGB = 13
+_TRC_BT2020_10 = 14
+
+_SCALE_MATRIX = {
+    1: "bt709",
+    4: "fcc",
+    5: "bt470",
+    6: "smpte170m",
+    7: "smpte240m",
+    9: "bt2020",
+    10: "bt2020",
+}
+"""Names of the scale filter. A matrix it does not know (YCgCo, ICtCp) is read and written as bt709: what goes in
+comes out again under the same tag."""
+
+_FLAGS = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColorInfo:
+    """Colour tags in FFmpeg's numbers; 2 (0 for the range) means unspecified."""
+
+    matrix: int = UNSPECIFIED
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+    range: int = 0
+
+
+def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool, full: bool = False) -> ColorInfo:
+    """Fill in what the file leaves open, the way players do.
+
+    ``rgb`` says that the pixel format is RGB, ``full`` that its name implies the full range (yuvj). An unspecified
+    matrix is bt601 up to 576 lines of less than 1280 pixels, else bt709; unspecified primaries and transfer
+    follow the line counts of television.
+    """
+    if rgb:
+        return ColorInfo(
+            matrix=RGB,
+            primaries=_BT709 if color.primaries == UNSPECIFIED else color.primaries,
+            transfer=_TRC_SRGB if color.transfer == UNSPECIFIED else color.transfer,
+            range=FULL,
+        )
+    matrix = color.matrix
+    if matrix in (RGB, UNSPECIFIED):
+        standard = height_px <= 576 and width_px < 1280
+        matrix = (_BT470BG if height_px == 576 else _SMPTE170M) if standard else _BT709
+    primaries = color.primaries
+    if primaries == UNSPECIFIED:
+        if matrix in (_BT2020, _BT2020_CL):
+            primaries = _BT2020
+        else:
+            primaries = {576: _BT470BG, 480: _SMPTE170M, 486: _SMPTE170M}.get(height_px, _BT709)
+    transfer = color.transfer
+    if transfer == UNSPECIFIED:
+        transfer = {_BT2020: _TRC_BT2020_10, _BT709: _TRC_BT709}.get(primaries, _SMPTE170M)
+    return ColorInfo(
+        matrix=matrix,
+        primaries=primaries,
+        transfer=transfer,
+        range=color.range or (FULL if full else LIMITED),
+    )
+
+
+def output_color(color: ColorInfo) -> ColorInfo:
+    """The tags to write for a clip that was read with ``color``; RGB sources become bt709 of limited range."""
+    if color.matrix == RGB:
+        return replace(color, matrix=_BT709, range=LIMITED)
+    if color.matrix == _BT2020_CL:
+        return replace(color, matrix=_BT2020)
+    return color
+
+
+class FrameFilter:
+    """One libswscale (and bwdif) filter graph, built for the frames it first meets and rebuilt when they change."""
+
+    def __init__(self, *filters: tuple[str, str], threads: int = 1) -> None:
+        self._filters = filters
+        self._threads = threads
+        self._key: tuple[object, ...] | None = None
+        self._graph: av.filter.Graph | None = None
+        self._count = 0
+
+    def push(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
+        """Hand in one frame, get the frames that are ready, in order. The time stamp of ``frame`` is overwritten."""
+        ready: list[av.VideoFrame] = []
+        key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if key != self._key:
+            ready += self.flush()
+            self._graph = self._build(frame)
+            self._key = key
+        assert self._graph is not None, "the graph was built above"
+        # The tags of primaries and transfer would make libswscale convert or refuse; only the matrix matters here.
+        frame.color_primaries = UNSPECIFIED
+        frame.color_trc = UNSPECIFIED
+        frame.time_base = Fraction(1, 1000)
+        frame.pts = self._count
+        self._count += 1
+        self._graph.vpush(frame)
+        return ready + self._pull()
+
+    def flush(self) -> list[av.VideoFrame]:
+        """Close the graph and get what it still holds; the next push starts a new one."""
+        if self._graph is None:
+            return []
+        self._graph.vpush(None)
+        ready = self._pull()
+        self._graph = None
+        self._key = None
+        return ready
+
+    def _build(self, frame: av.VideoFrame) -> av.filter.Graph:
+        graph = av.filter.Graph()
+        graph.threads = self._threads
+        nodes = [
+            graph.add(
+                "buffer",
+                video_size=f"{frame.width}x{frame.height}",
+                pix_fmt=frame.format.name,
+                time_base="1/1000",
+                pixel_aspect="1/1",
+                colorspace=str(frame.colorspace),
+                range=str(frame.color_range),
+            )
+        ]
+        nodes += [graph.add(name, arguments) for name, arguments in self._filters]
+        nodes.append(graph.add("buffersink"))
+        graph.link_nodes(*nodes).configure()
+        return graph
+
+    def _pull(self) -> list[av.VideoFrame]:
+        assert self._graph is not None, "a graph to pull from"
+        ready: list[av.VideoFrame] = []
+        while True:
+            try:
+                ready.append(self._graph.vpull())
+            except (error.BlockingIOError, error.EOFError):
+                return ready
+
+
+def rgb_filter(
+    color: ColorInfo,
+    *,
+    width_px: int,
+    height_px: int,
+    deep: bool,
+    deinterlace: str | None,
+    chroma_left: bool,
+    threads: int = 1,
+) -> FrameFilter:
+    """A filter from decoded frames to rgb24, or rgb48le where ``deep``; ``color`` is resolved.
+
+    ``deinterlace`` is ``None``, ``"interlaced"`` (frames flagged so) or ``"all"``. ``chroma_left`` is for frames that
+    do not say where their halved chroma lies; libswscale would take it to lie in the middle.
+    """
+    source = "" if color.matrix == RGB else f":in_color_matrix={_matrix(color)}:in_range={_range(color)}"
+    if chroma_left and source:
+        source += ":in_chroma_loc=left"
+    filters: list[tuple[str, str]] = []
+    if deinterlace is not None:
+        filters.append(("bwdif", f"mode=send_frame:parity=auto:deint={deinterlace}"))
+    filters.append(("scale", f"w={width_px}:h={height_px}:flags={_FLAGS}{source}:out_range=full"))
+    filters.append(("format", "pix_fmts=rgb48le" if deep else "pix_fmts=rgb24"))
+    return FrameFilter(*filters, threads=threads)
+
+
+def yuv_filter(color: ColorInfo, *, pix_fmt: str, threads: int = 1) -> FrameFilter:
+    """A filter from rgb24 or rgb48le to ``pix_fmt`` with the matrix and range of ``color``."""
+    if color.matrix == RGB:
+        target = ""
+    else:
+        target = f":out_color_matrix={_matrix(color)}:out_range={_range(color)}"
+        if "420" in pix_fmt or "422" in pix_fmt:
+            target += ":out_chroma_loc=left"
+    return FrameFilter(
+        ("scale", f"flags={_FLAGS}:in_range=full{target}"),
+        ("format", f"pix_fmts={pix_fmt}"),
+        threads=threads,
+    )
+
+
+def widened(rgb_hwc: Picture) -> Picture:
+    """Stretch libswscale's 16-bit RGB made from YUV, whose white is 0xFF00, over the whole range; 8 bits stay."""
+    if rgb_hwc.dtype == np.uint8:
+        return rgb_hwc
+    capped = np.minimum(rgb_hwc, 0xFF00)
+    return as_picture(capped + (capped >> 8))
+
+
+def narrowed(rgb_hwc: Picture) -> Picture:
+    """Undo ``widened`` for libswscale's way back."""
+    return rgb_hwc if rgb_hwc.dtype == np.uint8 else as_picture(rgb_hwc - (rgb_hwc >> 8))
+
+
+def resize_rgb(rgb_hwc: Picture, width_px: int, height_px: int) -> Picture:
+    """Resample one picture with libswscale's lanczos, each colour on its own; same dtype out."""
+    pix_fmt = "gray16le" if rgb_hwc.dtype == np.uint16 else "gray"
+    filters = FrameFilter(
+        ("scale", f"w={width_px}:h={height_px}:flags=lanczos+accurate_rnd:in_range=full:out_range=full"),
+        ("format", f"pix_fmts={pix_fmt}"),
+    )
+    planes: list[Picture] = []
+    for channel in range(3):
+        ready = filters.push(as_frame(as_picture(rgb_hwc[:, :, channel]), pix_fmt)) + filters.flush()
+        planes.append(as_picture(ready[0].to_ndarray()))
+    return as_picture(np.stack(planes, axis=-1))
+
+
+def as_frame(array_hwc: Picture, pix_fmt: str) -> av.VideoFrame:
+    """Make a frame of packed pixels; copies them."""
+    return av.VideoFrame.from_ndarray(cast("NDArray[np.uint8]", np.ascontiguousarray(array_hwc)), format=pix_fmt)
+
+
+def as_picture(array: object) -> Picture:
+    """Narrow the type of an array that PyAV hands out."""
+    assert isinstance(array, np.ndarray) and array.dtype in (np.uint8, np.uint16), "8 or 16 bits a sample"
+    return cast("NDArray[np.uint8]", array)
+
+
+def _matrix(color: ColorInfo) -> str:
+    return _SCALE_MATRIX.get(color.matrix, "bt709")
+
+
+def _range(color: ColorInfo) -> str:
+    return "full" if color.range == FULL else "limited"

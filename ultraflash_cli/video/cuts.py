@@ -1,0 +1,143 @@
+"""Scene cuts, found from histograms and structure of small thumbnails."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultraflash_cli.video.color import Picture
+
+__all__ = ["LOOKAHEAD", "CutDetector"]
+
+LOOKAHEAD = 8
+"""How many frames behind a frame are seen before it is decided."""
+
+_ROWS, _COLUMNS, _BINS = 24, 32, 16
+_LEAST = 0.28
+"""Distance of two frames from which a cut is possible at all (0 equal, 1 nothing in common)."""
+_ABOVE_MOTION = 2.0
+"""How far a cut stands above the usual distance of the frames around it."""
+_RETURN = 0.6
+"""A flash is over when the picture is back within this part of the jump."""
+_REACH_ROWS, _REACH_COLUMNS = 4, 8
+"""How far, in cells, the camera may turn between two frames."""
+_STILL = 0.1
+"""Lack of likeness up to which no shift of the camera is looked for."""
+_NOISE = 6.0
+"""Standard deviation in grey levels below which structure says nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    cells: NDArray[np.float32]  # [rows, columns, 3], mean colours 0..255
+    histogram: NDArray[np.float32]  # [3, bins], each row sums to 1
+
+
+class CutDetector:
+    """Says of each frame whether a new scene starts with it.
+
+    A pure function of the frames: any way of pushing them gives the same answers. The first frame is no cut.
+    """
+
+    def __init__(self) -> None:
+        self._looks: deque[_Look] = deque()
+        self._steps: deque[float] = deque()  # distance of each look to the one before it
+        self._first = 0  # frame number of the oldest look
+        self._decided = 0
+
+    def push(self, rgb_hwc: Picture) -> list[bool]:
+        """Take one frame ``[height, width, 3]``, uint8 or uint16; give the answers that are now certain, in order."""
+        look = _look(rgb_hwc)
+        self._steps.append(_distance(self._looks[-1], look) if self._looks else 0.0)
+        self._looks.append(look)
+        answers: list[bool] = []
+        while self._first + len(self._looks) > self._decided + LOOKAHEAD:
+            answers.append(self._decide())
+        return answers
+
+    def flush(self) -> list[bool]:
+        """Give the answers for the last frames and forget the clip."""
+        answers: list[bool] = []
+        while self._first + len(self._looks) > self._decided:
+            answers.append(self._decide())
+        self._looks.clear()
+        self._steps.clear()
+        self._first = self._decided = 0
+        return answers
+
+    def _decide(self) -> bool:
+        place = self._decided - self._first
+        answer = place > 0 and self._is_cut(place)
+        self._decided += 1
+        if place >= LOOKAHEAD:
+            self._looks.popleft()
+            self._steps.popleft()
+            self._first += 1
+        return answer
+
+    def _is_cut(self, place: int) -> bool:
+        jump = self._steps[place]
+        if jump < _LEAST:
+            return False
+        end = min(len(self._looks), place + LOOKAHEAD + 1)
+        around = [self._steps[i] for i in range(max(1, place - 4), min(end, place + 5)) if i != place]
+        if around and jump < _ABOVE_MOTION * float(np.median(around)):
+            return False
+        before, after = self._looks[place - 1], self._looks[place]
+        if any(_distance(before, self._looks[i]) < _RETURN * jump for i in range(place + 1, end)):
+            return False
+        return not any(_distance(self._looks[i], after) < _RETURN * jump for i in range(place - 1))
+
+
+def _look(rgb_hwc: Picture) -> _Look:
+    height, width = rgb_hwc.shape[:2]
+    step = max(1, min(height // (4 * _ROWS), width // (4 * _COLUMNS)))
+    few = rgb_hwc[::step, ::step]
+    levels = (few >> 8).astype(np.uint8) if few.dtype == np.uint16 else few
+    rows = np.arange(_ROWS) * levels.shape[0] // _ROWS
+    columns = np.arange(_COLUMNS) * levels.shape[1] // _COLUMNS
+    sums = np.add.reduceat(np.add.reduceat(levels, rows, axis=0, dtype=np.float32), columns, axis=1)
+    heights = np.maximum(1, np.diff(rows, append=levels.shape[0]))
+    widths = np.maximum(1, np.diff(columns, append=levels.shape[1]))
+    cells = sums / (heights[:, None, None] * widths[None, :, None])
+    counts = [np.bincount(levels[:, :, c].ravel() >> 4, minlength=_BINS) for c in range(3)]
+    histogram = np.stack(counts) / levels[:, :, 0].size
+    return _Look(cells.astype(np.float32), histogram.astype(np.float32))
+
+
+def _distance(a: _Look, b: _Look) -> float:
+    """How little two frames have in common, 0 to 1: structure under the best shift of the camera, and colours.
+
+    Colours count no more than structure does: where only the light changed, the scene is the same.
+    """
+    colours = float(np.abs(a.histogram - b.histogram).sum()) / 6
+    best = _likeness(a.cells, b.cells)
+    if 1 - best > _STILL:
+        coarse = [
+            (_likeness_shifted(a, b, down, right), down, right)
+            for down in range(-_REACH_ROWS, _REACH_ROWS + 1, 2)
+            for right in range(-_REACH_COLUMNS, _REACH_COLUMNS + 1, 2)
+        ]
+        top, down, right = max(coarse)
+        near = [_likeness_shifted(a, b, down + i, right + j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
+        best = max(best, top, *near)
+    return (1 - best + min(colours, 1 - best)) / 2
+
+
+def _likeness_shifted(a: _Look, b: _Look, down: int, right: int) -> float:
+    return _likeness(_part(a.cells, down, right), _part(b.cells, -down, -right))
+
+
+def _part(cells: NDArray[np.float32], down: int, right: int) -> NDArray[np.float32]:
+    rows = slice(down, None) if down >= 0 else slice(None, down)
+    columns = slice(right, None) if right >= 0 else slice(None, right)
+    return cells[rows, columns]
+
+
+def _likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Correlation of two thumbnails, 0 to 1, after their mean colours are taken out; two flat ones are alike."""
+    a, b = a - a.mean(axis=(0, 1)), b - b.mean(axis=(0, 1))
+    floor = _NOISE**2
+    spread = float(np.sqrt((a * a).mean() * (b * b).mean()))
+    return max(0.0, (float((a * b).mean()) + floor) / (spread + floor))

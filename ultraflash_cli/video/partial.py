@@ -1,0 +1,83 @@
+"""Output files that appear whole or not at all, and write errors put into words."""
+
+import errno
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from av.error import FFmpegError
+
+from ultraflash_cli.errors import OutputError
+
+__all__ = ["output_errors", "partial_file", "partial_path", "sync_file", "sync_folder"]
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EFBIG: "the file system does not take files this large; write to another disk",
+    errno.EACCES: "no permission to write there; choose another place with -o",
+    errno.EPERM: "no permission to write there; choose another place with -o",
+    errno.EROFS: "the file system is read-only; choose another place with -o",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another place with -o",
+    errno.EISDIR: "this is a folder; name a file with -o",
+    errno.ENOENT: "the folder does not exist; create it or choose another place with -o",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one with -o",
+    errno.ETXTBSY: "the file is in use; close it in the other program",
+    errno.EBUSY: "the file is in use; close it in the other program",
+    errno.EIO: "the disk reports an input/output error",
+}
+
+
+@contextmanager
+def output_errors(path: Path) -> Generator[None]:
+    """Turn errors of the system and of FFmpeg inside the block into an ``OutputError`` that names ``path``."""
+    try:
+        yield
+    except (OSError, FFmpegError) as error:
+        reason = _REASONS.get(error.errno or 0) or (error.strerror or str(error)).lower()
+        raise OutputError(f"{path}: cannot be written: {reason}.") from error
+
+
+def partial_path(path: Path) -> Path:
+    """The name a file has while it is being written; the suffix stays last, it names the format."""
+    return path.with_name(f"{path.stem}.part{path.suffix}")
+
+
+@contextmanager
+def partial_file(path: Path) -> Generator[Path]:
+    """Give ``name.part.mp4`` to write; it becomes ``name.mp4``, synced to disk, when the block succeeds.
+
+    The part is removed when the block fails. Raises ``OutputError`` where the file cannot be written.
+    """
+    part = partial_path(path)
+    try:
+        yield part
+        with output_errors(path):
+            sync_file(part)
+            os.replace(part, path)
+            sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the content of ``path`` is on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in the folder ``path`` are on the disk, where the system can say so."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
