@@ -42,7 +42,7 @@ TINY = Profile(
         ),
         out_width=8,
         memory_init="replicate",
-        skip=SkipConfig(width=8, blocks=2, latent_features=4),
+        skip=SkipConfig(width=8, blocks=2, latent_features=4, residual_gain=0.05),
     ),
     group_latents=2,
 )
@@ -143,9 +143,7 @@ CASES = (
         name="encoder_with_patch_and_replicated_memory",
         build=lambda: _built(
             Encoder(
-                EncoderConfig(
-                    width=8, blocks=1, latent_channels=4, patch=2, strides=(1, 2, 2), memory_init="replicate"
-                )
+                EncoderConfig(width=8, blocks=1, latent_channels=4, patch=2, strides=(1, 2, 2), memory_init="replicate")
             )
         ),
         size={"height": 16, "width": 16},

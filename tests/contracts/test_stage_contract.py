@@ -1,6 +1,6 @@
 """The contract of a streaming stage, held by every stage there is."""
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ def tensors_of(clip: Any) -> list[Tensor]:
 
 def feed(case: StageCase, stage: Any, state: Any, clip: Any, borders: list[int]) -> tuple[Any, list[Tensor]]:
     out: list[Tensor] = []
-    for a, b in zip(borders, borders[1:], strict=False):
+    for a, b in pairwise(borders):
         state, part = stage.step(state, case.cut(clip, a, b))
         out.append(part)
     return state, out
@@ -54,7 +54,7 @@ def test_any_split_of_a_clip_into_pushes_gives_the_same_result_bit_for_bit(case:
 
 @each_stage
 def test_what_comes_later_never_reaches_what_came_earlier(case: StageCase) -> None:
-    stage = case.build()
+    stage, out = case.build(), torch.zeros(0)
     for spoiled in range(1, case.frames):
         clip = clip_of(case)
         for tensor in tensors_of(clip):

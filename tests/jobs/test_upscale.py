@@ -271,7 +271,7 @@ def test_a_failed_check_leaves_no_file_in_place(tmp_path: Path, monkeypatch: pyt
         raise OutputCheckError("a frame is missing")
 
     monkeypatch.setattr("ultraflash_cli.video.passthrough.check_output", lost)
-    with pytest.raises(OutputCheckError):
+    with pytest.raises(OutputCheckError, match="--resume off"):
         upscale(job(source))
     assert not (tmp_path / "in_2x.mkv").exists()
 

@@ -98,9 +98,8 @@ def test_still_pictures_and_flat_ones_have_no_cuts() -> None:
 def test_sixteen_bits_give_the_same_answers_as_eight() -> None:
     clip = scene(14, 12) + scene(15, 12)
     detector = CutDetector()
-    wide = [
-        answer for frame in clip for answer in detector.push(frame.astype(np.uint16) * np.uint16(256))
-    ] + detector.flush()
+    deep = [frame.astype(np.uint16) * np.uint16(256) for frame in clip]
+    wide = [answer for frame in deep for answer in detector.push(frame)] + detector.flush()
     assert [n for n, cut in enumerate(wide) if cut] == cuts_of(clip) == [12]
 
 

@@ -193,6 +193,12 @@ def test_a_clip_cut_short_gives_what_decodes_and_one_warning(tmp_path: Path) -> 
     assert len(warnings) == 1 and "lost" in warnings[0] and "\n" not in warnings[0]
 
 
+def test_a_last_frame_that_stands_long_is_no_lost_tail(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", ClipPlan(pts=(0, 1, 2), last_duration=100))
+    frames, warnings = read(path)
+    assert [frame.duration for frame in frames] == [1, 1, 100] and not warnings
+
+
 def test_damage_in_the_middle_costs_only_what_it_hits(tmp_path: Path) -> None:
     plan = ClipPlan(pts=tuple(range(40)), codec="mpeg4", options={"g": "5", "qscale": "2"})
     path = make_clip(tmp_path / "a.avi", plan)

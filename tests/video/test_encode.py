@@ -1,5 +1,6 @@
 """Settings are chosen from tables, colours come back as they went in, a segment counts only when it is finished."""
 
+import errno
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +30,7 @@ from ultraflash_cli.video.encode import (
     read_record,
     write_png,
 )
+from ultraflash_cli.video.partial import partial_file
 from ultraflash_cli.video.probe import ClipInfo, probe
 
 FULL_DISK = Path("/dev/full")
@@ -263,6 +265,23 @@ def test_paths_that_cannot_be_written_are_an_output_error(tmp_path: Path, info: 
             SegmentWriter(path, spec_for(info))
         with pytest.raises(OutputError, match="cannot be written"):
             write_png(path.with_suffix(".png"), picture(0))
+
+
+def test_a_partial_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "a.mp4"
+    with partial_file(target) as part:
+        assert part.name == "a.part.mp4"
+        part.write_bytes(b"whole")
+        assert not target.exists()
+    assert target.read_bytes() == b"whole" and not part.exists()
+    with pytest.raises(KeyboardInterrupt), partial_file(target) as part:
+        part.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"whole" and not part.exists()
+    with pytest.raises(OutputError, match="disk is full"), partial_file(target) as part:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OutputError, match="is a file"), partial_file(target / "b.mp4") as part:
+        part.write_bytes(b"")
 
 
 def test_a_png_holds_the_picture(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from tests.video.clips import ClipPlan, make_clip
 from ultraflash_cli.errors import InputError
@@ -65,7 +66,7 @@ def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
         cover = container.add_stream("png", rate=1, width=32, height=32)
         assert isinstance(cover, av.VideoStream)
         cover.codec_context.pix_fmt = "rgb24"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic
         sound = container.add_stream("aac", rate=48000)
         assert isinstance(sound, av.AudioStream)
         container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))

@@ -51,9 +51,7 @@ class Profile:
 
 LITE = Profile(
     name="lite",
-    encoder=EncoderConfig(
-        width=32, blocks=1, patch=2, strides=(1, 2, 2), memory_init="replicate", negative_slope=0.1
-    ),
+    encoder=EncoderConfig(width=32, blocks=1, patch=2, strides=(1, 2, 2), memory_init="replicate", negative_slope=0.1),
     upsampler=LatentUpsamplerConfig(width=48, blocks=2, negative_slope=0.1),
     sr_dit=None,
     decoder=DecoderConfig(

@@ -74,7 +74,7 @@ def build_upscaler(
 
     def loaded(network: nn.Module, weights: str) -> None:
         load_strictly(network, read_tensors(_verified(f"{profile.weights}/{weights}")), name=weights)
-        network.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         network.eval().requires_grad_(False)
 
     encoder, upsampler = Encoder(profile.encoder), LatentUpsampler(profile.upsampler)

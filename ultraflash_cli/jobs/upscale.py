@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ultraflash_cli.errors import OutOfMemory, UsageError
+from ultraflash_cli.errors import OutOfMemory, OutputCheckError, UsageError
 from ultraflash_cli.jobs.events import Chunk, Done, Event, Listener, Planned, Started, Warned
 from ultraflash_cli.jobs.flow import SEGMENT_FRAMES, Busy, SourceFrame, move_frames
 from ultraflash_cli.jobs.host import keep_freed_memory, peak_rss_bytes
@@ -333,7 +333,10 @@ class _Work:
         # Joined in the work folder, so that a file under the final name is always one that has passed its check.
         joined = self._folder / output.name
         join(journal.files, prepared.info, prepared.streams, prepared.spec, joined, window=prepared.window)
-        check_output(joined, info=prepared.info, plan=prepared.streams, frames=journal.frames, spec=prepared.spec)
+        try:
+            check_output(joined, info=prepared.info, plan=prepared.streams, frames=journal.frames, spec=prepared.spec)
+        except OutputCheckError as error:
+            raise OutputCheckError(f"{error} The finished segments are kept; --resume off makes them anew.") from error
         with output_errors(output):
             joined.replace(output)
             sync_folder(output.parent)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ class PairConfig:
     """Kinds of material and how often each is drawn."""
     first_frame_share: float = 0.2
     """How often a clip starts as a stream does: its first frame repeated three times."""
-    degradation: DegradationConfig = DegradationConfig()
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     """How the low-resolution partner is made."""
 
 
@@ -110,8 +110,10 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         choice = self.by_kind[kind]
         side = config.crop_px * scale
         material = choice[rng.integers(len(choice))]
-        high = _moving_still(material, side, config.frames, rng) if len(material.frames_thwc) == 1 else _cut_clip(
-            material, side, config.frames, rng
+        high = (
+            _moving_still(material, side, config.frames, rng)
+            if len(material.frames_thwc) == 1
+            else _cut_clip(material, side, config.frames, rng)
         )
         if rng.random() < config.first_frame_share:
             high = high[[0, 0, 0, *range(config.frames - 3)]]
@@ -144,6 +146,7 @@ def _flip(frames: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArra
 
 def _busiest(candidates: list[tuple[int, int]], picture: npt.NDArray[np.uint8], side: int) -> tuple[int, int]:
     """Return the crop corner with the most detail: flat sky teaches little."""
+
     def detail(corner: tuple[int, int]) -> float:
         y, x = corner
         grey = picture[y : y + side : 2, x : x + side : 2, 1].astype(np.int16)
@@ -152,9 +155,7 @@ def _busiest(candidates: list[tuple[int, int]], picture: npt.NDArray[np.uint8], 
     return max(candidates, key=detail)
 
 
-def _corner(
-    picture: npt.NDArray[np.uint8], side: int, rng: np.random.Generator
-) -> tuple[int, int]:
+def _corner(picture: npt.NDArray[np.uint8], side: int, rng: np.random.Generator) -> tuple[int, int]:
     height, width = picture.shape[:2]
     tries = 1 if rng.random() < 0.4 else 3
     corners = [

@@ -43,9 +43,7 @@ def degrade(
         "crf": str(int(rng.integers(config.crf[0], config.crf[1] + 1))),
         "preset": "medium" if rng.random() < 0.6 else "veryfast",
     }
-    return shrink_and_compress(
-        frames_thwc, height=height, width=width, kernel=kernel, codec="libx264", options=options
-    )
+    return shrink_and_compress(frames_thwc, height=height, width=width, kernel=kernel, codec="libx264", options=options)
 
 
 def _gaussian(frames_thwc: npt.NDArray[np.uint8], sigma: float) -> npt.NDArray[np.uint8]:

@@ -170,7 +170,8 @@ def run_loop(
                 for optimiser in optimisers:
                     optimiser.step()
             decay = min(config.average, (step + 1) / (step + 10))
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+            for p, mean in zip(parameters, average, strict=True):
+                mean.lerp_(p.detach(), 1 - decay)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
             since += 1

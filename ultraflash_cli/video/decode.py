@@ -82,6 +82,7 @@ class _Stamps:
 @dataclass
 class _Report:
     frames: int = 0
+    packets: int = 0
     failures: int = 0
     end_pts: int = 0
 
@@ -132,7 +133,9 @@ def read_frames(
         stream = container.streams[info.video_index]
         assert isinstance(stream, VideoStream), "probe chose a video stream"
         stream.codec_context.thread_count = threads
-        for frame, pts, duration in _with_durations(_decode(container, stream, report), info):
+        for frame, pts, duration in _with_durations(
+            _decode(container, stream, report), info, lambda: _is_whole(stream, report)
+        ):
             waiting.append((pts, duration))
             frame.colorspace = color.matrix
             frame.color_range = color.range
@@ -153,6 +156,7 @@ def _decode(container: InputContainer, stream: VideoStream, report: _Report) -> 
         except (OSError, FFmpegError):
             report.failures += 1
             break
+        report.packets += packet.size > 0
         try:
             frames = packet.decode()
         except FFmpegError:
@@ -165,8 +169,18 @@ def _decode(container: InputContainer, stream: VideoStream, report: _Report) -> 
         return
 
 
-def _with_durations(frames: Iterator[av.VideoFrame], info: ClipInfo) -> Iterator[tuple[av.VideoFrame, int, int]]:
-    """Pair frames with their repaired time stamp and their duration, which is the way to the next frame."""
+def _is_whole(stream: VideoStream, report: _Report) -> bool:
+    """Whether every packet in the file's index was there and could be decoded; False where there is no index."""
+    return 0 < stream.frames <= report.packets and not report.failures
+
+
+def _with_durations(
+    frames: Iterator[av.VideoFrame], info: ClipInfo, is_whole: Callable[[], bool]
+) -> Iterator[tuple[av.VideoFrame, int, int]]:
+    """Pair frames with their repaired time stamp and their duration, which is the way to the next frame.
+
+    The last frame lasts to the end that the file declares, if the file is whole or the end is near.
+    """
     step = max(1, round(1 / (info.average_rate * info.time_base)))
     clock = Clock(step=step, jump=max(1, int(_JUMP_S / info.time_base)))
     held: av.VideoFrame | None = None
@@ -178,8 +192,9 @@ def _with_durations(frames: Iterator[av.VideoFrame], info: ClipInfo) -> Iterator
         held, held_pts = frame, pts
     if held is not None:
         duration = held.duration if held.duration > 0 else step
-        if info.end_pts is not None and 0 < info.end_pts - held_pts <= 2 * max(duration, step):
-            duration = info.end_pts - held_pts
+        left = info.end_pts - held_pts if info.end_pts is not None else 0
+        if left > 0 and (is_whole() or left <= 2 * max(duration, step)):
+            duration = left
         yield held, held_pts, duration
 
 

@@ -48,12 +48,12 @@ def partial_path(path: Path) -> Path:
 def partial_file(path: Path) -> Generator[Path]:
     """Give ``name.part.mp4`` to write; it becomes ``name.mp4``, synced to disk, when the block succeeds.
 
-    The part is removed when the block fails. Raises ``OutputError`` where the file cannot be written.
+    The part is removed when the block fails. Errors of the system inside the block become an ``OutputError``.
     """
     part = partial_path(path)
     try:
-        yield part
         with output_errors(path):
+            yield part
             sync_file(part)
             os.replace(part, path)
             sync_folder(path.parent)

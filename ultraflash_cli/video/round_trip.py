@@ -4,6 +4,7 @@ import io
 from fractions import Fraction
 
 import av
+import av.filter
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Interpolation
@@ -70,7 +71,7 @@ def _through_codec(
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     memory.seek(0)
-    with av.open(memory) as back:
+    with av.open(memory, "r") as back:
         decoded = list(back.decode(video=0))
     assert len(decoded) == len(frames), "a codec round trip keeps every frame"
     return decoded

@@ -66,9 +66,7 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3 * config.patch**2, width, 3, padding=1), activation(slope)]
         for stride, pool in zip(config.strides, config.time_pools, strict=True):
             layers += [TimePool(width, pool), nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)]
-            layers += [
-                MemoryBlock(width, init=config.memory_init, negative_slope=slope) for _ in range(config.blocks)
-            ]
+            layers += [MemoryBlock(width, init=config.memory_init, negative_slope=slope) for _ in range(config.blocks)]
         layers.append(nn.Conv2d(width, config.latent_channels, 3, padding=1))
         self.encoder = nn.Sequential(*layers)
 
@@ -103,9 +101,7 @@ class Encoder(nn.Module):
             for _ in range(self.config.blocks):
                 empty = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
                 memories.append(empty.contiguous(memory_format=torch.channels_last))
-        queue = torch.zeros(
-            (batch, 3, FRAMES_PER_LATENT - 1, height, width), dtype=weight.dtype, device=weight.device
-        )
+        queue = torch.zeros((batch, 3, FRAMES_PER_LATENT - 1, height, width), dtype=weight.dtype, device=weight.device)
         return EncoderState(tuple(memories), False, queue, 0)
 
     def step(self, state: EncoderState, inputs: Tensor) -> tuple[EncoderState, Tensor]:
@@ -121,8 +117,8 @@ class Encoder(nn.Module):
         queue = torch.zeros_like(state.queue_bcthw)
         queue[:, :, : rest.shape[2]] = rest
         out = torch.cat(latents, dim=2) if latents else self._no_latents(state)
-        after = EncoderState(state.memories if memories is None else memories, memories is not None, queue, rest.shape[2])
-        return after, out
+        started = memories is not None
+        return EncoderState(memories or state.memories, started, queue, rest.shape[2]), out
 
     def flush(self, state: EncoderState) -> Tensor:
         """Encode a tail of one to three frames, its last frame repeated; empty where none waits."""

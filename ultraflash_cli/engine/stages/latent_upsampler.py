@@ -60,9 +60,7 @@ class LatentUpsampler(nn.Module):
         )
         self.final = nn.Conv2d(width, config.latent_channels, 3, padding=1)
 
-    def upsample(
-        self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def upsample(self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Upsample a piece of a clip at once; differentiable. ``memories`` is None at the start of a stream."""
         batch = latents_bcthw.shape[0]
         x = latents_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)

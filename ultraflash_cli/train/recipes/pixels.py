@@ -49,12 +49,10 @@ class PixelRoles(nn.Module):
         skip = profile.decoder.skip
         assert skip is not None, "the recipe trains a decoder with a skip path"
         self.encoder = Encoder(profile.encoder)
-        self.upsamplers = nn.ModuleDict(
-            {str(s): LatentUpsampler(profile.at_scale(s).upsampler) for s in skip.scales}
-        )
+        self.upsamplers = nn.ModuleDict({str(s): LatentUpsampler(profile.at_scale(s).upsampler) for s in skip.scales})
         self.decoder = Decoder(profile.decoder)
         self._start_from_lanczos()
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def _start_from_lanczos(self) -> None:
         """Make the residual zero and every memory block nearly an identity."""
@@ -95,7 +93,9 @@ class PixelRoles(nn.Module):
     def forward(self, low_bcthw: Tensor, scale: int) -> Tensor:
         """Upscale clips [B, 3, T, h, w], T a multiple of 4, in the parallel form."""
         latents, _ = self.encoder.encode(low_bcthw, None)
-        latents, _ = self.upsamplers[str(scale)].upsample(latents, None)
+        upsampler = self.upsamplers[str(scale)]
+        assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
+        latents, _ = upsampler.upsample(latents, None)
         return self.decoder.decode(latents, low_bcthw, None, scale=scale)[0]
 
 

@@ -1,0 +1,133 @@
+"""Frames through the upscaler: counts, sizes, colours, strength, scenes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.contracts.stages import tiny_cascade
+from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
+from ultraflash_cli.engine.plan import plan_upscale
+from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
+from ultraflash_cli.engine.upscaler import Picture, Upscaler
+
+
+def upscaler(width: int = 40, height: int = 24, res: str = "2x", **options: object) -> Upscaler:
+    plan = plan_upscale(width, height, res=res)
+    return Upscaler(tiny_cascade(scale=plan.scale), plan, **options)  # pyright: ignore[reportArgumentType]
+
+
+def pictures(count: int, width: int = 40, height: int = 24, dtype: type = np.uint8) -> list[Picture]:
+    rng = np.random.default_rng(5)
+    coarse = rng.integers(0, np.iinfo(dtype).max, (count, height // 4 + 1, width // 4 + 1, 3))
+    return [np.kron(c, np.ones((4, 4, 1)))[:height, :width].astype(dtype) for c in coarse]
+
+
+def run(up: Upscaler, frames: Sequence[Picture], *, seed: int = 0, first_frame: int = 0) -> list[Picture]:
+    state, out = up.step(up.init_state(seed=seed, first_frame=first_frame), frames)
+    return out + up.flush(state)
+
+
+@settings(max_examples=6)
+@given(count=st.integers(1, 22))
+def test_frames_out_are_frames_in(count: int) -> None:
+    assert len(run(upscaler(), pictures(count))) == count
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "res"),
+    [
+        (40, 24, "2x"),
+        (41, 23, "2x"),
+        (33, 17, "3x"),
+        (40, 24, "70x44"),
+        (40, 24, "100x70"),
+        (12, 10, "90x70"),
+        (3, 5, "2x"),
+    ],
+)
+def test_any_size_comes_out_exactly(width: int, height: int, res: str) -> None:
+    up = upscaler(width, height, res)
+    for out in run(up, pictures(2, width, height)):
+        assert out.shape == (*up.plan.target, 3) and out.dtype == np.uint8
+
+
+def test_the_first_group_is_shorter_and_groups_come_out_as_soon_as_they_are_full() -> None:
+    up = upscaler()
+    assert (up.group_frames(first=True), up.group_frames(first=False)) == (5, 8)
+    state = up.init_state()
+    counts: list[int] = []
+    for frame in pictures(14):
+        state, out = up.step(state, [frame])
+        counts.append(len(out))
+    assert counts == [0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 8, 0]
+
+
+def test_sixteen_bits_in_give_sixteen_bits_out() -> None:
+    out = run(upscaler(), pictures(6, dtype=np.uint16))
+    assert all(frame.dtype == np.uint16 for frame in out)
+    assert len(np.unique(np.stack(out) % 257)) > 1, "more than 8 bits are used"
+
+
+@pytest.mark.parametrize("res", ["2x", "70x44", "3x"])
+def test_strength_0_is_the_plain_resize_bit_for_bit(res: str) -> None:
+    up = upscaler(res=res, strength=0.0)
+    frames = pictures(6)
+    for source, out in zip(frames, run(up, frames), strict=True):
+        x = torch.from_numpy(source.transpose(2, 0, 1).astype(np.float32) / 255).unsqueeze(0)
+        whole = {"2x": 2, "3x": 3}.get(res)
+        plain = lanczos_upscale(x, whole) if whole else lanczos_resize(x, *up.plan.target)
+        expected = (plain[0] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        assert np.array_equal(out, expected)
+
+
+def test_strength_between_is_a_blend_of_pixels() -> None:
+    frames = pictures(5)
+    plain, half, full = (np.stack(run(upscaler(strength=s), frames)).astype(int) for s in (0.0, 0.5, 1.0))
+    inside = (full > 0) & (full < 255) & (plain > 0) & (plain < 255)
+    assert inside.any() and np.abs(half - (plain + full) / 2)[inside].max() <= 1
+
+
+def test_the_mean_colour_follows_the_input() -> None:
+    frames = [np.full((24, 40, 3), (140, 110, 90), np.uint8)] * 5
+    matched = np.stack(run(upscaler(color="match"), frames)).astype(float)
+    free = np.stack(run(upscaler(color="off"), frames)).astype(float)
+    assert np.abs(matched.mean((0, 1, 2)) - (140, 110, 90)).max() < 3
+    assert np.abs(free.mean((0, 1, 2)) - (140, 110, 90)).max() > 3, "the random network must drift for this to tell"
+
+
+def test_red_stays_red() -> None:
+    """Two colours swapped on the way would pass every test on grey."""
+    frames = [np.full((24, 40, 3), (255, 0, 0), np.uint8)] * 5
+    red, green, blue = np.stack(run(upscaler(strength=0.1), frames)).mean((0, 1, 2))
+    assert red > 200 and green < 60 and blue < 60
+
+
+def test_a_saved_state_goes_on_bit_for_bit() -> None:
+    up, frames = upscaler(41, 23), pictures(19, 41, 23)
+    whole = run(up, frames, seed=4)
+    for stop in (3, 5, 13, 15):
+        state, head = up.step(up.init_state(seed=4), frames[:stop])
+        state = state_from_tensors(up.init_state(), state_to_tensors(state))
+        state, tail = up.step(state, frames[stop:])
+        assert all(map(np.array_equal, head + tail + up.flush(state), whole))
+
+
+def test_noise_depends_on_the_seed_and_on_the_scene_s_place() -> None:
+    frames = pictures(5)
+    one = np.stack(run(upscaler(), frames))
+    assert np.array_equal(np.stack(run(upscaler(), frames)), one)
+    assert not np.array_equal(np.stack(run(upscaler(), frames, seed=1)), one)
+    assert not np.array_equal(np.stack(run(upscaler(), frames, first_frame=9)), one)
+
+
+def test_there_is_no_seam_at_a_group_border() -> None:
+    """A still clip through a network whose memory is lost at group borders would jump there."""
+    still = pictures(1) * 21
+    out = np.stack(run(upscaler(), still)).astype(float)
+    steps = np.abs(np.diff(out, axis=0)).mean((1, 2, 3))
+    within = np.median(np.delete(steps[8:], [4, 12 - 8]))
+    assert steps[12] <= within + 1.0, "frame 13 starts the third group"
