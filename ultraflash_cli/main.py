@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ultraflash_cli.commands import bench, clean, doctor, probe, upscale, weights
+from ultraflash_cli.commands import bench, clean, doctor, probe, train, upscale, weights
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError
 from ultraflash_cli.jobs.stop import ending_on_sigterm
 from ultraflash_cli.options import with_console
-from ultraflash_cli.settings import Settings
+from ultraflash_cli.settings import Settings, quieten_libraries
 
 __all__ = ["HELP_WIDTH", "app", "main"]
 
@@ -55,11 +55,13 @@ app.add_typer(weights.app, name="weights")
 app.command("clean")(clean.clean)
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
+app.add_typer(train.app, name="train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own by default) and give the exit code."""
     console = Console(Settings.from_environment())
+    quieten_libraries()
     try:
         with ending_on_sigterm():
             code = app(

@@ -27,15 +27,25 @@ __all__ = [
     "StrengthOption",
     "ThreadsOption",
     "VerboseOption",
+    "as_path",
     "with_console",
 ]
 
 P = ParamSpec("P")
 
+
+def as_path(text: str) -> Path:
+    """Read a path; the empty name of an unset variable is refused, it would mean the folder one is in."""
+    if not text:
+        raise typer.BadParameter("the name is empty")
+    return Path(text)
+
+
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say only warnings and errors.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show tracebacks.")]
 LogFileOption = Annotated[
-    Path | None, typer.Option("--log-file", metavar="FILE", help="Append everything that is said to FILE.")
+    Path | None,
+    typer.Option("--log-file", metavar="FILE", parser=as_path, help="Append everything that is said to FILE."),
 ]
 ProgressOption = Annotated[
     ProgressMode,

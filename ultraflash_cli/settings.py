@@ -1,11 +1,11 @@
-"""What the environment says, read once; no other module reads it."""
+"""What the environment says, read once, and what libraries are told through it; no other module touches it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Self
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "quieten_libraries"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,3 +19,8 @@ class Settings:
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Read `environ`; nothing is read again later."""
         return cls(no_color=bool(environ.get("NO_COLOR")))
+
+
+def quieten_libraries(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keep SVT-AV1 from printing twenty lines to stderr for every segment; it listens to nothing but this."""
+    environ.setdefault("SVT_LOG", "1")

@@ -30,8 +30,9 @@ REPORT_KEYS = {
     "peak_vram_bytes",
     "warnings",
 }
-FRAMES, SAFE, CUT = 100, 69, 84
-"""The clip's length, the end of its first segment, and the beginning of its second scene."""
+FRAMES, SAFE, CUT = 180, 69, 160
+"""The clip's length, the end of its first segment, and the beginning of its second scene. Behind the first segment lie
+more frames than the queues hold, so that an event always tells of it before the clip ends."""
 
 
 def ultraflash(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -64,6 +64,11 @@ def test_every_bad_input_gives_one_line_and_its_exit_code(
         (clip, "--model", "best"): 2,
         (clip, "--start", "soon"): 2,
         (clip, "--pix-fmt", "rgb24"): 2,
+        (clip, "--enc-opt", "preset=warp9"): 2,
+        (clip, "--enc-opt", "x264-params=nothing=1"): 2,
+        ("",): 2,
+        (clip, "-o", ""): 2,
+        (Path(os.devnull),): 3,
         (clip, "--no-such-flag"): 2,
         (): 2,
     }
@@ -172,7 +177,8 @@ def test_a_batch_goes_on_where_asked_and_names_what_failed(tmp_path: Path, capsy
     (folder / "notes.txt").write_text("no film")
     out = tmp_path / "out"
     assert main(["upscale", str(folder), "-o", str(out), "--res", "2x", "--json"]) == 9
-    capsys.readouterr()
+    assert "1 of 3 files failed" in (said := capsys.readouterr().err.splitlines()[-1])
+    assert "1 not tried" in said
     assert [path.name for path in out.iterdir()] == ["a_2x.mkv"]
     assert main(["upscale", str(folder), "-o", str(out), "--res", "2x", "--json", "--keep-going", "-n"]) == 9
     shown = capsys.readouterr()
@@ -181,6 +187,7 @@ def test_a_batch_goes_on_where_asked_and_names_what_failed(tmp_path: Path, capsy
     assert second["exit_code"] == 3
     assert third["frames_out"] == 4
     assert "1 of 3 files failed" in shown.err.splitlines()[-1]
+    assert "not tried" not in shown.err
     assert "b.mkv" in shown.err.splitlines()[-1]
     assert len(list(out.iterdir())) == 2
 

@@ -2,15 +2,17 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.jobs.fakes import FakeUpscaler, TextSegment, frames_of
+from tests.jobs.fakes import FakeState, FakeUpscaler, TextSegment, frames_of
 from ultraflash_cli.errors import InputError, Interrupted, OutputError
 from ultraflash_cli.jobs.flow import Busy, SourceFrame, move_frames
 from ultraflash_cli.jobs.journal import Journal
@@ -64,6 +66,35 @@ def test_every_frame_comes_out_once_in_order_with_its_own_time(tmp_path: Path) -
     assert [line.split()[:2] for line in text(journal).splitlines()] == [
         [str(10 * number + number % 3), "10"] for number in range(40)
     ]
+
+
+def test_what_the_model_finished_is_written_before_its_failure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A slow writer: it begins when the model has failed and everybody waits for it.
+    awaited = threading.Event()
+    join = threading.Thread.join
+
+    def announced_join(thread: threading.Thread, timeout: float | None = None) -> None:
+        if thread.name == "writing":
+            awaited.set()
+        join(thread, timeout)
+
+    class Slow(TextSegment):
+        def write(self, rgb_hwc: np.ndarray, pts: int, duration: int) -> None:
+            awaited.wait()
+            super().write(rgb_hwc, pts, duration)
+
+    class Failing(FakeUpscaler):
+        def step(self, state: FakeState, frames: list[np.ndarray]) -> tuple[FakeState, list[np.ndarray]]:
+            if state.count >= 20:
+                raise MemoryError
+            return super().step(state, frames)
+
+    monkeypatch.setattr(threading.Thread, "join", announced_join)
+    with pytest.raises(MemoryError):
+        flow(tmp_path / "a", upscaler=Failing(), segment=Slow)
+    assert Journal(tmp_path / "a", {"seed": 0}).frames == 11
 
 
 def test_segments_end_at_fixed_groups_and_at_cuts(tmp_path: Path) -> None:

@@ -315,6 +315,13 @@ def test_what_is_left_out_is_named_in_the_warnings(tmp_path: Path) -> None:
     assert warning in [event.message for event in events if isinstance(event, Warned)]
 
 
+def test_a_target_of_another_shape_is_said_to_stretch_the_picture(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mkv", frames=2)
+    assert prepare(job(source, res="130x97"), to_write=False).warnings == ()
+    (warning,) = prepare(job(source, res="128x128"), to_write=False).warnings
+    assert "stretched" in warning and "64x48" in warning
+
+
 def test_an_existing_output_is_refused_skipped_or_replaced_as_asked(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mkv")
     output = tmp_path / "in_2x.mkv"
@@ -346,6 +353,9 @@ def test_cheap_refusals_come_before_the_model_is_loaded(tmp_path: Path) -> None:
         (job(source, crf=60), UsageError, "crf"),
         (job(source, pix_fmt="rgb24"), UsageError, "pix-fmt"),
         (job(source, start="5"), UsageError, "long"),
+        (job(source, enc_options=(("no-such-option", "1"),)), UsageError, "enc-opt"),
+        (job(source, enc_options=(("preset", "warp9"),)), UsageError, "enc-opt"),
+        (job(source, enc_options=(("x264-params", "bogus=1"),)), UsageError, "bogus"),
     ]
 
     def never(prepared: Prepared) -> Built:

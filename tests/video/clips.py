@@ -162,6 +162,7 @@ class Result:
     plan: StreamPlan
     frames: list[DecodedFrame]
     warnings: list[str]
+    """Of reading and of joining."""
     segments: list[Path]
 
 
@@ -196,7 +197,7 @@ def enlarge(
     plan = plan_streams(info, suffix, codec=spec.codec)
     segments = write_segments(folder, spec, frames, per_segment=per_segment, scale=scale)
     target = folder / f"{source.stem}_out{plan.suffix}"
-    join(segments, info, plan, spec, target, window=window)
+    warnings += join(segments, info, plan, spec, target, window=window)
     return Result(path=target, info=info, spec=spec, plan=plan, frames=frames, warnings=warnings, segments=segments)
 
 

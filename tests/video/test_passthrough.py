@@ -248,6 +248,18 @@ def test_a_broadcast_clock_is_moved_to_zero_with_everything(tmp_path: Path) -> N
     assert any("clock" in note for note in result.plan.notes)
 
 
+def test_a_sound_that_begins_before_zero_moves_everything_in_matroska_and_is_named(tmp_path: Path) -> None:
+    # AAC in MP4 begins with silence that is hidden before 0.
+    source = make_clip(tmp_path / "a.mp4", ClipPlan(audio=("aac",)))
+    assert packet_times(source, "audio")[0][0] == Fraction(-1024, 48000)
+    result = checked(enlarge(source, tmp_path, suffix=".mkv"))
+    (note,) = result.warnings
+    assert "21 ms later" in note and ".mkv" in note
+    assert abs(shown_times(result.path)[0] - Fraction(1024, 48000)) <= Fraction(1, 1000)
+    assert enlarge(source, tmp_path).warnings == []
+    assert enlarge(make_clip(tmp_path / "b.mp4"), tmp_path, suffix=".mkv").warnings == []
+
+
 def test_a_window_brings_the_packets_inside_and_starts_at_zero(tmp_path: Path) -> None:
     plan = ClipPlan(
         pts=tuple(range(0, 1200, 24)), last_duration=24, time_base=Fraction(1, 600), audio=("aac",), chapters=8

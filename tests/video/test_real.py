@@ -50,12 +50,14 @@ def test_a_real_file_keeps_every_frame_time_and_stream(shared_data: Path, tmp_pa
     plan = plan_streams(info, None, codec=spec.codec)
     segments: list[Path] = []
     writer: SegmentWriter | None = None
-    count = 0
+    count, start, end = 0, 0, 0
     for frame in read_frames(info, warn=warnings.append):
         if writer is None:
             segments.append(tmp_path / f"{count}.mp4")
             writer = SegmentWriter(segments[-1], spec)
         writer.write(frame.rgb_hwc[:height, :width], frame.pts, frame.duration)
+        start = start if count else frame.pts
+        end = frame.pts + frame.duration
         count += 1
         if count % 20 == 0:
             writer.close()
@@ -64,7 +66,8 @@ def test_a_real_file_keeps_every_frame_time_and_stream(shared_data: Path, tmp_pa
         writer.close()
     target = tmp_path / f"out{plan.suffix}"
     join(segments, info, plan, spec, target)
-    check_output(target, info=info, plan=plan, frames=count, spec=spec)
+    duration_s = (end - start) * info.time_base
+    check_output(target, info=info, plan=plan, frames=count, spec=spec, duration_s=duration_s)
 
     if name == "r13_truncated.mp4":  # the independent reader calls a cut file an error
         assert count == 48

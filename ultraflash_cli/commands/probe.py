@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ultraflash_cli.console import Console, describe
-from ultraflash_cli.options import JsonOption, ResOption, with_console
+from ultraflash_cli.options import JsonOption, ResOption, as_path, with_console
 
 __all__ = ["probe"]
 
@@ -15,7 +15,7 @@ __all__ = ["probe"]
 @with_console(hidden=True)
 def probe(
     console: Console,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A video file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", parser=as_path, help="A video file.")],
     res: ResOption = None,
     json: JsonOption = False,
 ) -> None:

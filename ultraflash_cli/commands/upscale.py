@@ -18,6 +18,7 @@ from ultraflash_cli.options import (
     SeedOption,
     StrengthOption,
     ThreadsOption,
+    as_path,
     with_console,
 )
 
@@ -30,11 +31,17 @@ __all__ = ["upscale"]
 @with_console(hidden=True)
 def upscale(
     console: Console,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="Video files, or folders of them.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT", parser=as_path, help="Video files, or folders of them.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE|DIR", help="Where to write; without it, beside the input as NAME_1k."
+            "-o",
+            "--output",
+            metavar="FILE|DIR",
+            parser=as_path,
+            help="Where to write; without it, beside the input as NAME_1k.",
         ),
     ] = None,
     res: ResOption = None,
@@ -134,9 +141,11 @@ def upscale(
         for source in find_clips(inputs)
     ]
     failed: list[Outcome] = []
+    tried = 0
     with stopping_on_signals() as stop:
         outcomes = plan_batch(jobs) if dry_run else run_batch(jobs, console.on_event, stop=stop)
         for outcome in outcomes:
+            tried += 1
             _show(console, outcome, json=json)
             if outcome.failure is None:
                 continue
@@ -148,7 +157,9 @@ def upscale(
                 break
     if failed:
         names = ", ".join(str(outcome.source) for outcome in failed)
-        raise BatchError(f"{len(failed)} of {len(jobs)} files failed: {names}")
+        left = len(jobs) - tried
+        rest = f"; {left} not tried, --keep-going goes on after a failure" if left else ""
+        raise BatchError(f"{len(failed)} of {len(jobs)} files failed: {names}{rest}")
     return 0
 
 

@@ -95,7 +95,8 @@ class Cascade:
             out.append(sharp)
             frames = frames[:, :, size:]
         state.queue_bcthw[:, :, : frames.shape[2]] = frames.clone()
-        return replace(state, queued=frames.shape[2]), torch.cat(out, dim=2)
+        whole = out[-1] if len(out) <= 2 else torch.cat(out, dim=2)
+        return replace(state, queued=frames.shape[2]), whole
 
     @torch.inference_mode()
     def flush(self, state: CascadeState) -> Tensor:

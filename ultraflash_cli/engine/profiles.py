@@ -53,7 +53,20 @@ LITE = Profile(
     name="lite",
     encoder=EncoderConfig(width=32, blocks=1, patch=2, strides=(1, 2, 2), memory_init="replicate", negative_slope=0.1),
     upsampler=LatentUpsamplerConfig(width=48, blocks=2, negative_slope=0.1),
-    sr_dit=None,
+    sr_dit=SrDitConfig(
+        dim=64,
+        num_heads=2,
+        num_layers=2,
+        ffn_dim=128,
+        freq_dim=32,
+        text_len=0,
+        block=(2, 4, 4),
+        local_range=3,
+        ref_spatial_tokens=96,
+        kv_len=1,
+        group_latents=2,
+        prediction="residual",
+    ),
     decoder=DecoderConfig(
         stages=(
             DecoderStage(width=48, blocks=1, upsample=False),

@@ -87,7 +87,8 @@ class Upscaler:
             return []
         sources = state.waiting_tchw[: state.waiting]
         cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources))
-        sharp = torch.cat([sharp, self.cascade.flush(cascade)], dim=2)
+        if sharp.shape[2] < state.waiting:
+            sharp = torch.cat([sharp, self.cascade.flush(cascade)], dim=2)
         return self._finish(sources, sharp, deep=state.deep)
 
     @property

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ultraflash_cli.engine.cascade import Cascade, StageTimer
+from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.profiles import PROFILES
 from ultraflash_cli.engine.stages.decoder import Decoder
@@ -74,8 +75,7 @@ def build_upscaler(
 
     def loaded(network: nn.Module, weights: str) -> None:
         load_strictly(network, read_tensors(_verified(f"{profile.weights}/{weights}")), name=weights)
-        network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        network.eval().requires_grad_(False)
+        to_channels_last(network.to(device=device, dtype=dtype)).eval().requires_grad_(False)
 
     encoder, upsampler = Encoder(profile.encoder), LatentUpsampler(profile.upsampler)
     decoder = Decoder(profile.decoder)

@@ -152,6 +152,11 @@ def move_frames(
     except Cancelled:
         # The writer gave up; its failure is the one to tell.
         writer.join()
+    except Exception:
+        # What the model has finished is written before its failure is told.
+        writer.channel.close()
+        writer.join()
+        raise
     except BaseException:
         writer.channel.cancel()
         writer.join()

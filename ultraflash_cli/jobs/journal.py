@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self, cast
@@ -40,7 +40,7 @@ class SegmentEntry:
     """One finished segment: frames `first_frame` to `end_frame` (not included) of the output."""
 
     file: str
-    """Name inside the work folder."""
+    """Name inside the work folder; the writer of segments may keep more files whose names begin with it."""
     size_bytes: int
     first_frame: int
     end_frame: int
@@ -112,7 +112,7 @@ class Journal:
         else:
             self.segments = self._usable(entries)
             self.complete = complete and len(self.segments) == len(entries)
-            self._clear(keep={entry.file for entry in self.segments} | {self._last_state()})
+            self._clear(keep=[entry.file for entry in self.segments])
         self._rewrite()
 
     @property
@@ -212,9 +212,10 @@ class Journal:
             os.fsync(file.fileno())
         _sync_folder(self.folder)
 
-    def _clear(self, keep: set[str | None] | None = None) -> None:
+    def _clear(self, keep: Sequence[str] = ()) -> None:
+        """Delete all but the journal, the last state and the segments to `keep` with what lies beside them."""
         for path in self.folder.iterdir():
-            if path.name not in {_LOCK, _JOURNAL} | (keep or set()):
+            if path.name not in (_LOCK, _JOURNAL, self._last_state()) and not path.name.startswith(tuple(keep)):
                 path.unlink(missing_ok=True)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["MODELS", "Prepared", "UpscaleJob", "default_res", "estimate_frames", "prepare"]
 
 MODELS = ("auto", "lite")
+_STRETCH = Fraction(102, 100)
+"""How much more one side may grow than the other before it is said; rounding to even sides is less."""
 _CODECS = ("auto", "h264", "hevc", "av1", "prores", "ffv1")
 
 _BITS_PER_PIXEL = {"h264": 0.05, "hevc": 0.03, "av1": 0.03, "prores": 1.5, "ffv1": 4.0}
@@ -129,14 +131,15 @@ def default_res(width_px: int, height_px: int) -> str:
 def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     """Check and decide, writing nothing; without `to_write` the output's place is not looked at.
 
-    Raises UsageError (a target that makes no sense, an output that exists), InputError, OutputError.
+    Raises UsageError (a target that makes no sense, options the encoder refuses, an output that exists), InputError,
+    OutputError.
     """
     source = job.source
     _check_source(source)
     if to_write and job.output is not None:
         _check_target(source, job.output, job)
 
-    from ultraflash_cli.video.encode import choose_spec
+    from ultraflash_cli.video.encode import check_encoder, choose_spec
     from ultraflash_cli.video.passthrough import plan_streams
     from ultraflash_cli.video.probe import probe
 
@@ -180,6 +183,8 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     exists = to_write and _check_target(source, output, job)
     if to_write and not exists:
         _check_space(info, spec, output, window)
+    if not exists:
+        check_encoder(spec)
     return Prepared(
         job=job,
         info=info,
@@ -192,7 +197,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         streams=streams,
         spec=spec,
         threads=threads,
-        warnings=_warnings(info, spec, streams, output),
+        warnings=_warnings(info, spec, plan, streams, output),
     )
 
 
@@ -202,6 +207,8 @@ def _check_source(source: Path) -> None:
             raise InputError(f"{source} is a folder, expected a video file")
         if not source.exists():
             raise InputError(f"{source}: no such file; check the path")
+        if not source.is_file():
+            raise InputError(f"{source} is a pipe or a device, expected a file")
         if source.stat().st_size == 0:
             raise InputError(f"{source} is empty (0 bytes); copy it again from where it came")
         with source.open("rb"):
@@ -248,8 +255,16 @@ def _check_space(info: "ClipInfo", spec: "EncodeSpec", output: Path, window: Win
         )
 
 
-def _warnings(info: "ClipInfo", spec: "EncodeSpec", streams: "StreamPlan", output: Path) -> tuple[str, ...]:
+def _warnings(
+    info: "ClipInfo", spec: "EncodeSpec", plan: UpscalePlan, streams: "StreamPlan", output: Path
+) -> tuple[str, ...]:
     warnings: list[str] = []
+    across, down = Fraction(plan.target[1], info.width_px), Fraction(plan.target[0], info.height_px)
+    if max(across, down) > _STRETCH * min(across, down):
+        warnings.append(
+            f"{output.name}: the picture is stretched: the target has another shape than the "
+            f"{info.display_width_px}x{info.display_height_px} of the source"
+        )
     if streams.reason:
         warnings.append(f"{output.name}: {streams.reason}")
     warnings += [f"{output.name}: left out: {dropped}" for dropped in streams.dropped]

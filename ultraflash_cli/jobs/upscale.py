@@ -326,15 +326,26 @@ class _Work:
         raise self._stop.interruption(f"interrupted; {future}")
 
     def _put_in_place(self, journal: Journal) -> None:
+        from ultraflash_cli.video.encode import read_record
         from ultraflash_cli.video.partial import output_errors, sync_folder
         from ultraflash_cli.video.passthrough import check_output, join
 
         prepared, output = self._prepared, self._prepared.output
         # Joined in the work folder, so that a file under the final name is always one that has passed its check.
         joined = self._folder / output.name
-        join(journal.files, prepared.info, prepared.streams, prepared.spec, joined, window=prepared.window)
+        for note in join(journal.files, prepared.info, prepared.streams, prepared.spec, joined, window=prepared.window):
+            self._warn(f"{output.name}: {note}")
+        first, last = read_record(journal.files[0]), read_record(journal.files[-1])
+        ticks = last.last_pts + last.last_duration - first.first_pts
         try:
-            check_output(joined, info=prepared.info, plan=prepared.streams, frames=journal.frames, spec=prepared.spec)
+            check_output(
+                joined,
+                info=prepared.info,
+                plan=prepared.streams,
+                frames=journal.frames,
+                spec=prepared.spec,
+                duration_s=ticks * prepared.spec.time_base,
+            )
         except OutputCheckError as error:
             raise OutputCheckError(f"{error} The finished segments are kept; --resume off makes them anew.") from error
         with output_errors(output):

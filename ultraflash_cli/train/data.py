@@ -20,14 +20,14 @@ __all__ = ["ALLOWED", "Material", "PairConfig", "PairDataset", "data_hash", "is_
 ALLOWED = ("Apache-2.0", "MIT", "CC0", "CC-BY-SA", "CC-BY", "GPL", "made for this project")
 """Licences whose material may shape weights that are shipped, by how their names start."""
 
-REFUSED = ("unstated", "NC", "non-commercial", "noncommercial", "no redistribution", "not redistribute")
-"""Words that refuse a licence whatever else it says."""
+REFUSED = ("unstated", "non-commercial", "noncommercial", "noderiv", "no redistribution", "not redistribute")
+"""Words, in any case, that refuse a licence whatever else it says; so do the letters NC and ND."""
 
 
 def is_allowed(licence: str) -> bool:
     """Tell whether material under ``licence`` (as its source words it) may train shipped weights."""
     words = licence.replace("(", " ").replace(")", " ").replace(",", " ").replace("-", " ").replace("/", " ").split()
-    if any(word in licence for word in REFUSED if len(word) > 2) or "NC" in words or "ND" in words:
+    if any(word in licence.lower() for word in REFUSED) or "NC" in words or "ND" in words:
         return False
     return licence.startswith(ALLOWED)
 

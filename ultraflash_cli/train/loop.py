@@ -109,6 +109,11 @@ class Prefetcher:
                 following += 1
             yield batch
 
+    def close(self) -> None:
+        """End the worker processes; what they have not begun is dropped."""
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
 
 def _start_worker(cores: set[int] | None) -> None:
     torch.set_num_threads(1)

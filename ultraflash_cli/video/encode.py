@@ -1,8 +1,7 @@
 """Encoding: the choice of settings, segment files, still pictures."""
 
 import json
-import os
-import struct
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 import av
+import av.logging
 import numpy as np
 from av.error import FFmpegError
 from av.video.stream import VideoStream
@@ -28,6 +28,7 @@ __all__ = [
     "check_encoder",
     "choose_spec",
     "read_record",
+    "record_path",
     "write_png",
 ]
 
@@ -114,10 +115,29 @@ _PRESETS: dict[str, tuple[tuple[int, tuple[tuple[int, str], ...]], ...]] = {
 """By codec: up to so many pixels, with at least so many cores, this preset. A table and never a timing: the
 preset is part of the result."""
 
+_CHOICES = {
+    "libx264": {
+        "preset": (
+            "ultrafast",
+            "superfast",
+            "veryfast",
+            "faster",
+            "fast",
+            "medium",
+            "slow",
+            "slower",
+            "veryslow",
+            "placebo",
+        ),
+        "tune": ("film", "animation", "grain", "stillimage", "psnr", "ssim", "fastdecode", "zerolatency"),
+        "profile": ("baseline", "main", "high", "high10", "high422", "high444"),
+    }
+}
+"""Values that the library itself would complain of on stderr, in words of its own."""
+_UNKNOWN_SETTING = ("Error parsing option", "Unknown option", "Invalid value for")
+
 _DECODING_LEAD = 1_000_000
 """Ticks by which a segment's packets are decoded before its first frame is shown; more than it has frames."""
-_RECORD_BOX = b"free"
-_RECORD_MARK = b"ultraflash segment 1\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +249,10 @@ def choose_spec(
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRecord:
-    """What a finished segment file says of itself, in ticks of the spec's ``time_base``."""
+    """What is known of a finished segment file; times in ticks of the spec's ``time_base``."""
 
+    size_bytes: int
+    """Of the segment file; one of another size is not the one that was finished."""
     frames: int
     first_pts: int
     last_pts: int
@@ -238,7 +260,12 @@ class SegmentRecord:
 
 
 def check_encoder(spec: EncodeSpec) -> None:
-    """Open the encoder once and let it go; raises ``UsageError`` where it refuses the settings."""
+    """Open the encoder once and let it go; raises ``UsageError`` where it refuses or ignores a setting."""
+    known = _CHOICES.get(spec.encoder, {})
+    for key, value in spec.options:
+        for word in re.split(r"[,+]", value) if key in known else ():
+            if word not in known[key]:
+                raise UsageError(f"--enc-opt {key}={value}: {spec.encoder} takes {', '.join(known[key])}.")
     context = av.CodecContext.create(spec.encoder, "w")
     assert isinstance(context, av.VideoCodecContext), "a video encoder"
     context.options = _encoder_options(spec)
@@ -246,15 +273,25 @@ def check_encoder(spec: EncodeSpec) -> None:
     context.time_base = spec.track_time_base
     context.framerate = spec.rate
     _prepare(context, spec)
-    _open(context, spec)
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.WARNING)
+    try:
+        with av.logging.Capture() as said:
+            _open(context, spec)
+    finally:
+        av.logging.set_level(level)
+    for _, _, text in said:
+        # The encoders only warn of what they do not know and go on without it.
+        if any(words in text for words in _UNKNOWN_SETTING):
+            raise UsageError(f"--enc-opt: {spec.encoder} says: {text.strip().rstrip('.')}.")
 
 
 class SegmentWriter:
     """Writes one segment with a freshly opened encoder.
 
-    The file holds time stamps relative to its first frame; a record behind the media data, written last and
-    synced, gives the rest. A file without it does not count (``read_record``). Use as a context manager:
-    leaving it by an exception leaves an unfinished file.
+    The file holds time stamps relative to its first frame; a record beside it gives the rest. The record appears
+    when the file is complete and on the disk: a file without one does not count (``read_record``). Use as a context
+    manager: leaving it by an exception leaves an unfinished file.
     """
 
     def __init__(self, path: Path, spec: EncodeSpec) -> None:
@@ -267,8 +304,10 @@ class SegmentWriter:
         self._frames = 0
         self._packets = 0
         self._closed = False
+        self._record: SegmentRecord | None = None
         timescale = str(spec.track_time_base.denominator)
         with output_errors(path):
+            record_path(path).unlink(missing_ok=True)
             self._container = av.open(
                 f"file:{path}",
                 "w",
@@ -311,20 +350,27 @@ class SegmentWriter:
             self._mux(self._stream.encode(yuv))
 
     def close(self) -> SegmentRecord:
-        """Finish the file and wait until it is on the disk."""
+        """Finish the file, wait until it is on the disk, then write its record."""
+        if self._record is not None:
+            return self._record
+        assert not self._closed, "a segment that was not abandoned"
         assert self._first is not None and self._last is not None, "a segment holds at least one frame"
+        self._closed = True
+        with output_errors(self.path):
+            self._mux(self._stream.encode(None))
+            self._container.close()
+            sync_file(self.path)
+            size_bytes = self.path.stat().st_size
         record = SegmentRecord(
-            frames=self._frames, first_pts=self._first, last_pts=self._last, last_duration=self._last_duration
+            size_bytes=size_bytes,
+            frames=self._frames,
+            first_pts=self._first,
+            last_pts=self._last,
+            last_duration=self._last_duration,
         )
-        if not self._closed:
-            self._closed = True
-            with output_errors(self.path):
-                self._mux(self._stream.encode(None))
-                self._container.close()
-                payload = _RECORD_MARK + json.dumps(vars(record)).encode()
-                with open(self.path, "ab") as file:
-                    file.write(struct.pack(">I4s", 8 + len(payload), _RECORD_BOX) + payload)
-                sync_file(self.path)
+        with partial_file(record_path(self.path)) as part:
+            part.write_text(json.dumps(vars(record)), encoding="utf-8")
+        self._record = record
         return record
 
     def abandon(self) -> None:
@@ -372,7 +418,6 @@ def _prepare(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
 
 
 def _open(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
-    os.putenv("SVT_LOG", "1")  # the only way to keep SVT-AV1 from printing pages to stderr
     try:
         context.open()
     except (OSError, FFmpegError, ValueError) as error:
@@ -385,18 +430,20 @@ def _open(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
         raise UsageError(f"--enc-opt {', '.join(sorted(unknown))}: {spec.encoder} knows no such option.")
 
 
+def record_path(segment: Path) -> Path:
+    """Where the record of a segment lies."""
+    return segment.with_name(f"{segment.name}.json")
+
+
 def read_record(path: Path) -> SegmentRecord:
-    """Read what a finished segment says of itself; raises ``OutputError`` for an unfinished or damaged one."""
-    with output_errors(path), open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        data = file.read()
-    start = data.rfind(_RECORD_MARK)
+    """Read the record of a finished segment; raises ``OutputError`` for an unfinished or damaged one."""
     try:
-        if start < 0:
-            raise ValueError("no record")
-        return SegmentRecord(**json.loads(data[start + len(_RECORD_MARK) :]))
-    except (ValueError, TypeError) as error:
+        record = SegmentRecord(**json.loads(record_path(path).read_text(encoding="utf-8")))
+        if path.stat().st_size != record.size_bytes:
+            raise ValueError(f"{path.stat().st_size} bytes, expected {record.size_bytes}")
+    except (OSError, ValueError, TypeError) as error:
         raise OutputError(f"{path}: this segment was not finished; run the same command again.") from error
+    return record
 
 
 def write_png(path: Path, rgb_hwc: Picture) -> None:

@@ -204,14 +204,15 @@ def join(
     destination: Path,
     *,
     window: tuple[Fraction, Fraction] | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Write ``destination`` from finished segments and the other streams of the input, nothing encoded again.
 
     The video's time stamps are those that were written, to the tick of the container; decoding times are built anew.
     Copied packets keep their distance to the picture. With ``window`` (start and end in the input's seconds),
     packets whose midpoint lies inside come along, and the first kept frame is shown at 0. Without, the input's own
     clock is kept, unless it starts later than a minute (a broadcast's): then everything is shifted so that the first
-    picture is shown at 0. The file appears whole or not at all. Raises ``OutputError``.
+    picture is shown at 0. The file appears whole or not at all. Gives a sentence for each thing that could only be
+    known now and belongs into the warnings. Raises ``OutputError``.
     """
     records = [read_record(path) for path in segments]
     times = _Times(segments, records, spec)
@@ -236,6 +237,11 @@ def join(
             strict = _CONTAINERS[plan.suffix].tick_s is None
             _interleave(container, pictures, _copied_packets(source, copies, shift_s, window, strict=strict))
             container.close()
+            late_s = _first_shown(part) - (records[0].first_pts * spec.time_base + shift_s)
+    if window is not None or late_s <= _DURATION_SLACK_S:
+        return ()
+    late_ms = f"{float(late_s * 1000):.0f} ms"
+    return (f"all is shown {late_ms} later: a stream begins before 0, and {plan.suffix} has no such times.",)
 
 
 def check_output(
@@ -613,12 +619,19 @@ def _interleave(container: OutputContainer, pictures: Iterator[Packet], copied: 
     other = next(copied, None)
     while picture is not None or other is not None:
         if other is None or (picture is not None and _seconds(picture) <= _seconds(other)):
-            assert picture is not None, "one of the two is there"
-            container.mux_one(picture)
-            picture = next(pictures, None)
+            packet, picture = picture, next(pictures, None)
         else:
-            container.mux_one(other)
-            other = next(copied, None)
+            packet, other = other, next(copied, None)
+        assert packet is not None, "one of the two is there"
+        container.mux_one(packet)
+
+
+def _first_shown(path: Path) -> Fraction:
+    """When the first packet of the picture is shown, in seconds; segments begin with the first frame shown."""
+    with av.open(f"file:{path}", metadata_errors="replace") as container:
+        packet = next(packet for packet in container.demux(_checked_video(container)) if packet.size)
+        assert packet.pts is not None, "what was just written has its time"
+        return packet.pts * packet.time_base
 
 
 def _seconds(packet: Packet) -> Fraction:

@@ -42,7 +42,8 @@ def shrink_and_compress(
     if codec is not None:
         small = _through_codec(small, codec, options or {}, width, height)
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=width, height=height, format="yuv420p", time_base=Fraction(1, 25))
+    layout = av.VideoFormat("yuv420p", width, height)
+    source = graph.add_buffer(width=width, height=height, format=layout, time_base=Fraction(1, 25))
     scale = graph.add("scale", "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp")
     to_rgb = graph.add("format", "rgb24")
     sink = graph.add("buffersink")

@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MemoryBlock", "MemoryInit", "TimeGrowth", "TimePool", "activation", "shift_in_time"]
+__all__ = ["MemoryBlock", "MemoryInit", "TimeGrowth", "TimePool", "activation", "shift_in_time", "to_channels_last"]
 
 MemoryInit = Literal["zeros", "replicate"]
 """What the first frame of a stream finds in memory: nothing, or itself."""
@@ -22,7 +23,15 @@ def shift_in_time(x_btchw: Tensor, past_bchw: Tensor | None, init: MemoryInit) -
         first = past_bchw.unsqueeze(1)
     else:
         first = torch.zeros_like(x_btchw[:, :1]) if init == "zeros" else x_btchw[:, :1]
-    return torch.cat([first, x_btchw[:, :-1]], dim=1)
+    return first if x_btchw.shape[1] == 1 else torch.cat([first, x_btchw[:, :-1]], dim=1)
+
+
+def to_channels_last(network: nn.Module) -> nn.Module:
+    """Lay out the kernels of all 2D convolutions channels last, the one format that every stage computes in."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 class MemoryBlock(nn.Module):
@@ -52,8 +61,14 @@ class MemoryBlock(nn.Module):
         """
         x_btchw = x_nchw.unflatten(0, (batch, -1))
         past = shift_in_time(x_btchw, past_bchw, self.init).flatten(0, 1)
-        mixed = self.conv(torch.cat([x_nchw, past], dim=1))
-        return self.act(mixed + x_nchw), x_btchw[:, -1]
+        first, *rest = self.conv
+        assert isinstance(first, nn.Conv2d), "a memory block starts with a convolution"
+        # The concatenation of frame and past is never built: each half of the kernel meets its own input.
+        mixed = F.conv2d(x_nchw, first.weight[:, : self.width], first.bias, padding=1)
+        mixed.add_(F.conv2d(past, first.weight[:, self.width :], padding=1))
+        for layer in rest:
+            mixed = layer(mixed)
+        return self.act(mixed.add_(x_nchw)), x_btchw[:, -1]
 
 
 class TimeGrowth(nn.Module):
@@ -83,5 +98,11 @@ class TimePool(nn.Module):
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         """Map [N, C, H, W] with N a multiple of ``factor`` to [N / factor, C, H, W]."""
-        joined = x_nchw.unflatten(0, (-1, self.factor)).flatten(1, 2) if self.factor > 1 else x_nchw
-        return self.conv(joined.contiguous(memory_format=torch.channels_last))
+        if self.factor == 1:
+            return self.conv(x_nchw)
+        frames, kernels = x_nchw.unflatten(0, (-1, self.factor)), self.conv.weight.chunk(self.factor, dim=1)
+        # As in the memory block, no concatenation: each frame meets its own part of the kernel.
+        pooled = F.conv2d(frames[:, 0].contiguous(memory_format=torch.channels_last), kernels[0])
+        for i in range(1, self.factor):
+            pooled.add_(F.conv2d(frames[:, i].contiguous(memory_format=torch.channels_last), kernels[i]))
+        return pooled

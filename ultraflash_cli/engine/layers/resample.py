@@ -15,16 +15,15 @@ LOBES = 3
 
 def lanczos_upscale(frames_nchw: Tensor, scale: int) -> Tensor:
     """Enlarge [N, C, H, W] by a whole factor with lanczos-3, edges repeated; pixel centres stay aligned."""
-    n, c, height, width = frames_nchw.shape
+    height, width = frames_nchw.shape[2:]
     taps = _phase_taps(scale).tolist()
-    out = frames_nchw.new_empty((n, c, height * scale, width, scale))
-    for frame, target in zip(frames_nchw, out, strict=True):
-        rows = F.pad(frame.unsqueeze(0), (0, 0, LOBES, LOBES), mode="replicate")[0]
-        tall = torch.stack([_weigh(rows, taps[phase], 1, height) for phase in range(scale)], dim=2)
-        columns = F.pad(tall.flatten(1, 2).unsqueeze(0), (LOBES, LOBES, 0, 0), mode="replicate")[0]
-        for phase in range(scale):
-            target[..., phase] = _weigh(columns, taps[phase], 2, width)
-    return out.flatten(3)
+    enlarged: list[Tensor] = []
+    for frame in frames_nchw.split(1):
+        padded = F.pad(frame, (LOBES, LOBES, LOBES, LOBES), mode="replicate")
+        tall = [_weigh(padded, taps[row], 2, height) for row in range(scale)]
+        phases = [_weigh(part, taps[column], 3, width) for part in tall for column in range(scale)]
+        enlarged.append(F.pixel_shuffle(torch.stack(phases, dim=2).flatten(1, 2), scale))
+    return enlarged[0] if len(enlarged) == 1 else torch.cat(enlarged)
 
 
 def _weigh(padded: Tensor, taps: list[float], dim: int, size: int) -> Tensor:

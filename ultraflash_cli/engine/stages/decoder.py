@@ -182,33 +182,56 @@ class Decoder(nn.Module):
         The result is float32 where a skip path adds to the enlarged frames, else the network's dtype. ``scale``
         stands in for the config's (training works at several in turn).
         """
+        split = self._latent_memories
+        before = (None, None) if memories is None else (memories[:split], memories[split:])
+        x, after = self._latent_path(latents_bcthw, before[0])
+        if self.skip is None:
+            return x, after
+        assert frames_bcthw is not None, "a decoder with a skip path needs the low-resolution frames"
+        full, after_skip = self._skip_path(self.skip, x, frames_bcthw, before[1], scale)
+        return full, after + after_skip
+
+    @property
+    def _latent_memories(self) -> int:
+        """How many of the memories belong to the latent path."""
+        return sum(stage.blocks for stage in self.config.stages)
+
+    def _latent_path(
+        self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return pixels, or the features for the skip path, four frames a latent, and the memories."""
         batch = latents_bcthw.shape[0]
         x = latents_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         after: list[Tensor] = []
-
-        def remember(block: nn.Module, x: Tensor) -> Tensor:
-            x, memory = block(x, None if memories is None else memories[len(after)], batch)
-            after.append(memory)
-            return x
-
         for layer in self.decoder:
-            x = remember(layer, x) if isinstance(layer, MemoryBlock) else layer(x)
-        if self.skip is None:
-            return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
+            if isinstance(layer, MemoryBlock):
+                x, memory = layer(x, None if memories is None else memories[len(after)], batch)
+                after.append(memory)
+            else:
+                x = layer(x)
+        return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
 
-        assert frames_bcthw is not None, "a decoder with a skip path needs the low-resolution frames"
-        config = self.skip.config
-        frames = frames_bcthw.transpose(1, 2).flatten(0, 1)
-        small = F.pixel_unshuffle(frames.to(x.dtype), config.patch)
-        size = (small.shape[2], small.shape[3])
-        near = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        y = torch.cat([small, near], dim=1).contiguous(memory_format=torch.channels_last)
-        embedded = self.skip.embed(y)
-        y = embedded
-        for block in self.skip.blocks:
-            y = remember(block, y)
+    def _skip_path(
+        self,
+        skip: _Skip,
+        features_bcthw: Tensor,
+        frames_bcthw: Tensor,
+        memories: tuple[Tensor, ...] | None,
+        scale: int | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the enlarged frames plus their residual, float32, and the memories."""
+        batch, config = frames_bcthw.shape[0], skip.config
         scale = scale or config.scale
-        residual = self.skip.project[str(scale)](y + embedded) * config.residual_gain
+        frames = frames_bcthw.transpose(1, 2).flatten(0, 1)
+        features = features_bcthw.transpose(1, 2).flatten(0, 1)
+        small = F.pixel_unshuffle(frames.to(features.dtype), config.patch)
+        near = F.interpolate(features, size=small.shape[2:], mode="bilinear", align_corners=False)
+        embedded = skip.embed(torch.cat([small, near], dim=1).contiguous(memory_format=torch.channels_last))
+        x, after = embedded, list[Tensor]()
+        for i, block in enumerate(skip.blocks):
+            x, memory = block(x, None if memories is None else memories[i], batch)
+            after.append(memory)
+        residual = skip.project[str(scale)](x + embedded) * config.residual_gain
         residual = F.pixel_shuffle(residual, config.patch * scale)
         full = lanczos_upscale(frames.float(), scale) + residual
         return full.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
@@ -237,20 +260,31 @@ class Decoder(nn.Module):
         return DecoderState(memories, False, empty)
 
     def step(self, state: DecoderState, inputs: DecoderInputs) -> tuple[DecoderState, Tensor]:
-        """Take in T latents (and 4T frames); return 4T frames. Computed latent by latent."""
+        """Take in T latents (and 4T frames); return 4T frames. Computed latent by latent, the skip path by frame."""
         first = self.decoder[1].weight
         assert isinstance(first, Tensor)
+        split = self._latent_memories
         memories = state.memories if state.started else None
-        out = [state.empty_bcthw]
-        for t in range(inputs.latents_bcthw.shape[2]):
+        batch, channels, _, height, width = state.empty_bcthw.shape
+        latents = inputs.latents_bcthw.shape[2]
+        out = state.empty_bcthw.new_empty((batch, channels, FRAMES_PER_LATENT * latents, height, width))
+        for t in range(latents):
             latent = inputs.latents_bcthw[:, :, t : t + 1].to(first.dtype)
-            frames = inputs.frames_bcthw
-            if frames is not None:
-                frames = frames[:, :, FRAMES_PER_LATENT * t : FRAMES_PER_LATENT * (t + 1)]
-            pixels, memories = self.decode(latent, frames, memories)
-            out.append(pixels)
-        after = state.memories if memories is None else memories
-        return DecoderState(after, memories is not None, state.empty_bcthw), torch.cat(out, dim=2)
+            near, after = self._latent_path(latent, None if memories is None else memories[:split])
+            if self.skip is None:
+                out[:, :, FRAMES_PER_LATENT * t : FRAMES_PER_LATENT * (t + 1)] = near
+            else:
+                assert inputs.frames_bcthw is not None, "a decoder with a skip path needs the low-resolution frames"
+                after_skip = None if memories is None else memories[split:]
+                for i in range(FRAMES_PER_LATENT):
+                    at = slice(FRAMES_PER_LATENT * t + i, FRAMES_PER_LATENT * t + i + 1)
+                    frame = inputs.frames_bcthw[:, :, at]
+                    pixels, after_skip = self._skip_path(self.skip, near[:, :, i : i + 1], frame, after_skip, None)
+                    out[:, :, at] = pixels
+                assert after_skip is not None, "four frames leave memories"
+                after = after + after_skip
+            memories = after
+        return DecoderState(memories or state.memories, memories is not None, state.empty_bcthw), out
 
     def flush(self, state: DecoderState) -> Tensor:
         """Return no frames: nothing is ever queued."""

@@ -6,18 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
-from ultraflash_cli.train.data import PairConfig
+from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.train.data import Material, PairConfig, PairDataset
 from ultraflash_cli.train.loop import Batch, LoopConfig
 from ultraflash_cli.train.losses import charbonnier, detail_loss, information_loss, temporal_loss, to_ycbcr
 
-__all__ = ["PixelRoles", "PixelsConfig", "loss"]
+__all__ = ["NETWORKS", "PixelRoles", "PixelsConfig", "configure", "is_kernel", "load_roles", "loss", "start"]
+
+NETWORKS = ("encoder", "upsamplers", "decoder")
+"""What the recipe trains, by the names of its roles."""
 
 WHITENING_FLOOR = 3e-5
 """Variance below which an axis of the patches counts as noise."""
+
+WHITENING_SEED = 5
+"""Seed of the clips whose patches are whitened."""
 
 STRUCTURE_STRIDE = 4
 """The structural terms, which cost as much as a fifth of the network, look at one frame in four."""
@@ -52,7 +60,7 @@ class PixelRoles(nn.Module):
         self.upsamplers = nn.ModuleDict({str(s): LatentUpsampler(profile.at_scale(s).upsampler) for s in skip.scales})
         self.decoder = Decoder(profile.decoder)
         self._start_from_lanczos()
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        to_channels_last(self)
 
     def _start_from_lanczos(self) -> None:
         """Make the residual zero and every memory block nearly an identity."""
@@ -96,7 +104,11 @@ class PixelRoles(nn.Module):
         upsampler = self.upsamplers[str(scale)]
         assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
         latents, _ = upsampler.upsample(latents, None)
-        return self.decoder.decode(latents, low_bcthw, None, scale=scale)[0]
+        return self.decoder.decode(self.refine(latents), low_bcthw, None, scale=scale)[0]
+
+    def refine(self, latents_bcthw: Tensor) -> Tensor:
+        """Return the latents as they are: this recipe goes without an SR transformer."""
+        return latents_bcthw
 
 
 def loss(config: PixelsConfig, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -114,3 +126,51 @@ def loss(config: PixelsConfig, model: nn.Module, batch: Batch) -> dict[str, Tens
     if config.detail:
         terms["detail"] = detail_loss(*planes) * config.detail
     return terms
+
+
+def configure(*, steps: int, seed: int) -> PixelsConfig:
+    """Return the settings that the built-in model was trained with."""
+    return PixelsConfig(
+        loop=LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998, save_every=100),
+        pairs=PairConfig(shares=(("clip", 0.45), ("photo", 0.39), ("graphic", 0.06), ("screen", 0.1))),
+        information=0.01,
+        detail=0.02,
+    )
+
+
+def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> PixelRoles:
+    """Return the networks before the first step: those of ``weights``, or fresh ones with a whitened skip path.
+
+    Raises WeightsError where ``weights`` are not those of this recipe.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        roles = PixelRoles()
+    if weights is not None:
+        load_roles(roles, weights)
+        return roles
+    pairs = PairConfig(shares=(("clip", 0.5), ("photo", 0.5)), crop_px=96)
+    dataset = PairDataset(materials, pairs, seed=WHITENING_SEED, scale_of={2: 1.0})
+    roles.whiten(torch.cat([dataset.batch(number, 4)[0] for number in range(6)]))
+    return roles
+
+
+def load_roles(roles: nn.Module, weights: dict[str, Tensor], *, may_lack: str | None = None) -> None:
+    """Give roles their weights; only those of the role ``may_lack`` may be missing. Raises WeightsError."""
+    try:
+        missing, unexpected = roles.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"the weights to start from have other sizes ({str(error).splitlines()[-1].strip()})."
+        ) from error
+    missing = [name for name in missing if may_lack is None or not name.startswith(f"{may_lack}.")]
+    if missing or unexpected:
+        raise WeightsError(
+            f"the weights to start from lack {len(missing)} tensors ({', '.join(missing[:3]) or 'none'}) and have "
+            f"{len(unexpected)} too many ({', '.join(unexpected[:3]) or 'none'})."
+        )
+
+
+def is_kernel(name: str) -> bool:
+    """Tell whether a parameter takes orthogonalised steps: all kernels but the first and last of the two paths."""
+    return ".project." not in name and ".embed." not in name and not name.endswith("encoder.0.weight")

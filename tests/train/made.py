@@ -1,0 +1,77 @@
+"""Clips and tiny networks made on the fly."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ultraflash_cli.engine.profiles import LITE
+from ultraflash_cli.engine.stages.decoder import DecoderStage, SkipConfig
+from ultraflash_cli.train.data import Material
+from ultraflash_cli.train.degradation import DegradationConfig
+
+CLEAN = DegradationConfig(clean_share=1.0)
+"""Scaling alone."""
+
+SOFT = DegradationConfig(
+    clean_share=0.0, blur_share=1.0, blur_sigma=(2.0, 2.0), kernels=(("bicubic", 1.0),), crf=(10, 10)
+)
+"""Always the same strong blur, which even a tiny network soon learns to undo."""
+
+SMALL = replace(
+    LITE,
+    encoder=replace(LITE.encoder, width=8),
+    upsampler=replace(LITE.upsampler, width=8, blocks=1),
+    decoder=replace(
+        LITE.decoder,
+        stages=(
+            DecoderStage(width=8, blocks=1, upsample=False),
+            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
+            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
+        ),
+        out_width=8,
+        skip=SkipConfig(width=32, blocks=1, latent_features=4, scales=(2, 3), residual_gain=0.3),
+    ),
+)
+"""The built-in model, much thinner."""
+
+
+DARK, LIGHT = (40, 30, 60), (220, 230, 200)
+
+
+def moving_shapes(seed: int, *, frames: int = 8, side: int = 128) -> npt.NDArray[np.uint8]:
+    """A clip [T, H, W, 3] of dark and light discs and rings, gliding over one another."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:side, 0:side].astype(np.float64)
+    clip = np.full((frames, side, side, 3), LIGHT, dtype=np.float64)
+    for i in range(30):
+        colour = np.array(LIGHT if i % 2 else DARK)
+        cx, cy, vx, vy = *rng.uniform(0, side, 2), *rng.normal(0, 1.5, 2)
+        radius, ring = rng.uniform(4, side / 5), rng.random() < 0.5
+        for t in range(frames):
+            away = np.hypot(x - cx - vx * t, y - cy - vy * t)
+            cover = np.clip(radius - away + 0.5, 0, 1)
+            if ring:
+                cover *= np.clip(away - radius + 4.5, 0, 1)
+            clip[t] += cover[..., None] * (colour - clip[t])
+    return clip.round().astype(np.uint8)
+
+
+def made_materials(count: int, *, first_seed: int = 0, side: int = 128) -> list[Material]:
+    """Return clips of moving shapes."""
+    licence = "made for this project (test)"
+    return [
+        Material(f"clip_{seed}", "clip", licence, moving_shapes(seed, side=side))
+        for seed in range(first_seed, first_seed + count)
+    ]
+
+
+def write_materials(folder: Path, materials: list[Material]) -> Path:
+    """Lay material out as `prepare` does; return the folder."""
+    rows = [{"name": m.name, "kind": m.kind, "licence": m.licence, "source": "test"} for m in materials]
+    for material in materials:
+        np.save(folder / f"{material.name}.npy", material.frames_thwc)
+    (folder / "materials.json").write_text(json.dumps(rows))
+    return folder

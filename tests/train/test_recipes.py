@@ -1,0 +1,173 @@
+"""The recipes learn, start where they say, and train the very networks that serve."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.train.made import CLEAN, SMALL, SOFT, made_materials
+from ultraflash_cli.engine.layers.resample import lanczos_upscale
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.sr_dit import SrDitInputs
+from ultraflash_cli.errors import UsageError, WeightsError
+from ultraflash_cli.train.data import PairConfig, PairDataset
+from ultraflash_cli.train.loop import LoopConfig, Prefetcher, run_loop
+from ultraflash_cli.train.recipes import RECIPES, pixels, sr_dit
+
+PAIRS = PairConfig(crop_px=24, shares=(("clip", 1.0),), degradation=SOFT)
+
+
+def clip(frames: int, side: int, seed: int = 3) -> Tensor:
+    return torch.rand(1, 3, frames, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def shaken(roles: nn.Module, seed: int = 4) -> None:
+    """Give every parameter that starts at zero something to do."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in roles.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_every_recipe_of_the_table_offers_what_a_run_needs() -> None:
+    for name, recipe in RECIPES.items():
+        module = recipe.load()
+        config = module.configure(steps=7, seed=3)
+        assert (recipe.name, config.loop.steps, config.loop.seed) == (name, 7, 3)
+        assert all(callable(getattr(module, part)) for part in ("start", "loss", "is_kernel"))
+        assert module.NETWORKS
+
+
+def test_pixels_starts_as_lanczos() -> None:
+    low = clip(4, 16)
+    for scale in (2, 3):
+        out = pixels.PixelRoles(SMALL)(low, scale)
+        wanted = lanczos_upscale(low[0].transpose(0, 1), scale).transpose(0, 1)[None]
+        torch.testing.assert_close(out, wanted)
+
+
+def test_pixels_learns_in_forty_steps_what_lanczos_lacks_on_held_out_clips(tmp_path: Path) -> None:
+    loop = LoopConfig(steps=40, rate=3e-3, warmup=5, average=0.9, clip=5.0)
+    config = pixels.PixelsConfig(loop=loop, pairs=PAIRS, scale_odds=((2, 1.0),))
+    learned = PairDataset(made_materials(4), PAIRS, seed=1, scale_of={2: 1.0})
+    held_out = PairDataset(made_materials(2, first_seed=100), PAIRS, seed=2, scale_of={2: 1.0})
+    tests = [held_out.batch(number, 4) for number in range(4)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        roles = pixels.PixelRoles(SMALL)
+    roles.whiten(torch.cat([learned.batch(number, 4)[0] for number in range(4)]))
+
+    @torch.no_grad()
+    def errors() -> tuple[float, float]:
+        terms = [pixels.loss(config, roles, batch) for batch in tests]
+        luma = sum(term["luma"].item() for term in terms)
+        return luma, sum(value.item() for term in terms for value in term.values())
+
+    lanczos_luma, lanczos = errors()
+    batches = Prefetcher(lambda number: learned.batch(number, 4), workers=0)
+    run_loop(roles, partial(pixels.loss, config), batches, loop, tmp_path, is_kernel=pixels.is_kernel)
+    luma, total = errors()
+    assert luma < 0.82 * lanczos_luma
+    assert total < 0.88 * lanczos
+
+
+def test_the_structural_terms_are_there_where_they_have_a_weight() -> None:
+    batch = (clip(4, 32), clip(4, 64), 2)
+    config = pixels.PixelsConfig(loop=LoopConfig(steps=1))
+    roles = pixels.PixelRoles(SMALL)
+    assert pixels.loss(config, roles, batch).keys() == {"luma", "chroma", "temporal"}
+    more = pixels.loss(replace(config, information=0.01, detail=0.02), roles, batch)
+    assert more.keys() == {"luma", "chroma", "temporal", "information", "detail"}
+    sum(more.values(), start=torch.zeros(())).backward()
+    moved = {name for name, p in roles.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(name.startswith("decoder.skip.project.2") for name in moved)
+
+
+def test_whitened_filters_see_natural_patches_at_equal_strength() -> None:
+    learned = PairDataset(made_materials(4), replace(PAIRS, degradation=CLEAN), seed=1, scale_of={2: 1.0})
+    low = torch.cat([learned.batch(number, 4)[0] for number in range(4)])
+    roles = pixels.PixelRoles(SMALL)
+    skip = roles.decoder.skip
+    assert skip is not None
+
+    def spread() -> float:
+        small = torch.nn.functional.pixel_unshuffle(low.transpose(1, 2).flatten(0, 1), 2)
+        features = skip.embed(torch.cat([small, torch.zeros(len(small), 4, *small.shape[2:])], dim=1))
+        # The chroma filters at the end are means, not axes.
+        variance = features[:, :24, 1:-1, 1:-1].transpose(0, 1).flatten(1).var(dim=1)
+        return (variance.max() / variance.median()).item()
+
+    roles.whiten(low)
+    assert spread() < 5
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_the_parallel_form_equals_the_streaming_form(scale: int) -> None:
+    roles = pixels.PixelRoles(SMALL).requires_grad_(False)
+    shaken(roles)
+    frames = clip(12, 32)
+    whole = roles(frames, scale)
+    profile = SMALL.at_scale(scale)
+    decoder = Decoder(profile.decoder)
+    decoder.load_state_dict(roles.decoder.state_dict())
+    upsampler = roles.upsamplers[str(scale)]
+    assert isinstance(upsampler, LatentUpsampler)
+    states = (
+        roles.encoder.init_state(batch=1, height=32, width=32),
+        upsampler.init_state(batch=1, height=4, width=4),
+        decoder.init_state(batch=1, height=4 * scale, width=4 * scale),
+    )
+    streamed: list[Tensor] = []
+    for piece in frames.split([4, 8], dim=2):
+        encoder_state, latents = roles.encoder.step(states[0], piece)
+        upsampler_state, latents = upsampler.step(states[1], latents)
+        decoder_state, sharp = decoder.step(states[2], DecoderInputs(latents, piece))
+        states = (encoder_state, upsampler_state, decoder_state)
+        streamed.append(sharp)
+    torch.testing.assert_close(torch.cat(streamed, dim=2), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_the_transformer_of_sr_dit_computes_in_training_what_it_computes_in_service() -> None:
+    roles = sr_dit.SrRoles(SMALL, seed=6).requires_grad_(False)
+    shaken(roles)
+    latents = torch.randn(1, 16, 6, 16, 16, generator=torch.Generator().manual_seed(2))
+    trained = roles.refine(latents)
+    noise = torch.Generator().manual_seed(6)
+    state = roles.sr_dit.init_state(batch=1, height=16, width=16)
+    served: list[Tensor] = []
+    for pair in latents.split(2, dim=2):
+        state, clean = roles.sr_dit.step(state, SrDitInputs(torch.randn(pair.shape, generator=noise), pair))
+        served.append(clean)
+    torch.testing.assert_close(torch.cat(served, dim=2), trained, rtol=1e-4, atol=1e-4)
+    assert (trained - latents).abs().max() > 1e-2
+
+
+def test_sr_dit_starts_as_the_cascade_it_is_given() -> None:
+    given = pixels.PixelRoles().state_dict()
+    roles = sr_dit.start(sr_dit.configure(steps=1, seed=1), [], given)
+    latents = torch.randn(1, 16, 2, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(roles.refine(latents), latents)
+    assert all(torch.equal(value, roles.state_dict()[name]) for name, value in given.items())
+
+
+def test_sr_dit_refuses_to_start_from_nothing_and_from_other_weights() -> None:
+    config = sr_dit.configure(steps=1, seed=1)
+    with pytest.raises(UsageError, match="--start-from"):
+        sr_dit.start(config, [], None)
+    with pytest.raises(WeightsError, match="lack"):
+        sr_dit.start(config, [], {"encoder.encoder.0.bias": torch.zeros(32)})
+    with pytest.raises(WeightsError, match="other sizes"):
+        sr_dit.start(config, [], {"encoder.encoder.0.bias": torch.zeros(31)})
+
+
+def test_the_fixed_names_of_orthogonalised_kernels() -> None:
+    kernels = {name for name, p in sr_dit.SrRoles(SMALL).named_parameters() if p.ndim >= 2 and sr_dit.is_kernel(name)}
+    assert "encoder.encoder.0.weight" not in kernels
+    assert "decoder.skip.embed.weight" not in kernels
+    assert not any(name.startswith(("sr_dit.", "decoder.skip.project.")) for name in kernels)
+    assert "upsamplers.2.final.weight" in kernels
+    assert any(name.startswith("decoder.skip.blocks.0.") for name in kernels)

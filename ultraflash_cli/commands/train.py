@@ -1,0 +1,121 @@
+"""`ultraflash train`: the recipes, and the steps before and after them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ultraflash_cli.console import Console
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.options import ThreadsOption, with_console
+from ultraflash_cli.train.recipes import RECIPES, Recipe
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train the models: prepare material, run a recipe, export its weights (docs/training.md).",
+)
+
+
+@app.command("prepare")
+@with_console(hidden=True)
+def prepare_material(
+    console: Console,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the material goes.")],
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", metavar="FILE", help="JSON with files, licences and splits; its clips are taken."),
+    ] = None,
+    with_photos: Annotated[bool, typer.Option("--with-photos", help="Take the manifest's photos, too.")] = False,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option("--photos", metavar="DIR=LICENCE", help="A folder of photos and its licence; repeatable."),
+    ] = None,
+    fonts: Annotated[
+        Path | None, typer.Option("--fonts", metavar="DIR", help="Fonts for rendered pages; without it, no pages.")
+    ] = None,
+    texts: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="A text whose words fill the pages; repeatable.")
+    ] = None,
+) -> None:
+    """Prepare training material whose licences allow it: clips, photos, rendered pages."""
+    from ultraflash_cli.train.prepare import PhotoSource, PrepareJob, prepare
+
+    sources = [PhotoSource(folder=Path(folder), licence=licence) for folder, licence in _pairs("--photos", photos)]
+    job = PrepareJob(
+        manifest=manifest, with_photos=with_photos, photos=tuple(sources), fonts=fonts, texts=tuple(texts or [])
+    )
+    entries = prepare(job, out, on_entry=lambda entry: console.detail(f"{entry.kind:8} {entry.name}"))
+    console.info(f"{len(entries)} pieces of material in {out}")
+
+
+@app.command("export")
+@with_console(hidden=True)
+def export_weights(
+    console: Console,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the files go; its name is the model's.")],
+    listing: Annotated[Path, typer.Option("--list", metavar="FILE", help="The list of weights to update.")],
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="NAME=VALUE", help="A measurement for the files' metadata; repeatable."),
+    ] = None,
+) -> None:
+    """Write the averaged weights of a run, one file a network, and list them."""
+    from ultraflash_cli.train.export import ExportJob, export
+
+    job = ExportJob(run=run, folder=out, listing=listing, metrics=tuple(_pairs("--metric", metrics)))
+    for entry in export(job):
+        console.text(f"{entry.name:24}  {entry.bytes:10}  {entry.sha256[:12]}")
+
+
+def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
+    @with_console(hidden=True)
+    def train(
+        console: Console,
+        data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Prepared material.")],
+        out: Annotated[
+            Path, typer.Option("--out", metavar="DIR", help="Folder of the run; an interrupted run goes on.")
+        ],
+        steps: Annotated[int, typer.Option("--steps", metavar="N", help="Optimiser steps in all.")],
+        threads: ThreadsOption = None,
+        workers: Annotated[
+            int, typer.Option("--workers", metavar="N", help="Processes that make batches; 0 makes them in between.")
+        ] = 1,
+        seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of weights and batches.")] = 1,
+        start_from: Annotated[
+            Path | None,
+            typer.Option("--start-from", metavar="FILE", help="Averaged weights of another run to start from."),
+        ] = None,
+    ) -> None:
+        from ultraflash_cli.jobs.host import keep_freed_memory, usable_cores
+        from ultraflash_cli.train.run import TrainJob, run
+
+        job = TrainJob(
+            recipe=recipe.name,
+            data=data,
+            out=out,
+            steps=steps,
+            seed=seed,
+            threads=threads or usable_cores(),
+            workers=workers,
+            start_from=start_from,
+        )
+        keep_freed_memory()
+        run(job, on_save=lambda done: console.info(f"{done} of {steps} steps"))
+        console.info(f"averaged weights, record and log in {out}")
+
+    return train
+
+
+def _pairs(option: str, values: list[str] | None) -> list[tuple[str, str]]:
+    for value in values or []:
+        if not value.partition("=")[0] or not value.partition("=")[2]:
+            raise UsageError(f"{option} takes two parts joined by =, got {value!r}")
+    return [(value.partition("=")[0], value.partition("=")[2]) for value in values or []]
+
+
+for _recipe in RECIPES.values():
+    app.command(_recipe.name, help=_recipe.summary)(_recipe_command(_recipe))

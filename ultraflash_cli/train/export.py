@@ -1,0 +1,110 @@
+"""A finished run into weight files: one safetensors a network, and its row in the list of weights."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.train.recipes import RECIPES
+from ultraflash_cli.train.run import AVERAGE, read_record
+from ultraflash_cli.video.partial import output_errors, partial_file
+from ultraflash_cli.weights.load import read_tensors
+from ultraflash_cli.weights.manifest import WeightEntry, read_manifest
+
+__all__ = ["ExportJob", "export", "networks_of", "weights_list"]
+
+HEADER = "# Every weight file: what code asks for by name, verified by size and sha256 before use.\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportJob:
+    """What to export, and where to."""
+
+    run: Path
+    """Folder of a training run."""
+    folder: Path
+    """Where the files go; its name is the model's."""
+    listing: Path
+    """The list of weights; rows of networks that are not exported stay."""
+    metrics: tuple[tuple[str, str], ...] = ()
+    """Measured on held-out clips, for the files' metadata."""
+    licence: str = "Apache-2.0"
+    """SPDX identifier of the weights."""
+
+
+def export(job: ExportJob) -> list[WeightEntry]:
+    """Write the networks that the run's recipe trains, in float32, and their rows; return the rows.
+
+    Raises InputError where the folder holds no run, WeightsError for weights that are broken or not finite.
+    """
+    record = read_record(job.run)
+    roles: tuple[str, ...] = RECIPES[record.recipe].load().NETWORKS
+    metadata = {
+        "recipe": record.recipe,
+        "recipe_hash": record.recipe_hash,
+        "data_hash": record.data_hash,
+        "steps": str(record.steps),
+        "seed": str(record.seed),
+        **dict(job.metrics),
+    }
+    model = job.folder.name
+    with output_errors(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+    entries: list[WeightEntry] = []
+    for name, tensors in networks_of(read_tensors(job.run / AVERAGE), roles).items():
+        path = job.folder / f"{name}.safetensors"
+        with partial_file(path) as part:
+            save_file(tensors, part, metadata=metadata)
+        content = path.read_bytes()
+        entries.append(
+            WeightEntry(
+                name=f"{model}/{name}",
+                architecture=name.split("_x")[0],
+                file=f"{model}/{name}.safetensors",
+                sha256=hashlib.sha256(content).hexdigest(),
+                bytes=len(content),
+                licence=job.licence,
+            )
+        )
+    rows = read_manifest(job.listing) if job.listing.exists() else {}
+    rows |= {entry.name: entry for entry in entries}
+    with partial_file(job.listing) as part:
+        part.write_text(weights_list(rows), encoding="utf-8")
+    return entries
+
+
+def networks_of(tensors: Mapping[str, Tensor], roles: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+    """Divide the weights of a run into networks; ``upsamplers.2`` becomes ``upsampler_x2``.
+
+    Raises WeightsError where a role is not among them.
+    """
+    networks: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        role, name = key.split(".", 1)
+        if role not in roles:
+            continue
+        network = role
+        if role == "upsamplers":
+            scale, name = name.split(".", 1)
+            network = f"upsampler_x{scale}"
+        networks.setdefault(network, {})[name] = value.float().contiguous()
+    lacking = [role for role in roles if not any(key.startswith(f"{role}.") for key in tensors)]
+    if lacking:
+        raise WeightsError(f"the run has no weights of {', '.join(lacking)}.")
+    return dict(sorted(networks.items()))
+
+
+def weights_list(entries: Mapping[str, WeightEntry]) -> str:
+    """Return the text of the list of weights, by name."""
+    tables = [HEADER]
+    for name in sorted(entries):
+        lines = [
+            f"{key} = {value}" if isinstance(value, int) else f'{key} = "{value}"'
+            for key, value in asdict(entries[name]).items()
+        ]
+        tables.append("\n".join(["[[weights]]", *lines]) + "\n")
+    return "\n".join(tables)

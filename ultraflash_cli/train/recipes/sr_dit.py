@@ -1,0 +1,64 @@
+"""Recipe ``sr_dit``: the SR transformer by one-step regression, its gradient coming through the decoder."""
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.stages.sr_dit import SrDit
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.train.data import Material
+from ultraflash_cli.train.recipes import pixels
+from ultraflash_cli.train.recipes.pixels import PixelRoles, PixelsConfig, configure, load_roles, loss
+
+__all__ = ["NETWORKS", "SrRoles", "configure", "is_kernel", "loss", "start"]
+
+NETWORKS = ("encoder", "upsamplers", "sr_dit", "decoder")
+"""What the recipe trains, by the names of its roles."""
+
+
+class SrRoles(PixelRoles):
+    """The networks of ``pixels`` with the SR transformer between upsampler and decoder.
+
+    It starts as the identity (its head is zero). ``frozen`` keeps the other networks as they are; otherwise they
+    follow at the same learning rate. The loss is that of ``pixels``: what counts is what the decoder shows.
+    """
+
+    def __init__(self, profile: Profile = LITE, *, frozen: bool = False, seed: int = 1) -> None:
+        super().__init__(profile)
+        if frozen:
+            self.requires_grad_(False)
+        assert profile.sr_dit is not None, "the recipe trains a profile with an SR transformer"
+        self.group_latents = profile.group_latents
+        self.sr_dit = SrDit(profile.sr_dit)
+        self.noise = torch.Generator().manual_seed(seed)
+
+    def refine(self, latents_bcthw: Tensor) -> Tensor:
+        """Refine latents group by group, keys and values of earlier groups remembered as in service."""
+        clean: list[Tensor] = []
+        caches = None
+        for group, start in enumerate(range(0, latents_bcthw.shape[2], self.group_latents)):
+            cond = latents_bcthw[:, :, start : start + self.group_latents]
+            noise = torch.randn(cond.shape, generator=self.noise).to(cond)
+            result = self.sr_dit.forward_group(noise, cond, caches=caches, first_frame=start, group=group)
+            caches = result.caches
+            clean.append(self.sr_dit.clean(noise, cond, result.output_bcthw))
+        return torch.cat(clean, dim=2)
+
+
+def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> SrRoles:
+    """Return the networks of ``weights``, the averages of a run of ``pixels``, around a transformer that does nothing.
+
+    ``materials`` are not looked at. Raises UsageError without weights, WeightsError where they do not fit.
+    """
+    if weights is None:
+        raise UsageError("sr_dit goes on from the weights of pixels: --start-from RUN/average.safetensors.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        roles = SrRoles(seed=config.loop.seed)
+    load_roles(roles, weights, may_lack="sr_dit")
+    return roles
+
+
+def is_kernel(name: str) -> bool:
+    """Tell whether a parameter takes orthogonalised steps: as in ``pixels``, and nothing of the transformer."""
+    return pixels.is_kernel(name) and not name.startswith("sr_dit.")

@@ -1,0 +1,31 @@
+"""Clips decoded plainly, for training material: bilinear chroma, coded orientation, no time stamps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.probe import open_input, probe
+
+__all__ = ["read_plain_frames"]
+
+
+def read_plain_frames(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the frames [H, W, 3] of a whole clip as libswscale converts them when nothing is asked of it.
+
+    The built-in weights were trained on this conversion; it is a level or two off the one that ``read_frames``
+    makes for viewers. Raises InputError for a file that is missing, unreadable, damaged or without video.
+    """
+    index = probe(path).video_index
+    with open_input(path) as container:
+        stream = container.streams[index]
+        assert isinstance(stream, VideoStream), "probe chose a video stream"
+        try:
+            for frame in container.decode(stream):
+                yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+        except FFmpegError as error:
+            raise InputError(f"{path}: damaged, no clip to train on ({error.strerror}).") from error
