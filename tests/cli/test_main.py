@@ -69,6 +69,9 @@ def test_every_bad_input_gives_one_line_and_its_exit_code(
         ("",): 2,
         (clip, "-o", ""): 2,
         (Path(os.devnull),): 3,
+        # The system refuses to look at these, as it does inside folders of other people.
+        (tmp_path / ("x" * 300 + ".mp4"),): 3,
+        (clip, "-o", tmp_path / ("x" * 300 + ".mp4")): 7,
         (clip, "--no-such-flag"): 2,
         (): 2,
     }
@@ -165,6 +168,27 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(clip: Path, capsys: pytest.
     assert (plan["width"], plan["height"], plan["scale"]) == (192, 144, 3)
     assert [path.name for path in clip.parent.iterdir()] == ["in.mkv"]
     assert main(["upscale", str(clip), "--dry-run", "--res", "32x16"]) == 2
+
+
+@pytest.mark.usefixtures("tiny_model")
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1", "prores", "ffv1"])
+def test_encoders_do_not_talk(clip: Path, codec: str, capfd: pytest.CaptureFixture[str]) -> None:
+    # SVT-AV1 once printed twenty lines to stderr for every segment.
+    assert main(["upscale", str(clip), "--res", "2x", "--codec", codec, "-q"]) == 0
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
+def test_a_folder_that_may_not_be_read_is_one_line_and_exit_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def locked(_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ultraflash_cli.jobs.batch.os.listdir", locked)
+    assert main(["upscale", str(tmp_path)]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Permission denied" in line
 
 
 @pytest.mark.usefixtures("tiny_model")

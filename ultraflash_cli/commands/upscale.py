@@ -1,5 +1,6 @@
 """`ultraflash upscale`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -105,9 +106,10 @@ def upscale(
     from ultraflash_cli.jobs.preflight import UpscaleJob
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
-    is_batch = len(inputs) > 1 or inputs[0].is_dir()
-    into_folder = output is not None and (is_batch or output.is_dir())
-    if is_batch and output is not None and output.is_file():
+    # os.path and not Path: what may not be looked at is no reason to fail here, it is refused in words later.
+    is_batch = len(inputs) > 1 or os.path.isdir(inputs[0])
+    into_folder = output is not None and (is_batch or os.path.isdir(output))
+    if is_batch and output is not None and os.path.isfile(output):
         raise UsageError(f"{output} is a file, expected a folder for the outputs of several inputs")
     jobs = [
         UpscaleJob(

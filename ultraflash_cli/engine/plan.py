@@ -109,7 +109,7 @@ def _target(width: int, height: int, res: str | None, quarter_turn: bool) -> tup
         return _by_short_side(width, height, SHORT_SIDES[text])
     if text in ("2x", "3x"):
         return width * int(text[0]), height * int(text[0])
-    size = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    size = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text)
     if size is None or min(int(size[1]), int(size[2])) < 2:
         raise UsageError(f"--res is 1k, 2k, WxH (such as 1664x960), 2x or 3x, not {res!r}.")
     shown = int(size[1]), int(size[2])

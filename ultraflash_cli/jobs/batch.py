@@ -1,5 +1,6 @@
 """Several clips in one command: which files, one after the other, what became of each."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -79,14 +80,18 @@ def find_clips(inputs: Iterable[Path]) -> list[Path]:
     """
     clips: list[Path] = []
     for path in inputs:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             clips.append(path)
             continue
-        found = sorted(
-            child
-            for child in path.iterdir()
-            if child.suffix.lower() in VIDEO_SUFFIXES and not child.name.startswith(".") and child.is_file()
-        )
+        try:
+            names = sorted(os.listdir(path))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}; check the folder and its permissions") from error
+        found = [
+            path / name
+            for name in names
+            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".") and os.path.isfile(path / name)
+        ]
         stems = {child.stem for child in found}
         found = [child for child in found if _RESULT.sub("", child.stem) not in stems - {child.stem}]
         if not found:

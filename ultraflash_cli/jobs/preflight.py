@@ -219,6 +219,13 @@ def _check_source(source: Path) -> None:
 
 def _check_target(source: Path, output: Path, job: UpscaleJob) -> bool:
     """Refuse a target that cannot be written; tell whether it exists and is to be skipped."""
+    try:
+        return _is_to_skip(source, output, job)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
+
+
+def _is_to_skip(source: Path, output: Path, job: UpscaleJob) -> bool:
     for parent in output.parents:
         if parent.exists():
             if not parent.is_dir():

@@ -442,7 +442,7 @@ def read_record(path: Path) -> SegmentRecord:
         if path.stat().st_size != record.size_bytes:
             raise ValueError(f"{path.stat().st_size} bytes, expected {record.size_bytes}")
     except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{path}: this segment was not finished; run the same command again.") from error
+        raise OutputError(f"{path}: this segment was not finished; --resume off makes it anew.") from error
     return record
 
 

@@ -354,11 +354,11 @@ class _Times:
             start = len(self._pts)
             self._pts.extend(pts + record.first_pts * ticks for pts in _packet_times(path, spec.track_time_base))
             if len(self._pts) - start != record.frames or max(self._pts[start:]) != record.last_pts * ticks:
-                raise OutputError(f"{path}: this segment does not hold what it says; run the same command again.")
+                raise OutputError(f"{path}: this segment does not hold what it says; --resume off makes it anew.")
         self._sorted = array("q", sorted(self._pts))
         for before, after in zip(self._sorted, self._sorted[1:], strict=False):
             if after <= before:
-                raise OutputError("two segments overlap in time; remove them and run the same command again.")
+                raise OutputError("two segments overlap in time; --resume off makes them anew.")
         self._last_duration = records[-1].last_duration * ticks
         count = len(self._pts)
         self._delay = max(i - bisect_left(self._sorted, pts) for i, pts in enumerate(self._pts))
@@ -555,7 +555,7 @@ def _pictures(
             if headers is None:
                 headers = extradata
             if extradata != headers:
-                raise OutputError(f"{path}: was written with other encoder settings; remove the segments.")
+                raise OutputError(f"{path}: was written with other encoder settings; --resume off makes it anew.")
             for packet in container.demux(stream):
                 if not packet.size:
                     continue

@@ -12,6 +12,9 @@ __all__ = ["lanczos_resize", "lanczos_upscale"]
 LOBES = 3
 """Lobes of the lanczos window on either side."""
 
+BLOCK = 32
+"""Outputs that a small matrix product of a resize gives at once."""
+
 
 def lanczos_upscale(frames_nchw: Tensor, scale: int) -> Tensor:
     """Enlarge [N, C, H, W] by a whole factor with lanczos-3, edges repeated; pixel centres stay aligned."""
@@ -39,19 +42,22 @@ def _weigh(padded: Tensor, taps: list[float], dim: int, size: int) -> Tensor:
 
 def lanczos_resize(frames_nchw: Tensor, height: int, width: int) -> Tensor:
     """Resize [N, C, H, W] to any ``height`` x ``width`` with lanczos-3, widened where it shrinks, edges repeated."""
-    x = frames_nchw
-    for dim, size in ((2, height), (3, width)):
-        if size == x.shape[dim]:
-            continue
-        index, weight = _resize_taps(x.shape[dim], size)
-        shape = [1, 1, 1, 1]
-        shape[dim] = size
-        out = torch.zeros((), dtype=x.dtype, device=x.device)
-        for k in range(index.shape[1]):
-            tap = x.index_select(dim, index[:, k].to(x.device))
-            out = out + tap * weight[:, k].to(x).view(shape)
-        x = out
-    return x
+    resized: list[Tensor] = []
+    for frame in frames_nchw:
+        planes = frame.flatten(0, 1)
+        if width != frame.shape[2]:
+            index, weight = (t.to(frame.device) for t in _resize_blocks(frame.shape[2], width))
+            windows = planes.index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
+            planes = torch.bmm(windows, weight.to(frame.dtype).mT).transpose(0, 1).flatten(1)[:, :width]
+        planes = planes.unflatten(0, frame.shape[:2])
+        if height != frame.shape[1]:
+            index, weight = (t.to(frame.device) for t in _resize_blocks(frame.shape[1], height))
+            rows = planes.transpose(0, 1).flatten(1)
+            windows = rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+            rows = torch.bmm(weight.to(frame.dtype), windows).flatten(0, 1)[:height]
+            planes = rows.unflatten(1, (frame.shape[0], width)).transpose(0, 1)
+        resized.append(planes)
+    return torch.stack(resized).contiguous()
 
 
 def _lanczos(x: float) -> float:
@@ -74,16 +80,26 @@ def _phase_taps(scale: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _resize_taps(size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
-    """Source indices and weights [size_out, taps] of a resize along one axis."""
+def _resize_blocks(size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
+    """A resize along one axis as a batch of small matrix products.
+
+    Returns source indices [blocks, window] and weights [blocks, BLOCK, window]: block b gives the outputs
+    b * BLOCK ... (b + 1) * BLOCK - 1 from the sources of its window.
+    """
     stretch = max(1.0, size_in / size_out)
     reach = math.ceil(LOBES * stretch)
-    index = torch.empty((size_out, 2 * reach + 1), dtype=torch.int64)
-    weight = torch.empty((size_out, 2 * reach + 1), dtype=torch.float64)
-    for i in range(size_out):
-        centre = (i + 0.5) * size_in / size_out - 0.5
-        first = round(centre) - reach
-        for k in range(2 * reach + 1):
-            index[i, k] = min(max(first + k, 0), size_in - 1)
-            weight[i, k] = _lanczos((first + k - centre) / stretch)
-    return index, (weight / weight.sum(dim=1, keepdim=True)).float()
+    centres = (torch.arange(size_out, dtype=torch.float64) + 0.5) * size_in / size_out - 0.5
+    first = centres.round().long() - reach
+    places = first.unsqueeze(1) + torch.arange(2 * reach + 1)
+    distance = ((places - centres.unsqueeze(1)) / stretch).abs()
+    taps = torch.sinc(distance) * torch.sinc(distance / LOBES) * (distance < LOBES)
+    taps = taps / taps.sum(dim=1, keepdim=True)
+    blocks = -(-size_out // BLOCK)
+    starts = first[::BLOCK]
+    ends = torch.stack([first[min((b + 1) * BLOCK, size_out) - 1] for b in range(blocks)]) + 2 * reach + 1
+    window = int((ends - starts).max())
+    index = (starts.unsqueeze(1) + torch.arange(window)).clamp(0, size_in - 1)
+    weight = torch.zeros((blocks * BLOCK, window), dtype=torch.float64)
+    columns = places - starts.repeat_interleave(BLOCK)[:size_out].unsqueeze(1)
+    weight[:size_out].scatter_(1, columns, taps)
+    return index, weight.unflatten(0, (blocks, BLOCK)).float()

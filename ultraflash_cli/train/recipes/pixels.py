@@ -83,6 +83,8 @@ class PixelRoles(nn.Module):
         planes = to_ycbcr(low_bcthw - 0.5)[:, :1].transpose(1, 2).flatten(0, 1)
         patches = F.unfold(planes, side, stride=side - 1).transpose(1, 2).reshape(-1, side**2)
         variance, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
+        largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+        axes = axes * largest.sign()  # an axis has no sign of its own
         luma = min(side**2, weight.shape[0] * 3 // 4)
         filters = (axes / (variance + WHITENING_FLOOR).sqrt()).T.flip(0)[:luma].reshape(luma, 1, side, side)
         cells = F.pixel_unshuffle(filters, patch)

@@ -1,5 +1,7 @@
 """Recipe ``sr_dit``: the SR transformer by one-step regression, its gradient coming through the decoder."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.recipes import pixels
-from ultraflash_cli.train.recipes.pixels import PixelRoles, PixelsConfig, configure, load_roles, loss
+from ultraflash_cli.train.recipes.pixels import PixelRoles, PixelsConfig, load_roles, loss
 
 __all__ = ["NETWORKS", "SrRoles", "configure", "is_kernel", "loss", "start"]
 
@@ -43,6 +45,14 @@ class SrRoles(PixelRoles):
             caches = result.caches
             clean.append(self.sr_dit.clean(noise, cond, result.output_bcthw))
         return torch.cat(clean, dim=2)
+
+
+def configure(*, steps: int, seed: int) -> PixelsConfig:
+    """Return the settings that the built-in model was trained with: two groups a clip, more weight on structure."""
+    base = pixels.configure(steps=steps, seed=seed)
+    loop = replace(base.loop, rate=4e-4, kernel_rate=1.2e-3, warmup=30, batch=2, average=0.99, save_every=60)
+    pairs = replace(base.pairs, frames=16, crop_px=64)
+    return replace(base, loop=loop, pairs=pairs, information=0.02, detail=0.06)
 
 
 def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> SrRoles:
