@@ -50,9 +50,11 @@ class SrRoles(PixelRoles):
 def configure(*, steps: int, seed: int) -> PixelsConfig:
     """Return the settings that the built-in model was trained with: two groups a clip, more weight on structure."""
     base = pixels.configure(steps=steps, seed=seed)
-    loop = replace(base.loop, rate=4e-4, kernel_rate=1.2e-3, warmup=30, batch=2, average=0.99, save_every=60)
-    pairs = replace(base.pairs, frames=16, crop_px=64)
-    return replace(base, loop=loop, pairs=pairs, information=0.02, detail=0.06)
+    loop = replace(base.loop, rate=3e-4, kernel_rate=8e-4, warmup=20, batch=2, average=0.985, save_every=65)
+    shares = (("clip", 0.47), ("photo", 0.39), ("graphic", 0.05), ("screen", 0.09))
+    degradation = replace(base.pairs.degradation, clean_share=0.5)
+    pairs = replace(base.pairs, frames=16, crop_px=64, shares=shares, degradation=degradation)
+    return replace(base, loop=loop, pairs=pairs, information=0.02, detail=0.03)
 
 
 def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> SrRoles:
