@@ -5,9 +5,10 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["group_frames", "group_noise"]
+__all__ = ["FRAMES_PER_LATENT", "group_frames", "group_noise"]
 
 FRAMES_PER_LATENT = 4
+"""Pixel frames that one latent frame stands for."""
 
 
 def group_frames(group_latents: int, pad_front: int, *, first: bool) -> int:

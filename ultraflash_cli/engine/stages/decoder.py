@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit, TimeGrowth, activation
 from ultraflash_cli.engine.layers.resample import lanczos_upscale
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
 
 __all__ = ["Decoder", "DecoderConfig", "DecoderInputs", "DecoderStage", "DecoderState", "SkipConfig"]
-
-FRAMES_PER_LATENT = 4
-"""Pixel frames that one latent frame becomes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit, TimePool, activation
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["FRAMES_PER_LATENT", "Encoder", "EncoderConfig", "EncoderState"]
-
-FRAMES_PER_LATENT = 4
-"""Pixel frames that one latent frame stands for."""
+__all__ = ["Encoder", "EncoderConfig", "EncoderState"]
 
 
 @dataclass(frozen=True, kw_only=True)
