@@ -1,0 +1,1 @@
+"""Runners of golden vector sets, one module for each part of the engine."""
