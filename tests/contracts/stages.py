@@ -1,7 +1,7 @@
 """Every streaming stage at a tiny size, ready for the contract suite; a new one joins by one entry."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,10 +9,13 @@ from torch import Tensor
 
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs, DecoderStage, SkipConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
 
 TINY = Profile(
     name="tiny",
@@ -48,6 +51,25 @@ TINY = Profile(
 )
 
 
+PLAIN_DECODER = DecoderConfig(
+    latent_channels=4,
+    stages=(DecoderStage(width=6), DecoderStage(width=5, time_growth=2), DecoderStage(width=4, time_growth=2)),
+    out_width=4,
+)
+
+AHEAD = replace(TINY, name="ahead", decoder=PLAIN_DECODER, pad_front=0)
+"""An encoder that runs three frames ahead of the decoder."""
+
+WITH_VAE = replace(
+    TINY,
+    name="with_vae",
+    encoder=WanVaeConfig(width=4, blocks=1, latent_channels=4, mean=(0.0,) * 4, std=(1.0,) * 4),
+    decoder=PLAIN_DECODER,
+    copy_front=False,
+)
+"""The full autoencoder's encoder in the small one's place."""
+
+
 def randomise(network: torch.nn.Module, seed: int = 3) -> None:
     """Give every parameter a value of its own: a network of zeros hides mistakes."""
     generator = torch.Generator().manual_seed(seed)
@@ -60,16 +82,14 @@ def randomise(network: torch.nn.Module, seed: int = 3) -> None:
 def tiny_cascade(profile: Profile = TINY, *, scale: int = 2) -> Cascade:
     """Build the tiny cascade with random weights."""
     profile = profile.at_scale(scale)
-    networks = (
-        Encoder(profile.encoder),
-        LatentUpsampler(profile.upsampler),
-        SrDit(profile.sr_dit) if profile.sr_dit else None,
-        Decoder(profile.decoder),
-    )
-    for seed, network in enumerate(networks):
+    config = profile.encoder
+    encoder = WanVaeEncoder(config) if isinstance(config, WanVaeConfig) else Encoder(config)
+    upsampler = LatentUpsampler(profile.upsampler)
+    sr_dit, decoder = SrDit(profile.sr_dit) if profile.sr_dit else None, Decoder(profile.decoder)
+    for seed, network in enumerate((encoder, upsampler, sr_dit, decoder)):
         if network is not None:
             randomise(network, seed)
-    return Cascade(profile, *networks)
+    return Cascade(profile, encoder, Refiner(profile, upsampler, sr_dit, decoder))
 
 
 @dataclass(frozen=True)
@@ -115,8 +135,7 @@ def _decoder_cut(clip: DecoderInputs, a: int, b: int) -> DecoderInputs:
 
 
 def _plain_decoder() -> Any:
-    stages = (DecoderStage(width=6), DecoderStage(width=5, time_growth=2), DecoderStage(width=4, time_growth=2))
-    return _built(Decoder(DecoderConfig(latent_channels=4, stages=stages, out_width=4)))
+    return _built(Decoder(PLAIN_DECODER))
 
 
 def _sr_clip(generator: torch.Generator) -> SrDitInputs:
@@ -127,6 +146,28 @@ def _sr_clip(generator: torch.Generator) -> SrDitInputs:
 def _tiny_sr() -> Any:
     assert TINY.sr_dit is not None
     return _built(SrDit(TINY.sr_dit))
+
+
+TINY_GENERATOR = GeneratorConfig(
+    dim=16,
+    num_heads=2,
+    num_layers=2,
+    ffn_dim=24,
+    freq_dim=8,
+    text_dim=8,
+    text_len=3,
+    latent_channels=4,
+    steps=(1000, 500),
+    window=6,
+    sink=1,
+    slide=True,
+)
+
+
+def _generator_cut(clip: Tensor, a: int, b: int) -> GeneratorInputs:
+    """The clip's channels are those of the noise, then those of each draw."""
+    noise, draws = clip[:, :4, a:b], clip[:, 4:, a:b]
+    return GeneratorInputs(noise, draws.unflatten(1, (draws.shape[1] // 4, 4)))
 
 
 CASES = (
@@ -177,6 +218,37 @@ CASES = (
         group_out=2,
     ),
     StageCase(
+        name="generator",
+        build=lambda: _built(Generator(TINY_GENERATOR)),
+        size={"height": 4, "width": 6},
+        clip=lambda generator: torch.randn((1, 8, 11, 4, 6), generator=generator),
+        frames=11,
+        cut=_generator_cut,
+        out_time=lambda n: n // 3 * 3,
+        group_out=3,
+    ),
+    StageCase(
+        name="generator_with_independent_first_frame",
+        build=lambda: _built(
+            Generator(
+                replace(
+                    TINY_GENERATOR,
+                    independent_first_frame=True,
+                    steps=(1000, 750, 250),
+                    later_steps=1,
+                    window=8,
+                    sink=0,
+                    slide=False,
+                )
+            )
+        ),
+        size={"height": 2, "width": 4},
+        clip=lambda generator: torch.randn((1, 12, 8, 2, 4), generator=generator),
+        frames=8,
+        cut=_generator_cut,
+        out_time=lambda n: (n - 1) // 3 * 3 + 1,
+    ),
+    StageCase(
         name="decoder",
         build=_plain_decoder,
         size={"height": 3, "width": 3},
@@ -202,6 +274,26 @@ CASES = (
         size={"height": 16, "width": 32},
         clip=lambda generator: torch.rand((1, 3, 23, 16, 32), generator=generator),
         frames=23,
+        cut=_slice,
+        out_time=lambda n: 0 if n < 5 else 5 + (n - 5) // 8 * 8,
+        group_out=5,
+    ),
+    StageCase(
+        name="cascade_whose_encoder_runs_ahead",
+        build=lambda: tiny_cascade(AHEAD),
+        size={"height": 16, "width": 16},
+        clip=lambda generator: torch.rand((1, 3, 18, 16, 16), generator=generator),
+        frames=18,
+        cut=_slice,
+        out_time=lambda n: max(0, n // 8 * 8 - 3),
+        group_out=5,
+    ),
+    StageCase(
+        name="cascade_with_the_full_encoder",
+        build=lambda: tiny_cascade(WITH_VAE),
+        size={"height": 16, "width": 16},
+        clip=lambda generator: torch.rand((1, 3, 14, 16, 16), generator=generator),
+        frames=14,
         cut=_slice,
         out_time=lambda n: 0 if n < 5 else 5 + (n - 5) // 8 * 8,
         group_out=5,

@@ -12,7 +12,8 @@ from tests.contracts.stages import tiny_cascade
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
-from ultraflash_cli.engine.upscaler import Picture, Upscaler
+from ultraflash_cli.engine.pictures import Picture
+from ultraflash_cli.engine.upscaler import Upscaler
 
 
 def upscaler(width: int = 40, height: int = 24, res: str = "2x", **options: object) -> Upscaler:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["KvRing"]
+__all__ = ["KvRing", "WindowRing"]
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,53 @@ class KvRing:
         self.k[:, :, :fill].copy_(k)
         self.v[:, :, :fill].copy_(v)
         return KvRing(self.k, self.v, fill)
+
+
+@dataclass(frozen=True)
+class WindowRing:
+    """The first and the latest tokens of a stream as keys and values, oldest first, in buffers of full size.
+
+    ``k`` and ``v`` are ``[B, heads, capacity, D]``; the first ``fill`` tokens are in use, the rest is zero or old.
+    ``total`` counts the tokens of the stream, those that left included.
+    """
+
+    k: Tensor
+    v: Tensor
+    fill: int
+    total: int
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int], *, dtype: torch.dtype, device: torch.device) -> "WindowRing":
+        """Return a ring of the given ``[B, heads, capacity, D]`` that remembers nothing."""
+        return cls(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device), 0, 0)
+
+    def write(self, k: Tensor, v: Tensor, *, start: int, capacity: int, sink: int, in_place: bool) -> "WindowRing":
+        """Return the ring that ends with the new tokens, number ``start`` of the stream and on.
+
+        They follow the last ones, or replace those that were written last. Where ``capacity`` tokens would be
+        exceeded, the oldest behind the first ``sink`` leave at once. In place it reuses the buffers of this ring,
+        whose addresses and shapes stay; otherwise it holds tensors that autograd can follow.
+        """
+        count = k.shape[2]
+        again = start + count == self.total
+        assert again or start == self.total, "a chunk follows the last one or repeats it"
+        kept = self.fill - count if again else self.fill
+        left = max(0, kept + count - capacity)
+        assert kept - left >= min(sink, kept), "a chunk fits beside the sink"
+        total = start + count
+        if not in_place:
+            k, v = (
+                torch.cat([old[:, :, : min(sink, kept)], old[:, :, min(sink, kept) + left : kept], new], dim=2)
+                for old, new in ((self.k, k), (self.v, v))
+            )
+            return WindowRing(k, v, kept - left + count, total)
+        for buffer, new in ((self.k, k), (self.v, v)):
+            if left:
+                buffer[:, :, sink : kept - left] = buffer[:, :, sink + left : kept].clone()
+            buffer[:, :, kept - left : kept - left + count] = new
+        return WindowRing(self.k, self.v, kept - left + count, total)
+
+    @property
+    def used(self) -> tuple[Tensor, Tensor]:
+        """What is remembered: views ``[B, heads, fill, D]`` of keys and values."""
+        return self.k[:, :, : self.fill], self.v[:, :, : self.fill]

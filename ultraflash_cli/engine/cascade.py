@@ -1,95 +1,95 @@
-"""The cascade: encode, upsample, refine, decode, group by group."""
+"""The cascade of a clip: encode, upsample, refine, decode, group by group."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, group_frames, group_noise
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs, DecoderState
-from ultraflash_cli.engine.stages.encoder import Encoder, EncoderState
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerState
-from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs, SrDitState
+from ultraflash_cli.engine.refiner import Refiner, RefinerState
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, group_frames
+from ultraflash_cli.engine.stages.encoder import Encoder
+from ultraflash_cli.engine.stages.wan_vae import WanVaeEncoder
 
 __all__ = ["Cascade", "CascadeState"]
-
-StageTimer = Callable[[str], AbstractContextManager[object]]
-"""Given a stage's name, a context that is open while the stage computes."""
 
 
 @dataclass(frozen=True)
 class CascadeState:
-    """The states of all stages, the frames that wait for their group, and the noise's coordinates."""
+    """The states of all stages and the frames that wait for their group."""
 
-    encoder: EncoderState
-    upsampler: LatentUpsamplerState
-    sr_dit: SrDitState | None
-    decoder: DecoderState
+    encoder: Any
+    """The encoder's own state."""
+    refiner: RefinerState
     queue_bcthw: Tensor
     queued: int
-    groups: int
-    seed: int
-    first_frame: int
+    last_bcthw: Tensor | None
+    """The latest frame, where the encoder runs ahead and a scene's end has to be filled up."""
 
 
 class Cascade:
-    """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to [B, 3, T, scale * H, scale * W], one for one."""
+    """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to [B, 3, T, scale * H, scale * W], one for one.
 
-    def __init__(
-        self,
-        profile: Profile,
-        encoder: Encoder,
-        upsampler: LatentUpsampler,
-        sr_dit: SrDit | None,
-        decoder: Decoder,
-        *,
-        timer: StageTimer | None = None,
-    ) -> None:
+    The frames of a group come out with it, but for the profile's ``delay`` that stay inside until the next one.
+    """
+
+    def __init__(self, profile: Profile, encoder: Encoder | WanVaeEncoder, refiner: Refiner) -> None:
         self.profile = profile
-        self.encoder = encoder
-        self.upsampler = upsampler
-        self.sr_dit = sr_dit
-        self.decoder = decoder
-        self.timer: StageTimer = timer or (lambda stage: nullcontext())
+        self.encoder: Any = encoder
+        self.refiner = refiner
+        self.timer = refiner.timer
 
     @property
     def scale(self) -> int:
         """Growth per side."""
-        return self.upsampler.config.scale
+        return self.refiner.scale
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        encoder: nn.Module = self.encoder
+        return next(encoder.parameters()).device
 
     def init_state(
-        self, *, batch: int = 1, height: int, width: int, seed: int = 0, first_frame: int = 0
+        self,
+        *,
+        batch: int = 1,
+        height: int,
+        width: int,
+        seed: int = 0,
+        first_frame: int = 0,
+        context: Tensor | None = None,
     ) -> CascadeState:
         """Return the state before a scene's first frame.
 
         ``height`` and ``width`` are the frames', multiples of the profile's ``multiple_px``; ``first_frame`` is
-        the scene's place in the clip, which its noise depends on.
+        the scene's place in the clip, which its noise depends on; ``context`` is the prompt's embedding.
         """
         multiple = self.profile.multiple_px
         assert height % multiple == 0 and width % multiple == 0, f"the caller pads frames to multiples of {multiple}"
-        high, wide = height * self.scale // 8, width * self.scale // 8
-        weight = next(self.encoder.parameters())
         longest = group_frames(self.profile.group_latents, self.profile.pad_front, first=False)
+        queue = torch.zeros((batch, 3, longest, height, width), device=self.device)
         return CascadeState(
             encoder=self.encoder.init_state(batch=batch, height=height, width=width),
-            upsampler=self.upsampler.init_state(batch=batch, height=height // 8, width=width // 8),
-            sr_dit=self.sr_dit.init_state(batch=batch, height=high, width=wide) if self.sr_dit else None,
-            decoder=self.decoder.init_state(batch=batch, height=high, width=wide),
-            queue_bcthw=torch.zeros((batch, 3, longest, height, width), device=weight.device),
+            refiner=self.refiner.init_state(
+                batch=batch,
+                height=height // 8,
+                width=width // 8,
+                seed=seed,
+                first_frame=first_frame,
+                context=context,
+            ),
+            queue_bcthw=queue,
             queued=0,
-            groups=0,
-            seed=seed,
-            first_frame=first_frame,
+            last_bcthw=queue[:, :, :1].clone() if self.profile.delay else None,
         )
 
     @torch.inference_mode()
     def step(self, state: CascadeState, inputs: Tensor) -> tuple[CascadeState, Tensor]:
         """Take in frames; return the frames of all groups that are complete. Consumes ``state``."""
         frames = torch.cat([state.queue_bcthw[:, :, : state.queued], inputs], dim=2)
-        out = [state.decoder.empty_bcthw]
+        out = [state.refiner.decoder.empty_bcthw]
         while frames.shape[2] >= (size := self._group_frames(state)):
             state, sharp = self._run_group(state, frames[:, :, :size])
             out.append(sharp)
@@ -100,44 +100,41 @@ class Cascade:
 
     @torch.inference_mode()
     def flush(self, state: CascadeState) -> Tensor:
-        """Return the frames that still wait, as the end of the scene; the last one is repeated to fill a latent."""
-        if state.queued == 0:
-            return state.decoder.empty_bcthw
-        return self._run_group(state, state.queue_bcthw[:, :, : state.queued])[1]
+        """Return the frames that are still inside, as the end of the scene; the last one is repeated to fill up."""
+        if state.queued == 0 and (state.refiner.groups == 0 or self.profile.delay == 0):
+            return state.refiner.decoder.empty_bcthw
+        frames = state.queue_bcthw[:, :, : state.queued]
+        if state.last_bcthw is not None:
+            last = frames[:, :, -1:] if state.queued else state.last_bcthw
+            frames = torch.cat([frames, last.expand(-1, -1, self.profile.delay, -1, -1)], dim=2)
+        out: list[Tensor] = []
+        while frames.shape[2]:
+            size = self._group_frames(state)
+            state, sharp = self._run_group(state, frames[:, :, :size])
+            out.append(sharp)
+            frames = frames[:, :, size:]
+        return torch.cat(out, dim=2)
 
     def _group_frames(self, state: CascadeState) -> int:
-        return group_frames(self.profile.group_latents, self.profile.pad_front, first=state.groups == 0)
+        profile = self.profile
+        return group_frames(profile.group_latents, profile.pad_front, first=state.refiner.groups == 0)
 
     def _run_group(self, state: CascadeState, frames: Tensor) -> tuple[CascadeState, Tensor]:
         """Run a group of frames (a short one only at a scene's end) through all stages."""
-        count = frames.shape[2]
-        front = self.profile.pad_front if state.groups == 0 else 0
+        profile, is_first, count = self.profile, state.refiner.groups == 0, frames.shape[2]
+        front = profile.pad_front if is_first else 0
+        drop = profile.drop_front if is_first else 0
         back = -(count + front) % FRAMES_PER_LATENT
+        copies = front if profile.copy_front else 0
+        last = frames[:, :, -1:]
         frames = torch.cat(
-            [frames[:, :, :1].expand(-1, -1, front, -1, -1), frames, frames[:, :, -1:].expand(-1, -1, back, -1, -1)],
-            dim=2,
+            [frames[:, :, :1].expand(-1, -1, copies, -1, -1), frames, last.expand(-1, -1, back, -1, -1)], dim=2
         )
         with self.timer("encoder"):
             encoder, low = self.encoder.step(state.encoder, frames)
-        with self.timer("upsampler"):
-            upsampler, latents = self.upsampler.step(state.upsampler, low)
-        sr_dit = state.sr_dit
-        if self.sr_dit is not None and sr_dit is not None:
-            with self.timer("sr_dit"):
-                noise = group_noise(
-                    tuple(latents.shape),
-                    seed=state.seed,
-                    stage="sr_dit",
-                    first_frame=state.first_frame,
-                    group=state.groups,
-                ).to(latents)
-                sr_dit, clean = self.sr_dit.step(sr_dit, SrDitInputs(noise, latents))
-                short = clean.shape[2] < latents.shape[2]
-                latents = torch.cat([clean, self.sr_dit.flush(sr_dit)], dim=2) if short else clean
-        with self.timer("decoder"):
-            skip = frames if self.profile.decoder.skip else None
-            decoder, sharp = self.decoder.step(state.decoder, DecoderInputs(latents, skip))
-        after = replace(
-            state, encoder=encoder, upsampler=upsampler, sr_dit=sr_dit, decoder=decoder, groups=state.groups + 1
-        )
-        return after, sharp[:, :, front : front + count]
+        skip = frames if profile.decoder.skip else None
+        refiner, (_, sharp) = self.refiner.run_group(state.refiner, low, skip)
+        after = replace(state, encoder=encoder, refiner=refiner)
+        if state.last_bcthw is not None:
+            after = replace(after, last_bcthw=last.clone())
+        return after, sharp[:, :, drop : front + count]

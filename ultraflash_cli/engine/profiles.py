@@ -1,14 +1,20 @@
 """Models as profiles: one frozen config a stage, and the names of the weights."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ultraflash_cli.engine.stages.decoder import DecoderConfig, DecoderStage, SkipConfig
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
+from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
+from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["LITE", "PROFILES", "Profile"]
+__all__ = ["LITE", "PROFILES", "TINY_RANDOM", "ULTRAFLASH", "Precision", "Profile"]
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +23,7 @@ class Profile:
 
     name: str
     """What users call it."""
-    encoder: EncoderConfig
+    encoder: EncoderConfig | WanVaeConfig
     """Frames to low-resolution latents."""
     upsampler: LatentUpsamplerConfig
     """Low- to high-resolution latents; its scale is replaced by the plan's."""
@@ -27,18 +33,61 @@ class Profile:
     """High-resolution latents to frames."""
     group_latents: int = 6
     """Latent frames that go through the cascade together."""
+    generator: GeneratorConfig | None = None
+    """Prompts to low-resolution latents; None where a model only upscales."""
+    long_generator: GeneratorConfig | None = None
+    """The generator's variant for clips beyond its window, with weights of its own."""
+    text_encoder: TextEncoderConfig | None = None
+    """Prompts to embeddings; None for a model without text path."""
+    wan_vae: WanVaeConfig | None = None
+    """The full autoencoder that may stand in for the small encoder."""
+    base_size: tuple[int, int] = (480, 832)
+    """Height and width in pixels of what the generator draws."""
     pad_front: int = 3
-    """Copies of a stream's first frame in front of it; as many raw frames of the decoder are dropped."""
+    """Frames by which a stream's first group is shorter: the encoder finds copies of the first frame in their place."""
+    copy_front: bool = True
+    """Whether those copies are made; the full autoencoder encodes a first frame alone."""
+    drop_front: int = 3
+    """Raw frames of the decoder that are dropped at the start of a stream."""
+    condition_noise: float = 0.0
+    """Share of noise mixed into the SR transformer's condition."""
+    default_prompt: str = ""
+    """What the SR transformer is told of a clip that comes without a prompt."""
     multiple_px: int = 16
     """Low-resolution sides are padded to multiples of this."""
-    weights: str = ""
-    """Prefix of the weight names in the manifest."""
+    precisions: tuple[tuple[str, Precision], ...] = ()
+    """The published precision of each stage on a GPU; a stage that is not named runs as asked for or as is fastest."""
+    weights: tuple[tuple[str, str], ...] = ()
+    """The name in the manifest of each part's weights; ``{scale}`` stands for the scale."""
+    random_seed: int | None = None
+    """Seed of random weights in place of a manifest's, for trying out the machinery."""
 
     def __post_init__(self) -> None:
         if self.sr_dit is not None and self.sr_dit.group_latents != self.group_latents:
             raise ConfigError(f"{self.name}: the SR transformer groups {self.sr_dit.group_latents} latents")
-        if not 0 <= self.pad_front < 4 * self.group_latents:
-            raise ConfigError(f"{self.name}: pad_front is shorter than a group, got {self.pad_front}")
+        if not 0 <= self.pad_front <= self.drop_front < 4 * self.group_latents:
+            raise ConfigError(
+                f"{self.name}: pad_front is at most drop_front and that shorter than a group, "
+                f"got {self.pad_front} and {self.drop_front}"
+            )
+        if self.delay and self.decoder.skip:
+            raise ConfigError(f"{self.name}: a decoder with a skip path needs pad_front equal to drop_front")
+        if not 0 <= self.condition_noise < 1:
+            raise ConfigError(f"{self.name}: condition_noise lies in 0..1, got {self.condition_noise}")
+        if any(side % self.multiple_px for side in self.base_size):
+            raise ConfigError(f"{self.name}: the base size {self.base_size} is no multiple of {self.multiple_px}")
+
+    @property
+    def delay(self) -> int:
+        """Frames that stay inside after a group because the encoder runs ahead of the decoder (ARCHITECTURE 6.4)."""
+        return self.drop_front - self.pad_front
+
+    def weight_of(self, part: str) -> str:
+        """Return the name of the weights of a part at the profile's scale. Raises ConfigError for a part it lacks."""
+        for name, weights in self.weights:
+            if name == part:
+                return weights.format(scale=self.upsampler.scale)
+        raise ConfigError(f"{self.name} has no {part}")
 
     def at_scale(self, scale: int) -> "Profile":
         """Return the profile with every config set to work at ``scale``. Raises ConfigError for one it lacks."""
@@ -79,9 +128,88 @@ LITE = Profile(
         skip=SkipConfig(width=48, blocks=4, latent_features=16, scales=(2, 3)),
     ),
     group_latents=2,
-    weights="lite",
+    weights=(
+        ("encoder", "lite/encoder"),
+        ("upsampler", "lite/upsampler_x{scale}"),
+        ("sr_dit", "lite/sr_dit"),
+        ("decoder", "lite/decoder"),
+    ),
 )
 """The built-in model."""
 
-PROFILES = {LITE.name: LITE}
+_GENERATOR = GeneratorConfig()
+
+ULTRAFLASH = Profile(
+    name="ultraflash",
+    encoder=EncoderConfig(),
+    upsampler=LatentUpsamplerConfig(),
+    sr_dit=SrDitConfig(mask_dtype="bfloat16"),
+    decoder=DecoderConfig(),
+    generator=_GENERATOR,
+    long_generator=replace(_GENERATOR, window=12, sink=3, slide=True, independent_first_frame=True),
+    text_encoder=TextEncoderConfig(),
+    wan_vae=WanVaeConfig(),
+    default_prompt="A high quality video, sharp and rich in natural detail.",
+    precisions=(
+        ("text_encoder", "bf16"),
+        ("generator", "bf16"),
+        ("upsampler", "bf16"),
+        ("sr_dit", "bf16"),
+        ("encoder", "fp16"),
+        ("decoder", "fp16"),
+        ("wan_vae", "fp32"),
+    ),
+    weights=(
+        ("encoder", "ultraflash/decoder"),
+        ("upsampler", "ultraflash/upsampler_x{scale}"),
+        ("sr_dit", "ultraflash/sr_dit"),
+        ("decoder", "ultraflash/decoder"),
+        ("ultra_decoder", "ultraflash/ultra_decoder"),
+        ("generator", "ultraflash/generator"),
+        ("long_generator", "ultraflash-long/generator"),
+        ("long_lora", "ultraflash-long/lora"),
+        ("text_encoder", "wan/text_encoder"),
+        ("wan_vae", "wan/vae"),
+    ),
+)
+"""The published model."""
+
+_TINY_GENERATOR = GeneratorConfig(
+    dim=48, num_heads=2, num_layers=2, ffn_dim=64, freq_dim=32, text_dim=24, text_len=32, window=9
+)
+
+TINY_RANDOM = Profile(
+    name="tiny-random",
+    encoder=EncoderConfig(width=8, blocks=1),
+    upsampler=LatentUpsamplerConfig(width=16, blocks=1),
+    sr_dit=SrDitConfig(
+        dim=48,
+        num_heads=2,
+        num_layers=2,
+        ffn_dim=64,
+        freq_dim=32,
+        text_dim=24,
+        text_len=32,
+        ref_spatial_tokens=60,
+        local_range=3,
+    ),
+    decoder=DecoderConfig(
+        stages=(
+            DecoderStage(width=16, blocks=1),
+            DecoderStage(width=12, blocks=1, time_growth=2),
+            DecoderStage(width=8, blocks=1, time_growth=2),
+        ),
+        out_width=8,
+    ),
+    generator=_TINY_GENERATOR,
+    long_generator=replace(_TINY_GENERATOR, window=6, sink=2, slide=True, independent_first_frame=True),
+    text_encoder=TextEncoderConfig(vocab=384, dim=24, ffn_dim=32, heads=4, layers=2, text_len=32),
+    wan_vae=WanVaeConfig(width=4, blocks=1),
+    base_size=(64, 96),
+    default_prompt="A clip.",
+    random_seed=20260609,
+)
+"""Every class of the published model at a tiny size with random weights: a trial of the machinery, not of pictures."""
+
+PROFILES = {profile.name: profile for profile in (LITE, ULTRAFLASH, TINY_RANDOM)}
 """Every model by name."""

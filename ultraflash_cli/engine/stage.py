@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Stage", "state_from_tensors", "state_to_tensors"]
+__all__ = ["Stage", "move_state", "state_from_tensors", "state_to_tensors"]
 
 StateT = TypeVar("StateT")
 InputsT = TypeVar("InputsT", contravariant=True)
@@ -54,6 +54,15 @@ def state_to_tensors(state: Any, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
+def move_state(state: Any, device: torch.device) -> Any:
+    """Return a state with every tensor on ``device``, its values, dtypes and memory formats kept."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if state is None or isinstance(state, bool | int | float):
+        return state
+    return _rebuilt(state, [move_state(value, device) for _, value in _children(state)])
+
+
 def state_from_tensors(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
     """Return a state shaped like ``template`` (a fresh ``init_state``) with the leaves of ``tensors``.
 
@@ -70,12 +79,16 @@ def state_from_tensors(template: Any, tensors: dict[str, Tensor], prefix: str = 
     if isinstance(template, bool | int | float):
         return type(template)(tensors[prefix].item())
     filled = [state_from_tensors(v, tensors, f"{prefix}.{n}" if prefix else n) for n, v in _children(template)]
-    if dataclasses.is_dataclass(template) and not isinstance(template, type):
-        names = [name for name, _ in _children(template)]
-        return dataclasses.replace(template, **dict(zip(names, filled, strict=True)))
-    if hasattr(template, "_fields"):
-        return type(template)(*filled)
-    return tuple(filled)
+    return _rebuilt(template, filled)
+
+
+def _rebuilt(like: Any, values: list[Any]) -> Any:
+    """Return the container ``like`` with other children."""
+    if dataclasses.is_dataclass(like) and not isinstance(like, type):
+        return dataclasses.replace(like, **dict(zip([name for name, _ in _children(like)], values, strict=True)))
+    if hasattr(like, "_fields"):
+        return type(like)(*values)
+    return tuple(values)
 
 
 def _children(state: Any) -> list[tuple[str, Any]]:

@@ -4,20 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine.cascade import Cascade, CascadeState
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
+from ultraflash_cli.engine.pictures import Picture, to_picture, to_tensor
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.schedule import group_frames
 
-__all__ = ["Picture", "Upscaler", "UpscalerState"]
-
-Picture = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-"""RGB [H, W, 3], 8 bits or 16 (full scale)."""
+__all__ = ["Upscaler", "UpscalerState"]
 
 COLOUR_GRID_PX = 16
 """Side of the source cells whose mean colour the result keeps."""
@@ -25,7 +22,7 @@ COLOUR_GRID_PX = 16
 
 @dataclass(frozen=True)
 class UpscalerState:
-    """The cascade's state and the source frames that wait for their group."""
+    """The cascade's state and the source frames whose pictures are not out yet."""
 
     cascade: CascadeState
     waiting_tchw: Tensor
@@ -38,10 +35,19 @@ class Upscaler:
     """Upscales a scene as planned; frames out = frames in.
 
     ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit, between is a blend of pixels. ``color``
-    "match" makes the low frequencies of the result follow the source's.
+    "match" makes the low frequencies of the result follow the source's. ``context [1, tokens, text width]`` is the
+    embedding of the prompt, for a model that takes one.
     """
 
-    def __init__(self, cascade: Cascade, plan: UpscalePlan, *, strength: float = 1.0, color: str = "match") -> None:
+    def __init__(
+        self,
+        cascade: Cascade,
+        plan: UpscalePlan,
+        *,
+        strength: float = 1.0,
+        color: str = "match",
+        context: Tensor | None = None,
+    ) -> None:
         assert 0 <= strength <= 1, "strength lies between 0 and 1"
         assert color in ("match", "off"), f"color is match or off, not {color}"
         assert cascade.scale == plan.scale, "the cascade is built for the plan's scale"
@@ -49,6 +55,7 @@ class Upscaler:
         self.plan = plan
         self.strength = strength
         self.color = color
+        self.context = context
         self._rows = _reflect(plan.enlarged[0], plan.padded[0])
         self._columns = _reflect(plan.enlarged[1], plan.padded[1])
 
@@ -60,8 +67,11 @@ class Upscaler:
     def init_state(self, *, seed: int = 0, first_frame: int = 0) -> UpscalerState:
         """Return the state before a scene's first frame, which is frame ``first_frame`` of the clip."""
         height, width = self.plan.padded
-        cascade = self.cascade.init_state(height=height, width=width, seed=seed, first_frame=first_frame)
-        waiting = torch.zeros((self.group_frames(first=False), 3, *self.plan.source), device=self._device)
+        cascade = self.cascade.init_state(
+            height=height, width=width, seed=seed, first_frame=first_frame, context=self.context
+        )
+        places = self.group_frames(first=False) + self.cascade.profile.delay
+        waiting = torch.zeros((places, 3, *self.plan.source), device=self.cascade.device)
         return UpscalerState(cascade, waiting, 0, False)
 
     def step(self, state: UpscalerState, frames: Sequence[Picture]) -> tuple[UpscalerState, list[Picture]]:
@@ -72,13 +82,17 @@ class Upscaler:
         done: list[Picture] = []
         for frame in frames:
             assert frame.shape == (*self.plan.source, 3), f"planned for {self.plan.source}, got {frame.shape}"
-            state.waiting_tchw[state.waiting] = _to_tensor(frame).to(self._device)
+            state.waiting_tchw[state.waiting] = to_tensor(frame).to(self.cascade.device)
             state = replace(state, waiting=state.waiting + 1, deep=frame.dtype == np.uint16)
-            if state.waiting == self.group_frames(first=state.cascade.groups == 0):
+            held, first = self._held(state), state.cascade.refiner.groups == 0
+            if state.waiting - held == self.group_frames(first=first):
                 sources = state.waiting_tchw[: state.waiting]
-                cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources))
-                done += self._finish(sources, sharp, deep=state.deep)
-                state = replace(state, cascade=cascade, waiting=0)
+                cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources[held:]))
+                out = sharp.shape[2]
+                done += self._finish(sources[:out], sharp, deep=state.deep)
+                left = state.waiting - out
+                state.waiting_tchw[:left] = sources[out:].clone()
+                state = replace(state, cascade=cascade, waiting=left)
         return state, done
 
     def flush(self, state: UpscalerState) -> list[Picture]:
@@ -86,18 +100,20 @@ class Upscaler:
         if state.waiting == 0:
             return []
         sources = state.waiting_tchw[: state.waiting]
-        cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources))
+        cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources[self._held(state) :]))
         if sharp.shape[2] < state.waiting:
             sharp = torch.cat([sharp, self.cascade.flush(cascade)], dim=2)
         return self._finish(sources, sharp, deep=state.deep)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.cascade.encoder.parameters()).device
+    def _held(self, state: UpscalerState) -> int:
+        """How many of the waiting frames the cascade has taken in already."""
+        return self.cascade.profile.delay if state.cascade.refiner.groups else 0
 
     def _prepare(self, sources_tchw: Tensor) -> Tensor:
         """Enlarge where planned and pad by reflection: [T, 3, h, w] to [1, 3, T, H, W]."""
         x = sources_tchw
+        if not len(x):
+            return x.new_empty((1, 3, 0, *self.plan.padded))
         if self.plan.enlarged != self.plan.source:
             x = lanczos_resize(x, *self.plan.enlarged).clamp(0, 1)
         if self.plan.padded != self.plan.enlarged:
@@ -109,7 +125,7 @@ class Upscaler:
         """Crop, reduce, match colours, blend and quantise, frame by frame."""
         with self.cascade.timer("finish"):
             pairs = zip(sources_tchw.split(1), sharp_bcthw[0].transpose(0, 1).split(1), strict=True)
-            return [_to_picture(self._blend(source, sharp)[0], deep=deep) for source, sharp in pairs]
+            return [to_picture(self._blend(source, sharp)[0], deep=deep) for source, sharp in pairs]
 
     def _blend(self, source_nchw: Tensor, sharp_nchw: Tensor) -> Tensor:
         if self.strength == 0:
@@ -142,17 +158,3 @@ def _match_colours(picture_nchw: Tensor, source_nchw: Tensor) -> Tensor:
     grid = (-(-height // COLOUR_GRID_PX), -(-width // COLOUR_GRID_PX))
     drift = F.adaptive_avg_pool2d(source_nchw, grid) - F.adaptive_avg_pool2d(picture_nchw, grid)
     return picture_nchw + F.interpolate(drift, size=picture_nchw.shape[2:], mode="bilinear", align_corners=False)
-
-
-def _to_tensor(picture_hwc: Picture) -> Tensor:
-    """Return [3, H, W] float32 in [0, 1]."""
-    top = float(np.iinfo(picture_hwc.dtype).max)
-    return torch.from_numpy(np.ascontiguousarray(picture_hwc.transpose(2, 0, 1)).astype(np.float32)).div_(top)
-
-
-def _to_picture(picture_chw: Tensor, *, deep: bool) -> Picture:
-    """Return [H, W, 3] integers of full scale."""
-    top = 65535 if deep else 255
-    whole = picture_chw.mul(top).round_().clamp_(0, top).to(torch.int32 if deep else torch.uint8)
-    pixels = whole.permute(1, 2, 0).contiguous().cpu().numpy()
-    return pixels.astype(np.uint16) if deep else pixels

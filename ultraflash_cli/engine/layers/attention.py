@@ -1,4 +1,4 @@
-"""Attention layers of the transformers: block-sparse causal self-attention and attention to a fixed context."""
+"""Attention layers of the transformers: self-attention, block-sparse or over a window, and to a fixed context."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.cache import KvRing
+from ultraflash_cli.engine.cache import KvRing, WindowRing
 from ultraflash_cli.engine.layers.norm import RmsNorm
 from ultraflash_cli.engine.layers.rope import rotate
 from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, window_blocks
@@ -20,6 +20,8 @@ __all__ = [
     "SparseAttended",
     "SparseCausalSelfAttention",
     "SparseLayout",
+    "WindowSelfAttention",
+    "WindowSpan",
     "sparse_causal_attention",
 ]
 
@@ -149,6 +151,51 @@ class CrossAttention(nn.Module):
         q = self._split(self.norm_q(self.q(x)))
         out = F.scaled_dot_product_attention(q, context.k, context.v)
         return self.o(out.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class WindowSpan:
+    """Where a chunk stands in its stream, the same for every layer; all in tokens."""
+
+    start: int
+    """Tokens of the stream before the chunk."""
+    capacity: int
+    """Tokens remembered at most, those of the chunk included."""
+    sink: int
+    """First tokens of the stream that never leave."""
+    reuse_rings: bool = False
+    """Whether the rings' buffers may be overwritten."""
+
+
+class WindowSelfAttention(nn.Module):
+    """Self-attention within a chunk and to all that a window of earlier chunks remembers; nothing is masked."""
+
+    def __init__(self, width: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
+
+    def forward(self, x: Tensor, rotation: Tensor, span: WindowSpan, ring: WindowRing) -> tuple[Tensor, WindowRing]:
+        """Attend from ``x [B, tokens, width]``; return the result and the ring that ends with this chunk.
+
+        ``rotation [tokens, D / 2]`` holds the unit complex numbers of the rotary embedding; keys are kept rotated.
+        """
+        q = rotate(self._split(self.norm_q(self.q(x))), rotation)
+        k = rotate(self._split(self.norm_k(self.k(x))), rotation)
+        ring = ring.write(
+            k,
+            self._split(self.v(x)),
+            start=span.start,
+            capacity=span.capacity,
+            sink=span.sink,
+            in_place=span.reuse_rings,
+        )
+        out = F.scaled_dot_product_attention(q, *ring.used)
+        return self.o(out.transpose(1, 2).flatten(2)), ring
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

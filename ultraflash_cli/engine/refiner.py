@@ -1,0 +1,144 @@
+"""Low-resolution latents to sharp frames: upsample, refine in one step, decode, group by group."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.schedule import group_noise
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs, DecoderState
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerState
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs, SrDitState
+
+__all__ = ["NoiseSource", "RefinedGroup", "Refiner", "RefinerState", "StageTimer", "untimed"]
+
+StageTimer = Callable[[str], AbstractContextManager[object]]
+"""Given a stage's name, a context that is open while the stage computes."""
+
+
+def untimed(_stage: str) -> AbstractContextManager[object]:
+    """Time nothing."""
+    return nullcontext()
+
+
+class NoiseSource(Protocol):
+    """Where the draws of the cascade come from; ``schedule.group_noise`` unless they are injected."""
+
+    def __call__(self, shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int) -> Tensor:
+        """Return the standard normal draw of one group of one stage."""
+        ...
+
+
+@dataclass(frozen=True)
+class RefinerState:
+    """The states of the three stages and the coordinates of the noise."""
+
+    upsampler: LatentUpsamplerState
+    sr_dit: SrDitState | None
+    decoder: DecoderState
+    groups: int
+    seed: int
+    first_frame: int
+
+
+class RefinedGroup(NamedTuple):
+    """What a group of latents has become."""
+
+    latents_bcthw: Tensor
+    """High-resolution latents ``[B, C, T, scale * H, scale * W]``."""
+    frames_bcthw: Tensor
+    """All raw frames ``[B, 3, 4T, H', W']``, unclamped; a stream's first ones are the caller's to drop."""
+
+
+class Refiner:
+    """The part of the cascade that clips and prompts share (ARCHITECTURE 3 to 6, 8)."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        upsampler: LatentUpsampler,
+        sr_dit: SrDit | None,
+        decoder: Decoder,
+        *,
+        timer: StageTimer = untimed,
+        noise: NoiseSource = group_noise,
+    ) -> None:
+        self.profile = profile
+        self.upsampler = upsampler
+        self.sr_dit = sr_dit
+        self.decoder = decoder
+        self.timer = timer
+        self.noise = noise
+
+    @property
+    def scale(self) -> int:
+        """Growth per side."""
+        return self.upsampler.config.scale
+
+    def init_state(
+        self,
+        *,
+        batch: int = 1,
+        height: int,
+        width: int,
+        seed: int = 0,
+        first_frame: int = 0,
+        context: Tensor | None = None,
+    ) -> RefinerState:
+        """Return the state before a scene's first group, for low-resolution latents of ``height`` x ``width``.
+
+        ``context [B or 1, tokens, text width]`` is the prompt's embedding (None: no prompt); ``seed`` and
+        ``first_frame``, the scene's place in the clip, are what the noise depends on.
+        """
+        high, wide = height * self.scale, width * self.scale
+        return RefinerState(
+            upsampler=self.upsampler.init_state(batch=batch, height=height, width=width),
+            sr_dit=self.sr_dit.init_state(batch=batch, height=high, width=wide, context=context)
+            if self.sr_dit
+            else None,
+            decoder=self.decoder.init_state(batch=batch, height=high, width=wide),
+            groups=0,
+            seed=seed,
+            first_frame=first_frame,
+        )
+
+    @torch.inference_mode()
+    def run_group(
+        self, state: RefinerState, low_bcthw: Tensor, frames_bcthw: Tensor | None = None
+    ) -> tuple[RefinerState, RefinedGroup]:
+        """Bring one group of low-resolution latents through all stages; consumes ``state``.
+
+        ``frames_bcthw`` are the four low-resolution frames of each latent, for a decoder with a skip path. A group
+        is at most the profile's ``group_latents`` long.
+        """
+        with self.timer("upsampler"):
+            upsampler, latents = self.upsampler.step(state.upsampler, low_bcthw)
+        state = replace(state, upsampler=upsampler)
+        if self.sr_dit is not None and state.sr_dit is not None:
+            with self.timer("sr_dit"):
+                sr_dit, latents = self._refine(self.sr_dit, state.sr_dit, latents, state)
+            state = replace(state, sr_dit=sr_dit)
+        with self.timer("decoder"):
+            decoder, frames = self.decoder.step(state.decoder, DecoderInputs(latents, frames_bcthw))
+        return replace(state, decoder=decoder, groups=state.groups + 1), RefinedGroup(latents, frames)
+
+    def _refine(
+        self, sr_dit: SrDit, before: SrDitState, cond: Tensor, state: RefinerState
+    ) -> tuple[SrDitState, Tensor]:
+        """Take the one step from noise to clean latents; the group ends here whatever its length."""
+        share = self.profile.condition_noise
+        if share > 0:
+            cond = (1 - share) * cond + share * self._draw("sr_condition", cond, state)
+        after, clean = sr_dit.step(before, SrDitInputs(self._draw("sr_dit", cond, state), cond))
+        if after.waiting:
+            after, clean = sr_dit.close_group(after)
+        return after, clean
+
+    def _draw(self, stage: str, like: Tensor, state: RefinerState) -> Tensor:
+        return self.noise(
+            tuple(like.shape), seed=state.seed, stage=stage, first_frame=state.first_frame, group=state.groups
+        ).to(like)

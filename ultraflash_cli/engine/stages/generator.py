@@ -1,0 +1,448 @@
+"""Causal few-step transformer that generates low-resolution latents from text, chunk by chunk."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.cache import WindowRing
+from ultraflash_cli.engine.flow_matching import TRAIN_STEPS, FlowSchedule, fewer_steps
+from ultraflash_cli.engine.layers.attention import ContextKv, CrossAttention, WindowSelfAttention, WindowSpan
+from ultraflash_cli.engine.layers.modulation import sinusoid
+from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
+from ultraflash_cli.engine.layers.rope import rotation_table
+from ultraflash_cli.errors import ConfigError
+
+__all__ = ["ChunkResult", "Gate", "Generator", "GeneratorConfig", "GeneratorInputs", "GeneratorState"]
+
+Gate = Callable[[Tensor, Tensor], bool]
+"""Given a chunk's clean latents ``[B, C, T, H, W]`` and the last latent of the stream's first chunk
+``[B, C, 1, H, W]``: whether the chunk's context pass may be skipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """Sizes and rules of the generator; the defaults are the published ones (ARCHITECTURE 1)."""
+
+    dim: int = 1536
+    """Model width."""
+    num_heads: int = 12
+    """Attention heads; each is ``dim / num_heads`` wide, an even number."""
+    num_layers: int = 30
+    """Blocks."""
+    ffn_dim: int = 8960
+    """Width inside the feed-forward layers."""
+    freq_dim: int = 256
+    """Width of the sinusoidal timestep embedding, an even number."""
+    text_dim: int = 4096
+    """Width of a prompt embedding."""
+    text_len: int = 512
+    """Context tokens, zero rows included."""
+    latent_channels: int = 16
+    """Channels of noise and result."""
+    patch: tuple[int, int, int] = (1, 2, 2)
+    """Latent frames, rows and columns that make a token; frames is 1."""
+    eps: float = 1e-6
+    """Added to variances and mean squares."""
+    chunk_latents: int = 3
+    """Latent frames generated together."""
+    independent_first_frame: bool = False
+    """Whether the first chunk of a stream is one latent frame."""
+    steps: tuple[int, ...] = (1000, 750, 500, 250)
+    """Denoising steps of a chunk, from pure noise (1000) downwards, before the shift warps them."""
+    later_steps: int | None = None
+    """How many of the steps every chunk but the first takes; None is all."""
+    shift: float = 5.0
+    """How much the noise levels lean to the noisy side."""
+    context_timestep: float = 0.0
+    """Timestep at which a finished chunk is run once more for what the next ones remember of it."""
+    window: int = 21
+    """Latent frames remembered, the chunk in work included."""
+    sink: int = 0
+    """First latent frames of a stream that are never forgotten."""
+    slide: bool = False
+    """Whether the oldest frames behind the sink leave a full window; else a stream ends where its window is full."""
+
+    def __post_init__(self) -> None:
+        positive = ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim", "text_len", "latent_channels")
+        for name in (*positive, "eps", "chunk_latents", "shift", "window"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"generator: {name} must be positive, got {getattr(self, name)}")
+        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
+            raise ConfigError(f"generator: {self.num_heads} heads of even width do not make {self.dim}")
+        if self.freq_dim % 2:
+            raise ConfigError(f"generator: freq_dim is even, got {self.freq_dim}")
+        if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
+            raise ConfigError(f"generator: a patch is (1, rows, columns), got {self.patch}")
+        falling = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
+        if not self.steps or not falling or self.steps[0] > TRAIN_STEPS or self.steps[-1] < 1:
+            raise ConfigError(f"generator: steps fall from at most {TRAIN_STEPS} to at least 1, got {self.steps}")
+        if self.later_steps is not None and not 1 <= self.later_steps <= len(self.steps):
+            raise ConfigError(f"generator: later_steps is 1 to {len(self.steps)} or None, got {self.later_steps}")
+        if not 0 <= self.context_timestep <= TRAIN_STEPS:
+            raise ConfigError(f"generator: context_timestep lies in 0..{TRAIN_STEPS}, got {self.context_timestep}")
+        if self.sink < 0 or self.window < self.sink + self.chunk_latents:
+            raise ConfigError(
+                f"generator: a window of {self.window} does not hold {self.sink} of sink and a chunk of "
+                f"{self.chunk_latents}"
+            )
+
+    @property
+    def draws_per_chunk(self) -> int:
+        """Fresh noise tensors that a chunk may need: one between any two steps."""
+        return len(self.steps) - 1
+
+    @property
+    def longest(self) -> int | None:
+        """Latent frames of the longest stream, in whole chunks; None where the window slides."""
+        if self.slide:
+            return None
+        first = self.chunk_after(0)
+        return first + (self.window - first) // self.chunk_latents * self.chunk_latents
+
+    def chunk_after(self, frames: int) -> int:
+        """Return the latent frames of the chunk that follows ``frames`` latent frames."""
+        return 1 if self.independent_first_frame and frames == 0 else self.chunk_latents
+
+    def steps_of_chunk(self, chunk: int) -> tuple[float, ...]:
+        """Return the timesteps that the generated chunk of this index is denoised at."""
+        warped = FlowSchedule(self.shift).warp(self.steps)
+        return fewer_steps(warped, self.later_steps) if chunk and self.later_steps else warped
+
+    def tokens_per_frame(self, height: int, width: int) -> int:
+        """Return how many tokens a latent frame has. Raises ConfigError where it is not whole patches."""
+        _, py, px = self.patch
+        if height % py or width % px or min(height, width) < 1:
+            raise ConfigError(f"latents of {height} x {width} are not whole patches of {py} x {px}")
+        return height // py * (width // px)
+
+    def ring_shape(self, *, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return the shape of each of a layer's two rings, for latents of ``height`` x ``width``."""
+        tokens = self.window * self.tokens_per_frame(height, width)
+        return batch, self.num_heads, tokens, self.dim // self.num_heads
+
+    def cache_bytes(self, *, batch: int, height: int, width: int, value_bytes: int) -> int:
+        """Return the bytes of all rings and of the context's keys and values."""
+        context = batch * self.text_len * self.dim
+        ring = math.prod(self.ring_shape(batch=batch, height=height, width=width))
+        return 2 * self.num_layers * (ring + context) * value_bytes
+
+
+class GeneratorInputs(NamedTuple):
+    """A push: the noise that latents start from, and the fresh noise of the later steps."""
+
+    noise_bcthw: Tensor
+    """``[B, C, T, H, W]``."""
+    draws_bscthw: Tensor
+    """``[B, draws_per_chunk, C, T, H, W]``; a chunk of fewer steps uses the first ones."""
+
+
+@dataclass(frozen=True)
+class GeneratorState:
+    """Memory, context, noise that waits for its chunk, how far the stream is, and what it took."""
+
+    rings: tuple[WindowRing, ...]
+    """One a layer."""
+    context: tuple[ContextKv, ...]
+    """One a layer."""
+    anchor_bcthw: Tensor
+    """Last clean latent of the stream's first chunk, ``[B, C, 1, H, W]``; zeros before."""
+    noise_bcthw: Tensor
+    """Waiting noise, ``chunk_latents`` long; the first ``waiting`` frames count."""
+    draws_bscthw: Tensor
+    """Waiting fresh noise."""
+    waiting: int
+    """Latent frames that wait."""
+    frames: int
+    """Latent frames of the stream so far, a clean prefix included."""
+    chunks: int
+    """Chunks generated."""
+    passes: int
+    """Runs of the network."""
+    refreshes_skipped: int
+    """Context passes that the gate spared."""
+
+
+class ChunkResult(NamedTuple):
+    """What one run of the network gives."""
+
+    flow_bcthw: Tensor
+    """Noise minus clean latents, as the network sees it."""
+    rings: tuple[WindowRing, ...]
+    """One a layer, ending with this chunk."""
+
+
+class GeneratorBlock(nn.Module):
+    """Modulated self-attention, cross-attention, modulated feed-forward; every frame has its own modulation."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        dim, self.eps = config.dim, config.eps
+        self.self_attn = WindowSelfAttention(dim, config.num_heads, config.eps)
+        self.norm3 = LayerNorm(dim, config.eps)
+        self.cross_attn = CrossAttention(dim, config.num_heads, config.eps)
+        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
+
+    def forward(
+        self, x: Tensor, time: Tensor, rotation: Tensor, span: WindowSpan, ring: WindowRing, context: ContextKv
+    ) -> tuple[Tensor, WindowRing]:
+        """Update ``x [B, frames, tokens of a frame, dim]`` under ``time [B or 1, frames or 1, 6, dim]``."""
+        vectors = (self.modulation + time).unsqueeze(3).unbind(2)
+        attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
+        y = layer_norm(x, self.eps) * (1 + attn_scale) + attn_shift
+        attended, ring = self.self_attn(y.flatten(1, 2), rotation, span, ring)
+        x = x + attended.view_as(x) * attn_gate
+        x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context).view_as(x)
+        y = layer_norm(x, self.eps) * (1 + ffn_scale) + ffn_shift
+        return x + self.ffn(y) * ffn_gate, ring
+
+
+class GeneratorHead(nn.Module):
+    """Modulated norm and projection to patches."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.head = nn.Linear(config.dim, math.prod(config.patch) * config.latent_channels)
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / math.sqrt(config.dim))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Project ``x [B, frames, tokens of a frame, dim]`` under ``time [B or 1, frames or 1, dim]``."""
+        shift, scale = (self.modulation + time.unsqueeze(2)).unsqueeze(3).unbind(2)
+        return self.head(layer_norm(x, self.eps) * (1 + scale) + shift)
+
+
+class Generator(nn.Module):
+    """Noise to clean latents under a prompt, chunk by chunk, each in a few steps.
+
+    Everything runs in the dtype of the weights but the insides of norms, the rotation (float32) and the sampler
+    (float64 and float32). A finished chunk is run once more at ``context_timestep`` for what the next ones remember
+    of it, unless ``gate`` finds that it can do without.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.schedule = FlowSchedule(config.shift)
+        self.gate: Gate | None = None
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(config.latent_channels, dim, config.patch, stride=config.patch)
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(GeneratorBlock(config) for _ in range(config.num_layers))
+        self.head = GeneratorHead(config)
+        nn.init.zeros_(self.head.head.weight)
+        nn.init.zeros_(self.head.head.bias)
+
+    # Streaming
+
+    @torch.no_grad()
+    def init_state(self, *, batch: int, height: int, width: int, context: Tensor | None = None) -> GeneratorState:
+        """Return the state before the first chunk, for latents of ``height`` x ``width``.
+
+        ``context [B or 1, tokens, text_dim]`` is the prompt's embedding, at most ``text_len`` tokens; without one the
+        context is all zeros. Raises ConfigError for latents that are no whole patches and for a context that does
+        not fit.
+        """
+        config, weight = self.config, self.patch_embedding.weight
+        shape = config.ring_shape(batch=batch, height=height, width=width)
+        draws = (batch, config.draws_per_chunk, config.latent_channels, config.chunk_latents, height, width)
+        return GeneratorState(
+            rings=tuple(WindowRing.empty(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks),
+            context=self.embed_context(context, batch=batch),
+            anchor_bcthw=weight.new_zeros(batch, config.latent_channels, 1, height, width),
+            noise_bcthw=weight.new_zeros(batch, config.latent_channels, config.chunk_latents, height, width),
+            draws_bscthw=weight.new_zeros(draws),
+            waiting=0,
+            frames=0,
+            chunks=0,
+            passes=0,
+            refreshes_skipped=0,
+        )
+
+    @torch.no_grad()
+    def step(self, state: GeneratorState, inputs: GeneratorInputs) -> tuple[GeneratorState, Tensor]:
+        """Queue a push of noise and return the clean latents of the chunks it completes; consumes state.
+
+        Raises ConfigError where the window is full and does not slide.
+        """
+        assert inputs.draws_bscthw.shape[3] == inputs.noise_bcthw.shape[2], "a push has draws for every latent frame"
+        done: list[Tensor] = []
+        taken, total = 0, inputs.noise_bcthw.shape[2]
+        while taken < total:
+            chunk = self.config.chunk_after(state.frames)
+            count = min(total - taken, chunk - state.waiting)
+            filled, source = slice(state.waiting, state.waiting + count), slice(taken, taken + count)
+            state.noise_bcthw[:, :, filled] = inputs.noise_bcthw[:, :, source]
+            state.draws_bscthw[:, :, :, filled] = inputs.draws_bscthw[:, :, :, source]
+            state = dataclasses.replace(state, waiting=filled.stop)
+            taken += count
+            if state.waiting == chunk:
+                state, clean = self.close_chunk(state)
+                done.append(clean)
+        return state, torch.cat(done, dim=2) if done else state.noise_bcthw[:, :, :0]
+
+    @torch.no_grad()
+    def flush(self, state: GeneratorState) -> Tensor:
+        """Return the clean latents of what still waits, as a shorter chunk; consumes state."""
+        return self._denoise(state)[1] if state.waiting else state.noise_bcthw[:, :, :0]
+
+    @torch.no_grad()
+    def close_chunk(self, state: GeneratorState) -> tuple[GeneratorState, Tensor]:
+        """Generate what waits as one chunk, complete or not, and remember it; consumes state."""
+        first_frame = state.frames
+        state, clean = self._denoise(state)
+        if state.chunks > 1 and self.gate is not None and self.gate(clean, state.anchor_bcthw):
+            return dataclasses.replace(state, refreshes_skipped=state.refreshes_skipped + 1), clean
+        return self._remember(state, clean, first_frame), clean
+
+    @torch.no_grad()
+    def prefill(self, state: GeneratorState, latents_bcthw: Tensor) -> GeneratorState:
+        """Take clean latents as the stream's past, in whole chunks; consumes state.
+
+        Raises ConfigError for a piece of a chunk and where the window is full and does not slide.
+        """
+        assert state.waiting == 0, "clean latents come between two chunks"
+        taken, total = 0, latents_bcthw.shape[2]
+        while taken < total:
+            chunk = self.config.chunk_after(state.frames)
+            if total - taken < chunk:
+                raise ConfigError(
+                    f"clean latents come in whole chunks of {chunk}: {total - taken} of {total} are left over"
+                )
+            clean = latents_bcthw[:, :, taken : taken + chunk].to(state.noise_bcthw)
+            first_frame = state.frames
+            state = dataclasses.replace(self._anchor(state, clean), frames=first_frame + chunk)
+            state = self._remember(state, clean, first_frame)
+            taken += chunk
+        return state
+
+    def _denoise(self, state: GeneratorState) -> tuple[GeneratorState, Tensor]:
+        """Generate what waits; the rings then hold the last, still noisy run."""
+        x, clean = state.noise_bcthw[:, :, : state.waiting], state.noise_bcthw
+        timesteps, rings = self.config.steps_of_chunk(state.chunks), state.rings
+        for i, timestep in enumerate(timesteps):
+            if i:
+                x = self.schedule.renoise(clean, state.draws_bscthw[:, i - 1, :, : state.waiting], timestep)
+            flow, rings = self.forward_chunk(
+                x, timestep, rings=rings, context=state.context, first_frame=state.frames, reuse_rings=True
+            )
+            clean = self.schedule.clean(x, flow, timestep)
+        after = dataclasses.replace(
+            self._anchor(state, clean),
+            rings=rings,
+            waiting=0,
+            frames=state.frames + state.waiting,
+            chunks=state.chunks + 1,
+            passes=state.passes + len(timesteps),
+        )
+        return after, clean
+
+    def _remember(self, state: GeneratorState, clean_bcthw: Tensor, first_frame: int) -> GeneratorState:
+        """Run a clean chunk once for its keys and values."""
+        _, rings = self.forward_chunk(
+            clean_bcthw,
+            self.config.context_timestep,
+            rings=state.rings,
+            context=state.context,
+            first_frame=first_frame,
+            reuse_rings=True,
+        )
+        return dataclasses.replace(state, rings=rings, passes=state.passes + 1)
+
+    def _anchor(self, state: GeneratorState, clean_bcthw: Tensor) -> GeneratorState:
+        if state.frames == 0:
+            state.anchor_bcthw.copy_(clean_bcthw[:, :, -1:])
+        return state
+
+    # The network
+
+    def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
+        """Return the context's keys and values of every layer; differentiable. See ``init_state``."""
+        config, weight = self.config, self.patch_embedding.weight
+        if context is None:
+            context = weight.new_zeros(1, config.text_len, config.text_dim)
+        if context.ndim != 3 or context.shape[1] > config.text_len or context.shape[2] != config.text_dim:
+            expected = f"[batch, up to {config.text_len} tokens, {config.text_dim}]"
+            raise ConfigError(f"a context is {expected}, got {list(context.shape)}")
+        tokens = F.pad(context.to(weight.device, weight.dtype), (0, 0, 0, config.text_len - context.shape[1]))
+        tokens = self.text_embedding(tokens).expand(batch, -1, -1)
+        return tuple(block.cross_attn.project(tokens) for block in cast("list[GeneratorBlock]", self.blocks))
+
+    def forward_chunk(
+        self,
+        x_bcthw: Tensor,
+        timestep: float | Tensor,
+        *,
+        rings: tuple[WindowRing, ...] | None = None,
+        context: tuple[ContextKv, ...] | None = None,
+        first_frame: int = 0,
+        reuse_rings: bool = False,
+    ) -> ChunkResult:
+        """Run the network over one chunk of up to any length; differentiable unless ``reuse_rings``.
+
+        ``timestep`` is that of the whole chunk or ``[B, T]``, one for every latent frame; ``rings`` are those of the
+        run before (None at the start of a stream), ``context`` what ``embed_context`` returned (None: no prompt),
+        ``first_frame`` the latent frames before this chunk. A chunk that was the last one to run is run again in its
+        own place. With ``reuse_rings`` the buffers of ``rings`` are overwritten. Raises ConfigError where the window
+        is full and does not slide.
+        """
+        config, weight = self.config, self.patch_embedding.weight
+        batch, _, frames, height, width = x_bcthw.shape
+        if not config.slide and first_frame + frames > config.window:
+            raise ConfigError(
+                f"a stream of this generator ends after {config.window} latent frames, "
+                f"asked for {first_frame + frames}: make a shorter clip, or use a model with a sliding window"
+            )
+        tokens = config.tokens_per_frame(height, width)
+        if rings is None:
+            shape = (batch, config.num_heads, 0, config.dim // config.num_heads)
+            rings = tuple(WindowRing.empty(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks)
+        if context is None:
+            context = self.embed_context(None, batch=batch)
+        span = WindowSpan(first_frame * tokens, config.window * tokens, config.sink * tokens, reuse_rings)
+        rotation = self._rotation(frames, height, width, first_frame)
+
+        if not isinstance(timestep, Tensor):
+            timestep = torch.full((1, 1), timestep, device=weight.device)
+        time = sinusoid(timestep.flatten(), config.freq_dim).to(weight.dtype).unflatten(0, timestep.shape)
+        time = self.time_embedding(time)
+        time_six = self.time_projection(time).unflatten(2, (6, -1))
+
+        x = F.linear(self._to_patches(x_bcthw.to(weight.dtype)), weight.flatten(1), self.patch_embedding.bias)
+        after: list[WindowRing] = []
+        for block, ring, text in zip(self.blocks, rings, context, strict=True):
+            x, ring = block(x, time_six, rotation, span, ring, text)
+            after.append(ring)
+        return ChunkResult(self._from_patches(self.head(x, time), height, width), tuple(after))
+
+    def _to_patches(self, x_bcthw: Tensor) -> Tensor:
+        """Return ``[B, T, tokens of a frame, values of a patch]``, channels first within a patch."""
+        _, py, px = self.config.patch
+        split = x_bcthw.unflatten(4, (-1, px)).unflatten(3, (-1, py))
+        return split.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
+
+    def _from_patches(self, patches: Tensor, height: int, width: int) -> Tensor:
+        """Return ``[B, C, T, H, W]``; channels come last within a patch."""
+        _, py, px = self.config.patch
+        split = patches.unflatten(3, (py, px, -1)).unflatten(2, (height // py, width // px))
+        return split.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+
+    def _rotation(self, frames: int, height: int, width: int, first_frame: int) -> Tensor:
+        _, py, px = self.config.patch
+        table = rotation_table(
+            self.config.dim // self.config.num_heads,
+            first_frame=first_frame,
+            frames=frames,
+            rows=height // py,
+            cols=width // px,
+            device=self.patch_embedding.weight.device,
+        )
+        return table.flatten(0, 2)

@@ -1,0 +1,126 @@
+"""Causal latent upsampler, version 3: one flat list of layers that narrows stage by stage; scales are powers of two."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit, TimeGrowth
+from ultraflash_cli.errors import ConfigError
+
+__all__ = ["LatentUpsamplerV3", "LatentUpsamplerV3Config", "LatentUpsamplerV3State"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentUpsamplerV3Config:
+    """Sizes of the upsampler; the defaults are the published ones (ARCHITECTURE 3.2)."""
+
+    scale: int = 2
+    """Spatial growth per side, a power of two; the first stages double, one each."""
+    latent_channels: int = 16
+    """Channels of a latent frame, in and out."""
+    widths: tuple[int, ...] = (256, 128, 64)
+    """Channels inside, stage by stage."""
+    blocks: int = 3
+    """Memory blocks in each stage."""
+    memory_init: MemoryInit = "replicate"
+    """What the first frame finds in memory."""
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.latent_channels, self.blocks, *self.widths) < 1:
+            raise ConfigError("upsampler sizes must be positive")
+        if self.scale not in {2**doubled for doubled in range(len(self.widths) + 1)}:
+            raise ConfigError(
+                f"{len(self.widths)} stages grow by a power of two up to {2 ** len(self.widths)}, got {self.scale}"
+            )
+
+
+@dataclass(frozen=True)
+class LatentUpsamplerV3State:
+    """The last input frame of every memory block, each at the resolution of its stage."""
+
+    memories: tuple[Tensor, ...]
+    started: bool
+
+
+class _Enlarge(nn.Module):
+    """Twice the size by a convolution and a pixel shuffle, or nothing where a stage keeps its size."""
+
+    def __init__(self, width: int, *, doubles: bool) -> None:
+        super().__init__()
+        self.factor = 2 if doubles else 1
+        layers = (nn.Conv2d(width, width * 4, 3, padding=1), nn.PixelShuffle(2)) if doubles else ()
+        self.block = nn.Sequential(*layers)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C, factor * H, factor * W]."""
+        return self.block(x_nchw).contiguous(memory_format=torch.channels_last)
+
+
+class LatentUpsamplerV3(nn.Module):
+    """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame with a memory of one frame."""
+
+    def __init__(self, config: LatentUpsamplerV3Config) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), nn.ReLU(inplace=True)]
+        for stage, width in enumerate(widths):
+            layers += [MemoryBlock(width, init=config.memory_init) for _ in range(config.blocks)]
+            layers += [_Enlarge(width, doubles=2**stage < config.scale), TimeGrowth(width, 1)]
+            if stage + 1 < len(widths):
+                layers.append(nn.Conv2d(width, widths[stage + 1], 3, padding=1, bias=False))
+        layers += [nn.ReLU(inplace=True), nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)]
+        self.net = nn.Sequential(*layers)
+
+    def upsample(self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Upsample a piece of a clip at once; differentiable. ``memories`` is None at the start of a stream."""
+        batch = latents_bcthw.shape[0]
+        x = latents_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        after: list[Tensor] = []
+        for layer in self.net:
+            if isinstance(layer, MemoryBlock):
+                x, memory = layer(x, None if memories is None else memories[len(after)], batch)
+                after.append(memory)
+            else:
+                x = layer(x)
+        return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
+
+    def init_state(self, *, batch: int, height: int, width: int) -> LatentUpsamplerV3State:
+        """Return the state before the first latent frame of ``height`` x ``width``."""
+        weight, factor = self._weight, 1
+        memories: list[Tensor] = []
+        for layer in self.net:
+            if isinstance(layer, _Enlarge):
+                factor *= layer.factor
+            elif isinstance(layer, MemoryBlock):
+                shape = (batch, layer.width, height * factor, width * factor)
+                empty = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+                memories.append(empty.contiguous(memory_format=torch.channels_last))
+        return LatentUpsamplerV3State(tuple(memories), False)
+
+    def step(self, state: LatentUpsamplerV3State, inputs: Tensor) -> tuple[LatentUpsamplerV3State, Tensor]:
+        """Take in latents [B, C, T, H, W]; return as many at the high resolution."""
+        memories = state.memories if state.started else None
+        out: list[Tensor] = [self._no_latents(state)]
+        for t in range(inputs.shape[2]):
+            latent, memories = self.upsample(inputs[:, :, t : t + 1].to(self._weight.dtype), memories)
+            out.append(latent)
+        after = LatentUpsamplerV3State(state.memories if memories is None else memories, memories is not None)
+        return after, torch.cat(out, dim=2)
+
+    def flush(self, state: LatentUpsamplerV3State) -> Tensor:
+        """Return no latents: nothing is ever queued."""
+        return self._no_latents(state)
+
+    @property
+    def _weight(self) -> Tensor:
+        first = self.net[0]
+        assert isinstance(first, nn.Conv2d), "the list starts with a convolution"
+        return first.weight
+
+    def _no_latents(self, state: LatentUpsamplerV3State) -> Tensor:
+        """The first memory has the size of the latents that come in."""
+        batch, _, height, width = state.memories[0].shape
+        scale = self.config.scale
+        return state.memories[0].new_empty((batch, self.config.latent_channels, 0, height * scale, width * scale))

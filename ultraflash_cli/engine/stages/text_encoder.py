@@ -1,0 +1,230 @@
+"""Prompts to embeddings: cleaning, tokenizers and the UMT5 text encoder."""
+
+import html
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ultraflash_cli.errors import ConfigError, UsageError, WeightsError
+
+__all__ = [
+    "PUBLISHED_NAMES",
+    "ByteTokenizer",
+    "TextEncoder",
+    "TextEncoderConfig",
+    "Tokenizer",
+    "clean_prompt",
+    "encode_prompts",
+    "load_tokenizer",
+    "published_names",
+]
+
+Tokenizer = Callable[[str], list[int]]
+"""A cleaned prompt to all of its ids, the end-of-sequence id last."""
+
+PAD_ID, EOS_ID = 0, 1
+
+OUTER_NAMES = {
+    "token_embedding.weight": "encoder.embed_tokens.weight",
+    "norm.weight": "encoder.final_layer_norm.weight",
+}
+BLOCK_NAMES = {
+    "norm1.weight": "layer.0.layer_norm.weight",
+    "attn.q.weight": "layer.0.SelfAttention.q.weight",
+    "attn.k.weight": "layer.0.SelfAttention.k.weight",
+    "attn.v.weight": "layer.0.SelfAttention.v.weight",
+    "attn.o.weight": "layer.0.SelfAttention.o.weight",
+    "pos_embedding.embedding.weight": "layer.0.SelfAttention.relative_attention_bias.weight",
+    "norm2.weight": "layer.1.layer_norm.weight",
+    "ffn.gate.0.weight": "layer.1.DenseReluDense.wi_0.weight",
+    "ffn.fc1.weight": "layer.1.DenseReluDense.wi_1.weight",
+    "ffn.fc2.weight": "layer.1.DenseReluDense.wo.weight",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """Sizes of the text encoder; the defaults are the published ones (ARCHITECTURE 2)."""
+
+    vocab: int = 256384
+    """Ids that have an embedding."""
+    dim: int = 4096
+    """Channels of an embedding."""
+    ffn_dim: int = 10240
+    """Channels inside the gated feed-forward layers."""
+    heads: int = 64
+    """Attention heads."""
+    attention_dim: int | None = None
+    """Channels of all heads together; None: as many as ``dim``."""
+    layers: int = 24
+    """Blocks."""
+    buckets: int = 32
+    """Relative distances that are told apart, half of them forward."""
+    max_distance: int = 128
+    """Distance in tokens from which on all share a bucket."""
+    text_len: int = 512
+    """Tokens of a prompt that are read, and rows of its embedding."""
+
+    def __post_init__(self) -> None:
+        sizes = (self.vocab, self.dim, self.ffn_dim, self.heads, self.head_dim, self.layers)
+        if min(sizes) < 1 or self.heads * self.head_dim != (self.attention_dim or self.dim):
+            raise ConfigError("text encoder sizes must be positive, and the heads must divide the attention channels")
+        if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 4:
+            raise ConfigError(
+                "relative buckets are a multiple of 4, the largest distance lies beyond a quarter of them"
+            )
+        if self.text_len < 1:
+            raise ConfigError(f"a prompt has at least one token, got text_len {self.text_len}")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return (self.attention_dim or self.dim) // max(1, self.heads)
+
+
+def published_names(layers: int) -> dict[str, str]:
+    """Return the published name of every tensor of an encoder with ``layers`` blocks, and the name it has here."""
+    blocks = {
+        f"blocks.{i}.{published}": f"encoder.block.{i}.{own}"
+        for i in range(layers)
+        for published, own in BLOCK_NAMES.items()
+    }
+    return OUTER_NAMES | blocks
+
+
+PUBLISHED_NAMES = published_names(24)
+"""The published name of each of the 242 tensors, and the name it has here."""
+
+
+class TextEncoder(nn.Module):
+    """Token ids to embeddings: the UMT5 encoder of the package transformers, dropout off.
+
+    Raises UsageError where the package is missing. Needs no network and no file.
+    """
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        transformers = _extra("transformers")
+        settings = transformers.UMT5Config(
+            vocab_size=2,
+            d_model=config.dim,
+            d_kv=config.head_dim,
+            d_ff=config.ffn_dim,
+            num_layers=config.layers,
+            num_heads=config.heads,
+            relative_attention_num_buckets=config.buckets,
+            relative_attention_max_distance=config.max_distance,
+            dropout_rate=0.0,
+            layer_norm_epsilon=1e-6,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=PAD_ID,
+            eos_token_id=EOS_ID,
+            attn_implementation="eager",
+        )
+        # The model around the encoder only holds a second embedding under another name. It is built with two ids and
+        # left behind, so that of the real embedding there is one tensor with one name, whatever loads or moves it.
+        self.encoder: nn.Module = transformers.UMT5EncoderModel(settings).encoder
+        self.encoder.embed_tokens = nn.Embedding(config.vocab, config.dim)
+        self.encoder.config.vocab_size = config.vocab
+
+    def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 included; nobody attends to those."""
+        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 set to 0."""
+        return self.hidden(ids, mask).masked_fill(mask[..., None] == 0, 0.0)
+
+
+def clean_prompt(text: str) -> str:
+    """Repair broken characters and HTML entities and reduce whitespace to single spaces; case is kept.
+
+    Raises UsageError where the package ftfy is missing.
+    """
+    text = html.unescape(html.unescape(_extra("ftfy").fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+class ByteTokenizer:
+    """The bytes of a prompt as ids from 3 on, for models without a vocabulary."""
+
+    vocab = 3 + 256
+    """Ids that exist."""
+
+    def __call__(self, text: str) -> list[int]:
+        """Return the ids of a prompt."""
+        return [byte + 3 for byte in text.encode()] + [EOS_ID]
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a folder laid out like ``google/umt5-xxl``; needs no network.
+
+    ``tokenizer.json`` is taken as it stands. The class that ``tokenizer_config.json`` names is not asked: its
+    present form builds the pipeline anew without byte fallback, which loses every character outside the
+    vocabulary. Without that file, ``spiece.model`` serves. Raises WeightsError where there is neither or the file
+    is unreadable, UsageError where a package is missing.
+    """
+    whole, pieces = folder / "tokenizer.json", folder / "spiece.model"
+    try:
+        if whole.is_file():
+            tokenizer = _extra("tokenizers").Tokenizer.from_file(str(whole))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return lambda text: _ended(tokenizer.encode(text).ids)
+        if pieces.is_file():
+            processor = _extra("sentencepiece").SentencePieceProcessor(model_file=str(pieces))
+            return lambda text: _ended(processor.encode(text))
+    except UsageError:
+        raise
+    except Exception as error:  # both packages raise plain exceptions of their own for a broken file
+        raise WeightsError(f"{folder}: the tokenizer is unreadable ({error}). Pull it again.") from error
+    raise WeightsError(f"{folder} holds neither tokenizer.json nor spiece.model. Pull the tokenizer first.")
+
+
+@torch.no_grad()
+def encode_prompts(
+    encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    on_truncated: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Return the embeddings [B, text_len, dim] of prompts as typed, zero rows behind each.
+
+    Each prompt is encoded by itself, so that its embedding does not depend on the others. A prompt of more than
+    ``text_len`` tokens loses what is too much before its end-of-sequence token; ``on_truncated`` is then told
+    (index of the prompt, tokens it has). Raises ConfigError where tokenizer and encoder do not belong together.
+    """
+    config, weight = encoder.config, next(encoder.parameters())
+    embeds = weight.new_zeros((len(prompts), config.text_len, config.dim))
+    for index, prompt in enumerate(prompts):
+        ids = tokenizer(clean_prompt(prompt))
+        if max(ids) >= config.vocab:
+            raise ConfigError(f"the tokenizer gives the id {max(ids)}, the text encoder knows {config.vocab} ids")
+        if len(ids) > config.text_len:
+            if on_truncated is not None:
+                on_truncated(index, len(ids))
+            ids = ids[: config.text_len - 1] + ids[-1:]
+        row = torch.tensor([ids], device=weight.device)
+        embeds[index, : len(ids)] = encoder(row, torch.ones_like(row))[0]
+    return embeds
+
+
+def _ended(ids: list[int]) -> list[int]:
+    return ids if ids[-1:] == [EOS_ID] else [*ids, EOS_ID]
+
+
+def _extra(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(
+            f"Text needs the package {package} ({error}). Install it: pip install 'ultraflash[generate]'"
+        ) from error

@@ -1,0 +1,153 @@
+"""Prompts to frames: generate low-resolution latents chunk by chunk, refine and decode them group by group."""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.refiner import NoiseSource, RefinedGroup, Refiner, RefinerState, StageTimer, untimed
+from ultraflash_cli.engine.schedule import GenerationPlan, group_noise
+from ultraflash_cli.engine.stage import move_state
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs, DecoderState
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs, GeneratorState
+
+__all__ = ["GeneratedGroup", "TextToVideo", "TextToVideoState"]
+
+
+@dataclass(frozen=True)
+class TextToVideoState:
+    """The states of all stages, how far the video is, and the seed of its noise."""
+
+    generator: GeneratorState
+    refiner: RefinerState | None
+    low_decoder: DecoderState | None
+    groups: int
+    chunks: int
+    seed: int
+
+
+class GeneratedGroup(NamedTuple):
+    """What one group gives; frames are nominally in [0, 1] and not clamped."""
+
+    low_latents_bcthw: Tensor
+    """What the generator drew."""
+    latents_bcthw: Tensor | None
+    """The refined latents; None without a refiner."""
+    frames_bcthw: Tensor | None
+    """The finished frames; None without a refiner."""
+    low_frames_bcthw: Tensor | None
+    """The frames at the base size; None without a decoder for them."""
+
+
+class TextToVideo:
+    """The cascade of a prompt (ARCHITECTURE 8).
+
+    ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size; at least one of them is there.
+    With ``park`` the generator and its cache wait on that device while the refiner works, for lack of memory; the
+    result is the same. Noise comes from ``noise``: per chunk ``generator`` and ``generator_step`` (the draws of its later steps), per
+    group what the refiner draws.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        plan: GenerationPlan,
+        generator: Generator,
+        *,
+        refiner: Refiner | None,
+        low_decoder: Decoder | None,
+        park: torch.device | None = None,
+        timer: StageTimer = untimed,
+        noise: NoiseSource = group_noise,
+    ) -> None:
+        assert refiner is not None or low_decoder is not None, "something has to make frames"
+        self.profile = profile
+        self.plan = plan
+        self.generator = generator
+        self.refiner = refiner
+        self.low_decoder = low_decoder
+        self.device = next(generator.parameters()).device
+        self.park = park
+        self.timer = timer
+        self.noise = noise
+
+    def init_state(
+        self,
+        *,
+        height: int,
+        width: int,
+        batch: int = 1,
+        seed: int = 0,
+        context: Tensor | None = None,
+        prefix_bcthw: Tensor | None = None,
+    ) -> TextToVideoState:
+        """Return the state before the first group, for low-resolution latents of ``height`` x ``width``.
+
+        ``context [B or 1, tokens, text width]`` is the prompt's embedding. ``prefix_bcthw`` are the latents of a clip
+        to go on from; they are remembered and not drawn again.
+        """
+        generator = self.generator.init_state(batch=batch, height=height, width=width, context=context)
+        if prefix_bcthw is not None:
+            with self.timer("generator"):
+                generator = self.generator.prefill(generator, prefix_bcthw)
+        refiner = low_decoder = None
+        if self.refiner is not None:
+            refiner = self.refiner.init_state(batch=batch, height=height, width=width, seed=seed, context=context)
+        if self.low_decoder is not None:
+            low_decoder = self.low_decoder.init_state(batch=batch, height=height, width=width)
+        return TextToVideoState(generator, refiner, low_decoder, groups=0, chunks=0, seed=seed)
+
+    @torch.inference_mode()
+    def step(self, state: TextToVideoState) -> tuple[TextToVideoState, GeneratedGroup]:
+        """Make the next group of the plan; consumes ``state``."""
+        assert state.groups < len(self.plan.groups), "the plan has no further group"
+        drop = self.profile.drop_front if state.groups == 0 else 0
+        state, low = self._draw_group(state)
+        latents = frames = low_frames = None
+        if self.low_decoder is not None and state.low_decoder is not None:
+            with self.timer("low_decoder"):
+                low_decoder, raw = self.low_decoder.step(state.low_decoder, DecoderInputs(low))
+            state, low_frames = replace(state, low_decoder=low_decoder), raw[:, :, drop:]
+        if self.refiner is not None and state.refiner is not None:
+            refiner, pieces = state.refiner, list[RefinedGroup]()
+            for piece in low.split(self.profile.group_latents, dim=2):
+                refiner, refined = self.refiner.run_group(refiner, piece)
+                pieces.append(refined)
+            latents = torch.cat([piece.latents_bcthw for piece in pieces], dim=2)
+            frames = torch.cat([piece.frames_bcthw for piece in pieces], dim=2)[:, :, drop:]
+            state = replace(state, refiner=refiner)
+        return replace(state, groups=state.groups + 1), GeneratedGroup(low, latents, frames, low_frames)
+
+    def _draw_group(self, state: TextToVideoState) -> tuple[TextToVideoState, Tensor]:
+        """Generate the chunks of the next group."""
+        low: list[Tensor] = []
+        if self.park is not None:
+            self.generator.to(self.device)
+            state = replace(state, generator=move_state(state.generator, self.device))
+        for length in self.plan.group_chunks[state.groups]:
+            inputs = self._noise(state, length)
+            with self.timer("generator"):
+                generator, latents = self.generator.step(state.generator, inputs)
+            assert latents.shape[2] == length, "the plan's chunks are the generator's"
+            state = replace(state, generator=generator, chunks=state.chunks + 1)
+            low.append(latents)
+        if self.park is not None:
+            self.generator.to(self.park)
+            state = replace(state, generator=move_state(state.generator, self.park))
+        return state, torch.cat(low, dim=2)
+
+    def _noise(self, state: TextToVideoState, length: int) -> GeneratorInputs:
+        """Draw what one chunk of ``length`` latents needs, ``[B, C, T, H, W]`` and ``[B, steps - 1, C, T, H, W]``."""
+        config = self.generator.config
+        batch, channels, _, height, width = state.generator.noise_bcthw.shape
+        draws = len(config.steps) - 1
+
+        def draw(stage: str, shape: tuple[int, ...]) -> Tensor:
+            return self.noise(shape, seed=state.seed, stage=stage, first_frame=0, group=state.chunks)
+
+        return GeneratorInputs(
+            draw("generator", (batch, channels, length, height, width)),
+            draw("generator_step", (batch, draws, channels, length, height, width)),
+        )
