@@ -1,5 +1,7 @@
 """Dynamic cache management: what the option says, the gate of the context pass, the score it goes by."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -152,8 +154,7 @@ def noisy(frame: Tensor, share: float) -> Tensor:
         pytest.param(lambda frame, much: frame + torch.tensor([0.1, 0.0, -0.1])[:, None, None] * (1 + much), id="tint"),
     ],
 )
-def test_the_score_falls_the_more_a_picture_is_spoiled(spoil: object) -> None:
-    assert callable(spoil)
+def test_the_score_falls_the_more_a_picture_is_spoiled(spoil: Callable[[Tensor, int], Tensor]) -> None:
     score, frame = SharpnessDrift(), picture()
     little, much = (score(spoil(frame, amount), frame) for amount in (0, 1))
     assert 0 <= much < little < score(frame, frame) == 1

@@ -48,6 +48,12 @@ def test_half_precision_is_rounded_once() -> None:
     assert torch.equal(got, (clean.double() - 0.9375 * noise.double()).bfloat16())
 
 
+def test_the_tables_are_numbers_wherever_a_network_is_built() -> None:
+    with torch.device("meta"):
+        schedule = FlowSchedule()
+    assert schedule.sigma(625.0) == 0.625
+
+
 def test_fewer_steps_round_half_to_even() -> None:
     assert [fewer_steps((0, 1, 2, 3), count) for count in (1, 2, 3, 4)] == [(0,), (0, 3), (0, 2, 3), (0, 1, 2, 3)]
 

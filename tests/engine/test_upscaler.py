@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests.contracts.stages import tiny_cascade
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
+from ultraflash_cli.engine.pictures import Picture
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
-from ultraflash_cli.engine.pictures import Picture
 from ultraflash_cli.engine.upscaler import Upscaler
 
 

@@ -26,7 +26,7 @@ class FlowSchedule:
     def __init__(self, shift: float = 5.0) -> None:
         if not shift > 0:
             raise ConfigError(f"flow schedule: shift must be positive, got {shift}")
-        linear = torch.linspace(1.0, 0.0, TRAIN_STEPS + 1)[:-1]
+        linear = torch.linspace(1.0, 0.0, TRAIN_STEPS + 1, dtype=torch.float32, device="cpu")[:-1]
         self.sigmas = shift * linear / (1 + (shift - 1) * linear)
         self.timesteps = self.sigmas * TRAIN_STEPS
 

@@ -46,8 +46,8 @@ class TextToVideo:
 
     ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size; at least one of them is there.
     With ``park`` the generator and its cache wait on that device while the refiner works, for lack of memory; the
-    result is the same. Noise comes from ``noise``: per chunk ``generator`` and ``generator_step`` (the draws of its later steps), per
-    group what the refiner draws.
+    result is the same. Noise comes from ``noise``: ``generator`` and ``generator_step`` (the draws of the later
+    steps) for each chunk, and what the refiner draws for each group.
     """
 
     def __init__(

@@ -89,7 +89,7 @@ class TextEncoderConfig:
 
 
 def published_names(layers: int) -> dict[str, str]:
-    """Return the published name of every tensor of an encoder with ``layers`` blocks, and the name it has here."""
+    """Return the published name of every tensor of an encoder with ``layers`` blocks, and its name inside."""
     blocks = {
         f"blocks.{i}.{published}": f"encoder.block.{i}.{own}"
         for i in range(layers)
@@ -99,13 +99,14 @@ def published_names(layers: int) -> dict[str, str]:
 
 
 PUBLISHED_NAMES = published_names(24)
-"""The published name of each of the 242 tensors, and the name it has here."""
+"""The published name of each of the 242 tensors, and its name inside."""
 
 
 class TextEncoder(nn.Module):
     """Token ids to embeddings: the UMT5 encoder of the package transformers, dropout off.
 
-    Raises UsageError where the package is missing. Needs no network and no file.
+    State dicts go in and out under the published names. Raises UsageError where the package is missing. Needs no
+    network and no file.
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -132,7 +133,8 @@ class TextEncoder(nn.Module):
         # left behind, so that of the real embedding there is one tensor with one name, whatever loads or moves it.
         self.encoder: nn.Module = transformers.UMT5EncoderModel(settings).encoder
         self.encoder.embed_tokens = nn.Embedding(config.vocab, config.dim)
-        self.encoder.config.vocab_size = config.vocab
+        self.register_state_dict_post_hook(_to_published_names)
+        self.register_load_state_dict_pre_hook(_to_own_names)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 included; nobody attends to those."""
@@ -196,7 +198,7 @@ def encode_prompts(
     *,
     on_truncated: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Return the embeddings [B, text_len, dim] of prompts as typed, zero rows behind each.
+    """Return the embeddings [B, text_len, dim] of cleaned prompts, zero rows behind each.
 
     Each prompt is encoded by itself, so that its embedding does not depend on the others. A prompt of more than
     ``text_len`` tokens loses what is too much before its end-of-sequence token; ``on_truncated`` is then told
@@ -205,7 +207,7 @@ def encode_prompts(
     config, weight = encoder.config, next(encoder.parameters())
     embeds = weight.new_zeros((len(prompts), config.text_len, config.dim))
     for index, prompt in enumerate(prompts):
-        ids = tokenizer(clean_prompt(prompt))
+        ids = tokenizer(prompt)
         if max(ids) >= config.vocab:
             raise ConfigError(f"the tokenizer gives the id {max(ids)}, the text encoder knows {config.vocab} ids")
         if len(ids) > config.text_len:
@@ -215,6 +217,19 @@ def encode_prompts(
         row = torch.tensor([ids], device=weight.device)
         embeds[index, : len(ids)] = encoder(row, torch.ones_like(row))[0]
     return embeds
+
+
+def _to_published_names(encoder: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    assert isinstance(encoder, TextEncoder)
+    for published, own in published_names(encoder.config.layers).items():
+        state[prefix + published] = state.pop(prefix + own)
+
+
+def _to_own_names(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    assert isinstance(encoder, TextEncoder)
+    for published, own in published_names(encoder.config.layers).items():
+        if prefix + published in state:
+            state[prefix + own] = state.pop(prefix + published)
 
 
 def _ended(ids: list[int]) -> list[int]:

@@ -14,6 +14,8 @@ __all__ = ["WanVaeConfig", "WanVaeDecoder", "WanVaeDecoderState", "WanVaeEncoder
 
 SHRINK = 8
 """Pixels along a side that one latent stands for."""
+LAYOUT = torch.channels_last_3d
+"""The one memory format of all layers and memories: a clip and its pictures are then views of each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,8 @@ class _Memory:
 
     def join(self, x_bcthw: Tensor, frames: int) -> Tensor:
         """Return ``x`` behind its last ``frames`` past frames, zeros at the start of a stream, and remember anew."""
-        joined = torch.cat([self._past(x_bcthw, frames), x_bcthw], dim=2)
-        self.after.append(joined[:, :, -frames:].clone())
+        joined = torch.cat([self._past(x_bcthw, frames), x_bcthw], dim=2).contiguous(memory_format=LAYOUT)
+        self.after.append(joined[:, :, -frames:].clone(memory_format=LAYOUT))
         return joined
 
     def pass_by(self, x_bcthw: Tensor, frames: int) -> None:
@@ -82,7 +84,7 @@ class _Memory:
         if self._before is not None:
             return self._before[len(self.after)]
         batch, channels, _, height, width = x_bcthw.shape
-        return x_bcthw.new_zeros((batch, channels, frames, height, width))
+        return x_bcthw.new_zeros((batch, channels, frames, height, width)).contiguous(memory_format=LAYOUT)
 
 
 class _CausalConv(nn.Conv3d):
@@ -148,7 +150,7 @@ class _SpatialAttention(nn.Module):
         """Map [B, C, T, H, W] to the same shape."""
         frames = _as_pictures(x)
         qkv = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).unsqueeze(1)  # [N, 1, H * W, 3 C]
-        mixed = F.scaled_dot_product_attention(*(part.contiguous() for part in qkv.chunk(3, dim=-1)))
+        mixed = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, tuple(frames.shape[-2:]))
         return x + _as_clip(self.proj(mixed), x.shape[0])
 
@@ -187,8 +189,8 @@ class _Upsample(nn.Module):
         if self.time_conv is not None and memory.first:
             memory.pass_by(x, self.time_conv.history)
         elif self.time_conv is not None:
-            grown = self.time_conv.remembering(x, memory)
-            x = grown.unflatten(1, (2, -1)).permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+            grown = self.time_conv.remembering(x, memory).movedim(1, -1).unflatten(-1, (2, -1))  # [B, T, H, W, 2, C]
+            x = grown.movedim(4, 2).flatten(1, 2).movedim(-1, 1)
         return _as_clip(self.resample(_as_pictures(x)), x.shape[0])
 
 
@@ -272,7 +274,7 @@ class WanVaeEncoder(nn.Module):
         """
         assert memories is not None or frames_bcthw.shape[2] == 1, "a stream starts with one frame alone"
         memory = _Memory(memories)
-        moments = self.conv1(self.encoder(2 * frames_bcthw - 1, memory))
+        moments = self.conv1(self.encoder((2 * frames_bcthw - 1).contiguous(memory_format=LAYOUT), memory))
         mean, std = _statistics(self.config, moments)
         latents = (moments[:, : self.config.latent_channels].float() - mean) / std
         return latents.to(moments.dtype), tuple(memory.after)
@@ -400,5 +402,6 @@ def _empty_memories(network: nn.Module, batch: int, height: int, width: int) -> 
         elif isinstance(layer, nn.Upsample):
             height, width = height * 2, width * 2
         elif isinstance(layer, _CausalConv):
-            memories.append(layer.weight.new_zeros((batch, layer.in_channels, layer.history, height, width)))
+            empty = layer.weight.new_zeros((batch, layer.in_channels, layer.history, height, width))
+            memories.append(empty.contiguous(memory_format=LAYOUT))
     return tuple(memories)

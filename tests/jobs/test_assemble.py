@@ -1,0 +1,174 @@
+"""Weight files into the networks of a profile: shared files, adapters, random weights, precision."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.contracts.stages import randomise
+from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH, Profile
+from ultraflash_cli.engine.stages.decoder import Decoder
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.generator import Generator
+from ultraflash_cli.errors import ConfigError, DeviceError, UsageError, WeightsError
+from ultraflash_cli.jobs.assemble import (
+    Shelf,
+    choose_device,
+    find_profile,
+    stage_precisions,
+    with_full_encoder,
+    with_ultra_decoder,
+)
+from ultraflash_cli.weights.manifest import read_manifest
+from ultraflash_cli.weights.store import Receipt, WeightStore
+from ultraflash_cli.weights.verify import sha256_of
+
+CPU = torch.device("cpu")
+SMALL = replace(TINY_RANDOM, name="small", random_seed=None, weights=ULTRAFLASH.weights)
+"""The published names at tiny sizes."""
+
+
+def put(store: WeightStore, name: str, tensors: dict[str, Tensor]) -> None:
+    """Lay a file into a store as a pull does."""
+    entry = read_manifest()[name]
+    part = store.part(entry)
+    save_file(tensors, part)
+    size, digest = part.stat().st_size, sha256_of(part)
+    receipt = Receipt(
+        name=name,
+        repository=None,
+        revision=None,
+        source="file",
+        source_bytes=size,
+        source_sha256=digest,
+        verified_by="keys",
+        bytes=size,
+        sha256=digest,
+        mtime_ns=part.stat().st_mtime_ns,
+    )
+    store.add(entry, part, receipt)
+
+
+def coders() -> tuple[Encoder, Decoder]:
+    assert isinstance(SMALL.encoder, EncoderConfig)
+    encoder, decoder = Encoder(SMALL.encoder), Decoder(SMALL.decoder)
+    randomise(encoder, 1)
+    randomise(decoder, 2)
+    return encoder, decoder
+
+
+def test_encoder_and_decoder_come_out_of_one_file(tmp_path: Path) -> None:
+    encoder, decoder = coders()
+    put(WeightStore(tmp_path), "ultraflash/decoder", encoder.state_dict() | decoder.state_dict())
+    shelf = Shelf(tmp_path)
+    for part, config, made in (("encoder", SMALL.encoder, encoder), ("decoder", SMALL.decoder, decoder)):
+        taken = shelf.take(SMALL, part, config, device=CPU, dtype=torch.float32)
+        assert taken.state_dict().keys() == made.state_dict().keys()
+        assert all(torch.equal(value, made.state_dict()[key]) for key, value in taken.state_dict().items())
+        assert not any(parameter.requires_grad for parameter in taken.parameters())
+    assert shelf.hashes.keys() == {"ultraflash/decoder"}
+
+
+def test_a_network_is_loaded_once_and_forgotten_when_dropped(tmp_path: Path) -> None:
+    encoder, decoder = coders()
+    put(WeightStore(tmp_path), "ultraflash/decoder", encoder.state_dict() | decoder.state_dict())
+    shelf = Shelf(tmp_path)
+    one, two = (shelf.take(SMALL, "decoder", SMALL.decoder, device=CPU, dtype=torch.float32) for _ in range(2))
+    assert one is two
+    shelf.drop(one)
+    assert shelf.take(SMALL, "decoder", SMALL.decoder, device=CPU, dtype=torch.float32) is not one
+
+
+def test_weights_come_in_the_precision_asked_for(tmp_path: Path) -> None:
+    encoder, decoder = coders()
+    put(WeightStore(tmp_path), "ultraflash/decoder", encoder.state_dict() | decoder.state_dict())
+    taken = Shelf(tmp_path).take(SMALL, "decoder", SMALL.decoder, device=CPU, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in taken.parameters()} == {torch.bfloat16}
+
+
+def test_a_tensor_too_many_or_too_few_is_refused(tmp_path: Path) -> None:
+    _, decoder = coders()
+    weights = decoder.state_dict()
+    for change in ({**weights, "decoder.99.weight": torch.zeros(1)}, dict(list(weights.items())[1:])):
+        put(WeightStore(tmp_path), "ultraflash/decoder", change)
+        with pytest.raises(WeightsError, match=r"1 unexpected|1 keys are missing"):
+            Shelf(tmp_path).take(SMALL, "decoder", SMALL.decoder, device=CPU, dtype=torch.float32)
+
+
+def test_the_long_generator_is_its_base_with_the_adapter_merged(tmp_path: Path) -> None:
+    config = SMALL.long_generator
+    assert config is not None
+    base = Generator(config)
+    randomise(base, 5)
+    draw = torch.Generator().manual_seed(6)
+    down, up = torch.randn((4, 48), generator=draw), torch.randn((48, 4), generator=draw)
+    lora = {"blocks.1.self_attn.q.lora_A.weight": down, "blocks.1.self_attn.q.lora_B.weight": up}
+    store = WeightStore(tmp_path)
+    put(store, "ultraflash-long/generator", base.state_dict())
+    put(store, "ultraflash-long/lora", lora)
+    shelf = Shelf(tmp_path)
+    taken = shelf.take(SMALL, "long_generator", config, device=CPU, dtype=torch.float32).state_dict()
+    key = "blocks.1.self_attn.q.weight"
+    torch.testing.assert_close(taken[key], base.state_dict()[key] + up @ down)
+    assert torch.equal(taken["blocks.0.self_attn.q.weight"], base.state_dict()["blocks.0.self_attn.q.weight"])
+    assert shelf.hashes.keys() == {"ultraflash-long/generator", "ultraflash-long/lora"}
+
+
+def test_missing_weights_say_what_to_pull(tmp_path: Path) -> None:
+    for shelf in (Shelf(tmp_path), Shelf()):
+        with pytest.raises(WeightsError, match="ultraflash/sr_dit"):
+            assert SMALL.sr_dit is not None
+            shelf.take(SMALL, "sr_dit", SMALL.sr_dit, device=CPU, dtype=torch.float32)
+
+
+def test_random_weights_are_the_same_in_every_process() -> None:
+    one, two = (
+        Shelf().take(TINY_RANDOM, "decoder", TINY_RANDOM.decoder, device=CPU, dtype=torch.float32) for _ in range(2)
+    )
+    first, second = (network.state_dict()["decoder.1.weight"] for network in (one, two))
+    assert torch.equal(first, second)
+    assert first.flatten()[:3].tolist() == pytest.approx([-0.095959, -0.055671, 0.132341], abs=1e-5)
+
+
+@pytest.mark.parametrize("profile", [LITE, ULTRAFLASH, TINY_RANDOM], ids=lambda profile: profile.name)
+def test_every_weight_that_a_profile_names_is_in_the_manifest(profile: Profile) -> None:
+    manifest = read_manifest()
+    for scale in (2, 3):
+        named = [profile.at_scale(scale).weight_of(part) for part, _ in profile.weights]
+        assert set(named) <= manifest.keys()
+
+
+def test_a_part_that_a_profile_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="lite has no generator"):
+        LITE.weight_of("generator")
+
+
+def test_a_cpu_runs_all_stages_in_one_precision_but_the_full_encoder() -> None:
+    dtype_of = stage_precisions(ULTRAFLASH, "auto", CPU)
+    assert dtype_of("generator") == dtype_of("decoder") == dtype_of("sr_dit")
+    assert dtype_of("wan_vae") == torch.float32
+    assert stage_precisions(ULTRAFLASH, "bf16", CPU)("wan_vae") == torch.bfloat16
+
+
+def test_other_coders_take_their_own_weights() -> None:
+    ultra = with_ultra_decoder(ULTRAFLASH)
+    assert (ultra.weight_of("encoder"), ultra.weight_of("decoder")) == ("ultraflash/ultra_decoder",) * 2
+    assert ultra.decoder.upsampling == "pixel_shuffle"
+    full = with_full_encoder(ULTRAFLASH)
+    assert full.encoder == ULTRAFLASH.wan_vae and not full.copy_front
+    for change in (with_ultra_decoder, with_full_encoder):
+        with pytest.raises(UsageError, match="lite"):
+            change(LITE)
+
+
+def test_unknown_models_and_devices_are_refused() -> None:
+    with pytest.raises(UsageError, match="no model is called"):
+        find_profile("nope")
+    with pytest.raises(UsageError, match="--device"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="0 CUDA devices"):
+            choose_device("cuda")

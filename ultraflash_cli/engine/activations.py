@@ -1,0 +1,214 @@
+"""What each network needs beside weights and state while it computes: formulas that follow the code, layer by layer.
+
+All count what is alive at the largest moment of one call in evaluation. Work space of libraries is not in them.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ultraflash_cli.engine.sparsity import BlockGrid
+from ultraflash_cli.engine.stages.decoder import DecoderConfig
+from ultraflash_cli.engine.stages.encoder import EncoderConfig
+from ultraflash_cli.engine.stages.generator import GeneratorConfig
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
+from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
+
+__all__ = [
+    "LATENT_PX",
+    "MemoryBlocks",
+    "decoder_activations",
+    "encoder_activations",
+    "generator_activations",
+    "skip_activations",
+    "sr_dit_activations",
+    "text_encoder_activations",
+    "text_encoder_parameters",
+    "upsampler_activations",
+    "wan_vae_activations",
+]
+
+LATENT_PX = 8
+"""Pixels along a side that one latent stands for."""
+
+FLOAT32 = 4
+"""Bytes of the precision that norms, modulation and rotation compute in."""
+
+GATHERED = 1 << 18
+"""Numbers of keys, and of values, that the sparse attention's reference gathers at a time."""
+
+PAIR_BYTES = 16
+"""Bytes that choosing blocks takes for each pair of blocks: scores, shares, the search for the threshold."""
+
+
+@dataclass(frozen=True)
+class MemoryBlocks:
+    """What a network of memory blocks holds, in numbers."""
+
+    working: int
+    """At the largest moment, the memories left out."""
+    memories: int
+    """The memories of all blocks: each keeps the piece its frame came in, not the last frame alone."""
+
+
+def sr_dit_activations(
+    config: SrDitConfig, *, frames: int, height: int, width: int, kv_len: int, element: int, on_gpu: bool
+) -> int:
+    """Return the bytes of a group of latent ``frames`` of ``height`` x ``width`` with ``kv_len`` remembered blocks.
+
+    With N tokens, padding included, U = N * dim numbers and e bytes a number, one block holds at its largest
+
+    * attention: x, y, q, k, v (5 e U; 2 e U more where padding is masked), remembered and present keys and values
+      joined (2 e V, V = (N + remembered tokens) * dim), then the rows of the reference: its parts, their sum and
+      their order (3 e U; on a CPU half precision is widened: float32 copies of q, k, v and of the rows), the block
+      mask's scores beside them;
+    * norm of keys: 5 e U + 8 U;
+    * cross-attention: 8 e U + 8 U;
+    * feed-forward: 4 e U and the hidden layer twice, 2 e N ffn_dim;
+    * gated sum after it: 5 e U + 12 U.
+    """
+    _, py, px = config.patch
+    grid = BlockGrid(frames, height // py, width // px, config.block)
+    tokens = math.prod(grid.blocks) * grid.block_tokens
+    remembered = kv_len * grid.spatial_blocks
+    row = config.dim * tokens
+    joined = row + remembered * grid.block_tokens * config.dim
+    pairs = config.num_heads * math.prod(grid.blocks) * (math.prod(grid.blocks) + remembered)
+    padded = grid.block_tokens * math.prod(grid.blocks) != frames * grid.rows * grid.cols
+
+    work = element if on_gpu else max(element, FLOAT32)
+    widened = 0 if work == element else work * (row + 2 * joined)
+    rows = 3 * work * row if work == element else (2 * work + element) * row
+    held = element * row * (7 if padded else 5) + (2 * element * joined if remembered else element * row)
+    attention = held + max(widened + rows + pairs + 2 * GATHERED * work, PAIR_BYTES * pairs)
+    norm = (5 * element + 8) * row
+    cross = 8 * (element + 1) * row if config.text_len else 0
+    feed_forward = 4 * element * row + 2 * element * tokens * config.ffn_dim
+    gated = (5 * element + 12) * row
+    rotation = 8 * tokens * config.dim // config.num_heads // 2
+    return max(attention, norm, cross, feed_forward, gated) + rotation
+
+
+def generator_activations(config: GeneratorConfig, *, height: int, width: int, element: int) -> int:
+    """Return the bytes of one chunk of latents of ``height`` x ``width``.
+
+    As in the SR transformer, but keys and values are attended to where they lie: with U = N * dim numbers of e bytes,
+    7 e U in attention, 8 e U + 8 U in cross-attention, 5 e U + 2 e N ffn_dim in the feed-forward. A window that slides
+    copies what stays of one ring.
+    """
+    per_frame = config.tokens_per_frame(height, width)
+    tokens = config.chunk_latents * per_frame
+    row = tokens * config.dim
+    slid = (config.window - config.sink) * per_frame * config.dim * element if config.slide else 0
+    attention = 7 * element * row + slid
+    cross = 8 * (element + 1) * row
+    feed_forward = 5 * element * row + 2 * element * tokens * config.ffn_dim
+    rotation = 8 * tokens * config.dim // config.num_heads // 2
+    return max(attention, cross, feed_forward) + rotation
+
+
+def text_encoder_parameters(config: TextEncoderConfig) -> int:
+    """Return the numbers in the weights (ARCHITECTURE 2); counted here, since building it loads a large package."""
+    inner = config.heads * config.head_dim
+    block = 4 * config.dim * inner + 3 * config.dim * config.ffn_dim + 2 * config.dim + config.buckets * config.heads
+    return (config.vocab + 1) * config.dim + config.layers * block
+
+
+def text_encoder_activations(config: TextEncoderConfig, element: int) -> int:
+    """Return the bytes of a prompt of full length: scores of all heads, some in float32, and the gated layers."""
+    scores = config.heads * config.text_len**2
+    tokens = config.text_len * (8 * config.dim + 4 * config.ffn_dim)
+    return scores * (3 * element + 2 * FLOAT32) + tokens * element
+
+
+def upsampler_activations(config: LatentUpsamplerConfig, *, height: int, width: int) -> MemoryBlocks:
+    """Return the numbers for one low-resolution latent of ``height`` x ``width``: a block holds x and two results."""
+    plane = config.width * config.scale**2 * height * width
+    return MemoryBlocks(3 * plane, config.blocks * plane)
+
+
+def encoder_activations(config: EncoderConfig, *, height: int, width: int) -> MemoryBlocks:
+    """Return the numbers for four frames of ``height`` x ``width`` pixels.
+
+    Largest is the first layer (its result, and the parts that the first pool makes of it), or a stage's blocks: x,
+    its predecessors where the stage has several frames, two results.
+    """
+    shrink, frames = config.patch, 4
+    plane = config.width * height * width // shrink**2
+    working, memories = 3 * 3 * frames * height * width, 0
+    for stride, pool in zip(config.strides, config.time_pools, strict=True):
+        pooled = frames // pool
+        # The input, one frame of it laid out anew, the sum and a summand; then the sum and the strided result.
+        working = max(working, (frames + (3 * pooled if pool > 1 else pooled)) * plane)
+        frames, plane = pooled, plane // stride**2
+        working = max(working, memories + _blocks(frames) * frames * plane)
+        memories += config.blocks * frames * plane
+    return MemoryBlocks(working, memories)
+
+
+def wan_vae_activations(config: WanVaeConfig, *, height: int, width: int) -> MemoryBlocks:
+    """Return the numbers for four frames of ``height`` x ``width`` pixels.
+
+    A residual block holds, of its n frames, the input, the second convolution's input, that behind two past frames,
+    the two themselves and the result: 4 n + 4 frames; the attention in the middle its frame's scores.
+    """
+    widths = [config.width * factor for factor in config.multipliers]
+    working, frames, plane = 0, 4, height * width
+    memories = 2 * 3 * plane
+    for level, (before, now) in enumerate(pairwise([widths[0], *widths])):
+        working = max(working, (4 * frames + 4) * now * plane)
+        memories += 2 * (before + (2 * config.blocks - 1) * now) * plane
+        if level < len(config.time_downsample):
+            plane //= 4
+            if config.time_downsample[level]:
+                memories += now * plane
+                frames //= 2
+    memories += 2 * (4 + 1) * widths[-1] * plane
+    return MemoryBlocks(max(working, 6 * widths[-1] * plane + plane**2), memories)
+
+
+def decoder_activations(config: DecoderConfig, *, height: int, width: int) -> MemoryBlocks:
+    """Return the numbers for one latent of ``height`` x ``width``, the skip path left out.
+
+    Largest is the growth of a stage: its input, the grown frames, and they laid out anew (twice where the piece has
+    several frames already), or a pixel shuffle: its input, the wide convolution's result and two layouts of it.
+    """
+    frames, plane = 1, height * width
+    working, memories = 0, 0
+    widths = [stage.width for stage in config.stages] + [config.out_width]
+    for stage, following in zip(config.stages, widths[1:], strict=True):
+        piece = stage.width * frames * plane
+        working = max(working, memories + (_blocks(frames) + max(0, stage.blocks - 1)) * piece)
+        memories += stage.blocks * piece
+        if stage.upsample:
+            shuffled = config.upsampling == "pixel_shuffle"
+            working = max(working, memories + (9 if shuffled else 5) * piece)
+            piece, plane = 4 * piece, 4 * plane
+        copies = 1 if stage.time_growth == 1 else 2 if frames == 1 else 3
+        working = max(working, memories + (1 + copies * stage.time_growth) * piece)
+        frames *= stage.time_growth
+        working = max(working, memories + (stage.time_growth * piece) + following * frames * plane)
+    out = config.skip.latent_features if config.skip else 3
+    working = max(working, memories + (config.out_width + out) * frames * plane)
+    return MemoryBlocks(working - memories, memories)
+
+
+def skip_activations(config: DecoderConfig, *, height: int, width: int, element: int) -> int:
+    """Return the bytes of the skip path for one frame: the residual and lanczos at the full size, in float32.
+
+    The memories of the path are in its state; those of the frame in work and of the one before come on top.
+    """
+    if config.skip is None:
+        return 0
+    plane = LATENT_PX**2 * height * width
+    small = plane // (config.skip.scale * config.skip.patch) ** 2
+    features = 4 * config.skip.latent_features * plane // config.skip.scale**2 // LATENT_PX**2
+    blocks = (2 * config.skip.blocks + 4) * config.skip.width * small
+    return element * (features + blocks) + 3 * plane * (2 * element + 3 * FLOAT32)
+
+
+def _blocks(frames: int) -> int:
+    """Return how many copies of a piece a memory block holds: x, two results, the predecessors of several frames."""
+    return 3 if frames == 1 else 4

@@ -1,0 +1,534 @@
+"""Memory before anything is loaded: what each part of a job takes, and the smaller plans where that is too much."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.activations import (
+    LATENT_PX,
+    decoder_activations,
+    encoder_activations,
+    generator_activations,
+    skip_activations,
+    sr_dit_activations,
+    text_encoder_activations,
+    text_encoder_parameters,
+    upsampler_activations,
+    wan_vae_activations,
+)
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
+from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
+from ultraflash_cli.errors import OutOfMemory
+
+__all__ = [
+    "MemoryPart",
+    "MemoryPhase",
+    "MemoryPlan",
+    "MemorySettings",
+    "MemoryStep",
+    "MemoryWork",
+    "plan_memory",
+]
+
+RESERVE = 0.04
+"""Share of everything else that is set aside for rounding and holes of the allocator. A guess, not measured."""
+RESERVE_ON_A_GPU_BYTES = 400_000_000
+"""Work space of cuBLAS and cuDNN on top. A guess, not measured."""
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySettings:
+    """How a job is run; the defaults are the plan that spares nothing."""
+
+    offload_text: bool = False
+    """Free the text encoder once the prompts are encoded, before the other networks are loaded."""
+    offload_generator: bool = False
+    """Keep the generator, its ring and its context in the host's memory while a group is refined and decoded."""
+    decode_latents: int | None = None
+    """Latent frames that are decoded and turned to pictures together; None is a whole group."""
+    kv_len: int | None = None
+    """Temporal blocks that the SR transformer remembers at most; None without one."""
+    group_latents: int = 6
+    """Latent frames that go through the cascade together."""
+
+    def apply_to(self, config: SrDitConfig) -> SrDitConfig:
+        """Return the config of the SR transformer under these settings."""
+        kv_len = self.kv_len or config.kv_len
+        return replace(
+            config,
+            kv_len=min(kv_len, config.kv_len),
+            kv_schedule=tuple(min(kv_len, length) for length in config.kv_schedule),
+            group_latents=self.group_latents,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryWork:
+    """What a job computes: configs (None where it does without), sizes, precisions."""
+
+    latents: tuple[int, int]
+    """Height and width of the low-resolution latents."""
+    group_latents: int = 6
+    """Latent frames that go through the cascade together."""
+    text_encoder: TextEncoderConfig | None = None
+    generator: GeneratorConfig | None = None
+    encoder: EncoderConfig | WanVaeConfig | None = None
+    upsampler: LatentUpsamplerConfig | None = None
+    """Gives the scale; None stays at the low resolution."""
+    sr_dit: SrDitConfig | None = None
+    decoder: DecoderConfig | None = None
+    """Of the high-resolution latents."""
+    low_decoder: DecoderConfig | None = None
+    """Of the low-resolution latents, where those frames are asked for."""
+    source: tuple[int, int] | None = None
+    """Height and width in pixels of the frames of a clip; None where none is read."""
+    target: tuple[int, int] | None = None
+    """Height and width in pixels of the pictures; None for what the decoder gives."""
+    dtype_of: Callable[[str], torch.dtype] = lambda _: torch.bfloat16
+    """The dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler, sr_dit, decoder."""
+    on_gpu: bool = True
+    """Whether the budget is a GPU's: the host's memory is then apart, and half precision is not widened."""
+    batch: int = 1
+
+    @property
+    def scale(self) -> int:
+        """Growth per side."""
+        return self.upsampler.scale if self.upsampler else 1
+
+    @property
+    def high(self) -> tuple[int, int]:
+        """Height and width of the high-resolution latents."""
+        return self.latents[0] * self.scale, self.latents[1] * self.scale
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPart:
+    """Something that takes memory."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPhase:
+    """A part of the work, with all that is in memory at its largest moment."""
+
+    name: str
+    parts: tuple[MemoryPart, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryStep:
+    """One way to need less, as it was taken."""
+
+    text: str
+    """What is done and how much it saves."""
+    changes_pixels: bool
+    """Whether the result is another one than that of the full plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What a job takes under the settings that were found for it."""
+
+    phases: tuple[MemoryPhase, ...]
+    """In the order of the work."""
+    settings: MemorySettings
+    steps: tuple[MemoryStep, ...] = ()
+    """What the settings give up against the full plan."""
+    budget_bytes: int | None = None
+    """What the job may take; None where nothing is known."""
+    state_bytes: int = 0
+    """What the state of a stream takes when it is saved between groups."""
+    host_bytes: int = 0
+    """What lies in the host's memory instead of the device's."""
+
+    @property
+    def peak(self) -> MemoryPhase:
+        """The phase that takes most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def parts(self) -> tuple[MemoryPart, ...]:
+        """Everything in memory at the peak, the largest first; they sum to ``total``."""
+        return tuple(sorted(self.peak.parts, key=lambda part: -part.bytes))
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return self.peak.total
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The steps that change pixels, in words."""
+        return tuple(step.text for step in self.steps if step.changes_pixels)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The steps that leave the result as it is, in words."""
+        return tuple(step.text for step in self.steps if not step.changes_pixels)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "total_bytes": self.total,
+            "budget_bytes": self.budget_bytes,
+            "host_bytes": self.host_bytes,
+            "state_bytes": self.state_bytes,
+            "peak": self.peak.name,
+            "parts": [dataclasses.asdict(part) for part in self.parts],
+            "phases": {phase.name: phase.total for phase in self.phases},
+            "settings": dataclasses.asdict(self.settings),
+            "steps": [dataclasses.asdict(step) for step in self.steps],
+        }
+
+
+def plan_memory(work: MemoryWork, *, budget_bytes: int | None = None) -> MemoryPlan:
+    """Find the first plan of the ladder that fits ``budget_bytes`` (None: the full plan).
+
+    The ladder: everything on the device; text encoder freed after its work; generator in the host's
+    memory while a group is refined; decoding latent by latent; a smaller ``kv_len``; smaller groups. A step that turns
+    out not to be needed once a later one is taken is not taken. Raises OutOfMemory, with the sum, where the smallest
+    plan is too large.
+    """
+    full = _full(work)
+    rungs = [_Rung("", False, ()), *_rungs(work)]
+    if budget_bytes is None:
+        return _plan(work, full, (), None)
+    taken: list[_Rung] = []
+    for rung in rungs:
+        taken.append(rung)
+        if _total(work, _apply(full, taken)) <= budget_bytes:
+            return _plan(work, full, _needed(work, full, taken, budget_bytes), budget_bytes)
+    smallest = _plan(work, full, tuple(taken), budget_bytes)
+    raise OutOfMemory(
+        f"the smallest plan needs {_gb(smallest.total)} GB, {_gb(budget_bytes)} GB are there: "
+        + " + ".join(f"{part.name} {_gb(part.bytes)}" for part in smallest.parts if part.bytes >= 5e6)
+        + ". Choose a smaller --res, or a device with more memory."
+    )
+
+
+# The ladder
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """A change to the settings."""
+
+    text: str
+    changes_pixels: bool
+    changes: tuple[tuple[str, Any], ...]
+
+
+def _full(work: MemoryWork) -> MemorySettings:
+    longest = max(work.sr_dit.kv_schedule, default=work.sr_dit.kv_len) if work.sr_dit else None
+    return MemorySettings(kv_len=longest, group_latents=work.group_latents)
+
+
+def _rungs(work: MemoryWork) -> Iterator[_Rung]:
+    if work.text_encoder:
+        yield _Rung("text encoder freed after encoding the prompt", False, (("offload_text", True),))
+    if work.on_gpu and work.generator and work.decoder:
+        yield _Rung("generator kept in host memory between groups", False, (("offload_generator", True),))
+    if work.group_latents > 1 and (work.decoder or work.low_decoder):
+        yield _Rung("decoding latent by latent", False, (("decode_latents", 1),))
+    if work.sr_dit:
+        longest = _full(work).kv_len or 1
+        for kv_len in (k for k in (2, 1) if k < longest):
+            yield _Rung(f"SR transformer remembers {kv_len} of {longest} blocks", True, (("kv_len", kv_len),))
+    for group in (size for size in (4, 2) if size < work.group_latents):
+        text = f"groups of {group} instead of {work.group_latents} latent frames"
+        yield _Rung(text, True, (("group_latents", group),))
+
+
+def _apply(full: MemorySettings, rungs: Iterable[_Rung]) -> MemorySettings:
+    changes = {name: value for rung in rungs for name, value in rung.changes}
+    return replace(full, **changes)
+
+
+def _needed(work: MemoryWork, full: MemorySettings, taken: list[_Rung], budget_bytes: int) -> tuple[_Rung, ...]:
+    """Drop the rungs that the plan fits without, those that change pixels first."""
+    kept = list(taken)
+    for rung in sorted(taken, key=lambda rung: not rung.changes_pixels):
+        fewer = [other for other in kept if other is not rung]
+        if _total(work, _apply(full, fewer)) <= budget_bytes:
+            kept = fewer
+    return tuple(kept)
+
+
+def _plan(work: MemoryWork, full: MemorySettings, rungs: tuple[_Rung, ...], budget_bytes: int | None) -> MemoryPlan:
+    settings = _apply(full, rungs)
+    said: dict[tuple[str, ...], _Rung] = {}
+    for rung in rungs:  # a later rung of the same kind stands for the earlier ones
+        said[tuple(name for name, _ in rung.changes)] = rung
+    phases, host_bytes = _phases(work, settings)
+    return MemoryPlan(
+        phases=phases,
+        settings=settings,
+        steps=tuple(MemoryStep(text=r.text, changes_pixels=r.changes_pixels) for r in said.values() if r.text),
+        budget_bytes=budget_bytes,
+        state_bytes=_saved_bytes(work, settings),
+        host_bytes=host_bytes,
+    )
+
+
+def _total(work: MemoryWork, settings: MemorySettings) -> int:
+    return max(phase.total for phase in _phases(work, settings)[0])
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f}"
+
+
+# The parts
+
+_EVERYWHERE = ("encode prompt", "generate", "encode", "upsample", "refine", "decode", "finish")
+_SETTLED = _EVERYWHERE[1:]
+_REFINING = _EVERYWHERE[3:]
+
+
+class _Ledger:
+    """Who takes how much in which phase, and what lies elsewhere."""
+
+    def __init__(self, phases: Iterable[str]) -> None:
+        self._parts: dict[str, list[MemoryPart]] = {phase: [] for phase in phases}
+        self.host_bytes = 0
+
+    def add(self, name: str, count: int, phases: Iterable[str]) -> None:
+        for phase in phases:
+            if phase in self._parts and count:
+                self._parts[phase].append(MemoryPart(name=name, bytes=count))
+
+    def close(self, fixed_reserve: int) -> tuple[MemoryPhase, ...]:
+        """Add the reserve and return the phases."""
+        for parts in self._parts.values():
+            share = int(RESERVE * sum(part.bytes for part in parts))
+            parts.append(MemoryPart(name="reserve", bytes=share + fixed_reserve))
+        return tuple(MemoryPhase(name=name, parts=tuple(parts)) for name, parts in self._parts.items())
+
+
+def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPhase, ...], int]:
+    """Return what is in memory in each phase, and what is put into the host's memory."""
+    there = {
+        "encode prompt": work.text_encoder,
+        "generate": work.generator,
+        "encode": work.encoder,
+        "upsample": work.upsampler,
+        "refine": work.sr_dit,
+        "decode": work.decoder or work.low_decoder,
+        "finish": work.decoder or work.low_decoder,
+    }
+    ledger = _Ledger(phase for phase in _EVERYWHERE if there[phase])
+    settled = _SETTLED if settings.offload_text or not work.text_encoder else _EVERYWHERE
+    if work.text_encoder:
+        element = work.dtype_of("text_encoder").itemsize
+        weights = text_encoder_parameters(work.text_encoder) * element
+        ledger.add("text encoder weights", weights, ("encode prompt",) if settings.offload_text else _EVERYWHERE)
+        activations = text_encoder_activations(work.text_encoder, element)
+        ledger.add("text encoder activations", activations, ("encode prompt",))
+    if work.generator:
+        _add_generator(ledger, work, work.generator, settings, settled)
+    if work.encoder:
+        _add_encoder(ledger, work, work.encoder, settled)
+    if work.source:
+        shown = LATENT_PX**2 * math.prod(work.latents)
+        frames = 3 * FLOAT32 * FRAMES_PER_LATENT * settings.group_latents
+        ledger.add("frames that wait", frames * (math.prod(work.source) + work.batch * shown), settled)
+        ledger.add("frames of the group", 2 * frames * work.batch * shown, ("encode", *_REFINING))
+    if work.upsampler:
+        dtype = work.dtype_of("upsampler")
+        state = _state(work.upsampler, dtype, work.batch, *work.latents)
+        ledger.add("upsampler weights", _parameters(work.upsampler) * dtype.itemsize, settled)
+        ledger.add("upsampler state", _bytes(state), settled)
+        need = upsampler_activations(work.upsampler, height=work.latents[0], width=work.latents[1])
+        count = (need.working + 2 * need.memories) * dtype.itemsize * work.batch
+        ledger.add("upsampler activations", count, ("upsample",))
+    if work.sr_dit:
+        _add_sr_dit(ledger, work, settings.apply_to(work.sr_dit), settled)
+    if work.decoder:
+        _add_decoder(ledger, work, work.decoder, work.high, settings, settled, ("decode",))
+    if work.low_decoder:
+        phases = ("decode",) if work.decoder is None else ("generate",)
+        _add_decoder(ledger, work, work.low_decoder, work.latents, settings, settled, phases)
+    channels = work.upsampler.latent_channels if work.upsampler else 16
+    latents = math.prod(work.latents) + 4 * math.prod(work.high)
+    ledger.add("latents of the group", channels * FLOAT32 * settings.group_latents * latents * work.batch, settled)
+    return ledger.close(RESERVE_ON_A_GPU_BYTES if work.on_gpu else 0), ledger.host_bytes
+
+
+def _add_generator(
+    ledger: _Ledger,
+    work: MemoryWork,
+    config: GeneratorConfig,
+    settings: MemorySettings,
+    settled: tuple[str, ...],
+) -> None:
+    dtype = work.dtype_of("generator")
+    height, width = work.latents
+    state = _state(config, dtype, work.batch, height, width)
+    held = {
+        "generator weights": _parameters(config) * dtype.itemsize,
+        "generator KV ring": _bytes(state.rings),
+        "generator context": _bytes(state.context),
+        "generator queue": _bytes((state.anchor_bcthw, state.noise_bcthw, state.draws_bscthw)),
+    }
+    phases = settled
+    if settings.offload_generator:
+        phases = tuple(phase for phase in settled if phase not in _REFINING)
+        ledger.host_bytes = sum(held.values())
+    for name, count in held.items():
+        ledger.add(name, count, phases)
+    activations = generator_activations(config, height=height, width=width, element=dtype.itemsize)
+    ledger.add("generator activations", activations * work.batch, ("generate",))
+
+
+def _add_encoder(
+    ledger: _Ledger, work: MemoryWork, config: EncoderConfig | WanVaeConfig, settled: tuple[str, ...]
+) -> None:
+    dtype = work.dtype_of("wan_vae" if isinstance(config, WanVaeConfig) else "encoder")
+    height, width = (LATENT_PX * side for side in work.latents)
+    if isinstance(config, WanVaeConfig):
+        need = wan_vae_activations(config, height=height, width=width)
+    else:
+        need = encoder_activations(config, height=height, width=width)
+    element = dtype.itemsize * work.batch
+    queue = _bytes(_state(config, dtype, work.batch, height, width).queue_bcthw)
+    ledger.add("encoder weights", _parameters(config) * dtype.itemsize, settled)
+    ledger.add("encoder state", need.memories * element + queue, settled)
+    ledger.add("encoder activations", (need.working + 2 * need.memories) * element, ("encode",))
+
+
+def _add_sr_dit(ledger: _Ledger, work: MemoryWork, config: SrDitConfig, settled: tuple[str, ...]) -> None:
+    dtype = work.dtype_of("sr_dit")
+    height, width = work.high
+    state = _state(config, dtype, work.batch, height, width)
+    ledger.add("SR transformer weights", _parameters(_of_any_group(config)) * dtype.itemsize, settled)
+    ledger.add("SR transformer KV rings", _bytes(state.caches), settled)
+    ledger.add("SR transformer context", _bytes(state.context), settled)
+    ledger.add("SR transformer queue", _bytes((state.noise_bcthw, state.cond_bcthw)), settled)
+    activations = sr_dit_activations(
+        config,
+        frames=config.group_latents,
+        height=height,
+        width=width,
+        kv_len=max(config.kv_schedule, default=config.kv_len),
+        element=dtype.itemsize,
+        on_gpu=work.on_gpu,
+    )
+    ledger.add("SR transformer activations", activations * work.batch, ("refine",))
+
+
+def _add_decoder(
+    ledger: _Ledger,
+    work: MemoryWork,
+    config: DecoderConfig,
+    latents: tuple[int, int],
+    settings: MemorySettings,
+    settled: tuple[str, ...],
+    phases: tuple[str, ...],
+) -> None:
+    """Add a decoder and what becomes of its frames; it computes in ``phases``."""
+    dtype = work.dtype_of("decoder")
+    height, width = latents
+    element = dtype.itemsize * work.batch
+    need = decoder_activations(config, height=height, width=width)
+    name = "decoder" if latents == work.high else "low-resolution decoder"
+    state = _bytes(_state(config, dtype, work.batch, height, width))
+    skip = skip_activations(config, height=height, width=width, element=dtype.itemsize) * work.batch
+    if name == "decoder":
+        ledger.add("decoder weights", _parameters(config) * dtype.itemsize, settled)
+    ledger.add(f"{name} state", max(need.memories * element, state), settled)
+    # Of the memories those of the group's start, of the latent before and of the one in work are alive at once.
+    ledger.add(f"{name} activations", (need.working + 2 * need.memories) * element + skip, phases)
+    frames = FRAMES_PER_LATENT * (settings.decode_latents or work.group_latents)
+    plane = 3 * LATENT_PX**2 * height * width
+    copies = 2 if settings.group_latents < work.group_latents and not settings.decode_latents else 1
+    decoded = copies * frames * plane * work.batch * (FLOAT32 if config.skip else dtype.itemsize)
+    kept = ("generate", *_REFINING) if phases == ("generate",) else ("decode", "finish")
+    ledger.add(f"{name}'s frames", decoded, kept)
+    target = 3 * math.prod(work.target) if work.target else plane
+    ledger.add("a picture in work", FLOAT32 * (2 * plane + 4 * target), ("finish",))
+    if not work.on_gpu:
+        ledger.add("pictures", FRAMES_PER_LATENT * work.group_latents * target, ("decode", "finish"))
+
+
+def _saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
+    """Return the bytes of a saved state: rings, contexts, memories and latent queues; frames are not saved."""
+    sr_dit = settings.apply_to(work.sr_dit) if work.sr_dit else None
+    shown = LATENT_PX * work.latents[0], LATENT_PX * work.latents[1]
+    stages = (
+        ("generator", work.generator, work.latents),
+        ("wan_vae" if isinstance(work.encoder, WanVaeConfig) else "encoder", work.encoder, shown),
+        ("upsampler", work.upsampler, work.latents),
+        ("sr_dit", sr_dit, work.high),
+        ("decoder", work.decoder, work.high),
+        ("decoder", work.low_decoder, work.latents),
+    )
+    return sum(_bytes(_state(c, work.dtype_of(part), work.batch, *size)) for part, c, size in stages if c)
+
+
+# Exact numbers, from networks and states without storage
+
+_NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    EncoderConfig: Encoder,
+    WanVaeConfig: WanVaeEncoder,
+    LatentUpsamplerConfig: LatentUpsampler,
+    SrDitConfig: SrDit,
+    DecoderConfig: Decoder,
+    GeneratorConfig: Generator,
+}
+_SMALL_WIDTH = 256
+"""A transformer up to this width is built in an instant; torch's first work on the meta device costs a second."""
+
+
+@lru_cache(maxsize=32)
+def _network(config: Any) -> nn.Module:
+    """Return a network without storage."""
+    is_large = isinstance(config, WanVaeConfig) or getattr(config, "dim", 0) > _SMALL_WIDTH
+    with torch.device("meta" if is_large else "cpu"):
+        return _NETWORKS[type(config)](config).to("meta")
+
+
+def _of_any_group(config: SrDitConfig) -> SrDitConfig:
+    """Return the config that stands for all sizes of group and memory, which share their weights."""
+    return replace(config, kv_len=1, kv_schedule=(), group_latents=1)
+
+
+@lru_cache(maxsize=64)
+def _state(config: Any, dtype: torch.dtype, batch: int, height: int, width: int) -> Any:
+    """Return a stage's state before the first frame, without storage."""
+    network: Any = _network(config)
+    return network.to(dtype).init_state(batch=batch, height=height, width=width)
+
+
+def _parameters(config: Any) -> int:
+    return sum(parameter.numel() for parameter in _network(config).parameters())
+
+
+def _bytes(state: Any) -> int:
+    """Return the bytes of all tensors in a state."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return sum(_bytes(getattr(state, field.name)) for field in dataclasses.fields(state))
+    return sum(_bytes(value) for value in state) if isinstance(state, tuple) else 0
