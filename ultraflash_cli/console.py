@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from ultraflash_cli.errors import OutputError
-from ultraflash_cli.jobs.events import Chunk, Done, Event, Failed, Planned, Started, Warned, as_json
+from ultraflash_cli.jobs.events import (
+    Chunk,
+    Done,
+    Event,
+    Failed,
+    GenerationPlanned,
+    Planned,
+    Started,
+    Transfer,
+    Warned,
+    as_json,
+)
 from ultraflash_cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +37,10 @@ ProgressMode = Literal["auto", "plain", "json", "none"]
 
 PLAIN_INTERVAL_S = 5.0
 """Plain progress lines come no more often than this."""
+
+
+_PROMPT_COLUMNS = 60
+"""What a line shows of a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +79,14 @@ class Console:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = GlobalOptions()
-        self._settings = settings
+        self.settings = settings
         self._out = out if out is not None else sys.stdout
         self._err = err if err is not None else sys.stderr
         self._clock = clock
         self._log: TextIO | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._label = ""
         self._last_line_s: float | None = None
         self._lock = threading.RLock()
 
@@ -149,9 +165,12 @@ class Console:
                     if event.note:
                         self.info(event.note)
                     self.detail(f"{event.model} on {event.device}, {event.precision}, {event.threads} threads")
-                    self._start_bar(event)
+                    self._label = event.label or Path(event.input).name
+                    self._start_bar(self._label, event.frames_total, event.frames_resumed)
                 case Chunk():
                     self._show_chunk(event)
+                case Transfer():
+                    self._show_transfer(event)
                 case Warned():
                     self.warning(event.message)
                 case Done():
@@ -169,7 +188,7 @@ class Console:
         return mode
 
     def _colored(self) -> bool:
-        return self._err.isatty() and not (self.options.no_color or self._settings.no_color)
+        return self._err.isatty() and not (self.options.no_color or self.settings.no_color)
 
     def _say(self, message: str, *, shown: bool, style: str | None = None) -> None:
         with self._lock:
@@ -190,7 +209,7 @@ class Console:
             self._err.write(line + "\n")
             self._err.flush()
 
-    def _start_bar(self, event: Started) -> None:
+    def _start_bar(self, name: str, total: int | None, completed: int) -> None:
         self._drop_bar()
         self._last_line_s = None
         if self._mode() != "bar" or self.options.quiet:
@@ -205,15 +224,25 @@ class Console:
             console=RichConsole(file=self._err, no_color=not self._colored(), highlight=False),
             transient=True,
         )
-        total = event.frames_total or None
-        name = Path(event.input).name
-        self._task = self._bar.add_task(name, total=total, completed=event.frames_resumed, counts="")
+        self._task = self._bar.add_task(name, total=total or None, completed=completed, counts="")
         self._bar.start()
 
     def _show_chunk(self, event: Chunk) -> None:
-        counts = _counts(event)
+        self._show_counts(self._label, _counts(event), event.frames_done, event.frames_total)
+
+    def _show_transfer(self, event: Transfer) -> None:
+        if event.bytes_done == event.bytes_total:
+            self._drop_bar()
+            return
+        if self._bar is None and self._mode() == "bar":
+            self._start_bar(event.input, event.bytes_total, event.bytes_done)
+        counts = f"{event.bytes_done / 1e6:.0f} of {event.bytes_total / 1e6:.0f} MB, {event.bytes_per_s / 1e6:.1f} MB/s"
+        if event.bytes_per_s > 0:
+            self._show_counts(event.input, counts, event.bytes_done, event.bytes_total)
+
+    def _show_counts(self, name: str, counts: str, done: int, total: int | None) -> None:
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=event.frames_done, total=event.frames_total, counts=counts)
+            self._bar.update(self._task, completed=done, total=total, counts=counts)
             return
         if self._mode() != "plain" or self.options.quiet:
             return
@@ -221,7 +250,7 @@ class Console:
         if self._last_line_s is not None and now_s - self._last_line_s < PLAIN_INTERVAL_S:
             return
         self._last_line_s = now_s
-        self.info(f"{Path(event.input).name}: {counts}")
+        self.info(f"{name}: {counts}")
 
     def _drop_bar(self) -> None:
         if self._bar is not None:
@@ -242,6 +271,8 @@ class Console:
 
 def describe(plan: Planned) -> str:
     """Say in a few lines what a plan is going to do."""
+    if isinstance(plan, GenerationPlanned):
+        return _describe_generation(plan)
     size = f"{plan.source_width}x{plan.source_height} -> {plan.width}x{plan.height}"
     lines = [
         f"{plan.input} -> {plan.output}",
@@ -249,6 +280,20 @@ def describe(plan: Planned) -> str:
     ]
     lines += [f"  kept: {', '.join(plan.kept)}"] if plan.kept else []
     lines += [f"  left out: {reason}" for reason in plan.dropped]
+    return "\n".join(lines)
+
+
+def _describe_generation(plan: GenerationPlanned) -> str:
+    prompt = plan.input if len(plan.input) <= _PROMPT_COLUMNS else f"{plan.input[: _PROMPT_COLUMNS - 3]}..."
+    variant = ", long variant" if plan.long else ""
+    lines = [
+        f"{prompt} -> {plan.output}",
+        f"  {plan.width}x{plan.height}, {plan.seconds:.2f} s, {plan.frames_total} frames in groups of "
+        f"{', '.join(map(str, plan.groups))}",
+        f"  model {plan.model} x{plan.scale}{variant}, seed {plan.seed}, {plan.codec} {plan.pix_fmt}",
+    ]
+    lines += [f"  cache management: {plan.cache_management}"] if plan.cache_management != "off" else []
+    lines += [f"  and {plan.source_width}x{plan.source_height} -> {plan.low_output}"] if plan.low_output else []
     return "\n".join(lines)
 
 
@@ -261,4 +306,6 @@ def _counts(event: Chunk) -> str:
     parts = [f"{event.frames_done}{total} frames", f"{event.fps:.2f} fps"]
     if event.eta_s is not None:
         parts.append(f"{timedelta(seconds=round(event.eta_s))} left")
+    if event.first_frame_s is not None:
+        parts.append(f"first after {_duration(event.first_frame_s)}")
     return ", ".join(parts) + f" (limit: {event.limit})"

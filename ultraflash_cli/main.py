@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ultraflash_cli.commands import bench, clean, doctor, probe, train, upscale, weights
+from ultraflash_cli.commands import bench, clean, doctor, generate, probe, train, upscale, weights
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError
 from ultraflash_cli.jobs.stop import ending_on_sigterm
@@ -43,13 +43,14 @@ def ultraflash(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """Upscale video to 1K and 2K, keeping its sound, subtitles and timing.
+    """Upscale video to 1K and 2K, keeping its sound, subtitles and timing, or generate it from words.
 
     The options below may stand before or after the command.
     """
 
 
 app.command("upscale")(upscale.upscale)
+app.command("generate")(generate.generate)
 app.command("probe")(probe.probe)
 app.add_typer(weights.app, name="weights")
 app.command("clean")(clean.clean)

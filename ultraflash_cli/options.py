@@ -10,23 +10,35 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec
 import typer
 
 from ultraflash_cli.console import Console, GlobalOptions, ProgressMode
+from ultraflash_cli.errors import UsageError
 
 __all__ = [
+    "CodecOption",
     "ColorOption",
     "CrfOption",
+    "DecoderOption",
     "DeviceOption",
+    "DryRunOption",
+    "EncOptOption",
     "JsonOption",
+    "KeepGoingOption",
     "LogFileOption",
+    "MaxMemoryOption",
     "ModelOption",
     "NoColorOption",
+    "OverwriteOption",
+    "PixFmtOption",
     "PrecisionOption",
     "ProgressOption",
     "QuietOption",
     "ResOption",
+    "ResumeOption",
     "SeedOption",
+    "SkipExistingOption",
     "StrengthOption",
     "ThreadsOption",
     "VerboseOption",
+    "as_pairs",
     "as_path",
     "with_console",
 ]
@@ -39,6 +51,14 @@ def as_path(text: str) -> Path:
     if not text:
         raise typer.BadParameter("the name is empty")
     return Path(text)
+
+
+def as_pairs(options: list[str]) -> tuple[tuple[str, str], ...]:
+    """Read `--enc-opt`. Raises UsageError for what is not KEY=VALUE."""
+    for option in options:
+        if not option.partition("=")[0] or "=" not in option:
+            raise UsageError(f"--enc-opt is KEY=VALUE, got {option!r}")
+    return tuple((option.partition("=")[0], option.partition("=")[2]) for option in options)
 
 
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say only warnings and errors.")]
@@ -58,6 +78,36 @@ ProgressOption = Annotated[
 NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours on the terminal (as NO_COLOR does).")]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON on stdout.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")
+]
+KeepGoingOption = Annotated[bool, typer.Option("--keep-going", help="With several inputs: go on after a failure.")]
+OverwriteOption = Annotated[bool, typer.Option("-y", "--overwrite", help="Replace an output that exists.")]
+SkipExistingOption = Annotated[
+    bool, typer.Option("-n", "--skip-existing", help="Leave an output that exists, and its input, alone.")
+]
+ResumeOption = Annotated[
+    Literal["auto", "off"],
+    typer.Option("--resume", help="auto goes on where the same command was interrupted; off keeps nothing for that."),
+]
+CodecOption = Annotated[
+    Literal["auto", "h264", "hevc", "av1", "prores", "ffv1"], typer.Option("--codec", help="How the picture is coded.")
+]
+PixFmtOption = Annotated[
+    str, typer.Option("--pix-fmt", metavar="auto|FORMAT", help="Pixel format of the output, as FFmpeg names it.")
+]
+EncOptOption = Annotated[
+    list[str] | None,
+    typer.Option("--enc-opt", metavar="K=V", help="An option of the encoder, as FFmpeg names it; may be repeated."),
+]
+DecoderOption = Annotated[
+    Literal["auto", "tiny", "ultra"],
+    typer.Option("--decoder", help="What turns latents into frames; ultra is the larger one of ultraflash."),
+]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option("--max-memory", metavar="SIZE", help="Use no more memory of the device than this, such as 6G."),
+]
 ResOption = Annotated[
     str | None,
     typer.Option(
@@ -69,7 +119,13 @@ ResOption = Annotated[
     ),
 ]
 ModelOption = Annotated[
-    Literal["auto", "lite"], typer.Option("--model", help="Which model; lite is the built-in one, and auto takes it.")
+    str,
+    typer.Option(
+        "--model",
+        metavar="auto|lite|ultraflash",
+        help="lite is built in, ultraflash the published one; auto takes that where its weights are installed and a "
+        "GPU is there.",
+    ),
 ]
 StrengthOption = Annotated[
     float,

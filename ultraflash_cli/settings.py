@@ -2,10 +2,16 @@
 
 import os
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
-__all__ = ["Settings", "quieten_libraries"]
+__all__ = ["DEFAULT_ENDPOINT", "Settings", "quieten_libraries"]
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+"""The hub that weights come from, unless `HF_ENDPOINT` names another."""
+
+_TRUE = {"1", "on", "yes", "true"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +20,45 @@ class Settings:
 
     no_color: bool = False
     """`NO_COLOR` is set to anything but nothing (https://no-color.org)."""
+    home: Path = field(default_factory=lambda: _default_hf_home() / "ultraflash")
+    """Where downloaded weights and what is computed once are kept: `ULTRAFLASH_HOME`, else inside `HF_HOME`."""
+    hub_cache: Path = field(default_factory=lambda: _default_hf_home() / "hub")
+    """Where the hub's own tools keep their files: `HF_HUB_CACHE`, else inside `HF_HOME`; read, never written."""
+    hub_endpoint: str = DEFAULT_ENDPOINT
+    """`HF_ENDPOINT`, without a slash at its end."""
+    hub_token: str | None = field(default=None, repr=False)
+    """`HF_TOKEN`; without it the hub's library looks for a saved login."""
+    offline: bool = False
+    """`HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` says yes: nothing is asked of the network."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Read `environ`; nothing is read again later."""
-        return cls(no_color=bool(environ.get("NO_COLOR")))
+        hf_home = _folder(environ.get("HF_HOME")) or _default_hf_home(environ.get("XDG_CACHE_HOME"))
+        hub_cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+        offline = environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
+        return cls(
+            no_color=bool(environ.get("NO_COLOR")),
+            home=_folder(environ.get("ULTRAFLASH_HOME")) or hf_home / "ultraflash",
+            hub_cache=_folder(hub_cache) or hf_home / "hub",
+            hub_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"),
+            hub_token=(environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or "").strip() or None,
+            offline=offline.strip().lower() in _TRUE,
+        )
 
 
 def quieten_libraries(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Keep SVT-AV1 from printing twenty lines to stderr for every segment; it listens to nothing but this."""
+    """Keep SVT-AV1 from printing twenty lines a segment, and the hub's library from telling it about this machine.
+
+    They listen to nothing but this.
+    """
     environ.setdefault("SVT_LOG", "1")
+    environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def _folder(text: str | None) -> Path | None:
+    return Path(os.path.expandvars(text)).expanduser() if text else None
+
+
+def _default_hf_home(cache_home: str | None = None) -> Path:
+    return (_folder(cache_home) or Path("~/.cache").expanduser()) / "huggingface"

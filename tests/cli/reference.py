@@ -21,9 +21,10 @@ _INTRODUCTION = """\
 
 This page is generated from `--help` (`python -m tests.cli.reference`); a test compares the two.
 
-stdout carries data only, everything for people goes to stderr. No question is ever asked. An output appears whole or
-not at all; an existing one is replaced with `-y` only. A run that was interrupted goes on when the same command is
-given again: finished segments lie in a hidden folder beside the output (`.NAME.ultraflash`) until it is complete.
+stdout carries data only, everything for people goes to stderr. No question is asked, but for one on a terminal before a
+transfer of weights (`-y` answers it). An output appears whole or not at all; an existing one is replaced with `-y`
+only. A run that was interrupted goes on when the same command is given again: finished segments lie in a hidden folder
+beside the output (`.NAME.ultraflash`) until it is complete.
 
 | exit code | meaning |
 |---|---|
@@ -35,12 +36,12 @@ given again: finished segments lie in a hidden folder beside the output (`.NAME.
 | 5 | out of memory |
 | 6 | the output failed its own check |
 | 7 | disk full, output unwritable or in use by another run |
-| 8 | weights missing, changed or unusable |
+| 8 | weights missing, changed, unusable, or out of reach |
 | 9 | some or all files of a batch failed (a lone file keeps its own code) |
 | 130, 143 | interrupted; the same command goes on |
 
 `--progress json` writes one JSON object a line on stderr, with `schema` (1) and `event`: `plan`, `start`, `chunk`,
-`warn`, `done`, `error`. `--json` ends with one object a file on stdout.
+`transfer`, `warn`, `done`, `error`. `--json` ends with one object a file on stdout.
 """
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_plain_lines_come_no_more_often_than_the_interval() -> None:
     lines = err.getvalue().splitlines()
     assert len(lines) == 6
     assert lines[0] == "in.mp4: 0/240 frames, 2.00 fps, 0:01:30 left (limit: model)"
+
+
+def test_lines_of_progress_name_what_they_are_told_to_and_tell_of_the_first_frame() -> None:
+    err = io.StringIO()
+    console = Console(Settings(), out=io.StringIO(), err=err)
+    console.on_event(replace(STARTED, input="cats / dogs", label="cats.mp4"))
+    console.on_event(replace(chunk(21), input="cats / dogs", first_frame_s=3.25))
+    assert err.getvalue() == "cats.mp4: 21/240 frames, 2.00 fps, 0:01:30 left, first after 3.2 s (limit: model)\n"
 
 
 def test_json_events_are_one_object_a_line_with_a_schema_and_nothing_else() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +15,20 @@ from tests.cli.reference import PAGE, reference
 from tests.jobs.clips import make_clip
 from tests.jobs.test_upscale import builder
 from ultraflash_cli.jobs.journal import Journal, OutputLock, work_folder
+from ultraflash_cli.jobs.model import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.verify import sha256_of
 
 
+def replace_model(monkeypatch: pytest.MonkeyPatch, build: Callable[..., object]) -> None:
+    """Let `upscale` build its models with `build`."""
+    monkeypatch.setattr(Models, "upscaler", staticmethod(build))
+
+
 @pytest.fixture
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ultraflash_cli.jobs.upscale._build", builder())
+    replace_model(monkeypatch, builder())
 
 
 @pytest.fixture
@@ -129,7 +136,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_verbose_only(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bolt is loose")
 
-    monkeypatch.setattr("ultraflash_cli.jobs.upscale._build", broken)
+    replace_model(monkeypatch, broken)
     assert main(["upscale", str(clip), "--res", "2x"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: unexpected RuntimeError: a bolt is loose")
@@ -141,7 +148,7 @@ def test_ctrl_c_anywhere_is_130(clip: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ultraflash_cli.jobs.upscale._build", interrupt)
+    replace_model(monkeypatch, interrupt)
     assert main(["upscale", str(clip), "--res", "2x"]) == 130
 
 
@@ -157,7 +164,7 @@ def test_no_memory_is_5(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def empty(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("ultraflash_cli.jobs.upscale._build", empty)
+    replace_model(monkeypatch, empty)
     assert main(["upscale", str(clip), "--res", "2x"]) == 5
 
 
@@ -250,8 +257,10 @@ def test_probe_tells_the_file_and_the_plan(clip: Path, capsys: pytest.CaptureFix
     assert (found["width"], found["height"], found["codec"]) == (64, 48, "h264")
     assert found["plan"]["width"] == 128
     assert found["plan"]["kept"] == ["stream 1 audio aac"]
+    assert found["memory"]["total_bytes"] == sum(part["bytes"] for part in found["memory"]["parts"]) > 0
     assert main(["probe", str(clip)]) == 0
-    assert "64x48 -> 1280x960" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "64x48 -> 1280x960" in shown and "\nmemory: " in shown
 
 
 def test_clean_lists_leftovers_and_removes_them_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,11 +275,16 @@ def test_clean_lists_leftovers_and_removes_them_when_told(tmp_path: Path, capsys
     assert not folder.exists()
 
 
-def test_weights_are_listed_with_size_and_licence_and_verified(capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_are_listed_with_size_and_licence_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ULTRAFLASH_HOME", str(tmp_path))
     assert main(["weights", "list", "--json"]) == 0
     listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {entry["name"] for entry in listed} == read_manifest().keys()
-    assert all(entry["licence"] and entry["bytes"] and entry["installed"] for entry in listed)
+    built_in = [entry for entry in listed if entry["repository"] is None]
+    assert all(entry["licence"] and entry["bytes"] and entry["installed"] for entry in built_in)
+    assert not any(entry["installed"] for entry in listed if entry["repository"] is not None)
     assert main(["weights", "verify", "--json"]) == 0
     assert main(["weights", "verify", "nope"]) == 2
 

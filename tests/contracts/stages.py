@@ -14,8 +14,9 @@ from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.latent_upsampler_v3 import LatentUpsamplerV3, LatentUpsamplerV3Config
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
-from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeDecoder, WanVaeEncoder
 
 TINY = Profile(
     name="tiny",
@@ -60,10 +61,11 @@ PLAIN_DECODER = DecoderConfig(
 AHEAD = replace(TINY, name="ahead", decoder=PLAIN_DECODER, pad_front=0)
 """An encoder that runs three frames ahead of the decoder."""
 
+TINY_VAE = WanVaeConfig(width=4, blocks=1, latent_channels=4, mean=(0.0,) * 4, std=(1.0,) * 4)
 WITH_VAE = replace(
     TINY,
     name="with_vae",
-    encoder=WanVaeConfig(width=4, blocks=1, latent_channels=4, mean=(0.0,) * 4, std=(1.0,) * 4),
+    encoder=TINY_VAE,
     decoder=PLAIN_DECODER,
     copy_front=False,
 )
@@ -267,6 +269,35 @@ CASES = (
         cut=_decoder_cut,
         out_time=lambda n: 4 * n,
         group_out=4,
+    ),
+    StageCase(
+        name="latent_upsampler_v3",
+        build=lambda: _built(
+            LatentUpsamplerV3(LatentUpsamplerV3Config(widths=(8, 4), blocks=2, latent_channels=4, scale=2))
+        ),
+        size={"height": 4, "width": 4},
+        clip=_bcthw(4, 5, 4),
+        frames=5,
+        cut=_slice,
+        out_time=lambda n: n,
+    ),
+    StageCase(
+        name="wan_vae_encoder",
+        build=lambda: _built(WanVaeEncoder(TINY_VAE)),
+        size={"height": 16, "width": 16},
+        clip=_bcthw(3, 11, 16),
+        frames=11,
+        cut=_slice,
+        out_time=lambda n: (n + 3) // 4,
+    ),
+    StageCase(
+        name="wan_vae_decoder",
+        build=lambda: _built(WanVaeDecoder(TINY_VAE)),
+        size={"height": 2, "width": 2},
+        clip=_bcthw(4, 4, 2),
+        frames=4,
+        cut=_slice,
+        out_time=lambda n: max(0, 4 * n - 3),
     ),
     StageCase(
         name="cascade_x2",

@@ -1,4 +1,4 @@
-"""A tiny upscaler with memory, and segments that are plain files."""
+"""A tiny upscaler and a tiny generator, both with memory, and segments that are plain files."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,15 @@ import numpy as np
 
 from ultraflash_cli.jobs.flow import SourceFrame
 
-__all__ = ["FakeState", "FakeUpscaler", "TextSegment", "frames_of"]
+__all__ = [
+    "AheadUpscaler",
+    "FakeGenerator",
+    "FakeState",
+    "FakeUpscaler",
+    "MadeState",
+    "TextSegment",
+    "frames_of",
+]
 
 
 @dataclass
@@ -48,11 +56,17 @@ class FakeUpscaler:
             queue, count = queue[size:], count + size
         return FakeState(total, state.seed, count, queue), out
 
+    def held(self, state: FakeState) -> int:
+        return 0
+
     def flush(self, state: FakeState) -> list[np.ndarray]:
         size, waiting = self.group_frames(state.count == 0), len(state.queue)
         if not waiting:
             return []
         return self.step(state, [state.queue[-1]] * (size - waiting))[1][:waiting]
+
+    def state_bytes(self, state: FakeState) -> int:
+        return 100
 
     def save_state(self, state: FakeState) -> bytes:
         assert not state.queue, "states are saved between groups"
@@ -61,6 +75,99 @@ class FakeUpscaler:
     def load_state(self, content: bytes, *, seed: int, first_frame: int) -> FakeState:
         state = FakeState(*json.loads(content))
         assert state.seed == self.init_state(seed=seed, first_frame=first_frame).seed
+        return state
+
+
+class AheadUpscaler(FakeUpscaler):
+    """Keeps the last frame of every group until the next one comes, as an encoder that runs ahead does."""
+
+    def step(self, state: FakeState, frames: list[np.ndarray]) -> tuple[FakeState, list[np.ndarray]]:
+        self.pushes.append(len(frames))
+        state, out = FakeState(state.total, state.seed, state.count, list(state.queue)), list[np.ndarray]()
+        for frame in frames:
+            out += self._finished(state)
+            state.queue.append(frame)
+        return state, out
+
+    def _finished(self, state: FakeState) -> list[np.ndarray]:
+        if not state.queue:
+            return []
+        state.total += int(state.queue.pop().sum())
+        state.count += 1
+        return [np.full((2, 2, 3), (state.total + state.seed) % 251, np.uint8)]
+
+    def held(self, state: FakeState) -> int:
+        return len(state.queue)
+
+    def flush(self, state: FakeState) -> list[np.ndarray]:
+        return self._finished(state)
+
+    def save_state(self, state: FakeState) -> bytes:
+        return json.dumps([state.total, state.seed, state.count, [int(each[0, 0, 0]) for each in state.queue]]).encode()
+
+    def load_state(self, content: bytes, *, seed: int, first_frame: int) -> FakeState:
+        total, seed, count, held = json.loads(content)
+        return FakeState(total, seed, count, [np.full((1, 1, 3), value, np.uint8) for value in held])
+
+
+@dataclass(frozen=True)
+class MadeState:
+    """What the fake generator remembers: its last picture's value, the groups it has made, the seed."""
+
+    value: int
+    groups: int
+    seed: int
+
+
+class FakeGenerator:
+    """Makes pictures of one value that depends on all before them, so that a lost state or group shows."""
+
+    def __init__(
+        self,
+        group_frames: tuple[int, ...],
+        *,
+        size: tuple[int, int] = (2, 2),
+        low_size: tuple[int, int] | None = None,
+        state_bytes: int = 100,
+        fails_at: int | None = None,
+    ) -> None:
+        self.group_frames = group_frames
+        self.stage_seconds: dict[str, float] = {"fake": 0.0}
+        self.steps = 0
+        self.begun_from: list[np.ndarray] | None = None
+        self.saved = 0
+        self._size, self._low_size = size, low_size
+        self._state_bytes, self._fails_at = state_bytes, fails_at
+
+    def init_state(self, *, seed: int, clip: list[np.ndarray] | None = None) -> MadeState:
+        self.begun_from = clip
+        return MadeState(7 + sum(int(picture.mean()) for picture in clip or ()), 0, seed)
+
+    def step(self, state: MadeState) -> tuple[MadeState, list[np.ndarray], list[np.ndarray]]:
+        if state.groups == self._fails_at:
+            raise MemoryError
+        self.steps += 1
+        value, sharp, low = state.value, list[np.ndarray](), list[np.ndarray]()
+        for _ in range(self.group_frames[state.groups]):
+            value = (3 * value + state.seed + 1) % 251
+            sharp.append(np.full((*self._size, 3), value, np.uint8))
+            if self._low_size is not None:
+                low.append(np.full((*self._low_size, 3), value, np.uint8))
+        return MadeState(value, state.groups + 1, state.seed), sharp, low
+
+    def counters(self, state: MadeState) -> dict[str, int]:
+        return {"generator_passes": 5 * state.groups}
+
+    def state_bytes(self, state: MadeState) -> int:
+        return self._state_bytes
+
+    def save_state(self, state: MadeState) -> bytes:
+        self.saved += 1
+        return json.dumps([state.value, state.groups, state.seed]).encode()
+
+    def load_state(self, content: bytes, *, seed: int) -> MadeState:
+        state = MadeState(*json.loads(content))
+        assert state.seed == seed
         return state
 
 

@@ -3,8 +3,8 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.jobs.fakes import FakeState, FakeUpscaler, TextSegment, frames_of
+from tests.jobs.fakes import AheadUpscaler, FakeGenerator, FakeState, FakeUpscaler, TextSegment, frames_of
 from ultraflash_cli.errors import InputError, Interrupted, OutputError
-from ultraflash_cli.jobs.flow import Busy, SourceFrame, move_frames
+from ultraflash_cli.jobs.flow import SourceFrame, make_frames, move_frames, segment_ends
 from ultraflash_cli.jobs.journal import Journal
 from ultraflash_cli.jobs.stop import Stop, stopping_on_signals
+from ultraflash_cli.jobs.writing import Busy, segment_length
 
 
 def flow(
@@ -42,7 +43,7 @@ def flow(
         lambda: iter(source()) if source is not None else frames_of(count, cuts or set()),
         upscaler or FakeUpscaler(),
         journal,
-        segment,
+        lambda path: [segment(path)],
         output=folder / "out.mp4",
         segment_frames=12,
         seed=0,
@@ -124,16 +125,18 @@ def test_only_the_last_state_lies_on_the_disk(tmp_path: Path) -> None:
     count=st.integers(0, 45),
     cuts=st.sets(st.integers(1, 44), max_size=4),
     stops=st.lists(st.integers(1, 44), max_size=3),
+    model=st.sampled_from([FakeUpscaler, AheadUpscaler]),
 )
 def test_any_interruptions_give_the_frames_of_an_uninterrupted_run(
-    tmp_path_factory: pytest.TempPathFactory, count: int, cuts: set[int], stops: list[int]
+    tmp_path_factory: pytest.TempPathFactory, count: int, cuts: set[int], stops: list[int], model: type[FakeUpscaler]
 ) -> None:
     folder = tmp_path_factory.mktemp("flow")
-    whole, _ = flow(folder / "whole", count=count, cuts=cuts)
+    whole, _ = flow(folder / "whole", count=count, cuts=cuts, upscaler=model())
     for stop_at in stops:
-        flow(folder / "broken", count=count, cuts=cuts, stop_at=stop_at)
-    broken, finished = flow(folder / "broken", count=count, cuts=cuts)
+        flow(folder / "broken", count=count, cuts=cuts, stop_at=stop_at, upscaler=model())
+    broken, finished = flow(folder / "broken", count=count, cuts=cuts, upscaler=model())
     assert finished
+    assert [line.split()[0] for line in text(broken).splitlines()] == [str(10 * n + n % 3) for n in range(count)]
     assert text(broken) == text(whole)
     assert [entry.end_frame for entry in broken.segments] == [entry.end_frame for entry in whole.segments]
     assert all(first.end_frame == second.first_frame for first, second in pairwise(broken.segments))
@@ -216,6 +219,117 @@ def test_frames_alive_stay_bounded_however_long_the_clip_is(tmp_path: Path) -> N
     # Two in each queue, a group at the model, one in the hands of each thread.
     assert made == 600
     assert most <= 2 + 3 + 3 + 2 + 2
+
+
+def test_a_large_state_makes_long_segments(tmp_path: Path) -> None:
+    class Large(FakeUpscaler):
+        def state_bytes(self, state: FakeState) -> int:
+            return 20 * (24 << 20)
+
+    journal, _ = flow(tmp_path / "a", upscaler=Large())
+    assert [entry.end_frame for entry in journal.segments] == [17, 35, 40]
+
+
+def make(
+    folder: Path,
+    generator: FakeGenerator,
+    *,
+    frames: int | None = None,
+    stop_at: int | None = None,
+    show: Callable[[int], Iterator[tuple[int, int]]] = lambda number: iter([(number, 1)]),
+    keep_states: bool = True,
+    segment_frames: int = 8,
+) -> tuple[Journal, dict[str, int]]:
+    """Generate into `folder`, requesting a stop once `stop_at` frames are made."""
+    folder.mkdir(exist_ok=True)
+    journal, stop = Journal(folder, {"seed": 1}), Stop()
+
+    def on_group(done: int) -> None:
+        if stop_at is not None and done >= stop_at:
+            stop.request()
+
+    counters = make_frames(
+        generator,
+        journal,
+        lambda path: [TextSegment(path)],
+        output=folder / "out.mp4",
+        frames=frames or sum(generator.group_frames),
+        show=show,
+        seed=1,
+        clip=None,
+        frame_bytes=1,
+        stop=stop,
+        busy=Busy(),
+        on_group=on_group,
+        keep_states=keep_states,
+        segment_frames=segment_frames,
+    )
+    return journal, counters
+
+
+GROUPS = (5, 6, 6, 6, 6, 3)
+
+
+def test_every_group_is_made_once_and_cut_to_the_length_that_was_asked_for(tmp_path: Path) -> None:
+    generator = FakeGenerator(GROUPS)
+    journal, counters = make(tmp_path / "a", generator, frames=30)
+    assert journal.complete
+    assert [line.split()[0] for line in text(journal).splitlines()] == [str(number) for number in range(30)]
+    assert [entry.end_frame for entry in journal.segments] == [11, 30]
+    assert generator.steps == 6
+    assert counters == {"generator_passes": 30}
+
+
+@pytest.mark.parametrize("stops", [[1], [12], [17, 17], [30], [32], [5, 11, 17, 23, 29]], ids=str)
+def test_interrupted_generation_gives_the_frames_of_an_uninterrupted_one(tmp_path: Path, stops: list[int]) -> None:
+    whole, _ = make(tmp_path / "whole", FakeGenerator(GROUPS), segment_frames=6)
+    for stop_at in stops:
+        make(tmp_path / "broken", FakeGenerator(GROUPS), stop_at=stop_at, segment_frames=6)
+    rest = FakeGenerator(GROUPS)
+    broken, _ = make(tmp_path / "broken", rest, segment_frames=6)
+    assert broken.complete
+    assert text(broken) == text(whole)
+    assert [entry.end_frame for entry in broken.segments] == [entry.end_frame for entry in whole.segments]
+    assert rest.steps == (6 if stops == [1] else 0 if stops == [32] else rest.steps)
+
+
+def test_no_state_is_saved_where_none_is_needed(tmp_path: Path) -> None:
+    generator = FakeGenerator(GROUPS)
+    make(tmp_path / "a", generator)
+    assert generator.saved == 2, "the last of three segments needs none"
+    unwanted = FakeGenerator(GROUPS)
+    make(tmp_path / "b", unwanted, keep_states=False)
+    assert unwanted.saved == 0
+
+
+def test_frames_are_dropped_and_repeated_as_told(tmp_path: Path) -> None:
+    half, _ = make(tmp_path / "half", FakeGenerator(GROUPS), show=lambda n: iter([(n, 2)] if n % 2 == 0 else []))
+    double, _ = make(tmp_path / "double", FakeGenerator(GROUPS), show=lambda n: iter([(2 * n, 1), (2 * n + 1, 1)]))
+    plain, _ = make(tmp_path / "plain", FakeGenerator(GROUPS))
+    values = [line.split()[2] for line in text(plain).splitlines()]
+    assert [line.split()[2] for line in text(half).splitlines()] == values[::2]
+    assert [line.split()[2] for line in text(double).splitlines()] == [value for value in values for _ in range(2)]
+
+
+def test_a_failing_generator_ends_the_run_with_its_own_error_and_keeps_segments(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        make(tmp_path / "a", FakeGenerator(GROUPS, fails_at=4))
+    assert Journal(tmp_path / "a", {"seed": 1}).frames == 23
+
+
+@given(groups=st.lists(st.integers(1, 30), min_size=1, max_size=20), least=st.integers(1, 60))
+def test_no_segment_of_a_generated_clip_is_too_short(groups: list[int], least: int) -> None:
+    borders = list(accumulate(groups))
+    ends = segment_ends(borders, least)
+    assert ends[-1] == borders[-1]
+    lengths = [end - start for start, end in pairwise([0, *ends])]
+    assert all(length >= min(least, borders[-1]) for length in lengths)
+    assert all(length < 3 * max(least, *groups) for length in lengths)
+
+
+def test_the_length_of_a_segment_follows_from_sizes_alone() -> None:
+    assert segment_length(72, 0) == 72
+    assert segment_length(72, 17_000_000_000) == 676
 
 
 def test_a_stop_keeps_signal_and_exit_code_together() -> None:

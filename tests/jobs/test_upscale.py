@@ -63,8 +63,14 @@ class Doubler:
             out.append(big)
         return Trail(state.seen + len(frames), state.seed), out
 
+    def held(self, state: Trail) -> int:
+        return 0
+
     def flush(self, state: Trail) -> list[np.ndarray]:
         return []
+
+    def state_bytes(self, state: Trail) -> int:
+        return 100
 
     def save_state(self, state: Trail) -> bytes:
         return f"{state.seen} {state.seed}".encode()
@@ -258,7 +264,7 @@ def test_a_disk_that_cannot_hold_the_output_is_refused_before_anything_is_writte
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_clip(tmp_path / "in.mkv")
-    monkeypatch.setattr("ultraflash_cli.jobs.preflight.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("ultraflash_cli.jobs.target.free_bytes", lambda folder: 1000)
     with pytest.raises(OutputError, match="disk full"):
         upscale(job(source))
     assert left_over(tmp_path) == []

@@ -14,11 +14,11 @@ from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.main import main
 from ultraflash_cli.train.data import PairConfig, data_hash
-from ultraflash_cli.train.export import networks_of, weights_list
+from ultraflash_cli.train.export import networks_of
 from ultraflash_cli.train.loop import LoopConfig
 from ultraflash_cli.train.recipes import pixels
 from ultraflash_cli.weights.load import load_strictly, read_tensors
-from ultraflash_cli.weights.manifest import read_manifest
+from ultraflash_cli.weights.manifest import manifest_text, read_manifest, read_sets
 from ultraflash_cli.weights.verify import sha256_of
 
 
@@ -52,7 +52,7 @@ def test_a_run_leaves_averages_a_record_and_a_state_and_exports_what_the_engine_
     record = json.loads((out / "run.json").read_text())
     assert (record["recipe"], record["steps"], record["seed"]) == ("pixels", 2, 1)
     assert record["data_hash"] == data_hash(made_materials(2, side=192))
-    listing.write_text(weights_list({"lite/other": replace(read_manifest()["lite/encoder"], name="lite/other")}))
+    listing.write_text(manifest_text({"lite/other": replace(read_manifest()["lite/encoder"], name="lite/other")}, {}))
 
     export = ["train", "export", str(out), "--out", str(lite), "--list", str(listing)]
     assert main([*export, "--metric", "psnr_y=31.4"]) == 0
@@ -149,4 +149,4 @@ def test_only_the_networks_that_a_recipe_trains_are_taken() -> None:
 
 def test_the_list_of_weights_is_written_as_it_is_read(repository: Path) -> None:
     listing = repository / "weights.toml"
-    assert weights_list(read_manifest(listing)) == listing.read_text()
+    assert manifest_text(read_manifest(listing), read_sets(listing)) == listing.read_text()

@@ -34,16 +34,18 @@ from ultraflash_cli.video.color import (
 from ultraflash_cli.video.decode import DecodedFrame, read_frames
 from ultraflash_cli.video.encode import (
     CODECS,
+    MADE_TICKS,
     EncodeSpec,
     SegmentRecord,
     SegmentWriter,
     check_encoder,
     choose_spec,
+    made_spec,
     read_record,
     write_png,
 )
 from ultraflash_cli.video.partial import partial_file
-from ultraflash_cli.video.passthrough import check_output, join, plan_streams
+from ultraflash_cli.video.passthrough import check_output, join, join_alone, plan_alone, plan_streams
 from ultraflash_cli.video.probe import ClipInfo, probe
 
 FULL_DISK = Path("/dev/full")
@@ -308,7 +310,7 @@ def test_frames_of_many_kilobytes_are_joined_whole(tmp_path: Path, codec: str) -
     assert min(path.stat().st_size for path in segments) > 2 * 40_000
     streams = plan_streams(source, None, codec=codec)
     join(segments, source, streams, spec, tmp_path / "out.mkv")
-    check_output(tmp_path / "out.mkv", info=source, plan=streams, frames=4, spec=spec, duration_s=Fraction(160, 1000))
+    check_output(tmp_path / "out.mkv", plan=streams, frames=4, spec=spec, duration_s=Fraction(160, 1000))
     assert packet_times(tmp_path / "out.mkv", "video") == [[Fraction(number * 40, 1000) for number in range(4)]]
     for frame, rgb_hwc in zip(read_frames(probe(tmp_path / "out.mkv"), warn=print), noise, strict=True):
         shown = frame.rgb_hwc if frame.rgb_hwc.dtype == np.uint8 else (frame.rgb_hwc >> 8).astype(np.uint8)
@@ -370,3 +372,54 @@ def test_resizing_keeps_the_picture_in_its_place_and_colours_apart(dtype: type) 
     only_red = small.copy()
     only_red[:, :, 1:] = 0
     assert resize_rgb(only_red, 50, 31)[:, :, 1:].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("codec", "size", "expected", "suffix"),
+    [
+        ("auto", (64, 48), ("h264", "yuv420p"), ".mp4"),
+        ("auto", (63, 48), ("h264", "yuv444p"), ".mp4"),
+        ("hevc", (64, 48), ("hevc", "yuv420p"), ".mp4"),
+        ("av1", (64, 64), ("av1", "yuv420p"), ".mp4"),
+        ("ffv1", (64, 48), ("ffv1", "yuv420p"), ".mkv"),
+        ("prores", (64, 48), ("prores", "yuv422p10le"), ".mov"),
+    ],
+)
+def test_a_clip_without_a_source_is_written_with_even_times_bt709_and_tags(
+    tmp_path: Path, codec: str, size: tuple[int, int], expected: tuple[str, str], suffix: str
+) -> None:
+    width, height = size
+    spec = made_spec(width_px=width, height_px=height, rate=16, codec=codec, threads=1)
+    assert (spec.codec, spec.pix_fmt) == expected
+    plan = plan_alone(None, codec=spec.codec, frame_s=1 / spec.rate)
+    assert plan.suffix == suffix
+    assert [note for note in plan.notes if "rounds" in note] == list(plan.notes)
+    assert bool(plan.notes) == (suffix == ".mkv")
+    segments = [tmp_path / "0", tmp_path / "1"]
+    for first, path in zip((0, 5), segments, strict=True):
+        with SegmentWriter(path, spec) as writer:
+            for number in range(first, first + 5):
+                rgb_hwc = picture(number, width=width, height=height)
+                writer.write(rgb_hwc, number * MADE_TICKS, MADE_TICKS)
+    target = tmp_path / f"out{suffix}"
+    join_alone(segments, plan, spec, target, tags={"title": "A title: ünï", "comment": "said by nobody"})
+    check_output(target, plan=plan, frames=10, spec=spec, duration_s=Fraction(10, 16))
+    slack = Fraction(1, 1000) if suffix == ".mkv" else 0
+    times_s = sorted(packet_times(target, "video")[0])
+    assert all(abs(time_s - Fraction(number, 16)) <= slack for number, time_s in enumerate(times_s))
+    found = probe(target)
+    assert (found.color.matrix, found.color.primaries, found.color.transfer, found.color.range) == (1, 1, 1, 1)
+    assert (found.average_rate, found.sample_aspect_ratio, found.rotation_deg) == (16, 1, 0)
+    with av.open(str(target)) as container:
+        tags = {key.lower(): value for key, value in container.metadata.items()}
+    assert (tags["title"], tags["comment"]) == ("A title: ünï", "said by nobody")
+    for number, frame in enumerate(read_frames(found, warn=print)):
+        shown = frame.rgb_hwc if frame.rgb_hwc.dtype == np.uint8 else (frame.rgb_hwc >> 8).astype(np.uint8)
+        assert mean_error(shown, picture(number, width=width, height=height)) < 6
+
+
+def test_a_named_container_has_to_hold_the_codec() -> None:
+    assert plan_alone(".MKV", codec="h264", frame_s=Fraction(1, 25)).suffix == ".mkv"
+    for suffix, codec in ((".txt", "h264"), (".mp4", "ffv1"), (".webm", "h264")):
+        with pytest.raises(UsageError):
+            plan_alone(suffix, codec=codec, frame_s=Fraction(1, 25))

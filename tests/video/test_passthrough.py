@@ -60,7 +60,6 @@ def checked(result: Result) -> Result:
     ends = result.frames[-1].pts + result.frames[-1].duration - result.frames[0].pts
     check_output(
         result.path,
-        info=result.info,
         plan=result.plan,
         frames=len(result.frames),
         spec=result.spec,
@@ -178,7 +177,7 @@ def test_any_times_survive_the_join(
         assert stream.time_base == Fraction(1, 12800)
         assert stream.duration == stamps[-1] + last - stamps[0]
     duration_s = (stamps[-1] + last - stamps[0]) * Fraction(1, 12800)
-    check_output(target, info=clip, plan=plan, frames=len(frames), spec=spec, duration_s=duration_s)
+    check_output(target, plan=plan, frames=len(frames), spec=spec, duration_s=duration_s)
     decoded = list(read_frames(probe(target), warn=print))
     assert [frame.pts for frame in decoded] == stamps
     assert decoded[-1].duration == last
@@ -376,7 +375,7 @@ def test_a_disk_that_fills_during_the_join_is_an_output_error(tmp_path: Path, cl
 
 def test_the_check_sees_a_lost_frame_a_lost_stream_a_wrong_size_and_a_damaged_end(tmp_path: Path) -> None:
     result = checked(enlarge(rich(tmp_path / "a.mp4"), tmp_path))
-    check = partial(check_output, info=result.info, plan=result.plan, frames=12)
+    check = partial(check_output, plan=result.plan, frames=12)
     with pytest.raises(OutputCheckError, match="12 frames, expected 13"):
         check(result.path, frames=13)
     with pytest.raises(OutputCheckError, match="lasts"):

@@ -67,7 +67,7 @@ def test_a_real_file_keeps_every_frame_time_and_stream(shared_data: Path, tmp_pa
     target = tmp_path / f"out{plan.suffix}"
     join(segments, info, plan, spec, target)
     duration_s = (end - start) * info.time_base
-    check_output(target, info=info, plan=plan, frames=count, spec=spec, duration_s=duration_s)
+    check_output(target, plan=plan, frames=count, spec=spec, duration_s=duration_s)
 
     if name == "r13_truncated.mp4":  # the independent reader calls a cut file an error
         assert count == 48

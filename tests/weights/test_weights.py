@@ -1,14 +1,16 @@
 """The list of weights and strict loading."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.errors import ConfigError, WeightsError
+from ultraflash_cli.weights.convert import RULES
 from ultraflash_cli.weights.load import load_strictly, read_tensors
-from ultraflash_cli.weights.manifest import WeightEntry, read_manifest
+from ultraflash_cli.weights.manifest import WeightEntry, WeightSet, manifest_text, read_manifest, read_sets
 from ultraflash_cli.weights.verify import sha256_of, verify
 
 
@@ -16,11 +18,53 @@ def test_every_listed_file_is_there_and_is_what_the_list_says() -> None:
     entries = read_manifest()
     assert {"lite/encoder", "lite/decoder", "lite/upsampler_x2", "lite/upsampler_x3"} <= entries.keys()
     for entry in entries.values():
-        assert verify(entry).exists()
+        if entry.packaged:
+            assert verify(entry).exists()
 
 
 def test_the_built_in_model_fits_in_12_megabytes() -> None:
-    assert sum(entry.bytes for name, entry in read_manifest().items() if name.startswith("lite/")) <= 12_000_000
+    lite = [entry for name, entry in read_manifest().items() if name.startswith("lite/")]
+    assert sum(entry.bytes or 0 for entry in lite) <= 12_000_000
+
+
+def test_every_file_of_the_hub_has_rules_and_every_member_of_a_set_is_listed() -> None:
+    entries = read_manifest()
+    for entry in entries.values():
+        assert entry.packaged or entry.architecture in {*RULES, "tokenizer"}, entry.name
+    for each in read_sets().values():
+        assert set(each.members) <= entries.keys(), each.name
+        assert each.name not in entries
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({}, id="a packaged file without hash"),
+        pytest.param({"repository": "a/b", "sha256": "0" * 64}, id="half a lock"),
+        pytest.param({"repository": "a/b", "sha256": "0", "bytes": 1, "revision": "main"}, id="a branch"),
+    ],
+)
+def test_an_entry_says_enough_or_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        WeightEntry(name="a", architecture="sr_dit", file="a.pth", licence="MIT", **fields)
+
+
+def test_a_list_is_read_as_it_was_written(tmp_path: Path) -> None:
+    entry = WeightEntry(
+        name="b/c",
+        architecture="lora",
+        repository="a/b",
+        file="d/c.pt",
+        revision="0" * 40,
+        sha256="1" * 64,
+        bytes=7,
+        licence="not confirmed",
+        note='A "quoted" note.',
+    )
+    sets = {"b": WeightSet(name="b", about="one", members=("b/c",))}
+    (tmp_path / "weights.toml").write_text(manifest_text({"b/c": entry}, sets))
+    assert read_manifest(tmp_path / "weights.toml") == {"b/c": entry}
+    assert read_sets(tmp_path / "weights.toml") == sets
 
 
 def entry_for(file: Path, *, size: int | None = None, sha256: str | None = None) -> WeightEntry:

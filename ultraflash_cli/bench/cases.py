@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class BenchCase:
     device: str = "auto"
     precision: str = "auto"
     threads: int = 1
+    store: Path | None = None
+    """Folder of the downloaded weights; None where only built-in ones may be used."""
 
     def __post_init__(self) -> None:
         if self.scale not in (2, 3):

@@ -48,6 +48,7 @@ def bench(
         device=device,
         precision=precision,
         threads=threads or usable_cores(),
+        store=console.settings.home,
     )
     console.detail("measuring in a process of its own")
     report = measure_in_fresh_process(case, prepare)
@@ -65,18 +66,18 @@ def prepare(case: "BenchCase") -> "Prepared":
 
     from ultraflash_cli.bench.timing import Prepared, StageClock
     from ultraflash_cli.engine.plan import plan_upscale
-    from ultraflash_cli.jobs.assemble import build_upscaler, choose_device, choose_precision
+    from ultraflash_cli.jobs.assemble import Shelf, build_upscaler, choose_device, find_profile, precision_name
     from ultraflash_cli.jobs.host import keep_freed_memory, peak_rss_bytes
 
     keep_freed_memory()
     torch.set_num_threads(case.threads)
-    device = choose_device(case.device)
-    dtype = choose_precision(case.precision, device)
+    device, profile = choose_device(case.device), find_profile(case.model)
     clock = StageClock(device)
     plan = plan_upscale(case.width_px, case.height_px, res=f"{case.scale}x")
+    shelf = Shelf(case.store)
     return Prepared(
-        upscaler=build_upscaler(case.model, plan, device=device, dtype=dtype, timer=clock),
+        upscaler=build_upscaler(shelf, profile, plan, device=device, precision=case.precision, timer=clock),
         clock=clock,
-        precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        precision=precision_name(profile, case.precision, device),
         peak_rss_bytes=peak_rss_bytes,
     )

@@ -13,8 +13,9 @@ __all__ = ["doctor"]
 def doctor(console: Console, json: JsonOption = False) -> int:
     """Look over this machine: libraries, devices, codecs, weights, disk; each failure comes with its fix."""
     from ultraflash_cli.jobs.examine import examine
+    from ultraflash_cli.jobs.pull import open_store
 
-    findings = examine(Path())
+    findings = examine(Path(), open_store(console.settings))
     if json:
         console.data(
             {"ok": all(each.state != "fail" for each in findings), "findings": [asdict(each) for each in findings]}

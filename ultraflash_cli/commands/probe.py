@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ultraflash_cli.console import Console, describe
+from ultraflash_cli.errors import OutOfMemory
 from ultraflash_cli.options import JsonOption, ResOption, as_path, with_console
 
 __all__ = ["probe"]
@@ -20,11 +21,27 @@ def probe(
     json: JsonOption = False,
 ) -> None:
     """Say what is in a file, what `upscale` would keep of it, and what it would make."""
+    from ultraflash_cli.jobs.assemble import choose_device, find_profile, stage_precisions
+    from ultraflash_cli.jobs.memory import describe_memory, memory_budget, plan_upscale_memory
     from ultraflash_cli.jobs.preflight import UpscaleJob, prepare
     from ultraflash_cli.jobs.upscale import planned
 
     prepared = prepare(UpscaleJob(source=file, res=res), to_write=False)
     info, plan = prepared.info, planned(prepared)
+    device, profile = choose_device("auto"), find_profile(prepared.model)
+    memory, warnings = None, list(prepared.warnings)
+    try:
+        memory = plan_upscale_memory(
+            profile,
+            prepared.plan,
+            device=device,
+            dtype_of=stage_precisions(profile, "auto", device),
+            budget_bytes=memory_budget(device, None),
+            deep=info.bit_depth > 8,
+        )
+        warnings += memory.warnings
+    except OutOfMemory as error:  # the file can be told of all the same
+        warnings.append(str(error))
     about = {
         "container": info.container,
         "codec": info.codec,
@@ -43,11 +60,14 @@ def probe(
         "streams": [each.describe() for each in info.streams],
     }
     if json:
-        console.data({"file": str(file), **about, "plan": asdict(plan), "warnings": list(prepared.warnings)})
+        needs = None if memory is None else {"device": str(device), **memory.as_json()}
+        console.data({"file": str(file), **about, "plan": asdict(plan), "memory": needs, "warnings": warnings})
         return
     for name, value in about.items():
         for line in value if isinstance(value, list) else [value]:
             console.text(f"{name.replace('_', ' '):20}  {line}")
     console.text(describe(plan))
-    for message in prepared.warnings:
+    for line in describe_memory(memory) if memory else []:
+        console.text(line)
+    for message in warnings:
         console.warning(message)

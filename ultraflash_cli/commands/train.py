@@ -68,7 +68,7 @@ def export_weights(
 
     job = ExportJob(run=run, folder=out, listing=listing, metrics=tuple(_pairs("--metric", metrics)))
     for entry in export(job):
-        console.text(f"{entry.name:24}  {entry.bytes:10}  {entry.sha256[:12]}")
+        console.text(f"{entry.name:24}  {entry.bytes:10}  {entry.sha256:.12}")
 
 
 def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:

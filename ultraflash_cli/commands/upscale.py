@@ -2,29 +2,38 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from ultraflash_cli.console import Console, describe
-from ultraflash_cli.errors import BatchError, UsageError
+from ultraflash_cli.commands.outcomes import show_outcomes
+from ultraflash_cli.console import Console
+from ultraflash_cli.errors import UsageError
 from ultraflash_cli.options import (
+    CodecOption,
     ColorOption,
     CrfOption,
+    DecoderOption,
     DeviceOption,
+    DryRunOption,
+    EncOptOption,
     JsonOption,
+    KeepGoingOption,
+    MaxMemoryOption,
     ModelOption,
+    OverwriteOption,
+    PixFmtOption,
     PrecisionOption,
     ResOption,
+    ResumeOption,
     SeedOption,
+    SkipExistingOption,
     StrengthOption,
     ThreadsOption,
+    as_pairs,
     as_path,
     with_console,
 )
-
-if TYPE_CHECKING:
-    from ultraflash_cli.jobs.batch import Outcome
 
 __all__ = ["upscale"]
 
@@ -47,6 +56,15 @@ def upscale(
     ] = None,
     res: ResOption = None,
     model: ModelOption = "auto",
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", metavar="TEXT", help="What the clip shows, for a model that takes words."),
+    ] = None,
+    encoder: Annotated[
+        Literal["auto", "tiny", "wan-vae"],
+        typer.Option("--encoder", help="What turns frames into latents; wan-vae is the large, slow one of ultraflash."),
+    ] = "auto",
+    decoder: DecoderOption = "auto",
     strength: StrengthOption = 1.0,
     color: ColorOption = "match",
     seed: SeedOption = 0,
@@ -63,44 +81,26 @@ def upscale(
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="The plain resample on the left, the result on the right.")
     ] = False,
-    codec: Annotated[
-        Literal["auto", "h264", "hevc", "av1", "prores", "ffv1"],
-        typer.Option("--codec", help="How the picture is coded."),
-    ] = "auto",
+    codec: CodecOption = "auto",
     crf: CrfOption = None,
-    pix_fmt: Annotated[
-        str, typer.Option("--pix-fmt", metavar="auto|FORMAT", help="Pixel format of the output, as FFmpeg names it.")
-    ] = "auto",
-    enc_opt: Annotated[
-        list[str] | None,
-        typer.Option("--enc-opt", metavar="K=V", help="An option of the encoder, as FFmpeg names it; may be repeated."),
-    ] = None,
+    pix_fmt: PixFmtOption = "auto",
+    enc_opt: EncOptOption = None,
     audio: Annotated[Literal["copy", "none"], typer.Option("--audio", help="Keep or drop the sound.")] = "copy",
     subs: Annotated[Literal["copy", "none"], typer.Option("--subs", help="Keep or drop the subtitles.")] = "copy",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    max_memory: MaxMemoryOption = None,
     threads: ThreadsOption = None,
-    resume: Annotated[
-        Literal["auto", "off"],
-        typer.Option(
-            "--resume", help="auto goes on where the same command was interrupted; off keeps nothing for that."
-        ),
-    ] = "auto",
-    overwrite: Annotated[bool, typer.Option("-y", "--overwrite", help="Replace an output that exists.")] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("-n", "--skip-existing", help="Leave an output that exists, and its input, alone.")
-    ] = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="With several inputs: go on after a failure.")
-    ] = False,
+    resume: ResumeOption = "auto",
+    overwrite: OverwriteOption = False,
+    skip_existing: SkipExistingOption = False,
+    keep_going: KeepGoingOption = False,
     downscale: Annotated[
         bool, typer.Option("--downscale", help="Allow a target that is not larger than the source.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Upscale video files, keeping their sound, subtitles and timing."""
     from ultraflash_cli.jobs.batch import find_clips, plan_batch, run_batch
     from ultraflash_cli.jobs.preflight import UpscaleJob
@@ -118,6 +118,10 @@ def upscale(
             folder=output if into_folder else None,
             res=res,
             model=model,
+            prompt=prompt,
+            encoder=encoder,
+            decoder=decoder,
+            store=console.settings.home,
             strength=strength,
             color=color,
             seed=seed,
@@ -129,11 +133,12 @@ def upscale(
             codec=codec,
             crf=crf,
             pix_fmt=pix_fmt,
-            enc_options=_pairs(enc_opt or []),
+            enc_options=as_pairs(enc_opt or []),
             audio=audio,
             subs=subs,
             device=device,
             precision=precision,
+            max_memory=max_memory,
             threads=threads,
             resume=resume == "auto",
             overwrite=overwrite,
@@ -142,40 +147,6 @@ def upscale(
         )
         for source in find_clips(inputs)
     ]
-    failed: list[Outcome] = []
-    tried = 0
     with stopping_on_signals() as stop:
         outcomes = plan_batch(jobs) if dry_run else run_batch(jobs, console.on_event, stop=stop)
-        for outcome in outcomes:
-            tried += 1
-            _show(console, outcome, json=json)
-            if outcome.failure is None:
-                continue
-            if not is_batch:
-                raise outcome.failure
-            failed.append(outcome)
-            console.failure(outcome.failure, source=str(outcome.source))
-            if not keep_going:
-                break
-    if failed:
-        names = ", ".join(str(outcome.source) for outcome in failed)
-        left = len(jobs) - tried
-        rest = f"; {left} not tried, --keep-going goes on after a failure" if left else ""
-        raise BatchError(f"{len(failed)} of {len(jobs)} files failed: {names}{rest}")
-    return 0
-
-
-def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
-    if json:
-        console.data(outcome.as_json())
-    elif outcome.plan is not None:
-        console.info(describe(outcome.plan))
-    elif outcome.report is not None and outcome.report.skipped:
-        console.info(f"{outcome.report.output} exists, {outcome.report.input} is skipped")
-
-
-def _pairs(options: list[str]) -> tuple[tuple[str, str], ...]:
-    for option in options:
-        if not option.partition("=")[0] or "=" not in option:
-            raise UsageError(f"--enc-opt is KEY=VALUE, got {option!r}")
-    return tuple((option.partition("=")[0], option.partition("=")[2]) for option in options)
+        show_outcomes(console, outcomes, count=len(jobs), is_batch=is_batch, keep_going=keep_going, json=json)

@@ -1,54 +1,123 @@
 """`ultraflash weights`."""
 
+import sys
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ultraflash_cli.console import Console
-from ultraflash_cli.errors import UsageError, WeightsError
-from ultraflash_cli.options import JsonOption, with_console
+from ultraflash_cli.errors import Interrupted, UsageError, WeightsError
+from ultraflash_cli.options import JsonOption, as_path, with_console
+
+if TYPE_CHECKING:
+    from ultraflash_cli.jobs.pull import Pulled, PullPlan
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="The models' weights: what there is, and whether it is what it should be.")
+app = typer.Typer(no_args_is_help=True, help="The models' weights: listed, fetched, verified, removed.")
+
+NamesArgument = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Weights or a set of them, as `weights list` names them.")
+]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask nothing of the network (as HF_HUB_OFFLINE does).")]
 
 
 @app.command("list")
 @with_console(hidden=True)
 def list_weights(console: Console, json: JsonOption = False) -> None:
-    """List the weights with their sizes and licences."""
-    from ultraflash_cli.weights.manifest import read_manifest
+    """List the weights with their sizes and licences, and the sets of them."""
+    from ultraflash_cli.jobs.pull import open_store, read_catalogue
 
-    for entry in read_manifest().values():
+    catalogue, store = read_catalogue(), open_store(console.settings)
+    for entry in catalogue.entries.values():
+        installed = store.installed(entry)
         if json:
-            console.data(asdict(entry) | {"path": str(entry.path), "installed": entry.path.exists()})
+            sets = [each.name for each in catalogue.sets.values() if entry.name in each.members]
+            state = {"path": str(store.path(entry)), "installed": installed, "locked": entry.locked, "sets": sets}
+            console.data(asdict(entry) | state)
             continue
-        state = "" if entry.path.exists() else "  missing"
-        console.text(f"{entry.name:24}  {entry.bytes / 1e6:8.1f} MB  {entry.licence}{state}")
+        size = store.path(entry).stat().st_size if installed else entry.bytes
+        state = "built in" if entry.packaged else "installed" if installed else "not installed"
+        unlocked = "" if entry.locked else ", unlocked"
+        console.text(f"{entry.name:38}  {_megabytes(size):>12}  {entry.licence:14}  {state}{unlocked}")
+    if not json:
+        for each in catalogue.sets.values():
+            console.text(f"{each.name + ' (set)':38}  {each.about}")
+
+
+@app.command("pull")
+@with_console(hidden=True)
+def pull_weights(
+    console: Console,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Weights or a set of them, as `weights list` names them."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE", parser=as_path, help="Take a file that is here already; its content tells which."
+        ),
+    ] = None,
+    offline: OfflineOption = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before a transfer.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Fetch weights, check them and convert them once; what was interrupted goes on.
+
+    Size and licence are shown first. A question is asked on a terminal only.
+    """
+    from ultraflash_cli.jobs.pull import hub_of, import_file, open_store, plan_pull, read_catalogue, run_pull
+
+    catalogue, store = read_catalogue(), open_store(console.settings)
+    if source is not None:
+        if names and len(names) > 1:
+            raise UsageError("--from takes one file for one name")
+        _show(console, import_file(catalogue, names[0] if names else None, source, store=store), json)
+        return
+    if not names:
+        raise UsageError(f"name what to pull, such as {' or '.join(catalogue.sets)}; `ultraflash weights list` has all")
+    hub = hub_of(console.settings, offline=offline)
+    plan = plan_pull(catalogue, names, store=store, hub=hub, on_event=console.on_event)
+    if plan.sources:
+        _offer(console, plan)
+        if plan.transfer_bytes and not yes and sys.stdin.isatty() and not typer.confirm("Transfer them?", err=True):
+            raise Interrupted("nothing was transferred")
+    for pulled in run_pull(plan, console.on_event):
+        _show(console, pulled, json)
 
 
 @app.command("verify")
 @with_console(hidden=True)
 def verify_weights(
     console: Console,
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Which weights; all, unless said.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; all that are installed, unless said.")
+    ] = None,
     json: JsonOption = False,
 ) -> int:
-    """Compare the weight files with their known hashes and look for values that are no numbers."""
+    """Compare weight files with their known hashes and look for values that are no numbers."""
+    from ultraflash_cli.jobs.pull import open_store, read_catalogue
     from ultraflash_cli.weights.load import read_tensors
-    from ultraflash_cli.weights.manifest import read_manifest
     from ultraflash_cli.weights.verify import verify
 
-    manifest = read_manifest()
-    for name in names or []:
-        if name not in manifest:
-            raise UsageError(f"no weights are called {name!r}; `ultraflash weights list` names them")
+    catalogue, store = read_catalogue(), open_store(console.settings)
+    chosen = {entry.name: entry for name in names or [] for entry in catalogue.choose(name)}
+    if not names:
+        chosen = {
+            name: entry
+            for name, entry in catalogue.entries.items()
+            if entry.packaged or store.receipt(entry) is not None
+        }
     failure: WeightsError | None = None
-    for name in names or list(manifest):
+    for name, entry in chosen.items():
         problem = None
         try:
-            read_tensors(verify(manifest[name]))
+            path = verify(entry, store)
+            if path.suffix == ".safetensors":
+                read_tensors(path)
         except WeightsError as error:
             problem = str(error)
             failure = error
@@ -57,3 +126,98 @@ def verify_weights(
         else:
             console.text(f"{'ok' if problem is None else 'fail':4}  {problem or name}")
     return failure.exit_code if failure is not None else 0
+
+
+@app.command("path")
+@with_console(hidden=True)
+def weights_path(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
+    """Tell where the usable file of installed weights lies."""
+    from ultraflash_cli.jobs.pull import open_store, read_catalogue
+    from ultraflash_cli.weights.verify import verify
+
+    catalogue, store = read_catalogue(), open_store(console.settings)
+    for entry in [entry for name in names for entry in catalogue.choose(name)]:
+        path = verify(entry, store, quick=True)
+        if json:
+            console.data({"name": entry.name, "path": str(path)})
+        else:
+            console.text(str(path))
+
+
+@app.command("rm")
+@with_console(hidden=True)
+def remove_weights(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
+    """Remove downloaded weights, and what is half downloaded of them."""
+    from ultraflash_cli.jobs.pull import open_store, read_catalogue
+
+    catalogue, store = read_catalogue(), open_store(console.settings)
+    entries = {entry.name: entry for name in names for entry in catalogue.choose(name)}
+    built_in = [name for name, entry in entries.items() if entry.packaged]
+    if built_in:
+        raise UsageError(f"{', '.join(built_in)} came with the program and cannot be removed alone")
+    for entry in entries.values():
+        freed = store.remove(entry)
+        if json:
+            console.data({"name": entry.name, "freed_bytes": freed})
+        else:
+            console.text(f"{entry.name:38}  {_megabytes(freed) + ' freed' if freed else 'nothing was there'}")
+
+
+@app.command("lock")
+@with_console(hidden=True)
+def lock_weights(
+    console: Console,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; all of the hub, unless said.")
+    ] = None,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="FILE", parser=as_path, help="Where to write the list; never over this one."),
+    ],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Replace the file if it exists.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write the list of weights with the hub's current commit, size and sha256 of each file (for maintainers)."""
+    from ultraflash_cli.jobs.lock import check_lock_target
+    from ultraflash_cli.jobs.lock import lock_weights as lock
+    from ultraflash_cli.jobs.pull import hub_of, read_catalogue
+
+    check_lock_target(out, overwrite=yes)
+    hub = hub_of(console.settings)
+    for entry in lock(read_catalogue(), names or [], out, hub=hub, on_event=console.on_event):
+        if json:
+            console.data(asdict(entry))
+        else:
+            console.text(f"{entry.name:38}  {entry.revision}  {entry.sha256}")
+
+
+def _offer(console: Console, plan: "PullPlan") -> None:
+    """Say what is going to be transferred, under which licence, and what it will be checked against."""
+    against = {
+        "lock": "checked against the list",
+        "hub": "unlocked: the hub's current commit {commit}, checked against the hub's own sha256",
+        "git": "unlocked: the hub's current commit {commit}, no sha256 there, checked against its git blob id",
+    }
+    for source in plan.sources:
+        remote, entry = source.remote, source.entries[0]
+        how = against[remote.verified_by].format(commit=remote.revision[:12])
+        here = f", found in {plan.hub.cache}" if remote.cached is not None else ""
+        console.info(f"{remote}  {_megabytes(remote.bytes)}, licence {entry.licence} ({how}{here})")
+    for note in sorted({entry.note for source in plan.sources for entry in source.entries if entry.note}):
+        console.info(f"note: {note}")
+    console.info(f"{_megabytes(plan.transfer_bytes)} to transfer, into {plan.store.root}")
+
+
+def _show(console: Console, pulled: "Pulled", json: bool) -> None:
+    if json:
+        console.data(asdict(pulled))
+    elif pulled.path is None:
+        console.text(f"{pulled.state:9}  {pulled.name}  {pulled.note}")
+    else:
+        by = {"keys": ", checked by its tensors only", None: ""}.get(pulled.verified_by, "")
+        console.text(f"{pulled.state:9}  {pulled.name}  {pulled.path}{by}")
+
+
+def _megabytes(size: int | None) -> str:
+    return "size unknown" if size is None else f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

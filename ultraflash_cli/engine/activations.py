@@ -82,7 +82,8 @@ def sr_dit_activations(
     widened = 0 if work == element else work * (row + 2 * joined)
     rows = 3 * work * row if work == element else (2 * work + element) * row
     held = element * row * (7 if padded else 5) + (2 * element * joined if remembered else element * row)
-    attention = held + max(widened + rows + pairs + 2 * GATHERED * work, PAIR_BYTES * pairs)
+    gathered = 2 * work * min(GATHERED, joined)
+    attention = held + max(widened + rows + pairs + gathered, PAIR_BYTES * pairs)
     norm = (5 * element + 8) * row
     cross = 8 * (element + 1) * row if config.text_len else 0
     feed_forward = 4 * element * row + 2 * element * tokens * config.ffn_dim
@@ -117,10 +118,10 @@ def text_encoder_parameters(config: TextEncoderConfig) -> int:
 
 
 def text_encoder_activations(config: TextEncoderConfig, element: int) -> int:
-    """Return the bytes of a prompt of full length: scores of all heads, some in float32, and the gated layers."""
+    """Return the bytes of a prompt of full length: scores of all heads, once in float32, and the gated layers."""
     scores = config.heads * config.text_len**2
     tokens = config.text_len * (8 * config.dim + 4 * config.ffn_dim)
-    return scores * (3 * element + 2 * FLOAT32) + tokens * element
+    return scores * (element + FLOAT32) + tokens * element
 
 
 def upsampler_activations(config: LatentUpsamplerConfig, *, height: int, width: int) -> MemoryBlocks:

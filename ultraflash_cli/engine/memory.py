@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ultraflash_cli.engine.activations import (
     LATENT_PX,
@@ -23,6 +23,7 @@ from ultraflash_cli.engine.activations import (
     wan_vae_activations,
 )
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+from ultraflash_cli.engine.stage import state_bytes
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
@@ -59,7 +60,7 @@ class MemorySettings:
     offload_generator: bool = False
     """Keep the generator, its ring and its context in the host's memory while a group is refined and decoded."""
     decode_latents: int | None = None
-    """Latent frames that are decoded and turned to pictures together; None is a whole group."""
+    """Latent frames that are decoded together, their frames then moved to the host's memory; None is a whole group."""
     kv_len: int | None = None
     """Temporal blocks that the SR transformer remembers at most; None without one."""
     group_latents: int = 6
@@ -103,6 +104,8 @@ class MemoryWork:
     on_gpu: bool = True
     """Whether the budget is a GPU's: the host's memory is then apart, and half precision is not widened."""
     batch: int = 1
+    queue_bytes: int = 0
+    """What pictures in queues beside the model take; they lie in the host's memory."""
 
     @property
     def scale(self) -> int:
@@ -113,7 +116,6 @@ class MemoryWork:
     def high(self) -> tuple[int, int]:
         """Height and width of the high-resolution latents."""
         return self.latents[0] * self.scale, self.latents[1] * self.scale
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ class MemoryStep:
     """One way to need less, as it was taken."""
 
     text: str
-    """What is done and how much it saves."""
+    """What is done."""
     changes_pixels: bool
     """Whether the result is another one than that of the full plan."""
 
@@ -178,10 +180,16 @@ class MemoryPlan:
         """Bytes at the peak."""
         return self.peak.total
 
+    def sum_line(self) -> str:
+        """Return the sum in words, parts of less than 2 % together."""
+        small = sum(part.bytes for part in self.parts if part.bytes < self.total / 50)
+        shown = [f"{part.name} {_gb(part.bytes)}" for part in self.parts if part.bytes >= self.total / 50]
+        return " + ".join([*shown, f"others {_gb(small)}"]) + f" = {_gb(self.total)} GB ({self.peak.name})"
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """The steps that change pixels, in words."""
-        return tuple(step.text for step in self.steps if step.changes_pixels)
+        return tuple(f"for lack of memory: {step.text}" for step in self.steps if step.changes_pixels)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -203,16 +211,18 @@ class MemoryPlan:
         }
 
 
-def plan_memory(work: MemoryWork, *, budget_bytes: int | None = None) -> MemoryPlan:
+def plan_memory(
+    work: MemoryWork, *, budget_bytes: int | None = None, host_budget_bytes: int | None = None
+) -> MemoryPlan:
     """Find the first plan of the ladder that fits ``budget_bytes`` (None: the full plan).
 
-    The ladder: everything on the device; text encoder freed after its work; generator in the host's
-    memory while a group is refined; decoding latent by latent; a smaller ``kv_len``; smaller groups. A step that turns
-    out not to be needed once a later one is taken is not taken. Raises OutOfMemory, with the sum, where the smallest
-    plan is too large.
+    The ladder: everything on the device; text encoder freed after its work; generator in the host's memory while a
+    group is refined; decoding latent by latent; a smaller ``kv_len``; smaller groups. A step that a later one makes
+    needless is not taken. On a CPU nothing can be moved away. ``host_budget_bytes`` bounds what may be moved to the
+    host's memory (None: not known). Raises OutOfMemory, with the sum, where the smallest plan is too large.
     """
     full = _full(work)
-    rungs = [_Rung("", False, ()), *_rungs(work)]
+    rungs = [_FULL, *_rungs(work, host_budget_bytes)]
     if budget_bytes is None:
         return _plan(work, full, (), None)
     taken: list[_Rung] = []
@@ -222,9 +232,8 @@ def plan_memory(work: MemoryWork, *, budget_bytes: int | None = None) -> MemoryP
             return _plan(work, full, _needed(work, full, taken, budget_bytes), budget_bytes)
     smallest = _plan(work, full, tuple(taken), budget_bytes)
     raise OutOfMemory(
-        f"the smallest plan needs {_gb(smallest.total)} GB, {_gb(budget_bytes)} GB are there: "
-        + " + ".join(f"{part.name} {_gb(part.bytes)}" for part in smallest.parts if part.bytes >= 5e6)
-        + ". Choose a smaller --res, or a device with more memory."
+        f"the smallest plan needs {_gb(smallest.total)} GB, {_gb(budget_bytes)} GB are there: {smallest.sum_line()}. "
+        "Choose a smaller --res, or a device with more memory."
     )
 
 
@@ -240,20 +249,30 @@ class _Rung:
     changes: tuple[tuple[str, Any], ...]
 
 
+_FULL = _Rung("", False, ())
+
+
 def _full(work: MemoryWork) -> MemorySettings:
-    longest = max(work.sr_dit.kv_schedule, default=work.sr_dit.kv_len) if work.sr_dit else None
+    longest = _longest(work.sr_dit) if work.sr_dit else None
     return MemorySettings(kv_len=longest, group_latents=work.group_latents)
 
 
-def _rungs(work: MemoryWork) -> Iterator[_Rung]:
+def _longest(config: SrDitConfig) -> int:
+    return max(config.kv_schedule, default=config.kv_len)
+
+
+def _rungs(work: MemoryWork, host_budget_bytes: int | None) -> Iterator[_Rung]:
     if work.text_encoder:
         yield _Rung("text encoder freed after encoding the prompt", False, (("offload_text", True),))
     if work.on_gpu and work.generator and work.decoder:
-        yield _Rung("generator kept in host memory between groups", False, (("offload_generator", True),))
-    if work.group_latents > 1 and (work.decoder or work.low_decoder):
+        rung = _Rung("generator kept in host memory between groups", False, (("offload_generator", True),))
+        moved_bytes = _phases(work, _apply(_full(work), [rung]))[1]
+        if host_budget_bytes is None or moved_bytes <= host_budget_bytes:
+            yield rung
+    if work.on_gpu and work.group_latents > 1 and work.decoder:
         yield _Rung("decoding latent by latent", False, (("decode_latents", 1),))
     if work.sr_dit:
-        longest = _full(work).kv_len or 1
+        longest = _longest(work.sr_dit)
         for kv_len in (k for k in (2, 1) if k < longest):
             yield _Rung(f"SR transformer remembers {kv_len} of {longest} blocks", True, (("kv_len", kv_len),))
     for group in (size for size in (4, 2) if size < work.group_latents):
@@ -267,9 +286,9 @@ def _apply(full: MemorySettings, rungs: Iterable[_Rung]) -> MemorySettings:
 
 
 def _needed(work: MemoryWork, full: MemorySettings, taken: list[_Rung], budget_bytes: int) -> tuple[_Rung, ...]:
-    """Drop the rungs that the plan fits without, those that change pixels first."""
+    """Drop the rungs that the plan fits without: those that change pixels first, of these the last ones first."""
     kept = list(taken)
-    for rung in sorted(taken, key=lambda rung: not rung.changes_pixels):
+    for rung in sorted(reversed(taken), key=lambda rung: not rung.changes_pixels):
         fewer = [other for other in kept if other is not rung]
         if _total(work, _apply(full, fewer)) <= budget_bytes:
             kept = fewer
@@ -359,7 +378,7 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
         dtype = work.dtype_of("upsampler")
         state = _state(work.upsampler, dtype, work.batch, *work.latents)
         ledger.add("upsampler weights", _parameters(work.upsampler) * dtype.itemsize, settled)
-        ledger.add("upsampler state", _bytes(state), settled)
+        ledger.add("upsampler state", state_bytes(state), settled)
         need = upsampler_activations(work.upsampler, height=work.latents[0], width=work.latents[1])
         count = (need.working + 2 * need.memories) * dtype.itemsize * work.batch
         ledger.add("upsampler activations", count, ("upsample",))
@@ -370,6 +389,8 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
     if work.low_decoder:
         phases = ("decode",) if work.decoder is None else ("generate",)
         _add_decoder(ledger, work, work.low_decoder, work.latents, settings, settled, phases)
+    if not work.on_gpu:
+        ledger.add("pictures in queues", work.queue_bytes, settled)
     channels = work.upsampler.latent_channels if work.upsampler else 16
     latents = math.prod(work.latents) + 4 * math.prod(work.high)
     ledger.add("latents of the group", channels * FLOAT32 * settings.group_latents * latents * work.batch, settled)
@@ -388,9 +409,9 @@ def _add_generator(
     state = _state(config, dtype, work.batch, height, width)
     held = {
         "generator weights": _parameters(config) * dtype.itemsize,
-        "generator KV ring": _bytes(state.rings),
-        "generator context": _bytes(state.context),
-        "generator queue": _bytes((state.anchor_bcthw, state.noise_bcthw, state.draws_bscthw)),
+        "generator KV ring": state_bytes(state.rings),
+        "generator context": state_bytes(state.context),
+        "generator queue": state_bytes((state.anchor_bcthw, state.noise_bcthw, state.draws_bscthw)),
     }
     phases = settled
     if settings.offload_generator:
@@ -412,7 +433,7 @@ def _add_encoder(
     else:
         need = encoder_activations(config, height=height, width=width)
     element = dtype.itemsize * work.batch
-    queue = _bytes(_state(config, dtype, work.batch, height, width).queue_bcthw)
+    queue = state_bytes(_state(config, dtype, work.batch, height, width).queue_bcthw)
     ledger.add("encoder weights", _parameters(config) * dtype.itemsize, settled)
     ledger.add("encoder state", need.memories * element + queue, settled)
     ledger.add("encoder activations", (need.working + 2 * need.memories) * element, ("encode",))
@@ -423,15 +444,15 @@ def _add_sr_dit(ledger: _Ledger, work: MemoryWork, config: SrDitConfig, settled:
     height, width = work.high
     state = _state(config, dtype, work.batch, height, width)
     ledger.add("SR transformer weights", _parameters(_of_any_group(config)) * dtype.itemsize, settled)
-    ledger.add("SR transformer KV rings", _bytes(state.caches), settled)
-    ledger.add("SR transformer context", _bytes(state.context), settled)
-    ledger.add("SR transformer queue", _bytes((state.noise_bcthw, state.cond_bcthw)), settled)
+    ledger.add("SR transformer KV rings", state_bytes(state.caches), settled)
+    ledger.add("SR transformer context", state_bytes(state.context), settled)
+    ledger.add("SR transformer queue", state_bytes((state.noise_bcthw, state.cond_bcthw)), settled)
     activations = sr_dit_activations(
         config,
         frames=config.group_latents,
         height=height,
         width=width,
-        kv_len=max(config.kv_schedule, default=config.kv_len),
+        kv_len=_longest(config),
         element=dtype.itemsize,
         on_gpu=work.on_gpu,
     )
@@ -453,7 +474,7 @@ def _add_decoder(
     element = dtype.itemsize * work.batch
     need = decoder_activations(config, height=height, width=width)
     name = "decoder" if latents == work.high else "low-resolution decoder"
-    state = _bytes(_state(config, dtype, work.batch, height, width))
+    state = state_bytes(_state(config, dtype, work.batch, height, width))
     skip = skip_activations(config, height=height, width=width, element=dtype.itemsize) * work.batch
     if name == "decoder":
         ledger.add("decoder weights", _parameters(config) * dtype.itemsize, settled)
@@ -484,7 +505,7 @@ def _saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
         ("decoder", work.decoder, work.high),
         ("decoder", work.low_decoder, work.latents),
     )
-    return sum(_bytes(_state(c, work.dtype_of(part), work.batch, *size)) for part, c, size in stages if c)
+    return sum(state_bytes(_state(c, work.dtype_of(part), work.batch, *size)) for part, c, size in stages if c)
 
 
 # Exact numbers, from networks and states without storage
@@ -523,12 +544,3 @@ def _state(config: Any, dtype: torch.dtype, batch: int, height: int, width: int)
 
 def _parameters(config: Any) -> int:
     return sum(parameter.numel() for parameter in _network(config).parameters())
-
-
-def _bytes(state: Any) -> int:
-    """Return the bytes of all tensors in a state."""
-    if isinstance(state, Tensor):
-        return state.nbytes
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return sum(_bytes(getattr(state, field.name)) for field in dataclasses.fields(state))
-    return sum(_bytes(value) for value in state) if isinstance(state, tuple) else 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.schedule import group_noise
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, group_noise
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs, DecoderState
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerState
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs, SrDitState
@@ -51,11 +51,16 @@ class RefinedGroup(NamedTuple):
     latents_bcthw: Tensor
     """High-resolution latents ``[B, C, T, scale * H, scale * W]``."""
     frames_bcthw: Tensor
-    """All raw frames ``[B, 3, 4T, H', W']``, unclamped; a stream's first ones are the caller's to drop."""
+    """All raw frames ``[B, 3, 4T, H', W']``, unclamped; a stream's first ones are the caller's to drop. On the host
+    where they are decoded in pieces."""
 
 
 class Refiner:
-    """The part of the cascade that clips and prompts share (ARCHITECTURE 3 to 6, 8)."""
+    """The part of the cascade that clips and prompts share (ARCHITECTURE 3 to 6, 8).
+
+    With ``decode_latents`` only so many latents are decoded at a time and their frames go to the host's memory; the
+    result is the same.
+    """
 
     def __init__(
         self,
@@ -64,10 +69,12 @@ class Refiner:
         sr_dit: SrDit | None,
         decoder: Decoder,
         *,
+        decode_latents: int | None = None,
         timer: StageTimer = untimed,
         noise: NoiseSource = group_noise,
     ) -> None:
         self.profile = profile
+        self.decode_latents = decode_latents
         self.upsampler = upsampler
         self.sr_dit = sr_dit
         self.decoder = decoder
@@ -123,8 +130,20 @@ class Refiner:
                 sr_dit, latents = self._refine(self.sr_dit, state.sr_dit, latents, state)
             state = replace(state, sr_dit=sr_dit)
         with self.timer("decoder"):
-            decoder, frames = self.decoder.step(state.decoder, DecoderInputs(latents, frames_bcthw))
+            decoder, frames = self._decode(state.decoder, latents, frames_bcthw)
         return replace(state, decoder=decoder, groups=state.groups + 1), RefinedGroup(latents, frames)
+
+    def _decode(self, state: DecoderState, latents: Tensor, low_frames: Tensor | None) -> tuple[DecoderState, Tensor]:
+        count = self.decode_latents
+        if count is None:
+            return self.decoder.step(state, DecoderInputs(latents, low_frames))
+        pieces: list[Tensor] = []
+        for at in range(0, latents.shape[2], count):
+            four = slice(FRAMES_PER_LATENT * at, FRAMES_PER_LATENT * (at + count))
+            low = None if low_frames is None else low_frames[:, :, four]
+            state, frames = self.decoder.step(state, DecoderInputs(latents[:, :, at : at + count], low))
+            pieces.append(frames.cpu())
+        return state, torch.cat(pieces, dim=2)
 
     def _refine(
         self, sr_dit: SrDit, before: SrDitState, cond: Tensor, state: RefinerState

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Stage", "move_state", "state_from_tensors", "state_to_tensors"]
+__all__ = ["Stage", "move_state", "state_bytes", "state_from_tensors", "state_to_tensors"]
 
 StateT = TypeVar("StateT")
 InputsT = TypeVar("InputsT", contravariant=True)
@@ -52,6 +52,15 @@ def state_to_tensors(state: Any, prefix: str = "") -> dict[str, Tensor]:
     for name, value in _children(state):
         found |= state_to_tensors(value, f"{prefix}.{name}" if prefix else name)
     return found
+
+
+def state_bytes(state: Any) -> int:
+    """Return the bytes of a state's tensors; nothing is copied."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if state is None or isinstance(state, bool | int | float):
+        return 0
+    return sum(state_bytes(value) for _, value in _children(state))
 
 
 def move_state(state: Any, device: torch.device) -> Any:

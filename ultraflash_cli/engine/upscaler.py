@@ -125,7 +125,7 @@ class Upscaler:
         """Crop, reduce, match colours, blend and quantise, frame by frame."""
         with self.cascade.timer("finish"):
             pairs = zip(sources_tchw.split(1), sharp_bcthw[0].transpose(0, 1).split(1), strict=True)
-            return [to_picture(self._blend(source, sharp)[0], deep=deep) for source, sharp in pairs]
+            return [to_picture(self._blend(source, sharp.to(source.device))[0], deep=deep) for source, sharp in pairs]
 
     def _blend(self, source_nchw: Tensor, sharp_nchw: Tensor) -> Tensor:
         if self.strength == 0:

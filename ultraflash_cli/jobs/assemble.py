@@ -1,25 +1,81 @@
-"""Names to a built cascade: the one place where engine and weights meet."""
+"""Names to built networks: the one place where engine and weights meet."""
 
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ultraflash_cli.engine.cascade import Cascade, StageTimer
+from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.plan import UpscalePlan
-from ultraflash_cli.engine.profiles import PROFILES
-from ultraflash_cli.engine.stages.decoder import Decoder
-from ultraflash_cli.engine.stages.encoder import Encoder
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
-from ultraflash_cli.engine.stages.sr_dit import SrDit
+from ultraflash_cli.engine.profiles import PROFILES, Profile
+from ultraflash_cli.engine.refiner import Refiner, StageTimer, untimed
+from ultraflash_cli.engine.schedule import GenerationPlan
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
+from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
+from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
-from ultraflash_cli.errors import DeviceError, UsageError
+from ultraflash_cli.errors import DeviceError, UsageError, WeightsError
+from ultraflash_cli.weights.convert import merge_lora
 from ultraflash_cli.weights.load import load_strictly, read_tensors
-from ultraflash_cli.weights.manifest import read_manifest
+from ultraflash_cli.weights.manifest import WeightEntry, read_manifest
+from ultraflash_cli.weights.store import WeightStore
 from ultraflash_cli.weights.verify import verify
 
-__all__ = ["build_upscaler", "choose_device", "choose_precision", "weight_hashes"]
+__all__ = [
+    "NETWORKS",
+    "TOKENIZER",
+    "Shelf",
+    "build_text_to_video",
+    "build_upscaler",
+    "choose_device",
+    "choose_precision",
+    "find_profile",
+    "precision_name",
+    "stage_precisions",
+    "with_full_encoder",
+    "with_ultra_decoder",
+]
+
+Config = (
+    EncoderConfig
+    | WanVaeConfig
+    | LatentUpsamplerConfig
+    | SrDitConfig
+    | DecoderConfig
+    | GeneratorConfig
+    | TextEncoderConfig
+)
+NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    EncoderConfig: Encoder,
+    WanVaeConfig: WanVaeEncoder,
+    LatentUpsamplerConfig: LatentUpsampler,
+    SrDitConfig: SrDit,
+    DecoderConfig: Decoder,
+    GeneratorConfig: Generator,
+    TextEncoderConfig: TextEncoder,
+}
+"""The class that each config is for."""
+
+TOKENIZER = "wan/tokenizer"
+"""What the names of the tokenizer's files begin with."""
+_ULTRA = "ultra_decoder"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_profile(model: str) -> Profile:
+    """Return the profile of a model. Raises UsageError for a name that nothing has."""
+    if model not in PROFILES:
+        raise UsageError(f"no model is called {model!r}; there are {', '.join(PROFILES)}.")
+    return PROFILES[model]
 
 
 def choose_device(name: str) -> torch.device:
@@ -52,45 +108,259 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         raise UsageError(f"--precision is auto, fp32 or bf16, not {name!r}.") from error
 
 
-def weight_hashes(model: str) -> dict[str, str]:
-    """Return the sha256 of every weight file of a model, by name."""
-    prefix = PROFILES[model].weights + "/"
-    return {name: entry.sha256 for name, entry in read_manifest().items() if name.startswith(prefix)}
+def stage_precisions(profile: Profile, name: str, device: torch.device) -> Callable[[str], torch.dtype]:
+    """Return what gives each part its dtype: the profile's own on a GPU under ``auto``, else one for all.
+
+    The full autoencoder stays in float32 unless another precision is asked for.
+    """
+    one = choose_precision(name, device)
+    own = {part: _DTYPES[precision] for part, precision in profile.precisions}
+    if name != "auto":
+        own = {}
+    elif device.type == "cpu":
+        own = {part: dtype for part, dtype in own.items() if dtype == torch.float32}
+    return lambda part: own.get(part, one)
+
+
+class Shelf:
+    """Networks with their weights, each loaded once for a process and kept while its place on a device lasts."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Take weights from the package, and from the store in ``folder`` (without one, from the package alone)."""
+        self.store = WeightStore(folder) if folder is not None else None
+        self._networks: dict[tuple[object, ...], nn.Module] = {}
+        self._hashes: dict[str, str] = {}
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of the files behind everything that was taken so far, by the weights' names."""
+        return dict(self._hashes)
+
+    def path(self, weights: str) -> Path:
+        """Return the checked file of these weights. Raises WeightsError where it is missing or changed."""
+        entry = _entry(weights)
+        path = verify(entry, self._store(entry), quick=True)
+        self._hashes[weights] = self._sha256(entry)
+        return path
+
+    def folder(self, prefix: str) -> Path:
+        """Return the folder of all checked files under a common name. Raises WeightsError as ``path`` does."""
+        paths = [self.path(name) for name in _members(prefix)]
+        return paths[0].parent
+
+    def identity(self, prefix: str) -> str:
+        """Return what changes when the files under a name do. Raises WeightsError where one is not installed."""
+        return " ".join(self._sha256(_entry(name)) for name in _members(prefix))
+
+    def require(self, profile: Profile, parts: Iterable[str]) -> None:
+        """Raise WeightsError, naming what to pull, where weights of these parts of a profile are not installed."""
+        if profile.random_seed is not None:
+            return
+        wanted = dict.fromkeys(profile.weight_of(part) for part in parts)
+        if "text_encoder" in parts:
+            wanted |= dict.fromkeys(_members(TOKENIZER))
+        missing = [name for name in wanted if not self._installed(_entry(name))]
+        if missing:
+            pull = missing[0] if len(missing) == 1 else profile.name
+            if all(name.startswith(f"{profile.name}-long/") for name in missing):
+                pull = f"{profile.name}-long"
+            named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            verb = "is" if len(missing) == 1 else "are"
+            raise WeightsError(
+                f"the model {profile.name} is not installed: {named} {verb} missing. "
+                f"Run `ultraflash weights pull {pull}`."
+            )
+
+    def _installed(self, entry: WeightEntry) -> bool:
+        if entry.packaged:
+            return True
+        return self.store is not None and self.store.installed(entry)
+
+    def kept(self, folder: str) -> Path | None:
+        """Return where things that are computed once may be kept; None without a store."""
+        return None if self.store is None else self.store.root / folder
+
+    def _sha256(self, entry: WeightEntry) -> str:
+        store = self._store(entry)
+        known = entry.sha256 if store is None else store.sha256(entry)
+        assert known is not None, "the manifest checks that a file of the package has a hash"
+        return known
+
+    def _store(self, entry: WeightEntry) -> WeightStore | None:
+        if entry.packaged:
+            return None
+        if self.store is None:
+            raise WeightsError(f"{entry.name} is not in the package, and no folder of downloaded weights was named.")
+        return self.store
+
+    def take(
+        self, profile: Profile, part: str, config: Config, *, device: torch.device, dtype: torch.dtype
+    ) -> nn.Module:
+        """Return the network of a part of a profile, ready to run. Raises WeightsError where its weights are not."""
+        key = (profile.name, part, config, device, dtype)
+        if key not in self._networks:
+            self._networks[key] = self._load(profile, part, config, device, dtype)
+        return self._networks[key]
+
+    def drop(self, network: nn.Module) -> None:
+        """Forget a network, so that its memory can be used again."""
+        self._networks = {key: value for key, value in self._networks.items() if value is not network}
+
+    def _load(self, profile: Profile, part: str, config: Config, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        build = NETWORKS[type(config)]
+        if profile.random_seed is not None:
+            network = build(config)
+            _randomise(network, f"{profile.random_seed}/{part}")
+            self._hashes[f"random/{part}"] = str(profile.random_seed)
+        else:
+            weights = profile.weight_of(part)
+            with torch.device("meta"):
+                network = build(config)
+            tensors = read_tensors(self.path(weights), dtype=dtype, device=device)
+            if part == "long_generator":
+                lora = read_tensors(self.path(profile.weight_of("long_lora")), dtype=torch.float32, device=device)
+                tensors = merge_lora(tensors, lora)
+            load_strictly(network, _own_part(network, tensors), name=weights)
+        return to_channels_last(network.to(device=device, dtype=dtype)).eval().requires_grad_(False)
 
 
 def build_upscaler(
-    model: str,
+    shelf: Shelf,
+    profile: Profile,
     plan: UpscalePlan,
     *,
     device: torch.device,
-    dtype: torch.dtype,
+    precision: str = "auto",
     strength: float = 1.0,
     color: str = "match",
-    timer: StageTimer | None = None,
+    context: Tensor | None = None,
+    decode_latents: int | None = None,
+    timer: StageTimer = untimed,
 ) -> Upscaler:
-    """Load the weights that ``plan`` needs and build the upscaler. Raises WeightsError where they are not right."""
-    if model not in PROFILES:
-        raise UsageError(f"no model is called {model!r}; there are {', '.join(PROFILES)}.")
-    profile = PROFILES[model].at_scale(plan.scale)
-
-    def loaded(network: nn.Module, weights: str) -> None:
-        load_strictly(network, read_tensors(_verified(f"{profile.weights}/{weights}")), name=weights)
-        to_channels_last(network.to(device=device, dtype=dtype)).eval().requires_grad_(False)
-
-    encoder, upsampler = Encoder(profile.encoder), LatentUpsampler(profile.upsampler)
-    decoder = Decoder(profile.decoder)
-    sr_dit = SrDit(profile.sr_dit) if profile.sr_dit else None
-    loaded(encoder, "encoder")
-    loaded(upsampler, f"upsampler_x{plan.scale}")
-    loaded(decoder, "decoder")
-    if sr_dit is not None:
-        loaded(sr_dit, "sr_dit")
-    cascade = Cascade(profile, encoder, upsampler, sr_dit, decoder, timer=timer)
-    return Upscaler(cascade, plan, strength=strength, color=color)
+    """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError where weights are not right."""
+    profile = profile.at_scale(plan.scale)
+    dtype_of = stage_precisions(profile, precision, device)
+    kind = "wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder"
+    encoder = shelf.take(profile, kind, profile.encoder, device=device, dtype=dtype_of(kind))
+    refiner = _refiner(shelf, profile, device, dtype_of, decode_latents, timer)
+    cascade = Cascade(profile, encoder, refiner)  # pyright: ignore[reportArgumentType]
+    return Upscaler(cascade, plan, strength=strength, color=color, context=context)
 
 
-def _verified(name: str) -> Path:
-    return verify(read_manifest()[name])
+def build_text_to_video(
+    shelf: Shelf,
+    profile: Profile,
+    plan: GenerationPlan,
+    *,
+    scale: int,
+    long: bool,
+    low_frames: bool,
+    device: torch.device,
+    precision: str = "auto",
+    decode_latents: int | None = None,
+    park: torch.device | None = None,
+    timer: StageTimer = untimed,
+) -> TextToVideo:
+    """Load what making a video needs; ``scale`` 1 stays at the base size, ``low_frames`` asks for those frames too.
+
+    ``long`` takes the generator's long variant. Raises WeightsError where weights are not right.
+    """
+    part = "long_generator" if long else "generator"
+    config = profile.long_generator if long else profile.generator
+    if config is None:
+        raise UsageError(f"the model {profile.name} cannot generate; --model names another.")
+    dtype_of = stage_precisions(profile, precision, device)
+    generator = shelf.take(profile, part, config, device=device, dtype=dtype_of("generator"))
+    refiner = low_decoder = None
+    if scale > 1:
+        profile = profile.at_scale(scale)
+        refiner = _refiner(shelf, profile, device, dtype_of, decode_latents, timer)
+    if low_frames or scale == 1:
+        low_decoder = shelf.take(profile, "decoder", profile.decoder, device=device, dtype=dtype_of("decoder"))
+    assert isinstance(generator, Generator) and (low_decoder is None or isinstance(low_decoder, Decoder))
+    return TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=low_decoder, park=park, timer=timer)
+
+
+def _entry(weights: str) -> WeightEntry:
+    return read_manifest()[weights]
+
+
+def _members(prefix: str) -> list[str]:
+    return [name for name in read_manifest() if name == prefix or name.startswith(f"{prefix}/")]
+
+
+def _refiner(
+    shelf: Shelf,
+    profile: Profile,
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
+    decode_latents: int | None,
+    timer: StageTimer,
+) -> Refiner:
+    def take(part: str, config: Config) -> nn.Module:
+        return shelf.take(profile, part, config, device=device, dtype=dtype_of(part))
+
+    upsampler = take("upsampler", profile.upsampler)
+    sr_dit = take("sr_dit", profile.sr_dit) if profile.sr_dit else None
+    decoder = take("decoder", profile.decoder)
+    assert isinstance(upsampler, LatentUpsampler) and isinstance(decoder, Decoder)
+    assert sr_dit is None or isinstance(sr_dit, SrDit)
+    return Refiner(profile, upsampler, sr_dit, decoder, decode_latents=decode_latents, timer=timer)
+
+
+def precision_name(profile: Profile, name: str, device: torch.device) -> str:
+    """Name the precision that the stages of an upscale run in; ``mixed`` where they differ."""
+    dtype_of = stage_precisions(profile, name, device)
+    dtypes = {dtype_of(part) for part in ("encoder", "upsampler", "sr_dit", "decoder")}
+    names = [word for word, dtype in _DTYPES.items() if dtype in dtypes]
+    return names[0] if len(names) == 1 else "mixed"
+
+
+def with_full_encoder(profile: Profile) -> Profile:
+    """Return the profile with the full autoencoder's encoder in the small one's place (ARCHITECTURE 7)."""
+    if profile.wan_vae is None:
+        raise UsageError(f"the model {profile.name} has one encoder only; leave --encoder out")
+    return replace(profile, encoder=profile.wan_vae, pad_front=profile.drop_front, copy_front=False)
+
+
+def with_ultra_decoder(profile: Profile) -> Profile:
+    """Return the profile with the larger decoder in the tiny one's place (ARCHITECTURE 6.3)."""
+    if profile.decoder.skip is not None:
+        raise UsageError(f"the model {profile.name} has one decoder only; leave --decoder out")
+    decoder = replace(profile.decoder, upsampling="pixel_shuffle", memory_init="replicate")
+    weights = tuple((part, name) for part, name in profile.weights if part not in ("encoder", "decoder"))
+    ultra = tuple((part, name) for part in ("encoder", "decoder") for own, name in profile.weights if own == _ULTRA)
+    encoder = profile.encoder
+    if isinstance(encoder, EncoderConfig):
+        encoder = replace(encoder, memory_init="replicate")
+    return replace(profile, encoder=encoder, decoder=decoder, weights=weights + ultra)
+
+
+def _own_part(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under the network's top-level names; a file may hold a coder's other half beside them."""
+    own = {name.split(".")[0] for name in network.state_dict()}
+    halves = {"encoder", "decoder", "conv1", "conv2"}
+    return {n: x for n, x in tensors.items() if n.split(".")[0] in own or n.split(".")[0] not in halves}
+
+
+def _randomise(network: nn.Module, name: str) -> None:
+    """Give every parameter seeded random values of a size that keeps activations of order one."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
+    generator = torch.Generator().manual_seed(seed)
+    for path, parameter in network.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator)
+        if path.endswith("bias"):
+            values = 0.1 * values
+        elif parameter.numel() == parameter.shape[0]:  # the factors of a norm
+            values = 1 + 0.1 * values
+        else:
+            values = values * (0.9 / parameter[0].numel() ** 0.5)
+        parameter.data.copy_(values)
+    if isinstance(network, Decoder):  # so that pictures are neither black nor flat
+        last = network.decoder[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        last.weight.data.mul_(3)
+        last.bias.data.fill_(0.5)
 
 
 def _cpu_has_fast_bf16() -> bool:

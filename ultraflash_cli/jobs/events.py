@@ -10,9 +10,12 @@ __all__ = [
     "Done",
     "Event",
     "Failed",
+    "GenerationPlanned",
     "Listener",
     "Planned",
+    "PullPlanned",
     "Started",
+    "Transfer",
     "Warned",
     "as_json",
 ]
@@ -42,7 +45,7 @@ class Planned(Event):
     """Target width in pixels as coded, before rotation."""
     height: int
     scale: int
-    """What the model multiplies by: 2 or 3."""
+    """What the model multiplies by: 2 or 3; 1 for a generated clip that stays at the base size."""
     model: str
     codec: str
     pix_fmt: str
@@ -52,6 +55,22 @@ class Planned(Event):
     """Streams that are copied."""
     dropped: tuple[str, ...]
     """Streams that are left out, each with its reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationPlanned(Planned):
+    """What is going to be generated; the prompt is the input and the generator's own size that of the source."""
+
+    low_output: str | None
+    """Where the clip at the generator's own size goes, too."""
+    seed: int
+    seconds: float
+    """How long the clip lasts."""
+    long: bool
+    """Whether the long variant of the generator makes it."""
+    groups: tuple[int, ...]
+    """Frames that are made together."""
+    cache_management: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +88,8 @@ class Started(Event):
     """Frames that an interrupted run has already finished."""
     note: str | None
     """Why the work goes on or begins again; None for a plain start."""
+    label: str | None = None
+    """What lines of progress call it; None for the input's own name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +106,8 @@ class Chunk(Event):
     eta_s: float | None
     limit: str
     """The stage that everything waits for: reading, model or writing."""
+    first_frame_s: float | None = None
+    """Seconds from the beginning, loading the model included, until the first frames left the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +136,28 @@ class Failed(Event):
     name: ClassVar[str] = "error"
     message: str
     exit_code: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullPlanned(Event):
+    """What a pull of weights is going to transfer."""
+
+    name: ClassVar[str] = "plan"
+    files: tuple[str, ...]
+    """As `owner/repository/path`."""
+    licences: tuple[str, ...]
+    bytes_total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Event):
+    """Bytes of a file arrived."""
+
+    name: ClassVar[str] = "transfer"
+    bytes_done: int
+    """Those of an interrupted transfer included."""
+    bytes_total: int
+    bytes_per_s: float
 
 
 Listener = Callable[[Event], None]

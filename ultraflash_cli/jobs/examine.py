@@ -10,6 +10,7 @@ from typing import Literal
 
 from ultraflash_cli.errors import DeviceError, OutputError, UltraflashError
 from ultraflash_cli.jobs.host import free_bytes, usable_cores
+from ultraflash_cli.weights.store import WeightStore
 
 __all__ = ["Finding", "examine"]
 
@@ -30,8 +31,8 @@ class Finding:
     """What `upscale` would end with because of it."""
 
 
-def examine(folder: Path) -> list[Finding]:
-    """Look at the program, its libraries, the devices, the codecs, the built-in weights and the disk under `folder`."""
+def examine(folder: Path, store: WeightStore) -> list[Finding]:
+    """Look at the program, its libraries, the devices, the codecs, the weights and the disk under `folder`."""
     looks: list[tuple[str, Callable[[], Finding]]] = [
         ("ultraflash", _program),
         ("python", _python),
@@ -42,6 +43,7 @@ def examine(folder: Path) -> list[Finding]:
         ("av", _av),
         ("encoders", _encoders),
         ("weights", _weights),
+        ("published", lambda: _published_weights(store)),
         ("disk", lambda: _disk(folder)),
     ]
     return [_look(name, look) for name, look in looks]
@@ -147,13 +149,25 @@ def _weights() -> Finding:
     from ultraflash_cli.weights.manifest import read_manifest
     from ultraflash_cli.weights.verify import verify
 
-    entries = read_manifest().values()
-    for entry in entries:
-        verify(entry)
-    size = sum(entry.bytes for entry in entries)
+    entries = [entry for entry in read_manifest().values() if entry.packaged]
+    size = sum(verify(entry).stat().st_size for entry in entries)
     return Finding(
         name="weights", state="ok", found=f"{len(entries)} built-in files, {size / 1e6:.1f} MB, all verified"
     )
+
+
+def _published_weights(store: WeightStore) -> Finding:
+    from ultraflash_cli.weights.manifest import read_manifest
+    from ultraflash_cli.weights.verify import verify
+
+    entries = [entry for entry in read_manifest().values() if not entry.packaged]
+    there = [entry for entry in entries if store.receipt(entry) is not None]
+    if not there:
+        fix = "nothing to do for the built-in model; `ultraflash weights pull ultraflash` fetches the published ones"
+        return Finding(name="published", state="note", found="no published weights are installed", fix=fix)
+    size = sum(verify(entry, store, quick=True).stat().st_size for entry in there)
+    found = f"{len(there)} of {len(entries)} published files, {size / 1e9:.1f} GB, in {store.root}"
+    return Finding(name="published", state="ok", found=found)
 
 
 def _disk(folder: Path) -> Finding:

@@ -3,27 +3,30 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ultraflash_cli.jobs.channel import Cancelled, Channel
 from ultraflash_cli.jobs.journal import Journal
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.writing import (
+    SEGMENT_FRAMES,
+    Busy,
+    OpenSegment,
+    SegmentEnd,
+    SegmentSink,
+    SegmentThread,
+    queue_places,
+    segment_length,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["SEGMENT_FRAMES", "Busy", "FrameUpscaler", "SegmentSink", "SourceFrame", "move_frames"]
-
-SEGMENT_FRAMES = 72
-"""About the frames of a segment, which ends with a group: three seconds of film, what a power cut can cost at most."""
-
-_QUEUE_BYTES = 256 << 20
-_QUEUE_FRAMES = 32
-"""What a queue holds at most, whichever is less."""
+__all__ = ["FrameGenerator", "FrameUpscaler", "SourceFrame", "make_frames", "move_frames", "segment_ends"]
 
 
 class FrameUpscaler(Protocol):
@@ -46,8 +49,16 @@ class FrameUpscaler(Protocol):
         """Take frames `[H, W, 3]`, give the new state and the frames that are finished."""
         ...
 
+    def held(self, state: Any) -> int:
+        """Count the frames that are taken in and whose pictures are not out yet, after a whole group."""
+        ...
+
     def flush(self, state: Any) -> "list[np.ndarray]":
         """End the scene: give the frames that are still queued."""
+        ...
+
+    def state_bytes(self, state: Any) -> int:
+        """Count the bytes of the state's tensors, the same for every state of a size."""
         ...
 
     def save_state(self, state: Any) -> bytes:
@@ -59,18 +70,42 @@ class FrameUpscaler(Protocol):
         ...
 
 
-class SegmentSink(Protocol):
-    """A segment being written: `close` finalises and syncs it; leaving by an exception drops it."""
+class FrameGenerator(Protocol):
+    """The model of one clip to generate as a job sees it: no pictures in, pictures out group by group."""
 
-    def __enter__(self) -> Self: ...
+    @property
+    def group_frames(self) -> tuple[int, ...]:
+        """Frames of each group of the clip."""
+        ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None: ...
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Time spent so far by stage."""
+        ...
 
-    def write(self, rgb_hwc: "np.ndarray", pts: int, duration: int) -> None: ...
+    def init_state(self, *, seed: int, clip: "list[np.ndarray] | None" = None) -> Any:
+        """Give the state before the first group; `clip` are frames `[H, W, 3]` of the base size to go on from."""
+        ...
 
-    def close(self) -> object: ...
+    def step(self, state: Any) -> "tuple[Any, list[np.ndarray], list[np.ndarray]]":
+        """Make the next group: give the new state, its pictures, and where asked for those of the base size."""
+        ...
+
+    def counters(self, state: Any) -> dict[str, int]:
+        """Count what was done and what was saved up to this state, by name."""
+        ...
+
+    def state_bytes(self, state: Any) -> int:
+        """Count the bytes of the state's tensors, the same for every state of the clip."""
+        ...
+
+    def save_state(self, state: Any) -> bytes:
+        """Give the state as safetensors bytes."""
+        ...
+
+    def load_state(self, content: bytes, *, seed: int) -> Any:
+        """Give the state that `save_state` saved."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,42 +120,19 @@ class SourceFrame:
     duration: int
 
 
-@dataclass
-class Busy:
-    """Seconds that each of the three sides has worked, waiting not counted; written by their own threads."""
-
-    reading: float = 0.0
-    model: float = 0.0
-    writing: float = 0.0
-
-    @property
-    def limit(self) -> str:
-        """Name the side that the other two wait for."""
-        sides = {"reading": self.reading, "model": self.model, "writing": self.writing}
-        return max(sides, key=lambda side: sides[side])
-
-
 @dataclass(frozen=True)
 class _Picture:
     source: SourceFrame
     rgb_hwc: "np.ndarray"
 
 
-@dataclass(frozen=True)
-class _SegmentEnd:
-    end_frame: int
-    scene_first: int
-    state: bytes | None
-
-
 def move_frames(
     source: Callable[[], Iterator[SourceFrame]],
     upscaler: FrameUpscaler,
     journal: Journal,
-    open_segment: Callable[[Path], SegmentSink],
+    open_segment: OpenSegment,
     *,
     output: Path,
-    segment_frames: int,
     seed: int,
     output_frame_bytes: int,
     source_frame_bytes: int,
@@ -128,6 +140,7 @@ def move_frames(
     busy: Busy,
     on_group: Callable[[int], None],
     compose: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None = None,
+    segment_frames: int = SEGMENT_FRAMES,
 ) -> bool:
     """Bring every frame that the journal does not have yet through the model into finished segments.
 
@@ -136,44 +149,115 @@ def move_frames(
     write from a frame of the source and the finished one. Returns False when `stop` was requested before the end.
     Raises what any of the sides raises; finished segments stay in the journal.
     """
-    from ultraflash_cli.video.partial import output_errors
 
-    reader = _Reader(source, journal.frames, _capacity(source_frame_bytes), stop, busy)
-    writer = _Writer(journal, open_segment, output, compose, _capacity(output_frame_bytes), busy)
-    groups = max(1, segment_frames // upscaler.group_frames(False))
-    model = _Model(upscaler, journal, writer.channel, groups, seed, busy, on_group)
-    finished = False
+    def write(sinks: Sequence[SegmentSink], item: _Picture) -> None:
+        picture = compose(item.source.rgb_hwc, item.rgb_hwc) if compose is not None else item.rgb_hwc
+        for sink in sinks:
+            sink.write(picture, item.source.pts, item.source.duration)
+
+    reader = _Reader(source, journal.frames, queue_places(source_frame_bytes), stop, busy)
+    writer = SegmentThread(
+        journal, open_segment, write, output=output, places=queue_places(output_frame_bytes), busy=busy
+    )
+    model = _Model(upscaler, journal, writer.channel, segment_frames, seed, busy, on_group)
     reader.start()
-    writer.start()
     try:
-        finished = model.run(reader.channel, stop)
-        writer.channel.close()
-        writer.join()
-    except Cancelled:
-        # The writer gave up; its failure is the one to tell.
-        writer.join()
-    except Exception:
-        # What the model has finished is written before its failure is told.
-        writer.channel.close()
-        writer.join()
-        raise
-    except BaseException:
-        writer.channel.cancel()
-        writer.join()
-        raise
+        return writer.serve(lambda: model.run(reader.channel, stop))
     finally:
         reader.channel.cancel()
         reader.join()
-    if writer.failure is not None:
-        raise writer.failure
-    if finished:
-        with output_errors(output):
-            journal.finish()
-    return finished
 
 
-def _capacity(frame_bytes: int) -> int:
-    return max(2, min(_QUEUE_FRAMES, _QUEUE_BYTES // frame_bytes))
+@dataclass(frozen=True)
+class _Made:
+    number: int
+    pictures: "tuple[np.ndarray, ...]"
+
+
+def make_frames(
+    generator: FrameGenerator,
+    journal: Journal,
+    open_segment: OpenSegment,
+    *,
+    output: Path,
+    frames: int,
+    show: Callable[[int], Iterator[tuple[int, int]]],
+    seed: int,
+    clip: "list[np.ndarray] | None",
+    frame_bytes: int,
+    stop: Stop,
+    busy: Busy,
+    on_group: Callable[[int], None],
+    keep_states: bool = True,
+    segment_frames: int = SEGMENT_FRAMES,
+) -> dict[str, int]:
+    """Bring every group that the journal does not have yet from the model into finished segments.
+
+    The clip is the first `frames` of what the groups give. `show` gives time stamp and duration of every picture that
+    a frame becomes: one, none where frames are dropped, several where they are repeated. `clip` is what to go on
+    from; `on_group` hears after every group how many frames the model has done; `output` is what failures to write
+    are said of; `keep_states` saves what going on later needs. Returns the model's counters. The journal is not
+    complete when `stop` was requested before the end. Raises what either side raises; finished segments stay in it.
+    """
+
+    def write(sinks: Sequence[SegmentSink], item: _Made) -> None:
+        for pts, duration in show(item.number):
+            for sink, picture in zip(sinks, item.pictures, strict=True):
+                sink.write(picture, pts, duration)
+
+    writer = SegmentThread(journal, open_segment, write, output=output, places=queue_places(frame_bytes), busy=busy)
+    counters: dict[str, int] = {}
+
+    def work() -> bool:
+        borders = [min(end, frames) for end in accumulate(generator.group_frames)]
+        done = journal.frames
+        assert borders[-1] == frames, f"the groups give {borders[-1]} frames, {frames} are wanted"
+        if done == frames:
+            return True
+        assert done in (0, *borders), f"{done} frames are no whole groups"
+        content = journal.state_bytes()
+        started_s = time.perf_counter()
+        if content is None:
+            state = generator.init_state(seed=seed, clip=clip)
+        else:
+            state = generator.load_state(content, seed=seed)
+        busy.model += time.perf_counter() - started_s
+        del content
+        ends = segment_ends(borders, segment_length(segment_frames, generator.state_bytes(state)))
+        for border in borders[borders.index(done) + 1 if done else 0 :]:
+            if stop.requested:
+                return False
+            started_s = time.perf_counter()
+            state, sharp, low = generator.step(state)
+            busy.model += time.perf_counter() - started_s
+            counters.update(generator.counters(state))
+            on_group(border)
+            assert not low or len(low) == len(sharp), "there is a small picture for each large one or for none"
+            for number in range(done, border):
+                at = number - done
+                writer.channel.put(_Made(number, (sharp[at], low[at]) if low else (sharp[at],)))
+            del sharp, low
+            done = border
+            if done in ends:
+                to_keep = keep_states and done < frames
+                writer.channel.put(SegmentEnd(done, 0, generator.save_state(state) if to_keep else None))
+        return True
+
+    writer.serve(work)
+    return counters
+
+
+def segment_ends(borders: Sequence[int], segment_frames: int) -> list[int]:
+    """Choose from the `borders` of groups those where a segment ends: none is shorter than `segment_frames`.
+
+    Only a clip that is shorter as a whole makes a shorter one.
+    """
+    ends: list[int] = []
+    for border in borders:
+        start = ends[-1] if ends else 0
+        if border - start >= segment_frames and borders[-1] - border >= segment_frames:
+            ends.append(border)
+    return [*ends, borders[-1]]
 
 
 class _Reader(threading.Thread):
@@ -206,79 +290,22 @@ class _Reader(threading.Thread):
             self.channel.close()
 
 
-class _Writer(threading.Thread):
-    """Encodes behind the model and enters finished segments in the journal."""
-
-    def __init__(
-        self,
-        journal: Journal,
-        open_segment: Callable[[Path], SegmentSink],
-        output: Path,
-        compose: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None,
-        capacity: int,
-        busy: Busy,
-    ) -> None:
-        super().__init__(name="writing", daemon=True)
-        self.channel: Channel[_Picture | _SegmentEnd] = Channel(capacity)
-        self.failure: BaseException | None = None
-        self._journal = journal
-        self._open_segment = open_segment
-        self._output = output
-        self._compose = compose
-        self._busy = busy
-
-    def run(self) -> None:
-        from ultraflash_cli.video.partial import output_errors
-
-        try:
-            with output_errors(self._output):
-                while (item := self.channel.get()) is not None:
-                    assert isinstance(item, _Picture), "a segment begins with a picture"
-                    self._write_segment(item)
-        except Cancelled:
-            return
-        except BaseException as error:
-            self.failure = error
-        finally:
-            self.channel.cancel()
-
-    def _write_segment(self, first: _Picture) -> None:
-        """Write from `first` to the segment's end; raises Cancelled when the clip was stopped before it."""
-        journal = self._journal
-        path = journal.segment_path()
-        item: _Picture | _SegmentEnd | None = first
-        with self._open_segment(path) as segment:
-            while isinstance(item, _Picture):
-                started_s = time.perf_counter()
-                source, sharp = item.source.rgb_hwc, item.rgb_hwc
-                picture = self._compose(source, sharp) if self._compose is not None else sharp
-                segment.write(picture, item.source.pts, item.source.duration)
-                self._busy.writing += time.perf_counter() - started_s
-                item = self.channel.get()
-            if item is None:
-                raise Cancelled
-            started_s = time.perf_counter()
-            segment.close()
-        journal.add(
-            path, first_frame=journal.frames, end_frame=item.end_frame, scene_first=item.scene_first, state=item.state
-        )
-        self._busy.writing += time.perf_counter() - started_s
-
-
 @dataclass
 class _Model:
     """The middle: groups in, pictures and segment ends out."""
 
     upscaler: FrameUpscaler
     journal: Journal
-    pictures: "Channel[_Picture | _SegmentEnd]"
-    groups_in_segment: int
+    pictures: "Channel[_Picture | SegmentEnd]"
+    segment_frames: int
     seed: int
     busy: Busy
     on_group: Callable[[int], None]
     _state: Any = None
     _scene_first: int = 0
+    _scene_groups: int = 0
     _done: int = 0
+    _groups_in_segment: int = 1
     _segment_groups: int = 0
     _segment_first: int = 0
     _in_flight: deque[SourceFrame] = field(default_factory=lambda: deque[SourceFrame]())
@@ -286,18 +313,23 @@ class _Model:
     def run(self, source: Channel[SourceFrame], stop: Stop) -> bool:
         """Work until the source ends (True) or a stop is requested (False)."""
         self._restore()
+        held = self.upscaler.held(self._state) if self._state is not None else 0
         group: list[SourceFrame] = []
         while (frame := source.get()) is not None:
             if stop.requested:
                 return False
+            if len(self._in_flight) < held:
+                # The saved state has it inside; only its picture is still to come.
+                self._in_flight.append(frame)
+                continue
+            held = 0
             if self._state is not None and frame.starts_scene:
                 self._end_scene(group)
                 group = []
             if self._state is None:
                 self._begin_scene(frame.number)
             group.append(frame)
-            first = self._done == self._scene_first
-            if len(group) == self.upscaler.group_frames(first):
+            if len(group) == self.upscaler.group_frames(self._scene_groups == 0):
                 self._push(group)
                 group = []
                 self._end_group()
@@ -313,11 +345,19 @@ class _Model:
         if content is not None:
             self._scene_first = self.journal.segments[-1].scene_first
             self._state = self.upscaler.load_state(content, seed=self.seed, first_frame=self._scene_first)
+            self._scene_groups = 1
+            self._plan_segments()
 
     def _begin_scene(self, first_frame: int) -> None:
         self._scene_first = first_frame
         self._state = self.upscaler.init_state(seed=self.seed, first_frame=first_frame)
+        self._scene_groups = 0
         self._segment_groups = 0
+        self._plan_segments()
+
+    def _plan_segments(self) -> None:
+        frames = segment_length(self.segment_frames, self.upscaler.state_bytes(self._state))
+        self._groups_in_segment = max(1, frames // self.upscaler.group_frames(False))
 
     def _push(self, group: list[SourceFrame]) -> None:
         self._in_flight.extend(group)
@@ -327,9 +367,11 @@ class _Model:
         self._hand_on(pictures)
 
     def _end_group(self) -> None:
-        assert not self._in_flight, f"a whole group left {len(self._in_flight)} frames inside the model"
+        held = self.upscaler.held(self._state)
+        assert len(self._in_flight) == held, f"a group left {len(self._in_flight)} frames inside the model, not {held}"
+        self._scene_groups += 1
         self._segment_groups += 1
-        if self._segment_groups == self.groups_in_segment:
+        if self._segment_groups >= self._groups_in_segment and self._done > self._segment_first:
             self._end_segment(self.upscaler.save_state(self._state))
         self.on_group(self._done)
 
@@ -353,6 +395,6 @@ class _Model:
             self._done += 1
 
     def _end_segment(self, state: bytes | None) -> None:
-        self.pictures.put(_SegmentEnd(self._done, self._scene_first, state))
+        self.pictures.put(SegmentEnd(self._done, self._scene_first, state))
         self._segment_groups = 0
         self._segment_first = self._done

@@ -1,7 +1,6 @@
 """Everything that can be refused or decided before a model is loaded, the cheapest first."""
 
 import math
-import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ultraflash_cli.engine.plan import SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale
-from ultraflash_cli.errors import ConfigError, InputError, OutputError, UsageError
-from ultraflash_cli.jobs.host import free_bytes, usable_cores
+from ultraflash_cli.errors import ConfigError, InputError
+from ultraflash_cli.jobs.host import usable_cores
+from ultraflash_cli.jobs.target import check_space, check_target, encoded_bytes
 from ultraflash_cli.jobs.window import Window, choose_window
 
 if TYPE_CHECKING:
@@ -18,15 +18,29 @@ if TYPE_CHECKING:
     from ultraflash_cli.video.passthrough import StreamPlan
     from ultraflash_cli.video.probe import ClipInfo
 
-__all__ = ["MODELS", "Prepared", "UpscaleJob", "default_res", "estimate_frames", "prepare"]
+__all__ = [
+    "CODECS",
+    "DECODERS",
+    "ENCODERS",
+    "MODELS",
+    "Prepared",
+    "UpscaleJob",
+    "check_model",
+    "choose_model",
+    "default_res",
+    "estimate_frames",
+    "prepare",
+]
 
-MODELS = ("auto", "lite")
+MODELS = ("auto", "lite", "ultraflash")
+"""What `--model` takes; the trial model is not shown."""
+_TRIAL_MODEL = "tiny-random"
+ENCODERS = ("auto", "tiny", "wan-vae")
+_PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
+DECODERS = ("auto", "tiny", "ultra")
 _STRETCH = Fraction(102, 100)
 """How much more one side may grow than the other before it is said; rounding to even sides is less."""
-_CODECS = ("auto", "h264", "hevc", "av1", "prores", "ffv1")
-
-_BITS_PER_PIXEL = {"h264": 0.05, "hevc": 0.03, "av1": 0.03, "prores": 1.5, "ffv1": 4.0}
-"""A low guess, so that only a hopeless disk is refused; a disk that fills up after all stops the run later."""
+CODECS = ("auto", "h264", "hevc", "av1", "prores", "ffv1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +55,14 @@ class UpscaleJob:
     res: str | None = None
     """`1k`, `2k`, `WxH` (as shown, after rotation), `2x`, `3x`; None for the default rule."""
     model: str = "auto"
+    prompt: str | None = None
+    """What the clip shows, for a model that takes words; None for the model's own default."""
+    encoder: str = "auto"
+    """Which of the model's encoders turns frames into latents."""
+    decoder: str = "auto"
+    """Which of the model's decoders turns latents into frames."""
+    store: Path | None = None
+    """Folder of the downloaded weights; None where only built-in ones may be used."""
     strength: float = 1.0
     color: Literal["match", "off"] = "match"
     seed: int = 0
@@ -53,6 +75,8 @@ class UpscaleJob:
     subs: Literal["copy", "none"] = "copy"
     device: str = "auto"
     precision: str = "auto"
+    max_memory: str | None = None
+    """The most memory of the device to use, such as `6G`; None for what is free."""
     threads: int | None = None
     """CPU threads of the model and of the encoder; None for all usable cores."""
     start: str | None = None
@@ -72,10 +96,13 @@ class UpscaleJob:
             raise ConfigError(f"--strength is between 0 and 1, got {self.strength}")
         if self.res is not None and not re.fullmatch(r"1k|2k|2x|3x|[1-9]\d*x[1-9]\d*", self.res):
             raise ConfigError(f"--res is 1k, 2k, WxH, 2x or 3x, got {self.res!r}")
-        if self.model not in MODELS:
-            raise ConfigError(f"--model is one of {', '.join(MODELS)}, got {self.model!r}")
-        if self.codec not in _CODECS:
-            raise ConfigError(f"--codec is one of {', '.join(_CODECS)}, got {self.codec!r}")
+        check_model(self.model)
+        if self.encoder not in ENCODERS:
+            raise ConfigError(f"--encoder is one of {', '.join(ENCODERS)}, got {self.encoder!r}")
+        if self.decoder not in DECODERS:
+            raise ConfigError(f"--decoder is one of {', '.join(DECODERS)}, got {self.decoder!r}")
+        if self.codec not in CODECS:
+            raise ConfigError(f"--codec is one of {', '.join(CODECS)}, got {self.codec!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.crf is not None and not 0 <= self.crf <= 63:
@@ -109,6 +136,32 @@ class Prepared:
     spec: "EncodeSpec"
     threads: int
     warnings: tuple[str, ...]
+
+
+def check_model(model: str) -> None:
+    """Raise ConfigError for a model that there is not."""
+    if model not in (*MODELS, _TRIAL_MODEL):
+        raise ConfigError(f"--model is one of {', '.join(MODELS)}, got {model!r}")
+
+
+def choose_model(model: str, store: Path | None, device: str, *, scale: int, parts: tuple[str, ...]) -> str:
+    """Turn ``auto`` into the published model where the weights of its ``parts`` lie in ``store`` and a GPU is there.
+
+    Else it is ``lite``.
+    """
+    if model != "auto":
+        return model
+    if store is None or device == "cpu" or not (store / "weights").is_dir():
+        return "lite"
+    import torch
+
+    from ultraflash_cli.engine.profiles import ULTRAFLASH
+    from ultraflash_cli.weights.manifest import read_manifest
+    from ultraflash_cli.weights.store import WeightStore
+
+    found, manifest, profile = WeightStore(store), read_manifest(), ULTRAFLASH.at_scale(scale)
+    installed = all(found.installed(manifest[profile.weight_of(part)]) for part in parts)
+    return ULTRAFLASH.name if installed and torch.cuda.is_available() else "lite"
 
 
 def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
@@ -182,7 +235,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     output = job.output or (job.folder or source.parent) / f"{source.stem}_{res}{part}{streams.suffix}"
     exists = to_write and _check_target(source, output, job)
     if to_write and not exists:
-        _check_space(info, spec, output, window)
+        check_space(output, _needed_bytes(info, spec, window))
     if not exists:
         check_encoder(spec)
     return Prepared(
@@ -193,7 +246,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         plan=plan,
         res=res,
         window=window,
-        model="lite" if job.model == "auto" else job.model,
+        model=choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS),
         streams=streams,
         spec=spec,
         threads=threads,
@@ -218,48 +271,15 @@ def _check_source(source: Path) -> None:
 
 
 def _check_target(source: Path, output: Path, job: UpscaleJob) -> bool:
-    """Refuse a target that cannot be written; tell whether it exists and is to be skipped."""
-    try:
-        return _is_to_skip(source, output, job)
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
+    return check_target(output, source=source, overwrite=job.overwrite, skip_existing=job.skip_existing)
 
 
-def _is_to_skip(source: Path, output: Path, job: UpscaleJob) -> bool:
-    for parent in output.parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise OutputError(f"cannot write {output}: {parent} is a file, expected a folder")
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise OutputError(f"cannot write {output}: no permission to write in {parent}")
-            break
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder, expected a file name")
-    if not output.suffix:
-        raise UsageError(f"{output} has no extension; name a file such as {output.name}.mp4, or a folder that exists")
-    if not output.exists():
-        return False
-    if output.samefile(source):
-        raise UsageError(f"{output} is the input itself; name another output")
-    if job.skip_existing:
-        return True
-    if not job.overwrite:
-        raise UsageError(f"{output} exists; -y replaces it, -n skips it, -o names another file")
-    return False
-
-
-def _check_space(info: "ClipInfo", spec: "EncodeSpec", output: Path, window: Window | None) -> None:
+def _needed_bytes(info: "ClipInfo", spec: "EncodeSpec", window: Window | None) -> int:
     frames = estimate_frames(info, window) or 0
-    bits = _BITS_PER_PIXEL[spec.codec] * spec.width_px * spec.height_px * frames
+    picture_bytes = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
     copied_bytes = info.path.stat().st_size if len(info.streams) > 1 else 0
     # Segments and the joined file lie side by side for a moment.
-    needed_bytes = 2 * int(bits / 8) + copied_bytes
-    free = free_bytes(output.parent)
-    if free < needed_bytes:
-        raise OutputError(
-            f"disk full: {output.parent} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed; "
-            "free some space or name another output"
-        )
+    return 2 * picture_bytes + copied_bytes
 
 
 def _warnings(

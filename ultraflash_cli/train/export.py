@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -13,11 +13,9 @@ from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run import AVERAGE, read_record
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.weights.load import read_tensors
-from ultraflash_cli.weights.manifest import WeightEntry, read_manifest
+from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, read_manifest, read_sets
 
-__all__ = ["ExportJob", "export", "networks_of", "weights_list"]
-
-HEADER = "# Every weight file: what code asks for by name, verified by size and sha256 before use.\n"
+__all__ = ["ExportJob", "export", "networks_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +68,10 @@ def export(job: ExportJob) -> list[WeightEntry]:
                 licence=job.licence,
             )
         )
-    rows = read_manifest(job.listing) if job.listing.exists() else {}
+    rows, sets = (read_manifest(job.listing), read_sets(job.listing)) if job.listing.exists() else ({}, {})
     rows |= {entry.name: entry for entry in entries}
     with partial_file(job.listing) as part:
-        part.write_text(weights_list(rows), encoding="utf-8")
+        part.write_text(manifest_text(rows, sets), encoding="utf-8")
     return entries
 
 
@@ -96,15 +94,3 @@ def networks_of(tensors: Mapping[str, Tensor], roles: tuple[str, ...]) -> dict[s
     if lacking:
         raise WeightsError(f"the run has no weights of {', '.join(lacking)}.")
     return dict(sorted(networks.items()))
-
-
-def weights_list(entries: Mapping[str, WeightEntry]) -> str:
-    """Return the text of the list of weights, by name."""
-    tables = [HEADER]
-    for name in sorted(entries):
-        lines = [
-            f"{key} = {value}" if isinstance(value, int) else f'{key} = "{value}"'
-            for key, value in asdict(entries[name]).items()
-        ]
-        tables.append("\n".join(["[[weights]]", *lines]) + "\n")
-    return "\n".join(tables)

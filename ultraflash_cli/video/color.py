@@ -1,25 +1,36 @@
 """Colour tags, and conversion between YUV and RGB that honours them."""
 
+import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from struct import unpack
 from typing import cast
 
 import av
 import av.filter
+import av.logging
 import numpy as np
 from av import error
 from numpy.typing import NDArray
 
 __all__ = [
+    "BT709",
     "FULL",
     "LIMITED",
     "RGB",
     "UNSPECIFIED",
     "ColorInfo",
+    "ContentLight",
     "FrameFilter",
+    "MasteringDisplay",
     "Picture",
+    "alpha_filter",
+    "as_alpha",
     "as_frame",
     "as_picture",
+    "chroma_location",
+    "content_light",
+    "mastering_display",
     "narrowed",
     "output_color",
     "resize_rgb",
@@ -57,6 +68,9 @@ _SCALE_MATRIX = {
 """Names of the scale filter. A matrix it does not know (YCgCo, ICtCp) is read and written as bt709: what goes in
 comes out again under the same tag."""
 
+_CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
+_CENTRED_CODECS = {"flv1", "h261", "h263", "mjpeg", "mpeg1video", "rv10", "rv20", "theora"}
+
 _FLAGS = "lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
@@ -68,6 +82,87 @@ class ColorInfo:
     primaries: int = UNSPECIFIED
     transfer: int = UNSPECIFIED
     range: int = 0
+
+
+BT709 = ColorInfo(matrix=_BT709, primaries=_BT709, transfer=_TRC_BT709, range=LIMITED)
+"""What a clip that has no source is written with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasteringDisplay:
+    """The screen that a clip was graded on (SMPTE ST 2086)."""
+
+    red: tuple[Fraction, Fraction]
+    """CIE 1931 x and y."""
+    green: tuple[Fraction, Fraction]
+    blue: tuple[Fraction, Fraction]
+    white: tuple[Fraction, Fraction]
+    darkest_nits: Fraction
+    brightest_nits: Fraction
+
+    @property
+    def x265(self) -> str:
+        """The value of x265's ``master-display``."""
+        colours = (("G", self.green), ("B", self.blue), ("R", self.red), ("WP", self.white))
+        places = "".join(f"{name}({round(x * 50_000)},{round(y * 50_000)})" for name, (x, y) in colours)
+        return f"{places}L({round(self.brightest_nits * 10_000)},{round(self.darkest_nits * 10_000)})"
+
+    @property
+    def svtav1(self) -> str:
+        """The value of SVT-AV1's ``mastering-display``."""
+        colours = (("G", self.green), ("B", self.blue), ("R", self.red), ("WP", self.white))
+        places = "".join(f"{name}({float(x):.5f},{float(y):.5f})" for name, (x, y) in colours)
+        return f"{places}L({float(self.brightest_nits):.4f},{float(self.darkest_nits):.4f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentLight:
+    """How bright the brightest pixel and the brightest frame of a clip are, in nits (CTA-861.3)."""
+
+    max_cll: int
+    max_fall: int
+
+
+def mastering_display(frame: av.VideoFrame) -> MasteringDisplay | None:
+    """Read the screen that ``frame`` was graded on; None where it is not said in full."""
+    data = frame.side_data.get("MASTERING_DISPLAY_METADATA")
+    if data is None or len(bytes(data)) < 88:
+        return None
+    numbers = unpack("=22i", bytes(data)[:88])
+    if not (numbers[20] and numbers[21] and all(numbers[1:20:2])):
+        return None
+    values = [Fraction(numbers[i], numbers[i + 1]) for i in range(0, 20, 2)]
+    red, green, blue, white = ((values[i], values[i + 1]) for i in range(0, 8, 2))
+    return MasteringDisplay(
+        red=red, green=green, blue=blue, white=white, darkest_nits=values[8], brightest_nits=values[9]
+    )
+
+
+def content_light(frame: av.VideoFrame) -> ContentLight | None:
+    """Read how bright the clip gets; None where it is not said."""
+    data = frame.side_data.get("CONTENT_LIGHT_LEVEL")
+    if data is None or len(bytes(data)) < 8:
+        return None
+    max_cll, max_fall = unpack("=2I", bytes(data)[:8])
+    return ContentLight(max_cll=max_cll, max_fall=max_fall) if max_cll or max_fall else None
+
+
+def chroma_location(frame: av.VideoFrame, codec: str) -> str:
+    """Find where halved chroma lies, in the words of the scale filter: as ``frame`` says, else as is usual.
+
+    In the middle for JPEG and the codecs of the family of MPEG-1, as their standards say, on the left for all others.
+    """
+    usual = "center" if codec in _CENTRED_CODECS else "left"
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        # The bindings have no other way to ask for it.
+        with av.logging.Capture() as said:
+            FrameFilter(("showinfo", "checksum=0")).push(frame)
+    finally:
+        av.logging.set_level(level)
+    found = re.search(r"\bcl:(\w+)", "".join(text for _, _, text in said))
+    return found[1] if found and found[1] in _CHROMA_LOCATIONS else usual
 
 
 def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool, full: bool = False) -> ColorInfo:
@@ -188,23 +283,44 @@ def rgb_filter(
     height_px: int,
     deep: bool,
     deinterlace: str | None,
-    chroma_left: bool,
+    chroma_location: str,
     threads: int = 1,
 ) -> FrameFilter:
     """A filter from decoded frames to rgb24, or rgb48le where ``deep``; ``color`` is resolved.
 
-    ``deinterlace`` is ``None``, ``"interlaced"`` (frames flagged so) or ``"all"``. ``chroma_left`` is for frames that
-    do not say where their halved chroma lies; libswscale would take it to lie in the middle.
+    ``deinterlace`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"`` or ``"bff"`` (all, top or
+    bottom field first, whatever their flags say). ``chroma_location`` says where halved chroma lies (left, center,
+    topleft, ...); libswscale would take it to lie in the middle, whatever the frames say.
     """
     source = "" if color.matrix == RGB else f":in_color_matrix={_matrix(color)}:in_range={_range(color)}"
-    if chroma_left and source:
-        source += ":in_chroma_loc=left"
-    filters: list[tuple[str, str]] = []
-    if deinterlace is not None:
-        filters.append(("bwdif", f"mode=send_frame:parity=auto:deint={deinterlace}"))
+    if source:
+        source += f":in_chroma_loc={chroma_location}"
+    filters = _deinterlacer(deinterlace)
     filters.append(("scale", f"w={width_px}:h={height_px}:flags={_FLAGS}{source}:out_range=full"))
     filters.append(("format", "pix_fmts=rgb48le" if deep else "pix_fmts=rgb24"))
     return FrameFilter(*filters, threads=threads)
+
+
+def alpha_filter(*, width_px: int, height_px: int, deinterlace: str | None, threads: int = 1) -> FrameFilter:
+    """A filter from decoded frames to their transparency, as gray pictures for ``as_alpha``; see ``rgb_filter``.
+
+    Frames that store none come out opaque.
+    """
+    return FrameFilter(
+        *_deinterlacer(deinterlace),
+        ("extractplanes", "planes=a"),
+        ("scale", f"w={width_px}:h={height_px}:flags=bicubic+accurate_rnd:in_range=full:out_range=full"),
+        threads=threads,
+    )
+
+
+def as_alpha(gray: av.VideoFrame, *, deep: bool) -> Picture:
+    """Stretch the samples of a gray picture over 8 bits, or over 16 where ``deep``: ``[height, width]``."""
+    bits = gray.format.components[0].bits
+    most = (1 << bits) - 1
+    levels = np.asarray(gray.to_ndarray(format=gray.format.name)).astype(np.uint32)
+    target = 65535 if deep else 255
+    return as_picture(((levels * target + most // 2) // most).astype(np.uint16 if deep else np.uint8))
 
 
 def yuv_filter(color: ColorInfo, *, pix_fmt: str, threads: int = 1) -> FrameFilter:
@@ -258,6 +374,14 @@ def as_picture(array: object) -> Picture:
     """Narrow the type of an array that PyAV hands out."""
     assert isinstance(array, np.ndarray) and array.dtype in (np.uint8, np.uint16), "8 or 16 bits a sample"
     return cast("NDArray[np.uint8]", array)
+
+
+def _deinterlacer(deinterlace: str | None) -> list[tuple[str, str]]:
+    if deinterlace is None:
+        return []
+    parity = deinterlace if deinterlace in ("tff", "bff") else "auto"
+    frames = "interlaced" if deinterlace == "interlaced" else "all"
+    return [("bwdif", f"mode=send_frame:parity={parity}:deint={frames}")]
 
 
 def _matrix(color: ColorInfo) -> str:

@@ -16,17 +16,28 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import OutputError, UsageError
-from ultraflash_cli.video.color import ColorInfo, Picture, as_frame, narrowed, output_color, resolve_color, yuv_filter
+from ultraflash_cli.video.color import (
+    BT709,
+    ColorInfo,
+    Picture,
+    as_frame,
+    narrowed,
+    output_color,
+    resolve_color,
+    yuv_filter,
+)
 from ultraflash_cli.video.partial import output_errors, partial_file, sync_file
 from ultraflash_cli.video.probe import ClipInfo
 
 __all__ = [
     "CODECS",
+    "MADE_TICKS",
     "EncodeSpec",
     "SegmentRecord",
     "SegmentWriter",
     "check_encoder",
     "choose_spec",
+    "made_spec",
     "read_record",
     "record_path",
     "write_png",
@@ -136,6 +147,9 @@ _CHOICES = {
 """Values that the library itself would complain of on stderr, in words of its own."""
 _UNKNOWN_SETTING = ("Error parsing option", "Unknown option", "Invalid value for")
 
+MADE_TICKS = 1000
+"""Ticks that a frame of a clip without a source lasts; players like units finer than a frame."""
+
 _DECODING_LEAD = 1_000_000
 """Ticks by which a segment's packets are decoded before its first frame is shown; more than it has frames."""
 
@@ -189,6 +203,11 @@ class EncodeSpec:
         return _bits(self.pix_fmt) > 8
 
     @property
+    def summary(self) -> dict[str, object]:
+        """What reports say of it."""
+        return {"codec": self.codec, "crf": self.crf, "pix_fmt": self.pix_fmt, "preset": self.preset}
+
+    @property
     def encoder(self) -> str:
         """FFmpeg's name of the encoder."""
         return CODECS[self.codec].encoder
@@ -219,10 +238,7 @@ def choose_spec(
     ``time_base`` and ``rate`` differ from the clip's where the frame rate is changed. Raises ``UsageError`` for
     settings that do not go together.
     """
-    name = ("hevc" if info.bit_depth > 8 else "h264") if codec == "auto" else codec
-    if name not in CODECS:
-        raise UsageError(f"--codec {codec}: not known; use auto or one of {', '.join(CODECS)}.")
-    known = CODECS[name]
+    name, known = _choose_codec(codec, info.bit_depth)
     color = resolve_color(
         info.color,
         width_px=info.width_px,
@@ -233,7 +249,9 @@ def choose_spec(
     return EncodeSpec(
         codec=name,
         crf=known.crf if crf is None else crf,
-        pix_fmt=_choose_pix_fmt(info, known, width_px, height_px) if pix_fmt == "auto" else pix_fmt,
+        pix_fmt=_choose_pix_fmt(info.pix_fmt, info.bit_depth, known, width_px, height_px)
+        if pix_fmt == "auto"
+        else pix_fmt,
         preset=_choose_preset(name, width_px * height_px, threads),
         threads=threads,
         options=tuple(enc_options),
@@ -244,6 +262,40 @@ def choose_spec(
         color=output_color(color),
         sample_aspect_ratio=info.sample_aspect_ratio,
         rotation_deg=info.rotation_deg,
+    )
+
+
+def made_spec(
+    *,
+    width_px: int,
+    height_px: int,
+    rate: int,
+    codec: str = "auto",
+    crf: int | None = None,
+    pix_fmt: str = "auto",
+    enc_options: Sequence[tuple[str, str]] = (),
+    threads: int,
+) -> EncodeSpec:
+    """Settings for a clip of 8 bits that has no source: ``rate`` frames a second, each ``MADE_TICKS`` ticks long.
+
+    ``auto`` is h264 and yuv420p, or what comes next to it where the codec or an odd side asks for it. Colours are bt709
+    of limited range. Raises ``UsageError`` for settings that do not go together.
+    """
+    name, known = _choose_codec(codec, 8)
+    return EncodeSpec(
+        codec=name,
+        crf=known.crf if crf is None else crf,
+        pix_fmt=_choose_pix_fmt("yuv420p", 8, known, width_px, height_px) if pix_fmt == "auto" else pix_fmt,
+        preset=_choose_preset(name, width_px * height_px, threads),
+        threads=threads,
+        options=tuple(enc_options),
+        width_px=width_px,
+        height_px=height_px,
+        time_base=Fraction(1, MADE_TICKS * rate),
+        rate=Fraction(rate),
+        color=BT709,
+        sample_aspect_ratio=Fraction(1),
+        rotation_deg=0,
     )
 
 
@@ -343,6 +395,8 @@ class SegmentWriter:
         frame = as_frame(narrowed(rgb_hwc), "rgb48le" if deep else "rgb24")
         with output_errors(self.path):
             (yuv,) = self._convert.push(frame)
+            # ProRes writes the tags of its frames, not those of the stream.
+            yuv.color_primaries, yuv.color_trc = self.spec.color.primaries, self.spec.color.transfer
             ticks = self.spec.time_base.numerator
             yuv.time_base = self.spec.track_time_base
             yuv.pts = (pts - self._first) * ticks
@@ -460,8 +514,15 @@ def write_png(path: Path, rgb_hwc: Picture) -> None:
         part.write_bytes(data)
 
 
-def _choose_pix_fmt(info: ClipInfo, codec: _Codec, width_px: int, height_px: int) -> str:
-    source = av.VideoFormat(info.pix_fmt)
+def _choose_codec(codec: str, bit_depth: int) -> tuple[str, _Codec]:
+    name = ("hevc" if bit_depth > 8 else "h264") if codec == "auto" else codec
+    if name not in CODECS:
+        raise UsageError(f"--codec {codec}: not known; use auto or one of {', '.join(CODECS)}.")
+    return name, CODECS[name]
+
+
+def _choose_pix_fmt(source_pix_fmt: str, bit_depth: int, codec: _Codec, width_px: int, height_px: int) -> str:
+    source = av.VideoFormat(source_pix_fmt)
     if source.is_rgb:
         sampling = "444" if codec.crf is None else "420"
     else:
@@ -471,7 +532,7 @@ def _choose_pix_fmt(info: ClipInfo, codec: _Codec, width_px: int, height_px: int
         sampling = "420" if low or not chroma else "422" if narrow else "444"
     if width_px % 2 or (height_px % 2 and sampling == "420"):
         sampling = "444"
-    depth = min((bits for bits in (8, 10, 12, 16) if bits >= info.bit_depth), default=16)
+    depth = min((bits for bits in (8, 10, 12, 16) if bits >= bit_depth), default=16)
     samplings = {"420": ("420", "422", "444"), "422": ("422", "444", "420"), "444": ("444", "422", "420")}[sampling]
     deep = [bits for bits in (depth, 16, 12, 10, 8) if bits <= depth or codec.crf is None]
     if "yuv420p" not in codec.pix_fmts:

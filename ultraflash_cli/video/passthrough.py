@@ -1,8 +1,8 @@
-"""Everything but the picture: which streams come along, and the join of segments and copied packets."""
+"""Everything but the picture: which streams come along, and the join of segments, alone or with copied packets."""
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,7 +25,7 @@ from ultraflash_cli.video.probe import ClipInfo, StreamInfo, open_input, stream_
 if TYPE_CHECKING:
     from av.container.core import Chapter
 
-__all__ = ["DroppedStream", "StreamPlan", "check_output", "join", "plan_streams"]
+__all__ = ["DroppedStream", "StreamPlan", "check_output", "join", "join_alone", "plan_alone", "plan_streams"]
 
 _MOVIE_TIMESCALE_MAX = 2**31 - 1
 _LONG_START_S = 60
@@ -181,12 +181,7 @@ def plan_streams(
         and not (info.chapters and stream.kind == "data" and stream.codec in _CHAPTER_TRACKS)
     )
     if output_suffix is not None:
-        suffix = output_suffix.lower()
-        if suffix not in _CONTAINERS:
-            raise UsageError(f"{output_suffix or 'no suffix'}: not a known container; use {', '.join(_CONTAINERS)}.")
-        if codec not in _CONTAINERS[suffix].video:
-            raise UsageError(f"{suffix} cannot hold {codec} video; use .mkv or another --codec.")
-        return _split(info, suffix, "", wanted)
+        return _split(info, _checked_suffix(output_suffix, codec), "", wanted)
     own = _suffix_of(info)
     first = own or ".mp4"
     misfits = _misfits(first, codec, [s for s in wanted if _refusal(".mkv", s) is None])
@@ -194,6 +189,19 @@ def plan_streams(
         return _split(info, ".mkv", f"written as .mkv, because {first} cannot hold {misfits[0]}", wanted)
     written = f"written as {first}, because {info.path.suffix or 'this container'} is not written here"
     return _split(info, first, "" if own else written, wanted)
+
+
+def plan_alone(output_suffix: str | None, *, codec: str, frame_s: Fraction) -> StreamPlan:
+    """Choose the container of a clip that has no source: the named one, else the best known that holds ``codec``.
+
+    ``frame_s`` is how long each frame is shown. Raises ``UsageError`` for a suffix that is not known or cannot hold
+    the video.
+    """
+    if output_suffix is not None:
+        suffix = _checked_suffix(output_suffix, codec)
+    else:
+        suffix = next(each for each in (".mp4", ".mov", ".mkv") if codec in _CONTAINERS[each].video)
+    return StreamPlan(suffix=suffix, reason="", copied=(), dropped=(), notes=_rounding(suffix, frame_s))
 
 
 def join(
@@ -222,17 +230,10 @@ def join(
         source = stack.enter_context(open_input(info.path))
         with output_errors(destination):
             first = stack.enter_context(av.open(f"file:{segments[0]}"))
-            container = av.open(
-                f"file:{part}",
-                "w",
-                format=_FORMATS[plan.suffix],
-                container_options=_muxer_options(plan, spec, source),
-                metadata_errors="replace",
-            )
-            stack.enter_context(container)
+            tags = _without(source.metadata, _FILE_TAGS)
+            container = stack.enter_context(_open_output(part, plan, spec, tags))
             video, copies = _add_streams(container, source, first.streams.video[0], info, plan, spec)
             container.set_chapters(_chapters(source, shift_s, window))
-            container.metadata.update(_without(source.metadata, _FILE_TAGS))
             pictures = _pictures(segments, times, spec, video, shift_s)
             strict = _CONTAINERS[plan.suffix].tick_s is None
             _interleave(container, pictures, _copied_packets(source, copies, shift_s, window, strict=strict))
@@ -244,10 +245,29 @@ def join(
     return (f"all is shown {late_ms} later: a stream begins before 0, and {plan.suffix} has no such times.",)
 
 
+def join_alone(
+    segments: Sequence[Path], plan: StreamPlan, spec: EncodeSpec, destination: Path, *, tags: Mapping[str, str]
+) -> None:
+    """Write ``destination`` from finished segments, nothing beside them and nothing encoded again.
+
+    Time stamps are those that were written; ``tags`` are the file's (``title``, ``comment``). The file appears whole or
+    not at all. Raises ``OutputError``.
+    """
+    times = _Times(segments, [read_record(path) for path in segments], spec)
+    with (
+        partial_file(destination) as part,
+        output_errors(destination),
+        av.open(f"file:{segments[0]}") as first,
+        _open_output(part, plan, spec, tags) as container,
+    ):
+        video = _add_video(container, first.streams.video[0], plan, spec)
+        for packet in _pictures(segments, times, spec, video, Fraction(0)):
+            container.mux_one(packet)
+
+
 def check_output(
     path: Path,
     *,
-    info: ClipInfo,
     plan: StreamPlan,
     frames: int,
     spec: EncodeSpec | None = None,
@@ -261,7 +281,7 @@ def check_output(
     """
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
-            _check_streams(path, container, info, plan)
+            _check_streams(path, container, plan)
             stream = _checked_video(container)
             if spec is not None and (stream.width, stream.height) != (spec.width_px, spec.height_px):
                 raise OutputCheckError(
@@ -318,13 +338,26 @@ def _misfits(suffix: str, codec: str, streams: Sequence[StreamInfo]) -> list[str
     return video + [stream.describe() for stream in streams if _refusal(suffix, stream) is not None]
 
 
+def _checked_suffix(output_suffix: str, codec: str) -> str:
+    suffix = output_suffix.lower()
+    if suffix not in _CONTAINERS:
+        raise UsageError(f"{output_suffix or 'no suffix'}: not a known container; use {', '.join(_CONTAINERS)}.")
+    if codec not in _CONTAINERS[suffix].video:
+        raise UsageError(f"{suffix} cannot hold {codec} video; use .mkv or another --codec.")
+    return suffix
+
+
+def _rounding(suffix: str, time_base: Fraction) -> tuple[str, ...]:
+    tick = _CONTAINERS[suffix].tick_s
+    if tick is None or (time_base / tick).denominator == 1:
+        return ()
+    return (f"{suffix} rounds time stamps to 1 ms; the clip's unit is {time_base} s.",)
+
+
 def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo]) -> StreamPlan:
     refusals = [(stream, _refusal(suffix, stream)) for stream in wanted]
     dropped = tuple(DroppedStream(stream=stream, reason=why) for stream, why in refusals if why is not None)
-    notes: list[str] = []
-    tick = _CONTAINERS[suffix].tick_s
-    if tick is not None and (info.time_base / tick).denominator != 1:
-        notes.append(f"{suffix} rounds time stamps to 1 ms; the input's unit is {info.time_base} s.")
+    notes = [*_rounding(suffix, info.time_base)]
     if info.start_s > _LONG_START_S:
         notes.append(f"the input's clock starts at {info.start_s:.0f} s; the output's starts at 0.")
     return StreamPlan(
@@ -415,7 +448,19 @@ def _shift(
 # Streams
 
 
-def _muxer_options(plan: StreamPlan, spec: EncodeSpec, source: InputContainer) -> dict[str, str]:
+def _open_output(part: Path, plan: StreamPlan, spec: EncodeSpec, tags: Mapping[str, str]) -> OutputContainer:
+    container = av.open(
+        f"file:{part}",
+        "w",
+        format=_FORMATS[plan.suffix],
+        container_options=_muxer_options(plan, spec, tags),
+        metadata_errors="replace",
+    )
+    container.metadata.update(tags)
+    return container
+
+
+def _muxer_options(plan: StreamPlan, spec: EncodeSpec, tags: Iterable[str]) -> dict[str, str]:
     if _FORMATS[plan.suffix] not in ("mp4", "mov"):
         return {}
     timescale = spec.track_time_base.denominator
@@ -426,7 +471,7 @@ def _muxer_options(plan: StreamPlan, spec: EncodeSpec, source: InputContainer) -
     if movie < 1000:
         movie *= -(-1000 // movie)
     flags = ["faststart"]
-    if not {key.lower() for key in _without(source.metadata, _FILE_TAGS)} <= _ITUNES_TAGS:
+    if not {key.lower() for key in tags} <= _ITUNES_TAGS:
         flags.append("use_metadata_tags")
     return {
         "movflags": "+" + "+".join(flags),
@@ -448,7 +493,8 @@ def _add_streams(
     video: VideoStream | None = None
     for stream in source.streams:
         if stream.index == info.video_index:
-            video = _add_video(container, stream, encoded, info, plan, spec)
+            video = _add_video(container, encoded, plan, spec)
+            _describe_video(video, stream, info, spec)
         elif stream.index in copied:
             added = _add_copy(container, source, stream, copied[stream.index], plan)
             if added is not None:
@@ -457,14 +503,7 @@ def _add_streams(
     return video, copies
 
 
-def _add_video(
-    container: OutputContainer,
-    original: Stream,
-    encoded: VideoStream,
-    info: ClipInfo,
-    plan: StreamPlan,
-    spec: EncodeSpec,
-) -> VideoStream:
+def _add_video(container: OutputContainer, encoded: VideoStream, plan: StreamPlan, spec: EncodeSpec) -> VideoStream:
     video = container.add_stream_from_template(encoded, opaque=True)
     context = video.codec_context
     context.sample_aspect_ratio = spec.sample_aspect_ratio
@@ -476,12 +515,16 @@ def _add_video(
     if spec.codec == "hevc" and _FORMATS[plan.suffix] in ("mp4", "mov"):
         context.codec_tag = "hvc1"
     video.time_base = spec.track_time_base
+    return video
+
+
+def _describe_video(video: VideoStream, original: Stream, info: ClipInfo, spec: EncodeSpec) -> None:
+    """Carry over what the input says of its main video and what is still true of it."""
     if info.display_matrix is not None:
         video.set_display_matrix(_scaled_matrix(info, spec))
     tags = _without(original.metadata, _PICTURE_TAGS)
     video.metadata.update({key: value for key, value in tags.items() if not key.lower().startswith("_statistics")})
     video.disposition = original.disposition
-    return video
 
 
 def _add_copy(
@@ -647,7 +690,7 @@ def _checked_video(container: InputContainer) -> VideoStream:
     return streams[0]
 
 
-def _check_streams(path: Path, container: InputContainer, info: ClipInfo, plan: StreamPlan) -> None:
+def _check_streams(path: Path, container: InputContainer, plan: StreamPlan) -> None:
     kinds = ("video", "audio", "subtitle")
     expected = sorted(s.kind for s in plan.copied if s.kind in kinds and not s.is_picture) + ["video"]
     found = sorted(

@@ -1,50 +1,144 @@
-"""The one list of weights, ``weights.toml``: names, files, hashes, sizes, licences."""
+"""The one list of weights, ``weights.toml``: names, files, hashes, sizes, licences, and sets of names."""
 
+import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.errors import ConfigError, WeightsError
 
-__all__ = ["WeightEntry", "read_manifest"]
+__all__ = ["WeightEntry", "WeightSet", "manifest_text", "package_folder", "read_manifest", "read_sets"]
+
+HEADER = "# Every weight file: what code asks for by name, verified by size and sha256 before use.\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightEntry:
-    """One weight file."""
+    """One weight file, inside the package or at the hub."""
 
     name: str
     """What code and users ask for, such as ``lite/decoder``."""
     architecture: str
-    """The stage it belongs to."""
+    """What is in it: the stage it belongs to, or for a file of the hub the key of its rules in ``convert.RULES``."""
+    repository: str | None = None
+    """``owner/name`` at the hub; None for a file inside the package."""
     file: str
-    """Path inside the package's ``weights`` folder."""
-    sha256: str
-    """Hash of the file."""
-    bytes: int
-    """Size of the file."""
+    """Path inside the repository, or inside the package's ``weights`` folder."""
+    revision: str | None = None
+    """The commit to take; None while the entry is unlocked."""
+    sha256: str | None = None
+    """Hash of the file; None while the entry is unlocked."""
+    bytes: int | None = None
+    """Size of the file; None while the entry is unlocked."""
     licence: str
-    """SPDX identifier."""
+    """SPDX identifier as the source states it, or ``not confirmed``."""
+    wrapper: str | None = None
+    """The part of a checkpoint to take where it holds several networks; None for the usual order."""
+    note: str | None = None
+    """What a user should know before the transfer."""
+
+    def __post_init__(self) -> None:
+        pinned = (self.revision, self.sha256, self.bytes)
+        if self.repository is None:
+            if self.sha256 is None or self.bytes is None or self.revision is not None:
+                raise ConfigError(f"{self.name}: a file of the package has sha256 and bytes and no revision")
+        elif any(value is None for value in pinned) and any(value is not None for value in pinned):
+            raise ConfigError(f"{self.name}: revision, sha256 and bytes are given together or not at all")
+        elif self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ConfigError(f"{self.name}: a revision is a commit of 40 hex digits, got {self.revision!r}")
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the file came with the program."""
+        return self.repository is None
+
+    @property
+    def locked(self) -> bool:
+        """Whether the list itself says which file is meant."""
+        return self.sha256 is not None
 
     @property
     def path(self) -> Path:
-        """Where the file lies in this installation."""
-        return Path(str(resources.files("ultraflash_cli.weights").joinpath(self.file)))
+        """Where a file of the package lies in this installation; what comes from the hub lies in a ``WeightStore``."""
+        assert self.packaged, f"{self.name} comes from the hub; ask a WeightStore for its path"
+        return package_folder() / "weights" / self.file
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSet:
+    """Names that are asked for together."""
+
+    name: str
+    """What users ask for."""
+    about: str
+    """What the set is for."""
+    members: tuple[str, ...]
+    """Names of weights."""
 
 
 def read_manifest(path: Path | None = None) -> dict[str, WeightEntry]:
     """Return the entries by name. Raises WeightsError where the list is missing or malformed."""
     path = path or _manifest_path()
     try:
-        rows = tomllib.loads(path.read_text(encoding="utf-8"))["weights"]
-        entries = [WeightEntry(**row) for row in rows]
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path.name}: not a readable list of weights ({error}). Reinstall ultraflash.") from error
+        entries = [WeightEntry(**row) for row in _tables(path)["weights"]]
+    except (KeyError, TypeError, ConfigError) as error:
+        raise _unreadable(path, error) from error
     return {entry.name: entry for entry in entries}
+
+
+def read_sets(path: Path | None = None) -> dict[str, WeightSet]:
+    """Return the sets by name. Raises WeightsError where the list is missing or malformed."""
+    path = path or _manifest_path()
+    try:
+        rows: list[dict[str, Any]] = _tables(path).get("sets", [])
+        sets = [WeightSet(name=row["name"], about=row["about"], members=tuple(row["members"])) for row in rows]
+    except (KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    return {each.name: each for each in sets}
+
+
+def manifest_text(entries: Mapping[str, WeightEntry], sets: Mapping[str, WeightSet]) -> str:
+    """Return the text of a list of weights: sets, then entries, each by name."""
+    tables = [HEADER]
+    tables += [_table("sets", asdict(sets[name])) for name in sorted(sets)]
+    tables += [_table("weights", asdict(entries[name])) for name in sorted(entries)]
+    return "\n".join(tables)
+
+
+def package_folder() -> Path:
+    """Return the folder of the installed package."""
+    return Path(str(resources.files("ultraflash_cli")))
+
+
+def _table(kind: str, values: Mapping[str, Any]) -> str:
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
+    return "\n".join([f"[[{kind}]]", *lines]) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return "[\n" + "".join(f"  {_toml(item)},\n" for item in value) + "]"
+    if isinstance(value, int):
+        return str(value)
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{path.name}: not a readable list of weights ({error}). Reinstall ultraflash.")
 
 
 def _manifest_path() -> Path:
     """Return the list inside the installed package, or the repository's in an editable install."""
-    packaged = Path(str(resources.files("ultraflash_cli").joinpath("weights.toml")))
+    packaged = package_folder() / "weights.toml"
     return packaged if packaged.exists() else Path(__file__).parents[2] / "weights.toml"

@@ -1,12 +1,13 @@
-"""Whether a weight file is the one that the list means."""
+"""Whether a weight file is the one that the list, or its receipt, means."""
 
 import hashlib
 from pathlib import Path
 
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.weights.manifest import WeightEntry
+from ultraflash_cli.weights.store import WeightStore
 
-__all__ = ["sha256_of", "verify"]
+__all__ = ["git_blob_of", "sha256_of", "verify"]
 
 
 def sha256_of(path: Path) -> str:
@@ -15,18 +16,45 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify(entry: WeightEntry) -> Path:
-    """Return the path of a weight file after comparing size and hash. Raises WeightsError, saying which differs."""
-    path = entry.path
-    if not path.exists():
-        raise WeightsError(f"{entry.name}: {path.name} is missing. Reinstall ultraflash.")
-    size = path.stat().st_size
-    if size != entry.bytes:
-        raise WeightsError(f"{entry.name}: {path.name} has {size} bytes, expected {entry.bytes}. Reinstall ultraflash.")
-    got = sha256_of(path)
-    if got != entry.sha256:
+def git_blob_of(path: Path) -> str:
+    """Return the id that git gives a file's content."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def verify(entry: WeightEntry, store: WeightStore | None = None, *, quick: bool = False) -> Path:
+    """Return the path of a weight file after comparing it with what is on record.
+
+    A file from the hub needs its ``store``. ``quick`` trusts size and time of change there and hashes only where the
+    time differs. Raises WeightsError, saying what was found, what was expected and what to do.
+    """
+    if entry.packaged:
+        assert entry.bytes is not None and entry.sha256 is not None, "the manifest checks this"
+        return _compare(entry.name, entry.path, entry.bytes, entry.sha256, "Reinstall ultraflash.")
+    assert store is not None, f"{entry.name} comes from the hub; say which store it is in"
+    path, receipt, cure = store.path(entry), store.receipt(entry), f"Run `ultraflash weights pull {entry.name}`."
+    if receipt is None:
+        raise WeightsError(f"{entry.name} is not installed. {cure}")
+    if entry.sha256 is not None and receipt.source_sha256 != entry.sha256:
         raise WeightsError(
-            f"{entry.name}: sha256 of {path.name} starts {got[:12]}, expected {entry.sha256[:12]}. "
-            "Reinstall ultraflash."
+            f"{entry.name}: made from a file whose sha256 starts {receipt.source_sha256[:12]}, "
+            f"expected {entry.sha256[:12]}. {cure}"
         )
+    if quick and path.exists() and (path.stat().st_size, path.stat().st_mtime_ns) == (receipt.bytes, receipt.mtime_ns):
+        return path
+    return _compare(entry.name, path, receipt.bytes, receipt.sha256, cure)
+
+
+def _compare(name: str, path: Path, size: int, sha256: str, cure: str) -> Path:
+    if not path.exists():
+        raise WeightsError(f"{name}: {path.name} is missing. {cure}")
+    got_size = path.stat().st_size
+    if got_size != size:
+        raise WeightsError(f"{name}: {path.name} has {got_size} bytes, expected {size}. {cure}")
+    got = sha256_of(path)
+    if got != sha256:
+        raise WeightsError(f"{name}: sha256 of {path.name} starts {got[:12]}, expected {sha256[:12]}. {cure}")
     return path

@@ -1,0 +1,389 @@
+"""The published model at its full size with random weights: memory, seconds by stage, frames a second, and the plan.
+
+Needs torch and numpy, neither PyAV nor typer nor any weights; from the root of the repository:
+
+    PYTHONPATH=.:kernels python -m benchmarks.full_size --res 1k,2k --groups 4 --out full_size.json
+    PYTHONPATH=.:kernels python -m benchmarks.full_size --budget 24 --res 2k    # as on a GPU of 24 GB
+
+Three paths: ``latents`` (low-resolution latents to frames), ``pixels`` (pictures to pictures, as ``upscale`` does) and
+``generate`` (noise to frames). The weights are drawn on the device; pictures mean nothing, times and memory do.
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ultraflash_cli.bench.cases import drifting_frames
+from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.memory import MemorySettings, MemoryWork, plan_memory
+from ultraflash_cli.engine.plan import plan_upscale
+from ultraflash_cli.engine.profiles import PROFILES, Profile
+from ultraflash_cli.engine.refiner import Refiner
+from ultraflash_cli.engine.schedule import plan_generation
+from ultraflash_cli.engine.stages.decoder import Decoder
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.generator import Generator as ChunkGenerator
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.sr_dit import SrDit
+from ultraflash_cli.engine.text_to_video import TextToVideo
+from ultraflash_cli.engine.upscaler import Upscaler
+from ultraflash_cli.errors import ConfigError, OutOfMemory
+from ultraflash_cli.jobs.host import peak_rss_bytes
+
+__all__ = ["PATHS", "Measured", "Setup", "main", "measure"]
+
+SCALES = {"1k": 2, "2k": 3}
+PATHS = ("latents", "pixels", "generate")
+LATENT_PX = 8
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all cases of a run share."""
+
+    profile: Profile
+    device: torch.device
+    groups: int
+    """Groups of each case; the first one warms up."""
+    long: bool = False
+    """Whether the generator's long variant is taken."""
+    budget_bytes: int | None = None
+    """What the plan may take; None is what it takes."""
+
+    def dtype_of(self, part: str) -> torch.dtype:
+        """Return the published precision on a GPU and float32 elsewhere."""
+        own = dict(self.profile.precisions) if self.device.type == "cuda" else {}
+        return DTYPES[own.get(part, "fp32")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one case took."""
+
+    path: str
+    res: str
+    output: tuple[int, int]
+    """Width and height in pixels."""
+    settings: dict[str, Any]
+    """The memory settings it ran under."""
+    planned_bytes: int
+    """At the peak, as planned, the reserve included."""
+    planned_reserve_bytes: int
+    planned: dict[str, int]
+    """The parts of the planned peak."""
+    peak_bytes: int | None = None
+    """Allocated on the GPU at most; on a CPU what the whole process has had resident so far."""
+    peak_reserved_bytes: int | None = None
+    """Held by the GPU's allocator at most."""
+    frames: int = 0
+    first_group_s: float | None = None
+    seconds: float | None = None
+    """Of all groups behind the first."""
+    fps: float | None = None
+    """Frames a second of those groups."""
+    stage_s: dict[str, float] | None = None
+    """By stage, of those groups."""
+    failed: str | None = None
+    """Why there are no numbers."""
+
+
+class _Clock:
+    """Sums the seconds of each stage; waits for the device at both ends of each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Generator[None]:
+        """Time what happens inside."""
+        started_s = self.now()
+        yield
+        self.seconds[stage] += self.now() - started_s
+
+    def now(self) -> float:
+        """Return the time at which the device has done everything so far."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def measure(setup: Setup, path: str, res: str) -> Measured:
+    """Run one case; why it did not run is told in ``failed``."""
+    scale = SCALES[res]
+    profile = setup.profile.at_scale(scale)
+    height_px, width_px = profile.base_size
+    work = _work(setup, profile, path)
+    try:
+        plan, failed = plan_memory(work, budget_bytes=setup.budget_bytes), None
+    except OutOfMemory as error:
+        plan, failed = plan_memory(work), str(error)
+    parts = {part.name: part.bytes for part in plan.parts}
+    base = Measured(
+        path=path,
+        res=res,
+        output=(scale * width_px, scale * height_px),
+        settings=asdict(plan.settings),
+        planned_bytes=plan.total,
+        planned_reserve_bytes=parts["reserve"],
+        planned=parts,
+        failed=failed,
+    )
+    if failed is not None:
+        return base
+    _start_counting(setup.device)
+    clock = _Clock(setup.device)
+    frames: list[int] = []
+    try:
+        next_group = _build(setup, _under(profile, plan.settings), plan.settings, path, clock)
+        times_s = [clock.now()]
+        for _ in range(setup.groups):
+            count = next_group()
+            if not count:  # the generator's window is full
+                break
+            frames.append(count)
+            times_s.append(clock.now())
+            if len(frames) == 1:
+                clock.seconds.clear()
+    except torch.OutOfMemoryError as error:
+        return replace(base, failed=str(error).splitlines()[0])
+    seconds = times_s[-1] - times_s[1]
+    peak, reserved = _peaks(setup.device)
+    return replace(
+        base,
+        peak_bytes=peak,
+        peak_reserved_bytes=reserved,
+        frames=sum(frames),
+        first_group_s=times_s[1] - times_s[0],
+        seconds=seconds,
+        fps=sum(frames[1:]) / seconds if len(frames) > 1 else None,
+        stage_s=dict(clock.seconds),
+    )
+
+
+def _work(setup: Setup, profile: Profile, path: str) -> MemoryWork:
+    height_px, width_px = profile.base_size
+    generator = profile.long_generator if setup.long else profile.generator
+    return MemoryWork(
+        latents=(height_px // LATENT_PX, width_px // LATENT_PX),
+        group_latents=profile.group_latents,
+        generator=generator if path == "generate" else None,
+        encoder=profile.encoder if path == "pixels" else None,
+        upsampler=profile.upsampler,
+        sr_dit=profile.sr_dit,
+        decoder=profile.decoder,
+        source=profile.base_size if path == "pixels" else None,
+        dtype_of=setup.dtype_of,
+        on_gpu=setup.device.type == "cuda",
+    )
+
+
+def _under(profile: Profile, settings: MemorySettings) -> Profile:
+    """Return the profile under the settings of a memory plan."""
+    sr_dit = settings.apply_to(profile.sr_dit) if profile.sr_dit else None
+    return replace(profile, group_latents=settings.group_latents, sr_dit=sr_dit)
+
+
+def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, clock: _Clock) -> Callable[[], int]:
+    """Build what ``path`` needs; what is returned makes the next group and counts its frames, 0 at the end."""
+    height, width = (side // LATENT_PX for side in profile.base_size)
+    draw = torch.Generator(setup.device).manual_seed(1)
+    config = profile.sr_dit
+    refiner = Refiner(
+        profile,
+        _network(setup, "upsampler", lambda: LatentUpsampler(profile.upsampler)),
+        _network(setup, "sr_dit", lambda: SrDit(config)) if config else None,
+        _network(setup, "decoder", lambda: Decoder(profile.decoder)),
+        decode_latents=settings.decode_latents,
+        timer=clock,
+    )
+    context = None
+    if config and config.text_len:
+        shape = (1, config.text_len, config.text_dim)
+        context = torch.randn(shape, generator=draw, device=setup.device)
+    if path == "generate":
+        return _generation(setup, profile, settings, clock, refiner, context)
+    if path == "pixels":
+        return _upscaling(setup, profile, clock, refiner, context)
+    state = refiner.init_state(height=height, width=width, context=context)
+
+    def next_group() -> int:
+        nonlocal state
+        shape = (1, profile.upsampler.latent_channels, profile.group_latents, height, width)
+        low = torch.randn(shape, generator=draw, device=setup.device)
+        near = None
+        if profile.decoder.skip:
+            near = torch.rand((1, 3, 4 * shape[2], *profile.base_size), generator=draw, device=setup.device)
+        state, group = refiner.run_group(state, low, near)
+        return group.frames_bcthw.shape[2]
+
+    return next_group
+
+
+def _upscaling(
+    setup: Setup, profile: Profile, clock: _Clock, refiner: Refiner, context: torch.Tensor | None
+) -> Callable[[], int]:
+    """Pictures in, pictures out."""
+    config = profile.encoder
+    assert isinstance(config, EncoderConfig), "the profiles have the small encoder"
+    height_px, width_px = profile.base_size
+    cascade = Cascade(profile, _network(setup, "encoder", lambda: Encoder(config)), refiner)
+    plan = plan_upscale(width_px, height_px, res=f"{refiner.scale}x", multiple_px=profile.multiple_px)
+    upscaler = Upscaler(cascade, plan, context=context)
+    source, state = drifting_frames(width_px, height_px), upscaler.init_state()
+
+    def next_group() -> int:
+        nonlocal state
+        first = state.cascade.refiner.groups == 0
+        state, pictures = upscaler.step(state, list(islice(source, upscaler.group_frames(first=first))))
+        return len(pictures)
+
+    return next_group
+
+
+def _generation(
+    setup: Setup,
+    profile: Profile,
+    settings: MemorySettings,
+    clock: _Clock,
+    refiner: Refiner,
+    context: torch.Tensor | None,
+) -> Callable[[], int]:
+    """Noise in, frames out."""
+    config = profile.long_generator if setup.long else profile.generator
+    if config is None:
+        raise ConfigError(f"the model {profile.name} cannot generate; leave the path out")
+    latents = 2 * config.chunk_latents * setup.groups
+    plan = plan_generation(
+        min(latents, config.longest or latents),
+        chunk=config.chunk_latents,
+        independent_first=config.independent_first_frame,
+    )
+    generator = _network(setup, "generator", lambda: ChunkGenerator(config))
+    park = torch.device("cpu") if settings.offload_generator else None
+    video = TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=None, park=park, timer=clock)
+    height, width = (side // LATENT_PX for side in profile.base_size)
+    state = video.init_state(height=height, width=width, context=context)
+
+    def next_group() -> int:
+        nonlocal state
+        if state.groups == len(plan.groups):
+            return 0
+        state, group = video.step(state)
+        assert group.frames_bcthw is not None, "there is a refiner"
+        return group.frames_bcthw.shape[2]
+
+    return next_group
+
+
+def _network(setup: Setup, part: str, build: Callable[[], NetworkT]) -> NetworkT:
+    """Build a network with seeded random weights, drawn where it runs."""
+    with torch.device("meta"):
+        network = build()
+    network = network.to(setup.dtype_of(part)).to_empty(device=setup.device)
+    seed = int.from_bytes(hashlib.sha256(part.encode()).digest()[:8], "little") >> 1
+    generator = torch.Generator(setup.device).manual_seed(seed)
+    with torch.no_grad():
+        for path, parameter in network.named_parameters():
+            if path.endswith("bias"):
+                parameter.normal_(0, 0.1, generator=generator)
+            elif parameter.numel() == parameter.shape[0]:  # the factors of a norm
+                parameter.normal_(1, 0.1, generator=generator)
+            else:
+                parameter.normal_(0, 0.9 / parameter[0].numel() ** 0.5, generator=generator)
+    to_channels_last(network)
+    return network.eval().requires_grad_(False)
+
+
+def _start_counting(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peaks(device: torch.device) -> tuple[int, int | None]:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    return peak_rss_bytes(), None
+
+
+def _line(case: Measured) -> str:
+    """Say in a line how a case went."""
+    head = f"{case.path:9} {case.res}  planned {case.planned_bytes / 1e9:6.2f} GB"
+    if case.failed is not None or case.peak_bytes is None:
+        return f"{head}  {case.failed}"
+    stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in (case.stage_s or {}).items())
+    speed = f"{case.fps:.2f} frames/s" if case.fps is not None else "one group"
+    return f"{head}, took {case.peak_bytes / 1e9:6.2f} GB; {speed}; {stages}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the cases, print a line each, write the JSON after each one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="ultraflash", choices=sorted(PROFILES), help="the model (ultraflash)")
+    parser.add_argument("--res", default="1k,2k", help="1k, 2k or both (1k,2k)")
+    parser.add_argument("--paths", default=",".join(PATHS), help=f"which of {','.join(PATHS)}")
+    parser.add_argument("--groups", type=int, default=3, help="most groups of a case, the first not timed (3)")
+    parser.add_argument("--long", action="store_true", help="generate with the long variant's window")
+    parser.add_argument("--budget", type=float, metavar="GB", help="plan for so much memory, and hold a GPU to it")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
+    parser.add_argument("--out", type=Path, help="where the JSON goes (benchmarks/results, by device and date)")
+    asked = parser.parse_args(arguments)
+    device = torch.device(asked.device)
+    budget_bytes = None if asked.budget is None else int(asked.budget * 1e9)
+    name = platform.machine()
+    if device.type == "cuda":
+        if asked.device == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
+        properties = torch.cuda.get_device_properties(device)
+        name = properties.name
+        if budget_bytes is not None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, budget_bytes / properties.total_memory), device)
+    setup = Setup(
+        profile=PROFILES[asked.profile],
+        device=device,
+        groups=asked.groups,
+        long=asked.long,
+        budget_bytes=budget_bytes,
+    )
+    out: Path = asked.out or RESULTS / f"full_size_{device.type}_{date.today().isoformat()}.json"
+    cases: list[dict[str, Any]] = []
+    about = {
+        "profile": asked.profile,
+        "device": str(device),
+        "device_name": name,
+        "torch": str(torch.__version__),
+        "groups": asked.groups,
+        "budget_bytes": budget_bytes,
+    }
+    for res in asked.res.split(","):
+        for path in asked.paths.split(","):
+            case = measure(setup, path, res)
+            cases.append(asdict(case))
+            print(_line(case), file=sys.stdout, flush=True)
+            out.write_text(json.dumps({**about, "cases": cases}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""What a job takes in memory, and the smaller plans that are found where that is too much."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.engine.live_bytes import LiveBytes
+from ultraflash_cli.engine.activations import (
+    decoder_activations,
+    encoder_activations,
+    generator_activations,
+    skip_activations,
+    sr_dit_activations,
+    text_encoder_activations,
+    text_encoder_parameters,
+    upsampler_activations,
+    wan_vae_activations,
+)
+from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings, MemoryWork, plan_memory
+from ultraflash_cli.engine.plan import plan_upscale
+from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH, Profile
+from ultraflash_cli.engine.refiner import Refiner
+from ultraflash_cli.engine.stage import state_to_tensors
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
+from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
+from ultraflash_cli.engine.upscaler import Upscaler
+from ultraflash_cli.errors import OutOfMemory
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def published(scale: int, *, generates: bool, long: bool = False) -> MemoryWork:
+    """The published model at its own sizes and precisions, on a GPU."""
+    profile, own = ULTRAFLASH.at_scale(scale), dict(ULTRAFLASH.precisions)
+    generator = profile.long_generator if long else profile.generator
+    return MemoryWork(
+        latents=(60, 104),
+        text_encoder=profile.text_encoder,
+        generator=generator if generates else None,
+        encoder=None if generates else profile.encoder,
+        upsampler=profile.upsampler,
+        sr_dit=profile.sr_dit,
+        decoder=profile.decoder,
+        source=None if generates else (480, 832),
+        dtype_of=lambda part: DTYPES[own[part]],
+    )
+
+
+def part(plan: MemoryPlan, name: str) -> int:
+    return {each.name: each.bytes for phase in plan.phases for each in phase.parts}[name]
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("scale", "long", "name", "gigabytes"),
+    [
+        pytest.param(2, False, "generator KV ring", 6.04, id="generator, 21 frames"),
+        pytest.param(2, True, "generator KV ring", 3.45, id="generator, window of 12"),
+        pytest.param(2, False, "SR transformer KV rings", 7.36, id="SR transformer, 1K"),
+        pytest.param(3, False, "SR transformer KV rings", 16.99, id="SR transformer, 2K"),
+    ],
+)
+def test_the_caches_take_what_the_architecture_says(scale: int, long: bool, name: str, gigabytes: float) -> None:
+    plan = plan_memory(published(scale, generates=True, long=long))
+    assert part(plan, name) / 1e9 == pytest.approx(gigabytes, abs=0.005)
+
+
+def test_the_weights_are_counted_exactly() -> None:
+    plan = plan_memory(published(2, generates=True))
+    assert part(plan, "generator weights") == 2 * 1_418_996_800
+    assert part(plan, "SR transformer weights") == 2 * 1_419_095_104
+    assert part(plan, "text encoder weights") == pytest.approx(2 * 5.681e9, rel=1e-3)
+
+
+def test_the_parts_of_the_peak_sum_to_the_total() -> None:
+    plan = plan_memory(published(3, generates=False))
+    assert sum(each.bytes for each in plan.parts) == plan.total == max(phase.total for phase in plan.phases)
+    assert plan.sum_line().endswith(f"= {plan.total / 1e9:.2f} GB ({plan.peak.name})")
+
+
+def test_lite_is_planned_near_its_measured_peak() -> None:
+    # 1.65 GB of resident memory were measured, 0.25 GB of them Python with its libraries, which no plan holds.
+    work = MemoryWork(
+        latents=(60, 104),
+        group_latents=LITE.group_latents,
+        encoder=LITE.encoder,
+        upsampler=LITE.upsampler,
+        sr_dit=LITE.sr_dit,
+        decoder=LITE.decoder,
+        source=(480, 832),
+        dtype_of=lambda part: torch.float32,
+        on_gpu=False,
+    )
+    assert 0.6 * 1.4e9 < plan_memory(work).total < 1.3 * 1.4e9
+
+
+# Formulas against the code
+
+
+def measure(stage: Any, size: tuple[int, int], inputs: Callable[[], Any], rounds: int = 2) -> int:
+    """Bytes that a later step holds at most beyond what lies there between two steps; its result is left out."""
+    with torch.inference_mode():
+        state, pushed = stage.init_state(batch=1, height=size[0], width=size[1]), inputs()
+        known = [*stage.parameters(), *tensors_of(pushed), *tensors_of(state)]
+        with LiveBytes(known) as live:
+            state, out = stage.step(state, pushed)
+            result_bytes = out.nbytes
+            del out
+            live.peak = before = live.now
+            for _ in range(rounds):
+                state, _ = stage.step(state, pushed)
+                del _
+        return live.peak - before - result_bytes
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    fields = value if isinstance(value, tuple) else vars(value).values() if hasattr(value, "__dict__") else ()
+    return [tensor for field in fields for tensor in tensors_of(field)]
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+CONVOLUTIONS = [
+    pytest.param("upsampler", LatentUpsamplerConfig(width=32), id="upsampler x2"),
+    pytest.param("upsampler", LatentUpsamplerConfig(width=16, scale=3), id="upsampler x3"),
+    pytest.param("encoder", EncoderConfig(), id="published encoder"),
+    pytest.param("encoder", LITE.encoder, id="encoder of lite"),
+    pytest.param("wan_vae", WanVaeConfig(width=16), id="full autoencoder"),
+    pytest.param("decoder", DecoderConfig(), id="tiny decoder"),
+    pytest.param("decoder", DecoderConfig(upsampling="pixel_shuffle", memory_init="replicate"), id="ultra decoder"),
+    pytest.param("decoder", LITE.decoder, id="decoder of lite"),
+]
+
+
+@pytest.mark.parametrize(("kind", "config"), CONVOLUTIONS)
+def test_convolutions_take_what_their_formula_says(kind: str, config: Any) -> None:
+    height, width = 8, 12
+    frames, pixels = 4 * 4, (8 * height, 8 * width)
+    skip = 0
+    match kind:
+        case "upsampler":
+            stage, size, pushed = LatentUpsampler(config), (height, width), draw(1, 16, 4, height, width)
+            need = upsampler_activations(config, height=height, width=width)
+        case "encoder":
+            stage, size, pushed = Encoder(config), pixels, draw(1, 3, frames, *pixels)
+            need = encoder_activations(config, height=pixels[0], width=pixels[1])
+        case "wan_vae":
+            stage, size, pushed = WanVaeEncoder(config), pixels, draw(1, 3, frames + 1, *pixels)
+            need = wan_vae_activations(config, height=pixels[0], width=pixels[1])
+        case _:
+            stage, size = Decoder(config), (height, width)
+            near = draw(1, 3, frames, 4 * height, 4 * width) if config.skip else None
+            pushed = DecoderInputs(draw(1, 16, 4, height, width), near)
+            need = decoder_activations(config, height=height, width=width)
+            skip = skip_activations(config, height=height, width=width, element=4)
+    measured = measure(to_channels_last(stage).eval(), size, lambda: pushed)
+    # The encoders also lay out the frames of a push anew; the plan has them as the frames of the group.
+    copied = 0 if kind in ("upsampler", "decoder") else 2 * pushed.numel()  # pyright: ignore[reportAttributeAccessIssue]
+    assert 0.8 < (4 * (need.working + 2 * need.memories + copied) + skip) / measured < 1.5
+
+
+SR_SIZES = replace(
+    SrDitConfig(dim=96, num_heads=2, num_layers=2, ffn_dim=560, freq_dim=32, text_dim=24, text_len=32),
+    ref_spatial_tokens=60,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        pytest.param(SR_SIZES, (32, 48), id="as published"),
+        pytest.param(SR_SIZES, (28, 48), id="padded"),
+        pytest.param(replace(SR_SIZES, ffn_dim=96), (32, 48), id="narrow feed-forward"),
+        pytest.param(LITE.sr_dit, (32, 48), id="lite"),
+    ],
+)
+def test_the_sr_transformer_takes_what_its_formula_says(
+    config: SrDitConfig, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    def push() -> SrDitInputs:
+        both = (draw(1, 16, config.group_latents, *size, dtype=dtype) for _ in range(2))
+        return SrDitInputs(*both)
+
+    measured = measure(SrDit(config).to(dtype).eval(), size, push)
+    expected = sr_dit_activations(
+        config,
+        frames=config.group_latents,
+        height=size[0],
+        width=size[1],
+        kv_len=config.kv_len,
+        element=dtype.itemsize,
+        on_gpu=False,
+    )
+    assert 0.85 < expected / measured < 1.2
+
+
+@pytest.mark.parametrize("slide", [False, True], ids=["full window", "sliding window"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_generator_takes_what_its_formula_says(slide: bool, dtype: torch.dtype) -> None:
+    assert TINY_RANDOM.generator is not None
+    config = replace(TINY_RANDOM.generator, dim=96, ffn_dim=400, window=9, sink=3, slide=slide)
+    size = (32, 48)
+    pushed = GeneratorInputs(draw(1, 16, 3, *size, dtype=dtype), draw(1, 3, 16, 3, *size, dtype=dtype))
+    measured = measure(Generator(config).to(dtype).eval(), size, lambda: pushed, rounds=3 if slide else 2)
+    expected = generator_activations(config, height=size[0], width=size[1], element=dtype.itemsize)
+    assert 0.85 < expected / measured < 1.2
+
+
+def test_the_text_encoder_takes_what_its_formulas_say() -> None:
+    pytest.importorskip("transformers")
+    config = TextEncoderConfig(vocab=300, dim=64, ffn_dim=160, heads=8, layers=2, text_len=96)
+    encoder = TextEncoder(config).eval()
+    assert sum(each.numel() for each in encoder.parameters()) == text_encoder_parameters(config)
+    ids = torch.ones(1, config.text_len, dtype=torch.long)
+    with torch.inference_mode(), LiveBytes([*encoder.parameters(), *encoder.buffers(), ids]) as live:
+        encoder(ids, torch.ones_like(ids))
+    assert 0.8 < text_encoder_activations(config, 4) / live.peak < 2
+
+
+@pytest.mark.parametrize("profile", [LITE, TINY_RANDOM], ids=["lite", "tiny-random"])
+def test_an_upscale_takes_what_is_planned_and_its_state_too(profile: Profile) -> None:
+    sizes = plan_upscale(96, 64, res="2x")
+    profile = profile.at_scale(sizes.scale)
+    assert isinstance(profile.encoder, EncoderConfig) and profile.sr_dit is not None
+    torch.manual_seed(0)
+    upsampler, decoder = LatentUpsampler(profile.upsampler), Decoder(profile.decoder)
+    refiner = Refiner(profile, upsampler, SrDit(profile.sr_dit), decoder)
+    encoder = Encoder(profile.encoder)
+    upscaler = Upscaler(Cascade(profile, encoder, refiner), sizes)
+    weights = [x for net in (encoder, upsampler, refiner.sr_dit, decoder) if net for x in net.parameters()]
+    frames = [np.zeros((64, 96, 3), np.uint8)] * upscaler.group_frames(first=False)
+    with torch.inference_mode(), LiveBytes(weights) as live:
+        state = upscaler.init_state()
+        for _ in range(3):
+            state, _ = upscaler.step(state, frames)
+    work = MemoryWork(
+        latents=(8, 12),
+        group_latents=profile.group_latents,
+        encoder=profile.encoder,
+        upsampler=profile.upsampler,
+        sr_dit=profile.sr_dit,
+        decoder=profile.decoder,
+        source=sizes.source,
+        target=sizes.target,
+        dtype_of=lambda part: torch.float32,
+        on_gpu=False,
+    )
+    plan = plan_memory(work)
+    outside = {"reserve", "pictures"}
+    inside = sum(p.bytes for p in plan.parts if p.name not in outside and not p.name.endswith("weights"))
+    assert 0.8 < inside / live.peak < 1.4
+    saved = {n: x for n, x in state_to_tensors(state).items() if n not in ("waiting_tchw", "cascade.queue_bcthw")}
+    assert plan.state_bytes == pytest.approx(sum(x.nbytes for x in saved.values()), rel=0.01)
+
+
+# The ladder
+
+
+def test_enough_memory_gives_the_full_plan() -> None:
+    plan = plan_memory(published(3, generates=True), budget_bytes=80 * 10**9)
+    assert plan.settings == MemorySettings(kv_len=3, group_latents=6)
+    assert plan.notes == plan.warnings == ()
+
+
+def test_less_and_less_memory_takes_one_step_after_another_until_none_is_left() -> None:
+    work = published(3, generates=True)
+    seen: list[MemoryPlan] = []
+    budget = plan_memory(work).total
+    with pytest.raises(OutOfMemory):
+        while True:
+            plan = plan_memory(work, budget_bytes=budget)
+            assert plan.total <= budget
+            seen.append(plan)
+            budget = plan.total - 1
+    assert [plan.total for plan in seen] == sorted((plan.total for plan in seen), reverse=True)
+    assert not seen[0].steps
+    changed = [bool(plan.warnings) for plan in seen]
+    assert changed == sorted(changed), "equal results are tried before other pixels"
+    assert {"offload_text", "offload_generator"} <= {n for plan in seen for n, v in vars(plan.settings).items() if v}
+    lengths = [plan.settings.kv_len for plan in seen]
+    assert lengths[0] == 3 and min(length or 3 for length in lengths) == 1
+    groups = [plan.settings.group_latents for plan in seen]
+    assert groups == sorted(groups, reverse=True) and groups[-1] == 2
+
+
+def test_steps_with_equal_results_are_notes_and_the_others_warnings() -> None:
+    plan = plan_memory(published(3, generates=False), budget_bytes=24 * 10**9)
+    assert "text encoder freed after encoding the prompt" in plan.notes
+    assert plan.warnings == (f"for lack of memory: SR transformer remembers {plan.settings.kv_len} of 3 blocks",)
+
+
+def test_24_gigabytes_do_not_hold_2k_with_the_published_memory() -> None:
+    plan = plan_memory(published(3, generates=False), budget_bytes=24 * 10**9)
+    assert (plan.settings.kv_len or 3) < 3
+    assert plan_memory(published(2, generates=False), budget_bytes=24 * 10**9).warnings == ()
+
+
+def test_a_step_that_turns_out_not_to_be_needed_is_not_taken() -> None:
+    work = replace(published(3, generates=False), text_encoder=None)
+    full = plan_memory(work)
+    rings = part(full, "SR transformer KV rings")
+    plan = plan_memory(work, budget_bytes=full.total - rings // 4)
+    assert plan.settings.kv_len == 2 and plan.settings.decode_latents is None
+
+
+def test_nothing_that_fits_is_one_line_with_the_sum_and_exit_code_5() -> None:
+    with pytest.raises(OutOfMemory, match=r"needs \d+\.\d\d GB, 8\.00 GB are there: .+ \+ .+ = .+ GB") as refused:
+        plan_memory(published(3, generates=True), budget_bytes=8 * 10**9)
+    assert refused.value.exit_code == 5
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_on_a_cpu_nothing_is_moved_to_the_host() -> None:
+    work = replace(published(2, generates=True), on_gpu=False)
+    full = plan_memory(replace(work, text_encoder=None)).total
+    with pytest.raises(OutOfMemory):
+        plan_memory(work, budget_bytes=full // 4)
+    assert plan_memory(work, budget_bytes=int(0.9 * full)).host_bytes == 0
+
+
+def test_the_generator_stays_where_the_host_cannot_take_it() -> None:
+    work = published(3, generates=True)
+    budget = plan_memory(replace(work, text_encoder=None)).total - 10**9
+    assert plan_memory(work, budget_bytes=budget).settings.offload_generator
+    assert not plan_memory(work, budget_bytes=budget, host_budget_bytes=10**9).settings.offload_generator
+
+
+def test_the_settings_shorten_the_memory_of_every_group() -> None:
+    config = SrDitConfig(kv_schedule=(3, 3, 2, 1))
+    shorter = MemorySettings(kv_len=2, group_latents=4).apply_to(config)
+    assert (shorter.kv_len, shorter.kv_schedule, shorter.group_latents) == (2, (2, 2, 2, 1), 4)
+    assert MemorySettings(kv_len=3).apply_to(config) == config
+
+
+def test_a_plan_is_plain_values_for_machines() -> None:
+    plan = plan_memory(published(2, generates=True), budget_bytes=30 * 10**9).as_json()
+    assert plan["total_bytes"] == sum(each["bytes"] for each in plan["parts"]) <= plan["budget_bytes"]
+    assert plan["settings"]["offload_text"] is True
+    assert [step["changes_pixels"] for step in plan["steps"]] == [False]

@@ -1,0 +1,529 @@
+"""Weights from a hub: fetched, resumed, checked, converted, refused, imported, locked, removed."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ultraflash_cli
+from tests.weights.checkpoints import saved, tiny_decoder, upsampler, wrapped
+from tests.weights.hub import COMMIT, FakeHub, git_blob, running_hub
+from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.jobs.journal import OutputLock
+from ultraflash_cli.main import main
+from ultraflash_cli.settings import DEFAULT_ENDPOINT, Settings
+from ultraflash_cli.weights.manifest import read_manifest, read_sets
+from ultraflash_cli.weights.store import WeightStore
+from ultraflash_cli.weights.verify import verify
+
+COMMAND = (sys.executable, "-m", "ultraflash_cli")
+ULTRAFLASH, WAN = "xin1u/UltraFlash", "Wan-AI/Wan2.1-T2V-1.3B"
+TOKENIZER = {
+    "google/umt5-xxl/spiece.model": b"\n\x0e\n\x05<pad>" + bytes(range(256)) * 400,
+    "google/umt5-xxl/tokenizer.json": b'{"version": "1.0"}',
+    "google/umt5-xxl/tokenizer_config.json": b'{"tokenizer_class": "T5Tokenizer"}',
+    "google/umt5-xxl/special_tokens_map.json": b'{"eos_token": "</s>"}',
+}
+PIECE = 10 * 2**20
+"""What the hub's library writes at once."""
+
+
+@pytest.fixture(scope="module")
+def decoder_file() -> bytes:
+    return saved(tiny_decoder())
+
+
+@pytest.fixture(scope="module")
+def upsampler_file() -> bytes:
+    names = {f"_fsdp_wrapped_module.{name}": value for name, value in upsampler(2).items()}
+    return saved(wrapped(names, "model"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with the tokenizer, and an environment that knows no other."""
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "ULTRAFLASH_HOME", "HF_HUB_CACHE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with running_hub() as hub:
+        hub.files[WAN] = dict(TOKENIZER)
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        yield hub
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    return WeightStore(tmp_path / "hf" / "ultraflash")
+
+
+def pull(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
+    """Pull inside this process and return what was reported."""
+    assert main(["weights", "pull", *map(str, arguments), "--json"]) == 0, capsys.readouterr().err
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 8) -> str:
+    """Run a command that ends with one line, which is returned."""
+    got = main([*map(str, arguments), "-q"])
+    shown = capsys.readouterr()
+    assert (got, shown.out) == (code, ""), shown.err
+    (line,) = shown.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def left(store: WeightStore) -> list[str]:
+    """Downloads that are kept for later."""
+    return sorted(path.name for path in store.downloads.glob("*") if path.name != "lock")
+
+
+def test_a_pull_shows_what_comes_and_leaves_a_checked_converted_file_with_a_receipt(
+    hub: FakeHub, store: WeightStore, decoder_file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The connection breaks once on the way; the token goes to the hub and not to its storage.
+    hub.files[ULTRAFLASH] = {"tiny_decoder.pth": decoder_file}
+    hub.tokens[ULTRAFLASH] = "secret"
+    hub.cuts["tiny_decoder.pth"] = [PIECE + 5000]
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    said = subprocess.run(
+        [*COMMAND, "weights", "pull", "ultraflash/decoder", "--json"], capture_output=True, text=True, timeout=120
+    )
+    assert said.returncode == 0, said.stderr
+    (line,) = said.stdout.splitlines()
+    report = json.loads(line)
+    assert (report["state"], report["verified_by"], report["revision"]) == ("pulled", "hub", COMMIT)
+    offer, total, *rest = said.stderr.splitlines()
+    assert f"{ULTRAFLASH}/tiny_decoder.pth" in offer and "licence Apache-2.0" in offer
+    assert f"unlocked: the hub's current commit {COMMIT[:12]}, checked against the hub's own sha256" in offer
+    assert total.startswith(f"{len(decoder_file) / 1e6:.1f} MB to transfer")
+    assert all("tiny_decoder.pth: " in line for line in rest), rest
+
+    entry = read_manifest()["ultraflash/decoder"]
+    path, receipt = store.path(entry), store.receipt(entry)
+    assert Path(report["path"]) == path == verify(entry, store)
+    assert receipt is not None
+    assert receipt.source_sha256 == hashlib.sha256(decoder_file).hexdigest()
+    assert (receipt.source_bytes, receipt.revision, receipt.repository) == (len(decoder_file), COMMIT, ULTRAFLASH)
+    assert receipt.sha256 == report["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    converted = load_file(path)
+    assert {value.dtype for value in converted.values()} == {torch.float16}
+    assert converted["decoder.7.conv.weight"].shape[0] == 256
+    assert converted["decoder.7.conv.weight"].min() > 0, "the first rows were kept, not the last"
+    assert left(store) == []
+    assert not [request for request in hub.requests if ULTRAFLASH not in request.path], "something else was asked for"
+    transfers = hub.transfers()
+    stored = [request for request in transfers if request.path.startswith("/storage/")]
+    assert [request.range for request in stored] == [None, f"bytes={PIECE}-"]
+    assert {request.authorization for request in stored} == {None}
+    assert {request.authorization for request in transfers if request not in stored} == {"Bearer secret"}
+
+
+def test_the_environment_says_where_weights_are_and_come_from() -> None:
+    plain = Settings.from_environment({})
+    assert plain.home == Path("~/.cache/huggingface/ultraflash").expanduser()
+    assert (plain.hub_endpoint, plain.hub_token, plain.offline) == (DEFAULT_ENDPOINT, None, False)
+    assert plain == Settings()
+    said = {
+        "HF_HOME": "~/hf",
+        "HF_ENDPOINT": "https://mirror.example/",
+        "HF_TOKEN": " secret\n",
+        "HF_HUB_OFFLINE": "TRUE",
+        "XDG_CACHE_HOME": "/elsewhere",
+    }
+    told = Settings.from_environment(said)
+    assert (told.home, told.hub_cache) == (Path.home() / "hf" / "ultraflash", Path.home() / "hf" / "hub")
+    assert (told.hub_endpoint, told.hub_token, told.offline) == ("https://mirror.example", "secret", True)
+    assert "secret" not in repr(told)
+    own = Settings.from_environment({"ULTRAFLASH_HOME": "/big/disk", "HF_HUB_CACHE": "/hub"})
+    assert (own.home, own.hub_cache) == (Path("/big/disk"), Path("/hub"))
+    assert Settings.from_environment({"XDG_CACHE_HOME": "/c"}).home == Path("/c/huggingface/ultraflash")
+
+
+def test_a_pull_that_was_killed_goes_on_where_it_was(hub: FakeHub, store: WeightStore, decoder_file: bytes) -> None:
+    hub.files[ULTRAFLASH] = {"tiny_decoder.pth": decoder_file}
+    hub.cuts["tiny_decoder.pth"] = [2 * PIECE + 5000]
+    hub.hold = threading.Event()
+    arguments = [*COMMAND, "weights", "pull", "ultraflash/decoder", "--progress", "json"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        event = json.loads(line)
+        if event["event"] == "transfer" and event["bytes_done"] == 2 * PIECE:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.communicate(timeout=60)
+    assert len(left(store)) == 1
+    hub.hold.set()
+    said = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    events = [json.loads(line) for line in said.stderr.splitlines()]
+    assert events[0]["event"] == "plan"
+    assert events[0]["bytes_total"] == len(decoder_file)
+    progress = [event["bytes_done"] for event in events if event["event"] == "transfer"]
+    assert (progress[0], progress[-1]) == (2 * PIECE, len(decoder_file))
+    assert [r.range for r in hub.transfers() if r.path.startswith("/storage/")] == [None, f"bytes={2 * PIECE}-"]
+    verify(read_manifest()["ultraflash/decoder"], store)
+    assert left(store) == []
+
+
+def test_the_tokenizer_comes_as_it_is_and_says_what_it_was_checked_against(
+    hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["weights", "pull", "wan/tokenizer"]) == 0
+    said = capsys.readouterr().err
+    assert "no sha256 there, checked against its git blob id" in said
+    folder = store.folder("wan/tokenizer")
+    for path, content in TOKENIZER.items():
+        assert (folder / Path(path).name).read_bytes() == content
+    receipts = {entry.name: store.receipt(entry) for entry in read_manifest().values() if "tokenizer" in entry.name}
+    by = {name: receipt.verified_by for name, receipt in receipts.items() if receipt is not None}
+    assert by.pop("wan/tokenizer/spiece.model") == "hub"
+    assert len(by) == 3 and set(by.values()) == {"git"}
+    asked = len(hub.requests)
+    assert {each["state"] for each in pull(capsys, "wan/tokenizer")} == {"ready"}
+    assert len(hub.requests) == asked, "what is installed is asked for again"
+
+
+def test_which_upsampler_it_is_is_told_by_the_file(
+    hub: FakeHub, store: WeightStore, upsampler_file: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.files[ULTRAFLASH] = {"latent_upsampler.pth": upsampler_file}
+    line = refused(capsys, "weights", "pull", "ultraflash/upsampler_x3")
+    assert "these are weights of upsampler_x2, expected upsampler_x3" in line
+    assert "`ultraflash weights rm ultraflash/upsampler_x3` removes the download" in line
+    (state,) = pull(capsys, "ultraflash/upsampler_x2")
+    assert state["state"] == "pulled"
+    assert len([r for r in hub.transfers() if r.path.startswith("/storage/")]) == 1, "it was transferred twice"
+    assert {value.dtype for value in load_file(state["path"]).values()} == {torch.bfloat16}
+    # Now it is known before a transfer.
+    asked = len(hub.transfers())
+    assert "They are installed as ultraflash/upsampler_x2" in refused(
+        capsys, "weights", "pull", "ultraflash/upsampler_x3"
+    )
+    assert len(hub.transfers()) == asked
+
+
+def test_a_set_leaves_out_the_scale_that_there_is_no_file_for(
+    hub: FakeHub,
+    store: WeightStore,
+    upsampler_file: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hub.files[ULTRAFLASH] = {"latent_upsampler.pth": upsampler_file}
+    sets = read_sets()
+    members = tuple(name for name in sets["ultraflash"].members if "upsampler" in name or "tokenizer" in name)
+    smaller = {"ultraflash": replace(sets["ultraflash"], members=members)}
+    monkeypatch.setattr("ultraflash_cli.jobs.pull.read_sets", lambda: smaller)
+    states = {each["name"]: each for each in pull(capsys, "ultraflash")}
+    assert states["ultraflash/upsampler_x2"]["state"] == "pulled"
+    assert states["ultraflash/upsampler_x3"]["state"] == "left out"
+    assert "weights of upsampler_x2" in states["ultraflash/upsampler_x3"]["note"]
+    assert left(store) == []
+    states = {each["name"]: each["state"] for each in pull(capsys, "ultraflash", "--offline")}
+    assert states.pop("ultraflash/upsampler_x3") == "left out"
+    assert set(states.values()) == {"ready"}
+
+
+NAME = "wan/tokenizer/spiece.model"
+FILE = "spiece.model"
+
+
+def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(
+    hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("weights", "pull", NAME)
+    hub.tokens[WAN] = "secret"
+    assert "asks for a login (401). Set HF_TOKEN" in refused(capsys, *command)
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert "refuses access (403). Set HF_TOKEN" in refused(capsys, *command)
+    hub.tokens.clear()
+    hub.gated.add(WAN)
+    assert "wants its terms accepted (403)" in refused(capsys, *command)
+    hub.gated.clear()
+    for status, sentence in {500: "problem of its own (500). Try again later", 429: "asked too often (429)"}.items():
+        hub.broken[FILE] = status
+        assert sentence in refused(capsys, *command)
+    hub.broken = {f"GET {FILE}": 503}
+    assert "problem of its own (503). Try again later; what has arrived is kept" in refused(capsys, *command)
+    hub.broken.clear()
+    hub.silent.add("google/umt5-xxl/spiece.model")
+    assert "does not say commit, size and hash" in refused(capsys, *command)
+    hub.files[WAN] = {"README.md": b"# words"}
+    line = refused(capsys, *command)
+    assert "has no google/umt5-xxl/spiece.model, only README.md" in line and "--from FILE" in line
+    del hub.files[WAN]
+    assert "(401)" in refused(capsys, *command)
+    assert not [request for request in hub.transfers() if "storage" in request.path]
+
+
+def test_without_network_and_with_a_wrong_address_it_is_one_line(
+    hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert "no connection to http://127.0.0.1:1" in refused(capsys, "weights", "pull", NAME)
+    monkeypatch.setenv("HF_ENDPOINT", "nonsense")
+    assert "HF_ENDPOINT is an address" in refused(capsys, "weights", "pull", NAME, code=2)
+
+
+def test_offline_asks_nothing_of_the_network(
+    hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "is not on this machine" in refused(capsys, "weights", "pull", NAME, "--offline")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "is not on this machine" in refused(capsys, "weights", "pull", NAME)
+    assert hub.requests == []
+
+
+def test_unknown_names_are_usage_errors_with_the_nearest_ones(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "weights", "pull", "ultraflash/decodr", code=2)
+    assert "did you mean ultraflash/decoder" in line
+    assert "weights list" in refused(capsys, "weights", "path", "zzz", code=2)
+    assert "name what to pull, such as ultraflash" in refused(capsys, "weights", "pull", code=2)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        pytest.param(b"x" * 102409, "sha256 of what arrived starts", id="corrupted"),
+        pytest.param(b"\n" * 500, "500 bytes arrived, expected 102409", id="truncated"),
+    ],
+)
+def test_a_transfer_that_is_not_what_the_hub_says_is_refused_and_removed(
+    hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str], stored: bytes, message: str
+) -> None:
+    assert len(TOKENIZER["google/umt5-xxl/spiece.model"]) == 102409
+    hub.stored[FILE] = stored
+    line = refused(capsys, "weights", "pull", NAME)
+    assert message in line
+    assert left(store) == []
+    assert not store.path(read_manifest()[NAME]).exists()
+    hub.stored.clear()
+    assert pull(capsys, NAME)[0]["state"] == "pulled"
+
+
+def test_a_plain_file_that_is_not_what_git_says_is_refused(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+    content = TOKENIZER["google/umt5-xxl/tokenizer.json"]
+    hub.stored["tokenizer.json"] = content.replace(b"1", b"2")
+    line = refused(capsys, "weights", "pull", "wan/tokenizer/tokenizer.json")
+    assert f"expected {git_blob(content)[:12]}" in line and "git blob id of what arrived" in line
+
+
+def test_a_file_under_another_folder_and_a_repository_that_moved_are_found(
+    hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.files["Wan-AI/Wan"] = {"tok/spiece.model": TOKENIZER["google/umt5-xxl/spiece.model"]}
+    hub.files[WAN] = {"tok/spiece.model": TOKENIZER["google/umt5-xxl/spiece.model"]}
+    assert pull(capsys, NAME)[0]["state"] == "pulled"
+    receipt = store.receipt(read_manifest()[NAME])
+    assert receipt is not None and receipt.source == "tok/spiece.model"
+    assert main(["weights", "rm", NAME]) == 0
+    capsys.readouterr()
+    del hub.files[WAN]
+    hub.files["Wan-AI/Wan"] = dict(TOKENIZER)
+    hub.moved[WAN] = "Wan-AI/Wan"
+    assert pull(capsys, NAME)[0]["state"] == "pulled"
+
+
+def test_files_of_the_hubs_own_tools_are_used_where_they_lie(
+    hub: FakeHub, store: WeightStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = TOKENIZER["google/umt5-xxl/spiece.model"]
+    cache = tmp_path / "hf" / "hub" / "models--Wan-AI--Wan2.1-T2V-1.3B"
+    blob = cache / "blobs" / hashlib.sha256(content).hexdigest()
+    snapshot = cache / "snapshots" / COMMIT / "google" / "umt5-xxl" / "spiece.model"
+    for path in (blob, snapshot, cache / "refs" / "main"):
+        path.parent.mkdir(parents=True)
+    blob.write_bytes(content)
+    snapshot.symlink_to(blob)
+    (cache / "refs" / "main").write_text(COMMIT)
+    (state,) = pull(capsys, NAME, "--offline")
+    assert (state["state"], state["revision"], state["verified_by"]) == ("pulled", COMMIT, "hub")
+    assert main(["weights", "rm", NAME]) == 0
+    capsys.readouterr()
+    assert pull(capsys, NAME)[0]["state"] == "pulled"
+    assert not [request for request in hub.transfers() if "storage" in request.path]
+    assert blob.exists(), "a file of the hub's own tools was removed"
+    # A damaged one is said, and fetched anew.
+    assert main(["weights", "rm", NAME]) == 0
+    blob.write_bytes(b"\n" + bytes(len(content) - 1))
+    assert main(["weights", "pull", NAME]) == 0
+    assert "it is fetched anew" in capsys.readouterr().err
+    assert main(["weights", "rm", NAME]) == 0
+    capsys.readouterr()
+    assert main(["weights", "pull", NAME, "--offline"]) == 8
+    assert "the network is not to be used" in capsys.readouterr().err
+
+
+def test_a_disk_without_space_is_refused_before_the_transfer(
+    hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultraflash_cli.jobs.pull.free_bytes", lambda _: 100_000)
+    assert "disk full" in refused(capsys, "weights", "pull", NAME, code=7)
+    assert hub.transfers() == []
+
+
+def test_a_disk_that_fills_up_on_the_way_is_one_line_and_the_pull_goes_on_later(
+    hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ultraflash_cli.jobs.pull.shutil.copyfile", full)
+        assert "No space left on device" in refused(capsys, "weights", "pull", NAME, code=7)
+    assert len(left(store)) == 1
+    assert pull(capsys, NAME)[0]["state"] == "pulled"
+    assert len([request for request in hub.transfers() if "storage" in request.path]) == 1
+
+
+def test_two_pulls_at_once_do_not_meet(hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]) -> None:
+    with OutputLock(store.downloads):
+        assert "another run" in refused(capsys, "weights", "pull", NAME, code=7)
+
+
+def test_damage_in_the_store_is_found_and_repaired(
+    hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pull(capsys, NAME)
+    entry = read_manifest()[NAME]
+    path = store.path(entry)
+    content = path.read_bytes()
+    times = path.stat()
+    path.write_bytes(content[:-1] + b"!")
+    assert main(["weights", "verify", NAME]) == 8
+    assert "sha256 of spiece.model starts" in capsys.readouterr().out
+    with pytest.raises(WeightsError, match="Run `ultraflash weights pull"):
+        verify(entry, store, quick=True)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert verify(entry, store, quick=True) == path, "a quick look goes by size and time"
+    path.write_bytes(content[:-9])
+    assert main(["weights", "pull", NAME]) == 0
+    assert "has 102400 bytes, expected 102409; it is pulled again" in capsys.readouterr().err
+    assert path.read_bytes() == content
+    assert main(["weights", "verify"]) == 0
+    assert f"ok    {NAME}" in capsys.readouterr().out
+    path.unlink()
+    with pytest.raises(WeightsError, match="is missing"):
+        verify(entry, store)
+
+
+def test_path_and_rm(hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not installed. Run `ultraflash weights pull" in refused(capsys, "weights", "path", NAME)
+    pull(capsys, "wan/tokenizer")
+    assert main(["weights", "path", NAME]) == 0
+    assert capsys.readouterr().out == f"{store.path(read_manifest()[NAME])}\n"
+    assert main(["weights", "rm", "wan/tokenizer", "--json"]) == 0
+    freed = {each["name"]: each["freed_bytes"] for each in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert freed[NAME] > 102409
+    assert not store.folder("wan").exists()
+    assert main(["weights", "rm", NAME]) == 0
+    assert "nothing was there" in capsys.readouterr().out
+    assert "came with the program" in refused(capsys, "weights", "rm", "lite", code=2)
+
+
+def test_a_file_the_user_has_is_recognised_by_its_tensors(
+    hub: FakeHub, store: WeightStore, tmp_path: Path, upsampler_file: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.bin"
+    mine.write_bytes(upsampler_file)
+    (state,) = pull(capsys, "--from", mine)
+    assert (state["name"], state["state"], state["verified_by"]) == ("ultraflash/upsampler_x2", "imported", "keys")
+    assert mine.exists()
+    assert hub.requests == []
+    assert main(["weights", "verify", "ultraflash/upsampler_x2"]) == 0
+    capsys.readouterr()
+    line = refused(capsys, "weights", "pull", "ultraflash/decoder", "--from", mine)
+    assert "these are weights of upsampler_x2, expected tiny_decoder" in line
+
+
+def test_a_file_the_user_has_that_fits_nothing_or_too_much_is_refused(
+    hub: FakeHub, store: WeightStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.safetensors"
+    save_file({"w": torch.zeros(2)}, mine)
+    assert "belong to no known network" in refused(capsys, "weights", "pull", "--from", mine)
+    save_file({"patch_embedding.weight": torch.zeros(2, 16, 1, 1, 1), "head.modulation": torch.zeros(2)}, mine)
+    line = refused(capsys, "weights", "pull", "--from", mine, code=2)
+    assert "could be ultraflash-long/generator or ultraflash/generator" in line
+    line = refused(capsys, "weights", "pull", "ultraflash/generator", "--from", mine)
+    assert "823 of 825 tensors are missing" in line
+    mine.write_text("words")
+    assert "not a readable weight file" in refused(capsys, "weights", "pull", "--from", mine)
+    assert "no such file" in refused(capsys, "weights", "pull", "--from", tmp_path / "nope", code=3)
+    refused(capsys, "weights", "pull", "ultraflash", "--from", mine, code=2)
+    mine = tmp_path / "tokenizer.json"
+    mine.write_text("{broken")
+    line = refused(capsys, "weights", "pull", "wan/tokenizer/tokenizer.json", "--from", mine)
+    assert "not readable as JSON" in line
+    assert left(store) == []
+
+
+def test_a_lock_is_filled_from_the_hub_and_holds_later_pulls_to_it(
+    hub: FakeHub,
+    store: WeightStore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "weights.toml"
+    assert main(["weights", "lock", "--out", str(out), "wan/tokenizer"]) == 0
+    capsys.readouterr()
+    locked, listed = read_manifest(out), read_manifest()
+    assert locked.keys() == listed.keys()
+    assert read_sets(out) == read_sets()
+    for path, content in TOKENIZER.items():
+        entry = locked[f"wan/tokenizer/{Path(path).name}"]
+        assert (entry.revision, entry.bytes) == (COMMIT, len(content))
+        assert entry.sha256 == hashlib.sha256(content).hexdigest()
+    assert locked["ultraflash/decoder"] == listed["ultraflash/decoder"]
+    assert "exists; -y replaces it" in refused(capsys, "weights", "lock", "--out", out, "wan/tokenizer", code=2)
+
+    pull(capsys, NAME)
+    monkeypatch.setattr("ultraflash_cli.jobs.pull.read_manifest", lambda: locked)
+    assert pull(capsys, NAME)[0]["state"] == "ready"
+    states = pull(capsys, "wan/tokenizer")
+    assert {each["verified_by"] for each in states if each["name"] != NAME} == {"lock"}
+    # Another file under the same name, at the hub or from the user, is not taken any more.
+    assert main(["weights", "rm", NAME]) == 0
+    capsys.readouterr()
+    hub.files[WAN] = {"google/umt5-xxl/spiece.model": b"\nother"}
+    line = refused(capsys, "weights", "pull", NAME)
+    assert "the hub has 6 bytes" in line and "expected 102409 bytes" in line
+    mine = tmp_path / "spiece.model"
+    mine.write_bytes(b"\nother")
+    assert "6 bytes, sha256 starts" in refused(capsys, "weights", "pull", NAME, "--from", mine)
+
+
+def test_a_lock_is_never_written_into_an_installed_package(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = Path(ultraflash_cli.__file__).parent
+    for place in (package / "weights.toml", tmp_path / "site-packages" / "x" / "weights.toml"):
+        line = refused(capsys, "weights", "lock", "--out", place, code=2)
+        assert "inside an installed package" in line
+    assert "is a folder" in refused(capsys, "weights", "lock", "--out", tmp_path, code=2)
+    out = tmp_path / "weights.toml"
+    assert "(401)" in refused(capsys, "weights", "lock", "--out", out, "ultraflash")
+    assert not out.exists()
+
+
+def test_a_list_that_was_locked_later_does_not_take_what_was_pulled_before(
+    hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pull(capsys, NAME)
+    entry = replace(read_manifest()[NAME], revision="0" * 40, sha256="1" * 64, bytes=5)
+    with pytest.raises(WeightsError, match=r"made from a file whose sha256 starts .* expected 111111111111"):
+        verify(entry, store, quick=True)

@@ -1,0 +1,195 @@
+"""`ultraflash generate`."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ultraflash_cli.commands.outcomes import show_outcomes
+from ultraflash_cli.console import Console
+from ultraflash_cli.errors import InputError, UsageError
+from ultraflash_cli.options import (
+    CodecOption,
+    CrfOption,
+    DecoderOption,
+    DeviceOption,
+    DryRunOption,
+    EncOptOption,
+    JsonOption,
+    KeepGoingOption,
+    MaxMemoryOption,
+    OverwriteOption,
+    PixFmtOption,
+    PrecisionOption,
+    ResumeOption,
+    SeedOption,
+    SkipExistingOption,
+    ThreadsOption,
+    as_pairs,
+    as_path,
+    with_console,
+)
+
+__all__ = ["generate"]
+
+
+@with_console(hidden=True)
+def generate(
+    console: Console,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What the clip shows.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE|-",
+            parser=as_path,
+            help="A clip for each line of a file, or of stdin; blank lines and # comments are skipped.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE|DIR",
+            parser=as_path,
+            help="Where to write; without it, here, named after prompt, size and seed. The file's title is the prompt, "
+            "its comment names model and seed.",
+        ),
+    ] = None,
+    init_clip: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-clip",
+            metavar="FILE",
+            parser=as_path,
+            help="Go on from the end of this clip, scaled and cropped to fit; only what follows it is written.",
+        ),
+    ] = None,
+    res: Annotated[
+        Literal["480p", "1k", "2k"], typer.Option("--res", help="Size: 832x480, 1664x960 or 2496x1440.")
+    ] = "1k",
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            metavar="S",
+            help="Length; a clip has 1 + 4n frames at 16 a second, 81 unless said. Longer ones need the weights of "
+            "the long variant.",
+            show_default=False,
+        ),
+    ] = None,
+    fps: Annotated[
+        int | None,
+        typer.Option(
+            "--fps",
+            metavar="N",
+            help="Frames a second in the file; 16 are made, others by repeating or dropping frames, never by blending.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    count: Annotated[
+        int, typer.Option("--count", metavar="N", help="Clips for each prompt, with seeds from --seed on.")
+    ] = 1,
+    save_lr: Annotated[
+        bool, typer.Option("--save-lr", help="Write the clip at 480p, too, as NAME_480p beside the other.")
+    ] = False,
+    cache_management: Annotated[
+        str,
+        typer.Option(
+            "--cache-management",
+            metavar="off|steps,refresh,kv",
+            help="What to spare for speed: denoising steps after the first chunk (steps=N), passes that refresh the "
+            "memory (refresh=THRESHOLD), memory of the refinement. One or more of them.",
+        ),
+    ] = "off",
+    model: Annotated[
+        str, typer.Option("--model", metavar="auto|ultraflash", help="Which model; auto is the published one.")
+    ] = "auto",
+    decoder: DecoderOption = "auto",
+    codec: CodecOption = "auto",
+    crf: CrfOption = None,
+    pix_fmt: PixFmtOption = "auto",
+    enc_opt: EncOptOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    max_memory: MaxMemoryOption = None,
+    threads: ThreadsOption = None,
+    resume: ResumeOption = "auto",
+    overwrite: OverwriteOption = False,
+    skip_existing: SkipExistingOption = False,
+    keep_going: KeepGoingOption = False,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Generate video from words."""
+    from ultraflash_cli.jobs.batch import VIDEO_SUFFIXES, plan_generations, run_generations
+    from ultraflash_cli.jobs.generation_preflight import GenerateJob, name_outputs
+    from ultraflash_cli.jobs.stop import stopping_on_signals
+
+    if count < 1:
+        raise UsageError(f"--count is 1 or more, got {count}")
+    texts = _prompts(prompt, prompts)
+    is_batch = prompts is not None or count > 1
+    several = len(texts) * count > 1
+    into_folder = output is not None and (several or os.path.isdir(output))
+    if output is not None and several and not os.path.isdir(output):
+        is_file = os.path.exists(output) or output.suffix.lower() in VIDEO_SUFFIXES
+        if is_file:
+            raise UsageError(f"{output} names a file, several clips need a folder")
+    jobs = [
+        GenerateJob(
+            prompt=text,
+            output=None if into_folder else output,
+            folder=output if into_folder else None,
+            res=res,
+            seconds=seconds,
+            fps=fps,
+            seed=seed + number,
+            model=model,
+            decoder=decoder,
+            store=console.settings.home,
+            save_lr=save_lr,
+            init_clip=init_clip,
+            cache_management=cache_management,
+            codec=codec,
+            crf=crf,
+            pix_fmt=pix_fmt,
+            enc_options=as_pairs(enc_opt or []),
+            device=device,
+            precision=precision,
+            threads=threads,
+            max_memory=max_memory,
+            resume=resume == "auto",
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+        )
+        for text in texts
+        for number in range(count)
+    ]
+    jobs = [replace(job, name=name) for job, name in zip(jobs, name_outputs(jobs), strict=True)]
+    with stopping_on_signals() as stop:
+        outcomes = plan_generations(jobs) if dry_run else run_generations(jobs, console.on_event, stop=stop)
+        show_outcomes(console, outcomes, count=len(jobs), is_batch=is_batch, keep_going=keep_going, json=json)
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[str]:
+    """Give the prompts of the argument, of the file or of stdin. Raises UsageError, InputError."""
+    from ultraflash_cli.jobs.generation_preflight import read_prompts
+
+    if (prompt is None) == (file is None):
+        raise UsageError("name either a PROMPT or --prompts FILE" + (", not both" if prompt is not None else ""))
+    if prompt is not None:
+        return [prompt]
+    assert file is not None, "one of the two is there"
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no text in UTF-8; write one prompt on each line") from error
+    return read_prompts(text.splitlines())

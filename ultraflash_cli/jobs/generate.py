@@ -1,0 +1,335 @@
+"""Generate one clip: what is decided, made in segments that survive any interruption, joined, checked, put in place."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.jobs.events import GenerationPlanned, Listener, Started
+from ultraflash_cli.jobs.flow import make_frames
+from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
+from ultraflash_cli.jobs.model import BuiltGeneration, GenerationBuilder, Models
+from ultraflash_cli.jobs.report import Progress, Report
+from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.work import Work, file_facts, library_versions, telling_memory_errors, working_on
+from ultraflash_cli.jobs.writing import SEGMENT_FRAMES
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.color import Picture
+    from ultraflash_cli.video.encode import EncodeSpec
+
+__all__ = [
+    "GenerateJob",
+    "GenerateReport",
+    "PreparedGeneration",
+    "planned_generation",
+    "prepare_generation",
+    "run_generation",
+    "run_prepared_generation",
+]
+
+_DECODE_THREADS = 4
+"""More do not help one clip; the frames are the same with any number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateReport(Report):
+    """How it went with one generated clip; `input` is the prompt, `frames_in` counts those of an initial clip."""
+
+    prompt: str
+    seed: int
+    low_output: str | None = None
+    """The clip at the base size, where it was asked for."""
+    fps: int | None = None
+    """Frames a second in the file."""
+    counters: dict[str, int] | None = None
+    """What the model did and what it spared, by name; empty where an interrupted run had made everything."""
+
+
+def run_generation(
+    job: GenerateJob,
+    on_event: Listener,
+    *,
+    stop: Stop | None = None,
+    build: GenerationBuilder | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    segment_frames: int = SEGMENT_FRAMES,
+) -> GenerateReport:
+    """Generate one clip and put it in place, going on where an interrupted run left off.
+
+    Raises the errors of `ultraflash_cli.errors`: Interrupted once `stop` was requested, with every finished segment
+    kept for the next run. `on_event` is never called by two threads at a time.
+    """
+    prepared = prepare_generation(job)
+    return run_prepared_generation(
+        prepared, on_event, stop=stop, build=build, clock=clock, segment_frames=segment_frames
+    )
+
+
+def run_prepared_generation(
+    prepared: PreparedGeneration,
+    on_event: Listener,
+    *,
+    stop: Stop | None = None,
+    build: GenerationBuilder | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    segment_frames: int = SEGMENT_FRAMES,
+) -> GenerateReport:
+    """Do what `prepare_generation` has decided; see `run_generation`."""
+    started_s = clock()
+    job, prompt = prepared.job, prepared.prompt
+    if prepared.exists:
+        return GenerateReport(
+            input=prompt,
+            prompt=prompt,
+            seed=job.seed,
+            output=str(prepared.output),
+            skipped=True,
+            model=prepared.model,
+        )
+    plan = planned_generation(prepared)
+    with working_on(
+        prepared.output,
+        name=prompt,
+        label=prepared.output.name,
+        resume=job.resume,
+        plan=plan,
+        listener=on_event,
+        stop=stop,
+    ) as work:
+        report = _Generation(prepared, work, build or _build, clock, segment_frames).run(started_s)
+    work.listener(report.done())
+    return report
+
+
+def planned_generation(prepared: PreparedGeneration) -> GenerationPlanned:
+    """Tell what a prepared job is going to do."""
+    (height, width), spec = prepared.base_size, prepared.spec
+    return GenerationPlanned(
+        input=prepared.prompt,
+        output=str(prepared.output),
+        source_width=width,
+        source_height=height,
+        width=spec.width_px,
+        height=spec.height_px,
+        scale=prepared.scale,
+        model=prepared.model,
+        codec=spec.codec,
+        pix_fmt=spec.pix_fmt,
+        frames_total=prepared.frames,
+        kept=(),
+        dropped=(),
+        low_output=str(prepared.low_output) if prepared.low_output is not None else None,
+        seed=prepared.job.seed,
+        seconds=float(_shown_frames(prepared) / spec.rate),
+        long=prepared.long,
+        groups=prepared.plan.pixel_frames,
+        cache_management=str(prepared.cache_management),
+    )
+
+
+class _Generation:
+    """One clip on its way into its output."""
+
+    def __init__(
+        self,
+        prepared: PreparedGeneration,
+        work: Work,
+        build: GenerationBuilder,
+        clock: Callable[[], float],
+        segment_frames: int,
+    ) -> None:
+        self._prepared = prepared
+        self._work = work
+        self._build = build
+        self._clock = clock
+        self._segment_frames = segment_frames
+
+    def run(self, started_s: float) -> GenerateReport:
+        prepared, spec, work = self._prepared, self._prepared.spec, self._work
+        for message in prepared.warnings:
+            work.warn(message)
+        clip = self._read_clip()
+        counters: dict[str, int] = {}
+        with telling_memory_errors():
+            built = self._build(prepared)
+            for message in built.warnings:
+                work.warn(f"{work.label}: {message}")
+            journal = work.open_journal(_fingerprint(prepared, built, self._segment_frames))
+            progress = Progress(work, total=prepared.frames, clock=self._clock, started_s=started_s)
+            work.listener(
+                Started(
+                    input=work.name,
+                    output=str(prepared.output),
+                    model=prepared.model,
+                    device=built.device,
+                    precision=built.precision,
+                    threads=prepared.threads,
+                    frames_total=prepared.frames,
+                    frames_resumed=journal.frames,
+                    note=work.note,
+                    label=work.label,
+                )
+            )
+            if not journal.complete:
+                counters = self._make(built, clip, progress)
+        work.check_stop()
+        self._put_in_place()
+        return GenerateReport(
+            input=work.name,
+            prompt=work.name,
+            seed=prepared.job.seed,
+            output=str(prepared.output),
+            low_output=str(prepared.low_output) if prepared.low_output is not None else None,
+            skipped=False,
+            model=prepared.model,
+            precision=built.precision,
+            encoder=spec.summary,
+            frames_in=len(clip or ()),
+            frames_out=_shown_frames(prepared),
+            width=spec.width_px,
+            height=spec.height_px,
+            fps=int(spec.rate),
+            counters=counters,
+            warnings=tuple(work.warnings),
+            **progress.measured(device=built.device, stages=built.generator.stage_seconds),
+        )
+
+    def _read_clip(self) -> "list[Picture] | None":
+        from ultraflash_cli.engine.schedule import GENERATED_FPS
+        from ultraflash_cli.jobs.generation_clip import read_ending
+
+        prepared = self._prepared
+        if prepared.clip is None:
+            return None
+        height_px, width_px = prepared.base_size
+        return read_ending(
+            prepared.clip,
+            lengths=prepared.clip_lengths,
+            rate=GENERATED_FPS,
+            height_px=height_px,
+            width_px=width_px,
+            warn=self._work.warn,
+            threads=min(_DECODE_THREADS, prepared.threads),
+        )
+
+    def _make(self, built: BuiltGeneration, clip: "list[Picture] | None", progress: Progress) -> dict[str, int]:
+        from ultraflash_cli.video.encode import SegmentWriter
+
+        prepared, spec, low_spec = self._prepared, self._prepared.spec, self._prepared.low_spec
+
+        def open_segment(path: Path) -> list[SegmentWriter]:
+            writers = [SegmentWriter(path, spec)]
+            return [*writers, SegmentWriter(_low_segment(path), low_spec)] if low_spec is not None else writers
+
+        sizes = [3 * each.width_px * each.height_px for each in (spec, low_spec) if each is not None]
+        return make_frames(
+            built.generator,
+            self._work.journal,
+            open_segment,
+            output=prepared.output,
+            frames=prepared.frames,
+            show=lambda number: _shown(prepared, number),
+            seed=prepared.job.seed,
+            clip=clip,
+            frame_bytes=sum(sizes),
+            stop=self._work.stop,
+            busy=progress.busy,
+            on_group=progress.on_group,
+            keep_states=prepared.job.resume,
+            segment_frames=self._segment_frames,
+        )
+
+    def _put_in_place(self) -> None:
+        from ultraflash_cli.video.passthrough import check_output, join_alone
+
+        prepared, segments = self._prepared, self._work.journal.files
+        frames, tags = _shown_frames(prepared), _tags(prepared)
+
+        def maker(files: list[Path], spec: "EncodeSpec") -> Callable[[Path], tuple[str, ...]]:
+            def make(joined: Path) -> tuple[str, ...]:
+                join_alone(files, prepared.streams, spec, joined, tags=tags)
+                check_output(
+                    joined, plan=prepared.streams, frames=frames, spec=spec, duration_s=Fraction(frames) / spec.rate
+                )
+                return ()
+
+            return make
+
+        made: dict[Path, Callable[[Path], tuple[str, ...]]] = {}
+        # The main output comes last: where it is, everything is.
+        if prepared.low_output is not None and prepared.low_spec is not None:
+            made[prepared.low_output] = maker([_low_segment(path) for path in segments], prepared.low_spec)
+        made[prepared.output] = maker(segments, prepared.spec)
+        self._work.put_in_place(made)
+
+
+def _low_segment(path: Path) -> Path:
+    """Give the file beside a segment that holds its frames at the base size; the journal keeps both together."""
+    return path.with_name(f"{path.name}.480p")
+
+
+def _shown_frames(prepared: PreparedGeneration) -> int:
+    """Count the frames of the file: the clip's duration at the file's rate, to the nearest frame."""
+    from ultraflash_cli.engine.schedule import GENERATED_FPS
+
+    return max(1, round(prepared.frames * prepared.spec.rate / GENERATED_FPS))
+
+
+def _shown(prepared: PreparedGeneration, number: int) -> Iterator[tuple[int, int]]:
+    """Give time stamp and duration of each frame of the file that shows the generated frame `number`.
+
+    A frame of the file shows what is on at its time at the model's own rate.
+    """
+    from ultraflash_cli.engine.schedule import GENERATED_FPS
+    from ultraflash_cli.video.encode import MADE_TICKS
+
+    rate = int(prepared.spec.rate)
+    first, end = (-(-at * rate // GENERATED_FPS) for at in (number, number + 1))
+    for place in range(first, min(end, _shown_frames(prepared))):
+        yield place * MADE_TICKS, MADE_TICKS
+
+
+def _tags(prepared: PreparedGeneration) -> dict[str, str]:
+    """Give what the file says of itself: the prompt, and what made it."""
+    made_by = f"ultraflash {version('ultraflash')}, model {prepared.model}, seed {prepared.job.seed}"
+    return {"title": prepared.prompt, "comment": f"Generated by {made_by}"}
+
+
+def _build(prepared: PreparedGeneration) -> BuiltGeneration:
+    return Models().generator(prepared)
+
+
+def _fingerprint(prepared: PreparedGeneration, built: BuiltGeneration, segment_frames: int) -> dict[str, object]:
+    """Collect, by the names people know, all that the pixels and packets of the output depend on."""
+    job, spec = prepared.job, prepared.spec
+    return {
+        "the prompt": prepared.prompt,
+        "--seed": job.seed,
+        "--model": prepared.model,
+        "the model's weights": built.weights,
+        "--decoder": job.decoder,
+        "--res": f"{spec.width_px}x{spec.height_px}",
+        "the number of frames": prepared.frames,
+        "--fps": int(spec.rate),
+        "--save-lr": job.save_lr,
+        "--cache-management": str(prepared.cache_management),
+        **(file_facts("the initial clip", job.init_clip) if job.init_clip is not None else {}),
+        "--init-clip": prepared.clip_lengths,
+        "--device": built.device,
+        "--precision": built.precision,
+        "--threads": prepared.threads,
+        "--codec": spec.codec,
+        "--crf": spec.crf,
+        "--pix-fmt": spec.pix_fmt,
+        "--enc-opt": job.enc_options,
+        "--resume": job.resume,
+        "the plan": repr(prepared.plan),
+        "the memory plan": built.memory_plan,
+        "the encoder": repr((spec, prepared.low_spec)),
+        "the segments' length": segment_frames,
+        **library_versions(),
+    }

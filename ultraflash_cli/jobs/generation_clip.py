@@ -1,0 +1,107 @@
+"""The end of a clip that a generated one goes on from: at the generator's rate, of its size."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.color import Picture
+    from ultraflash_cli.video.probe import ClipInfo
+
+__all__ = ["fit_picture", "read_ending"]
+
+_SLACK_S = 1
+"""How much earlier than the wanted part frames are kept, for clips that are a little shorter than they say."""
+
+
+def read_ending(
+    info: "ClipInfo",
+    *,
+    lengths: Sequence[int],
+    rate: int,
+    height_px: int,
+    width_px: int,
+    warn: Callable[[str], None],
+    threads: int = 1,
+) -> "list[Picture]":
+    """Read the last frames of a clip as pictures `[height_px, width_px, 3]` of 8 bits, `rate` of them a second.
+
+    Gives the longest of the `lengths` (ascending) that the clip fills; frames are repeated or dropped to get at the
+    rate, never blended. Raises InputError for a clip that is shorter than all of them.
+    """
+    end_s = info.end_pts * info.time_base if info.end_pts is not None else None
+    times_s, pictures, last_s = _read_from(info, end_s, lengths[-1], rate, (height_px, width_px), warn, threads)
+    if end_s is None or last_s < end_s - _SLACK_S:
+        # Only now it is known where the clip ends.
+        size = (height_px, width_px)
+        times_s, pictures, last_s = _read_from(info, last_s, lengths[-1], rate, size, lambda _: None, threads)
+    places = _places(times_s, lengths[-1], rate)
+    fitting = [length for length in lengths if length <= len(places)]
+    if not fitting:
+        raise InputError(
+            f"{info.path}: too short to go on from: {len(places)} frames at {rate} a second, {lengths[0]} are needed"
+        )
+    return [pictures[place] for place in places[-fitting[-1] :]]
+
+
+def _read_from(
+    info: "ClipInfo",
+    end_s: Fraction | None,
+    frames: int,
+    rate: int,
+    size: tuple[int, int],
+    warn: Callable[[str], None],
+    threads: int,
+) -> "tuple[list[Fraction], list[Picture], Fraction]":
+    """Give times and pictures of what lies shortly before `end_s` (of nothing, where it is None), and the last time."""
+    from ultraflash_cli.video.decode import read_frames
+
+    times_s: list[Fraction] = []
+    pictures: list[Picture] = []
+    time_s = Fraction(0)
+    for frame in read_frames(info, warn=warn, threads=threads):
+        time_s = frame.pts * info.time_base
+        if end_s is not None and time_s >= end_s - Fraction(frames, rate) - _SLACK_S:
+            times_s.append(time_s)
+            pictures.append(fit_picture(frame.rgb_hwc, info, *size))
+    return times_s, pictures, time_s
+
+
+def _places(times_s: Sequence[Fraction], most: int, rate: int) -> list[int]:
+    """Choose the frames nearest to times of an even rate that end with the last frame."""
+    places: list[int] = []
+    for steps in range(most):
+        wanted_s = times_s[-1] - Fraction(steps, rate)
+        if wanted_s < times_s[0] - Fraction(1, 2 * rate):
+            break
+        after = bisect_left(times_s, wanted_s)
+        before = max(0, after - 1)
+        places.append(before if wanted_s - times_s[before] <= abs(times_s[after] - wanted_s) else after)
+    return places[::-1]
+
+
+def fit_picture(rgb_hwc: "Picture", info: "ClipInfo", height_px: int, width_px: int) -> "Picture":
+    """Turn a frame upright, cut its middle to the shape that is wanted, and resample it; gives 8 bits."""
+    import numpy as np
+
+    from ultraflash_cli.video.color import as_picture, resize_rgb
+
+    upright = np.rot90(rgb_hwc, -(info.rotation_deg // 90) % 4)
+    pixel_aspect = info.sample_aspect_ratio
+    if info.rotation_deg in (90, 270):
+        pixel_aspect = 1 / pixel_aspect
+    height, width = upright.shape[:2]
+    shape = Fraction(width_px, height_px) / pixel_aspect
+    if Fraction(width, height) > shape:
+        cut_height, cut_width = height, max(1, round(height * shape))
+    else:
+        cut_height, cut_width = max(1, round(width / shape)), width
+    top, left = (height - cut_height) // 2, (width - cut_width) // 2
+    middle = as_picture(upright[top : top + cut_height, left : left + cut_width])
+    fitted = resize_rgb(middle, width_px, height_px)
+    if fitted.dtype == np.uint8:
+        return fitted
+    return as_picture(((fitted.astype(np.uint32) + 128) // 257).astype(np.uint8))

@@ -1,0 +1,335 @@
+"""Everything about a clip to generate that can be refused or decided before a model is loaded, the cheapest first."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.errors import ConfigError, UsageError
+from ultraflash_cli.jobs.host import usable_cores
+from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model
+from ultraflash_cli.jobs.target import check_space, check_target, encoded_bytes
+
+if TYPE_CHECKING:
+    from ultraflash_cli.engine.cache_policy import CacheManagement
+    from ultraflash_cli.engine.profiles import Profile
+    from ultraflash_cli.engine.schedule import GenerationPlan
+    from ultraflash_cli.engine.stages.generator import GeneratorConfig
+    from ultraflash_cli.video.encode import EncodeSpec
+    from ultraflash_cli.video.passthrough import StreamPlan
+    from ultraflash_cli.video.probe import ClipInfo
+
+__all__ = ["SCALES", "GenerateJob", "PreparedGeneration", "name_outputs", "prepare_generation", "read_prompts"]
+
+SCALES = {"480p": 1, "1k": 2, "2k": 3}
+"""Targets by what they multiply the model's base size by."""
+
+_LATENTS = 21
+"""Length of a clip where none is asked for: 81 frames, as published."""
+_PREFIX_CHUNKS = 2
+"""Chunks of an initial clip that a generator without sliding window leaves room for, where no length is asked for."""
+_SLUG_CHARACTERS = 40
+_LONGEST_S = 3600
+_FASTEST = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateJob:
+    """One clip to generate, as asked for."""
+
+    prompt: str
+    output: Path | None = None
+    """The file to write; None for a name made from prompt, size and seed, in `folder`."""
+    folder: Path | None = None
+    """Where a made name goes; None for the folder one is in."""
+    name: str | None = None
+    """The made name without extension, where several clips of a command would share one; None for the usual."""
+    res: str = "1k"
+    """`480p`, `1k` or `2k`: once, twice, three times the model's base size per side."""
+    seconds: float | None = None
+    """At least so long; None for 81 frames, or for what the model has room for behind an initial clip."""
+    fps: int | None = None
+    """Frames a second to write, by repeating or dropping what was generated; None for the model's own."""
+    seed: int = 0
+    model: str = "auto"
+    decoder: str = "auto"
+    """Which of the model's decoders turns latents into frames."""
+    store: Path | None = None
+    """Folder of the downloaded weights; None where only built-in ones may be used."""
+    save_lr: bool = False
+    """Write the clip at the base size as well."""
+    init_clip: Path | None = None
+    """A clip to go on from; the result is what follows it."""
+    cache_management: str = "off"
+    """As `engine.cache_policy.CacheManagement.parse` reads it."""
+    codec: str = "auto"
+    crf: int | None = None
+    pix_fmt: str = "auto"
+    enc_options: tuple[tuple[str, str], ...] = ()
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    """CPU threads of the model and of the encoder; None for all usable cores."""
+    max_memory: str | None = None
+    """The most memory of the device to use, such as `6G`; None for what is free."""
+    resume: bool = True
+    overwrite: bool = False
+    skip_existing: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.line:
+            raise ConfigError("the prompt is empty; say what the clip should show")
+        if any("\ud800" <= character <= "\udfff" for character in self.prompt):
+            raise ConfigError("the prompt is no text in UTF-8; check the settings of the terminal")
+        if self.res not in SCALES:
+            raise ConfigError(f"--res is one of {', '.join(SCALES)}, got {self.res!r}")
+        if self.seconds is not None and not (math.isfinite(self.seconds) and 0 < self.seconds <= _LONGEST_S):
+            raise ConfigError(f"--seconds is more than 0 and at most {_LONGEST_S}, got {self.seconds:g}")
+        if self.fps is not None and not 1 <= self.fps <= _FASTEST:
+            raise ConfigError(f"--fps is between 1 and {_FASTEST}, got {self.fps}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is 0 or more, got {self.seed}")
+        check_model(self.model)
+        if self.decoder not in DECODERS:
+            raise ConfigError(f"--decoder is one of {', '.join(DECODERS)}, got {self.decoder!r}")
+        if self.codec not in CODECS:
+            raise ConfigError(f"--codec is one of {', '.join(CODECS)}, got {self.codec!r}")
+        if self.crf is not None and not 0 <= self.crf <= 63:
+            raise ConfigError(f"--crf is between 0 and 63, got {self.crf}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads is 1 or more, got {self.threads}")
+        if self.save_lr and self.res == "480p":
+            raise ConfigError("--save-lr writes the clip at 480p, which --res 480p does already; leave one of them out")
+        if self.output is not None and self.folder is not None:
+            raise ConfigError("an output file and an output folder exclude each other; give one of them")
+        if self.overwrite and self.skip_existing:
+            raise ConfigError("--overwrite and --skip-existing exclude each other; give one of them")
+
+    @property
+    def line(self) -> str:
+        """The prompt on one line."""
+        return " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", self.prompt).split())
+
+    @property
+    def made_name(self) -> str:
+        """A name for the output, without extension."""
+        return self.name or f"{_slug(self.prompt)}_{self.res}_seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedGeneration:
+    """A clip to generate with everything decided that needs no model."""
+
+    job: GenerateJob
+    model: str
+    long: bool
+    """Whether the generator's long variant is needed."""
+    plan: "GenerationPlan"
+    frames: int
+    """Frames of the clip at the model's own rate; the plan's last group may give a few more."""
+    scale: int
+    """1 for the base size, else what the model multiplies by."""
+    base_size: tuple[int, int]
+    """Height and width in pixels of what the generator draws."""
+    clip: "ClipInfo | None"
+    """What is known of the clip to go on from."""
+    clip_lengths: tuple[int, ...]
+    """How many of its frames the generator can take as the past: whole chunks that it has room for."""
+    output: Path
+    low_output: Path | None
+    """Where the clip at the base size goes; None where it is not asked for."""
+    exists: bool
+    """The output is there already and the job says to skip it then."""
+    cache_management: "CacheManagement"
+    streams: "StreamPlan"
+    spec: "EncodeSpec"
+    low_spec: "EncodeSpec | None"
+    threads: int
+    warnings: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The prompt on one line."""
+        return self.job.line
+
+
+def read_prompts(lines: Iterable[str]) -> list[str]:
+    """Give a prompt for each line; blank lines and those that begin with `#` are none. Raises UsageError."""
+    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise UsageError("there is no prompt; write one on each line")
+    return prompts
+
+
+def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[str]:
+    """Give each job's name, with a number behind those that an earlier job has already."""
+    taken: set[str] = set()
+    for job in jobs:
+        name, number = job.made_name, 1
+        while name in taken:
+            number += 1
+            name = f"{job.made_name}-{number}"
+        taken.add(name)
+        yield name
+
+
+def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGeneration:
+    """Check and decide, writing nothing; without `to_write` the output's place is not looked at.
+
+    Raises UsageError (a length the model cannot make, options the encoder refuses, an output that exists), InputError
+    for the initial clip, OutputError.
+    """
+    if to_write and job.output is not None:
+        _check_target(job.output, job)
+
+    from ultraflash_cli.video.encode import check_encoder, made_spec
+    from ultraflash_cli.video.passthrough import plan_alone
+    from ultraflash_cli.video.probe import probe
+
+    clip = probe(job.init_clip) if job.init_clip is not None else None
+
+    from ultraflash_cli.engine.cache_policy import CacheManagement
+    from ultraflash_cli.engine.schedule import GENERATED_FPS, plan_generation
+
+    cache_management = CacheManagement.parse(job.cache_management)
+    profile, generator = _find_generator(job.model)
+    generator, latents = _choose_length(job, profile, generator)
+    plan = plan_generation(
+        latents, chunk=generator.chunk_latents, independent_first=generator.independent_first_frame and clip is None
+    )
+    frames = plan.total_frames if job.seconds is None else min(plan.total_frames, _frames_for(job.seconds))
+
+    scale, (base_height_px, base_width_px) = SCALES[job.res], profile.base_size
+    threads = job.threads or usable_cores()
+    rate = job.fps or GENERATED_FPS
+
+    def spec_at(scale: int) -> "EncodeSpec":
+        return made_spec(
+            width_px=scale * base_width_px,
+            height_px=scale * base_height_px,
+            rate=rate,
+            codec=job.codec,
+            crf=job.crf,
+            pix_fmt=job.pix_fmt,
+            enc_options=job.enc_options,
+            threads=threads,
+        )
+
+    spec, low_spec = spec_at(scale), spec_at(1) if job.save_lr else None
+    suffix = job.output.suffix if job.output is not None else None
+    streams = plan_alone(suffix, codec=spec.codec, frame_s=Fraction(1, rate))
+    output = job.output or (job.folder or Path()) / f"{job.made_name}{streams.suffix}"
+    low_output = output.with_stem(f"{output.stem}_480p") if job.save_lr else None
+    exists = to_write and _check_target(output, job)
+    if to_write and not exists:
+        if low_output is not None:
+            check_target(low_output, source=job.init_clip, overwrite=job.overwrite, skip_existing=False)
+        seconds = Fraction(frames, GENERATED_FPS)
+        sizes = [
+            encoded_bytes(each.codec, width_px=each.width_px, height_px=each.height_px, frames=round(seconds * rate))
+            for each in (spec, low_spec)
+            if each is not None
+        ]
+        # Segments and the joined file lie side by side for a moment.
+        check_space(output, 2 * sum(sizes))
+    if not exists:
+        check_encoder(spec)
+    return PreparedGeneration(
+        job=job,
+        model=profile.name,
+        long=generator is profile.long_generator,
+        plan=plan,
+        frames=frames,
+        scale=scale,
+        base_size=profile.base_size,
+        clip=clip,
+        clip_lengths=tuple(map(_frames_of, _prefixes(generator, latents))) if clip is not None else (),
+        output=output,
+        low_output=low_output,
+        exists=exists,
+        cache_management=cache_management,
+        streams=streams,
+        spec=spec,
+        low_spec=low_spec,
+        threads=threads,
+        warnings=tuple(f"{output.name}: {note}" for note in streams.notes),
+    )
+
+
+def _check_target(output: Path, job: GenerateJob) -> bool:
+    return check_target(output, source=job.init_clip, overwrite=job.overwrite, skip_existing=job.skip_existing)
+
+
+def _find_generator(model: str) -> "tuple[Profile, GeneratorConfig]":
+    from ultraflash_cli.engine.profiles import PROFILES, ULTRAFLASH
+
+    profile = ULTRAFLASH if model == "auto" else PROFILES[model]
+    if profile.generator is None:
+        raise UsageError(f"the model {model} makes no clips of its own yet; --model {ULTRAFLASH.name} does")
+    return profile, profile.generator
+
+
+def _choose_length(job: GenerateJob, profile: "Profile", generator: "GeneratorConfig") -> "tuple[GeneratorConfig, int]":
+    """Choose the generator's variant and the latents to make; the long variant only does what the other cannot."""
+    from ultraflash_cli.engine.schedule import GENERATED_FPS, latents_for
+
+    goes_on = job.init_clip is not None
+
+    def latents_of(config: "GeneratorConfig") -> int:
+        if job.seconds is not None:
+            first = config.independent_first_frame and not goes_on
+            return latents_for(job.seconds, chunk=config.chunk_latents, independent_first=first)
+        if config.longest is None:
+            return _LATENTS
+        left = _PREFIX_CHUNKS * config.chunk_latents if goes_on else 0
+        return max(config.chunk_latents, min(_LATENTS, config.longest) - left)
+
+    def fits(config: "GeneratorConfig", latents: int) -> bool:
+        if goes_on:
+            return bool(_prefixes(config, latents))
+        return config.longest is None or latents <= config.longest
+
+    for config in (generator, profile.long_generator):
+        if config is not None and fits(config, latents_of(config)):
+            return config, latents_of(config)
+    assert generator.longest is not None, "a window that slides takes every length"
+    most = generator.longest - (generator.chunk_after(0) if goes_on else 0)
+    most_s = float(Fraction(_frames_of(most), GENERATED_FPS))
+    raise UsageError(f"{profile.name} makes clips of up to {most_s:.2f} s here, got --seconds {job.seconds:g}")
+
+
+def _prefixes(generator: "GeneratorConfig", latents: int) -> list[int]:
+    """List the latents of a clip's end, in whole chunks, that `latents` new ones can follow."""
+    room = generator.window if generator.slide else generator.window - latents
+    return list(range(generator.chunk_after(0), room + 1, generator.chunk_latents))
+
+
+def _frames_of(latents: int) -> int:
+    """Count the frames of a stream's first latents, the very first of which is a single frame."""
+    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+
+    return max(0, FRAMES_PER_LATENT * (latents - 1) + 1)
+
+
+def _frames_for(seconds: float) -> int:
+    """Count the frames of the fewest whole latents that last so long."""
+    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
+
+    return 1 + FRAMES_PER_LATENT * max(0, math.ceil((seconds * GENERATED_FPS - 1) / FRAMES_PER_LATENT))
+
+
+def _slug(prompt: str) -> str:
+    """Give the beginning of a prompt as a name: its words, in whole words where that leaves some."""
+    words = re.findall(r"[^\W_]+", prompt.lower())
+    slug = ""
+    for word in words:
+        longer = f"{slug}-{word}" if slug else word[:_SLUG_CHARACTERS]
+        if len(longer) > _SLUG_CHARACTERS:
+            break
+        slug = longer
+    return slug or "clip"

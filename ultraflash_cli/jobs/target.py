@@ -1,0 +1,61 @@
+"""The place of an output: what can be refused before any work is done."""
+
+import os
+from pathlib import Path
+
+from ultraflash_cli.errors import OutputError, UsageError
+from ultraflash_cli.jobs.host import free_bytes
+
+__all__ = ["check_space", "check_target", "encoded_bytes"]
+
+_BITS_PER_PIXEL = {"h264": 0.05, "hevc": 0.03, "av1": 0.03, "prores": 1.5, "ffv1": 4.0}
+"""A low guess, so that only a hopeless disk is refused; a disk that fills up after all stops the run later."""
+
+
+def check_target(output: Path, *, source: Path | None = None, overwrite: bool, skip_existing: bool) -> bool:
+    """Refuse a target that cannot be written; tell whether it exists and is to be skipped.
+
+    Raises OutputError where the system refuses, UsageError for a folder, a name without extension, the `source`
+    itself, and for a file that exists unless one of the two wishes says what to do.
+    """
+    try:
+        _check_folder(output)
+        if output.is_dir():
+            raise UsageError(f"{output} is a folder, expected a file name")
+        if not output.suffix:
+            hint = f"name a file such as {output.name}.mp4, or a folder that exists"
+            raise UsageError(f"{output} has no extension; {hint}")
+        if not output.exists():
+            return False
+        if source is not None and output.samefile(source):
+            raise UsageError(f"{output} is the input itself; name another output")
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
+    if not skip_existing and not overwrite:
+        raise UsageError(f"{output} exists; -y replaces it, -n skips it, -o names another file")
+    return skip_existing
+
+
+def encoded_bytes(codec: str, *, width_px: int, height_px: int, frames: int) -> int:
+    """Guess low how large the encoded picture gets."""
+    return int(_BITS_PER_PIXEL[codec] * width_px * height_px * frames / 8)
+
+
+def check_space(output: Path, needed_bytes: int) -> None:
+    """Raise OutputError where the disk of `output` has less room than is needed at least."""
+    free = free_bytes(output.parent)
+    if free < needed_bytes:
+        raise OutputError(
+            f"disk full: {output.parent} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed; "
+            "free some space or name another output"
+        )
+
+
+def _check_folder(output: Path) -> None:
+    for parent in output.parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise OutputError(f"cannot write {output}: {parent} is a file, expected a folder")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise OutputError(f"cannot write {output}: no permission to write in {parent}")
+            return

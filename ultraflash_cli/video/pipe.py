@@ -1,0 +1,129 @@
+"""A stream that can be read only once, such as stdin, looked at first and then read from its start again."""
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+from ultraflash_cli.errors import InputError, OutputError
+
+__all__ = ["ByteStream", "Pipe", "PipeReader"]
+
+_HEAD_BYTES = 1 << 16
+
+
+class ByteStream(Protocol):
+    """What a pipe reads from: a binary file, opened for reading."""
+
+    def read(self, size: int = -1, /) -> bytes | None:
+        """Give up to ``size`` bytes, none at the end."""
+        ...
+
+
+class Pipe:
+    """Remembers what was read of a stream, so that it can be read from its start again.
+
+    What ``probe`` reads is held in memory. ``read_frames`` lets go of it as it passes, and then the stream is used up,
+    unless ``spool_to`` was called: from then on everything lies in a file, for as many readings as are wanted.
+    """
+
+    def __init__(self, stream: ByteStream, *, name: str = "-") -> None:
+        self.name = name
+        self._stream = stream
+        self._memory = bytearray()
+        self._spool: Path | None = None
+        self._dropped = 0  # bytes at the start that are in no memory any more
+        self._length = 0  # bytes taken from the stream
+        self._ended = False
+        self._reader: PipeReader | None = None
+
+    @property
+    def whole_file(self) -> Path | None:
+        """The spool file, once the stream is read to its end."""
+        return self._spool if self._ended else None
+
+    def head_digest(self) -> str:
+        """SHA-256 of the first 65,536 bytes: all that can be known of a pipe's content before the work."""
+        assert not self._dropped, "the head is asked for before the frames are read"
+        while self._length < _HEAD_BYTES and not self._ended:
+            self._take(_HEAD_BYTES - self._length)
+        return hashlib.sha256(self._recorded(0, _HEAD_BYTES)).hexdigest()
+
+    def spool_to(self, path: Path) -> None:
+        """Keep the whole stream in a new file at ``path``, which the caller removes; raises ``OutputError``."""
+        assert self._spool is None and not self._dropped, "the spool is chosen once, before the frames are read"
+        try:
+            path.write_bytes(self._memory)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()}).") from error
+        self._spool = path
+        self._memory.clear()
+
+    def read_to_end(self) -> None:
+        """Take what the stream still holds, so that ``whole_file`` is there; only with a spool."""
+        assert self._spool is not None, "a spool to fill"
+        while not self._ended:
+            self._take(1 << 20)
+
+    def reader(self, *, last: bool) -> "PipeReader":
+        """Start again at the first byte. After a reader that was the ``last`` there is no other without a spool."""
+        if self._dropped:
+            raise InputError(f"{self.name}: a pipe can be read only once; give a file instead.")
+        self._reader = PipeReader(self, last=last and self._spool is None)
+        return self._reader
+
+    def read_at(self, place: int, size: int, *, drop: bool) -> bytes:
+        """Give up to ``size`` bytes from ``place`` on, none at the end; ``drop`` forgets what lies before."""
+        if place >= self._length and not self._ended:
+            self._take(size)
+        content = self._recorded(place, size)
+        if drop:
+            done = place + len(content) - self._dropped
+            del self._memory[:done]
+            self._dropped += done
+        return content
+
+    def is_read_by(self, reader: "PipeReader") -> bool:
+        """Whether ``reader`` is the newest."""
+        return self._reader is reader
+
+    def _recorded(self, place: int, size: int) -> bytes:
+        if self._spool is None:
+            return bytes(self._memory[place - self._dropped : place - self._dropped + size])
+        with open(self._spool, "rb") as file:
+            file.seek(place)
+            return file.read(size)
+
+    def _take(self, size: int) -> None:
+        try:
+            content = self._stream.read(size) or b""
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.name}: the pipe cannot be read ({error}).") from error
+        self._ended = not content
+        self._length += len(content)
+        if self._spool is None:
+            self._memory += content
+            return
+        try:
+            with open(self._spool, "ab") as file:
+                file.write(content)
+        except OSError as error:
+            raise OutputError(
+                f"{self._spool}: cannot be written ({(error.strerror or str(error)).lower()}); "
+                "--temp-dir names another place."
+            ) from error
+
+
+class PipeReader:
+    """One reading of a pipe, as libavformat wants it: it has no ``seek``."""
+
+    def __init__(self, pipe: Pipe, *, last: bool) -> None:
+        self._pipe = pipe
+        self._last = last
+        self._place = 0
+
+    def read(self, size: int) -> bytes:
+        """Give up to ``size`` bytes, none at the end."""
+        assert self._pipe.is_read_by(self), "one reading of a pipe at a time"
+        content = self._pipe.read_at(self._place, size, drop=self._last)
+        self._place += len(content)
+        return content

@@ -1,0 +1,204 @@
+"""Opening what is read: a file, numbered pictures, or a pipe; and decoding its packets one by one."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from struct import unpack
+
+import av
+from av.codec.context import CodecContext
+from av.container import InputContainer
+from av.container.core import Flags
+from av.error import FFmpegError
+from av.stream import Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.sequence import SEQUENCE_RATE, ImageSequence, find_sequence, is_pattern
+
+__all__ = [
+    "LARGEST_PIXELS",
+    "Source",
+    "Tally",
+    "decoded_frames",
+    "decoder_of",
+    "find_source",
+    "has_decoder",
+    "main_video",
+    "open_input",
+    "source_path",
+]
+
+Source = Path | ImageSequence | Pipe
+"""What a clip can be read from."""
+
+LARGEST_PIXELS = 1 << 28
+"""What is larger is taken for a damaged header: 16,384 pixels each way."""
+
+_REFUSED_FORMATS = {"ansi", "applehttp", "concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "tty"}
+"""Formats that are lists of other files, or text; FFmpeg would read nearly anything as ``tty``."""
+
+_FORMATS = {"format_whitelist": ",".join(sorted(av.formats_available - _REFUSED_FORMATS))}
+_READING = {**_FORMATS, "protocol_whitelist": "file", "pattern_type": "none"}
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""FFmpeg's own decoders of these leave the transparency out."""
+
+
+def find_source(path: Path, *, images: bool = False, rate: Fraction = SEQUENCE_RATE) -> Source:
+    """Say what ``path`` is to be read as: a file, or a sequence of pictures.
+
+    A pattern such as ``folder/%05d.png`` is a sequence, a folder is one where ``images`` says so; ``rate`` is for
+    those. Raises ``InputError`` for a sequence with gaps or without pictures.
+    """
+    if is_pattern(path) or (images and path.is_dir()):
+        return find_sequence(path, rate=rate)
+    return path
+
+
+def source_path(source: Source) -> Path:
+    """The name of a source, for people and for choosing the name of the output."""
+    if isinstance(source, Pipe):
+        return Path(source.name)
+    return source if isinstance(source, Path) else source.path
+
+
+@contextmanager
+def open_input(source: Source, *, last: bool = False) -> Generator[InputContainer]:
+    """Open ``source`` for reading; raises ``InputError`` in one line for whatever stands in the way.
+
+    ``last`` says of a pipe that it will not be opened again: what was remembered of it is let go.
+    """
+    path = source_path(source)
+    try:
+        container = _opened(source, last)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: no such file.") from error
+    except (OSError, FFmpegError, ValueError) as error:
+        raise InputError(f"{path}: {_why_unreadable(source, error)}") from error
+    with container:
+        container.flags &= ~Flags.gen_pts.value  # it guesses wrong where frames are reordered
+        yield container
+
+
+def main_video(container: InputContainer) -> VideoStream | None:
+    """The stream that players show: the first that is marked as default and can be decoded; never a cover picture."""
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    candidates = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    decodable = [stream for stream in candidates if has_decoder(stream)]
+    chosen = [stream for stream in decodable if stream.disposition & Disposition.default] or decodable or candidates
+    return chosen[0] if chosen else None
+
+
+def has_decoder(stream: Stream) -> bool:
+    """Whether the built-in FFmpeg knows the codec of ``stream``."""
+    # PyAV's type hints do not say that streams without a known decoder have no context.
+    return getattr(stream, "codec_context", None) is not None
+
+
+def decoder_of(stream: VideoStream, *, alpha: bool) -> VideoCodecContext:
+    """The decoder to use for ``stream``: another than usual where only that one gives the transparency."""
+    own = stream.codec_context
+    own.options = {"max_pixels": str(LARGEST_PIXELS)}
+    name = _ALPHA_DECODERS.get(own.codec.canonical_name) if alpha else None
+    if name is None or name not in av.codecs_available:
+        return own
+    decoder = CodecContext.create(name, "r")
+    assert isinstance(decoder, VideoCodecContext), "a video decoder"
+    decoder.extradata = own.extradata
+    return decoder
+
+
+@dataclass
+class Tally:
+    """What became of the packets of a stream."""
+
+    packets: int = 0
+    failures: int = 0
+    """Packets that could not be read or decoded."""
+    encrypted: bool = False
+
+
+def decoded_frames(
+    container: InputContainer, stream: VideoStream, decoder: VideoCodecContext, tally: Tally
+) -> Iterator[av.VideoFrame]:
+    """Decode a stream to its end, passing over what is damaged; ``tally`` is filled in on the way."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            break
+        except (OSError, FFmpegError):
+            tally.failures += 1
+            break
+        if not packet.size:
+            continue
+        tally.packets += 1
+        tally.encrypted = tally.encrypted or packet.has_sidedata("encryption_info")
+        try:
+            frames = decoder.decode(packet)
+        except FFmpegError:
+            tally.failures += 1
+            continue
+        yield from frames
+    try:
+        yield from decoder.decode(None)
+    except FFmpegError:
+        return
+
+
+def _opened(source: Source, last: bool) -> InputContainer:
+    if isinstance(source, ImageSequence):
+        options = {
+            **_FORMATS,
+            "protocol_whitelist": "file",
+            "pattern_type": "sequence",
+            "start_number": str(source.first),
+            "framerate": str(source.rate),
+        }
+        return av.open(source.pattern, format="image2", metadata_errors="replace", container_options=options)
+    if isinstance(source, Pipe) and source.whole_file is None:
+        return av.open(source.reader(last=last), metadata_errors="replace", container_options=_FORMATS)
+    path = source.whole_file if isinstance(source, Pipe) else source
+    assert path is not None, "a file to read"
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, not a video file.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty (0 bytes).")
+    # "file:" keeps names with a colon from being taken for a protocol.
+    return av.open(f"file:{path}", metadata_errors="replace", container_options=_READING)
+
+
+def _why_unreadable(source: Source, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read it."
+    words = (getattr(error, "strerror", None) or str(error)).lower()
+    if isinstance(source, Pipe):
+        return f"what comes through the pipe is not a video that can be read without jumping back ({words})."
+    if isinstance(source, Path) and _lacks_index(source):
+        return "its index (moov) is missing: the recording was cut before it was finished. Recover it from the source."
+    return f"is not a video file that can be read ({words})."
+
+
+def _lacks_index(path: Path) -> bool:
+    """Walk the top-level boxes of an MP4 or MOV file and see whether ``moov`` is among them."""
+    try:
+        with open(path, "rb") as file:
+            size = path.stat().st_size
+            seen: list[bytes] = []
+            while len(seen) < 1000 and file.tell() + 8 <= size:
+                start = file.tell()
+                length, name = unpack(">I4s", file.read(8))
+                if length == 1 and start + 16 <= size:
+                    length = unpack(">Q", file.read(8))[0]
+                seen.append(name)
+                if length < 8:
+                    break
+                file.seek(start + length)
+    except (OSError, OverflowError):
+        return False
+    return seen[:1] == [b"ftyp"] and b"moov" not in seen

@@ -1,0 +1,284 @@
+"""Published checkpoints into plain safetensors: wrappers opened, prefixes removed, every name and shape checked."""
+
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.weights.detect import Shape, detect
+from ultraflash_cli.weights.load import require_finite
+
+__all__ = ["RULES", "Wrapper", "WrapperRules", "convert", "merge_lora", "normalise", "read_checkpoint", "recognise"]
+
+_SHARDING = "_fsdp_wrapped_module."
+_LEADING = ("_orig_mod.", "_checkpoint_wrapped_module.", "module.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrapper:
+    """One way in which a state dict may be packed."""
+
+    keys: tuple[str, ...] = ()
+    """Nested dicts to descend."""
+    prefix: str = ""
+    """What every name begins with; a name without it stays as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrapperRules:
+    """How the names and shapes of a published file become those of the network."""
+
+    wrappers: tuple[Wrapper, ...] = (Wrapper(),)
+    """The ways to look for, the preferred one first."""
+    strip: tuple[str, ...] = ()
+    """Removed from names wherever it occurs."""
+    strip_leading: tuple[str, ...] = ()
+    """Removed from the front of names, as often as it stands there."""
+    replace: tuple[tuple[str, str], ...] = ()
+    """Segments that become others."""
+    last_rows: tuple[str, ...] = ()
+    """Tensors that may have a multiple of the expected rows; the last ones count."""
+
+
+def _packed(*keys: str, prefix: str = "") -> Wrapper:
+    return Wrapper(keys=keys, prefix=prefix)
+
+
+_UPSAMPLER = WrapperRules(wrappers=(_packed(), _packed("model")), strip=(_SHARDING,), strip_leading=_LEADING)
+_CODER = WrapperRules(last_rows=tuple(f"decoder.{index}.conv.weight" for index in (7, 13, 19)))
+
+RULES: dict[str, WrapperRules] = {
+    "generator": WrapperRules(
+        wrappers=(
+            _packed("generator_ema", prefix="model."),
+            _packed("generator", prefix="model."),
+            _packed("model", prefix="model."),
+            _packed(),
+        ),
+        strip=(_SHARDING,),
+        strip_leading=_LEADING,
+    ),
+    "lora": WrapperRules(
+        wrappers=(_packed("generator_lora", prefix="base_model.model."), _packed(prefix="base_model.model.")),
+        strip=(_SHARDING,),
+        replace=((".lora_A.default.", ".lora_A."), (".lora_B.default.", ".lora_B.")),
+    ),
+    "sr_dit": WrapperRules(
+        wrappers=(_packed(), _packed("model"), _packed("generator")),
+        strip=(_SHARDING,),
+        strip_leading=(*_LEADING, "model."),
+    ),
+    "upsampler_x2": _UPSAMPLER,
+    "upsampler_x3": _UPSAMPLER,
+    "upsampler_v3_x2": WrapperRules(wrappers=(_packed(), _packed("model"))),
+    "tiny_decoder": _CODER,
+    "ultra_decoder": _CODER,
+    "text_encoder": WrapperRules(),
+    "wan_vae": WrapperRules(),
+}
+"""The rules of each architecture that comes as a checkpoint."""
+
+
+def read_checkpoint(path: Path, *, name: str | None = None) -> dict[str, Any]:
+    """Return what a checkpoint holds, its tensors mapped from the file, not read; nested as it was saved.
+
+    Takes safetensors and what ``torch.save`` writes, told apart by content. A pickle is opened for tensors and plain
+    values only. Raises WeightsError, calling the file ``name``, for any other.
+    """
+    name = name or path.name
+    try:
+        if zipfile.is_zipfile(path):
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        elif _has_safetensors_header(path):
+            with safe_open(str(path), framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"{name}: not a readable weight file; expected tensors in safetensors or saved by torch, "
+            f"and nothing else ({_first_line(error)})."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{name}: holds {type(content).__name__}, expected tensors by name.")
+    return {str(key): value for key, value in cast("Mapping[Any, Any]", content).items()}
+
+
+def normalise(
+    content: Mapping[str, Any],
+    expected: Mapping[str, Shape],
+    rules: WrapperRules,
+    *,
+    prefer: str | None = None,
+    name: str = "weights",
+) -> dict[str, Tensor]:
+    """Return exactly the ``expected`` tensors of a checkpoint under their plain names.
+
+    The first wrapper that is there counts, ``prefer`` before the others. Raises WeightsError where it does not hold
+    every expected name with its shape and nothing else.
+    """
+    tensors = next(_unwrapped(content, rules, prefer), None)
+    if tensors is None:
+        raise WeightsError(f"{name}: no tensors where they are expected, only {_listed(content)}.")
+    fitted = {key: _fit(key, value, expected, rules) for key, value in tensors.items()}
+    missing = sorted(expected.keys() - fitted.keys())
+    unexpected = sorted(fitted.keys() - expected.keys())
+    if missing or unexpected:
+        raise WeightsError(
+            f"{name}: {len(missing)} of {len(expected)} tensors are missing ({_listed(missing)}), "
+            f"{len(unexpected)} are unexpected ({_listed(unexpected)}). It is not the file that is meant, or not whole."
+        )
+    for key, shape in expected.items():
+        if tuple(fitted[key].shape) != tuple(shape):
+            raise WeightsError(
+                f"{name}: {key} has shape {tuple(fitted[key].shape)}, expected {tuple(shape)}. "
+                "It is not the file that is meant."
+            )
+    return fitted
+
+
+def recognise(content: Mapping[str, Any]) -> str | None:
+    """Return the architecture of a checkpoint by its names and shapes, however it is wrapped; None for an unknown."""
+    for architecture, rules in RULES.items():
+        for tensors in _unwrapped(content, rules, None):
+            if detect({key: tuple(value.shape) for key, value in tensors.items()}) == architecture:
+                return architecture
+    return None
+
+
+def convert(
+    source: Path,
+    target: Path,
+    architecture: str,
+    expected: Mapping[str, Shape],
+    *,
+    prefer: str | None = None,
+    name: str | None = None,
+) -> None:
+    """Write the ``expected`` tensors of a checkpoint to ``target`` as safetensors, in the dtypes they have.
+
+    The tensors stay mapped from the source, so that a file larger than the memory is no obstacle. Errors call the
+    source ``name``. Raises WeightsError for a file that holds other tensors or values that are not finite; OSError
+    where the target cannot be written.
+    """
+    name = name or source.name
+    content = read_checkpoint(source, name=name)
+    found = recognise(content)
+    if found is not None and found != architecture:
+        raise WeightsError(f"{name}: these are weights of {found}, expected {architecture}.")
+    tensors = normalise(content, expected, RULES[architecture], prefer=prefer, name=name)
+    for key, tensor in tensors.items():
+        require_finite(tensor, key, name)
+    try:
+        save_file(_apart(tensors), target, {"architecture": architecture})
+    except SafetensorError as error:
+        # The library reports a full disk as one of its own errors.
+        raise OSError(_errno(str(error)), str(error)) from error
+
+
+def merge_lora(base: Mapping[str, Tensor], lora: Mapping[str, Tensor], *, scale: float = 1.0) -> dict[str, Tensor]:
+    """Return ``base`` with ``scale`` * B A added to every weight that has a pair, computed in float32.
+
+    ``scale`` is alpha / rank, 256 / 256 in the published file (ARCHITECTURE 9.3). Dtypes stay. Raises WeightsError
+    for half a pair, or one whose weight is missing or of another shape.
+    """
+    merged = dict(base)
+    stems = {key.rsplit(".lora_", 1)[0] for key in lora}
+    for stem in sorted(stems):
+        weight, down, up = (
+            base.get(f"{stem}.weight"),
+            lora.get(f"{stem}.lora_A.weight"),
+            lora.get(f"{stem}.lora_B.weight"),
+        )
+        if weight is None or down is None or up is None:
+            raise WeightsError(f"LoRA: {stem} lacks its weight, lora_A or lora_B. Pull its file again.")
+        if (up.shape[0], down.shape[1]) != tuple(weight.shape) or up.shape[1] != down.shape[0]:
+            raise WeightsError(
+                f"LoRA: {stem} is {tuple(weight.shape)}, its update {tuple(up.shape)} x {tuple(down.shape)}. "
+                "It belongs to another network."
+            )
+        update = up.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
+        merged[f"{stem}.weight"] = (weight.float() + scale * update).to(weight.dtype)
+    return merged
+
+
+def _unwrapped(content: Mapping[str, Any], rules: WrapperRules, prefer: str | None) -> Iterator[dict[str, Tensor]]:
+    """Give the tensors inside each wrapper that is there, under plain names, the preferred wrapper first."""
+    for wrapper in sorted(rules.wrappers, key=lambda each: bool(prefer) and (prefer,) != each.keys):
+        inner: Any = content
+        for key in wrapper.keys:
+            inner = inner.get(key) if isinstance(inner, Mapping) else None
+        if not isinstance(inner, Mapping) or not inner:
+            continue
+        values = cast("Mapping[Any, Any]", inner)
+        if not all(isinstance(value, Tensor) for value in values.values()):
+            continue
+        plain = {_plain_name(str(key), wrapper, rules): cast("Tensor", value) for key, value in values.items()}
+        if len(plain) == len(values):
+            yield {key: value.detach() for key, value in plain.items()}
+
+
+def _plain_name(name: str, wrapper: Wrapper, rules: WrapperRules) -> str:
+    for text in rules.strip:
+        name = name.replace(text, "")
+    name = _without_leading(name, rules.strip_leading).removeprefix(wrapper.prefix)
+    name = _without_leading(name, rules.strip_leading)
+    for old, new in rules.replace:
+        name = name.replace(old, new)
+    return name
+
+
+def _without_leading(name: str, segments: tuple[str, ...]) -> str:
+    while (shorter := next((name.removeprefix(s) for s in segments if name.startswith(s)), None)) is not None:
+        name = shorter
+    return name
+
+
+def _fit(key: str, tensor: Tensor, expected: Mapping[str, Shape], rules: WrapperRules) -> Tensor:
+    """Return the last rows of a tensor that may have more of them, any other as it is."""
+    wanted, got = expected.get(key), tuple(tensor.shape)
+    if key not in rules.last_rows or wanted is None or got == wanted or got[1:] != wanted[1:]:
+        return tensor
+    return tensor if got[0] % wanted[0] else tensor[-wanted[0] :]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:3]) or "none"
+
+
+def _has_safetensors_header(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, those copied that share their memory with another or are laid out in another order."""
+    seen: set[int] = set()
+    result: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        memory = tensor.untyped_storage()
+        alone = memory.nbytes() == tensor.nbytes and memory.data_ptr() not in seen and tensor.is_contiguous()
+        seen.add(memory.data_ptr())
+        result[key] = tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
+    return result
+
+
+def _errno(message: str) -> int | None:
+    """Return the system's error number in a message such as ``I/O error: No space left (os error 28)``."""
+    found = re.search(r"os error (\d+)", message)
+    return int(found[1]) if found else None

@@ -1,0 +1,38 @@
+"""Which architecture a set of tensors belongs to, by their names and shapes."""
+
+from collections.abc import Mapping
+
+__all__ = ["Shape", "detect"]
+
+Shape = tuple[int, ...]
+"""Sizes of a tensor's axes."""
+
+
+def detect(shapes: Mapping[str, Shape]) -> str | None:
+    """Return the architecture of tensors whose wrappers and prefixes are removed already, or None.
+
+    Only what tells one architecture from the others is looked at; whether every tensor fits is ``normalise``'s work.
+    """
+    if any(".lora_A." in name for name in shapes):
+        return "lora"
+    patch = shapes.get("patch_embedding.weight")
+    if patch is not None and "head.modulation" in shapes:
+        return {16: "generator", 32: "sr_dit"}.get(patch[1]) if len(patch) == 5 else None
+    if "pre_shuffle.0.weight" in shapes and "final.weight" in shapes:
+        return _upsampler(shapes["pre_shuffle.0.weight"], shapes["final.weight"])
+    if "net.0.weight" in shapes and "net.2.conv.0.weight" in shapes:
+        return "upsampler_v3_x2" if "net.5.block.0.weight" in shapes else None
+    if "token_embedding.weight" in shapes and "blocks.0.pos_embedding.embedding.weight" in shapes:
+        return "text_encoder"
+    if "encoder.downsamples.0.residual.2.weight" in shapes or "decoder.upsamples.0.residual.2.weight" in shapes:
+        return "wan_vae"
+    if "decoder.1.weight" in shapes and "encoder.0.weight" in shapes:
+        return "ultra_decoder" if "decoder.6.up.0.weight" in shapes else "tiny_decoder"
+    return None
+
+
+def _upsampler(pre_shuffle: Shape, final: Shape) -> str | None:
+    """Tell the scale: the first convolution makes scale² times the channels that the last one takes."""
+    if len(final) != 4 or not pre_shuffle or final[1] < 1:
+        return None
+    return {4: "upsampler_x2", 9: "upsampler_x3"}.get(pre_shuffle[0] // final[1])

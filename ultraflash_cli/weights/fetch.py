@@ -1,0 +1,352 @@
+"""Files from the hub: where they are, what they should be, and their bytes, checked."""
+
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from ultraflash_cli.errors import UsageError, WeightsError
+from ultraflash_cli.weights.manifest import WeightEntry
+from ultraflash_cli.weights.store import VerifiedBy, writing
+from ultraflash_cli.weights.verify import git_blob_of, sha256_of
+
+__all__ = ["Hub", "RemoteFile", "check_download", "fetch", "locate"]
+
+_BRANCH = "main"
+_GIT_ID = r"[0-9a-f]{40}"
+_SHA256 = r"[0-9a-f]{64}"
+_UPDATE = "Update ultraflash, or import the file with --from FILE."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """The hub to ask, and what is on this machine of it."""
+
+    endpoint: str
+    """Its address, without a slash at the end."""
+    token: str | None
+    """What to log in with; None leaves it to a login that the hub's library has saved."""
+    cache: Path
+    """The folder of the hub's own tools; files in it are used where they lie."""
+    offline: bool
+    """Nothing is asked of the network."""
+
+    def __post_init__(self) -> None:
+        address = urlsplit(self.endpoint)
+        if address.scheme not in ("http", "https") or not address.netloc:
+            raise UsageError(f"HF_ENDPOINT is an address such as https://huggingface.co, got {self.endpoint!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """One file at the hub at one commit."""
+
+    repository: str
+    """``owner/name``."""
+    path: str
+    """Path in the repository."""
+    revision: str
+    """The commit."""
+    bytes: int
+    """Its size."""
+    sha256: str | None
+    """Its hash; None for a small file that the hub keeps in git itself."""
+    git_blob: str | None
+    """The id of its content in git, for such a file."""
+    verified_by: VerifiedBy
+    """Where size and hash come from."""
+    cached: Path | None = None
+    """The same file in the folder of the hub's own tools."""
+
+    @property
+    def identity(self) -> str:
+        """What the content is known by: sha256, or the id in git."""
+        return self.sha256 or self.git_blob or ""
+
+    def __str__(self) -> str:
+        return f"{self.repository}/{self.path}"
+
+
+def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> RemoteFile:
+    """Return the file an entry means.
+
+    A locked entry means one commit, size and sha256; any other what the hub now has (at ``revision`` where one is
+    given), under the entry's path or, if there is none, the only file of that name elsewhere in the repository.
+    Raises WeightsError where the hub or, offline, the folder of its tools does not have it.
+    """
+    assert entry.repository is not None, "a file of the package is not at the hub"
+    found = _in_cache(hub, entry) if hub.offline or entry.locked else None
+    if found is not None:
+        return found
+    if hub.offline:
+        raise WeightsError(
+            f"{entry.name}: {entry.repository}/{entry.file} is not on this machine, and the network is not to be used. "
+            "Pull it without --offline and HF_HUB_OFFLINE, or import a file with --from FILE."
+        )
+    remote = _ask(hub, entry, entry.revision or revision or _BRANCH)
+    if entry.locked:
+        got = (remote.revision, remote.bytes, remote.sha256 or entry.sha256)
+        expected = (entry.revision, entry.bytes, entry.sha256)
+        if got != expected:
+            raise WeightsError(
+                f"{entry.name}: the hub has {remote.bytes} bytes, {_kind(remote)} {remote.identity[:12]}, at commit "
+                f"{remote.revision[:12]}, expected {entry.bytes} bytes, sha256 {(entry.sha256 or '')[:12]}, at "
+                f"{(entry.revision or '')[:12]}. Update ultraflash, or report it."
+            )
+        return replace(remote, sha256=entry.sha256, verified_by="lock")
+    return replace(remote, cached=_blob_in_cache(hub, remote))
+
+
+def fetch(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> str:
+    """Bring the bytes of a file to ``part``, going on after those that are there; check them and return their sha256.
+
+    ``on_bytes`` hears how many there are. The hub's library does the transfer (redirects, login, retries); where to
+    resume is ours to say, since it begins anew after a kill. Raises WeightsError for what the hub, the network or the
+    check says; the part is kept unless it is wrong. Raises OutputError where the disk refuses.
+    """
+    with writing(part):
+        part.touch()
+        if part.stat().st_size > remote.bytes:
+            part.unlink()
+            part.touch()
+    while True:
+        before = part.stat().st_size
+        on_bytes(before)
+        try:
+            _transfer(hub, remote, part, on_bytes)
+            break
+        except _Disconnected:
+            if part.stat().st_size <= before:
+                raise
+    try:
+        return check_download(remote, part)
+    except WeightsError:
+        part.unlink()
+        raise
+
+
+def check_download(remote: RemoteFile, path: Path) -> str:
+    """Compare a file with what the hub says of it and return its sha256. Raises WeightsError: got, expected."""
+    size = path.stat().st_size
+    if size != remote.bytes:
+        raise WeightsError(f"{remote}: {size} bytes arrived, expected {remote.bytes}. Run the same command again.")
+    sha256 = sha256_of(path)
+    got = sha256 if remote.sha256 is not None else git_blob_of(path)
+    if got != remote.identity:
+        raise WeightsError(
+            f"{remote}: {_kind(remote)} of what arrived starts {got[:12]}, expected {remote.identity[:12]}. It was "
+            "removed; run the same command again, and if that repeats, do not trust the network in between."
+        )
+    return sha256
+
+
+class _Disconnected(WeightsError):
+    """The connection broke; going on may help."""
+
+
+class _NotThere(WeightsError):
+    """The hub has no such file."""
+
+
+def _transfer(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers, disable_progress_bars
+
+    disable_progress_bars()
+    _silence()
+    # The address of the file itself, not the one it redirects to: that one is signed for an hour only.
+    url = hf_hub_url(remote.repository, remote.path, revision=remote.revision, endpoint=hub.endpoint)
+    headers = build_hf_headers(token=hub.token) | {"Accept-Encoding": "identity"}
+    with writing(part):
+        file = part.open("rb+", buffering=0)
+    with file, _hub_errors(hub, f"{remote}"):
+        have = file.seek(0, 2)
+        counted: Any = _Counted(file, on_bytes)
+        try:
+            http_get(url, counted, resume_size=have, headers=headers, expected_size=remote.bytes)
+        except OSError as error:
+            # The library's own check of the length is one without number; ours follows.
+            if error.errno is not None or type(error) is not OSError:
+                raise
+
+
+class _Counted:
+    """A file that tells how long it has become; its own write errors are told from the network's."""
+
+    def __init__(self, file: Any, on_bytes: Callable[[int], None]) -> None:
+        self._file = file
+        self._on_bytes = on_bytes
+
+    def write(self, content: bytes) -> int:
+        view = memoryview(content)
+        with writing(Path(self._file.name)):
+            while view:
+                view = view[self._file.write(view) :]
+        self._on_bytes(self._file.tell())
+        return len(content)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, *place: int) -> int:
+        return self._file.seek(*place)
+
+    def truncate(self, *size: int) -> int:
+        return self._file.truncate(*size)
+
+
+def _ask(hub: Hub, entry: WeightEntry, revision: str) -> RemoteFile:
+    """Ask the hub for an entry's file; look for it elsewhere in the repository where its folder is not known."""
+    assert entry.repository is not None
+    try:
+        return _head(hub, entry.repository, entry.file, revision)
+    except _NotThere:
+        if entry.locked:
+            raise
+    from huggingface_hub import HfApi
+
+    with _hub_errors(hub, entry.repository):
+        files = HfApi(endpoint=hub.endpoint, token=hub.token).list_repo_files(entry.repository, revision=revision)
+    name = PurePosixPath(entry.file).name
+    same = [path for path in files if PurePosixPath(path).name == name]
+    if len(same) != 1:
+        there = ", ".join(same or sorted(path for path in files if not path.startswith("."))[:8]) or "nothing"
+        raise WeightsError(
+            f"{entry.name}: {entry.repository} has no {entry.file}, only {there}. Download the right one and import "
+            f"it: `ultraflash weights pull {entry.name} --from FILE`."
+        )
+    return _head(hub, entry.repository, same[0], revision)
+
+
+def _head(hub: Hub, repository: str, path: str, revision: str) -> RemoteFile:
+    """Return what the hub says of a file. Raises WeightsError where that is not enough, or no."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    _silence()
+    url = hf_hub_url(repository, path, revision=revision, endpoint=hub.endpoint)
+    with _hub_errors(hub, f"{repository}/{path}"):
+        said = get_hf_file_metadata(url, token=hub.token, endpoint=hub.endpoint)
+    commit, identity, size = said.commit_hash or "", said.etag or "", said.size
+    is_sha256 = re.fullmatch(_SHA256, identity) is not None
+    if size is None or not re.fullmatch(_GIT_ID, commit) or not (is_sha256 or re.fullmatch(_GIT_ID, identity)):
+        raise WeightsError(
+            f"{repository}/{path}: {hub.endpoint} does not say commit, size and hash, as the hub does. "
+            "Check HF_ENDPOINT."
+        )
+    return RemoteFile(
+        repository=repository,
+        path=path,
+        revision=commit,
+        bytes=size,
+        sha256=identity if is_sha256 else None,
+        git_blob=None if is_sha256 else identity,
+        verified_by="hub" if is_sha256 else "git",
+    )
+
+
+def _in_cache(hub: Hub, entry: WeightEntry) -> RemoteFile | None:
+    """Return an entry's file where the hub's own tools have downloaded it.
+
+    They name a file by its sha256 or its id in git, so that it can be checked without asking the hub.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    assert entry.repository is not None
+    found = try_to_load_from_cache(
+        entry.repository, entry.file, cache_dir=hub.cache, revision=entry.revision or _BRANCH
+    )
+    if not isinstance(found, str):
+        return None
+    snapshot, blob = Path(found), Path(found).resolve()
+    size, named_by_sha256 = blob.stat().st_size, re.fullmatch(_SHA256, blob.name) is not None
+    git_blob = blob.name if re.fullmatch(_GIT_ID, blob.name) else None
+    sha256 = entry.sha256 or (blob.name if named_by_sha256 else None)
+    commit = _commit_of(snapshot, entry.file)
+    if commit is None or sha256 is git_blob is None or (entry.locked and size != entry.bytes):
+        return None
+    return RemoteFile(
+        repository=entry.repository,
+        path=entry.file,
+        revision=commit,
+        bytes=size,
+        sha256=sha256,
+        git_blob=git_blob,
+        verified_by="lock" if entry.locked else "hub" if sha256 else "git",
+        cached=blob,
+    )
+
+
+def _commit_of(snapshot: Path, path: str) -> str | None:
+    """Return the folder's name above a file's path in ``snapshots/COMMIT/PATH``."""
+    folder = snapshot.parents[len(PurePosixPath(path).parts) - 1]
+    return folder.name if re.fullmatch(_GIT_ID, folder.name) else None
+
+
+def _blob_in_cache(hub: Hub, remote: RemoteFile) -> Path | None:
+    blob = hub.cache / f"models--{remote.repository.replace('/', '--')}" / "blobs" / remote.identity
+    return blob if blob.is_file() and blob.stat().st_size == remote.bytes else None
+
+
+def _kind(remote: RemoteFile) -> str:
+    return "sha256" if remote.sha256 is not None else "git blob id"
+
+
+def _silence() -> None:
+    """Keep the hub's library from talking: what it warns of is said in our own events and errors."""
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def _hub_errors(hub: Hub, what: str) -> Generator[None]:
+    """Turn what the hub's library raises into a WeightsError of one line that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RemoteEntryNotFoundError
+
+    # The base of everything that goes wrong on the way; the package it is from depends on the library's version.
+    transport: type[Exception] = HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if isinstance(error, RemoteEntryNotFoundError) or (status == 404 and type(error) is HfHubHTTPError):
+            raise _NotThere(f"{what}: the hub has no such file (404). {_UPDATE}") from error
+        raise WeightsError(f"{what}: {_refusal(hub, what, error)}") from error
+    except OfflineModeIsEnabled as error:
+        raise WeightsError(f"{what}: HF_HUB_OFFLINE forbids asking the hub. Unset it, or import the file.") from error
+    except (transport, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _Disconnected(
+            f"{what}: no connection to {hub.endpoint} ({reason}). Check the network, HF_ENDPOINT and proxies; what has "
+            "arrived is kept, and the same command goes on."
+        ) from error
+
+
+def _refusal(hub: Hub, what: str, error: Any) -> str:
+    """Say why the hub refused, and what to do."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    status = error.response.status_code
+    page = f"{hub.endpoint}/{'/'.join(what.split('/')[:2])}"
+    if isinstance(error, GatedRepoError):
+        return f"the hub wants its terms accepted ({status}). Accept them at {page}, set HF_TOKEN and pull again."
+    if isinstance(error, RevisionNotFoundError):
+        return f"the hub does not have this revision ({status}). {_UPDATE}"
+    if status == 401:
+        return (
+            f"the hub asks for a login (401). Set HF_TOKEN to a token that may read {page}; check the name, too: "
+            "a repository that does not exist is answered like this."
+        )
+    if status == 403:
+        return f"the hub refuses access (403). Set HF_TOKEN to a token that may read {page}."
+    if status == 404 or isinstance(error, RepositoryNotFoundError):
+        return f"there is no such repository ({status}). Look at {page}, or import the file with --from FILE."
+    if status == 429:
+        return "the hub is asked too often (429). Wait some minutes, or set HF_TOKEN; the same command goes on."
+    if status >= 500:
+        return f"the hub has a problem of its own ({status}). Try again later; what has arrived is kept."
+    return f"the hub answered {status}. Look at {page}."

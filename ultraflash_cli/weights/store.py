@@ -1,0 +1,173 @@
+"""Where weights from the hub lie on this machine, each with a receipt that says what it was made from."""
+
+import json
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ultraflash_cli.errors import OutputError, WeightsError
+from ultraflash_cli.weights.manifest import WeightEntry
+
+__all__ = ["Receipt", "VerifiedBy", "WeightStore", "writing"]
+
+VerifiedBy = Literal["lock", "hub", "git", "keys"]
+"""How a download was checked: the list's sha256, the hub's own LFS sha256, the hub's git blob id, or its tensors
+alone (a file that the user had)."""
+
+_RECEIPT = ".receipt.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a file in the store was made from, and what it is."""
+
+    name: str
+    """The entry it belongs to."""
+    repository: str | None
+    """Where it came from; None for a file that the user had."""
+    revision: str | None
+    """The commit it was taken at."""
+    source: str
+    """Path in the repository, or the name of the user's file."""
+    source_bytes: int
+    """Size of what was downloaded."""
+    source_sha256: str
+    """Hash of what was downloaded."""
+    verified_by: VerifiedBy
+    """What that was checked against."""
+    bytes: int
+    """Size of the file in the store."""
+    sha256: str
+    """Hash of the file in the store."""
+    mtime_ns: int
+    """Its time of change, for quick checks."""
+
+
+class WeightStore:
+    """A folder of weights: ``weights/NAME`` with a receipt beside each, ``downloads`` for what is on its way."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def downloads(self) -> Path:
+        """Where transfers are kept until they are whole."""
+        return self.root / "downloads"
+
+    def path(self, entry: WeightEntry) -> Path:
+        """Return where the usable file is, or would be: in the package, or in this store."""
+        if entry.packaged:
+            return entry.path
+        path = self.root / "weights" / entry.name
+        return path if entry.architecture == "tokenizer" else path.with_name(f"{path.name}.safetensors")
+
+    def folder(self, prefix: str) -> Path:
+        """Return the folder of the entries whose names begin with ``prefix``, such as ``wan/tokenizer``."""
+        return self.root / "weights" / prefix
+
+    def receipt(self, entry: WeightEntry) -> Receipt | None:
+        """Return what is known of an entry's file; None where there is no readable receipt."""
+        try:
+            return Receipt(**json.loads(self._receipt_path(entry).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def installed(self, entry: WeightEntry) -> bool:
+        """Tell whether the file is there and has the size it should have; ``verify`` looks closer."""
+        expected = entry.bytes if entry.packaged else getattr(self.receipt(entry), "bytes", None)
+        try:
+            return expected is not None and self.path(entry).stat().st_size == expected
+        except OSError:
+            return False
+
+    def sha256(self, entry: WeightEntry) -> str:
+        """Return the hash of the usable file as it is on record. Raises WeightsError where it is not installed."""
+        receipt = None if entry.packaged else self.receipt(entry)
+        known = entry.sha256 if entry.packaged else receipt and receipt.sha256
+        if known is None:
+            raise WeightsError(f"{entry.name} is not installed. Run `ultraflash weights pull {entry.name}`.")
+        return known
+
+    def add(self, entry: WeightEntry, part: Path, receipt: Receipt) -> None:
+        """Move a finished file into its place, then its receipt. Raises OutputError where that cannot be done."""
+        path = self.path(entry)
+        with writing(path):
+            _sync(part)
+            part.replace(path)
+            text = self._receipt_path(entry).with_suffix(".part")
+            text.write_text(json.dumps(asdict(receipt), indent=1) + "\n", encoding="utf-8")
+            _sync(text)
+            text.replace(self._receipt_path(entry))
+
+    def part(self, entry: WeightEntry) -> Path:
+        """Return where an entry's file may be made before ``add`` moves it; both folders exist afterwards."""
+        part = self.downloads / f"{entry.name.replace('/', '--')}.made"
+        with writing(part):
+            self.path(entry).parent.mkdir(parents=True, exist_ok=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
+        return part
+
+    def tidy(self) -> None:
+        """Remove what a killed conversion has left; nobody else may be at work."""
+        with writing(self.downloads):
+            for file in [*self.downloads.glob("*.made"), *self.downloads.glob(".tmp*")]:
+                file.unlink()
+
+    def download(self, entry: WeightEntry, identity: str) -> Path:
+        """Return where to keep a transfer; downloads of the same source with another identity are removed."""
+        assert entry.repository is not None, "a file of the package is not downloaded"
+        stem = f"{entry.repository}/{entry.file}".replace("/", "--")
+        path = self.downloads / f"{stem}.{identity[:16]}.part"
+        with writing(path):
+            self.downloads.mkdir(parents=True, exist_ok=True)
+            for other in self.downloads.glob(f"{stem}.*.part"):
+                if other != path:
+                    other.unlink(missing_ok=True)
+        return path
+
+    def remove(self, entry: WeightEntry) -> int:
+        """Remove an entry's file, its receipt and what is half downloaded of it; return the bytes freed."""
+        assert entry.repository is not None, "a file of the package is not removed"
+        stem = f"{entry.repository}/{entry.file}".replace("/", "--")
+        path = self.path(entry)
+        doomed = [self._receipt_path(entry), path]
+        doomed += self.downloads.glob(f"{stem}.*.part")
+        freed = 0
+        with writing(path):
+            for file in doomed:
+                if file.is_file():
+                    freed += file.stat().st_size
+                    file.unlink()
+        for folder in _ancestors(path.parent, self.root):
+            with suppress(OSError):
+                folder.rmdir()
+        return freed
+
+    def _receipt_path(self, entry: WeightEntry) -> Path:
+        path = self.path(entry)
+        return path.with_name(path.name + _RECEIPT)
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn errors of the system inside the block into an OutputError that names ``path`` and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{path}: cannot be written: {reason}. Free some space there, or name another folder in ULTRAFLASH_HOME."
+        ) from error
+
+
+def _ancestors(folder: Path, root: Path) -> Sequence[Path]:
+    """Return ``folder`` and those above it, below ``root``."""
+    return [each for each in (folder, *folder.parents) if each.is_relative_to(root) and each != root]
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
