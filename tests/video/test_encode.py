@@ -147,8 +147,10 @@ def test_encoder_options_that_the_encoder_refuses_are_a_usage_error_and_nothing_
     check_encoder(replace(spec, options=(("threads", "1"),)))
     if codec != "av1":  # SVT-AV1 is silenced for the whole process (settings.py)
         capfd.readouterr()
-    with pytest.raises(UsageError, match="enc-opt"):
-        check_encoder(replace(spec, options=(option,)))
+    # Twice: a complaint that is repeated was once taken for none, so the second clip of a batch got through.
+    for _ in range(2):
+        with pytest.raises(UsageError, match="enc-opt"):
+            check_encoder(replace(spec, options=(option,)))
     assert codec == "av1" or capfd.readouterr().err == ""
 
 

@@ -327,7 +327,7 @@ def _fingerprint(prepared: PreparedGeneration, built: BuiltGeneration, segment_f
         "--pix-fmt": spec.pix_fmt,
         "--enc-opt": job.enc_options,
         "--resume": job.resume,
-        "the plan": repr(prepared.plan),
+        "the plan": repr((prepared.plan, prepared.generator)),
         "the memory plan": built.memory_plan,
         "the encoder": repr((spec, prepared.low_spec)),
         "the segments' length": segment_frames,

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,6 +129,8 @@ class PreparedGeneration:
     model: str
     long: bool
     """Whether the generator's long variant is needed."""
+    generator: "GeneratorConfig"
+    """The generator as it runs: its window may slide where the long variant is not installed."""
     plan: "GenerationPlan"
     frames: int
     """Frames of the clip at the model's own rate; the plan's last group may give a few more."""
@@ -243,6 +245,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         job=job,
         model=profile.name,
         long=generator is profile.long_generator,
+        generator=generator,
         plan=plan,
         frames=frames,
         scale=scale,
@@ -257,7 +260,17 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         spec=spec,
         low_spec=low_spec,
         threads=threads,
-        warnings=tuple(f"{output.name}: {note}" for note in streams.notes),
+        warnings=(*(f"{output.name}: {note}" for note in streams.notes), *_remarks(profile, generator, output)),
+    )
+
+
+def _remarks(profile: "Profile", generator: "GeneratorConfig", output: Path) -> tuple[str, ...]:
+    """Say where the generator works beyond what it was trained for."""
+    if generator in (profile.generator, profile.long_generator):
+        return ()
+    return (
+        f"{output.name}: longer than the {generator.window} latents that {profile.name} was trained on; its memory "
+        f"slides. `ultraflash weights pull {profile.name}-long` brings the variant for long clips",
     )
 
 
@@ -294,13 +307,30 @@ def _choose_length(job: GenerateJob, profile: "Profile", generator: "GeneratorCo
             return bool(_prefixes(config, latents))
         return config.longest is None or latents <= config.longest
 
-    for config in (generator, profile.long_generator):
+    long = profile.long_generator if _has_long_weights(job, profile) else None
+    sliding = None
+    if not generator.slide and profile.long_generator is not None:
+        sliding = replace(generator, slide=True, sink=profile.long_generator.sink)
+    for config in (generator, long, sliding):
         if config is not None and fits(config, latents_of(config)):
             return config, latents_of(config)
     assert generator.longest is not None, "a window that slides takes every length"
     most = generator.longest - (generator.chunk_after(0) if goes_on else 0)
     most_s = float(Fraction(_frames_of(most), GENERATED_FPS))
     raise UsageError(f"{profile.name} makes clips of up to {most_s:.2f} s here, got --seconds {job.seconds:g}")
+
+
+def _has_long_weights(job: GenerateJob, profile: "Profile") -> bool:
+    """Tell whether the generator's long variant can be loaded."""
+    from ultraflash_cli.weights.manifest import read_manifest
+    from ultraflash_cli.weights.store import WeightStore
+
+    if profile.random_seed is not None:
+        return True
+    if job.store is None or profile.long_generator is None:
+        return False
+    store, manifest = WeightStore(job.store), read_manifest()
+    return all(store.installed(manifest[profile.weight_of(part)]) for part in ("long_generator", "long_lora"))
 
 
 def _prefixes(generator: "GeneratorConfig", latents: int) -> list[int]:

@@ -240,6 +240,8 @@ def generating_profile_of(prepared: PreparedGeneration) -> "Profile":
     from ultraflash_cli.jobs.assemble import find_profile
 
     profile = chosen_coders(find_profile(prepared.model), encoder="auto", decoder=prepared.job.decoder)
+    name = "long_generator" if prepared.long else "generator"
+    profile = replace(profile, **{name: prepared.generator})
     groups = len(prepared.plan.groups)
     return managed(profile, prepared.cache_management, long=prepared.long, groups=groups)
 

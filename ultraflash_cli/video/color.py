@@ -13,6 +13,8 @@ import numpy as np
 from av import error
 from numpy.typing import NDArray
 
+from ultraflash_cli.video.sidedata import side_data
+
 __all__ = [
     "BT709",
     "FULL",
@@ -125,10 +127,10 @@ class ContentLight:
 
 def mastering_display(frame: av.VideoFrame) -> MasteringDisplay | None:
     """Read the screen that ``frame`` was graded on; None where it is not said in full."""
-    data = frame.side_data.get("MASTERING_DISPLAY_METADATA")
-    if data is None or len(bytes(data)) < 88:
+    data = side_data(frame).get("MASTERING_DISPLAY_METADATA", b"")
+    if len(data) < 88:
         return None
-    numbers = unpack("=22i", bytes(data)[:88])
+    numbers = unpack("=22i", data[:88])
     if not (numbers[20] and numbers[21] and all(numbers[1:20:2])):
         return None
     values = [Fraction(numbers[i], numbers[i + 1]) for i in range(0, 20, 2)]
@@ -140,10 +142,10 @@ def mastering_display(frame: av.VideoFrame) -> MasteringDisplay | None:
 
 def content_light(frame: av.VideoFrame) -> ContentLight | None:
     """Read how bright the clip gets; None where it is not said."""
-    data = frame.side_data.get("CONTENT_LIGHT_LEVEL")
-    if data is None or len(bytes(data)) < 8:
+    data = side_data(frame).get("CONTENT_LIGHT_LEVEL", b"")
+    if len(data) < 8:
         return None
-    max_cll, max_fall = unpack("=2I", bytes(data)[:8])
+    max_cll, max_fall = unpack("=2I", data[:8])
     return ContentLight(max_cll=max_cll, max_fall=max_fall) if max_cll or max_fall else None
 
 
@@ -153,6 +155,7 @@ def chroma_location(frame: av.VideoFrame, codec: str) -> str:
     In the middle for JPEG and the codecs of the family of MPEG-1, as their standards say, on the left for all others.
     """
     usual = "center" if codec in _CENTRED_CODECS else "left"
+    tags = frame.color_primaries, frame.color_trc
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
@@ -161,6 +164,7 @@ def chroma_location(frame: av.VideoFrame, codec: str) -> str:
             FrameFilter(("showinfo", "checksum=0")).push(frame)
     finally:
         av.logging.set_level(level)
+        frame.color_primaries, frame.color_trc = tags
     found = re.search(r"\bcl:(\w+)", "".join(text for _, _, text in said))
     return found[1] if found and found[1] in _CHROMA_LOCATIONS else usual
 
@@ -301,13 +305,19 @@ def rgb_filter(
     return FrameFilter(*filters, threads=threads)
 
 
-def alpha_filter(*, width_px: int, height_px: int, deinterlace: str | None, threads: int = 1) -> FrameFilter:
+def alpha_filter(
+    *, width_px: int, height_px: int, pix_fmt: str, deinterlace: str | None, threads: int = 1
+) -> FrameFilter:
     """A filter from decoded frames to their transparency, as gray pictures for ``as_alpha``; see ``rgb_filter``.
 
-    Frames that store none come out opaque.
+    ``pix_fmt`` is what most frames come in; those that store no transparency come out opaque.
     """
+    # The filter takes the transparency of gray pictures from the next pixel.
+    known = {"ya8": "rgba", "ya16le": "rgba64le", "ya16be": "rgba64le", "pal8": "rgba"}
+    first = [("format", f"pix_fmts={known[pix_fmt]}")] if pix_fmt in known else []
     return FrameFilter(
         *_deinterlacer(deinterlace),
+        *first,
         ("extractplanes", "planes=a"),
         ("scale", f"w={width_px}:h={height_px}:flags=bicubic+accurate_rnd:in_range=full:out_range=full"),
         threads=threads,

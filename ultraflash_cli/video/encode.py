@@ -325,13 +325,16 @@ def check_encoder(spec: EncodeSpec) -> None:
     context.time_base = spec.track_time_base
     context.framerate = spec.rate
     _prepare(context, spec)
-    level = av.logging.get_level()
+    level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.WARNING)
+    # A complaint that was the last one before, of another clip perhaps, counts all the same.
+    av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as said:
             _open(context, spec)
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips_repeated)
     for _, _, text in said:
         # The encoders only warn of what they do not know and go on without it.
         if any(words in text for words in _UNKNOWN_SETTING):
