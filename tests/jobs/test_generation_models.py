@@ -78,7 +78,7 @@ def test_a_plan_that_changes_pixels_is_a_warning_and_part_of_the_fingerprint(
     made = prepared(tmp_path)
     full = Models().generator(made)
     _, _, plan = Models().plan_generator(made)
-    step = MemoryStep(text="for lack of memory: a short SR memory", changes_pixels=True)
+    step = MemoryStep(text="a short SR memory", changes_pixels=True)
     smaller = replace(plan, settings=MemorySettings(kv_len=1), steps=(step,))
     monkeypatch.setattr(models, "plan_generation", lambda *_: smaller)
     small = Models().generator(made)

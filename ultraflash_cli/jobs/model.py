@@ -215,8 +215,8 @@ class Models:
 
 
 def _effect_of(settings: "MemorySettings") -> str:
-    """Name what a memory plan changes besides the place of things."""
-    return f"kv_len {settings.kv_len}, groups of {settings.group_latents}, decoded {settings.decode_latents} at a time"
+    """Name what a memory plan changes in the result."""
+    return f"kv_len {settings.kv_len}, groups of {settings.group_latents}"
 
 
 def build(prepared: Prepared) -> Built:
