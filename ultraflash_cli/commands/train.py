@@ -71,6 +71,26 @@ def export_weights(
         console.text(f"{entry.name:24}  {entry.bytes:10}  {entry.sha256:.12}")
 
 
+@app.command("preview-scenes")
+@with_console(hidden=True)
+def preview_scenes(
+    console: Console,
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The picture (PNG) to write.")],
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Number of the first scene.")] = 0,
+    count: Annotated[int, typer.Option("--count", metavar="N", help="How many scenes.")] = 12,
+) -> None:
+    """Draw some of the scenes that a generator learns words from, and say their captions."""
+    from ultraflash_cli.train.scenes import caption, contact_sheet, random_scene
+    from ultraflash_cli.video.encode import write_png
+
+    if count < 1:
+        raise UsageError(f"--count is 1 or more, got {count}")
+    scenes = [random_scene(number) for number in range(seed, seed + count)]
+    for number, scene in enumerate(scenes, seed):
+        console.text(f"{number:6}  {caption(scene)}")
+    write_png(out, contact_sheet(scenes))
+
+
 def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
     @with_console(hidden=True)
     def train(
