@@ -128,3 +128,53 @@ def test_tiny_and_odd_pictures_are_taken(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     clip = [rng.integers(0, 256, (*size, 3), dtype=np.uint8)] * 5
     assert cuts_of(clip) == []
+
+
+def test_a_cut_to_a_picture_of_the_same_colours_is_found() -> None:
+    still = scene(20, 15, speed=0)
+    assert cuts_of(still + [frame[:, ::-1] for frame in still]) == [15]
+    assert cuts_of(still + [frame[::-1] for frame in still]) == [15]
+
+
+@pytest.mark.parametrize("level", [255, 0], ids=["white", "black"])
+@pytest.mark.parametrize("length", [1, 3, 6])
+def test_a_new_scene_behind_blank_frames_starts_at_its_first_frame(level: int, length: int) -> None:
+    blank = [np.full((48, 64, 3), level, np.uint8)] * length
+    assert cuts_of(scene(21, 12) + blank + scene(22, 12)) == [12 + length]
+
+
+def test_cuts_in_the_dark_in_noise_and_in_quick_succession_are_found() -> None:
+    dark = [(frame * 0.12).astype(np.uint8) for frame in scene(22, 12) + scene(122, 12)]
+    assert cuts_of(dark) == [12]
+    rng = np.random.default_rng(0)
+    grain = rng.normal(0, 25, (24, 48, 64, 3))
+    noisy = [(f + n).clip(0, 255).astype(np.uint8) for f, n in zip(scene(23, 12) + scene(24, 12), grain, strict=True)]
+    assert cuts_of(noisy) == [12]
+    assert cuts_of(scene(25, 12) + scene(26, 4) + scene(27, 4) + scene(28, 4) + scene(29, 12)) == [12, 16, 20, 24]
+
+
+def test_a_strobe_a_zoom_a_shaken_camera_and_a_passing_object_are_no_cuts() -> None:
+    strobe = scene(30, 40)
+    for number in range(12, 28, 2):
+        strobe[number] = (strobe[number].astype(int) + 140).clip(0, 255).astype(np.uint8)
+    assert cuts_of(strobe) == []
+    large = scene(31, 1, size=(96, 128))[0]
+    rows, columns = np.arange(48)[None, :], np.arange(64)[None, :]
+    step = np.arange(24)[:, None]
+    zoom = [large[r][:, c] for r, c in zip(step + rows * (96 - 2 * step) // 48, step + columns * (128 - 2 * step) // 64,
+                                           strict=True)]  # fmt: skip
+    assert cuts_of(zoom) == []
+    wide = scene(32, 1, size=(60, 80))[0]
+    moves = np.random.default_rng(1).integers(-6, 7, (24, 2))
+    assert cuts_of([wide[6 + down : 54 + down, 8 + right : 72 + right] for down, right in moves]) == []
+    crossed = scene(33, 30, speed=0)
+    for number, frame in enumerate(crossed):
+        left = 4 * number - 30
+        frame[:, max(0, left) : max(0, left + 30)] = (200, 30, 40)
+    assert cuts_of(crossed) == []
+
+
+def test_a_camera_that_whips_around_makes_no_cut() -> None:
+    world = scene(34, 1, size=(48, 900), speed=0)[0]
+    places = np.cumsum([0] * 8 + [2, 6, 12, 20, 26, 26, 26, 20, 12, 6, 2] + [0] * 8)
+    assert cuts_of([world[:, place : place + 64] for place in places]) == []

@@ -48,6 +48,28 @@ def test_colours_follow_the_matrix_and_range_of_the_file(tmp_path: Path, standar
     assert worst <= 2
 
 
+@pytest.mark.parametrize("location", ["left", "center", "topleft"])
+def test_halved_chroma_is_put_where_the_file_says_that_it_lies(tmp_path: Path, location: str) -> None:
+    y, x = np.mgrid[0:48, 0:64]
+    bars = np.stack([90 + 80 * np.sin(x / 2.5), 100 + 60 * np.sin(y / 3), 120 + 70 * np.cos(x / 2.5)], axis=-1)
+    rgb = bars.round().astype(np.uint8)
+    raw = tmp_path / "a.raw"
+    raw.write_bytes(rgb.tobytes())
+    path = tmp_path / "a.mkv"
+    place = {"left": 0, "center": 1, "topleft": 2}[location]
+    scale = f"scale=flags=lanczos+accurate_rnd+full_chroma_inp:out_chroma_loc={location}:out_color_matrix=bt601"
+    ffmpeg(
+        "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "64x48", "-i", str(raw), "-vf", f"{scale},format=yuv420p",
+        "-c:v", "libx265", "-x265-params", f"log-level=none:lossless=1:chromaloc={place}", str(path),
+    )  # fmt: skip
+    info = probe(path)
+    assert info.chroma_location == location
+    (right,) = read_frames(info, warn=print)
+    others = {"left", "center", "topleft"} - {location}
+    wrong = [next(read_frames(replace(info, chroma_location=other), warn=print)) for other in others]
+    assert all(mean_error(right.rgb_hwc, rgb) < 0.9 * mean_error(frame.rgb_hwc, rgb) for frame in wrong)
+
+
 def test_an_unspecified_matrix_is_read_as_bt601_in_small_pictures(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     write_yuv444(path, standard=601, full=False, tag=2)
@@ -171,9 +193,9 @@ def test_deinterlacing_removes_the_comb_and_keeps_the_frame_in_its_place(tmp_pat
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array.astype(np.uint8))))
         container.mux(stream.encode(None))
     info = probe(path)
-    assert not info.interlaced
-    shown = [frame.rgb_hwc.astype(int) for frame in read_frames(info, deinterlace=True, warn=lambda _: None)]
-    plain = [frame.rgb_hwc.astype(int) for frame in read_frames(info, warn=lambda _: None)]
+    assert info.scan == "tff"
+    shown = [frame.rgb_hwc.astype(int) for frame in read_frames(info, warn=lambda _: None)]
+    plain = [frame.rgb_hwc.astype(int) for frame in read_frames(info, deinterlace=False, warn=lambda _: None)]
     assert len(shown) == len(plain) == 6
     comb = [np.abs(np.diff(frame, axis=0)).mean() for frame in plain]
     smooth = [np.abs(np.diff(frame, axis=0)).mean() for frame in shown]

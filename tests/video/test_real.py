@@ -9,7 +9,7 @@ import pytest
 from tests.video.clips import copied_hashes, ffmpeg, shown_times
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.cuts import CutDetector
-from ultraflash_cli.video.decode import read_frames
+from ultraflash_cli.video.decode import ReadReport, read_frames
 from ultraflash_cli.video.encode import SegmentWriter, choose_spec
 from ultraflash_cli.video.passthrough import check_output, join, plan_streams
 from ultraflash_cli.video.probe import probe
@@ -112,3 +112,25 @@ def test_declared_durations_and_ours_agree(shared_data: Path) -> None:
         last = list(read_frames(info, warn=lambda _: None))[-1]
         end_s = (last.pts + last.duration) * info.time_base
         assert abs(end_s - Fraction(info.start_s) - Fraction(info.duration_s)) < Fraction(2, 1000), name
+
+
+def test_the_damage_of_real_files_is_a_value(shared_data: Path) -> None:
+    report = ReadReport()
+    frames = list(read_frames(probe(shared_data / "real" / "r13_truncated.mp4"), warn=print, report=report))
+    assert (report.frames, len(frames)) == (48, 48)
+    assert report.damaged and report.lost_s == 2 and report.missing_bytes > 0
+    whole = ReadReport()
+    list(read_frames(probe(shared_data / "real" / "r15_lowbitrate_240p_vp9_opus.webm"), warn=print, report=whole))
+    assert not whole.damaged and not whole.repaired_times
+
+
+def test_real_transparency_and_fields_are_found(shared_data: Path) -> None:
+    info = probe(shared_data / "real" / "r07_alpha_vp9.webm")
+    warnings: list[str] = []
+    frames = [next(read_frames(info, alpha=True, warn=warnings.append))]
+    alpha_hw = frames[0].alpha_hw
+    assert info.has_alpha and not warnings
+    assert alpha_hw is not None and alpha_hw.min() == 0 and alpha_hw.max() == 255
+    scans = {name: probe(shared_data / "real" / name).scan for name in NAMES}
+    assert {name for name, scan in scans.items() if scan != "progressive"} == {"r10_interlaced_576i_sar_mpeg2.ts"}
+    assert scans["r10_interlaced_576i_sar_mpeg2.ts"] == "flagged"

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.options import ThreadsOption, with_console
+from ultraflash_cli.options import JsonOption, ThreadsOption, as_path, with_console
 from ultraflash_cli.train.recipes import RECIPES, Recipe
 
 __all__ = ["app"]
+
+_PREVIEW_FRAMES = 17
+"""Frames of a clip that a preview looks at."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,6 +92,42 @@ def preview_scenes(
     for number, scene in enumerate(scenes, seed):
         console.text(f"{number:6}  {caption(scene)}")
     write_png(out, contact_sheet(scenes))
+
+
+@app.command("preview-degradation")
+@with_console(hidden=True)
+def preview_degradation(
+    console: Console,
+    clip: Annotated[Path, typer.Argument(metavar="CLIP", parser=as_path, help="A video file.")],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The picture (PNG) to write.")],
+    scale: Annotated[Literal["2", "3"], typer.Option("--scale", help="What the partner is smaller by.")] = "2",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of what is drawn.")] = 0,
+    count: Annotated[int, typer.Option("--count", metavar="N", help="How many degradations.")] = 3,
+    json: JsonOption = False,
+) -> None:
+    """Show what the AIGC-oriented degradation makes of a clip, beside the clip merely scaled down."""
+    from itertools import islice
+
+    import numpy as np
+
+    from ultraflash_cli.train.aigc import AigcConfig, contact_sheet
+    from ultraflash_cli.video.decode import read_frames
+    from ultraflash_cli.video.encode import write_png
+    from ultraflash_cli.video.probe import probe
+
+    if count < 1:
+        raise UsageError(f"--count is 1 or more, got {count}")
+    frames = [frame.rgb_hwc for frame in islice(read_frames(probe(clip), warn=console.warning), _PREVIEW_FRAMES)]
+    shown = np.stack([(frame >> (8 * frame.dtype.itemsize - 8)).astype(np.uint8) for frame in frames])
+    times = 2 * int(scale)
+    shown = shown[:, : shown.shape[1] // times * times, : shown.shape[2] // times * times]
+    sheet, logs = contact_sheet(shown, int(scale), AigcConfig(), seed=seed, count=count)
+    write_png(out, sheet)
+    for number, log in enumerate(logs):
+        if json:
+            console.data({"column": number, "operators": log})
+        else:
+            console.text(f"{number:3}  {', '.join(entry['operator'] for entry in log)}")
 
 
 def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:

@@ -19,12 +19,14 @@ _LEAST = 0.28
 _ABOVE_MOTION = 2.0
 """How far a cut stands above the usual distance of the frames around it."""
 _RETURN = 0.6
-"""A flash is over when the picture is back within this part of the jump."""
-_REACH_ROWS, _REACH_COLUMNS = 4, 8
+"""A flash is over when the picture is back within this part of the jump, and so near that it would be no cut."""
+_REACH_ROWS, _REACH_COLUMNS = 4, 14
 """How far, in cells, the camera may turn between two frames."""
 _STILL = 0.1
 """Lack of likeness up to which no shift of the camera is looked for."""
-_NOISE = 6.0
+_FULL = 0.7
+"""A scene that is not yet at this part of its contrast is still fading in."""
+_NOISE = 4.0
 """Standard deviation in grey levels below which structure says nothing."""
 
 
@@ -78,16 +80,27 @@ class CutDetector:
 
     def _is_cut(self, place: int) -> bool:
         jump = self._steps[place]
-        if jump < _LEAST:
-            return False
         end = min(len(self._looks), place + LOOKAHEAD + 1)
+        if jump < _LEAST:
+            return self._follows_a_blank(place, end)
         around = [self._steps[i] for i in range(max(1, place - 4), min(end, place + 5)) if i != place]
         if around and jump < _ABOVE_MOTION * float(np.median(around)):
             return False
         before, after = self._looks[place - 1], self._looks[place]
-        if any(_distance(before, self._looks[i]) < _RETURN * jump for i in range(place + 1, end)):
+        back = min(_RETURN * jump, _LEAST)
+        if any(_distance(before, self._looks[i]) < back for i in range(place + 1, end)):
             return False
-        return not any(_distance(self._looks[i], after) < _RETURN * jump for i in range(place - 1))
+        return not any(_distance(self._looks[i], after) < back for i in range(place - 1))
+
+    def _follows_a_blank(self, place: int, end: int) -> bool:
+        """Whether a new scene comes at full strength after a few white or black frames, which look like any other."""
+        after = self._looks[place]
+        if _contrast(self._looks[place - 1]) > _NOISE or _contrast(after) <= 3 * _NOISE:
+            return False
+        if _contrast(after) < _FULL * max(_contrast(self._looks[i]) for i in range(place, end)):
+            return False
+        shown = [i for i in range(place - 1) if _contrast(self._looks[i]) > _NOISE]
+        return bool(shown) and _distance(self._looks[shown[-1]], after) >= _LEAST
 
 
 def _look(rgb_hwc: Picture) -> _Look:
@@ -133,6 +146,10 @@ def _part(cells: NDArray[np.float32], down: int, right: int) -> NDArray[np.float
     rows = slice(down, None) if down >= 0 else slice(None, down)
     columns = slice(right, None) if right >= 0 else slice(None, right)
     return cells[rows, columns]
+
+
+def _contrast(look: _Look) -> float:
+    return float(np.sqrt(((look.cells - look.cells.mean(axis=(0, 1))) ** 2).mean()))
 
 
 def _likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -4,21 +4,46 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import av
-from av.container import InputContainer
-from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.video.color import RGB, Picture, as_picture, resolve_color, rgb_filter, widened
-from ultraflash_cli.video.probe import ClipInfo, open_input
+from ultraflash_cli.video.color import (
+    RGB,
+    FrameFilter,
+    Picture,
+    alpha_filter,
+    as_alpha,
+    as_picture,
+    resolve_color,
+    rgb_filter,
+    widened,
+)
+from ultraflash_cli.video.probe import ClipInfo
+from ultraflash_cli.video.sequence import ImageSequence, wrong_size
+from ultraflash_cli.video.sidedata import side_data
+from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, open_input
+from ultraflash_cli.video.truncation import missing_bytes
 
-__all__ = ["Clock", "DecodedFrame", "read_frames"]
+__all__ = ["Clock", "DecodedFrame", "ReadReport", "read_frames"]
 
 _JUMP_S = 10
-_SITED_CODECS = {"h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video"}
-"""Codecs whose decoders say where the chroma lies."""
+_UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mjpeg", "mpeg", "mpegvideo", "vc1"}
+"""Containers that leave time stamps out by design; filling them in is no repair."""
+_DEINTERLACE = {"flagged": "interlaced", "tff": "tff", "bff": "bff"}
+_LEFT_BEHIND = {
+    "A53_CC": "the closed captions inside the picture are not kept",
+    "DYNAMIC_HDR_PLUS": "the HDR10+ metadata of its frames is not kept",
+    "DYNAMIC_HDR_VIVID": "the HDR Vivid metadata of its frames is not kept",
+    "DOVI_METADATA": "the Dolby Vision metadata of its frames is not kept",
+    "DOVI_RPU_BUFFER": "the Dolby Vision metadata of its frames is not kept",
+    "STEREO3D": "that its picture holds two views (3D) is not kept",
+    "SPHERICAL": "that its picture is spherical is not kept",
+}
+"""What decoders find inside the picture and no encoder takes, in words."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,12 +53,38 @@ class DecodedFrame:
     pts: int
     duration: int
     rgb_hwc: Picture
+    alpha_hw: Picture | None = None
+    """How opaque each pixel is, in the depth of ``rgb_hwc`` over its whole range; None where it was not asked for."""
+
+
+@dataclass
+class ReadReport:
+    """What went wrong in reading a clip; complete when its last frame is out."""
+
+    frames: int = 0
+    failures: int = 0
+    """Packets that could not be read or decoded."""
+    lost_s: Fraction = Fraction(0)
+    """How much of the end is lost, as far as the file says how long it was."""
+    missing_bytes: int = 0
+    """How many bytes at its end the file lacks, as far as it says how long it was."""
+    repaired_times: int = 0
+    """Time stamps that were missing, doubled or stepped back."""
+
+    @property
+    def damaged(self) -> bool:
+        """Whether less came out than once was in the clip."""
+        return self.failures > 0 or self.missing_bytes > 0 or self.lost_s > _LOSS_S
+
+
+_LOSS_S = Fraction(1, 2)
 
 
 class Clock:
     """Repairs the time stamps of frames in the order they are shown: missing ones, repeated ones, jumps back.
 
     ``step`` is the usual distance of two frames and ``jump`` the smallest step back taken for a new clock, in ticks.
+    ``repaired`` counts the stamps that had to be made up or moved.
     """
 
     def __init__(self, *, step: int, jump: int) -> None:
@@ -41,6 +92,7 @@ class Clock:
         self._jump = jump
         self._offset = 0
         self._last: int | None = None
+        self.repaired = 0
         self._stamps = _Stamps()
         self._hints = _Stamps()
 
@@ -58,12 +110,15 @@ class Clock:
             self._last = given if given is not None else 0
             return self._last
         if given is None:
+            self.repaired += 1
             self._last += self._step
             return self._last
         given += self._offset
         if self._last - given >= self._jump:
+            self.repaired += 1
             self._offset += self._last + self._step - given
             given = self._last + self._step
+        self.repaired += given <= self._last
         self._last = max(given, self._last + 1)
         return self._last
 
@@ -79,29 +134,52 @@ class _Stamps:
             self._last = stamp
 
 
+class _Said:
+    """Passes each kind of message on once."""
+
+    def __init__(self, name: str, warn: Callable[[str], None]) -> None:
+        self._name = name
+        self._warn = warn
+        self._kinds: set[str] = set()
+
+    def __call__(self, kind: str, text: str) -> None:
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            self._warn(f"{self._name}: {text}.")
+
+
 @dataclass
-class _Report:
+class _Progress:
+    tally: Tally
     frames: int = 0
-    packets: int = 0
-    failures: int = 0
     end_pts: int = 0
 
 
 def read_frames(
-    info: ClipInfo, *, deinterlace: bool | None = None, warn: Callable[[str], None], threads: int = 1
+    info: ClipInfo,
+    *,
+    deinterlace: bool | None = None,
+    alpha: bool = False,
+    warn: Callable[[str], None],
+    threads: int = 1,
+    report: ReadReport | None = None,
 ) -> Iterator[DecodedFrame]:
     """Decode the clip's main video from its first frame to its last.
 
-    ``deinterlace`` None follows the flags of the stream, True treats every frame as interlaced. Frames are
-    uint8, or uint16 over the whole range where the source has more than 8 bits. A damaged tail gives what
-    decodes and one call of ``warn``; raises ``InputError`` where nothing decodes.
+    ``deinterlace`` None follows ``info.scan``, True treats every frame as interlaced. Frames are uint8, or uint16 over
+    the whole range where the source has more than 8 bits; with ``alpha`` they come with their transparency, where the
+    clip has any. Frames of another size are scaled to the first one's. A damaged clip gives what decodes and calls
+    ``warn``; ``report`` is filled in. Raises ``InputError`` where nothing decodes and where the pictures of a sequence
+    differ in size.
     """
-    name = info.path.name
-    mode = ("interlaced" if info.interlaced else None) if deinterlace is None else ("all" if deinterlace else None)
-    if mode is not None:
-        warn(f"{name}: interlaced; deinterlaced with bwdif, one frame out for each frame in.")
-    if info.has_alpha:
-        warn(f"{name}: its transparency is not kept; transparent parts are shown as they are stored.")
+    said = _Said(info.path.name, warn)
+    mode = _DEINTERLACE.get(info.scan) if deinterlace is None else ("all" if deinterlace else None)
+    if mode not in (None, "interlaced"):
+        said("interlaced", "interlaced; deinterlaced with bwdif, one frame out for each frame in")
+    if info.scan == "telecined" and mode is None:
+        said("telecined", "film with repeated fields (telecine); left as it is, some frames show two moments")
+    if info.has_alpha and not alpha:
+        said("alpha", "its transparency is not kept; transparent parts are shown as they are stored")
     color = resolve_color(
         info.color,
         width_px=info.width_px,
@@ -115,74 +193,106 @@ def read_frames(
         height_px=info.height_px,
         deep=info.bit_depth > 8,
         deinterlace=mode,
-        chroma_left=info.codec not in _SITED_CODECS,
+        chroma_location=info.chroma_location,
         threads=threads,
     )
-    report = _Report()
+    opaque: FrameFilter | None = None
+    if alpha and info.has_alpha:
+        opaque = alpha_filter(
+            width_px=info.width_px,
+            height_px=info.height_px,
+            pix_fmt=info.pix_fmt,
+            deinterlace=mode,
+            threads=threads,
+        )
+    tally = Tally()
+    progress = _Progress(tally)
     waiting: deque[tuple[int, int]] = deque()
 
-    def timed(ready: list[av.VideoFrame]) -> Iterator[DecodedFrame]:
-        for rgb in ready:
+    def timed(ready: list[av.VideoFrame], alphas: list[av.VideoFrame]) -> Iterator[DecodedFrame]:
+        for number, rgb in enumerate(ready):
             pts, duration = waiting.popleft()
-            report.frames += 1
-            report.end_pts = pts + duration
+            progress.frames += 1
+            progress.end_pts = pts + duration
             rgb_hwc = as_picture(rgb.to_ndarray())
-            yield DecodedFrame(pts, duration, rgb_hwc if color.matrix == RGB else widened(rgb_hwc))
+            alpha_hw = as_alpha(alphas[number], deep=info.bit_depth > 8) if opaque is not None else None
+            yield DecodedFrame(pts, duration, rgb_hwc if color.matrix == RGB else widened(rgb_hwc), alpha_hw)
 
-    with open_input(info.path) as container:
+    clock = _clock(info)
+    with open_input(info.source, last=True) as container:
         stream = container.streams[info.video_index]
         assert isinstance(stream, VideoStream), "probe chose a video stream"
-        stream.codec_context.thread_count = threads
-        for frame, pts, duration in _with_durations(
-            _decode(container, stream, report), info, lambda: _is_whole(stream, report)
-        ):
+        decoder = decoder_of(stream, alpha=opaque is not None)
+        decoder.thread_count = threads
+        frames = _with_one_aspect(decoded_frames(container, stream, decoder, tally), decoder, said)
+        for frame, pts, duration in _with_durations(frames, info, clock, lambda: _is_whole(stream, tally)):
+            _look_at(frame, pts, info, progress.frames + len(waiting), mode, said)
             waiting.append((pts, duration))
             frame.colorspace = color.matrix
             frame.color_range = color.range
-            yield from timed(convert.push(frame))
-        yield from timed(convert.flush())
-    if not report.frames:
+            alphas = opaque.push(frame) if opaque is not None else []
+            yield from timed(convert.push(frame), alphas)
+        yield from timed(convert.flush(), opaque.flush() if opaque is not None else [])
+    if not progress.frames:
         raise InputError(f"{info.path}: not one frame of its video can be decoded; the file is damaged or cut.")
-    _warn_of_losses(info, report, warn)
+    found = _losses(info, progress, clock)
+    _tell_losses(info, found, said)
+    if report is not None:
+        vars(report).update(vars(found))
 
 
-def _decode(container: InputContainer, stream: VideoStream, report: _Report) -> Iterator[av.VideoFrame]:
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except (OSError, FFmpegError):
-            report.failures += 1
-            break
-        report.packets += packet.size > 0
-        try:
-            frames = packet.decode()
-        except FFmpegError:
-            report.failures += 1
-            continue
-        yield from frames
-    try:
-        yield from stream.codec_context.decode(None)
-    except FFmpegError:
-        return
+def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: str | None, said: _Said) -> None:
+    """Say what is new in this frame and cannot be kept or was not so before."""
+    if mode == "interlaced" and frame.interlaced_frame:
+        said("interlaced", "interlaced; deinterlaced with bwdif, one frame out for each frame in")
+    if (frame.width, frame.height) != (info.width_px, info.height_px):
+        if isinstance(info.source, ImageSequence):
+            size, known = (frame.width, frame.height), (info.width_px, info.height_px)
+            raise wrong_size(info.source.picture(number), size, known)
+        place_s = float((pts - (info.start_pts or 0)) * info.time_base)
+        said(
+            "size",
+            f"its picture changes from {info.width_px}x{info.height_px} to {frame.width}x{frame.height} at "
+            f"{place_s:.2f} s; all is scaled to the first size",
+        )
+    for kind in sorted(_LEFT_BEHIND.keys() & side_data(frame).keys()):
+        said(_LEFT_BEHIND[kind], _LEFT_BEHIND[kind])
 
 
-def _is_whole(stream: VideoStream, report: _Report) -> bool:
+def _with_one_aspect(
+    frames: Iterator[av.VideoFrame], decoder: VideoCodecContext, said: _Said
+) -> Iterator[av.VideoFrame]:
+    """Pass frames on and say it when their pixels change shape on the way (4:3 to 16:9 on a tape or disc)."""
+    first: Fraction | None = None
+    for frame in frames:
+        aspect = decoder.sample_aspect_ratio
+        first = first or aspect
+        if aspect and first and aspect != first:
+            said("aspect", f"the shape of its pixels changes from {first} to {aspect}; all is written with the first")
+        yield frame
+
+
+def _clock(info: ClipInfo) -> Clock:
+    return Clock(step=_step(info), jump=max(1, int(_JUMP_S / info.time_base)))
+
+
+def _step(info: ClipInfo) -> int:
+    return max(1, round(1 / (info.average_rate * info.time_base)))
+
+
+def _is_whole(stream: VideoStream, tally: Tally) -> bool:
     """Whether every packet in the file's index was there and could be decoded; False where there is no index."""
-    return 0 < stream.frames <= report.packets and not report.failures
+    return 0 < stream.frames <= tally.packets and not tally.failures
 
 
 def _with_durations(
-    frames: Iterator[av.VideoFrame], info: ClipInfo, is_whole: Callable[[], bool]
+    frames: Iterator[av.VideoFrame], info: ClipInfo, clock: Clock, is_whole: Callable[[], bool]
 ) -> Iterator[tuple[av.VideoFrame, int, int]]:
     """Pair frames with their repaired time stamp and their duration, which is the way to the next frame.
 
     The last frame lasts to the end that the file declares, if the file is whole or the end is near.
     """
-    step = max(1, round(1 / (info.average_rate * info.time_base)))
-    clock = Clock(step=step, jump=max(1, int(_JUMP_S / info.time_base)))
+    step = _step(info)
     held: av.VideoFrame | None = None
     held_pts = 0
     for frame in frames:
@@ -198,15 +308,38 @@ def _with_durations(
         yield held, held_pts, duration
 
 
-def _warn_of_losses(info: ClipInfo, report: _Report, warn: Callable[[str], None]) -> None:
-    got_s = Fraction(report.end_pts - (info.start_pts or 0)) * info.time_base
-    lost_s = Fraction(info.end_pts - report.end_pts) * info.time_base if info.end_pts is not None else Fraction(0)
-    if lost_s > Fraction(1, 2):
-        warn(
-            f"{info.path.name}: damaged or cut: {report.frames} frames could be read, {float(got_s):.2f} s; "
-            f"the last {float(lost_s):.2f} s are lost."
+def _losses(info: ClipInfo, progress: _Progress, clock: Clock) -> ReadReport:
+    lost_s = Fraction(0)
+    missing = missing_bytes(info.source) if isinstance(info.source, Path) else 0
+    if info.end_pts is not None:
+        lost_s = Fraction(info.end_pts - progress.end_pts) * info.time_base
+    elif missing and info.duration_s is not None:
+        got_s = (progress.end_pts - (info.start_pts or 0)) * info.time_base
+        lost_s = Fraction(info.duration_s).limit_denominator(1_000_000) - got_s
+    return ReadReport(
+        frames=progress.frames,
+        failures=progress.tally.failures,
+        lost_s=max(Fraction(0), lost_s),
+        missing_bytes=missing,
+        repaired_times=0 if info.container in _UNTIMED_CONTAINERS else clock.repaired,
+    )
+
+
+def _tell_losses(info: ClipInfo, found: ReadReport, said: _Said) -> None:
+    if found.repaired_times:
+        said(
+            "times",
+            f"{found.repaired_times} time stamps were missing, doubled or stepped back; they were made to grow",
         )
-    elif report.failures:
-        warn(
-            f"{info.path.name}: damaged: {report.failures} packets could not be decoded, {report.frames} frames could."
+    if found.lost_s > _LOSS_S:
+        said(
+            "loss",
+            f"damaged or cut: {found.frames} frames could be read; the last {float(found.lost_s):.2f} s are lost",
         )
+    elif found.missing_bytes:
+        said(
+            "loss",
+            f"cut: its last {found.missing_bytes:,} bytes are lost; {found.frames} frames could be read",
+        )
+    elif found.failures:
+        said("loss", f"damaged: {found.failures} packets could not be decoded, {found.frames} frames could")

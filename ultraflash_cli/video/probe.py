@@ -1,34 +1,56 @@
 """What is in a file: streams, sizes, times, colour, rotation, without reading it through."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from math import atan2, degrees
 from pathlib import Path
 from struct import unpack
 
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.container.core import Flags
 from av.error import FFmpegError
 from av.stream import AttachmentStream, Disposition, Stream
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.video.color import ColorInfo
+from ultraflash_cli.video.color import (
+    ColorInfo,
+    ContentLight,
+    MasteringDisplay,
+    chroma_location,
+    content_light,
+    mastering_display,
+)
+from ultraflash_cli.video.interlace import FieldMeter, Scan
+from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.sequence import ImageSequence
+from ultraflash_cli.video.sidedata import side_data
+from ultraflash_cli.video.source import (
+    LARGEST_PIXELS,
+    Source,
+    Tally,
+    decoded_frames,
+    decoder_of,
+    has_decoder,
+    main_video,
+    open_input,
+    source_path,
+)
 
 __all__ = ["ClipInfo", "StreamInfo", "open_input", "probe", "stream_extent"]
 
-_REFUSED_FORMATS = {"ansi", "applehttp", "concat", "dash", "hls", "lavfi", "rtsp", "sdp", "tty"}
-"""Formats that are lists of other files, or text; FFmpeg would read nearly anything as ``tty``."""
-
-_READING = {
-    "protocol_whitelist": "file",
-    "format_whitelist": ",".join(sorted(av.formats_available - _REFUSED_FORMATS)),
-}
-_PROBE_PACKETS = 500
-_FIELD_ORDERS = (2, 3, 4, 5)
+_MOST_LOOKED = 100
+"""Frames that are looked at where one does not tell."""
+_FIRST_FRAME_PACKETS = 500
+_INTERLACED_LINES = 1088
+_INTERLACED_RATE = 31
+"""Neither larger pictures nor higher frame rates come interlaced, so nothing is measured there."""
+_FIELD_ORDERS: Mapping[int, Scan] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
+_FLAGGING_CODECS = {"h264", "hevc", "mpeg2video", "vc1", "dvvideo", "mpeg4", "prores"}
+"""Codecs whose decoders say of each frame whether it is interlaced."""
+_NEVER_INTERLACED = {"apng", "av1", "exr", "gif", "png", "vp8", "vp9", "webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +81,9 @@ class ClipInfo:
     """The main video stream of a file and what lies beside it. Sizes are as coded, before rotation."""
 
     path: Path
+    """The name of ``source``; a pattern for pictures, ``-`` for a pipe."""
+    source: Source
+    """What ``open_input`` and ``read_frames`` read."""
     container: str
     """FFmpeg's name of the input format, e.g. ``mov,mp4,m4a,3gp,3g2,mj2``."""
     video_index: int
@@ -67,13 +92,18 @@ class ClipInfo:
     height_px: int
     rotation_deg: int
     """How far the coded picture is turned clockwise to be shown: 0, 90, 180 or 270."""
+    mirrored: bool
+    """Whether left and right of the coded picture are exchanged, before it is turned."""
     display_matrix: tuple[int, ...] | None
     """The nine numbers of the container's display matrix, where there is one."""
     sample_aspect_ratio: Fraction
     pix_fmt: str
+    chroma_location: str
+    """Where halved chroma lies, in the words of FFmpeg's scale filter."""
     bit_depth: int
     has_alpha: bool
-    interlaced: bool
+    """Whether the stream says so, or a pixel of the frames that were looked at is not opaque."""
+    scan: Scan
     time_base: Fraction
     average_rate: Fraction
     start_pts: int | None
@@ -85,10 +115,17 @@ class ClipInfo:
     frame_count_estimate: int | None
     color: ColorInfo
     """The tags as the file gives them; ``color.resolve_color`` fills the gaps."""
+    mastering_display: MasteringDisplay | None
+    content_light: ContentLight | None
     bit_rate: int | None
     streams: tuple[StreamInfo, ...]
     chapters: int
     """How many chapters the file has."""
+
+    @property
+    def interlaced(self) -> bool:
+        """Whether frames are deinterlaced when read."""
+        return self.scan in ("flagged", "tff", "bff")
 
     @property
     def display_width_px(self) -> int:
@@ -103,61 +140,71 @@ class ClipInfo:
     @property
     def is_rgb(self) -> bool:
         """Whether the pixels are stored as RGB, so that no YUV matrix applies."""
-        return av.VideoFormat(self.pix_fmt).is_rgb
+        return _is_rgb(self.pix_fmt)
+
+    @property
+    def other_videos(self) -> tuple[StreamInfo, ...]:
+        """Moving pictures in the file that are not the one that is read."""
+        return tuple(
+            stream
+            for stream in self.streams
+            if stream.kind == "video" and not stream.is_picture and stream.index != self.video_index
+        )
 
 
-@contextmanager
-def open_input(path: Path) -> Generator[InputContainer]:
-    """Open ``path`` for reading; raises ``InputError`` in one line for whatever stands in the way."""
-    try:
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder, not a video file.")
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty (0 bytes).")
-        # "file:" keeps names with a colon from being taken for a protocol.
-        container = av.open(f"file:{path}", metadata_errors="replace", container_options=_READING)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: no such file.") from error
-    except (OSError, FFmpegError) as error:
-        raise InputError(f"{path}: {_why_unreadable(path, error)}") from error
-    with container:
-        container.flags &= ~Flags.gen_pts.value  # it guesses wrong where frames are reordered
-        yield container
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What the first frames show."""
+
+    first: av.VideoFrame
+    scan: Scan
+    has_alpha: bool
 
 
-def probe(path: Path) -> ClipInfo:
-    """Read the headers and the first frame of ``path``.
+def probe(source: Source) -> ClipInfo:
+    """Read the headers and the first frames of ``source``: a file, a sequence of pictures or a pipe.
 
-    Raises ``InputError`` where the file is missing, empty, unreadable, or holds no video that can be decoded.
+    Of a pipe it remembers what it read, so that ``read_frames`` begins at the first frame. Raises ``InputError`` where
+    the file is missing, empty, unreadable, encrypted, or holds no video that can be decoded.
     """
-    with open_input(path) as container:
-        stream = _main_video(container)
+    path = source_path(source)
+    if isinstance(source, ImageSequence):
+        source.check_sizes()
+    with open_input(source) as container:
+        stream = main_video(container)
         if stream is None:
             raise InputError(f"{path}: holds no video stream.")
-        if not _has_decoder(stream):
+        if not has_decoder(stream):
             raise InputError(f"{path}: its video codec is not known to the built-in FFmpeg.")
-        frame = _first_frame(path, container, stream)
         context = stream.codec_context
+        if context.width * context.height > LARGEST_PIXELS:
+            raise InputError(f"{path}: {context.width}x{context.height} pixels; its header is damaged.")
+        look = _look(source, container, stream)
+        frame = look.first
         time_base = stream.time_base or Fraction(1, 1000)
         start, end = stream_extent(stream)
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
         duration = _duration(container, start, end, time_base)
         matrix = _display_matrix(frame)
+        rotation_deg, mirrored = _turn(matrix)
         formats = frame.format
         return ClipInfo(
             path=path,
+            source=source,
             container=container.format.name,
             video_index=stream.index,
             codec=context.codec.canonical_name,
             width_px=frame.width,
             height_px=frame.height,
-            rotation_deg=-round(frame.rotation / 90) * 90 % 360 if matrix else 0,
+            rotation_deg=rotation_deg,
+            mirrored=mirrored,
             display_matrix=matrix,
             sample_aspect_ratio=stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1),
             pix_fmt=formats.name,
+            chroma_location=chroma_location(frame, context.codec.canonical_name),
             bit_depth=min(16, max(component.bits for component in formats.components)),
-            has_alpha=_has_alpha(stream, frame),
-            interlaced=frame.interlaced_frame or context.field_order in _FIELD_ORDERS,
+            has_alpha=look.has_alpha,
+            scan=look.scan,
             time_base=time_base,
             average_rate=rate,
             start_pts=start,
@@ -171,49 +218,86 @@ def probe(path: Path) -> ClipInfo:
                 transfer=frame.color_trc,
                 range=frame.color_range,
             ),
+            mastering_display=mastering_display(frame),
+            content_light=content_light(frame),
             bit_rate=context.bit_rate or container.bit_rate or None,
             streams=tuple(_stream_info(each) for each in container.streams),
             chapters=len(container.chapters()),
         )
 
 
-def _main_video(container: InputContainer) -> VideoStream | None:
-    candidates = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    decodable = [s for s in candidates if _has_decoder(s)]
-    chosen = [s for s in decodable if s.disposition & Disposition.default] or decodable or candidates
-    return chosen[0] if chosen else None
+def _is_rgb(pix_fmt: str) -> bool:
+    """Whether no YUV matrix applies; FFmpeg does not call palettes, pictures of two colours and XYZ ones RGB."""
+    return av.VideoFormat(pix_fmt).is_rgb or pix_fmt in ("pal8", "monob", "monow", "xyz12le", "xyz12be")
 
 
-def _has_decoder(stream: Stream) -> bool:
-    # PyAV's type hints do not say that streams without a known decoder have no context.
-    return getattr(stream, "codec_context", None) is not None
-
-
-def _first_frame(path: Path, container: InputContainer, stream: VideoStream) -> av.VideoFrame:
-    failure: Exception | None = None
+def _look(source: Source, container: InputContainer, stream: VideoStream) -> _Look:
+    path = source_path(source)
+    tally = Tally()
+    first: av.VideoFrame | None = None
+    meter: FieldMeter | None = None
+    flagged = has_alpha = False
+    decoder = decoder_of(stream, alpha=False)
     try:
-        for count, packet in enumerate(container.demux(stream)):
-            try:
-                frames = packet.decode()
-            except FFmpegError as error:
-                failure = error
-                frames = []
-            if frames:
-                return frames[0]
-            if count > _PROBE_PACKETS:
+        frames = decoded_frames(container, stream, decoder, tally, patience=_FIRST_FRAME_PACKETS)
+        for count, frame in enumerate(frames):
+            if first is None:
+                first = frame
+                meter = FieldMeter() if _may_be_interlaced(container, stream, frame) else None
+            flagged = flagged or frame.interlaced_frame
+            has_alpha = has_alpha or _is_transparent(stream, frame)
+            if meter is not None:
+                meter.push(frame)
+            sure = (meter is None or meter.is_sure) and (has_alpha or not _stores_alpha(frame))
+            if sure or count + 1 >= _MOST_LOOKED:
                 break
     except (OSError, FFmpegError) as error:
-        failure = error
-    raise InputError(f"{path}: not one frame of its video can be decoded; the file is damaged or cut.") from failure
+        if first is None:
+            raise InputError(f"{path}: its video cannot be decoded ({str(error).lower()}).") from error
+    if tally.encrypted:
+        raise InputError(f"{path}: its video is encrypted; only copies without protection can be read.")
+    if first is None and isinstance(source, Pipe) and container.format.name.startswith("mov,"):
+        raise InputError(f"{path}: its index (moov) lies behind its frames; save it to a file first and give that.")
+    if first is None:
+        raise InputError(
+            f"{path}: not one frame of its video can be decoded; it is damaged or cut, or of a kind of "
+            f"{stream.codec_context.codec.canonical_name} that the built-in FFmpeg does not know."
+        )
+    return _Look(first=first, scan=_scan(stream, meter, flagged), has_alpha=has_alpha)
+
+
+def _may_be_interlaced(container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> bool:
+    if stream.codec_context.codec.canonical_name in _NEVER_INTERLACED or _is_rgb(frame.format.name):
+        return False
+    if container.format.name in ("image2", "yuv4mpegpipe") or container.format.name.endswith("_pipe"):
+        return frame.interlaced_frame
+    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    return 16 <= frame.height <= _INTERLACED_LINES and rate <= _INTERLACED_RATE
+
+
+def _scan(stream: VideoStream, meter: FieldMeter | None, flagged: bool) -> Scan:
+    """Weigh what is measured against what is said. Flags are believed but for film that is clearly telecined."""
+    measured = meter.answer() if meter is not None else "unknown"
+    context = stream.codec_context
+    declared = _FIELD_ORDERS.get(context.field_order)
+    if measured == "telecined":
+        return measured
+    if flagged:
+        return "flagged"
+    if measured in ("tff", "bff"):
+        return measured
+    if declared is None or measured == "progressive":
+        return "progressive"
+    return "flagged" if context.codec.canonical_name in _FLAGGING_CODECS else declared
 
 
 def _stream_info(stream: Stream) -> StreamInfo:
     if isinstance(stream, AttachmentStream):
         codec = stream.name or "attachment"
-    elif _has_decoder(stream):
+    elif has_decoder(stream):
         codec = stream.codec_context.codec.canonical_name
     else:
-        codec = stream.name or ""
+        codec = getattr(stream, "name", None) or ""
     return StreamInfo(
         index=stream.index,
         kind=stream.type,
@@ -221,7 +305,7 @@ def _stream_info(stream: Stream) -> StreamInfo:
         language=stream.language,
         title=stream.metadata.get("title"),
         is_picture=bool(stream.disposition & Disposition.attached_pic),
-        sample_rate=stream.codec_context.sample_rate if isinstance(stream, AudioStream) and _has_decoder(stream) else 0,
+        sample_rate=stream.codec_context.sample_rate if isinstance(stream, AudioStream) and has_decoder(stream) else 0,
     )
 
 
@@ -249,46 +333,28 @@ def _duration(container: InputContainer, start: int | None, end: int | None, tim
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
+    data = side_data(frame).get("DISPLAYMATRIX", b"")
+    if len(data) < 36:
         return None
-    matrix = unpack("=9i", bytes(data)[:36])
+    matrix = unpack("=9i", data[:36])
     identity = (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     return None if matrix == identity else matrix
 
 
-def _has_alpha(stream: VideoStream, frame: av.VideoFrame) -> bool:
+def _turn(matrix: tuple[int, ...] | None) -> tuple[int, bool]:
+    """How far a display matrix turns clockwise, in whole quarters, and whether it mirrors first."""
+    if matrix is None:
+        return 0, False
+    mirrored = matrix[0] * matrix[4] - matrix[1] * matrix[3] < 0
+    sign = -1 if mirrored else 1
+    return round(degrees(atan2(sign * matrix[1], sign * matrix[0])) / 90) * 90 % 360, mirrored
+
+
+def _stores_alpha(frame: av.VideoFrame) -> bool:
+    return frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
+
+
+def _is_transparent(stream: VideoStream, frame: av.VideoFrame) -> bool:
     if any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()):
         return True
-    if not any(component.is_alpha for component in frame.format.components):
-        return False
-    alpha = frame.reformat(format="rgba").to_ndarray()[:, :, 3]
-    return bool((alpha < 255).any())
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "no permission to read it."
-    if _lacks_index(path):
-        return "its index (moov) is missing: the recording was cut before it was finished. Recover it from the source."
-    return f"is not a video file that can be read ({(getattr(error, 'strerror', None) or str(error)).lower()})."
-
-
-def _lacks_index(path: Path) -> bool:
-    """Walk the top-level boxes of an MP4 or MOV file and see whether ``moov`` is among them."""
-    try:
-        with open(path, "rb") as file:
-            size = path.stat().st_size
-            seen: list[bytes] = []
-            while len(seen) < 1000 and file.tell() + 8 <= size:
-                start = file.tell()
-                length, name = unpack(">I4s", file.read(8))
-                if length == 1 and start + 16 <= size:
-                    length = unpack(">Q", file.read(8))[0]
-                seen.append(name)
-                if length < 8:
-                    break
-                file.seek(start + length)
-    except OSError:
-        return False
-    return seen[:1] == [b"ftyp"] and b"moov" not in seen
+    return _stores_alpha(frame) and bool((frame.reformat(format="rgba").to_ndarray()[:, :, 3] < 255).any())

@@ -1,9 +1,12 @@
 """What decoders attach to frames beside the picture."""
 
+from collections.abc import Iterable
 from math import cos, radians, sin
 from struct import pack
+from typing import cast
 
 import av
+from av.sidedata.sidedata import SideData
 
 __all__ = ["side_data"]
 
@@ -15,7 +18,8 @@ def side_data(frame: av.VideoFrame) -> dict[str, bytes]:
     frames only the rotation is known.
     """
     try:
-        return {data.type.name: bytes(data) for data in frame.side_data}
+        # The type hints call it a mapping of names; it gives what is attached, one after the other.
+        return {data.type.name: bytes(data) for data in cast("Iterable[SideData]", frame.side_data)}
     except ValueError:
         clockwise = radians(-frame.rotation)
         if not frame.rotation:

@@ -109,6 +109,7 @@ def decoder_of(stream: VideoStream, *, alpha: bool) -> VideoCodecContext:
     decoder = CodecContext.create(name, "r")
     assert isinstance(decoder, VideoCodecContext), "a video decoder"
     decoder.extradata = own.extradata
+    decoder.options = own.options
     return decoder
 
 
@@ -123,9 +124,18 @@ class Tally:
 
 
 def decoded_frames(
-    container: InputContainer, stream: VideoStream, decoder: VideoCodecContext, tally: Tally
+    container: InputContainer,
+    stream: VideoStream,
+    decoder: VideoCodecContext,
+    tally: Tally,
+    *,
+    patience: int | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Decode a stream to its end, passing over what is damaged; ``tally`` is filled in on the way."""
+    """Decode a stream to its end, passing over what is damaged; ``tally`` is filled in on the way.
+
+    After ``patience`` packets without one frame it stops.
+    """
+    found = False
     packets = container.demux(stream)
     while True:
         try:
@@ -144,7 +154,10 @@ def decoded_frames(
         except FFmpegError:
             tally.failures += 1
             continue
+        found = found or bool(frames)
         yield from frames
+        if patience is not None and not found and tally.packets >= patience:
+            return
     try:
         yield from decoder.decode(None)
     except FFmpegError:
@@ -162,7 +175,7 @@ def _opened(source: Source, last: bool) -> InputContainer:
         }
         return av.open(source.pattern, format="image2", metadata_errors="replace", container_options=options)
     if isinstance(source, Pipe) and source.whole_file is None:
-        return av.open(source.reader(last=last), metadata_errors="replace", container_options=_FORMATS)
+        return av.open(source.reader(last=last), "r", metadata_errors="replace", container_options=_FORMATS)
     path = source.whole_file if isinstance(source, Pipe) else source
     assert path is not None, "a file to read"
     if path.is_dir():
@@ -190,15 +203,16 @@ def _lacks_index(path: Path) -> bool:
         with open(path, "rb") as file:
             size = path.stat().st_size
             seen: list[bytes] = []
-            while len(seen) < 1000 and file.tell() + 8 <= size:
-                start = file.tell()
+            start = 0
+            while len(seen) < 1000 and start + 8 <= size:
+                file.seek(start)
                 length, name = unpack(">I4s", file.read(8))
                 if length == 1 and start + 16 <= size:
                     length = unpack(">Q", file.read(8))[0]
                 seen.append(name)
                 if length < 8:
                     break
-                file.seek(start + length)
-    except (OSError, OverflowError):
+                start += length
+    except OSError:
         return False
     return seen[:1] == [b"ftyp"] and b"moov" not in seen

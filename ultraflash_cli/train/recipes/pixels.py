@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.stages.decoder import Decoder
-from ultraflash_cli.engine.stages.encoder import Encoder
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.train.data import Material, PairConfig, PairDataset
@@ -56,6 +56,7 @@ class PixelRoles(nn.Module):
         super().__init__()
         skip = profile.decoder.skip
         assert skip is not None, "the recipe trains a decoder with a skip path"
+        assert isinstance(profile.encoder, EncoderConfig), "the recipe trains the small encoder"
         self.encoder = Encoder(profile.encoder)
         self.upsamplers = nn.ModuleDict({str(s): LatentUpsampler(profile.at_scale(s).upsampler) for s in skip.scales})
         self.decoder = Decoder(profile.decoder)
@@ -78,6 +79,7 @@ class PixelRoles(nn.Module):
         """
         skip = self.decoder.skip
         assert skip is not None, "the recipe trains a decoder with a skip path"
+        assert isinstance(profile.encoder, EncoderConfig), "the recipe trains the small encoder"
         patch, weight = skip.config.patch, skip.embed.weight.data
         side = 3 * patch
         planes = to_ycbcr(low_bcthw - 0.5)[:, :1].transpose(1, 2).flatten(0, 1)

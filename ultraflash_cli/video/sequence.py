@@ -1,0 +1,181 @@
+"""Numbered pictures in a folder, taken for the frames of one clip."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from struct import unpack
+
+from ultraflash_cli.errors import InputError
+
+__all__ = ["PICTURE_SUFFIXES", "SEQUENCE_RATE", "ImageSequence", "find_sequence", "is_pattern", "wrong_size"]
+
+SEQUENCE_RATE = Fraction(24)
+"""Frames a second of pictures when nothing else is said."""
+
+PICTURE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "dpx", "exr", "heic", "heif", "jp2", "jpe", "jpeg", "jpg", "jxl", "pam", "pbm", "pcx", "pgm"),
+        *("png", "ppm", "qoi", "sgi", "tga", "tif", "tiff", "webp"),
+    )
+)
+"""What counts as a picture in a folder; other files are passed over."""
+
+_PLACE = re.compile(r"%(?:0(\d+))?d")
+_NUMBER = re.compile(r"^(.*?)(\d+)$")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSequence:
+    """Pictures whose names differ in one number that counts up without a gap."""
+
+    folder: Path
+    prefix: str
+    digits: int
+    """To how many digits numbers are filled up with zeros; 1 for none."""
+    suffix: str
+    first: int
+    count: int
+    rate: Fraction = SEQUENCE_RATE
+    """Frames a second."""
+
+    @property
+    def path(self) -> Path:
+        """The pattern, as people write it: ``folder/%05d.png``."""
+        return self.folder / f"{self.prefix}{self._place}{self.suffix}"
+
+    @property
+    def pattern(self) -> str:
+        """The pattern for libavformat, with all other percent signs doubled."""
+        folder = str(self.folder).replace("%", "%%")
+        return f"{folder}/{self.prefix.replace('%', '%%')}{self._place}{self.suffix.replace('%', '%%')}"
+
+    def picture(self, number: int) -> Path:
+        """The file of the frame ``number``, counted from 0."""
+        return self.folder / f"{self.prefix}{self.first + number:0{self.digits}d}{self.suffix}"
+
+    def pictures(self) -> tuple[Path, ...]:
+        """All files, in order."""
+        return tuple(self.picture(number) for number in range(self.count))
+
+    def check_sizes(self) -> None:
+        """Read the headers of PNG files; raises ``InputError`` where two differ in size. Other kinds show it later."""
+        known: tuple[int, int] | None = None
+        for path in self.pictures():
+            size = _png_size(path)
+            if size is not None and known is not None and size != known:
+                raise wrong_size(path, size, known)
+            known = known or size
+
+    @property
+    def _place(self) -> str:
+        return "%d" if self.digits == 1 else f"%0{self.digits}d"
+
+
+def wrong_size(path: Path, size: tuple[int, int], known: tuple[int, int]) -> InputError:
+    """The error for a picture that is not as large as the ones before it; sizes are (width, height)."""
+    return InputError(
+        f"{path}: {size[0]}x{size[1]} pixels, but the pictures before it are {known[0]}x{known[1]}; "
+        "a sequence has one size."
+    )
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether ``path`` stands for many files: ``%d`` or ``%05d`` in its name, and no file of that very name."""
+    return _PLACE.search(path.name) is not None and not path.exists()
+
+
+def find_sequence(path: Path, *, rate: Fraction = SEQUENCE_RATE) -> ImageSequence:
+    """Find the pictures that a folder holds or that a pattern such as ``folder/%05d.png`` stands for.
+
+    Raises ``InputError`` where there are none, where a number is missing, and where a folder holds more than one series
+    of pictures. Files that are no pictures, and hidden ones, are passed over.
+    """
+    if path.is_dir():
+        sequence, numbers = _in_folder(path)
+    else:
+        sequence, numbers = _of_pattern(path)
+    ordered = sorted(numbers)
+    first, last = ordered[0], ordered[-1]
+    if last - first + 1 != len(ordered):
+        missing = next(number for number in range(first, last) if number not in numbers)
+        lost = last - first + 1 - len(ordered)
+        name = replace(sequence, first=missing).picture(0).name
+        raise InputError(f"{path}: {name} is missing ({lost} of {last - first + 1} are); a sequence has no gaps.")
+    return replace(sequence, first=first, count=len(ordered), rate=rate)
+
+
+def _of_pattern(path: Path) -> tuple[ImageSequence, set[int]]:
+    place = _PLACE.search(path.name)
+    if place is None or _PLACE.search(path.name, place.end()):
+        raise InputError(f"{path}: an image sequence has one number in its name, such as %05d.")
+    digits = max(1, int(place[1] or 1))
+    sequence = ImageSequence(
+        folder=path.parent,
+        prefix=path.name[: place.start()],
+        digits=digits,
+        suffix=path.name[place.end() :],
+        first=0,
+        count=0,
+    )
+    numbers: set[int] = set()
+    for name in _names(path.parent):
+        middle = name[len(sequence.prefix) : len(name) - len(sequence.suffix)]
+        fits = name.startswith(sequence.prefix) and name.endswith(sequence.suffix) and re.fullmatch("[0-9]+", middle)
+        if fits and f"{int(middle):0{digits}d}" == middle:
+            numbers.add(int(middle))
+    if not numbers:
+        raise InputError(f"{path}: no file fits this pattern.")
+    return sequence, numbers
+
+
+def _in_folder(folder: Path) -> tuple[ImageSequence, set[int]]:
+    series: dict[tuple[str, str], list[str]] = {}
+    for name in _names(folder):
+        path = Path(name)
+        if path.suffix.lower() not in PICTURE_SUFFIXES or name.startswith("."):
+            continue
+        parts = _NUMBER.match(path.stem)
+        if parts is None:
+            raise InputError(f"{folder}: {name} has no number at its end, so its place in a sequence is not known.")
+        series.setdefault((parts[1], path.suffix), []).append(parts[2])
+    if not series:
+        raise InputError(f"{folder}: holds no pictures to take for a sequence.")
+    if len(series) > 1:
+        names = [f"{prefix}{numbers[0]}{suffix}" for (prefix, suffix), numbers in sorted(series.items())]
+        raise InputError(
+            f"{folder}: holds more than one series of pictures ({', '.join(names[:3])}); name one by a pattern."
+        )
+    ((prefix, suffix), texts) = next(iter(series.items()))
+    digits = min(len(text) for text in texts)
+    if digits > 1 and not any(text.startswith("0") for text in texts):
+        digits = 1 if len({len(text) for text in texts}) > 1 else digits
+    odd = [text for text in texts if f"{int(text):0{digits}d}" != text]
+    if odd:
+        raise InputError(f"{folder}: {prefix}{odd[0]}{suffix} is numbered in another way than the other pictures.")
+    sequence = ImageSequence(folder=folder, prefix=prefix, digits=digits, suffix=suffix, first=0, count=0)
+    return sequence, {int(text) for text in texts}
+
+
+def _names(folder: Path) -> Iterable[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_file())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{folder}: no such folder.") from error
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({(error.strerror or str(error)).lower()}).") from error
+
+
+def _png_size(path: Path) -> tuple[int, int] | None:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from error
+    if len(head) < 24 or not head.startswith(_PNG):
+        return None
+    width, height = unpack(">II", head[16:24])
+    return width, height
