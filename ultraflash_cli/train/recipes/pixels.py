@@ -79,7 +79,6 @@ class PixelRoles(nn.Module):
         """
         skip = self.decoder.skip
         assert skip is not None, "the recipe trains a decoder with a skip path"
-        assert isinstance(profile.encoder, EncoderConfig), "the recipe trains the small encoder"
         patch, weight = skip.config.patch, skip.embed.weight.data
         side = 3 * patch
         planes = to_ycbcr(low_bcthw - 0.5)[:, :1].transpose(1, 2).flatten(0, 1)
