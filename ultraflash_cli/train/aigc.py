@@ -228,9 +228,10 @@ class Deliver(Operator):
 
 
 _CODEC_OPTIONS = {
-    "libx264": {"preset": "veryfast"},
-    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
-    "libvpx-vp9": {"b": "0", "deadline": "realtime", "cpu-used": "8"},
+    # Each with what makes it give the same bits again: no choice by timing, threads or the processor's features.
+    "libx264": {"preset": "veryfast", "x264-params": "cpu-independent=1"},
+    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"},
+    "libvpx-vp9": {"b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "0"},
 }
 
 _KINDS: tuple[type[Operator], ...] = (
