@@ -36,7 +36,8 @@ def video(
 
 
 def start(model: TextToVideo, **options: Any) -> Any:
-    return model.init_state(height=HEIGHT, width=WIDTH, **{"context": CONTEXT, **options})
+    settings: dict[str, Any] = {"context": CONTEXT, **options}
+    return model.init_state(height=HEIGHT, width=WIDTH, **settings)
 
 
 def run(model: TextToVideo, **options: Any) -> list[GeneratedGroup]:
