@@ -21,6 +21,7 @@ from ultraflash_cli.jobs.events import (
     Failed,
     GenerationPlanned,
     Planned,
+    Retrying,
     Started,
     Transfer,
     Warned,
@@ -82,6 +83,8 @@ class Console:
         self.settings = settings
         self._out = out if out is not None else sys.stdout
         self._err = err if err is not None else sys.stderr
+        self.data_on_err = False
+        """stdout is taken by a file that is written there; data for scripts goes to stderr."""
         self._clock = clock
         self._log: TextIO | None = None
         self._bar: Progress | None = None
@@ -111,8 +114,14 @@ class Console:
             self._close_log()
 
     def data(self, value: object) -> None:
-        """Write one JSON value as one line on stdout."""
-        self.text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        """Write one JSON value as one line on stdout, or on stderr where stdout is taken."""
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        if self.data_on_err:
+            with self._lock:
+                self._drop_bar()
+                self._write_err(line)
+        else:
+            self.text(line)
 
     def text(self, line: str) -> None:
         """Write one line of the result on stdout; raises OutputError when nobody reads it any more."""
@@ -171,7 +180,7 @@ class Console:
                     self._show_chunk(event)
                 case Transfer():
                     self._show_transfer(event)
-                case Warned():
+                case Warned() | Retrying():
                     self.warning(event.message)
                 case Done():
                     self._drop_bar()

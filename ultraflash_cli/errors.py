@@ -44,9 +44,16 @@ class DeviceError(UltraflashError):
 
 
 class OutOfMemory(UltraflashError):
-    """Memory ran out after every smaller plan was tried."""
+    """Memory ran out after every smaller plan was tried.
+
+    `planned_bytes` is what the plan was for that did not fit; None where there is no smaller one to try.
+    """
 
     exit_code = 5
+
+    def __init__(self, message: str, *, planned_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.planned_bytes = planned_bytes
 
 
 class OutputCheckError(UltraflashError):

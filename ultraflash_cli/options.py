@@ -36,6 +36,7 @@ __all__ = [
     "SeedOption",
     "SkipExistingOption",
     "StrengthOption",
+    "TempDirOption",
     "ThreadsOption",
     "VerboseOption",
     "as_pairs",
@@ -91,7 +92,20 @@ ResumeOption = Annotated[
     typer.Option("--resume", help="auto goes on where the same command was interrupted; off keeps nothing for that."),
 ]
 CodecOption = Annotated[
-    Literal["auto", "h264", "hevc", "av1", "prores", "ffv1"], typer.Option("--codec", help="How the picture is coded.")
+    Literal["auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m"],
+    typer.Option(
+        "--codec",
+        help="How the picture is coded; png makes numbered pictures, y4m plain frames for another program.",
+    ),
+]
+TempDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--temp-dir",
+        metavar="DIR",
+        parser=as_path,
+        help="Keep what is unfinished there instead of beside the output; give the same one to go on.",
+    ),
 ]
 PixFmtOption = Annotated[
     str, typer.Option("--pix-fmt", metavar="auto|FORMAT", help="Pixel format of the output, as FFmpeg names it.")

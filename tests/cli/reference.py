@@ -24,7 +24,8 @@ This page is generated from `--help` (`python -m tests.cli.reference`); a test c
 stdout carries data only, everything for people goes to stderr. No question is asked, but for one on a terminal before a
 transfer of weights (`-y` answers it). An output appears whole or not at all; an existing one is replaced with `-y`
 only. A run that was interrupted goes on when the same command is given again: finished segments lie in a hidden folder
-beside the output (`.NAME.ultraflash`) until it is complete.
+beside the output (`.NAME.ultraflash`), or in `--temp-dir`, until it is complete. SIGINT or SIGTERM finishes the group
+in hand and keeps it; a second one leaves at once. With `-o -` stdout takes the file, and JSON goes to stderr.
 
 | exit code | meaning |
 |---|---|
@@ -41,7 +42,7 @@ beside the output (`.NAME.ultraflash`) until it is complete.
 | 130, 143 | interrupted; the same command goes on |
 
 `--progress json` writes one JSON object a line on stderr, with `schema` (1) and `event`: `plan`, `start`, `chunk`,
-`transfer`, `warn`, `done`, `error`. `--json` ends with one object a file on stdout.
+`transfer`, `retry`, `warn`, `done`, `error`. `--json` ends with one object a file on stdout.
 """
 
 

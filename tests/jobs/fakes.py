@@ -186,7 +186,7 @@ class TextSegment:
     ) -> None:
         return None
 
-    def write(self, rgb_hwc: np.ndarray, pts: int, duration: int) -> None:
+    def write(self, rgb_hwc: np.ndarray, pts: int, duration: int, alpha_hw: np.ndarray | None = None) -> None:
         self._lines.append(f"{pts} {duration} {int(rgb_hwc[0, 0, 0])}")
 
     def close(self) -> None:

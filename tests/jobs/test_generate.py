@@ -181,7 +181,7 @@ def test_an_interruption_between_making_and_joining_only_joins_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.video.passthrough.join_alone", broken)
+        patch.setattr("ultraflash_cli.video.join.join_alone", broken)
         with pytest.raises(KeyboardInterrupt):
             generate(job(tmp_path, seconds=1))
     report = generate(job(tmp_path, seconds=1), build=builder(fails_at=0))
@@ -252,16 +252,16 @@ def test_a_disk_that_cannot_hold_the_output_is_refused_before_anything_is_writte
 
 
 def test_a_failed_check_leaves_neither_file_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ultraflash_cli.video import passthrough
+    from ultraflash_cli.video import check as check_module
 
-    check = passthrough.check_output
+    check = check_module.check_output
 
     def lost(path: Path, **expected: Any) -> None:
         if "480p" not in path.name:
             raise OutputCheckError("a frame is missing")
         check(path, **expected)
 
-    monkeypatch.setattr(passthrough, "check_output", lost)
+    monkeypatch.setattr(check_module, "check_output", lost)
     with pytest.raises(OutputCheckError, match="--resume off"):
         generate(job(tmp_path, res="1k", seconds=1, save_lr=True))
     assert not list(tmp_path.glob("*.mp4"))

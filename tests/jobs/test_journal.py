@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from ultraflash_cli.errors import InputError, OutputError
-from ultraflash_cli.jobs.journal import Journal, OutputLock, count_frames, work_folder
+from ultraflash_cli.jobs.journal import (
+    Journal,
+    OutputLock,
+    count_frames,
+    fitted,
+    temp_work_folder,
+    work_folder,
+)
 from ultraflash_cli.jobs.leftovers import find_leftovers, remove
 
 FINGERPRINT = {"--seed": 0, "the input's size": 100, "pair": (1, 2)}
@@ -100,6 +107,51 @@ def test_two_runs_cannot_write_one_output(tmp_path: Path) -> None:
     with OutputLock(folder), pytest.raises(OutputError, match=r"another run is writing out\.mp4"):
         OutputLock(folder)
     OutputLock(folder).close()
+
+
+def test_names_that_leave_no_room_are_shortened_and_stay_apart(tmp_path: Path) -> None:
+    long = "film-" + "\N{CAT FACE}" * 60
+    names = [f"{long}.mp4", f"{long}2.mp4", "film.mp4"]
+    assert fitted(names[2]) == names[2]
+    assert len({fitted(name) for name in names}) == 3
+    for name in names[:2]:
+        assert fitted(name).endswith(".mp4")
+        folder = work_folder(tmp_path / name)
+        OutputLock(folder).close()
+        (folder / f"{Path(fitted(name)).stem}.part.mp4").touch()
+        OutputLock(temp_work_folder(tmp_path / name, tmp_path)).close()
+
+
+def test_what_a_stop_keeps_counts_until_its_segment_is_finished(tmp_path: Path) -> None:
+    first = opened(tmp_path / "w")
+    add(first, 10)
+    first.begun_path().write_bytes(b"pictures")
+    first.begin(8, end_frame=14, scene_first=3, groups=2, state=b"amid")
+    second = opened(tmp_path / "w")
+    assert (second.frames, second.safe_frames, second.scene_first, second.state_bytes()) == (10, 14, 3, b"amid")
+    assert count_frames(tmp_path / "w") == 14
+    # A later run writes behind it and may be killed while it does.
+    with second.begun_path().open("ab") as file:
+        file.write(b" and more")
+    assert opened(tmp_path / "w").safe_frames == 14
+    third = opened(tmp_path / "w")
+    add(third, 20, b"later")
+    fourth = opened(tmp_path / "w")
+    assert (fourth.frames, fourth.safe_frames, fourth.state_bytes()) == (20, 20, b"later")
+    assert not list((tmp_path / "w").glob("begun-*"))
+
+
+@pytest.mark.parametrize("damage", ["pictures", "state"])
+def test_what_a_stop_has_kept_is_forgotten_where_it_is_damaged(tmp_path: Path, damage: str) -> None:
+    first = opened(tmp_path / "w")
+    add(first, 10)
+    first.begun_path().write_bytes(b"pictures")
+    first.begin(8, end_frame=14, scene_first=0, groups=1, state=b"amid")
+    assert first.begun is not None
+    (tmp_path / "w" / (first.begun.file if damage == "pictures" else first.begun.state)).write_bytes(b"am")
+    second = opened(tmp_path / "w")
+    assert (second.safe_frames, second.state_bytes()) == (10, b"state")
+    assert not list((tmp_path / "w").glob("begun-*"))
 
 
 def test_leftovers_are_found_counted_and_removed_unless_in_use(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_an_interruption_during_the_join_only_joins_again(tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.video.passthrough.join", broken)
+        patch.setattr("ultraflash_cli.video.join.join", broken)
         with pytest.raises(KeyboardInterrupt):
             upscale(job(source))
 
@@ -238,7 +238,7 @@ def test_a_failure_before_the_work_begins_keeps_what_an_earlier_run_finished(tmp
 
     with pytest.raises(WeightsError):
         upscale(job(source), build=no_weights)
-    assert upscale(job(source)).frames_resumed == 11
+    assert upscale(job(source)).frames_resumed == 20
 
 
 def test_a_full_disk_ends_with_an_output_error_and_can_go_on_later(
@@ -276,7 +276,7 @@ def test_a_failed_check_leaves_no_file_in_place(tmp_path: Path, monkeypatch: pyt
     def lost(*_: object, **__: object) -> None:
         raise OutputCheckError("a frame is missing")
 
-    monkeypatch.setattr("ultraflash_cli.video.passthrough.check_output", lost)
+    monkeypatch.setattr("ultraflash_cli.video.check.check_output", lost)
     with pytest.raises(OutputCheckError, match="--resume off"):
         upscale(job(source))
     assert not (tmp_path / "in_2x.mkv").exists()
@@ -316,8 +316,9 @@ def test_what_is_left_out_is_named_in_the_warnings(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mkv")
     events: list[Event] = []
     report = upscale(job(source, tmp_path / "out.webm", codec="av1"), events=events)
-    (warning,) = report.warnings
+    warning, colours = report.warnings
     assert "audio aac" in warning
+    assert "colours are finer" in colours
     assert warning in [event.message for event in events if isinstance(event, Warned)]
 
 

@@ -142,6 +142,11 @@ def _draft_mask(case: dict[str, Any], q_blocks: Tensor, k_blocks: Tensor) -> Ten
 
 
 def _sparse_attention(vectors: VectorSet) -> None:
+    for by_lists in (False, True):
+        _attend(vectors, by_lists)
+
+
+def _attend(vectors: VectorSet, by_lists: bool) -> None:
     io = vectors.io
     for case in vectors.config["cases"]:
         name, heads, head_width = case["name"], case["heads"], case["head_dim"]
@@ -163,10 +168,12 @@ def _sparse_attention(vectors: VectorSet) -> None:
                 kv_len=kv_len,
                 device=q.device,
                 reuse_cache=True,
+                by_lists=by_lists,
             )
-            out, cache, mask = sparse_causal_attention(q, k, v, layout, cache)
-            vectors.compare_mask(f"{name}.g{group}.mask", mask[0])
-            tokens = grid.from_blocks(out, 1, 1).flatten(2).transpose(1, 2)
+            attended = sparse_causal_attention(q, k, v, layout, cache)
+            cache = attended.cache
+            vectors.compare_mask(f"{name}.g{group}.mask", attended.mask[0])
+            tokens = grid.from_blocks(attended.out, 1, 1).flatten(2).transpose(1, 2)
             vectors.compare(f"{name}.g{group}.out", tokens.unflatten(2, (heads, head_width)))
         if cache is not None and f"{name}.cache_k" in io:
             vectors.compare(f"{name}.cache_k", _by_block(cache, cache.k))
@@ -184,6 +191,11 @@ def _by_block(cache: KvRing, x: Tensor) -> Tensor:
 
 
 def _sr_dit(vectors: VectorSet) -> None:
+    for by_lists in (False, True):
+        _refine(vectors, by_lists)
+
+
+def _refine(vectors: VectorSet, by_lists: bool) -> None:
     config, io, weights = vectors.config, vectors.io, vectors.weights()
     groups: list[int] = config["group_frames"]
     _, _, _, patch_rows, patch_cols = weights["patch_embedding.weight"].shape
@@ -203,6 +215,7 @@ def _sr_dit(vectors: VectorSet) -> None:
         )
     )
     stage.load_state_dict(weights)
+    stage.by_lists = by_lists
     masks: list[Tensor] = []
 
     def note_mask(_module: nn.Module, _inputs: object, attended: SparseAttended) -> None:

@@ -13,10 +13,12 @@ from av.codec.context import Flags
 from numpy.typing import NDArray
 
 from ultraflash_cli.video.color import ColorInfo, Picture
+from ultraflash_cli.video.containers import StreamPlan, plan_streams
 from ultraflash_cli.video.decode import DecodedFrame, read_frames
-from ultraflash_cli.video.encode import EncodeSpec, SegmentWriter, choose_spec
-from ultraflash_cli.video.passthrough import StreamPlan, join, plan_streams
+from ultraflash_cli.video.encode import EncodeSpec, choose_spec
+from ultraflash_cli.video.join import Joined, join
 from ultraflash_cli.video.probe import ClipInfo, probe
+from ultraflash_cli.video.segment import SegmentWriter
 
 WEIGHTS = {601: (0.299, 0.114), 709: (0.2126, 0.0722)}
 
@@ -164,6 +166,7 @@ class Result:
     warnings: list[str]
     """Of reading and of joining."""
     segments: list[Path]
+    joined: Joined
 
 
 def enlarge(
@@ -180,9 +183,6 @@ def enlarge(
     """Probe, decode, repeat every pixel, encode in segments and join."""
     warnings: list[str] = []
     info = probe(source)
-    frames = list(read_frames(info, warn=warnings.append))
-    if window is not None:
-        frames = [frame for frame in frames if window[0] <= frame.pts * info.time_base < window[1]]
     crf, pix_fmt = settings.get("crf"), settings.get("pix_fmt", "auto")
     assert (crf is None or isinstance(crf, int)) and isinstance(pix_fmt, str)
     spec = choose_spec(
@@ -193,12 +193,26 @@ def enlarge(
         crf=crf,
         pix_fmt=pix_fmt,
         threads=1,
+        suffix=suffix,
     )
+    frames = list(read_frames(info, alpha=spec.alpha, warn=warnings.append))
+    if window is not None:
+        frames = [frame for frame in frames if window[0] <= frame.pts * info.time_base < window[1]]
     plan = plan_streams(info, suffix, codec=spec.codec)
     segments = write_segments(folder, spec, frames, per_segment=per_segment, scale=scale)
     target = folder / f"{source.stem}_out{plan.suffix}"
-    warnings += join(segments, info, plan, spec, target, window=window)
-    return Result(path=target, info=info, spec=spec, plan=plan, frames=frames, warnings=warnings, segments=segments)
+    joined = join(segments, info, plan, spec, target, window=window)
+    warnings += joined.notes
+    return Result(
+        path=target,
+        info=info,
+        spec=spec,
+        plan=plan,
+        frames=frames,
+        warnings=warnings,
+        segments=segments,
+        joined=joined,
+    )
 
 
 def write_segments(
@@ -210,7 +224,8 @@ def write_segments(
         segments.append(folder / f"segment{start:05d}.mp4")
         with SegmentWriter(segments[-1], spec) as writer:
             for frame in frames[start : start + per_segment]:
-                writer.write(repeated(frame.rgb_hwc, scale), frame.pts, frame.duration)
+                alpha_hw = None if frame.alpha_hw is None else repeated(frame.alpha_hw, scale)
+                writer.write(repeated(frame.rgb_hwc, scale), frame.pts, frame.duration, alpha_hw)
     return segments
 
 

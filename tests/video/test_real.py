@@ -8,11 +8,14 @@ import pytest
 
 from tests.video.clips import copied_hashes, ffmpeg, shown_times
 from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.check import check_output
+from ultraflash_cli.video.containers import plan_streams
 from ultraflash_cli.video.cuts import CutDetector
 from ultraflash_cli.video.decode import ReadReport, read_frames
-from ultraflash_cli.video.encode import SegmentWriter, choose_spec
-from ultraflash_cli.video.passthrough import check_output, join, plan_streams
+from ultraflash_cli.video.encode import choose_spec
+from ultraflash_cli.video.join import join
 from ultraflash_cli.video.probe import probe
+from ultraflash_cli.video.segment import SegmentWriter
 
 NAMES = [
     "r01_phone_vertical_352x640_aac.mp4",

@@ -27,6 +27,7 @@ from ultraflash_cli.options import (
     ResumeOption,
     SeedOption,
     SkipExistingOption,
+    TempDirOption,
     ThreadsOption,
     as_pairs,
     as_path,
@@ -54,10 +55,11 @@ def generate(
         typer.Option(
             "-o",
             "--output",
-            metavar="FILE|DIR",
+            metavar="FILE|DIR|-",
             parser=as_path,
             help="Where to write; without it, here, named after prompt, size and seed. The file's title is the prompt, "
-            "its comment names model and seed.",
+            "its comment names model and seed. DIR/%05d.png writes pictures, - to stdout: Matroska, or y4m with "
+            "--codec y4m.",
         ),
     ] = None,
     init_clip: Annotated[
@@ -123,6 +125,7 @@ def generate(
     overwrite: OverwriteOption = False,
     skip_existing: SkipExistingOption = False,
     keep_going: KeepGoingOption = False,
+    temp_dir: TempDirOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -136,7 +139,11 @@ def generate(
     texts = _prompts(prompt, prompts)
     is_batch = prompts is not None or count > 1
     several = len(texts) * count > 1
-    into_folder = output is not None and (several or os.path.isdir(output))
+    to_stdout = output == Path("-")
+    if to_stdout and several:
+        raise UsageError("- stands for one clip; name a folder for several")
+    into_folder = output is not None and not to_stdout and (several or os.path.isdir(output))
+    console.data_on_err = to_stdout
     if output is not None and several and not os.path.isdir(output):
         is_file = os.path.exists(output) or output.suffix.lower() in VIDEO_SUFFIXES
         if is_file:
@@ -144,8 +151,10 @@ def generate(
     jobs = [
         GenerateJob(
             prompt=text,
-            output=None if into_folder else output,
+            output=None if into_folder or to_stdout else output,
             folder=output if into_folder else None,
+            stdout=sys.stdout.buffer if to_stdout else None,
+            temp=temp_dir,
             res=res,
             seconds=seconds,
             fps=fps,

@@ -1,6 +1,6 @@
 """What commands over several clips share: each outcome shown as it comes, failures told together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.console import Console, describe
@@ -17,12 +17,12 @@ def show_outcomes(
 ) -> None:
     """Show the outcomes of `count` clips, stopping at the first failure unless `keep_going`.
 
-    Raises the failure itself where there is a single clip, else BatchError at the end.
+    A batch ends with a table. Raises the failure itself where there is a single clip, else BatchError at the end.
     """
     failed: list[Outcome] = []
-    tried = 0
+    shown: list[Outcome] = []
     for outcome in outcomes:
-        tried += 1
+        shown.append(outcome)
         _show(console, outcome, json=json)
         if outcome.failure is None:
             continue
@@ -32,11 +32,34 @@ def show_outcomes(
         console.failure(outcome.failure, source=outcome.source)
         if not keep_going:
             break
+    if is_batch and not any(outcome.plan is not None for outcome in shown):
+        for line in _table(shown):
+            console.info(line)
     if failed:
         names = ", ".join(outcome.label for outcome in failed)
-        left = count - tried
+        left = count - len(shown)
         rest = f"; {left} not tried, --keep-going goes on after a failure" if left else ""
         raise BatchError(f"{len(failed)} of {count} files failed: {names}{rest}")
+
+
+def _table(outcomes: "Sequence[Outcome]") -> list[str]:
+    """Say in a line for each clip what became of it, and in one what became of all."""
+    rows: list[tuple[str, str, str, str, str]] = []
+    for outcome in outcomes:
+        report = outcome.report
+        if report is None:
+            rows.append(("failed", "", "", "", outcome.label))
+        elif report.skipped:
+            rows.append(("skipped", "", "", "", report.output))
+        else:
+            size, speed = f"{report.width}x{report.height}", f"{report.fps_wall or 0:.2f} fps"
+            rows.append(("done", f"{report.frames_out} frames", size, speed, report.output))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
+    lines = [
+        "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]) for row in rows
+    ]
+    counts = {state: sum(row[0] == state for row in rows) for state in ("done", "skipped", "failed")}
+    return [*lines, ", ".join(f"{count} {state}" for state, count in counts.items())]
 
 
 def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:

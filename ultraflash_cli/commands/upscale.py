@@ -1,8 +1,9 @@
 """`ultraflash upscale`."""
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,29 +30,41 @@ from ultraflash_cli.options import (
     SeedOption,
     SkipExistingOption,
     StrengthOption,
+    TempDirOption,
     ThreadsOption,
     as_pairs,
     as_path,
     with_console,
 )
 
+if TYPE_CHECKING:
+    from ultraflash_cli.video.pipe import Pipe
+
 __all__ = ["upscale"]
+
+_DASH = Path("-")
 
 
 @with_console(hidden=True)
 def upscale(
     console: Console,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", parser=as_path, help="Video files, or folders of them.")
+        list[Path],
+        typer.Argument(
+            metavar="INPUT",
+            parser=as_path,
+            help="Video files, folders of them, pictures as DIR/%05d.png, or - for what comes through stdin.",
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
             "-o",
             "--output",
-            metavar="FILE|DIR",
+            metavar="FILE|DIR|-",
             parser=as_path,
-            help="Where to write; without it, beside the input as NAME_1k.",
+            help="Where to write; without it, beside the input as NAME_1k. DIR/%05d.png writes pictures, - to stdout: "
+            "Matroska, or y4m with --codec y4m.",
         ),
     ] = None,
     res: ResOption = None,
@@ -85,6 +98,15 @@ def upscale(
     crf: CrfOption = None,
     pix_fmt: PixFmtOption = "auto",
     enc_opt: EncOptOption = None,
+    fps: Annotated[
+        str,
+        typer.Option(
+            "--fps",
+            metavar="keep|N",
+            help="Frames a second in the file, by repeating or dropping frames, never by blending; of pictures, how "
+            "many a second they are.",
+        ),
+    ] = "keep",
     audio: Annotated[Literal["copy", "none"], typer.Option("--audio", help="Keep or drop the sound.")] = "copy",
     subs: Annotated[Literal["copy", "none"], typer.Option("--subs", help="Keep or drop the subtitles.")] = "copy",
     device: DeviceOption = "auto",
@@ -95,6 +117,16 @@ def upscale(
     overwrite: OverwriteOption = False,
     skip_existing: SkipExistingOption = False,
     keep_going: KeepGoingOption = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Take in the folders inside, too; below -o DIR they are made again.")
+    ] = False,
+    images: Annotated[
+        bool, typer.Option("--images", help="A folder is one clip: the pictures in it, by their numbers.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse an input that is damaged or cut, before any work.")
+    ] = False,
+    temp_dir: TempDirOption = None,
     downscale: Annotated[
         bool, typer.Option("--downscale", help="Allow a target that is not larger than the source.")
     ] = False,
@@ -102,20 +134,27 @@ def upscale(
     json: JsonOption = False,
 ) -> None:
     """Upscale video files, keeping their sound, subtitles and timing."""
-    from ultraflash_cli.jobs.batch import find_clips, plan_batch, run_batch
+    from ultraflash_cli.jobs.batch import find_clips, is_several, plan_batch, run_batch
     from ultraflash_cli.jobs.preflight import UpscaleJob
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
-    # os.path and not Path: what may not be looked at is no reason to fail here, it is refused in words later.
-    is_batch = len(inputs) > 1 or os.path.isdir(inputs[0])
-    into_folder = output is not None and (is_batch or os.path.isdir(output))
+    is_batch = is_several(inputs, images=images)
+    from_stdin, to_stdout = _DASH in inputs, output == _DASH
+    if is_batch and (from_stdin or to_stdout):
+        raise UsageError("- stands for one clip; leave the other inputs out")
+    into_folder = output is not None and not to_stdout and (is_batch or os.path.isdir(output))
     if is_batch and output is not None and os.path.isfile(output):
         raise UsageError(f"{output} is a file, expected a folder for the outputs of several inputs")
+    console.data_on_err = to_stdout
     jobs = [
         UpscaleJob(
-            source=source,
-            output=None if into_folder else output,
-            folder=output if into_folder else None,
+            source=clip.source,
+            pipe=_stdin() if from_stdin else None,
+            images=images,
+            output=None if into_folder or to_stdout else output,
+            folder=output / clip.below if output is not None and into_folder else None,
+            stdout=sys.stdout.buffer if to_stdout else None,
+            temp=temp_dir,
             res=res,
             model=model,
             prompt=prompt,
@@ -136,6 +175,8 @@ def upscale(
             enc_options=as_pairs(enc_opt or []),
             audio=audio,
             subs=subs,
+            fps=_fps(fps),
+            strict=strict,
             device=device,
             precision=precision,
             max_memory=max_memory,
@@ -145,8 +186,23 @@ def upscale(
             skip_existing=skip_existing,
             downscale=downscale,
         )
-        for source in find_clips(inputs)
+        for clip in find_clips(inputs, images=images, recursive=recursive, outputs=output if into_folder else None)
     ]
     with stopping_on_signals() as stop:
         outcomes = plan_batch(jobs) if dry_run else run_batch(jobs, console.on_event, stop=stop)
         show_outcomes(console, outcomes, count=len(jobs), is_batch=is_batch, keep_going=keep_going, json=json)
+
+
+def _fps(text: str) -> int | None:
+    """Read `--fps`. Raises UsageError."""
+    if text == "keep":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--fps is keep or a whole number, got {text!r}")
+    return int(text)
+
+
+def _stdin() -> "Pipe":
+    from ultraflash_cli.video.pipe import Pipe
+
+    return Pipe(sys.stdin.buffer)

@@ -46,6 +46,21 @@ class KvRing:
         self.v[:, :, :fill].copy_(v)
         return KvRing(self.k, self.v, fill)
 
+    def push(self, k: Tensor, v: Tensor, blocks: int) -> "KvRing":
+        """Return the ring that remembers the last ``blocks`` of its own and the new ones; reuses its buffers.
+
+        What ``keep`` does with what ``join`` returned, without joining. Capacity bounds ``blocks``.
+        """
+        fill = min(blocks, self.fill + k.shape[2])
+        assert fill <= self.k.shape[2], "the ring is made for the longest memory of the schedule"
+        new = min(fill, k.shape[2])
+        old = fill - new
+        for buffer, blocks_new in ((self.k, k), (self.v, v)):
+            if old and self.fill > old:
+                buffer[:, :, :old] = buffer[:, :, self.fill - old : self.fill].clone()
+            buffer[:, :, old:fill].copy_(blocks_new[:, :, k.shape[2] - new :])
+        return KvRing(self.k, self.v, fill)
+
 
 @dataclass(frozen=True)
 class WindowRing:

@@ -1,5 +1,6 @@
 """Several clips in one command: which ones, one after the other, what became of each."""
 
+import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VIDEO_SUFFIXES",
+    "FoundClip",
     "Outcome",
     "find_clips",
+    "is_several",
     "plan_batch",
     "plan_generations",
     "run_batch",
@@ -97,32 +100,87 @@ class Outcome:
         }
 
 
-def find_clips(inputs: Iterable[Path]) -> list[Path]:
-    """Replace folders by the videos in them, in the order of their names.
+@dataclass(frozen=True, kw_only=True)
+class FoundClip:
+    """An input, and where it lies below the folder that was named."""
 
-    Hidden files are left out, and what `upscale` made of another file there (`in_1k.mp4` beside `in.mp4`). Raises
-    InputError for a folder without video.
+    source: Path
+    below: Path = Path()
+
+
+def is_several(inputs: Sequence[Path], *, images: bool) -> bool:
+    """Tell whether the inputs, as they were named, make a batch, however many clips that turns out to be."""
+    # os.path and not Path: what may not be looked at is no reason to fail here, it is refused in words later.
+    return len(inputs) > 1 or _is_glob(inputs[0]) or (os.path.isdir(inputs[0]) and not images)
+
+
+def find_clips(
+    inputs: Iterable[Path], *, images: bool = False, recursive: bool = False, outputs: Path | None = None
+) -> list[FoundClip]:
+    """Replace globs by what they stand for and folders by the videos in them, in the order of their names.
+
+    With `images` a folder is one clip. With `recursive` videos in the folders inside come along, but for those in
+    `outputs`, where the results go. Hidden files are left out, and what `upscale` made of another file there
+    (`in_1k.mp4` beside `in.mp4`). Raises InputError for a folder without video and a glob that fits nothing.
     """
-    clips: list[Path] = []
-    for path in inputs:
-        if not os.path.isdir(path):
-            clips.append(path)
+    clips: list[FoundClip] = []
+    for path in _expanded(inputs):
+        if images or not os.path.isdir(path):
+            clips.append(FoundClip(source=path))
             continue
-        try:
-            names = sorted(os.listdir(path))
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}; check the folder and its permissions") from error
-        found = [
-            path / name
-            for name in names
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".") and os.path.isfile(path / name)
-        ]
-        stems = {child.stem for child in found}
-        found = [child for child in found if _RESULT.sub("", child.stem) not in stems - {child.stem}]
+        found: list[FoundClip] = []
+        for folder in _folders(path, outputs) if recursive else [path]:
+            found += [FoundClip(source=child, below=folder.relative_to(path)) for child in _videos(folder)]
         if not found:
-            raise InputError(f"{path} is a folder without video files; name a file, or a folder that holds some")
+            hint = "" if recursive else ", or --recursive for the folders inside"
+            raise InputError(f"{path} is a folder without video files; name a file, a folder that holds some{hint}")
         clips += found
     return clips
+
+
+def _is_glob(path: Path) -> bool:
+    return glob.has_magic(str(path)) and not os.path.lexists(path)
+
+
+def _expanded(inputs: Iterable[Path]) -> Iterator[Path]:
+    for path in inputs:
+        if not _is_glob(path):
+            yield path
+            continue
+        found = sorted(glob.glob(str(path), recursive=True))
+        if not found:
+            raise InputError(f"{path}: nothing fits this name; check the folder and the pattern")
+        yield from map(Path, found)
+
+
+def _folders(path: Path, outputs: Path | None) -> Iterator[Path]:
+    """Give a folder and those inside, hidden ones and `outputs` left out."""
+    left_out = os.path.realpath(outputs) if outputs is not None else None
+    for folder, inner, _ in os.walk(path, onerror=_refuse):
+        inner[:] = sorted(
+            name
+            for name in inner
+            if not name.startswith(".") and os.path.realpath(os.path.join(folder, name)) != left_out
+        )
+        yield Path(folder)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: {error.strerror}; check the folder and its permissions") from error
+
+
+def _videos(folder: Path) -> list[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; check the folder and its permissions") from error
+    found = [
+        folder / name
+        for name in names
+        if Path(name).suffix.lower() in VIDEO_SUFFIXES and not name.startswith(".") and os.path.isfile(folder / name)
+    ]
+    stems = {child.stem for child in found}
+    return [child for child in found if _RESULT.sub("", child.stem) not in stems - {child.stem}]
 
 
 def run_batch(

@@ -14,6 +14,7 @@ __all__ = [
     "Listener",
     "Planned",
     "PullPlanned",
+    "Retrying",
     "Started",
     "Transfer",
     "Warned",
@@ -108,6 +109,16 @@ class Chunk(Event):
     """The stage that everything waits for: reading, model or writing."""
     first_frame_s: float | None = None
     """Seconds from the beginning, loading the model included, until the first frames left the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrying(Event):
+    """Memory ran out; the work goes on, or begins again where that changes pixels, with a plan that takes less."""
+
+    name: ClassVar[str] = "retry"
+    message: str
+    planned_bytes: int
+    """What the plan was for that did not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,15 @@ from ultraflash_cli.weights.store import WeightStore
 __all__ = ["Finding", "examine"]
 
 _WANTED_FREE_BYTES = 200_000_000
-_ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "prores": "prores_ks", "ffv1": "ffv1"}
+_ENCODERS = {
+    "h264": "libx264",
+    "hevc": "libx265",
+    "av1": "libsvtav1",
+    "vp9": "libvpx-vp9",
+    "prores": "prores_ks",
+    "ffv1": "ffv1",
+    "png": "png",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

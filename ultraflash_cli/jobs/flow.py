@@ -16,6 +16,7 @@ from ultraflash_cli.jobs.writing import (
     SEGMENT_FRAMES,
     Busy,
     OpenSegment,
+    Pause,
     SegmentEnd,
     SegmentSink,
     SegmentThread,
@@ -118,6 +119,10 @@ class SourceFrame:
     rgb_hwc: "np.ndarray"
     pts: int
     duration: int
+    alpha_hw: "np.ndarray | None" = None
+    """How opaque each pixel is, where that is kept."""
+    times: tuple[tuple[int, int], ...] | None = None
+    """Time stamp and duration of every picture it becomes, where that is not one at its own time."""
 
 
 @dataclass(frozen=True)
@@ -139,33 +144,45 @@ def move_frames(
     stop: Stop,
     busy: Busy,
     on_group: Callable[[int], None],
-    compose: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None = None,
+    write: Callable[[SegmentSink, SourceFrame, "np.ndarray"], None] | None = None,
+    pausable: bool = True,
     segment_frames: int = SEGMENT_FRAMES,
 ) -> bool:
     """Bring every frame that the journal does not have yet through the model into finished segments.
 
     `source` is called in the reading thread and gives the whole clip from frame 0; `on_group` hears, after every
-    group, how many frames are done; `output` is what failures to write are said of; `compose` makes the picture to
-    write from a frame of the source and the finished one. Returns False when `stop` was requested before the end.
-    Raises what any of the sides raises; finished segments stay in the journal.
+    group, how many frames are done; `output` is what failures to write are said of; `write` brings a frame of the
+    source and its finished picture into a segment. Returns False when `stop` was requested before the end; with
+    `pausable` every group that is done then is kept, else whole segments. Raises what any of the sides raises;
+    finished segments stay in the journal.
     """
+    write_one = write or _write_as_it_is
 
-    def write(sinks: Sequence[SegmentSink], item: _Picture) -> None:
-        picture = compose(item.source.rgb_hwc, item.rgb_hwc) if compose is not None else item.rgb_hwc
+    def write_all(sinks: Sequence[SegmentSink], item: _Picture) -> None:
         for sink in sinks:
-            sink.write(picture, item.source.pts, item.source.duration)
+            write_one(sink, item.source, item.rgb_hwc)
 
-    reader = _Reader(source, journal.frames, queue_places(source_frame_bytes), stop, busy)
+    reader = _Reader(source, journal.safe_frames, queue_places(source_frame_bytes), stop, busy)
     writer = SegmentThread(
-        journal, open_segment, write, output=output, places=queue_places(output_frame_bytes), busy=busy
+        journal,
+        open_segment,
+        write_all,
+        output=output,
+        places=queue_places(output_frame_bytes),
+        busy=busy,
+        pausable=pausable,
     )
-    model = _Model(upscaler, journal, writer.channel, segment_frames, seed, busy, on_group)
+    model = _Model(upscaler, journal, writer.channel, segment_frames, seed, busy, on_group, pausable)
     reader.start()
     try:
         return writer.serve(lambda: model.run(reader.channel, stop))
     finally:
         reader.channel.cancel()
         reader.join()
+
+
+def _write_as_it_is(sink: SegmentSink, source: SourceFrame, rgb_hwc: "np.ndarray") -> None:
+    sink.write(rgb_hwc, source.pts, source.duration)
 
 
 @dataclass(frozen=True)
@@ -205,12 +222,20 @@ def make_frames(
             for sink, picture in zip(sinks, item.pictures, strict=True):
                 sink.write(picture, pts, duration)
 
-    writer = SegmentThread(journal, open_segment, write, output=output, places=queue_places(frame_bytes), busy=busy)
+    writer = SegmentThread(
+        journal,
+        open_segment,
+        write,
+        output=output,
+        places=queue_places(frame_bytes),
+        busy=busy,
+        pausable=keep_states,
+    )
     counters: dict[str, int] = {}
 
     def work() -> bool:
         borders = [min(end, frames) for end in accumulate(generator.group_frames)]
-        done = journal.frames
+        done, kept = journal.safe_frames, journal.safe_frames
         assert borders[-1] == frames, f"the groups give {borders[-1]} frames, {frames} are wanted"
         if done == frames:
             return True
@@ -226,6 +251,8 @@ def make_frames(
         ends = segment_ends(borders, segment_length(segment_frames, generator.state_bytes(state)))
         for border in borders[borders.index(done) + 1 if done else 0 :]:
             if stop.requested:
+                if keep_states and done > kept:
+                    writer.channel.put(Pause(done, 0, 0, generator.save_state(state)))
                 return False
             started_s = time.perf_counter()
             state, sharp, low = generator.step(state)
@@ -239,6 +266,7 @@ def make_frames(
             del sharp, low
             done = border
             if done in ends:
+                kept = done
                 to_keep = keep_states and done < frames
                 writer.channel.put(SegmentEnd(done, 0, generator.save_state(state) if to_keep else None))
         return True
@@ -296,15 +324,17 @@ class _Model:
 
     upscaler: FrameUpscaler
     journal: Journal
-    pictures: "Channel[_Picture | SegmentEnd]"
+    pictures: "Channel[_Picture | SegmentEnd | Pause]"
     segment_frames: int
     seed: int
     busy: Busy
     on_group: Callable[[int], None]
+    pausable: bool
     _state: Any = None
     _scene_first: int = 0
     _scene_groups: int = 0
     _done: int = 0
+    _kept: int = 0
     _groups_in_segment: int = 1
     _segment_groups: int = 0
     _segment_first: int = 0
@@ -317,7 +347,7 @@ class _Model:
         group: list[SourceFrame] = []
         while (frame := source.get()) is not None:
             if stop.requested:
-                return False
+                return self._pause()
             if len(self._in_flight) < held:
                 # The saved state has it inside; only its picture is still to come.
                 self._in_flight.append(frame)
@@ -334,18 +364,28 @@ class _Model:
                 group = []
                 self._end_group()
         if stop.requested:
-            return False
+            return self._pause()
         if self._state is not None:
             self._end_scene(group)
         return True
 
+    def _pause(self) -> bool:
+        """Keep what the segment in hand has so far; gives False."""
+        if self.pausable and self._state is not None and self._done > self._kept:
+            state = self.upscaler.save_state(self._state)
+            self.pictures.put(Pause(self._done, self._scene_first, self._segment_groups, state))
+        return False
+
     def _restore(self) -> None:
-        self._done = self._segment_first = self.journal.frames
-        content = self.journal.state_bytes()
+        journal = self.journal
+        self._done = self._kept = journal.safe_frames
+        self._segment_first = journal.frames
+        content = journal.state_bytes()
         if content is not None:
-            self._scene_first = self.journal.segments[-1].scene_first
+            self._scene_first = journal.scene_first
             self._state = self.upscaler.load_state(content, seed=self.seed, first_frame=self._scene_first)
             self._scene_groups = 1
+            self._segment_groups = journal.begun.groups if journal.begun is not None else 0
             self._plan_segments()
 
     def _begin_scene(self, first_frame: int) -> None:
@@ -397,4 +437,4 @@ class _Model:
     def _end_segment(self, state: bytes | None) -> None:
         self.pictures.put(SegmentEnd(self._done, self._scene_first, state))
         self._segment_groups = 0
-        self._segment_first = self._done
+        self._segment_first = self._kept = self._done

@@ -2,19 +2,28 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.jobs.events import GenerationPlanned, Listener, Started
+from ultraflash_cli.jobs.finish import finish_of
 from ultraflash_cli.jobs.flow import make_frames
 from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
 from ultraflash_cli.jobs.model import BuiltGeneration, GenerationBuilder, Models
 from ultraflash_cli.jobs.report import Progress, Report
 from ultraflash_cli.jobs.stop import Stop
-from ultraflash_cli.jobs.work import Work, file_facts, library_versions, telling_memory_errors, working_on
+from ultraflash_cli.jobs.work import (
+    Finish,
+    Work,
+    file_facts,
+    library_versions,
+    telling_memory_errors,
+    with_smaller_plans,
+    working_on,
+)
 from ultraflash_cli.jobs.writing import SEGMENT_FRAMES
 
 if TYPE_CHECKING:
@@ -86,7 +95,7 @@ def run_prepared_generation(
             input=prompt,
             prompt=prompt,
             seed=job.seed,
-            output=str(prepared.output),
+            output=prepared.shown_output,
             skipped=True,
             model=prepared.model,
         )
@@ -94,11 +103,12 @@ def run_prepared_generation(
     with working_on(
         prepared.output,
         name=prompt,
-        label=prepared.output.name,
+        label=prepared.label,
         resume=job.resume,
         plan=plan,
         listener=on_event,
         stop=stop,
+        temp=job.temp,
     ) as work:
         report = _Generation(prepared, work, build or _build, clock, segment_frames).run(started_s)
     work.listener(report.done())
@@ -110,7 +120,7 @@ def planned_generation(prepared: PreparedGeneration) -> GenerationPlanned:
     (height, width), spec = prepared.base_size, prepared.spec
     return GenerationPlanned(
         input=prepared.prompt,
-        output=str(prepared.output),
+        output=prepared.shown_output,
         source_width=width,
         source_height=height,
         width=spec.width_px,
@@ -153,36 +163,16 @@ class _Generation:
         for message in prepared.warnings:
             work.warn(message)
         clip = self._read_clip()
-        counters: dict[str, int] = {}
-        with telling_memory_errors():
-            built = self._build(prepared)
-            for message in built.warnings:
-                work.warn(f"{work.label}: {message}")
-            journal = work.open_journal(_fingerprint(prepared, built, self._segment_frames))
-            progress = Progress(work, total=prepared.frames, clock=self._clock, started_s=started_s)
-            work.listener(
-                Started(
-                    input=work.name,
-                    output=str(prepared.output),
-                    model=prepared.model,
-                    device=built.device,
-                    precision=built.precision,
-                    threads=prepared.threads,
-                    frames_total=prepared.frames,
-                    frames_resumed=journal.frames,
-                    note=work.note,
-                    label=work.label,
-                )
-            )
-            if not journal.complete:
-                counters = self._make(built, clip, progress)
+        built, progress, counters = with_smaller_plans(
+            lambda max_memory: self._attempt(max_memory, clip, started_s), prepared.job.max_memory, work
+        )
         work.check_stop()
         self._put_in_place()
         return GenerateReport(
             input=work.name,
             prompt=work.name,
             seed=prepared.job.seed,
-            output=str(prepared.output),
+            output=prepared.shown_output,
             low_output=str(prepared.low_output) if prepared.low_output is not None else None,
             skipped=False,
             model=prepared.model,
@@ -197,6 +187,39 @@ class _Generation:
             warnings=tuple(work.warnings),
             **progress.measured(device=built.device, stages=built.generator.stage_seconds),
         )
+
+    def _attempt(
+        self, max_memory: str | None, clip: "list[Picture] | None", started_s: float
+    ) -> tuple[BuiltGeneration, Progress, dict[str, int]]:
+        """Load the model and bring all frames into segments, within so much memory; gives its counters, too."""
+        prepared, work = self._prepared, self._work
+        if max_memory != prepared.job.max_memory:
+            prepared = replace(prepared, job=replace(prepared.job, max_memory=max_memory))
+        with telling_memory_errors():
+            built = self._build(prepared)
+        for message in built.warnings:
+            work.warn(f"{work.label}: {message}")
+        counters: dict[str, int] = {}
+        with telling_memory_errors(built.planned_bytes):
+            journal = work.open_journal(_fingerprint(prepared, built, self._segment_frames))
+            progress = Progress(work, total=prepared.frames, clock=self._clock, started_s=started_s)
+            work.listener(
+                Started(
+                    input=work.name,
+                    output=prepared.shown_output,
+                    model=prepared.model,
+                    device=built.device,
+                    precision=built.precision,
+                    threads=prepared.threads,
+                    frames_total=prepared.frames,
+                    frames_resumed=journal.safe_frames,
+                    note=work.note,
+                    label=work.label,
+                )
+            )
+            if not journal.complete:
+                counters = self._make(built, clip, progress)
+        return built, progress, counters
 
     def _read_clip(self) -> "list[Picture] | None":
         from ultraflash_cli.engine.schedule import GENERATED_FPS
@@ -217,7 +240,7 @@ class _Generation:
         )
 
     def _make(self, built: BuiltGeneration, clip: "list[Picture] | None", progress: Progress) -> dict[str, int]:
-        from ultraflash_cli.video.encode import SegmentWriter
+        from ultraflash_cli.video.segment import SegmentWriter
 
         prepared, spec, low_spec = self._prepared, self._prepared.spec, self._prepared.low_spec
 
@@ -244,27 +267,28 @@ class _Generation:
         )
 
     def _put_in_place(self) -> None:
-        from ultraflash_cli.video.passthrough import check_output, join_alone
+        from ultraflash_cli.video.join import Joined, join_alone
 
         prepared, segments = self._prepared, self._work.journal.files
         frames, tags = _shown_frames(prepared), _tags(prepared)
 
-        def maker(files: list[Path], spec: "EncodeSpec") -> Callable[[Path], tuple[str, ...]]:
-            def make(joined: Path) -> tuple[str, ...]:
+        def finish(files: list[Path], spec: "EncodeSpec") -> Finish:
+            def join(joined: Path) -> Joined:
                 join_alone(files, prepared.streams, spec, joined, tags=tags)
-                check_output(
-                    joined, plan=prepared.streams, frames=frames, spec=spec, duration_s=Fraction(frames) / spec.rate
-                )
-                return ()
+                return Joined(notes=(), packets=(("video", frames),))
 
-            return make
+            duration_s = Fraction(frames) / spec.rate
+            stdout = prepared.job.stdout
+            return finish_of(
+                files, prepared.streams, spec, frames=frames, duration_s=duration_s, stdout=stdout, join=join
+            )
 
-        made: dict[Path, Callable[[Path], tuple[str, ...]]] = {}
+        finishes: dict[Path, Finish] = {}
         # The main output comes last: where it is, everything is.
         if prepared.low_output is not None and prepared.low_spec is not None:
-            made[prepared.low_output] = maker([_low_segment(path) for path in segments], prepared.low_spec)
-        made[prepared.output] = maker(segments, prepared.spec)
-        self._work.put_in_place(made)
+            finishes[prepared.low_output] = finish([_low_segment(path) for path in segments], prepared.low_spec)
+        finishes[prepared.output] = finish(segments, prepared.spec)
+        self._work.put_in_place(finishes)
 
 
 def _low_segment(path: Path) -> Path:

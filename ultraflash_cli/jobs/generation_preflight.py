@@ -6,20 +6,29 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from ultraflash_cli.errors import ConfigError, UsageError
+from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, first_file, low_name, made_name
 from ultraflash_cli.jobs.host import usable_cores
+from ultraflash_cli.jobs.journal import temp_work_folder, work_folder
 from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model
-from ultraflash_cli.jobs.target import check_space, check_target, encoded_bytes
+from ultraflash_cli.jobs.target import (
+    check_folder,
+    check_space,
+    check_target,
+    encoded_bytes,
+    stream_target,
+    used_bytes,
+)
 
 if TYPE_CHECKING:
     from ultraflash_cli.engine.cache_policy import CacheManagement
     from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.engine.schedule import GenerationPlan
     from ultraflash_cli.engine.stages.generator import GeneratorConfig
+    from ultraflash_cli.video.containers import StreamPlan
     from ultraflash_cli.video.encode import EncodeSpec
-    from ultraflash_cli.video.passthrough import StreamPlan
     from ultraflash_cli.video.probe import ClipInfo
 
 __all__ = ["SCALES", "GenerateJob", "PreparedGeneration", "name_outputs", "prepare_generation", "read_prompts"]
@@ -45,6 +54,10 @@ class GenerateJob:
     """The file to write; None for a name made from prompt, size and seed, in `folder`."""
     folder: Path | None = None
     """Where a made name goes; None for the folder one is in."""
+    stdout: BinaryIO | None = None
+    """Where the finished file goes instead of to a place of its own."""
+    temp: Path | None = None
+    """Folder for journal and segments; None for beside the output."""
     name: str | None = None
     """The made name without extension, where several clips of a command would share one; None for the usual."""
     res: str = "1k"
@@ -105,8 +118,10 @@ class GenerateJob:
             raise ConfigError(f"--threads is 1 or more, got {self.threads}")
         if self.save_lr and self.res == "480p":
             raise ConfigError("--save-lr writes the clip at 480p, which --res 480p does already; leave one of them out")
-        if self.output is not None and self.folder is not None:
-            raise ConfigError("an output file and an output folder exclude each other; give one of them")
+        if sum(each is not None for each in (self.output, self.folder, self.stdout)) > 1:
+            raise ConfigError("an output file, an output folder and stdout exclude each other; give one of them")
+        if self.save_lr and self.stdout is not None:
+            raise ConfigError("--save-lr writes a second file, stdout takes one; leave --save-lr out")
         if self.overwrite and self.skip_existing:
             raise ConfigError("--overwrite and --skip-existing exclude each other; give one of them")
 
@@ -159,6 +174,16 @@ class PreparedGeneration:
         """The prompt on one line."""
         return self.job.line
 
+    @property
+    def shown_output(self) -> str:
+        """What reports call the output."""
+        return "-" if self.job.stdout is not None else str(self.output)
+
+    @property
+    def label(self) -> str:
+        """What messages call the clip."""
+        return "stdout" if self.job.stdout is not None else self.output.name
+
 
 def read_prompts(lines: Iterable[str]) -> list[str]:
     """Give a prompt for each line; blank lines and those that begin with `#` are none. Raises UsageError."""
@@ -188,9 +213,11 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     """
     if to_write and job.output is not None:
         _check_target(job.output, job)
+    if to_write and job.temp is not None:
+        check_folder(job.temp / "journal")
 
+    from ultraflash_cli.video.containers import plan_alone
     from ultraflash_cli.video.encode import check_encoder, made_spec
-    from ultraflash_cli.video.passthrough import plan_alone
     from ultraflash_cli.video.probe import probe
 
     clip = probe(job.init_clip) if job.init_clip is not None else None
@@ -220,17 +247,20 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
             pix_fmt=job.pix_fmt,
             enc_options=job.enc_options,
             threads=threads,
+            suffix=suffix,
         )
 
+    suffix = asked_suffix(job.output, job.stdout, job.codec)
     spec, low_spec = spec_at(scale), spec_at(1) if job.save_lr else None
-    suffix = job.output.suffix if job.output is not None else None
     streams = plan_alone(suffix, codec=spec.codec, frame_s=Fraction(1, rate))
-    output = job.output or (job.folder or Path()) / f"{job.made_name}{streams.suffix}"
-    low_output = output.with_stem(f"{output.stem}_480p") if job.save_lr else None
-    exists = to_write and _check_target(output, job)
+    output = job.output or (job.folder or Path()) / made_name(job.made_name, streams.suffix)
+    if job.stdout is not None:
+        output = stream_target(f"{job.made_name} {job.line}", job.temp, streams.suffix)
+    low_output = low_name(output) if job.save_lr else None
+    exists = to_write and job.stdout is None and _check_target(output, job)
     if to_write and not exists:
         if low_output is not None:
-            check_target(low_output, source=job.init_clip, overwrite=job.overwrite, skip_existing=False)
+            _check_target(low_output, replace(job, skip_existing=False))
         seconds = Fraction(frames, GENERATED_FPS)
         sizes = [
             encoded_bytes(each.codec, width_px=each.width_px, height_px=each.height_px, frames=round(seconds * rate))
@@ -238,9 +268,14 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
             if each is not None
         ]
         # Segments and the joined file lie side by side for a moment.
-        check_space(output, 2 * sum(sizes))
+        if job.temp is None:
+            check_space(output.parent, 2 * sum(sizes) - used_bytes(work_folder(output)))
+        else:
+            check_space(job.temp, sum(sizes) - used_bytes(temp_work_folder(output, job.temp)))
+            check_space(output.parent, sum(sizes))
     if not exists:
         check_encoder(spec)
+    label = "stdout" if job.stdout is not None else output.name
     return PreparedGeneration(
         job=job,
         model=profile.name,
@@ -260,22 +295,24 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         spec=spec,
         low_spec=low_spec,
         threads=threads,
-        warnings=(*(f"{output.name}: {note}" for note in streams.notes), *_remarks(profile, generator, output)),
+        warnings=tuple(f"{label}: {note}" for note in (*streams.notes, *_remarks(profile, generator))),
     )
 
 
-def _remarks(profile: "Profile", generator: "GeneratorConfig", output: Path) -> tuple[str, ...]:
+def _remarks(profile: "Profile", generator: "GeneratorConfig") -> tuple[str, ...]:
     """Say where the generator works beyond what it was trained for."""
     if generator in (profile.generator, profile.long_generator):
         return ()
     return (
-        f"{output.name}: longer than the {generator.window} latents that {profile.name} was trained on; its memory "
+        f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
         f"slides. `ultraflash weights pull {profile.name}-long` brings the variant for long clips",
     )
 
 
 def _check_target(output: Path, job: GenerateJob) -> bool:
-    return check_target(output, source=job.init_clip, overwrite=job.overwrite, skip_existing=job.skip_existing)
+    check_pattern(output)
+    place = first_file(output)
+    return check_target(place, source=job.init_clip, overwrite=job.overwrite, skip_existing=job.skip_existing)
 
 
 def _find_generator(model: str) -> "tuple[Profile, GeneratorConfig]":

@@ -11,16 +11,48 @@ from typing import Self, cast
 
 from ultraflash_cli.errors import OutputError
 
-__all__ = ["Journal", "OutputLock", "SegmentEntry", "count_frames", "is_work_folder", "work_folder"]
+__all__ = [
+    "SPOOL",
+    "BegunEntry",
+    "Journal",
+    "OutputLock",
+    "SegmentEntry",
+    "count_frames",
+    "empty",
+    "fitted",
+    "is_work_folder",
+    "remove",
+    "temp_work_folder",
+    "work_folder",
+]
 
 _FORMAT = 1
 _PREFIX, _SUFFIX = ".", ".ultraflash"
+_LONGEST_NAME = 220
+"""Bytes of a name that every file system takes, with room for what we put around it."""
 _JOURNAL, _LOCK = "journal.jsonl", "lock"
+SPOOL = "stdin"
+"""File in a work folder for what comes through a pipe."""
 
 
 def work_folder(output: Path) -> Path:
     """Give the hidden folder beside `output` that holds its unfinished work."""
-    return output.with_name(f"{_PREFIX}{output.name}{_SUFFIX}")
+    return output.with_name(f"{_PREFIX}{fitted(output.name)}{_SUFFIX}")
+
+
+def fitted(name: str) -> str:
+    """Shorten a file name that leaves no room for what we put around it; two long names stay two."""
+    if len(os.fsencode(name)) <= _LONGEST_NAME:
+        return name
+    path = Path(name)
+    start = os.fsencode(path.stem)[: _LONGEST_NAME - 40].decode(errors="ignore")
+    return f"{start}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}{path.suffix}"
+
+
+def temp_work_folder(output: Path, temp: Path) -> Path:
+    """Give the folder in `temp` that holds the unfinished work of `output`; outputs of one name have their own."""
+    place = hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:8]
+    return temp / f"{_PREFIX}{fitted(output.name)}.{place}{_SUFFIX}"
 
 
 def is_work_folder(path: Path) -> bool:
@@ -32,7 +64,11 @@ def is_work_folder(path: Path) -> bool:
 def count_frames(folder: Path) -> int:
     """Count the frames that the run in a work folder has finished for good."""
     found = _read(folder / _JOURNAL)
-    return found[1][-1].end_frame if found is not None and found[1] else 0
+    if found is None:
+        return 0
+    if found.begun is not None:
+        return found.begun.end_frame
+    return found.segments[-1].end_frame if found.segments else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +85,32 @@ class SegmentEntry:
     state: str | None
     """File with the cascade's state after the last frame; None where a new scene begins there."""
     state_sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BegunEntry:
+    """A segment that a run had begun when it was asked to stop: its pictures up to `end_frame`, not encoded."""
+
+    file: str
+    size_bytes: int
+    """How much of the file counts; a later run writes behind it."""
+    end_frame: int
+    scene_first: int
+    groups: int
+    """Groups of frames that the segment has so far."""
+    state: str
+    """File with the cascade's state after the last of them."""
+    state_sha256: str
+
+
+@dataclass
+class _Found:
+    """What a journal file says."""
+
+    fingerprint: dict[str, object]
+    segments: list[SegmentEntry]
+    begun: BegunEntry | None = None
+    complete: bool = False
 
 
 class OutputLock:
@@ -95,6 +157,7 @@ class Journal:
         """
         self.folder = folder
         self.segments: list[SegmentEntry] = []
+        self.begun: BegunEntry | None = None
         self.complete = False
         self.fresh_because: str | None = None
         self._path = folder / _JOURNAL
@@ -105,13 +168,14 @@ class Journal:
             self._clear()
             self._rewrite()
             return
-        old, entries, complete = found
-        self.fresh_because = _difference(old, self._fingerprint)
+        self.fresh_because = _difference(found.fingerprint, self._fingerprint)
         if self.fresh_because is not None:
             self._clear()
         else:
-            self.segments = self._usable(entries)
-            self.complete = complete and len(self.segments) == len(entries)
+            self.segments = self._usable(found.segments)
+            whole = len(self.segments) == len(found.segments)
+            self.complete = found.complete and whole
+            self.begun = found.begun if whole and found.begun is not None and self._is_whole(found.begun) else None
             self._clear(keep=[entry.file for entry in self.segments])
         self._rewrite()
 
@@ -119,6 +183,17 @@ class Journal:
     def frames(self) -> int:
         """Frames of the output that are finished for good."""
         return self.segments[-1].end_frame if self.segments else 0
+
+    @property
+    def safe_frames(self) -> int:
+        """Frames that are never made again: those of the finished segments and of the one that is begun."""
+        return self.begun.end_frame if self.begun is not None else self.frames
+
+    @property
+    def scene_first(self) -> int:
+        """The first frame of the scene that the next frame belongs to, where there is a state to go on from."""
+        last = self.begun or self.segments[-1]
+        return last.scene_first
 
     @property
     def files(self) -> list[Path]:
@@ -129,10 +204,37 @@ class Journal:
         """Give the path where the next segment is to be written."""
         return self.folder / f"segment-{len(self.segments):06d}.video"
 
+    def begun_path(self) -> Path:
+        """Give the path for the pictures of the segment in hand."""
+        return self.folder / f"begun-{len(self.segments):06d}.frames"
+
     def state_bytes(self) -> bytes | None:
-        """Read the state after the last segment; None where a new scene begins."""
-        name = self._last_state()
+        """Read the state after the last frame that is safe; None where a new scene begins."""
+        name = self.begun.state if self.begun is not None else self._last_state()
         return (self.folder / name).read_bytes() if name is not None else None
+
+    def begin(self, size_bytes: int, *, end_frame: int, scene_first: int, groups: int, state: bytes) -> None:
+        """Enter what is there of the segment in hand: the first bytes of `begun_path`, synced, and the state after it.
+
+        Raises OSError as the file system gives it.
+        """
+        before = self.begun
+        path = self.begun_path()
+        state_name = f"begun-{len(self.segments):06d}-{end_frame}.safetensors"
+        _write_synced(self.folder / state_name, state)
+        entry = BegunEntry(
+            file=path.name,
+            size_bytes=size_bytes,
+            end_frame=end_frame,
+            scene_first=scene_first,
+            groups=groups,
+            state=state_name,
+            state_sha256=hashlib.sha256(state).hexdigest(),
+        )
+        self._append({"begun": asdict(entry)})
+        self.begun = entry
+        if before is not None and before.state != state_name:
+            (self.folder / before.state).unlink(missing_ok=True)
 
     def add(self, path: Path, *, first_frame: int, end_frame: int, scene_first: int, state: bytes | None) -> None:
         """Enter a finished, synced segment together with the state after it; the state before it is deleted.
@@ -155,9 +257,11 @@ class Journal:
             state_sha256=state_sha256,
         )
         self._append({"segment": asdict(entry)})
+        begun, self.begun = self.begun, None
         self.segments.append(entry)
-        if before is not None:
-            (self.folder / before).unlink(missing_ok=True)
+        for name in (before, begun.state if begun is not None else None, begun.file if begun is not None else None):
+            if name is not None:
+                (self.folder / name).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Note that the last segment ends the clip; only joining is left."""
@@ -184,16 +288,25 @@ class Journal:
             usable.pop()
         return usable
 
-    def _has_state(self, entry: SegmentEntry) -> bool:
+    def _has_state(self, entry: SegmentEntry | BegunEntry) -> bool:
         """Tell whether the work can go on after `entry`."""
         if entry.state is None:
             return True
         path = self.folder / entry.state
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.state_sha256
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == entry.state_sha256
+
+    def _is_whole(self, begun: BegunEntry) -> bool:
+        path = self.folder / begun.file
+        return path.is_file() and path.stat().st_size >= begun.size_bytes and self._has_state(begun)
 
     def _rewrite(self) -> None:
         records: list[dict[str, object]] = [{"format": _FORMAT, "fingerprint": self._fingerprint}]
         records.extend({"segment": asdict(entry)} for entry in self.segments)
+        if self.begun is not None:
+            records.append({"begun": asdict(self.begun)})
         if self.complete:
             records.append({"complete": True})
         text = "".join(json.dumps(record) + "\n" for record in records)
@@ -214,34 +327,53 @@ class Journal:
 
     def _clear(self, keep: Sequence[str] = ()) -> None:
         """Delete all but the journal, the last state and the segments to `keep` with what lies beside them."""
+        begun = (self.begun.file, self.begun.state) if self.begun is not None else ()
         for path in self.folder.iterdir():
-            if path.name not in (_LOCK, _JOURNAL, self._last_state()) and not path.name.startswith(tuple(keep)):
-                path.unlink(missing_ok=True)
+            if path.name not in (_LOCK, _JOURNAL, SPOOL, self._last_state(), *begun) and not path.name.startswith(
+                tuple(keep)
+            ):
+                remove(path)
 
 
-def _read(path: Path) -> tuple[dict[str, object], list[SegmentEntry], bool] | None:
+def empty(folder: Path) -> None:
+    """Delete what runs have left in a work folder, but for its lock and a spool. Raises OSError."""
+    for path in folder.iterdir():
+        if path.name not in (_LOCK, SPOOL):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> _Found | None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return None
-    entries: list[SegmentEntry] = []
-    fingerprint: dict[str, object] | None = None
-    complete = False
+    found: _Found | None = None
     for line in lines:
         try:
             record = json.loads(line)
-            if fingerprint is None:
+            if found is None:
                 if record["format"] != _FORMAT:
                     return None
-                fingerprint = record["fingerprint"]
+                found = _Found(record["fingerprint"], [])
             elif "segment" in record:
-                entries.append(SegmentEntry(**record["segment"]))
+                found.segments.append(SegmentEntry(**record["segment"]))
+                found.begun = None
+            elif "begun" in record:
+                found.begun = BegunEntry(**record["begun"])
             else:
-                complete = bool(record["complete"])
+                found.complete = bool(record["complete"])
         except (ValueError, KeyError, TypeError):
             # The line in hand when the power went.
             break
-    return None if fingerprint is None else (fingerprint, entries, complete)
+    return found
 
 
 def _difference(old: Mapping[str, object], new: Mapping[str, object]) -> str | None:

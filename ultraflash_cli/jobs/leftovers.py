@@ -57,7 +57,7 @@ def _describe(folder: Path) -> Leftover:
         in_use = False
     return Leftover(
         folder=folder,
-        size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         frames=count_frames(folder),
         in_use=in_use,
     )

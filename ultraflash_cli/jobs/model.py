@@ -13,6 +13,7 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.flow import FrameGenerator, FrameUpscaler
 from ultraflash_cli.jobs.generation_preflight import PreparedGeneration
 from ultraflash_cli.jobs.preflight import Prepared
+from ultraflash_cli.jobs.work import telling_memory_errors
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,10 @@ class Built:
     """The sha256 of every weight file by its name."""
     memory_plan: str = ""
     """What the plan of its memory changes of the result, however little; nothing is resumed under another one."""
+    planned_bytes: int | None = None
+    """What that plan is for; None where none was made."""
+    state_bytes: int = 0
+    """What a saved state takes."""
     warnings: tuple[str, ...] = ()
     """What was noticed on the way."""
 
@@ -60,6 +65,10 @@ class BuiltGeneration:
     """The sha256 of every weight file by its name."""
     memory_plan: str = ""
     """What the plan of its memory changes of the result, however little; nothing is resumed under another one."""
+    planned_bytes: int | None = None
+    """What that plan is for; None where none was made."""
+    state_bytes: int = 0
+    """What a saved state takes."""
     warnings: tuple[str, ...] = ()
     """What was noticed on the way: a prompt that was cut, a smaller plan for lack of memory."""
 
@@ -102,12 +111,18 @@ class Models:
 
     def upscaler(self, prepared: Prepared) -> Built:
         """Load the model of an upscaling. Raises DeviceError, WeightsError, OutOfMemory."""
+        device, profile, memory = self.plan_upscaler(prepared)
+        with telling_memory_errors(memory.total):
+            return self._load_upscaler(prepared, device, profile, memory)
+
+    def _load_upscaler(
+        self, prepared: Prepared, device: "torch.device", profile: "Profile", memory: "MemoryPlan"
+    ) -> Built:
         import torch
 
         from ultraflash_cli.jobs.assemble import build_upscaler, precision_name
 
         job = prepared.job
-        device, profile, memory = self.plan_upscaler(prepared)
         shelf = self._shelf(job.store)
         torch.set_num_threads(prepared.threads)
         warnings = [*memory.warnings]
@@ -134,11 +149,20 @@ class Models:
             precision=precision_name(profile, job.precision, device),
             weights=shelf.hashes,
             memory_plan=_effect_of(memory.settings),
+            planned_bytes=memory.total,
+            state_bytes=memory.state_bytes,
             warnings=tuple(warnings),
         )
 
     def generator(self, prepared: PreparedGeneration) -> BuiltGeneration:
         """Load the model of a clip to generate. Raises DeviceError, WeightsError, OutOfMemory."""
+        device, profile, memory = self.plan_generator(prepared)
+        with telling_memory_errors(memory.total):
+            return self._load_generator(prepared, device, profile, memory)
+
+    def _load_generator(
+        self, prepared: PreparedGeneration, device: "torch.device", profile: "Profile", memory: "MemoryPlan"
+    ) -> BuiltGeneration:
         import torch
 
         from ultraflash_cli.engine.cache_policy import RefreshGate
@@ -146,7 +170,6 @@ class Models:
         from ultraflash_cli.jobs.assemble import build_text_to_video, precision_name, stage_precisions
 
         job, rules = prepared.job, prepared.cache_management
-        device, profile, memory = self.plan_generator(prepared)
         shelf = self._shelf(job.store)
         torch.set_num_threads(prepared.threads)
         warnings = [*memory.warnings]
@@ -181,6 +204,8 @@ class Models:
             precision=precision_name(profile, job.precision, device),
             weights=shelf.hashes,
             memory_plan=_effect_of(memory.settings),
+            planned_bytes=memory.total,
+            state_bytes=memory.state_bytes,
             warnings=tuple(warnings),
         )
 

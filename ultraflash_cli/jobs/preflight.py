@@ -2,20 +2,31 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from ultraflash_cli.engine.plan import SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale
-from ultraflash_cli.errors import ConfigError, InputError
+from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, first_file, made_name
 from ultraflash_cli.jobs.host import usable_cores
-from ultraflash_cli.jobs.target import check_space, check_target, encoded_bytes
+from ultraflash_cli.jobs.inputs import find_input, input_bytes, input_identity, made_place, with_what_can_be_copied
+from ultraflash_cli.jobs.journal import temp_work_folder, work_folder
+from ultraflash_cli.jobs.target import (
+    check_folder,
+    check_space,
+    check_target,
+    encoded_bytes,
+    stream_target,
+    used_bytes,
+)
 from ultraflash_cli.jobs.window import Window, choose_window
 
 if TYPE_CHECKING:
+    from ultraflash_cli.video.containers import StreamPlan
     from ultraflash_cli.video.encode import EncodeSpec
-    from ultraflash_cli.video.passthrough import StreamPlan
+    from ultraflash_cli.video.pipe import Pipe
     from ultraflash_cli.video.probe import ClipInfo
 
 __all__ = [
@@ -38,9 +49,10 @@ _TRIAL_MODEL = "tiny-random"
 ENCODERS = ("auto", "tiny", "wan-vae")
 _PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
 DECODERS = ("auto", "tiny", "ultra")
+_FASTEST = 240
 _STRETCH = Fraction(102, 100)
 """How much more one side may grow than the other before it is said; rounding to even sides is less."""
-CODECS = ("auto", "h264", "hevc", "av1", "prores", "ffv1")
+CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +60,19 @@ class UpscaleJob:
     """One clip to upscale, as asked for."""
 
     source: Path
+    """A file, a pattern such as `folder/%05d.png`, with `images` a folder; `-` where there is a `pipe`."""
+    pipe: "Pipe | None" = None
+    """What to read instead of a file; nothing of it can be resumed."""
+    images: bool = False
+    """A folder is a sequence of pictures."""
     output: Path | None = None
     """The file to write; None for a name made from the source's, in `folder`."""
     folder: Path | None = None
     """Where a made name goes; None for beside the source."""
+    stdout: BinaryIO | None = None
+    """Where the finished file goes instead of to a place of its own."""
+    temp: Path | None = None
+    """Folder for journal and segments, and for what must be kept of a pipe; None for beside the output."""
     res: str | None = None
     """`1k`, `2k`, `WxH` (as shown, after rotation), `2x`, `3x`; None for the default rule."""
     model: str = "auto"
@@ -73,6 +94,10 @@ class UpscaleJob:
     enc_options: tuple[tuple[str, str], ...] = ()
     audio: Literal["copy", "none"] = "copy"
     subs: Literal["copy", "none"] = "copy"
+    fps: int | None = None
+    """Frames a second to write, by repeating or dropping frames; the rate of pictures, which have none of their own."""
+    strict: bool = False
+    """Refuse an input of which something is damaged or missing."""
     device: str = "auto"
     precision: str = "auto"
     max_memory: str | None = None
@@ -111,8 +136,12 @@ class UpscaleJob:
             raise ConfigError(f"--seed is 0 or more, got {self.seed}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads is 1 or more, got {self.threads}")
-        if self.output is not None and self.folder is not None:
-            raise ConfigError("an output file and an output folder exclude each other; give one of them")
+        if self.fps is not None and not 1 <= self.fps <= _FASTEST:
+            raise ConfigError(f"--fps is keep, or between 1 and {_FASTEST}, got {self.fps}")
+        if sum(each is not None for each in (self.output, self.folder, self.stdout)) > 1:
+            raise ConfigError("an output file, an output folder and stdout exclude each other; give one of them")
+        if self.pipe is not None and self.output is None and self.stdout is None:
+            raise ConfigError("what comes from stdin has no name; name the output with -o")
         if self.overwrite and self.skip_existing:
             raise ConfigError("--overwrite and --skip-existing exclude each other; give one of them")
 
@@ -132,10 +161,17 @@ class Prepared:
     model: str
     window: Window | None
     """The part of the clip to do; None for all of it."""
+    fps: int | None
+    """Frames a second to write, by repeating or dropping; None for every frame once, at its own time."""
     streams: "StreamPlan"
     spec: "EncodeSpec"
     threads: int
     warnings: tuple[str, ...]
+
+    @property
+    def shown_output(self) -> str:
+        """What reports call the output."""
+        return "-" if self.job.stdout is not None else str(self.output)
 
 
 def check_model(model: str) -> None:
@@ -187,16 +223,17 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     Raises UsageError (a target that makes no sense, options the encoder refuses, an output that exists), InputError,
     OutputError.
     """
-    source = job.source
-    _check_source(source)
+    source = find_input(job.source, job.pipe, images=job.images, rate=job.fps)
     if to_write and job.output is not None:
-        _check_target(source, job.output, job)
+        _check_target(job.output, job)
+    if to_write and job.temp is not None:
+        check_folder(job.temp / "journal")
 
-    from ultraflash_cli.video.encode import check_encoder, choose_spec
-    from ultraflash_cli.video.passthrough import plan_streams
+    from ultraflash_cli.video.containers import plan_streams
+    from ultraflash_cli.video.encode import MADE_TICKS, check_encoder, choose_spec
     from ultraflash_cli.video.probe import probe
 
-    info = probe(source)
+    info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
     window = choose_window(
         start=job.start,
         end=job.end,
@@ -218,6 +255,8 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         height_px, width_px = (2 * height_px, width_px) if turned else (height_px, 2 * width_px)
 
     threads = job.threads or usable_cores()
+    suffix = asked_suffix(job.output, job.stdout, job.codec)
+    fps = job.fps if isinstance(source, Path) or job.pipe is not None else None
     spec = choose_spec(
         info,
         width_px=width_px,
@@ -227,15 +266,23 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         pix_fmt=job.pix_fmt,
         enc_options=job.enc_options,
         threads=threads,
+        time_base=Fraction(1, MADE_TICKS * fps) if fps is not None else None,
+        rate=Fraction(fps) if fps is not None else None,
+        suffix=suffix,
     )
     part = "_preview" if job.preview is not None else "_part" if window is not None else ""
     part += "_side_by_side" if job.side_by_side else ""
-    suffix = job.output.suffix if job.output is not None else None
     streams = plan_streams(info, suffix, audio=job.audio, subs=job.subs, codec=spec.codec)
-    output = job.output or (job.folder or source.parent) / f"{source.stem}_{res}{part}{streams.suffix}"
-    exists = to_write and _check_target(source, output, job)
+    if not isinstance(source, Path):
+        streams = replace(streams, reason="")
+    beside, stem = made_place(source)
+    name = f"{stem}_{res}{part}"
+    output = job.output or (job.folder or beside) / made_name(name, streams.suffix)
+    if job.stdout is not None:
+        output = stream_target(input_identity(source), job.temp, streams.suffix)
+    exists = to_write and job.stdout is None and _check_target(output, job)
     if to_write and not exists:
-        check_space(output, _needed_bytes(info, spec, window))
+        _check_space(output, job.temp, info, spec, window)
     if not exists:
         check_encoder(spec)
     return Prepared(
@@ -247,55 +294,51 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         res=res,
         window=window,
         model=choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS),
+        fps=fps,
         streams=streams,
         spec=spec,
         threads=threads,
-        warnings=_warnings(info, spec, plan, streams, output),
+        warnings=(
+            *warnings,
+            *_warnings(info, spec, plan, streams, "stdout" if job.stdout is not None else output.name),
+        ),
     )
 
 
-def _check_source(source: Path) -> None:
-    try:
-        if source.is_dir():
-            raise InputError(f"{source} is a folder, expected a video file")
-        if not source.exists():
-            raise InputError(f"{source}: no such file; check the path")
-        if not source.is_file():
-            raise InputError(f"{source} is a pipe or a device, expected a file")
-        if source.stat().st_size == 0:
-            raise InputError(f"{source} is empty (0 bytes); copy it again from where it came")
-        with source.open("rb"):
-            pass
-    except OSError as error:
-        raise InputError(f"{source}: {error.strerror}; check the path and its permissions") from error
+def _check_target(output: Path, job: UpscaleJob) -> bool:
+    check_pattern(output)
+    source = job.source if job.pipe is None else None
+    return check_target(first_file(output), source=source, overwrite=job.overwrite, skip_existing=job.skip_existing)
 
 
-def _check_target(source: Path, output: Path, job: UpscaleJob) -> bool:
-    return check_target(output, source=source, overwrite=job.overwrite, skip_existing=job.skip_existing)
-
-
-def _needed_bytes(info: "ClipInfo", spec: "EncodeSpec", window: Window | None) -> int:
+def _check_space(output: Path, temp: Path | None, info: "ClipInfo", spec: "EncodeSpec", window: Window | None) -> None:
+    """Refuse a disk that is too full for segments and joined file, which lie side by side for a moment."""
     frames = estimate_frames(info, window) or 0
-    picture_bytes = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
-    copied_bytes = info.path.stat().st_size if len(info.streams) > 1 else 0
-    # Segments and the joined file lie side by side for a moment.
-    return 2 * picture_bytes + copied_bytes
+    encoded = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
+    joined = encoded + (input_bytes(info.source) if len(info.streams) > 1 else 0)
+    place = work_folder(output)
+    if temp is None:
+        check_space(output.parent, encoded + joined - used_bytes(place))
+    else:
+        check_space(temp, encoded - used_bytes(temp_work_folder(output, temp)))
+        check_space(output.parent, joined)
 
 
 def _warnings(
-    info: "ClipInfo", spec: "EncodeSpec", plan: UpscalePlan, streams: "StreamPlan", output: Path
+    info: "ClipInfo", spec: "EncodeSpec", plan: UpscalePlan, streams: "StreamPlan", name: str
 ) -> tuple[str, ...]:
+    from ultraflash_cli.video.encode import losses
+
     warnings: list[str] = []
     across, down = Fraction(plan.target[1], info.width_px), Fraction(plan.target[0], info.height_px)
     if max(across, down) > _STRETCH * min(across, down):
         warnings.append(
-            f"{output.name}: the picture is stretched: the target has another shape than the "
+            f"{name}: the picture is stretched: the target has another shape than the "
             f"{info.display_width_px}x{info.display_height_px} of the source"
         )
     if streams.reason:
-        warnings.append(f"{output.name}: {streams.reason}")
-    warnings += [f"{output.name}: left out: {dropped}" for dropped in streams.dropped]
-    warnings += [f"{output.name}: {note}" for note in streams.notes]
-    if info.bit_depth > 8 and not spec.deep:
-        warnings.append(f"the input has {info.bit_depth} bits a sample, {spec.pix_fmt} keeps 8")
+        warnings.append(f"{name}: {streams.reason}")
+    warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]
+    warnings += [f"{name}: {note}" for note in streams.notes]
+    warnings += [f"{name}: {loss}" for loss in losses(info, spec)]
     return tuple(warnings)

@@ -84,7 +84,7 @@ class Progress:
         self._clock = clock
         self._started_s = started_s
         self._moving_s = clock()
-        self._resumed = work.journal.frames
+        self._resumed = work.journal.safe_frames
         self._first_frame_s: float | None = None
 
     def on_group(self, done: int) -> None:
@@ -99,7 +99,7 @@ class Progress:
             Chunk(
                 input=self._work.name,
                 frames_done=done,
-                frames_safe=self._work.journal.frames,
+                frames_safe=self._work.journal.safe_frames,
                 frames_total=max(total, done) if total else None,
                 fps=round(fps, 3),
                 eta_s=round(left / fps, 1) if left is not None and fps else None,

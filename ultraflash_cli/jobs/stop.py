@@ -9,7 +9,11 @@ from types import FrameType
 
 from ultraflash_cli.errors import Interrupted
 
-__all__ = ["Stop", "ending_on_sigterm", "stopping_on_signals"]
+__all__ = ["Stop", "StopNow", "ending_on_sigterm", "stopping_on_signals"]
+
+
+class StopNow(BaseException):
+    """A stop was requested inside `Stop.at_once`."""
 
 
 class Stop:
@@ -17,6 +21,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._at_once = False
 
     @property
     def requested(self) -> bool:
@@ -25,6 +30,22 @@ class Stop:
     def request(self, signal_number: int = signal.SIGINT) -> None:
         """Ask for a stop on behalf of this signal."""
         self.signal_number = signal_number
+        if self._at_once:
+            raise StopNow
+
+    @contextmanager
+    def at_once(self) -> Generator[None]:
+        """Let a request inside the block raise StopNow where it comes, which for a signal is the main thread.
+
+        For work without good moments that may be dropped at any.
+        """
+        self._at_once = True
+        try:
+            if self.requested:
+                raise StopNow
+            yield
+        finally:
+            self._at_once = False
 
     def interruption(self, message: str) -> Interrupted:
         """Give the error that ends the run: exit code 130 for SIGINT, 143 for SIGTERM."""

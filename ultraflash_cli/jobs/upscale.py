@@ -2,24 +2,34 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-from ultraflash_cli.errors import UsageError
+from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.jobs.events import Listener, Planned, Started
+from ultraflash_cli.jobs.finish import finish_of
 from ultraflash_cli.jobs.flow import SourceFrame, move_frames
+from ultraflash_cli.jobs.inputs import input_bytes, input_facts
+from ultraflash_cli.jobs.journal import SPOOL
 from ultraflash_cli.jobs.model import Builder, Built
+from ultraflash_cli.jobs.pace import Pace
 from ultraflash_cli.jobs.preflight import Prepared, UpscaleJob, estimate_frames, prepare
 from ultraflash_cli.jobs.report import Progress, Report
+from ultraflash_cli.jobs.spool import SegmentSink
 from ultraflash_cli.jobs.stop import Stop
-from ultraflash_cli.jobs.work import Work, file_facts, library_versions, telling_memory_errors, working_on
+from ultraflash_cli.jobs.target import check_space, encoded_bytes
+from ultraflash_cli.jobs.work import Work, library_versions, telling_memory_errors, with_smaller_plans, working_on
 from ultraflash_cli.jobs.writing import SEGMENT_FRAMES
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.color import Picture
-    from ultraflash_cli.video.decode import DecodedFrame
+    from ultraflash_cli.video.decode import DecodedFrame, ReadReport
+    from ultraflash_cli.video.encode import EncodeSpec
+    from ultraflash_cli.video.segment import SegmentWriter
 
 __all__ = ["UpscaleJob", "UpscaleReport", "planned", "run", "run_prepared"]
 
@@ -62,10 +72,17 @@ def run_prepared(
     started_s = clock()
     job = prepared.job
     if prepared.exists:
-        return UpscaleReport(input=str(job.source), output=str(prepared.output), skipped=True, model=prepared.model)
+        return UpscaleReport(input=str(job.source), output=prepared.shown_output, skipped=True, model=prepared.model)
     name = str(job.source)
     with working_on(
-        prepared.output, name=name, label=name, resume=job.resume, plan=planned(prepared), listener=on_event, stop=stop
+        prepared.output,
+        name=name,
+        label=name,
+        resume=job.resume and job.pipe is None,
+        plan=planned(prepared),
+        listener=on_event,
+        stop=stop,
+        temp=job.temp,
     ) as work:
         report = _Upscaling(prepared, work, build or _build, clock, segment_frames).run(started_s)
     work.listener(report.done())
@@ -77,17 +94,20 @@ def planned(prepared: Prepared) -> Planned:
     info, spec = prepared.info, prepared.spec
     return Planned(
         input=str(prepared.job.source),
-        output=str(prepared.output),
+        output=prepared.shown_output,
         source_width=info.width_px,
         source_height=info.height_px,
-        width=spec.width_px,
-        height=spec.height_px,
+        width=spec.coded_size_px[0],
+        height=spec.coded_size_px[1],
         scale=prepared.plan.scale,
         model=prepared.model,
         codec=spec.codec,
         pix_fmt=spec.pix_fmt,
         frames_total=estimate_frames(info, prepared.window),
-        kept=tuple(stream.describe() for stream in prepared.streams.copied),
+        kept=(
+            *(stream.describe() for stream in prepared.streams.copied),
+            *(str(converted) for converted in prepared.streams.converted),
+        ),
         dropped=tuple(str(dropped) for dropped in prepared.streams.dropped),
     )
 
@@ -108,87 +128,179 @@ class _Upscaling:
         prepared, spec, work = self._prepared, self._prepared.spec, self._work
         for message in prepared.warnings:
             work.warn(message)
+        if prepared.job.strict and prepared.job.pipe is None:
+            self._check_whole()
+        with self._spooling():
+            built, progress = with_smaller_plans(
+                lambda max_memory: self._attempt(max_memory, started_s), prepared.job.max_memory, work
+            )
+            work.check_stop()
+            if not work.journal.frames:
+                raise UsageError(f"{work.name}: no frame lies in the part that was asked for")
+            frames = self._put_in_place()
+        return UpscaleReport(
+            input=work.name,
+            output=prepared.shown_output,
+            skipped=False,
+            model=prepared.model,
+            precision=built.precision,
+            encoder=spec.summary,
+            frames_in=work.journal.frames,
+            frames_out=frames,
+            width=spec.coded_size_px[0],
+            height=spec.coded_size_px[1],
+            warnings=tuple(work.warnings),
+            **progress.measured(device=built.device, stages=built.upscaler.stage_seconds),
+        )
+
+    def _attempt(self, max_memory: str | None, started_s: float) -> tuple[Built, Progress]:
+        """Load the model and bring all frames into segments, within so much memory."""
+        prepared, work = self._prepared, self._work
+        if max_memory != prepared.job.max_memory:
+            prepared = replace(prepared, job=replace(prepared.job, max_memory=max_memory))
         with telling_memory_errors():
             built = self._build(prepared)
-            for message in built.warnings:
-                work.warn(message)
+        for message in built.warnings:
+            work.warn(message)
+        is_used_up = prepared.job.pipe is not None and not self._spools
+        with telling_memory_errors(None if is_used_up else built.planned_bytes):
             journal = work.open_journal(_fingerprint(prepared, built, self._segment_frames))
             total = estimate_frames(prepared.info, prepared.window)
             progress = Progress(work, total=total, clock=self._clock, started_s=started_s)
+            self._check_space(built)
             work.listener(
                 Started(
                     input=work.name,
-                    output=str(prepared.output),
+                    output=prepared.shown_output,
                     model=prepared.model,
                     device=built.device,
                     precision=built.precision,
                     threads=prepared.threads,
                     frames_total=total,
-                    frames_resumed=journal.frames,
-                    note=work.note,
+                    frames_resumed=journal.safe_frames,
+                    note=self._note,
                 )
             )
             if not journal.complete:
                 self._move(built, progress)
-        work.check_stop()
-        if not journal.frames:
-            raise UsageError(f"{work.name}: no frame lies in the part that was asked for")
-        self._put_in_place()
-        return UpscaleReport(
-            input=work.name,
-            output=str(prepared.output),
-            skipped=False,
-            model=prepared.model,
-            precision=built.precision,
-            encoder=spec.summary,
-            frames_in=journal.frames,
-            frames_out=journal.frames,
-            width=spec.width_px,
-            height=spec.height_px,
-            warnings=tuple(work.warnings),
-            **progress.measured(device=built.device, stages=built.upscaler.stage_seconds),
-        )
+        return built, progress
+
+    @property
+    def _note(self) -> str | None:
+        if self._prepared.job.pipe is not None and self._prepared.job.resume:
+            return f"{self._work.label}: what comes from stdin cannot be read twice, so this run cannot be resumed"
+        return self._work.note
+
+    @property
+    def _spools(self) -> bool:
+        """Whether the input is a pipe of which more than the picture is wanted."""
+        job = self._prepared.job
+        return job.pipe is not None and job.temp is not None and bool(self._prepared.streams.copied)
+
+    @contextmanager
+    def _spooling(self) -> Generator[None]:
+        """Keep what comes through a pipe for a second reading, while the block runs."""
+        pipe, spool = self._prepared.job.pipe, self._work.folder / SPOOL
+        if pipe is None or not self._spools:
+            yield
+            return
+        try:
+            pipe.spool_to(spool)
+            yield
+        finally:
+            spool.unlink(missing_ok=True)
+
+    def _check_whole(self) -> None:
+        """Read the input once, so that what is damaged is refused before the work and not after it."""
+        from ultraflash_cli.video.decode import ReadReport, read_frames
+
+        report = ReadReport()
+        info, threads = self._prepared.info, self._decode_threads
+        # Asked for transparency, it does not warn of losing it.
+        for _ in read_frames(info, alpha=True, warn=self._work.warn, threads=threads, report=report):
+            self._work.check_stop()
+        self._refuse_damage(report)
+
+    def _refuse_damage(self, report: "ReadReport") -> None:
+        if report.damaged:
+            raise InputError(
+                f"{self._work.name}: damaged or cut, refused by --strict: {report.frames} frames could be read, "
+                f"{report.failures} packets could not, {float(report.lost_s):.2f} s of the end are lost"
+            )
+
+    def _check_space(self, built: Built) -> None:
+        """Refuse a disk without room for what is still to be written: segments, states, the joined file."""
+        prepared, work, spec = self._prepared, self._work, self._prepared.spec
+        total = estimate_frames(prepared.info, prepared.window) or 0
+        left = 0 if work.journal.complete else max(0, total - work.journal.frames)
+
+        def encoded(frames: int) -> int:
+            return encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
+
+        # The state before is deleted when the next one is safe.
+        kept = encoded(left) + (2 * built.state_bytes if left > self._segment_frames else 0)
+        joined = encoded(total) + (input_bytes(prepared.info.source) if prepared.streams.copied else 0)
+        if work.folder == work.place:
+            check_space(work.folder, kept + joined)
+        else:
+            check_space(work.folder, kept)
+            check_space(work.place, joined)
+
+    @property
+    def _decode_threads(self) -> int:
+        return min(_DECODE_THREADS, self._prepared.threads)
 
     def _move(self, built: Built, progress: Progress) -> None:
-        from ultraflash_cli.video.encode import SegmentWriter
-
         prepared, spec, info = self._prepared, self._prepared.spec, self._prepared.info
-        sample_bytes = 2 if info.bit_depth > 8 else 1
+        pixel_bytes = (4 if spec.alpha else 3) * (2 if info.bit_depth > 8 else 1)
         move_frames(
             self._source_frames,
             built.upscaler,
             self._work.journal,
-            lambda path: [SegmentWriter(path, spec)],
+            self._open_segment,
             output=prepared.output,
             segment_frames=self._segment_frames,
             seed=prepared.job.seed,
-            output_frame_bytes=3 * sample_bytes * spec.width_px * spec.height_px,
-            source_frame_bytes=3 * sample_bytes * info.width_px * info.height_px,
+            output_frame_bytes=pixel_bytes * spec.width_px * spec.height_px,
+            source_frame_bytes=pixel_bytes * info.width_px * info.height_px,
             stop=self._work.stop,
             busy=progress.busy,
             on_group=progress.on_group,
-            compose=_side_by_side(prepared) if prepared.job.side_by_side else None,
+            write=_writer(prepared),
+            pausable=prepared.job.resume and prepared.job.pipe is None,
         )
+
+    def _open_segment(self, path: Path) -> "list[SegmentSink]":
+        from ultraflash_cli.video.segment import SegmentWriter
+
+        spec = self._prepared.spec
+        return [SegmentWriter(path, spec) if self._prepared.fps is None else _Thinned(path, spec)]
 
     def _source_frames(self) -> Iterator[SourceFrame]:
         """Give every wanted frame, numbered from 0, with the scene cuts marked; they depend on the frames alone."""
-        info, window = self._prepared.info, self._prepared.window
+        info, window, pace = self._prepared.info, self._prepared.window, self._pace()
         number = 0
         for frame, starts_scene in self._marked_frames():
             if window is not None and frame.pts * info.time_base < window[0]:
                 continue
             if window is not None and frame.pts * info.time_base >= window[1]:
                 return
-            yield SourceFrame(number, starts_scene, frame.rgb_hwc, frame.pts, frame.duration)
+            times = tuple(pace.times(frame.pts, frame.duration)) if pace is not None else None
+            yield SourceFrame(number, starts_scene, frame.rgb_hwc, frame.pts, frame.duration, frame.alpha_hw, times)
             number += 1
+
+    def _pace(self) -> Pace | None:
+        from ultraflash_cli.video.encode import MADE_TICKS
+
+        fps, info = self._prepared.fps, self._prepared.info
+        if fps is None:
+            return None
+        return Pace(fps, time_base=info.time_base, rate=info.average_rate, ticks=MADE_TICKS)
 
     def _marked_frames(self) -> "Iterator[tuple[DecodedFrame, bool]]":
         from ultraflash_cli.video.cuts import CutDetector
-        from ultraflash_cli.video.decode import read_frames
 
-        frames = read_frames(
-            self._prepared.info, warn=self._work.warn, threads=min(_DECODE_THREADS, self._prepared.threads)
-        )
+        frames = self._read_frames()
         if self._prepared.job.cuts == "off":
             for frame in frames:
                 yield frame, False
@@ -203,39 +315,115 @@ class _Upscaling:
             yield undecided.popleft(), starts_scene
         assert not undecided, "the cut detector decides on every frame"
 
-    def _put_in_place(self) -> None:
-        from ultraflash_cli.video.encode import read_record
-        from ultraflash_cli.video.passthrough import check_output, join
+    def _read_frames(self) -> "Iterator[DecodedFrame]":
+        from ultraflash_cli.video.decode import ReadReport, read_frames
 
-        prepared, journal = self._prepared, self._work.journal
+        report, info, threads = ReadReport(), self._prepared.info, self._decode_threads
+        alpha = self._prepared.spec.alpha
+        yield from read_frames(info, alpha=alpha, warn=self._work.warn, threads=threads, report=report)
+        if self._prepared.job.strict:
+            self._refuse_damage(report)
+
+    def _put_in_place(self) -> int:
+        """Join, check, and hand over the output; gives its number of frames."""
+        from ultraflash_cli.video.join import join
+        from ultraflash_cli.video.segment import read_record
+
+        prepared, work = self._prepared, self._work
         info, streams, spec = prepared.info, prepared.streams, prepared.spec
-        first, last = read_record(journal.files[0]), read_record(journal.files[-1])
-        duration_s = (last.last_pts + last.last_duration - first.first_pts) * spec.time_base
+        if self._spools and prepared.job.pipe is not None:
+            prepared.job.pipe.read_to_end()
+        # A segment of which no frame is shown at another rate is an empty file.
+        files = [path for path in work.journal.files if path.stat().st_size]
+        records = [read_record(path) for path in files]
+        frames, first, last = sum(record.frames for record in records), records[0], records[-1]
+        finish = finish_of(
+            files,
+            streams,
+            spec,
+            frames=frames,
+            duration_s=(last.last_pts + last.last_duration - first.first_pts) * spec.time_base,
+            stdout=prepared.job.stdout,
+            join=lambda joined: join(files, info, streams, spec, joined, window=prepared.window),
+        )
+        work.put_in_place({prepared.output: finish})
+        return frames
 
-        def make(joined: Path) -> tuple[str, ...]:
-            notes = join(journal.files, info, streams, spec, joined, window=prepared.window)
-            check_output(joined, plan=streams, frames=journal.frames, spec=spec, duration_s=duration_s)
-            return notes
 
-        self._work.put_in_place({prepared.output: make})
+class _Thinned:
+    """A segment of which perhaps no frame is shown: an empty file then, and no encoder is opened."""
+
+    def __init__(self, path: Path, spec: "EncodeSpec") -> None:
+        self._path = path
+        self._spec = spec
+        self._writer: SegmentWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(kind, error, trace)
+
+    def write(self, rgb_hwc: "Picture", pts: int, duration: int, alpha_hw: "Picture | None" = None) -> None:
+        from ultraflash_cli.video.segment import SegmentWriter
+
+        if self._writer is None:
+            self._writer = SegmentWriter(self._path, self._spec)
+        self._writer.write(rgb_hwc, pts, duration, alpha_hw)
+
+    def close(self) -> object:
+        return self._writer.close() if self._writer is not None else self._path.write_bytes(b"")
+
+
+def _writer(prepared: Prepared) -> "Callable[[SegmentSink, SourceFrame, Picture], None]":
+    """Give what brings a finished picture into a segment, as often as it is shown."""
+    compose = _side_by_side(prepared) if prepared.job.side_by_side else None
+
+    def write(sink: SegmentSink, source: SourceFrame, sharp_hwc: "Picture") -> None:
+        times = ((source.pts, source.duration),) if source.times is None else source.times
+        if not times:
+            return
+        picture = compose(source.rgb_hwc, sharp_hwc) if compose is not None else sharp_hwc
+        alpha_hw = None
+        if source.alpha_hw is not None:
+            alpha_hw = _enlarged(source.alpha_hw, sharp_hwc)
+            alpha_hw = compose(source.alpha_hw, alpha_hw) if compose is not None else alpha_hw
+        for pts, duration in times:
+            sink.write(picture, pts, duration, alpha_hw)
+
+    return write
 
 
 def _side_by_side(prepared: Prepared) -> "Callable[[Picture, Picture], Picture]":
-    """Give what puts the plain resample on the left, as shown, and the result on the right."""
+    """Give what puts the plain resample on the left, as shown, and the result on the right; also of transparency."""
     import numpy as np
 
-    from ultraflash_cli.video.color import as_picture, resize_rgb
+    from ultraflash_cli.video.color import as_picture
 
     rotation = prepared.info.rotation_deg
     axis = 0 if rotation in (90, 270) else 1
     left_first = rotation in (0, 270)
 
-    def compose(source_hwc: "Picture", sharp_hwc: "Picture") -> "Picture":
-        plain_hwc = resize_rgb(source_hwc, sharp_hwc.shape[1], sharp_hwc.shape[0])
-        pair = [plain_hwc, sharp_hwc] if left_first else [sharp_hwc, plain_hwc]
-        return as_picture(np.concatenate(pair, axis=axis))
+    def compose(source: "Picture", sharp: "Picture") -> "Picture":
+        plain = _enlarged(source, sharp)
+        return as_picture(np.concatenate([plain, sharp] if left_first else [sharp, plain], axis=axis))
 
     return compose
+
+
+def _enlarged(source: "Picture", sharp: "Picture") -> "Picture":
+    """Resample a picture `[H, W, 3]`, or its transparency `[H, W]`, to the size of the finished one."""
+    import numpy as np
+
+    from ultraflash_cli.video.color import as_picture, resize_rgb
+
+    height_px, width_px = sharp.shape[:2]
+    if source.ndim == 3:
+        return resize_rgb(source, width_px, height_px)
+    return as_picture(resize_rgb(as_picture(np.dstack([source] * 3)), width_px, height_px)[:, :, 0])
 
 
 def _build(prepared: Prepared) -> Built:
@@ -248,7 +436,7 @@ def _fingerprint(prepared: Prepared, built: Built, segment_frames: int) -> dict[
     """Collect, by the names people know, all that the pixels and packets of the output depend on."""
     job = prepared.job
     return {
-        **file_facts("the input", job.source),
+        **input_facts(prepared.info.source),
         "--model": prepared.model,
         "the model's weights": built.weights,
         "--res": f"{prepared.spec.width_px}x{prepared.spec.height_px}",
@@ -258,6 +446,7 @@ def _fingerprint(prepared: Prepared, built: Built, segment_frames: int) -> dict[
         "--cuts": job.cuts,
         "--audio": job.audio,
         "--subs": job.subs,
+        "--fps": prepared.fps,
         "--start and --end": repr(prepared.window),
         "--device": built.device,
         "--precision": built.precision,

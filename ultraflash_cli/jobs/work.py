@@ -1,20 +1,35 @@
 """What every job does around its model: lock the output, keep the journal, warn, put the result in place."""
 
+import gc
 import hashlib
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from ultraflash_cli.errors import OutOfMemory, OutputCheckError
-from ultraflash_cli.jobs.events import Event, Listener, Planned, Warned
+from ultraflash_cli.jobs.events import Event, Listener, Planned, Retrying, Warned
 from ultraflash_cli.jobs.host import keep_freed_memory
-from ultraflash_cli.jobs.journal import Journal, OutputLock, count_frames, work_folder
-from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.jobs.journal import Journal, OutputLock, count_frames, empty, fitted, temp_work_folder, work_folder
+from ultraflash_cli.jobs.stop import Stop, StopNow
 
-__all__ = ["Work", "file_facts", "library_versions", "telling_memory_errors", "working_on"]
+__all__ = [
+    "Finish",
+    "Work",
+    "file_facts",
+    "library_versions",
+    "telling_memory_errors",
+    "with_smaller_plans",
+    "working_on",
+]
+
+T = TypeVar("T")
 
 _DIGEST_BYTES = 1 << 20
 """How much of an input's head and tail goes into its digest."""
@@ -22,14 +37,36 @@ _DIGEST_BYTES = 1 << 20
 _OUT_OF_MEMORY = "out of memory; close other programs, choose a smaller --res, or --device cpu"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """How one output comes about."""
+
+    make: Callable[[Path], Sequence[str]]
+    """Makes what belongs under the path and checks it; gives what belongs into the warnings."""
+    move: Callable[[Path, Path], None]
+    """Brings it to its place, whole or not at all."""
+
+
 class Work:
     """One locked output on its way from nothing, or from an interrupted run's segments, to its place."""
 
     def __init__(
-        self, output: Path, folder: Path, *, name: str, label: str, resume: bool, listener: Listener, stop: Stop | None
+        self,
+        output: Path,
+        folder: Path,
+        place: Path,
+        *,
+        name: str,
+        label: str,
+        resume: bool,
+        listener: Listener,
+        stop: Stop | None,
     ) -> None:
         self.output = output
         self.folder = folder
+        """Where journal and segments lie."""
+        self.place = place
+        """Where the finished file is made: beside the output, so that it moves there whole."""
         self.name = name
         """What events call the input."""
         self.label = label
@@ -54,13 +91,13 @@ class Work:
     @property
     def worth_keeping(self) -> bool:
         """Something is finished that the same command can use later."""
-        return self._resume and self._journal is not None and bool(self._journal.segments)
+        return self._resume and self._journal is not None and self._journal.safe_frames > 0
 
     @property
     def note(self) -> str | None:
         """Why the work goes on or begins again; None for a plain start."""
-        if self.journal.segments:
-            return f"{self.label}: going on after {self.journal.frames} finished frames of an interrupted run"
+        if self.journal.safe_frames:
+            return f"{self.label}: going on after {self.journal.safe_frames} finished frames of an interrupted run"
         if self.journal.fresh_because:
             return f"{self.label}: starting afresh, {self.journal.fresh_because}"
         return None
@@ -71,60 +108,78 @@ class Work:
 
         with output_errors(self.output):
             if not self._resume:
-                _empty(self.folder)
+                empty(self.folder)
             self._journal = Journal(self.folder, fingerprint)
         return self._journal
 
     def warn(self, message: str) -> None:
-        """Say something the user should know, now and in the report."""
-        self.warnings.append(message)
-        self.listener(Warned(input=self.name, message=message))
+        """Say something the user should know, once, now and in the report."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self.listener(Warned(input=self.name, message=message))
 
     def check_stop(self) -> None:
         """Raise Interrupted where a stop was requested, with what the same command will find later."""
         if not self.stop.requested:
             return
-        if self.worth_keeping:
-            future = f"{self.journal.frames} frames are finished, the same command goes on from there"
+        kept = count_frames(self.folder) if self._resume else 0
+        if kept:
+            future = f"{kept} frames are finished, the same command goes on from there"
         else:
             future = "nothing is kept, the same command starts anew"
         raise self.stop.interruption(f"interrupted; {future}")
 
-    def put_in_place(self, made: Mapping[Path, Callable[[Path], Sequence[str]]]) -> None:
-        """Make the outputs in the work folder, each by its function, and move them to their places in this order.
+    def put_in_place(self, finishes: Mapping[Path, "Finish"]) -> None:
+        """Make the outputs beside their places and move them there, in this order.
 
-        A function writes the file it is given, checks it, and returns what belongs into the warnings. So a file under
-        a final name is always one that has passed its check.
+        So a file under a final name is always one that has passed its check. A stop is obeyed at once until all are
+        made.
         """
-        from ultraflash_cli.video.partial import output_errors, sync_folder
+        from ultraflash_cli.video.partial import output_errors
 
         try:
-            for output, make in made.items():
-                for note in make(self.folder / output.name):
-                    self.warn(f"{output.name}: {note}")
+            with self.stop.at_once():
+                for output, finish in finishes.items():
+                    for note in finish.make(self.place / fitted(output.name)):
+                        self.warn(note)
+        except StopNow:
+            self.check_stop()
         except OutputCheckError as error:
             raise OutputCheckError(f"{error} The finished segments are kept; --resume off makes them anew.") from error
-        for output in made:
+        for output, finish in finishes.items():
             with output_errors(output):
-                (self.folder / output.name).replace(output)
-                sync_folder(output.parent)
+                finish.move(self.place / fitted(output.name), output)
 
 
 @contextmanager
 def working_on(
-    output: Path, *, name: str, label: str, resume: bool, plan: Planned, listener: Listener, stop: Stop | None
+    output: Path,
+    *,
+    name: str,
+    label: str,
+    resume: bool,
+    plan: Planned,
+    listener: Listener,
+    stop: Stop | None,
+    temp: Path | None = None,
 ) -> Generator[Work]:
     """Tell the `plan`, lock the output, and give its work; what was finished is kept if the block fails.
 
+    It is kept in `temp` where that is given, else beside the output; the lock is always there.
     Raises OutputError when another run has the output. The listener of the work is called by one thread at a time.
     """
     listener = _one_at_a_time(listener)
     listener(plan)
     keep_freed_memory()
-    folder = work_folder(output)
-    with OutputLock(folder):
+    place = work_folder(output)
+    folder = place if temp is None else temp_work_folder(output, temp)
+    with ExitStack() as stack:
+        stack.enter_context(OutputLock(place))
+        if folder != place:
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            stack.enter_context(OutputLock(folder))
         found = count_frames(folder)
-        work = Work(output, folder, name=name, label=label, resume=resume, listener=listener, stop=stop)
+        work = Work(output, folder, place, name=name, label=label, resume=resume, listener=listener, stop=stop)
         try:
             yield work
         except BaseException:
@@ -135,17 +190,43 @@ def working_on(
 
 
 @contextmanager
-def telling_memory_errors() -> Generator[None]:
-    """Turn what the libraries raise when memory runs out into OutOfMemory."""
+def telling_memory_errors(planned_bytes: int | None = None) -> Generator[None]:
+    """Turn what the libraries raise when memory runs out into OutOfMemory; the plan was for so many bytes."""
     try:
         yield
     except MemoryError as error:
-        raise OutOfMemory(_OUT_OF_MEMORY) from error
+        raise OutOfMemory(_OUT_OF_MEMORY, planned_bytes=planned_bytes) from error
     except RuntimeError as error:
         # torch.OutOfMemoryError by name, so that torch need not be imported to look.
         if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-            raise OutOfMemory(_OUT_OF_MEMORY) from error
+            raise OutOfMemory(_OUT_OF_MEMORY, planned_bytes=planned_bytes) from error
         raise
+
+
+def with_smaller_plans(attempt: Callable[[str | None], T], max_memory: str | None, work: Work) -> T:
+    """Try `attempt` with the `--max-memory` given, and while memory runs out with what gives a smaller plan.
+
+    Raises OutOfMemory once there is no smaller plan.
+    """
+    while True:
+        try:
+            return attempt(max_memory)
+        except OutOfMemory as error:
+            if error.planned_bytes is None:
+                raise
+            planned_bytes = error.planned_bytes
+        # Only now, with the failure and its traceback gone, is what it held free.
+        _free_memory()
+        message = f"{work.label}: memory ran out under a plan for {planned_bytes / 1e9:.2f} GB; trying a smaller one"
+        work.listener(Retrying(input=work.name, message=message, planned_bytes=planned_bytes))
+        max_memory = str(planned_bytes - 1)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def file_facts(name: str, path: Path) -> dict[str, object]:
@@ -165,13 +246,12 @@ def file_facts(name: str, path: Path) -> dict[str, object]:
 
 def library_versions(*more: str) -> dict[str, object]:
     """Give the versions of what makes pixels and packets, for a fingerprint."""
-    return {f"the version of {name}": version(name) for name in ("ultraflash", "torch", "av", "numpy", *more)}
+    return {f"the version of {name}": _version(name) for name in ("ultraflash", "torch", "av", "numpy", *more)}
 
 
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name != "lock":
-            path.unlink()
+@cache
+def _version(name: str) -> str:
+    return version(name)
 
 
 def _one_at_a_time(listener: Listener) -> Listener:

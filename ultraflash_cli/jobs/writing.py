@@ -3,14 +3,15 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from ultraflash_cli.jobs.channel import Cancelled, Channel
 from ultraflash_cli.jobs.journal import Journal
+from ultraflash_cli.jobs.spool import SegmentSink, Spool, Spooled, spooled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "SEGMENT_FRAMES",
     "Busy",
     "OpenSegment",
+    "Pause",
     "SegmentEnd",
     "SegmentSink",
     "SegmentThread",
@@ -37,20 +39,6 @@ _QUEUE_FRAMES = 32
 """What a queue holds at most, whichever is less."""
 
 T = TypeVar("T")
-
-
-class SegmentSink(Protocol):
-    """A segment being written: `close` finalises and syncs it; leaving by an exception drops it."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None: ...
-
-    def write(self, rgb_hwc: "np.ndarray", pts: int, duration: int) -> None: ...
-
-    def close(self) -> object: ...
 
 
 OpenSegment = Callable[[Path], Sequence[SegmentSink]]
@@ -82,6 +70,17 @@ class SegmentEnd:
     state: bytes | None
 
 
+@dataclass(frozen=True)
+class Pause:
+    """A stop between two groups, inside a segment, on its way to the writer."""
+
+    end_frame: int
+    scene_first: int
+    groups: int
+    """Groups that the segment has so far."""
+    state: bytes
+
+
 def segment_length(at_least: int, state_bytes: int) -> int:
     """Give the frames of a segment, from sizes alone: the same job has the same borders wherever it runs."""
     return max(at_least, -(-state_bytes // _STATE_BYTES_PER_FRAME))
@@ -93,7 +92,10 @@ def queue_places(frame_bytes: int) -> int:
 
 
 class SegmentThread(threading.Thread, Generic[T]):
-    """Encodes what its channel brings, `write` being how one item goes into the segment's sinks."""
+    """Encodes what its channel brings, `write` being how one item goes into the segment's sinks.
+
+    `pausable` keeps what a `Pause` needs: the pictures of the segment in hand, on the disk.
+    """
 
     def __init__(
         self,
@@ -104,15 +106,17 @@ class SegmentThread(threading.Thread, Generic[T]):
         output: Path,
         places: int,
         busy: Busy,
+        pausable: bool,
     ) -> None:
         super().__init__(name="writing", daemon=True)
-        self.channel: Channel[T | SegmentEnd] = Channel(places)
+        self.channel: Channel[T | SegmentEnd | Pause] = Channel(places)
         self.failure: BaseException | None = None
         self._journal = journal
         self._open_segment = open_segment
         self._write = write
         self._output = output
         self._busy = busy
+        self._pausable = pausable
 
     def serve(self, work: Callable[[], bool]) -> bool:
         """Do `work`, which fills the channel, while this thread writes; tells whether all of it was done.
@@ -151,29 +155,44 @@ class SegmentThread(threading.Thread, Generic[T]):
 
         try:
             with output_errors(self._output):
+                if self._journal.begun is not None:
+                    self._write_segment(None)
                 while (item := self.channel.get()) is not None:
-                    assert not isinstance(item, SegmentEnd), "a segment begins with a picture"
+                    assert not isinstance(item, SegmentEnd | Pause), "a segment begins with a picture"
                     self._write_segment(item)
         except Cancelled:
-            return
+            self._drop_unfinished()
         except BaseException as error:
             self.failure = error
+            self._drop_unfinished()
         finally:
             self.channel.cancel()
 
-    def _write_segment(self, first: T) -> None:
-        """Write from `first` to the segment's end; raises Cancelled when the clip was stopped before it."""
+    def _write_segment(self, first: T | None) -> None:
+        """Write from `first`, or from what a stopped run has begun, to the segment's end.
+
+        Raises Cancelled when the clip was stopped before it.
+        """
         journal = self._journal
-        path = journal.segment_path()
-        item: T | SegmentEnd | None = first
+        path, begun = journal.segment_path(), journal.begun_path()
         with ExitStack() as stack:
-            sinks = [stack.enter_context(sink) for sink in self._open_segment(path)]
-            while item is not None and not isinstance(item, SegmentEnd):
+            sinks: Sequence[SegmentSink] = [stack.enter_context(sink) for sink in self._open_segment(path)]
+            self._write_begun(sinks)
+            spool = None
+            recorded = sinks
+            if self._pausable:
+                keep_bytes = journal.begun.size_bytes if journal.begun is not None else 0
+                spool = stack.enter_context(Spool(begun, keep_bytes=keep_bytes))
+                recorded = [_Recorded(number, sink, spool) for number, sink in enumerate(sinks)]
+            item = first if first is not None else self.channel.get()
+            while item is not None and not isinstance(item, SegmentEnd | Pause):
                 started_s = time.perf_counter()
-                self._write(sinks, item)
+                self._write(recorded, item)
                 self._busy.writing += time.perf_counter() - started_s
                 item = self.channel.get()
-            if item is None:
+            if isinstance(item, Pause) and spool is not None:
+                self._keep_begun(item, spool)
+            if not isinstance(item, SegmentEnd):
                 raise Cancelled
             started_s = time.perf_counter()
             for sink in sinks:
@@ -181,4 +200,58 @@ class SegmentThread(threading.Thread, Generic[T]):
         journal.add(
             path, first_frame=journal.frames, end_frame=item.end_frame, scene_first=item.scene_first, state=item.state
         )
+        begun.unlink(missing_ok=True)
         self._busy.writing += time.perf_counter() - started_s
+
+    def _drop_unfinished(self) -> None:
+        """Free what an unfinished segment takes; the disk may be full."""
+        path = self._journal.segment_path()
+        for each in path.parent.glob(f"{path.name}*"):
+            with suppress(OSError):
+                each.unlink()
+
+    def _write_begun(self, sinks: "Sequence[SegmentSink]") -> None:
+        """Encode again what a stopped run had made of this segment."""
+        begun = self._journal.begun
+        if begun is None:
+            return
+        started_s = time.perf_counter()
+        for call in spooled(self._journal.begun_path(), begun.size_bytes):
+            call.write_to(sinks[call.sink])
+        self._busy.writing += time.perf_counter() - started_s
+
+    def _keep_begun(self, pause: Pause, spool: Spool) -> None:
+        size_bytes = spool.finish()
+        if size_bytes is not None:
+            self._journal.begin(
+                size_bytes,
+                end_frame=pause.end_frame,
+                scene_first=pause.scene_first,
+                groups=pause.groups,
+                state=pause.state,
+            )
+
+
+class _Recorded:
+    """A sink whose calls are spooled, too; opened and closed by whoever opened the sink."""
+
+    def __init__(self, number: int, sink: SegmentSink, spool: Spool) -> None:
+        self._number = number
+        self._sink = sink
+        self._spool = spool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def write(self, rgb_hwc: "np.ndarray", pts: int, duration: int, alpha_hw: "np.ndarray | None" = None) -> None:
+        call = Spooled(self._number, rgb_hwc, pts, duration, alpha_hw)
+        call.write_to(self._sink)
+        self._spool.record(call)
+
+    def close(self) -> object:
+        return self._sink.close()

@@ -3,24 +3,110 @@
 import torch
 from torch import Tensor
 
+from ultraflash_kernels._dispatch import Impl, chooses_triton
+from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import reference
 
-__all__ = ["block_sparse_attention"]
+__all__ = ["block_list_attention", "block_sparse_attention"]
+
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+WIDEST = 128
+"""Head size up to which a tile of the kernel holds whole heads."""
 
 
-def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, impl: Impl = "auto") -> Tensor:
     """Attend from ``q [B, H, Nq, T, D]`` to the key blocks that ``mask [B, H, Nq, Nk]`` (bool) selects.
 
     ``k`` and ``v`` are ``[B, H, Nk, T, D]``; a block is T consecutive tokens. Every token of query block i of head h
     sees all T tokens of every block j with ``mask[b, h, i, j]``, scaled by ``1 / sqrt(D)``; nothing inside a block is
     masked. A row that selects nothing gives zeros. What a row returns depends on the blocks it selects and on
-    nothing else. Returns ``[B, H, Nq, T, D]`` in the dtype of q. Differentiable in q, k and v.
+    nothing else. Returns ``[B, H, Nq, T, D]`` in the dtype of q. Differentiable in q, k and v, by the reference.
 
-    Raises ValueError for shapes that do not fit and for a mask that is not boolean.
+    Raises ValueError for shapes that do not fit and for a mask that is not boolean, KernelUnsupportedError for
+    ``impl="triton"`` where the kernel cannot run.
     """
-    if q.ndim != 5 or k.ndim != 5 or k.shape != v.shape or q[:, :, 0].shape != k[:, :, 0].shape:
-        raise ValueError(f"q, k, v are [B, H, N, T, D], got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    _check_blocks(q, k, v)
     expected = (*q.shape[:3], k.shape[2])
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
         raise ValueError(f"mask is bool {list(expected)}, got {mask.dtype} {list(mask.shape)}")
-    return reference.forward(q, k, v, mask)
+    refusal = _refusal(q, k, v)
+    if mask.numel() >= 1 << 31:
+        refusal = f"a mask of {mask.numel()} pairs, expected fewer than {1 << 31}."
+    if not chooses_triton("block_sparse_attention", impl, q, k, v, mask, refusal=refusal):
+        return reference.forward(q, k, v, mask)
+    lists = BlockLists.from_mask(mask)
+    return _block_list_attention(q, k, v, lists.starts, lists.blocks, lists.order, None, None, 0)
+
+
+def block_list_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: BlockLists,
+    *,
+    ring: tuple[Tensor, Tensor] | None = None,
+    fill: int = 0,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Attend as ``block_sparse_attention`` does to the key blocks that ``lists`` names, remembered ones in place.
+
+    Key blocks 0 to ``fill`` - 1 are the first ``fill`` blocks of ``ring``, keys and values of
+    ``[B, H, capacity, T, D]``; the others are the blocks of ``k`` and ``v [B, H, N, T, D]``. Nothing is joined, and
+    the rest of the ring is not read. On a GPU there is no synchronisation, and the result lies in memory as
+    ``[B, Nq, T, H, D]``.
+
+    Raises ValueError for shapes that do not fit, KernelUnsupportedError for ``impl="triton"`` where the kernel
+    cannot run.
+    """
+    _check_blocks(q, k, v)
+    if lists.shape != (*q.shape[:3], fill + k.shape[2]):
+        raise ValueError(f"lists are for {list(lists.shape)}, got {[*q.shape[:3], fill + k.shape[2]]} blocks")
+    if ring is None and fill:
+        raise ValueError(f"{fill} remembered blocks and no ring")
+    ring_k, ring_v = ring or (None, None)
+    tensors = [q, k, v, lists.starts, lists.blocks, lists.order]
+    if ring_k is not None and ring_v is not None:
+        _check_blocks(k, ring_k, ring_v)
+        if fill > ring_k.shape[2]:
+            raise ValueError(f"{fill} remembered blocks in a ring of {ring_k.shape[2]}")
+        tensors += [ring_k, ring_v]
+    refusal = _refusal(q, k, v, *(ring or ()))
+    if not chooses_triton("block_list_attention", impl, *tensors, refusal=refusal):
+        return reference.from_lists(q, k, v, lists, ring_k, ring_v, fill)
+    return _block_list_attention(q, k, v, lists.starts, lists.blocks, lists.order, ring_k, ring_v, fill)
+
+
+def _check_blocks(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.ndim != 5 or k.ndim != 5 or k.shape != v.shape or q[:, :, 0].shape != k[:, :, 0].shape:
+        raise ValueError(f"q, k, v are [B, H, N, T, D], got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+
+
+def _refusal(q: Tensor, *others: Tensor) -> str | None:
+    if q.dtype not in KERNEL_DTYPES or any(x.dtype != q.dtype for x in others):
+        return f"one dtype of bfloat16, float16, float32 is needed, got {q.dtype} and {[str(x.dtype) for x in others]}."
+    if q.shape[-1] > WIDEST:
+        return f"heads are {q.shape[-1]} wide, expected at most {WIDEST}."
+    if any(x.shape[3] * x.stride(3) >= 1 << 31 for x in (q, *others)):
+        return "the tokens of a block lie further apart than 32 bits can count."
+    return None
+
+
+@torch.library.custom_op("ultraflash::block_list_attention", mutates_args=())
+def _block_list_attention(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, blocks: Tensor, order: Tensor, ring_k: Tensor | None,
+    ring_v: Tensor | None, fill: int,
+) -> Tensor:  # fmt: skip
+    from ultraflash_kernels.block_sparse_attention import kernel
+
+    samples, heads, rows = q.shape[:3]
+    lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
+    return kernel.forward(q, k, v, lists, ring_k, ring_v, fill)
+
+
+@_block_list_attention.register_fake
+def _block_list_attention_shape(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, blocks: Tensor, order: Tensor, ring_k: Tensor | None,
+    ring_v: Tensor | None, fill: int,
+) -> Tensor:  # fmt: skip
+    samples, heads, rows, tokens, width = q.shape
+    return q.new_empty((samples, rows, tokens, heads, width)).permute(0, 3, 1, 2, 4)

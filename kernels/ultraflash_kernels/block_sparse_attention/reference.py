@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["forward"]
+from ultraflash_kernels.block_lists import BlockLists
+
+__all__ = ["forward", "from_lists"]
 
 GATHERED_ELEMENTS = 1 << 18
 """About how many elements of k (and of v) one dense call gathers; small enough for a CPU's cache."""
@@ -45,6 +47,15 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         at += rows
     back = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
     return torch.cat(done).view(-1, tokens * width).to(q.dtype).index_select(0, back).view(q.shape)
+
+
+def from_lists(
+    q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, ring_k: Tensor | None, ring_v: Tensor | None, fill: int
+) -> Tensor:
+    """See ``op.block_list_attention``; nothing is checked here."""
+    if ring_k is not None and ring_v is not None and fill:
+        k, v = torch.cat([ring_k[:, :, :fill], k], dim=2), torch.cat([ring_v[:, :, :fill], v], dim=2)
+    return forward(q, k, v, lists.to_mask())
 
 
 def _selected_blocks(mask: Tensor) -> Tensor:

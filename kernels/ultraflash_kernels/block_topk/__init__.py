@@ -1,5 +1,5 @@
 """Which key blocks each query block attends to."""
 
-from ultraflash_kernels.block_topk.op import block_topk
+from ultraflash_kernels.block_topk.op import block_means, block_topk, choose_blocks
 
-__all__ = ["block_topk"]
+__all__ = ["block_means", "block_topk", "choose_blocks"]

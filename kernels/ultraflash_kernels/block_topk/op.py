@@ -1,10 +1,19 @@
 """Which key blocks each query block attends to: a budget of best scores, shared by a run of rows."""
 
+import torch
 from torch import Tensor
 
+from ultraflash_kernels._dispatch import Impl, chooses_triton
+from ultraflash_kernels.block_lists import BlockLists, BlockRule
 from ultraflash_kernels.block_topk import reference
 
-__all__ = ["block_topk"]
+__all__ = ["block_means", "block_topk", "choose_blocks"]
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_KEYS = 1 << 14
+"""Key blocks up to which a row of scores is held in registers."""
+MOST_MEAN_VALUES = 1 << 15
+"""Values of a block up to which the kernel averages it at once."""
 
 
 def block_topk(q_mean: Tensor, k_mean: Tensor, allowed: Tensor | None, *, budget: int, rows_per_budget: int) -> Tensor:
@@ -23,9 +32,9 @@ def block_topk(q_mean: Tensor, k_mean: Tensor, allowed: Tensor | None, *, budget
     the diagonal ``Nk == Nq`` counted from the first block.
 
     Every row must be allowed something. Raises ValueError for shapes that do not fit and for a budget below 1.
+    ``choose_blocks`` is the same for a rule instead of a matrix, and the faster one on a GPU.
     """
-    if q_mean.ndim != 4 or k_mean.ndim != 4 or q_mean[:, :, 0].shape != k_mean[:, :, 0].shape:
-        raise ValueError(f"block means are [B, H, N, D], got {tuple(q_mean.shape)} and {tuple(k_mean.shape)}")
+    _check_means(q_mean, k_mean)
     rows, keys = q_mean.shape[2], k_mean.shape[2]
     if rows_per_budget < 1 or rows % rows_per_budget:
         raise ValueError(f"{rows} query blocks do not split into runs of {rows_per_budget}")
@@ -34,3 +43,102 @@ def block_topk(q_mean: Tensor, k_mean: Tensor, allowed: Tensor | None, *, budget
     if allowed is not None and tuple(allowed.shape) != (rows, keys):
         raise ValueError(f"allowed is [{rows}, {keys}], got {tuple(allowed.shape)}")
     return reference.forward(q_mean, k_mean, allowed, budget, rows_per_budget)
+
+
+def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule, *, impl: Impl = "auto") -> BlockLists:
+    """Return the key blocks of each query block as lists, for means ``[B, H, Nq, D]`` and ``[B, H, Nk, D]``.
+
+    They are what ``block_topk`` selects with the pairs that ``rule`` allows, its budget and runs of
+    ``rule.spatial`` rows. Made on the device without synchronisation; no matrix of allowed pairs is built by the
+    kernel. Not differentiable: gradients do not pass through a choice.
+
+    Raises ValueError for shapes that do not fit the rule, KernelUnsupportedError for ``impl="triton"`` where the
+    kernel cannot run.
+    """
+    _check_means(q_mean, k_mean)
+    rows, keys = q_mean.shape[2], k_mean.shape[2]
+    if (rows, keys) != (rule.queries, rule.keys):
+        raise ValueError(f"the rule is for {rule.queries} query and {rule.keys} key blocks, got {rows} and {keys}")
+    if q_mean.dtype != k_mean.dtype:
+        raise ValueError(f"means are of one dtype, got {q_mean.dtype} and {k_mean.dtype}")
+    q_mean, k_mean = q_mean.detach(), k_mean.detach()
+    capacity = q_mean.shape[0] * q_mean.shape[1] * rule.allowed_pairs
+    refusal = None
+    if q_mean.dtype not in KERNEL_DTYPES:
+        refusal = f"means are float32, bfloat16 or float16, got {q_mean.dtype}."
+    elif keys > MOST_KEYS or capacity >= 1 << 31:
+        refusal = f"{keys} key blocks and {capacity} allowed pairs, expected at most {MOST_KEYS} and {(1 << 31) - 1}."
+    if not chooses_triton("choose_blocks", impl, q_mean, k_mean, refusal=refusal, widens_bfloat16=True):
+        return reference.choose_blocks(q_mean, k_mean, rule)
+    numbers = (rule.rows, rule.cols, rule.temporal, rule.remembered, rule.window, rule.chunk, rule.budget)
+    samples, heads = q_mean.shape[:2]
+    return BlockLists(*_choose_blocks(q_mean, k_mean, *numbers), shape=(samples, heads, rows, keys))
+
+
+def block_means(x: Tensor, *more: Tensor, dtype: torch.dtype = torch.float32, impl: Impl = "auto") -> Tensor:
+    """Average ``x [B, H, N, T, D]`` over the T tokens of each block: ``[B, H, N, D]``, rounded once to ``dtype``.
+
+    Blocks of ``more`` follow those of ``x``, as if all were joined along N: remembered keys, then present ones.
+    Every token is counted, padding too. Not differentiable. Raises ValueError for shapes that do not fit,
+    KernelUnsupportedError for ``impl="triton"`` where the kernel cannot run.
+    """
+    parts = [part.detach() for part in (x, *more)]
+    for part in parts:
+        if part.ndim != 5 or part[:, :, :0].shape != parts[0][:, :, :0].shape or part.dtype != x.dtype:
+            raise ValueError(f"blocks are [B, H, N, T, D] of one dtype, got {[tuple(part.shape) for part in parts]}")
+    refusal = None
+    if x.dtype not in KERNEL_DTYPES or dtype not in KERNEL_DTYPES:
+        refusal = f"blocks and means are float32, bfloat16 or float16, got {x.dtype} and {dtype}."
+    elif x.shape[3] * x.shape[4] > MOST_MEAN_VALUES:
+        refusal = f"a block has {x.shape[3] * x.shape[4]} values, expected at most {MOST_MEAN_VALUES}."
+    if not chooses_triton("block_means", impl, *parts, refusal=refusal, widens_bfloat16=True):
+        return reference.block_means(parts, dtype)
+    return _block_means(parts, dtype)
+
+
+def _check_means(q_mean: Tensor, k_mean: Tensor) -> None:
+    if q_mean.ndim != 4 or k_mean.ndim != 4 or q_mean[:, :, 0].shape != k_mean[:, :, 0].shape:
+        raise ValueError(f"block means are [B, H, N, D], got {tuple(q_mean.shape)} and {tuple(k_mean.shape)}")
+
+
+@torch.library.custom_op("ultraflash::choose_blocks", mutates_args=())
+def _choose_blocks(
+    q_mean: Tensor, k_mean: Tensor, rows: int, cols: int, temporal: int, remembered: int, window: int, chunk: int,
+    budget: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from ultraflash_kernels.block_topk import kernel
+
+    rule = _rule(rows, cols, temporal, remembered, window, chunk, budget)
+    lists = kernel.choose_blocks(q_mean.contiguous(), k_mean.contiguous(), rule)
+    return lists.starts, lists.blocks, lists.order
+
+
+@_choose_blocks.register_fake
+def _choose_blocks_shapes(
+    q_mean: Tensor, k_mean: Tensor, rows: int, cols: int, temporal: int, remembered: int, window: int, chunk: int,
+    budget: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rule = _rule(rows, cols, temporal, remembered, window, chunk, budget)
+    heads = q_mean.shape[0] * q_mean.shape[1]
+    sizes = (heads * rule.queries + 1, heads * rule.allowed_pairs, heads * rule.queries)
+    starts, blocks, order = (q_mean.new_empty(size, dtype=torch.int32) for size in sizes)
+    return starts, blocks, order
+
+
+def _rule(rows: int, cols: int, temporal: int, remembered: int, window: int, chunk: int, budget: int) -> BlockRule:
+    return BlockRule(
+        rows=rows, cols=cols, temporal=temporal, remembered=remembered, window=window, chunk=chunk, budget=budget
+    )
+
+
+@torch.library.custom_op("ultraflash::block_means", mutates_args=())
+def _block_means(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    from ultraflash_kernels.block_topk import kernel
+
+    return kernel.block_means(parts, dtype)
+
+
+@_block_means.register_fake
+def _block_means_shape(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    samples, heads, _, _, width = parts[0].shape
+    return parts[0].new_empty((samples, heads, sum(part.shape[2] for part in parts), width), dtype=dtype)

@@ -1,11 +1,14 @@
-"""The definition of ``block_topk`` in plain PyTorch."""
+"""The definitions of ``block_topk``, ``block_means`` and ``choose_blocks`` in plain PyTorch."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["forward"]
+from ultraflash_kernels.block_lists import BlockLists, BlockRule
+
+__all__ = ["block_means", "choose_blocks", "forward"]
 
 
 @torch.no_grad()
@@ -28,3 +31,15 @@ def forward(q_mean: Tensor, k_mean: Tensor, allowed: Tensor | None, budget: int,
     first = torch.zeros_like(allowed).scatter_(1, allowed.int().argmax(dim=1, keepdim=True), True)
     mask |= first & ~mask.any(dim=-1, keepdim=True)
     return mask | diagonal if square else mask
+
+
+@torch.no_grad()
+def block_means(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """See ``op.block_means``; nothing is checked here."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.cat([part.mean(dim=3, dtype=wide).to(dtype) for part in parts], dim=2)
+
+
+def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists:
+    """See ``op.choose_blocks``; nothing is checked here."""
+    return BlockLists.from_mask(forward(q_mean, k_mean, rule.allowed(q_mean.device), rule.budget, rule.spatial))

@@ -11,8 +11,10 @@ from ultraflash_cli.engine.cache import KvRing, WindowRing
 from ultraflash_cli.engine.layers.norm import RmsNorm
 from ultraflash_cli.engine.layers.rope import rotate
 from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, window_blocks
-from ultraflash_kernels.block_sparse_attention import block_sparse_attention
-from ultraflash_kernels.block_topk import block_topk
+from ultraflash_kernels._dispatch import device_refusal
+from ultraflash_kernels.block_lists import BlockLists, BlockRule
+from ultraflash_kernels.block_sparse_attention import block_list_attention, block_sparse_attention
+from ultraflash_kernels.block_topk import block_means, block_topk, choose_blocks
 
 __all__ = [
     "ContextKv",
@@ -32,12 +34,11 @@ class SparseLayout:
 
     padding: Tensor | None
     """``[blocks, block tokens]``, true where a token is padding; None where none is."""
-    allowed: Tensor
-    """``[blocks, remembered + blocks]`` (bool): window and causality."""
-    spatial_blocks: int
-    """Blocks of one temporal block; these share a budget."""
-    budget: int
-    """Block pairs that the query blocks of one temporal block share."""
+    rule: BlockRule
+    """Window, causality and budget."""
+    allowed: Tensor | None
+    """``[blocks, remembered + blocks]`` (bool): window and causality. None where blocks are chosen as lists, by the
+    rule alone."""
     remember: int
     """Blocks that the cache keeps after this group."""
     mask_dtype: torch.dtype = torch.float32
@@ -58,19 +59,28 @@ class SparseLayout:
         device: torch.device,
         mask_dtype: torch.dtype = torch.float32,
         reuse_cache: bool = False,
+        by_lists: bool | None = None,
     ) -> "SparseLayout":
         """Lay out a group on ``grid``.
 
         ``remembered`` blocks are in the cache; a block sees ``window`` blocks a side and the temporal blocks up to
-        the end of its ``chunk``; ``kv_len`` temporal blocks stay in the cache afterwards.
+        the end of its ``chunk``; ``kv_len`` temporal blocks stay in the cache afterwards. ``by_lists`` chooses blocks
+        as lists and reads remembered keys where they lie, as the kernels do; None: on a GPU that has them.
         """
         temporal, rows, cols = grid.blocks
-        causal = causal_blocks(temporal, remembered // grid.spatial_blocks, chunk, device)
+        past = remembered // grid.spatial_blocks
+        if by_lists is None:
+            by_lists = reuse_cache and device.type == "cuda" and device_refusal(device) is None
+        allowed = None
+        if not by_lists:
+            causal = causal_blocks(temporal, past, chunk, device)
+            allowed = allowed_blocks(window_blocks(rows, cols, window, device), causal)
         return cls(
             padding=grid.padding(device),
-            allowed=allowed_blocks(window_blocks(rows, cols, window, device), causal),
-            spatial_blocks=grid.spatial_blocks,
-            budget=budget,
+            rule=BlockRule(
+                rows=rows, cols=cols, temporal=temporal, remembered=past, window=window, chunk=chunk, budget=budget
+            ),
+            allowed=allowed,
             remember=kv_len * grid.spatial_blocks,
             mask_dtype=mask_dtype,
             reuse_cache=reuse_cache,
@@ -84,8 +94,13 @@ class SparseAttended(NamedTuple):
     """``[B, blocks, block tokens, width]``."""
     cache: KvRing
     """The cache after this group."""
-    mask: Tensor
-    """``[B, heads, blocks, remembered + blocks]`` (bool): who attended to whom."""
+    chosen: Tensor | BlockLists
+    """Who attended to whom, as a mask or as lists."""
+
+    @property
+    def mask(self) -> Tensor:
+        """``[B, heads, blocks, remembered + blocks]`` (bool): who attended to whom."""
+        return self.chosen.to_mask() if isinstance(self.chosen, BlockLists) else self.chosen
 
 
 def sparse_causal_attention(q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, cache: KvRing) -> SparseAttended:
@@ -95,10 +110,18 @@ def sparse_causal_attention(q: Tensor, k: Tensor, v: Tensor, layout: SparseLayou
     """
     if layout.padding is not None:
         q, k, v = (x.masked_fill(layout.padding[..., None], 0.0) for x in (q, k, v))
+    if layout.allowed is None:
+        q_mean = block_means(q, dtype=layout.mask_dtype)
+        k_mean = block_means(cache.k[:, :, : cache.fill], k, dtype=layout.mask_dtype)
+        lists = choose_blocks(q_mean, k_mean, layout.rule)
+        out = block_list_attention(q, k, v, lists, ring=(cache.k, cache.v), fill=cache.fill)
+        after = cache.push(k, v, layout.remember)
+        return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, lists)
     k_all, v_all = cache.join(k, v)
     after = cache.keep(k_all, v_all, layout.remember, in_place=layout.reuse_cache)
     q_mean, k_mean = (x.detach().mean(dim=3, dtype=layout.mask_dtype) for x in (q, k_all))
-    mask = block_topk(q_mean, k_mean, layout.allowed, budget=layout.budget, rows_per_budget=layout.spatial_blocks)
+    rule = layout.rule
+    mask = block_topk(q_mean, k_mean, layout.allowed, budget=rule.budget, rows_per_budget=rule.spatial)
     out = block_sparse_attention(q, k_all, v_all, mask)
     return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, mask)
 
@@ -119,8 +142,8 @@ class SparseCausalSelfAttention(nn.Module):
         """
         q = rotate(self._heads(self.norm_q(self.q(x))), rotation)
         k = rotate(self._heads(self.norm_k(self.k(x))), rotation)
-        out, cache, mask = sparse_causal_attention(q, k, self._heads(self.v(x)), layout, cache)
-        return SparseAttended(self.o(out), cache, mask)
+        out, cache, chosen = sparse_causal_attention(q, k, self._heads(self.v(x)), layout, cache)
+        return SparseAttended(self.o(out), cache, chosen)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).permute(0, 3, 1, 2, 4)

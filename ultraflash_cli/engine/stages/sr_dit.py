@@ -202,6 +202,8 @@ class SrDit(nn.Module):
     def __init__(self, config: SrDitConfig) -> None:
         super().__init__()
         self.config = config
+        self.by_lists: bool | None = None
+        """How blocks are chosen, see ``SparseLayout.of``."""
         dim = config.dim
         self.patch_embedding = nn.Conv3d(2 * config.latent_channels, dim, config.patch, stride=config.patch)
         if config.text_len:
@@ -344,6 +346,7 @@ class SrDit(nn.Module):
             device=weight.device,
             mask_dtype=getattr(torch, config.mask_dtype),
             reuse_cache=reuse_caches,
+            by_lists=self.by_lists,
         )
 
         if timestep is None:

@@ -1,0 +1,276 @@
+"""Registers, spills and shared memory of every kernel, compiled ahead of time; no GPU is needed.
+
+python -m benchmarks.aot            compile all for all targets, write benchmarks/aot.json
+python -m benchmarks.aot --check    compare with that file: exit code 1 where a kernel spills more or is not listed
+
+A kernel is compiled as its operation launches it: operations run on tensors without storage, and the launches are
+compiled instead of executed. Triton's interpreter must be off.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from ultraflash_kernels.block_lists import BlockLists, BlockRule
+
+__all__ = ["CASES", "EIGHT_BITS", "HOT", "TABLE", "TARGETS", "compare", "main", "measure"]
+
+TABLE = Path(__file__).with_name("aot.json")
+TARGETS = (80, 89, 90, 100)
+"""Compute capabilities, times ten."""
+MOST_SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448}
+"""Shared memory that one program may use."""
+
+Figures = dict[str, dict[str, dict[str, int]]]
+"""By kernel and target: registers of a thread, bytes of stack (spills), bytes of shared memory."""
+
+
+def blocks(dtype: torch.dtype, *, width: int = 128, tokens: int = 128, count: int = 720) -> Tensor:
+    """Return queries or keys as the SR transformer makes them: heads of one token side by side, no storage."""
+    return torch.empty((1, count, tokens, 12, width), dtype=dtype, device="meta").permute(0, 3, 1, 2, 4)
+
+
+def attention(dtype: torch.dtype, *, width: int = 128, tokens: int = 128, ring: bool = True) -> None:
+    """Launch block-sparse attention of a group of the 2K stage."""
+    from ultraflash_kernels.block_sparse_attention import kernel
+
+    new = blocks(dtype, width=width, tokens=tokens)
+    old = torch.empty((1, 12, 720, tokens, width), dtype=dtype, device="meta")
+    rows, fill = 12 * 720, 720 if ring else 0
+    starts, chosen, order = (torch.empty(size, dtype=torch.int32, device="meta") for size in (rows + 1, 1 << 22, rows))
+    lists = BlockLists(starts, chosen, order, (1, 12, 720, fill + 720))
+    kernel.forward(new, new, new, lists, old if ring else None, old if ring else None, fill)
+
+
+def choice(dtype: torch.dtype) -> None:
+    """Launch means and choice of blocks of a group of the 2K stage."""
+    from ultraflash_kernels.block_topk import kernel
+
+    rule = BlockRule(rows=12, cols=20, temporal=3, remembered=3, window=9, budget=6400)
+    q = blocks(torch.bfloat16)
+    kernel.choose_blocks(kernel.block_means([q], dtype), kernel.block_means([q, q], dtype), rule)
+
+
+def on_meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return a tensor without storage."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def modulated(vectors: torch.dtype, *, small: bool = False) -> None:
+    """Launch norm and modulation of a group of the 2K stage, to 8 bits if ``small``."""
+    from ultraflash_kernels.adaln_modulate import kernel
+
+    launch = kernel.modulate_fp8 if small else kernel.modulate
+    launch(on_meta(1, 720, 128, 1536), on_meta(1, 1536, dtype=vectors), on_meta(1, 1536, dtype=vectors), 1e-6)
+
+
+def gated() -> None:
+    """Launch the gated sum of a group of the 2K stage."""
+    from ultraflash_kernels.adaln_modulate import kernel
+
+    x = on_meta(1, 720, 128, 1536)
+    kernel.gate(x, x, on_meta(1, 1536, dtype=torch.float32))
+
+
+def turned() -> None:
+    """Launch norm, rotation and scatter of a group of the 2K stage."""
+    from ultraflash_kernels.rms_norm_rope import kernel
+
+    x, weight, turns = on_meta(1, 720, 128, 1536), on_meta(1536), on_meta(5298, 2, dtype=torch.float32)
+    size = (6, 90, 156)
+    out = on_meta(1, 12, 720, 128, 128)
+    kernel.forward(x, x, x, weight, weight, turns, (22, 21, 21), size, size, (2, 8, 8), 1e-6, (out, out, out))
+
+
+def converted(dtype: torch.dtype, bits: int, *, last: bool) -> None:
+    """Launch the conversion of a group of frames at 2K, channels last or as planes."""
+    from ultraflash_kernels.frames_to_yuv import kernel
+    from ultraflash_kernels.frames_to_yuv.levels import Levels
+
+    frames = on_meta(24, 3, 1440, 2496, dtype=dtype)
+    frames = frames.contiguous(memory_format=torch.channels_last) if last else frames
+    packed = on_meta(24, 1440 * 2496 * 3 // 2, dtype=torch.uint8 if bits == 8 else torch.uint16)
+    levels = Levels(0.2126, 0.7152, 0.0722, 219.0, 16.0, 120.7, 142.2, 128.0, 255.0)
+    kernel.forward(frames, packed, levels, left=True, ordered=bits == 8)
+
+
+def quantised(width: int) -> None:
+    """Launch the quantisation of rows of a group of the 1K stage."""
+    from ultraflash_kernels.fp8_linear import kernel
+
+    kernel.quantise(on_meta(39936, width))
+
+
+def convolved(channels: int) -> None:
+    """Launch the first and the last convolution of a memory block."""
+    from ultraflash_kernels.memory_conv import kernel
+
+    x = on_meta(2, channels, 120, 208, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    both, one = (on_meta(channels, n * channels, 3, 3, dtype=torch.float16) for n in (2, 1))
+    both, one = (weight.contiguous(memory_format=torch.channels_last) for weight in (both, one))
+    bias = on_meta(channels, dtype=torch.float16)
+    kernel.forward(x.unsqueeze(0), x[:1], both, bias, None, 0.0)
+    kernel.forward(x.unsqueeze(1), None, one, bias, x, 0.0)
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "block_sparse_attention, bf16, head 128, ring": lambda: attention(torch.bfloat16),
+    "block_sparse_attention, fp16, head 128, ring": lambda: attention(torch.float16),
+    "block_sparse_attention, bf16, head 128": lambda: attention(torch.bfloat16, ring=False),
+    "block_sparse_attention, bf16, head 64, ring": lambda: attention(torch.bfloat16, width=64),
+    "block_sparse_attention, bf16, head 96, ring": lambda: attention(torch.bfloat16, width=96),
+    "block_sparse_attention, bf16, head 32, 32 tokens, ring": lambda: attention(torch.bfloat16, width=32, tokens=32),
+    "block_sparse_attention, fp32, head 128, ring": lambda: attention(torch.float32),
+    "block_topk, bf16": lambda: choice(torch.bfloat16),
+    "block_topk, fp32": lambda: choice(torch.float32),
+    "adaln_modulate, bf16, float32 vectors": lambda: modulated(torch.float32),
+    "adaln_modulate, bf16": lambda: modulated(torch.bfloat16),
+    "adaln_modulate_fp8, bf16, float32 vectors": lambda: modulated(torch.float32, small=True),
+    "gated_residual, bf16, float32 gate": gated,
+    "rms_norm_rope, bf16, 12 heads of 128": turned,
+    "frames_to_yuv, fp16 planes to 8 bits, dithered": lambda: converted(torch.float16, 8, last=False),
+    "frames_to_yuv, fp16 channels last to 8 bits, dithered": lambda: converted(torch.float16, 8, last=True),
+    "frames_to_yuv, fp32 planes to 10 bits": lambda: converted(torch.float32, 10, last=False),
+    "quantise_rows, bf16, 1536": lambda: quantised(1536),
+    "quantise_rows, bf16, 8960": lambda: quantised(8960),
+    "memory_conv, fp16, 64 channels": lambda: convolved(64),
+    "memory_conv, fp16, 128 channels": lambda: convolved(128),
+    "memory_conv, fp16, 256 channels": lambda: convolved(256),
+}
+"""What to launch, by the name that the table lists; a case of several kernels lists each behind its name."""
+
+HOT = ("block_sparse_attention, bf16, head 128", "block_sparse_attention, fp16, head 128")
+"""How the names of the kernels begin that must not spill at all."""
+EIGHT_BITS = ("adaln_modulate_fp8", "quantise_rows")
+"""How the names of the kernels begin that write float8_e4m3fn, which targets before 89 do not know."""
+
+
+class TargetDriver:
+    """Stands where Triton expects a GPU's driver; it only names the target."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        """Name the GPU to compile for."""
+        return GPUTarget("cuda", self.target, 32)
+
+    def get_current_device(self) -> int:
+        """Number devices by target, since Triton keeps compiled kernels by device."""
+        return self.target
+
+    def get_current_stream(self, device: int) -> int:
+        """Name the only stream."""
+        return 0
+
+
+@contextmanager
+def compiling_for(target: int) -> Generator[list[Any]]:
+    """Compile launches for ``target`` instead of executing them; what was compiled is added to the list given."""
+    compiled: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        made = run(self, *args, grid=grid, warmup=True, **options)
+        if not any(made is other for other in compiled):
+            compiled.append(made)
+        return made
+
+    driver.set_active(TargetDriver(target))  # pyright: ignore[reportArgumentType]
+    with (
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(torch.cuda, "get_device_capability", lambda *_: divmod(target, 10)),
+    ):
+        yield compiled
+
+
+def measure(cases: Sequence[str] = tuple(CASES), targets: Sequence[int] = TARGETS) -> Figures:
+    """Compile these cases for these targets and read what the programs need."""
+    figures: Figures = {}
+    for target in targets:
+        for name in cases:
+            if target < 89 and name.startswith(EIGHT_BITS):
+                continue
+            with compiling_for(target) as compiled:
+                CASES[name]()
+            several = len(compiled) > 1
+            for number, program in enumerate(compiled):
+                listed = f"{name}, {number} {program.metadata.name}" if several else name
+                figures.setdefault(listed, {})[f"sm_{target}"] = resources(program)
+    return figures
+
+
+def resources(program: Any) -> dict[str, int]:
+    """Read registers and stack from the machine code, shared memory from the compiler."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(program.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    return {
+        "registers": found["REG"],
+        "spilled_bytes": found["STACK"] + found["LOCAL"],
+        "shared_bytes": program.metadata.shared,
+    }
+
+
+def compare(found: Figures, listed: Figures) -> list[str]:
+    """Return one sentence for each kernel that is worse than its line in the table allows."""
+    wrong: list[str] = []
+    for name, targets in found.items():
+        for target, figures in targets.items():
+            before = listed.get(name, {}).get(target)
+            if before is None:
+                wrong.append(f"{name} on {target} is not in the table: run python -m benchmarks.aot")
+                continue
+            spilled = figures["spilled_bytes"]
+            if spilled > before["spilled_bytes"]:
+                wrong.append(f"{name} on {target} spills {spilled} bytes, {before['spilled_bytes']} before")
+    for name, targets in found.items():
+        for target, figures in targets.items():
+            if figures["spilled_bytes"] and name.startswith(HOT):
+                wrong.append(f"{name} on {target} is hot and spills {figures['spilled_bytes']} bytes")
+            most = MOST_SHARED_BYTES[int(target.removeprefix("sm_"))]
+            if figures["shared_bytes"] > most:
+                wrong.append(f"{name} on {target} needs {figures['shared_bytes']} bytes of shared memory, {most} exist")
+    wrong += [f"{name} is in the table and no longer made" for name in listed.keys() - found.keys()]
+    return wrong
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compile, then write the table or compare with it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    settings = parser.parse_args(arguments)
+    if knobs.runtime.interpret:
+        sys.exit("Triton's interpreter is on (TRITON_INTERPRET), expected off")
+    found = measure()
+    if settings.check:
+        listed = json.loads(TABLE.read_text())["kernels"]
+    else:
+        listed = found
+        TABLE.write_text(json.dumps({"triton": triton.__version__, "kernels": found}, indent=1) + "\n")
+    wrong = compare(found, listed)
+    print("\n".join(wrong) or f"{len(found)} kernels on {len(TARGETS)} targets")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

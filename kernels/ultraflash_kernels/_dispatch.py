@@ -1,0 +1,93 @@
+"""Which implementation of an operation runs: its Triton kernel or its definition in PyTorch, and why."""
+
+import functools
+import importlib.util
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Impl", "KernelUnsupportedError", "capability", "chooses_triton", "device_refusal", "triton_refusal"]
+
+Impl = Literal["auto", "triton", "reference"]
+"""``triton`` and ``reference`` are what is run, or an error; ``auto`` takes the kernel on a GPU that it supports."""
+
+OLDEST_CAPABILITY = (8, 0)
+"""Compute capability from which the kernels are compiled and checked, and that the interpreter stands for."""
+
+
+class KernelUnsupportedError(RuntimeError):
+    """The kernel that was asked for by name cannot take these arguments on this machine."""
+
+
+def chooses_triton(
+    op: str, impl: Impl, *tensors: Tensor, refusal: str | None = None, widens_bfloat16: bool = False
+) -> bool:
+    """Return whether the kernel of ``op`` computes what is asked for ``tensors``; ``refusal`` is the op's own reason.
+
+    ``widens_bfloat16`` says what it says to ``triton_refusal``. ``auto`` never takes the interpreter: a kernel runs
+    there for its tests only. Raises KernelUnsupportedError where ``impl`` is ``triton`` and there is a reason
+    against it, ValueError where it is no implementation.
+    """
+    if impl not in ("auto", "triton", "reference"):
+        raise ValueError(f"{op}: impl is auto, triton or reference, got {impl!r}")
+    if impl == "reference" or (impl == "auto" and not tensors[0].is_cuda):
+        return False
+    reason = refusal or triton_refusal(*tensors, widens_bfloat16=widens_bfloat16)
+    if impl == "triton" and reason:
+        raise KernelUnsupportedError(f"{op}: {reason}")
+    return reason is None
+
+
+def triton_refusal(*tensors: Tensor, widens_bfloat16: bool = False) -> str | None:
+    """Return why no kernel can take ``tensors``, in a sentence, or None; an operation may have reasons of its own.
+
+    ``widens_bfloat16``: the kernel turns bfloat16 to float32 as it loads, which the interpreter does rightly.
+    """
+    device = tensors[0].device
+    if any(x.device != device for x in tensors):
+        return f"tensors lie on {' and '.join(sorted({str(x.device) for x in tensors}))}, expected one device."
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "a tensor wants gradients, and the kernel computes forward only."
+    if device.type == "cpu" and not widens_bfloat16 and any(x.dtype == torch.bfloat16 for x in tensors):
+        return "Triton's interpreter computes bfloat16 wrongly."
+    return device_refusal(device)
+
+
+def device_refusal(device: torch.device) -> str | None:
+    """Return why no kernel runs on ``device``, in a sentence, or None. The CPU runs them in the interpreter only."""
+    if not _has_triton():
+        return "Triton is not installed."
+    if _interprets():
+        return None
+    if device.type != "cuda":
+        return f"Triton needs an NVIDIA GPU, the tensors lie on {device}."
+    if torch.version.hip is not None:
+        return "the kernels are checked on NVIDIA GPUs only."
+    if capability(device) < OLDEST_CAPABILITY:
+        return f"compute capability {'.'.join(map(str, capability(device)))} is older than 8.0."
+    return None
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return the compute capability that a kernel's tile sizes are chosen for."""
+    return OLDEST_CAPABILITY if device.type == "cpu" else torch.cuda.get_device_capability(device)
+
+
+# torch.compile takes the answers of these as constants, and would trace through a cache in front of them.
+@torch.compiler.assume_constant_result
+def _has_triton() -> bool:
+    return _finds_triton()
+
+
+@torch.compiler.assume_constant_result
+def _interprets() -> bool:
+    """Whether Triton was set to its interpreter before it was imported."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+@functools.cache
+def _finds_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

@@ -1,0 +1,127 @@
+"""Timing of operations: every implementation of a case, after its test, as a table or as JSON."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ultraflash_kernels._dispatch import Impl
+
+__all__ = ["Case", "Measured", "implementations", "main", "measure"]
+
+ROUNDS = {"cuda": 50, "cpu": 5}
+WARM_UP = 3
+CACHE_BYTES = 256 << 20
+"""Written between rounds on a GPU, so that no input is found in its cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One call of an operation, in every way it can be computed."""
+
+    name: str
+    """Operation and sizes."""
+    dtype: torch.dtype
+    calls: Mapping[str, Callable[[], object]]
+    """By implementation."""
+    moved_bytes: int
+    """What has to be read and written at least."""
+    flops: int = 0
+    """Arithmetic that counts, a multiply-add as 2; 0 where bytes are the limit."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one implementation took."""
+
+    name: str
+    impl: str
+    dtype: str
+    device: str
+    median_s: float
+    spread_s: float
+    """Distance of the quartiles."""
+    bytes_per_s: float
+    flop_per_s: float
+
+
+def implementations(device: torch.device) -> tuple[Impl, ...]:
+    """Return what can be timed on ``device``: kernels are, on GPUs only."""
+    return ("reference", "triton") if device.type == "cuda" else ("reference",)
+
+
+def measure(case: Case, device: torch.device) -> list[Measured]:
+    """Time every implementation of ``case``."""
+    found: list[Measured] = []
+    for impl, call in case.calls.items():
+        times = _times(call, device)
+        median = statistics.median(times)
+        low, _, high = statistics.quantiles(times, n=4)
+        dtype = str(case.dtype).removeprefix("torch.")
+        rates = (case.moved_bytes / median, case.flops / median)
+        found.append(Measured(case.name, impl, dtype, _name(device), median, high - low, *rates))
+    return found
+
+
+def main(bench: str, cases: Callable[[torch.device], Sequence[Case]], arguments: Sequence[str] | None = None) -> None:
+    """Run the test that lies beside the file ``bench``, then measure and print what ``cases`` gives for the device."""
+    parser = argparse.ArgumentParser(description=f"Time {Path(bench).parent.name} in every implementation.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each measurement")
+    parser.add_argument("--untested", action="store_true", help="do not run the test first")
+    settings = parser.parse_args(arguments)
+    if not settings.untested:
+        _run_test(Path(bench).parent)
+    device = torch.device(settings.device)
+    for case in cases(device):
+        for found in measure(case, device):
+            print(json.dumps(asdict(found)) if settings.json else _line(found), flush=True)
+
+
+def _run_test(folder: Path) -> None:
+    tests = sorted(str(path) for path in folder.glob("test_*.py"))
+    if not tests:
+        print("the tests are not installed; timing what was not tested", file=sys.stderr)
+        return
+    # In a process of its own: there Triton may run as its interpreter.
+    if subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], stdout=sys.stderr, check=False).returncode:
+        sys.exit(f"{folder.name} fails its test; nothing is timed")
+
+
+def _times(call: Callable[[], object], device: torch.device) -> list[float]:
+    for _ in range(WARM_UP):
+        call()
+    if device.type != "cuda":
+        return [_seconds(call) for _ in range(ROUNDS["cpu"])]
+    cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(ROUNDS["cuda"])]
+    for start, stop in events:
+        cache.zero_()
+        start.record()
+        call()
+        stop.record()
+    torch.cuda.synchronize(device)
+    return [start.elapsed_time(stop) / 1000 for start, stop in events]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _line(found: Measured) -> str:
+    rate = f"{found.flop_per_s / 1e12:8.2f} TFLOP/s" if found.flop_per_s else f"{found.bytes_per_s / 1e9:8.1f} GB/s"
+    time_ms = f"{found.median_s * 1e3:9.3f} ms (quartiles {found.spread_s * 1e3:.3f} apart)"
+    return f"{found.name:48} {found.dtype:9} {found.impl:10} {time_ms} {rate}  {found.device}"

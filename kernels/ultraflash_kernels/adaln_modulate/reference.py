@@ -1,0 +1,22 @@
+"""The definition of ``adaln_modulate`` and ``gated_residual`` in plain PyTorch."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["gate", "modulate"]
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """See ``op.adaln_modulate``; nothing is checked here."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=eps)
+    return (normed.to(scale.dtype) * (1 + _over(scale, x)) + _over(shift, x)).to(x.dtype)
+
+
+def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
+    """See ``op.gated_residual``; nothing is checked here."""
+    return (x.to(gates.dtype) + y.to(gates.dtype) * _over(gates, x)).to(x.dtype)
+
+
+def _over(vectors: Tensor, x: Tensor) -> Tensor:
+    """Line up ``vectors [*L, D]`` with ``x [*L, *N, D]``."""
+    return vectors.view(*vectors.shape[:-1], *(1,) * (x.ndim - vectors.ndim), vectors.shape[-1])

@@ -1,0 +1,199 @@
+"""Norm under scale and shift and the gated sum: definition against a loop in float64, kernel against definition."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from ultraflash_kernels._dispatch import Impl
+from ultraflash_kernels.adaln_modulate import adaln_modulate, adaln_modulate_fp8, gated_residual
+from ultraflash_kernels.fp8_linear import quantise_rows
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+"""Of values, times their magnitude plus one."""
+DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if torch.cuda.is_available() else [])
+"""The interpreter computes bfloat16 wrongly."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+SHAPES = [
+    pytest.param((1,), (1,), 1, id="one of everything"),
+    pytest.param((2,), (37,), 63, id="odd sizes"),
+    pytest.param((2, 3), (5,), 16, id="a vector for each frame"),
+    pytest.param((1,), (2, 3), 1000, id="blocks of tokens"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory_is_poisoned() -> Iterator[None]:
+    """What a kernel does not write is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def example(lead: tuple[int, ...], tokens: tuple[int, ...], width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """x, y and three float32 vectors; x has a mean that the norm must take off."""
+    draw = torch.Generator().manual_seed(width)
+    x, y = (3 * torch.randn(*lead, *tokens, width, generator=draw) + 5 for _ in range(2))
+    vectors = [torch.randn(*lead, width, generator=draw) for _ in range(3)]
+    return *(tensor.to(DEVICE, dtype) for tensor in (x, y)), *(vector.to(DEVICE) for vector in vectors)
+
+
+def oracle(x: Tensor, shift: Tensor, scale: Tensor, *, steps: bool) -> Tensor:
+    """One row at a time in float64, rounded to the dtype of x where the definition says so."""
+    rows, width = x.flatten(0, -2), x.shape[-1]
+    each = rows.shape[0] // (shift.numel() // width)
+    shifts, scales = shift.reshape(-1, width), scale.reshape(-1, width)
+    out = torch.empty_like(rows)
+    for i, row in enumerate(rows.double()):
+        centred = row - row.sum() / width
+        normed = (centred / math.sqrt(float(centred @ centred) / width + 1e-6)).to(x.dtype).double()
+        gain, lift = 1 + scales[i // each].double(), shifts[i // each].double()
+        gain = gain.to(x.dtype).double() if steps else gain
+        product = (normed * gain).to(x.dtype).double() if steps else normed * gain
+        out[i] = (product + lift).to(x.dtype)
+    return out.view(x.shape)
+
+
+def assert_near(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert got.dtype == dtype
+    bound = TOLERANCE[dtype] * (1 + expected.double().abs())
+    assert ((got.double() - expected.double()).abs() <= bound).all()
+
+
+def assert_rounded_alike(got: Tensor, expected: Tensor) -> None:
+    """Half precision that is rounded in the same places differs where float32 sums straddle a step: hardly ever."""
+    if got.dtype != torch.float32:
+        assert int((got != expected).sum()) <= 1 + got.numel() // 50
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("steps", [False, True], ids=["float32 vectors", "vectors in the dtype of x"])
+@pytest.mark.parametrize(("lead", "tokens", "width"), SHAPES)
+def test_the_definition_equals_a_loop_over_rows(
+    lead: tuple[int, ...], tokens: tuple[int, ...], width: int, dtype: torch.dtype, steps: bool
+) -> None:
+    x, y, shift, scale, gate = example(lead, tokens, width, dtype)
+    if steps:
+        shift, scale, gate = shift.to(dtype), scale.to(dtype), gate.to(dtype)
+    assert_near(adaln_modulate(x, shift, scale, impl="reference"), oracle(x, shift, scale, steps=steps), dtype)
+    spread = gate.reshape(*lead, *(1 for _ in tokens), width).double()
+    product = y.double() * spread
+    expected = x.double() + (product.to(dtype).double() if steps else product)
+    assert_near(gated_residual(x, y, gate, impl="reference"), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("steps", [False, True], ids=["float32 vectors", "vectors in the dtype of x"])
+@pytest.mark.parametrize(("lead", "tokens", "width"), SHAPES)
+def test_the_kernel_equals_the_definition(
+    lead: tuple[int, ...], tokens: tuple[int, ...], width: int, dtype: torch.dtype, steps: bool
+) -> None:
+    x, y, shift, scale, gate = example(lead, tokens, width, dtype)
+    if steps:
+        shift, scale, gate = shift.to(dtype), scale.to(dtype), gate.to(dtype)
+    modulated = adaln_modulate(x, shift, scale, impl="triton")
+    expected = adaln_modulate(x, shift, scale, impl="reference")
+    assert_near(modulated, expected, dtype)
+    assert_rounded_alike(modulated, expected)
+    added = gated_residual(x, y, gate, impl="triton")
+    torch.testing.assert_close(added, gated_residual(x, y, gate, impl="reference"), rtol=0, atol=0)
+
+
+def test_bfloat16_is_rounded_after_the_norm_and_at_the_end() -> None:
+    x, y, shift, scale, gate = example((1,), (4,), 256, torch.bfloat16)
+    normed = torch.nn.functional.layer_norm(x.float(), (256,), eps=1e-6).bfloat16().float()
+    expected = (normed * (1 + scale) + shift).bfloat16()
+    assert torch.equal(adaln_modulate(x, shift, scale, impl="reference"), expected)
+    added = (x.float() + y.float() * gate).bfloat16()
+    assert torch.equal(gated_residual(x, y, gate, impl="reference"), added)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_the_memory_around_strided_rows_is_not_read(impl: Impl) -> None:
+    x, y, shift, scale, gate = example((2,), (5,), 37, torch.float32)
+    around = torch.full((4, 2, 7, 50), math.nan, device=DEVICE)
+    inner = around[:2, :, 1:6, 3:40]
+    inner[0], inner[1] = x, y
+    vectors = torch.full((2, 3, 50), math.nan, device=DEVICE)
+    vectors[:, :, 5:42] = torch.stack([shift, scale, gate], dim=1)
+    s, c, g = vectors[:, :, 5:42].unbind(1)
+    assert torch.equal(adaln_modulate(inner[0], s, c, impl=impl), adaln_modulate(x, shift, scale, impl=impl))
+    assert torch.equal(gated_residual(inner[0], inner[1], g, impl=impl), gated_residual(x, y, gate, impl=impl))
+    turned = x.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(adaln_modulate(turned, shift, scale, impl=impl), adaln_modulate(x, shift, scale, impl=impl))
+
+
+def test_a_row_of_nan_stays_alone() -> None:
+    x, y, shift, scale, gate = example((1,), (9,), 63, torch.float32)
+    before = adaln_modulate(x, shift, scale, impl="triton")
+    x[:, 4] = math.nan
+    after = adaln_modulate(x, shift, scale, impl="triton")
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(before[:, others], after[:, others]) and after[:, 4].isnan().all()
+    assert gated_residual(x, y, gate, impl="triton")[:, 4].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 63, 1000])
+def test_quantised_rows_are_those_of_the_modulated_rows(width: int, dtype: torch.dtype) -> None:
+    x, _, shift, scale, _ = example((2,), (5,), width, dtype)
+    got = adaln_modulate_fp8(x, shift, scale, impl="triton")
+    expected = quantise_rows(adaln_modulate(x, shift, scale, impl="reference"), impl="reference")
+    assert got.values.dtype == torch.float8_e4m3fn and got.scales.shape == (2, 5, 1)
+    torch.testing.assert_close(got.scales, expected.scales, rtol=TOLERANCE[dtype], atol=0)
+    direct = adaln_modulate_fp8(x, shift, scale, impl="reference")
+    assert torch.equal(direct.values.float(), expected.values.float())
+    near = expected.values.float()
+    # The interpreter loses a carry into the exponent: what should become a power of two comes out as half of it.
+    carried = torch.frexp(near)[0].abs() == 0.5
+    bound = near.abs() / 8 + 2**-9
+    assert (carried | ((got.values.float() - near).abs() <= bound)).all()
+
+
+def test_no_rows_give_no_rows() -> None:
+    x, vector = torch.zeros(2, 0, 8, device=DEVICE), torch.zeros(2, 8, device=DEVICE)
+    for impl in ("reference", "triton"):
+        assert adaln_modulate(x, vector, vector, impl=impl).shape == x.shape
+        assert gated_residual(x, x, vector, impl=impl).shape == x.shape
+        assert adaln_modulate_fp8(x, vector, vector, impl=impl).values.shape == x.shape
+
+
+def test_the_definition_compiles_into_one_graph() -> None:
+    x, y, shift, scale, gate = example((1,), (3,), 8, torch.float32)
+
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        return gated_residual(adaln_modulate(x, shift, scale), y, gate)
+
+    assert torch.equal(torch.compile(both, backend="eager", fullgraph=True)(x, y), both(x, y))
+
+
+def test_a_kernel_is_whole_in_a_compiled_graph() -> None:
+    x, y, shift, scale, gate = example((1,), (3,), 8, torch.float32)
+
+    def both(x: Tensor, y: Tensor) -> Tensor:
+        return gated_residual(adaln_modulate(x, shift, scale, impl="triton"), y, gate, impl="triton")
+
+    assert torch.equal(torch.compile(both, backend="eager", fullgraph=True)(x, y), both(x, y))
+
+
+def test_gradients_flow_through_the_definition() -> None:
+    x, y, shift, scale, gate = example((1,), (2,), 4, torch.float32)
+    for tensor in (x, y, shift, scale, gate):
+        tensor.requires_grad_()
+    gated_residual(adaln_modulate(x, shift, scale), y, gate).sum().backward()
+    assert all(tensor.grad is not None for tensor in (x, y, shift, scale, gate))
+
+
+def test_arguments_that_do_not_fit_are_refused() -> None:
+    x, vector = torch.zeros(2, 3, 8), torch.zeros(2, 8)
+    with pytest.raises(ValueError, match="vectors are"):
+        adaln_modulate(x, vector[:1], vector[:1])
+    with pytest.raises(ValueError, match="vectors are"):
+        adaln_modulate(x, vector, vector[:, :4])
+    with pytest.raises(ValueError, match="all float32"):
+        adaln_modulate(x.half(), vector.half(), vector)
+    with pytest.raises(ValueError, match="y is as x"):
+        gated_residual(x, x[:, :1], vector)

@@ -1,0 +1,6 @@
+"""Linear layers in 8-bit floating point, each row with its own scale."""
+
+from ultraflash_kernels.fp8_linear.layer import Fp8Linear, quantise_linears
+from ultraflash_kernels.fp8_linear.op import Fp8Impl, Fp8Rows, fp8_linear, quantise_rows, scaled_mm_refusal
+
+__all__ = ["Fp8Impl", "Fp8Linear", "Fp8Rows", "fp8_linear", "quantise_linears", "quantise_rows", "scaled_mm_refusal"]

@@ -1,0 +1,121 @@
+"""3x3 convolution as a product of matrices over shifted pixels, over one or two inputs, with its epilogue."""
+
+# pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["conv_kernel", "forward"]
+
+
+@triton.jit
+def _taps(
+    sums, source, live, row, col, weight, out_channel, height, width, outs,
+    source_row, source_col, weight_out, weight_in, weight_row, weight_col,
+    CHANNELS: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Add the products of nine shifted pixels with their part of the kernel to ``sums [BM, BN]``."""
+    channel = tl.arange(0, BK)  # [BK]
+    column = weight + out_channel.to(tl.int64) * weight_out  # [BN]
+    pixel = source + row * source_row + col * source_col  # [BM]
+    PIECES: tl.constexpr = (CHANNELS + BK - 1) // BK
+    for step in tl.range(0, 9 * PIECES):
+        tap, at = step // PIECES, step % PIECES * BK + channel
+        dy, dx = tap // 3 - 1, tap % 3 - 1
+        y, x = row + dy, col + dx  # [BM]
+        inside = live & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        shift = dy * source_row + dx * source_col
+        a = tl.load(
+            pixel[:, None] + (at + shift)[None, :], mask=inside[:, None] & (at < CHANNELS)[None, :], other=0.0
+        )  # [BM, BK]
+        part = (dy + 1) * weight_row + (dx + 1) * weight_col + at * weight_in  # [BK]
+        b = tl.load(
+            column[None, :] + part[:, None], mask=(at < CHANNELS)[:, None] & (out_channel < outs)[None, :], other=0.0
+        )  # [BK, BN]
+        sums = tl.dot(a, b, sums, input_precision="ieee")
+    return sums
+
+
+@triton.jit
+def conv_kernel(
+    x, past, weight, bias, residual, out, pixels, frames, height, width, outs, slope,
+    x_batch, x_frame, x_row, x_col, past_batch, past_row, past_col,
+    weight_out, weight_in, weight_row, weight_col, residual_frame, residual_row, residual_col,
+    CHANNELS: tl.constexpr, HAS_PAST: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    LEAKY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Compute ``BM`` pixels of one frame in ``BN`` channels; the channels of all pictures lie in one piece."""
+    picture = tl.program_id(2).to(tl.int64)
+    batch, frame = picture // frames, picture % frames
+    pixel = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]
+    out_channel = tl.program_id(1) * BN + tl.arange(0, BN)  # [BN]
+    live = pixel < pixels
+    row, col = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
+    sums = tl.zeros([BM, BN], tl.float32)
+    sums = _taps(sums, x + batch * x_batch + frame * x_frame, live, row, col, weight, out_channel, height, width, outs,
+                 x_row, x_col, weight_out, weight_in, weight_row, weight_col, CHANNELS, BK)  # fmt: skip
+    if HAS_PAST:
+        # The frame before: in x, or for the first one in the memory.
+        second = weight + CHANNELS * weight_in
+        first = frame == 0
+        source = tl.where(first, past + batch * past_batch, x + batch * x_batch + (frame - 1) * x_frame)
+        source_row, source_col = tl.where(first, past_row, x_row), tl.where(first, past_col, x_col)
+        sums = _taps(sums, source, live, row, col, second, out_channel, height, width, outs,
+                     source_row, source_col, weight_out, weight_in, weight_row, weight_col, CHANNELS, BK)  # fmt: skip
+    mask = live[:, None] & (out_channel < outs)[None, :]  # [BM, BN]
+    if HAS_BIAS:
+        sums += tl.load(bias + out_channel, mask=out_channel < outs, other=0.0).to(tl.float32)[None, :]
+    if HAS_RESIDUAL:
+        at = residual + picture * residual_frame + row * residual_row + col * residual_col
+        sums += tl.load(at[:, None] + out_channel[None, :], mask=mask, other=0.0).to(tl.float32)
+    sums = tl.where(sums < 0, sums * slope if LEAKY else 0.0, sums)
+    to = out + (picture * pixels + pixel)[:, None] * outs + out_channel[None, :]
+    tl.store(to, sums.to(out.dtype.element_ty), mask=mask)
+
+
+def forward(
+    x_btchw: Tensor,
+    past_bchw: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual_nchw: Tensor | None,
+    negative_slope: float,
+) -> Tensor:
+    """See ``op.memory_conv`` and ``op.residual_conv``; nothing is checked here."""
+    batch, frames, channels, height, width = x_btchw.shape
+    outs = weight.shape[0]
+    out = torch.empty(
+        (batch * frames, outs, height, width),
+        dtype=weight.dtype,
+        device=weight.device,
+        memory_format=torch.channels_last,
+    )
+    if not out.numel():
+        return out
+    x = _channels_in_one_piece(x_btchw)
+    past = x if past_bchw is None else _channels_in_one_piece(past_bchw)
+    residual = out if residual_nchw is None else _channels_in_one_piece(residual_nchw)
+    past_strides = (0, 0, 0) if past_bchw is None else (past.stride(0), past.stride(2), past.stride(3))
+    pixel_block, out_block, channel_block = 128, max(16, min(128, triton.next_power_of_2(outs))), 64
+    channel_block = max(16, min(channel_block, triton.next_power_of_2(channels)))
+    grid = (triton.cdiv(height * width, pixel_block), triton.cdiv(outs, out_block), batch * frames)
+    conv_kernel[grid](
+        x, past, weight, out if bias is None else bias, residual, out,
+        height * width, frames, height, width, outs, negative_slope,
+        x.stride(0), x.stride(1), x.stride(3), x.stride(4), *past_strides,
+        *weight.stride(), residual.stride(0), residual.stride(2), residual.stride(3),
+        CHANNELS=channels, HAS_PAST=past_bchw is not None, HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual_nchw is not None, LEAKY=negative_slope > 0,
+        BM=pixel_block, BN=out_block, BK=channel_block, num_warps=8, num_stages=3,
+    )  # fmt: skip
+    return out
+
+
+def _channels_in_one_piece(x: Tensor) -> Tensor:
+    """Return ``x [..., C, H, W]`` with the channels of a pixel next to each other; copies where they are not."""
+    if x.stride(-3) == 1:
+        return x
+    return x.movedim(-3, -1).contiguous().movedim(-1, -3)

@@ -1,0 +1,110 @@
+"""The first and the last convolution of the causal memory block, each with what follows it, no concatenation built."""
+
+import torch
+from torch import Tensor
+
+from ultraflash_kernels._dispatch import Impl, chooses_triton
+from ultraflash_kernels.memory_conv import reference
+
+__all__ = ["KERNEL_WINS", "memory_conv", "residual_conv"]
+
+KERNEL_WINS: frozenset[tuple[tuple[int, int], int, int]] = frozenset()
+"""(compute capability, channels in, channels out) where ``auto`` takes the kernel: measured wins over cuDNN only, and
+nothing was measured yet."""
+
+
+def memory_conv(
+    x_btchw: Tensor,
+    past_bchw: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    negative_slope: float = 0.0,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Return ``act(conv(x, Wa) + conv(past, Wb) + bias)`` as ``[B * T, O, H, W]``, channels last.
+
+    ``weight [O, 2C, 3, 3]`` holds Wa for the frame itself and Wb for the one before, in this order. The frame before
+    ``x_btchw[:, t]`` is ``x_btchw[:, t - 1]``, and ``past_bchw [B, C, H, W]`` where t is 0. Zero padding of one pixel;
+    act is ReLU, leaky with ``negative_slope`` > 0 (ARCHITECTURE 3.1).
+
+    The definition is two convolutions of the library, each rounded to the dtype of x; the kernel sums all in float32
+    and rounds once. ``auto`` takes the definition except where ``KERNEL_WINS``. Raises ValueError for shapes or dtypes
+    that do not fit.
+    """
+    batch, frames, channels, height, width = x_btchw.shape if x_btchw.ndim == 5 else (0, 0, 0, 0, 0)
+    if x_btchw.ndim != 5 or tuple(past_bchw.shape) != (batch, channels, height, width) or not frames:
+        raise ValueError(
+            f"memory_conv: x is [B, T, C, H, W], past [B, C, H, W], got {list(x_btchw.shape)}, {list(past_bchw.shape)}"
+        )
+    _check("memory_conv", weight, bias, 2 * channels, x_btchw, past_bchw)
+    tensors = [x_btchw, past_bchw, weight, *([] if bias is None else [bias])]
+    if _takes_kernel("memory_conv", impl, channels, tensors):
+        return _convolve(x_btchw, past_bchw, weight, bias, None, negative_slope)
+    return reference.memory(x_btchw, past_bchw, weight, bias, negative_slope)
+
+
+def residual_conv(
+    x_nchw: Tensor,
+    residual_nchw: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    negative_slope: float = 0.0,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Return ``act(conv(x, W) + bias + residual)`` as ``[N, O, H, W]``, channels last; ``residual`` is of this shape.
+
+    Padding, act, rounding and ``auto`` are those of ``memory_conv``; ``weight`` is ``[O, C, 3, 3]``.
+    """
+    if x_nchw.ndim != 4 or tuple(residual_nchw.shape) != (x_nchw.shape[0], weight.shape[0], *x_nchw.shape[2:]):
+        raise ValueError(
+            f"residual_conv: x is [N, C, H, W], the residual [N, O, H, W], got {list(x_nchw.shape)}, "
+            f"{list(residual_nchw.shape)}"
+        )
+    _check("residual_conv", weight, bias, x_nchw.shape[1], x_nchw, residual_nchw)
+    tensors = [x_nchw, residual_nchw, weight, *([] if bias is None else [bias])]
+    if _takes_kernel("residual_conv", impl, x_nchw.shape[1], tensors):
+        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, residual_nchw, negative_slope)
+    return reference.residual(x_nchw, residual_nchw, weight, bias, negative_slope)
+
+
+def _check(op: str, weight: Tensor, bias: Tensor | None, channels: int, *inputs: Tensor) -> None:
+    if tuple(weight.shape[1:]) != (channels, 3, 3) or (bias is not None and bias.shape != weight.shape[:1]):
+        got = [list(x.shape) for x in (weight, *([] if bias is None else [bias]))]
+        raise ValueError(f"{op}: weight is [O, {channels}, 3, 3], bias [O], got {got}")
+    dtypes = {x.dtype for x in (weight, *inputs, *([] if bias is None else [bias]))}
+    if len(dtypes) > 1:
+        raise ValueError(f"{op}: all tensors have one dtype, got {dtypes}")
+
+
+def _takes_kernel(op: str, impl: Impl, channels: int, tensors: list[Tensor]) -> bool:
+    weight = tensors[2]
+    if impl == "auto":
+        if not weight.is_cuda or not KERNEL_WINS:
+            return False
+        if (torch.cuda.get_device_capability(weight.device), channels, weight.shape[0]) not in KERNEL_WINS:
+            return False
+    half = weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    refusal = None if half else f"it takes float32, float16 and bfloat16, got {weight.dtype}."
+    return chooses_triton(op, impl, *tensors, refusal=refusal)
+
+
+@torch.library.custom_op("ultraflash::memory_conv", mutates_args=())
+def _convolve(
+    x_btchw: Tensor, past_bchw: Tensor | None, weight: Tensor, bias: Tensor | None, residual_nchw: Tensor | None,
+    negative_slope: float,
+) -> Tensor:  # fmt: skip
+    from ultraflash_kernels.memory_conv import kernel
+
+    return kernel.forward(x_btchw, past_bchw, weight, bias, residual_nchw, negative_slope)
+
+
+@_convolve.register_fake
+def _convolve_shape(
+    x_btchw: Tensor, past_bchw: Tensor | None, weight: Tensor, bias: Tensor | None, residual_nchw: Tensor | None,
+    negative_slope: float,
+) -> Tensor:  # fmt: skip
+    batch, frames, _, height, width = x_btchw.shape
+    shape = (batch * frames, weight.shape[0], height, width)
+    return torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)

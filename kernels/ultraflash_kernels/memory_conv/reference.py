@@ -1,0 +1,33 @@
+"""The definition of ``memory_conv`` and ``residual_conv``: convolutions of PyTorch, added in place."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["memory", "residual"]
+
+
+def memory(x_btchw: Tensor, past_bchw: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
+    """See ``op.memory_conv``; nothing is checked here. Neither frames and past nor frames in time are concatenated."""
+    batch, frames, channels = x_btchw.shape[:3]
+    now, before = weight[:, :channels], weight[:, channels:]
+    mixed = F.conv2d(_last(x_btchw.flatten(0, 1)), now, bias, padding=1)
+    each = mixed.unflatten(0, (batch, frames))
+    each[:, 0] += F.conv2d(_last(past_bchw), before, padding=1)
+    if frames > 1:
+        earlier = _last(x_btchw[:, :-1].flatten(0, 1))
+        each[:, 1:] += F.conv2d(earlier, before, padding=1).unflatten(0, (batch, frames - 1))
+    return _act(mixed, negative_slope)
+
+
+def residual(x_nchw: Tensor, residual_nchw: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
+    """See ``op.residual_conv``; nothing is checked here."""
+    return _act(F.conv2d(_last(x_nchw), weight, bias, padding=1).add_(residual_nchw), slope)
+
+
+def _last(x_nchw: Tensor) -> Tensor:
+    return x_nchw.contiguous(memory_format=torch.channels_last)
+
+
+def _act(x: Tensor, negative_slope: float) -> Tensor:
+    return F.leaky_relu_(x, negative_slope) if negative_slope > 0 else x.relu_()

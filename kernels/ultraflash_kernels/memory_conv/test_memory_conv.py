@@ -1,0 +1,167 @@
+"""Convolutions of the memory block: definition against the concatenation in float64, kernel against definition."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ultraflash_kernels._dispatch import Impl
+from ultraflash_kernels.memory_conv import memory_conv, residual_conv
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
+"""Of values, times their magnitude plus one."""
+DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if torch.cuda.is_available() else [])
+"""The interpreter computes bfloat16 wrongly."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZES = [
+    pytest.param(1, 1, 1, 1, 1, 1, id="one of everything"),
+    pytest.param(2, 2, 5, 7, 4, 6, id="several frames of several clips"),
+    pytest.param(1, 1, 17, 3, 3, 37, id="odd sizes"),
+    pytest.param(1, 1, 63, 20, 11, 13, id="more than one tile"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory_is_poisoned() -> Iterator[None]:
+    """What a kernel does not write is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def example(
+    batch: int, frames: int, channels: int, outs: int, height: int, width: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """x, past, a kernel for both, a kernel for one, a bias and a residual."""
+    draw = torch.Generator().manual_seed(channels)
+    shapes = [
+        (batch, frames, channels, height, width),
+        (batch, channels, height, width),
+        (outs, 2 * channels, 3, 3),
+        (outs, channels, 3, 3),
+        (outs,),
+        (batch * frames, outs, height, width),
+    ]
+    made = [torch.randn(shape, generator=draw) for shape in shapes]
+    made[2], made[3] = made[2] / math.sqrt(18 * channels), made[3] / math.sqrt(9 * channels)
+    return tuple(x.to(DEVICE, dtype) for x in made)
+
+
+def concatenated(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
+    """As the published block does it: current and past as one picture of twice the channels."""
+    before = torch.cat([past.unsqueeze(1), x[:, :-1]], dim=1)
+    both = torch.cat([x, before], dim=2).flatten(0, 1).double()
+    return F.leaky_relu(F.conv2d(both, weight.double(), None if bias is None else bias.double(), padding=1), slope)
+
+
+def assert_near(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
+    expected = expected.double()
+    assert ((got.double() - expected).abs() <= TOLERANCE[dtype] * (1 + expected.abs())).all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("slope", [0.0, 0.2], ids=["relu", "leaky"])
+@pytest.mark.parametrize(("batch", "frames", "channels", "outs", "height", "width"), SIZES)
+def test_the_definition_equals_the_concatenation(
+    batch: int, frames: int, channels: int, outs: int, height: int, width: int, slope: float, dtype: torch.dtype
+) -> None:
+    x, past, both, one, bias, residual = example(batch, frames, channels, outs, height, width, dtype)
+    got = memory_conv(x, past, both, bias, negative_slope=slope, impl="reference")
+    assert_near(got, concatenated(x, past, both, bias, slope), dtype)
+    got = residual_conv(x.flatten(0, 1), residual, one, bias, negative_slope=slope, impl="reference")
+    plain = F.conv2d(x.flatten(0, 1).double(), one.double(), bias.double(), padding=1)
+    assert_near(got, F.leaky_relu(plain + residual.double(), slope), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("slope", [0.0, 0.2], ids=["relu", "leaky"])
+@pytest.mark.parametrize(("batch", "frames", "channels", "outs", "height", "width"), SIZES)
+def test_the_kernel_equals_the_definition(
+    batch: int, frames: int, channels: int, outs: int, height: int, width: int, slope: float, dtype: torch.dtype
+) -> None:
+    x, past, both, one, bias, residual = example(batch, frames, channels, outs, height, width, dtype)
+    given = None if slope else bias
+    got = memory_conv(x, past, both, given, negative_slope=slope, impl="triton")
+    assert_near(got, memory_conv(x, past, both, given, negative_slope=slope, impl="reference"), dtype)
+    inputs = (x.flatten(0, 1), residual, one, given)
+    got = residual_conv(*inputs, negative_slope=slope, impl="triton")
+    assert_near(got, residual_conv(*inputs, negative_slope=slope, impl="reference"), dtype)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_layouts_do_not_matter_and_nothing_around_the_pictures_is_read(impl: Impl) -> None:
+    x, past, both, one, bias, residual = example(2, 2, 5, 7, 4, 6, torch.float32)
+    first = memory_conv(x, past, both, bias, impl=impl)
+    second = residual_conv(x.flatten(0, 1), residual, one, bias, impl=impl)
+    around = torch.full((2, 4, 7, 9, 8), math.nan, device=DEVICE)  # [B, T, H, W, C]
+    inside = around[:, 1:3, 2:6, 1:7, 2:7].permute(0, 1, 4, 2, 3)
+    inside.copy_(x)
+    memory = around[:, 3, 2:6, 1:7, 2:7].permute(0, 3, 1, 2)
+    memory.copy_(past)
+    last = both.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(memory_conv(inside, memory, last, bias, impl=impl), first)
+    wide = torch.full((4, 6, 8, 9), math.nan, device=DEVICE)
+    skip = wide[:, 1:5, 1:7, 1:8].permute(0, 3, 1, 2)
+    skip.copy_(residual)
+    torch.testing.assert_close(residual_conv(x.flatten(0, 1), skip, one, bias, impl=impl), second)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_any_split_of_a_clip_gives_the_same_pictures(impl: Impl) -> None:
+    x, past, both, _, bias, _ = example(2, 4, 3, 4, 3, 5, torch.float32)
+    whole = memory_conv(x, past, both, bias, impl=impl).unflatten(0, (2, 4))
+    done: list[Tensor] = []
+    for start, stop in ((0, 1), (1, 4)):
+        done.append(memory_conv(x[:, start:stop], past, both, bias, impl=impl).unflatten(0, (2, -1)))
+        past = x[:, stop - 1]
+    torch.testing.assert_close(torch.cat(done, dim=1), whole)
+
+
+def test_a_pixel_of_nan_reaches_its_neighbours_in_space_and_the_next_frame_only() -> None:
+    x, past, both, _, bias, _ = example(1, 3, 2, 3, 5, 5, torch.float32)
+    x[0, 0, :, 0, 0] = math.nan
+    made = memory_conv(x, past, both, bias, negative_slope=0.1, impl="triton")
+    touched = made.isnan().any(dim=1)
+    expected = torch.zeros(3, 5, 5, dtype=torch.bool, device=DEVICE)
+    expected[:2, :2, :2] = True
+    assert torch.equal(touched, expected)
+
+
+def test_inputs_stay_as_they_are_and_gradients_flow_through_the_definition() -> None:
+    tensors = example(1, 2, 3, 3, 4, 4, torch.float64)
+    x, past, both, one, bias, residual = (tensor.requires_grad_() for tensor in tensors)
+    kept = [tensor.detach().clone() for tensor in tensors]
+    made = residual_conv(memory_conv(x, past, both, bias), residual, one, bias)
+    made.sum().backward()
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, kept, strict=True))
+    assert all(tensor.grad is not None for tensor in tensors)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_it_compiles_into_one_graph(impl: Impl) -> None:
+    x, past, both, one, bias, residual = example(1, 2, 3, 3, 4, 4, torch.float32)
+
+    def block(x: Tensor) -> Tensor:
+        return residual_conv(memory_conv(x, past, both, bias, impl=impl), residual, one, bias, impl=impl)
+
+    assert torch.equal(torch.compile(block, backend="eager", fullgraph=True)(x), block(x))
+
+
+def test_arguments_that_do_not_fit_are_refused() -> None:
+    x, past, both, one, bias, residual = example(1, 2, 3, 4, 4, 4, torch.float32)
+    with pytest.raises(ValueError, match="past"):
+        memory_conv(x, past[:, :2], both, bias)
+    with pytest.raises(ValueError, match="past"):
+        memory_conv(x[0], past, both, bias)
+    with pytest.raises(ValueError, match="weight is"):
+        memory_conv(x, past, one, bias)
+    with pytest.raises(ValueError, match="bias"):
+        residual_conv(x[0], residual, one, bias[1:])
+    with pytest.raises(ValueError, match="the residual"):
+        residual_conv(x[0], residual[:, 1:], one, bias)
+    with pytest.raises(ValueError, match="one dtype"):
+        residual_conv(x[0], residual.half(), one, bias)

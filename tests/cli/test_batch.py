@@ -1,0 +1,127 @@
+"""Several clips in one command, inside this process: which ones, where they go, what is said of them."""
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from av.video.stream import VideoStream
+
+from tests.jobs.clips import decoded, make_clip, stream_kinds
+from tests.jobs.test_upscale import builder
+from ultraflash_cli.jobs.batch import find_clips, is_several
+from ultraflash_cli.jobs.model import Models
+from ultraflash_cli.main import main
+
+GOOD, BROKEN = 196, 3
+LONG = "x" * 249
+"""A name that is not too long itself, but whose result's is."""
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Models, "upscaler", staticmethod(builder()))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_of_two_hundred_files_the_good_ones_are_done_and_the_others_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    films = tmp_path / "films"
+    films.mkdir()
+    small = make_clip(tmp_path / "small.mkv", frames=2, width=16, height=16, audio=False)
+    special = "a cat \N{CAT FACE} & two dogs.mkv"
+    good = [special, *(f"{number:03d}.mkv" for number in range(GOOD - 1))]
+    for name in (*good, f"{LONG}.mkv"):
+        shutil.copy(small, films / name)
+    content = small.read_bytes()
+    broken = {"broken-1.mkv": content[:300], "broken-2.mkv": b"no film " * 99, "broken-3.mkv": b""}
+    for name, what in broken.items():
+        (films / name).write_bytes(what)
+    out = tmp_path / "out"
+    assert main(["upscale", str(films), "-o", str(out), "--res", "2x", "--threads", "1", "--keep-going", "--json"]) == 9
+    shown = capsys.readouterr()
+    assert names(out) == sorted(f"{Path(name).stem}_2x.mkv" for name in good)
+    assert len(decoded(out / f"{Path(special).stem}_2x.mkv")) == 2
+    reports = [json.loads(line) for line in shown.out.splitlines()]
+    assert len(reports) == GOOD + BROKEN + 1
+    failed = {Path(report["input"]).name: report["exit_code"] for report in reports if "error" in report}
+    assert failed == dict.fromkeys(broken, 3) | {f"{LONG}.mkv": 7}
+    *table, counts, error = shown.err.splitlines()[-(len(reports) + 2) :]
+    assert counts == f"{GOOD} done, 0 skipped, 4 failed"
+    assert sum(line.startswith("done") for line in table) == GOOD
+    assert error.startswith("error: 4 of 200 files failed: ")
+    assert all(name in error for name in failed)
+    # The same command again only tries what is not there.
+    assert main(["upscale", str(films), "-o", str(out), "--res", "2x", "--keep-going", "-n", "-q"]) == 9
+    assert "4 of 200 files failed" in capsys.readouterr().err
+
+
+def test_a_tree_is_mirrored_below_the_output_folder(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    (films / "a" / "deep").mkdir(parents=True)
+    (films / ".hidden").mkdir()
+    small = make_clip(tmp_path / "small.mkv", frames=2, width=16, height=16, audio=False)
+    for place in ("x.mkv", "a/x.mkv", "a/deep/y.mkv", ".hidden/z.mkv"):
+        shutil.copy(small, films / place)
+    out = films / "results"
+    arguments = ["upscale", str(films), "-o", str(out), "--res", "2x", "--threads", "1", "-q"]
+    assert main([*arguments, "--recursive"]) == 0
+    assert names(out) == ["a/deep/y_2x.mkv", "a/x_2x.mkv", "x_2x.mkv"]
+    assert main([*arguments, "--recursive", "-n"]) == 0
+    assert len(names(out)) == 3, "results are no inputs"
+    assert main(["upscale", str(films), "--recursive", "--res", "2x", "--threads", "1", "-q"]) == 0
+    assert (films / "a" / "deep" / "y_2x.mkv").is_file()
+
+
+def test_a_name_with_wildcards_stands_for_what_fits_it(tmp_path: Path) -> None:
+    for name in ("a.mkv", "b.mkv", "c.mp4", "d[1].mkv"):
+        (tmp_path / name).write_text("film")
+    found = find_clips([tmp_path / "*.mkv"])
+    assert [clip.source.name for clip in found] == ["a.mkv", "b.mkv", "d[1].mkv"]
+    assert [clip.source.name for clip in find_clips([tmp_path / "d[1].mkv"])] == ["d[1].mkv"], "a file is itself"
+    assert is_several([tmp_path / "*.mkv"], images=False)
+    assert not is_several([tmp_path / "d[1].mkv"], images=False)
+    assert is_several([tmp_path], images=False)
+    assert not is_several([tmp_path], images=True)
+
+
+def test_one_clip_comes_from_stdin_and_goes_to_stdout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    clip = make_clip(tmp_path / "in.mkv", frames=4)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(clip.read_bytes())))
+    assert main(["upscale", "-", "-o", "-", "--res", "2x", "--json", "--temp-dir", str(tmp_path / "temp"), "-q"]) == 0
+    shown = capfdbinary.readouterr()
+    (tmp_path / "out.mkv").write_bytes(shown.out)
+    assert len(decoded(tmp_path / "out.mkv")) == 4
+    assert stream_kinds(tmp_path / "out.mkv") == ["video", "audio"]
+    report = json.loads(shown.err.splitlines()[-1])
+    assert (report["input"], report["output"], report["frames_out"]) == ("-", "-", 4)
+
+
+def test_a_picture_too_large_for_the_memory_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    source = tmp_path / "4k.mp4"
+    with av.open(source, "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        assert isinstance(video, VideoStream)
+        video.width, video.height, video.pix_fmt = 3840, 2160, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((3240, 3840), np.uint8), format="yuv420p")
+        container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    assert main(["upscale", str(source), "--dry-run", "--max-memory", "500M", "--device", "cpu"]) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the smallest plan needs" in line
+    assert main(["upscale", str(source), "--dry-run", "--res", "1k", "--device", "cpu"]) == 2
+    assert "--downscale" in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""Small upscalings that kill themselves: `python -m tests.jobs.killed SOURCE FOLDER SEED COUNT`.
+
+The first one is left alone and makes `whole.mkv`. Each of the others sends itself SIGKILL at a moment drawn from SEED,
+a call of some function of ours, every fourth one during the join; then another process goes on with it. A line of JSON
+tells of each. Every run is a process of its own, forked from this one, which has no threads and no torch.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tests.jobs.test_upscale import builder, job
+from ultraflash_cli.jobs.events import Event, Started
+from ultraflash_cli.jobs.upscale import run
+
+_JOIN = "put_in_place"
+"""The function that the join begins with."""
+
+
+class _Watch:
+    """Counts the calls of our own functions in all threads, those of work and join apart."""
+
+    def __init__(self, phase: str | None = None, last: int = 0) -> None:
+        self.calls = {"work": 0, "join": 0}
+        self._phase = "work"
+        self._last = (phase, last)
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event != "call" or "ultraflash_cli" not in frame.f_code.co_filename:
+            return
+        if frame.f_code.co_name == _JOIN:
+            self._phase = "join"
+        self.calls[self._phase] += 1
+        if (self._phase, self.calls[self._phase]) == self._last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _upscale(source: Path, output: Path, watch: _Watch | None) -> dict[str, int]:
+    resumed = 0
+
+    def hear(event: Event) -> None:
+        nonlocal resumed
+        if isinstance(event, Started):
+            resumed = event.frames_resumed
+
+    if watch is not None:
+        threading.setprofile(watch)
+        sys.setprofile(watch)
+    try:
+        run(job(source, output), hear, build=builder(), segment_frames=12)
+    finally:
+        sys.setprofile(None)
+    return {"resumed": resumed} | (watch.calls if watch is not None else {})
+
+
+def _forked(source: Path, output: Path, watch: _Watch | None) -> tuple[int, dict[str, int]]:
+    """Give the exit status of an upscaling in a process of its own, and what it says where it came to its end."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if not process:
+        status = 1
+        try:
+            os.write(writing, json.dumps(_upscale(source, output, watch)).encode())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answers:
+        said = answers.read()
+    _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status), json.loads(said or b"{}")
+
+
+def main(source: Path, folder: Path, seed: int, count: int) -> None:
+    """Do what the module says."""
+    draws = random.Random(seed)
+    _, calls = _forked(source, folder / "whole.mkv", _Watch())
+    for number in range(count):
+        phase = "join" if number % 4 == 3 else "work"
+        moment = draws.randint(1, calls[phase])
+        output = folder / f"{number:02d}.mkv"
+        killed, _ = _forked(source, output, _Watch(phase, moment))
+        there = output.exists()
+        # What is in place already is whole; the same command would refuse to replace it.
+        ended, said = (0, {}) if there else _forked(source, output, None)
+        told = {"phase": phase, "killed": killed, "there": there, "ended": ended, "resumed": said.get("resumed", 0)}
+        sys.stdout.write(json.dumps(told) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,44 @@
+"""Runs that are killed at any moment: nothing half done in place, and the next run gives the uninterrupted result."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.jobs.clips import audio_packets, decoded, make_clip, timestamps
+
+KILLS, SEED, FRAMES = 20, 4, 30
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_after_a_kill_at_any_moment_the_next_run_gives_the_uninterrupted_result(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mkv", frames=FRAMES, cut_at=17, uneven=True)
+    arguments = (str(source), str(tmp_path), str(SEED), str(KILLS))
+    said = subprocess.run(
+        [sys.executable, "-m", "tests.jobs.killed", *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert said.returncode == 0, said.stderr
+    told = [json.loads(line) for line in said.stdout.splitlines()]
+    killed = [each for each in told if each["killed"] == -signal.SIGKILL]
+    # The threads' turns differ from run to run, so that a moment near the end may come after it.
+    assert len(killed) >= KILLS - 2
+    assert all(each["ended"] == 0 for each in told), said.stderr
+    assert {each["phase"] for each in killed} == {"work", "join"}
+    assert any(0 < each["resumed"] < FRAMES for each in killed), "some were killed amid their segments"
+    assert any(each["resumed"] == FRAMES for each in killed if each["phase"] == "join" and not each["there"])
+    whole = tmp_path / "whole.mkv"
+    frames, sound, times = decoded(whole), audio_packets(whole), timestamps(whole)
+    assert len(frames) == FRAMES
+    for number in range(KILLS):
+        output = tmp_path / f"{number:02d}.mkv"
+        assert all(np.array_equal(a, b) for a, b in zip(decoded(output), frames, strict=True)), output.name
+        assert audio_packets(output) == sound
+        assert timestamps(output) == times
+    # A kill between the last rename and the tidying up leaves a folder for `ultraflash clean`.
+    finished = {f".{number:02d}.mkv.ultraflash" for number, each in enumerate(told) if each["there"]}
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".") or ".part" in path.name} <= finished

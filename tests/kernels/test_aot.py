@@ -1,0 +1,57 @@
+"""Every kernel compiles for every target without a GPU, and none spills more than the table says."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+TABLE = Path("benchmarks") / "aot.json"
+TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100"}
+EIGHT_BIT_TARGETS = TARGETS - {"sm_80"}
+"""Targets that know 8-bit floating point."""
+
+
+def test_no_kernel_spills_more_than_the_table_says(repository: Path) -> None:
+    listed = json.loads((repository / TABLE).read_text())
+    if triton.__version__ != listed["triton"]:
+        pytest.skip(f"the table was made with Triton {listed['triton']}, this is {triton.__version__}")
+    # The interpreter and the compiler cannot share a process.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.aot", "--check"]
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_table_lists_every_target_and_no_spill_of_attention_at_head_size_128(repository: Path) -> None:
+    from benchmarks.aot import EIGHT_BITS
+
+    kernels = json.loads((repository / TABLE).read_text())["kernels"]
+    for name, figures in kernels.items():
+        assert figures.keys() == TARGETS - ({"sm_80"} if name.startswith(EIGHT_BITS) else set()), name
+    attention = [name for name in kernels if name.startswith("block_sparse_attention") and "head 128" in name]
+    assert attention and all(kernels[name].keys() == TARGETS for name in attention)
+    assert not any(line["spilled_bytes"] for name in attention for line in kernels[name].values())
+
+
+def test_a_worse_kernel_a_new_one_and_a_vanished_one_are_found(repository: Path) -> None:
+    from benchmarks.aot import compare
+
+    listed = json.loads((repository / TABLE).read_text())["kernels"]
+    assert compare(listed, listed) == []
+    name = "block_sparse_attention, bf16, head 128, ring"
+    worse = copy.deepcopy(listed)
+    worse[name]["sm_90"]["spilled_bytes"] += 8
+    found = "\n".join(compare(worse, listed))
+    assert f"{name} on sm_90 spills 8 bytes, 0 before" in found
+    assert "is hot and spills 8 bytes" in "\n".join(compare(worse, worse)), "even where the table says so"
+    worse = copy.deepcopy(listed)
+    worse[name]["sm_89"]["shared_bytes"] = 200_000
+    assert "200000 bytes of shared memory, 101376 exist" in "\n".join(compare(worse, listed))
+    fewer = {other: figures for other, figures in listed.items() if other != name}
+    assert "is not in the table" in "\n".join(compare(listed, fewer))
+    assert "no longer made" in "\n".join(compare(fewer, listed))

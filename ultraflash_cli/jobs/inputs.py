@@ -1,0 +1,102 @@
+"""What an upscaling reads: a file, numbered pictures, a pipe; checked, named, and told from another one."""
+
+import hashlib
+import os
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.jobs.work import file_facts
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.pipe import Pipe
+    from ultraflash_cli.video.probe import ClipInfo
+    from ultraflash_cli.video.source import Source
+
+__all__ = ["find_input", "input_bytes", "input_facts", "input_identity", "made_place", "with_what_can_be_copied"]
+
+
+def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: int | None) -> "Source":
+    """Give what is to be read: `pipe` where there is one, else what `path` names.
+
+    `images` takes a folder for a sequence of pictures, `rate` of which are shown a second. Raises InputError.
+    """
+    from ultraflash_cli.video.sequence import SEQUENCE_RATE, find_sequence, is_pattern
+
+    if pipe is not None:
+        return pipe
+    try:
+        if is_pattern(path) or (images and path.is_dir()):
+            return find_sequence(path, rate=Fraction(rate) if rate is not None else SEQUENCE_RATE)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, expected a video file")
+        if not path.exists():
+            raise InputError(f"{path}: no such file; check the path")
+        if not path.is_file():
+            raise InputError(f"{path} is a pipe or a device, expected a file; - reads what comes through a pipe")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes); copy it again from where it came")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; check the path and its permissions") from error
+    return path
+
+
+def input_identity(source: "Source") -> str:
+    """Name the input so that another one has another name; what comes through a pipe has this process's."""
+    from ultraflash_cli.video.pipe import Pipe
+    from ultraflash_cli.video.source import source_path
+
+    return f"stdin {os.getpid()}" if isinstance(source, Pipe) else str(source_path(source).absolute())
+
+
+def made_place(source: "Source") -> tuple[Path, str]:
+    """Give the folder and the stem from which the name of an output is made."""
+    from ultraflash_cli.video.sequence import ImageSequence
+    from ultraflash_cli.video.source import source_path
+
+    if isinstance(source, ImageSequence):
+        folder = source.folder.absolute()
+        return source.folder.parent, source.prefix.rstrip("_-. ") or folder.name or "pictures"
+    path = source_path(source)
+    return path.parent, "stdin" if path.name == "-" else path.stem
+
+
+def input_bytes(source: "Source") -> int:
+    """Count the bytes of a file; what else is read brings nothing that would be copied, or does not say."""
+    return source.stat().st_size if isinstance(source, Path) else 0
+
+
+def input_facts(source: "Source") -> dict[str, object]:
+    """Give what tells whether the input is still the same, for a fingerprint."""
+    from ultraflash_cli.video.sequence import ImageSequence
+
+    if isinstance(source, Path):
+        return file_facts("the input", source)
+    if not isinstance(source, ImageSequence):
+        return {"the input's beginning": source.head_digest()}
+    digest = hashlib.sha256()
+    for picture in source.pictures():
+        stat = picture.stat()
+        digest.update(f"{picture.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return {"the pictures": digest.hexdigest(), "the pictures' rate": str(source.rate)}
+
+
+def with_what_can_be_copied(info: "ClipInfo", *, spooled: bool) -> "tuple[ClipInfo, tuple[str, ...]]":
+    """Leave out of `info` the streams of a pipe that is not `spooled`: they would have to be read a second time.
+
+    Gives warnings, too.
+    """
+    from ultraflash_cli.video.pipe import Pipe
+
+    if not isinstance(info.source, Pipe) or spooled:
+        return info, ()
+    others = [stream.describe() for stream in info.streams if stream.index != info.video_index]
+    if not others:
+        return info, ()
+    only = tuple(stream for stream in info.streams if stream.index == info.video_index)
+    message = f"left out: {', '.join(others)}: stdin is read only once; --temp-dir DIR keeps them"
+    return replace(info, streams=only, chapters=0), (message,)

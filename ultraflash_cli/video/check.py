@@ -1,0 +1,129 @@
+"""The check that a finished file has to pass before it is put in place."""
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from ultraflash_cli.errors import OutputCheckError
+from ultraflash_cli.video.containers import StreamPlan
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.join import Joined, has_content, main_picture
+from ultraflash_cli.video.probe import stream_extent
+
+__all__ = ["check_output"]
+
+_DURATION_SLACK_S = Fraction(2, 1000)
+_KINDS = ("video", "audio", "subtitle")
+
+
+def check_output(
+    path: Path,
+    *,
+    plan: StreamPlan,
+    frames: int,
+    spec: EncodeSpec | None = None,
+    duration_s: Fraction | None = None,
+    joined: Joined | None = None,
+) -> None:
+    """Reopen a finished file and compare it with what it should hold.
+
+    Counts the video frames, compares the streams with the plan, decodes the first and the last group of pictures, and
+    where they are given compares the picture's size and duration (first frame shown to last frame gone) and the
+    packets of every stream with what was joined. Raises ``OutputCheckError`` that says what differs.
+    """
+    try:
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            _check_streams(path, container, plan, joined)
+            stream = main_picture(container)
+            if spec is not None and (stream.width, stream.height) != spec.coded_size_px:
+                expected = "{}x{}".format(*spec.coded_size_px)
+                raise OutputCheckError(f"{path}: the picture is {stream.width}x{stream.height}, expected {expected}.")
+            found = _Found(container, stream)
+            if len(found.shown) != frames:
+                raise OutputCheckError(f"{path}: holds {len(found.shown)} frames, expected {frames}.")
+            if len(set(found.shown)) != frames:
+                raise OutputCheckError(f"{path}: two frames share a time stamp.")
+            if joined is not None and _listed(found.packets) != _listed(joined.packets):
+                expected = _listed(joined.packets)
+                raise OutputCheckError(f"{path}: holds {_listed(found.packets)} packets, expected {expected}.")
+            lasts_s = _duration_s(stream)
+            if duration_s is not None and lasts_s is not None and abs(lasts_s - duration_s) > _DURATION_SLACK_S:
+                raise OutputCheckError(
+                    f"{path}: the picture lasts {float(lasts_s):.3f} s, expected {float(duration_s):.3f} s."
+                )
+            stream.codec_context.options = {"err_detect": "explode"}
+            _decode_group(path, container, stream, found.first_group)
+            _decode_group(path, container, stream, found.last_group)
+    except (OSError, FFmpegError, ValueError) as error:
+        raise OutputCheckError(f"{path}: the finished file cannot be read back ({error}).") from error
+
+
+class _Found:
+    """What is in a file, packet by packet."""
+
+    def __init__(self, container: InputContainer, main: VideoStream) -> None:
+        streams = [s for s in container.streams if s.type in _KINDS and not s.disposition & Disposition.attached_pic]
+        texts = {s.index for s in container.streams.subtitles if s.codec_context.codec.canonical_name == "mov_text"}
+        counts: Counter[int] = Counter()
+        self.shown = array("q")
+        groups: list[int] = []  # where in ``shown`` each group of pictures begins
+        for packet in container.demux(*streams):
+            index = packet.stream_index
+            if not has_content(packet, "mov_text" if index in texts else ""):
+                continue
+            counts[index] += 1
+            if index == main.index and packet.pts is not None:
+                if packet.is_keyframe:
+                    groups.append(len(self.shown))
+                self.shown.append(packet.pts)
+        self.packets = tuple((stream.type, counts[stream.index]) for stream in streams)
+        self.first_group = self.shown[: groups[1] if len(groups) > 1 else None]
+        last = self.shown[groups[-1] if groups else 0 :]
+        # Pictures shown before the key picture that they follow cannot be decoded from there.
+        self.last_group = array("q", [pts for pts in last if pts >= last[0]])
+
+
+def _check_streams(path: Path, container: InputContainer, plan: StreamPlan, joined: Joined | None) -> None:
+    kept = [*plan.copied, *(each.stream for each in plan.converted)]
+    expected = sorted([stream.kind for stream in kept if stream.kind in _KINDS and not stream.is_picture] + ["video"])
+    found = sorted(
+        s.type for s in container.streams if s.type in _KINDS and not s.disposition & Disposition.attached_pic
+    )
+    # A stream of which nothing lies in the part that was asked for may be left out.
+    empty = Counter(kind for kind, count in joined.packets if not count) if joined is not None else Counter[str]()
+    missing, more = Counter(expected) - Counter(found), Counter(found) - Counter(expected)
+    if more or missing - empty:
+        raise OutputCheckError(f"{path}: holds the streams {', '.join(found)}; expected {', '.join(expected)}.")
+    beside = sum(stream.is_picture or stream.kind == "attachment" for stream in kept)
+    there = sum(s.type == "attachment" or bool(s.disposition & Disposition.attached_pic) for s in container.streams)
+    if beside != there:
+        raise OutputCheckError(f"{path}: holds {there} pictures and attachments; expected {beside}.")
+
+
+def _listed(packets: Sequence[tuple[str, int]]) -> str:
+    return " + ".join(f"{count} {kind}" for kind, count in packets if count)
+
+
+def _duration_s(stream: VideoStream) -> Fraction | None:
+    start, end = stream_extent(stream)
+    return None if start is None or end is None or stream.time_base is None else (end - start) * stream.time_base
+
+
+def _decode_group(path: Path, container: InputContainer, stream: VideoStream, group: Sequence[int]) -> None:
+    missing = set(group)
+    container.seek(group[0], stream=stream)
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise OutputCheckError(f"{path}: the frame at {frame.pts} ticks is damaged.")
+        missing.discard(frame.pts if frame.pts is not None else -1)
+        if not missing:
+            return
+    raise OutputCheckError(f"{path}: the frame at {min(missing)} ticks cannot be decoded.")

@@ -1,0 +1,261 @@
+"""What the encoders take, and how codec, pixel format and preset are chosen for a clip."""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av
+
+from ultraflash_cli.errors import UsageError
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "bits_of",
+    "choose_codec",
+    "choose_pix_fmt",
+    "choose_preset",
+    "chroma_share",
+    "is_rgb_format",
+    "opaque",
+]
+
+_YUV = ("yuv420p", "yuv422p", "yuv444p")
+_YUV_10 = ("yuv420p10le", "yuv422p10le", "yuv444p10le")
+_YUV_12 = ("yuv420p12le", "yuv422p12le", "yuv444p12le")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """One kind of output, and the encoder that makes it."""
+
+    encoder: str
+    segment_format: str
+    segment_options: tuple[tuple[str, str], ...] = ()
+    crf: int | None
+    """The default; None where the codec knows no such setting. Those are the intra codecs."""
+    max_crf: int
+    pix_fmts: tuple[str, ...]
+    """What the encoder takes and players play, best known first."""
+    alpha_fmts: tuple[str, ...] = ()
+    """Those with transparency."""
+    reorders: bool = False
+    """Whether frames are decoded in another order than they are shown."""
+    presets: tuple[tuple[int, tuple[tuple[int, str], ...]], ...] = ()
+    """Up to so many pixels, with at least so many cores, this preset. A table and never a timing: the preset is part of
+    the result."""
+    hdr: bool = False
+    """Whether the stream itself says on which screen it was graded."""
+    has_turn: bool = True
+    """Whether the files it comes in can say how the picture is turned."""
+    options: dict[str, str] = field(default_factory=dict[str, str])
+    """Settings of the encoder that do not depend on the clip."""
+
+    @property
+    def all_fmts(self) -> tuple[str, ...]:
+        """Every pixel format, with and without transparency."""
+        return self.pix_fmts + self.alpha_fmts
+
+
+_LOSSLESS = {"level": "3", "slicecrc": "1", "g": "1", "slices": "4"}
+
+CODECS = {
+    "h264": Codec(
+        encoder="libx264",
+        segment_format="mp4",
+        crf=18,
+        max_crf=51,
+        pix_fmts=_YUV + _YUV_10,
+        reorders=True,
+        hdr=True,
+        presets=(
+            (1_100_000, ((16, "slow"), (4, "medium"), (0, "fast"))),
+            (2_300_000, ((16, "medium"), (8, "fast"), (0, "veryfast"))),
+            (4_500_000, ((32, "medium"), (16, "fast"), (8, "faster"), (0, "veryfast"))),
+            (1 << 62, ((32, "fast"), (16, "veryfast"), (0, "superfast"))),
+        ),
+    ),
+    "hevc": Codec(
+        encoder="libx265",
+        segment_format="mp4",
+        crf=20,
+        max_crf=51,
+        pix_fmts=_YUV + _YUV_10 + _YUV_12,
+        reorders=True,
+        hdr=True,
+        presets=(
+            (1_100_000, ((16, "medium"), (4, "fast"), (0, "veryfast"))),
+            (2_300_000, ((16, "medium"), (8, "fast"), (0, "veryfast"))),
+            (1 << 62, ((32, "fast"), (16, "veryfast"), (0, "superfast"))),
+        ),
+    ),
+    "av1": Codec(
+        encoder="libsvtav1",
+        segment_format="mp4",
+        crf=26,
+        max_crf=63,
+        pix_fmts=("yuv420p", "yuv420p10le"),
+        reorders=True,
+        hdr=True,
+        presets=(
+            (1_100_000, ((16, "6"), (4, "8"), (0, "9"))),
+            (1 << 62, ((32, "7"), (16, "8"), (0, "9"))),
+        ),
+    ),
+    "vp9": Codec(
+        encoder="libvpx-vp9",
+        segment_format="nut",
+        # Only so does NUT keep what lies beside a packet, which is where VP9 has its transparency.
+        segment_options=(("syncpoints", "none"), ("strict", "experimental")),
+        crf=24,
+        max_crf=63,
+        pix_fmts=_YUV,
+        alpha_fmts=("yuva420p",),
+        presets=(
+            (1_100_000, ((16, "2"), (4, "3"), (0, "4"))),
+            (2_300_000, ((16, "3"), (8, "4"), (0, "5"))),
+            (1 << 62, ((32, "3"), (16, "4"), (0, "5"))),
+        ),
+        options={"deadline": "good", "tile-columns": "2"},
+    ),
+    "ffv1": Codec(
+        encoder="ffv1",
+        segment_format="nut",
+        crf=None,
+        max_crf=0,
+        pix_fmts=(
+            *(*_YUV, *_YUV_10, *_YUV_12),
+            *("yuv420p16le", "yuv422p16le", "yuv444p16le"),
+            *("bgr0", "gbrp10le", "gbrp12le", "gbrp16le"),
+        ),
+        alpha_fmts=(
+            *("yuva420p", "yuva422p", "yuva444p"),
+            *("yuva420p10le", "yuva422p10le", "yuva444p10le", "yuva422p12le", "yuva444p12le"),
+            *("yuva420p16le", "yuva422p16le", "yuva444p16le"),
+            *("bgra", "gbrap10le", "gbrap12le", "gbrap16le"),
+        ),
+        options=_LOSSLESS,
+    ),
+    "prores": Codec(
+        encoder="prores_ks",
+        segment_format="mov",
+        crf=None,
+        max_crf=0,
+        pix_fmts=("yuv422p10le", "yuv444p10le"),
+        alpha_fmts=("yuva444p10le",),
+        options={"vendor": "apl0"},
+    ),
+    "png": Codec(
+        encoder="png",
+        segment_format="nut",
+        crf=None,
+        max_crf=0,
+        pix_fmts=("rgb24", "rgb48be"),
+        alpha_fmts=("rgba", "rgba64be"),
+        has_turn=False,
+    ),
+    "y4m": Codec(
+        encoder="ffv1",
+        segment_format="nut",
+        crf=None,
+        max_crf=0,
+        pix_fmts=_YUV + _YUV_10 + _YUV_12,
+        has_turn=False,
+        options=_LOSSLESS,
+    ),
+}
+"""Every kind of output by the name that ``--codec`` takes. Frames for ``y4m`` lie in lossless segments until they are
+written out plainly."""
+
+_TRANSPARENT = {".webm": ("vp9",), ".mkv": ("vp9", "ffv1"), ".mov": ("prores",), "": ("vp9", "prores")}
+"""By suffix, the codecs for transparent pictures of 8 bits and (the last) of more."""
+_OF_SUFFIX = {".webm": ("vp9", "av1"), ".png": ("png",), ".y4m": ("y4m",)}
+"""By suffix, the codecs for other pictures where it takes neither H.264 nor HEVC."""
+
+
+def choose_codec(codec: str, bit_depth: int, *, has_alpha: bool = False, suffix: str | None = None) -> str:
+    """Turn ``auto`` into a name of ``CODECS``; raises ``UsageError`` for names that are not known.
+
+    h264 for 8 bits and hevc above; where the picture is transparent, or ``suffix`` names a container that takes neither
+    of them, what fits there.
+    """
+    if codec != "auto":
+        if codec not in CODECS:
+            raise UsageError(f"--codec {codec}: not known; use auto or one of {', '.join(CODECS)}.")
+        return codec
+    asked = (suffix or "").lower()
+    choice = _OF_SUFFIX.get(asked, ("h264", "hevc"))
+    if has_alpha and asked in _TRANSPARENT:
+        choice = _TRANSPARENT[asked]
+    return choice[-1] if bit_depth > 8 else choice[0]
+
+
+def choose_pix_fmt(
+    source_pix_fmt: str,
+    bit_depth: int,
+    codec: Codec,
+    width_px: int,
+    height_px: int,
+    *,
+    rgb: bool = False,
+    has_alpha: bool = False,
+) -> str:
+    """Choose what of the codec's pixel formats keeps most of the source's depth, chroma and transparency.
+
+    ``rgb`` says that the source stores red, green and blue.
+    """
+    source = av.VideoFormat(source_pix_fmt)
+    names = codec.alpha_fmts if has_alpha and codec.alpha_fmts else codec.pix_fmts
+    if rgb or all(is_rgb_format(name) for name in names):
+        own = [name for name in names if is_rgb_format(name)]
+        if own:
+            return min(own, key=lambda name: (bits_of(name) < bit_depth, abs(bits_of(name) - bit_depth)))
+        sampling = "444" if codec.crf is None else "420"
+    else:
+        chroma = [component for component in source.components if not (component.is_luma or component.is_alpha)]
+        narrow = bool(chroma) and source.chroma_width(64) < 64
+        low = bool(chroma) and source.chroma_height(64) < 64
+        sampling = "420" if low or not chroma else "422" if narrow else "444"
+    if width_px % 2 or (height_px % 2 and sampling == "420"):
+        sampling = "444"
+    samplings = {"420": ("420", "422", "444"), "422": ("422", "444", "420"), "444": ("444", "422", "420")}[sampling]
+    known = [name for name in names if not is_rgb_format(name)]
+    depths = sorted({bits_of(name) for name in known})
+    enough = [bits for bits in depths if bits >= bit_depth]
+    # As many bits as the source has, else the next more, else the most there are.
+    for bits in [*enough, *reversed(depths)]:
+        for each in samplings:
+            fitting = [name for name in known if each in name and bits_of(name) == bits]
+            if fitting:
+                return fitting[0]
+    return names[0]
+
+
+def choose_preset(codec: str, pixels: int, cores: int) -> str:
+    """Look up the encoder's preset for a picture of so many pixels; empty where it has none."""
+    for most_pixels, rows in CODECS[codec].presets:
+        if pixels <= most_pixels:
+            return next(preset for least_cores, preset in rows if cores >= least_cores)
+    return ""
+
+
+def bits_of(pix_fmt: str) -> int:
+    """How many bits the deepest sample of a pixel format has."""
+    return max(component.bits for component in av.VideoFormat(pix_fmt).components)
+
+
+def is_rgb_format(pix_fmt: str) -> bool:
+    """Whether an encoder that takes this pixel format stores red, green and blue."""
+    return av.VideoFormat(pix_fmt).is_rgb
+
+
+def opaque(pix_fmt: str) -> bool:
+    """Whether a pixel format stores no transparency."""
+    return not any(component.is_alpha for component in av.VideoFormat(pix_fmt).components)
+
+
+def chroma_share(pix_fmt: str) -> Fraction:
+    """How many chroma samples a pixel format stores for each pixel, one for none being lost."""
+    known = av.VideoFormat(pix_fmt)
+    if known.is_rgb or len(known.components) < 3:
+        return Fraction(1)
+    return Fraction(known.chroma_width(64) * known.chroma_height(64), 64 * 64)

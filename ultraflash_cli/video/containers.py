@@ -1,0 +1,303 @@
+"""What the containers hold: which one a clip is written in, and which streams of the input come along."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ultraflash_cli.errors import InputError, UsageError
+from ultraflash_cli.video.probe import ClipInfo, StreamInfo
+from ultraflash_cli.video.source import open_input
+
+__all__ = [
+    "FORMATS",
+    "LONG_START_S",
+    "ConvertedStream",
+    "DroppedStream",
+    "StreamPlan",
+    "is_iso",
+    "own_suffix",
+    "plan_alone",
+    "plan_streams",
+    "tick_of",
+]
+
+LONG_START_S = 60
+"""A clock that starts later is a broadcast's; the output's starts at 0."""
+_CHAPTER_TRACKS = ("", "bin_data", "text")
+"""What FFmpeg calls the track in which MP4 keeps its chapters; they are copied as chapters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Container:
+    video: frozenset[str]
+    audio: frozenset[str] = frozenset()
+    subtitle: frozenset[str] = frozenset()
+    unusual: frozenset[str] = frozenset()
+    """What it holds as well but few players expect there: only where the user names it or the input is one already."""
+    attachments: bool = False
+    pictures: frozenset[str] = frozenset()
+    text: str | None = None
+    """The kind of subtitles that others of plain text become."""
+    timed: bool = True
+    """Whether it holds times, chapters and tags at all."""
+    tick_s: Fraction | None = None
+    """The only unit of time it knows, where it has one."""
+
+
+_ISO_VIDEO = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg"})
+_MP4_AUDIO = frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "dts", "alac", "opus", "flac"})
+_ISO_PICTURES = frozenset({"mjpeg", "png", "bmp"})
+_PCM_LE = frozenset({"pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le", "pcm_u8"})
+_PCM_BE = frozenset({"pcm_s16be", "pcm_s24be", "pcm_s32be"})
+_CONTAINERS = {
+    ".mp4": _Container(
+        video=_ISO_VIDEO,
+        audio=_MP4_AUDIO,
+        subtitle=frozenset({"mov_text"}),
+        unusual=frozenset({"vorbis", "pcm_s16be", "pcm_s24be", "dvd_subtitle"}),
+        pictures=_ISO_PICTURES,
+        text="mov_text",
+    ),
+    ".m4v": _Container(
+        video=frozenset({"h264", "hevc", "mpeg4"}),
+        audio=frozenset({"aac", "ac3", "eac3", "alac"}),
+        subtitle=frozenset({"mov_text"}),
+        unusual=_ISO_VIDEO | _MP4_AUDIO,
+        pictures=_ISO_PICTURES,
+        text="mov_text",
+    ),
+    ".mov": _Container(
+        video=_ISO_VIDEO
+        | {"prores", "dnxhd", "cfhd", "qtrle", "png", "dvvideo", "rawvideo", "v210", "cinepak", "svq3"},
+        audio=frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "alac", "adpcm_ima_qt", "dts", "amr_nb", "amr_wb"})
+        | {"pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_f32be", "pcm_f64be"}
+        | _PCM_LE
+        | _PCM_BE,
+        subtitle=frozenset({"mov_text"}),
+        unusual=frozenset({"eia_608", "ffv1", "vp8"}),
+        text="mov_text",
+    ),
+    ".mkv": _Container(
+        video=_ISO_VIDEO | {"prores", "ffv1", "vp8", "theora", "msmpeg4v3", "rv30", "rv40", "rawvideo", "vvc"},
+        audio=_MP4_AUDIO
+        | {"vorbis", "truehd", "mlp", "tta", "wavpack", "mp1", "cook", "ra_288", "sipr"}
+        | _PCM_LE
+        | _PCM_BE,
+        subtitle=frozenset({"subrip", "ass", "webvtt", "text", "dvd_subtitle", "hdmv_pgs_subtitle", "dvb_subtitle"}),
+        attachments=True,
+        pictures=frozenset({"mjpeg", "png", "gif", "bmp", "tiff", "webp"}),
+        text="subrip",
+        tick_s=Fraction(1, 1000),
+    ),
+    ".webm": _Container(
+        video=frozenset({"vp8", "vp9", "av1"}),
+        audio=frozenset({"vorbis", "opus"}),
+        subtitle=frozenset({"webvtt"}),
+        text="webvtt",
+        tick_s=Fraction(1, 1000),
+    ),
+    ".png": _Container(video=frozenset({"png"}), timed=False),
+    ".y4m": _Container(video=frozenset({"y4m"}), timed=False),
+}
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+"""FFmpeg's names of the containers that are joined; the others are written by ``stills`` and ``y4m``."""
+
+_TEXT = frozenset({"subrip", "mov_text", "webvtt", "text"})
+"""Subtitles that are text and little else, and can become one another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedStream:
+    """A stream of the input that does not come along, and why, in words."""
+
+    stream: StreamInfo
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.stream.describe()}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedStream:
+    """A stream of the input that comes along in another form, with nothing lost."""
+
+    stream: StreamInfo
+    codec: str
+
+    def __str__(self) -> str:
+        return f"{self.stream.describe()}: converted to {self.codec}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPlan:
+    """Which streams are copied into which container."""
+
+    suffix: str
+    """The container, as the suffix of the output: .mp4, .m4v, .mov, .mkv, .webm; .png for pictures, or .y4m."""
+    reason: str
+    """Why the container is not the input's; empty where it is, or where the user chose it."""
+    copied: tuple[StreamInfo, ...]
+    dropped: tuple[DroppedStream, ...]
+    """Only what was not asked to be dropped: these belong into the warnings."""
+    converted: tuple[ConvertedStream, ...] = ()
+    """These belong into what is told of the plan."""
+    notes: tuple[str, ...] = ()
+    """What else the container changes, a sentence each: these belong into the warnings too."""
+
+
+def plan_streams(
+    info: ClipInfo, output_suffix: str | None, *, audio: str = "copy", subs: str = "copy", codec: str
+) -> StreamPlan:
+    """Choose the container and the streams to copy beside video of ``codec`` (h264, ...).
+
+    ``output_suffix`` given by the user wins, and what it cannot hold is dropped; without one it is the input's
+    container where that can hold everything, MP4 for inputs whose container is not written here, else Matroska.
+    Raises ``UsageError`` for a suffix that is not known or cannot hold the video.
+    """
+    wanted = tuple(
+        stream
+        for stream in info.streams
+        if stream.index != info.video_index
+        and not (stream.kind == "audio" and audio == "none")
+        and not (stream.kind == "subtitle" and subs == "none")
+        and not (info.chapters and stream.kind == "data" and stream.codec in _CHAPTER_TRACKS)
+    )
+    timecodes = _timecodes(info, wanted)
+    wanted = tuple(stream for stream in wanted if stream.index not in timecodes)
+    if output_suffix is not None:
+        return _split(info, _checked_suffix(output_suffix, codec), "", wanted)
+    if codec in ("png", "y4m"):
+        return _split(info, f".{codec}", "", wanted)
+    own = own_suffix(info)
+    first = own or ".mp4"
+    if is_iso(first) and codec == "vp9" and info.has_alpha:
+        other = ".mkv" if _misfits(".webm", codec, wanted, False) else ".webm"
+        return _split(info, other, f"written as {other}, because {first} cannot hold transparent vp9 video", wanted)
+    carried = [stream for stream in wanted if _way(".mkv", stream, own == ".mkv") != ""]
+    misfits = _misfits(first, codec, carried, own is not None)
+    if misfits:
+        # QuickTime is where ProRes is expected.
+        other = ".mov" if codec == "prores" and not _misfits(".mov", codec, carried, False) else ".mkv"
+        return _split(info, other, f"written as {other}, because {first} cannot hold {misfits[0]}", wanted)
+    written = f"written as {first}, because {info.path.suffix or 'this container'} is not written here"
+    return _split(info, first, "" if own else written, wanted)
+
+
+def plan_alone(output_suffix: str | None, *, codec: str, frame_s: Fraction) -> StreamPlan:
+    """Choose the container of a clip that has no source: the named one, else the best known that holds ``codec``.
+
+    ``frame_s`` is how long each frame is shown. Raises ``UsageError`` for a suffix that is not known or cannot hold
+    the video.
+    """
+    if output_suffix is not None:
+        suffix = _checked_suffix(output_suffix, codec)
+    else:
+        order = (".mp4", ".mov", ".mkv", ".png", ".y4m") if codec != "png" else (".png",)
+        suffix = next(each for each in order if codec in _CONTAINERS[each].video)
+    return StreamPlan(suffix=suffix, reason="", copied=(), dropped=(), notes=_rounding(suffix, frame_s))
+
+
+def is_iso(suffix: str) -> bool:
+    """Whether a container is of the family of MP4 and QuickTime."""
+    return FORMATS.get(suffix) in ("mp4", "mov")
+
+
+def tick_of(suffix: str) -> Fraction | None:
+    """The only unit of time that a container knows, in seconds; None where every stream has its own."""
+    return _CONTAINERS[suffix].tick_s
+
+
+def own_suffix(info: ClipInfo) -> str | None:
+    """The container of the input, as the suffix of outputs like it; None where it is not one that is written."""
+    names = info.container.split(",")
+    suffix = info.path.suffix.lower()
+    if "mov" in names or "mp4" in names:
+        return suffix if suffix in (".mp4", ".m4v", ".mov") else ".mp4"
+    if "matroska" in names:
+        return suffix if suffix in (".mkv", ".webm") else ".mkv"
+    return None
+
+
+def _way(suffix: str, stream: StreamInfo, expected: bool) -> str | None:
+    """How ``stream`` comes into the container: copied (None), as what other codec, or not at all (the empty word).
+
+    ``expected`` says that the user named the container or the input is in one like it.
+    """
+    known = _CONTAINERS[suffix]
+    codecs = {
+        "audio": known.audio,
+        "subtitle": known.subtitle,
+        "video": known.pictures if stream.is_picture else known.video,
+    }.get(stream.kind, frozenset[str]())
+    fits = stream.codec in codecs or (expected and not stream.is_picture and stream.codec in known.unusual)
+    if fits or (stream.kind == "attachment" and known.attachments):
+        return None
+    if stream.kind == "subtitle" and stream.codec in _TEXT and known.text is not None:
+        return known.text
+    return ""
+
+
+def _misfits(suffix: str, codec: str, streams: Iterable[StreamInfo], expected: bool) -> list[str]:
+    video = [] if codec in _CONTAINERS[suffix].video else [f"{codec} video"]
+    return video + [stream.describe() for stream in streams if _way(suffix, stream, expected) is not None]
+
+
+def _timecodes(info: ClipInfo, streams: Sequence[StreamInfo]) -> set[int]:
+    """The tracks that hold nothing but the time code of the first frame, which comes along as a tag of the picture."""
+    asked = {stream.index for stream in streams if stream.kind == "data" and not stream.codec}
+    if not asked:
+        return set()
+    try:
+        with open_input(info.source) as container:
+            streams_in = container.streams
+            return {s.index for s in streams_in if s.index in asked and s.type == "data" and "timecode" in s.metadata}
+    except InputError:
+        return set()
+
+
+def _checked_suffix(output_suffix: str, codec: str) -> str:
+    suffix = output_suffix.lower()
+    if suffix not in _CONTAINERS:
+        raise UsageError(f"{output_suffix or 'no suffix'}: not a known container; use {', '.join(_CONTAINERS)}.")
+    known = _CONTAINERS[suffix]
+    if codec not in known.video | known.unusual:
+        other = {"png": ".mov or a pattern such as folder/%05d.png", "y4m": ".y4m or -"}.get(codec, ".mkv")
+        raise UsageError(f"{suffix} cannot hold {codec} video; use {other} or another --codec.")
+    return suffix
+
+
+def _rounding(suffix: str, time_base: Fraction) -> tuple[str, ...]:
+    tick = tick_of(suffix)
+    if tick is None or (time_base / tick).denominator == 1:
+        return ()
+    return (f"{suffix} rounds time stamps to 1 ms; the clip's unit is {time_base} s.",)
+
+
+def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo]) -> StreamPlan:
+    known = _CONTAINERS[suffix]
+    expected = not reason or suffix == own_suffix(info)
+    ways = [(stream, _way(suffix, stream, expected)) for stream in wanted]
+    notes = [*_rounding(suffix, info.time_base)]
+    if not known.timed:
+        kept = " and neither chapters nor tags" if info.chapters else " and no tags"
+        notes.append(
+            f"{suffix} keeps no time stamps{kept}; it is shown at {float(info.average_rate):.6g} frames a second."
+        )
+    elif info.start_s > LONG_START_S:
+        notes.append(f"the input's clock starts at {info.start_s:.0f} s; the output's starts at 0.")
+    return StreamPlan(
+        suffix=suffix,
+        reason=reason,
+        copied=tuple(stream for stream, way in ways if way is None),
+        dropped=tuple(
+            DroppedStream(stream=stream, reason=_refusal(suffix, stream)) for stream, way in ways if way == ""
+        ),
+        converted=tuple(ConvertedStream(stream=stream, codec=way) for stream, way in ways if way),
+        notes=tuple(notes),
+    )
+
+
+def _refusal(suffix: str, stream: StreamInfo) -> str:
+    if stream.kind in ("data", "unknown"):
+        return "data streams cannot be carried over"
+    return f"{suffix} cannot hold it"

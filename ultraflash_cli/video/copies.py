@@ -1,0 +1,268 @@
+"""What lies beside the picture, from the input into the output: streams, packets, chapters, tags."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import AttachmentStream, Stream
+from av.subtitles.stream import SubtitleStream
+from av.video.stream import VideoStream
+
+from ultraflash_cli.errors import OutputError
+from ultraflash_cli.video.containers import StreamPlan
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.probe import ClipInfo, StreamInfo, open_input
+from ultraflash_cli.video.timecode import moved_timecode
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter
+
+__all__ = ["Copy", "Window", "add_copies", "chapters_of", "copied_packets", "describe_video", "file_tags"]
+
+Window = tuple[Fraction, Fraction]
+"""The part of the input that is kept: start and end, in the input's seconds."""
+
+_FILE_TAGS = {"compatible_brands", "encoder", "major_brand", "minor_version"}
+"""Tags that tell of the old container, not of the clip."""
+_TRACK_TAGS = {"duration"}
+"""Tags that the new container writes itself."""
+_PICTURE_TAGS = {
+    "alpha_mode",
+    "bps",
+    "duration",
+    "encoder",
+    "number_of_bytes",
+    "number_of_frames",
+    "rotate",
+    "vendor_id",
+}
+"""Tags that are no longer true of a picture encoded anew; so are all that start with ``_statistics``."""
+_TIMECODE = "timecode"
+_PICTURE_KINDS = {"png": ("png", "image/png"), "gif": ("gif", "image/gif"), "bmp": ("bmp", "image/bmp")} | {
+    "tiff": ("tif", "image/tiff"),
+    "webp": ("webp", "image/webp"),
+    "mjpeg": ("jpg", "image/jpeg"),
+}
+_LEAD_FRAMES = 16
+"""How far before it is shown a packet without a decoding time is decoded; no codec reorders more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A stream of the output that gets its packets from one of the input."""
+
+    stream: Stream
+    kind: str
+    picture: bool = False
+    text: "_TextConverter | None" = None
+
+
+def add_copies(container: OutputContainer, info: ClipInfo, plan: StreamPlan, stream: Stream) -> Copy | None:
+    """Add what becomes of ``stream`` of the input; None where that is nothing or all of it is written at once."""
+    for converted in plan.converted:
+        if converted.stream.index == stream.index:
+            assert isinstance(stream, SubtitleStream), "text is all that is converted"
+            return _add_text(container, stream, converted.codec)
+    known = next((each for each in plan.copied if each.index == stream.index), None)
+    return None if known is None else _add_copy(container, info, stream, known, plan)
+
+
+def describe_video(
+    video: VideoStream, original: Stream, info: ClipInfo, spec: EncodeSpec, *, cut_s: Fraction
+) -> tuple[str, ...]:
+    """Carry over what the input says of its main video and what is still true of it; gives what is to be said.
+
+    ``cut_s`` is how much of the picture was left out before its first frame.
+    """
+    if info.display_matrix is not None and not spec.turns:
+        video.set_display_matrix(_scaled_matrix(info, spec))
+    tags = _without(original.metadata, _PICTURE_TAGS)
+    tags = {key: value for key, value in tags.items() if not key.lower().startswith("_statistics")}
+    notes = _move_timecode(tags, info, spec, cut_s)
+    video.metadata.update(tags)
+    if spec.alpha and spec.codec == "vp9":
+        video.metadata["alpha_mode"] = "1"
+    video.disposition = original.disposition
+    return notes
+
+
+def file_tags(source: InputContainer, info: ClipInfo, spec: EncodeSpec, *, cut_s: Fraction) -> dict[str, str]:
+    """The tags of the input that are not about its container."""
+    tags = _without(source.metadata, _FILE_TAGS)
+    _move_timecode(tags, info, spec, cut_s)
+    return tags
+
+
+def chapters_of(source: InputContainer, shift_s: Fraction, window: Window | None) -> "list[Chapter]":
+    """The chapters of the input, moved and cut like the picture."""
+    chapters: list[Chapter] = []
+    for chapter in source.chapters():
+        unit = chapter["time_base"] or Fraction(1, av.time_base)
+        start, end = chapter["start"], chapter["end"]
+        if window is not None:
+            start = max(start, round(window[0] / unit))
+            end = min(end, round(window[1] / unit))
+            if start >= end:
+                continue
+        moved = round(shift_s / unit)
+        chapter["start"], chapter["end"] = max(0, start + moved), max(0, end + moved)
+        chapters.append(chapter)
+    return chapters
+
+
+def copied_packets(
+    source: InputContainer, copies: Mapping[int, Copy], shift_s: Fraction, window: Window | None, *, strict: bool
+) -> Iterator[Packet]:
+    """Packets of the other streams in the order of the file, times shifted, decoding times growing.
+
+    ``strict`` says that the container refuses equal decoding times.
+    """
+    if not copies:
+        return
+    clocks = {index: _DecodingTimes(copy, strict=strict) for index, copy in copies.items()}
+    packets = source.demux(*(source.streams[index] for index in copies))
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, FFmpegError):
+            return
+        index = packet.stream_index
+        if not packet.size or index not in copies:
+            continue
+        copy = copies[index]
+        if not copy.picture and not _is_inside(packet, window):
+            continue
+        ready = packet if copy.text is None else copy.text.convert(packet)
+        if ready is None:
+            continue
+        clocks[index].set(ready, Fraction(0) if copy.picture else shift_s)
+        ready.stream = copy.stream
+        yield ready
+
+
+class _DecodingTimes:
+    """Moves the times of a stream's packets, and fills in or mends the decoding times."""
+
+    def __init__(self, copy: Copy, *, strict: bool) -> None:
+        self._reorders = copy.kind == "video" and not copy.picture
+        self._picture = copy.picture
+        self._step = 1 if strict and copy.kind != "subtitle" else 0
+        self._last: int | None = None
+
+    def set(self, packet: Packet, shift_s: Fraction) -> None:
+        shift = round(shift_s / packet.time_base)
+        pts = packet.pts if packet.pts is not None else packet.dts
+        dts = packet.dts if packet.dts is not None or self._reorders else pts
+        if self._picture:
+            pts, dts = 0, 0
+        if dts is not None:
+            dts += shift
+        elif self._last is not None or pts is None:
+            dts = (self._last if self._last is not None else -1) + 1
+        else:
+            dts = pts + shift - _LEAD_FRAMES * max(1, packet.duration or 1)
+        if self._last is not None and dts <= self._last:
+            dts = self._last + self._step
+        self._last = dts
+        packet.dts = dts
+        packet.pts = dts if pts is None else pts + shift if self._reorders else max(dts, pts + shift)
+
+
+class _TextConverter:
+    """Turns subtitles of text into another form of text."""
+
+    def __init__(self, source: SubtitleStream, target: SubtitleStream) -> None:
+        self._decoder = source.codec_context
+        self._encoder = target.codec_context
+        self._encoder.subtitle_header = self._decoder.subtitle_header
+        self._encoder.open()
+
+    def convert(self, packet: Packet) -> Packet | None:
+        """Give the packet that says the same; None for one that says nothing."""
+        try:
+            shown = self._decoder.decode2(packet)
+        except FFmpegError:
+            return None
+        if shown is None or not len(shown):
+            return None
+        ready = Packet(bytes(self._encoder.encode_subtitle(shown)))
+        ready.time_base = packet.time_base
+        ready.pts, ready.dts, ready.duration = packet.pts, packet.dts, packet.duration
+        return ready if ready.size else None
+
+
+def _is_inside(packet: Packet, window: Window | None) -> bool:
+    pts = packet.pts if packet.pts is not None else packet.dts
+    if window is None or pts is None:
+        return True
+    return window[0] <= (pts + Fraction(packet.duration or 0, 2)) * packet.time_base < window[1]
+
+
+def _add_text(container: OutputContainer, stream: SubtitleStream, codec: str) -> Copy:
+    stream.codec_context.open(strict=False)
+    added = container.add_stream(codec)
+    assert isinstance(added, SubtitleStream), "a kind of subtitles"
+    unit = stream.time_base or Fraction(1, 1000)
+    added.time_base, added.codec_context.time_base = unit, unit
+    converter = _TextConverter(stream, added)
+    added.metadata.update(_without(stream.metadata, _TRACK_TAGS))
+    added.disposition = stream.disposition
+    return Copy(stream=added, kind="subtitle", text=converter)
+
+
+def _add_copy(
+    container: OutputContainer, info: ClipInfo, stream: Stream, known: StreamInfo, plan: StreamPlan
+) -> Copy | None:
+    """Add a stream to copy; None where all of it is written at once (pictures in Matroska, attachments)."""
+    if known.is_picture and plan.suffix == ".mkv":
+        ending, kind = _PICTURE_KINDS[known.codec]
+        tags = {key.lower(): value for key, value in stream.metadata.items()}
+        container.add_attachment(
+            tags.get("filename", f"cover.{ending}"), tags.get("mimetype", kind), _picture(info, known)
+        )
+        return None
+    if isinstance(stream, AttachmentStream) and stream.mimetype is None:
+        container.add_attachment(stream.name or "attachment", "application/octet-stream", stream.data)
+        return None
+    try:
+        added = container.add_stream_from_template(stream, opaque=True)
+    except ValueError as error:
+        raise OutputError(f"{plan.suffix} cannot hold {known.describe()}; write .mkv instead.") from error
+    added.metadata.update(_without(stream.metadata, _TRACK_TAGS))
+    added.disposition = stream.disposition
+    return None if known.kind == "attachment" else Copy(stream=added, kind=known.kind, picture=known.is_picture)
+
+
+def _picture(info: ClipInfo, known: StreamInfo) -> bytes:
+    """The content of a cover picture."""
+    with open_input(info.source) as again:
+        return next((bytes(packet) for packet in again.demux(again.streams[known.index]) if packet.size), b"")
+
+
+def _scaled_matrix(info: ClipInfo, spec: EncodeSpec) -> tuple[int, ...]:
+    assert info.display_matrix is not None, "a matrix to scale"
+    turned = info.rotation_deg in (90, 270)
+    width, height = (spec.height_px, spec.width_px) if turned else (spec.width_px, spec.height_px)
+    matrix = list(info.display_matrix)
+    matrix[6] = round(Fraction(matrix[6] * width, info.display_width_px))
+    matrix[7] = round(Fraction(matrix[7] * height, info.display_height_px))
+    return tuple(matrix)
+
+
+def _move_timecode(tags: dict[str, str], info: ClipInfo, spec: EncodeSpec, cut_s: Fraction) -> tuple[str, ...]:
+    for key in [key for key in tags if key.lower() == _TIMECODE]:
+        moved = moved_timecode(tags[key], by_s=cut_s, source_rate=info.average_rate, rate=spec.rate)
+        if moved is None:
+            said = tags.pop(key)
+            return (f"its time code {said} is not kept; it does not fit {float(spec.rate):.6g} frames a second.",)
+        tags[key] = moved
+    return ()
+
+
+def _without(tags: Mapping[str, str], stale: set[str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key.lower() not in stale}

@@ -1,0 +1,400 @@
+"""The join of finished segments into one file, alone or with everything that lay beside the picture."""
+
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+from typing import Literal, cast
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet, PacketSideData, packet_sidedata_type_from_literal
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from ultraflash_cli.errors import OutputError
+from ultraflash_cli.video.containers import FORMATS, LONG_START_S, StreamPlan, is_iso, tick_of
+from ultraflash_cli.video.copies import (
+    Copy,
+    Window,
+    add_copies,
+    chapters_of,
+    copied_packets,
+    describe_video,
+    file_tags,
+)
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.partial import output_errors, partial_file
+from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.probe import ClipInfo, open_input
+from ultraflash_cli.video.segment import SegmentRecord, read_record
+
+__all__ = ["Joined", "has_content", "join", "join_alone", "main_picture"]
+
+_MOVIE_TIMESCALE_MAX = 2**31 - 1
+_LATE_S = Fraction(2, 1000)
+_EMPTY_TEXT_BYTES = 2
+"""MP4 fills the time between two subtitles with such packets."""
+_BESIDE: Literal["matroska_block_additional"] = "matroska_block_additional"
+_NUMBER_BYTES = 8
+"""What lies beside a packet of VP9 is its transparency, after a number that says so."""
+_ITUNES_TAGS = {
+    "album",
+    "album_artist",
+    "artist",
+    "comment",
+    "composer",
+    "compilation",
+    "copyright",
+    "creation_time",
+    "date",
+    "description",
+    "disc",
+    "episode_id",
+    "episode_sort",
+    "gapless_playback",
+    "genre",
+    "grouping",
+    "hd_video",
+    "keywords",
+    "lyrics",
+    "media_type",
+    "network",
+    "season_number",
+    "show",
+    "synopsis",
+    "title",
+    "tmpo",
+    "track",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """What a join has written."""
+
+    notes: tuple[str, ...]
+    """A sentence for each thing that could only be known now; these belong into the warnings."""
+    packets: tuple[tuple[str, int], ...]
+    """Kind and number of packets of every stream in order, pictures and attachments left out."""
+
+
+def join(
+    segments: Sequence[Path],
+    info: ClipInfo,
+    plan: StreamPlan,
+    spec: EncodeSpec,
+    destination: Path,
+    *,
+    window: Window | None = None,
+) -> Joined:
+    """Write ``destination`` from finished segments and the other streams of the input, no picture encoded again.
+
+    The video's time stamps are those that were written, to the tick of the container; decoding times are built anew.
+    Copied packets keep their distance to the picture. With ``window`` (start and end in the input's seconds),
+    packets whose midpoint lies inside come along, and the first kept frame is shown at 0. Without, the input's own
+    clock is kept, unless it starts later than a minute (a broadcast's): then everything is shifted so that the first
+    picture is shown at 0. The file appears whole or not at all, and the same arguments give the same bytes. Raises
+    ``OutputError``.
+    """
+    records = [read_record(path) for path in segments]
+    times = _Times(segments, records, spec)
+    shift_s = _shift(info, records, spec, window)
+    first_s = records[0].first_pts * spec.time_base
+    cut_s = Fraction(0)
+    if window is not None:
+        cut_s = max(cut_s, first_s - (info.start_pts or 0) * info.time_base)
+    notes: tuple[str, ...] = ()
+    copies: dict[int, Copy] = {}
+    with ExitStack() as stack:
+        part = stack.enter_context(partial_file(destination))
+        source = stack.enter_context(_source(info))
+        with output_errors(destination):
+            first = stack.enter_context(av.open(f"file:{segments[0]}"))
+            tags = {} if source is None else file_tags(source, info, spec, cut_s=cut_s)
+            options = _muxer_options(plan, spec, tags, source)
+            if _has_picture(plan) and (lost := _foreign_tags(plan, tags)):
+                notes += (
+                    f"{plan.suffix} keeps these tags or the cover picture, not both; left out: {', '.join(lost)}.",
+                )
+            container = stack.enter_context(_open_output(part, plan, tags, options))
+            encoded = first.streams.video[0]
+            video: VideoStream | None = None
+            if source is None:
+                video = _add_video(container, encoded, plan, spec)
+            else:
+                for stream in source.streams:
+                    if stream.index == info.video_index:
+                        video = _add_video(container, encoded, plan, spec)
+                        notes += describe_video(video, stream, info, spec, cut_s=cut_s)
+                    elif (added := add_copies(container, info, plan, stream)) is not None:
+                        copies[stream.index] = added
+                container.set_chapters(chapters_of(source, shift_s, window))
+            assert video is not None, "the input's main video is one of its streams"
+            pictures = _pictures(segments, times, spec, video, shift_s)
+            others: Iterator[Packet] = iter(())
+            if source is not None:
+                others = copied_packets(source, copies, shift_s, window, strict=tick_of(plan.suffix) is None)
+            counts = _interleave(container, pictures, others)
+            container.close()
+            late_s = _first_shown(part) - (first_s + shift_s)
+    if window is None and late_s > _LATE_S:
+        late_ms = f"{float(late_s * 1000):.0f} ms"
+        notes += (f"all is shown {late_ms} later: a stream begins before 0, and {plan.suffix} has no such times.",)
+    kinds = {copy.stream.index: copy.kind for copy in copies.values() if not copy.picture} | {video.index: "video"}
+    return Joined(notes=notes, packets=tuple((kinds[index], counts[index]) for index in sorted(kinds)))
+
+
+def join_alone(
+    segments: Sequence[Path], plan: StreamPlan, spec: EncodeSpec, destination: Path, *, tags: Mapping[str, str]
+) -> Joined:
+    """Write ``destination`` from finished segments, nothing beside them and nothing encoded again.
+
+    Time stamps are those that were written; ``tags`` are the file's (``title``, ``comment``). The file appears whole or
+    not at all. Raises ``OutputError``.
+    """
+    times = _Times(segments, [read_record(path) for path in segments], spec)
+    with (
+        partial_file(destination) as part,
+        output_errors(destination),
+        av.open(f"file:{segments[0]}") as first,
+        _open_output(part, plan, tags, _muxer_options(plan, spec, tags, None)) as container,
+    ):
+        video = _add_video(container, first.streams.video[0], plan, spec)
+        counts = _interleave(container, _pictures(segments, times, spec, video, Fraction(0)), iter(()))
+    return Joined(notes=(), packets=(("video", counts[video.index]),))
+
+
+def main_picture(container: InputContainer) -> VideoStream:
+    """The video of a file that ``join`` has written."""
+    return next(s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+
+
+def has_content(packet: Packet, codec: str) -> bool:
+    """Whether a packet is counted: not one that MP4 needs where no subtitle is shown."""
+    return packet.size > (_EMPTY_TEXT_BYTES if codec == "mov_text" else 0)
+
+
+class _Times:
+    """Presentation times of all video packets, and decoding times that never step back.
+
+    Packets come in decoding order. With frames sorted by time ``s`` and at most ``delay`` frames of reordering,
+    packet ``i`` is decoded at ``s[i - delay]``; the first ``delay`` ones lie before that, ``lead`` apart. The last
+    packet's duration makes the track end where the last frame ends (MP4 sums durations in decoding order).
+    """
+
+    def __init__(self, segments: Sequence[Path], records: Sequence[SegmentRecord], spec: EncodeSpec) -> None:
+        ticks = spec.time_base.numerator
+        self._pts = array("q")
+        for path, record in zip(segments, records, strict=True):
+            start = len(self._pts)
+            self._pts.extend(pts + record.first_pts * ticks for pts in _packet_times(path, spec.track_time_base))
+            if len(self._pts) - start != record.frames or max(self._pts[start:]) != record.last_pts * ticks:
+                raise OutputError(f"{path}: this segment does not hold what it says; --resume off makes it anew.")
+        self._sorted = array("q", sorted(self._pts))
+        for before, after in zip(self._sorted, self._sorted[1:], strict=False):
+            if after <= before:
+                raise OutputError("two segments overlap in time; --resume off makes them anew.")
+        self._last_duration = records[-1].last_duration * ticks
+        count = len(self._pts)
+        self._delay = max(i - bisect_left(self._sorted, pts) for i, pts in enumerate(self._pts))
+        self._lead = self.duration(0)
+        if self._delay:
+            late = self._pts[-1] - self._sorted[count - 1 - self._delay]
+            self._lead = max(self._lead, -(-late // self._delay))
+
+    def __len__(self) -> int:
+        return len(self._pts)
+
+    def pts(self, index: int) -> int:
+        return self._pts[index]
+
+    def dts(self, index: int) -> int:
+        if index < self._delay:
+            return self._sorted[0] - (self._delay - index) * self._lead
+        return self._sorted[index - self._delay]
+
+    def duration(self, index: int) -> int:
+        """How long the frame of packet ``index`` is shown."""
+        place = bisect_left(self._sorted, self._pts[index])
+        if place + 1 == len(self._sorted):
+            return self._last_duration
+        return self._sorted[place + 1] - self._sorted[place]
+
+    def packet_duration(self, index: int) -> int:
+        if index + 1 < len(self._pts):
+            return self.duration(index)
+        behind = self._sorted[-1] - self._sorted[len(self._pts) - 1 - self._delay]
+        return self._last_duration + max(0, behind - self._delay * self._lead)
+
+
+def _packet_times(path: Path, unit: Fraction) -> Iterator[int]:
+    with output_errors(path), av.open(f"file:{path}") as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.size:
+                assert packet.pts is not None, "the formats of segments give every packet its time"
+                yield round(packet.pts * packet.time_base / unit)
+
+
+def _shift(
+    info: ClipInfo,
+    records: Sequence[SegmentRecord],
+    spec: EncodeSpec,
+    window: Window | None,
+) -> Fraction:
+    """What is added to every time of the input, in seconds."""
+    if window is not None or info.start_s > LONG_START_S:
+        return -records[0].first_pts * spec.time_base
+    return Fraction(0)
+
+
+@contextmanager
+def _source(info: ClipInfo) -> Generator[InputContainer | None]:
+    """The input once more; None for a pipe that is read only once and was not kept."""
+    if isinstance(info.source, Pipe) and info.source.whole_file is None:
+        yield None
+        return
+    with open_input(info.source) as container:
+        yield container
+
+
+def _open_output(part: Path, plan: StreamPlan, tags: Mapping[str, str], options: Mapping[str, str]) -> OutputContainer:
+    container = av.open(
+        f"file:{part}", "w", format=FORMATS[plan.suffix], container_options=dict(options), metadata_errors="replace"
+    )
+    container.metadata.update(tags)
+    return container
+
+
+def _muxer_options(
+    plan: StreamPlan, spec: EncodeSpec, tags: Iterable[str], source: InputContainer | None
+) -> dict[str, str]:
+    # Without it Matroska gets random numbers, and no two joins are equal.
+    options = {"fflags": "+bitexact"}
+    if not is_iso(plan.suffix):
+        return options
+    timescale = spec.track_time_base.denominator
+    if source is not None:
+        moving = {stream.index for stream in plan.copied if stream.kind == "video" and not stream.is_picture}
+        units = [stream.time_base for stream in source.streams if stream.index in moving]
+        finer = lcm(timescale, *(unit.denominator for unit in units if unit is not None))
+        timescale = finer if finer <= _MOVIE_TIMESCALE_MAX else timescale
+    # Edit lists, which hold start times, count in the movie's unit: one that divides every track's unit is exact.
+    movie = lcm(timescale, *(stream.sample_rate for stream in plan.copied if stream.sample_rate))
+    if movie > _MOVIE_TIMESCALE_MAX:
+        movie = timescale
+    if movie < 1000:
+        movie *= -(-1000 // movie)
+    flags = ["faststart"]
+    if _foreign_tags(plan, tags) and not _has_picture(plan):
+        flags.append("use_metadata_tags")
+    return options | {
+        "movflags": "+" + "+".join(flags),
+        "movie_timescale": str(movie),
+        "video_track_timescale": str(timescale),
+    }
+
+
+def _foreign_tags(plan: StreamPlan, tags: Iterable[str]) -> list[str]:
+    """The tags that MP4 and QuickTime only keep in a list of another kind, in which there is no cover picture."""
+    return sorted(key for key in tags if key.lower() not in _ITUNES_TAGS) if is_iso(plan.suffix) else []
+
+
+def _has_picture(plan: StreamPlan) -> bool:
+    return any(stream.is_picture for stream in plan.copied)
+
+
+def _add_video(container: OutputContainer, encoded: VideoStream, plan: StreamPlan, spec: EncodeSpec) -> VideoStream:
+    video = container.add_stream_from_template(encoded, opaque=True)
+    context = video.codec_context
+    context.sample_aspect_ratio = spec.coded_aspect
+    context.framerate = spec.rate
+    context.colorspace = spec.color.matrix
+    context.color_primaries = spec.color.primaries
+    context.color_trc = spec.color.transfer
+    context.color_range = spec.color.range
+    if spec.codec == "hevc" and is_iso(plan.suffix):
+        context.codec_tag = "hvc1"
+    video.time_base = spec.track_time_base
+    return video
+
+
+def _pictures(
+    segments: Sequence[Path], times: _Times, spec: EncodeSpec, video: VideoStream, shift_s: Fraction
+) -> Iterator[Packet]:
+    unit = spec.track_time_base
+    shift = round(shift_s / unit)
+    index = 0
+    headers: bytes | None = None
+    for path in segments:
+        with av.open(f"file:{path}") as container:
+            stream = container.streams.video[0]
+            extradata = stream.codec_context.extradata or b""
+            if headers is None:
+                headers = extradata
+            if extradata != headers:
+                raise OutputError(f"{path}: was written with other encoder settings; --resume off makes it anew.")
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                _mend_transparency(packet)
+                packet.stream = video
+                packet.time_base = unit
+                packet.pts = times.pts(index) + shift
+                packet.dts = times.dts(index) + shift
+                packet.duration = times.packet_duration(index)
+                index += 1
+                yield packet
+
+
+def _mend_transparency(packet: Packet) -> None:
+    """Take away one of the two numbers that NUT gives what lies beside a packet: it had one already."""
+    if not packet.has_sidedata(_BESIDE):
+        return
+    content = bytes(packet.get_sidedata(_BESIDE))
+    if content[:_NUMBER_BYTES] != content[_NUMBER_BYTES : 2 * _NUMBER_BYTES]:
+        return
+    kind = packet_sidedata_type_from_literal(_BESIDE)
+    # The type hints leave the constructor out.
+    mended = cast("Callable[[int, int], PacketSideData]", PacketSideData)(kind, len(content) - _NUMBER_BYTES)
+    mended.update(content[_NUMBER_BYTES:])
+    packet.set_sidedata(mended)
+
+
+def _interleave(container: OutputContainer, pictures: Iterator[Packet], copied: Iterator[Packet]) -> Counter[int]:
+    """Mux both in the order of their decoding times; gives how many packets each stream got."""
+    counts: Counter[int] = Counter()
+    picture = next(pictures, None)
+    other = next(copied, None)
+    while picture is not None or other is not None:
+        if other is None or (picture is not None and _seconds(picture) <= _seconds(other)):
+            packet, picture = picture, next(pictures, None)
+        else:
+            packet, other = other, next(copied, None)
+        assert packet is not None, "one of the two is there"
+        counts[packet.stream_index] += has_content(packet, _codec_of(container, packet))
+        container.mux_one(packet)
+    return counts
+
+
+def _codec_of(container: OutputContainer, packet: Packet) -> str:
+    stream = container.streams[packet.stream_index]
+    return "mov_text" if stream.type == "subtitle" and stream.codec_context.codec.canonical_name == "mov_text" else ""
+
+
+def _first_shown(path: Path) -> Fraction:
+    """When the first packet of the picture is shown, in seconds; segments begin with the first frame shown."""
+    with av.open(f"file:{path}", metadata_errors="replace") as container:
+        packet = next(packet for packet in container.demux(main_picture(container)) if packet.size)
+        assert packet.pts is not None, "what was just written has its time"
+        return packet.pts * packet.time_base
+
+
+def _seconds(packet: Packet) -> Fraction:
+    assert packet.dts is not None, "every packet to mux has its decoding time"
+    return packet.dts * packet.time_base

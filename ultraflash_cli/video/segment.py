@@ -1,0 +1,194 @@
+"""Segment files: a part of a clip, encoded, that counts only when it is finished."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from ultraflash_cli.errors import OutputError
+from ultraflash_cli.video.codecs import CODECS, is_rgb_format
+from ultraflash_cli.video.color import Picture, as_frame, as_picture, narrowed, yuv_filter
+from ultraflash_cli.video.encode import EncodeSpec, encoder_options, open_encoder, prepare_encoder
+from ultraflash_cli.video.partial import output_errors, partial_file, sync_file
+
+__all__ = ["SegmentRecord", "SegmentWriter", "read_record", "record_path"]
+
+_DECODING_LEAD = 1_000_000
+"""Ticks by which a segment's packets are decoded before its first frame is shown; more than it has frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRecord:
+    """What is known of a finished segment file; times in ticks of the spec's ``time_base``."""
+
+    size_bytes: int
+    """Of the segment file; one of another size is not the one that was finished."""
+    frames: int
+    first_pts: int
+    last_pts: int
+    last_duration: int
+
+
+class SegmentWriter:
+    """Writes one segment with a freshly opened encoder.
+
+    The file holds time stamps relative to its first frame; a record beside it gives the rest. The record appears
+    when the file is complete and on the disk: a file without one does not count (``read_record``). Use as a context
+    manager: leaving it by an exception leaves an unfinished file.
+    """
+
+    def __init__(self, path: Path, spec: EncodeSpec) -> None:
+        self.path = path
+        self.spec = spec
+        self._convert = yuv_filter(spec.color, pix_fmt=spec.pix_fmt)
+        self._first: int | None = None
+        self._last: int | None = None
+        self._last_duration = 0
+        self._frames = 0
+        self._packets = 0
+        self._closed = False
+        self._record: SegmentRecord | None = None
+        timescale = str(spec.track_time_base.denominator)
+        options = {"video_track_timescale": timescale, "movie_timescale": timescale}
+        known = CODECS[spec.codec]
+        with output_errors(path):
+            record_path(path).unlink(missing_ok=True)
+            self._container = av.open(
+                f"file:{path}",
+                "w",
+                format=known.segment_format,
+                container_options=options if known.segment_format in ("mp4", "mov") else dict(known.segment_options),
+            )
+            self._stream = self._add_stream()
+        open_encoder(self._stream.codec_context, spec)
+        with output_errors(path):
+            self._container.start_encoding()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    def write(self, rgb_hwc: Picture, pts: int, duration: int, alpha_hw: Picture | None = None) -> None:
+        """Encode one frame ``[height, width, 3]``, uint8 or uint16; ``pts`` must grow, in the spec's time base.
+
+        ``alpha_hw`` says how opaque each pixel is, in the same depth; without it all are. It is left out where the spec
+        encodes no transparency.
+        """
+        assert not self._closed, "a segment that is still open"
+        assert self._last is None or pts > self._last, f"time stamps grow: {pts} after {self._last}"
+        assert rgb_hwc.shape == (self.spec.height_px, self.spec.width_px, 3), f"a frame of the spec: {rgb_hwc.shape}"
+        if self._first is None:
+            self._first = pts
+        self._last, self._last_duration = pts, duration
+        self._frames += 1
+        frame = self._packed(rgb_hwc, alpha_hw)
+        with output_errors(self.path):
+            (yuv,) = self._convert.push(frame)
+            # ProRes writes the tags of its frames, not those of the stream.
+            yuv.color_primaries, yuv.color_trc = self.spec.color.primaries, self.spec.color.transfer
+            ticks = self.spec.time_base.numerator
+            yuv.time_base = self.spec.track_time_base
+            yuv.pts = (pts - self._first) * ticks
+            yuv.duration = duration * ticks
+            self._mux(self._stream.encode(yuv))
+
+    def close(self) -> SegmentRecord:
+        """Finish the file, wait until it is on the disk, then write its record."""
+        if self._record is not None:
+            return self._record
+        assert not self._closed, "a segment that was not abandoned"
+        assert self._first is not None and self._last is not None, "a segment holds at least one frame"
+        self._closed = True
+        with output_errors(self.path):
+            self._mux(self._stream.encode(None))
+            self._container.close()
+            sync_file(self.path)
+            size_bytes = self.path.stat().st_size
+        record = SegmentRecord(
+            size_bytes=size_bytes,
+            frames=self._frames,
+            first_pts=self._first,
+            last_pts=self._last,
+            last_duration=self._last_duration,
+        )
+        with partial_file(record_path(self.path)) as part:
+            part.write_text(json.dumps(vars(record)), encoding="utf-8")
+        self._record = record
+        return record
+
+    def abandon(self) -> None:
+        """Let go of the file without finishing it."""
+        if not self._closed:
+            self._closed = True
+            try:
+                self._container.close()
+            except (OSError, FFmpegError):
+                return
+
+    def _packed(self, rgb_hwc: Picture, alpha_hw: Picture | None) -> av.VideoFrame:
+        """The frame as libswscale takes it, turned where the file cannot say how it is to be shown."""
+        deep = rgb_hwc.dtype == np.uint16
+        pixels = rgb_hwc if is_rgb_format(self.spec.pix_fmt) else narrowed(rgb_hwc)
+        if self.spec.alpha:
+            whole = np.full(rgb_hwc.shape[:2], 65535 if deep else 255, rgb_hwc.dtype) if alpha_hw is None else alpha_hw
+            assert whole.dtype == rgb_hwc.dtype, "transparency in the depth of the picture"
+            pixels = as_picture(np.dstack((pixels, whole)))
+        if self.spec.turns:
+            if self.spec.mirrored:
+                pixels = as_picture(pixels[:, ::-1])
+            pixels = as_picture(np.rot90(pixels, -self.spec.rotation_deg // 90))
+        names = ("rgb24", "rgb48le", "rgba", "rgba64le")
+        return as_frame(pixels, names[2 * self.spec.alpha + deep])
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        for packet in packets:
+            # The encoders' own decoding times are missing or meaningless at times; join builds them anew.
+            reorders = CODECS[self.spec.codec].reorders
+            packet.dts = self._packets - _DECODING_LEAD if reorders else packet.pts
+            packet.duration = 1
+            self._packets += 1
+            self._container.mux_one(packet)
+
+    def _add_stream(self) -> VideoStream:
+        spec = self.spec
+        width_px, height_px = spec.coded_size_px
+        stream = self._container.add_stream(
+            spec.encoder,
+            rate=spec.rate,
+            options=encoder_options(spec),
+            width=width_px,
+            height=height_px,
+            time_base=spec.track_time_base,
+        )
+        assert isinstance(stream, VideoStream), "a video encoder makes a video stream"
+        prepare_encoder(stream.codec_context, spec)
+        return stream
+
+
+def record_path(segment: Path) -> Path:
+    """Where the record of a segment lies."""
+    return segment.with_name(f"{segment.name}.json")
+
+
+def read_record(path: Path) -> SegmentRecord:
+    """Read the record of a finished segment; raises ``OutputError`` for an unfinished or damaged one."""
+    try:
+        record = SegmentRecord(**json.loads(record_path(path).read_text(encoding="utf-8")))
+        if path.stat().st_size != record.size_bytes:
+            raise ValueError(f"{path.stat().st_size} bytes, expected {record.size_bytes}")
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(f"{path}: this segment was not finished; --resume off makes it anew.") from error
+    return record

@@ -1,0 +1,113 @@
+"""Pictures as PNG files: one alone, or all frames of a clip, numbered."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from ultraflash_cli.errors import OutputCheckError, OutputError
+from ultraflash_cli.video.color import Picture, as_frame
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.partial import output_errors, partial_file, sync_file, sync_folder
+from ultraflash_cli.video.segment import read_record
+
+__all__ = ["check_pictures", "move_pictures", "numbered", "write_pictures", "write_png"]
+
+_PLACE = re.compile(r"%(?:0(\d+))?d")
+
+
+def write_png(path: Path, rgb_hwc: Picture) -> None:
+    """Write a picture ``[height, width, 3]``, uint8 or uint16, as PNG; the file appears whole."""
+    deep = rgb_hwc.dtype == np.uint16
+    encoder = av.CodecContext.create("png", "w")
+    assert isinstance(encoder, av.VideoCodecContext), "png is a video encoder"
+    encoder.height, encoder.width = rgb_hwc.shape[:2]
+    encoder.pix_fmt = "rgb48be" if deep else "rgb24"
+    encoder.time_base = Fraction(1, 25)
+    frame = as_frame(rgb_hwc, "rgb48le" if deep else "rgb24")
+    data = b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
+    with partial_file(path) as part, output_errors(path):
+        part.write_bytes(data)
+
+
+def numbered(pattern: Path, number: int) -> Path:
+    """The file that a pattern such as ``folder/%05d.png`` names for ``number``."""
+    return pattern.with_name(_PLACE.sub(lambda place: f"{number:0{int(place[1] or 1)}d}", pattern.name, count=1))
+
+
+def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1) -> int:
+    """Write every frame of finished segments of the codec ``png`` into a file of its own, in order; gives their count.
+
+    The folder of ``pattern`` is one that nobody looks into: it is made, and ``move_pictures`` brings the files to their
+    place. Raises ``OutputError``.
+    """
+    with output_errors(pattern.parent):
+        pattern.parent.mkdir(parents=True, exist_ok=True)
+    number = first
+    for path in segments:
+        record = read_record(path)
+        count = 0
+        for data in _packets(path):
+            picture = numbered(pattern, number)
+            with output_errors(picture):
+                picture.write_bytes(data)
+                sync_file(picture)
+            count, number = count + 1, number + 1
+        if count != record.frames:
+            raise OutputError(f"{path}: this segment does not hold what it says; --resume off makes it anew.")
+    with output_errors(pattern.parent):
+        sync_folder(pattern.parent)
+    return number - first
+
+
+def check_pictures(pattern: Path, *, frames: int, spec: EncodeSpec, first: int = 1) -> None:
+    """Look whether all pictures are there and whether the first and the last can be decoded at the spec's size.
+
+    Raises ``OutputCheckError``.
+    """
+    for number in range(first, first + frames):
+        path = numbered(pattern, number)
+        if not path.is_file() or not path.stat().st_size:
+            raise OutputCheckError(f"{path}: this picture is missing.")
+    for number in {first, first + frames - 1}:
+        path = numbered(pattern, number)
+        try:
+            with av.open(f"file:{path}") as container:
+                frame = next(container.decode(video=0))
+        except (OSError, FFmpegError, StopIteration) as error:
+            raise OutputCheckError(f"{path}: the finished picture cannot be read back ({error}).") from error
+        if (frame.width, frame.height) != spec.coded_size_px:
+            size = "{}x{}".format(*spec.coded_size_px)
+            raise OutputCheckError(f"{path}: the picture is {frame.width}x{frame.height}, expected {size}.")
+
+
+def move_pictures(made: Path, target: Path, *, frames: int, first: int = 1) -> None:
+    """Bring the pictures of the pattern ``made`` to the pattern ``target`` in order, all of them or none.
+
+    Files of the same name are replaced. Raises ``OutputError``; what was moved until then is removed.
+    """
+    moved: list[Path] = []
+    try:
+        with output_errors(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for number in range(first, first + frames):
+                path = numbered(target, number)
+                os.replace(numbered(made, number), path)
+                moved.append(path)
+            sync_folder(target.parent)
+    except BaseException:
+        for path in moved:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _packets(path: Path) -> Iterator[bytes]:
+    with output_errors(path), av.open(f"file:{path}") as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.size:
+                yield bytes(packet)

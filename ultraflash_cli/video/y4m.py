@@ -1,0 +1,92 @@
+"""Plain frames for other programs: YUV4MPEG2, written from lossless segments."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from ultraflash_cli.errors import OutputCheckError
+from ultraflash_cli.video.codecs import bits_of
+from ultraflash_cli.video.color import FULL
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.partial import output_errors
+from ultraflash_cli.video.segment import read_record
+
+__all__ = ["ByteSink", "pour", "write_y4m"]
+
+_PIECE_BYTES = 1 << 20
+
+
+class ByteSink(Protocol):
+    """What takes bytes: a binary file, opened for writing, or standard output."""
+
+    def write(self, content: bytes, /) -> object:
+        """Take all of ``content``."""
+        ...
+
+    def flush(self) -> None:
+        """Pass on what is held back."""
+        ...
+
+
+def write_y4m(segments: Sequence[Path], spec: EncodeSpec, sink: ByteSink, *, name: str = "-") -> int:
+    """Write the frames of finished segments of the codec ``y4m`` plainly to ``sink``; gives their count.
+
+    ``name`` is what messages call the sink. Raises ``OutputError`` where it takes no more, ``OutputCheckError`` where a
+    segment cannot be read back.
+    """
+    records = [read_record(path) for path in segments]
+    target, sample_bytes = Path(name), 2 if spec.deep else 1
+    with output_errors(target):
+        sink.write(_header(spec))
+    for path, record in zip(segments, records, strict=True):
+        count = 0
+        try:
+            with av.open(f"file:{path}") as container:
+                for frame in container.decode(video=0):
+                    content = b"FRAME\n" + _planes(frame, sample_bytes)
+                    with output_errors(target):
+                        sink.write(content)
+                    count += 1
+        except (OSError, FFmpegError) as error:
+            raise OutputCheckError(f"{path}: this segment cannot be read back ({error}).") from error
+        if count != record.frames:
+            raise OutputCheckError(f"{path}: holds {count} frames, expected {record.frames}.")
+    with output_errors(target):
+        sink.flush()
+    return sum(record.frames for record in records)
+
+
+def pour(path: Path, sink: ByteSink, *, name: str = "-") -> None:
+    """Copy a finished and checked file to ``sink``; raises ``OutputError`` where it takes no more."""
+    with output_errors(Path(name)):
+        with open(path, "rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                sink.write(piece)
+        sink.flush()
+
+
+def _header(spec: EncodeSpec) -> bytes:
+    width_px, height_px = spec.coded_size_px
+    bits = bits_of(spec.pix_fmt)
+    sampling = next(each for each in ("420", "422", "444") if each in spec.pix_fmt)
+    # What lies where we put it: chroma of 4:2:0 at the left.
+    space = f"p{bits}" if bits > 8 else "mpeg2" if sampling == "420" else ""
+    aspect, limits = spec.coded_aspect, "FULL" if spec.color.range == FULL else "LIMITED"
+    return (
+        f"YUV4MPEG2 W{width_px} H{height_px} F{spec.rate.numerator}:{spec.rate.denominator} Ip "
+        f"A{aspect.numerator}:{aspect.denominator} C{sampling}{space} XCOLORRANGE={limits}\n"
+    ).encode()
+
+
+def _planes(frame: av.VideoFrame, sample_bytes: int) -> bytes:
+    """All samples of a frame, plane by plane and row by row, without what fills the rows up."""
+    return b"".join(
+        np.frombuffer(bytes(plane), np.uint8)
+        .reshape(-1, plane.line_size)[: plane.height, : plane.width * sample_bytes]
+        .tobytes()
+        for plane in frame.planes
+    )
