@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.jobs.writing import queue_places
+from ultraflash_cli.jobs.spool import MEMORY_BYTES as SPOOL_BYTES
+from ultraflash_cli.jobs.writing import SEGMENT_FRAMES, queue_places
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,7 @@ def plan_upscale_memory(
         target=plan.target,
         dtype_of=dtype_of,
         on_gpu=device.type != "cpu",
-        queue_bytes=sum(queue_places(count) * count for count in frames),
+        queue_bytes=sum(queue_places(count) * count for count in frames) + _spool_bytes(frames[-1]),
     )
     return plan_memory(work, budget_bytes=budget_bytes)
 
@@ -171,9 +172,14 @@ def plan_generation_memory(
         low_decoder=profile.decoder if low_frames or not refines else None,
         dtype_of=dtype_of,
         on_gpu=device.type != "cpu",
-        queue_bytes=queue_places(frame_bytes) * frame_bytes,
+        queue_bytes=queue_places(frame_bytes) * frame_bytes + _spool_bytes(frame_bytes),
     )
     return plan_memory(work, budget_bytes=budget_bytes, host_budget_bytes=host_bytes_available())
+
+
+def _spool_bytes(frame_bytes: int) -> int:
+    """Return what the pictures of a segment in hand take, which are held for the case of a stop."""
+    return min(SPOOL_BYTES, SEGMENT_FRAMES * frame_bytes)
 
 
 def describe_memory(plan: "MemoryPlan") -> list[str]:

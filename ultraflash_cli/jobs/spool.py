@@ -1,4 +1,4 @@
-"""The pictures of the segment in hand, kept on the disk as they are, so that a stop loses none of them."""
+"""The pictures of the segment in hand, kept as they are, so that a stop loses none of them."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["SegmentSink", "Spool", "Spooled", "spooled"]
+__all__ = ["MEMORY_BYTES", "SegmentSink", "Spool", "Spooled", "spooled"]
+
+MEMORY_BYTES = 384 << 20
+"""What a spool holds in memory at most: a segment of 72 frames at 1K."""
 
 _HEAD = Struct("<HqqIIBB")
 """Sink, time stamp, duration, height, width, bytes a sample, planes."""
@@ -27,6 +30,11 @@ class Spooled:
     pts: int
     duration: int
     alpha_hw: "np.ndarray | None"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pictures."""
+        return self.rgb_hwc.nbytes + (0 if self.alpha_hw is None else self.alpha_hw.nbytes)
 
     def write_to(self, sink: "SegmentSink") -> None:
         """Make the call."""
@@ -51,22 +59,22 @@ class SegmentSink(Protocol):
 
 
 class Spool:
-    """Records what goes into the encoders; use as a context manager, which closes the file.
+    """Holds what goes into the encoders until the segment is finished; use as a context manager.
 
-    An encoder cannot be stopped and gone on with, so that a stopped segment is encoded again, from here. A disk that
-    refuses is no reason to fail: then nothing is recorded, and the segment would have to be made again.
+    An encoder cannot be stopped and gone on with, so that a stopped segment is encoded again, from here. The calls stay
+    in memory, and go to the disk when the work stops, or once they are more than `MEMORY_BYTES`: written all the time,
+    they would wear out a disk for a stop that may never come. A disk that refuses is no reason to fail: then nothing
+    is kept, and the segment would have to be made again.
     """
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """Write behind the first `keep_bytes` of the file at `path`, or a new file."""
+        """Keep the first `keep_bytes` of the file at `path`; what is held comes behind them."""
         self._path = path
         self._keep_bytes = keep_bytes
+        self._held: list[Spooled] | None = []
+        self._held_bytes = 0
         self._file: BinaryIO | None = None
         self._finished = False
-        with suppress(OSError):
-            self._file = path.open("r+b" if keep_bytes else "wb")
-            self._file.truncate(keep_bytes)
-            self._file.seek(keep_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +82,7 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._held = None
         if not self._finished:
             # Nobody will read it, and where the disk is full every byte counts.
             self._give_up()
@@ -82,28 +91,25 @@ class Spool:
                 self._file.close()
 
     def record(self, call: Spooled) -> None:
-        """Add one call."""
-        if self._file is None:
-            return
-        import numpy as np
-
-        height, width = call.rgb_hwc.shape[:2]
-        planes = 3 if call.alpha_hw is None else 4
+        """Add one call; its arrays must not change any more."""
         try:
-            self._file.write(
-                _HEAD.pack(call.sink, call.pts, call.duration, height, width, call.rgb_hwc.itemsize, planes)
-            )
-            for array in (call.rgb_hwc, call.alpha_hw):
-                if array is not None:
-                    self._file.write(np.ascontiguousarray(array).data)
+            if self._held is not None:
+                self._held.append(call)
+                self._held_bytes += call.nbytes
+                if self._held_bytes > MEMORY_BYTES:
+                    self._pour()
+            elif self._file is not None:
+                self._write(call)
         except OSError:
             self._give_up()
 
     def finish(self) -> int | None:
         """Wait until all is on the disk; gives the size in bytes, None where the disk refused."""
-        if self._file is None:
-            return None
         try:
+            if self._held is not None:
+                self._pour()
+            if self._file is None:
+                return None
             self._file.flush()
             os.fsync(self._file.fileno())
             size_bytes = self._file.tell()
@@ -113,7 +119,28 @@ class Spool:
         self._finished = True
         return size_bytes
 
+    def _pour(self) -> None:
+        """Write what is held; raises OSError."""
+        held, self._held = self._held or [], None
+        self._file = self._path.open("r+b" if self._keep_bytes else "wb")
+        self._file.truncate(self._keep_bytes)
+        self._file.seek(self._keep_bytes)
+        for call in held:
+            self._write(call)
+
+    def _write(self, call: Spooled) -> None:
+        assert self._file is not None, "what is held is poured first"
+        import numpy as np
+
+        height, width = call.rgb_hwc.shape[:2]
+        planes = 3 if call.alpha_hw is None else 4
+        self._file.write(_HEAD.pack(call.sink, call.pts, call.duration, height, width, call.rgb_hwc.itemsize, planes))
+        for array in (call.rgb_hwc, call.alpha_hw):
+            if array is not None:
+                self._file.write(np.ascontiguousarray(array).data)
+
     def _give_up(self) -> None:
+        self._held = None
         if self._file is None:
             return
         with suppress(OSError):
