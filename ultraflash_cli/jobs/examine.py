@@ -48,6 +48,7 @@ def examine(folder: Path, store: WeightStore) -> list[Finding]:
         ("cpu", _cpu),
         ("gpu", _gpu),
         ("triton", _triton),
+        ("attention", _attention),
         ("av", _av),
         ("encoders", _encoders),
         ("weights", _weights),
@@ -130,6 +131,25 @@ def _triton() -> Finding:
     except PackageNotFoundError:
         fix = "pip install triton" if sys.platform == "linux" else "nothing to do; it exists for Linux only"
         return Finding(name="triton", state="note", found="not installed; only GPU kernels use it", fix=fix)
+
+
+def _attention() -> Finding:
+    """Say which implementation of the SR transformer's attention runs, and why."""
+    import torch
+
+    from ultraflash_kernels._dispatch import device_refusal
+
+    on_gpu = torch.cuda.is_available()
+    refusal = device_refusal(torch.device("cuda" if on_gpu else "cpu"))
+    if on_gpu and refusal is None:
+        return Finding(name="attention", state="ok", found="Triton kernels")
+    why = refusal if on_gpu else "there is no GPU"
+    return Finding(
+        name="attention",
+        state="note",
+        found=f"PyTorch, since {why}".rstrip("."),
+        fix="nothing to do; the result is the same" if not on_gpu else "the result is the same, only slower",
+    )
 
 
 def _av() -> Finding:
