@@ -59,6 +59,29 @@ def moving_shapes(seed: int, *, frames: int = 8, side: int = 128) -> npt.NDArray
     return clip.round().astype(np.uint8)
 
 
+def soft_shapes(seed: int, *, frames: int = 16, side: int = 64) -> npt.NDArray[np.uint8]:
+    """A clip [T, H, W, 3] of large coloured blobs with soft edges, gliding: a toy learns them in seconds."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:side, 0:side].astype(np.float64) / side
+    clip = np.full((frames, side, side, 3), 128.0)
+    for _ in range(6):
+        (cx, cy), (vx, vy) = rng.uniform(0, 1, 2), rng.normal(0, 0.02, 2)
+        colour, radius = rng.uniform(0, 255, 3), rng.uniform(0.1, 0.25)
+        for t in range(frames):
+            cover = np.exp(-(((x - cx - vx * t) ** 2 + (y - cy - vy * t) ** 2) / radius**2))
+            clip[t] += cover[..., None] * (colour - clip[t])
+    return clip.round().astype(np.uint8)
+
+
+def soft_materials(count: int, *, first_seed: int = 0) -> list[Material]:
+    """Return clips of soft shapes, with captions."""
+    licence = "made for this project (test)"
+    return [
+        Material(f"soft_{seed}", "clip", licence, soft_shapes(seed), f"soft shapes number {seed}")
+        for seed in range(first_seed, first_seed + count)
+    ]
+
+
 def made_materials(count: int, *, first_seed: int = 0, side: int = 128) -> list[Material]:
     """Return clips of moving shapes."""
     licence = "made for this project (test)"
@@ -70,7 +93,10 @@ def made_materials(count: int, *, first_seed: int = 0, side: int = 128) -> list[
 
 def write_materials(folder: Path, materials: list[Material]) -> Path:
     """Lay material out as `prepare` does; return the folder."""
-    rows = [{"name": m.name, "kind": m.kind, "licence": m.licence, "source": "test"} for m in materials]
+    rows = [
+        {"name": m.name, "kind": m.kind, "licence": m.licence, "source": "test", "caption": m.caption}
+        for m in materials
+    ]
     for material in materials:
         np.save(folder / f"{material.name}.npy", material.frames_thwc)
     (folder / "materials.json").write_text(json.dumps(rows))

@@ -88,6 +88,19 @@ def dataset(seed: int = 1, config: PairConfig = PAIRS) -> PairDataset:
     return PairDataset([*made_materials(2, side=64), still], config, seed=seed, scale_of={2: 0.5, 3: 0.5})
 
 
+def test_a_clip_that_is_too_short_is_named() -> None:
+    with pytest.raises(InputError, match="clip_0: shorter than the 9 frames"):
+        dataset(config=replace(PAIRS, frames=9))
+
+
+def test_words_go_with_the_sample_of_their_clip() -> None:
+    materials = [replace(m, caption=f"words of {m.name}") for m in made_materials(3, side=64)]
+    pairs = PairDataset(materials, replace(PAIRS, first_frame_share=0.0), seed=1, scale_of={2: 1.0})
+    captions = {pairs.caption(index) for index in range(20)}
+    assert captions == {f"words of clip_{number}" for number in range(3)}
+    assert pairs.caption(4) == pairs.caption(4)
+
+
 @pytest.mark.parametrize("scale", [2, 3])
 def test_a_sample_is_a_pure_function_of_seed_and_index(scale: int) -> None:
     first, second = dataset(), dataset()

@@ -1,14 +1,19 @@
 """The loop: batches in order, the same losses after a stop, averages, optimisers."""
 
-import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ultraflash_cli.train.loop import Batch, LoopConfig, Prefetcher, run_loop
+from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, Prefetcher, run_loop
+from ultraflash_cli.train.run_log import RunLog
 
 
 def numbered(number: int) -> Batch:
@@ -31,9 +36,11 @@ class Toy(nn.Module):
         return self.mix(x)
 
 
-def squares(losses: list[float], model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def squares(losses: list[float], model: nn.Module, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """A loss with draws of both kinds: from the generator it is given, and from torch's own."""
     low, high, _ = batch
-    loss = (model(low) - high).square().mean()
+    shaken = low + 0.1 * torch.randn(low.shape, generator=rng) + 0.1 * torch.randn(low.shape)
+    loss = (model(shaken) - high).square().mean()
     losses.append(loss.item())
     return {"squares": loss}
 
@@ -41,16 +48,16 @@ def squares(losses: list[float], model: nn.Module, batch: Batch) -> dict[str, Te
 def train(folder: Path, *, stop: int | None = None, steps: int = 12) -> tuple[list[float], nn.Module]:
     """Train the toy; with ``stop``, leave by an error at that step, as a killed run would."""
     losses: list[float] = []
-    config = LoopConfig(steps=steps, warmup=2, save_every=4, rate=1e-2, kernel_rate=0.01, batch=2)
+    config = LoopConfig(steps=steps, warmup=2, save_every=4, rate=1e-2, kernel_rate=0.01, batch=2, log_every=3)
 
-    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def loss(model: nn.Module, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         if batch[2] == stop:
             raise KeyboardInterrupt
-        return squares(losses, model, batch)
+        return squares(losses, model, batch, rng)
 
     model = Toy()
     batches = Prefetcher(numbered, workers=0)
-    run_loop(model, loss, batches, config, folder, is_kernel=lambda name: name.endswith("weight"))
+    run_loop(model, (Learner(loss=loss, is_kernel=lambda name: name.endswith("weight")),), batches, config, folder)
     return losses, model
 
 
@@ -68,9 +75,10 @@ def test_it_learns_and_returns_the_average(tmp_path: Path) -> None:
     losses, model = train(tmp_path, steps=100)
     assert losses[-1] < 0.5 * losses[0]
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    for value, mean in zip(model.parameters(), state["average"], strict=True):
+    (pupil,) = state["pupils"]
+    for value, mean in zip(model.parameters(), pupil["average"], strict=True):
         assert torch.equal(value, mean)
-    assert not torch.equal(state["parameters"][0], state["average"][0])
+    assert not torch.equal(pupil["parameters"][0], pupil["average"][0])
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
@@ -80,20 +88,25 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_the_log_has_a_line_every_fifty_steps(tmp_path: Path) -> None:
-    losses, _ = train(tmp_path, steps=100)
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [50, 100]
-    assert rows[0]["squares"] == pytest.approx(sum(losses[:50]) / 50, abs=1e-5)
+def test_the_log_of_a_stopped_run_that_went_on_is_that_of_a_whole_one(tmp_path: Path) -> None:
+    losses, _ = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", stop=10)  # its log has a row of step 9, behind the checkpoint
+    train(tmp_path / "stopped")
+    whole, stopped = (RunLog(tmp_path / name).rows() for name in ("whole", "stopped"))
+    assert [row["step"] for row in whole] == [3, 6, 9, 12]
+    assert whole[0]["squares"] == pytest.approx(sum(losses[:3]) / 3, abs=1e-5)
+    for a, b in zip(whole, stopped, strict=True):
+        assert a | {"s_per_step": 0} == b | {"s_per_step": 0}
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path: Path) -> None:
-    def broken(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def broken(model: nn.Module, batch: Batch, _: torch.Generator) -> dict[str, Tensor]:
         return {"nan": model(batch[0]).mean() * float("nan")}
 
     model, before = Toy(), Toy()
     config = LoopConfig(steps=2, warmup=1)
-    run_loop(model, broken, Prefetcher(numbered, workers=0), config, tmp_path)
+    run_loop(model, (Learner(loss=broken),), Prefetcher(numbered, workers=0), config, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
 
 
@@ -107,8 +120,9 @@ def test_saving_shows_the_average_and_puts_the_weights_back(tmp_path: Path) -> N
     alone: list[float] = []
     config = LoopConfig(steps=8, warmup=2, save_every=4, rate=1e-2)
     batches = Prefetcher(numbered, workers=0)
-    model = run_loop(Toy(), partial(squares, watched), batches, config, tmp_path / "a", on_save=look)
-    run_loop(Toy(), partial(squares, alone), batches, config, tmp_path / "b")
+    watching, lonely = (Learner(loss=partial(squares, losses)) for losses in (watched, alone))
+    model = run_loop(Toy(), (watching,), batches, config, tmp_path / "a", on_save=look)
+    run_loop(Toy(), (lonely,), batches, config, tmp_path / "b")
     assert [step for step, _ in seen] == [4, 8]
     assert torch.equal(seen[1][1], next(model.parameters()))
     assert watched == alone
@@ -127,13 +141,13 @@ def test_a_kernel_step_moves_all_directions_alike(tmp_path: Path) -> None:
     before = model.weight.detach().clone()
     target = torch.randn(model.weight.shape, generator=torch.Generator().manual_seed(1))
 
-    def pull(_model: nn.Module, _batch: Batch) -> dict[str, Tensor]:
+    def pull(_model: nn.Module, _batch: Batch, _: torch.Generator) -> dict[str, Tensor]:
         return {"pull": (model.weight * target).sum()}
 
     config = LoopConfig(steps=1, warmup=0, kernel_rate=0.1)
     batches = Prefetcher(numbered, workers=0)
     # The average of the first step is one tenth old; it still lies on the line of the step.
-    run_loop(model, pull, batches, config, tmp_path, is_kernel=lambda _: True)
+    run_loop(model, (Learner(loss=pull, is_kernel=lambda _: True),), batches, config, tmp_path)
     values = torch.linalg.svdvals((model.weight.detach() - before).flatten(1))
     assert values.max() < 2 * values.min()
 
@@ -149,3 +163,107 @@ def test_batches_come_in_order_from_any_number_of_workers(workers: int) -> None:
 
 def test_no_batches_come_where_none_are_left() -> None:
     assert list(Prefetcher(numbered, workers=0).batches(5, 5)) == []
+
+
+class Roles(nn.Module):
+    """Two networks and one that nobody trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.student, self.critic, self.teacher = (nn.Conv3d(3, 3, 1) for _ in range(3))
+
+
+def towards(role: str, target: str, turns: list[str], roles: nn.Module, batch: Batch, rng: torch.Generator) -> Any:
+    """Pull a role's output to another's; also notes whose turn it is, and who could learn in it."""
+    able = {name.split(".")[0] for name, p in roles.named_parameters() if p.requires_grad}
+    assert able - {"teacher"} == {role}
+    turns.append(role)
+    mine, other = (roles.get_submodule(name)(batch[0]) for name in (role, target))
+    return {"distance": (mine - other).square().mean()}
+
+
+def test_learners_take_turns_by_their_ratio_and_move_their_own_roles_only(tmp_path: Path) -> None:
+    roles, turns = Roles(), list[str]()
+    roles.teacher.requires_grad_(False)
+    before = {name: value.clone() for name, value in roles.state_dict().items()}
+    learners = (
+        Learner(name="critic", roles=("critic",), loss=partial(towards, "critic", "student", turns)),
+        Learner(name="student", roles=("student",), every=3, loss=partial(towards, "student", "teacher", turns)),
+    )
+    config = LoopConfig(steps=6, warmup=0, rate=1e-2, log_every=6)
+    run_loop(roles, learners, Prefetcher(numbered, workers=0), config, tmp_path)
+    assert turns == 2 * (["critic"] * 3 + ["student"])
+    moved = {name.split(".")[0] for name, value in roles.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"critic", "student"}
+    assert {"critic.distance", "student.distance"} <= RunLog(tmp_path).rows()[0].keys()
+    assert {p.requires_grad for p in roles.student.parameters()} == {True}
+
+
+def test_two_small_batches_make_the_step_of_one_large_one(tmp_path: Path) -> None:
+    def halves(number: int) -> Batch:
+        low, high, _ = numbered(number // 2)
+        half = slice(number % 2, number % 2 + 1)
+        return low[half], high[half], number
+
+    def plain(model: nn.Module, batch: Batch, _: torch.Generator) -> dict[str, Tensor]:
+        return {"squares": (model(batch[0]) - batch[1]).square().mean()}
+
+    made: list[nn.Module] = []
+    for name, make, accumulate in (("whole", numbered, 1), ("halves", halves, 2)):
+        config = LoopConfig(steps=5, warmup=0, rate=1e-2, accumulate=accumulate)
+        batches = Prefetcher(make, workers=0)
+        made.append(run_loop(Toy(), (Learner(loss=plain),), batches, config, tmp_path / name))
+    for a, b in zip(made[0].parameters(), made[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_mixed_precision_multiplies_in_bfloat16_and_keeps_float32_weights(tmp_path: Path) -> None:
+    seen: set[torch.dtype] = set()
+
+    def loss(model: nn.Module, batch: Batch, _: torch.Generator) -> dict[str, Tensor]:
+        out = model(batch[0])
+        seen.add(out.dtype)
+        return {"squares": (out.float() - batch[1]).square().mean()}
+
+    config = LoopConfig(steps=2, warmup=0, precision="bf16")
+    model = run_loop(Toy(), (Learner(loss=loss),), Prefetcher(numbered, workers=0), config, tmp_path)
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="accumulate"):
+        LoopConfig(steps=1, accumulate=0)
+    with pytest.raises(ConfigError, match="precision"):
+        LoopConfig(steps=1, precision="fp8")  # pyright: ignore[reportArgumentType]
+
+
+def test_two_processes_do_what_one_does_with_twice_the_accumulation(tmp_path: Path, repository: Path) -> None:
+    config = LoopConfig(steps=4, warmup=1, save_every=2, rate=1e-2, accumulate=2, log_every=4)
+    alone = run_loop(Toy(), (Learner(loss=partial(squares, [])),), Prefetcher(numbered, workers=0), config, tmp_path)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys; from dataclasses import replace; from functools import partial; from pathlib import Path\n"
+        "import torch; from tests.train.test_loop import *; from ultraflash_cli.train.crew import joined_crew\n"
+        "config = LoopConfig(steps=4, warmup=1, save_every=2, rate=1e-2, log_every=4)\n"
+        "with joined_crew(torch.device('cpu')) as (crew, _):\n"
+        "    batches, learner = Prefetcher(numbered, workers=0), Learner(loss=partial(squares, []))\n"
+        "    run_loop(Toy(), (learner,), batches, config, Path(sys.argv[1]), crew=crew)\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(program), str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=repository,
+        env=os.environ | {"PYTHONPATH": f"{repository}:{repository / 'kernels'}", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (pupil,) = torch.load(tmp_path / "two" / "state.pt", weights_only=True)["pupils"]
+    for mine, theirs in zip(alone.parameters(), pupil["average"], strict=True):
+        torch.testing.assert_close(mine.detach(), theirs, rtol=1e-4, atol=1e-6)
+    (mine,), (theirs,) = RunLog(tmp_path).rows(), RunLog(tmp_path / "two").rows()
+    assert mine["squares"] == pytest.approx(theirs["squares"], rel=1e-4)

@@ -16,6 +16,7 @@ from ultraflash_cli.train import prepare as preparing
 from ultraflash_cli.train.data import load_materials
 from ultraflash_cli.train.pages import PagesConfig, page_words, render_pages
 from ultraflash_cli.train.prepare import PhotoSource, PrepareJob, prepare
+from ultraflash_cli.train.scenes import caption, random_scene, render
 
 SMALL_PAGES = PagesConfig(count=3, width_px=320, height_px=200, latin_fonts=("Test.ttf",), cjk_fonts=())
 
@@ -118,6 +119,16 @@ def test_photos_of_the_manifest_come_when_asked_for(tmp_path: Path) -> None:
 def test_photos_under_a_licence_that_is_not_allowed_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="CC-BY-NC"):
         PrepareJob(photos=(PhotoSource(folder=tmp_path, licence="CC-BY-NC-4.0"),))
+
+
+def test_drawn_scenes_come_with_their_captions(tmp_path: Path) -> None:
+    entries = prepare(PrepareJob(scenes=2, scene_size=(24, 40), scene_frames=3), tmp_path)
+    materials = load_materials(tmp_path)
+    assert [material.caption for material in materials] == [caption(random_scene(number)) for number in range(2)]
+    assert [entry.shape for entry in entries] == [[3, 24, 40, 3]] * 2
+    assert (materials[1].frames_thwc[2] == render(random_scene(1), 2 / 16, height_px=24, width_px=40)).all()
+    with pytest.raises(UsageError, match="scenes"):
+        PrepareJob(scenes=-1)
 
 
 def test_nothing_to_prepare_is_said() -> None:

@@ -1,7 +1,6 @@
 """The recipes learn, start where they say, and train the very networks that serve."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,14 +36,16 @@ def test_every_recipe_of_the_table_offers_what_a_run_needs() -> None:
         module = recipe.load()
         config = module.configure(steps=7, seed=3)
         assert (recipe.name, config.loop.steps, config.loop.seed) == (name, 7, 3)
-        assert all(callable(getattr(module, part)) for part in ("start", "loss", "is_kernel"))
+        assert all(callable(getattr(module, part)) for part in ("start", "make", "pictures"))
+        assert module.learners(config)
         assert module.NETWORKS
+        assert module.configure(steps=7, seed=3, toy=True) != config
 
 
 def test_pixels_starts_as_lanczos() -> None:
     low = clip(4, 16)
     for scale in (2, 3):
-        out = pixels.PixelRoles(SMALL)(low, scale)
+        out = pixels.PixelRoles(SMALL)(low, scale, torch.Generator())
         wanted = lanczos_upscale(low[0].transpose(0, 1), scale).transpose(0, 1)[None]
         torch.testing.assert_close(out, wanted)
 
@@ -62,13 +63,13 @@ def test_pixels_learns_in_forty_steps_what_lanczos_lacks_on_held_out_clips(tmp_p
 
     @torch.no_grad()
     def errors() -> tuple[float, float]:
-        terms = [pixels.loss(config, roles, batch) for batch in tests]
+        terms = [pixels.loss(config, roles, batch, torch.Generator()) for batch in tests]
         luma = sum(term["luma"].item() for term in terms)
         return luma, sum(value.item() for term in terms for value in term.values())
 
     lanczos_luma, lanczos = errors()
     batches = Prefetcher(lambda number: learned.batch(number, 4), workers=0)
-    run_loop(roles, partial(pixels.loss, config), batches, loop, tmp_path, is_kernel=pixels.is_kernel)
+    run_loop(roles, pixels.learners(config), batches, loop, tmp_path)
     luma, total = errors()
     assert luma < 0.82 * lanczos_luma
     assert total < 0.88 * lanczos
@@ -78,8 +79,10 @@ def test_the_structural_terms_are_there_where_they_have_a_weight() -> None:
     batch = (clip(4, 32), clip(4, 64), 2)
     config = pixels.PixelsConfig(loop=LoopConfig(steps=1))
     roles = pixels.PixelRoles(SMALL)
-    assert pixels.loss(config, roles, batch).keys() == {"luma", "chroma", "temporal"}
-    more = pixels.loss(replace(config, information=0.01, detail=0.02), roles, batch)
+    rng = torch.Generator()
+    assert pixels.loss(config, roles, batch, rng).keys() == {"luma", "chroma", "temporal"}
+    terms = replace(config.terms, information=0.01, detail=0.02)
+    more = pixels.loss(replace(config, terms=terms), roles, batch, rng)
     assert more.keys() == {"luma", "chroma", "temporal", "information", "detail"}
     sum(more.values(), start=torch.zeros(())).backward()
     moved = {name for name, p in roles.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -109,7 +112,7 @@ def test_the_parallel_form_equals_the_streaming_form(scale: int) -> None:
     roles = pixels.PixelRoles(SMALL).requires_grad_(False)
     shaken(roles)
     frames = clip(12, 32)
-    whole = roles(frames, scale)
+    whole = roles(frames, scale, torch.Generator())
     profile = SMALL.at_scale(scale)
     decoder = Decoder(profile.decoder)
     decoder.load_state_dict(roles.decoder.state_dict())
@@ -131,10 +134,10 @@ def test_the_parallel_form_equals_the_streaming_form(scale: int) -> None:
 
 
 def test_the_transformer_of_sr_dit_computes_in_training_what_it_computes_in_service() -> None:
-    roles = sr_dit.SrRoles(SMALL, seed=6).requires_grad_(False)
+    roles = sr_dit.SrRoles(SMALL).requires_grad_(False)
     shaken(roles)
     latents = torch.randn(1, 16, 6, 16, 16, generator=torch.Generator().manual_seed(2))
-    trained = roles.refine(latents)
+    trained = roles.refine(latents, torch.Generator().manual_seed(6))
     noise = torch.Generator().manual_seed(6)
     state = roles.sr_dit.init_state(batch=1, height=16, width=16)
     served: list[Tensor] = []
@@ -150,7 +153,7 @@ def test_sr_dit_starts_as_the_cascade_it_is_given() -> None:
     roles = sr_dit.start(sr_dit.configure(steps=1, seed=1), [], given)
     latents = torch.randn(1, 16, 2, 16, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        torch.testing.assert_close(roles.refine(latents), latents)
+        torch.testing.assert_close(roles.refine(latents, torch.Generator()), latents)
     assert all(torch.equal(value, roles.state_dict()[name]) for name, value in given.items())
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.train.made import CLEAN, made_materials, write_materials
+from tests.train.made import CLEAN, made_materials, soft_materials, write_materials
 from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
@@ -17,6 +17,7 @@ from ultraflash_cli.train.data import PairConfig, data_hash
 from ultraflash_cli.train.export import networks_of
 from ultraflash_cli.train.loop import LoopConfig
 from ultraflash_cli.train.recipes import pixels
+from ultraflash_cli.train.run import read_record
 from ultraflash_cli.weights.load import load_strictly, read_tensors
 from ultraflash_cli.weights.manifest import manifest_text, read_manifest, read_sets
 from ultraflash_cli.weights.verify import sha256_of
@@ -31,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in networks on crops so small that a step takes no time."""
 
-    def configure(*, steps: int, seed: int) -> pixels.PixelsConfig:
+    def configure(*, steps: int, seed: int, toy: bool = False) -> pixels.PixelsConfig:
         loop = LoopConfig(steps=steps, seed=seed, warmup=1, save_every=2, batch=1)
         return pixels.PixelsConfig(loop=loop, pairs=PairConfig(crop_px=16, degradation=CLEAN))
 
@@ -80,6 +81,37 @@ def test_a_run_leaves_averages_a_record_and_a_state_and_exports_what_the_engine_
     assert "lite/decoder" in capsys.readouterr().out
 
 
+def test_a_run_leaves_its_losses_and_samples_as_pictures(data: Path, tmp_path: Path) -> None:
+    assert train(data, tmp_path, "--save-every", "1") == 0
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["000001.png", "000002.png"]
+    for path in (tmp_path / "losses.png", *(tmp_path / "samples").iterdir()):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_stages_of_the_paper_run_one_after_the_other_from_their_commands(tmp_path: Path) -> None:
+    data = tmp_path / "material"
+    data.mkdir()
+    write_materials(data, soft_materials(2))
+
+    def stage(name: str, *starts: str, material: bool = True) -> None:
+        arguments = ["--toy", "--steps", "2", "--batch", "1", "--workers", "0", "--threads", "1", "--device", "cpu"]
+        arguments += ["--data", str(data)] if material else []
+        for start in starts:
+            arguments += ["--start-from", str(tmp_path / start / "average.safetensors")]
+        assert main(["train", name, "--out", str(tmp_path / name), *arguments]) == 0, name
+
+    stage("decoder")
+    stage("latent_upsampler", "decoder")
+    stage("tv2v_flow_matching", "latent_upsampler")
+    stage("causal_dmd", "tv2v_flow_matching")
+    stage("cascade_dpo", "tv2v_flow_matching", "causal_dmd")
+    stage("generator", "decoder", material=False)
+    stage("generator_distil", "generator", material=False)
+    kept = {name.split(".")[0] for name in read_tensors(tmp_path / "cascade_dpo" / "average.safetensors")}
+    assert kept == {"encoder", "upsamplers", "decoder", "sr_dit", "text_encoder"}
+    assert read_record(tmp_path / "generator_distil").recipe == "generator_distil"
+
+
 def test_a_run_goes_on_only_with_the_same_settings(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +151,8 @@ def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) ->
         pytest.param(["pixels", "--steps", "1", "--data", "gone"], 3, "Prepare the data first", id="no data"),
         pytest.param(["pixels", "--steps", "1", "--start-from", "gone"], 8, "no such weights", id="no weights"),
         pytest.param(["sr_dit", "--steps", "1"], 2, "--start-from", id="sr_dit from nothing"),
+        pytest.param(["pixels", "--steps", "1", "--accumulate", "0"], 2, "accumulation", id="no accumulation"),
+        pytest.param(["causal_dmd", "--toy", "--steps", "1"], 2, "tv2v_flow_matching", id="a stage from nothing"),
     ],
 )
 def test_a_run_that_cannot_start_says_why(
@@ -150,3 +184,8 @@ def test_only_the_networks_that_a_recipe_trains_are_taken() -> None:
 def test_the_list_of_weights_is_written_as_it_is_read(repository: Path) -> None:
     listing = repository / "weights.toml"
     assert manifest_text(read_manifest(listing), read_sets(listing)) == listing.read_text()
+
+
+def test_a_recipe_that_needs_material_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "pixels", "--out", str(tmp_path), "--steps", "1"]) == 2
+    assert "--data" in capsys.readouterr().err

@@ -42,13 +42,21 @@ def prepare_material(
     texts: Annotated[
         list[Path] | None, typer.Option("--text", metavar="FILE", help="A text whose words fill the pages; repeatable.")
     ] = None,
+    scenes: Annotated[
+        int, typer.Option("--scenes", metavar="N", help="Clips of scenes drawn by code, with captions.")
+    ] = 0,
 ) -> None:
-    """Prepare training material whose licences allow it: clips, photos, rendered pages."""
+    """Prepare training material whose licences allow it: clips, photos, rendered pages, drawn scenes."""
     from ultraflash_cli.train.prepare import PhotoSource, PrepareJob, prepare
 
     sources = [PhotoSource(folder=Path(folder), licence=licence) for folder, licence in _pairs("--photos", photos)]
     job = PrepareJob(
-        manifest=manifest, with_photos=with_photos, photos=tuple(sources), fonts=fonts, texts=tuple(texts or [])
+        manifest=manifest,
+        with_photos=with_photos,
+        photos=tuple(sources),
+        fonts=fonts,
+        texts=tuple(texts or []),
+        scenes=scenes,
     )
     entries = prepare(job, out, on_entry=lambda entry: console.detail(f"{entry.kind:8} {entry.name}"))
     console.info(f"{len(entries)} pieces of material in {out}")
@@ -84,7 +92,7 @@ def preview_scenes(
 ) -> None:
     """Draw some of the scenes that a generator learns words from, and say their captions."""
     from ultraflash_cli.train.scenes import caption, contact_sheet, random_scene
-    from ultraflash_cli.video.encode import write_png
+    from ultraflash_cli.video.stills import write_png
 
     if count < 1:
         raise UsageError(f"--count is 1 or more, got {count}")
@@ -112,8 +120,8 @@ def preview_degradation(
 
     from ultraflash_cli.train.aigc import AigcConfig, contact_sheet
     from ultraflash_cli.video.decode import read_frames
-    from ultraflash_cli.video.encode import write_png
     from ultraflash_cli.video.probe import probe
+    from ultraflash_cli.video.stills import write_png
 
     if count < 1:
         raise UsageError(f"--count is 1 or more, got {count}")
@@ -134,20 +142,41 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
     @with_console(hidden=True)
     def train(
         console: Console,
-        data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Prepared material.")],
         out: Annotated[
             Path, typer.Option("--out", metavar="DIR", help="Folder of the run; an interrupted run goes on.")
         ],
         steps: Annotated[int, typer.Option("--steps", metavar="N", help="Optimiser steps in all.")],
+        data: Annotated[
+            Path | None,
+            typer.Option("--data", metavar="DIR", help="Prepared material.", hidden=not recipe.material),
+        ] = None,
         threads: ThreadsOption = None,
         workers: Annotated[
             int, typer.Option("--workers", metavar="N", help="Processes that make batches; 0 makes them in between.")
         ] = 1,
         seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of weights and batches.")] = 1,
         start_from: Annotated[
-            Path | None,
-            typer.Option("--start-from", metavar="FILE", help="Averaged weights of another run to start from."),
+            list[Path] | None,
+            typer.Option("--start-from", metavar="FILE", help="Averaged weights of another run; repeatable."),
         ] = None,
+        toy: Annotated[bool, typer.Option("--toy", help="Small networks and clips, for a try of minutes.")] = False,
+        device: Annotated[
+            Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the networks are.")
+        ] = "auto",
+        precision: Annotated[
+            Literal["fp32", "bf16"] | None, typer.Option("--precision", help="Of products; weights stay float32.")
+        ] = None,
+        batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Clips in a batch.")] = None,
+        accumulate: Annotated[
+            int, typer.Option("--accumulate", metavar="N", help="Batches whose gradients make one step.")
+        ] = 1,
+        save_every: Annotated[
+            int | None,
+            typer.Option("--save-every", metavar="N", help="Steps between checkpoints, plots and sample pictures."),
+        ] = None,
+        tensorboard: Annotated[
+            bool, typer.Option("--tensorboard", help="Write TensorBoard's event files, too.")
+        ] = False,
     ) -> None:
         from ultraflash_cli.jobs.host import keep_freed_memory, usable_cores
         from ultraflash_cli.train.run import TrainJob, run
@@ -160,11 +189,18 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
             seed=seed,
             threads=threads or usable_cores(),
             workers=workers,
-            start_from=start_from,
+            start_from=tuple(start_from or ()),
+            toy=toy,
+            device=device,
+            precision=precision,
+            batch=batch,
+            accumulate=accumulate,
+            save_every=save_every,
+            tensorboard=tensorboard,
         )
         keep_freed_memory()
         run(job, on_save=lambda done: console.info(f"{done} of {steps} steps"))
-        console.info(f"averaged weights, record and log in {out}")
+        console.info(f"averaged weights, record, log and pictures in {out}")
 
     return train
 

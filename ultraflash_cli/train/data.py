@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,17 @@ from torch.utils.data import Dataset
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.train.degradation import DegradationConfig, degrade
 
-__all__ = ["ALLOWED", "Material", "PairConfig", "PairDataset", "data_hash", "is_allowed", "load_materials"]
+__all__ = [
+    "ALLOWED",
+    "Material",
+    "PairConfig",
+    "PairDataset",
+    "captioned_batch",
+    "data_hash",
+    "is_allowed",
+    "load_materials",
+    "pair_batch",
+]
 
 ALLOWED = ("Apache-2.0", "MIT", "CC0", "CC-BY-SA", "CC-BY", "GPL", "made for this project")
 """Licences whose material may shape weights that are shipped, by how their names start."""
@@ -40,6 +51,7 @@ class Material:
     kind: str
     licence: str
     frames_thwc: npt.NDArray[np.uint8]
+    caption: str = ""
 
 
 def load_materials(folder: Path) -> list[Material]:
@@ -55,7 +67,7 @@ def load_materials(folder: Path) -> list[Material]:
         if not is_allowed(entry["licence"]):
             raise InputError(f"{entry['name']}: licence {entry['licence']!r} is not one that shipped weights may use.")
         frames = np.load(folder / f"{entry['name']}.npy", mmap_mode="r")
-        materials.append(Material(entry["name"], entry["kind"], entry["licence"], frames))
+        materials.append(Material(entry["name"], entry["kind"], entry["licence"], frames, entry.get("caption", "")))
     return materials
 
 
@@ -92,6 +104,9 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self.scales = tuple(scale_of)
         self.scale_odds = np.array(list(scale_of.values())) / sum(scale_of.values())
+        short = [m.name for m in materials if 1 < len(m.frames_thwc) < config.frames]
+        if short:
+            raise InputError(f"{short[0]}: shorter than the {config.frames} frames that this recipe learns from.")
         self.by_kind = {kind: [m for m in materials if m.kind == kind] for kind, _ in config.shares}
         kinds = [(k, share) for k, share in config.shares if self.by_kind[k]]
         self.kinds = tuple(k for k, _ in kinds)
@@ -106,10 +121,8 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return (low [3, T, h, w], high [3, T, H, W]) in [0, 1] of sample ``index``."""
         rng = np.random.default_rng((self.seed, 2, index))
         config = self.config
-        kind = self.kinds[rng.choice(len(self.kinds), p=self.kind_odds)]
-        choice = self.by_kind[kind]
         side = config.crop_px * scale
-        material = choice[rng.integers(len(choice))]
+        material = self._draw_material(rng)
         high = (
             _moving_still(material, side, config.frames, rng)
             if len(material.frames_thwc) == 1
@@ -121,11 +134,40 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         low = degrade(high, scale, config.degradation, rng)
         return _to_tensor(low), _to_tensor(high)
 
+    def caption(self, index: int) -> str:
+        """Return the words that go with sample ``index``; empty where its material has none."""
+        return self._draw_material(np.random.default_rng((self.seed, 2, index))).caption
+
+    def _draw_material(self, rng: np.random.Generator) -> Material:
+        choice = self.by_kind[self.kinds[rng.choice(len(self.kinds), p=self.kind_odds)]]
+        return choice[rng.integers(len(choice))]
+
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor, int]:
         """Return batch ``number``: (low [B, 3, T, h, w], high [B, 3, T, H, W], scale)."""
         scale = self.scale(number)
         pairs = [self.sample(number * size + i, scale) for i in range(size)]
         return torch.stack([low for low, _ in pairs]), torch.stack([high for _, high in pairs]), scale
+
+
+def pair_batch(
+    data: Path, pairs: PairConfig, seed: int, scale_odds: tuple[tuple[int, float], ...], size: int, number: int
+) -> tuple[Tensor, Tensor, int]:
+    """Return batch ``number`` of the material in ``data``; the same in any process."""
+    return _dataset(data, pairs, seed, scale_odds).batch(number, size)
+
+
+def captioned_batch(
+    data: Path, pairs: PairConfig, seed: int, scale_odds: tuple[tuple[int, float], ...], size: int, number: int
+) -> tuple[Tensor, Tensor, int, tuple[str, ...]]:
+    """Return ``pair_batch`` and the captions of its clips."""
+    dataset = _dataset(data, pairs, seed, scale_odds)
+    captions = tuple(dataset.caption(number * size + i) for i in range(size))
+    return *dataset.batch(number, size), captions
+
+
+@lru_cache(maxsize=1)
+def _dataset(data: Path, pairs: PairConfig, seed: int, scale_odds: tuple[tuple[int, float], ...]) -> PairDataset:
+    return PairDataset(load_materials(data), pairs, seed=seed, scale_of=dict(scale_odds))
 
 
 def _to_tensor(frames_thwc: npt.NDArray[np.uint8]) -> Tensor:

@@ -1,6 +1,6 @@
-"""One loop for every recipe: batches by number, optimiser, averaged weights, checkpoints, a log."""
+"""One loop for every recipe: learners in turn, batches by number, averaged weights, checkpoints, a log."""
 
-import json
+import hashlib
 import math
 import os
 import time
@@ -8,14 +8,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "LoopConfig", "Prefetcher", "run_loop"]
+from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.train.crew import ALONE, Crew
+from ultraflash_cli.train.muon import KernelOptimiser
+from ultraflash_cli.train.run_log import RunLog
 
-Batch = tuple[Tensor, Tensor, int]
-"""(low [B, 3, T, h, w], high [B, 3, T, H, W], scale)."""
+__all__ = ["Batch", "Learner", "LoopConfig", "Loss", "Prefetcher", "generator_of", "moved", "run_loop"]
+
+Batch = Any
+"""What a recipe's own batch function returns: tensors, numbers, words, and tuples of them."""
+
+Loss = Callable[[Any, Batch, torch.Generator], dict[str, Tensor]]
+"""Roles (a module of the recipe's own class), a batch and the generator (on the CPU) of every draw to named terms,
+weighted already; their sum is minimised. A pure function."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +43,28 @@ class LoopConfig:
     warmup: int = 100
     """Steps over which the rate rises from 0."""
     clip: float = 0.5
-    """Largest gradient norm."""
+    """Largest gradient norm of a learner."""
     average: float = 0.999
     """Decay of the averaged weights."""
     batch: int = 4
     """Clips in a batch."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """``bf16``: products and convolutions in bfloat16 (autocast); weights, optimisers and averages stay float32."""
     seed: int = 1
     """Seed of every draw."""
     save_every: int = 200
-    """Steps between checkpoints."""
+    """Steps between checkpoints, each with the loss plot and sample pictures."""
+    log_every: int = 50
+    """Steps whose mean losses are a line of the log."""
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "batch", "accumulate", "save_every", "log_every"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"training: {name} must be positive, got {getattr(self, name)}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"training: precision is fp32 or bf16, got {self.precision!r}")
 
     def share_at(self, step: int) -> float:
         """Return the share of the highest learning rate that holds at a step, counted from 0."""
@@ -52,37 +75,37 @@ class LoopConfig:
         return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-class KernelOptimiser(torch.optim.Optimizer):
-    """Muon for convolution kernels: Nesterov momentum, its matrix orthogonalised by Newton-Schulz steps.
-
-    A kernel [out, in, h, w] counts as a matrix [out, in * h * w]. Source: Jordan et al., 2024 (the quintic's
-    coefficients are theirs).
-    """
-
-    def __init__(self, kernels: list[nn.Parameter], rate: float, momentum: float = 0.95) -> None:
-        super().__init__(kernels, {"lr": rate, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take one step along the orthogonalised momentum of every kernel that has a gradient."""
-        for group in self.param_groups:
-            for kernel in group["params"]:
-                if kernel.grad is None:
-                    continue
-                memory = self.state[kernel].setdefault("momentum", torch.zeros_like(kernel))
-                memory.mul_(group["momentum"]).add_(kernel.grad)
-                ahead = kernel.grad + group["momentum"] * memory
-                step = _orthogonal(ahead.reshape(ahead.shape[0], -1)).reshape(kernel.shape)
-                kernel.add_(step, alpha=-group["lr"])
+def _no_kernels(_name: str) -> bool:
+    return False
 
 
-def _orthogonal(matrix: Tensor) -> Tensor:
-    x = matrix / (matrix.norm() + 1e-12)
-    wide = x if x.shape[0] <= x.shape[1] else x.T
-    for _ in range(5):
-        gram = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
-    return wide if x.shape[0] <= x.shape[1] else wide.T
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """Some of the roles, the loss they lower, and how often they do; each has optimisers of its own."""
+
+    loss: Loss
+    """What it lowers."""
+    name: str = "model"
+    """For the log and the draws."""
+    roles: tuple[str, ...] = ()
+    """Children of the roles' module that it trains; empty is all. Nobody else's weights move in its turn."""
+    every: int = 1
+    """It learns in one of so many steps, the last of them."""
+    rate: float = 1.0
+    """Factor on the learning rates."""
+    is_kernel: Callable[[str], bool] = _no_kernels
+    """Which matrices, by name, take orthogonalised steps; everything else takes AdamW's."""
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return what it trains: the parameters of its roles that require gradients."""
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        return {name: p for name, p in named.items() if not self.roles or name.split(".")[0] in self.roles}
+
+
+def generator_of(*names: object) -> torch.Generator:
+    """Return a generator on the CPU whose draws depend on the names alone."""
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Prefetcher:
@@ -95,18 +118,19 @@ class Prefetcher:
         self.ahead = ahead
         self.pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(cores,)) if workers else None
 
-    def batches(self, first: int, stop: int) -> Iterator[Batch]:
-        """Yield batches ``first`` to ``stop`` - 1 in order."""
+    def batches(self, first: int, stop: int, step: int = 1) -> Iterator[Batch]:
+        """Yield batches ``first`` to ``stop`` - 1 in order, every ``step``-th of them."""
+        numbers = range(first, stop, step)
         if self.pool is None:
-            yield from (self.make(number) for number in range(first, stop))
+            yield from (self.make(number) for number in numbers)
             return
-        waiting = [self.pool.submit(self.make, number) for number in range(first, min(stop, first + self.ahead))]
-        following = first + len(waiting)
+        waiting = [self.pool.submit(self.make, number) for number in numbers[: self.ahead]]
+        following = iter(numbers[self.ahead :])
         while waiting:
             batch = waiting.pop(0).result()
-            if following < stop:
-                waiting.append(self.pool.submit(self.make, following))
-                following += 1
+            for number in following:
+                waiting.append(self.pool.submit(self.make, number))
+                break
             yield batch
 
     def close(self) -> None:
@@ -121,93 +145,166 @@ def _start_worker(cores: set[int] | None) -> None:
         os.sched_setaffinity(0, cores)
 
 
+class _Pupil:
+    """A learner with its parameters and optimisers."""
+
+    def __init__(self, learner: Learner, model: nn.Module, config: LoopConfig) -> None:
+        self.learner = learner
+        named = learner.parameters(model)
+        self.parameters = list(named.values())
+        assert self.parameters, f"{learner.name} has nothing to learn"
+        kernels = [p for name, p in named.items() if p.ndim >= 2 and learner.is_kernel(name)]
+        others = [p for name, p in named.items() if p.ndim < 2 or not learner.is_kernel(name)]
+        self.optimisers: list[torch.optim.Optimizer] = []
+        if others:
+            rate = config.rate * learner.rate
+            self.optimisers.append(torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0))
+        if kernels:
+            self.optimisers.append(KernelOptimiser(kernels, config.kernel_rate * learner.rate))
+        self.highest = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
+        self.average = [p.detach().clone() for p in self.parameters]
+
+    def learns_in(self, step: int) -> bool:
+        return (step + 1) % self.learner.every == 0
+
+    def set_rate(self, share: float) -> None:
+        for optimiser, rate in zip(self.optimisers, self.highest, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * share
+
+    def follow(self, decay: float) -> None:
+        """Move the averages a little towards the parameters."""
+        for p, mean in zip(self.parameters, self.average, strict=True):
+            mean.lerp_(p.detach(), 1 - decay)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "parameters": [p.detach() for p in self.parameters],
+            "average": self.average,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        for p, a, value, mean in zip(self.parameters, self.average, state["parameters"], state["average"], strict=True):
+            p.data.copy_(value)
+            a.copy_(mean)
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+
+
 def run_loop(
     model: nn.Module,
-    loss: Callable[[nn.Module, Batch], dict[str, Tensor]],
+    learners: tuple[Learner, ...],
     batches: Prefetcher,
     config: LoopConfig,
     folder: Path,
     *,
-    is_kernel: Callable[[str], bool] = lambda name: False,
     on_save: Callable[[nn.Module, int], None] | None = None,
+    crew: Crew = ALONE,
+    log: RunLog | None = None,
 ) -> nn.Module:
-    """Train ``model`` (its parameters that require gradients) and return its averaged twin.
+    """Train ``model``, whose children are the roles, and return it with its weights averaged.
 
-    ``loss`` returns named terms, weighted already; their sum is minimised. The folder gets ``state.pt`` (resumed
-    from when it is there) and ``log.jsonl``. Matrices and kernels whose name ``is_kernel`` accepts take
-    orthogonalised steps, everything else AdamW's. ``on_save`` sees the averaged model at every checkpoint.
+    In every step the learners take turns in their order, on the same batches; only the one in turn requires
+    gradients. The folder gets ``state.pt`` (resumed from when it is there) and, through ``log``, ``log.jsonl``. Batches
+    and draws are functions of their number: a resumed run loses exactly what came after its checkpoint, and several
+    processes do what one does with as many times the accumulation. ``on_save`` sees the averaged model at every
+    checkpoint of the leading process.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    parameters = [p for _, p in named]
-    kernels = [p for name, p in named if p.ndim >= 2 and is_kernel(name)]
-    others = [p for name, p in named if p.ndim < 2 or not is_kernel(name)]
-    optimisers: list[torch.optim.Optimizer] = []
-    if others:
-        optimisers.append(torch.optim.AdamW(others, lr=config.rate, betas=(0.9, 0.99), weight_decay=0.0))
-    if kernels:
-        optimisers.append(KernelOptimiser(kernels, config.kernel_rate))
-    highest = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
-    average = [p.detach().clone() for p in parameters]
-    first = 0
+    device = next(model.parameters()).device
+    pupils = [_Pupil(learner, model, config) for learner in learners]
+    learning = {p for pupil in pupils for p in pupil.parameters}
     checkpoint = folder / "state.pt"
+    first, sums = 0, dict[str, list[float]]()
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        for p, a, value, mean in zip(parameters, average, saved["parameters"], saved["average"], strict=True):
-            p.data.copy_(value)
-            a.copy_(mean)
-        for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
-        first = int(saved["step"])
-    sums: dict[str, float] = {}
-    since, began = 0, time.monotonic()
-    with (folder / "log.jsonl").open("a") as log:
-        for step, batch in enumerate(batches.batches(first, config.steps), start=first):
-            share = config.share_at(step)
-            for optimiser, rate in zip(optimisers, highest, strict=True):
-                optimiser.param_groups[0]["lr"] = rate * share
-            terms = loss(model, batch)
-            total = torch.stack(list(terms.values())).sum()
-            model.zero_grad(set_to_none=True)
-            total.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, config.clip)
-            if torch.isfinite(norm):
-                for optimiser in optimisers:
+        saved = torch.load(checkpoint, weights_only=True, map_location=device)
+        for pupil, state in zip(pupils, saved["pupils"], strict=True):
+            pupil.load(state)
+        first, sums = int(saved["step"]), saved["sums"]
+    crew.share_weights(model)
+    log = log or RunLog(folder)
+    log.open(first, writes=crew.leads)
+    mine = batches.batches(
+        first * config.accumulate * crew.size + crew.rank, config.steps * config.accumulate * crew.size, crew.size
+    )
+    began, timed, norm = time.monotonic(), 0, 0.0
+    for step in range(first, config.steps):
+        share = config.share_at(step)
+        turn = [moved(next(mine), device) for _ in range(config.accumulate)]
+        numbers = [(step * config.accumulate + i) * crew.size + crew.rank for i in range(config.accumulate)]
+        for pupil in pupils:
+            if not pupil.learns_in(step):
+                continue
+            pupil.set_rate(share)
+            for p in learning:
+                p.requires_grad_(False)
+            for p in pupil.parameters:
+                p.requires_grad_(True).grad = None
+            for number, batch in zip(numbers, turn, strict=True):
+                terms = _terms(pupil.learner, model, batch, number, config)
+                (torch.stack(list(terms.values())).sum() / config.accumulate).backward()
+                for name, value in terms.items():
+                    key = name if len(pupils) == 1 else f"{pupil.learner.name}.{name}"
+                    total = sums.setdefault(key, [0.0, 0.0])
+                    total[0] += value.item()
+                    total[1] += 1
+            crew.share_gradients(pupil.parameters)
+            total_norm = nn.utils.clip_grad_norm_(pupil.parameters, config.clip)
+            if torch.isfinite(total_norm):
+                for optimiser in pupil.optimisers:
                     optimiser.step()
-            decay = min(config.average, (step + 1) / (step + 10))
-            for p, mean in zip(parameters, average, strict=True):
-                mean.lerp_(p.detach(), 1 - decay)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-            since += 1
-            if (step + 1) % 50 == 0:
-                row = {name: round(value / since, 6) for name, value in sums.items()}
-                row |= {"step": step + 1, "share": round(share, 4), "norm": round(float(norm), 4)}
-                row["s_per_step"] = round((time.monotonic() - began) / since, 3)
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                sums, since, began = {}, 0, time.monotonic()
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                state = {
-                    "parameters": [p.detach() for p in parameters],
-                    "average": average,
-                    "optimisers": [optimiser.state_dict() for optimiser in optimisers],
-                    "step": step + 1,
-                }
-                torch.save(state, checkpoint.with_suffix(".tmp"))
-                checkpoint.with_suffix(".tmp").replace(checkpoint)
-                if on_save is not None:
-                    _with(parameters, average, lambda done=step + 1: on_save(model, done))
-    for p, a in zip(parameters, average, strict=True):
-        p.data.copy_(a)
+            norm = float(total_norm)
+        for pupil in pupils:
+            pupil.follow(min(config.average, (step + 1) / (step + 10)))
+        timed += 1
+        if (step + 1) % config.log_every == 0:
+            means = crew.mean([total / count for total, count in sums.values()])
+            row = {name: round(mean, 6) for name, mean in zip(sums, means, strict=True)}
+            row |= {"step": step + 1, "share": round(share, 4), "norm": round(norm, 4)}
+            row["s_per_step"] = round((time.monotonic() - began) / timed, 3)
+            log.write(row)
+            sums, timed, began = {}, 0, time.monotonic()
+        if crew.leads and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
+            state = {"pupils": [pupil.state() for pupil in pupils], "sums": sums, "step": step + 1}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            if on_save is not None:
+                with torch.no_grad():
+                    _with_averages(pupils, lambda done=step + 1: on_save(model, done))
+    log.close()
+    for p in learning:
+        p.requires_grad_(True).grad = None
+    for pupil in pupils:
+        for p, mean in zip(pupil.parameters, pupil.average, strict=True):
+            p.data.copy_(mean)
     return model
 
 
-def _with(parameters: list[nn.Parameter], values: list[Tensor], act: Callable[[], None]) -> None:
-    """Run ``act`` while the parameters hold ``values``."""
-    kept = [p.detach().clone() for p in parameters]
-    for p, value in zip(parameters, values, strict=True):
-        p.data.copy_(value)
+def _terms(learner: Learner, model: nn.Module, batch: Batch, number: int, config: LoopConfig) -> dict[str, Tensor]:
+    """Return a learner's terms for a batch; draws, those of torch's global generators too, follow from its number."""
+    rng = generator_of(config.seed, learner.name, number)
+    device = next(model.parameters()).device
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+    ):
+        torch.manual_seed(rng.initial_seed())
+        return learner.loss(model, batch, rng)
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch with its tensors on ``device``."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    return tuple(moved(part, device) for part in batch) if isinstance(batch, tuple) else batch
+
+
+def _with_averages(pupils: list[_Pupil], act: Callable[[], None]) -> None:
+    """Run ``act`` while the parameters hold their averages."""
+    pairs = [pair for pupil in pupils for pair in zip(pupil.parameters, pupil.average, strict=True)]
+    kept = [p.detach().clone() for p, _ in pairs]
+    for p, mean in pairs:
+        p.data.copy_(mean)
     act()
-    for p, value in zip(parameters, kept, strict=True):
+    for (p, _), value in zip(pairs, kept, strict=True):
         p.data.copy_(value)

@@ -1,12 +1,56 @@
 """Pixel losses in luma and chroma, in time, and over the structure that people see."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["charbonnier", "detail_loss", "information_loss", "luma", "temporal_loss", "to_ycbcr"]
+__all__ = [
+    "PictureTerms",
+    "charbonnier",
+    "detail_loss",
+    "information_loss",
+    "luma",
+    "picture_terms",
+    "temporal_loss",
+    "to_ycbcr",
+]
+
+STRUCTURE_STRIDE = 4
+"""The structural terms, which cost as much as a fifth of a small network, look at one frame in four."""
 
 _RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureTerms:
+    """Weights of the terms beside the luma error of 1; a structural term without weight is not computed."""
+
+    chroma: float = 0.5
+    """Weight of the chroma error."""
+    temporal: float = 0.5
+    """Weight of the frame-difference error."""
+    information: float = 0.0
+    """Weight of the lost visual information (luma)."""
+    detail: float = 0.0
+    """Weight of the lost detail (luma)."""
+
+
+def picture_terms(out_bcthw: Tensor, target_bcthw: Tensor, weights: PictureTerms) -> dict[str, Tensor]:
+    """Return the weighted terms of RGB clips in [0, 1] against their targets, in float32."""
+    out, target = to_ycbcr(out_bcthw.float()), to_ycbcr(target_bcthw.float())
+    terms = {
+        "luma": charbonnier(out[:, :1], target[:, :1]),
+        "chroma": charbonnier(out[:, 1:], target[:, 1:]) * weights.chroma,
+        "temporal": temporal_loss(out[:, :1], target[:, :1]) * weights.temporal,
+    }
+    planes = [x[:, :1, 1::STRUCTURE_STRIDE].transpose(1, 2).flatten(0, 1).contiguous() for x in (out, target)]
+    if weights.information:
+        terms["information"] = information_loss(*planes) * weights.information
+    if weights.detail:
+        terms["detail"] = detail_loss(*planes) * weights.detail
+    return terms
 
 
 def to_ycbcr(rgb_bcthw: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.train.data import is_allowed
 from ultraflash_cli.train.pages import PagesConfig, page_words, render_pages
+from ultraflash_cli.train.scenes import caption, random_scene, render
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.plain import read_plain_frames
 
@@ -26,6 +27,9 @@ LEAST_FILE_BYTES = 100_000
 """Smaller picture files are patterns, icons and previews."""
 LEAST_SIDE_PX = 900
 """A photo's shorter side."""
+SCENE = "drawn: "
+"""Opens the source of a scene; its caption follows."""
+SCENE_FPS = 16
 LEAST_DETAIL = 1.2
 """Mean step between neighbouring pixels of every second row and column, in grey levels."""
 
@@ -56,10 +60,18 @@ class PrepareJob:
     """Plain texts whose words fill the pages."""
     pages: PagesConfig = field(default_factory=PagesConfig)
     """The rendered pages."""
+    scenes: int = 0
+    """Clips of scenes drawn by code, with their captions."""
+    scene_size: tuple[int, int] = (240, 416)
+    """Their height and width in pixels."""
+    scene_frames: int = 20
+    """Their length."""
 
     def __post_init__(self) -> None:
-        if self.manifest is None and not self.photos and self.fonts is None:
-            raise UsageError("nothing to prepare: give a manifest, photos or fonts.")
+        if self.scenes < 0:
+            raise UsageError(f"scenes are 0 or more, got {self.scenes}")
+        if self.manifest is None and not self.photos and self.fonts is None and not self.scenes:
+            raise UsageError("nothing to prepare: give a manifest, photos, fonts or a number of scenes.")
         for source in self.photos:
             if not is_allowed(source.licence):
                 raise UsageError(
@@ -81,6 +93,8 @@ class Entry:
     """Where it comes from."""
     shape: list[int]
     """[T, H, W, 3]."""
+    caption: str = ""
+    """What it shows, where that is known."""
 
 
 Found = tuple[str, str, str, str, npt.NDArray[np.uint8]]
@@ -100,7 +114,10 @@ def prepare(job: PrepareJob, folder: Path, *, on_entry: Callable[[Entry], None] 
     for name, kind, licence, source, frames in _find_all(job):
         with output_errors(folder / f"{name}.npy"):
             np.save(folder / f"{name}.npy", frames)
-        entries.append(Entry(name=name, kind=kind, licence=licence, source=source, shape=list(frames.shape)))
+        words = source.removeprefix(SCENE) if source.startswith(SCENE) else ""
+        entries.append(
+            Entry(name=name, kind=kind, licence=licence, source=source, shape=list(frames.shape), caption=words)
+        )
         if on_entry is not None:
             on_entry(entries[-1])
     with partial_file(folder / "materials.json") as part:
@@ -118,6 +135,16 @@ def _find_all(job: PrepareJob) -> Iterator[Found]:
         for i, page in enumerate(render_pages(job.pages, fonts=job.fonts, words=words)):
             licence = "made for this project (rendered text and shapes)"
             yield f"graphic_{i:02d}", "graphic", licence, "rendered", page[None]
+    for number in range(job.scenes):
+        yield _scene(job, number)
+
+
+def _scene(job: PrepareJob, number: int) -> Found:
+    scene = random_scene(number)
+    height, width = job.scene_size
+    shown = [render(scene, t / SCENE_FPS, height_px=height, width_px=width) for t in range(job.scene_frames)]
+    licence = "made for this project (drawn scene)"
+    return f"scene_{number:04d}", "clip", licence, SCENE + caption(scene), np.stack(shown)
 
 
 def _from_manifest(manifest: Path, *, with_photos: bool) -> Iterator[Found]:

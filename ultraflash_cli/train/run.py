@@ -1,32 +1,38 @@
-"""A recipe run on prepared material: networks built or resumed, the loop, averaged weights and a record."""
+"""A recipe run on its material: networks built or resumed, the loop, averaged weights and a record."""
 
 import hashlib
 import inspect
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ultraflash_cli.errors import InputError, UsageError, WeightsError
-from ultraflash_cli.train.data import PairConfig, PairDataset, data_hash, load_materials
-from ultraflash_cli.train.loop import Batch, Prefetcher, run_loop
+from ultraflash_cli.train import scenes
+from ultraflash_cli.train.crew import Crew, joined_crew
+from ultraflash_cli.train.data import data_hash, load_materials
+from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.recipes import RECIPES
+from ultraflash_cli.train.run_log import RunLog, plot_losses
 from ultraflash_cli.video.partial import output_errors, partial_file
+from ultraflash_cli.video.stills import write_png
 from ultraflash_cli.weights.load import read_tensors
 
 __all__ = ["AVERAGE", "RECORD", "RunRecord", "TrainJob", "read_record", "run"]
 
 AVERAGE = "average.safetensors"
-"""The averaged weights of all roles, written at every checkpoint."""
+"""The averaged weights of all roles but helpers, written at every checkpoint."""
 
 RECORD = "run.json"
 """What made them."""
+
+SHOWN_BATCH = 1_000_000_007
+"""Number of the batch that sample pictures show: no run gets that far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +41,8 @@ class TrainJob:
 
     recipe: str
     """A name in ``RECIPES``."""
-    data: Path
-    """Folder of prepared material."""
+    data: Path | None = None
+    """Folder of prepared material; None for a recipe that draws its own scenes."""
     out: Path
     """Folder of the run; one that holds the state of the same run goes on."""
     steps: int
@@ -47,14 +53,35 @@ class TrainJob:
     """CPU threads of the networks."""
     workers: int = 1
     """Processes that make batches; 0 makes them in between."""
-    start_from: Path | None = None
-    """Weights to start from: the average of another run."""
+    start_from: tuple[Path, ...] = ()
+    """Weights to start from: the averages of other runs; where several have a tensor, the last one counts."""
+    toy: bool = False
+    """Sizes for a try of minutes."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where the networks are; auto is a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """See ``LoopConfig.precision``; None is the recipe's own."""
+    batch: int | None = None
+    """Clips in a batch; None is the recipe's own."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    save_every: int | None = None
+    """Steps between checkpoints; None is the recipe's own."""
+    tensorboard: bool = False
+    """Whether TensorBoard's event files are written, too."""
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
             raise UsageError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
-        if self.steps < 1 or self.threads < 1 or self.workers < 0:
-            raise UsageError("steps and threads are 1 or more, workers 0 or more.")
+        if min(self.steps, self.threads, self.accumulate) < 1 or self.workers < 0:
+            raise UsageError("steps, threads and accumulation are 1 or more, workers 0 or more.")
+        if self.data is None and RECIPES[self.recipe].material:
+            raise UsageError(f"{self.recipe} learns from prepared material: --data DIR (docs/training.md).")
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the fields of the loop's config that are given."""
+        given = {"precision": self.precision, "batch": self.batch, "save_every": self.save_every}
+        return {"accumulate": self.accumulate} | {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,53 +102,80 @@ class RunRecord:
     """Seed of every draw."""
     steps: int
     """Steps done."""
+    processes: int = 1
+    """Processes that trained together."""
 
     def is_same_run(self, other: "RunRecord") -> bool:
         """Tell whether the other record belongs to a part of the same run."""
-        mine, theirs = ((record.recipe, record.config, record.data_hash, record.start_hash) for record in (self, other))
+        mine, theirs = (
+            (record.recipe, record.config, record.data_hash, record.start_hash, record.processes)
+            for record in (self, other)
+        )
         return mine == theirs
 
 
 def run(job: TrainJob, *, on_save: Callable[[int], None] | None = None) -> RunRecord:
     """Train until ``job.steps``; ``on_save`` hears the steps done at every checkpoint.
 
-    Raises UsageError where the folder holds another run, InputError for material, WeightsError for weights that
-    do not fit.
+    Started by ``torchrun``, the processes train together and the first one writes. Raises UsageError where the folder
+    holds another run, InputError for material, WeightsError for weights that do not fit.
     """
+    wanted = "cpu" if job.device == "auto" and not torch.cuda.is_available() else job.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: there is no GPU that torch can use.")
+    device = torch.device("cuda" if wanted == "auto" else wanted)
+    with joined_crew(device) as (crew, device):
+        return _run(job, crew, device, on_save)
+
+
+def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int], None] | None) -> RunRecord:
     recipe = RECIPES[job.recipe].load()
-    config: Any = recipe.configure(steps=job.steps, seed=job.seed)
-    materials = load_materials(job.data)
+    config: Any = recipe.configure(steps=job.steps, seed=job.seed, toy=job.toy)
+    config = replace(config, loop=replace(config.loop, **job.overrides()))
+    materials = load_materials(job.data) if job.data is not None else []
     record = RunRecord(
         recipe=job.recipe,
         recipe_hash=_short_hash(job.recipe + repr(config) + inspect.getsource(recipe)),
         config=repr(config),
-        data_hash=data_hash(materials),
-        start_hash=_short_hash(job.start_from.read_bytes()) if job.start_from and job.start_from.exists() else "",
+        data_hash=data_hash(materials) if materials else _short_hash(inspect.getsource(scenes)),
+        start_hash=_short_hash(b"".join(path.read_bytes() for path in job.start_from if path.exists()))
+        if job.start_from
+        else "",
         seed=job.seed,
         steps=0,
+        processes=crew.size,
     )
     if (job.out / RECORD).exists() and not read_record(job.out).is_same_run(record):
         raise UsageError(f"{job.out}: holds a run with other settings, material or start. Give another --out.")
     torch.set_num_threads(job.threads)
-    roles: nn.Module = recipe.start(config, materials, _read_weights(job.start_from))
-    make = partial(_make, job.data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
+    log = RunLog(job.out, tensorboard=job.tensorboard)
+    roles: nn.Module = recipe.start(config, materials, _read_weights(job.start_from, recipe))
+    roles.to(device)
+    make = recipe.make(config, job.data)
     batches = Prefetcher(make, workers=job.workers)
 
     def save(model: nn.Module, step: int) -> None:
-        _save(job.out, model, replace(record, steps=step))
+        _save(job.out, model, replace(record, steps=step), _helpers(recipe))
+        picture = recipe.pictures(
+            config, model, moved(make(SHOWN_BATCH), device), generator_of(config.loop.seed, "pictures")
+        )
+        write_png(job.out / "samples" / f"{step:06d}.png", picture)
+        write_png(job.out / "losses.png", plot_losses(log.rows()))
         if on_save is not None:
             on_save(step)
 
     with output_errors(job.out):
-        job.out.mkdir(parents=True, exist_ok=True)
+        (job.out / "samples").mkdir(parents=True, exist_ok=True)
     try:
         roles = run_loop(
-            roles, partial(recipe.loss, config), batches, config.loop, job.out, is_kernel=recipe.is_kernel, on_save=save
+            roles, recipe.learners(config), batches, config.loop, job.out, on_save=save, crew=crew, log=log
         )
     finally:
         batches.close()
-    _save(job.out, roles, replace(record, steps=job.steps))
-    return read_record(job.out)
+    record = replace(record, steps=job.steps)
+    if crew.leads:
+        _save(job.out, roles, record, _helpers(recipe))
+    return record
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -132,32 +186,34 @@ def read_record(folder: Path) -> RunRecord:
         raise InputError(f"{folder}: holds no finished part of a training run ({error}).") from error
 
 
-def _save(folder: Path, model: nn.Module, record: RunRecord) -> None:
-    tensors = {name: value.detach().float().contiguous().clone() for name, value in model.state_dict().items()}
+def _helpers(recipe: Any) -> tuple[str, ...]:
+    """Roles that only training needs: teachers, critics, references."""
+    return getattr(recipe, "HELPERS", ())
+
+
+def _save(folder: Path, model: nn.Module, record: RunRecord, helpers: tuple[str, ...]) -> None:
+    tensors = {
+        name: value.detach().float().cpu().contiguous().clone()
+        for name, value in model.state_dict().items()
+        if name.split(".")[0] not in helpers
+    }
     with partial_file(folder / AVERAGE) as part:
         save_file(tensors, part)
     with partial_file(folder / RECORD) as part:
         part.write_text(json.dumps(asdict(record), indent=1))
 
 
-def _read_weights(path: Path | None) -> dict[str, Tensor] | None:
-    if path is None:
+def _read_weights(paths: tuple[Path, ...], recipe: Any) -> dict[str, Tensor] | None:
+    """Return the tensors of all files as one; the recipe says how, or the last file with a tensor counts."""
+    if not paths:
         return None
-    if not path.exists():
-        raise WeightsError(f"{path}: no such weights to start from.")
-    return read_tensors(path)
-
-
-def _make(
-    data: Path, pairs: PairConfig, seed: int, scale_odds: tuple[tuple[int, float], ...], size: int, number: int
-) -> Batch:
-    """Return batch ``number``; the same in any process."""
-    return _dataset(data, pairs, seed, scale_odds).batch(number, size)
-
-
-@lru_cache(maxsize=1)
-def _dataset(data: Path, pairs: PairConfig, seed: int, scale_odds: tuple[tuple[int, float], ...]) -> PairDataset:
-    return PairDataset(load_materials(data), pairs, seed=seed, scale_of=dict(scale_odds))
+    for path in paths:
+        if not path.exists():
+            raise WeightsError(f"{path}: no such weights to start from.")
+    files = [read_tensors(path) for path in paths]
+    if hasattr(recipe, "merge"):
+        return recipe.merge(files)
+    return {name: value for tensors in files for name, value in tensors.items()}
 
 
 def _short_hash(content: str | bytes) -> str:

@@ -16,12 +16,18 @@ class Recipe:
     summary: str
     """One sentence for the help."""
 
+    material: bool = True
+    """Whether it learns from prepared material; else it draws its own scenes."""
+
     def load(self) -> ModuleType:
         """Return the module, which offers these.
 
-        ``NETWORKS``: the roles that it trains. ``configure(steps=, seed=)``: its frozen config, with ``loop``,
-        ``pairs`` and ``scale_odds``. ``start(config, materials, weights)``: the roles before the first step.
-        ``loss(config, roles, batch)``: named terms. ``is_kernel(name)``: which parameters take orthogonalised steps.
+        ``NETWORKS``: the roles that an export writes. ``HELPERS``, where there are any: roles that only training needs.
+        ``merge``, where weights of several runs are more than one laid over the other.
+        ``configure(steps=, seed=, toy=)``: its frozen config, with ``loop``. ``start(config, materials, weights)``: the
+        roles, children of one module, before the first step. ``learners(config)``: who learns what, each with a pure
+        ``loss(roles, batch, rng)``. ``make(config, data)``: a picklable function from a number to a batch.
+        ``pictures(config, roles, batch, rng)``: a picture of what the averaged weights do.
         """
         return import_module(f"{__name__}.{self.name}")
 
@@ -31,6 +37,21 @@ RECIPES = {
     for recipe in (
         Recipe(name="pixels", summary="Train encoder, latent upsamplers and decoder together, by regression."),
         Recipe(name="sr_dit", summary="Train the SR transformer by one-step regression, through the decoder."),
+        Recipe(name="decoder", summary="Train the decoder by regression onto pixels; a fresh encoder learns along."),
+        Recipe(name="latent_upsampler", summary="Train the latent upsamplers by regression onto encoded clips."),
+        Recipe(name="tv2v_flow_matching", summary="Train a dense, many-step SR transformer by flow matching."),
+        Recipe(name="causal_dmd", summary="Distil the SR transformer into one sparse step, with hybrid rewards."),
+        Recipe(name="cascade_dpo", summary="Tune the SR transformer by preferences over roll-outs of the cascade."),
+        Recipe(
+            name="generator",
+            summary="Train a causal text-to-video generator on drawn scenes, by flow matching.",
+            material=False,
+        ),
+        Recipe(
+            name="generator_distil",
+            summary="Distil the generator into few steps, on its own roll-outs.",
+            material=False,
+        ),
     )
 }
 """Every recipe by name."""

@@ -1,6 +1,9 @@
 """Recipe ``pixels``: encoder, latent upsamplers and decoder together, by regression onto the high-resolution clip."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +15,25 @@ from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.errors import WeightsError
-from ultraflash_cli.train.data import Material, PairConfig, PairDataset
-from ultraflash_cli.train.loop import Batch, LoopConfig
-from ultraflash_cli.train.losses import charbonnier, detail_loss, information_loss, temporal_loss, to_ycbcr
+from ultraflash_cli.train.data import Material, PairConfig, PairDataset, pair_batch
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.losses import PictureTerms, picture_terms, to_ycbcr
+from ultraflash_cli.train.sheets import Picture, enlarged, sheet
 
-__all__ = ["NETWORKS", "PixelRoles", "PixelsConfig", "configure", "is_kernel", "load_roles", "loss", "start"]
+__all__ = [
+    "NETWORKS",
+    "PixelRoles",
+    "PixelsConfig",
+    "configure",
+    "is_kernel",
+    "learners",
+    "load_roles",
+    "loss",
+    "make",
+    "pictures",
+    "start",
+    "toy_sized",
+]
 
 NETWORKS = ("encoder", "upsamplers", "decoder")
 """What the recipe trains, by the names of its roles."""
@@ -27,24 +44,15 @@ WHITENING_FLOOR = 3e-5
 WHITENING_SEED = 5
 """Seed of the clips whose patches are whitened."""
 
-STRUCTURE_STRIDE = 4
-"""The structural terms, which cost as much as a fifth of the network, look at one frame in four."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class PixelsConfig:
-    """Weights of the loss terms and what the loop needs."""
+    """What is learned from, how it is weighed, and what the loop needs."""
 
     loop: LoopConfig
     pairs: PairConfig = field(default_factory=PairConfig)
-    chroma: float = 0.5
-    """Weight of the chroma error beside the luma error of 1."""
-    temporal: float = 0.5
-    """Weight of the frame-difference error."""
-    information: float = 0.0
-    """Weight of the lost visual information (luma)."""
-    detail: float = 0.0
-    """Weight of the lost detail (luma)."""
+    terms: PictureTerms = field(default_factory=PictureTerms)
+    """Weights of the loss terms."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """How often each scale is trained."""
 
@@ -101,44 +109,56 @@ class PixelRoles(nn.Module):
         assert skip.embed.bias is not None, "the first convolution has a bias"
         skip.embed.bias.data.copy_(-0.5 * weight[:, : 3 * patch**2].sum((1, 2, 3)))
 
-    def forward(self, low_bcthw: Tensor, scale: int) -> Tensor:
+    def forward(self, low_bcthw: Tensor, scale: int, rng: torch.Generator) -> Tensor:
         """Upscale clips [B, 3, T, h, w], T a multiple of 4, in the parallel form."""
         latents, _ = self.encoder.encode(low_bcthw, None)
         upsampler = self.upsamplers[str(scale)]
         assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
         latents, _ = upsampler.upsample(latents, None)
-        return self.decoder.decode(self.refine(latents), low_bcthw, None, scale=scale)[0]
+        return self.decoder.decode(self.refine(latents, rng), low_bcthw, None, scale=scale)[0]
 
-    def refine(self, latents_bcthw: Tensor) -> Tensor:
+    def refine(self, latents_bcthw: Tensor, rng: torch.Generator) -> Tensor:
         """Return the latents as they are: this recipe goes without an SR transformer."""
         return latents_bcthw
 
 
-def loss(config: PixelsConfig, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def loss(config: PixelsConfig, roles: nn.Module, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the weighted terms for one batch."""
     low, high, scale = batch
-    out, target = to_ycbcr(model(low, scale)), to_ycbcr(high)
-    terms = {
-        "luma": charbonnier(out[:, :1], target[:, :1]),
-        "chroma": charbonnier(out[:, 1:], target[:, 1:]) * config.chroma,
-        "temporal": temporal_loss(out[:, :1], target[:, :1]) * config.temporal,
-    }
-    planes = [x[:, :1, 1::STRUCTURE_STRIDE].transpose(1, 2).flatten(0, 1).contiguous() for x in (out, target)]
-    if config.information:
-        terms["information"] = information_loss(*planes) * config.information
-    if config.detail:
-        terms["detail"] = detail_loss(*planes) * config.detail
-    return terms
+    return picture_terms(roles(low, scale, rng), high, config.terms)
 
 
-def configure(*, steps: int, seed: int) -> PixelsConfig:
-    """Return the settings that the built-in model was trained with."""
-    return PixelsConfig(
+def learners(config: PixelsConfig) -> tuple[Learner, ...]:
+    """Return the one learner: all networks together."""
+    return (Learner(loss=partial(loss, config), is_kernel=is_kernel),)
+
+
+def make(config: PixelsConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches."""
+    assert data is not None, "pairs come from prepared material"
+    return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
+
+
+def pictures(config: PixelsConfig, roles: nn.Module, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show clips as they are enlarged plainly, by the networks, and as they should be."""
+    low, high, scale = batch
+    return sheet(enlarged(low, scale), roles(low, scale, rng), high)
+
+
+def configure(*, steps: int, seed: int, toy: bool = False) -> PixelsConfig:
+    """Return the settings that the built-in model was trained with; ``toy`` cuts smaller clips."""
+    config = PixelsConfig(
         loop=LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998, save_every=100),
         pairs=PairConfig(shares=(("clip", 0.45), ("photo", 0.39), ("graphic", 0.06), ("screen", 0.1))),
-        information=0.01,
-        detail=0.02,
+        terms=PictureTerms(information=0.01, detail=0.02),
     )
+    return toy_sized(config) if toy else config
+
+
+def toy_sized(config: PixelsConfig) -> PixelsConfig:
+    """Return a config for a try of minutes: smaller and fewer clips, a shorter memory of the averages."""
+    loop = replace(config.loop, batch=2, warmup=10, average=0.95, save_every=50, log_every=10)
+    return replace(config, loop=loop, pairs=replace(config.pairs, crop_px=32))
 
 
 def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> PixelRoles:

@@ -1,0 +1,105 @@
+"""Prompts to embeddings by a small transformer over words, for models that learn their own language."""
+
+import re
+import zlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ultraflash_cli.errors import ConfigError
+
+__all__ = ["PromptEncoder", "PromptEncoderConfig", "WordTokenizer"]
+
+PAD_ID, EOS_ID = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEncoderConfig:
+    """Sizes of the prompt encoder."""
+
+    rows: int = 512
+    """Rows of each of the two tables that an id's two digits choose from."""
+    dim: int = 64
+    """Channels of an embedding."""
+    heads: int = 4
+    """Attention heads."""
+    layers: int = 1
+    """Blocks."""
+    text_len: int = 24
+    """Words of a prompt that are read, the end included, and rows of its embedding."""
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.dim, self.heads, self.text_len) < 1 or self.layers < 0 or self.dim % self.heads:
+            raise ConfigError("prompt encoder sizes must be positive, and the heads must divide the channels")
+
+    @property
+    def vocab(self) -> int:
+        """Ids that exist."""
+        return self.rows**2
+
+
+class WordTokenizer:
+    """Lower-case words as hashed ids, the end-of-sequence id last; there is no list of words."""
+
+    def __init__(self, vocab: int) -> None:
+        self.vocab = vocab
+
+    def __call__(self, text: str) -> list[int]:
+        """Return the ids of a prompt; what is neither letter nor digit divides words."""
+        words = re.findall(r"\w+", text.lower())
+        return [2 + zlib.crc32(word.encode()) % (self.vocab - 2) for word in words] + [EOS_ID]
+
+
+class _Block(nn.Module):
+    """Attention among the words, then a feed-forward layer."""
+
+    def __init__(self, config: PromptEncoderConfig) -> None:
+        super().__init__()
+        dim, self.heads = config.dim, config.heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.ffn = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Update ``x [B, L, dim]``; nobody attends to rows where ``mask [B, L]`` is 0."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None].bool())
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.ffn(self.norm2(x))
+
+
+class PromptEncoder(nn.Module):
+    """Word ids to embeddings.
+
+    An id is a number of two digits, and a word is the sum of two table rows: half a million words fit in two small
+    tables, and two that share one digit still differ.
+    """
+
+    def __init__(self, config: PromptEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.high, self.low = nn.Embedding(config.rows, config.dim), nn.Embedding(config.rows, config.dim)
+        self.place = nn.Parameter(0.1 * torch.randn(config.text_len, config.dim))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 set to 0."""
+        x = self.high(ids // self.config.rows) + self.low(ids % self.config.rows) + self.place[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x).masked_fill(mask[..., None] == 0, 0.0)
+
+    def ids_of(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Return ids and mask, both [B, text_len], of prompts; long ones lose words before their end."""
+        tokenizer, length = WordTokenizer(self.config.vocab), self.config.text_len
+        rows = [tokenizer(prompt) for prompt in prompts]
+        rows = [row if len(row) <= length else row[: length - 1] + row[-1:] for row in rows]
+        ids = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in rows], device=self.place.device)
+        return ids, (ids != PAD_ID).long()
+
+    def encode(self, prompts: tuple[str, ...]) -> Tensor:
+        """Return the embeddings [B, text_len, dim] of prompts, zero rows behind each; differentiable."""
+        return self(*self.ids_of(prompts))

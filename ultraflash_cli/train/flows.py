@@ -1,0 +1,121 @@
+"""Flow matching over clips: noise levels, noised latents, a transformer's flow group by group."""
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.stages.generator import Generator
+from ultraflash_cli.engine.stages.sr_dit import SrDit
+
+__all__ = ["chunk_flow", "clean_of", "distribution_terms", "draw_levels", "group_flow", "noised", "normal", "uniform"]
+
+
+def uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tensor:
+    """Return ``[count]`` draws between ``low`` and ``high``, on the CPU."""
+    return low + (high - low) * torch.rand(count, generator=rng)
+
+
+def normal(like: Tensor, rng: torch.Generator) -> Tensor:
+    """Return standard normal noise shaped like a tensor, float32, where it is."""
+    return torch.randn(like.shape, generator=rng).to(like.device)
+
+
+def draw_levels(count: int, shift: float, rng: torch.Generator, *, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Return ``[count]`` noise levels: uniform between ``low`` and ``high``, then warped to the noisy side."""
+    level = uniform(count, low, high, rng)
+    return shift * level / (1 + (shift - 1) * level)
+
+
+def _over(latents_bcthw: Tensor, level: Tensor) -> Tensor:
+    """Return levels ``[B]`` or ``[B, T]`` as ``[B, 1, 1 or T, 1, 1]`` beside latents."""
+    level = level.to(latents_bcthw.device)
+    return level.view(len(level), 1, -1, 1, 1)
+
+
+def noised(clean_bcthw: Tensor, noise_bcthw: Tensor, level_b: Tensor) -> Tensor:
+    """Return ``(1 - t) z + t eps`` with one level t a clip, or ``[B, T]``, one a latent frame."""
+    t = _over(clean_bcthw, level_b)
+    return (1 - t) * clean_bcthw + t * noise_bcthw
+
+
+def clean_of(noisy_bcthw: Tensor, flow_bcthw: Tensor, level_b: Tensor) -> Tensor:
+    """Return the clean latents that a flow at a level stands for."""
+    return noisy_bcthw - _over(noisy_bcthw, level_b) * flow_bcthw
+
+
+def group_flow(
+    network: SrDit, noisy_bcthw: Tensor, cond_bcthw: Tensor, level_b: Tensor, context: Tensor | None
+) -> Tensor:
+    """Return a transformer's flow over whole clips, group by group with its caches as in service; differentiable.
+
+    ``level_b`` are the noise levels of the clips. For a network that returns residuals the flow is the one that leads
+    to condition plus residual.
+    """
+    config = network.config
+    batch, timestep = noisy_bcthw.shape[0], 1000 * level_b.to(noisy_bcthw.device)
+    keys = network.embed_context(context, batch=batch)
+    flows: list[Tensor] = []
+    caches = None
+    for group, start in enumerate(range(0, noisy_bcthw.shape[2], config.group_latents)):
+        span = slice(start, start + config.group_latents)
+        noisy, cond = noisy_bcthw[:, :, span], cond_bcthw[:, :, span]
+        result = network.forward_group(
+            noisy, cond, caches=caches, context=keys, first_frame=start, group=group, timestep=timestep
+        )
+        caches = result.caches
+        out = result.output_bcthw
+        if config.prediction == "residual":
+            out = (noisy - cond - out) / _over(noisy, level_b).clamp_min(1e-3)
+        flows.append(out)
+    return torch.cat(flows, dim=2)
+
+
+def chunk_flow(
+    network: Generator,
+    noisy_bcthw: Tensor,
+    level_bt: Tensor,
+    context: Tensor | None,
+    *,
+    clean_bcthw: Tensor | None = None,
+) -> Tensor:
+    """Return a generator's flow over whole clips, chunk by chunk, each seeing those before it; differentiable.
+
+    ``level_bt`` is the noise level of every latent frame, one a chunk. A chunk sees the earlier ones as they are, noise
+    and all; with ``clean_bcthw`` it sees those instead, run once more for that as in service.
+    """
+    config = network.config
+    keys = network.embed_context(context, batch=noisy_bcthw.shape[0])
+    rings, flows, first = None, list[Tensor](), 0
+    while first < noisy_bcthw.shape[2]:
+        span = slice(first, first + config.chunk_after(first))
+        timestep = 1000 * level_bt[:, span].to(noisy_bcthw.device)
+        result = network.forward_chunk(noisy_bcthw[:, :, span], timestep, rings=rings, context=keys, first_frame=first)
+        flows.append(result.flow_bcthw)
+        rings = result.rings
+        if clean_bcthw is not None:
+            rings = network.forward_chunk(
+                clean_bcthw[:, :, span], config.context_timestep, rings=rings, context=keys, first_frame=first
+            ).rings
+        first = span.stop
+    return torch.cat(flows, dim=2)
+
+
+def distribution_terms(
+    clean_bcthw: Tensor,
+    real: Tensor,
+    fake: Tensor,
+    unworded: Tensor | None,
+    *,
+    matching: float,
+    guidance: float,
+) -> dict[str, Tensor]:
+    """Return terms whose gradients by ``clean`` are the two parts of distribution matching, each with its weight.
+
+    ``real``, ``fake`` and ``unworded`` (the real score's without words) are clean latents as the scores predict them.
+    The sum of the parts is measured by how far the result is from the real score's. Values of the terms say how far the
+    scores are apart; only their gradients mean anything to the student.
+    """
+    size = (clean_bcthw.detach() - real).abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-4)
+    parts = {"matching": matching * (fake - real) / size}
+    if guidance and unworded is not None:
+        parts["guidance"] = guidance * (unworded - real) / size
+    return {name: 0.5 * (clean_bcthw - (clean_bcthw - part).detach()).square().mean() for name, part in parts.items()}

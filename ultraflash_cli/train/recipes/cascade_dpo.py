@@ -1,0 +1,240 @@
+"""Recipe ``cascade_dpo``: the one-step transformer learns to prefer a stronger model's results to its own roll-outs."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ultraflash_cli.engine.cache_policy import CacheManagement
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+from ultraflash_cli.engine.stages.generator import GeneratorInputs
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs
+from ultraflash_cli.errors import ConfigError, WeightsError
+from ultraflash_cli.train.data import Material
+from ultraflash_cli.train.flows import draw_levels, group_flow, noised, normal
+from ultraflash_cli.train.loop import Batch, Learner
+from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
+from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig
+from ultraflash_cli.train.roles import CascadeRoles
+from ultraflash_cli.train.sheets import Picture, sheet
+
+__all__ = [
+    "HELPERS",
+    "NETWORKS",
+    "DpoConfig",
+    "DpoRoles",
+    "Pair",
+    "configure",
+    "learners",
+    "loss",
+    "make",
+    "margins",
+    "merge",
+    "pictures",
+    "roll_out",
+    "start",
+]
+
+NETWORKS = ("sr_dit",)
+"""What an export writes."""
+
+HELPERS = ("reference", "stronger")
+"""Roles that no result needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig(Tv2vConfig):
+    """How the cascade is rolled out, and how strongly preferences pull."""
+
+    from_generator: bool = False
+    """Whether a frozen generator draws the low-resolution latents from the captions; else they are the clips'."""
+    cache_management: str = "kv"
+    """The rules of dynamic cache management under which the cascade is rolled out, as the command line words them;
+    spared context passes are not among them."""
+    service_noise: float = 0.2
+    """The noise rule of service: share of noise in the condition."""
+    beta: float = 50.0
+    """How strongly a preference pulls; the errors it multiplies are means over a clip's latents."""
+    stronger_steps: int = 8
+    """Steps of the stronger model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.from_generator and (self.profile.generator is None or not self.with_text):
+            raise ConfigError(f"{self.profile.name} has no generator that hears the captions")
+        if CacheManagement.parse(self.cache_management).refresh is not None:
+            raise ConfigError("roll-outs for training do not spare context passes: leave refresh out")
+
+    @property
+    def service_profile(self) -> Profile:
+        """The profile under dynamic cache management, for clips of this length."""
+        rules, profile = CacheManagement.parse(self.cache_management), self.profile
+        assert profile.sr_dit is not None
+        groups = math.ceil(self.pairs.frames / FRAMES_PER_LATENT / profile.group_latents)
+        generator = rules.apply_generator(profile.generator) if profile.generator else None
+        return replace(profile, sr_dit=rules.apply_sr(profile.sr_dit, groups), generator=generator)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The roles that the cascade needs."""
+        return (*super().parts, "generator") if self.from_generator else super().parts
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two results for the same prompt and the same condition."""
+
+    cond_bcthw: Tensor
+    own_bcthw: Tensor
+    """``z-``: the cascade's own roll-out."""
+    better_bcthw: Tensor
+    """``z+``: the stronger model's."""
+    context: Tensor | None
+
+
+class DpoRoles(CascadeRoles):
+    """The cascade, its transformer as it was at the start, and the many-step dense transformer."""
+
+    def __init__(self, config: DpoConfig) -> None:
+        scales = tuple(scale for scale, _ in config.scale_odds)
+        super().__init__(config.service_profile, config.parts, scales=scales, words=config.words)
+        sr_dit, wide = self.profile.sr_dit, config.dense_profile.sr_dit
+        assert sr_dit is not None and wide is not None
+        self.reference = SrDit(sr_dit).requires_grad_(False)
+        self.stronger = SrDit(wide).requires_grad_(False)
+
+
+@torch.no_grad()
+def roll_out(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> Pair:
+    """Run the cascade as it runs in service, group by group through the stages' own states, and the stronger model."""
+    low_frames, _, scale, captions = batch
+    context = roles.context(captions) if config.with_text else None
+    low = _draw(config, roles, low_frames, context, rng) if config.from_generator else roles.encode(low_frames)
+    batch_size, _, _, height, width = low.shape
+    group = config.profile.group_latents
+    sr_dit, upsampler = roles.sr_dit, roles.upsamplers[str(scale)]
+    assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
+    states = (
+        upsampler.init_state(batch=batch_size, height=height, width=width),
+        sr_dit.init_state(batch=batch_size, height=height * scale, width=width * scale, context=context),
+    )
+    conds, own = list[Tensor](), list[Tensor]()
+    for piece in low.split(group, dim=2):
+        upsampler_state, cond = upsampler.step(states[0], piece)
+        level = torch.full((batch_size,), config.service_noise)
+        cond = noised(cond, normal(cond, rng), level)
+        state, clean = sr_dit.step(states[1], SrDitInputs(normal(cond, rng), cond))
+        if state.waiting:
+            state, clean = sr_dit.close_group(state)
+        states = (upsampler_state, state)
+        conds.append(cond)
+        own.append(clean)
+    cond = torch.cat(conds, dim=2)
+    steps, shift = config.stronger_steps, config.shift
+    better = tv2v.sample(roles.stronger, normal(cond, rng), cond, context, steps=steps, shift=shift)
+    return Pair(cond, torch.cat(own, dim=2).float(), better.float(), context)
+
+
+def _draw(
+    config: DpoConfig, roles: DpoRoles, like_frames: Tensor, context: Tensor | None, rng: torch.Generator
+) -> Tensor:
+    """Return the frozen generator's latents for the captions, as many as the clips have."""
+    generator = roles.generator
+    like = roles.encode(like_frames)
+    batch, channels, frames, height, width = like.shape
+    state = generator.init_state(batch=batch, height=height, width=width, context=context)
+    draws = torch.randn((batch, generator.config.draws_per_chunk, channels, frames, height, width), generator=rng)
+    state, low = generator.step(state, GeneratorInputs(normal(like, rng), draws.to(like)))
+    return low if low.shape[2] == frames else torch.cat([low, generator.flush(state)], dim=2)
+
+
+def margins(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator) -> Tensor:
+    """Return ``-(d(z+) - d(z-))`` of each clip: how much more the model prefers the better result than its reference.
+
+    ``d(z) = |v_theta - v|^2 - |v_ref - v|^2`` at one level and one noise for both results.
+    """
+    noise = normal(pair.own_bcthw, rng)
+    level = draw_levels(len(noise), config.shift, rng)
+
+    def error(network: SrDit, clean: Tensor) -> Tensor:
+        flow = group_flow(network, noised(clean, noise, level), pair.cond_bcthw, level, pair.context)
+        return (flow.float() - (noise - clean)).square().mean((1, 2, 3, 4))
+
+    def drift(clean: Tensor) -> Tensor:
+        with torch.no_grad():
+            reference = error(roles.reference, clean)
+        return error(roles.sr_dit, clean) - reference
+
+    return drift(pair.own_bcthw) - drift(pair.better_bcthw)
+
+
+def loss(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return ``-log sigmoid(beta * margin)``, the mean over the clips."""
+    pair = roll_out(config, roles, batch, rng)
+    return {"preference": -F.logsigmoid(config.beta * margins(config, roles, pair, rng)).mean()}
+
+
+def learners(config: DpoConfig) -> tuple[Learner, ...]:
+    """Return the one learner, the transformer."""
+    return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
+
+
+def configure(*, steps: int, seed: int, toy: bool = False) -> DpoConfig:
+    """Return the settings for the built-in model's sizes, or for a toy."""
+    base = tv2v.configure(steps=steps, seed=seed, toy=toy)
+    loop = replace(base.loop, rate=1e-4 if toy else 2e-5, warmup=10)
+    shared = {name: getattr(base, name) for name in ("profile", "words", "pairs", "scale_odds", "shift")}
+    return DpoConfig(loop=loop, **shared)
+
+
+def start(config: DpoConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> DpoRoles:
+    """Return the roles before the first step: the one-step transformer, twice, and the many-step one.
+
+    ``weights`` are those of a run of ``tv2v_flow_matching``, whose transformer is the stronger model, overlaid with
+    those of a run of ``causal_dmd``: see ``merge``. Raises UsageError without weights, WeightsError where they do not
+    fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        roles = DpoRoles(config)
+    hint = "the averages of a run of `tv2v_flow_matching` and, after it, of one of `causal_dmd`"
+    given = {name: value for name, value in (weights or {}).items() if not name.startswith("reference.")}
+    roles.load(given or None, fresh=("reference",), hint=hint)
+    roles.reference.load_state_dict(roles.sr_dit.state_dict())
+    roles.learn(*NETWORKS)
+    return roles
+
+
+def merge(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the weights of several runs as one: the first run's transformer is the stronger model.
+
+    Raises WeightsError unless there are two or more.
+    """
+    if len(weights) < 2:
+        raise WeightsError(
+            "cascade_dpo starts from two runs: --start-from of `tv2v_flow_matching`, then --start-from of `causal_dmd`"
+        )
+    named = {name.split(".", 1)[1]: value for name, value in weights[0].items() if name.startswith("sr_dit.")}
+    merged = {f"stronger.{name}": value for name, value in named.items()}
+    for tensors in weights:
+        merged |= tensors
+    return merged
+
+
+def make(config: DpoConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches."""
+    return tv2v.make(config, data)
+
+
+def pictures(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show decoded roll-outs, the stronger model's results and the clips."""
+    low, high, scale, _ = batch
+    pair = roll_out(config, roles, batch, rng)
+    return sheet(*(roles.decode(latents, low, scale) for latents in (pair.own_bcthw, pair.better_bcthw)), high)

@@ -1,0 +1,186 @@
+"""Recipe ``causal_dmd``: the many-step dense transformer becomes a one-step block-sparse one, with hybrid rewards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.stages.sr_dit import SrDit
+from ultraflash_cli.train.data import Material
+from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels, group_flow, noised, normal
+from ultraflash_cli.train.loop import Batch, Learner
+from ultraflash_cli.train.losses import PictureTerms, picture_terms
+from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
+from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, condition
+from ultraflash_cli.train.rewards import load_reward, reward_of
+from ultraflash_cli.train.roles import CascadeRoles
+from ultraflash_cli.train.sheets import Picture, sheet
+
+__all__ = [
+    "HELPERS",
+    "NETWORKS",
+    "DmdConfig",
+    "DmdRoles",
+    "configure",
+    "critic_loss",
+    "learners",
+    "make",
+    "pictures",
+    "start",
+    "student_loss",
+]
+
+NETWORKS = ("sr_dit",)
+"""What an export writes: the student."""
+
+HELPERS = ("real_score", "fake_score")
+"""Roles that no result needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DmdConfig(Tv2vConfig):
+    """How the parts of the student's loss are weighed, and how often the critic learns."""
+
+    critic_updates: int = 5
+    """Updates of the fake score for each of the student's."""
+    critic_rate: float = 1.0
+    """Factor on the critic's learning rate."""
+    guidance: float = 2.0
+    """Weight of the guidance part, what words change; 0 goes without. A transformer without text path has none."""
+    matching: float = 1.0
+    """Weight of the distribution-matching part."""
+    regression: float = 1.0
+    """Weight of the pixel error through the decoder."""
+    terms: PictureTerms = field(default_factory=PictureTerms)
+    """Weights within it."""
+    rewards: tuple[tuple[str, float], ...] = (("texture", 0.1), ("temporal", 0.05))
+    """Rewards by name and weight, through the decoder."""
+    levels: tuple[float, float] = (0.02, 0.98)
+    """Range of the levels, before the shift, to which the student's result is noised again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, _ in self.rewards:
+            load_reward(name)
+
+
+class DmdRoles(CascadeRoles):
+    """The cascade with a sparse student, a frozen dense real score and a dense fake score that learns."""
+
+    def __init__(self, config: DmdConfig) -> None:
+        scales = tuple(scale for scale, _ in config.scale_odds)
+        super().__init__(config.profile, config.parts, scales=scales, words=config.words)
+        wide = config.dense_profile.sr_dit
+        assert wide is not None
+        self.real_score, self.fake_score = (SrDit(wide).requires_grad_(False) for _ in range(2))
+
+    def begin(self) -> None:
+        """Give both scores the student's weights, and let the learners learn."""
+        for score in (self.real_score, self.fake_score):
+            score.load_state_dict(self.sr_dit.state_dict())
+        self.learn("sr_dit", "fake_score")
+
+    def one_step(self, cond_bcthw: Tensor, context: Tensor | None, rng: torch.Generator) -> Tensor:
+        """Return the student's clean latents ``eps - v(eps, y, c, 1)``."""
+        noise, level = normal(cond_bcthw, rng), torch.ones(len(cond_bcthw))
+        return clean_of(noise, group_flow(self.sr_dit, noise, cond_bcthw, level, context), level)
+
+
+def critic_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the flow-matching error of the fake score on the student's own results."""
+    low, _, scale, captions = batch
+    cond = condition(roles, low, scale, config.condition_noise, rng)
+    with torch.no_grad():
+        context = roles.context(captions) if config.with_text else None
+        clean = roles.one_step(cond, context, rng).float()
+    noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
+    flow = group_flow(roles.fake_score, noised(clean, noise, level), cond, level, context)
+    return {"flow": (flow.float() - (noise - clean)).square().mean()}
+
+
+def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the student's terms: guidance and matching apart, pixels, and the rewards it lacks."""
+    low, high, scale, captions = batch
+    cond = condition(roles, low, scale, config.condition_noise, rng)
+    with torch.no_grad():
+        context = roles.context(captions) if config.with_text else None
+    clean = roles.one_step(cond, context, rng).float()
+    terms = _distribution_terms(config, roles, clean, cond, context, rng)
+    frames = roles.decode(clean, low, scale)
+    pixels = picture_terms(frames, high, config.terms)
+    terms["regression"] = config.regression * torch.stack(list(pixels.values())).sum()
+    for name, score in reward_of(frames, high, config.rewards).items():
+        terms[f"reward_{name}"] = -score
+    return terms
+
+
+def _distribution_terms(
+    config: DmdConfig, roles: DmdRoles, clean: Tensor, cond: Tensor, context: Tensor | None, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the distribution-matching terms of the student's result at a random level."""
+    with torch.no_grad():
+        noise = normal(clean, rng)
+        level = draw_levels(len(clean), config.shift, rng, low=config.levels[0], high=config.levels[1])
+        noisy = noised(clean, noise, level)
+
+        def predict(score: SrDit, words: Tensor | None) -> Tensor:
+            return clean_of(noisy, group_flow(score, noisy, cond, level, words).float(), level)
+
+        real, fake = predict(roles.real_score, context), predict(roles.fake_score, context)
+        unworded = None
+        if config.guidance and context is not None:
+            unworded = predict(roles.real_score, torch.zeros_like(context))
+    return distribution_terms(clean, real, fake, unworded, matching=config.matching, guidance=config.guidance)
+
+
+def learners(config: DmdConfig) -> tuple[Learner, ...]:
+    """Return critic and student; the critic learns in every step."""
+    critic, student = partial(critic_loss, config), partial(student_loss, config)
+    return (
+        Learner(name="critic", roles=("fake_score",), loss=critic, rate=config.critic_rate),
+        Learner(name="student", roles=NETWORKS, loss=student, every=config.critic_updates),
+    )
+
+
+def configure(*, steps: int, seed: int, toy: bool = False) -> DmdConfig:
+    """Return the settings for the built-in model's sizes, or for a toy; ``steps`` are the critic's."""
+    base = tv2v.configure(steps=steps, seed=seed, toy=toy)
+    loop = replace(base.loop, rate=1.5e-3 if toy else 1e-4, warmup=10)
+    shared = {name: getattr(base, name) for name in ("profile", "words", "pairs", "scale_odds", "shift")}
+    config = DmdConfig(loop=loop, **shared)
+    return replace(config, critic_updates=2, matching=0.05, regression=3.0) if toy else config
+
+
+def start(config: DmdConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> DmdRoles:
+    """Return the roles before the first step: student and both scores are the transformer of ``weights``.
+
+    Raises UsageError without weights, WeightsError where they do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        roles = DmdRoles(config)
+    given = {name: value for name, value in (weights or {}).items() if name.split(".")[0] not in HELPERS}
+    roles.load(given or None, fresh=HELPERS, hint="the average of a run of `tv2v_flow_matching`")
+    roles.begin()
+    return roles
+
+
+def make(config: DmdConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches."""
+    return tv2v.make(config, data)
+
+
+def pictures(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show decoded upsampled latents, the student's and the real score's results, and the clips."""
+    low, high, scale, captions = batch
+    cond = condition(roles, low, scale, config.condition_noise, rng)
+    context = roles.context(captions) if config.with_text else None
+    one = roles.one_step(cond, context, rng)
+    many = tv2v.sample(
+        roles.real_score, normal(cond, rng), cond, context, steps=config.sample_steps, shift=config.shift
+    )
+    upsampled = roles.upsample(roles.encode(low), scale)
+    return sheet(*(roles.decode(latents, low, scale) for latents in (upsampled, one, many)), high)

@@ -1,0 +1,162 @@
+"""Recipe ``decoder``: the high-resolution decoder by regression onto pixels, from latents of the frozen encoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.layers.memory_block import MemoryBlock
+from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.train.data import Material, PairConfig, pair_batch
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.losses import PictureTerms, picture_terms
+from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
+from ultraflash_cli.train.sheets import Picture, sheet
+
+__all__ = ["NETWORKS", "DecoderRecipeConfig", "configure", "is_kernel", "learners", "loss", "make", "pictures", "start"]
+
+NETWORKS = ("encoder", "decoder")
+"""What an export writes."""
+
+LATENT_GAIN = 4.0
+"""A fresh latent space starts as colours around grey times this, which makes their variance about 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderRecipeConfig:
+    """What is learned from, how it is weighed, and what the loop needs."""
+
+    loop: LoopConfig
+    profile: Profile = LITE
+    """The networks' sizes."""
+    pairs: PairConfig = field(default_factory=PairConfig)
+    """How clips are drawn."""
+    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
+    """How often each scale is trained; it matters to a skip path, and to the size of the clips."""
+    terms: PictureTerms = field(default_factory=lambda: PictureTerms(information=0.01, detail=0.02))
+    """Weights of the loss terms; the structural ones stand for a perceptual term."""
+    spread: float = 0.001
+    """Weight of what keeps an encoder's latents at mean 0 and variance 1 while it learns, too."""
+
+
+def loss(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the terms of D(E(x)) against x, and the latents' spread where the encoder learns."""
+    low, high, scale = batch
+    latents = roles.encode(high)
+    terms = picture_terms(roles.decode(latents, low, scale), high, config.terms)
+    if latents.requires_grad:
+        wide = latents.float()
+        mean, deviation = wide.mean((0, 2, 3, 4)), (wide.var((0, 2, 3, 4)) + 1e-4).sqrt()
+        terms["spread"] = config.spread * (mean.square() + (deviation - 1).square()).mean()
+    return terms
+
+
+def learners(config: DecoderRecipeConfig) -> tuple[Learner, ...]:
+    """Return the one learner: the decoder, and the encoder where it is fresh."""
+    return (Learner(name="student", loss=partial(loss, config), is_kernel=is_kernel),)
+
+
+def is_kernel(name: str) -> bool:
+    """Tell whether a parameter takes orthogonalised steps: the kernels of memory blocks."""
+    return ".conv." in name
+
+
+def configure(*, steps: int, seed: int, toy: bool = False) -> DecoderRecipeConfig:
+    """Return the settings for the built-in model, or for a toy."""
+    if not toy:
+        loop = LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998)
+        return DecoderRecipeConfig(loop=loop, pairs=PairConfig(frames=8))
+    return DecoderRecipeConfig(
+        loop=LoopConfig(
+            steps=steps, seed=seed, rate=1e-3, kernel_rate=0.004, warmup=10, average=0.95, save_every=50, log_every=10
+        ),
+        profile=TOY,
+        pairs=PairConfig(frames=8, crop_px=32),
+        scale_odds=((2, 1.0),),
+    )
+
+
+def start(config: DecoderRecipeConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
+    """Return the roles before the first step.
+
+    With an encoder in ``weights`` it stays as it is. Without one there is no latent space yet, and it learns along.
+    Raises WeightsError where the weights do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        scales = tuple(scale for scale, _ in config.scale_odds)
+        roles = CascadeRoles(config.profile, NETWORKS, scales=scales, words=TOY_WORDS)
+    _carry_colours(roles)
+    roles.load(weights, fresh=NETWORKS, hint="a run with an encoder")
+    roles.learn("decoder")
+    if not any(name.startswith("encoder.") for name in weights or ()):
+        roles.learn("encoder")
+    return roles
+
+
+@torch.no_grad()
+def _carry_colours(roles: CascadeRoles) -> None:
+    """Start as an autoencoder of coarse colours: three channels go straight through, the others are random.
+
+    A deep network without norms and with a narrow middle would find out last that colours can get through at all.
+    """
+    for path in (roles.encoder.encoder, roles.decoder.decoder):
+        layers = [layer for layer in path if not isinstance(layer, MemoryBlock)]
+        convolutions = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Conv2d)]
+        for layer in convolutions:
+            first, last = layer is convolutions[0], layer is convolutions[-1]
+            cells = roles.encoder.config.patch**2 if first and path is roles.encoder.encoder else 1
+            _pass_on(layer, cells)
+            if path is roles.encoder.encoder and last:
+                _scale(layer, LATENT_GAIN, -0.5 * LATENT_GAIN)
+            if path is roles.decoder.decoder and first:
+                _scale(layer, 1 / LATENT_GAIN, 0.5)
+        for block in path:
+            if isinstance(block, MemoryBlock):
+                quiet = cast("nn.Conv2d", block.conv[4])
+                quiet.weight *= 0.2
+                quiet.weight[:3] = 0
+                cast("Tensor", quiet.bias)[:3] = 0
+
+
+def _pass_on(layer: nn.Conv2d, cells: int) -> None:
+    """Make the first three channels of every frame go through; ``cells`` inputs of each are averaged.
+
+    Where a layer joins frames, their mean goes on; where it makes several, each gets the same.
+    """
+    kernel, middle = layer.weight, layer.kernel_size[0] // 2
+    outs, ins = kernel.shape[:2]
+    joined, made = (ins // outs, 1) if ins % outs == 0 and layer.kernel_size == (1, 1) else (1, 1)
+    if layer.kernel_size == (1, 1) and outs % ins == 0:
+        joined, made = 1, outs // ins
+    for frame in range(made):
+        start = frame * (outs // made)
+        kernel[start : start + 3] = 0
+        for colour in range(3):
+            for source in range(joined):
+                at = source * (ins // joined) + colour * cells
+                kernel[start + colour, at : at + cells, middle, middle] = 1 / (joined * cells)
+    if layer.bias is not None:
+        layer.bias[:3] = 0
+
+
+def _scale(layer: nn.Conv2d, gain: float, shift: float) -> None:
+    layer.weight[:3] *= gain
+    assert layer.bias is not None
+    layer.bias[:3] = shift
+
+
+def make(config: DecoderRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches."""
+    assert data is not None, "pairs come from prepared material"
+    return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
+
+
+def pictures(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show clips as they come back, and as they are."""
+    low, high, scale = batch
+    return sheet(roles.decode(roles.encode(high), low, scale), high)

@@ -1,0 +1,177 @@
+"""Recipe ``generator_distil``: the generator learns to make do with few steps, on its own roll-outs (self-forcing)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.stages.generator import Generator
+from ultraflash_cli.train.data import Material
+from ultraflash_cli.train.flows import chunk_flow, clean_of, distribution_terms, draw_levels, noised, normal
+from ultraflash_cli.train.loop import Batch, Learner
+from ultraflash_cli.train.recipes import generator as base
+from ultraflash_cli.train.recipes.generator import GeneratorRecipeConfig
+from ultraflash_cli.train.roles import CascadeRoles
+from ultraflash_cli.train.sheets import Picture
+
+__all__ = [
+    "HELPERS",
+    "NETWORKS",
+    "DistilConfig",
+    "DistilRoles",
+    "configure",
+    "critic_loss",
+    "forced",
+    "learners",
+    "make",
+    "pictures",
+    "start",
+    "student_loss",
+]
+
+NETWORKS = ("generator", "text_encoder")
+"""What an export writes: the student, and the words it was taught with."""
+
+HELPERS = ("real_score", "fake_score")
+"""Roles that no result needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilConfig(GeneratorRecipeConfig):
+    """How the parts of the student's loss are weighed, and how often the critic learns."""
+
+    critic_updates: int = 5
+    """Updates of the fake score for each of the student's."""
+    guidance: float = 3.0
+    """Weight of what words change; 0 goes without."""
+    matching: float = 1.0
+    """Weight of the distribution-matching part."""
+    levels: tuple[float, float] = (0.02, 0.98)
+    """Range of the levels, before the shift, to which the student's result is noised again."""
+
+
+class DistilRoles(CascadeRoles):
+    """The student with its words, a frozen real score and a fake score that learns, all of one class."""
+
+    def __init__(self, config: DistilConfig) -> None:
+        parts = ("encoder", "decoder", *NETWORKS) if config.profile.decoder.skip is None else ("encoder", *NETWORKS)
+        super().__init__(config.profile, parts, words=config.words)
+        assert config.profile.generator is not None
+        self.real_score, self.fake_score = (Generator(config.profile.generator).requires_grad_(False) for _ in range(2))
+
+
+def forced(generator: Generator, like: Tensor, context: Tensor, rng: torch.Generator) -> Tensor:
+    """Return a roll-out as in service, with gradients through one step of every chunk.
+
+    All chunks stop after the same number of steps, drawn here; the steps before it, and the context pass by which later
+    chunks see a finished one, have no gradients.
+    """
+    config = generator.config
+    keys = generator.embed_context(context, batch=like.shape[0])
+    still = tuple(type(key)(key.k.detach(), key.v.detach()) for key in keys)
+    stop = int(torch.randint(len(config.steps), (1,), generator=rng))
+    rings, chunks, first = None, list[Tensor](), 0
+    while first < like.shape[2]:
+        count = config.chunk_after(first)
+        piece = like[:, :, first : first + count]
+        timesteps = config.steps_of_chunk(len(chunks))
+        x, clean = normal(piece, rng), piece
+        for i, timestep in enumerate(timesteps[: stop + 1]):
+            draw = normal(piece, rng)
+            if i:
+                x = generator.schedule.renoise(clean.detach(), draw, timestep)
+            is_last = i == min(stop, len(timesteps) - 1)
+            with torch.set_grad_enabled(is_last and torch.is_grad_enabled()):
+                result = generator.forward_chunk(
+                    x, timestep, rings=rings, context=keys if is_last else still, first_frame=first
+                )
+                clean = x - generator.schedule.sigma(timestep) * result.flow_bcthw
+        chunks.append(clean)
+        with torch.no_grad():
+            rings = generator.forward_chunk(
+                clean.detach(), config.context_timestep, rings=rings, context=still, first_frame=first
+            ).rings
+        first += count
+    return torch.cat(chunks, dim=2).float()
+
+
+def critic_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the flow-matching error of the fake score on the student's own roll-outs."""
+    frames, captions = batch
+    with torch.no_grad():
+        context = roles.context(captions)
+        clean = forced(roles.generator, roles.encode(frames), context, rng)
+    noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
+    every = level[:, None].expand(-1, clean.shape[2])
+    flow = chunk_flow(roles.fake_score, noised(clean, noise, level), every, context)
+    return {"flow": (flow.float() - (noise - clean)).square().mean()}
+
+
+def student_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the two parts of distribution matching on a roll-out."""
+    frames, captions = batch
+    with torch.no_grad():
+        context, like = roles.context(captions), roles.encode(frames)
+    clean = forced(roles.generator, like, context, rng)
+    with torch.no_grad():
+        noise = normal(clean, rng)
+        level = draw_levels(len(clean), config.shift, rng, low=config.levels[0], high=config.levels[1])
+        noisy, every = noised(clean, noise, level), level[:, None].expand(-1, clean.shape[2])
+
+        def predict(score: Generator, words: Tensor) -> Tensor:
+            return clean_of(noisy, chunk_flow(score, noisy, every, words).float(), level)
+
+        real, fake = predict(roles.real_score, context), predict(roles.fake_score, context)
+        unworded = predict(roles.real_score, torch.zeros_like(context)) if config.guidance else None
+    return distribution_terms(clean, real, fake, unworded, matching=config.matching, guidance=config.guidance)
+
+
+def learners(config: DistilConfig) -> tuple[Learner, ...]:
+    """Return critic and student; the critic learns in every step. The words stay as they are."""
+    critic, student = partial(critic_loss, config), partial(student_loss, config)
+    return (
+        Learner(name="critic", roles=("fake_score",), loss=critic),
+        Learner(name="student", roles=("generator",), loss=student, every=config.critic_updates),
+    )
+
+
+def configure(*, steps: int, seed: int, toy: bool = False) -> DistilConfig:
+    """Return the settings for a generator of the built-in model's size, or for a toy; ``steps`` are the critic's."""
+    plain = base.configure(steps=steps, seed=seed, toy=toy)
+    loop = replace(plain.loop, rate=1e-3 if toy else 1e-4, warmup=10)
+    return DistilConfig(
+        loop=loop,
+        profile=plain.profile,
+        words=plain.words,
+        size=plain.size,
+        latents=plain.latents,
+        critic_updates=2 if toy else 5,
+    )
+
+
+def start(config: DistilConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> DistilRoles:
+    """Return the roles before the first step: student and both scores are the generator of ``weights``.
+
+    Raises UsageError without weights, WeightsError where they do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        roles = DistilRoles(config)
+    roles.load(weights, fresh=HELPERS, hint="the average of a run of `generator`")
+    for score in (roles.real_score, roles.fake_score):
+        score.load_state_dict(roles.generator.state_dict())
+    roles.learn("generator", "fake_score")
+    return roles
+
+
+def make(config: DistilConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches; of the scenes only words and sizes count."""
+    return base.make(config, data)
+
+
+def pictures(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show what the student draws for captions beside the scenes."""
+    return base.pictures(config, roles, batch, rng)

@@ -1,0 +1,102 @@
+"""Recipe ``latent_upsampler``: U(E(x_lr)) by regression onto E(x_hr), the encoder frozen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.train.data import Material, PairConfig, pair_batch
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
+from ultraflash_cli.train.sheets import Picture, sheet
+
+__all__ = ["NETWORKS", "UpsamplerRecipeConfig", "configure", "learners", "loss", "make", "pictures", "start"]
+
+NETWORKS = ("upsamplers",)
+"""What an export writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsamplerRecipeConfig:
+    """What is learned from and what the loop needs."""
+
+    loop: LoopConfig
+    profile: Profile = LITE
+    """The networks' sizes."""
+    pairs: PairConfig = field(default_factory=PairConfig)
+    """How clips are drawn; the low-resolution partner is made here, by a bilinear filter alone."""
+    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
+    """How often each scale is trained."""
+    temporal: float = 0.5
+    """Weight of the error of the latents' differences in time."""
+
+
+def shrink(high_bcthw: Tensor, scale: int) -> Tensor:
+    """Return clips scaled down by a bilinear filter that is widened against aliasing."""
+    frames = high_bcthw.transpose(1, 2).flatten(0, 1)
+    size = frames.shape[2] // scale, frames.shape[3] // scale
+    small = F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
+    return small.unflatten(0, (high_bcthw.shape[0], -1)).transpose(1, 2)
+
+
+def loss(config: UpsamplerRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the L1 errors of upsampled latents and of their differences in time."""
+    _, high, scale = batch
+    with torch.no_grad():
+        target, low = roles.encode(high), roles.encode(shrink(high, scale))
+    out = roles.upsample(low, scale)
+    terms = {"latents": (out - target).abs().mean()}
+    if config.temporal and target.shape[2] > 1:
+        terms["temporal"] = config.temporal * (out.diff(dim=2) - target.diff(dim=2)).abs().mean()
+    return terms
+
+
+def learners(config: UpsamplerRecipeConfig) -> tuple[Learner, ...]:
+    """Return the one learner: the upsamplers of all scales."""
+    return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
+
+
+def configure(*, steps: int, seed: int, toy: bool = False) -> UpsamplerRecipeConfig:
+    """Return the settings for the built-in model, or for a toy."""
+    if not toy:
+        loop = LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998)
+        return UpsamplerRecipeConfig(loop=loop, pairs=PairConfig(frames=8))
+    return UpsamplerRecipeConfig(
+        loop=LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10),
+        profile=TOY,
+        pairs=PairConfig(frames=8, crop_px=32),
+        scale_odds=((2, 1.0),),
+    )
+
+
+def start(config: UpsamplerRecipeConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
+    """Return the roles before the first step: a given encoder, upsamplers fresh or given; a decoder to look with.
+
+    Raises UsageError without weights, WeightsError where they do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        scales = tuple(scale for scale, _ in config.scale_odds)
+        roles = CascadeRoles(config.profile, ("encoder", "upsamplers", "decoder"), scales=scales, words=TOY_WORDS)
+    roles.load(weights, fresh=NETWORKS, hint="the average of a run of `decoder` or `pixels`")
+    roles.learn(*NETWORKS)
+    return roles
+
+
+def make(config: UpsamplerRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches."""
+    assert data is not None, "pairs come from prepared material"
+    return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
+
+
+def pictures(config: UpsamplerRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show the decoded upsampled latents, the decoded latents they should be, and the clips."""
+    _, high, scale = batch
+    low = shrink(high, scale)
+    out = roles.upsample(roles.encode(low), scale)
+    return sheet(roles.decode(out, low, scale), roles.decode(roles.encode(high), low, scale), high)

@@ -1,0 +1,196 @@
+"""Recipe ``tv2v_flow_matching``: a text-to-video transformer learns to sharpen upsampled latents, in many steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDit
+from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.train.data import Material, PairConfig, captioned_batch
+from ultraflash_cli.train.flows import clean_of, draw_levels, group_flow, noised, normal, uniform
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles, dense
+from ultraflash_cli.train.sheets import Picture, sheet
+
+__all__ = [
+    "NETWORKS",
+    "Tv2vConfig",
+    "condition",
+    "configure",
+    "learners",
+    "loss",
+    "make",
+    "pictures",
+    "sample",
+    "start",
+    "widened",
+]
+
+NETWORKS = ("sr_dit",)
+"""What an export writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tv2vConfig:
+    """What is learned from, how noise is drawn, and what the loop needs."""
+
+    loop: LoopConfig
+    profile: Profile
+    """The networks' sizes; its SR transformer is made dense for this stage."""
+    words: PromptEncoderConfig = TOY_WORDS
+    """The prompt encoder of a transformer with a text path."""
+    pairs: PairConfig = field(default_factory=PairConfig)
+    """How clips are drawn."""
+    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
+    """How often each scale is trained."""
+    condition_noise: tuple[float, float] = (0.1, 0.3)
+    """Range of sigma, the share of noise in the condition."""
+    shift: float = 5.0
+    """How much the noise levels lean to the noisy side."""
+    text_drop: float = 0.1
+    """How often a clip's words are dropped."""
+    sample_steps: int = 8
+    """Steps of the sample pictures."""
+
+    def __post_init__(self) -> None:
+        sr_dit = self.profile.sr_dit
+        if sr_dit is None or sr_dit.prediction != "flow":
+            raise ConfigError(
+                f"flow matching trains an SR transformer that returns flows, {self.profile.name}'s does not"
+            )
+        low, high = self.condition_noise
+        if not 0 <= low <= high < 1:
+            raise ConfigError(f"the condition's noise is a range within 0..1, got {self.condition_noise}")
+
+    @property
+    def dense_profile(self) -> Profile:
+        """The profile whose SR transformer keeps every block that causality allows."""
+        assert self.profile.sr_dit is not None
+        return replace(self.profile, sr_dit=dense(self.profile.sr_dit))
+
+    @property
+    def with_text(self) -> bool:
+        """Whether the transformer has a text path."""
+        return self.profile.sr_dit is not None and self.profile.sr_dit.text_len > 0
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The roles that the cascade needs."""
+        parts = ("encoder", "upsamplers", "decoder", "sr_dit")
+        return (*parts, "text_encoder") if self.with_text else parts
+
+
+def condition(
+    roles: CascadeRoles, low_bcthw: Tensor, scale: int, noise: tuple[float, float], rng: torch.Generator
+) -> Tensor:
+    """Return ``(1 - sigma) U(E(x_lr)) + sigma eps``, one sigma a clip, drawn uniformly from a range."""
+    with torch.no_grad():
+        upsampled = roles.upsample(roles.encode(low_bcthw), scale)
+    sigma = uniform(len(upsampled), *noise, rng)
+    return noised(upsampled, normal(upsampled, rng), sigma)
+
+
+def loss(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the error of the flow at a random noise level."""
+    low, high, scale, captions = batch
+    cond = condition(roles, low, scale, config.condition_noise, rng)
+    with torch.no_grad():
+        clean = roles.encode(high)
+        keep = uniform(len(clean), 0, 1, rng) >= config.text_drop
+        context = roles.context(captions, keep) if config.with_text else None
+    noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
+    flow = group_flow(roles.sr_dit, noised(clean, noise, level), cond, level, context)
+    return {"flow": (flow.float() - (noise - clean)).square().mean()}
+
+
+@torch.no_grad()
+def sample(
+    network: SrDit, noise_bcthw: Tensor, cond_bcthw: Tensor, context: Tensor | None, *, steps: int, shift: float
+) -> Tensor:
+    """Return clean latents in ``steps`` Euler steps from noise; one step is ``eps - v(eps, y, c, 1)``."""
+    levels = torch.linspace(1, 0, steps + 1)
+    levels = shift * levels / (1 + (shift - 1) * levels)
+    x = noise_bcthw
+    for level, following in pairwise(levels):
+        t = level.expand(len(x))
+        flow = group_flow(network, x, cond_bcthw, t, context)
+        clean = clean_of(x, flow, t)
+        x = clean if following == 0 else x + (following - level) * flow
+    return x
+
+
+def widened(generator: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a text-to-video transformer's weights for an SR transformer of its sizes.
+
+    The new half of the patch kernel, which sees the condition, is zero: the model starts as the one it was.
+    """
+    kernel = generator["patch_embedding.weight"]
+    return generator | {"patch_embedding.weight": torch.cat([kernel, torch.zeros_like(kernel)], dim=1)}
+
+
+def learners(config: Tv2vConfig) -> tuple[Learner, ...]:
+    """Return the one learner, the transformer."""
+    return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
+
+
+def configure(*, steps: int, seed: int, toy: bool = False) -> Tv2vConfig:
+    """Return the settings for the built-in model's sizes, or for a toy."""
+    assert LITE.sr_dit is not None
+    if not toy:
+        return Tv2vConfig(
+            loop=LoopConfig(steps=steps, seed=seed, rate=5e-4, warmup=100, average=0.998),
+            profile=replace(LITE, sr_dit=replace(LITE.sr_dit, prediction="flow")),
+            pairs=PairConfig(frames=16, crop_px=64),
+        )
+    return Tv2vConfig(
+        loop=LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10),
+        profile=TOY,
+        pairs=PairConfig(frames=16, crop_px=32),
+        scale_odds=((2, 1.0),),
+    )
+
+
+def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
+    """Return the roles before the first step.
+
+    Encoder, upsamplers and decoder are given. The transformer is the one in ``weights``, or the generator in there made
+    wider, or a fresh one; while it is new, its condition's half of the patch kernel is zero. Raises UsageError without
+    weights, WeightsError where they do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        scales = tuple(scale for scale, _ in config.scale_odds)
+        roles = CascadeRoles(config.dense_profile, config.parts, scales=scales, words=config.words)
+    given = {name.split(".")[0] for name in weights or ()}
+    if weights is not None and "generator" in given and "sr_dit" not in given:
+        generator = {name.split(".", 1)[1]: v for name, v in weights.items() if name.startswith("generator.")}
+        weights = weights | {f"sr_dit.{name}": value for name, value in widened(generator).items()}
+    elif "sr_dit" not in given:
+        roles.sr_dit.patch_embedding.weight.data[:, config.profile.decoder.latent_channels :] = 0
+    roles.load(weights, fresh=("sr_dit", "text_encoder"), hint="the average of a run of `latent_upsampler`")
+    roles.learn(*NETWORKS)
+    return roles
+
+
+def make(config: Tv2vConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches."""
+    assert data is not None, "pairs come from prepared material"
+    loop = config.loop
+    return partial(captioned_batch, data.absolute(), config.pairs, loop.seed, config.scale_odds, loop.batch)
+
+
+def pictures(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show decoded upsampled latents, decoded samples, and the clips."""
+    low, high, scale, captions = batch
+    upsampled = roles.upsample(roles.encode(low), scale)
+    cond = condition(roles, low, scale, config.condition_noise, rng)
+    context = roles.context(captions) if config.with_text else None
+    made = sample(roles.sr_dit, normal(cond, rng), cond, context, steps=config.sample_steps, shift=config.shift)
+    return sheet(roles.decode(upsampled, low, scale), roles.decode(made, low, scale), high)

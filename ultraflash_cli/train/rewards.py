@@ -1,0 +1,103 @@
+"""Rewards of decoded frames: texture statistics, temporal consistency, and learned scorers that are installed."""
+
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.train.losses import luma
+
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "Reward", "TemporalConsistency", "TextureLikeness", "load_reward", "reward_of"]
+
+ENTRY_POINTS = "ultraflash.rewards"
+"""Group of entry points under which a package offers a reward: a function without arguments that returns one."""
+
+FLAT = 0.01
+"""Deviation of luma that counts as no texture."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores frames; higher is better, and gradients reach the frames."""
+
+    def score(self, frames_bcthw: Tensor, truth_bcthw: Tensor) -> Tensor:
+        """Return ``[B, T]`` of RGB clips in [0, 1]; a scorer that needs no ground truth does not look at it."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextureLikeness:
+    """How near the local contrast of a frame is to the ground truth's, at several scales; 1 is equal.
+
+    It asks for as much texture as there should be, wherever its crests lie: what a pixel error punishes.
+    """
+
+    scales: int = 3
+    window_px: int = 5
+
+    def score(self, frames_bcthw: Tensor, truth_bcthw: Tensor) -> Tensor:
+        """Return ``[B, T]`` in (0, 1]."""
+        batch, frames = frames_bcthw.shape[0], frames_bcthw.shape[2]
+        a, b = (luma(clip.float()).transpose(1, 2).flatten(0, 1) for clip in (frames_bcthw, truth_bcthw))
+        away = a.new_zeros(len(a))
+        for scale in range(self.scales):
+            if scale:
+                a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+            away = away + (self._contrast(a) - self._contrast(b)).abs().mean((1, 2, 3)) / self.scales
+        return torch.exp(-away).unflatten(0, (batch, frames))
+
+    def _contrast(self, planes_n1hw: Tensor) -> Tensor:
+        """Return the logarithm of the local deviation."""
+        window = min(self.window_px, *planes_n1hw.shape[2:])
+        mean = F.avg_pool2d(planes_n1hw, window, 1)
+        variance = F.avg_pool2d(planes_n1hw.square(), window, 1) - mean.square()
+        return 0.5 * (variance.clamp_min(0) + FLAT**2).log()
+
+
+@dataclass(frozen=True)
+class TemporalConsistency:
+    """How near the change from the frame before is to the ground truth's change; 1 is equal, flicker lowers it."""
+
+    tolerance: float = 0.02
+    """Mean error of the change at which the score falls to 1/e."""
+
+    def score(self, frames_bcthw: Tensor, truth_bcthw: Tensor) -> Tensor:
+        """Return ``[B, T]`` in (0, 1]; the first frame scores 1."""
+        out, truth = luma(frames_bcthw.float()), luma(truth_bcthw.float())
+        away = (out.diff(dim=2) - truth.diff(dim=2)).abs().mean((1, 3, 4))
+        return torch.exp(-F.pad(away, (1, 0)) / self.tolerance)
+
+
+BUILT_IN: dict[str, type[TextureLikeness] | type[TemporalConsistency]] = {
+    "texture": TextureLikeness,
+    "temporal": TemporalConsistency,
+}
+"""The rewards that need nothing else, by name."""
+
+
+def load_reward(name: str) -> Reward:
+    """Return a reward: a built-in one, or the one that an installed package offers. Raises UsageError."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in offered:
+        known = ", ".join([*BUILT_IN, *offered])
+        raise UsageError(f"no reward is called {name!r}; there are {known}. Learned ones come with their packages.")
+    try:
+        reward = offered[name].load()()
+    except Exception as error:  # whatever a package raises for its missing weights
+        raise UsageError(f"the reward {name!r} cannot be had ({error}).") from error
+    if not isinstance(reward, Reward):
+        raise UsageError(f"the reward {name!r} has no method `score`.")
+    return reward
+
+
+def reward_of(frames_bcthw: Tensor, truth_bcthw: Tensor, weights: tuple[tuple[str, float], ...]) -> dict[str, Tensor]:
+    """Return the mean score under each named reward, times its weight."""
+    return {
+        name: weight * load_reward(name).score(frames_bcthw, truth_bcthw).mean() for name, weight in weights if weight
+    }

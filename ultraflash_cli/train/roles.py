@@ -1,0 +1,157 @@
+"""The roles that the paper's recipes share: a profile's networks under one module, frozen until a learner has them."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
+from ultraflash_cli.errors import UsageError, WeightsError
+
+__all__ = ["TOY", "TOY_WORDS", "CascadeRoles", "dense"]
+
+TOY_WORDS = PromptEncoderConfig(rows=64, dim=32, heads=2, layers=1, text_len=24)
+"""A prompt encoder for tries."""
+
+TOY = Profile(
+    name="toy",
+    encoder=EncoderConfig(
+        latent_channels=8, width=24, blocks=1, patch=2, strides=(1, 2, 2), memory_init="replicate", negative_slope=0.1
+    ),
+    upsampler=LatentUpsamplerConfig(latent_channels=8, width=24, blocks=1, negative_slope=0.1),
+    sr_dit=SrDitConfig(
+        dim=48,
+        num_heads=2,
+        num_layers=2,
+        ffn_dim=96,
+        freq_dim=32,
+        text_dim=TOY_WORDS.dim,
+        text_len=TOY_WORDS.text_len,
+        latent_channels=8,
+        block=(2, 2, 2),
+        local_range=3,
+        ref_spatial_tokens=None,
+        top_k_ratio=0.5,
+        kv_len=1,
+        group_latents=2,
+    ),
+    decoder=DecoderConfig(
+        latent_channels=8,
+        stages=(
+            DecoderStage(width=32, blocks=1),
+            DecoderStage(width=24, blocks=1, time_growth=2),
+            DecoderStage(width=16, blocks=1, time_growth=2),
+        ),
+        out_width=16,
+        memory_init="replicate",
+        negative_slope=0.1,
+    ),
+    generator=GeneratorConfig(
+        dim=48,
+        num_heads=2,
+        num_layers=2,
+        ffn_dim=96,
+        freq_dim=32,
+        text_dim=TOY_WORDS.dim,
+        text_len=TOY_WORDS.text_len,
+        latent_channels=8,
+        chunk_latents=2,
+        steps=(1000, 500),
+        window=8,
+    ),
+    group_latents=2,
+    base_size=(48, 80),
+)
+"""Every class of the published model, small enough to learn something on a CPU within minutes."""
+
+
+def dense(config: SrDitConfig) -> SrDitConfig:
+    """Return the config that keeps every block that causality allows: no window, no budget, all that came before."""
+    return replace(config, local_range=0, top_k=2**31 - 1, kv_len=2**15, kv_schedule=())
+
+
+class CascadeRoles(nn.Module):
+    """Some of a profile's networks as roles, and the steps of the cascade over whole clips, differentiable.
+
+    ``parts`` are the roles to build, of encoder, upsamplers, decoder, sr_dit, generator and text_encoder. Nothing
+    requires gradients before ``learn``.
+    """
+
+    def __init__(
+        self, profile: Profile, parts: tuple[str, ...], *, scales: tuple[int, ...] = (2,), words: PromptEncoderConfig
+    ) -> None:
+        super().__init__()
+        self.profile = profile
+        if "encoder" in parts:
+            assert isinstance(profile.encoder, EncoderConfig), "the recipes train beside the small encoder"
+            self.encoder = Encoder(profile.encoder)
+        if "upsamplers" in parts:
+            self.upsamplers = nn.ModuleDict({str(s): LatentUpsampler(profile.at_scale(s).upsampler) for s in scales})
+        if "decoder" in parts:
+            self.decoder = Decoder(profile.decoder)
+        if "sr_dit" in parts:
+            assert profile.sr_dit is not None, f"{profile.name} has no SR transformer"
+            self.sr_dit = SrDit(profile.sr_dit)
+        if "generator" in parts:
+            assert profile.generator is not None, f"{profile.name} has no generator"
+            self.generator = Generator(profile.generator)
+        if "text_encoder" in parts:
+            self.text_encoder = PromptEncoder(words)
+        to_channels_last(self)
+        self.requires_grad_(False)
+
+    def learn(self, *roles: str) -> None:
+        """Make the parameters of these roles require gradients."""
+        for role in roles:
+            self.get_submodule(role).requires_grad_(True)
+
+    def load(self, weights: dict[str, Tensor] | None, *, fresh: tuple[str, ...] = (), hint: str = "") -> None:
+        """Give the roles their weights; tensors of roles that are not here are left.
+
+        Only roles of ``fresh`` may be missing. Raises UsageError (with ``hint``) where weights are needed and there
+        are none, WeightsError where they do not fit.
+        """
+        names = {name for name, _ in self.named_children()}
+        if weights is None and names - set(fresh):
+            raise UsageError(f"this recipe goes on from other weights: --start-from {hint}")
+        mine = {key: value for key, value in (weights or {}).items() if key.split(".")[0] in names}
+        try:
+            missing, unexpected = self.load_state_dict(mine, strict=False)
+        except RuntimeError as error:
+            raise WeightsError(
+                f"the weights to start from have other sizes ({str(error).splitlines()[-1].strip()})."
+            ) from error
+        given = {key.split(".")[0] for key in mine}
+        missing = [key for key in missing if key.split(".")[0] in given or key.split(".")[0] not in fresh]
+        if missing or unexpected:
+            raise WeightsError(
+                f"the weights to start from lack {len(missing)} tensors ({', '.join(missing[:3]) or 'none'}) and have "
+                f"{len(unexpected)} too many ({', '.join(unexpected[:3]) or 'none'}). Start from {hint}."
+            )
+
+    def encode(self, frames_bcthw: Tensor) -> Tensor:
+        """Return the latents of clips [B, 3, T, H, W] in [0, 1], T a multiple of 4."""
+        return self.encoder.encode(frames_bcthw, None)[0]
+
+    def upsample(self, latents_bcthw: Tensor, scale: int) -> Tensor:
+        """Return high-resolution latents."""
+        upsampler = self.upsamplers[str(scale)]
+        assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
+        return upsampler.upsample(latents_bcthw, None)[0]
+
+    def decode(self, latents_bcthw: Tensor, low_bcthw: Tensor, scale: int) -> Tensor:
+        """Return frames of latents; ``low`` feeds the skip path where there is one."""
+        if self.decoder.skip is None:
+            return self.decoder.decode(latents_bcthw, None, None)[0]
+        return self.decoder.decode(latents_bcthw, low_bcthw, None, scale=scale)[0]
+
+    def context(self, captions: tuple[str, ...], keep: Tensor | None = None) -> Tensor:
+        """Return the embeddings of captions; where ``keep [B]`` is false, those of no words (zeros)."""
+        embeds = self.text_encoder.encode(captions)
+        return embeds if keep is None else embeds * keep.to(embeds)[:, None, None]
