@@ -91,8 +91,7 @@ def main(source: Path, folder: Path, seed: int, count: int) -> None:
         output = folder / f"{number:02d}.mkv"
         killed, _ = _forked(source, output, _Watch(phase, moment))
         there = output.exists()
-        # What is in place already is whole; the same command would refuse to replace it.
-        ended, said = (0, {}) if there else _forked(source, output, None)
+        ended, said = _forked(source, output, None) if killed else (0, {})
         told = {"phase": phase, "killed": killed, "there": there, "ended": ended, "resumed": said.get("resumed", 0)}
         sys.stdout.write(json.dumps(told) + "\n")
 

@@ -20,6 +20,7 @@ from ultraflash_cli.errors import (
     UsageError,
     WeightsError,
 )
+from ultraflash_cli.jobs import work
 from ultraflash_cli.jobs.events import Chunk, Done, Event, Planned, Started, Warned
 from ultraflash_cli.jobs.flow import FrameUpscaler
 from ultraflash_cli.jobs.journal import Journal, work_folder
@@ -418,3 +419,68 @@ def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(tmp_pa
     output = prepare(job(source)).output
     with OutputLock(work_folder(output)), pytest.raises(OutputError, match="another run"):
         upscale(job(source))
+
+
+@pytest.fixture
+def untidy(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Runs end as if killed before they tidy up, until this is called."""
+    monkeypatch.setattr(work, "discard", lambda folder: None)
+    return monkeypatch.undo
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_existing": True}, {"overwrite": True}], ids=["plain", "n", "y"])
+def test_a_run_killed_before_it_tidied_up_is_done_already(
+    tmp_path: Path, untidy: Callable[[], None], options: dict[str, Any]
+) -> None:
+    source, output = make_clip(tmp_path / "in.mkv", frames=20), tmp_path / "out.mkv"
+    upscale(job(source, output))
+    for segment in work_folder(output).glob("segment-000000*"):
+        segment.unlink()
+    before = output.stat()
+    untidy()
+    events: list[Event] = []
+    report = upscale(job(source, output, **options), events=events)
+    (started,) = [event for event in events if isinstance(event, Started)]
+    assert started.note is not None and "done already" in started.note
+    assert (report.frames_in, report.frames_out, report.skipped) == (20, 20, False)
+    after = output.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "it was left alone"
+    assert left_over(tmp_path) == []
+
+
+def test_what_a_run_with_another_task_has_put_in_place_is_not_replaced(
+    tmp_path: Path, untidy: Callable[[], None]
+) -> None:
+    source, output = make_clip(tmp_path / "in.mkv", frames=20), tmp_path / "out.mkv"
+    upscale(job(source, output))
+    before = output.read_bytes()
+    untidy()
+    with pytest.raises(UsageError, match="exists; -y replaces it"):
+        upscale(job(source, output, crf=30))
+    assert output.read_bytes() == before
+    upscale(job(source, output, crf=30, overwrite=True))
+    assert output.read_bytes() != before
+    assert left_over(tmp_path) == []
+
+
+def test_an_output_that_was_changed_since_is_not_taken_for_ours(tmp_path: Path, untidy: Callable[[], None]) -> None:
+    source, output = make_clip(tmp_path / "in.mkv", frames=20), tmp_path / "out.mkv"
+    upscale(job(source, output))
+    untidy()
+    output.write_bytes(b"another film")
+    with pytest.raises(UsageError, match="exists"):
+        upscale(job(source, output))
+    assert output.read_bytes() == b"another film"
+
+
+def test_pictures_of_which_some_are_in_place_all_come_there(tmp_path: Path, untidy: Callable[[], None]) -> None:
+    source, output = make_clip(tmp_path / "in.mkv", frames=20), tmp_path / "out" / "%05d.png"
+    made = job(source, output, codec="png", crf=None)
+    upscale(made)
+    whole = {path.name: path.read_bytes() for path in output.parent.glob("*.png")}
+    assert len(whole) == 20
+    for number in range(9, 21):
+        (output.parent / f"{number:05d}.png").unlink()
+    untidy()
+    upscale(made)
+    assert {path.name: path.read_bytes() for path in output.parent.iterdir()} == whole

@@ -34,10 +34,10 @@ def test_a_percentage_needs_a_length() -> None:
 
 
 def window(start: str | None = None, end: str | None = None, preview: str | None = None) -> object:
-    return choose_window(start=start, end=end, preview=preview, clip_start_s=0.5, duration_s=40.0)
+    return choose_window(start=start, end=end, preview=preview, clip_start_s=Fraction(1, 2), duration_s=40.0)
 
 
-def test_a_window_counts_from_the_clips_own_start() -> None:
+def test_a_window_counts_from_the_clips_own_start_exactly() -> None:
     assert window() is None
     assert window("1", "2.5") == (Fraction(3, 2), Fraction(3))
     assert window(preview="3s@25%") == (Fraction(21, 2), Fraction(27, 2))

@@ -290,7 +290,10 @@ def test_what_a_chosen_container_cannot_hold_is_dropped_and_named(tmp_path: Path
 
 
 def stream(index: int, kind: str, codec: str, **more: object) -> StreamInfo:
-    base = StreamInfo(index=index, kind=kind, codec=codec, language=None, title=None, is_picture=False)
+    rate = 48000 if kind == "audio" else 0
+    base = StreamInfo(
+        index=index, kind=kind, codec=codec, language=None, title=None, is_picture=False, sample_rate=rate
+    )
     return replace(base, **more)
 
 
@@ -413,3 +416,16 @@ def test_the_check_sees_a_lost_frame_a_lost_stream_a_wrong_size_and_a_damaged_en
         check(tmp_path / "broken.mp4")
     with pytest.raises(OutputCheckError, match="read back"):
         check(tmp_path / "absent.mp4")
+
+
+def test_sound_that_says_not_how_long_it_lasts_keeps_its_last_packet(tmp_path: Path) -> None:
+    source = tmp_path / "in.nut"
+    picture = ["-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25:duration=0.2"]
+    sound = ["-f", "lavfi", "-i", "sine=sample_rate=48000:duration=0.2"]
+    ffmpeg(*picture, *sound, "-c:v", "ffv1", "-c:a", "flac", str(source))
+    result = enlarge(source, tmp_path, suffix=".mp4")
+    assert result.joined.packets == (("video", 5), ("audio", 10))
+    check_output(result.path, plan=result.plan, frames=5, spec=result.spec, joined=result.joined)
+    with av.open(str(result.path)) as container:
+        sound_stream = container.streams.audio[0]
+        assert sound_stream.duration == 9600, "the input's end, to the sample"

@@ -143,7 +143,7 @@ KINDS = {
     "editlist": Kind(suffix=".mp4", arguments="-c:v libx264 -preset medium -bf 3 -output_ts_offset 1 -use_editlist 1"),
     "vfr": Kind(
         suffix=".mp4",
-        arguments=f"{X264} -vf setpts='(N*N*3+N*7)/(1000*TB)' -fps_mode passthrough -enc_time_base 1/1000 "
+        arguments=f"{X264} -vf settb=1/1000,setpts=N*N*3+N*7 -fps_mode passthrough -enc_time_base 1/1000 "
         "-video_track_timescale 1000",
     ),
     "one frame": Kind(suffix=".mp4", arguments=f"{X264} -frames:v 1"),

@@ -433,7 +433,7 @@ def test_the_container_is_one_that_keeps_transparency(
     clip: ClipInfo, name: str, container: str, expected: tuple[str, str, str], with_sound: bool
 ) -> None:
     video = clip.streams[clip.video_index]
-    sound = (replace(video, index=9, kind="audio", codec="aac"),) if with_sound else ()
+    sound = (replace(video, index=9, kind="audio", codec="aac", sample_rate=48000),) if with_sound else ()
     info = replace(clip, path=Path(name), container=container, pix_fmt="bgra", has_alpha=True, streams=(video, *sound))
     codec, suffix, says = expected
     spec = choose_spec(info, width_px=64, height_px=48, threads=1)

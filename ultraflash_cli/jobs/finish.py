@@ -91,7 +91,7 @@ def finish_of(
         name = joined.name if stdout is None else "stdout"
         return [f"{name}: {note}" for note in done.notes]
 
-    return Finish(make=make, move=_move_file if stdout is None else _leave)
+    return Finish(make=make, move=_move_file) if stdout is None else Finish(make=make, move=_leave, ends=_nothing)
 
 
 def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
@@ -111,7 +111,10 @@ def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
                 return
             picture.unlink()
 
-    return Finish(make=make, move=move)
+    def ends(pattern: Path) -> Sequence[Path]:
+        return numbered(pattern, 1), numbered(pattern, frames)
+
+    return Finish(make=make, move=move, ends=ends)
 
 
 def _plain(files: Sequence[Path], spec: "EncodeSpec", frames: int, stdout: BinaryIO | None) -> Finish:
@@ -132,7 +135,7 @@ def _plain(files: Sequence[Path], spec: "EncodeSpec", frames: int, stdout: Binar
             raise OutputCheckError(f"{path}: holds {written} frames, expected {frames}.")
         return ()
 
-    return Finish(make=make, move=_move_file if stdout is None else _leave)
+    return Finish(make=make, move=_move_file) if stdout is None else Finish(make=make, move=_leave, ends=_nothing)
 
 
 def _move_file(made: Path, target: Path) -> None:
@@ -140,6 +143,10 @@ def _move_file(made: Path, target: Path) -> None:
 
     made.replace(target)
     sync_folder(target.parent)
+
+
+def _nothing(path: Path) -> Sequence[Path]:
+    return ()
 
 
 def _leave(made: Path, target: Path) -> None:

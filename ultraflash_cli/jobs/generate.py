@@ -105,6 +105,7 @@ def run_prepared_generation(
         name=prompt,
         label=prepared.label,
         resume=job.resume,
+        overwrite=job.overwrite,
         plan=plan,
         listener=on_event,
         stop=stop,
@@ -167,7 +168,8 @@ class _Generation:
             lambda max_memory: self._attempt(max_memory, clip, started_s), prepared.job.max_memory, work
         )
         work.check_stop()
-        self._put_in_place()
+        if not work.journal.placed:
+            self._put_in_place()
         return GenerateReport(
             input=work.name,
             prompt=work.name,
@@ -288,7 +290,7 @@ class _Generation:
         if prepared.low_output is not None and prepared.low_spec is not None:
             finishes[prepared.low_output] = finish([_low_segment(path) for path in segments], prepared.low_spec)
         finishes[prepared.output] = finish(segments, prepared.spec)
-        self._work.put_in_place(finishes)
+        self._work.put_in_place(finishes, frames=frames)
 
 
 def _low_segment(path: Path) -> Path:

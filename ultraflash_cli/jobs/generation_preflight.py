@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, first_file, low_name, made_name
 from ultraflash_cli.jobs.host import usable_cores
-from ultraflash_cli.jobs.journal import temp_work_folder, work_folder
+from ultraflash_cli.jobs.journal import temp_work_folder, unfinished_work, work_folder
 from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model
 from ultraflash_cli.jobs.target import (
     check_folder,
@@ -260,7 +260,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     exists = to_write and job.stdout is None and _check_target(output, job)
     if to_write and not exists:
         if low_output is not None:
-            _check_target(low_output, replace(job, skip_existing=False))
+            _check_target(low_output, replace(job, skip_existing=False), main=output)
         seconds = Fraction(frames, GENERATED_FPS)
         sizes = [
             encoded_bytes(each.codec, width_px=each.width_px, height_px=each.height_px, frames=round(seconds * rate))
@@ -309,10 +309,16 @@ def _remarks(profile: "Profile", generator: "GeneratorConfig") -> tuple[str, ...
     )
 
 
-def _check_target(output: Path, job: GenerateJob) -> bool:
+def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -> bool:
+    """Look at the place of an output; `main` is the one that it lies beside."""
     check_pattern(output)
-    place = first_file(output)
-    return check_target(place, source=job.init_clip, overwrite=job.overwrite, skip_existing=job.skip_existing)
+    return check_target(
+        first_file(output),
+        source=job.init_clip,
+        overwrite=job.overwrite,
+        skip_existing=job.skip_existing,
+        work=unfinished_work(main or output, job.temp) if job.resume else None,
+    )
 
 
 def _find_generator(model: str) -> "tuple[Profile, GeneratorConfig]":

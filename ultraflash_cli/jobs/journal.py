@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self, cast
@@ -15,14 +16,19 @@ __all__ = [
     "SPOOL",
     "BegunEntry",
     "Journal",
+    "MovedFile",
     "OutputLock",
+    "Placement",
     "SegmentEntry",
     "count_frames",
+    "discard",
     "empty",
     "fitted",
     "is_work_folder",
+    "moved_files",
     "remove",
     "temp_work_folder",
+    "unfinished_work",
     "work_folder",
 ]
 
@@ -55,6 +61,11 @@ def temp_work_folder(output: Path, temp: Path) -> Path:
     return temp / f"{_PREFIX}{fitted(output.name)}.{place}{_SUFFIX}"
 
 
+def unfinished_work(output: Path, temp: Path | None) -> Path:
+    """Give the folder that holds the unfinished work of `output`, in `temp` where that is given."""
+    return work_folder(output) if temp is None else temp_work_folder(output, temp)
+
+
 def is_work_folder(path: Path) -> bool:
     """Tell whether `path` is a folder that an unfinished run has made."""
     named = path.name.startswith(_PREFIX) and path.name.endswith(_SUFFIX)
@@ -69,6 +80,14 @@ def count_frames(folder: Path) -> int:
     if found.begun is not None:
         return found.begun.end_frame
     return found.segments[-1].end_frame if found.segments else 0
+
+
+def moved_files(folder: Path) -> list[Path]:
+    """List what the run in a work folder has brought to its place before it was killed."""
+    found = _read(folder / _JOURNAL)
+    if found is None or found.placement is None:
+        return []
+    return [Path(file.path) for file in found.placement.files if file.is_there()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +122,40 @@ class BegunEntry:
     state_sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class MovedFile:
+    """A finished file on its way to its place; size and time of change tell that it has come there."""
+
+    path: str
+    """Where it goes; absolute."""
+    size_bytes: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, made: Path, target: Path) -> Self:
+        """Describe a file `made` that goes to `target`. Raises OSError."""
+        stat = made.stat()
+        return cls(path=os.path.abspath(target), size_bytes=stat.st_size, changed_ns=stat.st_mtime_ns)
+
+    def is_there(self) -> bool:
+        """Tell whether it has come to its place."""
+        try:
+            stat = os.stat(self.path)
+        except OSError:
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.size_bytes, self.changed_ns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """The last step of a run: what it moves."""
+
+    frames: int
+    """Frames of the output."""
+    files: tuple[MovedFile, ...]
+    """The first and the last file of each output."""
+
+
 @dataclass
 class _Found:
     """What a journal file says."""
@@ -111,6 +164,7 @@ class _Found:
     segments: list[SegmentEntry]
     begun: BegunEntry | None = None
     complete: bool = False
+    placement: Placement | None = None
 
 
 class OutputLock:
@@ -159,6 +213,7 @@ class Journal:
         self.segments: list[SegmentEntry] = []
         self.begun: BegunEntry | None = None
         self.complete = False
+        self.placement: Placement | None = None
         self.fresh_because: str | None = None
         self._path = folder / _JOURNAL
         # Through JSON and back, so that tuples and numbers compare as they will when read again.
@@ -171,7 +226,11 @@ class Journal:
         self.fresh_because = _difference(found.fingerprint, self._fingerprint)
         if self.fresh_because is not None:
             self._clear()
+        elif found.placement is not None and all(file.is_there() for file in found.placement.files):
+            # Of the segments some may be gone already, and nobody needs them.
+            self.segments, self.complete, self.placement = found.segments, found.complete, found.placement
         else:
+            self.placement = found.placement
             self.segments = self._usable(found.segments)
             whole = len(self.segments) == len(found.segments)
             self.complete = found.complete and whole
@@ -183,6 +242,11 @@ class Journal:
     def frames(self) -> int:
         """Frames of the output that are finished for good."""
         return self.segments[-1].end_frame if self.segments else 0
+
+    @property
+    def placed(self) -> bool:
+        """Nothing is left to do: all outputs are in place."""
+        return self.placement is not None and all(file.is_there() for file in self.placement.files)
 
     @property
     def safe_frames(self) -> int:
@@ -268,9 +332,10 @@ class Journal:
         self._append({"complete": True})
         self.complete = True
 
-    def delete(self) -> None:
-        """Delete the work folder with all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def place(self, placement: Placement) -> None:
+        """Note what is going to be moved to its place. Raises OSError."""
+        self._append({"placement": asdict(placement)})
+        self.placement = placement
 
     def _last_state(self) -> str | None:
         return self.segments[-1].state if self.segments else None
@@ -309,6 +374,8 @@ class Journal:
             records.append({"begun": asdict(self.begun)})
         if self.complete:
             records.append({"complete": True})
+        if self.placement is not None:
+            records.append({"placement": asdict(self.placement)})
         text = "".join(json.dumps(record) + "\n" for record in records)
         scratch = self._path.with_suffix(".new")
         try:
@@ -342,6 +409,15 @@ def empty(folder: Path) -> None:
             remove(path)
 
 
+def discard(folder: Path) -> None:
+    """Delete a work folder with all that is in it, the journal last, so that until then it tells what is done."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name not in (_LOCK, _JOURNAL):
+                remove(path)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove(path: Path) -> None:
     """Delete a file or a folder with all that is in it. Raises OSError."""
     if path.is_dir() and not path.is_symlink():
@@ -368,6 +444,9 @@ def _read(path: Path) -> _Found | None:
                 found.begun = None
             elif "begun" in record:
                 found.begun = BegunEntry(**record["begun"])
+            elif "placement" in record:
+                files = tuple(MovedFile(**file) for file in record["placement"]["files"])
+                found.placement = Placement(frames=record["placement"]["frames"], files=files)
             else:
                 found.complete = bool(record["complete"])
         except (ValueError, KeyError, TypeError):

@@ -12,7 +12,7 @@ from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, first_file, made_name
 from ultraflash_cli.jobs.host import usable_cores
 from ultraflash_cli.jobs.inputs import find_input, input_bytes, input_identity, made_place, with_what_can_be_copied
-from ultraflash_cli.jobs.journal import temp_work_folder, work_folder
+from ultraflash_cli.jobs.journal import temp_work_folder, unfinished_work, work_folder
 from ultraflash_cli.jobs.target import (
     check_folder,
     check_space,
@@ -238,7 +238,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         start=job.start,
         end=job.end,
         preview=job.preview,
-        clip_start_s=info.start_s,
+        clip_start_s=(info.start_pts or 0) * info.time_base,
         duration_s=info.duration_s,
     )
     res = job.res or default_res(info.display_width_px, info.display_height_px)
@@ -308,7 +308,13 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
 def _check_target(output: Path, job: UpscaleJob) -> bool:
     check_pattern(output)
     source = job.source if job.pipe is None else None
-    return check_target(first_file(output), source=source, overwrite=job.overwrite, skip_existing=job.skip_existing)
+    return check_target(
+        first_file(output),
+        source=source,
+        overwrite=job.overwrite,
+        skip_existing=job.skip_existing,
+        work=unfinished_work(output, job.temp) if job.resume and job.pipe is None else None,
+    )
 
 
 def _check_space(output: Path, temp: Path | None, info: "ClipInfo", spec: "EncodeSpec", window: Window | None) -> None:

@@ -7,8 +7,17 @@ from pathlib import Path
 
 from ultraflash_cli.errors import OutputError, UsageError
 from ultraflash_cli.jobs.host import free_bytes
+from ultraflash_cli.jobs.journal import moved_files
 
-__all__ = ["check_folder", "check_space", "check_target", "encoded_bytes", "stream_target", "used_bytes"]
+__all__ = [
+    "check_folder",
+    "check_space",
+    "check_target",
+    "encoded_bytes",
+    "exists_error",
+    "stream_target",
+    "used_bytes",
+]
 
 _BITS_PER_PIXEL = {
     "h264": 0.05,
@@ -23,8 +32,18 @@ _BITS_PER_PIXEL = {
 """A low guess, so that only a hopeless disk is refused; a disk that fills up after all stops the run later."""
 
 
-def check_target(output: Path, *, source: Path | None = None, overwrite: bool, skip_existing: bool) -> bool:
+def check_target(
+    output: Path,
+    *,
+    source: Path | None = None,
+    overwrite: bool,
+    skip_existing: bool,
+    work: Path | None = None,
+) -> bool:
     """Refuse a target that cannot be written; tell whether it exists and is to be skipped.
+
+    What a run that was killed in its very last step has put there is no obstacle to the same command; `work` is the
+    folder where such a run leaves word, None where nothing is to be resumed.
 
     Raises OutputError where the system refuses, UsageError for a folder, a name without extension, the `source`
     itself, and for a file that exists unless one of the two wishes says what to do.
@@ -42,9 +61,16 @@ def check_target(output: Path, *, source: Path | None = None, overwrite: bool, s
             raise UsageError(f"{output} is the input itself; name another output")
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
+    if work is not None and output.absolute() in moved_files(work):
+        return False
     if not skip_existing and not overwrite:
-        raise UsageError(f"{output} exists; -y replaces it, -n skips it, -o names another file")
+        raise exists_error(output)
     return skip_existing
+
+
+def exists_error(output: Path) -> UsageError:
+    """Say that an output exists."""
+    return UsageError(f"{output} exists; -y replaces it, -n skips it, -o names another file")
 
 
 def encoded_bytes(codec: str, *, width_px: int, height_px: int, frames: int) -> int:

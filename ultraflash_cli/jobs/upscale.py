@@ -79,6 +79,7 @@ def run_prepared(
         name=name,
         label=name,
         resume=job.resume and job.pipe is None,
+        overwrite=job.overwrite,
         plan=planned(prepared),
         listener=on_event,
         stop=stop,
@@ -137,7 +138,8 @@ class _Upscaling:
             work.check_stop()
             if not work.journal.frames:
                 raise UsageError(f"{work.name}: no frame lies in the part that was asked for")
-            frames = self._put_in_place()
+            placement = work.journal.placement
+            frames = placement.frames if placement is not None and work.journal.placed else self._put_in_place()
         return UpscaleReport(
             input=work.name,
             output=prepared.shown_output,
@@ -231,6 +233,8 @@ class _Upscaling:
     def _check_space(self, built: Built) -> None:
         """Refuse a disk without room for what is still to be written: segments, states, the joined file."""
         prepared, work, spec = self._prepared, self._work, self._prepared.spec
+        if work.journal.placed:
+            return
         total = estimate_frames(prepared.info, prepared.window) or 0
         left = 0 if work.journal.complete else max(0, total - work.journal.frames)
 
@@ -346,7 +350,7 @@ class _Upscaling:
             stdout=prepared.job.stdout,
             join=lambda joined: join(files, info, streams, spec, joined, window=prepared.window),
         )
-        work.put_in_place({prepared.output: finish})
+        work.put_in_place({prepared.output: finish}, frames=frames)
         return frames
 
 

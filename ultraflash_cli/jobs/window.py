@@ -34,9 +34,12 @@ def parse_time(text: str, *, duration_s: Fraction | None) -> Fraction:
 
 
 def choose_window(
-    *, start: str | None, end: str | None, preview: str | None, clip_start_s: float, duration_s: float | None
+    *, start: str | None, end: str | None, preview: str | None, clip_start_s: Fraction, duration_s: float | None
 ) -> Window | None:
-    """Turn the three options into a window of the input's clock; None for the whole clip. Raises UsageError."""
+    """Turn the three options into a window of the input's clock; None for the whole clip. Raises UsageError.
+
+    The clip's start is exact: its first frame must not fall out of a window that begins there.
+    """
     if start is None and end is None and preview is None:
         return None
     length_s = Fraction(duration_s) if duration_s is not None else None
@@ -53,5 +56,4 @@ def choose_window(
         raise UsageError(f"the part from {float(first_s):g} s to {float(last_s):g} s is empty; start before the end")
     if length_s is not None and first_s >= length_s:
         raise UsageError(f"the clip is {float(length_s):.3f} s long, nothing is left from {float(first_s):g} s on")
-    offset_s = Fraction(clip_start_s)
-    return offset_s + first_s, offset_s + last_s
+    return clip_start_s + first_s, clip_start_s + last_s

@@ -16,8 +16,21 @@ from typing import TypeVar
 from ultraflash_cli.errors import OutOfMemory, OutputCheckError
 from ultraflash_cli.jobs.events import Event, Listener, Planned, Retrying, Warned
 from ultraflash_cli.jobs.host import keep_freed_memory
-from ultraflash_cli.jobs.journal import Journal, OutputLock, count_frames, empty, fitted, temp_work_folder, work_folder
+from ultraflash_cli.jobs.journal import (
+    Journal,
+    MovedFile,
+    OutputLock,
+    Placement,
+    count_frames,
+    discard,
+    empty,
+    fitted,
+    moved_files,
+    unfinished_work,
+    work_folder,
+)
 from ultraflash_cli.jobs.stop import Stop, StopNow
+from ultraflash_cli.jobs.target import exists_error
 
 __all__ = [
     "Finish",
@@ -45,6 +58,8 @@ class Finish:
     """Makes what belongs under the path and checks it; gives what belongs into the warnings."""
     move: Callable[[Path, Path], None]
     """Brings it to its place, whole or not at all."""
+    ends: Callable[[Path], Sequence[Path]] = lambda path: (path,)
+    """Names the first and the last file that are moved, for a path."""
 
 
 class Work:
@@ -59,6 +74,7 @@ class Work:
         name: str,
         label: str,
         resume: bool,
+        overwrite: bool,
         listener: Listener,
         stop: Stop | None,
     ) -> None:
@@ -75,6 +91,7 @@ class Work:
         self.stop = stop or Stop()
         self.warnings: list[str] = []
         self._resume = resume
+        self._overwrite = overwrite
         self._journal: Journal | None = None
 
     @property
@@ -96,6 +113,8 @@ class Work:
     @property
     def note(self) -> str | None:
         """Why the work goes on or begins again; None for a plain start."""
+        if self.journal.placed:
+            return f"{self.label}: done already, {self.output} is in place; only the tidying up was interrupted"
         if self.journal.safe_frames:
             return f"{self.label}: going on after {self.journal.safe_frames} finished frames of an interrupted run"
         if self.journal.fresh_because:
@@ -103,13 +122,19 @@ class Work:
         return None
 
     def open_journal(self, fingerprint: Mapping[str, object]) -> Journal:
-        """Open the journal, forgetting what an interrupted run left where nothing is to be resumed."""
+        """Open the journal, forgetting what an interrupted run left where nothing is to be resumed.
+
+        Raises UsageError where that run had another task and its output, which must not be replaced, in place.
+        """
         from ultraflash_cli.video.partial import output_errors
 
         with output_errors(self.output):
             if not self._resume:
                 empty(self.folder)
+            moved = moved_files(self.folder)
             self._journal = Journal(self.folder, fingerprint)
+        if self._journal.fresh_because is not None and moved and not self._overwrite:
+            raise exists_error(moved[0])
         return self._journal
 
     def warn(self, message: str) -> None:
@@ -129,8 +154,8 @@ class Work:
             future = "nothing is kept, the same command starts anew"
         raise self.stop.interruption(f"interrupted; {future}")
 
-    def put_in_place(self, finishes: Mapping[Path, "Finish"]) -> None:
-        """Make the outputs beside their places and move them there, in this order.
+    def put_in_place(self, finishes: Mapping[Path, "Finish"], *, frames: int) -> None:
+        """Make the outputs, the main one of so many frames, beside their places and move them there, in this order.
 
         So a file under a final name is always one that has passed its check. A stop is obeyed at once until all are
         made.
@@ -146,6 +171,14 @@ class Work:
             self.check_stop()
         except OutputCheckError as error:
             raise OutputCheckError(f"{error} The finished segments are kept; --resume off makes them anew.") from error
+        with output_errors(self.output):
+            ends = [
+                MovedFile.of(made, target)
+                for output, finish in finishes.items()
+                for made, target in zip(finish.ends(self.place / fitted(output.name)), finish.ends(output), strict=True)
+            ]
+            if ends:
+                self.journal.place(Placement(frames=frames, files=tuple(ends)))
         for output, finish in finishes.items():
             with output_errors(output):
                 finish.move(self.place / fitted(output.name), output)
@@ -158,6 +191,7 @@ def working_on(
     name: str,
     label: str,
     resume: bool,
+    overwrite: bool,
     plan: Planned,
     listener: Listener,
     stop: Stop | None,
@@ -172,21 +206,33 @@ def working_on(
     listener(plan)
     keep_freed_memory()
     place = work_folder(output)
-    folder = place if temp is None else temp_work_folder(output, temp)
+    folder = unfinished_work(output, temp)
     with ExitStack() as stack:
         stack.enter_context(OutputLock(place))
         if folder != place:
             stack.callback(shutil.rmtree, place, ignore_errors=True)
             stack.enter_context(OutputLock(folder))
         found = count_frames(folder)
-        work = Work(output, folder, place, name=name, label=label, resume=resume, listener=listener, stop=stop)
+        work = Work(
+            output,
+            folder,
+            place,
+            name=name,
+            label=label,
+            resume=resume,
+            overwrite=overwrite,
+            listener=listener,
+            stop=stop,
+        )
         try:
             yield work
         except BaseException:
             if not work.worth_keeping and not (found and work.untouched):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder != place:
+            shutil.rmtree(place, ignore_errors=True)
+        discard(folder)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def check_output(
             if joined is not None and _listed(found.packets) != _listed(joined.packets):
                 expected = _listed(joined.packets)
                 raise OutputCheckError(f"{path}: holds {_listed(found.packets)} packets, expected {expected}.")
-            lasts_s = _duration_s(stream)
+            lasts_s = _duration_s(stream, min(found.shown))
             if duration_s is not None and lasts_s is not None and abs(lasts_s - duration_s) > _DURATION_SLACK_S:
                 raise OutputCheckError(
                     f"{path}: the picture lasts {float(lasts_s):.3f} s, expected {float(duration_s):.3f} s."
@@ -112,9 +112,10 @@ def _listed(packets: Sequence[tuple[str, int]]) -> str:
     return " + ".join(f"{count} {kind}" for kind, count in packets if count)
 
 
-def _duration_s(stream: VideoStream) -> Fraction | None:
-    start, end = stream_extent(stream)
-    return None if start is None or end is None or stream.time_base is None else (end - start) * stream.time_base
+def _duration_s(stream: VideoStream, first: int) -> Fraction | None:
+    """How long the picture lasts that is shown from tick ``first``."""
+    _, end = stream_extent(stream)
+    return None if end is None or stream.time_base is None else (end - first) * stream.time_base
 
 
 def _decode_group(path: Path, container: InputContainer, stream: VideoStream, group: Sequence[int]) -> None:

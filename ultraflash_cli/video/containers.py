@@ -224,6 +224,9 @@ def _way(suffix: str, stream: StreamInfo, expected: bool) -> str | None:
     ``expected`` says that the user named the container or the input is in one like it.
     """
     known = _CONTAINERS[suffix]
+    if stream.kind == "audio" and is_iso(suffix) and not stream.sample_rate:
+        # Sound so damaged that nobody knows its rate; MP4 counts time in its samples.
+        return ""
     codecs = {
         "audio": known.audio,
         "subtitle": known.subtitle,

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
@@ -125,14 +127,9 @@ def copied_packets(
     if not copies:
         return
     clocks = {index: _DecodingTimes(copy, strict=strict) for index, copy in copies.items()}
-    packets = source.demux(*(source.streams[index] for index in copies))
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, FFmpegError):
-            return
+    for packet in _lasting(source.demux(*(source.streams[index] for index in copies))):
         index = packet.stream_index
-        if not packet.size or index not in copies:
+        if index not in copies:
             continue
         copy = copies[index]
         if not copy.picture and not _is_inside(packet, window):
@@ -145,13 +142,44 @@ def copied_packets(
         yield ready
 
 
+def _lasting(packets: Iterator[Packet]) -> Iterator[Packet]:
+    """Packets with content, up to where the file cannot be read; sound that says not how long it lasts gets it said.
+
+    It lasts until the next packet of its stream, which may be an empty one at the end; else as long as the one before.
+    Without, MP4 would leave out the last packet.
+    """
+    held: dict[int, Packet] = {}
+    lengths: dict[int, int] = {}
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, FFmpegError):
+            break
+        index = packet.stream_index
+        before = held.pop(index, None)
+        if before is not None:
+            if packet.pts is not None and before.pts is not None and packet.pts > before.pts:
+                lengths[index] = packet.pts - before.pts
+            before.duration = lengths.get(index, 0)
+            yield before
+        if packet.size and packet.stream.type == "audio" and not packet.duration:
+            held[index] = packet
+        elif packet.size:
+            yield packet
+    for index, packet in held.items():
+        packet.duration = lengths.get(index, 0)
+        yield packet
+
+
 class _DecodingTimes:
     """Moves the times of a stream's packets, and fills in or mends the decoding times."""
 
     def __init__(self, copy: Copy, *, strict: bool) -> None:
         self._reorders = copy.kind == "video" and not copy.picture
         self._picture = copy.picture
-        self._step = 1 if strict and copy.kind != "subtitle" else 0
+        self._strict = strict and copy.kind != "subtitle"
+        # MP4 counts the time of sound in samples, which may be longer than the input's ticks.
+        self._rate = copy.stream.sample_rate if isinstance(copy.stream, AudioStream) else None
         self._last: int | None = None
 
     def set(self, packet: Packet, shift_s: Fraction) -> None:
@@ -166,11 +194,17 @@ class _DecodingTimes:
             dts = (self._last if self._last is not None else -1) + 1
         else:
             dts = pts + shift - _LEAD_FRAMES * max(1, packet.duration or 1)
-        if self._last is not None and dts <= self._last:
-            dts = self._last + self._step
+        if self._last is not None:
+            dts = max(dts, self._last + self._step(packet))
         self._last = dts
         packet.dts = dts
         packet.pts = dts if pts is None else pts + shift if self._reorders else max(dts, pts + shift)
+
+    def _step(self, packet: Packet) -> int:
+        """The least ticks between two decoding times that the output tells apart."""
+        if not self._strict:
+            return 0
+        return ceil(1 / (self._rate * packet.time_base)) if self._rate else 1
 
 
 class _TextConverter:

@@ -98,14 +98,15 @@ def join(
     The video's time stamps are those that were written, to the tick of the container; decoding times are built anew.
     Copied packets keep their distance to the picture. With ``window`` (start and end in the input's seconds),
     packets whose midpoint lies inside come along, and the first kept frame is shown at 0. Without, the input's own
-    clock is kept, unless it starts later than a minute (a broadcast's): then everything is shifted so that the first
-    picture is shown at 0. The file appears whole or not at all, and the same arguments give the same bytes. Raises
-    ``OutputError``.
+    clock is kept, unless it starts later than a minute (a broadcast's) or its first picture before 0 (of which no
+    container knows): then everything is shifted so that the first picture is shown at 0. The file appears whole or not
+    at all, and the same arguments give the same bytes. Raises ``OutputError``.
     """
     records = [read_record(path) for path in segments]
     times = _Times(segments, records, spec)
     shift_s = _shift(info, records, spec, window)
     first_s = records[0].first_pts * spec.time_base
+    before_s = max(Fraction(0), -first_s)
     cut_s = Fraction(0)
     if window is not None:
         cut_s = max(cut_s, first_s - (info.start_pts or 0) * info.time_base)
@@ -142,10 +143,15 @@ def join(
                 others = copied_packets(source, copies, shift_s, window, strict=tick_of(plan.suffix) is None)
             counts = _interleave(container, pictures, others)
             container.close()
-            late_s = _first_shown(part) - (first_s + shift_s)
+            shown_s, aspect = _shown(part)
+            late_s = shown_s - (first_s + shift_s) + before_s
     if window is None and late_s > _LATE_S:
         late_ms = f"{float(late_s * 1000):.0f} ms"
         notes += (f"all is shown {late_ms} later: a stream begins before 0, and {plan.suffix} has no such times.",)
+    if aspect != spec.coded_aspect:
+        notes += (
+            f"that its pixels are {spec.coded_aspect} as wide as high is not kept by {spec.codec} in {plan.suffix}.",
+        )
     kinds = {copy.stream.index: copy.kind for copy in copies.values() if not copy.picture} | {video.index: "video"}
     return Joined(notes=notes, packets=tuple((kinds[index], counts[index]) for index in sorted(kinds)))
 
@@ -248,8 +254,9 @@ def _shift(
     window: Window | None,
 ) -> Fraction:
     """What is added to every time of the input, in seconds."""
-    if window is not None or info.start_s > LONG_START_S:
-        return -records[0].first_pts * spec.time_base
+    first_s = records[0].first_pts * spec.time_base
+    if window is not None or info.start_s > LONG_START_S or first_s < 0:
+        return -first_s
     return Fraction(0)
 
 
@@ -320,6 +327,8 @@ def _add_video(container: OutputContainer, encoded: VideoStream, plan: StreamPla
     context.color_range = spec.color.range
     if spec.codec == "hevc" and is_iso(plan.suffix):
         context.codec_tag = "hvc1"
+    if spec.codec == "prores" and "444" in spec.pix_fmt:
+        context.codec_tag = "ap4h"  # or it would pass for ProRes 422
     video.time_base = spec.track_time_base
     return video
 
@@ -387,12 +396,17 @@ def _codec_of(container: OutputContainer, packet: Packet) -> str:
     return "mov_text" if stream.type == "subtitle" and stream.codec_context.codec.canonical_name == "mov_text" else ""
 
 
-def _first_shown(path: Path) -> Fraction:
-    """When the first packet of the picture is shown, in seconds; segments begin with the first frame shown."""
+def _shown(path: Path) -> tuple[Fraction, Fraction]:
+    """When the first packet of the picture is shown, in seconds, and how wide its pixels are over their height.
+
+    Segments begin with the first frame shown. PyAV hands no aspect to Matroska: it is there where the codec says it.
+    """
     with av.open(f"file:{path}", metadata_errors="replace") as container:
-        packet = next(packet for packet in container.demux(main_picture(container)) if packet.size)
+        picture = main_picture(container)
+        packet = next(packet for packet in container.demux(picture) if packet.size)
         assert packet.pts is not None, "what was just written has its time"
-        return packet.pts * packet.time_base
+        aspect = picture.sample_aspect_ratio or picture.codec_context.sample_aspect_ratio or Fraction(1)
+        return packet.pts * packet.time_base, aspect
 
 
 def _seconds(packet: Packet) -> Fraction:

@@ -1,5 +1,6 @@
 """What is in a file: streams, sizes, times, colour, rotation, without reading it through."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -47,6 +48,9 @@ _FIRST_FRAME_PACKETS = 500
 _INTERLACED_LINES = 1088
 _INTERLACED_RATE = 31
 """Neither larger pictures nor higher frame rates come interlaced, so nothing is measured there."""
+_FASTEST = 1000
+"""Frames a second that cameras reach."""
+_CLOCK = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,12})?)")
 _FIELD_ORDERS: Mapping[int, Scan] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 _FLAGGING_CODECS = {"h264", "hevc", "mpeg2video", "vc1", "dvvideo", "mpeg4", "prores"}
 """Codecs whose decoders say of each frame whether it is interlaced."""
@@ -183,7 +187,7 @@ def probe(source: Source) -> ClipInfo:
         frame = look.first
         time_base = stream.time_base or Fraction(1, 1000)
         start, end = stream_extent(stream)
-        rate = stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
+        rate = _rate(stream)
         duration = _duration(container, start, end, time_base)
         matrix = _display_matrix(frame)
         rotation_deg, mirrored = _turn(matrix)
@@ -271,8 +275,13 @@ def _may_be_interlaced(container: InputContainer, stream: VideoStream, frame: av
         return False
     if container.format.name in ("image2", "yuv4mpegpipe") or container.format.name.endswith("_pipe"):
         return frame.interlaced_frame
-    rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-    return 16 <= frame.height <= _INTERLACED_LINES and rate <= _INTERLACED_RATE
+    return 16 <= frame.height <= _INTERLACED_LINES and _rate(stream) <= _INTERLACED_RATE
+
+
+def _rate(stream: VideoStream) -> Fraction:
+    """The average frame rate; not the one of a header that gives its ticks for frames (raw DV says 60000)."""
+    given = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
+    return next((rate for rate in given if rate <= _FASTEST), given[0] if given else Fraction(25))
 
 
 def _scan(stream: VideoStream, meter: FieldMeter | None, flagged: bool) -> Scan:
@@ -312,18 +321,21 @@ def _stream_info(stream: Stream) -> StreamInfo:
 def stream_extent(stream: VideoStream) -> tuple[int | None, int | None]:
     """Where a stream says that it starts and ends, in its own ticks."""
     start = stream.start_time
-    if stream.duration:
-        return start, (start or 0) + stream.duration
-    # Matroska keeps the end of each stream as a tag, in wall time.
-    for key, value in stream.metadata.items():
-        if key.upper() == "DURATION":
-            try:
-                hours, minutes, seconds = value.strip().rstrip("\0").split(":")
-                end_s = int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
-            except ValueError:
-                break
+    counted = (start or 0) + stream.duration if stream.duration else None
+    # Matroska keeps the end of each stream as a tag; without, FFmpeg gives it that of the longest one.
+    if counted is None or "matroska" in stream.container.format.name:
+        end_s = _tagged_end_s(stream)
+        if end_s is not None:
             return start, round(end_s / (stream.time_base or Fraction(1, 1000)))
-    return start, None
+    return start, counted
+
+
+def _tagged_end_s(stream: VideoStream) -> Fraction | None:
+    for key, value in stream.metadata.items():
+        if key.upper() == "DURATION" and (clock := _CLOCK.fullmatch(value.strip().rstrip("\0"))):
+            hours, minutes, seconds = clock.groups()
+            return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+    return None
 
 
 def _duration(container: InputContainer, start: int | None, end: int | None, time_base: Fraction) -> float | None:

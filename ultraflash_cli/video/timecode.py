@@ -7,6 +7,8 @@ __all__ = ["moved_timecode"]
 
 _TIMECODE = re.compile(r"(\d\d):(\d\d):(\d\d)([:;.])(\d\d)")
 _DAY_S = 24 * 3600
+_FASTEST = 100
+"""Frames a second that two digits count."""
 
 
 def moved_timecode(text: str, *, by_s: Fraction, source_rate: Fraction, rate: Fraction) -> str | None:
@@ -18,7 +20,7 @@ def moved_timecode(text: str, *, by_s: Fraction, source_rate: Fraction, rate: Fr
     parts = _TIMECODE.fullmatch(text.strip())
     counted_in, counted = round(source_rate), round(rate)
     drops = parts is not None and parts[4] != ":"
-    if parts is None or counted_in < 1 or counted < 1 or int(parts[5]) >= counted_in:
+    if parts is None or counted_in < 1 or not 1 <= counted <= _FASTEST or int(parts[5]) >= counted_in:
         return None
     if drops and (counted % 30 or counted_in % 30):
         return None
