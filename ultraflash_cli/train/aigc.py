@@ -8,6 +8,7 @@ of the paper's training method (arXiv 2606.09150).
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -30,14 +31,14 @@ Coder = Callable[[Tensor, float, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Operator:
+class Operator(ABC):
     """One step of a degradation."""
 
     name: ClassVar[str]
 
+    @abstractmethod
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
         """Return the clip [T, 3, H, W] in [0, 1], changed."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
