@@ -79,7 +79,7 @@ def generate(
         typer.Option(
             "--seconds",
             metavar="S",
-            help="Length; a clip has 1 + 4n frames at 16 a second, 81 unless said. Longer ones need the weights of "
+            help="Length; a clip has 1 + 4n frames at 16 a second, 81 unless said. Longer ones want the weights of "
             "the long variant.",
             show_default=False,
         ),
