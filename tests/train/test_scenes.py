@@ -1,17 +1,24 @@
 """Scenes drawn by code: the same every time, saying what they show, moving where they say."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.main import main
 from ultraflash_cli.train.scenes import (
+    COLOURS,
+    LONGEST_CAPTION,
     Colour,
     Kind,
     Place,
+    Renderer,
     Scene,
     Thing,
     Time,
@@ -64,24 +71,103 @@ def test_every_word_of_the_vocabulary_turns_up() -> None:
     assert all(scene.place == "sea" for scene in scenes if scene.thing and scene.thing.kind == "boat")
 
 
+def words_of(scene: Scene, wording: int = 0) -> list[str]:
+    return re.findall(r"\w+", caption(scene, wording))
+
+
+def share(said: list[list[str]], *words: str) -> float:
+    """How many of these captions have one of these words."""
+    return sum(bool(set(words) & set(each)) for each in said) / len(said)
+
+
+BALLOON = replace(
+    EMPTY, time="sunset", place="snowy mountains", thing=Thing(kind="balloon", colour="green", motion="up")
+)
+
+
 def test_a_caption_names_what_is_there_in_varied_words() -> None:
-    scene = replace(
-        EMPTY, time="sunset", place="snowy mountains", thing=Thing(kind="balloon", colour="red", motion="up")
-    )
-    said = {caption(scene, wording) for wording in range(40)}
-    assert len(said) > 10
-    for words in said:
-        assert words.startswith("a red ") and "balloon" in words
-        assert "mountains" in words or "peaks" in words
-        assert "sunset" in words or "evening" in words or "orange" in words
-    assert caption(scene, 3) == caption(scene, 3)
+    said = [words_of(BALLOON, wording) for wording in range(300)]
+    assert len({" ".join(each) for each in said}) > 200
+    assert len({each[0] for each in said}) > 10
+    assert share(said, "green") == share(said, "balloon") == 1
+    assert share(said, "snowy") > 0.8
+    assert 0.8 < share(said, "sunset", "evening", "sundown") < 1
+    upwards = {"up", "upward", "upwards", "higher", "rising", "rises", "ascending", "ascends", "climbing", "climbs"}
+    assert share(said, *upwards) > 0.85
+    assert caption(BALLOON, 3) == caption(BALLOON, 3)
+
+
+@pytest.mark.parametrize(("motion", "other"), [("left", "right"), ("right", "left")])
+def test_two_captions_of_three_say_which_way_a_thing_goes(motion: str, other: str) -> None:
+    said = [words_of(with_thing("car", "red", motion), wording) for wording in range(300)]
+    assert 0.67 < share(said, *(motion + ending for ending in ("", "ward", "wards"))) < 0.95
+    wrong = [" ".join(each) for each in said if share([each], other, other + "ward", other + "wards")]
+    assert all(f"from {other} to {motion}" in each for each in wrong)
+
+
+def test_captions_fit_the_prompt_encoder() -> None:
+    for seed in range(1500):
+        assert len(words_of(random_scene(seed), seed)) <= LONGEST_CAPTION < PromptEncoderConfig().text_len
+
+
+def test_no_word_of_one_time_place_kind_or_colour_is_used_for_another() -> None:
+    """Words that are in every caption, such as "the", mean nothing; those of one group only mean that group."""
+    scenes = [random_scene(seed) for seed in range(4000)]
+    said = [set(words_of(scene, 1)) for scene in scenes]
+
+    def groups(word: str, of: Callable[[Scene], object]) -> set[object]:
+        return {of(scene) for scene, words in zip(scenes, said, strict=True) if word in words}
+
+    def kind(scene: Scene) -> object:
+        return scene.thing and scene.thing.kind
+
+    def colour(scene: Scene) -> object:
+        return scene.thing and scene.thing.colour
+
+    def motion(scene: Scene) -> object:
+        return scene.thing and scene.thing.motion
+
+    for word in (
+        "morning",
+        "dawn",
+        "sunrise",
+        "noon",
+        "midday",
+        "day",
+        "evening",
+        "sunset",
+        "dusk",
+        "twilight",
+        "night",
+    ):
+        assert len(groups(word, lambda scene: scene.time)) == 1, word
+    for word in ("snow", "winter", "snowfall", "rain", "rainy", "clear", "cloudy", "clouds"):
+        assert len(groups(word, lambda scene: scene.weather)) == 1, word
+    for word in ("snowy", "rocky", "hills", "sea", "ocean", "waves", "city", "town", "meadow", "field", "fields"):
+        assert len(groups(word, lambda scene: scene.place)) == 1, word
+    for word in ("balloon", "bird", "boats", "ball", "car", "lanterns", "sailing", "driving", "bouncing"):
+        assert len(groups(word, kind)) == 1, word
+    for word in (*get_args(Colour), "crimson", "violet"):
+        assert len(groups(word, colour)) == 1, word
+    for word in ("leftwards", "rightward", "upwards", "rising", "climbing"):
+        assert len(groups(word, motion)) == 1, word
 
 
 def test_one_and_many_are_told_apart() -> None:
     three = replace(EMPTY, thing=Thing(kind="bird", colour="orange", motion="left", count=3))
-    assert caption(three).startswith("three orange birds ")
-    one = replace(EMPTY, thing=Thing(kind="bird", colour="orange", motion="left"))
-    assert caption(one).startswith("an orange bird ")
+    said = [words_of(three, wording) for wording in range(100)]
+    assert share(said, "three") == share(said, "birds", "seagulls") == 1
+    assert share(said, "bird", "seagull", "flies") == 0
+    said = [words_of(replace(three, thing=replace(three.thing, count=1)), wording) for wording in range(100)]
+    assert share(said, "birds", "seagulls", "fly", "two", "three") == 0
+    assert any("an orange" in " ".join(each) for each in said)
+    assert not any("a orange" in " ".join(each) for each in said)
+
+
+def test_a_scene_without_a_thing_has_captions_too() -> None:
+    said = [words_of(EMPTY, wording) for wording in range(60)]
+    assert share(said, "field", "fields", "meadow", "grassland") == 1
+    assert len({" ".join(each) for each in said}) > 20
 
 
 @pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind != "boat"])
@@ -104,6 +190,48 @@ def test_a_thing_has_its_colour(colour: Colour, channel: int) -> None:
     plain, drawn = (render(each, 0.2, **SIZE).astype(int) for each in (replace(scene, thing=None), scene))
     changed = np.abs(drawn - plain).sum(axis=2) > 120
     assert drawn[changed].mean(axis=0).argmax() == channel
+
+
+@pytest.mark.parametrize("time", get_args(Time))
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_thing_keeps_its_colour_in_any_light_and_stands_out(kind: Kind, time: Time) -> None:
+    """Around the middle of what a thing changes in the picture."""
+    scene = replace(with_thing(kind, "red", "right", "sea" if kind == "boat" else "hills"), time=time)
+    assert scene.thing is not None
+    plain, seen = render(replace(scene, thing=None), 2.5, **SIZE).astype(float), dict[Colour, npt.NDArray[Any]]()
+    for colour in get_args(Colour):
+        drawn = render(replace(scene, thing=replace(scene.thing, colour=colour)), 2.5, **SIZE).astype(float)
+        rows, columns = np.nonzero(np.abs(drawn - plain).sum(axis=2) > 40)
+        assert len(rows) > 0.006 * plain[..., 0].size, f"a {colour} {kind} can be seen"
+        near = np.hypot(rows - np.median(rows), columns - np.median(columns)) < 0.06 * SIZE["height_px"]
+        seen[colour] = np.median(drawn[rows[near], columns[near]], axis=0)
+    for channel, colour in enumerate(get_args(Literal["red", "green", "blue"])):
+        assert seen[colour].argmax() == channel
+        assert seen[colour].max() > 0.6 * 255 * max(COLOURS[colour])
+    assert seen["white"].min() > 150 and seen["black"].max() < 90
+    pairs = [(a, b) for a in seen for b in seen if a < b]
+    assert min(np.abs(seen[a] - seen[b]).sum() for a, b in pairs) > 40
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_things_are_in_the_picture_for_most_of_five_seconds(seed: int) -> None:
+    scene = random_scene(seed)
+    if scene.thing is None:
+        return
+    plain, shown = Renderer(replace(scene, thing=None), **SIZE), Renderer(scene, **SIZE)
+    seen = [
+        (np.abs(shown.frame(second).astype(int) - plain.frame(second)).sum(axis=2) > 30).sum()
+        for second in (0.5, 1.5, 2.5, 3.5, 4.5)
+    ]
+    assert min(seen[1:4]) > 0.6 * max(seen) and min(seen) > 0.15 * max(seen)
+
+
+def test_a_renderer_draws_frames_in_any_order() -> None:
+    for seed in range(8):
+        renderer = Renderer(random_scene(seed), **SIZE)
+        later, first = renderer.frame(3.0), renderer.frame(0.0)
+        assert np.array_equal(first, render(random_scene(seed), 0.0, **SIZE))
+        assert np.array_equal(later, renderer.frame(3.0))
 
 
 def test_night_is_darker_than_day_and_weather_shows() -> None:

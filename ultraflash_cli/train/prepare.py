@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.train.data import is_allowed
 from ultraflash_cli.train.pages import PagesConfig, page_words, render_pages
-from ultraflash_cli.train.scenes import caption, random_scene, render
+from ultraflash_cli.train.scenes import Renderer, caption, random_scene
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.plain import read_plain_frames
 
@@ -142,7 +142,8 @@ def _find_all(job: PrepareJob) -> Iterator[Found]:
 def _scene(job: PrepareJob, number: int) -> Found:
     scene = random_scene(number)
     height, width = job.scene_size
-    shown = [render(scene, t / SCENE_FPS, height_px=height, width_px=width) for t in range(job.scene_frames)]
+    renderer = Renderer(scene, height_px=height, width_px=width)
+    shown = [renderer.frame(t / SCENE_FPS) for t in range(job.scene_frames)]
     licence = "made for this project (drawn scene)"
     return f"scene_{number:04d}", "clip", licence, SCENE + caption(scene), np.stack(shown)
 

@@ -4,7 +4,8 @@ They teach a small text-to-video model what words look like without anybody's fo
 and its captions follow from it and from nothing else.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal, get_args
@@ -14,9 +15,11 @@ import numpy.typing as npt
 
 __all__ = [
     "COLOURS",
+    "LONGEST_CAPTION",
     "Colour",
     "Kind",
     "Place",
+    "Renderer",
     "Scene",
     "Thing",
     "Time",
@@ -46,16 +49,16 @@ COLOURS: dict[Colour, Rgb] = {
     "purple": (0.52, 0.22, 0.69),
     "pink": (0.95, 0.47, 0.66),
     "white": (0.96, 0.96, 0.94),
-    "black": (0.09, 0.09, 0.11),
+    "black": (0.07, 0.07, 0.08),
 }
 """What the colour words look like in daylight."""
 
 _SKIES: dict[Time, tuple[Rgb, Rgb]] = {
-    "morning": ((0.55, 0.74, 0.92), (0.98, 0.87, 0.72)),
+    "morning": ((0.60, 0.74, 0.90), (1.0, 0.85, 0.64)),
     "day": ((0.25, 0.53, 0.90), (0.74, 0.88, 0.98)),
     "sunset": ((0.30, 0.24, 0.52), (0.99, 0.55, 0.24)),
     "dusk": ((0.13, 0.15, 0.36), (0.62, 0.42, 0.56)),
-    "night": ((0.02, 0.03, 0.10), (0.08, 0.11, 0.24)),
+    "night": ((0.03, 0.05, 0.15), (0.10, 0.14, 0.31)),
 }
 """The sky at its top and at the horizon."""
 _LIGHT: dict[Time, Rgb] = {
@@ -93,6 +96,16 @@ _WHERE: dict[Kind, tuple[Place, ...]] = {
 }
 _HORIZON = 0.62
 """Height of the horizon; 0 is the top of the picture."""
+_RIM = 0.006
+"""Width of the rim around things."""
+_OWN_LIGHT = 0.7
+"""A thing keeps so much of its colour in any light."""
+_GAPS: dict[Kind, float] = {"balloon": 0.34, "bird": 0.32, "boat": 0.38, "ball": 0.26, "car": 0.40, "lantern": 0.28}
+"""Between the middles of two things of a group."""
+_MIDDLE_S = 2.5
+"""When things are in the middle of their way, so that five seconds show them."""
+_PUFFS = ((-0.11, 0.01, 0.7), (0.0, -0.02, 1.0), (0.10, 0.01, 0.75), (0.19, 0.025, 0.45), (-0.19, 0.03, 0.4))
+"""A cloud's parts: right and down of its middle, and size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,96 +139,248 @@ class Scene:
 def random_scene(seed: int) -> Scene:
     """Return a scene of this number; every word of the vocabulary turns up."""
     rng = Random(seed)
-    place = rng.choice(get_args(Place))
-    kinds = [kind for kind in get_args(Kind) if place in _WHERE[kind]]
-    thing = None
-    if rng.random() < 0.85:
-        kind = rng.choice(kinds)
-        motion: Motion = (
-            "up" if kind in ("balloon", "lantern") and rng.random() < 0.5 else rng.choice(("left", "right"))
-        )
+    place, thing = rng.choice(get_args(Place)), None
+    if rng.random() < 0.92:
+        kind = rng.choice(get_args(Kind))
+        place = rng.choice(_WHERE[kind])
+        motion: Motion = "up" if kind in _RISING and rng.random() < 0.45 else rng.choice(("left", "right"))
         thing = Thing(
             kind=kind,
             colour=rng.choice(get_args(Colour)),
             motion=motion,
             count=rng.choice((1, 1, 1, 2, 3)),
-            speed=rng.uniform(0.05, 0.16) * (1.8 if kind in ("car", "bird") else 1.0),
+            speed=rng.uniform(0.09, 0.17) * (1.3 if kind in ("car", "bird") else 1.0),
         )
-    weather = rng.choice(("clear", "clear", "clouds", "rain", "snow"))
+    weather = rng.choice(("clear", "clear", "clear", "clouds", "clouds", "rain", "snow"))
     return Scene(time=rng.choice(get_args(Time)), place=place, weather=weather, thing=thing, seed=seed)
 
 
 # Captions
 
 _TIME_WORDS: dict[Time, tuple[str, ...]] = {
-    "morning": ("in the morning", "at sunrise", "in the early light"),
-    "day": ("at noon", "in daylight", "on a bright day", "by day"),
-    "sunset": ("at sunset", "in the evening sun", "under an orange sky"),
-    "dusk": ("at dusk", "in the twilight", "after sunset"),
-    "night": ("at night", "under the stars", "by moonlight"),
+    "morning": ("in the morning", "at sunrise", "at dawn", "in the early morning", "at daybreak"),
+    "day": ("at noon", "at midday", "in daylight", "by day", "during the day", "in the afternoon"),
+    "sunset": ("at sunset", "at sunset", "in the evening", "at sundown", "in the glow of sunset", "in the evening sun"),
+    "dusk": ("at dusk", "at dusk", "at twilight", "in the twilight", "at nightfall"),
+    "night": ("at night", "at night", "by night", "at midnight", "by moonlight", "under the stars"),
 }
 _WEATHER_WORDS: dict[Weather, tuple[str, ...]] = {
-    "clear": ("", "", "with a clear sky"),
-    "clouds": ("with drifting clouds", "under clouds", "on a cloudy day"),
-    "rain": ("in the rain", "while it rains", "on a rainy day"),
-    "snow": ("in falling snow", "while it snows", "in winter"),
+    "clear": ("with a clear sky", "under a clear sky", "in clear weather"),
+    "clouds": ("with clouds", "under clouds", "under a cloudy sky", "in cloudy weather"),
+    "rain": ("in the rain", "while it rains", "in rainy weather", "in pouring rain", "with rain"),
+    "snow": ("in falling snow", "while it snows", "in winter", "during snowfall", "in the snow"),
+}
+_DAYS: dict[Weather, str] = {"clear": "clear", "clouds": "cloudy", "rain": "rainy", "snow": "winter"}
+"""With `_HOURS`: "on a rainy night"."""
+_HOURS: dict[Time, tuple[str, ...]] = {
+    "morning": ("morning",),
+    "day": ("day", "afternoon"),
+    "sunset": ("evening",),
+    "dusk": ("dusk",),
+    "night": ("night",),
 }
 _PLACE_WORDS: dict[Place, tuple[str, ...]] = {
-    "sea": ("the sea", "the ocean", "calm water"),
-    "hills": ("green hills", "rolling hills"),
-    "mountains": ("mountains", "a mountain range"),
-    "snowy mountains": ("snowy mountains", "snow-covered mountains", "white peaks"),
-    "city": ("a city", "the skyline of a city", "tall buildings"),
-    "field": ("a field", "a meadow", "golden fields"),
+    "sea": ("the sea", "the sea", "the ocean", "the waves", "open water", "a calm sea"),
+    "hills": ("hills", "gentle hills", "the hills", "hilly country"),
+    "mountains": ("mountains", "a mountain range", "rocky mountains", "the mountains", "rocky peaks"),
+    "snowy mountains": ("snowy mountains", "the snowy mountains", "snowy peaks", "a snowy mountain range"),
+    "city": ("a city", "the city", "a city skyline", "tall buildings", "a big town", "skyscrapers"),
+    "field": ("a field", "a meadow", "the fields", "grassland", "open fields"),
 }
 _KIND_WORDS: dict[Kind, tuple[tuple[str, str], ...]] = {
-    "balloon": (("balloon", "balloons"), ("hot-air balloon", "hot-air balloons")),
-    "bird": (("bird", "birds"),),
-    "boat": (("boat", "boats"), ("sailing boat", "sailing boats")),
-    "ball": (("ball", "balls"),),
-    "car": (("car", "cars"),),
-    "lantern": (("lantern", "lanterns"), ("paper lantern", "paper lanterns")),
+    "balloon": (("balloon", "balloons"), ("balloon", "balloons"), ("hot-air balloon", "hot-air balloons")),
+    "bird": (("bird", "birds"), ("bird", "birds"), ("seagull", "seagulls")),
+    "boat": (("boat", "boats"), ("boat", "boats"), ("sailing boat", "sailing boats"), ("ship", "ships")),
+    "ball": (("ball", "balls"), ("ball", "balls"), ("rubber ball", "rubber balls")),
+    "car": (("car", "cars"), ("car", "cars"), ("toy car", "toy cars")),
+    "lantern": (("lantern", "lanterns"), ("paper lantern", "paper lanterns"), ("sky lantern", "sky lanterns")),
 }
-_MOVES: dict[Kind, dict[Motion, tuple[str, ...]]] = {
-    "balloon": {"up": ("rising", "floating up"), "left": ("drifting",), "right": ("drifting",)},
-    "bird": {"up": ("flying",), "left": ("flying", "gliding"), "right": ("flying", "gliding")},
-    "boat": {"up": ("sailing",), "left": ("sailing",), "right": ("sailing",)},
-    "ball": {"up": ("bouncing",), "left": ("bouncing", "rolling"), "right": ("bouncing", "rolling")},
-    "car": {"up": ("driving",), "left": ("driving",), "right": ("driving",)},
-    "lantern": {"up": ("rising", "floating up"), "left": ("floating",), "right": ("floating",)},
+_COLOUR_WORDS: dict[Colour, str] = {"red": "crimson", "purple": "violet"}
+"""Now and then a colour goes by another name."""
+_VERBS: dict[Kind, tuple[tuple[str, str, str], ...]] = {
+    "balloon": (
+        ("drifting", "drifts", "drift"),
+        ("floating", "floats", "float"),
+        ("flying", "flies", "fly"),
+        ("gliding", "glides", "glide"),
+    ),
+    "bird": (
+        ("flying", "flies", "fly"),
+        ("flying", "flies", "fly"),
+        ("gliding", "glides", "glide"),
+        ("soaring", "soars", "soar"),
+    ),
+    "boat": (
+        ("sailing", "sails", "sail"),
+        ("sailing", "sails", "sail"),
+        ("gliding", "glides", "glide"),
+        ("cruising", "cruises", "cruise"),
+    ),
+    "ball": (
+        ("bouncing", "bounces", "bounce"),
+        ("rolling", "rolls", "roll"),
+        ("hopping", "hops", "hop"),
+        ("jumping", "jumps", "jump"),
+    ),
+    "car": (
+        ("driving", "drives", "drive"),
+        ("driving", "drives", "drive"),
+        ("speeding", "speeds", "speed"),
+        ("rolling", "rolls", "roll"),
+    ),
+    "lantern": (
+        ("floating", "floats", "float"),
+        ("floating", "floats", "float"),
+        ("drifting", "drifts", "drift"),
+        ("flying", "flies", "fly"),
+    ),
+}
+"""How a thing goes along: "a bird flying", "it flies", "they fly"."""
+_GO = (("moving", "moves", "move"), ("going", "goes", "go"), ("heading", "heads", "head"))
+_RISE = (("rising", "rises", "rise"), ("ascending", "ascends", "ascend"), ("climbing", "climbs", "climb"))
+_ASIDE: dict[Motion, tuple[str, ...]] = {
+    "left": ("to the left", "to the left", "left", "leftwards", "leftward", "towards the left", "from right to left"),
+    "right": (
+        *("to the right", "to the right", "right", "rightwards", "rightward", "towards the right"),
+        "from left to right",
+    ),
+    "up": ("up", "upwards", "upward", "up into the sky", "higher and higher"),
 }
 _OVER: dict[Kind, tuple[str, ...]] = {
     "balloon": ("over", "above"),
     "bird": ("over", "above"),
     "lantern": ("over", "above"),
-    "boat": ("on",),
-    "ball": ("in front of", "before"),
+    "boat": ("on", "across"),
+    "ball": ("in front of", "near"),
     "car": ("past", "in front of"),
 }
-_COUNTS = {1: ("a",), 2: ("two",), 3: ("three",)}
+_THROUGH: dict[Place, tuple[str, ...]] = {"field": ("across", "through"), "hills": ("through", "across"), "city": ()}
+"""Where balls and cars are in the midst of it."""
+_COUNTS = {1: ("a", "a", "a", "one", "a single"), 2: ("two", "two", "a pair of"), 3: ("three",)}
+_OPENINGS = ("a picture of", "an illustration of", "a video of", "an animation of", "there is")
+
+_SILENT_TIME, _SILENT_PLACE, _SILENT_WEATHER = 0.10, 0.08, 0.12
+"""How often a caption leaves out what a user may leave out; a clear sky goes unsaid mostly."""
+_SAID_CLEAR, _SAID_ASIDE, _SAID_UP = 0.25, 0.80, 0.95
+
+LONGEST_CAPTION = 22
+"""Words of a caption, as the prompt encoder of the built-in model counts them; it reads a few more."""
+_WORD = re.compile(r"\w+")
 
 
 def caption(scene: Scene, wording: int = 0) -> str:
-    """Say what a scene shows; another ``wording`` says the same in other words."""
+    """Say what a scene shows; another ``wording`` says the same in other words.
+
+    The colour is always said, all else mostly, in at most `LONGEST_CAPTION` words. No word means two things: "snow"
+    falls, and "snowy" are mountains.
+    """
     rng = Random(f"{scene.seed}/{wording}")
-    when = rng.choice(_TIME_WORDS[scene.time])
-    weather = rng.choice(_WEATHER_WORDS[scene.weather])
+    while len(_WORD.findall(said := _say(scene, rng))) > LONGEST_CAPTION:
+        pass
+    return said
+
+
+def _say(scene: Scene, rng: Random) -> str:
     where = rng.choice(_PLACE_WORDS[scene.place])
-    around = [words for words in (when, weather) if words]
+    around = _around(scene, rng)
+    if scene.thing is None:
+        return _empty(where, around, rng)
+    thing = scene.thing
+    placed = rng.random() >= _SILENT_PLACE
+    if rng.random() < 0.18:
+        return _keywords(thing, where if placed else "", around, rng)
+    through = _THROUGH.get(scene.place, ()) if thing.kind in ("ball", "car") else ()
+    over = rng.choice((*_OVER[thing.kind], *through)) + " " + where if placed else ""
+    noun = _noun(thing, rng)
+    doing, does = _doing(thing, rng)
+    match rng.choice(("doing", "doing", "doing", "does", "does", "first", "first", "place", "with", "opening", "that")):
+        case "doing":
+            said = [noun, doing, over, *around]
+        case "does":
+            said = [noun, does, over, *around]
+        case "first" if around:
+            said = [*around[:-1], around[-1] + ",", noun, rng.choice((does, doing)), over]
+        case "place" if placed:
+            said = [over, *around[:-1], *(each + "," for each in around[-1:]), noun, doing]
+        case "with" if placed:
+            said = [where, *around, "with", noun, doing]
+        case "that":
+            said = [noun, "that", does, over, *around]
+        case _:
+            said = [rng.choice(_OPENINGS), noun, doing, over, *around]
+    return " ".join(words for words in said if words)
+
+
+def _around(scene: Scene, rng: Random) -> list[str]:
+    """Return the phrases of time and weather, in any order, without what stays unsaid."""
+    timed = rng.random() >= _SILENT_TIME
+    weathered = rng.random() < (_SAID_CLEAR if scene.weather == "clear" else 1 - _SILENT_WEATHER)
+    if timed and weathered and rng.random() < 0.3:
+        sunny = (scene.weather, scene.time) == ("clear", "day") and rng.random() < 0.5
+        return [f"on a {'sunny' if sunny else _DAYS[scene.weather]} {rng.choice(_HOURS[scene.time])}"]
+    around = [rng.choice(_TIME_WORDS[scene.time])] if timed else []
+    around += [rng.choice(_WEATHER_WORDS[scene.weather])] if weathered else []
     if rng.random() < 0.3:
         around.reverse()
-    thing = scene.thing
-    if thing is None:
-        return " ".join([where, *around])
+    return around
+
+
+def _empty(where: str, around: list[str], rng: Random) -> str:
+    """Say a scene in which nothing moves."""
+    form = rng.choice(("plain", "plain", "first", "opening", "keywords"))
+    if form == "keywords":
+        return ", ".join(map(_bare, [where, *around]))
+    if form == "first" and around:
+        return f"{' '.join(around)}, {where}"
+    opening = [rng.choice(_OPENINGS)] if form == "opening" else []
+    return " ".join([*opening, where, *around])
+
+
+def _keywords(thing: Thing, where: str, around: list[str], rng: Random) -> str:
+    """Say a scene as a list of words, as people type who have learnt it from search boxes."""
+    said = [_noun(thing, rng), where, *around]
+    direction = _doing(thing, rng)[0] if rng.random() < 0.6 else _direction(thing, rng)
+    said.append(direction)
+    said = [_bare(each) for each in said if each]
+    if rng.random() < 0.5:
+        rng.shuffle(said)
+    return rng.choice((", ", ", ", " ")).join(said)
+
+
+def _bare(phrase: str) -> str:
+    """Return a phrase without the small words it begins with."""
+    words = phrase.split()
+    while len(words) > 1 and words[0] in ("a", "the", "at", "in", "on", "by", "with", "under", "while", "it", "during"):
+        words = words[1:]
+    return " ".join(words)
+
+
+def _noun(thing: Thing, rng: Random) -> str:
+    """Return how many, in which colour, of what."""
     one, many = rng.choice(_KIND_WORDS[thing.kind])
+    colour = _COLOUR_WORDS.get(thing.colour, thing.colour) if rng.random() < 0.12 else thing.colour
     article = rng.choice(_COUNTS[thing.count])
-    if thing.count == 1 and thing.colour[0] in "aeiou":
+    if article == "a" and colour[0] in "aeiou":
         article = "an"
-    noun = f"{article} {thing.colour} {one if thing.count == 1 else many}"
-    move = rng.choice(_MOVES[thing.kind][thing.motion])
-    if thing.motion != "up" and rng.random() < 0.4:
-        move += f" to the {thing.motion}"
-    return " ".join([noun, move, rng.choice(_OVER[thing.kind]), where, *around])
+    return f"{article} {colour} {one if thing.count == 1 else many}"
+
+
+def _direction(thing: Thing, rng: Random) -> str:
+    """Return where a thing goes; nothing where that stays unsaid."""
+    often = _SAID_UP if thing.motion == "up" else _SAID_ASIDE
+    return rng.choice(_ASIDE[thing.motion]) if rng.random() < often else ""
+
+
+def _doing(thing: Thing, rng: Random) -> tuple[str, str]:
+    """Return what a thing does and where to, as "drifting left" and "drifts left"."""
+    direction = _direction(thing, rng)
+    verbs = _VERBS[thing.kind]
+    if direction and rng.random() < 0.25:
+        verbs = _GO
+    if direction and thing.motion == "up" and rng.random() < 0.5:
+        verbs, direction = _RISE, direction if rng.random() < 0.4 else ""
+    doing, does, do = rng.choice(verbs)
+    return f"{doing} {direction}".strip(), f"{does if thing.count == 1 else do} {direction}".strip()
 
 
 # Pictures
@@ -223,13 +388,7 @@ def caption(scene: Scene, wording: int = 0) -> str:
 
 def render(scene: Scene, second: float, *, height_px: int = 480, width_px: int = 832) -> npt.NDArray[np.uint8]:
     """Draw a scene ``second`` seconds after its start: RGB ``[height_px, width_px, 3]``."""
-    canvas = _Canvas(scene, height_px, width_px)
-    canvas.sky(second)
-    canvas.land(second)
-    if scene.thing is not None:
-        canvas.things(scene.thing, second)
-    canvas.falling(second)
-    return np.round(np.clip(canvas.rgb, 0, 1) * 255).astype(np.uint8)
+    return Renderer(scene, height_px=height_px, width_px=width_px).frame(second)
 
 
 def contact_sheet(
@@ -238,26 +397,62 @@ def contact_sheet(
     """Return one picture of many scenes, row by row, each at its start and two seconds later."""
     rows: list[npt.NDArray[np.uint8]] = []
     for at in range(0, len(scenes), columns):
-        row = scenes[at : at + columns]
-        shown = [
-            render(scene, second, height_px=height_px, width_px=width_px) for scene in row for second in (0.5, 2.5)
-        ]
+        renderers = [Renderer(scene, height_px=height_px, width_px=width_px) for scene in scenes[at : at + columns]]
+        shown = [renderer.frame(second) for renderer in renderers for second in (0.5, 2.5)]
         shown += [np.zeros_like(shown[0])] * (2 * columns - len(shown))
         rows.append(np.concatenate(shown, axis=1))
     return np.concatenate(rows)
 
 
+class Renderer:
+    """Draws the frames of one scene: what stands still once, what moves for every frame."""
+
+    def __init__(self, scene: Scene, *, height_px: int = 480, width_px: int = 832) -> None:
+        size = height_px, width_px
+        self._sky, self._land = _Sky(scene, size), _Land(scene, size)
+        self._things, self._falling = _Things(scene, size), _Falling(scene, size)
+        self._still = self._land.before(self._sky.rgb)
+
+    def frame(self, second: float) -> npt.NDArray[np.uint8]:
+        """Draw the scene ``second`` seconds after its start: RGB ``[height_px, width_px, 3]``."""
+        rgb = self._things.rgb
+        rgb[:] = self._still
+        top = rgb[:, : self._sky.moving_rows]
+        if top.size:
+            top[:] = self._sky.rgb[:, : self._sky.moving_rows]
+            self._sky.move(top, second)
+            top[:] = self._land.before(top)
+        self._land.move(rgb, second)
+        self._things.move(second)
+        rgb *= 255
+        rgb += 0.5
+        frame = np.empty((*rgb.shape[1:], 3), np.uint8)
+        for channel in range(3):
+            frame[..., channel] = rgb[channel]
+        self._falling.move(frame, second)
+        return frame
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """A shape: signed distances, negative inside, in the part of the picture around it."""
+
+    rows: slice
+    columns: slice
+    distance: Plane
+
+
 class _Canvas:
     """A picture in the making; lengths are in picture heights, x from the left, y from the top."""
 
-    def __init__(self, scene: Scene, height_px: int, width_px: int) -> None:
-        self.scene = scene
-        self.size = height_px, width_px
+    def __init__(self, scene: Scene, size: tuple[int, int], planes: int = 3) -> None:
+        height_px, width_px = size
+        self.scene, self.size = scene, size
         self.width = width_px / height_px
         self.pixel = 1.0 / height_px
         self.y = ((np.arange(height_px, dtype=np.float32) + 0.5) / height_px)[:, None]
         self.x = ((np.arange(width_px, dtype=np.float32) + 0.5) / height_px)[None, :]
-        self.rgb = np.zeros((height_px, width_px, 3), np.float32)
+        self.rgb = np.zeros((planes, *size), np.float32)
         self.light = np.array(_LIGHT[scene.time], np.float32)
 
     def lit(self, colour: Rgb, glow: float = 0.0) -> Plane:
@@ -265,86 +460,175 @@ class _Canvas:
         own = np.array(colour, np.float32)
         return own * (self.light * (1 - glow) + glow)
 
-    def paint(self, cover: Plane, colour: Plane) -> None:
-        """Lay a colour ``[3]`` or ``[H, W, 3]`` over the picture where ``cover [H, W]`` is, 0 to 1."""
-        self.rgb += (colour - self.rgb) * cover[..., None]
+    def paint(self, patch: _Patch, colour: Plane, opacity: float = 1.0, *, grow: float = 0.0) -> None:
+        """Lay a colour ``[planes]`` over a shape, or over the shape grown on all sides; edges are smooth."""
+        area = self.rgb[:, patch.rows, patch.columns]
+        area += (colour[:, None, None] - area) * (self.cover(patch.distance - grow) * opacity)
 
-    def inside(self, distance: Plane) -> Plane:
+    def cover(self, distance: Plane) -> Plane:
         """Turn a signed distance, negative inside, into cover with smooth edges."""
         return np.clip(0.5 - distance / (1.5 * self.pixel), 0, 1).astype(np.float32)
 
-    def disc(self, x: float, y: float, radius: float) -> Plane:
-        return self.inside(np.hypot(self.x - x, self.y - y) - radius)
+    def around(self, x: float, y: float, wide: float, high: float) -> tuple[slice, slice, Plane, Plane]:
+        """Return the rows and columns that a shape can touch, and how far right and down of (x, y) they are."""
+        height_px, width_px = self.size
+        edge = _RIM + 2 * self.pixel
+        top, low = (int(np.clip(height_px * at, 0, height_px)) for at in (y - high - edge, y + high + edge))
+        left, right = (int(np.clip(height_px * at, 0, width_px)) for at in (x - wide - edge, x + wide + edge))
+        rows, columns = slice(top, low), slice(left, right)
+        return rows, columns, self.x[:, columns] - np.float32(x), self.y[rows] - np.float32(y)
 
-    def ellipse(self, x: float, y: float, wide: float, high: float) -> Plane:
-        scaled = np.hypot((self.x - x) / wide, (self.y - y) / high)
-        return self.inside((scaled - 1) * min(wide, high))
+    def disc(self, x: float, y: float, radius: float) -> _Patch:
+        rows, columns, dx, dy = self.around(x, y, radius, radius)
+        return _Patch(rows, columns, np.hypot(dx, dy) - np.float32(radius))
 
-    def box(self, x: float, y: float, wide: float, high: float, round_: float = 0.0) -> Plane:
+    def ellipse(self, x: float, y: float, wide: float, high: float) -> _Patch:
+        rows, columns, dx, dy = self.around(x, y, wide, high)
+        scaled = np.hypot(dx / np.float32(wide), dy / np.float32(high))
+        return _Patch(rows, columns, (scaled - 1) * np.float32(min(wide, high)))
+
+    def box(self, x: float, y: float, wide: float, high: float, round_: float = 0.0) -> _Patch:
         """A box around (x, y) with half sides ``wide`` and ``high``."""
-        dx, dy = np.abs(self.x - x) - (wide - round_), np.abs(self.y - y) - (high - round_)
+        rows, columns, dx, dy = self.around(x, y, wide, high)
+        dx, dy = np.abs(dx) - np.float32(wide - round_), np.abs(dy) - np.float32(high - round_)
         outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
-        return self.inside(outside + np.minimum(np.maximum(dx, dy), 0) - round_)
+        return _Patch(rows, columns, outside + np.minimum(np.maximum(dx, dy), 0) - np.float32(round_))
 
-    def polygon(self, corners: list[tuple[float, float]]) -> Plane:
+    def polygon(self, corners: list[tuple[float, float]]) -> _Patch:
         """A convex polygon, its corners clockwise as seen."""
-        distance = np.full(self.size, -np.inf, np.float32)
+        (left, top), (right, low) = np.min(corners, axis=0), np.max(corners, axis=0)
+        x, y = (left + right) / 2, (top + low) / 2
+        rows, columns, dx, dy = self.around(x, y, (right - left) / 2, (low - top) / 2)
+        distance = np.full((dy.shape[0], dx.shape[1]), -np.inf, np.float32)
         for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
-            length = max(np.hypot(x1 - x0, y1 - y0), 1e-6)
-            distance = np.maximum(distance, ((y1 - y0) * (self.x - x0) - (x1 - x0) * (self.y - y0)) / length)
-        return self.inside(distance)
+            length = max(float(np.hypot(x1 - x0, y1 - y0)), 1e-6)
+            across, down = np.float32((y1 - y0) / length), np.float32((x1 - x0) / length)
+            distance = np.maximum(distance, across * (dx + np.float32(x - x0)) - down * (dy + np.float32(y - y0)))
+        return _Patch(rows, columns, distance)
 
-    # Sky
 
-    def sky(self, second: float) -> None:
-        scene = self.scene
+@dataclass(frozen=True)
+class _Cloud:
+    """A cloud that drifts: how much it covers ``[rows, columns]``, both outer columns empty."""
+
+    row: int
+    cover: Plane
+    half: float
+    """From its left edge to its middle."""
+    x: float
+    speed: float
+
+
+class _Sky(_Canvas):
+    """The sky with its sun or moon; stars and clouds are what moves in it."""
+
+    def __init__(self, scene: Scene, size: tuple[int, int]) -> None:
+        super().__init__(scene, size)
         top, low = (np.array(colour, np.float32) for colour in _SKIES[scene.time])
-        grey = {"clear": 0.0, "clouds": 0.12, "rain": 0.45, "snow": 0.35}[scene.weather]
-        share = np.clip(self.y / _HORIZON, 0, 1)[..., None] ** 1.4
-        sky = top * (1 - share) + low * share
-        sky = sky * (1 - grey) + sky.mean(axis=-1, keepdims=True) * grey * 0.92
-        self.rgb[:] = np.broadcast_to(sky, self.rgb.shape)
+        grey = {"clear": 0.0, "clouds": 0.10, "rain": 0.36, "snow": 0.28}[scene.weather]
+        share = np.clip(self.y / _HORIZON, 0, 1) ** 1.4
+        sky = top[:, None, None] * (1 - share) + low[:, None, None] * share
+        self.rgb[:] = sky * (1 - grey) + sky.mean(axis=0) * grey * 0.92
+        bright = scene.weather in ("clear", "clouds")
         rng = np.random.default_rng((scene.seed, 1))
-        if scene.time == "night" and scene.weather in ("clear", "clouds"):
-            for x, y, size in rng.random((60, 3)):
-                twinkle = 0.6 + 0.4 * np.sin(2 * second + 40 * x)
-                star = self.disc(x * self.width, y * _HORIZON * 0.9, self.pixel * (0.7 + size))
-                self.paint(star * twinkle, self.lit((1, 1, 1), 1))
+        stars = rng.random((60, 3)) if scene.time == "night" and bright else np.zeros((0, 3))
         height, colour, radius = _SUN[scene.time]
         sun_x = self.width * (0.2 + 0.6 * rng.random())
-        if scene.weather in ("clear", "clouds"):
-            glow = np.exp(-((np.hypot(self.x - sun_x, self.y - height) / (3.2 * radius)) ** 2)) * 0.45
-            self.paint(glow.astype(np.float32), np.array(colour, np.float32))
-            self.paint(self.disc(sun_x, height, radius), np.array(colour, np.float32))
-        if scene.weather != "clear":
-            self.clouds(second)
+        if bright:
+            distance = np.hypot(self.x - sun_x, self.y - height)
+            glow = np.exp(-((distance / (3.2 * radius)) ** 2)) * 0.45
+            shine = np.array(colour, np.float32)
+            self.rgb += (shine[:, None, None] - self.rgb) * glow
+            self.paint(self.disc(sun_x, height, radius), shine)
+        self._stars = self._dots(stars)
+        dark = not bright
+        self._white = self.lit((0.62, 0.64, 0.68) if dark else (0.98, 0.98, 0.99))
+        self._clouds = [] if scene.weather == "clear" else [*self._sprites(9 if dark else 5)]
+        bottoms = [round(0.9 * _HORIZON * size[0]) + 3] * bool(len(stars))
+        bottoms += [cloud.row + len(cloud.cover) for cloud in self._clouds]
+        self.moving_rows = min(size[0], max(bottoms, default=0))
+        """So many rows from the top are not the same in every frame."""
 
-    def clouds(self, second: float) -> None:
+    def _dots(self, stars: Plane) -> tuple[npt.NDArray[Any], ...]:
+        """Return every pixel of every star: row, column, cover, place of its star."""
+        found: list[Plane] = [np.zeros((4, 0))]
+        for x, y, size in stars:
+            patch = self.disc(x * self.width, y * _HORIZON * 0.9, self.pixel * (0.7 + size))
+            cover = self.cover(patch.distance)
+            rows, columns = np.nonzero(cover)
+            shown = cover[rows, columns]
+            found.append(np.stack([rows + patch.rows.start, columns + patch.columns.start, shown, shown * 0 + x]))
+        rows, columns, cover, place = np.concatenate(found, axis=1)
+        return rows.astype(np.intp), columns.astype(np.intp), cover.astype(np.float32), place.astype(np.float32)
+
+    def _sprites(self, count: int) -> Iterator[_Cloud]:
+        height_px = self.size[0]
         rng = np.random.default_rng((self.scene.seed, 2))
-        dark = self.scene.weather in ("rain", "snow")
-        white = self.lit((0.62, 0.64, 0.68) if dark else (0.98, 0.98, 0.99))
-        for _ in range(9 if dark else 5):
+        for _ in range(count):
             x0, y, size, drift = rng.random(4)
-            speed = 0.02 + 0.03 * drift
-            x = (x0 * (self.width + 1) + second * speed) % (self.width + 1) - 0.5
-            high = 0.06 + 0.30 * y
-            cover = np.zeros(self.size, np.float32)
-            for dx, dy, r in (
-                (-0.11, 0.01, 0.7),
-                (0.0, -0.02, 1.0),
-                (0.10, 0.01, 0.75),
-                (0.19, 0.025, 0.45),
-                (-0.19, 0.03, 0.4),
-            ):
-                scale = 0.06 + 0.07 * size
-                cover = np.maximum(
-                    cover, self.ellipse(x + dx * scale * 9, high + dy * scale * 9, r * scale * 1.5, r * scale * 0.85)
-                )
-            self.paint(cover * 0.85, white)
+            scale = 0.06 + 0.07 * size
+            half = 2.5 * scale + 4 * self.pixel
+            paper = _Canvas(self.scene, (height_px, int(2 * half * height_px) + 2))
+            cover = np.zeros(paper.size, np.float32)
+            for dx, dy, r in _PUFFS:
+                at = half + dx * scale * 9, 0.06 + 0.30 * y + dy * scale * 9
+                puff = paper.ellipse(*at, r * scale * 1.5, r * scale * 0.85)
+                area = cover[puff.rows, puff.columns]
+                np.maximum(area, paper.cover(puff.distance), out=area)
+            rows = np.nonzero(cover.any(axis=1))[0]
+            cut = cover[rows.min() : rows.max() + 1] * np.float32(0.85)
+            yield _Cloud(int(rows.min()), cut, half, x0 * (self.width + 1), 0.02 + 0.03 * drift)
 
-    # Land
+    def move(self, rgb: Plane, second: float) -> None:
+        """Paint stars and clouds over the moving rows of the sky ``[3, moving_rows, W]``."""
+        rows, columns, cover, place = self._stars
+        rgb[:, rows, columns] += (1 - rgb[:, rows, columns]) * (cover * (0.6 + 0.4 * np.sin(2 * second + 40 * place)))
+        for cloud in self._clouds:
+            x = (cloud.x + second * cloud.speed) % (self.width + 1) - 0.5 - cloud.half
+            whole, part = divmod(x * self.size[0], 1)
+            left, long = int(whole), cloud.cover.shape[1]
+            shown = slice(max(0, left + 1), max(0, min(self.size[1], left + long)))
+            if shown.start >= shown.stop:
+                continue
+            cover = cloud.cover[:, shown.start - left : shown.stop - left] * np.float32(1 - part)
+            cover += cloud.cover[:, shown.start - left - 1 : shown.stop - left - 1] * np.float32(part)
+            area = rgb[:, cloud.row : cloud.row + len(cover), shown]
+            area += (self._white[:, None, None] - area) * cover
 
-    def ridge(self, key: int, base: float, relief: float, waves: float) -> Plane:
+
+class _Land(_Canvas):
+    """What stands in front of the sky, on a canvas whose fourth plane says how much of the sky it covers."""
+
+    def __init__(self, scene: Scene, size: tuple[int, int]) -> None:
+        super().__init__(scene, size, planes=4)
+        self._ripples: tuple[int, Plane, Plane, Plane, Plane] | None = None
+        place = scene.place
+        if place == "sea":
+            self._sea()
+        elif place == "city":
+            self._city()
+        else:
+            if "mountains" in place:
+                self._mountains()
+            ground = self.lit(_GROUND[place])
+            for key, base in enumerate((_HORIZON, _HORIZON + 0.08, _HORIZON + 0.17)):
+                relief = 0.035 if place == "hills" else 0.012
+                self._below(self._ridge(key, base, relief, 3.0 + key) - self.y, ground * (0.82 + 0.09 * key))
+
+    def before(self, rgb: Plane) -> Plane:
+        """Return the topmost rows ``[3, rows, W]`` of a sky with the land in front of it."""
+        rows = rgb.shape[1]
+        return rgb * (1 - self.rgb[3, :rows]) + self.rgb[:3, :rows]
+
+    def _solid(self, patch: _Patch, colour: Plane, opacity: float = 1.0) -> None:
+        self.paint(patch, np.append(colour, np.float32(1)), opacity)
+
+    def _below(self, distance: Plane, colour: Plane) -> None:
+        """Fill everything below a line that runs through the picture."""
+        everything = slice(0, self.size[0]), slice(0, self.size[1])
+        self._solid(_Patch(*everything, np.broadcast_to(distance, self.size)), colour)
+
+    def _ridge(self, key: int, base: float, relief: float, waves: float) -> Plane:
         """Return the height of a skyline ``[1, W]``: a few sines of seeded phase."""
         rng = np.random.default_rng((self.scene.seed, 3, key))
         line = np.zeros_like(self.x)
@@ -352,22 +636,7 @@ class _Canvas:
             line += np.sin(self.x * waves * 2.1**octave + 6.28 * rng.random()) / 1.9**octave
         return base - relief * line
 
-    def land(self, second: float) -> None:
-        place = self.scene.place
-        if place == "sea":
-            self.sea(second)
-        elif place == "city":
-            self.city()
-        else:
-            if "mountains" in place:
-                self.mountains()
-            ground = self.lit(_GROUND[place])
-            for key, base in enumerate((_HORIZON, _HORIZON + 0.08, _HORIZON + 0.17)):
-                relief = 0.035 if place == "hills" else 0.012
-                cover = self.inside(self.ridge(key, base, relief, 3.0 + key) - self.y)
-                self.paint(cover, ground * (0.82 + 0.09 * key))
-
-    def mountains(self) -> None:
+    def _mountains(self) -> None:
         snowy = self.scene.place == "snowy mountains"
         rock = self.lit((0.45, 0.45, 0.52))
         for key, base in ((10, _HORIZON - 0.14), (11, _HORIZON - 0.06)):
@@ -376,26 +645,38 @@ class _Canvas:
             for peak_x, peak_y, slope in rng.random((6, 3)):
                 x, y = peak_x * self.width, base - 0.22 * peak_y
                 line = np.minimum(line, y + np.abs(self.x - x) * (0.55 + 0.5 * slope))
-            rough = self.ridge(key, 0.0, 0.006, 22.0)
-            cover = self.inside(line + rough - self.y)
-            self.paint(cover, rock * (0.8 if key == 10 else 1.0))
+            rough = self._ridge(key, 0.0, 0.006, 22.0)
+            self._below(line + rough - self.y, rock * (0.8 if key == 10 else 1.0))
             if snowy:
-                cap = np.clip((line + 0.10 + 3 * rough - self.y) / (2 * self.pixel), 0, 1).astype(np.float32)
-                self.paint(cover * cap, self.lit((0.97, 0.98, 1.0)))
+                cap = np.maximum(line + rough - self.y, self.y - line - 0.10 - 3 * rough)
+                self._below(cap, self.lit((0.97, 0.98, 1.0)))
 
-    def sea(self, second: float) -> None:
-        cover = self.inside(_HORIZON - self.y + np.zeros_like(self.x))
-        depth = np.clip((self.y - _HORIZON) / (1 - _HORIZON), 0, 1)[..., None]
-        water = self.lit(_GROUND["sea"]) * (1.15 - 0.45 * depth)
-        mirror = np.array(_SKIES[self.scene.time][1], np.float32)
-        self.paint(cover, (water * 0.72 + mirror * 0.28 * (1 - 0.6 * depth)).astype(np.float32))
-        near = 1 / np.maximum(self.y - _HORIZON + 0.03, 0.03)
-        ripple = np.sin(near * 6 + 2.2 * second + 3 * np.sin(self.x * 5 + second)) * np.sin(
-            self.x * (10 + 6 * near) - 1.3 * second
-        )
-        self.paint(cover * np.clip(ripple - 0.55, 0, 1) * 0.5, self.lit((0.95, 0.97, 1.0), 0.2))
+    def _sea(self) -> None:
+        depth = np.clip((self.y - _HORIZON) / (1 - _HORIZON), 0, 1)[None]
+        water = self.lit(_GROUND["sea"])[:, None, None] * (1.15 - 0.45 * depth)
+        mirror = np.array(_SKIES[self.scene.time][1], np.float32)[:, None, None]
+        cover = self.cover(_HORIZON - self.y)
+        self.rgb[:3] = (water * 0.72 + mirror * 0.28 * (1 - 0.6 * depth)) * cover
+        self.rgb[3] = cover
+        first = int(_HORIZON * self.size[0])
+        y = self.y[first:]
+        near = 1 / np.maximum(y - _HORIZON + 0.03, 0.03)
+        self._ripples = first, near * 6, self.x * 5, self.x * (10 + 6 * near), cover[first:] * 0.5
 
-    def city(self) -> None:
+    def move(self, rgb: Plane, second: float) -> None:
+        """Paint the ripples of the sea over the picture ``[3, H, W]``."""
+        if self._ripples is None:
+            return
+        first, near, across, along, cover = self._ripples
+        ripple = np.sin(near + np.float32(2.2 * second) + 3 * np.sin(across + np.float32(second)))
+        ripple *= np.sin(along - np.float32(1.3 * second))
+        ripple -= 0.55
+        np.maximum(ripple, 0, out=ripple)
+        ripple *= cover
+        area = rgb[:, first:]
+        area += (self.lit((0.95, 0.97, 1.0), 0.2)[:, None, None] - area) * ripple
+
+    def _city(self) -> None:
         rng = np.random.default_rng((self.scene.seed, 5))
         dark = self.scene.time in ("dusk", "night")
         for row, shade in ((0, 0.62), (1, 0.85)):
@@ -404,151 +685,175 @@ class _Canvas:
                 wide, high, tone = 0.05 + 0.07 * rng.random(), 0.10 + 0.30 * rng.random(), rng.random()
                 top = _HORIZON + 0.10 * row - high
                 grey = self.lit((0.40 + 0.15 * tone, 0.42 + 0.12 * tone, 0.48 + 0.10 * tone)) * shade
-                self.paint(self.box(x + wide / 2, (top + 1) / 2, wide / 2, (1 - top) / 2), grey)
+                self._solid(self.box(x + wide / 2, (top + 1) / 2, wide / 2, (1 - top) / 2), grey)
                 if row == 1:
-                    self.windows(x, wide, top, rng, lights=dark)
+                    self._windows(x, wide, top, rng, lights=dark)
                 x += wide + 0.012 * rng.random()
-        self.paint(self.inside(0.86 - self.y + np.zeros_like(self.x)), self.lit((0.24, 0.24, 0.27)))
+        self._below(0.86 - self.y, self.lit((0.24, 0.24, 0.27)))
 
-    def windows(self, x: float, wide: float, top: float, rng: np.random.Generator, *, lights: bool) -> None:
+    def _windows(self, x: float, wide: float, top: float, rng: np.random.Generator, *, lights: bool) -> None:
         across, down = max(2, int(wide / 0.022)), int((0.84 - top) / 0.034)
-        pane = np.array((1.0, 0.86, 0.48) if lights else (0.66, 0.76, 0.84), np.float32)
-        pane = pane if lights else pane * self.light
+        pane = np.array((1.0, 0.86, 0.48), np.float32) if lights else self.lit((0.66, 0.76, 0.84))
         for i in range(across):
             for j in range(down):
                 if rng.random() < (0.45 if lights else 0.8):
                     centre = x + (i + 0.5) * wide / across, top + 0.024 + j * 0.034
-                    self.small_box(*centre, 0.30 * wide / across, 0.009, pane)
+                    rows, columns = _small_box(self.size, *centre, 0.30 * wide / across, 0.009)
+                    self.rgb[:, rows, columns] = np.append(pane, np.float32(1))[:, None, None]
 
-    def small_box(self, x: float, y: float, wide: float, high: float, colour: Plane) -> None:
-        """A box painted in its own corner of the picture only, for things there are many of."""
-        height_px, width_px = self.size
-        rows = slice(max(0, round((y - high) * height_px)), max(0, min(height_px, round((y + high) * height_px))))
-        columns = slice(max(0, round((x - wide) * height_px)), max(0, min(width_px, round((x + wide) * height_px))))
-        self.rgb[rows, columns] = colour
 
-    # Things
+def _small_box(size: tuple[int, int], x: float, y: float, wide: float, high: float) -> tuple[slice, slice]:
+    """Return the rows and columns of a box with hard edges, for things there are many of."""
+    height_px, width_px = size
+    rows = slice(max(0, round((y - high) * height_px)), max(0, min(height_px, round((y + high) * height_px))))
+    columns = slice(max(0, round((x - wide) * height_px)), max(0, min(width_px, round((x + wide) * height_px))))
+    return rows, columns
 
-    def things(self, thing: Thing, second: float) -> None:
+
+class _Things(_Canvas):
+    """Balloons and the like, each with a rim that tells it from whatever is behind it."""
+
+    def move(self, second: float) -> None:
+        """Paint the things over the picture, and the shadows and lights that belong to them."""
+        thing = self.scene.thing
+        if thing is None:
+            return
         rng = np.random.default_rng((self.scene.seed, 6))
         colour = np.array(COLOURS[thing.colour], np.float32)
+        way = {"left": -1.0, "right": 1.0, "up": 0.0}[thing.motion]
+        gap = min(_GAPS[thing.kind], self.width / (thing.count + 0.5))
+        slack = max(0.0, self.width - 0.40 - gap * (thing.count - 1) - abs(way) * thing.speed * 2 * _MIDDLE_S)
+        middle = self.width / 2 + (rng.random() - 0.5) * slack
+        travelled = (second - _MIDDLE_S) * thing.speed
         for number in range(thing.count):
-            across, up, phase = rng.random(3)
-            share = (number + 0.5 + 0.5 * (across - 0.5)) / thing.count
-            way = {"left": -1.0, "right": 1.0, "up": 0.0}[thing.motion]
-            travelled = second * thing.speed
-            x = (share * self.width + way * travelled + 0.3) % (self.width + 0.6) - 0.3
-            y = 0.16 + 0.26 * up
+            aside, up, phase = rng.random(3)
+            x = middle + (number - (thing.count - 1) / 2 + 0.15 * (aside - 0.5)) * gap + way * travelled
+            x = (x + 0.3) % (self.width + 0.6) - 0.3
+            y = 0.18 + 0.26 * up
             if thing.motion == "up":
                 x += 0.02 * np.sin(second + 6 * phase)
-                y = (0.62 - 0.3 * up - travelled) % 1.3 - 0.15
+                y = (0.40 + 0.14 * (up - 0.5) - travelled + 0.15) % 1.3 - 0.15
             draw = getattr(self, f"_{thing.kind}")
-            draw(float(x), float(y), colour, second + 5 * phase, way)
+            draw(float(x), float(y), colour, second + 5 * phase, way or 1.0)
 
-    def _balloon(self, x: float, y: float, colour: Plane, second: float, way: float) -> None:
-        y += 0.008 * np.sin(1.3 * second)
-        lit = colour * np.maximum(self.light, 0.45)
-        self.paint(
-            self.polygon(
-                [(x - 0.062, y + 0.045), (x + 0.062, y + 0.045), (x + 0.018, y + 0.112), (x - 0.018, y + 0.112)]
-            ),
-            lit * 0.9,
-        )
-        self.paint(self.disc(x, y, 0.078), lit)
-        self.paint(self.ellipse(x, y, 0.030, 0.078), lit * 0.82)
-        self.paint(self.ellipse(x - 0.028, y - 0.030, 0.014, 0.022) * 0.5, np.ones(3, np.float32))
-        self.paint(self.box(x, y + 0.140, 0.016, 0.013, 0.003), self.lit((0.45, 0.29, 0.15)))
+    def _own(self, colour: Plane) -> Plane:
+        """Return the colour of a thing under the scene's light, which leaves it most of itself."""
+        return colour * (self.light * (1 - _OWN_LIGHT) + _OWN_LIGHT)
 
-    def _lantern(self, x: float, y: float, colour: Plane, second: float, way: float) -> None:
+    def _body(self, *parts: tuple[_Patch, Plane]) -> None:
+        """Paint parts in their order, a common rim around all of them: pale around dark ones, else dark."""
+        colour = parts[0][1]
+        rim = colour * 0.5 + 0.38 if colour.mean() < 0.2 else colour * 0.5
+        for patch, _ in parts:
+            self.paint(patch, rim, grow=_RIM)
+        for patch, own in parts:
+            self.paint(patch, own)
+
+    def _balloon(self, x: float, y: float, colour: Plane, second: float, side: float) -> None:
+        y += 0.008 * np.sin(1.3 * second) - 0.02
+        own = self._own(colour)
+        skirt = [(x - 0.083, y + 0.056), (x + 0.083, y + 0.056), (x + 0.024, y + 0.142), (x - 0.024, y + 0.142)]
+        self._body((self.disc(x, y, 0.100), own), (self.polygon(skirt), own))
+        self.paint(self.ellipse(x, y, 0.040, 0.098), own * 0.84)
+        self.paint(self.ellipse(x - 0.038, y - 0.040, 0.016, 0.026), np.ones(3, np.float32), 0.5)
+        self.paint(self.box(x, y + 0.176, 0.021, 0.017, 0.003), self.lit((0.45, 0.29, 0.15), 0.4))
+
+    def _lantern(self, x: float, y: float, colour: Plane, second: float, side: float) -> None:
         y += 0.006 * np.sin(1.7 * second)
-        glow = np.exp(-((np.hypot(self.x - x, self.y - y) / 0.11) ** 2)) * 0.45
+        rows, columns, dx, dy = self.around(x, y, 0.26, 0.26)
+        glow = np.exp(-(np.square(dx) + np.square(dy)) * np.float32(1 / 0.12**2)) * np.float32(0.36)
         warm = colour * 0.6 + np.array((1.0, 0.75, 0.35), np.float32) * 0.4
-        self.paint(glow.astype(np.float32), warm)
-        self.paint(self.box(x, y, 0.034, 0.046, 0.016), colour * 0.85 + 0.12)
-        self.paint(self.ellipse(x, y + 0.018, 0.018, 0.022) * 0.8, np.array((1.0, 0.93, 0.66), np.float32))
+        area = self.rgb[:, rows, columns]
+        area += (warm[:, None, None] - area) * glow
+        self._body((self.box(x, y, 0.060, 0.080, 0.024), colour * 0.94 + 0.04))
+        self.paint(self.ellipse(x, y + 0.052, 0.024, 0.017), np.array((1.0, 0.93, 0.66), np.float32), 0.85)
+        self.paint(self.box(x, y - 0.078, 0.034, 0.008), colour * 0.5)
 
-    def _bird(self, x: float, y: float, colour: Plane, second: float, way: float) -> None:
-        lift = 0.045 * np.sin(7 * second)
+    def _bird(self, x: float, y: float, colour: Plane, second: float, side: float) -> None:
+        lift = 0.074 * np.sin(7 * second)
         y += 0.012 * np.sin(1.1 * second)
-        lit = colour * np.maximum(self.light, 0.4)
-        side = way or 1.0
-        self.paint(self.ellipse(x, y, 0.040, 0.015), lit)
-        self.paint(self.disc(x + 0.038 * side, y - 0.010, 0.014), lit)
-        for near, shade in ((0.010, 0.72), (-0.010, 0.88)):
-            tip = (x + near - 0.022 * side, y - lift - (0.055 if lift > 0 else -0.055))
-            corners = [(x + near - 0.020, y), tip, (x + near + 0.020, y)]
-            self.paint(self.polygon(corners if tip[1] < y else corners[::-1]), lit * shade)
-
-    def _boat(self, x: float, y: float, colour: Plane, second: float, way: float) -> None:
-        y = 0.76 + 0.05 * (y - 0.29) + 0.006 * np.sin(1.5 * second)
-        side = way or 1.0
-        sail = [(x, y - 0.16), (x + side * -0.075, y - 0.030), (x, y - 0.030)]
-        self.paint(self.polygon(sail if side < 0 else sail[::-1]), self.lit((0.97, 0.96, 0.92)))
-        self.paint(self.box(x, y - 0.085, 0.0035, 0.085), self.lit((0.36, 0.25, 0.16)))
-        self.paint(
-            self.polygon(
-                [(x - 0.10, y - 0.022), (x + 0.10, y - 0.022), (x + 0.066, y + 0.022), (x - 0.066, y + 0.022)]
-            ),
-            colour * np.maximum(self.light, 0.4),
+        own = self._own(colour)
+        wings: list[tuple[_Patch, Plane]] = []
+        for near, shade in ((0.020, 0.88), (-0.020, 0.97)):
+            tip = (x + near - 0.040 * side, y - lift - (0.098 if lift > 0 else -0.098))
+            corners = [(x + near - 0.042, y), tip, (x + near + 0.042, y)]
+            wings.append((self.polygon(corners if tip[1] < y else corners[::-1]), own * shade))
+        tail = [(x - side * 0.060, y), (x - side * 0.114, y - 0.022), (x - side * 0.114, y + 0.016)]
+        self._body(
+            (self.ellipse(x, y, 0.082, 0.034), own),
+            (self.polygon(tail if side > 0 else tail[::-1]), own * 0.9),
+            (self.disc(x + 0.076 * side, y - 0.020, 0.030), own),
+            *wings,
         )
-        self.paint(self.ellipse(x, y + 0.030, 0.085, 0.008) * 0.35, self.lit((0.9, 0.95, 1.0)))
+        beak = [(x + side * 0.102, y - 0.029), (x + side * 0.134, y - 0.014), (x + side * 0.102, y - 0.006)]
+        self.paint(self.polygon(beak if side > 0 else beak[::-1]), self.lit((0.95, 0.62, 0.15), 0.6))
 
-    def _ball(self, x: float, y: float, colour: Plane, second: float, way: float) -> None:
+    def _boat(self, x: float, y: float, colour: Plane, second: float, side: float) -> None:
+        y = 0.77 + 0.05 * (y - 0.29) + 0.006 * np.sin(1.5 * second)
+        own = self._own(colour)
+        self.paint(self.ellipse(x, y + 0.046, 0.120, 0.011), self.lit((0.9, 0.95, 1.0)), 0.35)
+        sail = [(x + side * 0.012, y - 0.235), (x + side * -0.105, y - 0.050), (x + side * 0.012, y - 0.050)]
+        hull = [(x - 0.140, y - 0.034), (x + 0.140, y - 0.034), (x + 0.092, y + 0.036), (x - 0.092, y + 0.036)]
+        self.paint(self.box(x + side * 0.014, y - 0.125, 0.005, 0.122), self.lit((0.36, 0.25, 0.16), 0.3))
+        self._body((self.polygon(hull), own), (self.polygon(sail if side < 0 else sail[::-1]), own * 0.94))
+        self.paint(self.box(x, y - 0.026, 0.132, 0.006), self.lit((0.97, 0.96, 0.92), 0.4))
+
+    def _ball(self, x: float, y: float, colour: Plane, second: float, side: float) -> None:
         hop = abs(np.sin(2.6 * second))
-        radius, floor = 0.052, 0.90
-        self.paint(self.ellipse(x, floor + 0.008, 0.050 * (1.1 - 0.4 * hop), 0.010) * 0.4, np.zeros(3, np.float32))
-        centre = floor - radius - 0.20 * hop
-        lit = colour * np.maximum(self.light, 0.4)
-        self.paint(self.disc(x, centre, radius), lit)
-        self.paint(self.disc(x - 0.016, centre - 0.018, 0.014) * 0.55, np.ones(3, np.float32))
+        radius, floor = 0.075, 0.92
+        shadow = self.ellipse(x, floor + 0.008, 0.070 * (1.1 - 0.4 * hop), 0.013)
+        self.paint(shadow, np.zeros(3, np.float32), 0.4)
+        centre = floor - radius - 0.22 * hop
+        own = self._own(colour)
+        self._body((self.disc(x, centre, radius), own))
+        self.paint(self.disc(x - 0.024, centre - 0.026, 0.019), np.ones(3, np.float32), 0.55)
 
-    def _car(self, x: float, y: float, colour: Plane, second: float, way: float) -> None:
-        y, side = 0.905, way or 1.0
-        lit = colour * np.maximum(self.light, 0.4)
-        self.paint(self.box(x, y, 0.115, 0.028, 0.014), lit)
-        self.paint(
-            self.polygon(
-                [(x - 0.055, y - 0.072), (x + 0.045, y - 0.072), (x + 0.078, y - 0.020), (x - 0.082, y - 0.020)]
-            ),
-            lit * 0.92,
-        )
-        self.paint(
-            self.polygon(
-                [(x - 0.046, y - 0.063), (x + 0.036, y - 0.063), (x + 0.058, y - 0.028), (x - 0.064, y - 0.028)]
-            ),
-            self.lit((0.70, 0.83, 0.92)),
-        )
-        for wheel in (-0.066, 0.066):
-            self.paint(self.disc(x + wheel, y + 0.028, 0.026), self.lit((0.10, 0.10, 0.11)))
-            self.paint(self.disc(x + wheel, y + 0.028, 0.011), self.lit((0.72, 0.72, 0.75)))
+    def _car(self, x: float, y: float, colour: Plane, second: float, side: float) -> None:
+        y = 0.895
+        own = self._own(colour)
+        cabin = [(x - 0.072, y - 0.100), (x + 0.060, y - 0.100), (x + 0.104, y - 0.026), (x - 0.108, y - 0.026)]
+        glass = [(x - 0.060, y - 0.086), (x + 0.050, y - 0.086), (x + 0.076, y - 0.042), (x - 0.082, y - 0.042)]
+        self._body((self.box(x, y, 0.150, 0.042, 0.020), own), (self.polygon(cabin), own * 0.94))
+        self.paint(self.polygon(glass), self.lit((0.70, 0.83, 0.92), 0.3))
+        for wheel in (-0.088, 0.088):
+            self.paint(self.disc(x + wheel, y + 0.040, 0.034), self.lit((0.10, 0.10, 0.11)))
+            self.paint(self.disc(x + wheel, y + 0.040, 0.014), self.lit((0.72, 0.72, 0.75)))
         if self.scene.time in ("dusk", "night"):
-            self.paint(self.disc(x + 0.108 * side, y - 0.002, 0.010), np.array((1.0, 0.95, 0.7), np.float32))
+            self.paint(self.disc(x + 0.140 * side, y - 0.004, 0.014), np.array((1.0, 0.95, 0.7), np.float32))
 
-    # Weather in front
 
-    def falling(self, second: float) -> None:
-        weather = self.scene.weather
-        if weather not in ("rain", "snow"):
+class _Falling:
+    """Rain or snow in front of everything."""
+
+    def __init__(self, scene: Scene, size: tuple[int, int]) -> None:
+        self._weather, self._size = scene.weather, size
+        canvas = _Canvas(scene, (1, 1))
+        rain = scene.weather == "rain"
+        colour = canvas.lit((0.80, 0.86, 0.95), 0.35) if rain else canvas.lit((1.0, 1.0, 1.0), 0.45)
+        self._colour = np.round(255 * colour).astype(np.uint8)
+        count = {"rain": 170, "snow": 130}.get(scene.weather, 0)
+        self._drops = np.random.default_rng((scene.seed, 7)).random((count, 4))
+
+    def move(self, frame: npt.NDArray[np.uint8], second: float) -> None:
+        """Paint what falls over a finished picture ``[H, W, 3]``."""
+        x, y, size, phase = self._drops.T
+        if self._weather == "rain":
+            self._streaks(frame, x, (y * 1.2 + second * (1.3 + 0.5 * size)) % 1.2 - 0.1, 0.030 + 0.025 * size)
             return
-        rng = np.random.default_rng((self.scene.seed, 7))
-        colour = self.lit((0.80, 0.86, 0.95), 0.35) if weather == "rain" else self.lit((1.0, 1.0, 1.0), 0.45)
-        for x, y, size, phase in rng.random((170 if weather == "rain" else 130, 4)):
-            if weather == "rain":
-                at_y = (y * 1.2 + second * (1.3 + 0.5 * size)) % 1.2 - 0.1
-                at_x = x * self.width - 0.05 * at_y
-                self.streak(at_x, at_y, 0.030 + 0.025 * size, colour)
-                continue
-            at_y = (y * 1.1 + second * (0.10 + 0.10 * size)) % 1.1 - 0.05
-            at_x = x * self.width + 0.03 * np.sin(1.2 * second + 6.28 * phase)
-            radius = 0.0035 + 0.005 * size
-            self.small_box(at_x, at_y, radius, radius, colour)
+        height_px, width_px = self._size
+        y = (y * 1.1 + second * (0.10 + 0.10 * size)) % 1.1 - 0.05
+        x = x * width_px / height_px + 0.03 * np.sin(1.2 * second + 6.28 * phase)
+        for at_x, at_y, radius in zip(x.tolist(), y.tolist(), (0.0035 + 0.005 * size).tolist(), strict=True):
+            frame[_small_box(self._size, at_x, at_y, radius, radius)] = self._colour
 
-    def streak(self, x: float, y: float, length: float, colour: Plane) -> None:
-        """A slanted stroke one pixel wide, half transparent."""
-        height_px, width_px = self.size
-        steps = max(2, round(length * height_px))
-        rows = np.round((y + np.linspace(0, length, steps)) * height_px).astype(int)
-        columns = np.round((x - np.linspace(0, 0.25 * length, steps)) * height_px).astype(int)
+    def _streaks(self, frame: npt.NDArray[np.uint8], x: Plane, y: Plane, length: Plane) -> None:
+        """Slanted strokes one pixel wide, half transparent, from their upper ends ``[N]`` downwards."""
+        height_px, width_px = self._size
+        x = x * width_px / height_px - 0.05 * y
+        steps = max(2, round(float(length.max()) * height_px))
+        along = np.linspace(0, 1, steps)[:, None] * length
+        rows = np.round((y + along) * height_px).astype(int).ravel()
+        columns = np.round((x - 0.25 * along) * height_px).astype(int).ravel()
         seen = (rows >= 0) & (rows < height_px) & (columns >= 0) & (columns < width_px)
         rows, columns = rows[seen], columns[seen]
-        self.rgb[rows, columns] = 0.5 * self.rgb[rows, columns] + 0.5 * colour
+        frame[rows, columns] = (frame[rows, columns] >> 1) + (self._colour >> 1)
