@@ -102,6 +102,46 @@ def preview_scenes(
     write_png(out, contact_sheet(scenes))
 
 
+@app.command("encode-scenes")
+@with_console(hidden=True)
+def encode_drawn_scenes(
+    console: Console,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the latents go; files that exist are kept.")],
+    start_from: Annotated[
+        Path, typer.Option("--start-from", metavar="FILE", help="Averaged weights of a run with an encoder.")
+    ],
+    count: Annotated[int, typer.Option("--count", metavar="N", help="How many scenes.")],
+    first: Annotated[int, typer.Option("--first", metavar="N", help="Number of the first one, to divide work.")] = 0,
+    latents: Annotated[int, typer.Option("--latents", metavar="N", help="Latent frames of each.")] = 6,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Whose scenes.")] = 1,
+    toy: Annotated[bool, typer.Option("--toy", help="For the recipes' toy sizes.")] = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Draw scenes and keep what the encoder makes of them, for the recipes that teach a generator."""
+    import torch
+
+    from ultraflash_cli.engine.profiles import LITE_BASE
+    from ultraflash_cli.jobs.host import keep_freed_memory, usable_cores
+    from ultraflash_cli.train.latents import EncodeScenesJob, encode_scenes
+    from ultraflash_cli.train.roles import TOY
+    from ultraflash_cli.weights.load import read_tensors
+
+    profile = TOY if toy else LITE_BASE
+    job = EncodeScenesJob(
+        out=out,
+        weights=read_tensors(start_from),
+        count=count,
+        first=first,
+        latents=latents,
+        size=profile.base_size,
+        seed=seed,
+        profile=profile,
+    )
+    keep_freed_memory()
+    torch.set_num_threads(threads or usable_cores())
+    encode_scenes(job, on_file=lambda done: console.info(f"{done} of {count} scenes"))
+
+
 @app.command("preview-degradation")
 @with_console(hidden=True)
 def preview_degradation(
@@ -148,7 +188,11 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
         steps: Annotated[int, typer.Option("--steps", metavar="N", help="Optimiser steps in all.")],
         data: Annotated[
             Path | None,
-            typer.Option("--data", metavar="DIR", help="Prepared material.", hidden=not recipe.material),
+            typer.Option(
+                "--data",
+                metavar="DIR",
+                help="Prepared material." if recipe.material else "Encoded scenes; without, new ones are drawn.",
+            ),
         ] = None,
         threads: ThreadsOption = None,
         workers: Annotated[

@@ -7,9 +7,11 @@ from ultraflash_cli.engine.stages.decoder import DecoderConfig, DecoderStage, Sk
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
+from ultraflash_cli.engine.vocabulary import SCENE_WORDS
 from ultraflash_cli.errors import ConfigError
 
 __all__ = ["LITE", "PROFILES", "TINY_RANDOM", "ULTRAFLASH", "Precision", "Profile"]
@@ -100,7 +102,7 @@ class Profile:
 
 LITE = Profile(
     name="lite",
-    encoder=EncoderConfig(width=32, blocks=1, patch=2, strides=(1, 2, 2), memory_init="replicate", negative_slope=0.1),
+    encoder=EncoderConfig(width=64, blocks=1, patch=8, strides=(1, 1, 1), memory_init="replicate", negative_slope=0.1),
     upsampler=LatentUpsamplerConfig(width=48, blocks=2, negative_slope=0.1),
     sr_dit=SrDitConfig(
         dim=64,
@@ -136,6 +138,35 @@ LITE = Profile(
     ),
 )
 """The built-in model."""
+
+LITE_LOW_DECODER = DecoderConfig(
+    stages=(
+        DecoderStage(width=64, blocks=2, upsample=False, time_growth=2),
+        DecoderStage(width=64, blocks=1, upsample=False, time_growth=2),
+        DecoderStage(width=64, blocks=1, upsample=False),
+    ),
+    out_width=64,
+    last_shuffle=8,
+    memory_init="replicate",
+    negative_slope=0.1,
+)
+LITE_WORDS = PromptEncoderConfig(words=SCENE_WORDS, dim=96, heads=4, layers=2, text_len=32)
+LITE_GENERATOR = GeneratorConfig(
+    dim=192,
+    num_heads=4,
+    num_layers=6,
+    ffn_dim=768,
+    freq_dim=64,
+    text_dim=LITE_WORDS.dim,
+    text_len=LITE_WORDS.text_len,
+    patch=(1, 4, 8),
+    prediction="clean",
+    pool_text=True,
+    shift=0.7,
+    window=6,
+    slide=True,
+)
+LITE_BASE = replace(LITE, name="lite-base", decoder=LITE_LOW_DECODER, sr_dit=None, generator=LITE_GENERATOR)
 
 _GENERATOR = GeneratorConfig()
 

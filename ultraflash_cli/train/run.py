@@ -16,6 +16,7 @@ from ultraflash_cli.errors import InputError, UsageError, WeightsError
 from ultraflash_cli.train import scenes
 from ultraflash_cli.train.crew import Crew, joined_crew
 from ultraflash_cli.train.data import data_hash, load_materials
+from ultraflash_cli.train.latents import open_scene_latents
 from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run_log import RunLog, plot_losses
@@ -42,7 +43,7 @@ class TrainJob:
     recipe: str
     """A name in ``RECIPES``."""
     data: Path | None = None
-    """Folder of prepared material; None for a recipe that draws its own scenes."""
+    """Folder of prepared material or of encoded scenes; None for a recipe that draws its own scenes."""
     out: Path
     """Folder of the run; one that holds the state of the same run goes on."""
     steps: int
@@ -132,12 +133,12 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
     recipe = RECIPES[job.recipe].load()
     config: Any = recipe.configure(steps=job.steps, seed=job.seed, toy=job.toy)
     config = replace(config, loop=replace(config.loop, **job.overrides()))
-    materials = load_materials(job.data) if job.data is not None else []
+    materials = load_materials(job.data) if job.data is not None and RECIPES[job.recipe].material else []
     record = RunRecord(
         recipe=job.recipe,
         recipe_hash=_short_hash(job.recipe + repr(config) + inspect.getsource(recipe)),
         config=repr(config),
-        data_hash=data_hash(materials) if materials else _short_hash(inspect.getsource(scenes)),
+        data_hash=data_hash(materials) if materials else _scenes_hash(job.data),
         start_hash=_short_hash(b"".join(path.read_bytes() for path in job.start_from if path.exists()))
         if job.start_from
         else "",
@@ -184,6 +185,10 @@ def read_record(folder: Path) -> RunRecord:
         return RunRecord(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{folder}: holds no finished part of a training run ({error}).") from error
+
+
+def _scenes_hash(data: Path | None) -> str:
+    return _short_hash(inspect.getsource(scenes)) if data is None else open_scene_latents(data.absolute()).hash()
 
 
 def _helpers(recipe: Any) -> tuple[str, ...]:

@@ -71,6 +71,8 @@ class DecoderConfig:
     """Channels in front of the last convolution."""
     upsampling: Literal["nearest", "pixel_shuffle"] = "nearest"
     """How a stage doubles its size; the ultra decoder has ``pixel_shuffle``."""
+    last_shuffle: int = 1
+    """Growth in space after the last convolution, by a pixel shuffle; only without a skip path."""
     memory_init: MemoryInit = "zeros"
     """What the first frame finds in memory."""
     negative_slope: float = 0.0
@@ -86,8 +88,11 @@ class DecoderConfig:
                 raise ConfigError("decoder stage sizes must be positive")
         if growth != FRAMES_PER_LATENT:
             raise ConfigError(f"the stages make {growth} frames of a latent, expected {FRAMES_PER_LATENT}")
-        if self.skip is None and sum(stage.upsample for stage in self.stages) != 3:
-            raise ConfigError("without a skip path three stages double the size, to 8x")
+        size = self.last_shuffle * 2 ** sum(stage.upsample for stage in self.stages)
+        if self.skip is None and size != 8:
+            raise ConfigError(f"without a skip path stages and last shuffle make 8 of the size, got {size}")
+        if self.skip is not None and self.last_shuffle != 1:
+            raise ConfigError("a decoder with a skip path has no shuffle behind its latent path")
 
 
 class DecoderInputs(NamedTuple):
@@ -162,8 +167,10 @@ class Decoder(nn.Module):
             ]
             layers += [self._growth_in_space(stage), TimeGrowth(stage.width, stage.time_growth)]
             layers.append(nn.Conv2d(stage.width, next_width, 3, padding=1, bias=False))
-        out_channels = config.skip.latent_features if config.skip else 3
+        out_channels = config.skip.latent_features if config.skip else 3 * config.last_shuffle**2
         layers += [activation(slope), nn.Conv2d(config.out_width, out_channels, 3, padding=1)]
+        if config.last_shuffle > 1:
+            layers.append(nn.PixelShuffle(config.last_shuffle))
         self.decoder = nn.Sequential(*layers)
         self.skip = _Skip(config.skip, init=config.memory_init, negative_slope=slope) if config.skip else None
 

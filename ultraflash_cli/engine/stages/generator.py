@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from ultraflash_cli.engine.layers.rope import rotation_table
 from ultraflash_cli.errors import ConfigError
 
 __all__ = ["ChunkResult", "Gate", "Generator", "GeneratorConfig", "GeneratorInputs", "GeneratorState"]
+
+LEAST_LEVEL = 0.01
+"""Noise level below which a network that gives clean latents is not asked for a flow."""
 
 Gate = Callable[[Tensor, Tensor], bool]
 """Given a chunk's clean latents ``[B, C, T, H, W]`` and the last latent of the stream's first chunk
@@ -47,6 +50,11 @@ class GeneratorConfig:
     """Channels of noise and result."""
     patch: tuple[int, int, int] = (1, 2, 2)
     """Latent frames, rows and columns that make a token; frames is 1."""
+    prediction: Literal["flow", "clean"] = "flow"
+    """What the last layer gives: the flow, or the clean latents, which a narrow network with coarse patches can hold
+    where it could never hold noise (Li and He, *Back to basics: let denoising generative models denoise*, 2025)."""
+    pool_text: bool = False
+    """Whether the mean of the context joins the timestep, so that modulation hears the prompt, too."""
     eps: float = 1e-6
     """Added to variances and mean squares."""
     chunk_latents: int = 3
@@ -77,6 +85,8 @@ class GeneratorConfig:
             raise ConfigError(f"generator: {self.num_heads} heads of even width do not make {self.dim}")
         if self.freq_dim % 2:
             raise ConfigError(f"generator: freq_dim is even, got {self.freq_dim}")
+        if self.prediction not in ("flow", "clean"):
+            raise ConfigError(f"generator: prediction is flow or clean, got {self.prediction!r}")
         if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
             raise ConfigError(f"generator: a patch is (1, rows, columns), got {self.patch}")
         falling = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
@@ -236,6 +246,7 @@ class Generator(nn.Module):
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.blocks = nn.ModuleList(GeneratorBlock(config) for _ in range(config.num_layers))
         self.head = GeneratorHead(config)
         nn.init.zeros_(self.head.head.weight)
@@ -414,6 +425,8 @@ class Generator(nn.Module):
             timestep = torch.full((1, 1), timestep, device=weight.device)
         time = sinusoid(timestep.flatten(), config.freq_dim).to(weight.dtype).unflatten(0, timestep.shape)
         time = self.time_embedding(time)
+        if self.text_pool is not None:
+            time = time + self.text_pool(context[0].v.mean(dim=2).flatten(1)).unsqueeze(1)
         time_six = self.time_projection(time).unflatten(2, (6, -1))
 
         x = F.linear(self._to_patches(x_bcthw.to(weight.dtype)), weight.flatten(1), self.patch_embedding.bias)
@@ -421,7 +434,11 @@ class Generator(nn.Module):
         for block, ring, text in zip(self.blocks, rings, context, strict=True):
             x, ring = block(x, time_six, rotation, span, ring, text)
             after.append(ring)
-        return ChunkResult(self._from_patches(self.head(x, time), height, width), tuple(after))
+        flow = self._from_patches(self.head(x, time), height, width)
+        if config.prediction == "clean":
+            level = (timestep.to(flow) / TRAIN_STEPS).clamp_min(LEAST_LEVEL)
+            flow = (x_bcthw.to(flow) - flow) / level.view(len(level), 1, -1, 1, 1)
+        return ChunkResult(flow, tuple(after))
 
     def _to_patches(self, x_bcthw: Tensor) -> Tensor:
         """Return ``[B, T, tokens of a frame, values of a patch]``, channels first within a patch."""

@@ -12,15 +12,17 @@ from ultraflash_cli.errors import ConfigError
 
 __all__ = ["PromptEncoder", "PromptEncoderConfig", "WordTokenizer"]
 
-PAD_ID, EOS_ID = 0, 1
+PAD_ID, EOS_ID, FIRST_WORD_ID = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEncoderConfig:
     """Sizes of the prompt encoder."""
 
+    words: tuple[str, ...] = ()
+    """The words it knows, lower case; others are not heard. Empty for hashed words, of which there is no list."""
     rows: int = 512
-    """Rows of each of the two tables that an id's two digits choose from."""
+    """Rows of each of the two tables that a hashed id's two digits choose from."""
     dim: int = 64
     """Channels of an embedding."""
     heads: int = 4
@@ -31,25 +33,31 @@ class PromptEncoderConfig:
     """Words of a prompt that are read, the end included, and rows of its embedding."""
 
     def __post_init__(self) -> None:
+        if len(set(self.words)) < len(self.words) or any(word != word.lower() for word in self.words):
+            raise ConfigError("the words of a prompt encoder are different ones in lower case")
         if min(self.rows, self.dim, self.heads, self.text_len) < 1 or self.layers < 0 or self.dim % self.heads:
             raise ConfigError("prompt encoder sizes must be positive, and the heads must divide the channels")
 
     @property
     def vocab(self) -> int:
         """Ids that exist."""
-        return self.rows**2
+        return FIRST_WORD_ID + len(self.words) if self.words else self.rows**2
 
 
 class WordTokenizer:
-    """Lower-case words as hashed ids, the end-of-sequence id last; there is no list of words."""
+    """Lower-case words as ids, the end-of-sequence id last: their places in a list, or hashed where there is none."""
 
-    def __init__(self, vocab: int) -> None:
+    def __init__(self, vocab: int, words: tuple[str, ...] = ()) -> None:
         self.vocab = vocab
+        self.places = {word: FIRST_WORD_ID + i for i, word in enumerate(words)}
 
     def __call__(self, text: str) -> list[int]:
-        """Return the ids of a prompt; what is neither letter nor digit divides words."""
+        """Return the ids of a prompt; what is neither letter nor digit divides words. Words off the list are left."""
         words = re.findall(r"\w+", text.lower())
-        return [2 + zlib.crc32(word.encode()) % (self.vocab - 2) for word in words] + [EOS_ID]
+        if self.places:
+            return [self.places[word] for word in words if word in self.places] + [EOS_ID]
+        free = self.vocab - FIRST_WORD_ID
+        return [FIRST_WORD_ID + zlib.crc32(word.encode()) % free for word in words] + [EOS_ID]
 
 
 class _Block(nn.Module):
@@ -73,28 +81,33 @@ class _Block(nn.Module):
 class PromptEncoder(nn.Module):
     """Word ids to embeddings.
 
-    An id is a number of two digits, and a word is the sum of two table rows: half a million words fit in two small
-    tables, and two that share one digit still differ.
+    Listed words have a table row each. A hashed id is a number of two digits, and its word the sum of two table rows:
+    half a million words fit in two small tables, and two that share one digit still differ.
     """
 
     def __init__(self, config: PromptEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.high, self.low = nn.Embedding(config.rows, config.dim), nn.Embedding(config.rows, config.dim)
+        if config.words:
+            self.table = nn.Embedding(config.vocab, config.dim)
+        else:
+            self.high, self.low = nn.Embedding(config.rows, config.dim), nn.Embedding(config.rows, config.dim)
         self.place = nn.Parameter(0.1 * torch.randn(config.text_len, config.dim))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 set to 0."""
-        x = self.high(ids // self.config.rows) + self.low(ids % self.config.rows) + self.place[: ids.shape[1]]
+        rows = self.config.rows
+        words = self.table(ids) if self.config.words else self.high(ids // rows) + self.low(ids % rows)
+        x = words + self.place[: ids.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x).masked_fill(mask[..., None] == 0, 0.0)
 
     def ids_of(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """Return ids and mask, both [B, text_len], of prompts; long ones lose words before their end."""
-        tokenizer, length = WordTokenizer(self.config.vocab), self.config.text_len
+        tokenizer, length = WordTokenizer(self.config.vocab, self.config.words), self.config.text_len
         rows = [tokenizer(prompt) for prompt in prompts]
         rows = [row if len(row) <= length else row[: length - 1] + row[-1:] for row in rows]
         ids = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in rows], device=self.place.device)

@@ -17,7 +17,7 @@ class Recipe:
     """One sentence for the help."""
 
     material: bool = True
-    """Whether it learns from prepared material; else it draws its own scenes."""
+    """Whether it learns from prepared material; else from drawn scenes: encoded ones, or new ones as it goes."""
 
     def load(self) -> ModuleType:
         """Return the module, which offers these.

@@ -1,7 +1,7 @@
 """Recipe ``generator``: a causal text-to-video transformer by flow matching, a noise level for every chunk."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,22 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE, Profile
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
-from ultraflash_cli.engine.stages.generator import GeneratorConfig, GeneratorInputs
+from ultraflash_cli.engine.profiles import LITE_BASE, LITE_WORDS, Profile
+from ultraflash_cli.engine.stages.generator import GeneratorInputs
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import chunk_flow, draw_levels, noised, normal, uniform
+from ultraflash_cli.train.latents import draw_scene, open_scene_latents, scene_caption
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
-from ultraflash_cli.train.scenes import caption, random_scene, render
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
     "NETWORKS",
+    "ClipLength",
     "GeneratorRecipeConfig",
     "configure",
+    "encoded",
+    "is_kernel",
     "learners",
     "loss",
     "make",
@@ -37,11 +39,20 @@ __all__ = [
 NETWORKS = ("generator", "text_encoder")
 """What an export writes."""
 
-LONGEST_START_S = 4.0
-"""Scenes are looked at from up to so late."""
+@dataclass(frozen=True, kw_only=True)
+class ClipLength:
+    """A length of clips, and how many and how often."""
 
-SCENES_A_SEED = 100_000_000
-"""Scenes that belong to one seed; those before the first seed's are nobody's, and good for tests."""
+    latents: int
+    """Latent frames; what is beyond whole chunks makes a shorter one."""
+    clips: float = 1.0
+    """Clips in a batch, relative to the loop's: short ones may come in larger batches."""
+    odds: tuple[float, float] = (1.0, 1.0)
+    """How often a batch has this length, at the start of the run and at its end."""
+
+    def __post_init__(self) -> None:
+        if self.latents < 1 or self.clips <= 0 or min(self.odds) < 0:
+            raise ConfigError(f"clips have 1 or more latents and come now and then, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +66,12 @@ class GeneratorRecipeConfig:
     """The prompt encoder, which learns along."""
     size: tuple[int, int] = (480, 832)
     """Height and width of the scenes in pixels."""
-    latents: int = 6
-    """Latent frames of a clip; at most the generator's window."""
+    lengths: tuple[ClipLength, ...] = (ClipLength(latents=6),)
+    """Lengths of clips and how often each is drawn; at most the generator's window."""
     shift: float = 5.0
     """How much the noise levels lean to the noisy side."""
+    weight_below: float = 0.0
+    """Noise level below which errors count less: like those of clean latents, which a flow would divide by the level."""
     text_drop: float = 0.1
     """How often a clip's words are dropped."""
     clean_share: float = 0.5
@@ -70,42 +83,52 @@ class GeneratorRecipeConfig:
             raise ConfigError(f"{self.profile.name} has no generator to train")
         if (generator.text_dim, generator.text_len) != (self.words.dim, self.words.text_len):
             raise ConfigError("the prompt encoder's embeddings are not those that the generator takes")
-        if not 1 <= self.latents <= generator.window or self.latents % generator.chunk_latents:
-            raise ConfigError(f"a clip is whole chunks within the window, got {self.latents} latents")
+        for length in self.lengths:
+            if length.latents > generator.window:
+                raise ConfigError(f"a clip is no longer than the window, got {length.latents} latents")
 
 
-def scene_batch(size: tuple[int, int], latents: int, seed: int, count: int, number: int) -> Batch:
-    """Return (frames [B, 3, 4 * latents, H, W] in [0, 1], captions) of batch ``number``.
+def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -> Batch:
+    """Return (frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions) of batch ``number``.
 
-    Every scene is new. The first frame comes four times, as a stream's does. Seed 0 is for tests.
+    With ``data``, a folder of encoded scenes, these are chosen from; else every scene is new. Seed 0 is for tests.
     """
-    frames, words = list[Tensor](), list[str]()
-    for i in range(number * count, (number + 1) * count):
-        scene = random_scene(seed * SCENES_A_SEED + i)
-        rng = np.random.default_rng((seed, 11, i))
-        first = rng.uniform(0, LONGEST_START_S)
-        shown = range(FRAMES_PER_LATENT * (latents - 1) + 1)
-        clip = [render(scene, first + t / GENERATED_FPS, height_px=size[0], width_px=size[1]) for t in shown]
-        clip = clip[:1] * (FRAMES_PER_LATENT - 1) + clip
-        frames.append(torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2).float().div_(255))
-        words.append(caption(scene, int(rng.integers(1000))))
-    return torch.stack(frames), tuple(words)
+    seed, done = config.loop.seed, number / (config.loop.steps * config.loop.accumulate)
+    rng = np.random.default_rng((seed, 13, number))
+    odds = np.array([length.odds[0] + (length.odds[1] - length.odds[0]) * min(1.0, done) for length in config.lengths])
+    length = config.lengths[rng.choice(len(odds), p=odds / odds.sum())]
+    clips = max(1, round(config.loop.batch * length.clips))
+    if data is not None:
+        drawn = [open_scene_latents(data).draw(length.latents, rng) for _ in range(clips)]
+        return torch.stack([latents for latents, _ in drawn]), tuple(words for _, words in drawn)
+    most = max(max(1, round(config.loop.batch * each.clips)) for each in config.lengths)
+    numbers = range(number * most, number * most + clips)
+    frames = torch.stack([draw_scene(seed, i, length.latents, config.size) for i in numbers])
+    return frames, tuple(scene_caption(seed, i, rng) for i in numbers)
+
+
+def encoded(roles: CascadeRoles, shown_bcthw: Tensor) -> Tensor:
+    """Return the latents of a batch, which may hold them already."""
+    return roles.encode(shown_bcthw) if shown_bcthw.shape[1] == 3 else shown_bcthw
 
 
 def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the error of the flow, every chunk at its own noise level."""
-    frames, captions = batch
+    shown, captions = batch
     chunk = roles.generator.config.chunk_latents
     with torch.no_grad():
-        clean = roles.encode(frames)
-    count, chunks = len(clean), clean.shape[2] // chunk
+        clean = encoded(roles, shown)
+    count, frames = len(clean), clean.shape[2]
     keep = uniform(count, 0, 1, rng) >= config.text_drop
     noise = normal(clean, rng)
+    chunks = -(-frames // chunk)
     level = draw_levels(count * chunks, config.shift, rng).view(count, chunks).repeat_interleave(chunk, dim=1)
+    level = level[:, :frames]
     seen = clean if uniform(1, 0, 1, rng).item() < config.clean_share else None
     context = roles.context(captions, keep)
     flow = chunk_flow(roles.generator, noised(clean, noise, level), level, context, clean_bcthw=seen)
-    return {"flow": (flow.float() - (noise - clean)).square().mean()}
+    weight = (level / level.clamp_min(config.weight_below)).square().to(clean).view(count, 1, frames, 1, 1)
+    return {"flow": (weight * (flow.float() - (noise - clean)).square()).mean()}
 
 
 @torch.no_grad()
@@ -117,36 +140,42 @@ def roll_out(roles: CascadeRoles, captions: tuple[str, ...], shape: torch.Size, 
     weight = generator.patch_embedding.weight
     noise = torch.randn(shape, generator=rng).to(weight)
     draws = torch.randn((batch, generator.config.draws_per_chunk, *shape[1:]), generator=rng).to(weight)
-    return generator.step(state, GeneratorInputs(noise, draws))[1]
+    state, drawn = generator.step(state, GeneratorInputs(noise, draws))
+    return torch.cat([drawn, generator.flush(state)], dim=2)
 
 
 def learners(config: GeneratorRecipeConfig) -> tuple[Learner, ...]:
     """Return the one learner: generator and prompt encoder."""
-    return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
+    return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config), is_kernel=is_kernel),)
+
+
+def is_kernel(name: str) -> bool:
+    """Tell whether a parameter takes orthogonalised steps: the matrices of the transformer's blocks."""
+    return name.startswith("generator.blocks.") and name.endswith(".weight")
 
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeConfig:
     """Return the settings for a generator of the built-in model's size, or for a toy."""
     if toy:
         loop = LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10)
-        return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, latents=4)
-    words = PromptEncoderConfig()
-    generator = GeneratorConfig(
-        dim=192,
-        num_heads=4,
-        num_layers=5,
-        ffn_dim=512,
-        freq_dim=64,
-        text_dim=words.dim,
-        text_len=words.text_len,
-        patch=(1, 4, 4),
-        window=6,
-        slide=True,
+        lengths = (ClipLength(latents=4),)
+        return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, lengths=lengths)
+    profile = LITE_BASE
+    assert profile.generator is not None, "the built-in model draws"
+    lengths = (
+        ClipLength(latents=1, clips=3, odds=(0.8, 0.2)),
+        ClipLength(latents=3, odds=(0.15, 0.4)),
+        ClipLength(latents=6, clips=0.5, odds=(0.05, 0.4)),
     )
     return GeneratorRecipeConfig(
-        loop=LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=200, average=0.999, batch=8),
-        profile=replace(LITE, generator=generator),
-        words=words,
+        loop=LoopConfig(
+            steps=steps, seed=seed, rate=1e-3, kernel_rate=0.006, warmup=100, average=0.998, batch=4, save_every=100
+        ),
+        profile=profile,
+        words=LITE_WORDS,
+        lengths=lengths,
+        shift=1.0,
+        weight_below=0.4,
     )
 
 
@@ -166,14 +195,14 @@ def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dic
 
 def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
     """Return the function of the number that makes batches; no material is needed."""
-    return partial(scene_batch, config.size, config.latents, config.loop.seed, config.loop.batch)
+    return partial(scene_batch, config, None if data is None else data.absolute())
 
 
 def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show what the generator draws for captions beside the scenes; latents' first channels where nothing decodes."""
-    frames, captions = batch
-    clean = roles.encode(frames)
+    shown, captions = batch
+    clean = encoded(roles, shown)
     drawn = roll_out(roles, captions, clean.shape, rng)
     if config.profile.decoder.skip is None:
-        return sheet(roles.decode(drawn, frames, 1), roles.decode(clean, frames, 1), frames)
+        return sheet(*(roles.decode(latents, shown, 1) for latents in (drawn, clean)))
     return sheet(*(0.5 + latents[:, :3] / 6 for latents in (drawn, clean)))

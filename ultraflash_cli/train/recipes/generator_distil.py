@@ -100,10 +100,10 @@ def forced(generator: Generator, like: Tensor, context: Tensor, rng: torch.Gener
 
 def critic_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the flow-matching error of the fake score on the student's own roll-outs."""
-    frames, captions = batch
+    shown, captions = batch
     with torch.no_grad():
         context = roles.context(captions)
-        clean = forced(roles.generator, roles.encode(frames), context, rng)
+        clean = forced(roles.generator, base.encoded(roles, shown), context, rng)
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
     every = level[:, None].expand(-1, clean.shape[2])
     flow = chunk_flow(roles.fake_score, noised(clean, noise, level), every, context)
@@ -112,9 +112,9 @@ def critic_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: tor
 
 def student_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the two parts of distribution matching on a roll-out."""
-    frames, captions = batch
+    shown, captions = batch
     with torch.no_grad():
-        context, like = roles.context(captions), roles.encode(frames)
+        context, like = roles.context(captions), base.encoded(roles, shown)
     clean = forced(roles.generator, like, context, rng)
     with torch.no_grad():
         noise = normal(clean, rng)
@@ -147,8 +147,9 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> DistilConfig:
         profile=plain.profile,
         words=plain.words,
         size=plain.size,
-        latents=plain.latents,
-        critic_updates=2 if toy else 5,
+        lengths=plain.lengths if toy else (base.ClipLength(latents=3), base.ClipLength(latents=6, clips=0.5)),
+        shift=plain.shift,
+        critic_updates=2 if toy else 3,
     )
 
 

@@ -1,0 +1,168 @@
+"""Drawn scenes as latents on disk: drawn and encoded once, learned from many times."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ultraflash_cli.engine.profiles import LITE_BASE, Profile
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
+from ultraflash_cli.errors import InputError, UsageError
+from ultraflash_cli.train.roles import TOY_WORDS, CascadeRoles
+from ultraflash_cli.train.scenes import Renderer, caption, random_scene
+from ultraflash_cli.video.partial import output_errors, partial_file
+
+__all__ = [
+    "LONGEST_START_S",
+    "SCENES_A_SEED",
+    "EncodeScenesJob",
+    "SceneLatents",
+    "draw_scene",
+    "encode_scenes",
+    "open_scene_latents",
+    "scene_caption",
+]
+
+LONGEST_START_S = 4.0
+"""Scenes are looked at from up to so late."""
+
+SCENES_A_SEED = 100_000_000
+"""Scenes that belong to one seed; those before the first seed's are nobody's, and good for tests."""
+
+WORDINGS = 1000
+"""Different wordings of a scene's caption."""
+
+
+def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int]) -> Tensor:
+    """Return the frames [3, 4 * latents, H, W] in [0, 1] of a scene; the first one comes four times, as a stream's."""
+    renderer = Renderer(random_scene(seed * SCENES_A_SEED + number), height_px=size[0], width_px=size[1])
+    first = np.random.default_rng((seed, 11, number)).uniform(0, LONGEST_START_S)
+    clip = [renderer.frame(first + t / GENERATED_FPS) for t in range(FRAMES_PER_LATENT * (latents - 1) + 1)]
+    clip = clip[:1] * (FRAMES_PER_LATENT - 1) + clip
+    return torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2).float().div_(255)
+
+
+def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
+    """Return what a scene shows, in one of many wordings."""
+    return caption(random_scene(seed * SCENES_A_SEED + number), int(rng.integers(WORDINGS)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeScenesJob:
+    """Which scenes to draw, and what encodes them."""
+
+    out: Path
+    """Folder of the files; those that are there already are kept."""
+    weights: dict[str, Tensor]
+    """Weights of a run that holds an encoder."""
+    count: int
+    """Scenes."""
+    first: int = 0
+    """Number of the first one, a multiple of ``shard``."""
+    latents: int = 6
+    """Latent frames of each."""
+    size: tuple[int, int] = LITE_BASE.base_size
+    """Height and width in pixels."""
+    seed: int = 1
+    """Whose scenes."""
+    shard: int = 50
+    """Scenes in a file."""
+    profile: Profile = LITE_BASE
+    """Whose encoder."""
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.latents, self.shard) < 1 or self.first < 0 or self.first % self.shard:
+            raise UsageError(f"scenes, latents and files are 1 or more, and the first is a multiple of {self.shard}.")
+
+
+@torch.no_grad()
+def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None = None) -> None:
+    """Write float16 latents [N, C, T, h, w], a file for every ``shard`` scenes; ``on_file`` hears how many are done.
+
+    Raises WeightsError for weights without the profile's encoder, InputError where the folder holds other latents.
+    """
+    roles = CascadeRoles(job.profile, ("encoder",), words=TOY_WORDS)
+    roles.load(job.weights, hint="the average of a run of `decoder`")
+    made_by = _encoder_hash(roles)
+    with output_errors(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
+    for first in range(job.first, job.first + job.count, job.shard):
+        numbers = range(first, min(first + job.shard, job.first + job.count))
+        path = job.out / f"scenes_{first:06d}.safetensors"
+        facts = {"seed": job.seed, "first": first, "encoder": made_by, "size": list(job.size)}
+        if path.exists():
+            if _facts(path) != facts:
+                raise InputError(f"{path}: holds other latents. Give another folder.")
+        else:
+            clips = [
+                roles.encode(draw_scene(job.seed, number, job.latents, job.size)[None]).half() for number in numbers
+            ]
+            with output_errors(path), partial_file(path) as part:
+                save_file({"latents": torch.cat(clips).contiguous()}, part, metadata={"facts": json.dumps(facts)})
+        if on_file is not None:
+            on_file(numbers.stop - job.first)
+
+
+class SceneLatents:
+    """The scenes of a folder; opened lazily, and the same in every process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(folder.glob("scenes_*.safetensors"))
+        if not self.files:
+            raise InputError(f"{folder}: holds no encoded scenes. Make some first: ultraflash train encode-scenes.")
+        self.facts = [_facts(path) for path in self.files]
+        if len({(fact["seed"], fact["encoder"], tuple(fact["size"])) for fact in self.facts}) > 1:
+            raise InputError(f"{folder}: holds scenes of several seeds, sizes or encoders. Give each a folder.")
+        self.seed = int(self.facts[0]["seed"])
+        self.shapes: list[list[int]] = []
+        for path in self.files:
+            with safe_open(path, "pt") as opened:
+                self.shapes.append(list(opened.get_slice("latents").get_shape()))
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, str]:
+        """Return the first ``count`` latent frames [C, count, h, w] of some scene, float32, and a caption of it.
+
+        Raises InputError where no scene has so many.
+        """
+        sizes = np.array([shape[0] if shape[2] >= count else 0 for shape in self.shapes])
+        if not sizes.any():
+            longest = max(shape[2] for shape in self.shapes)
+            raise InputError(f"{self.files[0].parent}: scenes of at most {longest} latents, {count} are needed.")
+        file = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
+        i = int(rng.integers(sizes[file]))
+        with safe_open(self.files[file], "pt") as opened:
+            latents = opened.get_slice("latents")[i, :, :count].float()
+        return latents, scene_caption(self.seed, int(self.facts[file]["first"]) + i, rng)
+
+    def hash(self) -> str:
+        """Return a short hash over what the latents were made from."""
+        return hashlib.sha256(json.dumps([self.facts, self.shapes]).encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def open_scene_latents(folder: Path) -> SceneLatents:
+    """Return the scenes of a folder. Raises InputError where there are none or they do not go together."""
+    return SceneLatents(folder)
+
+
+def _facts(path: Path) -> dict[str, object]:
+    try:
+        with safe_open(path, "pt") as opened:
+            return json.loads((opened.metadata() or {})["facts"])
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: no encoded scenes ({error}).") from error
+
+
+def _encoder_hash(roles: CascadeRoles) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(roles.encoder.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
