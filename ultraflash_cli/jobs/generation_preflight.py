@@ -12,7 +12,7 @@ from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, first_file, low_name, made_name
 from ultraflash_cli.jobs.host import usable_cores
 from ultraflash_cli.jobs.journal import temp_work_folder, unfinished_work, work_folder
-from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model
+from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model, choose_model
 from ultraflash_cli.jobs.target import (
     check_folder,
     check_space,
@@ -40,6 +40,8 @@ _LATENTS = 21
 """Length of a clip where none is asked for: 81 frames, as published."""
 _PREFIX_CHUNKS = 2
 """Chunks of an initial clip that a generator without sliding window leaves room for, where no length is asked for."""
+_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
+"""What of the published model has to be installed for `auto` to take it."""
 _SLUG_CHARACTERS = 40
 _LONGEST_S = 3600
 _FASTEST = 240
@@ -153,6 +155,8 @@ class PreparedGeneration:
     """1 for the base size, else what the model multiplies by."""
     base_size: tuple[int, int]
     """Height and width in pixels of what the generator draws."""
+    notice: str
+    """What people are told of the model's clips; empty where there is nothing to say."""
     clip: "ClipInfo | None"
     """What is known of the clip to go on from."""
     clip_lengths: tuple[int, ...]
@@ -226,10 +230,13 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     from ultraflash_cli.engine.schedule import GENERATED_FPS, plan_generation
 
     cache_management = CacheManagement.parse(job.cache_management)
-    profile, generator = _find_generator(job.model)
+    profile, generator = _find_generator(job)
     generator, latents = _choose_length(job, profile, generator)
     plan = plan_generation(
-        latents, chunk=generator.chunk_latents, independent_first=generator.independent_first_frame and clip is None
+        latents,
+        chunk=generator.chunk_latents,
+        independent_first=generator.independent_first_frame and clip is None,
+        chunks_per_group=profile.chunks_per_group(generator),
     )
     frames = plan.total_frames if job.seconds is None else min(plan.total_frames, _frames_for(job.seconds))
 
@@ -285,6 +292,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         frames=frames,
         scale=scale,
         base_size=profile.base_size,
+        notice=profile.notice,
         clip=clip,
         clip_lengths=tuple(map(_frames_of, _prefixes(generator, latents))) if clip is not None else (),
         output=output,
@@ -321,10 +329,13 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
     )
 
 
-def _find_generator(model: str) -> "tuple[Profile, GeneratorConfig]":
+def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
     from ultraflash_cli.engine.profiles import PROFILES, ULTRAFLASH
 
-    profile = ULTRAFLASH if model == "auto" else PROFILES[model]
+    model = choose_model(job.model, job.store, job.device, scale=max(2, SCALES[job.res]), parts=_PARTS)
+    if job.model == "auto" and PROFILES[model].generator is None:
+        model = ULTRAFLASH.name
+    profile = PROFILES[model]
     if profile.generator is None:
         raise UsageError(f"the model {model} makes no clips of its own yet; --model {ULTRAFLASH.name} does")
     return profile, profile.generator
