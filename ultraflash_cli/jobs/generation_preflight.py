@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_cli.video.probe import ClipInfo
 
-__all__ = ["SCALES", "GenerateJob", "PreparedGeneration", "name_outputs", "prepare_generation", "read_prompts"]
+__all__ = [
+    "AUTO_PARTS",
+    "SCALES",
+    "GenerateJob",
+    "PreparedGeneration",
+    "name_outputs",
+    "prepare_generation",
+    "read_prompts",
+]
 
 SCALES = {"480p": 1, "1k": 2, "2k": 3}
 """Targets by what they multiply the model's base size by."""
@@ -40,7 +48,7 @@ _LATENTS = 21
 """Length of a clip where none is asked for: 81 frames, as published."""
 _PREFIX_CHUNKS = 2
 """Chunks of an initial clip that a generator without sliding window leaves room for, where no length is asked for."""
-_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
+AUTO_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
 """What of the published model has to be installed for `auto` to take it."""
 _SLUG_CHARACTERS = 40
 _LONGEST_S = 3600
@@ -332,7 +340,7 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
 def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
     from ultraflash_cli.engine.profiles import PROFILES, ULTRAFLASH
 
-    model = choose_model(job.model, job.store, job.device, scale=max(2, SCALES[job.res]), parts=_PARTS)
+    model = choose_model(job.model, job.store, job.device, scale=max(2, SCALES[job.res]), parts=AUTO_PARTS)
     if job.model == "auto" and PROFILES[model].generator is None:
         model = ULTRAFLASH.name
     profile = PROFILES[model]
