@@ -92,6 +92,7 @@ class Console:
         self._label = ""
         self._last_line_s: float | None = None
         self._lock = threading.RLock()
+        self._notice = ""
         self._said = {""}
 
     def configure(self, options: GlobalOptions) -> None:
@@ -176,10 +177,10 @@ class Console:
                 return
             match event:
                 case Planned():
-                    if isinstance(event, GenerationPlanned):
-                        self.notice(event.notice)
+                    self._notice = event.notice if isinstance(event, GenerationPlanned) else ""
                     self.detail(describe(event))
                 case Started():
+                    self.notice(self._notice)
                     if event.note:
                         self.info(event.note)
                     self.detail(f"{event.model} on {event.device}, {event.precision}, {event.threads} threads")

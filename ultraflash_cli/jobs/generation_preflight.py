@@ -339,6 +339,7 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
 
 def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
     from ultraflash_cli.engine.profiles import PROFILES, ULTRAFLASH
+    from ultraflash_cli.jobs.assemble import with_ultra_decoder
 
     model = choose_model(job.model, job.store, job.device, scale=max(2, SCALES[job.res]), parts=AUTO_PARTS)
     if job.model == "auto" and PROFILES[model].generator is None:
@@ -346,6 +347,8 @@ def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
     profile = PROFILES[model]
     if profile.generator is None:
         raise UsageError(f"the model {model} makes no clips of its own yet; --model {ULTRAFLASH.name} does")
+    if job.decoder == "ultra":
+        with_ultra_decoder(profile)  # refuses where the model has none
     return profile, profile.generator
 
 
