@@ -92,6 +92,8 @@ class Console:
         self._label = ""
         self._last_line_s: float | None = None
         self._lock = threading.RLock()
+        self._notice = ""
+        self._said = {""}
 
     def configure(self, options: GlobalOptions) -> None:
         """Apply further global options; raises OutputError when the log file cannot be written."""
@@ -137,6 +139,12 @@ class Console:
         """Say something that `-q` silences."""
         self._say(message, shown=not self.options.quiet and self._mode() != "json")
 
+    def notice(self, message: str) -> None:
+        """Say something that holds for all clips of a command, once; nothing where it is empty."""
+        if message not in self._said:
+            self._said.add(message)
+            self.info(message)
+
     def detail(self, message: str) -> None:
         """Say something that only `-v` and the log show."""
         self._say(message, shown=self.options.verbose and self._mode() != "json")
@@ -169,8 +177,10 @@ class Console:
                 return
             match event:
                 case Planned():
+                    self._notice = event.notice if isinstance(event, GenerationPlanned) else ""
                     self.detail(describe(event))
                 case Started():
+                    self.notice(self._notice)
                     if event.note:
                         self.info(event.note)
                     self.detail(f"{event.model} on {event.device}, {event.precision}, {event.threads} threads")

@@ -197,5 +197,6 @@ def test_doctor_finds_this_machine_fit() -> None:
         "av",
         "encoders",
         "weights",
+        "generate",
         "disk",
     }

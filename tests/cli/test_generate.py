@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tests.cli.reference import reference
 from tests.cli.test_command import REPORT_KEYS, interrupted, ultraflash
 from tests.jobs.clips import decoded, make_clip, timestamps
+from ultraflash_cli.engine.profiles import PROFILES, TINY_LITE
 from ultraflash_cli.jobs.journal import Journal
 from ultraflash_cli.main import main
 
@@ -169,7 +171,8 @@ def test_every_bad_input_gives_one_line_and_its_exit_code(at_home: Path, capsys:
         ("--prompts", "missing"): 3,
         ("--prompts", "binary"): 3,
         (PROMPT, "--model", "best"): 2,
-        (PROMPT, "--model", "lite"): 2,
+        (PROMPT, "--model", "tiny-lite", "--device", "cpu", "--decoder", "ultra"): 2,
+        ("", "--model", "tiny-lite"): 2,
         (PROMPT, "--model", "ultraflash", "--device", "cpu", "--max-memory", "200G"): 8,
         (PROMPT, *TRIAL[:2], "--device", "cuda:99"): 4,
         (PROMPT, *TRIAL[:2], "--device", "tpu"): 2,
@@ -247,5 +250,41 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(at_home: Path, capsys: pyte
     assert names(at_home) == []
 
 
-def test_the_trial_model_is_not_shown() -> None:
-    assert "tiny-random" not in reference()
+def test_the_trial_models_are_not_shown() -> None:
+    assert not [name for name in ("tiny-random", "tiny-lite") if name in reference()]
+
+
+# The built-in model's shape
+
+LITE = ("--model", "tiny-lite", "--device", "cpu", "--threads", "1")
+
+
+def test_the_installed_command_makes_both_sizes_by_a_model_with_a_skip_path(tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    said = ultraflash("generate", PROMPT, *LITE, "--res", "2k", "--seconds", "0.5", "--save-lr", "-o", output, "--json")
+    assert said.returncode == 0, said.stderr
+    report = json.loads(said.stdout)
+    assert (report["model"], report["frames_out"], report["warnings"]) == ("tiny-lite", 9, [])
+    assert [line for line in said.stderr.splitlines() if line == TINY_LITE.notice]
+    for path, shape in ((output, (192, 288, 3)), (output.with_name("out_480p.mp4"), (64, 96, 3))):
+        assert [frame.shape for frame in decoded(path)] == [shape] * 9
+
+
+def test_what_to_know_of_a_model_is_said_once_for_all_clips(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", PROMPT, *LITE, "--res", "480p", "--seconds", "0.5", "--count", "2"]
+    for extra, times in (("--dry-run", 1), ("--seed=0", 1), ("-qy", 0)):
+        assert main([*command, extra]) == 0
+        assert capsys.readouterr().err.count(TINY_LITE.notice) == times, extra
+    assert main([*command, "-y", "--progress", "json"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [event["notice"] for event in events if event["event"] == "plan"] == [TINY_LITE.notice] * 2
+
+
+def test_a_fresh_installation_makes_a_clip_with_no_flag(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PROFILES, "lite", replace(TINY_LITE, name="lite"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["generate", "a red balloon", "--seconds", "0.5", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["model"], report["output"], report["width"]) == ("lite", "a-red-balloon_1k_seed0.mp4", 192)

@@ -25,8 +25,9 @@ from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings, MemoryWork, plan_memory
 from ultraflash_cli.engine.plan import plan_upscale
-from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH, Profile
+from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile
 from ultraflash_cli.engine.refiner import Refiner
+from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.engine.stage import state_to_tensors
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
@@ -35,6 +36,7 @@ from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, Laten
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
+from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import OutOfMemory
 
@@ -147,6 +149,7 @@ CONVOLUTIONS = [
     pytest.param("decoder", DecoderConfig(), id="tiny decoder"),
     pytest.param("decoder", DecoderConfig(upsampling="pixel_shuffle", memory_init="replicate"), id="ultra decoder"),
     pytest.param("decoder", LITE.decoder, id="decoder of lite"),
+    pytest.param("decoder", TINY_LITE.low_decoder, id="low-resolution decoder"),
 ]
 
 
@@ -270,6 +273,46 @@ def test_an_upscale_takes_what_is_planned_and_its_state_too(profile: Profile) ->
     assert 0.8 < inside / live.peak < 1.4
     saved = {n: x for n, x in state_to_tensors(state).items() if n not in ("waiting_tchw", "cascade.queue_bcthw")}
     assert plan.state_bytes == pytest.approx(sum(x.nbytes for x in saved.values()), rel=0.01)
+
+
+def test_a_clip_from_words_takes_what_is_planned_where_a_low_decoder_feeds_the_skip_path() -> None:
+    profile, plan = TINY_LITE.at_scale(2), plan_generation(18)
+    assert profile.generator is not None and profile.low_decoder is not None and profile.sr_dit is not None
+    torch.manual_seed(0)
+    generator, low_decoder, decoder = (
+        Generator(profile.generator),
+        Decoder(profile.low_decoder),
+        Decoder(profile.decoder),
+    )
+    upsampler, sr_dit = LatentUpsampler(profile.upsampler), SrDit(profile.sr_dit)
+    refiner = Refiner(profile, upsampler, sr_dit, decoder)
+    video = TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=low_decoder)
+    networks = (generator, low_decoder, decoder, upsampler, sr_dit)
+    with torch.inference_mode(), LiveBytes([x for network in networks for x in network.parameters()]) as live:
+        state = video.init_state(height=8, width=12)
+        for _ in plan.groups:
+            state, made = video.step(state)
+            del made
+    work = MemoryWork(
+        latents=(8, 12),
+        group_latents=profile.group_latents,
+        drawn_latents=6,
+        generator=profile.generator,
+        upsampler=profile.upsampler,
+        sr_dit=profile.sr_dit,
+        decoder=profile.decoder,
+        low_decoder=profile.low_decoder,
+        dtype_of=lambda part: torch.float32,
+        on_gpu=False,
+    )
+    planned = plan_memory(work)
+    outside = {"reserve", "pictures", "a picture in work"}
+    inside = max(
+        sum(p.bytes for p in phase.parts if p.name not in outside and not p.name.endswith("weights"))
+        for phase in planned.phases
+    )
+    assert 0.8 < inside / live.peak < 1.4
+    assert planned.state_bytes == pytest.approx(sum(x.nbytes for x in state_to_tensors(state).values()), rel=0.01)
 
 
 # The ladder

@@ -1,5 +1,6 @@
 """Prompts to frames: counts, seeds, saved states, memory-saving ways that change nothing."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -7,19 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contracts.stages import randomise
-from ultraflash_cli.engine.profiles import TINY_RANDOM, Profile
+from tests.contracts.stages import PLAIN_DECODER, randomise
+from ultraflash_cli.engine.layers.colours import match_colours
+from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import GenerationPlan, plan_generation
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import GeneratedGroup, TextToVideo
+from ultraflash_cli.errors import ConfigError
 
 HEIGHT, WIDTH = 4, 4
 CONTEXT = torch.randn((1, 5, 24), generator=torch.Generator().manual_seed(8))
+
+
+LITE_WORDS = PromptEncoderConfig(dim=24)
+NARROW = replace(PLAIN_DECODER, latent_channels=8)
 
 
 def video(
@@ -28,10 +36,11 @@ def video(
     assert profile.generator is not None and profile.sr_dit is not None
     generator, upsampler = Generator(profile.generator), LatentUpsampler(profile.upsampler)
     sr_dit, decoder = SrDit(profile.sr_dit), Decoder(profile.decoder)
-    for seed, network in enumerate((generator, upsampler, sr_dit, decoder)):
+    base_decoder = decoder if profile.low_decoder is None else Decoder(profile.low_decoder)
+    for seed, network in enumerate((generator, upsampler, sr_dit, decoder, base_decoder)):
         randomise(network, seed)
     refiner = Refiner(profile, upsampler, sr_dit, decoder) if refined else None
-    low_decoder = decoder if low or not refined else None
+    low_decoder = base_decoder if low or not refined or decoder.skip else None
     return TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=low_decoder, **options)
 
 
@@ -129,3 +138,110 @@ def test_a_clean_prefix_is_remembered_and_not_drawn_again() -> None:
 @pytest.mark.parametrize("latents", [21])
 def test_the_published_length_gives_eighty_one_frames(latents: int) -> None:
     assert plan_generation(latents).total_frames == 81
+
+
+# A decoder with a skip path
+
+LITE_CONTEXT = torch.randn((1, 5, 16), generator=torch.Generator().manual_seed(8))
+
+
+def lite(plan: GenerationPlan, scale: int = 2, **options: Any) -> TextToVideo:
+    return video(plan, TINY_LITE.at_scale(scale), **options)
+
+
+def run_lite(model: TextToVideo, **options: Any) -> list[GeneratedGroup]:
+    return run(model, **{"context": LITE_CONTEXT, **options})
+
+
+def low_frames_of(groups: list[GeneratedGroup]) -> Tensor:
+    return torch.cat([group.low_frames_bcthw for group in groups if group.low_frames_bcthw is not None], dim=2)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_the_low_decoder_feeds_the_skip_path(scale: int) -> None:
+    plan = plan_generation(9)
+    groups = run_lite(lite(plan, scale))
+    assert frames_of(groups).shape == (1, 3, plan.total_frames, 8 * scale * HEIGHT, 8 * scale * WIDTH)
+    assert low_frames_of(groups).shape == (1, 3, plan.total_frames, 8 * HEIGHT, 8 * WIDTH)
+
+
+def test_what_the_skip_path_sees_is_what_it_would_see_of_a_clip() -> None:
+    model = lite(plan_generation(12), scale=3)
+    refiner = model.refiner
+    assert refiner is not None
+    seen, raw = list[Tensor](), list[Tensor]()
+    run_group: Callable[..., Any] = refiner.run_group
+
+    def watched(state: Any, low: Tensor, frames: Tensor) -> Any:
+        state, piece = run_group(state, low, frames)
+        seen.append(frames.clone())
+        raw.append(piece.frames_bcthw.clone())
+        return state, piece
+
+    refiner.run_group = watched  # pyright: ignore[reportAttributeAccessIssue]
+    groups = run_lite(model)
+    near, drop = torch.cat(seen, dim=2), TINY_LITE.drop_front
+    shown = low_frames_of(groups)
+    assert shown.min() < 0 or shown.max() > 1, "frames of random weights leave the range"
+    assert torch.equal(near[:, :, drop:], shown.clamp(0, 1))
+    assert torch.equal(near[:, :, :drop], shown[:, :, :1].clamp(0, 1).expand(-1, -1, drop, -1, -1))
+    assert {frames.shape[2] for frames in seen} == {4 * TINY_LITE.group_latents}
+    assert refiner.decoder.skip is not None and not torch.equal(frames_of(groups), torch.cat(raw, dim=2)[:, :, drop:])
+    matched = match_colours(torch.cat(raw, dim=2)[0].transpose(0, 1), near[0].transpose(0, 1))
+    torch.testing.assert_close(frames_of(groups)[0].transpose(0, 1), matched[drop:])
+
+
+def test_how_many_groups_are_made_at_a_time_changes_nothing() -> None:
+    plans = [plan_generation(12, chunks_per_group=count) for count in (2, 4)]
+    one, other = (run_lite(lite(plan)) for plan in plans)
+    assert (len(one), len(other)) == (2, 1)
+    assert torch.equal(frames_of(one), frames_of(other))
+    assert torch.equal(low_frames_of(one), low_frames_of(other))
+
+
+def test_the_states_of_both_decoders_go_on_bit_for_bit() -> None:
+    model = lite(plan_generation(12))
+    whole = run_lite(model, seed=4)
+    fresh = lambda: start(model, context=LITE_CONTEXT, seed=4)  # noqa: E731
+    state, _ = model.step(fresh())
+    saved = state_to_tensors(state)
+    _, second = model.step(state_from_tensors(fresh(), saved))
+    for before, after in zip(whole[1], second, strict=True):
+        assert before is not None and after is not None and torch.equal(before, after)
+    assert any(name.startswith("low_decoder.memories") for name in saved)
+    forgotten = {name: torch.zeros_like(x) if name.startswith("low_decoder") else x for name, x in saved.items()}
+    _, other = model.step(state_from_tensors(fresh(), forgotten))
+    assert other.frames_bcthw is not None and not torch.equal(other.frames_bcthw, frames_of(whole[1:]))
+
+
+def test_words_reach_a_model_whose_refinement_takes_none() -> None:
+    model = lite(plan_generation(6))
+    one, other = frames_of(run_lite(model)), frames_of(run_lite(model, context=LITE_CONTEXT.flip(1)))
+    assert not torch.equal(one, other)
+    assert torch.equal(one, frames_of(run_lite(model)))
+
+
+def test_a_window_that_slides_has_no_end() -> None:
+    assert TINY_LITE.generator is not None and TINY_LITE.generator.window == 6
+    groups = run_lite(lite(plan_generation(24), refined=False))
+    assert low_frames_of(groups).shape[2] == 93
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({"low_decoder": None}, "needs a low-resolution decoder", id="nothing feeds the skip path"),
+        pytest.param({"low_decoder": TINY_LITE.decoder}, "no frames to skip from", id="a skip path at the base size"),
+        pytest.param({"text_encoder": LITE_WORDS}, "not those that the generator takes", id="other words"),
+        pytest.param({"low_decoder": NARROW}, "latent channels", id="other latents"),
+    ],
+)
+def test_a_profile_whose_parts_do_not_fit_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        replace(TINY_LITE, **changes)
+
+
+@pytest.mark.parametrize(("chunk", "together"), [(1, 2), (2, 1), (3, 2), (4, 1)])
+def test_as_few_chunks_as_make_whole_groups_are_refined_together(chunk: int, together: int) -> None:
+    assert TINY_LITE.generator is not None and LITE.group_latents == 2
+    assert LITE.chunks_per_group(replace(TINY_LITE.generator, chunk_latents=chunk)) == together

@@ -1,12 +1,13 @@
 """The machine's memory, what a job may take of it, and how a plan is told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ultraflash_cli.engine.plan import plan_upscale
-from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
+from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.errors import OutOfMemory, UsageError
 from ultraflash_cli.jobs.memory import (
     describe_memory,
@@ -155,5 +156,5 @@ def test_every_size_of_a_generation_is_planned(scale: int, long: bool) -> None:
 
 
 def test_a_model_that_cannot_generate_is_told() -> None:
-    with pytest.raises(UsageError, match="lite cannot generate"):
-        plan_generation_memory(LITE, scale=2, device=CPU, dtype_of=bf16)
+    with pytest.raises(UsageError, match="tiny-lite cannot generate"):
+        plan_generation_memory(replace(TINY_LITE, generator=None), scale=2, device=CPU, dtype_of=bf16)

@@ -21,7 +21,15 @@ from ultraflash_cli.weights.verify import sha256_of
 
 CPU = torch.device("cpu")
 TEXT = TextEncoderConfig(vocab=64, dim=24, ffn_dim=32, heads=4, layers=1, text_len=8)
-PROFILE = replace(TINY_RANDOM, name="small", random_seed=None, weights=ULTRAFLASH.weights, text_encoder=TEXT)
+PROFILE = replace(
+    TINY_RANDOM,
+    name="small",
+    random_seed=None,
+    weights=ULTRAFLASH.weights,
+    text_encoder=TEXT,
+    generator=None,
+    long_generator=None,
+)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from ultraflash_cli.options import (
     JsonOption,
     KeepGoingOption,
     MaxMemoryOption,
+    ModelOption,
     OverwriteOption,
     PixFmtOption,
     PrecisionOption,
@@ -79,8 +80,8 @@ def generate(
         typer.Option(
             "--seconds",
             metavar="S",
-            help="Length; a clip has 1 + 4n frames at 16 a second, 81 unless said. Longer ones want the weights of "
-            "the long variant.",
+            help="Length; a clip has 1 + 4n frames at 16 a second, 81 unless said. Longer ones of ultraflash want the "
+            "weights of its long variant.",
             show_default=False,
         ),
     ] = None,
@@ -109,9 +110,7 @@ def generate(
             "memory (refresh=THRESHOLD), memory of the refinement. One or more of them.",
         ),
     ] = "off",
-    model: Annotated[
-        str, typer.Option("--model", metavar="auto|ultraflash", help="Which model; auto is the published one.")
-    ] = "auto",
+    model: ModelOption = "auto",
     decoder: DecoderOption = "auto",
     codec: CodecOption = "auto",
     crf: CrfOption = None,
@@ -129,7 +128,12 @@ def generate(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Generate video from words."""
+    """Generate video from words.
+
+    The built-in model lite draws simple scenes: skies, seas, hills, cities with balloons, birds, boats, cars and the
+    like. For real ones `ultraflash weights pull ultraflash` brings the published model, which needs a GPU and
+    `pip install 'ultraflash[generate]'`.
+    """
     from ultraflash_cli.jobs.batch import VIDEO_SUFFIXES, plan_generations, run_generations
     from ultraflash_cli.jobs.generation_preflight import GenerateJob, name_outputs
     from ultraflash_cli.jobs.stop import stopping_on_signals

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ultraflash_cli.console import Console, describe
 from ultraflash_cli.errors import BatchError
+from ultraflash_cli.jobs.events import GenerationPlanned
 
 if TYPE_CHECKING:
     from ultraflash_cli.jobs.batch import Outcome
@@ -68,6 +69,8 @@ def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
     if json:
         console.data(outcome.as_json())
     elif outcome.plan is not None:
+        if isinstance(outcome.plan, GenerationPlanned):
+            console.notice(outcome.plan.notice)
         console.info(describe(outcome.plan))
         if outcome.memory is not None:
             for line in describe_memory(outcome.memory):

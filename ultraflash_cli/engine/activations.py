@@ -12,6 +12,7 @@ from ultraflash_cli.engine.stages.decoder import DecoderConfig
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
@@ -22,6 +23,7 @@ __all__ = [
     "decoder_activations",
     "encoder_activations",
     "generator_activations",
+    "prompt_encoder_activations",
     "skip_activations",
     "sr_dit_activations",
     "text_encoder_activations",
@@ -124,6 +126,11 @@ def text_encoder_activations(config: TextEncoderConfig, element: int) -> int:
     return scores * (element + FLOAT32) + tokens * element
 
 
+def prompt_encoder_activations(config: PromptEncoderConfig, element: int) -> int:
+    """Return the bytes of a prompt: scores of all heads, once in float32, and the feed-forward layer."""
+    return config.heads * config.text_len**2 * (element + FLOAT32) + config.text_len * 8 * config.dim * element
+
+
 def upsampler_activations(config: LatentUpsamplerConfig, *, height: int, width: int) -> MemoryBlocks:
     """Return the numbers for one low-resolution latent of ``height`` x ``width``: a block holds x and two results."""
     plane = config.width * config.scale**2 * height * width
@@ -191,8 +198,9 @@ def decoder_activations(config: DecoderConfig, *, height: int, width: int) -> Me
         working = max(working, memories + (1 + copies * stage.time_growth) * piece)
         frames *= stage.time_growth
         working = max(working, memories + (stage.time_growth * piece) + following * frames * plane)
-    out = config.skip.latent_features if config.skip else 3
-    working = max(working, memories + (config.out_width + out) * frames * plane)
+    out = frames * plane * config.skip.latent_features if config.skip else 3 * frames * LATENT_PX**2 * height * width
+    shuffled = 1 if config.skip or plane == LATENT_PX**2 * height * width else 2
+    working = max(working, memories + config.out_width * frames * plane + shuffled * out)
     return MemoryBlocks(working - memories, memories)
 
 

@@ -15,6 +15,7 @@ from ultraflash_cli.engine.activations import (
     decoder_activations,
     encoder_activations,
     generator_activations,
+    prompt_encoder_activations,
     skip_activations,
     sr_dit_activations,
     text_encoder_activations,
@@ -28,6 +29,7 @@ from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
@@ -85,7 +87,9 @@ class MemoryWork:
     """Height and width of the low-resolution latents."""
     group_latents: int = 6
     """Latent frames that go through the cascade together."""
-    text_encoder: TextEncoderConfig | None = None
+    drawn_latents: int | None = None
+    """Latent frames that are generated together, and whose frames leave together; None for a group."""
+    text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
     generator: GeneratorConfig | None = None
     encoder: EncoderConfig | WanVaeConfig | None = None
     upsampler: LatentUpsamplerConfig | None = None
@@ -94,7 +98,7 @@ class MemoryWork:
     decoder: DecoderConfig | None = None
     """Of the high-resolution latents."""
     low_decoder: DecoderConfig | None = None
-    """Of the low-resolution latents, where those frames are asked for."""
+    """Of the low-resolution latents, where those frames are asked for or a skip path needs them."""
     source: tuple[int, int] | None = None
     """Height and width in pixels of the frames of a clip; None where none is read."""
     target: tuple[int, int] | None = None
@@ -111,6 +115,11 @@ class MemoryWork:
     def scale(self) -> int:
         """Growth per side."""
         return self.upsampler.scale if self.upsampler else 1
+
+    @property
+    def held_latents(self) -> int:
+        """Latent frames whose frames are alive at once."""
+        return self.drawn_latents or self.group_latents
 
     @property
     def high(self) -> tuple[int, int]:
@@ -360,11 +369,7 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
     ledger = _Ledger(phase for phase in _EVERYWHERE if there[phase])
     settled = _SETTLED if settings.offload_text or not work.text_encoder else _EVERYWHERE
     if work.text_encoder:
-        element = work.dtype_of("text_encoder").itemsize
-        weights = text_encoder_parameters(work.text_encoder) * element
-        ledger.add("text encoder weights", weights, ("encode prompt",) if settings.offload_text else _EVERYWHERE)
-        activations = text_encoder_activations(work.text_encoder, element)
-        ledger.add("text encoder activations", activations, ("encode prompt",))
+        _add_text_encoder(ledger, work.text_encoder, work.dtype_of("text_encoder").itemsize, settings)
     if work.generator:
         _add_generator(ledger, work, work.generator, settings, settled)
     if work.encoder:
@@ -385,16 +390,28 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
     if work.sr_dit:
         _add_sr_dit(ledger, work, settings.apply_to(work.sr_dit), settled)
     if work.decoder:
-        _add_decoder(ledger, work, work.decoder, work.high, settings, settled, ("decode",))
+        _add_decoder(ledger, work, work.decoder, settings, settled, is_low=False)
     if work.low_decoder:
-        phases = ("decode",) if work.decoder is None else ("generate",)
-        _add_decoder(ledger, work, work.low_decoder, work.latents, settings, settled, phases)
+        _add_decoder(ledger, work, work.low_decoder, settings, settled, is_low=True)
     if not work.on_gpu:
         ledger.add("pictures in queues", work.queue_bytes, settled)
     channels = work.upsampler.latent_channels if work.upsampler else 16
     latents = math.prod(work.latents) + 4 * math.prod(work.high)
-    ledger.add("latents of the group", channels * FLOAT32 * settings.group_latents * latents * work.batch, settled)
+    count = work.drawn_latents or settings.group_latents
+    ledger.add("latents of the group", channels * FLOAT32 * count * latents * work.batch, settled)
     return ledger.close(RESERVE_ON_A_GPU_BYTES if work.on_gpu else 0), ledger.host_bytes
+
+
+def _add_text_encoder(
+    ledger: _Ledger, config: TextEncoderConfig | PromptEncoderConfig, element: int, settings: MemorySettings
+) -> None:
+    if isinstance(config, PromptEncoderConfig):
+        parameters, activations = _parameters(config), prompt_encoder_activations(config, element)
+    else:
+        parameters, activations = text_encoder_parameters(config), text_encoder_activations(config, element)
+    phases = ("encode prompt",) if settings.offload_text else _EVERYWHERE
+    ledger.add("text encoder weights", parameters * element, phases)
+    ledger.add("text encoder activations", activations, ("encode prompt",))
 
 
 def _add_generator(
@@ -463,34 +480,41 @@ def _add_decoder(
     ledger: _Ledger,
     work: MemoryWork,
     config: DecoderConfig,
-    latents: tuple[int, int],
     settings: MemorySettings,
     settled: tuple[str, ...],
-    phases: tuple[str, ...],
+    *,
+    is_low: bool,
 ) -> None:
-    """Add a decoder and what becomes of its frames; it computes in ``phases``."""
+    """Add a decoder and what becomes of its frames; one of low resolution computes before a group is refined."""
     dtype = work.dtype_of("decoder")
-    height, width = latents
+    height, width = work.latents if is_low else work.high
     element = dtype.itemsize * work.batch
     need = decoder_activations(config, height=height, width=width)
-    name = "decoder" if latents == work.high else "low-resolution decoder"
+    is_first = is_low and work.decoder is not None
+    name = "low-resolution decoder" if is_first else "decoder"
     state = state_bytes(_state(config, dtype, work.batch, height, width))
     skip = skip_activations(config, height=height, width=width, element=dtype.itemsize) * work.batch
-    if name == "decoder":
-        ledger.add("decoder weights", _parameters(config) * dtype.itemsize, settled)
+    if config != work.decoder or not is_low:
+        ledger.add(f"{name} weights", _parameters(config) * dtype.itemsize, settled)
     ledger.add(f"{name} state", max(need.memories * element, state), settled)
     # Of the memories those of the group's start, of the latent before and of the one in work are alive at once.
+    phases = ("generate",) if is_first else ("decode",)
     ledger.add(f"{name} activations", (need.working + 2 * need.memories) * element + skip, phases)
-    frames = FRAMES_PER_LATENT * (settings.decode_latents or work.group_latents)
-    plane = 3 * LATENT_PX**2 * height * width
-    copies = 2 if settings.group_latents < work.group_latents and not settings.decode_latents else 1
-    decoded = copies * frames * plane * work.batch * (FLOAT32 if config.skip else dtype.itemsize)
-    kept = ("generate", *_REFINING) if phases == ("generate",) else ("decode", "finish")
+    latents = work.held_latents
+    if not is_first and settings.decode_latents:
+        latents = settings.decode_latents
+    elif not is_first and settings.group_latents < latents:
+        latents += settings.group_latents  # the piece in work, and all of them
+    frames, plane = FRAMES_PER_LATENT * latents, 3 * LATENT_PX**2 * height * width
+    decoded = frames * plane * work.batch * (FLOAT32 if config.skip else dtype.itemsize)
+    kept = ("generate", *_REFINING) if is_first else ("decode", "finish")
     ledger.add(f"{name}'s frames", decoded, kept)
+    if is_first and work.decoder is not None and work.decoder.skip:
+        ledger.add("frames for the skip path", FLOAT32 * frames * plane * work.batch, _REFINING)
     target = 3 * math.prod(work.target) if work.target else plane
     ledger.add("a picture in work", FLOAT32 * (2 * plane + 4 * target), ("finish",))
     if not work.on_gpu:
-        ledger.add("pictures", FRAMES_PER_LATENT * work.group_latents * target, ("decode", "finish"))
+        ledger.add("pictures", FRAMES_PER_LATENT * work.held_latents * target, ("decode", "finish"))
 
 
 def _saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
@@ -517,6 +541,7 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     SrDitConfig: SrDit,
     DecoderConfig: Decoder,
     GeneratorConfig: Generator,
+    PromptEncoderConfig: PromptEncoder,
 }
 _SMALL_WIDTH = 256
 """A transformer up to this width is built in an instant; torch's first work on the meta device costs a second."""

@@ -1,5 +1,6 @@
 """Models as profiles: one frozen config a stage, and the names of the weights."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +15,7 @@ from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 from ultraflash_cli.engine.vocabulary import SCENE_WORDS
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["LITE", "PROFILES", "TINY_RANDOM", "ULTRAFLASH", "Precision", "Profile"]
+__all__ = ["LITE", "PROFILES", "TINY_LITE", "TINY_RANDOM", "ULTRAFLASH", "Precision", "Profile"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -39,12 +40,17 @@ class Profile:
     """Prompts to low-resolution latents; None where a model only upscales."""
     long_generator: GeneratorConfig | None = None
     """The generator's variant for clips beyond its window, with weights of its own."""
-    text_encoder: TextEncoderConfig | None = None
+    low_decoder: DecoderConfig | None = None
+    """Low-resolution latents to frames at the base size, which feed the decoder's skip path where no clip does; None
+    where the decoder itself makes them."""
+    text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
     """Prompts to embeddings; None for a model without text path."""
     wan_vae: WanVaeConfig | None = None
     """The full autoencoder that may stand in for the small encoder."""
     base_size: tuple[int, int] = (480, 832)
     """Height and width in pixels of what the generator draws."""
+    notice: str = ""
+    """What people are told of its clips before one is made; empty where there is nothing to say."""
     pad_front: int = 3
     """Frames by which a stream's first group is shorter: the encoder finds copies of the first frame in their place."""
     copy_front: bool = True
@@ -78,11 +84,44 @@ class Profile:
             raise ConfigError(f"{self.name}: condition_noise lies in 0..1, got {self.condition_noise}")
         if any(side % self.multiple_px for side in self.base_size):
             raise ConfigError(f"{self.name}: the base size {self.base_size} is no multiple of {self.multiple_px}")
+        if self.low_decoder is not None and self.low_decoder.skip:
+            raise ConfigError(f"{self.name}: the low-resolution decoder has no frames to skip from")
+        for generator in (self.generator, self.long_generator):
+            if generator is not None:
+                self._check_generator(generator)
+
+    def _check_generator(self, generator: GeneratorConfig) -> None:
+        if self.base_decoder.skip:
+            raise ConfigError(f"{self.name}: a decoder with a skip path needs a low-resolution decoder to generate")
+        if self.base_decoder.latent_channels != generator.latent_channels:
+            raise ConfigError(f"{self.name}: generator and decoder do not have the same latent channels")
+        words = self.text_encoder
+        if words is not None and (generator.text_dim, generator.text_len) != (words.dim, words.text_len):
+            raise ConfigError(f"{self.name}: the text encoder's embeddings are not those that the generator takes")
 
     @property
     def delay(self) -> int:
         """Frames that stay inside after a group because the encoder runs ahead of the decoder (ARCHITECTURE 6.4)."""
         return self.drop_front - self.pad_front
+
+    @property
+    def refines_by_words(self) -> bool:
+        """Whether the SR transformer reads a prompt, so that an upscaling may have one."""
+        return self.sr_dit is not None and self.sr_dit.text_len > 0
+
+    @property
+    def base_decoder(self) -> DecoderConfig:
+        """What makes frames of low-resolution latents."""
+        return self.low_decoder or self.decoder
+
+    @property
+    def base_decoder_part(self) -> str:
+        """The name of the part that ``base_decoder`` is."""
+        return "decoder" if self.low_decoder is None else "low_decoder"
+
+    def chunks_per_group(self, generator: GeneratorConfig) -> int:
+        """Return how many chunks of a generator are refined together: the fewest that are whole groups."""
+        return math.lcm(generator.chunk_latents, self.group_latents) // generator.chunk_latents
 
     def weight_of(self, part: str) -> str:
         """Return the name of the weights of a part at the profile's scale. Raises ConfigError for a part it lacks."""
@@ -130,6 +169,7 @@ LITE = Profile(
         skip=SkipConfig(width=48, blocks=4, latent_features=16, scales=(2, 3)),
     ),
     group_latents=2,
+    notice="lite draws simple scenes; for real ones run `ultraflash weights pull ultraflash`, on a GPU",
     weights=(
         ("encoder", "lite/encoder"),
         ("upsampler", "lite/upsampler_x{scale}"),
@@ -242,5 +282,67 @@ TINY_RANDOM = Profile(
 )
 """Every class of the published model at a tiny size with random weights: a trial of the machinery, not of pictures."""
 
-PROFILES = {profile.name: profile for profile in (LITE, ULTRAFLASH, TINY_RANDOM)}
+_TINY_WORDS = PromptEncoderConfig(rows=32, dim=16, heads=2, layers=1, text_len=8)
+
+TINY_LITE = Profile(
+    name="tiny-lite",
+    encoder=EncoderConfig(width=8, blocks=1, patch=2, strides=(1, 2, 2), memory_init="replicate", negative_slope=0.1),
+    upsampler=LatentUpsamplerConfig(width=16, blocks=1, negative_slope=0.1),
+    sr_dit=SrDitConfig(
+        dim=16,
+        num_heads=2,
+        num_layers=2,
+        ffn_dim=24,
+        freq_dim=8,
+        text_len=0,
+        block=(2, 4, 4),
+        local_range=3,
+        ref_spatial_tokens=60,
+        kv_len=1,
+        group_latents=2,
+        prediction="residual",
+    ),
+    decoder=DecoderConfig(
+        stages=(
+            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
+            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
+        ),
+        out_width=8,
+        memory_init="replicate",
+        negative_slope=0.1,
+        skip=SkipConfig(width=8, blocks=2, latent_features=4),
+    ),
+    low_decoder=DecoderConfig(
+        stages=(
+            DecoderStage(width=12, blocks=1),
+            DecoderStage(width=8, blocks=1, time_growth=2),
+            DecoderStage(width=8, blocks=1, time_growth=2),
+        ),
+        out_width=8,
+        memory_init="replicate",
+        negative_slope=0.1,
+    ),
+    group_latents=2,
+    generator=GeneratorConfig(
+        dim=32,
+        num_heads=2,
+        num_layers=2,
+        ffn_dim=48,
+        freq_dim=16,
+        text_dim=_TINY_WORDS.dim,
+        text_len=_TINY_WORDS.text_len,
+        patch=(1, 4, 4),
+        steps=(1000, 500),
+        window=6,
+        slide=True,
+    ),
+    text_encoder=_TINY_WORDS,
+    base_size=(64, 96),
+    notice="tiny-lite draws nothing that anybody would recognise",
+    precisions=(("text_encoder", "fp32"),),
+    random_seed=20261128,
+)
+"""Every class of the built-in model at a tiny size with random weights: a trial of the machinery, not of pictures."""
+
+PROFILES = {profile.name: profile for profile in (LITE, ULTRAFLASH, TINY_RANDOM, TINY_LITE)}
 """Every model by name."""

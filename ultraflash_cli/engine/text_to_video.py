@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.refiner import NoiseSource, RefinedGroup, Refiner, RefinerState, StageTimer, untimed
-from ultraflash_cli.engine.schedule import GenerationPlan, group_noise
+from ultraflash_cli.engine.refiner import NoiseSource, Refiner, RefinerState, StageTimer, untimed
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GenerationPlan, group_noise
 from ultraflash_cli.engine.stage import move_state
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs, DecoderState
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs, GeneratorState
@@ -45,6 +46,8 @@ class TextToVideo:
     """The cascade of a prompt (ARCHITECTURE 8).
 
     ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size; at least one of them is there.
+    Where the refiner's decoder has a skip path, it sees the frames of the low decoder as it sees those of a clip, and
+    the colours of the result follow them.
     With ``park`` the generator and its cache wait on that device while the refiner works, for lack of memory; the
     result is the same. Noise comes from ``noise``: ``generator`` and ``generator_step`` (the draws of the later
     steps) for each chunk, and what the refiner draws for each group.
@@ -63,6 +66,8 @@ class TextToVideo:
         noise: NoiseSource = group_noise,
     ) -> None:
         assert refiner is not None or low_decoder is not None, "something has to make frames"
+        self.feeds_skip = refiner is not None and refiner.decoder.config.skip is not None
+        assert low_decoder is not None or not self.feeds_skip, "a skip path needs the frames of a low decoder"
         self.profile = profile
         self.plan = plan
         self.generator = generator
@@ -94,7 +99,8 @@ class TextToVideo:
                 generator = self.generator.prefill(generator, prefix_bcthw)
         refiner = low_decoder = None
         if self.refiner is not None:
-            refiner = self.refiner.init_state(batch=batch, height=height, width=width, seed=seed, context=context)
+            words = context if self.profile.refines_by_words else None
+            refiner = self.refiner.init_state(batch=batch, height=height, width=width, seed=seed, context=words)
         if self.low_decoder is not None:
             low_decoder = self.low_decoder.init_state(batch=batch, height=height, width=width)
         return TextToVideoState(generator, refiner, low_decoder, groups=0, chunks=0, seed=seed)
@@ -111,14 +117,32 @@ class TextToVideo:
                 low_decoder, raw = self.low_decoder.step(state.low_decoder, DecoderInputs(low))
             state, low_frames = replace(state, low_decoder=low_decoder), raw[:, :, drop:]
         if self.refiner is not None and state.refiner is not None:
-            refiner, pieces = state.refiner, list[RefinedGroup]()
-            for piece in low.split(self.profile.group_latents, dim=2):
-                refiner, refined = self.refiner.run_group(refiner, piece)
-                pieces.append(refined)
-            latents = torch.cat([piece.latents_bcthw for piece in pieces], dim=2)
-            frames = torch.cat([piece.frames_bcthw for piece in pieces], dim=2)[:, :, drop:]
-            state = replace(state, refiner=refiner)
+            near = _as_of_a_clip(low_frames, drop) if self.feeds_skip and low_frames is not None else None
+            refiner, latents, frames = self._refine(self.refiner, state.refiner, low, near)
+            state, frames = replace(state, refiner=refiner), frames[:, :, drop:]
         return replace(state, groups=state.groups + 1), GeneratedGroup(low, latents, frames, low_frames)
+
+    def _refine(
+        self, refiner: Refiner, state: RefinerState, low: Tensor, near: Tensor | None
+    ) -> tuple[RefinerState, Tensor, Tensor]:
+        """Refine a generated group in groups of the profile's length; ``near`` are frames for the skip path."""
+        total, size = low.shape[2], self.profile.group_latents
+        latents, frames = list[Tensor](), low
+        for at in range(0, total, size):
+            first, end = FRAMES_PER_LATENT * at, FRAMES_PER_LATENT * min(at + size, total)
+            seen = None if near is None else near[:, :, first:end]
+            state, piece = refiner.run_group(state, low[:, :, at : at + size], seen)
+            if seen is not None:
+                with self.timer("finish"):
+                    _follow_colours(piece.frames_bcthw, seen)
+            latents.append(piece.latents_bcthw)
+            if size >= total:
+                return state, piece.latents_bcthw, piece.frames_bcthw
+            if at == 0:
+                batch, channels, _, height, width = piece.frames_bcthw.shape
+                frames = piece.frames_bcthw.new_empty((batch, channels, FRAMES_PER_LATENT * total, height, width))
+            frames[:, :, first:end] = piece.frames_bcthw
+        return state, torch.cat(latents, dim=2), frames
 
     def _draw_group(self, state: TextToVideoState) -> tuple[TextToVideoState, Tensor]:
         """Generate the chunks of the next group."""
@@ -151,3 +175,15 @@ class TextToVideo:
             draw("generator", (batch, channels, length, height, width)),
             draw("generator_step", (batch, draws, channels, length, height, width)),
         )
+
+
+def _as_of_a_clip(shown_bcthw: Tensor, lost: int) -> Tensor:
+    """Return shown frames of the base size as a clip's reach the skip path: in [0, 1], copies where some were lost."""
+    frames = shown_bcthw.float().clamp(0, 1)
+    return torch.cat([frames[:, :, :1].expand(-1, -1, lost, -1, -1), frames], dim=2)
+
+
+def _follow_colours(frames_bcthw: Tensor, low_bcthw: Tensor) -> None:
+    """Give frames the low frequencies of the small ones, one at a time and in place."""
+    for frame, low in zip(frames_bcthw.unbind(2), low_bcthw.to(frames_bcthw.device).unbind(2), strict=True):
+        frame.copy_(match_colours(frame, low))

@@ -5,19 +5,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine.cascade import Cascade, CascadeState
+from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.pictures import Picture, to_picture, to_tensor
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.schedule import group_frames
 
 __all__ = ["Upscaler", "UpscalerState"]
-
-COLOUR_GRID_PX = 16
-"""Side of the source cells whose mean colour the result keeps."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Upscaler:
         if (height, width) != self.plan.target:
             picture = lanczos_resize(picture, *self.plan.target)
         if self.color == "match":
-            picture = _match_colours(picture, source_nchw)
+            picture = match_colours(picture, source_nchw)
         return picture if self.strength == 1 else torch.lerp(self.plain(source_nchw), picture, self.strength)
 
     def plain(self, source_nchw: Tensor) -> Tensor:
@@ -150,11 +147,3 @@ def _reflect(size: int, padded: int) -> Tensor:
     """Return source indices for ``padded`` places, mirrored behind the last one, as often as needed."""
     period = max(1, 2 * size - 2)
     return torch.tensor([min(i % period, (period - i % period) if size > 1 else 0) for i in range(padded)])
-
-
-def _match_colours(picture_nchw: Tensor, source_nchw: Tensor) -> Tensor:
-    """Shift the picture so that its mean over every cell of a coarse grid is the source's, smoothly."""
-    height, width = source_nchw.shape[2:]
-    grid = (-(-height // COLOUR_GRID_PX), -(-width // COLOUR_GRID_PX))
-    drift = F.adaptive_avg_pool2d(source_nchw, grid) - F.adaptive_avg_pool2d(picture_nchw, grid)
-    return picture_nchw + F.interpolate(drift, size=picture_nchw.shape[2:], mode="bilinear", align_corners=False)

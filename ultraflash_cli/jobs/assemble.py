@@ -18,6 +18,7 @@ from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
@@ -41,6 +42,7 @@ __all__ = [
     "find_profile",
     "precision_name",
     "stage_precisions",
+    "take_base_decoder",
     "with_full_encoder",
     "with_ultra_decoder",
 ]
@@ -53,6 +55,7 @@ Config = (
     | DecoderConfig
     | GeneratorConfig
     | TextEncoderConfig
+    | PromptEncoderConfig
 )
 NETWORKS: dict[type, Callable[..., nn.Module]] = {
     EncoderConfig: Encoder,
@@ -62,6 +65,7 @@ NETWORKS: dict[type, Callable[..., nn.Module]] = {
     DecoderConfig: Decoder,
     GeneratorConfig: Generator,
     TextEncoderConfig: TextEncoder,
+    PromptEncoderConfig: PromptEncoder,
 }
 """The class that each config is for."""
 
@@ -156,8 +160,9 @@ class Shelf:
         """Raise WeightsError, naming what to pull, where weights of these parts of a profile are not installed."""
         if profile.random_seed is not None:
             return
+        parts = tuple(parts)
         wanted = dict.fromkeys(profile.weight_of(part) for part in parts)
-        if "text_encoder" in parts:
+        if "text_encoder" in parts and isinstance(profile.text_encoder, TextEncoderConfig):
             wanted |= dict.fromkeys(_members(TOKENIZER))
         missing = [name for name in wanted if not self._installed(_entry(name))]
         if missing:
@@ -275,10 +280,18 @@ def build_text_to_video(
     if scale > 1:
         profile = profile.at_scale(scale)
         refiner = _refiner(shelf, profile, device, dtype_of, decode_latents, timer)
-    if low_frames or scale == 1:
-        low_decoder = shelf.take(profile, "decoder", profile.decoder, device=device, dtype=dtype_of("decoder"))
-    assert isinstance(generator, Generator) and (low_decoder is None or isinstance(low_decoder, Decoder))
+    if low_frames or scale == 1 or profile.decoder.skip is not None:
+        low_decoder = take_base_decoder(shelf, profile, device=device, precision=precision)
+    assert isinstance(generator, Generator)
     return TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=low_decoder, park=park, timer=timer)
+
+
+def take_base_decoder(shelf: Shelf, profile: Profile, *, device: torch.device, precision: str) -> Decoder:
+    """Return what makes frames of low-resolution latents. Raises WeightsError where its weights are not right."""
+    part, dtype_of = profile.base_decoder_part, stage_precisions(profile, precision, device)
+    decoder = shelf.take(profile, part, profile.base_decoder, device=device, dtype=dtype_of("decoder"))
+    assert isinstance(decoder, Decoder)
+    return decoder
 
 
 def _entry(weights: str) -> WeightEntry:
@@ -357,8 +370,8 @@ def _randomise(network: nn.Module, name: str) -> None:
             values = values * (0.9 / parameter[0].numel() ** 0.5)
         parameter.data.copy_(values)
     if isinstance(network, Decoder):  # so that pictures are neither black nor flat
-        last = network.decoder[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        last = [layer for layer in network.decoder if isinstance(layer, nn.Conv2d)][-1]
+        assert last.bias is not None
         last.weight.data.mul_(3)
         last.bias.data.fill_(0.5)
 

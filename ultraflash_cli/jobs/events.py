@@ -72,6 +72,8 @@ class GenerationPlanned(Planned):
     groups: tuple[int, ...]
     """Frames that are made together."""
     cache_management: str
+    notice: str
+    """What to know of this model's clips; empty where there is nothing to say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,8 @@ _ENCODERS = {
     "ffv1": "ffv1",
     "png": "png",
 }
+_TEXT_PACKAGES = ("transformers", "tokenizers", "sentencepiece", "ftfy")
+"""What the text encoder of the published model needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ def examine(folder: Path, store: WeightStore) -> list[Finding]:
         ("encoders", _encoders),
         ("weights", _weights),
         ("published", lambda: _published_weights(store)),
+        ("generate", _generate),
         ("disk", lambda: _disk(folder)),
     ]
     return [_look(name, look) for name, look in looks]
@@ -196,6 +200,21 @@ def _published_weights(store: WeightStore) -> Finding:
     size = sum(verify(entry, store, quick=True).stat().st_size for entry in there)
     found = f"{len(there)} of {len(entries)} published files, {size / 1e9:.1f} GB, in {store.root}"
     return Finding(name="published", state="ok", found=found)
+
+
+def _generate() -> Finding:
+    """Say which models can make clips here; the built-in one needs no package that the published one does."""
+    from ultraflash_cli.engine.profiles import LITE
+
+    missing = [name for name in _TEXT_PACKAGES if find_spec(name) is None]
+    models = ["lite (simple scenes)"] if LITE.generator is not None else []
+    models += [] if missing else ["ultraflash, once its weights are pulled"]
+    found = f"clips from words by {' and '.join(models) or 'no model'}"
+    if missing:
+        found += f"; the published model lacks the packages {', '.join(missing)}"
+        fix = "pip install 'ultraflash[generate]' for the published model"
+        return Finding(name="generate", state="note", found=found, fix=fix)
+    return Finding(name="generate", state="ok", found=found)
 
 
 def _disk(folder: Path) -> Finding:

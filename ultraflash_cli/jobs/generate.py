@@ -139,6 +139,7 @@ def planned_generation(prepared: PreparedGeneration) -> GenerationPlanned:
         long=prepared.long,
         groups=prepared.plan.pixel_frames,
         cache_management=str(prepared.cache_management),
+        notice=prepared.notice,
     )
 
 

@@ -12,7 +12,7 @@ from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, first_file, low_name, made_name
 from ultraflash_cli.jobs.host import usable_cores
 from ultraflash_cli.jobs.journal import temp_work_folder, unfinished_work, work_folder
-from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model
+from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model, choose_model
 from ultraflash_cli.jobs.target import (
     check_folder,
     check_space,
@@ -31,7 +31,15 @@ if TYPE_CHECKING:
     from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_cli.video.probe import ClipInfo
 
-__all__ = ["SCALES", "GenerateJob", "PreparedGeneration", "name_outputs", "prepare_generation", "read_prompts"]
+__all__ = [
+    "AUTO_PARTS",
+    "SCALES",
+    "GenerateJob",
+    "PreparedGeneration",
+    "name_outputs",
+    "prepare_generation",
+    "read_prompts",
+]
 
 SCALES = {"480p": 1, "1k": 2, "2k": 3}
 """Targets by what they multiply the model's base size by."""
@@ -40,6 +48,8 @@ _LATENTS = 21
 """Length of a clip where none is asked for: 81 frames, as published."""
 _PREFIX_CHUNKS = 2
 """Chunks of an initial clip that a generator without sliding window leaves room for, where no length is asked for."""
+AUTO_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
+"""What of the published model has to be installed for `auto` to take it."""
 _SLUG_CHARACTERS = 40
 _LONGEST_S = 3600
 _FASTEST = 240
@@ -153,6 +163,8 @@ class PreparedGeneration:
     """1 for the base size, else what the model multiplies by."""
     base_size: tuple[int, int]
     """Height and width in pixels of what the generator draws."""
+    notice: str
+    """What people are told of the model's clips; empty where there is nothing to say."""
     clip: "ClipInfo | None"
     """What is known of the clip to go on from."""
     clip_lengths: tuple[int, ...]
@@ -226,10 +238,13 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     from ultraflash_cli.engine.schedule import GENERATED_FPS, plan_generation
 
     cache_management = CacheManagement.parse(job.cache_management)
-    profile, generator = _find_generator(job.model)
+    profile, generator = _find_generator(job)
     generator, latents = _choose_length(job, profile, generator)
     plan = plan_generation(
-        latents, chunk=generator.chunk_latents, independent_first=generator.independent_first_frame and clip is None
+        latents,
+        chunk=generator.chunk_latents,
+        independent_first=generator.independent_first_frame and clip is None,
+        chunks_per_group=profile.chunks_per_group(generator),
     )
     frames = plan.total_frames if job.seconds is None else min(plan.total_frames, _frames_for(job.seconds))
 
@@ -285,6 +300,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         frames=frames,
         scale=scale,
         base_size=profile.base_size,
+        notice=profile.notice,
         clip=clip,
         clip_lengths=tuple(map(_frames_of, _prefixes(generator, latents))) if clip is not None else (),
         output=output,
@@ -321,12 +337,18 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
     )
 
 
-def _find_generator(model: str) -> "tuple[Profile, GeneratorConfig]":
+def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
     from ultraflash_cli.engine.profiles import PROFILES, ULTRAFLASH
+    from ultraflash_cli.jobs.assemble import with_ultra_decoder
 
-    profile = ULTRAFLASH if model == "auto" else PROFILES[model]
+    model = choose_model(job.model, job.store, job.device, scale=max(2, SCALES[job.res]), parts=AUTO_PARTS)
+    if job.model == "auto" and PROFILES[model].generator is None:
+        model = ULTRAFLASH.name
+    profile = PROFILES[model]
     if profile.generator is None:
         raise UsageError(f"the model {model} makes no clips of its own yet; --model {ULTRAFLASH.name} does")
+    if job.decoder == "ultra":
+        with_ultra_decoder(profile)  # refuses where the model has none
     return profile, profile.generator
 
 

@@ -122,7 +122,7 @@ def plan_upscale_memory(
     work = MemoryWork(
         latents=(height_px // 8, width_px // 8),
         group_latents=profile.group_latents,
-        text_encoder=profile.text_encoder if encodes_text else None,
+        text_encoder=profile.text_encoder if encodes_text and profile.refines_by_words else None,
         encoder=profile.encoder,
         upsampler=profile.upsampler,
         sr_dit=profile.sr_dit,
@@ -158,18 +158,20 @@ def plan_generation_memory(
     if generator is None:
         raise UsageError(f"the model {profile.name} cannot generate; --model names another.")
     refines = scale > 1
+    low_frames = low_frames or not refines or profile.decoder.skip is not None
     profile = profile.at_scale(scale) if refines else profile
     height_px, width_px = profile.base_size
     frame_bytes = 3 * height_px * width_px * scale**2
     work = MemoryWork(
         latents=(height_px // 8, width_px // 8),
         group_latents=profile.group_latents,
+        drawn_latents=generator.chunk_latents * profile.chunks_per_group(generator),
         text_encoder=profile.text_encoder if encodes_text else None,
         generator=generator,
         upsampler=profile.upsampler if refines else None,
         sr_dit=profile.sr_dit if refines else None,
         decoder=profile.decoder if refines else None,
-        low_decoder=profile.decoder if low_frames or not refines else None,
+        low_decoder=profile.base_decoder if low_frames else None,
         dtype_of=dtype_of,
         on_gpu=device.type != "cpu",
         queue_bytes=queue_places(frame_bytes) * frame_bytes + _spool_bytes(frame_bytes),

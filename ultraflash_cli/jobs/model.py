@@ -95,7 +95,7 @@ class Models:
             self._shelf(prepared.job.store),
             profile_of(prepared),
         )
-        shelf.require(profile.at_scale(prepared.plan.scale), needed_parts(profile, refines=True, encodes=True))
+        shelf.require(profile.at_scale(prepared.plan.scale), upscaling_parts(profile))
         return device, profile, plan_upscale(prepared, profile, device, shelf)
 
     def plan_generator(self, prepared: PreparedGeneration) -> "tuple[torch.device, Profile, MemoryPlan]":
@@ -104,9 +104,14 @@ class Models:
 
         job = prepared.job
         device, shelf, profile = choose_device(job.device), self._shelf(job.store), generating_profile_of(prepared)
-        kind = ("long_generator", "long_lora") if prepared.long else ("generator",)
-        parts = needed_parts(profile, refines=prepared.scale > 1, encodes=prepared.clip is not None)
-        shelf.require(profile.at_scale(max(2, prepared.scale)), [*kind, *parts])
+        parts = generating_parts(
+            profile,
+            long=prepared.long,
+            refines=prepared.scale > 1,
+            low_frames=prepared.low_spec is not None,
+            goes_on=prepared.clip is not None,
+        )
+        shelf.require(profile.at_scale(max(2, prepared.scale)), parts)
         return device, profile, plan_generation(prepared, profile, device, shelf)
 
     def upscaler(self, prepared: Prepared) -> Built:
@@ -127,7 +132,7 @@ class Models:
         torch.set_num_threads(prepared.threads)
         warnings = [*memory.warnings]
         context = None
-        if profile.sr_dit is not None and profile.sr_dit.text_len:
+        if profile.refines_by_words:
             prompt = profile.default_prompt if job.prompt is None else job.prompt
             context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
         timer = _Timer()
@@ -166,8 +171,12 @@ class Models:
         import torch
 
         from ultraflash_cli.engine.cache_policy import RefreshGate
-        from ultraflash_cli.engine.stages.decoder import Decoder
-        from ultraflash_cli.jobs.assemble import build_text_to_video, precision_name, stage_precisions
+        from ultraflash_cli.jobs.assemble import (
+            build_text_to_video,
+            precision_name,
+            stage_precisions,
+            take_base_decoder,
+        )
 
         job, rules = prepared.job, prepared.cache_management
         shelf = self._shelf(job.store)
@@ -192,14 +201,20 @@ class Models:
         dtype_of = stage_precisions(profile, job.precision, device)
         video.generator.gate = None
         if rules.refresh is not None:
-            judge = shelf.take(profile, "decoder", profile.decoder, device=device, dtype=dtype_of("decoder"))
-            assert isinstance(judge, Decoder)
+            judge = take_base_decoder(shelf, profile, device=device, precision=job.precision)
             video.generator.gate = RefreshGate(judge, find_scorer(), rules.refresh)
         encoder = None
         if prepared.clip is not None:
             encoder = shelf.take(profile, "encoder", profile.encoder, device=device, dtype=dtype_of("encoder"))
         return BuiltGeneration(
-            generator=_Drawing(video, context, encoder, prepared.base_size, timer),
+            generator=_Drawing(
+                video,
+                context,
+                encoder,
+                prepared.base_size,
+                timer,
+                shows_low=prepared.low_spec is not None or prepared.scale == 1,
+            ),
             device=str(device),
             precision=precision_name(profile, job.precision, device),
             weights=shelf.hashes,
@@ -255,7 +270,7 @@ def profile_of(prepared: Prepared) -> "Profile":
 
     job = prepared.job
     profile = chosen_coders(find_profile(prepared.model), encoder=job.encoder, decoder=job.decoder)
-    if job.prompt is not None and (profile.sr_dit is None or not profile.sr_dit.text_len):
+    if job.prompt is not None and not profile.refines_by_words:
         raise UsageError(f"the model {profile.name} takes no words; leave --prompt out")
     return profile
 
@@ -271,16 +286,33 @@ def generating_profile_of(prepared: PreparedGeneration) -> "Profile":
     return managed(profile, prepared.cache_management, long=prepared.long, groups=groups)
 
 
-def needed_parts(profile: "Profile", *, refines: bool, encodes: bool) -> list[str]:
-    """List the parts of a profile that a job loads besides a generator."""
+def upscaling_parts(profile: "Profile") -> list[str]:
+    """List the parts of a profile that an upscaling loads."""
+    parts = [_encoder_part(profile), *_refining_parts(profile)]
+    return [*parts, "text_encoder"] if profile.refines_by_words else parts
+
+
+def generating_parts(
+    profile: "Profile", *, long: bool = False, refines: bool, low_frames: bool = False, goes_on: bool = False
+) -> list[str]:
+    """List the parts of a profile that making a clip loads; the arguments are those of the clip."""
+    parts = ["long_generator", "long_lora"] if long else ["generator"]
+    parts += ["text_encoder"] if profile.text_encoder is not None else []
+    parts += [_encoder_part(profile)] if goes_on else []
+    parts += _refining_parts(profile) if refines else []
+    if low_frames or not refines or profile.decoder.skip is not None:
+        parts.append(profile.base_decoder_part)
+    return list(dict.fromkeys(parts))
+
+
+def _refining_parts(profile: "Profile") -> list[str]:
+    return ["upsampler", "decoder"] if profile.sr_dit is None else ["upsampler", "sr_dit", "decoder"]
+
+
+def _encoder_part(profile: "Profile") -> str:
     from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 
-    parts = ["decoder"]
-    if encodes:
-        parts.append("wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder")
-    if refines:
-        parts += ["upsampler", "sr_dit"] if profile.sr_dit is not None else ["upsampler"]
-    return parts if profile.text_encoder is None else [*parts, "text_encoder"]
+    return "wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder"
 
 
 def plan_upscale(prepared: Prepared, profile: "Profile", device: "torch.device", shelf: "Shelf") -> "MemoryPlan":
@@ -441,12 +473,15 @@ class _Drawing:
         encoder: "nn.Module | None",
         base_size: tuple[int, int],
         timer: _Timer,
+        *,
+        shows_low: bool,
     ) -> None:
         self._video = video
         self._context = context
         self._encoder = encoder
         self._base_size = base_size
         self._timer = timer
+        self._shows_low = shows_low
 
     @property
     def group_frames(self) -> tuple[int, ...]:
@@ -464,7 +499,7 @@ class _Drawing:
     def step(self, state: "TextToVideoState") -> "tuple[TextToVideoState, list[Picture], list[Picture]]":
         state, group = self._video.step(state)
         with self._timer.time("finish"):
-            low = _pictures(group.low_frames_bcthw)
+            low = _pictures(group.low_frames_bcthw) if self._shows_low else []
             if group.frames_bcthw is None:
                 return state, low, []
             return state, _pictures(group.frames_bcthw), low

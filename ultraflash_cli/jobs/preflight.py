@@ -44,8 +44,8 @@ __all__ = [
 ]
 
 MODELS = ("auto", "lite", "ultraflash")
-"""What `--model` takes; the trial model is not shown."""
-_TRIAL_MODEL = "tiny-random"
+"""What `--model` takes; the trial models are not shown."""
+_TRIAL_MODELS = ("tiny-random", "tiny-lite")
 ENCODERS = ("auto", "tiny", "wan-vae")
 _PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
 DECODERS = ("auto", "tiny", "ultra")
@@ -176,7 +176,7 @@ class Prepared:
 
 def check_model(model: str) -> None:
     """Raise ConfigError for a model that there is not."""
-    if model not in (*MODELS, _TRIAL_MODEL):
+    if model not in (*MODELS, *_TRIAL_MODELS):
         raise ConfigError(f"--model is one of {', '.join(MODELS)}, got {model!r}")
 
 

@@ -1,4 +1,4 @@
-"""Prompts to embeddings, each computed once and kept on disk."""
+"""Prompts to embeddings: those of the large text encoder are computed once and kept on disk."""
 
 import hashlib
 import os
@@ -44,14 +44,13 @@ def embed_prompts(
     ``keep_encoder``. ``warn`` hears of prompts that were cut. Raises UsageError for a prompt that is empty once
     cleaned, WeightsError.
     """
-    from ultraflash_cli.engine.stages.text_encoder import clean_prompt
     from ultraflash_cli.jobs.assemble import stage_precisions
 
     dtype = stage_precisions(profile, precision, device)("text_encoder")
-    cleaned = [clean_prompt(prompt) for prompt in prompts]
+    cleaned = [_cleaned(profile, prompt) for prompt in prompts]
     if "" in cleaned:
         raise UsageError("the prompt is empty; say what the video should show")
-    folder = None if profile.random_seed is not None else _folder(shelf, profile)
+    folder = _folder(shelf, profile) if _is_kept(profile) else None
     known = {prompt: kept for prompt in cleaned if (kept := _read(folder, prompt, dtype)) is not None}
     missing = [prompt for prompt in dict.fromkeys(cleaned) if prompt not in known]
     if missing:
@@ -67,16 +66,31 @@ def embed_prompts(
 
 def is_embedded(shelf: "Shelf", profile: "Profile", prompt: str, *, precision: str, device: "torch.device") -> bool:
     """Tell whether a prompt needs no text encoder: its embedding is on disk, or the model takes no words."""
-    from ultraflash_cli.engine.stages.text_encoder import clean_prompt
     from ultraflash_cli.jobs.assemble import stage_precisions
 
     if profile.text_encoder is None:
         return True
-    if profile.random_seed is not None:
+    if not _is_kept(profile):
         return False
     dtype = stage_precisions(profile, precision, device)("text_encoder")
     folder = _folder(shelf, profile)
-    return folder is not None and _path(folder, clean_prompt(prompt), dtype).is_file()
+    return folder is not None and _path(folder, _cleaned(profile, prompt), dtype).is_file()
+
+
+def _is_kept(profile: "Profile") -> bool:
+    """Tell whether embeddings are worth a file: those of random weights and of the small encoder are not."""
+    from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
+
+    return profile.random_seed is None and isinstance(profile.text_encoder, TextEncoderConfig)
+
+
+def _cleaned(profile: "Profile", prompt: str) -> str:
+    from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
+    from ultraflash_cli.engine.stages.text_encoder import clean_prompt
+
+    if isinstance(profile.text_encoder, PromptEncoderConfig):
+        return " ".join(prompt.split())  # it reads words and nothing else; no package is needed for them
+    return clean_prompt(prompt)
 
 
 def _compute(
@@ -88,20 +102,25 @@ def _compute(
     *,
     keep: bool,
 ) -> dict[str, _Embedding]:
+    from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, WordTokenizer
     from ultraflash_cli.engine.stages.text_encoder import ByteTokenizer, TextEncoder, encode_prompts, load_tokenizer
     from ultraflash_cli.jobs.assemble import TOKENIZER
 
     config = profile.text_encoder
     assert config is not None, "a model that takes prompts has a text encoder"
-    random = profile.random_seed is not None
-    tokenizer = ByteTokenizer() if random else load_tokenizer(shelf.folder(TOKENIZER))
     encoder = shelf.take(profile, "text_encoder", config, device=device, dtype=dtype)
-    assert isinstance(encoder, TextEncoder)
     computed: dict[str, _Embedding] = {}
+    if isinstance(encoder, PromptEncoder):
+        tokenizer = WordTokenizer(encoder.config.vocab)
+        encode: Callable[[str], Tensor] = lambda prompt: encoder.encode((prompt,))  # noqa: E731
+    else:
+        assert isinstance(encoder, TextEncoder)
+        random = profile.random_seed is not None
+        tokenizer = ByteTokenizer() if random else load_tokenizer(shelf.folder(TOKENIZER))
+        encode = lambda prompt: encode_prompts(encoder, tokenizer, [prompt])  # noqa: E731
     for prompt in prompts:
         tokens = len(tokenizer(prompt))
-        padded = encode_prompts(encoder, tokenizer, [prompt])
-        computed[prompt] = _Embedding(padded[:, : min(tokens, config.text_len)].cpu(), tokens)
+        computed[prompt] = _Embedding(encode(prompt)[:, : min(tokens, config.text_len)].cpu(), tokens)
     if not keep:
         shelf.drop(encoder)
     return computed

@@ -18,6 +18,10 @@ from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, read_man
 __all__ = ["ExportJob", "export", "networks_of"]
 
 
+_ARCHITECTURES = {"text_encoder": "prompt_encoder", "low_decoder": "decoder"}
+"""What is in the file of a network that is not named after its architecture."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
     """What to export, and where to."""
@@ -61,7 +65,7 @@ def export(job: ExportJob) -> list[WeightEntry]:
         entries.append(
             WeightEntry(
                 name=f"{model}/{name}",
-                architecture=name.split("_x")[0],
+                architecture=_ARCHITECTURES.get(name, name.split("_x")[0]),
                 file=f"{model}/{name}.safetensors",
                 sha256=hashlib.sha256(content).hexdigest(),
                 bytes=len(content),

@@ -79,8 +79,8 @@ def dense(config: SrDitConfig) -> SrDitConfig:
 class CascadeRoles(nn.Module):
     """Some of a profile's networks as roles, and the steps of the cascade over whole clips, differentiable.
 
-    ``parts`` are the roles to build, of encoder, upsamplers, decoder, sr_dit, generator and text_encoder. Nothing
-    requires gradients before ``learn``.
+    ``parts`` are the roles to build, of encoder, upsamplers, decoder, low_decoder, sr_dit, generator and text_encoder.
+    Nothing requires gradients before ``learn``.
     """
 
     def __init__(
@@ -95,6 +95,9 @@ class CascadeRoles(nn.Module):
             self.upsamplers = nn.ModuleDict({str(s): LatentUpsampler(profile.at_scale(s).upsampler) for s in scales})
         if "decoder" in parts:
             self.decoder = Decoder(profile.decoder)
+        if "low_decoder" in parts:
+            assert profile.low_decoder is not None, f"{profile.name} has no low-resolution decoder"
+            self.low_decoder = Decoder(profile.low_decoder)
         if "sr_dit" in parts:
             assert profile.sr_dit is not None, f"{profile.name} has no SR transformer"
             self.sr_dit = SrDit(profile.sr_dit)
