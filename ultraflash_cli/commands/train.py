@@ -120,13 +120,13 @@ def encode_drawn_scenes(
     """Draw scenes and keep what the encoder makes of them, for the recipes that teach a generator."""
     import torch
 
-    from ultraflash_cli.engine.profiles import LITE_BASE
+    from ultraflash_cli.engine.profiles import LITE
     from ultraflash_cli.jobs.host import keep_freed_memory, usable_cores
     from ultraflash_cli.train.latents import EncodeScenesJob, encode_scenes
     from ultraflash_cli.train.roles import TOY
     from ultraflash_cli.weights.load import read_tensors
 
-    profile = TOY if toy else LITE_BASE
+    profile = TOY if toy else LITE
     job = EncodeScenesJob(
         out=out,
         weights=read_tensors(start_from),

@@ -139,6 +139,33 @@ class Profile:
         return replace(self, upsampler=replace(self.upsampler, scale=scale), decoder=decoder)
 
 
+_LITE_LOW_DECODER = DecoderConfig(
+    stages=(
+        DecoderStage(width=64, blocks=2, upsample=False, time_growth=2),
+        DecoderStage(width=64, blocks=1, upsample=False, time_growth=2),
+        DecoderStage(width=64, blocks=1, upsample=False),
+    ),
+    out_width=64,
+    last_shuffle=8,
+    memory_init="replicate",
+    negative_slope=0.1,
+)
+_LITE_WORDS = PromptEncoderConfig(words=SCENE_WORDS, dim=96, heads=4, layers=2, text_len=32)
+_LITE_GENERATOR = GeneratorConfig(
+    dim=192,
+    num_heads=4,
+    num_layers=6,
+    ffn_dim=768,
+    freq_dim=64,
+    text_dim=_LITE_WORDS.dim,
+    text_len=_LITE_WORDS.text_len,
+    patch=(1, 4, 8),
+    prediction="clean",
+    pool_text=True,
+    shift=0.7,
+    window=6,
+    slide=True,
+)
 LITE = Profile(
     name="lite",
     encoder=EncoderConfig(width=64, blocks=1, patch=8, strides=(1, 1, 1), memory_init="replicate", negative_slope=0.1),
@@ -168,6 +195,9 @@ LITE = Profile(
         negative_slope=0.1,
         skip=SkipConfig(width=48, blocks=4, latent_features=16, scales=(2, 3)),
     ),
+    low_decoder=_LITE_LOW_DECODER,
+    generator=_LITE_GENERATOR,
+    text_encoder=_LITE_WORDS,
     group_latents=2,
     notice="lite draws simple scenes; for real ones run `ultraflash weights pull ultraflash`, on a GPU",
     weights=(
@@ -175,38 +205,12 @@ LITE = Profile(
         ("upsampler", "lite/upsampler_x{scale}"),
         ("sr_dit", "lite/sr_dit"),
         ("decoder", "lite/decoder"),
+        ("low_decoder", "lite/low_decoder"),
+        ("generator", "lite/generator"),
+        ("text_encoder", "lite/text_encoder"),
     ),
 )
 """The built-in model."""
-
-LITE_LOW_DECODER = DecoderConfig(
-    stages=(
-        DecoderStage(width=64, blocks=2, upsample=False, time_growth=2),
-        DecoderStage(width=64, blocks=1, upsample=False, time_growth=2),
-        DecoderStage(width=64, blocks=1, upsample=False),
-    ),
-    out_width=64,
-    last_shuffle=8,
-    memory_init="replicate",
-    negative_slope=0.1,
-)
-LITE_WORDS = PromptEncoderConfig(words=SCENE_WORDS, dim=96, heads=4, layers=2, text_len=32)
-LITE_GENERATOR = GeneratorConfig(
-    dim=192,
-    num_heads=4,
-    num_layers=6,
-    ffn_dim=768,
-    freq_dim=64,
-    text_dim=LITE_WORDS.dim,
-    text_len=LITE_WORDS.text_len,
-    patch=(1, 4, 8),
-    prediction="clean",
-    pool_text=True,
-    shift=0.7,
-    window=6,
-    slide=True,
-)
-LITE_BASE = replace(LITE, name="lite-base", decoder=LITE_LOW_DECODER, sr_dit=None, generator=LITE_GENERATOR)
 
 _GENERATOR = GeneratorConfig()
 

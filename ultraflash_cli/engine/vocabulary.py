@@ -2,8 +2,7 @@
 
 __all__ = ["SCENE_WORDS"]
 
-SCENE_WORDS = tuple(
-    """
+_WORDS = """
     a above across afternoon air an and animation ascend ascending ascends at ball balloon balloons balls big bird
     birds black blue boat boats bounce bounces bouncing buildings by calm car cars city clear climb climbing
     climbs clouds cloudy country crimson cruise cruises cruising dawn day daybreak daylight drift drifting drifts
@@ -16,6 +15,7 @@ SCENE_WORDS = tuple(
     seagull seagulls ship ships single sky skyline skyscrapers snow snowfall snows snowy soar soaring soars speed
     speeding speeds stars sun sundown sunny sunrise sunset tall that the there three through to towards town toy
     twilight two under up upward upwards video violet water waves weather while white winter with yellow
-    """.split()
-)
+"""
+
+SCENE_WORDS = tuple(_WORDS.split())
 """Lower case, in the order of the prompt encoder's table."""

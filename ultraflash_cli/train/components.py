@@ -61,11 +61,11 @@ class _Level:
 
 @torch.no_grad()
 def start_from_components(roles: CascadeRoles, clips_bcthw: Tensor) -> None:
-    """Write the components of ``clips`` (T a multiple of 4) into the roles' encoder and decoder.
+    """Write the components of ``clips`` (T a multiple of 4) into the roles' encoder and low-resolution decoder.
 
     Raises ConfigError for networks that shrink and grow anywhere but in their unshuffle and shuffle.
     """
-    config, out = roles.encoder.config, roles.decoder.config
+    config, out = roles.encoder.config, roles.low_decoder.config
     if config.strides != (1, 1, 1) or config.time_pools != (2, 2, 1) or out.last_shuffle != config.patch:
         raise ConfigError("components start an encoder and a decoder that keep one size between unshuffle and shuffle")
     if {stage.width for stage in out.stages} | {out.out_width} != {config.width}:
@@ -80,7 +80,7 @@ def start_from_components(roles: CascadeRoles, clips_bcthw: Tensor) -> None:
     four = _Level.of(four_values.flatten(0, 3), inner)
     last = _Level.of(four.apply(four_values).flatten(0, 3), config.latent_channels, white=True)
     _write_encoder(roles.encoder.encoder, (one, two, four, last), inner)
-    _write_decoder(roles.decoder.decoder, (one, two, four, last), inner)
+    _write_decoder(roles.low_decoder.decoder, (one, two, four, last), inner)
 
 
 def _pairs(x_bthwn: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def _write_encoder(layers: nn.Sequential, levels: tuple[_Level, ...], inner: int
 def _write_decoder(layers: nn.Sequential, levels: tuple[_Level, ...], inner: int) -> None:
     one, two, four, last = levels
     first, end = cast("nn.Conv2d", layers[1]), cast("nn.Conv2d", layers[-2])
-    latents = len(last.mean.new_zeros(last.basis.shape[0]))
+    latents = last.basis.shape[0]
     _write(first, SPAN * torch.eye(latents), torch.full((latents,), 4 * SPAN))
     _constant(first, inner)
     # From the first layer's channels back to what two frames have in their channels, pair by pair.

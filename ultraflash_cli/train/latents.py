@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE_BASE, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
 from ultraflash_cli.errors import InputError, UsageError
-from ultraflash_cli.train.roles import TOY_WORDS, CascadeRoles
+from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.scenes import Renderer, caption, random_scene
 from ultraflash_cli.video.partial import output_errors, partial_file
 
@@ -69,13 +69,13 @@ class EncodeScenesJob:
     """Number of the first one, a multiple of ``shard``."""
     latents: int = 6
     """Latent frames of each."""
-    size: tuple[int, int] = LITE_BASE.base_size
+    size: tuple[int, int] = LITE.base_size
     """Height and width in pixels."""
     seed: int = 1
     """Whose scenes."""
     shard: int = 50
     """Scenes in a file."""
-    profile: Profile = LITE_BASE
+    profile: Profile = LITE
     """Whose encoder."""
 
     def __post_init__(self) -> None:
@@ -89,8 +89,8 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
 
     Raises WeightsError for weights without the profile's encoder, InputError where the folder holds other latents.
     """
-    roles = CascadeRoles(job.profile, ("encoder",), words=TOY_WORDS)
-    roles.load(job.weights, hint="the average of a run of `decoder`")
+    roles = CascadeRoles(job.profile, ("encoder",))
+    roles.load(job.weights, hint="the average of a run of `autoencoder` or `decoder`")
     made_by = _encoder_hash(roles)
     with output_errors(job.out):
         job.out.mkdir(parents=True, exist_ok=True)

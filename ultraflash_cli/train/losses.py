@@ -13,6 +13,7 @@ __all__ = [
     "information_loss",
     "luma",
     "picture_terms",
+    "spread_term",
     "temporal_loss",
     "to_ycbcr",
 ]
@@ -51,6 +52,13 @@ def picture_terms(out_bcthw: Tensor, target_bcthw: Tensor, weights: PictureTerms
     if weights.detail:
         terms["detail"] = detail_loss(*planes) * weights.detail
     return terms
+
+
+def spread_term(latents_bcthw: Tensor) -> Tensor:
+    """Return how far the channels of latents are from mean 0 and standard deviation 1."""
+    wide = latents_bcthw.float()
+    mean, deviation = wide.mean((0, 2, 3, 4)), (wide.var((0, 2, 3, 4)) + 1e-4).sqrt()
+    return (mean.square() + (deviation - 1).square()).mean()
 
 
 def to_ycbcr(rgb_bcthw: Tensor) -> Tensor:

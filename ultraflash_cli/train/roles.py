@@ -84,7 +84,12 @@ class CascadeRoles(nn.Module):
     """
 
     def __init__(
-        self, profile: Profile, parts: tuple[str, ...], *, scales: tuple[int, ...] = (2,), words: PromptEncoderConfig
+        self,
+        profile: Profile,
+        parts: tuple[str, ...],
+        *,
+        scales: tuple[int, ...] = (2,),
+        words: PromptEncoderConfig | None = None,
     ) -> None:
         super().__init__()
         self.profile = profile
@@ -105,6 +110,7 @@ class CascadeRoles(nn.Module):
             assert profile.generator is not None, f"{profile.name} has no generator"
             self.generator = Generator(profile.generator)
         if "text_encoder" in parts:
+            assert words is not None, "a prompt encoder has a size"
             self.text_encoder = PromptEncoder(words)
         to_channels_last(self)
         self.requires_grad_(False)
@@ -153,6 +159,11 @@ class CascadeRoles(nn.Module):
         if self.decoder.skip is None:
             return self.decoder.decode(latents_bcthw, None, None)[0]
         return self.decoder.decode(latents_bcthw, low_bcthw, None, scale=scale)[0]
+
+    def decode_base(self, latents_bcthw: Tensor) -> Tensor:
+        """Return frames of low-resolution latents, by the decoder that makes the base size."""
+        decoder = self.low_decoder if self.profile.low_decoder is not None else self.decoder
+        return decoder.decode(latents_bcthw, None, None)[0]
 
     def context(self, captions: tuple[str, ...], keep: Tensor | None = None) -> Tensor:
         """Return the embeddings of captions; where ``keep [B]`` is false, those of no words (zeros)."""

@@ -35,6 +35,7 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
+        Recipe(name="autoencoder", summary="Train the built-in model's encoder and the decoder of its base size."),
         Recipe(name="pixels", summary="Train encoder, latent upsamplers and decoder together, by regression."),
         Recipe(name="sr_dit", summary="Train the SR transformer by one-step regression, through the decoder."),
         Recipe(name="decoder", summary="Train the decoder by regression onto pixels; a fresh encoder learns along."),

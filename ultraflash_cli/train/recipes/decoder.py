@@ -4,19 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
-from ultraflash_cli.engine.profiles import LITE_BASE, Profile
-from ultraflash_cli.train.components import start_from_components
-from ultraflash_cli.train.data import Material, PairConfig, PairDataset, pair_batch
-from ultraflash_cli.train.degradation import DegradationConfig
-from ultraflash_cli.train.flows import normal, uniform
+from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.train.data import Material, PairConfig, pair_batch
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
-from ultraflash_cli.train.losses import PictureTerms, picture_terms
+from ultraflash_cli.train.losses import PictureTerms, picture_terms, spread_term
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
@@ -24,9 +21,6 @@ __all__ = ["NETWORKS", "DecoderRecipeConfig", "configure", "is_kernel", "learner
 
 NETWORKS = ("encoder", "decoder")
 """What an export writes."""
-
-START_SEED = 7
-"""Seed of the clips whose blocks a fresh autoencoder starts from."""
 
 LATENT_GAIN = 4.0
 """A fresh latent space starts as colours around grey times this, which makes their variance about 1."""
@@ -37,7 +31,7 @@ class DecoderRecipeConfig:
     """What is learned from, how it is weighed, and what the loop needs."""
 
     loop: LoopConfig
-    profile: Profile = LITE_BASE
+    profile: Profile = LITE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are drawn."""
@@ -45,25 +39,17 @@ class DecoderRecipeConfig:
     """How often each scale is trained; it matters to a skip path, and to the size of the clips."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(information=0.01, detail=0.02))
     """Weights of the loss terms; the structural ones stand for a perceptual term."""
-    start: Literal["colours", "components"] = "colours"
-    """What a fresh autoencoder is before it learns: one of coarse colours, or the principal components of blocks."""
     spread: float = 0.001
     """Weight of what keeps an encoder's latents at mean 0 and variance 1 while it learns, too."""
-    latent_noise: float = 0.0
-    """Largest share of noise that the decoder has to put up with: what a generator draws is never quite clean."""
 
 
 def loss(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the terms of D(E(x)) against x, and the latents' spread where the encoder learns."""
     low, high, scale = batch
     latents = roles.encode(high)
-    share = uniform(len(latents), 0, config.latent_noise, rng).to(latents).view(-1, 1, 1, 1, 1)
-    seen = latents + share * normal(latents, rng) if config.latent_noise else latents
-    terms = picture_terms(roles.decode(seen, low, scale), high, config.terms)
+    terms = picture_terms(roles.decode(latents, low, scale), high, config.terms)
     if latents.requires_grad:
-        wide = latents.float()
-        mean, deviation = wide.mean((0, 2, 3, 4)), (wide.var((0, 2, 3, 4)) + 1e-4).sqrt()
-        terms["spread"] = config.spread * (mean.square() + (deviation - 1).square()).mean()
+        terms["spread"] = config.spread * spread_term(latents)
     return terms
 
 
@@ -80,15 +66,8 @@ def is_kernel(name: str) -> bool:
 def configure(*, steps: int, seed: int, toy: bool = False) -> DecoderRecipeConfig:
     """Return the settings for the built-in model, or for a toy."""
     if not toy:
-        shares = (("clip", 0.3), ("photo", 0.25), ("graphic", 0.04), ("screen", 0.06), ("scene", 0.35))
-        return DecoderRecipeConfig(
-            loop=LoopConfig(steps=steps, seed=seed, rate=4e-4, kernel_rate=0.0015, warmup=30, average=0.995, batch=4, save_every=50, log_every=25),
-            profile=LITE_BASE,
-            pairs=PairConfig(frames=8, crop_px=72, shares=shares, degradation=DegradationConfig(clean_share=1.0)),
-            scale_odds=((2, 1.0),),
-            start="components",
-            latent_noise=0.04,
-        )
+        loop = LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998)
+        return DecoderRecipeConfig(loop=loop, pairs=PairConfig(frames=8))
     return DecoderRecipeConfig(
         loop=LoopConfig(
             steps=steps, seed=seed, rate=1e-3, kernel_rate=0.004, warmup=10, average=0.95, save_every=50, log_every=10
@@ -109,15 +88,10 @@ def start(config: DecoderRecipeConfig, materials: list[Material], weights: dict[
         torch.manual_seed(config.loop.seed)
         scales = tuple(scale for scale, _ in config.scale_odds)
         roles = CascadeRoles(config.profile, NETWORKS, scales=scales, words=TOY_WORDS)
-    has_encoder = any(name.startswith("encoder.") for name in weights or ())
-    if config.start == "components" and not has_encoder:
-        clips = PairDataset(materials, config.pairs, seed=START_SEED, scale_of=dict(config.scale_odds))
-        start_from_components(roles, torch.cat([clips.batch(number, 8)[1] for number in range(12)]))
-    elif config.start == "colours":
-        _carry_colours(roles)
+    _carry_colours(roles)
     roles.load(weights, fresh=NETWORKS, hint="a run with an encoder")
     roles.learn("decoder")
-    if not has_encoder:
+    if not any(name.startswith("encoder.") for name in weights or ()):
         roles.learn("encoder")
     return roles
 
@@ -134,8 +108,7 @@ def _carry_colours(roles: CascadeRoles) -> None:
         for layer in convolutions:
             first, last = layer is convolutions[0], layer is convolutions[-1]
             cells = roles.encoder.config.patch**2 if first and path is roles.encoder.encoder else 1
-            shuffled = roles.decoder.config.last_shuffle**2 if last and path is roles.decoder.decoder else 1
-            _pass_on(layer, cells, shuffled)
+            _pass_on(layer, cells)
             if path is roles.encoder.encoder and last:
                 _scale(layer, LATENT_GAIN, -0.5 * LATENT_GAIN)
             if path is roles.decoder.decoder and first:
@@ -148,10 +121,10 @@ def _carry_colours(roles: CascadeRoles) -> None:
                 cast("Tensor", quiet.bias)[:3] = 0
 
 
-def _pass_on(layer: nn.Conv2d, cells: int, shuffled: int) -> None:
+def _pass_on(layer: nn.Conv2d, cells: int) -> None:
     """Make the first three channels of every frame go through; ``cells`` inputs of each are averaged.
 
-    ``shuffled`` outputs of each are the same. Where a layer joins frames, their mean goes on; where it makes several, each gets the same.
+    Where a layer joins frames, their mean goes on; where it makes several, each gets the same.
     """
     kernel, middle = layer.weight, layer.kernel_size[0] // 2
     outs, ins = kernel.shape[:2]
@@ -160,14 +133,13 @@ def _pass_on(layer: nn.Conv2d, cells: int, shuffled: int) -> None:
         joined, made = 1, outs // ins
     for frame in range(made):
         start = frame * (outs // made)
-        kernel[start : start + 3 * shuffled] = 0
+        kernel[start : start + 3] = 0
         for colour in range(3):
-            to = slice(start + colour * shuffled, start + (colour + 1) * shuffled)
             for source in range(joined):
                 at = source * (ins // joined) + colour * cells
-                kernel[to, at : at + cells, middle, middle] = 1 / (joined * cells)
+                kernel[start + colour, at : at + cells, middle, middle] = 1 / (joined * cells)
     if layer.bias is not None:
-        layer.bias[: 3 * shuffled] = 0
+        layer.bias[:3] = 0
 
 
 def _scale(layer: nn.Conv2d, gain: float, shift: float) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE_BASE, LITE_WORDS, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.stages.generator import GeneratorInputs
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.errors import ConfigError
@@ -38,6 +38,7 @@ __all__ = [
 
 NETWORKS = ("generator", "text_encoder")
 """What an export writes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipLength:
@@ -71,7 +72,7 @@ class GeneratorRecipeConfig:
     shift: float = 5.0
     """How much the noise levels lean to the noisy side."""
     weight_below: float = 0.0
-    """Noise level below which errors count less: like those of clean latents, which a flow would divide by the level."""
+    """Noise level below which errors count less: as errors of clean latents, which a flow divides by the level."""
     text_drop: float = 0.1
     """How often a clip's words are dropped."""
     clean_share: float = 0.5
@@ -160,8 +161,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         loop = LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10)
         lengths = (ClipLength(latents=4),)
         return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, lengths=lengths)
-    profile = LITE_BASE
-    assert profile.generator is not None, "the built-in model draws"
+    assert isinstance(LITE.text_encoder, PromptEncoderConfig), "the built-in model has words of its own"
     lengths = (
         ClipLength(latents=1, clips=3, odds=(0.8, 0.2)),
         ClipLength(latents=3, odds=(0.15, 0.4)),
@@ -171,8 +171,8 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         loop=LoopConfig(
             steps=steps, seed=seed, rate=1e-3, kernel_rate=0.006, warmup=100, average=0.998, batch=4, save_every=100
         ),
-        profile=profile,
-        words=LITE_WORDS,
+        profile=LITE,
+        words=LITE.text_encoder,
         lengths=lengths,
         shift=1.0,
         weight_below=0.4,
@@ -186,9 +186,9 @@ def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dic
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
-        parts = ("encoder", "decoder", *NETWORKS) if config.profile.decoder.skip is None else ("encoder", *NETWORKS)
+        parts = ("encoder", config.profile.base_decoder_part, *NETWORKS)
         roles = CascadeRoles(config.profile, parts, words=config.words)
-    roles.load(weights, fresh=NETWORKS, hint="the average of a run of `decoder` or `pixels`")
+    roles.load(weights, fresh=NETWORKS, hint="the average of a run of `autoencoder` or `decoder`")
     roles.learn(*NETWORKS)
     return roles
 
@@ -199,10 +199,7 @@ def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Ba
 
 
 def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show what the generator draws for captions beside the scenes; latents' first channels where nothing decodes."""
+    """Show what the generator draws for captions beside the scenes."""
     shown, captions = batch
     clean = encoded(roles, shown)
-    drawn = roll_out(roles, captions, clean.shape, rng)
-    if config.profile.decoder.skip is None:
-        return sheet(*(roles.decode(latents, shown, 1) for latents in (drawn, clean)))
-    return sheet(*(0.5 + latents[:, :3] / 6 for latents in (drawn, clean)))
+    return sheet(*(roles.decode_base(latents) for latents in (roll_out(roles, captions, clean.shape, rng), clean)))
