@@ -1,4 +1,4 @@
-"""Recipe ``pixels``: encoder, latent upsamplers and decoder together, by regression onto the high-resolution clip."""
+"""Recipe ``pixels``: latent upsamplers and decoder together, by regression onto the high-resolution clip."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 NETWORKS = ("encoder", "upsamplers", "decoder")
-"""What the recipe trains, by the names of its roles."""
+"""What an export writes: what the recipe trains, and the encoder that goes with it."""
 
 WHITENING_FLOOR = 3e-5
 """Variance below which an axis of the patches counts as noise."""
@@ -162,19 +162,24 @@ def toy_sized(config: PixelsConfig) -> PixelsConfig:
 
 
 def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> PixelRoles:
-    """Return the networks before the first step: those of ``weights``, or fresh ones with a whitened skip path.
+    """Return the networks before the first step: those of ``weights``, fresh ones with a whitened skip path.
 
-    Raises WeightsError where ``weights`` are not those of this recipe.
+    An encoder in ``weights`` stays as it is, for a generator may draw its latents; without one it learns along. Raises
+    WeightsError where ``weights`` are not those of this recipe or of ``autoencoder``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         roles = PixelRoles()
-    if weights is not None:
-        load_roles(roles, weights)
-        return roles
-    pairs = PairConfig(shares=(("clip", 0.5), ("photo", 0.5)), crop_px=96)
-    dataset = PairDataset(materials, pairs, seed=WHITENING_SEED, scale_of={2: 1.0})
-    roles.whiten(torch.cat([dataset.batch(number, 4)[0] for number in range(6)]))
+    has_encoder = any(name.startswith("encoder.") for name in weights or ())
+    if any(name.startswith("decoder.") for name in weights or ()):
+        load_roles(roles, weights or {})
+    else:
+        pairs = PairConfig(shares=(("clip", 0.5), ("photo", 0.5)), crop_px=96)
+        dataset = PairDataset(materials, pairs, seed=WHITENING_SEED, scale_of={2: 1.0})
+        roles.whiten(torch.cat([dataset.batch(number, 4)[0] for number in range(6)]))
+        own = {name: value for name, value in (weights or {}).items() if name.startswith("encoder.")}
+        load_roles(roles, roles.state_dict() | own)
+    roles.encoder.requires_grad_(not has_encoder)
     return roles
 
 
