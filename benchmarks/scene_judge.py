@@ -35,6 +35,7 @@ __all__ = [
     "WEIGHTS",
     "JudgeRecipe",
     "SceneJudge",
+    "about_judge",
     "accuracy",
     "drawn_clip",
     "labels_of",
@@ -315,6 +316,12 @@ def load_judge(path: Path = WEIGHTS) -> SceneJudge:
     counts = {name: value for name, value in judge.state_dict().items() if not value.is_floating_point()}
     judge.load_state_dict(state | counts)
     return judge.eval()
+
+
+def about_judge(path: Path = WEIGHTS) -> dict[str, Any]:
+    """Return what `save_judge` wrote about a judge."""
+    with safe_open(path, "pt") as file:
+        return {name: json.loads(value) for name, value in sorted(file.metadata().items())}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
