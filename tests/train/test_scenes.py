@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -154,11 +154,12 @@ def test_no_word_of_one_time_place_kind_or_colour_is_used_for_another() -> None:
 
 
 def test_one_and_many_are_told_apart() -> None:
-    three = replace(EMPTY, thing=Thing(kind="bird", colour="orange", motion="left", count=3))
+    birds = Thing(kind="bird", colour="orange", motion="left", count=3)
+    three = replace(EMPTY, thing=birds)
     said = [words_of(three, wording) for wording in range(100)]
     assert share(said, "three") == share(said, "birds", "seagulls") == 1
     assert share(said, "bird", "seagull", "flies") == 0
-    said = [words_of(replace(three, thing=replace(three.thing, count=1)), wording) for wording in range(100)]
+    said = [words_of(replace(three, thing=replace(birds, count=1)), wording) for wording in range(100)]
     assert share(said, "birds", "seagulls", "fly", "two", "three") == 0
     assert any("an orange" in " ".join(each) for each in said)
     assert not any("a orange" in " ".join(each) for each in said)
@@ -205,7 +206,8 @@ def test_a_thing_keeps_its_colour_in_any_light_and_stands_out(kind: Kind, time: 
         assert len(rows) > 0.006 * plain[..., 0].size, f"a {colour} {kind} can be seen"
         near = np.hypot(rows - np.median(rows), columns - np.median(columns)) < 0.06 * SIZE["height_px"]
         seen[colour] = np.median(drawn[rows[near], columns[near]], axis=0)
-    for channel, colour in enumerate(get_args(Literal["red", "green", "blue"])):
+    channels: tuple[Colour, ...] = ("red", "green", "blue")
+    for channel, colour in enumerate(channels):
         assert seen[colour].argmax() == channel
         assert seen[colour].max() > 0.6 * 255 * max(COLOURS[colour])
     assert seen["white"].min() > 150 and seen["black"].max() < 90
