@@ -15,7 +15,7 @@ from tests.bench.toys import CHANNELS, PEAK_BYTES, die, prepare_toy, prepare_toy
 from ultraflash_cli.bench.cases import BenchCase, drifting_frames, parse_size
 from ultraflash_cli.bench.counts import CountingClock, Work, count_flops, counting
 from ultraflash_cli.bench.kernels import OPERATIONS, OTHERS, measure_operation, rows_of
-from ultraflash_cli.bench.limits import Limits, measure_limits
+from ultraflash_cli.bench.limits import Limits
 from ultraflash_cli.bench.report import WallTime, kernel_lines
 from ultraflash_cli.bench.timing import in_fresh_process, measure, stage_times
 from ultraflash_cli.bench.untrained import clip_plan, generator_of, prepare_untrained
@@ -103,7 +103,9 @@ def test_implementations_are_set_beside_each_other_and_beside_the_limits() -> No
     assert fast.speedups == pytest.approx({"reference": 20, "dense": 4, "flex": 1.6})
     assert all(row.speedups == {} for row in slow)
     line = kernel_lines([fast], OTHERS)[0]
-    assert "400.000 TFLOP/s  50% of a product" in line and "4.00 x dense SDPA" in line and "1.60 x FlexAttention" in line
+    assert (
+        "400.000 TFLOP/s  50% of a product" in line and "4.00 x dense SDPA" in line and "1.60 x FlexAttention" in line
+    )
 
 
 def test_every_operation_is_found_and_one_is_measured() -> None:
@@ -128,7 +130,9 @@ def test_a_model_with_random_weights_is_built_from_the_engine_alone() -> None:
     [
         pytest.param({"scale": 1, "seconds": 0.5}, (32, 32), 9, id="base size"),
         pytest.param({"scale": 2, "seconds": 0.7}, (64, 64), 21, id="enlarged"),
-        pytest.param({"scale": 2, "long": True, "frames": 24, "cache_management": "steps=2,kv"}, (64, 64), 24, id="long"),
+        pytest.param(
+            {"scale": 2, "long": True, "frames": 24, "cache_management": "steps=2,kv"}, (64, 64), 24, id="long"
+        ),
     ],
 )
 def test_generation_is_measured_for_every_profile_that_generates(
@@ -195,7 +199,17 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"scale": 4}, {"scale": 1}, {"kind": "generate", "scale": 4}, {"seconds": 0}, {"frames": 0}, {"width_px": 8}, {"height_px": 10_000}], ids=lambda change: str(change)
+    "change",
+    [
+        {"scale": 4},
+        {"scale": 1},
+        {"kind": "generate", "scale": 4},
+        {"seconds": 0},
+        {"frames": 0},
+        {"width_px": 8},
+        {"height_px": 10_000},
+    ],
+    ids=lambda change: str(change),
 )
 def test_a_case_that_cannot_be_measured_is_refused(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError):

@@ -15,7 +15,7 @@ __all__ = ["LateRecorder", "LazyPort", "LoggedLane", "logged_lanes"]
 
 @dataclass
 class LateRecorder:
-    """Records by keeping the work; a replay does it from the buffers and always leaves the results in the same place."""
+    """Records by keeping the work; a replay does it from the buffers and leaves the results in the same place."""
 
     refuses: str = ""
     """Work is refused whose results hold this name."""

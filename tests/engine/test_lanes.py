@@ -20,7 +20,9 @@ def test_drawing_ahead_changes_no_pixel_and_works_in_order() -> None:
     plan = plan_generation(9)
     lanes, log = logged_lanes()
     assert torch.equal(frames_of(run(video(plan, lanes=lanes))), frames_of(run(video(plan))))
-    first, second = (entry for entry in [log[: log.index("caller borrows 3")], log[log.index("caller borrows 3") + 1 :]])
+    first, second = (
+        entry for entry in [log[: log.index("caller borrows 3")], log[log.index("caller borrows 3") + 1 :]]
+    )
     assert first == [
         "draw waits for caller",
         "draw works",

@@ -10,8 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-import ultraflash_kernels.block_sparse_attention
-import ultraflash_kernels.memory_conv
 from ultraflash_cli.engine.clock import StageClock
 
 __all__ = ["CountingClock", "Work", "count_flops", "counting"]

@@ -10,11 +10,9 @@ import ultraflash_kernels
 from ultraflash_cli.bench.limits import Limits
 from ultraflash_kernels._measure import Measured, measure
 
-__all__ = ["KernelTime", "OPERATIONS", "measure_operation", "rows_of"]
+__all__ = ["OPERATIONS", "KernelTime", "measure_operation", "rows_of"]
 
-OPERATIONS = tuple(
-    module.name for module in pkgutil.iter_modules(ultraflash_kernels.__path__) if module.ispkg
-)
+OPERATIONS = tuple(module.name for module in pkgutil.iter_modules(ultraflash_kernels.__path__) if module.ispkg)
 """The names of all operations."""
 
 FAST = ("triton", "scaled_mm")

@@ -151,8 +151,8 @@ class BenchReport:
         limits = self.limits
         convolution = self.flops_per_second / limits.convolution_flops_per_second
         return (
-            f"{self.flops_per_output_pixel / 1000:.1f} kFLOP an output pixel; {self.flops_per_second / 1e9:.0f} GFLOP/s "
-            f"of {limits.product_flops_per_second / 1e9:.0f} in a large product and of "
+            f"{self.flops_per_output_pixel / 1000:.1f} kFLOP an output pixel; {self.flops_per_second / 1e9:.0f} "
+            f"GFLOP/s of {limits.product_flops_per_second / 1e9:.0f} in a large product and of "
             f"{limits.convolution_flops_per_second / 1e9:.0f} in a plain convolution ({convolution:.0%}); "
             f"a large copy moves {limits.copy_bytes_per_second / 1e9:.1f} GB/s"
         )
@@ -176,5 +176,7 @@ def kernel_lines(rows: "Sequence[KernelTime]", names: Mapping[str, str]) -> list
         else:
             rate = f"{row.bytes_per_second / 1e9:8.1f} GB/s    {row.of_copy:4.0%} of a copy"
         times = ", ".join(f"{factor:.2f} x {names.get(rival, rival)}" for rival, factor in row.speedups.items())
-        lines.append(f"{row.name:<52} {row.dtype:<9} {row.impl:<12} {1e3 * row.seconds:9.3f} ms {rate}  {times}".rstrip())
+        lines.append(
+            f"{row.name:<52} {row.dtype:<9} {row.impl:<12} {1e3 * row.seconds:9.3f} ms {rate}  {times}".rstrip()
+        )
     return lines

@@ -145,7 +145,9 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
         load_seconds=loaded_s - started_s,
         first_frame_seconds=first_s - started_s,
         warm_first_frame_seconds=warm_first_s,
-        stages=stage_times(spent, seconds, {name: _scaled(each, frames / counted) for name, each in work.stages.items()}),
+        stages=stage_times(
+            spent, seconds, {name: _scaled(each, frames / counted) for name, each in work.stages.items()}
+        ),
         graphs={name: counts._asdict() for graphs in stream.graphs for name, counts in graphs.counts.items()},
         not_recorded=tuple(text for graphs in stream.graphs for text in graphs.refusals.values()),
         lanes=case.lanes and device.type == "cuda" and case.kind == "generate",
@@ -207,9 +209,7 @@ def _scaled(work: "Work", factor: float) -> tuple[float, float]:
     return work.flops * factor, work.bytes * factor
 
 
-def stage_times(
-    spent: dict[str, float], seconds: float, work: dict[str, tuple[float, float]]
-) -> tuple[StageTime, ...]:
+def stage_times(spent: dict[str, float], seconds: float, work: dict[str, tuple[float, float]]) -> tuple[StageTime, ...]:
     """Return each stage's part of the whole with the rates it reached, and what lies between the stages as ``other``.
 
     ``work`` are operations and bytes by stage. Stages that ran beside each other may sum to more than the whole.

@@ -1,7 +1,7 @@
 """Models of the full size with weights drawn where they run: their times and their memory are the real ones."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ultraflash_cli.bench.cases import BenchCase
 from ultraflash_cli.bench.counts import CountingClock
-from ultraflash_cli.bench.streams import DrawnStream, UpscaledStream
+from ultraflash_cli.bench.streams import DrawnStream, Stream, UpscaledStream
 from ultraflash_cli.bench.timing import Prepared
 from ultraflash_cli.engine.cache_policy import CacheManagement, RefreshGate, SharpnessDrift
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
 from ultraflash_cli.engine.lanes import cuda_lanes
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
-from ultraflash_cli.engine.plan import plan_upscale
+from ultraflash_cli.engine.plan import UpscalePlan, plan_upscale
 from ultraflash_cli.engine.profiles import PROFILES, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import GenerationPlan, latents_for, plan_generation
@@ -31,8 +31,18 @@ from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["clip_plan", "generator_of", "prepare_untrained", "random_context", "random_network"]
+__all__ = [
+    "DTYPES",
+    "NetworkT",
+    "Untrained",
+    "clip_plan",
+    "generator_of",
+    "prepare_untrained",
+    "random_context",
+    "random_network",
+]
 
+PARTS = ("generator", "encoder", "upsampler", "sr_dit", "decoder")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PUBLISHED_LATENTS = 21
 STEADY_GROUPS = 6
@@ -95,76 +105,109 @@ def clip_plan(case: BenchCase, config: GeneratorConfig) -> GenerationPlan:
     return plan_generation(latents, chunk=chunk, independent_first=first)
 
 
+class Untrained:
+    """The models of a case with random weights, from the engine alone. Raises ConfigError."""
+
+    def __init__(self, case: BenchCase) -> None:
+        torch.set_num_threads(case.threads)
+        self.case = case
+        self.device = _device(case.device)
+        if case.model not in PROFILES:
+            raise ConfigError(f"no model is called {case.model!r}; there are {', '.join(PROFILES)}")
+        self._rules = CacheManagement.parse(case.cache_management)
+        profile = _managed(PROFILES[case.model], self._rules)
+        self.profile = profile.at_scale(case.scale) if case.scale > 1 else profile
+        self.clock = CountingClock(self.device)
+        self._gpu = self.device.type == "cuda"
+        self._own = dict(profile.precisions) if self._gpu else {}
+        if case.precision in DTYPES:
+            self._own = dict.fromkeys(PARTS, case.precision)
+        self.context = random_context(self.profile, self.device)
+
+    @property
+    def precision(self) -> str:
+        """The name of the precision; ``mixed`` where stages differ."""
+        if self.case.precision == "fp8":
+            return "fp8"
+        dtypes = {self._dtype_of(part) for part in ("upsampler", "sr_dit", "decoder")}
+        names = [name for name, dtype in DTYPES.items() if dtype in dtypes]
+        return names[0] if len(names) == 1 else "mixed"
+
+    def upscaler(self, plan: UpscalePlan | None = None) -> Upscaler:
+        """Build the upscaler of ``plan``, by default that of the case."""
+        case, profile, encoder = self.case, self.profile, self.profile.encoder
+        assert isinstance(encoder, EncoderConfig), "the profiles have the small encoder"
+        if plan is None:
+            size = (case.width_px, case.height_px)
+            plan = plan_upscale(*size, res=f"{case.scale}x", multiple_px=profile.multiple_px)
+        cascade = Cascade(profile, self._network("encoder", lambda: Encoder(encoder)), self._refiner())
+        return Upscaler(cascade, plan, context=self.context)
+
+    def video(self, plan: GenerationPlan | None = None) -> TextToVideo:
+        """Build the cascade of a prompt for ``plan``, by default that of the case."""
+        case, profile = self.case, self.profile
+        config = generator_of(profile, long=case.long)
+        if profile.decoder.skip is not None:
+            raise ConfigError(f"the model {profile.name} is built in: measure it with its own weights")
+        refiner = self._refiner() if case.scale > 1 else None
+        video = TextToVideo(
+            profile,
+            plan or clip_plan(case, config),
+            self._network("generator", lambda: Generator(config)),
+            refiner=refiner,
+            low_decoder=None if refiner else self._network("decoder", lambda: Decoder(profile.decoder)),
+            timer=self.clock,
+            lanes=cuda_lanes(self.device) if case.lanes and self._gpu else None,
+        )
+        video.generator.graphs = self._new_graphs()
+        if self._rules.refresh is not None:
+            judge = self._network("decoder", lambda: Decoder(profile.decoder))
+            video.generator.gate = RefreshGate(judge, SharpnessDrift(), self._rules.refresh)
+        return video
+
+    def _refiner(self) -> Refiner:
+        profile, config = self.profile, self.profile.sr_dit
+        return Refiner(
+            profile,
+            self._network("upsampler", lambda: LatentUpsampler(profile.upsampler)),
+            self._network("sr_dit", lambda: SrDit(config)) if config else None,
+            self._network("decoder", lambda: Decoder(profile.decoder)),
+            timer=self.clock,
+            graphs=self._new_graphs(),
+        )
+
+    def _network(self, part: str, build: Callable[[], NetworkT]) -> NetworkT:
+        network = random_network(part, build, device=self.device, dtype=self._dtype_of(part))
+        if self.case.precision != "fp8" or part not in ("generator", "sr_dit"):
+            return network
+        narrow = getattr(network, "to_fp8", None)
+        if narrow is None or not self._gpu:
+            raise ConfigError("fp8 needs a GPU and networks that have an 8-bit form")
+        return narrow()
+
+    def _dtype_of(self, part: str) -> torch.dtype:
+        return DTYPES[self._own.get(part, "fp32")]
+
+    def _new_graphs(self) -> Graphs:
+        return Graphs(CudaRecorder(self.device)) if self.case.graphs and self._gpu else EAGER
+
+
 def prepare_untrained(case: BenchCase) -> Prepared:
     """Build the model of a case with random weights, from the engine alone. Raises ConfigError."""
-    torch.set_num_threads(case.threads)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if case.device == "auto" else case.device)
-    gpu = device.type == "cuda"
-    if gpu and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    if case.model not in PROFILES:
-        raise ConfigError(f"no model is called {case.model!r}; there are {', '.join(PROFILES)}")
-    rules = CacheManagement.parse(case.cache_management)
-    profile = _managed(PROFILES[case.model], rules)
-    eight = case.precision == "fp8"
-    own = dict(profile.precisions) if gpu else {}
-    if case.precision in DTYPES:
-        own = dict.fromkeys(("generator", "encoder", "upsampler", "sr_dit", "decoder"), case.precision)
-    dtype_of: Callable[[str], torch.dtype] = lambda part: DTYPES[own.get(part, "fp32")]
-    clock = CountingClock(device)
-
-    def network(part: str, build: Callable[[], NetworkT]) -> NetworkT:
-        made = random_network(part, build, device=device, dtype=dtype_of(part))
-        if eight and part in ("generator", "sr_dit"):
-            narrow = getattr(made, "to_fp8", None)
-            if narrow is None or not gpu:
-                raise ConfigError("fp8 needs a GPU and networks that have an 8-bit form")
-            made = narrow()
-        return made
-
-    def new_graphs() -> Graphs:
-        return Graphs(CudaRecorder(device)) if case.graphs and gpu else EAGER
-
-    refiner = None
-    if case.scale > 1:
-        profile = profile.at_scale(case.scale)
-        config = profile.sr_dit
-        refiner = Refiner(
-            profile,
-            network("upsampler", lambda: LatentUpsampler(profile.upsampler)),
-            network("sr_dit", lambda: SrDit(config)) if config else None,
-            network("decoder", lambda: Decoder(profile.decoder)),
-            timer=clock,
-            graphs=new_graphs(),
-        )
-    context = random_context(profile, device)
-    precision = "fp8" if eight else _name_of({dtype_of(part) for part in ("upsampler", "sr_dit", "decoder")})
-    made = partial(Prepared, clock=clock, precision=precision, weights="random")
+    made = Untrained(case)
     if case.kind == "upscale":
-        encoder = profile.encoder
-        assert refiner is not None and isinstance(encoder, EncoderConfig), "the profiles have the small encoder"
-        plan = plan_upscale(case.width_px, case.height_px, res=f"{case.scale}x", multiple_px=profile.multiple_px)
-        cascade = Cascade(profile, network("encoder", lambda: Encoder(encoder)), refiner)
-        upscaler = Upscaler(cascade, plan, context=context)
-        return made(start=lambda: UpscaledStream(upscaler))
-    config = generator_of(profile, long=case.long)
-    if profile.decoder.skip is not None:
-        raise ConfigError(f"the model {profile.name} is built in: measure it with its own weights")
-    video = TextToVideo(
-        profile,
-        clip_plan(case, config),
-        network("generator", lambda: Generator(config)),
-        refiner=refiner,
-        low_decoder=None if refiner else network("decoder", lambda: Decoder(profile.decoder)),
-        timer=clock,
-        lanes=cuda_lanes(device) if case.lanes and gpu else None,
-    )
-    video.generator.graphs = new_graphs()
-    if rules.refresh is not None:
-        judge = network("decoder", lambda: Decoder(profile.decoder))
-        video.generator.gate = RefreshGate(judge, SharpnessDrift(), rules.refresh)
-    base = (case.height_px, case.width_px)
-    return made(start=lambda: DrawnStream(video, base, context), endless=case.long)
+        start: Callable[[], Stream] = partial(UpscaledStream, made.upscaler())
+    else:
+        start = partial(DrawnStream, made.video(), (case.height_px, case.width_px), made.context)
+    endless = case.kind == "upscale" or case.long
+    return Prepared(start=start, clock=made.clock, precision=made.precision, weights="random", endless=endless)
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _managed(profile: Profile, rules: CacheManagement) -> Profile:
@@ -177,8 +220,3 @@ def _managed(profile: Profile, rules: CacheManagement) -> Profile:
     if profile.sr_dit is not None:
         changes["sr_dit"] = rules.apply_sr(profile.sr_dit, STEADY_GROUPS)
     return replace(profile, **changes)
-
-
-def _name_of(dtypes: set[torch.dtype] | Sequence[torch.dtype]) -> str:
-    names = [name for name, dtype in DTYPES.items() if dtype in dtypes]
-    return names[0] if len(names) == 1 else "mixed"

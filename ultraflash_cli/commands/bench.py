@@ -1,6 +1,7 @@
 """`ultraflash bench`."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ultraflash_cli.bench.report import BenchReport, WallTime
     from ultraflash_cli.bench.timing import Prepared
     from ultraflash_cli.engine.profiles import Profile
+    from ultraflash_cli.jobs.generation_preflight import PreparedGeneration
+    from ultraflash_cli.jobs.model import Built, BuiltGeneration
+    from ultraflash_cli.jobs.preflight import Prepared as PreparedUpscale
 
 __all__ = ["bench", "measure_kernels", "measure_wall", "prepare"]
 
@@ -47,7 +51,9 @@ def bench(
     ] = "1k",
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="WxH", help="Size of the source; the model's own unless said.", show_default=False),
+        typer.Option(
+            "--size", metavar="WxH", help="Size of the source; the model's own unless said.", show_default=False
+        ),
     ] = None,
     scale: Annotated[
         int | None,
@@ -121,7 +127,7 @@ def bench(
     for each in cases:
         console.detail(f"measuring {each.kind} x{each.scale} in a process of its own")
         report = in_fresh_process(measure, each, prepare)
-        if wall == "on" and not each.untrained:
+        if wall == "on":
             report = replace(report, wall=in_fresh_process(measure_wall, each))
         reports.append(report)
         if not json:
@@ -168,7 +174,7 @@ def prepare(case: "BenchCase") -> "Prepared":
     from ultraflash_cli.jobs.host import keep_freed_memory, peak_rss_bytes
 
     keep_freed_memory()
-    if case.untrained:
+    if case.untrained:  # Shelf would draw them on the host
         return replace(prepare_untrained(case), peak_rss_bytes=peak_rss_bytes)
     torch.set_num_threads(case.threads)
     device, profile = choose_device(case.device), find_profile(case.model)
@@ -176,7 +182,9 @@ def prepare(case: "BenchCase") -> "Prepared":
     speedups = Speedups(graphs=case.graphs, lanes=case.lanes)
     context = random_context(profile, device)
     precision = precision_name(profile, case.precision, device)
-    weights = "random" if profile.random_seed is not None else "downloaded" if case.model == "ultraflash" else "built in"
+    weights = (
+        "random" if profile.random_seed is not None else "downloaded" if case.model == "ultraflash" else "built in"
+    )
     if case.kind == "upscale":
         plan = plan_upscale(case.width_px, case.height_px, res=f"{case.scale}x")
         upscaler = build_upscaler(
@@ -251,7 +259,7 @@ def measure_wall(case: "BenchCase") -> "WallTime":
                 cuda_graphs=case.graphs,
                 threads=case.threads,
             )
-            report = run(job, listen)
+            report = run(job, listen, build=partial(_build_upscaler, case) if case.untrained else None)
         else:
             from ultraflash_cli.bench.cases import RES
             from ultraflash_cli.jobs.generate import GenerateJob, run_generation
@@ -268,7 +276,8 @@ def measure_wall(case: "BenchCase") -> "WallTime":
                 cuda_graphs=case.graphs,
                 threads=case.threads,
             )
-            report = run_generation(job, listen)
+            build = partial(_build_video, case) if case.untrained else None
+            report = run_generation(job, listen, build=build)
     encoder, first_s = report.encoder or {}, report.first_frame_s or 0.0
     return WallTime(
         frames=report.frames_out,
@@ -309,6 +318,25 @@ def _installed(case: "BenchCase", profile: "Profile") -> bool:
     return True
 
 
+def _build_upscaler(case: "BenchCase", prepared: "PreparedUpscale") -> "Built":
+    from ultraflash_cli.bench.untrained import Untrained
+    from ultraflash_cli.jobs.model import Built, as_frame_upscaler
+
+    made = Untrained(case)
+    upscaler = as_frame_upscaler(made.upscaler(prepared.plan), made.clock)
+    return Built(upscaler=upscaler, device=str(made.device), precision=made.precision, weights={})
+
+
+def _build_video(case: "BenchCase", prepared: "PreparedGeneration") -> "BuiltGeneration":
+    from ultraflash_cli.bench.untrained import Untrained
+    from ultraflash_cli.jobs.model import BuiltGeneration, as_frame_generator
+
+    made = Untrained(case)
+    assert made.context is not None, "what generates takes words"
+    generator = as_frame_generator(made.video(prepared.plan), made.context, prepared.base_size, made.clock)
+    return BuiltGeneration(generator=generator, device=str(made.device), precision=made.precision, weights={})
+
+
 def _write_clip(case: "BenchCase", path: Path) -> None:
     """Write a made clip of two groups more than are timed, in H.264."""
     from itertools import islice
@@ -319,9 +347,7 @@ def _write_clip(case: "BenchCase", path: Path) -> None:
     from ultraflash_cli.video.segment import SegmentWriter
 
     count = case.frames + 8 * find_profile(case.model).group_latents
-    spec = made_spec(
-        width_px=case.width_px, height_px=case.height_px, rate=_RATE, codec="h264", threads=case.threads
-    )
+    spec = made_spec(width_px=case.width_px, height_px=case.height_px, rate=_RATE, codec="h264", threads=case.threads)
     with SegmentWriter(path, spec) as writer:
         for number, frame in enumerate(islice(drifting_frames(case.width_px, case.height_px), count)):
             writer.write(frame, number * MADE_TICKS, MADE_TICKS)

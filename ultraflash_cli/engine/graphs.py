@@ -227,7 +227,9 @@ class Graphs:
 
         def work() -> dict[str, Tensor]:
             after, out = step(fixed, fixed_inputs)
-            made = {p: leaf for p, leaf in state_leaves(after).items() if p not in plan.stays and p not in plan.counters}
+            made = {
+                p: leaf for p, leaf in state_leaves(after).items() if p not in plan.stays and p not in plan.counters
+            }
             return {f"state:{p}": leaf for p, leaf in made.items() if isinstance(leaf, Tensor)} | {"out": out}
 
         try:

@@ -219,7 +219,12 @@ class BufferedOutlet:
             before.open()
         shape = (len(group), *group[0].shape)
         buffer = self._buffers[place]
-        if buffer is None or buffer.dtype != group[0].dtype or buffer.shape[1:] != shape[1:] or len(buffer) < len(group):
+        if (
+            buffer is None
+            or buffer.dtype != group[0].dtype
+            or buffer.shape[1:] != shape[1:]
+            or len(buffer) < len(group)
+        ):
             buffer = self._buffers[place] = self._port.buffer(shape, group[0].dtype)
         for picture, target in zip(group, buffer.unbind(), strict=False):
             self._port.copy(picture, target)

@@ -36,7 +36,9 @@ def put_frames(into_tchw: Tensor, pictures: Sequence[Picture]) -> None:
 def widen(pictures_thwc: Tensor, *, deep: bool) -> Tensor:
     """Return integers of full scale, 16 bits as their bits in int16, as [T, 3, H, W] float32 in [0, 1]."""
     whole = pictures_thwc.to(torch.int32) & 0xFFFF if deep else pictures_thwc
-    return whole.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(65535 if deep else 255)
+    return (
+        whole.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(65535 if deep else 255)
+    )
 
 
 def quantise(picture_chw: Tensor, *, deep: bool) -> Tensor:

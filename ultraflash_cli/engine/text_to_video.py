@@ -52,8 +52,8 @@ class TextToVideo:
     ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size; at least one of them is there.
     With ``park`` the generator and its cache wait on that device while the refiner works, for lack of memory; the
     result is the same. With ``lanes`` the next group is drawn beside the refinement of the present one, again with
-    the same result; what comes back is then ready for work on the caller's lane. Noise comes from ``noise``: ``generator`` and ``generator_step`` (the draws of the later
-    steps) for each chunk, and what the refiner draws for each group.
+    the same result; what comes back is ready for work on the caller's lane. Noise comes from ``noise``: ``generator``
+    and ``generator_step`` (the draws of the later steps) for each chunk, and what the refiner draws for each group.
     """
 
     def __init__(

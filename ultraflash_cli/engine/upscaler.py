@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine.cascade import Cascade, CascadeState
-from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.lanes import Arriving, Outlet, outlet_for, to_device
+from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.pictures import Picture, put_frames, quantise
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.schedule import group_frames

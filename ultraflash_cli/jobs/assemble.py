@@ -253,7 +253,7 @@ def build_upscaler(
     context: Tensor | None = None,
     decode_latents: int | None = None,
     timer: StageTimer = untimed,
-    speedups: Speedups = Speedups(),  # noqa: B008  frozen
+    speedups: Speedups = Speedups(),
 ) -> Upscaler:
     """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError where weights are not right."""
     profile = profile.at_scale(plan.scale)
@@ -278,7 +278,7 @@ def build_text_to_video(
     decode_latents: int | None = None,
     park: torch.device | None = None,
     timer: StageTimer = untimed,
-    speedups: Speedups = Speedups(),  # noqa: B008  frozen
+    speedups: Speedups = Speedups(),
 ) -> TextToVideo:
     """Load what making a video needs; ``scale`` 1 stays at the base size, ``low_frames`` asks for those frames too.
 

@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from ultraflash_cli.jobs.assemble import Shelf, Speedups
     from ultraflash_cli.jobs.flow import Pictures
 
-__all__ = ["Builder", "Built", "BuiltGeneration", "GenerationBuilder", "Models", "build", "chosen_coders"]
+__all__ = [
+    "Builder",
+    "Built",
+    "BuiltGeneration",
+    "GenerationBuilder",
+    "Models",
+    "as_frame_generator",
+    "as_frame_upscaler",
+    "build",
+    "chosen_coders",
+]
 
 _LATENT_PX = 8
 _SCORERS = "ultraflash.scorers"
@@ -381,6 +391,18 @@ def find_scorer() -> "Scorer":
     for plugin in sorted(entry_points(group=_SCORERS), key=lambda each: each.name):
         return plugin.load()()
     return SharpnessDrift()
+
+
+def as_frame_upscaler(upscaler: "Upscaler", timer: "StageClock") -> FrameUpscaler:
+    """Return the engine's upscaler as a job sees it."""
+    return _Upscaling(upscaler, timer)
+
+
+def as_frame_generator(
+    video: "TextToVideo", context: "Tensor", base_size: tuple[int, int], timer: "StageClock"
+) -> FrameGenerator:
+    """Return the engine's cascade of a prompt as a job sees it."""
+    return _Drawing(video, context, None, base_size, timer)
 
 
 class _Upscaling:

@@ -322,9 +322,9 @@ class SrDit(nn.Module):
         """Run the network over one group of up to any length; differentiable unless ``reuse_caches``.
 
         ``caches`` are those of the group before (None at the start of a clip), ``context`` what ``embed_context``
-        returned (None: no prompt), ``first_frame`` the latent frames (also as a tensor) and ``group`` the groups before this one,
-        ``timestep [B]`` the one of each sample (None: the configured one). With ``reuse_caches`` the buffers of
-        ``caches`` are overwritten.
+        returned (None: no prompt), ``first_frame`` the latent frames (also as a tensor) and ``group`` the groups
+        before this one, ``timestep [B]`` the one of each sample (None: the configured one). With ``reuse_caches``
+        the buffers of ``caches`` are overwritten.
         """
         config = self.config
         batch, _, frames, height, width = cond_bcthw.shape
