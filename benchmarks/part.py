@@ -20,21 +20,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from benchmarks import full_size
 from ultraflash_cli.bench.cases import BenchCase
-from ultraflash_cli.bench.kernels import OPERATIONS, measure_operation
-from ultraflash_cli.bench.limits import measure_limits
-from ultraflash_cli.bench.timing import device_name, measure, versions
-from ultraflash_cli.bench.untrained import prepare_untrained
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.jobs.host import peak_rss_bytes, usable_cores
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["PARTS", "TARGETS", "Part", "Setting", "Target", "first_group", "main", "table"]
 
+OPERATIONS = sorted(
+    path.parent.name for path in Path(__file__).parents[1].glob("kernels/ultraflash_kernels/*/bench.py")
+)
 MANAGED = "steps,kv"
 """The rules of cache management that do not depend on what the pictures show: with random weights a gate decides
 nothing that means anything."""
@@ -44,7 +43,7 @@ nothing that means anything."""
 class Setting:
     """Where and how large."""
 
-    device: torch.device
+    device: "torch.device"
     tiny: bool
     """Take the trial model: it proves the script, its numbers mean nothing."""
 
@@ -105,6 +104,9 @@ TARGETS = (
 
 def _case(**changes: Any) -> Callable[[Setting], dict[str, Any]]:
     def run(setting: Setting) -> dict[str, Any]:
+        from ultraflash_cli.bench.timing import measure
+        from ultraflash_cli.bench.untrained import prepare_untrained
+
         case = setting.case(**changes)
         if setting.tiny and case.kind == "generate" and not case.long:
             case = replace(case, seconds=0.5)
@@ -116,6 +118,9 @@ def _case(**changes: Any) -> Callable[[Setting], dict[str, Any]]:
 
 def _kernel(name: str) -> Callable[[Setting], dict[str, Any]]:
     def run(setting: Setting) -> dict[str, Any]:
+        from ultraflash_cli.bench.kernels import measure_operation
+        from ultraflash_cli.bench.limits import measure_limits
+
         limits = measure_limits(setting.device, "bf16" if setting.device.type == "cuda" else "fp32")
         rows = measure_operation(name, setting.device, limits)
         return {"limits": asdict(limits), "kernels": [asdict(row) for row in rows]}
@@ -125,6 +130,8 @@ def _kernel(name: str) -> Callable[[Setting], dict[str, Any]]:
 
 def _memory(res: str, budget_gb: float | None = None) -> Callable[[Setting], dict[str, Any]]:
     def run(setting: Setting) -> dict[str, Any]:
+        from benchmarks import full_size
+
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "memory.json"
             profile = "tiny-random" if setting.tiny else "ultraflash"
@@ -161,6 +168,10 @@ def _first_frame(setting: Setting) -> dict[str, Any]:
 
 def first_group(device: str, tiny: bool, begun_s: float) -> dict[str, float]:
     """Build the upscaler to 1K and give its first pictures; ``begun_s`` is the clock's time at the start of Python."""
+    import torch
+
+    from ultraflash_cli.bench.untrained import prepare_untrained
+
     case = Setting(device=torch.device(device), tiny=tiny).case()
     imported_s = time.time() - begun_s
     ready = prepare_untrained(case)
@@ -299,37 +310,55 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="name every part and what it measures")
     parser.add_argument("--name", action="store_true", help="print the device's name as a word for file names")
     parser.add_argument("--table", type=Path, metavar="FOLDER", help="print the targets with the results in FOLDER")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run")
+    parser.add_argument("--device", default="auto", help="where to run: a GPU if there is one")
     parser.add_argument("--tiny", action="store_true", help="the trial model, to prove the script")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     asked = parser.parse_args(arguments)
-    device = torch.device(asked.device)
     if asked.list:
         for name, part in PARTS.items():
             print(f"{name:<32} {part.what}")
-    elif asked.name:
-        words = device_name(device) if device.type == "cuda" else "cpu"
-        print("-".join("".join(c if c.isalnum() else " " for c in words.lower()).split()))
     elif asked.table is not None:
         found = {path.stem: json.loads(path.read_text()) for path in sorted(asked.table.glob("*.json"))}
         print("\n".join(table(found)))
+    elif asked.name:
+        name = _named(_device(asked.device))
+        print("-".join("".join(c if c.isalnum() else " " for c in name.lower()).split()))
     elif asked.part is None or asked.out is None:
         parser.error("a part and --out are needed, or --list, or --table")
     else:
-        content = {
-            "schema": 1,
-            "part": asked.part,
-            "what": PARTS[asked.part].what,
-            "tiny": asked.tiny,
-            "date": date.today().isoformat(),
-            "device": str(device),
-            "device_name": device_name(device),
-            "versions": versions(),
-            "result": PARTS[asked.part].run(Setting(device=device, tiny=asked.tiny)),
-        }
-        scratch = asked.out.with_suffix(".tmp")
-        scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        scratch.replace(asked.out)
+        _write(asked.part, Setting(device=_device(asked.device), tiny=asked.tiny), asked.out)
+
+
+def _write(name: str, setting: Setting, out: Path) -> None:
+    """Measure a part and write its result, whole or not at all."""
+    from ultraflash_cli.bench.timing import device_name, versions
+
+    content = {
+        "schema": 1,
+        "part": name,
+        "what": PARTS[name].what,
+        "tiny": setting.tiny,
+        "date": date.today().isoformat(),
+        "device": str(setting.device),
+        "device_name": device_name(setting.device),
+        "versions": versions(),
+        "result": PARTS[name].run(setting),
+    }
+    scratch = out.with_suffix(".tmp")
+    scratch.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    scratch.replace(out)
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _named(device: "torch.device") -> str:
+    from ultraflash_cli.bench.timing import device_name
+
+    return device_name(device) if device.type == "cuda" else "cpu"
 
 
 if __name__ == "__main__":
