@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +77,8 @@ class _Traffic(TorchDispatchMode):
 
 def _formulas() -> dict[Any, Callable[..., int]]:
     """How the operations that torch does not know, or does not count, are counted."""
+    for name in ("block_sparse_attention", "memory_conv"):
+        import_module(f"ultraflash_kernels.{name}.op")  # it tells torch of the operation
     # torch does not count its own attention on a CPU.
     return {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,

@@ -41,8 +41,8 @@ def bench(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[upscale|generate|kernels]...",
-            help="What to measure; without it the whole model, and on a GPU its kernels too.",
+            metavar="WHAT",
+            help="upscale, generate or kernels; without it all that the model can, and on a GPU the kernels too.",
             show_default=False,
         ),
     ] = None,

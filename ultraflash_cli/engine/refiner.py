@@ -106,6 +106,8 @@ class Refiner:
         ``first_frame``, the scene's place in the clip, are what the noise depends on.
         """
         high, wide = height * self.scale, width * self.scale
+        if self.sr_dit is not None and not self.sr_dit.config.text_len:
+            context = None  # a prompt is the generator's alone
         return RefinerState(
             upsampler=self.upsampler.init_state(batch=batch, height=height, width=width),
             sr_dit=self.sr_dit.init_state(batch=batch, height=high, width=wide, context=context)
