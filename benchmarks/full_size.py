@@ -11,26 +11,23 @@ Three paths: ``latents`` (low-resolution latents to frames), ``pixels`` (picture
 
 import argparse
 import gc
-import hashlib
 import json
 import platform
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from ultraflash_cli.bench.cases import drifting_frames
+from ultraflash_cli.bench.untrained import DTYPES, NetworkT, random_context, random_network
 from ultraflash_cli.engine.cascade import Cascade
-from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.clock import StageClock, wait_for
 from ultraflash_cli.engine.memory import MemorySettings, MemoryWork, plan_memory
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import PROFILES, Profile
@@ -52,9 +49,6 @@ SCALES = {"1k": 2, "2k": 3}
 PATHS = ("latents", "pixels", "generate")
 LATENT_PX = 8
 RESULTS = Path(__file__).parent / "results"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,27 +101,6 @@ class Measured:
     """Why there are no numbers."""
 
 
-class _Clock:
-    """Sums the seconds of each stage; waits for the device at both ends of each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Generator[None]:
-        """Time what happens inside."""
-        started_s = self.now()
-        yield
-        self.seconds[stage] += self.now() - started_s
-
-    def now(self) -> float:
-        """Return the time at which the device has done everything so far."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
 def measure(setup: Setup, path: str, res: str) -> Measured:
     """Run one case; why it did not run is told in ``failed``."""
     scale = SCALES[res]
@@ -152,19 +125,19 @@ def measure(setup: Setup, path: str, res: str) -> Measured:
     if failed is not None:
         return base
     _start_counting(setup.device)
-    clock = _Clock(setup.device)
+    clock = StageClock(setup.device)
     frames: list[int] = []
     try:
         next_group = _build(setup, _under(profile, plan.settings), plan.settings, path, clock)
-        times_s = [clock.now()]
+        times_s = [_now(setup.device)]
         for _ in range(setup.groups):
             count = next_group()
             if not count:  # the generator's window is full
                 break
             frames.append(count)
-            times_s.append(clock.now())
+            times_s.append(_now(setup.device))
             if len(frames) == 1:
-                clock.seconds.clear()
+                clock.clear()
     except torch.OutOfMemoryError as error:
         return replace(base, failed=str(error).splitlines()[0])
     seconds = times_s[-1] - times_s[1]
@@ -177,8 +150,14 @@ def measure(setup: Setup, path: str, res: str) -> Measured:
         first_group_s=times_s[1] - times_s[0],
         seconds=seconds,
         fps=sum(frames[1:]) / seconds if len(frames) > 1 else None,
-        stage_s=dict(clock.seconds),
+        stage_s=clock.seconds,
     )
+
+
+def _now(device: torch.device) -> float:
+    """Return the time at which the device has done everything so far."""
+    wait_for(device)
+    return time.perf_counter()
 
 
 def _work(setup: Setup, profile: Profile, path: str) -> MemoryWork:
@@ -204,7 +183,7 @@ def _under(profile: Profile, settings: MemorySettings) -> Profile:
     return replace(profile, group_latents=settings.group_latents, sr_dit=sr_dit)
 
 
-def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, clock: _Clock) -> Callable[[], int]:
+def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, clock: StageClock) -> Callable[[], int]:
     """Build what ``path`` needs; what is returned makes the next group and counts its frames, 0 at the end."""
     height, width = (side // LATENT_PX for side in profile.base_size)
     draw = torch.Generator(setup.device).manual_seed(1)
@@ -217,10 +196,7 @@ def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, 
         decode_latents=settings.decode_latents,
         timer=clock,
     )
-    context = None
-    if config and config.text_len:
-        shape = (1, config.text_len, config.text_dim)
-        context = torch.randn(shape, generator=draw, device=setup.device)
+    context = random_context(profile, setup.device)
     if path == "generate":
         return _generation(setup, profile, settings, clock, refiner, context)
     if path == "pixels":
@@ -241,7 +217,7 @@ def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, 
 
 
 def _upscaling(
-    setup: Setup, profile: Profile, clock: _Clock, refiner: Refiner, context: torch.Tensor | None
+    setup: Setup, profile: Profile, clock: StageClock, refiner: Refiner, context: torch.Tensor | None
 ) -> Callable[[], int]:
     """Pictures in, pictures out."""
     config = profile.encoder
@@ -265,7 +241,7 @@ def _generation(
     setup: Setup,
     profile: Profile,
     settings: MemorySettings,
-    clock: _Clock,
+    clock: StageClock,
     refiner: Refiner,
     context: torch.Tensor | None,
 ) -> Callable[[], int]:
@@ -297,22 +273,7 @@ def _generation(
 
 
 def _network(setup: Setup, part: str, build: Callable[[], NetworkT]) -> NetworkT:
-    """Build a network with seeded random weights, drawn where it runs."""
-    with torch.device("meta"):
-        network = build()
-    network = network.to(setup.dtype_of(part)).to_empty(device=setup.device)
-    seed = int.from_bytes(hashlib.sha256(part.encode()).digest()[:8], "little") >> 1
-    generator = torch.Generator(setup.device).manual_seed(seed)
-    with torch.no_grad():
-        for path, parameter in network.named_parameters():
-            if path.endswith("bias"):
-                parameter.normal_(0, 0.1, generator=generator)
-            elif parameter.numel() == parameter.shape[0]:  # the factors of a norm
-                parameter.normal_(1, 0.1, generator=generator)
-            else:
-                parameter.normal_(0, 0.9 / parameter[0].numel() ** 0.5, generator=generator)
-    to_channels_last(network)
-    return network.eval().requires_grad_(False)
+    return random_network(part, build, device=setup.device, dtype=setup.dtype_of(part))
 
 
 def _start_counting(device: torch.device) -> None:

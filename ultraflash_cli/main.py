@@ -12,7 +12,7 @@ from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError
 from ultraflash_cli.jobs.stop import ending_on_sigterm
 from ultraflash_cli.options import with_console
-from ultraflash_cli.settings import Settings, quieten_libraries
+from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_libraries
 
 __all__ = ["HELP_WIDTH", "app", "main"]
 
@@ -61,8 +61,10 @@ app.add_typer(train.app, name="train")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own by default) and give the exit code."""
-    console = Console(Settings.from_environment())
+    settings = Settings.from_environment()
+    console = Console(settings)
     quieten_libraries()
+    keep_compiled_kernels(settings.home)
     try:
         with ending_on_sigterm():
             code = app(

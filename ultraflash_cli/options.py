@@ -16,6 +16,7 @@ __all__ = [
     "CodecOption",
     "ColorOption",
     "CrfOption",
+    "CudaGraphsOption",
     "DecoderOption",
     "DeviceOption",
     "DryRunOption",
@@ -156,6 +157,10 @@ CrfOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:i]", help="Where the model runs.")]
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="Arithmetic; auto takes the fastest good one.")
+]
+CudaGraphsOption = Annotated[
+    Literal["auto", "off"],
+    typer.Option("--cuda-graphs", help="auto records the model's steps as CUDA graphs on a GPU with room for that."),
 ]
 ThreadsOption = Annotated[
     int | None,

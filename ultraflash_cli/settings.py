@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-__all__ = ["DEFAULT_ENDPOINT", "Settings", "quieten_libraries"]
+__all__ = ["DEFAULT_ENDPOINT", "Settings", "keep_compiled_kernels", "quieten_libraries"]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 """The hub that weights come from, unless `HF_ENDPOINT` names another."""
@@ -54,6 +54,14 @@ def quieten_libraries(environ: MutableMapping[str, str] = os.environ) -> None:
     """
     environ.setdefault("SVT_LOG", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def keep_compiled_kernels(home: Path, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let Triton keep what it compiles below `home`, so that only a first run on a machine compiles.
+
+    It listens to nothing but this; `TRITON_CACHE_DIR`, where it is set, stays.
+    """
+    environ.setdefault("TRITON_CACHE_DIR", str(home / "kernels"))
 
 
 def _folder(text: str | None) -> Path | None:

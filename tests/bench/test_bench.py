@@ -11,13 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bench.toys import CHANNELS, PEAK_BYTES, die, prepare_toy, refuse
+from tests.bench.toys import CHANNELS, PEAK_BYTES, die, prepare_toy, prepare_toy_clip, refuse
 from ultraflash_cli.bench.cases import BenchCase, drifting_frames, parse_size
-from ultraflash_cli.bench.timing import count_flops, measure, measure_in_fresh_process
+from ultraflash_cli.bench.counts import CountingClock, Work, count_flops, counting
+from ultraflash_cli.bench.kernels import OPERATIONS, OTHERS, measure_operation, rows_of
+from ultraflash_cli.bench.limits import Limits
+from ultraflash_cli.bench.report import WallTime, kernel_lines
+from ultraflash_cli.bench.timing import in_fresh_process, measure, stage_times
+from ultraflash_cli.bench.untrained import clip_plan, generator_of, prepare_untrained
+from ultraflash_cli.commands.bench import measure_wall, prepare
+from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.errors import ConfigError, DeviceError, OutOfMemory
 from ultraflash_cli.main import main
+from ultraflash_kernels._measure import Measured
 
+CPU = torch.device("cpu")
 CASE = BenchCase(model="toy", width_px=32, height_px=16, frames=7)
+TINY = BenchCase(model="tiny-random", width_px=32, height_px=32, frames=20)
+LIMITS = Limits(
+    precision="bf16", product_flops_per_second=8e14, copy_bytes_per_second=4e12, convolution_flops_per_second=5e14
+)
 
 
 def test_a_report_is_complete_and_its_shares_sum_to_one() -> None:
@@ -26,14 +39,136 @@ def test_a_report_is_complete_and_its_shares_sum_to_one() -> None:
     assert sum(stage.share for stage in report.stages) == pytest.approx(1)
     assert [stage.name for stage in report.stages] == ["decoder", "other"]
     assert sum(stage.seconds for stage in report.stages) == pytest.approx(report.seconds)
-    assert report.fps > 0 and report.limit_flops_per_second > 0 and report.peak_rss_bytes == PEAK_BYTES
+    assert report.fps > 0 and report.peak_rss_bytes == PEAK_BYTES and not report.whole_clip
+    assert report.first_frame_seconds > report.load_seconds > 0
+    assert report.limits.product_flops_per_second > 0 < report.limits.copy_bytes_per_second
     again = json.loads(json.dumps(report.as_json(), allow_nan=False))
-    assert again["schema"] == 1 and again["fps"] == pytest.approx(report.fps)
-    assert any("frames a second" in line for line in report.lines())
+    assert again["schema"] == 2 and again["fps"] == pytest.approx(report.fps)
+    assert again["of_product"] == pytest.approx(report.flops_per_second / report.limits.product_flops_per_second)
+    assert any("frames a second of model time (9 frames" in line for line in report.lines())
+
+
+def test_a_clip_that_ends_is_timed_as_a_whole() -> None:
+    report = measure(CASE, prepare_toy_clip, LIMITS)
+    assert report.frames == 7 and report.whole_clip and report.warm_first_frame_seconds is not None
+    assert report.flops_per_output_pixel == 2 * 9 * CHANNELS**2
+    assert "a whole clip, 7 frames" in report.lines()[1]
 
 
 def test_arithmetic_is_counted_with_a_multiply_add_as_two() -> None:
-    assert measure(CASE, prepare_toy).flops_per_output_pixel == 2 * 9 * CHANNELS**2
+    report = measure(CASE, prepare_toy, LIMITS)
+    assert report.flops_per_output_pixel == 2 * 9 * CHANNELS**2
+    (decoder,) = (stage for stage in report.stages if stage.name == "decoder")
+    assert decoder.flops_per_second * decoder.seconds == pytest.approx(2 * 9 * CHANNELS**2 * 9 * 64 * 32)
+
+
+def test_traffic_is_what_operations_read_and_write_without_views() -> None:
+    with counting() as so_far:
+        x = torch.ones(4, 8)  # 128 bytes written
+        x.t().unsqueeze(0)
+        (x + x).relu_()  # 3 tensors, then an input that is the output
+        assert so_far() == Work(0, 128 + 3 * 128 + 2 * 128)
+
+
+def test_a_clock_counts_by_stage_while_it_is_told_to() -> None:
+    clock, a = CountingClock(CPU), torch.ones(8, 8)
+    with clock("early"):
+        a @ a
+    with counting() as clock.so_far:
+        for _ in range(2):
+            with clock("product"):
+                a @ a
+    assert clock.work == {"product": Work(2 * 2 * 8**3, 2 * 3 * 256)}
+    assert clock.seconds.keys() == {"early", "product"}
+    clock.clear()
+    assert clock.seconds == {}
+
+
+def test_the_rates_of_stages_follow_from_their_time_and_work() -> None:
+    first, other = stage_times({"sr_dit": 2.0}, 2.5, {"sr_dit": (8e12, 4e9)})
+    assert (first.flops_per_second, first.bytes_per_second, first.share) == (4e12, 2e9, 0.8)
+    assert (other.name, other.seconds, other.flops_per_second) == ("other", 0.5, 0)
+    beside = stage_times({"generator": 2.0, "sr_dit": 2.0}, 2.5, {})
+    assert [stage.share for stage in beside] == [0.5, 0.5, 0.0], "lanes overlap: more time in stages than in all"
+
+
+def test_implementations_are_set_beside_each_other_and_beside_the_limits() -> None:
+    def timed(impl: str, seconds: float, name: str = "attention 1K") -> Measured:
+        return Measured(name, impl, "bfloat16", "toy", seconds, 0.0, 4e9 / seconds, 2e12 / seconds)
+
+    impls = {"reference": 0.1, "dense": 0.02, "flex": 0.008, "triton": 0.005}
+    found = [timed(impl, seconds) for impl, seconds in impls.items()]
+    *slow, fast = rows_of([*found, timed("reference", 9.0, "another")], LIMITS)[:4]
+    assert fast.of_product == pytest.approx(0.5) and fast.of_copy == pytest.approx(0.2)
+    assert fast.speedups == pytest.approx({"reference": 20, "dense": 4, "flex": 1.6})
+    assert all(row.speedups == {} for row in slow)
+    line = kernel_lines([fast], OTHERS)[0]
+    assert (
+        "400.000 TFLOP/s  50% of a product" in line and "4.00 x dense SDPA" in line and "1.60 x FlexAttention" in line
+    )
+
+
+def test_every_operation_is_found_and_one_is_measured() -> None:
+    assert {"block_sparse_attention", "block_topk", "fp8_linear", "memory_conv"} <= set(OPERATIONS)
+    rows = measure_operation("block_topk", CPU, LIMITS)
+    assert rows and all(row.seconds > 0 and row.impl == "reference" for row in rows)
+
+
+def test_a_model_with_random_weights_is_built_from_the_engine_alone() -> None:
+    report = measure(TINY, prepare_untrained, LIMITS)
+    assert report.weights == "random" and report.output == (64, 64) and report.frames == 24
+    assert {"encoder", "upsampler", "sr_dit", "decoder", "finish", "other"} == {stage.name for stage in report.stages}
+    assert all(stage.flops_per_second > 0 for stage in report.stages if stage.name in ("encoder", "sr_dit", "decoder"))
+    with pytest.raises(ConfigError, match="fp8 needs a GPU"):
+        prepare_untrained(replace(TINY, precision="fp8"))
+    with pytest.raises(ConfigError, match="no model is called"):
+        prepare_untrained(replace(TINY, model="none"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "output", "frames"),
+    [
+        pytest.param({"scale": 1, "seconds": 0.5}, (32, 32), 9, id="base size"),
+        pytest.param({"scale": 2, "seconds": 0.7}, (64, 64), 21, id="enlarged"),
+        pytest.param(
+            {"scale": 2, "long": True, "frames": 24, "cache_management": "steps=2,kv"}, (64, 64), 24, id="long"
+        ),
+    ],
+)
+def test_generation_is_measured_for_every_profile_that_generates(
+    changes: dict[str, object], output: tuple[int, int], frames: int
+) -> None:
+    case = replace(TINY, kind="generate", **changes)  # pyright: ignore[reportArgumentType]
+    report = measure(case, prepare_untrained if case.long else prepare, LIMITS)
+    assert (report.output, report.frames) == (output, frames)
+    assert report.whole_clip == (not case.long) and report.weights == "random"
+    stages = {stage.name for stage in report.stages}
+    assert {"generator", "finish", "low_decoder" if case.scale == 1 else "decoder"} <= stages
+
+
+def test_five_seconds_are_the_published_clip_and_other_lengths_follow_the_window() -> None:
+    def frames(**changes: object) -> int:
+        case = replace(TINY, kind="generate", **changes)  # pyright: ignore[reportArgumentType]
+        return clip_plan(case, generator_of(ULTRAFLASH, long=case.long)).total_frames
+
+    assert frames() == frames(seconds=5) == 81
+    assert frames(seconds=1) == 21
+    assert frames(long=True, frames=48) > 6 * 24 + 48
+    with pytest.raises(ConfigError, match="ends after 21 latent frames"):
+        frames(seconds=6)
+    with pytest.raises(ConfigError, match="cannot generate"):
+        generator_of(replace(LITE, generator=None), long=False)
+    assert TINY_RANDOM.generator is not None
+    # A shorter window than the published length: as much as there is room for.
+    assert clip_plan(replace(TINY, kind="generate"), TINY_RANDOM.generator).total_latents == 9
+
+
+def test_the_command_itself_is_timed_from_file_to_file() -> None:
+    wall = measure_wall(replace(TINY, model="lite", width_px=48, height_px=32, frames=8))
+    assert wall.frames == 24 and wall.fps > 0 and wall.codec == "h264"
+    assert wall.first_frame_seconds is not None and 0 < wall.first_frame_seconds < wall.seconds
+    report = replace(measure(CASE, prepare_toy, LIMITS), wall=WallTime(**vars(wall)))
+    assert "from file to file" in report.lines()[-1]
 
 
 def test_attention_on_a_cpu_is_counted() -> None:
@@ -43,12 +178,12 @@ def test_attention_on_a_cpu_is_counted() -> None:
 
 
 def test_a_fresh_process_gives_the_report_or_the_error_itself() -> None:
-    report = measure_in_fresh_process(replace(CASE, frames=1), prepare_toy)
+    report = in_fresh_process(measure, replace(CASE, frames=1), prepare_toy, LIMITS)
     assert report.frames == 3
     with pytest.raises(DeviceError, match="no device for toy"):
-        measure_in_fresh_process(CASE, refuse)
+        in_fresh_process(measure, CASE, refuse)
     with pytest.raises(OutOfMemory, match="code 9"):
-        measure_in_fresh_process(CASE, die)
+        in_fresh_process(measure, CASE, die)
 
 
 def test_the_made_clip_moves_two_pixels_a_frame() -> None:
@@ -64,7 +199,17 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"scale": 4}, {"frames": 0}, {"width_px": 8}, {"height_px": 10_000}], ids=lambda change: str(change)
+    "change",
+    [
+        {"scale": 4},
+        {"scale": 1},
+        {"kind": "generate", "scale": 4},
+        {"seconds": 0},
+        {"frames": 0},
+        {"width_px": 8},
+        {"height_px": 10_000},
+    ],
+    ids=lambda change: str(change),
 )
 def test_a_case_that_cannot_be_measured_is_refused(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
@@ -73,11 +218,14 @@ def test_a_case_that_cannot_be_measured_is_refused(change: dict[str, int]) -> No
 
 def test_the_installed_command_measures_the_built_in_model() -> None:
     command = [str(Path(sys.executable).with_name("ultraflash")), "bench", "--size", "48x32", "--scale", "3"]
-    options = ["--frames", "1", "--threads", "1", "--device", "cpu", "--json"]
+    options = ["upscale", "--frames", "1", "--threads", "1", "--device", "cpu", "--wall", "off", "--json"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    report = json.loads(line)
+    found = json.loads(line)
+    assert (found["schema"], found["kernels"]) == (2, [])
+    (report,) = found["cases"]
+    assert report["weights"] == "built in" and report["limits"]["copy_bytes_per_second"] > 0
     assert (report["model"], report["source"], report["output"]) == ("lite", [48, 32], [144, 96])
     assert {"encoder", "upsampler", "decoder", "other"} <= {stage["name"] for stage in report["stages"]}
     assert sum(stage["share"] for stage in report["stages"]) == pytest.approx(1)
@@ -89,6 +237,9 @@ def test_the_installed_command_measures_the_built_in_model() -> None:
     [
         pytest.param(["--size", "832"], 2, "WIDTHxHEIGHT", id="size"),
         pytest.param(["--scale", "4"], 2, "--scale is 2 or 3", id="scale"),
+        pytest.param(["--res", "4k"], 2, "--res is some of", id="res"),
+        pytest.param(["--res", "480p", "upscale"], 2, "480p is a target of generate", id="nothing left"),
+        pytest.param(["speed"], 2, "bench measures upscale, generate, kernels", id="what"),
         pytest.param(["--frames", "0"], 2, "--frames", id="frames"),
     ],
 )

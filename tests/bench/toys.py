@@ -3,54 +3,76 @@
 import os
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ultraflash_cli.bench.cases import BenchCase
-from ultraflash_cli.bench.timing import Prepared, StageClock
+from ultraflash_cli.bench.timing import Prepared
 from ultraflash_cli.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CHANNELS", "PEAK_BYTES", "die", "prepare_toy", "refuse"]
+    from ultraflash_cli.bench.counts import CountingClock
+    from ultraflash_cli.engine.graphs import Graphs
+
+__all__ = ["CHANNELS", "PEAK_BYTES", "die", "prepare_toy", "prepare_toy_clip", "refuse"]
 
 CHANNELS = 3
 PEAK_BYTES = 123
 
 
-class ToyUpscaler:
-    """Doubles frames with one convolution; groups of 3 frames after a first one of 1."""
+class ToyStream:
+    """Groups of 3 frames after a first one of 1, each one convolution; a clip may end after some groups."""
 
-    def __init__(self, clock: StageClock, conv: "torch.nn.Conv2d") -> None:
-        self.clock = clock
-        self.conv = conv
+    def __init__(
+        self, clock: "CountingClock", conv: "torch.nn.Conv2d", size_px: tuple[int, int], groups: int | None
+    ) -> None:
+        self.size_px = size_px
+        self.graphs: tuple[Graphs, ...] = ()
+        self._clock, self._conv = clock, conv
+        self._left = groups
+        self._begun = False
 
-    def group_frames(self, *, first: bool) -> int:
-        return 1 if first else 3
-
-    def init_state(self, *, seed: int, first_frame: int) -> int:
-        return seed + first_frame
-
-    def step(self, state: int, frames: list[np.ndarray]) -> tuple[int, list[np.ndarray]]:
+    def next_group(self) -> int:
         import torch
 
-        sharp = [frame.repeat(2, axis=0).repeat(2, axis=1) for frame in frames]
-        with torch.inference_mode(), self.clock("decoder"):
-            for frame in sharp:
-                self.conv(torch.from_numpy(frame).permute(2, 0, 1)[None].float())
-        return state + len(frames), sharp
+        if self._left == 0:
+            return 0
+        self._left = None if self._left is None else self._left - 1
+        count = 3 if self._begun else 1
+        self._begun = True
+        width, height = self.size_px
+        with torch.inference_mode(), self._clock("decoder"):
+            for _ in range(count):
+                self._conv(torch.zeros(1, CHANNELS, height, width))
+        return count
+
+    def finish(self) -> None:
+        pass
 
 
 def peak_of_a_toy() -> int:
     return PEAK_BYTES
 
 
-def prepare_toy(case: BenchCase) -> Prepared:
+def prepare_toy(case: BenchCase, *, groups: int | None = None) -> Prepared:
     import torch
 
-    clock = StageClock(torch.device("cpu"))
-    conv = torch.nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
-    return Prepared(ToyUpscaler(clock, conv), clock, precision="fp32", peak_rss_bytes=peak_of_a_toy)
+    from ultraflash_cli.bench.counts import CountingClock
+
+    clock = CountingClock(torch.device("cpu"))
+    conv = torch.nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)
+    size = (case.width_px * case.scale, case.height_px * case.scale)
+    return Prepared(
+        start=lambda: ToyStream(clock, conv, size, groups),
+        clock=clock,
+        precision="fp32",
+        weights="random",
+        endless=groups is None,
+        peak_rss_bytes=peak_of_a_toy,
+    )
+
+
+def prepare_toy_clip(case: BenchCase) -> Prepared:
+    return prepare_toy(case, groups=3)
 
 
 def refuse(case: BenchCase) -> Prepared:

@@ -10,7 +10,7 @@ import pytest
 from ultraflash_cli.console import PLAIN_INTERVAL_S, Console, GlobalOptions
 from ultraflash_cli.errors import OutputError
 from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, Planned, Started, Warned
-from ultraflash_cli.settings import Settings
+from ultraflash_cli.settings import Settings, keep_compiled_kernels
 
 
 class Terminal(io.StringIO):
@@ -154,6 +154,14 @@ def test_no_color_is_read_from_the_environment_as_its_standard_says() -> None:
     assert Settings.from_environment({"NO_COLOR": "1"}).no_color
     assert not Settings.from_environment({"NO_COLOR": ""}).no_color
     assert not Settings.from_environment({}).no_color
+
+
+def test_compiled_kernels_are_kept_with_the_weights_unless_told_otherwise(tmp_path: Path) -> None:
+    environ: dict[str, str] = {}
+    keep_compiled_kernels(tmp_path, environ)
+    assert environ == {"TRITON_CACHE_DIR": str(tmp_path / "kernels")}
+    keep_compiled_kernels(tmp_path / "other", environ)
+    assert environ["TRITON_CACHE_DIR"] == str(tmp_path / "kernels")
 
 
 def test_a_plan_is_told_with_sizes_streams_and_what_is_left_out() -> None:

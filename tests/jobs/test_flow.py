@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,33 @@ def test_what_the_model_finished_is_written_before_its_failure_is_told(
     with pytest.raises(MemoryError):
         flow(tmp_path / "a", upscaler=Failing(), segment=Slow)
     assert Journal(tmp_path / "a", {"seed": 0}).frames == 11
+
+
+class Arriving:
+    """A picture that is still on its way; it notes who waits for it."""
+
+    def __init__(self, picture: np.ndarray, waited: list[str]) -> None:
+        self._picture, self._waited = picture, waited
+
+    def arrive(self) -> np.ndarray:
+        self._waited.append(threading.current_thread().name)
+        return self._picture
+
+
+def test_pictures_that_are_on_their_way_are_waited_for_where_they_are_written(tmp_path: Path) -> None:
+    waited: list[str] = []
+
+    class Launching(FakeUpscaler):
+        def step(self, state: FakeState, frames: list[np.ndarray]) -> Any:
+            state, out = super().step(state, frames)
+            return state, [Arriving(picture, waited) for picture in out]
+
+    plain, _ = flow(tmp_path / "a", cuts={7, 30})
+    launched, _ = flow(tmp_path / "b", cuts={7, 30}, upscaler=Launching())
+    assert text(launched) == text(plain)
+    # The first picture of a run once more, by the model's thread: the time to it is told truly.
+    assert [name for name in waited if name != "writing"] == ["MainThread"]
+    assert waited.count("writing") == 40
 
 
 def test_segments_end_at_fixed_groups_and_at_cuts(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import pytest
 
 from tests.jobs.test_assemble import put
 from ultraflash_cli.engine.cache_policy import CacheManagement, RefreshGate, SharpnessDrift
-from ultraflash_cli.engine.memory import MemorySettings, MemoryStep
+from ultraflash_cli.engine.memory import MemoryPart, MemoryPhase, MemoryPlan, MemorySettings, MemoryStep
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.schedule import kv_lengths
 from ultraflash_cli.errors import OutOfMemory, UsageError, WeightsError
 from ultraflash_cli.jobs import model as models
 from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
-from ultraflash_cli.jobs.model import Models, chosen_coders, find_scorer, managed, within
+from ultraflash_cli.jobs.model import Models, chosen_coders, find_scorer, managed, speedups_within, within
 from ultraflash_cli.weights.store import WeightStore
 
 
@@ -103,3 +103,31 @@ def test_other_coders_are_refused_where_a_model_has_one() -> None:
     for choice in ({"encoder": "wan-vae", "decoder": "auto"}, {"encoder": "auto", "decoder": "ultra"}):
         with pytest.raises(UsageError, match="lite has one"):
             chosen_coders(LITE, **choice)
+
+
+@pytest.mark.parametrize(
+    ("device", "budget", "parked", "graphs", "expected"),
+    [
+        pytest.param("cuda", None, False, True, (True, True), id="nothing known of the memory"),
+        pytest.param("cuda", 1.0, False, True, (True, True), id="room for both"),
+        pytest.param("cuda", 0.99, False, True, (False, False), id="no room"),
+        pytest.param("cuda", 1.0, False, False, (False, True), id="without graphs, as asked"),
+        pytest.param("cuda", 1.0, True, True, (True, False), id="a parked generator does not work ahead"),
+        pytest.param("cpu", None, False, True, (False, False), id="no GPU"),
+    ],
+)
+def test_graphs_and_lanes_are_taken_on_a_gpu_that_has_room_for_them(
+    device: str, budget: float | None, parked: bool, graphs: bool, expected: tuple[bool, bool]
+) -> None:
+    import torch
+
+    parts = {"generator weights": 70, "generator KV rings": 10, "generator activations": 15, "SR transformer state": 5}
+    phase = MemoryPhase(name="generate", parts=tuple(MemoryPart(name=n, bytes=count) for n, count in parts.items()))
+    plan = MemoryPlan(
+        phases=(phase, phase),
+        settings=MemorySettings(offload_generator=parked),
+        budget_bytes=None if budget is None else int(130 * budget),
+    )
+    assert plan.beside_bytes == 30
+    chosen = speedups_within(plan, torch.device(device), graphs=graphs)
+    assert (chosen.graphs, chosen.lanes) == expected

@@ -1,16 +1,21 @@
-"""What is measured: a size, a scale, a number of frames, and the made-up clip that goes in."""
+"""What is measured: a way through a model, sizes, a length, and the made-up clip that goes in."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["BenchCase", "drifting_frames", "parse_size"]
+__all__ = ["KINDS", "RES", "BenchCase", "drifting_frames", "parse_size"]
 
 SMALLEST_PX, LARGEST_PX = 16, 8192
+KINDS = ("upscale", "generate", "kernels")
+"""What ``bench`` can be asked for."""
+RES = {"480p": 1, "1k": 2, "2k": 3}
+"""Targets by what they multiply the model's base size by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,23 +23,40 @@ class BenchCase:
     """One measurement."""
 
     model: str
+    kind: Literal["upscale", "generate"] = "upscale"
     width_px: int = 832
-    """Of the source."""
+    """Of the source, or of what the generator draws."""
     height_px: int = 480
     scale: int = 2
     frames: int = 24
-    """How many frames are timed, rounded up to whole groups; one group more warms up."""
+    """How many frames of an upscale, or of an endless generation, are timed at least, in whole groups."""
+    seconds: float | None = None
+    """Length of the generated clip that is timed as a whole; None for 81 frames, the published length."""
+    long: bool = False
+    """Generate by the long variant, whose window slides, and time ``frames`` of it once the window is full."""
+    cache_management: str = "off"
+    """As ``engine.cache_policy.CacheManagement.parse`` reads it."""
     device: str = "auto"
     precision: str = "auto"
     threads: int = 1
+    graphs: bool = True
+    """Record CUDA graphs, on a GPU."""
+    lanes: bool = True
+    """Draw the next group beside the refinement of the present one, on a GPU."""
+    untrained: bool = False
+    """Weights are drawn at random: times and memory mean something, pictures nothing."""
     store: Path | None = None
     """Folder of the downloaded weights; None where only built-in ones may be used."""
 
     def __post_init__(self) -> None:
-        if self.scale not in (2, 3):
+        if self.kind == "upscale" and self.scale not in (2, 3):
             raise ConfigError(f"--scale is 2 or 3, got {self.scale}")
+        if self.kind == "generate" and self.scale not in RES.values():
+            raise ConfigError(f"what is generated is enlarged 1, 2 or 3 times, got {self.scale}")
         if self.frames < 1:
             raise ConfigError(f"--frames is at least 1, got {self.frames}")
+        if self.seconds is not None and not 0 < self.seconds <= 3600:
+            raise ConfigError(f"--seconds is more than 0 and at most 3600, got {self.seconds:g}")
         for side in (self.width_px, self.height_px):
             if not SMALLEST_PX <= side <= LARGEST_PX:
                 raise ConfigError(f"a side is {SMALLEST_PX} to {LARGEST_PX} pixels, got {side}")

@@ -1,8 +1,16 @@
 """What a measurement found, for people and for machines."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["BenchReport", "StageTime"]
+if TYPE_CHECKING:
+    from ultraflash_cli.bench.kernels import KernelTime
+    from ultraflash_cli.bench.limits import Limits
+
+__all__ = ["BenchReport", "StageTime", "WallTime", "kernel_lines"]
+
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,34 +22,74 @@ class StageTime:
     """Summed over the timed frames."""
     share: float
     """Of the whole time, 0..1; the shares of all stages sum to 1."""
+    flops_per_second: float
+    """Arithmetic of the stage a second of its time."""
+    bytes_per_second: float
+    """Bytes that its operations read and write, each for itself, a second of its time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WallTime:
+    """The whole command, file to file: reading, model and writing beside each other."""
+
+    frames: int
+    seconds: float
+    """From loading the model to the finished file."""
+    fps: float
+    """Frames a second from the first group of pictures to the finished file, that group left out."""
+    first_frame_seconds: float | None
+    """From the start, loading included, until the first pictures left the model."""
+    codec: str
+    limit: str | None
+    """The side that the others waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """Model time alone: frames in memory to frames in memory, no reading and no encoding."""
+    """Model time, frames in memory to frames in memory, and beside it the wall time of the command."""
 
+    kind: str
+    """``upscale`` or ``generate``."""
     model: str
+    weights: str
+    """``built in``, ``downloaded`` or ``random``."""
     device: str
     device_name: str
     threads: int
     precision: str
+    cache_management: str
     source: tuple[int, int]
-    """Width and height in pixels."""
+    """Width and height in pixels; of a generated clip, those at which it is drawn."""
     output: tuple[int, int]
     frames: int
     """How many were timed."""
     seconds: float
+    whole_clip: bool
+    """Whether ``frames`` are a clip from its beginning to its end; else groups from the middle of one."""
     load_seconds: float
-    """From nothing to a model that has run its first group."""
+    """From nothing to a model with its weights."""
+    first_frame_seconds: float
+    """From nothing until the first group of pictures is on the host, everything cold."""
+    warm_first_frame_seconds: float | None
+    """The same of a further clip; None where no whole clip is timed."""
     stages: tuple[StageTime, ...]
+    graphs: dict[str, dict[str, int]]
+    """Steps by stage: recorded, replayed, run as they are; empty without CUDA graphs."""
+    not_recorded: tuple[str, ...]
+    """Why steps of a stage could not be recorded."""
+    lanes: bool
+    """Whether generator and refiner ran beside each other."""
     peak_rss_bytes: int
     """Of a process that did nothing else, Python and torch included."""
     peak_vram_bytes: int | None
     flops_per_output_pixel: float
-    """A multiply-add counts as 2; convolutions, matrix products and attention in the steady state."""
-    limit_flops_per_second: float
-    """What a plain 3x3 convolution of 64 channels reaches on this device in this precision."""
+    """A multiply-add counts as 2; convolutions, matrix products and attention."""
+    bytes_per_output_pixel: float
+    """What the operations read and write, each for itself."""
+    limits: "Limits"
     versions: dict[str, str]
+    wall: WallTime | None = None
+    """None where the command itself was not run."""
 
     @property
     def fps(self) -> float:
@@ -55,24 +103,80 @@ class BenchReport:
 
     def as_json(self) -> dict[str, object]:
         """Return plain values, ready for JSON."""
-        derived = {"fps": self.fps, "flops_per_second": self.flops_per_second}
-        return {"schema": 1, **asdict(self), **derived}
+        derived = {
+            "fps": self.fps,
+            "flops_per_second": self.flops_per_second,
+            "of_product": self.flops_per_second / self.limits.product_flops_per_second,
+        }
+        return {"schema": SCHEMA, **asdict(self), **derived}
 
     def lines(self) -> list[str]:
         """Return what people want to read."""
         source, output = (f"{width}x{height}" for width, height in (self.source, self.output))
-        reached = self.flops_per_second / self.limit_flops_per_second
+        where = f"{self.precision} on {self.device_name}, {self.threads} threads"
+        done = f"{self.frames} frames in {self.seconds:.2f} s"
         memory = f"peak memory {self.peak_rss_bytes / 2**20:.0f} MiB"
         if self.peak_vram_bytes is not None:
             memory += f", on the device {self.peak_vram_bytes / 2**20:.0f} MiB"
+        whole = "a whole clip, " if self.whole_clip else ""
+        cold = f"first frames after {self.first_frame_seconds:.1f} s cold (loading {self.load_seconds:.1f} s)"
+        if self.warm_first_frame_seconds is not None:
+            cold += f", {self.warm_first_frame_seconds:.2f} s warm"
         return [
-            f"{self.model}, {source} to {output}, {self.precision} on {self.device_name}, {self.threads} threads",
-            f"{self.fps:.2f} frames a second of model time ({self.frames} frames in {self.seconds:.2f} s)",
-            *(
-                f"  {stage.name:<18} {1000 * stage.seconds / self.frames:8.1f} ms a frame {100 * stage.share:5.1f} %"
-                for stage in self.stages
-            ),
-            f"{memory}; ready after {self.load_seconds:.1f} s",
-            f"{self.flops_per_output_pixel / 1000:.1f} kFLOP an output pixel; {self.flops_per_second / 1e9:.0f} of "
-            f"{self.limit_flops_per_second / 1e9:.0f} GFLOP/s, what a plain convolution reaches here ({reached:.0%})",
+            f"{self.kind} {self.model}, {self.weights} weights, {source} to {output}, {where}",
+            f"{self.fps:.2f} frames a second of model time ({whole}{done})",
+            *(self._stage_line(stage) for stage in self.stages),
+            *self._graph_lines(),
+            f"{memory}; {cold}",
+            self._limit_line(),
+            *([] if self.wall is None else [_wall_line(self.wall)]),
         ]
+
+    def _stage_line(self, stage: StageTime) -> str:
+        line = f"  {stage.name:<18} {1000 * stage.seconds / self.frames:8.1f} ms a frame {100 * stage.share:5.1f} %"
+        if not stage.bytes_per_second:
+            return line
+        product = stage.flops_per_second / self.limits.product_flops_per_second
+        copy = stage.bytes_per_second / self.limits.copy_bytes_per_second
+        rates = f"{stage.flops_per_second / 1e9:9.1f} GFLOP/s {product:4.0%} of a product"
+        return f"{line} {rates}  {stage.bytes_per_second / 1e9:7.1f} GB/s {copy:4.0%} of a copy"
+
+    def _graph_lines(self) -> list[str]:
+        if not self.graphs:
+            return []
+        parts = [f"{name} {counts['replayed']}" for name, counts in self.graphs.items()]
+        return [f"steps replayed as CUDA graphs: {', '.join(parts)}", *self.not_recorded]
+
+    def _limit_line(self) -> str:
+        limits = self.limits
+        convolution = self.flops_per_second / limits.convolution_flops_per_second
+        return (
+            f"{self.flops_per_output_pixel / 1000:.1f} kFLOP an output pixel; {self.flops_per_second / 1e9:.0f} "
+            f"GFLOP/s of {limits.product_flops_per_second / 1e9:.0f} in a large product and of "
+            f"{limits.convolution_flops_per_second / 1e9:.0f} in a plain convolution ({convolution:.0%}); "
+            f"a large copy moves {limits.copy_bytes_per_second / 1e9:.1f} GB/s"
+        )
+
+
+def _wall_line(wall: WallTime) -> str:
+    first = "" if wall.first_frame_seconds is None else f", first frames after {wall.first_frame_seconds:.1f} s"
+    limit = "" if wall.limit is None else f", {wall.limit} is the limit"
+    return (
+        f"{wall.fps:.2f} frames a second from file to file ({wall.frames} frames in {wall.seconds:.2f} s, "
+        f"{wall.codec}{first}{limit})"
+    )
+
+
+def kernel_lines(rows: "Sequence[KernelTime]", names: Mapping[str, str]) -> list[str]:
+    """Return a line for each implementation; ``names`` says what is compared with."""
+    lines: list[str] = []
+    for row in rows:
+        if row.flops_per_second:
+            rate = f"{row.flops_per_second / 1e12:8.3f} TFLOP/s {row.of_product:4.0%} of a product"
+        else:
+            rate = f"{row.bytes_per_second / 1e9:8.1f} GB/s    {row.of_copy:4.0%} of a copy"
+        times = ", ".join(f"{factor:.2f} x {names.get(rival, rival)}" for rival, factor in row.speedups.items())
+        lines.append(
+            f"{row.name:<52} {row.dtype:<9} {row.impl:<12} {1e3 * row.seconds:9.3f} ms {rate}  {times}".rstrip()
+        )
+    return lines

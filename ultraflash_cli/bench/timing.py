@@ -3,71 +3,47 @@
 import multiprocessing
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import islice
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ultraflash_cli.bench.cases import BenchCase, drifting_frames
+from ultraflash_cli.bench.cases import BenchCase
 from ultraflash_cli.bench.report import BenchReport, StageTime
 from ultraflash_cli.errors import OutOfMemory, UltraflashError
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-__all__ = ["FrameModel", "Prepared", "StageClock", "count_flops", "measure", "measure_in_fresh_process"]
+    from ultraflash_cli.bench.counts import CountingClock, Work
+    from ultraflash_cli.bench.limits import Limits
+    from ultraflash_cli.bench.streams import Stream
 
-LIMIT_ROUNDS = 5
+__all__ = ["Prepare", "Prepared", "device_name", "in_fresh_process", "measure", "stage_times", "versions"]
 
+GRAPH_ROUNDS = 2
+"""Times that a shape is seen before its graph is replayed."""
 
-class FrameModel(Protocol):
-    """A model as a measurement sees it."""
-
-    def group_frames(self, *, first: bool) -> int:
-        """Count the frames of a group: of the first one of a scene, or of a later one."""
-        ...
-
-    def init_state(self, *, seed: int, first_frame: int) -> Any:
-        """Give the state before a scene."""
-        ...
-
-    def step(self, state: Any, frames: "list[np.ndarray]") -> "tuple[Any, list[np.ndarray]]":
-        """Take frames ``[H, W, 3]``; give the new state and the frames that are finished."""
-        ...
+T = TypeVar("T")
 
 
-class StageClock:
-    """Sums the time of every stage; waits for the device at both ends of each."""
-
-    def __init__(self, device: "torch.device") -> None:
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Generator[None]:
-        """Time what happens inside."""
-        wait_for(self.device)
-        started_s = time.perf_counter()
-        yield
-        wait_for(self.device)
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started_s
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A model that is ready to run, and where."""
 
-    upscaler: FrameModel
-    clock: StageClock
+    start: "Callable[[], Stream]"
+    """Begins a clip."""
+    clock: "CountingClock"
     """Runs while a stage of the model computes."""
     precision: str
-    """``fp32`` or ``bf16``."""
-    peak_rss_bytes: Callable[[], int]
+    """``fp32``, ``bf16``, ``fp8``, or ``mixed`` where stages differ."""
+    weights: str
+    """Where they are from: ``built in``, ``downloaded`` or ``random``."""
+    endless: bool = True
+    """Whether groups of one clip are timed once it is steady; else whole clips are."""
+    peak_rss_bytes: Callable[[], int] = lambda: 0
     """Asks the system for this process's peak."""
 
 
@@ -75,11 +51,11 @@ Prepare = Callable[[BenchCase], Prepared]
 """Builds the model; a function at module level, so that another process can import it."""
 
 
-def measure_in_fresh_process(case: BenchCase, prepare: Prepare) -> BenchReport:
-    """Run ``measure`` where nothing else has used memory; its errors are raised here."""
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function of a module where nothing else has used memory; its errors are raised here."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    worker = context.Process(target=_answer, args=(case, prepare, theirs))
+    worker = context.Process(target=_answer, args=(function, arguments, theirs))
     worker.start()
     theirs.close()
     try:
@@ -93,121 +69,176 @@ def measure_in_fresh_process(case: BenchCase, prepare: Prepare) -> BenchReport:
     return answer
 
 
-def _answer(case: BenchCase, prepare: Prepare, pipe: Connection) -> None:
-    """Send the report, or the error that kept it from being made."""
+def _answer(function: Callable[..., object], arguments: tuple[Any, ...], pipe: Connection) -> None:
+    """Send the result, or the error that kept it from being made."""
     try:
-        answer: BenchReport | UltraflashError = measure(case, prepare)
+        answer: object = function(*arguments)
     except UltraflashError as error:
         answer = error
     pipe.send(answer)
     pipe.close()
 
 
-def measure(case: BenchCase, prepare: Prepare) -> BenchReport:
-    """Build the model, run one group to warm up, time whole groups, then count the arithmetic of one more."""
+def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -> BenchReport:
+    """Build the model; time its first group cold, then what comes once it is warm; count what it asks for.
+
+    Of an endless clip, whole groups are timed behind those that warm up; else one clip from its beginning to its end.
+    ``limits`` are the device's; None measures them here, after the model.
+    """
     started_s = time.perf_counter()
     ready = prepare(case)
     import torch  # not before: what prepare refuses is refused at once
 
-    device, upscaler = ready.clock.device, ready.upscaler
-    source = drifting_frames(case.width_px, case.height_px)
-    state = upscaler.init_state(seed=0, first_frame=0)
-    state, _ = upscaler.step(state, _take(source, upscaler.group_frames(first=True)))
+    from ultraflash_cli.bench.limits import measure_limits
+    from ultraflash_cli.engine.clock import wait_for
+
+    device, clock = ready.clock.device, ready.clock
+    loaded_s = time.perf_counter()
+    stream = ready.start()
+    stream.next_group()
+    stream.finish()
     wait_for(device)
-    load_seconds = time.perf_counter() - started_s
+    first_s = time.perf_counter()
 
-    group = upscaler.group_frames(first=False)
-    ready.clock.seconds.clear()
-    seconds, frames, height, width = 0.0, 0, 0, 0
-    while frames < case.frames:
-        group_frames = _take(source, group)
-        started_s = time.perf_counter()
-        state, sharp = upscaler.step(state, group_frames)
-        wait_for(device)
-        seconds += time.perf_counter() - started_s
-        assert sharp, "a whole group gives frames"
-        frames += len(sharp)
-        height, width = sharp[0].shape[:2]
-    spent = dict(ready.clock.seconds)
-    peak_rss_bytes = ready.peak_rss_bytes()
-    peak_vram_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    if ready.endless:
+        work = _count(clock, stream, groups=1)
+        for _ in range(_warm_groups(case, stream)):
+            stream.next_group()
+    else:
+        stream = ready.start()
+        work = _count(clock, stream, groups=None)
+        for _ in range(GRAPH_ROUNDS if any(graphs.on for graphs in stream.graphs) else 0):
+            stream = ready.start()
+            while stream.next_group():
+                pass
+    stream.finish()
+    warm_first_s = None if ready.endless else _first_group(ready)
+    clock.clear()
+    counted = work.frames
 
-    flops = count_flops(lambda: upscaler.step(state, _take(source, group)))
-    dtype = torch.bfloat16 if ready.precision == "bf16" else torch.float32
+    begun_s = time.perf_counter()
+    stream = stream if ready.endless else ready.start()
+    frames = 0
+    while not (ready.endless and frames >= case.frames) and (count := stream.next_group()):
+        frames += count
+    stream.finish()
+    wait_for(device)
+    seconds = time.perf_counter() - begun_s
+    assert frames, "a whole group gives frames"
+    spent = clock.seconds
+    width, height = stream.size_px
+    limits = limits or measure_limits(device, ready.precision)
     return BenchReport(
+        kind=case.kind,
         model=case.model,
+        weights=ready.weights,
         device=str(device),
-        device_name=_device_name(device),
+        device_name=device_name(device),
         threads=case.threads,
         precision=ready.precision,
+        cache_management=case.cache_management,
         source=(case.width_px, case.height_px),
         output=(width, height),
         frames=frames,
         seconds=seconds,
-        load_seconds=load_seconds,
-        stages=_shares(spent, seconds),
-        peak_rss_bytes=peak_rss_bytes,
-        peak_vram_bytes=peak_vram_bytes,
-        flops_per_output_pixel=flops / (group * height * width),
-        limit_flops_per_second=_convolution_rate(device, dtype),
-        versions={name: version(name) for name in ("ultraflash", "torch")} | {"python": platform.python_version()},
+        whole_clip=not ready.endless,
+        load_seconds=loaded_s - started_s,
+        first_frame_seconds=first_s - started_s,
+        warm_first_frame_seconds=warm_first_s,
+        stages=stage_times(
+            spent, seconds, {name: _scaled(each, frames / counted) for name, each in work.stages.items()}
+        ),
+        graphs={name: counts._asdict() for graphs in stream.graphs for name, counts in graphs.counts.items()},
+        not_recorded=tuple(text for graphs in stream.graphs for text in graphs.refusals.values()),
+        lanes=case.lanes and device.type == "cuda" and case.kind == "generate",
+        peak_rss_bytes=ready.peak_rss_bytes(),
+        peak_vram_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        flops_per_output_pixel=work.total.flops / (counted * height * width),
+        bytes_per_output_pixel=work.total.bytes / (counted * height * width),
+        limits=limits,
+        versions=versions(),
     )
 
 
-def _take(source: "Iterator[np.ndarray]", count: int) -> "list[np.ndarray]":
-    return list(islice(source, count))
+def _first_group(ready: Prepared) -> float:
+    """Return the seconds until the first pictures of a further clip are on the host."""
+    begun_s = time.perf_counter()
+    stream = ready.start()
+    stream.next_group()
+    stream.finish()
+    return time.perf_counter() - begun_s
 
 
-def wait_for(device: "torch.device") -> None:
-    """Let the device finish what it was given."""
-    if device.type == "cuda":
-        import torch
+def _warm_groups(case: BenchCase, stream: "Stream") -> int:
+    """Groups before a clip is steady: until its graphs are recorded, and until a sliding window is full."""
+    if case.kind == "generate":
+        from ultraflash_cli.bench.untrained import STEADY_GROUPS
 
-        torch.cuda.synchronize(device)
+        return STEADY_GROUPS
+    return GRAPH_ROUNDS if any(graphs.on for graphs in stream.graphs) else 0
 
 
-def _shares(spent: dict[str, float], seconds: float) -> tuple[StageTime, ...]:
-    """Return each stage's part of the whole, and what lies between the stages as ``other``."""
+@dataclass(frozen=True)
+class _Counted:
+    frames: int
+    total: "Work"
+    stages: "dict[str, Work]"
+
+
+def _count(clock: "CountingClock", stream: "Stream", *, groups: int | None) -> _Counted:
+    """Count what the next groups of a stream ask for, without graphs, which would hide it."""
+    from contextlib import ExitStack
+
+    from ultraflash_cli.bench.counts import counting
+
+    frames, left = 0, groups
+    with ExitStack() as stack:
+        for graphs in stream.graphs:
+            stack.enter_context(graphs.paused())
+        so_far = stack.enter_context(counting())
+        clock.so_far = so_far
+        while (left is None or left > 0) and (count := stream.next_group()):
+            frames += count
+            left = None if left is None else left - 1
+        total = so_far()
+        clock.so_far = None
+    return _Counted(frames, total, dict(clock.work))
+
+
+def _scaled(work: "Work", factor: float) -> tuple[float, float]:
+    return work.flops * factor, work.bytes * factor
+
+
+def stage_times(spent: dict[str, float], seconds: float, work: dict[str, tuple[float, float]]) -> tuple[StageTime, ...]:
+    """Return each stage's part of the whole with the rates it reached, and what lies between the stages as ``other``.
+
+    ``work`` are operations and bytes by stage. Stages that ran beside each other may sum to more than the whole.
+    """
     between = max(seconds - sum(spent.values()), 0.0)
     whole = sum(spent.values()) + between
-    parts = {**spent, "other": between}
-    return tuple(StageTime(name=name, seconds=part, share=part / whole) for name, part in parts.items())
+    stages: list[StageTime] = []
+    for name, part in {**spent, "other": between}.items():
+        flops, moved = work.get(name, (0.0, 0.0))
+        rates = (flops / part, moved / part) if part > 0 else (0.0, 0.0)
+        stage = StageTime(
+            name=name, seconds=part, share=part / whole, flops_per_second=rates[0], bytes_per_second=rates[1]
+        )
+        stages.append(stage)
+    return tuple(stages)
 
 
-def count_flops(run: Callable[[], object]) -> int:
-    """Count the arithmetic that ``run`` asks torch for; a multiply-add is 2."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-    def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    # torch does not count its own attention on a CPU.
-    extra = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=extra) as counter:
-        run()
-    return counter.get_total_flops()
+def versions() -> dict[str, str]:
+    """Return the versions of what computes; this package's where it is installed."""
+    found = {"python": platform.python_version()}
+    for name in ("ultraflash", "torch", "triton"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
-def _convolution_rate(device: "torch.device", dtype: "torch.dtype") -> float:
-    """Return the floating point operations a second that a 3x3 convolution of 64 channels reaches, at its best."""
-    import torch
-
-    channels, height, width = 64, 240, 416
-    kernel = torch.ones(channels, channels, 3, 3, device=device, dtype=dtype)
-    inputs_bchw = torch.ones(1, channels, height, width, device=device, dtype=dtype)
-    kernel, inputs_bchw = (each.contiguous(memory_format=torch.channels_last) for each in (kernel, inputs_bchw))
-    best_s = float("inf")
-    with torch.inference_mode():
-        for _ in range(LIMIT_ROUNDS):
-            started_s = time.perf_counter()
-            torch.nn.functional.conv2d(inputs_bchw, kernel, padding=1)
-            wait_for(device)
-            best_s = min(best_s, time.perf_counter() - started_s)
-    return 2 * 9 * channels**2 * height * width / best_s
-
-
-def _device_name(device: "torch.device") -> str:
+def device_name(device: "torch.device") -> str:
     """Return what people call the device."""
     import torch
 

@@ -1,11 +1,16 @@
 """`ultraflash bench`."""
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ultraflash_cli.console import Console
+from ultraflash_cli.errors import UsageError
 from ultraflash_cli.options import (
+    CudaGraphsOption,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -16,68 +21,333 @@ from ultraflash_cli.options import (
 
 if TYPE_CHECKING:
     from ultraflash_cli.bench.cases import BenchCase
+    from ultraflash_cli.bench.kernels import KernelTime
+    from ultraflash_cli.bench.report import BenchReport, WallTime
     from ultraflash_cli.bench.timing import Prepared
+    from ultraflash_cli.engine.profiles import Profile
+    from ultraflash_cli.jobs.generation_preflight import PreparedGeneration
+    from ultraflash_cli.jobs.model import Built, BuiltGeneration
+    from ultraflash_cli.jobs.preflight import Prepared as PreparedUpscale
 
-__all__ = ["bench", "prepare"]
+__all__ = ["bench", "measure_kernels", "measure_wall", "prepare"]
+
+_PROMPT = "A red boat drifts on a calm lake at sunrise."
+_RATE = 24
 
 
 @with_console(hidden=True)
 def bench(
     console: Console,
-    size: Annotated[str, typer.Option("--size", metavar="WxH", help="Size of the source.")] = "832x480",
-    scale: Annotated[int, typer.Option("--scale", metavar="2|3", help="How much each side grows.")] = 2,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="WHAT",
+            help="upscale, generate or kernels; without it all that the model can, and on a GPU the kernels too.",
+            show_default=False,
+        ),
+    ] = None,
+    res: Annotated[
+        str, typer.Option("--res", metavar="480p,1k,2k", help="Target sizes; 480p is for what is generated.")
+    ] = "1k",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="WxH", help="Size of the source; the model's own unless said.", show_default=False
+        ),
+    ] = None,
+    scale: Annotated[
+        int | None,
+        typer.Option("--scale", metavar="2|3", help="How much each side grows, instead of --res.", show_default=False),
+    ] = None,
     frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames to time, in whole groups.")] = 24,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds", metavar="S", help="Length of the generated clip; 81 frames unless said.", show_default=False
+        ),
+    ] = None,
+    wall: Annotated[
+        Literal["on", "off"], typer.Option("--wall", help="Also time the whole command, file to file.")
+    ] = "on",
     model: ModelOption = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    cuda_graphs: CudaGraphsOption = "auto",
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Measure the model on this device: speed, time by stage, peak memory, arithmetic."""
-    from ultraflash_cli.bench.cases import BenchCase, parse_size
-    from ultraflash_cli.bench.timing import measure_in_fresh_process
+    """Measure the model on this device: speed, time by stage, memory, and the device's own limits beside them.
+
+    Weights that are not installed are drawn at random, and that is said: times mean something then, pictures nothing.
+    """
+    from ultraflash_cli.bench.cases import KINDS, RES, BenchCase, parse_size
+    from ultraflash_cli.bench.kernels import OTHERS
+    from ultraflash_cli.bench.report import kernel_lines
+    from ultraflash_cli.bench.timing import in_fresh_process, measure
+    from ultraflash_cli.jobs.assemble import choose_device, find_profile
     from ultraflash_cli.jobs.host import usable_cores
 
-    width_px, height_px = parse_size(size)
+    for word in what or ():
+        if word not in KINDS:
+            raise UsageError(f"bench measures {', '.join(KINDS)}, not {word!r}")
+    on_gpu = choose_device(device).type == "cuda"
+    profile = find_profile(("ultraflash" if on_gpu else "lite") if model == "auto" else model)
+    kinds = what or ["upscale", *(["generate"] if profile.generator else []), *(["kernels"] if on_gpu else [])]
+    if "generate" in kinds and profile.generator is None:
+        raise UsageError(f"the model {profile.name} cannot generate; --model names another.")
+    names = [name.strip().lower() for name in res.split(",")]
+    if not set(names) <= RES.keys():
+        raise UsageError(f"--res is some of {', '.join(RES)} with commas between them, got {res!r}")
+    scales = [scale] if scale is not None else [RES[name] for name in names]
+    height_px, width_px = profile.base_size
+    if size is not None:
+        width_px, height_px = parse_size(size)
     case = BenchCase(
-        model="lite" if model == "auto" else model,
+        model=profile.name,
         width_px=width_px,
         height_px=height_px,
-        scale=scale,
         frames=frames,
+        seconds=seconds,
         device=device,
         precision=precision,
         threads=threads or usable_cores(),
+        graphs=cuda_graphs == "auto",
         store=console.settings.home,
     )
-    console.detail("measuring in a process of its own")
-    report = measure_in_fresh_process(case, prepare)
+    case = replace(case, untrained=not _installed(case, profile))
+    cases = [
+        replace(case, kind=kind, scale=each)
+        for kind in ("upscale", "generate")
+        for each in scales
+        if kind in kinds and not (kind == "upscale" and each == 1)
+    ]
+    if not cases and "kernels" not in kinds:
+        raise UsageError("nothing to measure: 480p is a target of generate")
+    reports: list[BenchReport] = []
+    for each in cases:
+        console.detail(f"measuring {each.kind} x{each.scale} in a process of its own")
+        report = in_fresh_process(measure, each, prepare)
+        if wall == "on":
+            report = replace(report, wall=in_fresh_process(measure_wall, each))
+        reports.append(report)
+        if not json:
+            for line in report.lines():
+                console.text(line)
+    rows: list[KernelTime] = []
+    if "kernels" in kinds:
+        console.detail("measuring kernels in a process of their own")
+        rows = in_fresh_process(measure_kernels, device, case.threads)
+        if not json:
+            for line in kernel_lines(rows, OTHERS):
+                console.text(line)
     if json:
-        console.data(report.as_json())
-    else:
-        for line in report.lines():
-            console.text(line)
+        from dataclasses import asdict
+
+        console.data(
+            {
+                "schema": 2,
+                "cases": [report.as_json() for report in reports],
+                "kernels": [asdict(row) for row in rows],
+            }
+        )
     return 0
 
 
 def prepare(case: "BenchCase") -> "Prepared":
-    """Build the model of a case the way `upscale` does."""
+    """Build the model of a case the way `upscale` and `generate` do; with random weights from the engine alone."""
     import torch
 
-    from ultraflash_cli.bench.timing import Prepared, StageClock
+    from ultraflash_cli.bench.counts import CountingClock
+    from ultraflash_cli.bench.streams import DrawnStream, UpscaledStream
+    from ultraflash_cli.bench.timing import Prepared
+    from ultraflash_cli.bench.untrained import clip_plan, generator_of, prepare_untrained, random_context
     from ultraflash_cli.engine.plan import plan_upscale
-    from ultraflash_cli.jobs.assemble import Shelf, build_upscaler, choose_device, find_profile, precision_name
+    from ultraflash_cli.jobs.assemble import (
+        Shelf,
+        Speedups,
+        build_text_to_video,
+        build_upscaler,
+        choose_device,
+        find_profile,
+        precision_name,
+    )
     from ultraflash_cli.jobs.host import keep_freed_memory, peak_rss_bytes
 
     keep_freed_memory()
+    if case.untrained:  # Shelf would draw them on the host
+        return replace(prepare_untrained(case), peak_rss_bytes=peak_rss_bytes)
     torch.set_num_threads(case.threads)
     device, profile = choose_device(case.device), find_profile(case.model)
-    clock = StageClock(device)
-    plan = plan_upscale(case.width_px, case.height_px, res=f"{case.scale}x")
-    shelf = Shelf(case.store)
+    clock, shelf = CountingClock(device), Shelf(case.store)
+    speedups = Speedups(graphs=case.graphs, lanes=case.lanes)
+    context = random_context(profile, device)
+    precision = precision_name(profile, case.precision, device)
+    weights = (
+        "random" if profile.random_seed is not None else "downloaded" if case.model == "ultraflash" else "built in"
+    )
+    if case.kind == "upscale":
+        plan = plan_upscale(case.width_px, case.height_px, res=f"{case.scale}x")
+        upscaler = build_upscaler(
+            shelf,
+            profile,
+            plan,
+            device=device,
+            precision=case.precision,
+            context=context if profile.sr_dit and profile.sr_dit.text_len else None,
+            timer=clock,
+            speedups=speedups,
+        )
+        return Prepared(
+            start=lambda: UpscaledStream(upscaler),
+            clock=clock,
+            precision=precision,
+            weights=weights,
+            peak_rss_bytes=peak_rss_bytes,
+        )
+    video = build_text_to_video(
+        shelf,
+        profile,
+        clip_plan(case, generator_of(profile, long=case.long)),
+        scale=case.scale,
+        long=case.long,
+        low_frames=False,
+        device=device,
+        precision=case.precision,
+        timer=clock,
+        speedups=speedups,
+    )
     return Prepared(
-        upscaler=build_upscaler(shelf, profile, plan, device=device, precision=case.precision, timer=clock),
+        start=lambda: DrawnStream(video, (case.height_px, case.width_px), context),
         clock=clock,
-        precision=precision_name(profile, case.precision, device),
+        precision=precision,
+        weights=weights,
+        endless=case.long,
         peak_rss_bytes=peak_rss_bytes,
     )
+
+
+def measure_wall(case: "BenchCase") -> "WallTime":
+    """Run the command of a case, file to file, in a folder that goes away again."""
+    import tempfile
+
+    from ultraflash_cli.bench.report import WallTime
+    from ultraflash_cli.jobs.events import Chunk, Event
+    from ultraflash_cli.jobs.host import keep_freed_memory
+
+    keep_freed_memory()
+    first_group: list[int] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Chunk) and not first_group:
+            first_group.append(event.frames_done)
+
+    with tempfile.TemporaryDirectory(prefix="ultraflash-bench-") as name:
+        folder = Path(name)
+        if case.kind == "upscale":
+            from ultraflash_cli.jobs.upscale import UpscaleJob, run
+
+            source = folder / "source.mp4"
+            _write_clip(case, source)
+            job = UpscaleJob(
+                source=source,
+                output=folder / "out.mp4",
+                res=f"{case.scale}x",
+                model=case.model,
+                store=case.store,
+                device=case.device,
+                precision=case.precision,
+                cuda_graphs=case.graphs,
+                threads=case.threads,
+            )
+            report = run(job, listen, build=partial(_build_upscaler, case) if case.untrained else None)
+        else:
+            from ultraflash_cli.bench.cases import RES
+            from ultraflash_cli.jobs.generate import GenerateJob, run_generation
+
+            job = GenerateJob(
+                prompt=_PROMPT,
+                output=folder / "out.mp4",
+                res={times: name for name, times in RES.items()}[case.scale],
+                seconds=case.seconds,
+                model=case.model,
+                store=case.store,
+                device=case.device,
+                precision=case.precision,
+                cuda_graphs=case.graphs,
+                threads=case.threads,
+            )
+            build = partial(_build_video, case) if case.untrained else None
+            report = run_generation(job, listen, build=build)
+    encoder, first_s = report.encoder or {}, report.first_frame_s or 0.0
+    return WallTime(
+        frames=report.frames_out,
+        seconds=report.seconds,
+        fps=(report.frames_out - sum(first_group)) / (report.seconds - first_s),
+        first_frame_seconds=report.first_frame_s,
+        codec=str(encoder.get("codec", "unknown")),
+        limit=report.limit,
+    )
+
+
+def measure_kernels(device: str, threads: int) -> "list[KernelTime]":
+    """Time every operation of the kernels on a device."""
+    import torch
+
+    from ultraflash_cli.bench.kernels import OPERATIONS, measure_operation
+    from ultraflash_cli.bench.limits import measure_limits
+    from ultraflash_cli.jobs.assemble import choose_device
+
+    torch.set_num_threads(threads)
+    where = choose_device(device)
+    limits = measure_limits(where, "bf16" if where.type == "cuda" else "fp32")
+    return [row for name in OPERATIONS for row in measure_operation(name, where, limits)]
+
+
+def _installed(case: "BenchCase", profile: "Profile") -> bool:
+    """Whether the weights of a model are there, so far as a measurement needs them."""
+    from ultraflash_cli.errors import WeightsError
+    from ultraflash_cli.jobs.assemble import Shelf
+
+    parts = ["encoder", "upsampler", "decoder"]
+    parts += ["sr_dit"] if profile.sr_dit else []
+    parts += ["generator", "text_encoder"] if profile.generator and profile.text_encoder else []
+    try:
+        Shelf(case.store).require(profile.at_scale(2), parts)
+    except WeightsError:
+        return False
+    return True
+
+
+def _build_upscaler(case: "BenchCase", prepared: "PreparedUpscale") -> "Built":
+    from ultraflash_cli.bench.untrained import Untrained
+    from ultraflash_cli.jobs.model import Built, as_frame_upscaler
+
+    made = Untrained(case)
+    upscaler = as_frame_upscaler(made.upscaler(prepared.plan), made.clock)
+    return Built(upscaler=upscaler, device=str(made.device), precision=made.precision, weights={})
+
+
+def _build_video(case: "BenchCase", prepared: "PreparedGeneration") -> "BuiltGeneration":
+    from ultraflash_cli.bench.untrained import Untrained
+    from ultraflash_cli.jobs.model import BuiltGeneration, as_frame_generator
+
+    made = Untrained(case)
+    assert made.context is not None, "what generates takes words"
+    generator = as_frame_generator(made.video(prepared.plan), made.context, prepared.base_size, made.clock)
+    return BuiltGeneration(generator=generator, device=str(made.device), precision=made.precision, weights={})
+
+
+def _write_clip(case: "BenchCase", path: Path) -> None:
+    """Write a made clip of two groups more than are timed, in H.264."""
+    from itertools import islice
+
+    from ultraflash_cli.bench.cases import drifting_frames
+    from ultraflash_cli.jobs.assemble import find_profile
+    from ultraflash_cli.video.encode import MADE_TICKS, made_spec
+    from ultraflash_cli.video.segment import SegmentWriter
+
+    count = case.frames + 8 * find_profile(case.model).group_latents
+    spec = made_spec(width_px=case.width_px, height_px=case.height_px, rate=_RATE, codec="h264", threads=case.threads)
+    with SegmentWriter(path, spec) as writer:
+        for number, frame in enumerate(islice(drifting_frames(case.width_px, case.height_px), count)):
+            writer.write(frame, number * MADE_TICKS, MADE_TICKS)

@@ -14,6 +14,7 @@ from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.options import (
     CodecOption,
     CrfOption,
+    CudaGraphsOption,
     DecoderOption,
     DeviceOption,
     DryRunOption,
@@ -119,6 +120,7 @@ def generate(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     max_memory: MaxMemoryOption = None,
+    cuda_graphs: CudaGraphsOption = "auto",
     threads: ThreadsOption = None,
     resume: ResumeOption = "auto",
     overwrite: OverwriteOption = False,
@@ -177,6 +179,7 @@ def generate(
             precision=precision,
             threads=threads,
             max_memory=max_memory,
+            cuda_graphs=cuda_graphs == "auto",
             resume=resume == "auto",
             overwrite=overwrite,
             skip_existing=skip_existing,

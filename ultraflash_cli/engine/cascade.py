@@ -131,7 +131,7 @@ class Cascade:
             [frames[:, :, :1].expand(-1, -1, copies, -1, -1), frames, last.expand(-1, -1, back, -1, -1)], dim=2
         )
         with self.timer("encoder"):
-            encoder, low = self.encoder.step(state.encoder, frames)
+            encoder, low = self.refiner.graphs.step("encoder", self.encoder.step, state.encoder, frames)
         skip = frames if profile.decoder.skip else None
         refiner, (_, sharp) = self.refiner.run_group(state.refiner, low, skip)
         after = replace(state, encoder=encoder, refiner=refiner)

@@ -189,6 +189,13 @@ class MemoryPlan:
         """Bytes at the peak."""
         return self.peak.total
 
+    @property
+    def beside_bytes(self) -> int:
+        """What recorded graphs and lanes take at most on top of ``total``: activations and states a second time."""
+        doubled = ("activations", "state", "rings", "frames")
+        parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
+        return sum(count for name, count in parts.items() if name.endswith(doubled))
+
     def sum_line(self) -> str:
         """Return the sum in words, parts of less than 2 % together."""
         small = sum(part.bytes for part in self.parts if part.bytes < self.total / 50)

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.graphs import EAGER, Graphs
+from ultraflash_cli.engine.lanes import OnHost, to_device, to_host
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, group_noise
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs, DecoderState
@@ -59,7 +61,7 @@ class Refiner:
     """The part of the cascade that clips and prompts share (ARCHITECTURE 3 to 6, 8).
 
     With ``decode_latents`` only so many latents are decoded at a time and their frames go to the host's memory; the
-    result is the same.
+    result is the same. ``graphs`` runs the steps of the stages.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Refiner:
         decode_latents: int | None = None,
         timer: StageTimer = untimed,
         noise: NoiseSource = group_noise,
+        graphs: Graphs = EAGER,
     ) -> None:
         self.profile = profile
         self.decode_latents = decode_latents
@@ -80,6 +83,7 @@ class Refiner:
         self.decoder = decoder
         self.timer = timer
         self.noise = noise
+        self.graphs = graphs
 
     @property
     def scale(self) -> int:
@@ -102,6 +106,8 @@ class Refiner:
         ``first_frame``, the scene's place in the clip, are what the noise depends on.
         """
         high, wide = height * self.scale, width * self.scale
+        if self.sr_dit is not None and not self.sr_dit.config.text_len:
+            context = None  # a prompt is the generator's alone
         return RefinerState(
             upsampler=self.upsampler.init_state(batch=batch, height=height, width=width),
             sr_dit=self.sr_dit.init_state(batch=batch, height=high, width=wide, context=context)
@@ -123,7 +129,7 @@ class Refiner:
         is at most the profile's ``group_latents`` long.
         """
         with self.timer("upsampler"):
-            upsampler, latents = self.upsampler.step(state.upsampler, low_bcthw)
+            upsampler, latents = self.graphs.step("upsampler", self.upsampler.step, state.upsampler, low_bcthw)
         state = replace(state, upsampler=upsampler)
         if self.sr_dit is not None and state.sr_dit is not None:
             with self.timer("sr_dit"):
@@ -136,14 +142,15 @@ class Refiner:
     def _decode(self, state: DecoderState, latents: Tensor, low_frames: Tensor | None) -> tuple[DecoderState, Tensor]:
         count = self.decode_latents
         if count is None:
-            return self.decoder.step(state, DecoderInputs(latents, low_frames))
-        pieces: list[Tensor] = []
+            return self.graphs.step("decoder", self.decoder.step, state, DecoderInputs(latents, low_frames))
+        pieces: list[OnHost] = []
         for at in range(0, latents.shape[2], count):
             four = slice(FRAMES_PER_LATENT * at, FRAMES_PER_LATENT * (at + count))
             low = None if low_frames is None else low_frames[:, :, four]
-            state, frames = self.decoder.step(state, DecoderInputs(latents[:, :, at : at + count], low))
-            pieces.append(frames.cpu())
-        return state, torch.cat(pieces, dim=2)
+            inputs = DecoderInputs(latents[:, :, at : at + count], low)
+            state, frames = self.graphs.step("decoder", self.decoder.step, state, inputs)
+            pieces.append(to_host(frames))
+        return state, torch.cat([piece.arrive() for piece in pieces], dim=2)
 
     def _refine(
         self, sr_dit: SrDit, before: SrDitState, cond: Tensor, state: RefinerState
@@ -152,12 +159,23 @@ class Refiner:
         share = self.profile.condition_noise
         if share > 0:
             cond = (1 - share) * cond + share * self._draw("sr_condition", cond, state)
-        after, clean = sr_dit.step(before, SrDitInputs(self._draw("sr_dit", cond, state), cond))
-        if after.waiting:
-            after, clean = sr_dit.close_group(after)
-        return after, clean
+
+        def one_group(before: SrDitState, inputs: SrDitInputs) -> tuple[SrDitState, Tensor]:
+            after, clean = sr_dit.step(before, inputs)
+            return sr_dit.close_group(after) if after.waiting else (after, clean)
+
+        return self.graphs.step(
+            "sr_dit",
+            one_group,
+            before,
+            SrDitInputs(self._draw("sr_dit", cond, state), cond),
+            position="frames",
+            counters=("groups",),
+            key=sr_dit.config.kv_len_after(before.groups),
+        )
 
     def _draw(self, stage: str, like: Tensor, state: RefinerState) -> Tensor:
-        return self.noise(
+        noise = self.noise(
             tuple(like.shape), seed=state.seed, stage=stage, first_frame=state.first_frame, group=state.groups
-        ).to(like)
+        )
+        return to_device(noise, like.device).to(like.dtype)

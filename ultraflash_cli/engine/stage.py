@@ -1,12 +1,25 @@
 """The contract of a streaming stage, and stage states as plain tensors for saving."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["Stage", "move_state", "state_bytes", "state_from_tensors", "state_to_tensors"]
+__all__ = [
+    "Leaf",
+    "Stage",
+    "move_state",
+    "state_bytes",
+    "state_from_tensors",
+    "state_leaves",
+    "state_to_tensors",
+    "with_leaves",
+]
+
+Leaf = Tensor | int | float | None
+"""What a state holds in the end; a bool is an int."""
 
 StateT = TypeVar("StateT")
 InputsT = TypeVar("InputsT", contravariant=True)
@@ -52,6 +65,23 @@ def state_to_tensors(state: Any, prefix: str = "") -> dict[str, Tensor]:
     for name, value in _children(state):
         found |= state_to_tensors(value, f"{prefix}.{name}" if prefix else name)
     return found
+
+
+def state_leaves(state: Any, prefix: str = "") -> dict[str, Leaf]:
+    """Return every leaf of a state itself under its dotted name, None included; nothing is copied."""
+    if state is None or isinstance(state, Tensor | bool | int | float):
+        return {prefix: state}
+    found: dict[str, Leaf] = {}
+    for name, value in _children(state):
+        found |= state_leaves(value, f"{prefix}.{name}" if prefix else name)
+    return found
+
+
+def with_leaves(like: Any, leaves: Mapping[str, Leaf], prefix: str = "") -> Any:
+    """Return a state built like ``like`` from leaves named as ``state_leaves`` names them."""
+    if like is None or isinstance(like, Tensor | bool | int | float):
+        return leaves[prefix]
+    return _rebuilt(like, [with_leaves(v, leaves, f"{prefix}.{n}" if prefix else n) for n, v in _children(like)])
 
 
 def state_bytes(state: Any) -> int:

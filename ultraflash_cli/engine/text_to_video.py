@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ultraflash_cli.engine.lanes import Lanes, to_device
 from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import NoiseSource, Refiner, RefinerState, StageTimer, untimed
@@ -27,6 +29,9 @@ class TextToVideoState:
     groups: int
     chunks: int
     seed: int
+    ahead_bcthw: Tensor
+    """Low-resolution latents of the next group, as long as the longest one; the first ``ahead`` are drawn."""
+    ahead: int
 
 
 class GeneratedGroup(NamedTuple):
@@ -49,8 +54,9 @@ class TextToVideo:
     Where the refiner's decoder has a skip path, it sees the frames of the low decoder as it sees those of a clip, and
     the colours of the result follow them.
     With ``park`` the generator and its cache wait on that device while the refiner works, for lack of memory; the
-    result is the same. Noise comes from ``noise``: ``generator`` and ``generator_step`` (the draws of the later
-    steps) for each chunk, and what the refiner draws for each group.
+    result is the same. With ``lanes`` the next group is drawn beside the refinement of the present one, again with
+    the same result; what comes back is ready for work on the caller's lane. Noise comes from ``noise``: ``generator``
+    and ``generator_step`` (the draws of the later steps) for each chunk, and what the refiner draws for each group.
     """
 
     def __init__(
@@ -64,10 +70,12 @@ class TextToVideo:
         park: torch.device | None = None,
         timer: StageTimer = untimed,
         noise: NoiseSource = group_noise,
+        lanes: Lanes | None = None,
     ) -> None:
         assert refiner is not None or low_decoder is not None, "something has to make frames"
         self.feeds_skip = refiner is not None and refiner.decoder.config.skip is not None
         assert low_decoder is not None or not self.feeds_skip, "a skip path needs the frames of a low decoder"
+        assert lanes is None or park is None, "a generator that is parked cannot work ahead"
         self.profile = profile
         self.plan = plan
         self.generator = generator
@@ -77,6 +85,7 @@ class TextToVideo:
         self.park = park
         self.timer = timer
         self.noise = noise
+        self.lanes = lanes
 
     def init_state(
         self,
@@ -103,14 +112,60 @@ class TextToVideo:
             refiner = self.refiner.init_state(batch=batch, height=height, width=width, seed=seed, context=words)
         if self.low_decoder is not None:
             low_decoder = self.low_decoder.init_state(batch=batch, height=height, width=width)
-        return TextToVideoState(generator, refiner, low_decoder, groups=0, chunks=0, seed=seed)
+        shape = (batch, self.generator.config.latent_channels, max(self.plan.groups), height, width)
+        ahead = generator.noise_bcthw.new_zeros(shape)
+        return TextToVideoState(
+            generator, refiner, low_decoder, groups=0, chunks=0, seed=seed, ahead_bcthw=ahead, ahead=0
+        )
 
     @torch.inference_mode()
     def step(self, state: TextToVideoState) -> tuple[TextToVideoState, GeneratedGroup]:
         """Make the next group of the plan; consumes ``state``."""
+        lanes = self.lanes
+        if lanes is None:
+            return self._step(state)
+        lanes.draw.after(lanes.caller)
+        if not state.ahead:
+            with lanes.draw.work():
+                state = self._draw_ahead(state)
+        lanes.refine.after(lanes.caller, lanes.draw)
+        with lanes.refine.work():
+            lanes.refine.borrow([state.ahead_bcthw])
+            state, group = self._step(state)
+        if state.groups < len(self.plan.groups):
+            with lanes.draw.work():
+                state = self._draw_ahead(state)
+        lanes.caller.after(lanes.refine)
+        lanes.caller.borrow(tensor for tensor in group if tensor is not None and tensor.device == self.device)
+        return state, group
+
+    def settle(self) -> None:
+        """Let the caller's lane wait for what is drawn ahead: after it the whole state may be read there."""
+        if self.lanes is not None:
+            self.lanes.caller.after(self.lanes.draw, self.lanes.refine)
+
+    def warm_up(self, *, height: int, width: int, context: Tensor | None = None) -> None:
+        """Make a first group for nothing, so that kernels are compiled and memory is found before a first frame."""
+        self.step(self.init_state(height=height, width=width, context=context))
+        self.settle()
+
+    def _draw_ahead(self, state: TextToVideoState) -> TextToVideoState:
+        """Draw the next group before it is asked for."""
+        longest = state.ahead_bcthw.shape[2]
+        state, low = self._draw_group(state)
+        ahead = F.pad(low, (0, 0, 0, 0, 0, longest - low.shape[2]))
+        return replace(state, ahead_bcthw=ahead, ahead=low.shape[2])
+
+    def _take_group(self, state: TextToVideoState) -> tuple[TextToVideoState, Tensor]:
+        """Return the latents of the next group, drawn ahead or now."""
+        if not state.ahead:
+            return self._draw_group(state)
+        return replace(state, ahead=0), state.ahead_bcthw[:, :, : state.ahead]
+
+    def _step(self, state: TextToVideoState) -> tuple[TextToVideoState, GeneratedGroup]:
         assert state.groups < len(self.plan.groups), "the plan has no further group"
         drop = self.profile.drop_front if state.groups == 0 else 0
-        state, low = self._draw_group(state)
+        state, low = self._take_group(state)
         latents = frames = low_frames = None
         if self.low_decoder is not None and state.low_decoder is not None:
             with self.timer("low_decoder"):
@@ -169,7 +224,8 @@ class TextToVideo:
         draws = len(config.steps) - 1
 
         def draw(stage: str, shape: tuple[int, ...]) -> Tensor:
-            return self.noise(shape, seed=state.seed, stage=stage, first_frame=0, group=state.chunks)
+            noise = self.noise(shape, seed=state.seed, stage=stage, first_frame=0, group=state.chunks)
+            return to_device(noise, self.device)
 
         return GeneratorInputs(
             draw("generator", (batch, channels, length, height, width)),

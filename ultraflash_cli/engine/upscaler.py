@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.cascade import Cascade, CascadeState
+from ultraflash_cli.engine.lanes import Arriving, Outlet, outlet_for, to_device
 from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
-from ultraflash_cli.engine.pictures import Picture, to_picture, to_tensor
+from ultraflash_cli.engine.pictures import Picture, put_frames, quantise
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.schedule import group_frames
 
@@ -33,7 +34,8 @@ class Upscaler:
 
     ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit, between is a blend of pixels. ``color``
     "match" makes the low frequencies of the result follow the source's. ``context [1, tokens, text width]`` is the
-    embedding of the prompt, for a model that takes one.
+    embedding of the prompt, for a model that takes one. ``outlet`` is the pictures' way to the host, by default the
+    best one from where the cascade is.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Upscaler:
         strength: float = 1.0,
         color: str = "match",
         context: Tensor | None = None,
+        outlet: Outlet | None = None,
     ) -> None:
         assert 0 <= strength <= 1, "strength lies between 0 and 1"
         assert color in ("match", "off"), f"color is match or off, not {color}"
@@ -53,8 +56,9 @@ class Upscaler:
         self.strength = strength
         self.color = color
         self.context = context
-        self._rows = _reflect(plan.enlarged[0], plan.padded[0])
-        self._columns = _reflect(plan.enlarged[1], plan.padded[1])
+        self._outlet = outlet or outlet_for(cascade.device)
+        self._rows = _reflect(plan.enlarged[0], plan.padded[0]).to(cascade.device)
+        self._columns = _reflect(plan.enlarged[1], plan.padded[1]).to(cascade.device)
 
     def group_frames(self, *, first: bool) -> int:
         """Return how many source frames make a group: the first of a scene is shorter."""
@@ -76,12 +80,26 @@ class Upscaler:
 
         All frames of a scene have one depth. Consumes ``state``.
         """
-        done: list[Picture] = []
-        for frame in frames:
-            assert frame.shape == (*self.plan.source, 3), f"planned for {self.plan.source}, got {frame.shape}"
-            state.waiting_tchw[state.waiting] = to_tensor(frame).to(self.cascade.device)
-            state = replace(state, waiting=state.waiting + 1, deep=frame.dtype == np.uint16)
+        state, done = self.launch(state, frames)
+        return state, [picture.arrive() for picture in done]
+
+    def flush(self, state: UpscalerState) -> list[Picture]:
+        """Return the frames that still wait, as the end of the scene."""
+        return [picture.arrive() for picture in self.launch_flush(state)]
+
+    def launch(self, state: UpscalerState, frames: Sequence[Picture]) -> tuple[UpscalerState, list[Arriving]]:
+        """Do what ``step`` does without waiting for a GPU: the pictures are on their way."""
+        done: list[Arriving] = []
+        taken = 0
+        while taken < len(frames):
             held, first = self._held(state), state.cascade.refiner.groups == 0
+            count = min(len(frames) - taken, held + self.group_frames(first=first) - state.waiting)
+            push = frames[taken : taken + count]
+            for frame in push:
+                assert frame.shape == (*self.plan.source, 3), f"planned for {self.plan.source}, got {frame.shape}"
+            put_frames(state.waiting_tchw[state.waiting : state.waiting + count], push)
+            state = replace(state, waiting=state.waiting + count, deep=push[-1].dtype == np.uint16)
+            taken += count
             if state.waiting - held == self.group_frames(first=first):
                 sources = state.waiting_tchw[: state.waiting]
                 cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources[held:]))
@@ -92,8 +110,8 @@ class Upscaler:
                 state = replace(state, cascade=cascade, waiting=left)
         return state, done
 
-    def flush(self, state: UpscalerState) -> list[Picture]:
-        """Return the frames that still wait, as the end of the scene."""
+    def launch_flush(self, state: UpscalerState) -> list[Arriving]:
+        """Do what ``flush`` does without waiting for a GPU."""
         if state.waiting == 0:
             return []
         sources = state.waiting_tchw[: state.waiting]
@@ -101,6 +119,11 @@ class Upscaler:
         if sharp.shape[2] < state.waiting:
             sharp = torch.cat([sharp, self.cascade.flush(cascade)], dim=2)
         return self._finish(sources, sharp, deep=state.deep)
+
+    def warm_up(self) -> None:
+        """Upscale a first group of nothing, so that kernels are compiled and memory is found before a first frame."""
+        black = np.zeros((*self.plan.source, 3), np.uint8)
+        self.step(self.init_state(), [black] * self.group_frames(first=True))
 
     def _held(self, state: UpscalerState) -> int:
         """How many of the waiting frames the cascade has taken in already."""
@@ -114,15 +137,16 @@ class Upscaler:
         if self.plan.enlarged != self.plan.source:
             x = lanczos_resize(x, *self.plan.enlarged).clamp(0, 1)
         if self.plan.padded != self.plan.enlarged:
-            x = x.index_select(2, self._rows.to(x.device)).index_select(3, self._columns.to(x.device))
+            x = x.index_select(2, self._rows).index_select(3, self._columns)
         return x.transpose(0, 1).unsqueeze(0)
 
     @torch.inference_mode()
-    def _finish(self, sources_tchw: Tensor, sharp_bcthw: Tensor, *, deep: bool) -> list[Picture]:
+    def _finish(self, sources_tchw: Tensor, sharp_bcthw: Tensor, *, deep: bool) -> Sequence[Arriving]:
         """Crop, reduce, match colours, blend and quantise, frame by frame."""
         with self.cascade.timer("finish"):
             pairs = zip(sources_tchw.split(1), sharp_bcthw[0].transpose(0, 1).split(1), strict=True)
-            return [to_picture(self._blend(source, sharp.to(source.device))[0], deep=deep) for source, sharp in pairs]
+            blended = (self._blend(source, to_device(sharp, source.device))[0] for source, sharp in pairs)
+            return self._outlet.send(quantise(picture, deep=deep) for picture in blended)
 
     def _blend(self, source_nchw: Tensor, sharp_nchw: Tensor) -> Tensor:
         if self.strength == 0:

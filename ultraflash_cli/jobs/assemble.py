@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
+from ultraflash_cli.engine.lanes import cuda_lanes
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.profiles import PROFILES, Profile
@@ -35,6 +37,7 @@ __all__ = [
     "NETWORKS",
     "TOKENIZER",
     "Shelf",
+    "Speedups",
     "build_text_to_video",
     "build_upscaler",
     "choose_device",
@@ -73,6 +76,20 @@ TOKENIZER = "wan/tokenizer"
 """What the names of the tokenizer's files begin with."""
 _ULTRA = "ultra_decoder"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedups:
+    """Ways that make work on a GPU denser; the pixels are the same."""
+
+    graphs: bool = False
+    """Record the steps of stages as CUDA graphs."""
+    lanes: bool = False
+    """Generate the next group on a stream of its own while the present one is refined."""
+
+    def new_graphs(self, device: torch.device) -> Graphs:
+        """Return what runs the steps of stages on ``device``."""
+        return Graphs(CudaRecorder(device)) if self.graphs and device.type == "cuda" else EAGER
 
 
 def find_profile(model: str) -> Profile:
@@ -241,13 +258,14 @@ def build_upscaler(
     context: Tensor | None = None,
     decode_latents: int | None = None,
     timer: StageTimer = untimed,
+    speedups: Speedups = Speedups(),
 ) -> Upscaler:
     """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError where weights are not right."""
     profile = profile.at_scale(plan.scale)
     dtype_of = stage_precisions(profile, precision, device)
     kind = "wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder"
     encoder = shelf.take(profile, kind, profile.encoder, device=device, dtype=dtype_of(kind))
-    refiner = _refiner(shelf, profile, device, dtype_of, decode_latents, timer)
+    refiner = _refiner(shelf, profile, device, dtype_of, decode_latents, timer, speedups)
     cascade = Cascade(profile, encoder, refiner)  # pyright: ignore[reportArgumentType]
     return Upscaler(cascade, plan, strength=strength, color=color, context=context)
 
@@ -265,6 +283,7 @@ def build_text_to_video(
     decode_latents: int | None = None,
     park: torch.device | None = None,
     timer: StageTimer = untimed,
+    speedups: Speedups = Speedups(),
 ) -> TextToVideo:
     """Load what making a video needs; ``scale`` 1 stays at the base size, ``low_frames`` asks for those frames too.
 
@@ -279,11 +298,16 @@ def build_text_to_video(
     refiner = low_decoder = None
     if scale > 1:
         profile = profile.at_scale(scale)
-        refiner = _refiner(shelf, profile, device, dtype_of, decode_latents, timer)
+        refiner = _refiner(shelf, profile, device, dtype_of, decode_latents, timer, speedups)
     if low_frames or scale == 1 or profile.decoder.skip is not None:
         low_decoder = take_base_decoder(shelf, profile, device=device, precision=precision)
     assert isinstance(generator, Generator)
-    return TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=low_decoder, park=park, timer=timer)
+    # A parked generator changes its addresses.
+    generator.graphs = EAGER if park is not None else speedups.new_graphs(device)
+    lanes = cuda_lanes(device) if speedups.lanes and device.type == "cuda" and park is None else None
+    return TextToVideo(
+        profile, plan, generator, refiner=refiner, low_decoder=low_decoder, park=park, timer=timer, lanes=lanes
+    )
 
 
 def take_base_decoder(shelf: Shelf, profile: Profile, *, device: torch.device, precision: str) -> Decoder:
@@ -309,6 +333,7 @@ def _refiner(
     dtype_of: Callable[[str], torch.dtype],
     decode_latents: int | None,
     timer: StageTimer,
+    speedups: Speedups,
 ) -> Refiner:
     def take(part: str, config: Config) -> nn.Module:
         return shelf.take(profile, part, config, device=device, dtype=dtype_of(part))
@@ -318,7 +343,8 @@ def _refiner(
     decoder = take("decoder", profile.decoder)
     assert isinstance(upsampler, LatentUpsampler) and isinstance(decoder, Decoder)
     assert sr_dit is None or isinstance(sr_dit, SrDit)
-    return Refiner(profile, upsampler, sr_dit, decoder, decode_latents=decode_latents, timer=timer)
+    graphs = speedups.new_graphs(device)
+    return Refiner(profile, upsampler, sr_dit, decoder, decode_latents=decode_latents, timer=timer, graphs=graphs)
 
 
 def precision_name(profile: Profile, name: str, device: torch.device) -> str:

@@ -27,6 +27,11 @@ from ultraflash_cli.jobs.writing import (
 if TYPE_CHECKING:
     import numpy as np
 
+    from ultraflash_cli.engine.lanes import Arriving
+
+    Pictures = Sequence[np.ndarray | Arriving]
+    """Finished pictures, or pictures on their way from the device: whoever needs one waits for it."""
+
 __all__ = ["FrameGenerator", "FrameUpscaler", "SourceFrame", "make_frames", "move_frames", "segment_ends"]
 
 
@@ -46,7 +51,7 @@ class FrameUpscaler(Protocol):
         """Give the state before a scene that begins at frame `first_frame` of the clip."""
         ...
 
-    def step(self, state: Any, frames: "list[np.ndarray]") -> "tuple[Any, list[np.ndarray]]":
+    def step(self, state: Any, frames: "list[np.ndarray]") -> "tuple[Any, Pictures]":
         """Take frames `[H, W, 3]`, give the new state and the frames that are finished."""
         ...
 
@@ -54,7 +59,7 @@ class FrameUpscaler(Protocol):
         """Count the frames that are taken in and whose pictures are not out yet, after a whole group."""
         ...
 
-    def flush(self, state: Any) -> "list[np.ndarray]":
+    def flush(self, state: Any) -> "Pictures":
         """End the scene: give the frames that are still queued."""
         ...
 
@@ -88,7 +93,7 @@ class FrameGenerator(Protocol):
         """Give the state before the first group; `clip` are frames `[H, W, 3]` of the base size to go on from."""
         ...
 
-    def step(self, state: Any) -> "tuple[Any, list[np.ndarray], list[np.ndarray]]":
+    def step(self, state: Any) -> "tuple[Any, Pictures, Pictures]":
         """Make the next group: give the new state, its pictures, and where asked for those of the base size."""
         ...
 
@@ -128,7 +133,7 @@ class SourceFrame:
 @dataclass(frozen=True)
 class _Picture:
     source: SourceFrame
-    rgb_hwc: "np.ndarray"
+    rgb_hwc: "np.ndarray | Arriving"
 
 
 def move_frames(
@@ -159,8 +164,9 @@ def move_frames(
     write_one = write or _write_as_it_is
 
     def write_all(sinks: Sequence[SegmentSink], item: _Picture) -> None:
+        rgb_hwc = _arrived(item.rgb_hwc)
         for sink in sinks:
-            write_one(sink, item.source, item.rgb_hwc)
+            write_one(sink, item.source, rgb_hwc)
 
     reader = _Reader(source, journal.safe_frames, queue_places(source_frame_bytes), stop, busy)
     writer = SegmentThread(
@@ -185,10 +191,16 @@ def _write_as_it_is(sink: SegmentSink, source: SourceFrame, rgb_hwc: "np.ndarray
     sink.write(rgb_hwc, source.pts, source.duration)
 
 
+def _arrived(picture: "np.ndarray | Arriving") -> "np.ndarray":
+    """Wait, in the writing thread, for a picture that is still on its way."""
+    arrive = getattr(picture, "arrive", None)
+    return picture if arrive is None else arrive()
+
+
 @dataclass(frozen=True)
 class _Made:
     number: int
-    pictures: "tuple[np.ndarray, ...]"
+    pictures: "Pictures"
 
 
 def make_frames(
@@ -218,8 +230,9 @@ def make_frames(
     """
 
     def write(sinks: Sequence[SegmentSink], item: _Made) -> None:
+        pictures = [_arrived(picture) for picture in item.pictures]
         for pts, duration in show(item.number):
-            for sink, picture in zip(sinks, item.pictures, strict=True):
+            for sink, picture in zip(sinks, pictures, strict=True):
                 sink.write(picture, pts, duration)
 
     writer = SegmentThread(
@@ -235,7 +248,7 @@ def make_frames(
 
     def work() -> bool:
         borders = [min(end, frames) for end in accumulate(generator.group_frames)]
-        done, kept = journal.safe_frames, journal.safe_frames
+        done = kept = begun = journal.safe_frames
         assert borders[-1] == frames, f"the groups give {borders[-1]} frames, {frames} are wanted"
         if done == frames:
             return True
@@ -258,6 +271,8 @@ def make_frames(
             state, sharp, low = generator.step(state)
             busy.model += time.perf_counter() - started_s
             counters.update(generator.counters(state))
+            if done == begun and sharp:
+                _arrived(sharp[0])  # the time to a first frame is told truly
             on_group(border)
             assert not low or len(low) == len(sharp), "there is a small picture for each large one or for none"
             for number in range(done, border):
@@ -334,6 +349,7 @@ class _Model:
     _scene_first: int = 0
     _scene_groups: int = 0
     _done: int = 0
+    _begun: int = 0
     _kept: int = 0
     _groups_in_segment: int = 1
     _segment_groups: int = 0
@@ -378,7 +394,7 @@ class _Model:
 
     def _restore(self) -> None:
         journal = self.journal
-        self._done = self._kept = journal.safe_frames
+        self._done = self._kept = self._begun = journal.safe_frames
         self._segment_first = journal.frames
         content = journal.state_bytes()
         if content is not None:
@@ -404,7 +420,9 @@ class _Model:
         started_s = time.perf_counter()
         self._state, pictures = self.upscaler.step(self._state, [frame.rgb_hwc for frame in group])
         self.busy.model += time.perf_counter() - started_s
-        self._hand_on(pictures)
+        finished = deque(pictures)
+        del pictures
+        self._hand_on(finished)
 
     def _end_group(self) -> None:
         held = self.upscaler.held(self._state)
@@ -419,19 +437,21 @@ class _Model:
         if group:
             self._push(group)
         started_s = time.perf_counter()
-        pictures = self.upscaler.flush(self._state)
+        finished = deque(self.upscaler.flush(self._state))
         self.busy.model += time.perf_counter() - started_s
-        self._hand_on(pictures)
+        self._hand_on(finished)
         assert not self._in_flight, f"the end of a scene left {len(self._in_flight)} frames inside the model"
         self._state = None
         if self._done > self._segment_first:
             self._end_segment(None)
         self.on_group(self._done)
 
-    def _hand_on(self, pictures: "list[np.ndarray]") -> None:
-        pictures.reverse()
+    def _hand_on(self, pictures: "deque[np.ndarray | Arriving]") -> None:
+        """Send finished pictures on, letting go of each."""
+        if pictures and self._done == self._begun:
+            _arrived(pictures[0])  # the time to a first frame is told truly
         while pictures:
-            self.pictures.put(_Picture(self._in_flight.popleft(), pictures.pop()))
+            self.pictures.put(_Picture(self._in_flight.popleft(), pictures.popleft()))
             self._done += 1
 
     def _end_segment(self, state: bytes | None) -> None:

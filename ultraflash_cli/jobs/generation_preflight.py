@@ -94,6 +94,8 @@ class GenerateJob:
     enc_options: tuple[tuple[str, str], ...] = ()
     device: str = "auto"
     precision: str = "auto"
+    cuda_graphs: bool = True
+    """Record steps of the model as CUDA graphs, on a GPU with memory for that; the pixels are the same."""
     threads: int | None = None
     """CPU threads of the model and of the encoder; None for all usable cores."""
     max_memory: str | None = None

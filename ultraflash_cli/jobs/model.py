@@ -1,12 +1,9 @@
 """The model of a job: built by torch, seen by the job as pictures in and pictures out."""
 
-from collections import defaultdict
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ultraflash_cli.errors import UsageError
@@ -20,14 +17,27 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ultraflash_cli.engine.cache_policy import CacheManagement, Scorer
+    from ultraflash_cli.engine.clock import StageClock
+    from ultraflash_cli.engine.lanes import Arriving, Outlet
     from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings
     from ultraflash_cli.engine.pictures import Picture
     from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
     from ultraflash_cli.engine.upscaler import Upscaler, UpscalerState
-    from ultraflash_cli.jobs.assemble import Shelf
+    from ultraflash_cli.jobs.assemble import Shelf, Speedups
+    from ultraflash_cli.jobs.flow import Pictures
 
-__all__ = ["Builder", "Built", "BuiltGeneration", "GenerationBuilder", "Models", "build", "chosen_coders"]
+__all__ = [
+    "Builder",
+    "Built",
+    "BuiltGeneration",
+    "GenerationBuilder",
+    "Models",
+    "as_frame_generator",
+    "as_frame_upscaler",
+    "build",
+    "chosen_coders",
+]
 
 _LATENT_PX = 8
 _SCORERS = "ultraflash.scorers"
@@ -125,6 +135,7 @@ class Models:
     ) -> Built:
         import torch
 
+        from ultraflash_cli.engine.clock import StageClock
         from ultraflash_cli.jobs.assemble import build_upscaler, precision_name
 
         job = prepared.job
@@ -135,7 +146,7 @@ class Models:
         if profile.refines_by_words:
             prompt = profile.default_prompt if job.prompt is None else job.prompt
             context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
-        timer = _Timer()
+        timer = StageClock(device)
         upscaler = build_upscaler(
             shelf,
             within(profile, memory.settings),
@@ -146,8 +157,12 @@ class Models:
             color=job.color,
             context=context,
             decode_latents=memory.settings.decode_latents,
-            timer=timer.time,
+            timer=timer,
+            speedups=speedups_within(memory, device, graphs=job.cuda_graphs),
         )
+        if device.type == "cuda":
+            upscaler.warm_up()
+            timer.clear()
         return Built(
             upscaler=_Upscaling(upscaler, timer),
             device=str(device),
@@ -171,6 +186,7 @@ class Models:
         import torch
 
         from ultraflash_cli.engine.cache_policy import RefreshGate
+        from ultraflash_cli.engine.clock import StageClock
         from ultraflash_cli.jobs.assemble import (
             build_text_to_video,
             precision_name,
@@ -184,7 +200,7 @@ class Models:
         warnings = [*memory.warnings]
         context = self._embed(shelf, profile, prepared.prompt, job.precision, device, memory, warnings)
         profile = within(profile, memory.settings)
-        timer = _Timer()
+        timer = StageClock(device)
         video = build_text_to_video(
             shelf,
             profile,
@@ -196,13 +212,18 @@ class Models:
             precision=job.precision,
             decode_latents=memory.settings.decode_latents,
             park=torch.device("cpu") if memory.settings.offload_generator else None,
-            timer=timer.time,
+            timer=timer,
+            speedups=speedups_within(memory, device, graphs=job.cuda_graphs),
         )
         dtype_of = stage_precisions(profile, job.precision, device)
         video.generator.gate = None
         if rules.refresh is not None:
             judge = take_base_decoder(shelf, profile, device=device, precision=job.precision)
             video.generator.gate = RefreshGate(judge, find_scorer(), rules.refresh)
+        if device.type == "cuda":
+            height, width = (side // _LATENT_PX for side in prepared.base_size)
+            video.warm_up(height=height, width=width, context=context)
+            timer.clear()
         encoder = None
         if prepared.clip is not None:
             encoder = shelf.take(profile, "encoder", profile.encoder, device=device, dtype=dtype_of("encoder"))
@@ -355,6 +376,15 @@ def plan_generation(
     )
 
 
+def speedups_within(memory: "MemoryPlan", device: "torch.device", *, graphs: bool) -> "Speedups":
+    """Choose the ways that make work on a GPU denser where a memory plan leaves room for them."""
+    from ultraflash_cli.jobs.assemble import Speedups
+
+    roomy = memory.budget_bytes is None or memory.total + memory.beside_bytes <= memory.budget_bytes
+    fits = device.type == "cuda" and roomy
+    return Speedups(graphs=graphs and fits, lanes=fits and not memory.settings.offload_generator)
+
+
 def within(profile: "Profile", settings: "MemorySettings") -> "Profile":
     """Return the profile under the settings of a memory plan."""
     sr_dit = profile.sr_dit
@@ -395,29 +425,28 @@ def find_scorer() -> "Scorer":
     return SharpnessDrift()
 
 
-class _Timer:
-    """Adds up the seconds of each stage."""
+def as_frame_upscaler(upscaler: "Upscaler", timer: "StageClock") -> FrameUpscaler:
+    """Return the engine's upscaler as a job sees it."""
+    return _Upscaling(upscaler, timer)
 
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
 
-    @contextmanager
-    def time(self, stage: str) -> Generator[None]:
-        started_s = perf_counter()
-        yield
-        self.seconds[stage] += perf_counter() - started_s
+def as_frame_generator(
+    video: "TextToVideo", context: "Tensor", base_size: tuple[int, int], timer: "StageClock"
+) -> FrameGenerator:
+    """Return the engine's cascade of a prompt as a job sees it."""
+    return _Drawing(video, context, None, base_size, timer)
 
 
 class _Upscaling:
     """The engine's upscaler with its states as bytes and its stages timed."""
 
-    def __init__(self, upscaler: "Upscaler", timer: _Timer) -> None:
+    def __init__(self, upscaler: "Upscaler", timer: "StageClock") -> None:
         self._upscaler = upscaler
         self._timer = timer
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        return dict(self._timer.seconds)
+        return self._timer.seconds
 
     def group_frames(self, first: bool) -> int:
         return self._upscaler.group_frames(first=first)
@@ -425,11 +454,11 @@ class _Upscaling:
     def init_state(self, *, seed: int, first_frame: int) -> "UpscalerState":
         return self._upscaler.init_state(seed=seed, first_frame=first_frame)
 
-    def step(self, state: "UpscalerState", frames: "list[Picture]") -> "tuple[UpscalerState, list[Picture]]":
-        return self._upscaler.step(state, frames)
+    def step(self, state: "UpscalerState", frames: "list[Picture]") -> "tuple[UpscalerState, Pictures]":
+        return self._upscaler.launch(state, frames)
 
-    def flush(self, state: "UpscalerState") -> "list[Picture]":
-        return self._upscaler.flush(state)
+    def flush(self, state: "UpscalerState") -> "Pictures":
+        return self._upscaler.launch_flush(state)
 
     def held(self, state: "UpscalerState") -> int:
         return state.waiting
@@ -472,16 +501,19 @@ class _Drawing:
         context: "Tensor",
         encoder: "nn.Module | None",
         base_size: tuple[int, int],
-        timer: _Timer,
+        timer: "StageClock",
         *,
         shows_low: bool,
     ) -> None:
+        from ultraflash_cli.engine.lanes import outlet_for
+
         self._video = video
         self._context = context
         self._encoder = encoder
         self._base_size = base_size
         self._timer = timer
         self._shows_low = shows_low
+        self._outlet, self._low_outlet = outlet_for(video.device), outlet_for(video.device)
 
     @property
     def group_frames(self) -> tuple[int, ...]:
@@ -489,20 +521,20 @@ class _Drawing:
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        return dict(self._timer.seconds)
+        return self._timer.seconds
 
     def init_state(self, *, seed: int, clip: "list[Picture] | None" = None) -> "TextToVideoState":
         height, width = (side // _LATENT_PX for side in self._base_size)
         prefix = self._encode(clip) if clip else None
         return self._video.init_state(height=height, width=width, seed=seed, context=self._context, prefix_bcthw=prefix)
 
-    def step(self, state: "TextToVideoState") -> "tuple[TextToVideoState, list[Picture], list[Picture]]":
+    def step(self, state: "TextToVideoState") -> "tuple[TextToVideoState, Pictures, Pictures]":
         state, group = self._video.step(state)
-        with self._timer.time("finish"):
-            low = _pictures(group.low_frames_bcthw) if self._shows_low else []
+        with self._timer("finish"):
+            low = self._pictures(group.low_frames_bcthw, self._low_outlet) if self._shows_low else []
             if group.frames_bcthw is None:
                 return state, low, []
-            return state, _pictures(group.frames_bcthw), low
+            return state, self._pictures(group.frames_bcthw, self._outlet), low
 
     def counters(self, state: "TextToVideoState") -> dict[str, int]:
         generator = state.generator
@@ -526,6 +558,7 @@ class _Drawing:
 
         from ultraflash_cli.engine.stage import state_to_tensors
 
+        self._video.settle()
         return save(state_to_tensors(state))
 
     def load_state(self, content: bytes, *, seed: int) -> "TextToVideoState":
@@ -553,13 +586,13 @@ class _Drawing:
             frames,
             frames[:, :, -1:].expand(-1, -1, back, -1, -1),
         ]
-        with torch.inference_mode(), self._timer.time("encoder"):
+        with torch.inference_mode(), self._timer("encoder"):
             return encoder.step(encoder.init_state(batch=1, height=height, width=width), torch.cat(padded, dim=2))[1]
 
+    @staticmethod
+    def _pictures(frames_bcthw: "Tensor | None", outlet: "Outlet") -> "Sequence[Arriving]":
+        from ultraflash_cli.engine.pictures import quantise
 
-def _pictures(frames_bcthw: "Tensor | None") -> "list[Picture]":
-    from ultraflash_cli.engine.pictures import to_picture
-
-    if frames_bcthw is None:
-        return []
-    return [to_picture(frame, deep=False) for frame in frames_bcthw[0].unbind(1)]
+        if frames_bcthw is None:
+            return []
+        return outlet.send(quantise(frame, deep=False) for frame in frames_bcthw[0].unbind(1))

@@ -102,6 +102,8 @@ class UpscaleJob:
     precision: str = "auto"
     max_memory: str | None = None
     """The most memory of the device to use, such as `6G`; None for what is free."""
+    cuda_graphs: bool = True
+    """Record steps of the model as CUDA graphs, on a GPU with memory for that; the pixels are the same."""
     threads: int | None = None
     """CPU threads of the model and of the encoder; None for all usable cores."""
     start: str | None = None

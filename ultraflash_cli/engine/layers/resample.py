@@ -46,12 +46,12 @@ def lanczos_resize(frames_nchw: Tensor, height: int, width: int) -> Tensor:
     for frame in frames_nchw:
         planes = frame.flatten(0, 1)
         if width != frame.shape[2]:
-            index, weight = (t.to(frame.device) for t in _resize_blocks(frame.shape[2], width))
+            index, weight = _resize_blocks_on(frame.device, frame.shape[2], width)
             windows = planes.index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
             planes = torch.bmm(windows, weight.to(frame.dtype).mT).transpose(0, 1).flatten(1)[:, :width]
         planes = planes.unflatten(0, frame.shape[:2])
         if height != frame.shape[1]:
-            index, weight = (t.to(frame.device) for t in _resize_blocks(frame.shape[1], height))
+            index, weight = _resize_blocks_on(frame.device, frame.shape[1], height)
             rows = planes.transpose(0, 1).flatten(1)
             windows = rows.index_select(0, index.flatten()).unflatten(0, index.shape)
             rows = torch.bmm(weight.to(frame.dtype), windows).flatten(0, 1)[:height]
@@ -77,6 +77,13 @@ def _phase_taps(scale: int) -> Tensor:
         row = [_lanczos(k - centre) for k in range(-LOBES, LOBES + 1)]
         rows.append([value / sum(row) for value in row])
     return torch.tensor(rows, dtype=torch.float32)
+
+
+@lru_cache(maxsize=16)
+def _resize_blocks_on(device: torch.device, size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
+    """``_resize_blocks`` on a device, copied once: a copy in the loop would wait for all that is computed."""
+    index, weight = _resize_blocks(size_in, size_out)
+    return index.to(device), weight.to(device)
 
 
 @lru_cache(maxsize=16)

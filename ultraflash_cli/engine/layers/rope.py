@@ -8,21 +8,21 @@ __all__ = ["rotate", "rotation_table"]
 THETA = 10000.0
 
 
-def _turns(first: int, count: int, pairs: int, device: torch.device) -> Tensor:
+def _turns(first: int | Tensor, count: int, pairs: int, device: torch.device) -> Tensor:
     """Unit complex numbers [count, pairs] for positions first, first + 1, ...; evaluated in float64."""
-    position = torch.arange(first, first + count, dtype=torch.float64, device=device)
+    position = torch.arange(count, dtype=torch.float64, device=device) + first
     speed = THETA ** (-torch.arange(pairs, dtype=torch.float64, device=device) / max(pairs, 1))
     angle = position[:, None] * speed
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
 def rotation_table(
-    head_width: int, *, first_frame: int, frames: int, rows: int, cols: int, device: torch.device
+    head_width: int, *, first_frame: int | Tensor, frames: int, rows: int, cols: int, device: torch.device
 ) -> Tensor:
     """Return unit complex numbers ``[frames, rows, cols, head_width / 2]``.
 
     A third of the pairs (rounded down) turns with the row, as many with the column, the rest with the absolute
-    frame index ``first_frame + f``.
+    frame index ``first_frame + f``. On the device as a 0-dimensional tensor it is read there, as a graph needs it.
     """
     pairs, side = head_width // 2, head_width // 6
     table = torch.empty(frames, rows, cols, pairs, dtype=torch.complex64, device=device)

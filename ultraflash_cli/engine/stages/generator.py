@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.flow_matching import TRAIN_STEPS, FlowSchedule, fewer_steps
+from ultraflash_cli.engine.graphs import EAGER
 from ultraflash_cli.engine.layers.attention import ContextKv, CrossAttention, WindowSelfAttention, WindowSpan
 from ultraflash_cli.engine.layers.modulation import sinusoid
 from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
@@ -187,6 +188,21 @@ class ChunkResult(NamedTuple):
     """One a layer, ending with this chunk."""
 
 
+class _Memory(NamedTuple):
+    """What a run of the network remembers and where it stands."""
+
+    rings: tuple[WindowRing, ...]
+    context: tuple[ContextKv, ...]
+    position: int | Tensor
+
+
+class _Run(NamedTuple):
+    """What a run of the network is given."""
+
+    x_bcthw: Tensor
+    timestep: Tensor
+
+
 class GeneratorBlock(nn.Module):
     """Modulated self-attention, cross-attention, modulated feed-forward; every frame has its own modulation."""
 
@@ -241,6 +257,8 @@ class Generator(nn.Module):
         self.config = config
         self.schedule = FlowSchedule(config.shift)
         self.gate: Gate | None = None
+        self.graphs = EAGER
+        """What runs the network over a chunk, see ``engine/graphs.py``."""
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.latent_channels, dim, config.patch, stride=config.patch)
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
@@ -342,9 +360,7 @@ class Generator(nn.Module):
         for i, timestep in enumerate(timesteps):
             if i:
                 x = self.schedule.renoise(clean, state.draws_bscthw[:, i - 1, :, : state.waiting], timestep)
-            flow, rings = self.forward_chunk(
-                x, timestep, rings=rings, context=state.context, first_frame=state.frames, reuse_rings=True
-            )
+            flow, rings = self._run(x, timestep, rings, state.context, state.frames)
             clean = self.schedule.clean(x, flow, timestep)
         after = dataclasses.replace(
             self._anchor(state, clean),
@@ -358,15 +374,44 @@ class Generator(nn.Module):
 
     def _remember(self, state: GeneratorState, clean_bcthw: Tensor, first_frame: int) -> GeneratorState:
         """Run a clean chunk once for its keys and values."""
-        _, rings = self.forward_chunk(
-            clean_bcthw,
-            self.config.context_timestep,
-            rings=state.rings,
-            context=state.context,
-            first_frame=first_frame,
-            reuse_rings=True,
-        )
+        timestep = self.config.context_timestep
+        _, rings = self._run(clean_bcthw, timestep, state.rings, state.context, first_frame)
         return dataclasses.replace(state, rings=rings, passes=state.passes + 1)
+
+    def _run(
+        self,
+        x_bcthw: Tensor,
+        timestep: float,
+        rings: tuple[WindowRing, ...],
+        context: tuple[ContextKv, ...],
+        first_frame: int,
+    ) -> ChunkResult:
+        """Run the network over a chunk, by ``graphs``; consumes ``rings``."""
+
+        def run(memory: _Memory, inputs: _Run) -> tuple[_Memory, Tensor]:
+            flow, after = self.forward_chunk(
+                inputs.x_bcthw,
+                inputs.timestep,
+                rings=memory.rings,
+                context=memory.context,
+                first_frame=first_frame,
+                position=memory.position,
+                reuse_rings=True,
+            )
+            return memory._replace(rings=after), flow
+
+        at = torch.full((1, 1), timestep, device=self.patch_embedding.weight.device)
+        again = rings[0].total > first_frame * self.config.tokens_per_frame(*x_bcthw.shape[3:])
+        memory, flow = self.graphs.step(
+            "generator",
+            run,
+            _Memory(rings, context, first_frame),
+            _Run(x_bcthw, at),
+            position="position",
+            counters=("total",),
+            key=again,
+        )
+        return ChunkResult(flow, memory.rings)
 
     def _anchor(self, state: GeneratorState, clean_bcthw: Tensor) -> GeneratorState:
         if state.frames == 0:
@@ -395,6 +440,7 @@ class Generator(nn.Module):
         rings: tuple[WindowRing, ...] | None = None,
         context: tuple[ContextKv, ...] | None = None,
         first_frame: int = 0,
+        position: int | Tensor | None = None,
         reuse_rings: bool = False,
     ) -> ChunkResult:
         """Run the network over one chunk of up to any length; differentiable unless ``reuse_rings``.
@@ -402,7 +448,8 @@ class Generator(nn.Module):
         ``timestep`` is that of the whole chunk or ``[B, T]``, one for every latent frame; ``rings`` are those of the
         run before (None at the start of a stream), ``context`` what ``embed_context`` returned (None: no prompt),
         ``first_frame`` the latent frames before this chunk. A chunk that was the last one to run is run again in its
-        own place. With ``reuse_rings`` the buffers of ``rings`` are overwritten. Raises ConfigError where the window
+        own place. ``position`` stands in for ``first_frame`` where tokens are rotated, also as a tensor. With
+        ``reuse_rings`` the buffers of ``rings`` are overwritten. Raises ConfigError where the window
         is full and does not slide.
         """
         config, weight = self.config, self.patch_embedding.weight
@@ -419,7 +466,7 @@ class Generator(nn.Module):
         if context is None:
             context = self.embed_context(None, batch=batch)
         span = WindowSpan(first_frame * tokens, config.window * tokens, config.sink * tokens, reuse_rings)
-        rotation = self._rotation(frames, height, width, first_frame)
+        rotation = self._rotation(frames, height, width, first_frame if position is None else position)
 
         if not isinstance(timestep, Tensor):
             timestep = torch.full((1, 1), timestep, device=weight.device)
@@ -452,7 +499,7 @@ class Generator(nn.Module):
         split = patches.unflatten(3, (py, px, -1)).unflatten(2, (height // py, width // px))
         return split.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
-    def _rotation(self, frames: int, height: int, width: int, first_frame: int) -> Tensor:
+    def _rotation(self, frames: int, height: int, width: int, first_frame: int | Tensor) -> Tensor:
         _, py, px = self.config.patch
         table = rotation_table(
             self.config.dim // self.config.num_heads,

@@ -314,7 +314,7 @@ class SrDit(nn.Module):
         *,
         caches: tuple[KvRing, ...] | None = None,
         context: tuple[ContextKv, ...] | None = None,
-        first_frame: int = 0,
+        first_frame: int | Tensor = 0,
         group: int = 0,
         timestep: Tensor | None = None,
         reuse_caches: bool = False,
@@ -322,9 +322,9 @@ class SrDit(nn.Module):
         """Run the network over one group of up to any length; differentiable unless ``reuse_caches``.
 
         ``caches`` are those of the group before (None at the start of a clip), ``context`` what ``embed_context``
-        returned (None: no prompt), ``first_frame`` the latent frames and ``group`` the groups before this one,
-        ``timestep [B]`` the one of each sample (None: the configured one). With ``reuse_caches`` the buffers of
-        ``caches`` are overwritten.
+        returned (None: no prompt), ``first_frame`` the latent frames (also as a tensor) and ``group`` the groups
+        before this one, ``timestep [B]`` the one of each sample (None: the configured one). With ``reuse_caches``
+        the buffers of ``caches`` are overwritten.
         """
         config = self.config
         batch, _, frames, height, width = cond_bcthw.shape
@@ -381,7 +381,7 @@ class SrDit(nn.Module):
         heads = self.config.num_heads
         return batch, heads, blocks, grid.block_tokens, self.config.dim // heads
 
-    def _rotation(self, grid: BlockGrid, first_frame: int) -> Tensor:
+    def _rotation(self, grid: BlockGrid, first_frame: int | Tensor) -> Tensor:
         (nt, ny, nx), (bt, by, bx) = grid.blocks, grid.block
         table = rotation_table(
             self.config.dim // self.config.num_heads,

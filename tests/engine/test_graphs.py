@@ -1,0 +1,144 @@
+"""Recorded steps give what plain steps give, and step aside where they cannot."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.contracts.stages import randomise
+from tests.engine.standins import LateRecorder
+from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.graphs import Graphs
+from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, Profile
+from ultraflash_cli.engine.refiner import Refiner
+from ultraflash_cli.engine.schedule import kv_lengths
+from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
+from ultraflash_cli.engine.stages.decoder import Decoder
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.sr_dit import SrDit
+
+HEIGHT, WIDTH = 16, 32
+
+
+def cascade(profile: Profile, graphs: Graphs) -> Cascade:
+    assert profile.sr_dit is not None and isinstance(profile.encoder, EncoderConfig)
+    encoder, upsampler = Encoder(profile.encoder), LatentUpsampler(profile.upsampler)
+    sr_dit, decoder = SrDit(profile.sr_dit), Decoder(profile.decoder)
+    for seed, network in enumerate((encoder, upsampler, sr_dit, decoder)):
+        randomise(network, seed)
+    return Cascade(profile, encoder, Refiner(profile, upsampler, sr_dit, decoder, graphs=graphs))
+
+
+def clip(frames: int, seed: int = 3) -> Tensor:
+    return torch.rand((1, 3, frames, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(seed))
+
+
+def upscaled(model: Cascade, frames: Tensor, **options: Any) -> Tensor:
+    state = model.init_state(height=HEIGHT, width=WIDTH, **options)
+    state, sharp = model.step(state, frames)
+    return torch.cat([sharp, model.flush(state)], dim=2)
+
+
+def shrunk(profile: Profile) -> Profile:
+    """Groups of two latents: many of them in a short clip, the first ones with a growing memory."""
+    assert profile.sr_dit is not None
+    return replace(profile, group_latents=2, sr_dit=replace(profile.sr_dit, group_latents=2))
+
+
+@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), LITE], ids=lambda profile: profile.name)
+def test_a_clip_through_recorded_steps_is_the_same_bit_for_bit(profile: Profile) -> None:
+    graphs = Graphs(LateRecorder())
+    with_graphs, plain = cascade(profile, graphs), cascade(profile, Graphs(None))
+    frames = clip(5 + 6 * 8 + 3)
+    assert torch.equal(upscaled(with_graphs, frames), upscaled(plain, frames))
+    assert graphs.counts.keys() == {"encoder", "upsampler", "sr_dit", "decoder"} and not graphs.refusals
+    for name, (recorded, replayed, eager) in graphs.counts.items():
+        assert recorded >= 1 and replayed >= 2 and eager >= 2, name
+    # A second scene, then the state of a third one saved and loaded, in the same buffers.
+    assert torch.equal(upscaled(with_graphs, frames, seed=2), upscaled(plain, frames, seed=2))
+    state, first = with_graphs.step(with_graphs.init_state(height=HEIGHT, width=WIDTH), frames[:, :, :29])
+    fresh = with_graphs.init_state(height=HEIGHT, width=WIDTH)
+    state = state_from_tensors(fresh, state_to_tensors(state))
+    del fresh
+    state, second = with_graphs.step(state, frames[:, :, 29:])
+    whole = torch.cat([first, second, with_graphs.flush(state)], dim=2)
+    assert torch.equal(whole, upscaled(plain, frames))
+
+
+def test_two_streams_at_once_do_not_touch_each_other() -> None:
+    profile = shrunk(TINY_RANDOM)
+    graphs = Graphs(LateRecorder())
+    model, plain = cascade(profile, graphs), cascade(profile, Graphs(None))
+    pieces = [(a, b) for a, b in zip(clip(53).split(8, dim=2), clip(53, seed=4).split(8, dim=2), strict=True)]
+    states = [model.init_state(height=HEIGHT, width=WIDTH, seed=seed) for seed in (0, 1)]
+    out: list[list[Tensor]] = [[], []]
+    for pair in pieces:
+        for i, piece in enumerate(pair):
+            states[i], sharp = model.step(states[i], piece)
+            out[i].append(sharp)
+    for i, seed in enumerate((3, 4)):
+        whole = torch.cat([*out[i], model.flush(states[i])], dim=2)
+        assert torch.equal(whole, upscaled(plain, clip(53, seed=seed), seed=i))
+    assert graphs.counts["sr_dit"].replayed > 0
+
+
+def test_a_memory_that_shrinks_by_schedule_is_recorded_by_its_length() -> None:
+    profile = shrunk(TINY_RANDOM)
+    assert profile.sr_dit is not None
+    profile = replace(profile, sr_dit=replace(profile.sr_dit, kv_schedule=kv_lengths(5)))
+    model, plain = cascade(profile, Graphs(LateRecorder())), cascade(profile, Graphs(None))
+    for _ in range(2):
+        assert torch.equal(upscaled(model, clip(53)), upscaled(plain, clip(53)))
+
+
+def test_work_that_cannot_be_recorded_runs_as_it_is_and_says_so_once() -> None:
+    graphs = Graphs(LateRecorder(refuses="a host copy"))
+    model, plain = cascade(LITE, graphs), cascade(LITE, Graphs(None))
+    with pytest.warns(RuntimeWarning, match="sr_dit: cannot be recorded as a CUDA graph") as said:
+        sharp = upscaled(model, clip(45))
+    assert torch.equal(sharp, upscaled(plain, clip(45)))
+    assert "a host copy" in graphs.refusals["decoder"] and "second line" not in graphs.refusals["decoder"]
+    assert sum("sr_dit" in str(each.message) for each in said) == 1
+    assert graphs.counts["decoder"].recorded == graphs.counts["decoder"].replayed == 0
+
+
+def test_paused_graphs_run_everything_as_it_is() -> None:
+    graphs = Graphs(LateRecorder())
+    model = cascade(LITE, graphs)
+    with graphs.paused():
+        upscaled(model, clip(45))
+    assert graphs.counts == {} and graphs.on and not Graphs(None).on
+
+
+def drawn(generator: Generator, chunks: int, seed: int) -> Iterator[Tensor]:
+    config = generator.config
+    draw = torch.Generator().manual_seed(seed)
+    context = torch.randn((1, 5, config.text_dim), generator=draw)
+    state = generator.init_state(batch=1, height=4, width=4, context=context)
+    for _ in range(chunks):
+        count = config.chunk_after(state.frames)
+        noise = torch.randn((1, config.latent_channels, count, 4, 4), generator=draw)
+        more = torch.randn((1, config.draws_per_chunk, config.latent_channels, count, 4, 4), generator=draw)
+        state, clean = generator.step(state, GeneratorInputs(noise, more))
+        yield clean
+
+
+@pytest.mark.parametrize("kind", ["generator", "long_generator"])
+def test_a_generator_draws_the_same_latents_by_recorded_passes(kind: str) -> None:
+    config = getattr(TINY_RANDOM, kind)
+    assert isinstance(config, GeneratorConfig)
+    plain, graphed = Generator(config), Generator(config)
+    for network in (plain, graphed):
+        randomise(network, 5)
+    graphed.graphs = Graphs(LateRecorder())
+    chunks = 3 if kind == "generator" else 6
+    for seed in (1, 2):  # two clips one after the other
+        for one, other in zip(drawn(plain, chunks, seed), drawn(graphed, chunks, seed), strict=True):
+            assert torch.equal(one, other)
+    counts = graphed.graphs.counts["generator"]
+    assert counts.replayed > counts.eager > 0 and not graphed.graphs.refusals

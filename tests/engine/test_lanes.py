@@ -1,0 +1,143 @@
+"""The order of lanes, and pictures that are on their way."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.engine.standins import LazyPort, logged_lanes
+from tests.engine.test_text_to_video import frames_of, run, start, video
+from tests.engine.test_upscaler import pictures, upscaler
+from ultraflash_cli.engine.lanes import BufferedOutlet, HostOutlet, outlet_for, to_device, to_host
+from ultraflash_cli.engine.pictures import as_picture, put_frames, quantise, to_tensor, widen
+from ultraflash_cli.engine.schedule import plan_generation
+from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
+
+
+def test_drawing_ahead_changes_no_pixel_and_works_in_order() -> None:
+    plan = plan_generation(9)
+    lanes, log = logged_lanes()
+    assert torch.equal(frames_of(run(video(plan, lanes=lanes))), frames_of(run(video(plan))))
+    first, second = (
+        entry for entry in [log[: log.index("caller borrows 3")], log[log.index("caller borrows 3") + 1 :]]
+    )
+    assert first == [
+        "draw waits for caller",
+        "draw works",
+        "refine waits for caller",
+        "refine waits for draw",
+        "refine works",
+        "refine borrows 1",
+        "draw works",  # the second group, beside the refinement of the first
+        "caller waits for refine",
+    ]
+    assert second == [
+        "draw waits for caller",
+        "refine waits for caller",
+        "refine waits for draw",
+        "refine works",
+        "refine borrows 1",
+        "caller waits for refine",
+        "caller borrows 3",
+    ]
+
+
+def test_a_state_with_a_group_drawn_ahead_is_saved_and_goes_on_with_and_without_lanes() -> None:
+    plan = plan_generation(9)
+    lanes, log = logged_lanes()
+    model, plain = video(plan, lanes=lanes), video(plan)
+    whole = run(plain, seed=4)
+    state, _ = model.step(start(model, seed=4))
+    assert state.ahead == plan.groups[1]
+    log.clear()
+    model.settle()
+    assert log == ["caller waits for draw", "caller waits for refine"]
+    saved = state_to_tensors(state)
+    for goes_on in (model, plain):
+        _, group = goes_on.step(state_from_tensors(start(goes_on, seed=4), saved))
+        assert group.frames_bcthw is not None and whole[1].frames_bcthw is not None
+        assert torch.equal(group.frames_bcthw, whole[1].frames_bcthw)
+
+
+def test_a_parked_generator_does_not_work_ahead() -> None:
+    with pytest.raises(AssertionError, match="parked"):
+        video(plan_generation(9), lanes=logged_lanes()[0], park=torch.device("cpu"))
+
+
+def test_warming_up_leaves_nothing_behind() -> None:
+    plan = plan_generation(9)
+    model = video(plan)
+    model.warm_up(height=4, width=4)
+    assert torch.equal(frames_of(run(model)), frames_of(run(video(plan))))
+
+
+def groups_of(count: int) -> list[list[Tensor]]:
+    values = torch.arange(count * 2, dtype=torch.uint8)
+    return [[torch.full((2, 3, 3), int(v), dtype=torch.uint8) for v in pair] for pair in values.split(2)]
+
+
+def test_pictures_wait_in_two_buffers_and_arrive_whole_in_any_order() -> None:
+    port = LazyPort()
+    outlet = BufferedOutlet(port)
+    groups = [outlet.send(group) for group in groups_of(5)]
+    assert len(port.buffers) == 2 and port.waits == 3, "the sender waits for no more than the buffer it needs"
+    for number, group in reversed(list(enumerate(groups))):
+        assert [int(each.arrive()[0, 0, 0]) for each in group] == [2 * number, 2 * number + 1]
+    assert port.waits == 5
+    assert groups[0][0].arrive() is groups[0][0].arrive(), "it can be asked for again"
+
+
+def test_a_picture_is_waited_for_by_the_thread_that_needs_it() -> None:
+    port = LazyPort()
+    (group,) = [BufferedOutlet(port).send(group) for group in groups_of(1)]
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(int(group[1].arrive()[0, 0, 0])))
+    assert port.waits == 0
+    thread.start()
+    thread.join()
+    assert seen == [1] and port.waits == 1
+
+
+def test_buffers_follow_the_size_of_the_pictures() -> None:
+    port = LazyPort()
+    outlet = BufferedOutlet(port, places=1)
+    small, large = torch.ones((2, 3, 3), dtype=torch.uint8), torch.full((4, 3, 3), 7, dtype=torch.uint8)
+    sent = [outlet.send(group) for group in ([small], [small, small], [large], [])]
+    assert [picture.arrive().shape for group in sent for picture in group] == [(2, 3, 3)] * 3 + [(4, 3, 3)]
+    assert len(port.buffers) == 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16], ids=["8 bits", "16 bits"])
+def test_the_upscaler_sends_the_same_pictures_through_buffers(dtype: type) -> None:
+    frames = pictures(19, dtype=dtype)
+    plain, buffered = upscaler(), upscaler(outlet=BufferedOutlet(LazyPort()))
+    state, done = buffered.launch(buffered.init_state(), frames)
+    done = [*done, *buffered.launch_flush(state)]
+    state, expected = plain.step(plain.init_state(), frames)
+    expected += plain.flush(state)
+    assert len(done) == len(expected) == 19
+    for one, other in zip(done, expected, strict=True):
+        np.testing.assert_array_equal(one.arrive(), other)
+        assert one.arrive().dtype == dtype
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["8 bits", "16 bits"])
+def test_every_integer_survives_the_way_to_the_device_and_back(deep: bool) -> None:
+    top, dtype = (65535, np.uint16) if deep else (255, np.uint8)
+    whole = np.arange(0, top + 1, dtype=dtype)[: (top + 1) // 3 * 3].reshape(1, 1, -1, 3)
+    bits = torch.from_numpy(whole.view(np.int16) if deep else whole)
+    wide = widen(bits, deep=deep)
+    assert torch.equal(wide[0], to_tensor(whole[0])) and float(wide.max()) <= 1
+    np.testing.assert_array_equal(as_picture(quantise(wide[0], deep=deep)), whole[0])
+    into = torch.zeros_like(wide)
+    put_frames(into, [whole[0]])
+    assert torch.equal(into, wide)
+
+
+def test_on_a_cpu_nothing_is_copied_twice() -> None:
+    cpu = torch.device("cpu")
+    tensor = torch.ones(3)
+    assert to_device(tensor, cpu) is tensor and to_host(tensor).arrive() is tensor
+    assert isinstance(outlet_for(cpu), HostOutlet)

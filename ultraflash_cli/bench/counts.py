@@ -1,0 +1,105 @@
+"""Arithmetic and traffic: what a computation asks of a device, in operations and in bytes."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ultraflash_cli.engine.clock import StageClock
+
+__all__ = ["CountingClock", "Work", "count_flops", "counting"]
+
+
+class Work(NamedTuple):
+    """What was asked for."""
+
+    flops: int
+    """A multiply-add counts as 2; convolutions, matrix products and attention, of chosen blocks only."""
+    bytes: int
+    """What the operations read and write, each for itself, views left out."""
+
+
+@contextmanager
+def counting() -> Generator[Callable[[], Work]]:
+    """Count what is computed inside; what is given tells how much it is so far."""
+    with _Traffic() as traffic, FlopCounterMode(display=False, custom_mapping=_formulas()) as flops:
+        yield lambda: Work(flops.get_total_flops(), traffic.bytes)
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Count the arithmetic that ``run`` asks torch for; a multiply-add is 2."""
+    with counting() as so_far:
+        run()
+        return so_far().flops
+
+
+class CountingClock(StageClock):
+    """A clock of stages that also tells, while ``so_far`` is set, what each of them asks for."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.so_far: Callable[[], Work] | None = None
+        self.work: dict[str, Work] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Generator[None]:
+        """Time, and count, what is computed inside."""
+        before = self.so_far() if self.so_far else None
+        with super().__call__(stage):
+            yield
+        if self.so_far and before:
+            after, sum_ = self.so_far(), self.work.get(stage, Work(0, 0))
+            self.work[stage] = Work(sum_.flops + after.flops - before.flops, sum_.bytes + after.bytes - before.bytes)
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the tensors that operations read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not getattr(func, "is_view", False):
+            touched = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, Tensor)]
+            self.bytes += sum(each.numel() * each.element_size() for each in touched)
+        return out
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """How the operations that torch does not know, or does not count, are counted."""
+    for name in ("block_sparse_attention", "memory_conv"):
+        import_module(f"ultraflash_kernels.{name}.op")  # it tells torch of the operation
+    # torch does not count its own attention on a CPU.
+    return {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.ultraflash.block_list_attention: _block_list_flops,
+        torch.ops.ultraflash.memory_conv: _memory_conv_flops,
+    }
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _block_list_flops(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *_: object, **__: object) -> int:
+    """Two products for each pair of blocks that the lists hold."""
+    tokens, width = q.shape[3:]
+    return 4 * int(starts.flatten()[-1]) * tokens * tokens * width
+
+
+_block_list_flops._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  how torch asks for tensors
+
+
+def _memory_conv_flops(x_btchw: torch.Size, past: object, weight: torch.Size, *_: object, **__: object) -> int:
+    batch, frames, _, height, width = x_btchw
+    return 2 * batch * frames * height * width * weight[0] * weight[1] * weight[2] * weight[3]

@@ -1,0 +1,76 @@
+"""Every operation of ``ultraflash_kernels`` in every implementation, against the device's limits."""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+
+import torch
+
+import ultraflash_kernels
+from ultraflash_cli.bench.limits import Limits
+from ultraflash_kernels._measure import Measured, measure
+
+__all__ = ["OPERATIONS", "KernelTime", "measure_operation", "rows_of"]
+
+OPERATIONS = tuple(module.name for module in pkgutil.iter_modules(ultraflash_kernels.__path__) if module.ispkg)
+"""The names of all operations."""
+
+FAST = ("triton", "scaled_mm")
+"""Implementations that are compared with the others."""
+OTHERS = {"reference": "eager reference", "plain": "bf16 layer", "joined": "published form", "dense": "dense SDPA"} | {
+    "flex": "FlexAttention"
+}
+"""What a fast implementation is compared with, and what people call it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelTime:
+    """How long an implementation of an operation takes."""
+
+    name: str
+    impl: str
+    dtype: str
+    seconds: float
+    """Median."""
+    spread_s: float
+    """Distance of the quartiles."""
+    flops_per_second: float
+    bytes_per_second: float
+    """Of what has to be moved at least."""
+    of_product: float
+    """Share of the device's product rate."""
+    of_copy: float
+    """Share of the device's copy rate."""
+    speedups: dict[str, float]
+    """Over the other implementations of the same case, by their names."""
+
+
+def measure_operation(name: str, device: torch.device, limits: Limits) -> list[KernelTime]:
+    """Time an operation at the sizes that its own ``bench.py`` names for the device."""
+    bench = importlib.import_module(f"ultraflash_kernels.{name}.bench")
+    with torch.inference_mode():
+        found = [measured for case in bench.cases(device) for measured in measure(case, device)]
+    return rows_of(found, limits)
+
+
+def rows_of(found: list[Measured], limits: Limits) -> list[KernelTime]:
+    """Set measurements of implementations beside each other and beside the limits."""
+    rows: list[KernelTime] = []
+    for one in found:
+        same = [each for each in found if (each.name, each.dtype) == (one.name, one.dtype) and each is not one]
+        rivals = {each.impl: each.median_s / one.median_s for each in same if each.impl in OTHERS}
+        rows.append(
+            KernelTime(
+                name=one.name,
+                impl=one.impl,
+                dtype=one.dtype,
+                seconds=one.median_s,
+                spread_s=one.spread_s,
+                flops_per_second=one.flop_per_s,
+                bytes_per_second=one.bytes_per_s,
+                of_product=one.flop_per_s / limits.product_flops_per_second,
+                of_copy=one.bytes_per_s / limits.copy_bytes_per_second,
+                speedups=rivals if one.impl.split(",")[0] in FAST else {},
+            )
+        )
+    return rows

@@ -1,0 +1,55 @@
+"""What a device can do at most: a large product, a large copy and a plain convolution, measured."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ultraflash_kernels._measure import Case, measure
+
+__all__ = ["Limits", "measure_limits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Rates that the device reaches in this run, in the precision of the model."""
+
+    precision: str
+    product_flops_per_second: float
+    """A square matrix product that fills the device."""
+    copy_bytes_per_second: float
+    """A copy that no cache holds; what is read and what is written both count."""
+    convolution_flops_per_second: float
+    """A 3x3 convolution of 64 channels, channels last."""
+
+
+def measure_limits(device: torch.device, precision: str) -> Limits:
+    """Measure the limits of ``device``; ``precision`` is fp32, fp16 or bf16, anything else counts as bf16."""
+    gpu = device.type == "cuda"
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    side, copied = (8192, 1 << 30) if gpu else (768, 128 << 20)
+    channels, height, width = 64, *((240, 416) if gpu else (120, 208))
+    a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    source = torch.zeros(copied, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    kernel = torch.ones(channels, channels, 3, 3, dtype=dtype, device=device)
+    x_nchw = torch.ones(16 if gpu else 1, channels, height, width, dtype=dtype, device=device)
+    kernel, x_nchw = (each.contiguous(memory_format=torch.channels_last) for each in (kernel, x_nchw))
+    cases = (
+        Case(name="product", dtype=dtype, calls={"torch": lambda: a @ b}, moved_bytes=0, flops=2 * side**3),
+        Case(name="copy", dtype=dtype, calls={"torch": lambda: target.copy_(source)}, moved_bytes=2 * copied),
+        Case(
+            name="convolution",
+            dtype=dtype,
+            calls={"torch": lambda: torch.nn.functional.conv2d(x_nchw, kernel, padding=1)},
+            moved_bytes=0,
+            flops=2 * 9 * channels**2 * x_nchw.shape[0] * height * width,
+        ),
+    )
+    with torch.inference_mode():
+        product, copy, convolution = (measure(case, device)[0] for case in cases)
+    return Limits(
+        precision=precision,
+        product_flops_per_second=product.flop_per_s,
+        copy_bytes_per_second=copy.bytes_per_s,
+        convolution_flops_per_second=convolution.flop_per_s,
+    )

@@ -1,0 +1,106 @@
+"""A model at work, group by group, as a job would drive it: pictures leave for the host while the next group begins."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ultraflash_cli.bench.cases import drifting_frames
+from ultraflash_cli.engine.graphs import Graphs
+from ultraflash_cli.engine.lanes import Arriving, outlet_for
+from ultraflash_cli.engine.pictures import quantise
+from ultraflash_cli.engine.text_to_video import TextToVideo
+from ultraflash_cli.engine.upscaler import Upscaler
+
+__all__ = ["DrawnStream", "Stream", "UpscaledStream"]
+
+LATENT_PX = 8
+
+
+class Stream(Protocol):
+    """A clip in the making."""
+
+    size_px: tuple[int, int]
+    """Width and height of its pictures."""
+    graphs: Sequence[Graphs]
+    """What runs the steps of its stages."""
+
+    def next_group(self) -> int:
+        """Begin the next group and count its frames, 0 at the end of the clip; waits for the group before it."""
+        ...
+
+    def finish(self) -> None:
+        """Wait until every picture is on the host."""
+        ...
+
+
+class _Leaving:
+    """Pictures on their way."""
+
+    def __init__(self) -> None:
+        self._group: Sequence[Arriving] = ()
+
+    def send(self, group: Sequence[Arriving]) -> None:
+        before, self._group = self._group, group
+        for picture in before:
+            picture.arrive()
+
+
+class UpscaledStream:
+    """A made clip without end through an upscaler."""
+
+    def __init__(self, upscaler: Upscaler) -> None:
+        height_px, width_px = upscaler.plan.source
+        target = upscaler.plan.target
+        self.size_px = (target[1], target[0])
+        self.graphs = (upscaler.cascade.refiner.graphs,)
+        self._upscaler = upscaler
+        self._source: Iterator[np.ndarray] = drifting_frames(width_px, height_px)
+        self._state = upscaler.init_state()
+        self._leaving = _Leaving()
+
+    def next_group(self) -> int:
+        """Upscale the next group of the clip."""
+        first = self._state.cascade.refiner.groups == 0
+        frames = list(islice(self._source, self._upscaler.group_frames(first=first)))
+        self._state, done = self._upscaler.launch(self._state, frames)
+        self._leaving.send(done)
+        return len(done)
+
+    def finish(self) -> None:
+        """Wait until every picture is on the host."""
+        self._leaving.send(())
+
+
+class DrawnStream:
+    """A clip from noise, as long as the plan of the video."""
+
+    def __init__(self, video: TextToVideo, base_size: tuple[int, int], context: Tensor | None) -> None:
+        height_px, width_px = base_size
+        scale = video.refiner.scale if video.refiner else 1
+        self.size_px = (width_px * scale, height_px * scale)
+        self.graphs = (video.generator.graphs, *([video.refiner.graphs] if video.refiner else []))
+        self._video = video
+        self._state = video.init_state(height=height_px // LATENT_PX, width=width_px // LATENT_PX, context=context)
+        self._outlet = outlet_for(video.device)
+        self._leaving = _Leaving()
+
+    @torch.inference_mode()
+    def next_group(self) -> int:
+        """Generate the next group of the plan."""
+        if self._state.groups == len(self._video.plan.groups):
+            return 0
+        self._state, group = self._video.step(self._state)
+        frames = group.low_frames_bcthw if group.frames_bcthw is None else group.frames_bcthw
+        assert frames is not None, "something makes frames"
+        with self._video.timer("finish"):
+            done = self._outlet.send(quantise(frame, deep=False) for frame in frames[0].unbind(1))
+        self._leaving.send(done)
+        return len(done)
+
+    def finish(self) -> None:
+        """Wait until every picture is on the host."""
+        self._leaving.send(())

@@ -1,0 +1,58 @@
+"""How long the stages of a cascade compute, told by the device itself and without waiting for it."""
+
+import time
+from collections import defaultdict
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["StageClock", "wait_for"]
+
+
+def wait_for(device: torch.device) -> None:
+    """Let the device finish what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class StageClock:
+    """Sums the time of every stage; on a GPU between two events on the stream that computes it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._open: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def __call__(self, stage: str) -> Generator[None]:
+        """Time what is computed inside."""
+        if self.device.type != "cuda":
+            started_s = time.perf_counter()
+            yield
+            self._seconds[stage] += time.perf_counter() - started_s
+            return
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(torch.cuda.current_stream(self.device))
+        yield
+        stop.record(torch.cuda.current_stream(self.device))
+        self._collect()
+        self._open.append((stage, start, stop))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time by stage of all that the device has done; of stages on lanes of their own it may overlap."""
+        self._collect()
+        return dict(self._seconds)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        wait_for(self.device)
+        self._open.clear()
+        self._seconds.clear()
+
+    def _collect(self) -> None:
+        """Add up the stages that are over, the oldest first."""
+        while self._open and self._open[0][2].query():
+            stage, start, stop = self._open.pop(0)
+            self._seconds[stage] += start.elapsed_time(stop) / 1000

@@ -1,0 +1,326 @@
+"""Steps of streaming stages as CUDA graphs: recorded once for a shape, replayed over buffers of fixed address."""
+
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Hashable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.stage import Leaf, state_leaves, with_leaves
+
+__all__ = ["EAGER", "CudaRecorder", "GraphCounts", "Graphs", "Recorder", "Recording", "Step"]
+
+StateT = TypeVar("StateT")
+InputsT = TypeVar("InputsT")
+
+Step = Callable[[StateT, InputsT], tuple[StateT, Tensor]]
+"""A stage's step: takes in a state and inputs, returns the state after it and what is complete."""
+
+MOST_GRAPHS = 64
+"""Steps of further shapes run eagerly."""
+
+
+class Recording(Protocol):
+    """Work that was recorded."""
+
+    def replay(self) -> dict[str, Tensor]:
+        """Do the work once more; what is returned lies in the same buffers each time."""
+        ...
+
+
+class Recorder(Protocol):
+    """What records work."""
+
+    def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
+        """Record ``work`` without doing it. Raises RuntimeError where it cannot be recorded."""
+        ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one pool of memory: they are replayed one after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
+        """Record ``work`` without doing it; other threads may go on using the device."""
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
+            results = work()
+        return _CudaRecording(graph, results)
+
+
+@dataclass(frozen=True)
+class _CudaRecording:
+    graph: torch.cuda.CUDAGraph
+    results: dict[str, Tensor]
+
+    def replay(self) -> dict[str, Tensor]:
+        self.graph.replay()
+        return self.results
+
+
+class GraphCounts(NamedTuple):
+    """How the steps of a stage were run so far."""
+
+    recorded: int
+    """Graphs."""
+    replayed: int
+    eager: int
+
+
+@dataclass
+class _Plan:
+    """What is known of the steps of one shape."""
+
+    stays: frozenset[str]
+    """Tensors of the state that keep their address: overwritten in place, or not at all."""
+    after: dict[str, Leaf]
+    """The numbers of the state after the step; of counters, how much they grow."""
+    counters: frozenset[str]
+    refusal: str | None = None
+    recording: Recording | None = None
+    buffers: dict[str, Tensor] | None = None
+    """Where the recorded work reads everything that does not stay."""
+
+
+class Graphs:
+    """Runs the steps of stages by recorded graphs where it can, else as they are; the results are the same.
+
+    The first step of a shape runs as it is: kernels are compiled and libraries set up, and it shows which tensors of
+    the state keep their address. The second one is recorded, it and all later ones are replayed. What is returned is
+    the caller's, but for those tensors of fixed address: they lie in the same buffers for every stream that a stage
+    works on, and a stream that begins while the state of another is still held runs as it is.
+    """
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        """Record by ``recorder``; without one every step runs as it is."""
+        self._recorder = recorder
+        self._plans: dict[Hashable, _Plan] = {}
+        self._homes: dict[tuple[str, str], Tensor] = {}
+        self._tenants: dict[tuple[str, str], weakref.ref[Tensor]] = {}
+        self._counts: dict[str, list[int]] = {}
+        self._paused = False
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is recorded at all."""
+        return self._recorder is not None
+
+    @property
+    def counts(self) -> dict[str, GraphCounts]:
+        """How the steps went, by stage; empty where nothing is recorded."""
+        return {name: GraphCounts(*counts) for name, counts in self._counts.items()}
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        """Why steps of a stage run as they are, by stage."""
+        return {key[0]: plan.refusal for key, plan in self._plans.items() if plan.refusal and isinstance(key, tuple)}
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Run everything as it is inside, so that its operations can be counted."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def step(
+        self,
+        name: str,
+        step: Step[StateT, InputsT],
+        state: StateT,
+        inputs: InputsT,
+        *,
+        position: str | None = None,
+        counters: tuple[str, ...] = (),
+        key: Hashable = None,
+    ) -> tuple[StateT, Tensor]:
+        """Return what ``step`` returns for ``state`` and ``inputs``; consumes ``state``.
+
+        All that decides about its operations has to be in the shapes of the tensors, the numbers of the state or
+        ``key``, but for the numbers of the state called ``counters``, which only grow. So does ``position``; recorded
+        work gets it as a 0-dimensional tensor.
+        """
+        if self._recorder is None or self._paused:
+            return step(state, inputs)
+        with torch.inference_mode():
+            return self._step(name, step, state, inputs, position, counters, key)
+
+    def _step(
+        self,
+        name: str,
+        step: Step[StateT, InputsT],
+        state: StateT,
+        inputs: InputsT,
+        position: str | None,
+        counters: tuple[str, ...],
+        key: Hashable,
+    ) -> tuple[StateT, Tensor]:
+        leaves, given = state_leaves(state), state_leaves(inputs)
+        moving = frozenset(path for path in leaves if path.rpartition(".")[2] in (*counters, position))
+        counts = self._counts.setdefault(name, [0, 0, 0])
+        shape = (name, key, _shape_of(leaves, moving), _shape_of(given))
+        plan = self._plans.get(shape)
+        if plan is None:
+            after = step(state, inputs)
+            counts[2] += 1
+            if len(self._plans) < MOST_GRAPHS:
+                self._plans[shape] = _planned(leaves, state_leaves(after[0]), moving)
+            return after
+        if plan.refusal is None and self._move_in(name, plan, leaves):
+            if plan.recording is None:
+                self._record(name, plan, step, state, inputs, position)
+                counts[0] += plan.recording is not None
+            if plan.recording is not None:
+                counts[1] += 1
+                return self._replay(name, plan, plan.recording, state, leaves, given)
+        counts[2] += 1
+        return step(state, inputs)
+
+    def _move_in(self, name: str, plan: _Plan, leaves: Mapping[str, Leaf]) -> bool:
+        """Bring what stays to the addresses it has in all recorded work; False where another stream lives there."""
+        foreign: list[tuple[Tensor, Tensor]] = []
+        for path in plan.stays:
+            leaf = leaves[path]
+            assert isinstance(leaf, Tensor), "only tensors have addresses"
+            home = self._homes.setdefault((name, _place(path, leaf)), leaf)
+            if home.data_ptr() != leaf.data_ptr():
+                tenant = self._tenants.get((name, _place(path, leaf)))
+                if tenant is not None and tenant() is not None:
+                    return False
+                foreign.append((home, leaf))
+        for home, leaf in foreign:
+            home.copy_(leaf)
+        return True
+
+    def _record(
+        self, name: str, plan: _Plan, step: Step[Any, Any], state: Any, inputs: Any, position: str | None
+    ) -> None:
+        """Record a step into ``plan``, or the reason why not."""
+        assert self._recorder is not None, "there is a recorder"
+        leaves, given = state_leaves(state), state_leaves(inputs)
+        buffers: dict[str, Tensor] = {}
+        for path, leaf in leaves.items():
+            if isinstance(leaf, Tensor) and path not in plan.stays:
+                buffers[f"state:{path}"] = torch.empty_like(leaf)
+            elif position is not None and path.rpartition(".")[2] == position:
+                buffers[f"state:{path}"] = torch.zeros((), dtype=torch.int64, device=_device_of(given))
+        buffers |= {f"input:{path}": torch.empty_like(leaf) for path, leaf in given.items() if isinstance(leaf, Tensor)}
+
+        def before(path: str, leaf: Leaf) -> Leaf:
+            if path in plan.stays and isinstance(leaf, Tensor):
+                return self._homes[name, _place(path, leaf)]
+            return buffers.get(f"state:{path}", leaf)
+
+        fixed = with_leaves(state, {path: before(path, leaf) for path, leaf in leaves.items()})
+        fixed_inputs = with_leaves(inputs, {path: buffers.get(f"input:{path}", leaf) for path, leaf in given.items()})
+
+        def work() -> dict[str, Tensor]:
+            after, out = step(fixed, fixed_inputs)
+            made = {
+                p: leaf for p, leaf in state_leaves(after).items() if p not in plan.stays and p not in plan.counters
+            }
+            return {f"state:{p}": leaf for p, leaf in made.items() if isinstance(leaf, Tensor)} | {"out": out}
+
+        try:
+            plan.recording = self._recorder.record(work)
+            plan.buffers = buffers
+        except (RuntimeError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            plan.refusal = f"{name}: cannot be recorded as a CUDA graph and runs as it is: {reason}"
+            warnings.warn(plan.refusal, RuntimeWarning, stacklevel=5)
+
+    def _replay(
+        self,
+        name: str,
+        plan: _Plan,
+        recording: Recording,
+        state: StateT,
+        leaves: Mapping[str, Leaf],
+        given: Mapping[str, Leaf],
+    ) -> tuple[StateT, Tensor]:
+        assert plan.buffers is not None, "recorded work has buffers"
+        for place, buffer in plan.buffers.items():
+            kind, _, path = place.partition(":")
+            leaf = (leaves if kind == "state" else given)[path]
+            if isinstance(leaf, Tensor):
+                buffer.copy_(leaf, non_blocking=True)
+            else:
+                assert leaf is not None, "a position is a number"
+                buffer.fill_(leaf)
+        made = recording.replay()
+        after: dict[str, Leaf] = {}
+        for path, leaf in leaves.items():
+            if path in plan.stays and isinstance(leaf, Tensor):
+                after[path] = self._tenancy(name, path, leaf)
+            elif isinstance(leaf, Tensor):
+                after[path] = made[f"state:{path}"].clone()
+            else:
+                value = plan.after[path]
+                if path in plan.counters:
+                    assert isinstance(leaf, int) and isinstance(value, int), "a counter is a whole number"
+                    value += leaf
+                after[path] = value
+        return with_leaves(state, after), made["out"].clone()
+
+    def _tenancy(self, name: str, path: str, leaf: Tensor) -> Tensor:
+        """Return the tensor of fixed address under a name that lives as long as the stream's state."""
+        place = (name, _place(path, leaf))
+        tenant = self._tenants.get(place)
+        if tenant is not None and tenant() is leaf:
+            return leaf
+        home = self._homes[place].detach()
+        self._tenants[place] = weakref.ref(home)
+        return home
+
+
+EAGER = Graphs(None)
+"""Runs every step as it is."""
+
+
+def _shape_of(leaves: Mapping[str, Leaf], without: frozenset[str] = frozenset()) -> Hashable:
+    return tuple(
+        (path, tuple(leaf.shape), leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else (path, leaf)
+        for path, leaf in leaves.items()
+        if path not in without
+    )
+
+
+def _place(path: str, leaf: Tensor) -> str:
+    return f"{path} {tuple(leaf.shape)} {leaf.stride()} {leaf.dtype}"
+
+
+def _device_of(given: Mapping[str, Leaf]) -> torch.device:
+    return next(leaf.device for leaf in given.values() if isinstance(leaf, Tensor))
+
+
+def _planned(before: Mapping[str, Leaf], after: Mapping[str, Leaf], counters: frozenset[str]) -> _Plan:
+    """Learn from a step that has run what the next ones of its shape do."""
+    stays: set[str] = set()
+    numbers: dict[str, Leaf] = {}
+    refusal = None if before.keys() == after.keys() else "the state changes its structure"
+    for path in before.keys() & after.keys():
+        old, new = before[path], after[path]
+        if isinstance(old, Tensor) and isinstance(new, Tensor):
+            if old.shape != new.shape or old.dtype != new.dtype:
+                refusal = f"{path} changes its shape"
+            elif old.data_ptr() == new.data_ptr() and old.stride() == new.stride():
+                stays.add(path)
+        elif isinstance(old, Tensor) or isinstance(new, Tensor):
+            refusal = f"{path} changes its kind"
+        elif path in counters:
+            assert isinstance(old, int) and isinstance(new, int), "a counter is a whole number"
+            numbers[path] = new - old
+        else:
+            numbers[path] = new
+    return _Plan(frozenset(stays), numbers, counters, refusal)
