@@ -34,9 +34,8 @@ PACKAGES = ("transformers", "tokenizers", "sentencepiece", "ftfy")
 
 def job(folder: Path, **options: Any) -> GenerateJob:
     settings: dict[str, Any] = {"prompt": PROMPT, "model": "tiny-lite", "device": "cpu", "threads": 1, "crf": 1}
-    if "output" not in options:
-        settings["folder"] = folder
-    return GenerateJob(**settings | {"res": "480p", "seconds": 0.5} | options)
+    settings |= {"res": "480p", "seconds": 0.5} | ({} if "output" in options else {"folder": folder})
+    return GenerateJob(**(settings | options))
 
 
 def generate(made: GenerateJob, *, stop_at: int | None = None, events: list[Event] | None = None) -> GenerateReport:
