@@ -251,6 +251,18 @@ CASES = (
         out_time=lambda n: (n - 1) // 3 * 3 + 1,
     ),
     StageCase(
+        name="generator_of_clean_latents",
+        build=lambda: _built(
+            Generator(replace(TINY_GENERATOR, prediction="clean", pool_text=True, window=6, sink=0, slide=True))
+        ),
+        size={"height": 4, "width": 6},
+        clip=lambda generator: torch.randn((1, 8, 11, 4, 6), generator=generator),
+        frames=11,
+        cut=_generator_cut,
+        out_time=lambda n: n // 3 * 3,
+        group_out=3,
+    ),
+    StageCase(
         name="decoder",
         build=_plain_decoder,
         size={"height": 3, "width": 3},

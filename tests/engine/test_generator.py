@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,39 @@ def clean_latents(frames: int, seed: int = 7) -> Tensor:
 @pytest.fixture(scope="module")
 def stage() -> Generator:
     return build()
+
+
+# What the network gives
+
+
+def test_clean_latents_and_the_flow_that_leads_to_them_are_one_thing() -> None:
+    """The same last layer: as a flow it is subtracted, as clean latents it is the answer."""
+    flow, clean = build(), build(replace(TINY, prediction="clean"))
+    clean.load_state_dict(flow.state_dict())
+    x, timestep = clean_latents(3), 600.0
+    given = flow.forward_chunk(x, timestep).flow_bcthw
+    torch.testing.assert_close(clean.forward_chunk(x, timestep).flow_bcthw, (x - given) / 0.6)
+    answer = clean.schedule.clean(x, clean.forward_chunk(x, 1000.0).flow_bcthw, 1000.0)
+    torch.testing.assert_close(answer, flow.forward_chunk(x, 1000.0).flow_bcthw, rtol=1e-4, atol=1e-4)
+
+
+def test_frames_of_different_timesteps_have_flows_of_their_own_levels() -> None:
+    stage = build(replace(TINY, prediction="clean"))
+    x, levels = clean_latents(2), torch.tensor([[900.0, 200.0]])
+    flow = stage.forward_chunk(x, levels).flow_bcthw
+    clean = x - torch.tensor([0.9, 0.2]).view(1, 1, 2, 1, 1) * flow
+    assert clean.abs().max() < 5, "both are answers of the same network, neither is divided by a wrong level"
+    assert torch.isfinite(stage.forward_chunk(x, 0.0).flow_bcthw).all()
+
+
+def test_a_pooled_prompt_reaches_every_token_at_once() -> None:
+    stage = build(replace(TINY, pool_text=True))
+    for block in stage.blocks:
+        torch.nn.init.zeros_(block.get_submodule("cross_attn.o").weight)
+    words = stage.embed_context(torch.randn(1, 3, TINY.text_dim), batch=1)
+    others = stage.embed_context(torch.randn(1, 3, TINY.text_dim), batch=1)
+    one, two = (stage.forward_chunk(clean_latents(3), 500.0, context=each).flow_bcthw for each in (words, others))
+    assert ((one - two).abs().amax((1, 3, 4)) > 1e-6).all(), "cross-attention is silent, modulation is not"
 
 
 # Chunks

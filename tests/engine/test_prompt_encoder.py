@@ -1,11 +1,15 @@
 """The small prompt encoder: words to ids to embeddings, behind the interface of the large one."""
 
+import re
+
 import pytest
 import torch
 
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig, WordTokenizer
 from ultraflash_cli.engine.stages.text_encoder import encode_prompts
+from ultraflash_cli.engine.vocabulary import SCENE_WORDS
 from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.train.scenes import caption, random_scene
 
 CONFIG = PromptEncoderConfig(rows=64, dim=16, heads=2, layers=1, text_len=8)
 
@@ -51,3 +55,27 @@ def test_a_prompt_is_embedded_alike_whoever_stands_beside_it_and_other_words_oth
 def test_sizes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError):
         PromptEncoderConfig(dim=10, heads=4)
+
+
+def test_words_off_its_list_are_not_heard() -> None:
+    config = PromptEncoderConfig(words=("a", "red", "balloon"), dim=16, heads=2, layers=1, text_len=6)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        network = PromptEncoder(config)
+    assert WordTokenizer(config.vocab, config.words)("A splendid RED balloon") == [2, 3, 4, 1]
+    heard, unheard = network.encode(("a red balloon",)), network.encode(("Oh, a quite red, zeppelin balloon",))
+    assert torch.equal(heard, unheard)
+    assert torch.equal(network.encode(("xyzzy",)), network.encode(("",)))
+    assert not torch.equal(heard, network.encode(("a balloon red",)))
+
+
+@pytest.mark.parametrize("words", [("a", "a"), ("Red",)], ids=["twice", "upper-case"])
+def test_a_list_of_words_names_each_once_in_lower_case(words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="lower case"):
+        PromptEncoderConfig(words=words)
+
+
+def test_the_built_in_model_knows_every_word_of_the_captions() -> None:
+    said = {word for n in range(1500) for word in re.findall(r"\w+", caption(random_scene(n), n).lower())}
+    assert said <= set(SCENE_WORDS)
+    assert len(said) > 0.8 * len(SCENE_WORDS), "the list is that of the captions, not a dictionary"

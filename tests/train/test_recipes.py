@@ -162,7 +162,7 @@ def test_sr_dit_refuses_to_start_from_nothing_and_from_other_weights() -> None:
     with pytest.raises(UsageError, match="--start-from"):
         sr_dit.start(config, [], None)
     with pytest.raises(WeightsError, match="lack"):
-        sr_dit.start(config, [], {"encoder.encoder.0.bias": torch.zeros(32)})
+        sr_dit.start(config, [], {"encoder.encoder.0.bias": torch.zeros(64)})
     with pytest.raises(WeightsError, match="other sizes"):
         sr_dit.start(config, [], {"encoder.encoder.0.bias": torch.zeros(31)})
 

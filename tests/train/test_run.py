@@ -66,7 +66,7 @@ def test_a_run_leaves_averages_a_record_and_a_state_and_exports_what_the_engine_
         assert (entry.sha256, entry.bytes) == (sha256_of(file), file.stat().st_size)
         with safe_open(str(file), framework="pt") as opened:
             metadata = opened.metadata()
-            assert {opened.get_tensor(key).dtype for key in opened.keys()} == {torch.float32}  # noqa: SIM118
+            assert {opened.get_tensor(key).dtype for key in opened.keys()} == {torch.float16}  # noqa: SIM118
         assert metadata == {
             "recipe": "pixels",
             "recipe_hash": record["recipe_hash"],

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ultraflash_cli.errors import ConfigError, WeightsError
 from ultraflash_cli.weights.convert import RULES
-from ultraflash_cli.weights.load import load_strictly, read_tensors
+from ultraflash_cli.weights.load import load_strictly, read_tensors, stored_in_8_bits
 from ultraflash_cli.weights.manifest import WeightEntry, WeightSet, manifest_text, read_manifest, read_sets
 from ultraflash_cli.weights.verify import sha256_of, verify
 
@@ -130,3 +130,25 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
 def test_nothing_is_left_at_random_values(tensors: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         load_strictly(torch.nn.Linear(3, 2), tensors, name="net")
+
+
+def test_matrices_stored_in_8_bits_come_back_within_half_a_step_of_their_row(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(3)
+    gains = torch.tensor([1e-6, 1.0, 300.0])[:, None]
+    tensors = {
+        "a.weight": torch.randn(3, 40, generator=draw) * gains,
+        "a.bias": torch.randn(7, generator=draw),
+        "a.kernel": torch.randn(2, 3, 3, 3, generator=draw),
+    }
+    stored = stored_in_8_bits(tensors)
+    assert {stored[name].dtype for name in ("a.weight", "a.kernel")} == {torch.int8}
+    assert all(value.abs().max() <= 127 for value in stored.values() if value.dtype == torch.int8)
+    save_file(stored, tmp_path / "a.safetensors")
+    back = read_tensors(tmp_path / "a.safetensors")
+    assert back.keys() == tensors.keys()
+    for name, value in tensors.items():
+        step = value.flatten(1).abs().amax(1) / 127 if value.ndim > 1 else value.abs() / 2**10
+        step = step.clamp_min(2**-14)
+        error = (back[name] - value).flatten(1).abs().amax(1) if value.ndim > 1 else (back[name] - value).abs()
+        assert (error <= 0.51 * step).all(), name
+    assert read_tensors(tmp_path / "a.safetensors", dtype=torch.bfloat16)["a.weight"].dtype == torch.bfloat16

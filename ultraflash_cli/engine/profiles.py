@@ -162,6 +162,7 @@ _LITE_GENERATOR = GeneratorConfig(
     patch=(1, 4, 8),
     prediction="clean",
     pool_text=True,
+    grid=(15, 13),
     shift=0.7,
     window=6,
     slide=True,

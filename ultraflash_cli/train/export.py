@@ -12,7 +12,7 @@ from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run import AVERAGE, read_record
 from ultraflash_cli.video.partial import output_errors, partial_file
-from ultraflash_cli.weights.load import read_tensors
+from ultraflash_cli.weights.load import read_tensors, stored_in_8_bits
 from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, read_manifest, read_sets
 
 __all__ = ["ExportJob", "export", "networks_of"]
@@ -39,7 +39,7 @@ class ExportJob:
 
 
 def export(job: ExportJob) -> list[WeightEntry]:
-    """Write the networks that the run's recipe trains, in float32, and their rows; return the rows.
+    """Write the networks that the run's recipe trains, in float16, generators in 8 bits, and their rows; return them.
 
     Raises InputError where the folder holds no run, WeightsError for weights that are broken or not finite.
     """
@@ -59,8 +59,9 @@ def export(job: ExportJob) -> list[WeightEntry]:
     entries: list[WeightEntry] = []
     for name, tensors in networks_of(read_tensors(job.run / AVERAGE), roles).items():
         path = job.folder / f"{name}.safetensors"
+        stored = stored_in_8_bits(tensors) if name == "generator" else {k: v.half() for k, v in tensors.items()}
         with partial_file(path) as part:
-            save_file(tensors, part, metadata=metadata)
+            save_file(stored, part, metadata=metadata)
         content = path.read_bytes()
         entries.append(
             WeightEntry(

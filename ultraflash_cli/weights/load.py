@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from ultraflash_cli.errors import WeightsError
 
-__all__ = ["load_strictly", "read_tensors", "require_finite"]
+__all__ = ["SCALE", "load_strictly", "read_tensors", "require_finite", "stored_in_8_bits"]
+
+SCALE = ".scale"
+"""Ends the name of what the rows of an 8-bit matrix are multiplied with."""
 
 
 def read_tensors(
@@ -17,19 +20,44 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, in the file's dtypes unless ``dtype`` is given.
 
-    Without ``dtype`` and ``device`` they are mapped from the file, not copied; else one tensor at a time is. Raises
-    WeightsError for a broken file or values that are not finite.
+    Without ``dtype`` and ``device`` they are mapped from the file, not copied; else one tensor at a time is. What
+    ``stored_in_8_bits`` stored comes back in float32, or in ``dtype``. Raises WeightsError for a broken file or values
+    that are not finite.
     """
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(str(path), framework="pt") as file:
+            names = set(file.keys())
             for name in file.keys():  # noqa: SIM118
+                if name.removesuffix(SCALE) != name and name.removesuffix(SCALE) in names:
+                    continue
                 tensor = file.get_tensor(name).to(device=device)
+                if tensor.dtype == torch.int8 and name + SCALE in names:
+                    scale = file.get_tensor(name + SCALE).to(device=device)
+                    tensor = tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
                 require_finite(tensor, name, path.name)
                 tensors[name] = tensor.to(dtype=dtype)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path.name}: not a readable safetensors file ({error}).") from error
     return tensors
+
+
+def stored_in_8_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a file holds of float tensors: matrices as int8 with a float16 scale a row, the rest in float16.
+
+    Rounding errs by at most 1/254 of a row's largest value. ``read_tensors`` turns it back.
+    """
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2:
+            stored[name] = tensor.half()
+            continue
+        rows = tensor.float().flatten(1)
+        # A scale in float16 must not be smaller than what it stands for.
+        scale = (rows.abs().amax(1) / 127 * (1 + 2**-10)).clamp_min(2**-14).half()
+        stored[name] = (rows / scale.float()[:, None]).round().to(torch.int8).view(tensor.shape).contiguous()
+        stored[name + SCALE] = scale
+    return stored
 
 
 def require_finite(tensor: Tensor, name: str, file: str) -> None:

@@ -56,6 +56,9 @@ class GeneratorConfig:
     where it could never hold noise (Li and He, *Back to basics: let denoising generative models denoise*, 2025)."""
     pool_text: bool = False
     """Whether the mean of the context joins the timestep, so that modulation hears the prompt, too."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of tokens that have a learned place of their own, for a model of one size; None leaves it to
+    the rotation to tell where a token is."""
     eps: float = 1e-6
     """Added to variances and mean squares."""
     chunk_latents: int = 3
@@ -130,6 +133,8 @@ class GeneratorConfig:
         _, py, px = self.patch
         if height % py or width % px or min(height, width) < 1:
             raise ConfigError(f"latents of {height} x {width} are not whole patches of {py} x {px}")
+        if self.grid not in (None, (height // py, width // px)):
+            raise ConfigError(f"this generator draws {self.grid[0] * py} x {self.grid[1] * px}, not {height} x {width}")
         return height // py * (width // px)
 
     def ring_shape(self, *, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -261,6 +266,9 @@ class Generator(nn.Module):
         """What runs the network over a chunk, see ``engine/graphs.py``."""
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.latent_channels, dim, config.patch, stride=config.patch)
+        rows, columns = config.grid or (0, 0)
+        self.row_places = nn.Parameter(0.1 * torch.randn(rows, dim)) if config.grid else None
+        self.column_places = nn.Parameter(0.1 * torch.randn(columns, dim)) if config.grid else None
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
@@ -477,6 +485,8 @@ class Generator(nn.Module):
         time_six = self.time_projection(time).unflatten(2, (6, -1))
 
         x = F.linear(self._to_patches(x_bcthw.to(weight.dtype)), weight.flatten(1), self.patch_embedding.bias)
+        if self.row_places is not None and self.column_places is not None:
+            x = x + (self.row_places[:, None] + self.column_places).flatten(0, 1)
         after: list[WindowRing] = []
         for block, ring, text in zip(self.blocks, rings, context, strict=True):
             x, ring = block(x, time_six, rotation, span, ring, text)

@@ -163,13 +163,13 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, lengths=lengths)
     assert isinstance(LITE.text_encoder, PromptEncoderConfig), "the built-in model has words of its own"
     lengths = (
-        ClipLength(latents=1, clips=3, odds=(0.8, 0.2)),
-        ClipLength(latents=3, odds=(0.15, 0.4)),
-        ClipLength(latents=6, clips=0.5, odds=(0.05, 0.4)),
+        ClipLength(latents=1, clips=3, odds=(0.7, 0.2)),
+        ClipLength(latents=3, odds=(0.2, 0.4)),
+        ClipLength(latents=6, clips=0.5, odds=(0.1, 0.4)),
     )
     return GeneratorRecipeConfig(
         loop=LoopConfig(
-            steps=steps, seed=seed, rate=1e-3, kernel_rate=0.006, warmup=100, average=0.998, batch=4, save_every=100
+            steps=steps, seed=seed, rate=1e-3, kernel_rate=0.006, warmup=50, average=0.996, batch=4, save_every=100
         ),
         profile=LITE,
         words=LITE.text_encoder,

@@ -1,0 +1,133 @@
+"""Scenes that are encoded once, and the start of the autoencoder that encodes them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.train.made import moving_shapes
+from ultraflash_cli.engine.profiles import LITE
+from ultraflash_cli.errors import ConfigError, InputError, UsageError
+from ultraflash_cli.main import main
+from ultraflash_cli.train.components import start_from_components
+from ultraflash_cli.train.latents import EncodeScenesJob, SceneLatents, draw_scene, encode_scenes
+from ultraflash_cli.train.loop import generator_of
+from ultraflash_cli.train.recipes import autoencoder, generator
+from ultraflash_cli.train.recipes.generator import ClipLength
+from ultraflash_cli.train.roles import TOY, CascadeRoles
+
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return dict(CascadeRoles(TOY, ("encoder",)).state_dict())
+
+
+def job(folder: Path, weights: dict[str, torch.Tensor], **changes: object) -> EncodeScenesJob:
+    plain = EncodeScenesJob(out=folder, weights=weights, count=5, latents=3, size=SIZE, shard=2, profile=TOY)
+    return replace(plain, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def test_encoded_scenes_are_what_the_encoder_makes_of_drawn_ones(
+    tmp_path: Path, encoder: dict[str, torch.Tensor]
+) -> None:
+    told: list[int] = []
+    encode_scenes(job(tmp_path, encoder), on_file=told.append)
+    assert told == [2, 4, 5]
+    scenes = SceneLatents(tmp_path)
+    roles = CascadeRoles(TOY, ("encoder",))
+    roles.load(encoder)
+    with torch.no_grad():
+        wanted = {roles.encode(draw_scene(1, n, 3, SIZE)[None])[0].half().float()[0, 0, 0, 0].item() for n in range(5)}
+    drawn = [scenes.draw(2, np.random.default_rng(n)) for n in range(40)]
+    assert {latents[0, 0, 0, 0].item() for latents, _ in drawn} == wanted, "every scene turns up, and no other"
+    assert all(latents.shape == (8, 2, 4, 6) for latents, _ in drawn)
+    assert len({words for _, words in drawn}) > 10, "captions vary in wording"
+
+
+def test_an_interrupted_encoding_goes_on_and_other_latents_are_refused(
+    tmp_path: Path, encoder: dict[str, torch.Tensor]
+) -> None:
+    encode_scenes(job(tmp_path, encoder, count=2))
+    written = (tmp_path / "scenes_000000.safetensors").stat().st_mtime_ns
+    encode_scenes(job(tmp_path, encoder))
+    assert (tmp_path / "scenes_000000.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(InputError, match="other latents"):
+        encode_scenes(job(tmp_path, {name: value + 1 for name, value in encoder.items()}))
+    with pytest.raises(InputError, match="at most 3 latents"):
+        SceneLatents(tmp_path).draw(4, np.random.default_rng(0))
+    with pytest.raises(InputError, match="holds no encoded scenes"):
+        SceneLatents(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="multiple of 2"):
+        job(tmp_path, encoder, first=1)
+
+
+def test_a_generator_learns_from_encoded_scenes_through_the_commands(
+    tmp_path: Path, encoder: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultraflash_cli.jobs.host.keep_freed_memory", lambda: None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        decoder = CascadeRoles(TOY, ("decoder",)).state_dict()
+    tensors = {name: value.contiguous() for name, value in (encoder | decoder).items()}
+    save_file(tensors, tmp_path / "start.safetensors")
+    start = ["--start-from", str(tmp_path / "start.safetensors"), "--toy", "--threads", "1"]
+    latents = str(tmp_path / "latents")
+    assert main(["train", "encode-scenes", "--out", latents, "--count", "3", "--latents", "4", *start]) == 0
+    run = ["--data", latents, "--out", str(tmp_path / "run"), "--steps", "2", "--workers", "0", "--device", "cpu"]
+    assert main(["train", "generator", *run, "--batch", "1", *start]) == 0
+    assert (tmp_path / "run" / "average.safetensors").exists()
+
+
+def test_lengths_of_clips_change_over_a_run() -> None:
+    config = generator.configure(steps=40, seed=1, toy=True)
+    lengths = (ClipLength(latents=1, clips=2, odds=(1.0, 0.0)), ClipLength(latents=2, odds=(0.0, 1.0)))
+    config = replace(config, lengths=lengths, size=SIZE, loop=replace(config.loop, batch=1))
+    shapes = [tuple(generator.scene_batch(config, None, number)[0].shape) for number in (0, 39, 40)]
+    assert shapes[0] == (2, 3, 4, *SIZE) and shapes[2] == (1, 3, 8, *SIZE)
+    with pytest.raises(ConfigError, match="no longer than the window"):
+        replace(config, lengths=(ClipLength(latents=99),))
+
+
+def test_a_fresh_autoencoder_starts_as_the_principal_components_of_its_material() -> None:
+    clips = torch.from_numpy(np.stack([moving_shapes(seed, side=64) for seed in range(6)])).permute(0, 4, 1, 2, 3)
+    clips = clips.float() / 255
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        roles, plain = (CascadeRoles(LITE, autoencoder.NETWORKS) for _ in range(2))
+    start_from_components(roles, clips[:4])
+
+    @torch.no_grad()
+    def error(each: CascadeRoles) -> float:
+        return (each.decode_base(each.encode(clips[4:])) - clips[4:]).square().mean().item()
+
+    variance = clips[4:].var().item()
+    assert error(roles) < 0.35 * variance < error(plain)
+    with torch.no_grad():
+        latents = roles.encode(clips[:4])
+    assert latents.mean().abs() < 0.2 and 0.5 < latents.std() < 1.5
+    with pytest.raises(ConfigError, match="one size"):
+        start_from_components(CascadeRoles(replace(LITE, encoder=TOY.encoder), autoencoder.NETWORKS), clips)
+
+
+def test_the_autoencoder_has_to_put_up_with_noise_and_keeps_its_latents_in_bounds() -> None:
+    config = autoencoder.configure(steps=1, seed=1, toy=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        roles = CascadeRoles(LITE, autoencoder.NETWORKS)
+    roles.learn(*autoencoder.NETWORKS)
+    clip = torch.rand(2, 3, 8, 64, 64, generator=torch.Generator().manual_seed(1))
+
+    def terms(noise: float) -> dict[str, torch.Tensor]:
+        return autoencoder.loss(replace(config, latent_noise=noise), roles, (clip, clip, 2), generator_of("noise"))
+
+    quiet, loud = terms(0.0), terms(2.0)
+    assert "spread" in quiet and quiet["luma"] != loud["luma"]
+    roles.encoder.requires_grad_(False)
+    assert "spread" not in terms(0.0)
