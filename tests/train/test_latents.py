@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.train.made import moving_shapes
@@ -93,6 +94,35 @@ def test_lengths_of_clips_change_over_a_run() -> None:
     assert shapes[0] == (2, 3, 4, *SIZE) and shapes[2] == (1, 3, 8, *SIZE)
     with pytest.raises(ConfigError, match="no longer than the window"):
         replace(config, lengths=(ClipLength(latents=99),))
+    with pytest.raises(ConfigError, match="a chunk to go on from"):
+        replace(config, lengths=(ClipLength(latents=2, later=True),))
+
+
+def test_clips_from_later_in_a_scene_teach_what_follows_their_first_chunk_alone(
+    tmp_path: Path, encoder: dict[str, torch.Tensor]
+) -> None:
+    encode_scenes(job(tmp_path, encoder, latents=8))
+    scenes = SceneLatents(tmp_path)
+    with safe_open(tmp_path / "scenes_000000.safetensors", "pt") as opened:
+        stored = opened.get_tensor("latents").float()
+    got = [scenes.draw(4, np.random.default_rng(n), later=2)[0] for n in range(40)]
+    for first, is_there in ((0, False), (1, False), (2, True), (4, True)):
+        assert any(torch.equal(each, stored[0, :, first : first + 4]) for each in got) == is_there
+
+    config = generator.configure(steps=1, seed=1, toy=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        roles = CascadeRoles(TOY, ("generator", "text_encoder"), words=config.words)
+        torch.nn.init.normal_(roles.generator.head.head.weight, std=0.1)
+    latents, words = scenes.draw(4, np.random.default_rng(1), later=2)
+    wrong = latents.clone()
+    wrong[:, :2] += 100  # what the first chunk is, the network is not asked to draw
+    errors = [
+        generator.loss(config, roles, (each[None], (words,), later), generator_of("later"))["flow"].item()
+        for each in (latents, wrong)
+        for later in (True, False)
+    ]
+    assert errors[2] < 20 * errors[0] and errors[3] > 20 * errors[1]
 
 
 def test_a_fresh_autoencoder_starts_as_the_principal_components_of_its_material() -> None:

@@ -66,7 +66,9 @@ def pairs_of(config: Any, *, held_out: bool, captions: bool) -> Callable[[int], 
 
 @functools.cache
 def scenes(number: int, seed: int) -> Batch:
-    return generator.scene_batch(SCENE_SIZE, 4, seed, CLIPS, number)
+    config = toy(generator, 2, size=SCENE_SIZE)
+    config = replace(config, loop=replace(config.loop, seed=seed, batch=CLIPS))
+    return generator.scene_batch(config, None, number)
 
 
 def batches_of(recipe: ModuleType, config: Any, *, held_out: bool = False) -> Callable[[int], Batch]:

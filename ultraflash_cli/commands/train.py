@@ -1,5 +1,6 @@
 """`ultraflash train`: the recipes, and the steps before and after them."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -45,6 +46,7 @@ def prepare_material(
     scenes: Annotated[
         int, typer.Option("--scenes", metavar="N", help="Clips of scenes drawn by code, with captions.")
     ] = 0,
+    scene_size: Annotated[str, typer.Option("--scene-size", metavar="WxH", help="Their size.")] = "416x240",
 ) -> None:
     """Prepare training material whose licences allow it: clips, photos, rendered pages, drawn scenes."""
     from ultraflash_cli.train.prepare import PhotoSource, PrepareJob, prepare
@@ -57,6 +59,7 @@ def prepare_material(
         fonts=fonts,
         texts=tuple(texts or []),
         scenes=scenes,
+        scene_size=_size("--scene-size", scene_size),
     )
     entries = prepare(job, out, on_entry=lambda entry: console.detail(f"{entry.kind:8} {entry.name}"))
     console.info(f"{len(entries)} pieces of material in {out}")
@@ -247,6 +250,14 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
         console.info(f"averaged weights, record, log and pictures in {out}")
 
     return train
+
+
+def _size(option: str, value: str) -> tuple[int, int]:
+    """Return height and width."""
+    sides = re.fullmatch(r"(\d+)x(\d+)", value)
+    if sides is None or min(int(side) for side in sides.groups()) < 16:
+        raise UsageError(f"{option} is WIDTHxHEIGHT in pixels, each 16 or more, got {value!r}")
+    return int(sides[2]), int(sides[1])
 
 
 def _pairs(option: str, values: list[str] | None) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.train.roles import CascadeRoles
-from ultraflash_cli.train.scenes import Renderer, caption, random_scene
+from ultraflash_cli.train.scenes import Renderer, Scene, caption, random_scene
 from ultraflash_cli.video.partial import output_errors, partial_file
 
 __all__ = [
-    "LONGEST_START_S",
+    "LAYOUTS",
     "SCENES_A_SEED",
     "EncodeScenesJob",
     "SceneLatents",
@@ -29,10 +29,17 @@ __all__ = [
     "encode_scenes",
     "open_scene_latents",
     "scene_caption",
+    "taught_scene",
 ]
 
-LONGEST_START_S = 4.0
-"""Scenes are looked at from up to so late."""
+LAYOUTS = 2
+"""Ways in which the shapes of a scene lie: few enough for a small generator to learn all of them by heart."""
+
+SPEEDS = {"car": 0.24, "bird": 0.20}
+"""Picture heights a second at which things move, where they do not at ``SPEED``."""
+
+SPEED = 0.12
+"""Picture heights a second of everything else."""
 
 SCENES_A_SEED = 100_000_000
 """Scenes that belong to one seed; those before the first seed's are nobody's, and good for tests."""
@@ -41,18 +48,30 @@ WORDINGS = 1000
 """Different wordings of a scene's caption."""
 
 
+def taught_scene(seed: int, number: int) -> Scene:
+    """Return a scene as generators are taught it: any words, but one of few layouts, and things at their usual speed.
+
+    What no caption says is what a generator has to guess, and each guess takes training.
+    """
+    scene = random_scene(seed * SCENES_A_SEED + number)
+    thing = scene.thing
+    if thing is not None:
+        thing = replace(thing, speed=SPEEDS.get(thing.kind, SPEED))
+    return replace(scene, thing=thing, seed=number % LAYOUTS)
+
+
 def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int]) -> Tensor:
     """Return the frames [3, 4 * latents, H, W] in [0, 1] of a scene; the first one comes four times, as a stream's."""
-    renderer = Renderer(random_scene(seed * SCENES_A_SEED + number), height_px=size[0], width_px=size[1])
-    first = np.random.default_rng((seed, 11, number)).uniform(0, LONGEST_START_S)
-    clip = [renderer.frame(first + t / GENERATED_FPS) for t in range(FRAMES_PER_LATENT * (latents - 1) + 1)]
+    renderer = Renderer(taught_scene(seed, number), height_px=size[0], width_px=size[1])
+    clip = [renderer.frame(t / GENERATED_FPS) for t in range(FRAMES_PER_LATENT * (latents - 1) + 1)]
     clip = clip[:1] * (FRAMES_PER_LATENT - 1) + clip
     return torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2).float().div_(255)
 
 
 def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
     """Return what a scene shows, in one of many wordings."""
-    return caption(random_scene(seed * SCENES_A_SEED + number), int(rng.integers(WORDINGS)))
+    scene = replace(taught_scene(seed, number), seed=int(rng.integers(2**31)))  # of the wording, not of the shapes
+    return caption(scene, int(rng.integers(WORDINGS)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,19 +146,22 @@ class SceneLatents:
             with safe_open(path, "pt") as opened:
                 self.shapes.append(list(opened.get_slice("latents").get_shape()))
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, str]:
-        """Return the first ``count`` latent frames [C, count, h, w] of some scene, float32, and a caption of it.
+    def draw(self, count: int, rng: np.random.Generator, *, later: int = 0) -> tuple[Tensor, str]:
+        """Return ``count`` latent frames [C, count, h, w] of some scene, float32, and a caption of it.
 
-        Raises InputError where no scene has so many.
+        They are the first ones, or, in steps of ``later`` where that is not 0, later ones. Raises InputError where no
+        scene is long enough.
         """
-        sizes = np.array([shape[0] if shape[2] >= count else 0 for shape in self.shapes])
+        least = count + later
+        sizes = np.array([shape[0] if shape[2] >= least else 0 for shape in self.shapes])
         if not sizes.any():
             longest = max(shape[2] for shape in self.shapes)
-            raise InputError(f"{self.files[0].parent}: scenes of at most {longest} latents, {count} are needed.")
+            raise InputError(f"{self.files[0].parent}: scenes of at most {longest} latents, {least} are needed.")
         file = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
         i = int(rng.integers(sizes[file]))
+        first = later * int(rng.integers(1, (self.shapes[file][2] - count) // later + 1)) if later else 0
         with safe_open(self.files[file], "pt") as opened:
-            latents = opened.get_slice("latents")[i, :, :count].float()
+            latents = opened.get_slice("latents")[i, :, first : first + count].float()
         return latents, scene_caption(self.seed, int(self.facts[file]["first"]) + i, rng)
 
     def hash(self) -> str:

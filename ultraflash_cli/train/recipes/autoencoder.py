@@ -66,7 +66,7 @@ def learners(config: AutoencoderConfig) -> tuple[Learner, ...]:
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> AutoencoderConfig:
     """Return the settings for the built-in model; ``toy`` cuts smaller and fewer clips."""
-    shares = (("clip", 0.3), ("photo", 0.25), ("graphic", 0.04), ("screen", 0.06), ("scene", 0.35))
+    shares = (("clip", 0.65), ("photo", 0.25), ("graphic", 0.04), ("screen", 0.06))
     pairs = PairConfig(
         frames=8, crop_px=32 if toy else 72, shares=shares, degradation=DegradationConfig(clean_share=1.0)
     )

@@ -50,6 +50,8 @@ class ClipLength:
     """Clips in a batch, relative to the loop's: short ones may come in larger batches."""
     odds: tuple[float, float] = (1.0, 1.0)
     """How often a batch has this length, at the start of the run and at its end."""
+    later: bool = False
+    """Whether the clips come from later in their scenes: the first chunk is what the others go on from, no more."""
 
     def __post_init__(self) -> None:
         if self.latents < 1 or self.clips <= 0 or min(self.odds) < 0:
@@ -77,6 +79,8 @@ class GeneratorRecipeConfig:
     """How often a clip's words are dropped."""
     clean_share: float = 0.5
     """How often the chunks before are seen clean, as in service, rather than at their own levels."""
+    context_noise: float = 0.0
+    """Largest share of noise in chunks that are seen clean."""
 
     def __post_init__(self) -> None:
         generator = self.profile.generator
@@ -85,12 +89,14 @@ class GeneratorRecipeConfig:
         if (generator.text_dim, generator.text_len) != (self.words.dim, self.words.text_len):
             raise ConfigError("the prompt encoder's embeddings are not those that the generator takes")
         for length in self.lengths:
+            if length.later and length.latents <= generator.chunk_latents:
+                raise ConfigError("later clips have a chunk to go on from and more")
             if length.latents > generator.window:
                 raise ConfigError(f"a clip is no longer than the window, got {length.latents} latents")
 
 
 def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -> Batch:
-    """Return (frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions) of batch ``number``.
+    """Return frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions and ``ClipLength.later``.
 
     With ``data``, a folder of encoded scenes, these are chosen from; else every scene is new. Seed 0 is for tests.
     """
@@ -100,12 +106,14 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
     length = config.lengths[rng.choice(len(odds), p=odds / odds.sum())]
     clips = max(1, round(config.loop.batch * length.clips))
     if data is not None:
-        drawn = [open_scene_latents(data).draw(length.latents, rng) for _ in range(clips)]
-        return torch.stack([latents for latents, _ in drawn]), tuple(words for _, words in drawn)
+        generator = config.profile.generator
+        later = generator.chunk_latents if generator is not None and length.later else 0
+        drawn = [open_scene_latents(data).draw(length.latents, rng, later=later) for _ in range(clips)]
+        return torch.stack([latents for latents, _ in drawn]), tuple(words for _, words in drawn), length.later
     most = max(max(1, round(config.loop.batch * each.clips)) for each in config.lengths)
     numbers = range(number * most, number * most + clips)
     frames = torch.stack([draw_scene(seed, i, length.latents, config.size) for i in numbers])
-    return frames, tuple(scene_caption(seed, i, rng) for i in numbers)
+    return frames, tuple(scene_caption(seed, i, rng) for i in numbers), False
 
 
 def encoded(roles: CascadeRoles, shown_bcthw: Tensor) -> Tensor:
@@ -115,7 +123,7 @@ def encoded(roles: CascadeRoles, shown_bcthw: Tensor) -> Tensor:
 
 def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the error of the flow, every chunk at its own noise level."""
-    shown, captions = batch
+    shown, captions, later = batch
     chunk = roles.generator.config.chunk_latents
     with torch.no_grad():
         clean = encoded(roles, shown)
@@ -125,11 +133,15 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     chunks = -(-frames // chunk)
     level = draw_levels(count * chunks, config.shift, rng).view(count, chunks).repeat_interleave(chunk, dim=1)
     level = level[:, :frames]
-    seen = clean if uniform(1, 0, 1, rng).item() < config.clean_share else None
+    seen = None
+    if later or uniform(1, 0, 1, rng).item() < config.clean_share:
+        # What a stream remembers of itself is never quite what it should have drawn.
+        seen = clean + uniform(count, 0, config.context_noise, rng).to(clean).view(-1, 1, 1, 1, 1) * normal(clean, rng)
     context = roles.context(captions, keep)
     flow = chunk_flow(roles.generator, noised(clean, noise, level), level, context, clean_bcthw=seen)
     weight = (level / level.clamp_min(config.weight_below)).square().to(clean).view(count, 1, frames, 1, 1)
-    return {"flow": (weight * (flow.float() - (noise - clean)).square()).mean()}
+    error = weight * (flow.float() - (noise - clean)).square()
+    return {"flow": (error[:, :, chunk:] if later else error).mean()}
 
 
 @torch.no_grad()
@@ -165,17 +177,19 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
     lengths = (
         ClipLength(latents=1, clips=3, odds=(0.7, 0.2)),
         ClipLength(latents=3, odds=(0.2, 0.4)),
-        ClipLength(latents=6, clips=0.5, odds=(0.1, 0.4)),
+        ClipLength(latents=6, clips=0.5, odds=(0.05, 0.15)),
+        ClipLength(latents=6, clips=0.5, odds=(0.05, 0.25), later=True),
     )
     return GeneratorRecipeConfig(
         loop=LoopConfig(
-            steps=steps, seed=seed, rate=1e-3, kernel_rate=0.006, warmup=50, average=0.996, batch=4, save_every=100
+            steps=steps, seed=seed, rate=2.5e-3, kernel_rate=0.015, warmup=30, average=0.996, batch=4, save_every=100
         ),
         profile=LITE,
         words=LITE.text_encoder,
         lengths=lengths,
-        shift=1.0,
+        shift=1.6,
         weight_below=0.4,
+        context_noise=0.1,
     )
 
 
@@ -200,6 +214,6 @@ def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Ba
 
 def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show what the generator draws for captions beside the scenes."""
-    shown, captions = batch
+    shown, captions, _ = batch
     clean = encoded(roles, shown)
     return sheet(*(roles.decode_base(latents) for latents in (roll_out(roles, captions, clean.shape, rng), clean)))
