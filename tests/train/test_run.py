@@ -152,6 +152,12 @@ def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) ->
         pytest.param(["pixels", "--steps", "1", "--start-from", "gone"], 8, "no such weights", id="no weights"),
         pytest.param(["sr_dit", "--steps", "1"], 2, "--start-from", id="sr_dit from nothing"),
         pytest.param(["pixels", "--steps", "1", "--accumulate", "0"], 2, "accumulation", id="no accumulation"),
+        pytest.param(["pixels", "--steps", "1", "--shard"], 2, "torchrun", id="shards of one"),
+        pytest.param(["pixels", "--steps", "1", "--reward", "texture=1"], 2, "without rewards", id="no rewards"),
+        pytest.param(["causal_dmd", "--steps", "1", "--reward", "texture=x"], 2, "a number", id="no number"),
+        pytest.param(
+            ["causal_dmd", "--steps", "1", "--reward", "gone=1"], 2, "no reward is called", id="no such reward"
+        ),
         pytest.param(["causal_dmd", "--toy", "--steps", "1"], 2, "tv2v_flow_matching", id="a stage from nothing"),
     ],
 )

@@ -67,6 +67,10 @@ class TrainJob:
     """Batches whose gradients make one step."""
     save_every: int | None = None
     """Steps between checkpoints; None is the recipe's own."""
+    rewards: tuple[tuple[str, float], ...] = ()
+    """Rewards by name and weight in place of the recipe's own; empty keeps those."""
+    shard: bool = False
+    """Whether the processes of torchrun divide what learns among them, in place of a copy each."""
     tensorboard: bool = False
     """Whether TensorBoard's event files are written, too."""
 
@@ -124,7 +128,7 @@ def run(job: TrainJob, *, on_save: Callable[[int], None] | None = None) -> RunRe
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU that torch can use.")
     device = torch.device("cuda" if wanted == "auto" else wanted)
-    with joined_crew(device) as (crew, device):
+    with joined_crew(device, divides=job.shard) as (crew, device):
         return _run(job, crew, device, on_save)
 
 
@@ -132,6 +136,10 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
     recipe = RECIPES[job.recipe].load()
     config: Any = recipe.configure(steps=job.steps, seed=job.seed, toy=job.toy)
     config = replace(config, loop=replace(config.loop, **job.overrides()))
+    if job.rewards:
+        if not hasattr(config, "rewards"):
+            raise UsageError(f"{job.recipe} learns without rewards; leave --reward out.")
+        config = replace(config, rewards=job.rewards)
     materials = load_materials(job.data) if job.data is not None else []
     record = RunRecord(
         recipe=job.recipe,
