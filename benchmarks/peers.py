@@ -64,6 +64,9 @@ class NcnnPeer:
     """Input pixels that are reflected at each side, because the network eats its borders."""
     crop_px: int = 0
     """Output pixels to cut at each side."""
+    stripe_px: int | None = None
+    """Rows to enlarge at a time, None for all. For a network that pads nowhere: the same but for roundings, in less
+    memory."""
 
     def load(self, threads: int) -> Callable[[Frame], Frame]:
         """Return a function from a frame to one of twice its size. Raises PeerMissing."""
@@ -83,17 +86,22 @@ class NcnnPeer:
         net.load_param(f"{files}.param")
         net.load_model(f"{files}.bin")
 
-        def double(frame_hwc: Frame) -> Frame:
-            margin, crop = self.margin_px, self.crop_px
-            padded = np.pad(frame_hwc, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
-            planes = np.ascontiguousarray(padded.transpose(2, 0, 1), np.float32) / np.float32(255)
+        def run(padded_hwc: Frame) -> np.ndarray:
+            planes = np.ascontiguousarray(padded_hwc.transpose(2, 0, 1), np.float32) / np.float32(255)
             extractor = net.create_extractor()
             extractor.input(self.blobs[0], ncnn.Mat(planes).clone())
             failed, made = extractor.extract(self.blobs[1])
             assert not failed, f"{self.model} stopped with code {failed}"
             result = np.array(made)
-            result = result[:, crop : result.shape[1] - crop, crop : result.shape[2] - crop]
+            crop = self.crop_px
+            return result[:, crop : result.shape[1] - crop, crop : result.shape[2] - crop]
+
+        def double(frame_hwc: Frame) -> Frame:
             height, width, _ = frame_hwc.shape
+            margin, rows = self.margin_px, self.stripe_px or height
+            padded = np.pad(frame_hwc, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+            stripes = [run(padded[top : top + rows + 2 * margin]) for top in range(0, height, rows)]
+            result = np.concatenate(stripes, axis=1)
             assert result.shape == (3, 2 * height, 2 * width), f"{self.model} gave {result.shape}"
             return np.clip(result * 255 + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0).copy()
 
@@ -107,6 +115,7 @@ def _waifu2x(model: str) -> NcnnPeer:
         model=f"models-upconv_7_photo/{model}",
         blobs=("Input1", "Eltwise4"),
         margin_px=7,
+        stripe_px=64,
     )
 
 

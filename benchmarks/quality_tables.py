@@ -1,6 +1,7 @@
 """Tables from the JSON files of `benchmarks.quality`, and the tables of a page written anew from them.
 
-A page says itself which table stands where and what it is made of; files without a folder lie in benchmarks/results:
+A page says itself which table stands where and what it is made of. Files without a folder lie in benchmarks/results;
+a name with a star is the last one by name that fits, or none:
 
     <!-- table: means FILE... -->       every method's means, by kind
     <!-- table: clips FILE... -->       VMAF-NEG clip by clip, beside the best of the other methods
@@ -61,12 +62,17 @@ class Row:
 def read_rows(paths: Sequence[Path]) -> list[Row]:
     """Return the rows by clip of all files; of two rows for one case and method the later file's counts."""
     rows: dict[tuple[str, str, str], Row] = {}
-    for path in paths:
-        found: Any = json.loads((path if path.exists() else RESULTS / path).read_text(encoding="utf-8"))
+    for path in (file for each in paths for file in _files(each)):
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
         for values in found["clips"]:
             row = Row(**values)
             rows[row.kind, row.method, row.clip] = row
     return list(rows.values())
+
+
+def _files(path: Path) -> list[Path]:
+    folder = RESULTS if path.parent == Path() and not path.exists() else path.parent
+    return sorted(folder.glob(path.name))[-1:] if "*" in path.name else [folder / path.name]
 
 
 def mean_rows(rows: Sequence[Row]) -> list[Row]:

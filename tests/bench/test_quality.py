@@ -178,3 +178,8 @@ def test_wrong_options_are_usage_errors(arguments: list[str], clips: Path) -> No
     with pytest.raises(SystemExit) as refused:
         quality.main(["--clips", str(clips), *arguments])
     assert refused.value.code == 2
+
+
+def test_the_page_s_tables_are_those_of_the_stored_results(repository: Path) -> None:
+    page = (repository / "docs" / "quality.md").read_text()
+    assert quality_tables.rewritten(page) == page, "run `python -m benchmarks.quality_tables docs/quality.md`"

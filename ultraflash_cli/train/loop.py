@@ -276,7 +276,7 @@ def run_loop(
         for pupil in pupils:
             pupil.follow(min(config.average, (step + 1) / (step + 10)))
         timed += 1
-        if (step + 1) % config.log_every == 0:
+        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             means = crew.mean([total / count for total, count in sums.values()])
             row = {name: round(mean, 6) for name, mean in zip(sums, means, strict=True)}
             row |= {"step": step + 1, "share": round(share, 4), "norm": round(norm, 4)}
