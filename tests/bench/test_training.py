@@ -23,7 +23,7 @@ ultraflash train prepare --out other \\
 
 def test_every_recipe_has_a_documented_command_at_toy_size(repository: Path) -> None:
     commands = training.commands_of((repository / "docs" / "training.md").read_text())
-    assert [each.recipe for each in commands][0] == "prepare"
+    assert commands[0].recipe == "prepare"
     assert sorted(each.recipe for each in commands[1:]) == sorted(RECIPES)
     made = {commands[0].value("--out")}
     for each in commands[1:]:
