@@ -23,11 +23,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ultraflash_cli.train.run_log import NOT_LOSSES
+
 __all__ = ["Command", "commands_of", "main", "summary"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "training"
-NOT_LOSSES = ("step", "share", "norm", "s_per_step")
 CURVE_POINTS = 20
 
 

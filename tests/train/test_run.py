@@ -53,6 +53,12 @@ def test_a_run_leaves_averages_a_record_and_a_state_and_exports_what_the_engine_
     record = json.loads((out / "run.json").read_text())
     assert (record["recipe"], record["steps"], record["seed"]) == ("pixels", 2, 1)
     assert record["data_hash"] == data_hash(made_materials(2, side=192))
+    with safe_open(str(out / "average.safetensors"), framework="pt") as opened:
+        told = opened.metadata()
+    assert {name: told[name] for name in ("recipe", "recipe_hash", "data_hash", "steps", "seed")} == {
+        name: str(record[name]) for name in ("recipe", "recipe_hash", "data_hash", "steps", "seed")
+    }
+    assert float(told["luma"]) > 0  # the last logged losses are the metrics it has
     listing.write_text(manifest_text({"lite/other": replace(read_manifest()["lite/encoder"], name="lite/other")}, {}))
 
     export = ["train", "export", str(out), "--out", str(lite), "--list", str(listing)]

@@ -17,7 +17,7 @@ from ultraflash_cli.train.roles import TOY
 
 __all__ = ["CONFIG", "Duo", "batch", "learners", "train"]
 
-CONFIG = LoopConfig(steps=6, warmup=1, save_every=2, rate=1e-2, kernel_rate=0.01, log_every=3, average=0.9)
+CONFIG = LoopConfig(steps=4, warmup=1, save_every=2, rate=1e-2, kernel_rate=0.01, log_every=3, average=0.9)
 
 
 class Duo(nn.Module):

@@ -18,7 +18,7 @@ from ultraflash_cli.train.crew import Crew, joined_crew
 from ultraflash_cli.train.data import data_hash, load_materials
 from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.recipes import RECIPES
-from ultraflash_cli.train.run_log import RunLog, plot_losses
+from ultraflash_cli.train.run_log import NOT_LOSSES, RunLog, plot_losses
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.stills import write_png
 from ultraflash_cli.weights.load import read_tensors
@@ -163,7 +163,7 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
     batches = Prefetcher(make, workers=job.workers)
 
     def save(model: nn.Module, step: int) -> None:
-        _save(job.out, model, replace(record, steps=step), _helpers(recipe))
+        _save(job.out, model, replace(record, steps=step), log, _helpers(recipe))
         picture = recipe.pictures(
             config, model, moved(make(SHOWN_BATCH), device), generator_of(config.loop.seed, "pictures")
         )
@@ -182,7 +182,7 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
         batches.close()
     record = replace(record, steps=job.steps)
     if crew.leads:
-        _save(job.out, roles, record, _helpers(recipe))
+        _save(job.out, roles, record, log, _helpers(recipe))
     return record
 
 
@@ -199,14 +199,18 @@ def _helpers(recipe: Any) -> tuple[str, ...]:
     return getattr(recipe, "HELPERS", ())
 
 
-def _save(folder: Path, model: nn.Module, record: RunRecord, helpers: tuple[str, ...]) -> None:
+def _save(folder: Path, model: nn.Module, record: RunRecord, log: RunLog, helpers: tuple[str, ...]) -> None:
     tensors = {
         name: value.detach().float().cpu().contiguous().clone()
         for name, value in model.state_dict().items()
         if name.split(".")[0] not in helpers
     }
+    told = asdict(record)
+    metadata = {name: str(told[name]) for name in ("recipe", "recipe_hash", "data_hash", "steps", "seed")}
+    last = [row for row in log.rows() if row["step"] <= record.steps][-1:]
+    metadata |= {name: str(value) for row in last for name, value in row.items() if name not in NOT_LOSSES}
     with partial_file(folder / AVERAGE) as part:
-        save_file(tensors, part)
+        save_file(tensors, part, metadata=metadata)
     with partial_file(folder / RECORD) as part:
         part.write_text(json.dumps(asdict(record), indent=1))
 
