@@ -26,6 +26,9 @@ __all__ = ["REMOVABLE", "Variant"]
 REMOVABLE = ("sr_dit",)
 """Stages without which a cascade still works."""
 
+UPSCALING = ("encoder", "upsampler", "sr_dit", "decoder")
+"""The parts of a profile that upscale."""
+
 OPTIONS = {"color": str, "cuts": str, "device": str, "precision": str, "seed": int, "strength": float, "threads": int}
 """Options of `ultraflash upscale` that a variant takes, too."""
 
@@ -42,8 +45,8 @@ class Variant:
     def hashes(self, *, scale: int) -> dict[str, str]:
         """Return the sha256 of every file it runs at ``scale``, by the weights' names. Raises WeightsError."""
         profile = LITE.at_scale(scale)
-        names = [profile.weight_of(part) for part in ("encoder", "upsampler", "sr_dit", "decoder")]
-        return {name: sha256_of(self.path(name)) for name in names if name.split("/")[-1] not in self.without}
+        parts = [part for part, _ in profile.weights if part in UPSCALING and part not in self.without]
+        return {name: sha256_of(self.path(name)) for name in map(profile.weight_of, parts)}
 
     def path(self, name: str) -> Path:
         """Return the file of weights of ``lite``. Raises WeightsError where the folder lacks it."""
