@@ -23,8 +23,8 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -118,7 +118,7 @@ def degrade(case: Case, *, scale: int, seed: int) -> Case:
     operators = draw(AigcConfig(), (case.height_px, case.width_px), scale, rng)
     truth = np.stack(list(read_rgb(case.truth, width_px=case.width_px, height_px=case.height_px)))
     write_rgb(case.low, apply(truth, operators), rate=probe(case.truth).average_rate)
-    return Case(**{**vars(case), "operators": tuple(to_log(operators))})
+    return replace(case, operators=tuple(to_log(operators)))
 
 
 def enlarge(case: Case, method: str, output: Path, setup: Setup) -> None:
@@ -159,7 +159,7 @@ def run_case(case: Case, method: str, folder: Path, setup: Setup) -> Row:
     return Row(method=method, kind=case.kind, clip=case.clip, seconds=seconds, scores=scores)
 
 
-def report(rows: Sequence[Row], cases: Sequence[Case], settings: dict[str, object]) -> dict[str, object]:
+def report(rows: Sequence[Row], cases: Sequence[Case], settings: Mapping[str, object]) -> dict[str, object]:
     """Return everything that was measured, and where, as one JSON object."""
     packages = ("av", "imageio-ffmpeg", "numpy", "torch", "ultraflash")
     return {

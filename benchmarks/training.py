@@ -103,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the documented steps (1)")
     parser.add_argument("--only", nargs="+", help="these recipes; those they start from have run in --work")
     parser.add_argument("--options", type=shlex.split, default=[], help="more options for the recipes, quoted")
+    parser.add_argument("--note", help="what a reader of the numbers should know, such as what else was running")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "training.md")
     parser.add_argument("--out", type=Path, default=RESULTS)
     settings = parser.parse_args(arguments)
@@ -121,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "device": {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "torch": version("torch")},
             "documented_steps": int(shown.value("--steps")),
             "options": more,
+            "note": settings.note,
         }
         target = settings.out / f"toy_{command.recipe}.json"
         target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -57,7 +57,8 @@ class Shards:
         for part in (part for block in layers for part in (block.self_attn, block.ffn)):
             if all(p in learning for p in part.parameters()):
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
-        self._turn = fully_shard(_Turn(roles), mesh=mesh, ignored_params=frozen)
+        self._turn = _Turn(roles)
+        fully_shard(self._turn, mesh=mesh, ignored_params=frozen)
 
     def terms(self, loss: Callable[..., dict[str, Tensor]], batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
         """Return a loss's terms; their backward pass makes gradients the means over the processes."""
