@@ -70,7 +70,7 @@ def commands_of(page: str) -> list[Command]:
 
 def summary(command: Command, rows: Sequence[dict[str, Any]], *, seconds: float) -> dict[str, Any]:
     """Return what a run did: rows of its log, of which the curve keeps some twenty."""
-    losses = [name for name in rows[0] if name not in NOT_LOSSES]
+    losses = [name for name in rows[-1] if name not in NOT_LOSSES]
     every = max(1, len(rows) // CURVE_POINTS)
     kept = [row for at, row in enumerate(rows) if at % every == 0 or at == len(rows) - 1]
     return {
@@ -78,10 +78,15 @@ def summary(command: Command, rows: Sequence[dict[str, Any]], *, seconds: float)
         "command": shlex.join(["ultraflash", "train", *command.words]),
         "steps": rows[-1]["step"],
         "seconds": round(seconds, 1),
-        "first": {name: rows[0][name] for name in losses},
+        "first": {name: next(row[name] for row in rows if name in row) for name in losses},
         "last": {name: rows[-1][name] for name in losses},
         "curve": [{name: row[name] for name in ("step", *losses) if name in row} for row in kept],
     }
+
+
+def log_often(command: Command) -> list[str]:
+    """Return the option that gives a run's curve its points."""
+    return ["--log-every", str(max(1, int(command.value("--steps")) // CURVE_POINTS))]
 
 
 def run(command: Command, *, shown: Command) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if settings.only and shown.recipe not in settings.only:
             continue
         command = shown.within(settings.work, settings.share)
-        more = [] if command.recipe == "prepare" else settings.options
+        more = [] if command.recipe == "prepare" else [*log_often(command), *settings.options]
         print(f"{command.recipe} ...", file=sys.stderr)
         found = run(Command((*command.words, *more)), shown=shown)
         if not found:

@@ -55,7 +55,8 @@ def test_a_run_leaves_its_steps_and_losses(tmp_path: Path) -> None:
     assert found["command"] == "ultraflash train decoder --toy --steps 40 --data material --out runs/decoder"
     assert (found["steps"], found["documented_steps"]) == (2, 40)
     assert found["seconds"] > 0 and found["last"]["luma"] > 0
-    assert found["curve"] == [{"step": 2, **found["last"]}]
+    assert [row["step"] for row in found["curve"]] == [1, 2]
+    assert found["curve"][0] == {"step": 1, **found["first"]}
 
 
 def test_a_long_curve_is_thinned() -> None:

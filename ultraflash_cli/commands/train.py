@@ -174,6 +174,9 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
             int | None,
             typer.Option("--save-every", metavar="N", help="Steps between checkpoints, plots and sample pictures."),
         ] = None,
+        log_every: Annotated[
+            int | None, typer.Option("--log-every", metavar="N", help="Steps whose mean losses are a line of the log.")
+        ] = None,
         reward: Annotated[
             list[str] | None,
             typer.Option(
@@ -208,6 +211,7 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
             batch=batch,
             accumulate=accumulate,
             save_every=save_every,
+            log_every=log_every,
             rewards=_weights("--reward", reward),
             shard=shard,
             tensorboard=tensorboard,

@@ -67,6 +67,8 @@ class TrainJob:
     """Batches whose gradients make one step."""
     save_every: int | None = None
     """Steps between checkpoints; None is the recipe's own."""
+    log_every: int | None = None
+    """Steps whose mean losses are a line of the log; None is the recipe's own."""
     rewards: tuple[tuple[str, float], ...] = ()
     """Rewards by name and weight in place of the recipe's own; empty keeps those."""
     shard: bool = False
@@ -84,7 +86,8 @@ class TrainJob:
 
     def overrides(self) -> dict[str, Any]:
         """Return the fields of the loop's config that are given."""
-        given = {"precision": self.precision, "batch": self.batch, "save_every": self.save_every}
+        given = {"precision": self.precision, "batch": self.batch}
+        given |= {"save_every": self.save_every, "log_every": self.log_every}
         return {"accumulate": self.accumulate} | {name: value for name, value in given.items() if value is not None}
 
 
