@@ -1,11 +1,15 @@
-"""Score `ultraflash upscale` beside plain resampling on clips whose full-size original is known.
+"""Score `ultraflash upscale` beside plain resampling and other tools on clips whose full-size original is known.
 
-Each clip is made small in two ways, enlarged again by every method, and compared with itself:
+Each clip is made small in three ways, enlarged again by every method, and compared with itself:
 
     clean   bicubic to 1/scale of the size, stored without loss
     deg     gaussian blur of 0.8, bicubic to 1/scale, H.264 at crf 28
+    aigc    what generators and their delivery do, drawn for each clip by its name and --seed (train/aigc.py)
 
     python -m benchmarks.quality --clips FOLDER --frames 8 --out quality.json
+    python -m benchmarks.quality --clips FOLDER --scale 3
+    python -m benchmarks.quality --without sr_dit --weights DIR     # the same cascade without a stage; other weights
+    python -m benchmarks.quality --methods lanczos waifu2x-photo    # peers from PyPI: benchmarks/peers.py says which
 """
 
 import argparse
@@ -18,23 +22,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.peers import PEERS, PeerMissing
+from benchmarks.quality_tables import KINDS, Row, mean_rows, means_table
+from benchmarks.rgb import Frame, read_rgb, write_rgb
+from benchmarks.variants import REMOVABLE, Variant
+from ultraflash_cli.errors import UltraflashError
 from ultraflash_cli.metrics.ffmpeg import read_luma, run_ffmpeg
 from ultraflash_cli.metrics.registry import METRICS, measure
+from ultraflash_cli.train.aigc import AigcConfig, apply, draw, to_log
+from ultraflash_cli.video.probe import probe
 
-__all__ = ["Case", "Row", "main", "mean_rows", "table"]
+__all__ = ["Case", "Setup", "main", "prepare"]
 
 CLIP_SUFFIXES = {".mkv", ".mov", ".mp4", ".webm", ".y4m"}
-KINDS = ("clean", "deg")
 SWS = "accurate_rnd+full_chroma_int"
-RESAMPLERS = ("bicubic", "lanczos")
+RESAMPLERS = {
+    "bicubic": "flags=bicubic",
+    "lanczos": "flags=lanczos",
+    "lanczos-unsharp": "flags=lanczos",
+}
+UNSHARP = "unsharp=5:5:0.6:5:5:0"
+OURS = "ultraflash"
 LOSSLESS = ["-pix_fmt", "yuv420p", "-c:v", "ffv1"]
 
 
@@ -48,21 +66,28 @@ class Case:
     truth: Path
     width_px: int
     height_px: int
+    operators: tuple[dict[str, Any], ...] = ()
+    """The log of the degradation, where one was drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """What one method reached on one case, or in the mean over all clips of a kind."""
+class Setup:
+    """How methods run."""
 
-    method: str
-    kind: str
-    clip: str
-    seconds: float
-    """Wall time of the whole process, decoding and lossless encoding included."""
-    scores: dict[str, float]
+    scale: int = 2
+    options: tuple[str, ...] = ()
+    """More options for `ultraflash upscale`."""
+    threads: int = 1
+    """Threads of libvmaf and of the peers."""
+    variants: dict[str, Variant] = field(default_factory=dict[str, Variant])
+    """Methods that are ``lite``, changed."""
+    peers: dict[str, Callable[[Frame], Frame]] = field(default_factory=dict[str, Callable[[Frame], Frame]])
+    """Methods that are someone else's."""
 
 
-def prepare(clip: Path, folder: Path, *, scale: int, frames: int, kinds: Sequence[str]) -> Iterator[Case]:
+def prepare(
+    clip: Path, folder: Path, *, scale: int, frames: int, kinds: Sequence[str], seed: int = 0
+) -> Iterator[Case]:
     """Cut the original to ``frames`` frames and a size that divides, and make the small inputs from it."""
     height, width = next(read_luma(clip, frames=1)).shape
     unit = 2 * scale  # the small picture has even sides
@@ -72,23 +97,46 @@ def prepare(clip: Path, folder: Path, *, scale: int, frames: int, kinds: Sequenc
     run_ffmpeg(["-i", str(clip), *cut, *LOSSLESS, str(truth)], what=str(clip))
     shrink = f"scale={width // scale}:{height // scale}:flags=bicubic+{SWS},format=yuv420p"
     for kind in kinds:
-        low = folder / f"{clip.stem}.{kind}.{'mkv' if kind == 'clean' else 'mp4'}"
+        low = folder / f"{clip.stem}.{kind}.{'mp4' if kind == 'deg' else 'mkv'}"
+        case = Case(clip=clip.stem, kind=kind, low=low, truth=truth, width_px=width, height_px=height)
         if kind == "clean":
-            make = ["-vf", shrink, *LOSSLESS]
+            run_ffmpeg(["-i", str(truth), "-vf", shrink, *LOSSLESS, str(low)], what=str(clip))
+        elif kind == "deg":
+            codec = ["-c:v", "libx264", "-preset", "medium", "-crf", "28"]
+            run_ffmpeg(["-i", str(truth), "-vf", f"gblur=sigma=0.8,{shrink}", *codec, str(low)], what=str(clip))
         else:
-            make = ["-vf", f"gblur=sigma=0.8,{shrink}", "-c:v", "libx264", "-preset", "medium", "-crf", "28"]
-        run_ffmpeg(["-i", str(truth), *make, str(low)], what=str(clip))
-        yield Case(clip=clip.stem, kind=kind, low=low, truth=truth, width_px=width, height_px=height)
+            case = degrade(case, scale=scale, seed=seed)
+        yield case
 
 
-def enlarge(case: Case, method: str, output: Path, *, scale: int, options: Sequence[str]) -> None:
+def degrade(case: Case, *, scale: int, seed: int) -> Case:
+    """Write the small input with what ``train/aigc.py`` draws for this clip's name, and return the case with the log.
+
+    The luma of the original reaches the small clip by one colour matrix there and back.
+    """
+    rng = np.random.default_rng((seed, zlib.crc32(case.clip.encode())))
+    operators = draw(AigcConfig(), (case.height_px, case.width_px), scale, rng)
+    truth = np.stack(list(read_rgb(case.truth, width_px=case.width_px, height_px=case.height_px)))
+    write_rgb(case.low, apply(truth, operators), rate=probe(case.truth).average_rate)
+    return replace(case, operators=tuple(to_log(operators)))
+
+
+def enlarge(case: Case, method: str, output: Path, setup: Setup) -> None:
     """Write the enlarged clip losslessly to ``output``."""
     if method in RESAMPLERS:
-        scaling = f"scale={case.width_px}:{case.height_px}:flags={method}+{SWS}"
+        scaling = f"scale={case.width_px}:{case.height_px}:{RESAMPLERS[method]}+{SWS}"
+        if method.endswith("unsharp"):
+            scaling += f",{UNSHARP}"
         run_ffmpeg(["-i", str(case.low), "-vf", scaling, *LOSSLESS, str(output)], what=f"{method} on {case.clip}")
-        return
-    command = [installed_command(), "--quiet", "upscale", str(case.low), "-o", str(output), "-y"]
-    subprocess.run([*command, "--res", f"{scale}x", "--codec", "ffv1", *options], check=True)
+    elif method in setup.variants:
+        setup.variants[method].upscale(case.low, output, scale=setup.scale, options=setup.options)
+    elif method in setup.peers:
+        double = setup.peers[method]
+        low = read_rgb(case.low, width_px=case.width_px // setup.scale, height_px=case.height_px // setup.scale)
+        write_rgb(output, map(double, low), rate=probe(case.low).average_rate)
+    else:
+        command = [installed_command(), "--quiet", "upscale", str(case.low), "-o", str(output), "-y"]
+        subprocess.run([*command, "--res", f"{setup.scale}x", "--codec", "ffv1", *setup.options], check=True)
 
 
 def installed_command() -> str:
@@ -100,45 +148,18 @@ def installed_command() -> str:
     return found
 
 
-def run_case(case: Case, method: str, folder: Path, *, scale: int, options: Sequence[str], threads: int) -> Row:
+def run_case(case: Case, method: str, folder: Path, setup: Setup) -> Row:
     """Enlarge, score, and delete the result."""
-    output = folder / f"{case.clip}.{case.kind}.{method}.mkv"
+    output = folder / f"{case.clip}.{case.kind}.{method.replace(' ', '_')}.mkv"
     started = time.perf_counter()
-    enlarge(case, method, output, scale=scale, options=options)
+    enlarge(case, method, output, setup)
     seconds = time.perf_counter() - started
-    scores = measure(output, case.truth, threads=threads)
+    scores = measure(output, case.truth, threads=setup.threads)
     output.unlink()
     return Row(method=method, kind=case.kind, clip=case.clip, seconds=seconds, scores=scores)
 
 
-def mean_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return one row for each kind and method: the mean over its clips, in order of appearance."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.kind, row.method), []).append(row)
-    return [
-        Row(
-            method=method,
-            kind=kind,
-            clip="mean",
-            seconds=float(np.mean([row.seconds for row in group])),
-            scores={name: float(np.mean([row.scores[name] for row in group])) for name in METRICS},
-        )
-        for (kind, method), group in sorted(groups.items(), key=lambda item: KINDS.index(item[0][0]))
-    ]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return rows as a Markdown table."""
-    heads = [f"{metric.title} {metric.unit}".strip() for metric in METRICS.values()]
-    lines = ["| input | method | " + " | ".join(heads) + " |", "|---|---" + "|---:" * len(heads) + "|"]
-    for row in rows:
-        cells = [f"{row.scores[name]:.{metric.digits}f}" for name, metric in METRICS.items()]
-        lines.append(f"| {row.kind} | {row.method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def report(rows: Sequence[Row], settings: dict[str, object]) -> dict[str, object]:
+def report(rows: Sequence[Row], cases: Sequence[Case], settings: Mapping[str, object]) -> dict[str, object]:
     """Return everything that was measured, and where, as one JSON object."""
     packages = ("av", "imageio-ffmpeg", "numpy", "torch", "ultraflash")
     return {
@@ -147,6 +168,7 @@ def report(rows: Sequence[Row], settings: dict[str, object]) -> dict[str, object
         "device": {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
         "versions": {name: version(name) for name in packages},
         "settings": settings,
+        "degradations": {case.clip: case.operators for case in cases if case.operators},
         "means": [asdict(row) for row in mean_rows(rows)],
         "clips": [asdict(row) for row in rows],
     }
@@ -156,22 +178,58 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; refuses what cannot be measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default_clips = Path(__file__).resolve().parents[2] / "shared" / "data" / "eval"
+    methods = (*RESAMPLERS, *PEERS, OURS)
     parser.add_argument("--clips", type=Path, default=default_clips, help="folder of full-size clips")
     parser.add_argument("--frames", type=int, default=8, help="frames of each clip (8)")
     parser.add_argument("--scale", type=int, choices=(2, 3), default=2)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument(
-        "--methods", nargs="+", choices=(*RESAMPLERS, "ultraflash"), default=[*RESAMPLERS, "ultraflash"]
-    )
+    parser.add_argument("--methods", nargs="+", choices=methods, default=["bicubic", "lanczos", OURS])
+    parser.add_argument("--without", nargs="+", choices=REMOVABLE, default=[], help="also without these stages of lite")
+    parser.add_argument("--weights", type=Path, help="take the files of lite from this folder")
     parser.add_argument("--options", type=shlex.split, default=[], help="more options for `ultraflash upscale`, quoted")
-    parser.add_argument("--threads", type=int, default=1, help="threads of libvmaf (1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn degradations (0)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of libvmaf and of peers (1)")
     parser.add_argument("--out", type=Path, help="also write everything to this JSON file")
     settings = parser.parse_args(arguments)
     if settings.frames < 1:
         parser.error("--frames is at least 1")
     if not settings.clips.is_dir():
         parser.error(f"--clips: {settings.clips} is not a folder")
+    if settings.scale != 2 and any(method in PEERS for method in settings.methods):
+        parser.error("the peers work at --scale 2 alone")
+    if (settings.weights or settings.without) and OURS not in settings.methods:
+        parser.error(f"--weights and --without change the method {OURS}, which --methods leaves out")
     return settings
+
+
+def set_up(settings: argparse.Namespace) -> tuple[list[str], Setup]:
+    """Load what the methods need; return the ones that can run, in their order. Says what is skipped."""
+    variants: dict[str, Variant] = {}
+    peers: dict[str, Callable[[Frame], Frame]] = {}
+    methods: list[str] = []
+    for method in settings.methods:
+        if method in PEERS:
+            try:
+                peers[method] = PEERS[method].load(settings.threads)
+            except PeerMissing as missing:
+                print(f"{method} is skipped: {missing}", file=sys.stderr)
+                continue
+        methods.append(method)
+        if method == OURS:
+            if settings.weights:
+                variants[method] = Variant(weights=settings.weights)
+            for stage in settings.without:
+                name = f"{OURS} without {stage}"
+                variants[name] = Variant(without=(stage,), weights=settings.weights)
+                methods.append(name)
+    setup = Setup(
+        scale=settings.scale,
+        options=tuple(settings.options),
+        threads=settings.threads,
+        variants=variants,
+        peers=peers,
+    )
+    return methods, setup
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -181,27 +239,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not clips:
         sys.exit(f"{settings.clips} holds no clip ({', '.join(sorted(CLIP_SUFFIXES))})")
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="quality_") as temporary:
-        folder = Path(temporary)
-        for clip in clips:
-            for case in prepare(clip, folder, scale=settings.scale, frames=settings.frames, kinds=settings.kinds):
-                for method in settings.methods:
-                    row = run_case(
-                        case,
-                        method,
-                        folder,
-                        scale=settings.scale,
-                        options=settings.options,
-                        threads=settings.threads,
-                    )
-                    rows.append(row)
-                    numbers = "  ".join(f"{name} {row.scores[name]:.{m.digits}f}" for name, m in METRICS.items())
-                    print(f"{row.clip} {row.kind} {row.method}: {numbers}  ({row.seconds:.1f} s)", file=sys.stderr)
-    print(table(mean_rows(rows)))
+    cases: list[Case] = []
+    try:
+        methods, setup = set_up(settings)
+        hashes = Variant(weights=settings.weights).hashes(scale=settings.scale) if OURS in methods else {}
+        with tempfile.TemporaryDirectory(prefix="quality_") as temporary:
+            how = {name: getattr(settings, name) for name in ("scale", "frames", "kinds", "seed")}
+            for clip in clips:
+                for case in prepare(clip, Path(temporary), **how):
+                    cases.append(case)
+                    for method in methods:
+                        row = run_case(case, method, Path(temporary), setup)
+                        rows.append(row)
+                        scores = "  ".join(f"{name} {row.scores[name]:.{m.digits}f}" for name, m in METRICS.items())
+                        print(f"{row.clip} {row.kind} {row.method}: {scores}  ({row.seconds:.1f} s)", file=sys.stderr)
+    except UltraflashError as error:
+        sys.exit(f"{error}")
+    print(means_table(rows))
     if settings.out:
-        used = {name: getattr(settings, name) for name in ("frames", "scale", "kinds", "methods", "options")}
+        used = {name: getattr(settings, name) for name in ("frames", "scale", "kinds", "seed", "options")}
         settings.out.parent.mkdir(parents=True, exist_ok=True)
-        settings.out.write_text(json.dumps(report(rows, used), indent=1) + "\n")
+        found = report(rows, cases, used | {"methods": methods, "weights": hashes})
+        settings.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ultraflash_cli.errors import ConfigError
+from tests.train import two_processes
+from ultraflash_cli.errors import ConfigError, UsageError
+from ultraflash_cli.train.crew import joined_crew
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, Prefetcher, run_loop
 from ultraflash_cli.train.run_log import RunLog
 
@@ -240,21 +242,11 @@ def test_settings_that_cannot_be_are_refused() -> None:
         LoopConfig(steps=1, precision="fp8")  # pyright: ignore[reportArgumentType]
 
 
-def test_two_processes_do_what_one_does_with_twice_the_accumulation(tmp_path: Path, repository: Path) -> None:
-    config = LoopConfig(steps=4, warmup=1, save_every=2, rate=1e-2, accumulate=2, log_every=4)
-    alone = run_loop(Toy(), (Learner(loss=partial(squares, [])),), Prefetcher(numbered, workers=0), config, tmp_path)
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import sys; from dataclasses import replace; from functools import partial; from pathlib import Path\n"
-        "import torch; from tests.train.test_loop import *; from ultraflash_cli.train.crew import joined_crew\n"
-        "config = LoopConfig(steps=4, warmup=1, save_every=2, rate=1e-2, log_every=4)\n"
-        "with joined_crew(torch.device('cpu')) as (crew, _):\n"
-        "    batches, learner = Prefetcher(numbered, workers=0), Learner(loss=partial(squares, []))\n"
-        "    run_loop(Toy(), (learner,), batches, config, Path(sys.argv[1]), crew=crew)\n"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def torchrun(repository: Path, *arguments: str) -> None:
+    """Run `tests/train/two_processes.py` in two processes."""
+    program = repository / "tests" / "train" / "two_processes.py"
     done = subprocess.run(
-        [*torchrun, str(program), str(tmp_path / "two")],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -262,8 +254,40 @@ def test_two_processes_do_what_one_does_with_twice_the_accumulation(tmp_path: Pa
         env=os.environ | {"PYTHONPATH": f"{repository}:{repository / 'kernels'}", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    (pupil,) = torch.load(tmp_path / "two" / "state.pt", weights_only=True)["pupils"]
-    for mine, theirs in zip(alone.parameters(), pupil["average"], strict=True):
-        torch.testing.assert_close(mine.detach(), theirs, rtol=1e-4, atol=1e-6)
-    (mine,), (theirs,) = RunLog(tmp_path).rows(), RunLog(tmp_path / "two").rows()
-    assert mine["squares"] == pytest.approx(theirs["squares"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """One process with the batches of two: its weights and its log."""
+    folder = tmp_path_factory.mktemp("alone")
+    weights = two_processes.train(folder, accumulate=2).state_dict()
+    return weights, RunLog(folder).rows()
+
+
+@pytest.mark.parametrize("way", ["copied", "divided"])
+def test_two_processes_do_what_one_does_with_twice_the_accumulation(
+    way: str, alone: tuple[dict[str, Tensor], list[dict[str, Any]]], tmp_path: Path, repository: Path
+) -> None:
+    """With all networks in each process; and with what learns divided over both, which were killed in between."""
+    if way == "divided":
+        torchrun(repository, str(tmp_path), way, "stop", "6")  # in the last step, behind the checkpoint of step 2
+        assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+        assert [row["step"] for row in RunLog(tmp_path).rows()] == [3]
+    torchrun(repository, str(tmp_path), way)
+    weights, rows = alone
+    end = torch.load(tmp_path / "end.pt", weights_only=True)
+    for name, value in weights.items():
+        torch.testing.assert_close(end["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert torch.equal(end["shown"][-1], end["weights"]["mix.weight"])
+    names = ("step", "critic.flow", "student.flow")
+    assert [[row[name] for name in names] for row in RunLog(tmp_path).rows()] == [
+        pytest.approx([row[name] for name in names], rel=1e-4) for row in rows
+    ]
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    shapes = [list(p.shape) for p in state["pupils"][1]["parameters"]]
+    assert shapes == [list(p.shape) for p in two_processes.learners()[1].parameters(two_processes.Duo()).values()]
+
+
+def test_dividing_needs_processes() -> None:
+    with pytest.raises(UsageError, match="torchrun"), joined_crew(torch.device("cpu"), divides=True):
+        pass

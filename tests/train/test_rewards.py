@@ -1,13 +1,16 @@
 """Rewards: what they prefer, that gradients reach the pixels, and how others join."""
 
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.train import rewards
+from ultraflash_cli.train import perception, rewards
+from ultraflash_cli.train.perception import PACKAGE, WEIGHTS, LikenessNet
 from ultraflash_cli.train.rewards import TemporalConsistency, TextureLikeness, load_reward, reward_of
 
 
@@ -56,7 +59,7 @@ def test_a_package_offers_a_reward_by_an_entry_point(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rewards, "entry_points", lambda group: points)
     assert isinstance(load_reward("mine"), TextureLikeness)
     for name, message in (
-        ("nobody", "there are texture, temporal, mine"),
+        ("nobody", "there are texture, temporal, lpips, mine"),
         ("broken", "cannot be had"),
         ("odd", "score"),
     ):
@@ -68,3 +71,49 @@ def test_rewards_are_weighed_and_those_without_weight_not_computed() -> None:
     scores = reward_of(clip(), clip(), (("texture", 0.5), ("temporal", 0.0)))
     assert scores.keys() == {"texture"}
     torch.testing.assert_close(scores["texture"], torch.tensor(0.5), rtol=0, atol=1e-3)
+
+
+@pytest.fixture
+def made_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of that name whose weights are drawn."""
+    folder = tmp_path / PACKAGE
+    (folder / WEIGHTS).parent.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('only its file is wanted')")
+    network, rng = LikenessNet(), torch.Generator().manual_seed(2)
+    drawn = {
+        name: torch.rand(value.shape, generator=rng) / value[0].numel() for name, value in network.state_dict().items()
+    }
+    torch.save(
+        drawn | {name: value for name, value in network.state_dict().items() if "scaling" in name}, folder / WEIGHTS
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("made_weights")
+@pytest.mark.parametrize("size", [(24, 32), (10, 14)], ids=["whole", "padded"])
+def test_the_learned_reward_looks_at_each_frame_and_gradients_reach_the_pixels(size: tuple[int, int]) -> None:
+    learned, truth = load_reward("lpips"), clip()[..., : size[0], : size[1]]
+    torch.testing.assert_close(learned.score(truth, truth), torch.ones(2, 4))
+    frames = truth.clone()
+    frames[1, :, 2] = blurred(truth)[1, :, 2]
+    frames.requires_grad_(True)
+    score = learned.score(frames, truth)
+    assert score[1, 2] < 1 and (score.flatten().sort().values[1:] > 1 - 1e-5).all()
+    score.sum().backward()
+    assert frames.grad is not None and frames.grad.isfinite().all() and frames.grad[1, :, 2].abs().sum() > 0
+
+
+@pytest.mark.skipif(find_spec(PACKAGE) is None, reason="stlpips-pytorch is not installed")
+def test_the_learned_reward_measures_what_its_package_measures() -> None:
+    """The numbers are those of stlpips_pytorch 0.0.2 for `LPIPS(net="alex", variant="shift_tolerant")`."""
+    rng = torch.Generator().manual_seed(5)
+    a = torch.rand(2, 3, 40, 52, generator=rng)
+    b = (a + 0.1 * torch.randn(a.shape, generator=rng)).clamp(0, 1)
+    score = perception.LearnedLikeness(tolerance=1.0).score(a[:, :, None], b[:, :, None])
+    torch.testing.assert_close(-score.log().flatten(), torch.tensor([0.00371384, 0.00310440]), rtol=1e-3, atol=1e-6)
+
+
+def test_without_its_package_the_learned_reward_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perception, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install --no-deps stlpips-pytorch"):
+        load_reward("lpips")

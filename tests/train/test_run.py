@@ -53,6 +53,12 @@ def test_a_run_leaves_averages_a_record_and_a_state_and_exports_what_the_engine_
     record = json.loads((out / "run.json").read_text())
     assert (record["recipe"], record["steps"], record["seed"]) == ("pixels", 2, 1)
     assert record["data_hash"] == data_hash(made_materials(2, side=192))
+    with safe_open(str(out / "average.safetensors"), framework="pt") as opened:
+        told = opened.metadata()
+    assert {name: told[name] for name in ("recipe", "recipe_hash", "data_hash", "steps", "seed")} == {
+        name: str(record[name]) for name in ("recipe", "recipe_hash", "data_hash", "steps", "seed")
+    }
+    assert float(told["luma"]) > 0  # the last logged losses are the metrics it has
     listing.write_text(manifest_text({"lite/other": replace(read_manifest()["lite/encoder"], name="lite/other")}, {}))
 
     export = ["train", "export", str(out), "--out", str(lite), "--list", str(listing)]
@@ -152,6 +158,12 @@ def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) ->
         pytest.param(["pixels", "--steps", "1", "--start-from", "gone"], 8, "no such weights", id="no weights"),
         pytest.param(["sr_dit", "--steps", "1"], 2, "--start-from", id="sr_dit from nothing"),
         pytest.param(["pixels", "--steps", "1", "--accumulate", "0"], 2, "accumulation", id="no accumulation"),
+        pytest.param(["pixels", "--steps", "1", "--shard"], 2, "torchrun", id="shards of one"),
+        pytest.param(["pixels", "--steps", "1", "--reward", "texture=1"], 2, "without rewards", id="no rewards"),
+        pytest.param(["causal_dmd", "--steps", "1", "--reward", "texture=x"], 2, "a number", id="no number"),
+        pytest.param(
+            ["causal_dmd", "--steps", "1", "--reward", "gone=1"], 2, "no reward is called", id="no such reward"
+        ),
         pytest.param(["causal_dmd", "--toy", "--steps", "1"], 2, "tv2v_flow_matching", id="a stage from nothing"),
     ],
 )

@@ -221,6 +221,21 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
             int | None,
             typer.Option("--save-every", metavar="N", help="Steps between checkpoints, plots and sample pictures."),
         ] = None,
+        log_every: Annotated[
+            int | None, typer.Option("--log-every", metavar="N", help="Steps whose mean losses are a line of the log.")
+        ] = None,
+        reward: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--reward",
+                metavar="NAME=WEIGHT",
+                help="A reward in place of the recipe's own, such as texture, temporal, lpips; repeatable.",
+                hidden=recipe.name != "causal_dmd",
+            ),
+        ] = None,
+        shard: Annotated[
+            bool, typer.Option("--shard", help="Divide what learns over the processes of torchrun (FSDP2).")
+        ] = False,
         tensorboard: Annotated[
             bool, typer.Option("--tensorboard", help="Write TensorBoard's event files, too.")
         ] = False,
@@ -243,6 +258,9 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
             batch=batch,
             accumulate=accumulate,
             save_every=save_every,
+            log_every=log_every,
+            rewards=_weights("--reward", reward),
+            shard=shard,
             tensorboard=tensorboard,
         )
         keep_freed_memory()
@@ -265,6 +283,13 @@ def _pairs(option: str, values: list[str] | None) -> list[tuple[str, str]]:
         if not value.partition("=")[0] or not value.partition("=")[2]:
             raise UsageError(f"{option} takes two parts joined by =, got {value!r}")
     return [(value.partition("=")[0], value.partition("=")[2]) for value in values or []]
+
+
+def _weights(option: str, values: list[str] | None) -> tuple[tuple[str, float], ...]:
+    try:
+        return tuple((name, float(weight)) for name, weight in _pairs(option, values))
+    except ValueError as error:
+        raise UsageError(f"{option} takes a name and a number joined by = ({error})") from error
 
 
 for _recipe in RECIPES.values():

@@ -4,8 +4,9 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.crew import ALONE, Crew
 from ultraflash_cli.train.muon import KernelOptimiser
 from ultraflash_cli.train.run_log import RunLog
+from ultraflash_cli.train.shards import Shards, part_like, whole
 
 __all__ = ["Batch", "Learner", "LoopConfig", "Loss", "Prefetcher", "generator_of", "moved", "run_loop"]
 
@@ -151,6 +153,7 @@ class _Pupil:
     def __init__(self, learner: Learner, model: nn.Module, config: LoopConfig) -> None:
         self.learner = learner
         named = learner.parameters(model)
+        self.names = list(named)
         self.parameters = list(named.values())
         assert self.parameters, f"{learner.name} has nothing to learn"
         kernels = [p for name, p in named.items() if p.ndim >= 2 and learner.is_kernel(name)]
@@ -176,19 +179,30 @@ class _Pupil:
         for p, mean in zip(self.parameters, self.average, strict=True):
             mean.lerp_(p.detach(), 1 - decay)
 
+    def averages(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.average, strict=True))
+
     def state(self) -> dict[str, Any]:
-        return {
-            "parameters": [p.detach() for p in self.parameters],
-            "average": self.average,
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-        }
+        """Return everything that goes on, undivided; where it is divided, every process calls it."""
+        return whole(
+            {
+                "parameters": [p.detach() for p in self.parameters],
+                "average": self.average,
+                "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            }
+        )
 
     def load(self, state: dict[str, Any]) -> None:
         for p, a, value, mean in zip(self.parameters, self.average, state["parameters"], state["average"], strict=True):
-            p.data.copy_(value)
-            a.copy_(mean)
+            p.data.copy_(part_like(value, p))
+            a.copy_(part_like(mean, a))
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+            likes = [p for group in optimiser.param_groups for p in group["params"]]
+            moments = {
+                number: {name: part_like(value, likes[number]) for name, value in values.items()}
+                for number, values in saved["state"].items()
+            }
+            optimiser.load_state_dict(saved | {"state": moments})
 
 
 def run_loop(
@@ -212,6 +226,10 @@ def run_loop(
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
+    shards = None
+    if crew.divides:
+        crew.share_weights(model)
+        shards = Shards(model, {p for learner in learners for p in learner.parameters(model).values()})
     pupils = [_Pupil(learner, model, config) for learner in learners]
     learning = {p for pupil in pupils for p in pupil.parameters}
     checkpoint = folder / "state.pt"
@@ -221,7 +239,8 @@ def run_loop(
         for pupil, state in zip(pupils, saved["pupils"], strict=True):
             pupil.load(state)
         first, sums = int(saved["step"]), saved["sums"]
-    crew.share_weights(model)
+    if shards is None:
+        crew.share_weights(model)
     log = log or RunLog(folder)
     log.open(first, writes=crew.leads)
     mine = batches.batches(
@@ -241,7 +260,7 @@ def run_loop(
             for p in pupil.parameters:
                 p.requires_grad_(True).grad = None
             for number, batch in zip(numbers, turn, strict=True):
-                terms = _terms(pupil.learner, model, batch, number, config)
+                terms = _terms(pupil.learner, model, batch, number, config, shards)
                 (torch.stack(list(terms.values())).sum() / config.accumulate).backward()
                 for name, value in terms.items():
                     key = name if len(pupils) == 1 else f"{pupil.learner.name}.{name}"
@@ -249,7 +268,7 @@ def run_loop(
                     total[0] += value.item()
                     total[1] += 1
             crew.share_gradients(pupil.parameters)
-            total_norm = nn.utils.clip_grad_norm_(pupil.parameters, config.clip)
+            total_norm: Tensor = whole(nn.utils.clip_grad_norm_(pupil.parameters, config.clip))
             if torch.isfinite(total_norm):
                 for optimiser in pupil.optimisers:
                     optimiser.step()
@@ -257,30 +276,40 @@ def run_loop(
         for pupil in pupils:
             pupil.follow(min(config.average, (step + 1) / (step + 10)))
         timed += 1
-        if (step + 1) % config.log_every == 0:
+        if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             means = crew.mean([total / count for total, count in sums.values()])
             row = {name: round(mean, 6) for name, mean in zip(sums, means, strict=True)}
             row |= {"step": step + 1, "share": round(share, 4), "norm": round(norm, 4)}
             row["s_per_step"] = round((time.monotonic() - began) / timed, 3)
             log.write(row)
             sums, timed, began = {}, 0, time.monotonic()
-        if crew.leads and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
-            state = {"pupils": [pupil.state() for pupil in pupils], "sums": sums, "step": step + 1}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            # Who goes on from it sees the others' losses in its own sums.
+            totals = crew.mean([total for total, _ in sums.values()])
+            shared = {name: [total, sums[name][1]] for name, total in zip(sums, totals, strict=True)}
+            state = {"pupils": [pupil.state() for pupil in pupils], "sums": shared, "step": step + 1}
+            if crew.leads:
+                torch.save(state, checkpoint.with_suffix(".tmp"))
+                checkpoint.with_suffix(".tmp").replace(checkpoint)
             if on_save is not None:
-                with torch.no_grad():
-                    _with_averages(pupils, lambda done=step + 1: on_save(model, done))
+                with torch.no_grad(), _averaged(model, pupils, shards) as shown:
+                    if crew.leads:
+                        on_save(shown, step + 1)
     log.close()
+    if shards is not None:
+        model = shards.plain(_averages(pupils))
+    else:
+        for pupil in pupils:
+            for p, mean in zip(pupil.parameters, pupil.average, strict=True):
+                p.data.copy_(mean)
     for p in learning:
         p.requires_grad_(True).grad = None
-    for pupil in pupils:
-        for p, mean in zip(pupil.parameters, pupil.average, strict=True):
-            p.data.copy_(mean)
     return model
 
 
-def _terms(learner: Learner, model: nn.Module, batch: Batch, number: int, config: LoopConfig) -> dict[str, Tensor]:
+def _terms(
+    learner: Learner, model: nn.Module, batch: Batch, number: int, config: LoopConfig, shards: Shards | None
+) -> dict[str, Tensor]:
     """Return a learner's terms for a batch; draws, those of torch's global generators too, follow from its number."""
     rng = generator_of(config.seed, learner.name, number)
     device = next(model.parameters()).device
@@ -289,6 +318,8 @@ def _terms(learner: Learner, model: nn.Module, batch: Batch, number: int, config
         torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
     ):
         torch.manual_seed(rng.initial_seed())
+        if shards is not None:
+            return shards.terms(learner.loss, batch, rng)
         return learner.loss(model, batch, rng)
 
 
@@ -299,12 +330,21 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return tuple(moved(part, device) for part in batch) if isinstance(batch, tuple) else batch
 
 
-def _with_averages(pupils: list[_Pupil], act: Callable[[], None]) -> None:
-    """Run ``act`` while the parameters hold their averages."""
+def _averages(pupils: list[_Pupil]) -> dict[str, Tensor]:
+    return {name: mean for pupil in pupils for name, mean in pupil.averages().items()}
+
+
+@contextmanager
+def _averaged(model: nn.Module, pupils: list[_Pupil], shards: Shards | None) -> Generator[nn.Module]:
+    """Give the networks, undivided, with averaged weights."""
+    if shards is not None:
+        yield shards.plain(_averages(pupils))
+        shards.release()
+        return
     pairs = [pair for pupil in pupils for pair in zip(pupil.parameters, pupil.average, strict=True)]
     kept = [p.detach().clone() for p, _ in pairs]
     for p, mean in pairs:
         p.data.copy_(mean)
-    act()
+    yield model
     for (p, _), value in zip(pairs, kept, strict=True):
         p.data.copy_(value)

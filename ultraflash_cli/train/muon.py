@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ultraflash_cli.train.shards import part_like, whole
+
 __all__ = ["KernelOptimiser"]
 
 
@@ -26,8 +28,9 @@ class KernelOptimiser(torch.optim.Optimizer):
                 memory = self.state[kernel].setdefault("momentum", torch.zeros_like(kernel))
                 memory.mul_(group["momentum"]).add_(kernel.grad)
                 ahead = kernel.grad + group["momentum"] * memory
+                ahead = whole(ahead)  # a part of a matrix cannot be made orthogonal
                 step = _orthogonal(ahead.reshape(ahead.shape[0], -1)).reshape(kernel.shape)
-                kernel.add_(step, alpha=-group["lr"])
+                kernel.add_(part_like(step, kernel), alpha=-group["lr"])
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.train.losses import luma
+from ultraflash_cli.train.perception import LearnedLikeness
 
 __all__ = ["BUILT_IN", "ENTRY_POINTS", "Reward", "TemporalConsistency", "TextureLikeness", "load_reward", "reward_of"]
 
@@ -72,15 +73,17 @@ class TemporalConsistency:
         return torch.exp(-F.pad(away, (1, 0)) / self.tolerance)
 
 
-BUILT_IN: dict[str, type[TextureLikeness] | type[TemporalConsistency]] = {
+BUILT_IN: dict[str, type[TextureLikeness] | type[TemporalConsistency] | type[LearnedLikeness]] = {
     "texture": TextureLikeness,
     "temporal": TemporalConsistency,
+    "lpips": LearnedLikeness,
 }
-"""The rewards that need nothing else, by name."""
+"""The rewards that come with the program, by name; the last one needs weights that a package brings."""
 
 
 def load_reward(name: str) -> Reward:
-    """Return a reward: a built-in one, or the one that an installed package offers. Raises UsageError."""
+    """Return a reward: a built-in one, or one that an installed package offers. Raises UsageError for one that cannot
+    be had."""
     if name in BUILT_IN:
         return BUILT_IN[name]()
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}

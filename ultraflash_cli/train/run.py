@@ -19,7 +19,7 @@ from ultraflash_cli.train.data import data_hash, load_materials
 from ultraflash_cli.train.latents import open_scene_latents
 from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.recipes import RECIPES
-from ultraflash_cli.train.run_log import RunLog, plot_losses
+from ultraflash_cli.train.run_log import NOT_LOSSES, RunLog, plot_losses
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.stills import write_png
 from ultraflash_cli.weights.load import read_tensors
@@ -68,6 +68,12 @@ class TrainJob:
     """Batches whose gradients make one step."""
     save_every: int | None = None
     """Steps between checkpoints; None is the recipe's own."""
+    log_every: int | None = None
+    """Steps whose mean losses are a line of the log; None is the recipe's own."""
+    rewards: tuple[tuple[str, float], ...] = ()
+    """Rewards by name and weight in place of the recipe's own; empty keeps those."""
+    shard: bool = False
+    """Whether the processes of torchrun divide what learns among them, in place of a copy each."""
     tensorboard: bool = False
     """Whether TensorBoard's event files are written, too."""
 
@@ -81,7 +87,8 @@ class TrainJob:
 
     def overrides(self) -> dict[str, Any]:
         """Return the fields of the loop's config that are given."""
-        given = {"precision": self.precision, "batch": self.batch, "save_every": self.save_every}
+        given = {"precision": self.precision, "batch": self.batch}
+        given |= {"save_every": self.save_every, "log_every": self.log_every}
         return {"accumulate": self.accumulate} | {name: value for name, value in given.items() if value is not None}
 
 
@@ -125,7 +132,7 @@ def run(job: TrainJob, *, on_save: Callable[[int], None] | None = None) -> RunRe
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU that torch can use.")
     device = torch.device("cuda" if wanted == "auto" else wanted)
-    with joined_crew(device) as (crew, device):
+    with joined_crew(device, divides=job.shard) as (crew, device):
         return _run(job, crew, device, on_save)
 
 
@@ -133,6 +140,10 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
     recipe = RECIPES[job.recipe].load()
     config: Any = recipe.configure(steps=job.steps, seed=job.seed, toy=job.toy)
     config = replace(config, loop=replace(config.loop, **job.overrides()))
+    if job.rewards:
+        if not hasattr(config, "rewards"):
+            raise UsageError(f"{job.recipe} learns without rewards; leave --reward out.")
+        config = replace(config, rewards=job.rewards)
     materials = load_materials(job.data) if job.data is not None and RECIPES[job.recipe].material else []
     record = RunRecord(
         recipe=job.recipe,
@@ -156,7 +167,7 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
     batches = Prefetcher(make, workers=job.workers)
 
     def save(model: nn.Module, step: int) -> None:
-        _save(job.out, model, replace(record, steps=step), _helpers(recipe))
+        _save(job.out, model, replace(record, steps=step), log, _helpers(recipe))
         picture = recipe.pictures(
             config, model, moved(make(SHOWN_BATCH), device), generator_of(config.loop.seed, "pictures")
         )
@@ -175,7 +186,7 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
         batches.close()
     record = replace(record, steps=job.steps)
     if crew.leads:
-        _save(job.out, roles, record, _helpers(recipe))
+        _save(job.out, roles, record, log, _helpers(recipe))
     return record
 
 
@@ -196,14 +207,18 @@ def _helpers(recipe: Any) -> tuple[str, ...]:
     return getattr(recipe, "HELPERS", ())
 
 
-def _save(folder: Path, model: nn.Module, record: RunRecord, helpers: tuple[str, ...]) -> None:
+def _save(folder: Path, model: nn.Module, record: RunRecord, log: RunLog, helpers: tuple[str, ...]) -> None:
     tensors = {
         name: value.detach().float().cpu().contiguous().clone()
         for name, value in model.state_dict().items()
         if name.split(".")[0] not in helpers
     }
+    told = asdict(record)
+    metadata = {name: str(told[name]) for name in ("recipe", "recipe_hash", "data_hash", "steps", "seed")}
+    last = [row for row in log.rows() if row["step"] <= record.steps][-1:]
+    metadata |= {name: str(value) for row in last for name, value in row.items() if name not in NOT_LOSSES}
     with partial_file(folder / AVERAGE) as part:
-        save_file(tensors, part)
+        save_file(tensors, part, metadata=metadata)
     with partial_file(folder / RECORD) as part:
         part.write_text(json.dumps(asdict(record), indent=1))
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ultraflash_cli.errors import UsageError
 
-__all__ = ["RunLog", "plot_losses"]
+__all__ = ["NOT_LOSSES", "RunLog", "plot_losses"]
 
 Picture = npt.NDArray[np.uint8]
 

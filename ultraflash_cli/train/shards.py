@@ -1,0 +1,97 @@
+"""Roles that learn, divided over the processes of a crew (FSDP2): parameters, gradients, moments and averages."""
+
+import copy
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ultraflash_cli.engine.stages.generator import GeneratorBlock
+from ultraflash_cli.engine.stages.sr_dit import SrDitBlock
+
+__all__ = ["Shards", "part_like", "whole"]
+
+
+class _Turn(nn.Module):
+    """A loss as a forward pass: parameters are gathered where it begins, gradients scattered where its backward ends.
+
+    A recipe's loss calls its networks by many names and some of them many times; to FSDP it is one call of one module.
+    """
+
+    def __init__(self, roles: nn.Module) -> None:
+        super().__init__()
+        self.roles = roles
+
+    def forward(self, loss: Callable[..., dict[str, Tensor]], batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
+        terms = loss(self.roles, batch, rng)
+        # All processes have to give gradients of the same parameters; one that a batch leaves out gets zeros.
+        learning = [p.sum() for p in self.roles.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        name = next(iter(terms))
+        return terms | {name: terms[name] + 0.0 * torch.stack(learning).sum()}
+
+
+class Shards:
+    """The networks of a run with the parameters in ``learning`` divided; the others stay whole in every process.
+
+    Attention and feed-forward of a transformer's layers, most of its weights, are gathered one at a time, where they
+    compute; everything else for the length of a learner's turn.
+    """
+
+    def __init__(self, roles: nn.Module, learning: Collection[nn.Parameter]) -> None:
+        self.names = {name for name, p in roles.named_parameters() if p in learning}
+        frozen = {p for p in roles.parameters() if p not in learning}
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*frozen, *roles.buffers())}
+        self._plain = copy.deepcopy(roles, shared)
+        self.release()
+        for p in learning:
+            p.data = p.data.contiguous()  # FSDP divides nothing else
+        size, kind = dist.get_world_size(), next(roles.parameters()).device.type
+        mesh = init_device_mesh(kind, (size,))
+        layers = (block for block in roles.modules() if isinstance(block, SrDitBlock | GeneratorBlock))
+        for part in (part for block in layers for part in (block.self_attn, block.ffn)):
+            if all(p in learning for p in part.parameters()):
+                fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        self._turn = _Turn(roles)
+        fully_shard(self._turn, mesh=mesh, ignored_params=frozen)
+
+    def terms(self, loss: Callable[..., dict[str, Tensor]], batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return a loss's terms; their backward pass makes gradients the means over the processes."""
+        with warnings.catch_warnings():
+            # Results of the divided parts are views in places; nothing changes them in place.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+            return self._turn(loss, batch, rng)
+
+    def plain(self, values: dict[str, Tensor]) -> nn.Module:
+        """Return the networks undivided, with these values for the parameters that learn; every process calls it."""
+        for name, p in self._plain.named_parameters():
+            if name in self.names:
+                p.data = whole(values[name].detach())
+        return self._plain
+
+    def release(self) -> None:
+        """Let go of the memory that ``plain`` took."""
+        for name, p in self._plain.named_parameters():
+            if name in self.names:
+                p.data = p.data.new_empty(0)
+
+
+def whole(value: Any) -> Any:
+    """Return a tensor gathered from all processes, which call together; tensors within dicts and lists likewise."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, dict):
+        return {name: whole(part) for name, part in value.items()}
+    return [whole(part) for part in value] if isinstance(value, list) else value
+
+
+def part_like(value: Tensor, like: Tensor) -> Tensor:
+    """Return this process's part of a tensor that all have, divided as ``like`` is; all of it where that is whole."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
