@@ -112,12 +112,16 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
             while stream.next_group():
                 pass
     stream.finish()
-    warm_first_s = None if ready.endless else _first_group(ready)
+    warm_first_s = None
+    if not ready.endless:
+        del stream  # graphs serve one stream at a time
+        warm_first_s = _first_group(ready)
     clock.clear()
     counted = work.frames
 
     begun_s = time.perf_counter()
-    stream = stream if ready.endless else ready.start()
+    if not ready.endless:
+        stream = ready.start()
     frames = 0
     while not (ready.endless and frames >= case.frames) and (count := stream.next_group()):
         frames += count
