@@ -289,7 +289,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"`{row.stretch_part}`",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    cold = results.get("first_frame", {}).get("result", {}).get("cold")
+    first = f"{cold['first_frame_seconds']:.1f} s" if cold else "unmeasured"
+    return [*lines, f"| first frame of upscale, cold | none | under 10 s | {first} | `first_frame` | | | |"]
 
 
 def _measured(content: Mapping[str, Any] | None, *, dtype: str) -> str:
