@@ -100,28 +100,21 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
     wait_for(device)
     first_s = time.perf_counter()
 
+    warm_first_s = None
     if ready.endless:
         work = _count(clock, stream, groups=1)
         for _ in range(_warm_groups(case, stream)):
             stream.next_group()
+        stream.finish()
     else:
-        stream = ready.start()
-        work = _count(clock, stream, groups=None)
-        for _ in range(GRAPH_ROUNDS if any(graphs.on for graphs in stream.graphs) else 0):
-            stream = ready.start()
-            while stream.next_group():
-                pass
-    stream.finish()
-    warm_first_s = None
-    if not ready.endless:
-        del stream  # graphs serve one stream at a time
+        work = _count(clock, ready.start(), groups=None)
+        _warm_up(ready)
         warm_first_s = _first_group(ready)
     clock.clear()
     counted = work.frames
 
     begun_s = time.perf_counter()
-    if not ready.endless:
-        stream = ready.start()
+    stream = stream if ready.endless else ready.start()
     frames = 0
     while not (ready.endless and frames >= case.frames) and (count := stream.next_group()):
         frames += count
@@ -162,6 +155,18 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
         limits=limits,
         versions=versions(),
     )
+
+
+def _warm_up(ready: Prepared) -> None:
+    """Make whole clips until every shape of them has its graph, if any is to have one."""
+    for _ in range(GRAPH_ROUNDS):
+        stream = ready.start()
+        if not any(graphs.on for graphs in stream.graphs):
+            return
+        while stream.next_group():
+            pass
+        stream.finish()
+        del stream  # graphs serve one stream at a time
 
 
 def _first_group(ready: Prepared) -> float:

@@ -238,9 +238,9 @@ class _Parcel:
     def __init__(self, pages: Tensor, wait: Callable[[], object]) -> None:
         self._lock = threading.Lock()
         self._pages: tuple[Tensor, Callable[[], object]] | None = (pages, wait)
-        self._pictures: list[Picture] = []
+        self._pictures: Sequence[Picture] = ()
 
-    def open(self) -> list[Picture]:
+    def open(self) -> Sequence[Picture]:
         """Take the pictures out of the buffer, once they are there."""
         with self._lock:
             if self._pages is not None:
