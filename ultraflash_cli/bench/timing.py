@@ -100,12 +100,13 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
     wait_for(device)
     first_s = time.perf_counter()
 
-    warm_first_s = None
-    if ready.endless:
-        work = _count(clock, stream, groups=1)
-        for _ in range(_warm_groups(case, stream)):
-            stream.next_group()
-        stream.finish()
+    warm_first_s, kept = None, stream if ready.endless else None
+    del stream  # a second one beside it would take memory twice, and graphs serve one at a time
+    if kept is not None:
+        work = _count(clock, kept, groups=1)
+        for _ in range(_warm_groups(case, kept)):
+            kept.next_group()
+        kept.finish()
     else:
         work = _count(clock, ready.start(), groups=None)
         _warm_up(ready)
@@ -114,7 +115,7 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
     counted = work.frames
 
     begun_s = time.perf_counter()
-    stream = stream if ready.endless else ready.start()
+    stream = kept or ready.start()
     frames = 0
     while not (ready.endless and frames >= case.frames) and (count := stream.next_group()):
         frames += count
@@ -166,7 +167,7 @@ def _warm_up(ready: Prepared) -> None:
         while stream.next_group():
             pass
         stream.finish()
-        del stream  # graphs serve one stream at a time
+        del stream
 
 
 def _first_group(ready: Prepared) -> float:
