@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -246,7 +245,7 @@ class _Parcel:
             if self._pages is not None:
                 pages, wait = self._pages
                 wait()
-                self._pictures = [np.array(as_picture(page)) for page in pages]
+                self._pictures = [as_picture(page).copy() for page in pages]
                 self._pages = None
             return self._pictures
 
