@@ -34,6 +34,7 @@ __all__ = ["PARTS", "TARGETS", "Part", "Setting", "Target", "first_group", "main
 OPERATIONS = sorted(
     path.parent.name for path in Path(__file__).parents[1].glob("kernels/ultraflash_kernels/*/bench.py")
 )
+ENGINE_TESTS = ("tests/engine/test_graphs.py", "tests/engine/test_lanes.py")
 MANAGED = "steps,kv"
 """The rules of cache management that do not depend on what the pictures show: with random weights a gate decides
 nothing that means anything."""
@@ -199,10 +200,10 @@ def _wall(kind: str, scale: int) -> Callable[[Setting], dict[str, Any]]:
 
 
 def _tests(setting: Setting) -> dict[str, Any]:
-    """Run the kernels' own tests, which compile them where there is a GPU."""
+    """Run the kernels' own tests, which compile them where there is a GPU, and those of graphs and streams."""
     if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("hypothesis") is None:
         return {"skipped": "pytest and hypothesis are not installed here"}
-    chosen = ["kernels/ultraflash_kernels/test_block_lists.py"] if setting.tiny else ["kernels"]
+    chosen = ["kernels/ultraflash_kernels/test_block_lists.py"] if setting.tiny else ["kernels", *ENGINE_TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     print(done.stdout.decode()[-4000:], flush=True)
@@ -216,7 +217,7 @@ _PLAIN: dict[str, Any] = {"graphs": False, "lanes": False}
 _SIZES = {"1k": 2, "2k": 3}
 
 PARTS: dict[str, Part] = {
-    "tests": Part("the kernels' own tests, compiled for this device", _tests),
+    "tests": Part("the tests of kernels, graphs and streams, on this device", _tests),
     **{f"kernel_{name}": Part(f"the operation {name} in every implementation", _kernel(name)) for name in OPERATIONS},
     **{f"upscale_{res}": Part(f"upscale to {res}, bf16", _case(scale=scale)) for res, scale in _SIZES.items()},
     **{
@@ -288,7 +289,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"`{row.stretch_part}`",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    cold = results.get("first_frame", {}).get("result", {}).get("cold")
+    first = f"{cold['first_frame_seconds']:.1f} s" if cold else "unmeasured"
+    return [*lines, f"| first frame of upscale, cold | none | under 10 s | {first} | `first_frame` | | | |"]
 
 
 def _measured(content: Mapping[str, Any] | None, *, dtype: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.contracts.stages import randomise
 from tests.engine.standins import LateRecorder
 from ultraflash_cli.engine.cascade import Cascade
-from ultraflash_cli.engine.graphs import Graphs
+from ultraflash_cli.engine.graphs import CudaRecorder, Graphs
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import kv_lengths
@@ -142,3 +142,19 @@ def test_a_generator_draws_the_same_latents_by_recorded_passes(kind: str) -> Non
             assert torch.equal(one, other)
     counts = graphed.graphs.counts["generator"]
     assert counts.replayed > counts.eager > 0 and not graphed.graphs.refusals
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), LITE], ids=lambda profile: profile.name)
+def test_on_a_gpu_graphs_replay_the_same_pixels(profile: Profile) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    graphs = Graphs(CudaRecorder(device))
+    with_graphs, plain = cascade(profile, graphs), cascade(profile, Graphs(None))
+    for model in (with_graphs, plain):
+        for network in (model.encoder, model.refiner.upsampler, model.refiner.sr_dit, model.refiner.decoder):
+            assert network is not None
+            network.to(device)
+    frames = clip(5 + 6 * 8 + 3).to(device)
+    for seed in (0, 1):
+        assert torch.equal(upscaled(with_graphs, frames, seed=seed), upscaled(plain, frames, seed=seed))
+    assert not graphs.refusals and all(counts.replayed > 2 for counts in graphs.counts.values())

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.engine.standins import LazyPort, logged_lanes
 from tests.engine.test_text_to_video import frames_of, run, start, video
 from tests.engine.test_upscaler import pictures, upscaler
-from ultraflash_cli.engine.lanes import BufferedOutlet, HostOutlet, outlet_for, to_device, to_host
+from ultraflash_cli.engine.lanes import BufferedOutlet, HostOutlet, cuda_lanes, outlet_for, to_device, to_host
 from ultraflash_cli.engine.pictures import as_picture, put_frames, quantise, to_tensor, widen
 from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
@@ -141,3 +141,30 @@ def test_on_a_cpu_nothing_is_copied_twice() -> None:
     tensor = torch.ones(3)
     assert to_device(tensor, cpu) is tensor and to_host(tensor).arrive() is tensor
     assert isinstance(outlet_for(cpu), HostOutlet)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_lanes_give_the_frames_of_one_lane() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    plan = plan_generation(9)
+    plain, ahead = video(plan), video(plan, lanes=cuda_lanes(device))
+    for model in (plain, ahead):
+        assert model.refiner is not None and model.refiner.sr_dit is not None
+        for network in (model.generator, model.refiner.upsampler, model.refiner.sr_dit, model.refiner.decoder):
+            network.to(device)
+        model.device = device
+    for seed in (0, 1):
+        assert torch.equal(frames_of(run(ahead, seed=seed)), frames_of(run(plain, seed=seed)))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_pictures_cross_in_pinned_buffers() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    outlet = outlet_for(device)
+    assert isinstance(outlet, BufferedOutlet)
+    sent = [outlet.send([picture.to(device) for picture in group]) for group in groups_of(5)]
+    assert [int(picture.arrive()[0, 0, 0]) for group in sent for picture in group] == list(range(10))
+    bits = np.arange(3 * 64, dtype=np.uint16).reshape(8, 8, 3) * 341
+    into = torch.zeros((1, 3, 8, 8), device=device)
+    put_frames(into, [bits])
+    np.testing.assert_array_equal(as_picture(quantise(into[0], deep=True)), bits)

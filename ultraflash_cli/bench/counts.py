@@ -101,5 +101,5 @@ _block_list_flops._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _memory_conv_flops(x_btchw: torch.Size, past: object, weight: torch.Size, *_: object, **__: object) -> int:
-    batch, frames, _, height, width = x_btchw
-    return 2 * batch * frames * height * width * weight[0] * weight[1] * weight[2] * weight[3]
+    pixels = x_btchw[0] * x_btchw[1] * x_btchw[3] * x_btchw[4]
+    return 2 * pixels * weight[0] * weight[1] * weight[2] * weight[3]

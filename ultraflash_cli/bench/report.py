@@ -115,7 +115,7 @@ class BenchReport:
         source, output = (f"{width}x{height}" for width, height in (self.source, self.output))
         where = f"{self.precision} on {self.device_name}, {self.threads} threads"
         done = f"{self.frames} frames in {self.seconds:.2f} s"
-        memory = f"peak memory {self.peak_rss_bytes / 2**20:.0f} MiB"
+        memory = f"peak memory {self.peak_rss_bytes / 2**20:.0f} MiB" if self.peak_rss_bytes else "peak memory unknown"
         if self.peak_vram_bytes is not None:
             memory += f", on the device {self.peak_vram_bytes / 2**20:.0f} MiB"
         whole = "a whole clip, " if self.whole_clip else ""

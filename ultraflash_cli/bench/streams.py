@@ -23,10 +23,15 @@ LATENT_PX = 8
 class Stream(Protocol):
     """A clip in the making."""
 
-    size_px: tuple[int, int]
-    """Width and height of its pictures."""
-    graphs: Sequence[Graphs]
-    """What runs the steps of its stages."""
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height of its pictures."""
+        ...
+
+    @property
+    def graphs(self) -> Sequence[Graphs]:
+        """What runs the steps of its stages."""
+        ...
 
     def next_group(self) -> int:
         """Begin the next group and count its frames, 0 at the end of the clip; waits for the group before it."""

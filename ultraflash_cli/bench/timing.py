@@ -100,24 +100,22 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
     wait_for(device)
     first_s = time.perf_counter()
 
-    if ready.endless:
-        work = _count(clock, stream, groups=1)
-        for _ in range(_warm_groups(case, stream)):
-            stream.next_group()
+    warm_first_s, kept = None, stream if ready.endless else None
+    del stream  # a second one beside it would take memory twice, and graphs serve one at a time
+    if kept is not None:
+        work = _count(clock, kept, groups=1)
+        for _ in range(_warm_groups(case, kept)):
+            kept.next_group()
+        kept.finish()
     else:
-        stream = ready.start()
-        work = _count(clock, stream, groups=None)
-        for _ in range(GRAPH_ROUNDS if any(graphs.on for graphs in stream.graphs) else 0):
-            stream = ready.start()
-            while stream.next_group():
-                pass
-    stream.finish()
-    warm_first_s = None if ready.endless else _first_group(ready)
+        work = _count(clock, ready.start(), groups=None)
+        _warm_up(ready)
+        warm_first_s = _first_group(ready)
     clock.clear()
     counted = work.frames
 
     begun_s = time.perf_counter()
-    stream = stream if ready.endless else ready.start()
+    stream = kept or ready.start()
     frames = 0
     while not (ready.endless and frames >= case.frames) and (count := stream.next_group()):
         frames += count
@@ -158,6 +156,18 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
         limits=limits,
         versions=versions(),
     )
+
+
+def _warm_up(ready: Prepared) -> None:
+    """Make whole clips until every shape of them has its graph, if any is to have one."""
+    for _ in range(GRAPH_ROUNDS):
+        stream = ready.start()
+        if not any(graphs.on for graphs in stream.graphs):
+            return
+        while stream.next_group():
+            pass
+        stream.finish()
+        del stream
 
 
 def _first_group(ready: Prepared) -> float:

@@ -119,7 +119,7 @@ class Untrained:
         self.profile = profile.at_scale(case.scale) if case.scale > 1 else profile
         self.clock = CountingClock(self.device)
         self._gpu = self.device.type == "cuda"
-        self._own = dict(profile.precisions) if self._gpu else {}
+        self._own: dict[str, str] = dict(profile.precisions) if self._gpu else {}
         if case.precision in DTYPES:
             self._own = dict.fromkeys(PARTS, case.precision)
         self.context = random_context(self.profile, self.device)
@@ -204,10 +204,9 @@ def prepare_untrained(case: BenchCase) -> Prepared:
 
 
 def _device(name: str) -> torch.device:
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def _managed(profile: Profile, rules: CacheManagement) -> Profile:

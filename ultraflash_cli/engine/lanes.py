@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -238,15 +237,15 @@ class _Parcel:
     def __init__(self, pages: Tensor, wait: Callable[[], object]) -> None:
         self._lock = threading.Lock()
         self._pages: tuple[Tensor, Callable[[], object]] | None = (pages, wait)
-        self._pictures: list[Picture] = []
+        self._pictures: Sequence[Picture] = ()
 
-    def open(self) -> list[Picture]:
+    def open(self) -> Sequence[Picture]:
         """Take the pictures out of the buffer, once they are there."""
         with self._lock:
             if self._pages is not None:
                 pages, wait = self._pages
                 wait()
-                self._pictures = [np.array(as_picture(page)) for page in pages]
+                self._pictures = [as_picture(page).copy() for page in pages]
                 self._pages = None
             return self._pictures
 

@@ -110,7 +110,7 @@ class Upscaler:
                 state = replace(state, cascade=cascade, waiting=left)
         return state, done
 
-    def launch_flush(self, state: UpscalerState) -> list[Arriving]:
+    def launch_flush(self, state: UpscalerState) -> Sequence[Arriving]:
         """Do what ``flush`` does without waiting for a GPU."""
         if state.waiting == 0:
             return []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ultraflash_cli.jobs.channel import Cancelled, Channel
 from ultraflash_cli.jobs.journal import Journal
@@ -194,7 +194,7 @@ def _write_as_it_is(sink: SegmentSink, source: SourceFrame, rgb_hwc: "np.ndarray
 def _arrived(picture: "np.ndarray | Arriving") -> "np.ndarray":
     """Wait, in the writing thread, for a picture that is still on its way."""
     arrive = getattr(picture, "arrive", None)
-    return picture if arrive is None else arrive()
+    return cast("np.ndarray", picture) if arrive is None else arrive()
 
 
 @dataclass(frozen=True)
