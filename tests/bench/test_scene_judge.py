@@ -12,7 +12,7 @@ from benchmarks import scene_judge
 from benchmarks.scene_judge import HEADS, JudgeRecipe, about_judge, accuracy, drawn_clip, load_judge
 from ultraflash_cli.train.scenes import Renderer, Scene, Thing
 
-SMALL = JudgeRecipe(steps=3, batch=4, first=6, kept=7)
+SMALL = JudgeRecipe(steps=3, batch=4, first=6, kept=7, glance_steps=2, glance_first=4)
 RED_CAR = Scene(
     time="day", place="hills", weather="clear", thing=Thing(kind="car", colour="red", motion="left", speed=0.15), seed=4
 )
@@ -28,12 +28,12 @@ def test_training_is_the_same_every_time_and_the_file_keeps_it(tmp_path: Path) -
     first = scene_judge.train(SMALL, lambda _, right: heard.append(right))
     again, other = scene_judge.train(SMALL), scene_judge.train(replace(SMALL, seed=2))
     clip = drawn_clip(3)[0][None]
-    logits = [judge(clip)[0]["kind"].detach() for judge in (first, again, other)]
+    logits = [judge(clip)["kind"].detach() for judge in (first, again, other)]
     assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
-    assert len(heard) == SMALL.steps and heard[0].keys() == HEADS.keys()
+    assert len(heard) == SMALL.steps + SMALL.glance_steps and heard[0].keys() == HEADS.keys()
     path = tmp_path / "judge.safetensors"
     scene_judge.save_judge(first, path, {"steps": 3})
-    torch.testing.assert_close(load_judge(path)(clip)[0]["kind"].detach(), logits[0], atol=0.02, rtol=0.02)
+    torch.testing.assert_close(load_judge(path)(clip)["kind"].detach(), logits[0], atol=0.02, rtol=0.02)
     assert about_judge(path) == {"steps": 3}
 
 
@@ -67,7 +67,7 @@ def test_the_judge_at_hand_reached_95_percent_and_is_small() -> None:
 
 
 def test_the_judge_at_hand_is_right_on_scenes_it_has_not_seen() -> None:
-    right = accuracy(load_judge(), 40, size=scene_judge.DRAWN_SIZE)
+    right = accuracy(load_judge(), 40, size=scene_judge.FINE)
     assert min(right.values()) >= 0.85 and np.mean(list(right.values())) >= 0.93
 
 
