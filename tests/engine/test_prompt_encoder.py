@@ -1,6 +1,7 @@
 """The small prompt encoder: words to ids to embeddings, behind the interface of the large one."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,3 +80,11 @@ def test_the_built_in_model_knows_every_word_of_the_captions() -> None:
     said = {word for n in range(1500) for word in re.findall(r"\w+", caption(random_scene(n), n).lower())}
     assert said <= set(SCENE_WORDS)
     assert len(said) > 0.8 * len(SCENE_WORDS), "the list is that of the captions, not a dictionary"
+
+
+def test_a_seed_chooses_one_of_the_variants() -> None:
+    config = PromptEncoderConfig(words=("ball", "one", "two"), variants=("one", "two"), dim=16, heads=2, text_len=6)
+    assert [config.with_variant("a ball", seed) for seed in range(3)] == ["a ball one", "a ball two", "a ball one"]
+    assert CONFIG.with_variant("a ball", 3) == "a ball"
+    with pytest.raises(ConfigError, match="words that it knows"):
+        replace(config, variants=("three",))

@@ -12,7 +12,7 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
-from ultraflash_cli.engine.vocabulary import SCENE_WORDS
+from ultraflash_cli.engine.vocabulary import LAYOUT_WORDS, SCENE_WORDS
 from ultraflash_cli.errors import ConfigError
 
 __all__ = ["LITE", "PROFILES", "TINY_LITE", "TINY_RANDOM", "ULTRAFLASH", "Precision", "Profile"]
@@ -150,7 +150,7 @@ _LITE_LOW_DECODER = DecoderConfig(
     memory_init="replicate",
     negative_slope=0.1,
 )
-_LITE_WORDS = PromptEncoderConfig(words=SCENE_WORDS, dim=96, heads=4, layers=2, text_len=32)
+_LITE_WORDS = PromptEncoderConfig(words=SCENE_WORDS, variants=LAYOUT_WORDS, dim=96, heads=4, layers=2, text_len=32)
 _LITE_GENERATOR = GeneratorConfig(
     dim=192,
     num_heads=4,

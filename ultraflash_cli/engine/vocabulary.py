@@ -1,6 +1,6 @@
 """The words that the built-in model was taught: those of the captions of drawn scenes."""
 
-__all__ = ["SCENE_WORDS"]
+__all__ = ["LAYOUT_WORDS", "SCENE_WORDS"]
 
 _WORDS = """
     a above across afternoon air an and animation ascend ascending ascends at ball balloon balloons balls big bird
@@ -17,5 +17,8 @@ _WORDS = """
     twilight two under up upward upwards video violet water waves weather while white winter with yellow
 """
 
-SCENE_WORDS = tuple(_WORDS.split())
+LAYOUT_WORDS = ("layout1", "layout2")
+"""Said with every caption: which of the ways in which the shapes of a scene lie."""
+
+SCENE_WORDS = (*_WORDS.split(), *LAYOUT_WORDS)
 """Lower case, in the order of the prompt encoder's table."""

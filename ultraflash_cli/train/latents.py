@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
+from ultraflash_cli.engine.vocabulary import LAYOUT_WORDS
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.scenes import Renderer, Scene, caption, random_scene
@@ -32,7 +33,7 @@ __all__ = [
     "taught_scene",
 ]
 
-LAYOUTS = 2
+LAYOUTS = len(LAYOUT_WORDS)
 """Ways in which the shapes of a scene lie: few enough for a small generator to learn all of them by heart."""
 
 SPEEDS = {"car": 0.24, "bird": 0.20}
@@ -69,9 +70,10 @@ def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int]) -> T
 
 
 def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
-    """Return what a scene shows, in one of many wordings."""
-    scene = replace(taught_scene(seed, number), seed=int(rng.integers(2**31)))  # of the wording, not of the shapes
-    return caption(scene, int(rng.integers(WORDINGS)))
+    """Return what a scene shows, in one of many wordings, and the word of its layout."""
+    scene = taught_scene(seed, number)
+    words = caption(replace(scene, seed=int(rng.integers(2**31))), int(rng.integers(WORDINGS)))
+    return f"{words} {LAYOUT_WORDS[scene.seed]}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,8 @@ class PromptEncoderConfig:
 
     words: tuple[str, ...] = ()
     """The words it knows, lower case; others are not heard. Empty for hashed words, of which there is no list."""
+    variants: tuple[str, ...] = ()
+    """Some of its words that say which of the ways of laying out a picture is meant; a seed chooses one."""
     rows: int = 512
     """Rows of each of the two tables that a hashed id's two digits choose from."""
     dim: int = 64
@@ -35,8 +37,14 @@ class PromptEncoderConfig:
     def __post_init__(self) -> None:
         if len(set(self.words)) < len(self.words) or any(word != word.lower() for word in self.words):
             raise ConfigError("the words of a prompt encoder are different ones in lower case")
+        if not set(self.variants) <= set(self.words):
+            raise ConfigError("the variants of a prompt encoder are words that it knows")
         if min(self.rows, self.dim, self.heads, self.text_len) < 1 or self.layers < 0 or self.dim % self.heads:
             raise ConfigError("prompt encoder sizes must be positive, and the heads must divide the channels")
+
+    def with_variant(self, prompt: str, seed: int) -> str:
+        """Return what is read for a prompt and a seed: the prompt and, where there are variants, the word of one."""
+        return f"{prompt} {self.variants[seed % len(self.variants)]}" if self.variants else prompt
 
     @property
     def vocab(self) -> int:

@@ -73,6 +73,8 @@ class GeneratorRecipeConfig:
     """Lengths of clips and how often each is drawn; at most the generator's window."""
     shift: float = 5.0
     """How much the noise levels lean to the noisy side."""
+    pure_share: float = 0.0
+    """How often a chunk starts from nothing but noise, as the first step of service does."""
     weight_below: float = 0.0
     """Noise level below which errors count less: as errors of clean latents, which a flow divides by the level."""
     text_drop: float = 0.1
@@ -131,8 +133,9 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     keep = uniform(count, 0, 1, rng) >= config.text_drop
     noise = normal(clean, rng)
     chunks = -(-frames // chunk)
-    level = draw_levels(count * chunks, config.shift, rng).view(count, chunks).repeat_interleave(chunk, dim=1)
-    level = level[:, :frames]
+    level = draw_levels(count * chunks, config.shift, rng)
+    level = level.masked_fill(uniform(count * chunks, 0, 1, rng) < config.pure_share, 1.0)
+    level = level.view(count, chunks).repeat_interleave(chunk, dim=1)[:, :frames]
     seen = None
     if later or uniform(1, 0, 1, rng).item() < config.clean_share:
         # What a stream remembers of itself is never quite what it should have drawn.
@@ -182,12 +185,13 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
     )
     return GeneratorRecipeConfig(
         loop=LoopConfig(
-            steps=steps, seed=seed, rate=2.5e-3, kernel_rate=0.015, warmup=30, average=0.996, batch=4, save_every=100
+            steps=steps, seed=seed, rate=1.2e-3, kernel_rate=0.006, warmup=20, average=0.996, batch=4, save_every=100
         ),
         profile=LITE,
         words=LITE.text_encoder,
         lengths=lengths,
-        shift=1.6,
+        shift=1.0,
+        pure_share=0.4,
         weight_below=0.4,
         context_noise=0.1,
     )
