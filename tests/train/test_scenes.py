@@ -206,7 +206,7 @@ def test_a_thing_keeps_its_colour_in_any_light_and_stands_out(kind: Kind, time: 
         assert len(rows) > 0.006 * plain[..., 0].size, f"a {colour} {kind} can be seen"
         near = np.hypot(rows - np.median(rows), columns - np.median(columns)) < 0.06 * SIZE["height_px"]
         seen[colour] = np.median(drawn[rows[near], columns[near]], axis=0)
-    channels: tuple[Colour, ...] = ("red", "green", "blue")
+    channels: list[Colour] = ["red", "green", "blue"]
     for channel, colour in enumerate(channels):
         assert seen[colour].argmax() == channel
         assert seen[colour].max() > 0.6 * 255 * max(COLOURS[colour])
