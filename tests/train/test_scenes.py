@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
@@ -206,13 +207,12 @@ def test_a_thing_keeps_its_colour_in_any_light_and_stands_out(kind: Kind, time: 
         assert len(rows) > 0.006 * plain[..., 0].size, f"a {colour} {kind} can be seen"
         near = np.hypot(rows - np.median(rows), columns - np.median(columns)) < 0.06 * SIZE["height_px"]
         seen[colour] = np.median(drawn[rows[near], columns[near]], axis=0)
-    channels: tuple[Colour, ...] = ("red", "green", "blue")
+    channels: list[Colour] = ["red", "green", "blue"]
     for channel, colour in enumerate(channels):
         assert seen[colour].argmax() == channel
         assert seen[colour].max() > 0.6 * 255 * max(COLOURS[colour])
     assert seen["white"].min() > 150 and seen["black"].max() < 90
-    pairs = [(a, b) for a in seen for b in seen if a < b]
-    assert min(np.abs(seen[a] - seen[b]).sum() for a, b in pairs) > 40
+    assert min(np.abs(one - other).sum() for one, other in combinations(seen.values(), 2)) > 40
 
 
 @pytest.mark.parametrize("seed", range(40))
