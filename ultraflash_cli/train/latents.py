@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,6 +32,7 @@ __all__ = [
     "open_scene_latents",
     "scene_caption",
     "taught_scene",
+    "thing_cover",
 ]
 
 LAYOUTS = len(LAYOUT_WORDS)
@@ -44,6 +46,9 @@ SPEED = 0.12
 
 SCENES_A_SEED = 100_000_000
 """Scenes that belong to one seed; those before the first seed's are nobody's, and good for tests."""
+
+_SEEN_LEVELS = 8
+"""Grey levels by which a thing has to differ from what is behind it."""
 
 WORDINGS = 1000
 """Different wordings of a scene's caption."""
@@ -74,6 +79,25 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
     scene = taught_scene(seed, number)
     words = caption(replace(scene, seed=int(rng.integers(2**31))), int(rng.integers(WORDINGS)))
     return f"{words} {LAYOUT_WORDS[scene.seed]}"
+
+
+@lru_cache(maxsize=8192)
+def thing_cover(seed: int, number: int, first: int, count: int, size: tuple[int, int]) -> Tensor:
+    """Return where a scene's thing is seen in ``count`` latent frames from ``first`` on: bool [count, h, w].
+
+    ``size`` is that of a latent frame, h and w; a cell beside the thing counts, too.
+    """
+    scene = taught_scene(seed, number)
+    if scene.thing is None:
+        return torch.zeros((count, *size), dtype=torch.bool)
+    shown, bare = (Renderer(each, height_px=size[0], width_px=size[1]) for each in (scene, replace(scene, thing=None)))
+    planes: list[Tensor] = []
+    for latent in range(first, first + count):
+        end = FRAMES_PER_LATENT * latent
+        seconds = [at / GENERATED_FPS for at in {max(0, end - FRAMES_PER_LATENT + 1), end}]
+        apart = [np.abs(shown.frame(at).astype(int) - bare.frame(at)).max(axis=-1) > _SEEN_LEVELS for at in seconds]
+        planes.append(torch.from_numpy(np.logical_or.reduce(apart)))
+    return F.max_pool2d(torch.stack(planes)[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +172,8 @@ class SceneLatents:
             with safe_open(path, "pt") as opened:
                 self.shapes.append(list(opened.get_slice("latents").get_shape()))
 
-    def draw(self, count: int, rng: np.random.Generator, *, later: int = 0) -> tuple[Tensor, str]:
-        """Return ``count`` latent frames [C, count, h, w] of some scene, float32, and a caption of it.
+    def draw(self, count: int, rng: np.random.Generator, *, later: int = 0) -> tuple[Tensor, str, Tensor]:
+        """Return ``count`` latent frames [C, count, h, w] of some scene, float32, a caption, and its ``thing_cover``.
 
         They are the first ones, or, in steps of ``later`` where that is not 0, later ones. Raises InputError where no
         scene is long enough.
@@ -164,7 +188,8 @@ class SceneLatents:
         first = later * int(rng.integers(1, (self.shapes[file][2] - count) // later + 1)) if later else 0
         with safe_open(self.files[file], "pt") as opened:
             latents = opened.get_slice("latents")[i, :, first : first + count].float()
-        return latents, scene_caption(self.seed, int(self.facts[file]["first"]) + i, rng)
+        number, size = int(self.facts[file]["first"]) + i, (latents.shape[2], latents.shape[3])
+        return latents, scene_caption(self.seed, number, rng), thing_cover(self.seed, number, first, count, size)
 
     def hash(self) -> str:
         """Return a short hash over what the latents were made from."""

@@ -15,10 +15,13 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import chunk_flow, draw_levels, noised, normal, uniform
-from ultraflash_cli.train.latents import draw_scene, open_scene_latents, scene_caption
+from ultraflash_cli.train.latents import draw_scene, open_scene_latents, scene_caption, thing_cover
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
+
+LATENT_PX = 8
+"""Pixels a side of a cell of a latent."""
 
 __all__ = [
     "NETWORKS",
@@ -81,6 +84,8 @@ class GeneratorRecipeConfig:
     """How often a clip's words are dropped."""
     clean_share: float = 0.5
     """How often the chunks before are seen clean, as in service, rather than at their own levels."""
+    thing_weight: float = 1.0
+    """How much the error of a scene's thing weighs beside that of what is behind it; it fills a small part."""
     context_noise: float = 0.0
     """Largest share of noise in chunks that are seen clean."""
 
@@ -98,8 +103,9 @@ class GeneratorRecipeConfig:
 
 
 def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -> Batch:
-    """Return frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions and ``ClipLength.later``.
+    """Return frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions, ``ClipLength.later``, covers.
 
+    A cover [B, T, h, w] tells where the thing of a scene is.
     With ``data``, a folder of encoded scenes, these are chosen from; else every scene is new. Seed 0 is for tests.
     """
     seed, done = config.loop.seed, number / (config.loop.steps * config.loop.accumulate)
@@ -111,11 +117,14 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
         generator = config.profile.generator
         later = generator.chunk_latents if generator is not None and length.later else 0
         drawn = [open_scene_latents(data).draw(length.latents, rng, later=later) for _ in range(clips)]
-        return torch.stack([latents for latents, _ in drawn]), tuple(words for _, words in drawn), length.later
+        latents, words, covers = zip(*drawn, strict=True)
+        return torch.stack(latents), words, length.later, torch.stack(covers)
     most = max(max(1, round(config.loop.batch * each.clips)) for each in config.lengths)
     numbers = range(number * most, number * most + clips)
     frames = torch.stack([draw_scene(seed, i, length.latents, config.size) for i in numbers])
-    return frames, tuple(scene_caption(seed, i, rng) for i in numbers), False
+    cells = config.size[0] // LATENT_PX, config.size[1] // LATENT_PX
+    covers = torch.stack([thing_cover(seed, i, 0, length.latents, cells) for i in numbers])
+    return frames, tuple(scene_caption(seed, i, rng) for i in numbers), False, covers
 
 
 def encoded(roles: CascadeRoles, shown_bcthw: Tensor) -> Tensor:
@@ -125,7 +134,7 @@ def encoded(roles: CascadeRoles, shown_bcthw: Tensor) -> Tensor:
 
 def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the error of the flow, every chunk at its own noise level."""
-    shown, captions, later = batch
+    shown, captions, later, cover = batch
     chunk = roles.generator.config.chunk_latents
     with torch.no_grad():
         clean = encoded(roles, shown)
@@ -143,6 +152,7 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     context = roles.context(captions, keep)
     flow = chunk_flow(roles.generator, noised(clean, noise, level), level, context, clean_bcthw=seen)
     weight = (level / level.clamp_min(config.weight_below)).square().to(clean).view(count, 1, frames, 1, 1)
+    weight = weight * (1 + (config.thing_weight - 1) * cover[:, None].to(weight))
     error = weight * (flow.float() - (noise - clean)).square()
     return {"flow": (error[:, :, chunk:] if later else error).mean()}
 
@@ -192,6 +202,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         lengths=lengths,
         shift=1.0,
         pure_share=0.4,
+        thing_weight=8.0,
         weight_below=0.4,
         context_noise=0.1,
     )
@@ -218,6 +229,6 @@ def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Ba
 
 def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show what the generator draws for captions beside the scenes."""
-    shown, captions, _ = batch
+    shown, captions, *_ = batch
     clean = encoded(roles, shown)
     return sheet(*(roles.decode_base(latents) for latents in (roll_out(roles, captions, clean.shape, rng), clean)))

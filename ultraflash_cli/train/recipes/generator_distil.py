@@ -100,7 +100,7 @@ def forced(generator: Generator, like: Tensor, context: Tensor, rng: torch.Gener
 
 def critic_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the flow-matching error of the fake score on the student's own roll-outs."""
-    shown, captions, _ = batch
+    shown, captions, *_ = batch
     with torch.no_grad():
         context = roles.context(captions)
         clean = forced(roles.generator, base.encoded(roles, shown), context, rng)
@@ -112,7 +112,7 @@ def critic_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: tor
 
 def student_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the two parts of distribution matching on a roll-out."""
-    shown, captions, _ = batch
+    shown, captions, *_ = batch
     with torch.no_grad():
         context, like = roles.context(captions), base.encoded(roles, shown)
     clean = forced(roles.generator, like, context, rng)
