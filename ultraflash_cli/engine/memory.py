@@ -379,7 +379,8 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
         state = _state(work.upsampler, dtype, work.batch, *work.latents)
         ledger.add("upsampler weights", _parameters(work.upsampler) * dtype.itemsize, settled)
         ledger.add("upsampler state", state_bytes(state), settled)
-        need = upsampler_activations(work.upsampler, height=work.latents[0], width=work.latents[1])
+        together = settings.group_latents if work.on_gpu else 1
+        need = upsampler_activations(work.upsampler, height=work.latents[0], width=work.latents[1], latents=together)
         count = (need.working + 2 * need.memories) * dtype.itemsize * work.batch
         ledger.add("upsampler activations", count, ("upsample",))
     if work.sr_dit:
@@ -472,14 +473,17 @@ def _add_decoder(
     dtype = work.dtype_of("decoder")
     height, width = latents
     element = dtype.itemsize * work.batch
-    need = decoder_activations(config, height=height, width=width)
+    latents_once = settings.decode_latents or settings.group_latents
+    together = config.piece(latents_once, height, width) if work.on_gpu else 1
+    need = decoder_activations(config, height=height, width=width, latents=together)
     name = "decoder" if latents == work.high else "low-resolution decoder"
     state = state_bytes(_state(config, dtype, work.batch, height, width))
     skip = skip_activations(config, height=height, width=width, element=dtype.itemsize) * work.batch
+    skip *= FRAMES_PER_LATENT * together if work.on_gpu else 1
     if name == "decoder":
         ledger.add("decoder weights", _parameters(config) * dtype.itemsize, settled)
-    ledger.add(f"{name} state", max(need.memories * element, state), settled)
-    # Of the memories those of the group's start, of the latent before and of the one in work are alive at once.
+    ledger.add(f"{name} state", state, settled)
+    # Of the memories those of the group's start, of the piece before and of the one in work are alive at once.
     ledger.add(f"{name} activations", (need.working + 2 * need.memories) * element + skip, phases)
     frames = FRAMES_PER_LATENT * (settings.decode_latents or work.group_latents)
     plane = 3 * LATENT_PX**2 * height * width

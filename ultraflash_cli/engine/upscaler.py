@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ultraflash_cli.engine.cascade import Cascade, CascadeState
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
-from ultraflash_cli.engine.pictures import Picture, to_picture, to_tensor
+from ultraflash_cli.engine.pictures import Picture, YuvFormat, to_picture, to_planes, to_tensor
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.schedule import group_frames
 
@@ -36,7 +36,7 @@ class Upscaler:
 
     ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit, between is a blend of pixels. ``color``
     "match" makes the low frequencies of the result follow the source's. ``context [1, tokens, text width]`` is the
-    embedding of the prompt, for a model that takes one.
+    embedding of the prompt, for a model that takes one. With ``yuv`` the pictures that come out are planes.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Upscaler:
         strength: float = 1.0,
         color: str = "match",
         context: Tensor | None = None,
+        yuv: YuvFormat | None = None,
     ) -> None:
         assert 0 <= strength <= 1, "strength lies between 0 and 1"
         assert color in ("match", "off"), f"color is match or off, not {color}"
@@ -56,6 +57,7 @@ class Upscaler:
         self.strength = strength
         self.color = color
         self.context = context
+        self.yuv = yuv
         self._rows = _reflect(plan.enlarged[0], plan.padded[0])
         self._columns = _reflect(plan.enlarged[1], plan.padded[1])
 
@@ -125,7 +127,10 @@ class Upscaler:
         """Crop, reduce, match colours, blend and quantise, frame by frame."""
         with self.cascade.timer("finish"):
             pairs = zip(sources_tchw.split(1), sharp_bcthw[0].transpose(0, 1).split(1), strict=True)
-            return [to_picture(self._blend(source, sharp.to(source.device))[0], deep=deep) for source, sharp in pairs]
+            blended = (self._blend(source, sharp.to(source.device))[0] for source, sharp in pairs)
+            if self.yuv is not None:
+                return [to_planes(picture, self.yuv) for picture in blended]
+            return [to_picture(picture, deep=deep) for picture in blended]
 
     def _blend(self, source_nchw: Tensor, sharp_nchw: Tensor) -> Tensor:
         if self.strength == 0:
