@@ -92,10 +92,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counts
 
 
-def refined(stage: SrDit) -> Tensor:
-    """Three groups, the last one shorter."""
+def refined(stage: SrDit, *, frames: int = 10) -> Tensor:
+    """Groups of four frames, the last one shorter."""
     draw = torch.Generator().manual_seed(5)
-    inputs = SrDitInputs(*(torch.randn(1, 4, 10, 6, 6, generator=draw) for _ in range(2)))
+    inputs = SrDitInputs(*(torch.randn(1, 4, frames, 6, 6, generator=draw) for _ in range(2)))
     context = torch.randn(1, 2, SR.text_dim, generator=draw)
     state, out = stage.step(stage.init_state(batch=1, height=6, width=6, context=context), inputs)
     return torch.cat([out, stage.flush(state)], dim=2)
@@ -172,7 +172,7 @@ def plain_linears(network: nn.Module) -> set[str]:
 
 def test_8_bits_stay_near_and_run_by_kernels(request: pytest.FixtureRequest) -> None:
     stage = built(SrDit(replace(SR, top_k=10**6)))  # every allowed block: masks agree
-    exact = refined(stage)
+    exact = refined(stage, frames=6)
     assert plain_linears(stage.to_fp8()) == {
         "text_embedding.0",
         "text_embedding.2",
@@ -183,13 +183,13 @@ def test_8_bits_stay_near_and_run_by_kernels(request: pytest.FixtureRequest) -> 
         "blocks.0.cross_attn.v",
         "head.head",
     }
-    by_pytorch = refined(stage)
+    by_pytorch = refined(stage, frames=6)
     assert 0 < off(by_pytorch, exact) < 0.1
     launched = request.getfixturevalue("launched")
-    assert off(refined(stage), by_pytorch) < 0.05
-    assert launched["block_sparse_attention.kernel_fp8.forward"] == 3
-    assert launched["adaln_modulate.modulate_fp8"] == 6
-    assert launched["fp8_linear.quantise"] == 4 * 3, "inputs of o, cross-attention's q and o, the second of the ffn"
+    assert off(refined(stage, frames=6), by_pytorch) < 0.05
+    assert launched["block_sparse_attention.kernel_fp8.forward"] == 2
+    assert launched["adaln_modulate.modulate_fp8"] == 4
+    assert launched["fp8_linear.quantise"] == 4 * 2, "inputs of o, cross-attention's q and o, the second of the ffn"
     assert not {"adaln_modulate.modulate", "block_sparse_attention.forward"} & launched.keys()
 
 
@@ -220,7 +220,7 @@ def test_a_generator_in_8_bits_stays_near() -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Counts our operations; refuses tensors of the host, which a loop on a GPU would have to wait for."""
+    """Counts our operations; refuses those that tensors of both sides meet in, as a GPU would have to be waited for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,8 +228,8 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, out)):
-            assert not isinstance(leaf, Tensor) or leaf.is_meta, f"{func} touches a tensor on {leaf.device}"
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
+        assert len(devices) < 2, f"{func} has tensors on {devices}"
         space, _, name = func.name().partition("::")
         self.ours[name] += space == "ultraflash"
         return out
@@ -272,14 +272,14 @@ def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, f
 
 def test_nothing_of_the_generator_is_read_back(on_meta: Operations) -> None:
     assert ULTRAFLASH.long_generator is not None
-    config = replace(ULTRAFLASH.long_generator, num_layers=2, steps=(1000,), independent_first_frame=False)
+    config = replace(ULTRAFLASH.long_generator, num_layers=2, steps=(1000, 500), independent_first_frame=False)
     stage: Generator = meta(lambda: Generator(config), torch.bfloat16)
-    inputs = GeneratorInputs(empty(1, 16, 3, 60, 104), empty(1, 0, 16, 3, 60, 104))
+    inputs = GeneratorInputs(empty(1, 16, 3, 60, 104), empty(1, 1, 16, 3, 60, 104))
     with torch.inference_mode():
         state = stage.init_state(batch=1, height=60, width=104)
         with on_meta:
             stage.step(state, inputs)
-    assert +on_meta.ours == {"rms_norm_rope": 4, "adaln_modulate": 8, "gated_residual": 8}
+    assert +on_meta.ours == {"rms_norm_rope": 6, "adaln_modulate": 12, "gated_residual": 12}
 
 
 def test_nothing_of_the_decoder_and_upsampler_is_read_back(on_meta: Operations) -> None:

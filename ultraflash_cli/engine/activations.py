@@ -63,11 +63,10 @@ def sr_dit_activations(
 
     With N tokens, padding included, U = N * dim numbers and e bytes a number, one block holds at its largest
 
-    * attention: x, y, q, k, v (5 e U; 2 e U more where padding is masked), remembered and present keys and values
-      joined (2 e V, V = (N + remembered tokens) * dim), then the rows of the reference: its parts, their sum and
-      their order (3 e U; on a CPU half precision is widened: float32 copies of q, k, v and of the rows), the block
-      mask's scores beside them;
-    * norm of keys: 5 e U + 8 U;
+    * attention: x, y, q, k, v (5 e U), remembered and present keys and values joined (2 e V, V = (N + remembered
+      tokens) * dim), then the rows of the reference: its parts, their sum and their order (3 e U; on a CPU half
+      precision is widened: float32 copies of q, k, v and of the rows), the block mask's scores beside them;
+    * norm and rotation of keys: 6 e U + 8 U;
     * cross-attention: 8 e U + 8 U;
     * feed-forward: 4 e U and the hidden layer twice, 2 e N ffn_dim;
     * gated sum after it: 5 e U + 12 U.
@@ -79,20 +78,18 @@ def sr_dit_activations(
     row = config.dim * tokens
     joined = row + remembered * grid.block_tokens * config.dim
     pairs = config.num_heads * math.prod(grid.blocks) * (math.prod(grid.blocks) + remembered)
-    padded = grid.block_tokens * math.prod(grid.blocks) != frames * grid.rows * grid.cols
 
     work = element if on_gpu else max(element, FLOAT32)
     widened = 0 if work == element else work * (row + 2 * joined)
     rows = 3 * work * row if work == element else (2 * work + element) * row
-    held = element * row * (7 if padded else 5) + (2 * element * joined if remembered else element * row)
+    held = 5 * element * row + (2 * element * joined if remembered else element * row)
     gathered = 2 * work * min(GATHERED, joined)
     attention = held + max(widened + rows + pairs + gathered, PAIR_BYTES * pairs)
-    norm = (5 * element + 8) * row
+    norm = (6 * element + 8) * row
     cross = 8 * (element + 1) * row if config.text_len else 0
     feed_forward = 4 * element * row + 2 * element * tokens * config.ffn_dim
     gated = (5 * element + 12) * row
-    rotation = 8 * tokens * config.dim // config.num_heads // 2
-    return max(attention, norm, cross, feed_forward, gated) + rotation
+    return max(attention, norm, cross, feed_forward, gated)
 
 
 def generator_activations(config: GeneratorConfig, *, height: int, width: int, element: int) -> int:
@@ -109,8 +106,7 @@ def generator_activations(config: GeneratorConfig, *, height: int, width: int, e
     attention = 7 * element * row + slid
     cross = 8 * (element + 1) * row
     feed_forward = 5 * element * row + 2 * element * tokens * config.ffn_dim
-    rotation = 8 * tokens * config.dim // config.num_heads // 2
-    return max(attention, cross, feed_forward) + rotation
+    return max(attention, cross, feed_forward)
 
 
 def text_encoder_parameters(config: TextEncoderConfig) -> int:

@@ -263,8 +263,9 @@ def planes_for(prepared: Prepared, device: "torch.device") -> "YuvFormat | None"
 
 
 def _effect_of(settings: "MemorySettings") -> str:
-    """Name what a memory plan changes in the result."""
-    return f"kv_len {settings.kv_len}, groups of {settings.group_latents}"
+    """Name what a memory plan changes in the result: a GPU may add up a smaller piece in another order, too."""
+    pieces = f", {settings.decode_latents} latents decoded at once" if settings.decode_latents else ""
+    return f"kv_len {settings.kv_len}, groups of {settings.group_latents}{pieces}"
 
 
 def build(prepared: Prepared) -> Built:
