@@ -266,7 +266,6 @@ def test_planes_are_encoded_as_they_are(tmp_path: Path, info: ClipInfo, pix_fmt:
         writer.write(levels.astype(dtype), 0, 1)
     with av.open(str(tmp_path / "a.nut")) as container:
         frame = next(container.decode(video=0))
-    assert (frame.colorspace, frame.color_range) == (spec.color.matrix, spec.color.range)
     planes = [np.frombuffer(plane, dtype).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes]
     assert np.array_equal(np.concatenate([plane.ravel() for plane in planes]), levels.ravel())
 
