@@ -54,15 +54,22 @@ class MemoryBlock(nn.Module):
         """
         x_btchw = x_nchw.unflatten(0, (batch, -1))
         if past_bchw is None:
-            past_bchw = torch.zeros_like(x_btchw[:, 0]) if self.init == "zeros" else x_btchw[:, 0]
+            nothing = self.init == "zeros"
+            past_bchw = (
+                torch.zeros_like(x_btchw[:, 0], memory_format=torch.channels_last) if nothing else _one(x_btchw[:, 0])
+            )
         first, act, second, _, last = cast("list[nn.Conv2d]", list(self.conv))
         like, slope = x_nchw.dtype, self.negative_slope  # under autocast weights are wider
         mixed = memory_conv(x_btchw, past_bchw, first.weight.to(like), _bias(first).to(like), negative_slope=slope)
         mixed = act(second(mixed))
         out = residual_conv(mixed, x_nchw, last.weight.to(like), _bias(last).to(like), negative_slope=slope)
-        memory = x_btchw[:, -1]
         # Of a longer piece a copy of one frame is kept, lest the whole piece stays in memory with it.
-        return out, memory if x_btchw.shape[1] == 1 else memory.clone()
+        return out, x_btchw[:, -1] if x_btchw.shape[1] == 1 else _one(x_btchw[:, -1])
+
+
+def _one(frame_bchw: Tensor) -> Tensor:
+    """Copy a frame out of a piece; a view would have the strides of the piece, and libraries other sums for them."""
+    return frame_bchw.clone(memory_format=torch.channels_last)
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:
