@@ -58,6 +58,16 @@ def attention(dtype: torch.dtype, *, width: int = 128, tokens: int = 128, ring: 
     kernel.forward(new, new, new, lists, old if ring else None, old if ring else None, fill)
 
 
+def attention_fp8(*, width: int = 128, tokens: int = 128) -> None:
+    """Launch quantisation and block-sparse attention in 8 bits of a group of the 2K stage."""
+    from ultraflash_kernels.block_sparse_attention import kernel_fp8
+
+    new = blocks(torch.bfloat16, width=width, tokens=tokens)
+    old = torch.empty((1, 12, 720, tokens, width), dtype=torch.bfloat16, device="meta")
+    starts, chosen, order = (on_meta(size, dtype=torch.int32) for size in (12 * 720 + 1, 1 << 22, 12 * 720))
+    kernel_fp8.forward(new, new, new, BlockLists(starts, chosen, order, (1, 12, 720, 1440)), old, old, 720)
+
+
 def choice(dtype: torch.dtype) -> None:
     """Launch means and choice of blocks of a group of the 2K stage."""
     from ultraflash_kernels.block_topk import kernel
@@ -137,6 +147,8 @@ CASES: dict[str, Callable[[], None]] = {
     "block_sparse_attention, bf16, head 96, ring": lambda: attention(torch.bfloat16, width=96),
     "block_sparse_attention, bf16, head 32, 32 tokens, ring": lambda: attention(torch.bfloat16, width=32, tokens=32),
     "block_sparse_attention, fp32, head 128, ring": lambda: attention(torch.float32),
+    "block_sparse_attention_fp8, bf16, head 128, ring": attention_fp8,
+    "block_sparse_attention_fp8, bf16, head 32, 32 tokens, ring": lambda: attention_fp8(width=32, tokens=32),
     "block_topk, bf16": lambda: choice(torch.bfloat16),
     "block_topk, fp32": lambda: choice(torch.float32),
     "adaln_modulate, bf16, float32 vectors": lambda: modulated(torch.float32),
@@ -155,9 +167,13 @@ CASES: dict[str, Callable[[], None]] = {
 }
 """What to launch, by the name that the table lists; a case of several kernels lists each behind its name."""
 
-HOT = ("block_sparse_attention, bf16, head 128", "block_sparse_attention, fp16, head 128")
+HOT = (
+    "block_sparse_attention, bf16, head 128",
+    "block_sparse_attention, fp16, head 128",
+    "block_sparse_attention_fp8, bf16, head 128",
+)
 """How the names of the kernels begin that must not spill at all."""
-EIGHT_BITS = ("adaln_modulate_fp8", "quantise_rows")
+EIGHT_BITS = ("adaln_modulate_fp8", "block_sparse_attention_fp8", "quantise_rows")
 """How the names of the kernels begin that write float8_e4m3fn, which targets before 89 do not know."""
 
 

@@ -7,7 +7,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Impl", "KernelUnsupportedError", "capability", "chooses_triton", "device_refusal", "triton_refusal"]
+__all__ = [
+    "Impl",
+    "KernelUnsupportedError",
+    "capability",
+    "chooses_triton",
+    "device_refusal",
+    "prefers_kernels",
+    "triton_refusal",
+]
 
 Impl = Literal["auto", "triton", "reference"]
 """``triton`` and ``reference`` are what is run, or an error; ``auto`` takes the kernel on a GPU that it supports."""
@@ -31,12 +39,17 @@ def chooses_triton(
     """
     if impl not in ("auto", "triton", "reference"):
         raise ValueError(f"{op}: impl is auto, triton or reference, got {impl!r}")
-    if impl == "reference" or (impl == "auto" and not tensors[0].is_cuda):
+    if impl == "reference" or (impl == "auto" and not prefers_kernels(tensors[0].device)):
         return False
     reason = refusal or triton_refusal(*tensors, widens_bfloat16=widens_bfloat16)
     if impl == "triton" and reason:
         raise KernelUnsupportedError(f"{op}: {reason}")
     return reason is None
+
+
+def prefers_kernels(device: torch.device) -> bool:
+    """Return whether ``auto`` takes the kernels for tensors on ``device``: on a GPU that has them."""
+    return device.type == "cuda" and device_refusal(device) is None
 
 
 def triton_refusal(*tensors: Tensor, widens_bfloat16: bool = False) -> str | None:

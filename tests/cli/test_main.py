@@ -69,6 +69,7 @@ def test_every_bad_input_gives_one_line_and_its_exit_code(
         (clip, "--seed", "-1"): 2,
         (clip, "--device", "tpu"): 2,
         (clip, "--precision", "int8"): 2,
+        (clip, "--device", "cpu", "--precision", "fp8"): 4,
         (clip, "--model", "best"): 2,
         (clip, "--start", "soon"): 2,
         (clip, "--pix-fmt", "rgb24"): 2,

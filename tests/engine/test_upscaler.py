@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.contracts.stages import tiny_cascade
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
-from ultraflash_cli.engine.pictures import Picture
+from ultraflash_cli.engine.pictures import Picture, YuvFormat
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
 from ultraflash_cli.engine.upscaler import Upscaler
@@ -132,3 +132,15 @@ def test_there_is_no_seam_at_a_group_border() -> None:
     steps = np.abs(np.diff(out, axis=0)).mean((1, 2, 3))
     within = np.median(np.delete(steps[8:], [4, 12 - 8]))
     assert steps[12] <= within + 1.0, "frame 13 starts the third group"
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+def test_planes_hold_the_pictures(bits: int) -> None:
+    frames = pictures(2)
+    form = YuvFormat(matrix="bt709", full_range=True, bits=bits)
+    shown, planes = run(upscaler(), frames), run(upscaler(yuv=form), frames)
+    for rgb, yuv in zip(shown, planes, strict=True):
+        height, width = rgb.shape[:2]
+        assert yuv.shape == (height * 3 // 2, width) and yuv.dtype == (np.uint8 if bits == 8 else np.uint16)
+        luma = rgb.astype(float) @ [0.2126, 0.7152, 0.0722] * (2**bits - 1) / 255
+        assert np.abs(yuv[:height] - luma).max() <= 0.5 + 0.5 * (2**bits - 1) / 255 + 0.01

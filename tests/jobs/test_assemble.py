@@ -9,15 +9,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.contracts.stages import randomise
+from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH, Profile
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.errors import ConfigError, DeviceError, UsageError, WeightsError
+from ultraflash_cli.jobs import assemble
 from ultraflash_cli.jobs.assemble import (
     Shelf,
+    build_upscaler,
     choose_device,
     find_profile,
+    precision_name,
+    precision_warnings,
     stage_precisions,
     with_full_encoder,
     with_ultra_decoder,
@@ -25,6 +30,7 @@ from ultraflash_cli.jobs.assemble import (
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.store import Receipt, WeightStore
 from ultraflash_cli.weights.verify import sha256_of
+from ultraflash_kernels.fp8_linear import Fp8Linear
 
 CPU = torch.device("cpu")
 SMALL = replace(TINY_RANDOM, name="small", random_seed=None, weights=ULTRAFLASH.weights)
@@ -151,6 +157,26 @@ def test_a_cpu_runs_all_stages_in_one_precision_but_the_full_encoder() -> None:
     assert dtype_of("generator") == dtype_of("decoder") == dtype_of("sr_dit")
     assert dtype_of("wan_vae") == torch.float32
     assert stage_precisions(ULTRAFLASH, "bf16", CPU)("wan_vae") == torch.bfloat16
+
+
+def test_8_bits_are_refused_where_they_cannot_be_multiplied() -> None:
+    with pytest.raises(DeviceError, match=r"fp8 cannot run here: .*NVIDIA GPU.*--precision auto") as refused:
+        stage_precisions(ULTRAFLASH, "fp8", CPU)
+    assert refused.value.exit_code == 4
+
+
+def test_8_bits_go_into_the_transformers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "fp8_refusal", lambda _device: None)
+    dtype_of = stage_precisions(ULTRAFLASH, "fp8", CPU)
+    assert dtype_of("sr_dit") == dtype_of("generator") == torch.bfloat16 and dtype_of("decoder") == torch.float16
+    shelf, plan = Shelf(), plan_upscale(32, 32, res="2x")
+    first = build_upscaler(shelf, TINY_RANDOM, plan, device=CPU, precision="fp8").cascade.refiner.sr_dit
+    assert first is not None and first.fp8 and isinstance(first.blocks[0].get_submodule("ffn.0"), Fp8Linear)
+    assert build_upscaler(shelf, TINY_RANDOM, plan, device=CPU, precision="fp8").cascade.refiner.sr_dit is first
+    plain = build_upscaler(shelf, TINY_RANDOM, plan, device=CPU, precision="bf16").cascade.refiner.sr_dit
+    assert plain is not None and not plain.fp8
+    assert precision_name(ULTRAFLASH, "fp8", CPU) == "fp8"
+    assert "changes pixels" in precision_warnings("fp8")[0] and not precision_warnings("bf16")
 
 
 def test_other_coders_take_their_own_weights() -> None:

@@ -34,7 +34,7 @@ def test_the_table_lists_every_target_and_no_spill_of_attention_at_head_size_128
     for name, figures in kernels.items():
         assert figures.keys() == TARGETS - ({"sm_80"} if name.startswith(EIGHT_BITS) else set()), name
     attention = [name for name in kernels if name.startswith("block_sparse_attention") and "head 128" in name]
-    assert attention and all(kernels[name].keys() == TARGETS for name in attention)
+    assert any("fp8" in name for name in attention) and not all("fp8" in name for name in attention)
     assert not any(line["spilled_bytes"] for name in attention for line in kernels[name].values())
 
 

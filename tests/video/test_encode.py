@@ -256,6 +256,19 @@ def test_a_segment_says_what_it_holds_and_gives_every_packet_its_time(tmp_path: 
     assert times == [(pts - 1000) * 1001 for pts in stamps]
 
 
+@pytest.mark.parametrize(
+    ("pix_fmt", "dtype"), [("yuv420p", np.uint8), ("yuv420p10le", np.uint16)], ids=["8 bits", "10 bits"]
+)
+def test_planes_are_encoded_as_they_are(tmp_path: Path, info: ClipInfo, pix_fmt: str, dtype: type) -> None:
+    spec = spec_for(info, codec="ffv1", crf=None, preset="", pix_fmt=pix_fmt)
+    levels = np.random.default_rng(1).integers(16, 236, (info.height_px * 3 // 2, info.width_px))
+    with SegmentWriter(tmp_path / "a.nut", spec) as writer:
+        writer.write(levels.astype(dtype), 0, 1)
+    with av.open(str(tmp_path / "a.nut")) as container:
+        planes = next(container.decode(video=0)).to_ndarray()
+    assert np.array_equal(planes, levels)
+
+
 @pytest.mark.parametrize("codec", ["h264", "hevc", "ffv1"])
 def test_equal_frames_and_settings_give_equal_segments(tmp_path: Path, info: ClipInfo, codec: str) -> None:
     # x264 once took other decisions where freed memory held other values (its AVX-512 macroblock tree).

@@ -41,6 +41,9 @@ FLOAT32 = 4
 GATHERED = 1 << 18
 """Numbers of keys, and of values, that the sparse attention's reference gathers at a time."""
 
+_BLOCK = 3
+"""Copies of a piece that a memory block holds: its input and two results."""
+
 PAIR_BYTES = 16
 """Bytes that choosing blocks takes for each pair of blocks: scores, shares, the search for the threshold."""
 
@@ -52,7 +55,7 @@ class MemoryBlocks:
     working: int
     """At the largest moment, the memories left out."""
     memories: int
-    """The memories of all blocks: each keeps the piece its frame came in, not the last frame alone."""
+    """The memories of all blocks, a frame each."""
 
 
 def sr_dit_activations(
@@ -62,11 +65,10 @@ def sr_dit_activations(
 
     With N tokens, padding included, U = N * dim numbers and e bytes a number, one block holds at its largest
 
-    * attention: x, y, q, k, v (5 e U; 2 e U more where padding is masked), remembered and present keys and values
-      joined (2 e V, V = (N + remembered tokens) * dim), then the rows of the reference: its parts, their sum and
-      their order (3 e U; on a CPU half precision is widened: float32 copies of q, k, v and of the rows), the block
-      mask's scores beside them;
-    * norm of keys: 5 e U + 8 U;
+    * attention: x, y, q, k, v (5 e U), remembered and present keys and values joined (2 e V, V = (N + remembered
+      tokens) * dim), then the rows of the reference: its parts, their sum and their order (3 e U; on a CPU half
+      precision is widened: float32 copies of q, k, v and of the rows), the block mask's scores beside them;
+    * norm and rotation of keys: 6 e U + 8 U;
     * cross-attention: 8 e U + 8 U;
     * feed-forward: 4 e U and the hidden layer twice, 2 e N ffn_dim;
     * gated sum after it: 5 e U + 12 U.
@@ -78,20 +80,18 @@ def sr_dit_activations(
     row = config.dim * tokens
     joined = row + remembered * grid.block_tokens * config.dim
     pairs = config.num_heads * math.prod(grid.blocks) * (math.prod(grid.blocks) + remembered)
-    padded = grid.block_tokens * math.prod(grid.blocks) != frames * grid.rows * grid.cols
 
     work = element if on_gpu else max(element, FLOAT32)
     widened = 0 if work == element else work * (row + 2 * joined)
     rows = 3 * work * row if work == element else (2 * work + element) * row
-    held = element * row * (7 if padded else 5) + (2 * element * joined if remembered else element * row)
+    held = 5 * element * row + (2 * element * joined if remembered else element * row)
     gathered = 2 * work * min(GATHERED, joined)
     attention = held + max(widened + rows + pairs + gathered, PAIR_BYTES * pairs)
-    norm = (5 * element + 8) * row
+    norm = (6 * element + 8) * row
     cross = 8 * (element + 1) * row if config.text_len else 0
     feed_forward = 4 * element * row + 2 * element * tokens * config.ffn_dim
     gated = (5 * element + 12) * row
-    rotation = 8 * tokens * config.dim // config.num_heads // 2
-    return max(attention, norm, cross, feed_forward, gated) + rotation
+    return max(attention, norm, cross, feed_forward, gated)
 
 
 def generator_activations(config: GeneratorConfig, *, height: int, width: int, element: int) -> int:
@@ -108,8 +108,7 @@ def generator_activations(config: GeneratorConfig, *, height: int, width: int, e
     attention = 7 * element * row + slid
     cross = 8 * (element + 1) * row
     feed_forward = 5 * element * row + 2 * element * tokens * config.ffn_dim
-    rotation = 8 * tokens * config.dim // config.num_heads // 2
-    return max(attention, cross, feed_forward) + rotation
+    return max(attention, cross, feed_forward)
 
 
 def text_encoder_parameters(config: TextEncoderConfig) -> int:
@@ -131,17 +130,20 @@ def prompt_encoder_activations(config: PromptEncoderConfig, element: int) -> int
     return config.heads * config.text_len**2 * (element + FLOAT32) + config.text_len * 8 * config.dim * element
 
 
-def upsampler_activations(config: LatentUpsamplerConfig, *, height: int, width: int) -> MemoryBlocks:
-    """Return the numbers for one low-resolution latent of ``height`` x ``width``: a block holds x and two results."""
+def upsampler_activations(config: LatentUpsamplerConfig, *, height: int, width: int, latents: int = 1) -> MemoryBlocks:
+    """Return the numbers for so many low-resolution latents of ``height`` x ``width`` at once.
+
+    A block holds x and two results.
+    """
     plane = config.width * config.scale**2 * height * width
-    return MemoryBlocks(3 * plane, config.blocks * plane)
+    return MemoryBlocks(_BLOCK * latents * plane, config.blocks * plane)
 
 
 def encoder_activations(config: EncoderConfig, *, height: int, width: int) -> MemoryBlocks:
     """Return the numbers for four frames of ``height`` x ``width`` pixels.
 
-    Largest is the first layer (its result, and the parts that the first pool makes of it), or a stage's blocks: x,
-    its predecessors where the stage has several frames, two results.
+    Largest is the first layer (its result, and the parts that the first pool makes of it), or a stage's blocks: x and
+    two results.
     """
     shrink, frames = config.patch, 4
     plane = config.width * height * width // shrink**2
@@ -151,8 +153,8 @@ def encoder_activations(config: EncoderConfig, *, height: int, width: int) -> Me
         # The input, one frame of it laid out anew, the sum and a summand; then the sum and the strided result.
         working = max(working, (frames + (3 * pooled if pool > 1 else pooled)) * plane)
         frames, plane = pooled, plane // stride**2
-        working = max(working, memories + _blocks(frames) * frames * plane)
-        memories += config.blocks * frames * plane
+        working = max(working, _BLOCK * frames * plane)
+        memories += config.blocks * plane
     return MemoryBlocks(working, memories)
 
 
@@ -177,31 +179,31 @@ def wan_vae_activations(config: WanVaeConfig, *, height: int, width: int) -> Mem
     return MemoryBlocks(max(working, 6 * widths[-1] * plane + plane**2), memories)
 
 
-def decoder_activations(config: DecoderConfig, *, height: int, width: int) -> MemoryBlocks:
-    """Return the numbers for one latent of ``height`` x ``width``, the skip path left out.
+def decoder_activations(config: DecoderConfig, *, height: int, width: int, latents: int = 1) -> MemoryBlocks:
+    """Return the numbers for so many latents of ``height`` x ``width`` at once, the skip path left out.
 
-    Largest is the growth of a stage: its input, the grown frames, and they laid out anew (twice where the piece has
-    several frames already), or a pixel shuffle: its input, the wide convolution's result and two layouts of it.
+    Largest is the growth of a stage: its input, the grown frames, and they laid out anew, or a pixel shuffle: its
+    input, the wide convolution's result and two layouts of it.
     """
-    frames, plane = 1, height * width
+    frames, plane = latents, height * width
     working, memories = 0, 0
     widths = [stage.width for stage in config.stages] + [config.out_width]
     for stage, following in zip(config.stages, widths[1:], strict=True):
         piece = stage.width * frames * plane
-        working = max(working, memories + (_blocks(frames) + max(0, stage.blocks - 1)) * piece)
-        memories += stage.blocks * piece
+        working = max(working, _BLOCK * piece)
+        memories += stage.blocks * stage.width * plane
         if stage.upsample:
             shuffled = config.upsampling == "pixel_shuffle"
-            working = max(working, memories + (9 if shuffled else 5) * piece)
+            working = max(working, (9 if shuffled else 5) * piece)
             piece, plane = 4 * piece, 4 * plane
-        copies = 1 if stage.time_growth == 1 else 2 if frames == 1 else 3
-        working = max(working, memories + (1 + copies * stage.time_growth) * piece)
+        copies = 1 if stage.time_growth == 1 else 2
+        working = max(working, (1 + copies * stage.time_growth) * piece)
         frames *= stage.time_growth
-        working = max(working, memories + (stage.time_growth * piece) + following * frames * plane)
+        working = max(working, (stage.time_growth * piece) + following * frames * plane)
     out = frames * plane * config.skip.latent_features if config.skip else 3 * frames * LATENT_PX**2 * height * width
     shuffled = 1 if config.skip or plane == LATENT_PX**2 * height * width else 2
-    working = max(working, memories + config.out_width * frames * plane + shuffled * out)
-    return MemoryBlocks(working - memories, memories)
+    working = max(working, config.out_width * frames * plane + shuffled * out)
+    return MemoryBlocks(working, memories)
 
 
 def skip_activations(config: DecoderConfig, *, height: int, width: int, element: int) -> int:
@@ -216,8 +218,3 @@ def skip_activations(config: DecoderConfig, *, height: int, width: int, element:
     features = 4 * config.skip.latent_features * plane // config.skip.scale**2 // LATENT_PX**2
     blocks = (2 * config.skip.blocks + 4) * config.skip.width * small
     return element * (features + blocks) + 3 * plane * (2 * element + 3 * FLOAT32)
-
-
-def _blocks(frames: int) -> int:
-    """Return how many copies of a piece a memory block holds: x, two results, the predecessors of several frames."""
-    return 3 if frames == 1 else 4

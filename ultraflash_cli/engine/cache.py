@@ -88,23 +88,43 @@ class WindowRing:
         whose addresses and shapes stay; otherwise it holds tensors that autograd can follow.
         """
         count = k.shape[2]
+        if in_place:
+            ring, slots = self.reserve(count, start=start, capacity=capacity, sink=sink)
+            for slot, new in zip(slots, (k, v), strict=True):
+                slot.copy_(new)
+            return ring
+        kept, left = self._room(count, start, capacity, sink)
+        first = min(sink, kept)
+        k, v = (
+            torch.cat([old[:, :, :first], old[:, :, first + left : kept], new], dim=2)
+            for old, new in ((self.k, k), (self.v, v))
+        )
+        return WindowRing(k, v, kept - left + count, start + count)
+
+    def reserve(
+        self, count: int, *, start: int, capacity: int, sink: int
+    ) -> tuple["WindowRing", tuple[Tensor, Tensor]]:
+        """Return the ring that ends with ``count`` tokens more, and where their keys and values are to be written.
+
+        What ``write`` does in place, for one who computes keys and values straight into ``[B, heads, count, D]``
+        of the ring; until then the ring holds something else there.
+        """
+        kept, left = self._room(count, start, capacity, sink)
+        first = kept - left
+        if left:
+            for buffer in (self.k, self.v):
+                buffer[:, :, sink:first] = buffer[:, :, sink + left : kept].clone()
+        ring = WindowRing(self.k, self.v, first + count, start + count)
+        return ring, (self.k[:, :, first : first + count], self.v[:, :, first : first + count])
+
+    def _room(self, count: int, start: int, capacity: int, sink: int) -> tuple[int, int]:
+        """Return how many tokens precede the new ones, and how many of these leave."""
         again = start + count == self.total
         assert again or start == self.total, "a chunk follows the last one or repeats it"
         kept = self.fill - count if again else self.fill
         left = max(0, kept + count - capacity)
         assert kept - left >= min(sink, kept), "a chunk fits beside the sink"
-        total = start + count
-        if not in_place:
-            k, v = (
-                torch.cat([old[:, :, : min(sink, kept)], old[:, :, min(sink, kept) + left : kept], new], dim=2)
-                for old, new in ((self.k, k), (self.v, v))
-            )
-            return WindowRing(k, v, kept - left + count, total)
-        for buffer, new in ((self.k, k), (self.v, v)):
-            if left:
-                buffer[:, :, sink : kept - left] = buffer[:, :, sink + left : kept].clone()
-            buffer[:, :, kept - left : kept - left + count] = new
-        return WindowRing(self.k, self.v, kept - left + count, total)
+        return kept, left
 
     @property
     def used(self) -> tuple[Tensor, Tensor]:

@@ -391,7 +391,8 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
         state = _state(work.upsampler, dtype, work.batch, *work.latents)
         ledger.add("upsampler weights", _parameters(work.upsampler) * dtype.itemsize, settled)
         ledger.add("upsampler state", state_bytes(state), settled)
-        need = upsampler_activations(work.upsampler, height=work.latents[0], width=work.latents[1])
+        together = settings.group_latents if work.on_gpu else 1
+        need = upsampler_activations(work.upsampler, height=work.latents[0], width=work.latents[1], latents=together)
         count = (need.working + 2 * need.memories) * dtype.itemsize * work.batch
         ledger.add("upsampler activations", count, ("upsample",))
     if work.sr_dit:
@@ -406,6 +407,7 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
     latents = math.prod(work.latents) + 4 * math.prod(work.high)
     count = work.drawn_latents or settings.group_latents
     ledger.add("latents of the group", channels * FLOAT32 * count * latents * work.batch, settled)
+    ledger.add("latents drawn ahead", _ahead_bytes(work), settled)
     return ledger.close(RESERVE_ON_A_GPU_BYTES if work.on_gpu else 0), ledger.host_bytes
 
 
@@ -496,15 +498,18 @@ def _add_decoder(
     dtype = work.dtype_of("decoder")
     height, width = work.latents if is_low else work.high
     element = dtype.itemsize * work.batch
-    need = decoder_activations(config, height=height, width=width)
+    latents_once = work.held_latents if is_low else settings.decode_latents or settings.group_latents
+    together = config.piece(latents_once, height, width) if work.on_gpu else 1
+    need = decoder_activations(config, height=height, width=width, latents=together)
     is_first = is_low and work.decoder is not None
     name = "low-resolution decoder" if is_first else "decoder"
     state = state_bytes(_state(config, dtype, work.batch, height, width))
     skip = skip_activations(config, height=height, width=width, element=dtype.itemsize) * work.batch
+    skip *= FRAMES_PER_LATENT * together if work.on_gpu else 1
     if config != work.decoder or not is_low:
         ledger.add(f"{name} weights", _parameters(config) * dtype.itemsize, settled)
-    ledger.add(f"{name} state", max(need.memories * element, state), settled)
-    # Of the memories those of the group's start, of the latent before and of the one in work are alive at once.
+    ledger.add(f"{name} state", state, settled)
+    # Of the memories those of the group's start, of the piece before and of the one in work are alive at once.
     phases = ("generate",) if is_first else ("decode",)
     ledger.add(f"{name} activations", (need.working + 2 * need.memories) * element + skip, phases)
     latents = work.held_latents
@@ -536,7 +541,16 @@ def _saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
         ("decoder", work.decoder, work.high),
         ("decoder", work.low_decoder, work.latents),
     )
-    return sum(state_bytes(_state(c, work.dtype_of(part), work.batch, *size)) for part, c, size in stages if c)
+    saved = sum(state_bytes(_state(c, work.dtype_of(part), work.batch, *size)) for part, c, size in stages if c)
+    return saved + _ahead_bytes(work)
+
+
+def _ahead_bytes(work: MemoryWork) -> int:
+    """Return the bytes of the latents of the next group, which may be drawn ahead."""
+    if work.generator is None:
+        return 0
+    latents = work.batch * work.generator.latent_channels * work.held_latents * math.prod(work.latents)
+    return latents * work.dtype_of("generator").itemsize
 
 
 # Exact numbers, from networks and states without storage

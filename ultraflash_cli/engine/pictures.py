@@ -1,16 +1,29 @@
 """Pictures as arrays of integers, and as tensors."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Picture", "as_picture", "put_frames", "quantise", "to_tensor", "widen"]
+from ultraflash_kernels.frames_to_yuv import Matrix, frames_to_yuv
+
+__all__ = ["Picture", "YuvFormat", "as_picture", "put_frames", "quantise", "to_planes", "to_tensor", "widen"]
 
 Picture = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-"""RGB [H, W, 3], 8 bits or 16 (full scale)."""
+"""RGB [H, W, 3], 8 bits or 16 (full scale); or planes of YUV 4:2:0 [3H / 2, W], see ``to_planes``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class YuvFormat:
+    """How a video encoder wants planes of YUV 4:2:0; chroma lies on the left."""
+
+    matrix: Matrix
+    full_range: bool
+    bits: int
+    """8 or 10."""
 
 
 def to_tensor(picture_hwc: Picture) -> Tensor:
@@ -52,7 +65,22 @@ def quantise(picture_chw: Tensor, *, deep: bool) -> Tensor:
     return whole.permute(1, 2, 0).contiguous()
 
 
-def as_picture(pixels_hwc: Tensor) -> Picture:
-    """Return what ``quantise`` gave as an array that shares its memory; from a GPU as a copy, which is waited for."""
-    array = pixels_hwc.cpu().numpy()
+def to_planes(picture_chw: Tensor, form: YuvFormat) -> Tensor:
+    """Return planes of YUV 4:2:0 [3H / 2, W], luma above both of chroma: uint8, or 10 bits as int16; sides are even.
+
+    They are made where the picture is, so that half the bytes cross the bus.
+    """
+    height, width = picture_chw.shape[1:]
+    assert height % 2 == 0 and width % 2 == 0, "planes of 4:2:0 have even sides"
+    planes = frames_to_yuv(picture_chw[None], matrix=form.matrix, full_range=form.full_range, bits=form.bits)
+    packed = planes.packed if form.bits == 8 else planes.packed.view(torch.int16)
+    return packed.view(height * 3 // 2, width)
+
+
+def as_picture(pixels: Tensor) -> Picture:
+    """Return the array of what ``quantise`` or ``to_planes`` gave, in the same memory.
+
+    From a GPU it is a copy, which is waited for.
+    """
+    array = pixels.cpu().numpy()
     return array.view(np.uint16) if array.dtype == np.int16 else array

@@ -59,13 +59,6 @@ class BlockGrid:
         x = x.reshape(x.shape[0], x.shape[1], nt * bt, ny * by * py, nx * bx * px)
         return x[:, :, : self.frames, : self.rows * py, : self.cols * px]
 
-    def padding(self, device: torch.device) -> Tensor | None:
-        """Return ``[blocks, tokens]``, true where a token is padding, or None where there is none."""
-        if all(size % block == 0 for size, block in zip((self.frames, self.rows, self.cols), self.block, strict=True)):
-            return None
-        real = torch.ones(1, 1, self.frames, self.rows, self.cols, device=device)
-        return self.to_blocks(real)[0, :, :, 0] == 0
-
 
 def window_blocks(rows: int, cols: int, size: int, device: torch.device | None = None) -> Tensor:
     """Return ``[rows * cols, rows * cols]``, true where a spatial block lies in another's window; size 0 is no limit.

@@ -11,7 +11,7 @@ from ultraflash_cli.engine.cascade import Cascade, CascadeState
 from ultraflash_cli.engine.lanes import Arriving, Outlet, outlet_for, to_device
 from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
-from ultraflash_cli.engine.pictures import Picture, put_frames, quantise
+from ultraflash_cli.engine.pictures import Picture, YuvFormat, put_frames, quantise, to_planes
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.schedule import group_frames
 
@@ -35,7 +35,7 @@ class Upscaler:
     ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit, between is a blend of pixels. ``color``
     "match" makes the low frequencies of the result follow the source's. ``context [1, tokens, text width]`` is the
     embedding of the prompt, for a model that takes one. ``outlet`` is the pictures' way to the host, by default the
-    best one from where the cascade is.
+    best one from where the cascade is. With ``yuv`` the pictures that come out are planes.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Upscaler:
         color: str = "match",
         context: Tensor | None = None,
         outlet: Outlet | None = None,
+        yuv: YuvFormat | None = None,
     ) -> None:
         assert 0 <= strength <= 1, "strength lies between 0 and 1"
         assert color in ("match", "off"), f"color is match or off, not {color}"
@@ -56,6 +57,7 @@ class Upscaler:
         self.strength = strength
         self.color = color
         self.context = context
+        self.yuv = yuv
         self._outlet = outlet or outlet_for(cascade.device)
         self._rows = _reflect(plan.enlarged[0], plan.padded[0]).to(cascade.device)
         self._columns = _reflect(plan.enlarged[1], plan.padded[1]).to(cascade.device)
@@ -146,6 +148,9 @@ class Upscaler:
         with self.cascade.timer("finish"):
             pairs = zip(sources_tchw.split(1), sharp_bcthw[0].transpose(0, 1).split(1), strict=True)
             blended = (self._blend(source, to_device(sharp, source.device))[0] for source, sharp in pairs)
+            if self.yuv is not None:
+                form = self.yuv
+                return self._outlet.send(to_planes(picture, form) for picture in blended)
             return self._outlet.send(quantise(picture, deep=deep) for picture in blended)
 
     def _blend(self, source_nchw: Tensor, sharp_nchw: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
 from ultraflash_cli.engine.lanes import cuda_lanes
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.profiles import PROFILES, Profile
 from ultraflash_cli.engine.refiner import Refiner, StageTimer, untimed
@@ -32,6 +33,7 @@ from ultraflash_cli.weights.load import load_strictly, read_tensors
 from ultraflash_cli.weights.manifest import WeightEntry, read_manifest
 from ultraflash_cli.weights.store import WeightStore
 from ultraflash_cli.weights.verify import verify
+from ultraflash_kernels.fp8_linear import fp8_refusal
 
 __all__ = [
     "NETWORKS",
@@ -43,7 +45,9 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "find_profile",
+    "fp8_parts",
     "precision_name",
+    "precision_warnings",
     "stage_precisions",
     "take_base_decoder",
     "with_full_encoder",
@@ -75,6 +79,8 @@ NETWORKS: dict[type, Callable[..., nn.Module]] = {
 TOKENIZER = "wan/tokenizer"
 """What the names of the tokenizer's files begin with."""
 _ULTRA = "ultra_decoder"
+_IN_8_BITS = frozenset({"generator", "sr_dit"})
+"""Parts that ``--precision fp8`` puts into 8 bits."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -115,32 +121,50 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Turn ``auto``, ``fp32`` or ``bf16`` into a dtype.
+    """Turn ``auto``, ``fp32``, ``bf16`` or ``fp8`` into the dtype of what is not in 8 bits.
 
     ``auto`` is bf16 on a GPU and on CPUs whose bf16 convolutions are the faster ones (AMX, or AMD with
-    avx512_bf16; Intel without AMX runs them at half the speed of float32), else float32.
+    avx512_bf16; Intel without AMX runs them at half the speed of float32), else float32. Raises DeviceError for
+    ``fp8`` where ``device`` cannot multiply 8 bits.
     """
     if name == "auto":
         fast = _cpu_has_fast_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
+    if name == "fp8" and (refusal := fp8_refusal(device)):
+        raise DeviceError(f"--precision fp8 cannot run here: {refusal} Use --precision auto.")
     try:
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}[name]
     except KeyError as error:
-        raise UsageError(f"--precision is auto, fp32 or bf16, not {name!r}.") from error
+        raise UsageError(f"--precision is auto, fp32, bf16 or fp8, not {name!r}.") from error
 
 
 def stage_precisions(profile: Profile, name: str, device: torch.device) -> Callable[[str], torch.dtype]:
-    """Return what gives each part its dtype: the profile's own on a GPU under ``auto``, else one for all.
+    """Return what gives each part its dtype: the profile's own on a GPU under ``auto`` and ``fp8``, else one for all.
 
-    The full autoencoder stays in float32 unless another precision is asked for.
+    The full autoencoder stays in float32 unless another precision is asked for. Under ``fp8`` the transformers are
+    bfloat16 around what is in 8 bits (``fp8_parts``).
     """
     one = choose_precision(name, device)
     own = {part: _DTYPES[precision] for part, precision in profile.precisions}
-    if name != "auto":
+    if name == "fp8":
+        own |= dict.fromkeys(_IN_8_BITS, torch.bfloat16)
+    elif name != "auto":
         own = {}
     elif device.type == "cpu":
         own = {part: dtype for part, dtype in own.items() if dtype == torch.float32}
     return lambda part: own.get(part, one)
+
+
+def fp8_parts(precision: str) -> frozenset[str]:
+    """Return the parts whose linear layers and attention are put into 8 bits."""
+    return _IN_8_BITS if precision == "fp8" else frozenset()
+
+
+def precision_warnings(precision: str) -> list[str]:
+    """Say what a precision changes in the pixels."""
+    if precision != "fp8":
+        return []
+    return ["--precision fp8: weights and inputs of the transformers are rounded to 8 bits, which changes pixels"]
 
 
 class Shelf:
@@ -216,12 +240,26 @@ class Shelf:
         return self.store
 
     def take(
-        self, profile: Profile, part: str, config: Config, *, device: torch.device, dtype: torch.dtype
+        self,
+        profile: Profile,
+        part: str,
+        config: Config,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        fp8: bool = False,
     ) -> nn.Module:
-        """Return the network of a part of a profile, ready to run. Raises WeightsError where its weights are not."""
-        key = (profile.name, part, config, device, dtype)
+        """Return the network of a part of a profile, ready to run. Raises WeightsError where its weights are not.
+
+        ``fp8`` puts a transformer into 8 bits, once.
+        """
+        key = (profile.name, part, config, device, dtype, fp8)
         if key not in self._networks:
-            self._networks[key] = self._load(profile, part, config, device, dtype)
+            network = self._load(profile, part, config, device, dtype)
+            if fp8:
+                assert isinstance(network, Generator | SrDit), f"{part} has no 8-bit form"
+                network.to_fp8()
+            self._networks[key] = network
         return self._networks[key]
 
     def drop(self, network: nn.Module) -> None:
@@ -259,15 +297,16 @@ def build_upscaler(
     decode_latents: int | None = None,
     timer: StageTimer = untimed,
     speedups: Speedups = Speedups(),
+    yuv: YuvFormat | None = None,
 ) -> Upscaler:
     """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError where weights are not right."""
     profile = profile.at_scale(plan.scale)
     dtype_of = stage_precisions(profile, precision, device)
     kind = "wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder"
     encoder = shelf.take(profile, kind, profile.encoder, device=device, dtype=dtype_of(kind))
-    refiner = _refiner(shelf, profile, device, dtype_of, decode_latents, timer, speedups)
+    refiner = _refiner(shelf, profile, device, dtype_of, fp8_parts(precision), decode_latents, timer, speedups)
     cascade = Cascade(profile, encoder, refiner)  # pyright: ignore[reportArgumentType]
-    return Upscaler(cascade, plan, strength=strength, color=color, context=context)
+    return Upscaler(cascade, plan, strength=strength, color=color, context=context, yuv=yuv)
 
 
 def build_text_to_video(
@@ -294,11 +333,13 @@ def build_text_to_video(
     if config is None:
         raise UsageError(f"the model {profile.name} cannot generate; --model names another.")
     dtype_of = stage_precisions(profile, precision, device)
-    generator = shelf.take(profile, part, config, device=device, dtype=dtype_of("generator"))
+    in_fp8 = fp8_parts(precision)
+    dtype, fp8 = dtype_of("generator"), "generator" in in_fp8
+    generator = shelf.take(profile, part, config, device=device, dtype=dtype, fp8=fp8)
     refiner = low_decoder = None
     if scale > 1:
         profile = profile.at_scale(scale)
-        refiner = _refiner(shelf, profile, device, dtype_of, decode_latents, timer, speedups)
+        refiner = _refiner(shelf, profile, device, dtype_of, in_fp8, decode_latents, timer, speedups)
     if low_frames or scale == 1 or profile.decoder.skip is not None:
         low_decoder = take_base_decoder(shelf, profile, device=device, precision=precision)
     assert isinstance(generator, Generator)
@@ -331,12 +372,13 @@ def _refiner(
     profile: Profile,
     device: torch.device,
     dtype_of: Callable[[str], torch.dtype],
+    in_fp8: frozenset[str],
     decode_latents: int | None,
     timer: StageTimer,
     speedups: Speedups,
 ) -> Refiner:
     def take(part: str, config: Config) -> nn.Module:
-        return shelf.take(profile, part, config, device=device, dtype=dtype_of(part))
+        return shelf.take(profile, part, config, device=device, dtype=dtype_of(part), fp8=part in in_fp8)
 
     upsampler = take("upsampler", profile.upsampler)
     sr_dit = take("sr_dit", profile.sr_dit) if profile.sr_dit else None
@@ -348,7 +390,9 @@ def _refiner(
 
 
 def precision_name(profile: Profile, name: str, device: torch.device) -> str:
-    """Name the precision that the stages of an upscale run in; ``mixed`` where they differ."""
+    """Name the precision that the stages of an upscale run in; ``mixed`` where they differ, but for fp8."""
+    if name == "fp8":
+        return name
     dtype_of = stage_precisions(profile, name, device)
     dtypes = {dtype_of(part) for part in ("encoder", "upsampler", "sr_dit", "decoder")}
     names = [word for word, dtype in _DTYPES.items() if dtype in dtypes]

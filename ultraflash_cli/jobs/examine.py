@@ -142,11 +142,14 @@ def _attention() -> Finding:
     import torch
 
     from ultraflash_kernels._dispatch import device_refusal
+    from ultraflash_kernels.fp8_linear import fp8_refusal
 
     on_gpu = torch.cuda.is_available()
     refusal = device_refusal(torch.device("cuda" if on_gpu else "cpu"))
     if on_gpu and refusal is None:
-        return Finding(name="attention", state="ok", found="Triton kernels")
+        in_8_bits = fp8_refusal(torch.device("cuda"))
+        found = "Triton kernels; --precision fp8 " + (f"cannot run: {in_8_bits}" if in_8_bits else "can run")
+        return Finding(name="attention", state="ok", found=found.rstrip("."))
     why = refusal if on_gpu else "there is no GPU"
     return Finding(
         name="attention",

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.clock import StageClock
     from ultraflash_cli.engine.lanes import Arriving, Outlet
     from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings
-    from ultraflash_cli.engine.pictures import Picture
+    from ultraflash_cli.engine.pictures import Picture, YuvFormat
     from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
     from ultraflash_cli.engine.upscaler import Upscaler, UpscalerState
     from ultraflash_cli.jobs.assemble import Shelf, Speedups
     from ultraflash_cli.jobs.flow import Pictures
+    from ultraflash_kernels.frames_to_yuv import Matrix
 
 __all__ = [
     "Builder",
@@ -37,10 +38,15 @@ __all__ = [
     "as_frame_upscaler",
     "build",
     "chosen_coders",
+    "planes_for",
 ]
 
 _LATENT_PX = 8
 _SCORERS = "ultraflash.scorers"
+_PLANE_BITS = {"yuv420p": 8, "yuv420p10le": 10}
+"""Bits of the formats of planes that a GPU makes."""
+_PLANE_MATRICES: "dict[str, Matrix]" = {"bt709": "bt709", "bt470": "bt601", "smpte170m": "bt601", "bt2020": "bt2020nc"}
+"""By libswscale's names."""
 _QUEUES = ("waiting_tchw", "cascade.queue_bcthw")
 """Parts of a state that hold frames waiting for their group: empty between groups, and large."""
 
@@ -136,12 +142,12 @@ class Models:
         import torch
 
         from ultraflash_cli.engine.clock import StageClock
-        from ultraflash_cli.jobs.assemble import build_upscaler, precision_name
+        from ultraflash_cli.jobs.assemble import build_upscaler, precision_name, precision_warnings
 
         job = prepared.job
         shelf = self._shelf(job.store)
         torch.set_num_threads(prepared.threads)
-        warnings = [*memory.warnings]
+        warnings = [*precision_warnings(job.precision), *memory.warnings]
         context = None
         if profile.refines_by_words:
             prompt = profile.default_prompt if job.prompt is None else job.prompt
@@ -159,6 +165,7 @@ class Models:
             decode_latents=memory.settings.decode_latents,
             timer=timer,
             speedups=speedups_within(memory, device, graphs=job.cuda_graphs),
+            yuv=planes_for(prepared, device),
         )
         if device.type == "cuda":
             upscaler.warm_up()
@@ -190,15 +197,18 @@ class Models:
         from ultraflash_cli.jobs.assemble import (
             build_text_to_video,
             precision_name,
+            precision_warnings,
             stage_precisions,
             take_base_decoder,
         )
+        from ultraflash_cli.jobs.prompts import prompt_read
 
         job, rules = prepared.job, prepared.cache_management
         shelf = self._shelf(job.store)
         torch.set_num_threads(prepared.threads)
-        warnings = [*memory.warnings]
-        context = self._embed(shelf, profile, prepared.prompt, job.precision, device, memory, warnings)
+        warnings = [*precision_warnings(job.precision), *memory.warnings]
+        prompt = prompt_read(profile, prepared.prompt, job.seed)
+        context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
         profile = within(profile, memory.settings)
         timer = StageClock(device)
         video = build_text_to_video(
@@ -275,9 +285,22 @@ class Models:
         return self._shelves[store]
 
 
+def planes_for(prepared: Prepared, device: "torch.device") -> "YuvFormat | None":
+    """Return the planes that a GPU makes of finished pictures where the encoder takes them as they are, else None."""
+    from ultraflash_cli.engine.pictures import YuvFormat
+    from ultraflash_cli.video.color import FULL, scale_matrix
+
+    spec, bits = prepared.spec, _PLANE_BITS.get(prepared.spec.pix_fmt)
+    if device.type != "cuda" or bits is None or spec.turns or prepared.job.side_by_side:
+        return None
+    matrix = _PLANE_MATRICES.get(scale_matrix(spec.color))
+    return None if matrix is None else YuvFormat(matrix=matrix, full_range=spec.color.range == FULL, bits=bits)
+
+
 def _effect_of(settings: "MemorySettings") -> str:
-    """Name what a memory plan changes in the result."""
-    return f"kv_len {settings.kv_len}, groups of {settings.group_latents}"
+    """Name what a memory plan changes in the result: a GPU may add up a smaller piece in another order, too."""
+    pieces = f", {settings.decode_latents} latents decoded at once" if settings.decode_latents else ""
+    return f"kv_len {settings.kv_len}, groups of {settings.group_latents}{pieces}"
 
 
 def build(prepared: Prepared) -> Built:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.jobs.assemble import Shelf
 
-__all__ = ["EMBEDDINGS", "embed_prompts", "is_embedded"]
+__all__ = ["EMBEDDINGS", "embed_prompts", "is_embedded", "prompt_read"]
 
 EMBEDDINGS = "embeddings"
 """Folder inside the weight store."""
@@ -62,6 +62,14 @@ def embed_prompts(
         if known[prompt].tokens > rows:
             warn(f"the prompt has {known[prompt].tokens} tokens, the first {rows} are used")
     return [known[prompt].rows.to(device) for prompt in cleaned]
+
+
+def prompt_read(profile: "Profile", prompt: str, seed: int) -> str:
+    """Return what the text encoder reads for a prompt: where a model has variants, the seed chooses one."""
+    from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
+
+    words = profile.text_encoder
+    return words.with_variant(prompt, seed) if isinstance(words, PromptEncoderConfig) else prompt
 
 
 def is_embedded(shelf: "Shelf", profile: "Profile", prompt: str, *, precision: str, device: "torch.device") -> bool:
@@ -111,7 +119,7 @@ def _compute(
     encoder = shelf.take(profile, "text_encoder", config, device=device, dtype=dtype)
     computed: dict[str, _Embedding] = {}
     if isinstance(encoder, PromptEncoder):
-        tokenizer = WordTokenizer(encoder.config.vocab)
+        tokenizer = WordTokenizer(encoder.config.vocab, encoder.config.words)
         encode: Callable[[str], Tensor] = lambda prompt: encoder.encode((prompt,))  # noqa: E731
     else:
         assert isinstance(encoder, TextEncoder)

@@ -38,6 +38,7 @@ __all__ = [
     "resize_rgb",
     "resolve_color",
     "rgb_filter",
+    "scale_matrix",
     "widened",
     "yuv_filter",
 ]
@@ -296,7 +297,7 @@ def rgb_filter(
     bottom field first, whatever their flags say). ``chroma_location`` says where halved chroma lies (left, center,
     topleft, ...); libswscale would take it to lie in the middle, whatever the frames say.
     """
-    source = "" if color.matrix == RGB else f":in_color_matrix={_matrix(color)}:in_range={_range(color)}"
+    source = "" if color.matrix == RGB else f":in_color_matrix={scale_matrix(color)}:in_range={_range(color)}"
     if source:
         source += f":in_chroma_loc={chroma_location}"
     filters = _deinterlacer(deinterlace)
@@ -338,7 +339,7 @@ def yuv_filter(color: ColorInfo, *, pix_fmt: str, threads: int = 1) -> FrameFilt
     if color.matrix == RGB:
         target = ""
     else:
-        target = f":out_color_matrix={_matrix(color)}:out_range={_range(color)}"
+        target = f":out_color_matrix={scale_matrix(color)}:out_range={_range(color)}"
         if "420" in pix_fmt or "422" in pix_fmt:
             target += ":out_chroma_loc=left"
     return FrameFilter(
@@ -394,7 +395,8 @@ def _deinterlacer(deinterlace: str | None) -> list[tuple[str, str]]:
     return [("bwdif", f"mode=send_frame:parity={parity}:deint={frames}")]
 
 
-def _matrix(color: ColorInfo) -> str:
+def scale_matrix(color: ColorInfo) -> str:
+    """Return libswscale's name of the matrix that ``color`` is read and written with."""
     return _SCALE_MATRIX.get(color.matrix, "bt709")
 
 

@@ -84,19 +84,20 @@ class SegmentWriter:
     def write(self, rgb_hwc: Picture, pts: int, duration: int, alpha_hw: Picture | None = None) -> None:
         """Encode one frame ``[height, width, 3]``, uint8 or uint16; ``pts`` must grow, in the spec's time base.
 
+        Planes of YUV 4:2:0 ``[height * 3 / 2, width]`` in the spec's format, matrix and range are encoded as they are.
         ``alpha_hw`` says how opaque each pixel is, in the same depth; without it all are. It is left out where the spec
         encodes no transparency.
         """
         assert not self._closed, "a segment that is still open"
         assert self._last is None or pts > self._last, f"time stamps grow: {pts} after {self._last}"
-        assert rgb_hwc.shape == (self.spec.height_px, self.spec.width_px, 3), f"a frame of the spec: {rgb_hwc.shape}"
+        shapes = ((self.spec.height_px, self.spec.width_px, 3), (self.spec.height_px * 3 // 2, self.spec.width_px))
+        assert rgb_hwc.shape in shapes, f"a frame of the spec: {rgb_hwc.shape}"
         if self._first is None:
             self._first = pts
         self._last, self._last_duration = pts, duration
         self._frames += 1
-        frame = self._packed(rgb_hwc, alpha_hw)
         with output_errors(self.path):
-            (yuv,) = self._convert.push(frame)
+            yuv = self._planes(rgb_hwc) if rgb_hwc.ndim == 2 else self._converted(rgb_hwc, alpha_hw)
             # ProRes writes the tags of its frames, not those of the stream.
             yuv.color_primaries, yuv.color_trc = self.spec.color.primaries, self.spec.color.transfer
             ticks = self.spec.time_base.numerator
@@ -137,6 +138,17 @@ class SegmentWriter:
                 self._container.close()
             except (OSError, FFmpegError):
                 return
+
+    def _planes(self, planes: Picture) -> av.VideoFrame:
+        """The frame as the encoder takes it, of planes that were made for it."""
+        assert not self.spec.turns and not self.spec.alpha, "planes are neither turned nor transparent"
+        yuv = as_frame(planes, self.spec.pix_fmt)
+        yuv.colorspace, yuv.color_range = self.spec.color.matrix, self.spec.color.range
+        return yuv
+
+    def _converted(self, rgb_hwc: Picture, alpha_hw: Picture | None) -> av.VideoFrame:
+        (yuv,) = self._convert.push(self._packed(rgb_hwc, alpha_hw))
+        return yuv
 
     def _packed(self, rgb_hwc: Picture, alpha_hw: Picture | None) -> av.VideoFrame:
         """The frame as libswscale takes it, turned where the file cannot say how it is to be shown."""

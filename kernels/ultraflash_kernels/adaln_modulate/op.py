@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ultraflash_kernels._dispatch import Impl, chooses_triton
 from ultraflash_kernels.adaln_modulate import reference
-from ultraflash_kernels.fp8_linear import Fp8Rows, quantise_rows
+from ultraflash_kernels.fp8_linear import Fp8Rows, e4m3_refusal, quantise_rows
 
 __all__ = ["adaln_modulate", "adaln_modulate_fp8", "gated_residual"]
 
@@ -32,9 +32,7 @@ def adaln_modulate_fp8(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 
     ``[*L, *N, D]`` in float8_e4m3fn and scales ``[*L, *N, 1]``.
     """
     _check("adaln_modulate_fp8", x, shift, scale)
-    refusal = _refusal(x)
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 9):
-        refusal = "compute capability 8.9 is the first that knows float8_e4m3fn."
+    refusal = _refusal(x) or e4m3_refusal(x)
     if chooses_triton("adaln_modulate_fp8", impl, x, shift, scale, refusal=refusal):
         return Fp8Rows(*_modulate_fp8(x, shift, scale, eps))
     return quantise_rows(reference.modulate(x, shift, scale, eps), impl="reference")

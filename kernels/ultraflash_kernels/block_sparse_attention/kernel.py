@@ -14,7 +14,7 @@ from torch import Tensor
 from ultraflash_kernels._dispatch import capability
 from ultraflash_kernels.block_lists import BlockLists
 
-__all__ = ["Tiles", "attention_kernel", "forward", "tiles"]
+__all__ = ["Tiles", "attention_kernel", "forward", "output", "power_of_two", "tiles"]
 
 
 @triton.jit(do_not_specialize=["heads", "queries", "fill"])  # one program for every group of a clip
@@ -135,7 +135,7 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _output(q: Tensor) -> Tensor:
+def output(q: Tensor) -> Tensor:
     """Return fresh memory shaped ``[B, H, N, T, D]`` that lies as ``[B, N, T, H, D]``, as the next layer reads it."""
     samples, heads, blocks, tokens, width = q.shape
     return q.new_empty((samples, blocks, tokens, heads, width)).permute(0, 3, 1, 2, 4)
@@ -145,7 +145,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, ring_k: Tensor | None, ring_v: Tensor | None, fill: int
 ) -> Tensor:
     """See ``op.block_list_attention``; nothing is checked here."""
-    out = _output(q)
+    out = output(q)
     _, heads, queries, tokens, width = q.shape
     ring = ring_k is not None and ring_v is not None and fill > 0
     old_k, old_v = (ring_k, ring_v) if ring_k is not None and ring_v is not None else (k, v)

@@ -6,10 +6,13 @@ from torch import Tensor
 from ultraflash_kernels._dispatch import Impl, chooses_triton
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import reference
+from ultraflash_kernels.fp8_linear import e4m3_refusal, quantise_rows
 
 __all__ = ["block_list_attention", "block_sparse_attention"]
 
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MOST_BLOCK_VALUES = 1 << 15
+"""Values of a block up to which it is quantised at once."""
 WIDEST = 128
 """Head size up to which a tile of the kernel holds whole heads."""
 
@@ -46,6 +49,7 @@ def block_list_attention(
     *,
     ring: tuple[Tensor, Tensor] | None = None,
     fill: int = 0,
+    fp8: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Attend as ``block_sparse_attention`` does to the key blocks that ``lists`` names, remembered ones in place.
@@ -54,6 +58,9 @@ def block_list_attention(
     ``[B, H, capacity, T, D]``; the others are the blocks of ``k`` and ``v [B, H, N, T, D]``. Nothing is joined, and
     the rest of the ring is not read. On a GPU there is no synchronisation, and the result lies in memory as
     ``[B, Nq, T, H, D]``.
+
+    With ``fp8`` every token of q, k and v is rounded to float8_e4m3fn as ``quantise_rows`` does; the kernel multiplies
+    these numbers, rounds the weights of values to 8 bits, too, and sums in float32.
 
     Raises ValueError for shapes that do not fit, KernelUnsupportedError for ``impl="triton"`` where the kernel
     cannot run.
@@ -71,9 +78,22 @@ def block_list_attention(
             raise ValueError(f"{fill} remembered blocks in a ring of {ring_k.shape[2]}")
         tensors += [ring_k, ring_v]
     refusal = _refusal(q, k, v, *(ring or ()))
+    if fp8 and refusal is None:
+        refusal = _fp8_refusal(q)
     if not chooses_triton("block_list_attention", impl, *tensors, refusal=refusal):
+        if fp8:
+            q, k, v = (_rounded(x) for x in (q, k, v))
+            if ring_k is not None and ring_v is not None:
+                ring_k, ring_v = _rounded(ring_k[:, :, :fill]), _rounded(ring_v[:, :, :fill])
         return reference.from_lists(q, k, v, lists, ring_k, ring_v, fill)
-    return _block_list_attention(q, k, v, lists.starts, lists.blocks, lists.order, ring_k, ring_v, fill)
+    attend = _block_list_attention_fp8 if fp8 else _block_list_attention
+    return attend(q, k, v, lists.starts, lists.blocks, lists.order, ring_k, ring_v, fill)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Round tokens to what 8 bits hold of them."""
+    rows = quantise_rows(x, impl="reference")
+    return (rows.values.float() * rows.scales).to(x.dtype)
 
 
 def _check_blocks(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -89,6 +109,12 @@ def _refusal(q: Tensor, *others: Tensor) -> str | None:
     if any(x.shape[3] * x.stride(3) >= 1 << 31 for x in (q, *others)):
         return "the tokens of a block lie further apart than 32 bits can count."
     return None
+
+
+def _fp8_refusal(q: Tensor) -> str | None:
+    if q.shape[3] * q.shape[4] > MOST_BLOCK_VALUES:
+        return f"a block has {q.shape[3] * q.shape[4]} values, expected at most {MOST_BLOCK_VALUES}."
+    return e4m3_refusal(q)
 
 
 @torch.library.custom_op("ultraflash::block_list_attention", mutates_args=())
@@ -110,3 +136,18 @@ def _block_list_attention_shape(
 ) -> Tensor:  # fmt: skip
     samples, heads, rows, tokens, width = q.shape
     return q.new_empty((samples, rows, tokens, heads, width)).permute(0, 3, 1, 2, 4)
+
+
+@torch.library.custom_op("ultraflash::block_list_attention_fp8", mutates_args=())
+def _block_list_attention_fp8(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, blocks: Tensor, order: Tensor, ring_k: Tensor | None,
+    ring_v: Tensor | None, fill: int,
+) -> Tensor:  # fmt: skip
+    from ultraflash_kernels.block_sparse_attention import kernel_fp8
+
+    samples, heads, rows = q.shape[:3]
+    lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
+    return kernel_fp8.forward(q, k, v, lists, ring_k, ring_v, fill)
+
+
+_block_list_attention_fp8.register_fake(_block_list_attention_shape)

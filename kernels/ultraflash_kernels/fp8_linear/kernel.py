@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["quantise", "quantise_rows_kernel", "to_e4m3"]
+__all__ = ["quantise", "quantise_rows_kernel", "rounded_e4m3", "to_e4m3"]
 
 
 @triton.jit
@@ -17,6 +17,17 @@ def to_e4m3(y):
     scales = tl.div_rn(tl.maximum(tl.max(tl.abs(y), axis=1), 1e-12), 448.0)
     scaled = tl.div_rn(y, scales[:, None])
     return tl.clamp(scaled, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL), scales
+
+
+@triton.jit
+def rounded_e4m3(x):
+    """Round float32 to three bits of mantissa, ties to even, from 2**-6 up.
+
+    For the interpreter, whose cast to float8_e4m3fn loses a carry; a GPU's cast needs no help.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
+    return tl.where(tl.abs(x) >= 0.015625, bits.to(tl.float32, bitcast=True), x)
 
 
 @triton.jit

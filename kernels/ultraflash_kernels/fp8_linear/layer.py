@@ -39,8 +39,12 @@ class Fp8Linear(nn.Module):
         return Fp8Rows(self.weight_bytes.view(torch.float8_e4m3fn), self.scale_bits.view(torch.float32))
 
     def forward(self, x: Tensor | Fp8Rows) -> Tensor:
-        """Map ``x [..., in]`` to ``[..., out]`` in the dtype of x (bfloat16 for rows that are quantised already)."""
-        return fp8_linear(x, self.rows, self.bias, impl=self.impl)
+        """Map ``x [..., in]`` to ``[..., out]`` in the dtype of x.
+
+        Rows that are quantised already give the dtype of the bias, bfloat16 where there is none.
+        """
+        like = self.bias if isinstance(x, Fp8Rows) else x
+        return fp8_linear(x, self.rows, self.bias, dtype=None if like is None else like.dtype, impl=self.impl)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

@@ -5,10 +5,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl, KernelUnsupportedError, chooses_triton
+from ultraflash_kernels._dispatch import Impl, KernelUnsupportedError, chooses_triton, device_refusal
 from ultraflash_kernels.fp8_linear import reference
 
-__all__ = ["Fp8Impl", "Fp8Rows", "fp8_linear", "quantise_rows", "scaled_mm_refusal"]
+__all__ = ["Fp8Impl", "Fp8Rows", "e4m3_refusal", "fp8_linear", "fp8_refusal", "quantise_rows", "scaled_mm_refusal"]
 
 Fp8Impl = Literal["auto", "scaled_mm", "reference"]
 """``scaled_mm`` and ``reference`` are what is run, or an error; ``auto`` takes the first where it can."""
@@ -36,7 +36,7 @@ def quantise_rows(x: Tensor, *, impl: Impl = "auto") -> Fp8Rows:
     """
     if not x.is_floating_point() or x.ndim < 1:
         raise ValueError(f"quantise_rows: rows are floating point, got {x.dtype} {list(x.shape)}")
-    if chooses_triton("quantise_rows", impl, x, refusal=_e4m3_refusal(x)):
+    if chooses_triton("quantise_rows", impl, x, refusal=e4m3_refusal(x)):
         return Fp8Rows(*_quantise(x))
     with torch.no_grad():
         return Fp8Rows(*reference.quantise(x))
@@ -95,7 +95,15 @@ def scaled_mm_refusal(device: torch.device, width: int, out: int, dtype: torch.d
     return None
 
 
-def _e4m3_refusal(x: Tensor) -> str | None:
+def fp8_refusal(device: torch.device) -> str | None:
+    """Return why networks cannot run in 8 bits on ``device``, layers and attention, in a sentence, or None."""
+    if not hasattr(torch, "_scaled_mm"):
+        return "this torch has no 8-bit products."
+    return scaled_mm_refusal(device, MULTIPLE, MULTIPLE, torch.bfloat16) or device_refusal(device)
+
+
+def e4m3_refusal(x: Tensor) -> str | None:
+    """Return why no kernel can write ``x`` as float8_e4m3fn where it lies, in a sentence, or None."""
     if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < OLDEST_CAPABILITY:
         return "compute capability 8.9 is the first that knows float8_e4m3fn."
     return None

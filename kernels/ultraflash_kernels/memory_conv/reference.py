@@ -11,12 +11,15 @@ def memory(x_btchw: Tensor, past_bchw: Tensor, weight: Tensor, bias: Tensor | No
     """See ``op.memory_conv``; nothing is checked here. Neither frames and past nor frames in time are concatenated."""
     batch, frames, channels = x_btchw.shape[:3]
     now, before = weight[:, :channels], weight[:, channels:]
+    # The stride of an axis of one frame is arbitrary, but libraries sum in another order for another one.
+    past_bchw = past_bchw.unsqueeze(1).flatten(0, 1)
     mixed = F.conv2d(_last(x_btchw.flatten(0, 1)), now, bias, padding=1)
+    if frames == 1:
+        return _act(mixed.add_(F.conv2d(_last(past_bchw), before, padding=1)), negative_slope)
     each = mixed.unflatten(0, (batch, frames))
     each[:, 0] += F.conv2d(_last(past_bchw), before, padding=1)
-    if frames > 1:
-        earlier = _last(x_btchw[:, :-1].flatten(0, 1))
-        each[:, 1:] += F.conv2d(earlier, before, padding=1).unflatten(0, (batch, frames - 1))
+    earlier = _last(x_btchw[:, :-1].flatten(0, 1))
+    each[:, 1:] += F.conv2d(earlier, before, padding=1).unflatten(0, (batch, frames - 1))
     return _act(mixed, negative_slope)
 
 

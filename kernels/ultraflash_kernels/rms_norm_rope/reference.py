@@ -1,5 +1,7 @@
 """The definition of ``rms_norm_rope`` in plain PyTorch."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,24 +25,21 @@ def forward(
     out: tuple[Tensor, Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``op.rms_norm_rope``; nothing is checked here. Differentiable where no destination is given."""
-    places = _places(size, block, q.device)  # [blocks, T] of each axis
-    padding = (places[0] >= size[0]) | (places[1] >= size[1]) | (places[2] >= size[2])
+    counts = [-(-n // b) for n, b in zip(size, block, strict=True)]
     cuts = [n * p for n, p in zip(positions, pairs, strict=True)]
-    axes = torch.view_as_complex(turns).split(cuts)
-    table = torch.cat(
-        [
-            axis.view(n, p)[place.clamp(max=n - 1)]
-            for axis, n, p, place in zip(axes, positions, pairs, places, strict=True)
-        ],
-        dim=-1,
-    )  # [blocks, T, d / 2]
+    axes = [
+        axis.view(n, p) for axis, n, p in zip(torch.view_as_complex(turns).split(cuts), positions, pairs, strict=True)
+    ]
+    table = _in_blocks(_table(axes, counts, block), counts, block)  # [blocks, T, d / 2]
     heads = q.shape[-1] // (2 * table.shape[-1])
     made = (
         _turned(_split(_normed(q, q_weight, eps), heads), table),
         _turned(_split(_normed(k, k_weight, eps), heads), table),
         _split(v, heads),
     )
-    made = tuple(x.masked_fill(padding[..., None], 0.0) for x in made)
+    if any(n % b for n, b in zip(size, block, strict=True)):
+        padding = _padding(size, counts, block, q.device)
+        made = tuple(x.masked_fill(padding[..., None], 0.0) for x in made)
     if out is None:
         return made[0].contiguous(), made[1].contiguous(), made[2].contiguous()
     for to, x in zip(out, made, strict=True):
@@ -48,17 +47,31 @@ def forward(
     return out
 
 
-def _places(size: Three, block: Three, device: torch.device) -> tuple[Tensor, ...]:
-    """Frame, row and column of every token in block order, padding included: three tensors [blocks, T]."""
-    counts = [-(-n // b) for n, b in zip(size, block, strict=True)]
-    lines = [torch.arange(n * b, device=device) for n, b in zip(counts, block, strict=True)]
-    grids = torch.meshgrid(*lines, indexing="ij")
-    nt, ny, nx = counts
-    bt, by, bx = block
-    return tuple(
-        grid.view(nt, bt, ny, by, nx, bx).permute(0, 2, 4, 1, 3, 5).reshape(nt * ny * nx, bt * by * bx)
-        for grid in grids
-    )
+def _table(axes: Sequence[Tensor], counts: Sequence[int], block: Three) -> Tensor:
+    """Rotations [frames, rows, cols, d / 2] of all tokens, padding included; what is beyond a table is arbitrary."""
+    sides = [n * b for n, b in zip(counts, block, strict=True)]
+    parts = [
+        axis[torch.arange(side, device=axis.device).clamp(max=len(axis) - 1)]
+        for axis, side in zip(axes, sides, strict=True)
+    ]
+    frames, rows, cols = parts
+    wide = (frames[:, None, None], rows[None, :, None], cols[None, None])
+    return torch.cat([part.expand(*sides, -1) for part in wide], dim=-1)
+
+
+def _padding(size: Three, counts: Sequence[int], block: Three, device: torch.device) -> Tensor:
+    """Which tokens [blocks, T] are padding."""
+    sides = [n * b for n, b in zip(counts, block, strict=True)]
+    real = torch.zeros(*sides, 1, dtype=torch.bool, device=device)
+    real[: size[0], : size[1], : size[2]] = True
+    return ~_in_blocks(real, counts, block)[..., 0]
+
+
+def _in_blocks(x: Tensor, counts: Sequence[int], block: Three) -> Tensor:
+    """Rearrange ``x [frames, rows, cols, C]`` to [blocks, T, C]."""
+    (nt, ny, nx), (bt, by, bx) = counts, block
+    x = x.view(nt, bt, ny, by, nx, bx, x.shape[-1]).permute(0, 2, 4, 1, 3, 5, 6)
+    return x.reshape(nt * ny * nx, bt * by * bx, x.shape[-1])
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -71,5 +84,6 @@ def _split(x: Tensor, heads: int) -> Tensor:
 
 
 def _turned(x: Tensor, table: Tensor) -> Tensor:
-    wide = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(wide * table).flatten(-2).to(x.dtype)
+    wide = x.to(torch.float32, memory_format=torch.contiguous_format)
+    turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * table
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)

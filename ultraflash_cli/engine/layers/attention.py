@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import KvRing, WindowRing
 from ultraflash_cli.engine.layers.norm import RmsNorm
-from ultraflash_cli.engine.layers.rope import rotate
 from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, window_blocks
-from ultraflash_kernels._dispatch import device_refusal
+from ultraflash_kernels import _dispatch
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
 from ultraflash_kernels.block_sparse_attention import block_list_attention, block_sparse_attention
 from ultraflash_kernels.block_topk import block_means, block_topk, choose_blocks
+from ultraflash_kernels.fp8_linear import Fp8Rows
+from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope
 
 __all__ = [
     "ContextKv",
@@ -32,8 +33,8 @@ __all__ = [
 class SparseLayout:
     """What the self-attention of every layer shares within one group; tokens are in block order."""
 
-    padding: Tensor | None
-    """``[blocks, block tokens]``, true where a token is padding; None where none is."""
+    grid: BlockGrid
+    """The tokens of the group and their blocks."""
     rule: BlockRule
     """Window, causality and budget."""
     allowed: Tensor | None
@@ -45,6 +46,8 @@ class SparseLayout:
     """Precision of block means, scores and threshold."""
     reuse_cache: bool = False
     """Whether the cache's buffers may be overwritten."""
+    fp8: bool = False
+    """Whether attention multiplies 8-bit floating point."""
 
     @classmethod
     def of(
@@ -60,23 +63,26 @@ class SparseLayout:
         mask_dtype: torch.dtype = torch.float32,
         reuse_cache: bool = False,
         by_lists: bool | None = None,
+        fp8: bool = False,
     ) -> "SparseLayout":
         """Lay out a group on ``grid``.
 
         ``remembered`` blocks are in the cache; a block sees ``window`` blocks a side and the temporal blocks up to
         the end of its ``chunk``; ``kv_len`` temporal blocks stay in the cache afterwards. ``by_lists`` chooses blocks
-        as lists and reads remembered keys where they lie, as the kernels do; None: on a GPU that has them.
+        as lists and reads remembered keys where they lie, as the kernels do; None: on a GPU that has them. ``fp8``
+        takes lists always.
         """
         temporal, rows, cols = grid.blocks
         past = remembered // grid.spatial_blocks
         if by_lists is None:
-            by_lists = reuse_cache and device.type == "cuda" and device_refusal(device) is None
+            by_lists = fp8 or (reuse_cache and _dispatch.prefers_kernels(device))
+        assert by_lists or not fp8, "attention in 8 bits takes lists"
         allowed = None
         if not by_lists:
             causal = causal_blocks(temporal, past, chunk, device)
             allowed = allowed_blocks(window_blocks(rows, cols, window, device), causal)
         return cls(
-            padding=grid.padding(device),
+            grid=grid,
             rule=BlockRule(
                 rows=rows, cols=cols, temporal=temporal, remembered=past, window=window, chunk=chunk, budget=budget
             ),
@@ -84,6 +90,7 @@ class SparseLayout:
             remember=kv_len * grid.spatial_blocks,
             mask_dtype=mask_dtype,
             reuse_cache=reuse_cache,
+            fp8=fp8,
         )
 
 
@@ -106,15 +113,13 @@ class SparseAttended(NamedTuple):
 def sparse_causal_attention(q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, cache: KvRing) -> SparseAttended:
     """Attend with rotated ``q``, ``k``, ``v [B, heads, blocks, block tokens, D]`` to the best blocks, per head.
 
-    Zero padding is attended to, as published: a padded key scores 0 and adds nothing to the sum of values.
+    Padding is zero and attended to, as published: a padded key scores 0 and adds nothing to the sum of values.
     """
-    if layout.padding is not None:
-        q, k, v = (x.masked_fill(layout.padding[..., None], 0.0) for x in (q, k, v))
     if layout.allowed is None:
         q_mean = block_means(q, dtype=layout.mask_dtype)
         k_mean = block_means(cache.k[:, :, : cache.fill], k, dtype=layout.mask_dtype)
         lists = choose_blocks(q_mean, k_mean, layout.rule)
-        out = block_list_attention(q, k, v, lists, ring=(cache.k, cache.v), fill=cache.fill)
+        out = block_list_attention(q, k, v, lists, ring=(cache.k, cache.v), fill=cache.fill, fp8=layout.fp8)
         after = cache.push(k, v, layout.remember)
         return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, lists)
     k_all, v_all = cache.join(k, v)
@@ -135,18 +140,25 @@ class SparseCausalSelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
 
-    def forward(self, x: Tensor, rotation: Tensor, layout: SparseLayout, cache: KvRing) -> SparseAttended:
+    def forward(self, x: Tensor | Fp8Rows, tables: AxisTables, layout: SparseLayout, cache: KvRing) -> SparseAttended:
         """Attend within ``x [B, blocks, block tokens, width]`` and to what the cache remembers.
 
-        ``rotation [blocks, block tokens, D / 2]`` holds the unit complex numbers of the rotary embedding.
+        ``tables`` are the rotations of the group's tokens by frame, row and column.
         """
-        q = rotate(self._heads(self.norm_q(self.q(x))), rotation)
-        k = rotate(self._heads(self.norm_k(self.k(x))), rotation)
-        out, cache, chosen = sparse_causal_attention(q, k, self._heads(self.v(x)), layout, cache)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = rms_norm_rope(
+            q,
+            k,
+            v,
+            self.norm_q.weight.to(q.dtype),
+            self.norm_k.weight.to(q.dtype),
+            tables,
+            size=(layout.grid.frames, layout.grid.rows, layout.grid.cols),
+            block=layout.grid.block,
+            eps=self.norm_q.eps,
+        )
+        out, cache, chosen = sparse_causal_attention(q, k, v, layout, cache)
         return SparseAttended(self.o(out), cache, chosen)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).permute(0, 3, 1, 2, 4)
 
 
 class ContextKv(NamedTuple):
@@ -202,23 +214,27 @@ class WindowSelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
 
-    def forward(self, x: Tensor, rotation: Tensor, span: WindowSpan, ring: WindowRing) -> tuple[Tensor, WindowRing]:
-        """Attend from ``x [B, tokens, width]``; return the result and the ring that ends with this chunk.
+    def forward(
+        self, x: Tensor | Fp8Rows, tables: AxisTables, span: WindowSpan, ring: WindowRing
+    ) -> tuple[Tensor, WindowRing]:
+        """Attend from ``x [B, frames, tokens of a frame, width]``; return the result and the ring that ends with it.
 
-        ``rotation [tokens, D / 2]`` holds the unit complex numbers of the rotary embedding; keys are kept rotated.
+        ``tables`` are the rotations of the chunk's tokens; keys are kept rotated. Where the ring may be overwritten
+        keys and values are computed straight into it.
         """
-        q = rotate(self._split(self.norm_q(self.q(x))), rotation)
-        k = rotate(self._split(self.norm_k(self.k(x))), rotation)
-        ring = ring.write(
-            k,
-            self._split(self.v(x)),
-            start=span.start,
-            capacity=span.capacity,
-            sink=span.sink,
-            in_place=span.reuse_rings,
-        )
-        out = F.scaled_dot_product_attention(q, *ring.used)
-        return self.o(out.transpose(1, 2).flatten(2)), ring
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        batch, frames, tokens, width = q.shape
+        size = tables.positions
+        weights = self.norm_q.weight.to(q.dtype), self.norm_k.weight.to(q.dtype)
+        block, out = (1, *size[1:]), None
+        place = {"start": span.start, "capacity": span.capacity, "sink": span.sink}
+        straight = span.reuse_rings and ring.k.dtype == q.dtype
+        if straight:
+            ring, slots = ring.reserve(frames * tokens, **place)
+            k_slot, v_slot = (slot.unflatten(2, (frames, tokens)) for slot in slots)
+            out = q.new_empty(batch, self.heads, frames, tokens, width // self.heads), k_slot, v_slot
+        q, k, v = rms_norm_rope(q, k, v, *weights, tables, size=size, block=block, eps=self.norm_q.eps, out=out)
+        if not straight:
+            ring = ring.write(k.flatten(2, 3), v.flatten(2, 3), **place, in_place=span.reuse_rings)
+        attended = F.scaled_dot_product_attention(q.flatten(2, 3), *ring.used)
+        return self.o(attended.transpose(1, 2).flatten(2).view(batch, frames, tokens, width)), ring

@@ -1,12 +1,14 @@
 """The causal memory block, time growth and time pooling of the upsampler, encoder and decoder."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MemoryBlock", "MemoryInit", "TimeGrowth", "TimePool", "activation", "shift_in_time", "to_channels_last"]
+from ultraflash_kernels.memory_conv import memory_conv, residual_conv
+
+__all__ = ["MemoryBlock", "MemoryInit", "TimeGrowth", "TimePool", "activation", "to_channels_last"]
 
 MemoryInit = Literal["zeros", "replicate"]
 """What the first frame of a stream finds in memory: nothing, or itself."""
@@ -15,15 +17,6 @@ MemoryInit = Literal["zeros", "replicate"]
 def activation(negative_slope: float) -> nn.Module:
     """Return ReLU, or its leaky form where ``negative_slope`` > 0."""
     return nn.LeakyReLU(negative_slope, inplace=True) if negative_slope > 0 else nn.ReLU(inplace=True)
-
-
-def shift_in_time(x_btchw: Tensor, past_bchw: Tensor | None, init: MemoryInit) -> Tensor:
-    """Return each frame's predecessor: ``x`` one frame later, led by ``past`` or, at a stream's start, by ``init``."""
-    if past_bchw is not None:
-        first = past_bchw.unsqueeze(1)
-    else:
-        first = torch.zeros_like(x_btchw[:, :1]) if init == "zeros" else x_btchw[:, :1]
-    return first if x_btchw.shape[1] == 1 else torch.cat([first, x_btchw[:, :-1]], dim=1)
 
 
 def to_channels_last(network: nn.Module) -> nn.Module:
@@ -44,6 +37,7 @@ class MemoryBlock(nn.Module):
         super().__init__()
         self.width = width
         self.init: MemoryInit = init
+        self.negative_slope = negative_slope
         self.conv = nn.Sequential(
             nn.Conv2d(2 * width, width, 3, padding=1),
             activation(negative_slope),
@@ -51,7 +45,6 @@ class MemoryBlock(nn.Module):
             activation(negative_slope),
             nn.Conv2d(width, width, 3, padding=1),
         )
-        self.act = activation(negative_slope)
 
     def forward(self, x_nchw: Tensor, past_bchw: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
         """Return (output, memory for the next call).
@@ -60,15 +53,28 @@ class MemoryBlock(nn.Module):
         the start of a stream. The memory is the block's input at the last frame.
         """
         x_btchw = x_nchw.unflatten(0, (batch, -1))
-        past = shift_in_time(x_btchw, past_bchw, self.init).flatten(0, 1)
-        first, *rest = self.conv
-        assert isinstance(first, nn.Conv2d), "a memory block starts with a convolution"
-        # The concatenation of frame and past is never built: each half of the kernel meets its own input.
-        mixed = F.conv2d(x_nchw, first.weight[:, : self.width], first.bias, padding=1)
-        mixed.add_(F.conv2d(past, first.weight[:, self.width :], padding=1))
-        for layer in rest:
-            mixed = layer(mixed)
-        return self.act(mixed.add_(x_nchw)), x_btchw[:, -1]
+        if past_bchw is None:
+            nothing = self.init == "zeros"
+            past_bchw = (
+                torch.zeros_like(x_btchw[:, 0], memory_format=torch.channels_last) if nothing else _one(x_btchw[:, 0])
+            )
+        first, act, second, _, last = cast("list[nn.Conv2d]", list(self.conv))
+        like, slope = x_nchw.dtype, self.negative_slope  # under autocast weights are wider
+        mixed = memory_conv(x_btchw, past_bchw, first.weight.to(like), _bias(first).to(like), negative_slope=slope)
+        mixed = act(second(mixed))
+        out = residual_conv(mixed, x_nchw, last.weight.to(like), _bias(last).to(like), negative_slope=slope)
+        # Of a longer piece a copy of one frame is kept, lest the whole piece stays in memory with it.
+        return out, x_btchw[:, -1] if x_btchw.shape[1] == 1 else _one(x_btchw[:, -1])
+
+
+def _one(frame_bchw: Tensor) -> Tensor:
+    """Copy a frame out of a piece; a view would have the strides of the piece, and libraries other sums for them."""
+    return frame_bchw.clone(memory_format=torch.channels_last)
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None, "the convolutions of a memory block have biases"
+    return layer.bias
 
 
 class TimeGrowth(nn.Module):
@@ -84,8 +90,8 @@ class TimeGrowth(nn.Module):
         grown = self.conv(x_nchw)
         if self.factor == 1:
             return grown
-        split = grown.unflatten(1, (self.factor, -1)).flatten(0, 1)
-        return split.contiguous(memory_format=torch.channels_last)
+        frames = grown.permute(0, 2, 3, 1).unflatten(3, (self.factor, -1)).permute(0, 3, 1, 2, 4)
+        return frames.contiguous().flatten(0, 1).permute(0, 3, 1, 2)
 
 
 class TimePool(nn.Module):

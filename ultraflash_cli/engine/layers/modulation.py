@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["float32_layers", "gated_add", "modulate", "sinusoid"]
+from ultraflash_kernels.adaln_modulate import adaln_modulate, adaln_modulate_fp8
+from ultraflash_kernels.fp8_linear import Fp8Linear, Fp8Rows
+
+__all__ = ["float32_layers", "modulate", "normed_for", "sinusoid"]
 
 MAX_PERIOD = 10000.0
 
@@ -33,6 +36,8 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return x.float() * (1 + scale) + shift
 
 
-def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """Return ``x + y * gate``, summed in float32 and rounded to the dtype of x."""
-    return (x.float() + y.float() * gate).to(x.dtype)
+def normed_for(layer: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor | Fp8Rows:
+    """Return ``LN(x) * (1 + scale) + shift`` as ``layer`` takes it: in 8 bits where that is what it multiplies."""
+    if isinstance(layer, Fp8Linear):
+        return adaln_modulate_fp8(x, shift, scale, eps=eps)
+    return adaln_modulate(x, shift, scale, eps=eps)

@@ -1,9 +1,11 @@
-"""Rotary position embedding over (frame, row, column), in interleaved pairs."""
+"""Rotary position embedding over (frame, row, column), in interleaved pairs: the tables of its rotations."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["rotate", "rotation_table"]
+from ultraflash_kernels.rms_norm_rope import AxisTables
+
+__all__ = ["rotation_tables"]
 
 THETA = 10000.0
 
@@ -16,24 +18,17 @@ def _turns(first: int | Tensor, count: int, pairs: int, device: torch.device) ->
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
-def rotation_table(
+def rotation_tables(
     head_width: int, *, first_frame: int | Tensor, frames: int, rows: int, cols: int, device: torch.device
-) -> Tensor:
-    """Return unit complex numbers ``[frames, rows, cols, head_width / 2]``.
+) -> AxisTables:
+    """Return the rotations of ``frames`` x ``rows`` x ``cols`` tokens, of which the first frame is ``first_frame``.
 
     A third of the pairs (rounded down) turns with the row, as many with the column, the rest with the absolute
-    frame index ``first_frame + f``. On the device as a 0-dimensional tensor it is read there, as a graph needs it.
+    frame index. A first frame on the device, as a 0-dimensional tensor, is read there, as a graph needs it.
     """
     pairs, side = head_width // 2, head_width // 6
-    table = torch.empty(frames, rows, cols, pairs, dtype=torch.complex64, device=device)
-    table[..., : pairs - 2 * side] = _turns(first_frame, frames, pairs - 2 * side, device)[:, None, None]
-    table[..., pairs - 2 * side : pairs - side] = _turns(0, rows, side, device)[None, :, None]
-    table[..., pairs - side :] = _turns(0, cols, side, device)[None, None]
-    return table
-
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn the pairs (2i, 2i + 1) of ``x [..., D]`` by ``table [..., D / 2]``, in float32; returned contiguous."""
-    wide = x.to(torch.float32, memory_format=torch.contiguous_format)
-    turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * table
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    return AxisTables.of(
+        _turns(first_frame, frames, pairs - 2 * side, device),
+        _turns(0, rows, side, device),
+        _turns(0, cols, side, device),
+    )

@@ -1,5 +1,6 @@
 """Causal memory decoder in the TAEHV layout, with an optional skip path from the low-resolution frames."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -94,6 +95,24 @@ class DecoderConfig:
         if self.skip is not None and self.last_shuffle != 1:
             raise ConfigError("a decoder with a skip path has no shuffle behind its latent path")
 
+    def piece(self, latents: int, height: int, width: int) -> int:
+        """Return how many of so many latents of ``height`` x ``width`` are decoded at once on a GPU, in even pieces.
+
+        No tensor may have more values than 32 bits can count: upsampling refuses more.
+        """
+        frames, plane, largest = 1, height * width, 3 * FRAMES_PER_LATENT * 64 * height * width
+        widths = [stage.width for stage in self.stages] + [self.out_width]
+        for stage, following in zip(self.stages, widths[1:], strict=True):
+            plane *= 4 if stage.upsample else 1
+            frames *= stage.time_growth
+            largest = max(largest, max(stage.width, following) * frames * plane)
+        pieces = math.ceil(latents / max(1, MOST_VALUES // largest))
+        return math.ceil(latents / max(1, pieces))
+
+
+MOST_VALUES = (1 << 31) - 1
+"""Values that one tensor may have."""
+
 
 class DecoderInputs(NamedTuple):
     """Latents and, for a decoder with a skip path, the four low-resolution frames of each."""
@@ -154,6 +173,8 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.together: int | None = None
+        """Latents decoded at once; None: one on a CPU, on a GPU ``DecoderConfig.piece`` of a push."""
         slope = config.negative_slope
         widths = [stage.width for stage in config.stages] + [config.out_width]
         layers: list[nn.Module] = [
@@ -265,7 +286,11 @@ class Decoder(nn.Module):
         return DecoderState(memories, False, empty)
 
     def step(self, state: DecoderState, inputs: DecoderInputs) -> tuple[DecoderState, Tensor]:
-        """Take in T latents (and 4T frames); return 4T frames. Computed latent by latent, the skip path by frame."""
+        """Take in T latents (and 4T frames); return 4T frames.
+
+        On a CPU computed latent by latent, the skip path frame by frame, which stays in its caches; on a GPU a push
+        at once, or in even pieces.
+        """
         first = self.decoder[1].weight
         assert isinstance(first, Tensor)
         split = self._latent_memories
@@ -273,20 +298,28 @@ class Decoder(nn.Module):
         batch, channels, _, height, width = state.empty_bcthw.shape
         latents = inputs.latents_bcthw.shape[2]
         out = state.empty_bcthw.new_empty((batch, channels, FRAMES_PER_LATENT * latents, height, width))
-        for t in range(latents):
-            latent = inputs.latents_bcthw[:, :, t : t + 1].to(first.dtype)
-            near, after = self._latent_path(latent, None if memories is None else memories[:split])
+        step = self.together
+        if step is None:
+            step = self.config.piece(latents, *inputs.latents_bcthw.shape[3:]) if first.is_cuda else 1
+        for start in range(0, latents, max(1, step)):
+            piece = inputs.latents_bcthw[:, :, start : start + step].to(first.dtype)
+            near, after = self._latent_path(piece, None if memories is None else memories[:split])
+            done = slice(FRAMES_PER_LATENT * start, FRAMES_PER_LATENT * start + near.shape[2])
             if self.skip is None:
-                out[:, :, FRAMES_PER_LATENT * t : FRAMES_PER_LATENT * (t + 1)] = near
+                out[:, :, done] = near
             else:
                 assert inputs.frames_bcthw is not None, "a decoder with a skip path needs the low-resolution frames"
                 after_skip = None if memories is None else memories[split:]
-                for i in range(FRAMES_PER_LATENT):
-                    at = slice(FRAMES_PER_LATENT * t + i, FRAMES_PER_LATENT * t + i + 1)
-                    frame = inputs.frames_bcthw[:, :, at]
-                    pixels, after_skip = self._skip_path(self.skip, near[:, :, i : i + 1], frame, after_skip, None)
-                    out[:, :, at] = pixels
-                assert after_skip is not None, "four frames leave memories"
+                frames = near.shape[2] if step > 1 else 1
+                for at, low, features in zip(
+                    out[:, :, done].split(frames, dim=2),
+                    inputs.frames_bcthw[:, :, done].split(frames, dim=2),
+                    near.split(frames, dim=2),
+                    strict=True,
+                ):
+                    pixels, after_skip = self._skip_path(self.skip, features, low, after_skip, None)
+                    at.copy_(pixels)
+                assert after_skip is not None, "a latent's frames leave memories"
                 after = after + after_skip
             memories = after
         return DecoderState(memories or state.memories, memories is not None, state.empty_bcthw), out

@@ -14,12 +14,15 @@ from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.flow_matching import TRAIN_STEPS, FlowSchedule, fewer_steps
 from ultraflash_cli.engine.graphs import EAGER
 from ultraflash_cli.engine.layers.attention import ContextKv, CrossAttention, WindowSelfAttention, WindowSpan
-from ultraflash_cli.engine.layers.modulation import sinusoid
+from ultraflash_cli.engine.layers.modulation import normed_for, sinusoid
 from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
-from ultraflash_cli.engine.layers.rope import rotation_table
+from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.errors import ConfigError
+from ultraflash_kernels.adaln_modulate import gated_residual
+from ultraflash_kernels.fp8_linear import quantise_linears
+from ultraflash_kernels.rms_norm_rope import AxisTables
 
-__all__ = ["ChunkResult", "Gate", "Generator", "GeneratorConfig", "GeneratorInputs", "GeneratorState"]
+__all__ = ["KEPT_IN_BF16", "ChunkResult", "Gate", "Generator", "GeneratorConfig", "GeneratorInputs", "GeneratorState"]
 
 LEAST_LEVEL = 0.01
 """Noise level below which a network that gives clean latents is not asked for a flow."""
@@ -27,6 +30,17 @@ LEAST_LEVEL = 0.01
 Gate = Callable[[Tensor, Tensor], bool]
 """Given a chunk's clean latents ``[B, C, T, H, W]`` and the last latent of the stream's first chunk
 ``[B, C, 1, H, W]``: whether the chunk's context pass may be skipped."""
+
+
+KEPT_IN_BF16 = (
+    "text_embedding.*",
+    "time_embedding.*",
+    "time_projection.*",
+    "blocks.*.cross_attn.k",
+    "blocks.*.cross_attn.v",
+    "head.head",
+)
+"""Linear layers that stay as they are in 8 bits: those that run once a clip or for few rows, and the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,17 +235,17 @@ class GeneratorBlock(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
 
     def forward(
-        self, x: Tensor, time: Tensor, rotation: Tensor, span: WindowSpan, ring: WindowRing, context: ContextKv
+        self, x: Tensor, time: Tensor, tables: AxisTables, span: WindowSpan, ring: WindowRing, context: ContextKv
     ) -> tuple[Tensor, WindowRing]:
         """Update ``x [B, frames, tokens of a frame, dim]`` under ``time [B or 1, frames or 1, 6, dim]``."""
-        vectors = (self.modulation + time).unsqueeze(3).unbind(2)
+        vectors = (self.modulation + time).expand(*x.shape[:2], -1, -1).unbind(2)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
-        y = layer_norm(x, self.eps) * (1 + attn_scale) + attn_shift
-        attended, ring = self.self_attn(y.flatten(1, 2), rotation, span, ring)
-        x = x + attended.view_as(x) * attn_gate
+        y = normed_for(self.self_attn.q, x, attn_shift, attn_scale, self.eps)
+        attended, ring = self.self_attn(y, tables, span, ring)
+        x = gated_residual(x, attended.to(x.dtype), attn_gate)
         x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context).view_as(x)
-        y = layer_norm(x, self.eps) * (1 + ffn_scale) + ffn_shift
-        return x + self.ffn(y) * ffn_gate, ring
+        y = normed_for(self.ffn[0], x, ffn_shift, ffn_scale, self.eps)
+        return gated_residual(x, self.ffn(y).to(x.dtype), ffn_gate), ring
 
 
 class GeneratorHead(nn.Module):
@@ -277,6 +291,11 @@ class Generator(nn.Module):
         self.head = GeneratorHead(config)
         nn.init.zeros_(self.head.head.weight)
         nn.init.zeros_(self.head.head.bias)
+
+    def to_fp8(self) -> "Generator":
+        """Turn linear layers but ``KEPT_IN_BF16`` to 8-bit floating point, in place; inference only."""
+        quantise_linears(self, keep=KEPT_IN_BF16)
+        return self
 
     # Streaming
 
@@ -474,7 +493,7 @@ class Generator(nn.Module):
         if context is None:
             context = self.embed_context(None, batch=batch)
         span = WindowSpan(first_frame * tokens, config.window * tokens, config.sink * tokens, reuse_rings)
-        rotation = self._rotation(frames, height, width, first_frame if position is None else position)
+        tables = self._tables(frames, height, width, first_frame if position is None else position)
 
         if not isinstance(timestep, Tensor):
             timestep = torch.full((1, 1), timestep, device=weight.device)
@@ -485,11 +504,12 @@ class Generator(nn.Module):
         time_six = self.time_projection(time).unflatten(2, (6, -1))
 
         x = F.linear(self._to_patches(x_bcthw.to(weight.dtype)), weight.flatten(1), self.patch_embedding.bias)
+        x = x.to(weight.dtype)  # under autocast, too, the residual stream has the precision of the weights
         if self.row_places is not None and self.column_places is not None:
             x = x + (self.row_places[:, None] + self.column_places).flatten(0, 1)
         after: list[WindowRing] = []
         for block, ring, text in zip(self.blocks, rings, context, strict=True):
-            x, ring = block(x, time_six, rotation, span, ring, text)
+            x, ring = block(x, time_six, tables, span, ring, text)
             after.append(ring)
         flow = self._from_patches(self.head(x, time), height, width)
         if config.prediction == "clean":
@@ -509,9 +529,9 @@ class Generator(nn.Module):
         split = patches.unflatten(3, (py, px, -1)).unflatten(2, (height // py, width // px))
         return split.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
-    def _rotation(self, frames: int, height: int, width: int, first_frame: int | Tensor) -> Tensor:
+    def _tables(self, frames: int, height: int, width: int, first_frame: int | Tensor) -> AxisTables:
         _, py, px = self.config.patch
-        table = rotation_table(
+        return rotation_tables(
             self.config.dim // self.config.num_heads,
             first_frame=first_frame,
             frames=frames,
@@ -519,4 +539,3 @@ class Generator(nn.Module):
             cols=width // px,
             device=self.patch_embedding.weight.device,
         )
-        return table.flatten(0, 2)

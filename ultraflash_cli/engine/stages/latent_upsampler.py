@@ -80,11 +80,15 @@ class LatentUpsampler(nn.Module):
         return LatentUpsamplerState(memories, False)
 
     def step(self, state: LatentUpsamplerState, inputs: Tensor) -> tuple[LatentUpsamplerState, Tensor]:
-        """Take in latents [B, C, T, H, W]; return as many at the high resolution."""
-        memories = state.memories if state.started else None
+        """Take in latents [B, C, T, H, W]; return as many at the high resolution.
+
+        On a GPU a push is computed at once, on a CPU latent by latent, which stays in its caches.
+        """
+        memories, weight = state.memories if state.started else None, self.final.weight
         out: list[Tensor] = [self._no_latents(state)]
-        for t in range(inputs.shape[2]):
-            latent, memories = self.upsample(inputs[:, :, t : t + 1].to(self.final.weight.dtype), memories)
+        together = max(1, inputs.shape[2]) if weight.is_cuda else 1
+        for piece in inputs.split(together, dim=2) if inputs.shape[2] else ():
+            latent, memories = self.upsample(piece.to(weight.dtype), memories)
             out.append(latent)
         after = LatentUpsamplerState(state.memories if memories is None else memories, memories is not None)
         return after, torch.cat(out, dim=2)

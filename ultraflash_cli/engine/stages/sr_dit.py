@@ -16,13 +16,21 @@ from ultraflash_cli.engine.layers.attention import (
     SparseCausalSelfAttention,
     SparseLayout,
 )
-from ultraflash_cli.engine.layers.modulation import float32_layers, gated_add, modulate, sinusoid
+from ultraflash_cli.engine.layers.modulation import float32_layers, modulate, normed_for, sinusoid
 from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
-from ultraflash_cli.engine.layers.rope import rotation_table
+from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.engine.sparsity import BlockGrid, key_budget
 from ultraflash_cli.errors import ConfigError
+from ultraflash_kernels.adaln_modulate import gated_residual
+from ultraflash_kernels.fp8_linear import quantise_linears
+from ultraflash_kernels.rms_norm_rope import AxisTables
 
-__all__ = ["GroupResult", "SrDit", "SrDitConfig", "SrDitInputs", "SrDitState"]
+__all__ = ["KEPT_IN_BF16", "KEPT_OF_TEXT", "GroupResult", "SrDit", "SrDitConfig", "SrDitInputs", "SrDitState"]
+
+KEPT_IN_BF16 = ("time_embedding.*", "time_projection.*", "head.head")
+"""Linear layers that stay as they are in 8 bits: those that run in float32."""
+KEPT_OF_TEXT = ("text_embedding.*", "blocks.*.cross_attn.k", "blocks.*.cross_attn.v")
+"""More of them, where there is a text path: those that run once a clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,21 +169,21 @@ class SrDitBlock(nn.Module):
         self,
         x: Tensor,
         time: Tensor,
-        rotation: Tensor,
+        tables: AxisTables,
         layout: SparseLayout,
         cache: KvRing,
         context: ContextKv | None,
     ) -> tuple[Tensor, KvRing]:
         """Update ``x [B, blocks, block tokens, dim]`` under the time vectors ``time [B, 6, dim]``."""
-        vectors = (self.modulation.float() + time)[:, :, None, None].unbind(1)
+        vectors = (self.modulation.float() + time).unbind(1)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
-        y = modulate(layer_norm(x, self.eps), attn_scale, attn_shift).to(x.dtype)
-        attended = self.self_attn(y, rotation, layout, cache)
-        x = gated_add(x, attended.out, attn_gate)
+        y = normed_for(self.self_attn.q, x, attn_shift, attn_scale, self.eps)
+        attended = self.self_attn(y, tables, layout, cache)
+        x = gated_residual(x, attended.out, attn_gate)
         if context is not None:
             x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context).view_as(x)
-        y = modulate(layer_norm(x, self.eps), ffn_scale, ffn_shift).to(x.dtype)
-        return gated_add(x, self.ffn(y), ffn_gate), attended.cache
+        y = normed_for(self.ffn[0], x, ffn_shift, ffn_scale, self.eps)
+        return gated_residual(x, self.ffn(y), ffn_gate), attended.cache
 
 
 class SrDitHead(nn.Module):
@@ -204,6 +212,8 @@ class SrDit(nn.Module):
         self.config = config
         self.by_lists: bool | None = None
         """How blocks are chosen, see ``SparseLayout.of``."""
+        self.fp8 = False
+        """Whether layers and attention multiply 8-bit floating point, see ``to_fp8``."""
         dim = config.dim
         self.patch_embedding = nn.Conv3d(2 * config.latent_channels, dim, config.patch, stride=config.patch)
         if config.text_len:
@@ -214,6 +224,12 @@ class SrDit(nn.Module):
         self.head = SrDitHead(config)
         nn.init.zeros_(self.head.head.weight)
         nn.init.zeros_(self.head.head.bias)
+
+    def to_fp8(self) -> "SrDit":
+        """Turn attention and all linear layers but those kept to 8-bit floating point, in place; inference only."""
+        quantise_linears(self, keep=(*KEPT_IN_BF16, *(KEPT_OF_TEXT if self.config.text_len else ())))
+        self.fp8 = True
+        return self
 
     # Streaming
 
@@ -335,7 +351,7 @@ class SrDit(nn.Module):
             caches = tuple(KvRing.empty(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks)
         if context is None:
             context = self.embed_context(None, batch=batch)
-        rotation = self._rotation(grid, first_frame)
+        tables = self._tables(grid, first_frame)
         layout = SparseLayout.of(
             grid,
             remembered=caches[0].fill,
@@ -347,6 +363,7 @@ class SrDit(nn.Module):
             mask_dtype=getattr(torch, config.mask_dtype),
             reuse_cache=reuse_caches,
             by_lists=self.by_lists,
+            fp8=self.fp8,
         )
 
         if timestep is None:
@@ -358,7 +375,7 @@ class SrDit(nn.Module):
         x = F.linear(x, weight.permute(0, 2, 3, 4, 1).flatten(1), self.patch_embedding.bias)
         after: list[KvRing] = []
         for index, block in enumerate(self.blocks):
-            x, cache = block(x, time_six, rotation, layout, caches[index], context[index] if context else None)
+            x, cache = block(x, time_six, tables, layout, caches[index], context[index] if context else None)
             after.append(cache)
         x = grid.from_blocks(self.head(x, time), *config.patch[1:])
         return GroupResult(x, tuple(after))
@@ -381,14 +398,12 @@ class SrDit(nn.Module):
         heads = self.config.num_heads
         return batch, heads, blocks, grid.block_tokens, self.config.dim // heads
 
-    def _rotation(self, grid: BlockGrid, first_frame: int | Tensor) -> Tensor:
-        (nt, ny, nx), (bt, by, bx) = grid.blocks, grid.block
-        table = rotation_table(
+    def _tables(self, grid: BlockGrid, first_frame: int | Tensor) -> AxisTables:
+        return rotation_tables(
             self.config.dim // self.config.num_heads,
             first_frame=first_frame,
-            frames=nt * bt,
-            rows=ny * by,
-            cols=nx * bx,
+            frames=grid.frames,
+            rows=grid.rows,
+            cols=grid.cols,
             device=self.patch_embedding.weight.device,
         )
-        return BlockGrid(nt * bt, ny * by, nx * bx, grid.block).to_blocks(table.permute(3, 0, 1, 2)[None])[0]

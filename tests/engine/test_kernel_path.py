@@ -1,0 +1,295 @@
+"""The engine by its kernels: the numbers that PyTorch gives, nothing read back, which kernels run at full size."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.contracts.stages import randomise
+from ultraflash_cli.engine.profiles import ULTRAFLASH
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
+from ultraflash_kernels import _dispatch
+from ultraflash_kernels.memory_conv import op as memory_conv_op
+
+if torch.cuda.is_available():
+    pytest.skip("the interpreter stands for a GPU here; with one the same paths run in the tests of tier gpu", True)
+
+LAUNCHES = (
+    ("adaln_modulate.kernel", "modulate"),
+    ("adaln_modulate.kernel", "modulate_fp8"),
+    ("adaln_modulate.kernel", "gate"),
+    ("block_sparse_attention.kernel", "forward"),
+    ("block_sparse_attention.kernel_fp8", "forward"),
+    ("block_topk.kernel", "block_means"),
+    ("block_topk.kernel", "choose_blocks"),
+    ("fp8_linear.kernel", "quantise"),
+    ("memory_conv.kernel", "forward"),
+    ("rms_norm_rope.kernel", "forward"),
+)
+"""The functions that launch kernels."""
+
+SR = SrDitConfig(
+    dim=32,
+    num_heads=2,
+    num_layers=1,
+    ffn_dim=48,
+    freq_dim=8,
+    text_dim=16,
+    text_len=2,
+    latent_channels=4,
+    block=(2, 2, 2),
+    local_range=3,
+    ref_spatial_tokens=8,
+    group_latents=4,
+    kv_len=2,
+)
+"""Token grid 3 x 3 in blocks of 2 x 2: both sides are padded."""
+
+GENERATOR = GeneratorConfig(
+    dim=32,
+    num_heads=2,
+    num_layers=1,
+    ffn_dim=48,
+    freq_dim=8,
+    text_dim=16,
+    text_len=2,
+    latent_channels=4,
+    chunk_latents=2,
+    steps=(1000, 500),
+    window=5,
+    sink=1,
+    slide=True,
+)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Take kernels wherever ``auto`` would on a GPU; count the launches by module and function."""
+    counts: Counter[str] = Counter()
+
+    def counted(name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return launch(*args, **kwargs)
+
+        return run
+
+    for module_name, function in LAUNCHES:
+        module = import_module(f"ultraflash_kernels.{module_name}")
+        name = f"{module_name.removesuffix('.kernel')}.{function}"
+        monkeypatch.setattr(module, function, counted(name, getattr(module, function)))
+    monkeypatch.setattr(_dispatch, "prefers_kernels", lambda _device: True)
+    return counts
+
+
+def refined(stage: SrDit, *, frames: int = 10) -> Tensor:
+    """Groups of four frames, the last one shorter."""
+    draw = torch.Generator().manual_seed(5)
+    inputs = SrDitInputs(*(torch.randn(1, 4, frames, 6, 6, generator=draw) for _ in range(2)))
+    context = torch.randn(1, 2, SR.text_dim, generator=draw)
+    state, out = stage.step(stage.init_state(batch=1, height=6, width=6, context=context), inputs)
+    return torch.cat([out, stage.flush(state)], dim=2)
+
+
+def generated(stage: Generator) -> Tensor:
+    """Four chunks, more than the window holds."""
+    draw = torch.Generator().manual_seed(6)
+    inputs = GeneratorInputs(torch.randn(1, 4, 8, 4, 6, generator=draw), torch.randn(1, 1, 4, 8, 4, 6, generator=draw))
+    return stage.step(stage.init_state(batch=1, height=4, width=6), inputs)[1]
+
+
+def built(network: Any) -> Any:
+    randomise(network)
+    return network
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    """The norm of the difference over the norm of what is expected."""
+    return float((found - expected).norm() / expected.norm())
+
+
+# The same numbers
+
+
+def test_the_sr_transformer_by_kernels_equals_the_one_by_pytorch(request: pytest.FixtureRequest) -> None:
+    stage = built(SrDit(SR))
+    expected = refined(stage)
+    launched = request.getfixturevalue("launched")
+    torch.testing.assert_close(refined(stage), expected, rtol=0, atol=2e-5)
+    assert launched == {
+        "adaln_modulate.gate": 6,
+        "adaln_modulate.modulate": 6,
+        "block_sparse_attention.forward": 3,
+        "block_topk.block_means": 6,
+        "block_topk.choose_blocks": 3,
+        "rms_norm_rope.forward": 3,
+    }
+
+
+def test_the_generator_by_kernels_equals_the_one_by_pytorch(request: pytest.FixtureRequest) -> None:
+    stage = built(Generator(GENERATOR))
+    expected = generated(stage)
+    launched = request.getfixturevalue("launched")
+    torch.testing.assert_close(generated(stage), expected, rtol=0, atol=2e-5)
+    runs = 4 * (len(GENERATOR.steps) + 1)
+    assert launched == {
+        "adaln_modulate.gate": 2 * runs,
+        "adaln_modulate.modulate": 2 * runs,
+        "rms_norm_rope.forward": runs,
+    }
+
+
+def test_memory_blocks_by_their_kernel_equal_those_by_pytorch(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = built(LatentUpsampler(LatentUpsamplerConfig(width=16, blocks=1, latent_channels=4, scale=2)))
+    latents = torch.randn(1, 4, 3, 3, 5, generator=torch.Generator().manual_seed(7))
+    expected = stage.upsample(latents, None)[0]
+    launched = request.getfixturevalue("launched")
+    stage.upsample(latents, None)
+    assert not launched, "nothing was measured yet, so auto leaves convolutions to the library"
+    monkeypatch.setattr(memory_conv_op, "_takes_kernel", lambda *_: True)
+    torch.testing.assert_close(stage.upsample(latents, None)[0], expected, rtol=0, atol=1e-5)
+    assert launched == {"memory_conv.forward": 2}
+
+
+# 8 bits
+
+
+def plain_linears(network: nn.Module) -> set[str]:
+    return {name for name, layer in network.named_modules() if type(layer) is nn.Linear}
+
+
+def test_8_bits_stay_near_and_run_by_kernels(request: pytest.FixtureRequest) -> None:
+    stage = built(SrDit(replace(SR, top_k=10**6)))  # every allowed block: masks agree
+    exact = refined(stage, frames=6)
+    assert plain_linears(stage.to_fp8()) == {
+        "text_embedding.0",
+        "text_embedding.2",
+        "time_embedding.0",
+        "time_embedding.2",
+        "time_projection.1",
+        "blocks.0.cross_attn.k",
+        "blocks.0.cross_attn.v",
+        "head.head",
+    }
+    by_pytorch = refined(stage, frames=6)
+    assert 0 < off(by_pytorch, exact) < 0.1
+    launched = request.getfixturevalue("launched")
+    assert off(refined(stage, frames=6), by_pytorch) < 0.05
+    assert launched["block_sparse_attention.kernel_fp8.forward"] == 2
+    assert launched["adaln_modulate.modulate_fp8"] == 4
+    assert launched["fp8_linear.quantise"] == 4 * 2, "inputs of o, cross-attention's q and o, the second of the ffn"
+    assert not {"adaln_modulate.modulate", "block_sparse_attention.forward"} & launched.keys()
+
+
+def test_a_network_without_text_path_turns_to_8_bits_too() -> None:
+    stage = built(SrDit(replace(SR, text_len=0)))
+    kept = plain_linears(stage.to_fp8())
+    assert kept == {"time_embedding.0", "time_embedding.2", "time_projection.1", "head.head"}
+
+
+def test_a_generator_in_8_bits_stays_near() -> None:
+    stage = built(Generator(GENERATOR))
+    exact = generated(stage)
+    kept = plain_linears(stage.to_fp8())
+    assert kept == {
+        "text_embedding.0",
+        "text_embedding.2",
+        "time_embedding.0",
+        "time_embedding.2",
+        "time_projection.1",
+        "blocks.0.cross_attn.k",
+        "blocks.0.cross_attn.v",
+        "head.head",
+    }
+    assert 0 < off(generated(stage), exact) < 0.1
+
+
+# At full size, on a device that holds no numbers and so can give none back
+
+
+class Operations(TorchDispatchMode):
+    """Counts our operations; refuses those that tensors of both sides meet in, as a GPU would have to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
+        assert len(devices) < 2, f"{func} has tensors on {devices}"
+        space, _, name = func.name().partition("::")
+        self.ours[name] += space == "ultraflash"
+        return out
+
+
+@pytest.fixture
+def on_meta(monkeypatch: pytest.MonkeyPatch) -> Operations:
+    """Take kernels for tensors without storage, which refuse to be read back."""
+    monkeypatch.setattr(_dispatch, "prefers_kernels", lambda _device: True)
+    monkeypatch.setattr(_dispatch, "device_refusal", lambda _device: None)
+    return Operations()
+
+
+def meta(build: Callable[[], Any], dtype: torch.dtype) -> Any:
+    with torch.device("meta"):
+        return build().to(dtype).eval().requires_grad_(False)
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
+def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, fp8: bool) -> None:
+    assert ULTRAFLASH.sr_dit is not None
+    stage: SrDit = meta(lambda: SrDit(replace(ULTRAFLASH.sr_dit, num_layers=2)), torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    stage = stage.to_fp8() if fp8 else stage
+    noise = empty(1, 16, 6, 180, 312)
+    with torch.inference_mode():
+        state = stage.init_state(batch=1, height=180, width=312)
+        state, _ = stage.step(state, SrDitInputs(noise, noise))
+        with on_meta:
+            state, clean = stage.step(state, SrDitInputs(noise, noise))
+    assert clean.shape == noise.shape
+    wanted = {"rms_norm_rope": 2, "block_means": 4, "choose_blocks": 2, "gated_residual": 4}
+    wanted |= {"block_list_attention_fp8" if fp8 else "block_list_attention": 2}
+    wanted |= {"adaln_modulate_fp8": 4, "quantise_rows": 8} if fp8 else {"adaln_modulate": 4}
+    assert +on_meta.ours == wanted
+
+
+def test_nothing_of_the_generator_is_read_back(on_meta: Operations) -> None:
+    assert ULTRAFLASH.long_generator is not None
+    config = replace(ULTRAFLASH.long_generator, num_layers=2, steps=(1000, 500), independent_first_frame=False)
+    stage: Generator = meta(lambda: Generator(config), torch.bfloat16)
+    inputs = GeneratorInputs(empty(1, 16, 3, 60, 104), empty(1, 1, 16, 3, 60, 104))
+    with torch.inference_mode():
+        state = stage.init_state(batch=1, height=60, width=104)
+        with on_meta:
+            stage.step(state, inputs)
+    assert +on_meta.ours == {"rms_norm_rope": 6, "adaln_modulate": 12, "gated_residual": 12}
+
+
+def test_nothing_of_the_decoder_and_upsampler_is_read_back(on_meta: Operations) -> None:
+    decoder = meta(lambda: Decoder(ULTRAFLASH.decoder), torch.float16)
+    upsampler = meta(lambda: LatentUpsampler(ULTRAFLASH.upsampler), torch.bfloat16)
+    with torch.inference_mode():
+        low = empty(1, 16, 6, 60, 104)
+        before = upsampler.init_state(batch=1, height=60, width=104)
+        state = decoder.init_state(batch=1, height=120, width=208)
+        with on_meta:
+            _, latents = upsampler.step(before, low)
+            _, frames = decoder.step(state, DecoderInputs(latents))
+    assert frames.shape == (1, 3, 24, 960, 1664)
