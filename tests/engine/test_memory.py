@@ -25,7 +25,7 @@ from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings, MemoryWork, plan_memory
 from ultraflash_cli.engine.plan import plan_upscale
-from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile
+from ultraflash_cli.engine.profiles import LITE, LITE_SR_DIT, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.engine.stage import state_to_tensors
@@ -101,7 +101,7 @@ def test_lite_is_planned_near_its_measured_peak() -> None:
         group_latents=LITE.group_latents,
         encoder=LITE.encoder,
         upsampler=LITE.upsampler,
-        sr_dit=LITE.sr_dit,
+        sr_dit=LITE_SR_DIT,
         decoder=LITE.decoder,
         source=(480, 832),
         dtype_of=lambda part: torch.float32,
@@ -193,7 +193,7 @@ SR_SIZES = replace(
         pytest.param(SR_SIZES, (32, 48), id="as published"),
         pytest.param(SR_SIZES, (28, 48), id="padded"),
         pytest.param(replace(SR_SIZES, ffn_dim=96), (32, 48), id="narrow feed-forward"),
-        pytest.param(LITE.sr_dit, (32, 48), id="lite"),
+        pytest.param(LITE_SR_DIT, (32, 48), id="lite"),
     ],
 )
 def test_the_sr_transformer_takes_what_its_formula_says(

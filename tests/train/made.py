@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ultraflash_cli.engine.profiles import LITE
+from ultraflash_cli.engine.profiles import LITE, LITE_SR_DIT
 from ultraflash_cli.engine.stages.decoder import DecoderStage, SkipConfig
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.degradation import DegradationConfig
@@ -22,6 +22,7 @@ SOFT = DegradationConfig(
 
 SMALL = replace(
     LITE,
+    sr_dit=LITE_SR_DIT,
     encoder=replace(LITE.encoder, width=8),
     upsampler=replace(LITE.upsampler, width=8, blocks=1),
     decoder=replace(

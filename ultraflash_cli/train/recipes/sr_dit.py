@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.profiles import LITE, LITE_SR_DIT, Profile
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.train.data import Material
@@ -20,6 +20,10 @@ NETWORKS = ("encoder", "upsamplers", "sr_dit", "decoder")
 """What the recipe trains, by the names of its roles."""
 
 
+WITH_SR_DIT = replace(LITE, sr_dit=LITE_SR_DIT)
+"""The built-in model with the transformer that it goes without."""
+
+
 class SrRoles(PixelRoles):
     """The networks of ``pixels`` with the SR transformer between upsampler and decoder.
 
@@ -27,7 +31,7 @@ class SrRoles(PixelRoles):
     follow at the same learning rate. The loss is that of ``pixels``: what counts is what the decoder shows.
     """
 
-    def __init__(self, profile: Profile = LITE, *, frozen: bool = False) -> None:
+    def __init__(self, profile: Profile = WITH_SR_DIT, *, frozen: bool = False) -> None:
         super().__init__(profile)
         if frozen:
             self.requires_grad_(False)
