@@ -132,8 +132,8 @@ def generate(
 ) -> None:
     """Generate video from words.
 
-    The built-in model lite draws simple scenes: skies, seas, hills, cities with balloons, birds, boats, cars and the
-    like. For real ones `ultraflash weights pull ultraflash` brings the published model, which needs a GPU and
+    The built-in model lite draws simple landscapes by time of day: skies over sea, hills, mountains, fields or a city.
+    For real clips `ultraflash weights pull ultraflash` brings the published model, which needs a GPU and
     `pip install 'ultraflash[generate]'`.
     """
     from ultraflash_cli.jobs.batch import VIDEO_SUFFIXES, plan_generations, run_generations

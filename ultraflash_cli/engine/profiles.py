@@ -203,7 +203,7 @@ LITE = Profile(
     generator=_LITE_GENERATOR,
     text_encoder=_LITE_WORDS,
     group_latents=2,
-    notice="lite draws simple scenes; for real ones run `ultraflash weights pull ultraflash`, on a GPU",
+    notice="lite draws simple landscapes; for real clips run `ultraflash weights pull ultraflash`, on a GPU",
     precisions=(("text_encoder", "fp32"),),
     weights=(
         ("encoder", "lite/encoder"),

@@ -210,7 +210,7 @@ def _generate() -> Finding:
     from ultraflash_cli.engine.profiles import LITE
 
     missing = [name for name in _TEXT_PACKAGES if find_spec(name) is None]
-    models = ["lite (simple scenes)"] if LITE.generator is not None else []
+    models = ["lite (simple landscapes)"] if LITE.generator is not None else []
     models += [] if missing else ["ultraflash, once its weights are pulled"]
     found = f"clips from words by {' and '.join(models) or 'no model'}"
     if missing:
