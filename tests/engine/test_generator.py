@@ -97,7 +97,7 @@ def test_frames_of_different_timesteps_have_flows_of_their_own_levels() -> None:
 def test_a_pooled_prompt_reaches_every_token_at_once() -> None:
     stage = build(replace(TINY, pool_text=True))
     for block in stage.blocks:
-        torch.nn.init.zeros_(block.get_submodule("cross_attn.o").weight)
+        torch.nn.init.zeros_(block.get_parameter("cross_attn.o.weight"))
     words = stage.embed_context(torch.randn(1, 3, TINY.text_dim), batch=1)
     others = stage.embed_context(torch.randn(1, 3, TINY.text_dim), batch=1)
     one, two = (stage.forward_chunk(clean_latents(3), 500.0, context=each).flow_bcthw for each in (words, others))

@@ -213,7 +213,7 @@ def test_the_sr_transformer_takes_what_its_formula_says(
         element=dtype.itemsize,
         on_gpu=False,
     )
-    assert 0.85 < expected / measured < 1.2
+    assert 0.85 < expected / measured < 1.25
 
 
 @pytest.mark.parametrize("slide", [False, True], ids=["full window", "sliding window"])
@@ -243,10 +243,10 @@ def test_the_text_encoder_takes_what_its_formulas_say() -> None:
 def test_an_upscale_takes_what_is_planned_and_its_state_too(profile: Profile) -> None:
     sizes = plan_upscale(96, 64, res="2x")
     profile = profile.at_scale(sizes.scale)
-    assert isinstance(profile.encoder, EncoderConfig) and profile.sr_dit is not None
+    assert isinstance(profile.encoder, EncoderConfig)
     torch.manual_seed(0)
     upsampler, decoder = LatentUpsampler(profile.upsampler), Decoder(profile.decoder)
-    refiner = Refiner(profile, upsampler, SrDit(profile.sr_dit), decoder)
+    refiner = Refiner(profile, upsampler, SrDit(profile.sr_dit) if profile.sr_dit else None, decoder)
     encoder = Encoder(profile.encoder)
     upscaler = Upscaler(Cascade(profile, encoder, refiner), sizes)
     weights = [x for net in (encoder, upsampler, refiner.sr_dit, decoder) if net for x in net.parameters()]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,9 @@ def encoder() -> dict[str, torch.Tensor]:
         return dict(CascadeRoles(TOY, ("encoder",)).state_dict())
 
 
-def job(folder: Path, weights: dict[str, torch.Tensor], **changes: object) -> EncodeScenesJob:
+def job(folder: Path, weights: dict[str, torch.Tensor], **changes: Any) -> EncodeScenesJob:
     plain = EncodeScenesJob(out=folder, weights=weights, count=5, latents=3, size=SIZE, shard=2, profile=TOY)
-    return replace(plain, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(plain, **changes)
 
 
 def test_encoded_scenes_are_what_the_encoder_makes_of_drawn_ones(
@@ -47,9 +48,9 @@ def test_encoded_scenes_are_what_the_encoder_makes_of_drawn_ones(
     with torch.no_grad():
         wanted = {roles.encode(draw_scene(1, n, 3, SIZE)[None])[0].half().float()[0, 0, 0, 0].item() for n in range(5)}
     drawn = [scenes.draw(2, np.random.default_rng(n)) for n in range(40)]
-    assert {latents[0, 0, 0, 0].item() for latents, _ in drawn} == wanted, "every scene turns up, and no other"
-    assert all(latents.shape == (8, 2, 4, 6) for latents, _ in drawn)
-    assert len({words for _, words in drawn}) > 10, "captions vary in wording"
+    assert {latents[0, 0, 0, 0].item() for latents, *_ in drawn} == wanted, "every scene turns up, and no other"
+    assert all(latents.shape == (8, 2, 4, 6) for latents, *_ in drawn)
+    assert len({words for _, words, _ in drawn}) > 10, "captions vary in wording"
 
 
 def test_an_interrupted_encoding_goes_on_and_other_latents_are_refused(
@@ -114,11 +115,11 @@ def test_clips_from_later_in_a_scene_teach_what_follows_their_first_chunk_alone(
         torch.manual_seed(4)
         roles = CascadeRoles(TOY, ("generator", "text_encoder"), words=config.words)
         torch.nn.init.normal_(roles.generator.head.head.weight, std=0.1)
-    latents, words = scenes.draw(4, np.random.default_rng(1), later=2)
+    latents, words, cover = scenes.draw(4, np.random.default_rng(1), later=2)
     wrong = latents.clone()
     wrong[:, :2] += 100  # what the first chunk is, the network is not asked to draw
     errors = [
-        generator.loss(config, roles, (each[None], (words,), later), generator_of("later"))["flow"].item()
+        generator.loss(config, roles, (each[None], (words,), later, cover[None]), generator_of("later"))["flow"].item()
         for each in (latents, wrong)
         for later in (True, False)
     ]

@@ -457,7 +457,7 @@ def as_frame_generator(
     video: "TextToVideo", context: "Tensor", base_size: tuple[int, int], timer: "StageClock"
 ) -> FrameGenerator:
     """Return the engine's cascade of a prompt as a job sees it."""
-    return _Drawing(video, context, None, base_size, timer)
+    return _Drawing(video, context, None, base_size, timer, shows_low=video.refiner is None)
 
 
 class _Upscaling:

@@ -93,7 +93,7 @@ def _write_encoder(layers: nn.Sequential, levels: tuple[_Level, ...], inner: int
     first, end = cast("nn.Conv2d", layers[0]), cast("nn.Conv2d", layers[-1])
     _write(first, *one.forward_map())
     _constant(first, inner)
-    pools = [layer for layer in layers if isinstance(layer, TimePool)]
+    pools = [layer for layer in layers.children() if isinstance(layer, TimePool)]
     for pool, level in zip(pools, (two, four), strict=False):
         weight, bias = level.forward_map()
         kernel = torch.zeros_like(pool.conv.weight[:, :, 0, 0])
@@ -102,7 +102,7 @@ def _write_encoder(layers: nn.Sequential, levels: tuple[_Level, ...], inner: int
         kernel[inner, inner] = 1
         pool.conv.weight.copy_(kernel[:, :, None, None])
     _identity(pools[2].conv)
-    for layer in layers[2:-1]:
+    for layer in list(layers.children())[2:-1]:
         if isinstance(layer, nn.Conv2d):
             _identity(layer)
     _hush(layers, inner)
@@ -119,11 +119,11 @@ def _write_decoder(layers: nn.Sequential, levels: tuple[_Level, ...], inner: int
     back, shift = last.backward_map()
     weight, bias = four.backward_map()
     weight, bias = weight @ back / SPAN, bias + weight @ (shift - back.sum(1) * 4)
-    growths = [layer for layer in layers if isinstance(layer, TimeGrowth)]
+    growths = [layer for layer in layers.children() if isinstance(layer, TimeGrowth)]
     _write_growth(growths[0], weight, bias, inner)
     _write_growth(growths[1], *two.backward_map(), inner)
     _identity(growths[2].conv)
-    for layer in layers[3:-2]:
+    for layer in list(layers.children())[3:-2]:
         if isinstance(layer, nn.Conv2d):
             _identity(layer)
     _hush(layers, inner)
@@ -163,7 +163,7 @@ def _identity(layer: nn.Conv2d) -> None:
 
 
 def _hush(layers: nn.Sequential, constant: int) -> None:
-    for block in layers:
+    for block in layers.children():
         if isinstance(block, MemoryBlock):
             quiet = cast("nn.Conv2d", block.conv[4])
             assert quiet.bias is not None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -202,7 +203,7 @@ def open_scene_latents(folder: Path) -> SceneLatents:
     return SceneLatents(folder)
 
 
-def _facts(path: Path) -> dict[str, object]:
+def _facts(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as opened:
             return json.loads((opened.metadata() or {})["facts"])

@@ -77,7 +77,8 @@ def test_a_row_that_selects_nothing_gives_zeros() -> None:
 def test_heads_use_their_own_masks() -> None:
     q, k, v, mask = example(1, 2, 4, 5, 3, 4, density=0.5)
     alone = block_sparse_attention(q[:, :1], k[:, :1], v[:, :1], mask[:, :1])
-    assert torch.equal(block_sparse_attention(q, k, v, mask)[:, :1], alone)
+    # Products of another number of heads may be summed in another order.
+    torch.testing.assert_close(block_sparse_attention(q, k, v, mask)[:, :1], alone, rtol=1e-12, atol=1e-12)
 
 
 def test_padded_keys_are_attended_to() -> None:

@@ -311,14 +311,11 @@ class Decoder(nn.Module):
                 assert inputs.frames_bcthw is not None, "a decoder with a skip path needs the low-resolution frames"
                 after_skip = None if memories is None else memories[split:]
                 frames = near.shape[2] if step > 1 else 1
-                for at, low, features in zip(
-                    out[:, :, done].split(frames, dim=2),
-                    inputs.frames_bcthw[:, :, done].split(frames, dim=2),
-                    near.split(frames, dim=2),
-                    strict=True,
-                ):
-                    pixels, after_skip = self._skip_path(self.skip, features, low, after_skip, None)
-                    at.copy_(pixels)
+                for at in range(0, near.shape[2], frames):
+                    features = near[:, :, at : at + frames]
+                    span = slice(done.start + at, done.start + at + features.shape[2])
+                    low = inputs.frames_bcthw[:, :, span]
+                    out[:, :, span], after_skip = self._skip_path(self.skip, features, low, after_skip, None)
                 assert after_skip is not None, "a latent's frames leave memories"
                 after = after + after_skip
             memories = after

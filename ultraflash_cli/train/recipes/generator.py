@@ -1,7 +1,7 @@
 """Recipe ``generator``: a causal text-to-video transformer by flow matching, a noise level for every chunk."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +84,8 @@ class GeneratorRecipeConfig:
     """How often a clip's words are dropped."""
     clean_share: float = 0.5
     """How often the chunks before are seen clean, as in service, rather than at their own levels."""
+    orthogonal: bool = False
+    """Whether the matrices of the transformer's blocks take orthogonalised steps."""
     thing_weight: float = 1.0
     """How much the error of a scene's thing weighs beside that of what is behind it; it fills a small part."""
     context_noise: float = 0.0
@@ -172,7 +174,8 @@ def roll_out(roles: CascadeRoles, captions: tuple[str, ...], shape: torch.Size, 
 
 def learners(config: GeneratorRecipeConfig) -> tuple[Learner, ...]:
     """Return the one learner: generator and prompt encoder."""
-    return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config), is_kernel=is_kernel),)
+    student = Learner(name="student", roles=NETWORKS, loss=partial(loss, config))
+    return (replace(student, is_kernel=is_kernel) if config.orthogonal else student,)
 
 
 def is_kernel(name: str) -> bool:
@@ -203,6 +206,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         shift=1.0,
         pure_share=0.4,
         thing_weight=8.0,
+        orthogonal=True,
         weight_below=0.4,
         context_noise=0.1,
     )

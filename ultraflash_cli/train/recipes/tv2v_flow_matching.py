@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.profiles import LITE, LITE_SR_DIT, Profile
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import ConfigError
@@ -142,11 +142,10 @@ def learners(config: Tv2vConfig) -> tuple[Learner, ...]:
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> Tv2vConfig:
     """Return the settings for the built-in model's sizes, or for a toy."""
-    assert LITE.sr_dit is not None
     if not toy:
         return Tv2vConfig(
             loop=LoopConfig(steps=steps, seed=seed, rate=5e-4, warmup=100, average=0.998),
-            profile=replace(LITE, sr_dit=replace(LITE.sr_dit, prediction="flow")),
+            profile=replace(LITE, sr_dit=replace(LITE_SR_DIT, prediction="flow")),
             pairs=PairConfig(frames=16, crop_px=64),
         )
     return Tv2vConfig(
