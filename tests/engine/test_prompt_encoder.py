@@ -82,9 +82,13 @@ def test_the_built_in_model_knows_every_word_of_the_captions() -> None:
     assert len(said) > 0.8 * len(SCENE_WORDS), "the list is that of the captions, not a dictionary"
 
 
-def test_a_seed_chooses_one_of_the_variants() -> None:
-    config = PromptEncoderConfig(words=("ball", "one", "two"), variants=("one", "two"), dim=16, heads=2, text_len=6)
-    assert [config.with_variant("a ball", seed) for seed in range(3)] == ["a ball one", "a ball two", "a ball one"]
+def test_a_seed_chooses_one_of_each_group_of_variants() -> None:
+    words = ("ball", "one", "two", "up", "down")
+    groups = (("one", "two"), ("up", "down"))
+    config = PromptEncoderConfig(words=words, variants=groups, dim=16, heads=2, text_len=6)
+    said = [config.with_variant("a ball", seed) for seed in range(5)]
+    assert said == ["a ball one up", "a ball two up", "a ball one down", "a ball two down", "a ball one up"]
     assert CONFIG.with_variant("a ball", 3) == "a ball"
-    with pytest.raises(ConfigError, match="words that it knows"):
-        replace(config, variants=("three",))
+    for wrong in ((("three",),), ((),)):
+        with pytest.raises(ConfigError, match="words that it knows"):
+            replace(config, variants=wrong)

@@ -23,6 +23,7 @@ from ultraflash_cli.train.scenes import (
     Scene,
     Thing,
     Time,
+    Usual,
     Weather,
     caption,
     contact_sheet,
@@ -50,6 +51,32 @@ def middle(scene: Scene, second: float) -> tuple[float, float]:
 def test_a_scene_is_the_same_every_time_and_another_one_is_not() -> None:
     assert np.array_equal(render(random_scene(6), 1.5, **SIZE), render(random_scene(6), 1.5, **SIZE))
     assert not np.array_equal(render(random_scene(6), 1.5, **SIZE), render(random_scene(7), 1.5, **SIZE))
+
+
+def test_sky_and_things_may_lie_as_in_other_scenes() -> None:
+    scene = replace(with_thing("balloon", "red", "right"), weather="clouds")
+    plain = render(scene, 1.0, **SIZE)
+    assert np.array_equal(render(replace(scene, sky_seed=3, thing_seed=3), 1.0, **SIZE), plain)
+    empty = replace(scene, thing=None)
+    land = slice(75, None)
+    other_sky = render(replace(empty, sky_seed=8), 1.0, **SIZE)
+    assert np.array_equal(other_sky[land], render(empty, 1.0, **SIZE)[land])
+    assert not np.array_equal(other_sky, render(empty, 1.0, **SIZE))
+    assert np.array_equal(render(replace(empty, thing_seed=8), 1.0, **SIZE), render(empty, 1.0, **SIZE))
+    assert middle(replace(scene, thing_seed=8), 1.0) != middle(scene, 1.0)
+    assert middle(replace(scene, sky_seed=8), 1.0) == pytest.approx(middle(scene, 1.0), abs=1)
+
+
+def test_a_caption_may_leave_out_what_is_usual_and_nothing_else() -> None:
+    usual = Usual(time="sunset", place="snowy mountains", colour="green", motion="left")
+    said = [re.findall(r"\w+", caption(BALLOON, wording, usual=usual)) for wording in range(300)]
+    assert 0.5 < share(said, "green") < 0.7 and 0.5 < share(said, "snowy") < 0.8
+    upwards = {"up", "upward", "upwards", "higher", "rising", "rises", "ascending", "ascends", "climbing", "climbs"}
+    assert share(said, *upwards) == 1, "rising is not usual here"
+    other = replace(usual, colour="red", place="sea", time="night")
+    said = [re.findall(r"\w+", caption(BALLOON, wording, usual=other)) for wording in range(300)]
+    assert share(said, "green") == share(said, "snowy") == 1
+    assert share(said, "sunset", "evening", "sundown") == 1
 
 
 @pytest.mark.parametrize(("height_px", "width_px"), [(48, 64), (97, 171), (120, 90)])

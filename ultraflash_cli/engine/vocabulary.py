@@ -17,8 +17,8 @@ _WORDS = """
     twilight two under up upward upwards video violet water waves weather while white winter with yellow
 """
 
-LAYOUT_WORDS = ("layout1", "layout2")
-"""Said with every caption: which of the ways in which the shapes of a scene lie."""
+LAYOUT_WORDS = (("sky1", "sky2", "sky3"), ("land1", "land2", "land3"), ("way1", "way2", "way3"))
+"""Said with every caption, one of each: how the shapes of sky and land lie, and where things go along."""
 
-SCENE_WORDS = (*_WORDS.split(), *LAYOUT_WORDS)
+SCENE_WORDS = (*_WORDS.split(), *(word for group in LAYOUT_WORDS for word in group))
 """Lower case, in the order of the prompt encoder's table."""

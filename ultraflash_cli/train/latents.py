@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,7 +21,7 @@ from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
 from ultraflash_cli.engine.vocabulary import LAYOUT_WORDS
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.train.roles import CascadeRoles
-from ultraflash_cli.train.scenes import Renderer, Scene, caption, random_scene
+from ultraflash_cli.train.scenes import Colour, Motion, Place, Renderer, Scene, Time, Usual, caption, random_scene
 from ultraflash_cli.video.partial import output_errors, partial_file
 
 __all__ = [
@@ -30,14 +31,28 @@ __all__ = [
     "SceneLatents",
     "draw_scene",
     "encode_scenes",
+    "layout_of",
     "open_scene_latents",
     "scene_caption",
     "taught_scene",
     "thing_cover",
 ]
 
-LAYOUTS = len(LAYOUT_WORDS)
-"""Ways in which the shapes of a scene lie: few enough for a small generator to learn all of them by heart."""
+LAYOUTS = math.prod(map(len, LAYOUT_WORDS))
+"""Ways in which the shapes of a scene lie: sky, land and the way of things each have a few that a small generator can
+learn by heart, and go together as they like."""
+
+TIMES: tuple[Time, ...] = ("day", "sunset", "morning")
+"""With each sky: the time of day that goes without saying."""
+
+PLACES: tuple[Place, ...] = ("hills", "snowy mountains", "city")
+"""With each land: the place that goes without saying; for boats it is the sea."""
+
+WAYS: tuple[tuple[Colour, Motion], ...] = (("red", "right"), ("yellow", "left"), ("blue", "right"))
+"""With each way of things: the colour and the motion that go without saying."""
+
+PLAIN_EVERY = 50
+"""One in so many scenes is all as usual and has nothing in it, and its caption may be no word at all."""
 
 SPEEDS = {"car": 0.24, "bird": 0.20}
 """Picture heights a second at which things move, where they do not at ``SPEED``."""
@@ -61,10 +76,24 @@ def taught_scene(seed: int, number: int) -> Scene:
     What no caption says is what a generator has to guess, and each guess takes training.
     """
     scene = random_scene(seed * SCENES_A_SEED + number)
+    sky, land, way = layout_of(number)
     thing = scene.thing
     if thing is not None:
         thing = replace(thing, speed=SPEEDS.get(thing.kind, SPEED))
-    return replace(scene, thing=thing, seed=number % LAYOUTS)
+    scene = replace(scene, thing=thing, seed=land, sky_seed=sky, thing_seed=way)
+    if number % PLAIN_EVERY == 0:
+        scene = replace(scene, time=TIMES[sky], place=PLACES[land], weather="clear", thing=None)
+    return scene
+
+
+def layout_of(number: int) -> tuple[int, int, int]:
+    """Return which sky, land and way of things a number stands for: its digits, the sky's first."""
+    digits: list[int] = []
+    for words in LAYOUT_WORDS:
+        number, digit = divmod(number, len(words))
+        digits.append(digit)
+    sky, land, way = digits
+    return sky, land, way
 
 
 def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int]) -> Tensor:
@@ -76,10 +105,16 @@ def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int]) -> T
 
 
 def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
-    """Return what a scene shows, in one of many wordings, and the word of its layout."""
+    """Return what a scene shows, in one of many wordings, and the words of its layout."""
     scene = taught_scene(seed, number)
-    words = caption(replace(scene, seed=int(rng.integers(2**31))), int(rng.integers(WORDINGS)))
-    return f"{words} {LAYOUT_WORDS[scene.seed]}"
+    sky, land, way = layout_of(number)
+    boat = scene.thing is not None and scene.thing.kind == "boat"
+    colour, motion = WAYS[way]
+    usual = Usual(time=TIMES[sky], place="sea" if boat else PLACES[land], colour=colour, motion=motion)
+    words = caption(replace(scene, seed=int(rng.integers(2**31))), int(rng.integers(WORDINGS)), usual=usual)
+    if number % PLAIN_EVERY == 0 and rng.random() < 0.5:
+        words = ""
+    return " ".join([words, *(group[digit] for group, digit in zip(LAYOUT_WORDS, (sky, land, way), strict=True))]).strip()
 
 
 @lru_cache(maxsize=8192)

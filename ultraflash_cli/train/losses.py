@@ -32,6 +32,8 @@ class PictureTerms:
     """Weight of the chroma error."""
     temporal: float = 0.5
     """Weight of the frame-difference error."""
+    temporal_knee: float = 1e-3
+    """Frame-difference errors below it count by their square, those above by their size."""
     information: float = 0.0
     """Weight of the lost visual information (luma)."""
     detail: float = 0.0
@@ -44,7 +46,7 @@ def picture_terms(out_bcthw: Tensor, target_bcthw: Tensor, weights: PictureTerms
     terms = {
         "luma": charbonnier(out[:, :1], target[:, :1]),
         "chroma": charbonnier(out[:, 1:], target[:, 1:]) * weights.chroma,
-        "temporal": temporal_loss(out[:, :1], target[:, :1]) * weights.temporal,
+        "temporal": temporal_loss(out[:, :1], target[:, :1], weights.temporal_knee) * weights.temporal,
     }
     planes = [x[:, :1, 1::STRUCTURE_STRIDE].transpose(1, 2).flatten(0, 1).contiguous() for x in (out, target)]
     if weights.information:
@@ -77,9 +79,9 @@ def charbonnier(a: Tensor, b: Tensor, eps: float = 1e-3) -> Tensor:
     return ((a - b).square() + eps**2).sqrt().mean()
 
 
-def temporal_loss(out_bcthw: Tensor, target_bcthw: Tensor) -> Tensor:
-    """Return the Charbonnier distance of the frame differences."""
-    return charbonnier(out_bcthw.diff(dim=2), target_bcthw.diff(dim=2))
+def temporal_loss(out_bcthw: Tensor, target_bcthw: Tensor, knee: float = 1e-3) -> Tensor:
+    """Return the Charbonnier distance of the frame differences, quadratic below ``knee``."""
+    return charbonnier(out_bcthw.diff(dim=2), target_bcthw.diff(dim=2), knee)
 
 
 def information_loss(out_n1hw: Tensor, target_n1hw: Tensor, *, noise: float = 2.0 / 255**2, scales: int = 4) -> Tensor:

@@ -23,6 +23,7 @@ __all__ = [
     "Scene",
     "Thing",
     "Time",
+    "Usual",
     "Weather",
     "caption",
     "contact_sheet",
@@ -134,6 +135,19 @@ class Scene:
     thing: Thing | None
     seed: int = 0
     """Of the shapes: ridges, clouds, windows, where things are."""
+    sky_seed: int | None = None
+    """Of the sky's shapes, where they do not follow from ``seed``: sun, stars, clouds, what falls."""
+    thing_seed: int | None = None
+    """Of where things are, where that does not follow from ``seed``."""
+
+    def rng(self, key: int, *more: int) -> np.random.Generator:
+        """Return the generator of some shapes; each of them has a key."""
+        own = {**dict.fromkeys(_SKY_KEYS, self.sky_seed), _THING_KEY: self.thing_seed}.get(key)
+        return np.random.default_rng((self.seed if own is None else own, key, *more))
+
+
+_SUN_KEY, _CLOUD_KEY, _RIDGE_KEY, _PEAK_KEY, _CITY_KEY, _THING_KEY, _DROP_KEY = range(1, 8)
+_SKY_KEYS = (_SUN_KEY, _CLOUD_KEY, _DROP_KEY)
 
 
 def random_scene(seed: int) -> Scene:
@@ -262,37 +276,85 @@ _OPENINGS = ("a picture of", "an illustration of", "a video of", "an animation o
 _SILENT_TIME, _SILENT_PLACE, _SILENT_WEATHER = 0.10, 0.08, 0.12
 """How often a caption leaves out what a user may leave out; a clear sky goes unsaid mostly."""
 _SAID_CLEAR, _SAID_ASIDE, _SAID_UP = 0.25, 0.80, 0.95
+_SILENT_USUAL = 0.4
+"""How often a caption leaves out what goes without saying."""
 
 LONGEST_CAPTION = 22
 """Words of a caption, as the prompt encoder of the built-in model counts them; it reads a few more."""
 _WORD = re.compile(r"\w+")
 
 
-def caption(scene: Scene, wording: int = 0) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """What goes without saying: a caption leaves it out now and then, and says all else."""
+
+    time: Time
+    place: Place
+    colour: Colour
+    motion: Motion
+
+    def silences(self, scene: Scene) -> "_Silences":
+        """Return how often a caption of this scene leaves out what; weather is usually clear."""
+        thing = scene.thing
+        moves_so, is_so = thing is not None and thing.motion == self.motion, thing is not None
+        return _Silences(
+            time=_SILENT_USUAL * (scene.time == self.time),
+            place=_SILENT_USUAL * (scene.place == self.place),
+            weather=(1 - _SAID_CLEAR) * (scene.weather == "clear"),
+            motion=_SILENT_USUAL * moves_so,
+            colour=_SILENT_USUAL * (is_so and thing.colour == self.colour),
+        )
+
+
+@dataclass(frozen=True)
+class _Silences:
+    """How often a caption leaves out what."""
+
+    time: float
+    place: float
+    weather: float
+    motion: float
+    colour: float
+
+
+def _silences(scene: Scene) -> _Silences:
+    """Return how often a caption leaves out what, where nothing is usual."""
+    rises = scene.thing is not None and scene.thing.motion == "up"
+    return _Silences(
+        time=_SILENT_TIME,
+        place=_SILENT_PLACE,
+        weather=1 - _SAID_CLEAR if scene.weather == "clear" else _SILENT_WEATHER,
+        motion=1 - (_SAID_UP if rises else _SAID_ASIDE),
+        colour=0.0,
+    )
+
+
+def caption(scene: Scene, wording: int = 0, *, usual: Usual | None = None) -> str:
     """Say what a scene shows; another ``wording`` says the same in other words.
 
-    The colour is always said, all else mostly, in at most `LONGEST_CAPTION` words. No word means two things: "snow"
-    falls, and "snowy" are mountains.
+    The colour is always said, all else mostly, in at most `LONGEST_CAPTION` words; with ``usual``, whatever is not
+    as usual is always said. No word means two things: "snow" falls, and "snowy" are mountains.
     """
     rng = Random(f"{scene.seed}/{wording}")
-    while len(_WORD.findall(said := _say(scene, rng))) > LONGEST_CAPTION:
+    silences = usual.silences(scene) if usual else _silences(scene)
+    while len(_WORD.findall(said := _say(scene, silences, rng))) > LONGEST_CAPTION:
         pass
     return said
 
 
-def _say(scene: Scene, rng: Random) -> str:
+def _say(scene: Scene, silences: _Silences, rng: Random) -> str:
     where = rng.choice(_PLACE_WORDS[scene.place])
-    around = _around(scene, rng)
+    around = _around(scene, silences, rng)
     if scene.thing is None:
         return _empty(where, around, rng)
     thing = scene.thing
-    placed = rng.random() >= _SILENT_PLACE
+    placed = rng.random() >= silences.place
     if rng.random() < 0.18:
-        return _keywords(thing, where if placed else "", around, rng)
+        return _keywords(thing, where if placed else "", around, silences, rng)
     through = _THROUGH.get(scene.place, ()) if thing.kind in ("ball", "car") else ()
     over = rng.choice((*_OVER[thing.kind], *through)) + " " + where if placed else ""
-    noun = _noun(thing, rng)
-    doing, does = _doing(thing, rng)
+    noun = _noun(thing, silences, rng)
+    doing, does = _doing(thing, silences, rng)
     match rng.choice(("doing", "doing", "doing", "does", "does", "first", "first", "place", "with", "opening", "that")):
         case "doing":
             said = [noun, doing, over, *around]
@@ -300,9 +362,9 @@ def _say(scene: Scene, rng: Random) -> str:
             said = [noun, does, over, *around]
         case "first" if around:
             said = [*around[:-1], around[-1] + ",", noun, rng.choice((does, doing)), over]
-        case "place" if placed:
+        case "place" if over:
             said = [over, *around[:-1], *(each + "," for each in around[-1:]), noun, doing]
-        case "with" if placed:
+        case "with" if over:
             said = [where, *around, "with", noun, doing]
         case "that":
             said = [noun, "that", does, over, *around]
@@ -311,10 +373,9 @@ def _say(scene: Scene, rng: Random) -> str:
     return " ".join(words for words in said if words)
 
 
-def _around(scene: Scene, rng: Random) -> list[str]:
+def _around(scene: Scene, silences: _Silences, rng: Random) -> list[str]:
     """Return the phrases of time and weather, in any order, without what stays unsaid."""
-    timed = rng.random() >= _SILENT_TIME
-    weathered = rng.random() < (_SAID_CLEAR if scene.weather == "clear" else 1 - _SILENT_WEATHER)
+    timed, weathered = rng.random() >= silences.time, rng.random() >= silences.weather
     if timed and weathered and rng.random() < 0.3:
         sunny = (scene.weather, scene.time) == ("clear", "day") and rng.random() < 0.5
         return [f"on a {'sunny' if sunny else _DAYS[scene.weather]} {rng.choice(_HOURS[scene.time])}"]
@@ -336,10 +397,11 @@ def _empty(where: str, around: list[str], rng: Random) -> str:
     return " ".join([*opening, where, *around])
 
 
-def _keywords(thing: Thing, where: str, around: list[str], rng: Random) -> str:
+def _keywords(thing: Thing, where: str, around: list[str], silences: _Silences, rng: Random) -> str:
     """Say a scene as a list of words, as people type who have learnt it from search boxes."""
-    said = [_noun(thing, rng), where, *around]
-    direction = _doing(thing, rng)[0] if rng.random() < 0.6 else _direction(thing, rng)
+    said = [_noun(thing, silences, rng), where, *around]
+    doing = rng.random() < 0.6
+    direction = _doing(thing, silences, rng)[0] if doing else _direction(thing, silences, rng)
     said.append(direction)
     said = [_bare(each) for each in said if each]
     if rng.random() < 0.5:
@@ -355,25 +417,27 @@ def _bare(phrase: str) -> str:
     return " ".join(words)
 
 
-def _noun(thing: Thing, rng: Random) -> str:
+def _noun(thing: Thing, silences: _Silences, rng: Random) -> str:
     """Return how many, in which colour, of what."""
     one, many = rng.choice(_KIND_WORDS[thing.kind])
     colour = _COLOUR_WORDS.get(thing.colour, thing.colour) if rng.random() < 0.12 else thing.colour
     article = rng.choice(_COUNTS[thing.count])
-    if article == "a" and colour[0] in "aeiou":
+    noun = one if thing.count == 1 else many
+    if rng.random() >= silences.colour:
+        noun = f"{colour} {noun}"
+    if article == "a" and noun[0] in "aeiou":
         article = "an"
-    return f"{article} {colour} {one if thing.count == 1 else many}"
+    return f"{article} {noun}"
 
 
-def _direction(thing: Thing, rng: Random) -> str:
+def _direction(thing: Thing, silences: _Silences, rng: Random) -> str:
     """Return where a thing goes; nothing where that stays unsaid."""
-    often = _SAID_UP if thing.motion == "up" else _SAID_ASIDE
-    return rng.choice(_ASIDE[thing.motion]) if rng.random() < often else ""
+    return rng.choice(_ASIDE[thing.motion]) if rng.random() >= silences.motion else ""
 
 
-def _doing(thing: Thing, rng: Random) -> tuple[str, str]:
+def _doing(thing: Thing, silences: _Silences, rng: Random) -> tuple[str, str]:
     """Return what a thing does and where to, as "drifting left" and "drifts left"."""
-    direction = _direction(thing, rng)
+    direction = _direction(thing, silences, rng)
     verbs = _VERBS[thing.kind]
     if direction and rng.random() < 0.25:
         verbs = _GO
@@ -530,7 +594,7 @@ class _Sky(_Canvas):
         sky = top[:, None, None] * (1 - share) + low[:, None, None] * share
         self.rgb[:] = sky * (1 - grey) + sky.mean(axis=0) * grey * 0.92
         bright = scene.weather in ("clear", "clouds")
-        rng = np.random.default_rng((scene.seed, 1))
+        rng = scene.rng(_SUN_KEY)
         stars = rng.random((60, 3)) if scene.time == "night" and bright else np.zeros((0, 3))
         height, colour, radius = _SUN[scene.time]
         sun_x = self.width * (0.2 + 0.6 * rng.random())
@@ -563,7 +627,7 @@ class _Sky(_Canvas):
 
     def _sprites(self, count: int) -> Iterator[_Cloud]:
         height_px = self.size[0]
-        rng = np.random.default_rng((self.scene.seed, 2))
+        rng = self.scene.rng(_CLOUD_KEY)
         for _ in range(count):
             x0, y, size, drift = rng.random(4)
             scale = 0.06 + 0.07 * size
@@ -630,7 +694,7 @@ class _Land(_Canvas):
 
     def _ridge(self, key: int, base: float, relief: float, waves: float) -> Plane:
         """Return the height of a skyline ``[1, W]``: a few sines of seeded phase."""
-        rng = np.random.default_rng((self.scene.seed, 3, key))
+        rng = self.scene.rng(_RIDGE_KEY, key)
         line = np.zeros_like(self.x)
         for octave in range(4):
             line += np.sin(self.x * waves * 2.1**octave + 6.28 * rng.random()) / 1.9**octave
@@ -640,7 +704,7 @@ class _Land(_Canvas):
         snowy = self.scene.place == "snowy mountains"
         rock = self.lit((0.45, 0.45, 0.52))
         for key, base in ((10, _HORIZON - 0.14), (11, _HORIZON - 0.06)):
-            rng = np.random.default_rng((self.scene.seed, 4, key))
+            rng = self.scene.rng(_PEAK_KEY, key)
             line = np.full_like(self.x, _HORIZON + 0.05)
             for peak_x, peak_y, slope in rng.random((6, 3)):
                 x, y = peak_x * self.width, base - 0.22 * peak_y
@@ -677,7 +741,7 @@ class _Land(_Canvas):
         area += (self.lit((0.95, 0.97, 1.0), 0.2)[:, None, None] - area) * ripple
 
     def _city(self) -> None:
-        rng = np.random.default_rng((self.scene.seed, 5))
+        rng = self.scene.rng(_CITY_KEY)
         dark = self.scene.time in ("dusk", "night")
         for row, shade in ((0, 0.62), (1, 0.85)):
             x = -0.05
@@ -718,7 +782,7 @@ class _Things(_Canvas):
         thing = self.scene.thing
         if thing is None:
             return
-        rng = np.random.default_rng((self.scene.seed, 6))
+        rng = self.scene.rng(_THING_KEY)
         colour = np.array(COLOURS[thing.colour], np.float32)
         way = {"left": -1.0, "right": 1.0, "up": 0.0}[thing.motion]
         gap = min(_GAPS[thing.kind], self.width / (thing.count + 0.5))
@@ -832,7 +896,7 @@ class _Falling:
         colour = canvas.lit((0.80, 0.86, 0.95), 0.35) if rain else canvas.lit((1.0, 1.0, 1.0), 0.45)
         self._colour = np.round(255 * colour).astype(np.uint8)
         count = {"rain": 170, "snow": 130}.get(scene.weather, 0)
-        self._drops = np.random.default_rng((scene.seed, 7)).random((count, 4))
+        self._drops = scene.rng(_DROP_KEY).random((count, 4))
 
     def move(self, frame: npt.NDArray[np.uint8], second: float) -> None:
         """Paint what falls over a finished picture ``[H, W, 3]``."""

@@ -161,6 +161,15 @@ class SparseCausalSelfAttention(nn.Module):
         return SparseAttended(self.o(out), cache, chosen)
 
 
+def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend from ``q [B, heads, tokens, D]`` to all of ``k`` and ``v [B, heads, remembered tokens, D]``."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and torch.is_grad_enabled():
+        # The fused operation's backward pass takes three times as long as these products where they have
+        # instructions of their own.
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class ContextKv(NamedTuple):
     """Keys and values of the context, ``[B, heads, context tokens, D]``."""
 
@@ -184,7 +193,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: ContextKv) -> Tensor:
         """Attend from ``x [B, tokens, width]``; nothing is masked."""
         q = self._split(self.norm_q(self.q(x)))
-        out = F.scaled_dot_product_attention(q, context.k, context.v)
+        out = dense_attention(q, context.k, context.v)
         return self.o(out.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -236,5 +245,5 @@ class WindowSelfAttention(nn.Module):
         q, k, v = rms_norm_rope(q, k, v, *weights, tables, size=size, block=block, eps=self.norm_q.eps, out=out)
         if not straight:
             ring = ring.write(k.flatten(2, 3), v.flatten(2, 3), **place, in_place=span.reuse_rings)
-        attended = F.scaled_dot_product_attention(q.flatten(2, 3), *ring.used)
+        attended = dense_attention(q.flatten(2, 3), *ring.used)
         return self.o(attended.transpose(1, 2).flatten(2).view(batch, frames, tokens, width)), ring

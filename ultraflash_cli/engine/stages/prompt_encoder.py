@@ -21,8 +21,8 @@ class PromptEncoderConfig:
 
     words: tuple[str, ...] = ()
     """The words it knows, lower case; others are not heard. Empty for hashed words, of which there is no list."""
-    variants: tuple[str, ...] = ()
-    """Some of its words that say which of the ways of laying out a picture is meant; a seed chooses one."""
+    variants: tuple[tuple[str, ...], ...] = ()
+    """Groups of its words that say which of the ways of laying out a picture is meant; a seed chooses one of each."""
     rows: int = 512
     """Rows of each of the two tables that a hashed id's two digits choose from."""
     dim: int = 64
@@ -37,14 +37,21 @@ class PromptEncoderConfig:
     def __post_init__(self) -> None:
         if len(set(self.words)) < len(self.words) or any(word != word.lower() for word in self.words):
             raise ConfigError("the words of a prompt encoder are different ones in lower case")
-        if not set(self.variants) <= set(self.words):
+        if not all(set(group) <= set(self.words) and group for group in self.variants):
             raise ConfigError("the variants of a prompt encoder are words that it knows")
         if min(self.rows, self.dim, self.heads, self.text_len) < 1 or self.layers < 0 or self.dim % self.heads:
             raise ConfigError("prompt encoder sizes must be positive, and the heads must divide the channels")
 
     def with_variant(self, prompt: str, seed: int) -> str:
-        """Return what is read for a prompt and a seed: the prompt and, where there are variants, the word of one."""
-        return f"{prompt} {self.variants[seed % len(self.variants)]}" if self.variants else prompt
+        """Return what is read for a prompt and a seed: the prompt and a word of each group of variants.
+
+        They are the digits of the seed, the first group's changes fastest: seeds one after the other all differ.
+        """
+        said = [prompt]
+        for group in self.variants:
+            seed, digit = divmod(seed, len(group))
+            said.append(group[digit])
+        return " ".join(said)
 
     @property
     def vocab(self) -> int:

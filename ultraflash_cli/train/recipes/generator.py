@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.cache import WindowRing
+from ultraflash_cli.engine.layers.attention import ContextKv
 from ultraflash_cli.engine.profiles import LITE, Profile
-from ultraflash_cli.engine.stages.generator import GeneratorInputs
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material
@@ -54,7 +56,7 @@ class ClipLength:
     odds: tuple[float, float] = (1.0, 1.0)
     """How often a batch has this length, at the start of the run and at its end."""
     later: bool = False
-    """Whether the clips come from later in their scenes: the first chunk is what the others go on from, no more."""
+    """Whether the clips come from later in their scenes: the last chunk is learned, the others are what it follows."""
 
     def __post_init__(self) -> None:
         if self.latents < 1 or self.clips <= 0 or min(self.odds) < 0:
@@ -90,6 +92,8 @@ class GeneratorRecipeConfig:
     """How much the error of a scene's thing weighs beside that of what is behind it; it fills a small part."""
     context_noise: float = 0.0
     """Largest share of noise in chunks that are seen clean."""
+    own_share: float = 0.0
+    """How often the chunk that a later one follows is the generator's own, drawn in one step."""
 
     def __post_init__(self) -> None:
         generator = self.profile.generator
@@ -100,7 +104,7 @@ class GeneratorRecipeConfig:
         for length in self.lengths:
             if length.later and length.latents <= generator.chunk_latents:
                 raise ConfigError("later clips have a chunk to go on from and more")
-            if length.latents > generator.window:
+            if length.latents > generator.window and not (length.later and generator.slide):
                 raise ConfigError(f"a clip is no longer than the window, got {length.latents} latents")
 
 
@@ -140,23 +144,63 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     chunk = roles.generator.config.chunk_latents
     with torch.no_grad():
         clean = encoded(roles, shown)
-    count, frames = len(clean), clean.shape[2]
+    count, before = len(clean), None
+    if later:
+        before, clean, cover = clean[:, :, :-chunk], clean[:, :, -chunk:], cover[:, -chunk:]
+    frames = clean.shape[2]
     keep = uniform(count, 0, 1, rng) >= config.text_drop
     noise = normal(clean, rng)
     chunks = -(-frames // chunk)
     level = draw_levels(count * chunks, config.shift, rng)
     level = level.masked_fill(uniform(count * chunks, 0, 1, rng) < config.pure_share, 1.0)
     level = level.view(count, chunks).repeat_interleave(chunk, dim=1)[:, :frames]
-    seen = None
-    if later or uniform(1, 0, 1, rng).item() < config.clean_share:
-        # What a stream remembers of itself is never quite what it should have drawn.
-        seen = clean + uniform(count, 0, config.context_noise, rng).to(clean).view(-1, 1, 1, 1, 1) * normal(clean, rng)
-    context = roles.context(captions, keep)
-    flow = chunk_flow(roles.generator, noised(clean, noise, level), level, context, clean_bcthw=seen)
+    context, noisy = roles.context(captions, keep), noised(clean, noise, level)
+    if before is not None:
+        keys = roles.generator.embed_context(context, batch=count)
+        rings = _remembered(config, roles.generator, before, keys, rng)
+        place = {"rings": rings, "context": keys, "first_frame": before.shape[2]}
+        flow = roles.generator.forward_chunk(noisy, 1000 * level.to(noisy.device), **place).flow_bcthw
+    else:
+        seen = _blurred(config, clean, rng) if uniform(1, 0, 1, rng).item() < config.clean_share else None
+        flow = chunk_flow(roles.generator, noisy, level, context, clean_bcthw=seen)
     weight = (level / level.clamp_min(config.weight_below)).square().to(clean).view(count, 1, frames, 1, 1)
     weight = weight * (1 + (config.thing_weight - 1) * cover[:, None].to(weight))
-    error = weight * (flow.float() - (noise - clean)).square()
-    return {"flow": (error[:, :, chunk:] if later else error).mean()}
+    return {"flow": (weight * (flow.float() - (noise - clean)).square()).mean()}
+
+
+def _blurred(config: GeneratorRecipeConfig, clean: Tensor, rng: torch.Generator) -> Tensor:
+    """Return clean latents with some noise: what a stream remembers is never quite what it should have drawn."""
+    return clean + uniform(len(clean), 0, config.context_noise, rng).to(clean).view(-1, 1, 1, 1, 1) * normal(clean, rng)
+
+
+def _remembered(
+    config: GeneratorRecipeConfig,
+    generator: Generator,
+    before: Tensor,
+    keys: tuple[ContextKv, ...],
+    rng: torch.Generator,
+) -> tuple[WindowRing, ...]:
+    """Return what a stream remembers of its chunks so far, the last one drawn by the generator itself now and then.
+
+    Only the last one's keys and values have gradients.
+    """
+    chunk = generator.config.chunk_latents
+    own = uniform(1, 0, 1, rng).item() < config.own_share
+    rings: tuple[WindowRing, ...] | None = None
+    for first in range(0, before.shape[2], chunk):
+        piece = before[:, :, first : first + chunk]
+        is_last = first + chunk == before.shape[2]
+        place = {"context": keys, "first_frame": first}
+        if own and is_last:
+            with torch.no_grad():
+                noise = normal(piece, rng)
+                piece = noise - generator.forward_chunk(noise, 1000.0, rings=rings, **place).flow_bcthw.float()
+        else:
+            piece = _blurred(config, piece, rng)
+        with torch.set_grad_enabled(is_last and torch.is_grad_enabled()):
+            rings = generator.forward_chunk(piece, generator.config.context_timestep, rings=rings, **place).rings
+    assert rings is not None, "a later chunk follows others"
+    return rings
 
 
 @torch.no_grad()
@@ -191,14 +235,14 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, lengths=lengths)
     assert isinstance(LITE.text_encoder, PromptEncoderConfig), "the built-in model has words of its own"
     lengths = (
-        ClipLength(latents=1, clips=3, odds=(0.7, 0.2)),
-        ClipLength(latents=3, odds=(0.2, 0.4)),
+        ClipLength(latents=1, clips=3, odds=(0.6, 0.1)),
+        ClipLength(latents=3, odds=(0.3, 0.45)),
         ClipLength(latents=6, clips=0.5, odds=(0.05, 0.15)),
-        ClipLength(latents=6, clips=0.5, odds=(0.05, 0.25), later=True),
+        ClipLength(latents=9, clips=0.75, odds=(0.05, 0.3), later=True),
     )
     return GeneratorRecipeConfig(
         loop=LoopConfig(
-            steps=steps, seed=seed, rate=1.2e-3, kernel_rate=0.006, warmup=20, average=0.996, batch=4, save_every=100
+            steps=steps, seed=seed, rate=1.2e-3, kernel_rate=0.006, warmup=50, average=0.998, batch=4, save_every=100
         ),
         profile=LITE,
         words=LITE.text_encoder,
@@ -207,8 +251,10 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         pure_share=0.4,
         thing_weight=8.0,
         orthogonal=True,
-        weight_below=0.4,
+        weight_below=1.0,
+        text_drop=0.0,
         context_noise=0.1,
+        own_share=0.5,
     )
 
 

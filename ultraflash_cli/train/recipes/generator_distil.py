@@ -150,6 +150,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> DistilConfig:
         lengths=plain.lengths if toy else (base.ClipLength(latents=3), base.ClipLength(latents=6, clips=0.5)),
         shift=plain.shift,
         critic_updates=2 if toy else 3,
+        guidance=3.0 if plain.text_drop else 0.0,
     )
 
 

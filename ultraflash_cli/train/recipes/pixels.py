@@ -148,9 +148,9 @@ def pictures(config: PixelsConfig, roles: nn.Module, batch: Batch, rng: torch.Ge
 def configure(*, steps: int, seed: int, toy: bool = False) -> PixelsConfig:
     """Return the settings that the built-in model was trained with; ``toy`` cuts smaller clips."""
     config = PixelsConfig(
-        loop=LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998, save_every=100),
-        pairs=PairConfig(shares=(("clip", 0.45), ("photo", 0.39), ("graphic", 0.06), ("screen", 0.1))),
-        terms=PictureTerms(information=0.01, detail=0.02),
+        loop=LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998, save_every=100, batch=3),
+        pairs=PairConfig(frames=8, shares=(("clip", 0.45), ("photo", 0.39), ("graphic", 0.06), ("screen", 0.1))),
+        terms=PictureTerms(temporal=1.0, temporal_knee=0.03, information=0.01, detail=0.02),
     )
     return toy_sized(config) if toy else config
 
