@@ -91,7 +91,7 @@ def chunk_flow(
         result = network.forward_chunk(noisy_bcthw[:, :, span], timestep, rings=rings, context=keys, first_frame=first)
         flows.append(result.flow_bcthw)
         rings = result.rings
-        if clean_bcthw is not None:
+        if clean_bcthw is not None and span.stop < noisy_bcthw.shape[2]:
             rings = network.forward_chunk(
                 clean_bcthw[:, :, span], config.context_timestep, rings=rings, context=keys, first_frame=first
             ).rings
