@@ -34,7 +34,8 @@ import ultraflash_cli
 from benchmarks.scene_judge import WEIGHTS, SceneJudge, about_judge, load_judge, verdict
 from ultraflash_cli.engine.schedule import GENERATED_FPS
 from ultraflash_cli.main import main as ultraflash
-from ultraflash_cli.train.scenes import Colour, Kind, Motion, Place, Renderer, Scene, Thing, Time, Weather
+from ultraflash_cli.train.drawing import Renderer
+from ultraflash_cli.train.scenes import Colour, Kind, Motion, Place, Scene, Thing, Time, Weather
 from ultraflash_cli.video.plain import read_plain_frames
 from ultraflash_cli.video.stills import write_png
 

@@ -26,7 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ultraflash_cli.train.scenes import Colour, Kind, Motion, Place, Renderer, Scene, Time, random_scene
+from ultraflash_cli.train.drawing import Renderer
+from ultraflash_cli.train.scenes import Colour, Kind, Motion, Place, Scene, Time, random_scene
 from ultraflash_cli.video.plain import read_plain_frames
 from ultraflash_cli.video.probe import probe
 

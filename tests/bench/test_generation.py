@@ -14,18 +14,8 @@ import torch
 
 from benchmarks import generation
 from benchmarks.generation import JUDGED, Prompt, read_prompts, scene_of, unsteadiness
-from ultraflash_cli.train.scenes import (
-    LONGEST_CAPTION,
-    Colour,
-    Kind,
-    Motion,
-    Place,
-    Scene,
-    Time,
-    Weather,
-    caption,
-    random_scene,
-)
+from ultraflash_cli.train.captions import LONGEST_CAPTION, caption
+from ultraflash_cli.train.scenes import Colour, Kind, Motion, Place, Scene, Time, Weather, random_scene
 
 TRIAL = "--model tiny-random --res 480p --seconds 1 --device cpu --threads 1"
 

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import scene_judge
 from benchmarks.scene_judge import HEADS, JudgeRecipe, about_judge, accuracy, drawn_clip, load_judge
-from ultraflash_cli.train.scenes import Renderer, Scene, Thing
+from ultraflash_cli.train.drawing import Renderer
+from ultraflash_cli.train.scenes import Scene, Thing
 
 SMALL = JudgeRecipe(steps=3, batch=4, first=6, kept=7, glance_steps=2, glance_first=4)
 RED_CAR = Scene(

@@ -10,7 +10,8 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEnc
 from ultraflash_cli.engine.stages.text_encoder import encode_prompts
 from ultraflash_cli.engine.vocabulary import SCENE_WORDS
 from ultraflash_cli.errors import ConfigError
-from ultraflash_cli.train.scenes import caption, random_scene
+from ultraflash_cli.train.captions import caption
+from ultraflash_cli.train.scenes import random_scene
 
 CONFIG = PromptEncoderConfig(rows=64, dim=16, heads=2, layers=1, text_len=8)
 

@@ -13,23 +13,9 @@ import pytest
 
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.main import main
-from ultraflash_cli.train.scenes import (
-    COLOURS,
-    LONGEST_CAPTION,
-    Colour,
-    Kind,
-    Place,
-    Renderer,
-    Scene,
-    Thing,
-    Time,
-    Usual,
-    Weather,
-    caption,
-    contact_sheet,
-    random_scene,
-    render,
-)
+from ultraflash_cli.train.captions import LONGEST_CAPTION, Usual, caption
+from ultraflash_cli.train.drawing import Renderer, contact_sheet, render
+from ultraflash_cli.train.scenes import COLOURS, Colour, Kind, Place, Scene, Thing, Time, Weather, random_scene
 
 SIZE = {"height_px": 96, "width_px": 168}
 EMPTY = Scene(time="day", place="field", weather="clear", thing=None, seed=3)

@@ -94,7 +94,9 @@ def preview_scenes(
     count: Annotated[int, typer.Option("--count", metavar="N", help="How many scenes.")] = 12,
 ) -> None:
     """Draw some of the scenes that a generator learns words from, and say their captions."""
-    from ultraflash_cli.train.scenes import caption, contact_sheet, random_scene
+    from ultraflash_cli.train.captions import caption
+    from ultraflash_cli.train.drawing import contact_sheet
+    from ultraflash_cli.train.scenes import random_scene
     from ultraflash_cli.video.stills import write_png
 
     if count < 1:

@@ -20,8 +20,10 @@ from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
 from ultraflash_cli.engine.vocabulary import LAYOUT_WORDS
 from ultraflash_cli.errors import InputError, UsageError
+from ultraflash_cli.train.captions import Usual, caption
+from ultraflash_cli.train.drawing import Renderer
 from ultraflash_cli.train.roles import CascadeRoles
-from ultraflash_cli.train.scenes import Colour, Motion, Place, Renderer, Scene, Time, Usual, caption, random_scene
+from ultraflash_cli.train.scenes import Colour, Motion, Place, Scene, Time, random_scene
 from ultraflash_cli.video.partial import output_errors, partial_file
 
 __all__ = [
@@ -114,7 +116,8 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
     words = caption(replace(scene, seed=int(rng.integers(2**31))), int(rng.integers(WORDINGS)), usual=usual)
     if number % PLAIN_EVERY == 0 and rng.random() < 0.5:
         words = ""
-    return " ".join([words, *(group[digit] for group, digit in zip(LAYOUT_WORDS, (sky, land, way), strict=True))]).strip()
+    layout = (group[digit] for group, digit in zip(LAYOUT_WORDS, (sky, land, way), strict=True))
+    return " ".join([words, *layout]).strip()
 
 
 @lru_cache(maxsize=8192)

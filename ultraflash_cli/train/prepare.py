@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ultraflash_cli.errors import InputError, UsageError
+from ultraflash_cli.train.captions import caption
 from ultraflash_cli.train.data import is_allowed
+from ultraflash_cli.train.drawing import Renderer
 from ultraflash_cli.train.pages import PagesConfig, page_words, render_pages
-from ultraflash_cli.train.scenes import Renderer, caption, random_scene
+from ultraflash_cli.train.scenes import random_scene
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.plain import read_plain_frames
 
