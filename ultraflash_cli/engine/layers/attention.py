@@ -164,7 +164,7 @@ class SparseCausalSelfAttention(nn.Module):
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend from ``q [B, heads, tokens, D]`` to all of ``k`` and ``v [B, heads, remembered tokens, D]``."""
     if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
-        # The fused backward pass is no faster than these products, and takes three times as long in bfloat16.
+        # The fused backward pass is no faster than these products, and three times as slow in bfloat16.
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
