@@ -17,11 +17,12 @@ from ultraflash_cli.engine.profiles import PROFILES, TINY_LITE, TINY_RANDOM, ULT
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder
 from ultraflash_cli.errors import Interrupted, UsageError, WeightsError
 from ultraflash_cli.jobs.assemble import Shelf
+from ultraflash_cli.jobs.choices import generating_parts, upscaling_parts
 from ultraflash_cli.jobs.events import Chunk, Event, GenerationPlanned
 from ultraflash_cli.jobs.generate import GenerateReport, run_generation
 from ultraflash_cli.jobs.generation_preflight import AUTO_PARTS, GenerateJob, prepare_generation
 from ultraflash_cli.jobs.memory import plan_generation_memory, plan_upscale_memory
-from ultraflash_cli.jobs.model import Models, generating_parts, upscaling_parts
+from ultraflash_cli.jobs.model import Models
 from ultraflash_cli.jobs.prompts import embed_prompts, is_embedded
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.weights.store import WeightStore

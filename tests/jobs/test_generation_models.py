@@ -13,8 +13,9 @@ from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.schedule import kv_lengths
 from ultraflash_cli.errors import OutOfMemory, UsageError, WeightsError
 from ultraflash_cli.jobs import model as models
+from ultraflash_cli.jobs.choices import chosen_coders, find_scorer, managed, speedups_within, within
 from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
-from ultraflash_cli.jobs.model import Models, chosen_coders, find_scorer, managed, speedups_within, within
+from ultraflash_cli.jobs.model import Models
 from ultraflash_cli.weights.store import WeightStore
 
 
@@ -95,7 +96,9 @@ def test_the_scorer_is_the_plug_ins_where_there_is_one(monkeypatch: pytest.Monke
         def load(self) -> Any:
             return lambda: "a learned scorer"
 
-    monkeypatch.setattr(models, "entry_points", lambda group: [Plugin()] if group == "ultraflash.scorers" else [])
+    monkeypatch.setattr(
+        "ultraflash_cli.jobs.choices.entry_points", lambda group: [Plugin()] if group == "ultraflash.scorers" else []
+    )
     assert find_scorer() == "a learned scorer"
 
 

@@ -142,7 +142,7 @@ def test_a_generator_draws_the_chunk_that_a_later_one_follows_itself_as_often_as
     noise, own = seen[1], seen[2]
     with torch.no_grad():
         keys = roles.generator.embed_context(roles.context(batch[1]), batch=1)
-        rings = forward(clip[:, :, :2], config.profile.generator.context_timestep, context=keys).rings
+        rings = forward(clip[:, :, :2], roles.generator.config.context_timestep, context=keys).rings
         drawn = noise - forward(noise, 1000.0, rings=rings, context=keys, first_frame=2).flow_bcthw
     assert torch.allclose(own, drawn, atol=1e-5) and not torch.allclose(own, clip[:, :, 2:4], atol=0.1)
 

@@ -320,7 +320,8 @@ def _installed(case: "BenchCase", profile: "Profile") -> bool:
 
 def _build_upscaler(case: "BenchCase", prepared: "PreparedUpscale") -> "Built":
     from ultraflash_cli.bench.untrained import Untrained
-    from ultraflash_cli.jobs.model import Built, as_frame_upscaler
+    from ultraflash_cli.jobs.framed import as_frame_upscaler
+    from ultraflash_cli.jobs.model import Built
 
     made = Untrained(case)
     upscaler = as_frame_upscaler(made.upscaler(prepared.plan), made.clock)
@@ -329,7 +330,8 @@ def _build_upscaler(case: "BenchCase", prepared: "PreparedUpscale") -> "Built":
 
 def _build_video(case: "BenchCase", prepared: "PreparedGeneration") -> "BuiltGeneration":
     from ultraflash_cli.bench.untrained import Untrained
-    from ultraflash_cli.jobs.model import BuiltGeneration, as_frame_generator
+    from ultraflash_cli.jobs.framed import as_frame_generator
+    from ultraflash_cli.jobs.model import BuiltGeneration
 
     made = Untrained(case)
     assert made.context is not None, "what generates takes words"

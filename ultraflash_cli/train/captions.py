@@ -133,13 +133,14 @@ class Usual:
     def silences(self, scene: Scene) -> "_Silences":
         """Return how often a caption of this scene leaves out what; weather is usually clear."""
         thing = scene.thing
-        moves_so, is_so = thing is not None and thing.motion == self.motion, thing is not None
+        moves_so = thing is not None and thing.motion == self.motion
+        looks_so = thing is not None and thing.colour == self.colour
         return _Silences(
             time=_SILENT_USUAL * (scene.time == self.time),
             place=_SILENT_USUAL * (scene.place == self.place),
             weather=(1 - _SAID_CLEAR) * (scene.weather == "clear"),
             motion=_SILENT_USUAL * moves_so,
-            colour=_SILENT_USUAL * (is_so and thing.colour == self.colour),
+            colour=_SILENT_USUAL * looks_so,
         )
 
 

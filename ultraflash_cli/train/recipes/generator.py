@@ -158,8 +158,8 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     if before is not None:
         keys = roles.generator.embed_context(context, batch=count)
         rings = _remembered(config, roles.generator, before, keys, rng)
-        place = {"rings": rings, "context": keys, "first_frame": before.shape[2]}
-        flow = roles.generator.forward_chunk(noisy, 1000 * level.to(noisy.device), **place).flow_bcthw
+        timestep, first = 1000 * level.to(noisy.device), before.shape[2]
+        flow = roles.generator.forward_chunk(noisy, timestep, rings=rings, context=keys, first_frame=first).flow_bcthw
     else:
         seen = _blurred(config, clean, rng) if uniform(1, 0, 1, rng).item() < config.clean_share else None
         flow = chunk_flow(roles.generator, noisy, level, context, clean_bcthw=seen)
@@ -190,15 +190,15 @@ def _remembered(
     for first in range(0, before.shape[2], chunk):
         piece = before[:, :, first : first + chunk]
         is_last = first + chunk == before.shape[2]
-        place = {"context": keys, "first_frame": first}
+        run = partial(generator.forward_chunk, rings=rings, context=keys, first_frame=first)
         if own and is_last:
             with torch.no_grad():
                 noise = normal(piece, rng)
-                piece = noise - generator.forward_chunk(noise, 1000.0, rings=rings, **place).flow_bcthw.float()
+                piece = noise - run(noise, 1000.0).flow_bcthw.float()
         else:
             piece = _blurred(config, piece, rng)
         with torch.set_grad_enabled(is_last and torch.is_grad_enabled()):
-            rings = generator.forward_chunk(piece, generator.config.context_timestep, rings=rings, **place).rings
+            rings = run(piece, generator.config.context_timestep).rings
     assert rings is not None, "a later chunk follows others"
     return rings
 

@@ -1,0 +1,197 @@
+"""The engine as a job sees it: pictures in, pictures out, states that can be saved and read back."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.jobs.flow import FrameGenerator, FrameUpscaler
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ultraflash_cli.engine.clock import StageClock
+    from ultraflash_cli.engine.lanes import Arriving, Outlet
+    from ultraflash_cli.engine.pictures import Picture
+    from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
+    from ultraflash_cli.engine.upscaler import Upscaler, UpscalerState
+    from ultraflash_cli.jobs.flow import Pictures
+
+__all__ = ["LATENT_PX", "GeneratedFrames", "UpscaledFrames", "as_frame_generator", "as_frame_upscaler"]
+
+LATENT_PX = 8
+"""Pixels a side of a cell of a latent."""
+
+_QUEUES = ("waiting_tchw", "cascade.queue_bcthw")
+"""Parts of a state that hold frames waiting for their group: empty between groups, and large."""
+
+
+def as_frame_upscaler(upscaler: "Upscaler", timer: "StageClock") -> FrameUpscaler:
+    """Return the engine's upscaler as a job sees it."""
+    return UpscaledFrames(upscaler, timer)
+
+
+def as_frame_generator(
+    video: "TextToVideo", context: "Tensor", base_size: tuple[int, int], timer: "StageClock"
+) -> FrameGenerator:
+    """Return the engine's cascade of a prompt as a job sees it."""
+    return GeneratedFrames(video, context, None, base_size, timer, shows_low=video.refiner is None)
+
+
+class UpscaledFrames:
+    """The engine's upscaler with its states as bytes and its stages timed."""
+
+    def __init__(self, upscaler: "Upscaler", timer: "StageClock") -> None:
+        self._upscaler = upscaler
+        self._timer = timer
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        return self._timer.seconds
+
+    def group_frames(self, first: bool) -> int:
+        return self._upscaler.group_frames(first=first)
+
+    def init_state(self, *, seed: int, first_frame: int) -> "UpscalerState":
+        return self._upscaler.init_state(seed=seed, first_frame=first_frame)
+
+    def step(self, state: "UpscalerState", frames: "list[Picture]") -> "tuple[UpscalerState, Pictures]":
+        return self._upscaler.launch(state, frames)
+
+    def flush(self, state: "UpscalerState") -> "Pictures":
+        return self._upscaler.launch_flush(state)
+
+    def held(self, state: "UpscalerState") -> int:
+        return state.waiting
+
+    def state_bytes(self, state: "UpscalerState") -> int:
+        from ultraflash_cli.engine.stage import state_bytes
+
+        return state_bytes(state) - state.waiting_tchw.nbytes - state.cascade.queue_bcthw.nbytes
+
+    def save_state(self, state: "UpscalerState") -> bytes:
+        from safetensors.torch import save
+
+        return save(_without_queues(state))
+
+    def load_state(self, content: bytes, *, seed: int, first_frame: int) -> "UpscalerState":
+        from safetensors.torch import load
+
+        from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
+
+        fresh = self.init_state(seed=seed, first_frame=first_frame)
+        kept = load(content)
+        queues = {name: tensor for name, tensor in state_to_tensors(fresh).items() if name in _QUEUES}
+        return state_from_tensors(fresh, queues | kept)
+
+
+def _without_queues(state: "UpscalerState") -> "dict[str, Tensor]":
+    """Return a state's tensors between two groups, when only the frames that the encoder is ahead by wait."""
+    from ultraflash_cli.engine.stage import state_to_tensors
+
+    empty = _QUEUES if state.waiting == 0 else _QUEUES[1:]
+    return {name: tensor for name, tensor in state_to_tensors(state).items() if name not in empty}
+
+
+class GeneratedFrames:
+    """The engine's cascade of a prompt with pictures out, its states as bytes and its stages timed."""
+
+    def __init__(
+        self,
+        video: "TextToVideo",
+        context: "Tensor",
+        encoder: "nn.Module | None",
+        base_size: tuple[int, int],
+        timer: "StageClock",
+        *,
+        shows_low: bool,
+    ) -> None:
+        from ultraflash_cli.engine.lanes import outlet_for
+
+        self._video = video
+        self._context = context
+        self._encoder = encoder
+        self._base_size = base_size
+        self._timer = timer
+        self._shows_low = shows_low
+        self._outlet, self._low_outlet = outlet_for(video.device), outlet_for(video.device)
+
+    @property
+    def group_frames(self) -> tuple[int, ...]:
+        return self._video.plan.pixel_frames
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        return self._timer.seconds
+
+    def init_state(self, *, seed: int, clip: "list[Picture] | None" = None) -> "TextToVideoState":
+        height, width = (side // LATENT_PX for side in self._base_size)
+        prefix = self._encode(clip) if clip else None
+        return self._video.init_state(height=height, width=width, seed=seed, context=self._context, prefix_bcthw=prefix)
+
+    def step(self, state: "TextToVideoState") -> "tuple[TextToVideoState, Pictures, Pictures]":
+        state, group = self._video.step(state)
+        with self._timer("finish"):
+            low = self._pictures(group.low_frames_bcthw, self._low_outlet) if self._shows_low else []
+            if group.frames_bcthw is None:
+                return state, low, []
+            return state, self._pictures(group.frames_bcthw, self._outlet), low
+
+    def counters(self, state: "TextToVideoState") -> dict[str, int]:
+        generator = state.generator
+        counters = {
+            "groups": state.groups,
+            "chunks": generator.chunks,
+            "generator_passes": generator.passes,
+            "refreshes_skipped": generator.refreshes_skipped,
+        }
+        if state.refiner is not None and state.refiner.sr_dit is not None:
+            counters["sr_blocks_remembered"] = state.refiner.sr_dit.caches[0].fill
+        return counters
+
+    def state_bytes(self, state: "TextToVideoState") -> int:
+        from ultraflash_cli.engine.stage import state_bytes
+
+        return state_bytes(state)
+
+    def save_state(self, state: "TextToVideoState") -> bytes:
+        from safetensors.torch import save
+
+        from ultraflash_cli.engine.stage import state_to_tensors
+
+        self._video.settle()
+        return save(state_to_tensors(state))
+
+    def load_state(self, content: bytes, *, seed: int) -> "TextToVideoState":
+        from safetensors.torch import load
+
+        from ultraflash_cli.engine.stage import state_from_tensors
+
+        return state_from_tensors(self.init_state(seed=seed), load(content))
+
+    def _encode(self, clip: "list[Picture]") -> "Tensor":
+        """Return the latents of a clip of 1 + 4k frames of the base size."""
+        import torch
+
+        from ultraflash_cli.engine.pictures import to_tensor
+        from ultraflash_cli.engine.stages.encoder import Encoder
+
+        encoder, profile = self._encoder, self._video.profile
+        assert isinstance(encoder, Encoder), "a clip to go on from comes with an encoder"
+        height, width = self._base_size
+        device = next(encoder.parameters()).device
+        frames = torch.stack([to_tensor(picture) for picture in clip], dim=1)[None].to(device)
+        back = -(frames.shape[2] + profile.pad_front) % 4
+        padded = [
+            frames[:, :, :1].expand(-1, -1, profile.pad_front, -1, -1),
+            frames,
+            frames[:, :, -1:].expand(-1, -1, back, -1, -1),
+        ]
+        with torch.inference_mode(), self._timer("encoder"):
+            return encoder.step(encoder.init_state(batch=1, height=height, width=width), torch.cat(padded, dim=2))[1]
+
+    @staticmethod
+    def _pictures(frames_bcthw: "Tensor | None", outlet: "Outlet") -> "Sequence[Arriving]":
+        from ultraflash_cli.engine.pictures import quantise
+
+        if frames_bcthw is None:
+            return []
+        return outlet.send(quantise(frame, deep=False) for frame in frames_bcthw[0].unbind(1))
