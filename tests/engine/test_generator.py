@@ -94,6 +94,26 @@ def test_frames_of_different_timesteps_have_flows_of_their_own_levels() -> None:
     assert torch.isfinite(stage.forward_chunk(x, 0.0).flow_bcthw).all()
 
 
+def test_a_network_that_sees_signal_alone_answers_pure_noise_as_it_answers_any_other() -> None:
+    stage = build(replace(TINY, prediction="clean", sees_signal=True))
+    x, other = clean_latents(3), clean_latents(3).flip(2)
+
+    def answer(noisy: Tensor, timestep: float) -> Tensor:
+        return noisy - timestep / 1000 * stage.forward_chunk(noisy, timestep).flow_bcthw
+
+    torch.testing.assert_close(answer(x, 1000.0), answer(other, 1000.0), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(answer(x, 500.0), answer(other, 500.0), atol=1e-2)
+    plain = build(replace(TINY, prediction="clean"))
+    plain.load_state_dict(stage.state_dict())
+    clean = stage.forward_chunk(x, 0.0), plain.forward_chunk(x, 0.0)
+    torch.testing.assert_close(clean[0].flow_bcthw, clean[1].flow_bcthw)
+    levels = torch.tensor([[1000.0, 0.0, 0.0]])
+    changed = x.clone()
+    changed[:, :, 0] += 1
+    seen = [stage.forward_chunk(each, levels) for each in (x, changed)]
+    torch.testing.assert_close(seen[0].flow_bcthw[:, :, 1:], seen[1].flow_bcthw[:, :, 1:])
+
+
 def test_a_pooled_prompt_reaches_every_token_at_once() -> None:
     stage = build(replace(TINY, pool_text=True))
     for block in stage.blocks:

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.contracts.stages import PLAIN_DECODER, randomise
+from ultraflash_cli.engine.clock import StageClock
 from ultraflash_cli.engine.layers.colours import match_colours
+from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import GenerationPlan, plan_generation
@@ -21,6 +24,7 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import GeneratedGroup, TextToVideo
 from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.jobs.framed import GeneratedFrames
 
 HEIGHT, WIDTH = 4, 4
 CONTEXT = torch.randn((1, 5, 24), generator=torch.Generator().manual_seed(8))
@@ -69,6 +73,26 @@ def test_nine_latents_give_thirty_three_frames_at_both_sizes() -> None:
     assert frames_of(groups).shape == (1, 3, plan.total_frames, 16 * HEIGHT, 16 * WIDTH)
     low = torch.cat([group.low_frames_bcthw for group in groups if group.low_frames_bcthw is not None], dim=2)
     assert low.shape == (1, 3, 33, 8 * HEIGHT, 8 * WIDTH)
+
+
+@pytest.mark.parametrize("bits", [8, 10])
+def test_pictures_of_both_sizes_may_be_planes(bits: int) -> None:
+    def pictures(**options: Any) -> list[np.ndarray]:
+        model, clock = video(plan_generation(3), low=True), StageClock(torch.device("cpu"))
+        frames = GeneratedFrames(model, CONTEXT, None, (8 * HEIGHT, 8 * WIDTH), clock, shows_low=True, **options)
+        _, large, small = frames.step(frames.init_state(seed=3))
+        return [each.arrive() for each in (*large, *small) if not isinstance(each, np.ndarray)]
+
+    form = YuvFormat(matrix="bt709", full_range=True, bits=bits)
+    shown, planes = pictures(), pictures(yuv=form, low_yuv=form)
+    assert len(shown) == len(planes) == 18
+    for rgb, yuv in zip(shown, planes, strict=True):
+        height, width = rgb.shape[:2]
+        assert yuv.shape == (height * 3 // 2, width) and yuv.dtype == (np.uint8 if bits == 8 else np.uint16)
+        luma = rgb.astype(float) @ [0.2126, 0.7152, 0.0722] * (2**bits - 1) / 255
+        assert np.abs(yuv[:height] - luma).max() <= 0.5 + 0.5 * (2**bits - 1) / 255 + 0.01
+    mixed = pictures(low_yuv=form)
+    assert [each.ndim for each in mixed] == [3] * 9 + [2] * 9
 
 
 def test_without_a_refiner_the_base_size_is_the_result() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.jobs.test_assemble import put
 from ultraflash_cli.engine.cache_policy import CacheManagement, RefreshGate, SharpnessDrift
@@ -13,7 +14,7 @@ from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.schedule import kv_lengths
 from ultraflash_cli.errors import OutOfMemory, UsageError, WeightsError
 from ultraflash_cli.jobs import model as models
-from ultraflash_cli.jobs.choices import chosen_coders, find_scorer, managed, speedups_within, within
+from ultraflash_cli.jobs.choices import chosen_coders, find_scorer, managed, planes_for, speedups_within, within
 from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
 from ultraflash_cli.jobs.model import Models
 from ultraflash_cli.weights.store import WeightStore
@@ -85,6 +86,17 @@ def test_a_plan_that_changes_pixels_is_a_warning_and_part_of_the_fingerprint(
     small = Models().generator(made)
     assert small.warnings == ("for lack of memory: a short SR memory",)
     assert small.memory_plan != full.memory_plan
+
+
+def test_a_gpu_makes_planes_where_the_encoder_takes_them(tmp_path: Path) -> None:
+    spec, gpu = prepared(tmp_path).spec, torch.device("cuda")
+    form = planes_for(spec, gpu)
+    assert form is not None and (form.matrix, form.full_range, form.bits) == ("bt709", False, 8)
+    deep = planes_for(replace(spec, pix_fmt="yuv420p10le"), gpu)
+    assert deep is not None and deep.bits == 10
+    assert planes_for(spec, torch.device("cpu")) is None
+    assert planes_for(replace(spec, pix_fmt="yuv444p"), gpu) is None
+    assert planes_for(None, gpu) is None
 
 
 def test_the_scorer_is_the_plug_ins_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.pictures import YuvFormat
     from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.jobs.assemble import Shelf, Speedups
+    from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_kernels.frames_to_yuv import Matrix
 
 __all__ = [
@@ -181,13 +182,13 @@ def find_scorer() -> "Scorer":
     return SharpnessDrift()
 
 
-def planes_for(prepared: Prepared, device: "torch.device") -> "YuvFormat | None":
+def planes_for(spec: "EncodeSpec | None", device: "torch.device") -> "YuvFormat | None":
     """Return the planes that a GPU makes of finished pictures where the encoder takes them as they are, else None."""
     from ultraflash_cli.engine.pictures import YuvFormat
     from ultraflash_cli.video.color import FULL, scale_matrix
 
-    spec, bits = prepared.spec, _PLANE_BITS.get(prepared.spec.pix_fmt)
-    if device.type != "cuda" or bits is None or spec.turns or prepared.job.side_by_side:
+    bits = None if spec is None else _PLANE_BITS.get(spec.pix_fmt)
+    if device.type != "cuda" or spec is None or bits is None or spec.turns:
         return None
     matrix = _PLANE_MATRICES.get(scale_matrix(spec.color))
     return None if matrix is None else YuvFormat(matrix=matrix, full_range=spec.color.range == FULL, bits=bits)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from ultraflash_cli.engine.clock import StageClock
     from ultraflash_cli.engine.lanes import Arriving, Outlet
-    from ultraflash_cli.engine.pictures import Picture
+    from ultraflash_cli.engine.pictures import Picture, YuvFormat
     from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
     from ultraflash_cli.engine.upscaler import Upscaler, UpscalerState
     from ultraflash_cli.jobs.flow import Pictures
@@ -92,7 +92,10 @@ def _without_queues(state: "UpscalerState") -> "dict[str, Tensor]":
 
 
 class GeneratedFrames:
-    """The engine's cascade of a prompt with pictures out, its states as bytes and its stages timed."""
+    """The engine's cascade of a prompt with pictures out, its states as bytes and its stages timed.
+
+    With ``yuv`` the pictures are planes, with ``low_yuv`` those of the base size.
+    """
 
     def __init__(
         self,
@@ -103,6 +106,8 @@ class GeneratedFrames:
         timer: "StageClock",
         *,
         shows_low: bool,
+        yuv: "YuvFormat | None" = None,
+        low_yuv: "YuvFormat | None" = None,
     ) -> None:
         from ultraflash_cli.engine.lanes import outlet_for
 
@@ -112,6 +117,7 @@ class GeneratedFrames:
         self._base_size = base_size
         self._timer = timer
         self._shows_low = shows_low
+        self._yuv, self._low_yuv = yuv, low_yuv
         self._outlet, self._low_outlet = outlet_for(video.device), outlet_for(video.device)
 
     @property
@@ -130,10 +136,10 @@ class GeneratedFrames:
     def step(self, state: "TextToVideoState") -> "tuple[TextToVideoState, Pictures, Pictures]":
         state, group = self._video.step(state)
         with self._timer("finish"):
-            low = self._pictures(group.low_frames_bcthw, self._low_outlet) if self._shows_low else []
+            low = self._pictures(group.low_frames_bcthw, self._low_outlet, self._low_yuv) if self._shows_low else []
             if group.frames_bcthw is None:
                 return state, low, []
-            return state, self._pictures(group.frames_bcthw, self._outlet), low
+            return state, self._pictures(group.frames_bcthw, self._outlet, self._yuv), low
 
     def counters(self, state: "TextToVideoState") -> dict[str, int]:
         generator = state.generator
@@ -189,9 +195,11 @@ class GeneratedFrames:
             return encoder.step(encoder.init_state(batch=1, height=height, width=width), torch.cat(padded, dim=2))[1]
 
     @staticmethod
-    def _pictures(frames_bcthw: "Tensor | None", outlet: "Outlet") -> "Sequence[Arriving]":
-        from ultraflash_cli.engine.pictures import quantise
+    def _pictures(frames_bcthw: "Tensor | None", outlet: "Outlet", yuv: "YuvFormat | None") -> "Sequence[Arriving]":
+        from ultraflash_cli.engine.pictures import quantise, to_planes
 
         if frames_bcthw is None:
             return []
+        if yuv is not None:
+            return outlet.send(to_planes(frame, yuv) for frame in frames_bcthw[0].unbind(1))
         return outlet.send(quantise(frame, deep=False) for frame in frames_bcthw[0].unbind(1))

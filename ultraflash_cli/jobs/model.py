@@ -149,7 +149,7 @@ class Models:
             decode_latents=memory.settings.decode_latents,
             timer=timer,
             speedups=speedups_within(memory, device, graphs=job.cuda_graphs),
-            yuv=planes_for(prepared, device),
+            yuv=None if job.side_by_side else planes_for(prepared.spec, device),
         )
         if device.type == "cuda":
             upscaler.warm_up()
@@ -229,6 +229,8 @@ class Models:
                 prepared.base_size,
                 timer,
                 shows_low=prepared.low_spec is not None or prepared.scale == 1,
+                yuv=planes_for(prepared.spec, device),
+                low_yuv=planes_for(prepared.spec if prepared.scale == 1 else prepared.low_spec, device),
             ),
             device=str(device),
             precision=precision_name(profile, job.precision, device),

@@ -68,6 +68,9 @@ class GeneratorConfig:
     prediction: Literal["flow", "clean"] = "flow"
     """What the last layer gives: the flow, or the clean latents, which a narrow network with coarse patches can hold
     where it could never hold noise (Li and He, *Back to basics: let denoising generative models denoise*, 2025)."""
+    sees_signal: bool = False
+    """Whether noisy latents enter the network weighed by the share of signal in them: of pure noise it sees nothing,
+    and its first step is a plain answer to the prompt, which a network too narrow to look past noise can learn."""
     pool_text: bool = False
     """Whether the mean of the context joins the timestep, so that modulation hears the prompt, too."""
     grid: tuple[int, int] | None = None
@@ -503,7 +506,9 @@ class Generator(nn.Module):
             time = time + self.text_pool(context[0].v.mean(dim=2).flatten(1)).unsqueeze(1)
         time_six = self.time_projection(time).unflatten(2, (6, -1))
 
-        x = F.linear(self._to_patches(x_bcthw.to(weight.dtype)), weight.flatten(1), self.patch_embedding.bias)
+        level = (timestep / TRAIN_STEPS).view(len(timestep), 1, -1, 1, 1)
+        seen = x_bcthw * (1 - level).to(x_bcthw) if config.sees_signal else x_bcthw
+        x = F.linear(self._to_patches(seen.to(weight.dtype)), weight.flatten(1), self.patch_embedding.bias)
         x = x.to(weight.dtype)  # under autocast, too, the residual stream has the precision of the weights
         if self.row_places is not None and self.column_places is not None:
             x = x + (self.row_places[:, None] + self.column_places).flatten(0, 1)
@@ -513,8 +518,7 @@ class Generator(nn.Module):
             after.append(ring)
         flow = self._from_patches(self.head(x, time), height, width)
         if config.prediction == "clean":
-            level = (timestep.to(flow) / TRAIN_STEPS).clamp_min(LEAST_LEVEL)
-            flow = (x_bcthw.to(flow) - flow) / level.view(len(level), 1, -1, 1, 1)
+            flow = (x_bcthw.to(flow) - flow) / level.to(flow).clamp_min(LEAST_LEVEL)
         return ChunkResult(flow, tuple(after))
 
     def _to_patches(self, x_bcthw: Tensor) -> Tensor:
