@@ -64,7 +64,10 @@ def test_words_off_its_list_are_not_heard() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         network = PromptEncoder(config)
-    assert WordTokenizer(config.vocab, config.words)("A splendid RED balloon") == [2, 3, 4, 1]
+    tokenizer = WordTokenizer(config.vocab, config.words)
+    assert tokenizer("A splendid RED balloon") == [2, 3, 4, 1]
+    assert tokenizer.unheard("A splendid RED balloon, splendid, over Paris") == ["splendid", "over", "paris"]
+    assert WordTokenizer(config.vocab).unheard("A splendid balloon") == [], "without a list all words are heard"
     heard, unheard = network.encode(("a red balloon",)), network.encode(("Oh, a quite red, zeppelin balloon",))
     assert torch.equal(heard, unheard)
     assert torch.equal(network.encode(("xyzzy",)), network.encode(("",)))

@@ -14,7 +14,7 @@ from tests.jobs.test_assemble import put
 from ultraflash_cli.engine.cache_policy import RefreshGate
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import PROFILES, TINY_LITE, TINY_RANDOM, ULTRAFLASH
-from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from ultraflash_cli.errors import Interrupted, UsageError, WeightsError
 from ultraflash_cli.jobs.assemble import Shelf
 from ultraflash_cli.jobs.choices import generating_parts, upscaling_parts
@@ -225,6 +225,16 @@ def test_an_embedding_has_the_rows_of_its_words_in_full_precision(tmp_path: Path
     assert torch.equal(one, encoder.encode(("a red balloon",))[:, :4])
     assert not is_embedded(shelf, TINY_LITE, "a red balloon", precision="auto", device=CPU)
     assert list(tmp_path.iterdir()) == [], "nothing is kept of what takes no time"
+
+
+def test_words_that_a_model_does_not_know_are_named(tmp_path: Path) -> None:
+    words = TINY_LITE.text_encoder
+    assert isinstance(words, PromptEncoderConfig)
+    few = replace(TINY_LITE, text_encoder=replace(words, words=("a", "red", "balloon"), variants=()))
+    warned: list[str] = []
+    prompts = ["a red balloon", "A red zeppelin, a zeppelin over Paris"]
+    embed_prompts(Shelf(tmp_path), few, prompts, device=CPU, precision="auto", warn=warned.append)
+    assert warned == ["tiny-lite does not know: zeppelin, over, paris"]
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3], ids=["480p", "1k", "2k"])

@@ -41,7 +41,7 @@ def embed_prompts(
     """Return the embedding ``[1, tokens, text width]`` of each prompt, padding left out, on ``device``.
 
     The text encoder is loaded only where an embedding is not on disk yet, and dropped afterwards unless
-    ``keep_encoder``. ``warn`` hears of prompts that were cut. Raises UsageError for a prompt that is empty once
+    ``keep_encoder``. ``warn`` hears of prompts that were cut and of words that are not known. Raises UsageError for a prompt that is empty once
     cleaned, WeightsError.
     """
     from ultraflash_cli.jobs.assemble import stage_precisions
@@ -61,7 +61,18 @@ def embed_prompts(
         rows = known[prompt].rows.shape[1]
         if known[prompt].tokens > rows:
             warn(f"the prompt has {known[prompt].tokens} tokens, the first {rows} are used")
+        if unheard := _unheard(profile, prompt):
+            warn(f"{profile.name} does not know: {', '.join(unheard)}")
     return [known[prompt].rows.to(device) for prompt in cleaned]
+
+
+def _unheard(profile: "Profile", prompt: str) -> list[str]:
+    """Return the words of a prompt that the model's prompt encoder has no row for."""
+    from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig, WordTokenizer
+
+    config = profile.text_encoder
+    listed = isinstance(config, PromptEncoderConfig)
+    return WordTokenizer(config.vocab, config.words).unheard(prompt) if listed else []
 
 
 def prompt_read(profile: "Profile", prompt: str, seed: int) -> str:

@@ -68,11 +68,19 @@ class WordTokenizer:
 
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a prompt; what is neither letter nor digit divides words. Words off the list are left."""
-        words = re.findall(r"\w+", text.lower())
+        words = _words(text)
         if self.places:
             return [self.places[word] for word in words if word in self.places] + [EOS_ID]
         free = self.vocab - FIRST_WORD_ID
         return [FIRST_WORD_ID + zlib.crc32(word.encode()) % free for word in words] + [EOS_ID]
+
+    def unheard(self, text: str) -> list[str]:
+        """Return the words of a prompt that are off the list, each once; none where there is no list."""
+        return [word for word in dict.fromkeys(_words(text)) if self.places and word not in self.places]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 class _Block(nn.Module):
