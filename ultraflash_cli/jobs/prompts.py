@@ -41,8 +41,8 @@ def embed_prompts(
     """Return the embedding ``[1, tokens, text width]`` of each prompt, padding left out, on ``device``.
 
     The text encoder is loaded only where an embedding is not on disk yet, and dropped afterwards unless
-    ``keep_encoder``. ``warn`` hears of prompts that were cut and of words that are not known. Raises UsageError for a prompt that is empty once
-    cleaned, WeightsError.
+    ``keep_encoder``. ``warn`` hears of prompts that were cut and of words that are not known. Raises UsageError for a
+    prompt that is empty once cleaned, WeightsError.
     """
     from ultraflash_cli.jobs.assemble import stage_precisions
 
