@@ -139,6 +139,15 @@ def convolved(channels: int) -> None:
     kernel.forward(x.unsqueeze(1), None, one, bias, x, 0.0)
 
 
+def doubled(channels: int, outs: int) -> None:
+    """Launch the convolution behind a stage of the decoder that doubles its size."""
+    from ultraflash_kernels.memory_conv import kernel
+
+    x = on_meta(2, channels, 120, 208, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    weight = on_meta(outs, channels, 3, 3, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    kernel.forward(x.unsqueeze(1), None, weight, None, None, 1.0, 2)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "block_sparse_attention, bf16, head 128, ring": lambda: attention(torch.bfloat16),
     "block_sparse_attention, fp16, head 128, ring": lambda: attention(torch.float16),
@@ -164,6 +173,8 @@ CASES: dict[str, Callable[[], None]] = {
     "memory_conv, fp16, 64 channels": lambda: convolved(64),
     "memory_conv, fp16, 128 channels": lambda: convolved(128),
     "memory_conv, fp16, 256 channels": lambda: convolved(256),
+    "upsampled_conv, fp16, 256 to 128 channels": lambda: doubled(256, 128),
+    "upsampled_conv, fp16, 64 to 64 channels": lambda: doubled(64, 64),
 }
 """What to launch, by the name that the table lists; a case of several kernels lists each behind its name."""
 

@@ -100,6 +100,7 @@ def _block_list_flops(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *_: objec
 _block_list_flops._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]  how torch asks for tensors
 
 
-def _memory_conv_flops(x_btchw: torch.Size, past: object, weight: torch.Size, *_: object, **__: object) -> int:
-    pixels = x_btchw[0] * x_btchw[1] * x_btchw[3] * x_btchw[4]
-    return 2 * pixels * weight[0] * weight[1] * weight[2] * weight[3]
+def _memory_conv_flops(
+    x_btchw: torch.Size, past: object, weight: torch.Size, *_: object, out_shape: torch.Size, **__: object
+) -> int:
+    return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight[0] * weight[1] * weight[2] * weight[3]

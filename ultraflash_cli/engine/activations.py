@@ -182,8 +182,9 @@ def wan_vae_activations(config: WanVaeConfig, *, height: int, width: int) -> Mem
 def decoder_activations(config: DecoderConfig, *, height: int, width: int, latents: int = 1) -> MemoryBlocks:
     """Return the numbers for so many latents of ``height`` x ``width`` at once, the skip path left out.
 
-    Largest is the growth of a stage: its input, the grown frames, and they laid out anew, or a pixel shuffle: its
-    input, the wide convolution's result and two layouts of it.
+    Largest is the growth of a stage: its input, the grown frames, and they laid out anew; a pixel shuffle: its input,
+    the wide convolution's result and two layouts of it; or nearest neighbours, which come behind the growth in time:
+    small and doubled frames, and what the convolution makes of them.
     """
     frames, plane = latents, height * width
     working, memories = 0, 0
@@ -192,14 +193,16 @@ def decoder_activations(config: DecoderConfig, *, height: int, width: int, laten
         piece = stage.width * frames * plane
         working = max(working, _BLOCK * piece)
         memories += stage.blocks * stage.width * plane
-        if stage.upsample:
-            shuffled = config.upsampling == "pixel_shuffle"
-            working = max(working, (9 if shuffled else 5) * piece)
+        if stage.upsample and config.upsampling == "pixel_shuffle":
+            working = max(working, 9 * piece)
             piece, plane = 4 * piece, 4 * plane
         copies = 1 if stage.time_growth == 1 else 2
         working = max(working, (1 + copies * stage.time_growth) * piece)
         frames *= stage.time_growth
-        working = max(working, (stage.time_growth * piece) + following * frames * plane)
+        piece *= stage.time_growth
+        if stage.upsample and config.upsampling == "nearest":
+            piece, plane = (1 + 4) * piece, 4 * plane
+        working = max(working, piece + following * frames * plane)
     out = frames * plane * config.skip.latent_features if config.skip else 3 * frames * LATENT_PX**2 * height * width
     shuffled = 1 if config.skip or plane == LATENT_PX**2 * height * width else 2
     working = max(working, config.out_width * frames * plane + shuffled * out)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_kernels._measure import Case, implementations, main
-from ultraflash_kernels.memory_conv import memory_conv, residual_conv
+from ultraflash_kernels.memory_conv import memory_conv, residual_conv, upsampled_conv
 
 __all__ = ["cases"]
 
@@ -17,7 +17,29 @@ def cases(device: torch.device) -> list[Case]:
     sizes = [(1, 64, 60, 104)]
     if device.type == "cuda":
         sizes = [(1, 256, 120, 208), (1, 128, 240, 416), (2, 64, 480, 832), (6, 128, 120, 208)]
-    return [case for size in sizes for case in _pair(size, device)]
+    grown = [((1, 64, 30, 52), 64)]
+    if device.type == "cuda":
+        grown = [((1, 256, 120, 208), 128), ((2, 128, 240, 416), 64), ((4, 64, 480, 832), 64)]
+    return [case for size in sizes for case in _pair(size, device)] + [_doubled(*each, device) for each in grown]
+
+
+def _doubled(size: tuple[int, int, int, int], outs: int, device: torch.device) -> Case:
+    """The convolution behind a stage of the decoder that doubles its size."""
+    frames, channels, height, width = size
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    x, weight = (
+        torch.randn(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+        for shape in (size, (outs, channels, 3, 3))
+    )
+    weight = weight / (9 * channels)
+    pixels = 4 * frames * height * width
+    return Case(
+        name=f"upsampled_conv {'x'.join(map(str, size))} to {outs}",
+        dtype=dtype,
+        calls={impl: partial(upsampled_conv, x, weight, impl=impl) for impl in implementations(device)},
+        moved_bytes=x.nbytes + weight.nbytes + pixels * outs * x.element_size(),
+        flops=2 * 9 * pixels * channels * outs,
+    )
 
 
 def _pair(size: tuple[int, int, int, int], device: torch.device) -> tuple[Case, Case]:

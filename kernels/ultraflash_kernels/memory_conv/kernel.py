@@ -1,4 +1,7 @@
-"""3x3 convolution as a product of matrices over shifted pixels, over one or two inputs, with its epilogue."""
+"""3x3 convolution as a product of matrices over shifted pixels, over one or two inputs, with its epilogue.
+
+With ``GROWTH`` 2 it reads pictures as if nearest neighbours had doubled them: each address is half the pixel's place.
+"""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
@@ -15,7 +18,7 @@ __all__ = ["conv_kernel", "forward"]
 def _taps(
     sums, source, live, row, col, weight, out_channel, height, width, outs,
     source_row, source_col, weight_out, weight_in, weight_row, weight_col,
-    CHANNELS: tl.constexpr, BK: tl.constexpr,
+    CHANNELS: tl.constexpr, GROWTH: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Add the products of nine shifted pixels with their part of the kernel to ``sums [BM, BN]``."""
     channel = tl.arange(0, BK)  # [BK]
@@ -27,10 +30,11 @@ def _taps(
         dy, dx = tap // 3 - 1, tap % 3 - 1
         y, x = row + dy, col + dx  # [BM]
         inside = live & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        shift = dy * source_row + dx * source_col
-        a = tl.load(
-            pixel[:, None] + (at + shift)[None, :], mask=inside[:, None] & (at < CHANNELS)[None, :], other=0.0
-        )  # [BM, BK]
+        if GROWTH == 1:
+            pointers = pixel[:, None] + (at + (dy * source_row + dx * source_col))[None, :]
+        else:
+            pointers = (source + y // GROWTH * source_row + x // GROWTH * source_col)[:, None] + at[None, :]
+        a = tl.load(pointers, mask=inside[:, None] & (at < CHANNELS)[None, :], other=0.0)  # [BM, BK]
         part = (dy + 1) * weight_row + (dx + 1) * weight_col + at * weight_in  # [BK]
         b = tl.load(
             column[None, :] + part[:, None], mask=(at < CHANNELS)[:, None] & (out_channel < outs)[None, :], other=0.0
@@ -45,7 +49,7 @@ def conv_kernel(
     x_batch, x_frame, x_row, x_col, past_batch, past_row, past_col,
     weight_out, weight_in, weight_row, weight_col, residual_frame, residual_row, residual_col,
     CHANNELS: tl.constexpr, HAS_PAST: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    LEAKY: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    LEAKY: tl.constexpr, GROWTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Compute ``BM`` pixels of one frame in ``BN`` channels; the channels of all pictures lie in one piece."""
     picture = tl.program_id(2).to(tl.int64)
@@ -56,7 +60,7 @@ def conv_kernel(
     row, col = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
     sums = tl.zeros([BM, BN], tl.float32)
     sums = _taps(sums, x + batch * x_batch + frame * x_frame, live, row, col, weight, out_channel, height, width, outs,
-                 x_row, x_col, weight_out, weight_in, weight_row, weight_col, CHANNELS, BK)  # fmt: skip
+                 x_row, x_col, weight_out, weight_in, weight_row, weight_col, CHANNELS, GROWTH, BK)  # fmt: skip
     if HAS_PAST:
         # The frame before: in x, or for the first one in the memory.
         second = weight + CHANNELS * weight_in
@@ -64,7 +68,8 @@ def conv_kernel(
         source = tl.where(first, past + batch * past_batch, x + batch * x_batch + (frame - 1) * x_frame)
         source_row, source_col = tl.where(first, past_row, x_row), tl.where(first, past_col, x_col)
         sums = _taps(sums, source, live, row, col, second, out_channel, height, width, outs,
-                     source_row, source_col, weight_out, weight_in, weight_row, weight_col, CHANNELS, BK)  # fmt: skip
+                     source_row, source_col, weight_out, weight_in, weight_row, weight_col,
+                     CHANNELS, GROWTH, BK)  # fmt: skip
     mask = live[:, None] & (out_channel < outs)[None, :]  # [BM, BN]
     if HAS_BIAS:
         sums += tl.load(bias + out_channel, mask=out_channel < outs, other=0.0).to(tl.float32)[None, :]
@@ -83,9 +88,11 @@ def forward(
     bias: Tensor | None,
     residual_nchw: Tensor | None,
     negative_slope: float,
+    growth: int = 1,
 ) -> Tensor:
-    """See ``op.memory_conv`` and ``op.residual_conv``; nothing is checked here."""
-    batch, frames, channels, height, width = x_btchw.shape
+    """See ``op.memory_conv``, ``op.residual_conv`` and ``op.upsampled_conv``; nothing is checked here."""
+    batch, frames, channels = x_btchw.shape[:3]
+    height, width = (growth * side for side in x_btchw.shape[3:])
     outs = weight.shape[0]
     out = torch.empty(
         (batch * frames, outs, height, width),
@@ -108,7 +115,7 @@ def forward(
         x.stride(0), x.stride(1), x.stride(3), x.stride(4), *past_strides,
         *weight.stride(), residual.stride(0), residual.stride(2), residual.stride(3),
         CHANNELS=channels, HAS_PAST=past_bchw is not None, HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual_nchw is not None, LEAKY=negative_slope > 0,
+        HAS_RESIDUAL=residual_nchw is not None, LEAKY=negative_slope > 0, GROWTH=growth,
         BM=pixel_block, BN=out_block, BK=channel_block, num_warps=8, num_stages=3,
     )  # fmt: skip
     return out

@@ -1,4 +1,4 @@
-"""The first and the last convolution of the causal memory block, each with what follows it, no concatenation built."""
+"""Convolutions of memory decoders, each with what follows or precedes it, no concatenation and no enlargement built."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from ultraflash_kernels._dispatch import Impl, chooses_triton
 from ultraflash_kernels.memory_conv import reference
 
-__all__ = ["KERNEL_WINS", "memory_conv", "residual_conv"]
+__all__ = ["KERNEL_WINS", "memory_conv", "residual_conv", "upsampled_conv"]
 
 KERNEL_WINS: frozenset[tuple[tuple[int, int], int, int]] = frozenset()
 """(compute capability, channels in, channels out) where ``auto`` takes the kernel: measured wins over cuDNN only, and
@@ -40,7 +40,7 @@ def memory_conv(
     _check("memory_conv", weight, bias, 2 * channels, x_btchw, past_bchw)
     tensors = [x_btchw, past_bchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("memory_conv", impl, channels, tensors):
-        return _convolve(x_btchw, past_bchw, weight, bias, None, negative_slope)
+        return _convolve(x_btchw, past_bchw, weight, bias, None, negative_slope, 1)
     return reference.memory(x_btchw, past_bchw, weight, bias, negative_slope)
 
 
@@ -65,8 +65,24 @@ def residual_conv(
     _check("residual_conv", weight, bias, x_nchw.shape[1], x_nchw, residual_nchw)
     tensors = [x_nchw, residual_nchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("residual_conv", impl, x_nchw.shape[1], tensors):
-        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, residual_nchw, negative_slope)
+        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, residual_nchw, negative_slope, 1)
     return reference.residual(x_nchw, residual_nchw, weight, bias, negative_slope)
+
+
+def upsampled_conv(x_nchw: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: Impl = "auto") -> Tensor:
+    """Return ``conv(up(x), W) + bias`` as ``[N, O, 2H, 2W]``, channels last; ``up`` doubles by nearest neighbours.
+
+    ``weight`` is ``[O, C, 3, 3]``, padding is zero and one pixel of the doubled size. The definition builds the doubled
+    pictures, the kernel finds their pixels by address and reads a quarter as much. ``auto`` is that of
+    ``memory_conv``, with channels of the table counted alike. Raises ValueError for shapes or dtypes that do not fit.
+    """
+    if x_nchw.ndim != 4:
+        raise ValueError(f"upsampled_conv: x is [N, C, H, W], got {list(x_nchw.shape)}")
+    _check("upsampled_conv", weight, bias, x_nchw.shape[1], x_nchw)
+    tensors = [x_nchw, x_nchw, weight, *([] if bias is None else [bias])]
+    if _takes_kernel("upsampled_conv", impl, x_nchw.shape[1], tensors):
+        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, None, 1.0, 2)
+    return reference.upsampled(x_nchw, weight, bias)
 
 
 def _check(op: str, weight: Tensor, bias: Tensor | None, channels: int, *inputs: Tensor) -> None:
@@ -93,18 +109,18 @@ def _takes_kernel(op: str, impl: Impl, channels: int, tensors: list[Tensor]) -> 
 @torch.library.custom_op("ultraflash::memory_conv", mutates_args=())
 def _convolve(
     x_btchw: Tensor, past_bchw: Tensor | None, weight: Tensor, bias: Tensor | None, residual_nchw: Tensor | None,
-    negative_slope: float,
+    negative_slope: float, growth: int,
 ) -> Tensor:  # fmt: skip
     from ultraflash_kernels.memory_conv import kernel
 
-    return kernel.forward(x_btchw, past_bchw, weight, bias, residual_nchw, negative_slope)
+    return kernel.forward(x_btchw, past_bchw, weight, bias, residual_nchw, negative_slope, growth)
 
 
 @_convolve.register_fake
 def _convolve_shape(
     x_btchw: Tensor, past_bchw: Tensor | None, weight: Tensor, bias: Tensor | None, residual_nchw: Tensor | None,
-    negative_slope: float,
+    negative_slope: float, growth: int,
 ) -> Tensor:  # fmt: skip
     batch, frames, _, height, width = x_btchw.shape
-    shape = (batch * frames, weight.shape[0], height, width)
+    shape = (batch * frames, weight.shape[0], growth * height, growth * width)
     return torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)

@@ -1,10 +1,10 @@
-"""The definition of ``memory_conv`` and ``residual_conv``: convolutions of PyTorch, added in place."""
+"""The definition of ``memory_conv`` and its siblings: convolutions of PyTorch, added in place."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["memory", "residual"]
+__all__ = ["memory", "residual", "upsampled"]
 
 
 def memory(x_btchw: Tensor, past_bchw: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
@@ -26,6 +26,11 @@ def memory(x_btchw: Tensor, past_bchw: Tensor, weight: Tensor, bias: Tensor | No
 def residual(x_nchw: Tensor, residual_nchw: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
     """See ``op.residual_conv``; nothing is checked here."""
     return _act(F.conv2d(_last(x_nchw), weight, bias, padding=1).add_(residual_nchw), slope)
+
+
+def upsampled(x_nchw: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See ``op.upsampled_conv``; nothing is checked here."""
+    return F.conv2d(F.interpolate(_last(x_nchw), scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
 
 
 def _last(x_nchw: Tensor) -> Tensor:

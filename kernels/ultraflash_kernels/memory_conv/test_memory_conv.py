@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_kernels._dispatch import Impl
-from ultraflash_kernels.memory_conv import memory_conv, residual_conv
+from ultraflash_kernels.memory_conv import memory_conv, residual_conv, upsampled_conv
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 """Of values, times their magnitude plus one."""
@@ -165,3 +165,36 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         residual_conv(x[0], residual[:, 1:], one, bias)
     with pytest.raises(ValueError, match="one dtype"):
         residual_conv(x[0], residual.half(), one, bias)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("batch", "frames", "channels", "outs", "height", "width"), SIZES)
+def test_a_doubled_picture_convolved_equals_the_convolution_of_repeated_pixels(
+    batch: int, frames: int, channels: int, outs: int, height: int, width: int, dtype: torch.dtype
+) -> None:
+    x, _, _, one, bias, _ = example(batch, frames, channels, outs, height, width, dtype)
+    x = x.flatten(0, 1)
+    doubled = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    for given in (bias, None):
+        expected = F.conv2d(doubled, one.double(), None if given is None else given.double(), padding=1)
+        assert_near(upsampled_conv(x, one, given, impl="reference"), expected, dtype)
+        if dtype in DTYPES:
+            assert_near(upsampled_conv(x, one, given, impl="triton"), expected, dtype)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_of_a_doubled_picture_nothing_around_it_is_read(impl: Impl) -> None:
+    x, _, _, one, bias, _ = example(2, 1, 5, 7, 4, 6, torch.float32)
+    x = x.flatten(0, 1)
+    around = torch.full((2, 6, 8, 8), math.nan, device=DEVICE)  # [N, H, W, C]
+    inside = around[:, 1:5, 1:7, 2:7].permute(0, 3, 1, 2)
+    inside.copy_(x)
+    torch.testing.assert_close(upsampled_conv(inside, one, bias, impl=impl), upsampled_conv(x, one, bias, impl=impl))
+
+
+def test_a_doubled_picture_of_other_channels_is_refused() -> None:
+    x, _, _, one, bias, _ = example(1, 1, 5, 7, 4, 6, torch.float32)
+    with pytest.raises(ValueError, match=r"upsampled_conv: weight is \[O, 4, 3, 3\]"):
+        upsampled_conv(x.flatten(0, 1)[:, :4], one, bias)
+    with pytest.raises(ValueError, match=r"x is \[N, C, H, W\]"):
+        upsampled_conv(x, one, bias)

@@ -12,6 +12,7 @@ from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit, T
 from ultraflash_cli.engine.layers.resample import lanczos_upscale
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
+from ultraflash_kernels.memory_conv import upsampled_conv
 
 __all__ = ["Decoder", "DecoderConfig", "DecoderInputs", "DecoderStage", "DecoderState", "SkipConfig"]
 
@@ -229,10 +230,15 @@ class Decoder(nn.Module):
         batch = latents_bcthw.shape[0]
         x = latents_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         after: list[Tensor] = []
+        doubled = False
         for layer in self.decoder:
             if isinstance(layer, MemoryBlock):
                 x, memory = layer(x, None if memories is None else memories[len(after)], batch)
                 after.append(memory)
+            elif isinstance(layer, nn.Upsample):
+                doubled = True  # what grows in time looks at single pixels and comes first, at a quarter of the cost
+            elif doubled and isinstance(layer, nn.Conv2d):
+                x, doubled = upsampled_conv(x, layer.weight.to(x.dtype), layer.bias), False
             else:
                 x = layer(x)
         return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
