@@ -199,7 +199,7 @@ LITE = Profile(
         out_width=32,
         memory_init="replicate",
         negative_slope=0.1,
-        skip=SkipConfig(width=48, blocks=4, latent_features=16, scales=(2, 3)),
+        skip=SkipConfig(width=48, blocks=8, latent_features=16, scales=(2, 3)),
     ),
     low_decoder=_LITE_LOW_DECODER,
     generator=_LITE_GENERATOR,

@@ -56,11 +56,17 @@ WAYS: tuple[tuple[Colour, Motion], ...] = (("red", "right"), ("yellow", "left"),
 PLAIN_EVERY = 50
 """One in so many scenes is all as usual and has nothing in it, and its caption may be no word at all."""
 
-SPEEDS = {"car": 0.24, "bird": 0.20}
-"""Picture heights a second at which things move, where they do not at ``SPEED``."""
+LAID_FOR = {"car": 0.24, "bird": 0.20}
+"""Speeds that the ways of things are laid out for, where that is not ``USUALLY_LAID_FOR``."""
 
-SPEED = 0.12
+USUALLY_LAID_FOR = 0.12
 """Picture heights a second of everything else."""
+
+STEPS_PX: dict[Motion, int] = {"left": 64, "right": 64, "up": 32}
+"""Pixels that a thing moves in ``STEP_FRAMES``: one token of the built-in generator while it draws one chunk, so that
+what follows a chunk is what it holds, one token on, and a small network has to copy, not to shift."""
+
+STEP_FRAMES = 12
 
 SCENES_A_SEED = 100_000_000
 """Scenes that belong to one seed; those before the first seed's are nobody's, and good for tests."""
@@ -81,7 +87,8 @@ def taught_scene(seed: int, number: int) -> Scene:
     sky, land, way = layout_of(number)
     thing = scene.thing
     if thing is not None:
-        thing = replace(thing, speed=SPEEDS.get(thing.kind, SPEED))
+        speed = STEPS_PX[thing.motion] / LITE.base_size[0] / STEP_FRAMES * GENERATED_FPS
+        thing = replace(thing, speed=speed, laid_for=LAID_FOR.get(thing.kind, USUALLY_LAID_FOR))
     scene = replace(scene, thing=thing, seed=land, sky_seed=sky, thing_seed=way)
     if number % PLAIN_EVERY == 0:
         scene = replace(scene, time=TIMES[sky], place=PLACES[land], weather="clear", thing=None)
