@@ -235,10 +235,10 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, lengths=lengths)
     assert isinstance(LITE.text_encoder, PromptEncoderConfig), "the built-in model has words of its own"
     lengths = (
-        ClipLength(latents=1, clips=3, odds=(0.6, 0.1)),
-        ClipLength(latents=3, odds=(0.3, 0.45)),
+        ClipLength(latents=1, clips=3, odds=(0.6, 0.05)),
+        ClipLength(latents=3, odds=(0.3, 0.25)),
         ClipLength(latents=6, clips=0.5, odds=(0.05, 0.15)),
-        ClipLength(latents=9, clips=0.75, odds=(0.05, 0.3), later=True),
+        ClipLength(latents=9, clips=0.75, odds=(0.05, 0.55), later=True),
     )
     return GeneratorRecipeConfig(
         loop=LoopConfig(
