@@ -209,7 +209,7 @@ def distance(roles: CascadeRoles) -> float:
 
 
 def test_the_distilled_generator_draws_in_two_steps_what_looks_more_like_scenes(chain: Chain) -> None:
-    config = toy(generator_distil, 140, size=SCENE_SIZE, shift=3.0, guidance=1.0)
+    config = toy(generator_distil, 200, size=SCENE_SIZE, shift=3.0, guidance=1.0)
     roles = generator_distil.start(config, [], chain.generator())
     before = distance(roles)
     train(generator_distil, config, roles, chain.folder / "distil")

@@ -180,7 +180,6 @@ _LITE_GENERATOR = GeneratorConfig(
     sees_signal=True,
     pool_text=True,
     grid=(15, 13),
-    steps=(1000, 500),
     shift=0.7,
     window=6,
     slide=True,
