@@ -12,12 +12,11 @@ from ultraflash_cli.bench.cases import drifting_frames
 from ultraflash_cli.engine.graphs import Graphs
 from ultraflash_cli.engine.lanes import Arriving, outlet_for
 from ultraflash_cli.engine.pictures import quantise
+from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
 
 __all__ = ["DrawnStream", "Stream", "UpscaledStream"]
-
-LATENT_PX = 8
 
 
 class Stream(Protocol):

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.sparsity import BlockGrid
 from ultraflash_cli.engine.stages.decoder import DecoderConfig
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
@@ -18,7 +19,6 @@ from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 
 __all__ = [
-    "LATENT_PX",
     "MemoryBlocks",
     "decoder_activations",
     "encoder_activations",
@@ -31,9 +31,6 @@ __all__ = [
     "upsampler_activations",
     "wan_vae_activations",
 ]
-
-LATENT_PX = 8
-"""Pixels along a side that one latent stands for."""
 
 FLOAT32 = 4
 """Bytes of the precision that norms, modulation and rotation compute in."""

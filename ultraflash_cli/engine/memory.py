@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from ultraflash_cli.engine.activations import (
-    LATENT_PX,
     decoder_activations,
     encoder_activations,
     generator_activations,
@@ -23,7 +22,7 @@ from ultraflash_cli.engine.activations import (
     upsampler_activations,
     wan_vae_activations,
 )
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, LATENT_PX
 from ultraflash_cli.engine.stage import state_bytes
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig

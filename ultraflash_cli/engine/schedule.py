@@ -13,6 +13,7 @@ from ultraflash_cli.errors import ConfigError
 __all__ = [
     "FRAMES_PER_LATENT",
     "GENERATED_FPS",
+    "LATENT_PX",
     "GenerationPlan",
     "group_frames",
     "group_noise",
@@ -20,6 +21,9 @@ __all__ = [
     "latents_for",
     "plan_generation",
 ]
+
+LATENT_PX = 8
+"""Pixels a side of a cell of a latent."""
 
 FRAMES_PER_LATENT = 4
 """Pixel frames that one latent frame stands for."""

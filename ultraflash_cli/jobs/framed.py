@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.upscaler import Upscaler, UpscalerState
     from ultraflash_cli.jobs.flow import Pictures
 
-__all__ = ["LATENT_PX", "GeneratedFrames", "UpscaledFrames", "as_frame_generator", "as_frame_upscaler"]
-
-LATENT_PX = 8
-"""Pixels a side of a cell of a latent."""
+__all__ = ["GeneratedFrames", "UpscaledFrames", "as_frame_generator", "as_frame_upscaler"]
 
 _QUEUES = ("waiting_tchw", "cascade.queue_bcthw")
 """Parts of a state that hold frames waiting for their group: empty between groups, and large."""
@@ -129,6 +126,8 @@ class GeneratedFrames:
         return self._timer.seconds
 
     def init_state(self, *, seed: int, clip: "list[Picture] | None" = None) -> "TextToVideoState":
+        from ultraflash_cli.engine.schedule import LATENT_PX
+
         height, width = (side // LATENT_PX for side in self._base_size)
         prefix = self._encode(clip) if clip else None
         return self._video.init_state(height=height, width=width, seed=seed, context=self._context, prefix_bcthw=prefix)

@@ -19,7 +19,7 @@ from ultraflash_cli.jobs.choices import (
     within,
 )
 from ultraflash_cli.jobs.flow import FrameGenerator, FrameUpscaler
-from ultraflash_cli.jobs.framed import LATENT_PX, GeneratedFrames, UpscaledFrames
+from ultraflash_cli.jobs.framed import GeneratedFrames, UpscaledFrames
 from ultraflash_cli.jobs.generation_preflight import PreparedGeneration
 from ultraflash_cli.jobs.preflight import Prepared
 from ultraflash_cli.jobs.work import telling_memory_errors
@@ -178,6 +178,7 @@ class Models:
 
         from ultraflash_cli.engine.cache_policy import RefreshGate
         from ultraflash_cli.engine.clock import StageClock
+        from ultraflash_cli.engine.schedule import LATENT_PX
         from ultraflash_cli.jobs.assemble import (
             build_text_to_video,
             precision_name,

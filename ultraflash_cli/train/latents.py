@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ultraflash_cli.engine.profiles import LITE, Profile
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS, LATENT_PX
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.vocabulary import LAYOUT_WORDS
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.train.captions import Usual, caption
@@ -27,7 +27,6 @@ from ultraflash_cli.train.scenes import Colour, Motion, Place, Scene, Time, rand
 from ultraflash_cli.video.partial import output_errors, partial_file
 
 __all__ = [
-    "LAYOUTS",
     "SCENES_A_SEED",
     "EncodeScenesJob",
     "SceneLatents",
@@ -39,10 +38,6 @@ __all__ = [
     "taught_scene",
     "thing_cover",
 ]
-
-LAYOUTS = math.prod(map(len, LAYOUT_WORDS))
-"""Ways in which the shapes of a scene lie: sky, land and the way of things each have a few that a small generator can
-learn by heart, and go together as they like."""
 
 TIMES: tuple[Time, ...] = ("day", "sunset", "morning")
 """With each sky: the time of day that goes without saying."""
@@ -61,12 +56,6 @@ LAID_FOR = {"car": 0.24, "bird": 0.20}
 
 USUALLY_LAID_FOR = 0.12
 """Picture heights a second of everything else."""
-
-STEPS_PX: dict[Motion, int] = {"left": 64, "right": 64, "up": 32}
-"""Pixels that a thing moves in ``STEP_FRAMES``: one token of the built-in generator while it draws one chunk, so that
-what follows a chunk is what it holds, one token on, and a small network has to copy, not to shift."""
-
-STEP_FRAMES = 12
 
 SCENES_A_SEED = 100_000_000
 """Scenes that belong to one seed; those before the first seed's are nobody's, and good for tests."""
@@ -87,16 +76,31 @@ def taught_scene(seed: int, number: int) -> Scene:
     sky, land, way = layout_of(number)
     thing = scene.thing
     if thing is not None:
-        speed = STEPS_PX[thing.motion] / LITE.base_size[0] / STEP_FRAMES * GENERATED_FPS
-        thing = replace(thing, speed=speed, laid_for=LAID_FOR.get(thing.kind, USUALLY_LAID_FOR))
+        laid_for = LAID_FOR.get(thing.kind, USUALLY_LAID_FOR)
+        thing = replace(thing, speed=_token_a_chunk(thing.motion), laid_for=laid_for)
     scene = replace(scene, thing=thing, seed=land, sky_seed=sky, thing_seed=way)
     if number % PLAIN_EVERY == 0:
         scene = replace(scene, time=TIMES[sky], place=PLACES[land], weather="clear", thing=None)
     return scene
 
 
+def _token_a_chunk(motion: Motion) -> float:
+    """Return the speed of a thing that moves by one token of the built-in generator while that draws one chunk.
+
+    What follows a chunk is then what it holds, one token on: a small network has to copy, not to shift.
+    """
+    generator = LITE.generator
+    assert generator is not None, "the built-in model draws clips"
+    _, rows, columns = generator.patch
+    token = LATENT_PX * (rows if motion == "up" else columns) / LITE.base_size[0]
+    return token * GENERATED_FPS / (FRAMES_PER_LATENT * generator.chunk_latents)
+
+
 def layout_of(number: int) -> tuple[int, int, int]:
-    """Return which sky, land and way of things a number stands for: its digits, the sky's first."""
+    """Return which sky, land and way of things a number stands for: its digits, the sky's first, few of each to learn.
+
+    ``PromptEncoderConfig.with_variant`` says the same of a seed, in words.
+    """
     digits: list[int] = []
     for words in LAYOUT_WORDS:
         number, digit = divmod(number, len(words))
@@ -123,8 +127,8 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
     words = caption(replace(scene, seed=int(rng.integers(2**31))), int(rng.integers(WORDINGS)), usual=usual)
     if number % PLAIN_EVERY == 0 and rng.random() < 0.5:
         words = ""
-    layout = (group[digit] for group, digit in zip(LAYOUT_WORDS, (sky, land, way), strict=True))
-    return " ".join([words, *layout]).strip()
+    assert isinstance(LITE.text_encoder, PromptEncoderConfig), "the built-in model has words of its own"
+    return LITE.text_encoder.with_variant(words, number).strip()
 
 
 @lru_cache(maxsize=8192)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.layers.attention import ContextKv
 from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.errors import ConfigError
@@ -21,9 +22,6 @@ from ultraflash_cli.train.latents import draw_scene, open_scene_latents, scene_c
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
-
-LATENT_PX = 8
-"""Pixels a side of a cell of a latent."""
 
 __all__ = [
     "NETWORKS",
