@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import scene_judge
-from benchmarks.scene_judge import HEADS, JudgeRecipe, about_judge, accuracy, drawn_clip, load_judge
+from benchmarks import scene_judge, scene_judge_training
+from benchmarks.scene_judge import HEADS, about_judge, load_judge
+from benchmarks.scene_judge_training import JudgeRecipe, accuracy, drawn_clip
 from ultraflash_cli.train.drawing import Renderer
 from ultraflash_cli.train.scenes import Scene, Thing
 
@@ -26,8 +27,8 @@ def clip_of(scene: Scene, *, frames: int = 65) -> np.ndarray:
 
 def test_training_is_the_same_every_time_and_the_file_keeps_it(tmp_path: Path) -> None:
     heard = list[dict[str, float]]()
-    first = scene_judge.train(SMALL, lambda _, right: heard.append(right))
-    again, other = scene_judge.train(SMALL), scene_judge.train(replace(SMALL, seed=2))
+    first = scene_judge_training.train(SMALL, lambda _, right: heard.append(right))
+    again, other = scene_judge_training.train(SMALL), scene_judge_training.train(replace(SMALL, seed=2))
     clip = drawn_clip(3)[0][None]
     logits = [judge(clip)["kind"].detach() for judge in (first, again, other)]
     assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
@@ -40,17 +41,17 @@ def test_training_is_the_same_every_time_and_the_file_keeps_it(tmp_path: Path) -
 
 def test_softened_clips_differ_and_stay_pictures() -> None:
     clips = torch.stack([drawn_clip(number)[0] for number in range(4)])
-    soft = scene_judge.soften(clips, torch.Generator().manual_seed(1))
+    soft = scene_judge_training.soften(clips, torch.Generator().manual_seed(1))
     assert soft.shape == clips.shape and soft.min() >= 0 and soft.max() <= 1
     changed = (soft - clips).abs().mean(dim=(1, 2, 3, 4))
     assert (changed > 0.002).all() and (changed < 0.2).all()
 
 
 def test_a_scene_without_a_thing_has_no_colour_to_name() -> None:
-    labels = scene_judge.labels_of(replace(RED_CAR, thing=None))
+    labels = scene_judge_training.labels_of(replace(RED_CAR, thing=None))
     assert labels["colour"] == scene_judge.UNSAID
     assert HEADS["kind"][labels["kind"]] == HEADS["motion"][labels["motion"]] == "none"
-    labels = scene_judge.labels_of(RED_CAR)
+    labels = scene_judge_training.labels_of(RED_CAR)
     assert {name: HEADS[name][label] for name, label in labels.items()} == {
         "kind": "car",
         "colour": "red",
@@ -82,5 +83,5 @@ def test_the_judge_sees_what_changes_in_a_clip(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_command_says_how_often_it_is_right(capsys: pytest.CaptureFixture[str]) -> None:
-    assert scene_judge.main(["check", "--scenes", "2"]) == 0
+    assert scene_judge_training.main(["check", "--scenes", "2"]) == 0
     assert json.loads(capsys.readouterr().out)["unseen"].keys() == HEADS.keys()

@@ -124,6 +124,36 @@ def test_a_pooled_prompt_reaches_every_token_at_once() -> None:
     assert ((one - two).abs().amax((1, 3, 4)) > 1e-6).all(), "cross-attention is silent, modulation is not"
 
 
+@pytest.mark.parametrize("drift", [(0, 1), (0, -1), (-1, 0), (1, 0)])
+def test_what_moves_a_token_a_chunk_stays_in_one_place_of_a_grid_that_drifts_along(drift: tuple[int, int]) -> None:
+    stage = build(replace(TINY, grid=(2, 3), drifts=(drift,), drift_frames=9, slide=True))
+    with torch.no_grad():
+        for name, value in stage.named_parameters():
+            if name.endswith("attn.o.weight") or name in ("row_places", "column_places"):
+                value.zero_()  # tokens tell each other nothing, and know only where they are in the moving grid
+    x = torch.ones(1, 4, 3, HEIGHT, WIDTH)
+
+    def flow(position: int | Tensor) -> Tensor:
+        return stage.forward_chunk(x, 500.0, position=position).flow_bcthw
+
+    now, then = flow(2), flow(5)
+    down, right = (2 * step for step in drift)  # two latent pixels a token
+    moved = now.roll((down, right), dims=(3, 4))
+    here = [slice(max(0, step), step if step < 0 else None) for step in (down, right)]
+    torch.testing.assert_close(then[..., here[0], here[1]], moved[..., here[0], here[1]])
+    assert not torch.allclose(then, now, atol=1e-2)
+    torch.testing.assert_close(flow(torch.tensor(5)), then)
+    torch.testing.assert_close(flow(900), flow(903))  # everything that moves has left by then
+
+
+def test_drifts_are_single_steps_on_a_grid() -> None:
+    for wrong in ((1, 1), (0, 2), (0, 0)):
+        with pytest.raises(ConfigError, match="drifts are"):
+            replace(TINY, grid=(2, 3), drifts=(wrong,))
+    with pytest.raises(ConfigError, match="need a grid"):
+        replace(TINY, drifts=((0, 1),))
+
+
 # Chunks
 
 

@@ -106,11 +106,11 @@ def test_lengths_of_clips_change_over_a_run() -> None:
     assert shapes[0] == (2, 3, 4, *SIZE) and shapes[2] == (1, 3, 8, *SIZE)
     with pytest.raises(ConfigError, match="no longer than the window"):
         replace(config, lengths=(ClipLength(latents=99),))
-    with pytest.raises(ConfigError, match="a chunk to go on from"):
-        replace(config, lengths=(ClipLength(latents=2, later=True),))
+    with pytest.raises(ConfigError, match="whole chunks"):
+        replace(config, lengths=(ClipLength(latents=3, later=True),))
     assert config.profile.generator is not None
     sliding = replace(config.profile, generator=replace(config.profile.generator, slide=True))
-    long = (ClipLength(latents=99, later=True),)
+    long = (ClipLength(latents=98, later=True),)
     assert replace(config, profile=sliding, lengths=long).lengths == long, "a window that slides has seen longer ones"
 
 
@@ -124,7 +124,7 @@ def test_a_generator_draws_the_chunk_that_a_later_one_follows_itself_as_often_as
         roles = CascadeRoles(TOY, ("generator", "text_encoder"), words=config.words)
         torch.nn.init.normal_(roles.generator.head.head.weight, std=0.1)
     clip = torch.randn((1, 8, 6, 4, 6), generator=generator_of("clip"))
-    batch = clip, ("a ball",), True, torch.zeros((1, 6, 4, 6), dtype=torch.bool)
+    batch = clip, ("a ball",), 0, torch.zeros((1, 6, 4, 6), dtype=torch.bool)
     seen: list[torch.Tensor] = []
     forward = roles.generator.forward_chunk
 
@@ -167,31 +167,48 @@ def test_a_taught_scene_lies_as_its_number_says_and_its_caption_leaves_out_only_
     assert all(taught_scene(1, 50 * n).thing is None for n in range(20))
 
 
-def test_clips_from_later_in_a_scene_teach_what_follows_their_first_chunk_alone(
+def test_clips_from_anywhere_in_a_scene_are_whole_chunks_and_teach_their_last_one_alone(
     tmp_path: Path, encoder: dict[str, torch.Tensor]
 ) -> None:
-    encode_scenes(job(tmp_path, encoder, latents=8))
-    scenes = SceneLatents(tmp_path)
+    encode_scenes(job(tmp_path, encoder, latents=8, count=2))
     with safe_open(tmp_path / "scenes_000000.safetensors", "pt") as opened:
         stored = opened.get_tensor("latents").float()
-    got = [scenes.draw(4, np.random.default_rng(n), later=2)[0] for n in range(40)]
-    for first, is_there in ((0, False), (1, False), (2, True), (4, True)):
-        assert any(torch.equal(each, stored[1, :, first : first + 4]) for each in got) == is_there
-
     config = generator.configure(steps=1, seed=1, toy=True)
+    config = replace(config, lengths=(ClipLength(latents=6, later=True),), loop=replace(config.loop, batch=3))
+    starts: set[tuple[int, int]] = set()
+    for number in range(0, 60, 2):
+        latents, _, first, _ = generator.scene_batch(config, tmp_path, number)
+        starts.add((first, latents.shape[2]))
+        for clip in latents:
+            assert any(torch.equal(clip, scene[:, first : first + clip.shape[1]]) for scene in stored)
+        assert generator.scene_batch(config, tmp_path, number + 1)[2] == first, "two processes have as much to do"
+    assert starts == {(0, 4), (0, 6), (2, 6)}, "what is learned follows one chunk or two"
+    alone = replace(config, lengths=(ClipLength(latents=2, later=True),))
+    assert {generator.scene_batch(alone, tmp_path, number)[2] for number in range(60)} == {0, 2, 4, 6}
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         roles = CascadeRoles(TOY, ("generator", "text_encoder"), words=config.words)
         torch.nn.init.normal_(roles.generator.head.head.weight, std=0.1)
-    latents, words, cover = scenes.draw(4, np.random.default_rng(1), later=2)
+    latents, words, _, cover = generator.scene_batch(config, tmp_path, 0)
     wrong = latents.clone()
-    wrong[:, :2] += 10  # what the first chunk is, the network is not asked to draw
+    wrong[:, :, :-2] += 10  # what the first chunks are, the network is not asked to draw
     errors = [
-        generator.loss(config, roles, (each[None], (words,), later, cover[None]), generator_of("later"))["flow"].item()
+        generator.loss(config, roles, (each, words, first, cover), generator_of("later"))["flow"].item()
         for each in (latents, wrong)
-        for later in (True, False)
+        for first in (0, None)
     ]
     assert errors[2] < 3 * errors[0] and errors[3] > 10 * errors[1], errors
+
+
+def test_scenes_encoded_in_bfloat16_are_nearly_the_same(tmp_path: Path, encoder: dict[str, torch.Tensor]) -> None:
+    kept: list[torch.Tensor] = []
+    for precision in ("fp32", "bf16"):
+        encode_scenes(job(tmp_path / precision, encoder, count=2, precision=precision))
+        with safe_open(tmp_path / precision / "scenes_000000.safetensors", "pt") as opened:
+            kept.append(opened.get_tensor("latents").float())
+    error = (kept[0] - kept[1]).square().mean().sqrt() / kept[0].square().mean().sqrt()
+    assert 0 < error < 0.02
 
 
 def test_a_fresh_autoencoder_starts_as_the_principal_components_of_its_material() -> None:

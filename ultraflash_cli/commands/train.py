@@ -120,6 +120,9 @@ def encode_drawn_scenes(
     latents: Annotated[int, typer.Option("--latents", metavar="N", help="Latent frames of each.")] = 6,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Whose scenes.")] = 1,
     toy: Annotated[bool, typer.Option("--toy", help="For the recipes' toy sizes.")] = False,
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option("--precision", help="Of the encoder's products.")
+    ] = "fp32",
     threads: ThreadsOption = None,
 ) -> None:
     """Draw scenes and keep what the encoder makes of them, for the recipes that teach a generator."""
@@ -141,6 +144,7 @@ def encode_drawn_scenes(
         size=profile.base_size,
         seed=seed,
         profile=profile,
+        precision=precision,
     )
     keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -172,6 +172,8 @@ class EncodeScenesJob:
     """Scenes in a file."""
     profile: Profile = LITE
     """Whose encoder."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the encoder's products."""
 
     def __post_init__(self) -> None:
         if min(self.count, self.latents, self.shard) < 1 or self.first < 0 or self.first % self.shard:
@@ -197,9 +199,10 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
             if _facts(path) != facts:
                 raise InputError(f"{path}: holds other latents. Give another folder.")
         else:
-            clips = [
-                roles.encode(draw_scene(job.seed, number, job.latents, job.size)[None]).half() for number in numbers
-            ]
+            with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
+                clips = [
+                    roles.encode(draw_scene(job.seed, number, job.latents, job.size)[None]).half() for number in numbers
+                ]
             with output_errors(path), partial_file(path) as part:
                 save_file({"latents": torch.cat(clips).contiguous()}, part, metadata={"facts": json.dumps(facts)})
         if on_file is not None:
@@ -222,24 +225,27 @@ class SceneLatents:
             with safe_open(path, "pt") as opened:
                 self.shapes.append(list(opened.get_slice("latents").get_shape()))
 
-    def draw(self, count: int, rng: np.random.Generator, *, later: int = 0) -> tuple[Tensor, str, Tensor]:
-        """Return ``count`` latent frames [C, count, h, w] of some scene, float32, a caption, and its ``thing_cover``.
+    @property
+    def longest(self) -> int:
+        """Latent frames of the longest scenes."""
+        return max(shape[2] for shape in self.shapes)
 
-        They are the first ones, or, in steps of ``later`` where that is not 0, later ones. Raises InputError where no
-        scene is long enough.
+    def draw(self, count: int, rng: np.random.Generator, *, first: int = 0) -> tuple[Tensor, str, Tensor]:
+        """Return latent frames ``first`` to ``first + count`` [C, count, h, w] of some scene, its caption and cover.
+
+        Latents are float32, the cover is that of ``thing_cover``. Raises InputError where no scene is long enough.
         """
-        least = count + later
+        least = first + count
         sizes = np.array([shape[0] if shape[2] >= least else 0 for shape in self.shapes])
         if not sizes.any():
-            longest = max(shape[2] for shape in self.shapes)
-            raise InputError(f"{self.files[0].parent}: scenes of at most {longest} latents, {least} are needed.")
+            raise InputError(f"{self.files[0].parent}: scenes of at most {self.longest} latents, {least} are needed.")
         file = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
         i = int(rng.integers(sizes[file]))
-        first = later * int(rng.integers(1, (self.shapes[file][2] - count) // later + 1)) if later else 0
         with safe_open(self.files[file], "pt") as opened:
             latents = opened.get_slice("latents")[i, :, first : first + count].float()
         number, size = int(self.facts[file]["first"]) + i, (latents.shape[2], latents.shape[3])
-        return latents, scene_caption(self.seed, number, rng), thing_cover(self.seed, number, first, count, size)
+        cover = thing_cover(self.seed, number, 0, self.shapes[file][2], size)[first : first + count]
+        return latents, scene_caption(self.seed, number, rng), cover
 
     def hash(self) -> str:
         """Return a short hash over what the latents were made from."""

@@ -53,7 +53,8 @@ class LoopConfig:
     accumulate: int = 1
     """Batches whose gradients make one step."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """``bf16``: products and convolutions in bfloat16 (autocast); weights, optimisers and averages stay float32."""
+    """``bf16``: products and convolutions in bfloat16 (autocast), the optimisers' products, too; weights, momenta and
+    averages stay float32."""
     seed: int = 1
     """Seed of every draw."""
     save_every: int = 200
@@ -270,8 +271,9 @@ def run_loop(
             crew.share_gradients(pupil.parameters)
             total_norm: Tensor = whole(nn.utils.clip_grad_norm_(pupil.parameters, config.clip))
             if torch.isfinite(total_norm):
-                for optimiser in pupil.optimisers:
-                    optimiser.step()
+                with _precision(device, config):
+                    for optimiser in pupil.optimisers:
+                        optimiser.step()
             norm = float(total_norm)
         for pupil in pupils:
             pupil.follow(min(config.average, (step + 1) / (step + 10)))
@@ -315,12 +317,16 @@ def _terms(
     device = next(model.parameters()).device
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+        _precision(device, config),
     ):
         torch.manual_seed(rng.initial_seed())
         if shards is not None:
             return shards.terms(learner.loss, batch, rng)
         return learner.loss(model, batch, rng)
+
+
+def _precision(device: torch.device, config: LoopConfig) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:

@@ -76,6 +76,11 @@ class GeneratorConfig:
     grid: tuple[int, int] | None = None
     """Rows and columns of tokens that have a learned place of their own, for a model of one size; None leaves it to
     the rotation to tell where a token is."""
+    drifts: tuple[tuple[int, int], ...] = ()
+    """Directions, rows down and columns to the right, of which one is 1 or -1 and the other 0. In each there is a grid
+    that moves by a token a chunk, in which tokens have a learned place, too: what moves along with it stays in one."""
+    drift_frames: int = 21
+    """Latent frames over which the moving grids have places for all that they pass; beyond, the last ones go on."""
     eps: float = 1e-6
     """Added to variances and mean squares."""
     chunk_latents: int = 3
@@ -117,6 +122,10 @@ class GeneratorConfig:
             raise ConfigError(f"generator: later_steps is 1 to {len(self.steps)} or None, got {self.later_steps}")
         if not 0 <= self.context_timestep <= TRAIN_STEPS:
             raise ConfigError(f"generator: context_timestep lies in 0..{TRAIN_STEPS}, got {self.context_timestep}")
+        if self.drifts and self.grid is None:
+            raise ConfigError("generator: drifts need a grid")
+        if self.drift_frames < 0 or any(sorted(map(abs, drift)) != [0, 1] for drift in self.drifts):
+            raise ConfigError(f"generator: drifts are (1, 0), (-1, 0), (0, 1) and (0, -1), got {self.drifts}")
         if self.sink < 0 or self.window < self.sink + self.chunk_latents:
             raise ConfigError(
                 f"generator: a window of {self.window} does not hold {self.sink} of sink and a chunk of "
@@ -286,6 +295,13 @@ class Generator(nn.Module):
         rows, columns = config.grid or (0, 0)
         self.row_places = nn.Parameter(0.1 * torch.randn(rows, dim)) if config.grid else None
         self.column_places = nn.Parameter(0.1 * torch.randn(columns, dim)) if config.grid else None
+        self.drift_places = nn.ParameterList(
+            nn.Parameter(
+                0.1
+                * torch.randn(config.chunk_latents * ((rows if down else columns) - 1) + config.drift_frames + 1, dim)
+            )
+            for down, _ in config.drifts
+        )
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
         self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
@@ -478,7 +494,7 @@ class Generator(nn.Module):
         ``timestep`` is that of the whole chunk or ``[B, T]``, one for every latent frame; ``rings`` are those of the
         run before (None at the start of a stream), ``context`` what ``embed_context`` returned (None: no prompt),
         ``first_frame`` the latent frames before this chunk. A chunk that was the last one to run is run again in its
-        own place. ``position`` stands in for ``first_frame`` where tokens are rotated, also as a tensor. With
+        own place. ``position`` stands in for ``first_frame`` where places are told, also as a tensor. With
         ``reuse_rings`` the buffers of ``rings`` are overwritten. Raises ConfigError where the window
         is full and does not slide.
         """
@@ -496,7 +512,8 @@ class Generator(nn.Module):
         if context is None:
             context = self.embed_context(None, batch=batch)
         span = WindowSpan(first_frame * tokens, config.window * tokens, config.sink * tokens, reuse_rings)
-        tables = self._tables(frames, height, width, first_frame if position is None else position)
+        position = first_frame if position is None else position
+        tables = self._tables(frames, height, width, position)
 
         if not isinstance(timestep, Tensor):
             timestep = torch.full((1, 1), timestep, device=weight.device)
@@ -511,7 +528,8 @@ class Generator(nn.Module):
         x = F.linear(self._to_patches(seen.to(weight.dtype)), weight.flatten(1), self.patch_embedding.bias)
         x = x.to(weight.dtype)  # under autocast, too, the residual stream has the precision of the weights
         if self.row_places is not None and self.column_places is not None:
-            x = x + (self.row_places[:, None] + self.column_places).flatten(0, 1)
+            places = self.row_places[:, None] + self.column_places
+            x = x + (places + self._moving_places(frames, position)).flatten(-3, -2)
         after: list[WindowRing] = []
         for block, ring, text in zip(self.blocks, rings, context, strict=True):
             x, ring = block(x, time_six, tables, span, ring, text)
@@ -532,6 +550,18 @@ class Generator(nn.Module):
         _, py, px = self.config.patch
         split = patches.unflatten(3, (py, px, -1)).unflatten(2, (height // py, width // px))
         return split.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+
+    def _moving_places(self, frames: int, position: int | Tensor) -> Tensor | float:
+        """Return the sum over ``drifts`` of the places in grids that move, ``[T, rows, columns, dim]``, else 0."""
+        config, total = self.config, 0.0
+        assert config.grid is not None, "the config was checked"
+        frame = torch.arange(frames, device=self.patch_embedding.weight.device).view(-1, 1, 1) + position
+        rows, columns = (torch.arange(count, device=frame.device) for count in config.grid)
+        for table, (down, right) in zip(self.drift_places, config.drifts, strict=True):
+            still = rows[:, None] if down else columns
+            place = config.chunk_latents * still - (down + right) * frame + config.drift_frames * (down + right > 0)
+            total = total + table[place.clamp(0, len(table) - 1)]
+        return total
 
     def _tables(self, frames: int, height: int, width: int, first_frame: int | Tensor) -> AxisTables:
         _, py, px = self.config.patch

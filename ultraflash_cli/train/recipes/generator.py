@@ -42,6 +42,12 @@ __all__ = [
 NETWORKS = ("generator", "text_encoder")
 """What an export writes."""
 
+_PICTURED = 2
+"""Clips of a batch that are drawn for a picture: whole streams, which take their time."""
+
+_ALIKE = 2
+"""Batches in a row whose clips have the same length: two processes then have as much to do in every step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipLength:
@@ -54,7 +60,8 @@ class ClipLength:
     odds: tuple[float, float] = (1.0, 1.0)
     """How often a batch has this length, at the start of the run and at its end."""
     later: bool = False
-    """Whether the clips come from later in their scenes: the last chunk is learned, the others are what it follows."""
+    """Whether the clips come from anywhere in their scenes: the last chunk is learned, the others, as far as their
+    scene has had any, are what it follows."""
 
     def __post_init__(self) -> None:
         if self.latents < 1 or self.clips <= 0 or min(self.odds) < 0:
@@ -100,35 +107,43 @@ class GeneratorRecipeConfig:
         if (generator.text_dim, generator.text_len) != (self.words.dim, self.words.text_len):
             raise ConfigError("the prompt encoder's embeddings are not those that the generator takes")
         for length in self.lengths:
-            if length.later and length.latents <= generator.chunk_latents:
-                raise ConfigError("later clips have a chunk to go on from and more")
+            if length.later and length.latents > generator.chunk_latents and length.latents % generator.chunk_latents:
+                raise ConfigError("clips from anywhere in a scene are whole chunks or a part of one")
             if length.latents > generator.window and not (length.later and generator.slide):
                 raise ConfigError(f"a clip is no longer than the window, got {length.latents} latents")
 
 
 def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -> Batch:
-    """Return frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions, ``ClipLength.later``, covers.
+    """Return frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions, first latent, covers.
 
-    A cover [B, T, h, w] tells where the thing of a scene is.
+    A cover [B, T, h, w] tells where the thing of a scene is. The first latent is None for clips of which every chunk is
+    learned, else the number of the clips' first frame in their scenes; see ``ClipLength.later``.
     With ``data``, a folder of encoded scenes, these are chosen from; else every scene is new. Seed 0 is for tests.
     """
     seed, done = config.loop.seed, number / (config.loop.steps * config.loop.accumulate)
-    rng = np.random.default_rng((seed, 13, number))
+    rng, shared = (np.random.default_rng((seed, *key)) for key in ((13, number), (14, number // _ALIKE)))
     odds = np.array([length.odds[0] + (length.odds[1] - length.odds[0]) * min(1.0, done) for length in config.lengths])
-    length = config.lengths[rng.choice(len(odds), p=odds / odds.sum())]
+    length = config.lengths[shared.choice(len(odds), p=odds / odds.sum())]
     clips = max(1, round(config.loop.batch * length.clips))
     if data is not None:
-        generator = config.profile.generator
-        later = generator.chunk_latents if generator is not None and length.later else 0
-        drawn = [open_scene_latents(data).draw(length.latents, rng, later=later) for _ in range(clips)]
+        generator, scenes = config.profile.generator, open_scene_latents(data)
+        assert generator is not None, "the config was checked"
+        first, count = None, length.latents
+        if length.later:
+            chunk = generator.chunk_latents
+            unit = min(chunk, length.latents)
+            end = unit * int(shared.integers(2 if length.latents > chunk else 1, scenes.longest // unit + 1))
+            first = max(0, end - length.latents)
+            count = end - first
+        drawn = [scenes.draw(count, rng, first=first or 0) for _ in range(clips)]
         latents, words, covers = zip(*drawn, strict=True)
-        return torch.stack(latents), words, length.later, torch.stack(covers)
+        return torch.stack(latents), words, first, torch.stack(covers)
     most = max(max(1, round(config.loop.batch * each.clips)) for each in config.lengths)
     numbers = range(number * most, number * most + clips)
     frames = torch.stack([draw_scene(seed, i, length.latents, config.size) for i in numbers])
     cells = config.size[0] // LATENT_PX, config.size[1] // LATENT_PX
     covers = torch.stack([thing_cover(seed, i, 0, length.latents, cells) for i in numbers])
-    return frames, tuple(scene_caption(seed, i, rng) for i in numbers), False, covers
+    return frames, tuple(scene_caption(seed, i, rng) for i in numbers), None, covers
 
 
 def encoded(roles: CascadeRoles, shown_bcthw: Tensor) -> Tensor:
@@ -138,12 +153,12 @@ def encoded(roles: CascadeRoles, shown_bcthw: Tensor) -> Tensor:
 
 def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the error of the flow, every chunk at its own noise level."""
-    shown, captions, later, cover = batch
+    shown, captions, start_frame, cover = batch
     chunk = roles.generator.config.chunk_latents
     with torch.no_grad():
         clean = encoded(roles, shown)
-    count, before = len(clean), None
-    if later:
+    count, before = len(clean), clean[:, :, :0]
+    if start_frame is not None:
         before, clean, cover = clean[:, :, :-chunk], clean[:, :, -chunk:], cover[:, -chunk:]
     frames = clean.shape[2]
     keep = uniform(count, 0, 1, rng) >= config.text_drop
@@ -153,11 +168,18 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     level = level.masked_fill(uniform(count * chunks, 0, 1, rng) < config.pure_share, 1.0)
     level = level.view(count, chunks).repeat_interleave(chunk, dim=1)[:, :frames]
     context, noisy = roles.context(captions, keep), noised(clean, noise, level)
-    if before is not None:
+    if start_frame is not None:
         keys = roles.generator.embed_context(context, batch=count)
-        rings = _remembered(config, roles.generator, before, keys, rng)
-        timestep, first = 1000 * level.to(noisy.device), before.shape[2]
-        flow = roles.generator.forward_chunk(noisy, timestep, rings=rings, context=keys, first_frame=first).flow_bcthw
+        rings = _remembered(config, roles.generator, before, keys, start_frame, rng) if before.shape[2] else None
+        first = before.shape[2]
+        flow = roles.generator.forward_chunk(
+            noisy,
+            1000 * level.to(noisy.device),
+            rings=rings,
+            context=keys,
+            first_frame=first,
+            position=start_frame + first,
+        ).flow_bcthw
     else:
         seen = _blurred(config, clean, rng) if uniform(1, 0, 1, rng).item() < config.clean_share else None
         flow = chunk_flow(roles.generator, noisy, level, context, clean_bcthw=seen)
@@ -176,11 +198,12 @@ def _remembered(
     generator: Generator,
     before: Tensor,
     keys: tuple[ContextKv, ...],
+    start_frame: int,
     rng: torch.Generator,
 ) -> tuple[WindowRing, ...]:
     """Return what a stream remembers of its chunks so far, the last one drawn by the generator itself now and then.
 
-    Only the last one's keys and values have gradients.
+    ``start_frame`` is the number of the first frame of ``before``. Only the last chunk's keys have gradients.
     """
     chunk = generator.config.chunk_latents
     own = uniform(1, 0, 1, rng).item() < config.own_share
@@ -188,7 +211,8 @@ def _remembered(
     for first in range(0, before.shape[2], chunk):
         piece = before[:, :, first : first + chunk]
         is_last = first + chunk == before.shape[2]
-        run = partial(generator.forward_chunk, rings=rings, context=keys, first_frame=first)
+        at = start_frame + first
+        run = partial(generator.forward_chunk, rings=rings, context=keys, first_frame=first, position=at)
         if own and is_last:
             with torch.no_grad():
                 noise = normal(piece, rng)
@@ -233,14 +257,14 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, lengths=lengths)
     assert isinstance(LITE.text_encoder, PromptEncoderConfig), "the built-in model has words of its own"
     lengths = (
-        ClipLength(latents=1, clips=3, odds=(0.6, 0.05)),
-        ClipLength(latents=3, odds=(0.3, 0.25)),
-        ClipLength(latents=6, clips=0.5, odds=(0.05, 0.15)),
-        ClipLength(latents=9, clips=0.75, odds=(0.05, 0.55), later=True),
+        ClipLength(latents=1, clips=4, odds=(0.7, 0.2), later=True),
+        ClipLength(latents=3, clips=1.25, odds=(0.1, 0.1), later=True),
+        ClipLength(latents=6, odds=(0.15, 0.45), later=True),
+        ClipLength(latents=9, clips=0.75, odds=(0.05, 0.25), later=True),
     )
     return GeneratorRecipeConfig(
         loop=LoopConfig(
-            steps=steps, seed=seed, rate=1.2e-3, kernel_rate=0.006, warmup=50, average=0.998, batch=4, save_every=100
+            steps=steps, seed=seed, rate=1.2e-3, kernel_rate=0.006, warmup=50, average=0.998, batch=4, save_every=500
         ),
         profile=LITE,
         words=LITE.text_encoder,
@@ -277,6 +301,8 @@ def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Ba
 
 def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show what the generator draws for captions beside the scenes."""
-    shown, captions, *_ = batch
-    clean = encoded(roles, shown)
-    return sheet(*(roles.decode_base(latents) for latents in (roll_out(roles, captions, clean.shape, rng), clean)))
+    shown, captions, start_frame, _ = batch
+    clean, captions, before = encoded(roles, shown[:_PICTURED]), captions[:_PICTURED], start_frame or 0
+    batch_size, channels, frames, *size = clean.shape
+    drawn = roll_out(roles, captions, torch.Size((batch_size, channels, before + frames, *size)), rng)[:, :, before:]
+    return sheet(*(roles.decode_base(latents) for latents in (drawn, clean)))
