@@ -9,8 +9,8 @@ from tests.jobs.clips import decoded
 from ultraflash_cli.main import main
 
 
-def draw(prompt: str, seed: int, output: Path) -> np.ndarray:
-    made = ["generate", prompt, "--model", "lite", "--res", "480p", "--seconds", "0.5", "--seed", str(seed)]
+def draw(prompt: str, seed: int, output: Path, *, seconds: str = "0.5") -> np.ndarray:
+    made = ["generate", prompt, "--model", "lite", "--res", "480p", "--seconds", seconds, "--seed", str(seed)]
     assert main([*made, "--device", "cpu", "--threads", "1", "--crf", "1", "-o", str(output)]) == 0
     return np.stack(decoded(output))
 
@@ -28,3 +28,13 @@ def test_the_built_in_model_draws_the_time_of_day_the_seed_another_picture_and_u
     night = draw("a red zeppelin car past hills at night, xyzzy", 0, tmp_path / "night.mkv").astype(float)
     assert night.mean() < 0.5 * day.mean()
     assert "lite does not know: zeppelin, xyzzy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("way", "sign"), [("left", -1), ("right", 1)])
+def test_a_car_of_the_built_in_model_drives_where_the_prompt_says(tmp_path: Path, way: str, sign: int) -> None:
+    clip = draw(f"the red car is driving to the {way} by day near a field", 0, tmp_path / "car.mkv", seconds="5")
+    ground = clip[:, 240:].astype(float)
+    red = (ground[..., 0] - ground[..., 1:].max(axis=-1)).clip(min=40) - 40
+    where = (red.sum(axis=1) * np.arange(red.shape[2])).sum(axis=1) / red.sum(axis=(1, 2))
+    moved = np.diff(where[[12, 36, 60, -1]]) * sign
+    assert (moved > 64).all(), "by a token a chunk, 64 pixels in three quarters of a second, and more"

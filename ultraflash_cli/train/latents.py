@@ -132,8 +132,8 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
 
 
 @lru_cache(maxsize=8192)
-def thing_cover(seed: int, number: int, first: int, count: int, size: tuple[int, int]) -> Tensor:
-    """Return where a scene's thing is seen in ``count`` latent frames from ``first`` on: bool [count, h, w].
+def thing_cover(seed: int, number: int, count: int, size: tuple[int, int]) -> Tensor:
+    """Return where a scene's thing is seen in its first ``count`` latent frames: bool [count, h, w].
 
     ``size`` is that of a latent frame, h and w; a cell beside the thing counts, too.
     """
@@ -142,7 +142,7 @@ def thing_cover(seed: int, number: int, first: int, count: int, size: tuple[int,
         return torch.zeros((count, *size), dtype=torch.bool)
     shown, bare = (Renderer(each, height_px=size[0], width_px=size[1]) for each in (scene, replace(scene, thing=None)))
     planes: list[Tensor] = []
-    for latent in range(first, first + count):
+    for latent in range(count):
         end = FRAMES_PER_LATENT * latent
         seconds = [at / GENERATED_FPS for at in {max(0, end - FRAMES_PER_LATENT + 1), end}]
         apart = [np.abs(shown.frame(at).astype(int) - bare.frame(at)).max(axis=-1) > _SEEN_LEVELS for at in seconds]
@@ -244,7 +244,7 @@ class SceneLatents:
         with safe_open(self.files[file], "pt") as opened:
             latents = opened.get_slice("latents")[i, :, first : first + count].float()
         number, size = int(self.facts[file]["first"]) + i, (latents.shape[2], latents.shape[3])
-        cover = thing_cover(self.seed, number, 0, self.shapes[file][2], size)[first : first + count]
+        cover = thing_cover(self.seed, number, self.shapes[file][2], size)[first : first + count]
         return latents, scene_caption(self.seed, number, rng), cover
 
     def hash(self) -> str:

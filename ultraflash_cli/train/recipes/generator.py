@@ -142,7 +142,7 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
     numbers = range(number * most, number * most + clips)
     frames = torch.stack([draw_scene(seed, i, length.latents, config.size) for i in numbers])
     cells = config.size[0] // LATENT_PX, config.size[1] // LATENT_PX
-    covers = torch.stack([thing_cover(seed, i, 0, length.latents, cells) for i in numbers])
+    covers = torch.stack([thing_cover(seed, i, length.latents, cells) for i in numbers])
     return frames, tuple(scene_caption(seed, i, rng) for i in numbers), None, covers
 
 
