@@ -146,6 +146,22 @@ def test_what_moves_a_token_a_chunk_stays_in_one_place_of_a_grid_that_drifts_alo
     torch.testing.assert_close(flow(900), flow(903))  # everything that moves has left by then
 
 
+def test_a_hidden_layer_of_the_head_starts_as_nothing_and_tells_more_than_the_width_of_the_network() -> None:
+    plain, hidden = build(replace(TINY, dim=12)), Generator(replace(TINY, dim=12, head_dim=32)).eval()
+    left_out = hidden.load_state_dict(plain.state_dict(), strict=False)
+    assert sorted({name.split(".")[1] for name in left_out.missing_keys}) == ["detail"]
+    noise = clean_latents(3)
+    with torch.no_grad():
+        before = [each.forward_chunk(noise, 1000.0).flow_bcthw for each in (plain, hidden)]
+        assert torch.equal(*before)
+        assert hidden.head.detail is not None
+        for parameter in hidden.head.detail.parameters():
+            torch.nn.init.normal_(parameter)
+        tokens, time = torch.randn(1, 1, 500, 12), torch.zeros(1, 1, 12)
+        ranks = [int(torch.linalg.matrix_rank(each.head(tokens, time)[0, 0])) for each in (plain, hidden)]
+    assert ranks[0] <= 13 and ranks[1] == 16, "at most 12 channels and a bias, or all 16 values of a patch"
+
+
 def test_drifts_are_single_steps_on_a_grid() -> None:
     for wrong in ((1, 1), (0, 2), (0, 0)):
         with pytest.raises(ConfigError, match="drifts are"):
@@ -443,6 +459,7 @@ def test_everything_runs_in_the_dtype_of_the_weights() -> None:
         {"window": 2},
         {"sink": -1},
         {"window": 5, "sink": 3},
+        {"head_dim": -1},
     ],
     ids=str,
 )

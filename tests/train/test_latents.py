@@ -1,5 +1,6 @@
 """Scenes that are encoded once, and the start of the autoencoder that encodes them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ultraflash_cli.train.latents import (
     layout_of,
     scene_caption,
     taught_scene,
+    thing_cover,
 )
 from ultraflash_cli.train.loop import generator_of
 from ultraflash_cli.train.recipes import autoencoder, generator
@@ -57,10 +59,12 @@ def test_encoded_scenes_are_what_the_encoder_makes_of_drawn_ones(
     roles = CascadeRoles(TOY, ("encoder",))
     roles.load(encoder)
     with torch.no_grad():
-        wanted = {roles.encode(draw_scene(1, n, 3, SIZE)[None])[0].half().float()[0, 0, 0, 0].item() for n in range(5)}
+        clips = [roles.encode(draw_scene(1, n, 3, SIZE)[None])[0].half().float() for n in range(5)]
     drawn = [scenes.draw(2, np.random.default_rng(n)) for n in range(40)]
-    assert {latents[0, 0, 0, 0].item() for latents, *_ in drawn} == wanted, "every scene turns up, and no other"
-    assert all(latents.shape == (8, 2, 4, 6) for latents, *_ in drawn)
+    numbers = [next(n for n in range(5) if torch.equal(clips[n][:, :2], latents)) for latents, *_ in drawn]
+    assert set(numbers) == set(range(5)), "every scene turns up, and no other"
+    assert all(torch.equal(drawn[i][2], thing_cover(1, n, 3, (4, 6))[:2]) for i, n in enumerate(numbers))
+    assert len({cover.any().item() for *_, cover in drawn}) == 2, "some show a thing, some none"
     assert len({words for _, words, _ in drawn}) > 10, "captions vary in wording"
 
 
@@ -75,6 +79,11 @@ def test_an_interrupted_encoding_goes_on_and_other_latents_are_refused(
         encode_scenes(job(tmp_path, {name: value + 1 for name, value in encoder.items()}))
     with pytest.raises(InputError, match="at most 3 latents"):
         SceneLatents(tmp_path).draw(4, np.random.default_rng(0))
+    (tmp_path / "old").mkdir()
+    facts = {"seed": 1, "first": 0, "encoder": "e", "size": [32, 48]}
+    save_file({"latents": torch.zeros(1)}, tmp_path / "old" / "scenes_0.safetensors", {"facts": json.dumps(facts)})
+    with pytest.raises(InputError, match="earlier version"):
+        SceneLatents(tmp_path / "old")
     with pytest.raises(InputError, match="holds no encoded scenes"):
         SceneLatents(tmp_path / "nothing")
     with pytest.raises(UsageError, match="multiple of 2"):
@@ -107,10 +116,10 @@ def test_lengths_of_clips_change_over_a_run() -> None:
     with pytest.raises(ConfigError, match="no longer than the window"):
         replace(config, lengths=(ClipLength(latents=99),))
     with pytest.raises(ConfigError, match="whole chunks"):
-        replace(config, lengths=(ClipLength(latents=3, later=True),))
+        replace(config, lengths=(ClipLength(latents=3, anywhere=True),))
     assert config.profile.generator is not None
     sliding = replace(config.profile, generator=replace(config.profile.generator, slide=True))
-    long = (ClipLength(latents=98, later=True),)
+    long = (ClipLength(latents=98, anywhere=True),)
     assert replace(config, profile=sliding, lengths=long).lengths == long, "a window that slides has seen longer ones"
 
 
@@ -118,7 +127,7 @@ def test_a_generator_draws_the_chunk_that_a_later_one_follows_itself_as_often_as
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = generator.configure(steps=1, seed=1, toy=True)
-    config = replace(config, lengths=(ClipLength(latents=6, later=True),), text_drop=0.0)
+    config = replace(config, lengths=(ClipLength(latents=6, anywhere=True),), text_drop=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         roles = CascadeRoles(TOY, ("generator", "text_encoder"), words=config.words)
@@ -174,7 +183,7 @@ def test_clips_from_anywhere_in_a_scene_are_whole_chunks_and_teach_their_last_on
     with safe_open(tmp_path / "scenes_000000.safetensors", "pt") as opened:
         stored = opened.get_tensor("latents").float()
     config = generator.configure(steps=1, seed=1, toy=True)
-    config = replace(config, lengths=(ClipLength(latents=6, later=True),), loop=replace(config.loop, batch=3))
+    config = replace(config, lengths=(ClipLength(latents=6, anywhere=True),), loop=replace(config.loop, batch=3))
     starts: set[tuple[int, int]] = set()
     for number in range(0, 60, 2):
         latents, _, first, _ = generator.scene_batch(config, tmp_path, number)
@@ -183,7 +192,7 @@ def test_clips_from_anywhere_in_a_scene_are_whole_chunks_and_teach_their_last_on
             assert any(torch.equal(clip, scene[:, first : first + clip.shape[1]]) for scene in stored)
         assert generator.scene_batch(config, tmp_path, number + 1)[2] == first, "two processes have as much to do"
     assert starts == {(0, 4), (0, 6), (2, 6)}, "what is learned follows one chunk or two"
-    alone = replace(config, lengths=(ClipLength(latents=2, later=True),))
+    alone = replace(config, lengths=(ClipLength(latents=2, anywhere=True),))
     assert {generator.scene_batch(alone, tmp_path, number)[2] for number in range(60)} == {0, 2, 4, 6}
 
     with torch.random.fork_rng(devices=[]):
@@ -199,6 +208,28 @@ def test_clips_from_anywhere_in_a_scene_are_whole_chunks_and_teach_their_last_on
         for first in (0, None)
     ]
     assert errors[2] < 3 * errors[0] and errors[3] > 10 * errors[1], errors
+
+
+def test_small_things_weigh_more_than_large_ones_up_to_twice() -> None:
+    config = replace(generator.configure(steps=1, seed=1, toy=True), thing_weight=5.0, text_drop=0.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        roles = CascadeRoles(TOY, ("generator", "text_encoder"), words=config.words)
+    clean = torch.zeros((1, 8, 2, 4, 6))
+
+    def error(cells: int, share: float | None) -> float:
+        cover = torch.zeros((1, 2, 4, 6), dtype=torch.bool)
+        cover.view(1, 2, 24)[:, :, :cells] = True
+        batch = clean, ("a ball",), None, cover
+        return generator.loss(replace(config, thing_share=share), roles, batch, generator_of("size"))["flow"].item()
+
+    bare = error(0, 0.25)
+    assert bare == error(0, None)
+    usual = error(6, None) - bare
+    assert error(6, 0.25) - bare == pytest.approx(usual, rel=1e-4), "a quarter of the picture, as told"
+    assert error(6, 1.0) - bare == pytest.approx(2 * usual, rel=1e-4)
+    assert error(6, 0.125) - bare == pytest.approx(0.5 * usual, rel=1e-4)
+    assert error(6, 0.01) - bare == pytest.approx(0.5 * usual, rel=1e-4)
 
 
 def test_scenes_encoded_in_bfloat16_are_nearly_the_same(tmp_path: Path, encoder: dict[str, torch.Tensor]) -> None:

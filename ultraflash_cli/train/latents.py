@@ -182,7 +182,9 @@ class EncodeScenesJob:
 
 @torch.no_grad()
 def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None = None) -> None:
-    """Write float16 latents [N, C, T, h, w], a file for every ``shard`` scenes; ``on_file`` hears how many are done.
+    """Write float16 latents [N, C, T, h, w] and covers [N, T, h, w] of things, a file for every ``shard`` scenes.
+
+    ``on_file`` hears how many are done; see ``thing_cover``.
 
     Raises WeightsError for weights without the profile's encoder, InputError where the folder holds other latents.
     """
@@ -194,7 +196,7 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
     for first in range(job.first, job.first + job.count, job.shard):
         numbers = range(first, min(first + job.shard, job.first + job.count))
         path = job.out / f"scenes_{first:06d}.safetensors"
-        facts = {"seed": job.seed, "first": first, "encoder": made_by, "size": list(job.size)}
+        facts = {"seed": job.seed, "first": first, "encoder": made_by, "size": list(job.size), "covers": True}
         if path.exists():
             if _facts(path) != facts:
                 raise InputError(f"{path}: holds other latents. Give another folder.")
@@ -203,8 +205,11 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
                 clips = [
                     roles.encode(draw_scene(job.seed, number, job.latents, job.size)[None]).half() for number in numbers
                 ]
+            cells = clips[0].shape[3], clips[0].shape[4]
+            covers = [thing_cover(job.seed, number, job.latents, cells) for number in numbers]
+            tensors = {"latents": torch.cat(clips).contiguous(), "covers": torch.stack(covers)}
             with output_errors(path), partial_file(path) as part:
-                save_file({"latents": torch.cat(clips).contiguous()}, part, metadata={"facts": json.dumps(facts)})
+                save_file(tensors, part, metadata={"facts": json.dumps(facts)})
         if on_file is not None:
             on_file(numbers.stop - job.first)
 
@@ -219,6 +224,8 @@ class SceneLatents:
         self.facts = [_facts(path) for path in self.files]
         if len({(fact["seed"], fact["encoder"], tuple(fact["size"])) for fact in self.facts}) > 1:
             raise InputError(f"{folder}: holds scenes of several seeds, sizes or encoders. Give each a folder.")
+        if not all(fact.get("covers") for fact in self.facts):
+            raise InputError(f"{folder}: holds scenes of an earlier version. Encode them again.")
         self.seed = int(self.facts[0]["seed"])
         self.shapes: list[list[int]] = []
         for path in self.files:
@@ -243,9 +250,8 @@ class SceneLatents:
         i = int(rng.integers(sizes[file]))
         with safe_open(self.files[file], "pt") as opened:
             latents = opened.get_slice("latents")[i, :, first : first + count].float()
-        number, size = int(self.facts[file]["first"]) + i, (latents.shape[2], latents.shape[3])
-        cover = thing_cover(self.seed, number, self.shapes[file][2], size)[first : first + count]
-        return latents, scene_caption(self.seed, number, rng), cover
+            cover = opened.get_slice("covers")[i, first : first + count]
+        return latents, scene_caption(self.seed, int(self.facts[file]["first"]) + i, rng), cover
 
     def hash(self) -> str:
         """Return a short hash over what the latents were made from."""

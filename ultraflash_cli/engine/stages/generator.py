@@ -38,9 +38,9 @@ KEPT_IN_BF16 = (
     "time_projection.*",
     "blocks.*.cross_attn.k",
     "blocks.*.cross_attn.v",
-    "head.head",
+    "head.*",
 )
-"""Linear layers that stay as they are in 8 bits: those that run once a clip or for few rows, and the last one."""
+"""Linear layers that stay as they are in 8 bits: those that run once a clip or for few rows, and the head's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,9 @@ class GeneratorConfig:
     that moves by a token a chunk, in which tokens have a learned place, too: what moves along with it stays in one."""
     drift_frames: int = 21
     """Latent frames over which the moving grids have places for all that they pass; beyond, the last ones go on."""
+    head_dim: int = 0
+    """Width of a hidden layer beside the last projection, for patches of more values than ``dim``, which that alone
+    cannot tell apart; 0 is none."""
     eps: float = 1e-6
     """Added to variances and mean squares."""
     chunk_latents: int = 3
@@ -124,6 +127,8 @@ class GeneratorConfig:
             raise ConfigError(f"generator: context_timestep lies in 0..{TRAIN_STEPS}, got {self.context_timestep}")
         if self.drifts and self.grid is None:
             raise ConfigError("generator: drifts need a grid")
+        if self.head_dim < 0:
+            raise ConfigError(f"generator: head_dim is 0 or more, got {self.head_dim}")
         if self.drift_frames < 0 or any(sorted(map(abs, drift)) != [0, 1] for drift in self.drifts):
             raise ConfigError(f"generator: drifts are (1, 0), (-1, 0), (0, 1) and (0, -1), got {self.drifts}")
         if self.sink < 0 or self.window < self.sink + self.chunk_latents:
@@ -261,18 +266,24 @@ class GeneratorBlock(nn.Module):
 
 
 class GeneratorHead(nn.Module):
-    """Modulated norm and projection to patches."""
+    """Modulated norm and projection to patches, and beside it, where the config has one, a hidden layer's."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.eps = config.eps
-        self.head = nn.Linear(config.dim, math.prod(config.patch) * config.latent_channels)
+        values = math.prod(config.patch) * config.latent_channels
+        self.head = nn.Linear(config.dim, values)
+        self.detail = None
+        if config.head_dim:
+            hidden = nn.Linear(config.dim, config.head_dim)
+            self.detail = nn.Sequential(hidden, nn.GELU("tanh"), nn.Linear(config.head_dim, values))
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / math.sqrt(config.dim))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Project ``x [B, frames, tokens of a frame, dim]`` under ``time [B or 1, frames or 1, dim]``."""
         shift, scale = (self.modulation + time.unsqueeze(2)).unsqueeze(3).unbind(2)
-        return self.head(layer_norm(x, self.eps) * (1 + scale) + shift)
+        x = layer_norm(x, self.eps) * (1 + scale) + shift
+        return self.head(x) if self.detail is None else self.head(x) + self.detail(x)
 
 
 class Generator(nn.Module):
@@ -308,8 +319,9 @@ class Generator(nn.Module):
         self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.blocks = nn.ModuleList(GeneratorBlock(config) for _ in range(config.num_layers))
         self.head = GeneratorHead(config)
-        nn.init.zeros_(self.head.head.weight)
-        nn.init.zeros_(self.head.head.bias)
+        for name, parameter in self.head.named_parameters():
+            if name.startswith(("head.", "detail.2.")):
+                nn.init.zeros_(parameter)
 
     def to_fp8(self) -> "Generator":
         """Turn linear layers but ``KEPT_IN_BF16`` to 8-bit floating point, in place; inference only."""

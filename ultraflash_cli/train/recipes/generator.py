@@ -59,7 +59,7 @@ class ClipLength:
     """Clips in a batch, relative to the loop's: short ones may come in larger batches."""
     odds: tuple[float, float] = (1.0, 1.0)
     """How often a batch has this length, at the start of the run and at its end."""
-    later: bool = False
+    anywhere: bool = False
     """Whether the clips come from anywhere in their scenes: the last chunk is learned, the others, as far as their
     scene has had any, are what it follows."""
 
@@ -95,6 +95,9 @@ class GeneratorRecipeConfig:
     """Whether the matrices of the transformer's blocks take orthogonalised steps."""
     thing_weight: float = 1.0
     """How much the error of a scene's thing weighs beside that of what is behind it; it fills a small part."""
+    thing_share: float | None = None
+    """Share of the picture that things of just this weight cover; smaller ones weigh more, larger ones less, up to
+    twice. None weighs all alike."""
     context_noise: float = 0.0
     """Largest share of noise in chunks that are seen clean."""
     own_share: float = 0.0
@@ -106,10 +109,11 @@ class GeneratorRecipeConfig:
             raise ConfigError(f"{self.profile.name} has no generator to train")
         if (generator.text_dim, generator.text_len) != (self.words.dim, self.words.text_len):
             raise ConfigError("the prompt encoder's embeddings are not those that the generator takes")
+        chunk = generator.chunk_latents
         for length in self.lengths:
-            if length.later and length.latents > generator.chunk_latents and length.latents % generator.chunk_latents:
+            if length.anywhere and length.latents > chunk and length.latents % chunk:
                 raise ConfigError("clips from anywhere in a scene are whole chunks or a part of one")
-            if length.latents > generator.window and not (length.later and generator.slide):
+            if length.latents > generator.window and not (length.anywhere and generator.slide):
                 raise ConfigError(f"a clip is no longer than the window, got {length.latents} latents")
 
 
@@ -117,7 +121,7 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
     """Return frames [B, 3, 4 * T, H, W] in [0, 1] or latents [B, C, T, h, w], captions, first latent, covers.
 
     A cover [B, T, h, w] tells where the thing of a scene is. The first latent is None for clips of which every chunk is
-    learned, else the number of the clips' first frame in their scenes; see ``ClipLength.later``.
+    learned, else the number of the clips' first frame in their scenes; see ``ClipLength.anywhere``.
     With ``data``, a folder of encoded scenes, these are chosen from; else every scene is new. Seed 0 is for tests.
     """
     seed, done = config.loop.seed, number / (config.loop.steps * config.loop.accumulate)
@@ -129,7 +133,7 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
         generator, scenes = config.profile.generator, open_scene_latents(data)
         assert generator is not None, "the config was checked"
         first, count = None, length.latents
-        if length.later:
+        if length.anywhere:
             chunk = generator.chunk_latents
             unit = min(chunk, length.latents)
             end = unit * int(shared.integers(2 if length.latents > chunk else 1, scenes.longest // unit + 1))
@@ -184,8 +188,16 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
         seen = _blurred(config, clean, rng) if uniform(1, 0, 1, rng).item() < config.clean_share else None
         flow = chunk_flow(roles.generator, noisy, level, context, clean_bcthw=seen)
     weight = (level / level.clamp_min(config.weight_below)).square().to(clean).view(count, 1, frames, 1, 1)
-    weight = weight * (1 + (config.thing_weight - 1) * cover[:, None].to(weight))
+    weight = weight * (1 + (config.thing_weight - 1) * _urgency(config, cover.to(weight))[:, None])
     return {"flow": (weight * (flow.float() - (noise - clean)).square()).mean()}
+
+
+def _urgency(config: GeneratorRecipeConfig, cover: Tensor) -> Tensor:
+    """Return how much more every cell of ``cover [B, T, h, w]`` weighs than what is behind the thing, at its size."""
+    if config.thing_share is None:
+        return cover
+    share = cover.mean(dim=(1, 2, 3), keepdim=True)
+    return cover * (config.thing_share / share.clamp_min(1e-6)).clamp(0.5, 2.0)
 
 
 def _blurred(config: GeneratorRecipeConfig, clean: Tensor, rng: torch.Generator) -> Tensor:
@@ -257,10 +269,10 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, lengths=lengths)
     assert isinstance(LITE.text_encoder, PromptEncoderConfig), "the built-in model has words of its own"
     lengths = (
-        ClipLength(latents=1, clips=4, odds=(0.7, 0.2), later=True),
-        ClipLength(latents=3, clips=1.25, odds=(0.1, 0.1), later=True),
-        ClipLength(latents=6, odds=(0.15, 0.45), later=True),
-        ClipLength(latents=9, clips=0.75, odds=(0.05, 0.25), later=True),
+        ClipLength(latents=1, clips=4, odds=(0.7, 0.2), anywhere=True),
+        ClipLength(latents=3, clips=1.25, odds=(0.1, 0.1), anywhere=True),
+        ClipLength(latents=6, odds=(0.15, 0.45), anywhere=True),
+        ClipLength(latents=9, clips=0.75, odds=(0.05, 0.25), anywhere=True),
     )
     return GeneratorRecipeConfig(
         loop=LoopConfig(
@@ -272,6 +284,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         shift=1.0,
         pure_share=0.5,
         thing_weight=8.0,
+        thing_share=0.065,
         orthogonal=True,
         weight_below=1.0,
         text_drop=0.0,
