@@ -147,6 +147,12 @@ def test_beyond_its_window_it_slides_without_a_word(tmp_path: Path) -> None:
     assert made.plan.total_latents > 10 * TINY_LITE.generator.window
 
 
+def test_a_clip_beyond_the_places_that_it_was_taught_comes_with_a_warning(tmp_path: Path) -> None:
+    assert prepare_generation(job(tmp_path, model="lite", seconds=None)).warnings == ()
+    (warning,) = prepare_generation(job(tmp_path, model="lite", seconds=5.3)).warnings
+    assert "longer than the 81 frames that lite was trained on" in warning
+
+
 def test_the_larger_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tiny-lite has one decoder only"):
         generate(job(tmp_path, decoder="ultra"))

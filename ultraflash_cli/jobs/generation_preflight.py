@@ -313,18 +313,21 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         spec=spec,
         low_spec=low_spec,
         threads=threads,
-        warnings=tuple(f"{label}: {note}" for note in (*streams.notes, *_remarks(profile, generator))),
+        warnings=tuple(f"{label}: {note}" for note in (*streams.notes, *_remarks(profile, generator, latents))),
     )
 
 
-def _remarks(profile: "Profile", generator: "GeneratorConfig") -> tuple[str, ...]:
+def _remarks(profile: "Profile", generator: "GeneratorConfig", latents: int) -> tuple[str, ...]:
     """Say where the generator works beyond what it was trained for."""
-    if generator in (profile.generator, profile.long_generator):
-        return ()
-    return (
-        f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
-        f"slides. `ultraflash weights pull {profile.name}-long` brings the variant for long clips",
-    )
+    if generator not in (profile.generator, profile.long_generator):
+        return (
+            f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
+            f"slides. `ultraflash weights pull {profile.name}-long` brings the variant for long clips",
+        )
+    if generator.drifts and latents > generator.drift_frames:
+        taught = _frames_of(generator.drift_frames)
+        return (f"longer than the {taught} frames that {profile.name} was trained on; what moves may lose its shape",)
+    return ()
 
 
 def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -> bool:
