@@ -180,6 +180,7 @@ _LITE_GENERATOR = GeneratorConfig(
     sees_signal=True,
     pool_text=True,
     grid=(15, 13),
+    head_dim=384,
     drifts=((0, 1), (0, -1), (-1, 0)),
     shift=0.7,
     window=6,
