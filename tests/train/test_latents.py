@@ -155,6 +155,37 @@ def test_a_generator_draws_the_chunk_that_a_later_one_follows_itself_as_often_as
     assert torch.allclose(own, drawn, atol=1e-5) and not torch.allclose(own, clip[:, :, 2:4], atol=0.1)
 
 
+def test_a_generator_refines_its_own_first_answer_as_in_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = generator.configure(steps=1, seed=1, toy=True)
+    config = replace(config, text_drop=0.0, clean_share=0.0, weight_below=1.0, thing_weight=1.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        roles = CascadeRoles(TOY, ("generator", "text_encoder"), words=config.words)
+        torch.nn.init.normal_(roles.generator.head.head.weight, std=0.1)
+    roles.learn("generator", "text_encoder")
+    clip = torch.randn((1, 8, 2, 4, 6), generator=generator_of("clip"))
+    runs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    forward = roles.generator.forward_chunk
+
+    def watched(x: torch.Tensor, timestep: torch.Tensor, **more: Any) -> Any:
+        result = forward(x, timestep, **more)
+        runs.append((x, timestep[:, None, :, None, None] / 1000, result.flow_bcthw))
+        return result
+
+    monkeypatch.setattr(roles.generator, "forward_chunk", watched)
+    for start in (None, 0):
+        batch = clip, ("a ball",), start, torch.zeros((1, 2, 4, 6), dtype=torch.bool)
+        runs.clear()
+        generator.loss(replace(config, refine_share=0.0), roles, batch, generator_of("refine"))
+        ((noisy, _, _),) = runs
+        runs.clear()
+        loss = generator.loss(replace(config, refine_share=1.0), roles, batch, generator_of("refine"))["flow"]
+        (pure, one, first_flow), (mixed, level, flow) = runs
+        assert (one == 1).all() and (level < 1).all() and flow.requires_grad and not first_flow.requires_grad
+        torch.testing.assert_close(mixed - noisy, (1 - level) * (pure - first_flow - clip))
+        torch.testing.assert_close(loss, (mixed - level * flow - clip).square().mean(), msg="the error of the answer")
+
+
 def test_a_taught_scene_lies_as_its_number_says_and_its_caption_leaves_out_only_what_is_usual() -> None:
     assert [layout_of(n) for n in (0, 1, 5, 26, 27)] == [(0, 0, 0), (1, 0, 0), (2, 1, 0), (2, 2, 2), (0, 0, 0)]
     assert len({layout_of(n) for n in range(27)}) == 27

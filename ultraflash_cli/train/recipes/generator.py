@@ -13,7 +13,7 @@ from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.layers.attention import ContextKv
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs
+from ultraflash_cli.engine.stages.generator import LEAST_LEVEL, Generator, GeneratorInputs
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material
@@ -102,6 +102,9 @@ class GeneratorRecipeConfig:
     """Largest share of noise in chunks that are seen clean."""
     own_share: float = 0.0
     """How often the chunk that a later one follows is the generator's own, drawn in one step."""
+    refine_share: float = 0.0
+    """How often what is noised is the generator's own answer to pure noise, as in all but the first step of service,
+    rather than the scene. Its errors count in full at ``weight_below`` 1 only; flows divide them by the level."""
 
     def __post_init__(self) -> None:
         generator = self.profile.generator
@@ -171,25 +174,33 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     level = draw_levels(count * chunks, config.shift, rng)
     level = level.masked_fill(uniform(count * chunks, 0, 1, rng) < config.pure_share, 1.0)
     level = level.view(count, chunks).repeat_interleave(chunk, dim=1)[:, :frames]
-    context, noisy = roles.context(captions, keep), noised(clean, noise, level)
+    context = roles.context(captions, keep)
     if start_frame is not None:
         keys = roles.generator.embed_context(context, batch=count)
         rings = _remembered(config, roles.generator, before, keys, start_frame, rng) if before.shape[2] else None
         first = before.shape[2]
-        flow = roles.generator.forward_chunk(
-            noisy,
-            1000 * level.to(noisy.device),
-            rings=rings,
-            context=keys,
-            first_frame=first,
-            position=start_frame + first,
-        ).flow_bcthw
+
+        def flow_of(noisy: Tensor, level: Tensor) -> Tensor:
+            timestep, at = 1000 * level.to(noisy.device), start_frame + first
+            run = partial(roles.generator.forward_chunk, rings=rings, context=keys, first_frame=first, position=at)
+            return run(noisy, timestep).flow_bcthw.float()
     else:
         seen = _blurred(config, clean, rng) if uniform(1, 0, 1, rng).item() < config.clean_share else None
-        flow = chunk_flow(roles.generator, noisy, level, context, clean_bcthw=seen)
-    weight = (level / level.clamp_min(config.weight_below)).square().to(clean).view(count, 1, frames, 1, 1)
+
+        def flow_of(noisy: Tensor, level: Tensor) -> Tensor:
+            return chunk_flow(roles.generator, noisy, level, context, clean_bcthw=seen).float()
+
+    start, target = clean, noise - clean
+    over = level.to(clean).view(count, 1, frames, 1, 1)
+    if config.refine_share and uniform(1, 0, 1, rng).item() < config.refine_share:
+        with torch.no_grad():
+            pure = normal(clean, rng)
+            start = pure - flow_of(pure, torch.ones_like(level))
+        target = target + (1 / over.clamp_min(LEAST_LEVEL) - 1) * (start - clean)
+    flow = flow_of(noised(start, noise, level), level)
+    weight = (over / over.clamp_min(config.weight_below)).square()
     weight = weight * (1 + (config.thing_weight - 1) * _urgency(config, cover.to(weight))[:, None])
-    return {"flow": (weight * (flow.float() - (noise - clean)).square()).mean()}
+    return {"flow": (weight * (flow - target).square()).mean()}
 
 
 def _urgency(config: GeneratorRecipeConfig, cover: Tensor) -> Tensor:
@@ -290,6 +301,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         text_drop=0.0,
         context_noise=0.1,
         own_share=0.5,
+        refine_share=1.0,
     )
 
 
