@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.contracts.stages import randomise
-from ultraflash_cli.engine.cache_policy import CacheManagement, RefreshGate, SharpnessDrift
+from ultraflash_cli.engine.cache_policy import ONE_FEWER, CacheManagement, RefreshGate, SharpnessDrift
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs, DecoderStage, SkipConfig
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
@@ -33,9 +33,10 @@ SMALL = DecoderConfig(
     ("text", "rules"),
     [
         ("off", CacheManagement()),
-        ("steps", CacheManagement(steps=3)),
+        ("steps", CacheManagement(steps=ONE_FEWER)),
+        ("steps=3", CacheManagement(steps=3)),
         ("refresh", CacheManagement(refresh=0.62)),
-        ("steps,refresh,kv", CacheManagement(steps=3, refresh=0.62, kv=True)),
+        ("steps,refresh,kv", CacheManagement(steps=ONE_FEWER, refresh=0.62, kv=True)),
         (" kv , steps = 1,refresh=0.5", CacheManagement(steps=1, refresh=0.5, kv=True)),
     ],
     ids=str,
@@ -45,7 +46,7 @@ def test_rules_are_read_from_a_list(text: str, rules: CacheManagement) -> None:
 
 
 @given(
-    steps=st.none() | st.integers(1, 9),
+    steps=st.none() | st.integers(ONE_FEWER, 9),
     refresh=st.none() | st.integers(0, 100).map(lambda percent: percent / 100),
     kv=st.booleans(),
 )
@@ -56,7 +57,19 @@ def test_rules_are_written_as_they_are_read(steps: int | None, refresh: float | 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "on", "off,kv", "steps=", "steps=two", "steps=2.5", "steps=0", "refresh=x", "refresh=nan", "refresh=2"]
+    [
+        "",
+        "on",
+        "off,kv",
+        "steps=",
+        "steps=two",
+        "steps=2.5",
+        "steps=0",
+        "steps=-1",
+        "refresh=x",
+        "refresh=nan",
+        "refresh=2",
+    ]
     + ["kv=1", "kv,kv", "steps,,kv"],
 )
 def test_nonsense_is_refused(text: str) -> None:
@@ -72,6 +85,13 @@ def test_rules_change_the_configs_of_the_stages() -> None:
     assert [sr.kv_len_after(group) for group in range(7)] == [3, 3, 3, 2, 1, 1, 1]
     small = rules.apply_sr(SrDitConfig(kv_len=2), 20)
     assert [small.kv_len_after(group) for group in range(5)] == [2, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("steps", "fewer"), [((1000, 750, 500, 250), 3), ((1000, 100), 1), ((1000,), 1)])
+def test_one_step_fewer_is_one_at_least(steps: tuple[int, ...], fewer: int) -> None:
+    rules = CacheManagement.parse("steps")
+    generator = rules.apply_generator(GeneratorConfig(steps=steps))
+    assert [len(generator.steps_of_chunk(chunk)) for chunk in (0, 1, 9)] == [len(steps), fewer, fewer]
 
 
 def test_without_rules_the_configs_stay() -> None:

@@ -173,17 +173,43 @@ def test_a_generator_refines_its_own_first_answer_as_in_service(monkeypatch: pyt
         return result
 
     monkeypatch.setattr(roles.generator, "forward_chunk", watched)
+    assert config.profile.generator is not None
+    served = config.profile.generator.steps_of_chunk(0)[1:]
     for start in (None, 0):
         batch = clip, ("a ball",), start, torch.zeros((1, 2, 4, 6), dtype=torch.bool)
         runs.clear()
-        generator.loss(replace(config, refine_share=0.0), roles, batch, generator_of("refine"))
-        ((noisy, _, _),) = runs
-        runs.clear()
         loss = generator.loss(replace(config, refine_share=1.0), roles, batch, generator_of("refine"))["flow"]
         (pure, one, first_flow), (mixed, level, flow) = runs
-        assert (one == 1).all() and (level < 1).all() and flow.requires_grad and not first_flow.requires_grad
-        torch.testing.assert_close(mixed - noisy, (1 - level) * (pure - first_flow - clip))
+        assert (one == 1).all() and flow.requires_grad and not first_flow.requires_grad
+        assert any((1000 * level == timestep).all() for timestep in served), "a level of service"
+        noise = (mixed - (1 - level) * (pure - first_flow)) / level
+        assert 0.7 < noise.std() < 1.3 and not torch.allclose(noise, pure), "the answer and fresh noise"
         torch.testing.assert_close(loss, (mixed - level * flow - clip).square().mean(), msg="the error of the answer")
+
+
+def test_channels_weigh_as_much_as_the_decoder_makes_of_them() -> None:
+    config = replace(generator.configure(steps=1, seed=1, toy=True), text_drop=0.0, pixel_power=1.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        weights = CascadeRoles(TOY, ("encoder", TOY.base_decoder_part)).state_dict()
+    weights["decoder.decoder.1.weight"][:, 5] *= 10
+    roles = generator.start(config, [], weights)
+    gain, clip = generator.pixel_gain(roles), torch.zeros((1, 8, 2, 12, 12))
+    noise = 0.1 * torch.randn((2, 12, 12), generator=generator_of("probe"))
+    with torch.no_grad():
+        for channel in (0, 5):
+            changed = clip.clone()
+            changed[0, channel] = noise
+            made = (roles.decode_base(changed) - roles.decode_base(clip)).square().mean() / 0.01
+            torch.testing.assert_close(made, gain[channel], rtol=0.5, atol=0)
+    assert gain.argmax() == 5 and gain[5] > 5 * gain[0]
+
+    def loss(power: float) -> float:
+        batch = clip.clone(), ("a ball",), 0, torch.zeros((1, 2, 12, 12), dtype=torch.bool)
+        batch[0][0, 5] = 10.0  # an error of this channel: nothing is drawn yet
+        return generator.loss(replace(config, pixel_power=power), roles, batch, generator_of("w"))["flow"].item()
+
+    assert loss(1.0) > 2 * loss(0.0)
 
 
 def test_a_taught_scene_lies_as_its_number_says_and_its_caption_leaves_out_only_what_is_usual() -> None:

@@ -14,9 +14,10 @@ from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.errors import ConfigError, UsageError
 
-__all__ = ["CacheManagement", "RefreshGate", "Scorer", "SharpnessDrift"]
+__all__ = ["ONE_FEWER", "CacheManagement", "RefreshGate", "Scorer", "SharpnessDrift"]
 
-DEFAULT_STEPS = 3
+ONE_FEWER = 0
+"""Stands for one denoising step fewer than the model has; the published one has four."""
 DEFAULT_REFRESH = 0.62
 """The published threshold, for scores of CLIP-IQA+."""
 SCORED_SIDE_PX = 224
@@ -31,20 +32,28 @@ Scorer = Callable[[Tensor, Tensor], float]
 is better. The same two frames always get the same score: a resumed run has to decide alike."""
 
 
+def _count(text: str) -> int:
+    """Return a count of 1 or more. Raises ValueError for other text."""
+    count = int(text)
+    if count < 1:
+        raise ValueError(text)
+    return count
+
+
 @dataclass(frozen=True, kw_only=True)
 class CacheManagement:
     """The three rules (ARCHITECTURE 9.1); without arguments all are off."""
 
     steps: int | None = None
-    """Denoising steps of every chunk but the first; None is all."""
+    """Denoising steps of every chunk but the first; None is all, ``ONE_FEWER`` all but one."""
     refresh: float | None = None
     """Score above which a chunk's context pass is spared; None never spares one."""
     kv: bool = False
     """Whether the SR transformer's memory shrinks after the first groups."""
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"cache management: steps is 1 or more, got {self.steps}")
+        if self.steps is not None and self.steps < 0:
+            raise ConfigError(f"cache management: steps is 1 or more, or {ONE_FEWER}, got {self.steps}")
         if self.refresh is not None and not 0 <= self.refresh <= 1:
             raise ConfigError(f"cache management: refresh lies in 0..1, got {self.refresh}")
 
@@ -63,7 +72,7 @@ class CacheManagement:
                 raise UsageError(f"cache management: {rule} is named twice in {text!r}")
             try:
                 if rule == "steps":
-                    rules[rule] = int(value) if given else DEFAULT_STEPS
+                    rules[rule] = _count(value) if given else ONE_FEWER
                 elif rule == "refresh":
                     rules[rule] = float(value) if given else DEFAULT_REFRESH
                 elif rule == "kv" and not given:
@@ -79,13 +88,15 @@ class CacheManagement:
 
     def __str__(self) -> str:
         """Return what ``parse`` reads, with the values in use."""
-        rules = [] if self.steps is None else [f"steps={self.steps}"]
+        rules = [] if self.steps is None else ["steps" if self.steps == ONE_FEWER else f"steps={self.steps}"]
         rules += [] if self.refresh is None else [f"refresh={self.refresh:g}"]
         return ",".join(rules + (["kv"] if self.kv else [])) or "off"
 
     def apply_generator(self, config: GeneratorConfig) -> GeneratorConfig:
         """Return the generator's config under the first rule. Raises ConfigError for more steps than there are."""
-        return config if self.steps is None else replace(config, later_steps=self.steps)
+        if self.steps is None:
+            return config
+        return replace(config, later_steps=max(1, len(config.steps) - 1) if self.steps == ONE_FEWER else self.steps)
 
     def apply_sr(self, config: SrDitConfig, groups: int) -> SrDitConfig:
         """Return the SR transformer's config under the third rule, for a stream of ``groups`` groups."""

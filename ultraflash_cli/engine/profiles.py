@@ -182,6 +182,7 @@ _LITE_GENERATOR = GeneratorConfig(
     grid=(15, 13),
     head_dim=384,
     drifts=((0, 1), (0, -1), (-1, 0)),
+    steps=(1000, 100),
     shift=0.7,
     window=6,
     slide=True,

@@ -34,6 +34,7 @@ __all__ = [
     "loss",
     "make",
     "pictures",
+    "pixel_gain",
     "roll_out",
     "scene_batch",
     "start",
@@ -47,6 +48,10 @@ _PICTURED = 2
 
 _ALIKE = 2
 """Batches in a row whose clips have the same length: two processes then have as much to do in every step."""
+
+
+_CHANNEL_WEIGHT = "channel_weight"
+"""Name of the roles' buffer [C] that says how much the error of each channel weighs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +108,11 @@ class GeneratorRecipeConfig:
     own_share: float = 0.0
     """How often the chunk that a later one follows is the generator's own, drawn in one step."""
     refine_share: float = 0.0
-    """How often what is noised is the generator's own answer to pure noise, as in all but the first step of service,
-    rather than the scene. Its errors count in full at ``weight_below`` 1 only; flows divide them by the level."""
+    """How often what is noised is the generator's own answer to pure noise rather than the scene, at the levels of
+    service. Its errors count in full at ``weight_below`` 1 only; flows divide them by the level."""
+    pixel_power: float = 0.0
+    """How much the channels of a latent weigh by what the decoder makes of them: the power of their share in a mean
+    square over pixels, so that 0 is all alike and 1 is as the pixels have it."""
 
     def __post_init__(self) -> None:
         generator = self.profile.generator
@@ -172,6 +180,10 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     noise = normal(clean, rng)
     chunks = -(-frames // chunk)
     level = draw_levels(count * chunks, config.shift, rng)
+    is_own = bool(config.refine_share) and uniform(1, 0, 1, rng).item() < config.refine_share
+    if is_own:
+        served = torch.tensor(roles.generator.config.steps_of_chunk(0)[1:] or (1000.0,)) / 1000
+        level = served[torch.randint(len(served), level.shape, generator=rng)]
     level = level.masked_fill(uniform(count * chunks, 0, 1, rng) < config.pure_share, 1.0)
     level = level.view(count, chunks).repeat_interleave(chunk, dim=1)[:, :frames]
     context = roles.context(captions, keep)
@@ -192,7 +204,7 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
 
     start, target = clean, noise - clean
     over = level.to(clean).view(count, 1, frames, 1, 1)
-    if config.refine_share and uniform(1, 0, 1, rng).item() < config.refine_share:
+    if is_own:
         with torch.no_grad():
             pure = normal(clean, rng)
             start = pure - flow_of(pure, torch.ones_like(level))
@@ -200,6 +212,8 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     flow = flow_of(noised(start, noise, level), level)
     weight = (over / over.clamp_min(config.weight_below)).square()
     weight = weight * (1 + (config.thing_weight - 1) * _urgency(config, cover.to(weight))[:, None])
+    if config.pixel_power:
+        weight = weight * roles.get_buffer(_CHANNEL_WEIGHT).view(-1, 1, 1, 1)
     return {"flow": (weight * (flow - target).square()).mean()}
 
 
@@ -302,6 +316,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         context_noise=0.1,
         own_share=0.5,
         refine_share=1.0,
+        pixel_power=0.75,
     )
 
 
@@ -316,7 +331,20 @@ def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dic
         roles = CascadeRoles(config.profile, parts, words=config.words)
     roles.load(weights, fresh=NETWORKS, hint="the average of a run of `autoencoder` or `decoder`")
     roles.learn(*NETWORKS)
+    if config.pixel_power:
+        weight = pixel_gain(roles).pow(config.pixel_power)
+        roles.register_buffer(_CHANNEL_WEIGHT, weight / weight.mean(), persistent=False)
     return roles
+
+
+@torch.no_grad()
+def pixel_gain(roles: CascadeRoles) -> Tensor:
+    """Return by how much a small error in each channel changes the frames: [C], mean squares over mean squares."""
+    channels, size, probe = roles.generator.config.latent_channels, 12, 0.1
+    noise = probe * torch.randn((channels, 1, 3, size, size), generator=torch.Generator().manual_seed(0))
+    still = torch.zeros(1, channels, 3, size, size)
+    alone = torch.eye(channels).view(channels, channels, 1, 1, 1) * noise
+    return (roles.decode_base(alone) - roles.decode_base(still)).square().mean((1, 2, 3, 4)) / probe**2
 
 
 def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
