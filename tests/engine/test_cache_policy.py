@@ -101,7 +101,7 @@ def test_without_rules_the_configs_stay() -> None:
 
 
 def test_more_steps_than_there_are_are_refused() -> None:
-    with pytest.raises(ConfigError, match="later_steps is 1 to 4"):
+    with pytest.raises(UsageError, match="steps=5 is more than the 4 denoising steps"):
         CacheManagement(steps=5).apply_generator(GeneratorConfig())
 
 

@@ -93,9 +93,14 @@ class CacheManagement:
         return ",".join(rules + (["kv"] if self.kv else [])) or "off"
 
     def apply_generator(self, config: GeneratorConfig) -> GeneratorConfig:
-        """Return the generator's config under the first rule. Raises ConfigError for more steps than there are."""
+        """Return the generator's config under the first rule. Raises UsageError for more steps than there are."""
         if self.steps is None:
             return config
+        if self.steps > len(config.steps):
+            raise UsageError(
+                f"cache management: steps={self.steps} is more than the {len(config.steps)} denoising steps that this "
+                f"model has; ask for 1 to {len(config.steps)}"
+            )
         return replace(config, later_steps=max(1, len(config.steps) - 1) if self.steps == ONE_FEWER else self.steps)
 
     def apply_sr(self, config: SrDitConfig, groups: int) -> SrDitConfig:
