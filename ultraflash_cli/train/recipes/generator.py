@@ -49,7 +49,6 @@ _PICTURED = 2
 _ALIKE = 2
 """Batches in a row whose clips have the same length: two processes then have as much to do in every step."""
 
-
 _CHANNEL_WEIGHT = "channel_weight"
 """Name of the roles' buffer [C] that says how much the error of each channel weighs."""
 
