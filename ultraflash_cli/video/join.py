@@ -3,46 +3,45 @@
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
-from typing import Literal, cast
 
 import av
 from av.container import InputContainer, OutputContainer
-from av.packet import Packet, PacketSideData, packet_sidedata_type_from_literal
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import OutputError
-from ultraflash_cli.video.containers import FORMATS, LONG_START_S, StreamPlan, is_iso, tick_of
+from ultraflash_cli.video.containers import FORMATS, StreamPlan, is_iso, tick_of
 from ultraflash_cli.video.copies import (
-    Copy,
     Window,
-    add_copies,
-    chapters_of,
     copied_packets,
-    describe_video,
     file_tags,
 )
 from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.muxing import (
+    add_streams,
+    add_video,
+    aspect_notes,
+    late_notes,
+    mend_transparency,
+    shift_of,
+    source_of,
+)
 from ultraflash_cli.video.partial import output_errors, partial_file
-from ultraflash_cli.video.pipe import Pipe
-from ultraflash_cli.video.probe import ClipInfo, open_input
+from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.segment import SegmentRecord, read_record
 
 __all__ = ["Joined", "has_content", "join", "join_alone", "main_picture"]
 
 _MOVIE_TIMESCALE_MAX = 2**31 - 1
-_LATE_S = Fraction(2, 1000)
 _EMPTY_TEXT_BYTES = 2
 """MP4 fills the time between two subtitles with such packets."""
-_BESIDE: Literal["matroska_block_additional"] = "matroska_block_additional"
-_NUMBER_BYTES = 8
-"""What lies beside a packet of VP9 is its transparency, after a number that says so."""
 _ITUNES_TAGS = {
     "album",
     "album_artist",
@@ -104,17 +103,16 @@ def join(
     """
     records = [read_record(path) for path in segments]
     times = _Times(segments, records, spec)
-    shift_s = _shift(info, records, spec, window)
     first_s = records[0].first_pts * spec.time_base
+    shift_s = shift_of(info, first_s, window)
     before_s = max(Fraction(0), -first_s)
     cut_s = Fraction(0)
     if window is not None:
         cut_s = max(cut_s, first_s - (info.start_pts or 0) * info.time_base)
     notes: tuple[str, ...] = ()
-    copies: dict[int, Copy] = {}
     with ExitStack() as stack:
         part = stack.enter_context(partial_file(destination))
-        source = stack.enter_context(_source(info))
+        source = stack.enter_context(source_of(info))
         with output_errors(destination):
             first = stack.enter_context(av.open(f"file:{segments[0]}"))
             tags = {} if source is None else file_tags(source, info, spec, cut_s=cut_s)
@@ -124,19 +122,10 @@ def join(
                     f"{plan.suffix} keeps these tags or the cover picture, not both; left out: {', '.join(lost)}.",
                 )
             container = stack.enter_context(_open_output(part, plan, tags, options))
-            encoded = first.streams.video[0]
-            video: VideoStream | None = None
-            if source is None:
-                video = _add_video(container, encoded, plan, spec)
-            else:
-                for stream in source.streams:
-                    if stream.index == info.video_index:
-                        video = _add_video(container, encoded, plan, spec)
-                        notes += describe_video(video, stream, info, spec, cut_s=cut_s)
-                    elif (added := add_copies(container, info, plan, stream)) is not None:
-                        copies[stream.index] = added
-                container.set_chapters(chapters_of(source, shift_s, window))
-            assert video is not None, "the input's main video is one of its streams"
+            video, copies, said = add_streams(
+                container, first, source, info, plan, spec, cut_s=cut_s, shift_s=shift_s, window=window
+            )
+            notes += said
             pictures = _pictures(segments, times, spec, video, shift_s)
             others: Iterator[Packet] = iter(())
             if source is not None:
@@ -145,13 +134,9 @@ def join(
             container.close()
             shown_s, aspect = _shown(part)
             late_s = shown_s - (first_s + shift_s) + before_s
-    if window is None and late_s > _LATE_S:
-        late_ms = f"{float(late_s * 1000):.0f} ms"
-        notes += (f"all is shown {late_ms} later: a stream begins before 0, and {plan.suffix} has no such times.",)
-    if aspect != spec.coded_aspect:
-        notes += (
-            f"that its pixels are {spec.coded_aspect} as wide as high is not kept by {spec.codec} in {plan.suffix}.",
-        )
+    if window is None:
+        notes += late_notes(late_s, plan)
+    notes += aspect_notes(aspect, plan, spec)
     kinds = {copy.stream.index: copy.kind for copy in copies.values() if not copy.picture} | {video.index: "video"}
     return Joined(notes=notes, packets=tuple((kinds[index], counts[index]) for index in sorted(kinds)))
 
@@ -171,7 +156,7 @@ def join_alone(
         av.open(f"file:{segments[0]}") as first,
         _open_output(part, plan, tags, _muxer_options(plan, spec, tags, None)) as container,
     ):
-        video = _add_video(container, first.streams.video[0], plan, spec)
+        video = add_video(container, first.streams.video[0], plan, spec)
         counts = _interleave(container, _pictures(segments, times, spec, video, Fraction(0)), iter(()))
     return Joined(notes=(), packets=(("video", counts[video.index]),))
 
@@ -247,29 +232,6 @@ def _packet_times(path: Path, unit: Fraction) -> Iterator[int]:
                 yield round(packet.pts * packet.time_base / unit)
 
 
-def _shift(
-    info: ClipInfo,
-    records: Sequence[SegmentRecord],
-    spec: EncodeSpec,
-    window: Window | None,
-) -> Fraction:
-    """What is added to every time of the input, in seconds."""
-    first_s = records[0].first_pts * spec.time_base
-    if window is not None or info.start_s > LONG_START_S or first_s < 0:
-        return -first_s
-    return Fraction(0)
-
-
-@contextmanager
-def _source(info: ClipInfo) -> Generator[InputContainer | None]:
-    """The input once more; None for a pipe that is read only once and was not kept."""
-    if isinstance(info.source, Pipe) and info.source.whole_file is None:
-        yield None
-        return
-    with open_input(info.source) as container:
-        yield container
-
-
 def _open_output(part: Path, plan: StreamPlan, tags: Mapping[str, str], options: Mapping[str, str]) -> OutputContainer:
     container = av.open(
         f"file:{part}", "w", format=FORMATS[plan.suffix], container_options=dict(options), metadata_errors="replace"
@@ -316,23 +278,6 @@ def _has_picture(plan: StreamPlan) -> bool:
     return any(stream.is_picture for stream in plan.copied)
 
 
-def _add_video(container: OutputContainer, encoded: VideoStream, plan: StreamPlan, spec: EncodeSpec) -> VideoStream:
-    video = container.add_stream_from_template(encoded, opaque=True)
-    context = video.codec_context
-    context.sample_aspect_ratio = spec.coded_aspect
-    context.framerate = spec.rate
-    context.colorspace = spec.color.matrix
-    context.color_primaries = spec.color.primaries
-    context.color_trc = spec.color.transfer
-    context.color_range = spec.color.range
-    if spec.codec == "hevc" and is_iso(plan.suffix):
-        context.codec_tag = "hvc1"
-    if spec.codec == "prores" and "444" in spec.pix_fmt:
-        context.codec_tag = "ap4h"  # or it would pass for ProRes 422
-    video.time_base = spec.track_time_base
-    return video
-
-
 def _pictures(
     segments: Sequence[Path], times: _Times, spec: EncodeSpec, video: VideoStream, shift_s: Fraction
 ) -> Iterator[Packet]:
@@ -351,7 +296,7 @@ def _pictures(
             for packet in container.demux(stream):
                 if not packet.size:
                     continue
-                _mend_transparency(packet)
+                mend_transparency(packet)
                 packet.stream = video
                 packet.time_base = unit
                 packet.pts = times.pts(index) + shift
@@ -359,20 +304,6 @@ def _pictures(
                 packet.duration = times.packet_duration(index)
                 index += 1
                 yield packet
-
-
-def _mend_transparency(packet: Packet) -> None:
-    """Take away one of the two numbers that NUT gives what lies beside a packet: it had one already."""
-    if not packet.has_sidedata(_BESIDE):
-        return
-    content = bytes(packet.get_sidedata(_BESIDE))
-    if content[:_NUMBER_BYTES] != content[_NUMBER_BYTES : 2 * _NUMBER_BYTES]:
-        return
-    kind = packet_sidedata_type_from_literal(_BESIDE)
-    # The type hints leave the constructor out.
-    mended = cast("Callable[[int, int], PacketSideData]", PacketSideData)(kind, len(content) - _NUMBER_BYTES)
-    mended.update(content[_NUMBER_BYTES:])
-    packet.set_sidedata(mended)
 
 
 def _interleave(container: OutputContainer, pictures: Iterator[Packet], copied: Iterator[Packet]) -> Counter[int]:

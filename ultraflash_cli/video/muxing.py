@@ -1,0 +1,129 @@
+"""What every way of muxing finished segments shares: the streams of the output, the clock, what is to be said."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Literal, cast
+
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet, PacketSideData, packet_sidedata_type_from_literal
+from av.video.stream import VideoStream
+
+from ultraflash_cli.video.containers import LONG_START_S, StreamPlan, is_iso
+from ultraflash_cli.video.copies import Copy, Window, add_copies, chapters_of, describe_video
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.probe import ClipInfo, open_input
+
+__all__ = [
+    "add_streams",
+    "add_video",
+    "aspect_notes",
+    "late_notes",
+    "mend_transparency",
+    "shift_of",
+    "source_of",
+]
+
+_LATE_S = Fraction(2, 1000)
+_BESIDE: Literal["matroska_block_additional"] = "matroska_block_additional"
+_NUMBER_BYTES = 8
+"""What lies beside a packet of VP9 is its transparency, after a number that says so."""
+
+
+def add_streams(
+    container: OutputContainer,
+    segment: InputContainer,
+    source: InputContainer | None,
+    info: ClipInfo,
+    plan: StreamPlan,
+    spec: EncodeSpec,
+    *,
+    cut_s: Fraction,
+    shift_s: Fraction,
+    window: Window | None,
+) -> tuple[VideoStream, dict[int, Copy], tuple[str, ...]]:
+    """Add the picture as a ``segment`` holds it, what is copied of ``source``, and its chapters.
+
+    ``cut_s`` is how much of the picture was left out before its first frame. Returns the picture's stream, the copies
+    by their index in the input, and what is to be said.
+    """
+    encoded = segment.streams.video[0]
+    if source is None:
+        return add_video(container, encoded, plan, spec), {}, ()
+    video: VideoStream | None = None
+    notes: tuple[str, ...] = ()
+    copies: dict[int, Copy] = {}
+    for stream in source.streams:
+        if stream.index == info.video_index:
+            video = add_video(container, encoded, plan, spec)
+            notes += describe_video(video, stream, info, spec, cut_s=cut_s)
+        elif (added := add_copies(container, info, plan, stream)) is not None:
+            copies[stream.index] = added
+    container.set_chapters(chapters_of(source, shift_s, window))
+    assert video is not None, "the input's main video is one of its streams"
+    return video, copies, notes
+
+
+def add_video(container: OutputContainer, encoded: VideoStream, plan: StreamPlan, spec: EncodeSpec) -> VideoStream:
+    """Add the picture's stream, with all that is said of it outside the packets."""
+    video = container.add_stream_from_template(encoded, opaque=True)
+    context = video.codec_context
+    context.sample_aspect_ratio = spec.coded_aspect
+    context.framerate = spec.rate
+    context.colorspace = spec.color.matrix
+    context.color_primaries = spec.color.primaries
+    context.color_trc = spec.color.transfer
+    context.color_range = spec.color.range
+    if spec.codec == "hevc" and is_iso(plan.suffix):
+        context.codec_tag = "hvc1"
+    if spec.codec == "prores" and "444" in spec.pix_fmt:
+        context.codec_tag = "ap4h"  # or it would pass for ProRes 422
+    video.time_base = spec.track_time_base
+    return video
+
+
+def shift_of(info: ClipInfo, first_s: Fraction, window: Window | None) -> Fraction:
+    """What is added to every time of the input, in seconds; ``first_s`` is that of the first kept frame."""
+    if window is not None or info.start_s > LONG_START_S or first_s < 0:
+        return -first_s
+    return Fraction(0)
+
+
+@contextmanager
+def source_of(info: ClipInfo) -> Generator[InputContainer | None]:
+    """The input once more; None for a pipe that is read only once and was not kept."""
+    if isinstance(info.source, Pipe) and info.source.whole_file is None:
+        yield None
+        return
+    with open_input(info.source) as container:
+        yield container
+
+
+def mend_transparency(packet: Packet) -> None:
+    """Take away one of the two numbers that NUT gives what lies beside a packet: it had one already."""
+    if not packet.has_sidedata(_BESIDE):
+        return
+    content = bytes(packet.get_sidedata(_BESIDE))
+    if content[:_NUMBER_BYTES] != content[_NUMBER_BYTES : 2 * _NUMBER_BYTES]:
+        return
+    kind = packet_sidedata_type_from_literal(_BESIDE)
+    # The type hints leave the constructor out.
+    mended = cast("Callable[[int, int], PacketSideData]", PacketSideData)(kind, len(content) - _NUMBER_BYTES)
+    mended.update(content[_NUMBER_BYTES:])
+    packet.set_sidedata(mended)
+
+
+def late_notes(late_s: Fraction, plan: StreamPlan) -> tuple[str, ...]:
+    """Say by how much everything is shown later than in the input, where that can be noticed."""
+    if late_s <= _LATE_S:
+        return ()
+    late_ms = f"{float(late_s * 1000):.0f} ms"
+    return (f"all is shown {late_ms} later: a stream begins before 0, and {plan.suffix} has no such times.",)
+
+
+def aspect_notes(aspect: Fraction, plan: StreamPlan, spec: EncodeSpec) -> tuple[str, ...]:
+    """Say that the shape of the pixels is lost, where the file has another."""
+    if aspect == spec.coded_aspect:
+        return ()
+    return (f"that its pixels are {spec.coded_aspect} as wide as high is not kept by {spec.codec} in {plan.suffix}.",)
