@@ -1,6 +1,6 @@
 """What lies beside the picture, from the input into the output: streams, packets, chapters, tags."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -19,7 +19,9 @@ from ultraflash_cli.errors import OutputError
 from ultraflash_cli.video.containers import StreamPlan
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.probe import ClipInfo, StreamInfo, open_input
+from ultraflash_cli.video.subtitles import TextConverter, clipped
 from ultraflash_cli.video.timecode import moved_timecode
+from ultraflash_cli.video.timeline import timed_packets
 
 if TYPE_CHECKING:
     from av.container.core import Chapter
@@ -54,6 +56,10 @@ _LEAD_FRAMES = 16
 """How far before it is shown a packet without a decoding time is decoded; no codec reorders more."""
 
 
+_WARM_UP_S = Fraction(1, 10)
+"""How much sound a decoder needs before what is heard, at most."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Copy:
     """A stream of the output that gets its packets from one of the input."""
@@ -61,7 +67,7 @@ class Copy:
     stream: Stream
     kind: str
     picture: bool = False
-    text: "_TextConverter | None" = None
+    text: TextConverter | None = None
 
 
 def add_copies(container: OutputContainer, info: ClipInfo, plan: StreamPlan, stream: Stream) -> Copy | None:
@@ -127,19 +133,59 @@ def copied_packets(
     if not copies:
         return
     clocks = {index: _DecodingTimes(copy, strict=strict) for index, copy in copies.items()}
-    for packet in _lasting(source.demux(*(source.streams[index] for index in copies))):
+    texts = [(index, copy.text) for index, copy in copies.items() if copy.text is not None]
+
+    def timed(index: int, packets: Iterable[Packet]) -> Iterator[Packet]:
+        for packet in packets:
+            clocks[index].set(packet, Fraction(0) if copies[index].picture else shift_s)
+            packet.stream = copies[index].stream
+            yield packet
+
+    for packet in _lasting(without_cuts(timed_packets(source, copies), all_before_start=strict)):
+        index, copy = packet.stream_index, copies[packet.stream_index]
+        if texts and packet.dts is not None:
+            for other, text in texts:
+                yield from timed(other, text.until(packet.dts * packet.time_base))
+        if copy.kind == "subtitle":
+            kept = clipped(packet, window)
+        else:
+            kept = packet if copy.picture or _is_inside(packet, window) else None
+        if kept is not None:
+            yield from timed(index, (kept,) if copy.text is None else copy.text.push(kept))
+    for index, text in texts:
+        yield from timed(index, text.flush())
+
+
+def without_cuts(packets: Iterator[Packet], *, all_before_start: bool) -> Iterator[Packet]:
+    """Leave out packets that an edit list of the input cuts out, but those from which a decoder starts.
+
+    What lies before the first packet that is shown stays where the output has edit lists of its own
+    (``all_before_start``), else no more of it than a decoder of sound warms up with. What is cut out later stays only
+    where pictures are built on it.
+    """
+    held: dict[int, list[Packet]] = {}
+    begun: set[int] = set()
+    for packet in packets:
         index = packet.stream_index
-        if index not in copies:
+        if packet.size and packet.is_discard:
+            if index not in begun or packet.stream.type == "video":
+                held.setdefault(index, []).append(packet)
             continue
-        copy = copies[index]
-        if not copy.picture and not _is_inside(packet, window):
-            continue
-        ready = packet if copy.text is None else copy.text.convert(packet)
-        if ready is None:
-            continue
-        clocks[index].set(ready, Fraction(0) if copy.picture else shift_s)
-        ready.stream = copy.stream
-        yield ready
+        before = held.pop(index, [])
+        if index not in begun and not all_before_start:
+            before = [each for each in before if _lies_before(each, packet) <= _WARM_UP_S]
+        if index not in begun or not packet.is_keyframe:
+            yield from before
+        if packet.size:
+            begun.add(index)
+        yield packet
+
+
+def _lies_before(packet: Packet, other: Packet) -> Fraction:
+    """How much earlier a packet is shown than another, in seconds."""
+    if packet.pts is None or other.pts is None:
+        return Fraction(0)
+    return (other.pts - packet.pts) * packet.time_base
 
 
 def _lasting(packets: Iterator[Packet]) -> Iterator[Packet]:
@@ -207,29 +253,6 @@ class _DecodingTimes:
         return ceil(1 / (self._rate * packet.time_base)) if self._rate else 1
 
 
-class _TextConverter:
-    """Turns subtitles of text into another form of text."""
-
-    def __init__(self, source: SubtitleStream, target: SubtitleStream) -> None:
-        self._decoder = source.codec_context
-        self._encoder = target.codec_context
-        self._encoder.subtitle_header = self._decoder.subtitle_header
-        self._encoder.open()
-
-    def convert(self, packet: Packet) -> Packet | None:
-        """Give the packet that says the same; None for one that says nothing."""
-        try:
-            shown = self._decoder.decode2(packet)
-        except FFmpegError:
-            return None
-        if shown is None or not len(shown):
-            return None
-        ready = Packet(bytes(self._encoder.encode_subtitle(shown)))
-        ready.time_base = packet.time_base
-        ready.pts, ready.dts, ready.duration = packet.pts, packet.dts, packet.duration
-        return ready if ready.size else None
-
-
 def _is_inside(packet: Packet, window: Window | None) -> bool:
     pts = packet.pts if packet.pts is not None else packet.dts
     if window is None or pts is None:
@@ -243,7 +266,7 @@ def _add_text(container: OutputContainer, stream: SubtitleStream, codec: str) ->
     assert isinstance(added, SubtitleStream), "a kind of subtitles"
     unit = stream.time_base or Fraction(1, 1000)
     added.time_base, added.codec_context.time_base = unit, unit
-    converter = _TextConverter(stream, added)
+    converter = TextConverter(stream, added)
     added.metadata.update(_without(stream.metadata, _TRACK_TAGS))
     added.disposition = stream.disposition
     return Copy(stream=added, kind="subtitle", text=converter)

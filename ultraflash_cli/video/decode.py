@@ -1,7 +1,8 @@
 """Decoded frames with repaired, strictly increasing time stamps."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,7 @@ from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.sequence import ImageSequence, wrong_size
 from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, open_input
+from ultraflash_cli.video.timeline import Repairs, timed_packets
 from ultraflash_cli.video.truncation import missing_bytes
 
 __all__ = ["Clock", "DecodedFrame", "ReadReport", "read_frames"]
@@ -33,6 +35,8 @@ __all__ = ["Clock", "DecodedFrame", "ReadReport", "read_frames"]
 _JUMP_S = 10
 _UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mjpeg", "mpeg", "mpegvideo", "vc1"}
 """Containers that leave time stamps out by design; filling them in is no repair."""
+_FEW = 3
+"""Doubled timestamps that such a container may have without a word."""
 _DEINTERLACE = {"flagged": "interlaced", "tff": "tff", "bff": "bff"}
 _LEFT_BEHIND = {
     "A53_CC": "the closed captions inside the picture are not kept",
@@ -69,7 +73,9 @@ class ReadReport:
     missing_bytes: int = 0
     """How many bytes at its end the file lacks, as far as it says how long it was."""
     repaired_times: int = 0
-    """Time stamps that were missing, doubled or stepped back."""
+    """Time stamps that were missing, doubled, stepped back or far from those around."""
+    restarts: int = 0
+    """How often the clock of the file started anew."""
 
     @property
     def damaged(self) -> bool:
@@ -83,42 +89,53 @@ _LOSS_S = Fraction(1, 2)
 class Clock:
     """Repairs the time stamps of frames in the order they are shown: missing ones, repeated ones, jumps back.
 
-    ``step`` is the usual distance of two frames and ``jump`` the smallest step back taken for a new clock, in ticks.
-    ``repaired`` counts the stamps that had to be made up or moved.
+    ``step`` is the usual distance of two frames and ``jump`` the smallest step back taken for a new clock, in ticks;
+    a clip whose first frame has no time begins at ``start``. ``repaired`` counts the stamps that had to be made up or
+    moved.
     """
 
-    def __init__(self, *, step: int, jump: int) -> None:
-        self._step = max(1, step)
+    def __init__(self, *, step: int, jump: int, start: int = 0) -> None:
+        self._step = self._lasts = max(1, step)
         self._jump = jump
+        self._start = start
         self._offset = 0
         self._last: int | None = None
         self.repaired = 0
+        self.squeezed = 0
+        """How many of them lie one tick behind the one before."""
+        self.made_up = False
+        """Whether the last frame had no time of its own."""
         self._stamps = _Stamps()
         self._hints = _Stamps()
 
-    def next(self, pts: int | None, *, hint: int | None = None) -> int:
-        """Give the time stamp to use for a frame that carries ``pts`` and was decoded at ``hint``.
+    def next(self, pts: int | None, *, hint: int | None = None, lasts: int = 0) -> int:
+        """Give the time stamp to use for a frame that carries ``pts``, was decoded at ``hint`` and is shown so long.
 
+        A frame without a time is shown when the one before is over, whose duration is the usual one where it is 0.
         Containers without presentation times (AVI) give none or wrong ones: whichever of the two has stepped back less
         often so far is believed.
         """
         self._stamps.see(pts)
         self._hints.see(hint)
+        step, self._lasts = self._lasts, lasts if lasts > 0 else self._step
         believed = pts is not None and (hint is None or self._stamps.faults <= self._hints.faults)
         given = pts if believed else hint
         if self._last is None:
-            self._last = given if given is not None else 0
+            self._last = given if given is not None else self._start
+            self.made_up = given is None
             return self._last
+        self.made_up = given is None
         if given is None:
             self.repaired += 1
-            self._last += self._step
+            self._last += step
             return self._last
         given += self._offset
         if self._last - given >= self._jump:
             self.repaired += 1
-            self._offset += self._last + self._step - given
-            given = self._last + self._step
+            self._offset += self._last + step - given
+            given = self._last + step
         self.repaired += given <= self._last
+        self.squeezed += given <= self._last
         self._last = max(given, self._last + 1)
         return self._last
 
@@ -219,12 +236,14 @@ def read_frames(
             yield DecodedFrame(pts, duration, rgb_hwc if color.matrix == RGB else widened(rgb_hwc), alpha_hw)
 
     clock = _clock(info)
-    with open_input(info.source, last=True) as container:
+    with open_input(info.source, last=True) as container, _told_repairs(info, clock, said) as repairs:
         stream = container.streams[info.video_index]
         assert isinstance(stream, VideoStream), "probe chose a video stream"
         decoder = decoder_of(stream, alpha=opaque is not None)
         decoder.thread_count = threads
-        frames = _with_one_aspect(decoded_frames(container, stream, decoder, tally), decoder, said)
+        packets = timed_packets(container, {stream.index}, repairs)
+        decoded = decoded_frames(container, stream, decoder, tally, packets=packets)
+        frames = _with_one_aspect(decoded, decoder, said)
         for frame, pts, duration in _with_durations(frames, info, clock, lambda: _is_whole(stream, tally)):
             _look_at(frame, pts, info, progress.frames + len(waiting), mode, said)
             waiting.append((pts, duration))
@@ -235,7 +254,7 @@ def read_frames(
         yield from timed(convert.flush(), opaque.flush() if opaque is not None else [])
     if not progress.frames:
         raise InputError(f"{info.path}: not one frame of its video can be decoded; the file is damaged or cut.")
-    found = _losses(info, progress, clock)
+    found = _losses(info, progress, clock, repairs)
     _tell_losses(info, found, said)
     if report is not None:
         vars(report).update(vars(found))
@@ -273,7 +292,7 @@ def _with_one_aspect(
 
 
 def _clock(info: ClipInfo) -> Clock:
-    return Clock(step=_step(info), jump=max(1, int(_JUMP_S / info.time_base)))
+    return Clock(step=_step(info), jump=max(1, int(_JUMP_S / info.time_base)), start=info.start_pts or 0)
 
 
 def _step(info: ClipInfo) -> int:
@@ -290,25 +309,26 @@ def _with_durations(
 ) -> Iterator[tuple[av.VideoFrame, int, int]]:
     """Pair frames with their repaired time stamp and their duration, which is the way to the next frame.
 
-    The last frame lasts to the end that the file declares, if the file is whole or the end is near.
+    The last frame lasts to the end that the file declares, if it has a time of its own and the file is whole or the end
+    is near.
     """
     step = _step(info)
     held: av.VideoFrame | None = None
     held_pts = 0
     for frame in frames:
-        pts = clock.next(frame.pts, hint=frame.dts)
+        pts = clock.next(frame.pts, hint=frame.dts, lasts=frame.duration)
         if held is not None:
             yield held, held_pts, pts - held_pts
         held, held_pts = frame, pts
     if held is not None:
         duration = held.duration if held.duration > 0 else step
         left = info.end_pts - held_pts if info.end_pts is not None else 0
-        if left > 0 and (is_whole() or left <= 2 * max(duration, step)):
+        if left > 0 and not clock.made_up and (is_whole() or left <= 2 * max(duration, step)):
             duration = left
         yield held, held_pts, duration
 
 
-def _losses(info: ClipInfo, progress: _Progress, clock: Clock) -> ReadReport:
+def _losses(info: ClipInfo, progress: _Progress, clock: Clock, repairs: Repairs) -> ReadReport:
     lost_s = Fraction(0)
     missing = missing_bytes(info.source) if isinstance(info.source, Path) else 0
     if info.end_pts is not None:
@@ -321,16 +341,31 @@ def _losses(info: ClipInfo, progress: _Progress, clock: Clock) -> ReadReport:
         failures=progress.tally.failures,
         lost_s=max(Fraction(0), lost_s),
         missing_bytes=missing,
-        repaired_times=0 if info.container in _UNTIMED_CONTAINERS else clock.repaired,
+        repaired_times=_repaired_times(info, clock) + repairs.outliers,
+        restarts=repairs.restarts,
     )
 
 
+@contextmanager
+def _told_repairs(info: ClipInfo, clock: Clock, said: _Said) -> Generator[Repairs]:
+    """Say in the end what was wrong in the timestamps, also of a clip that is not read to its end."""
+    repairs = Repairs()
+    try:
+        yield repairs
+    finally:
+        for kind, text in repairs.describe(info.start_s):
+            said(kind, text)
+        if repaired := _repaired_times(info, clock):
+            said("times", f"{repaired} time stamps were missing, doubled or stepped back; they were made to grow")
+
+
+def _repaired_times(info: ClipInfo, clock: Clock) -> int:
+    if info.container in _UNTIMED_CONTAINERS:
+        return clock.squeezed if clock.squeezed > _FEW else 0
+    return clock.repaired
+
+
 def _tell_losses(info: ClipInfo, found: ReadReport, said: _Said) -> None:
-    if found.repaired_times:
-        said(
-            "times",
-            f"{found.repaired_times} time stamps were missing, doubled or stepped back; they were made to grow",
-        )
     if found.lost_s > _LOSS_S:
         said(
             "loss",

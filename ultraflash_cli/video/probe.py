@@ -39,6 +39,7 @@ from ultraflash_cli.video.source import (
     open_input,
     source_path,
 )
+from ultraflash_cli.video.timeline import survey
 
 __all__ = ["ClipInfo", "StreamInfo", "open_input", "probe", "stream_extent"]
 
@@ -186,7 +187,7 @@ def probe(source: Source) -> ClipInfo:
         look = _look(source, container, stream)
         frame = look.first
         time_base = stream.time_base or Fraction(1, 1000)
-        start, end = stream_extent(stream)
+        start, end = survey(source, stream.index) or stream_extent(stream)
         rate = _rate(stream)
         duration = _duration(container, start, end, time_base)
         matrix = _display_matrix(frame)

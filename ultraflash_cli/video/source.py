@@ -12,6 +12,7 @@ from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.container.core import Flags
 from av.error import FFmpegError
+from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
@@ -129,14 +130,16 @@ def decoded_frames(
     decoder: VideoCodecContext,
     tally: Tally,
     *,
+    packets: Iterator[Packet] | None = None,
     patience: int | None = None,
 ) -> Iterator[av.VideoFrame]:
     """Decode a stream to its end, passing over what is damaged; ``tally`` is filled in on the way.
 
-    After ``patience`` packets without one frame it stops.
+    ``packets`` are the stream's, where they are not read as they lie in the file. After ``patience`` packets without
+    one frame it stops.
     """
     found = False
-    packets = container.demux(stream)
+    packets = container.demux(stream) if packets is None else packets
     while True:
         try:
             packet = next(packets)

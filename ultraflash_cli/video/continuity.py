@@ -1,0 +1,197 @@
+"""The timestamps of one stream: where its next packet is expected, and what is done to one that lies elsewhere."""
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from av.packet import Packet
+from av.stream import Stream
+
+__all__ = ["Track", "Walker", "is_dense"]
+
+_SLACK_S = Fraction(1, 10)
+_REORDERED = 17
+"""Frames by which one may be shown before another that is decoded earlier; no codec reorders more."""
+_LEAD_S = 2
+"""How much later than it is decoded a frame may be shown, at least."""
+
+
+def is_dense(kind: str) -> bool:
+    """Whether streams of a kind have packets all the time, one after the other."""
+    return kind in ("video", "audio")
+
+
+@dataclass
+class Walker:
+    """A place in a stream from which the next packet is judged; timestamps are the file's, in its ticks."""
+
+    unit: Fraction
+    by_decoding: bool
+    """Whether decoding times are compared, which only grow, rather than those of presentation."""
+    reorders: bool
+    last: int | None = None
+    top: int = 0
+    """The latest timestamp so far."""
+    step: int = 1
+    """How long packets last."""
+    offset: int = 0
+    """What is added to timestamps."""
+    end: int = 0
+    """When all that came so far is over, with the offset."""
+    packets: int = 0
+    keys: int = 0
+    """How many of the packets are marked as key pictures."""
+
+    def stamp(self, packet: Packet) -> int | None:
+        """The timestamp that is compared."""
+        if self.by_decoding:
+            return packet.dts
+        return packet.pts if packet.pts is not None or self.reorders else packet.dts
+
+    def lasts(self, packet: Packet) -> int:
+        """How long a packet lasts."""
+        return packet.duration or self.step
+
+    @property
+    def base(self) -> int | None:
+        """The timestamp with which the next one is compared; None before the first packet."""
+        return self.last if self.by_decoding or self.last is None else self.top
+
+    @property
+    def slack(self) -> int:
+        """By how much timestamps may step back without anything being wrong but their last digits."""
+        return max(1, min(2 * self.step, int(_SLACK_S / self.unit)))
+
+    def leap(self, stamp: int, packet: Packet) -> int:
+        """How far a packet lies from where the stream goes on: behind (negative), ahead, or 0 where it goes on."""
+        base = self.base
+        assert base is not None, "a stream that was seen before"
+        shuffled = _REORDERED * self.step if self.reorders and not self.by_decoding else 0
+        # What follows a key picture in decoding and precedes it in showing follows all that was before.
+        believed = packet.is_keyframe and 2 * self.keys <= self.packets and self.packets >= 2
+        back = self.slack + (0 if believed else shuffled)
+        if stamp < base - back:
+            return stamp - base
+        expected = base + self.step
+        if stamp > expected + max(3 * self.step, int(_SLACK_S / self.unit)) + shuffled:
+            return stamp - expected
+        return 0
+
+    def go_on(self, packet: Packet, stamp: int) -> None:
+        """Take a packet for the newest of the stream."""
+        if packet.duration:
+            self.step = packet.duration
+        elif self.last is not None and stamp > self.last and not self.reorders:
+            self.step = stamp - self.last
+        self.packets += 1
+        self.keys += packet.is_keyframe
+        self.last = stamp
+        self.top = max(self.top, stamp)
+        shown = packet.pts if packet.pts is not None else stamp
+        self.end = max(self.end, shown + self.offset + self.lasts(packet))
+
+
+class Track(Walker):
+    """One stream of a file on its way to the repaired clock."""
+
+    def __init__(self, stream: Stream, *, by_decoding: bool) -> None:
+        self.index = stream.index
+        self.kind = stream.type
+        unit = stream.time_base or Fraction(1, 1000)
+        video = stream.type == "video"
+        # PyAV's type hints do not say that streams without a known decoder have no context.
+        context = getattr(stream, "codec_context", None)
+        reorders = video and (context is None or context.codec.reorder)
+        super().__init__(unit=unit, by_decoding=by_decoding and is_dense(stream.type), reorders=reorders)
+        self.unit_s = float(unit)
+        rate = getattr(stream, "average_rate", None) if video else None
+        self.step = max(1, round(1 / (rate * unit))) if rate else max(1, round(Fraction(1, 40) / unit))
+        self.epoch = 0
+        self._seen: int | None = None
+        self._wrapped = 0
+        self._lead = 0
+
+    def unwrap(self, packet: Packet, period: int) -> None:
+        """Undo a wrap of the counter, whose values repeat after ``period`` ticks."""
+        stamp = packet.dts if packet.dts is not None else packet.pts
+        if stamp is None:
+            return
+        if self._seen is not None and 2 * abs(stamp + self._wrapped - self._seen) > period:
+            self._wrapped -= round(Fraction(stamp + self._wrapped - self._seen, period)) * period
+        self._seen = stamp + self._wrapped
+        if self._wrapped:
+            self._add(packet, self._wrapped)
+
+    def walker(self, packet: Packet | None, stamp: int | None) -> Walker:
+        """What judges the packets after one at ``stamp``, wherever that lies; or those after the newest."""
+        there = Walker(
+            unit=self.unit,
+            by_decoding=self.by_decoding,
+            reorders=self.reorders,
+            last=self.last,
+            top=self.top,
+            step=self.step,
+            offset=self.offset,
+            end=self.end,
+            packets=self.packets,
+            keys=self.keys,
+        )
+        if packet is None or stamp is None:
+            return there
+        there = replace(there, last=stamp, top=stamp)
+        there.go_on(packet, stamp)
+        return there
+
+    def move_to(self, epoch: int, offset_s: Fraction) -> None:
+        """Go on with another clock of the file."""
+        self.epoch = epoch
+        self.offset = round(offset_s / self.unit)
+        self.top = -(1 << 62)
+
+    def shift(self, packet: Packet, offset: int) -> None:
+        """Move a packet to the repaired clock."""
+        self.offset = offset
+        if offset:
+            self._add(packet, offset)
+
+    def accept(self, packet: Packet, stamp: int) -> bool:
+        """Take a packet at its own timestamp; gives whether that of its presentation was wrong and is left out."""
+        first = self.last is None
+        if first:
+            self.top = stamp
+            self.end = stamp
+        pts, wrong = packet.pts, False
+        if self.by_decoding and pts is not None:
+            lead = pts - stamp
+            longest = self._lead + max(int(_LEAD_S / self.unit), 20 * self.lasts(packet))
+            wrong = not (-self.slack - int(1 / self.unit) <= lead <= longest)
+            if wrong:
+                packet.pts = None if self._lead else stamp
+            else:
+                self._lead = max(self._lead, lead)
+        self.go_on(packet, stamp)
+        self.shift(packet, self.offset)
+        return wrong
+
+    def replace(self, packet: Packet, stamp: int) -> None:
+        """Give a packet the timestamp that is compared; that of its presentation follows, or stays where it is good."""
+        pts, dts = packet.pts, packet.dts
+        longest = self._lead + max(int(_LEAD_S / self.unit), 20 * self.lasts(packet))
+        if not self.by_decoding and self.reorders:
+            packet.pts = packet.dts = None
+        else:
+            packet.dts = stamp
+            if not self.reorders or pts is None:
+                packet.pts = stamp
+            elif not -self.slack <= pts - stamp <= longest:
+                lead = pts - dts if dts is not None else 0
+                packet.pts = stamp + lead if 0 < lead <= longest else None if self._lead else stamp
+        if self.last is None:
+            self.top = self.end = stamp
+        self.go_on(packet, stamp)
+        self.shift(packet, self.offset)
+
+    def _add(self, packet: Packet, ticks: int) -> None:
+        if packet.pts is not None:
+            packet.pts += ticks
+        if packet.dts is not None:
+            packet.dts += ticks

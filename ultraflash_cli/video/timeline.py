@@ -1,0 +1,388 @@
+"""One clock for all streams of a file: restarts, jumps and wrong values of timestamps are repaired packet by packet."""
+
+from collections import Counter, deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition, Stream
+
+from ultraflash_cli.video.continuity import Track, is_dense
+from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.source import Source, open_input
+
+__all__ = ["Repairs", "Timeline", "survey", "timed_packets"]
+
+_STEPPING = {"flv", "live_flv", "matroska,webm", "mpeg", "mpegts", "ogg", "wtv"}
+"""Containers whose packets carry timestamps of their own; the others have an index, or count."""
+_BROADCAST = {"mpeg", "mpegts"}
+"""Containers that may change their clock on the way."""
+_WRAP_TICKS = 1 << 33
+_LONGEST_GAP_S = 120
+"""A broadcast clock that jumps further ahead in all streams is another clock, not a pause."""
+_LONGEST_RUN_S = 1.5
+"""Wrong timestamps in a row, at most: more than the sound of one packet of a broadcast."""
+_WAIT_S = 3.0
+"""How much later than the first stream the others may follow to a new clock."""
+_NEAR_S = 5.0
+"""Streams on the same clock lie this close to each other in the file."""
+_LATEST_S = 60.0
+_AHEAD_PACKETS = 4000
+_AHEAD_BYTES = 1 << 26
+_LEADING = 20
+"""Packets at the start of a clock among which the one shown first is."""
+
+
+@dataclass
+class Repairs:
+    """What had to be repaired so far."""
+
+    restarts: int = 0
+    """How often the clock of the file started anew."""
+    restart_s: float = 0.0
+    """Where it did so first, on the repaired clock."""
+    jumps: Counter[str] = field(default_factory=Counter[str])
+    """How often the timestamps of a single stream jumped, by its kind."""
+    outliers: int = 0
+    """Wrong timestamps among good ones."""
+
+    def __bool__(self) -> bool:
+        return bool(self.restarts or self.jumps or self.outliers)
+
+    def describe(self, start_s: float) -> list[tuple[str, str]]:
+        """Say what was repaired in a clip that starts at ``start_s``: a sentence for each kind, with a word for it."""
+        said: list[tuple[str, str]] = []
+        if self.restarts:
+            times = "once" if self.restarts == 1 else f"{self.restarts} times, first"
+            place = f"its clock starts anew {times} at {self.restart_s - start_s:.2f} s"
+            said.append(("restarts", f"{place}; sound, picture and text go on together from there"))
+        for kind, count in sorted(self.jumps.items()):
+            times = "once" if count == 1 else f"{count} times"
+            name = {"audio": "sound", "video": "picture"}.get(kind, kind)
+            said.append((kind, f"the timestamps of its {name} alone jump {times}; it goes on without a gap"))
+        if self.outliers:
+            count = "one timestamp lies" if self.outliers == 1 else f"{self.outliers} timestamps lie"
+            said.append(("outliers", f"{count} far from those around; put between them"))
+        return said
+
+
+def timed_packets(
+    container: InputContainer, wanted: Collection[int], repairs: Repairs | None = None
+) -> Iterator[Packet]:
+    """Packets of the ``wanted`` streams in the order of the file, with timestamps on one clock.
+
+    The mapping from the file's clock depends on the packets of all streams, and on nothing else: whoever reads the
+    file, of whatever streams, gets the same times. ``repairs`` is filled in on the way. Raises ``FFmpegError`` after
+    the last packet that can be read.
+    """
+    if container.format.name not in _STEPPING:
+        yield from container.demux([container.streams[index] for index in sorted(wanted)])
+        return
+    for packet in Timeline(container, wanted, repairs if repairs is not None else Repairs()):
+        if packet.stream_index in wanted:
+            yield packet
+
+
+def survey(source: Source, index: int) -> tuple[int, int] | None:
+    """Read a broadcast through to see where its stream ``index`` starts and ends, in ticks of the repaired clock.
+
+    None where nothing had to be repaired, so that what the container says is true; for other containers; for pipes.
+    """
+    if isinstance(source, Pipe):
+        return None
+    repairs = Repairs()
+    start = end = None
+    with open_input(source) as container:
+        if container.format.name not in _BROADCAST:
+            return None
+        try:
+            for packet in timed_packets(container, {index}, repairs):
+                if packet.pts is not None:
+                    start = packet.pts if start is None else min(start, packet.pts)
+                    lasts = packet.pts + (packet.duration or 0)
+                    end = lasts if end is None else max(end, lasts)
+        except (OSError, FFmpegError):
+            pass
+    return (start, end) if repairs and start is not None and end is not None else None
+
+
+@dataclass
+class _Epoch:
+    """A clock of the file: the time from its start, or from where it started anew, to the next such place."""
+
+    offset_s: Fraction
+    """What is added to the file's seconds."""
+    now_s: float = 0.0
+    """The latest timestamp that was on it, as the file has it."""
+
+
+class Timeline:
+    """Iterates over a file's packets and repairs their timestamps.
+
+    A packet that goes on where its stream was passes. For one that does not the iterator looks ahead: one timestamp
+    (or those of one packet of a broadcast) that is wrong among good ones is put between its neighbours; where the
+    stream stays on other times, the clock has started anew, and all streams that follow it there get one common shift,
+    with which none of them overlaps what it had before.
+    """
+
+    def __init__(self, container: InputContainer, wanted: Collection[int], repairs: Repairs) -> None:
+        self._repairs = repairs
+        self._broadcast = container.format.name in _BROADCAST
+        stores_decoding = self._broadcast or container.format.name in ("flv", "live_flv")
+        streams = [stream for stream in container.streams if stream.index in wanted or _has_times(stream)]
+        self._tracks = {s.index: Track(s, by_decoding=stores_decoding) for s in streams if _has_times(s)}
+        self._dense = [track for track in self._tracks.values() if is_dense(track.kind)]
+        self._epochs = [_Epoch(Fraction(0))]
+        self._source = container.demux(streams)
+        self._ahead: deque[Packet] = deque()
+        self._ahead_bytes = 0
+        self._failure: Exception | None = None
+        self._skew_s = 0.0
+
+    def __iter__(self) -> Iterator[Packet]:
+        while True:
+            packet = self._next()
+            if packet is None:
+                break
+            track = self._tracks.get(packet.stream_index)
+            if track is not None and packet.size and not packet.is_discard:
+                if is_dense(track.kind):
+                    self._time(track, packet)
+                elif len(self._epochs) > 1:
+                    track.shift(packet, self._sparse_offset(track, packet))
+            yield packet
+        if self._failure is not None:
+            raise self._failure
+
+    # Reading ahead
+
+    def _next(self) -> Packet | None:
+        if not self._ahead and not self._pull():
+            return None
+        packet = self._ahead.popleft()
+        self._ahead_bytes -= packet.size
+        return packet
+
+    def _pull(self) -> bool:
+        """Read one packet more; False at the end or where enough was read ahead."""
+        if self._failure is not None or len(self._ahead) >= _AHEAD_PACKETS or self._ahead_bytes >= _AHEAD_BYTES:
+            return False
+        try:
+            packet = next(self._source, None)
+        except (OSError, FFmpegError) as failure:
+            self._failure = failure
+            return False
+        if packet is None:
+            return False
+        track = self._tracks.get(packet.stream_index)
+        if self._broadcast and track is not None:
+            track.unwrap(packet, _WRAP_TICKS)
+        self._ahead.append(packet)
+        self._ahead_bytes += packet.size
+        return True
+
+    def _coming(self) -> Iterator[tuple[Track, Packet, int]]:
+        """What comes after the packet in hand in streams of picture and sound, with the timestamp to compare."""
+        place = 0
+        while place < len(self._ahead) or self._pull():
+            packet = self._ahead[place]
+            place += 1
+            track = self._tracks.get(packet.stream_index)
+            if track is None or not is_dense(track.kind) or not packet.size or packet.is_discard:
+                continue
+            stamp = track.stamp(packet)
+            if stamp is not None:
+                yield track, packet, stamp
+
+    # Deciding
+
+    def _time(self, track: Track, packet: Packet) -> None:
+        """Give a packet of picture or sound its place on the repaired clock."""
+        stamp = track.stamp(packet)
+        if stamp is None:
+            track.shift(packet, track.offset)
+            return
+        if track.last is None:
+            self._begin(track, stamp)
+            wrong = self._first_is_wrong(track, packet, stamp)
+        else:
+            leap = track.leap(stamp, packet)
+            wrong = self._after_leap(track, packet, stamp, leap) if leap else None
+            if not leap:
+                self._measure_skew(track, stamp)
+        if wrong is not None:
+            self._repairs.outliers += 1
+            track.replace(packet, wrong)
+        else:
+            self._repairs.outliers += track.accept(packet, stamp)
+            self._epochs[track.epoch].now_s = float(stamp * track.unit)
+
+    def _begin(self, track: Track, stamp: int) -> None:
+        """Put a stream that begins late on the clock of the others."""
+        for number, epoch in reversed(list(enumerate(self._epochs))):
+            if number and abs(float(stamp * track.unit) - epoch.now_s) <= _NEAR_S:
+                track.move_to(number, epoch.offset_s)
+                return
+
+    def _first_is_wrong(self, track: Track, packet: Packet, stamp: int) -> int | None:
+        """The timestamp that the first packet of a stream should have had; None where its own is as good as any."""
+        probe = track.walker(packet, stamp)
+        following: list[int] = []
+        for other, later, found in self._coming():
+            if other is track:
+                leap = probe.leap(found, later)
+                if not following and (not leap or 0 < leap * track.unit < 2 * _NEAR_S):
+                    return None
+                if following and leap:
+                    return None
+                probe.go_on(later, found)
+                following.append(found)
+                if len(following) == 3:
+                    return following[0] - track.lasts(packet)
+        return None
+
+    def _after_leap(self, track: Track, packet: Packet, stamp: int, leap: int) -> int | None:
+        """Decide on a packet that is not where it was expected.
+
+        Gives the timestamp that it should have had where its own is wrong, None where the latter stays. Moves the
+        track to another clock where that has changed.
+        """
+        base = track.base
+        assert base is not None, "a stream that was seen before"
+        if self._join(track, stamp):
+            return None
+        run, elapsed, after = self._run(track, packet, stamp)
+        returns = after is not None and base - track.slack <= after and (leap < 0 or after < stamp)
+        if returns and after is not None and elapsed * track.unit <= _LONGEST_RUN_S:
+            return base + round(Fraction((after - base) * track.step, elapsed + track.step))
+        if leap > 0:
+            self._after_jump(track, packet, stamp, leap)
+            return None
+        starts = self._others_leaping(track, packet, stamp)
+        if run == 1 and after is None and len(starts) == 1:
+            return base + track.step  # nothing follows that would tell more
+        self._start_epoch(track, stamp, starts)
+        return None
+
+    def _run(self, track: Track, packet: Packet, stamp: int) -> tuple[int, int, int | None]:
+        """How many packets of the stream go on from this one, for how long, and the first that does not."""
+        probe = track.walker(packet, stamp)
+        run, elapsed = 1, track.lasts(packet)
+        for other, later, found in self._coming():
+            if other is track:
+                if probe.leap(found, later):
+                    return run, elapsed, found
+                probe.go_on(later, found)
+                run += 1
+                elapsed += track.lasts(later)
+                if elapsed * track.unit > _LONGEST_RUN_S:
+                    break
+        return run, elapsed, None
+
+    def _after_jump(self, track: Track, packet: Packet, stamp: int, leap: int) -> None:
+        """Decide whether a jump ahead is a pause, another clock, or wrong in this stream alone."""
+        jump_s = float(leap * track.unit)
+        at_s = float(stamp * track.unit)
+        # Wherever sound and picture lie side by side, a pause in one of them is not one in the file.
+        margin_s = self._skew_s + (0.5 if self._broadcast else _WAIT_S)
+        others = [other for other in self._dense if other is not track and other.last is not None]
+        behind = [at_s - float(other.last * other.unit) for other in others if other.last is not None]
+        too_long = self._broadcast and jump_s > _LONGEST_GAP_S
+        if jump_s <= margin_s or (behind and min(behind) <= margin_s):
+            return
+        if not others:
+            if too_long:
+                self._start_epoch(track, stamp, self._others_leaping(track, packet, stamp))
+            return
+        starts = self._others_leaping(track, packet, stamp)
+        alone = len(starts) == 1
+        if too_long if not alone else self._others_go_on(track):
+            self._start_epoch(track, stamp, starts)
+
+    def _others_go_on(self, track: Track) -> bool:
+        """Whether other streams have more to come, as if nothing had happened."""
+        coming = Counter(other.index for other, _, _ in self._coming() if other is not track)
+        return any(count > 2 for count in coming.values())
+
+    def _others_leaping(self, track: Track, packet: Packet, stamp: int) -> list[tuple[Track, Fraction, Fraction]]:
+        """The streams that leap to the same times soon: where each ended before, and where it starts then.
+
+        The end is on the repaired clock, the start on the file's, both in seconds.
+        """
+        at_s = float(stamp * track.unit)
+        walkers = {each.index: each.walker(None, each.last) for each in self._dense if each.last is not None}
+        shown = packet.pts if packet.pts is not None else stamp
+        starts = {track.index: (track, track.end, [shown])}
+        waited = track.lasts(packet)
+        for other, later, found in self._coming():
+            shown = later.pts if later.pts is not None else found
+            if other.index in starts:
+                firsts = starts[other.index][2]
+                if len(firsts) < _LEADING and abs(float(shown * other.unit) - at_s) <= _NEAR_S:
+                    firsts.append(shown)
+                if other is track:
+                    waited += track.lasts(later)
+            elif (walker := walkers.get(other.index)) is not None:
+                if walker.leap(found, later) and abs(float(found * other.unit) - at_s) <= _NEAR_S:
+                    starts[other.index] = (other, walker.end, [shown])
+                else:
+                    walker.go_on(later, found)
+            settled = all(len(firsts) >= _LEADING for _, _, firsts in starts.values())
+            if waited * track.unit > _WAIT_S or (settled and len(starts) == len(walkers)):
+                break
+        return [(each, end * each.unit, min(firsts) * each.unit) for each, end, firsts in starts.values()]
+
+    def _start_epoch(self, track: Track, stamp: int, starts: list[tuple[Track, Fraction, Fraction]]) -> None:
+        """Let the clock start anew with a shift by which no stream overlaps what it had before."""
+        offset_s = max(end_s - start_s for _, end_s, start_s in starts)
+        alone = len(starts) == 1 and any(other is not track and other.last is not None for other in self._dense)
+        if alone:
+            self._repairs.jumps[track.kind] += 1
+        else:
+            if not self._repairs.restarts:
+                self._repairs.restart_s = float(starts[0][1])
+            self._repairs.restarts += 1
+        self._epochs.append(_Epoch(offset_s, float(stamp * track.unit)))
+        track.move_to(len(self._epochs) - 1, offset_s)
+
+    def _join(self, track: Track, stamp: int) -> bool:
+        """Move a track to the clock on which other streams are already, where its packet lies there."""
+        at_s = float(stamp * track.unit)
+        used = {other.epoch for other in self._dense if other is not track}
+        for number in range(len(self._epochs) - 1, -1, -1):
+            epoch = self._epochs[number]
+            if number == track.epoch or (number < track.epoch and number not in used):
+                continue
+            late_s = at_s + float(epoch.offset_s) - float(track.end * track.unit)
+            early_s = 1 + 4 * float(track.step * track.unit)
+            if abs(at_s - epoch.now_s) <= _NEAR_S and -early_s <= late_s <= _LATEST_S:
+                track.move_to(number, epoch.offset_s)
+                return True
+        return False
+
+    def _measure_skew(self, track: Track, stamp: int) -> None:
+        """Learn how far streams lie apart in this file at most."""
+        for other in self._dense:
+            if other is not track and other.last is not None and other.epoch == track.epoch:
+                apart_s = abs(float(stamp) * track.unit_s - float(other.last) * other.unit_s)
+                if self._skew_s < apart_s <= _NEAR_S:
+                    self._skew_s = apart_s
+
+    def _sparse_offset(self, track: Track, packet: Packet) -> int:
+        """The shift of a subtitle: that of the clock on which it lies closest to picture and sound."""
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        ends = [float(each.end * each.unit) for each in self._dense if each.last is not None]
+        if stamp is None or not ends:
+            return track.offset
+        now_s, at_s = max(ends), float(stamp * track.unit)
+        newest = max(each.epoch for each in self._dense)
+        candidates = self._epochs[max(0, newest - 2) : newest + 1]
+        best = min(reversed(candidates), key=lambda epoch: abs(at_s + float(epoch.offset_s) - now_s))
+        return round(best.offset_s / track.unit)
+
+
+def _has_times(stream: Stream) -> bool:
+    return stream.type in ("video", "audio", "subtitle") and not stream.disposition & Disposition.attached_pic
