@@ -7,13 +7,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import Literal, TextIO
 
-from ultraflash_cli.errors import OutputError
+from ultraflash_cli.bar import Bar, Step, clock_time
+from ultraflash_cli.errors import Interrupted, OutputError
 from ultraflash_cli.jobs.events import (
     Chunk,
     Done,
@@ -28,11 +28,9 @@ from ultraflash_cli.jobs.events import (
     as_json,
 )
 from ultraflash_cli.settings import Settings
+from ultraflash_cli.streams import Outlet, open_log, printable
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-__all__ = ["PLAIN_INTERVAL_S", "Console", "GlobalOptions", "ProgressMode", "describe"]
+__all__ = ["PLAIN_INTERVAL_S", "Console", "GlobalOptions", "ProgressMode", "describe", "headline"]
 
 ProgressMode = Literal["auto", "plain", "json", "none"]
 
@@ -81,14 +79,13 @@ class Console:
     ) -> None:
         self.options = GlobalOptions()
         self.settings = settings
-        self._out = out if out is not None else sys.stdout
-        self._err = err if err is not None else sys.stderr
+        self._out = Outlet(out if out is not None else sys.stdout)
+        self._err = Outlet(err if err is not None else sys.stderr)
         self.data_on_err = False
         """stdout is taken by a file that is written there; data for scripts goes to stderr."""
         self._clock = clock
-        self._log: TextIO | None = None
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._log: Outlet | None = None
+        self._bar: Bar | None = None
         self._label = ""
         self._last_line_s: float | None = None
         self._lock = threading.RLock()
@@ -99,12 +96,10 @@ class Console:
         """Apply further global options; raises OutputError when the log file cannot be written."""
         options = self.options.merged(options)
         if options.log_file is not None and options.log_file != self.options.log_file:
-            try:
-                log = options.log_file.open("a", encoding="utf-8")
-            except OSError as error:
-                raise OutputError(
-                    f"log file {options.log_file}: {error.strerror}; name a file that can be written"
-                ) from error
+            log = Outlet(open_log(options.log_file))
+            # A disk that is full already is told of now; one that fills up later costs the log and nothing else.
+            if not log.write_line(f"ultraflash {version('ultraflash')}"):
+                raise OutputError(f"log file {options.log_file}: {log.failure}; name a file that can be written")
             self._close_log()
             self._log = log
         self.options = options
@@ -116,24 +111,34 @@ class Console:
             self._close_log()
 
     def data(self, value: object) -> None:
-        """Write one JSON value as one line on stdout, or on stderr where stdout is taken."""
-        line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        if self.data_on_err:
-            with self._lock:
-                self._drop_bar()
-                self._write_err(line)
-        else:
-            self.text(line)
+        """Write one JSON value as one line on stdout, or on stderr where stdout is taken.
+
+        It is ASCII, so it is valid under every encoding, and names that are not UTF-8 come back from it as they were.
+        Raises OutputError as `text` does.
+        """
+        line = json.dumps(value, allow_nan=False)
+        if not self.data_on_err:
+            self._write_out(line)
+            return
+        with self._lock:
+            self._drop_bar()
+            if not self._err.write_line(line):
+                raise OutputError(f"the result cannot be written on stderr: {self._err.failure}")
 
     def text(self, line: str) -> None:
-        """Write one line of the result on stdout; raises OutputError when nobody reads it any more."""
-        try:
-            self._out.write(line + "\n")
-            self._out.flush()
-        except BrokenPipeError as error:
-            # Python flushes what is left at exit and would complain once more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
-            raise OutputError("stdout was closed before everything was written") from error
+        """Write one line of the result on stdout; raises OutputError when that cannot be written."""
+        self._write_out(printable(line))
+
+    def help(self, page: str) -> None:
+        """Write help that nobody asked for, on stderr."""
+        self._err.write_line(page)
+
+    def _write_out(self, line: str) -> None:
+        if self._out.write_line(line):
+            return
+        if self._out.failure == "it was closed":
+            raise OutputError("stdout was closed before everything was written")
+        raise OutputError(f"the result cannot be written on stdout: {self._out.failure}")
 
     def info(self, message: str) -> None:
         """Say something that `-q` silences."""
@@ -162,30 +167,45 @@ class Console:
         trace = "".join(traceback.format_exception(error)).rstrip()
         with self._lock:
             self._drop_bar()
-            self.on_event(Failed(input=source, message=text, exit_code=code))
-            self._say(trace, shown=self.options.verbose)
+            self.on_event(Failed(input=source or getattr(error, "source", ""), message=text, exit_code=code))
+            for line in trace.split("\n"):
+                self._say(line, shown=self.options.verbose)
             self._say(f"error: {text}", shown=self._mode() != "json", style="bold red")
         return code
+
+    def acknowledge_stop(self) -> None:
+        """Say at the first signal what is going to happen; a signal handler may call it."""
+        message = "finishing the group in hand; press again to stop now"
+        # The thread that the signal came to may be in the middle of a line.
+        threading.Thread(target=self.info, args=(message,), daemon=True).start()
+
+    def leave_at_once(self, exit_code: int) -> None:
+        """Say that a second signal ends the process, past all locks; a signal handler may call it."""
+        gone = Interrupted("stopped at once; the group in hand is lost, the same command resumes what was finished")
+        if self._mode() == "json":
+            line = json.dumps(as_json(Failed(input="", message=str(gone), exit_code=exit_code)))
+        else:
+            line = f"error: {gone}"
+        # The bar's line is cleared and the cursor, which it hides, shown again.
+        clear = "\r\x1b[2K\x1b[?25h" if self._bar is not None else ""
+        try:
+            os.write(self._err.fileno(), f"{clear}{line}\n".encode())
+        except (OSError, ValueError):
+            return
 
     def on_event(self, event: Event) -> None:
         """Show a job's event the way `--progress` asks for; safe to call from any thread."""
         with self._lock:
             if self._mode() == "json":
-                line = json.dumps(as_json(event), ensure_ascii=False)
-                self._write_err(line)
+                line = json.dumps(as_json(event))
+                self._err.write_line(line)
                 self._log_line(line)
                 return
             match event:
                 case Planned():
-                    self._notice = event.notice if isinstance(event, GenerationPlanned) else ""
-                    self.detail(describe(event))
+                    self._show_plan(event)
                 case Started():
-                    self.notice(self._notice)
-                    if event.note:
-                        self.info(event.note)
-                    self.detail(f"{event.model} on {event.device}, {event.precision}, {event.threads} threads")
-                    self._label = event.label or Path(event.input).name
-                    self._start_bar(self._label, event.frames_total, event.frames_resumed)
+                    self._show_start(event)
                 case Chunk():
                     self._show_chunk(event)
                 case Transfer():
@@ -210,77 +230,105 @@ class Console:
         return self._err.isatty() and not (self.options.no_color or self.settings.no_color)
 
     def _say(self, message: str, *, shown: bool, style: str | None = None) -> None:
+        message = printable(message)
         with self._lock:
             self._log_line(message)
             if not shown:
                 return
             if self._bar is not None:
-                self._bar.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+                self._bar.print(message, style)
                 return
             if style is not None and self._colored():
                 code = {"yellow": "33", "bold red": "1;31"}[style]
                 message = f"\x1b[{code}m{message}\x1b[0m"
-            self._write_err(message)
+            # The work is continued when nobody reads stderr any more.
+            self._err.write_line(message)
 
-    def _write_err(self, line: str) -> None:
-        # The work goes on when nobody reads stderr any more.
-        with suppress(BrokenPipeError):
-            self._err.write(line + "\n")
-            self._err.flush()
+    def _show_plan(self, event: Planned) -> None:
+        generated = isinstance(event, GenerationPlanned)
+        self._notice = event.notice if generated else ""
+        first, *more = describe(event)
+        self.info(f"{first}: {headline(event)}")
+        for line in more:
+            self.detail(line)
+        self._label = Path(event.output if generated else event.input).name
+        self._start_bar(self._label, "loading the model")
 
-    def _start_bar(self, name: str, total: int | None, completed: int) -> None:
+    def _show_start(self, event: Started) -> None:
+        self.notice(self._notice)
+        if event.note:
+            self.info(event.note)
+        self.notice(f"{event.model} on {event.device}, {event.precision}, {event.threads} threads")
+        self._label = event.label or Path(event.input).name
+        self._last_line_s = None
+        if self._bar is None:
+            self._start_bar(self._label, "loading the model")
+        if self._bar is not None:
+            self._bar.begin(self._label)
+
+    def _start_bar(self, name: str, doing: str) -> None:
         self._drop_bar()
         self._last_line_s = None
-        if self._mode() != "bar" or self.options.quiet:
-            return
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[counts]}", markup=False),
-            console=RichConsole(file=self._err, no_color=not self._colored(), highlight=False),
-            transient=True,
-        )
-        self._task = self._bar.add_task(name, total=total or None, completed=completed, counts="")
-        self._bar.start()
+        if self._mode() == "bar" and not self.options.quiet:
+            self._bar = Bar(self._err, printable(name), doing, colored=self._colored(), clock=self._clock)
 
     def _show_chunk(self, event: Chunk) -> None:
-        self._show_counts(self._label, _counts(event), event.frames_done, event.frames_total)
+        total = f"/{event.frames_total}" if event.frames_total else ""
+        if self._bar is not None:
+            self._bar.show(
+                Step(
+                    done=event.frames_done,
+                    total=event.frames_total,
+                    count=f"{event.frames_done}{total} frames",
+                    speed=f"{event.fps:.2f} fps",
+                    eta_s=event.eta_s,
+                    extra=_verbose_facts(event) if self.options.verbose else "",
+                )
+            )
+            return
+        parts = [f"{event.frames_done}{total} frames", f"{event.fps:.2f} fps"]
+        if event.eta_s is not None:
+            parts.append(f"{clock_time(event.eta_s)} left")
+        if self.options.verbose:
+            parts.append(_verbose_facts(event))
+        self._show_plain_line(self._label, ", ".join(parts))
 
     def _show_transfer(self, event: Transfer) -> None:
         if event.bytes_done == event.bytes_total:
             self._drop_bar()
             return
-        if self._bar is None and self._mode() == "bar":
-            self._start_bar(event.input, event.bytes_total, event.bytes_done)
-        counts = f"{event.bytes_done / 1e6:.0f} of {event.bytes_total / 1e6:.0f} MB, {event.bytes_per_s / 1e6:.1f} MB/s"
-        if event.bytes_per_s > 0:
-            self._show_counts(event.input, counts, event.bytes_done, event.bytes_total)
-
-    def _show_counts(self, name: str, counts: str, done: int, total: int | None) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, counts=counts)
+        if self._bar is None:
+            self._start_bar(event.input, "connecting")
+        if event.bytes_per_s <= 0:
             return
+        done, total = event.bytes_done / 1e6, event.bytes_total / 1e6
+        count, speed = f"{done:.0f} of {total:.0f} MB", f"{event.bytes_per_s / 1e6:.1f} MB/s"
+        if self._bar is not None:
+            eta_s = (event.bytes_total - event.bytes_done) / event.bytes_per_s
+            self._bar.show(Step(done=event.bytes_done, total=event.bytes_total, count=count, speed=speed, eta_s=eta_s))
+        else:
+            self._show_plain_line(event.input, f"{count}, {speed}")
+
+    def _show_plain_line(self, name: str, facts: str) -> None:
         if self._mode() != "plain" or self.options.quiet:
             return
         now_s = self._clock()
         if self._last_line_s is not None and now_s - self._last_line_s < PLAIN_INTERVAL_S:
             return
         self._last_line_s = now_s
-        self.info(f"{name}: {counts}")
+        self.info(f"{name}: {facts}")
 
     def _drop_bar(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-            self._task = None
 
     def _log_line(self, message: str) -> None:
-        if self._log is not None:
-            self._log.write(message + "\n")
-            self._log.flush()
+        if self._log is None or self._log.write_line(message):
+            return
+        log, self._log = self._log, None
+        log.close()
+        self.warning(f"log file {self.options.log_file}: {log.failure}; the log ends here, the work is continued")
 
     def _close_log(self) -> None:
         if self._log is not None:
@@ -288,7 +336,16 @@ class Console:
             self._log = None
 
 
-def describe(plan: Planned) -> str:
+def headline(plan: Planned) -> str:
+    """Say in half a line what is going to be made."""
+    frames = f", {plan.frames_total} frames" if plan.frames_total else ""
+    size = f"{plan.width}x{plan.height}"
+    if isinstance(plan, GenerationPlanned):
+        return f"{size}, {plan.seconds:.2f} s{frames}, model {plan.model}, seed {plan.seed}"
+    return f"{plan.source_width}x{plan.source_height} to {size}{frames}, model {plan.model}"
+
+
+def describe(plan: Planned) -> list[str]:
     """Say in a few lines what a plan is going to do."""
     if isinstance(plan, GenerationPlanned):
         return _describe_generation(plan)
@@ -298,11 +355,10 @@ def describe(plan: Planned) -> str:
         f"  {size}, model {plan.model} x{plan.scale}, {plan.codec} {plan.pix_fmt}",
     ]
     lines += [f"  kept: {', '.join(plan.kept)}"] if plan.kept else []
-    lines += [f"  left out: {reason}" for reason in plan.dropped]
-    return "\n".join(lines)
+    return lines + [f"  left out: {reason}" for reason in plan.dropped]
 
 
-def _describe_generation(plan: GenerationPlanned) -> str:
+def _describe_generation(plan: GenerationPlanned) -> list[str]:
     prompt = plan.input if len(plan.input) <= _PROMPT_COLUMNS else f"{plan.input[: _PROMPT_COLUMNS - 3]}..."
     variant = ", long variant" if plan.long else ""
     lines = [
@@ -312,19 +368,13 @@ def _describe_generation(plan: GenerationPlanned) -> str:
         f"  model {plan.model} x{plan.scale}{variant}, seed {plan.seed}, {plan.codec} {plan.pix_fmt}",
     ]
     lines += [f"  cache management: {plan.cache_management}"] if plan.cache_management != "off" else []
-    lines += [f"  and {plan.source_width}x{plan.source_height} -> {plan.low_output}"] if plan.low_output else []
-    return "\n".join(lines)
+    return lines + ([f"  and {plan.source_width}x{plan.source_height} -> {plan.low_output}"] if plan.low_output else [])
 
 
 def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"
+    return clock_time(seconds) if seconds >= 60 else f"{seconds:.1f} s"
 
 
-def _counts(event: Chunk) -> str:
-    total = f"/{event.frames_total}" if event.frames_total else ""
-    parts = [f"{event.frames_done}{total} frames", f"{event.fps:.2f} fps"]
-    if event.eta_s is not None:
-        parts.append(f"{timedelta(seconds=round(event.eta_s))} left")
-    if event.first_frame_s is not None:
-        parts.append(f"first after {_duration(event.first_frame_s)}")
-    return ", ".join(parts) + f" (limit: {event.limit})"
+def _verbose_facts(event: Chunk) -> str:
+    first = f", first after {_duration(event.first_frame_s)}" if event.first_frame_s is not None else ""
+    return f"limit: {event.limit}{first}"

@@ -19,6 +19,8 @@ class UltraflashError(Exception):
     """A failure with a message for people: what was found, what was expected, what to do."""
 
     exit_code: int = 1
+    source: str = ""
+    """The input that it is about, as it was named; empty where it is about none."""
 
 
 class UsageError(UltraflashError):
@@ -81,7 +83,7 @@ class BatchError(UltraflashError):
 
 
 class Interrupted(UltraflashError):
-    """SIGINT or SIGTERM stopped the work; the same command resumes it."""
+    """SIGINT, SIGTERM or SIGHUP stopped the work; the same command resumes it."""
 
     def __init__(self, message: str, *, exit_code: int = 130) -> None:
         super().__init__(message)

@@ -10,9 +10,10 @@ import typer
 from ultraflash_cli.commands import bench, clean, doctor, generate, probe, train, upscale, weights
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError
-from ultraflash_cli.jobs.stop import ending_on_sigterm
+from ultraflash_cli.jobs.stop import ending_on_signals
 from ultraflash_cli.options import with_console
 from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_libraries
+from ultraflash_cli.streams import hold_standard_descriptors
 
 __all__ = ["HELP_WIDTH", "app", "main"]
 
@@ -29,9 +30,10 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(context: typer.Context, wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"ultraflash {version('ultraflash')}\n")
+        console: Console = context.obj
+        console.text(f"ultraflash {version('ultraflash')}")
         raise typer.Exit
 
 
@@ -61,12 +63,13 @@ app.add_typer(train.app, name="train")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (the process's own by default) and give the exit code."""
+    hold_standard_descriptors()
     settings = Settings.from_environment()
     console = Console(settings)
     quieten_libraries()
     keep_compiled_kernels(settings.home)
     try:
-        with ending_on_sigterm():
+        with ending_on_signals():
             code = app(
                 args=list(sys.argv[1:] if argv is None else argv),
                 prog_name="ultraflash",
@@ -94,7 +97,7 @@ def _usage_failure(console: Console, error: typer.TyperException) -> int:
     message = error.format_message()
     if "\n" in message:
         # No command was given: the message is the whole help.
-        sys.stderr.write(message + "\n")
+        console.help(message)
         return error.exit_code
     message = message.replace("Value error, ", "").removesuffix(".")
     return console.failure(error, message=f"{message}; --help lists what there is", exit_code=error.exit_code)

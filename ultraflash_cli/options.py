@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec
 import typer
 
 from ultraflash_cli.console import Console, GlobalOptions, ProgressMode
-from ultraflash_cli.errors import UsageError
+from ultraflash_cli.errors import InputError, UsageError
 
 __all__ = [
     "CodecOption",
@@ -202,6 +203,8 @@ def with_console(
         @functools.wraps(command)
         def wrapper(ctx: typer.Context, **values: Any) -> int | None:
             console: Console = ctx.obj
+            if hidden:
+                _check_here()
             console.configure(GlobalOptions(**{name: values.pop(name) for name in _GLOBALS}))
             return command(console, **values)  # pyright: ignore[reportCallIssue]
 
@@ -211,6 +214,14 @@ def with_console(
         return wrapper
 
     return decorate
+
+
+def _check_here() -> None:
+    """Raise InputError where the working folder was deleted: libraries fail there in ways of their own."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError("the folder you are in does not exist any more; change to one that does") from error
 
 
 def _hide(option: Any) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ultraflash_cli.console import PLAIN_INTERVAL_S, Console, GlobalOptions
+from ultraflash_cli.console import PLAIN_INTERVAL_S, Console, GlobalOptions, describe
 from ultraflash_cli.errors import OutputError
 from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, Planned, Started, Warned
 from ultraflash_cli.settings import Settings, keep_compiled_kernels
@@ -35,6 +35,21 @@ STARTED = Started(
     frames_resumed=0,
     note=None,
 )
+PLANNED = Planned(
+    input="in.mkv",
+    output="in_1k.mkv",
+    source_width=832,
+    source_height=480,
+    width=1664,
+    height=960,
+    scale=2,
+    model="lite",
+    codec="h264",
+    pix_fmt="yuv420p",
+    frames_total=None,
+    kept=("audio aac",),
+    dropped=("data tmcd: cannot be held",),
+)
 
 
 def test_plain_lines_come_no_more_often_than_the_interval() -> None:
@@ -46,16 +61,19 @@ def test_plain_lines_come_no_more_often_than_the_interval() -> None:
         console.on_event(chunk(done))
         now_s += PLAIN_INTERVAL_S / 10
     lines = err.getvalue().splitlines()
-    assert len(lines) == 6
-    assert lines[0] == "in.mp4: 0/240 frames, 2.00 fps, 0:01:30 left (limit: model)"
+    assert lines[0] == "lite on cpu, fp32, 2 threads"
+    assert len(lines) == 7
+    assert lines[1] == "in.mp4: 0/240 frames, 2.00 fps, 1:30 left"
 
 
-def test_lines_of_progress_name_what_they_are_told_to_and_tell_of_the_first_frame() -> None:
+def test_verbose_lines_of_progress_tell_of_the_first_frame_and_the_limit() -> None:
     err = io.StringIO()
     console = Console(Settings(), out=io.StringIO(), err=err)
+    console.configure(GlobalOptions(verbose=True))
     console.on_event(replace(STARTED, input="cats / dogs", label="cats.mp4"))
     console.on_event(replace(chunk(21), input="cats / dogs", first_frame_s=3.25))
-    assert err.getvalue() == "cats.mp4: 21/240 frames, 2.00 fps, 0:01:30 left, first after 3.2 s (limit: model)\n"
+    last = err.getvalue().splitlines()[-1]
+    assert last == "cats.mp4: 21/240 frames, 2.00 fps, 1:30 left, limit: model, first after 3.2 s"
 
 
 def test_json_events_are_one_object_a_line_with_a_schema_and_nothing_else() -> None:
@@ -126,16 +144,21 @@ def test_colours_show_on_a_terminal_unless_they_are_not_wanted(
     assert ("\x1b[" in err.getvalue()) == colored
 
 
-def test_a_terminal_shows_a_bar_with_frames_speed_eta_and_limit() -> None:
+def test_a_terminal_shows_a_bar_with_frames_speed_and_eta(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     err = Terminal()
-    console = Console(Settings(no_color=True), out=io.StringIO(), err=err)
+    console = Console(Settings(no_color=True), out=io.StringIO(), err=err, clock=lambda: 0.0)
+    console.on_event(PLANNED)
     console.on_event(STARTED)
     console.on_event(chunk(120))
     console.on_event(Warned(input="in.mp4", message="careful"))
     console.close()
     shown = err.getvalue()
-    for part in ("in.mp4", "120/240 frames", "2.00 fps", "0:01:30 left", "limit: model", "warning: careful"):
+    for part in ("loading the model", "in.mp4", "━━━", "120/240 frames", "2.00 fps", "1:30 left", "warning: careful"):
         assert part in shown
+    assert "limit" not in shown
+    assert shown.endswith("\x1b[2K"), "the line is gone and leaves nothing behind"
+    assert "\x1b[?25h" in shown, "the cursor is back"
 
 
 def test_options_after_the_command_win_over_those_before() -> None:
@@ -165,24 +188,7 @@ def test_compiled_kernels_are_kept_with_the_weights_unless_told_otherwise(tmp_pa
 
 
 def test_a_plan_is_told_with_sizes_streams_and_what_is_left_out() -> None:
-    from ultraflash_cli.console import describe
-
-    plan = Planned(
-        input="in.mkv",
-        output="in_1k.mkv",
-        source_width=832,
-        source_height=480,
-        width=1664,
-        height=960,
-        scale=2,
-        model="lite",
-        codec="h264",
-        pix_fmt="yuv420p",
-        frames_total=None,
-        kept=("audio aac",),
-        dropped=("data tmcd: cannot be held",),
-    )
-    assert describe(plan).splitlines() == [
+    assert describe(PLANNED) == [
         "in.mkv -> in_1k.mkv",
         "  832x480 -> 1664x960, model lite x2, h264 yuv420p",
         "  kept: audio aac",

@@ -102,8 +102,9 @@ def test_every_bad_input_gives_one_line_and_its_exit_code(
         assert main(["upscale", *map(str, arguments)]) == code, arguments
         shown = capsys.readouterr()
         assert shown.out == ""
-        (line,) = shown.err.splitlines()
+        *plan, line = shown.err.splitlines()
         assert line.startswith("error: ")
+        assert not plan or code == 4, "only a device is found wanting after the plan"
     assert (tmp_path / "there.mkv").read_text() == "mine"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -125,7 +126,7 @@ def test_weights_with_nan_are_refused_with_their_name(
     assert main(["upscale", str(clip), "--res", "2x"]) == 8
     shown = capsys.readouterr()
     assert shown.out == ""
-    (line,) = shown.err.splitlines()
+    _plan, line = shown.err.splitlines()
     assert line.startswith("error: decoder.safetensors")
     assert not list(tmp_path.glob(".*"))
 
@@ -154,7 +155,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_verbose_only(
 
     replace_model(monkeypatch, broken)
     assert main(["upscale", str(clip), "--res", "2x"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    _plan, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: unexpected RuntimeError: a bolt is loose")
     assert main(["-v", "upscale", str(clip), "--res", "2x"]) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -396,12 +396,14 @@ def test_a_job_with_an_impossible_value_is_refused_at_birth(tmp_path: Path, opti
 
 
 def test_names_are_short_readable_and_different() -> None:
-    def named(*prompts: str) -> list[str]:
-        return list(name_outputs(GenerateJob(prompt=prompt, res="2k") for prompt in prompts))
+    def named(*prompts: str, seeds: int = 1) -> list[str]:
+        jobs = [GenerateJob(prompt=prompt, res="2k", seed=seed) for prompt in prompts for seed in range(seeds)]
+        return [named.made_name for named in name_outputs(jobs)]
 
     assert named(PROMPT) == ["a-corgi-on-a-beach_2k_seed0"]
     assert named("a/../b: «Ünï»!", "海の上の犬", "!?") == ["a-b-ünï_2k_seed0", "海の上の犬_2k_seed0", "clip_2k_seed0"]
     assert named(PROMPT, PROMPT + "!") == ["a-corgi-on-a-beach_2k_seed0", "a-corgi-on-a-beach_2k_seed0-2"]
+    assert named("a", "a", seeds=2) == ["a_2k_seed0", "a_2k_seed1", "a_2k_seed0-2", "a_2k_seed1-2"]
     (long,) = named("word " * 2000)
     assert len(long) < 60
     assert len(named("x" * 500)[0]) < 60
@@ -425,5 +427,5 @@ def test_a_batch_tells_each_outcome(tmp_path: Path) -> None:
     assert first.as_json()["prompt"] == "a cat"
     assert second.as_json() == {"input": "a dog", "output": None, "error": "the kennel is empty", "exit_code": 4}
     assert third.failure is not None and "exists" in str(third.failure)
-    (plan,) = plan_generations([job(tmp_path, prompt="a fox", seconds=1)])
+    (plan,) = plan_generations([job(tmp_path, prompt="a fox", seconds=1)], stop=Stop())
     assert plan.as_json()["groups"] == (21,)

@@ -1,8 +1,6 @@
 """`ultraflash generate`."""
 
 import os
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +33,7 @@ from ultraflash_cli.options import (
     as_path,
     with_console,
 )
+from ultraflash_cli.streams import standard_input, standard_output
 
 __all__ = ["generate"]
 
@@ -154,12 +153,14 @@ def generate(
         is_file = os.path.exists(output) or output.suffix.lower() in VIDEO_SUFFIXES
         if is_file:
             raise UsageError(f"{output} names a file, several clips need a folder")
-    jobs = [
-        GenerateJob(
+    stdout = standard_output() if to_stdout else None
+
+    def job_of(text: str, number: int) -> GenerateJob:
+        return GenerateJob(
             prompt=text,
             output=None if into_folder or to_stdout else output,
             folder=output if into_folder else None,
-            stdout=sys.stdout.buffer if to_stdout else None,
+            stdout=stdout,
             temp=temp_dir,
             res=res,
             seconds=seconds,
@@ -184,13 +185,18 @@ def generate(
             overwrite=overwrite,
             skip_existing=skip_existing,
         )
-        for text in texts
-        for number in range(count)
-    ]
-    jobs = [replace(job, name=name) for job, name in zip(jobs, name_outputs(jobs), strict=True)]
-    with stopping_on_signals() as stop:
-        outcomes = plan_generations(jobs) if dry_run else run_generations(jobs, console.on_event, stop=stop)
-        show_outcomes(console, outcomes, count=len(jobs), is_batch=is_batch, keep_going=keep_going, json=json)
+
+    for text in texts:
+        job_of(text, 0)  # refuses, before any work, what no clip can be made of
+    jobs = name_outputs(job_of(text, number) for text in texts for number in range(count))
+    on_first = None if dry_run else console.acknowledge_stop
+    with stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop:
+        if dry_run:
+            outcomes = plan_generations(jobs, stop=stop)
+        else:
+            outcomes = run_generations(jobs, console.on_event, stop=stop)
+        clips = len(texts) * count
+        show_outcomes(console, outcomes, count=clips, is_batch=is_batch, keep_going=keep_going, json=json)
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
@@ -203,7 +209,11 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str]:
         return [prompt]
     assert file is not None, "one of the two is there"
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+        text = (
+            standard_input("prompts").read().decode("utf-8-sig")
+            if str(file) == "-"
+            else file.read_text(encoding="utf-8-sig")
+        )
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; check the path and its permissions") from error
     except UnicodeDecodeError as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.console import Console, describe
-from ultraflash_cli.errors import BatchError
+from ultraflash_cli.errors import BatchError, OutputError
 from ultraflash_cli.jobs.events import GenerationPlanned
 
 if TYPE_CHECKING:
@@ -12,50 +12,71 @@ if TYPE_CHECKING:
 
 __all__ = ["show_outcomes"]
 
+_NAMED = 20
+"""How many of the files that failed the last line names."""
+
 
 def show_outcomes(
     console: Console, outcomes: "Iterable[Outcome]", *, count: int, is_batch: bool, keep_going: bool, json: bool
 ) -> None:
     """Show the outcomes of `count` clips, stopping at the first failure unless `keep_going`.
 
-    A batch ends with a table. Raises the failure itself where there is a single clip, else BatchError at the end.
+    A batch ends with a table. A report that cannot be written ends no batch; it is told at the end. Raises the failure
+    itself where there is a single clip, else BatchError, or OutputError for the report.
     """
-    failed: list[Outcome] = []
-    shown: list[Outcome] = []
+    failed: list[str] = []
+    rows: list[_Row] = []
+    tried = 0
+    unreported: OutputError | None = None
     for outcome in outcomes:
-        shown.append(outcome)
-        _show(console, outcome, json=json)
+        tried += 1
+        try:
+            _show(console, outcome, json=json)
+        except OutputError as error:
+            if outcome.report is None:
+                raise  # nothing was made, so nothing more need be looked at
+            if unreported is None and is_batch:
+                console.warning(str(error))
+            unreported = error
+        if outcome.plan is None:
+            rows.append(_row(outcome))
         if outcome.failure is None:
             continue
         if not is_batch:
             raise outcome.failure
-        failed.append(outcome)
+        failed.append(outcome.label)
         console.failure(outcome.failure, source=outcome.source)
         if not keep_going:
             break
-    if is_batch and not any(outcome.plan is not None for outcome in shown):
-        for line in _table(shown):
+    if is_batch and len(rows) == tried:  # a dry run makes nothing of which a table could tell
+        for line in _table(rows):
             console.info(line)
     if failed:
-        names = ", ".join(outcome.label for outcome in failed)
-        left = count - len(shown)
-        rest = f"; {left} not tried, --keep-going goes on after a failure" if left else ""
+        names = ", ".join(failed[:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")
+        left = count - tried
+        rest = f"; {left} not tried, --keep-going continues after a failure" if left else ""
         raise BatchError(f"{len(failed)} of {count} files failed: {names}{rest}")
+    if unreported is not None:
+        raise OutputError(f"{unreported}; what was made is in place")
 
 
-def _table(outcomes: "Sequence[Outcome]") -> list[str]:
-    """Say in a line for each clip what became of it, and in one what became of all."""
-    rows: list[tuple[str, str, str, str, str]] = []
-    for outcome in outcomes:
-        report = outcome.report
-        if report is None:
-            rows.append(("failed", "", "", "", outcome.label))
-        elif report.skipped:
-            rows.append(("skipped", "", "", "", report.output))
-        else:
-            size, speed = f"{report.width}x{report.height}", f"{report.fps_wall or 0:.2f} fps"
-            rows.append(("done", f"{report.frames_out} frames", size, speed, report.output))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
+_Row = tuple[str, str, str, str, str]
+
+
+def _row(outcome: "Outcome") -> _Row:
+    """Say what became of a clip."""
+    report = outcome.report
+    if report is None:
+        return "failed", "", "", "", outcome.label
+    if report.skipped:
+        return "skipped", "", "", "", report.output
+    size, speed = f"{report.width}x{report.height}", f"{report.fps_wall or 0:.2f} fps"
+    return "done", f"{report.frames_out} frames", size, speed, report.output
+
+
+def _table(rows: Sequence[_Row]) -> list[str]:
+    """Lay out what became of each clip, and say in a line what became of all."""
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]) for row in rows
     ]
@@ -71,7 +92,8 @@ def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
     elif outcome.plan is not None:
         if isinstance(outcome.plan, GenerationPlanned):
             console.notice(outcome.plan.notice)
-        console.info(describe(outcome.plan))
+        for line in describe(outcome.plan):
+            console.info(line)
         if outcome.memory is not None:
             for line in describe_memory(outcome.memory):
                 console.info(f"  {line}")

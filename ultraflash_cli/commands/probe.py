@@ -66,8 +66,7 @@ def probe(
     for name, value in about.items():
         for line in value if isinstance(value, list) else [value]:
             console.text(f"{name.replace('_', ' '):20}  {line}")
-    console.text(describe(plan))
-    for line in describe_memory(memory) if memory else []:
+    for line in (*describe(plan), *(describe_memory(memory) if memory else ())):
         console.text(line)
     for message in warnings:
         console.warning(message)

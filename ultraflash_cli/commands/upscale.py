@@ -1,7 +1,7 @@
 """`ultraflash upscale`."""
 
 import os
-import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -37,6 +37,7 @@ from ultraflash_cli.options import (
     as_path,
     with_console,
 )
+from ultraflash_cli.streams import standard_input, standard_output
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.pipe import Pipe
@@ -136,7 +137,15 @@ def upscale(
     json: JsonOption = False,
 ) -> None:
     """Upscale video files, keeping their sound, subtitles and timing."""
-    from ultraflash_cli.jobs.batch import find_clips, is_several, plan_batch, run_batch
+    from ultraflash_cli.jobs.batch import (
+        Outcome,
+        find_clips,
+        is_several,
+        missing_inputs,
+        names_a_file,
+        plan_batch,
+        run_batch,
+    )
     from ultraflash_cli.jobs.preflight import UpscaleJob
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
@@ -147,15 +156,22 @@ def upscale(
     into_folder = output is not None and not to_stdout and (is_batch or os.path.isdir(output))
     if is_batch and output is not None and os.path.isfile(output):
         raise UsageError(f"{output} is a file, expected a folder for the outputs of several inputs")
+    if is_batch and output is not None and names_a_file(output):
+        raise UsageError(f"{output} is the name of a file, expected a folder for the outputs of several inputs")
     console.data_on_err = to_stdout
-    jobs = [
-        UpscaleJob(
-            source=clip.source,
+    if is_batch and not keep_going and (missing := missing_inputs(inputs, asks_output=output is None)):
+        for each in missing if json else ():
+            console.data(Outcome(source=each.source, label=each.source, failure=each).as_json())
+        raise missing[0]
+
+    def job_of(source: Path, below: Path) -> UpscaleJob:
+        return UpscaleJob(
+            source=source,
             pipe=_stdin() if from_stdin else None,
             images=images,
             output=None if into_folder or to_stdout else output,
-            folder=output / clip.below if output is not None and into_folder else None,
-            stdout=sys.stdout.buffer if to_stdout else None,
+            folder=output / below if output is not None and into_folder else None,
+            stdout=standard_output() if to_stdout else None,
             temp=temp_dir,
             res=res,
             model=model,
@@ -189,11 +205,29 @@ def upscale(
             skip_existing=skip_existing,
             downscale=downscale,
         )
-        for clip in find_clips(inputs, images=images, recursive=recursive, outputs=output if into_folder else None)
-    ]
-    with stopping_on_signals() as stop:
-        outcomes = plan_batch(jobs) if dry_run else run_batch(jobs, console.on_event, stop=stop)
-        show_outcomes(console, outcomes, count=len(jobs), is_batch=is_batch, keep_going=keep_going, json=json)
+
+    clips = find_clips(
+        inputs,
+        images=images,
+        recursive=recursive,
+        outputs=output if into_folder else None,
+        on_event=console.on_event,
+    )
+    jobs = (job_of(clip.source, clip.below) for clip in clips if clip.failure is None)
+    unreadable = (
+        Outcome(source=str(clip.source), label=str(clip.source), failure=clip.failure)
+        for clip in clips
+        if clip.failure is not None
+    )
+    sources = [clip.source for clip in clips] if is_batch else []
+    on_first = None if dry_run else console.acknowledge_stop
+    with stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop:
+        if dry_run:
+            outcomes = plan_batch(jobs, stop=stop, sources=sources)
+        else:
+            outcomes = run_batch(jobs, console.on_event, stop=stop, sources=sources)
+        outcomes = chain(outcomes, unreadable)
+        show_outcomes(console, outcomes, count=len(clips), is_batch=is_batch, keep_going=keep_going, json=json)
 
 
 def _fps(text: str) -> int | None:
@@ -208,4 +242,7 @@ def _fps(text: str) -> int | None:
 def _stdin() -> "Pipe":
     from ultraflash_cli.video.pipe import Pipe
 
-    return Pipe(sys.stdin.buffer)
+    stream = standard_input("a clip")
+    if stream.isatty():
+        raise UsageError("- reads a clip from a pipe, stdin is the terminal; pipe a clip into it, or name a file")
+    return Pipe(stream)

@@ -207,16 +207,20 @@ def read_prompts(lines: Iterable[str]) -> list[str]:
     return prompts
 
 
-def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[str]:
-    """Give each job's name, with a number behind those that an earlier job has already."""
-    taken: set[str] = set()
+def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[GenerateJob]:
+    """Give each job with a name of its own: a number stands behind those that an earlier prompt has already.
+
+    The jobs of one prompt come together, with growing seeds; only the prompts' names are remembered.
+    """
+    prompts: dict[str, int] = {}
+    last: GenerateJob | None = None
+    number = 0
     for job in jobs:
-        name, number = job.made_name, 1
-        while name in taken:
-            number += 1
-            name = f"{job.made_name}-{number}"
-        taken.add(name)
-        yield name
+        if last is None or job.prompt != last.prompt or job.seed <= last.seed:
+            name = _slug(job.prompt)
+            number = prompts[name] = prompts.get(name, 0) + 1
+        last = job
+        yield job if number == 1 else replace(job, name=f"{job.made_name}-{number}")
 
 
 def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGeneration:

@@ -2,14 +2,16 @@
 
 import os
 import signal
-import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from ultraflash_cli.errors import Interrupted
 
-__all__ = ["Stop", "StopNow", "ending_on_sigterm", "stopping_on_signals"]
+__all__ = ["Stop", "StopNow", "ending_on_signals", "stopping_on_signals"]
+
+_HANG_UP: int | None = getattr(signal, "SIGHUP", None)
+"""Windows has none."""
 
 
 class StopNow(BaseException):
@@ -48,42 +50,60 @@ class Stop:
             self._at_once = False
 
     def interruption(self, message: str) -> Interrupted:
-        """Give the error that ends the run: exit code 130 for SIGINT, 143 for SIGTERM."""
+        """Give the error that ends the run: exit code 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return Interrupted(message, exit_code=128 + (self.signal_number or signal.SIGINT))
 
 
 @contextmanager
-def ending_on_sigterm() -> Generator[None]:
-    """Let SIGTERM raise Interrupted inside the block, as SIGINT raises KeyboardInterrupt; main thread only."""
+def ending_on_signals() -> Generator[None]:
+    """Let SIGTERM and SIGHUP raise Interrupted inside the block, as SIGINT raises KeyboardInterrupt; main thread only.
+
+    SIGHUP stays ignored where `nohup` has said so.
+    """
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted("terminated", exit_code=128 + number)
+        raise Interrupted("hung up" if number == _HANG_UP else "terminated", exit_code=128 + number)
 
-    previous = signal.signal(signal.SIGTERM, handle)
-    try:
+    with _handling((signal.SIGTERM, *_hang_up()), handle):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
-def stopping_on_signals() -> Generator[Stop]:
-    """Give a `Stop` that the first SIGINT or SIGTERM requests; a second one ends the process at once.
+def stopping_on_signals(
+    *, on_first: Callable[[], None] | None = None, on_second: Callable[[int], None] | None = None
+) -> Generator[Stop]:
+    """Give a `Stop` that the first SIGINT, SIGTERM or SIGHUP requests; a second one ends the process at once.
 
+    `on_first` is called with the first, `on_second` with the second and the exit code, inside the signal handler.
     Works in the main thread only, like every Python signal handler; the old handlers come back at the end.
     """
     stop = Stop()
 
     def handle(number: int, _frame: FrameType | None) -> None:
+        if stop.requested and number == _HANG_UP:
+            return  # shell and kernel both send it when a terminal goes away
         if stop.requested:
-            sys.stderr.flush()
+            if on_second is not None:
+                on_second(128 + number)
             os._exit(128 + number)
+        if on_first is not None:
+            on_first()
         stop.request(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    with _handling((signal.SIGINT, signal.SIGTERM, *_hang_up()), handle):
+        yield stop
+
+
+def _hang_up() -> tuple[int, ...]:
+    """Give the signal of a terminal that goes away, unless there is none or it is to be ignored."""
+    return () if _HANG_UP is None or signal.getsignal(_HANG_UP) == signal.SIG_IGN else (_HANG_UP,)
+
+
+@contextmanager
+def _handling(numbers: Sequence[int], handle: Callable[[int, FrameType | None], None]) -> Generator[None]:
     previous = [signal.signal(number, handle) for number in numbers]
     try:
-        yield stop
+        yield
     finally:
         for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)

@@ -1,0 +1,182 @@
+"""Which inputs a command takes, which it passes over and says so, and how it is stopped; inside this process."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.jobs.clips import make_clip
+from tests.jobs.test_upscale import builder
+from ultraflash_cli.errors import Interrupted
+from ultraflash_cli.jobs import batch
+from ultraflash_cli.jobs.model import Models
+from ultraflash_cli.jobs.stop import Stop, stopping_on_signals
+from ultraflash_cli.main import main
+
+
+@pytest.fixture
+def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that holds one clip."""
+    monkeypatch.setattr(Models, "upscaler", staticmethod(builder()))
+    (tmp_path / "films").mkdir()
+    make_clip(tmp_path / "films" / "race.mkv", frames=2, width=16, height=16, audio=False)
+    return tmp_path / "films"
+
+
+def copied(source: Path, *names: str) -> None:
+    for name in names:
+        place = source.parent / name
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy(source, place)
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_the_others_are_done(
+    films: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied(films / "race.mkv", "a/deep.mkv", "lost/x.mkv")
+    look: Callable[[Any], list[str]] = os.listdir
+
+    def refusing(path: Any) -> list[str]:
+        if str(path).endswith("lost"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "listdir", refusing)
+    assert main(["upscale", str(films), "--recursive", "--res", "2x", "--json", "--threads", "1"]) == 9
+    shown = capsys.readouterr()
+    assert (films / "race_2x.mkv").is_file() and (films / "a" / "deep_2x.mkv").is_file()
+    assert [json.loads(line).get("exit_code") for line in shown.out.splitlines()] == [None, None, 3]
+    assert f"warning: {films}/lost: Permission denied; the folder is left out" in shown.err.splitlines()
+    assert shown.err.splitlines()[-1].startswith(f"error: 1 of 3 files failed: {films}/lost")
+    monkeypatch.setattr(os, "listdir", lambda path: refusing(f"{path}lost"))
+    assert main(["upscale", str(films), "--res", "2x"]) == 3
+
+
+def test_what_is_passed_over_in_a_folder_is_named(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied(films / "race.mkv", "race_1920x1080.mkv", "race_4k.mkv", "other_2x.mkv", "inner/x.mkv")
+    (films / "again").symlink_to(films / "inner")
+    (films / "broken.mkv").symlink_to(films / "nothing.mkv")
+    assert main(["upscale", str(films), "--recursive", "--dry-run", "--json", "--res", "2x"]) == 0
+    shown = capsys.readouterr()
+    inputs = [Path(json.loads(line)["input"]).name for line in shown.out.splitlines()]
+    assert inputs == ["other_2x.mkv", "race.mkv", "x.mkv"]
+    assert "left out as results of earlier runs: race_1920x1080.mkv, race_4k.mkv; name a file" in shown.err
+    assert "links to folders are not followed: again" in shown.err
+    assert "broken.mkv is left out" in shown.err
+
+
+def test_all_inputs_are_looked_for_before_any_work(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, output = films / "race.mkv", films / "out.mp4"
+    assert main(["upscale", str(source), str(output), "--res", "2x", "--json"]) == 3
+    shown = capsys.readouterr()
+    assert shown.err == f"error: {output}: no such file; to write it, use -o {output}\n"
+    assert json.loads(shown.out)["input"] == str(output)
+    assert main(["upscale", str(source), str(output), "--res", "2x", "--keep-going"]) == 9
+    assert (films / "race_2x.mkv").is_file()
+
+
+def test_several_inputs_make_no_folder_that_is_called_like_a_file(
+    films: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied(films / "race.mkv", "b.mkv")
+    for inputs in ([films], [films / "race.mkv", films / "b.mkv"]):
+        assert main(["upscale", *map(str, inputs), "-o", str(films / "out.mp4")]) == 2
+        assert "expected a folder" in capsys.readouterr().err
+    (films / "out.mp4").mkdir()
+    named = [str(films / "race.mkv"), str(films / "out.mp4"), "-o", str(films / "out.mp4")]
+    assert main(["upscale", *named, "--res", "2x", "--threads", "1"]) == 0
+    assert "it is left out as an input" in capsys.readouterr().err
+    assert [path.name for path in (films / "out.mp4").iterdir()] == ["race_2x.mkv"]
+
+
+def test_no_output_replaces_another_input(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied(films / "race.mkv", "race_2x.mkv")
+    before = (films / "race_2x.mkv").read_bytes()
+    assert main(["upscale", str(films / "race.mkv"), str(films / "race_2x.mkv"), "--res", "2x", "-y"]) == 9
+    assert "which is an input, too" in capsys.readouterr().err
+    assert (films / "race_2x.mkv").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["upscale", "generate"])
+def test_a_long_dry_run_shows_plans_as_it_goes_and_obeys_the_first_ctrl_c(
+    films: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    copied(films / "race.mkv", *(f"{number}.mkv" for number in range(9)))
+    name = "prepare" if command == "upscale" else "prepare_generation"
+    ready, calls = getattr(batch, name), 0
+
+    def interrupting(job: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ready(job)
+
+    monkeypatch.setattr(batch, name, interrupting)
+    inputs = [str(films)] if command == "upscale" else ["a cat", "--count", "100000000"]
+    assert main([command, *inputs, "--dry-run", "--json", "--model", "tiny-random", "-q"]) == 130
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 3
+    assert shown.err.startswith("error: interrupted before ")
+
+
+def test_a_terminal_that_goes_away_stops_like_sigterm_and_may_say_so_twice() -> None:
+    with stopping_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.interruption("gone").exit_code == 129
+
+
+def test_nohup_is_respected() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_the_first_ctrl_c_is_acknowledged_and_the_second_leaves_with_a_word(
+    films: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Left(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        raise Left(code)
+
+    def press_twice(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and thread.daemon:
+                thread.join(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(Models, "upscaler", staticmethod(press_twice))
+    with pytest.raises(Left, match="130"):
+        main(["upscale", str(films / "race.mkv"), "--res", "2x"])
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-2] == "finishing the group in hand; press again to stop now"
+    assert lines[-1].startswith("error: stopped at once; ")
+
+
+def test_a_stop_between_two_clips_is_obeyed() -> None:
+    stop = Stop()
+    stop.request(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="interrupted before"):
+        next(batch.run_generations([batch.GenerateJob(prompt="a cat")], lambda event: None, stop=stop))
+
+
+def test_an_error_event_names_its_input(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(films / "nothing.mkv")
+    assert main(["upscale", missing, "--progress", "json"]) == 3
+    (event,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (event["event"], event["input"]) == ("error", missing)
