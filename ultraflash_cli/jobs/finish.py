@@ -70,10 +70,12 @@ def finish_of(
     duration_s: Fraction,
     stdout: BinaryIO | None,
     join: "Callable[[Path], Joined]",
+    strict: bool = False,
 ) -> Finish:
     """Give how segments `files` become an output of so many `frames`; `join` writes the containers among them.
 
-    Where there is a `stdout` it takes the file once that has passed its check, and nothing is moved.
+    Where there is a `stdout` it takes the file once that has passed its check, and nothing is moved. A copied stream
+    that did not come out as it was is worth a warning, or where `strict` says so an OutputCheckError.
     """
     if streams.suffix == ".png":
         return _pictures(files, spec, frames)
@@ -85,11 +87,13 @@ def finish_of(
         from ultraflash_cli.video.y4m import pour
 
         done = join(joined)
-        check_output(joined, plan=streams, frames=frames, spec=spec, duration_s=duration_s, joined=done)
+        faults = check_output(joined, plan=streams, frames=frames, spec=spec, duration_s=duration_s, joined=done)
+        if faults and strict:
+            raise OutputCheckError(f"{joined.name}: {faults[0]}")
         if stdout is not None:
             pour(joined, stdout, name="stdout")
         name = joined.name if stdout is None else "stdout"
-        return [f"{name}: {note}" for note in done.notes]
+        return [f"{name}: {note}" for note in (*done.notes, *faults)]
 
     return Finish(make=make, move=_move_file) if stdout is None else Finish(make=make, move=_leave, ends=_nothing)
 

@@ -270,20 +270,20 @@ class _Generation:
         )
 
     def _put_in_place(self) -> None:
-        from ultraflash_cli.video.join import Joined, join_alone
+        from ultraflash_cli.video.join import join_alone
 
         prepared, segments = self._prepared, self._work.journal.files
         frames, tags = _shown_frames(prepared), _tags(prepared)
 
         def finish(files: list[Path], spec: "EncodeSpec") -> Finish:
-            def join(joined: Path) -> Joined:
-                join_alone(files, prepared.streams, spec, joined, tags=tags)
-                return Joined(notes=(), packets=(("video", frames),))
-
-            duration_s = Fraction(frames) / spec.rate
-            stdout = prepared.job.stdout
             return finish_of(
-                files, prepared.streams, spec, frames=frames, duration_s=duration_s, stdout=stdout, join=join
+                files,
+                prepared.streams,
+                spec,
+                frames=frames,
+                duration_s=Fraction(frames) / spec.rate,
+                stdout=prepared.job.stdout,
+                join=lambda joined: join_alone(files, prepared.streams, spec, joined, tags=tags),
             )
 
         finishes: dict[Path, Finish] = {}

@@ -349,6 +349,7 @@ class _Upscaling:
             duration_s=(last.last_pts + last.last_duration - first.first_pts) * spec.time_base,
             stdout=prepared.job.stdout,
             join=lambda joined: join(files, info, streams, spec, joined, window=prepared.window),
+            strict=prepared.job.strict,
         )
         work.put_in_place({prepared.output: finish}, frames=frames)
         return frames

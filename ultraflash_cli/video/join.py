@@ -2,7 +2,6 @@
 
 from array import array
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from pathlib import Path
 import av
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import OutputError
 from ultraflash_cli.video.containers import FORMATS, StreamPlan, is_iso, tick_of
+from ultraflash_cli.video.contents import Content, counted_bytes, main_picture
 from ultraflash_cli.video.copies import (
     Window,
     copied_packets,
@@ -37,11 +36,9 @@ from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.segment import SegmentRecord, read_record
 
-__all__ = ["Joined", "has_content", "join", "join_alone", "main_picture"]
+__all__ = ["Joined", "join", "join_alone"]
 
 _MOVIE_TIMESCALE_MAX = 2**31 - 1
-_EMPTY_TEXT_BYTES = 2
-"""MP4 fills the time between two subtitles with such packets."""
 _ITUNES_TAGS = {
     "album",
     "album_artist",
@@ -79,8 +76,15 @@ class Joined:
 
     notes: tuple[str, ...]
     """A sentence for each thing that could only be known now; these belong into the warnings."""
-    packets: tuple[tuple[str, int], ...]
-    """Kind and number of packets of every stream in order, pictures and attachments left out."""
+    contents: tuple[Content, ...]
+    """What each stream got, in order; pictures and attachments left out."""
+    picture: int = 0
+    """Which of the moving pictures is the main one, counted from 0."""
+
+    @property
+    def packets(self) -> tuple[tuple[str, int], ...]:
+        """Kind and number of packets of every stream."""
+        return tuple((content.kind, content.packets) for content in self.contents)
 
 
 def join(
@@ -130,15 +134,21 @@ def join(
             others: Iterator[Packet] = iter(())
             if source is not None:
                 others = copied_packets(source, copies, shift_s, window, strict=tick_of(plan.suffix) is None)
-            counts = _interleave(container, pictures, others)
+            names = {stream.index: stream.describe() for stream in info.streams}
+            written = {video.index: Content(kind="video")}
+            for index, copy in copies.items():
+                if not copy.picture:
+                    written[copy.stream.index] = Content(kind=copy.kind, name=names[index])
+            _interleave(container, pictures, others, written)
             container.close()
-            shown_s, aspect = _shown(part)
+            contents = tuple(written[index] for index in sorted(written))
+            number = sum(content.kind == "video" for index, content in written.items() if index < video.index)
+            shown_s, aspect = _shown(part, contents, number)
             late_s = shown_s - (first_s + shift_s) + before_s
     if window is None:
         notes += late_notes(late_s, plan)
     notes += aspect_notes(aspect, plan, spec)
-    kinds = {copy.stream.index: copy.kind for copy in copies.values() if not copy.picture} | {video.index: "video"}
-    return Joined(notes=notes, packets=tuple((kinds[index], counts[index]) for index in sorted(kinds)))
+    return Joined(notes=notes, contents=contents, picture=number)
 
 
 def join_alone(
@@ -157,18 +167,9 @@ def join_alone(
         _open_output(part, plan, tags, _muxer_options(plan, spec, tags, None)) as container,
     ):
         video = add_video(container, first.streams.video[0], plan, spec)
-        counts = _interleave(container, _pictures(segments, times, spec, video, Fraction(0)), iter(()))
-    return Joined(notes=(), packets=(("video", counts[video.index]),))
-
-
-def main_picture(container: InputContainer) -> VideoStream:
-    """The video of a file that ``join`` has written."""
-    return next(s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-
-
-def has_content(packet: Packet, codec: str) -> bool:
-    """Whether a packet is counted: not one that MP4 needs where no subtitle is shown."""
-    return packet.size > (_EMPTY_TEXT_BYTES if codec == "mov_text" else 0)
+        written = {video.index: Content(kind="video")}
+        _interleave(container, _pictures(segments, times, spec, video, Fraction(0)), iter(()), written)
+    return Joined(notes=(), contents=tuple(written.values()))
 
 
 class _Times:
@@ -306,9 +307,10 @@ def _pictures(
                 yield packet
 
 
-def _interleave(container: OutputContainer, pictures: Iterator[Packet], copied: Iterator[Packet]) -> Counter[int]:
-    """Mux both in the order of their decoding times; gives how many packets each stream got."""
-    counts: Counter[int] = Counter()
+def _interleave(
+    container: OutputContainer, pictures: Iterator[Packet], copied: Iterator[Packet], written: Mapping[int, Content]
+) -> None:
+    """Mux both in the order of their decoding times; fills in what each stream got."""
     picture = next(pictures, None)
     other = next(copied, None)
     while picture is not None or other is not None:
@@ -317,23 +319,19 @@ def _interleave(container: OutputContainer, pictures: Iterator[Packet], copied: 
         else:
             packet, other = other, next(copied, None)
         assert packet is not None, "one of the two is there"
-        counts[packet.stream_index] += has_content(packet, _codec_of(container, packet))
+        content = written.get(packet.stream_index)
+        if content is not None and counted_bytes(packet, container.streams[packet.stream_index]):
+            content.add(packet)
         container.mux_one(packet)
-    return counts
 
 
-def _codec_of(container: OutputContainer, packet: Packet) -> str:
-    stream = container.streams[packet.stream_index]
-    return "mov_text" if stream.type == "subtitle" and stream.codec_context.codec.canonical_name == "mov_text" else ""
-
-
-def _shown(path: Path) -> tuple[Fraction, Fraction]:
+def _shown(path: Path, contents: Sequence[Content], number: int) -> tuple[Fraction, Fraction]:
     """When the first packet of the picture is shown, in seconds, and how wide its pixels are over their height.
 
     Segments begin with the first frame shown. PyAV hands no aspect to Matroska: it is there where the codec says it.
     """
     with av.open(f"file:{path}", metadata_errors="replace") as container:
-        picture = main_picture(container)
+        picture = main_picture(container, contents, number=number)
         packet = next(packet for packet in container.demux(picture) if packet.size)
         assert packet.pts is not None, "what was just written has its time"
         aspect = picture.sample_aspect_ratio or picture.codec_context.sample_aspect_ratio or Fraction(1)

@@ -1,0 +1,83 @@
+"""What the streams of a file hold, counted in ways that muxers keep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.subtitles.stream import SubtitleStream
+from av.video.stream import VideoStream
+
+__all__ = ["Content", "counted_bytes", "is_moving", "main_picture"]
+
+_EMPTY_TEXT_BYTES = 2
+"""MP4 fills the time between two subtitles with such packets."""
+_SLACK_S = Fraction(2, 1000)
+_SLACK_BYTES = Fraction(1, 50)
+"""Headers that come or go where packets are regrouped."""
+
+
+@dataclass(kw_only=True)
+class Content:
+    """How much a stream holds.
+
+    Muxers and demuxers may regroup packets (PCM, the segments of Blu-ray subtitles), so their number alone says little.
+    """
+
+    kind: str
+    name: str = ""
+    """What people call it, where it comes from the input."""
+    packets: int = 0
+    size_bytes: int = 0
+    start_s: Fraction | None = None
+    end_s: Fraction = Fraction(0)
+
+    def add(self, packet: Packet) -> None:
+        """Count a packet."""
+        self.packets += 1
+        self.size_bytes += packet.size
+        if packet.pts is None:
+            return
+        start_s = packet.pts * packet.time_base
+        self.start_s = start_s if self.start_s is None else min(self.start_s, start_s)
+        self.end_s = max(self.end_s, start_s + (packet.duration or 0) * packet.time_base)
+
+    @property
+    def lasts_s(self) -> Fraction:
+        """From the first packet shown to the last one gone."""
+        return self.end_s - (self.start_s or 0)
+
+    def is_in(self, found: "Content") -> bool:
+        """Whether ``found`` holds the same, in as many packets or in others."""
+        if self.packets == found.packets or self.size_bytes == found.size_bytes:
+            return True
+        alike = abs(self.size_bytes - found.size_bytes) <= _SLACK_BYTES * self.size_bytes
+        return alike and abs(self.lasts_s - found.lasts_s) <= _SLACK_S
+
+    def __str__(self) -> str:
+        return f"{self.packets} packets of {self.size_bytes:,} bytes over {float(self.lasts_s):.2f} s"
+
+
+def counted_bytes(packet: Packet, stream: Stream) -> int:
+    """Return the size of a packet; none of one that MP4 needs where no subtitle is shown."""
+    is_mp4_text = isinstance(stream, SubtitleStream) and stream.codec_context.codec.canonical_name == "mov_text"
+    return packet.size if packet.size > (_EMPTY_TEXT_BYTES if is_mp4_text else 0) else 0
+
+
+def is_moving(stream: Stream) -> bool:
+    """Whether a stream is video and no cover picture."""
+    return stream.type == "video" and not stream.disposition & Disposition.attached_pic
+
+
+def main_picture(container: InputContainer, contents: Sequence[Content] = (), *, number: int = 0) -> VideoStream:
+    """Return the video of a file that ``join`` has written: of its moving pictures the one with this number.
+
+    ``contents`` tells what was written. Containers may leave out a stream without packets.
+    """
+    moving = [stream for stream in container.streams.video if is_moving(stream)]
+    written = [content for content in contents if content.kind == "video"]
+    if len(moving) < len(written):
+        number = sum(content.packets > 0 for content in written[:number])
+    return moving[number]
