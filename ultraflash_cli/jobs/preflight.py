@@ -344,6 +344,10 @@ def _warnings(
             f"{name}: the picture is stretched: the target has another shape than the "
             f"{info.display_width_px}x{info.display_height_px} of the source"
         )
+    if info.other_videos:
+        main = next(stream for stream in info.streams if stream.index == info.video_index)
+        others = ", ".join(stream.describe() for stream in info.other_videos)
+        warnings.append(f"{name}: several videos: {main.describe()} is upscaled, not {others}")
     if streams.reason:
         warnings.append(f"{name}: {streams.reason}")
     warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]

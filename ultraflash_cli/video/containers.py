@@ -224,8 +224,7 @@ def _way(suffix: str, stream: StreamInfo, expected: bool) -> str | None:
     ``expected`` says that the user named the container or the input is in one like it.
     """
     known = _CONTAINERS[suffix]
-    if stream.kind == "audio" and is_iso(suffix) and not stream.sample_rate:
-        # Sound so damaged that nobody knows its rate; MP4 counts time in its samples.
+    if not stream.is_known:
         return ""
     codecs = {
         "audio": known.audio,
@@ -301,6 +300,9 @@ def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo
 
 
 def _refusal(suffix: str, stream: StreamInfo) -> str:
+    if not stream.is_known:
+        what = "sample rate and channels are" if stream.kind == "audio" else "size is"
+        return f"its {what} unknown; nothing of it was found where the file was searched"
     if stream.kind in ("data", "unknown"):
         return "data streams cannot be carried over"
     return f"{suffix} cannot hold it"

@@ -26,7 +26,7 @@ from ultraflash_cli.video.color import (
 from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.sequence import ImageSequence, wrong_size
 from ultraflash_cli.video.sidedata import side_data
-from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, open_input
+from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, late_streams, open_input
 from ultraflash_cli.video.timeline import Repairs, timed_packets
 from ultraflash_cli.video.truncation import missing_bytes
 
@@ -252,6 +252,8 @@ def read_frames(
             alphas = opaque.push(frame) if opaque is not None else []
             yield from timed(convert.push(frame), alphas)
         yield from timed(convert.flush(), opaque.flush() if opaque is not None else [])
+        for late in late_streams(container):
+            said(late, f"left out: {late}, which begins too late to be found before the work")
     if not progress.frames:
         raise InputError(f"{info.path}: not one frame of its video can be decoded; the file is damaged or cut.")
     found = _losses(info, progress, clock, repairs)

@@ -35,7 +35,7 @@ from ultraflash_cli.video.source import (
     decoded_frames,
     decoder_of,
     has_decoder,
-    main_video,
+    main_videos,
     open_input,
     source_path,
 )
@@ -72,6 +72,8 @@ class StreamInfo:
     is_picture: bool
     """A cover picture rather than a moving one."""
     sample_rate: int = 0
+    is_known: bool = True
+    """Whether the file tells what a copy needs of it: sample rate and channels of sound, the size of a picture."""
 
     def describe(self) -> str:
         """Say which stream this is, for people."""
@@ -175,10 +177,21 @@ def probe(source: Source) -> ClipInfo:
     path = source_path(source)
     if isinstance(source, ImageSequence):
         source.check_sizes()
+    failure = InputError(f"{path}: holds no video stream.")
+    for number, index in enumerate(main_videos(source)):
+        try:
+            return _probe(source, index)
+        except InputError as error:
+            failure = failure if number else error
+    raise failure
+
+
+def _probe(source: Source, index: int) -> ClipInfo:
+    """Look at a source whose main video is the stream ``index``."""
+    path = source_path(source)
     with open_input(source) as container:
-        stream = main_video(container)
-        if stream is None:
-            raise InputError(f"{path}: holds no video stream.")
+        stream = container.streams[index]
+        assert isinstance(stream, VideoStream), "one of the main videos"
         if not has_decoder(stream):
             raise InputError(f"{path}: its video codec is not known to the built-in FFmpeg.")
         context = stream.codec_context
@@ -316,7 +329,16 @@ def _stream_info(stream: Stream) -> StreamInfo:
         title=stream.metadata.get("title"),
         is_picture=bool(stream.disposition & Disposition.attached_pic),
         sample_rate=stream.codec_context.sample_rate if isinstance(stream, AudioStream) and has_decoder(stream) else 0,
+        is_known=_is_known(stream),
     )
+
+
+def _is_known(stream: Stream) -> bool:
+    if not has_decoder(stream):
+        return True  # of those the codec alone decides
+    if isinstance(stream, AudioStream):
+        return stream.codec_context.sample_rate > 0 and stream.codec_context.channels > 0
+    return not isinstance(stream, VideoStream) or stream.codec_context.width > 0
 
 
 def stream_extent(stream: VideoStream) -> tuple[int | None, int | None]:

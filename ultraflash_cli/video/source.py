@@ -1,13 +1,17 @@
 """Opening what is read: a file, numbered pictures, or a pipe; and decoding its packets one by one."""
 
+import re
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from struct import unpack
+from typing import Protocol, cast
 
 import av
+import av.logging
 from av.codec.context import CodecContext
 from av.container import InputContainer
 from av.container.core import Flags
@@ -29,7 +33,8 @@ __all__ = [
     "decoder_of",
     "find_source",
     "has_decoder",
-    "main_video",
+    "late_streams",
+    "main_videos",
     "open_input",
     "source_path",
 ]
@@ -43,8 +48,17 @@ LARGEST_PIXELS = 1 << 28
 _REFUSED_FORMATS = {"ansi", "applehttp", "concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "tty"}
 """Formats that are lists of other files, or text; FFmpeg would read nearly anything as ``tty``."""
 
+_LOOK_AHEAD = {"probesize": "50000000", "analyzeduration": "600000000"}
+"""How many bytes and microseconds are read until the streams of a file are known: sound and subtitles of recordings may
+begin late, and what is not known then does not exist for the whole reading. It is held in memory until it is used."""
+_LOOK_AHEAD_OF_PIPES = {"probesize": "10000000", "analyzeduration": "60000000"}
+_FEW_PACKETS = 2
+"""Packets that tell a film from a picture."""
+_SEARCH_BYTES = 20_000_000
+
 _FORMATS = {"format_whitelist": ",".join(sorted(av.formats_available - _REFUSED_FORMATS))}
 _READING = {**_FORMATS, "protocol_whitelist": "file", "pattern_type": "none"}
+_LISTED = re.compile(r"Stream #\d+:(\d+)[^:\n]*: (\w+: \w+)")
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """FFmpeg's own decoders of these leave the transparency out."""
 
@@ -85,13 +99,59 @@ def open_input(source: Source, *, last: bool = False) -> Generator[InputContaine
         yield container
 
 
-def main_video(container: InputContainer) -> VideoStream | None:
-    """The stream that players show: the first that is marked as default and can be decoded; never a cover picture."""
+def main_videos(source: Source) -> list[int]:
+    """Rank the moving pictures of a source and return their indices: the film that players show comes first.
+
+    That is one which can be decoded, holds packets and more than one, is marked as default, is the largest. Covers and
+    thumbnails are never among them. Raises ``InputError`` as ``open_input`` does.
+    """
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-    candidates = [stream for stream in container.streams.video if not stream.disposition & pictures]
-    decodable = [stream for stream in candidates if has_decoder(stream)]
-    chosen = [stream for stream in decodable if stream.disposition & Disposition.default] or decodable or candidates
-    return chosen[0] if chosen else None
+    with open_input(source) as container:
+        candidates = [stream for stream in container.streams.video if not stream.disposition & pictures]
+        if len(candidates) < 2:
+            return [stream.index for stream in candidates]
+        found = _first_packets(container, candidates)
+
+        def rank(stream: VideoStream) -> tuple[bool, int, bool, int]:
+            known = has_decoder(stream)
+            size = stream.codec_context.width * stream.codec_context.height if known else 0
+            return known, found[stream.index], bool(stream.disposition & Disposition.default), size
+
+        return [stream.index for stream in sorted(candidates, key=rank, reverse=True)]
+
+
+def _first_packets(container: InputContainer, streams: list[VideoStream]) -> Counter[int]:
+    """Count the packets of each stream, up to a few: what its index says, else what comes when reading."""
+    counts = Counter({stream.index: min(stream.frames, _FEW_PACKETS) for stream in streams})
+    missing = [stream for stream in streams if not stream.frames]
+    read = 0
+    try:
+        for packet in container.demux(missing) if missing else ():
+            read += packet.size
+            index = packet.stream_index
+            counts[index] = min(counts[index] + bool(packet.size), _FEW_PACKETS)
+            if read > _SEARCH_BYTES or all(counts[stream.index] == _FEW_PACKETS for stream in streams):
+                break
+    except (OSError, FFmpegError):
+        return counts  # what cannot be read counts as missing
+    return counts
+
+
+def late_streams(container: InputContainer) -> tuple[str, ...]:
+    """Name the streams that turned up while ``container`` was read; PyAV gives no packet of theirs."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        # The type hints leave it out.
+        listed = cast("_Listed", container).dumps_format()
+    finally:
+        av.logging.set_level(level)
+    found = sorted((int(index), words.lower().replace(":", "")) for index, words in _LISTED.findall(listed))
+    return tuple(f"stream {index} {words}" for index, words in found if index >= len(container.streams))
+
+
+class _Listed(Protocol):
+    def dumps_format(self) -> str: ...
 
 
 def has_decoder(stream: Stream) -> bool:
@@ -178,7 +238,8 @@ def _opened(source: Source, last: bool) -> InputContainer:
         }
         return av.open(source.pattern, format="image2", metadata_errors="replace", container_options=options)
     if isinstance(source, Pipe) and source.whole_file is None:
-        return av.open(source.reader(last=last), "r", metadata_errors="replace", container_options=_FORMATS)
+        options = _FORMATS | _LOOK_AHEAD_OF_PIPES
+        return av.open(source.reader(last=last), "r", metadata_errors="replace", container_options=options)
     path = source.whole_file if isinstance(source, Pipe) else source
     assert path is not None, "a file to read"
     if path.is_dir():
@@ -186,7 +247,7 @@ def _opened(source: Source, last: bool) -> InputContainer:
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty (0 bytes).")
     # "file:" keeps names with a colon from being taken for a protocol.
-    return av.open(f"file:{path}", metadata_errors="replace", container_options=_READING)
+    return av.open(f"file:{path}", metadata_errors="replace", container_options=_READING | _LOOK_AHEAD)
 
 
 def _why_unreadable(source: Source, error: Exception) -> str:

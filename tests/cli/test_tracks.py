@@ -1,0 +1,232 @@
+"""What lies beside the picture, through the command: compared with its source by another program."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from tests.jobs.test_upscale import builder
+from tests.video.clips import copied_hashes, ffmpeg
+from ultraflash_cli.jobs.model import Models
+from ultraflash_cli.main import main
+
+PICTURE = "-f lavfi -i testsrc2=size=64x48:rate=25:duration={}"
+QUICK = ("--model", "lite", "--device", "cpu", "--threads", "1")
+X264 = "-c:v libx264 -preset ultrafast"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How one command went."""
+
+    code: int
+    output: Path
+    warnings: str
+    error: str
+
+
+class Runner:
+    """Runs `ultraflash upscale` in this process, with a model that doubles pixels."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._folder = folder
+        self._capsys = capsys
+
+    def __call__(self, source: Path, output: str = "", *more: str) -> Ran:
+        """Upscale ``source`` into a name, or into a folder where that is empty."""
+        target = self._folder / (output or "out")
+        target.mkdir(exist_ok=True) if not output else None
+        command = ["upscale", source, "-o", target, "--res", "2x", *QUICK, "--json", "-q", *more]
+        code = main([str(word) for word in command])
+        said = self._capsys.readouterr()
+        report: dict[str, Any] = json.loads(said.out) if said.out else {}
+        return Ran(code, Path(report.get("output") or ""), " | ".join(report.get("warnings", ())), said.err)
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
+    monkeypatch.setattr(Models, "upscaler", staticmethod(builder()))
+    return Runner(tmp_path, capsys)
+
+
+@pytest.fixture(scope="session")
+def cases(repository: Path) -> Path:
+    folder = repository.parent / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip("the shared cases are not on this machine")
+    return folder
+
+
+def make(path: Path, arguments: str) -> Path:
+    ffmpeg(*arguments.split(), str(path))
+    return path
+
+
+def samples(path: Path, number: int = 0) -> str:
+    """A hash of all samples of a sound track, decoded by the independent reader."""
+    return ffmpeg("-i", str(path), "-map", f"0:a:{number}", "-c:a", "pcm_s32le", "-f", "hash", "-hash", "md5", "-")
+
+
+def sizes(path: Path) -> list[tuple[int, int]]:
+    """Width and height of every video, as the independent reader decodes it."""
+    with av.open(str(path)) as container:
+        count = len(container.streams.video)
+    found: list[tuple[int, int]] = []
+    for number in range(count):
+        header = ffmpeg("-i", str(path), "-map", f"0:v:{number}", "-frames:v", "1", "-f", "framemd5", "-")
+        line = next(line for line in header.splitlines() if line.startswith("#dimensions"))
+        width, height = line.split(":")[1].strip().split("x")
+        found.append((int(width), int(height)))
+    return found
+
+
+def frames(path: Path, number: int = 0) -> int:
+    listed = ffmpeg("-i", str(path), "-map", f"0:v:{number}", "-fps_mode", "passthrough", "-f", "framemd5", "-")
+    return sum(not line.startswith("#") for line in listed.splitlines())
+
+
+# Packets that the muxer groups in another way
+
+
+@pytest.mark.parametrize(
+    ("case", "output"),
+    [("06-pgs.m2ts", "out.mkv"), ("09-camera-pcm-u8.mov", "out.mov"), ("11-mulaw.avi", "out.mov")],
+)
+def test_a_track_that_the_container_cuts_otherwise_is_kept(run: Runner, cases: Path, case: str, output: str) -> None:
+    done = run(cases / case, output)
+    assert done.code == 0, done.error
+    assert copied_hashes(done.output) == copied_hashes(cases / case) != []
+    assert "were written" not in done.warnings
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "output"),
+    [
+        ("a.avi", "-ar 8000 -c:a pcm_alaw", "out.mov"),
+        ("a.mkv", "-ar 22050 -c:a pcm_s24le", "out.mov"),
+        ("a.nut", "-ar 44100 -c:a pcm_s8", "out.mov"),
+    ],
+)
+def test_plain_sound_is_kept_to_the_sample(run: Runner, tmp_path: Path, name: str, sound: str, output: str) -> None:
+    source = make(tmp_path / name, f"{PICTURE.format(0.4)} -f lavfi -i sine=d=0.4 {X264} {sound}")
+    done = run(source, output)
+    assert done.code == 0, done.error
+    assert samples(done.output) == samples(source)
+
+
+# Which of several videos is the film
+
+
+@pytest.mark.parametrize(
+    ("case", "output", "expected", "frame_count"),
+    [
+        ("07-second-video-is-default.mkv", "out.mkv", [(96, 64), (128, 96)], 5),
+        ("25-first-video-empty.ts", "out.mp4", [(128, 96)], 10),
+        ("27-still-first.mp4", "out.mp4", [(320, 240), (128, 96)], 10),
+    ],
+)
+def test_the_film_among_several_videos_is_enlarged(
+    run: Runner, cases: Path, case: str, output: str, expected: list[tuple[int, int]], frame_count: int
+) -> None:
+    done = run(cases / case, output)
+    assert done.code == 0, done.error
+    assert sizes(done.output) == expected
+    assert frames(done.output, len(expected) - 1) == frame_count
+    assert "several videos: stream 1 video h264 is upscaled" in done.warnings
+
+
+def test_a_still_without_a_mark_beside_a_film_is_copied(run: Runner, tmp_path: Path) -> None:
+    make(tmp_path / "still.jpg", "-f lavfi -i testsrc=s=96x96 -frames:v 1")
+    source = make(
+        tmp_path / "a.mkv",
+        f"-i {tmp_path}/still.jpg {PICTURE.format(0.2)} -map 0 -map 1 -c:v:0 copy -c:v:1 libx264 "
+        "-disposition:v:0 default -disposition:v:1 0",
+    )
+    done = run(source, "out.mkv")
+    assert done.code == 0, done.error
+    assert sizes(done.output) == [(96, 96), (128, 96)]
+    assert (frames(done.output), frames(done.output, 1)) == (1, 5)
+
+
+def test_the_larger_of_two_programs_is_the_film(run: Runner, tmp_path: Path) -> None:
+    source = make(
+        tmp_path / "a.ts",
+        f"{PICTURE.format(0.2).replace('64x48', '32x32')} {PICTURE.format(0.2)} -map 0 -map 1 {X264} "
+        "-program st=0 -program st=1",
+    )
+    done = run(source, "out.mkv")
+    assert done.code == 0, done.error
+    assert sizes(done.output) == [(32, 32), (128, 96)]
+
+
+def test_when_the_film_gives_no_frame_the_next_video_is_taken(run: Runner, tmp_path: Path) -> None:
+    good = make(tmp_path / "good.mp4", f"{PICTURE.format(0.2)} {X264}")
+    source = tmp_path / "a.mkv"
+    with av.open(str(good)) as given, av.open(str(source), "w") as out:
+        picture = given.streams.video[0]
+        broken, whole = (out.add_stream_from_template(picture, opaque=True) for _ in range(2))
+        for packet in given.demux(picture):
+            if packet.size:
+                twin = av.Packet(bytes([0, 0, 0, 2, 0x1F, 0xFF]))
+                twin.pts, twin.dts, twin.time_base, twin.stream = packet.pts, packet.dts, packet.time_base, broken
+                packet.stream = whole
+                out.mux([twin, packet])
+    done = run(source, "out.mkv")
+    assert done.code == 0, done.error
+    assert "stream 1 video h264 is upscaled" in done.warnings
+    with av.open(str(done.output)) as result:
+        assert [(each.width, each.height) for each in result.streams.video] == [(64, 48), (128, 96)]
+
+
+# Streams that begin late
+
+
+def test_sound_that_begins_after_ten_seconds_is_kept(run: Runner, cases: Path) -> None:
+    source = cases / "13-sound-begins-late.ts"
+    done = run(source, "out.mkv")
+    assert done.code == 0, done.error
+    wide = ("-probesize", "50M", "-analyzeduration", "60M")
+    there = ffmpeg(*wide, "-i", str(source), "-map", "0:a", "-c", "copy", "-f", "hash", "-hash", "md5", "-")
+    assert there == ffmpeg("-i", str(done.output), "-map", "0:a", "-c", "copy", "-f", "hash", "-hash", "md5", "-")
+
+
+@pytest.mark.parametrize("output", ["out.mkv", "out.mp4"])
+def test_a_part_without_the_sound_that_begins_late_is_made(run: Runner, cases: Path, output: str) -> None:
+    done = run(cases / "13-sound-begins-late.ts", output, "--end", "0.4")
+    assert done.code == 0, done.error
+    assert frames(done.output) == 2
+
+
+def test_sound_of_which_nothing_is_there_is_left_out_and_named(run: Runner, tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole.ts", f"{PICTURE.format(0.4)} -f lavfi -i sine=d=0.4 {X264} -c:a mp2")
+    content = whole.read_bytes()
+    packets = [content[place : place + 188] for place in range(0, len(content), 188)]
+    source = tmp_path / "a.ts"
+    source.write_bytes(b"".join(each for each in packets if (each[1] & 0x1F) << 8 | each[2] != 0x101))
+    for output in ("out.mkv", "out.mp4"):
+        done = run(source, output)
+        assert done.code == 0, done.error
+        assert "left out: stream 1 audio" in done.warnings and "unknown" in done.warnings
+        assert frames(done.output) == 10
+
+
+def test_subtitles_that_begin_late_on_a_disc_are_kept(run: Runner, tmp_path: Path) -> None:
+    spoken = bytes([0, 100, *range(98)])
+    source = make(tmp_path / "a.vob", "-f lavfi -i testsrc2=s=64x48:r=25:d=16 -c:v mpeg2video -q:v 31 -g 100")
+    content = source.read_bytes()
+    place = content.index(b"\0\0\1\xba", len(content) * 9 // 10)
+    ticks = 14 * 90000
+    stamp = bytes(
+        [0x21 | ticks >> 29 & 14, ticks >> 22 & 255, ticks >> 14 & 254 | 1, ticks >> 7 & 255, ticks << 1 & 254 | 1]
+    )
+    private = b"\x81\x80\x05" + stamp + b"\x20" + spoken
+    packet = b"\0\0\1\xbd" + len(private).to_bytes(2, "big") + private
+    source.write_bytes(content[:place] + packet + content[place:])
+    done = run(source, "out.mkv", "--start", "13")
+    assert done.code == 0, done.error
+    with av.open(str(done.output)) as result:
+        (kept,) = [bytes(packet) for packet in result.demux(result.streams.subtitles[0]) if packet.size]
+    assert kept == spoken
