@@ -599,7 +599,7 @@ def test_a_cut_takes_everything_in_step(tmp_path: Path, made: Path) -> None:
 def test_a_stream_of_which_nothing_lies_in_the_cut_does_not_fail_the_check(tmp_path: Path, made: Path) -> None:
     source = tmp_path / "a.mp4"
     ffmpeg(*ROWS["subtitles of mp4"].made.replace("{dir}", str(made)).split(), str(source))
-    result = checked(enlarge(source, tmp_path, window=(Fraction(0), Fraction(2, 25))))
+    result = checked(enlarge(source, tmp_path, window=(Fraction(0), Fraction(1, 25))))
     assert ("subtitle", 0) in result.joined.packets
 
 
