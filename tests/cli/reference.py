@@ -25,7 +25,14 @@ stdout carries data only, everything for people goes to stderr. No question is a
 transfer of weights (`-y` answers it). An output appears whole or not at all; an existing one is replaced with `-y`
 only. A run that was interrupted goes on when the same command is given again: finished segments lie in a hidden folder
 beside the output (`.NAME.ultraflash`), or in `--temp-dir`, until it is complete. SIGINT or SIGTERM finishes the group
-in hand and keeps it; a second one leaves at once. With `-o -` stdout takes the file, and JSON goes to stderr.
+in hand and keeps it; a second one leaves at once.
+
+With `-o -` stdout takes a stream, and JSON goes to stderr. The stream is Matroska without an index, or plain frames
+with `--codec y4m`; it is written while the clip is made, some 24 frames at a time, so that a player can follow. A pipe
+as the input (`-`) is upscaled as it comes, too. Each part is checked before it is written; nothing can be taken back.
+When the reader closes the stream, the run ends after the group in hand with exit code 7. What is finished is kept: the
+same command writes it again from the start, and goes on. A run that reads from a pipe cannot be resumed, and its
+segments are deleted once they are written.
 
 | exit code | meaning |
 |---|---|
@@ -36,7 +43,7 @@ in hand and keeps it; a second one leaves at once. With `-o -` stdout takes the 
 | 4 | no usable device |
 | 5 | out of memory |
 | 6 | the output failed its own check |
-| 7 | disk full, output unwritable or in use by another run |
+| 7 | disk full, output unwritable or in use by another run; the reader of a stream has closed it |
 | 8 | weights missing, changed, unusable, or out of reach |
 | 9 | some or all files of a batch failed (a lone file keeps its own code) |
 | 130, 143 | interrupted; the same command goes on |

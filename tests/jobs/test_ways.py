@@ -182,37 +182,6 @@ def test_what_comes_through_a_pipe_needs_a_name() -> None:
         job(Path("-"), pipe=Pipe(io.BytesIO(b"")))
 
 
-def test_stdout_takes_the_whole_file_once_it_is_checked(clip: Path, tmp_path: Path) -> None:
-    stdout = io.BytesIO()
-    with pytest.raises(Interrupted):
-        upscale(job(clip, stdout=stdout, temp=tmp_path / "temp"), stop_at=17)
-    assert stdout.getvalue() == b""
-    report = upscale(job(clip, stdout=stdout, temp=tmp_path / "temp"))
-    assert (report.output, report.frames_resumed) == ("-", 17)
-    (tmp_path / "caught.mkv").write_bytes(stdout.getvalue())
-    upscale(job(clip, tmp_path / "out.mkv"))
-    assert same(decoded(tmp_path / "caught.mkv"), decoded(tmp_path / "out.mkv"))
-    assert audio_packets(tmp_path / "caught.mkv") == audio_packets(clip)
-    assert list((tmp_path / "temp").iterdir()) == []
-
-
-def test_plain_frames_go_to_stdout(clip: Path, tmp_path: Path) -> None:
-    stdout = io.BytesIO()
-    report = upscale(job(clip, stdout=stdout, codec="y4m", crf=None, temp=tmp_path / "temp"))
-    assert stdout.getvalue().startswith(b"YUV4MPEG2 W128 H96 F25:1")
-    assert stdout.getvalue().count(b"FRAME\n") == report.frames_out == 30
-    assert any("left out" in warning for warning in report.warnings)
-
-
-def test_a_closed_stdout_is_an_output_error(clip: Path, tmp_path: Path) -> None:
-    class Closed(io.BytesIO):
-        def write(self, content: object, /) -> int:
-            raise BrokenPipeError(32, "Broken pipe")
-
-    with pytest.raises(OutputError, match="stdout"):
-        upscale(job(clip, stdout=Closed(), temp=tmp_path / "temp"))
-
-
 # Transparency
 
 

@@ -37,7 +37,7 @@ from ultraflash_cli.video.probe import ClipInfo, probe
 from ultraflash_cli.video.segment import SegmentWriter
 from ultraflash_cli.video.stills import check_pictures, move_pictures, numbered, write_pictures
 from ultraflash_cli.video.timecode import moved_timecode
-from ultraflash_cli.video.y4m import pour, write_y4m
+from ultraflash_cli.video.y4m import write_y4m
 
 TEST = "-f lavfi -i testsrc=s=64x48:r=25:d=0.4"
 LONG = "-f lavfi -i testsrc=s=64x48:r=25:d=1.2"
@@ -537,9 +537,6 @@ def test_plain_frames_are_read_by_another_program(tmp_path: Path, clip: ClipInfo
     hashes = [ffmpeg("-i", str(path), "-f", "framehash", "-hash", "crc32", "-").splitlines()[-1].split(",")[-1]
               for path in (tmp_path / "a.y4m", segments[-1])]  # fmt: skip
     assert hashes[0] == hashes[1]
-    with open(tmp_path / "b.y4m", "wb") as file:
-        pour(tmp_path / "a.y4m", file)
-    assert (tmp_path / "b.y4m").read_bytes() == (tmp_path / "a.y4m").read_bytes()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
@@ -548,9 +545,6 @@ def test_a_sink_that_takes_no_more_is_an_output_error(tmp_path: Path, clip: Clip
     segments = write_segments(tmp_path, spec, [DecodedFrame(0, 1, picture(0))], per_segment=1)
     with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OutputError, match="full"):
         write_y4m(segments, spec, file)
-    (tmp_path / "a").write_bytes(b"content")
-    with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OutputError, match="full"):
-        pour(tmp_path / "a", file)
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def generate(
             metavar="FILE|DIR|-",
             parser=as_path,
             help="Where to write; without it, here, named after prompt, size and seed. The file's title is the prompt, "
-            "its comment names model and seed. DIR/%05d.png writes pictures, - to stdout: Matroska, or y4m with "
-            "--codec y4m.",
+            "its comment names model and seed. DIR/%05d.png writes pictures; - streams to stdout: Matroska, or y4m "
+            "with --codec y4m.",
         ),
     ] = None,
     init_clip: Annotated[

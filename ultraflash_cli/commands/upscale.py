@@ -65,8 +65,8 @@ def upscale(
             "--output",
             metavar="FILE|DIR|-",
             parser=as_path,
-            help="Where to write; without it, beside the input as NAME_1k. DIR/%05d.png writes pictures, - to stdout: "
-            "Matroska, or y4m with --codec y4m.",
+            help="Where to write; without it, beside the input as NAME_1k. DIR/%05d.png writes pictures; - streams "
+            "to stdout: Matroska, or y4m with --codec y4m.",
         ),
     ] = None,
     res: ResOption = None,

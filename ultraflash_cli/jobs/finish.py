@@ -1,4 +1,4 @@
-"""The last step of a job: finished segments become a file, numbered pictures, or what goes to stdout."""
+"""The last step of a job: finished segments become a file or numbered pictures."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -68,34 +68,28 @@ def finish_of(
     *,
     frames: int,
     duration_s: Fraction,
-    stdout: BinaryIO | None,
     join: "Callable[[Path], Joined]",
     strict: bool = False,
 ) -> Finish:
     """Give how segments `files` become an output of so many `frames`; `join` writes the containers among them.
 
-    Where there is a `stdout` it takes the file once that has passed its check, and nothing is moved. A copied stream
-    that did not come out as it was is worth a warning, or where `strict` says so an OutputCheckError.
+    A copied stream that did not come out as it was is worth a warning, or where `strict` says so an OutputCheckError.
     """
     if streams.suffix == ".png":
         return _pictures(files, spec, frames)
     if streams.suffix == ".y4m":
-        return _plain(files, spec, frames, stdout)
+        return _plain(files, spec, frames)
 
     def make(joined: Path) -> Sequence[str]:
         from ultraflash_cli.video.check import check_output
-        from ultraflash_cli.video.y4m import pour
 
         done = join(joined)
         faults = check_output(joined, plan=streams, frames=frames, spec=spec, duration_s=duration_s, joined=done)
         if faults and strict:
             raise OutputCheckError(f"{joined.name}: {faults[0]}")
-        if stdout is not None:
-            pour(joined, stdout, name="stdout")
-        name = joined.name if stdout is None else "stdout"
-        return [f"{name}: {note}" for note in (*done.notes, *faults)]
+        return [f"{joined.name}: {note}" for note in (*done.notes, *faults)]
 
-    return Finish(make=make, move=_move_file) if stdout is None else Finish(make=make, move=_leave, ends=_nothing)
+    return Finish(make=make, move=_move_file)
 
 
 def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
@@ -121,25 +115,22 @@ def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
     return Finish(make=make, move=move, ends=ends)
 
 
-def _plain(files: Sequence[Path], spec: "EncodeSpec", frames: int, stdout: BinaryIO | None) -> Finish:
+def _plain(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
     from ultraflash_cli.video.partial import sync_file
     from ultraflash_cli.video.y4m import write_y4m
 
     def make(path: Path) -> Sequence[str]:
-        if stdout is not None:
-            written = write_y4m(files, spec, stdout, name="stdout")
-        else:
-            try:
-                with path.open("wb") as file:
-                    written = write_y4m(files, spec, file, name=str(path))
-                sync_file(path)
-            except OSError as error:
-                raise OutputError(f"{path}: {error.strerror}") from error
+        try:
+            with path.open("wb") as file:
+                written = write_y4m(files, spec, file, name=str(path))
+            sync_file(path)
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror}") from error
         if written != frames:
             raise OutputCheckError(f"{path}: holds {written} frames, expected {frames}.")
         return ()
 
-    return Finish(make=make, move=_move_file) if stdout is None else Finish(make=make, move=_leave, ends=_nothing)
+    return Finish(make=make, move=_move_file)
 
 
 def _move_file(made: Path, target: Path) -> None:
@@ -147,11 +138,3 @@ def _move_file(made: Path, target: Path) -> None:
 
     made.replace(target)
     sync_folder(target.parent)
-
-
-def _nothing(path: Path) -> Sequence[Path]:
-    return ()
-
-
-def _leave(made: Path, target: Path) -> None:
-    made.unlink(missing_ok=True)

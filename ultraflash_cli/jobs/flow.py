@@ -152,14 +152,15 @@ def move_frames(
     write: Callable[[SegmentSink, SourceFrame, "np.ndarray"], None] | None = None,
     pausable: bool = True,
     segment_frames: int = SEGMENT_FRAMES,
+    on_segment: Callable[[Path], None] | None = None,
 ) -> bool:
     """Bring every frame that the journal does not have yet through the model into finished segments.
 
     `source` is called in the reading thread and gives the whole clip from frame 0; `on_group` hears, after every
     group, how many frames are done; `output` is what failures to write are said of; `write` brings a frame of the
     source and its finished picture into a segment. Returns False when `stop` was requested before the end; with
-    `pausable` every group that is done then is kept, else whole segments. Raises what any of the sides raises;
-    finished segments stay in the journal.
+    `pausable` every group that is done then is kept, else whole segments. `on_segment` hears of every finished segment.
+    Raises what any of the sides raises; finished segments stay in the journal.
     """
     write_one = write or _write_as_it_is
 
@@ -177,6 +178,7 @@ def move_frames(
         places=queue_places(output_frame_bytes),
         busy=busy,
         pausable=pausable,
+        on_segment=on_segment,
     )
     model = _Model(upscaler, journal, writer.channel, segment_frames, seed, busy, on_group, pausable)
     reader.start()
@@ -219,14 +221,16 @@ def make_frames(
     on_group: Callable[[int], None],
     keep_states: bool = True,
     segment_frames: int = SEGMENT_FRAMES,
+    on_segment: Callable[[Path], None] | None = None,
 ) -> dict[str, int]:
     """Bring every group that the journal does not have yet from the model into finished segments.
 
     The clip is the first `frames` of what the groups give. `show` gives time stamp and duration of every picture that
     a frame becomes: one, none where frames are dropped, several where they are repeated. `clip` is what to go on
     from; `on_group` hears after every group how many frames the model has done; `output` is what failures to write
-    are said of; `keep_states` saves what going on later needs. Returns the model's counters. The journal is not
-    complete when `stop` was requested before the end. Raises what either side raises; finished segments stay in it.
+    are said of; `keep_states` saves what going on later needs; `on_segment` hears of every finished segment. Returns
+    the model's counters. The journal is not complete when `stop` was requested before the end. Raises what either side
+    raises; finished segments stay in it.
     """
 
     def write(sinks: Sequence[SegmentSink], item: _Made) -> None:
@@ -243,6 +247,7 @@ def make_frames(
         places=queue_places(frame_bytes),
         busy=busy,
         pausable=keep_states,
+        on_segment=on_segment,
     )
     counters: dict[str, int] = {}
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from ultraflash_cli.jobs.events import GenerationPlanned, Listener, Started
 from ultraflash_cli.jobs.finish import finish_of
 from ultraflash_cli.jobs.flow import make_frames
 from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
+from ultraflash_cli.jobs.live import STREAM_SEGMENT_FRAMES, LiveStream
 from ultraflash_cli.jobs.model import BuiltGeneration, GenerationBuilder, Models
 from ultraflash_cli.jobs.report import Progress, Report
 from ultraflash_cli.jobs.stop import Stop
@@ -29,6 +31,8 @@ from ultraflash_cli.jobs.writing import SEGMENT_FRAMES
 if TYPE_CHECKING:
     from ultraflash_cli.video.color import Picture
     from ultraflash_cli.video.encode import EncodeSpec
+    from ultraflash_cli.video.live import Streamed
+    from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = [
     "GenerateJob",
@@ -159,18 +163,29 @@ class _Generation:
         self._build = build
         self._clock = clock
         self._segment_frames = segment_frames
+        self._live: LiveStream | None = None
+        if prepared.job.stdout is not None:
+            self._live = LiveStream(self._stream, prepared.job.stdout, stop=work.stop, keeps=prepared.job.resume)
+            self._segment_frames = min(segment_frames, STREAM_SEGMENT_FRAMES)
 
     def run(self, started_s: float) -> GenerateReport:
         prepared, spec, work = self._prepared, self._prepared.spec, self._work
         for message in prepared.warnings:
             work.warn(message)
-        clip = self._read_clip()
-        built, progress, counters = with_smaller_plans(
-            lambda max_memory: self._attempt(max_memory, clip, started_s), prepared.job.max_memory, work
-        )
-        work.check_stop()
-        if not work.journal.placed:
-            self._put_in_place()
+        clip, live = self._read_clip(), self._live
+        with live or nullcontext():
+            built, progress, counters = with_smaller_plans(
+                lambda max_memory: self._attempt(max_memory, clip, started_s),
+                prepared.job.max_memory,
+                work,
+                stream=live,
+            )
+            work.check_stop()
+            if live is not None:
+                work.check_stream(live)
+                work.stream_out(live)
+            elif not work.journal.placed:
+                self._put_in_place()
         return GenerateReport(
             input=work.name,
             prompt=work.name,
@@ -220,6 +235,8 @@ class _Generation:
                     label=work.label,
                 )
             )
+            if self._live is not None:
+                self._live.begin(journal.files)
             if not journal.complete:
                 counters = self._make(built, clip, progress)
         return built, progress, counters
@@ -262,9 +279,10 @@ class _Generation:
             seed=prepared.job.seed,
             clip=clip,
             frame_bytes=sum(sizes),
-            stop=self._work.stop,
+            stop=self._work.stop if self._live is None else self._live.stop,
             busy=progress.busy,
             on_group=progress.on_group,
+            on_segment=self._live.add if self._live is not None else None,
             keep_states=prepared.job.resume,
             segment_frames=self._segment_frames,
         )
@@ -282,7 +300,6 @@ class _Generation:
                 spec,
                 frames=frames,
                 duration_s=Fraction(frames) / spec.rate,
-                stdout=prepared.job.stdout,
                 join=lambda joined: join_alone(files, prepared.streams, spec, joined, tags=tags),
             )
 
@@ -292,6 +309,12 @@ class _Generation:
             finishes[prepared.low_output] = finish([_low_segment(path) for path in segments], prepared.low_spec)
         finishes[prepared.output] = finish(segments, prepared.spec)
         self._work.put_in_place(finishes, frames=frames)
+
+    def _stream(self, segments: Iterator[Path], sink: "ByteSink") -> "Streamed":
+        from ultraflash_cli.video.live import stream_clip
+
+        prepared = self._prepared
+        return stream_clip(segments, prepared.streams, prepared.spec, sink, tags=_tags(prepared), name="stdout")
 
 
 def _low_segment(path: Path) -> Path:

@@ -284,7 +284,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         output = stream_target(input_identity(source), job.temp, streams.suffix)
     exists = to_write and job.stdout is None and _check_target(output, job)
     if to_write and not exists:
-        _check_space(output, job.temp, info, spec, window)
+        _check_space(output, job, info, spec, window)
     if not exists:
         check_encoder(spec)
     return Prepared(
@@ -319,11 +319,19 @@ def _check_target(output: Path, job: UpscaleJob) -> bool:
     )
 
 
-def _check_space(output: Path, temp: Path | None, info: "ClipInfo", spec: "EncodeSpec", window: Window | None) -> None:
-    """Refuse a disk that is too full for segments and joined file, which lie side by side for a moment."""
+def _check_space(output: Path, job: UpscaleJob, info: "ClipInfo", spec: "EncodeSpec", window: Window | None) -> None:
+    """Refuse a disk that is too full for segments and joined file, which lie side by side for a moment.
+
+    Nothing is joined for a stream; and what cannot be resumed is deleted once it is written.
+    """
+    temp = job.temp
+    if job.stdout is not None and (job.pipe is not None or not job.resume):
+        return
     frames = estimate_frames(info, window) or 0
     encoded = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
     joined = encoded + (input_bytes(info.source) if len(info.streams) > 1 else 0)
+    if job.stdout is not None:
+        joined = 0
     place = work_folder(output)
     if temp is None:
         check_space(output.parent, encoded + joined - used_bytes(place))

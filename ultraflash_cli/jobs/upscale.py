@@ -3,11 +3,10 @@
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.jobs.events import Listener, Planned, Started
@@ -15,10 +14,12 @@ from ultraflash_cli.jobs.finish import finish_of
 from ultraflash_cli.jobs.flow import SourceFrame, move_frames
 from ultraflash_cli.jobs.inputs import input_bytes, input_facts
 from ultraflash_cli.jobs.journal import SPOOL
+from ultraflash_cli.jobs.live import STREAM_SEGMENT_FRAMES, LiveStream
 from ultraflash_cli.jobs.model import Builder, Built
 from ultraflash_cli.jobs.pace import Pace
 from ultraflash_cli.jobs.preflight import Prepared, UpscaleJob, estimate_frames, prepare
 from ultraflash_cli.jobs.report import Progress, Report
+from ultraflash_cli.jobs.showing import ThinnedSegment, writer_of
 from ultraflash_cli.jobs.spool import SegmentSink
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.jobs.target import check_space, encoded_bytes
@@ -26,10 +27,9 @@ from ultraflash_cli.jobs.work import Work, library_versions, telling_memory_erro
 from ultraflash_cli.jobs.writing import SEGMENT_FRAMES
 
 if TYPE_CHECKING:
-    from ultraflash_cli.video.color import Picture
     from ultraflash_cli.video.decode import DecodedFrame, ReadReport
-    from ultraflash_cli.video.encode import EncodeSpec
-    from ultraflash_cli.video.segment import SegmentWriter
+    from ultraflash_cli.video.live import Streamed
+    from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["UpscaleJob", "UpscaleReport", "planned", "run", "run_prepared"]
 
@@ -124,6 +124,11 @@ class _Upscaling:
         self._build = build
         self._clock = clock
         self._segment_frames = segment_frames
+        job = prepared.job
+        self._live: LiveStream | None = None
+        if job.stdout is not None:
+            self._live = LiveStream(self._stream, job.stdout, stop=work.stop, keeps=job.resume and job.pipe is None)
+            self._segment_frames = min(segment_frames, STREAM_SEGMENT_FRAMES)
 
     def run(self, started_s: float) -> UpscaleReport:
         prepared, spec, work = self._prepared, self._prepared.spec, self._work
@@ -131,11 +136,16 @@ class _Upscaling:
             work.warn(message)
         if prepared.job.strict and prepared.job.pipe is None:
             self._check_whole()
-        with self._spooling():
+        with self._spooling(), self._live or nullcontext():
             built, progress = with_smaller_plans(
-                lambda max_memory: self._attempt(max_memory, started_s), prepared.job.max_memory, work
+                lambda max_memory: self._attempt(max_memory, started_s),
+                prepared.job.max_memory,
+                work,
+                stream=self._live,
             )
             work.check_stop()
+            if self._live is not None:
+                work.check_stream(self._live)
             if not work.journal.frames:
                 raise UsageError(f"{work.name}: no frame lies in the part that was asked for")
             placement = work.journal.placement
@@ -183,6 +193,8 @@ class _Upscaling:
                     note=self._note,
                 )
             )
+            if self._live is not None:
+                self._live.begin(journal.files)
             if not journal.complete:
                 self._move(built, progress)
         return built, progress
@@ -210,6 +222,7 @@ class _Upscaling:
             pipe.spool_to(spool)
             yield
         finally:
+            pipe.release()
             spool.unlink(missing_ok=True)
 
     def _check_whole(self) -> None:
@@ -244,6 +257,8 @@ class _Upscaling:
         # The state before is deleted when the next one is safe.
         kept = encoded(left) + (2 * built.state_bytes if left > self._segment_frames else 0)
         joined = encoded(total) + (input_bytes(prepared.info.source) if prepared.streams.copied else 0)
+        if self._live is not None:
+            joined = 0
         if work.folder == work.place:
             check_space(work.folder, kept + joined)
         else:
@@ -267,10 +282,11 @@ class _Upscaling:
             seed=prepared.job.seed,
             output_frame_bytes=pixel_bytes * spec.width_px * spec.height_px,
             source_frame_bytes=pixel_bytes * info.width_px * info.height_px,
-            stop=self._work.stop,
+            stop=self._work.stop if self._live is None else self._live.stop,
             busy=progress.busy,
             on_group=progress.on_group,
-            write=_writer(prepared),
+            on_segment=self._live.add if self._live is not None else None,
+            write=writer_of(prepared),
             pausable=prepared.job.resume and prepared.job.pipe is None,
         )
 
@@ -278,7 +294,7 @@ class _Upscaling:
         from ultraflash_cli.video.segment import SegmentWriter
 
         spec = self._prepared.spec
-        return [SegmentWriter(path, spec) if self._prepared.fps is None else _Thinned(path, spec)]
+        return [SegmentWriter(path, spec) if self._prepared.fps is None else ThinnedSegment(path, spec)]
 
     def _source_frames(self) -> Iterator[SourceFrame]:
         """Give every wanted frame, numbered from 0, with the scene cuts marked; they depend on the frames alone."""
@@ -337,6 +353,8 @@ class _Upscaling:
         info, streams, spec = prepared.info, prepared.streams, prepared.spec
         if self._spools and prepared.job.pipe is not None:
             prepared.job.pipe.read_to_end()
+        if self._live is not None:
+            return work.stream_out(self._live)
         # A segment of which no frame is shown at another rate is an empty file.
         files = [path for path in work.journal.files if path.stat().st_size]
         records = [read_record(path) for path in files]
@@ -347,88 +365,18 @@ class _Upscaling:
             spec,
             frames=frames,
             duration_s=(last.last_pts + last.last_duration - first.first_pts) * spec.time_base,
-            stdout=prepared.job.stdout,
             join=lambda joined: join(files, info, streams, spec, joined, window=prepared.window),
             strict=prepared.job.strict,
         )
         work.put_in_place({prepared.output: finish}, frames=frames)
         return frames
 
+    def _stream(self, segments: Iterator[Path], sink: "ByteSink") -> "Streamed":
+        from ultraflash_cli.video.live import stream_clip
 
-class _Thinned:
-    """A segment of which perhaps no frame is shown: an empty file then, and no encoder is opened."""
-
-    def __init__(self, path: Path, spec: "EncodeSpec") -> None:
-        self._path = path
-        self._spec = spec
-        self._writer: SegmentWriter | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.__exit__(kind, error, trace)
-
-    def write(self, rgb_hwc: "Picture", pts: int, duration: int, alpha_hw: "Picture | None" = None) -> None:
-        from ultraflash_cli.video.segment import SegmentWriter
-
-        if self._writer is None:
-            self._writer = SegmentWriter(self._path, self._spec)
-        self._writer.write(rgb_hwc, pts, duration, alpha_hw)
-
-    def close(self) -> object:
-        return self._writer.close() if self._writer is not None else self._path.write_bytes(b"")
-
-
-def _writer(prepared: Prepared) -> "Callable[[SegmentSink, SourceFrame, Picture], None]":
-    """Give what brings a finished picture into a segment, as often as it is shown."""
-    compose = _side_by_side(prepared) if prepared.job.side_by_side else None
-
-    def write(sink: SegmentSink, source: SourceFrame, sharp_hwc: "Picture") -> None:
-        times = ((source.pts, source.duration),) if source.times is None else source.times
-        if not times:
-            return
-        picture = compose(source.rgb_hwc, sharp_hwc) if compose is not None else sharp_hwc
-        alpha_hw = None
-        if source.alpha_hw is not None:
-            alpha_hw = _enlarged(source.alpha_hw, sharp_hwc)
-            alpha_hw = compose(source.alpha_hw, alpha_hw) if compose is not None else alpha_hw
-        for pts, duration in times:
-            sink.write(picture, pts, duration, alpha_hw)
-
-    return write
-
-
-def _side_by_side(prepared: Prepared) -> "Callable[[Picture, Picture], Picture]":
-    """Give what puts the plain resample on the left, as shown, and the result on the right; also of transparency."""
-    import numpy as np
-
-    from ultraflash_cli.video.color import as_picture
-
-    rotation = prepared.info.rotation_deg
-    axis = 0 if rotation in (90, 270) else 1
-    left_first = rotation in (0, 270)
-
-    def compose(source: "Picture", sharp: "Picture") -> "Picture":
-        plain = _enlarged(source, sharp)
-        return as_picture(np.concatenate([plain, sharp] if left_first else [sharp, plain], axis=axis))
-
-    return compose
-
-
-def _enlarged(source: "Picture", sharp: "Picture") -> "Picture":
-    """Resample a picture `[H, W, 3]`, or its transparency `[H, W]`, to the size of the finished one."""
-    import numpy as np
-
-    from ultraflash_cli.video.color import as_picture, resize_rgb
-
-    height_px, width_px = sharp.shape[:2]
-    if source.ndim == 3:
-        return resize_rgb(source, width_px, height_px)
-    return as_picture(resize_rgb(as_picture(np.dstack([source] * 3)), width_px, height_px)[:, :, 0])
+        prepared = self._prepared
+        streams, spec, window = prepared.streams, prepared.spec, prepared.window
+        return stream_clip(segments, streams, spec, sink, info=prepared.info, window=window, name="stdout")
 
 
 def _build(prepared: Prepared) -> Built:

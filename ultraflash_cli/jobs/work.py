@@ -29,6 +29,7 @@ from ultraflash_cli.jobs.journal import (
     unfinished_work,
     work_folder,
 )
+from ultraflash_cli.jobs.live import LiveStream, ReaderGone
 from ultraflash_cli.jobs.stop import Stop, StopNow
 from ultraflash_cli.jobs.target import exists_error
 
@@ -145,14 +146,35 @@ class Work:
 
     def check_stop(self) -> None:
         """Raise Interrupted where a stop was requested, with what the same command will find later."""
-        if not self.stop.requested:
-            return
+        if self.stop.requested:
+            raise self.stop.interruption(f"interrupted; {self._future}")
+
+    @property
+    def _future(self) -> str:
+        """What the same command will find."""
         kept = count_frames(self.folder) if self._resume else 0
         if kept:
-            future = f"{kept} frames are finished, the same command goes on from there"
-        else:
-            future = "nothing is kept, the same command starts anew"
-        raise self.stop.interruption(f"interrupted; {future}")
+            return f"{kept} frames are finished, the same command goes on from there"
+        return "nothing is kept, the same command starts anew"
+
+    def check_stream(self, stream: LiveStream) -> None:
+        """Raise what has ended the stream, with what is kept where its reader has left."""
+        try:
+            stream.check()
+        except ReaderGone as error:
+            raise ReaderGone(f"{error}; {self._future}") from error
+
+    def stream_out(self, stream: LiveStream) -> int:
+        """Wait until the stream has taken everything; gives its frames. A stop is obeyed at once."""
+        try:
+            with self.stop.at_once():
+                stream.finish()
+        except StopNow:
+            self.check_stop()
+        self.check_stream(stream)
+        for note in stream.streamed.notes:
+            self.warn(f"stdout: {note}")
+        return stream.streamed.frames
 
     def put_in_place(self, finishes: Mapping[Path, "Finish"], *, frames: int) -> None:
         """Make the outputs, the main one of so many frames, beside their places and move them there, in this order.
@@ -249,16 +271,18 @@ def telling_memory_errors(planned_bytes: int | None = None) -> Generator[None]:
         raise
 
 
-def with_smaller_plans(attempt: Callable[[str | None], T], max_memory: str | None, work: Work) -> T:
+def with_smaller_plans(
+    attempt: Callable[[str | None], T], max_memory: str | None, work: Work, *, stream: LiveStream | None = None
+) -> T:
     """Try `attempt` with the `--max-memory` given, and while memory runs out with what gives a smaller plan.
 
-    Raises OutOfMemory once there is no smaller plan.
+    Raises OutOfMemory once there is no smaller plan, or a part made under this one has gone into a `stream`.
     """
     while True:
         try:
             return attempt(max_memory)
         except OutOfMemory as error:
-            if error.planned_bytes is None:
+            if error.planned_bytes is None or (stream is not None and stream.has_begun):
                 raise
             planned_bytes = error.planned_bytes
         # Only now, with the failure and its traceback gone, is what it held free.

@@ -94,7 +94,8 @@ def queue_places(frame_bytes: int) -> int:
 class SegmentThread(threading.Thread, Generic[T]):
     """Encodes what its channel brings, `write` being how one item goes into the segment's sinks.
 
-    `pausable` keeps what a `Pause` needs: the pictures of the segment in hand, on the disk.
+    `pausable` keeps what a `Pause` needs: the pictures of the segment in hand, on the disk. `on_segment` hears of every
+    segment that is finished.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class SegmentThread(threading.Thread, Generic[T]):
         places: int,
         busy: Busy,
         pausable: bool,
+        on_segment: Callable[[Path], None] | None = None,
     ) -> None:
         super().__init__(name="writing", daemon=True)
         self.channel: Channel[T | SegmentEnd | Pause] = Channel(places)
@@ -117,6 +119,7 @@ class SegmentThread(threading.Thread, Generic[T]):
         self._output = output
         self._busy = busy
         self._pausable = pausable
+        self._on_segment = on_segment
 
     def serve(self, work: Callable[[], bool]) -> bool:
         """Do `work`, which fills the channel, while this thread writes; tells whether all of it was done.
@@ -202,6 +205,8 @@ class SegmentThread(threading.Thread, Generic[T]):
         )
         begun.unlink(missing_ok=True)
         self._busy.writing += time.perf_counter() - started_s
+        if self._on_segment is not None:
+            self._on_segment(path)
 
     def _drop_unfinished(self) -> None:
         """Free what an unfinished segment takes; the disk may be full."""

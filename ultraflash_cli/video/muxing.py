@@ -93,7 +93,7 @@ def shift_of(info: ClipInfo, first_s: Fraction, window: Window | None) -> Fracti
 @contextmanager
 def source_of(info: ClipInfo) -> Generator[InputContainer | None]:
     """The input once more; None for a pipe that is read only once and was not kept."""
-    if isinstance(info.source, Pipe) and info.source.whole_file is None:
+    if isinstance(info.source, Pipe) and not info.source.is_spooled:
         yield None
         return
     with open_input(info.source) as container:

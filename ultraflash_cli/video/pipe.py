@@ -1,12 +1,13 @@
 """A stream that can be read only once, such as stdin, looked at first and then read from its start again."""
 
 import hashlib
+import threading
 from pathlib import Path
 from typing import Protocol
 
 from ultraflash_cli.errors import InputError, OutputError
 
-__all__ = ["ByteStream", "Pipe", "PipeReader"]
+__all__ = ["ByteStream", "Pipe", "PipeReader", "SpoolReader"]
 
 _HEAD_BYTES = 1 << 16
 
@@ -35,6 +36,12 @@ class Pipe:
         self._length = 0  # bytes taken from the stream
         self._ended = False
         self._reader: PipeReader | None = None
+        self._grown = threading.Condition()
+
+    @property
+    def is_spooled(self) -> bool:
+        """Whether everything that is read is kept in a file."""
+        return self._spool is not None
 
     @property
     def whole_file(self) -> Path | None:
@@ -71,6 +78,23 @@ class Pipe:
         self._reader = PipeReader(self, last=last and self._spool is None)
         return self._reader
 
+    def follower(self) -> "SpoolReader":
+        """Return a second reading, beside the first one and never ahead of it; only with a spool."""
+        assert self._spool is not None, "a spool to follow"
+        return SpoolReader(self)
+
+    def follow_at(self, place: int, size: int) -> bytes:
+        """Return up to ``size`` bytes of the spool from ``place`` on, waiting for them; none at the end."""
+        with self._grown:
+            self._grown.wait_for(lambda: place < self._length or self._ended)
+        return self._recorded(place, size)
+
+    def release(self) -> None:
+        """Let readings that follow end where the first one has got to: nothing more is read."""
+        with self._grown:
+            self._ended = True
+            self._grown.notify_all()
+
     def read_at(self, place: int, size: int, *, drop: bool) -> bytes:
         """Give up to ``size`` bytes from ``place`` on, none at the end; ``drop`` forgets what lies before."""
         if place >= self._length and not self._ended:
@@ -98,19 +122,40 @@ class Pipe:
             content = self._stream.read(size) or b""
         except (OSError, ValueError) as error:
             raise InputError(f"{self.name}: the pipe cannot be read ({error}).") from error
-        self._ended = not content
-        self._length += len(content)
         if self._spool is None:
             self._memory += content
+            self._advance(content)
             return
         try:
             with open(self._spool, "ab") as file:
                 file.write(content)
+            self._advance(content)
         except OSError as error:
             raise OutputError(
                 f"{self._spool}: cannot be written ({(error.strerror or str(error)).lower()}); "
                 "--temp-dir names another place."
             ) from error
+
+    def _advance(self, content: bytes) -> None:
+        """Count what was kept, and wake who follows."""
+        with self._grown:
+            self._ended = not content
+            self._length += len(content)
+            self._grown.notify_all()
+
+
+class SpoolReader:
+    """A reading of what a pipe has spooled so far, waiting for more, as libavformat wants it: it has no ``seek``."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._place = 0
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes, none at the end."""
+        content = self._pipe.follow_at(self._place, size)
+        self._place += len(content)
+        return content
 
 
 class PipeReader:

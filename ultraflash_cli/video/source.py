@@ -85,7 +85,8 @@ def source_path(source: Source) -> Path:
 def open_input(source: Source, *, last: bool = False) -> Generator[InputContainer]:
     """Open ``source`` for reading; raises ``InputError`` in one line for whatever stands in the way.
 
-    ``last`` says of a pipe that it will not be opened again: what was remembered of it is let go.
+    ``last`` says of a pipe that this is the reading of its frames: what was remembered of it is let go, unless it is
+    spooled; then other readings follow this one, and wait for it.
     """
     path = source_path(source)
     try:
@@ -239,7 +240,9 @@ def _opened(source: Source, last: bool) -> InputContainer:
         return av.open(source.pattern, format="image2", metadata_errors="replace", container_options=options)
     if isinstance(source, Pipe) and source.whole_file is None:
         options = _FORMATS | _LOOK_AHEAD_OF_PIPES
-        return av.open(source.reader(last=last), "r", metadata_errors="replace", container_options=options)
+        # Behind a first reading of all that comes there is a second one, which follows it.
+        reader = source.follower() if source.is_spooled and not last else source.reader(last=last)
+        return av.open(reader, "r", metadata_errors="replace", container_options=options)
     path = source.whole_file if isinstance(source, Pipe) else source
     assert path is not None, "a file to read"
     if path.is_dir():

@@ -1,6 +1,6 @@
 """Plain frames for other programs: YUV4MPEG2, written from lossless segments."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -15,9 +15,7 @@ from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.partial import output_errors
 from ultraflash_cli.video.segment import read_record
 
-__all__ = ["ByteSink", "pour", "write_y4m"]
-
-_PIECE_BYTES = 1 << 20
+__all__ = ["ByteSink", "write_y4m"]
 
 
 class ByteSink(Protocol):
@@ -32,18 +30,21 @@ class ByteSink(Protocol):
         ...
 
 
-def write_y4m(segments: Sequence[Path], spec: EncodeSpec, sink: ByteSink, *, name: str = "-") -> int:
+def write_y4m(segments: Iterable[Path], spec: EncodeSpec, sink: ByteSink, *, name: str = "-") -> int:
     """Write the frames of finished segments of the codec ``y4m`` plainly to ``sink``; gives their count.
+
+    What ``segments`` gives is written before it is asked for more.
 
     ``name`` is what messages call the sink. Raises ``OutputError`` where it takes no more, ``OutputCheckError`` where a
     segment cannot be read back.
     """
-    records = [read_record(path) for path in segments]
     target, sample_bytes = Path(name), 2 if spec.deep else 1
-    with output_errors(target):
-        sink.write(_header(spec))
-    for path, record in zip(segments, records, strict=True):
-        count = 0
+    total = 0
+    for path in segments:
+        record, count = read_record(path), 0
+        if not total:
+            with output_errors(target):
+                sink.write(_header(spec))
         try:
             with av.open(f"file:{path}") as container:
                 for frame in container.decode(video=0):
@@ -55,18 +56,10 @@ def write_y4m(segments: Sequence[Path], spec: EncodeSpec, sink: ByteSink, *, nam
             raise OutputCheckError(f"{path}: this segment cannot be read back ({error}).") from error
         if count != record.frames:
             raise OutputCheckError(f"{path}: holds {count} frames, expected {record.frames}.")
-    with output_errors(target):
-        sink.flush()
-    return sum(record.frames for record in records)
-
-
-def pour(path: Path, sink: ByteSink, *, name: str = "-") -> None:
-    """Copy a finished and checked file to ``sink``; raises ``OutputError`` where it takes no more."""
-    with output_errors(Path(name)):
-        with open(path, "rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                sink.write(piece)
-        sink.flush()
+        total += count
+        with output_errors(target):
+            sink.flush()
+    return total
 
 
 def _header(spec: EncodeSpec) -> bytes:

@@ -1,0 +1,152 @@
+"""The output as a stream: finished segments go to stdout while the next ones are still being made."""
+
+import select
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from io import RawIOBase
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Self, cast
+
+from ultraflash_cli.errors import OutputError
+from ultraflash_cli.jobs.stop import Stop
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.live import Streamed
+    from ultraflash_cli.video.y4m import ByteSink
+
+__all__ = ["STREAM_SEGMENT_FRAMES", "LiveStream", "ReaderGone"]
+
+STREAM_SEGMENT_FRAMES = 24
+"""About the least frames of a segment of a stream: one second of film, what its reader waits for."""
+
+
+class ReaderGone(OutputError):
+    """The reader of a stream has closed it."""
+
+
+class _Abandoned(Exception):
+    """The work has ended before the stream."""
+
+
+class LiveStream(threading.Thread):
+    """Writes segments to `stdout` in a thread of its own, so that a slow reader does not hold up the work.
+
+    `write` brings the segments that an iterator gives into a sink. Where `keeps` is not set nothing can be resumed,
+    and a segment is deleted once it is written.
+    """
+
+    def __init__(
+        self, write: "Callable[[Iterator[Path], ByteSink], Streamed]", stdout: BinaryIO, *, stop: Stop, keeps: bool
+    ) -> None:
+        super().__init__(name="streaming", daemon=True)
+        self.stop: Stop = _StopOrFailure(stop, self)
+        """Asks the work to stop where the user does, and where nobody takes its result any more."""
+        self.failure: BaseException | None = None
+        self.has_begun = False
+        """Something may have been written, which cannot be taken back."""
+        self._write = write
+        self._sink = _Sink(stdout)
+        self._keeps = keeps
+        self._segments: SimpleQueue[Path | _Abandoned | None] = SimpleQueue()
+        self._streamed: Streamed | None = None
+
+    def begin(self, finished: Iterable[Path]) -> None:
+        """Start with the segments that an interrupted run has left; called again where the work begins again."""
+        for path in finished:
+            self.add(path)
+        if not self.is_alive() and self.failure is None:
+            self.start()
+
+    def add(self, path: Path) -> None:
+        """Write a finished segment behind the others."""
+        self._segments.put(path)
+
+    def finish(self) -> None:
+        """Wait until all is written, or the writing has failed."""
+        self._segments.put(None)
+        self.join()
+
+    @property
+    def streamed(self) -> "Streamed":
+        """What was written in all. Raises what the writing has raised."""
+        self.check()
+        assert self._streamed is not None, "what is finished and has not failed has a result"
+        return self._streamed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give up where the block has failed; nobody waits for a reader that takes nothing."""
+        if error is not None:
+            self._segments.put(_Abandoned())
+
+    def check(self) -> None:
+        """Raise what the writing has raised."""
+        if self.failure is not None:
+            raise self.failure
+
+    def run(self) -> None:
+        try:
+            self._streamed = self._write(self._waited_for(), self._sink)
+        except BaseException as error:
+            self.failure = error
+
+    def _waited_for(self) -> Iterator[Path]:
+        while (path := self._segments.get()) is not None:
+            if isinstance(path, _Abandoned):
+                raise path
+            # Where no frame is shown at another rate, the segment is an empty file.
+            if path.stat().st_size:
+                self.has_begun = True
+                yield path
+            if not self._keeps:
+                _delete(path)
+
+
+class _StopOrFailure(Stop):
+    """Requested where another stop is, or the stream has failed."""
+
+    def __init__(self, stop: Stop, stream: LiveStream) -> None:
+        super().__init__()
+        self._stop = stop
+        self._stream = stream
+
+    @property
+    def requested(self) -> bool:
+        return self._stop.requested or self._stream.failure is not None
+
+
+class _Sink:
+    """Standard output without a buffer of ours: a thread that waits for a reader must hold no lock at the end."""
+
+    def __init__(self, stdout: BinaryIO) -> None:
+        self._raw = cast(RawIOBase | BinaryIO, getattr(stdout, "raw", stdout))
+        stdout.flush()
+
+    def write(self, content: bytes, /) -> int:
+        left = memoryview(content)
+        try:
+            while left:
+                taken = self._raw.write(left)
+                if taken is None:  # a pipe that does not block, and is full
+                    select.select([], [self._raw], [])
+                else:
+                    left = left[taken:]
+        except BrokenPipeError as error:
+            raise ReaderGone("stdout was closed by its reader") from error
+        return len(content)
+
+    def flush(self) -> None:
+        """Do nothing: what was written is out."""
+
+
+def _delete(path: Path) -> None:
+    for each in path.parent.glob(f"{path.name}*"):
+        with suppress(OSError):
+            each.unlink()

@@ -1,0 +1,235 @@
+"""A clip written to a stream segment by segment, while its next segments are still being made."""
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+from av.container import OutputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from ultraflash_cli.errors import OutputCheckError, OutputError
+from ultraflash_cli.video.codecs import CODECS
+from ultraflash_cli.video.containers import FORMATS, StreamPlan
+from ultraflash_cli.video.copies import Window, copied_packets, file_tags
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.join import main_picture
+from ultraflash_cli.video.muxing import (
+    add_streams,
+    add_video,
+    aspect_notes,
+    late_notes,
+    mend_transparency,
+    shift_of,
+    source_of,
+)
+from ultraflash_cli.video.partial import output_errors
+from ultraflash_cli.video.probe import ClipInfo
+from ultraflash_cli.video.segment import SegmentRecord, read_record
+from ultraflash_cli.video.y4m import ByteSink, write_y4m
+
+__all__ = ["Streamed", "stream_clip"]
+
+_LEAST_DELAY = 4
+"""Frames of reordering that are allowed for; x264 and x265 reorder two."""
+_HEAD_BYTES = 64 << 20
+"""More than a first picture takes."""
+_OPTIONS = {
+    # Without it Matroska gets random numbers, and no two streams are equal.
+    "fflags": "+bitexact",
+    "flush_packets": "1",
+    # Packets come in order already: none waits for one of another stream.
+    "max_interleave_delta": "1",
+    "cluster_time_limit": "250",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed:
+    """What went out."""
+
+    frames: int
+    notes: tuple[str, ...] = ()
+    """A sentence for each thing that could only be known now; these belong into the warnings."""
+
+
+def stream_clip(
+    segments: Iterable[Path],
+    plan: StreamPlan,
+    spec: EncodeSpec,
+    sink: ByteSink,
+    *,
+    info: ClipInfo | None = None,
+    window: Window | None = None,
+    tags: Mapping[str, str] | None = None,
+    name: str = "-",
+) -> Streamed:
+    """Write finished segments to ``sink`` in order, each as soon as ``segments`` gives it.
+
+    As plain frames where the plan says y4m, else as Matroska without an index, with what the plan copies of the input
+    ``info`` between the pictures (see ``join`` for times and ``window``), or with ``tags`` and nothing beside them. The
+    same segments give the same bytes. ``name`` is what messages call the sink. Raises ``OutputError`` where it takes no
+    more, and ``OutputCheckError`` for a segment that does not hold what its record says.
+    """
+    if plan.suffix == ".y4m":
+        return Streamed(frames=write_y4m(segments, spec, sink, name=name))
+    waiting = iter(segments)
+    first = next(waiting, None)
+    if first is None:
+        return Streamed(frames=0)
+    first_s = read_record(first).first_pts * spec.time_base
+    shift_s = shift_of(info, first_s, window) if info is not None else Fraction(0)
+    clock = _Clock(spec, shift=round(shift_s / spec.track_time_base))
+    with ExitStack() as stack, output_errors(Path(name)):
+        begun = stack.enter_context(av.open(f"file:{first}"))
+        source = stack.enter_context(source_of(info)) if info is not None else None
+        cut_s = Fraction(0)
+        if info is not None and window is not None:
+            cut_s = max(cut_s, first_s - (info.start_pts or 0) * info.time_base)
+        said = dict(tags or {})
+        if info is not None and source is not None:
+            said = file_tags(source, info, spec, cut_s=cut_s)
+        head = _Head(sink)
+        container = stack.enter_context(_open(head, plan, said))
+        others: Iterator[Packet] = iter(())
+        notes: tuple[str, ...] = ()
+        if info is None:
+            video = add_video(container, begun.streams.video[0], plan, spec)
+        else:
+            video, copies, notes = add_streams(
+                container, begun, source, info, plan, spec, cut_s=cut_s, shift_s=shift_s, window=window
+            )
+            if source is not None:
+                others = copied_packets(source, copies, shift_s, window, strict=False)
+        _interleave(container, _pictures(chain([first], waiting), clock, video), others)
+        container.close()
+    shown_s, aspect = head.shown()
+    if window is None:
+        notes += late_notes(shown_s - (first_s + shift_s) + max(Fraction(0), -first_s), plan)
+    return Streamed(frames=clock.frames, notes=notes + aspect_notes(aspect, plan, spec))
+
+
+class _Clock:
+    """Times of the packets of the picture, segment by segment; the decoding times never step back.
+
+    A packet is decoded when the picture is shown that comes ``delay`` places before it in the order of showing.
+    """
+
+    def __init__(self, spec: EncodeSpec, *, shift: int) -> None:
+        self.unit = spec.track_time_base
+        self.frames = 0
+        """How many packets have got their times."""
+        self._ticks = spec.time_base.numerator
+        self._shift = shift
+        self._delay = _LEAST_DELAY if CODECS[spec.codec].reorders else 0
+        self._shown: list[int] = []
+
+    def times(self, stamps: Sequence[int], record: SegmentRecord) -> list[tuple[int, int, int]]:
+        """Return time stamp, decoding time and duration of each packet of the next segment.
+
+        ``stamps`` are those of its packets in decoding order, counted from its first picture.
+        """
+        start = record.first_pts * self._ticks + self._shift
+        shown = sorted(start + stamp for stamp in stamps)
+        ends = [*shown[1:], shown[-1] + record.last_duration * self._ticks]
+        if self._shown and self._shown[-1] >= shown[0]:
+            raise OutputError("two segments overlap in time; --resume off makes them anew.")
+        lead = max(1, ends[0] - shown[0])
+        before = self._shown or [shown[0] - places * lead for places in range(self._delay, 0, -1)]
+        line = [*before[len(before) - self._delay :], *shown]
+        self._shown = line[-max(1, self._delay) :]
+        self.frames += len(stamps)
+        lasts = {pts: end - pts for pts, end in zip(shown, ends, strict=True)}
+        own = [start + stamp for stamp in stamps]
+        return [(pts, min(dts, pts), lasts[pts]) for pts, dts in zip(own, line, strict=False)]
+
+
+def _pictures(segments: Iterable[Path], clock: _Clock, video: VideoStream) -> Iterator[Packet]:
+    headers: bytes | None = None
+    for path in segments:
+        record = read_record(path)
+        stamps = [
+            round(packet.pts * packet.time_base / clock.unit) for packet in _packets(path) if packet.pts is not None
+        ]
+        if len(stamps) != record.frames:
+            raise OutputCheckError(f"{path}: holds {len(stamps)} frames, expected {record.frames}.")
+        times = clock.times(stamps, record)
+        with av.open(f"file:{path}") as container:
+            extradata = container.streams.video[0].codec_context.extradata or b""
+        headers = extradata if headers is None else headers
+        if extradata != headers:
+            raise OutputError(f"{path}: was written with other encoder settings; --resume off makes it anew.")
+        for packet, (pts, dts, duration) in zip(_packets(path), times, strict=True):
+            mend_transparency(packet)
+            packet.stream = video
+            packet.time_base = clock.unit
+            packet.pts, packet.dts, packet.duration = pts, dts, duration
+            yield packet
+
+
+def _packets(path: Path) -> Iterator[Packet]:
+    with av.open(f"file:{path}") as container:
+        yield from (packet for packet in container.demux(container.streams.video[0]) if packet.size)
+
+
+def _interleave(container: OutputContainer, pictures: Iterable[Packet], others: Iterator[Packet]) -> None:
+    """Mux both in the order of their decoding times."""
+    other = next(others, None)
+    # Matroska knows no time before 0; its muxer moves everything by what the packets lie before it that come first.
+    while other is not None and other.pts is not None and other.pts < 0:
+        container.mux_one(other)
+        other = next(others, None)
+    for picture in pictures:
+        while other is not None and _seconds(other) < _seconds(picture):
+            container.mux_one(other)
+            other = next(others, None)
+        container.mux_one(picture)
+    while other is not None:
+        container.mux_one(other)
+        other = next(others, None)
+
+
+def _seconds(packet: Packet) -> Fraction:
+    assert packet.dts is not None, "every packet to mux has its decoding time"
+    return packet.dts * packet.time_base
+
+
+def _open(sink: ByteSink, plan: StreamPlan, tags: Mapping[str, str]) -> OutputContainer:
+    container = av.open(
+        sink, "w", format=FORMATS[plan.suffix], container_options=dict(_OPTIONS), metadata_errors="replace"
+    )
+    container.metadata.update(tags)
+    return container
+
+
+class _Head:
+    """A sink that remembers its first bytes, to look at what became of the first picture."""
+
+    def __init__(self, sink: ByteSink) -> None:
+        self._sink = sink
+        self._kept = bytearray()
+
+    def write(self, content: bytes, /) -> None:
+        if len(self._kept) < _HEAD_BYTES:
+            self._kept += content
+        self._sink.write(content)
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def shown(self) -> tuple[Fraction, Fraction]:
+        """Return when the first picture is shown, in seconds, and how wide its pixels are over their height.
+
+        PyAV hands no aspect to Matroska: it is there where the codec says it.
+        """
+        with av.open(io.BytesIO(self._kept), "r", metadata_errors="replace") as container:
+            picture = main_picture(container)
+            packet = next(packet for packet in container.demux(picture) if packet.size)
+            assert packet.pts is not None, "what was just written has its time"
+            aspect = picture.sample_aspect_ratio or picture.codec_context.sample_aspect_ratio or Fraction(1)
+            return packet.pts * packet.time_base, aspect
