@@ -59,13 +59,11 @@ class Bar:
             transient=True,
             redirect_stdout=False,
         )
-        self._live.start()
+        self._live.start(refresh=True)
 
-    def begin(self, name: str, step: Step | None = None) -> None:
-        """Start over with another clip, at once at a step where an interrupted run is resumed."""
-        self._name = name
-        if step is not None:
-            self.show(step)
+    def tell(self, doing: str) -> None:
+        """Show what is being done until the first step is shown."""
+        self._doing = doing
 
     def show(self, step: Step) -> None:
         """Show how far the work is from now on."""

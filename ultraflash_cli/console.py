@@ -116,7 +116,7 @@ class Console:
         It is ASCII, so it is valid under every encoding, and names that are not UTF-8 come back from it as they were.
         Raises OutputError as `text` does.
         """
-        line = json.dumps(value, allow_nan=False)
+        line = self._discreet(json.dumps(value, allow_nan=False))
         if not self.data_on_err:
             self._write_out(line)
             return
@@ -127,7 +127,7 @@ class Console:
 
     def text(self, line: str) -> None:
         """Write one line of the result on stdout; raises OutputError when that cannot be written."""
-        self._write_out(printable(line))
+        self._write_out(self._discreet(printable(line)))
 
     def help(self, page: str) -> None:
         """Write help that nobody asked for, on stderr."""
@@ -197,7 +197,7 @@ class Console:
         """Show a job's event the way `--progress` asks for; safe to call from any thread."""
         with self._lock:
             if self._mode() == "json":
-                line = json.dumps(as_json(event))
+                line = self._discreet(json.dumps(as_json(event)))
                 self._err.write_line(line)
                 self._log_line(line)
                 return
@@ -220,6 +220,12 @@ class Console:
                 case Failed() | Event():
                     pass
 
+    def _discreet(self, text: str) -> str:
+        """Take out tokens and passwords, whichever library's message brings them."""
+        for secret in self.settings.secrets:
+            text = text.replace(secret, "***")
+        return text
+
     def _mode(self) -> str:
         mode = self.options.progress
         if mode == "auto":
@@ -230,7 +236,7 @@ class Console:
         return self._err.isatty() and not (self.options.no_color or self.settings.no_color)
 
     def _say(self, message: str, *, shown: bool, style: str | None = None) -> None:
-        message = printable(message)
+        message = self._discreet(printable(message))
         with self._lock:
             self._log_line(message)
             if not shown:
@@ -264,7 +270,7 @@ class Console:
         if self._bar is None:
             self._start_bar(self._label, "loading the model")
         if self._bar is not None:
-            self._bar.begin(self._label)
+            self._bar.tell("waiting for the first frames")
 
     def _start_bar(self, name: str, doing: str) -> None:
         self._drop_bar()

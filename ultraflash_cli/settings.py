@@ -5,12 +5,14 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 __all__ = ["DEFAULT_ENDPOINT", "Settings", "keep_compiled_kernels", "quieten_libraries"]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 """The hub that weights come from, unless `HF_ENDPOINT` names another."""
 
+_LEAST_SECRET = 6
 _TRUE = {"1", "on", "yes", "true"}
 
 
@@ -30,6 +32,15 @@ class Settings:
     """`HF_TOKEN`; without it the hub's library looks for a saved login."""
     offline: bool = False
     """`HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` says yes: nothing is asked of the network."""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is never printed: the token, and who logs in with which password in the hub's address."""
+        login, at, _ = urlsplit(self.hub_endpoint).netloc.rpartition("@")
+        password = login.partition(":")[2]
+        # A shorter one would be found in half of all words.
+        alone = (secret for secret in (self.hub_token or "", password) if len(secret) >= _LEAST_SECRET)
+        return tuple(filter(None, (login + at, *alone)))
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:

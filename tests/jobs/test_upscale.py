@@ -1,5 +1,7 @@
 """A clip through the whole job with a tiny stand-in for the model: what comes out, and what is left behind."""
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -269,6 +271,23 @@ def test_a_disk_that_cannot_hold_the_output_is_refused_before_anything_is_writte
     with pytest.raises(OutputError, match="disk full"):
         upscale(job(source))
     assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+def test_an_input_that_changes_during_the_run_costs_no_finished_frame(tmp_path: Path, change: str) -> None:
+    source, other = make_clip(tmp_path / "in.mkv", frames=30), make_clip(tmp_path / "other.mkv", frames=4)
+    kept = source.read_bytes(), source.stat().st_mtime_ns
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Chunk) and event.frames_done == 30:
+            source.unlink() if change == "deleted" else shutil.copy(other, source)
+
+    with pytest.raises(InputError, match="all 30 frames are finished and kept"):
+        run(job(source, tmp_path / "out.mkv"), listen, build=builder(), segment_frames=12)
+    source.write_bytes(kept[0])
+    os.utime(source, ns=(kept[1], kept[1]))
+    assert upscale(job(source, tmp_path / "out.mkv")).frames_resumed == 30
+    assert len(decoded(tmp_path / "out.mkv")) == 30
 
 
 def test_a_failed_check_leaves_no_file_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

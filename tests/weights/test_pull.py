@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.weights.checkpoints import saved, tiny_decoder, upsampler, wrapped
 from tests.weights.hub import COMMIT, FakeHub, git_blob, running_hub
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.jobs.journal import OutputLock
+from ultraflash_cli.jobs.pull import hub_of
 from ultraflash_cli.main import main
 from ultraflash_cli.settings import DEFAULT_ENDPOINT, Settings
 from ultraflash_cli.weights.manifest import read_manifest, read_sets
@@ -275,6 +277,47 @@ def test_without_network_and_with_a_wrong_address_it_is_one_line(
     assert "no connection to http://127.0.0.1:1" in refused(capsys, "weights", "pull", NAME)
     monkeypatch.setenv("HF_ENDPOINT", "nonsense")
     assert "HF_ENDPOINT is an address" in refused(capsys, "weights", "pull", NAME, code=2)
+
+
+def test_tokens_and_passwords_are_neither_printed_nor_sent_unencrypted(
+    hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\ntoken")
+    assert "HF_TOKEN holds a blank" in refused(capsys, "weights", "pull", NAME, code=2)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_ENDPOINT", "http://user:pass-word@127.0.0.1:1")
+    assert main(["-v", "--log-file", str(tmp_path / "log"), "weights", "pull", NAME]) == 8
+    shown = capsys.readouterr().err + (tmp_path / "log").read_text()
+    assert "no connection to http://***127.0.0.1:1" in shown
+    assert "pass-word" not in shown and "hf_secret" not in shown
+
+    settings = Settings.from_environment({"HF_TOKEN": "hf_secret", "HF_ENDPOINT": "http://hub.example"})
+    assert hub_of(settings).login is False
+    assert "is not encrypted, so the token is not sent" in (hub_of(settings).withheld or "")
+    for address in ("https://hub.example", "http://localhost:80"):
+        trusted = hub_of(Settings.from_environment({"HF_TOKEN": "hf_secret", "HF_ENDPOINT": address}))
+        assert (trusted.login, trusted.withheld) == ("hf_secret", None)
+
+
+class _Runs:
+    """What runs a command where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return subprocess.call, ("true",)
+
+
+def pickled(what: object, path: Path) -> object:
+    return path.write_bytes(pickle.dumps(what))
+
+
+@pytest.mark.parametrize("save", [torch.save, pickled], ids=["zip", "pickle"])
+def test_a_pickle_that_would_run_something_is_one_clean_line(
+    hub: FakeHub, capfd: pytest.CaptureFixture[str], tmp_path: Path, save: Callable[[object, Path], object]
+) -> None:
+    save({"weights": _Runs()}, tmp_path / "evil.pth")
+    line = refused(capfd, "weights", "pull", "--from", tmp_path / "evil.pth")
+    assert line.startswith("error: evil.pth: ") and line.endswith("; nothing of it was run)")
+    assert "torch.load" not in line
 
 
 def test_offline_asks_nothing_of_the_network(

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from ultraflash_cli.video.probe import ClipInfo
     from ultraflash_cli.video.source import Source
 
-__all__ = ["find_input", "input_bytes", "input_facts", "input_identity", "made_place", "with_what_can_be_copied"]
+__all__ = [
+    "check_unchanged",
+    "file_head",
+    "find_input",
+    "input_bytes",
+    "input_facts",
+    "input_identity",
+    "made_place",
+    "with_what_can_be_copied",
+]
+
+_HEAD_BYTES = 1 << 20
 
 
 def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: int | None) -> "Source":
@@ -83,6 +94,31 @@ def input_facts(source: "Source") -> dict[str, object]:
         stat = picture.stat()
         digest.update(f"{picture.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return {"the pictures": digest.hexdigest(), "the pictures' rate": str(source.rate)}
+
+
+def file_head(source: "Source") -> tuple[int, str]:
+    """Give size and beginning of a file, to tell later whether another one stands in its place."""
+    if not isinstance(source, Path):
+        return 0, ""
+    with source.open("rb") as file:
+        return source.stat().st_size, hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()
+
+
+def check_unchanged(source: "Source", head: tuple[int, str], *, frames: int) -> None:
+    """Raise InputError where a file that was read is gone, or another one than it was; it may have grown."""
+    kept = f"all {frames} frames are finished and kept" if frames else "nothing of it was read yet"
+    try:
+        now = file_head(source)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"{source}: {reason}; it was deleted or moved during the run, {kept}; put it back and run the same command"
+        ) from error
+    if now[1] != head[1] or now[0] < head[0]:
+        raise InputError(
+            f"{source} was replaced during the run, {kept}; put the earlier file back unchanged and run the same "
+            "command to finish it, with the new file it starts afresh"
+        )
 
 
 def with_what_can_be_copied(info: "ClipInfo", *, spooled: bool) -> "tuple[ClipInfo, tuple[str, ...]]":

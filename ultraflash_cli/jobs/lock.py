@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.jobs.events import Listener, Transfer
+from ultraflash_cli.jobs.events import Listener, Transfer, Warned
 from ultraflash_cli.jobs.pull import Catalogue
 from ultraflash_cli.weights.fetch import Hub, RemoteFile, fetch, locate
 from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, package_folder
@@ -37,6 +37,8 @@ def lock_weights(
     WeightsError where the hub says no; nothing is written then.
     """
     chosen = [entry for name in names for entry in catalogue.choose(name)] if names else catalogue.entries.values()
+    if withheld := hub.withheld:
+        on_event(Warned(input=" ".join(names), message=withheld))
     entries = dict(catalogue.entries)
     locked: list[WeightEntry] = []
     commits: dict[str, str] = {}

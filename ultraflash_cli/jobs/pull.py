@@ -142,6 +142,8 @@ def plan_pull(
         chosen |= {entry.name: entry for entry in entries}
         by_name |= {name} & catalogue.entries.keys()
     ready, missing = _divide(chosen.values(), store, on_event)
+    if missing and not hub.offline and (withheld := hub.withheld):
+        on_event(Warned(input=" ".join(names), message=withheld))
     left_out: list[tuple[WeightEntry, str]] = []
     sources: list[Source] = []
     commits: dict[str, str] = {}

@@ -12,7 +12,7 @@ from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.jobs.events import Listener, Planned, Started
 from ultraflash_cli.jobs.finish import finish_of
 from ultraflash_cli.jobs.flow import SourceFrame, move_frames
-from ultraflash_cli.jobs.inputs import input_bytes, input_facts
+from ultraflash_cli.jobs.inputs import check_unchanged, file_head, input_bytes, input_facts
 from ultraflash_cli.jobs.journal import SPOOL
 from ultraflash_cli.jobs.live import STREAM_SEGMENT_FRAMES, LiveStream
 from ultraflash_cli.jobs.model import Builder, Built
@@ -124,6 +124,7 @@ class _Upscaling:
         self._build = build
         self._clock = clock
         self._segment_frames = segment_frames
+        self._head = file_head(prepared.info.source)
         job = prepared.job
         self._live: LiveStream | None = None
         if job.stdout is not None:
@@ -176,6 +177,7 @@ class _Upscaling:
             work.warn(message)
         is_used_up = prepared.job.pipe is not None and not self._spools
         with telling_memory_errors(None if is_used_up else built.planned_bytes):
+            check_unchanged(prepared.info.source, self._head, frames=0)
             journal = work.open_journal(_fingerprint(prepared, built, self._segment_frames))
             total = estimate_frames(prepared.info, prepared.window)
             progress = Progress(work, total=total, clock=self._clock, started_s=started_s)
@@ -355,6 +357,7 @@ class _Upscaling:
             prepared.job.pipe.read_to_end()
         if self._live is not None:
             return work.stream_out(self._live)
+        check_unchanged(info.source, self._head, frames=work.journal.frames)
         # A segment of which no frame is shown at another rate is an empty file.
         files = [path for path in work.journal.files if path.stat().st_size]
         records = [read_record(path) for path in files]

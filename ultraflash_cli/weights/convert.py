@@ -3,6 +3,7 @@
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -103,8 +104,17 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> dict[str, Any]:
             with safe_open(str(path), framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the pickle's protocol: it is read or refused
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"a pickle that would run {wanted[1]}" if wanted else "no pickle of tensors alone"
+        raise WeightsError(
+            f"{name}: not a readable weight file; expected tensors in safetensors or saved by torch, and nothing else "
+            f"({found}; nothing of it was run)"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise WeightsError(
             f"{name}: not a readable weight file; expected tensors in safetensors or saved by torch, "
             f"and nothing else ({_first_line(error)})."

@@ -38,6 +38,28 @@ class Hub:
         address = urlsplit(self.endpoint)
         if address.scheme not in ("http", "https") or not address.netloc:
             raise UsageError(f"HF_ENDPOINT is an address such as https://huggingface.co, got {self.endpoint!r}.")
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
+            raise UsageError("HF_TOKEN holds a blank, a line break or a letter that no token has; copy it again")
+
+    @property
+    def is_private(self) -> bool:
+        """Nobody on the way can read what is sent there."""
+        address = urlsplit(self.endpoint)
+        return address.scheme == "https" or address.hostname in ("localhost", "127.0.0.1", "::1")
+
+    @property
+    def login(self) -> str | bool | None:
+        """What the hub's library logs in with: False keeps it from sending even a saved token."""
+        return self.token if self.is_private else False
+
+    @property
+    def withheld(self) -> str | None:
+        """A warning where there is a token that is not sent."""
+        from huggingface_hub import get_token
+
+        if self.is_private or not (self.token or get_token()):
+            return None
+        return f"HF_ENDPOINT {self.endpoint} is not encrypted, so the token is not sent; use an https address"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +182,7 @@ def _transfer(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int]
     _silence()
     # The address of the file itself, not the one it redirects to: that one is signed for an hour only.
     url = hf_hub_url(remote.repository, remote.path, revision=remote.revision, endpoint=hub.endpoint)
-    headers = build_hf_headers(token=hub.token) | {"Accept-Encoding": "identity"}
+    headers = build_hf_headers(token=hub.login) | {"Accept-Encoding": "identity"}
     with writing(part):
         file = part.open("rb+", buffering=0)
     with file, _hub_errors(hub, f"{remote}"):
@@ -210,7 +232,7 @@ def _ask(hub: Hub, entry: WeightEntry, revision: str) -> RemoteFile:
     from huggingface_hub import HfApi
 
     with _hub_errors(hub, entry.repository):
-        files = HfApi(endpoint=hub.endpoint, token=hub.token).list_repo_files(entry.repository, revision=revision)
+        files = HfApi(endpoint=hub.endpoint, token=hub.login).list_repo_files(entry.repository, revision=revision)
     name = PurePosixPath(entry.file).name
     same = [path for path in files if PurePosixPath(path).name == name]
     if len(same) != 1:
@@ -229,7 +251,7 @@ def _head(hub: Hub, repository: str, path: str, revision: str) -> RemoteFile:
     _silence()
     url = hf_hub_url(repository, path, revision=revision, endpoint=hub.endpoint)
     with _hub_errors(hub, f"{repository}/{path}"):
-        said = get_hf_file_metadata(url, token=hub.token, endpoint=hub.endpoint)
+        said = get_hf_file_metadata(url, token=hub.login, endpoint=hub.endpoint)
     commit, identity, size = said.commit_hash or "", said.etag or "", said.size
     is_sha256 = re.fullmatch(_SHA256, identity) is not None
     if size is None or not re.fullmatch(_GIT_ID, commit) or not (is_sha256 or re.fullmatch(_GIT_ID, identity)):
