@@ -106,18 +106,19 @@ class Track(Walker):
         rate = getattr(stream, "average_rate", None) if video else None
         self.step = max(1, round(1 / (rate * unit))) if rate else max(1, round(Fraction(1, 40) / unit))
         self.epoch = 0
-        self._seen: int | None = None
+        self.seen: int | None = None
+        """The timestamp that was read last."""
         self._wrapped = 0
         self._lead = 0
 
-    def unwrap(self, packet: Packet, period: int) -> None:
-        """Undo a wrap of the counter, whose values repeat after ``period`` ticks."""
+    def unwrap(self, packet: Packet, period: int, near: int | None) -> None:
+        """Undo a wrap of the counter, whose values repeat after ``period`` ticks: they go on ``near`` a timestamp."""
         stamp = packet.dts if packet.dts is not None else packet.pts
         if stamp is None:
             return
-        if self._seen is not None and 2 * abs(stamp + self._wrapped - self._seen) > period:
-            self._wrapped -= round(Fraction(stamp + self._wrapped - self._seen, period)) * period
-        self._seen = stamp + self._wrapped
+        if near is not None and 2 * abs(stamp + self._wrapped - near) > period:
+            self._wrapped -= round(Fraction(stamp + self._wrapped - near, period)) * period
+        self.seen = stamp + self._wrapped
         if self._wrapped:
             self._add(packet, self._wrapped)
 

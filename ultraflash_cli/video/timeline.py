@@ -179,7 +179,8 @@ class Timeline:
             return False
         track = self._tracks.get(packet.stream_index)
         if self._broadcast and track is not None:
-            track.unwrap(packet, _WRAP_TICKS)
+            seen = next((other.seen for other in self._dense if other.seen is not None), None)
+            track.unwrap(packet, _WRAP_TICKS, seen if track.seen is None else track.seen)
         self._ahead.append(packet)
         self._ahead_bytes += packet.size
         return True
@@ -259,6 +260,8 @@ class Timeline:
         if returns and after is not None and elapsed * track.unit <= _LONGEST_RUN_S:
             return base + round(Fraction((after - base) * track.step, elapsed + track.step))
         if leap > 0:
+            if run == 1 and after is None and self._is_lost(track, stamp, leap):
+                return base + track.step
             self._after_jump(track, packet, stamp, leap)
             return None
         starts = self._others_leaping(track, packet, stamp)
@@ -301,6 +304,15 @@ class Timeline:
         alone = len(starts) == 1
         if too_long if not alone else self._others_go_on(track):
             self._start_epoch(track, stamp, starts)
+
+    def _is_lost(self, track: Track, stamp: int, leap: int) -> bool:
+        """Whether the last packet of a stream lies where nothing else of the file does."""
+        if not self._broadcast:
+            return False
+        others = [other.last * other.unit for other in self._dense if other is not track and other.last is not None]
+        if others:
+            return stamp * track.unit - max(others) > _NEAR_S
+        return leap * track.unit > _LONGEST_GAP_S
 
     def _others_go_on(self, track: Track) -> bool:
         """Whether other streams have more to come, as if nothing had happened."""
