@@ -284,7 +284,7 @@ def test_what_a_chosen_container_cannot_hold_is_dropped_and_named(tmp_path: Path
     source = rich(tmp_path / "a.mkv")
     result = checked(enlarge(source, tmp_path, suffix=".mp4"))
     dropped = [str(each) for each in result.plan.dropped]
-    assert dropped == ["stream 4 attachment font.ttf: .mp4 cannot hold it"]
+    assert dropped == ["stream 4 attachment font.ttf: .mp4 cannot hold it; .mkv can"]
     assert [str(each) for each in result.plan.converted] == ["stream 3 subtitle subrip ger: converted to mov_text"]
     assert copied_hashes(result.path, "a") == copied_hashes(source, "a")
 

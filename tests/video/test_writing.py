@@ -74,7 +74,7 @@ ROWS = {
     "opus to mp4": Row(made=sound("libopus"), suffix=".mp4", becomes=".mp4"),
     "flac in mkv": Row(made=sound("flac"), becomes=".mkv"),
     "flac to mp4": Row(made=sound("flac"), suffix=".mp4", becomes=".mp4"),
-    "flac to mov": Row(made=sound("flac"), suffix=".mov", becomes=".mov", dropped=("flac",)),
+    "flac to mov": Row(made=sound("flac"), suffix=".mov", becomes=".mov", converted=("pcm_s16le",)),
     "vorbis to mp4": Row(made=sound("libvorbis"), suffix=".mp4", becomes=".mp4"),
     "vorbis in webm": Row(
         made=f"{TEST} {SINE.format(0.4)} -c:v libvpx -c:a libvorbis", source="a.webm", suffix=".webm", becomes=".webm"
@@ -86,7 +86,7 @@ ROWS = {
     "truehd in mkv": Row(made=sound("truehd"), becomes=".mkv"),
     "pcm in mov": Row(made=sound("pcm_s24le"), source="a.mov", becomes=".mov"),
     "pcm in avi": Row(made=sound("pcm_s16le"), source="a.avi", becomes=".mkv", says="pcm_s16le"),
-    "pcm to mp4": Row(made=sound("pcm_s16le"), suffix=".mp4", becomes=".mp4", dropped=("pcm_s16le",)),
+    "pcm to mp4": Row(made=sound("pcm_s16le"), suffix=".mp4", becomes=".mp4", converted=("flac",)),
     "mp3 in avi": Row(made=sound("libmp3lame"), source="a.avi", becomes=".mp4", says=".avi is not written"),
     "mp2 in mpg": Row(
         made=f"{TEST} {SINE.format(0.4)} -c:v mpeg2video -c:a mp2", source="a.mpg", becomes=".mp4", says="not written"
@@ -279,7 +279,8 @@ def compare(source: Path, result: Result) -> None:
             assert max(abs(y - x - moved) for x, y in zip(a, b, strict=True)) <= max(slack, Fraction(1, 20000))
     for converted in result.plan.converted:
         (index,) = (s.index for s in probe(result.path).streams if s.codec == converted.codec)
-        texts = [ffmpeg("-i", str(path), "-map", f"0:{place}", "-f", "srt", "-")
+        form = ("-c:a", "pcm_s32le", "-f", "hash") if converted.stream.kind == "audio" else ("-f", "srt")
+        texts = [ffmpeg("-i", str(path), "-map", f"0:{place}", *form, "-")
                  for path, place in ((source, converted.stream.index), (result.path, index))]  # fmt: skip
         assert texts[0] == texts[1] != ""
     assert facts(result.path).get("title") == facts(source).get("title")

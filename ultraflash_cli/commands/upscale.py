@@ -109,7 +109,10 @@ def upscale(
             "many a second they are.",
         ),
     ] = "keep",
-    audio: Annotated[Literal["copy", "none"], typer.Option("--audio", help="Keep or drop the sound.")] = "copy",
+    audio: Annotated[
+        Literal["copy", "aac", "flac", "none"],
+        typer.Option("--audio", help="Keep the sound; aac or flac: convert what cannot be copied; none: drop it."),
+    ] = "copy",
     subs: Annotated[Literal["copy", "none"], typer.Option("--subs", help="Keep or drop the subtitles.")] = "copy",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",

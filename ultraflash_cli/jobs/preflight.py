@@ -92,7 +92,8 @@ class UpscaleJob:
     crf: int | None = None
     pix_fmt: str = "auto"
     enc_options: tuple[tuple[str, str], ...] = ()
-    audio: Literal["copy", "none"] = "copy"
+    audio: Literal["copy", "aac", "flac", "none"] = "copy"
+    """aac and flac: what sound becomes that the container cannot hold as it is."""
     subs: Literal["copy", "none"] = "copy"
     fps: int | None = None
     """Frames a second to write, by repeating or dropping frames; the rate of pictures, which have none of their own."""
@@ -231,7 +232,6 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     if to_write and job.temp is not None:
         check_folder(job.temp / "journal")
 
-    from ultraflash_cli.video.containers import plan_streams
     from ultraflash_cli.video.encode import MADE_TICKS, check_encoder, choose_spec
     from ultraflash_cli.video.probe import probe
 
@@ -274,7 +274,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     )
     part = "_preview" if job.preview is not None else "_part" if window is not None else ""
     part += "_side_by_side" if job.side_by_side else ""
-    streams = plan_streams(info, suffix, audio=job.audio, subs=job.subs, codec=spec.codec)
+    streams = _kept_streams(job, info, suffix, spec.codec)
     if not isinstance(source, Path):
         streams = replace(streams, reason="")
     beside, stem = made_place(source)
@@ -305,6 +305,21 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
             *_warnings(info, spec, plan, streams, "stdout" if job.stdout is not None else output.name),
         ),
     )
+
+
+def _kept_streams(job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: str) -> "StreamPlan":
+    """Plan what comes along, of that only what the muxer takes."""
+    from ultraflash_cli.video.containers import plan_streams
+    from ultraflash_cli.video.rehearsal import rehearse
+
+    refused: dict[str, dict[int, str]] = {}
+    while True:
+        streams = plan_streams(info, suffix, audio=job.audio, subs=job.subs, codec=codec, refused=refused)
+        found = rehearse(info, streams)
+        known = refused.setdefault(streams.suffix, {})
+        if not found.keys() - known.keys():
+            return streams
+        known.update(found)
 
 
 def _check_target(output: Path, job: UpscaleJob) -> bool:

@@ -1,18 +1,22 @@
 """What the containers hold: which one a clip is written in, and which streams of the input come along."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.video.probe import ClipInfo, StreamInfo
+from ultraflash_cli.video.sound import lossless_codecs
 from ultraflash_cli.video.source import open_input
 
 __all__ = [
+    "CONVERTIBLE",
     "FORMATS",
     "LONG_START_S",
     "ConvertedStream",
     "DroppedStream",
+    "Refusals",
     "StreamPlan",
     "is_iso",
     "own_suffix",
@@ -21,6 +25,10 @@ __all__ = [
     "tick_of",
 ]
 
+CONVERTIBLE = ("aac", "flac")
+"""What sound becomes that cannot be copied, where that is asked for."""
+Refusals = Mapping[str, Mapping[int, str]]
+"""By container and stream, why a muxer does not take it."""
 LONG_START_S = 60
 """A clock that starts later is a broadcast's; the output's starts at 0."""
 _CHAPTER_TRACKS = ("", "bin_data", "text")
@@ -71,6 +79,7 @@ _CONTAINERS = {
         | {"prores", "dnxhd", "cfhd", "qtrle", "png", "dvvideo", "rawvideo", "v210", "cinepak", "svq3"},
         audio=frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "alac", "adpcm_ima_qt", "dts", "amr_nb", "amr_wb"})
         | {"pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_f32be", "pcm_f64be"}
+        | {"nellymoser", "qcelp", "qdm2", "qdmc", "gsm", "speex", "ilbc"}
         | _PCM_LE
         | _PCM_BE,
         subtitle=frozenset({"mov_text"}),
@@ -80,7 +89,7 @@ _CONTAINERS = {
     ".mkv": _Container(
         video=_ISO_VIDEO | {"prores", "ffv1", "vp8", "theora", "msmpeg4v3", "rv30", "rv40", "rawvideo", "vvc"},
         audio=_MP4_AUDIO
-        | {"vorbis", "truehd", "mlp", "tta", "wavpack", "mp1", "cook", "ra_288", "sipr"}
+        | {"vorbis", "truehd", "mlp", "tta", "wavpack", "mp1", "cook", "ra_144", "ra_288", "sipr", "atrac3"}
         | _PCM_LE
         | _PCM_BE,
         subtitle=frozenset({"subrip", "ass", "webvtt", "text", "dvd_subtitle", "hdmv_pgs_subtitle", "dvb_subtitle"}),
@@ -119,7 +128,7 @@ class DroppedStream:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedStream:
-    """A stream of the input that comes along in another form, with nothing lost."""
+    """A stream of the input that comes along in another form."""
 
     stream: StreamInfo
     codec: str
@@ -146,13 +155,21 @@ class StreamPlan:
 
 
 def plan_streams(
-    info: ClipInfo, output_suffix: str | None, *, audio: str = "copy", subs: str = "copy", codec: str
+    info: ClipInfo,
+    output_suffix: str | None,
+    *,
+    audio: str = "copy",
+    subs: str = "copy",
+    codec: str,
+    refused: Refusals = MappingProxyType({}),
 ) -> StreamPlan:
     """Choose the container and the streams to copy beside video of ``codec`` (h264, ...).
 
-    ``output_suffix`` given by the user wins, and what it cannot hold is dropped; without one it is the input's
-    container where that can hold everything, MP4 for inputs whose container is not written here, else Matroska.
-    Raises ``UsageError`` for a suffix that is not known or cannot hold the video.
+    ``output_suffix`` given by the user wins, and what it cannot hold is converted without loss or dropped; without one
+    it is the input's container where that can hold everything, MP4 for inputs whose container is not written here, else
+    the one that keeps most. ``audio`` aac or flac names what sound becomes that cannot be copied; ``refused`` says by
+    suffix which streams its muxer does not take, and why. Raises ``UsageError`` for a suffix that is not known or
+    cannot hold the video.
     """
     wanted = tuple(
         stream
@@ -164,23 +181,29 @@ def plan_streams(
     )
     timecodes = _timecodes(info, wanted)
     wanted = tuple(stream for stream in wanted if stream.index not in timecodes)
+    choice = _Choice(codec=codec, audio=audio, refused=refused)
     if output_suffix is not None:
-        return _split(info, _checked_suffix(output_suffix, codec), "", wanted)
+        return _split(info, _checked_suffix(output_suffix, codec), "", wanted, choice)
     if codec in ("png", "y4m"):
-        return _split(info, f".{codec}", "", wanted)
+        return _split(info, f".{codec}", "", wanted, choice)
     own = own_suffix(info)
     first = own or ".mp4"
     if is_iso(first) and codec == "vp9" and info.has_alpha:
-        other = ".mkv" if _misfits(".webm", codec, wanted, False) else ".webm"
-        return _split(info, other, f"written as {other}, because {first} cannot hold transparent vp9 video", wanted)
-    carried = [stream for stream in wanted if _way(".mkv", stream, own == ".mkv") != ""]
-    misfits = _misfits(first, codec, carried, own is not None)
-    if misfits:
-        # QuickTime is where ProRes is expected.
-        other = ".mov" if codec == "prores" and not _misfits(".mov", codec, carried, False) else ".mkv"
-        return _split(info, other, f"written as {other}, because {first} cannot hold {misfits[0]}", wanted)
+        other = ".mkv" if choice.misfits(".webm", wanted, False) else ".webm"
+        reason = f"written as {other}, because {first} cannot hold transparent vp9 video"
+        return _split(info, other, reason, wanted, choice)
+    others = (".mov", ".mkv") if codec == "prores" else (".mkv", ".mov")  # QuickTime is where ProRes is expected
+    fitting = [suffix for suffix in (first, *others) if codec in _CONTAINERS[suffix].video]
+    best = min(fitting, key=lambda suffix: choice.cost(suffix, wanted, suffix == own))
+    if best != first:
+        misfit = f"{codec} video"
+        if first in fitting:
+            # What the other container has no way for either is no reason.
+            gained = [stream for stream in wanted if choice.way(best, stream, best == own) != ""]
+            misfit = choice.misfits(first, gained, own is not None)[0]
+        return _split(info, best, f"written as {best}, because {first} cannot hold {misfit}", wanted, choice)
     written = f"written as {first}, because {info.path.suffix or 'this container'} is not written here"
-    return _split(info, first, "" if own else written, wanted)
+    return _split(info, first, "" if own else written, wanted, choice)
 
 
 def plan_alone(output_suffix: str | None, *, codec: str, frame_s: Fraction) -> StreamPlan:
@@ -218,30 +241,77 @@ def own_suffix(info: ClipInfo) -> str | None:
     return None
 
 
-def _way(suffix: str, stream: StreamInfo, expected: bool) -> str | None:
-    """How ``stream`` comes into the container: copied (None), as what other codec, or not at all (the empty word).
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """How streams come into containers beside video of a codec."""
 
-    ``expected`` says that the user named the container or the input is in one like it.
-    """
-    known = _CONTAINERS[suffix]
-    if not stream.is_known:
+    codec: str
+    audio: str
+    refused: Refusals
+
+    def way(self, suffix: str, stream: StreamInfo, expected: bool) -> str | None:
+        """How ``stream`` comes into the container: copied (None), as what other codec, or not at all (the empty word).
+
+        ``expected`` says that the user named the container or the input is in one like it.
+        """
+        known = _CONTAINERS[suffix]
+        if not stream.is_known:
+            return ""
+        codecs = {
+            "audio": known.audio,
+            "subtitle": known.subtitle,
+            "video": known.pictures if stream.is_picture else known.video,
+        }.get(stream.kind, frozenset[str]())
+        fits = stream.codec in codecs or (expected and not stream.is_picture and stream.codec in known.unusual)
+        if stream.index in self.refused.get(suffix, {}):
+            fits = False
+        elif fits or (stream.kind == "attachment" and known.attachments):
+            return None
+        if stream.kind == "subtitle" and stream.codec in _TEXT and known.text is not None and not fits:
+            return known.text
+        return self._converted(suffix, stream) if stream.kind == "audio" else ""
+
+    def _converted(self, suffix: str, stream: StreamInfo) -> str:
+        """What sound becomes that cannot be copied."""
+        known = _CONTAINERS[suffix]
+        codecs = known.audio | known.unusual if known.timed else frozenset[str]()
+        wanted = [self.audio] if self.audio in CONVERTIBLE else []
+        for codec in (*wanted, *lossless_codecs(stream.codec, stream.sample_bits)):
+            if codec in codecs:
+                return codec
         return ""
-    codecs = {
-        "audio": known.audio,
-        "subtitle": known.subtitle,
-        "video": known.pictures if stream.is_picture else known.video,
-    }.get(stream.kind, frozenset[str]())
-    fits = stream.codec in codecs or (expected and not stream.is_picture and stream.codec in known.unusual)
-    if fits or (stream.kind == "attachment" and known.attachments):
-        return None
-    if stream.kind == "subtitle" and stream.codec in _TEXT and known.text is not None:
-        return known.text
-    return ""
 
+    def misfits(self, suffix: str, streams: Iterable[StreamInfo], expected: bool) -> list[str]:
+        """Name what the container does not hold as it is."""
+        video = [] if self.codec in _CONTAINERS[suffix].video else [f"{self.codec} video"]
+        return video + [stream.describe() for stream in streams if self.way(suffix, stream, expected) is not None]
 
-def _misfits(suffix: str, codec: str, streams: Iterable[StreamInfo], expected: bool) -> list[str]:
-    video = [] if codec in _CONTAINERS[suffix].video else [f"{codec} video"]
-    return video + [stream.describe() for stream in streams if _way(suffix, stream, expected) is not None]
+    def cost(self, suffix: str, streams: Sequence[StreamInfo], expected: bool) -> tuple[int, int]:
+        """How many streams are lost in a container, and how many change though nobody asked for that."""
+        ways = [(stream, self.way(suffix, stream, expected)) for stream in streams]
+        asked = self.audio in CONVERTIBLE
+        changed = [stream for stream, way in ways if way and not (asked and stream.kind == "audio")]
+        return sum(way == "" for _, way in ways), len(changed)
+
+    def refusal(self, suffix: str, stream: StreamInfo) -> str:
+        """Say why a stream is left out, and what keeps it."""
+        if stream.kind in ("data", "unknown"):
+            return "data streams cannot be carried over"
+        if not stream.is_known:
+            what = "sample rate and channels are" if stream.kind == "audio" else "size is"
+            return f"its {what} unknown; nothing of it was found where the file was searched"
+        keepers = [
+            other
+            for other in (".mkv", ".mov", ".mp4")
+            if other != suffix
+            and self.codec in _CONTAINERS[other].video | _CONTAINERS[other].unusual
+            and self.way(other, stream, True) is None
+        ]
+        why = self.refused.get(suffix, {}).get(stream.index, f"{suffix} cannot hold it")
+        ways = [f"{keepers[0]} can"] if keepers else []
+        if stream.kind == "audio" and self.audio == "copy" and "aac" in _CONTAINERS[suffix].audio:
+            ways.append("--audio aac converts it")
+        return "; ".join([why, ", ".join(ways)] if ways else [why])
 
 
 def _timecodes(info: ClipInfo, streams: Sequence[StreamInfo]) -> set[int]:
@@ -275,10 +345,10 @@ def _rounding(suffix: str, time_base: Fraction) -> tuple[str, ...]:
     return (f"{suffix} rounds time stamps to 1 ms; the clip's unit is {time_base} s.",)
 
 
-def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo]) -> StreamPlan:
+def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo], choice: _Choice) -> StreamPlan:
     known = _CONTAINERS[suffix]
     expected = not reason or suffix == own_suffix(info)
-    ways = [(stream, _way(suffix, stream, expected)) for stream in wanted]
+    ways = [(stream, choice.way(suffix, stream, expected)) for stream in wanted]
     notes = [*_rounding(suffix, info.time_base)]
     if not known.timed:
         kept = " and neither chapters nor tags" if info.chapters else " and no tags"
@@ -292,17 +362,8 @@ def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo
         reason=reason,
         copied=tuple(stream for stream, way in ways if way is None),
         dropped=tuple(
-            DroppedStream(stream=stream, reason=_refusal(suffix, stream)) for stream, way in ways if way == ""
+            DroppedStream(stream=stream, reason=choice.refusal(suffix, stream)) for stream, way in ways if way == ""
         ),
         converted=tuple(ConvertedStream(stream=stream, codec=way) for stream, way in ways if way),
         notes=tuple(notes),
     )
-
-
-def _refusal(suffix: str, stream: StreamInfo) -> str:
-    if not stream.is_known:
-        what = "sample rate and channels are" if stream.kind == "audio" else "size is"
-        return f"its {what} unknown; nothing of it was found where the file was searched"
-    if stream.kind in ("data", "unknown"):
-        return "data streams cannot be carried over"
-    return f"{suffix} cannot hold it"

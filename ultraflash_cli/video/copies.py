@@ -16,9 +16,10 @@ from av.subtitles.stream import SubtitleStream
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import OutputError
-from ultraflash_cli.video.containers import StreamPlan
+from ultraflash_cli.video.containers import ConvertedStream, StreamPlan
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.probe import ClipInfo, StreamInfo, open_input
+from ultraflash_cli.video.sound import SoundConverter, add_sound
 from ultraflash_cli.video.subtitles import TextConverter, clipped
 from ultraflash_cli.video.timecode import moved_timecode
 from ultraflash_cli.video.timeline import timed_packets
@@ -67,15 +68,14 @@ class Copy:
     stream: Stream
     kind: str
     picture: bool = False
-    text: TextConverter | None = None
+    converter: TextConverter | SoundConverter | None = None
 
 
 def add_copies(container: OutputContainer, info: ClipInfo, plan: StreamPlan, stream: Stream) -> Copy | None:
     """Add what becomes of ``stream`` of the input; None where that is nothing or all of it is written at once."""
     for converted in plan.converted:
         if converted.stream.index == stream.index:
-            assert isinstance(stream, SubtitleStream), "text is all that is converted"
-            return _add_text(container, stream, converted.codec)
+            return _add_converted(container, stream, converted)
     known = next((each for each in plan.copied if each.index == stream.index), None)
     return None if known is None else _add_copy(container, info, stream, known, plan)
 
@@ -133,7 +133,8 @@ def copied_packets(
     if not copies:
         return
     clocks = {index: _DecodingTimes(copy, strict=strict) for index, copy in copies.items()}
-    texts = [(index, copy.text) for index, copy in copies.items() if copy.text is not None]
+    converters = {index: copy.converter for index, copy in copies.items() if copy.converter is not None}
+    texts = [(index, each) for index, each in converters.items() if isinstance(each, TextConverter)]
 
     def timed(index: int, packets: Iterable[Packet]) -> Iterator[Packet]:
         for packet in packets:
@@ -151,9 +152,9 @@ def copied_packets(
         else:
             kept = packet if copy.picture or _is_inside(packet, window) else None
         if kept is not None:
-            yield from timed(index, (kept,) if copy.text is None else copy.text.push(kept))
-    for index, text in texts:
-        yield from timed(index, text.flush())
+            yield from timed(index, (kept,) if copy.converter is None else copy.converter.push(kept))
+    for index, converter in converters.items():
+        yield from timed(index, converter.flush())
 
 
 def without_cuts(packets: Iterator[Packet], *, all_before_start: bool) -> Iterator[Packet]:
@@ -260,6 +261,18 @@ def _is_inside(packet: Packet, window: Window | None) -> bool:
     return window[0] <= (pts + Fraction(packet.duration or 0, 2)) * packet.time_base < window[1]
 
 
+def _add_converted(container: OutputContainer, stream: Stream, converted: ConvertedStream) -> Copy:
+    if isinstance(stream, AudioStream):
+        sound = add_sound(container, stream, converted.codec, converted.stream.sample_bits)
+        copy = Copy(stream=sound.stream, kind="audio", converter=sound)
+    else:
+        assert isinstance(stream, SubtitleStream), "sound and text are all that is converted"
+        copy = _add_text(container, stream, converted.codec)
+    copy.stream.metadata.update(_without(stream.metadata, _TRACK_TAGS))
+    copy.stream.disposition = stream.disposition
+    return copy
+
+
 def _add_text(container: OutputContainer, stream: SubtitleStream, codec: str) -> Copy:
     stream.codec_context.open(strict=False)
     added = container.add_stream(codec)
@@ -267,9 +280,7 @@ def _add_text(container: OutputContainer, stream: SubtitleStream, codec: str) ->
     unit = stream.time_base or Fraction(1, 1000)
     added.time_base, added.codec_context.time_base = unit, unit
     converter = TextConverter(stream, added)
-    added.metadata.update(_without(stream.metadata, _TRACK_TAGS))
-    added.disposition = stream.disposition
-    return Copy(stream=added, kind="subtitle", text=converter)
+    return Copy(stream=added, kind="subtitle", converter=converter)
 
 
 def _add_copy(

@@ -7,8 +7,10 @@ from fractions import Fraction
 from math import atan2, degrees
 from pathlib import Path
 from struct import unpack
+from typing import cast
 
 import av
+from av.audio.format import AudioFormat
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
@@ -28,6 +30,7 @@ from ultraflash_cli.video.interlace import FieldMeter, Scan
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.sidedata import side_data
+from ultraflash_cli.video.sound import sample_bits
 from ultraflash_cli.video.source import (
     LARGEST_PIXELS,
     Source,
@@ -72,6 +75,8 @@ class StreamInfo:
     is_picture: bool
     """A cover picture rather than a moving one."""
     sample_rate: int = 0
+    sample_bits: int = 0
+    """Of sound that is stored without loss, as whole numbers; else 0."""
     is_known: bool = True
     """Whether the file tells what a copy needs of it: sample rate and channels of sound, the size of a picture."""
 
@@ -329,8 +334,17 @@ def _stream_info(stream: Stream) -> StreamInfo:
         title=stream.metadata.get("title"),
         is_picture=bool(stream.disposition & Disposition.attached_pic),
         sample_rate=stream.codec_context.sample_rate if isinstance(stream, AudioStream) and has_decoder(stream) else 0,
+        sample_bits=_sample_bits(stream, codec),
         is_known=_is_known(stream),
     )
+
+
+def _sample_bits(stream: Stream, codec: str) -> int:
+    if not isinstance(stream, AudioStream) or not has_decoder(stream):
+        return 0
+    # The type hints leave out that the format may not be known yet.
+    form = cast("AudioFormat | None", stream.codec_context.format)
+    return sample_bits(codec, form.name if form is not None else "")
 
 
 def _is_known(stream: Stream) -> bool:
