@@ -24,9 +24,8 @@ from ultraflash_cli.jobs.assemble import (
     precision_name,
     precision_warnings,
     stage_precisions,
-    with_full_encoder,
-    with_ultra_decoder,
 )
+from ultraflash_cli.jobs.coders import with_full_encoder, with_ultra_decoder
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.store import Receipt, WeightStore
 from ultraflash_cli.weights.verify import sha256_of
@@ -49,7 +48,7 @@ def put(store: WeightStore, name: str, tensors: dict[str, Tensor]) -> None:
         revision=None,
         source="file",
         source_bytes=size,
-        source_sha256=digest,
+        source_sha256=entry.sha256 or digest,
         verified_by="keys",
         bytes=size,
         sha256=digest,

@@ -14,7 +14,9 @@ from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.schedule import kv_lengths
 from ultraflash_cli.errors import OutOfMemory, UsageError, WeightsError
 from ultraflash_cli.jobs import model as models
-from ultraflash_cli.jobs.choices import chosen_coders, find_scorer, managed, planes_for, speedups_within, within
+from ultraflash_cli.jobs.assemble import Shelf
+from ultraflash_cli.jobs.choices import find_scorer, managed, planes_for, speedups_within, within
+from ultraflash_cli.jobs.coders import settle_coders
 from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
 from ultraflash_cli.jobs.model import Models
 from ultraflash_cli.weights.store import WeightStore
@@ -117,7 +119,7 @@ def test_the_scorer_is_the_plug_ins_where_there_is_one(monkeypatch: pytest.Monke
 def test_other_coders_are_refused_where_a_model_has_one() -> None:
     for choice in ({"encoder": "wan-vae", "decoder": "auto"}, {"encoder": "auto", "decoder": "ultra"}):
         with pytest.raises(UsageError, match="lite has one"):
-            chosen_coders(LITE, **choice)
+            settle_coders(LITE, Shelf(), **choice)
 
 
 @pytest.mark.parametrize(

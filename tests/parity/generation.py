@@ -4,12 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.parity.vector_set import VectorSet
 from ultraflash_cli.engine.flow_matching import FlowSchedule, fewer_steps
 from ultraflash_cli.engine.schedule import kv_lengths, plan_generation
 from ultraflash_cli.engine.stages.generator import ChunkResult, Generator, GeneratorConfig, GeneratorInputs
+from ultraflash_cli.weights.convert import RULES, merge_lora, normalise
 
 __all__ = ["RUNNERS"]
 
@@ -68,7 +70,7 @@ def _lr_generator(vectors: VectorSet) -> None:
             slide=config["local_attn_size"] != -1,
         )
     )
-    stage.load_state_dict(weights)
+    stage.load_state_dict(_with_adapters(vectors, weights))
     height, width = config["latent_hw"]
     tokens = stage.config.tokens_per_frame(height, width)
     steps = list(range(len(config["step_indices"])))
@@ -98,6 +100,18 @@ def _lr_generator(vectors: VectorSet) -> None:
         for name, used in zip("kv", ring.used, strict=True):
             if f"final_kv.layer{layer}.{name}" in io:
                 vectors.compare(f"final_kv.layer{layer}.{name}", used.transpose(1, 2))
+
+
+def _with_adapters(vectors: VectorSet, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Merge the adapters of the set, if it has any, as the long variant does when it is loaded."""
+    adapters = vectors.config.get("lora")
+    if adapters is None:
+        return weights
+    stored = load_file(vectors.path / adapters["file"])
+    vectors.expect("the number of adapters", len(stored) == adapters["num_tensors"])
+    expected = {name.removeprefix(adapters["key_prefix"]): tuple(value.shape) for name, value in stored.items()}
+    plain = normalise(stored, expected, RULES["lora"])
+    return merge_lora(weights, plain, scale=adapters["alpha"] / adapters["rank"])
 
 
 def _cascade_schedule(vectors: VectorSet) -> None:

@@ -46,16 +46,19 @@ class VectorSet:
         """Return the stored weights."""
         return load_file(self.path / "weights.safetensors")
 
-    def compare(self, name: str, got: Tensor, *, tolerance: float = TOLERANCE) -> None:
-        """Compare values with the stored tensor of this name."""
+    def compare(self, name: str, got: Tensor, *, tolerance: float = TOLERANCE, mean: float | None = None) -> None:
+        """Compare values with the stored tensor of this name: the largest difference, and the mean if one is given."""
         want = self.io[name]
         if got.shape != want.shape:
             self.failures.append(f"{name} is {list(got.shape)}, expected {list(want.shape)}")
             return
-        difference = (got.double() - want.double()).abs().max().item()
+        differences = (got.double() - want.double()).abs()
+        difference = differences.max().item()
         self.max_abs = difference if math.isnan(difference) else max(self.max_abs, difference)
         if not difference <= tolerance:
             self.failures.append(f"{name} differs by {difference:.3g}")
+        if mean is not None and not differences.mean().item() <= mean:
+            self.failures.append(f"{name} differs by {differences.mean().item():.3g} in the mean")
 
     def compare_mask(self, name: str, got: Tensor) -> None:
         """Compare a boolean mask with the stored 0/1 tensor of this name."""

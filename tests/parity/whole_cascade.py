@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.parity.vector_set import VectorSet
+from ultraflash_cli.engine.layers.attention import SparseAttended
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import plan_generation
@@ -37,6 +38,12 @@ def _cascade(vectors: VectorSet) -> None:
         own = {n.removeprefix(f"{prefix}."): x for n, x in weights.items() if n.startswith(f"{prefix}.")}
         network.load_state_dict(own)
 
+    masks: list[Tensor] = []
+
+    def note_mask(_module: nn.Module, _inputs: object, attended: SparseAttended) -> None:
+        masks.append(attended.mask[0])
+
+    sr_dit.blocks[0].get_submodule("self_attn").register_forward_hook(note_mask)
     draws = _StoredDraws(io, config)
     refiner = Refiner(profile, upsampler, sr_dit, decoder, noise=draws)
     plan = plan_generation(latents, independent_first=config["independent_first_frame"])
@@ -50,6 +57,9 @@ def _cascade(vectors: VectorSet) -> None:
     def whole(name: str) -> Tensor:
         return torch.cat([getattr(group, name) for group in groups], dim=2).transpose(1, 2)
 
+    for number, mask in enumerate(masks):
+        if f"sr_mask.g{number}.layer0" in io:
+            vectors.compare_mask(f"sr_mask.g{number}.layer0", mask)
     vectors.compare("lr_latents", whole("low_latents_bcthw"))
     vectors.compare("hr_latents", whole("latents_bcthw"))
     video_btchw = whole("frames_bcthw").clamp(0, 1)
@@ -64,10 +74,10 @@ def _cascade(vectors: VectorSet) -> None:
 def _profile(config: dict[str, Any]) -> Profile:
     lr, sr, up = config["lr"], config["sr"], config["up"]
     coarse, middle, fine, out = config["decoder_n_f"]
-    local = lr["local_attn_size"]
+    local, channels = lr["local_attn_size"], up.get("in_channels", 16)
     return Profile(
         name="golden",
-        encoder=EncoderConfig(),
+        encoder=EncoderConfig(latent_channels=channels),
         generator=GeneratorConfig(
             **{key: lr[key] for key in SHARED},
             latent_channels=lr["in_dim"],
@@ -76,15 +86,19 @@ def _profile(config: dict[str, Any]) -> Profile:
             slide=local > 0,
             sink=lr["sink_size"],
         ),
-        upsampler=LatentUpsamplerConfig(scale=up["scale"], width=up["mid_channels"], blocks=up["num_blocks"]),
+        upsampler=LatentUpsamplerConfig(
+            scale=up["scale"], latent_channels=channels, width=up["mid_channels"], blocks=up["num_blocks"]
+        ),
         sr_dit=SrDitConfig(
             **{key: sr[key] for key in SHARED},
             latent_channels=sr["out_dim"],
             local_range=sr["sparse_local_range"],
             ref_spatial_tokens=sr["sparse_ref_spatial_tokens"],
             top_k_ratio=sr["sparse_top_k_ratio"],
+            kv_schedule=tuple(config.get("kv_len", ())),
         ),
         decoder=DecoderConfig(
+            latent_channels=channels,
             stages=(
                 DecoderStage(width=coarse),
                 DecoderStage(width=middle, time_growth=2),

@@ -15,7 +15,7 @@ from ultraflash_cli.weights.detect import Shape
 
 __all__ = ["MANIFESTS", "manifest_of", "meta_tensors", "saved", "tiny_decoder", "upsampler", "wrapped"]
 
-MANIFESTS = {
+MANIFESTS: dict[str, str | None] = {
     "generator": "self_forcing_dmd.generator",
     "lora": "longlive_lora",
     "sr_dit": "sr_dit_sparse",
@@ -24,10 +24,11 @@ MANIFESTS = {
     "upsampler_v3_x2": "latent_upsampler_v3_x2",
     "tiny_decoder": "tiny_decoder",
     "ultra_decoder": "ultra_decoder_v3",
+    "ultra_decoder_released": None,
     "wan_vae": "wan2.1_vae",
     "text_encoder": "umt5_xxl_encoder",
 }
-"""The manifest that describes each architecture."""
+"""The manifest that describes each architecture; None for one that is known from its names alone."""
 
 
 def manifest_of(folder: Path, architecture: str) -> tuple[dict[str, Any], dict[str, Shape]]:

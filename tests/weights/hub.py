@@ -29,6 +29,11 @@ class Request:
     range: str | None
     authorization: str | None
 
+    @property
+    def is_look(self) -> bool:
+        """Whether a range with an end was asked for."""
+        return self.range is not None and not self.range.endswith("-")
+
 
 @dataclass
 class FakeHub:
@@ -53,13 +58,22 @@ class FakeHub:
     """Other content in the storage than the hub says, by file name."""
     hold: threading.Event | None = None
     """A cut transfer stays open, sending nothing, until this is set."""
+    serves_ranges: bool = True
+    """Whether pieces of files may be asked for."""
     requests: list[Request] = field(default_factory=list)
 
     def put(self, repository: str, **files: bytes) -> None:
         self.files.setdefault(repository, {}).update(files)
 
     def transfers(self) -> list[Request]:
-        """The requests for content."""
+        """The requests for whole files, or for the rest of one."""
+        return [each for each in self._contents() if not each.is_look]
+
+    def looks(self) -> list[Request]:
+        """The requests for a piece of a file."""
+        return [each for each in self._contents() if each.is_look]
+
+    def _contents(self) -> list[Request]:
         places = ("/resolve/", "/storage/", "/api/resolve-cache/")
         return [each for each in self.requests if each.method == "GET" and any(p in each.path for p in places)]
 
@@ -161,9 +175,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, repository: str, path: str) -> None:
         name = PurePosixPath(path).name
         content = self.hub.stored.get(name, self.hub.files[repository][path])
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        first, last = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")
+        start = int(first)
         if start and start >= len(content):
             return self._refuse(416, "")
+        if last and not self.hub.serves_ranges:
+            start, last = 0, ""
+        elif last:
+            return self._piece(content, start, int(last) + 1)
         headers = {"Content-Length": str(len(content) - start), "Accept-Ranges": "bytes"}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
@@ -175,6 +194,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.hold.wait()
             self.close_connection = True
         return None
+
+    def _piece(self, content: bytes, start: int, end: int) -> None:
+        piece = content[start:end]
+        span = f"bytes {start}-{start + len(piece) - 1}/{len(content)}"
+        self._send(206, {"Content-Length": str(len(piece)), "Content-Range": span}, piece)
 
     def _redirect(self, status: int, location: str, headers: dict[str, str] | None = None) -> None:
         self._send(status, {"Location": location, "Content-Length": "0", **(headers or {})}, b"")

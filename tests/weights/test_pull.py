@@ -25,7 +25,7 @@ from ultraflash_cli.jobs.journal import OutputLock
 from ultraflash_cli.jobs.pull import hub_of
 from ultraflash_cli.main import main
 from ultraflash_cli.settings import DEFAULT_ENDPOINT, Settings
-from ultraflash_cli.weights.manifest import read_manifest, read_sets
+from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, read_manifest, read_sets
 from ultraflash_cli.weights.store import WeightStore
 from ultraflash_cli.weights.verify import verify
 
@@ -54,7 +54,10 @@ def upsampler_file() -> bytes:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with the tokenizer, and an environment that knows no other."""
+    """A hub with the tokenizer, an environment that knows no other, and a list without locks."""
+    listed = tmp_path / "listed.toml"
+    listed.write_text(manifest_text({name: unlocked(e) for name, e in read_manifest().items()}, read_sets()))
+    monkeypatch.setattr("ultraflash_cli.weights.manifest._manifest_path", lambda: listed)
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "ULTRAFLASH_HOME", "HF_HUB_CACHE", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -67,6 +70,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.fixture
 def store(tmp_path: Path) -> WeightStore:
     return WeightStore(tmp_path / "hf" / "ultraflash")
+
+
+def unlocked(entry: WeightEntry) -> WeightEntry:
+    """The entry as it would be listed if only names were known."""
+    if entry.packaged:
+        return entry
+    places = tuple(replace(each, revision=None, sha256=None, bytes=None) for each in entry.alternatives)
+    return replace(entry, revision=None, sha256=None, bytes=None, alternatives=places)
 
 
 def pull(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
@@ -202,17 +213,14 @@ def test_which_upsampler_it_is_is_told_by_the_file(
 ) -> None:
     hub.files[ULTRAFLASH] = {"latent_upsampler.pth": upsampler_file}
     line = refused(capsys, "weights", "pull", "ultraflash/upsampler_x3")
-    assert "these are weights of upsampler_x2, expected upsampler_x3" in line
-    assert "`ultraflash weights rm ultraflash/upsampler_x3` removes the download" in line
+    assert "no file at the hub fits; tried xin1u/UltraFlash/latent_upsampler.pth (holds upsampler_x2)" in line
+    assert hub.transfers() == [], "a file was fetched to learn what it is"
     (state,) = pull(capsys, "ultraflash/upsampler_x2")
     assert state["state"] == "pulled"
-    assert len([r for r in hub.transfers() if r.path.startswith("/storage/")]) == 1, "it was transferred twice"
+    assert len([r for r in hub.transfers() if r.path.startswith("/storage/")]) == 1
     assert {value.dtype for value in load_file(state["path"]).values()} == {torch.bfloat16}
-    # Now it is known before a transfer.
     asked = len(hub.transfers())
-    assert "They are installed as ultraflash/upsampler_x2" in refused(
-        capsys, "weights", "pull", "ultraflash/upsampler_x3"
-    )
+    refused(capsys, "weights", "pull", "ultraflash/upsampler_x3")
     assert len(hub.transfers()) == asked
 
 
@@ -227,11 +235,11 @@ def test_a_set_leaves_out_the_scale_that_there_is_no_file_for(
     sets = read_sets()
     members = tuple(name for name in sets["ultraflash"].members if "upsampler" in name or "tokenizer" in name)
     smaller = {"ultraflash": replace(sets["ultraflash"], members=members)}
-    monkeypatch.setattr("ultraflash_cli.jobs.pull.read_sets", lambda: smaller)
+    monkeypatch.setattr("ultraflash_cli.jobs.catalogue.read_sets", lambda: smaller)
     states = {each["name"]: each for each in pull(capsys, "ultraflash")}
     assert states["ultraflash/upsampler_x2"]["state"] == "pulled"
     assert states["ultraflash/upsampler_x3"]["state"] == "left out"
-    assert "weights of upsampler_x2" in states["ultraflash/upsampler_x3"]["note"]
+    assert "latent_upsampler.pth (holds upsampler_x2)" in states["ultraflash/upsampler_x3"]["note"]
     assert left(store) == []
     states = {each["name"]: each["state"] for each in pull(capsys, "ultraflash", "--offline")}
     assert states.pop("ultraflash/upsampler_x3") == "left out"
@@ -413,7 +421,7 @@ def test_files_of_the_hubs_own_tools_are_used_where_they_lie(
 def test_a_disk_without_space_is_refused_before_the_transfer(
     hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ultraflash_cli.jobs.pull.free_bytes", lambda _: 100_000)
+    monkeypatch.setattr("ultraflash_cli.jobs.install.free_bytes", lambda _: 100_000)
     assert "disk full" in refused(capsys, "weights", "pull", NAME, code=7)
     assert hub.transfers() == []
 
@@ -425,7 +433,7 @@ def test_a_disk_that_fills_up_on_the_way_is_one_line_and_the_pull_goes_on_later(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.jobs.pull.shutil.copyfile", full)
+        patch.setattr("ultraflash_cli.jobs.install.shutil.copyfile", full)
         assert "No space left on device" in refused(capsys, "weights", "pull", NAME, code=7)
     assert len(left(store)) == 1
     assert pull(capsys, NAME)[0]["state"] == "pulled"
@@ -535,7 +543,7 @@ def test_a_lock_is_filled_from_the_hub_and_holds_later_pulls_to_it(
     assert "exists; -y replaces it" in refused(capsys, "weights", "lock", "--out", out, "wan/tokenizer", code=2)
 
     pull(capsys, NAME)
-    monkeypatch.setattr("ultraflash_cli.jobs.pull.read_manifest", lambda: locked)
+    monkeypatch.setattr("ultraflash_cli.jobs.catalogue.read_manifest", lambda: locked)
     assert pull(capsys, NAME)[0]["state"] == "ready"
     states = pull(capsys, "wan/tokenizer")
     assert {each["verified_by"] for each in states if each["name"] != NAME} == {"lock"}

@@ -12,7 +12,10 @@ from ultraflash_cli.errors import Interrupted, UsageError, WeightsError
 from ultraflash_cli.options import JsonOption, as_path, with_console
 
 if TYPE_CHECKING:
-    from ultraflash_cli.jobs.pull import Pulled, PullPlan
+    from ultraflash_cli.jobs.install import Pulled
+    from ultraflash_cli.jobs.pull import PullPlan
+    from ultraflash_cli.weights.manifest import WeightEntry
+    from ultraflash_cli.weights.store import WeightStore
 
 __all__ = ["app"]
 
@@ -28,7 +31,9 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask nothing of t
 @with_console(hidden=True)
 def list_weights(console: Console, json: JsonOption = False) -> None:
     """List the weights with their sizes and licences, and the sets of them."""
-    from ultraflash_cli.jobs.pull import open_store, read_catalogue
+    from ultraflash_cli.jobs.catalogue import read_catalogue
+    from ultraflash_cli.jobs.pull import open_store
+    from ultraflash_cli.weights.licences import licence_of
 
     catalogue, store = read_catalogue(), open_store(console.settings)
     for entry in catalogue.entries.values():
@@ -36,12 +41,13 @@ def list_weights(console: Console, json: JsonOption = False) -> None:
         if json:
             sets = [each.name for each in catalogue.sets.values() if entry.name in each.members]
             state = {"path": str(store.path(entry)), "installed": installed, "locked": entry.locked, "sets": sets}
-            console.data(asdict(entry) | state)
+            console.data(asdict(entry) | state | {"allows": asdict(licence_of(_licence(entry, store)))})
             continue
         size = store.path(entry).stat().st_size if installed else entry.bytes
         state = "built in" if entry.packaged else "installed" if installed else "not installed"
         unlocked = "" if entry.locked else ", unlocked"
-        console.text(f"{entry.name:38}  {_megabytes(size):>12}  {entry.licence:14}  {state}{unlocked}")
+        licence = _licence(entry, store)
+        console.text(f"{entry.name:38}  {_megabytes(size):>12}  {licence:16}  {state}{unlocked}")
     if not json:
         for each in catalogue.sets.values():
             console.text(f"{each.name + ' (set)':38}  {each.about}")
@@ -62,6 +68,9 @@ def pull_weights(
         ),
     ] = None,
     offline: OfflineOption = False,
+    commercial: Annotated[
+        bool, typer.Option("--commercial", help="Take only weights whose licence allows commercial use.")
+    ] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before a transfer.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -69,7 +78,9 @@ def pull_weights(
 
     Size and licence are shown first. A question is asked on a terminal only.
     """
-    from ultraflash_cli.jobs.pull import hub_of, import_file, open_store, plan_pull, read_catalogue, run_pull
+    from ultraflash_cli.jobs.catalogue import read_catalogue
+    from ultraflash_cli.jobs.install import import_file
+    from ultraflash_cli.jobs.pull import hub_of, open_store, plan_pull, run_pull
 
     catalogue, store = read_catalogue(), open_store(console.settings)
     if source is not None:
@@ -80,7 +91,7 @@ def pull_weights(
     if not names:
         raise UsageError(f"name what to pull, such as {' or '.join(catalogue.sets)}; `ultraflash weights list` has all")
     hub = hub_of(console.settings, offline=offline)
-    plan = plan_pull(catalogue, names, store=store, hub=hub, on_event=console.on_event)
+    plan = plan_pull(catalogue, names, store=store, hub=hub, on_event=console.on_event, commercial=commercial)
     if plan.sources:
         _offer(console, plan)
         if plan.transfer_bytes and not yes and sys.stdin.isatty() and not typer.confirm("Transfer them?", err=True):
@@ -99,7 +110,8 @@ def verify_weights(
     json: JsonOption = False,
 ) -> int:
     """Compare weight files with their known hashes and look for values that are no numbers."""
-    from ultraflash_cli.jobs.pull import open_store, read_catalogue
+    from ultraflash_cli.jobs.catalogue import read_catalogue
+    from ultraflash_cli.jobs.pull import open_store
     from ultraflash_cli.weights.load import read_tensors
     from ultraflash_cli.weights.verify import verify
 
@@ -128,11 +140,35 @@ def verify_weights(
     return failure.exit_code if failure is not None else 0
 
 
+@app.command("licences")
+@with_console(hidden=True)
+def show_licences(
+    console: Console,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; all by default.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what the licence of each weight file allows, at every place it may come from."""
+    from ultraflash_cli.jobs.catalogue import read_catalogue
+    from ultraflash_cli.weights.licences import licence_of
+
+    catalogue = read_catalogue()
+    chosen = [entry for name in names for entry in catalogue.choose(name)] if names else catalogue.entries.values()
+    for place in (place for entry in chosen for place in entry.places):
+        licence, source = licence_of(place.licence), place.repository or "built in"
+        if json:
+            allows = {key: value for key, value in asdict(licence).items() if key != "name"}
+            console.data({"name": place.name, "source": source, "licence": licence.name} | allows)
+            continue
+        use = {True: "commercial use allowed", False: "non-commercial only", None: "not known"}[licence.commercial]
+        console.text(f"{place.name:38}  {source:36}  {licence.name:16}  {use}: {licence.conditions}")
+
+
 @app.command("path")
 @with_console(hidden=True)
 def weights_path(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
     """Tell where the usable file of installed weights lies."""
-    from ultraflash_cli.jobs.pull import open_store, read_catalogue
+    from ultraflash_cli.jobs.catalogue import read_catalogue
+    from ultraflash_cli.jobs.pull import open_store
     from ultraflash_cli.weights.verify import verify
 
     catalogue, store = read_catalogue(), open_store(console.settings)
@@ -148,7 +184,8 @@ def weights_path(console: Console, names: NamesArgument, json: JsonOption = Fals
 @with_console(hidden=True)
 def remove_weights(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
     """Remove downloaded weights, and what is half downloaded of them."""
-    from ultraflash_cli.jobs.pull import open_store, read_catalogue
+    from ultraflash_cli.jobs.catalogue import read_catalogue
+    from ultraflash_cli.jobs.pull import open_store
 
     catalogue, store = read_catalogue(), open_store(console.settings)
     entries = {entry.name: entry for name in names for entry in catalogue.choose(name)}
@@ -175,25 +212,40 @@ def lock_weights(
         Path,
         typer.Option("--out", metavar="FILE", parser=as_path, help="Where to write the list; never over this one."),
     ],
+    update: Annotated[
+        bool, typer.Option("--update", help="Lock what is locked already anew, at the hub's current commit.")
+    ] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Replace the file if it exists.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write the list of weights with the hub's current commit, size and sha256 of each file (for maintainers)."""
+    """Write the list of weights with commit, size and sha256 of each file at the hub (for maintainers).
+
+    Locked entries are compared with the hub and kept.
+    """
+    from ultraflash_cli.jobs.catalogue import read_catalogue
     from ultraflash_cli.jobs.lock import check_lock_target
     from ultraflash_cli.jobs.lock import lock_weights as lock
-    from ultraflash_cli.jobs.pull import hub_of, read_catalogue
+    from ultraflash_cli.jobs.pull import hub_of
 
     check_lock_target(out, overwrite=yes)
     hub = hub_of(console.settings)
-    for entry in lock(read_catalogue(), names or [], out, hub=hub, on_event=console.on_event):
+    for entry in lock(read_catalogue(), names or [], out, hub=hub, on_event=console.on_event, update=update):
         if json:
             console.data(asdict(entry))
         else:
             console.text(f"{entry.name:38}  {entry.revision}  {entry.sha256}")
 
 
+def _licence(entry: "WeightEntry", store: "WeightStore") -> str:
+    """Return the licence of what is installed, or of what the list names first."""
+    receipt = None if entry.packaged else store.receipt(entry)
+    return (receipt.licence if receipt else "") or entry.licence
+
+
 def _offer(console: Console, plan: "PullPlan") -> None:
-    """Say what is going to be transferred, under which licence, and what it will be checked against."""
+    """Show what is going to be transferred, under which licence, and what it will be checked against."""
+    from ultraflash_cli.weights.licences import licence_of
+
     against = {
         "lock": "checked against the list",
         "hub": "unlocked: the hub's current commit {commit}, checked against the hub's own sha256",
@@ -203,7 +255,11 @@ def _offer(console: Console, plan: "PullPlan") -> None:
         remote, entry = source.remote, source.entries[0]
         how = against[remote.verified_by].format(commit=remote.revision[:12])
         here = f", found in {plan.hub.cache}" if remote.cached is not None else ""
-        console.info(f"{remote}  {_megabytes(remote.bytes)}, licence {entry.licence} ({how}{here})")
+        use = {True: "", False: ", non-commercial only", None: ", use not confirmed"}
+        licence = f"licence {entry.licence}{use[licence_of(entry.licence).commercial]}"
+        console.info(f"{remote}  {_megabytes(remote.bytes)}, {licence} ({how}{here})")
+        for line in source.how:
+            console.info(line)
     for note in sorted({entry.note for source in plan.sources for entry in source.entries if entry.note}):
         console.info(f"note: {note}")
     console.info(f"{_megabytes(plan.transfer_bytes)} to transfer, into {plan.store.root}")

@@ -185,7 +185,7 @@ def decoder_activations(config: DecoderConfig, *, height: int, width: int, laten
     """
     frames, plane = latents, height * width
     working, memories = 0, 0
-    widths = [stage.width for stage in config.stages] + [config.out_width]
+    widths = config.widths
     for stage, following in zip(config.stages, widths[1:], strict=True):
         piece = stage.width * frames * plane
         working = max(working, _BLOCK * piece)
@@ -202,7 +202,7 @@ def decoder_activations(config: DecoderConfig, *, height: int, width: int, laten
         working = max(working, piece + following * frames * plane)
     out = frames * plane * config.skip.latent_features if config.skip else 3 * frames * LATENT_PX**2 * height * width
     shuffled = 1 if config.skip or plane == LATENT_PX**2 * height * width else 2
-    working = max(working, config.out_width * frames * plane + shuffled * out)
+    working = max(working, widths[-1] * frames * plane + shuffled * out)
     return MemoryBlocks(working, memories)
 
 

@@ -15,7 +15,17 @@ from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 from ultraflash_cli.engine.vocabulary import LAYOUT_WORDS, SCENE_WORDS
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["LITE", "LITE_SR_DIT", "PROFILES", "TINY_LITE", "TINY_RANDOM", "ULTRAFLASH", "Precision", "Profile"]
+__all__ = [
+    "LITE",
+    "LITE_SR_DIT",
+    "PROFILES",
+    "RELEASED_ULTRA_DECODER",
+    "TINY_LITE",
+    "TINY_RANDOM",
+    "ULTRAFLASH",
+    "Precision",
+    "Profile",
+]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -58,9 +68,16 @@ class Profile:
     drop_front: int = 3
     """Raw frames of the decoder that are dropped at the start of a stream."""
     condition_noise: float = 0.0
-    """Share of noise mixed into the SR transformer's condition."""
+    """Share of noise mixed into the SR transformer's condition: 0 in every published command. The published function
+    falls back to 0.2 where no value is passed, and at least one public user runs it with that."""
+    long_kv_schedule: bool = False
+    """Whether the SR transformer's memory shrinks over a clip of the long variant, as the published long program has
+    it by default (3, 3, 3, 2 temporal blocks after four groups)."""
+    invents_texture: bool = False
+    """Whether the SR transformer paints texture onto flat colours, so that drawings and screens look wrong."""
     default_prompt: str = ""
-    """What the SR transformer is told of a clip that comes without a prompt."""
+    """What the SR transformer is conditioned on for a clip that comes without a prompt. The published programs have
+    none: there it always gets the generator's own prompt."""
     multiple_px: int = 16
     """Low-resolution sides are padded to multiples of this."""
     precisions: tuple[tuple[str, Precision], ...] = ()
@@ -220,6 +237,17 @@ LITE = Profile(
 )
 """The built-in model."""
 
+RELEASED_ULTRA_DECODER = DecoderConfig(
+    stages=(DecoderStage(width=256), DecoderStage(width=128, time_growth=2), DecoderStage(width=64, time_growth=2)),
+    out_width=None,
+    upsampling="pixel_shuffle",
+    memory_init="replicate",
+    soft_clamp=False,
+    signed=True,
+)
+"""The ultra decoder as its released file seems to have it, by what public users report: no encoder, no soft clamp, no
+convolution before the last ReLU, values in [-1, 1]. 69 tensors, 12,906,115 numbers."""
+
 _GENERATOR = GeneratorConfig()
 
 ULTRAFLASH = Profile(
@@ -233,6 +261,8 @@ ULTRAFLASH = Profile(
     text_encoder=TextEncoderConfig(),
     wan_vae=WanVaeConfig(),
     default_prompt="A high quality video, sharp and rich in natural detail.",
+    long_kv_schedule=True,
+    invents_texture=True,
     precisions=(
         ("text_encoder", "bf16"),
         ("generator", "bf16"),
@@ -245,7 +275,7 @@ ULTRAFLASH = Profile(
     weights=(
         ("encoder", "ultraflash/decoder"),
         ("upsampler", "ultraflash/upsampler_x{scale}"),
-        ("sr_dit", "ultraflash/sr_dit"),
+        ("sr_dit", "ultraflash/sr_dit_x{scale}"),
         ("decoder", "ultraflash/decoder"),
         ("ultra_decoder", "ultraflash/ultra_decoder"),
         ("generator", "ultraflash/generator"),

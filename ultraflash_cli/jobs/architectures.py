@@ -73,6 +73,13 @@ def _ultra_decoder() -> Shapes:
     return _tiny_encoder() | _on_meta(lambda: Decoder(DecoderConfig(upsampling="pixel_shuffle")))
 
 
+def _released_ultra_decoder() -> Shapes:
+    from ultraflash_cli.engine.profiles import RELEASED_ULTRA_DECODER
+    from ultraflash_cli.engine.stages.decoder import Decoder
+
+    return _on_meta(lambda: Decoder(RELEASED_ULTRA_DECODER))
+
+
 def _tiny_encoder() -> Shapes:
     from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 
@@ -114,6 +121,7 @@ ARCHITECTURES: dict[str, Callable[[], Shapes]] = {
     "upsampler_v3_x2": _upsampler_v3,
     "tiny_decoder": _tiny_decoder,
     "ultra_decoder": _ultra_decoder,
+    "ultra_decoder_released": _released_ultra_decoder,
     "wan_vae": _wan_vae,
     "text_encoder": _text_encoder,
 }

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,8 +50,6 @@ __all__ = [
     "precision_warnings",
     "stage_precisions",
     "take_base_decoder",
-    "with_full_encoder",
-    "with_ultra_decoder",
 ]
 
 Config = (
@@ -78,7 +76,6 @@ NETWORKS: dict[type, Callable[..., nn.Module]] = {
 
 TOKENIZER = "wan/tokenizer"
 """What the names of the tokenizer's files begin with."""
-_ULTRA = "ultra_decoder"
 _IN_8_BITS = frozenset({"generator", "sr_dit"})
 """Parts that ``--precision fp8`` puts into 8 bits."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -197,12 +194,32 @@ class Shelf:
         """Return what changes when the files under a name do. Raises WeightsError where one is not installed."""
         return " ".join(self._sha256(_entry(name)) for name in _members(prefix))
 
+    def has(self, profile: Profile, part: str) -> bool:
+        """Tell whether the weights of a part are installed, or are random."""
+        return profile.random_seed is not None or self._installed(_entry(self.served_by(profile.weight_of(part))))
+
+    def served_by(self, weights: str) -> str:
+        """Return the weights that serve under a name: its own, or where they are not installed its fallback's."""
+        entry = _entry(weights)
+        if entry.fallback is None or self._installed(entry) or not self._installed(_entry(entry.fallback)):
+            return weights
+        return entry.fallback
+
+    def architecture(self, profile: Profile, part: str) -> str | None:
+        """Return the architecture of a part's installed file; None where nothing is installed or it is random."""
+        name = dict(profile.weights).get(part)
+        if name is None or profile.random_seed is not None or not self.has(profile, part):
+            return None
+        entry = _entry(self.served_by(name))
+        receipt = None if entry.packaged or self.store is None else self.store.receipt(entry)
+        return (receipt.architecture if receipt else "") or entry.architecture
+
     def require(self, profile: Profile, parts: Iterable[str]) -> None:
         """Raise WeightsError, naming what to pull, where weights of these parts of a profile are not installed."""
         if profile.random_seed is not None:
             return
         parts = tuple(parts)
-        wanted = dict.fromkeys(profile.weight_of(part) for part in parts)
+        wanted = dict.fromkeys(self.served_by(profile.weight_of(part)) for part in parts)
         if "text_encoder" in parts and isinstance(profile.text_encoder, TextEncoderConfig):
             wanted |= dict.fromkeys(_members(TOKENIZER))
         missing = [name for name in wanted if not self._installed(_entry(name))]
@@ -273,7 +290,7 @@ class Shelf:
             _randomise(network, f"{profile.random_seed}/{part}")
             self._hashes[f"random/{part}"] = str(profile.random_seed)
         else:
-            weights = profile.weight_of(part)
+            weights = self.served_by(profile.weight_of(part))
             with torch.device("meta"):
                 network = build(config)
             tensors = read_tensors(self.path(weights), dtype=dtype, device=device)
@@ -397,26 +414,6 @@ def precision_name(profile: Profile, name: str, device: torch.device) -> str:
     dtypes = {dtype_of(part) for part in ("encoder", "upsampler", "sr_dit", "decoder")}
     names = [word for word, dtype in _DTYPES.items() if dtype in dtypes]
     return names[0] if len(names) == 1 else "mixed"
-
-
-def with_full_encoder(profile: Profile) -> Profile:
-    """Return the profile with the full autoencoder's encoder in the small one's place (ARCHITECTURE 7)."""
-    if profile.wan_vae is None:
-        raise UsageError(f"the model {profile.name} has one encoder only; leave --encoder out")
-    return replace(profile, encoder=profile.wan_vae, pad_front=profile.drop_front, copy_front=False)
-
-
-def with_ultra_decoder(profile: Profile) -> Profile:
-    """Return the profile with the larger decoder in the tiny one's place (ARCHITECTURE 6.3)."""
-    if profile.decoder.skip is not None:
-        raise UsageError(f"the model {profile.name} has one decoder only; leave --decoder out")
-    decoder = replace(profile.decoder, upsampling="pixel_shuffle", memory_init="replicate")
-    weights = tuple((part, name) for part, name in profile.weights if part not in ("encoder", "decoder"))
-    ultra = tuple((part, name) for part in ("encoder", "decoder") for own, name in profile.weights if own == _ULTRA)
-    encoder = profile.encoder
-    if isinstance(encoder, EncoderConfig):
-        encoder = replace(encoder, memory_init="replicate")
-    return replace(profile, encoder=encoder, decoder=decoder, weights=weights + ultra)
 
 
 def _own_part(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

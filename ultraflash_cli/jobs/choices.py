@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ultraflash_kernels.frames_to_yuv import Matrix
 
 __all__ = [
-    "chosen_coders",
     "effect_of",
     "find_scorer",
     "generating_parts",
@@ -30,6 +29,7 @@ __all__ = [
     "plan_upscale",
     "planes_for",
     "profile_of",
+    "settings_of",
     "speedups_within",
     "upscaling_parts",
     "within",
@@ -42,22 +42,24 @@ _PLANE_MATRICES: "dict[str, Matrix]" = {"bt709": "bt709", "bt470": "bt601", "smp
 """By libswscale's names."""
 
 
-def profile_of(prepared: Prepared) -> "Profile":
+def profile_of(prepared: Prepared, shelf: "Shelf") -> "Profile":
     """Return the profile that an upscaling runs. Raises UsageError for what its model does not have."""
     from ultraflash_cli.jobs.assemble import find_profile
+    from ultraflash_cli.jobs.coders import settle_coders
 
     job = prepared.job
-    profile = chosen_coders(find_profile(prepared.model), encoder=job.encoder, decoder=job.decoder)
+    profile = settle_coders(find_profile(prepared.model), shelf, encoder=job.encoder, decoder=job.decoder)
     if job.prompt is not None and not profile.refines_by_words:
         raise UsageError(f"the model {profile.name} takes no words; leave --prompt out")
     return profile
 
 
-def generating_profile_of(prepared: PreparedGeneration) -> "Profile":
+def generating_profile_of(prepared: PreparedGeneration, shelf: "Shelf") -> "Profile":
     """Return the profile that a clip to generate runs. Raises UsageError for what its model does not have."""
     from ultraflash_cli.jobs.assemble import find_profile
+    from ultraflash_cli.jobs.coders import settle_coders
 
-    profile = chosen_coders(find_profile(prepared.model), encoder="auto", decoder=prepared.job.decoder)
+    profile = settle_coders(find_profile(prepared.model), shelf, encoder="auto", decoder=prepared.job.decoder)
     name = "long_generator" if prepared.long else "generator"
     profile = replace(profile, **{name: prepared.generator})
     groups = len(prepared.plan.groups)
@@ -150,27 +152,32 @@ def within(profile: "Profile", settings: "MemorySettings") -> "Profile":
     return replace(profile, sr_dit=sr_dit, group_latents=settings.group_latents)
 
 
-def chosen_coders(profile: "Profile", *, encoder: str, decoder: str) -> "Profile":
-    """Return the profile with the coders asked for. Raises UsageError for one that the model does not have."""
-    from ultraflash_cli.jobs.assemble import with_full_encoder, with_ultra_decoder
-
-    if encoder == "wan-vae":
-        profile = with_full_encoder(profile)
-    if decoder == "ultra":
-        profile = with_ultra_decoder(profile)
-    return profile
-
-
 def managed(profile: "Profile", rules: "CacheManagement", *, long: bool, groups: int) -> "Profile":
-    """Return the profile under the rules of dynamic cache management, for a clip of so many groups."""
+    """Return the profile under the rules of dynamic cache management, for a clip of so many groups.
+
+    A profile may have the SR transformer's memory shrink over a long clip whatever was asked for.
+    """
     changes: dict[str, Any] = {}
     name = "long_generator" if long else "generator"
     generator = profile.long_generator if long else profile.generator
     if generator is not None:
         changes[name] = rules.apply_generator(generator)
     if profile.sr_dit is not None:
-        changes["sr_dit"] = rules.apply_sr(profile.sr_dit, groups)
+        shrinking = replace(rules, kv=rules.kv or (long and profile.long_kv_schedule))
+        changes["sr_dit"] = shrinking.apply_sr(profile.sr_dit, groups)
     return replace(profile, **changes)
+
+
+def settings_of(profile: "Profile") -> dict[str, object]:
+    """Return the settings of a profile that change what its SR transformer makes, for reports."""
+    sr_dit = profile.sr_dit
+    if sr_dit is None:
+        return {}
+    return {
+        "condition_noise": profile.condition_noise,
+        "timestep": sr_dit.timestep,
+        "kv_len": list(sr_dit.kv_schedule) or sr_dit.kv_len,
+    }
 
 
 def find_scorer() -> "Scorer":

@@ -195,6 +195,7 @@ class _Generation:
             skipped=False,
             model=prepared.model,
             precision=built.precision,
+            settings=dict(built.settings),
             encoder=spec.summary,
             frames_in=len(clip or ()),
             frames_out=_shown_frames(prepared),

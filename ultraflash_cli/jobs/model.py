@@ -1,7 +1,7 @@
 """The model of a job, loaded as its choices say."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from ultraflash_cli.jobs.choices import (
     plan_upscale,
     planes_for,
     profile_of,
+    settings_of,
     speedups_within,
     upscaling_parts,
     within,
@@ -50,6 +51,8 @@ class Built:
     """What that plan is for; None where none was made."""
     state_bytes: int = 0
     """What a saved state takes."""
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What the model runs with beside its weights: condition noise, timestep, remembered blocks."""
     warnings: tuple[str, ...] = ()
     """What was noticed on the way."""
 
@@ -69,6 +72,8 @@ class BuiltGeneration:
     """What that plan is for; None where none was made."""
     state_bytes: int = 0
     """What a saved state takes."""
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What the model runs with beside its weights: condition noise, timestep, remembered blocks."""
     warnings: tuple[str, ...] = ()
     """What was noticed on the way: a prompt that was cut, a smaller plan for lack of memory."""
 
@@ -90,11 +95,8 @@ class Models:
         """Decide where and how an upscaling runs, loading nothing. Raises as `upscaler` does."""
         from ultraflash_cli.jobs.assemble import choose_device
 
-        device, shelf, profile = (
-            choose_device(prepared.job.device),
-            self._shelf(prepared.job.store),
-            profile_of(prepared),
-        )
+        device, shelf = choose_device(prepared.job.device), self._shelf(prepared.job.store)
+        profile = profile_of(prepared, shelf)
         shelf.require(profile.at_scale(prepared.plan.scale), upscaling_parts(profile))
         return device, profile, plan_upscale(prepared, profile, device, shelf)
 
@@ -103,7 +105,8 @@ class Models:
         from ultraflash_cli.jobs.assemble import choose_device
 
         job = prepared.job
-        device, shelf, profile = choose_device(job.device), self._shelf(job.store), generating_profile_of(prepared)
+        device, shelf = choose_device(job.device), self._shelf(job.store)
+        profile = generating_profile_of(prepared, shelf)
         parts = generating_parts(
             profile,
             long=prepared.long,
@@ -127,11 +130,14 @@ class Models:
 
         from ultraflash_cli.engine.clock import StageClock
         from ultraflash_cli.jobs.assemble import build_upscaler, precision_name, precision_warnings
+        from ultraflash_cli.jobs.coders import substitutions
 
         job = prepared.job
         shelf = self._shelf(job.store)
         torch.set_num_threads(prepared.threads)
         warnings = [*precision_warnings(job.precision), *memory.warnings]
+        scale = prepared.plan.scale
+        warnings += substitutions(profile, shelf, scale=scale, encoder=job.encoder, decoder=job.decoder)
         context = None
         if profile.refines_by_words:
             prompt = profile.default_prompt if job.prompt is None else job.prompt
@@ -162,6 +168,7 @@ class Models:
             memory_plan=effect_of(memory.settings),
             planned_bytes=memory.total,
             state_bytes=memory.state_bytes,
+            settings=settings_of(profile),
             warnings=tuple(warnings),
         )
 
@@ -186,12 +193,16 @@ class Models:
             stage_precisions,
             take_base_decoder,
         )
+        from ultraflash_cli.jobs.coders import substitutions
         from ultraflash_cli.jobs.prompts import prompt_read
 
         job, rules = prepared.job, prepared.cache_management
         shelf = self._shelf(job.store)
         torch.set_num_threads(prepared.threads)
         warnings = [*precision_warnings(job.precision), *memory.warnings]
+        if prepared.scale > 1 or prepared.clip is not None:
+            scale = max(2, prepared.scale)
+            warnings += substitutions(profile, shelf, scale=scale, encoder="auto", decoder=job.decoder)
         prompt = prompt_read(profile, prepared.prompt, job.seed)
         context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
         profile = within(profile, memory.settings)
@@ -239,6 +250,7 @@ class Models:
             memory_plan=effect_of(memory.settings),
             planned_bytes=memory.total,
             state_bytes=memory.state_bytes,
+            settings=settings_of(profile),
             warnings=tuple(warnings),
         )
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -47,6 +48,8 @@ MODELS = ("auto", "lite", "ultraflash")
 """What `--model` takes; the trial models are not shown."""
 _TRIAL_MODELS = ("tiny-random", "tiny-lite")
 ENCODERS = ("auto", "tiny", "wan-vae")
+_LOOKED_AT = 3
+"""Frames that tell what a clip shows."""
 _PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
 DECODERS = ("auto", "tiny", "ultra")
 _FASTEST = 240
@@ -195,11 +198,14 @@ def choose_model(model: str, store: Path | None, device: str, *, scale: int, par
     import torch
 
     from ultraflash_cli.engine.profiles import ULTRAFLASH
-    from ultraflash_cli.weights.manifest import read_manifest
-    from ultraflash_cli.weights.store import WeightStore
+    from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
+    from ultraflash_cli.jobs.assemble import Shelf
+    from ultraflash_cli.jobs.coders import settle_coders
 
-    found, manifest, profile = WeightStore(store), read_manifest(), ULTRAFLASH.at_scale(scale)
-    installed = all(found.installed(manifest[profile.weight_of(part)]) for part in parts)
+    shelf = Shelf(store)
+    profile = settle_coders(ULTRAFLASH.at_scale(scale), shelf, encoder="auto", decoder="auto")
+    encoder = "wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder"
+    installed = all(shelf.has(profile, encoder if part == "encoder" else part) for part in parts)
     return ULTRAFLASH.name if installed and torch.cuda.is_available() else "lite"
 
 
@@ -287,6 +293,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         _check_space(output, job, info, spec, window)
     if not exists:
         check_encoder(spec)
+    model = choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS)
     return Prepared(
         job=job,
         info=info,
@@ -295,7 +302,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         plan=plan,
         res=res,
         window=window,
-        model=choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS),
+        model=model,
         fps=fps,
         streams=streams,
         spec=spec,
@@ -303,6 +310,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         warnings=(
             *warnings,
             *_warnings(info, spec, plan, streams, "stdout" if job.stdout is not None else output.name),
+            *(_content_warnings(info, model) if job.pipe is None and not exists else ()),
         ),
     )
 
@@ -353,6 +361,20 @@ def _check_space(output: Path, job: UpscaleJob, info: "ClipInfo", spec: "EncodeS
     else:
         check_space(temp, encoded - used_bytes(temp_work_folder(output, temp)))
         check_space(output.parent, joined)
+
+
+def _content_warnings(info: "ClipInfo", model: str) -> Iterator[str]:
+    """Warn where the clip's first frames are flat-coloured and the model would paint texture onto them."""
+    if model == "lite":
+        return
+    from ultraflash_cli.engine.profiles import PROFILES
+    from ultraflash_cli.video.flatness import first_lumas, is_flat_coloured
+
+    if model in PROFILES and PROFILES[model].invents_texture and is_flat_coloured(first_lumas(info, _LOOKED_AT)):
+        yield (
+            f"{info.path.name}: flat colours, as in drawings and screens; the model {model} invents texture there, "
+            "--model lite does not"
+        )
 
 
 def _warnings(

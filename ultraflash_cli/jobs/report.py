@@ -23,6 +23,8 @@ class Report:
     model: str
     device: str | None = None
     precision: str | None = None
+    settings: dict[str, object] | None = None
+    """What the model ran with beside its weights; empty for one without SR transformer."""
     encoder: dict[str, object] | None = None
     frames_in: int = 0
     frames_out: int = 0

@@ -157,6 +157,7 @@ class _Upscaling:
             skipped=False,
             model=prepared.model,
             precision=built.precision,
+            settings=dict(built.settings),
             encoder=spec.summary,
             frames_in=work.journal.frames,
             frames_out=frames,

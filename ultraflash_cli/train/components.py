@@ -68,7 +68,7 @@ def start_from_components(roles: CascadeRoles, clips_bcthw: Tensor) -> None:
     config, out = roles.encoder.config, roles.low_decoder.config
     if config.strides != (1, 1, 1) or config.time_pools != (2, 2, 1) or out.last_shuffle != config.patch:
         raise ConfigError("components start an encoder and a decoder that keep one size between unshuffle and shuffle")
-    if {stage.width for stage in out.stages} | {out.out_width} != {config.width}:
+    if set(out.widths) != {config.width}:
         raise ConfigError("components start an encoder and a decoder of one width")
     inner = config.width - 1  # the last channel holds a constant, in place of the biases that some layers lack
     cells = F.pixel_unshuffle(clips_bcthw.double().transpose(1, 2), config.patch)  # [B, T, n, h, w]

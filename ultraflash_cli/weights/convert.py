@@ -84,6 +84,12 @@ RULES: dict[str, WrapperRules] = {
     "upsampler_v3_x2": WrapperRules(wrappers=(_packed(), _packed("model"))),
     "tiny_decoder": _CODER,
     "ultra_decoder": _CODER,
+    "ultra_decoder_released": WrapperRules(
+        wrappers=(_packed(), _packed("model")),
+        strip=(_SHARDING,),
+        strip_leading=_LEADING,
+        replace=(("net.", "decoder."), (".block.", ".up.")),
+    ),
     "text_encoder": WrapperRules(),
     "wan_vae": WrapperRules(),
 }
@@ -223,19 +229,40 @@ def merge_lora(base: Mapping[str, Tensor], lora: Mapping[str, Tensor], *, scale:
 
 
 def _unwrapped(content: Mapping[str, Any], rules: WrapperRules, prefer: str | None) -> Iterator[dict[str, Tensor]]:
-    """Give the tensors inside each wrapper that is there, under plain names, the preferred wrapper first."""
-    for wrapper in sorted(rules.wrappers, key=lambda each: bool(prefer) and (prefer,) != each.keys):
-        inner: Any = content
-        for key in wrapper.keys:
-            inner = inner.get(key) if isinstance(inner, Mapping) else None
-        if not isinstance(inner, Mapping) or not inner:
-            continue
-        values = cast("Mapping[Any, Any]", inner)
-        if not all(isinstance(value, Tensor) for value in values.values()):
-            continue
-        plain = {_plain_name(str(key), wrapper, rules): cast("Tensor", value) for key, value in values.items()}
-        if len(plain) == len(values):
-            yield {key: value.detach() for key, value in plain.items()}
+    """Yield the tensors inside each wrapper that is there, under plain names, the preferred wrapper first.
+
+    Where none of the rules' wrappers is there, every nested dict of tensors is tried: training tools invent new ones.
+    """
+    known = sorted(rules.wrappers, key=lambda each: bool(prefer) and (prefer,) != each.keys)
+    found = [tensors for wrapper in known if (tensors := _inside(content, wrapper, rules)) is not None]
+    if not found:
+        others = (Wrapper(keys=keys) for keys in _nested(content))
+        found = [tensors for wrapper in others if (tensors := _inside(content, wrapper, rules)) is not None]
+    yield from found
+
+
+def _inside(content: Mapping[str, Any], wrapper: Wrapper, rules: WrapperRules) -> dict[str, Tensor] | None:
+    """Return the tensors inside a wrapper under plain names; None where it is not there or holds anything else."""
+    inner: Any = content
+    for key in wrapper.keys:
+        inner = inner.get(key) if isinstance(inner, Mapping) else None
+    if not isinstance(inner, Mapping) or not inner:
+        return None
+    values = cast("Mapping[Any, Any]", inner)
+    if not all(isinstance(value, Tensor) for value in values.values()):
+        return None
+    plain = {_plain_name(str(key), wrapper, rules): cast("Tensor", value) for key, value in values.items()}
+    return {key: value.detach() for key, value in plain.items()} if len(plain) == len(values) else None
+
+
+def _nested(content: Mapping[str, Any], *, depth: int = 2) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of all dicts inside ``content``, ``depth`` levels deep."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield (key,)
+            if depth > 1:
+                inner = {str(name): each for name, each in cast("Mapping[Any, Any]", value).items()}
+                yield from ((key, *rest) for rest in _nested(inner, depth=depth - 1))
 
 
 def _plain_name(name: str, wrapper: Wrapper, rules: WrapperRules) -> str:

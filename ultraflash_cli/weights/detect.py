@@ -21,7 +21,9 @@ def detect(shapes: Mapping[str, Shape]) -> str | None:
     if "pre_shuffle.0.weight" in shapes and "final.weight" in shapes:
         return _upsampler(shapes["pre_shuffle.0.weight"], shapes["final.weight"])
     if "net.0.weight" in shapes and "net.2.conv.0.weight" in shapes:
-        return "upsampler_v3_x2" if "net.5.block.0.weight" in shapes else None
+        return _flat_list(shapes, "net.", ".block.")
+    if "decoder.0.weight" in shapes and "decoder.2.conv.0.weight" in shapes:
+        return _flat_list(shapes, "decoder.", ".up.")
     if "token_embedding.weight" in shapes and "blocks.0.pos_embedding.embedding.weight" in shapes:
         return "text_encoder"
     if "encoder.downsamples.0.residual.2.weight" in shapes or "decoder.upsamples.0.residual.2.weight" in shapes:
@@ -29,6 +31,20 @@ def detect(shapes: Mapping[str, Shape]) -> str | None:
     if "decoder.1.weight" in shapes and "encoder.0.weight" in shapes:
         return "ultra_decoder" if "decoder.6.up.0.weight" in shapes else "tiny_decoder"
     return None
+
+
+def _flat_list(shapes: Mapping[str, Shape], prefix: str, shuffle: str) -> str | None:
+    """Tell the v3 upsampler from the released ultra decoder, which shares its layout.
+
+    The decoder's last convolution makes 3 channels, and all three of its stages double the size.
+    """
+    doubled = [stage for stage in (5, 11, 17) if f"{prefix}{stage}{shuffle}0.weight" in shapes]
+    last = shapes.get(f"{prefix}20.weight")
+    if last is None or not doubled:
+        return None
+    if last[0] == 3:
+        return "ultra_decoder_released" if len(doubled) == 3 else None
+    return "upsampler_v3_x2" if len(doubled) == 1 and prefix == "net." else None
 
 
 def _upsampler(pre_shuffle: Shape, final: Shape) -> str | None:

@@ -13,7 +13,7 @@ from ultraflash_cli.weights.manifest import WeightEntry
 from ultraflash_cli.weights.store import VerifiedBy, writing
 from ultraflash_cli.weights.verify import git_blob_of, sha256_of
 
-__all__ = ["Hub", "RemoteFile", "check_download", "fetch", "locate"]
+__all__ = ["Hub", "NotThere", "RemoteFile", "check_download", "fetch", "fetch_range", "list_files", "locate"]
 
 _BRANCH = "main"
 _GIT_ID = r"[0-9a-f]{40}"
@@ -93,11 +93,11 @@ class RemoteFile:
 
 
 def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> RemoteFile:
-    """Return the file an entry means.
+    """Return the file at an entry's own place; its alternatives are ``search.HubSearch``'s work.
 
-    A locked entry means one commit, size and sha256; any other what the hub now has (at ``revision`` where one is
-    given), under the entry's path or, if there is none, the only file of that name elsewhere in the repository.
-    Raises WeightsError where the hub or, offline, the folder of its tools does not have it.
+    A locked entry means one commit, size and sha256; any other what the hub now has under the entry's path, at
+    ``revision`` where one is given. Raises NotThere where the hub has no such file, WeightsError for any other
+    refusal and where, offline, the folder of the hub's tools does not have it.
     """
     assert entry.repository is not None, "a file of the package is not at the hub"
     found = _in_cache(hub, entry) if hub.offline or entry.locked else None
@@ -108,7 +108,7 @@ def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> Remo
             f"{entry.name}: {entry.repository}/{entry.file} is not on this machine, and the network is not to be used. "
             "Pull it without --offline and HF_HUB_OFFLINE, or import a file with --from FILE."
         )
-    remote = _ask(hub, entry, entry.revision or revision or _BRANCH)
+    remote = _head(hub, entry.repository, entry.file, entry.revision or revision or _BRANCH)
     if entry.locked:
         got = (remote.revision, remote.bytes, remote.sha256 or entry.sha256)
         expected = (entry.revision, entry.bytes, entry.sha256)
@@ -120,6 +120,33 @@ def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> Remo
             )
         return replace(remote, sha256=entry.sha256, verified_by="lock")
     return replace(remote, cached=_blob_in_cache(hub, remote))
+
+
+def list_files(hub: Hub, repository: str, revision: str | None = None) -> list[str]:
+    """Return the paths of all files in a repository. Raises WeightsError for what the hub or the network says."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors(hub, repository):
+        api = HfApi(endpoint=hub.endpoint, token=hub.login)
+        return sorted(api.list_repo_files(repository, revision=revision or _BRANCH))
+
+
+def fetch_range(hub: Hub, remote: RemoteFile, start: int, end: int) -> bytes | None:
+    """Return bytes ``start`` to ``end`` (exclusive) of a file; None from a server that sends whole files only."""
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    _silence()
+    url = hf_hub_url(remote.repository, remote.path, revision=remote.revision, endpoint=hub.endpoint)
+    headers = build_hf_headers(token=hub.login)
+    headers |= {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    with (
+        _hub_errors(hub, f"{remote}"),
+        get_session().stream("GET", url, headers=headers, follow_redirects=True) as response,
+    ):
+        hf_raise_for_status(response)
+        whole = response.status_code == 200 and (start, end) != (0, remote.bytes)
+        return None if whole else response.read()
 
 
 def fetch(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> str:
@@ -169,8 +196,8 @@ class _Disconnected(WeightsError):
     """The connection broke; going on may help."""
 
 
-class _NotThere(WeightsError):
-    """The hub has no such file."""
+class NotThere(WeightsError):
+    """The hub has no such file at this place."""
 
 
 def _transfer(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> None:
@@ -219,29 +246,6 @@ class _Counted:
 
     def truncate(self, *size: int) -> int:
         return self._file.truncate(*size)
-
-
-def _ask(hub: Hub, entry: WeightEntry, revision: str) -> RemoteFile:
-    """Ask the hub for an entry's file; look for it elsewhere in the repository where its folder is not known."""
-    assert entry.repository is not None
-    try:
-        return _head(hub, entry.repository, entry.file, revision)
-    except _NotThere:
-        if entry.locked:
-            raise
-    from huggingface_hub import HfApi
-
-    with _hub_errors(hub, entry.repository):
-        files = HfApi(endpoint=hub.endpoint, token=hub.login).list_repo_files(entry.repository, revision=revision)
-    name = PurePosixPath(entry.file).name
-    same = [path for path in files if PurePosixPath(path).name == name]
-    if len(same) != 1:
-        there = ", ".join(same or sorted(path for path in files if not path.startswith("."))[:8]) or "nothing"
-        raise WeightsError(
-            f"{entry.name}: {entry.repository} has no {entry.file}, only {there}. Download the right one and import "
-            f"it: `ultraflash weights pull {entry.name} --from FILE`."
-        )
-    return _head(hub, entry.repository, same[0], revision)
 
 
 def _head(hub: Hub, repository: str, path: str, revision: str) -> RemoteFile:
@@ -336,7 +340,7 @@ def _hub_errors(hub: Hub, what: str) -> Generator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         if isinstance(error, RemoteEntryNotFoundError) or (status == 404 and type(error) is HfHubHTTPError):
-            raise _NotThere(f"{what}: the hub has no such file (404). {_UPDATE}") from error
+            raise NotThere(f"{what}: the hub has no such file (404). {_UPDATE}") from error
         raise WeightsError(f"{what}: {_refusal(hub, what, error)}") from error
     except OfflineModeIsEnabled as error:
         raise WeightsError(f"{what}: HF_HUB_OFFLINE forbids asking the hub. Unset it, or import the file.") from error

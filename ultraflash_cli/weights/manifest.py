@@ -2,17 +2,41 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ultraflash_cli.errors import ConfigError, WeightsError
 
-__all__ = ["WeightEntry", "WeightSet", "manifest_text", "package_folder", "read_manifest", "read_sets"]
+__all__ = ["Alternative", "WeightEntry", "WeightSet", "manifest_text", "package_folder", "read_manifest", "read_sets"]
 
 HEADER = "# Every weight file: what code asks for by name, verified by size and sha256 before use.\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Another place at the hub where an entry's weights may be; what it leaves out is the entry's own."""
+
+    repository: str
+    """``owner/name``."""
+    file: str
+    """Path inside the repository; ``*`` stands for any text."""
+    licence: str
+    """As the source states it."""
+    revision: str | None = None
+    """The commit to take; None while the place is unlocked."""
+    sha256: str | None = None
+    """Hash of the file; None while the place is unlocked."""
+    bytes: int | None = None
+    """Size of the file; None while the place is unlocked."""
+    architecture: str | None = None
+    """What is in it, where that differs from the entry's."""
+    wrapper: str | None = None
+    """The part of a checkpoint to take where it holds several networks."""
+    note: str | None = None
+    """What a user should know before the transfer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +50,7 @@ class WeightEntry:
     repository: str | None = None
     """``owner/name`` at the hub; None for a file inside the package."""
     file: str
-    """Path inside the repository, or inside the package's ``weights`` folder."""
+    """Path inside the repository, where ``*`` stands for any text, or inside the package's ``weights`` folder."""
     revision: str | None = None
     """The commit to take; None while the entry is unlocked."""
     sha256: str | None = None
@@ -39,6 +63,12 @@ class WeightEntry:
     """The part of a checkpoint to take where it holds several networks; None for the usual order."""
     note: str | None = None
     """What a user should know before the transfer."""
+    optional: bool = False
+    """A set is pulled without it where it cannot be had."""
+    fallback: str | None = None
+    """The entry whose file serves in its place where this one is not installed."""
+    alternatives: tuple[Alternative, ...] = ()
+    """Other places at the hub, in the order in which they are tried."""
 
     def __post_init__(self) -> None:
         pinned = (self.revision, self.sha256, self.bytes)
@@ -49,6 +79,16 @@ class WeightEntry:
             raise ConfigError(f"{self.name}: revision, sha256 and bytes are given together or not at all")
         elif self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
             raise ConfigError(f"{self.name}: a revision is a commit of 40 hex digits, got {self.revision!r}")
+
+    @property
+    def places(self) -> tuple["WeightEntry", ...]:
+        """The entry at each place where it may be, itself first, none with alternatives of its own."""
+        first = replace(self, alternatives=())
+        others = [
+            replace(first, **{**asdict(each), "architecture": each.architecture or self.architecture})
+            for each in self.alternatives
+        ]
+        return (first, *others)
 
     @property
     def packaged(self) -> bool:
@@ -83,7 +123,7 @@ def read_manifest(path: Path | None = None) -> dict[str, WeightEntry]:
     """Return the entries by name. Raises WeightsError where the list is missing or malformed."""
     path = path or _manifest_path()
     try:
-        entries = [WeightEntry(**row) for row in _tables(path)["weights"]]
+        entries = [_entry(row) for row in _tables(path)["weights"]]
     except (KeyError, TypeError, ConfigError) as error:
         raise _unreadable(path, error) from error
     return {entry.name: entry for entry in entries}
@@ -113,14 +153,27 @@ def package_folder() -> Path:
     return Path(str(resources.files("ultraflash_cli")))
 
 
+def _entry(row: Mapping[str, Any]) -> WeightEntry:
+    fields = dict(row)
+    alternatives = tuple(Alternative(**each) for each in fields.pop("alternatives", ()))
+    entry = WeightEntry(**fields, alternatives=alternatives)
+    assert entry.places, "every place is checked as an entry of its own"
+    return entry
+
+
 def _table(kind: str, values: Mapping[str, Any]) -> str:
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
-    return "\n".join([f"[[{kind}]]", *lines]) + "\n"
+    rest = dict(values)
+    nested: Sequence[Mapping[str, Any]] = rest.pop("alternatives", ())
+    lines = [f"{key} = {_toml(value)}" for key, value in rest.items() if value is not None and value is not False]
+    table = "\n".join([f"[[{kind}]]", *lines]) + "\n"
+    return "\n".join([table, *(_table(f"{kind}.alternatives", each) for each in nested)])
 
 
 def _toml(value: object) -> str:
     if isinstance(value, (tuple, list)):
         return "[\n" + "".join(f"  {_toml(item)},\n" for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, int):
         return str(value)
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')

@@ -44,6 +44,10 @@ class Receipt:
     """Hash of the file in the store."""
     mtime_ns: int
     """Its time of change, for quick checks."""
+    architecture: str = ""
+    """What is in it; empty in receipts of version 0.1."""
+    licence: str = ""
+    """The licence stated where it came from; empty in receipts of version 0.1."""
 
 
 class WeightStore:
@@ -117,13 +121,12 @@ class WeightStore:
                 file.unlink()
 
     def download(self, entry: WeightEntry, identity: str) -> Path:
-        """Return where to keep a transfer; downloads of the same source with another identity are removed."""
+        """Return where to keep a transfer; downloads for the same entry with another identity are removed."""
         assert entry.repository is not None, "a file of the package is not downloaded"
-        stem = f"{entry.repository}/{entry.file}".replace("/", "--")
-        path = self.downloads / f"{stem}.{identity[:16]}.part"
+        path = self.downloads / f"{_stem(entry)}.{identity[:16]}.part"
         with writing(path):
             self.downloads.mkdir(parents=True, exist_ok=True)
-            for other in self.downloads.glob(f"{stem}.*.part"):
+            for other in self.downloads.glob(f"{_stem(entry)}.*.part"):
                 if other != path:
                     other.unlink(missing_ok=True)
         return path
@@ -131,10 +134,9 @@ class WeightStore:
     def remove(self, entry: WeightEntry) -> int:
         """Remove an entry's file, its receipt and what is half downloaded of it; return the bytes freed."""
         assert entry.repository is not None, "a file of the package is not removed"
-        stem = f"{entry.repository}/{entry.file}".replace("/", "--")
         path = self.path(entry)
         doomed = [self._receipt_path(entry), path]
-        doomed += self.downloads.glob(f"{stem}.*.part")
+        doomed += self.downloads.glob(f"{_stem(entry)}.*.part")
         freed = 0
         with writing(path):
             for file in doomed:
@@ -149,6 +151,11 @@ class WeightStore:
     def _receipt_path(self, entry: WeightEntry) -> Path:
         path = self.path(entry)
         return path.with_name(path.name + _RECEIPT)
+
+
+def _stem(entry: WeightEntry) -> str:
+    """What the names of an entry's downloads begin with."""
+    return entry.name.replace("/", "--")
 
 
 @contextmanager

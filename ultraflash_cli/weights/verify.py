@@ -38,10 +38,11 @@ def verify(entry: WeightEntry, store: WeightStore | None = None, *, quick: bool 
     path, receipt, cure = store.path(entry), store.receipt(entry), f"Run `ultraflash weights pull {entry.name}`."
     if receipt is None:
         raise WeightsError(f"{entry.name} is not installed. {cure}")
-    if entry.sha256 is not None and receipt.source_sha256 != entry.sha256:
+    locks = [place.sha256 for place in entry.places]
+    if None not in locks and receipt.source_sha256 not in locks:
         raise WeightsError(
             f"{entry.name}: made from a file whose sha256 starts {receipt.source_sha256[:12]}, "
-            f"expected {entry.sha256[:12]}. {cure}"
+            f"expected {' or '.join(str(lock)[:12] for lock in locks)}. {cure}"
         )
     if quick and path.exists() and (path.stat().st_size, path.stat().st_mtime_ns) == (receipt.bytes, receipt.mtime_ns):
         return path

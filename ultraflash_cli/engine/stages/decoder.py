@@ -69,8 +69,12 @@ class DecoderConfig:
         DecoderStage(width=64, time_growth=2),
     )
     """The stages, coarse to fine."""
-    out_width: int = 64
-    """Channels in front of the last convolution."""
+    out_width: int | None = 64
+    """Channels in front of the last convolution; None: those of the last stage, with no convolution between."""
+    soft_clamp: bool = True
+    """Whether latents are limited smoothly to +-3 first."""
+    signed: bool = False
+    """Whether the network's values lie in [-1, 1], as the released ultra decoder's do; frames are in [0, 1] anyway."""
     upsampling: Literal["nearest", "pixel_shuffle"] = "nearest"
     """How a stage doubles its size; the ultra decoder has ``pixel_shuffle``."""
     last_shuffle: int = 1
@@ -93,8 +97,14 @@ class DecoderConfig:
         size = self.last_shuffle * 2 ** sum(stage.upsample for stage in self.stages)
         if self.skip is None and size != 8:
             raise ConfigError(f"without a skip path stages and last shuffle make 8 of the size, got {size}")
-        if self.skip is not None and self.last_shuffle != 1:
-            raise ConfigError("a decoder with a skip path has no shuffle behind its latent path")
+        if self.skip is not None and (self.last_shuffle != 1 or self.signed):
+            raise ConfigError("a decoder with a skip path has no shuffle and no signed values behind its latent path")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the stages and in front of the last convolution."""
+        last = self.stages[-1].width if self.out_width is None else self.out_width
+        return (*(stage.width for stage in self.stages), last)
 
     def piece(self, latents: int, height: int, width: int) -> int:
         """Return how many of so many latents of ``height`` x ``width`` are decoded at once on a GPU, in even pieces.
@@ -102,8 +112,7 @@ class DecoderConfig:
         No tensor may have more values than 32 bits can count: upsampling refuses more.
         """
         frames, plane, largest = 1, height * width, 3 * FRAMES_PER_LATENT * 64 * height * width
-        widths = [stage.width for stage in self.stages] + [self.out_width]
-        for stage, following in zip(self.stages, widths[1:], strict=True):
+        for stage, following in zip(self.stages, self.widths[1:], strict=True):
             plane *= 4 if stage.upsample else 1
             frames *= stage.time_growth
             largest = max(largest, max(stage.width, following) * frames * plane)
@@ -177,20 +186,18 @@ class Decoder(nn.Module):
         self.together: int | None = None
         """Latents decoded at once; None: one on a CPU, on a GPU ``DecoderConfig.piece`` of a push."""
         slope = config.negative_slope
-        widths = [stage.width for stage in config.stages] + [config.out_width]
-        layers: list[nn.Module] = [
-            _SoftClamp(),
-            nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
-            activation(slope),
-        ]
-        for stage, next_width in zip(config.stages, widths[1:], strict=True):
+        widths = config.widths
+        layers: list[nn.Module] = [_SoftClamp()] if config.soft_clamp else []
+        layers += [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), activation(slope)]
+        for number, (stage, next_width) in enumerate(zip(config.stages, widths[1:], strict=True), start=1):
             layers += [
                 MemoryBlock(stage.width, init=config.memory_init, negative_slope=slope) for _ in range(stage.blocks)
             ]
             layers += [self._growth_in_space(stage), TimeGrowth(stage.width, stage.time_growth)]
-            layers.append(nn.Conv2d(stage.width, next_width, 3, padding=1, bias=False))
+            if number < len(config.stages) or config.out_width is not None:
+                layers.append(nn.Conv2d(stage.width, next_width, 3, padding=1, bias=False))
         out_channels = config.skip.latent_features if config.skip else 3 * config.last_shuffle**2
-        layers += [activation(slope), nn.Conv2d(config.out_width, out_channels, 3, padding=1)]
+        layers += [activation(slope), nn.Conv2d(widths[-1], out_channels, 3, padding=1)]
         if config.last_shuffle > 1:
             layers.append(nn.PixelShuffle(config.last_shuffle))
         self.decoder = nn.Sequential(*layers)
@@ -219,6 +226,11 @@ class Decoder(nn.Module):
         return full, after + after_skip
 
     @property
+    def _first_weight(self) -> Tensor:
+        """The kernel that latents meet first; it tells dtype and device."""
+        return next(layer for layer in self.decoder if isinstance(layer, nn.Conv2d)).weight
+
+    @property
     def _latent_memories(self) -> int:
         """How many of the memories belong to the latent path."""
         return sum(stage.blocks for stage in self.config.stages)
@@ -241,6 +253,8 @@ class Decoder(nn.Module):
                 x, doubled = upsampled_conv(x, layer.weight.to(x.dtype), layer.bias), False
             else:
                 x = layer(x)
+        if self.config.signed:
+            x = (x + 1) / 2
         return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
 
     def _skip_path(
@@ -270,8 +284,7 @@ class Decoder(nn.Module):
 
     def init_state(self, *, batch: int, height: int, width: int) -> DecoderState:
         """Return the state before the first latent of ``height`` x ``width``."""
-        first = self.decoder[1].weight
-        assert isinstance(first, Tensor)
+        first = self._first_weight
         skip = self.config.skip
         shapes: list[tuple[int, int, int]] = []
         grown = 1
@@ -297,8 +310,7 @@ class Decoder(nn.Module):
         On a CPU computed latent by latent, the skip path frame by frame, which stays in its caches; on a GPU a push
         at once, or in even pieces.
         """
-        first = self.decoder[1].weight
-        assert isinstance(first, Tensor)
+        first = self._first_weight
         split = self._latent_memories
         memories = state.memories if state.started else None
         batch, channels, _, height, width = state.empty_bcthw.shape

@@ -1,0 +1,49 @@
+"""What the licences of weights allow, as data."""
+
+from dataclasses import dataclass
+
+__all__ = ["LICENCES", "Licence", "licence_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence:
+    """One licence as a source states it."""
+
+    name: str
+    """SPDX identifier, or ``not confirmed``."""
+    commercial: bool | None
+    """Whether commercial use is allowed; None where the licence is not known."""
+    redistribution: bool | None
+    """Whether copies may be passed on."""
+    conditions: str
+    """What it asks for in return, in a phrase."""
+
+
+LICENCES: dict[str, Licence] = {
+    each.name: each
+    for each in (
+        Licence(
+            name="Apache-2.0",
+            commercial=True,
+            redistribution=True,
+            conditions="keep the licence and notices, state changes",
+        ),
+        Licence(name="MIT", commercial=True, redistribution=True, conditions="keep the licence and copyright notice"),
+        Licence(
+            name="CC-BY-NC-SA-4.0",
+            commercial=False,
+            redistribution=True,
+            conditions="non-commercial only, credit the authors, share alike",
+        ),
+        Licence(
+            name="not confirmed", commercial=None, redistribution=None, conditions="ask the authors before any use"
+        ),
+    )
+}
+"""The licences that the list of weights names."""
+
+
+def licence_of(name: str) -> Licence:
+    """Return what a licence allows; an unknown name allows nothing for certain."""
+    unknown = Licence(name=name, commercial=None, redistribution=None, conditions="read its text before any use")
+    return LICENCES.get(name, unknown)
