@@ -153,14 +153,15 @@ def show_licences(
 
     catalogue = read_catalogue()
     chosen = [entry for name in names for entry in catalogue.choose(name)] if names else catalogue.entries.values()
-    for place in (place for entry in chosen for place in entry.places):
-        licence, source = licence_of(place.licence), place.repository or "built in"
+    places = [place for entry in chosen for place in entry.places]
+    for name, source, stated in dict.fromkeys((p.name, p.repository or "built in", p.licence) for p in places):
+        licence = licence_of(stated)
         if json:
             allows = {key: value for key, value in asdict(licence).items() if key != "name"}
-            console.data({"name": place.name, "source": source, "licence": licence.name} | allows)
+            console.data({"name": name, "source": source, "licence": licence.name} | allows)
             continue
         use = {True: "commercial use allowed", False: "non-commercial only", None: "not known"}[licence.commercial]
-        console.text(f"{place.name:38}  {source:36}  {licence.name:16}  {use}: {licence.conditions}")
+        console.text(f"{name:38}  {source:36}  {licence.name:16}  {use}: {licence.conditions}")
 
 
 @app.command("path")

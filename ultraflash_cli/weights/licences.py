@@ -33,7 +33,7 @@ LICENCES: dict[str, Licence] = {
             name="CC-BY-NC-SA-4.0",
             commercial=False,
             redistribution=True,
-            conditions="non-commercial only, credit the authors, share alike",
+            conditions="credit the authors, share alike",
         ),
         Licence(
             name="not confirmed", commercial=None, redistribution=None, conditions="ask the authors before any use"
