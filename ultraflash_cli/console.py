@@ -6,7 +6,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -172,6 +173,19 @@ class Console:
                 self._say(line, shown=self.options.verbose)
             self._say(f"error: {text}", shown=self._mode() != "json", style="bold red")
         return code
+
+    @contextmanager
+    def working(self, name: str, doing: str) -> Generator[None]:
+        """Show what is being done while the block runs, with a clock on a terminal."""
+        with self._lock:
+            self._start_bar(name, doing)
+            if self._bar is None:
+                self.info(f"{name}: {doing}")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._drop_bar()
 
     def acknowledge_stop(self) -> None:
         """Say at the first signal what is going to happen; a signal handler may call it."""

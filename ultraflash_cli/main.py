@@ -10,6 +10,7 @@ import typer
 from ultraflash_cli.commands import bench, clean, doctor, generate, probe, train, upscale, weights
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError
+from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.jobs.stop import ending_on_signals
 from ultraflash_cli.options import with_console
 from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_libraries
@@ -22,7 +23,7 @@ HELP_WIDTH = 110
 
 app = typer.Typer(
     name="ultraflash",
-    add_completion=False,
+    cls=HeadedGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -47,17 +48,17 @@ def ultraflash(
 ) -> None:
     """Upscale video to 1K and 2K, keeping its sound, subtitles and timing, or generate it from words.
 
-    The options below may stand before or after the command.
+    The options below may stand before or after the command; `ultraflash COMMAND --help` shows the command's own.
     """
 
 
-app.command("upscale")(upscale.upscale)
-app.command("generate")(generate.generate)
-app.command("probe")(probe.probe)
+app.command("upscale", cls=HeadedCommand)(upscale.upscale)
+app.command("generate", cls=HeadedCommand)(generate.generate)
+app.command("probe", cls=HeadedCommand)(probe.probe)
 app.add_typer(weights.app, name="weights")
-app.command("clean")(clean.clean)
-app.command("doctor")(doctor.doctor)
-app.command("bench")(bench.bench)
+app.command("clean", cls=HeadedCommand)(clean.clean)
+app.command("doctor", cls=HeadedCommand)(doctor.doctor)
+app.command("bench", cls=HeadedCommand)(bench.bench)
 app.add_typer(train.app, name="train")
 
 
@@ -68,10 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(settings)
     quieten_libraries()
     keep_compiled_kernels(settings.home)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     try:
         with ending_on_signals():
             code = app(
-                args=list(sys.argv[1:] if argv is None else argv),
+                args=arguments,
                 prog_name="ultraflash",
                 standalone_mode=False,
                 obj=console,

@@ -128,9 +128,9 @@ ResOption = Annotated[
     str | None,
     typer.Option(
         "--res",
-        metavar="1k|2k|WxH|2x|3x",
-        help="Target size; 1k and 2k are 960 and 1440 on the short side. Without it, the first of 1k and 2k that "
-        "enlarges by at least 1.2, else 2x.",
+        metavar="SIZE",
+        help="Target: 720p, 1k, 1080p, 2k, 4k or 8k (720 to 4320 on the short side), WxH, or 1x, 2x, 3x and so on. By "
+        "default the first of 1k and 2k that enlarges by at least 1.2, else 2x.",
         show_default=False,
     ),
 ]
@@ -170,7 +170,7 @@ CudaGraphsOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", help="CPU threads; all usable cores unless said.", show_default=False),
+    typer.Option("--threads", metavar="N", help="CPU threads; by default all usable cores.", show_default=False),
 ]
 
 _GLOBALS: dict[str, tuple[Any, object]] = {

@@ -154,7 +154,7 @@ def test_a_terminal_shows_a_bar_with_frames_speed_and_eta(monkeypatch: pytest.Mo
     console.on_event(Warned(input="in.mp4", message="careful"))
     console.close()
     shown = err.getvalue()
-    for part in ("loading the model", "in.mp4", "━━━", "120/240 frames", "2.00 fps", "1:30 left", "warning: careful"):
+    for part in ("loading the model", "in.mkv", "━━━", "120/240 frames", "2.00 fps", "1:30 left", "warning: careful"):
         assert part in shown
     assert "limit" not in shown
     assert shown.endswith("\x1b[2K"), "the line is gone and leaves nothing behind"

@@ -59,7 +59,28 @@ def test_a_target_of_a_turned_clip_is_as_shown() -> None:
     assert plan.target == (720, 1280)
 
 
-@pytest.mark.parametrize("res", ["4k", "", "1664", "1664x", "x960", "0x0", "1x", "1664x960x3", "-2x"])
+@pytest.mark.parametrize(
+    ("res", "target"),
+    [
+        ("1K", (960, 1664)),
+        ("1080p", (1080, 1872)),
+        ("4k", (2160, 3744)),
+        ("4X", (1920, 3328)),
+        ("1x", (480, 832)),
+        (" 1664X960 ", (960, 1664)),
+    ],
+)
+def test_targets_are_read_in_any_case(res: str, target: tuple[int, int]) -> None:
+    assert plan_upscale(832, 480, res=res).target == target
+
+
+@pytest.mark.parametrize("res", ["1x1", "1x1000", "0x0"])
+def test_a_target_without_pixels_is_said_to_be_too_small(res: str) -> None:
+    with pytest.raises(UsageError, match="at least 2 pixels"):
+        plan_upscale(832, 480, res=res)
+
+
+@pytest.mark.parametrize("res", ["5k", "", "1664", "1664x", "x960", "0x", "1664x960x3", "-2x"])
 def test_a_target_that_cannot_be_read_is_refused(res: str) -> None:
     with pytest.raises(UsageError, match="--res is"):
         plan_upscale(832, 480, res=res)

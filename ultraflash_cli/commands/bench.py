@@ -52,7 +52,7 @@ def bench(
     size: Annotated[
         str | None,
         typer.Option(
-            "--size", metavar="WxH", help="Size of the source; the model's own unless said.", show_default=False
+            "--size", metavar="WxH", help="Size of the source; by default the model's own.", show_default=False
         ),
     ] = None,
     scale: Annotated[
@@ -63,7 +63,7 @@ def bench(
     seconds: Annotated[
         float | None,
         typer.Option(
-            "--seconds", metavar="S", help="Length of the generated clip; 81 frames unless said.", show_default=False
+            "--seconds", metavar="S", help="Length of the generated clip; by default 81 frames.", show_default=False
         ),
     ] = None,
     wall: Annotated[
@@ -76,8 +76,9 @@ def bench(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Measure the model on this device: speed, time by stage, memory, and the device's own limits beside them.
+    """Measure speed, memory and time by stage on this machine.
 
+    The device's own limits stand beside them.
     Weights that are not installed are drawn at random, and that is said: times mean something then, pictures nothing.
     """
     from ultraflash_cli.bench.cases import KINDS, RES, BenchCase, parse_size
@@ -123,20 +124,24 @@ def bench(
     ]
     if not cases and "kernels" not in kinds:
         raise UsageError("nothing to measure: 480p is a target of generate")
+    if "generate" in kinds:
+        _check_generated_size(profile, width_px, height_px)
     reports: list[BenchReport] = []
     for each in cases:
-        console.detail(f"measuring {each.kind} x{each.scale} in a process of its own")
-        report = in_fresh_process(measure, each, prepare)
+        about = f"{each.kind} {width_px}x{height_px} x{each.scale}"
+        with console.working("bench", f"measuring {about}: the model alone"):
+            report = in_fresh_process(measure, each, prepare)
         if wall == "on":
-            report = replace(report, wall=in_fresh_process(measure_wall, each))
+            with console.working("bench", f"measuring {about}: file to file"):
+                report = replace(report, wall=in_fresh_process(measure_wall, each))
         reports.append(report)
         if not json:
             for line in report.lines():
                 console.text(line)
     rows: list[KernelTime] = []
     if "kernels" in kinds:
-        console.detail("measuring kernels in a process of their own")
-        rows = in_fresh_process(measure_kernels, device, case.threads)
+        with console.working("bench", "measuring kernels"):
+            rows = in_fresh_process(measure_kernels, device, case.threads)
         if not json:
             for line in kernel_lines(rows, OTHERS):
                 console.text(line)
@@ -151,6 +156,23 @@ def bench(
             }
         )
     return 0
+
+
+def _check_generated_size(profile: "Profile", width_px: int, height_px: int) -> None:
+    """Raise UsageError, before anything is measured, for a size that the generator cannot draw."""
+    config = profile.generator
+    assert config is not None, "what is to generate has a generator"
+    _, rows, columns = config.patch
+    if config.grid is not None:
+        height, width = 8 * rows * config.grid[0], 8 * columns * config.grid[1]
+        fits, sizes = (width_px, height_px) == (width, height), f"{width}x{height} only"
+    else:
+        fits = width_px % (8 * columns) == 0 and height_px % (8 * rows) == 0
+        sizes = f"widths in steps of {8 * columns} and heights in steps of {8 * rows}"
+    if not fits:
+        raise UsageError(
+            f"{profile.name} generates {sizes}, got --size {width_px}x{height_px}; `bench upscale` takes any size"
+        )
 
 
 def prepare(case: "BenchCase") -> "Prepared":

@@ -16,13 +16,13 @@ __all__ = ["clean"]
 def clean(
     console: Console,
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="FOLDER", help="Where to look; here, unless said.")
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Where to look; by default here.")
     ] = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Remove what is listed.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Look in the folders inside, too.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List what interrupted runs have left behind; with -y, remove it.
+    """List what interrupted runs left behind; remove it with -y.
 
     What is removed cannot be resumed any more. The work of a run that is still going on is left alone.
     """

@@ -11,7 +11,10 @@ __all__ = ["doctor"]
 
 @with_console(hidden=True)
 def doctor(console: Console, json: JsonOption = False) -> int:
-    """Look over this machine: libraries, devices, codecs, weights, disk; each failure comes with its fix."""
+    """Check this machine; each fault comes with its fix.
+
+    It looks at libraries, devices, codecs, weights and the disk.
+    """
     from ultraflash_cli.jobs.examine import examine
     from ultraflash_cli.jobs.pull import open_store
 

@@ -73,14 +73,15 @@ def generate(
         ),
     ] = None,
     res: Annotated[
-        Literal["480p", "1k", "2k"], typer.Option("--res", help="Size: 832x480, 1664x960 or 2496x1440.")
+        Literal["480p", "1k", "2k"],
+        typer.Option("--res", case_sensitive=False, help="Size: 832x480, 1664x960 or 2496x1440."),
     ] = "1k",
     seconds: Annotated[
         float | None,
         typer.Option(
             "--seconds",
             metavar="S",
-            help="Length; a clip has 1 + 4n frames at 16 a second, 81 unless said. Longer ones of ultraflash want the "
+            help="Length; a clip has 1 + 4n frames at 16 a second, by default 81. Longer ones of ultraflash want the "
             "weights of its long variant.",
             show_default=False,
         ),
@@ -133,7 +134,7 @@ def generate(
 
     The built-in model lite draws simple landscapes by time of day: skies over sea, hills, mountains, fields or a city.
     For real clips `ultraflash weights pull ultraflash` brings the published model, which needs a GPU and
-    `pip install 'ultraflash[generate]'`.
+    `pip install '.[generate]'` in the source folder.
     """
     from ultraflash_cli.jobs.batch import VIDEO_SUFFIXES, plan_generations, run_generations
     from ultraflash_cli.jobs.generation_preflight import GenerateJob, name_outputs

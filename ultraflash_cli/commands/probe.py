@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ultraflash_cli.console import Console, describe
-from ultraflash_cli.errors import OutOfMemory
+from ultraflash_cli.errors import OutOfMemory, UltraflashError
 from ultraflash_cli.options import JsonOption, ResOption, as_path, with_console
 
 __all__ = ["probe"]
@@ -20,13 +20,22 @@ def probe(
     res: ResOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what is in a file, what `upscale` would keep of it, and what it would make."""
+    """Show what is in a file and what `upscale` would make of it."""
+    from ultraflash_cli.jobs.preflight import UpscaleJob, prepare
+
+    try:
+        prepared = prepare(UpscaleJob(source=file, res=res), to_write=False)
+    except UltraflashError as error:
+        error.source = str(file)
+        if json:
+            console.data({"file": str(file), "error": str(error), "exit_code": error.exit_code})
+        raise
+
+    # Only now, since these load torch, which takes longer than everything else here.
     from ultraflash_cli.jobs.assemble import choose_device, find_profile, stage_precisions
     from ultraflash_cli.jobs.memory import describe_memory, memory_budget, plan_upscale_memory
-    from ultraflash_cli.jobs.preflight import UpscaleJob, prepare
     from ultraflash_cli.jobs.upscale import planned
 
-    prepared = prepare(UpscaleJob(source=file, res=res), to_write=False)
     info, plan = prepared.info, planned(prepared)
     device, profile = choose_device("auto"), find_profile(prepared.model)
     memory, warnings = None, list(prepared.warnings)

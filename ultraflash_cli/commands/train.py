@@ -9,6 +9,7 @@ import typer
 
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.options import JsonOption, ThreadsOption, as_path, with_console
 from ultraflash_cli.train.recipes import RECIPES, Recipe
 
@@ -18,12 +19,13 @@ _PREVIEW_FRAMES = 17
 """Frames of a clip that a preview looks at."""
 
 app = typer.Typer(
+    cls=HeadedGroup,
     no_args_is_help=True,
-    help="Train the models: prepare material, run a recipe, export its weights (docs/training.md).",
+    help="Train the models: material, recipes, export of weights.",
 )
 
 
-@app.command("prepare")
+@app.command("prepare", cls=HeadedCommand)
 @with_console(hidden=True)
 def prepare_material(
     console: Console,
@@ -65,7 +67,7 @@ def prepare_material(
     console.info(f"{len(entries)} pieces of material in {out}")
 
 
-@app.command("export")
+@app.command("export", cls=HeadedCommand)
 @with_console(hidden=True)
 def export_weights(
     console: Console,
@@ -85,7 +87,7 @@ def export_weights(
         console.text(f"{entry.name:24}  {entry.bytes:10}  {entry.sha256:.12}")
 
 
-@app.command("preview-scenes")
+@app.command("preview-scenes", cls=HeadedCommand)
 @with_console(hidden=True)
 def preview_scenes(
     console: Console,
@@ -107,7 +109,7 @@ def preview_scenes(
     write_png(out, contact_sheet(scenes))
 
 
-@app.command("encode-scenes")
+@app.command("encode-scenes", cls=HeadedCommand)
 @with_console(hidden=True)
 def encode_drawn_scenes(
     console: Console,
@@ -151,7 +153,7 @@ def encode_drawn_scenes(
     encode_scenes(job, on_file=lambda done: console.info(f"{done} of {count} scenes"))
 
 
-@app.command("preview-degradation")
+@app.command("preview-degradation", cls=HeadedCommand)
 @with_console(hidden=True)
 def preview_degradation(
     console: Console,

@@ -139,7 +139,7 @@ def upscale(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Upscale video files, keeping their sound, subtitles and timing."""
+    """Upscale video, keeping its sound, subtitles and timing."""
     from ultraflash_cli.jobs.batch import (
         Outcome,
         find_clips,

@@ -9,6 +9,7 @@ import typer
 
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, UsageError, WeightsError
+from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.options import JsonOption, as_path, with_console
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="The models' weights: listed, fetched, verified, removed.")
+app = typer.Typer(
+    cls=HeadedGroup, no_args_is_help=True, help="The models' weights: listed, fetched, verified, removed."
+)
 
 NamesArgument = Annotated[
     list[str], typer.Argument(metavar="NAME...", help="Weights or a set of them, as `weights list` names them.")
@@ -27,7 +30,7 @@ NamesArgument = Annotated[
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask nothing of the network (as HF_HUB_OFFLINE does).")]
 
 
-@app.command("list")
+@app.command("list", cls=HeadedCommand)
 @with_console(hidden=True)
 def list_weights(console: Console, json: JsonOption = False) -> None:
     """List the weights with their sizes and licences, and the sets of them."""
@@ -53,7 +56,7 @@ def list_weights(console: Console, json: JsonOption = False) -> None:
             console.text(f"{each.name + ' (set)':38}  {each.about}")
 
 
-@app.command("pull")
+@app.command("pull", cls=HeadedCommand)
 @with_console(hidden=True)
 def pull_weights(
     console: Console,
@@ -100,12 +103,12 @@ def pull_weights(
         _show(console, pulled, json)
 
 
-@app.command("verify")
+@app.command("verify", cls=HeadedCommand)
 @with_console(hidden=True)
 def verify_weights(
     console: Console,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; all that are installed, unless said.")
+        list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; by default all that are installed.")
     ] = None,
     json: JsonOption = False,
 ) -> int:
@@ -140,7 +143,7 @@ def verify_weights(
     return failure.exit_code if failure is not None else 0
 
 
-@app.command("licences")
+@app.command("licences", cls=HeadedCommand)
 @with_console(hidden=True)
 def show_licences(
     console: Console,
@@ -164,7 +167,7 @@ def show_licences(
         console.text(f"{name:38}  {source:36}  {licence.name:16}  {use}: {licence.conditions}")
 
 
-@app.command("path")
+@app.command("path", cls=HeadedCommand)
 @with_console(hidden=True)
 def weights_path(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
     """Tell where the usable file of installed weights lies."""
@@ -181,7 +184,7 @@ def weights_path(console: Console, names: NamesArgument, json: JsonOption = Fals
             console.text(str(path))
 
 
-@app.command("rm")
+@app.command("rm", cls=HeadedCommand)
 @with_console(hidden=True)
 def remove_weights(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
     """Remove downloaded weights, and what is half downloaded of them."""
@@ -201,12 +204,12 @@ def remove_weights(console: Console, names: NamesArgument, json: JsonOption = Fa
             console.text(f"{entry.name:38}  {_megabytes(freed) + ' freed' if freed else 'nothing was there'}")
 
 
-@app.command("lock")
+@app.command("lock", cls=HeadedCommand)
 @with_console(hidden=True)
 def lock_weights(
     console: Console,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; all of the hub, unless said.")
+        list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; by default all of the hub.")
     ] = None,
     *,
     out: Annotated[

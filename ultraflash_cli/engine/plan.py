@@ -5,12 +5,15 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ultraflash_cli.errors import UsageError
+from ultraflash_cli.errors import ConfigError, UsageError
 
-__all__ = ["SHORT_SIDES", "UpscalePlan", "plan_upscale"]
+__all__ = ["NAMED_SIDES", "SHORT_SIDES", "UpscalePlan", "plan_upscale", "read_res"]
 
 SHORT_SIDES = {"1k": 960, "2k": 1440}
-"""Named targets by their short side in pixels; the long side keeps the aspect ratio."""
+"""The default targets by their short side in pixels; the long side keeps the aspect ratio."""
+
+NAMED_SIDES = {"720p": 720, "1k": 960, "1080p": 1080, "2k": 1440, "4k": 2160, "8k": 4320}
+"""All named targets, likewise."""
 
 WORTHWHILE = Fraction(6, 5)
 """The least enlargement at which a named target is chosen by default."""
@@ -56,16 +59,19 @@ def plan_upscale(
 ) -> UpscalePlan:
     """Plan the upscale of a coded ``width_px`` x ``height_px`` clip.
 
-    ``res`` is ``1k``, ``2k``, ``WxH`` (as shown), ``2x``, ``3x`` or None for the default target. ``quarter_turn``
-    says that the clip is shown turned by 90 or 270 degrees. Raises UsageError for a ``res`` that cannot be read,
-    for a target no larger than the source (unless ``downscale``) and for one beyond 16384 pixels.
+    ``res`` is a name such as ``1k``, ``WxH`` (as shown), a factor such as ``2x``, or None for the default target.
+    ``quarter_turn`` says that the clip is shown turned by 90 or 270 degrees. Raises UsageError for a ``res`` that
+    cannot be read, for a target no larger than the source (unless it is ``1x`` or ``downscale``) and for one beyond
+    16384 pixels.
     """
     target_w, target_h = _target(width_px, height_px, res, quarter_turn)
     if max(target_w, target_h) > LARGEST_SIDE_PX:
-        raise UsageError(f"the target {target_w}x{target_h} is beyond {LARGEST_SIDE_PX} pixels a side.")
+        raise UsageError(
+            f"the target {target_w}x{target_h} is beyond {LARGEST_SIDE_PX} pixels a side; name a smaller one with --res"
+        )
     growth = max(Fraction(target_w, width_px), Fraction(target_h, height_px))
     shrinks = target_w < width_px or target_h < height_px or (target_w, target_h) == (width_px, height_px)
-    if shrinks and not downscale:
+    if shrinks and not downscale and res != "1x":
         raise UsageError(
             f"the source is {width_px}x{height_px}, the target {target_w}x{target_h}: nothing to upscale. "
             "Choose a larger --res, or pass --downscale to go through the model and reduce."
@@ -104,13 +110,26 @@ def _target(width: int, height: int, res: str | None, quarter_turn: bool) -> tup
             if Fraction(short, min(width, height)) >= WORTHWHILE:
                 return _by_short_side(width, height, short)
         return 2 * width, 2 * height
-    text = res.strip().lower()
-    if text in SHORT_SIDES:
-        return _by_short_side(width, height, SHORT_SIDES[text])
-    if text in ("2x", "3x"):
-        return width * int(text[0]), height * int(text[0])
-    size = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text)
-    if size is None or min(int(size[1]), int(size[2])) < 2:
-        raise UsageError(f"--res is 1k, 2k, WxH (such as 1664x960), 2x or 3x, not {res!r}.")
-    shown = int(size[1]), int(size[2])
+    text = read_res(res)
+    if text in NAMED_SIDES:
+        return _by_short_side(width, height, NAMED_SIDES[text])
+    first, _, second = text.partition("x")
+    if not second:
+        return width * int(first), height * int(first)
+    shown = int(first), int(second)
     return (shown[1], shown[0]) if quarter_turn else shown
+
+
+def read_res(text: str) -> str:
+    """Return a target as a word for names, in lower case. Raises ConfigError for one that cannot be read."""
+    word = text.strip().lower()
+    if word in NAMED_SIDES or re.fullmatch(r"[1-9]\d?x", word):
+        return word
+    size = re.fullmatch(r"(\d{1,9})x(\d{1,9})", word)
+    if size is None:
+        raise ConfigError(
+            f"--res is a name ({', '.join(NAMED_SIDES)}), a size such as 1664x960 or a factor such as 2x, got {text!r}"
+        )
+    if min(int(size[1]), int(size[2])) < 2:
+        raise ConfigError(f"--res {text}: a side has at least 2 pixels")
+    return word

@@ -73,7 +73,7 @@ def _look(name: str, look: Callable[[], Finding]) -> Finding:
             name=name,
             state="fail",
             found=f"{type(error).__name__}: {error}",
-            fix="install again: pip install --force-reinstall ultraflash",
+            fix="install again: pip install --force-reinstall . in the source folder",
             exit_code=DeviceError.exit_code,
         )
 
@@ -215,7 +215,7 @@ def _generate() -> Finding:
     found = f"clips from words by {' and '.join(models) or 'no model'}"
     if missing:
         found += f"; the published model lacks the packages {', '.join(missing)}"
-        fix = "pip install 'ultraflash[generate]' for the published model"
+        fix = "for the published model: pip install '.[generate]' in the source folder"
         return Finding(name="generate", state="note", found=found, fix=fix)
     return Finding(name="generate", state="ok", found=found)
 

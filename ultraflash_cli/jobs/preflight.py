@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from ultraflash_cli.engine.plan import SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale
+from ultraflash_cli.engine.plan import SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale, read_res
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, first_file, made_name
 from ultraflash_cli.jobs.host import usable_cores
@@ -77,7 +77,7 @@ class UpscaleJob:
     temp: Path | None = None
     """Folder for journal and segments, and for what must be kept of a pipe; None for beside the output."""
     res: str | None = None
-    """`1k`, `2k`, `WxH` (as shown, after rotation), `2x`, `3x`; None for the default rule."""
+    """A name such as `1k`, `WxH` (as shown, after rotation), a factor such as `2x`; None for the default rule."""
     model: str = "auto"
     prompt: str | None = None
     """What the clip shows, for a model that takes words; None for the model's own default."""
@@ -125,8 +125,8 @@ class UpscaleJob:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.strength) and 0 <= self.strength <= 1):
             raise ConfigError(f"--strength is between 0 and 1, got {self.strength}")
-        if self.res is not None and not re.fullmatch(r"1k|2k|2x|3x|[1-9]\d*x[1-9]\d*", self.res):
-            raise ConfigError(f"--res is 1k, 2k, WxH, 2x or 3x, got {self.res!r}")
+        if self.res is not None:
+            read_res(self.res)
         check_model(self.model)
         if self.encoder not in ENCODERS:
             raise ConfigError(f"--encoder is one of {', '.join(ENCODERS)}, got {self.encoder!r}")
@@ -249,7 +249,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         clip_start_s=(info.start_pts or 0) * info.time_base,
         duration_s=info.duration_s,
     )
-    res = job.res or default_res(info.display_width_px, info.display_height_px)
+    res = read_res(job.res) if job.res is not None else default_res(info.display_width_px, info.display_height_px)
     plan = plan_upscale(
         info.width_px,
         info.height_px,
@@ -393,6 +393,8 @@ def _warnings(
         main = next(stream for stream in info.streams if stream.index == info.video_index)
         others = ", ".join(stream.describe() for stream in info.other_videos)
         warnings.append(f"{name}: several videos: {main.describe()} is upscaled, not {others}")
+    if plan.growth > 3:
+        warnings.append(f"{name}: beyond x3 the source is enlarged by a filter first; it gets no sharper than x3")
     if streams.reason:
         warnings.append(f"{name}: {streams.reason}")
     warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]

@@ -63,6 +63,8 @@ def embed_prompts(
             warn(f"the prompt has {known[prompt].tokens} tokens, the first {rows} are used")
         if unheard := _unheard(profile, prompt):
             warn(f"{profile.name} does not know: {', '.join(unheard)}")
+        if known[prompt].tokens <= 1:  # the end of the prompt is one
+            warn(f"{profile.name} knows no word of this prompt; what it draws has nothing to do with it")
     return [known[prompt].rows.to(device) for prompt in cleaned]
 
 

@@ -109,7 +109,7 @@ def prepare(job: PrepareJob, folder: Path, *, on_entry: Callable[[Entry], None] 
     Raises InputError for a source that cannot be read, UsageError without Pillow where pictures are asked for.
     """
     if (job.photos or job.fonts or job.with_photos) and find_spec("PIL") is None:
-        raise UsageError("photos and rendered pages need Pillow: pip install 'ultraflash[train]'.")
+        raise UsageError("photos and rendered pages need Pillow: pip install '.[train]' in the source folder")
     entries: list[Entry] = []
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ def _tensorboard() -> Any:
     try:
         return importlib.import_module("torch.utils.tensorboard").SummaryWriter
     except ImportError as error:
-        raise UsageError(f"TensorBoard is missing ({error}). Install it: pip install 'ultraflash[train]'") from error
+        raise UsageError(f"TensorBoard is missing ({error}). In the source folder: pip install '.[train]'") from error
 
 
 def plot_losses(rows: Sequence[Mapping[str, float]], *, height_px: int = 360, width_px: int = 640) -> Picture:

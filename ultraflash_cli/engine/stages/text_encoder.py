@@ -241,5 +241,5 @@ def _extra(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise UsageError(
-            f"Text needs the package {package} ({error}). Install it: pip install 'ultraflash[generate]'"
+            f"Text needs the package {package} ({error}). In the source folder: pip install '.[generate]'"
         ) from error

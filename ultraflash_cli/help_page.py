@@ -1,0 +1,116 @@
+"""How `--help` looks: options under headings, examples behind them, no names of Python types."""
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+__all__ = ["EXAMPLES", "HeadedCommand", "HeadedGroup"]
+
+_HEADINGS = {
+    "Output": "output res downscale save_lr overwrite skip_existing resume temp_dir dry_run json",
+    "Picture": "strength detail grain color cuts deinterlace side_by_side",
+    "Selection": "prompts init_clip seconds count start end preview recursive images strict keep_going",
+    "Encoding": "codec crf pix_fmt enc_opt fps audio subs",
+    "Model": "model prompt encoder decoder seed cache_management",
+    "Performance": "device precision max_memory threads cuda_graphs",
+}
+"""The names of parameters by heading, in the order of the page."""
+_OTHERS = "Options"
+_WHOLE = 1000
+_FEW = 12
+"""A command with no more options than this needs no headings."""
+_GLOBAL = "-q, -v, --log-file FILE, --progress MODE and --no-color work here, too; `ultraflash --help` describes them."
+
+EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "upscale": (
+        ("ultraflash upscale holiday.mp4", "holiday_1k.mp4, 960 pixels on the short side"),
+        ("ultraflash upscale holiday.mp4 --preview 3s@25% --side-by-side", "a quick look first"),
+        ("ultraflash upscale films/ -o large/ --recursive -n --keep-going", "a whole archive, again and again"),
+        ('ultraflash upscale "shots/%05d.png" -o "large/%05d.png" --res 2x', "numbered pictures"),
+    ),
+    "generate": (
+        ('ultraflash generate "a red balloon over snowy mountains" -o balloon.mp4', "one clip"),
+        ("ultraflash generate --prompts scenes.txt --count 4 -o clips/ --res 480p", "four of every line"),
+    ),
+    "probe": (("ultraflash probe holiday.mp4 --res 2k", "what --res 2k would make of it"),),
+    "bench": (("ultraflash bench upscale --res 1k --json", "numbers for a script"),),
+    "clean": (("ultraflash clean --recursive films/", "list; add -y to remove"),),
+    "pull": (("ultraflash weights pull ultraflash", "the published model"),),
+}
+"""What stands below a command's options, by the command's name: the line to type, and what it makes."""
+
+
+class HeadedCommand(TyperCommand):
+    """A command whose many options stand under headings."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return _without_braces(super().collect_usage_pieces(ctx))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, options and examples."""
+        _write_options(self, ctx, formatter)
+        examples = EXAMPLES.get(self.name or "", ())
+        if examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n      {made}\n" for line, made in examples))
+
+
+class HeadedGroup(TyperGroup):
+    """A group of commands that shows itself likewise."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write options and commands."""
+        _write_options(self, ctx, formatter)
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            # Wrapped where the terminal is narrow, and not cut.
+            formatter.write_dl([(name, each.get_short_help_str(_WHOLE)) for name, each in commands if each is not None])
+
+
+def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    arguments: list[tuple[str, str]] = []
+    options: list[tuple[str, tuple[str, str]]] = []
+    for parameter in command.get_params(ctx):
+        record = parameter.get_help_record(ctx)
+        if record is None:
+            continue
+        name, text = record
+        if parameter.param_type_name == "argument":
+            arguments.append((name.partition(" <")[0], text))
+        else:
+            options.append((parameter.name, (name.replace("<", "").replace(">", ""), text)))
+    if arguments:
+        with formatter.section("Arguments"):
+            formatter.write_dl(arguments)
+    many = len(options) > _FEW
+    shown = [each for each in options if each[0] != "help"] if many else options
+    for heading, rows in _under_headings(shown):
+        with formatter.section(heading):
+            formatter.write_dl(rows)
+    if many:
+        with formatter.section("Global"):
+            formatter.write_dl([row for name, row in options if name == "help"])
+            formatter.write_text(_GLOBAL)
+
+
+def _under_headings(options: list[tuple[str, tuple[str, str]]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    if len(options) <= _FEW:
+        return [(_OTHERS, [row for _, row in options])] if options else []
+    place = {
+        name: (number, rank)
+        for number, names in enumerate(_HEADINGS.values())
+        for rank, name in enumerate(names.split())
+    }
+    headed: dict[int, list[tuple[int, tuple[str, str]]]] = {}
+    for name, row in options:
+        number, rank = place.get(name, (len(_HEADINGS), 0))
+        headed.setdefault(number, []).append((rank, row))
+    titles = [*_HEADINGS, _OTHERS]
+    return [
+        (titles[number], [row for _, row in sorted(headed[number], key=lambda each: each[0])])
+        for number in sorted(headed)
+    ]
+
+
+def _without_braces(pieces: list[str]) -> list[str]:
+    return [piece.replace("{", "").replace("}", "") for piece in pieces]
