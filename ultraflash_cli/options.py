@@ -4,7 +4,9 @@ import copy
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, Literal, ParamSpec
 
@@ -43,10 +45,14 @@ __all__ = [
     "VerboseOption",
     "as_pairs",
     "as_path",
+    "as_rate",
     "with_console",
 ]
 
 P = ParamSpec("P")
+
+_SLOWED = range(1, 241)
+"""Rates of which NTSC's colour made 1000/1001: 24, 30, 60 and their like."""
 
 
 def as_path(text: str) -> Path:
@@ -54,6 +60,18 @@ def as_path(text: str) -> Path:
     if not text:
         raise typer.BadParameter("the name is empty")
     return Path(text)
+
+
+def as_rate(text: str) -> Fraction:
+    """Read `--fps`: a number or a fraction; decimals such as 23.976 stand for 24000/1001. Raises UsageError."""
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,6}|/[1-9]\d{0,5})?", text):
+        raise UsageError(f"--fps is a number such as 25, 23.976 or 30000/1001, got {text!r}")
+    _, _, decimals = text.partition(".")
+    for whole in _SLOWED if decimals.strip("0") else ():
+        slowed = Fraction(whole * 1000, 1001)
+        if round(slowed, len(decimals)) == Fraction(text):
+            return slowed
+    return Fraction(text)
 
 
 def as_pairs(options: list[str]) -> tuple[tuple[str, str], ...]:

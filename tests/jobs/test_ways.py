@@ -49,7 +49,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 def test_a_pace_shows_what_is_on_when_each_frame_begins() -> None:
     def shown(fps: int, stamps: list[int], end: int, unit: Fraction) -> list[tuple[int, int]]:
-        pace = Pace(fps, time_base=unit, rate=Fraction(24), ticks=10)
+        pace = Pace(Fraction(fps), time_base=unit, rate=Fraction(24), ticks=10)
         ends = [*stamps[1:], end]
         return [
             (number, pts)
@@ -420,4 +420,4 @@ def test_a_journal_with_a_folder_in_it_is_cleared(clip: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("fps", [0, -1, 241])
 def test_an_impossible_rate_is_refused_at_birth(fps: int) -> None:
     with pytest.raises(ConfigError, match="--fps"):
-        UpscaleJob(source=Path("in.mp4"), fps=fps)
+        UpscaleJob(source=Path("in.mp4"), fps=Fraction(fps))

@@ -398,7 +398,7 @@ def test_a_clip_without_a_source_is_written_with_even_times_bt709_and_tags(
     tmp_path: Path, codec: str, size: tuple[int, int], expected: tuple[str, str], suffix: str
 ) -> None:
     width, height = size
-    spec = made_spec(width_px=width, height_px=height, rate=16, codec=codec, threads=1)
+    spec = made_spec(width_px=width, height_px=height, rate=Fraction(16), codec=codec, threads=1)
     assert (spec.codec, spec.pix_fmt) == expected
     plan = plan_alone(None, codec=spec.codec, frame_s=1 / spec.rate)
     assert plan.suffix == suffix

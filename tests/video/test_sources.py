@@ -12,7 +12,7 @@ import pytest
 
 from tests.video.clips import ClipPlan, ffmpeg, make_clip, mean_error, picture, shown_times
 from ultraflash_cli.errors import InputError, OutputError
-from ultraflash_cli.video.color import ContentLight, MasteringDisplay, resize_rgb
+from ultraflash_cli.video.color import ContentLight, MasteringDisplay
 from ultraflash_cli.video.decode import DecodedFrame, ReadReport, read_frames
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.probe import ClipInfo, probe
@@ -403,15 +403,15 @@ def test_cover_pictures_and_second_videos_are_never_taken_for_the_video(tmp_path
     assert probe(tmp_path / "b.mkv").width_px == 48
 
 
-def test_a_picture_that_changes_size_is_scaled_to_the_first_and_it_is_said_once(tmp_path: Path) -> None:
+def test_a_picture_that_changes_size_is_scaled_to_the_largest_and_it_is_said_once(tmp_path: Path) -> None:
     parts = [make_clip(tmp_path / f"{n}.ts", ClipPlan(size=size)) for n, size in enumerate([(64, 48), (96, 64)] * 2)]
     path = tmp_path / "all.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     _, frames, warnings, _ = read(path)
     assert len(frames) == 48
-    assert {frame.rgb_hwc.shape for frame in frames} == {(48, 64, 3)}
-    assert sum("changes from 64x48 to 96x64" in warning for warning in warnings) == 1
-    assert mean_error(frames[12 + 5].rgb_hwc, resize_rgb(picture(5, width=96, height=64), 64, 48)) < 4
+    assert {frame.rgb_hwc.shape for frame in frames} == {(64, 96, 3)}
+    assert sum("(64x48 at 0.00 s); all is scaled to 96x64" in warning for warning in warnings) == 1
+    assert mean_error(frames[12 + 5].rgb_hwc, picture(5, width=96, height=64)) < 4
 
 
 def test_pixels_that_change_their_shape_are_said_once(tmp_path: Path) -> None:

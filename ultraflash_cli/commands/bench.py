@@ -363,6 +363,7 @@ def _build_video(case: "BenchCase", prepared: "PreparedGeneration") -> "BuiltGen
 
 def _write_clip(case: "BenchCase", path: Path) -> None:
     """Write a made clip of two groups more than are timed, in H.264."""
+    from fractions import Fraction
     from itertools import islice
 
     from ultraflash_cli.bench.cases import drifting_frames
@@ -371,7 +372,9 @@ def _write_clip(case: "BenchCase", path: Path) -> None:
     from ultraflash_cli.video.segment import SegmentWriter
 
     count = case.frames + 8 * find_profile(case.model).group_latents
-    spec = made_spec(width_px=case.width_px, height_px=case.height_px, rate=_RATE, codec="h264", threads=case.threads)
+    spec = made_spec(
+        width_px=case.width_px, height_px=case.height_px, rate=Fraction(_RATE), codec="h264", threads=case.threads
+    )
     with SegmentWriter(path, spec) as writer:
         for number, frame in enumerate(islice(drifting_frames(case.width_px, case.height_px), count)):
             writer.write(frame, number * MADE_TICKS, MADE_TICKS)

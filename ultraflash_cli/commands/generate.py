@@ -31,6 +31,7 @@ from ultraflash_cli.options import (
     ThreadsOption,
     as_pairs,
     as_path,
+    as_rate,
     with_console,
 )
 from ultraflash_cli.streams import standard_input, standard_output
@@ -87,10 +88,10 @@ def generate(
         ),
     ] = None,
     fps: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--fps",
-            metavar="N",
+            metavar="N|N/D",
             help="Frames a second in the file; 16 are made, others by repeating or dropping frames, never by blending.",
             show_default=False,
         ),
@@ -165,7 +166,7 @@ def generate(
             temp=temp_dir,
             res=res,
             seconds=seconds,
-            fps=fps,
+            fps=as_rate(fps) if fps is not None else None,
             seed=seed + number,
             model=model,
             decoder=decoder,

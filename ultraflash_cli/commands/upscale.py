@@ -35,6 +35,7 @@ from ultraflash_cli.options import (
     ThreadsOption,
     as_pairs,
     as_path,
+    as_rate,
     with_console,
 )
 from ultraflash_cli.streams import standard_input, standard_output
@@ -100,11 +101,19 @@ def upscale(
     crf: CrfOption = None,
     pix_fmt: PixFmtOption = "auto",
     enc_opt: EncOptOption = None,
+    deinterlace: Annotated[
+        Literal["auto", "frame", "field", "off"],
+        typer.Option(
+            "--deinterlace",
+            help="auto deinterlaces what is found to be interlaced; frame everything; field everything, into one frame "
+            "for each field; off nothing.",
+        ),
+    ] = "auto",
     fps: Annotated[
         str,
         typer.Option(
             "--fps",
-            metavar="keep|N",
+            metavar="keep|N|N/D",
             help="Frames a second in the file, by repeating or dropping frames, never by blending; of pictures, how "
             "many a second they are.",
         ),
@@ -196,7 +205,8 @@ def upscale(
             enc_options=as_pairs(enc_opt or []),
             audio=audio,
             subs=subs,
-            fps=_fps(fps),
+            deinterlace=deinterlace,
+            fps=None if fps == "keep" else as_rate(fps),
             strict=strict,
             device=device,
             precision=precision,
@@ -231,15 +241,6 @@ def upscale(
             outcomes = run_batch(jobs, console.on_event, stop=stop, sources=sources)
         outcomes = chain(outcomes, unreadable)
         show_outcomes(console, outcomes, count=len(clips), is_batch=is_batch, keep_going=keep_going, json=json)
-
-
-def _fps(text: str) -> int | None:
-    """Read `--fps`. Raises UsageError."""
-    if text == "keep":
-        return None
-    if not text.isdecimal():
-        raise UsageError(f"--fps is keep or a whole number, got {text!r}")
-    return int(text)
 
 
 def _stdin() -> "Pipe":

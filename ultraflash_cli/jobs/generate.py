@@ -56,7 +56,7 @@ class GenerateReport(Report):
     seed: int
     low_output: str | None = None
     """The clip at the base size, where it was asked for."""
-    fps: int | None = None
+    fps: float | None = None
     """Frames a second in the file."""
     counters: dict[str, int] | None = None
     """What the model did and what it spared, by name; empty where an interrupted run had made everything."""
@@ -201,7 +201,7 @@ class _Generation:
             frames_out=_shown_frames(prepared),
             width=spec.width_px,
             height=spec.height_px,
-            fps=int(spec.rate),
+            fps=int(spec.rate) if spec.rate.denominator == 1 else float(spec.rate),
             counters=counters,
             warnings=tuple(work.warnings),
             **progress.measured(device=built.device, stages=built.generator.stage_seconds),
@@ -336,12 +336,13 @@ def _shown(prepared: PreparedGeneration, number: int) -> Iterator[tuple[int, int
     A frame of the file shows what is on at its time at the model's own rate.
     """
     from ultraflash_cli.engine.schedule import GENERATED_FPS
-    from ultraflash_cli.video.encode import MADE_TICKS
+    from ultraflash_cli.video.encode import made_times
 
-    rate = int(prepared.spec.rate)
+    rate = prepared.spec.rate
+    _, ticks = made_times(rate)
     first, end = (-(-at * rate // GENERATED_FPS) for at in (number, number + 1))
     for place in range(first, min(end, _shown_frames(prepared))):
-        yield place * MADE_TICKS, MADE_TICKS
+        yield place * ticks, ticks
 
 
 def _tags(prepared: PreparedGeneration) -> dict[str, str]:
@@ -365,7 +366,7 @@ def _fingerprint(prepared: PreparedGeneration, built: BuiltGeneration, segment_f
         "--decoder": job.decoder,
         "--res": f"{spec.width_px}x{spec.height_px}",
         "the number of frames": prepared.frames,
-        "--fps": int(spec.rate),
+        "--fps": str(spec.rate),
         "--save-lr": job.save_lr,
         "--cache-management": str(prepared.cache_management),
         **(file_facts("the initial clip", job.init_clip) if job.init_clip is not None else {}),

@@ -74,7 +74,7 @@ class GenerateJob:
     """`480p`, `1k` or `2k`: once, twice, three times the model's base size per side."""
     seconds: float | None = None
     """At least so long; None for 81 frames, or for what the model has room for behind an initial clip."""
-    fps: int | None = None
+    fps: Fraction | None = None
     """Frames a second to write, by repeating or dropping what was generated; None for the model's own."""
     seed: int = 0
     model: str = "auto"
@@ -256,7 +256,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
 
     scale, (base_height_px, base_width_px) = SCALES[job.res], profile.base_size
     threads = job.threads or usable_cores()
-    rate = job.fps or GENERATED_FPS
+    rate = Fraction(job.fps or GENERATED_FPS)
 
     def spec_at(scale: int) -> "EncodeSpec":
         return made_spec(
@@ -273,7 +273,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
 
     suffix = asked_suffix(job.output, job.stdout, job.codec)
     spec, low_spec = spec_at(scale), spec_at(1) if job.save_lr else None
-    streams = plan_alone(suffix, codec=spec.codec, frame_s=Fraction(1, rate))
+    streams = plan_alone(suffix, codec=spec.codec, frame_s=1 / rate)
     output = job.output or (job.folder or Path()) / made_name(job.made_name, streams.suffix)
     if job.stdout is not None:
         output = stream_target(f"{job.made_name} {job.line}", job.temp, streams.suffix)

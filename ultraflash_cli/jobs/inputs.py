@@ -29,7 +29,7 @@ __all__ = [
 _HEAD_BYTES = 1 << 20
 
 
-def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: int | None) -> "Source":
+def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction | None) -> "Source":
     """Give what is to be read: `pipe` where there is one, else what `path` names.
 
     `images` takes a folder for a sequence of pictures, `rate` of which are shown a second. Raises InputError.

@@ -18,10 +18,10 @@ class Pace:
     `rate` its usual one; the times of the file count in `ticks` a frame.
     """
 
-    def __init__(self, fps: int, *, time_base: Fraction, rate: Fraction, ticks: int) -> None:
+    def __init__(self, fps: Fraction, *, time_base: Fraction, rate: Fraction, ticks: int) -> None:
         self._places = time_base * fps
         self._ticks = ticks
-        self._slack = _SLACK * min(1, fps / rate)
+        self._slack = _SLACK * min(Fraction(1), fps / rate)
         self._first_pts: int | None = None
         self._next = 0
 

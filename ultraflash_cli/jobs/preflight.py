@@ -98,7 +98,9 @@ class UpscaleJob:
     audio: Literal["copy", "aac", "flac", "none"] = "copy"
     """aac and flac: what sound becomes that the container cannot hold as it is."""
     subs: Literal["copy", "none"] = "copy"
-    fps: int | None = None
+    deinterlace: Literal["auto", "frame", "field", "off"] = "auto"
+    """As `video.deinterlacing` explains."""
+    fps: Fraction | None = None
     """Frames a second to write, by repeating or dropping frames; the rate of pictures, which have none of their own."""
     strict: bool = False
     """Refuse an input of which something is damaged or missing."""
@@ -167,7 +169,7 @@ class Prepared:
     model: str
     window: Window | None
     """The part of the clip to do; None for all of it."""
-    fps: int | None
+    fps: Fraction | None
     """Frames a second to write, by repeating or dropping; None for every frame once, at its own time."""
     streams: "StreamPlan"
     spec: "EncodeSpec"
@@ -238,10 +240,12 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     if to_write and job.temp is not None:
         check_folder(job.temp / "journal")
 
-    from ultraflash_cli.video.encode import MADE_TICKS, check_encoder, choose_spec
+    from ultraflash_cli.video.deinterlacing import with_deinterlacing
+    from ultraflash_cli.video.encode import check_encoder, choose_spec, made_times
     from ultraflash_cli.video.probe import probe
 
     info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
+    info = with_deinterlacing(info, job.deinterlace)
     window = choose_window(
         start=job.start,
         end=job.end,
@@ -264,7 +268,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
 
     threads = job.threads or usable_cores()
     suffix = asked_suffix(job.output, job.stdout, job.codec)
-    fps = job.fps if isinstance(source, Path) or job.pipe is not None else None
+    fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
     spec = choose_spec(
         info,
         width_px=width_px,
@@ -274,8 +278,8 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         pix_fmt=job.pix_fmt,
         enc_options=job.enc_options,
         threads=threads,
-        time_base=Fraction(1, MADE_TICKS * fps) if fps is not None else None,
-        rate=Fraction(fps) if fps is not None else None,
+        time_base=made_times(fps)[0] if fps is not None else None,
+        rate=fps,
         suffix=suffix,
     )
     part = "_preview" if job.preview is not None else "_part" if window is not None else ""

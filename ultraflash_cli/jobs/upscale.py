@@ -313,12 +313,12 @@ class _Upscaling:
             number += 1
 
     def _pace(self) -> Pace | None:
-        from ultraflash_cli.video.encode import MADE_TICKS
+        from ultraflash_cli.video.encode import made_times
 
         fps, info = self._prepared.fps, self._prepared.info
         if fps is None:
             return None
-        return Pace(fps, time_base=info.time_base, rate=info.average_rate, ticks=MADE_TICKS)
+        return Pace(fps, time_base=info.time_base, rate=info.average_rate, ticks=made_times(fps)[1])
 
     def _marked_frames(self) -> "Iterator[tuple[DecodedFrame, bool]]":
         from ultraflash_cli.video.cuts import CutDetector
@@ -403,7 +403,8 @@ def _fingerprint(prepared: Prepared, built: Built, segment_frames: int) -> dict[
         "--cuts": job.cuts,
         "--audio": job.audio,
         "--subs": job.subs,
-        "--fps": prepared.fps,
+        "--deinterlace": job.deinterlace,
+        "--fps": str(prepared.fps),
         "--start and --end": repr(prepared.window),
         "--device": built.device,
         "--precision": built.precision,

@@ -27,11 +27,13 @@ __all__ = [
     "MasteringDisplay",
     "Picture",
     "alpha_filter",
+    "alpha_planes",
     "as_alpha",
     "as_frame",
     "as_picture",
     "chroma_location",
     "content_light",
+    "is_rgb",
     "mastering_display",
     "narrowed",
     "output_color",
@@ -170,6 +172,11 @@ def chroma_location(frame: av.VideoFrame, codec: str) -> str:
     return found[1] if found and found[1] in _CHROMA_LOCATIONS else usual
 
 
+def is_rgb(pix_fmt: str) -> bool:
+    """Whether no YUV matrix applies; FFmpeg does not call palettes, pictures of two colours and XYZ ones RGB."""
+    return av.VideoFormat(pix_fmt).is_rgb or pix_fmt in ("pal8", "monob", "monow", "xyz12le", "xyz12be")
+
+
 def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool, full: bool = False) -> ColorInfo:
     """Fill in what the file leaves open, the way players do.
 
@@ -289,40 +296,60 @@ def rgb_filter(
     deep: bool,
     deinterlace: str | None,
     chroma_location: str,
+    fields: bool = False,
     threads: int = 1,
 ) -> FrameFilter:
     """A filter from decoded frames to rgb24, or rgb48le where ``deep``; ``color`` is resolved.
 
     ``deinterlace`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"`` or ``"bff"`` (all, top or
-    bottom field first, whatever their flags say). ``chroma_location`` says where halved chroma lies (left, center,
-    topleft, ...); libswscale would take it to lie in the middle, whatever the frames say.
+    bottom field first, whatever their flags say); with ``fields`` each of those comes out as two.
+    ``chroma_location`` says where halved chroma lies (left, center, topleft, ...); libswscale would take it to lie in
+    the middle, whatever the frames say.
     """
     source = "" if color.matrix == RGB else f":in_color_matrix={scale_matrix(color)}:in_range={_range(color)}"
     if source:
         source += f":in_chroma_loc={chroma_location}"
-    filters = _deinterlacer(deinterlace)
+    filters = _deinterlacer(deinterlace, fields)
     filters.append(("scale", f"w={width_px}:h={height_px}:flags={_FLAGS}{source}:out_range=full"))
     filters.append(("format", "pix_fmts=rgb48le" if deep else "pix_fmts=rgb24"))
     return FrameFilter(*filters, threads=threads)
 
 
 def alpha_filter(
-    *, width_px: int, height_px: int, pix_fmt: str, deinterlace: str | None, threads: int = 1
+    *,
+    width_px: int,
+    height_px: int,
+    pix_fmt: str,
+    deinterlace: str | None,
+    fields: bool = False,
+    threads: int = 1,
 ) -> FrameFilter:
     """A filter from decoded frames to their transparency, as gray pictures for ``as_alpha``; see ``rgb_filter``.
 
     ``pix_fmt`` is what most frames come in; those that store no transparency come out opaque.
     """
-    # The filter takes the transparency of gray pictures from the next pixel.
-    known = {"ya8": "rgba", "ya16le": "rgba64le", "ya16be": "rgba64le", "pal8": "rgba"}
-    first = [("format", f"pix_fmts={known[pix_fmt]}")] if pix_fmt in known else []
     return FrameFilter(
-        *_deinterlacer(deinterlace),
-        *first,
-        ("extractplanes", "planes=a"),
+        *_deinterlacer(deinterlace, fields),
+        *_extracting(pix_fmt),
         ("scale", f"w={width_px}:h={height_px}:flags=bicubic+accurate_rnd:in_range=full:out_range=full"),
         threads=threads,
     )
+
+
+def alpha_planes(frame: av.VideoFrame) -> av.VideoFrame:
+    """The transparency that ``frame`` stores, as a gray picture. The time stamp of ``frame`` is overwritten."""
+    tags = frame.color_primaries, frame.color_trc
+    filters = FrameFilter(*_extracting(frame.format.name))
+    (gray,) = filters.push(frame) + filters.flush()
+    frame.color_primaries, frame.color_trc = tags
+    return gray
+
+
+def _extracting(pix_fmt: str) -> list[tuple[str, str]]:
+    # The filter takes the transparency of gray pictures from the next pixel.
+    known = {"ya8": "rgba", "ya16le": "rgba64le", "ya16be": "rgba64le", "pal8": "rgba"}
+    first = [("format", f"pix_fmts={known[pix_fmt]}")] if pix_fmt in known else []
+    return [*first, ("extractplanes", "planes=a")]
 
 
 def as_alpha(gray: av.VideoFrame, *, deep: bool) -> Picture:
@@ -387,12 +414,13 @@ def as_picture(array: object) -> Picture:
     return cast("NDArray[np.uint8]", array)
 
 
-def _deinterlacer(deinterlace: str | None) -> list[tuple[str, str]]:
+def _deinterlacer(deinterlace: str | None, fields: bool) -> list[tuple[str, str]]:
     if deinterlace is None:
         return []
     parity = deinterlace if deinterlace in ("tff", "bff") else "auto"
     frames = "interlaced" if deinterlace == "interlaced" else "all"
-    return [("bwdif", f"mode=send_frame:parity={parity}:deint={frames}")]
+    mode = "send_field" if fields else "send_frame"
+    return [("bwdif", f"mode={mode}:parity={parity}:deint={frames}")]
 
 
 def scale_matrix(color: ColorInfo) -> str:

@@ -12,17 +12,9 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.video.color import (
-    RGB,
-    FrameFilter,
-    Picture,
-    alpha_filter,
-    as_alpha,
-    as_picture,
-    resolve_color,
-    rgb_filter,
-    widened,
-)
+from ultraflash_cli.video.color import UNSPECIFIED, ColorInfo, Picture
+from ultraflash_cli.video.convert import FrameConverter, Look, look_of
+from ultraflash_cli.video.deinterlacing import filter_mode, frames_of
 from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.sequence import ImageSequence, wrong_size
 from ultraflash_cli.video.sidedata import side_data
@@ -37,7 +29,6 @@ _UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mjpeg", "mpeg", "mpegvideo
 """Containers that leave time stamps out by design; filling them in is no repair."""
 _FEW = 3
 """Doubled timestamps that such a container may have without a word."""
-_DEINTERLACE = {"flagged": "interlaced", "tff": "tff", "bff": "bff"}
 _LEFT_BEHIND = {
     "A53_CC": "the closed captions inside the picture are not kept",
     "DYNAMIC_HDR_PLUS": "the HDR10+ metadata of its frames is not kept",
@@ -185,73 +176,52 @@ def read_frames(
 
     ``deinterlace`` None follows ``info.scan``, True treats every frame as interlaced. Frames are uint8, or uint16 over
     the whole range where the source has more than 8 bits; with ``alpha`` they come with their transparency, where the
-    clip has any. Frames of another size are scaled to the first one's. A damaged clip gives what decodes and calls
-    ``warn``; ``report`` is filled in. Raises ``InputError`` where nothing decodes and where the pictures of a sequence
-    differ in size.
+    clip has any. Frames of another size are scaled to the clip's, with bars where their shape is another. A damaged
+    clip gives what decodes and calls ``warn``; ``report`` is filled in. Raises ``InputError`` where nothing decodes and
+    where the pictures of a sequence differ in size.
     """
     said = _Said(info.path.name, warn)
-    mode = _DEINTERLACE.get(info.scan) if deinterlace is None else ("all" if deinterlace else None)
+    mode = filter_mode(info) if deinterlace is None else ("all" if deinterlace else None)
     if mode not in (None, "interlaced"):
-        said("interlaced", "interlaced; deinterlaced with bwdif, one frame out for each frame in")
+        _say_deinterlaced(info, said)
+    if info.wrongly_flagged and mode is None:
+        said("flagged", "flagged as interlaced, but its frames are not; left as it is, --deinterlace frame overrules")
     if info.scan == "telecined" and mode is None:
         said("telecined", "film with repeated fields (telecine); left as it is, some frames show two moments")
     if info.has_alpha and not alpha:
         said("alpha", "its transparency is not kept; transparent parts are shown as they are stored")
-    color = resolve_color(
-        info.color,
-        width_px=info.width_px,
-        height_px=info.height_px,
-        rgb=info.is_rgb,
-        full=info.pix_fmt.startswith("yuvj"),
-    )
-    convert = rgb_filter(
-        color,
-        width_px=info.width_px,
-        height_px=info.height_px,
-        deep=info.bit_depth > 8,
-        deinterlace=mode,
-        chroma_location=info.chroma_location,
-        threads=threads,
-    )
-    opaque: FrameFilter | None = None
-    if alpha and info.has_alpha:
-        opaque = alpha_filter(
-            width_px=info.width_px,
-            height_px=info.height_px,
-            pix_fmt=info.pix_fmt,
-            deinterlace=mode,
-            threads=threads,
-        )
+    alpha = alpha and info.has_alpha
+    converter = FrameConverter(info, deinterlace=mode, alpha=alpha, threads=threads)
     tally = Tally()
     progress = _Progress(tally)
     waiting: deque[tuple[int, int]] = deque()
 
-    def timed(ready: list[av.VideoFrame], alphas: list[av.VideoFrame]) -> Iterator[DecodedFrame]:
-        for number, rgb in enumerate(ready):
+    def timed(ready: list[tuple[Picture, Picture | None]]) -> Iterator[DecodedFrame]:
+        for rgb_hwc, alpha_hw in ready:
             pts, duration = waiting.popleft()
             progress.frames += 1
             progress.end_pts = pts + duration
-            rgb_hwc = as_picture(rgb.to_ndarray())
-            alpha_hw = as_alpha(alphas[number], deep=info.bit_depth > 8) if opaque is not None else None
-            yield DecodedFrame(pts, duration, rgb_hwc if color.matrix == RGB else widened(rgb_hwc), alpha_hw)
+            yield DecodedFrame(pts, duration, rgb_hwc, alpha_hw)
 
-    clock = _clock(info)
+    single = frames_of(info)
+    clock = _clock(single)
     with open_input(info.source, last=True) as container, _told_repairs(info, clock, said) as repairs:
         stream = container.streams[info.video_index]
         assert isinstance(stream, VideoStream), "probe chose a video stream"
-        decoder = decoder_of(stream, alpha=opaque is not None)
+        decoder = decoder_of(stream, alpha=alpha)
         decoder.thread_count = threads
         packets = timed_packets(container, {stream.index}, repairs)
         decoded = decoded_frames(container, stream, decoder, tally, packets=packets)
-        frames = _with_one_aspect(decoded, decoder, said)
-        for frame, pts, duration in _with_durations(frames, info, clock, lambda: _is_whole(stream, tally)):
-            _look_at(frame, pts, info, progress.frames + len(waiting), mode, said)
-            waiting.append((pts, duration))
-            frame.colorspace = color.matrix
-            frame.color_range = color.range
-            alphas = opaque.push(frame) if opaque is not None else []
-            yield from timed(convert.push(frame), alphas)
-        yield from timed(convert.flush(), opaque.flush() if opaque is not None else [])
+        looks: deque[Look] = deque()
+        frames = _with_looks(decoded, decoder, info, looks, said)
+        for frame, pts, duration in _with_durations(frames, single, clock, lambda: _is_whole(stream, tally)):
+            _look_at(frame, pts, single, progress.frames + len(waiting), mode, said)
+            if not info.fields:
+                waiting.append((pts, duration))
+            else:  # in ticks half as long
+                waiting.extend([(2 * pts, duration), (2 * pts + duration, duration)])
+            yield from timed(converter.push(frame, looks.popleft()))
+        yield from timed(converter.flush())
         for late in late_streams(container):
             said(late, f"left out: {late}, which begins too late to be found before the work")
     if not progress.frames:
@@ -265,31 +235,54 @@ def read_frames(
 def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: str | None, said: _Said) -> None:
     """Say what is new in this frame and cannot be kept or was not so before."""
     if mode == "interlaced" and frame.interlaced_frame:
-        said("interlaced", "interlaced; deinterlaced with bwdif, one frame out for each frame in")
-    if (frame.width, frame.height) != (info.width_px, info.height_px):
+        _say_deinterlaced(info, said)
+    if (frame.width, frame.height) != info.stored_wh:
         if isinstance(info.source, ImageSequence):
-            size, known = (frame.width, frame.height), (info.width_px, info.height_px)
-            raise wrong_size(info.source.picture(number), size, known)
-        place_s = float((pts - (info.start_pts or 0)) * info.time_base)
+            raise wrong_size(info.source.picture(number), (frame.width, frame.height), info.stored_wh)
+        size = "{}x{}".format(*info.stored_wh)
+        found = f"{frame.width}x{frame.height} {_place(pts, info)}"
         said(
             "size",
-            f"its picture changes from {info.width_px}x{info.height_px} to {frame.width}x{frame.height} at "
-            f"{place_s:.2f} s; all is scaled to the first size",
+            f"its picture changes its size ({found}); all is scaled to {size}, with bars where the shape differs",
         )
+    tags = (
+        ("primaries", info.color.primaries, frame.color_primaries),
+        ("transfer", info.color.transfer, frame.color_trc),
+    )
+    for name, usual, found in tags:
+        if UNSPECIFIED not in (usual, found) and usual != found:
+            said(name, f"the {name} of its colours change {_place(pts, info)}; all is written with the first")
     for kind in sorted(_LEFT_BEHIND.keys() & side_data(frame).keys()):
         said(_LEFT_BEHIND[kind], _LEFT_BEHIND[kind])
 
 
-def _with_one_aspect(
-    frames: Iterator[av.VideoFrame], decoder: VideoCodecContext, said: _Said
+def _say_deinterlaced(info: ClipInfo, said: _Said) -> None:
+    wanted = "two frames" if info.fields else "one frame"
+    said("interlaced", f"interlaced; deinterlaced with bwdif, {wanted} out for each frame in")
+
+
+def _place(pts: int, info: ClipInfo) -> str:
+    return f"at {float((pts - (info.start_pts or 0)) * info.time_base):.2f} s"
+
+
+def _with_looks(
+    frames: Iterator[av.VideoFrame], decoder: VideoCodecContext, info: ClipInfo, looks: deque[Look], said: _Said
 ) -> Iterator[av.VideoFrame]:
-    """Pass frames on and say it when their pixels change shape on the way (4:3 to 16:9 on a tape or disc)."""
+    """Pass frames on, put into ``looks`` how each is to be read, and say it when that changes on the way."""
     first: Fraction | None = None
+    tags: ColorInfo | None = None
+    before: Look | None = None
     for frame in frames:
         aspect = decoder.sample_aspect_ratio
         first = first or aspect
         if aspect and first and aspect != first:
-            said("aspect", f"the shape of its pixels changes from {first} to {aspect}; all is written with the first")
+            said("aspect", f"the shape of its pixels changes from {first} to {aspect}; all is written with one")
+        tags = tags or ColorInfo(matrix=frame.colorspace, range=frame.color_range)
+        look = look_of(frame, aspect, info, tags)
+        if before is not None and before.color != look.color:
+            said("color", "the matrix or range of its colours changes on the way; each frame is read with its own")
+        before = look
+        looks.append(look)
         yield frame
 
 

@@ -41,6 +41,7 @@ __all__ = [
     "encoder_options",
     "losses",
     "made_spec",
+    "made_times",
     "open_encoder",
     "prepare_encoder",
 ]
@@ -70,7 +71,7 @@ _LISTS = {"h264": "x264-params", "hevc": "x265-params", "av1": "svtav1-params"}
 """By codec, the option that holds settings of the library's own."""
 
 MADE_TICKS = 1000
-"""Ticks that a frame of a clip without a source lasts; players like units finer than a frame."""
+"""Ticks that a frame lasts whose time is not the source's, at a whole rate; players like units finer than a frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +242,7 @@ def made_spec(
     *,
     width_px: int,
     height_px: int,
-    rate: int,
+    rate: Fraction,
     codec: str = "auto",
     crf: int | None = None,
     pix_fmt: str = "auto",
@@ -249,7 +250,7 @@ def made_spec(
     threads: int,
     suffix: str | None = None,
 ) -> EncodeSpec:
-    """Settings for a clip of 8 bits that has no source: ``rate`` frames a second, each ``MADE_TICKS`` ticks long.
+    """Settings for a clip of 8 bits that has no source: ``rate`` frames a second, timed as ``made_times`` says.
 
     ``auto`` is h264 and yuv420p, or what comes next to it where the codec, an odd side or the container that
     ``suffix`` names asks for it. Colours are bt709 of limited range. Raises ``UsageError`` for settings that do not go
@@ -267,12 +268,18 @@ def made_spec(
         options=tuple(enc_options),
         width_px=width_px,
         height_px=height_px,
-        time_base=Fraction(1, MADE_TICKS * rate),
-        rate=Fraction(rate),
+        time_base=made_times(rate)[0],
+        rate=rate,
         color=_color_in(chosen, BT709),
         sample_aspect_ratio=Fraction(1),
         rotation_deg=0,
     )
+
+
+def made_times(rate: Fraction) -> tuple[Fraction, int]:
+    """Return the unit of the time stamps of ``rate`` frames a second, and how many of it each of them lasts."""
+    finer = -(-MADE_TICKS // rate.denominator)
+    return Fraction(1, rate.numerator * finer), rate.denominator * finer
 
 
 def losses(info: ClipInfo, spec: EncodeSpec) -> tuple[str, ...]:
@@ -281,6 +288,8 @@ def losses(info: ClipInfo, spec: EncodeSpec) -> tuple[str, ...]:
     Not transparency, of which ``read_frames`` tells where it is not asked for it.
     """
     found: list[str] = []
+    if info.lost_alpha:
+        found.append("its transparency is in a layer of HEVC that the built-in FFmpeg cannot read; it is not kept.")
     if bits_of(spec.pix_fmt) < info.bit_depth:
         found.append(f"the input has {info.bit_depth} bits a sample, {spec.pix_fmt} keeps {bits_of(spec.pix_fmt)}.")
     if not info.is_rgb and chroma_share(spec.pix_fmt) < chroma_share(info.pix_fmt):

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 __all__ = ["FieldMeter", "Scan"]
 
-Scan = Literal["progressive", "flagged", "tff", "bff", "telecined"]
+Scan = Literal["progressive", "flagged", "tff", "bff", "all", "telecined"]
 """How frames are to be treated.
 
 progressive: as they are. flagged: those that say so are interlaced. tff, bff: all are, top or bottom field first,
-though they do not say so. telecined: film with repeated fields, left as it is.
+though they do not say so. all: as tff or bff, in the order that each frame says. telecined: film with repeated fields,
+left as it is.
 """
 
 _COLUMNS = 256
@@ -24,10 +25,17 @@ _LEAST_VOTES = 4
 _SURE_VOTES = 12
 _MOST_VOTES = 40
 _MAJORITY = 0.75
+_NEARLY_ALL = 0.9
 _EVEN = 0.1
 """Progressive pictures combed in the one way and in the other differ by less, in powers of 2."""
+_FLOOR = 0.25
+"""Added to every measure of combing, in levels, so that there is one."""
+_LEAST_WHOLE = -1.5
 _CLOSE = -1.0
 """An interlaced frame is at least so much combed against the less combed of its woven ones, in powers of 2."""
+_COMBED = 0.24
+"""Moving parts of an interlaced frame are combed by at least so much of what changes there from frame to frame. It
+moves half as far between two fields as between two frames."""
 _CYCLE = 5
 """Frames after which the pattern of telecined film repeats."""
 
@@ -37,7 +45,8 @@ class FieldMeter:
 
     Three pictures are compared where there is motion: the frame, its top lines woven with the bottom lines of the frame
     before, and the other way round. Where all lines of a frame are of one moment, the two woven ones are equally
-    combed, whatever moves. Where the fields lie half a frame apart, one of them joins neighbouring moments and is about
+    combed, whatever moves; but for scrolls of pictures enlarged by repeating lines, which are hardly combed themselves
+    against what changes. Where the fields lie half a frame apart, one of them joins neighbouring moments and is about
     as combed as the frame, the other joins distant ones; which is which tells the order of the fields. In telecined
     film two of every five frames are combed.
     """
@@ -47,6 +56,7 @@ class FieldMeter:
         self._number = 0
         self._lean: dict[int, float] = {}  # by frame: how much more combed with the top lines of the frame before
         self._whole: dict[int, float] = {}  # by frame: how combed it is itself, against the less combed woven one
+        self._clean = 0  # frames that are hardly combed where they move
 
     def push(self, frame: av.VideoFrame) -> None:
         """Take the next frame in the order of showing."""
@@ -63,6 +73,18 @@ class FieldMeter:
             votes >= _SURE_VOTES and all(abs(lean) < _EVEN and self._whole[n] < 0 for n, lean in self._lean.items())
         )
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether there were enough frames with motion, and next to none was combed."""
+        votes = len(self._lean)
+        return votes >= _SURE_VOTES and self._clean >= _NEARLY_ALL * votes
+
+    @property
+    def is_combed(self) -> bool:
+        """Whether there were some frames with motion, and part of them was combed."""
+        votes = len(self._lean)
+        return votes >= _LEAST_VOTES and self._clean < _NEARLY_ALL * votes
+
     def answer(self) -> Literal["unknown", "progressive", "tff", "bff", "telecined"]:
         """Say what the votes so far mean."""
         if len(self._lean) < _LEAST_VOTES:
@@ -78,7 +100,8 @@ class FieldMeter:
         return "progressive" if (np.abs(leans) < _EVEN).mean() >= _MAJORITY else "unknown"
 
     def _compare(self, before: NDArray[np.float32], now: NDArray[np.float32]) -> None:
-        change = np.abs(now - before) > _MOVING
+        distance = np.abs(now - before)
+        change = distance > _MOVING
         moving = change[1:-1] | change[:-2] | change[2:]
         if moving.size == 0 or moving.mean() < _LEAST_MOVING:
             return
@@ -86,8 +109,12 @@ class FieldMeter:
         top_now[1::2] = before[1::2]
         bottom_now[::2] = before[::2]
         whole, top, bottom = (_combing(picture, moving) for picture in (now, top_now, bottom_now))
+        if whole - _FLOOR < _COMBED * float(distance[1:-1][moving].mean()):
+            self._clean += 1
+            self._lean[self._number], self._whole[self._number] = 0.0, _LEAST_WHOLE
+            return
         self._lean[self._number] = float(np.log2(bottom / top))
-        self._whole[self._number] = float(np.clip(np.log2(whole / min(top, bottom)), -1.5, 1.5))
+        self._whole[self._number] = float(np.clip(np.log2(whole / min(top, bottom)), _LEAST_WHOLE, -_LEAST_WHOLE))
 
     def _repeats(self) -> bool:
         """Whether combed and clean frames follow each other in a pattern of five."""
@@ -112,4 +139,4 @@ def _combing(picture: NDArray[np.float32], moving: NDArray[np.bool_]) -> float:
     """How much lines stand out from the lines above and below them, where both stand out the same way."""
     above, below = picture[1:-1] - picture[:-2], picture[1:-1] - picture[2:]
     out = np.where(above * below > 0, np.minimum(np.abs(above), np.abs(below)), 0)
-    return float(out[moving].mean()) + 0.25
+    return float(out[moving].mean()) + _FLOOR

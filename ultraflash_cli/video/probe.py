@@ -1,7 +1,6 @@
 """What is in a file: streams, sizes, times, colour, rotation, without reading it through."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import atan2, degrees
@@ -13,7 +12,6 @@ import av
 from av.audio.format import AudioFormat
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.error import FFmpegError
 from av.stream import AttachmentStream, Disposition, Stream
 from av.video.stream import VideoStream
 
@@ -24,19 +22,18 @@ from ultraflash_cli.video.color import (
     MasteringDisplay,
     chroma_location,
     content_light,
+    is_rgb,
     mastering_display,
 )
-from ultraflash_cli.video.interlace import FieldMeter, Scan
-from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.crop import Crop, container_crop
+from ultraflash_cli.video.interlace import Scan
+from ultraflash_cli.video.looking import average_rate, first_look
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.sound import sample_bits
 from ultraflash_cli.video.source import (
     LARGEST_PIXELS,
     Source,
-    Tally,
-    decoded_frames,
-    decoder_of,
     has_decoder,
     main_videos,
     open_input,
@@ -46,19 +43,7 @@ from ultraflash_cli.video.timeline import survey
 
 __all__ = ["ClipInfo", "StreamInfo", "open_input", "probe", "stream_extent"]
 
-_MOST_LOOKED = 100
-"""Frames that are looked at where one does not tell."""
-_FIRST_FRAME_PACKETS = 500
-_INTERLACED_LINES = 1088
-_INTERLACED_RATE = 31
-"""Neither larger pictures nor higher frame rates come interlaced, so nothing is measured there."""
-_FASTEST = 1000
-"""Frames a second that cameras reach."""
 _CLOCK = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,12})?)")
-_FIELD_ORDERS: Mapping[int, Scan] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
-_FLAGGING_CODECS = {"h264", "hevc", "mpeg2video", "vc1", "dvvideo", "mpeg4", "prores"}
-"""Codecs whose decoders say of each frame whether it is interlaced."""
-_NEVER_INTERLACED = {"apng", "av1", "exr", "gif", "png", "vp8", "vp9", "webp"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +75,7 @@ class StreamInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
-    """The main video stream of a file and what lies beside it. Sizes are as coded, before rotation."""
+    """The main video stream of a file and what lies beside it. Sizes are as cropped, before rotation."""
 
     path: Path
     """The name of ``source``; a pattern for pictures, ``-`` for a pipe."""
@@ -102,6 +87,8 @@ class ClipInfo:
     codec: str
     width_px: int
     height_px: int
+    crop: Crop | None
+    """What of the stored picture the container does not show."""
     rotation_deg: int
     """How far the coded picture is turned clockwise to be shown: 0, 90, 180 or 270."""
     mirrored: bool
@@ -109,13 +96,21 @@ class ClipInfo:
     display_matrix: tuple[int, ...] | None
     """The nine numbers of the container's display matrix, where there is one."""
     sample_aspect_ratio: Fraction
+    coded_aspect: Fraction
+    """Width over height of a pixel by what the stream itself says, whatever the container does."""
     pix_fmt: str
     chroma_location: str
     """Where halved chroma lies, in the words of FFmpeg's scale filter."""
     bit_depth: int
     has_alpha: bool
     """Whether the stream says so, or a pixel of the frames that were looked at is not opaque."""
+    lost_alpha: bool
+    """Whether the stream has transparency that the built-in FFmpeg cannot read."""
     scan: Scan
+    wrongly_flagged: bool
+    """Whether frames are flagged as interlaced and are not, as far as was looked."""
+    fields: bool = False
+    """Whether each frame of the file comes out as two, one a field; see ``with_deinterlacing``."""
     time_base: Fraction
     average_rate: Fraction
     start_pts: int | None
@@ -135,9 +130,15 @@ class ClipInfo:
     """How many chapters the file has."""
 
     @property
+    def stored_wh(self) -> tuple[int, int]:
+        """Width and height of the decoded picture, before it is cropped."""
+        crop = self.crop or Crop()
+        return self.width_px + crop.width_px, self.height_px + crop.height_px
+
+    @property
     def interlaced(self) -> bool:
         """Whether frames are deinterlaced when read."""
-        return self.scan in ("flagged", "tff", "bff")
+        return self.scan in ("flagged", "tff", "bff", "all")
 
     @property
     def display_width_px(self) -> int:
@@ -152,7 +153,7 @@ class ClipInfo:
     @property
     def is_rgb(self) -> bool:
         """Whether the pixels are stored as RGB, so that no YUV matrix applies."""
-        return _is_rgb(self.pix_fmt)
+        return is_rgb(self.pix_fmt)
 
     @property
     def other_videos(self) -> tuple[StreamInfo, ...]:
@@ -162,15 +163,6 @@ class ClipInfo:
             for stream in self.streams
             if stream.kind == "video" and not stream.is_picture and stream.index != self.video_index
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Look:
-    """What the first frames show."""
-
-    first: av.VideoFrame
-    scan: Scan
-    has_alpha: bool
 
 
 def probe(source: Source) -> ClipInfo:
@@ -202,32 +194,39 @@ def _probe(source: Source, index: int) -> ClipInfo:
         context = stream.codec_context
         if context.width * context.height > LARGEST_PIXELS:
             raise InputError(f"{path}: {context.width}x{context.height} pixels; its header is damaged.")
-        look = _look(source, container, stream)
+        look = first_look(source, container, stream)
         frame = look.first
         time_base = stream.time_base or Fraction(1, 1000)
         start, end = survey(source, stream.index) or stream_extent(stream)
-        rate = _rate(stream)
+        rate = average_rate(stream)
         duration = _duration(container, start, end, time_base)
         matrix = _display_matrix(frame)
         rotation_deg, mirrored = _turn(matrix)
         formats = frame.format
+        width_px, height_px = look.size_wh
+        crop = container_crop(stream, width_px, height_px)
+        own_aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
         return ClipInfo(
             path=path,
             source=source,
             container=container.format.name,
             video_index=stream.index,
             codec=context.codec.canonical_name,
-            width_px=frame.width,
-            height_px=frame.height,
+            width_px=width_px - (crop.width_px if crop else 0),
+            height_px=height_px - (crop.height_px if crop else 0),
+            crop=crop,
             rotation_deg=rotation_deg,
             mirrored=mirrored,
             display_matrix=matrix,
-            sample_aspect_ratio=stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1),
+            sample_aspect_ratio=own_aspect,
+            coded_aspect=look.aspect,
             pix_fmt=formats.name,
             chroma_location=chroma_location(frame, context.codec.canonical_name),
             bit_depth=min(16, max(component.bits for component in formats.components)),
             has_alpha=look.has_alpha,
+            lost_alpha=look.lost_alpha,
             scan=look.scan,
+            wrongly_flagged=look.wrongly_flagged,
             time_base=time_base,
             average_rate=rate,
             start_pts=start,
@@ -247,76 +246,6 @@ def _probe(source: Source, index: int) -> ClipInfo:
             streams=tuple(_stream_info(each) for each in container.streams),
             chapters=len(container.chapters()),
         )
-
-
-def _is_rgb(pix_fmt: str) -> bool:
-    """Whether no YUV matrix applies; FFmpeg does not call palettes, pictures of two colours and XYZ ones RGB."""
-    return av.VideoFormat(pix_fmt).is_rgb or pix_fmt in ("pal8", "monob", "monow", "xyz12le", "xyz12be")
-
-
-def _look(source: Source, container: InputContainer, stream: VideoStream) -> _Look:
-    path = source_path(source)
-    tally = Tally()
-    first: av.VideoFrame | None = None
-    meter: FieldMeter | None = None
-    flagged = has_alpha = False
-    decoder = decoder_of(stream, alpha=False)
-    try:
-        frames = decoded_frames(container, stream, decoder, tally, patience=_FIRST_FRAME_PACKETS)
-        for count, frame in enumerate(frames):
-            if first is None:
-                first = frame
-                meter = FieldMeter() if _may_be_interlaced(container, stream, frame) else None
-            flagged = flagged or frame.interlaced_frame
-            has_alpha = has_alpha or _is_transparent(stream, frame)
-            if meter is not None:
-                meter.push(frame)
-            sure = (meter is None or meter.is_sure) and (has_alpha or not _stores_alpha(frame))
-            if sure or count + 1 >= _MOST_LOOKED:
-                break
-    except (OSError, FFmpegError) as error:
-        if first is None:
-            raise InputError(f"{path}: its video cannot be decoded ({str(error).lower()}).") from error
-    if tally.encrypted:
-        raise InputError(f"{path}: its video is encrypted; only copies without protection can be read.")
-    if first is None and isinstance(source, Pipe) and container.format.name.startswith("mov,"):
-        raise InputError(f"{path}: its index (moov) lies behind its frames; save it to a file first and give that.")
-    if first is None:
-        raise InputError(
-            f"{path}: not one frame of its video can be decoded; it is damaged or cut, or of a kind of "
-            f"{stream.codec_context.codec.canonical_name} that the built-in FFmpeg does not know."
-        )
-    return _Look(first=first, scan=_scan(stream, meter, flagged), has_alpha=has_alpha)
-
-
-def _may_be_interlaced(container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> bool:
-    if stream.codec_context.codec.canonical_name in _NEVER_INTERLACED or _is_rgb(frame.format.name):
-        return False
-    if container.format.name in ("image2", "yuv4mpegpipe") or container.format.name.endswith("_pipe"):
-        return frame.interlaced_frame
-    return 16 <= frame.height <= _INTERLACED_LINES and _rate(stream) <= _INTERLACED_RATE
-
-
-def _rate(stream: VideoStream) -> Fraction:
-    """The average frame rate; not the one of a header that gives its ticks for frames (raw DV says 60000)."""
-    given = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
-    return next((rate for rate in given if rate <= _FASTEST), given[0] if given else Fraction(25))
-
-
-def _scan(stream: VideoStream, meter: FieldMeter | None, flagged: bool) -> Scan:
-    """Weigh what is measured against what is said. Flags are believed but for film that is clearly telecined."""
-    measured = meter.answer() if meter is not None else "unknown"
-    context = stream.codec_context
-    declared = _FIELD_ORDERS.get(context.field_order)
-    if measured == "telecined":
-        return measured
-    if flagged:
-        return "flagged"
-    if measured in ("tff", "bff"):
-        return measured
-    if declared is None or measured == "progressive":
-        return "progressive"
-    return "flagged" if context.codec.canonical_name in _FLAGGING_CODECS else declared
 
 
 def _stream_info(stream: Stream) -> StreamInfo:
@@ -397,13 +326,3 @@ def _turn(matrix: tuple[int, ...] | None) -> tuple[int, bool]:
     mirrored = matrix[0] * matrix[4] - matrix[1] * matrix[3] < 0
     sign = -1 if mirrored else 1
     return round(degrees(atan2(sign * matrix[1], sign * matrix[0])) / 90) * 90 % 360, mirrored
-
-
-def _stores_alpha(frame: av.VideoFrame) -> bool:
-    return frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
-
-
-def _is_transparent(stream: VideoStream, frame: av.VideoFrame) -> bool:
-    if any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()):
-        return True
-    return _stores_alpha(frame) and bool((frame.reformat(format="rgba").to_ndarray()[:, :, 3] < 255).any())

@@ -193,11 +193,12 @@ def decoded_frames(
     *,
     packets: Iterator[Packet] | None = None,
     patience: int | None = None,
+    head: list[Packet] | None = None,
 ) -> Iterator[av.VideoFrame]:
     """Decode a stream to its end, passing over what is damaged; ``tally`` is filled in on the way.
 
     ``packets`` are the stream's, where they are not read as they lie in the file. After ``patience`` packets without
-    one frame it stops.
+    one frame it stops. ``head`` is given the first packet.
     """
     found = False
     packets = container.demux(stream) if packets is None else packets
@@ -212,6 +213,8 @@ def decoded_frames(
         if not packet.size:
             continue
         tally.packets += 1
+        if head is not None and not head:
+            head.append(packet)
         tally.encrypted = tally.encrypted or packet.has_sidedata("encryption_info")
         try:
             frames = decoder.decode(packet)

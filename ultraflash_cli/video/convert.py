@@ -1,0 +1,159 @@
+"""Decoded frames as pictures of one size and kind, whatever changes between them."""
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from ultraflash_cli.video.color import (
+    RGB,
+    UNSPECIFIED,
+    ColorInfo,
+    FrameFilter,
+    Picture,
+    alpha_filter,
+    as_alpha,
+    as_picture,
+    is_rgb,
+    resolve_color,
+    rgb_filter,
+    widened,
+)
+from ultraflash_cli.video.probe import ClipInfo
+
+__all__ = ["FrameConverter", "Look", "look_of"]
+
+_SAME_SHAPE = Fraction(102, 100)
+"""Shapes that differ by less are stretched into one another; rounding to even sides is less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How one frame is to be read: where its picture lies in the clip's, and its colour tags without gaps."""
+
+    fitted_wh: tuple[int, int]
+    """Size in the clip's stored picture; the rest of that is black."""
+    color: ColorInfo
+    pix_fmt: str
+
+
+def look_of(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo, first: ColorInfo) -> Look:
+    """Say how ``frame`` is to be read, whose pixels are ``aspect`` as wide as high by what the decoder says.
+
+    What it says of its colours counts where that differs from the ``first`` frame's, for which ``info`` speaks.
+    """
+    color = replace(
+        info.color,
+        matrix=info.color.matrix if frame.colorspace in (UNSPECIFIED, first.matrix) else frame.colorspace,
+        range=info.color.range if frame.color_range in (0, first.range) else frame.color_range,
+    )
+    name = frame.format.name
+    return Look(
+        fitted_wh=_fitted(frame, aspect, info),
+        color=resolve_color(
+            color,
+            width_px=info.width_px,
+            height_px=info.height_px,
+            rgb=is_rgb(name),
+            full=name.startswith("yuvj"),
+        ),
+        pix_fmt=name,
+    )
+
+
+def _fitted(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo) -> tuple[int, int]:
+    """Fit a frame of another shape into the clip's."""
+    width, height = info.stored_wh
+    if not frame.width or not frame.height:
+        return width, height
+    wider = Fraction(frame.width * height, frame.height * width) * ((aspect or info.coded_aspect) / info.coded_aspect)
+    if 1 / _SAME_SHAPE < wider < _SAME_SHAPE:
+        return width, height
+    if wider > 1:
+        return width, max(1, round(height / wider))
+    return max(1, round(width * wider)), height
+
+
+class FrameConverter:
+    """Turns decoded frames into RGB pictures, and their transparency, of the size that the clip is shown in.
+
+    ``deinterlace`` is as ``color.rgb_filter`` takes it. Frames of another size, colour matrix or range than those
+    before come out alike.
+    """
+
+    def __init__(self, info: ClipInfo, *, deinterlace: str | None, alpha: bool, threads: int) -> None:
+        self._info = info
+        self._deinterlace = deinterlace
+        self._alpha = alpha
+        self._threads = threads
+        self._look: Look | None = None
+        self._rgb: FrameFilter | None = None
+        self._opaque: FrameFilter | None = None
+
+    def push(self, frame: av.VideoFrame, look: Look) -> list[tuple[Picture, Picture | None]]:
+        """Hand in one frame, get the pictures that are ready, in order. Tags of ``frame`` are overwritten."""
+        ready: list[tuple[Picture, Picture | None]] = []
+        if look != self._look:
+            ready = self.flush()
+            self._begin(look)
+        assert self._rgb is not None, "begun above"
+        frame.colorspace = look.color.matrix
+        frame.color_range = look.color.range
+        alphas = self._opaque.push(frame) if self._opaque is not None else []
+        return ready + self._finished(self._rgb.push(frame), alphas)
+
+    def flush(self) -> list[tuple[Picture, Picture | None]]:
+        """Get the pictures that are still held."""
+        if self._rgb is None:
+            return []
+        return self._finished(self._rgb.flush(), self._opaque.flush() if self._opaque is not None else [])
+
+    def _begin(self, look: Look) -> None:
+        width_px, height_px = look.fitted_wh
+        self._look = look
+        self._rgb = rgb_filter(
+            look.color,
+            width_px=width_px,
+            height_px=height_px,
+            deep=self._info.bit_depth > 8,
+            deinterlace=self._deinterlace,
+            chroma_location=self._info.chroma_location,
+            fields=self._info.fields,
+            threads=self._threads,
+        )
+        if self._alpha:
+            self._opaque = alpha_filter(
+                width_px=width_px,
+                height_px=height_px,
+                pix_fmt=look.pix_fmt,
+                deinterlace=self._deinterlace,
+                fields=self._info.fields,
+                threads=self._threads,
+            )
+
+    def _finished(
+        self, frames: list[av.VideoFrame], alphas: list[av.VideoFrame]
+    ) -> list[tuple[Picture, Picture | None]]:
+        assert self._look is not None, "frames come from filters that were built for a look"
+        deep = self._info.bit_depth > 8
+        pairs: list[tuple[Picture, Picture | None]] = []
+        for number, frame in enumerate(frames):
+            rgb_hwc = as_picture(frame.to_ndarray())
+            rgb_hwc = self._placed(rgb_hwc if self._look.color.matrix == RGB else widened(rgb_hwc))
+            pairs.append((rgb_hwc, self._placed(as_alpha(alphas[number], deep=deep)) if self._alpha else None))
+        return pairs
+
+    def _placed(self, picture: Picture) -> Picture:
+        """Put a picture into the middle of the clip's, and take what is shown of that."""
+        width, height = self._info.stored_wh
+        if picture.shape[:2] != (height, width):
+            whole = np.zeros((height, width, *picture.shape[2:]), picture.dtype)
+            top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
+            whole[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+            picture = as_picture(whole)
+        crop = self._info.crop
+        if crop is None:
+            return picture
+        shown = picture[crop.top_px : height - crop.bottom_px, crop.left_px : width - crop.right_px]
+        return as_picture(np.ascontiguousarray(shown))

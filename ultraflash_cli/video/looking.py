@@ -1,0 +1,219 @@
+"""What the first frames of a clip show, looked at within a budget of pixels."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.color import is_rgb
+from ultraflash_cli.video.interlace import FieldMeter, Scan
+from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.sequence import ImageSequence
+from ultraflash_cli.video.source import Source, Tally, decoded_frames, decoder_of, source_path
+from ultraflash_cli.video.transparency import has_alpha_layer, is_transparent, stores_alpha
+
+__all__ = ["FirstLook", "average_rate", "first_look"]
+
+_MOST_LOOKED = 100
+"""Frames that are looked at where one does not tell."""
+_MOST_PIXELS = 1 << 28
+"""Pixels that are looked at, however large the frames are."""
+_FIRST_FRAME_PACKETS = 500
+_SCANNED_BYTES = 8_000_000
+_SCANNED_PIXELS = 1 << 26
+"""How much is read, and decoded of it, to find larger pictures further on."""
+_PLACES = (0.25, 0.5, 0.75)
+_LOOKED_ELSEWHERE = 24
+"""Where in a file, and at how many frames, it is looked for fields once more."""
+_GROWING = {"h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1"}
+"""Codecs whose pictures change their size within a stream."""
+_INTERLACED_LINES = 1088
+_INTERLACED_RATE = 31
+"""Neither larger pictures nor higher frame rates come interlaced, so nothing is measured there."""
+_FASTEST = 1000
+"""Frames a second that cameras reach."""
+_FIELD_ORDERS: Mapping[int, Scan] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
+_FLAGGING_CODECS = {"h264", "hevc", "mpeg2video", "vc1", "dvvideo", "mpeg4", "prores"}
+"""Codecs whose decoders say of each frame whether it is interlaced."""
+_NEVER_INTERLACED = {"apng", "av1", "exr", "gif", "png", "vp8", "vp9", "webp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstLook:
+    """What the first frames show."""
+
+    first: av.VideoFrame
+    size_wh: tuple[int, int]
+    """Of the largest frame that was seen."""
+    aspect: Fraction
+    """Width over height of its pixels, by what the stream itself says."""
+    scan: Scan
+    wrongly_flagged: bool
+    """Whether frames are flagged as interlaced and are not."""
+    has_alpha: bool
+    lost_alpha: bool
+    """Whether there is transparency that cannot be read."""
+
+
+@dataclass
+class _Sizes:
+    """The largest of the frames seen."""
+
+    largest_wh: tuple[int, int] = (0, 0)
+    aspect: Fraction = Fraction(1)
+    seen: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    pixels: int = 0
+    """Of all frames together."""
+
+    def see(self, frame: av.VideoFrame, decoder: VideoCodecContext) -> None:
+        width, height = frame.width, frame.height
+        self.seen.add((width, height))
+        self.pixels += width * height
+        if width * height > self.largest_wh[0] * self.largest_wh[1]:
+            self.largest_wh = width, height
+            self.aspect = decoder.sample_aspect_ratio or Fraction(1)
+
+
+def first_look(source: Source, container: InputContainer, stream: VideoStream) -> FirstLook:
+    """Decode frames until they tell what is to be known, or the budget is spent.
+
+    Raises ``InputError`` where not one frame can be decoded.
+    """
+    path = source_path(source)
+    tally, sizes = Tally(), _Sizes()
+    first: av.VideoFrame | None = None
+    meter: FieldMeter | None = None
+    flagged = has_alpha = False
+    decoder = decoder_of(stream, alpha=False)
+    head: list[Packet] = []
+    try:
+        frames = decoded_frames(container, stream, decoder, tally, patience=_FIRST_FRAME_PACKETS, head=head)
+        for count, frame in enumerate(frames):
+            if first is None:
+                first = frame
+                meter = FieldMeter() if _may_be_interlaced(container, stream, frame) else None
+            sizes.see(frame, decoder)
+            flagged = flagged or frame.interlaced_frame
+            has_alpha = has_alpha or is_transparent(stream, frame)
+            if meter is not None:
+                meter.push(frame)
+            sure = (meter is None or meter.is_sure) and (has_alpha or not stores_alpha(frame))
+            if sure or count + 1 >= _MOST_LOOKED or sizes.pixels >= _MOST_PIXELS:
+                break
+    except (OSError, FFmpegError) as error:
+        if first is None:
+            raise InputError(f"{path}: its video cannot be decoded ({str(error).lower()}).") from error
+    if tally.encrypted:
+        raise InputError(f"{path}: its video is encrypted; only copies without protection can be read.")
+    if first is None and isinstance(source, Pipe) and container.format.name.startswith("mov,"):
+        raise InputError(f"{path}: its index (moov) lies behind its frames; save it to a file first and give that.")
+    if first is None:
+        raise InputError(
+            f"{path}: not one frame of its video can be decoded; it is damaged or cut, or of a kind of "
+            f"{stream.codec_context.codec.canonical_name} that the built-in FFmpeg does not know."
+        )
+    is_file = isinstance(source, Path)
+    if isinstance(source, ImageSequence):
+        sizes = _Sizes(largest_wh=(first.width, first.height), aspect=sizes.aspect)
+    elif is_file and _may_grow(container, stream, sizes):
+        for frame in _key_frames_ahead(container, stream, decoder, sizes):
+            sizes.see(frame, decoder)
+    scan = _scan(stream, meter, flagged)
+    wrongly_flagged = scan == "flagged" and meter is not None and meter.is_clean
+    if wrongly_flagged and is_file:
+        wrongly_flagged = not _is_combed_elsewhere(container, stream, decoder)
+    is_hevc = stream.codec_context.codec.canonical_name == "hevc"
+    return FirstLook(
+        first=first,
+        size_wh=sizes.largest_wh,
+        aspect=sizes.aspect,
+        scan="progressive" if wrongly_flagged else scan,
+        wrongly_flagged=wrongly_flagged,
+        has_alpha=has_alpha,
+        lost_alpha=is_hevc and has_alpha_layer(stream.codec_context.extradata, bytes(head[0]) if head else b""),
+    )
+
+
+def _may_grow(container: InputContainer, stream: VideoStream, sizes: _Sizes) -> bool:
+    if stream.codec_context.codec.canonical_name not in _GROWING:
+        return False
+    # MP4 says all sizes in its index; where two were seen, there may be a third.
+    return len(sizes.seen) > 1 or not container.format.name.startswith("mov,")
+
+
+def _key_frames_ahead(
+    container: InputContainer, stream: VideoStream, decoder: VideoCodecContext, sizes: _Sizes
+) -> Iterator[av.VideoFrame]:
+    """Go on reading for some megabytes, decoding only frames that stand alone: sizes change at those."""
+    decoder.skip_frame = "NONKEY"
+    left_bytes, most_pixels = _SCANNED_BYTES, sizes.pixels + _SCANNED_PIXELS
+    try:
+        for packet in container.demux(stream):
+            left_bytes -= packet.size
+            if packet.size:
+                try:
+                    yield from decoder.decode(packet)
+                except FFmpegError:
+                    continue  # it is reported when the clip is read
+            if left_bytes <= 0 or sizes.pixels >= most_pixels:
+                return
+    except (OSError, FFmpegError):
+        return
+
+
+def _is_combed_elsewhere(container: InputContainer, stream: VideoStream, decoder: VideoCodecContext) -> bool:
+    """Whether frames further on are interlaced: a film may begin with a title that is not."""
+    decoder.skip_frame = "DEFAULT"
+    start_s = (container.start_time or 0) / av.time_base
+    length_s = (container.duration or 0) / av.time_base
+    for part in _PLACES:
+        meter = FieldMeter()
+        try:
+            container.seek(int((start_s + part * length_s) * av.time_base))
+            decoder.flush_buffers()
+            for frame in islice(decoded_frames(container, stream, decoder, Tally()), _LOOKED_ELSEWHERE):
+                meter.push(frame)
+        except (OSError, FFmpegError):
+            return False
+        if meter.is_combed:
+            return True
+    return False
+
+
+def _may_be_interlaced(container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> bool:
+    if stream.codec_context.codec.canonical_name in _NEVER_INTERLACED or is_rgb(frame.format.name):
+        return False
+    if container.format.name in ("image2", "yuv4mpegpipe") or container.format.name.endswith("_pipe"):
+        return frame.interlaced_frame
+    return 16 <= frame.height <= _INTERLACED_LINES and average_rate(stream) <= _INTERLACED_RATE
+
+
+def average_rate(stream: VideoStream) -> Fraction:
+    """The average frame rate; not the one of a header that gives its ticks for frames (raw DV says 60000)."""
+    given = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
+    return next((rate for rate in given if rate <= _FASTEST), given[0] if given else Fraction(25))
+
+
+def _scan(stream: VideoStream, meter: FieldMeter | None, flagged: bool) -> Scan:
+    """Weigh what is measured against what is said; ``first_look`` looks further where a flag seems wrong."""
+    measured = meter.answer() if meter is not None else "unknown"
+    context = stream.codec_context
+    declared = _FIELD_ORDERS.get(context.field_order)
+    if measured == "telecined":
+        return measured
+    if flagged:
+        return "flagged"
+    if measured in ("tff", "bff"):
+        return measured
+    if declared is None or measured == "progressive":
+        return "progressive"
+    return "flagged" if context.codec.canonical_name in _FLAGGING_CODECS else declared
