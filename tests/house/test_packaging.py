@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.house.source_tree import product_modules
+from tests.jobs.clips import make_clip
 
 LITE_BUDGET_BYTES = 12 * 10**6
 
@@ -73,3 +74,13 @@ def test_the_installed_package_runs_away_from_the_repository(installed: Path) ->
     done = run_installed(installed, program, "weights", "list")
     assert done.returncode == 0, done.stderr[-800:]
     assert str(installed) in done.stdout, "another copy of the package was used"
+
+
+def test_upscaling_needs_nothing_that_only_gpus_and_measurements_use(installed: Path, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "in.mkv", frames=2, width=16, height=16, audio=False)
+    program = (
+        "sys.modules.update(triton=None, imageio_ffmpeg=None); import ultraflash_cli.main as m; sys.exit(m.main())"
+    )
+    done = run_installed(installed, program, "upscale", str(clip), "--res", "2x", "--threads", "1")
+    assert done.returncode == 0, done.stderr[-800:]
+    assert clip.with_name("in_2x.mkv").is_file()

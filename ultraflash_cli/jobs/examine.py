@@ -130,11 +130,16 @@ def _gpu() -> Finding:
 
 
 def _triton() -> Finding:
+    import torch
+
     try:
         return Finding(name="triton", state="ok", found=version("triton"))
     except PackageNotFoundError:
-        fix = "pip install triton" if sys.platform == "linux" else "nothing to do; it exists for Linux only"
-        return Finding(name="triton", state="note", found="not installed; only GPU kernels use it", fix=fix)
+        pass
+    if not torch.cuda.is_available():
+        return Finding(name="triton", state="ok", found="not installed, and not needed without an NVIDIA GPU")
+    fix = "pip install '.[gpu]' in the source folder" if sys.platform == "linux" else "nothing to do; it is for Linux"
+    return Finding(name="triton", state="note", found="not installed; the GPU is used without its kernels", fix=fix)
 
 
 def _attention() -> Finding:

@@ -7,9 +7,8 @@ from tempfile import TemporaryFile
 from typing import IO
 
 import numpy as np
-from imageio_ffmpeg import get_ffmpeg_exe
 
-from ultraflash_cli.errors import InputError
+from ultraflash_cli.errors import InputError, UsageError
 
 __all__ = ["Luma", "read_luma", "run_ffmpeg"]
 
@@ -17,9 +16,18 @@ Luma = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 """One frame's Y plane, height by width, 8 bits, in the range the clip is coded in."""
 
 
+def ffmpeg_program() -> str:
+    """Return the path of ffmpeg. Raises UsageError where its package is not installed."""
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+    except ImportError as error:
+        raise UsageError("measuring needs ffmpeg: pip install '.[eval]' in the source folder") from error
+    return get_ffmpeg_exe()
+
+
 def run_ffmpeg(arguments: Sequence[str], *, what: str, folder: Path | None = None) -> None:
     """Run ffmpeg to its end in ``folder``; raises InputError with ``what`` and ffmpeg's last words."""
-    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", "-y", *arguments]
+    command = [ffmpeg_program(), "-v", "error", "-nostdin", "-y", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=folder, check=False)
     if done.returncode:
         raise InputError(f"{what}: {last_line(done.stderr)}")
@@ -35,7 +43,7 @@ def read_luma(path: Path, *, frames: int | None = None) -> Generator[Luma, None,
     limit = ["-frames:v", str(frames)] if frames else []
     # yuv4mpegpipe: the stream opens with a header that names the size, so that nothing has to be probed first.
     arguments = ["-i", str(path), "-map", "0:v:0", "-vf", "format=yuv420p", "-fps_mode", "passthrough", *limit]
-    command = [get_ffmpeg_exe(), "-v", "error", "-nostdin", *arguments, "-f", "yuv4mpegpipe", "-"]
+    command = [ffmpeg_program(), "-v", "error", "-nostdin", *arguments, "-f", "yuv4mpegpipe", "-"]
     # Complaints go to a file: a pipe that nobody empties while the frames are read would block ffmpeg.
     with TemporaryFile() as complaints, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as process:
         assert process.stdout is not None, "the pipe was asked for"
