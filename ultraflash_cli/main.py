@@ -13,7 +13,7 @@ from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError
 from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.jobs.stop import ending_on_signals
 from ultraflash_cli.options import with_console
-from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_libraries
+from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_libraries, wait_passively
 from ultraflash_cli.streams import hold_standard_descriptors
 
 __all__ = ["HELP_WIDTH", "app", "main"]
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = Settings.from_environment()
     console = Console(settings)
     quieten_libraries()
+    wait_passively()
     keep_compiled_kernels(settings.home)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["help"]:

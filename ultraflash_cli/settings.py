@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-__all__ = ["DEFAULT_ENDPOINT", "Settings", "keep_compiled_kernels", "quieten_libraries"]
+__all__ = ["DEFAULT_ENDPOINT", "Settings", "keep_compiled_kernels", "quieten_libraries", "wait_passively"]
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 """The hub that weights come from, unless `HF_ENDPOINT` names another."""
 
 _LEAST_SECRET = 6
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""What tells OpenMP how its threads wait for one another, the first that is set counting."""
+
 _TRUE = {"1", "on", "yes", "true"}
 
 
@@ -42,6 +45,9 @@ class Settings:
         alone = (secret for secret in (self.hub_token or "", password) if len(secret) >= _LEAST_SECRET)
         return tuple(filter(None, (login + at, *alone)))
 
+    waiting: str = "passive"
+    """How CPU threads wait for one another: as the environment says, else passively."""
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Read `environ`; nothing is read again later."""
@@ -55,6 +61,7 @@ class Settings:
             hub_endpoint=(environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"),
             hub_token=(environ.get("HF_TOKEN") or environ.get("HUGGING_FACE_HUB_TOKEN") or "").strip() or None,
             offline=offline.strip().lower() in _TRUE,
+            waiting=_waiting(environ) or "passive",
         )
 
 
@@ -67,12 +74,29 @@ def quieten_libraries(environ: MutableMapping[str, str] = os.environ) -> None:
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
+def wait_passively(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let CPU threads that wait for one another sleep; call it before torch is imported.
+
+    By default they spin for a while, which on a machine with other work takes away the very core that they wait for:
+    a network on two threads was 40 times slower on two cores that were shared. What the environment says stays.
+    """
+    if _waiting(environ) is None:
+        environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def keep_compiled_kernels(home: Path, environ: MutableMapping[str, str] = os.environ) -> None:
     """Let Triton keep what it compiles below `home`, so that only a first run on a machine compiles.
 
     It listens to nothing but this; `TRITON_CACHE_DIR`, where it is set, stays.
     """
     environ.setdefault("TRITON_CACHE_DIR", str(home / "kernels"))
+
+
+def _waiting(environ: Mapping[str, str]) -> str | None:
+    for name in _WAITING:
+        if value := environ.get(name, "").strip():
+            return value.lower() if name == _WAITING[0] else f"{name}={value}"
+    return None
 
 
 def _folder(text: str | None) -> Path | None:

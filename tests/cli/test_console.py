@@ -10,7 +10,7 @@ import pytest
 from ultraflash_cli.console import PLAIN_INTERVAL_S, Console, GlobalOptions, describe
 from ultraflash_cli.errors import OutputError
 from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, Planned, Started, Warned
-from ultraflash_cli.settings import Settings, keep_compiled_kernels
+from ultraflash_cli.settings import Settings, keep_compiled_kernels, wait_passively
 
 
 class Terminal(io.StringIO):
@@ -185,6 +185,23 @@ def test_compiled_kernels_are_kept_with_the_weights_unless_told_otherwise(tmp_pa
     assert environ == {"TRITON_CACHE_DIR": str(tmp_path / "kernels")}
     keep_compiled_kernels(tmp_path / "other", environ)
     assert environ["TRITON_CACHE_DIR"] == str(tmp_path / "kernels")
+
+
+@pytest.mark.parametrize(
+    ("said", "waiting"),
+    [
+        ({}, "passive"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "active"),
+        ({"GOMP_SPINCOUNT": "1000"}, "GOMP_SPINCOUNT=1000"),
+        ({"KMP_BLOCKTIME": "0", "OMP_WAIT_POLICY": ""}, "KMP_BLOCKTIME=0"),
+    ],
+)
+def test_threads_wait_passively_unless_the_environment_says_how(said: dict[str, str], waiting: str) -> None:
+    environ = dict(said)
+    assert Settings.from_environment(environ).waiting == waiting
+    wait_passively(environ)
+    assert environ == said or (waiting, environ) == ("passive", {"OMP_WAIT_POLICY": "PASSIVE"})
+    assert Settings.from_environment(environ).waiting == waiting
 
 
 def test_a_plan_is_told_with_sizes_streams_and_what_is_left_out() -> None:

@@ -39,6 +39,8 @@ class BenchCase:
     device: str = "auto"
     precision: str = "auto"
     threads: int = 1
+    waiting: str = "passive"
+    """How they wait for one another."""
     graphs: bool = True
     """Record CUDA graphs, on a GPU."""
     lanes: bool = True

@@ -56,6 +56,8 @@ class BenchReport:
     device: str
     device_name: str
     threads: int
+    waiting: str
+    """How the threads wait for one another."""
     precision: str
     cache_management: str
     source: tuple[int, int]
@@ -113,7 +115,7 @@ class BenchReport:
     def lines(self) -> list[str]:
         """Return what people want to read."""
         source, output = (f"{width}x{height}" for width, height in (self.source, self.output))
-        where = f"{self.precision} on {self.device_name}, {self.threads} threads"
+        where = f"{self.precision} on {self.device_name}, {self.threads} threads (wait policy {self.waiting})"
         done = f"{self.frames} frames in {self.seconds:.2f} s"
         memory = f"peak memory {self.peak_rss_bytes / 2**20:.0f} MiB" if self.peak_rss_bytes else "peak memory unknown"
         if self.peak_vram_bytes is not None:

@@ -133,6 +133,7 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
         device=str(device),
         device_name=device_name(device),
         threads=case.threads,
+        waiting=case.waiting,
         precision=ready.precision,
         cache_management=case.cache_management,
         source=(case.width_px, case.height_px),

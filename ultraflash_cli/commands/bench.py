@@ -112,6 +112,7 @@ def bench(
         device=device,
         precision=precision,
         threads=threads or usable_cores(),
+        waiting=console.settings.waiting,
         graphs=cuda_graphs == "auto",
         store=console.settings.home,
     )

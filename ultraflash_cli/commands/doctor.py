@@ -18,7 +18,7 @@ def doctor(console: Console, json: JsonOption = False) -> int:
     from ultraflash_cli.jobs.examine import examine
     from ultraflash_cli.jobs.pull import open_store
 
-    findings = examine(Path(), open_store(console.settings))
+    findings = examine(Path(), open_store(console.settings), waiting=console.settings.waiting)
     if json:
         console.data(
             {"ok": all(each.state != "fail" for each in findings), "findings": [asdict(each) for each in findings]}

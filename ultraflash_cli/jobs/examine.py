@@ -1,5 +1,6 @@
 """The machine looked over: what upscaling needs, what is there, and the fix where something is missing."""
 
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -42,13 +43,13 @@ class Finding:
     """What `upscale` would end with because of it."""
 
 
-def examine(folder: Path, store: WeightStore) -> list[Finding]:
+def examine(folder: Path, store: WeightStore, *, waiting: str) -> list[Finding]:
     """Look at the program, its libraries, the devices, the codecs, the weights and the disk under `folder`."""
     looks: list[tuple[str, Callable[[], Finding]]] = [
         ("ultraflash", _program),
         ("python", _python),
         ("torch", _torch),
-        ("cpu", _cpu),
+        ("cpu", lambda: _cpu(waiting)),
         ("gpu", _gpu),
         ("triton", _triton),
         ("attention", _attention),
@@ -92,12 +93,14 @@ def _torch() -> Finding:
     return Finding(name="torch", state="ok", found=str(torch.__version__))
 
 
-def _cpu() -> Finding:
+def _cpu(waiting: str) -> Finding:
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
     native = _has_bf16()
-    found = f"{usable_cores()} usable cores, {capability}, bf16 {'native' if native else 'emulated'}"
+    cores = usable_cores()
+    threads = f"{cores} thread{'' if cores == 1 else 's'} of {os.cpu_count()} cores (wait policy {waiting})"
+    found = f"{threads}, {capability}, bf16 {'native' if native else 'emulated'}"
     if native:
         return Finding(name="cpu", state="ok", found=found)
     return Finding(

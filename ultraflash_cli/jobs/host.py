@@ -1,6 +1,7 @@
 """The machine a job runs on: cores, memory, free space, the allocator."""
 
 import ctypes
+import math
 import os
 import shutil
 import sys
@@ -28,11 +29,53 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, limit)) and bool(mallopt(_M_TRIM_THRESHOLD, limit))
 
 
-def usable_cores() -> int:
-    """Count the cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores(root: Path = Path("/")) -> int:
+    """Count the cores this process may run on, in a container no more than its share of processor time makes.
+
+    `root` is where `proc` and `sys` lie.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cpu_quota(root)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _cpu_quota(root: Path) -> float | None:
+    """Give the processors whose time this process may use by its control groups; None for as many as there are."""
+    quotas: list[float] = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers == "":
+            tops, read = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"], _quota_v2
+        elif "cpu" in controllers.split(","):
+            tops, read = [root / "sys/fs/cgroup" / name for name in (controllers, "cpu")], _quota_v1
+        else:
+            continue
+        # The group, those around it, and what a container sees at the top, where its own group is mounted.
+        inside = Path(path.lstrip("/"))
+        quotas += [quota for top in tops for each in (inside, *inside.parents) if (quota := read(top / each))]
+    return min(quotas, default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    return _ratio(*(_text(folder / "cpu.max").split() or ["max"])[:2])
+
+
+def _quota_v1(folder: Path) -> float | None:
+    return _ratio(_text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip())
+
+
+def _ratio(quota_us: str, period_us: str = "100000") -> float | None:
+    """Divide; None where there is no limit (`max`, -1) or nothing to read."""
+    if not (quota_us.isdecimal() and period_us.isdecimal() and int(quota_us) and int(period_us)):
+        return None
+    return int(quota_us) / int(period_us)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""
 
 
 def peak_rss_bytes() -> int:
