@@ -6,15 +6,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TextIO
 
 from ultraflash_cli.bar import Bar, Step, clock_time
-from ultraflash_cli.errors import Interrupted, OutputError
+from ultraflash_cli.errors import Interrupted, OutputError, UltraflashError, UsageError
 from ultraflash_cli.jobs.events import (
     Chunk,
     Done,
@@ -29,7 +29,7 @@ from ultraflash_cli.jobs.events import (
     as_json,
 )
 from ultraflash_cli.settings import Settings
-from ultraflash_cli.streams import Outlet, open_log, printable
+from ultraflash_cli.streams import Outlet, is_same_file, open_log, printable
 
 __all__ = ["PLAIN_INTERVAL_S", "Console", "GlobalOptions", "ProgressMode", "describe", "headline"]
 
@@ -86,6 +86,7 @@ class Console:
         """stdout is taken by a file that is written there; data for scripts goes to stderr."""
         self._clock = clock
         self._log: Outlet | None = None
+        self._log_path: Path | None = None
         self._bar: Bar | None = None
         self._label = ""
         self._last_line_s: float | None = None
@@ -93,17 +94,32 @@ class Console:
         self._notice = ""
         self._said = {""}
 
-    def configure(self, options: GlobalOptions) -> None:
-        """Apply further global options; raises OutputError when the log file cannot be written."""
-        options = self.options.merged(options)
-        if options.log_file is not None and options.log_file != self.options.log_file:
-            log = Outlet(open_log(options.log_file))
+    def configure(self, options: GlobalOptions, *, named: Iterable[Path] | None = ()) -> None:
+        """Apply further global options; raises OutputError when the log file cannot be written.
+
+        `named` are the files that the command names, none of which is a log (UsageError); while they are not known,
+        None, the log is not opened.
+        """
+        self.options = self.options.merged(options)
+        if named is None:
+            return
+        log_file = self.options.log_file
+        if log_file is not None and any(is_same_file(log_file, each) for each in named):
+            self.options = replace(self.options, log_file=None)
+            raise UsageError(f"--log-file {log_file} is a file that the command reads or writes; name another one")
+        self._open_log()
+
+    def _open_log(self) -> None:
+        path = self.options.log_file
+        if path is not None and path != self._log_path:
+            self.options = replace(self.options, log_file=None)
+            log = Outlet(open_log(path))
             # A disk that is full already is told of now; one that fills up later costs the log and nothing else.
             if not log.write_line(f"ultraflash {version('ultraflash')}"):
-                raise OutputError(f"log file {options.log_file}: {log.failure}; name a file that can be written")
+                raise OutputError(f"log file {path}: {log.failure}; name a file that can be written")
             self._close_log()
-            self._log = log
-        self.options = options
+            self._log, self._log_path = log, path
+            self.options = replace(self.options, log_file=path)
 
     def close(self) -> None:
         """Take the bar off the screen and close the log."""
@@ -165,6 +181,8 @@ class Console:
         """Say in one line why it ended; with `-v` and in the log also where. Gives the exit code."""
         text = " ".join((message if message is not None else str(error)).split())
         code = exit_code if exit_code is not None else getattr(error, "exit_code", 1)
+        with suppress(UltraflashError):
+            self._open_log()  # what went wrong before the command was known belongs there, too
         trace = "".join(traceback.format_exception(error)).rstrip()
         with self._lock:
             self._drop_bar()

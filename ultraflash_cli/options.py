@@ -5,10 +5,10 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, cast
 
 import typer
 
@@ -223,7 +223,8 @@ def with_console(
             console: Console = ctx.obj
             if hidden:
                 _check_here()
-            console.configure(GlobalOptions(**{name: values.pop(name) for name in _GLOBALS}))
+            options = GlobalOptions(**{name: values.pop(name) for name in _GLOBALS})
+            console.configure(options, named=_paths(values.values()) if hidden else None)
             return command(console, **values)  # pyright: ignore[reportCallIssue]
 
         parameters = [context, *own, *extra]
@@ -232,6 +233,17 @@ def with_console(
         return wrapper
 
     return decorate
+
+
+def _paths(values: Iterable[object]) -> list[Path]:
+    """List the files that a command names."""
+    found: list[Path] = []
+    for value in values:
+        if isinstance(value, Path):
+            found.append(value)
+        elif isinstance(value, list):
+            found += _paths(cast(list[object], value))
+    return [path for path in found if str(path) != "-"]
 
 
 def _check_here() -> None:

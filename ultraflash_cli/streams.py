@@ -9,7 +9,15 @@ from typing import BinaryIO, TextIO
 
 from ultraflash_cli.errors import InputError, OutputError, UsageError
 
-__all__ = ["Outlet", "hold_standard_descriptors", "open_log", "printable", "standard_input", "standard_output"]
+__all__ = [
+    "Outlet",
+    "hold_standard_descriptors",
+    "is_same_file",
+    "open_log",
+    "printable",
+    "standard_input",
+    "standard_output",
+]
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
@@ -18,7 +26,9 @@ _UNPRINTABLE = re.compile(
     "\ud800-\udfff]"  # bytes of a name that is not UTF-8
 )
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_TEXT_PROBE_BYTES = 4096
+_TEXT_PROBE_BYTES = 1 << 16
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+"""Control characters that text has no use for; escape sequences of a terminal are text here."""
 
 
 def printable(text: str) -> str:
@@ -49,14 +59,27 @@ def hold_standard_descriptors() -> None:
 
 def open_log(path: Path) -> TextIO:
     """Open a log for appending. Raises OutputError where that fails, UsageError for a file that holds no text."""
+    from ultraflash_cli.jobs.batch import VIDEO_SUFFIXES
+    from ultraflash_cli.video.sequence import PICTURE_SUFFIXES
+
     try:
+        if path.suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES:
+            raise UsageError(f"--log-file {path} has the name of a clip or picture; name a file for the log")
         if path.is_file():
             with path.open("rb") as file:
-                if b"\0" in file.read(_TEXT_PROBE_BYTES):
+                if _NO_TEXT.search(file.read(_TEXT_PROBE_BYTES)):
                     raise UsageError(f"--log-file {path} holds something other than text; name a file for the log")
         return path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise OutputError(f"log file {path}: {error.strerror}; name a file that can be written") from error
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Tell whether two names are of one file, there or not there yet."""
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):
+        return os.path.realpath(path) == os.path.realpath(other)
 
 
 def standard_input(what: str) -> BinaryIO:

@@ -434,7 +434,7 @@ def test_pictures_are_a_clip_by_their_folder_and_by_their_names(tmp_path: Path, 
         assert after.times == tuple(Fraction(n, (24, 10)[number]) for n in range(5))
         assert after.size == (128, 96)
     assert upscale(folder, "--images", "-o", tmp_path / "new" / "%03d.png", "--res", "2x") == 0
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [f"{n:03d}.png" for n in range(1, 6)]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [f"{n:03d}.png" for n in range(7, 12)]
     (folder / "00009.png").unlink()
     assert upscale(folder, "--images", "-o", tmp_path / "gap.mp4", "--res", "2x") == 3
 

@@ -31,10 +31,16 @@ def clean(
     found = find_leftovers(folders or [Path()], recursive=recursive)
     for leftover in found:
         removed = yes and remove(leftover)
+        if leftover.refusal is not None:
+            console.warning(f"left alone: {leftover.refusal}")
+        elif yes and not removed and not leftover.in_use:
+            console.warning(f"{leftover.folder} is left: it holds what this program has not made")
         if json:
             console.data(asdict(leftover) | {"folder": str(leftover.folder), "removed": removed})
             continue
-        state = "removed" if removed else "in use" if leftover.in_use else "left over"
+        state = (
+            "removed" if removed else "in use" if leftover.in_use else "not ours" if leftover.refusal else "left over"
+        )
         console.text(f"{state:9}  {leftover.size_bytes / 1e6:9.1f} MB  {leftover.frames:7} frames  {leftover.folder}")
     if not found:
         console.info("nothing is left over")

@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal
 
 import typer
 
 from ultraflash_cli.commands.outcomes import show_outcomes
+from ultraflash_cli.commands.sinks import is_stdout, opened_sink, sink_name, takes_stream
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.options import (
@@ -34,7 +35,7 @@ from ultraflash_cli.options import (
     as_rate,
     with_console,
 )
-from ultraflash_cli.streams import standard_input, standard_output
+from ultraflash_cli.streams import standard_input
 
 __all__ = ["generate"]
 
@@ -146,23 +147,23 @@ def generate(
     texts = _prompts(prompt, prompts)
     is_batch = prompts is not None or count > 1
     several = len(texts) * count > 1
-    to_stdout = output == Path("-")
-    if to_stdout and several:
-        raise UsageError("- stands for one clip; name a folder for several")
-    into_folder = output is not None and not to_stdout and (several or os.path.isdir(output))
-    console.data_on_err = to_stdout
+    to_stream = takes_stream(output)
+    if to_stream and several:
+        raise UsageError(f"{output} stands for one clip; name a folder for several")
+    into_folder = output is not None and not to_stream and (several or os.path.isdir(output))
+    console.data_on_err = is_stdout(output)
     if output is not None and several and not os.path.isdir(output):
         is_file = os.path.exists(output) or output.suffix.lower() in VIDEO_SUFFIXES
         if is_file:
             raise UsageError(f"{output} names a file, several clips need a folder")
-    stdout = standard_output() if to_stdout else None
 
-    def job_of(text: str, number: int) -> GenerateJob:
+    def job_of(text: str, number: int, sink: BinaryIO | None = None) -> GenerateJob:
         return GenerateJob(
             prompt=text,
-            output=None if into_folder or to_stdout else output,
+            output=None if into_folder or to_stream else output,
             folder=output if into_folder else None,
-            stdout=stdout,
+            stdout=sink,
+            stdout_name=sink_name(output),
             temp=temp_dir,
             res=res,
             seconds=seconds,
@@ -190,9 +191,12 @@ def generate(
 
     for text in texts:
         job_of(text, 0)  # refuses, before any work, what no clip can be made of
-    jobs = name_outputs(job_of(text, number) for text in texts for number in range(count))
     on_first = None if dry_run else console.acknowledge_stop
-    with stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop:
+    with (
+        opened_sink(output, console, dry_run=dry_run) as sink,
+        stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
+    ):
+        jobs = name_outputs(job_of(text, number, sink) for text in texts for number in range(count))
         if dry_run:
             outcomes = plan_generations(jobs, stop=stop)
         else:

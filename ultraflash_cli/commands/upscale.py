@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ultraflash_cli.commands.outcomes import show_outcomes
+from ultraflash_cli.commands.sinks import is_stdout, opened_sink, sink_name, takes_stream
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.options import (
@@ -38,7 +39,7 @@ from ultraflash_cli.options import (
     as_rate,
     with_console,
 )
-from ultraflash_cli.streams import standard_input, standard_output
+from ultraflash_cli.streams import standard_input
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.pipe import Pipe
@@ -138,6 +139,10 @@ def upscale(
     images: Annotated[
         bool, typer.Option("--images", help="A folder is one clip: the pictures in it, by their numbers.")
     ] = False,
+    renumber: Annotated[
+        bool,
+        typer.Option("--renumber", help="Number pictures from 1; else those made of pictures keep their numbers."),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse an input that is damaged or cut, before any work.")
     ] = False,
@@ -162,15 +167,15 @@ def upscale(
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
     is_batch = is_several(inputs, images=images)
-    from_stdin, to_stdout = _DASH in inputs, output == _DASH
-    if is_batch and (from_stdin or to_stdout):
-        raise UsageError("- stands for one clip; leave the other inputs out")
-    into_folder = output is not None and not to_stdout and (is_batch or os.path.isdir(output))
+    from_stdin, to_stream = _DASH in inputs, takes_stream(output)
+    if is_batch and (from_stdin or to_stream):
+        raise UsageError(f"{_DASH if from_stdin else output} stands for one clip; leave the other inputs out")
+    into_folder = output is not None and not to_stream and (is_batch or os.path.isdir(output))
     if is_batch and output is not None and os.path.isfile(output):
         raise UsageError(f"{output} is a file, expected a folder for the outputs of several inputs")
     if is_batch and output is not None and names_a_file(output):
         raise UsageError(f"{output} is the name of a file, expected a folder for the outputs of several inputs")
-    console.data_on_err = to_stdout
+    console.data_on_err = is_stdout(output)
     if is_batch and not keep_going and (missing := missing_inputs(inputs, asks_output=output is None)):
         for each in missing if json else ():
             console.data(Outcome(source=each.source, label=each.source, failure=each).as_json())
@@ -181,9 +186,10 @@ def upscale(
             source=source,
             pipe=_stdin() if from_stdin else None,
             images=images,
-            output=None if into_folder or to_stdout else output,
+            output=None if into_folder or to_stream else output,
             folder=output / below if output is not None and into_folder else None,
-            stdout=standard_output() if to_stdout else None,
+            stdout=sink,
+            stdout_name=sink_name(output),
             temp=temp_dir,
             res=res,
             model=model,
@@ -208,6 +214,7 @@ def upscale(
             deinterlace=deinterlace,
             fps=None if fps == "keep" else as_rate(fps),
             strict=strict,
+            renumber=renumber,
             device=device,
             precision=precision,
             max_memory=max_memory,
@@ -234,7 +241,10 @@ def upscale(
     )
     sources = [clip.source for clip in clips] if is_batch else []
     on_first = None if dry_run else console.acknowledge_stop
-    with stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop:
+    with (
+        opened_sink(output, console, dry_run=dry_run) as sink,
+        stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
+    ):
         if dry_run:
             outcomes = plan_batch(jobs, stop=stop, sources=sources)
         else:

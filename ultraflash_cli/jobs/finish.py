@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ultraflash_cli.errors import OutputCheckError, OutputError, UsageError
+from ultraflash_cli.jobs.target import is_pictures
 from ultraflash_cli.jobs.work import Finish
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_cli.video.join import Joined
 
-__all__ = ["asked_suffix", "check_pattern", "finish_of", "first_file", "low_name", "made_name"]
+__all__ = ["asked_suffix", "check_pattern", "finish_of", "low_name", "made_name"]
 
 _PICTURES = "%05d.png"
 _PLACE = re.compile(r"%(?:0(\d+))?d")
@@ -37,28 +37,18 @@ def made_name(stem: str, suffix: str) -> Path:
 
 def low_name(output: Path) -> Path:
     """Give the name of the smaller output that lies beside another one."""
-    if _is_pictures(output):
+    if is_pictures(output):
         return output.parent.with_name(f"{output.parent.name}_480p") / output.name
     return output.with_stem(f"{output.stem}_480p")
 
 
 def check_pattern(output: Path) -> None:
-    """Raise UsageError for pictures that have no numbers in their names."""
-    if _is_pictures(output) and not _PLACE.search(output.name):
+    """Raise UsageError for pictures that do not have one number in their names."""
+    places = len(_PLACE.findall(output.name)) if is_pictures(output) else 1
+    if places > 1:
+        raise UsageError(f"{output} has {places} places for a number, expected one, such as {_PICTURES}")
+    if not places:
         raise UsageError(f"{output} names one picture, a clip has many; name them {output.with_suffix('')}/{_PICTURES}")
-
-
-def first_file(output: Path) -> Path:
-    """Give the file whose existence tells that the output exists."""
-    return output.with_name(_PLACE.sub(_first, output.name, count=1)) if _is_pictures(output) else output
-
-
-def _is_pictures(output: Path) -> bool:
-    return output.suffix.lower() == ".png"
-
-
-def _first(place: re.Match[str]) -> str:
-    return f"{1:0{int(place[1] or 1)}d}"
 
 
 def finish_of(
@@ -69,14 +59,16 @@ def finish_of(
     frames: int,
     duration_s: Fraction,
     join: "Callable[[Path], Joined]",
+    first_number: int = 1,
     strict: bool = False,
 ) -> Finish:
     """Give how segments `files` become an output of so many `frames`; `join` writes the containers among them.
 
-    A copied stream that did not come out as it was is worth a warning, or where `strict` says so an OutputCheckError.
+    Pictures are numbered from `first_number` on. A copied stream that did not come out as it was is worth a warning, or
+    where `strict` says so an OutputCheckError.
     """
     if streams.suffix == ".png":
-        return _pictures(files, spec, frames)
+        return _pictures(files, spec, frames, first_number)
     if streams.suffix == ".y4m":
         return _plain(files, spec, frames)
 
@@ -92,27 +84,30 @@ def finish_of(
     return Finish(make=make, move=_move_file)
 
 
-def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
-    from ultraflash_cli.video.stills import check_pictures, move_pictures, numbered, write_pictures
+def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int, first: int) -> Finish:
+    from ultraflash_cli.video.sequence import existing_pictures, numbered
+    from ultraflash_cli.video.stills import check_pictures, move_pictures, write_pictures
 
     def make(pattern: Path) -> Sequence[str]:
-        write_pictures(files, pattern)
-        check_pictures(pattern, frames=frames, spec=spec)
+        write_pictures(files, pattern, first=first)
+        check_pictures(pattern, frames=frames, spec=spec, first=first)
         return ()
 
     def move(made: Path, target: Path) -> None:
-        move_pictures(made, target, frames=frames)
-        # What is left of a longer sequence that was replaced would be taken for the end of this one.
-        for number in count(frames + 1):
-            picture = numbered(target, number)
-            if not picture.is_file():
-                return
-            picture.unlink()
+        move_pictures(made, target, frames=frames, first=first)
 
-    def ends(pattern: Path) -> Sequence[Path]:
-        return numbered(pattern, 1), numbered(pattern, frames)
+    def each(pattern: Path) -> Sequence[Path]:
+        return [numbered(pattern, number) for number in range(first, first + frames)]
 
-    return Finish(make=make, move=move, ends=ends)
+    def remarks(target: Path) -> Sequence[str]:
+        others = [path for number, path in existing_pictures(target).items() if not first <= number < first + frames]
+        if not others:
+            return ()
+        names = others[0].name if len(others) == 1 else f"{others[0].name} to {others[-1].name}"
+        left = "was not made by this run and is left" if len(others) == 1 else "were not made by this run and are left"
+        return [f"{target.parent}: {names} {left}; whoever reads the folder takes them for the same clip"]
+
+    return Finish(make=make, move=move, files=each, remarks=remarks)
 
 
 def _plain(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:

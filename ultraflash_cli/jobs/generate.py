@@ -13,6 +13,7 @@ from ultraflash_cli.jobs.events import GenerationPlanned, Listener, Started
 from ultraflash_cli.jobs.finish import finish_of
 from ultraflash_cli.jobs.flow import make_frames
 from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
+from ultraflash_cli.jobs.identity import file_facts, library_versions
 from ultraflash_cli.jobs.live import STREAM_SEGMENT_FRAMES, LiveStream
 from ultraflash_cli.jobs.model import BuiltGeneration, GenerationBuilder, Models
 from ultraflash_cli.jobs.report import Progress, Report
@@ -20,8 +21,6 @@ from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.jobs.work import (
     Finish,
     Work,
-    file_facts,
-    library_versions,
     telling_memory_errors,
     with_smaller_plans,
     working_on,

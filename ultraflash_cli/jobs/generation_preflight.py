@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ultraflash_cli.errors import ConfigError, UsageError
-from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, first_file, low_name, made_name
+from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, low_name, made_name
 from ultraflash_cli.jobs.host import usable_cores
-from ultraflash_cli.jobs.journal import temp_work_folder, unfinished_work, work_folder
+from ultraflash_cli.jobs.place import temp_work_folder, unfinished_work, work_folder
 from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model, choose_model
 from ultraflash_cli.jobs.target import (
     check_folder,
     check_space,
     check_target,
     encoded_bytes,
+    followed,
     stream_target,
     used_bytes,
 )
@@ -66,6 +67,8 @@ class GenerateJob:
     """Where a made name goes; None for the folder one is in."""
     stdout: BinaryIO | None = None
     """Where the finished file goes instead of to a place of its own."""
+    stdout_name: str = "-"
+    """What reports call that."""
     temp: Path | None = None
     """Folder for journal and segments; None for beside the output."""
     name: str | None = None
@@ -191,7 +194,9 @@ class PreparedGeneration:
     @property
     def shown_output(self) -> str:
         """What reports call the output."""
-        return "-" if self.job.stdout is not None else str(self.output)
+        if self.job.stdout is not None:
+            return self.job.stdout_name
+        return str(self.job.output or self.output)
 
     @property
     def label(self) -> str:
@@ -229,8 +234,9 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     Raises UsageError (a length the model cannot make, options the encoder refuses, an output that exists), InputError
     for the initial clip, OutputError.
     """
-    if to_write and job.output is not None:
-        _check_target(job.output, job)
+    named = followed(job.output) if job.output is not None else None
+    if to_write and named is not None:
+        _check_target(named, job)
     if to_write and job.temp is not None:
         check_folder(job.temp / "journal")
 
@@ -271,10 +277,10 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
             suffix=suffix,
         )
 
-    suffix = asked_suffix(job.output, job.stdout, job.codec)
+    suffix = asked_suffix(named, job.stdout, job.codec)
     spec, low_spec = spec_at(scale), spec_at(1) if job.save_lr else None
     streams = plan_alone(suffix, codec=spec.codec, frame_s=1 / rate)
-    output = job.output or (job.folder or Path()) / made_name(job.made_name, streams.suffix)
+    output = named or (job.folder or Path()) / made_name(job.made_name, streams.suffix)
     if job.stdout is not None:
         output = stream_target(f"{job.made_name} {job.line}", job.temp, streams.suffix)
     low_output = low_name(output) if job.save_lr else None
@@ -338,7 +344,7 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
     """Look at the place of an output; `main` is the one that it lies beside."""
     check_pattern(output)
     return check_target(
-        first_file(output),
+        output,
         source=job.init_clip,
         overwrite=job.overwrite,
         skip_existing=job.skip_existing,

@@ -1,6 +1,7 @@
 """What an upscaling reads: a file, numbered pictures, a pipe; checked, named, and told from another one."""
 
 import hashlib
+import math
 import os
 from dataclasses import replace
 from fractions import Fraction
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.jobs.work import file_facts
+from ultraflash_cli.jobs.identity import file_facts, pictures_digest
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.pipe import Pipe
@@ -19,6 +20,7 @@ __all__ = [
     "check_unchanged",
     "file_head",
     "find_input",
+    "first_number",
     "input_bytes",
     "input_facts",
     "input_identity",
@@ -89,11 +91,16 @@ def input_facts(source: "Source") -> dict[str, object]:
         return file_facts("the input", source)
     if not isinstance(source, ImageSequence):
         return {"the input's beginning": source.head_digest()}
-    digest = hashlib.sha256()
-    for picture in source.pictures():
-        stat = picture.stat()
-        digest.update(f"{picture.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return {"the pictures": digest.hexdigest(), "the pictures' rate": str(source.rate)}
+    return {"the pictures": pictures_digest(source.pictures()), "the pictures' rate": str(source.rate)}
+
+
+def first_number(source: "Source", start_s: Fraction) -> int:
+    """Give the number of the first picture `start_s` after the beginning; 1 for what else is read."""
+    from ultraflash_cli.video.sequence import ImageSequence
+
+    if not isinstance(source, ImageSequence):
+        return 1
+    return source.first + max(0, math.ceil(start_s * source.rate))
 
 
 def file_head(source: "Source") -> tuple[int, str]:

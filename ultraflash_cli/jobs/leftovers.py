@@ -1,12 +1,14 @@
 """What interrupted runs have left behind."""
 
-import shutil
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ultraflash_cli.errors import InputError, OutputError
-from ultraflash_cli.jobs.journal import OutputLock, count_frames, is_work_folder
+from ultraflash_cli.jobs.journal import count_frames, discard
+from ultraflash_cli.jobs.own import check_ours, size_bytes
+from ultraflash_cli.jobs.place import OutputLock, is_work_folder, looks_like_work
 
 __all__ = ["Leftover", "find_leftovers", "remove"]
 
@@ -21,31 +23,48 @@ class Leftover:
     """Frames that the same command would not have to make again."""
     in_use: bool
     """A run is at work in it."""
+    refusal: str | None = None
+    """Why it is left alone: a link, a file, another user's folder; None for a folder of ours."""
 
 
 def find_leftovers(folders: Iterable[Path], *, recursive: bool) -> list[Leftover]:
-    """Find work folders in `folders`; raises InputError for one that is no folder."""
+    """Find work folders in `folders`, without following links; raises InputError for one that is no folder."""
     found: list[Leftover] = []
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; name the one that holds the outputs")
-        children = folder.rglob("*") if recursive else folder.iterdir()
-        found += [_describe(child) for child in sorted(children) if is_work_folder(child)]
+        for child in _children(folder, recursive=recursive):
+            try:
+                check_ours(child)
+            except OutputError as error:
+                found.append(Leftover(folder=child, size_bytes=0, frames=0, in_use=False, refusal=str(error)))
+            else:
+                found += [_describe(child)] if is_work_folder(child) else []
+    return found
+
+
+def _children(folder: Path, *, recursive: bool) -> list[Path]:
+    """List what is named like a work folder in `folder`, and in the folders inside, those of work left out."""
+    found: list[Path] = []
+    for base, names, files in os.walk(folder):
+        found += [Path(base, name) for name in sorted([*names, *files]) if looks_like_work(name)]
+        names[:] = sorted(name for name in names if recursive and not looks_like_work(name))
     return found
 
 
 def remove(leftover: Leftover) -> bool:
-    """Remove a leftover unless a run is at work in it; tells whether it is gone. Raises OutputError."""
+    """Remove a leftover unless a run is at work in it; tells whether it is gone.
+
+    Only what the program has made is deleted; a folder with anything else in it stays. Raises OutputError.
+    """
+    if leftover.refusal is not None:
+        return False
     try:
         lock = OutputLock(leftover.folder)
     except OutputError:
         return False
     with lock:
-        try:
-            shutil.rmtree(leftover.folder)
-        except OSError as error:
-            raise OutputError(f"cannot remove {leftover.folder}: {error.strerror}") from error
-    return True
+        return discard(leftover.folder)
 
 
 def _describe(folder: Path) -> Leftover:
@@ -57,7 +76,7 @@ def _describe(folder: Path) -> Leftover:
         in_use = False
     return Leftover(
         folder=folder,
-        size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        size_bytes=size_bytes(folder),
         frames=count_frames(folder),
         in_use=in_use,
     )

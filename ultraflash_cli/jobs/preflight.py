@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from ultraflash_cli.engine.plan import SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale, read_res
 from ultraflash_cli.errors import ConfigError
-from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, first_file, made_name
+from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, made_name
 from ultraflash_cli.jobs.host import usable_cores
-from ultraflash_cli.jobs.inputs import find_input, input_bytes, input_identity, made_place, with_what_can_be_copied
-from ultraflash_cli.jobs.journal import temp_work_folder, unfinished_work, work_folder
+from ultraflash_cli.jobs.inputs import (
+    find_input,
+    first_number,
+    input_bytes,
+    input_identity,
+    made_place,
+    with_what_can_be_copied,
+)
+from ultraflash_cli.jobs.place import temp_work_folder, unfinished_work, work_folder
 from ultraflash_cli.jobs.target import (
     check_folder,
     check_space,
     check_target,
     encoded_bytes,
+    followed,
     stream_target,
     used_bytes,
 )
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_cli.video.pipe import Pipe
     from ultraflash_cli.video.probe import ClipInfo
+    from ultraflash_cli.video.source import Source
 
 __all__ = [
     "CODECS",
@@ -74,6 +83,8 @@ class UpscaleJob:
     """Where a made name goes; None for beside the source."""
     stdout: BinaryIO | None = None
     """Where the finished file goes instead of to a place of its own."""
+    stdout_name: str = "-"
+    """What reports call that."""
     temp: Path | None = None
     """Folder for journal and segments, and for what must be kept of a pipe; None for beside the output."""
     res: str | None = None
@@ -104,6 +115,8 @@ class UpscaleJob:
     """Frames a second to write, by repeating or dropping frames; the rate of pictures, which have none of their own."""
     strict: bool = False
     """Refuse an input of which something is damaged or missing."""
+    renumber: bool = False
+    """Number pictures from 1 on; else those made of pictures keep the numbers of these."""
     device: str = "auto"
     precision: str = "auto"
     max_memory: str | None = None
@@ -161,6 +174,7 @@ class Prepared:
     job: UpscaleJob
     info: "ClipInfo"
     output: Path
+    """What is written; where a link was named, the file that it leads to."""
     exists: bool
     """The output is there already and the job says to skip it then."""
     plan: UpscalePlan
@@ -171,6 +185,8 @@ class Prepared:
     """The part of the clip to do; None for all of it."""
     fps: Fraction | None
     """Frames a second to write, by repeating or dropping; None for every frame once, at its own time."""
+    first_number: int
+    """The number of the first picture, where the output is pictures."""
     streams: "StreamPlan"
     spec: "EncodeSpec"
     threads: int
@@ -179,7 +195,9 @@ class Prepared:
     @property
     def shown_output(self) -> str:
         """What reports call the output."""
-        return "-" if self.job.stdout is not None else str(self.output)
+        if self.job.stdout is not None:
+            return self.job.stdout_name
+        return str(self.job.output or self.output)
 
 
 def check_model(model: str) -> None:
@@ -235,8 +253,9 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     OutputError.
     """
     source = find_input(job.source, job.pipe, images=job.images, rate=job.fps)
-    if to_write and job.output is not None:
-        _check_target(job.output, job)
+    named = followed(job.output) if job.output is not None else None
+    if to_write and named is not None:
+        _check_target(named, job, source)
     if to_write and job.temp is not None:
         check_folder(job.temp / "journal")
 
@@ -246,11 +265,12 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
 
     info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
     info = with_deinterlacing(info, job.deinterlace)
+    clip_start_s = (info.start_pts or 0) * info.time_base
     window = choose_window(
         start=job.start,
         end=job.end,
         preview=job.preview,
-        clip_start_s=(info.start_pts or 0) * info.time_base,
+        clip_start_s=clip_start_s,
         duration_s=info.duration_s,
     )
     res = read_res(job.res) if job.res is not None else default_res(info.display_width_px, info.display_height_px)
@@ -267,7 +287,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         height_px, width_px = (2 * height_px, width_px) if turned else (height_px, 2 * width_px)
 
     threads = job.threads or usable_cores()
-    suffix = asked_suffix(job.output, job.stdout, job.codec)
+    suffix = asked_suffix(named, job.stdout, job.codec)
     fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
     spec = choose_spec(
         info,
@@ -287,12 +307,13 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     streams = _kept_streams(job, info, suffix, spec.codec)
     if not isinstance(source, Path):
         streams = replace(streams, reason="")
+    start_s = window[0] - clip_start_s if window is not None else Fraction(0)
     beside, stem = made_place(source)
     name = f"{stem}_{res}{part}"
-    output = job.output or (job.folder or beside) / made_name(name, streams.suffix)
+    output = named or (job.folder or beside) / made_name(name, streams.suffix)
     if job.stdout is not None:
         output = stream_target(input_identity(source), job.temp, streams.suffix)
-    exists = to_write and job.stdout is None and _check_target(output, job)
+    exists = to_write and job.stdout is None and _check_target(output, job, source)
     if to_write and not exists:
         _check_space(output, job, info, spec, window)
     if not exists:
@@ -308,6 +329,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         window=window,
         model=model,
         fps=fps,
+        first_number=1 if job.renumber else first_number(source, start_s),
         streams=streams,
         spec=spec,
         threads=threads,
@@ -334,11 +356,10 @@ def _kept_streams(job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: 
         known.update(found)
 
 
-def _check_target(output: Path, job: UpscaleJob) -> bool:
+def _check_target(output: Path, job: UpscaleJob, source: "Source") -> bool:
     check_pattern(output)
-    source = job.source if job.pipe is None else None
     return check_target(
-        first_file(output),
+        output,
         source=source,
         overwrite=job.overwrite,
         skip_existing=job.skip_existing,

@@ -9,6 +9,8 @@ from struct import Struct
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
+from ultraflash_cli.jobs.own import edit_existing, make_new, open_existing, truncate
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -122,7 +124,10 @@ class Spool:
     def _pour(self) -> None:
         """Write what is held; raises OSError."""
         held, self._held = self._held or [], None
-        self._file = self._path.open("r+b" if self._keep_bytes else "wb")
+        if self._keep_bytes:
+            self._file = edit_existing(self._path)
+        else:
+            self._file = make_new(self._path)
         self._file.truncate(self._keep_bytes)
         self._file.seek(self._keep_bytes)
         for call in held:
@@ -146,7 +151,7 @@ class Spool:
         with suppress(OSError):
             self._file.close()
         with suppress(OSError):
-            os.truncate(self._path, self._keep_bytes)
+            truncate(self._path, self._keep_bytes)
         self._file = None
 
 
@@ -154,7 +159,7 @@ def spooled(path: Path, size_bytes: int) -> Iterator[Spooled]:
     """Read the calls in the first `size_bytes` of a spool; raises OSError."""
     import numpy as np
 
-    with path.open("rb") as file:
+    with open(open_existing(path), "rb") as file:
         while file.tell() < size_bytes:
             sink, pts, duration, height, width, sample_bytes, planes = _HEAD.unpack(file.read(_HEAD.size))
             dtype = np.uint8 if sample_bytes == 1 else np.uint16

@@ -2,19 +2,28 @@
 
 import hashlib
 import os
-import tempfile
+import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import OutputError, UsageError
 from ultraflash_cli.jobs.host import free_bytes
 from ultraflash_cli.jobs.journal import moved_files
+from ultraflash_cli.jobs.own import check_ours, size_bytes
+from ultraflash_cli.jobs.place import private_folder, work_folder
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.source import Source
 
 __all__ = [
     "check_folder",
     "check_space",
     "check_target",
     "encoded_bytes",
+    "existing_files",
     "exists_error",
+    "followed",
+    "is_pictures",
     "stream_target",
     "used_bytes",
 ]
@@ -35,37 +44,110 @@ _BITS_PER_PIXEL = {
 def check_target(
     output: Path,
     *,
-    source: Path | None = None,
+    source: "Source | None" = None,
     overwrite: bool,
     skip_existing: bool,
     work: Path | None = None,
 ) -> bool:
     """Refuse a target that cannot be written; tell whether it exists and is to be skipped.
 
-    What a run that was killed in its very last step has put there is no obstacle to the same command; `work` is the
-    folder where such a run leaves word, None where nothing is to be resumed.
+    Numbered pictures exist where any file fits their pattern: which numbers a clip will have is not known yet. What a
+    run that was killed in its very last step has put there is no obstacle to the same command; `work` is the folder
+    where such a run leaves word, None where nothing is to be resumed.
 
-    Raises OutputError where the system refuses, UsageError for a folder, a name without extension, the `source`
-    itself, and for a file that exists unless one of the two wishes says what to do.
+    Raises OutputError where the system refuses, UsageError for a folder, a name without extension, what is no plain
+    file, the `source` itself or one of its pictures, and for a file that exists unless one of the two wishes says what
+    to do.
     """
     try:
         check_folder(output)
+        check_ours(work_folder(output))
+        if work is not None:
+            check_ours(work)
         if output.is_dir():
             raise UsageError(f"{output} is a folder, expected a file name")
         if not output.suffix:
             hint = f"name a file such as {output.name}.mp4, or a folder that exists"
             raise UsageError(f"{output} has no extension; {hint}")
-        if not output.exists():
-            return False
-        if source is not None and output.samefile(source):
-            raise UsageError(f"{output} is the input itself; name another output")
+        found = existing_files(output)
+        _refuse_special(found)
+        _refuse_input(found, source)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
-    if work is not None and output.absolute() in moved_files(work):
-        return False
-    if not skip_existing and not overwrite:
-        raise exists_error(output)
-    return skip_existing
+    if found and work is not None:
+        moved = set(moved_files(work))
+        found = [path for path in found if Path(os.path.abspath(path)) not in moved]
+    if found and not skip_existing:
+        if output.is_symlink():
+            # Who has not named it does not know where it leads; one that was named has been followed.
+            raise UsageError(f"{output} is a link; -o {output.name} writes the file that it leads to")
+        if not overwrite:
+            raise exists_error(found[0])
+    return bool(found) and skip_existing
+
+
+def followed(output: Path) -> Path:
+    """Give the file that is written for an output somebody has named: where that is a link, the file it leads to.
+
+    Raises UsageError for a link that leads nowhere, to a file of another kind, or that another user has put into a
+    folder that all may write.
+    """
+    try:
+        if not output.is_symlink():
+            return output
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
+    target = Path(os.path.realpath(output))
+    if target.is_symlink():
+        raise UsageError(f"{output} is a link that leads back to itself; name another output")
+    if target.suffix.lower() != output.suffix.lower():
+        raise UsageError(f"{output} is a link to {target}, which is another kind of file; name that file with -o")
+    link, folder = output.lstat(), output.absolute().parent.stat()
+    is_shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
+    if is_shared and hasattr(os, "geteuid") and link.st_uid not in (os.geteuid(), folder.st_uid):
+        raise UsageError(f"{output} is a link that another user (uid {link.st_uid}) has made; name another output")
+    return target
+
+
+def is_pictures(output: Path) -> bool:
+    """Tell whether an output is numbered pictures."""
+    return output.suffix.lower() == ".png"
+
+
+def existing_files(output: Path) -> list[Path]:
+    """List what is there of an output: the file, or all pictures that fit its pattern. Raises OSError."""
+    if is_pictures(output):
+        from ultraflash_cli.video.sequence import existing_pictures
+
+        return list(existing_pictures(output).values())
+    return [output] if os.path.lexists(output) else []
+
+
+def _refuse_special(found: list[Path]) -> None:
+    for path in found:
+        mode = os.lstat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise UsageError(f"{path} is no plain file; name another output")
+
+
+def _refuse_input(found: list[Path], source: "Source | None") -> None:
+    """Raise UsageError where one of the files is the input or one of its pictures, under whatever name."""
+    from ultraflash_cli.video.sequence import ImageSequence
+
+    if not found or not isinstance(source, Path | ImageSequence):
+        return
+    inputs = {_identity(path) for path in (source.pictures() if isinstance(source, ImageSequence) else (source,))}
+    for path in found:
+        if _identity(path) in inputs - {None}:
+            raise UsageError(f"{path} is the input itself; name another output")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def exists_error(output: Path) -> UsageError:
@@ -79,17 +161,17 @@ def encoded_bytes(codec: str, *, width_px: int, height_px: int, frames: int) -> 
 
 
 def stream_target(identity: str, temp: Path | None, suffix: str) -> Path:
-    """Give the file that stands for stdout while it is made: in `temp`, else where the system keeps such files.
+    """Give the file that stands for stdout while it is made: in `temp`, else in a folder that is this user's alone.
 
     One `identity` has one file, so that an interrupted run is found again.
     """
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:12]
-    return (temp or Path(tempfile.gettempdir())) / f"ultraflash-{digest}{suffix}"
+    return (temp or private_folder()) / f"ultraflash-{digest}{suffix}"
 
 
 def used_bytes(*folders: Path) -> int:
     """Count the bytes of what an interrupted run has left in its folders."""
-    return sum(path.stat().st_size for folder in set(folders) for path in folder.glob("*") if path.is_file())
+    return sum(map(size_bytes, set(folders)))
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

@@ -12,10 +12,11 @@ from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.jobs.events import Listener, Planned, Started
 from ultraflash_cli.jobs.finish import finish_of
 from ultraflash_cli.jobs.flow import SourceFrame, move_frames
+from ultraflash_cli.jobs.identity import library_versions
 from ultraflash_cli.jobs.inputs import check_unchanged, file_head, input_bytes, input_facts
-from ultraflash_cli.jobs.journal import SPOOL
 from ultraflash_cli.jobs.live import STREAM_SEGMENT_FRAMES, LiveStream
 from ultraflash_cli.jobs.model import Builder, Built
+from ultraflash_cli.jobs.own import SPOOL, take_away
 from ultraflash_cli.jobs.pace import Pace
 from ultraflash_cli.jobs.preflight import Prepared, UpscaleJob, estimate_frames, prepare
 from ultraflash_cli.jobs.report import Progress, Report
@@ -23,7 +24,7 @@ from ultraflash_cli.jobs.showing import ThinnedSegment, writer_of
 from ultraflash_cli.jobs.spool import SegmentSink
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.jobs.target import check_space, encoded_bytes
-from ultraflash_cli.jobs.work import Work, library_versions, telling_memory_errors, with_smaller_plans, working_on
+from ultraflash_cli.jobs.work import Work, telling_memory_errors, with_smaller_plans, working_on
 from ultraflash_cli.jobs.writing import SEGMENT_FRAMES
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ class _Upscaling:
             yield
             return
         try:
+            take_away(spool)
             pipe.spool_to(spool)
             yield
         finally:
@@ -369,6 +371,7 @@ class _Upscaling:
             spec,
             frames=frames,
             duration_s=(last.last_pts + last.last_duration - first.first_pts) * spec.time_base,
+            first_number=prepared.first_number,
             join=lambda joined: join(files, info, streams, spec, joined, window=prepared.window),
             strict=prepared.job.strict,
         )

@@ -1,15 +1,12 @@
 """What every job does around its model: lock the output, keep the journal, warn, put the result in place."""
 
 import gc
-import hashlib
-import shutil
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,34 +16,28 @@ from ultraflash_cli.jobs.host import keep_freed_memory
 from ultraflash_cli.jobs.journal import (
     Journal,
     MovedFile,
-    OutputLock,
     Placement,
     count_frames,
     discard,
     empty,
-    fitted,
     moved_files,
-    unfinished_work,
-    work_folder,
+    version_change,
 )
 from ultraflash_cli.jobs.live import LiveStream, ReaderGone
+from ultraflash_cli.jobs.own import make_folder_anew, sweep
+from ultraflash_cli.jobs.place import OutputLock, fitted, leave_private_folder, unfinished_work, work_folder
 from ultraflash_cli.jobs.stop import Stop, StopNow
 from ultraflash_cli.jobs.target import exists_error
 
 __all__ = [
     "Finish",
     "Work",
-    "file_facts",
-    "library_versions",
     "telling_memory_errors",
     "with_smaller_plans",
     "working_on",
 ]
 
 T = TypeVar("T")
-
-_DIGEST_BYTES = 1 << 20
-"""How much of an input's head and tail goes into its digest."""
 
 _OUT_OF_MEMORY = "out of memory; close other programs, choose a smaller --res, or --device cpu"
 
@@ -59,8 +50,10 @@ class Finish:
     """Makes what belongs under the path and checks it; gives what belongs into the warnings."""
     move: Callable[[Path, Path], None]
     """Brings it to its place, whole or not at all."""
-    ends: Callable[[Path], Sequence[Path]] = lambda path: (path,)
-    """Names the first and the last file that are moved, for a path."""
+    files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
+    """Names the files that are moved, for a path."""
+    remarks: Callable[[Path], Sequence[str]] = lambda path: ()
+    """Gives what belongs into the warnings once all is in its place."""
 
 
 class Work:
@@ -69,7 +62,7 @@ class Work:
     def __init__(
         self,
         output: Path,
-        folder: Path,
+        lock: OutputLock,
         place: Path,
         *,
         name: str,
@@ -80,7 +73,8 @@ class Work:
         stop: Stop | None,
     ) -> None:
         self.output = output
-        self.folder = folder
+        self._lock = lock
+        self.folder = lock.folder
         """Where journal and segments lie."""
         self.place = place
         """Where the finished file is made: beside the output, so that it moves there whole."""
@@ -94,6 +88,8 @@ class Work:
         self._resume = resume
         self._overwrite = overwrite
         self._journal: Journal | None = None
+        self._kept_aside = ""
+        self._moved: list[Path] = []
 
     @property
     def journal(self) -> Journal:
@@ -120,7 +116,7 @@ class Work:
             return f"{self.label}: going on after {self.journal.safe_frames} finished frames of an interrupted run"
         if self.journal.fresh_because:
             return f"{self.label}: starting afresh, {self.journal.fresh_because}"
-        return None
+        return self._kept_aside or None
 
     def open_journal(self, fingerprint: Mapping[str, object]) -> Journal:
         """Open the journal, forgetting what an interrupted run left where nothing is to be resumed.
@@ -132,11 +128,24 @@ class Work:
         with output_errors(self.output):
             if not self._resume:
                 empty(self.folder)
-            moved = moved_files(self.folder)
+            self._moved = moved_files(self.folder)
+            change = version_change(self.folder, fingerprint) if self._resume else None
+            if change is not None:
+                self._set_aside(change)
             self._journal = Journal(self.folder, fingerprint)
-        if self._journal.fresh_because is not None and moved and not self._overwrite:
-            raise exists_error(moved[0])
+        is_fresh = self._journal.fresh_because is not None or self._kept_aside
+        if is_fresh and self._moved and not self._overwrite:
+            raise exists_error(self._moved[0])
         return self._journal
+
+    def _set_aside(self, change: str) -> None:
+        """Keep what only another version of the program or of a library can go on with."""
+        frames, name = count_frames(self.folder), self.folder.name
+        kept = self._lock.set_aside()
+        self._kept_aside = (
+            f"{self.label}: starting afresh, {change}; the {frames} frames finished before are kept: renamed back from "
+            f"{kept} to {name} that version goes on with them, `ultraflash clean` removes them"
+        )
 
     def warn(self, message: str) -> None:
         """Say something the user should know, once, now and in the report."""
@@ -184,26 +193,46 @@ class Work:
         """
         from ultraflash_cli.video.partial import output_errors
 
+        made = {output: self._made_path(number, output) for number, output in enumerate(finishes)}
         try:
             with self.stop.at_once():
                 for output, finish in finishes.items():
-                    for note in finish.make(self.place / fitted(output.name)):
+                    with output_errors(self.output):
+                        make_folder_anew(made[output].parent)
+                    for note in finish.make(made[output]):
                         self.warn(note)
         except StopNow:
             self.check_stop()
         except OutputCheckError as error:
             raise OutputCheckError(f"{error} The finished segments are kept; --resume off makes them anew.") from error
         with output_errors(self.output):
-            ends = [
-                MovedFile.of(made, target)
+            moves = [
+                (ready, target)
                 for output, finish in finishes.items()
-                for made, target in zip(finish.ends(self.place / fitted(output.name)), finish.ends(output), strict=True)
+                for ready, target in zip(finish.files(made[output]), finish.files(output), strict=True)
             ]
-            if ends:
-                self.journal.place(Placement(frames=frames, files=tuple(ends)))
+            self._check_nothing_came_between([target for _, target in moves])
+            if moves:
+                files = tuple(MovedFile.of(ready, target) for ready, target in moves)
+                self.journal.place(Placement(frames=frames, files=files))
         for output, finish in finishes.items():
             with output_errors(output):
-                finish.move(self.place / fitted(output.name), output)
+                finish.move(made[output], output)
+                for note in finish.remarks(output):
+                    self.warn(note)
+
+    def _made_path(self, number: int, output: Path) -> Path:
+        """Give where an output is made; each has a folder of its own, for pictures have the same names."""
+        return self.place / f"made-{number}" / fitted(output.name)
+
+    def _check_nothing_came_between(self, targets: Sequence[Path]) -> None:
+        """Refuse to replace a file that has appeared since the run began."""
+        if self._overwrite:
+            return
+        ours = set(self._moved)
+        for target in targets:
+            if os.path.lexists(target) and Path(os.path.abspath(target)) not in ours:
+                raise exists_error(target)
 
 
 @contextmanager
@@ -230,14 +259,16 @@ def working_on(
     place = work_folder(output)
     folder = unfinished_work(output, temp)
     with ExitStack() as stack:
-        stack.enter_context(OutputLock(place))
+        stack.callback(leave_private_folder, output.parent)
+        lock = stack.enter_context(OutputLock(place))
         if folder != place:
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
-            stack.enter_context(OutputLock(folder))
+            stack.callback(discard, place)
+            lock = stack.enter_context(OutputLock(folder))
+            sweep(place)
         found = count_frames(folder)
         work = Work(
             output,
-            folder,
+            lock,
             place,
             name=name,
             label=label,
@@ -250,11 +281,11 @@ def working_on(
             yield work
         except BaseException:
             if not work.worth_keeping and not (found and work.untouched):
-                shutil.rmtree(folder, ignore_errors=True)
+                discard(folder)
             raise
-        if folder != place:
-            shutil.rmtree(place, ignore_errors=True)
-        discard(folder)
+        for each in {folder, place}:
+            if not discard(each) and each.is_dir():
+                work.warn(f"{each} is left: it holds what this program has not made; look at it and remove it")
 
 
 @contextmanager
@@ -297,31 +328,6 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def file_facts(name: str, path: Path) -> dict[str, object]:
-    """Give what tells whether a file is still the same, for a fingerprint; `name` is what people call it."""
-    stat = path.stat()
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(file.read(_DIGEST_BYTES))
-        file.seek(max(file.tell(), stat.st_size - _DIGEST_BYTES))
-        digest.update(file.read(_DIGEST_BYTES))
-    return {
-        f"{name}'s size": stat.st_size,
-        f"{name}'s time of change": stat.st_mtime_ns,
-        f"{name}'s content": digest.hexdigest(),
-    }
-
-
-def library_versions(*more: str) -> dict[str, object]:
-    """Give the versions of what makes pixels and packets, for a fingerprint."""
-    return {f"the version of {name}": _version(name) for name in ("ultraflash", "torch", "av", "numpy", *more)}
-
-
-@cache
-def _version(name: str) -> str:
-    return version(name)
 
 
 def _one_at_a_time(listener: Listener) -> Listener:

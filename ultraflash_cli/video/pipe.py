@@ -1,6 +1,7 @@
 """A stream that can be read only once, such as stdin, looked at first and then read from its start again."""
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 from typing import Protocol
@@ -56,10 +57,16 @@ class Pipe:
         return hashlib.sha256(self._recorded(0, _HEAD_BYTES)).hexdigest()
 
     def spool_to(self, path: Path) -> None:
-        """Keep the whole stream in a new file at ``path``, which the caller removes; raises ``OutputError``."""
+        """Keep the whole stream in a file at ``path``, which is not there yet and which the caller removes.
+
+        Raises ``OutputError``.
+        """
         assert self._spool is None and not self._dropped, "the spool is chosen once, before the frames are read"
         try:
-            path.write_bytes(self._memory)
+            # Never into what somebody else has put there under this name.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            with open(os.open(path, flags, 0o600), "wb") as file:
+                file.write(self._memory)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()}).") from error
         self._spool = path

@@ -1,7 +1,8 @@
 """Numbered pictures in a folder, taken for the frames of one clip."""
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,16 @@ from struct import unpack
 
 from ultraflash_cli.errors import InputError
 
-__all__ = ["PICTURE_SUFFIXES", "SEQUENCE_RATE", "ImageSequence", "find_sequence", "is_pattern", "wrong_size"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "SEQUENCE_RATE",
+    "ImageSequence",
+    "existing_pictures",
+    "find_sequence",
+    "is_pattern",
+    "numbered",
+    "wrong_size",
+]
 
 SEQUENCE_RATE = Fraction(24)
 """Frames a second of pictures when nothing else is said."""
@@ -88,6 +98,24 @@ def is_pattern(path: Path) -> bool:
     return _PLACE.search(path.name) is not None and not path.exists()
 
 
+def numbered(pattern: Path, number: int) -> Path:
+    """The file that a pattern such as ``folder/%05d.png`` names for ``number``."""
+    return pattern.with_name(_PLACE.sub(lambda place: f"{number:0{int(place[1] or 1)}d}", pattern.name, count=1))
+
+
+def existing_pictures(pattern: Path) -> dict[int, Path]:
+    """All that a pattern stands for, in the order of the numbers; nothing where its folder is missing.
+
+    A dangling link counts. Raises ``OSError``.
+    """
+    sequence = _sequence_of(pattern)
+    try:
+        names = os.listdir(sequence.folder)
+    except FileNotFoundError:
+        return {}
+    return {number: sequence.folder / name for number, name in sorted(_fitting(sequence, names))}
+
+
 def find_sequence(path: Path, *, rate: Fraction = SEQUENCE_RATE) -> ImageSequence:
     """Find the pictures that a folder holds or that a pattern such as ``folder/%05d.png`` stands for.
 
@@ -109,6 +137,14 @@ def find_sequence(path: Path, *, rate: Fraction = SEQUENCE_RATE) -> ImageSequenc
 
 
 def _of_pattern(path: Path) -> tuple[ImageSequence, set[int]]:
+    sequence = _sequence_of(path)
+    numbers = {number for number, _ in _fitting(sequence, _names(path.parent))}
+    if not numbers:
+        raise InputError(f"{path}: no file fits this pattern.")
+    return sequence, numbers
+
+
+def _sequence_of(path: Path) -> ImageSequence:
     place = _PLACE.search(path.name)
     if place is None or _PLACE.search(path.name, place.end()):
         raise InputError(f"{path}: an image sequence has one number in its name, such as %05d.")
@@ -121,15 +157,17 @@ def _of_pattern(path: Path) -> tuple[ImageSequence, set[int]]:
         first=0,
         count=0,
     )
-    numbers: set[int] = set()
-    for name in _names(path.parent):
-        middle = name[len(sequence.prefix) : len(name) - len(sequence.suffix)]
-        fits = name.startswith(sequence.prefix) and name.endswith(sequence.suffix) and re.fullmatch("[0-9]+", middle)
-        if fits and f"{int(middle):0{digits}d}" == middle:
-            numbers.add(int(middle))
-    if not numbers:
-        raise InputError(f"{path}: no file fits this pattern.")
-    return sequence, numbers
+    return sequence
+
+
+def _fitting(sequence: ImageSequence, names: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Give number and name of what fits the pattern of a sequence."""
+    prefix, suffix = sequence.prefix, sequence.suffix
+    for name in names:
+        middle = name[len(prefix) : len(name) - len(suffix)]
+        fits = name.startswith(prefix) and name.endswith(suffix) and re.fullmatch("[0-9]+", middle)
+        if fits and f"{int(middle):0{sequence.digits}d}" == middle:
+            yield int(middle), name
 
 
 def _in_folder(folder: Path) -> tuple[ImageSequence, set[int]]:

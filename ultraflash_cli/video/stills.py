@@ -1,7 +1,6 @@
 """Pictures as PNG files: one alone, or all frames of a clip, numbered."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -15,10 +14,9 @@ from ultraflash_cli.video.color import Picture, as_frame
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.partial import output_errors, partial_file, sync_file, sync_folder
 from ultraflash_cli.video.segment import read_record
+from ultraflash_cli.video.sequence import numbered
 
 __all__ = ["check_pictures", "move_pictures", "numbered", "write_pictures", "write_png"]
-
-_PLACE = re.compile(r"%(?:0(\d+))?d")
 
 
 def write_png(path: Path, rgb_hwc: Picture) -> None:
@@ -33,11 +31,6 @@ def write_png(path: Path, rgb_hwc: Picture) -> None:
     data = b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
     with partial_file(path) as part, output_errors(path):
         part.write_bytes(data)
-
-
-def numbered(pattern: Path, number: int) -> Path:
-    """The file that a pattern such as ``folder/%05d.png`` names for ``number``."""
-    return pattern.with_name(_PLACE.sub(lambda place: f"{number:0{int(place[1] or 1)}d}", pattern.name, count=1))
 
 
 def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1) -> int:

@@ -1,0 +1,77 @@
+"""Outputs that take a stream: standard output under each of its names, a named pipe, the null device."""
+
+import io
+import os
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ultraflash_cli.console import Console
+from ultraflash_cli.errors import OutputError, UsageError
+from ultraflash_cli.streams import standard_output
+
+__all__ = ["is_stdout", "opened_sink", "sink_name", "takes_stream"]
+
+_STDOUT = {"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}
+_STDERR = {"/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"}
+
+
+def is_stdout(output: Path | None) -> bool:
+    """Tell whether an output is standard output."""
+    return str(output) in _STDOUT
+
+
+def sink_name(output: Path | None) -> str:
+    """Give what reports call an output that takes a stream."""
+    return "-" if is_stdout(output) else str(output)
+
+
+def takes_stream(output: Path | None) -> bool:
+    """Tell whether an output is written as it comes, and not as a file that appears whole.
+
+    Raises UsageError for a device that no clip goes to.
+    """
+    if output is None or is_stdout(output):
+        return output is not None
+    if str(output) in _STDERR:
+        raise UsageError(f"{output} takes the messages; - writes to stdout")
+    try:
+        found = os.stat(output)
+    except (OSError, ValueError):
+        return False
+    if stat.S_ISFIFO(found.st_mode):
+        return True
+    if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
+        return False
+    if stat.S_ISCHR(found.st_mode) and found.st_rdev == os.stat(os.devnull).st_rdev:
+        return True
+    kind = "a socket" if stat.S_ISSOCK(found.st_mode) else "a device"
+    raise UsageError(f"{output} is {kind}, expected a file, a named pipe or -")
+
+
+@contextmanager
+def opened_sink(output: Path | None, console: Console, *, dry_run: bool) -> Generator[BinaryIO | None]:
+    """Give what an output that takes a stream is written to, None for one that does not.
+
+    A named pipe is opened once somebody reads it; a dry run does not wait for that. Raises OutputError.
+    """
+    if output is None or not takes_stream(output):
+        yield None
+    elif is_stdout(output):
+        yield standard_output()
+    elif dry_run:
+        yield io.BytesIO()
+    else:
+        if output.is_fifo():
+            console.detail(f"{output}: waiting for a reader")
+        try:
+            sink = open(output, "wb")  # noqa: SIM115 - a reader that has left is no failure of the closing
+        except OSError as error:
+            raise OutputError(f"{output}: {error.strerror}; choose another place with -o") from error
+        try:
+            yield sink
+        finally:
+            with suppress(OSError):
+                sink.close()

@@ -1,0 +1,92 @@
+"""What tells one job from another: the content of its inputs, and the versions of what makes its pixels."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+from ultraflash_cli.errors import InputError
+
+__all__ = [
+    "content_digest",
+    "file_facts",
+    "is_only_another_version",
+    "library_versions",
+    "pictures_digest",
+    "versions_in",
+]
+
+_SAMPLES = 64
+_SAMPLE_BYTES = 64 << 10
+"""A large file is known by its size and by 64 evenly spaced blocks of 64 KiB, the first and the last ones included."""
+
+_PICTURES_BYTES = 256 << 20
+"""About how much is read of all the pictures of a sequence together."""
+_PICTURE_SAMPLES = 8
+_LEAST_SAMPLE_BYTES = 4 << 10
+
+_VERSION = "the version of "
+_OURS = ("the model's weights", "the plan", "the memory plan", "the encoder", "the streams", "the segments' length")
+"""What a newer version of the program may choose differently for the same command."""
+
+
+def content_digest(path: Path, *, samples: int = _SAMPLES, sample_bytes: int = _SAMPLE_BYTES) -> str:
+    """Hash a file's size and content, of a large file evenly spaced blocks with both ends. Raises OSError."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size} ".encode())
+    with path.open("rb") as file:
+        if size <= samples * sample_bytes:
+            digest.update(file.read())
+            return digest.hexdigest()
+        for number in range(samples):
+            file.seek((size - sample_bytes) * number // (samples - 1))
+            digest.update(file.read(sample_bytes))
+    return digest.hexdigest()
+
+
+def pictures_digest(pictures: Sequence[Path]) -> str:
+    """Hash names, sizes and content of the pictures of a sequence; the more there are, the less is read of each.
+
+    Raises InputError.
+    """
+    each = _PICTURES_BYTES // max(1, len(pictures)) // _PICTURE_SAMPLES
+    sample_bytes = max(_LEAST_SAMPLE_BYTES, min(_SAMPLE_BYTES, each))
+    digest = hashlib.sha256()
+    for picture in pictures:
+        try:
+            content = content_digest(picture, samples=_PICTURE_SAMPLES, sample_bytes=sample_bytes)
+        except OSError as error:
+            raise InputError(f"{picture}: cannot be read ({error.strerror}); check its permissions") from error
+        digest.update(f"{picture.name} {content}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def file_facts(name: str, path: Path) -> dict[str, object]:
+    """Give what tells whether a file is still the same, for a fingerprint; `name` is what people call it.
+
+    Its time of change does not: copies have another one.
+    """
+    return {f"{name}'s size": path.stat().st_size, f"{name}'s content": content_digest(path)}
+
+
+def library_versions(*more: str) -> dict[str, object]:
+    """Give the versions of what makes pixels and packets, for a fingerprint."""
+    return {f"{_VERSION}{name}": _version(name) for name in ("ultraflash", "torch", "av", "numpy", *more)}
+
+
+def is_only_another_version(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
+    """Tell whether two fingerprints are of the same command under other versions of the program or its libraries."""
+    changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
+    versions = changed & {*versions_in(old), *versions_in(new)}
+    return bool(versions) and changed - versions <= set(_OURS)
+
+
+def versions_in(fingerprint: Mapping[str, object]) -> dict[str, object]:
+    """Give the part of a fingerprint that names versions."""
+    return {name: value for name, value in fingerprint.items() if name.startswith(_VERSION)}
+
+
+@cache
+def _version(name: str) -> str:
+    return version(name)

@@ -1,0 +1,237 @@
+"""Folders of our own: private, never reached through a link, emptied only of names that this program makes."""
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ultraflash_cli.errors import OutputError
+
+__all__ = [
+    "BEGUN",
+    "BEGUN_STATE",
+    "JOURNAL",
+    "JOURNAL_DRAFT",
+    "LOCK",
+    "MADE",
+    "SEGMENT",
+    "SPOOL",
+    "STATE",
+    "check_ours",
+    "claim",
+    "edit_existing",
+    "is_own_name",
+    "is_plain",
+    "make_folder_anew",
+    "make_new",
+    "open_existing",
+    "read_text",
+    "remove_own",
+    "size_bytes",
+    "sweep",
+    "take_away",
+    "truncate",
+]
+
+LOCK = "lock"
+JOURNAL = "journal.jsonl"
+JOURNAL_DRAFT = "journal.new"
+SPOOL = "stdin"
+"""What comes through a pipe."""
+SEGMENT = re.compile(r"segment-\d{6,}\.video")
+STATE = re.compile(r"state-\d{6,}\.safetensors")
+BEGUN = re.compile(r"begun-\d{6,}\.frames")
+BEGUN_STATE = re.compile(r"begun-\d{6,}-\d+\.safetensors")
+MADE = re.compile(r"made-\d+")
+"""Folder of a finished output on its way to its place; all in it is ours."""
+
+_OWN = re.compile(
+    "|".join(
+        (
+            *map(re.escape, (LOCK, JOURNAL, JOURNAL_DRAFT, SPOOL)),
+            # Beside a segment lie its record and further outputs, and their unfinished parts.
+            rf"{SEGMENT.pattern}(\.[a-z0-9.]+)?",
+            *(each.pattern for each in (STATE, BEGUN, BEGUN_STATE, MADE)),
+        )
+    )
+)
+"""Every name that the program makes in a work folder; nothing else in it is ever deleted."""
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def is_own_name(name: str) -> bool:
+    """Tell whether the program makes a file or folder of this name in a work folder."""
+    return _OWN.fullmatch(name) is not None
+
+
+def check_ours(folder: Path) -> None:
+    """Raise OutputError for a work folder that is a link, a file, or another user's; one that is missing is fine."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror}; choose another place with -o") from error
+    if not stat.S_ISDIR(found.st_mode):
+        kind = "a link" if stat.S_ISLNK(found.st_mode) else "a file"
+        raise OutputError(f"{folder} is {kind}, expected a folder of our own; remove it or name another output")
+    if not _is_mine(found.st_uid, folder.parent):
+        raise OutputError(
+            f"{folder} belongs to another user (uid {found.st_uid}) and is not used; "
+            "have it removed or name another output"
+        )
+
+
+def claim(folder: Path) -> None:
+    """Make `folder` where it is missing, for this user alone; one that is there has to be ours.
+
+    Raises OutputError where it is not, OSError as the file system gives it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        check_ours(folder)
+        if stat.S_IMODE(folder.lstat().st_mode) & 0o077:
+            # File systems without modes refuse that.
+            with suppress(OSError):
+                folder.chmod(0o700)
+
+
+def open_existing(path: Path, flags: int = os.O_RDONLY, *, create: bool = False) -> int:
+    """Open a plain file that is not a link, and give its descriptor; `create` makes it where it is missing.
+
+    Raises OSError, and OutputError for what is no plain file.
+    """
+    try:
+        descriptor = os.open(path, flags | _NO_FOLLOW | _BINARY | (os.O_CREAT if create else 0), 0o600)
+    except OSError as error:
+        if path.is_symlink():
+            raise OutputError(f"{path} is a link, expected a file of our own; remove it") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OutputError(f"{path} is no plain file, expected one of our own; remove it")
+    return descriptor
+
+
+def edit_existing(path: Path) -> BinaryIO:
+    """Give a plain file to read and write, whole as it is. Raises OSError, OutputError."""
+    return open(open_existing(path, os.O_RDWR), "r+b")
+
+
+def take_away(path: Path) -> None:
+    """Delete a plain file or a link, not what it leads to; a device or a folder is left. Raises OSError."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
+            path.unlink()
+
+
+def make_new(path: Path) -> BinaryIO:
+    """Give a new, empty file to write and read; what had its name loses the name and keeps its content.
+
+    Raises OSError.
+    """
+    take_away(path)
+    return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | _BINARY, 0o600), "w+b")
+
+
+def make_folder_anew(folder: Path) -> None:
+    """Make an empty folder; what had its name, with all in it, is deleted. Raises OSError."""
+    if folder.is_symlink() or not folder.is_dir():
+        take_away(folder)
+    else:
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+
+
+def read_text(path: Path) -> str:
+    """Read a plain file as UTF-8. Raises OSError, OutputError, UnicodeDecodeError."""
+    with open(open_existing(path), encoding="utf-8") as file:
+        return file.read()
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cut a plain file off after `size` bytes. Raises OSError, OutputError."""
+    descriptor = open_existing(path, os.O_RDWR)
+    try:
+        os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def is_plain(path: Path) -> bool:
+    """Tell whether `path` is a plain file, and no link."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def sweep(folder: Path) -> list[str]:
+    """Take away what has one of our names in `folder` but is a link, a device or another user's; give the names.
+
+    What links point to is left alone. Raises OSError.
+    """
+    owner = folder.lstat().st_uid
+    swept: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if not is_own_name(path.name):
+            continue
+        found = path.lstat()
+        wanted = stat.S_ISDIR if MADE.fullmatch(path.name) else stat.S_ISREG
+        if wanted(found.st_mode) and found.st_uid == owner:
+            continue
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+            raise OutputError(f"{path} is no plain file of our own; move it away")
+        path.unlink()
+        swept.append(path.name)
+    return swept
+
+
+def remove_own(folder: Path, keep: Callable[[str], bool] = lambda name: False) -> None:
+    """Delete what the program has made in `folder`, apart from names to `keep`; links are not followed.
+
+    Raises OSError.
+    """
+    for path in folder.iterdir():
+        if not is_own_name(path.name) or keep(path.name):
+            continue
+        mode = path.lstat().st_mode
+        if not stat.S_ISDIR(mode):
+            take_away(path)
+        elif MADE.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def size_bytes(folder: Path) -> int:
+    """Count the bytes of the files in a work folder; links count as nothing."""
+    total = 0
+    for base, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found = os.lstat(os.path.join(base, name))
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
+
+
+def _is_mine(uid: int, parent: Path) -> bool:
+    if not hasattr(os, "geteuid") or uid == os.geteuid():
+        return True
+    # Some file systems give everything to one user, or map users: what we make there tells.
+    try:
+        sample = Path(tempfile.mkdtemp(prefix=".ultraflash-", dir=parent))
+    except OSError:
+        return False
+    try:
+        return sample.lstat().st_uid == uid
+    finally:
+        sample.rmdir()
