@@ -125,7 +125,7 @@ def test_a_log_that_cannot_be_written_is_refused_at_once_and_one_that_fills_up_c
 def test_a_log_is_not_written_into_a_video(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = clip.read_bytes()
     assert main(["probe", str(clip), "--log-file", str(clip)]) == 2
-    assert "holds something other than text" in capsys.readouterr().err
+    assert "is a file that the command reads or writes" in capsys.readouterr().err
     assert clip.read_bytes() == before
 
 
