@@ -179,7 +179,7 @@ class Console:
         self, error: BaseException, *, message: str | None = None, exit_code: int | None = None, source: str = ""
     ) -> int:
         """Say in one line why it ended; with `-v` and in the log also where. Gives the exit code."""
-        text = " ".join((message if message is not None else str(error)).split())
+        text = " ".join((message if message is not None else str(error)).split()).removesuffix(".")
         code = exit_code if exit_code is not None else getattr(error, "exit_code", 1)
         with suppress(UltraflashError):
             self._open_log()  # what went wrong before the command was known belongs there, too

@@ -91,11 +91,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         message = "out of memory; close other programs or choose a smaller size"
         return console.failure(error, message=message, exit_code=OutOfMemory.exit_code)
+    except ImportError as error:
+        if "failed to map segment" not in str(error):
+            return _unexpected(console, error)
+        message = "out of memory while torch was loaded; allow this process more (ulimit -v, the container's limit)"
+        return console.failure(error, message=message, exit_code=OutOfMemory.exit_code)
     except Exception as error:
-        message = f"unexpected {type(error).__name__}: {error}; please report it with what -v shows"
-        return console.failure(error, message=message, exit_code=1)
+        return _unexpected(console, error)
     finally:
         console.close()
+
+
+def _unexpected(console: Console, error: Exception) -> int:
+    message = f"unexpected {type(error).__name__}: {error}; please report it with what -v shows"
+    return console.failure(error, message=message, exit_code=1)
 
 
 def _usage_failure(console: Console, error: typer.TyperException) -> int:

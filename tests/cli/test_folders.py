@@ -175,6 +175,20 @@ def test_a_stop_between_two_clips_is_obeyed() -> None:
         next(batch.run_generations([batch.GenerateJob(prompt="a cat")], lambda event: None, stop=stop))
 
 
+def test_what_is_no_file_on_this_machine_is_told_apart(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (films / "live.m3u8").write_text("#EXTM3U\nhttp://x/1.ts\n")
+    for source, told in (("http://x/y.mp4", "addresses are not read"), (films / "live.m3u8", "is a playlist")):
+        for others in ([], [str(films / "race.mkv")]):
+            assert main(["upscale", *others, str(source), "--dry-run", "--res", "2x", "-q"]) in (3, 9)
+            assert told in capsys.readouterr().err
+
+
+def test_an_unknown_pixel_format_is_a_usage_error(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["upscale", str(films / "race.mkv")], ["generate", "a cat"]):
+        assert main([*command, "--pix-fmt", "foo", "--dry-run"]) == 2
+        assert "use one of yuv420p" in capsys.readouterr().err
+
+
 def test_an_error_event_names_its_input(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = str(films / "nothing.mkv")
     assert main(["upscale", missing, "--progress", "json"]) == 3

@@ -209,6 +209,14 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_verbose_only(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_too_little_memory_to_load_torch_is_5(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    replace_model(monkeypatch, short)
+    assert main(["upscale", str(clip), "--res", "2x"]) == 5
+
+
 def test_ctrl_c_anywhere_is_130(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -246,9 +246,10 @@ def plan_memory(
         if _total(work, _apply(full, taken)) <= budget_bytes:
             return _plan(work, full, _needed(work, full, taken, budget_bytes), budget_bytes)
     smallest = _plan(work, full, tuple(taken), budget_bytes)
+    most = " and ".join(part.name for part in smallest.parts[:2])
     raise OutOfMemory(
-        f"the smallest plan needs {_gb(smallest.total)} GB, {_gb(budget_bytes)} GB are there: {smallest.sum_line()}. "
-        "Choose a smaller --res, or a device with more memory."
+        f"the smallest plan needs {_gb(smallest.total)} GB, most of it for {most}, and {_gb(budget_bytes)} GB may be "
+        "used; choose a smaller --res, a larger --max-memory, or a device with more memory"
     )
 
 

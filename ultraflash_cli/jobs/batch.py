@@ -13,6 +13,7 @@ from ultraflash_cli.errors import InputError, Interrupted, UltraflashError, Usag
 from ultraflash_cli.jobs.events import Listener, Planned, Warned
 from ultraflash_cli.jobs.generate import planned_generation, run_prepared_generation
 from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
+from ultraflash_cli.jobs.inputs import missing
 from ultraflash_cli.jobs.model import Builder, GenerationBuilder, Models
 from ultraflash_cli.jobs.preflight import Prepared, UpscaleJob, prepare
 from ultraflash_cli.jobs.report import Report
@@ -129,7 +130,7 @@ def names_a_file(output: Path) -> bool:
 
 def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputError]:
     """Give an error for each input that does not exist; `asks_output` says that no `-o` was given."""
-    missing: list[InputError] = []
+    found: list[InputError] = []
     for path in inputs:
         if "%" in path.name or path == Path("-") or _is_glob(path):
             continue
@@ -137,13 +138,14 @@ def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputEr
             os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             meant = asks_output and path is inputs[-1] and path.suffix.lower() in VIDEO_SUFFIXES
-            hint = f"to write it, use -o {path}" if meant else "check the path"
-            error = InputError(f"{path}: no such file; {hint}")
+            error = InputError(
+                f"{path}: no such file; to write it, use -o {path}" if meant else f"{path}: {missing(path)}"
+            )
             error.source = str(path)
-            missing.append(error)
+            found.append(error)
         except OSError:
             continue  # refused in words when its turn comes
-    return missing
+    return found
 
 
 def find_clips(

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,10 +26,12 @@ __all__ = [
     "input_facts",
     "input_identity",
     "made_place",
+    "missing",
     "with_what_can_be_copied",
 ]
 
 _HEAD_BYTES = 1 << 20
+_PLAYLISTS = frozenset({".m3u", ".m3u8", ".mpd", ".pls"})
 
 
 def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction | None) -> "Source":
@@ -46,9 +49,11 @@ def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction 
         if path.is_dir():
             raise InputError(f"{path} is a folder, expected a video file")
         if not path.exists():
-            raise InputError(f"{path}: no such file; check the path")
+            raise InputError(f"{path}: {missing(path)}")
         if not path.is_file():
             raise InputError(f"{path} is a pipe or a device, expected a file; - reads what comes through a pipe")
+        if path.suffix.lower() in _PLAYLISTS:
+            raise InputError(f"{path} is a playlist, expected a video; download what it lists and join that first")
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes); copy it again from where it came")
         with path.open("rb"):
@@ -56,6 +61,13 @@ def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction 
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; check the path and its permissions") from error
     return path
+
+
+def missing(path: Path) -> str:
+    """Say that an input does not exist, and what to do."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):
+        return "addresses are not read; download the clip first, or pipe it to -"
+    return "no such file; check the path"
 
 
 def input_identity(source: "Source") -> str:

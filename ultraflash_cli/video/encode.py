@@ -396,6 +396,10 @@ def _list_settings(spec: EncodeSpec) -> tuple[str, ...]:
 
 def _color_in(pix_fmt: str, color: ColorInfo) -> ColorInfo:
     """The tags of a picture that was read with ``color`` and is stored in ``pix_fmt``."""
-    if is_rgb_format(pix_fmt):
+    try:
+        stores_rgb = is_rgb_format(pix_fmt)
+    except ValueError:
+        stores_rgb = False  # there is no such format, which EncodeSpec refuses in words
+    if stores_rgb:
         return ColorInfo(matrix=RGB, primaries=color.primaries, transfer=color.transfer, range=FULL)
     return output_color(color)

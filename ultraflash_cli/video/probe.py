@@ -174,7 +174,7 @@ def probe(source: Source) -> ClipInfo:
     path = source_path(source)
     if isinstance(source, ImageSequence):
         source.check_sizes()
-    failure = InputError(f"{path}: holds no video stream.")
+    failure = InputError(f"{path}: holds no video stream; name a file with a picture")
     for number, index in enumerate(main_videos(source)):
         try:
             return _probe(source, index)

@@ -264,7 +264,7 @@ def _why_unreadable(source: Source, error: Exception) -> str:
         return f"what comes through the pipe is not a video that can be read without jumping back ({words})."
     if isinstance(source, Path) and _lacks_index(source):
         return "its index (moov) is missing: the recording was cut before it was finished. Recover it from the source."
-    return f"is not a video file that can be read ({words})."
+    return f"is not a video file that can be read ({words}); check that a video player plays it to its end"
 
 
 def _lacks_index(path: Path) -> bool:
