@@ -138,9 +138,7 @@ def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputEr
             os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             meant = asks_output and path is inputs[-1] and path.suffix.lower() in VIDEO_SUFFIXES
-            error = InputError(
-                f"{path}: no such file; to write it, use -o {path}" if meant else f"{path}: {missing(path)}"
-            )
+            error = InputError(f"{path}: {missing(path, meant_as_output=meant)}")
             error.source = str(path)
             found.append(error)
         except OSError:

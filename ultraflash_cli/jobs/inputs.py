@@ -63,11 +63,11 @@ def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction 
     return path
 
 
-def missing(path: Path) -> str:
+def missing(path: Path, *, meant_as_output: bool = False) -> str:
     """Say that an input does not exist, and what to do."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):
         return "addresses are not read; download the clip first, or pipe it to -"
-    return "no such file; check the path"
+    return f"no such file; {f'to write it, use -o {path}' if meant_as_output else 'check the path'}"
 
 
 def input_identity(source: "Source") -> str:
