@@ -196,9 +196,10 @@ def test_other_containers_start_anew_with_all_their_streams(
 
     sound = next(track for track in after.tracks if track.kind == "Audio")
     shown, heard = sorted(after.times), sorted(sound.times)
-    assert len(shown) == 100 and all(FRAME - MSEC * 9 <= step <= 2 * FRAME for step in steps(after.times))
+    assert len(shown) == 100 and all(FRAME - MSEC <= step <= 2 * FRAME for step in steps(after.times))
     assert abs((shown[50] - shown[0]) - (heard[len(heard) // 2] - heard[0])) <= 2 * MSEC
     assert abs(after.end - sound.end) <= FRAME
+    assert len(seen(source, tmp_path, "--start", "3").times) in (25, 26)
     for track in after.tracks:
         if track.kind == "Subtitle":
             first = [time - shown[0] for time in track.times[:2]]

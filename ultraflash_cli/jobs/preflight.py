@@ -261,9 +261,11 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
 
     from ultraflash_cli.video.deinterlacing import with_deinterlacing
     from ultraflash_cli.video.encode import check_encoder, choose_spec, made_times
-    from ultraflash_cli.video.probe import probe
+    from ultraflash_cli.video.probe import probe, surveyed
 
     info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
+    if any(each is not None for each in (job.start, job.end, job.preview)):
+        info = surveyed(info)
     info = with_deinterlacing(info, job.deinterlace)
     clip_start_s = (info.start_pts or 0) * info.time_base
     window = choose_window(

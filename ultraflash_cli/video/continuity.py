@@ -37,9 +37,17 @@ class Walker:
     """What is added to timestamps."""
     end: int = 0
     """When all that came so far is over, with the offset."""
+    lead: int = 0
+    """How much later than they are decoded packets are shown, at most."""
+    delay: int = 0
+    """How much later the first of them is shown: the decoder's delay."""
     packets: int = 0
     keys: int = 0
     """How many of the packets are marked as key pictures."""
+
+    def __post_init__(self) -> None:
+        self._tenth = int(_SLACK_S / self.unit)
+        self._second = int(1 / self.unit)
 
     def stamp(self, packet: Packet) -> int | None:
         """The timestamp that is compared."""
@@ -59,7 +67,7 @@ class Walker:
     @property
     def slack(self) -> int:
         """By how much timestamps may step back without anything being wrong but their last digits."""
-        return max(1, min(2 * self.step, int(_SLACK_S / self.unit)))
+        return max(1, min(2 * self.step, self._tenth))
 
     def leap(self, stamp: int, packet: Packet) -> int:
         """How far a packet lies from where the stream goes on: behind (negative), ahead, or 0 where it goes on."""
@@ -72,7 +80,7 @@ class Walker:
         if stamp < base - back:
             return stamp - base
         expected = base + self.step
-        if stamp > expected + max(3 * self.step, int(_SLACK_S / self.unit)) + shuffled:
+        if stamp > expected + max(3 * self.step, self._tenth) + shuffled:
             return stamp - expected
         return 0
 
@@ -86,8 +94,19 @@ class Walker:
         self.keys += packet.is_keyframe
         self.last = stamp
         self.top = max(self.top, stamp)
-        shown = packet.pts if packet.pts is not None else stamp
-        self.end = max(self.end, shown + self.offset + self.lasts(packet))
+        if self.by_decoding and packet.pts is not None and self.lead < packet.pts - stamp <= self.longest_lead:
+            self.lead = packet.pts - stamp
+            self.delay = self.delay or self.lead
+        self.end = max(self.end, self.shown(packet, stamp) + self.offset + self.lasts(packet))
+
+    def shown(self, packet: Packet, stamp: int) -> int:
+        """When a packet is shown, or where it does not say so, one that is decoded then."""
+        return packet.pts if packet.pts is not None else stamp + self.delay
+
+    @property
+    def longest_lead(self) -> int:
+        """How much later than it is decoded the next packet may be shown."""
+        return self.lead + max(_LEAD_S * self._second, 20 * self.step)
 
 
 class Track(Walker):
@@ -109,7 +128,6 @@ class Track(Walker):
         self.seen: int | None = None
         """The timestamp that was read last."""
         self._wrapped = 0
-        self._lead = 0
 
     def unwrap(self, packet: Packet, period: int, near: int | None) -> None:
         """Undo a wrap of the counter, whose values repeat after ``period`` ticks: they go on ``near`` a timestamp."""
@@ -133,6 +151,8 @@ class Track(Walker):
             step=self.step,
             offset=self.offset,
             end=self.end,
+            lead=self.lead,
+            delay=self.delay,
             packets=self.packets,
             keys=self.keys,
         )
@@ -162,13 +182,9 @@ class Track(Walker):
             self.end = stamp
         pts, wrong = packet.pts, False
         if self.by_decoding and pts is not None:
-            lead = pts - stamp
-            longest = self._lead + max(int(_LEAD_S / self.unit), 20 * self.lasts(packet))
-            wrong = not (-self.slack - int(1 / self.unit) <= lead <= longest)
+            wrong = not (-self.slack - self._second <= pts - stamp <= self.longest_lead)
             if wrong:
-                packet.pts = None if self._lead else stamp
-            else:
-                self._lead = max(self._lead, lead)
+                packet.pts = None if self.lead else stamp
         self.go_on(packet, stamp)
         self.shift(packet, self.offset)
         return wrong
@@ -176,7 +192,7 @@ class Track(Walker):
     def replace(self, packet: Packet, stamp: int) -> None:
         """Give a packet the timestamp that is compared; that of its presentation follows, or stays where it is good."""
         pts, dts = packet.pts, packet.dts
-        longest = self._lead + max(int(_LEAD_S / self.unit), 20 * self.lasts(packet))
+        longest = self.longest_lead
         if not self.by_decoding and self.reorders:
             packet.pts = packet.dts = None
         else:
@@ -185,7 +201,7 @@ class Track(Walker):
                 packet.pts = stamp
             elif not -self.slack <= pts - stamp <= longest:
                 lead = pts - dts if dts is not None else 0
-                packet.pts = stamp + lead if 0 < lead <= longest else None if self._lead else stamp
+                packet.pts = stamp + lead if 0 < lead <= longest else None if self.lead else stamp
         if self.last is None:
             self.top = self.end = stamp
         self.go_on(packet, stamp)

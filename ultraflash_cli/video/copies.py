@@ -1,5 +1,6 @@
 """What lies beside the picture, from the input into the output: streams, packets, chapters, tags."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -124,11 +125,18 @@ def chapters_of(source: InputContainer, shift_s: Fraction, window: Window | None
 
 
 def copied_packets(
-    source: InputContainer, copies: Mapping[int, Copy], shift_s: Fraction, window: Window | None, *, strict: bool
+    source: InputContainer,
+    copies: Mapping[int, Copy],
+    shift_s: Fraction,
+    window: Window | None,
+    *,
+    strict: bool,
+    crowded: Counter[int] | None = None,
 ) -> Iterator[Packet]:
     """Packets of the other streams in the order of the file, times shifted, decoding times growing.
 
-    ``strict`` says that the container refuses equal decoding times.
+    ``strict`` says that the container refuses equal decoding times. ``crowded`` counts the packets of each stream that
+    lie over the one before by more than they last, and were moved behind it.
     """
     if not copies:
         return
@@ -138,7 +146,9 @@ def copied_packets(
 
     def timed(index: int, packets: Iterable[Packet]) -> Iterator[Packet]:
         for packet in packets:
-            clocks[index].set(packet, Fraction(0) if copies[index].picture else shift_s)
+            moved = clocks[index].set(packet, Fraction(0) if copies[index].picture else shift_s)
+            if moved and crowded is not None:
+                crowded[index] += 1
             packet.stream = copies[index].stream
             yield packet
 
@@ -229,7 +239,8 @@ class _DecodingTimes:
         self._rate = copy.stream.sample_rate if isinstance(copy.stream, AudioStream) else None
         self._last: int | None = None
 
-    def set(self, packet: Packet, shift_s: Fraction) -> None:
+    def set(self, packet: Packet, shift_s: Fraction) -> bool:
+        """Set a packet's times; gives whether it lay over the one before and was moved by more than it lasts."""
         shift = round(shift_s / packet.time_base)
         pts = packet.pts if packet.pts is not None else packet.dts
         dts = packet.dts if packet.dts is not None or self._reorders else pts
@@ -241,11 +252,13 @@ class _DecodingTimes:
             dts = (self._last if self._last is not None else -1) + 1
         else:
             dts = pts + shift - _LEAD_FRAMES * max(1, packet.duration or 1)
+        own = dts
         if self._last is not None:
             dts = max(dts, self._last + self._step(packet))
         self._last = dts
         packet.dts = dts
         packet.pts = dts if pts is None else pts + shift if self._reorders else max(dts, pts + shift)
+        return dts - own > max(1, packet.duration or 0)
 
     def _step(self, packet: Packet) -> int:
         """The least ticks between two decoding times that the output tells apart."""

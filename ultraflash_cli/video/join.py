@@ -2,6 +2,7 @@
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from ultraflash_cli.video.segment import SegmentRecord, read_record
 
 __all__ = ["Joined", "join", "join_alone"]
 
+_FEW = 3
+"""Packets that may lie over others without a word."""
 _MOVIE_TIMESCALE_MAX = 2**31 - 1
 _ITUNES_TAGS = {
     "album",
@@ -114,6 +117,7 @@ def join(
     if window is not None:
         cut_s = max(cut_s, first_s - (info.start_pts or 0) * info.time_base)
     notes: tuple[str, ...] = ()
+    crowded: Counter[int] = Counter()
     with ExitStack() as stack:
         part = stack.enter_context(partial_file(destination))
         source = stack.enter_context(source_of(info))
@@ -133,7 +137,8 @@ def join(
             pictures = _pictures(segments, times, spec, video, shift_s)
             others: Iterator[Packet] = iter(())
             if source is not None:
-                others = copied_packets(source, copies, shift_s, window, strict=tick_of(plan.suffix) is None)
+                strict = tick_of(plan.suffix) is None
+                others = copied_packets(source, copies, shift_s, window, strict=strict, crowded=crowded)
             names = {stream.index: stream.describe() for stream in info.streams}
             written = {video.index: Content(kind="video")}
             for index, copy in copies.items():
@@ -148,6 +153,11 @@ def join(
     if window is None:
         notes += late_notes(late_s, plan)
     notes += aspect_notes(aspect, plan, spec)
+    notes += tuple(
+        f"{names[index]}: {count} packets lie over those before them in time; they were moved behind."
+        for index, count in sorted(crowded.items())
+        if count > _FEW
+    )
     return Joined(notes=notes, contents=contents, picture=number)
 
 

@@ -1,7 +1,7 @@
 """What is in a file: streams, sizes, times, colour, rotation, without reading it through."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import atan2, degrees
 from pathlib import Path
@@ -41,7 +41,7 @@ from ultraflash_cli.video.source import (
 )
 from ultraflash_cli.video.timeline import survey
 
-__all__ = ["ClipInfo", "StreamInfo", "open_input", "probe", "stream_extent"]
+__all__ = ["ClipInfo", "StreamInfo", "open_input", "probe", "stream_extent", "surveyed"]
 
 _CLOCK = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,12})?)")
 
@@ -246,6 +246,23 @@ def _probe(source: Source, index: int) -> ClipInfo:
             streams=tuple(_stream_info(each) for each in container.streams),
             chapters=len(container.chapters()),
         )
+
+
+def surveyed(info: ClipInfo) -> ClipInfo:
+    """Read the clip through and give it the start and end that it has once its clock is repaired, in any container."""
+    found = survey(info.source, info.video_index, thorough=True)
+    if found is None:
+        return info
+    start, end = found
+    seconds = float((end - start) * info.time_base)
+    return replace(
+        info,
+        start_pts=start,
+        end_pts=end,
+        start_s=float(start * info.time_base),
+        duration_s=seconds,
+        frame_count_estimate=round(seconds * info.average_rate),
+    )
 
 
 def _stream_info(stream: Stream) -> StreamInfo:

@@ -32,6 +32,8 @@ _NEAR_S = 5.0
 _LATEST_S = 60.0
 _AHEAD_PACKETS = 4000
 _AHEAD_BYTES = 1 << 26
+_MOST_REPAIRS = 5000
+"""A file that needs more has no clock to go by."""
 _LEADING = 20
 """Packets at the start of a clock among which the one shown first is."""
 
@@ -49,8 +51,13 @@ class Repairs:
     outliers: int = 0
     """Wrong timestamps among good ones."""
 
+    @property
+    def count(self) -> int:
+        """How much was repaired in all."""
+        return self.restarts + self.jumps.total() + self.outliers
+
     def __bool__(self) -> bool:
-        return bool(self.restarts or self.jumps or self.outliers)
+        return self.count > 0
 
     def describe(self, start_s: float) -> list[tuple[str, str]]:
         """Say what was repaired in a clip that starts at ``start_s``: a sentence for each kind, with a word for it."""
@@ -86,26 +93,27 @@ def timed_packets(
             yield packet
 
 
-def survey(source: Source, index: int) -> tuple[int, int] | None:
+def survey(source: Source, index: int, *, thorough: bool = False) -> tuple[int, int] | None:
     """Read a broadcast through to see where its stream ``index`` starts and ends, in ticks of the repaired clock.
 
-    None where nothing had to be repaired, so that what the container says is true; for other containers; for pipes.
+    None where nothing had to be repaired, so that what the container says is true; for pipes; and for containers whose
+    clock rarely steps, unless ``thorough``.
     """
     if isinstance(source, Pipe):
         return None
     repairs = Repairs()
     start = end = None
     with open_input(source) as container:
-        if container.format.name not in _BROADCAST:
+        if container.format.name not in (_STEPPING if thorough else _BROADCAST):
             return None
+        timeline = Timeline(container, {index}, repairs)
         try:
-            for packet in timed_packets(container, {index}, repairs):
-                if packet.pts is not None:
+            for packet in timeline:
+                if packet.stream_index == index and packet.pts is not None:
                     start = packet.pts if start is None else min(start, packet.pts)
-                    lasts = packet.pts + (packet.duration or 0)
-                    end = lasts if end is None else max(end, lasts)
         except (OSError, FFmpegError):
             pass
+        end = timeline.end_of(index)
     return (start, end) if repairs and start is not None and end is not None else None
 
 
@@ -149,13 +157,18 @@ class Timeline:
                 break
             track = self._tracks.get(packet.stream_index)
             if track is not None and packet.size and not packet.is_discard:
-                if is_dense(track.kind):
+                if is_dense(track.kind) and self._repairs.count < _MOST_REPAIRS:
                     self._time(track, packet)
                 elif len(self._epochs) > 1:
-                    track.shift(packet, self._sparse_offset(track, packet))
+                    track.shift(packet, track.offset if is_dense(track.kind) else self._sparse_offset(track, packet))
             yield packet
         if self._failure is not None:
             raise self._failure
+
+    def end_of(self, index: int) -> int | None:
+        """When all is over that came of a stream so far, in its ticks; None where nothing came."""
+        track = self._tracks.get(index)
+        return None if track is None or track.last is None else track.end
 
     # Reading ahead
 
@@ -219,7 +232,7 @@ class Timeline:
             track.replace(packet, wrong)
         else:
             self._repairs.outliers += track.accept(packet, stamp)
-            self._epochs[track.epoch].now_s = float(stamp * track.unit)
+            self._epochs[track.epoch].now_s = stamp * track.unit_s
 
     def _begin(self, track: Track, stamp: int) -> None:
         """Put a stream that begins late on the clock of the others."""
@@ -326,11 +339,10 @@ class Timeline:
         """
         at_s = float(stamp * track.unit)
         walkers = {each.index: each.walker(None, each.last) for each in self._dense if each.last is not None}
-        shown = packet.pts if packet.pts is not None else stamp
-        starts = {track.index: (track, track.end, [shown])}
+        starts = {track.index: (track, track.end, [track.shown(packet, stamp)])}
         waited = track.lasts(packet)
         for other, later, found in self._coming():
-            shown = later.pts if later.pts is not None else found
+            shown = other.shown(later, found)
             if other.index in starts:
                 firsts = starts[other.index][2]
                 if len(firsts) < _LEADING and abs(float(shown * other.unit) - at_s) <= _NEAR_S:
@@ -379,7 +391,7 @@ class Timeline:
         """Learn how far streams lie apart in this file at most."""
         for other in self._dense:
             if other is not track and other.last is not None and other.epoch == track.epoch:
-                apart_s = abs(float(stamp) * track.unit_s - float(other.last) * other.unit_s)
+                apart_s = abs(stamp * track.unit_s - other.last * other.unit_s)
                 if self._skew_s < apart_s <= _NEAR_S:
                     self._skew_s = apart_s
 
