@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import pytest
 
 from tests.cli.independent import Seen, look
@@ -151,6 +152,28 @@ def test_one_wrong_timestamp_among_good_ones_is_put_between_them(
     assert capsys.readouterr().err.count("one timestamp lies far from those around") == 1
     assert after.times == right.times and after.end == right.end
     assert after.tracks == right.tracks
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "bit"),
+    [("video", 20, 0x4000), ("video", 20, 0x100), ("video", 0, 0x4000), ("audio", 30, 0x4000)],
+    ids=["a picture, 16 s late", "a picture, a little late", "the first picture", "sound"],
+)
+def test_one_wrong_timestamp_in_matroska_is_put_between_good_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, place: int, bit: int
+) -> None:
+    whole, source = tmp_path / "whole.mkv", tmp_path / "in.mkv"
+    ffmpeg("-i", str(recording(tmp_path / "a.ts", frames=50)), "-c", "copy", str(whole))
+    content = bytearray(whole.read_bytes())
+    with av.open(str(whole)) as container:
+        stream = next(stream for stream in container.streams if stream.type == kind)
+        packet = [packet for packet in container.demux(stream) if packet.size][place]
+        assert packet.pos is not None
+        content[packet.pos + 1] ^= bit >> 8  # its time since the start of its cluster follows the number of its track
+    source.write_bytes(content)
+    right, after = seen(whole, tmp_path), seen(source, tmp_path)
+    assert capsys.readouterr().err.count("one timestamp lies far from those around") == 1
+    assert after.times == right.times and after.tracks == right.tracks
 
 
 @pytest.mark.parametrize("jump_s", [-2, 1, 5])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.video.clips import ClipPlan, ffmpeg, make_clip, mean_error, picture, shown_times, to_yuv444
 from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.clock import Clock
 from ultraflash_cli.video.color import ColorInfo
-from ultraflash_cli.video.decode import Clock, DecodedFrame, read_frames
+from ultraflash_cli.video.decode import DecodedFrame, read_frames
 from ultraflash_cli.video.probe import probe
 
 MATRIX = {601: 6, 709: 1}

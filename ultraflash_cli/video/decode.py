@@ -12,6 +12,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.clock import Clock, settled
 from ultraflash_cli.video.color import UNSPECIFIED, ColorInfo, Picture
 from ultraflash_cli.video.convert import FrameConverter, Look, look_of
 from ultraflash_cli.video.deinterlacing import filter_mode, frames_of
@@ -22,7 +23,7 @@ from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, late_
 from ultraflash_cli.video.timeline import Repairs, timed_packets
 from ultraflash_cli.video.truncation import missing_bytes
 
-__all__ = ["Clock", "DecodedFrame", "ReadReport", "read_frames"]
+__all__ = ["DecodedFrame", "ReadReport", "read_frames"]
 
 _JUMP_S = 10
 _UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mjpeg", "mpeg", "mpegvideo", "vc1"}
@@ -75,71 +76,6 @@ class ReadReport:
 
 
 _LOSS_S = Fraction(1, 2)
-
-
-class Clock:
-    """Repairs the time stamps of frames in the order they are shown: missing ones, repeated ones, jumps back.
-
-    ``step`` is the usual distance of two frames and ``jump`` the smallest step back taken for a new clock, in ticks;
-    a clip whose first frame has no time begins at ``start``. ``repaired`` counts the stamps that had to be made up or
-    moved.
-    """
-
-    def __init__(self, *, step: int, jump: int, start: int = 0) -> None:
-        self._step = self._lasts = max(1, step)
-        self._jump = jump
-        self._start = start
-        self._offset = 0
-        self._last: int | None = None
-        self.repaired = 0
-        self.squeezed = 0
-        """How many of them lie one tick behind the one before."""
-        self.made_up = False
-        """Whether the last frame had no time of its own."""
-        self._stamps = _Stamps()
-        self._hints = _Stamps()
-
-    def next(self, pts: int | None, *, hint: int | None = None, lasts: int = 0) -> int:
-        """Give the time stamp to use for a frame that carries ``pts``, was decoded at ``hint`` and is shown so long.
-
-        A frame without a time is shown when the one before is over, whose duration is the usual one where it is 0.
-        Containers without presentation times (AVI) give none or wrong ones: whichever of the two has stepped back less
-        often so far is believed.
-        """
-        self._stamps.see(pts)
-        self._hints.see(hint)
-        step, self._lasts = self._lasts, lasts if lasts > 0 else self._step
-        believed = pts is not None and (hint is None or self._stamps.faults <= self._hints.faults)
-        given = pts if believed else hint
-        if self._last is None:
-            self._last = given if given is not None else self._start
-            self.made_up = given is None
-            return self._last
-        self.made_up = given is None
-        if given is None:
-            self.repaired += 1
-            self._last += step
-            return self._last
-        given += self._offset
-        if self._last - given >= self._jump:
-            self.repaired += 1
-            self._offset += self._last + step - given
-            given = self._last + step
-        self.repaired += given <= self._last
-        self.squeezed += given <= self._last
-        self._last = max(given, self._last + 1)
-        return self._last
-
-
-class _Stamps:
-    def __init__(self) -> None:
-        self._last: int | None = None
-        self.faults = 0
-
-    def see(self, stamp: int | None) -> None:
-        if stamp is not None:
-            self.faults += self._last is not None and stamp <= self._last
-            self._last = stamp
 
 
 class _Said:
@@ -214,7 +150,7 @@ def read_frames(
         decoded = decoded_frames(container, stream, decoder, tally, packets=packets)
         looks: deque[Look] = deque()
         frames = _with_looks(decoded, decoder, info, looks, said)
-        for frame, pts, duration in _with_durations(frames, single, clock, lambda: _is_whole(stream, tally)):
+        for frame, pts, duration in _with_durations(frames, single, clock, repairs, lambda: _is_whole(stream, tally)):
             _look_at(frame, pts, single, progress.frames + len(waiting), mode, said)
             if not info.fields:
                 waiting.append((pts, duration))
@@ -300,7 +236,7 @@ def _is_whole(stream: VideoStream, tally: Tally) -> bool:
 
 
 def _with_durations(
-    frames: Iterator[av.VideoFrame], info: ClipInfo, clock: Clock, is_whole: Callable[[], bool]
+    frames: Iterator[av.VideoFrame], info: ClipInfo, clock: Clock, repairs: Repairs, is_whole: Callable[[], bool]
 ) -> Iterator[tuple[av.VideoFrame, int, int]]:
     """Pair frames with their repaired time stamp and their duration, which is the way to the next frame.
 
@@ -310,8 +246,8 @@ def _with_durations(
     step = _step(info)
     held: av.VideoFrame | None = None
     held_pts = 0
-    for frame in frames:
-        pts = clock.next(frame.pts, hint=frame.dts, lasts=frame.duration)
+    for frame, stamp in settled(frames, repairs):
+        pts = clock.next(stamp, hint=frame.dts, lasts=frame.duration)
         if held is not None:
             yield held, held_pts, pts - held_pts
         held, held_pts = frame, pts
@@ -336,7 +272,7 @@ def _losses(info: ClipInfo, progress: _Progress, clock: Clock, repairs: Repairs)
         failures=progress.tally.failures,
         lost_s=max(Fraction(0), lost_s),
         missing_bytes=missing,
-        repaired_times=_repaired_times(info, clock) + repairs.outliers,
+        repaired_times=_repaired_times(info, clock, repairs) + repairs.outliers,
         restarts=repairs.restarts,
     )
 
@@ -350,14 +286,14 @@ def _told_repairs(info: ClipInfo, clock: Clock, said: _Said) -> Generator[Repair
     finally:
         for kind, text in repairs.describe(info.start_s):
             said(kind, text)
-        if repaired := _repaired_times(info, clock):
+        if repaired := _repaired_times(info, clock, repairs):
             said("times", f"{repaired} time stamps were missing, doubled or stepped back; they were made to grow")
 
 
-def _repaired_times(info: ClipInfo, clock: Clock) -> int:
+def _repaired_times(info: ClipInfo, clock: Clock, repairs: Repairs) -> int:
     if info.container in _UNTIMED_CONTAINERS:
         return clock.squeezed if clock.squeezed > _FEW else 0
-    return clock.repaired
+    return max(0, clock.repaired - repairs.untimed)
 
 
 def _tell_losses(info: ClipInfo, found: ReadReport, said: _Said) -> None:

@@ -50,6 +50,8 @@ class Repairs:
     """How often the timestamps of a single stream jumped, by its kind."""
     outliers: int = 0
     """Wrong timestamps among good ones."""
+    untimed: int = 0
+    """Packets of them that are left without a time, to be shown when the one before is over."""
 
     @property
     def count(self) -> int:
@@ -227,12 +229,14 @@ class Timeline:
             wrong = self._after_leap(track, packet, stamp, leap) if leap else None
             if not leap:
                 self._measure_skew(track, stamp)
+        had_time = packet.pts is not None
         if wrong is not None:
             self._repairs.outliers += 1
             track.replace(packet, wrong)
         else:
             self._repairs.outliers += track.accept(packet, stamp)
             self._epochs[track.epoch].now_s = stamp * track.unit_s
+        self._repairs.untimed += had_time and packet.pts is None
 
     def _begin(self, track: Track, stamp: int) -> None:
         """Put a stream that begins late on the clock of the others."""
@@ -248,11 +252,14 @@ class Timeline:
         for other, later, found in self._coming():
             if other is track:
                 leap = probe.leap(found, later)
-                if not following and (not leap or 0 < leap * track.unit < 2 * _NEAR_S):
-                    return None
-                if following and leap:
-                    return None
-                probe.go_on(later, found)
+                if following:
+                    if leap:
+                        return None
+                    probe.go_on(later, found)
+                else:
+                    if not leap or 0 < leap * track.unit < 2 * _NEAR_S:
+                        return None
+                    probe = track.walker(later, found)
                 following.append(found)
                 if len(following) == 3:
                     return following[0] - track.lasts(packet)

@@ -1,0 +1,116 @@
+"""The timestamps of decoded frames in the order in which they are shown."""
+
+from collections import deque
+from collections.abc import Iterator
+
+import av
+
+from ultraflash_cli.video.timeline import Repairs
+
+__all__ = ["Clock", "settled"]
+
+
+def settled(frames: Iterator[av.VideoFrame], repairs: Repairs) -> Iterator[tuple[av.VideoFrame, int | None]]:
+    """Pair frames with their timestamps; one that lies far from good ones around is put between them, and counted.
+
+    It does so where a frame comes later than the next two or earlier than the two before, all of which are in order, or
+    where its time was taken away because it was wrong.
+    """
+    before: tuple[int | None, int | None] = (None, None)
+    waiting: deque[av.VideoFrame] = deque()
+    for frame in frames:
+        waiting.append(frame)
+        if len(waiting) == 3:
+            pts = _between(before, waiting[0].pts, waiting[1].pts, waiting[2].pts, repairs)
+            before = (before[1], pts)
+            yield waiting.popleft(), pts
+    for frame in waiting:
+        yield frame, frame.pts
+
+
+def _between(
+    before: tuple[int | None, int | None], pts: int | None, following: int | None, last: int | None, repairs: Repairs
+) -> int | None:
+    first, previous = before
+    if following is None or last is None or following >= last:
+        return pts
+    if previous is None:
+        previous = following - 2 * (last - following) if pts is not None and pts >= last else None
+    if previous is None or previous >= following:
+        return pts
+    between = previous + (following - previous) // 2
+    if pts is None:
+        if repairs.untimed:
+            repairs.untimed -= 1
+            return between
+        return None
+    early = pts < previous and (first is None or pts <= first < previous)
+    if pts >= last or early:
+        repairs.outliers += 1
+        return between
+    return pts
+
+
+class Clock:
+    """Repairs the time stamps of frames in the order they are shown: missing ones, repeated ones, jumps back.
+
+    ``step`` is the usual distance of two frames and ``jump`` the smallest step back taken for a new clock, in ticks;
+    a clip whose first frame has no time begins at ``start``. ``repaired`` counts the stamps that had to be made up or
+    moved.
+    """
+
+    def __init__(self, *, step: int, jump: int, start: int = 0) -> None:
+        self._step = self._lasts = max(1, step)
+        self._jump = jump
+        self._start = start
+        self._offset = 0
+        self._last: int | None = None
+        self.repaired = 0
+        self.squeezed = 0
+        """How many of them lie one tick behind the one before."""
+        self.made_up = False
+        """Whether the last frame had no time of its own."""
+        self._stamps = _Stamps()
+        self._hints = _Stamps()
+
+    def next(self, pts: int | None, *, hint: int | None = None, lasts: int = 0) -> int:
+        """Give the time stamp to use for a frame that carries ``pts``, was decoded at ``hint`` and is shown so long.
+
+        A frame without a time is shown when the one before is over, whose duration is the usual one where it is 0.
+        Containers without presentation times (AVI) give none or wrong ones: whichever of the two has stepped back less
+        often so far is believed.
+        """
+        self._stamps.see(pts)
+        self._hints.see(hint)
+        step, self._lasts = self._lasts, lasts if lasts > 0 else self._step
+        believed = pts is not None and (hint is None or self._stamps.faults <= self._hints.faults)
+        given = pts if believed else hint
+        if self._last is None:
+            self._last = given if given is not None else self._start
+            self.made_up = given is None
+            return self._last
+        self.made_up = given is None
+        if given is None:
+            self.repaired += 1
+            self._last += step
+            return self._last
+        given += self._offset
+        if self._last - given >= self._jump:
+            self.repaired += 1
+            self._offset += self._last + step - given
+            given = self._last + step
+        self.repaired += given <= self._last
+        self.squeezed += given <= self._last
+        self._last = max(given, self._last + 1)
+        return self._last
+
+
+class _Stamps:
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self.faults = 0
+
+    def see(self, stamp: int | None) -> None:
+        if stamp is not None:
+            self.faults += self._last is not None and stamp <= self._last
+            self._last = stamp
