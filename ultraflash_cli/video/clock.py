@@ -34,8 +34,8 @@ def _between(
     first, previous = before
     if following is None or last is None or following >= last:
         return pts
-    if previous is None:
-        previous = following - 2 * (last - following) if pts is not None and pts >= last else None
+    if previous is None and (repairs.untimed if pts is None else pts >= last):
+        previous = following - 2 * (last - following)
     if previous is None or previous >= following:
         return pts
     between = previous + (following - previous) // 2
