@@ -32,6 +32,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ('ultraflash generate "a red balloon over snowy mountains" -o balloon.mp4', "one clip"),
         ("ultraflash generate --prompts scenes.txt --count 4 -o clips/ --res 480p", "four of every line"),
     ),
+    "compare": (
+        ("ultraflash compare original.mp4 result.mp4", "scores against the original at full size"),
+        ("ultraflash compare holiday.mp4 holiday_1k.mp4 --html look.html", "against the source, and a page to look at"),
+    ),
     "probe": (("ultraflash probe holiday.mp4 --res 2k", "what --res 2k would make of it"),),
     "bench": (("ultraflash bench upscale --res 1k --json", "numbers for a script"),),
     "clean": (("ultraflash clean --recursive films/", "list; add -y to remove"),),

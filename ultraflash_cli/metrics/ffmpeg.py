@@ -4,16 +4,27 @@ import subprocess
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
 from ultraflash_cli.errors import InputError, UsageError
 
-__all__ = ["Luma", "read_luma", "run_ffmpeg"]
+__all__ = ["Luma", "Planes", "read_luma", "read_planes", "run_ffmpeg"]
 
 Luma = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
-"""One frame's Y plane, height by width, 8 bits, in the range the clip is coded in."""
+"""One plane of a frame, height by width, 8 bits, in the range the clip is coded in."""
+
+RESIZE = "flags=lanczos+accurate_rnd+full_chroma_int"
+"""How clips of another size are resized."""
+
+
+class Planes(NamedTuple):
+    """One frame as 4:2:0 planes of 8 bits, in the range the clip is coded in."""
+
+    y_hw: Luma
+    cb_hw: Luma
+    cr_hw: Luma
 
 
 def ffmpeg_program() -> str:
@@ -33,16 +44,27 @@ def run_ffmpeg(arguments: Sequence[str], *, what: str, folder: Path | None = Non
         raise InputError(f"{what}: {last_line(done.stderr)}")
 
 
-def read_luma(path: Path, *, frames: int | None = None) -> Generator[Luma, None, None]:
+def read_luma(path: Path, *, frames: int | None = None) -> Generator[Luma]:
     """Yield the Y plane of each frame, one at a time; deeper clips are brought to 8 bits.
+
+    Raises InputError where the file is missing or ffmpeg finds no picture in it.
+    """
+    for planes in read_planes(path, frames=frames):
+        yield planes.y_hw
+
+
+def read_planes(path: Path, *, size_wh: tuple[int, int] | None = None, frames: int | None = None) -> Generator[Planes]:
+    """Yield the planes of each frame as it is shown, one at a time, resized by lanczos to ``size_wh`` if given.
 
     Raises InputError where the file is missing or ffmpeg finds no picture in it.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     limit = ["-frames:v", str(frames)] if frames else []
+    resize = f"scale={size_wh[0]}:{size_wh[1]}:{RESIZE}," if size_wh else ""
     # yuv4mpegpipe: the stream opens with a header that names the size, so that nothing has to be probed first.
-    arguments = ["-i", str(path), "-map", "0:v:0", "-vf", "format=yuv420p", "-fps_mode", "passthrough", *limit]
+    graph = f"{resize}format=yuv420p"
+    arguments = ["-i", str(path), "-map", "0:v:0", "-vf", graph, "-fps_mode", "passthrough", *limit]
     command = [ffmpeg_program(), "-v", "error", "-nostdin", *arguments, "-f", "yuv4mpegpipe", "-"]
     # Complaints go to a file: a pipe that nobody empties while the frames are read would block ffmpeg.
     with TemporaryFile() as complaints, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as process:
@@ -53,21 +75,24 @@ def read_luma(path: Path, *, frames: int | None = None) -> Generator[Luma, None,
                 process.wait()
                 complaints.seek(0)
                 raise InputError(f"{path}: {last_line(complaints.read().decode(errors='replace'))}")
-            width, height = plane_size(header)
-            yield from planes(process.stdout, width, height)
+            yield from _planes(process.stdout, *plane_size(header))
         finally:
             process.kill()
 
 
-def planes(pipe: IO[bytes], width: int, height: int) -> Generator[Luma, None, None]:
-    """Yield the Y planes of a 4:2:0 y4m stream that stands behind its header."""
+def _planes(pipe: IO[bytes], width: int, height: int) -> Generator[Planes]:
+    """Yield the frames of a 4:2:0 y4m stream that stands behind its header."""
     luma_bytes = width * height
-    chroma_bytes = 2 * ((width + 1) // 2) * ((height + 1) // 2)
+    half_h, half_w = (height + 1) // 2, (width + 1) // 2
+    chroma_bytes = half_h * half_w
     while pipe.readline():  # "FRAME"
-        data = pipe.read(luma_bytes + chroma_bytes)
-        if len(data) < luma_bytes + chroma_bytes:
+        data = pipe.read(luma_bytes + 2 * chroma_bytes)
+        if len(data) < luma_bytes + 2 * chroma_bytes:
             return
-        yield np.frombuffer(data, np.uint8, luma_bytes).reshape(height, width)
+        flat = np.frombuffer(data, np.uint8)
+        y_hw = flat[:luma_bytes].reshape(height, width)
+        cb_hw, cr_hw = flat[luma_bytes:].reshape(2, half_h, half_w)
+        yield Planes(y_hw, cb_hw, cr_hw)
 
 
 def plane_size(header: bytes) -> tuple[int, int]:

@@ -2,13 +2,14 @@
 
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.metrics.ffmpeg import run_ffmpeg
+from ultraflash_cli.metrics.ffmpeg import RESIZE, run_ffmpeg
 
-__all__ = ["LibvmafScores", "libvmaf_scores"]
+__all__ = ["LibvmafScores", "libvmaf_frames", "libvmaf_scores"]
 
 MODELS = {"vmaf": "vmaf_v0.6.1", "vmaf_neg": "vmaf_v0.6.1neg"}
 FEATURES = ("psnr", "float_ssim")
@@ -53,11 +54,48 @@ def libvmaf_scores(output: Path, reference: Path, *, threads: int = 1) -> Libvma
     )
 
 
-def filter_graph(log: str, threads: int) -> str:
+def libvmaf_frames(
+    output: Path,
+    reference: Path,
+    *,
+    models: Mapping[str, str],
+    features: Sequence[str],
+    size_wh: tuple[int, int] | None = None,
+    threads: int = 1,
+) -> dict[str, list[float]]:
+    """Score every pair of frames; a name of ``models`` or of libvmaf's own metrics to one number a frame.
+
+    ``size_wh`` resizes both clips first. Raises InputError where one of them cannot be read or the sizes differ.
+    """
+    with tempfile.TemporaryDirectory(prefix="vmaf_") as folder:
+        graph = filter_graph("scores.json", threads, models=models, features=features, size_wh=size_wh)
+        arguments = ["-i", str(output.resolve()), "-i", str(reference.resolve()), "-lavfi", graph]
+        run_ffmpeg(
+            [*arguments, "-fps_mode", "passthrough", "-f", "null", "-"],
+            what=f"{output} against {reference}",
+            folder=Path(folder),
+        )
+        log = Path(folder) / "scores.json"
+        if not log.exists():  # libvmaf gives up on small pictures without an error
+            raise InputError(f"{output} against {reference}: too small for {', '.join((*models, *features))}")
+        report = json.loads(log.read_text())
+    rows = [frame["metrics"] for frame in report["frames"]]
+    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
+
+
+def filter_graph(
+    log: str,
+    threads: int,
+    *,
+    models: Mapping[str, str] = MODELS,
+    features: Sequence[str] = FEATURES,
+    size_wh: tuple[int, int] | None = None,
+) -> str:
     """Return the graph that pairs frames by number and writes libvmaf's report to ``log``."""
     # Numbered timestamps: the filter pairs by time, and containers round time differently.
-    count = "format=yuv420p,settb=1/25,setpts=N"
-    models = "|".join(rf"version={version}\:name={name}" for name, version in MODELS.items())
-    features = "|".join(f"name={name}" for name in FEATURES)
-    settings = f"model='{models}':feature='{features}':n_threads={threads}:log_fmt=json:log_path={log}"
+    resize = f"scale={size_wh[0]}:{size_wh[1]}:{RESIZE}," if size_wh else ""
+    count = f"{resize}format=yuv420p,settb=1/25,setpts=N"
+    wanted = "|".join(rf"version={version}\:name={name}" for name, version in models.items())
+    named = "|".join(f"name={name}" for name in features)
+    settings = f"model='{wanted}':feature='{named}':n_threads={threads}:log_fmt=json:log_path={log}"
     return f"[0:v:0]{count}[out];[1:v:0]{count}[ref];[out][ref]libvmaf={settings}"

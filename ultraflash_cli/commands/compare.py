@@ -1,0 +1,52 @@
+"""`ultraflash compare`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ultraflash_cli.console import Console
+from ultraflash_cli.options import JsonOption, OverwriteOption, ThreadsOption, as_path, with_console
+
+__all__ = ["compare"]
+
+
+@with_console(hidden=True)
+def compare(
+    console: Console,
+    reference: Annotated[
+        Path, typer.Argument(metavar="REF", parser=as_path, help="The original, or the source OUT was made from.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", parser=as_path, help="The result.")],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", parser=as_path, help="Write a page to look at.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure a result against its original or its source, frame by frame.
+
+    Sizes decide which it is: a REF of OUT's size is the original. A smaller one is the source; then OUT is made small
+    again, and the scores say how far it strays. Scores of different VMAF models cannot be compared with each other.
+    """
+    from ultraflash_cli.jobs.compare import CompareJob, run
+    from ultraflash_cli.metrics.comparison import COMPARED
+
+    job = CompareJob(reference=reference, output=output, html=html, overwrite=overwrite, threads=threads)
+    report = run(job, console.info)
+    if json:
+        console.data(asdict(report))
+        return
+    console.text(f"{report.output} beside its {report.mode}, {report.frames} frames at {report.width}x{report.height}")
+    for name, mean in report.means.items():
+        metric = COMPARED[name]
+        console.text(f"  {metric.title:30}  {mean:10.{metric.digits}f} {metric.unit}".rstrip())
+    worst = report.worst[0]
+    place = f"frame {worst['frame']}, {worst['left_px']} across, {worst['top_px']} down"
+    console.text(f"  differs most in {place}: {worst['levels']:.1f} levels")
+    if report.timestamps_differ_s:
+        console.text(f"  timestamps differ by up to {report.timestamps_differ_s:.3f} s")
+    if report.html:
+        console.text(f"  page: {report.html}")

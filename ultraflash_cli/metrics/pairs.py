@@ -1,0 +1,114 @@
+"""What one pass over two clips of one size tells: temporal and warping error, colour drift, where they differ most."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.metrics.ffmpeg import Planes
+from ultraflash_cli.metrics.warping import warping_error
+
+__all__ = ["Crop", "PairScores", "compare_planes"]
+
+_BLOCK_PX = 16
+_FLOW_PX = 270
+"""Motion is estimated on pictures whose short side is at most this long."""
+
+
+class Crop(NamedTuple):
+    """A place where two frames differ."""
+
+    frame: int
+    top_px: int
+    left_px: int
+    error_levels: float
+    """Mean absolute difference of luma."""
+
+
+@dataclass
+class PairScores:
+    """Numbers of each frame, in 8-bit levels; those of differences in time are 0 for the first frame."""
+
+    tdiff: list[float] = field(default_factory=list[float])
+    """Root mean square error of frame differences of luma."""
+    warping: list[float] = field(default_factory=list[float])
+    """Change of the output along the reference's motion."""
+    warping_reference: list[float] = field(default_factory=list[float])
+    """The same of the reference."""
+    drift_y: list[float] = field(default_factory=list[float])
+    """Mean of output minus reference, luma."""
+    drift_cb: list[float] = field(default_factory=list[float])
+    drift_cr: list[float] = field(default_factory=list[float])
+    crops: list[Crop] = field(default_factory=list[Crop])
+    """The worst place of each frame, the largest error first."""
+
+
+def compare_planes(
+    outputs: Iterable[Planes], references: Iterable[Planes], *, crop_px: int, names: tuple[str, str]
+) -> PairScores:
+    """Walk through two clips in step and measure them against each other.
+
+    ``crop_px`` is the side of the places that are looked for, ``names`` what errors call output and reference. Raises
+    InputError where sizes or frame counts differ.
+    """
+    scores = PairScores()
+    before: tuple[Planes, Planes] | None = None
+    for number, (output, reference) in enumerate(_paired(outputs, references, names)):
+        error = output.y_hw.astype(np.float32) - reference.y_hw
+        earlier = None if before is None else before[0].y_hw.astype(np.float32) - before[1].y_hw
+        scores.tdiff.append(0.0 if earlier is None else float(np.sqrt(np.mean((error - earlier) ** 2))))
+        along, own = (0.0, 0.0) if before is None else _warping(output, reference, before)
+        scores.warping.append(along)
+        scores.warping_reference.append(own)
+        scores.drift_y.append(float(error.mean()))
+        scores.drift_cb.append(float(output.cb_hw.mean(dtype=np.float64) - reference.cb_hw.mean(dtype=np.float64)))
+        scores.drift_cr.append(float(output.cr_hw.mean(dtype=np.float64) - reference.cr_hw.mean(dtype=np.float64)))
+        scores.crops.append(_worst(np.abs(error), number, crop_px))
+        before = output, reference
+    if not scores.tdiff:
+        raise InputError(f"{names[0]}: there is no frame to compare")
+    scores.crops.sort(key=lambda crop: -crop.error_levels)
+    return scores
+
+
+def _paired(
+    outputs: Iterable[Planes], references: Iterable[Planes], names: tuple[str, str]
+) -> Iterator[tuple[Planes, Planes]]:
+    for count, (output, reference) in enumerate(zip_longest(outputs, references)):
+        if output is None or reference is None:
+            shorter, longer = names if output is None else reversed(names)
+            raise InputError(f"{shorter} ends after {count} frames, {longer} goes on; compare clips of one length")
+        if output.y_hw.shape != reference.y_hw.shape:
+            sizes = " and ".join(f"{each.y_hw.shape[1]}x{each.y_hw.shape[0]}" for each in (output, reference))
+            raise InputError(f"{names[0]} and {names[1]} are {sizes}; compare clips of one size")
+        yield output, reference
+
+
+def _warping(output: Planes, reference: Planes, before: tuple[Planes, Planes]) -> tuple[float, float]:
+    factor = max(1, round(min(output.y_hw.shape) / _FLOW_PX))
+    now = (_shrunk(output.y_hw, factor), _shrunk(reference.y_hw, factor))
+    earlier = (_shrunk(before[0].y_hw, factor), _shrunk(before[1].y_hw, factor))
+    return warping_error(now[0], earlier[0], now[1], earlier[1])
+
+
+def _shrunk(plane: NDArray[np.uint8], factor: int) -> NDArray[np.float32]:
+    height, width = (side // factor * factor for side in plane.shape)
+    blocks = plane[:height, :width].reshape(height // factor, factor, width // factor, factor)
+    return blocks.mean(axis=(1, 3), dtype=np.float32)
+
+
+def _worst(error_hw: NDArray[np.float32], frame: int, crop_px: int) -> Crop:
+    """Return the square with the largest mean error, on a grid of blocks."""
+    height, width = error_hw.shape
+    block = min(_BLOCK_PX, height, width)
+    rows, columns = height // block, width // block
+    blocks = error_hw[: rows * block, : columns * block].reshape(rows, block, columns, block).mean(axis=(1, 3))
+    side = max(1, min(crop_px // block, rows, columns))
+    total = np.pad(blocks.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    top, left = np.unravel_index(int(sums.argmax()), sums.shape)
+    return Crop(frame, int(top) * block, int(left) * block, float(sums[top, left] / side**2))
