@@ -135,7 +135,7 @@ def _write_page(
     times: list[Fraction],
     crop_px: int,
 ) -> None:
-    from ultraflash_cli.pages.comparing import FileFacts, comparison_page
+    from ultraflash_cli.jobs.pages.comparing import FileFacts, comparison_page
     from ultraflash_cli.video.partial import output_errors, partial_file
 
     assert job.html is not None

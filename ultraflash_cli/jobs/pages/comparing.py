@@ -101,7 +101,7 @@ def comparison_page(
         "made": made,
     }
     text = json.dumps(data).replace("<", "\\u003c")  # so that no name can end the script
-    page = resources.files("ultraflash_cli.pages").joinpath("compare.html").read_text(encoding="utf-8")
+    page = resources.files("ultraflash_cli.jobs.pages").joinpath("compare.html").read_text(encoding="utf-8")
     return page.replace("__DATA__", text)
 
 
