@@ -34,6 +34,25 @@ When the reader closes the stream, the run ends after the group in hand with exi
 same command writes it again from the start, and goes on. A run that reads from a pipe cannot be resumed, and its
 segments are deleted once they are written.
 
+What happens to files:
+
+* **Work folders.** `.NAME.ultraflash` is made for you alone (mode 0700) and never followed through a link: one that is a
+  link, a file or another user's is refused with exit code 7. Only files that the program itself makes are deleted in
+  it, by `clean` as well. Work that only another version of the program or of a library can resume is renamed to
+  `.NAME.kept1.ultraflash`; `clean` lists and removes it. A run that has no place of its own, such as one with `-o -`,
+  works in `ultraflash-UID` in the system's temporary folder.
+* **Inputs.** A run resumes while size and content of its input are the same, whatever its timestamp. Of a file over
+  4 MiB, 64 evenly spaced blocks of 64 KiB are compared, of each input picture 8 blocks.
+* **Numbered pictures** keep the numbers of the input pictures; `--renumber`, and any other input, starts at 1. Without
+  `-y` a run is refused if any picture fits the pattern of its output. With `-y` the pictures it makes are replaced;
+  others that fit the pattern are never deleted, a warning names them. Input pictures are never replaced.
+* **Links.** With `-o LINK` the file that the link points to is written, beside which the unfinished work lies, and the
+  link stays. It needs the same extension as the link, and may be missing. A link under a name that was not given with
+  `-o` is refused; links among numbered pictures are replaced.
+* **Pipes and devices.** `-o FIFO`, `-o /dev/stdout` and `-o >(program)` take the same stream as `-o -`, and `/dev/null`
+  discards it. Other devices and sockets are refused.
+* **Logs.** `--log-file` appends to text files only, and to no file that the command reads or writes.
+
 | exit code | meaning |
 |---|---|
 | 0 | done |

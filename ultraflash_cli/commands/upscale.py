@@ -141,7 +141,7 @@ def upscale(
     ] = False,
     renumber: Annotated[
         bool,
-        typer.Option("--renumber", help="Number pictures from 1; else those made of pictures keep their numbers."),
+        typer.Option("--renumber", help="Number output pictures from 1 instead of like the input pictures."),
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse an input that is damaged or cut, before any work.")
