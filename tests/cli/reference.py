@@ -36,9 +36,9 @@ segments are deleted once they are written.
 
 What happens to files:
 
-* **Work folders.** `.NAME.ultraflash` is made for you alone (mode 0700) and never followed through a link: one that is a
-  link, a file or another user's is refused with exit code 7. Only files that the program itself makes are deleted in
-  it, by `clean` as well. Work that only another version of the program or of a library can resume is renamed to
+* **Work folders.** `.NAME.ultraflash` is made for you alone (mode 0700) and never followed through a link: a
+  link, a file or another user's folder in its place is refused with exit code 7. Only files that the program itself
+  makes are deleted in it, by `clean` as well. Work that only another version of the program or of a library can resume is renamed to
   `.NAME.kept1.ultraflash`; `clean` lists and removes it. A run that has no place of its own, such as one with `-o -`,
   works in `ultraflash-UID` in the system's temporary folder.
 * **Inputs.** A run resumes while size and content of its input are the same, whatever its timestamp. Of a file over
