@@ -36,11 +36,11 @@ segments are deleted once they are written.
 
 What happens to files:
 
-* **Work folders.** `.NAME.ultraflash` is made for you alone (mode 0700) and never followed through a link: a
-  link, a file or another user's folder in its place is refused with exit code 7. Only files that the program itself
-  makes are deleted in it, by `clean` as well. Work that only another version of the program or of a library can resume is renamed to
-  `.NAME.kept1.ultraflash`; `clean` lists and removes it. A run that has no place of its own, such as one with `-o -`,
-  works in `ultraflash-UID` in the system's temporary folder.
+* **Work folders.** `.NAME.ultraflash` is made for you alone (mode 0700) and never followed through a link: a link, a
+  file or another user's folder in its place is refused with exit code 7. Only files that the program itself makes are
+  deleted in it, by `clean` as well. Work that only another version of the program or of a library can resume is
+  renamed to `.NAME.kept1.ultraflash`; `clean` lists and removes it. A run that has no place of its own, such as one
+  with `-o -`, works in `ultraflash-UID` in the system's temporary folder.
 * **Inputs.** A run resumes while size and content of its input are the same, whatever its timestamp. Of a file over
   4 MiB, 64 evenly spaced blocks of 64 KiB are compared, of each input picture 8 blocks.
 * **Numbered pictures** keep the numbers of the input pictures; `--renumber`, and any other input, starts at 1. Without
