@@ -1,5 +1,7 @@
 """The family of errors a user can meet, one exit code each."""
 
+import errno
+
 __all__ = [
     "BatchError",
     "ConfigError",
@@ -12,7 +14,10 @@ __all__ = [
     "UltraflashError",
     "UsageError",
     "WeightsError",
+    "is_out_of_memory",
 ]
+
+_NO_MEMORY = ("can't allocate memory", "annot allocate memory", "failed to map segment", "std::bad_alloc")
 
 
 class UltraflashError(Exception):
@@ -56,6 +61,20 @@ class OutOfMemory(UltraflashError):
     def __init__(self, message: str, *, planned_bytes: int | None = None) -> None:
         super().__init__(message)
         self.planned_bytes = planned_bytes
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an error of Python or of a library, or what it came from, means that memory ran out."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        if isinstance(error, (ImportError, OSError, RuntimeError)) and any(word in str(error) for word in _NO_MEMORY):
+            return True
+        # torch.OutOfMemoryError by name, so that torch need not be imported to look.
+        if type(error).__name__ == "OutOfMemoryError":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class OutputCheckError(UltraflashError):

@@ -9,7 +9,7 @@ import typer
 
 from ultraflash_cli.commands import bench, clean, compare, doctor, generate, probe, train, upscale, weights
 from ultraflash_cli.console import Console
-from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError
+from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError, is_out_of_memory
 from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.jobs.stop import ending_on_signals
 from ultraflash_cli.options import with_console
@@ -89,21 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return console.failure(Interrupted("interrupted"))
     except typer.TyperException as error:
         return _usage_failure(console, error)
-    except MemoryError as error:
-        message = "out of memory; close other programs or choose a smaller size"
-        return console.failure(error, message=message, exit_code=OutOfMemory.exit_code)
-    except ImportError as error:
-        if "failed to map segment" not in str(error):
-            return _unexpected(console, error)
-        message = "out of memory while torch was loaded; allow this process more (ulimit -v, the container's limit)"
-        return console.failure(error, message=message, exit_code=OutOfMemory.exit_code)
     except Exception as error:
-        return _unexpected(console, error)
+        return _failure(console, error)
     finally:
         console.close()
 
 
-def _unexpected(console: Console, error: Exception) -> int:
+def _failure(console: Console, error: Exception) -> int:
+    if is_out_of_memory(error):
+        message = "out of memory; close other programs or choose a smaller size"
+        if isinstance(error, ImportError):
+            message = "out of memory while torch was loaded; allow this process more (ulimit -v, the container's limit)"
+        return console.failure(error, message=message, exit_code=OutOfMemory.exit_code)
     message = f"unexpected {type(error).__name__}: {error}; please report it with what -v shows"
     return console.failure(error, message=message, exit_code=1)
 

@@ -82,8 +82,8 @@ def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
     [
         pytest.param("empty.mp4", b"", "empty", id="empty"),
         pytest.param("text.mp4", b"Dear diary,\nthis is not a film.\n" * 50, "not a video", id="text"),
-        pytest.param("list.mp4", b"ffconcat version 1.0\nfile other.mp4\n", "not a video", id="playlist"),
-        pytest.param("hls.mp4", b"#EXTM3U\n#EXTINF:1,\nother.ts\n", "not a video", id="hls"),
+        pytest.param("list.mp4", b"ffconcat version 1.0\nfile other.mp4\n", "a playlist", id="playlist"),
+        pytest.param("hls.mp4", b"#EXTM3U\n#EXTINF:1,\nother.ts\n", "a playlist", id="hls"),
         pytest.param("cut.mp4", b"\0\0\0\x10ftypisom\0\0\0\0\0\0\x10\0mdat" + bytes(5000), "moov", id="no index"),
         pytest.param("far.mp4", b"\0\0\0\1junk" + b"\xff" * 500, "not a video", id="a length beyond all files"),
         pytest.param("noise.mkv", bytes(range(256)) * 40, "not a video", id="noise"),

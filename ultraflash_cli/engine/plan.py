@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from ultraflash_cli.errors import ConfigError, UsageError
 
-__all__ = ["NAMED_SIDES", "SHORT_SIDES", "UpscalePlan", "plan_upscale", "read_res"]
+__all__ = ["LARGEST_SIDE_PX", "NAMED_SIDES", "SHORT_SIDES", "UpscalePlan", "plan_upscale", "read_res"]
 
 SHORT_SIDES = {"1k": 960, "2k": 1440}
 """The default targets by their short side in pixels; the long side keeps the aspect ratio."""
@@ -67,7 +67,8 @@ def plan_upscale(
     target_w, target_h = _target(width_px, height_px, res, quarter_turn)
     if max(target_w, target_h) > LARGEST_SIDE_PX:
         raise UsageError(
-            f"the target {target_w}x{target_h} is beyond {LARGEST_SIDE_PX} pixels a side; name a smaller one with --res"
+            f"the source is {width_px}x{height_px}, the target {target_w}x{target_h}: beyond {LARGEST_SIDE_PX} pixels "
+            "a side; name a smaller one with --res"
         )
     growth = max(Fraction(target_w, width_px), Fraction(target_h, height_px))
     shrinks = target_w < width_px or target_h < height_px or (target_w, target_h) == (width_px, height_px)

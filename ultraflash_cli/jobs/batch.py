@@ -13,7 +13,7 @@ from ultraflash_cli.errors import InputError, Interrupted, UltraflashError, Usag
 from ultraflash_cli.jobs.events import Listener, Planned, Warned
 from ultraflash_cli.jobs.generate import planned_generation, run_prepared_generation
 from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
-from ultraflash_cli.jobs.inputs import missing
+from ultraflash_cli.jobs.inputs import is_address, missing
 from ultraflash_cli.jobs.model import Builder, GenerationBuilder, Models
 from ultraflash_cli.jobs.preflight import Prepared, UpscaleJob, prepare
 from ultraflash_cli.jobs.report import Report
@@ -260,7 +260,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _is_glob(path: Path) -> bool:
-    return glob.has_magic(str(path)) and not os.path.lexists(path)
+    return glob.has_magic(str(path)) and not os.path.lexists(path) and not is_address(path)
 
 
 def _expanded(inputs: Iterable[Path]) -> Iterator[Path]:

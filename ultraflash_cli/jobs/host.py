@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["free_bytes", "keep_freed_memory", "peak_rss_bytes", "usable_cores"]
+__all__ = ["free_bytes", "is_virtual", "keep_freed_memory", "peak_rss_bytes", "usable_cores"]
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -90,7 +90,16 @@ def peak_rss_bytes() -> int:
 
 def free_bytes(folder: Path) -> int:
     """Give the free space of the file system under `folder`, or under the nearest ancestor that exists."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def is_virtual(folder: Path) -> bool:
+    """Tell whether the file system under `folder` has no room at all, as `/proc` and `/sys` do."""
+    return shutil.disk_usage(_existing(folder)).total == 0
+
+
+def _existing(folder: Path) -> Path:
     folder = folder.absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder

@@ -25,6 +25,7 @@ __all__ = [
     "input_bytes",
     "input_facts",
     "input_identity",
+    "is_address",
     "made_place",
     "missing",
     "with_what_can_be_copied",
@@ -63,9 +64,14 @@ def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction 
     return path
 
 
+def is_address(path: Path) -> bool:
+    """Tell whether a name is an address, such as `https://...`, and no file is called so."""
+    return re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE) is not None and not os.path.lexists(path)
+
+
 def missing(path: Path, *, meant_as_output: bool = False) -> str:
     """Say that an input does not exist, and what to do."""
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):
+    if is_address(path):
         return "addresses are not read; download the clip first, or pipe it to -"
     return f"no such file; {f'to write it, use -o {path}' if meant_as_output else 'check the path'}"
 

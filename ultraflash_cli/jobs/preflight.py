@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from ultraflash_cli.engine.plan import SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale, read_res
+from ultraflash_cli.engine.plan import LARGEST_SIDE_PX, SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale, read_res
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, made_name
 from ultraflash_cli.jobs.host import usable_cores
@@ -238,10 +238,14 @@ def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
 
 
 def default_res(width_px: int, height_px: int) -> str:
-    """Name the target that is taken where none is asked for: the first worthwhile one of `1k`, `2k`, else `2x`."""
-    short_px = min(width_px, height_px)
+    """Name the target that is taken where none is asked for: the first worthwhile one of `1k`, `2k`, else `2x`.
+
+    Narrow strips, whose long side would grow beyond what is possible, get `2x`.
+    """
+    short_px, long_px = sorted((width_px, height_px))
     for res, target_px in SHORT_SIDES.items():
-        if Fraction(target_px, short_px) >= WORTHWHILE:
+        growth = Fraction(target_px, short_px)
+        if growth >= WORTHWHILE and growth * long_px <= LARGEST_SIDE_PX:
             return res
     return "2x"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import OutputError, UsageError
-from ultraflash_cli.jobs.host import free_bytes
+from ultraflash_cli.jobs.host import free_bytes, is_virtual
 from ultraflash_cli.jobs.journal import moved_files
 from ultraflash_cli.jobs.own import check_ours, size_bytes
 from ultraflash_cli.jobs.place import private_folder, work_folder
@@ -176,6 +176,8 @@ def used_bytes(*folders: Path) -> int:
 
 def check_space(folder: Path, needed_bytes: int) -> None:
     """Raise OutputError where the disk of `folder` has less room than is needed at least."""
+    if is_virtual(folder):
+        raise OutputError(f"cannot write in {folder}: the system keeps no files there; choose another place with -o")
     free = free_bytes(folder)
     if free < needed_bytes:
         raise OutputError(

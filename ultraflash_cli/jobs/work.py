@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from ultraflash_cli.errors import OutOfMemory, OutputCheckError
+from ultraflash_cli.errors import OutOfMemory, OutputCheckError, is_out_of_memory
 from ultraflash_cli.jobs.events import Event, Listener, Planned, Retrying, Warned
 from ultraflash_cli.jobs.host import keep_freed_memory
 from ultraflash_cli.jobs.journal import (
@@ -293,11 +293,8 @@ def telling_memory_errors(planned_bytes: int | None = None) -> Generator[None]:
     """Turn what the libraries raise when memory runs out into OutOfMemory; the plan was for so many bytes."""
     try:
         yield
-    except MemoryError as error:
-        raise OutOfMemory(_OUT_OF_MEMORY, planned_bytes=planned_bytes) from error
-    except RuntimeError as error:
-        # torch.OutOfMemoryError by name, so that torch need not be imported to look.
-        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if is_out_of_memory(error):
             raise OutOfMemory(_OUT_OF_MEMORY, planned_bytes=planned_bytes) from error
         raise
 

@@ -28,6 +28,7 @@ from ultraflash_cli.video.color import (
 from ultraflash_cli.video.crop import Crop, container_crop
 from ultraflash_cli.video.interlace import Scan
 from ultraflash_cli.video.looking import average_rate, first_look
+from ultraflash_cli.video.refusals import kind_of
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.sound import sample_bits
@@ -174,13 +175,23 @@ def probe(source: Source) -> ClipInfo:
     path = source_path(source)
     if isinstance(source, ImageSequence):
         source.check_sizes()
-    failure = InputError(f"{path}: holds no video stream; name a file with a picture")
+    failure = InputError(f"{path}: {_without_video(source)}")
     for number, index in enumerate(main_videos(source)):
         try:
             return _probe(source, index)
         except InputError as error:
             failure = failure if number else error
     raise failure
+
+
+def _without_video(source: Source) -> str:
+    with open_input(source) as container:
+        sounds = [each.codec_context.codec.canonical_name for each in container.streams.audio if has_decoder(each)]
+        kind = kind_of(source) if isinstance(source, Path) and not sounds else None
+    if kind:
+        return f"is {kind}"
+    found = f"holds sound alone ({sounds[0]}), no video stream" if sounds else "holds no video stream"
+    return f"{found}; name a file with a picture that moves"
 
 
 def _probe(source: Source, index: int) -> ClipInfo:
@@ -193,7 +204,8 @@ def _probe(source: Source, index: int) -> ClipInfo:
             raise InputError(f"{path}: its video codec is not known to the built-in FFmpeg.")
         context = stream.codec_context
         if context.width * context.height > LARGEST_PIXELS:
-            raise InputError(f"{path}: {context.width}x{context.height} pixels; its header is damaged.")
+            most = f"at most {LARGEST_PIXELS:,} pixels"
+            raise InputError(f"{path}: is {context.width}x{context.height}, expected {most}; check its header")
         look = first_look(source, container, stream)
         frame = look.first
         time_base = stream.time_base or Fraction(1, 1000)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from struct import unpack
 from typing import Protocol, cast
 
 import av
@@ -23,6 +22,7 @@ from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.refusals import why_unreadable
 from ultraflash_cli.video.sequence import SEQUENCE_RATE, ImageSequence, find_sequence, is_pattern
 
 __all__ = [
@@ -42,8 +42,8 @@ __all__ = [
 Source = Path | ImageSequence | Pipe
 """What a clip can be read from."""
 
-LARGEST_PIXELS = 1 << 28
-"""What is larger is taken for a damaged header: 16,384 pixels each way."""
+LARGEST_PIXELS = 1 << 27
+"""What is larger is refused by what its header says, before a frame of it takes gigabytes: 16,384 x 8,192 pixels."""
 
 _REFUSED_FORMATS = {"ansi", "applehttp", "concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "tty"}
 """Formats that are lists of other files, or text; FFmpeg would read nearly anything as ``tty``."""
@@ -94,7 +94,7 @@ def open_input(source: Source, *, last: bool = False) -> Generator[InputContaine
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such file.") from error
     except (OSError, FFmpegError, ValueError) as error:
-        raise InputError(f"{path}: {_why_unreadable(source, error)}") from error
+        raise InputError(f"{path}: {why_unreadable(source, error)}") from error
     with container:
         container.flags &= ~Flags.gen_pts.value  # it guesses wrong where frames are reordered
         yield container
@@ -254,35 +254,3 @@ def _opened(source: Source, last: bool) -> InputContainer:
         raise InputError(f"{path}: the file is empty (0 bytes).")
     # "file:" keeps names with a colon from being taken for a protocol.
     return av.open(f"file:{path}", metadata_errors="replace", container_options=_READING | _LOOK_AHEAD)
-
-
-def _why_unreadable(source: Source, error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "no permission to read it."
-    words = (getattr(error, "strerror", None) or str(error)).lower()
-    if isinstance(source, Pipe):
-        return f"what comes through the pipe is not a video that can be read without jumping back ({words})."
-    if isinstance(source, Path) and _lacks_index(source):
-        return "its index (moov) is missing: the recording was cut before it was finished. Recover it from the source."
-    return f"is not a video file that can be read ({words}); check that a video player plays it to its end"
-
-
-def _lacks_index(path: Path) -> bool:
-    """Walk the top-level boxes of an MP4 or MOV file and see whether ``moov`` is among them."""
-    try:
-        with open(path, "rb") as file:
-            size = path.stat().st_size
-            seen: list[bytes] = []
-            start = 0
-            while len(seen) < 1000 and start + 8 <= size:
-                file.seek(start)
-                length, name = unpack(">I4s", file.read(8))
-                if length == 1 and start + 16 <= size:
-                    length = unpack(">Q", file.read(8))[0]
-                seen.append(name)
-                if length < 8:
-                    break
-                start += length
-    except OSError:
-        return False
-    return seen[:1] == [b"ftyp"] and b"moov" not in seen

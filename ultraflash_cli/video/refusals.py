@@ -1,0 +1,94 @@
+"""Why a file cannot be read as a video, in words that say what to do instead."""
+
+import re
+from pathlib import Path
+from struct import unpack
+
+from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.sequence import ImageSequence
+
+__all__ = ["kind_of", "why_unreadable"]
+
+_HEAD_BYTES = 4096
+_PLAYLIST = "a playlist, expected a video; download what it lists and join that first"
+_PLAYLISTS = (b"#EXTM3U", b"[playlist]", b"ffconcat version", b"<asx", b"<smil")
+_PLAYLIST_WORDS = (b"<MPD", b"<SmoothStreamingMedia", b"xspf.org")
+_PLAYLIST_SUFFIXES = {".asx", ".ffconcat", ".m3u", ".m3u8", ".mpd", ".pls", ".xspf"}
+_WEB = (b"<!doctype html", b"<html")
+_OTHERS = {
+    b"PK\x03\x04": "an archive (zip), not a video; unpack it first",
+    b"Rar!\x1a\x07": "an archive (rar), not a video; unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "an archive (7z), not a video; unpack it first",
+    b"\x1f\x8b": "an archive (gzip), not a video; unpack it first",
+    b"\xfd7zXZ\0": "an archive (xz), not a video; unpack it first",
+    b"%PDF-": "a PDF document, not a video; name a video file",
+    b"SQLite format 3": "a database, not a video; name a video file",
+}
+"""By how a file begins."""
+_TEXT = re.compile(rb"[\t\n\r\f\x1b\x20-\x7e\x80-\xff]*")
+_LARGEST_SIDE = 16384
+_UNCOMPRESSED = re.compile(rb"YUV4MPEG2 (?:.*? )?W(\d+) (?:.*? )?H(\d+)\b")
+
+
+def why_unreadable(source: Path | ImageSequence | Pipe, error: Exception) -> str:
+    """Say in a sentence what is wrong with what could not be opened, and what to do."""
+    if isinstance(error, PermissionError):
+        return "no permission to read it; check its permissions"
+    words = (getattr(error, "strerror", None) or str(error)).lower()
+    if isinstance(source, Pipe):
+        return f"what comes through the pipe is not a video that can be read without jumping back ({words})"
+    if not isinstance(source, Path):
+        return f"these pictures cannot be read ({words}); check that they are whole"
+    if _lacks_index(source):
+        return "its index (moov) is missing: the recording was cut before it was finished. Recover it from the source"
+    kind = kind_of(source)
+    if kind:
+        return f"is {kind}"
+    return f"is not a video file that can be read ({words}); check that a video player plays it to its end"
+
+
+def kind_of(path: Path) -> str | None:
+    """Name what a file is that is no video, and what to do; None where that is not clear."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return None
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if found := _UNCOMPRESSED.match(head):
+        width, height = int(found[1]), int(found[2])
+        if max(width, height) > _LARGEST_SIDE:
+            return f"a y4m file of {width}x{height} pixels, expected at most {_LARGEST_SIDE} a side; check its header"
+    if start.startswith(_PLAYLISTS) or any(word in start for word in _PLAYLIST_WORDS):
+        return _PLAYLIST
+    for magic, kind in _OTHERS.items():
+        if head.startswith(magic):
+            return kind
+    if start[:64].lower().startswith(_WEB):
+        return "a web page, not a video; download the video itself"
+    if not _TEXT.fullmatch(head):
+        return None
+    if path.suffix.lower() in _PLAYLIST_SUFFIXES:
+        return _PLAYLIST
+    return "a text file, not a video; name a video file"
+
+
+def _lacks_index(path: Path) -> bool:
+    """Walk the top-level boxes of an MP4 or MOV file and see whether ``moov`` is among them."""
+    try:
+        with open(path, "rb") as file:
+            size = path.stat().st_size
+            seen: list[bytes] = []
+            start = 0
+            while len(seen) < 1000 and start + 8 <= size:
+                file.seek(start)
+                length, name = unpack(">I4s", file.read(8))
+                if length == 1 and start + 16 <= size:
+                    length = unpack(">Q", file.read(8))[0]
+                seen.append(name)
+                if length < 8:
+                    break
+                start += length
+    except OSError:
+        return False
+    return seen[:1] == [b"ftyp"] and b"moov" not in seen
