@@ -224,6 +224,15 @@ def test_links_that_cannot_be_written_through_are_refused(clip: Path, tmp_path: 
     assert not (tmp_path / "authorized_keys").exists()
 
 
+def test_a_folder_for_pictures_that_nobody_has_named_is_no_link(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "in_2x").symlink_to(tmp_path / "mine")
+    for overwrite in (True, False):
+        with pytest.raises(UsageError, match="is a link"):
+            upscale(job(clip, codec="png", crf=None, overwrite=overwrite))
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_link_under_a_name_that_nobody_has_given_is_not_followed(clip: Path, tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "in_2x.mkv").symlink_to(tmp_path / "planted.mkv")

@@ -15,6 +15,7 @@ from ultraflash_cli.jobs.place import temp_work_folder, unfinished_work, work_fo
 from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model, choose_model
 from ultraflash_cli.jobs.target import (
     check_folder,
+    check_made_names,
     check_space,
     check_target,
     encoded_bytes,
@@ -284,6 +285,8 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     if job.stdout is not None:
         output = stream_target(f"{job.made_name} {job.line}", job.temp, streams.suffix)
     low_output = low_name(output) if job.save_lr else None
+    if to_write and job.stdout is None and not job.skip_existing:
+        check_made_names(*[made for made in (None if named else output, low_output) if made is not None])
     exists = to_write and job.stdout is None and _check_target(output, job)
     if to_write and not exists:
         if low_output is not None:

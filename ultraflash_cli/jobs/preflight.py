@@ -23,6 +23,7 @@ from ultraflash_cli.jobs.inputs import (
 from ultraflash_cli.jobs.place import temp_work_folder, unfinished_work, work_folder
 from ultraflash_cli.jobs.target import (
     check_folder,
+    check_made_names,
     check_space,
     check_target,
     encoded_bytes,
@@ -319,6 +320,8 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     output = named or (job.folder or beside) / made_name(name, streams.suffix)
     if job.stdout is not None:
         output = stream_target(input_identity(source), job.temp, streams.suffix)
+    if to_write and named is None and job.stdout is None and not job.skip_existing:
+        check_made_names(output)
     exists = to_write and job.stdout is None and _check_target(output, job, source)
     if to_write and not exists:
         _check_space(output, job, info, spec, window)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_folder",
+    "check_made_names",
     "check_space",
     "check_target",
     "encoded_bytes",
@@ -77,13 +78,16 @@ def check_target(
     if found and work is not None:
         moved = set(moved_files(work))
         found = [path for path in found if Path(os.path.abspath(path)) not in moved]
-    if found and not skip_existing:
-        if output.is_symlink():
-            # Who has not named it does not know where it leads; one that was named has been followed.
-            raise UsageError(f"{output} is a link; -o {output.name} writes the file that it leads to")
-        if not overwrite:
-            raise exists_error(found[0])
+    if found and not skip_existing and not overwrite:
+        raise exists_error(found[0])
     return bool(found) and skip_existing
+
+
+def check_made_names(*outputs: Path) -> None:
+    """Raise UsageError where a name that nobody has given, of a file or of the folder of its pictures, is a link."""
+    for place in (output.parent if is_pictures(output) else output for output in outputs):
+        if place.is_symlink():
+            raise UsageError(f"{place} is a link that was not named; name the output with -o")
 
 
 def followed(output: Path) -> Path:

@@ -35,7 +35,7 @@ from ultraflash_cli.video.muxing import (
 )
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.probe import ClipInfo
-from ultraflash_cli.video.segment import SegmentRecord, read_record
+from ultraflash_cli.video.segment import SegmentRecord, open_segment, read_record
 
 __all__ = ["Joined", "join", "join_alone"]
 
@@ -122,7 +122,7 @@ def join(
         part = stack.enter_context(partial_file(destination))
         source = stack.enter_context(source_of(info))
         with output_errors(destination):
-            first = stack.enter_context(av.open(f"file:{segments[0]}"))
+            first = stack.enter_context(open_segment(segments[0]))
             tags = {} if source is None else file_tags(source, info, spec, cut_s=cut_s)
             options = _muxer_options(plan, spec, tags, source)
             if _has_picture(plan) and (lost := _foreign_tags(plan, tags)):
@@ -173,7 +173,7 @@ def join_alone(
     with (
         partial_file(destination) as part,
         output_errors(destination),
-        av.open(f"file:{segments[0]}") as first,
+        open_segment(segments[0]) as first,
         _open_output(part, plan, tags, _muxer_options(plan, spec, tags, None)) as container,
     ):
         video = add_video(container, first.streams.video[0], plan, spec)
@@ -236,7 +236,7 @@ class _Times:
 
 
 def _packet_times(path: Path, unit: Fraction) -> Iterator[int]:
-    with output_errors(path), av.open(f"file:{path}") as container:
+    with output_errors(path), open_segment(path) as container:
         for packet in container.demux(container.streams.video[0]):
             if packet.size:
                 assert packet.pts is not None, "the formats of segments give every packet its time"
@@ -297,7 +297,7 @@ def _pictures(
     index = 0
     headers: bytes | None = None
     for path in segments:
-        with av.open(f"file:{path}") as container:
+        with open_segment(path) as container:
             stream = container.streams.video[0]
             extradata = stream.codec_context.extradata or b""
             if headers is None:

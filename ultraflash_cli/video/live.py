@@ -30,7 +30,7 @@ from ultraflash_cli.video.muxing import (
 )
 from ultraflash_cli.video.partial import output_errors
 from ultraflash_cli.video.probe import ClipInfo
-from ultraflash_cli.video.segment import SegmentRecord, read_record
+from ultraflash_cli.video.segment import SegmentRecord, open_segment, read_record
 from ultraflash_cli.video.y4m import ByteSink, write_y4m
 
 __all__ = ["Streamed", "stream_clip"]
@@ -86,7 +86,7 @@ def stream_clip(
     shift_s = shift_of(info, first_s, window) if info is not None else Fraction(0)
     clock = _Clock(spec, shift=round(shift_s / spec.track_time_base))
     with ExitStack() as stack, output_errors(Path(name)):
-        begun = stack.enter_context(av.open(f"file:{first}"))
+        begun = stack.enter_context(open_segment(first))
         source = stack.enter_context(source_of(info)) if info is not None else None
         cut_s = Fraction(0)
         if info is not None and window is not None:
@@ -159,7 +159,7 @@ def _pictures(segments: Iterable[Path], clock: _Clock, video: VideoStream) -> It
         if len(stamps) != record.frames:
             raise OutputCheckError(f"{path}: holds {len(stamps)} frames, expected {record.frames}.")
         times = clock.times(stamps, record)
-        with av.open(f"file:{path}") as container:
+        with open_segment(path) as container:
             extradata = container.streams.video[0].codec_context.extradata or b""
         headers = extradata if headers is None else headers
         if extradata != headers:
@@ -173,7 +173,7 @@ def _pictures(segments: Iterable[Path], clock: _Clock, video: VideoStream) -> It
 
 
 def _packets(path: Path) -> Iterator[Packet]:
-    with av.open(f"file:{path}") as container:
+    with open_segment(path) as container:
         yield from (packet for packet in container.demux(container.streams.video[0]) if packet.size)
 
 

@@ -53,6 +53,8 @@ def partial_file(path: Path) -> Generator[Path]:
     part = partial_path(path)
     try:
         with output_errors(path):
+            if part.is_symlink():
+                part.unlink()  # what it leads to is no part of ours
             yield part
             sync_file(part)
             os.replace(part, path)

@@ -8,6 +8,7 @@ from typing import Self
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
@@ -17,7 +18,12 @@ from ultraflash_cli.video.color import Picture, as_frame, as_picture, narrowed, 
 from ultraflash_cli.video.encode import EncodeSpec, encoder_options, open_encoder, prepare_encoder
 from ultraflash_cli.video.partial import output_errors, partial_file, sync_file
 
-__all__ = ["SegmentRecord", "SegmentWriter", "read_record", "record_path"]
+__all__ = ["SegmentRecord", "SegmentWriter", "open_segment", "read_record", "record_path"]
+
+_READING = {
+    "format_whitelist": ",".join(sorted({known.segment_format for known in CODECS.values()})),
+    "protocol_whitelist": "file",
+}
 
 _DECODING_LEAD = 1_000_000
 """Ticks by which a segment's packets are decoded before its first frame is shown; more than it has frames."""
@@ -188,6 +194,14 @@ class SegmentWriter:
         assert isinstance(stream, VideoStream), "a video encoder makes a video stream"
         prepare_encoder(stream.codec_context, spec)
         return stream
+
+
+def open_segment(path: Path) -> InputContainer:
+    """Open a segment for reading, as one of the formats that segments have.
+
+    What somebody has put in its place cannot be a list of other files then.
+    """
+    return av.open(f"file:{path}", container_options=_READING)
 
 
 def record_path(segment: Path) -> Path:

@@ -13,7 +13,7 @@ from ultraflash_cli.errors import OutputCheckError, OutputError
 from ultraflash_cli.video.color import Picture, as_frame
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.partial import output_errors, partial_file, sync_file, sync_folder
-from ultraflash_cli.video.segment import read_record
+from ultraflash_cli.video.segment import open_segment, read_record
 from ultraflash_cli.video.sequence import numbered
 
 __all__ = ["check_pictures", "move_pictures", "numbered", "write_pictures", "write_png"]
@@ -100,7 +100,7 @@ def move_pictures(made: Path, target: Path, *, frames: int, first: int = 1) -> N
 
 
 def _packets(path: Path) -> Iterator[bytes]:
-    with output_errors(path), av.open(f"file:{path}") as container:
+    with output_errors(path), open_segment(path) as container:
         for packet in container.demux(container.streams.video[0]):
             if packet.size:
                 yield bytes(packet)

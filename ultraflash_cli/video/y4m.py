@@ -13,7 +13,7 @@ from ultraflash_cli.video.codecs import bits_of
 from ultraflash_cli.video.color import FULL
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.partial import output_errors
-from ultraflash_cli.video.segment import read_record
+from ultraflash_cli.video.segment import open_segment, read_record
 
 __all__ = ["ByteSink", "write_y4m"]
 
@@ -46,7 +46,7 @@ def write_y4m(segments: Iterable[Path], spec: EncodeSpec, sink: ByteSink, *, nam
             with output_errors(target):
                 sink.write(_header(spec))
         try:
-            with av.open(f"file:{path}") as container:
+            with open_segment(path) as container:
                 for frame in container.decode(video=0):
                     content = b"FRAME\n" + _planes(frame, sample_bytes)
                     with output_errors(target):
