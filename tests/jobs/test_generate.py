@@ -256,10 +256,10 @@ def test_a_failed_check_leaves_neither_file_in_place(tmp_path: Path, monkeypatch
 
     check = check_module.check_output
 
-    def lost(path: Path, **expected: Any) -> None:
+    def lost(path: Path, **expected: Any) -> object:
         if "480p" not in path.name:
             raise OutputCheckError("a frame is missing")
-        check(path, **expected)
+        return check(path, **expected)
 
     monkeypatch.setattr(check_module, "check_output", lost)
     with pytest.raises(OutputCheckError, match="--resume off"):
