@@ -19,6 +19,10 @@ _OTHERS = "Options"
 _WHOLE = 1000
 _FEW = 12
 """A command with no more options than this needs no headings."""
+_EXIT_CODES = (
+    "0 done, 1 unexpected error, 2 usage, 3 input, 4 device, 5 memory, 6 the output failed its check, 7 disk or "
+    "output, 8 weights, 9 some files of a batch failed, 129, 130 and 143 interrupted (the same command resumes)."
+)
 _GLOBAL = "-q, -v, --log-file FILE, --progress MODE and --no-color work here, too; `ultraflash --help` describes them."
 
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -69,6 +73,9 @@ class HeadedGroup(TyperGroup):
         with formatter.section("Commands"):
             # Wrapped where the terminal is narrow, and not cut.
             formatter.write_dl([(name, each.get_short_help_str(_WHOLE)) for name, each in commands if each is not None])
+        if ctx.parent is None:
+            with formatter.section("Exit codes"):
+                formatter.write_text(_EXIT_CODES)
 
 
 def _write_options(command: Any, ctx: Any, formatter: Any) -> None:

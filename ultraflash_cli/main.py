@@ -1,5 +1,6 @@
 """The `ultraflash` command: the list of commands, and the only place where errors are caught and shown."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -9,7 +10,7 @@ import typer
 
 from ultraflash_cli.commands import bench, clean, compare, doctor, generate, probe, train, upscale, weights
 from ultraflash_cli.console import Console
-from ultraflash_cli.errors import Interrupted, OutOfMemory, UltraflashError, is_out_of_memory
+from ultraflash_cli.errors import Interrupted, OutOfMemory, OutputError, UltraflashError, is_out_of_memory
 from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.jobs.stop import ending_on_signals
 from ultraflash_cli.options import with_console
@@ -101,6 +102,10 @@ def _failure(console: Console, error: Exception) -> int:
         if isinstance(error, ImportError):
             message = "out of memory while torch was loaded; allow this process more (ulimit -v, the container's limit)"
         return console.failure(error, message=message, exit_code=OutOfMemory.exit_code)
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
+        # Only a stream has no name: stdout is full, or nobody reads it any more.
+        message = f"not everything could be written: {error.strerror}"
+        return console.failure(error, message=message, exit_code=OutputError.exit_code)
     message = f"unexpected {type(error).__name__}: {error}; please report it with what -v shows"
     return console.failure(error, message=message, exit_code=1)
 

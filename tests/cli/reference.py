@@ -24,8 +24,8 @@ This page is generated from `--help` (`python -m tests.cli.reference`); a test c
 stdout carries data only, everything for people goes to stderr. No question is asked, but for one on a terminal before a
 transfer of weights (`-y` answers it). An output appears whole or not at all; an existing one is replaced with `-y`
 only. A run that was interrupted goes on when the same command is given again: finished segments lie in a hidden folder
-beside the output (`.NAME.ultraflash`), or in `--temp-dir`, until it is complete. SIGINT or SIGTERM finishes the group
-in hand and keeps it; a second one leaves at once.
+beside the output (`.NAME.ultraflash`), or in `--temp-dir`, until it is complete. SIGINT, SIGTERM or SIGHUP finishes the
+group in hand and keeps it; a second SIGINT or SIGTERM leaves at once.
 
 With `-o -` stdout takes a stream, and JSON goes to stderr. The stream is Matroska without an index, or plain frames
 with `--codec y4m`; it is written while the clip is made, some 24 frames at a time, so that a player can follow. A pipe
@@ -65,7 +65,7 @@ What happens to files:
 | 7 | disk full, output unwritable or in use by another run; the reader of a stream has closed it |
 | 8 | weights missing, changed, unusable, or out of reach |
 | 9 | some or all files of a batch failed (a lone file keeps its own code) |
-| 130, 143 | interrupted; the same command goes on |
+| 129, 130, 143 | interrupted; the same command goes on |
 
 `--progress json` writes one JSON object a line on stderr, with `schema` (1) and `event`: `plan`, `start`, `chunk`,
 `transfer`, `retry`, `warn`, `done`, `error`. `--json` ends with one object a file on stdout.
