@@ -12,7 +12,7 @@ import pytest
 from tests.cli.independent import Seen, look
 from tests.jobs.test_upscale import builder, job
 from tests.jobs.test_upscale import upscale as run
-from tests.video.broadcasts import PICTURE, SOUND, TICKS, recording, restamped
+from tests.video.broadcasts import PICTURE, SOUND, TICKS, recording, restamped, telecined, unstamped
 from tests.video.clips import ffmpeg
 from ultraflash_cli.errors import Interrupted
 from ultraflash_cli.jobs.model import Models
@@ -228,6 +228,47 @@ def test_other_containers_start_anew_with_all_their_streams(
             first = [time - shown[0] for time in track.times[:2]]
             second = [time - shown[50] for time in track.times[2:]]
             assert max(abs(a - b) for a, b in zip(first, second, strict=True)) <= 2 * MSEC
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate", "bframes"),
+    [(".vob", "25", "0"), (".vob", "30000/1001", "2"), (".ts", "25", "2")],
+    ids=["disc", "disc with b-frames", "broadcast"],
+)
+def test_a_picture_without_timestamps_begins_with_the_sound_and_keeps_its_pace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, rate: str, bframes: str
+) -> None:
+    whole, source = tmp_path / f"whole{suffix}", tmp_path / f"in{suffix}"
+    given = ["-r", rate, "-i", str(recording(tmp_path / "a.ts", frames=50)), "-c:v", "mpeg2video", "-bf", bframes]
+    ffmpeg(*given, "-c:a", "mp2", str(whole))
+    source.write_bytes(unstamped(whole.read_bytes()))
+    after = seen(source, tmp_path)
+    assert "lost" not in capsys.readouterr().err
+    step = 1 / Fraction(rate)
+    (sound,) = after.tracks
+    assert len(after.times) == 50 and max(abs(each - step) for each in steps(after.times)) <= Fraction(1, TICKS)
+    assert abs(after.times[0] - sound.times[0]) <= MSEC
+    assert abs(after.end - after.times[0] - 50 * step) <= MSEC
+
+
+@pytest.mark.parametrize("stamped", [False, True], ids=["without timestamps", "with them"])
+def test_film_on_a_disc_keeps_the_length_of_its_repeated_fields(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stamped: bool
+) -> None:
+    plain = recording(tmp_path / "a.ts", frames=24, sound=False)
+    rates = ["-r", "30000/1001", "-i", str(plain), "-c:v", "mpeg2video", "-bf", "0"]
+    ffmpeg(*rates, "-f", "mpeg2video", str(tmp_path / "a.m2v"))
+    (tmp_path / "b.m2v").write_bytes(telecined((tmp_path / "a.m2v").read_bytes()))
+    source = tmp_path / "in.vob"
+    ffmpeg("-i", str(tmp_path / "b.m2v"), "-c", "copy", str(source))
+    if not stamped:
+        source.write_bytes(unstamped(source.read_bytes()))
+    after = seen(source, tmp_path, "--deinterlace", "off", "--codec", "ffv1", suffix=".mkv")
+    assert "lost" not in capsys.readouterr().err
+    field = Fraction(1001, 60000)
+    for number, step in enumerate(steps(after.times)):
+        assert abs(step - (2 if number % 2 else 3) * field) <= MSEC
+    assert abs(after.end - after.times[0] - 60 * field) <= 2 * MSEC
 
 
 def test_a_part_is_chosen_on_the_repaired_clock(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Recordings of broadcasts, made small: MPEG-TS with picture and sound, joined, and with timestamps written anew."""
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from tests.video.clips import picture
 
-__all__ = ["PICTURE", "SOUND", "TICKS", "recording", "restamped"]
+__all__ = ["PICTURE", "SOUND", "TICKS", "recording", "restamped", "telecined", "unstamped"]
 
 TICKS = 90_000
 PICTURE, SOUND = 0x100, 0x101
@@ -74,6 +75,26 @@ def restamped(content: bytes, stream: int, change: Change) -> bytes:
         if flags & 1:
             _write(changed, place + 14, new_dts)
         number += 1
+    return bytes(changed)
+
+
+def unstamped(content: bytes) -> bytes:
+    """Take all times of the picture out of an MPEG-TS or MPEG-PS."""
+    changed = bytearray(content)
+    for found in re.finditer(rb"\x00\x00\x01\xe0..[\x80-\xbf]", content, re.DOTALL):
+        length = content[found.end() + 1]
+        changed[found.end()] &= 0x3F
+        changed[found.end() + 2 : found.end() + 2 + length] = b"\xff" * length
+    return bytes(changed)
+
+
+def telecined(content: bytes) -> bytes:
+    """Make a frame and a half of every second frame of MPEG-2, as film is on discs: its first field is repeated."""
+    changed = bytearray(content)
+    for found in re.finditer(rb"\x00\x00\x01\xb5[\x10-\x1f]", content):
+        changed[found.end()] &= ~0x08  # no progressive sequence
+    for number, found in enumerate(re.finditer(rb"\x00\x00\x01\xb5[\x80-\x8f]", content)):
+        changed[found.end() + 2] |= 0 if number % 2 else 0x02
     return bytes(changed)
 
 
