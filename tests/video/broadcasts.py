@@ -41,7 +41,7 @@ def recording(path: Path, *, start_s: float = 0, frames: int = 25, sound: bool =
         if tone is not None:
             assert isinstance(tone, av.AudioStream)
             for number in range(round(frames / 25 * 48000 / _SAMPLES)):
-                wave = np.sin(np.arange(number * _SAMPLES, (number + 1) * _SAMPLES) / 20) * 8000
+                wave = np.sin(np.arange(number * _SAMPLES, (number + 1) * _SAMPLES) / (20 + first + number / 9)) * 8000
                 sounding = av.AudioFrame.from_ndarray(np.stack([wave, wave], 1).reshape(1, -1).astype(np.int16), "s16")
                 sounding.sample_rate, sounding.pts = 48000, number * _SAMPLES
                 sounding.time_base = Fraction(1, 48000)
