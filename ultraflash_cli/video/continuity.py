@@ -80,7 +80,7 @@ class Walker:
         if stamp < base - back:
             return stamp - base
         expected = base + self.step
-        if stamp > expected + max(3 * self.step, self._tenth) + shuffled:
+        if stamp > expected + self.slack + shuffled:
             return stamp - expected
         return 0
 
@@ -127,18 +127,20 @@ class Track(Walker):
         self.epoch = 0
         self.seen: int | None = None
         """The timestamp that was read last."""
-        self._wrapped = 0
 
-    def unwrap(self, packet: Packet, period: int, near: int | None) -> None:
-        """Undo a wrap of the counter, whose values repeat after ``period`` ticks: they go on ``near`` a timestamp."""
+    def unwrap(self, packet: Packet, period: int, others: int | None) -> None:
+        """Undo wraps of the counter, whose values repeat after ``period`` ticks: they go on where the stream was.
+
+        One that begins goes on where ``others`` are.
+        """
         stamp = packet.dts if packet.dts is not None else packet.pts
         if stamp is None:
             return
-        if near is not None and 2 * abs(stamp + self._wrapped - near) > period:
-            self._wrapped -= round(Fraction(stamp + self._wrapped - near, period)) * period
-        self.seen = stamp + self._wrapped
-        if self._wrapped:
-            self._add(packet, self._wrapped)
+        near = self.last if self.last is not None else self.seen if self.seen is not None else others
+        wraps = 0 if near is None or 2 * abs(stamp - near) <= period else round(Fraction(stamp - near, period))
+        self.seen = stamp - wraps * period
+        if wraps:
+            self._add(packet, -wraps * period)
 
     def walker(self, packet: Packet | None, stamp: int | None) -> Walker:
         """What judges the packets after one at ``stamp``, wherever that lies; or those after the newest."""
@@ -199,9 +201,10 @@ class Track(Walker):
             packet.dts = stamp
             if not self.reorders or pts is None:
                 packet.pts = stamp
+            elif dts is not None and 0 <= pts - dts <= self.lead + self.slack:
+                packet.pts = stamp + pts - dts  # both are wrong
             elif not -self.slack <= pts - stamp <= longest:
-                lead = pts - dts if dts is not None else 0
-                packet.pts = stamp + lead if 0 < lead <= longest else None if self.lead else stamp
+                packet.pts = None if self.lead else stamp
         if self.last is None:
             self.top = self.end = stamp
         self.go_on(packet, stamp)

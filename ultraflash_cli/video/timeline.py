@@ -194,8 +194,8 @@ class Timeline:
             return False
         track = self._tracks.get(packet.stream_index)
         if self._broadcast and track is not None:
-            seen = next((other.seen for other in self._dense if other.seen is not None), None)
-            track.unwrap(packet, _WRAP_TICKS, seen if track.seen is None else track.seen)
+            others = next((other.last for other in self._dense if other.last is not None), None)
+            track.unwrap(packet, _WRAP_TICKS, others)
         self._ahead.append(packet)
         self._ahead_bytes += packet.size
         return True
