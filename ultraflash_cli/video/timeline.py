@@ -194,7 +194,8 @@ class Timeline:
             return False
         track = self._tracks.get(packet.stream_index)
         if self._broadcast and track is not None:
-            others = next((other.last for other in self._dense if other.last is not None), None)
+            places = [other.seen if other.last is None else other.last for other in self._dense]
+            others = next((place for place in places if place is not None), None)
             track.unwrap(packet, _WRAP_TICKS, others)
         self._ahead.append(packet)
         self._ahead_bytes += packet.size
