@@ -166,6 +166,16 @@ def test_too_little_memory_is_no_bug(
     assert "error: out of memory" in capsys.readouterr().err
 
 
+def test_a_limit_of_address_space_that_no_library_survives_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (500_000_000, resource.RLIM_INFINITY))
+    for command in (["upscale", str(make_clip(tmp_path / "a.mp4"))], ["generate", "a lake"]):
+        assert main([*command, "--dry-run"]) == 5
+        assert "0.50 GB of address space (ulimit -v), 0.8 GB are the least; needs more" in capsys.readouterr().err
+
+
 def test_errors_that_come_from_a_lack_of_memory_count_as_such() -> None:
     try:
         try:

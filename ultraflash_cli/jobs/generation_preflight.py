@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, low_name, made_name
-from ultraflash_cli.jobs.host import usable_cores
+from ultraflash_cli.jobs.host import check_address_space, usable_cores
 from ultraflash_cli.jobs.place import temp_work_folder, unfinished_work, work_folder
 from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model, choose_model
 from ultraflash_cli.jobs.target import (
@@ -235,6 +235,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     Raises UsageError (a length the model cannot make, options the encoder refuses, an output that exists), InputError
     for the initial clip, OutputError.
     """
+    check_address_space()
     named = followed(job.output) if job.output is not None else None
     if to_write and named is not None:
         _check_target(named, job)

@@ -7,8 +7,12 @@ import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["free_bytes", "is_virtual", "keep_freed_memory", "peak_rss_bytes", "usable_cores"]
+from ultraflash_cli.errors import OutOfMemory
 
+__all__ = ["check_address_space", "free_bytes", "is_virtual", "keep_freed_memory", "peak_rss_bytes", "usable_cores"]
+
+_LEAST_ADDRESS_SPACE = 800_000_000
+"""What Python, torch and FFmpeg map for a clip of a few pixels."""
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
@@ -86,6 +90,23 @@ def peak_rss_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check_address_space() -> None:
+    """Raise OutOfMemory where the process may map less memory (`ulimit -v`) than its libraries take.
+
+    They would end it from within, in words of their own or in none.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY and most < _LEAST_ADDRESS_SPACE:
+        raise OutOfMemory(
+            f"this process may use {most / 1e9:.2f} GB of address space (ulimit -v), "
+            f"{_LEAST_ADDRESS_SPACE / 1e9:.1f} GB are the least; needs more memory: raise that limit"
+        )
 
 
 def free_bytes(folder: Path) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 from ultraflash_cli.engine.plan import LARGEST_SIDE_PX, SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale, read_res
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, made_name
-from ultraflash_cli.jobs.host import usable_cores
+from ultraflash_cli.jobs.host import check_address_space, usable_cores
 from ultraflash_cli.jobs.inputs import (
     find_input,
     first_number,
@@ -257,6 +257,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     Raises UsageError (a target that makes no sense, options the encoder refuses, an output that exists), InputError,
     OutputError.
     """
+    check_address_space()
     source = find_input(job.source, job.pipe, images=job.images, rate=job.fps)
     named = followed(job.output) if job.output is not None else None
     if to_write and named is not None:
