@@ -163,8 +163,9 @@ class _Generation:
         self._clock = clock
         self._segment_frames = segment_frames
         self._live: LiveStream | None = None
-        if prepared.job.stdout is not None:
-            self._live = LiveStream(self._stream, prepared.job.stdout, stop=work.stop, keeps=prepared.job.resume)
+        job = prepared.job
+        if job.stdout is not None:
+            self._live = LiveStream(self._stream, job.stdout, name=job.stdout_name, stop=work.stop, keeps=job.resume)
             self._segment_frames = min(segment_frames, STREAM_SEGMENT_FRAMES)
 
     def run(self, started_s: float) -> GenerateReport:
@@ -313,8 +314,9 @@ class _Generation:
     def _stream(self, segments: Iterator[Path], sink: "ByteSink") -> "Streamed":
         from ultraflash_cli.video.live import stream_clip
 
-        prepared = self._prepared
-        return stream_clip(segments, prepared.streams, prepared.spec, sink, tags=_tags(prepared), name="stdout")
+        assert self._live is not None, "who streams has a stream"
+        prepared, name = self._prepared, self._live.called
+        return stream_clip(segments, prepared.streams, prepared.spec, sink, tags=_tags(prepared), name=name)
 
 
 def _low_segment(path: Path) -> Path:

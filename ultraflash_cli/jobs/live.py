@@ -34,12 +34,18 @@ class _Abandoned(Exception):
 class LiveStream(threading.Thread):
     """Writes segments to `stdout` in a thread of its own, so that a slow reader does not hold up the work.
 
-    `write` brings the segments that an iterator gives into a sink. Where `keeps` is not set nothing can be resumed,
-    and a segment is deleted once it is written.
+    `write` brings the segments that an iterator gives into a sink, which messages call `name`. Where `keeps` is not set
+    nothing can be resumed, and a segment is deleted once it is written.
     """
 
     def __init__(
-        self, write: "Callable[[Iterator[Path], ByteSink], Streamed]", stdout: BinaryIO, *, stop: Stop, keeps: bool
+        self,
+        write: "Callable[[Iterator[Path], ByteSink], Streamed]",
+        stdout: BinaryIO,
+        *,
+        name: str = "-",
+        stop: Stop,
+        keeps: bool,
     ) -> None:
         super().__init__(name="streaming", daemon=True)
         self.stop: Stop = _StopOrFailure(stop, self)
@@ -48,7 +54,9 @@ class LiveStream(threading.Thread):
         self.has_begun = False
         """Something may have been written, which cannot be taken back."""
         self._write = write
-        self._sink = _Sink(stdout)
+        self.called = "stdout" if name == "-" else name
+        """What messages call the stream."""
+        self._sink = _Sink(stdout, self.called)
         self._keeps = keeps
         self._segments: SimpleQueue[Path | _Abandoned | None] = SimpleQueue()
         self._streamed: Streamed | None = None
@@ -125,7 +133,8 @@ class _StopOrFailure(Stop):
 class _Sink:
     """Standard output without a buffer of ours: a thread that waits for a reader must hold no lock at the end."""
 
-    def __init__(self, stdout: BinaryIO) -> None:
+    def __init__(self, stdout: BinaryIO, name: str) -> None:
+        self._name = name
         self._raw = cast(RawIOBase | BinaryIO, getattr(stdout, "raw", stdout))
         stdout.flush()
 
@@ -139,7 +148,7 @@ class _Sink:
                 else:
                     left = left[taken:]
         except BrokenPipeError as error:
-            raise ReaderGone("stdout was closed by its reader") from error
+            raise ReaderGone(f"{self._name} was closed by its reader") from error
         return len(content)
 
     def flush(self) -> None:

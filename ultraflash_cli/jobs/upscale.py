@@ -129,7 +129,8 @@ class _Upscaling:
         job = prepared.job
         self._live: LiveStream | None = None
         if job.stdout is not None:
-            self._live = LiveStream(self._stream, job.stdout, stop=work.stop, keeps=job.resume and job.pipe is None)
+            keeps = job.resume and job.pipe is None
+            self._live = LiveStream(self._stream, job.stdout, name=job.stdout_name, stop=work.stop, keeps=keeps)
             self._segment_frames = min(segment_frames, STREAM_SEGMENT_FRAMES)
 
     def run(self, started_s: float) -> UpscaleReport:
@@ -381,9 +382,10 @@ class _Upscaling:
     def _stream(self, segments: Iterator[Path], sink: "ByteSink") -> "Streamed":
         from ultraflash_cli.video.live import stream_clip
 
-        prepared = self._prepared
+        assert self._live is not None, "who streams has a stream"
+        prepared, name = self._prepared, self._live.called
         streams, spec, window = prepared.streams, prepared.spec, prepared.window
-        return stream_clip(segments, streams, spec, sink, info=prepared.info, window=window, name="stdout")
+        return stream_clip(segments, streams, spec, sink, info=prepared.info, window=window, name=name)
 
 
 def _build(prepared: Prepared) -> Built:

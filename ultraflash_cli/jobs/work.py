@@ -182,7 +182,7 @@ class Work:
             self.check_stop()
         self.check_stream(stream)
         for note in stream.streamed.notes:
-            self.warn(f"stdout: {note}")
+            self.warn(f"{stream.called}: {note}")
         return stream.streamed.frames
 
     def put_in_place(self, finishes: Mapping[Path, "Finish"], *, frames: int) -> None:
