@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.contracts.stages import randomise
 from tests.jobs.test_assemble import put
-from ultraflash_cli.engine.profiles import TINY_RANDOM, ULTRAFLASH
+from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
 from ultraflash_cli.errors import UsageError, WeightsError
 from ultraflash_cli.jobs.assemble import Shelf
-from ultraflash_cli.jobs.prompts import EMBEDDINGS, embed_prompts, is_embedded
+from ultraflash_cli.jobs.prompts import EMBEDDINGS, embed_prompts, is_embedded, prompt_read
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.store import Receipt, WeightStore
 from ultraflash_cli.weights.verify import sha256_of
@@ -135,3 +135,15 @@ def test_a_changed_text_encoder_is_refused(home: Path) -> None:
     save_file({"x": torch.zeros(3)}, path)
     with pytest.raises(WeightsError, match=r"expected|sha256"):
         embed(home, "abc")
+
+
+def test_a_prompt_of_which_no_word_is_known_is_said_to_be(tmp_path: Path) -> None:
+    told: dict[str, list[str]] = {}
+    for prompt in ("a calm sea", "a zeppelin over the sea", "xyzzy", "🎈🌅"):
+        read, said = prompt_read(LITE, prompt, 3), told.setdefault(prompt, [])
+        embed_prompts(Shelf(tmp_path), LITE, [read], device=CPU, precision="fp32", warn=said.append)
+    assert told["a calm sea"] == []
+    assert told["a zeppelin over the sea"] == ["lite does not know: zeppelin"]
+    assert told["xyzzy"][0] == "lite does not know: xyzzy"
+    for nothing in ("xyzzy", "🎈🌅"):
+        assert told[nothing][-1].startswith("lite knows no word of this prompt")

@@ -11,6 +11,7 @@ from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, UsageError, WeightsError
 from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.options import JsonOption, as_path, with_console
+from ultraflash_cli.streams import Outlet
 
 if TYPE_CHECKING:
     from ultraflash_cli.jobs.install import Pulled
@@ -97,7 +98,12 @@ def pull_weights(
     plan = plan_pull(catalogue, names, store=store, hub=hub, on_event=console.on_event, commercial=commercial)
     if plan.sources:
         _offer(console, plan)
-        if plan.transfer_bytes and not yes and sys.stdin.isatty() and not typer.confirm("Transfer them?", err=True):
+        if (
+            plan.transfer_bytes
+            and not yes
+            and Outlet(sys.stdin).isatty()
+            and not typer.confirm("Transfer them?", err=True)
+        ):
             raise Interrupted("nothing was transferred")
     for pulled in run_pull(plan, console.on_event):
         _show(console, pulled, json)

@@ -63,7 +63,7 @@ def embed_prompts(
             warn(f"the prompt has {known[prompt].tokens} tokens, the first {rows} are used")
         if unheard := _unheard(profile, prompt):
             warn(f"{profile.name} does not know: {', '.join(unheard)}")
-        if known[prompt].tokens <= 1:  # the end of the prompt is one
+        if _hears_nothing(profile, prompt):
             warn(f"{profile.name} knows no word of this prompt; what it draws has nothing to do with it")
     return [known[prompt].rows.to(device) for prompt in cleaned]
 
@@ -75,6 +75,18 @@ def _unheard(profile: "Profile", prompt: str) -> list[str]:
     config = profile.text_encoder
     listed = isinstance(config, PromptEncoderConfig)
     return WordTokenizer(config.vocab, config.words).unheard(prompt) if listed else []
+
+
+def _hears_nothing(profile: "Profile", prompt: str) -> bool:
+    """Tell whether a prompt has no word that the model's prompt encoder has a row for, but for those of its variant."""
+    from ultraflash_cli.engine.stages.prompt_encoder import EOS_ID, PromptEncoderConfig, WordTokenizer
+
+    config = profile.text_encoder
+    if not isinstance(config, PromptEncoderConfig):
+        return False
+    tokenizer = WordTokenizer(config.vocab, config.words)
+    added = {place for group in config.variants for word in group for place in tokenizer(word)}
+    return set(tokenizer(prompt)) <= added | {EOS_ID}
 
 
 def prompt_read(profile: "Profile", prompt: str, seed: int) -> str:
