@@ -12,7 +12,7 @@ from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.jobs.finish import asked_suffix, check_pattern, low_name, made_name
 from ultraflash_cli.jobs.host import check_address_space, usable_cores
 from ultraflash_cli.jobs.place import temp_work_folder, unfinished_work, work_folder
-from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_model, choose_model
+from ultraflash_cli.jobs.preflight import CODECS, DECODERS, check_choices, choose_model
 from ultraflash_cli.jobs.target import (
     check_folder,
     check_made_names,
@@ -121,7 +121,7 @@ class GenerateJob:
             raise ConfigError(f"--fps is between 1 and {_FASTEST}, got {self.fps}")
         if self.seed < 0:
             raise ConfigError(f"--seed is 0 or more, got {self.seed}")
-        check_model(self.model)
+        check_choices(self.model, self.max_memory)
         if self.decoder not in DECODERS:
             raise ConfigError(f"--decoder is one of {', '.join(DECODERS)}, got {self.decoder!r}")
         if self.codec not in CODECS:

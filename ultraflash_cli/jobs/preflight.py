@@ -20,6 +20,7 @@ from ultraflash_cli.jobs.inputs import (
     made_place,
     with_what_can_be_copied,
 )
+from ultraflash_cli.jobs.memory import parse_memory
 from ultraflash_cli.jobs.place import temp_work_folder, unfinished_work, work_folder
 from ultraflash_cli.jobs.target import (
     check_folder,
@@ -47,7 +48,7 @@ __all__ = [
     "MODELS",
     "Prepared",
     "UpscaleJob",
-    "check_model",
+    "check_choices",
     "choose_model",
     "default_res",
     "estimate_frames",
@@ -143,7 +144,7 @@ class UpscaleJob:
             raise ConfigError(f"--strength is between 0 and 1, got {self.strength}")
         if self.res is not None:
             read_res(self.res)
-        check_model(self.model)
+        check_choices(self.model, self.max_memory)
         if self.encoder not in ENCODERS:
             raise ConfigError(f"--encoder is one of {', '.join(ENCODERS)}, got {self.encoder!r}")
         if self.decoder not in DECODERS:
@@ -201,8 +202,10 @@ class Prepared:
         return str(self.job.output or self.output)
 
 
-def check_model(model: str) -> None:
-    """Raise ConfigError for a model that there is not."""
+def check_choices(model: str, max_memory: str | None) -> None:
+    """Raise ConfigError for a model that there is not, UsageError for a size of memory that is none."""
+    if max_memory is not None:
+        parse_memory(max_memory)
     if model not in (*MODELS, *_TRIAL_MODELS):
         raise ConfigError(f"--model is one of {', '.join(MODELS)}, got {model!r}")
 
