@@ -8,6 +8,7 @@ __all__ = [
     "DeviceError",
     "InputError",
     "Interrupted",
+    "MuxError",
     "OutOfMemory",
     "OutputCheckError",
     "OutputError",
@@ -87,6 +88,10 @@ class OutputError(UltraflashError):
     """The output cannot be written: disk full, no permission, locked, or not a folder."""
 
     exit_code = 7
+
+
+class MuxError(OutputError):
+    """The container does not take what it is given."""
 
 
 class WeightsError(UltraflashError):

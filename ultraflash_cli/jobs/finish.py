@@ -1,12 +1,12 @@
 """The last step of a job: finished segments become a file or numbered pictures."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ultraflash_cli.errors import OutputCheckError, OutputError, UsageError
+from ultraflash_cli.errors import MuxError, OutputCheckError, OutputError, UsageError
 from ultraflash_cli.jobs.target import is_pictures
 from ultraflash_cli.jobs.work import Finish
 
@@ -58,14 +58,15 @@ def finish_of(
     *,
     frames: int,
     duration_s: Fraction,
-    join: "Callable[[Path], Joined]",
+    join: "Callable[[Path, StreamPlan], Joined]",
     first_number: int = 1,
     strict: bool = False,
 ) -> Finish:
     """Give how segments `files` become an output of so many `frames`; `join` writes the containers among them.
 
-    Pictures are numbered from `first_number` on. A copied stream that did not come out as it was is worth a warning, or
-    where `strict` says so an OutputCheckError.
+    Pictures are numbered from `first_number` on. A copied stream that did not come out as it was is worth a warning,
+    and one with which the file cannot be made or fails its check is left out; with `strict` both are an
+    OutputCheckError.
     """
     if streams.suffix == ".png":
         return _pictures(files, spec, frames, first_number)
@@ -75,13 +76,31 @@ def finish_of(
     def make(joined: Path) -> Sequence[str]:
         from ultraflash_cli.video.check import check_output
 
-        done = join(joined)
-        faults = check_output(joined, plan=streams, frames=frames, spec=spec, duration_s=duration_s, joined=done)
-        if faults and strict:
-            raise OutputCheckError(f"{joined.name}: {faults[0]}")
-        return [f"{joined.name}: {note}" for note in (*done.notes, *faults)]
+        failure: OutputCheckError | MuxError | None = None
+        for plan in _fewer(streams) if not strict else (streams,):
+            try:
+                done = join(joined, plan)
+                faults = check_output(joined, plan=plan, frames=frames, spec=spec, duration_s=duration_s, joined=done)
+            except (OutputCheckError, MuxError) as error:
+                failure = failure or error
+                continue
+            if faults and strict:
+                raise OutputCheckError(f"{joined.name}: {faults[0]}")
+            lost = [f"left out: {dropped}" for dropped in plan.dropped[len(streams.dropped) :]]
+            return [f"{joined.name}: {note}" for note in (*done.notes, *faults, *lost)]
+        assert failure is not None, "one way at least was tried"
+        raise failure
 
     return Finish(make=make, move=_move_file)
+
+
+def _fewer(streams: "StreamPlan") -> "Iterator[StreamPlan]":
+    """Give the plan, then plans for the case that it fails: without each one of the streams, without all of them."""
+    yield streams
+    for stream in streams.beside:
+        yield streams.without([stream], "the file cannot be made with it")
+    if len(streams.beside) > 1:
+        yield streams.without(streams.beside, "the file cannot be made with all of these")
 
 
 def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int, first: int) -> Finish:

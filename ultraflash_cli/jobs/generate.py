@@ -301,7 +301,7 @@ class _Generation:
                 spec,
                 frames=frames,
                 duration_s=Fraction(frames) / spec.rate,
-                join=lambda joined: join_alone(files, prepared.streams, spec, joined, tags=tags),
+                join=lambda joined, plan: join_alone(files, plan, spec, joined, tags=tags),
             )
 
         finishes: dict[Path, Finish] = {}

@@ -373,7 +373,7 @@ class _Upscaling:
             frames=frames,
             duration_s=(last.last_pts + last.last_duration - first.first_pts) * spec.time_base,
             first_number=prepared.first_number,
-            join=lambda joined: join(files, info, streams, spec, joined, window=prepared.window),
+            join=lambda joined, plan: join(files, info, plan, spec, joined, window=prepared.window),
             strict=prepared.job.strict,
         )
         work.put_in_place({prepared.output: finish}, frames=frames)

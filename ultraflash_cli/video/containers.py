@@ -1,7 +1,7 @@
 """What the containers hold: which one a clip is written in, and which streams of the input come along."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 
@@ -152,6 +152,21 @@ class StreamPlan:
     """These belong into what is told of the plan."""
     notes: tuple[str, ...] = ()
     """What else the container changes, a sentence each: these belong into the warnings too."""
+
+    @property
+    def beside(self) -> tuple[StreamInfo, ...]:
+        """All streams that come along."""
+        return (*self.copied, *(converted.stream for converted in self.converted))
+
+    def without(self, streams: Collection[StreamInfo], reason: str) -> "StreamPlan":
+        """Leave out streams."""
+        gone = {stream.index for stream in streams}
+        return replace(
+            self,
+            copied=tuple(stream for stream in self.copied if stream.index not in gone),
+            converted=tuple(converted for converted in self.converted if converted.stream.index not in gone),
+            dropped=(*self.dropped, *(DroppedStream(stream=stream, reason=reason) for stream in streams)),
+        )
 
 
 def plan_streams(

@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 from ultraflash_cli.errors import OutputError
 from ultraflash_cli.video.containers import ConvertedStream, StreamPlan
 from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.pgs import whole_pictures
 from ultraflash_cli.video.probe import ClipInfo, StreamInfo, open_input
 from ultraflash_cli.video.sound import SoundConverter, add_sound
 from ultraflash_cli.video.subtitles import TextConverter, clipped
@@ -152,7 +153,7 @@ def copied_packets(
             packet.stream = copies[index].stream
             yield packet
 
-    for packet in _lasting(without_cuts(timed_packets(source, copies), all_before_start=strict)):
+    for packet in whole_pictures(_lasting(without_cuts(timed_packets(source, copies), all_before_start=strict))):
         index, copy = packet.stream_index, copies[packet.stream_index]
         if texts and packet.dts is not None:
             for other, text in texts:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 from av.container import OutputContainer
+from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
@@ -28,7 +29,7 @@ from ultraflash_cli.video.muxing import (
     shift_of,
     source_of,
 )
-from ultraflash_cli.video.partial import output_errors
+from ultraflash_cli.video.partial import is_refusal, output_errors
 from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.segment import SegmentRecord, open_segment, read_record
 from ultraflash_cli.video.y4m import ByteSink, write_y4m
@@ -98,16 +99,23 @@ def stream_clip(
         container = stack.enter_context(_open(head, plan, said))
         others: Iterator[Packet] = iter(())
         notes: tuple[str, ...] = ()
+        names: dict[int, str] = {}
         if info is None:
             video = add_video(container, begun.streams.video[0], plan, spec)
         else:
             video, copies, notes = add_streams(
                 container, begun, source, info, plan, spec, cut_s=cut_s, shift_s=shift_s, window=window
             )
+            described = {stream.index: stream.describe() for stream in info.streams}
+            names = {copy.stream.index: described[index] for index, copy in copies.items()}
             if source is not None:
                 others = copied_packets(source, copies, shift_s, window, strict=False)
-        _interleave(container, _pictures(chain([first], waiting), clock, video), others)
+        beside = _Beside(container)
+        _interleave(container, _pictures(chain([first], waiting), clock, video), others, beside)
         container.close()
+    notes += tuple(
+        f"cut off where it cannot be written: {names[index]}: {why}." for index, why in beside.refused.items()
+    )
     shown_s, aspect = head.shown()
     if window is None:
         notes += late_notes(shown_s - (first_s + shift_s) + max(Fraction(0), -first_s), plan)
@@ -177,20 +185,42 @@ def _packets(path: Path) -> Iterator[Packet]:
         yield from (packet for packet in container.demux(container.streams.video[0]) if packet.size)
 
 
-def _interleave(container: OutputContainer, pictures: Iterable[Packet], others: Iterator[Packet]) -> None:
+class _Beside:
+    """Muxes what lies beside the picture, a stream up to where the muxer refuses it: what was written stays."""
+
+    def __init__(self, container: OutputContainer) -> None:
+        self._container = container
+        self.refused: dict[int, str] = {}
+        """Why, by stream of the output."""
+
+    def mux(self, packet: Packet) -> None:
+        """Write a packet, or pass over it."""
+        if packet.stream_index in self.refused:
+            return
+        try:
+            self._container.mux_one(packet)
+        except FFmpegError as error:
+            if not is_refusal(error):
+                raise
+            self.refused[packet.stream_index] = (error.strerror or str(error)).lower()
+
+
+def _interleave(
+    container: OutputContainer, pictures: Iterable[Packet], others: Iterator[Packet], beside: "_Beside"
+) -> None:
     """Mux both in the order of their decoding times."""
     other = next(others, None)
     # Matroska knows no time before 0; its muxer moves everything by what the packets lie before it that come first.
     while other is not None and other.pts is not None and other.pts < 0:
-        container.mux_one(other)
+        beside.mux(other)
         other = next(others, None)
     for picture in pictures:
         while other is not None and _seconds(other) < _seconds(picture):
-            container.mux_one(other)
+            beside.mux(other)
             other = next(others, None)
         container.mux_one(picture)
     while other is not None:
-        container.mux_one(other)
+        beside.mux(other)
         other = next(others, None)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from av.error import FFmpegError
 
-from ultraflash_cli.errors import OutputError
+from ultraflash_cli.errors import MuxError, OutputError
 
-__all__ = ["output_errors", "partial_file", "partial_path", "sync_file", "sync_folder"]
+__all__ = ["is_refusal", "output_errors", "partial_file", "partial_path", "sync_file", "sync_folder"]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -28,6 +28,9 @@ _REASONS = {
     errno.EIO: "the disk reports an input/output error",
 }
 
+_SYSTEM_ERRORS = 4096
+"""FFmpeg's own errors have larger numbers."""
+
 
 @contextmanager
 def output_errors(path: Path) -> Generator[None]:
@@ -36,7 +39,14 @@ def output_errors(path: Path) -> Generator[None]:
         yield
     except (OSError, FFmpegError) as error:
         reason = _REASONS.get(error.errno or 0) or (error.strerror or str(error)).lower()
-        raise OutputError(f"{path}: cannot be written: {reason}.") from error
+        kind = MuxError if is_refusal(error) else OutputError
+        raise kind(f"{path}: cannot be written: {reason}.") from error
+
+
+def is_refusal(error: OSError | FFmpegError) -> bool:
+    """Whether a muxer does not take what it is given, rather than the system what is written."""
+    number = error.errno or 0
+    return isinstance(error, FFmpegError) and (number == errno.EINVAL or number > _SYSTEM_ERRORS)
 
 
 def partial_path(path: Path) -> Path:
