@@ -4,7 +4,7 @@ Each clip is made small in three ways, enlarged again by every method, and compa
 
     clean   bicubic to 1/scale of the size, stored without loss
     deg     gaussian blur of 0.8, bicubic to 1/scale, H.264 at crf 28
-    aigc    what generators and their delivery do, drawn for each clip by its name and --seed (train/aigc.py)
+    aigc    what generators and their delivery do, drawn for each clip by its name and --seed (train/degradation.py)
 
     python -m benchmarks.quality --clips FOLDER --frames 8 --out quality.json
     python -m benchmarks.quality --clips FOLDER --scale 3
@@ -39,7 +39,8 @@ from benchmarks.variants import REMOVABLE, Variant
 from ultraflash_cli.errors import UltraflashError
 from ultraflash_cli.metrics.ffmpeg import read_luma, run_ffmpeg
 from ultraflash_cli.metrics.registry import METRICS, measure
-from ultraflash_cli.train.aigc import AigcConfig, apply, draw, to_log
+from ultraflash_cli.train.degradation import AigcConfig, draw_aigc
+from ultraflash_cli.train.operators import apply, to_log
 from ultraflash_cli.video.probe import probe
 
 __all__ = ["Case", "Setup", "main", "prepare"]
@@ -115,7 +116,7 @@ def degrade(case: Case, *, scale: int, seed: int) -> Case:
     The luma of the original reaches the small clip by one colour matrix there and back.
     """
     rng = np.random.default_rng((seed, zlib.crc32(case.clip.encode())))
-    operators = draw(AigcConfig(), (case.height_px, case.width_px), scale, rng)
+    operators = draw_aigc(AigcConfig(), (case.height_px, case.width_px), scale, rng)
     truth = np.stack(list(read_rgb(case.truth, width_px=case.width_px, height_px=case.height_px)))
     write_rgb(case.low, apply(truth, operators), rate=probe(case.truth).average_rate)
     return replace(case, operators=tuple(to_log(operators)))

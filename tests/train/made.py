@@ -12,11 +12,15 @@ from ultraflash_cli.engine.stages.decoder import DecoderStage, SkipConfig
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.degradation import DegradationConfig
 
-CLEAN = DegradationConfig(clean_share=1.0)
+CLEAN = DegradationConfig(shares=(("clean", 1.0),))
 """Scaling alone."""
 
 SOFT = DegradationConfig(
-    clean_share=0.0, blur_share=1.0, blur_sigma=(2.0, 2.0), kernels=(("bicubic", 1.0),), crf=(10, 10)
+    shares=(("compressed", 1.0),),
+    blur_share=1.0,
+    blur_sigma=(2.0, 2.0),
+    kernels=(("bicubic", 1.0),),
+    crf=(10, 10),
 )
 """Always the same strong blur, which even a tiny network soon learns to undo."""
 

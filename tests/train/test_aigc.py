@@ -11,14 +11,15 @@ from torch import Tensor
 from tests.jobs.clips import make_clip
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.main import main
-from ultraflash_cli.train.aigc import (
+from ultraflash_cli.train.degradation import AigcConfig, contact_sheet, draw_aigc
+from ultraflash_cli.train.operators import (
     OPERATORS,
-    AigcConfig,
     Blur,
     BrightnessFlicker,
     Clip,
     Colour,
     Deliver,
+    Grain,
     Halo,
     LatentNoise,
     Repeat,
@@ -26,8 +27,6 @@ from ultraflash_cli.train.aigc import (
     TextureFlicker,
     Warp,
     apply,
-    contact_sheet,
-    draw,
     from_log,
     to_log,
 )
@@ -63,7 +62,7 @@ def changes_in_time(frames: Clip) -> float:
 
 def test_a_degradation_is_a_pure_function_of_clip_and_log() -> None:
     for seed in range(12):
-        operators = draw(AigcConfig(), SIZE, 2, np.random.default_rng(seed), with_coder=True)
+        operators = draw_aigc(AigcConfig(), SIZE, 2, np.random.default_rng(seed), with_coder=True)
         again = from_log(json.loads(json.dumps(to_log(operators))))
         assert again == operators
         one, two = apply(clip(), operators, coder=coder), apply(clip(), again, coder=coder)
@@ -75,16 +74,16 @@ def test_a_degradation_is_a_pure_function_of_clip_and_log() -> None:
 def test_every_operator_is_drawn_and_the_size_is_exact(scale: int) -> None:
     seen: set[str] = set()
     for seed in range(60):
-        operators = draw(AigcConfig(), SIZE, scale, np.random.default_rng(seed), with_coder=True)
+        operators = draw_aigc(AigcConfig(), SIZE, scale, np.random.default_rng(seed), with_coder=True)
         seen |= {operator.name for operator in operators}
         sizes = [o.size for o in operators if isinstance(o, Deliver) and o.size is not None]
         assert sizes[-1] == (48 // scale, 64 // scale)
-    assert seen == OPERATORS.keys()
+    assert seen == OPERATORS.keys() - {"grain"}
 
 
 def test_noise_on_latents_is_drawn_only_with_a_coder_and_needs_one() -> None:
     for seed in range(40):
-        operators = draw(AigcConfig(), SIZE, 2, np.random.default_rng(seed))
+        operators = draw_aigc(AigcConfig(), SIZE, 2, np.random.default_rng(seed))
         assert not any(isinstance(operator, LatentNoise) for operator in operators)
     with pytest.raises(ConfigError, match="needs an encoder"):
         apply(clip(), [LatentNoise(strength=0.1, seed=0)])
@@ -133,6 +132,13 @@ def test_colour_drifts_by_channel_contrast_and_saturation() -> None:
 def test_flicker_changes_still_parts_from_frame_to_frame(operator: TextureFlicker | BrightnessFlicker) -> None:
     assert changes_in_time(clip()) == 0
     assert changes_in_time(apply(clip(), [operator])) > 1
+
+
+def test_grain_is_new_in_every_frame_and_as_strong_as_asked() -> None:
+    flat = np.full((4, 48, 64, 3), 128, np.uint8)
+    noisy = apply(flat, [Grain(strength=0.04, seed=2)]).astype(float)
+    assert noisy.std() == pytest.approx(0.04 * 255, rel=0.1)
+    assert np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1] < 0.1
 
 
 def test_brightness_flicker_is_the_same_everywhere_in_a_frame() -> None:

@@ -18,6 +18,13 @@ __all__ = ["app"]
 _PREVIEW_FRAMES = 17
 """Frames of a clip that a preview looks at."""
 
+_DATA = {
+    "material": "Prepared material.",
+    "pairs": "Pairs of make-pairs.",
+    "scenes": "Encoded scenes; without, new ones are drawn.",
+}
+"""What a recipe's data are."""
+
 app = typer.Typer(
     cls=HeadedGroup,
     no_args_is_help=True,
@@ -169,7 +176,7 @@ def preview_degradation(
 
     import numpy as np
 
-    from ultraflash_cli.train.aigc import AigcConfig, contact_sheet
+    from ultraflash_cli.train.degradation import AigcConfig, contact_sheet
     from ultraflash_cli.video.decode import read_frames
     from ultraflash_cli.video.probe import probe
     from ultraflash_cli.video.stills import write_png
@@ -202,7 +209,7 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
             typer.Option(
                 "--data",
                 metavar="DIR",
-                help="Prepared material." if recipe.material else "Encoded scenes; without, new ones are drawn.",
+                help=_DATA[recipe.learns_from],
             ),
         ] = None,
         threads: ThreadsOption = None,

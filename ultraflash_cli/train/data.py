@@ -22,6 +22,7 @@ __all__ = [
     "PairConfig",
     "PairDataset",
     "captioned_batch",
+    "clip_tensor",
     "data_hash",
     "is_allowed",
     "load_materials",
@@ -119,6 +120,12 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def sample(self, index: int, scale: int) -> tuple[Tensor, Tensor]:
         """Return (low [3, T, h, w], high [3, T, H, W]) in [0, 1] of sample ``index``."""
+        high, rng = self.high(index, scale)
+        low = degrade(high, scale, self.config.degradation, rng)
+        return clip_tensor(low), clip_tensor(high)
+
+    def high(self, index: int, scale: int) -> tuple[npt.NDArray[np.uint8], np.random.Generator]:
+        """Return the high-resolution clip [T, H, W, 3] of sample ``index``, and what its partner is drawn with."""
         rng = np.random.default_rng((self.seed, 2, index))
         config = self.config
         side = config.crop_px * scale
@@ -130,9 +137,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         )
         if rng.random() < config.first_frame_share:
             high = high[[0, 0, 0, *range(config.frames - 3)]]
-        high = _flip(high, rng)
-        low = degrade(high, scale, config.degradation, rng)
-        return _to_tensor(low), _to_tensor(high)
+        return _flip(high, rng), rng
 
     def caption(self, index: int) -> str:
         """Return the words that go with sample ``index``; empty where its material has none."""
@@ -170,7 +175,8 @@ def _dataset(data: Path, pairs: PairConfig, seed: int, scale_odds: tuple[tuple[i
     return PairDataset(load_materials(data), pairs, seed=seed, scale_of=dict(scale_odds))
 
 
-def _to_tensor(frames_thwc: npt.NDArray[np.uint8]) -> Tensor:
+def clip_tensor(frames_thwc: npt.NDArray[np.uint8]) -> Tensor:
+    """Return frames [T, H, W, 3] of 8 bits as a clip [3, T, H, W] in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(frames_thwc.transpose(3, 0, 1, 2))).float().div_(255)
 
 

@@ -1,57 +1,227 @@
-"""How a low-resolution partner is made of a high-resolution clip: blur, scaling, chroma, codec."""
+"""How a low-resolution partner is made of a high-resolution clip: what is drawn, as lists of operators.
 
-from dataclasses import dataclass
+There is one degradation for every recipe, a mixture of four kinds: ``clean`` clips are scaled down and nothing else,
+``compressed`` ones are what people have, ``generated`` ones what generators and their delivery make, ``noisy`` ones
+come from a sensor in the dark.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
-from ultraflash_cli.video.round_trip import shrink_and_compress
+from ultraflash_cli.train.operators import (
+    Blur,
+    BrightnessFlicker,
+    Clip,
+    Colour,
+    Deliver,
+    Grain,
+    Halo,
+    LatentNoise,
+    Operator,
+    Repeat,
+    Smooth,
+    TextureFlicker,
+    Warp,
+    apply,
+    to_log,
+)
 
-__all__ = ["DegradationConfig", "degrade"]
+__all__ = [
+    "KINDS",
+    "AigcConfig",
+    "DegradationConfig",
+    "Kind",
+    "contact_sheet",
+    "degrade",
+    "draw",
+    "draw_aigc",
+]
+
+Kind = Literal["clean", "compressed", "generated", "noisy"]
+KINDS: tuple[Kind, ...] = ("clean", "compressed", "generated", "noisy")
+"""What a low-resolution clip may have been through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AigcConfig:
+    """What a 480P generator's output looks like: odds and ranges; lengths are in high-resolution pixels.
+
+    Source: the data part of the paper's training method (arXiv 2606.09150).
+    """
+
+    kernels: tuple[tuple[str, float], ...] = (("area", 0.3), ("bilinear", 0.2), ("bicubic", 0.3), ("lanczos", 0.2))
+    """Down-scaling kernels and their odds."""
+    detour_share: float = 0.3
+    """How often down-scaling goes through an intermediate size."""
+    blur: tuple[float, float, float] = (0.6, 0.3, 1.4)
+    """Odds and range of the blur's sigma."""
+    smooth: tuple[float, float, float] = (0.5, 0.0002, 0.003)
+    """Odds and range of the variance that is smoothed away."""
+    halo: tuple[float, float, float] = (0.4, 0.2, 0.8)
+    """Odds and range of the over-sharpening."""
+    colour_share: float = 0.5
+    """How often colours drift."""
+    latent_noise: tuple[float, float, float] = (0.5, 0.02, 0.15)
+    """Odds and range of the noise on latents; drawn only where there is a coder."""
+    texture_flicker: tuple[float, float, float] = (0.4, 0.004, 0.02)
+    """Odds and range of flickering texture."""
+    brightness_flicker: tuple[float, float, float] = (0.3, 0.004, 0.02)
+    """Odds and range of flickering brightness."""
+    warp: tuple[float, float, float] = (0.4, 0.2, 1.2)
+    """Odds and range of the warping, in pixels."""
+    repeat_share: float = 0.15
+    """How often a frame or two repeat."""
+    codecs: tuple[tuple[str, int, int, float], ...] = (
+        ("libx264", 18, 32, 0.6),
+        ("libx265", 20, 34, 0.2),
+        ("libvpx-vp9", 24, 44, 0.2),
+    )
+    """Codecs with their range of quality and their odds."""
+    codec_share: float = 0.8
+    """How often the clip is compressed at all."""
+    twice_share: float = 0.2
+    """How often it is compressed once more."""
+
+
+def draw_aigc(
+    config: AigcConfig, size: tuple[int, int], scale: int, rng: np.random.Generator, *, with_coder: bool = False
+) -> tuple[Operator, ...]:
+    """Draw what generators and their delivery do to clips of ``size`` (height, width), at 1 / ``scale`` in the end.
+
+    Noise on latents is drawn only ``with_coder``.
+    """
+
+    def odds(share: float) -> bool:
+        return bool(rng.random() < share)
+
+    def between(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    def seed() -> int:
+        return int(rng.integers(2**31))
+
+    def kernel() -> Any:
+        names = [name for name, _ in config.kernels]
+        return names[rng.choice(len(names), p=np.array([share for _, share in config.kernels]))]
+
+    chosen: list[Operator] = []
+    if odds(config.blur[0]):
+        sigma, ratio, angle = between(*config.blur[1:]), between(0.5, 1.0), between(0, math.pi)
+        chosen.append(Blur(sigma_px=sigma, ratio=ratio, angle=angle))
+    if odds(config.smooth[0]):
+        chosen.append(Smooth(radius_px=int(rng.integers(2, 5)), epsilon=between(*config.smooth[1:])))
+    if odds(config.detour_share):
+        step = between(1.1, 0.75 * scale)
+        chosen.append(Deliver(size=_divided(size, step), kernel=kernel()))
+    chosen.append(Deliver(size=(size[0] // scale, size[1] // scale), kernel=kernel()))
+    if with_coder and odds(config.latent_noise[0]):
+        chosen.append(LatentNoise(strength=between(*config.latent_noise[1:]), seed=seed()))
+    if odds(config.halo[0]):
+        chosen.append(Halo(sigma_px=between(0.6, 1.2), amount=between(*config.halo[1:])))
+    if odds(config.colour_share):
+        gains = (between(0.96, 1.04), between(0.96, 1.04), between(0.96, 1.04))
+        chosen.append(Colour(gains=gains, contrast=between(0.92, 1.08), saturation=between(0.9, 1.15)))
+    if odds(config.warp[0]):
+        amplitude = between(*config.warp[1:]) / scale
+        chosen.append(Warp(amplitude_px=amplitude, cells=int(rng.integers(3, 7)), knot_frames=4, seed=seed()))
+    if odds(config.texture_flicker[0]):
+        strength, grain = between(*config.texture_flicker[1:]), between(1.0, 2.5)
+        chosen.append(TextureFlicker(strength=strength, grain_px=grain, seed=seed()))
+    if odds(config.brightness_flicker[0]):
+        chosen.append(BrightnessFlicker(strength=between(*config.brightness_flicker[1:]), seed=seed()))
+    if odds(config.repeat_share):
+        chosen.append(Repeat(places=tuple(between(0, 1) for _ in range(int(rng.integers(1, 3))))))
+    if odds(config.codec_share):
+        for _ in range(2 if odds(config.twice_share) else 1):
+            names = [name for name, *_ in config.codecs]
+            which = int(rng.choice(len(names), p=np.array([share for *_, share in config.codecs])))
+            codec, low, high, _ = config.codecs[which]
+            crf = int(rng.integers(low, high + 1))
+            chosen.append(Deliver(kernel="bicubic", codec=codec, crf=crf))
+    return tuple(chosen)
+
+
+def _divided(size: tuple[int, int], by: float) -> tuple[int, int]:
+    height, width = (2 * max(1, round(side / by / 2)) for side in size)
+    return height, width
 
 
 @dataclass(frozen=True, kw_only=True)
 class DegradationConfig:
-    """Odds and strengths of each operator."""
+    """How often each kind is drawn, and the strengths within it; lengths are in high-resolution pixels at x2."""
 
-    clean_share: float = 0.4
-    """How often the clip is only scaled down, bicubic, without a codec."""
+    shares: tuple[tuple[Kind, float], ...] = (("clean", 0.4), ("compressed", 0.6))
+    """Kinds and how often each is drawn."""
     blur_share: float = 0.8
     """How often a compressed clip is blurred first."""
     blur_sigma: tuple[float, float] = (0.3, 1.1)
-    """Range of the blur's sigma, in high-resolution pixels at x2."""
+    """Range of that blur."""
     kernels: tuple[tuple[str, float], ...] = (("bicubic", 0.7), ("area", 0.1), ("bilinear", 0.1), ("lanczos", 0.1))
     """Scaling kernels of compressed clips and their odds."""
     crf: tuple[int, int] = (20, 32)
-    """Range of the H.264 quality."""
+    """Range of the H.264 quality of compressed clips."""
+    grain: tuple[float, float] = (0.01, 0.05)
+    """Range of a noisy clip's noise."""
+    grain_crf: tuple[int, int] = (16, 26)
+    """Range of the H.264 quality of noisy clips, which an encoder is given more bits for."""
+    aigc: AigcConfig = field(default_factory=AigcConfig)
+    """What happens to generated clips."""
 
 
-def degrade(
-    frames_thwc: npt.NDArray[np.uint8], scale: int, config: DegradationConfig, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
-    """Return the partner of a clip [T, H, W, 3] at H / scale, W / scale; a pure function of its arguments."""
-    height, width = frames_thwc.shape[1] // scale, frames_thwc.shape[2] // scale
-    if rng.random() < config.clean_share:
-        return shrink_and_compress(frames_thwc, height=height, width=width, kernel="bicubic")
+def draw(
+    config: DegradationConfig, size: tuple[int, int], scale: int, rng: np.random.Generator
+) -> tuple[Kind, tuple[Operator, ...]]:
+    """Draw a kind and a degradation of clips of ``size`` (height, width), to 1 / ``scale`` of it."""
+
+    def pick(odds: Sequence[tuple[Any, float]]) -> Any:
+        shares = np.array([share for _, share in odds])
+        return odds[rng.choice(len(odds), p=shares / shares.sum())][0]
+
+    kind: Kind = pick(config.shares)
+    small = (size[0] // scale, size[1] // scale)
+    if kind == "clean":
+        return kind, (Deliver(size=small, kernel="bicubic"),)
+    if kind == "generated":
+        return kind, draw_aigc(config.aigc, size, scale, rng)
+    chosen: list[Operator] = []
     if rng.random() < config.blur_share:
-        frames_thwc = _gaussian(frames_thwc, float(rng.uniform(*config.blur_sigma)) * scale / 2)
-    names = [name for name, _ in config.kernels]
-    kernel = names[rng.choice(len(names), p=np.array([odds for _, odds in config.kernels]))]
-    options = {
-        "crf": str(int(rng.integers(config.crf[0], config.crf[1] + 1))),
-        "preset": "medium" if rng.random() < 0.6 else "veryfast",
-    }
-    return shrink_and_compress(frames_thwc, height=height, width=width, kernel=kernel, codec="libx264", options=options)
+        chosen.append(Blur(sigma_px=float(rng.uniform(*config.blur_sigma)) * scale / 2, ratio=1.0, angle=0.0))
+    crf = config.crf
+    if kind == "noisy":
+        chosen.append(Deliver(size=small, kernel=pick(config.kernels)))
+        chosen.append(Grain(strength=float(rng.uniform(*config.grain)), seed=int(rng.integers(2**31))))
+        small, crf = None, config.grain_crf
+    preset = "medium" if rng.random() < 0.6 else "veryfast"
+    kernel, quality = pick(config.kernels), int(rng.integers(crf[0], crf[1] + 1))
+    chosen.append(Deliver(size=small, kernel=kernel, codec="libx264", crf=quality, preset=preset))
+    return kind, tuple(chosen)
 
 
-def _gaussian(frames_thwc: npt.NDArray[np.uint8], sigma: float) -> npt.NDArray[np.uint8]:
-    reach = max(1, int(np.ceil(3 * sigma)))
-    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float32) / sigma) ** 2)
-    taps = taps / taps.sum()
-    x = torch.from_numpy(frames_thwc).permute(0, 3, 1, 2).float().flatten(0, 1).unsqueeze(1)
-    x = F.pad(x, (reach,) * 4, mode="reflect")
-    x = F.conv2d(F.conv2d(x, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
-    x = x.unflatten(0, (-1, 3)).squeeze(2).permute(0, 2, 3, 1)
-    return x.clamp(0, 255).round().to(torch.uint8).numpy()
+def degrade(frames_thwc: Clip, scale: int, config: DegradationConfig, rng: np.random.Generator) -> Clip:
+    """Return the partner of a clip [T, H, W, 3] at H / scale, W / scale; a pure function of its arguments."""
+    return apply(frames_thwc, draw(config, frames_thwc.shape[1:3], scale, rng)[1])
+
+
+def contact_sheet(
+    frames_thwc: Clip, scale: int, config: AigcConfig, *, seed: int, count: int
+) -> tuple[Clip, list[Any]]:
+    """Return a picture of ``count`` degradations of a clip, and their logs.
+
+    The first column shows the clip scaled down and nothing else; each further one a degradation, at the first, the
+    middle and the last frame.
+    """
+    _, height, width, _ = frames_thwc.shape
+    clean = Deliver(size=(height // scale, width // scale), kernel="bicubic")
+    logs: list[Any] = []
+    columns: list[Clip] = []
+    for number in range(count + 1):
+        rng = np.random.default_rng((seed, number))
+        operators = draw_aigc(config, (height, width), scale, rng) if number else (clean,)
+        low = apply(frames_thwc, operators)
+        columns.append(np.concatenate([low[0], low[len(low) // 2], low[-1]]))
+        logs.append(to_log(operators))
+    return np.concatenate(columns, axis=1), logs

@@ -16,6 +16,7 @@ __all__ = [
     "spread_term",
     "temporal_loss",
     "to_ycbcr",
+    "weave_loss",
 ]
 
 STRUCTURE_STRIDE = 4
@@ -123,6 +124,19 @@ def detail_loss(out_n1hw: Tensor, target_n1hw: Tensor, *, scales: int = 3) -> Te
         total = total + 1 - got / want
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     return total / scales
+
+
+def weave_loss(out_bcthw: Tensor, target_bcthw: Tensor, period: int, *, cells: int = 5) -> Tensor:
+    """Return how much of the error of luma's detail repeats every ``period`` pixels, over ``cells`` periods a side.
+
+    A network that ends in a pixel shuffle may weave the grid of the shuffle into cloth and skin, which pixel errors and
+    learned distances hardly see.
+    """
+    error = luma(out_bcthw.float() - target_bcthw.float()).transpose(1, 2).flatten(0, 1)
+    detail = error - F.avg_pool2d(error, period + 1 - period % 2, 1, period // 2, count_include_pad=False)
+    height, width = (side // period * period for side in detail.shape[2:])
+    phases = F.pixel_unshuffle(detail[..., :height, :width], period)
+    return F.avg_pool2d(phases, min(cells, *phases.shape[2:]), 1).abs().mean()
 
 
 def _smooth(x_n1hw: Tensor) -> Tensor:

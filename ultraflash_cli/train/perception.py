@@ -1,4 +1,4 @@
-"""A learned reward: how alike frames look to a network that was fitted to people's judgements (shift-tolerant LPIPS).
+"""How alike frames look to a network that was fitted to people's judgements (shift-tolerant LPIPS).
 
 Its weights come in the wheel of stlpips-pytorch (`pip install --no-deps stlpips-pytorch`); of that package nothing else
 is used. Sources: R. Zhang et al., *The unreasonable effectiveness of deep features as a perceptual metric*, 2018;
@@ -7,49 +7,91 @@ A. Ghildyal, F. Liu, *Shift-tolerant perceptual similarity metric*, 2022.
 
 import functools
 import pickle
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.errors import UsageError, WeightsError
 from ultraflash_cli.weights.load import load_strictly
 
-__all__ = ["LearnedLikeness", "LikenessNet", "weights_path"]
+__all__ = ["LearnedLikeness", "LikenessNet", "Trunk", "learned_distance", "weights_path"]
 
 PACKAGE = "stlpips_pytorch"
-WEIGHTS = Path("weights") / "vST0.0" / "alex_shift_tolerant.pth"
+WEIGHTS = Path("weights") / "vST0.0"
 LEAST_PX = 24
 """Shorter sides vanish in the network; such frames are padded by reflection."""
 
-_TRUNK = (
-    # Name of the convolution, its padding, the blurs around it: before it a maximum is taken and blurred.
-    ("slice1.0", 2, (), ("slice1.1",)),
-    ("slice2.5", 2, ("slice2.4",), ()),
-    ("slice3.9", 1, ("slice3.8",), ()),
-    ("slice4.11", 1, (), ()),
-    ("slice5.13", 1, (), ()),
-)
-_SIZES = ((3, 64, 11), (64, 192, 5), (192, 384, 3), (384, 256, 3), (256, 256, 3))
+Trunk = Literal["alex", "vgg"]
+"""Whose convolutions look at the frames."""
+
+
+class _Layer(NamedTuple):
+    """A convolution of a trunk, named as in the weights, and what is around it."""
+
+    name: str
+    channels: tuple[int, int]
+    side: int
+    padding: int
+    pool: tuple[str, int] | None = None
+    """The blur before it that shrinks, and the side of the maximum before that."""
+    blur_after: str | None = None
+    """A blur behind it, which shrinks, too."""
+    is_feature: bool = True
+    """Whether its activations are compared."""
+
+
+_TRUNKS: dict[Trunk, tuple[_Layer, ...]] = {
+    "alex": (
+        _Layer("slice1.0", (3, 64), 11, 2, blur_after="slice1.1"),
+        _Layer("slice2.5", (64, 192), 5, 2, ("slice2.4", 3)),
+        _Layer("slice3.9", (192, 384), 3, 1, ("slice3.8", 3)),
+        _Layer("slice4.11", (384, 256), 3, 1),
+        _Layer("slice5.13", (256, 256), 3, 1),
+    ),
+    "vgg": (
+        _Layer("slice1.0", (3, 64), 3, 1, is_feature=False),
+        _Layer("slice1.2", (64, 64), 3, 1),
+        _Layer("slice2.6", (64, 128), 3, 1, ("slice2.5", 2), is_feature=False),
+        _Layer("slice2.8", (128, 128), 3, 1),
+        _Layer("slice3.12", (128, 256), 3, 1, ("slice3.11", 2), is_feature=False),
+        _Layer("slice3.14", (256, 256), 3, 1, is_feature=False),
+        _Layer("slice3.16", (256, 256), 3, 1),
+        _Layer("slice4.20", (256, 512), 3, 1, ("slice4.19", 2), is_feature=False),
+        _Layer("slice4.22", (512, 512), 3, 1, is_feature=False),
+        _Layer("slice4.24", (512, 512), 3, 1),
+        _Layer("slice5.28", (512, 512), 3, 1, ("slice5.27", 2), is_feature=False),
+        _Layer("slice5.30", (512, 512), 3, 1, is_feature=False),
+        _Layer("slice5.32", (512, 512), 3, 1),
+    ),
+}
 
 
 class LikenessNet(nn.Module):
-    """AlexNet's convolutions without strides, blurred where it shrinks, and a weight for every feature."""
+    """A trunk's convolutions without strides, blurred where it shrinks, and a weight for every feature."""
 
-    def __init__(self) -> None:
+    def __init__(self, trunk: Trunk = "alex") -> None:
         super().__init__()
+        self.layers = _TRUNKS[trunk]
         self.scaling_layer = nn.Module()
         self.scaling_layer.register_buffer("shift", torch.zeros(1, 3, 1, 1))
         self.scaling_layer.register_buffer("scale", torch.ones(1, 3, 1, 1))
         self.net = nn.Module()
-        for number, ((name, padding, before, after), (wide, out, side)) in enumerate(zip(_TRUNK, _SIZES, strict=True)):
-            self._put(name, nn.Conv2d(wide, out, side, padding=padding))
-            for blur, width in (*((each, wide) for each in before), *((each, out) for each in after)):
-                self._put(blur, _Blur(width))
+        for layer in self.layers:
+            wide, out = layer.channels
+            self._put(layer.name, nn.Conv2d(wide, out, layer.side, padding=layer.padding))
+            if layer.pool is not None:
+                self._put(layer.pool[0], _Blur(wide))
+            if layer.blur_after is not None:
+                self._put(layer.blur_after, _Blur(out))
+        for number, layer in enumerate(layer for layer in self.layers if layer.is_feature):
             head = nn.Module()
-            head.model = nn.Sequential(nn.Identity(), nn.Conv2d(out, 1, 1, bias=False))
+            head.model = nn.Sequential(nn.Identity(), nn.Conv2d(layer.channels[1], 1, 1, bias=False))
             self.add_module(f"lin{number}", head)
 
     def _put(self, name: str, module: nn.Module) -> None:
@@ -60,28 +102,40 @@ class LikenessNet(nn.Module):
         self.net.get_submodule(part).add_module(index, module)
 
     def forward(self, a_n3hw: Tensor, b_n3hw: Tensor) -> Tensor:
-        """Return the distance ``[N]`` of RGB frames in [0, 1]; equal ones are at 0."""
-        features = self._features(torch.cat([a_n3hw, b_n3hw]))
-        total = a_n3hw.new_zeros(len(a_n3hw))
-        for number, planes in enumerate(features):
-            a, b = (planes / (planes.square().sum(1, keepdim=True) + 1e-16).sqrt()).chunk(2)
-            head = self.get_submodule(f"lin{number}.model.1")
-            total = total + head((a - b).square()).mean((1, 2, 3))
+        """Return the distance ``[N]`` of RGB frames in [0, 1]; equal ones are at 0.
+
+        Features are computed in the dtype of the weights, compared in float32. Where ``b`` needs no gradients, what
+        it goes through is not kept.
+        """
+        total = a_n3hw.new_zeros(len(a_n3hw), dtype=torch.float32)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and b_n3hw.requires_grad):
+            wanted = list(self._features(b_n3hw))
+        for number, (a, b) in enumerate(zip(self._features(a_n3hw), wanted, strict=True)):
+            head = self.get_submodule(f"lin{number}.model.1").get_parameter("weight").float()
+            away = (_unit(a) - _unit(b)).square()
+            total = total + F.conv2d(away, head).mean((1, 2, 3))
         return total
 
-    def _features(self, x: Tensor) -> list[Tensor]:
-        """Return the activations behind every convolution."""
+    def _features(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield the activations behind every convolution that counts."""
         x = (2 * x - 1 - self.scaling_layer.get_buffer("shift")) / self.scaling_layer.get_buffer("scale")
-        found: list[Tensor] = []
-        for name, _, before, after in _TRUNK:
-            for blur in before:
-                x = self.net.get_submodule(blur)(F.max_pool2d(x, 3, 1))
-            x = self.net.get_submodule(name)(x)
-            for blur in after:
-                x = self.net.get_submodule(blur)(x)
+        first = self.net.get_submodule(self.layers[0].name).get_parameter("weight")
+        x = x.to(first.dtype).contiguous(memory_format=torch.channels_last)
+        for layer in self.layers:
+            if layer.pool is not None:
+                x = self.net.get_submodule(layer.pool[0])(F.max_pool2d(x, layer.pool[1], 1))
+            x = self.net.get_submodule(layer.name)(x)
+            if layer.blur_after is not None:
+                x = self.net.get_submodule(layer.blur_after)(x)
             x = x.relu()
-            found.append(x)
-        return found
+            if layer.is_feature:
+                yield x
+
+
+def _unit(planes: Tensor) -> Tensor:
+    """Return features of every place at length 1, in float32."""
+    wide = planes.float()
+    return wide / (wide.square().sum(1, keepdim=True) + 1e-16).sqrt()
 
 
 class _Blur(nn.Module):
@@ -98,41 +152,54 @@ class _Blur(nn.Module):
 class LearnedLikeness:
     """How alike frames and truth look; 1 is equal. Raises UsageError where the weights are not installed."""
 
-    def __init__(self, *, tolerance: float = 0.05) -> None:
+    def __init__(self, *, tolerance: float = 0.05, trunk: Trunk = "alex") -> None:
         """Take the distance ``tolerance`` for the one at which the score falls to 1/e."""
-        self.path, self.tolerance = weights_path(), tolerance
+        self.path, self.tolerance = weights_path(trunk), tolerance
+        self.trunk: Trunk = trunk
 
     def score(self, frames_bcthw: Tensor, truth_bcthw: Tensor) -> Tensor:
         """Return ``[B, T]`` in (0, 1]."""
-        batch, frames = frames_bcthw.shape[0], frames_bcthw.shape[2]
-        planes = [clip.float().transpose(1, 2).flatten(0, 1) for clip in (frames_bcthw, truth_bcthw)]
-        height, width = planes[0].shape[2:]
-        missing = [max(0, LEAST_PX - side) for side in (width, height)]
-        padding = (missing[0] // 2, missing[0] - missing[0] // 2, missing[1] // 2, missing[1] - missing[1] // 2)
-        a, b = (F.pad(x, padding, mode="reflect") if any(missing) else x for x in planes)
-        network = _network(self.path, a.device)
-        with torch.autocast(a.device.type, enabled=False):
-            return torch.exp(-network(a, b) / self.tolerance).unflatten(0, (batch, frames))
+        distance = learned_distance(frames_bcthw, truth_bcthw, self.trunk)
+        return torch.exp(-distance / self.tolerance)
+
+
+def learned_distance(
+    frames_bcthw: Tensor, truth_bcthw: Tensor, trunk: Trunk = "alex", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return how far frames look from the truth, ``[B, T]``, by a network that computes in ``dtype``; 0 is equal.
+
+    Raises UsageError where its weights are not installed.
+    """
+    batch, frames = frames_bcthw.shape[0], frames_bcthw.shape[2]
+    planes = [clip.float().transpose(1, 2).flatten(0, 1) for clip in (frames_bcthw, truth_bcthw)]
+    height, width = planes[0].shape[2:]
+    missing = [max(0, LEAST_PX - side) for side in (width, height)]
+    padding = (missing[0] // 2, missing[0] - missing[0] // 2, missing[1] // 2, missing[1] - missing[1] // 2)
+    a, b = (F.pad(x, padding, mode="reflect") if any(missing) else x for x in planes)
+    network = _network(weights_path(trunk), trunk, a.device, dtype)
+    with torch.autocast(a.device.type, enabled=False):
+        return network(a, b).unflatten(0, (batch, frames))
 
 
 @functools.cache
-def _network(path: Path, device: torch.device) -> LikenessNet:
-    network = LikenessNet()
+def _network(path: Path, trunk: Trunk, device: torch.device, dtype: torch.dtype) -> LikenessNet:
+    network = LikenessNet(trunk)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise WeightsError(f"{path}: no readable weights ({error}). Reinstall stlpips-pytorch.") from error
     load_strictly(network, tensors, name=path.name)
-    return network.to(device).eval().requires_grad_(False)
+    to_channels_last(network.to(device, dtype))
+    return network.eval().requires_grad_(False)
 
 
-def weights_path() -> Path:
+def weights_path(trunk: Trunk = "alex") -> Path:
     """Return the file of the weights in the installed package. Raises UsageError where there is none."""
     found = find_spec(PACKAGE)
     for folder in (found.submodule_search_locations or []) if found is not None else []:
-        if (Path(folder) / WEIGHTS).is_file():
-            return Path(folder) / WEIGHTS
+        path = Path(folder) / WEIGHTS / f"{trunk}_shift_tolerant.pth"
+        if path.is_file():
+            return path
     raise UsageError(
-        "the reward 'lpips' needs the weights in stlpips-pytorch, which is not installed: "
-        "`pip install --no-deps stlpips-pytorch`."
+        "'lpips' needs the weights in stlpips-pytorch, which is not installed: `pip install --no-deps stlpips-pytorch`."
     )

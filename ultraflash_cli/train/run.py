@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ultraflash_cli.errors import InputError, UsageError, WeightsError
 from ultraflash_cli.train import scenes
 from ultraflash_cli.train.crew import Crew, joined_crew
-from ultraflash_cli.train.data import data_hash, load_materials
+from ultraflash_cli.train.data import Material, data_hash, load_materials
 from ultraflash_cli.train.latents import open_scene_latents
 from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
+from ultraflash_cli.train.pairs import pairs_hash
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run_log import NOT_LOSSES, RunLog, plot_losses
 from ultraflash_cli.video.partial import output_errors, partial_file
@@ -82,8 +83,10 @@ class TrainJob:
             raise UsageError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
         if min(self.steps, self.threads, self.accumulate) < 1 or self.workers < 0:
             raise UsageError("steps, threads and accumulation are 1 or more, workers 0 or more.")
-        if self.data is None and RECIPES[self.recipe].material:
-            raise UsageError(f"{self.recipe} learns from prepared material: --data DIR (docs/training.md).")
+        wanted = RECIPES[self.recipe].learns_from
+        if self.data is None and wanted != "scenes":
+            named = {"material": "prepared material", "pairs": "pairs of `make-pairs`"}[wanted]
+            raise UsageError(f"{self.recipe} learns from {named}: --data DIR (docs/training.md).")
 
     def overrides(self) -> dict[str, Any]:
         """Return the fields of the loop's config that are given."""
@@ -144,12 +147,12 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
         if not hasattr(config, "rewards"):
             raise UsageError(f"{job.recipe} learns without rewards; leave --reward out.")
         config = replace(config, rewards=job.rewards)
-    materials = load_materials(job.data) if job.data is not None and RECIPES[job.recipe].material else []
+    materials, known = _data(job)
     record = RunRecord(
         recipe=job.recipe,
         recipe_hash=_short_hash(job.recipe + repr(config) + inspect.getsource(recipe)),
         config=repr(config),
-        data_hash=data_hash(materials) if materials else _scenes_hash(job.data),
+        data_hash=known,
         start_hash=_short_hash(b"".join(path.read_bytes() for path in job.start_from if path.exists()))
         if job.start_from
         else "",
@@ -198,8 +201,18 @@ def read_record(folder: Path) -> RunRecord:
         raise InputError(f"{folder}: holds no finished part of a training run ({error}).") from error
 
 
-def _scenes_hash(data: Path | None) -> str:
-    return _short_hash(inspect.getsource(scenes)) if data is None else open_scene_latents(data.absolute()).hash()
+def _data(job: TrainJob) -> tuple[list[Material], str]:
+    """Return the material of a run, where it learns from that, and the hash of what it learns from."""
+    if job.data is None:
+        return [], _short_hash(inspect.getsource(scenes))
+    match RECIPES[job.recipe].learns_from:
+        case "material":
+            materials = load_materials(job.data)
+            return materials, data_hash(materials)
+        case "pairs":
+            return [], pairs_hash(job.data)
+        case "scenes":
+            return [], open_scene_latents(job.data.absolute()).hash()
 
 
 def _helpers(recipe: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import Literal
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -16,8 +17,8 @@ class Recipe:
     summary: str
     """One sentence for the help."""
 
-    material: bool = True
-    """Whether it learns from prepared material; else from drawn scenes: encoded ones, or new ones as it goes."""
+    learns_from: Literal["material", "pairs", "scenes"] = "material"
+    """What its data are: prepared material, pairs made of it, or drawn scenes (encoded ones, or new as it goes)."""
 
     def load(self) -> ModuleType:
         """Return the module, which offers these.
@@ -37,6 +38,11 @@ RECIPES = {
     for recipe in (
         Recipe(name="autoencoder", summary="Train the built-in model's encoder and the decoder of its base size."),
         Recipe(name="pixels", summary="Train encoder, latent upsamplers and decoder together, by regression."),
+        Recipe(
+            name="perceptual",
+            summary="Tune the pixel path for how frames look, on pairs that make-pairs made.",
+            learns_from="pairs",
+        ),
         Recipe(name="sr_dit", summary="Train the SR transformer by one-step regression, through the decoder."),
         Recipe(name="decoder", summary="Train the decoder by regression onto pixels; a fresh encoder learns along."),
         Recipe(name="latent_upsampler", summary="Train the latent upsamplers by regression onto encoded clips."),
@@ -46,12 +52,12 @@ RECIPES = {
         Recipe(
             name="generator",
             summary="Train a causal text-to-video generator on drawn scenes, by flow matching.",
-            material=False,
+            learns_from="scenes",
         ),
         Recipe(
             name="generator_distil",
             summary="Distil the generator into few steps, on its own roll-outs.",
-            material=False,
+            learns_from="scenes",
         ),
     )
 }

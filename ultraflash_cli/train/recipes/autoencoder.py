@@ -68,7 +68,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> AutoencoderConfig:
     """Return the settings for the built-in model; ``toy`` cuts smaller and fewer clips."""
     shares = (("clip", 0.65), ("photo", 0.25), ("graphic", 0.04), ("screen", 0.06))
     pairs = PairConfig(
-        frames=8, crop_px=32 if toy else 72, shares=shares, degradation=DegradationConfig(clean_share=1.0)
+        frames=8, crop_px=32 if toy else 72, shares=shares, degradation=DegradationConfig(shares=(("clean", 1.0),))
     )
     loop = LoopConfig(
         steps=steps,

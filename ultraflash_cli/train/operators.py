@@ -1,9 +1,8 @@
-"""What a 480P generator's output looks like, made of clean clips: the AIGC-oriented degradation.
+"""What becomes of clips before they reach us, one operator each: optics, generators, sensors, scaling, codecs.
 
 A degradation is a list of operators with their parameters drawn beforehand. The list is the log: the same list makes
 the same sample again. Every operator is a pure function of the clip and its own parameters; one draw holds for all
-frames of a clip, but for noise, flicker and compression, which vary in time as they do in life. Source: the data part
-of the paper's training method (arXiv 2606.09150).
+frames of a clip, but for noise, flicker and compression, which vary in time as they do in life.
 """
 
 import dataclasses
@@ -22,7 +21,26 @@ from torch import Tensor
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.video.round_trip import shrink_and_compress
 
-__all__ = ["OPERATORS", "AigcConfig", "Coder", "Operator", "apply", "contact_sheet", "draw", "from_log", "to_log"]
+__all__ = [
+    "OPERATORS",
+    "Blur",
+    "BrightnessFlicker",
+    "Clip",
+    "Coder",
+    "Colour",
+    "Deliver",
+    "Grain",
+    "Halo",
+    "LatentNoise",
+    "Operator",
+    "Repeat",
+    "Smooth",
+    "TextureFlicker",
+    "Warp",
+    "apply",
+    "from_log",
+    "to_log",
+]
 
 Clip = npt.NDArray[np.uint8]
 """RGB frames [T, H, W, 3]."""
@@ -153,6 +171,23 @@ class TextureFlicker(Operator):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grain(Operator):
+    """A sensor's noise: new in every frame, stronger in the light, a little of it in colour."""
+
+    name: ClassVar[str] = "grain"
+    strength: float
+    """Standard deviation at mid grey."""
+    seed: int
+
+    def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        frames, colours, height, width = x_tchw.shape
+        grey = torch.randn((frames, 1, height, width), generator=generator)
+        colour = torch.randn((frames, colours, height, width), generator=generator)
+        return x_tchw + self.strength * (0.5 + x_tchw).sqrt() * (0.9 * grey + 0.45 * colour)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BrightnessFlicker(Operator):
     """A brightness that wanders from frame to frame."""
 
@@ -217,11 +252,14 @@ class Deliver(Operator):
     kernel: Literal["area", "bilinear", "bicubic", "lanczos"]
     codec: str | None = None
     crf: int = 23
+    preset: str | None = None
+    """The encoder's preset in place of a fast one."""
 
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
         height, width = self.size or (x_tchw.shape[2], x_tchw.shape[3])
         frames = (x_tchw.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         options = {"crf": str(self.crf)} | _CODEC_OPTIONS.get(self.codec or "", {})
+        options |= {"preset": self.preset} if self.preset else {}
         small = shrink_and_compress(
             frames, height=height, width=width, kernel=self.kernel, codec=self.codec, options=options
         )
@@ -242,6 +280,7 @@ _KINDS: tuple[type[Operator], ...] = (
     Colour,
     LatentNoise,
     TextureFlicker,
+    Grain,
     BrightnessFlicker,
     Warp,
     Repeat,
@@ -249,107 +288,6 @@ _KINDS: tuple[type[Operator], ...] = (
 )
 OPERATORS: dict[str, type[Operator]] = {kind.name: kind for kind in _KINDS}
 """Every operator by its name in a log."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AigcConfig:
-    """Odds and ranges of the operators; lengths are in high-resolution pixels."""
-
-    kernels: tuple[tuple[str, float], ...] = (("area", 0.3), ("bilinear", 0.2), ("bicubic", 0.3), ("lanczos", 0.2))
-    """Down-scaling kernels and their odds."""
-    detour_share: float = 0.3
-    """How often down-scaling goes through an intermediate size."""
-    blur: tuple[float, float, float] = (0.6, 0.3, 1.4)
-    """Odds and range of the blur's sigma."""
-    smooth: tuple[float, float, float] = (0.5, 0.0002, 0.003)
-    """Odds and range of the variance that is smoothed away."""
-    halo: tuple[float, float, float] = (0.4, 0.2, 0.8)
-    """Odds and range of the over-sharpening."""
-    colour_share: float = 0.5
-    """How often colours drift."""
-    latent_noise: tuple[float, float, float] = (0.5, 0.02, 0.15)
-    """Odds and range of the noise on latents; drawn only where there is a coder."""
-    texture_flicker: tuple[float, float, float] = (0.4, 0.004, 0.02)
-    """Odds and range of flickering texture."""
-    brightness_flicker: tuple[float, float, float] = (0.3, 0.004, 0.02)
-    """Odds and range of flickering brightness."""
-    warp: tuple[float, float, float] = (0.4, 0.2, 1.2)
-    """Odds and range of the warping, in pixels."""
-    repeat_share: float = 0.15
-    """How often a frame or two repeat."""
-    codecs: tuple[tuple[str, int, int, float], ...] = (
-        ("libx264", 18, 32, 0.6),
-        ("libx265", 20, 34, 0.2),
-        ("libvpx-vp9", 24, 44, 0.2),
-    )
-    """Codecs with their range of quality and their odds."""
-    codec_share: float = 0.8
-    """How often the clip is compressed at all."""
-    twice_share: float = 0.2
-    """How often it is compressed once more."""
-
-
-def draw(
-    config: AigcConfig, size: tuple[int, int], scale: int, rng: np.random.Generator, *, with_coder: bool = False
-) -> tuple[Operator, ...]:
-    """Draw a degradation of clips of ``size`` (height, width) to 1 / ``scale`` of it, in the order of life.
-
-    Noise on latents is drawn only ``with_coder``.
-    """
-
-    def odds(share: float) -> bool:
-        return bool(rng.random() < share)
-
-    def between(low: float, high: float) -> float:
-        return float(rng.uniform(low, high))
-
-    def seed() -> int:
-        return int(rng.integers(2**31))
-
-    def kernel() -> Any:
-        names = [name for name, _ in config.kernels]
-        return names[rng.choice(len(names), p=np.array([share for _, share in config.kernels]))]
-
-    chosen: list[Operator] = []
-    if odds(config.blur[0]):
-        sigma, ratio, angle = between(*config.blur[1:]), between(0.5, 1.0), between(0, math.pi)
-        chosen.append(Blur(sigma_px=sigma, ratio=ratio, angle=angle))
-    if odds(config.smooth[0]):
-        chosen.append(Smooth(radius_px=int(rng.integers(2, 5)), epsilon=between(*config.smooth[1:])))
-    if odds(config.detour_share):
-        step = between(1.1, 0.75 * scale)
-        chosen.append(Deliver(size=_divided(size, step), kernel=kernel()))
-    chosen.append(Deliver(size=(size[0] // scale, size[1] // scale), kernel=kernel()))
-    if with_coder and odds(config.latent_noise[0]):
-        chosen.append(LatentNoise(strength=between(*config.latent_noise[1:]), seed=seed()))
-    if odds(config.halo[0]):
-        chosen.append(Halo(sigma_px=between(0.6, 1.2), amount=between(*config.halo[1:])))
-    if odds(config.colour_share):
-        gains = (between(0.96, 1.04), between(0.96, 1.04), between(0.96, 1.04))
-        chosen.append(Colour(gains=gains, contrast=between(0.92, 1.08), saturation=between(0.9, 1.15)))
-    if odds(config.warp[0]):
-        amplitude = between(*config.warp[1:]) / scale
-        chosen.append(Warp(amplitude_px=amplitude, cells=int(rng.integers(3, 7)), knot_frames=4, seed=seed()))
-    if odds(config.texture_flicker[0]):
-        strength, grain = between(*config.texture_flicker[1:]), between(1.0, 2.5)
-        chosen.append(TextureFlicker(strength=strength, grain_px=grain, seed=seed()))
-    if odds(config.brightness_flicker[0]):
-        chosen.append(BrightnessFlicker(strength=between(*config.brightness_flicker[1:]), seed=seed()))
-    if odds(config.repeat_share):
-        chosen.append(Repeat(places=tuple(between(0, 1) for _ in range(int(rng.integers(1, 3))))))
-    if odds(config.codec_share):
-        for _ in range(2 if odds(config.twice_share) else 1):
-            names = [name for name, *_ in config.codecs]
-            which = int(rng.choice(len(names), p=np.array([share for *_, share in config.codecs])))
-            codec, low, high, _ = config.codecs[which]
-            crf = int(rng.integers(low, high + 1))
-            chosen.append(Deliver(kernel="bicubic", codec=codec, crf=crf))
-    return tuple(chosen)
-
-
-def _divided(size: tuple[int, int], by: float) -> tuple[int, int]:
-    height, width = (2 * max(1, round(side / by / 2)) for side in size)
-    return height, width
 
 
 def apply(frames_thwc: Clip, operators: Sequence[Operator], *, coder: Coder | None = None) -> Clip:
@@ -382,24 +320,3 @@ def from_log(log: Sequence[dict[str, Any]]) -> tuple[Operator, ...]:
         except TypeError as error:
             raise ConfigError(f"a degradation's log holds {entry}: {error}") from error
     return tuple(made)
-
-
-def contact_sheet(
-    frames_thwc: Clip, scale: int, config: AigcConfig, *, seed: int, count: int
-) -> tuple[Clip, list[Any]]:
-    """Return a picture of ``count`` degradations of a clip, and their logs.
-
-    The first column shows the clip scaled down and nothing else; each further one a degradation, at the first, the
-    middle and the last frame.
-    """
-    _, height, width, _ = frames_thwc.shape
-    clean = Deliver(size=(height // scale, width // scale), kernel="bicubic")
-    logs: list[Any] = []
-    columns: list[Clip] = []
-    for number in range(count + 1):
-        rng = np.random.default_rng((seed, number))
-        operators = draw(config, (height, width), scale, rng) if number else (clean,)
-        low = apply(frames_thwc, operators)
-        columns.append(np.concatenate([low[0], low[len(low) // 2], low[-1]]))
-        logs.append(to_log(operators))
-    return np.concatenate(columns, axis=1), logs

@@ -1,0 +1,226 @@
+"""Recipe ``perceptual``: the pixel path, tuned for how frames look; on clean clips it stays what it was.
+
+A network under a pixel error draws the mean of all that a compressed frame may have been, which is soft. Here it also
+lowers a learned distance (LPIPS of two trunks, one after the other), and a small critic that sees detail and its change
+from frame to frame tells drawn from true. On clean clips its target is its own start.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.train.data import Material
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.losses import charbonnier, luma, temporal_loss, to_ycbcr, weave_loss
+from ultraflash_cli.train.pairs import CutConfig, cut_batch
+from ultraflash_cli.train.perception import Trunk, learned_distance, weights_path
+from ultraflash_cli.train.recipes.pixels import load_roles
+from ultraflash_cli.train.sheets import Picture, enlarged, sheet
+
+__all__ = [
+    "HELPERS",
+    "NETWORKS",
+    "Critic",
+    "PerceptualConfig",
+    "PerceptualRoles",
+    "configure",
+    "learners",
+    "make",
+    "pictures",
+    "start",
+]
+
+NETWORKS = ("pixels_detail",)
+"""What an export writes."""
+HELPERS = ("faithful", "critic")
+"""What it starts from and keeps to on clean clips, and what tells drawn from true."""
+
+SOFT_PX = 5
+"""Window of the mean that is taken from luma before a critic sees it."""
+CHANGE_GAIN = 4.0
+"""What the critic sees of the change between two frames is multiplied with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerceptualConfig:
+    """What is learned from, how it is weighed, and what the loop needs."""
+
+    loop: LoopConfig
+    pixels: PixelPathConfig
+    cuts: CutConfig = field(default_factory=CutConfig)
+    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
+    """How often each scale is trained."""
+    chroma: float = 0.5
+    """Weight of the chroma error beside the luma error of 1."""
+    temporal: float = 1.5
+    """Weight of the error of frame differences."""
+    likeness: float = 1.0
+    """Weight of the learned distance of one frame a clip."""
+    trunks: tuple[Trunk, ...] = ("alex", "vgg")
+    """Whose distance it is, drawn anew for every batch."""
+    adversarial: float = 0.02
+    """Weight of what the critic thinks; 0 does without one."""
+    critic_every: int = 2
+    """The critic learns in one of so many steps."""
+    weave: float = 0.2
+    """Weight of detail that repeats with the period of the shuffle and that the truth does not have."""
+    keep: float = 4.0
+    """Weight of all errors on clean clips, whose target is the network's start."""
+
+
+class Critic(nn.Module):
+    """Tells true detail from drawn: high-passed luma of a frame and its change, to a map of scores."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        sizes = ((2, width, 2), (width, 2 * width, 2), (2 * width, 2 * width, 1))
+        layers: list[nn.Module] = []
+        for wide, out, stride in sizes:
+            layers += [spectral_norm(nn.Conv2d(wide, out, 4 if stride == 2 else 3, stride, 1)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(2 * width, 1, 3, padding=1)))
+
+    def forward(self, frames_bcthw: Tensor) -> Tensor:
+        """Return a map of scores for every pair of frames in a row, [B * (T - 1), 1, h, w]."""
+        y = luma(frames_bcthw.float())
+        batch = y.shape[0]
+        planes = y.transpose(1, 2).flatten(0, 1)
+        detail = planes - F.avg_pool2d(planes, SOFT_PX, 1, SOFT_PX // 2, count_include_pad=False)
+        detail = detail.unflatten(0, (batch, -1))
+        seen = torch.cat([detail[:, 1:], CHANGE_GAIN * detail.diff(dim=1)], dim=2).flatten(0, 1)
+        return self.layers((8 * seen).contiguous(memory_format=torch.channels_last))
+
+
+class PerceptualRoles(nn.Module):
+    """The network that learns, what it was at the start, and the critic."""
+
+    def __init__(self, config: PerceptualConfig) -> None:
+        super().__init__()
+        self.pixels_detail = PixelPath(config.pixels)
+        self.faithful = PixelPath(config.pixels).requires_grad_(False)
+        self.critic = Critic()
+        to_channels_last(self)
+
+
+def critic_loss(
+    config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: torch.Generator
+) -> dict[str, Tensor]:
+    """Return the critic's relativistic loss: true pairs score higher than drawn ones do on average, and conversely."""
+    low, high, scale, clean = batch
+    chosen = _soft_ones(clean)
+    if chosen is None:
+        return {"critic": 0 * roles.critic(high[:1, :, :2]).mean()}
+    with torch.no_grad():
+        drawn, _ = roles.pixels_detail.upscale(low[chosen], None, scale=scale)
+    false, true = roles.critic(drawn.detach()), roles.critic(high[chosen])
+    return {"critic": (F.softplus(false - true.mean()).mean() + F.softplus(false.mean() - true).mean()) / 2}
+
+
+def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the terms of one batch; those of how it looks on clips that are not clean alone."""
+    low, high, scale, clean = batch
+    out, _ = roles.pixels_detail.upscale(low, None, scale=scale)
+    target, weight = high, torch.where(clean, config.keep, 1.0).view(-1, 1, 1, 1, 1)
+    if clean.any():
+        with torch.no_grad():
+            kept, _ = roles.faithful.upscale(low[clean], None, scale=scale)
+        target = high.clone()
+        target[clean] = kept.float()
+    # Differences are weighed, which weighs the errors: all but the smallest are linear.
+    made, wanted = to_ycbcr(out * weight), to_ycbcr(target * weight)
+    terms = {
+        "luma": charbonnier(made[:, :1], wanted[:, :1]),
+        "chroma": config.chroma * charbonnier(made[:, 1:], wanted[:, 1:]),
+        "temporal": config.temporal * temporal_loss(made[:, :1], wanted[:, :1], 0.01),
+    }
+    chosen = _soft_ones(clean)
+    if chosen is None:
+        return terms
+    drawn, true = out[chosen], high[chosen]
+    at = int(torch.randint(drawn.shape[2], (1,), generator=rng))
+    trunk = config.trunks[int(torch.randint(len(config.trunks), (1,), generator=rng))]
+    share = len(drawn) / len(out)
+    dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
+    distance = learned_distance(drawn[:, :, at : at + 1].clamp(0, 1), true[:, :, at : at + 1], trunk, dtype)
+    terms[f"likeness_{trunk}"] = config.likeness * share * distance.mean()
+    if config.weave:
+        terms["weave"] = config.weave * share * weave_loss(drawn, true, 2 * scale)
+    if config.adversarial:
+        with torch.no_grad():
+            score = roles.critic(true).mean()
+        false = roles.critic(drawn)
+        terms["adversarial"] = config.adversarial * share * F.softplus(score - false).mean()
+    return terms
+
+
+def _soft_ones(clean: Tensor) -> Tensor | None:
+    """Return which clips are not clean; None where all are."""
+    return None if bool(clean.all()) else ~clean
+
+
+def learners(config: PerceptualConfig) -> tuple[Learner, ...]:
+    """Return the critic, which learns in some of the steps, and the network."""
+    network = Learner(name="network", roles=NETWORKS, loss=partial(loss, config))
+    if not config.adversarial:
+        return (network,)
+    critic = Learner(name="critic", roles=("critic",), loss=partial(critic_loss, config), every=config.critic_every)
+    return (critic, network)
+
+
+def make(config: PerceptualConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches."""
+    assert data is not None, "pairs come from a folder of `make-pairs`"
+    return partial(cut_batch, data.absolute(), config.cuts, config.loop.seed, config.scale_odds, config.loop.batch)
+
+
+def pictures(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show clips enlarged plainly, by the start, as they are now, and as they should be."""
+    low, high, scale, _ = batch
+    shown = (role.upscale(low, None, scale=scale)[0] for role in (roles.faithful, roles.pixels_detail))
+    return sheet(enlarged(low, scale), *shown, high)
+
+
+def configure(*, steps: int, seed: int, toy: bool = False) -> PerceptualConfig:
+    """Return the settings that the built-in model was trained with; ``toy`` is for a try of minutes."""
+    config = PerceptualConfig(
+        loop=LoopConfig(
+            steps=steps, seed=seed, rate=2e-4, last_rate=2e-5, warmup=20, average=0.995, save_every=100, batch=2,
+            log_every=20, precision="bf16",
+        ),
+        pixels=PixelPathConfig(),
+    )  # fmt: skip
+    if not toy:
+        return config
+    loop = replace(config.loop, warmup=5, average=0.9, save_every=20, log_every=10, precision="fp32")
+    small = replace(config.pixels, width=16, blocks=2, residual_gain=0.3)
+    return replace(config, loop=loop, pixels=small, cuts=CutConfig(frames=4, side_px=48), trunks=("alex",))
+
+
+def start(config: PerceptualConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> PerceptualRoles:
+    """Return the roles before the first step: ``weights`` are those of ``pixels``, or of a run of this recipe.
+
+    Raises UsageError without weights or without those of the learned distance, WeightsError where they do not fit.
+    """
+    for trunk in config.trunks:
+        weights_path(trunk)
+    if weights is None:
+        raise UsageError("this recipe goes on from other weights: --start-from the average of a run of `pixels`")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.loop.seed)
+        roles = PerceptualRoles(config)
+    faithful = {name: value for name, value in weights.items() if name.startswith("pixels.")}
+    given = {name.replace("pixels.", f"{role}.", 1): value for name, value in faithful.items() for role in ROLES_OF_P}
+    load_roles(roles, given | {n: v for n, v in weights.items() if n not in faithful}, may_lack="critic")
+    return roles
+
+
+ROLES_OF_P = ("pixels_detail", "faithful")
+"""Roles that start as the faithful pixel path."""
