@@ -188,11 +188,12 @@ def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, 
     height, width = (side // LATENT_PX for side in profile.base_size)
     draw = torch.Generator(setup.device).manual_seed(1)
     config = profile.sr_dit
+    upsampling, decoding = profile.latent_stages
     refiner = Refiner(
         profile,
-        _network(setup, "upsampler", lambda: LatentUpsampler(profile.upsampler)),
+        _network(setup, "upsampler", lambda: LatentUpsampler(upsampling)),
         _network(setup, "sr_dit", lambda: SrDit(config)) if config else None,
-        _network(setup, "decoder", lambda: Decoder(profile.decoder)),
+        _network(setup, "decoder", lambda: Decoder(decoding)),
         decode_latents=settings.decode_latents,
         timer=clock,
     )
@@ -205,12 +206,9 @@ def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, 
 
     def next_group() -> int:
         nonlocal state
-        shape = (1, profile.upsampler.latent_channels, profile.group_latents, height, width)
+        shape = (1, upsampling.latent_channels, profile.group_latents, height, width)
         low = torch.randn(shape, generator=draw, device=setup.device)
-        near = None
-        if profile.decoder.skip:
-            near = torch.rand((1, 3, 4 * shape[2], *profile.base_size), generator=draw, device=setup.device)
-        state, group = refiner.run_group(state, low, near)
+        state, group = refiner.run_group(state, low)
         return group.frames_bcthw.shape[2]
 
     return next_group

@@ -8,7 +8,7 @@ Each clip is made small in three ways, enlarged again by every method, and compa
 
     python -m benchmarks.quality --clips FOLDER --frames 8 --out quality.json
     python -m benchmarks.quality --clips FOLDER --scale 3
-    python -m benchmarks.quality --without sr_dit --weights DIR     # the same cascade without a stage; other weights
+    python -m benchmarks.quality --details 0 0.5 --weights DIR      # also with less detail; other weights
     python -m benchmarks.quality --methods lanczos waifu2x-photo    # peers from PyPI: benchmarks/peers.py says which
 """
 
@@ -35,7 +35,7 @@ import numpy as np
 from benchmarks.peers import PEERS, PeerMissing
 from benchmarks.quality_tables import KINDS, Row, mean_rows, means_table
 from benchmarks.rgb import Frame, read_rgb, write_rgb
-from benchmarks.variants import REMOVABLE, Variant
+from benchmarks.variants import Variant
 from ultraflash_cli.errors import UltraflashError
 from ultraflash_cli.metrics.ffmpeg import read_luma, run_ffmpeg
 from ultraflash_cli.metrics.registry import METRICS, measure
@@ -111,7 +111,7 @@ def prepare(
 
 
 def degrade(case: Case, *, scale: int, seed: int) -> Case:
-    """Write the small input with what ``train/aigc.py`` draws for this clip's name, and return the case with the log.
+    """Write the small input with what ``train/degradation.py`` draws for the clip's name; return the case with its log.
 
     The luma of the original reaches the small clip by one colour matrix there and back.
     """
@@ -185,7 +185,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", type=int, choices=(2, 3), default=2)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--methods", nargs="+", choices=methods, default=["bicubic", "lanczos", OURS])
-    parser.add_argument("--without", nargs="+", choices=REMOVABLE, default=[], help="also without these stages of lite")
+    parser.add_argument("--details", nargs="+", type=float, default=[], help="also with lite's --detail at these")
     parser.add_argument("--weights", type=Path, help="take the files of lite from this folder")
     parser.add_argument("--options", type=shlex.split, default=[], help="more options for `ultraflash upscale`, quoted")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn degradations (0)")
@@ -198,8 +198,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--clips: {settings.clips} is not a folder")
     if settings.scale != 2 and any(method in PEERS for method in settings.methods):
         parser.error("the peers work at --scale 2 alone")
-    if (settings.weights or settings.without) and OURS not in settings.methods:
-        parser.error(f"--weights and --without change the method {OURS}, which --methods leaves out")
+    if (settings.weights or settings.details) and OURS not in settings.methods:
+        parser.error(f"--weights and --details change the method {OURS}, which --methods leaves out")
     return settings
 
 
@@ -219,9 +219,9 @@ def set_up(settings: argparse.Namespace) -> tuple[list[str], Setup]:
         if method == OURS:
             if settings.weights:
                 variants[method] = Variant(weights=settings.weights)
-            for stage in settings.without:
-                name = f"{OURS} without {stage}"
-                variants[name] = Variant(without=(stage,), weights=settings.weights)
+            for detail in settings.details:
+                name = f"{OURS} --detail {detail:g}"
+                variants[name] = Variant(detail=detail, weights=settings.weights)
                 methods.append(name)
     setup = Setup(
         scale=settings.scale,

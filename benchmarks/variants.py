@@ -1,32 +1,23 @@
-"""`lite` with a stage left out, or with other weights: what a measurement needs and the command does not offer."""
+"""`lite` with other weights or another degree of detail, as a method of its own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.errors import UsageError, WeightsError
 from ultraflash_cli.jobs.assemble import Shelf
 from ultraflash_cli.jobs.host import keep_freed_memory
 from ultraflash_cli.jobs.model import Models
-from ultraflash_cli.jobs.preflight import Prepared, UpscaleJob
+from ultraflash_cli.jobs.preflight import UpscaleJob
 from ultraflash_cli.jobs.upscale import run
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.verify import sha256_of
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["Variant"]
 
-    from ultraflash_cli.engine.memory import MemoryPlan
-
-__all__ = ["REMOVABLE", "Variant"]
-
-REMOVABLE = ("sr_dit",)
-"""Stages without which a cascade still works."""
-
-UPSCALING = ("encoder", "upsampler", "sr_dit", "decoder")
+UPSCALING = ("pixels", "pixels_detail")
 """The parts of a profile that upscale."""
 
 OPTIONS = {"color": str, "cuts": str, "device": str, "precision": str, "seed": int, "strength": float, "threads": int}
@@ -37,15 +28,15 @@ OPTIONS = {"color": str, "cuts": str, "device": str, "precision": str, "seed": i
 class Variant:
     """How to run ``lite`` otherwise."""
 
-    without: tuple[str, ...] = ()
-    """Stages left out, of ``REMOVABLE``."""
+    detail: float | None = None
+    """What ``--detail`` says."""
     weights: Path | None = None
     """A folder with files named as those of ``ultraflash_cli/weights/lite``; None for those."""
 
     def hashes(self, *, scale: int) -> dict[str, str]:
         """Return the sha256 of every file it runs at ``scale``, by the weights' names. Raises WeightsError."""
         profile = LITE.at_scale(scale)
-        parts = [part for part, _ in profile.weights if part in UPSCALING and part not in self.without]
+        parts = [part for part, _ in profile.weights if part in UPSCALING]
         return {name: sha256_of(self.path(name)) for name in map(profile.weight_of, parts)}
 
     def path(self, name: str) -> Path:
@@ -63,9 +54,17 @@ class Variant:
         chosen = {}
         for name, value in zip(options[::2], options[1::2], strict=True):
             if name.removeprefix("--") not in OPTIONS:
-                raise UsageError(f"{name}: with --without and --weights the options are {', '.join(sorted(OPTIONS))}")
+                raise UsageError(f"{name}: with --details and --weights the options are {', '.join(sorted(OPTIONS))}")
             chosen[name.removeprefix("--")] = OPTIONS[name.removeprefix("--")](value)
-        job = UpscaleJob(source=low, output=output, res=f"{scale}x", model=LITE.name, codec="ffv1", resume=False)
+        job = UpscaleJob(
+            source=low,
+            output=output,
+            res=f"{scale}x",
+            model=LITE.name,
+            detail=self.detail,
+            codec="ffv1",
+            resume=False,
+        )
         run(replace(job, overwrite=True, **chosen), lambda _event: None, build=_Models(self).upscaler)
 
 
@@ -79,10 +78,6 @@ class _Models(Models):
     @cached_property
     def shelf(self) -> Shelf:
         return _Shelf(self.variant)
-
-    def plan_upscaler(self, prepared: Prepared) -> "tuple[torch.device, Profile, MemoryPlan]":
-        device, profile, memory = super().plan_upscaler(prepared)
-        return device, replace(profile, **dict.fromkeys(self.variant.without)), memory
 
     def _shelf(self, store: Path | None) -> Shelf:
         return self.shelf

@@ -21,6 +21,7 @@ __all__ = [
     "CrfOption",
     "CudaGraphsOption",
     "DecoderOption",
+    "DetailOption",
     "DeviceOption",
     "DryRunOption",
     "EncOptOption",
@@ -164,6 +165,14 @@ ModelOption = Annotated[
 StrengthOption = Annotated[
     float,
     typer.Option("--strength", metavar="0..1", help="1 is the model, 0 the plain resample."),
+]
+DetailOption = Annotated[
+    float | None,
+    typer.Option(
+        "--detail",
+        metavar="0..1",
+        help="How much detail lite adds to what the clip still shows: 1 draws most, 0 is faithful.  [default: 1]",
+    ),
 ]
 ColorOption = Annotated[
     Literal["match", "off"], typer.Option("--color", help="match keeps the input's colours in broad areas.")

@@ -161,13 +161,13 @@ def test_weights_with_nan_are_refused_with_their_name(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = read_manifest()
-    entry = manifest["lite/decoder"]
+    entry = manifest["lite/pixels_detail"]
     tensors = load_file(entry.path)
     name = next(iter(tensors))
     tensors[name].view(-1)[0] = torch.nan
-    damaged = tmp_path / "decoder.safetensors"
+    damaged = tmp_path / "pixels.safetensors"
     save_file(tensors, damaged)
-    manifest["lite/decoder"] = replace(
+    manifest["lite/pixels_detail"] = replace(
         entry, file=str(damaged), sha256=sha256_of(damaged), bytes=damaged.stat().st_size
     )
     monkeypatch.setattr("ultraflash_cli.jobs.assemble.read_manifest", lambda: manifest)
@@ -175,7 +175,7 @@ def test_weights_with_nan_are_refused_with_their_name(
     shown = capsys.readouterr()
     assert shown.out == ""
     _plan, line = shown.err.splitlines()
-    assert line.startswith("error: decoder.safetensors")
+    assert line.startswith("error: pixels.safetensors")
     assert not list(tmp_path.glob(".*"))
 
 

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs, DecoderStage, SkipConfig
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
 from ultraflash_cli.engine.stages.latent_upsampler_v3 import LatentUpsamplerV3, LatentUpsamplerV3Config
+from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeDecoder, WanVaeEncoder
 
@@ -46,7 +48,7 @@ TINY = Profile(
         ),
         out_width=8,
         memory_init="replicate",
-        skip=SkipConfig(width=8, blocks=2, latent_features=4, residual_gain=0.05),
+        last_shuffle=8,
     ),
     group_latents=2,
 )
@@ -86,12 +88,28 @@ def tiny_cascade(profile: Profile = TINY, *, scale: int = 2) -> Cascade:
     profile = profile.at_scale(scale)
     config = profile.encoder
     encoder = WanVaeEncoder(config) if isinstance(config, WanVaeConfig) else Encoder(config)
-    upsampler = LatentUpsampler(profile.upsampler)
-    sr_dit, decoder = SrDit(profile.sr_dit) if profile.sr_dit else None, Decoder(profile.decoder)
+    upsampling, decoding = profile.latent_stages
+    upsampler = LatentUpsampler(upsampling)
+    sr_dit, decoder = SrDit(profile.sr_dit) if profile.sr_dit else None, Decoder(decoding)
     for seed, network in enumerate((encoder, upsampler, sr_dit, decoder)):
         if network is not None:
             randomise(network, seed)
     return Cascade(profile, encoder, Refiner(profile, upsampler, sr_dit, decoder))
+
+
+PIXELS = Profile(
+    name="pixels", encoder=TINY.encoder, pixels=PixelPathConfig(width=8, blocks=2, residual_gain=0.05), group_latents=2
+)
+"""A model that enlarges frames."""
+
+
+def pixel_cascade(profile: Profile = PIXELS, *, scale: int = 2) -> Cascade:
+    """Build the cascade of a model that enlarges frames, with random weights."""
+    profile = profile.at_scale(scale)
+    assert profile.pixels is not None
+    path = PixelPath(profile.pixels)
+    randomise(path)
+    return Cascade(profile, None, PixelRefiner(profile, path))
 
 
 @dataclass(frozen=True)
@@ -124,16 +142,6 @@ def _slice(clip: Tensor, a: int, b: int) -> Tensor:
 def _built(network: torch.nn.Module) -> Any:
     randomise(network)
     return network
-
-
-def _decoder_clip(generator: torch.Generator) -> DecoderInputs:
-    latents = torch.randn((1, 4, 4, 4, 4), generator=generator)
-    return DecoderInputs(latents, torch.rand((1, 3, 16, 16, 16), generator=generator))
-
-
-def _decoder_cut(clip: DecoderInputs, a: int, b: int) -> DecoderInputs:
-    frames = clip.frames_bcthw
-    return DecoderInputs(clip.latents_bcthw[:, :, a:b], None if frames is None else frames[:, :, 4 * a : 4 * b])
 
 
 def _plain_decoder() -> Any:
@@ -266,21 +274,33 @@ CASES = (
         name="decoder",
         build=_plain_decoder,
         size={"height": 3, "width": 3},
-        clip=lambda generator: DecoderInputs(torch.randn((1, 4, 4, 3, 3), generator=generator)),
+        clip=lambda generator: torch.randn((1, 4, 4, 3, 3), generator=generator),
         frames=4,
-        cut=_decoder_cut,
+        cut=_slice,
         out_time=lambda n: 4 * n,
         group_out=4,
     ),
     StageCase(
-        name="decoder_with_skip",
-        build=lambda: _built(Decoder(TINY.decoder)),
+        name="decoder_that_ends_in_a_shuffle",
+        build=lambda: _built(Decoder(TINY.latent_stages[1])),
         size={"height": 4, "width": 4},
-        clip=_decoder_clip,
+        clip=lambda generator: torch.randn((1, 4, 4, 4, 4), generator=generator),
         frames=4,
-        cut=_decoder_cut,
+        cut=_slice,
         out_time=lambda n: 4 * n,
         group_out=4,
+    ),
+    *(
+        StageCase(
+            name=f"pixel_path_x{scale}",
+            build=lambda scale=scale: _built(PixelPath(PixelPathConfig(width=8, blocks=2, scale=scale))),
+            size={"height": 8, "width": 12},
+            clip=lambda generator: torch.rand((1, 3, 7, 8, 12), generator=generator),
+            frames=7,
+            cut=_slice,
+            out_time=lambda n: n,
+        )
+        for scale in (2, 3)
     ),
     StageCase(
         name="latent_upsampler_v3",
@@ -334,6 +354,16 @@ CASES = (
     StageCase(
         name="cascade_with_the_full_encoder",
         build=lambda: tiny_cascade(WITH_VAE),
+        size={"height": 16, "width": 16},
+        clip=lambda generator: torch.rand((1, 3, 14, 16, 16), generator=generator),
+        frames=14,
+        cut=_slice,
+        out_time=lambda n: 0 if n < 5 else 5 + (n - 5) // 8 * 8,
+        group_out=5,
+    ),
+    StageCase(
+        name="cascade_of_a_model_that_enlarges_frames",
+        build=pixel_cascade,
         size={"height": 16, "width": 16},
         clip=lambda generator: torch.rand((1, 3, 14, 16, 16), generator=generator),
         frames=14,

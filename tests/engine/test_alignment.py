@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.contracts.stages import PLAIN_DECODER, TINY, randomise
 from ultraflash_cli.engine.profiles import ULTRAFLASH, Profile
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs
+from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.jobs.assemble import Shelf
@@ -48,7 +48,7 @@ def round_trip(profile: Profile, encoder: Encoder, decoder: Decoder, clip_bcthw:
     state = encoder.init_state(batch=1, height=height, width=width)
     _, latents = encoder.step(state, torch.cat([front, clip_bcthw, back], dim=2))
     decoding = decoder.init_state(batch=1, height=height // 8, width=width // 8)
-    raw = decoder.step(decoding, DecoderInputs(latents))[1]
+    raw = decoder.step(decoding, latents)[1]
     return raw[:, :, profile.drop_front : profile.drop_front + frames].float()
 
 
@@ -63,7 +63,7 @@ def test_the_measure_finds_a_shift(shift: int) -> None:
 def test_a_round_trip_has_as_many_frames_as_the_clip(pad_front: int) -> None:
     profile = replace(TINY, decoder=PLAIN_DECODER, pad_front=pad_front)
     assert isinstance(profile.encoder, EncoderConfig)
-    encoder, decoder = Encoder(profile.encoder), Decoder(profile.decoder)
+    encoder, decoder = Encoder(profile.encoder), Decoder(profile.latent_stages[1])
     randomise(encoder)
     randomise(decoder)
     assert round_trip(profile, encoder, decoder, moving_clip(side=16)).shape == (1, 3, FRAMES, 16, 16)

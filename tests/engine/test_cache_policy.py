@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tests.contracts.stages import randomise
 from ultraflash_cli.engine.cache_policy import ONE_FEWER, CacheManagement, RefreshGate, SharpnessDrift
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs, DecoderStage, SkipConfig
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
-from ultraflash_cli.errors import ConfigError, UsageError
+from ultraflash_cli.errors import UsageError
 
 SMALL = DecoderConfig(
     latent_channels=4,
@@ -114,7 +114,7 @@ def test_the_gate_scores_the_last_frame_of_the_last_latent_decoded_alone() -> No
     assert RefreshGate(decoder, scorer)(latents, early)
     assert not RefreshGate(decoder, scorer, threshold=0.7)(latents, early)
     for frame, latent in zip(seen, (latents[:, :, -1:], early, latents[:, :, -1:], early), strict=True):
-        _, raw = decoder.step(decoder.init_state(batch=1, height=2, width=3), DecoderInputs(latent))
+        _, raw = decoder.step(decoder.init_state(batch=1, height=2, width=3), latent)
         expected = F.interpolate(raw[:, :, 3].clamp(0, 1), size=(224, 224), mode="bilinear")
         assert torch.equal(frame, expected[0])
 
@@ -125,14 +125,6 @@ def test_of_several_clips_all_have_to_pass() -> None:
     for scores, passes in (([0.9, 0.9], True), ([0.9, 0.1], False), ([float("nan"), 0.9], False)):
         left = iter(scores)
         assert RefreshGate(decoder, lambda frame, anchor, left=left: next(left))(latents, early) == passes
-
-
-def test_a_decoder_with_a_skip_path_cannot_judge_latents() -> None:
-    skip = SkipConfig(width=8, blocks=1, latent_features=4)
-    stages = tuple(DecoderStage(width=8, blocks=1, upsample=False, time_growth=growth) for growth in (2, 2))
-    decoder = Decoder(DecoderConfig(latent_channels=4, stages=stages, out_width=8, skip=skip))
-    with pytest.raises(ConfigError, match="no skip path"):
-        RefreshGate(decoder, SharpnessDrift())
 
 
 # The built-in score

@@ -12,7 +12,7 @@ from tests.contracts.stages import randomise
 from tests.engine.standins import LateRecorder
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.graphs import CudaRecorder, Graphs
-from ultraflash_cli.engine.profiles import LITE, LITE_SR_DIT, TINY_RANDOM, Profile
+from ultraflash_cli.engine.profiles import LITE_CASCADE, TINY_RANDOM, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import kv_lengths
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
@@ -23,14 +23,12 @@ from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 
 HEIGHT, WIDTH = 16, 32
-FULL_LITE = replace(LITE, sr_dit=LITE_SR_DIT)
-"""The built-in model with the SR transformer that it goes without, so that every stage is there."""
 
 
 def cascade(profile: Profile, graphs: Graphs) -> Cascade:
     assert profile.sr_dit is not None and isinstance(profile.encoder, EncoderConfig)
-    encoder, upsampler = Encoder(profile.encoder), LatentUpsampler(profile.upsampler)
-    sr_dit, decoder = SrDit(profile.sr_dit), Decoder(profile.decoder)
+    encoder, upsampler = Encoder(profile.encoder), LatentUpsampler(profile.latent_stages[0])
+    sr_dit, decoder = SrDit(profile.sr_dit), Decoder(profile.latent_stages[1])
     for seed, network in enumerate((encoder, upsampler, sr_dit, decoder)):
         randomise(network, seed)
     return Cascade(profile, encoder, Refiner(profile, upsampler, sr_dit, decoder, graphs=graphs))
@@ -52,7 +50,7 @@ def shrunk(profile: Profile) -> Profile:
     return replace(profile, group_latents=2, sr_dit=replace(profile.sr_dit, group_latents=2))
 
 
-@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), FULL_LITE], ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), LITE_CASCADE], ids=lambda profile: profile.name)
 def test_a_clip_through_recorded_steps_is_the_same_bit_for_bit(profile: Profile) -> None:
     graphs = Graphs(LateRecorder())
     with_graphs, plain = cascade(profile, graphs), cascade(profile, Graphs(None))
@@ -100,7 +98,7 @@ def test_a_memory_that_shrinks_by_schedule_is_recorded_by_its_length() -> None:
 
 def test_work_that_cannot_be_recorded_runs_as_it_is_and_says_so_once() -> None:
     graphs = Graphs(LateRecorder(refuses="a host copy"))
-    model, plain = cascade(FULL_LITE, graphs), cascade(FULL_LITE, Graphs(None))
+    model, plain = cascade(LITE_CASCADE, graphs), cascade(LITE_CASCADE, Graphs(None))
     with pytest.warns(RuntimeWarning, match="sr_dit: cannot be recorded as a CUDA graph") as said:
         sharp = upscaled(model, clip(45))
     assert torch.equal(sharp, upscaled(plain, clip(45)))
@@ -111,7 +109,7 @@ def test_work_that_cannot_be_recorded_runs_as_it_is_and_says_so_once() -> None:
 
 def test_paused_graphs_run_everything_as_it_is() -> None:
     graphs = Graphs(LateRecorder())
-    model = cascade(FULL_LITE, graphs)
+    model = cascade(LITE_CASCADE, graphs)
     with graphs.paused():
         upscaled(model, clip(45))
     assert graphs.counts == {} and graphs.on and not Graphs(None).on
@@ -147,12 +145,13 @@ def test_a_generator_draws_the_same_latents_by_recorded_passes(kind: str) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), FULL_LITE], ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), LITE_CASCADE], ids=lambda profile: profile.name)
 def test_on_a_gpu_graphs_replay_the_same_pixels(profile: Profile) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     graphs = Graphs(CudaRecorder(device))
     with_graphs, plain = cascade(profile, graphs), cascade(profile, Graphs(None))
     for model in (with_graphs, plain):
+        assert isinstance(model.refiner, Refiner)
         for network in (model.encoder, model.refiner.upsampler, model.refiner.sr_dit, model.refiner.decoder):
             assert network is not None
             network.to(device)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.contracts.stages import randomise
 from ultraflash_cli.engine.profiles import ULTRAFLASH
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs
+from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
@@ -291,5 +291,5 @@ def test_nothing_of_the_decoder_and_upsampler_is_read_back(on_meta: Operations) 
         state = decoder.init_state(batch=1, height=120, width=208)
         with on_meta:
             _, latents = upsampler.step(before, low)
-            _, frames = decoder.step(state, DecoderInputs(latents))
+            _, frames = decoder.step(state, latents)
     assert frames.shape == (1, 3, 24, 960, 1664)

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.engine.live_bytes import LiveBytes
 from ultraflash_cli.engine.activations import (
     decoder_activations,
     encoder_activations,
     generator_activations,
-    skip_activations,
+    pixel_path_activations,
     sr_dit_activations,
     text_encoder_activations,
     text_encoder_parameters,
@@ -24,21 +24,24 @@ from ultraflash_cli.engine.activations import (
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings, MemoryWork, plan_memory
+from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import plan_upscale
-from ultraflash_cli.engine.profiles import LITE, LITE_SR_DIT, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile
+from ultraflash_cli.engine.profiles import LITE, LITE_CASCADE, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.engine.stage import state_to_tensors
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
 from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import OutOfMemory
+from ultraflash_cli.jobs.memory import plan_upscale_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -95,14 +98,11 @@ def test_the_parts_of_the_peak_sum_to_the_total() -> None:
 
 
 def test_lite_is_planned_near_its_measured_peak() -> None:
-    # 1.65 GB of resident memory were measured, 0.25 GB of them Python with its libraries, which no plan holds.
+    # PEAK of resident memory were measured, 0.25 GB of them Python with its libraries, which no plan holds.
     work = MemoryWork(
         latents=(60, 104),
         group_latents=LITE.group_latents,
-        encoder=LITE.encoder,
-        upsampler=LITE.upsampler,
-        sr_dit=LITE_SR_DIT,
-        decoder=LITE.decoder,
+        pixels=LITE.pixels,
         source=(480, 832),
         dtype_of=lambda part: torch.float32,
         on_gpu=False,
@@ -148,7 +148,6 @@ CONVOLUTIONS = [
     pytest.param("wan_vae", WanVaeConfig(width=16), id="full autoencoder"),
     pytest.param("decoder", DecoderConfig(), id="tiny decoder"),
     pytest.param("decoder", DecoderConfig(upsampling="pixel_shuffle", memory_init="replicate"), id="ultra decoder"),
-    pytest.param("decoder", LITE.decoder, id="decoder of lite"),
     pytest.param("decoder", TINY_LITE.low_decoder, id="low-resolution decoder"),
 ]
 
@@ -157,7 +156,6 @@ CONVOLUTIONS = [
 def test_convolutions_take_what_their_formula_says(kind: str, config: Any) -> None:
     height, width = 8, 12
     frames, pixels = 4 * 4, (8 * height, 8 * width)
-    skip = 0
     match kind:
         case "upsampler":
             stage, size, pushed = LatentUpsampler(config), (height, width), draw(1, 16, 4, height, width)
@@ -170,14 +168,22 @@ def test_convolutions_take_what_their_formula_says(kind: str, config: Any) -> No
             need = wan_vae_activations(config, height=pixels[0], width=pixels[1])
         case _:
             stage, size = Decoder(config), (height, width)
-            near = draw(1, 3, frames, 4 * height, 4 * width) if config.skip else None
-            pushed = DecoderInputs(draw(1, 16, 4, height, width), near)
+            pushed = draw(1, 16, 4, height, width)
             need = decoder_activations(config, height=height, width=width)
-            skip = skip_activations(config, height=height, width=width, element=4)
     measured = measure(to_channels_last(stage).eval(), size, lambda: pushed)
     # The encoders also copy the frames of a push; the plan has them as the frames of the group.
-    copied = 0 if kind in ("upsampler", "decoder") else pushed.numel()  # pyright: ignore[reportAttributeAccessIssue]
-    assert 0.8 < (4 * (need.working + 2 * need.memories + copied) + skip) / measured < 1.5
+    copied = 0 if kind in ("upsampler", "decoder") else pushed.numel()
+    assert 0.8 < 4 * (need.working + 2 * need.memories + copied) / measured < 1.5
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_the_pixel_path_takes_what_its_formula_says(scale: int) -> None:
+    config = PixelPathConfig(scale=scale)
+    pushed = draw(1, 3, 4, 64, 96)
+    measured = measure(to_channels_last(PixelPath(config)).eval(), (64, 96), lambda: pushed)
+    memories = config.blocks * config.width * 64 * 96 // config.patch**2
+    need = pixel_path_activations(config, height=64, width=96, element=4)
+    assert 0.8 < (need + 4 * 2 * memories) / measured < 1.5
 
 
 SR_SIZES = replace(
@@ -193,7 +199,7 @@ SR_SIZES = replace(
         pytest.param(SR_SIZES, (32, 48), id="as published"),
         pytest.param(SR_SIZES, (28, 48), id="padded"),
         pytest.param(replace(SR_SIZES, ffn_dim=96), (32, 48), id="narrow feed-forward"),
-        pytest.param(LITE_SR_DIT, (32, 48), id="lite"),
+        pytest.param(LITE_CASCADE.sr_dit, (32, 48), id="lite"),
     ],
 )
 def test_the_sr_transformer_takes_what_its_formula_says(
@@ -242,52 +248,46 @@ def test_the_text_encoder_takes_what_its_formulas_say() -> None:
 @pytest.mark.parametrize("profile", [LITE, TINY_RANDOM], ids=["lite", "tiny-random"])
 def test_an_upscale_takes_what_is_planned_and_its_state_too(profile: Profile) -> None:
     sizes = plan_upscale(96, 64, res="2x")
-    profile = profile.at_scale(sizes.scale)
-    assert isinstance(profile.encoder, EncoderConfig)
     torch.manual_seed(0)
-    upsampler, decoder = LatentUpsampler(profile.upsampler), Decoder(profile.decoder)
-    refiner = Refiner(profile, upsampler, SrDit(profile.sr_dit) if profile.sr_dit else None, decoder)
-    encoder = Encoder(profile.encoder)
-    upscaler = Upscaler(Cascade(profile, encoder, refiner), sizes)
-    weights = [x for net in (encoder, upsampler, refiner.sr_dit, decoder) if net for x in net.parameters()]
+    cascade, networks = pixel_networks(profile) if profile.pixels else latent_networks(profile)
+    upscaler = Upscaler(cascade, sizes)
     frames = [np.zeros((64, 96, 3), np.uint8)] * upscaler.group_frames(first=False)
-    with torch.inference_mode(), LiveBytes(weights) as live:
+    with torch.inference_mode(), LiveBytes([x for net in networks for x in net.parameters()]) as live:
         state = upscaler.init_state()
         for _ in range(3):
             state, _ = upscaler.step(state, frames)
-    work = MemoryWork(
-        latents=(8, 12),
-        group_latents=profile.group_latents,
-        encoder=profile.encoder,
-        upsampler=profile.upsampler,
-        sr_dit=profile.sr_dit,
-        decoder=profile.decoder,
-        source=sizes.source,
-        target=sizes.target,
-        dtype_of=lambda part: torch.float32,
-        on_gpu=False,
+    plan = plan_upscale_memory(
+        profile, sizes, device=torch.device("cpu"), dtype_of=lambda part: torch.float32, encodes_text=False
     )
-    plan = plan_memory(work)
-    outside = {"reserve", "pictures"}
+    outside = {"reserve", "pictures", "pictures in queues"}
     inside = sum(p.bytes for p in plan.parts if p.name not in outside and not p.name.endswith("weights"))
     assert 0.8 < inside / live.peak < 1.4
     saved = {n: x for n, x in state_to_tensors(state).items() if n not in ("waiting_tchw", "cascade.queue_bcthw")}
     assert plan.state_bytes == pytest.approx(sum(x.nbytes for x in saved.values()), rel=0.01)
 
 
-def test_a_clip_from_words_takes_what_is_planned_where_a_low_decoder_feeds_the_skip_path() -> None:
+def latent_networks(profile: Profile) -> tuple[Cascade, list[nn.Module]]:
+    assert isinstance(profile.encoder, EncoderConfig)
+    upsampling, decoding = profile.latent_stages
+    upsampler, decoder, encoder = LatentUpsampler(upsampling), Decoder(decoding), Encoder(profile.encoder)
+    sr_dit = SrDit(profile.sr_dit) if profile.sr_dit else None
+    networks: list[nn.Module] = [encoder, upsampler, decoder, *([sr_dit] if sr_dit else [])]
+    return Cascade(profile, encoder, Refiner(profile, upsampler, sr_dit, decoder)), networks
+
+
+def pixel_networks(profile: Profile) -> tuple[Cascade, list[nn.Module]]:
+    assert profile.pixels is not None
+    path = PixelPath(profile.pixels)
+    return Cascade(profile, None, PixelRefiner(profile, path)), [path]
+
+
+def test_a_clip_from_words_takes_what_is_planned_where_the_pixel_path_enlarges_its_frames() -> None:
     profile, plan = TINY_LITE.at_scale(2), plan_generation(18)
-    assert profile.generator is not None and profile.low_decoder is not None and profile.sr_dit is not None
+    assert profile.generator is not None and profile.low_decoder is not None and profile.pixels is not None
     torch.manual_seed(0)
-    generator, low_decoder, decoder = (
-        Generator(profile.generator),
-        Decoder(profile.low_decoder),
-        Decoder(profile.decoder),
-    )
-    upsampler, sr_dit = LatentUpsampler(profile.upsampler), SrDit(profile.sr_dit)
-    refiner = Refiner(profile, upsampler, sr_dit, decoder)
-    video = TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=low_decoder)
-    networks = (generator, low_decoder, decoder, upsampler, sr_dit)
+    generator, low_decoder, path = Generator(profile.generator), Decoder(profile.low_decoder), PixelPath(profile.pixels)
+    video = TextToVideo(profile, plan, generator, refiner=PixelRefiner(profile, path), low_decoder=low_decoder)
+    networks = (generator, low_decoder, path)
     with torch.inference_mode(), LiveBytes([x for network in networks for x in network.parameters()]) as live:
         state = video.init_state(height=8, width=12)
         for _ in plan.groups:
@@ -298,9 +298,7 @@ def test_a_clip_from_words_takes_what_is_planned_where_a_low_decoder_feeds_the_s
         group_latents=profile.group_latents,
         drawn_latents=6,
         generator=profile.generator,
-        upsampler=profile.upsampler,
-        sr_dit=profile.sr_dit,
-        decoder=profile.decoder,
+        pixels=profile.pixels,
         low_decoder=profile.low_decoder,
         dtype_of=lambda part: torch.float32,
         on_gpu=False,
@@ -316,18 +314,17 @@ def test_a_clip_from_words_takes_what_is_planned_where_a_low_decoder_feeds_the_s
 
 
 def test_a_memory_is_one_frame_and_not_the_piece_it_came_in() -> None:
-    decoder = Decoder(replace(LITE.decoder, skip=None, stages=TINY_RANDOM.decoder.stages)).eval()
+    decoder = Decoder(TINY_RANDOM.base_decoder).eval()
     decoder.together = 3
     with torch.inference_mode():
-        state, _ = decoder.step(decoder.init_state(batch=1, height=4, width=4), DecoderInputs(draw(1, 16, 3, 4, 4)))
+        state, _ = decoder.step(decoder.init_state(batch=1, height=4, width=4), draw(1, 16, 3, 4, 4))
     assert all(x.untyped_storage().nbytes() == x.nbytes for x in state.memories)
 
 
 def test_a_decoder_at_once_gives_what_it_gives_latent_by_latent() -> None:
-    for config, side in ((TINY_RANDOM.decoder, 4), (LITE.decoder, 4)):
+    for config, side in ((TINY_RANDOM.base_decoder, 4), (LITE.base_decoder, 4)):
         decoder = Decoder(config).eval()
-        low = draw(1, 3, 20, 4 * side, 4 * side) if config.skip else None
-        inputs = DecoderInputs(draw(1, 16, 5, side, side), low)
+        inputs = draw(1, 16, 5, side, side)
         frames: list[Tensor] = []
         for together in (1, 2, 5):
             decoder.together = together

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.contracts.stages import PLAIN_DECODER, randomise
 from ultraflash_cli.engine.clock import StageClock
 from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.pictures import YuvFormat
+from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import GenerationPlan, plan_generation
@@ -20,6 +21,7 @@ from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.pixel_path import PixelPath
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import GeneratedGroup, TextToVideo
@@ -37,14 +39,25 @@ NARROW = replace(PLAIN_DECODER, latent_channels=8)
 def video(
     plan: GenerationPlan, profile: Profile = TINY_RANDOM, *, refined: bool = True, low: bool = False, **options: Any
 ) -> TextToVideo:
-    assert profile.generator is not None and profile.sr_dit is not None
-    generator, upsampler = Generator(profile.generator), LatentUpsampler(profile.upsampler)
-    sr_dit, decoder = SrDit(profile.sr_dit), Decoder(profile.decoder)
-    base_decoder = decoder if profile.low_decoder is None else Decoder(profile.low_decoder)
-    for seed, network in enumerate((generator, upsampler, sr_dit, decoder, base_decoder)):
+    assert profile.generator is not None
+    generator, base_decoder = Generator(profile.generator), Decoder(profile.base_decoder)
+    networks: list[nn.Module] = [generator, base_decoder]
+    if profile.refines_latents:
+        assert profile.sr_dit is not None
+        upsampling, decoding = profile.latent_stages
+        upsampler, sr_dit = LatentUpsampler(upsampling), SrDit(profile.sr_dit)
+        decoder = base_decoder if profile.low_decoder is None else Decoder(decoding)
+        networks += [upsampler, sr_dit, decoder]
+        refiner: Refiner | PixelRefiner = Refiner(profile, upsampler, sr_dit, decoder)
+    else:
+        assert profile.pixels is not None
+        path = PixelPath(profile.pixels)
+        networks.append(path)
+        refiner = PixelRefiner(profile, path)
+    for seed, network in enumerate(networks):
         randomise(network, seed)
-    refiner = Refiner(profile, upsampler, sr_dit, decoder) if refined else None
-    low_decoder = base_decoder if low or not refined or decoder.skip else None
+    low_decoder = base_decoder if low or not refined or refiner.reads_frames else None
+    refiner = refiner if refined else None  # pyright: ignore[reportAssignmentType]
     return TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=low_decoder, **options)
 
 
@@ -134,8 +147,8 @@ def test_a_saved_state_goes_on_bit_for_bit() -> None:
     state, _ = model.step(start(model, seed=4))
     state = state_from_tensors(start(model, seed=4), state_to_tensors(state))
     _, second = model.step(state)
-    for before, after in zip(whole[1], second, strict=True):
-        assert before is not None and after is not None and torch.equal(before, after)
+    assert torch.equal(frames_of([whole[1]]), frames_of([second]))
+    assert torch.equal(low_frames_of([whole[1]]), low_frames_of([second]))
 
 
 def test_parking_the_generator_changes_nothing() -> None:
@@ -164,7 +177,7 @@ def test_the_published_length_gives_eighty_one_frames(latents: int) -> None:
     assert plan_generation(latents).total_frames == 81
 
 
-# A decoder with a skip path
+# A pixel path behind the low decoder
 
 LITE_CONTEXT = torch.randn((1, 5, 16), generator=torch.Generator().manual_seed(8))
 
@@ -182,37 +195,35 @@ def low_frames_of(groups: list[GeneratedGroup]) -> Tensor:
 
 
 @pytest.mark.parametrize("scale", [2, 3])
-def test_the_low_decoder_feeds_the_skip_path(scale: int) -> None:
+def test_the_low_decoder_feeds_the_pixel_path(scale: int) -> None:
     plan = plan_generation(9)
     groups = run_lite(lite(plan, scale))
     assert frames_of(groups).shape == (1, 3, plan.total_frames, 8 * scale * HEIGHT, 8 * scale * WIDTH)
     assert low_frames_of(groups).shape == (1, 3, plan.total_frames, 8 * HEIGHT, 8 * WIDTH)
 
 
-def test_what_the_skip_path_sees_is_what_it_would_see_of_a_clip() -> None:
+def test_the_pixel_path_sees_what_it_would_see_of_a_clip() -> None:
     model = lite(plan_generation(12), scale=3)
     refiner = model.refiner
     assert refiner is not None
     seen, raw = list[Tensor](), list[Tensor]()
     run_group: Callable[..., Any] = refiner.run_group
 
-    def watched(state: Any, low: Tensor, frames: Tensor) -> Any:
-        state, piece = run_group(state, low, frames)
+    def watched(state: Any, frames: Tensor) -> Any:
+        state, piece = run_group(state, frames)
         seen.append(frames.clone())
         raw.append(piece.frames_bcthw.clone())
         return state, piece
 
     refiner.run_group = watched  # pyright: ignore[reportAttributeAccessIssue]
     groups = run_lite(model)
-    near, drop = torch.cat(seen, dim=2), TINY_LITE.drop_front
+    near = torch.cat(seen, dim=2)
     shown = low_frames_of(groups)
     assert shown.min() < 0 or shown.max() > 1, "frames of random weights leave the range"
-    assert torch.equal(near[:, :, drop:], shown.clamp(0, 1))
-    assert torch.equal(near[:, :, :drop], shown[:, :, :1].clamp(0, 1).expand(-1, -1, drop, -1, -1))
-    assert {frames.shape[2] for frames in seen} == {4 * TINY_LITE.group_latents}
-    assert refiner.decoder.skip is not None and not torch.equal(frames_of(groups), torch.cat(raw, dim=2)[:, :, drop:])
+    assert torch.equal(near, shown.clamp(0, 1))
+    assert not torch.equal(frames_of(groups), torch.cat(raw, dim=2))
     matched = match_colours(torch.cat(raw, dim=2)[0].transpose(0, 1), near[0].transpose(0, 1))
-    torch.testing.assert_close(frames_of(groups)[0].transpose(0, 1), matched[drop:])
+    torch.testing.assert_close(frames_of(groups)[0].transpose(0, 1), matched)
 
 
 def test_how_many_groups_are_made_at_a_time_changes_nothing() -> None:
@@ -230,8 +241,8 @@ def test_the_states_of_both_decoders_go_on_bit_for_bit() -> None:
     state, _ = model.step(fresh())
     saved = state_to_tensors(state)
     _, second = model.step(state_from_tensors(fresh(), saved))
-    for before, after in zip(whole[1], second, strict=True):
-        assert before is not None and after is not None and torch.equal(before, after)
+    assert torch.equal(frames_of([whole[1]]), frames_of([second]))
+    assert torch.equal(low_frames_of([whole[1]]), low_frames_of([second]))
     assert any(name.startswith("low_decoder.memories") for name in saved)
     forgotten = {name: torch.zeros_like(x) if name.startswith("low_decoder") else x for name, x in saved.items()}
     _, other = model.step(state_from_tensors(fresh(), forgotten))
@@ -254,8 +265,11 @@ def test_a_window_that_slides_has_no_end() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        pytest.param({"low_decoder": None}, "needs a low-resolution decoder", id="nothing feeds the skip path"),
-        pytest.param({"low_decoder": TINY_LITE.decoder}, "no frames to skip from", id="a skip path at the base size"),
+        pytest.param({"low_decoder": None}, "needs a decoder", id="nothing feeds the pixel path"),
+        pytest.param({"pixels": None}, "pixel path enlarges", id="nothing enlarges"),
+        pytest.param({"sr_dit": TINY_RANDOM.sr_dit}, "SR transformer", id="a transformer without latents"),
+        pytest.param({"decoder": TINY_RANDOM.decoder}, "come together", id="a decoder without an upsampler"),
+        pytest.param({"pad_front": 0}, "pad_front", id="an encoder that runs ahead"),
         pytest.param({"text_encoder": LITE_WORDS}, "not those that the generator takes", id="other words"),
         pytest.param({"low_decoder": NARROW}, "latent channels", id="other latents"),
     ],

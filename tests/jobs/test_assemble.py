@@ -9,11 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.contracts.stages import randomise
+from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import plan_upscale
-from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH, Profile
+from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile
+from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator
+from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import ConfigError, DeviceError, UsageError, WeightsError
 from ultraflash_cli.jobs import assemble
 from ultraflash_cli.jobs.assemble import (
@@ -59,7 +62,7 @@ def put(store: WeightStore, name: str, tensors: dict[str, Tensor]) -> None:
 
 def coders() -> tuple[Encoder, Decoder]:
     assert isinstance(SMALL.encoder, EncoderConfig)
-    encoder, decoder = Encoder(SMALL.encoder), Decoder(SMALL.decoder)
+    encoder, decoder = Encoder(SMALL.encoder), Decoder(SMALL.base_decoder)
     randomise(encoder, 1)
     randomise(decoder, 2)
     return encoder, decoder
@@ -69,7 +72,7 @@ def test_encoder_and_decoder_come_out_of_one_file(tmp_path: Path) -> None:
     encoder, decoder = coders()
     put(WeightStore(tmp_path), "ultraflash/decoder", encoder.state_dict() | decoder.state_dict())
     shelf = Shelf(tmp_path)
-    for part, config, made in (("encoder", SMALL.encoder, encoder), ("decoder", SMALL.decoder, decoder)):
+    for part, config, made in (("encoder", SMALL.encoder, encoder), ("decoder", SMALL.base_decoder, decoder)):
         taken = shelf.take(SMALL, part, config, device=CPU, dtype=torch.float32)
         assert taken.state_dict().keys() == made.state_dict().keys()
         assert all(torch.equal(value, made.state_dict()[key]) for key, value in taken.state_dict().items())
@@ -81,16 +84,16 @@ def test_a_network_is_loaded_once_and_forgotten_when_dropped(tmp_path: Path) -> 
     encoder, decoder = coders()
     put(WeightStore(tmp_path), "ultraflash/decoder", encoder.state_dict() | decoder.state_dict())
     shelf = Shelf(tmp_path)
-    one, two = (shelf.take(SMALL, "decoder", SMALL.decoder, device=CPU, dtype=torch.float32) for _ in range(2))
+    one, two = (shelf.take(SMALL, "decoder", SMALL.base_decoder, device=CPU, dtype=torch.float32) for _ in range(2))
     assert one is two
     shelf.drop(one)
-    assert shelf.take(SMALL, "decoder", SMALL.decoder, device=CPU, dtype=torch.float32) is not one
+    assert shelf.take(SMALL, "decoder", SMALL.base_decoder, device=CPU, dtype=torch.float32) is not one
 
 
 def test_weights_come_in_the_precision_asked_for(tmp_path: Path) -> None:
     encoder, decoder = coders()
     put(WeightStore(tmp_path), "ultraflash/decoder", encoder.state_dict() | decoder.state_dict())
-    taken = Shelf(tmp_path).take(SMALL, "decoder", SMALL.decoder, device=CPU, dtype=torch.bfloat16)
+    taken = Shelf(tmp_path).take(SMALL, "decoder", SMALL.base_decoder, device=CPU, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in taken.parameters()} == {torch.bfloat16}
 
 
@@ -100,7 +103,7 @@ def test_a_tensor_too_many_or_too_few_is_refused(tmp_path: Path) -> None:
     for change in ({**weights, "decoder.99.weight": torch.zeros(1)}, dict(list(weights.items())[1:])):
         put(WeightStore(tmp_path), "ultraflash/decoder", change)
         with pytest.raises(WeightsError, match=r"1 unexpected|1 keys are missing"):
-            Shelf(tmp_path).take(SMALL, "decoder", SMALL.decoder, device=CPU, dtype=torch.float32)
+            Shelf(tmp_path).take(SMALL, "decoder", SMALL.base_decoder, device=CPU, dtype=torch.float32)
 
 
 def test_the_long_generator_is_its_base_with_the_adapter_merged(tmp_path: Path) -> None:
@@ -131,7 +134,8 @@ def test_missing_weights_say_what_to_pull(tmp_path: Path) -> None:
 
 def test_random_weights_are_the_same_in_every_process() -> None:
     one, two = (
-        Shelf().take(TINY_RANDOM, "decoder", TINY_RANDOM.decoder, device=CPU, dtype=torch.float32) for _ in range(2)
+        Shelf().take(TINY_RANDOM, "decoder", TINY_RANDOM.base_decoder, device=CPU, dtype=torch.float32)
+        for _ in range(2)
     )
     first, second = (network.state_dict()["decoder.1.weight"] for network in (one, two))
     assert torch.equal(first, second)
@@ -169,19 +173,38 @@ def test_8_bits_go_into_the_transformers_once(monkeypatch: pytest.MonkeyPatch) -
     dtype_of = stage_precisions(ULTRAFLASH, "fp8", CPU)
     assert dtype_of("sr_dit") == dtype_of("generator") == torch.bfloat16 and dtype_of("decoder") == torch.float16
     shelf, plan = Shelf(), plan_upscale(32, 32, res="2x")
-    first = build_upscaler(shelf, TINY_RANDOM, plan, device=CPU, precision="fp8").cascade.refiner.sr_dit
-    assert first is not None and first.fp8 and isinstance(first.blocks[0].get_submodule("ffn.0"), Fp8Linear)
-    assert build_upscaler(shelf, TINY_RANDOM, plan, device=CPU, precision="fp8").cascade.refiner.sr_dit is first
-    plain = build_upscaler(shelf, TINY_RANDOM, plan, device=CPU, precision="bf16").cascade.refiner.sr_dit
-    assert plain is not None and not plain.fp8
+
+    def transformer(precision: str) -> SrDit:
+        refiner = build_upscaler(shelf, TINY_RANDOM, plan, device=CPU, precision=precision).cascade.refiner
+        assert isinstance(refiner, Refiner) and refiner.sr_dit is not None
+        return refiner.sr_dit
+
+    first = transformer("fp8")
+    assert first.fp8 and isinstance(first.blocks[0].get_submodule("ffn.0"), Fp8Linear)
+    assert transformer("fp8") is first and not transformer("bf16").fp8
     assert precision_name(ULTRAFLASH, "fp8", CPU) == "fp8"
     assert "changes pixels" in precision_warnings("fp8")[0] and not precision_warnings("bf16")
+
+
+def test_detail_chooses_the_weights_of_the_pixel_path_and_lies_between_them() -> None:
+    shelf, plan = Shelf(), plan_upscale(32, 32, res="2x")
+
+    def path(detail: float) -> dict[str, Tensor]:
+        refiner = build_upscaler(shelf, TINY_LITE, plan, device=CPU, precision="fp32", detail=detail).cascade.refiner
+        assert isinstance(refiner, PixelRefiner)
+        return refiner.path.state_dict()
+
+    ends = path(0), path(1)
+    assert shelf.hashes.keys() == {"random/pixels", "random/pixels_detail"}
+    for name, value in path(0.25).items():
+        torch.testing.assert_close(value, 0.75 * ends[0][name] + 0.25 * ends[1][name])
+        assert not torch.equal(ends[0][name], ends[1][name])
 
 
 def test_other_coders_take_their_own_weights() -> None:
     ultra = with_ultra_decoder(ULTRAFLASH)
     assert (ultra.weight_of("encoder"), ultra.weight_of("decoder")) == ("ultraflash/ultra_decoder",) * 2
-    assert ultra.decoder.upsampling == "pixel_shuffle"
+    assert ultra.base_decoder.upsampling == "pixel_shuffle"
     full = with_full_encoder(ULTRAFLASH)
     assert full.encoder == ULTRAFLASH.wan_vae and not full.copy_front
     for change in (with_ultra_decoder, with_full_encoder):

@@ -99,7 +99,7 @@ def test_both_sizes_are_written_and_an_interrupted_run_goes_on_with_all_states(t
     assert (report.frames_out, report.width, report.height, report.warnings) == (65, 192, 128, ())
     assert report.counters is not None and report.counters["generator_passes"] == 3 * report.counters["chunks"]
     assert report.seconds_by_stage is not None
-    assert report.seconds_by_stage.keys() >= {"generator", "low_decoder", "upsampler", "sr_dit", "decoder"}
+    assert report.seconds_by_stage.keys() >= {"generator", "low_decoder", "pixels"}
     (plan,) = [event for event in events if isinstance(event, GenerationPlanned)]
     assert plan.notice == TINY_LITE.notice != ""
     with pytest.raises(Interrupted):
@@ -202,11 +202,11 @@ def test_only_what_a_clip_needs_is_asked_for() -> None:
     words = ["generator", "text_encoder"]
     assert generating_parts(TINY_LITE, refines=False) == [*words, "low_decoder"]
     refined = ["upsampler", "sr_dit", "decoder"]
-    assert generating_parts(TINY_LITE, refines=True) == [*words, *refined, "low_decoder"]
+    assert generating_parts(TINY_LITE, refines=True) == [*words, "pixels", "low_decoder"]
     assert generating_parts(TINY_LITE, refines=False, goes_on=True) == [*words, "encoder", "low_decoder"]
     assert generating_parts(TINY_RANDOM, refines=True, low_frames=True) == [*words, *refined]
     assert generating_parts(TINY_RANDOM, refines=False, long=True)[:2] == ["long_generator", "long_lora"]
-    assert upscaling_parts(TINY_LITE) == ["encoder", *refined]
+    assert upscaling_parts(TINY_LITE) == ["pixels", "pixels_detail"]
     assert upscaling_parts(TINY_RANDOM) == ["encoder", *refined, "text_encoder"]
 
 

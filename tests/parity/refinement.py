@@ -13,7 +13,7 @@ from ultraflash_cli.engine.cache import KvRing
 from ultraflash_cli.engine.layers.attention import SparseAttended, SparseLayout, sparse_causal_attention
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
 from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, key_budget, window_blocks
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs, DecoderStage
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
 from ultraflash_cli.engine.stages.sr_dit import GroupResult, SrDit, SrDitConfig, SrDitInputs
@@ -73,7 +73,7 @@ def _pixel_decoder(vectors: VectorSet) -> None:
     state = decoder.init_state(batch=io["g0.latent"].shape[0], height=height, width=width)
     for group, frames in enumerate(config["group_frames"]):
         vectors.expect(f"length of group {group}", io[f"g{group}.latent"].shape[1] == frames)
-        state, out = decoder.step(state, DecoderInputs(io[f"g{group}.latent"].transpose(1, 2)))
+        state, out = decoder.step(state, io[f"g{group}.latent"].transpose(1, 2))
         vectors.compare(f"g{group}.raw", out.transpose(1, 2))
     layers = [index for index, layer in enumerate(decoder.decoder) if isinstance(layer, MemoryBlock)]
     for layer, memory in zip(layers, state.memories, strict=True):

@@ -30,8 +30,8 @@ def _cascade(vectors: VectorSet) -> None:
     latents: int = config["num_frames"]
     height, width = config["latent_hw"]
     profile = _profile(config)
-    generator, upsampler = Generator(_known(profile.generator)), LatentUpsampler(profile.upsampler)
-    sr_dit, decoder = SrDit(_known(profile.sr_dit)), Decoder(profile.decoder)
+    generator, upsampler = Generator(_known(profile.generator)), LatentUpsampler(profile.latent_stages[0])
+    sr_dit, decoder = SrDit(_known(profile.sr_dit)), Decoder(profile.latent_stages[1])
     networks: dict[str, nn.Module] = {"lr": generator, "up": upsampler, "sr": sr_dit, "dec": decoder}
     vectors.expect("the list of weights", {name.split(".")[0] for name in weights} == networks.keys())
     for prefix, network in networks.items():

@@ -1,16 +1,16 @@
 """Clips and tiny networks made on the fly."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from ultraflash_cli.engine.profiles import LITE, LITE_SR_DIT
-from ultraflash_cli.engine.stages.decoder import DecoderStage, SkipConfig
+from ultraflash_cli.engine.stages.pixel_path import PixelPathConfig
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.degradation import DegradationConfig
+from ultraflash_cli.train.perception import PACKAGE, WEIGHTS, LikenessNet, Trunk
 
 CLEAN = DegradationConfig(shares=(("clean", 1.0),))
 """Scaling alone."""
@@ -24,23 +24,8 @@ SOFT = DegradationConfig(
 )
 """Always the same strong blur, which even a tiny network soon learns to undo."""
 
-SMALL = replace(
-    LITE,
-    sr_dit=LITE_SR_DIT,
-    encoder=replace(LITE.encoder, width=8),
-    upsampler=replace(LITE.upsampler, width=8, blocks=1),
-    decoder=replace(
-        LITE.decoder,
-        stages=(
-            DecoderStage(width=8, blocks=1, upsample=False),
-            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
-            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
-        ),
-        out_width=8,
-        skip=SkipConfig(width=32, blocks=1, latent_features=4, scales=(2, 3), residual_gain=0.3),
-    ),
-)
-"""The built-in model, much thinner."""
+SMALL = PixelPathConfig(width=32, blocks=1, residual_gain=0.3)
+"""The built-in model's pixel path, much thinner."""
 
 
 DARK, LIGHT = (40, 30, 60), (220, 230, 200)
@@ -94,6 +79,20 @@ def made_materials(count: int, *, first_seed: int = 0, side: int = 128) -> list[
         Material(f"clip_{seed}", "clip", licence, moving_shapes(seed, side=side))
         for seed in range(first_seed, first_seed + count)
     ]
+
+
+def write_likeness_package(folder: Path) -> None:
+    """Lay out a package of the learned distance's name, its weights drawn."""
+    weights = folder / PACKAGE / WEIGHTS
+    weights.mkdir(parents=True)
+    (folder / PACKAGE / "__init__.py").write_text("raise ImportError('only its files are wanted')")
+    rng = torch.Generator().manual_seed(2)
+    trunks: tuple[Trunk, ...] = ("alex", "vgg")
+    for trunk in trunks:
+        own = LikenessNet(trunk).state_dict()
+        drawn = {name: torch.rand(value.shape, generator=rng) / value[0].numel() for name, value in own.items()}
+        scaling = {name: value for name, value in own.items() if "scaling" in name}
+        torch.save(drawn | scaling, weights / f"{trunk}_shift_tolerant.pth")
 
 
 def write_materials(folder: Path, materials: list[Material]) -> Path:

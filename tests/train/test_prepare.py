@@ -74,7 +74,10 @@ def test_only_training_clips_of_allowed_licences_are_taken(tmp_path: Path) -> No
         row("screen_d.mp4", licence="made for this project (fonts)"),
         row("missing_photo.jpg"),
     ]
-    entries = prepare(PrepareJob(manifest=write_manifest(tmp_path, rows)), tmp_path / "out")
+    entries = prepare(
+        PrepareJob(manifests=(write_manifest(tmp_path, rows),)),
+        tmp_path / "out",
+    )
     assert [(entry.name, entry.kind) for entry in entries] == [("b", "clip"), ("screen_d", "screen")]
     materials = load_materials(tmp_path / "out")
     assert [m.name for m in materials] == ["b", "screen_d"]
@@ -113,8 +116,8 @@ def test_photos_are_shrunk_by_their_size_and_poor_ones_left_out(tmp_path: Path) 
 def test_photos_of_the_manifest_come_when_asked_for(tmp_path: Path) -> None:
     write_photo(tmp_path / "photos/p.jpg", width=1280, height=960)
     manifest = write_manifest(tmp_path, [row("photos/p.jpg")])
-    assert prepare(PrepareJob(manifest=manifest), tmp_path / "without") == []
-    entries = prepare(PrepareJob(manifest=manifest, with_photos=True), tmp_path / "with")
+    assert prepare(PrepareJob(manifests=(manifest,)), tmp_path / "without") == []
+    entries = prepare(PrepareJob(manifests=(manifest,), with_photos=True), tmp_path / "with")
     assert [entry.name for entry in entries] == ["p"]
 
 
@@ -140,7 +143,10 @@ def test_nothing_to_prepare_is_said() -> None:
 
 def test_a_missing_clip_a_broken_photo_and_a_broken_manifest_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.mp4"):
-        prepare(PrepareJob(manifest=write_manifest(tmp_path, [row("gone.mp4")])), tmp_path / "out")
+        prepare(
+            PrepareJob(manifests=(write_manifest(tmp_path, [row("gone.mp4")]),)),
+            tmp_path / "out",
+        )
     broken = tmp_path / "package" / "broken.jpg"
     broken.parent.mkdir()
     broken.write_bytes(bytes(preparing.LEAST_FILE_BYTES))
@@ -148,7 +154,7 @@ def test_a_missing_clip_a_broken_photo_and_a_broken_manifest_are_named(tmp_path:
         prepare(PrepareJob(photos=(PhotoSource(folder=broken.parent, licence="MIT"),)), tmp_path / "out")
     (tmp_path / "manifest.json").write_text('{"other": []}')
     with pytest.raises(InputError, match=r"manifest\.json"):
-        prepare(PrepareJob(manifest=tmp_path / "manifest.json"), tmp_path / "out")
+        prepare(PrepareJob(manifests=(tmp_path / "manifest.json",)), tmp_path / "out")
     assert not (tmp_path / "out" / "materials.json").exists()
 
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from tests.train.made import CLEAN, SMALL, SOFT, made_materials
 from ultraflash_cli.engine.layers.resample import lanczos_upscale
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.pixel_path import PixelPath
 from ultraflash_cli.engine.stages.sr_dit import SrDitInputs
 from ultraflash_cli.errors import UsageError, WeightsError
 from ultraflash_cli.train.data import PairConfig, PairDataset
 from ultraflash_cli.train.loop import LoopConfig, Prefetcher, run_loop
 from ultraflash_cli.train.recipes import RECIPES, pixels, sr_dit
+from ultraflash_cli.train.roles import CascadeRoles
 
 PAIRS = PairConfig(crop_px=24, shares=(("clip", 1.0),), degradation=SOFT)
 
@@ -45,7 +45,7 @@ def test_every_recipe_of_the_table_offers_what_a_run_needs() -> None:
 def test_pixels_starts_as_lanczos() -> None:
     low = clip(4, 16)
     for scale in (2, 3):
-        out = pixels.PixelRoles(SMALL)(low, scale, torch.Generator())
+        out = pixels.PixelRoles(SMALL)(low, scale)
         wanted = lanczos_upscale(low[0].transpose(0, 1), scale).transpose(0, 1)[None]
         torch.testing.assert_close(out, wanted)
 
@@ -87,19 +87,17 @@ def test_the_structural_terms_are_there_where_they_have_a_weight() -> None:
     assert more.keys() == {"luma", "chroma", "temporal", "information", "detail"}
     sum(more.values(), start=torch.zeros(())).backward()
     moved = {name for name, p in roles.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert any(name.startswith("decoder.skip.project.2") for name in moved)
+    assert any(name.startswith("pixels.project.2") for name in moved)
 
 
 def test_whitened_filters_see_natural_patches_at_equal_strength() -> None:
     learned = PairDataset(made_materials(4), replace(PAIRS, degradation=CLEAN), seed=1, scale_of={2: 1.0})
     low = torch.cat([learned.batch(number, 4)[0] for number in range(4)])
     roles = pixels.PixelRoles(SMALL)
-    skip = roles.decoder.skip
-    assert skip is not None
 
     def spread() -> float:
         small = torch.nn.functional.pixel_unshuffle(low.transpose(1, 2).flatten(0, 1), 2)
-        features = skip.embed(torch.cat([small, torch.zeros(len(small), 4, *small.shape[2:])], dim=1))
+        features = roles.pixels.embed(small)
         # The chroma filters at the end are means, not axes.
         variance = features[:, :24, 1:-1, 1:-1].transpose(0, 1).flatten(1).var(dim=1)
         return (variance.max() / variance.median()).item()
@@ -113,32 +111,38 @@ def test_the_parallel_form_equals_the_streaming_form(scale: int) -> None:
     roles = pixels.PixelRoles(SMALL).requires_grad_(False)
     shaken(roles)
     frames = clip(12, 32)
-    whole = roles(frames, scale, torch.Generator())
-    profile = SMALL.at_scale(scale)
-    decoder = Decoder(profile.decoder)
-    decoder.load_state_dict(roles.decoder.state_dict())
-    upsampler = roles.upsamplers[str(scale)]
-    assert isinstance(upsampler, LatentUpsampler)
-    states = (
-        roles.encoder.init_state(batch=1, height=32, width=32),
-        upsampler.init_state(batch=1, height=4, width=4),
-        decoder.init_state(batch=1, height=4 * scale, width=4 * scale),
-    )
-    streamed: list[Tensor] = []
+    whole = roles(frames, scale)
+    path = PixelPath(replace(SMALL, scale=scale))
+    path.load_state_dict(roles.pixels.state_dict())
+    state, streamed = path.init_state(batch=1, height=32, width=32), list[Tensor]()
     for piece in frames.split([4, 8], dim=2):
-        encoder_state, latents = roles.encoder.step(states[0], piece)
-        upsampler_state, latents = upsampler.step(states[1], latents)
-        decoder_state, sharp = decoder.step(states[2], DecoderInputs(latents, piece))
-        states = (encoder_state, upsampler_state, decoder_state)
+        state, sharp = path.step(state, piece)
         streamed.append(sharp)
     torch.testing.assert_close(torch.cat(streamed, dim=2), whole, rtol=1e-4, atol=1e-4)
 
 
+def test_pixels_goes_on_from_its_own_weights_alone() -> None:
+    config = pixels.configure(steps=1, seed=1)
+    given = pixels.PixelRoles().state_dict()
+    given["pixels.embed.bias"] = torch.ones(48)
+    assert torch.equal(pixels.start(config, [], given).pixels.embed.bias, torch.ones(48))
+    with pytest.raises(WeightsError, match="lack"):
+        pixels.start(config, [], {"pixels.embed.bias": torch.zeros(48)})
+    with pytest.raises(WeightsError, match="other sizes"):
+        pixels.start(config, [], given | {"pixels.embed.bias": torch.zeros(31)})
+
+
+def sr_roles() -> CascadeRoles:
+    config = sr_dit.configure(steps=1, seed=1, toy=True)
+    given = CascadeRoles(config.profile, ("encoder", "upsamplers", "decoder")).state_dict()
+    return sr_dit.start(config, [], given)
+
+
 def test_the_transformer_of_sr_dit_computes_in_training_what_it_computes_in_service() -> None:
-    roles = sr_dit.SrRoles(SMALL).requires_grad_(False)
+    roles = sr_roles().requires_grad_(False)
     shaken(roles)
-    latents = torch.randn(1, 16, 6, 16, 16, generator=torch.Generator().manual_seed(2))
-    trained = roles.refine(latents, torch.Generator().manual_seed(6))
+    latents = torch.randn(1, 8, 6, 16, 16, generator=torch.Generator().manual_seed(2))
+    trained = sr_dit.refine(roles, latents, torch.Generator().manual_seed(6))
     noise = torch.Generator().manual_seed(6)
     state = roles.sr_dit.init_state(batch=1, height=16, width=16)
     served: list[Tensor] = []
@@ -149,29 +153,22 @@ def test_the_transformer_of_sr_dit_computes_in_training_what_it_computes_in_serv
     assert (trained - latents).abs().max() > 1e-2
 
 
-def test_sr_dit_starts_as_the_cascade_it_is_given() -> None:
-    given = pixels.PixelRoles().state_dict()
-    roles = sr_dit.start(sr_dit.configure(steps=1, seed=1), [], given)
-    latents = torch.randn(1, 16, 2, 16, 16, generator=torch.Generator().manual_seed(2))
+def test_sr_dit_starts_as_the_cascade_it_is_given_and_trains_the_transformer_alone() -> None:
+    roles = sr_roles()
+    latents = torch.randn(1, 8, 2, 16, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        torch.testing.assert_close(roles.refine(latents, torch.Generator()), latents)
-    assert all(torch.equal(value, roles.state_dict()[name]) for name, value in given.items())
+        torch.testing.assert_close(sr_dit.refine(roles, latents, torch.Generator()), latents)
+    assert {name.split(".")[0] for name, p in roles.named_parameters() if p.requires_grad} == {"sr_dit"}
 
 
 def test_sr_dit_refuses_to_start_from_nothing_and_from_other_weights() -> None:
-    config = sr_dit.configure(steps=1, seed=1)
+    config = sr_dit.configure(steps=1, seed=1, toy=True)
     with pytest.raises(UsageError, match="--start-from"):
         sr_dit.start(config, [], None)
     with pytest.raises(WeightsError, match="lack"):
-        sr_dit.start(config, [], {"encoder.encoder.0.bias": torch.zeros(64)})
-    with pytest.raises(WeightsError, match="other sizes"):
-        sr_dit.start(config, [], {"encoder.encoder.0.bias": torch.zeros(31)})
+        sr_dit.start(config, [], {"encoder.encoder.0.bias": torch.zeros(24)})
 
 
 def test_the_fixed_names_of_orthogonalised_kernels() -> None:
-    kernels = {name for name, p in sr_dit.SrRoles(SMALL).named_parameters() if p.ndim >= 2 and sr_dit.is_kernel(name)}
-    assert "encoder.encoder.0.weight" not in kernels
-    assert "decoder.skip.embed.weight" not in kernels
-    assert not any(name.startswith(("sr_dit.", "decoder.skip.project.")) for name in kernels)
-    assert "upsamplers.2.final.weight" in kernels
-    assert any(name.startswith("decoder.skip.blocks.0.") for name in kernels)
+    kernels = {n for n, p in pixels.PixelRoles(SMALL).named_parameters() if p.ndim >= 2 and pixels.is_kernel(n)}
+    assert kernels == {f"pixels.blocks.0.conv.{layer}.weight" for layer in (0, 2, 4)}

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.train.made import write_likeness_package
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.train import perception, rewards
-from ultraflash_cli.train.perception import PACKAGE, WEIGHTS, LikenessNet
+from ultraflash_cli.train.perception import PACKAGE, Trunk, learned_distance
 from ultraflash_cli.train.rewards import TemporalConsistency, TextureLikeness, load_reward, reward_of
 
 
@@ -76,16 +77,7 @@ def test_rewards_are_weighed_and_those_without_weight_not_computed() -> None:
 @pytest.fixture
 def made_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package of that name whose weights are drawn."""
-    folder = tmp_path / PACKAGE
-    (folder / WEIGHTS).parent.mkdir(parents=True)
-    (folder / "__init__.py").write_text("raise ImportError('only its file is wanted')")
-    network, rng = LikenessNet(), torch.Generator().manual_seed(2)
-    drawn = {
-        name: torch.rand(value.shape, generator=rng) / value[0].numel() for name, value in network.state_dict().items()
-    }
-    torch.save(
-        drawn | {name: value for name, value in network.state_dict().items() if "scaling" in name}, folder / WEIGHTS
-    )
+    write_likeness_package(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -104,13 +96,18 @@ def test_the_learned_reward_looks_at_each_frame_and_gradients_reach_the_pixels(s
 
 
 @pytest.mark.skipif(find_spec(PACKAGE) is None, reason="stlpips-pytorch is not installed")
-def test_the_learned_reward_measures_what_its_package_measures() -> None:
-    """The numbers are those of stlpips_pytorch 0.0.2 for `LPIPS(net="alex", variant="shift_tolerant")`."""
+@pytest.mark.parametrize(
+    ("trunk", "expected"), [("alex", (0.00371384, 0.00310440)), ("vgg", (0.00643736, 0.00661163))], ids=["alex", "vgg"]
+)
+def test_the_learned_distance_is_what_its_package_measures(trunk: Trunk, expected: tuple[float, float]) -> None:
+    """The numbers are those of stlpips_pytorch 0.0.2 for `LPIPS(net=trunk, variant="shift_tolerant")`."""
     rng = torch.Generator().manual_seed(5)
     a = torch.rand(2, 3, 40, 52, generator=rng)
     b = (a + 0.1 * torch.randn(a.shape, generator=rng)).clamp(0, 1)
-    score = perception.LearnedLikeness(tolerance=1.0).score(a[:, :, None], b[:, :, None])
-    torch.testing.assert_close(-score.log().flatten(), torch.tensor([0.00371384, 0.00310440]), rtol=1e-3, atol=1e-6)
+    distance = learned_distance(a[:, :, None], b[:, :, None], trunk)
+    torch.testing.assert_close(distance.flatten(), torch.tensor(expected), rtol=1e-3, atol=1e-6)
+    score = perception.LearnedLikeness(tolerance=1.0, trunk=trunk).score(a[:, :, None], b[:, :, None])
+    torch.testing.assert_close(score, torch.exp(-distance))
 
 
 def test_without_its_package_the_learned_reward_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,7 @@ from safetensors import safe_open
 
 from tests.train.made import CLEAN, made_materials, soft_materials, write_materials
 from ultraflash_cli.engine.profiles import LITE
-from ultraflash_cli.engine.stages.decoder import Decoder
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.pixel_path import PixelPath
 from ultraflash_cli.main import main
 from ultraflash_cli.train.data import PairConfig, data_hash
 from ultraflash_cli.train.export import networks_of
@@ -64,9 +63,9 @@ def test_a_run_leaves_averages_a_record_and_a_state_and_exports_what_the_engine_
     export = ["train", "export", str(out), "--out", str(lite), "--list", str(listing)]
     assert main([*export, "--metric", "psnr_y=31.4"]) == 0
     entries = read_manifest(listing)
-    assert list(entries) == ["lite/decoder", "lite/encoder", "lite/other", "lite/upsampler_x2", "lite/upsampler_x3"]
-    assert entries["lite/upsampler_x3"].architecture == "upsampler"
-    for name in ("decoder", "encoder", "upsampler_x2", "upsampler_x3"):
+    assert list(entries) == ["lite/other", "lite/pixels"]
+    assert entries["lite/pixels"].architecture == "pixels"
+    for name in ("pixels",):
         file, entry = lite / f"{name}.safetensors", entries[f"lite/{name}"]
         assert (entry.file, entry.licence) == (f"lite/{name}.safetensors", "Apache-2.0")
         assert (entry.sha256, entry.bytes) == (sha256_of(file), file.stat().st_size)
@@ -81,10 +80,9 @@ def test_a_run_leaves_averages_a_record_and_a_state_and_exports_what_the_engine_
             "seed": "1",
             "psnr_y": "31.4",
         }
-    load_strictly(Decoder(LITE.decoder), read_tensors(lite / "decoder.safetensors"), name="decoder")
-    upsampler = LatentUpsampler(LITE.at_scale(3).upsampler)
-    load_strictly(upsampler, read_tensors(lite / "upsampler_x3.safetensors"), name="upsampler")
-    assert "lite/decoder" in capsys.readouterr().out
+    assert LITE.pixels is not None
+    load_strictly(PixelPath(LITE.pixels), read_tensors(lite / "pixels.safetensors"), name="pixels")
+    assert "lite/pixels" in capsys.readouterr().out
 
 
 def test_a_run_leaves_its_losses_and_samples_as_pictures(data: Path, tmp_path: Path) -> None:
@@ -111,6 +109,7 @@ def test_the_stages_of_the_paper_run_one_after_the_other_from_their_commands(tmp
     stage("tv2v_flow_matching", "latent_upsampler")
     stage("causal_dmd", "tv2v_flow_matching")
     stage("cascade_dpo", "tv2v_flow_matching", "causal_dmd")
+    stage("sr_dit", "latent_upsampler")
     stage("generator", "decoder", material=False)
     stage("generator_distil", "generator", material=False)
     kept = {name.split(".")[0] for name in read_tensors(tmp_path / "cascade_dpo" / "average.safetensors")}
@@ -135,7 +134,7 @@ def test_the_seed_fixes_the_weights(data: Path, tmp_path: Path) -> None:
         assert train(data, tmp_path / name, "--seed", seed, steps=1) == 0
     # The whitened filters are eigenvectors, whose signs LAPACK chooses by rounding: they are left out.
     a, b, c = (
-        {key: value for key, value in tensors.items() if not key.startswith("decoder.skip.")}
+        {key: value for key, value in tensors.items() if not key.startswith("pixels.embed.")}
         for tensors in (read_tensors(tmp_path / name / "average.safetensors") for name in "abc")
     )
     assert all(torch.equal(a[name], b[name]) for name in a)

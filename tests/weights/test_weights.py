@@ -16,7 +16,7 @@ from ultraflash_cli.weights.verify import sha256_of, verify
 
 def test_every_listed_file_is_there_and_is_what_the_list_says() -> None:
     entries = read_manifest()
-    assert {"lite/encoder", "lite/decoder", "lite/upsampler_x2", "lite/upsampler_x3"} <= entries.keys()
+    assert {"lite/encoder", "lite/pixels", "lite/pixels_detail", "lite/low_decoder"} <= entries.keys()
     for entry in entries.values():
         if entry.packaged:
             assert verify(entry).exists()

@@ -18,6 +18,7 @@ from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
 from ultraflash_cli.engine.lanes import cuda_lanes
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import UpscalePlan, plan_upscale
 from ultraflash_cli.engine.profiles import PROFILES, Profile
 from ultraflash_cli.engine.refiner import Refiner
@@ -26,6 +27,7 @@ from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.pixel_path import PixelPath
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
@@ -42,7 +44,7 @@ __all__ = [
     "random_network",
 ]
 
-PARTS = ("generator", "encoder", "upsampler", "sr_dit", "decoder")
+PARTS = ("generator", "encoder", "upsampler", "sr_dit", "decoder", "pixels")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PUBLISHED_LATENTS = 21
 STEADY_GROUPS = 6
@@ -129,25 +131,28 @@ class Untrained:
         """The name of the precision; ``mixed`` where stages differ."""
         if self.case.precision == "fp8":
             return "fp8"
-        dtypes = {self._dtype_of(part) for part in ("upsampler", "sr_dit", "decoder")}
+        parts = ("pixels",) if self.profile.pixels else ("upsampler", "sr_dit", "decoder")
+        dtypes = {self._dtype_of(part) for part in parts}
         names = [name for name, dtype in DTYPES.items() if dtype in dtypes]
         return names[0] if len(names) == 1 else "mixed"
 
     def upscaler(self, plan: UpscalePlan | None = None) -> Upscaler:
         """Build the upscaler of ``plan``, by default that of the case."""
-        case, profile, encoder = self.case, self.profile, self.profile.encoder
-        assert isinstance(encoder, EncoderConfig), "the profiles have the small encoder"
+        case, profile, config = self.case, self.profile, self.profile.encoder
+        assert isinstance(config, EncoderConfig), "the profiles have the small encoder"
         if plan is None:
             size = (case.width_px, case.height_px)
             plan = plan_upscale(*size, res=f"{case.scale}x", multiple_px=profile.multiple_px)
-        cascade = Cascade(profile, self._network("encoder", lambda: Encoder(encoder)), self._refiner())
+        refiner = self._refiner()
+        encoder = None if refiner.reads_frames else self._network("encoder", lambda: Encoder(config))
+        cascade = Cascade(profile, encoder, refiner)
         return Upscaler(cascade, plan, context=self.context)
 
     def video(self, plan: GenerationPlan | None = None) -> TextToVideo:
         """Build the cascade of a prompt for ``plan``, by default that of the case."""
         case, profile = self.case, self.profile
         config = generator_of(profile, long=case.long)
-        if profile.decoder.skip is not None:
+        if not profile.refines_latents:
             raise ConfigError(f"the model {profile.name} is built in: measure it with its own weights")
         refiner = self._refiner() if case.scale > 1 else None
         video = TextToVideo(
@@ -155,23 +160,27 @@ class Untrained:
             plan or clip_plan(case, config),
             self._network("generator", lambda: Generator(config)),
             refiner=refiner,
-            low_decoder=None if refiner else self._network("decoder", lambda: Decoder(profile.decoder)),
+            low_decoder=None if refiner else self._network("decoder", lambda: Decoder(profile.base_decoder)),
             timer=self.clock,
             lanes=cuda_lanes(self.device) if case.lanes and self._gpu else None,
         )
         video.generator.graphs = self._new_graphs()
         if self._rules.refresh is not None:
-            judge = self._network("decoder", lambda: Decoder(profile.decoder))
+            judge = self._network("decoder", lambda: Decoder(profile.base_decoder))
             video.generator.gate = RefreshGate(judge, SharpnessDrift(), self._rules.refresh)
         return video
 
-    def _refiner(self) -> Refiner:
+    def _refiner(self) -> Refiner | PixelRefiner:
         profile, config = self.profile, self.profile.sr_dit
+        if (pixels := profile.pixels) is not None:
+            path = self._network("pixels", lambda: PixelPath(pixels))
+            return PixelRefiner(profile, path, timer=self.clock, graphs=self._new_graphs())
+        upsampling, decoding = profile.latent_stages
         return Refiner(
             profile,
-            self._network("upsampler", lambda: LatentUpsampler(profile.upsampler)),
+            self._network("upsampler", lambda: LatentUpsampler(upsampling)),
             self._network("sr_dit", lambda: SrDit(config)) if config else None,
-            self._network("decoder", lambda: Decoder(profile.decoder)),
+            self._network("decoder", lambda: Decoder(decoding)),
             timer=self.clock,
             graphs=self._new_graphs(),
         )

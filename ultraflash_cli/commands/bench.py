@@ -330,9 +330,9 @@ def _installed(case: "BenchCase", profile: "Profile") -> bool:
     """Whether the weights of a model are there, so far as a measurement needs them."""
     from ultraflash_cli.errors import WeightsError
     from ultraflash_cli.jobs.assemble import Shelf
+    from ultraflash_cli.jobs.choices import upscaling_parts
 
-    parts = ["encoder", "upsampler", "decoder"]
-    parts += ["sr_dit"] if profile.sr_dit else []
+    parts = upscaling_parts(profile)
     parts += ["generator", "text_encoder"] if profile.generator and profile.text_encoder else []
     try:
         Shelf(case.store).require(profile.at_scale(2), parts)

@@ -37,9 +37,11 @@ app = typer.Typer(
 def prepare_material(
     console: Console,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the material goes.")],
-    manifest: Annotated[
-        Path | None,
-        typer.Option("--manifest", metavar="FILE", help="JSON with files, licences and splits; its clips are taken."),
+    manifests: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--manifest", metavar="FILE", help="JSON with files, licences and splits; its clips are taken; repeatable."
+        ),
     ] = None,
     with_photos: Annotated[bool, typer.Option("--with-photos", help="Take the manifest's photos, too.")] = False,
     photos: Annotated[
@@ -62,7 +64,7 @@ def prepare_material(
 
     sources = [PhotoSource(folder=Path(folder), licence=licence) for folder, licence in _pairs("--photos", photos)]
     job = PrepareJob(
-        manifest=manifest,
+        manifests=tuple(manifests or []),
         with_photos=with_photos,
         photos=tuple(sources),
         fonts=fonts,
@@ -72,6 +74,27 @@ def prepare_material(
     )
     entries = prepare(job, out, on_entry=lambda entry: console.detail(f"{entry.kind:8} {entry.name}"))
     console.info(f"{len(entries)} pieces of material in {out}")
+
+
+@app.command("make-pairs", cls=HeadedCommand)
+@with_console(hidden=True)
+def make_degraded_pairs(
+    console: Console,
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Prepared material.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pairs go; those that exist are kept.")],
+    count: Annotated[int, typer.Option("--count", metavar="N", help="How many.")],
+    scale: Annotated[Literal["2", "3"], typer.Option("--scale", help="What the partner is smaller by.")] = "2",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of what is drawn.")] = 1,
+) -> None:
+    """Degrade clips once and keep them beside their originals, for the recipe that does not wait for codecs."""
+    from ultraflash_cli.train.pairs import MakePairsJob, make_pairs
+    from ultraflash_cli.train.recipes.perceptual import kept_pairs
+
+    if count < 1:
+        raise UsageError(f"--count is 1 or more, got {count}")
+    job = MakePairsJob(data=data, out=out, count=count, scale=int(scale), pairs=kept_pairs(int(scale)), seed=seed)
+    make_pairs(job, on_pair=lambda done: console.detail(f"{done} of {count} pairs"))
+    console.info(f"{count} pairs at x{scale} in {out}")
 
 
 @app.command("export", cls=HeadedCommand)

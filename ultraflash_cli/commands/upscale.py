@@ -17,6 +17,7 @@ from ultraflash_cli.options import (
     CrfOption,
     CudaGraphsOption,
     DecoderOption,
+    DetailOption,
     DeviceOption,
     DryRunOption,
     EncOptOption,
@@ -83,6 +84,7 @@ def upscale(
     ] = "auto",
     decoder: DecoderOption = "auto",
     strength: StrengthOption = 1.0,
+    detail: DetailOption = None,
     color: ColorOption = "match",
     seed: SeedOption = 0,
     cuts: Annotated[
@@ -198,6 +200,7 @@ def upscale(
             decoder=decoder,
             store=console.settings.home,
             strength=strength,
+            detail=detail,
             color=color,
             seed=seed,
             cuts=cuts,

@@ -13,6 +13,7 @@ from ultraflash_cli.engine.stages.decoder import DecoderConfig
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.pixel_path import PixelPathConfig
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
@@ -23,8 +24,8 @@ __all__ = [
     "decoder_activations",
     "encoder_activations",
     "generator_activations",
+    "pixel_path_activations",
     "prompt_encoder_activations",
-    "skip_activations",
     "sr_dit_activations",
     "text_encoder_activations",
     "text_encoder_parameters",
@@ -177,7 +178,7 @@ def wan_vae_activations(config: WanVaeConfig, *, height: int, width: int) -> Mem
 
 
 def decoder_activations(config: DecoderConfig, *, height: int, width: int, latents: int = 1) -> MemoryBlocks:
-    """Return the numbers for so many latents of ``height`` x ``width`` at once, the skip path left out.
+    """Return the numbers for so many latents of ``height`` x ``width`` at once.
 
     Largest is the growth of a stage: its input, the grown frames, and they laid out anew; a pixel shuffle: its input,
     the wide convolution's result and two layouts of it; or nearest neighbours, which come behind the growth in time:
@@ -200,21 +201,18 @@ def decoder_activations(config: DecoderConfig, *, height: int, width: int, laten
         if stage.upsample and config.upsampling == "nearest":
             piece, plane = (1 + 4) * piece, 4 * plane
         working = max(working, piece + following * frames * plane)
-    out = frames * plane * config.skip.latent_features if config.skip else 3 * frames * LATENT_PX**2 * height * width
-    shuffled = 1 if config.skip or plane == LATENT_PX**2 * height * width else 2
+    out = 3 * frames * LATENT_PX**2 * height * width
+    shuffled = 1 if plane == LATENT_PX**2 * height * width else 2
     working = max(working, widths[-1] * frames * plane + shuffled * out)
     return MemoryBlocks(working, memories)
 
 
-def skip_activations(config: DecoderConfig, *, height: int, width: int, element: int) -> int:
-    """Return the bytes of the skip path for one frame: the residual and lanczos at the full size, in float32.
+def pixel_path_activations(config: PixelPathConfig, *, height: int, width: int, element: int) -> int:
+    """Return the bytes of the pixel path for one frame of ``height`` x ``width`` pixels, low resolution.
 
-    The memories of the path are in its state; those of the frame in work and of the one before come on top.
+    The residual and lanczos at the full size, in float32, beside the blocks. The memories of the path are in its
+    state; those of the frame in work and of the one before come on top.
     """
-    if config.skip is None:
-        return 0
-    plane = LATENT_PX**2 * height * width
-    small = plane // (config.skip.scale * config.skip.patch) ** 2
-    features = 4 * config.skip.latent_features * plane // config.skip.scale**2 // LATENT_PX**2
-    blocks = (2 * config.skip.blocks + 4) * config.skip.width * small
-    return element * (features + blocks) + 3 * plane * (2 * element + 3 * FLOAT32)
+    plane, small = config.scale**2 * height * width, height * width // config.patch**2
+    blocks = (2 * config.blocks + 4) * config.width * small
+    return element * (3 * height * width + blocks) + 3 * plane * (2 * element + 3 * FLOAT32)

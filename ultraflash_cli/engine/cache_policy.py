@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine.schedule import kv_lengths
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs
+from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.errors import ConfigError, UsageError
@@ -116,8 +116,6 @@ class RefreshGate:
     """
 
     def __init__(self, decoder: Decoder, scorer: Scorer, threshold: float = DEFAULT_REFRESH) -> None:
-        if decoder.config.skip is not None:
-            raise ConfigError("a gate decodes latents alone: its decoder has no skip path")
         self.decoder = decoder
         self.scorer = scorer
         self.threshold = threshold
@@ -132,7 +130,7 @@ class RefreshGate:
         """Return ``[B, 3, 224, 224]`` float32."""
         batch, _, _, height, width = latent_bcthw.shape
         fresh = self.decoder.init_state(batch=batch, height=height, width=width)
-        _, frames_bcthw = self.decoder.step(fresh, DecoderInputs(latent_bcthw))
+        _, frames_bcthw = self.decoder.step(fresh, latent_bcthw)
         last = frames_bcthw[:, :, -1].float().clamp(0, 1)
         return F.interpolate(last, size=(SCORED_SIDE_PX, SCORED_SIDE_PX), mode="bilinear", align_corners=False)
 

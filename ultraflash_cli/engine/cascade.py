@@ -1,4 +1,4 @@
-"""The cascade of a clip: encode, upsample, refine, decode, group by group."""
+"""The cascade of a clip, group by group: encode, upsample, refine, decode; or the pixel path alone."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ultraflash_cli.engine.pixel_refiner import PixelRefiner, PixelRefinerState
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner, RefinerState
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, group_frames
@@ -20,8 +21,8 @@ class CascadeState:
     """The states of all stages and the frames that wait for their group."""
 
     encoder: Any
-    """The encoder's own state."""
-    refiner: RefinerState
+    """The encoder's own state; None without one."""
+    refiner: RefinerState | PixelRefinerState
     queue_bcthw: Tensor
     queued: int
     last_bcthw: Tensor | None
@@ -31,10 +32,14 @@ class CascadeState:
 class Cascade:
     """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to [B, 3, T, scale * H, scale * W], one for one.
 
-    The frames of a group come out with it, but for the profile's ``delay`` that stay inside until the next one.
+    The frames of a group come out with it, but for the profile's ``delay`` that stay inside until the next one. There
+    is no encoder where the refiner reads frames.
     """
 
-    def __init__(self, profile: Profile, encoder: Encoder | WanVaeEncoder, refiner: Refiner) -> None:
+    def __init__(
+        self, profile: Profile, encoder: Encoder | WanVaeEncoder | None, refiner: Refiner | PixelRefiner
+    ) -> None:
+        assert (encoder is None) == refiner.reads_frames, "latents come from an encoder, frames do without"
         self.profile = profile
         self.encoder: Any = encoder
         self.refiner = refiner
@@ -48,8 +53,8 @@ class Cascade:
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        encoder: nn.Module = self.encoder
-        return next(encoder.parameters()).device
+        network: nn.Module = self.refiner.path if isinstance(self.refiner, PixelRefiner) else self.refiner.decoder
+        return next(network.parameters()).device
 
     def init_state(
         self,
@@ -71,7 +76,7 @@ class Cascade:
         longest = group_frames(self.profile.group_latents, self.profile.pad_front, first=False)
         queue = torch.zeros((batch, 3, longest, height, width), device=self.device)
         return CascadeState(
-            encoder=self.encoder.init_state(batch=batch, height=height, width=width),
+            encoder=self.encoder and self.encoder.init_state(batch=batch, height=height, width=width),
             refiner=self.refiner.init_state(
                 batch=batch,
                 height=height // 8,
@@ -89,7 +94,7 @@ class Cascade:
     def step(self, state: CascadeState, inputs: Tensor) -> tuple[CascadeState, Tensor]:
         """Take in frames; return the frames of all groups that are complete. Consumes ``state``."""
         frames = torch.cat([state.queue_bcthw[:, :, : state.queued], inputs], dim=2)
-        out = [state.refiner.decoder.empty_bcthw]
+        out = [state.refiner.empty_bcthw]
         while frames.shape[2] >= (size := self._group_frames(state)):
             state, sharp = self._run_group(state, frames[:, :, :size])
             out.append(sharp)
@@ -102,7 +107,7 @@ class Cascade:
     def flush(self, state: CascadeState) -> Tensor:
         """Return the frames that are still inside, as the end of the scene; the last one is repeated to fill up."""
         if state.queued == 0 and (state.refiner.groups == 0 or self.profile.delay == 0):
-            return state.refiner.decoder.empty_bcthw
+            return state.refiner.empty_bcthw
         frames = state.queue_bcthw[:, :, : state.queued]
         if state.last_bcthw is not None:
             last = frames[:, :, -1:] if state.queued else state.last_bcthw
@@ -121,6 +126,11 @@ class Cascade:
 
     def _run_group(self, state: CascadeState, frames: Tensor) -> tuple[CascadeState, Tensor]:
         """Run a group of frames (a short one only at a scene's end) through all stages."""
+        if isinstance(self.refiner, PixelRefiner):
+            assert isinstance(state.refiner, PixelRefinerState)
+            refiner, (_, sharp) = self.refiner.run_group(state.refiner, frames)
+            return replace(state, refiner=refiner), sharp
+        assert isinstance(state.refiner, RefinerState)
         profile, is_first, count = self.profile, state.refiner.groups == 0, frames.shape[2]
         front = profile.pad_front if is_first else 0
         drop = profile.drop_front if is_first else 0
@@ -132,8 +142,7 @@ class Cascade:
         )
         with self.timer("encoder"):
             encoder, low = self.refiner.graphs.step("encoder", self.encoder.step, state.encoder, frames)
-        skip = frames if profile.decoder.skip else None
-        refiner, (_, sharp) = self.refiner.run_group(state.refiner, low, skip)
+        refiner, (_, sharp) = self.refiner.run_group(state.refiner, low)
         after = replace(state, encoder=encoder, refiner=refiner)
         if state.last_bcthw is not None:
             after = replace(after, last_bcthw=last.clone())

@@ -14,8 +14,8 @@ from ultraflash_cli.engine.activations import (
     decoder_activations,
     encoder_activations,
     generator_activations,
+    pixel_path_activations,
     prompt_encoder_activations,
-    skip_activations,
     sr_dit_activations,
     text_encoder_activations,
     text_encoder_parameters,
@@ -28,6 +28,7 @@ from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
@@ -92,18 +93,20 @@ class MemoryWork:
     generator: GeneratorConfig | None = None
     encoder: EncoderConfig | WanVaeConfig | None = None
     upsampler: LatentUpsamplerConfig | None = None
-    """Gives the scale; None stays at the low resolution."""
+    """Gives the scale where latents are enlarged."""
     sr_dit: SrDitConfig | None = None
     decoder: DecoderConfig | None = None
     """Of the high-resolution latents."""
     low_decoder: DecoderConfig | None = None
-    """Of the low-resolution latents, where those frames are asked for or a skip path needs them."""
+    """Of the low-resolution latents, where those frames are asked for or the pixel path reads them."""
+    pixels: PixelPathConfig | None = None
+    """Of the low-resolution frames, where those are enlarged, not latents."""
     source: tuple[int, int] | None = None
     """Height and width in pixels of the frames of a clip; None where none is read."""
     target: tuple[int, int] | None = None
     """Height and width in pixels of the pictures; None for what the decoder gives."""
     dtype_of: Callable[[str], torch.dtype] = lambda _: torch.bfloat16
-    """The dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler, sr_dit, decoder."""
+    """The dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler, sr_dit, decoder, pixels."""
     on_gpu: bool = True
     """Whether the budget is a GPU's: the host's memory is then apart, and half precision is not widened."""
     batch: int = 1
@@ -113,7 +116,8 @@ class MemoryWork:
     @property
     def scale(self) -> int:
         """Growth per side."""
-        return self.upsampler.scale if self.upsampler else 1
+        enlarging = self.upsampler or self.pixels
+        return enlarging.scale if enlarging else 1
 
     @property
     def held_latents(self) -> int:
@@ -280,7 +284,7 @@ def _longest(config: SrDitConfig) -> int:
 def _rungs(work: MemoryWork, host_budget_bytes: int | None) -> Iterator[_Rung]:
     if work.text_encoder:
         yield _Rung("text encoder freed after encoding the prompt", False, (("offload_text", True),))
-    if work.on_gpu and work.generator and work.decoder:
+    if work.on_gpu and work.generator and (work.decoder or work.pixels):
         rung = _Rung("generator kept in host memory between groups", False, (("offload_generator", True),))
         moved_bytes = _phases(work, _apply(_full(work), [rung]))[1]
         if host_budget_bytes is None or moved_bytes <= host_budget_bytes:
@@ -337,7 +341,7 @@ def _gb(count: int) -> str:
 
 # The parts
 
-_EVERYWHERE = ("encode prompt", "generate", "encode", "upsample", "refine", "decode", "finish")
+_EVERYWHERE = ("encode prompt", "generate", "encode", "upsample", "refine", "decode", "enlarge", "finish")
 _SETTLED = _EVERYWHERE[1:]
 _REFINING = _EVERYWHERE[3:]
 
@@ -370,8 +374,9 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
         "encode": work.encoder,
         "upsample": work.upsampler,
         "refine": work.sr_dit,
-        "decode": work.decoder or work.low_decoder,
-        "finish": work.decoder or work.low_decoder,
+        "decode": work.decoder or (work.low_decoder if not work.pixels else None),
+        "enlarge": work.pixels,
+        "finish": work.decoder or work.low_decoder or work.pixels,
     }
     ledger = _Ledger(phase for phase in _EVERYWHERE if there[phase])
     settled = _SETTLED if settings.offload_text or not work.text_encoder else _EVERYWHERE
@@ -401,12 +406,15 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
         _add_decoder(ledger, work, work.decoder, settings, settled, is_low=False)
     if work.low_decoder:
         _add_decoder(ledger, work, work.low_decoder, settings, settled, is_low=True)
+    if work.pixels:
+        _add_pixels(ledger, work, work.pixels, settings, settled)
     if not work.on_gpu:
         ledger.add("pictures in queues", work.queue_bytes, settled)
-    channels = work.upsampler.latent_channels if work.upsampler else 16
-    latents = math.prod(work.latents) + 4 * math.prod(work.high)
-    count = work.drawn_latents or settings.group_latents
-    ledger.add("latents of the group", channels * FLOAT32 * count * latents * work.batch, settled)
+    if work.generator or work.encoder:
+        channels = work.upsampler.latent_channels if work.upsampler else 16
+        latents = math.prod(work.latents) + (4 * math.prod(work.high) if work.upsampler else 0)
+        count = work.drawn_latents or settings.group_latents
+        ledger.add("latents of the group", channels * FLOAT32 * count * latents * work.batch, settled)
     ledger.add("latents drawn ahead", _ahead_bytes(work), settled)
     return ledger.close(RESERVE_ON_A_GPU_BYTES if work.on_gpu else 0), ledger.host_bytes
 
@@ -501,32 +509,56 @@ def _add_decoder(
     latents_once = work.held_latents if is_low else settings.decode_latents or settings.group_latents
     together = config.piece(latents_once, height, width) if work.on_gpu else 1
     need = decoder_activations(config, height=height, width=width, latents=together)
-    is_first = is_low and work.decoder is not None
+    is_first = is_low and (work.decoder is not None or work.pixels is not None)
     name = "low-resolution decoder" if is_first else "decoder"
     state = state_bytes(_state(config, dtype, work.batch, height, width))
-    skip = skip_activations(config, height=height, width=width, element=dtype.itemsize) * work.batch
-    skip *= FRAMES_PER_LATENT * together if work.on_gpu else 1
     if config != work.decoder or not is_low:
         ledger.add(f"{name} weights", _parameters(config) * dtype.itemsize, settled)
     ledger.add(f"{name} state", state, settled)
     # Of the memories those of the group's start, of the piece before and of the one in work are alive at once.
     phases = ("generate",) if is_first else ("decode",)
-    ledger.add(f"{name} activations", (need.working + 2 * need.memories) * element + skip, phases)
+    ledger.add(f"{name} activations", (need.working + 2 * need.memories) * element, phases)
     latents = work.held_latents
     if not is_first and settings.decode_latents:
         latents = settings.decode_latents
     elif not is_first and settings.group_latents < latents:
         latents += settings.group_latents  # the piece in work, and all of them
     frames, plane = FRAMES_PER_LATENT * latents, 3 * LATENT_PX**2 * height * width
-    decoded = frames * plane * work.batch * (FLOAT32 if config.skip else dtype.itemsize)
+    decoded = frames * plane * work.batch * dtype.itemsize
     kept = ("generate", *_REFINING) if is_first else ("decode", "finish")
     ledger.add(f"{name}'s frames", decoded, kept)
-    if is_first and work.decoder is not None and work.decoder.skip:
-        ledger.add("frames for the skip path", FLOAT32 * frames * plane * work.batch, _REFINING)
+    if is_first and work.pixels:
+        ledger.add("frames to enlarge", FLOAT32 * frames * plane * work.batch, _REFINING)
+    if is_first:
+        return
+    _add_pictures(ledger, work, plane)
+
+
+def _add_pixels(
+    ledger: _Ledger, work: MemoryWork, config: PixelPathConfig, settings: MemorySettings, settled: tuple[str, ...]
+) -> None:
+    """Add the pixel path and what becomes of its frames."""
+    dtype = work.dtype_of("pixels")
+    height, width = (LATENT_PX * side for side in work.latents)
+    state = state_bytes(_state(config, dtype, work.batch, height, width))
+    frames = FRAMES_PER_LATENT * work.held_latents
+    together = frames if work.on_gpu else 1
+    need = pixel_path_activations(config, height=height, width=width, element=dtype.itemsize)
+    plane = 3 * config.scale**2 * height * width
+    ledger.add("pixel path weights", _parameters(config) * dtype.itemsize, settled)
+    ledger.add("pixel path state", state, settled)
+    ledger.add("pixel path activations", need * work.batch * together, ("enlarge",))
+    ledger.add("pixel path's frames", FLOAT32 * frames * plane * work.batch, ("enlarge", "finish"))
+    _add_pictures(ledger, work, plane)
+
+
+def _add_pictures(ledger: _Ledger, work: MemoryWork, plane: int) -> None:
+    """Add what becomes of finished frames of ``plane`` numbers."""
+    phases = ("decode", "enlarge", "finish")
     target = 3 * math.prod(work.target) if work.target else plane
     ledger.add("a picture in work", FLOAT32 * (2 * plane + 4 * target), ("finish",))
     if not work.on_gpu:
-        ledger.add("pictures", FRAMES_PER_LATENT * work.held_latents * target, ("decode", "finish"))
+        ledger.add("pictures", FRAMES_PER_LATENT * work.held_latents * target, phases)
 
 
 def _saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
@@ -540,6 +572,7 @@ def _saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
         ("sr_dit", sr_dit, work.high),
         ("decoder", work.decoder, work.high),
         ("decoder", work.low_decoder, work.latents),
+        ("pixels", work.pixels, shown),
     )
     saved = sum(state_bytes(_state(c, work.dtype_of(part), work.batch, *size)) for part, c, size in stages if c)
     return saved + _ahead_bytes(work)
@@ -561,6 +594,7 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     LatentUpsamplerConfig: LatentUpsampler,
     SrDitConfig: SrDit,
     DecoderConfig: Decoder,
+    PixelPathConfig: PixelPath,
     GeneratorConfig: Generator,
     PromptEncoderConfig: PromptEncoder,
 }

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ultraflash_cli.engine.stages.decoder import DecoderConfig, DecoderStage, SkipConfig
+from ultraflash_cli.engine.stages.decoder import DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.pixel_path import PixelPathConfig
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
@@ -17,7 +18,7 @@ from ultraflash_cli.errors import ConfigError
 
 __all__ = [
     "LITE",
-    "LITE_SR_DIT",
+    "LITE_CASCADE",
     "PROFILES",
     "RELEASED_ULTRA_DECODER",
     "TINY_LITE",
@@ -32,18 +33,25 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Everything the engine knows of a model."""
+    """Everything the engine knows of a model: which stages it has, and their sizes.
+
+    A clip is enlarged by ``pixels`` where the model has that, else by encoder, ``upsampler``, ``sr_dit`` and
+    ``decoder``. What a generator draws goes through ``upsampler``, ``sr_dit`` and ``decoder`` where the model has
+    these, else through ``low_decoder`` and ``pixels``.
+    """
 
     name: str
     """What users call it."""
     encoder: EncoderConfig | WanVaeConfig
-    """Frames to low-resolution latents."""
-    upsampler: LatentUpsamplerConfig
-    """Low- to high-resolution latents; its scale is replaced by the plan's."""
-    sr_dit: SrDitConfig | None
+    """Frames to low-resolution latents; a model with ``pixels`` needs it for clips to go on from alone."""
+    upsampler: LatentUpsamplerConfig | None = None
+    """Low- to high-resolution latents; its scale is replaced by the plan's. None with ``decoder``."""
+    sr_dit: SrDitConfig | None = None
     """The one-step refinement; None where a model goes without."""
-    decoder: DecoderConfig
-    """High-resolution latents to frames."""
+    decoder: DecoderConfig | None = None
+    """High-resolution latents to frames; None where a model has no latents of that size."""
+    pixels: PixelPathConfig | None = None
+    """Low- to high-resolution frames; its scale is replaced by the plan's. None where latents are enlarged."""
     group_latents: int = 6
     """Latent frames that go through the cascade together."""
     generator: GeneratorConfig | None = None
@@ -51,8 +59,7 @@ class Profile:
     long_generator: GeneratorConfig | None = None
     """The generator's variant for clips beyond its window, with weights of its own."""
     low_decoder: DecoderConfig | None = None
-    """Low-resolution latents to frames at the base size, which feed the decoder's skip path where no clip does; None
-    where the decoder itself makes them."""
+    """Low-resolution latents to frames at the base size; None where the decoder itself makes them."""
     text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
     """Prompts to embeddings; None for a model without text path."""
     wan_vae: WanVaeConfig | None = None
@@ -95,21 +102,23 @@ class Profile:
                 f"{self.name}: pad_front is at most drop_front and that shorter than a group, "
                 f"got {self.pad_front} and {self.drop_front}"
             )
-        if self.delay and self.decoder.skip:
-            raise ConfigError(f"{self.name}: a decoder with a skip path needs pad_front equal to drop_front")
+        if (self.upsampler is None) != (self.decoder is None):
+            raise ConfigError(f"{self.name}: upsampler and decoder come together")
+        if self.decoder is None and (self.pixels is None or self.sr_dit is not None):
+            raise ConfigError(f"{self.name}: without a decoder the pixel path enlarges, and there is no SR transformer")
+        if self.delay and self.pixels:
+            raise ConfigError(f"{self.name}: the pixel path needs pad_front equal to drop_front")
         if not 0 <= self.condition_noise < 1:
             raise ConfigError(f"{self.name}: condition_noise lies in 0..1, got {self.condition_noise}")
         if any(side % self.multiple_px for side in self.base_size):
             raise ConfigError(f"{self.name}: the base size {self.base_size} is no multiple of {self.multiple_px}")
-        if self.low_decoder is not None and self.low_decoder.skip:
-            raise ConfigError(f"{self.name}: the low-resolution decoder has no frames to skip from")
         for generator in (self.generator, self.long_generator):
             if generator is not None:
                 self._check_generator(generator)
 
     def _check_generator(self, generator: GeneratorConfig) -> None:
-        if self.base_decoder.skip:
-            raise ConfigError(f"{self.name}: a decoder with a skip path needs a low-resolution decoder to generate")
+        if self.decoder is None and self.low_decoder is None:
+            raise ConfigError(f"{self.name}: what a generator draws needs a decoder")
         if self.base_decoder.latent_channels != generator.latent_channels:
             raise ConfigError(f"{self.name}: generator and decoder do not have the same latent channels")
         words = self.text_encoder
@@ -129,7 +138,14 @@ class Profile:
     @property
     def base_decoder(self) -> DecoderConfig:
         """What makes frames of low-resolution latents."""
-        return self.low_decoder or self.decoder
+        decoder = self.low_decoder or self.decoder
+        assert decoder is not None, f"{self.name} has no decoder"
+        return decoder
+
+    @property
+    def refines_latents(self) -> bool:
+        """Whether what a generator draws is enlarged as latents; else its frames are."""
+        return self.decoder is not None
 
     @property
     def base_decoder_part(self) -> str:
@@ -144,19 +160,31 @@ class Profile:
         """Return the name of the weights of a part at the profile's scale. Raises ConfigError for a part it lacks."""
         for name, weights in self.weights:
             if name == part:
-                return weights.format(scale=self.upsampler.scale)
+                return weights.format(scale=self.scale)
         raise ConfigError(f"{self.name} has no {part}")
+
+    @property
+    def latent_stages(self) -> tuple[LatentUpsamplerConfig, DecoderConfig]:
+        """The upsampler and decoder of a model that has them."""
+        assert self.upsampler is not None and self.decoder is not None, f"{self.name} enlarges frames, not latents"
+        return self.upsampler, self.decoder
+
+    @property
+    def scale(self) -> int:
+        """Growth per side of what enlarges."""
+        enlarging = self.upsampler or self.pixels
+        assert enlarging is not None, f"{self.name} enlarges nothing"
+        return enlarging.scale
 
     def at_scale(self, scale: int) -> "Profile":
         """Return the profile with every config set to work at ``scale``. Raises ConfigError for one it lacks."""
-        skip = self.decoder.skip
-        if skip is not None and scale not in skip.scales:
-            raise ConfigError(f"{self.name} works at {skip.scales}, not at x{scale}")
-        decoder = replace(self.decoder, skip=replace(skip, scale=scale)) if skip else self.decoder
-        return replace(self, upsampler=replace(self.upsampler, scale=scale), decoder=decoder)
+        if self.pixels is not None and scale not in self.pixels.scales:
+            raise ConfigError(f"{self.name} works at {self.pixels.scales}, not at x{scale}")
+        upsampler = self.upsampler and replace(self.upsampler, scale=scale)
+        return replace(self, upsampler=upsampler, pixels=self.pixels and replace(self.pixels, scale=scale))
 
 
-LITE_SR_DIT = SrDitConfig(
+_LITE_SR_DIT = SrDitConfig(
     dim=64,
     num_heads=2,
     num_layers=2,
@@ -170,7 +198,6 @@ LITE_SR_DIT = SrDitConfig(
     group_latents=2,
     prediction="residual",
 )
-"""An SR transformer of the built-in model's size, for its recipe. The model goes without: it earned nothing there."""
 
 _LITE_LOW_DECODER = DecoderConfig(
     stages=(
@@ -207,19 +234,7 @@ _LITE_GENERATOR = GeneratorConfig(
 LITE = Profile(
     name="lite",
     encoder=EncoderConfig(width=64, blocks=1, patch=8, strides=(1, 1, 1), memory_init="replicate", negative_slope=0.1),
-    upsampler=LatentUpsamplerConfig(width=48, blocks=2, negative_slope=0.1),
-    sr_dit=None,
-    decoder=DecoderConfig(
-        stages=(
-            DecoderStage(width=48, blocks=1, upsample=False),
-            DecoderStage(width=32, blocks=1, upsample=False, time_growth=2),
-            DecoderStage(width=32, blocks=1, upsample=False, time_growth=2),
-        ),
-        out_width=32,
-        memory_init="replicate",
-        negative_slope=0.1,
-        skip=SkipConfig(width=48, blocks=8, latent_features=16, scales=(2, 3)),
-    ),
+    pixels=PixelPathConfig(),
     low_decoder=_LITE_LOW_DECODER,
     generator=_LITE_GENERATOR,
     text_encoder=_LITE_WORDS,
@@ -228,14 +243,23 @@ LITE = Profile(
     precisions=(("text_encoder", "fp32"),),
     weights=(
         ("encoder", "lite/encoder"),
-        ("upsampler", "lite/upsampler_x{scale}"),
-        ("decoder", "lite/decoder"),
+        ("pixels", "lite/pixels"),
+        ("pixels_detail", "lite/pixels_detail"),
         ("low_decoder", "lite/low_decoder"),
         ("generator", "lite/generator"),
         ("text_encoder", "lite/text_encoder"),
     ),
 )
 """The built-in model."""
+
+LITE_CASCADE = replace(
+    LITE,
+    name="lite-cascade",
+    upsampler=LatentUpsamplerConfig(width=48, blocks=2, negative_slope=0.1),
+    sr_dit=_LITE_SR_DIT,
+    decoder=_LITE_LOW_DECODER,
+)
+"""The built-in model with the paper's stages behind its generator, for the recipes that train them; not shipped."""
 
 RELEASED_ULTRA_DECODER = DecoderConfig(
     stages=(DecoderStage(width=256), DecoderStage(width=128, time_growth=2), DecoderStage(width=64, time_growth=2)),
@@ -329,31 +353,7 @@ _TINY_WORDS = PromptEncoderConfig(rows=32, dim=16, heads=2, layers=1, text_len=8
 TINY_LITE = Profile(
     name="tiny-lite",
     encoder=EncoderConfig(width=8, blocks=1, patch=2, strides=(1, 2, 2), memory_init="replicate", negative_slope=0.1),
-    upsampler=LatentUpsamplerConfig(width=16, blocks=1, negative_slope=0.1),
-    sr_dit=SrDitConfig(
-        dim=16,
-        num_heads=2,
-        num_layers=2,
-        ffn_dim=24,
-        freq_dim=8,
-        text_len=0,
-        block=(2, 4, 4),
-        local_range=3,
-        ref_spatial_tokens=60,
-        kv_len=1,
-        group_latents=2,
-        prediction="residual",
-    ),
-    decoder=DecoderConfig(
-        stages=(
-            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
-            DecoderStage(width=8, blocks=1, upsample=False, time_growth=2),
-        ),
-        out_width=8,
-        memory_init="replicate",
-        negative_slope=0.1,
-        skip=SkipConfig(width=8, blocks=2, latent_features=4),
-    ),
+    pixels=PixelPathConfig(width=8, blocks=2),
     low_decoder=DecoderConfig(
         stages=(
             DecoderStage(width=12, blocks=1),

@@ -1,4 +1,7 @@
-"""Low-resolution latents to sharp frames: upsample, refine in one step, decode, group by group."""
+"""Low-resolution latents to sharp frames: upsample, refine in one step, decode, group by group.
+
+A model without a latent path at the high resolution has a ``PixelRefiner`` in its place.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,8 +14,8 @@ from torch import Tensor
 from ultraflash_cli.engine.graphs import EAGER, Graphs
 from ultraflash_cli.engine.lanes import OnHost, to_device, to_host
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, group_noise
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs, DecoderState
+from ultraflash_cli.engine.schedule import group_noise
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderState
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerState
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs, SrDitState
 
@@ -46,12 +49,17 @@ class RefinerState:
     seed: int
     first_frame: int
 
+    @property
+    def empty_bcthw(self) -> Tensor:
+        """No frames of the output's size."""
+        return self.decoder.empty_bcthw
+
 
 class RefinedGroup(NamedTuple):
-    """What a group of latents has become."""
+    """What a group has become."""
 
-    latents_bcthw: Tensor
-    """High-resolution latents ``[B, C, T, scale * H, scale * W]``."""
+    latents_bcthw: Tensor | None
+    """High-resolution latents ``[B, C, T, scale * H, scale * W]``; None where there are none on the way."""
     frames_bcthw: Tensor
     """All raw frames ``[B, 3, 4T, H', W']``, unclamped; a stream's first ones are the caller's to drop. On the host
     where they are decoded in pieces."""
@@ -59,6 +67,8 @@ class RefinedGroup(NamedTuple):
 
 class Refiner:
     """The part of the cascade that clips and prompts share (ARCHITECTURE 3 to 6, 8).
+
+    It reads latents, not frames.
 
     With ``decode_latents`` only so many latents are decoded at a time and their frames go to the host's memory; the
     result is the same. ``graphs`` runs the steps of the stages.
@@ -76,6 +86,7 @@ class Refiner:
         noise: NoiseSource = group_noise,
         graphs: Graphs = EAGER,
     ) -> None:
+        self.reads_frames = False
         self.profile = profile
         self.decode_latents = decode_latents
         self.upsampler = upsampler
@@ -120,13 +131,10 @@ class Refiner:
         )
 
     @torch.inference_mode()
-    def run_group(
-        self, state: RefinerState, low_bcthw: Tensor, frames_bcthw: Tensor | None = None
-    ) -> tuple[RefinerState, RefinedGroup]:
+    def run_group(self, state: RefinerState, low_bcthw: Tensor) -> tuple[RefinerState, RefinedGroup]:
         """Bring one group of low-resolution latents through all stages; consumes ``state``.
 
-        ``frames_bcthw`` are the four low-resolution frames of each latent, for a decoder with a skip path. A group
-        is at most the profile's ``group_latents`` long.
+        A group is at most the profile's ``group_latents`` long.
         """
         with self.timer("upsampler"):
             upsampler, latents = self.graphs.step("upsampler", self.upsampler.step, state.upsampler, low_bcthw)
@@ -136,19 +144,16 @@ class Refiner:
                 sr_dit, latents = self._refine(self.sr_dit, state.sr_dit, latents, state)
             state = replace(state, sr_dit=sr_dit)
         with self.timer("decoder"):
-            decoder, frames = self._decode(state.decoder, latents, frames_bcthw)
+            decoder, frames = self._decode(state.decoder, latents)
         return replace(state, decoder=decoder, groups=state.groups + 1), RefinedGroup(latents, frames)
 
-    def _decode(self, state: DecoderState, latents: Tensor, low_frames: Tensor | None) -> tuple[DecoderState, Tensor]:
+    def _decode(self, state: DecoderState, latents: Tensor) -> tuple[DecoderState, Tensor]:
         count = self.decode_latents
         if count is None:
-            return self.graphs.step("decoder", self.decoder.step, state, DecoderInputs(latents, low_frames))
+            return self.graphs.step("decoder", self.decoder.step, state, latents)
         pieces: list[OnHost] = []
         for at in range(0, latents.shape[2], count):
-            four = slice(FRAMES_PER_LATENT * at, FRAMES_PER_LATENT * (at + count))
-            low = None if low_frames is None else low_frames[:, :, four]
-            inputs = DecoderInputs(latents[:, :, at : at + count], low)
-            state, frames = self.graphs.step("decoder", self.decoder.step, state, inputs)
+            state, frames = self.graphs.step("decoder", self.decoder.step, state, latents[:, :, at : at + count])
             pieces.append(to_host(frames))
         return state, torch.cat([piece.arrive() for piece in pieces], dim=2)
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ultraflash_cli.engine.lanes import Lanes, to_device
 from ultraflash_cli.engine.layers.colours import match_colours
+from ultraflash_cli.engine.pixel_refiner import PixelRefiner, PixelRefinerState
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import NoiseSource, Refiner, RefinerState, StageTimer, untimed
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GenerationPlan, group_noise
 from ultraflash_cli.engine.stage import move_state
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs, DecoderState
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderState
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs, GeneratorState
 
 __all__ = ["GeneratedGroup", "TextToVideo", "TextToVideoState"]
@@ -24,7 +25,7 @@ class TextToVideoState:
     """The states of all stages, how far the video is, and the seed of its noise."""
 
     generator: GeneratorState
-    refiner: RefinerState | None
+    refiner: RefinerState | PixelRefinerState | None
     low_decoder: DecoderState | None
     groups: int
     chunks: int
@@ -40,7 +41,7 @@ class GeneratedGroup(NamedTuple):
     low_latents_bcthw: Tensor
     """What the generator drew."""
     latents_bcthw: Tensor | None
-    """The refined latents; None without a refiner."""
+    """The refined latents; None without a refiner, and of one that reads frames."""
     frames_bcthw: Tensor | None
     """The finished frames; None without a refiner."""
     low_frames_bcthw: Tensor | None
@@ -51,8 +52,8 @@ class TextToVideo:
     """The cascade of a prompt (ARCHITECTURE 8).
 
     ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size; at least one of them is there.
-    Where the refiner's decoder has a skip path, it sees the frames of the low decoder as it sees those of a clip, and
-    the colours of the result follow them.
+    A refiner that reads frames sees those of the low decoder as it sees those of a clip, and the colours of the result
+    follow them.
     With ``park`` the generator and its cache wait on that device while the refiner works, for lack of memory; the
     result is the same. With ``lanes`` the next group is drawn beside the refinement of the present one, again with
     the same result; what comes back is ready for work on the caller's lane. Noise comes from ``noise``: ``generator``
@@ -65,7 +66,7 @@ class TextToVideo:
         plan: GenerationPlan,
         generator: Generator,
         *,
-        refiner: Refiner | None,
+        refiner: Refiner | PixelRefiner | None,
         low_decoder: Decoder | None,
         park: torch.device | None = None,
         timer: StageTimer = untimed,
@@ -73,8 +74,8 @@ class TextToVideo:
         lanes: Lanes | None = None,
     ) -> None:
         assert refiner is not None or low_decoder is not None, "something has to make frames"
-        self.feeds_skip = refiner is not None and refiner.decoder.config.skip is not None
-        assert low_decoder is not None or not self.feeds_skip, "a skip path needs the frames of a low decoder"
+        reads_frames = refiner is not None and refiner.reads_frames
+        assert low_decoder is not None or not reads_frames, "a refiner that reads frames needs a low decoder"
         assert lanes is None or park is None, "a generator that is parked cannot work ahead"
         self.profile = profile
         self.plan = plan
@@ -169,35 +170,44 @@ class TextToVideo:
         latents = frames = low_frames = None
         if self.low_decoder is not None and state.low_decoder is not None:
             with self.timer("low_decoder"):
-                low_decoder, raw = self.low_decoder.step(state.low_decoder, DecoderInputs(low))
+                low_decoder, raw = self.low_decoder.step(state.low_decoder, low)
             state, low_frames = replace(state, low_decoder=low_decoder), raw[:, :, drop:]
-        if self.refiner is not None and state.refiner is not None:
-            near = _as_of_a_clip(low_frames, drop) if self.feeds_skip and low_frames is not None else None
-            refiner, latents, frames = self._refine(self.refiner, state.refiner, low, near)
+        if isinstance(self.refiner, PixelRefiner):
+            assert low_frames is not None and isinstance(state.refiner, PixelRefinerState)
+            refiner, frames = self._enlarge(self.refiner, state.refiner, low_frames.float().clamp(0, 1))
+            state = replace(state, refiner=refiner)
+        elif self.refiner is not None:
+            assert isinstance(state.refiner, RefinerState)
+            refiner, latents, frames = self._refine(self.refiner, state.refiner, low)
             state, frames = replace(state, refiner=refiner), frames[:, :, drop:]
         return replace(state, groups=state.groups + 1), GeneratedGroup(low, latents, frames, low_frames)
 
-    def _refine(
-        self, refiner: Refiner, state: RefinerState, low: Tensor, near: Tensor | None
-    ) -> tuple[RefinerState, Tensor, Tensor]:
-        """Refine a generated group in groups of the profile's length; ``near`` are frames for the skip path."""
+    def _refine(self, refiner: Refiner, state: RefinerState, low: Tensor) -> tuple[RefinerState, Tensor, Tensor]:
+        """Refine a generated group in groups of the profile's length."""
         total, size = low.shape[2], self.profile.group_latents
         latents, frames = list[Tensor](), low
         for at in range(0, total, size):
             first, end = FRAMES_PER_LATENT * at, FRAMES_PER_LATENT * min(at + size, total)
-            seen = None if near is None else near[:, :, first:end]
-            state, piece = refiner.run_group(state, low[:, :, at : at + size], seen)
-            if seen is not None:
-                with self.timer("finish"):
-                    _follow_colours(piece.frames_bcthw, seen)
-            latents.append(piece.latents_bcthw)
+            state, (fine, sharp) = refiner.run_group(state, low[:, :, at : at + size])
+            assert fine is not None, "latents are refined to latents"
+            latents.append(fine)
             if size >= total:
-                return state, piece.latents_bcthw, piece.frames_bcthw
+                return state, fine, sharp
             if at == 0:
-                batch, channels, _, height, width = piece.frames_bcthw.shape
-                frames = piece.frames_bcthw.new_empty((batch, channels, FRAMES_PER_LATENT * total, height, width))
-            frames[:, :, first:end] = piece.frames_bcthw
+                batch, channels, _, height, width = sharp.shape
+                frames = sharp.new_empty((batch, channels, FRAMES_PER_LATENT * total, height, width))
+            frames[:, :, first:end] = sharp
         return state, torch.cat(latents, dim=2), frames
+
+    def _enlarge(
+        self, refiner: PixelRefiner, state: PixelRefinerState, shown: Tensor
+    ) -> tuple[PixelRefinerState, Tensor]:
+        """Enlarge the frames of a generated group, which the colours of the result follow."""
+        state, (_, sharp) = refiner.run_group(state, shown)
+        with self.timer("finish"):
+            for frame, low in zip(sharp.unbind(2), shown.unbind(2), strict=True):
+                frame.copy_(match_colours(frame, low))
+        return state, sharp
 
     def _draw_group(self, state: TextToVideoState) -> tuple[TextToVideoState, Tensor]:
         """Generate the chunks of the next group."""
@@ -231,15 +241,3 @@ class TextToVideo:
             draw("generator", (batch, channels, length, height, width)),
             draw("generator_step", (batch, draws, channels, length, height, width)),
         )
-
-
-def _as_of_a_clip(shown_bcthw: Tensor, lost: int) -> Tensor:
-    """Return shown frames of the base size as a clip's reach the skip path: in [0, 1], copies where some were lost."""
-    frames = shown_bcthw.float().clamp(0, 1)
-    return torch.cat([frames[:, :, :1].expand(-1, -1, lost, -1, -1), frames], dim=2)
-
-
-def _follow_colours(frames_bcthw: Tensor, low_bcthw: Tensor) -> None:
-    """Give frames the low frequencies of the small ones, one at a time and in place."""
-    for frame, low in zip(frames_bcthw.unbind(2), low_bcthw.to(frames_bcthw.device).unbind(2), strict=True):
-        frame.copy_(match_colours(frame, low))

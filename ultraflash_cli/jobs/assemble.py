@@ -13,6 +13,7 @@ from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
 from ultraflash_cli.engine.lanes import cuda_lanes
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.pictures import YuvFormat
+from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.profiles import PROFILES, Profile
 from ultraflash_cli.engine.refiner import Refiner, StageTimer, untimed
@@ -21,6 +22,7 @@ from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
@@ -58,6 +60,7 @@ Config = (
     | LatentUpsamplerConfig
     | SrDitConfig
     | DecoderConfig
+    | PixelPathConfig
     | GeneratorConfig
     | TextEncoderConfig
     | PromptEncoderConfig
@@ -68,6 +71,7 @@ NETWORKS: dict[type, Callable[..., nn.Module]] = {
     LatentUpsamplerConfig: LatentUpsampler,
     SrDitConfig: SrDit,
     DecoderConfig: Decoder,
+    PixelPathConfig: PixelPath,
     GeneratorConfig: Generator,
     TextEncoderConfig: TextEncoder,
     PromptEncoderConfig: PromptEncoder,
@@ -310,15 +314,22 @@ def build_upscaler(
     precision: str = "auto",
     strength: float = 1.0,
     color: str = "match",
+    detail: float = 1.0,
     context: Tensor | None = None,
     decode_latents: int | None = None,
     timer: StageTimer = untimed,
     speedups: Speedups = Speedups(),
     yuv: YuvFormat | None = None,
 ) -> Upscaler:
-    """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError where weights are not right."""
+    """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError where weights are not right.
+
+    ``detail`` is how far a pixel path goes from faithful (0) to detailed (1).
+    """
     profile = profile.at_scale(plan.scale)
     dtype_of = stage_precisions(profile, precision, device)
+    if profile.pixels is not None:
+        cascade = Cascade(profile, None, _pixel_refiner(shelf, profile, device, dtype_of, timer, speedups, detail))
+        return Upscaler(cascade, plan, strength=strength, color=color, yuv=yuv)
     kind = "wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder"
     encoder = shelf.take(profile, kind, profile.encoder, device=device, dtype=dtype_of(kind))
     refiner = _refiner(shelf, profile, device, dtype_of, fp8_parts(precision), decode_latents, timer, speedups)
@@ -356,8 +367,11 @@ def build_text_to_video(
     refiner = low_decoder = None
     if scale > 1:
         profile = profile.at_scale(scale)
+    if scale > 1 and not profile.refines_latents:
+        refiner = _pixel_refiner(shelf, profile, device, dtype_of, timer, speedups, detail=0.0)
+    elif scale > 1:
         refiner = _refiner(shelf, profile, device, dtype_of, in_fp8, decode_latents, timer, speedups)
-    if low_frames or scale == 1 or profile.decoder.skip is not None:
+    if low_frames or scale == 1 or not profile.refines_latents:
         low_decoder = take_base_decoder(shelf, profile, device=device, precision=precision)
     assert isinstance(generator, Generator)
     # A parked generator changes its addresses.
@@ -397,13 +411,44 @@ def _refiner(
     def take(part: str, config: Config) -> nn.Module:
         return shelf.take(profile, part, config, device=device, dtype=dtype_of(part), fp8=part in in_fp8)
 
-    upsampler = take("upsampler", profile.upsampler)
+    upsampling, decoding = profile.latent_stages
+    upsampler = take("upsampler", upsampling)
     sr_dit = take("sr_dit", profile.sr_dit) if profile.sr_dit else None
-    decoder = take("decoder", profile.decoder)
+    decoder = take("decoder", decoding)
     assert isinstance(upsampler, LatentUpsampler) and isinstance(decoder, Decoder)
     assert sr_dit is None or isinstance(sr_dit, SrDit)
     graphs = speedups.new_graphs(device)
     return Refiner(profile, upsampler, sr_dit, decoder, decode_latents=decode_latents, timer=timer, graphs=graphs)
+
+
+def _pixel_refiner(
+    shelf: Shelf,
+    profile: Profile,
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
+    timer: StageTimer,
+    speedups: Speedups,
+    detail: float,
+) -> PixelRefiner:
+    """Return the pixel path with its faithful weights (``detail`` 0), those that add detail (1), or weights between."""
+    config, dtype = profile.pixels, dtype_of("pixels")
+    assert config is not None, f"{profile.name} has no pixel path"
+
+    def take(part: str, dtype: torch.dtype) -> PixelPath:
+        path = shelf.take(profile, part, config, device=device, dtype=dtype)
+        assert isinstance(path, PixelPath)
+        return path
+
+    if detail in (0, 1):
+        path = take("pixels_detail" if detail else "pixels", dtype)
+    else:
+        ends = [take(part, torch.float32).state_dict() for part in ("pixels", "pixels_detail")]
+        between = {name: torch.lerp(value, ends[1][name], detail) for name, value in ends[0].items()}
+        path = PixelPath(config).to(device)
+        path.load_state_dict(between)
+        path = to_channels_last(path.to(dtype)).eval().requires_grad_(False)
+        assert isinstance(path, PixelPath)
+    return PixelRefiner(profile, path, timer=timer, graphs=speedups.new_graphs(device))
 
 
 def precision_name(profile: Profile, name: str, device: torch.device) -> str:
@@ -411,7 +456,8 @@ def precision_name(profile: Profile, name: str, device: torch.device) -> str:
     if name == "fp8":
         return name
     dtype_of = stage_precisions(profile, name, device)
-    dtypes = {dtype_of(part) for part in ("encoder", "upsampler", "sr_dit", "decoder")}
+    parts = ("pixels",) if profile.pixels is not None else ("encoder", "upsampler", "sr_dit", "decoder")
+    dtypes = {dtype_of(part) for part in parts}
     names = [word for word, dtype in _DTYPES.items() if dtype in dtypes]
     return names[0] if len(names) == 1 else "mixed"
 

@@ -51,6 +51,8 @@ def profile_of(prepared: Prepared, shelf: "Shelf") -> "Profile":
     profile = settle_coders(find_profile(prepared.model), shelf, encoder=job.encoder, decoder=job.decoder)
     if job.prompt is not None and not profile.refines_by_words:
         raise UsageError(f"the model {profile.name} takes no words; leave --prompt out")
+    if job.detail is not None and profile.pixels is None:
+        raise UsageError(f"the model {profile.name} has one degree of detail only; leave --detail out")
     return profile
 
 
@@ -67,7 +69,9 @@ def generating_profile_of(prepared: PreparedGeneration, shelf: "Shelf") -> "Prof
 
 
 def upscaling_parts(profile: "Profile") -> list[str]:
-    """List the parts of a profile that an upscaling loads."""
+    """List the parts of a profile that an upscaling loads; those of a pixel path between detail 0 and 1."""
+    if profile.pixels is not None:
+        return ["pixels", "pixels_detail"]
     parts = [_encoder_part(profile), *_refining_parts(profile)]
     return [*parts, "text_encoder"] if profile.refines_by_words else parts
 
@@ -80,12 +84,14 @@ def generating_parts(
     parts += ["text_encoder"] if profile.text_encoder is not None else []
     parts += [_encoder_part(profile)] if goes_on else []
     parts += _refining_parts(profile) if refines else []
-    if low_frames or not refines or profile.decoder.skip is not None:
+    if low_frames or not refines or not profile.refines_latents:
         parts.append(profile.base_decoder_part)
     return list(dict.fromkeys(parts))
 
 
 def _refining_parts(profile: "Profile") -> list[str]:
+    if not profile.refines_latents:
+        return ["pixels"]
     return ["upsampler", "decoder"] if profile.sr_dit is None else ["upsampler", "sr_dit", "decoder"]
 
 

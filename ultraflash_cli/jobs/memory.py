@@ -123,10 +123,11 @@ def plan_upscale_memory(
         latents=(height_px // 8, width_px // 8),
         group_latents=profile.group_latents,
         text_encoder=profile.text_encoder if encodes_text and profile.refines_by_words else None,
-        encoder=profile.encoder,
-        upsampler=profile.upsampler,
-        sr_dit=profile.sr_dit,
-        decoder=profile.decoder,
+        encoder=None if profile.pixels else profile.encoder,
+        upsampler=None if profile.pixels else profile.upsampler,
+        sr_dit=None if profile.pixels else profile.sr_dit,
+        decoder=None if profile.pixels else profile.decoder,
+        pixels=profile.pixels,
         source=plan.source,
         target=plan.target,
         dtype_of=dtype_of,
@@ -158,7 +159,7 @@ def plan_generation_memory(
     if generator is None:
         raise UsageError(f"the model {profile.name} cannot generate; --model names another.")
     refines = scale > 1
-    low_frames = low_frames or not refines or profile.decoder.skip is not None
+    low_frames = low_frames or not refines or not profile.refines_latents
     profile = profile.at_scale(scale) if refines else profile
     height_px, width_px = profile.base_size
     frame_bytes = 3 * height_px * width_px * scale**2
@@ -171,6 +172,7 @@ def plan_generation_memory(
         upsampler=profile.upsampler if refines else None,
         sr_dit=profile.sr_dit if refines else None,
         decoder=profile.decoder if refines else None,
+        pixels=profile.pixels if refines and not profile.refines_latents else None,
         low_decoder=profile.base_decoder if low_frames else None,
         dtype_of=dtype_of,
         on_gpu=device.type != "cpu",

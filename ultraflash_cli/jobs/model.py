@@ -151,6 +151,7 @@ class Models:
             precision=job.precision,
             strength=job.strength,
             color=job.color,
+            detail=1.0 if job.detail is None else job.detail,
             context=context,
             decode_latents=memory.settings.decode_latents,
             timer=timer,

@@ -101,6 +101,8 @@ class UpscaleJob:
     store: Path | None = None
     """Folder of the downloaded weights; None where only built-in ones may be used."""
     strength: float = 1.0
+    detail: float | None = None
+    """How much detail is added, 0 to 1, by a model that offers it; None is 1."""
     color: Literal["match", "off"] = "match"
     seed: int = 0
     cuts: Literal["auto", "off"] = "auto"
@@ -142,6 +144,8 @@ class UpscaleJob:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.strength) and 0 <= self.strength <= 1):
             raise ConfigError(f"--strength is between 0 and 1, got {self.strength}")
+        if self.detail is not None and not (math.isfinite(self.detail) and 0 <= self.detail <= 1):
+            raise ConfigError(f"--detail is between 0 and 1, got {self.detail}")
         if self.res is not None:
             read_res(self.res)
         check_choices(self.model, self.max_memory)

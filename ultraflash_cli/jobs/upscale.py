@@ -403,6 +403,7 @@ def _fingerprint(prepared: Prepared, built: Built, segment_frames: int) -> dict[
         "the model's weights": built.weights,
         "--res": f"{prepared.spec.width_px}x{prepared.spec.height_px}",
         "--strength": job.strength,
+        "--detail": job.detail,
         "--color": job.color,
         "--seed": job.seed,
         "--cuts": job.cuts,

@@ -18,7 +18,7 @@ from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, read_man
 __all__ = ["ExportJob", "export", "networks_of"]
 
 
-_ARCHITECTURES = {"text_encoder": "prompt_encoder", "low_decoder": "decoder"}
+_ARCHITECTURES = {"text_encoder": "prompt_encoder", "low_decoder": "decoder", "pixels_detail": "pixels"}
 """What is in the file of a network that is not named after its architecture."""
 
 

@@ -126,7 +126,7 @@ def detail_loss(out_n1hw: Tensor, target_n1hw: Tensor, *, scales: int = 3) -> Te
     return total / scales
 
 
-def weave_loss(out_bcthw: Tensor, target_bcthw: Tensor, period: int, *, cells: int = 5) -> Tensor:
+def weave_loss(out_bcthw: Tensor, target_bcthw: Tensor, period: int, *, cells: int = 6) -> Tensor:
     """Return how much of the error of luma's detail repeats every ``period`` pixels, over ``cells`` periods a side.
 
     A network that ends in a pixel shuffle may weave the grid of the shuffle into cloth and skin, which pixel errors and

@@ -77,6 +77,8 @@ class CutConfig:
     """Frames of a clip."""
     side_px: int = 192
     """Side of the high-resolution crop; the low-resolution one is smaller by the scale."""
+    clean_share: float | None = None
+    """How often a clean pair is cut; None is as often as the folder has them."""
 
 
 class KeptPairs:
@@ -100,11 +102,17 @@ class KeptPairs:
         """Return batch ``number``: low [B, 3, T, h, w], high [B, 3, T, H, W], scale, and which clips are clean [B]."""
         rng = np.random.default_rng((self.seed, 4, number))
         scale = int(self.scales[rng.choice(len(self.scales), p=self.scale_odds)])
-        names = self.names[scale]
-        chosen = [names[rng.integers(len(names))] for _ in range(size)]
+        chosen = [self._choose(self.names[scale], rng) for _ in range(size)]
         pairs = [self._cut(name, scale, rng) for name in chosen]
         clean = torch.tensor([self.kinds[name] == "clean" for name in chosen])
         return torch.stack([low for low, _ in pairs]), torch.stack([high for _, high in pairs]), scale, clean
+
+    def _choose(self, names: list[str], rng: np.random.Generator) -> str:
+        share = self.config.clean_share
+        if share is not None:
+            wants_clean = bool(rng.random() < share)
+            names = [name for name in names if (self.kinds[name] == "clean") == wants_clean] or names
+        return names[rng.integers(len(names))]
 
     def _cut(self, name: str, scale: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         low, high = (np.load(self.folder / f"{name}_{end}.npy", mmap_mode="r") for end in ("low", "high"))

@@ -50,10 +50,10 @@ class PhotoSource:
 class PrepareJob:
     """What to prepare; the order here is the order of the material, on which the samples depend."""
 
-    manifest: Path | None = None
-    """JSON with a list ``files`` of {file, licence, split, source}, paths relative to it."""
+    manifests: tuple[Path, ...] = ()
+    """Each JSON with a list ``files`` of {file, licence, split, source}, paths relative to it."""
     with_photos: bool = False
-    """Whether the manifest's photos are taken beside its clips."""
+    """Whether the manifests' photos are taken beside their clips."""
     photos: tuple[PhotoSource, ...] = ()
     """Folders of photos."""
     fonts: Path | None = None
@@ -72,7 +72,7 @@ class PrepareJob:
     def __post_init__(self) -> None:
         if self.scenes < 0:
             raise UsageError(f"scenes are 0 or more, got {self.scenes}")
-        if self.manifest is None and not self.photos and self.fonts is None and not self.scenes:
+        if not self.manifests and not self.photos and self.fonts is None and not self.scenes:
             raise UsageError("nothing to prepare: give a manifest, photos, fonts or a number of scenes.")
         for source in self.photos:
             if not is_allowed(source.licence):
@@ -128,8 +128,8 @@ def prepare(job: PrepareJob, folder: Path, *, on_entry: Callable[[Entry], None] 
 
 
 def _find_all(job: PrepareJob) -> Iterator[Found]:
-    if job.manifest is not None:
-        yield from _from_manifest(job.manifest, with_photos=job.with_photos)
+    for manifest in job.manifests:
+        yield from _from_manifest(manifest, with_photos=job.with_photos)
     for source in job.photos:
         yield from _from_folder(source)
     if job.fonts is not None:

@@ -97,9 +97,10 @@ class CascadeRoles(nn.Module):
             assert isinstance(profile.encoder, EncoderConfig), "the recipes train beside the small encoder"
             self.encoder = Encoder(profile.encoder)
         if "upsamplers" in parts:
-            self.upsamplers = nn.ModuleDict({str(s): LatentUpsampler(profile.at_scale(s).upsampler) for s in scales})
+            sizes = {scale: profile.at_scale(scale).latent_stages[0] for scale in scales}
+            self.upsamplers = nn.ModuleDict({str(scale): LatentUpsampler(size) for scale, size in sizes.items()})
         if "decoder" in parts:
-            self.decoder = Decoder(profile.decoder)
+            self.decoder = Decoder(profile.latent_stages[1])
         if "low_decoder" in parts:
             assert profile.low_decoder is not None, f"{profile.name} has no low-resolution decoder"
             self.low_decoder = Decoder(profile.low_decoder)
@@ -154,16 +155,14 @@ class CascadeRoles(nn.Module):
         assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
         return upsampler.upsample(latents_bcthw, None)[0]
 
-    def decode(self, latents_bcthw: Tensor, low_bcthw: Tensor, scale: int) -> Tensor:
-        """Return frames of latents; ``low`` feeds the skip path where there is one."""
-        if self.decoder.skip is None:
-            return self.decoder.decode(latents_bcthw, None, None)[0]
-        return self.decoder.decode(latents_bcthw, low_bcthw, None, scale=scale)[0]
+    def decode(self, latents_bcthw: Tensor) -> Tensor:
+        """Return frames of latents."""
+        return self.decoder.decode(latents_bcthw, None)[0]
 
     def decode_base(self, latents_bcthw: Tensor) -> Tensor:
         """Return frames of low-resolution latents, by the decoder that makes the base size."""
         decoder = self.low_decoder if self.profile.low_decoder is not None else self.decoder
-        return decoder.decode(latents_bcthw, None, None)[0]
+        return decoder.decode(latents_bcthw, None)[0]
 
     def context(self, captions: tuple[str, ...], keep: Tensor | None = None) -> Tensor:
         """Return the embeddings of captions; where ``keep [B]`` is false, those of no words (zeros)."""

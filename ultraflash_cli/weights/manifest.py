@@ -44,7 +44,7 @@ class WeightEntry:
     """One weight file, inside the package or at the hub."""
 
     name: str
-    """What code and users ask for, such as ``lite/decoder``."""
+    """What code and users ask for, such as ``lite/pixels``."""
     architecture: str
     """What is in it: the stage it belongs to, or for a file of the hub the key of its rules in ``convert.RULES``."""
     repository: str | None = None

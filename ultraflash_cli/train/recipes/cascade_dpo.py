@@ -235,6 +235,5 @@ def make(config: DpoConfig, data: Path | None) -> Callable[[int], Batch]:
 
 def pictures(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show decoded roll-outs, the stronger model's results and the clips."""
-    low, high, scale, _ = batch
     pair = roll_out(config, roles, batch, rng)
-    return sheet(*(roles.decode(latents, low, scale) for latents in (pair.own_bcthw, pair.better_bcthw)), high)
+    return sheet(*(roles.decode(latents) for latents in (pair.own_bcthw, pair.better_bcthw)), batch[1])

@@ -109,7 +109,7 @@ def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Ge
         context = roles.context(captions) if config.with_text else None
     clean = roles.one_step(cond, context, rng).float()
     terms = _distribution_terms(config, roles, clean, cond, context, rng)
-    frames = roles.decode(clean, low, scale)
+    frames = roles.decode(clean)
     pixels = picture_terms(frames, high, config.terms)
     terms["regression"] = config.regression * torch.stack(list(pixels.values())).sum()
     for name, score in reward_of(frames, high, config.rewards).items():
@@ -183,4 +183,4 @@ def pictures(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Genera
         roles.real_score, normal(cond, rng), cond, context, steps=config.sample_steps, shift=config.shift
     )
     upsampled = roles.upsample(roles.encode(low), scale)
-    return sheet(*(roles.decode(latents, low, scale) for latents in (upsampled, one, many)), high)
+    return sheet(*(roles.decode(latents) for latents in (upsampled, one, many)), high)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
-from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, spread_term
@@ -31,12 +31,12 @@ class DecoderRecipeConfig:
     """What is learned from, how it is weighed, and what the loop needs."""
 
     loop: LoopConfig
-    profile: Profile = LITE
+    profile: Profile = LITE_CASCADE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are drawn."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """How often each scale is trained; it matters to a skip path, and to the size of the clips."""
+    """How often each scale is trained; it is the size of the clips."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(information=0.01, detail=0.02))
     """Weights of the loss terms; the structural ones stand for a perceptual term."""
     spread: float = 0.001
@@ -45,9 +45,9 @@ class DecoderRecipeConfig:
 
 def loss(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the terms of D(E(x)) against x, and the latents' spread where the encoder learns."""
-    low, high, scale = batch
+    _, high, _ = batch
     latents = roles.encode(high)
-    terms = picture_terms(roles.decode(latents, low, scale), high, config.terms)
+    terms = picture_terms(roles.decode(latents), high, config.terms)
     if latents.requires_grad:
         terms["spread"] = config.spread * spread_term(latents)
     return terms
@@ -156,5 +156,5 @@ def make(config: DecoderRecipeConfig, data: Path | None) -> Callable[[int], Batc
 
 def pictures(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show clips as they come back, and as they are."""
-    low, high, scale = batch
-    return sheet(roles.decode(roles.encode(high), low, scale), high)
+    _, high, _ = batch
+    return sheet(roles.decode(roles.encode(high)), high)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
@@ -26,7 +26,7 @@ class UpsamplerRecipeConfig:
     """What is learned from and what the loop needs."""
 
     loop: LoopConfig
-    profile: Profile = LITE
+    profile: Profile = LITE_CASCADE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are drawn; the low-resolution partner is made here, by a bilinear filter alone."""
@@ -99,4 +99,4 @@ def pictures(config: UpsamplerRecipeConfig, roles: CascadeRoles, batch: Batch, r
     _, high, scale = batch
     low = shrink(high, scale)
     out = roles.upsample(roles.encode(low), scale)
-    return sheet(roles.decode(out, low, scale), roles.decode(roles.encode(high), low, scale), high)
+    return sheet(roles.decode(out), roles.decode(roles.encode(high)), high)

@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
+from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.train.data import Material
+from ultraflash_cli.train.data import Material, PairConfig
+from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.losses import charbonnier, luma, temporal_loss, to_ycbcr, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, cut_batch
@@ -33,6 +35,7 @@ __all__ = [
     "PerceptualConfig",
     "PerceptualRoles",
     "configure",
+    "kept_pairs",
     "learners",
     "make",
     "pictures",
@@ -56,12 +59,12 @@ class PerceptualConfig:
 
     loop: LoopConfig
     pixels: PixelPathConfig
-    cuts: CutConfig = field(default_factory=CutConfig)
+    cuts: CutConfig = field(default_factory=lambda: CutConfig(clean_share=0.35))
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """How often each scale is trained."""
     chroma: float = 0.5
     """Weight of the chroma error beside the luma error of 1."""
-    temporal: float = 1.5
+    temporal: float = 3.0
     """Weight of the error of frame differences."""
     likeness: float = 1.0
     """Weight of the learned distance of one frame a clip."""
@@ -71,10 +74,31 @@ class PerceptualConfig:
     """Weight of what the critic thinks; 0 does without one."""
     critic_every: int = 2
     """The critic learns in one of so many steps."""
-    weave: float = 0.2
+    weave: float = 4.0
     """Weight of detail that repeats with the period of the shuffle and that the truth does not have."""
-    keep: float = 4.0
+    keep: float = 10.0
     """Weight of all errors on clean clips, whose target is the network's start."""
+
+
+def kept_pairs(scale: int) -> PairConfig:
+    """Return how pairs for this recipe are drawn: much of what people have, some clean, some generated, some noisy."""
+    return PairConfig(
+        frames=8,
+        crop_px=288 // scale,
+        shares=(("clip", 0.5), ("photo", 0.4), ("screen", 0.1)),
+        first_frame_share=0.1,
+        degradation=DegradationConfig(
+            shares=(("clean", 0.15), ("compressed", 0.45), ("generated", 0.3), ("noisy", 0.1)), crf=(20, 34)
+        ),
+    )
+
+
+class _Bounded(nn.Conv2d):
+    """A convolution whose kernel, taken as a matrix, stretches nothing; it keeps no estimate between steps."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        size = torch.linalg.matrix_norm(self.weight.float().flatten(1), 2)
+        return self._conv_forward(input, self.weight / size, self.bias)
 
 
 class Critic(nn.Module):
@@ -85,8 +109,8 @@ class Critic(nn.Module):
         sizes = ((2, width, 2), (width, 2 * width, 2), (2 * width, 2 * width, 1))
         layers: list[nn.Module] = []
         for wide, out, stride in sizes:
-            layers += [spectral_norm(nn.Conv2d(wide, out, 4 if stride == 2 else 3, stride, 1)), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(2 * width, 1, 3, padding=1)))
+            layers += [_Bounded(wide, out, 4 if stride == 2 else 3, stride, 1), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, _Bounded(2 * width, 1, 3, padding=1))
 
     def forward(self, frames_bcthw: Tensor) -> Tensor:
         """Return a map of scores for every pair of frames in a row, [B * (T - 1), 1, h, w]."""
@@ -128,11 +152,12 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
     """Return the terms of one batch; those of how it looks on clips that are not clean alone."""
     low, high, scale, clean = batch
     out, _ = roles.pixels_detail.upscale(low, None, scale=scale)
-    target, weight = high, torch.where(clean, config.keep, 1.0).view(-1, 1, 1, 1, 1)
+    target = truth = _in_colours_of(high, low)
+    weight = torch.where(clean, config.keep, 1.0).view(-1, 1, 1, 1, 1)
     if clean.any():
         with torch.no_grad():
             kept, _ = roles.faithful.upscale(low[clean], None, scale=scale)
-        target = high.clone()
+        target = truth.clone()
         target[clean] = kept.float()
     # Differences are weighed, which weighs the errors: all but the smallest are linear.
     made, wanted = to_ycbcr(out * weight), to_ycbcr(target * weight)
@@ -144,7 +169,7 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
     chosen = _soft_ones(clean)
     if chosen is None:
         return terms
-    drawn, true = out[chosen], high[chosen]
+    drawn, true = out[chosen], truth[chosen]
     at = int(torch.randint(drawn.shape[2], (1,), generator=rng))
     trunk = config.trunks[int(torch.randint(len(config.trunks), (1,), generator=rng))]
     share = len(drawn) / len(out)
@@ -159,6 +184,14 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
         false = roles.critic(drawn)
         terms["adversarial"] = config.adversarial * share * F.softplus(score - false).mean()
     return terms
+
+
+def _in_colours_of(high_bcthw: Tensor, low_bcthw: Tensor) -> Tensor:
+    """Return clips with the low frequencies of their partners, as in service: colours that drifted are not for us."""
+    frames = [clip.transpose(1, 2).flatten(0, 1) for clip in (high_bcthw, low_bcthw)]
+    with torch.autocast(high_bcthw.device.type, enabled=False):
+        matched = match_colours(*frames)
+    return matched.unflatten(0, (len(high_bcthw), -1)).transpose(1, 2)
 
 
 def _soft_ones(clean: Tensor) -> Tensor | None:
@@ -190,12 +223,13 @@ def pictures(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> PerceptualConfig:
     """Return the settings that the built-in model was trained with; ``toy`` is for a try of minutes."""
+    assert LITE.pixels is not None, "the built-in model has a pixel path"
     config = PerceptualConfig(
         loop=LoopConfig(
-            steps=steps, seed=seed, rate=2e-4, last_rate=2e-5, warmup=20, average=0.995, save_every=100, batch=2,
+            steps=steps, seed=seed, rate=2e-4, last_rate=2e-5, warmup=20, average=0.99, save_every=100, batch=2,
             log_every=20, precision="bf16",
         ),
-        pixels=PixelPathConfig(),
+        pixels=LITE.pixels,
     )  # fmt: skip
     if not toy:
         return config

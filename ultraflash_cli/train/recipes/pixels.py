@@ -1,4 +1,4 @@
-"""Recipe ``pixels``: latent upsamplers and decoder together, by regression onto the high-resolution clip."""
+"""Recipe ``pixels``: the pixel path, by regression onto the high-resolution clip."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
-from ultraflash_cli.engine.profiles import LITE, Profile
-from ultraflash_cli.engine.stages.decoder import Decoder
-from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.profiles import LITE
+from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.train.data import Material, PairConfig, PairDataset, pair_batch
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
@@ -35,8 +33,8 @@ __all__ = [
     "toy_sized",
 ]
 
-NETWORKS = ("encoder", "upsamplers", "decoder")
-"""What an export writes: what the recipe trains, and the encoder that goes with it."""
+NETWORKS = ("pixels",)
+"""What an export writes."""
 
 WHITENING_FLOOR = 3e-5
 """Variance below which an axis of the patches counts as noise."""
@@ -58,16 +56,13 @@ class PixelsConfig:
 
 
 class PixelRoles(nn.Module):
-    """The networks that learn: everything but the SR transformer, trunk shared between the scales."""
+    """The pixel path, trunk shared between the scales."""
 
-    def __init__(self, profile: Profile = LITE) -> None:
+    def __init__(self, config: PixelPathConfig | None = None) -> None:
         super().__init__()
-        skip = profile.decoder.skip
-        assert skip is not None, "the recipe trains a decoder with a skip path"
-        assert isinstance(profile.encoder, EncoderConfig), "the recipe trains the small encoder"
-        self.encoder = Encoder(profile.encoder)
-        self.upsamplers = nn.ModuleDict({str(s): LatentUpsampler(profile.at_scale(s).upsampler) for s in skip.scales})
-        self.decoder = Decoder(profile.decoder)
+        own = config or LITE.pixels
+        assert own is not None, "the built-in model has a pixel path"
+        self.pixels = PixelPath(own)
         self._start_from_lanczos()
         to_channels_last(self)
 
@@ -80,14 +75,12 @@ class PixelRoles(nn.Module):
                 parameter.data.mul_(0.2)
 
     def whiten(self, low_bcthw: Tensor) -> None:
-        """Start the skip path's first convolution from filters that decorrelate natural patches.
+        """Start the first convolution from filters that decorrelate natural patches.
 
         Luma: the principal axes of the patches under the 3x3 kernel, each scaled to unit variance. Chroma: means
         of single cells. Pixels are so correlated that gradient descent from random filters crawls.
         """
-        skip = self.decoder.skip
-        assert skip is not None, "the recipe trains a decoder with a skip path"
-        patch, weight = skip.config.patch, skip.embed.weight.data
+        patch, weight = self.pixels.config.patch, self.pixels.embed.weight.data
         side = 3 * patch
         planes = to_ycbcr(low_bcthw - 0.5)[:, :1].transpose(1, 2).flatten(0, 1)
         patches = F.unfold(planes, side, stride=side - 1).transpose(1, 2).reshape(-1, side**2)
@@ -98,7 +91,7 @@ class PixelRoles(nn.Module):
         filters = (axes / (variance + WHITENING_FLOOR).sqrt()).T.flip(0)[:luma].reshape(luma, 1, side, side)
         cells = F.pixel_unshuffle(filters, patch)
         to_y, *to_chroma = to_ycbcr(torch.eye(3).reshape(3, 3, 1, 1, 1)).reshape(3, 3).T
-        weight[:, : 3 * patch**2] = 0
+        weight[:] = 0
         for colour in range(3):
             weight[:luma, colour * patch**2 : (colour + 1) * patch**2] = cells * to_y[colour]
         places = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2), (0, 0)]
@@ -106,30 +99,22 @@ class PixelRoles(nn.Module):
             plane, (row, column) = to_chroma[(i - luma) % 2], places[(i - luma) // 2 % len(places)]
             for colour in range(3):
                 weight[i, colour * patch**2 : (colour + 1) * patch**2, row, column] = plane[colour] * 8 / patch**2
-        assert skip.embed.bias is not None, "the first convolution has a bias"
-        skip.embed.bias.data.copy_(-0.5 * weight[:, : 3 * patch**2].sum((1, 2, 3)))
+        assert self.pixels.embed.bias is not None, "the first convolution has a bias"
+        self.pixels.embed.bias.data.copy_(-0.5 * weight.sum((1, 2, 3)))
 
-    def forward(self, low_bcthw: Tensor, scale: int, rng: torch.Generator) -> Tensor:
-        """Upscale clips [B, 3, T, h, w], T a multiple of 4, in the parallel form."""
-        latents, _ = self.encoder.encode(low_bcthw, None)
-        upsampler = self.upsamplers[str(scale)]
-        assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
-        latents, _ = upsampler.upsample(latents, None)
-        return self.decoder.decode(self.refine(latents, rng), low_bcthw, None, scale=scale)[0]
-
-    def refine(self, latents_bcthw: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the latents as they are: this recipe goes without an SR transformer."""
-        return latents_bcthw
+    def forward(self, low_bcthw: Tensor, scale: int) -> Tensor:
+        """Upscale clips [B, 3, T, h, w] in the parallel form."""
+        return self.pixels.upscale(low_bcthw, None, scale=scale)[0]
 
 
 def loss(config: PixelsConfig, roles: nn.Module, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the weighted terms for one batch."""
     low, high, scale = batch
-    return picture_terms(roles(low, scale, rng), high, config.terms)
+    return picture_terms(roles(low, scale), high, config.terms)
 
 
 def learners(config: PixelsConfig) -> tuple[Learner, ...]:
-    """Return the one learner: all networks together."""
+    """Return the one learner."""
     return (Learner(loss=partial(loss, config), is_kernel=is_kernel),)
 
 
@@ -142,7 +127,7 @@ def make(config: PixelsConfig, data: Path | None) -> Callable[[int], Batch]:
 def pictures(config: PixelsConfig, roles: nn.Module, batch: Batch, rng: torch.Generator) -> Picture:
     """Show clips as they are enlarged plainly, by the networks, and as they should be."""
     low, high, scale = batch
-    return sheet(enlarged(low, scale), roles(low, scale, rng), high)
+    return sheet(enlarged(low, scale), roles(low, scale), high)
 
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> PixelsConfig:
@@ -162,24 +147,19 @@ def toy_sized(config: PixelsConfig) -> PixelsConfig:
 
 
 def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> PixelRoles:
-    """Return the networks before the first step: those of ``weights``, fresh ones with a whitened skip path.
+    """Return the network before the first step: that of ``weights``, else a fresh one with whitened first filters.
 
-    An encoder in ``weights`` stays as it is, for a generator may draw its latents; without one it learns along. Raises
-    WeightsError where ``weights`` are not those of this recipe or of ``autoencoder``.
+    Raises WeightsError where ``weights`` are not those of this recipe.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         roles = PixelRoles()
-    has_encoder = any(name.startswith("encoder.") for name in weights or ())
-    if any(name.startswith("decoder.") for name in weights or ()):
-        load_roles(roles, weights or {})
+    if weights is not None:
+        load_roles(roles, weights)
     else:
         pairs = PairConfig(shares=(("clip", 0.5), ("photo", 0.5)), crop_px=96)
         dataset = PairDataset(materials, pairs, seed=WHITENING_SEED, scale_of={2: 1.0})
         roles.whiten(torch.cat([dataset.batch(number, 4)[0] for number in range(6)]))
-        own = {name: value for name, value in (weights or {}).items() if name.startswith("encoder.")}
-        load_roles(roles, roles.state_dict() | own)
-    roles.encoder.requires_grad_(not has_encoder)
     return roles
 
 
@@ -200,5 +180,5 @@ def load_roles(roles: nn.Module, weights: dict[str, Tensor], *, may_lack: str | 
 
 
 def is_kernel(name: str) -> bool:
-    """Tell whether a parameter takes orthogonalised steps: all kernels but the first and last of the two paths."""
-    return ".project." not in name and ".embed." not in name and not name.endswith("encoder.0.weight")
+    """Tell whether a parameter takes orthogonalised steps: all kernels but the first and last."""
+    return ".project." not in name and ".embed." not in name

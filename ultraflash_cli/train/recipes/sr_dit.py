@@ -1,90 +1,101 @@
-"""Recipe ``sr_dit``: the SR transformer by one-step regression, its gradient coming through the decoder."""
+"""Recipe ``sr_dit``: the SR transformer by one-step regression, its gradient coming through the frozen decoder."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE, LITE_SR_DIT, Profile
-from ultraflash_cli.engine.stages.sr_dit import SrDit
-from ultraflash_cli.errors import UsageError
-from ultraflash_cli.train.data import Material
-from ultraflash_cli.train.loop import Learner
-from ultraflash_cli.train.recipes import pixels
-from ultraflash_cli.train.recipes.pixels import PixelRoles, PixelsConfig, load_roles, loss, make, pictures
+from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.train.data import Material, PairConfig, pair_batch
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.losses import PictureTerms, picture_terms
+from ultraflash_cli.train.roles import TOY, CascadeRoles
+from ultraflash_cli.train.sheets import Picture, sheet
 
-__all__ = ["NETWORKS", "SrRoles", "configure", "is_kernel", "learners", "loss", "make", "pictures", "start"]
+__all__ = ["NETWORKS", "SrConfig", "configure", "learners", "loss", "make", "pictures", "refine", "start"]
 
-NETWORKS = ("encoder", "upsamplers", "sr_dit", "decoder")
+NETWORKS = ("sr_dit",)
 """What the recipe trains, by the names of its roles."""
 
 
-WITH_SR_DIT = replace(LITE, sr_dit=LITE_SR_DIT)
-"""The built-in model with the transformer that it goes without."""
+@dataclass(frozen=True, kw_only=True)
+class SrConfig:
+    """What is learned from, how it is weighed, and what the loop needs."""
+
+    loop: LoopConfig
+    profile: Profile = LITE_CASCADE
+    """The networks' sizes; the transformer takes no words and predicts what its condition lacks."""
+    pairs: PairConfig = field(default_factory=PairConfig)
+    """How clips are drawn."""
+    terms: PictureTerms = field(default_factory=lambda: PictureTerms(temporal=1.0, information=0.02, detail=0.03))
+    """Weights of the loss terms."""
+    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
+    """How often each scale is trained."""
 
 
-class SrRoles(PixelRoles):
-    """The networks of ``pixels`` with the SR transformer between upsampler and decoder.
-
-    It starts as the identity (its head is zero). ``frozen`` keeps the other networks as they are; otherwise they
-    follow at the same learning rate. The loss is that of ``pixels``: what counts is what the decoder shows.
-    """
-
-    def __init__(self, profile: Profile = WITH_SR_DIT, *, frozen: bool = False) -> None:
-        super().__init__(profile)
-        if frozen:
-            self.requires_grad_(False)
-        assert profile.sr_dit is not None, "the recipe trains a profile with an SR transformer"
-        self.group_latents = profile.group_latents
-        self.sr_dit = SrDit(profile.sr_dit)
-
-    def refine(self, latents_bcthw: Tensor, rng: torch.Generator) -> Tensor:
-        """Refine latents group by group, keys and values of earlier groups remembered as in service."""
-        clean: list[Tensor] = []
-        caches = None
-        for group, start in enumerate(range(0, latents_bcthw.shape[2], self.group_latents)):
-            cond = latents_bcthw[:, :, start : start + self.group_latents]
-            noise = torch.randn(cond.shape, generator=rng).to(cond)
-            result = self.sr_dit.forward_group(noise, cond, caches=caches, first_frame=start, group=group)
-            caches = result.caches
-            clean.append(self.sr_dit.clean(noise, cond, result.output_bcthw))
-        return torch.cat(clean, dim=2)
+def refine(roles: CascadeRoles, latents_bcthw: Tensor, rng: torch.Generator) -> Tensor:
+    """Refine latents group by group, keys and values of earlier groups remembered as in service."""
+    clean: list[Tensor] = []
+    caches, size = None, roles.profile.group_latents
+    for group, start in enumerate(range(0, latents_bcthw.shape[2], size)):
+        cond = latents_bcthw[:, :, start : start + size]
+        noise = torch.randn(cond.shape, generator=rng).to(cond)
+        result = roles.sr_dit.forward_group(noise, cond, caches=caches, first_frame=start, group=group)
+        caches = result.caches
+        clean.append(roles.sr_dit.clean(noise, cond, result.output_bcthw))
+    return torch.cat(clean, dim=2)
 
 
-def configure(*, steps: int, seed: int, toy: bool = False) -> PixelsConfig:
-    """Return the settings that the built-in model was trained with: two groups a clip, more weight on structure.
-
-    ``toy`` cuts smaller clips.
-    """
-    base = pixels.configure(steps=steps, seed=seed)
-    loop = replace(base.loop, rate=3e-4, kernel_rate=8e-4, warmup=20, batch=2, average=0.985, save_every=65)
-    shares = (("clip", 0.47), ("photo", 0.39), ("graphic", 0.05), ("screen", 0.09))
-    degradation = replace(base.pairs.degradation, clean_share=0.5)
-    pairs = replace(base.pairs, frames=16, crop_px=64, shares=shares, degradation=degradation)
-    config = replace(base, loop=loop, pairs=pairs, terms=replace(base.terms, information=0.02, detail=0.03))
-    return pixels.toy_sized(config) if toy else config
+def loss(config: SrConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the weighted terms of decoded refined latents against the clip."""
+    low, high, scale = batch
+    with torch.no_grad():
+        cond = roles.upsample(roles.encode(low), scale)
+    return picture_terms(roles.decode(refine(roles, cond, rng)), high, config.terms)
 
 
-def learners(config: PixelsConfig) -> tuple[Learner, ...]:
-    """Return the one learner: all networks together."""
-    return (Learner(loss=partial(loss, config), is_kernel=is_kernel),)
+def learners(config: SrConfig) -> tuple[Learner, ...]:
+    """Return the one learner, the transformer."""
+    return (Learner(roles=NETWORKS, loss=partial(loss, config)),)
 
 
-def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> SrRoles:
-    """Return the networks of ``weights``, the averages of a run of ``pixels``, around a transformer that does nothing.
+def configure(*, steps: int, seed: int, toy: bool = False) -> SrConfig:
+    """Return the settings for the built-in model's sizes, two groups a clip, or for a toy."""
+    loop = LoopConfig(steps=steps, seed=seed, rate=3e-4, warmup=20, batch=2, average=0.985, save_every=65)
+    config = SrConfig(loop=loop, pairs=PairConfig(frames=16, crop_px=64))
+    if not toy:
+        return config
+    assert TOY.sr_dit is not None
+    profile = replace(TOY, sr_dit=replace(TOY.sr_dit, prediction="residual", text_len=0))
+    loop = replace(loop, rate=4e-3, warmup=10, average=0.95, save_every=50, log_every=10)
+    return replace(config, loop=loop, profile=profile, pairs=PairConfig(frames=16, crop_px=32), scale_odds=((2, 1.0),))
+
+
+def start(config: SrConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
+    """Return the roles before the first step: a given encoder, upsamplers and decoder, a transformer that does nothing.
 
     ``materials`` are not looked at. Raises UsageError without weights, WeightsError where they do not fit.
     """
-    if weights is None:
-        raise UsageError("sr_dit goes on from the weights of pixels: --start-from RUN/average.safetensors.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
-        roles = SrRoles()
-    load_roles(roles, weights, may_lack="sr_dit")
+        scales = tuple(scale for scale, _ in config.scale_odds)
+        roles = CascadeRoles(config.profile, ("encoder", "upsamplers", "sr_dit", "decoder"), scales=scales)
+    roles.load(weights, fresh=NETWORKS, hint="the average of a run of `latent_upsampler`")
+    roles.learn(*NETWORKS)
     return roles
 
 
-def is_kernel(name: str) -> bool:
-    """Tell whether a parameter takes orthogonalised steps: as in ``pixels``, and nothing of the transformer."""
-    return pixels.is_kernel(name) and not name.startswith("sr_dit.")
+def make(config: SrConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches."""
+    assert data is not None, "pairs come from prepared material"
+    return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
+
+
+def pictures(config: SrConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show decoded upsampled latents, decoded refined ones, and the clips."""
+    low, high, scale = batch
+    upsampled = roles.upsample(roles.encode(low), scale)
+    return sheet(roles.decode(upsampled), roles.decode(refine(roles, upsampled, rng)), high)

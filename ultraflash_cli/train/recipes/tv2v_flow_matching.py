@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE, LITE_SR_DIT, Profile
+from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import ConfigError
@@ -143,9 +143,10 @@ def learners(config: Tv2vConfig) -> tuple[Learner, ...]:
 def configure(*, steps: int, seed: int, toy: bool = False) -> Tv2vConfig:
     """Return the settings for the built-in model's sizes, or for a toy."""
     if not toy:
+        assert LITE_CASCADE.sr_dit is not None
         return Tv2vConfig(
             loop=LoopConfig(steps=steps, seed=seed, rate=5e-4, warmup=100, average=0.998),
-            profile=replace(LITE, sr_dit=replace(LITE_SR_DIT, prediction="flow")),
+            profile=replace(LITE_CASCADE, sr_dit=replace(LITE_CASCADE.sr_dit, prediction="flow")),
             pairs=PairConfig(frames=16, crop_px=64),
         )
     return Tv2vConfig(
@@ -172,7 +173,7 @@ def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tens
         generator = {name.split(".", 1)[1]: v for name, v in weights.items() if name.startswith("generator.")}
         weights = weights | {f"sr_dit.{name}": value for name, value in widened(generator).items()}
     elif "sr_dit" not in given:
-        roles.sr_dit.patch_embedding.weight.data[:, config.profile.decoder.latent_channels :] = 0
+        roles.sr_dit.patch_embedding.weight.data[:, config.profile.latent_stages[1].latent_channels :] = 0
     roles.load(weights, fresh=("sr_dit", "text_encoder"), hint="the average of a run of `latent_upsampler`")
     roles.learn(*NETWORKS)
     return roles
@@ -192,4 +193,4 @@ def pictures(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.G
     cond = condition(roles, low, scale, config.condition_noise, rng)
     context = roles.context(captions) if config.with_text else None
     made = sample(roles.sr_dit, normal(cond, rng), cond, context, steps=config.sample_steps, shift=config.shift)
-    return sheet(roles.decode(upsampled, low, scale), roles.decode(made, low, scale), high)
+    return sheet(roles.decode(upsampled), roles.decode(made), high)

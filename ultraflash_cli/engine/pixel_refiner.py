@@ -1,0 +1,66 @@
+"""Low-resolution frames to sharp ones by the pixel path: what a model without high-resolution latents refines with."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.graphs import EAGER, Graphs
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.refiner import RefinedGroup, StageTimer, untimed
+from ultraflash_cli.engine.schedule import LATENT_PX
+from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathState
+
+__all__ = ["PixelRefiner", "PixelRefinerState"]
+
+
+@dataclass(frozen=True)
+class PixelRefinerState:
+    """The state of the pixel path and how many groups went through it."""
+
+    path: PixelPathState
+    groups: int
+
+    @property
+    def empty_bcthw(self) -> Tensor:
+        """No frames of the output's size."""
+        return self.path.empty_bcthw
+
+
+class PixelRefiner:
+    """Stands where ``Refiner`` stands; it reads frames, not latents, and draws no noise."""
+
+    def __init__(
+        self, profile: Profile, path: PixelPath, *, timer: StageTimer = untimed, graphs: Graphs = EAGER
+    ) -> None:
+        self.reads_frames = True
+        self.profile = profile
+        self.path = path
+        self.timer = timer
+        self.graphs = graphs
+
+    @property
+    def scale(self) -> int:
+        """Growth per side."""
+        return self.path.config.scale
+
+    def init_state(
+        self,
+        *,
+        batch: int = 1,
+        height: int,
+        width: int,
+        seed: int = 0,
+        first_frame: int = 0,
+        context: Tensor | None = None,
+    ) -> PixelRefinerState:
+        """Return the state before a scene's first frame, for low-resolution latents of ``height`` x ``width``."""
+        path = self.path.init_state(batch=batch, height=LATENT_PX * height, width=LATENT_PX * width)
+        return PixelRefinerState(path, 0)
+
+    @torch.inference_mode()
+    def run_group(self, state: PixelRefinerState, low_bcthw: Tensor) -> tuple[PixelRefinerState, RefinedGroup]:
+        """Bring the frames of a group through the path, one for one; consumes ``state``."""
+        with self.timer("pixels"):
+            path, frames = self.graphs.step("pixels", self.path.step, state.path, low_bcthw)
+        return replace(state, path=path, groups=state.groups + 1), RefinedGroup(None, frames)
