@@ -98,7 +98,7 @@ def tiny_cascade(profile: Profile = TINY, *, scale: int = 2) -> Cascade:
 
 
 PIXELS = Profile(
-    name="pixels", encoder=TINY.encoder, pixels=PixelPathConfig(width=8, blocks=2, residual_gain=0.05), group_latents=2
+    name="pixels", encoder=TINY.encoder, pixels=PixelPathConfig(width=8, blocks=6, residual_gain=0.1), group_latents=2
 )
 """A model that enlarges frames."""
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contracts.stages import tiny_cascade
+from tests.contracts.stages import pixel_cascade, tiny_cascade
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.pictures import Picture, YuvFormat
 from ultraflash_cli.engine.plan import plan_upscale
@@ -16,9 +16,12 @@ from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
 from ultraflash_cli.engine.upscaler import Upscaler
 
 
-def upscaler(width: int = 40, height: int = 24, res: str = "2x", **options: object) -> Upscaler:
+def upscaler(
+    width: int = 40, height: int = 24, res: str = "2x", *, enlarges_frames: bool = False, **options: object
+) -> Upscaler:
     plan = plan_upscale(width, height, res=res)
-    return Upscaler(tiny_cascade(scale=plan.scale), plan, **options)  # pyright: ignore[reportArgumentType]
+    cascade = pixel_cascade if enlarges_frames else tiny_cascade
+    return Upscaler(cascade(scale=plan.scale), plan, **options)  # pyright: ignore[reportArgumentType]
 
 
 def pictures(count: int, width: int = 40, height: int = 24, dtype: type = np.uint8) -> list[Picture]:
@@ -94,8 +97,8 @@ def test_strength_between_is_a_blend_of_pixels() -> None:
 
 def test_the_mean_colour_follows_the_input() -> None:
     frames = [np.full((24, 40, 3), (140, 110, 90), np.uint8)] * 5
-    matched = np.stack(run(upscaler(color="match"), frames)).astype(float)
-    free = np.stack(run(upscaler(color="off"), frames)).astype(float)
+    matched = np.stack(run(upscaler(color="match", enlarges_frames=True), frames)).astype(float)
+    free = np.stack(run(upscaler(color="off", enlarges_frames=True), frames)).astype(float)
     assert np.abs(matched.mean((0, 1, 2)) - (140, 110, 90)).max() < 3
     assert np.abs(free.mean((0, 1, 2)) - (140, 110, 90)).max() > 3, "the random network must drift for this to tell"
 
@@ -128,7 +131,7 @@ def test_noise_depends_on_the_seed_and_on_the_scene_s_place() -> None:
 def test_there_is_no_seam_at_a_group_border() -> None:
     """A still clip through a network whose memory is lost at group borders would jump there."""
     still = pictures(1) * 21
-    out = np.stack(run(upscaler(), still)).astype(float)
+    out = np.stack(run(upscaler(enlarges_frames=True), still)).astype(float)
     steps = np.abs(np.diff(out, axis=0)).mean((1, 2, 3))
     within = np.median(np.delete(steps[8:], [4, 12 - 8]))
     assert steps[12] <= within + 1.0, "frame 13 starts the third group"
