@@ -132,7 +132,7 @@ def test_tables_of_a_page_are_made_anew_from_the_files_it_names(tmp_path: Path) 
     assert quality_tables.rewritten(made) == made
 
 
-def test_lite_runs_without_its_transformer_and_with_weights_of_a_folder(clips: Path, tmp_path: Path) -> None:
+def test_lite_runs_with_other_detail_and_with_weights_of_a_folder(clips: Path, tmp_path: Path) -> None:
     (case,) = quality.prepare(clips / "pattern.mkv", tmp_path, scale=2, frames=2, kinds=["clean"])
     entries = {name: entry for name, entry in read_manifest().items() if name.startswith("lite/")}
     other = tmp_path / "weights"
@@ -147,13 +147,13 @@ def test_lite_runs_without_its_transformer_and_with_weights_of_a_folder(clips: P
 
     whole = upscaled(Variant())
     assert upscaled(Variant(weights=other)) == whole
-    assert upscaled(Variant(without=("sr_dit",))) == whole, "lite has none; nothing else may go with it"
+    assert upscaled(Variant(detail=1.0)) == whole != upscaled(Variant(detail=0.0))
     assert Variant(weights=other).hashes(scale=2) == Variant().hashes(scale=2)
-    (other / "decoder.safetensors").unlink()
-    with pytest.raises(WeightsError, match=r"decoder\.safetensors"):
+    (other / "pixels_detail.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"pixels_detail\.safetensors"):
         upscaled(Variant(weights=other))
     with pytest.raises(UsageError, match="--codec"):
-        Variant(without=("sr_dit",)).upscale(case.low, tmp_path / "out.mkv", scale=2, options=["--codec", "h264"])
+        Variant(detail=0.0).upscale(case.low, tmp_path / "out.mkv", scale=2, options=["--codec", "h264"])
 
 
 @pytest.mark.skipif(find_spec("ncnn") is not None, reason="ncnn is installed")
@@ -171,7 +171,7 @@ def test_a_peer_whose_package_is_missing_is_skipped_and_said(clips: Path, capsys
         pytest.param(["--frames", "0"], id="no frames"),
         pytest.param(["--scale", "4"], id="scale"),
         pytest.param(["--scale", "3", "--methods", "waifu2x-photo"], id="peer at x3"),
-        pytest.param(["--methods", "lanczos", "--without", "sr_dit"], id="nothing to leave a stage out of"),
+        pytest.param(["--methods", "lanczos", "--details", "0"], id="detail of nothing"),
     ],
 )
 def test_wrong_options_are_usage_errors(arguments: list[str], clips: Path) -> None:

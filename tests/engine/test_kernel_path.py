@@ -283,8 +283,8 @@ def test_nothing_of_the_generator_is_read_back(on_meta: Operations) -> None:
 
 
 def test_nothing_of_the_decoder_and_upsampler_is_read_back(on_meta: Operations) -> None:
-    decoder = meta(lambda: Decoder(ULTRAFLASH.decoder), torch.float16)
-    upsampler = meta(lambda: LatentUpsampler(ULTRAFLASH.upsampler), torch.bfloat16)
+    decoder = meta(lambda: Decoder(ULTRAFLASH.latent_stages[1]), torch.float16)
+    upsampler = meta(lambda: LatentUpsampler(ULTRAFLASH.latent_stages[0]), torch.bfloat16)
     with torch.inference_mode():
         low = empty(1, 16, 6, 60, 104)
         before = upsampler.init_state(batch=1, height=60, width=104)

@@ -114,31 +114,31 @@ def test_without_a_refiner_the_base_size_is_the_result() -> None:
     assert group.low_frames_bcthw is not None and group.low_frames_bcthw.shape[2] == 9
 
 
+def refined_latents(model: TextToVideo, low: Tensor, **options: Any) -> Tensor:
+    assert isinstance(model.refiner, Refiner)
+    state = model.refiner.init_state(height=HEIGHT, width=WIDTH, **options)
+    latents = model.refiner.run_group(state, low)[1].latents_bcthw
+    assert latents is not None
+    return latents
+
+
 def test_the_seed_reaches_generator_and_refiner() -> None:
     model = video(plan_generation(3))
     (one,), (other,), (again,) = (run(model, seed=seed) for seed in (0, 1, 0))
     assert torch.equal(frames_of([one]), frames_of([again]))
     assert not torch.equal(one.low_latents_bcthw, other.low_latents_bcthw)
     low = one.low_latents_bcthw
-    assert model.refiner is not None
-    refined = [
-        model.refiner.run_group(model.refiner.init_state(height=HEIGHT, width=WIDTH, seed=seed, context=CONTEXT), low)
-        for seed in (0, 1)
-    ]
-    assert not torch.equal(refined[0][1].latents_bcthw, refined[1][1].latents_bcthw)
+    refined = [refined_latents(model, low, seed=seed, context=CONTEXT) for seed in (0, 1)]
+    assert not torch.equal(*refined)
 
 
 def test_the_prompt_reaches_generator_and_refiner() -> None:
     model = video(plan_generation(3))
     (one,), (other,) = run(model), run(model, context=CONTEXT.flip(1))
     assert not torch.equal(one.low_latents_bcthw, other.low_latents_bcthw)
-    assert model.refiner is not None
     low = one.low_latents_bcthw
-    refined = [
-        model.refiner.run_group(model.refiner.init_state(height=HEIGHT, width=WIDTH, context=context), low)
-        for context in (CONTEXT, CONTEXT.flip(1))
-    ]
-    assert not torch.equal(refined[0][1].latents_bcthw, refined[1][1].latents_bcthw)
+    refined = [refined_latents(model, low, context=context) for context in (CONTEXT, CONTEXT.flip(1))]
+    assert not torch.equal(*refined)
 
 
 def test_a_saved_state_goes_on_bit_for_bit() -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,9 +51,9 @@ def lpips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def config_of(**changes: object) -> PerceptualConfig:
+def config_of(**changes: Any) -> PerceptualConfig:
     config = replace(perceptual.configure(steps=4, seed=1, toy=True), cuts=CUTS)
-    return replace(config, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(config, **changes)
 
 
 def roles_of(config: PerceptualConfig) -> PerceptualRoles:

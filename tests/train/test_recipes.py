@@ -125,7 +125,7 @@ def test_pixels_goes_on_from_its_own_weights_alone() -> None:
     config = pixels.configure(steps=1, seed=1)
     given = pixels.PixelRoles().state_dict()
     given["pixels.embed.bias"] = torch.ones(48)
-    assert torch.equal(pixels.start(config, [], given).pixels.embed.bias, torch.ones(48))
+    assert torch.equal(pixels.start(config, [], given).state_dict()["pixels.embed.bias"], torch.ones(48))
     with pytest.raises(WeightsError, match="lack"):
         pixels.start(config, [], {"pixels.embed.bias": torch.zeros(48)})
     with pytest.raises(WeightsError, match="other sizes"):

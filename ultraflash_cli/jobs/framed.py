@@ -148,8 +148,9 @@ class GeneratedFrames:
             "generator_passes": generator.passes,
             "refreshes_skipped": generator.refreshes_skipped,
         }
-        if state.refiner is not None and state.refiner.sr_dit is not None:
-            counters["sr_blocks_remembered"] = state.refiner.sr_dit.caches[0].fill
+        sr_dit = getattr(state.refiner, "sr_dit", None)
+        if sr_dit is not None:
+            counters["sr_blocks_remembered"] = sr_dit.caches[0].fill
         return counters
 
     def state_bytes(self, state: "TextToVideoState") -> int:
