@@ -72,7 +72,7 @@ def test_a_round_trip_has_as_many_frames_as_the_clip(pad_front: int) -> None:
 @pytest.mark.weights
 def test_the_published_coders_lose_no_time() -> None:
     shelf, device = Shelf(Settings.from_environment().home), torch.device("cpu")
-    coders = (("encoder", ULTRAFLASH.encoder), ("decoder", ULTRAFLASH.decoder))
+    coders = (("encoder", ULTRAFLASH.encoder), ("decoder", ULTRAFLASH.base_decoder))
     try:
         encoder, decoder = (
             shelf.take(ULTRAFLASH, part, config, device=device, dtype=torch.float32) for part, config in coders

@@ -12,6 +12,7 @@ from tests.engine.test_text_to_video import frames_of, run, start, video
 from tests.engine.test_upscaler import pictures, upscaler
 from ultraflash_cli.engine.lanes import BufferedOutlet, HostOutlet, cuda_lanes, outlet_for, to_device, to_host
 from ultraflash_cli.engine.pictures import as_picture, put_frames, quantise, to_tensor, widen
+from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
 
@@ -149,7 +150,7 @@ def test_on_a_gpu_lanes_give_the_frames_of_one_lane() -> None:
     plan = plan_generation(9)
     plain, ahead = video(plan), video(plan, lanes=cuda_lanes(device))
     for model in (plain, ahead):
-        assert model.refiner is not None and model.refiner.sr_dit is not None
+        assert isinstance(model.refiner, Refiner) and model.refiner.sr_dit is not None
         for network in (model.generator, model.refiner.upsampler, model.refiner.sr_dit, model.refiner.decoder):
             network.to(device)
         model.device = device

@@ -113,7 +113,7 @@ def _released_decoder(vectors: VectorSet) -> None:
     state = decoder.init_state(batch=io["g0.latent"].shape[0], height=height, width=width)
     for group, frames in enumerate(config["group_frames"]):
         vectors.expect(f"length of group {group}", io[f"g{group}.latent"].shape[1] == frames)
-        state, out = decoder.step(state, DecoderInputs(io[f"g{group}.latent"].transpose(1, 2)))
+        state, out = decoder.step(state, io[f"g{group}.latent"].transpose(1, 2))
         vectors.compare(f"g{group}.raw", out.transpose(1, 2) * 2 - 1)
     layers = [index for index, layer in enumerate(decoder.decoder) if isinstance(layer, MemoryBlock)]
     for layer, memory in zip(layers, state.memories, strict=True):

@@ -168,8 +168,8 @@ def test_the_released_decoder_is_pulled_converted_and_loads_strictly(
     capsys.readouterr()
     shelf = Shelf(tmp_path / "hf" / "ultraflash")
     profile = settle_coders(ULTRAFLASH, shelf, encoder="auto", decoder="auto")
-    assert profile.decoder.signed and profile.weight_of("decoder") == "ultraflash/ultra_decoder"
-    taken = shelf.take(profile, "decoder", profile.decoder, device=torch.device("cpu"), dtype=torch.float32)
+    assert profile.base_decoder.signed and profile.weight_of("decoder") == "ultraflash/ultra_decoder"
+    taken = shelf.take(profile, "decoder", profile.base_decoder, device=torch.device("cpu"), dtype=torch.float32)
     assert isinstance(taken, Decoder)
     said = substitutions(profile, shelf, scale=2, encoder="auto", decoder="auto")
     assert said == ["the small decoder is not installed; the ultra decoder makes the frames"]
@@ -326,10 +326,10 @@ def test_coders_are_chosen_by_what_is_installed(tmp_path: Path) -> None:
     published = settled(tmp_path / "b", "ultraflash/ultra_decoder")
     assert published.weight_of("encoder") == published.weight_of("decoder") == "ultraflash/ultra_decoder"
     released = settled(tmp_path / "c", "ultraflash/ultra_decoder", architecture="ultra_decoder_released")
-    assert (released.weight_of("encoder"), released.decoder.signed) == ("ultraflash/decoder", True)
+    assert (released.weight_of("encoder"), released.base_decoder.signed) == ("ultraflash/decoder", True)
     both = ("ultraflash/ultra_decoder", "wan/vae")
     with_vae = settled(tmp_path / "d", *both, architecture="ultra_decoder_released")
-    assert isinstance(with_vae.encoder, WanVaeConfig) and with_vae.decoder.signed
+    assert isinstance(with_vae.encoder, WanVaeConfig) and with_vae.base_decoder.signed
     assert settled(tmp_path / "e") == ULTRAFLASH, "nothing installed: what is missing is the plain set"
     asked = settled(tmp_path / "f", "ultraflash/decoder", "ultraflash/ultra_decoder", decoder="ultra")
     assert asked.weight_of("decoder") == "ultraflash/ultra_decoder"

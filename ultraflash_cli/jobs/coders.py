@@ -20,7 +20,7 @@ def settle_coders(profile: Profile, shelf: Shelf, *, encoder: str, decoder: str)
     Where they are not, the ultra decoder and the full autoencoder's encoder serve if those are. Raises UsageError for
     a coder that the model does not have.
     """
-    small = shelf.has(profile, "decoder")
+    small = profile.decoder is None or shelf.has(profile, "decoder")
     if decoder == "ultra" or (decoder == "auto" and not small and _has_ultra(profile, shelf)):
         profile = with_ultra_decoder(profile, released=shelf.architecture(profile, _ULTRA) == _RELEASED)
     if encoder == "wan-vae":
@@ -38,7 +38,7 @@ def substitutions(profile: Profile, shelf: Shelf, *, scale: int, encoder: str, d
         return said
     if encoder == "auto" and isinstance(profile.encoder, WanVaeConfig):
         said.append("no small encoder is installed; the full autoencoder's (slower) makes the latents")
-    if decoder == "auto" and profile.weight_of("decoder") == _weight_of_ultra(profile):
+    if decoder == "auto" and profile.decoder and profile.weight_of("decoder") == _weight_of_ultra(profile):
         said.append("the small decoder is not installed; the ultra decoder makes the frames")
     if profile.sr_dit is not None:
         asked = profile.at_scale(scale).weight_of("sr_dit")
@@ -67,12 +67,12 @@ def with_ultra_decoder(profile: Profile, *, released: bool = False) -> Profile:
     ultra = _weight_of_ultra(profile) or ""
     weights = tuple((part, ultra if part in replaced else name) for part, name in profile.weights)
     if released:
-        decoder = replace(RELEASED_ULTRA_DECODER, latent_channels=profile.decoder.latent_channels)
+        decoder = replace(RELEASED_ULTRA_DECODER, latent_channels=profile.base_decoder.latent_channels)
         return replace(profile, decoder=decoder, weights=weights)
     encoder = profile.encoder
     if isinstance(encoder, EncoderConfig):
         encoder = replace(encoder, memory_init="replicate")
-    decoder = replace(profile.decoder, upsampling="pixel_shuffle", memory_init="replicate")
+    decoder = replace(profile.base_decoder, upsampling="pixel_shuffle", memory_init="replicate")
     return replace(profile, encoder=encoder, decoder=decoder, weights=weights)
 
 
