@@ -247,9 +247,9 @@ def test_words_that_a_model_does_not_know_are_named(tmp_path: Path) -> None:
 def test_its_memory_is_planned_with_all_parts(scale: int) -> None:
     plan = plan_generation_memory(TINY_LITE, scale=scale, device=CPU, dtype_of=lambda _: torch.float32)
     names = {part.name for phase in plan.phases for part in phase.parts}
-    assert {"generator KV ring", "text encoder weights", "decoder weights"} <= names
-    low = {"low-resolution decoder weights", "low-resolution decoder state", "frames for the skip path"}
-    assert names & low == (low if scale > 1 else set())
+    assert {"generator KV ring", "text encoder weights"} <= names
+    enlarged = {"low-resolution decoder weights", "frames to enlarge", "pixel path weights", "pixel path state"}
+    assert names & (enlarged | {"decoder weights"}) == (enlarged if scale > 1 else {"decoder weights"})
 
 
 def test_an_upscale_by_a_model_with_words_for_clips_needs_no_text_encoder() -> None:
