@@ -178,6 +178,16 @@ def test_a_matrix_or_range_that_changes_in_mid_stream_is_honoured(
     assert np.abs(after[..., :3] - [0xC0, 0x40, 0x20]).max() < 6
 
 
+def test_two_numbers_of_one_matrix_are_no_change(tmp_path: Path, doubled: Callable[..., list[str]]) -> None:
+    parts = [tmp_path / f"{number}.h264" for number in range(2)]
+    for part, matrix in zip(parts, ("smpte170m", "bt470bg"), strict=True):
+        how = f"scale=out_color_matrix=smpte170m,setparams=colorspace={matrix}:range=limited,format=yuv420p"
+        ffmpeg(*MOVING.format("64x48", 0.2).split(), "-vf", how, "-c:v", "libx264", "-bf", "0", str(part))
+    source = tmp_path / "all.h264"
+    source.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert doubled(source, tmp_path / "out.mkv") == []
+
+
 def test_a_recording_that_grows_is_enlarged_from_its_largest_size(
     cases: Path, tmp_path: Path, doubled: Callable[..., list[str]]
 ) -> None:

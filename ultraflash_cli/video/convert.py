@@ -24,6 +24,8 @@ from ultraflash_cli.video.probe import ClipInfo
 
 __all__ = ["FrameConverter", "Look", "look_of"]
 
+_BT601 = {5, 6}
+"""Two numbers of one matrix: a disc may name one of them in some frames and none in others."""
 _SAME_SHAPE = Fraction(102, 100)
 """Shapes that differ by less are stretched into one another; rounding to even sides is less."""
 
@@ -43,23 +45,25 @@ def look_of(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo, first
 
     What it says of its colours counts where that differs from the ``first`` frame's, for which ``info`` speaks.
     """
-    color = replace(
+    own = replace(
         info.color,
         matrix=info.color.matrix if frame.colorspace in (UNSPECIFIED, first.matrix) else frame.colorspace,
         range=info.color.range if frame.color_range in (0, first.range) else frame.color_range,
     )
     name = frame.format.name
-    return Look(
-        fitted_wh=_fitted(frame, aspect, info),
-        color=resolve_color(
-            color,
+    usual, color = (
+        resolve_color(
+            each,
             width_px=info.width_px,
             height_px=info.height_px,
             rgb=is_rgb(name),
             full=name.startswith("yuvj"),
-        ),
-        pix_fmt=name,
+        )
+        for each in (info.color, own)
     )
+    if {usual.matrix, color.matrix} <= _BT601:
+        color = replace(color, matrix=usual.matrix)
+    return Look(fitted_wh=_fitted(frame, aspect, info), color=color, pix_fmt=name)
 
 
 def _fitted(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo) -> tuple[int, int]:
