@@ -217,6 +217,21 @@ def test_a_sink_that_takes_no_more_is_an_output_error(clip: Path, tmp_path: Path
             upscale(made)
 
 
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_a_reader_of_matroska_that_leaves_is_told_in_one_line(clip: Path, tmp_path: Path, at: int) -> None:
+    class Leaving(io.BytesIO):
+        writes = 0
+
+        def write(self, content: Any, /) -> int:
+            self.writes += 1
+            if self.writes >= at:
+                raise BrokenPipeError(32, "Broken pipe")
+            return super().write(content)
+
+    with pytest.raises(ReaderGone, match=r"stdout was closed by its reader; \d+ frames are finished"):
+        upscale(job(clip, stdout=Leaving(), temp=tmp_path / "temp"))
+
+
 def test_a_generated_clip_is_streamed_while_it_is_made(tmp_path: Path) -> None:
     allowed = threading.Event()
 

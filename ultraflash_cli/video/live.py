@@ -1,8 +1,8 @@
 """A clip written to a stream segment by segment, while its next segments are still being made."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -86,7 +86,8 @@ def stream_clip(
     first_s = read_record(first).first_pts * spec.time_base
     shift_s = shift_of(info, first_s, window) if info is not None else Fraction(0)
     clock = _Clock(spec, shift=round(shift_s / spec.track_time_base))
-    with ExitStack() as stack, output_errors(Path(name)):
+    head = _Head(sink)
+    with output_errors(Path(name)), head.failing_as_the_sink(), ExitStack() as stack:
         begun = stack.enter_context(open_segment(first))
         source = stack.enter_context(source_of(info)) if info is not None else None
         cut_s = Fraction(0)
@@ -95,7 +96,6 @@ def stream_clip(
         said = dict(tags or {})
         if info is not None and source is not None:
             said = file_tags(source, info, spec, cut_s=cut_s)
-        head = _Head(sink)
         container = stack.enter_context(_open(head, plan, said))
         others: Iterator[Packet] = iter(())
         notes: tuple[str, ...] = ()
@@ -243,11 +243,28 @@ class _Head:
     def __init__(self, sink: ByteSink) -> None:
         self._sink = sink
         self._kept = bytearray()
+        self._failure: Exception | None = None
 
     def write(self, content: bytes, /) -> None:
         if len(self._kept) < _HEAD_BYTES:
             self._kept += content
-        self._sink.write(content)
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._sink.write(content)
+        except Exception as error:
+            self._failure = error
+            raise
+
+    @contextmanager
+    def failing_as_the_sink(self) -> Generator[None]:
+        """Raise what the sink has raised, in place of what PyAV makes of it where a container is closed after that."""
+        try:
+            yield
+        except Exception:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
 
     def flush(self) -> None:
         self._sink.flush()
