@@ -157,8 +157,9 @@ def test_refusals_give_one_line_and_their_exit_code(clip: Path, tmp_path: Path) 
         said = ultraflash("upscale", *arguments)
         assert said.returncode == code, (arguments, said.stderr)
         assert said.stdout == ""
-        (line,) = said.stderr.splitlines()
+        *plan, line = said.stderr.splitlines()
         assert line.startswith("error: ")
+        assert not plan or code == 4, "only a device is found wanting after the plan"
     assert (tmp_path / "there.mp4").read_text() == "mine"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
