@@ -13,7 +13,7 @@ from tests.cli.independent import Seen, look
 from tests.jobs.test_upscale import builder, job
 from tests.jobs.test_upscale import upscale as run
 from tests.video.broadcasts import PICTURE, SOUND, TICKS, recording, restamped, telecined, unstamped
-from tests.video.clips import ffmpeg
+from tests.video.clips import ClipPlan, ffmpeg, make_clip
 from ultraflash_cli.errors import Interrupted
 from ultraflash_cli.jobs.model import Models
 from ultraflash_cli.main import main
@@ -174,6 +174,26 @@ def test_one_wrong_timestamp_in_matroska_is_put_between_good_ones(
     right, after = seen(whole, tmp_path), seen(source, tmp_path)
     assert capsys.readouterr().err.count("one timestamp lies far from those around") == 1
     assert after.times == right.times and after.tracks == right.tracks
+
+
+SPARSE = (0, 40, 1000, 3500, 3540, 3580, 9000, 21000, 21040, 30000, 30040, 47000, 47040, 47080, 60000, 60040, 60080)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".flv", ".mp4"])
+def test_frames_that_are_far_apart_keep_their_times_whatever_their_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    options = {"preset": "medium", "bf": "3", "g": "8", "crf": "20"}
+    plan = ClipPlan(pts=SPARSE, last_duration=40, time_base=MSEC, size=(32, 24), options=options, audio=("mp2",))
+    source = make_clip(tmp_path / f"in{suffix}", plan) if suffix != ".flv" else tmp_path / "in.flv"
+    if suffix == ".flv":
+        ffmpeg("-i", str(make_clip(tmp_path / "a.mp4", plan)), "-c:v", "copy", "-c:a", "aac", str(source))
+    after = seen(source, tmp_path)
+    said = capsys.readouterr().err
+    assert "timestamp" not in said and "anew" not in said
+    shown = sorted(after.times)
+    assert [time - shown[0] for time in shown] == [ms * MSEC for ms in SPARSE]
+    assert max(steps(after.tracks[0].times)) < Fraction(1, 10)
 
 
 @pytest.mark.parametrize("jump_s", [-2, 1, 5])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import av
 
-from ultraflash_cli.video.timeline import Repairs
+from ultraflash_cli.video.repairs import Repairs
 
 __all__ = ["Clock", "settled"]
 

@@ -6,10 +6,10 @@ from fractions import Fraction
 from av.packet import Packet
 from av.stream import Stream
 
-__all__ = ["Track", "Walker", "is_dense"]
+__all__ = ["REORDERED", "Track", "Walker", "is_dense"]
 
 _SLACK_S = Fraction(1, 10)
-_REORDERED = 17
+REORDERED = 17
 """Frames by which one may be shown before another that is decoded earlier; no codec reorders more."""
 _LEAD_S = 2
 """How much later than it is decoded a frame may be shown, at least."""
@@ -44,6 +44,8 @@ class Walker:
     packets: int = 0
     keys: int = 0
     """How many of the packets are marked as key pictures."""
+    recent: tuple[int, ...] = ()
+    """The latest timestamps of a stream whose packets come in another order than they are shown."""
 
     def __post_init__(self) -> None:
         self._tenth = int(_SLACK_S / self.unit)
@@ -60,6 +62,11 @@ class Walker:
         return packet.duration or self.step
 
     @property
+    def is_shuffled(self) -> bool:
+        """Whether the timestamps that are compared step back where nothing is wrong."""
+        return self.reorders and not self.by_decoding
+
+    @property
     def base(self) -> int | None:
         """The timestamp with which the next one is compared; None before the first packet."""
         return self.last if self.by_decoding or self.last is None else self.top
@@ -71,13 +78,16 @@ class Walker:
 
     def leap(self, stamp: int, packet: Packet) -> int:
         """How far a packet lies from where the stream goes on: behind (negative), ahead, or 0 where it goes on."""
-        base = self.base
-        assert base is not None, "a stream that was seen before"
-        shuffled = _REORDERED * self.step if self.reorders and not self.by_decoding else 0
-        # What follows a key picture in decoding and precedes it in showing follows all that was before.
-        believed = packet.is_keyframe and 2 * self.keys <= self.packets and self.packets >= 2
-        back = self.slack + (0 if believed else shuffled)
-        if stamp < base - back:
+        base = lowest = self.base
+        assert base is not None and lowest is not None, "a stream that was seen before"
+        shuffled = 0
+        if self.is_shuffled:
+            shuffled = REORDERED * self.step
+            # All that comes before a key picture is shown before it.
+            believed = packet.is_keyframe and 2 * self.keys <= self.packets and self.packets >= 2
+            if not believed:
+                lowest = min(self.recent) if len(self.recent) == REORDERED else stamp
+        if stamp < lowest - self.slack:
             return stamp - base
         expected = base + self.step
         if stamp > expected + self.slack + shuffled:
@@ -94,6 +104,8 @@ class Walker:
         self.keys += packet.is_keyframe
         self.last = stamp
         self.top = max(self.top, stamp)
+        if self.is_shuffled:
+            self.recent = (*self.recent[1 - REORDERED :], stamp)
         if self.by_decoding and packet.pts is not None and self.lead < packet.pts - stamp <= self.longest_lead:
             self.lead = packet.pts - stamp
             self.delay = self.delay or self.lead
@@ -157,10 +169,11 @@ class Track(Walker):
             delay=self.delay,
             packets=self.packets,
             keys=self.keys,
+            recent=self.recent,
         )
         if packet is None or stamp is None:
             return there
-        there = replace(there, last=stamp, top=stamp)
+        there = replace(there, last=stamp, top=stamp, recent=())
         there.go_on(packet, stamp)
         return there
 
@@ -169,6 +182,7 @@ class Track(Walker):
         self.epoch = epoch
         self.offset = round(offset_s / self.unit)
         self.top = -(1 << 62)
+        self.recent = ()
 
     def shift(self, packet: Packet, offset: int) -> None:
         """Move a packet to the repaired clock."""
@@ -176,17 +190,23 @@ class Track(Walker):
         if offset:
             self._add(packet, offset)
 
-    def accept(self, packet: Packet, stamp: int) -> bool:
-        """Take a packet at its own timestamp; gives whether that of its presentation was wrong and is left out."""
-        first = self.last is None
-        if first:
-            self.top = stamp
-            self.end = stamp
-        pts, wrong = packet.pts, False
-        if self.by_decoding and pts is not None:
-            wrong = not (-self.slack - self._second <= pts - stamp <= self.longest_lead)
-            if wrong:
-                packet.pts = None if self.lead else stamp
+    def is_shown_late(self, packet: Packet, stamp: int) -> bool:
+        """Whether a packet is shown so long after it is decoded that something may be wrong."""
+        return self.by_decoding and packet.pts is not None and packet.pts - stamp > self.longest_lead
+
+    def accept(self, packet: Packet, stamp: int, *, late: bool) -> bool:
+        """Take a packet at its own timestamp; gives whether that of its presentation is wrong (``late``, or too early).
+
+        Then it is left out.
+        """
+        if self.last is None:
+            self.top = self.end = stamp
+        pts = packet.pts
+        wrong = late or (self.by_decoding and pts is not None and pts < stamp - self.slack - self._second)
+        if wrong:
+            packet.pts = None if self.lead else stamp
+        elif pts is not None and self.is_shown_late(packet, stamp):
+            self.lead = pts - stamp
         self.go_on(packet, stamp)
         self.shift(packet, self.offset)
         return wrong
@@ -195,16 +215,13 @@ class Track(Walker):
         """Give a packet the timestamp that is compared; that of its presentation follows, or stays where it is good."""
         pts, dts = packet.pts, packet.dts
         longest = self.longest_lead
-        if not self.by_decoding and self.reorders:
-            packet.pts = packet.dts = None
-        else:
-            packet.dts = stamp
-            if not self.reorders or pts is None:
-                packet.pts = stamp
-            elif dts is not None and 0 <= pts - dts <= self.lead + self.slack:
-                packet.pts = stamp + pts - dts  # both are wrong
-            elif not -self.slack <= pts - stamp <= longest:
-                packet.pts = None if self.lead else stamp
+        packet.dts = stamp
+        if not self.reorders or pts is None:
+            packet.pts = stamp
+        elif dts is not None and 0 <= pts - dts <= self.lead + self.slack:
+            packet.pts = stamp + pts - dts  # both are wrong
+        elif not -self.slack <= pts - stamp <= longest:
+            packet.pts = None if self.lead else stamp
         if self.last is None:
             self.top = self.end = stamp
         self.go_on(packet, stamp)

@@ -17,10 +17,11 @@ from ultraflash_cli.video.color import UNSPECIFIED, ColorInfo, Picture
 from ultraflash_cli.video.convert import FrameConverter, Look, look_of
 from ultraflash_cli.video.deinterlacing import filter_mode, frames_of
 from ultraflash_cli.video.probe import ClipInfo
+from ultraflash_cli.video.repairs import Repairs
 from ultraflash_cli.video.sequence import ImageSequence, wrong_size
 from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, late_streams, open_input
-from ultraflash_cli.video.timeline import Repairs, timed_packets
+from ultraflash_cli.video.timeline import timed_packets
 from ultraflash_cli.video.truncation import missing_bytes
 
 __all__ = ["DecodedFrame", "ReadReport", "read_frames"]

@@ -2,19 +2,21 @@
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Disposition, Stream
 
-from ultraflash_cli.video.continuity import Track, is_dense
+from ultraflash_cli.video.continuity import REORDERED, Track, is_dense
 from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.repairs import Repairs
 from ultraflash_cli.video.source import Source, open_input
 
-__all__ = ["Repairs", "Timeline", "survey", "timed_packets"]
+__all__ = ["Timeline", "survey", "timed_packets"]
 
 _STEPPING = {"flv", "live_flv", "matroska,webm", "mpeg", "mpegts", "ogg", "wtv"}
 """Containers whose packets carry timestamps of their own; the others have an index, or count."""
@@ -36,46 +38,6 @@ _MOST_REPAIRS = 5000
 """A file that needs more has no clock to go by."""
 _LEADING = 20
 """Packets at the start of a clock among which the one shown first is."""
-
-
-@dataclass
-class Repairs:
-    """What had to be repaired so far."""
-
-    restarts: int = 0
-    """How often the clock of the file started anew."""
-    restart_s: float = 0.0
-    """Where it did so first, on the repaired clock."""
-    jumps: Counter[str] = field(default_factory=Counter[str])
-    """How often the timestamps of a single stream jumped, by its kind."""
-    outliers: int = 0
-    """Wrong timestamps among good ones."""
-    untimed: int = 0
-    """Packets of them that are left without a time, to be shown when the one before is over."""
-
-    @property
-    def count(self) -> int:
-        """How much was repaired in all."""
-        return self.restarts + self.jumps.total() + self.outliers
-
-    def __bool__(self) -> bool:
-        return self.count > 0
-
-    def describe(self, start_s: float) -> list[tuple[str, str]]:
-        """Say what was repaired in a clip that starts at ``start_s``: a sentence for each kind, with a word for it."""
-        said: list[tuple[str, str]] = []
-        if self.restarts:
-            times = "once" if self.restarts == 1 else f"{self.restarts} times, first"
-            place = f"its clock starts anew {times} at {self.restart_s - start_s:.2f} s"
-            said.append(("restarts", f"{place}; sound, picture and text go on together from there"))
-        for kind, count in sorted(self.jumps.items()):
-            times = "once" if count == 1 else f"{count} times"
-            name = {"audio": "sound", "video": "picture"}.get(kind, kind)
-            said.append((kind, f"the timestamps of its {name} alone jump {times}; it goes on without a gap"))
-        if self.outliers:
-            count = "one timestamp lies" if self.outliers == 1 else f"{self.outliers} timestamps lie"
-            said.append(("outliers", f"{count} far from those around; put between them"))
-        return said
 
 
 def timed_packets(
@@ -231,13 +193,25 @@ class Timeline:
             if not leap:
                 self._measure_skew(track, stamp)
         had_time = packet.pts is not None
+        if wrong is not None and track.is_shuffled:
+            track.shift(packet, track.offset)  # where its frame belongs is seen when it is decoded
+            return
         if wrong is not None:
             self._repairs.outliers += 1
             track.replace(packet, wrong)
         else:
-            self._repairs.outliers += track.accept(packet, stamp)
+            late = track.is_shown_late(packet, stamp) and self._stays_alone(track, packet, stamp)
+            self._repairs.outliers += track.accept(packet, stamp, late=late)
             self._epochs[track.epoch].now_s = stamp * track.unit_s
         self._repairs.untimed += had_time and packet.pts is None
+
+    def _stays_alone(self, track: Track, packet: Packet, stamp: int) -> bool:
+        """Whether a packet is shown later than all that follow it, of which some must be shown after it."""
+        assert packet.pts is not None, "a packet that is shown late"
+        coming = (later.pts for other, later, _ in self._coming() if other is track and later.pts is not None)
+        following = list(islice(coming, REORDERED))
+        far = len(following) == REORDERED or (packet.pts - stamp) * track.unit > _LATEST_S
+        return far and max(following, default=stamp) < packet.pts
 
     def _begin(self, track: Track, stamp: int) -> None:
         """Put a stream that begins late on the clock of the others."""
@@ -248,6 +222,9 @@ class Timeline:
 
     def _first_is_wrong(self, track: Track, packet: Packet, stamp: int) -> int | None:
         """The timestamp that the first packet of a stream should have had; None where its own is as good as any."""
+        if track.is_shuffled:
+            ahead = self._following(track)
+            return min(ahead) if len(ahead) == REORDERED and max(ahead) < stamp else None
         probe = track.walker(packet, stamp)
         following: list[int] = []
         for other, later, found in self._coming():
@@ -274,6 +251,8 @@ class Timeline:
         """
         base = track.base
         assert base is not None, "a stream that was seen before"
+        if track.is_shuffled:
+            return self._after_shuffled_leap(track, packet, stamp, leap)
         if self._join(track, stamp):
             return None
         run, elapsed, after = self._run(track, packet, stamp)
@@ -288,6 +267,26 @@ class Timeline:
         starts = self._others_leaping(track, packet, stamp)
         if run == 1 and after is None and len(starts) == 1:
             return base + track.step  # nothing follows that would tell more
+        self._start_epoch(track, stamp, starts)
+        return None
+
+    def _following(self, track: Track) -> list[int]:
+        """The timestamps of the next packets of a stream, as many as may be shown before the one in hand."""
+        return list(islice((found for other, _, found in self._coming() if other is track), REORDERED))
+
+    def _after_shuffled_leap(self, track: Track, packet: Packet, stamp: int, leap: int) -> int | None:
+        """As ``_after_leap``, where the packets of the stream are not in the order of their timestamps."""
+        base = track.base
+        assert base is not None, "a stream that was seen before"
+        following = self._following(track)
+        if leap > 0:
+            # A pause, unless as many follow before it as no codec reorders.
+            return base if len(following) == REORDERED and max(following) < stamp else None
+        if self._join(track, stamp):
+            return None
+        starts = self._others_leaping(track, packet, stamp)
+        if min(following, default=base) >= base - track.slack and len(starts) == 1:
+            return base
         self._start_epoch(track, stamp, starts)
         return None
 

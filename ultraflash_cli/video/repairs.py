@@ -1,0 +1,46 @@
+"""What was repaired in the timestamps of a file, counted and in words."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+__all__ = ["Repairs"]
+
+
+@dataclass
+class Repairs:
+    """What had to be repaired so far."""
+
+    restarts: int = 0
+    """How often the clock of the file started anew."""
+    restart_s: float = 0.0
+    """Where it did so first, on the repaired clock."""
+    jumps: Counter[str] = field(default_factory=Counter[str])
+    """How often the timestamps of a single stream jumped, by its kind."""
+    outliers: int = 0
+    """Wrong timestamps among good ones."""
+    untimed: int = 0
+    """Packets of them that are left without a time, to be shown when the one before is over."""
+
+    @property
+    def count(self) -> int:
+        """How much was repaired in all."""
+        return self.restarts + self.jumps.total() + self.outliers
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def describe(self, start_s: float) -> list[tuple[str, str]]:
+        """Say what was repaired in a clip that starts at ``start_s``: a sentence for each kind, with a word for it."""
+        said: list[tuple[str, str]] = []
+        if self.restarts:
+            times = "once" if self.restarts == 1 else f"{self.restarts} times, first"
+            place = f"its clock starts anew {times} at {self.restart_s - start_s:.2f} s"
+            said.append(("restarts", f"{place}; sound, picture and text go on together from there"))
+        for kind, count in sorted(self.jumps.items()):
+            times = "once" if count == 1 else f"{count} times"
+            name = {"audio": "sound", "video": "picture"}.get(kind, kind)
+            said.append((kind, f"the timestamps of its {name} alone jump {times}; it goes on without a gap"))
+        if self.outliers:
+            count = "one timestamp lies" if self.outliers == 1 else f"{self.outliers} timestamps lie"
+            said.append(("outliers", f"{count} far from those around; put between them"))
+        return said
