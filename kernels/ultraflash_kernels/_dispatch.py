@@ -2,7 +2,8 @@
 
 import functools
 import importlib.util
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +14,13 @@ __all__ = [
     "capability",
     "chooses_triton",
     "device_refusal",
+    "on_its_device",
     "prefers_kernels",
     "triton_refusal",
 ]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Impl = Literal["auto", "triton", "reference"]
 """``triton`` and ``reference`` are what is run, or an error; ``auto`` takes the kernel on a GPU that it supports."""
@@ -79,6 +84,29 @@ def device_refusal(device: torch.device) -> str | None:
         return "the kernels are checked on NVIDIA GPUs only."
     if capability(device) < OLDEST_CAPABILITY:
         return f"compute capability {'.'.join(map(str, capability(device)))} is older than 8.0."
+    return None
+
+
+def on_its_device(launch: Callable[P, R]) -> Callable[P, R]:
+    """Make the device of a launcher's first tensor the current one while it runs: Triton launches on that one."""
+
+    @functools.wraps(launch)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = _first_tensor(args)
+        if first is None or not first.is_cuda:
+            return launch(*args, **kwargs)
+        with torch.cuda.device(first.device):
+            return launch(*args, **kwargs)
+
+    return guarded
+
+
+def _first_tensor(args: Sequence[object]) -> Tensor | None:
+    for each in args:
+        if isinstance(each, Tensor):
+            return each
+        if isinstance(each, list | tuple) and each and isinstance(each[0], Tensor):
+            return each[0]
     return None
 
 

@@ -1,6 +1,8 @@
 """Recorded steps give what plain steps give, and step aside where they cannot."""
 
+from collections.abc import Generator as Turns
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -96,15 +98,74 @@ def test_a_memory_that_shrinks_by_schedule_is_recorded_by_its_length() -> None:
         assert torch.equal(upscaled(model, clip(53)), upscaled(plain, clip(53)))
 
 
-def test_work_that_cannot_be_recorded_runs_as_it_is_and_says_so_once() -> None:
-    graphs = Graphs(LateRecorder(refuses="a host copy"))
+def test_after_a_recording_that_failed_everything_runs_eagerly_and_is_said_once() -> None:
+    recorder = LateRecorder(refuses="a host copy")
+    graphs = Graphs(recorder)
     model, plain = cascade(LITE_CASCADE, graphs), cascade(LITE_CASCADE, Graphs(None))
-    with pytest.warns(RuntimeWarning, match="sr_dit: cannot be recorded as a CUDA graph") as said:
+    with pytest.warns(RuntimeWarning, match="cannot be recorded as a CUDA graph and runs eagerly") as said:
         sharp = upscaled(model, clip(45))
     assert torch.equal(sharp, upscaled(plain, clip(45)))
-    assert "a host copy" in graphs.refusals["decoder"] and "second line" not in graphs.refusals["decoder"]
-    assert sum("sr_dit" in str(each.message) for each in said) == 1
-    assert graphs.counts["decoder"].recorded == graphs.counts["decoder"].replayed == 0
+    assert (recorder.recordings, len(said), len(graphs.refusals)) == (1, 1, 1)
+    (refusal,) = graphs.refusals.values()
+    assert "a host copy" in refusal and "second line" not in refusal
+    assert all(counts.recorded == counts.replayed == 0 for counts in graphs.counts.values())
+
+
+class FakeCuda:
+    """Streams and captures as torch has them: a capture that fails leaves its stream the current one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
+        self.current: object = "the caller's stream"
+        self.captured_on: list[object] = []
+        self.ended_pools: list[object] = []
+        self.fails = fails
+        self.pools = 0
+        cuda = torch.cuda
+        monkeypatch.setattr(cuda, "Stream", lambda _device: object())
+        monkeypatch.setattr(cuda, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(cuda, "graph_pool_handle", self.pool)
+        monkeypatch.setattr(cuda, "current_stream", lambda _device: self.current)
+        monkeypatch.setattr(cuda, "set_stream", lambda stream: setattr(self, "current", stream))
+        monkeypatch.setattr(cuda, "device", lambda _device: nullcontext())
+        monkeypatch.setattr(cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(cuda, "graph", self.capture)
+        ended = self.ended_pools.append
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda _index, pool: ended(pool), raising=False)
+
+    def pool(self) -> object:
+        self.pools += 1
+        return self.pools
+
+    @contextmanager
+    def capture(self, _graph: object, *, pool: object, stream: object, **_: object) -> Turns[None]:
+        before, self.current = self.current, stream
+        self.captured_on.append(stream)
+        yield
+        if self.fails:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.current = before
+
+    def replay(self) -> None:
+        pass
+
+
+def test_two_recorders_capture_on_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, device = FakeCuda(monkeypatch), torch.device("cuda", 0)
+    one, other = CudaRecorder(device), CudaRecorder(device)
+    for recorder in (one, other, one):
+        recorder.record(lambda: {}).replay()
+    first, second, again = fake.captured_on
+    assert first is again and first is not second
+    assert fake.current == "the caller's stream"
+
+
+def test_a_capture_that_fails_gives_stream_and_allocator_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeCuda(monkeypatch, fails=True)
+    recorder = CudaRecorder(torch.device("cuda", 0))
+    with pytest.raises(RuntimeError, match="previous error"):
+        recorder.record(lambda: {})
+    assert fake.current == "the caller's stream"
+    assert fake.ended_pools == [1] and fake.pools == 2, "the pool that was being filled is used again"
 
 
 def test_paused_graphs_run_everything_as_it_is() -> None:

@@ -11,7 +11,7 @@ import pytest
 import triton
 
 TABLE = Path("benchmarks") / "aot.json"
-TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100"}
+TARGETS = {"sm_80", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120"}
 EIGHT_BIT_TARGETS = TARGETS - {"sm_80"}
 """Targets that know 8-bit floating point."""
 

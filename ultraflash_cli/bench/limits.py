@@ -28,11 +28,12 @@ def measure_limits(device: torch.device, precision: str) -> Limits:
     dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
     side, copied = (8192, 1 << 30) if gpu else (768, 128 << 20)
     channels, height, width = 64, *((240, 416) if gpu else (120, 208))
-    a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
-    source = torch.zeros(copied, dtype=torch.uint8, device=device)
+    # Random values: a GPU multiplies constants some 13 % faster, because fewer of its wires switch.
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    source = torch.randint(0, 256, (copied,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    kernel = torch.ones(channels, channels, 3, 3, dtype=dtype, device=device)
-    x_nchw = torch.ones(16 if gpu else 1, channels, height, width, dtype=dtype, device=device)
+    kernel = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
+    x_nchw = torch.randn(16 if gpu else 1, channels, height, width, device=device).to(dtype)
     kernel, x_nchw = (each.contiguous(memory_format=torch.channels_last) for each in (kernel, x_nchw))
     cases = (
         Case(name="product", dtype=dtype, calls={"torch": lambda: a @ b}, moved_bytes=0, flops=2 * side**3),

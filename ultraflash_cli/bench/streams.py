@@ -106,5 +106,6 @@ class DrawnStream:
         return len(done)
 
     def finish(self) -> None:
-        """Wait until every picture is on the host."""
+        """Wait until every picture is on the host; what is generated ahead must not outlive the memory it goes to."""
+        self._video.settle()
         self._leaving.send(())

@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Hashable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -36,26 +36,49 @@ class Recorder(Protocol):
     """What records work."""
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
-        """Record ``work`` without doing it. Raises RuntimeError where it cannot be recorded."""
+        """Record ``work`` without doing it. Raises RuntimeError where it cannot be recorded.
+
+        After a failure the device is as it was before, but what recorded should not be asked again.
+        """
         ...
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory: they are replayed one after the other."""
+    """Records CUDA graphs that share one pool of memory: they are replayed one after the other.
+
+    Each recorder captures on a stream of its own. cuBLAS keeps one workspace for every stream and its address becomes
+    part of a graph, so graphs of two recorders, which may be replayed side by side, must not share the stream that
+    torch captures on by default.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
         """Record ``work`` without doing it; other threads may go on using the device."""
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
-        ):
-            results = work()
+        before = torch.cuda.current_stream(self._device)
+        try:
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                results = work()
+        except Exception:
+            self._recover(before)
+            raise
         return _CudaRecording(graph, results)
+
+    def _recover(self, stream: torch.cuda.Stream) -> None:
+        """Undo what a failed capture leaves behind: its stream stays current, the allocator keeps filling its pool."""
+        torch.cuda.set_stream(stream)
+        end_of_pool = getattr(torch._C, "_cuda_endAllocateToPool", None)  # pyright: ignore[reportPrivateUsage]
+        if end_of_pool is not None:
+            with suppress(RuntimeError):
+                end_of_pool(torch.cuda.current_device(), self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
 
 
 @dataclass(frozen=True)
@@ -95,6 +118,7 @@ class _Plan:
 class Graphs:
     """Runs the steps of stages by recorded graphs where it can, else as they are; the results are the same.
 
+    After a recording that failed nothing more is recorded in the process: what it did to the device cannot be known.
     The first step of a shape runs as it is: kernels are compiled and libraries set up, and it shows which tensors of
     the state keep their address. The second one is recorded, it and all later ones are replayed. What is returned is
     the caller's, but for those tensors of fixed address: they lie in the same buffers for every stream that a stage
@@ -109,6 +133,7 @@ class Graphs:
         self._tenants: dict[tuple[str, str], weakref.ref[Tensor]] = {}
         self._counts: dict[str, list[int]] = {}
         self._paused = False
+        self._failed = False
 
     @property
     def on(self) -> bool:
@@ -177,7 +202,8 @@ class Graphs:
             if len(self._plans) < MOST_GRAPHS:
                 self._plans[shape] = _planned(leaves, state_leaves(after[0]), moving)
             return after
-        if plan.refusal is None and self._move_in(name, plan, leaves):
+        may_record = plan.recording is not None or not self._failed
+        if plan.refusal is None and may_record and self._move_in(name, plan, leaves):
             if plan.recording is None:
                 self._record(name, plan, step, state, inputs, position)
                 counts[0] += plan.recording is not None
@@ -237,7 +263,8 @@ class Graphs:
             plan.buffers = buffers
         except (RuntimeError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            plan.refusal = f"{name}: cannot be recorded as a CUDA graph and runs as it is: {reason}"
+            self._failed = True
+            plan.refusal = f"{name}: cannot be recorded as a CUDA graph and runs eagerly: {reason}"
             warnings.warn(plan.refusal, RuntimeWarning, stacklevel=5)
 
     def _replay(

@@ -107,7 +107,19 @@ def find_profile(model: str) -> Profile:
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu`` or ``cuda[:i]`` into a device. Raises DeviceError for one that is not there."""
+    """Turn ``auto``, ``cpu`` or ``cuda[:i]`` into a device and make it the current one.
+
+    On a GPU float32 is IEEE float32 from then on: TF32, which torch uses for convolutions by default, keeps 10 bits of
+    the mantissa. Raises DeviceError for a device that is not there.
+    """
+    device = _named_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def _named_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

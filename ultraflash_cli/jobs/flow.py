@@ -64,7 +64,10 @@ class FrameUpscaler(Protocol):
         ...
 
     def state_bytes(self, state: Any) -> int:
-        """Count the bytes of the state's tensors, the same for every state of a size."""
+        """Return what saving the state costs, in bytes, the same for every state of a size.
+
+        Bytes that have to leave a GPU first, which waits meanwhile, count several times.
+        """
         ...
 
     def save_state(self, state: Any) -> bytes:
@@ -102,7 +105,7 @@ class FrameGenerator(Protocol):
         ...
 
     def state_bytes(self, state: Any) -> int:
-        """Count the bytes of the state's tensors, the same for every state of the clip."""
+        """Return what saving the state costs, in bytes, as ``FrameUpscaler.state_bytes`` does."""
         ...
 
     def save_state(self, state: Any) -> bytes:
@@ -175,7 +178,7 @@ def move_frames(
         open_segment,
         write_all,
         output=output,
-        places=queue_places(output_frame_bytes),
+        places=queue_places(output_frame_bytes, group_frames=upscaler.group_frames(False)),
         busy=busy,
         pausable=pausable,
         on_segment=on_segment,
@@ -244,7 +247,7 @@ def make_frames(
         open_segment,
         write,
         output=output,
-        places=queue_places(frame_bytes),
+        places=queue_places(frame_bytes, group_frames=max(generator.group_frames)),
         busy=busy,
         pausable=keep_states,
         on_segment=on_segment,

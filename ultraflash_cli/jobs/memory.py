@@ -114,6 +114,7 @@ def plan_upscale_memory(
     OutOfMemory where the smallest plan does not fit ``budget_bytes`` (None: not known).
     """
     from ultraflash_cli.engine.memory import MemoryWork, plan_memory
+    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 
     profile = profile.at_scale(plan.scale)
     height_px, width_px = plan.padded
@@ -132,7 +133,7 @@ def plan_upscale_memory(
         target=plan.target,
         dtype_of=dtype_of,
         on_gpu=device.type != "cpu",
-        queue_bytes=sum(queue_places(count) * count for count in frames) + _spool_bytes(frames[-1]),
+        queue_bytes=_queue_bytes(*frames, group_frames=FRAMES_PER_LATENT * profile.group_latents),
     )
     return plan_memory(work, budget_bytes=budget_bytes)
 
@@ -154,6 +155,7 @@ def plan_generation_memory(
     profile that cannot generate.
     """
     from ultraflash_cli.engine.memory import MemoryWork, plan_memory
+    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 
     generator = profile.long_generator if long else profile.generator
     if generator is None:
@@ -176,9 +178,19 @@ def plan_generation_memory(
         low_decoder=profile.base_decoder if low_frames else None,
         dtype_of=dtype_of,
         on_gpu=device.type != "cpu",
-        queue_bytes=queue_places(frame_bytes) * frame_bytes + _spool_bytes(frame_bytes),
+        queue_bytes=_queue_bytes(
+            frame_bytes,
+            group_frames=FRAMES_PER_LATENT * generator.chunk_latents * profile.chunks_per_group(generator),
+        ),
     )
     return plan_memory(work, budget_bytes=budget_bytes, host_budget_bytes=host_bytes_available())
+
+
+def _queue_bytes(*frame_bytes: int, group_frames: int) -> int:
+    """Return what queues hold: frames that were read, if any, and at the end groups of finished ones."""
+    *read, made = frame_bytes
+    waiting = sum(queue_places(size) * size for size in read)
+    return waiting + queue_places(made, group_frames=group_frames) * made + _spool_bytes(made)
 
 
 def _spool_bytes(frame_bytes: int) -> int:

@@ -86,9 +86,13 @@ def segment_length(at_least: int, state_bytes: int) -> int:
     return max(at_least, -(-state_bytes // _STATE_BYTES_PER_FRAME))
 
 
-def queue_places(frame_bytes: int) -> int:
-    """Give how many frames of so many bytes wait in a queue at most."""
-    return max(2, min(_QUEUE_FRAMES, _QUEUE_BYTES // frame_bytes))
+def queue_places(frame_bytes: int, *, group_frames: int = 0) -> int:
+    """Return how many frames of so many bytes wait in a queue at most.
+
+    Where frames come in groups there is room for two: with less, whoever makes them waits inside a group until the
+    whole of it is on its way, and a GPU idles.
+    """
+    return max(2, 2 * group_frames, min(_QUEUE_FRAMES, _QUEUE_BYTES // frame_bytes))
 
 
 class SegmentThread(threading.Thread, Generic[T]):

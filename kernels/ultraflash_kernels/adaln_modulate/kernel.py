@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ultraflash_kernels._dispatch import on_its_device
 from ultraflash_kernels.fp8_linear.kernel import to_e4m3
 
 __all__ = ["gate", "gate_kernel", "modulate", "modulate_fp8", "modulate_kernel"]
@@ -108,6 +109,7 @@ def modulate_fp8(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[T
     return out, scales
 
 
+@on_its_device
 def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
     """See ``op.gated_residual``; nothing is checked here."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -138,6 +140,7 @@ def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
     return out
 
 
+@on_its_device
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out: Tensor, out_scales: Tensor | None) -> None:
     if not x.numel():
         return

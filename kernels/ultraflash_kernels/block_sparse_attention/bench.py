@@ -60,7 +60,7 @@ def _case(size: str, rule: BlockRule, heads: int, width: int, dtype: torch.dtype
         "dense": lambda: F.scaled_dot_product_attention(flat_q, flat_k, flat_v),
     }
     if device.type == "cuda":
-        block_mask, flexible = flexible_mask(lists.to_mask(), 128), torch.compile(flex_attention)
+        block_mask, flexible = flexible_mask(lists.to_mask(), 128), torch.compile(flex_attention, dynamic=False)
         calls["triton"] = sparse("triton")
         calls["flex"] = lambda: flexible(flat_q, flat_k, flat_v, block_mask=block_mask)
     pairs = int(lists.starts[-1])

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import capability
+from ultraflash_kernels._dispatch import capability, on_its_device
 from ultraflash_kernels.block_lists import BlockLists
 
 __all__ = ["Tiles", "attention_kernel", "forward", "output", "power_of_two", "tiles"]
@@ -94,11 +94,11 @@ def attention_kernel(
         else:
             key = tl.load(k_at, mask=given, other=0.0)
             value = tl.load(v_at, mask=given, other=0.0)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale  # [BM, BN]
+        score = tl.dot(query, tl.trans(key), input_precision="ieee")  # [BM, BN]
         if T % BN != 0:
             score = tl.where(inside[None, :], score, -float("inf"))
-        above = tl.maximum(best, tl.max(score, axis=1))
-        power = tl.exp2(score - above[:, None])
+        above = tl.maximum(best, tl.max(score, axis=1) * scale)
+        power = tl.exp2(score * scale - above[:, None])
         shrink = tl.exp2(best - above)
         weight = weight * shrink + tl.sum(power, axis=1)
         found = tl.dot(power.to(value.dtype), value, found * shrink[:, None], input_precision="ieee")
@@ -126,8 +126,9 @@ def tiles(target: tuple[int, int], dtype: torch.dtype, tokens: int, width: int) 
     if rows < 128:
         return Tiles(rows, 64, 4, 2)
     roomy = target[0] in (9, 10) and width > 64
-    # Of three stages the first reads the list, so that keys and values are fetched one step ahead.
-    return Tiles(128, 128 if roomy else 64, 8, 3)
+    # Triton halves the depth for loads behind a load: five stages fetch keys and values two steps ahead, three only
+    # one, which is waited for at once.
+    return Tiles(128, 128, 8, 5) if roomy else Tiles(128, 64, 8, 3)
 
 
 def power_of_two(size: int) -> int:
@@ -141,6 +142,7 @@ def output(q: Tensor) -> Tensor:
     return q.new_empty((samples, blocks, tokens, heads, width)).permute(0, 3, 1, 2, 4)
 
 
+@on_its_device
 def forward(
     q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, ring_k: Tensor | None, ring_v: Tensor | None, fill: int
 ) -> Tensor:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import capability
+from ultraflash_kernels._dispatch import capability, on_its_device
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention.kernel import output, power_of_two
 from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3, to_e4m3
@@ -78,8 +78,9 @@ def attention_fp8_kernel(
         inside = at + step < total  # [BN]
         if T % BN == 0:
             block = head * keys + tl.load(blocks + first + at // T)
-            place = block * T + (at % T + step)  # [BN]
-            value_at = block * (T * D) + (at % T + step)
+            inner = tl.multiple_of(at % T, BN)  # else values are read byte by byte
+            place = block * T + (inner + step)  # [BN]
+            value_at = block * (T * D) + (inner + step)
         else:
             block = head * keys + tl.load(blocks + first + (at + step) // T, mask=inside, other=0)  # [BN]
             place = block * T + (at + step) % T
@@ -116,6 +117,7 @@ def attention_fp8_kernel(
     tl.store(target + token[:, None] * o_token + col[None, :], found.to(out.dtype.element_ty), mask=asked)
 
 
+@on_its_device
 def quantise_blocks(parts: Sequence[Tensor], *, turned: bool = False) -> tuple[Tensor, Tensor]:
     """Quantise blocks ``[B, H, N, T, D]`` token by token, joined along N.
 
@@ -139,6 +141,7 @@ def quantise_blocks(parts: Sequence[Tensor], *, turned: bool = False) -> tuple[T
     return values, scales
 
 
+@on_its_device
 def forward(
     q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, ring_k: Tensor | None, ring_v: Tensor | None, fill: int
 ) -> Tensor:
@@ -153,7 +156,7 @@ def forward(
     small_v, v_scales = quantise_blocks(v_parts, turned=True)
     tile = max(16, min(128, power_of_two(tokens)))
     wide = max(32, power_of_two(width))
-    roomy = capability(q.device)[0] >= 9 and tile == 128 and wide > 32
+    roomy = capability(q.device)[0] in (9, 10) and tile == 128 and wide > 32  # 12.x would spill
     keys = 128 if roomy else 64
     attention_fp8_kernel[(lists.order.numel(), triton.cdiv(tokens, tile))](
         small_q, q_scales, small_k, k_scales, small_v, v_scales, out, lists.starts, lists.blocks, lists.order, heads,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from ultraflash_kernels._dispatch import on_its_device
 from ultraflash_kernels.block_lists import BlockLists, BlockRule, longest_first
 
 __all__ = ["block_means", "choose_blocks"]
@@ -185,6 +186,7 @@ def lists_kernel(
     tl.store(blocks + start + tl.cumsum(kept.to(tl.int32), axis=0) - 1, key, mask=kept)
 
 
+@on_its_device
 def block_means(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """See ``op.block_means``; nothing is checked here."""
     samples, heads, _, tokens, width = parts[0].shape
@@ -202,6 +204,7 @@ def block_means(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return out
 
 
+@on_its_device
 def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists:
     """See ``op.choose_blocks``; nothing is checked here."""
     samples, heads, queries, width = q_mean.shape

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 __all__ = ["quantise", "quantise_rows_kernel", "rounded_e4m3", "to_e4m3"]
+from ultraflash_kernels._dispatch import on_its_device
 
 
 @triton.jit
@@ -42,6 +43,7 @@ def quantise_rows_kernel(x, values, scales, rows, x_row, WIDTH: tl.constexpr, BT
     tl.store(scales + row, scale, mask=row < rows)
 
 
+@on_its_device
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """See ``op.quantise_rows``; nothing is checked here."""
     width = x.shape[-1]

@@ -186,7 +186,7 @@ def test_a_change_of_dtype_leaves_8_bit_weights_alone_and_they_save_and_load() -
 
 
 def test_a_layer_compiles_into_one_graph() -> None:
-    layer, x = Fp8Linear.of(nn.Linear(32, 16)), torch.randn(3, 32)
+    layer, x = Fp8Linear.of(nn.Linear(32, 16).to(DEVICE)), torch.randn(3, 32, device=DEVICE)
     assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 
     def scales(x: Tensor) -> Tensor:

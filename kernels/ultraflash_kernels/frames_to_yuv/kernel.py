@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ultraflash_kernels._dispatch import on_its_device
 from ultraflash_kernels.frames_to_yuv.levels import Levels
 
 __all__ = ["forward", "yuv_kernel"]
@@ -93,6 +94,7 @@ def _mixed(both, before, twofold, LEFT: tl.constexpr, BC: tl.constexpr):
     return here * 0.5 + (before * 0.5 + after) * 0.25 if LEFT else (here + after) * 0.5
 
 
+@on_its_device
 def forward(frames_nchw: Tensor, packed: Tensor, levels: Levels, *, left: bool, ordered: bool) -> None:
     """Write the planes of every frame into ``packed``. See ``op.frames_to_yuv``; nothing is checked here."""
     count, _, height, width = frames_nchw.shape

@@ -4,9 +4,8 @@ import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
-import av
-import av.filter
 import numpy as np
 import pytest
 import torch
@@ -159,6 +158,7 @@ def test_libswscale_agrees_within_its_rounding(
     matrix: Matrix, theirs: str, bits: int, full: bool, siting: Siting
 ) -> None:
     """On ramps every symmetric chroma filter gives the same, if it stands in the right place."""
+    pytest.importorskip("av", reason="libswscale comes with PyAV")
     height, width = 48, 64
     row, col = np.mgrid[0:height, 0:width]
     rgb = np.stack([20 + 3 * col + 0 * row, 230 - 2 * col - row, 10 + 2 * row + col], axis=-1).astype(np.uint8)
@@ -183,7 +183,10 @@ def test_libswscale_agrees_within_its_rounding(
         assert inner.max() <= (1 if bits == 8 else 2), f"{inner.max()} levels apart"
 
 
-def through_swscale(rgb_hwc: np.ndarray, scale: str, pix_fmt: str) -> av.VideoFrame:
+def through_swscale(rgb_hwc: np.ndarray, scale: str, pix_fmt: str) -> Any:
+    import av
+    import av.filter
+
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb_hwc), format="rgb24")
     graph = av.filter.Graph()
     size = f"{frame.width}x{frame.height}"

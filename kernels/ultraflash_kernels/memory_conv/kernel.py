@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 __all__ = ["conv_kernel", "forward"]
+from ultraflash_kernels._dispatch import on_its_device
 
 
 @triton.jit
@@ -81,6 +82,7 @@ def conv_kernel(
     tl.store(to, sums.to(out.dtype.element_ty), mask=mask)
 
 
+@on_its_device
 def forward(
     x_btchw: Tensor,
     past_bchw: Tensor | None,

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 __all__ = ["forward", "norm_rope_kernel"]
+from ultraflash_kernels._dispatch import on_its_device
 
 
 @triton.jit
@@ -84,6 +85,7 @@ def norm_rope_kernel(
     tl.store(to, copied, mask=live[:, None] & wide)
 
 
+@on_its_device
 def forward(
     q: Tensor,
     k: Tensor,

@@ -1,0 +1,87 @@
+"""What a GPU needs of the code around the kernels, shown without one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ultraflash_cli.bench.limits import measure_limits
+from ultraflash_cli.jobs import assemble
+from ultraflash_cli.jobs.assemble import choose_device
+from ultraflash_cli.jobs.writing import queue_places, segment_length
+from ultraflash_kernels._dispatch import on_its_device
+
+
+def test_the_kernels_tests_are_collected_without_pyav_typer_and_ffmpeg(repository: Path) -> None:
+    """A GPU image has torch and pytest, and little else."""
+    blocked = "import sys; sys.modules.update({name: None for name in ('av', 'typer', 'imageio_ffmpeg', 'rich')})"
+    run = "import pytest; sys.exit(pytest.main(['-q', '--collect-only', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+    tests = ["kernels", "tests/engine/test_graphs.py", "tests/engine/test_lanes.py"]
+    command = [sys.executable, "-c", f"{blocked}\n{run}", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_a_launcher_runs_with_the_device_of_its_tensors_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[object] = []
+
+    class Current:
+        def __init__(self, device: object) -> None:
+            entered.append(device)
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+        device = torch.device("cuda", 1)
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    x = torch.zeros(2).as_subclass(OnGpu)
+
+    @on_its_device
+    def launch(*_: object) -> str:
+        return "launched"
+
+    assert launch(3, x) == launch([x, x]) == launch(torch.zeros(2)) == "launched"
+    assert entered == [torch.device("cuda", 1)] * 2
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one_and_computes_in_ieee_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert choose_device("cuda:1") == torch.device("cuda", 1) == current[0]
+    assert not torch.backends.cudnn.allow_tf32
+    assert choose_device("cpu").type == "cpu" and len(current) == 1
+    assert assemble.choose_device is choose_device
+
+
+def test_limits_are_measured_on_random_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[torch.Tensor]] = {}
+
+    def look(case: object, _device: object) -> object:
+        calls = case.calls["torch"]  # pyright: ignore[reportAttributeAccessIssue]
+        seen[case.name] = [cell.cell_contents for cell in calls.__closure__]  # pyright: ignore[reportAttributeAccessIssue]
+        return [type("Rate", (), {"flop_per_s": 1.0, "bytes_per_s": 1.0})()]
+
+    monkeypatch.setattr("ultraflash_cli.bench.limits.measure", look)
+    measure_limits(torch.device("cpu"), "fp32")
+    assert seen.keys() == {"product", "copy", "convolution"}
+    for name, tensors in seen.items():
+        assert max(len(x.flatten()[:4096].unique()) for x in tensors) >= 250, name
+
+
+def test_queues_hold_two_groups_and_states_of_a_gpu_are_saved_rarely() -> None:
+    frame_2k, group = 1440 * 2496 * 3, 24
+    assert queue_places(frame_2k) < 2 * group <= queue_places(frame_2k, group_frames=group)
+    assert queue_places(1000, group_frames=2) == queue_places(1000)
+    # 7.4 GB of state at 1K: twelve times as rarely as the bytes alone would have it.
+    plain, weighed = segment_length(72, 7_400_000_000), segment_length(72, 12 * 7_400_000_000)
+    assert (plain, weighed // plain) == (295, 11)
