@@ -251,6 +251,16 @@ def test_a_disk_that_cannot_hold_the_output_is_refused_before_anything_is_writte
     assert left_over(tmp_path) == []
 
 
+def test_pictures_of_both_sizes_lie_in_folders_of_their_own(tmp_path: Path) -> None:
+    pattern = tmp_path / "out" / "%03d.png"
+    generate(job(tmp_path, output=pattern, crf=None, res="1k", seconds=0.5, save_lr=True))
+    for folder, shape in (("out", (128, 192, 3)), ("out_480p", (64, 96, 3))):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == [f"{n:03d}.png" for n in range(1, 10)]
+        assert decoded(tmp_path / folder / "009.png")[0].shape == shape
+    with pytest.raises(UsageError, match="exists"):
+        generate(job(tmp_path, output=pattern, crf=None, res="1k", seconds=0.5, save_lr=True))
+
+
 def test_a_failed_check_leaves_neither_file_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultraflash_cli.video import check as check_module
 

@@ -10,7 +10,7 @@ import pytest
 from tests.jobs.clips import decoded, make_clip, moving_picture
 from tests.jobs.test_upscale import Doubler, builder, job, left_over, upscale
 from ultraflash_cli.errors import OutputError, UltraflashError, UsageError
-from ultraflash_cli.jobs.batch import plan_batch
+from ultraflash_cli.jobs.batch import plan_batch, run_batch
 from ultraflash_cli.jobs.journal import work_folder
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.video.stills import move_pictures, write_png
@@ -278,6 +278,15 @@ def test_no_input_of_a_batch_is_replaced_by_the_result_of_another(tmp_path: Path
     outcomes = list(plan_batch(jobs, stop=Stop(), sources=[first, second]))
     assert isinstance(outcomes[0].failure, UltraflashError)
     assert second.read_bytes() == before
+
+
+def test_of_two_inputs_with_one_name_the_second_is_not_skipped_for_the_first(tmp_path: Path) -> None:
+    first, second = make_clip(tmp_path / "a.mkv", frames=4), make_clip(tmp_path / "a.mp4", frames=4)
+    jobs = [job(each, folder=tmp_path / "out", codec="ffv1", crf=None, skip_existing=True) for each in (first, second)]
+    for _ in range(2):
+        done, refused = run_batch(jobs, lambda event: None, stop=Stop(), build=builder(), sources=[first, second])
+        assert done.failure is None
+        assert "would both become" in str(refused.failure)
 
 
 def test_an_output_in_a_folder_that_is_a_file_is_refused(clip: Path, tmp_path: Path) -> None:

@@ -342,12 +342,12 @@ class _Claims:
         self._sources = {os.path.realpath(source) for source in sources}
         self._taken: dict[str, str] = {}
 
-    def check(self, label: str, output: Path) -> None:
-        """Raise UsageError for an output that another input has, or that is an input itself."""
+    def check(self, label: str, output: Path, *, is_skipped: bool) -> None:
+        """Raise UsageError for an output that another input has, or that is an input itself and not to be skipped."""
         place = os.path.realpath(output)
         if place in self._taken:
             raise UsageError(f"{label} and {self._taken[place]} would both become {output}; rename one")
-        if place in self._sources:
+        if place in self._sources and not is_skipped:
             raise UsageError(f"{label} would become {output}, which is an input, too; write elsewhere with -o")
         self._taken[place] = label
 
@@ -369,8 +369,9 @@ def _each(
             raise stop.interruption(f"interrupted before {label}{rest}")
         try:
             prepared = ready(job)
-            if claims is not None and not prepared.exists:
-                claims.check(label, prepared.output)
+            if claims is not None:
+                # Of two inputs with one name the second is not done because the first is.
+                claims.check(label, prepared.output, is_skipped=prepared.exists)
             done = act(prepared)
         except Interrupted as interrupted:
             interrupted.source = source

@@ -81,11 +81,13 @@ def check_ours(folder: Path) -> None:
         raise OutputError(f"{folder}: {error.strerror}; choose another place with -o") from error
     if not stat.S_ISDIR(found.st_mode):
         kind = "a link" if stat.S_ISLNK(found.st_mode) else "a file"
-        raise OutputError(f"{folder} is {kind}, expected a folder of our own; remove it or name another output")
+        raise OutputError(
+            f"{folder} is {kind}, expected a folder of our own; remove it, or choose another place with -o"
+        )
     if not _is_mine(found.st_uid, folder.parent):
         raise OutputError(
             f"{folder} belongs to another user (uid {found.st_uid}) and is not used; "
-            "have it removed or name another output"
+            "choose another place with -o or --temp-dir"
         )
 
 

@@ -86,7 +86,7 @@ def check_target(
 def check_made_names(*outputs: Path) -> None:
     """Raise UsageError where a name that nobody has given, of a file or of the folder of its pictures, is a link."""
     for place in (output.parent if is_pictures(output) else output for output in outputs):
-        if place.is_symlink():
+        if os.path.islink(place):
             raise UsageError(f"{place} is a link that was not named; name the output with -o")
 
 
@@ -96,13 +96,10 @@ def followed(output: Path) -> Path:
     Raises UsageError for a link that leads nowhere, to a file of another kind, or that another user has put into a
     folder that all may write.
     """
-    try:
-        if not output.is_symlink():
-            return output
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
+    if not os.path.islink(output):
+        return output
     target = Path(os.path.realpath(output))
-    if target.is_symlink():
+    if os.path.islink(target):
         raise UsageError(f"{output} is a link that leads back to itself; name another output")
     if target.suffix.lower() != output.suffix.lower():
         raise UsageError(f"{output} is a link to {target}, which is another kind of file; name that file with -o")
