@@ -32,13 +32,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.likeness import is_there, likeness
 from benchmarks.peers import PEERS, PeerMissing
-from benchmarks.quality_tables import KINDS, Row, mean_rows, means_table
+from benchmarks.quality_tables import KINDS, SHOWN, Row, mean_rows, means_table
 from benchmarks.rgb import Frame, read_rgb, write_rgb
 from benchmarks.variants import Variant
 from ultraflash_cli.errors import UltraflashError
 from ultraflash_cli.metrics.ffmpeg import read_luma, run_ffmpeg
-from ultraflash_cli.metrics.registry import METRICS, measure
+from ultraflash_cli.metrics.registry import measure
 from ultraflash_cli.train.degradation import AigcConfig, draw_aigc
 from ultraflash_cli.train.operators import apply, to_log
 from ultraflash_cli.video.probe import probe
@@ -80,6 +81,8 @@ class Setup:
     """More options for `ultraflash upscale`."""
     threads: int = 1
     """Threads of libvmaf and of the peers."""
+    likeness: bool = False
+    """Whether the learned distances are measured, too."""
     variants: dict[str, Variant] = field(default_factory=dict[str, Variant])
     """Methods that are ``lite``, changed."""
     peers: dict[str, Callable[[Frame], Frame]] = field(default_factory=dict[str, Callable[[Frame], Frame]])
@@ -156,6 +159,8 @@ def run_case(case: Case, method: str, folder: Path, setup: Setup) -> Row:
     enlarge(case, method, output, setup)
     seconds = time.perf_counter() - started
     scores = measure(output, case.truth, threads=setup.threads)
+    if setup.likeness:
+        scores |= likeness(output, case.truth, width_px=case.width_px, height_px=case.height_px)
     output.unlink()
     return Row(method=method, kind=case.kind, clip=case.clip, seconds=seconds, scores=scores)
 
@@ -227,6 +232,7 @@ def set_up(settings: argparse.Namespace) -> tuple[list[str], Setup]:
         scale=settings.scale,
         options=tuple(settings.options),
         threads=settings.threads,
+        likeness=is_there(),
         variants=variants,
         peers=peers,
     )
@@ -252,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     for method in methods:
                         row = run_case(case, method, Path(temporary), setup)
                         rows.append(row)
-                        scores = "  ".join(f"{name} {row.scores[name]:.{m.digits}f}" for name, m in METRICS.items())
+                        scores = "  ".join(
+                            f"{name} {row.scores[name]:.{m.digits}f}" for name, m in SHOWN.items() if name in row.scores
+                        )
                         print(f"{row.clip} {row.kind} {row.method}: {scores}  ({row.seconds:.1f} s)", file=sys.stderr)
     except UltraflashError as error:
         sys.exit(f"{error}")

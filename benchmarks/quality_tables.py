@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.likeness import LIKENESS
 from ultraflash_cli.metrics.registry import METRICS
 
 __all__ = [
@@ -42,6 +43,8 @@ __all__ = [
 KINDS = ("clean", "deg", "aigc")
 BOTH = ("clean", "deg")
 """The kinds whose mean ranks the methods; what is drawn at random has too few draws to rank by."""
+SHOWN = {**METRICS, **LIKENESS}
+"""Every column that a table may have."""
 OURS = "ultraflash"
 RESULTS = Path(__file__).parent / "results"
 BLOCK = re.compile(r"(<!-- table: (\w+) ([^>]*?)-->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -86,20 +89,29 @@ def mean_rows(rows: Sequence[Row]) -> list[Row]:
             kind=kind,
             clip="mean",
             seconds=float(np.mean([row.seconds for row in group])),
-            scores={name: float(np.mean([row.scores[name] for row in group])) for name in METRICS},
+            scores=_mean_scores(group),
         )
         for (kind, method), group in sorted(groups.items(), key=lambda item: KINDS.index(item[0][0]))
     ]
 
 
+def _mean_scores(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the mean of every score that all of the rows have."""
+    names = [name for name in SHOWN if all(name in row.scores for row in rows)]
+    return {name: float(np.mean([row.scores[name] for row in rows])) for name in names}
+
+
 def means_table(rows: Sequence[Row]) -> str:
     """Return the means over the clips as a Markdown table; our rows stand last in each kind."""
-    heads = [f"{metric.title} {metric.unit}".strip() for metric in METRICS.values()]
-    lines = ["| input | method | " + " | ".join(heads) + " |", "|---|---" + "|---:" * len(heads) + "|"]
     means = mean_rows(rows)
+    shown = {name: metric for name, metric in SHOWN.items() if any(name in row.scores for row in means)}
+    heads = [f"{metric.title} {metric.unit}".strip() for metric in shown.values()]
+    lines = ["| input | method | " + " | ".join(heads) + " |", "|---|---" + "|---:" * len(heads) + "|"]
     for kind in KINDS:
         for row in sorted((row for row in means if row.kind == kind), key=lambda row: _is_ours(row.method)):
-            cells = [f"{row.scores[name]:.{metric.digits}f}" for name, metric in METRICS.items()]
+            cells = [
+                f"{row.scores[name]:.{metric.digits}f}" if name in row.scores else "" for name, metric in shown.items()
+            ]
             lines.append(f"| {kind} | {_shown(row.method)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

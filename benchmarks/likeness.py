@@ -1,0 +1,60 @@
+"""How alike clips look to networks fitted to people's judgements: shift-tolerant LPIPS, by AlexNet and by VGG.
+
+The weights come in the wheel of stlpips-pytorch (`pip install --no-deps stlpips-pytorch`). VGG is slow, so the middle of
+two frames is looked at.
+"""
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+
+from benchmarks.rgb import Frame, read_rgb
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.metrics.registry import Metric
+from ultraflash_cli.train.perception import Trunk, learned_distance, weights_path
+
+__all__ = ["LIKENESS", "is_there", "likeness"]
+
+LIKENESS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "lpips_alex": Metric(title="LPIPS Alex", unit="", digits=3, higher_is_better=False),
+        "lpips_vgg": Metric(title="LPIPS VGG", unit="", digits=3, higher_is_better=False),
+    }
+)
+"""Columns beside the metrics of the command."""
+TRUNKS: Mapping[str, Trunk] = MappingProxyType({"lpips_alex": "alex", "lpips_vgg": "vgg"})
+SIDE_PX = 512
+"""Side of the middle that is looked at."""
+EVERY = 4
+"""Of eight frames the fourth and the eighth are looked at."""
+
+
+def is_there() -> bool:
+    """Tell whether the weights are installed."""
+    try:
+        weights_path("vgg")
+    except UsageError:
+        return False
+    return True
+
+
+def likeness(output: Path, truth: Path, *, width_px: int, height_px: int) -> dict[str, float]:
+    """Return the mean distances of two clips of one size; 0 is equal. Raises UsageError without the weights."""
+
+    def middle(path: Path) -> torch.Tensor:
+        y, x = (max(0, (side - SIDE_PX) // 2) for side in (height_px, width_px))
+        frames = islice(read_rgb(path, width_px=width_px, height_px=height_px), EVERY - 1, None, EVERY)
+        shown = [_piece(frame, y, x) for frame in frames]
+        return torch.from_numpy(np.stack(shown)).permute(3, 0, 1, 2)[None].float() / 255
+
+    both = middle(output), middle(truth)
+    with torch.inference_mode():
+        return {name: float(learned_distance(*both, trunk).mean()) for name, trunk in TRUNKS.items()}
+
+
+def _piece(frame: Frame, y: int, x: int) -> Frame:
+    return frame[y : y + SIDE_PX, x : x + SIDE_PX]
