@@ -1,7 +1,7 @@
 """How alike clips look to networks fitted to people's judgements: shift-tolerant LPIPS, by AlexNet and by VGG.
 
-The weights come in the wheel of stlpips-pytorch (`pip install --no-deps stlpips-pytorch`). VGG is slow, so the middle of
-two frames is looked at.
+The weights come in the wheel of stlpips-pytorch (`pip install --no-deps stlpips-pytorch`). VGG is slow, so the
+middle of two frames is looked at.
 """
 
 from collections.abc import Mapping

@@ -64,19 +64,19 @@ class PerceptualConfig:
     """How often each scale is trained."""
     chroma: float = 0.5
     """Weight of the chroma error beside the luma error of 1."""
-    temporal: float = 3.0
+    temporal: float = 4.0
     """Weight of the error of frame differences."""
-    likeness: float = 1.0
+    likeness: float = 2.0
     """Weight of the learned distance of one frame a clip."""
-    trunks: tuple[Trunk, ...] = ("alex", "vgg")
+    trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
     """Whose distance it is, drawn anew for every batch."""
-    adversarial: float = 0.02
+    adversarial: float = 0.04
     """Weight of what the critic thinks; 0 does without one."""
     critic_every: int = 2
     """The critic learns in one of so many steps."""
     weave: float = 4.0
     """Weight of detail that repeats with the period of the shuffle and that the truth does not have."""
-    keep: float = 10.0
+    keep: float = 20.0
     """Weight of all errors on clean clips, whose target is the network's start."""
 
 
@@ -226,7 +226,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> PerceptualConfig:
     assert LITE.pixels is not None, "the built-in model has a pixel path"
     config = PerceptualConfig(
         loop=LoopConfig(
-            steps=steps, seed=seed, rate=2e-4, last_rate=2e-5, warmup=20, average=0.99, save_every=100, batch=2,
+            steps=steps, seed=seed, rate=3e-4, last_rate=2e-5, warmup=20, average=0.99, save_every=100, batch=3,
             log_every=20, precision="bf16",
         ),
         pixels=LITE.pixels,
