@@ -5,14 +5,13 @@ middle of two frames is looked at.
 """
 
 from collections.abc import Mapping
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
 
-from benchmarks.rgb import Frame, read_rgb
+from benchmarks.rgb import read_rgb
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.metrics.registry import Metric
 from ultraflash_cli.train.perception import Trunk, learned_distance, weights_path
@@ -30,7 +29,7 @@ TRUNKS: Mapping[str, Trunk] = MappingProxyType({"lpips_alex": "alex", "lpips_vgg
 SIDE_PX = 512
 """Side of the middle that is looked at."""
 EVERY = 4
-"""Of eight frames the fourth and the eighth are looked at."""
+"""Of eight frames the fourth and the eighth are looked at, of fewer than four the last."""
 
 
 def is_there() -> bool:
@@ -47,14 +46,11 @@ def likeness(output: Path, truth: Path, *, width_px: int, height_px: int) -> dic
 
     def middle(path: Path) -> torch.Tensor:
         y, x = (max(0, (side - SIDE_PX) // 2) for side in (height_px, width_px))
-        frames = islice(read_rgb(path, width_px=width_px, height_px=height_px), EVERY - 1, None, EVERY)
-        shown = [_piece(frame, y, x) for frame in frames]
+        all_ = read_rgb(path, width_px=width_px, height_px=height_px)
+        frames = [frame[y : y + SIDE_PX, x : x + SIDE_PX] for frame in all_]
+        shown = frames[EVERY - 1 :: EVERY] or frames[-1:]
         return torch.from_numpy(np.stack(shown)).permute(3, 0, 1, 2)[None].float() / 255
 
     both = middle(output), middle(truth)
     with torch.inference_mode():
         return {name: float(learned_distance(*both, trunk).mean()) for name, trunk in TRUNKS.items()}
-
-
-def _piece(frame: Frame, y: int, x: int) -> Frame:
-    return frame[y : y + SIDE_PX, x : x + SIDE_PX]

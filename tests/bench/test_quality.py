@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import quality, quality_tables
+from benchmarks.likeness import LIKENESS, is_there, likeness
 from benchmarks.quality_tables import KINDS, Row
 from benchmarks.rgb import read_rgb, write_rgb
 from benchmarks.variants import Variant
@@ -56,7 +57,8 @@ def test_resamplers_are_scored_on_both_kinds_and_the_json_holds_it_all(
     found = json.loads(target.read_text())
     assert found["schema"] == 1 and len(found["clips"]) == len(found["means"]) == 6
     by_case = {(row["kind"], row["method"]): row["scores"] for row in found["means"]}
-    assert all(scores.keys() == METRICS.keys() for scores in by_case.values())
+    columns = METRICS.keys() | (LIKENESS.keys() if is_there() else set())
+    assert all(scores.keys() == columns for scores in by_case.values())
     assert by_case["clean", "lanczos"]["psnr_y"] > by_case["deg", "lanczos"]["psnr_y"]
     assert [operator["operator"] for operator in found["degradations"]["pattern"]]
 
@@ -130,6 +132,22 @@ def test_tables_of_a_page_are_made_anew_from_the_files_it_names(tmp_path: Path) 
     assert made.startswith(f"before\n{head}") and made.endswith("<!-- end of table -->\nafter\n")
     assert "| clean | m | 2.00 |" in made and "stale" not in made and "1.00" not in made
     assert quality_tables.rewritten(made) == made
+
+
+@pytest.mark.skipif(not is_there(), reason="stlpips-pytorch is not installed")
+def test_a_clip_looks_like_itself_and_less_so_when_it_is_soft(clips: Path, tmp_path: Path) -> None:
+    (case,) = quality.prepare(clips / "pattern.mkv", tmp_path, scale=2, frames=4, kinds=["clean"])
+    size = {"width_px": case.width_px, "height_px": case.height_px}
+    assert likeness(case.truth, case.truth, **size) == dict.fromkeys(LIKENESS, 0.0)
+    quality.enlarge(case, "bicubic", tmp_path / "soft.mkv", quality.Setup())
+    assert all(score > 0 for score in likeness(tmp_path / "soft.mkv", case.truth, **size).values())
+
+
+def test_a_column_that_no_row_has_is_left_out_and_one_that_some_lack_stays_empty() -> None:
+    rows = [row("clean", "a", 30, "lanczos"), row("clean", "a", 31, "ultraflash", lpips_alex=0.2)]
+    lines = quality_tables.means_table(rows).splitlines()
+    assert "LPIPS Alex" in lines[0] and "LPIPS VGG" not in lines[0]
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["", "0.200"]
 
 
 def test_lite_runs_with_other_detail_and_with_weights_of_a_folder(clips: Path, tmp_path: Path) -> None:
