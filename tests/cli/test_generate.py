@@ -206,7 +206,7 @@ def test_every_bad_input_gives_one_line_and_its_exit_code(at_home: Path, capsys:
         shown = capsys.readouterr()
         assert shown.out == ""
         *plan, line = shown.err.splitlines()
-        assert not plan or code in (4, 5, 8), "device, memory and weights are looked at after the plan is shown"
+        assert not plan or code in (4, 5, 8), (arguments, shown.err)
         assert line.startswith("error: "), arguments
     assert names(at_home) == before
     assert (at_home / "there.mp4").read_text() == "mine"
