@@ -121,7 +121,7 @@ def test_an_upscale_by_lite_fits_a_laptop() -> None:
 
 def test_a_target_too_large_for_the_machine_is_refused_with_what_takes_most() -> None:
     sizes = plan_upscale(3840, 2160, res="3x")
-    with pytest.raises(OutOfMemory, match="most of it for decoder activations and") as refused:
+    with pytest.raises(OutOfMemory, match="most of it for pixel path activations and") as refused:
         plan_upscale_memory(LITE, sizes, device=CPU, dtype_of=bf16, budget_bytes=GIGABYTE)
     assert refused.value.exit_code == 5
 
