@@ -237,8 +237,8 @@ class _Upscaling:
 
         report = ReadReport()
         info, threads = self._prepared.info, self._decode_threads
-        # Asked for transparency, it does not warn of losing it.
-        for _ in read_frames(info, alpha=True, warn=self._work.warn, threads=threads, report=report):
+        # Asked for transparency and captions, it does not warn of losing them.
+        for _ in read_frames(info, alpha=True, warn=self._work.warn, threads=threads, report=report, captions=True):
             self._work.check_stop()
         self._refuse_damage(report)
 
@@ -342,11 +342,16 @@ class _Upscaling:
         assert not undecided, "the cut detector decides on every frame"
 
     def _read_frames(self) -> "Iterator[DecodedFrame]":
+        from ultraflash_cli.video.captions import carries_captions
+        from ultraflash_cli.video.containers import FORMATS
         from ultraflash_cli.video.decode import ReadReport, read_frames
 
         report, info, threads = ReadReport(), self._prepared.info, self._decode_threads
-        alpha = self._prepared.spec.alpha
-        yield from read_frames(info, alpha=alpha, warn=self._work.warn, threads=threads, report=report)
+        spec = self._prepared.spec
+        captions = self._live is None and self._prepared.streams.suffix in FORMATS and carries_captions(info, spec)
+        yield from read_frames(
+            info, alpha=spec.alpha, warn=self._work.warn, threads=threads, report=report, captions=captions
+        )
         if self._prepared.job.strict:
             self._refuse_damage(report)
 

@@ -24,21 +24,23 @@ from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, late_
 from ultraflash_cli.video.timeline import timed_packets
 from ultraflash_cli.video.truncation import missing_bytes
 
-__all__ = ["DecodedFrame", "ReadReport", "read_frames"]
+__all__ = ["DecodedFrame", "ReadReport", "read_captions", "read_frames"]
 
 _JUMP_S = 10
 _UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mjpeg", "mpeg", "mpegvideo", "vc1"}
 """Containers that leave time stamps out by design; filling them in is no repair."""
 _FEW = 3
 """Doubled timestamps that such a container may have without a word."""
+_CAPTIONS = "A53_CC"
 _LEFT_BEHIND = {
-    "A53_CC": "the closed captions inside the picture are not kept",
+    _CAPTIONS: "the closed captions inside the picture are not kept",
     "DYNAMIC_HDR_PLUS": "the HDR10+ metadata of its frames is not kept",
     "DYNAMIC_HDR_VIVID": "the HDR Vivid metadata of its frames is not kept",
     "DOVI_METADATA": "the Dolby Vision metadata of its frames is not kept",
     "DOVI_RPU_BUFFER": "the Dolby Vision metadata of its frames is not kept",
     "STEREO3D": "that its picture holds two views (3D) is not kept",
     "SPHERICAL": "that its picture is spherical is not kept",
+    "S12M_TIMECODE": "the time codes inside the picture are not kept",
 }
 """What decoders find inside the picture and no encoder takes, in words."""
 
@@ -108,14 +110,16 @@ def read_frames(
     warn: Callable[[str], None],
     threads: int = 1,
     report: ReadReport | None = None,
+    captions: bool = False,
 ) -> Iterator[DecodedFrame]:
     """Decode the clip's main video from its first frame to its last.
 
     ``deinterlace`` None follows ``info.scan``, True treats every frame as interlaced. Frames are uint8, or uint16 over
     the whole range where the source has more than 8 bits; with ``alpha`` they come with their transparency, where the
     clip has any. Frames of another size are scaled to the clip's, with bars where their shape is another. A damaged
-    clip gives what decodes and calls ``warn``; ``report`` is filled in. Raises ``InputError`` where nothing decodes and
-    where the pictures of a sequence differ in size.
+    clip gives what decodes and calls ``warn``; ``report`` is filled in. ``captions`` says that closed captions are
+    kept (``read_captions``). Raises ``InputError`` where nothing decodes and where the pictures of a sequence differ in
+    size.
     """
     said = _Said(info.path.name, warn)
     mode = filter_mode(info) if deinterlace is None else ("all" if deinterlace else None)
@@ -153,6 +157,8 @@ def read_frames(
         frames = _with_looks(decoded, decoder, info, looks, said)
         for frame, pts, duration in _with_durations(frames, single, clock, repairs, lambda: _is_whole(stream, tally)):
             _look_at(frame, pts, single, progress.frames + len(waiting), mode, said)
+            for kind in sorted((_LEFT_BEHIND.keys() - ({_CAPTIONS} if captions else ())) & side_data(frame).keys()):
+                said(_LEFT_BEHIND[kind], _LEFT_BEHIND[kind])
             if not info.fields:
                 waiting.append((pts, duration))
             else:  # in ticks half as long
@@ -189,8 +195,23 @@ def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: 
     for name, usual, found in tags:
         if UNSPECIFIED not in (usual, found) and usual != found:
             said(name, f"the {name} of its colours change {_place(pts, info)}; all is written with the first")
-    for kind in sorted(_LEFT_BEHIND.keys() & side_data(frame).keys()):
-        said(_LEFT_BEHIND[kind], _LEFT_BEHIND[kind])
+
+
+def read_captions(info: ClipInfo, *, threads: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Decode the clip once more, for its closed captions: each frame's timestamp, as ``read_frames`` has it, and them.
+
+    Raises ``InputError`` where the input cannot be read again.
+    """
+    tally, repairs = Tally(), Repairs()
+    with open_input(info.source) as container:
+        stream = container.streams[info.video_index]
+        assert isinstance(stream, VideoStream), "probe chose a video stream"
+        decoder = decoder_of(stream, alpha=False)
+        decoder.thread_count = threads
+        packets = timed_packets(container, {stream.index}, repairs)
+        decoded = decoded_frames(container, stream, decoder, tally, packets=packets)
+        for frame, pts, _ in _with_durations(decoded, info, _clock(info), repairs, lambda: False):
+            yield pts, side_data(frame).get(_CAPTIONS, b"")
 
 
 def _say_deinterlaced(info: ClipInfo, said: _Said) -> None:

@@ -16,6 +16,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import OutputError
+from ultraflash_cli.video.captions import carries_captions, with_captions
 from ultraflash_cli.video.containers import FORMATS, StreamPlan, is_iso, tick_of
 from ultraflash_cli.video.contents import Content, counted_bytes, main_picture
 from ultraflash_cli.video.copies import (
@@ -23,6 +24,7 @@ from ultraflash_cli.video.copies import (
     copied_packets,
     file_tags,
 )
+from ultraflash_cli.video.decode import read_captions
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.muxing import (
     add_streams,
@@ -136,6 +138,9 @@ def join(
             notes += said
             pictures = _pictures(segments, times, spec, video, shift_s)
             others: Iterator[Packet] = iter(())
+            if source is not None and carries_captions(info, spec):
+                shift = round(shift_s / spec.track_time_base)
+                pictures = with_captions(pictures, read_captions(info), spec, shift=shift)
             if source is not None:
                 strict = tick_of(plan.suffix) is None
                 others = copied_packets(source, copies, shift_s, window, strict=strict, crowded=crowded)

@@ -129,6 +129,8 @@ class ClipInfo:
     streams: tuple[StreamInfo, ...]
     chapters: int
     """How many chapters the file has."""
+    has_captions: bool = False
+    """Whether closed captions lie inside the first picture."""
 
     @property
     def stored_wh(self) -> tuple[int, int]:
@@ -257,6 +259,7 @@ def _probe(source: Source, index: int) -> ClipInfo:
             bit_rate=context.bit_rate or container.bit_rate or None,
             streams=tuple(_stream_info(each) for each in container.streams),
             chapters=len(container.chapters()),
+            has_captions="A53_CC" in side_data(frame),
         )
 
 

@@ -1,0 +1,94 @@
+"""Closed captions (CEA-608 and 708), which lie inside the coded picture: from the input's frames into the output's."""
+
+from collections.abc import Iterator
+
+from av.packet import Packet
+
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.probe import ClipInfo
+
+__all__ = ["carries_captions", "with_captions"]
+
+_LENGTH_BYTES = 4
+_HEADS = {"h264": bytes([6]), "hevc": bytes([39 << 1, 1])}
+"""What a message beside the picture (SEI) begins with."""
+_REGISTERED = 4
+_ATSC = bytes([0xB5, 0, 0x31]) + b"GA94" + bytes([3])
+_BYTES_OF_CAPTION = 3
+_MOST_CAPTIONS = 31
+_LARGEST = 255
+
+
+def carries_captions(info: ClipInfo, spec: EncodeSpec) -> bool:
+    """Whether the captions of a clip come along: each picture of the output is one of the input, and has room."""
+    return info.has_captions and spec.codec in _HEADS and spec.time_base == info.time_base and not info.fields
+
+
+def with_captions(
+    packets: Iterator[Packet], captions: Iterator[tuple[int, bytes]], spec: EncodeSpec, *, shift: int
+) -> Iterator[Packet]:
+    """Put captions into the packets of the picture, as MP4 has them.
+
+    ``captions`` come with the input's timestamps, in the order they are shown; ``shift`` was added to those of the
+    packets.
+    """
+    known: dict[int, bytes] = {}
+    read_to: int | None = None
+    first: int | None = None
+    ticks = spec.time_base.numerator
+    for packet in packets:
+        assert packet.pts is not None, "packets of the picture have their times"
+        wanted = (packet.pts - shift) // ticks
+        first = wanted if first is None else first
+        while read_to is None or read_to < wanted:
+            try:
+                read_to, content = next(captions)
+            except StopIteration:
+                read_to = wanted
+                break
+            if content and read_to >= first:
+                known[read_to] = content
+        content = known.pop(wanted, b"")
+        yield _captioned(packet, content, spec.codec) if content else packet
+
+
+def _captioned(packet: Packet, captions: bytes, codec: str) -> Packet:
+    coded = bytes(packet)
+    place = _place(coded, codec)
+    unit = _unit(captions, codec)
+    whole = Packet(coded[:place] + len(unit).to_bytes(_LENGTH_BYTES, "big") + unit + coded[place:])
+    whole.stream, whole.time_base = packet.stream, packet.time_base
+    whole.pts, whole.dts, whole.duration = packet.pts, packet.dts, packet.duration
+    whole.is_keyframe = packet.is_keyframe
+    return whole
+
+
+def _place(coded: bytes, codec: str) -> int:
+    """Where the first unit of the picture itself begins; messages lie before it."""
+    place = 0
+    while place + _LENGTH_BYTES < len(coded):
+        head = coded[place + _LENGTH_BYTES]
+        if (1 <= head & 31 <= 5) if codec == "h264" else (head >> 1 & 63 < 32):
+            break
+        place += _LENGTH_BYTES + int.from_bytes(coded[place : place + _LENGTH_BYTES], "big")
+    return place
+
+
+def _unit(captions: bytes, codec: str) -> bytes:
+    count = min(_MOST_CAPTIONS, len(captions) // _BYTES_OF_CAPTION)
+    content = _ATSC + bytes([0x40 | count, 0xFF]) + captions[: count * _BYTES_OF_CAPTION] + b"\xff"
+    size = bytes([_LARGEST]) * (len(content) // _LARGEST) + bytes([len(content) % _LARGEST])
+    return _HEADS[codec] + _escaped(bytes([_REGISTERED]) + size + content + b"\x80")
+
+
+def _escaped(content: bytes) -> bytes:
+    """Keep what would pass for the beginning of another unit from looking so."""
+    escaped = bytearray()
+    zeros = 0
+    for byte in content:
+        if zeros >= 2 and byte <= 3:
+            escaped.append(3)
+            zeros = 0
+        escaped.append(byte)
+        zeros = zeros + 1 if byte == 0 else 0
+    return bytes(escaped)
