@@ -1,6 +1,7 @@
 """The finished file against its source, read by an independent FFmpeg: frames, times, streams, tags."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -373,10 +374,14 @@ def replace_times(frame: DecodedFrame, shift: int) -> DecodedFrame:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_disk_that_fills_during_the_join_is_an_output_error(tmp_path: Path, clip: ClipInfo) -> None:
+def test_a_disk_that_fills_during_the_join_is_an_output_error(
+    tmp_path: Path, clip: ClipInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = enlarge(clip.path, tmp_path)
     target = tmp_path / "full.mp4"
-    (tmp_path / "full.part.mp4").symlink_to("/dev/full")
+    part = tmp_path / "full.part.mp4"
+    part.symlink_to("/dev/full")
+    monkeypatch.setattr("ultraflash_cli.video.join.partial_file", lambda _: nullcontext(part))
     with pytest.raises(OutputError, match="full"):
         join(result.segments, result.info, result.plan, result.spec, target)
     assert not target.exists()
