@@ -1,4 +1,4 @@
-"""Scenes that are encoded once, and the start of the autoencoder that encodes them."""
+"""Scenes that are encoded once."""
 
 import json
 from dataclasses import replace
@@ -11,11 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.train.made import moving_shapes
-from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.errors import ConfigError, InputError, UsageError
 from ultraflash_cli.main import main
-from ultraflash_cli.train.components import start_from_components
 from ultraflash_cli.train.latents import (
     PLACES,
     TIMES,
@@ -30,7 +27,7 @@ from ultraflash_cli.train.latents import (
     thing_cover,
 )
 from ultraflash_cli.train.loop import generator_of
-from ultraflash_cli.train.recipes import autoencoder, generator
+from ultraflash_cli.train.recipes import generator
 from ultraflash_cli.train.recipes.generator import ClipLength
 from ultraflash_cli.train.roles import TOY, CascadeRoles
 
@@ -297,41 +294,3 @@ def test_scenes_encoded_in_bfloat16_are_nearly_the_same(tmp_path: Path, encoder:
             kept.append(opened.get_tensor("latents").float())
     error = (kept[0] - kept[1]).square().mean().sqrt() / kept[0].square().mean().sqrt()
     assert 0 < error < 0.02
-
-
-def test_a_fresh_autoencoder_starts_as_the_principal_components_of_its_material() -> None:
-    clips = torch.from_numpy(np.stack([moving_shapes(seed, side=64) for seed in range(6)])).permute(0, 4, 1, 2, 3)
-    clips = clips.float() / 255
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        roles, plain = (CascadeRoles(LITE, autoencoder.NETWORKS) for _ in range(2))
-    start_from_components(roles, clips[:4])
-
-    @torch.no_grad()
-    def error(each: CascadeRoles) -> float:
-        return (each.decode_base(each.encode(clips[4:])) - clips[4:]).square().mean().item()
-
-    variance = clips[4:].var().item()
-    assert error(roles) < 0.35 * variance < error(plain)
-    with torch.no_grad():
-        latents = roles.encode(clips[:4])
-    assert latents.mean().abs() < 0.2 and 0.5 < latents.std() < 1.5
-    with pytest.raises(ConfigError, match="one size"):
-        start_from_components(CascadeRoles(replace(LITE, encoder=TOY.encoder), autoencoder.NETWORKS), clips)
-
-
-def test_the_autoencoder_has_to_put_up_with_noise_and_keeps_its_latents_in_bounds() -> None:
-    config = autoencoder.configure(steps=1, seed=1, toy=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        roles = CascadeRoles(LITE, autoencoder.NETWORKS)
-    roles.learn(*autoencoder.NETWORKS)
-    clip = torch.rand(2, 3, 8, 64, 64, generator=torch.Generator().manual_seed(1))
-
-    def terms(noise: float) -> dict[str, torch.Tensor]:
-        return autoencoder.loss(replace(config, latent_noise=noise), roles, (clip, clip, 2), generator_of("noise"))
-
-    quiet, loud = terms(0.0), terms(2.0)
-    assert "spread" in quiet and quiet["luma"] != loud["luma"]
-    roles.encoder.requires_grad_(False)
-    assert "spread" not in terms(0.0)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,7 @@ def test_only_training_clips_of_allowed_licences_are_taken(tmp_path: Path) -> No
         row("screen_d.mp4", licence="made for this project (fonts)"),
         row("missing_photo.jpg"),
     ]
-    entries = prepare(
-        PrepareJob(manifests=(write_manifest(tmp_path, rows),)),
-        tmp_path / "out",
-    )
+    entries = prepare(PrepareJob(manifests=(write_manifest(tmp_path, rows),)), tmp_path / "out")
     assert [(entry.name, entry.kind) for entry in entries] == [("b", "clip"), ("screen_d", "screen")]
     materials = load_materials(tmp_path / "out")
     assert [m.name for m in materials] == ["b", "screen_d"]
@@ -127,13 +125,23 @@ def test_photos_under_a_licence_that_is_not_allowed_are_refused_before_anything_
 
 
 def test_drawn_scenes_come_with_their_captions(tmp_path: Path) -> None:
-    entries = prepare(PrepareJob(scenes=2, scene_size=(24, 40), scene_frames=3), tmp_path)
+    entries = prepare(PrepareJob(scenes=2, scene_sizes=((24, 40),), scene_frames=3), tmp_path)
     materials = load_materials(tmp_path)
     assert [material.caption for material in materials] == [caption(random_scene(number)) for number in range(2)]
     assert [entry.shape for entry in entries] == [[3, 24, 40, 3]] * 2
     assert (materials[1].frames_thwc[2] == render(random_scene(1), 2 / 16, height_px=24, width_px=40)).all()
     with pytest.raises(UsageError, match="scenes"):
         PrepareJob(scenes=-1)
+
+
+def test_scenes_of_two_sizes_take_turns_and_leave_a_window_of_each(tmp_path: Path) -> None:
+    job = PrepareJob(scenes=4, scene_sizes=((48, 80), (96, 160)), scene_frames=3, scene_window=32)
+    entries = prepare(job, tmp_path / "windows")
+    assert [entry.shape for entry in entries] == [[3, 32, 32, 3]] * 4
+    whole = prepare(replace(job, scene_window=None), tmp_path / "whole")
+    assert [entry.shape[1:3] for entry in whole] == [[48, 80], [96, 160]] * 2
+    with pytest.raises(UsageError, match="fits into every scene"):
+        replace(job, scene_window=64)
 
 
 def test_nothing_to_prepare_is_said() -> None:
@@ -143,10 +151,7 @@ def test_nothing_to_prepare_is_said() -> None:
 
 def test_a_missing_clip_a_broken_photo_and_a_broken_manifest_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.mp4"):
-        prepare(
-            PrepareJob(manifests=(write_manifest(tmp_path, [row("gone.mp4")]),)),
-            tmp_path / "out",
-        )
+        prepare(PrepareJob(manifests=(write_manifest(tmp_path, [row("gone.mp4")]),)), tmp_path / "out")
     broken = tmp_path / "package" / "broken.jpg"
     broken.parent.mkdir()
     broken.write_bytes(bytes(preparing.LEAST_FILE_BYTES))

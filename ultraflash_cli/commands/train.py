@@ -39,11 +39,9 @@ def prepare_material(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the material goes.")],
     manifests: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--manifest", metavar="FILE", help="JSON with files, licences and splits; its clips are taken; repeatable."
-        ),
+        typer.Option("--manifest", metavar="FILE", help="JSON with files, licences, splits; repeatable."),
     ] = None,
-    with_photos: Annotated[bool, typer.Option("--with-photos", help="Take the manifest's photos, too.")] = False,
+    with_photos: Annotated[bool, typer.Option("--with-photos", help="Take the manifests' photos, too.")] = False,
     photos: Annotated[
         list[str] | None,
         typer.Option("--photos", metavar="DIR=LICENCE", help="A folder of photos and its licence; repeatable."),
@@ -57,7 +55,13 @@ def prepare_material(
     scenes: Annotated[
         int, typer.Option("--scenes", metavar="N", help="Clips of scenes drawn by code, with captions.")
     ] = 0,
-    scene_size: Annotated[str, typer.Option("--scene-size", metavar="WxH", help="Their size.")] = "416x240",
+    scene_sizes: Annotated[
+        list[str] | None, typer.Option("--scene-size", metavar="WxH", help="Their size (416x240); repeat for turns.")
+    ] = None,
+    scene_frames: Annotated[int, typer.Option("--scene-frames", metavar="N", help="Their length.")] = 20,
+    scene_window: Annotated[
+        int | None, typer.Option("--scene-window", metavar="PX", help="Keep a square of each scene.")
+    ] = None,
 ) -> None:
     """Prepare training material whose licences allow it: clips, photos, rendered pages, drawn scenes."""
     from ultraflash_cli.train.prepare import PhotoSource, PrepareJob, prepare
@@ -70,7 +74,9 @@ def prepare_material(
         fonts=fonts,
         texts=tuple(texts or []),
         scenes=scenes,
-        scene_size=_size("--scene-size", scene_size),
+        scene_sizes=tuple(_size("--scene-size", size) for size in scene_sizes or ["416x240"]),
+        scene_frames=scene_frames,
+        scene_window=scene_window,
     )
     entries = prepare(job, out, on_entry=lambda entry: console.detail(f"{entry.kind:8} {entry.name}"))
     console.info(f"{len(entries)} pieces of material in {out}")

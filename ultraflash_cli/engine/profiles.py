@@ -18,6 +18,7 @@ from ultraflash_cli.errors import ConfigError
 
 __all__ = [
     "LITE",
+    "LITE2",
     "LITE_CASCADE",
     "PROFILES",
     "RELEASED_ULTRA_DECODER",
@@ -260,6 +261,36 @@ LITE_CASCADE = replace(
     decoder=_LITE_LOW_DECODER,
 )
 """The built-in model with the paper's stages behind its generator, for the recipes that train them; not shipped."""
+
+LITE2 = replace(
+    LITE_CASCADE,
+    name="lite2",
+    encoder=EncoderConfig(
+        width=64,
+        blocks=1,
+        patch=4,
+        strides=(1, 1, 2),
+        memory_init="replicate",
+        negative_slope=0.1,
+        linear_trunk=True,
+    ),
+    decoder=DecoderConfig(
+        stages=(
+            DecoderStage(width=96, blocks=3, time_growth=2),
+            DecoderStage(width=64, blocks=1, upsample=False, time_growth=2),
+            DecoderStage(width=64, blocks=1, upsample=False),
+        ),
+        out_width=64,
+        upsampling="pixel_shuffle",
+        last_shuffle=4,
+        memory_init="replicate",
+        negative_slope=0.1,
+        linear_trunk=True,
+    ),
+    low_decoder=None,
+    weights=(),
+)
+"""The next built-in model in the making: one latent space for 480p and 1K. So far only its autoencoder is trained."""
 
 RELEASED_ULTRA_DECODER = DecoderConfig(
     stages=(DecoderStage(width=256), DecoderStage(width=128, time_growth=2), DecoderStage(width=64, time_growth=2)),

@@ -1,10 +1,11 @@
 """A fresh autoencoder as the principal components of blocks of pixels in space and time.
 
-Encoder and decoder start as one linear map and its inverse, written into the middle of their kernels; what nothing was
-written into is random and quiet. Gradient descent alone would take thousands of steps to get there.
+Encoder and decoder start as one linear map and its inverse, written into the middle of their kernels; what memory
+blocks add is zero at first. Gradient descent alone would take thousands of steps to get there.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock, TimeGrowth, TimePool
+from ultraflash_cli.engine.stages.decoder import DecoderConfig, ShuffleUp
+from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.roles import CascadeRoles
 
@@ -19,68 +22,107 @@ __all__ = ["start_from_components"]
 
 SPAN = 0.3
 """Standard deviation of the first component inside the networks; the others have its share to the power of a half."""
-QUIET = 0.2
-"""Factor on the last kernel of a memory block: what it adds comes later."""
+LATENT_SPAN = 0.4
+"""Standard deviation of the latents: rare ones are many times as far out, and a decoder bounds what it takes in."""
+
+
+RIDGE = 1e-4
+"""Share of the latents' mean square that keeps guesses from neighbours small."""
 
 
 @dataclass(frozen=True)
 class _Level:
-    """Values x [.., n] to channels B (x - mean) * gain + offset, all of them above zero for nearly every x."""
+    """Principal components of values x [.., n], kept in channels: (basis (x - mean)) * gain."""
 
     basis: Tensor
     mean: Tensor
     gain: Tensor
-    offset: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, count: int, *, white: bool = False) -> "_Level":
-        mean = x.mean(0)
+    def of(cls, x: Tensor, count: int, *, mean: Tensor | None = None, span: float | None = None) -> "_Level":
+        """Find the first ``count`` components; with a ``span`` all channels have that standard deviation."""
+        mean = torch.zeros_like(x[0]) if mean is None else mean
         variance, axes = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
         deviation = variance.flip(0)[:count].clamp_min(1e-10).sqrt()
         basis = axes.T.flip(0)[:count]
         basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()  # an axis has no sign of its own
-        if white:
-            return cls(basis, mean, 1 / deviation, torch.zeros(count, dtype=x.dtype))
-        span = SPAN * (deviation / deviation[0]).sqrt()
-        return cls(basis, mean, span / deviation, 4 * span + 0.1)
+        wanted = SPAN * (deviation / deviation[0]).sqrt() if span is None else torch.full_like(deviation, span)
+        return cls(basis, mean, wanted / deviation)
 
-    def apply(self, x: Tensor) -> Tensor:
-        weight, bias = self.forward_map()
-        return x @ weight.T + bias
+    def values(self, x: Tensor) -> Tensor:
+        """Return the components themselves, whose squares are those of what they stand for."""
+        return (x - self.mean) @ self.basis.T
 
-    def forward_map(self) -> tuple[Tensor, Tensor]:
-        """Return weight and bias from values to channels."""
-        weight = self.basis * self.gain[:, None]
-        return weight, self.offset - weight @ self.mean
+    def forward_map(self, before: "_Level") -> Tensor:
+        """Return the weight from joined channels of the level before."""
+        return self.basis * self.gain[:, None] / self._joined(before)
 
-    def backward_map(self) -> tuple[Tensor, Tensor]:
-        """Return weight and bias from channels to values."""
-        weight = self.basis.T / self.gain
-        return weight, self.mean - weight @ self.offset
+    def backward_map(self, before: "_Level") -> Tensor:
+        """Return the weight back to joined channels of the level before."""
+        return self.basis.T / self.gain * self._joined(before)[:, None]
+
+    def _joined(self, before: "_Level") -> Tensor:
+        return before.gain.repeat(self.basis.shape[1] // len(before.gain))
 
 
 @torch.no_grad()
 def start_from_components(roles: CascadeRoles, clips_bcthw: Tensor) -> None:
-    """Write the components of ``clips`` (T a multiple of 4) into the roles' encoder and low-resolution decoder.
+    """Write the components of ``clips`` (T a multiple of 4) into the roles' encoder and decoder of the base size.
 
-    Raises ConfigError for networks that shrink and grow anywhere but in their unshuffle and shuffle.
+    Every layer of the encoder that joins frames or cells is a level of its own; the decoder undoes them in turn.
+    Raises ConfigError for a decoder that does not grow as the encoder shrinks, in the opposite order, or that grows in
+    space by repetition, which no linear map can undo.
     """
-    config, out = roles.encoder.config, roles.low_decoder.config
-    if config.strides != (1, 1, 1) or config.time_pools != (2, 2, 1) or out.last_shuffle != config.patch:
-        raise ConfigError("components start an encoder and a decoder that keep one size between unshuffle and shuffle")
-    if set(out.widths) != {config.width}:
-        raise ConfigError("components start an encoder and a decoder of one width")
-    inner = config.width - 1  # the last channel holds a constant, in place of the biases that some layers lack
+    config, decoder = roles.encoder.config, roles.base_decoder
+    out = decoder.config
+    _check(config, out)
     cells = F.pixel_unshuffle(clips_bcthw.double().transpose(1, 2), config.patch)  # [B, T, n, h, w]
-    frames = cells.permute(0, 1, 3, 4, 2)
-    one = _Level.of(frames.flatten(0, 3), inner)
-    two_values = _pairs(one.apply(frames))
-    two = _Level.of(two_values.flatten(0, 3), inner)
-    four_values = _pairs(two.apply(two_values))
-    four = _Level.of(four_values.flatten(0, 3), inner)
-    last = _Level.of(four.apply(four_values).flatten(0, 3), config.latent_channels, white=True)
-    _write_encoder(roles.encoder.encoder, (one, two, four, last), inner)
-    _write_decoder(roles.low_decoder.decoder, (one, two, four, last), inner)
+    values = cells.permute(0, 1, 3, 4, 2)
+    mean = values.flatten(0, 3).mean(0)
+    levels = [_Level.of(values.flatten(0, 3), min(values.shape[-1], config.width), mean=mean)]
+    values = levels[0].values(values)
+    for pool, stride in zip(config.time_pools, config.strides, strict=True):
+        for join in (_pairs,) * (pool == 2) + (_squares,) * (stride == 2):
+            values = join(values)
+            levels.append(_Level.of(values.flatten(0, 3), min(values.shape[-1], config.width)))
+            values = levels[-1].values(values)
+    levels.append(_Level.of(values.flatten(0, 3), config.latent_channels, span=LATENT_SPAN))
+    _write_encoder(roles.encoder.encoder, levels)
+    latents = levels[-1].values(values) * levels[-1].gain
+    _write_decoder(decoder.decoder, levels, _guess(latents, values * levels[-2].gain))
+
+
+def _guess(latents_bthwn: Tensor, values_bthwn: Tensor) -> Tensor:
+    """Return the kernel [values, latents, 3, 3] that guesses all values of a cell from its and its neighbours' latents.
+
+    The first latents are values themselves; what follows, which no latent holds, neighbours tell something of.
+    """
+    seen = 3 * torch.tanh(latents_bthwn / 3)  # as the decoder takes them in
+    patches = F.unfold(seen.flatten(0, 1).permute(0, 3, 1, 2), 3, padding=1).transpose(1, 2).flatten(0, 1)
+    wanted = values_bthwn.flatten(0, 3)
+    products = patches.T @ patches
+    ridge = RIDGE * products.diagonal().mean() * torch.eye(len(products), dtype=products.dtype)
+    kernel = torch.linalg.solve(products + ridge, patches.T @ wanted)
+    return kernel.T.unflatten(1, (-1, 3, 3))
+
+
+def _check(config: EncoderConfig, out: DecoderConfig) -> None:
+    """Raise ConfigError where no linear map through the decoder undoes one through the encoder."""
+    factors = {*config.time_pools, *config.strides, *(stage.time_growth for stage in out.stages)}
+    shrinks = [each for pair in zip(config.time_pools, config.strides, strict=True) for each in _steps(*pair)]
+    grows = [each for stage in out.stages for each in reversed(_steps(stage.time_growth, 1 + stage.upsample))]
+    if factors - {1, 2} or out.last_shuffle != config.patch or shrinks[::-1] != grows:
+        raise ConfigError("components start a decoder that grows as the encoder shrinks, in the opposite order")
+    if "space" in grows and out.upsampling != "pixel_shuffle":
+        raise ConfigError("components start a decoder that grows by pixel shuffles")
+    if not (config.linear_trunk and out.linear_trunk):
+        raise ConfigError("components start networks whose activations are within memory blocks")
+    if min(out.widths) < config.width:
+        raise ConfigError("components start a decoder that is as wide as the encoder")
+
+
+def _steps(time: int, space: int) -> list[str]:
+    return ["time"] * (time == 2) + ["space"] * (space == 2)
 
 
 def _pairs(x_bthwn: Tensor) -> Tensor:
@@ -88,84 +130,98 @@ def _pairs(x_bthwn: Tensor) -> Tensor:
     return torch.cat([x_bthwn[:, 0::2], x_bthwn[:, 1::2]], dim=-1)
 
 
-def _write_encoder(layers: nn.Sequential, levels: tuple[_Level, ...], inner: int) -> None:
-    one, two, four, last = levels
+def _squares(x_bthwn: Tensor) -> Tensor:
+    """Join the values of every two by two cells, row by row."""
+    return torch.cat([x_bthwn[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)], dim=-1)
+
+
+def _write_encoder(layers: nn.Sequential, levels: list[_Level]) -> None:
     first, end = cast("nn.Conv2d", layers[0]), cast("nn.Conv2d", layers[-1])
-    _write(first, *one.forward_map())
-    _constant(first, inner)
-    pools = [layer for layer in layers.children() if isinstance(layer, TimePool)]
-    for pool, level in zip(pools, (two, four), strict=False):
-        weight, bias = level.forward_map()
-        kernel = torch.zeros_like(pool.conv.weight[:, :, 0, 0])
-        kernel[:inner, :inner], kernel[:inner, inner + 1 : 2 * inner + 1] = weight.float().split(inner, dim=1)
-        kernel[:inner, inner] = bias.float()
-        kernel[inner, inner] = 1
-        pool.conv.weight.copy_(kernel[:, :, None, None])
-    _identity(pools[2].conv)
-    for layer in list(layers.children())[2:-1]:
-        if isinstance(layer, nn.Conv2d):
+    weight = levels[0].basis * levels[0].gain[:, None]
+    _write(first, weight, -weight @ levels[0].mean)
+    maps = [level.forward_map(before) for before, level in pairwise(levels)]
+    following = iter(maps)
+    for layer in list(layers.children())[1:-1]:
+        if isinstance(layer, TimePool):
+            if layer.factor == 1:
+                _identity(layer.conv)
+                continue
+            nn.init.zeros_(layer.conv.weight)
+            width = layer.conv.weight.shape[0]
+            for frame, part in enumerate(next(following).float().chunk(2, dim=1)):
+                layer.conv.weight[: len(part), frame * width : frame * width + part.shape[1], 0, 0] = part
+        elif isinstance(layer, nn.Conv2d):
+            if layer.stride == (1, 1):
+                _identity(layer)
+                continue
+            nn.init.zeros_(layer.weight)
+            for cell, part in enumerate(next(following).float().chunk(4, dim=1)):
+                layer.weight[: len(part), : part.shape[1], 1 + cell // 2, 1 + cell % 2] = part
+    _hush(layers)
+    _write(end, maps[-1])
+
+
+def _write_decoder(layers: nn.Sequential, levels: list[_Level], guess: Tensor) -> None:
+    parts = list(layers.children())
+    first, end = cast("nn.Conv2d", parts[1]), [x for x in parts if isinstance(x, nn.Conv2d)][-1]
+    assert first.bias is not None
+    nn.init.zeros_(first.weight)
+    nn.init.zeros_(first.bias)
+    first.weight[: len(guess)] = guess.float()
+    weight = torch.eye(len(guess), dtype=guess.dtype)
+    for number in range(len(levels) - 2, 0, -1):
+        growth = next(x for x in parts if isinstance(x, TimeGrowth | ShuffleUp) and _factor(x) == 2)
+        del parts[: parts.index(growth) + 1]
+        back = levels[number].backward_map(levels[number - 1])
+        _write_growth(growth, back @ weight)
+        weight = torch.eye(len(levels[number - 1].gain), dtype=back.dtype)
+    for layer in layers.children():
+        if isinstance(layer, TimeGrowth) and layer.factor == 1:
+            _identity(layer.conv)
+        elif isinstance(layer, nn.Conv2d) and layer not in (first, end):
             _identity(layer)
-    _hush(layers, inner)
-    _write(end, *last.forward_map())
+    _hush(layers)
+    _write(end, levels[0].basis.T / levels[0].gain @ weight, levels[0].mean)
 
 
-def _write_decoder(layers: nn.Sequential, levels: tuple[_Level, ...], inner: int) -> None:
-    one, two, four, last = levels
-    first, end = cast("nn.Conv2d", layers[1]), cast("nn.Conv2d", layers[-2])
-    latents = last.basis.shape[0]
-    _write(first, SPAN * torch.eye(latents), torch.full((latents,), 4 * SPAN))
-    _constant(first, inner)
-    # From the first layer's channels back to what two frames have in their channels, pair by pair.
-    back, shift = last.backward_map()
-    weight, bias = four.backward_map()
-    weight, bias = weight @ back / SPAN, bias + weight @ (shift - back.sum(1) * 4)
-    growths = [layer for layer in layers.children() if isinstance(layer, TimeGrowth)]
-    _write_growth(growths[0], weight, bias, inner)
-    _write_growth(growths[1], *two.backward_map(), inner)
-    _identity(growths[2].conv)
-    for layer in list(layers.children())[3:-2]:
-        if isinstance(layer, nn.Conv2d):
-            _identity(layer)
-    _hush(layers, inner)
-    _write(end, *one.backward_map())
+def _factor(layer: nn.Module) -> int:
+    return layer.factor if isinstance(layer, TimeGrowth) else 2
 
 
-def _write(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+def _write(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None = None) -> None:
     """Put a linear map into the middle of a kernel; rows beyond it stay random, but hear only what they did."""
     rows, columns = weight.shape
     layer.weight[:rows] = 0
     layer.weight[:rows, :columns, 1, 1] = weight.float()
     assert layer.bias is not None
-    layer.bias[:rows] = bias.float()
+    layer.bias[:rows] = 0 if bias is None else bias.float()
 
 
-def _constant(layer: nn.Conv2d, channel: int) -> None:
-    assert layer.bias is not None
-    layer.weight[channel] = 0
-    layer.bias[channel] = 1
-
-
-def _write_growth(growth: TimeGrowth, weight: Tensor, bias: Tensor, inner: int) -> None:
-    """Make a frame's channels two frames'; ``weight`` has the rows of both."""
-    kernel = torch.zeros_like(growth.conv.weight[:, :, 0, 0])
-    for frame, (rows, shift) in enumerate(zip(weight.float().chunk(2), bias.float().chunk(2), strict=True)):
-        at = frame * (inner + 1)
-        kernel[at : at + inner, : rows.shape[1]] = rows
-        kernel[at : at + inner, inner] = shift
-        kernel[at + inner, inner] = 1
-    growth.conv.weight.copy_(kernel[:, :, None, None])
+def _write_growth(growth: TimeGrowth | ShuffleUp, weight: Tensor) -> None:
+    """Make a frame's channels two frames', or a cell's four cells'; ``weight`` has the rows of all of them."""
+    layer = growth.conv if isinstance(growth, TimeGrowth) else growth.conv_up
+    pieces = 2 if isinstance(growth, TimeGrowth) else 4
+    middle, width = layer.kernel_size[0] // 2, layer.weight.shape[0] // pieces
+    nn.init.zeros_(layer.weight)
+    for piece, rows in enumerate(weight.float().chunk(pieces)):
+        # Frames come one after the other, cells of a channel side by side.
+        at = torch.arange(len(rows)) + piece * width if pieces == 2 else torch.arange(len(rows)) * pieces + piece
+        layer.weight[at, : rows.shape[1], middle, middle] = rows
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _identity(layer: nn.Conv2d) -> None:
     nn.init.zeros_(layer.weight)
     middle = layer.kernel_size[0] // 2
-    layer.weight[:, :, middle, middle] = torch.eye(layer.weight.shape[0])
+    same = min(layer.weight.shape[:2])
+    layer.weight[:same, :same, middle, middle] = torch.eye(same)
 
 
-def _hush(layers: nn.Sequential, constant: int) -> None:
+def _hush(layers: nn.Sequential) -> None:
     for block in layers.children():
         if isinstance(block, MemoryBlock):
             quiet = cast("nn.Conv2d", block.conv[4])
             assert quiet.bias is not None
-            quiet.weight *= QUIET
-            quiet.weight[constant], quiet.bias[constant] = 0, 0
+            nn.init.zeros_(quiet.weight)
+            nn.init.zeros_(quiet.bias)

@@ -89,8 +89,14 @@ class PairConfig:
     """Frames of a clip."""
     crop_px: int = 96
     """Side of the low-resolution crop."""
-    shares: tuple[tuple[str, float], ...] = (("clip", 0.4), ("photo", 0.35), ("graphic", 0.1), ("screen", 0.15))
-    """Kinds of material and how often each is drawn."""
+    shares: tuple[tuple[str, float], ...] = (
+        ("clip", 0.4),
+        ("photo", 0.35),
+        ("graphic", 0.1),
+        ("screen", 0.15),
+        ("scene", 0.2),
+    )
+    """Kinds of material and how often each is drawn; what the material lacks is left out."""
     first_frame_share: float = 0.2
     """How often a clip starts as a stream does: its first frame repeated three times."""
     degradation: DegradationConfig = field(default_factory=DegradationConfig)

@@ -35,6 +35,8 @@ class PictureTerms:
     """Weight of the frame-difference error."""
     temporal_knee: float = 1e-3
     """Frame-difference errors below it count by their square, those above by their size."""
+    square: float = 0.0
+    """Weight of the mean square error of luma, which large errors (edges) fill."""
     information: float = 0.0
     """Weight of the lost visual information (luma)."""
     detail: float = 0.0
@@ -49,6 +51,8 @@ def picture_terms(out_bcthw: Tensor, target_bcthw: Tensor, weights: PictureTerms
         "chroma": charbonnier(out[:, 1:], target[:, 1:]) * weights.chroma,
         "temporal": temporal_loss(out[:, :1], target[:, :1], weights.temporal_knee) * weights.temporal,
     }
+    if weights.square:
+        terms["square"] = (out[:, :1] - target[:, :1]).square().mean() * weights.square
     planes = [x[:, :1, 1::STRUCTURE_STRIDE].transpose(1, 2).flatten(0, 1).contiguous() for x in (out, target)]
     if weights.information:
         terms["information"] = information_loss(*planes) * weights.information

@@ -32,6 +32,10 @@ LEAST_SIDE_PX = 900
 SCENE = "drawn: "
 """Opens the source of a scene; its caption follows."""
 SCENE_FPS = 16
+SCENE_S = 4
+"""Windows of scenes begin within so many seconds."""
+WINDOW_SEED = 11
+"""Seed of where they are."""
 LEAST_DETAIL = 1.2
 """Mean step between neighbouring pixels of every second row and column, in grey levels."""
 
@@ -64,14 +68,18 @@ class PrepareJob:
     """The rendered pages."""
     scenes: int = 0
     """Clips of scenes drawn by code, with their captions."""
-    scene_size: tuple[int, int] = (240, 416)
-    """Their height and width in pixels."""
+    scene_sizes: tuple[tuple[int, int], ...] = ((240, 416),)
+    """Their heights and widths in pixels, taken in turn."""
     scene_frames: int = 20
     """Their length."""
+    scene_window: int | None = None
+    """Side of the square that is kept of each, half of the time where most moves; None keeps whole frames."""
 
     def __post_init__(self) -> None:
         if self.scenes < 0:
             raise UsageError(f"scenes are 0 or more, got {self.scenes}")
+        if self.scene_window is not None and not 0 < self.scene_window <= min(min(size) for size in self.scene_sizes):
+            raise UsageError(f"the scenes' window fits into every scene, got {self.scene_window} px")
         if not self.manifests and not self.photos and self.fonts is None and not self.scenes:
             raise UsageError("nothing to prepare: give a manifest, photos, fonts or a number of scenes.")
         for source in self.photos:
@@ -88,7 +96,7 @@ class Entry:
     name: str
     """The frames lie in NAME.npy."""
     kind: str
-    """clip, screen, photo or graphic."""
+    """clip, screen, photo, graphic or scene."""
     licence: str
     """As the source words it."""
     source: str
@@ -143,11 +151,38 @@ def _find_all(job: PrepareJob) -> Iterator[Found]:
 
 def _scene(job: PrepareJob, number: int) -> Found:
     scene = random_scene(number)
-    height, width = job.scene_size
+    height, width = job.scene_sizes[number % len(job.scene_sizes)]
     renderer = Renderer(scene, height_px=height, width_px=width)
-    shown = [renderer.frame(t / SCENE_FPS) for t in range(job.scene_frames)]
     licence = "made for this project (drawn scene)"
-    return f"scene_{number:04d}", "clip", licence, SCENE + caption(scene), np.stack(shown)
+    start, corner = 0, None
+    if job.scene_window is not None:
+        # A window may as well begin at any second, and nearer to what moves.
+        rng = np.random.default_rng((WINDOW_SEED, number))
+        start = int(rng.integers(SCENE_S * SCENE_FPS))
+        moved = rng.random() < 0.5
+        corner = int(rng.integers(height - job.scene_window + 1)), int(rng.integers(width - job.scene_window + 1))
+        if moved:
+            ends = (renderer.frame((start + at) / SCENE_FPS).astype(np.int16) for at in (0, job.scene_frames))
+            corner = _most_change(next(ends), next(ends), job.scene_window, rng)
+    shown: list[npt.NDArray[np.uint8]] = []
+    for t in range(start, start + job.scene_frames):
+        frame = renderer.frame(t / SCENE_FPS)
+        if corner is not None:
+            frame = frame[corner[0] :, corner[1] :][: job.scene_window, : job.scene_window]
+        shown.append(frame)
+    return f"scene_{number:04d}", "scene", licence, SCENE + caption(scene), np.stack(shown)
+
+
+def _most_change(
+    first: npt.NDArray[np.int16], last: npt.NDArray[np.int16], side: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Return the corner of a window of ``side`` around where two frames differ most, not always in its middle."""
+    change = np.abs(last - first).sum(axis=-1)
+    height, width = change.shape
+    cells = change[: height // 16 * 16, : width // 16 * 16].reshape(height // 16, 16, width // 16, 16).sum(axis=(1, 3))
+    row, column = np.unravel_index(int(cells.argmax()), cells.shape)
+    y, x = (int(16 * at + 8 - side * rng.uniform(0.2, 0.8)) for at in (row, column))
+    return min(max(0, y), height - side), min(max(0, x), width - side)
 
 
 def _from_manifest(manifest: Path, *, with_photos: bool) -> Iterator[Found]:

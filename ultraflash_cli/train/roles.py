@@ -161,8 +161,12 @@ class CascadeRoles(nn.Module):
 
     def decode_base(self, latents_bcthw: Tensor) -> Tensor:
         """Return frames of low-resolution latents, by the decoder that makes the base size."""
-        decoder = self.low_decoder if self.profile.low_decoder is not None else self.decoder
-        return decoder.decode(latents_bcthw, None)[0]
+        return self.base_decoder.decode(latents_bcthw, None)[0]
+
+    @property
+    def base_decoder(self) -> Decoder:
+        """The decoder that makes the base size."""
+        return self.low_decoder if self.profile.low_decoder is not None else self.decoder
 
     def context(self, captions: tuple[str, ...], keep: Tensor | None = None) -> Tensor:
         """Return the embeddings of captions; where ``keep [B]`` is false, those of no words (zeros)."""

@@ -15,7 +15,9 @@ MemoryInit = Literal["zeros", "replicate"]
 
 
 def activation(negative_slope: float) -> nn.Module:
-    """Return ReLU, or its leaky form where ``negative_slope`` > 0."""
+    """Return ReLU, or its leaky form where ``negative_slope`` > 0; a slope of 1 changes nothing."""
+    if negative_slope == 1:
+        return nn.Identity()
     return nn.LeakyReLU(negative_slope, inplace=True) if negative_slope > 0 else nn.ReLU(inplace=True)
 
 
@@ -30,14 +32,18 @@ def to_channels_last(network: nn.Module) -> nn.Module:
 class MemoryBlock(nn.Module):
     """Three 3x3 convolutions over a frame and the block's own input one frame earlier, plus a residual.
 
-    Source: ARCHITECTURE 3.1. ``negative_slope`` 0 is the published ReLU.
+    Source: ARCHITECTURE 3.1. ``negative_slope`` 0 is the published ReLU. With a ``linear_trunk`` the sum of input and
+    residual is passed on as it is, and only what is added goes through activations.
     """
 
-    def __init__(self, width: int, *, init: MemoryInit, negative_slope: float = 0.0) -> None:
+    def __init__(
+        self, width: int, *, init: MemoryInit, negative_slope: float = 0.0, linear_trunk: bool = False
+    ) -> None:
         super().__init__()
         self.width = width
         self.init: MemoryInit = init
         self.negative_slope = negative_slope
+        self.trunk_slope = 1.0 if linear_trunk else negative_slope
         self.conv = nn.Sequential(
             nn.Conv2d(2 * width, width, 3, padding=1),
             activation(negative_slope),
@@ -62,7 +68,7 @@ class MemoryBlock(nn.Module):
         like, slope = x_nchw.dtype, self.negative_slope  # under autocast weights are wider
         mixed = memory_conv(x_btchw, past_bchw, first.weight.to(like), _bias(first).to(like), negative_slope=slope)
         mixed = act(second(mixed))
-        out = residual_conv(mixed, x_nchw, last.weight.to(like), _bias(last).to(like), negative_slope=slope)
+        out = residual_conv(mixed, x_nchw, last.weight.to(like), _bias(last).to(like), negative_slope=self.trunk_slope)
         # Of a longer piece a copy of one frame is kept, lest the whole piece stays in memory with it.
         return out, x_btchw[:, -1] if x_btchw.shape[1] == 1 else _one(x_btchw[:, -1])
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.memory_conv import upsampled_conv
 
-__all__ = ["Decoder", "DecoderConfig", "DecoderStage", "DecoderState"]
+__all__ = ["Decoder", "DecoderConfig", "DecoderStage", "DecoderState", "ShuffleUp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class DecoderConfig:
     """What the first frame finds in memory."""
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
+    linear_trunk: bool = False
+    """Whether activations are within memory blocks alone, so that latents have a linear way to pixels."""
 
     def __post_init__(self) -> None:
         growth = 1
@@ -108,12 +110,17 @@ class _SoftClamp(nn.Module):
         return torch.tanh(x / 3) * 3
 
 
-class _ShuffleUp(nn.Module):
+class ShuffleUp(nn.Module):
     """Double the size by a convolution to four times the channels and a pixel shuffle."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.up = nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
+
+    @property
+    def conv_up(self) -> nn.Conv2d:
+        """The convolution, four rows in turn for each channel."""
+        return cast("nn.Conv2d", self.up[0])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(x).contiguous(memory_format=torch.channels_last)
@@ -127,18 +134,21 @@ class Decoder(nn.Module):
         self.config = config
         self.together: int | None = None
         """Latents decoded at once; None: one on a CPU, on a GPU ``DecoderConfig.piece`` of a push."""
-        slope = config.negative_slope
+        slope, trunk = config.negative_slope, 1.0 if config.linear_trunk else config.negative_slope
         widths = config.widths
         layers: list[nn.Module] = [_SoftClamp()] if config.soft_clamp else []
-        layers += [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), activation(slope)]
+        layers += [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), activation(trunk)]
         for number, (stage, next_width) in enumerate(zip(config.stages, widths[1:], strict=True), start=1):
             layers += [
-                MemoryBlock(stage.width, init=config.memory_init, negative_slope=slope) for _ in range(stage.blocks)
+                MemoryBlock(
+                    stage.width, init=config.memory_init, negative_slope=slope, linear_trunk=config.linear_trunk
+                )
+                for _ in range(stage.blocks)
             ]
             layers += [self._growth_in_space(stage), TimeGrowth(stage.width, stage.time_growth)]
             if number < len(config.stages) or config.out_width is not None:
                 layers.append(nn.Conv2d(stage.width, next_width, 3, padding=1, bias=False))
-        layers += [activation(slope), nn.Conv2d(widths[-1], 3 * config.last_shuffle**2, 3, padding=1)]
+        layers += [activation(trunk), nn.Conv2d(widths[-1], 3 * config.last_shuffle**2, 3, padding=1)]
         if config.last_shuffle > 1:
             layers.append(nn.PixelShuffle(config.last_shuffle))
         self.decoder = nn.Sequential(*layers)
@@ -214,4 +224,4 @@ class Decoder(nn.Module):
     def _growth_in_space(self, stage: DecoderStage) -> nn.Module:
         if not stage.upsample:
             return nn.Identity()
-        return _ShuffleUp(stage.width) if self.config.upsampling == "pixel_shuffle" else nn.Upsample(scale_factor=2)
+        return ShuffleUp(stage.width) if self.config.upsampling == "pixel_shuffle" else nn.Upsample(scale_factor=2)

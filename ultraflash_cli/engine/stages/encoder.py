@@ -33,6 +33,8 @@ class EncoderConfig:
     """What the first frame finds in memory."""
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
+    linear_trunk: bool = False
+    """Whether activations are within memory blocks alone, so that pixels have a linear way to latents."""
 
     def __post_init__(self) -> None:
         space, time = self.patch, 1
@@ -61,10 +63,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         width, slope = config.width, config.negative_slope
-        layers: list[nn.Module] = [nn.Conv2d(3 * config.patch**2, width, 3, padding=1), activation(slope)]
+        trunk = 1.0 if config.linear_trunk else slope
+        layers: list[nn.Module] = [nn.Conv2d(3 * config.patch**2, width, 3, padding=1), activation(trunk)]
         for stride, pool in zip(config.strides, config.time_pools, strict=True):
             layers += [TimePool(width, pool), nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)]
-            layers += [MemoryBlock(width, init=config.memory_init, negative_slope=slope) for _ in range(config.blocks)]
+            layers += [
+                MemoryBlock(width, init=config.memory_init, negative_slope=slope, linear_trunk=config.linear_trunk)
+                for _ in range(config.blocks)
+            ]
         layers.append(nn.Conv2d(width, config.latent_channels, 3, padding=1))
         self.encoder = nn.Sequential(*layers)
 

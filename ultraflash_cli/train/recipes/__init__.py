@@ -36,7 +36,8 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="autoencoder", summary="Train the built-in model's encoder and the decoder of its base size."),
+        Recipe(name="bottleneck", summary="Train the middle of a fresh autoencoder on the components of its material."),
+        Recipe(name="autoencoder", summary="Train encoder and decoder of one latent space for every size."),
         Recipe(name="pixels", summary="Train encoder, latent upsamplers and decoder together, by regression."),
         Recipe(
             name="perceptual",

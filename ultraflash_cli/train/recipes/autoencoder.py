@@ -1,14 +1,16 @@
-"""Recipe ``autoencoder``: the small encoder and the decoder of the base size, which share a fresh latent space."""
+"""Recipe ``autoencoder``: encoder and decoder of one latent space for every size, from drawn scenes and material."""
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.profiles import LITE2, Profile
+from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.components import start_from_components
 from ultraflash_cli.train.data import Material, PairConfig, PairDataset, pair_batch
@@ -16,14 +18,33 @@ from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.flows import normal, uniform
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, spread_term
-from ultraflash_cli.train.recipes.decoder import is_kernel
+from ultraflash_cli.train.perception import learned_distance, weights_path
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = ["NETWORKS", "AutoencoderConfig", "configure", "learners", "loss", "make", "pictures", "start"]
 
-NETWORKS = ("encoder", "low_decoder")
+NETWORKS = ("encoder", "decoder")
 """What an export writes."""
+
+TOY_SPACE = replace(
+    LITE2,
+    encoder=EncoderConfig(
+        width=32,
+        blocks=1,
+        patch=4,
+        strides=(1, 1, 2),
+        memory_init="replicate",
+        negative_slope=0.1,
+        linear_trunk=True,
+    ),
+    decoder=replace(
+        LITE2.decoder,
+        stages=tuple(replace(stage, width=32, blocks=1) for stage in LITE2.decoder.stages),
+        out_width=32,
+    ),
+)
+"""The latent space of a try of minutes."""
 
 START_SEED = 7
 """Seed of the clips whose blocks a fresh autoencoder starts from."""
@@ -34,61 +55,85 @@ class AutoencoderConfig:
     """What is learned from, how it is weighed, and what the loop needs."""
 
     loop: LoopConfig
-    profile: Profile = LITE
-    """The networks' sizes; with a decoder of the base size."""
+    profile: Profile = LITE2
+    """The networks' sizes; with one decoder for every size."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are drawn; only their full size counts."""
-    terms: PictureTerms = field(default_factory=lambda: PictureTerms(information=0.01, detail=0.02))
+    terms: PictureTerms = field(default_factory=PictureTerms)
     """Weights of the loss terms."""
+    perception: float = 0.0
+    """Weight of the learned distance (LPIPS, AlexNet) of one frame of each clip."""
+    perceived_from: float = 0.6
+    """Share of the steps after which that term counts."""
     spread: float = 0.001
     """Weight of what keeps the latents at mean 0 and variance 1."""
     latent_noise: float = 0.0
     """Largest share of noise that the decoder has to put up with: what a generator draws is never quite clean."""
 
     def __post_init__(self) -> None:
-        if self.profile.low_decoder is None:
-            raise ConfigError(f"{self.profile.name} has no decoder of the base size")
+        if self.profile.decoder is None:
+            raise ConfigError(f"{self.profile.name} has no decoder of latents at every size")
 
 
 def loss(config: AutoencoderConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the terms of D(E(x) + noise) against x, and the latents' spread while the encoder learns."""
-    clips = batch[1]
+    clips, done = batch
     latents = roles.encode(clips)
     share = uniform(len(latents), 0, config.latent_noise, rng).to(latents).view(-1, 1, 1, 1, 1)
-    terms = picture_terms(roles.decode_base(latents + share * normal(latents, rng)), clips, config.terms)
+    out = roles.decode_base(latents + share * normal(latents, rng))
+    terms = picture_terms(out, clips, config.terms)
+    if config.perception and done >= config.perceived_from:
+        at = int(torch.randint(clips.shape[2], (), generator=rng))
+        pair = (x[:, :, at : at + 1] for x in (out, clips))
+        dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
+        terms["perception"] = config.perception * learned_distance(*pair, dtype=dtype).mean()
     return terms | ({"spread": config.spread * spread_term(latents)} if latents.requires_grad else {})
 
 
 def learners(config: AutoencoderConfig) -> tuple[Learner, ...]:
-    """Return the one learner: the decoder, and the encoder where it is fresh."""
-    return (Learner(name="student", loss=partial(loss, config), is_kernel=is_kernel),)
+    """Return the one learner: the decoder, and the encoder unless others have learned its latents.
+
+    Kernels of memory blocks take orthogonalised steps; the trunk, which starts as a linear code, takes small ones:
+    what it makes of a picture's mean is worth more than all that blocks add.
+    """
+    return (Learner(name="student", loss=partial(loss, config), is_kernel=_in_block),)
+
+
+def _in_block(name: str) -> bool:
+    return re.search(r"\.conv\.\d\.", name) is not None
 
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> AutoencoderConfig:
     """Return the settings for the built-in model; ``toy`` cuts smaller and fewer clips."""
-    shares = (("clip", 0.65), ("photo", 0.25), ("graphic", 0.04), ("screen", 0.06))
+    shares = (("scene", 0.8), ("clip", 0.07), ("photo", 0.1), ("graphic", 0.01), ("screen", 0.02))
     pairs = PairConfig(
-        frames=8, crop_px=32 if toy else 72, shares=shares, degradation=DegradationConfig(shares=(("clean", 1.0),))
+        frames=8, crop_px=32 if toy else 64, shares=shares, degradation=DegradationConfig(shares=(("clean", 1.0),))
     )
     loop = LoopConfig(
         steps=steps,
         seed=seed,
-        rate=4e-4,
-        kernel_rate=0.0015,
-        warmup=30,
-        average=0.995,
+        rate=1e-3 if toy else 6e-5,
+        last_rate=2e-6,
+        kernel_rate=6e-3 if toy else 3e-3,
+        warmup=10 if toy else 40,
+        average=0.95 if toy else 0.997,
         batch=2 if toy else 4,
         save_every=50,
         log_every=25,
     )
-    return AutoencoderConfig(loop=loop, pairs=pairs, latent_noise=0.04)
+    terms = PictureTerms(square=8.0, temporal=0.5)
+    config = AutoencoderConfig(loop=loop, pairs=pairs, terms=terms, spread=0.003, latent_noise=0.04)
+    return replace(config, profile=TOY_SPACE) if toy else replace(config, perception=0.1)
 
 
 def start(config: AutoencoderConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
     """Return the roles before the first step: fresh ones hold the principal components of the material.
 
-    An encoder in ``weights`` stays as it is, a decoder there goes on. Raises WeightsError where they do not fit.
+    Given both networks, both go on; an encoder alone stays as it is, because others may have learned its latents.
+    Raises WeightsError where they do not fit, UsageError where the learned distance has no weights.
     """
+    if config.perception:
+        weights_path("alex")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         roles = CascadeRoles(config.profile, NETWORKS)
@@ -97,16 +142,23 @@ def start(config: AutoencoderConfig, materials: list[Material], weights: dict[st
         clips = PairDataset(materials, config.pairs, seed=START_SEED, scale_of={2: 1.0})
         start_from_components(roles, torch.cat([clips.batch(number, 8)[1] for number in range(12)]))
     roles.load(weights, fresh=NETWORKS)
-    roles.learn(*(role for role in NETWORKS if role != "encoder" or "encoder" not in given))
+    roles.learn(*(role for role in NETWORKS if role != "encoder" or given.isdisjoint(NETWORKS) or "decoder" in given))
     return roles
 
 
 def make(config: AutoencoderConfig, data: Path | None) -> Callable[[int], Batch]:
     """Return the function of the number that makes batches."""
     assert data is not None, "clips come from prepared material"
-    return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, ((2, 1.0),), config.loop.batch)
+    return partial(_batch, data.absolute(), config)
+
+
+def _batch(data: Path, config: AutoencoderConfig, number: int) -> tuple[Tensor, float]:
+    """Return clips and the share of the run that is done by then."""
+    loop = config.loop
+    clips = pair_batch(data, config.pairs, loop.seed, ((2, 1.0),), loop.batch, number)[1]
+    return clips, number / (loop.steps * loop.accumulate)
 
 
 def pictures(config: AutoencoderConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show clips as they come back, and as they are."""
-    return sheet(roles.decode_base(roles.encode(batch[1])), batch[1])
+    return sheet(roles.decode_base(roles.encode(batch[0])), batch[0])

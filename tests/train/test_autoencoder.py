@@ -1,0 +1,98 @@
+"""The autoencoder: where it starts, what it has to put up with, and that it beats the linear code it starts from."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.autoencoder import linear_code
+from tests.train.made import moving_shapes
+from ultraflash_cli.engine.profiles import LITE2
+from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.train.components import start_from_components
+from ultraflash_cli.train.data import Material
+from ultraflash_cli.train.loop import Prefetcher, generator_of, run_loop
+from ultraflash_cli.train.recipes import autoencoder
+from ultraflash_cli.train.recipes.autoencoder import TOY_SPACE
+from ultraflash_cli.train.roles import TOY, CascadeRoles
+
+
+def clips_of(first: int, count: int, *, side: int = 64) -> Tensor:
+    shapes = np.stack([moving_shapes(seed, side=side) for seed in range(first, first + count)])
+    return torch.from_numpy(shapes).permute(0, 4, 1, 2, 3).float() / 255
+
+
+def fresh_roles(seed: int = 4) -> CascadeRoles:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CascadeRoles(TOY_SPACE, autoencoder.NETWORKS)
+
+
+@torch.no_grad()
+def error(roles: CascadeRoles, clips: Tensor) -> float:
+    return (roles.decode_base(roles.encode(clips)) - clips).square().mean().item()
+
+
+def test_a_fresh_autoencoder_is_nearly_as_good_as_the_linear_code_of_its_rate() -> None:
+    taught, held_out = clips_of(0, 6), clips_of(6, 2)
+    roles, plain = fresh_roles(), fresh_roles()
+    start_from_components(roles, taught)
+    best = (linear_code(taught, channels=16)(held_out) - held_out).square().mean().item()
+    assert best < error(roles, held_out) < 1.6 * best < error(plain, held_out)
+    with torch.no_grad():
+        latents = roles.encode(taught)
+    assert latents.mean().abs() < 0.2 and 0.2 < latents.std() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("profile", "reason"),
+    [
+        pytest.param(replace(TOY_SPACE, encoder=TOY.encoder), "opposite order", id="other order"),
+        pytest.param(replace(LITE2, encoder=replace(LITE2.encoder, linear_trunk=False)), "activations", id="trunk"),
+    ],
+)
+def test_networks_that_no_linear_map_goes_through_are_refused(profile: object, reason: str) -> None:
+    roles = CascadeRoles(profile, autoencoder.NETWORKS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=reason):
+        start_from_components(roles, clips_of(0, 1))
+
+
+def test_the_autoencoder_has_to_put_up_with_noise_and_keeps_its_latents_in_bounds() -> None:
+    config = autoencoder.configure(steps=1, seed=1, toy=True)
+    roles = fresh_roles()
+    roles.learn(*autoencoder.NETWORKS)
+    clip = clips_of(0, 2)
+
+    def terms(noise: float) -> dict[str, Tensor]:
+        return autoencoder.loss(replace(config, latent_noise=noise), roles, (clip, 0.0), generator_of("noise"))
+
+    quiet, loud = terms(0.0), terms(2.0)
+    assert "spread" in quiet and quiet["luma"] != loud["luma"]
+    roles.encoder.requires_grad_(False)
+    assert "spread" not in terms(0.0)
+
+
+def test_training_beats_the_linear_code_on_clips_it_was_not_taught(tmp_path: Path) -> None:
+    config = autoencoder.configure(steps=STEPS, seed=3, toy=True)
+    licence = "made for this project (test)"
+    materials = [Material(f"shapes {seed}", "clip", licence, moving_shapes(seed)) for seed in range(12)]
+    roles = autoencoder.start(config, materials, None)
+    held_out = clips_of(50, 4, side=96)
+    before = error(roles, held_out)
+    taught = clips_of(0, 12)
+    run_loop(roles, autoencoder.learners(config), Prefetcher(partial(_batch, taught), workers=0), config.loop, tmp_path)
+    best = (linear_code(taught, channels=16)(held_out) - held_out).square().mean().item()
+    assert error(roles, held_out) < 0.96 * min(before, best)
+
+
+STEPS = 100
+
+
+def _batch(clips: Tensor, number: int) -> tuple[Tensor, float]:
+    rng = np.random.default_rng(number)
+    y, x = rng.integers(clips.shape[3] - 47, size=2)
+    return clips[rng.integers(len(clips), size=4), :, :, y : y + 48, x : x + 48], number / STEPS

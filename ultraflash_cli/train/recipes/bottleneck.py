@@ -1,0 +1,223 @@
+"""Recipe ``bottleneck``: the middle of a fresh autoencoder, on principal components instead of pixels.
+
+The outer layers start as a linear map from pixels to components of 8x8 pixels in 4 frames and back, and stay as they
+are. What learns is the last block of the encoder, which puts the components of a cell into a few latents, and the first
+stage of the decoder, which guesses them all from these, their neighbours and the past. Components are orthonormal, so
+their error is that of the pixels; a step costs a tenth of one through all layers.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.layers.memory_block import MemoryBlock
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.train.data import Material, load_materials
+from ultraflash_cli.train.flows import normal, uniform
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.losses import spread_term
+from ultraflash_cli.train.recipes import autoencoder
+from ultraflash_cli.train.roles import CascadeRoles
+from ultraflash_cli.train.sheets import Picture, sheet
+
+__all__ = ["NETWORKS", "BottleneckConfig", "configure", "learners", "loss", "make", "pictures", "start"]
+
+NETWORKS = autoencoder.NETWORKS
+"""What an export writes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckConfig:
+    """What is learned from, how it is weighed, and what the loop needs."""
+
+    loop: LoopConfig
+    profile: Profile
+    """The networks' sizes."""
+    base: autoencoder.AutoencoderConfig
+    """Whose start this goes on from; it says how often each kind of material is taken."""
+    latents: int = 3
+    """Latent frames of a clip."""
+    cells: int = 32
+    """Side of a clip, in latents."""
+    square: float = 8.0
+    """Weight of the mean square error beside that of its root in each cell."""
+    spread: float = 0.0003
+    """Weight of what keeps the latents at mean 0 and variance 1."""
+    latent_noise: float = 0.04
+    """Largest share of noise that the decoder has to put up with."""
+    kinds: tuple[str, ...] = field(default=("scene", "clip", "screen"))
+    """Material that moves by itself."""
+
+
+def loss(config: BottleneckConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+    """Return the error of components, as that of pixels, and the latents' spread."""
+    values, gain = batch
+    latents = _squeeze(roles, values)
+    share = uniform(len(latents), 0, config.latent_noise, rng).to(latents).view(-1, 1, 1, 1, 1)
+    out = _guess(roles, latents + share * normal(latents, rng))[:, : values.shape[1]]
+    pixels = 3 * 8 * 8 * 4
+    squares = ((out.float() - values) / gain.view(1, -1, 1, 1, 1)).square().sum(1) / pixels
+    return {
+        "root": (squares + 1e-6).sqrt().mean(),
+        "square": config.square * squares.mean(),
+        "spread": config.spread * spread_term(latents),
+    }
+
+
+def _squeeze(roles: CascadeRoles, values_bcthw: Tensor) -> Tensor:
+    """Return the latents of components."""
+    return _run(list(roles.encoder.encoder.children())[-2:], values_bcthw)
+
+
+def _guess(roles: CascadeRoles, latents_bcthw: Tensor) -> Tensor:
+    """Return the components, and what else is in the channels of the decoder's first stage."""
+    blocks = roles.base_decoder.config.stages[0].blocks
+    return _run(list(roles.base_decoder.decoder.children())[: 3 + blocks], latents_bcthw)
+
+
+def _run(layers: list[nn.Module], x_bcthw: Tensor) -> Tensor:
+    batch, device = len(x_bcthw), x_bcthw.device.type
+    x = x_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    for layer in layers:
+        x = layer(x, None, batch)[0] if isinstance(layer, MemoryBlock) else layer(x)
+    return x.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def learners(config: BottleneckConfig) -> tuple[Learner, ...]:
+    """Return the one learner; kernels of memory blocks take orthogonalised steps."""
+    in_block = re.compile(r"\.conv\.\d\.")
+    return (Learner(name="student", loss=partial(loss, config), is_kernel=partial(_matches, in_block)),)
+
+
+def _matches(pattern: re.Pattern[str], name: str) -> bool:
+    return pattern.search(name) is not None
+
+
+def configure(*, steps: int, seed: int, toy: bool = False) -> BottleneckConfig:
+    """Return the settings for the next built-in model, or for a toy."""
+    base = autoencoder.configure(steps=steps, seed=seed, toy=toy)
+    loop = LoopConfig(
+        steps=steps,
+        seed=seed,
+        rate=4e-4,
+        last_rate=4e-6,
+        kernel_rate=0.004,
+        warmup=30,
+        average=0.95 if toy else 0.995,
+        batch=4,
+        save_every=100,
+        log_every=25,
+    )
+    return BottleneckConfig(loop=loop, profile=base.profile, base=base, cells=6 if toy else 32, latents=2 if toy else 3)
+
+
+def start(config: BottleneckConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
+    """Return the roles before the first step: principal components, or ``weights``."""
+    roles = autoencoder.start(config.base, materials, weights)
+    roles.requires_grad_(False)
+    for network, layers in ((roles.encoder.encoder, slice(-2, None)), (roles.base_decoder.decoder, slice(0, None))):
+        chosen = list(network.children())[layers]
+        if network is roles.base_decoder.decoder:
+            chosen = chosen[: 3 + roles.base_decoder.config.stages[0].blocks]
+        for layer in chosen:
+            layer.requires_grad_(True)
+    return roles
+
+
+def make(config: BottleneckConfig, data: Path | None) -> Callable[[int], Batch]:
+    """Return the function of the number that makes batches."""
+    assert data is not None, "components come from prepared material"
+    return partial(_batch, data.absolute(), config)
+
+
+def _batch(data: Path, config: BottleneckConfig, number: int) -> tuple[Tensor, Tensor]:
+    """Return components [B, C, T, h, w] as channels of the encoder, and the gains that those have."""
+    rng = np.random.default_rng((config.loop.seed, 5, number))
+    materials, _, gain = _source(data, config)
+    shares = [share if kind in materials else 0.0 for kind, share in config.base.pairs.shares]
+    odds = np.array(shares) / sum(shares)
+    clips: list[Tensor] = []
+    for _ in range(config.loop.batch):
+        kind = config.base.pairs.shares[int(rng.choice(len(odds), p=odds))][0]
+        number = int(rng.integers(len(materials[kind])))
+        corner = _corner(materials[kind][number], config, rng)
+        clips.append(_components(data, config, kind, number, corner).float())
+    return torch.stack(clips), gain
+
+
+def _corner(material: Material, config: BottleneckConfig, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Return where a clip begins in time and space."""
+    sides = 4 * config.latents, 8 * config.cells, 8 * config.cells
+    sizes = material.frames_thwc.shape[:3]
+    t, y, x = (int(rng.integers(size - side + 1)) for size, side in zip(sizes, sides, strict=True))
+    return t, y, x
+
+
+@lru_cache(maxsize=3000)
+def _components(data: Path, config: BottleneckConfig, kind: str, number: int, corner: tuple[int, int, int]) -> Tensor:
+    """Return the components of a window of a clip, in half precision; windows that fill theirs come again."""
+    materials, roles, _ = _source(data, config)
+    (t, y, x), side = corner, 8 * config.cells
+    window = materials[kind][number].frames_thwc[t : t + 4 * config.latents, y : y + side, x : x + side]
+    clip = torch.from_numpy(np.array(window)).permute(3, 0, 1, 2)[None].float() / 255
+    trunk = nn.Sequential(*(each for each in list(roles.encoder.encoder.children())[:-2]))
+    with torch.no_grad():
+        x_nchw = nn.functional.pixel_unshuffle(clip[0].transpose(0, 1), roles.encoder.config.patch)
+        x_nchw = x_nchw.contiguous(memory_format=torch.channels_last)
+        for layer in trunk:
+            if not isinstance(layer, MemoryBlock):  # which adds nothing yet
+                x_nchw = layer(x_nchw)
+    return x_nchw.transpose(0, 1).half()
+
+
+@lru_cache(maxsize=1)
+def _source(data: Path, config: BottleneckConfig) -> tuple[dict[str, list[Material]], CascadeRoles, Tensor]:
+    """Return the material by kind, the networks at their start, and the gain of every component."""
+    materials = load_materials(data)
+    roles = autoencoder.start(config.base, materials, None)
+    side = 8 * config.cells
+    found: dict[str, list[Material]] = {}
+    for material in materials:
+        frames, height, width = material.frames_thwc.shape[:3]
+        if material.kind in config.kinds and frames >= 4 * config.latents and min(height, width) >= side:
+            found.setdefault(material.kind, []).append(material)
+    return found, roles, _gains(roles)
+
+
+def _gains(roles: CascadeRoles) -> Tensor:
+    """Return how much a unit of each component is in its channel: its row through the linear trunk has that norm."""
+    trunk = [x for x in list(roles.encoder.encoder.children())[:-2] if not isinstance(x, MemoryBlock)]
+    size, patch = 8, roles.encoder.config.patch
+    basis = torch.eye(3 * 4 * size * size).view(-1, 4, 3, size, size)
+    with torch.no_grad():
+        zero = cast("nn.Conv2d", trunk[0]).bias
+        assert zero is not None
+        kept = zero.clone()
+        zero.zero_()
+        x = nn.functional.pixel_unshuffle(basis.flatten(0, 1), patch)
+        for layer in trunk:
+            x = layer(x)
+        zero.copy_(kept)
+    return x.flatten(1).square().sum(0).sqrt()
+
+
+def pictures(config: BottleneckConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show clips as they come back, and as their components are."""
+    values = batch[0]
+    frames: list[Tensor] = []
+    for channels in (_guess(roles, _squeeze(roles, values)), values):
+        blocks = roles.base_decoder.config.stages[0].blocks
+        wide = nn.functional.pad(
+            channels, (0,) * 6 + (0, roles.base_decoder.config.stages[0].width - channels.shape[1])
+        )
+        frames.append(_run(list(roles.base_decoder.decoder.children())[3 + blocks :], wide))
+    return sheet(*frames)
