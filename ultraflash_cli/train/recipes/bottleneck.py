@@ -27,7 +27,17 @@ from ultraflash_cli.train.recipes import autoencoder
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
-__all__ = ["NETWORKS", "BottleneckConfig", "configure", "learners", "loss", "make", "pictures", "start"]
+__all__ = [
+    "NETWORKS",
+    "BottleneckConfig",
+    "component_gains",
+    "configure",
+    "learners",
+    "loss",
+    "make",
+    "pictures",
+    "start",
+]
 
 NETWORKS = autoencoder.NETWORKS
 """What an export writes."""
@@ -108,10 +118,10 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> BottleneckConfig:
     loop = LoopConfig(
         steps=steps,
         seed=seed,
-        rate=4e-4,
+        rate=2e-3 if toy else 4e-4,
         last_rate=4e-6,
-        kernel_rate=0.004,
-        warmup=30,
+        kernel_rate=0.015 if toy else 0.004,
+        warmup=10 if toy else 30,
         average=0.95 if toy else 0.995,
         batch=4,
         save_every=100,
@@ -190,10 +200,10 @@ def _source(data: Path, config: BottleneckConfig) -> tuple[dict[str, list[Materi
         frames, height, width = material.frames_thwc.shape[:3]
         if material.kind in config.kinds and frames >= 4 * config.latents and min(height, width) >= side:
             found.setdefault(material.kind, []).append(material)
-    return found, roles, _gains(roles)
+    return found, roles, component_gains(roles)
 
 
-def _gains(roles: CascadeRoles) -> Tensor:
+def component_gains(roles: CascadeRoles) -> Tensor:
     """Return how much a unit of each component is in its channel: its row through the linear trunk has that norm."""
     trunk = [x for x in list(roles.encoder.encoder.children())[:-2] if not isinstance(x, MemoryBlock)]
     size, patch = 8, roles.encoder.config.patch
