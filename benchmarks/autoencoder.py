@@ -110,8 +110,8 @@ def score(name: str, code: Code, clips: Sequence[Clip], size: str, weather: str)
         if clip.thing_thw.any():
             thing.append(_decibels(square[clip.thing_thw].mean()))
         for at in (1, 4 * LATENTS - 2):
-            pair = (x[None, :, at : at + 1] for x in (out, clip.frames_cthw))
-            far.append(float(learned_distance(*pair, dtype=torch.bfloat16)))
+            shown, truth = out[None, :, at : at + 1], clip.frames_cthw[None, :, at : at + 1]
+            far.append(float(learned_distance(shown, truth, dtype=torch.bfloat16)))
         pictures.append(out)
     means = (round(float(np.mean(values)), 4) for values in (whole, thing, far))
     psnr, thing_psnr, lpips = means

@@ -39,8 +39,8 @@ TOY_SPACE = replace(
         linear_trunk=True,
     ),
     decoder=replace(
-        LITE2.decoder,
-        stages=tuple(replace(stage, width=32, blocks=1) for stage in LITE2.decoder.stages),
+        LITE2.base_decoder,
+        stages=tuple(replace(stage, width=32, blocks=1) for stage in LITE2.base_decoder.stages),
         out_width=32,
     ),
 )
@@ -84,9 +84,9 @@ def loss(config: AutoencoderConfig, roles: CascadeRoles, batch: Batch, rng: torc
     terms = picture_terms(out, clips, config.terms)
     if config.perception and done >= config.perceived_from:
         at = int(torch.randint(clips.shape[2], (), generator=rng))
-        pair = (x[:, :, at : at + 1] for x in (out, clips))
         dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
-        terms["perception"] = config.perception * learned_distance(*pair, dtype=dtype).mean()
+        shown, truth = out[:, :, at : at + 1], clips[:, :, at : at + 1]
+        terms["perception"] = config.perception * learned_distance(shown, truth, dtype=dtype).mean()
     return terms | ({"spread": config.spread * spread_term(latents)} if latents.requires_grad else {})
 
 
