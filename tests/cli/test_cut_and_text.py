@@ -162,6 +162,14 @@ def test_lines_that_overlap_are_shown_together_in_mp4(tmp_path: Path, name: str,
     assert lines(tmp_path / "out.mkv") == full(given)
 
 
+def test_lines_of_mp4_are_cut_to_the_part_that_is_kept(tmp_path: Path) -> None:
+    given = [("00.000", "00.300", "before"), ("00.300", "01.900", "long")]
+    source, output = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    ffmpeg("-i", str(with_lines(tmp_path, given, audio=())), "-c", "copy", "-c:s", "mov_text", str(source))
+    assert upscale(source, output, "--start", "0.4", "--end", "1.4") == 0
+    assert lines(output) == [("00:00:00.000", "00:00:01.000", "long")]
+
+
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 def test_lines_are_cut_to_the_part_that_is_kept(tmp_path: Path, suffix: str) -> None:
     given = [("00.000", "01.900", "long"), ("00.100", "00.400", "before"), ("01.900", "01.980", "after")]

@@ -105,9 +105,10 @@ def join(
 
     The video's time stamps are those that were written, to the tick of the container; decoding times are built anew.
     Copied packets keep their distance to the picture. With ``window`` (start and end in the input's seconds),
-    packets whose midpoint lies inside come along, and the first kept frame is shown at 0. Without, the input's own
-    clock is kept, unless it starts later than a minute (a broadcast's) or its first picture before 0 (of which no
-    container knows): then everything is shifted so that the first picture is shown at 0. The file appears whole or not
+    packets whose midpoint lies inside come along, subtitles as long as they are shown inside, and the first kept frame
+    is shown at 0. Without, the input's own clock is kept, unless it starts later than a minute (a broadcast's) or its
+    first picture before 0 (of which no container knows): then everything is shifted so that the first picture is shown
+    at 0. The file appears whole or not
     at all, and the same arguments give the same bytes. Raises ``OutputError``.
     """
     records = [read_record(path) for path in segments]
