@@ -54,7 +54,7 @@ def home(tmp_path: Path) -> Path:
             revision=None,
             source=name,
             source_bytes=size,
-            source_sha256=digest,
+            source_sha256=entry.sha256 or digest,
             verified_by="keys",
             bytes=size,
             sha256=digest,
