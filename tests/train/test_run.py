@@ -148,7 +148,6 @@ def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) ->
     before, after = read_tensors(first), read_tensors(tmp_path / "second" / "average.safetensors")
     moved = max((before[name] - after[name]).abs().max() for name in before)
     assert 0 < moved < 0.05
-    assert torch.equal(before["encoder.encoder.0.weight"], after["encoder.encoder.0.weight"])
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_licences_are_listed_with_what_they_allow(capsys: pytest.CaptureFixture[
     allows = {(row["name"], row["licence"]): row["commercial"] for row in rows}
     assert allows["ultraflash-long/generator", "CC-BY-NC-SA-4.0"] is False
     assert allows["ultraflash/generator", "not confirmed"] is None
-    assert allows["ultraflash/decoder", "MIT"] is allows["lite/decoder", "Apache-2.0"] is True
+    assert allows["ultraflash/decoder", "MIT"] is allows["lite/pixels", "Apache-2.0"] is True
     assert {row["conditions"] for row in rows if row["licence"] == "MIT"} == {"keep the licence and copyright notice"}
     assert main(["weights", "licences", "ultraflash-long"]) == 0
     assert "non-commercial only" in capsys.readouterr().out

@@ -59,18 +59,18 @@ class PerceptualConfig:
 
     loop: LoopConfig
     pixels: PixelPathConfig
-    cuts: CutConfig = field(default_factory=lambda: CutConfig(clean_share=0.35))
+    cuts: CutConfig = field(default_factory=lambda: CutConfig(clean_share=0.3))
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """How often each scale is trained."""
     chroma: float = 0.5
     """Weight of the chroma error beside the luma error of 1."""
-    temporal: float = 4.0
+    temporal: float = 2.0
     """Weight of the error of frame differences."""
-    likeness: float = 2.0
+    likeness: float = 5.0
     """Weight of the learned distance of one frame a clip."""
     trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
     """Whose distance it is, drawn anew for every batch."""
-    adversarial: float = 0.04
+    adversarial: float = 0.06
     """Weight of what the critic thinks; 0 does without one."""
     critic_every: int = 2
     """The critic learns in one of so many steps."""
@@ -226,7 +226,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> PerceptualConfig:
     assert LITE.pixels is not None, "the built-in model has a pixel path"
     config = PerceptualConfig(
         loop=LoopConfig(
-            steps=steps, seed=seed, rate=3e-4, last_rate=2e-5, warmup=20, average=0.99, save_every=100, batch=3,
+            steps=steps, seed=seed, rate=3e-4, last_rate=2e-5, warmup=20, average=0.99, save_every=100, batch=2,
             log_every=20, precision="bf16",
         ),
         pixels=LITE.pixels,
