@@ -38,6 +38,7 @@ __all__ = [
     "kept_pairs",
     "learners",
     "make",
+    "merge",
     "pictures",
     "start",
 ]
@@ -236,6 +237,16 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> PerceptualConfig:
     loop = replace(config.loop, warmup=5, average=0.9, save_every=20, log_every=10, precision="fp32")
     small = replace(config.pixels, width=16, blocks=2, residual_gain=0.3)
     return replace(config, loop=loop, pixels=small, cuts=CutConfig(frames=4, side_px=48), trunks=("alex",))
+
+
+def merge(files: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Lay files over one another; of shipped ones, whose names have no role, the first is faithful, others detailed."""
+    merged: dict[str, Tensor] = {}
+    for number, tensors in enumerate(files):
+        shipped = "embed.weight" in tensors
+        role = "pixels" if number == 0 else "pixels_detail"
+        merged |= {f"{role}.{name}": value for name, value in tensors.items()} if shipped else tensors
+    return merged
 
 
 def start(config: PerceptualConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> PerceptualRoles:
