@@ -408,7 +408,7 @@ def _fingerprint(prepared: Prepared, built: Built, segment_frames: int) -> dict[
         "the model's weights": built.weights,
         "--res": f"{prepared.spec.width_px}x{prepared.spec.height_px}",
         "--strength": job.strength,
-        "--detail": job.detail,
+        "--detail": 1.0 if job.detail is None else job.detail,
         "--color": job.color,
         "--seed": job.seed,
         "--cuts": job.cuts,

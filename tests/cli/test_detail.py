@@ -1,0 +1,41 @@
+"""`--detail`: two sets of weights and what lies between, by the command."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.jobs.clips import decoded, make_clip
+from ultraflash_cli.main import main
+
+
+def upscaled(source: Path, *options: str) -> np.ndarray:
+    output = source.with_name(f"out{len(list(source.parent.iterdir()))}.mp4")
+    command = ["upscale", str(source), "-o", str(output), "--res", "2x", "--crf", "1", "--model", "lite", *options]
+    assert main([*command, "--precision", "fp32", "--threads", "1"]) == 0
+    return np.stack(decoded(output)).astype(float)
+
+
+def test_without_it_detail_is_1_and_half_lies_between_faithful_and_detailed(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mp4", frames=3)
+    plain, faithful, half, full = (
+        upscaled(source, *options) for options in ((), *(("--detail", d) for d in ("0", "0.5", "1")))
+    )
+    assert np.array_equal(plain, full)
+    apart, to_full, to_faithful = (np.abs(a - b).mean() for a, b in ((full, faithful), (half, full), (half, faithful)))
+    assert apart > 0 and max(to_full, to_faithful) < apart
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "nan"])
+def test_a_detail_outside_0_to_1_is_a_usage_error(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_clip(tmp_path / "in.mp4", frames=1)
+    assert main(["upscale", str(source), "--detail", value]) == 2
+    assert "--detail is between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_model_that_enlarges_latents_takes_no_detail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_clip(tmp_path / "in.mp4", frames=1)
+    assert main(["upscale", str(source), "--model", "tiny-random", "--detail", "0.5"]) == 2
+    assert "leave --detail out" in capsys.readouterr().err
