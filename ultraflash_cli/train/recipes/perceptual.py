@@ -60,7 +60,7 @@ class PerceptualConfig:
 
     loop: LoopConfig
     pixels: PixelPathConfig
-    cuts: CutConfig = field(default_factory=lambda: CutConfig(clean_share=0.3))
+    cuts: CutConfig = field(default_factory=lambda: CutConfig(clean_share=0.4))
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """How often each scale is trained."""
     chroma: float = 0.5
@@ -77,7 +77,7 @@ class PerceptualConfig:
     """The critic learns in one of so many steps."""
     weave: float = 4.0
     """Weight of detail that repeats with the period of the shuffle and that the truth does not have."""
-    keep: float = 20.0
+    keep: float = 60.0
     """Weight of all errors on clean clips, whose target is the network's start."""
 
 
@@ -227,7 +227,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> PerceptualConfig:
     assert LITE.pixels is not None, "the built-in model has a pixel path"
     config = PerceptualConfig(
         loop=LoopConfig(
-            steps=steps, seed=seed, rate=3e-4, last_rate=2e-5, warmup=20, average=0.99, save_every=100, batch=2,
+            steps=steps, seed=seed, rate=2.5e-4, last_rate=1e-5, warmup=20, average=0.99, save_every=100, batch=2,
             log_every=20, precision="bf16",
         ),
         pixels=LITE.pixels,
