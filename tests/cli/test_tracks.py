@@ -18,6 +18,7 @@ from tests.video.clips import copied_hashes, ffmpeg
 from ultraflash_cli.jobs.model import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.video import join
+from ultraflash_cli.video import source as source_module
 from ultraflash_cli.video.sidedata import side_data
 
 PICTURE = "-f lavfi -i testsrc2=size=64x48:rate=25:duration={}"
@@ -220,23 +221,39 @@ def test_sound_of_which_nothing_is_there_is_left_out_and_named(run: Runner, tmp_
         assert frames(done.output) == 10
 
 
-def test_subtitles_that_begin_late_on_a_disc_are_kept(run: Runner, tmp_path: Path) -> None:
-    spoken = bytes([0, 100, *range(98)])
-    source = make(tmp_path / "a.vob", "-f lavfi -i testsrc2=s=64x48:r=25:d=16 -c:v mpeg2video -q:v 31 -g 100")
+SPOKEN = bytes([0, 100, *range(98)])
+
+
+def late_on_disc(tmp_path: Path) -> Path:
+    """A part of a DVD in which subtitles begin after 14 seconds."""
+    source = make(tmp_path / "a.vob", "-f lavfi -i testsrc2=s=160x120:r=25:d=16 -c:v mpeg2video -q:v 1 -g 5")
     content = source.read_bytes()
-    place = content.index(b"\0\0\1\xba", len(content) * 9 // 10)
+    place = content.index(b"\0\0\1\xba", len(content) // 2)
     ticks = 14 * 90000
     stamp = bytes(
         [0x21 | ticks >> 29 & 14, ticks >> 22 & 255, ticks >> 14 & 254 | 1, ticks >> 7 & 255, ticks << 1 & 254 | 1]
     )
-    private = b"\x81\x80\x05" + stamp + b"\x20" + spoken
+    private = b"\x81\x80\x05" + stamp + b"\x20" + SPOKEN
     packet = b"\0\0\1\xbd" + len(private).to_bytes(2, "big") + private
     source.write_bytes(content[:place] + packet + content[place:])
-    done = run(source, "out.mkv", "--start", "13")
+    return source
+
+
+def test_subtitles_that_begin_late_on_a_disc_are_kept(run: Runner, tmp_path: Path) -> None:
+    done = run(late_on_disc(tmp_path), "out.mkv", "--start", "13")
     assert done.code == 0, done.error
     with av.open(str(done.output)) as result:
         (kept,) = [bytes(packet) for packet in result.demux(result.streams.subtitles[0]) if packet.size]
-    assert kept == spoken
+    assert kept == SPOKEN
+
+
+def test_subtitles_that_begin_too_late_to_be_found_are_named(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "_LOOK_AHEAD", {"probesize": "20000", "analyzeduration": "100000"})
+    done = run(late_on_disc(tmp_path), "out.mkv", "--start", "13")
+    assert done.code == 0, done.error
+    assert "left out: stream 1 subtitle dvd_subtitle, which begins too late" in done.warnings
 
 
 # Sound that containers hold in their own way

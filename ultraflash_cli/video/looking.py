@@ -18,7 +18,7 @@ from ultraflash_cli.video.color import is_rgb
 from ultraflash_cli.video.interlace import FieldMeter, Scan
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.sequence import ImageSequence
-from ultraflash_cli.video.source import Source, Tally, decoded_frames, decoder_of, source_path
+from ultraflash_cli.video.source import Source, Tally, decoded_frames, decoder_of, read_packets, source_path
 from ultraflash_cli.video.transparency import has_alpha_layer, is_transparent, stores_alpha
 
 __all__ = ["FirstLook", "average_rate", "first_look"]
@@ -157,7 +157,7 @@ def _key_frames_ahead(
     decoder.skip_frame = "NONKEY"
     left_bytes, most_pixels = _SCANNED_BYTES, sizes.pixels + _SCANNED_PIXELS
     try:
-        for packet in container.demux(stream):
+        for packet in read_packets(container, [stream]):
             left_bytes -= packet.size
             if packet.size:
                 try:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,6 +36,7 @@ __all__ = [
     "late_streams",
     "main_videos",
     "open_input",
+    "read_packets",
     "source_path",
 ]
 
@@ -127,7 +128,7 @@ def _first_packets(container: InputContainer, streams: list[VideoStream]) -> Cou
     missing = [stream for stream in streams if not stream.frames]
     read = 0
     try:
-        for packet in container.demux(missing) if missing else ():
+        for packet in read_packets(container, missing) if missing else ():
             read += packet.size
             index = packet.stream_index
             counts[index] = min(counts[index] + bool(packet.size), _FEW_PACKETS)
@@ -149,6 +150,17 @@ def late_streams(container: InputContainer) -> tuple[str, ...]:
         av.logging.set_level(level)
     found = sorted((int(index), words.lower().replace(":", "")) for index, words in _LISTED.findall(listed))
     return tuple(f"stream {index} {words}" for index, words in found if index >= len(container.streams))
+
+
+def read_packets(container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet]:
+    """Demux streams to the end of the file; where others turned up on the way, PyAV fails behind the last packet."""
+    packets = container.demux(list(streams))
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, IndexError):
+            return
+        yield packet
 
 
 class _Listed(Protocol):
@@ -201,7 +213,7 @@ def decoded_frames(
     one frame it stops. ``head`` is given the first packet.
     """
     found = False
-    packets = container.demux(stream) if packets is None else packets
+    packets = read_packets(container, [stream]) if packets is None else packets
     while True:
         try:
             packet = next(packets)

@@ -14,7 +14,7 @@ from av.stream import Disposition, Stream
 from ultraflash_cli.video.continuity import REORDERED, Track, is_dense
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.repairs import Repairs
-from ultraflash_cli.video.source import Source, open_input
+from ultraflash_cli.video.source import Source, open_input, read_packets
 
 __all__ = ["Timeline", "survey", "timed_packets"]
 
@@ -108,7 +108,7 @@ class Timeline:
         self._tracks = {s.index: Track(s, by_decoding=stores_decoding) for s in streams if _has_times(s)}
         self._dense = [track for track in self._tracks.values() if is_dense(track.kind)]
         self._epochs = [_Epoch(Fraction(0))]
-        self._source = container.demux(streams)
+        self._source = read_packets(container, streams)
         self._ahead: deque[Packet] = deque()
         self._ahead_bytes = 0
         self._failure: Exception | None = None
