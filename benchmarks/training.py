@@ -63,9 +63,12 @@ def commands_of(page: str) -> list[Command]:
     """Return the commands at toy size that a page shows, in its order, the preparation of their scenes first."""
     found = re.findall(r"^ultraflash train (.*)$", page, re.MULTILINE)
     commands = [Command(tuple(shlex.split(line))) for line in found if not line.endswith("\\")]
-    return [
-        each for each in commands if "--toy" in each.words or (each.recipe == "prepare" and "--scenes" in each.words)
-    ]
+
+    def prepares(each: Command) -> bool:
+        made_of_scenes = each.recipe == "prepare" and "--scenes" in each.words
+        return made_of_scenes or (each.recipe == "make-pairs" and each.value("--out").startswith("toy"))
+
+    return [each for each in commands if "--toy" in each.words or prepares(each)]
 
 
 def summary(command: Command, rows: Sequence[dict[str, Any]], *, seconds: float) -> dict[str, Any]:

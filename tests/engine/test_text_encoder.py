@@ -229,7 +229,7 @@ def test_a_missing_package_is_named_with_the_command_that_brings_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     needs_it = {"transformers": lambda: TextEncoder(TextEncoderConfig(**SIZES)), "ftfy": lambda: clean_prompt("text")}
-    with pytest.raises(UsageError, match=rf"{package}.*pip install 'ultraflash\[generate\]'"):
+    with pytest.raises(UsageError, match=rf"{package}.*pip install '\.\[generate\]'"):
         needs_it[package]()
 
 

@@ -77,5 +77,5 @@ def test_tensorboard_gets_every_number_or_its_absence_is_told(tmp_path: Path, mo
         return whole(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UsageError, match="ultraflash\\[train\\]"):
+    with pytest.raises(UsageError, match=r"\.\[train\]"):
         RunLog(tmp_path, tensorboard=True)

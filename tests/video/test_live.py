@@ -90,7 +90,7 @@ def test_a_clip_without_a_source_is_streamed_with_its_tags(tmp_path: Path) -> No
     spec = made_spec(
         width_px=64,
         height_px=48,
-        rate=16,
+        rate=Fraction(16),
         codec="h264",
         crf=10,
         pix_fmt="auto",
