@@ -38,6 +38,9 @@ ProgressMode = Literal["auto", "plain", "json", "none"]
 PLAIN_INTERVAL_S = 5.0
 """Plain progress lines come no more often than this."""
 
+WORTH_TELLING_S = 5.0
+"""What takes less time is over before anybody has read how long it takes."""
+
 
 _PROMPT_COLUMNS = 60
 """What a line shows of a prompt."""
@@ -297,6 +300,8 @@ class Console:
         if event.note:
             self.info(event.note)
         self.notice(f"{event.model} on {event.device}, {event.precision}, {event.threads} threads")
+        if event.predicted_s is not None and event.predicted_s >= WORTH_TELLING_S:
+            self.info(f"{event.label or Path(event.input).name}: takes about {_roughly(event.predicted_s)}")
         self._label = event.label or Path(event.input).name
         self._last_line_s = None
         if self._bar is None:
@@ -411,6 +416,10 @@ def _describe_generation(plan: GenerationPlanned) -> list[str]:
 
 def _duration(seconds: float) -> str:
     return clock_time(seconds) if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def _roughly(seconds: float) -> str:
+    return clock_time(seconds) if seconds >= 60 else f"{seconds:.0f} s"
 
 
 def _verbose_facts(event: Chunk) -> str:

@@ -66,6 +66,18 @@ def test_plain_lines_come_no_more_often_than_the_interval() -> None:
     assert lines[1] == "in.mp4: 0/240 frames, 2.00 fps, 1:30 left"
 
 
+@pytest.mark.parametrize(
+    ("predicted_s", "told"),
+    [(None, None), (1.2, None), (14.4, "takes about 14 s"), (200, "takes about 3:20"), (9000, "takes about 2:30:00")],
+)
+def test_how_long_a_clip_is_going_to_take_is_said_at_the_start(predicted_s: float | None, told: str | None) -> None:
+    err = io.StringIO()
+    console = Console(Settings(), out=io.StringIO(), err=err)
+    console.on_event(replace(STARTED, predicted_s=predicted_s))
+    _, *more = err.getvalue().splitlines()
+    assert more == ([f"in.mp4: {told}"] if told else [])
+
+
 def test_verbose_lines_of_progress_tell_of_the_first_frame_and_the_limit() -> None:
     err = io.StringIO()
     console = Console(Settings(), out=io.StringIO(), err=err)

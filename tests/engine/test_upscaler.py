@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.contracts.stages import pixel_cascade, tiny_cascade
+from ultraflash_cli.engine.foretell import LOOK_PX, foretold_frame_seconds
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.pictures import Picture, YuvFormat
 from ultraflash_cli.engine.plan import plan_upscale
@@ -147,3 +148,17 @@ def test_planes_hold_the_pictures(bits: int) -> None:
         assert yuv.shape == (height * 3 // 2, width) and yuv.dtype == (np.uint8 if bits == 8 else np.uint16)
         luma = rgb.astype(float) @ [0.2126, 0.7152, 0.0722] * (2**bits - 1) / 255
         assert np.abs(yuv[:height] - luma).max() <= 0.5 + 0.5 * (2**bits - 1) / 255 + 0.01
+
+
+@pytest.mark.parametrize(("width", "height", "res"), [(32, 16, "2x"), (1600, 1200, "3x"), (33, 800, "1600x900")])
+def test_time_is_foretold_from_a_corner_in_proportion(width: int, height: int, res: str) -> None:
+    clock = iter((10.0, 12.0))
+    made = upscaler(width, height, res, enlarges_frames=True)
+    foretold = foretold_frame_seconds(made, clock=lambda: next(clock))
+    whole = made.plan.padded[0] * made.plan.padded[1]
+    least = 2 / made.group_frames(first=False) * max(1, whole / LOOK_PX)
+    assert foretold is not None and least * 0.7 <= foretold <= least * 1.5
+
+
+def test_time_is_not_foretold_where_looking_would_take_long() -> None:
+    assert foretold_frame_seconds(upscaler()) is None

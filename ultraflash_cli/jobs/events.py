@@ -93,6 +93,8 @@ class Started(Event):
     """Why the work goes on or begins again; None for a plain start."""
     label: str | None = None
     """What lines of progress call it; None for the input's own name."""
+    predicted_s: float | None = None
+    """How long the model is going to take for the frames that are left; None where nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,12 @@ class Built:
     """What the model runs with beside its weights: condition noise, timestep, remembered blocks."""
     warnings: tuple[str, ...] = ()
     """What was noticed on the way."""
+    frame_seconds: float | None = None
+    """How long the model is foretold to take for a frame; None where nobody knows."""
+
+    def predicted_seconds(self, total: int | None, done: int) -> float | None:
+        """How long the model is going to take for what is left of so many frames; None where nobody knows."""
+        return None if total is None or self.frame_seconds is None else max(0, total - done) * self.frame_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +135,7 @@ class Models:
         import torch
 
         from ultraflash_cli.engine.clock import StageClock
+        from ultraflash_cli.engine.foretell import foretold_frame_seconds
         from ultraflash_cli.jobs.assemble import build_upscaler, precision_name, precision_warnings
         from ultraflash_cli.jobs.coders import substitutions
 
@@ -160,9 +167,11 @@ class Models:
         )
         if device.type == "cuda":
             upscaler.warm_up()
-            timer.clear()
+        frame_seconds = foretold_frame_seconds(upscaler)
+        timer.clear()
         return Built(
             upscaler=UpscaledFrames(upscaler, timer),
+            frame_seconds=frame_seconds,
             device=str(device),
             precision=precision_name(profile, job.precision, device),
             weights=shelf.hashes,

@@ -196,6 +196,7 @@ class _Upscaling:
                     frames_total=total,
                     frames_resumed=journal.safe_frames,
                     note=self._note,
+                    predicted_s=built.predicted_seconds(total, journal.safe_frames),
                 )
             )
             if self._live is not None:

@@ -1,0 +1,55 @@
+"""How long frames will take, from a look at a corner of one."""
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from ultraflash_cli.engine.plan import plan_upscale
+from ultraflash_cli.engine.upscaler import Upscaler
+
+__all__ = ["LOOK_PX", "foretold_frame_seconds"]
+
+LOOK_PX = 192 * 112
+"""Pixels that the model is shown on a CPU: a fraction of a second, and few enough to keep the memory of the plan."""
+
+
+def foretold_frame_seconds(upscaler: Upscaler, *, clock: Callable[[], float] = time.perf_counter) -> float | None:
+    """Measure how long the model takes for a frame, where that costs little; None where it would not.
+
+    On a GPU whole frames are measured behind `Upscaler.warm_up`; on a CPU a small part of one, by a model that works
+    on pixels alone: what refines latents takes minutes there.
+    """
+    cascade = upscaler.cascade
+    if cascade.device.type == "cuda":
+        started_s = clock()
+        upscaler.warm_up()
+        return (clock() - started_s) / upscaler.group_frames(first=True)
+    if cascade.profile.pixels is None:
+        return None
+    height, width = upscaler.plan.padded
+    multiple = cascade.profile.multiple_px
+    shrink = min(1.0, math.sqrt(LOOK_PX / (height * width)))
+    corner = plan_upscale(
+        max(multiple, int(width * shrink)),
+        max(multiple, int(height * shrink)),
+        res=f"{upscaler.plan.scale}x",
+        multiple_px=multiple,
+    )
+    small = Upscaler(
+        cascade,
+        corner,
+        strength=upscaler.strength,
+        color=upscaler.color,
+        context=upscaler.context,
+        yuv=upscaler.yuv,
+    )
+    black = np.zeros((*corner.source, 3), np.uint8)
+    # The first group finds kernels and memory.
+    state, _ = small.step(small.init_state(), [black] * small.group_frames(first=True))
+    frames = small.group_frames(first=False)
+    started_s = clock()
+    small.step(state, [black] * frames)
+    took_s = clock() - started_s
+    return took_s / frames * (height * width) / (corner.padded[0] * corner.padded[1])
