@@ -98,7 +98,7 @@ def test_the_parts_of_the_peak_sum_to_the_total() -> None:
 
 
 def test_lite_is_planned_near_its_measured_peak() -> None:
-    # 1.2 GB of resident memory were measured, 0.25 GB of them Python with its libraries, which no plan holds.
+    # 1.70 GB of resident memory were measured, 0.38 GB of them Python with its libraries, which no plan holds.
     work = MemoryWork(
         latents=(60, 104),
         group_latents=LITE.group_latents,
@@ -107,7 +107,7 @@ def test_lite_is_planned_near_its_measured_peak() -> None:
         dtype_of=lambda part: torch.float32,
         on_gpu=False,
     )
-    assert 0.6 * 1.4e9 < plan_memory(work).total < 1.3 * 1.4e9
+    assert 0.6 * 1.32e9 < plan_memory(work).total < 1.3 * 1.32e9
 
 
 # Formulas against the code
