@@ -67,7 +67,7 @@ class PerceptualConfig:
     """Weight of the chroma error beside the luma error of 1."""
     temporal: float = 2.0
     """Weight of the error of frame differences."""
-    likeness: float = 5.0
+    likeness: float = 6.0
     """Weight of the learned distance of one frame a clip."""
     trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
     """Whose distance it is, drawn anew for every batch."""
