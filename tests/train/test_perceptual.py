@@ -1,7 +1,7 @@
 """Kept pairs are what they say, and the recipe that tunes the pixel path starts, keeps and learns as it should."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from ultraflash_cli.errors import InputError
 from ultraflash_cli.main import main
 from ultraflash_cli.train.data import PairConfig
 from ultraflash_cli.train.degradation import DegradationConfig
-from ultraflash_cli.train.export import networks_of
+from ultraflash_cli.train.export import ExportJob, export, networks_of
 from ultraflash_cli.train.losses import weave_loss
 from ultraflash_cli.train.operators import from_log
 from ultraflash_cli.train.pairs import CutConfig, KeptPairs, MakePairsJob, make_pairs, pairs_hash
 from ultraflash_cli.train.recipes import perceptual
 from ultraflash_cli.train.recipes.perceptual import PerceptualConfig, PerceptualRoles
+from ultraflash_cli.train.run import AVERAGE, RECORD, RunRecord, read_record
 from ultraflash_cli.weights.load import read_tensors
 
 CUTS = CutConfig(frames=3, side_px=32)
@@ -115,6 +116,26 @@ def test_it_starts_as_the_faithful_path_and_on_clean_clips_has_nothing_to_learn(
     mixed = perceptual.loss(config, roles, (low, high, 2, torch.tensor([True, False])), torch.Generator())
     assert mixed.keys() == {"luma", "chroma", "temporal", "likeness_alex", "weave", "adversarial"}
     assert float(mixed["luma"].detach()) > 0.05
+
+
+def test_the_mean_of_runs_lies_between_them_and_can_be_exported(tmp_path: Path) -> None:
+    record = RunRecord(
+        recipe="perceptual", recipe_hash="a", config="c", data_hash="d", start_hash="e", seed=1, steps=10
+    )
+    for name, value in (("one", 1.0), ("two", 3.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RECORD).write_text(json.dumps(asdict(record)))
+        save_file({"pixels_detail.embed.weight": torch.full((2, 3), value)}, tmp_path / name / AVERAGE)
+    command = ["train", "blend", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "mean")]
+    assert main(command) == 0
+    mean = read_tensors(tmp_path / "mean" / AVERAGE)
+    assert torch.equal(mean["pixels_detail.embed.weight"], torch.full((2, 3), 2.0))
+    made = read_record(tmp_path / "mean")
+    assert (made.recipe, made.steps) == ("perceptual", 20) and made.start_hash != "e"
+    assert export(ExportJob(run=tmp_path / "mean", folder=tmp_path / "lite", listing=tmp_path / "weights.toml"))
+    assert main([*command[:3], "--out", str(tmp_path / "mean")]) == 2
+    save_file({"pixels_detail.embed.weight": torch.zeros(2, 4)}, tmp_path / "two" / AVERAGE)
+    assert main(command) == 2
 
 
 def test_it_goes_on_from_the_files_of_a_model(lpips: None) -> None:

@@ -103,6 +103,20 @@ def make_degraded_pairs(
     console.info(f"{count} pairs at x{scale} in {out}")
 
 
+@app.command("blend", cls=HeadedCommand)
+@with_console(hidden=True)
+def blend_weights(
+    console: Console,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one recipe.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the mean goes, ready to export.")],
+) -> None:
+    """Take the mean of the averaged weights of several runs that went on from one another."""
+    from ultraflash_cli.train.blend import blend_runs
+
+    record = blend_runs(runs, out)
+    console.info(f"{out}: the mean of {len(runs)} runs of {record.recipe}, {record.steps} steps in all")
+
+
 @app.command("export", cls=HeadedCommand)
 @with_console(hidden=True)
 def export_weights(

@@ -1,0 +1,41 @@
+"""The mean of several runs: the averages of runs that went on from one another lie in one valley, and their mean lower."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.train.run import AVERAGE, RECORD, RunRecord, read_record
+from ultraflash_cli.video.partial import output_errors, partial_file
+from ultraflash_cli.weights.load import read_tensors
+
+__all__ = ["blend_runs"]
+
+
+def blend_runs(runs: Sequence[Path], out: Path) -> RunRecord:
+    """Write the mean of the averaged weights of runs of one recipe into ``out``, ready to export; return its record.
+
+    The record is the last run's; its steps are those of all, its start is the averages. Raises UsageError for runs
+    that have nothing in common, InputError where a folder holds none.
+    """
+    if len(runs) < 2:
+        raise UsageError("a mean needs two runs or more")
+    records = [read_record(run) for run in runs]
+    files = [read_tensors(run / AVERAGE) for run in runs]
+    shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in files]
+    if len({record.recipe for record in records}) > 1 or any(other != shapes[0] for other in shapes[1:]):
+        raise UsageError("a mean needs runs of one recipe and of the same sizes")
+    mean = {name: sum(tensors[name].float() for tensors in files) / len(files) for name in files[0]}
+    start = hashlib.sha256(b"".join((run / AVERAGE).read_bytes() for run in runs)).hexdigest()[:16]
+    record = replace(records[-1], start_hash=start, steps=sum(each.steps for each in records))
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with partial_file(out / AVERAGE) as part:
+        save_file(mean, part, metadata={"recipe": record.recipe, "steps": str(record.steps)})
+    with partial_file(out / RECORD) as part:
+        part.write_text(json.dumps(asdict(record), indent=1))
+    return record
