@@ -1,4 +1,4 @@
-"""The mean of several runs: the averages of runs that went on from one another lie in one valley, and their mean lower."""
+"""The mean of several runs: averages of runs that went on from one another lie in one valley, and their mean lower."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from ultraflash_cli.errors import UsageError
@@ -29,7 +30,7 @@ def blend_runs(runs: Sequence[Path], out: Path) -> RunRecord:
     shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in files]
     if len({record.recipe for record in records}) > 1 or any(other != shapes[0] for other in shapes[1:]):
         raise UsageError("a mean needs runs of one recipe and of the same sizes")
-    mean = {name: sum(tensors[name].float() for tensors in files) / len(files) for name in files[0]}
+    mean = {name: torch.stack([tensors[name].float() for tensors in files]).mean(dim=0) for name in files[0]}
     start = hashlib.sha256(b"".join((run / AVERAGE).read_bytes() for run in runs)).hexdigest()[:16]
     record = replace(records[-1], start_hash=start, steps=sum(each.steps for each in records))
     with output_errors(out):
