@@ -29,7 +29,7 @@ from ultraflash_cli.train.scenes import Scene, random_scene
 from ultraflash_cli.video.stills import write_png
 from ultraflash_cli.weights.load import read_tensors
 
-__all__ = ["HELD_OUT", "Clip", "Score", "held_out", "linear_code", "main", "score"]
+__all__ = ["HELD_OUT", "Clip", "Score", "held_out", "linear_code", "main", "score", "trained"]
 
 HELD_OUT = 70_000_000
 """Number of the first scene; the recipes' scenes begin at 0 and at 100,000,000."""

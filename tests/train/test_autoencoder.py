@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.autoencoder import linear_code
+from benchmarks.autoencoder import held_out, linear_code, trained
 from tests.train.made import moving_shapes
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
 from ultraflash_cli.engine.profiles import LITE2
@@ -122,6 +122,13 @@ def test_the_error_of_components_is_that_of_pixels() -> None:
     inner = values[0].detach() - values[1].detach()
     energy = (inner / bottleneck.component_gains(roles).view(1, -1, 1, 1)).square().sum()
     assert 0.85 < float(energy / (clips[0] - clips[1]).square().sum()) <= 1.001
+
+
+def test_the_weights_of_the_next_space_keep_a_scene_that_no_recipe_saw() -> None:
+    space = trained(Path(__file__).parents[2] / "benchmarks" / "training" / "lite2" / "autoencoder.safetensors")
+    clip = next(held_out(1, (480, 832), falling=False)).frames_cthw[None, :, :8, 192:320, 256:512]
+    with torch.no_grad():
+        assert (space(clip) - clip).square().mean() < 0.4 * (linear_code(clip, channels=4)(clip) - clip).square().mean()
 
 
 STEPS = 100
