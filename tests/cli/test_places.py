@@ -101,7 +101,9 @@ def test_clean_names_what_is_not_ours(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("command", ["upscale", "generate"])
-def test_a_named_pipe_takes_the_stream(clip: Path, tmp_path: Path, command: str) -> None:
+def test_a_named_pipe_takes_the_stream(
+    clip: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipe, taken = tmp_path / "pipe.mkv", list[bytes]()
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: taken.append(pipe.read_bytes()))
@@ -115,6 +117,7 @@ def test_a_named_pipe_takes_the_stream(clip: Path, tmp_path: Path, command: str)
     (tmp_path / "taken.mkv").write_bytes(taken[0])
     assert len(decoded(tmp_path / "taken.mkv")) == {"upscale": 4, "generate": 9}[command]
     assert pipe.is_fifo()
+    assert "stdout" not in capsys.readouterr().err
 
 
 def test_a_named_pipe_is_called_by_its_name_and_takes_one_clip(

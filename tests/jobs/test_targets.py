@@ -207,6 +207,7 @@ def test_a_link_that_is_named_stays_and_its_target_is_written(clip: Path, tmp_pa
 
     report = upscale(job(clip, link, overwrite=kind == "file"), build=build)
     assert report.output == str(link)
+    assert f"{link} is a link to {target}, which is written" in report.warnings
     assert link.is_symlink()
     assert len(decoded(target)) == len(decoded(link)) == 4
     assert seen == [[work_folder(target).name]], "the work lies on the target's disk"

@@ -20,6 +20,8 @@ from ultraflash_cli.jobs.target import (
     check_target,
     encoded_bytes,
     followed,
+    link_notes,
+    output_label,
     stream_target,
     used_bytes,
 )
@@ -195,14 +197,12 @@ class PreparedGeneration:
     @property
     def shown_output(self) -> str:
         """What reports call the output."""
-        if self.job.stdout is not None:
-            return self.job.stdout_name
-        return str(self.job.output or self.output)
+        return self.job.stdout_name if self.job.stdout is not None else str(self.job.output or self.output)
 
     @property
     def label(self) -> str:
         """What messages call the clip."""
-        return "stdout" if self.job.stdout is not None else self.output.name
+        return output_label(self.output, self.job.stdout and self.job.stdout_name)
 
 
 def read_prompts(lines: Iterable[str]) -> list[str]:
@@ -306,7 +306,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
             check_space(output.parent, sum(sizes))
     if not exists:
         check_encoder(spec)
-    label = "stdout" if job.stdout is not None else output.name
+    notes = (*link_notes(job.output), *streams.notes, *_remarks(profile, generator, latents))
     return PreparedGeneration(
         job=job,
         model=profile.name,
@@ -327,7 +327,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         spec=spec,
         low_spec=low_spec,
         threads=threads,
-        warnings=tuple(f"{label}: {note}" for note in (*streams.notes, *_remarks(profile, generator, latents))),
+        warnings=tuple(f"{output_label(output, job.stdout and job.stdout_name)}: {note}" for note in notes),
     )
 
 

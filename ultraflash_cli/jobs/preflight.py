@@ -29,6 +29,8 @@ from ultraflash_cli.jobs.target import (
     check_target,
     encoded_bytes,
     followed,
+    link_notes,
+    output_label,
     stream_target,
     used_bytes,
 )
@@ -201,9 +203,7 @@ class Prepared:
     @property
     def shown_output(self) -> str:
         """What reports call the output."""
-        if self.job.stdout is not None:
-            return self.job.stdout_name
-        return str(self.job.output or self.output)
+        return self.job.stdout_name if self.job.stdout is not None else str(self.job.output or self.output)
 
 
 def check_choices(model: str, max_memory: str | None) -> None:
@@ -352,7 +352,8 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         threads=threads,
         warnings=(
             *warnings,
-            *_warnings(info, spec, plan, streams, "stdout" if job.stdout is not None else output.name),
+            *link_notes(job.output),
+            *_warnings(info, spec, plan, streams, output_label(output, job.stdout and job.stdout_name)),
             *(_content_warnings(info, model) if job.pipe is None and not exists else ()),
         ),
     )

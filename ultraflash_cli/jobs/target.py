@@ -25,6 +25,8 @@ __all__ = [
     "exists_error",
     "followed",
     "is_pictures",
+    "link_notes",
+    "output_label",
     "stream_target",
     "used_bytes",
 ]
@@ -108,6 +110,20 @@ def followed(output: Path) -> Path:
     if is_shared and hasattr(os, "geteuid") and link.st_uid not in (os.geteuid(), folder.st_uid):
         raise UsageError(f"{output} is a link that another user (uid {link.st_uid}) has made; name another output")
     return target
+
+
+def link_notes(output: Path | None) -> tuple[str, ...]:
+    """Say which file is written where the output that somebody has named is a link."""
+    if output is None or not os.path.islink(output):
+        return ()
+    return (f"{output} is a link to {os.path.realpath(output)}, which is written",)
+
+
+def output_label(output: Path, stream: str | None) -> str:
+    """What messages call an output, by the name of the stream that it goes to, if it does."""
+    if stream is None:
+        return output.name
+    return "stdout" if stream == "-" else Path(stream).name
 
 
 def is_pictures(output: Path) -> bool:
