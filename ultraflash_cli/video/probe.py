@@ -68,7 +68,8 @@ class StreamInfo:
 
     def describe(self) -> str:
         """Say which stream this is, for people."""
-        words = [f"stream {self.index}", self.kind, self.codec]
+        unknown = "of an unknown codec" if self.kind in ("audio", "subtitle", "video") else ""
+        words = [f"stream {self.index}", self.kind, self.codec or unknown]
         if self.language and self.language != "und":
             words.append(self.language)
         return " ".join(word for word in words if word)

@@ -24,6 +24,7 @@ from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.refusals import why_unreadable
 from ultraflash_cli.video.sequence import SEQUENCE_RATE, ImageSequence, find_sequence, is_pattern
+from ultraflash_cli.video.tags import NOT_UTF8
 
 __all__ = [
     "LARGEST_PIXELS",
@@ -252,12 +253,12 @@ def _opened(source: Source, last: bool) -> InputContainer:
             "start_number": str(source.first),
             "framerate": str(source.rate),
         }
-        return av.open(source.pattern, format="image2", metadata_errors="replace", container_options=options)
+        return av.open(source.pattern, format="image2", metadata_errors=NOT_UTF8, container_options=options)
     if isinstance(source, Pipe) and source.whole_file is None:
         options = _FORMATS | _LOOK_AHEAD_OF_PIPES
         # Behind a first reading of all that comes there is a second one, which follows it.
         reader = source.follower() if source.is_spooled and not last else source.reader(last=last)
-        return av.open(reader, "r", metadata_errors="replace", container_options=options)
+        return av.open(reader, "r", metadata_errors=NOT_UTF8, container_options=options)
     path = source.whole_file if isinstance(source, Pipe) else source
     assert path is not None, "a file to read"
     if path.is_dir():
@@ -265,4 +266,4 @@ def _opened(source: Source, last: bool) -> InputContainer:
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty (0 bytes).")
     # "file:" keeps names with a colon from being taken for a protocol.
-    return av.open(f"file:{path}", metadata_errors="replace", container_options=_READING | _LOOK_AHEAD)
+    return av.open(f"file:{path}", metadata_errors=NOT_UTF8, container_options=_READING | _LOOK_AHEAD)
