@@ -133,6 +133,12 @@ def test_the_mean_of_runs_lies_between_them_and_can_be_exported(tmp_path: Path) 
     made = read_record(tmp_path / "mean")
     assert (made.recipe, made.steps) == ("perceptual", 20) and made.start_hash != "e"
     assert export(ExportJob(run=tmp_path / "mean", folder=tmp_path / "lite", listing=tmp_path / "weights.toml"))
+    projection = {"pixels_detail.project.2.bias": torch.arange(12.0)}
+    for name in ("one", "two"):
+        save_file(projection, tmp_path / name / AVERAGE)
+    assert main([*command, "--grey"]) == 0
+    grey = read_tensors(tmp_path / "mean" / AVERAGE)["pixels_detail.project.2.bias"].view(3, 4)
+    torch.testing.assert_close(grey, (0.587 * 4 + 0.114 * 8 + torch.arange(4.0)).expand(3, 4))
     assert main([*command[:3], "--out", str(tmp_path / "mean")]) == 2
     save_file({"pixels_detail.embed.weight": torch.zeros(2, 4)}, tmp_path / "two" / AVERAGE)
     assert main(command) == 2

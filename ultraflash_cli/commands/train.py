@@ -109,11 +109,12 @@ def blend_weights(
     console: Console,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one recipe.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the mean goes, ready to export.")],
+    grey: Annotated[bool, typer.Option("--grey", help="Let a pixel path add luma alone.")] = False,
 ) -> None:
     """Take the mean of the averaged weights of several runs that went on from one another."""
     from ultraflash_cli.train.blend import blend_runs
 
-    record = blend_runs(runs, out)
+    record = blend_runs(runs, out, grey=grey)
     console.info(f"{out}: the mean of {len(runs)} runs of {record.recipe}, {record.steps} steps in all")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.train.run import AVERAGE, RECORD, RunRecord, read_record
@@ -17,11 +18,12 @@ from ultraflash_cli.weights.load import read_tensors
 __all__ = ["blend_runs"]
 
 
-def blend_runs(runs: Sequence[Path], out: Path) -> RunRecord:
+def blend_runs(runs: Sequence[Path], out: Path, *, grey: bool = False) -> RunRecord:
     """Write the mean of the averaged weights of runs of one recipe into ``out``, ready to export; return its record.
 
-    The record is the last run's; its steps are those of all, its start is the averages. Raises UsageError for runs
-    that have nothing in common, InputError where a folder holds none.
+    With ``grey`` a pixel path adds luma alone: colours stay those of the plain enlargement. The record is the last
+    run's; its steps are those of all, its start is the averages. Raises UsageError for runs that have nothing in
+    common, InputError where a folder holds none.
     """
     if len(runs) < 2:
         raise UsageError("a mean needs two runs or more")
@@ -31,6 +33,7 @@ def blend_runs(runs: Sequence[Path], out: Path) -> RunRecord:
     if len({record.recipe for record in records}) > 1 or any(other != shapes[0] for other in shapes[1:]):
         raise UsageError("a mean needs runs of one recipe and of the same sizes")
     mean = {name: torch.stack([tensors[name].float() for tensors in files]).mean(dim=0) for name in files[0]}
+    mean = {name: _grey(value) if grey and ".project." in name else value for name, value in mean.items()}
     start = hashlib.sha256(b"".join((run / AVERAGE).read_bytes() for run in runs)).hexdigest()[:16]
     record = replace(records[-1], start_hash=start, steps=sum(each.steps for each in records))
     with output_errors(out):
@@ -40,3 +43,10 @@ def blend_runs(runs: Sequence[Path], out: Path) -> RunRecord:
     with partial_file(out / RECORD) as part:
         part.write_text(json.dumps(asdict(record), indent=1))
     return record
+
+
+def _grey(rows: Tensor) -> Tensor:
+    """Give the rows of a projection that make red, green and blue their luma, each pixel's own."""
+    luma = torch.tensor((0.299, 0.587, 0.114)).view(3, 1, *[1] * (rows.ndim - 1))
+    mixed = (rows.unflatten(0, (3, -1)) * luma).sum(0, keepdim=True)
+    return mixed.expand(3, *[-1] * rows.ndim).flatten(0, 1).contiguous()
