@@ -111,6 +111,20 @@ def test_a_page_is_not_replaced_without_y_and_asks_for_nothing_outside(
     assert main(["compare", str(clips["original"]), str(clips["soft"]), "--html", str(nowhere), "-q"]) == 7
 
 
+def test_a_page_never_replaces_a_clip_or_a_folder(
+    clips: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, result = (Path(shutil.copy(clips[name], tmp_path)) for name in ("original", "soft"))
+    linked = tmp_path / "link.html"
+    linked.symlink_to(original)
+    before = original.read_bytes(), result.read_bytes()
+    for place in (original, result, linked, tmp_path):
+        assert main(["compare", str(original), str(result), "--html", str(place), "-y", "-q"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "with --html" in line
+    assert (original.read_bytes(), result.read_bytes()) == before
+
+
 DRIVER = """
 <script>
 const press = key => document.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));

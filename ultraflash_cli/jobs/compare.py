@@ -57,11 +57,11 @@ class CompareReport:
 def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
     """Measure, and write the page if one is asked for; ``say`` hears what is being done.
 
-    Raises UsageError (sizes that cannot be compared, a page that exists), InputError (no video, other lengths),
-    OutputError (the page cannot be written).
+    Raises UsageError (sizes that cannot be compared, a page that exists or is one of the clips), InputError (no video,
+    other lengths), OutputError (the page cannot be written).
     """
-    if job.html is not None and job.html.exists() and not job.overwrite:
-        raise UsageError(f"{job.html} exists; -y replaces it, or name another file with --html")
+    if job.html is not None:
+        _check_place(job.html, job)
 
     from ultraflash_cli.metrics.comparison import compare_clips
     from ultraflash_cli.video.probe import probe
@@ -99,6 +99,19 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
         timestamps_differ_s=float(max((abs(a - b) for a, b in pairs), default=Fraction(0))),
         html=str(job.html) if job.html is not None else None,
     )
+
+
+def _check_place(html: Path, job: CompareJob) -> None:
+    """Refuse, before any work, a page that would replace a clip or what was not meant, or that has no place to lie."""
+    for clip in (job.reference, job.output):
+        if html.exists() and clip.exists() and html.samefile(clip):
+            raise UsageError(f"{html} is one of the clips that are compared; name another file with --html")
+    if html.is_dir():
+        raise UsageError(f"{html} is a folder; name a file with --html")
+    if html.exists() and not job.overwrite:
+        raise UsageError(f"{html} exists; -y replaces it, or name another file with --html")
+    if not html.parent.is_dir():
+        raise OutputError(f"cannot write {html}: {html.parent} is no folder; choose another place with --html")
 
 
 def _mode(reference: "ClipInfo", output: "ClipInfo") -> "tuple[Mode, tuple[int, int]]":
@@ -147,8 +160,6 @@ def _write_page(
         crop_px=crop_px,
         times_s=[float(time) for time in times],
     )
-    if not job.html.parent.is_dir():
-        raise OutputError(f"cannot write {job.html}: {job.html.parent} is no folder; choose another place with --html")
     with partial_file(job.html) as part, output_errors(job.html):
         part.write_text(page, encoding="utf-8")
 
