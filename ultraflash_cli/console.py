@@ -176,7 +176,7 @@ class Console:
 
     def warning(self, message: str) -> None:
         """Say something the user should know."""
-        self._say(f"warning: {message}", shown=self._mode() != "json", style="yellow")
+        self._say(f"warning: {message.removesuffix('.')}", shown=self._mode() != "json", style="yellow")
 
     def failure(
         self, error: BaseException, *, message: str | None = None, exit_code: int | None = None, source: str = ""

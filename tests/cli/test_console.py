@@ -103,6 +103,15 @@ def test_json_events_are_one_object_a_line_with_a_schema_and_nothing_else() -> N
     assert events[-1]["exit_code"] == 7
 
 
+def test_messages_end_alike() -> None:
+    err = io.StringIO()
+    console = Console(Settings(), out=io.StringIO(), err=err)
+    console.warning("in.mkv: the last 0.40 s are lost.")
+    console.failure(OutputError("in.mkv: no room"))
+    console.failure(OutputError("in.mkv: no room."))
+    assert [line[-1] for line in err.getvalue().splitlines()] == ["t", "m", "m"]
+
+
 def test_quiet_leaves_warnings_and_errors() -> None:
     err = io.StringIO()
     console = Console(Settings(), out=io.StringIO(), err=err)

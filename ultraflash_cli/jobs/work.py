@@ -149,6 +149,7 @@ class Work:
 
     def warn(self, message: str) -> None:
         """Say something the user should know, once, now and in the report."""
+        message = message.removesuffix(".")
         if message not in self.warnings:
             self.warnings.append(message)
             self.listener(Warned(input=self.name, message=message))
