@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.train.centring import centred_phases
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run import AVERAGE, read_record
 from ultraflash_cli.video.partial import output_errors, partial_file
@@ -58,6 +59,8 @@ def export(job: ExportJob) -> list[WeightEntry]:
         job.folder.mkdir(parents=True, exist_ok=True)
     entries: list[WeightEntry] = []
     for name, tensors in networks_of(read_tensors(job.run / AVERAGE), roles).items():
+        if name == "pixels_detail" and record.recipe == "perceptual":
+            tensors = centred_phases(tensors)
         path = job.folder / f"{name}.safetensors"
         stored = stored_in_8_bits(tensors) if name == "generator" else {k: v.half() for k, v in tensors.items()}
         with partial_file(path) as part:
