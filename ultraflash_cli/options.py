@@ -110,7 +110,9 @@ SkipExistingOption = Annotated[
 ]
 ResumeOption = Annotated[
     Literal["auto", "off"],
-    typer.Option("--resume", help="auto goes on where the same command was interrupted; off keeps nothing for that."),
+    typer.Option(
+        "--resume", help="auto resumes when the same command was interrupted; off keeps nothing to resume from."
+    ),
 ]
 CodecOption = Annotated[
     Literal["auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m"],

@@ -14,7 +14,7 @@ def test_centring_takes_the_grid_out_and_leaves_all_else() -> None:
     config = PixelPathConfig(width=8, blocks=1, residual_gain=0.5)
     network = PixelPath(config)
     for scale in config.scales:
-        network.project[str(scale)].bias.data.normal_(0, 0.1)
+        torch.nn.init.normal_(network.get_parameter(f"project.{scale}.bias"), std=0.1)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert all(phase_pattern(network, scale).abs().max() > 0.02 for scale in config.scales)
     after = centred_phases(before, residual_gain=0.5)

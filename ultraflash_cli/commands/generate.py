@@ -109,7 +109,7 @@ def generate(
         typer.Option(
             "--cache-management",
             metavar="off|steps,refresh,kv",
-            help="What to spare for speed: denoising steps after the first chunk (steps=N), passes that refresh the "
+            help="What to skip for speed: denoising steps after the first chunk (steps=N), passes that refresh the "
             "memory (refresh=THRESHOLD), memory of the refinement. One or more of them.",
         ),
     ] = "off",

@@ -89,7 +89,9 @@ def make_degraded_pairs(
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Prepared material.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pairs go; those that exist are kept.")],
     count: Annotated[int, typer.Option("--count", metavar="N", help="How many.")],
-    scale: Annotated[Literal["2", "3"], typer.Option("--scale", help="What the partner is smaller by.")] = "2",
+    scale: Annotated[
+        Literal["2", "3"], typer.Option("--scale", help="Downscale factor of the low-resolution copy.")
+    ] = "2",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of what is drawn.")] = 1,
 ) -> None:
     """Degrade clips once and keep them beside their originals, for the recipe that does not wait for codecs."""
@@ -210,7 +212,9 @@ def preview_degradation(
     console: Console,
     clip: Annotated[Path, typer.Argument(metavar="CLIP", parser=as_path, help="A video file.")],
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The picture (PNG) to write.")],
-    scale: Annotated[Literal["2", "3"], typer.Option("--scale", help="What the partner is smaller by.")] = "2",
+    scale: Annotated[
+        Literal["2", "3"], typer.Option("--scale", help="Downscale factor of the low-resolution copy.")
+    ] = "2",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of what is drawn.")] = 0,
     count: Annotated[int, typer.Option("--count", metavar="N", help="How many degradations.")] = 3,
     json: JsonOption = False,
@@ -258,7 +262,7 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
         ] = None,
         threads: ThreadsOption = None,
         workers: Annotated[
-            int, typer.Option("--workers", metavar="N", help="Processes that make batches; 0 makes them in between.")
+            int, typer.Option("--workers", metavar="N", help="Data-loading processes; 0 loads in the main process.")
         ] = 1,
         seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of weights and batches.")] = 1,
         start_from: Annotated[

@@ -80,7 +80,9 @@ def upscale(
     ] = None,
     encoder: Annotated[
         Literal["auto", "tiny", "wan-vae"],
-        typer.Option("--encoder", help="What turns frames into latents; wan-vae is the large, slow one of ultraflash."),
+        typer.Option(
+            "--encoder", help="What turns frames into latents; wan-vae is the large, slow one of the model ultraflash."
+        ),
     ] = "auto",
     decoder: DecoderOption = "auto",
     strength: StrengthOption = 1.0,
@@ -88,12 +90,12 @@ def upscale(
     color: ColorOption = "match",
     seed: SeedOption = 0,
     cuts: Annotated[
-        Literal["auto", "off"], typer.Option("--cuts", help="auto starts anew at every scene cut that is found.")
+        Literal["auto", "off"], typer.Option("--cuts", help="auto resets at each detected scene cut.")
     ] = "auto",
     start: Annotated[
         str | None, typer.Option("--start", metavar="TIME", help="Begin here: seconds, mm:ss.fff or N%.")
     ] = None,
-    end: Annotated[str | None, typer.Option("--end", metavar="TIME", help="End before this.")] = None,
+    end: Annotated[str | None, typer.Option("--end", metavar="TIME", help="Stop before this time.")] = None,
     preview: Annotated[
         str | None, typer.Option("--preview", metavar="LENGTH[@TIME]", help="A short part only, such as 3s@25%.")
     ] = None,
@@ -136,7 +138,7 @@ def upscale(
     skip_existing: SkipExistingOption = False,
     keep_going: KeepGoingOption = False,
     recursive: Annotated[
-        bool, typer.Option("--recursive", help="Take in the folders inside, too; below -o DIR they are made again.")
+        bool, typer.Option("--recursive", help="Include subfolders; the tree is recreated under -o DIR.")
     ] = False,
     images: Annotated[
         bool, typer.Option("--images", help="A folder is one clip: the pictures in it, by their numbers.")

@@ -118,7 +118,7 @@ def verify_weights(
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """Compare weight files with their known hashes and look for values that are no numbers."""
+    """Compare weight files with their known hashes and look for NaN or infinite values."""
     from ultraflash_cli.jobs.catalogue import read_catalogue
     from ultraflash_cli.jobs.pull import open_store
     from ultraflash_cli.weights.load import read_tensors
@@ -223,7 +223,7 @@ def lock_weights(
         typer.Option("--out", metavar="FILE", parser=as_path, help="Where to write the list; never over this one."),
     ],
     update: Annotated[
-        bool, typer.Option("--update", help="Lock what is locked already anew, at the hub's current commit.")
+        bool, typer.Option("--update", help="Also update existing locks to the hub's current commit.")
     ] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Replace the file if it exists.")] = False,
     json: JsonOption = False,

@@ -54,7 +54,7 @@ class TrainJob:
     threads: int = 1
     """CPU threads of the networks."""
     workers: int = 1
-    """Processes that make batches; 0 makes them in between."""
+    """Data-loading processes; 0 loads in the main process."""
     start_from: tuple[Path, ...] = ()
     """Weights to start from: the averages of other runs; where several have a tensor, the last one counts."""
     toy: bool = False
