@@ -18,6 +18,8 @@ __all__ = [
     "is_out_of_memory",
 ]
 
+_PERHAPS_NO_MEMORY = ("could not create a primitive",)
+"""What oneDNN says for lack of memory, among other reasons: believed where the process has a limit."""
 _NO_MEMORY = ("can't allocate memory", "annot allocate memory", "failed to map segment", "std::bad_alloc")
 
 
@@ -69,13 +71,23 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return True
-        if isinstance(error, (ImportError, OSError, RuntimeError)) and any(word in str(error) for word in _NO_MEMORY):
+        words = _NO_MEMORY + (_PERHAPS_NO_MEMORY if _has_limit() else ())
+        if isinstance(error, (ImportError, OSError, RuntimeError)) and any(word in str(error) for word in words):
             return True
         # torch.OutOfMemoryError by name, so that torch need not be imported to look.
         if type(error).__name__ == "OutOfMemoryError":
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _has_limit() -> bool:
+    """Tell whether this process may map only so much memory (ulimit -v)."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 class OutputCheckError(UltraflashError):

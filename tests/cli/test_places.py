@@ -83,6 +83,22 @@ def test_the_picture_lines_of_the_readme_can_be_run_again(tmp_path: Path) -> Non
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["00001.png", "00002.png"]
 
 
+def test_pictures_of_which_one_is_missing_are_not_taken_for_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shots").mkdir()
+    for number in (1, 2, 3):
+        write_png(tmp_path / "shots" / f"{number}.png", moving_picture(number, width=32, height=24))
+    line = (tmp_path / "shots" / "%d.png", "-o", tmp_path / "big" / "%d.png")
+    assert upscale(*line) == 0
+    (tmp_path / "big" / "2.png").unlink()
+    capsys.readouterr()
+    assert upscale(*line, "-n") == 2
+    assert "only 2 of the numbers 1 to 3 are there, so -n cannot skip it" in capsys.readouterr().err
+    assert upscale(*line, "-y") == 0
+    assert upscale(*line, "-n") == 0
+
+
 def test_clean_names_what_is_not_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "victim").mkdir()
     (tmp_path / ".a.mp4.ultraflash").symlink_to(tmp_path / "victim")

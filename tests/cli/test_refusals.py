@@ -186,3 +186,12 @@ def test_errors_that_come_from_a_lack_of_memory_count_as_such() -> None:
         assert is_out_of_memory(error)
     assert not is_out_of_memory(OSError(errno.ENOENT, "no such file"))
     assert not is_out_of_memory(ImportError("No module named 'x'"))
+
+
+def test_what_onednn_says_for_lack_of_memory_counts_where_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    error = RuntimeError("could not create a primitive")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert not is_out_of_memory(error)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (900_000_000, resource.RLIM_INFINITY))
+    assert is_out_of_memory(error)

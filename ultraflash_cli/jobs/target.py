@@ -82,7 +82,20 @@ def check_target(
         found = [path for path in found if Path(os.path.abspath(path)) not in moved]
     if found and not skip_existing and not overwrite:
         raise exists_error(found[0])
+    if found and skip_existing and is_pictures(output):
+        _refuse_gaps(output)
     return bool(found) and skip_existing
+
+
+def _refuse_gaps(output: Path) -> None:
+    """Raise UsageError where numbers are missing among the pictures of an output: it is no result to leave alone."""
+    from ultraflash_cli.video.sequence import existing_pictures
+
+    numbers = list(existing_pictures(output))
+    wanted = numbers[-1] - numbers[0] + 1
+    if len(numbers) < wanted:
+        there = f"{len(numbers)} of the numbers {numbers[0]} to {numbers[-1]} are there"
+        raise UsageError(f"{output}: only {there}, so -n cannot skip it; -y makes all of them")
 
 
 def check_made_names(*outputs: Path) -> None:
