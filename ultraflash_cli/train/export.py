@@ -59,7 +59,7 @@ def export(job: ExportJob) -> list[WeightEntry]:
         job.folder.mkdir(parents=True, exist_ok=True)
     entries: list[WeightEntry] = []
     for name, tensors in networks_of(read_tensors(job.run / AVERAGE), roles).items():
-        if name == "pixels_detail" and record.recipe == "perceptual":
+        if name == "pixels_detail" and any(key.startswith("project.") for key in tensors):
             tensors = centred_phases(tensors)
         path = job.folder / f"{name}.safetensors"
         stored = stored_in_8_bits(tensors) if name == "generator" else {k: v.half() for k, v in tensors.items()}
