@@ -81,11 +81,11 @@ class Joined:
 
 
 JOINED = {
-    "one second back": Joined(lambda part: part + part, 2, "starts anew once at 1.00 s"),
-    "back three times": Joined(lambda part: part * 4, 4, "starts anew 3 times, first at 1.00 s"),
-    "a little back": Joined(lambda part: part + moved(part, TICKS * 3 // 4), 2, "starts anew once"),
-    "back by hours": Joined(lambda part: moved(part, 20_000 * TICKS) + part, 2, "starts anew once"),
-    "ahead by ten minutes": Joined(lambda part: part + moved(part, 600 * TICKS), 2, "starts anew once"),
+    "one second back": Joined(lambda part: part + part, 2, "restarts once at 1.00 s"),
+    "back three times": Joined(lambda part: part * 4, 4, "restarts 3 times, first at 1.00 s"),
+    "a little back": Joined(lambda part: part + moved(part, TICKS * 3 // 4), 2, "restarts once"),
+    "back by hours": Joined(lambda part: moved(part, 20_000 * TICKS) + part, 2, "restarts once"),
+    "ahead by ten minutes": Joined(lambda part: part + moved(part, 600 * TICKS), 2, "restarts once"),
     "ahead by a pause": Joined(lambda part: part + moved(part, 30 * TICKS), 2, "", pause_s=29),
 }
 
@@ -99,7 +99,7 @@ def test_joined_recordings_keep_their_sound_beside_their_picture(
     source.write_bytes(case.make(recording(tmp_path / "part.ts").read_bytes()))
     after = seen(source, tmp_path)
     said = capsys.readouterr().err
-    assert case.says in said and ("starts anew" in said) == bool(case.says)
+    assert case.says in said and ("restarts" in said) == bool(case.says)
 
     (sound,) = after.tracks
     shown, heard = sorted(after.times), sorted(sound.times)
@@ -123,7 +123,7 @@ def test_a_counter_that_wraps_is_no_step(tmp_path: Path, capsys: pytest.CaptureF
     whole.write_bytes(part + (part if joined else b""))
     source.write_bytes(moved(part, (1 << 33) - TICKS) + (part if joined else b""))
     right, after = seen(whole, tmp_path), seen(source, tmp_path)
-    assert capsys.readouterr().err.count("starts anew") == (2 if joined else 0)
+    assert capsys.readouterr().err.count("restarts") == (2 if joined else 0)
     assert steps(after.times) == steps(right.times)
     assert steps(after.tracks[0].times) == steps(right.tracks[0].times)
     assert after.times[0] - after.tracks[0].times[0] == right.times[0] - right.tracks[0].times[0]
@@ -235,7 +235,7 @@ def test_other_containers_start_anew_with_all_their_streams(
     source = tmp_path / f"in{suffix}"
     source.write_bytes(content + content[begins:])
     after = seen(source, tmp_path, suffix=".mkv" if suffix == ".mkv" else ".mp4")
-    assert "starts anew once" in capsys.readouterr().err
+    assert "restarts once" in capsys.readouterr().err
 
     sound = next(track for track in after.tracks if track.kind == "Audio")
     shown, heard = sorted(after.times), sorted(sound.times)
@@ -328,8 +328,8 @@ def test_an_interrupted_run_over_a_step_of_the_clock_gives_the_same_file(tmp_pat
 @pytest.mark.parametrize(
     ("name", "frames", "length_s", "says"),
     [
-        ("01-clock-back-2s.ts", 100, 4, "starts anew once at 2.00 s"),
-        ("03-clock-back-12s.ts", 75, 15, "starts anew once"),
+        ("01-clock-back-2s.ts", 100, 4, "restarts once at 2.00 s"),
+        ("03-clock-back-12s.ts", 75, 15, "restarts once"),
         ("05-one-wrong-stamp-bit.ts", 20, Fraction(4, 5), "one timestamp lies"),
         ("40-no-stamps.vob", 24, Fraction(1001, 1000), ""),
     ],

@@ -213,7 +213,7 @@ def test_changed_weights_start_afresh_and_without_resume_nothing_is_kept(tmp_pat
     made = job(tmp_path, output=tmp_path / "out.mp4", seconds=7)
     with pytest.raises(Interrupted):
         generate(made, stop_at=64)
-    with pytest.raises(Interrupted, match="starts anew"):
+    with pytest.raises(Interrupted, match="starts over"):
         generate(replace(made, resume=False), stop_at=64, build=builder("1"))
     assert left_over(tmp_path) == []
 

@@ -219,7 +219,7 @@ def test_changed_weights_and_a_changed_input_start_afresh(tmp_path: Path) -> Non
 
 def test_without_resume_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mkv", frames=30)
-    with pytest.raises(Interrupted, match="starts anew"):
+    with pytest.raises(Interrupted, match="starts over"):
         upscale(job(source, resume=False), stop_at=20)
     assert left_over(tmp_path) == []
 

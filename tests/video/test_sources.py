@@ -379,7 +379,7 @@ def test_a_clip_whose_clock_wraps_or_starts_anew_goes_on(tmp_path: Path) -> None
     path.write_bytes(part.read_bytes() * 3)
     info, frames, warnings, report = read(path)
     assert len(frames) == 30 and (report.restarts, report.repaired_times) == (2, 0)
-    assert len(warnings) == 1 and "starts anew 2 times, first at 0.40 s" in warnings[0]
+    assert len(warnings) == 1 and "restarts 2 times, first at 0.40 s" in warnings[0]
     assert {(after.pts - before.pts) * info.time_base for before, after in pairwise(frames)} == {Fraction(1, 25)}
     assert (info.duration_s, info.end_pts) == (1.2, frames[-1].pts + frames[-1].duration)
 

@@ -165,7 +165,7 @@ class Work:
         kept = count_frames(self.folder) if self._resume else 0
         if kept:
             return f"{kept} frames are finished, the same command goes on from there"
-        return "nothing is kept, the same command starts anew"
+        return "nothing is kept; the same command starts over"
 
     def check_stream(self, stream: LiveStream) -> None:
         """Raise what has ended the stream, with what is kept where its reader has left."""

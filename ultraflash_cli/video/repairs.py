@@ -34,7 +34,7 @@ class Repairs:
         said: list[tuple[str, str]] = []
         if self.restarts:
             times = "once" if self.restarts == 1 else f"{self.restarts} times, first"
-            place = f"its clock starts anew {times} at {self.restart_s - start_s:.2f} s"
+            place = f"its clock restarts {times} at {self.restart_s - start_s:.2f} s"
             said.append(("restarts", f"{place}; sound, picture and text go on together from there"))
         for kind, count in sorted(self.jumps.items()):
             times = "once" if count == 1 else f"{count} times"

@@ -367,7 +367,7 @@ class Timeline:
         return [(each, end * each.unit, min(firsts) * each.unit) for each, end, firsts in starts.values()]
 
     def _start_epoch(self, track: Track, stamp: int, starts: list[tuple[Track, Fraction, Fraction]]) -> None:
-        """Let the clock start anew with a shift by which no stream overlaps what it had before."""
+        """Let the clock restart with a shift by which no stream overlaps what it had before."""
         offset_s = max(end_s - start_s for _, end_s, start_s in starts)
         alone = len(starts) == 1 and any(other is not track and other.last is not None for other in self._dense)
         if alone:
