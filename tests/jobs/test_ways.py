@@ -174,7 +174,7 @@ def test_with_a_temporary_folder_a_pipe_keeps_its_sound(clip: Path, tmp_path: Pa
 
 
 def test_an_interrupted_pipe_leaves_nothing(clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="anew"):
+    with pytest.raises(Interrupted, match="starts over"):
         upscale(job(Path("-"), tmp_path / "out.mkv", temp=tmp_path / "temp", **piped(clip)), stop_at=17)
     assert left_over(tmp_path) == []
     assert list((tmp_path / "temp").iterdir()) == []
