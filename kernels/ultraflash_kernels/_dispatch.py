@@ -1,4 +1,5 @@
-"""Which implementation of an operation runs: its Triton kernel or its definition in PyTorch, and why."""
+"""Which implementation of an operation runs: its Triton kernel or its definition in
+PyTorch, and why."""
 
 import functools
 import importlib.util
@@ -23,24 +24,33 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Impl = Literal["auto", "triton", "reference"]
-"""``triton`` and ``reference`` are what is run, or an error; ``auto`` takes the kernel on a GPU that it supports."""
+"""``triton`` and ``reference`` are what is run, or an error; ``auto`` takes the kernel
+on a GPU that it supports."""
 
 OLDEST_CAPABILITY = (8, 0)
-"""Compute capability from which the kernels are compiled and checked, and that the interpreter stands for."""
+"""Compute capability from which the kernels are compiled and checked, and that the
+interpreter stands for."""
 
 
 class KernelUnsupportedError(RuntimeError):
-    """The kernel that was asked for by name cannot take these arguments on this machine."""
+    """The kernel that was asked for by name cannot take these arguments on this
+    machine."""
 
 
 def chooses_triton(
-    op: str, impl: Impl, *tensors: Tensor, refusal: str | None = None, widens_bfloat16: bool = False
+    op: str,
+    impl: Impl,
+    *tensors: Tensor,
+    refusal: str | None = None,
+    widens_bfloat16: bool = False,
 ) -> bool:
-    """Return whether the kernel of ``op`` computes what is asked for ``tensors``; ``refusal`` is the op's own reason.
+    """Return whether the kernel of ``op`` computes what is asked for ``tensors``;
+    ``refusal`` is the op's own reason.
 
-    ``widens_bfloat16`` says what it says to ``triton_refusal``. ``auto`` never takes the interpreter: a kernel runs
-    there for its tests only. Raises KernelUnsupportedError where ``impl`` is ``triton`` and there is a reason
-    against it, ValueError where it is no implementation.
+    ``widens_bfloat16`` says what it says to ``triton_refusal``. ``auto`` never takes
+    the interpreter: a kernel runs there for its tests only. Raises
+    KernelUnsupportedError where ``impl`` is ``triton`` and there is a reason against
+    it, ValueError where it is no implementation.
     """
     if impl not in ("auto", "triton", "reference"):
         raise ValueError(f"{op}: impl is auto, triton or reference, got {impl!r}")
@@ -53,27 +63,36 @@ def chooses_triton(
 
 
 def prefers_kernels(device: torch.device) -> bool:
-    """Return whether ``auto`` takes the kernels for tensors on ``device``: on a GPU that has them."""
+    """Return whether ``auto`` takes the kernels for tensors on ``device``: on a GPU
+    that has them."""
     return device.type == "cuda" and device_refusal(device) is None
 
 
 def triton_refusal(*tensors: Tensor, widens_bfloat16: bool = False) -> str | None:
-    """Return why no kernel can take ``tensors``, in a sentence, or None; an operation may have reasons of its own.
+    """Return why no kernel can take ``tensors``, in a sentence, or None; an operation
+    may have reasons of its own.
 
-    ``widens_bfloat16``: the kernel turns bfloat16 to float32 as it loads, which the interpreter does rightly.
+    ``widens_bfloat16``: the kernel turns bfloat16 to float32 as it loads, which the
+    interpreter does rightly.
     """
     device = tensors[0].device
     if any(x.device != device for x in tensors):
-        return f"tensors lie on {' and '.join(sorted({str(x.device) for x in tensors}))}, expected one device."
+        found = " and ".join(sorted({str(x.device) for x in tensors}))
+        return f"tensors lie on {found}, expected one device."
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "a tensor wants gradients, and the kernel computes forward only."
-    if device.type == "cpu" and not widens_bfloat16 and any(x.dtype == torch.bfloat16 for x in tensors):
+    if (
+        device.type == "cpu"
+        and not widens_bfloat16
+        and any(x.dtype == torch.bfloat16 for x in tensors)
+    ):
         return "Triton's interpreter computes bfloat16 wrongly."
     return device_refusal(device)
 
 
 def device_refusal(device: torch.device) -> str | None:
-    """Return why no kernel runs on ``device``, in a sentence, or None. The CPU runs them in the interpreter only."""
+    """Return why no kernel runs on ``device``, in a sentence, or None. The CPU runs
+    them in the interpreter only."""
     if not _has_triton():
         return "Triton is not installed."
     if _interprets():
@@ -83,12 +102,14 @@ def device_refusal(device: torch.device) -> str | None:
     if torch.version.hip is not None:
         return "the kernels are checked on NVIDIA GPUs only."
     if capability(device) < OLDEST_CAPABILITY:
-        return f"compute capability {'.'.join(map(str, capability(device)))} is older than 8.0."
+        found = ".".join(map(str, capability(device)))
+        return f"compute capability {found} is older than 8.0."
     return None
 
 
 def on_its_device(launch: Callable[P, R]) -> Callable[P, R]:
-    """Make the device of a launcher's first tensor the current one while it runs: Triton launches on that one."""
+    """Make the device of a launcher's first tensor the current one while it runs:
+    Triton launches on that one."""
 
     @functools.wraps(launch)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -112,10 +133,15 @@ def _first_tensor(args: Sequence[object]) -> Tensor | None:
 
 def capability(device: torch.device) -> tuple[int, int]:
     """Return the compute capability that a kernel's tile sizes are chosen for."""
-    return OLDEST_CAPABILITY if device.type == "cpu" else torch.cuda.get_device_capability(device)
+    return (
+        OLDEST_CAPABILITY
+        if device.type == "cpu"
+        else torch.cuda.get_device_capability(device)
+    )
 
 
-# torch.compile takes the answers of these as constants, and would trace through a cache in front of them.
+# torch.compile takes the answers of these as constants, and would trace through a cache
+# in front of them.
 @torch.compiler.assume_constant_result
 def _has_triton() -> bool:
     return _finds_triton()

@@ -1,4 +1,5 @@
-"""Timing of operations: every implementation of a case, after its test, as a table or as JSON."""
+"""Timing of operations: every implementation of a case, after its test, as a table or
+as JSON."""
 
 import argparse
 import json
@@ -66,15 +67,26 @@ def measure(case: Case, device: torch.device) -> list[Measured]:
         low, _, high = statistics.quantiles(times, n=4)
         dtype = str(case.dtype).removeprefix("torch.")
         rates = (case.moved_bytes / median, case.flops / median)
-        found.append(Measured(case.name, impl, dtype, _name(device), median, high - low, *rates))
+        found.append(
+            Measured(case.name, impl, dtype, _name(device), median, high - low, *rates)
+        )
     return found
 
 
-def main(bench: str, cases: Callable[[torch.device], Sequence[Case]], arguments: Sequence[str] | None = None) -> None:
-    """Run the test that lies beside the file ``bench``, then measure and print what ``cases`` gives for the device."""
-    parser = argparse.ArgumentParser(description=f"Time {Path(bench).parent.name} in every implementation.")
+def main(
+    bench: str,
+    cases: Callable[[torch.device], Sequence[Case]],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Run the test that lies beside the file ``bench``, then measure and print what
+    ``cases`` gives for the device."""
+    parser = argparse.ArgumentParser(
+        description=f"Time {Path(bench).parent.name} in every implementation."
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each measurement")
+    parser.add_argument(
+        "--json", action="store_true", help="a line of JSON for each measurement"
+    )
     parser.add_argument("--untested", action="store_true", help="do not run the test first")
     settings = parser.parse_args(arguments)
     if not settings.untested:
@@ -91,7 +103,9 @@ def _run_test(folder: Path) -> None:
         print("the tests are not installed; timing what was not tested", file=sys.stderr)
         return
     # In a process of its own: there Triton may run as its interpreter.
-    if subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], stdout=sys.stderr, check=False).returncode:
+    if subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *tests], stdout=sys.stderr, check=False
+    ).returncode:
         sys.exit(f"{folder.name} fails its test; nothing is timed")
 
 
@@ -101,7 +115,10 @@ def _times(call: Callable[[], object], device: torch.device) -> list[float]:
     if device.type != "cuda":
         return [_seconds(call) for _ in range(ROUNDS["cpu"])]
     cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(ROUNDS["cuda"])]
+    events = [
+        [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        for _ in range(ROUNDS["cuda"])
+    ]
     for start, stop in events:
         cache.zero_()
         start.record()
@@ -122,6 +139,12 @@ def _name(device: torch.device) -> str:
 
 
 def _line(found: Measured) -> str:
-    rate = f"{found.flop_per_s / 1e12:8.2f} TFLOP/s" if found.flop_per_s else f"{found.bytes_per_s / 1e9:8.1f} GB/s"
+    rate = (
+        f"{found.flop_per_s / 1e12:8.2f} TFLOP/s"
+        if found.flop_per_s
+        else f"{found.bytes_per_s / 1e9:8.1f} GB/s"
+    )
     time_ms = f"{found.median_s * 1e3:9.3f} ms (quartiles {found.spread_s * 1e3:.3f} apart)"
-    return f"{found.name:48} {found.dtype:9} {found.impl:10} {time_ms} {rate}  {found.device}"
+    return (
+        f"{found.name:48} {found.dtype:9} {found.impl:10} {time_ms} {rate}  {found.device}"
+    )

@@ -1,4 +1,5 @@
-"""Which key blocks each query block attends to, as lists on the device, and the rule of who may attend to whom."""
+"""Which key blocks each query block attends to, as lists on the device, and the rule of
+who may attend to whom."""
 
 from dataclasses import dataclass
 
@@ -10,9 +11,11 @@ __all__ = ["BlockLists", "BlockRule"]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockRule:
-    """Window, causality and budget of a group's blocks, from which the allowed pairs follow (ARCHITECTURE 4.6).
+    """Window, causality and budget of a group's blocks, from which the allowed pairs
+    follow (ARCHITECTURE 4.6).
 
-    Blocks are ordered temporal block major, then row, then column; remembered temporal blocks precede the group's.
+    Blocks are ordered temporal block major, then row, then column; remembered temporal
+    blocks precede the group's.
     """
 
     rows: int
@@ -28,15 +31,20 @@ class BlockRule:
     chunk: int = 1
     """Temporal blocks that see each other regardless of order."""
     budget: int
-    """Pairs that the query blocks of one temporal block share; one more is kept, and ties."""
+    """Pairs that the query blocks of one temporal block share; one more is kept, and
+    ties."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "cols", "temporal", "chunk", "budget"):
             if getattr(self, name) < 1:
-                raise ValueError(f"block rule: {name} is positive, got {getattr(self, name)}")
+                raise ValueError(
+                    f"block rule: {name} is positive, got {getattr(self, name)}"
+                )
         for name in ("remembered", "window"):
             if getattr(self, name) < 0:
-                raise ValueError(f"block rule: {name} is 0 or more, got {getattr(self, name)}")
+                raise ValueError(
+                    f"block rule: {name} is 0 or more, got {getattr(self, name)}"
+                )
 
     @property
     def spatial(self) -> int:
@@ -55,24 +63,30 @@ class BlockRule:
 
     @property
     def reach(self) -> tuple[int, int]:
-        """How many blocks back and ahead the window goes, along rows and along columns."""
+        """How many blocks back and ahead the window goes, along rows and along
+        columns."""
         if self.window == 0:
             return self.spatial, self.spatial
         return self.window // 2, self.window - 1 - self.window // 2
 
     @property
     def allowed_pairs(self) -> int:
-        """How many pairs are allowed, in closed form: the most that any choice can keep."""
+        """How many pairs are allowed, in closed form: the most that any choice can
+        keep."""
         back, ahead = self.reach
         in_rows, in_cols = (
             sum(min(size - 1, at + ahead) - max(0, at - back) + 1 for at in range(size))
             for size in (self.rows, self.cols)
         )
-        in_time = sum(min(self.seen_until(at), self.remembered + self.temporal) for at in range(self.temporal))
+        in_time = sum(
+            min(self.seen_until(at), self.remembered + self.temporal)
+            for at in range(self.temporal)
+        )
         return in_rows * in_cols * in_time
 
     def seen_until(self, temporal: int) -> int:
-        """Return the temporal block before which this one of the group sees all; it may lie beyond the last."""
+        """Return the temporal block before which this one of the group sees all; it may
+        lie beyond the last."""
         return ((temporal + self.remembered) // self.chunk + 1) * self.chunk
 
     def allowed(self, device: torch.device | None = None) -> Tensor:
@@ -98,16 +112,19 @@ class BlockRule:
 
 @dataclass(frozen=True)
 class BlockLists:
-    """The key blocks of every row (a query block of a head of a sample), one list after another.
+    """The key blocks of every row (a query block of a head of a sample), one list after
+    another.
 
-    Rows are numbered sample major, then head, then query block. No size depends on what was chosen, so lists are
-    made and used without the host ever looking at them.
+    Rows are numbered sample major, then head, then query block. No size depends on what
+    was chosen, so lists are made and used without the host ever looking at them.
     """
 
     starts: Tensor
-    """``[rows + 1]`` (int32): the list of row r is ``blocks[starts[r] : starts[r + 1]]``."""
+    """``[rows + 1]`` (int32): the list of row r is
+    ``blocks[starts[r] : starts[r + 1]]``."""
     blocks: Tensor
-    """``[capacity]`` (int32): key blocks, ascending within a list; what lies behind the last list is arbitrary."""
+    """``[capacity]`` (int32): key blocks, ascending within a list; what lies behind the
+    last list is arbitrary."""
     order: Tensor
     """``[rows]`` (int32): rows in the order to compute them in, long lists first."""
     shape: tuple[int, int, int, int]
@@ -120,7 +137,11 @@ class BlockLists:
         place = flat.cumsum(0, dtype=torch.int32)
         # What is not chosen goes to one place behind the end, and is cut off.
         target = torch.where(flat, place - 1, flat.numel()).long()
-        key = torch.arange(mask.shape[3], dtype=torch.int32, device=mask.device).expand(mask.shape).reshape(-1)
+        key = (
+            torch.arange(mask.shape[3], dtype=torch.int32, device=mask.device)
+            .expand(mask.shape)
+            .reshape(-1)
+        )
         blocks = key.new_empty(flat.numel() + 1).scatter_(0, target, key)[:-1]
         counts = mask.sum(dim=-1, dtype=torch.int32).flatten()
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=torch.int32)])
@@ -138,10 +159,12 @@ class BlockLists:
 
 
 def longest_first(counts: Tensor) -> Tensor:
-    """Return the order (int32) in which to compute rows that have ``counts [rows]`` blocks.
+    """Return the order (int32) in which to compute rows that have ``counts [rows]``
+    blocks.
 
-    Lists are taken by length in powers of two, long ones first, so that no long row is left over at the end; rows
-    of one class keep their order, since neighbours of one head share keys that are still in the cache.
+    Lists are taken by length in powers of two, long ones first, so that no long row is
+    left over at the end; rows of one class keep their order, since neighbours of one
+    head share keys that are still in the cache.
     """
     powers = 2 ** torch.arange(31, dtype=torch.int32, device=counts.device)
     length_class = torch.bucketize(counts, powers, right=True, out_int32=True)

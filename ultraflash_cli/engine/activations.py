@@ -1,6 +1,8 @@
-"""What each network needs beside weights and state while it computes: formulas that follow the code, layer by layer.
+"""What each network needs beside weights and state while it computes: formulas that
+follow the code, layer by layer.
 
-All count what is alive at the largest moment of one call in evaluation. Work space of libraries is not in them.
+All count what is alive at the largest moment of one call in evaluation. Work space of
+libraries is not in them.
 """
 
 import math
@@ -37,13 +39,15 @@ FLOAT32 = 4
 """Bytes of the precision that norms, modulation and rotation compute in."""
 
 GATHERED = 1 << 18
-"""Numbers of keys, and of values, that the sparse attention's reference gathers at a time."""
+"""Numbers of keys, and of values, that the sparse attention's reference gathers at a
+time."""
 
 _BLOCK = 3
 """Copies of a piece that a memory block holds: its input and two results."""
 
 PAIR_BYTES = 16
-"""Bytes that choosing blocks takes for each pair of blocks: scores, shares, the search for the threshold."""
+"""Bytes that choosing blocks takes for each pair of blocks: scores, shares, the search
+for the threshold."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,27 @@ class MemoryBlocks:
 
 
 def sr_dit_activations(
-    config: SrDitConfig, *, frames: int, height: int, width: int, kv_len: int, element: int, on_gpu: bool
+    config: SrDitConfig,
+    *,
+    frames: int,
+    height: int,
+    width: int,
+    kv_len: int,
+    element: int,
+    on_gpu: bool,
 ) -> int:
-    """Return the bytes of a group of latent ``frames`` of ``height`` x ``width`` with ``kv_len`` remembered blocks.
+    """Return the bytes of a group of latent ``frames`` of ``height`` x ``width`` with
+    ``kv_len`` remembered blocks.
 
-    With N tokens, padding included, U = N * dim numbers and e bytes a number, one block holds at its largest
+    With N tokens, padding included, U = N * dim numbers and e bytes a number, one block
+    holds at its largest
 
-    * attention: x, y, q, k, v (5 e U), remembered and present keys and values joined (2 e V, V = (N + remembered
-      tokens) * dim), then the rows of the reference: its parts, their sum and their order (3 e U; on a CPU half
-      precision is widened: float32 copies of q, k, v and of the rows), the block mask's scores beside them;
+    * attention: x, y, q, k, v (5 e U), remembered and present keys and values joined (2
+      e V, V = (N + remembered
+      tokens) * dim), then the rows of the reference: its parts, their sum and their
+      order (3 e U; on a CPU half
+      precision is widened: float32 copies of q, k, v and of the rows), the block mask's
+      scores beside them;
     * norm and rotation of keys: 6 e U + 8 U;
     * cross-attention: 8 e U + 8 U;
     * feed-forward: 4 e U and the hidden layer twice, 2 e N ffn_dim;
@@ -77,7 +93,9 @@ def sr_dit_activations(
     remembered = kv_len * grid.spatial_blocks
     row = config.dim * tokens
     joined = row + remembered * grid.block_tokens * config.dim
-    pairs = config.num_heads * math.prod(grid.blocks) * (math.prod(grid.blocks) + remembered)
+    pairs = (
+        config.num_heads * math.prod(grid.blocks) * (math.prod(grid.blocks) + remembered)
+    )
 
     work = element if on_gpu else max(element, FLOAT32)
     widened = 0 if work == element else work * (row + 2 * joined)
@@ -92,17 +110,24 @@ def sr_dit_activations(
     return max(attention, norm, cross, feed_forward, gated)
 
 
-def generator_activations(config: GeneratorConfig, *, height: int, width: int, element: int) -> int:
+def generator_activations(
+    config: GeneratorConfig, *, height: int, width: int, element: int
+) -> int:
     """Return the bytes of one chunk of latents of ``height`` x ``width``.
 
-    As in the SR transformer, but keys and values are attended to where they lie: with U = N * dim numbers of e bytes,
-    7 e U in attention, 8 e U + 8 U in cross-attention, 5 e U + 2 e N ffn_dim in the feed-forward. A window that slides
-    copies what stays of one ring.
+    As in the SR transformer, but keys and values are attended to where they lie: with U
+    = N * dim numbers of e bytes, 7 e U in attention, 8 e U + 8 U in cross-attention, 5
+    e U + 2 e N ffn_dim in the feed-forward. A window that slides copies what stays of
+    one ring.
     """
     per_frame = config.tokens_per_frame(height, width)
     tokens = config.chunk_latents * per_frame
     row = tokens * config.dim
-    slid = (config.window - config.sink) * per_frame * config.dim * element if config.slide else 0
+    slid = (
+        (config.window - config.sink) * per_frame * config.dim * element
+        if config.slide
+        else 0
+    )
     attention = 7 * element * row + slid
     cross = 8 * (element + 1) * row
     feed_forward = 5 * element * row + 2 * element * tokens * config.ffn_dim
@@ -110,26 +135,40 @@ def generator_activations(config: GeneratorConfig, *, height: int, width: int, e
 
 
 def text_encoder_parameters(config: TextEncoderConfig) -> int:
-    """Return the numbers in the weights (ARCHITECTURE 2); counted here, since building it loads a large package."""
+    """Return the numbers in the weights (ARCHITECTURE 2); counted here, since building
+    it loads a large package."""
     inner = config.heads * config.head_dim
-    block = 4 * config.dim * inner + 3 * config.dim * config.ffn_dim + 2 * config.dim + config.buckets * config.heads
+    block = (
+        4 * config.dim * inner
+        + 3 * config.dim * config.ffn_dim
+        + 2 * config.dim
+        + config.buckets * config.heads
+    )
     return (config.vocab + 1) * config.dim + config.layers * block
 
 
 def text_encoder_activations(config: TextEncoderConfig, element: int) -> int:
-    """Return the bytes of a prompt of full length: scores of all heads, once in float32, and the gated layers."""
+    """Return the bytes of a prompt of full length: scores of all heads, once in
+    float32, and the gated layers."""
     scores = config.heads * config.text_len**2
     tokens = config.text_len * (8 * config.dim + 4 * config.ffn_dim)
     return scores * (element + FLOAT32) + tokens * element
 
 
 def prompt_encoder_activations(config: PromptEncoderConfig, element: int) -> int:
-    """Return the bytes of a prompt: scores of all heads, once in float32, and the feed-forward layer."""
-    return config.heads * config.text_len**2 * (element + FLOAT32) + config.text_len * 8 * config.dim * element
+    """Return the bytes of a prompt: scores of all heads, once in float32, and the
+    feed-forward layer."""
+    return (
+        config.heads * config.text_len**2 * (element + FLOAT32)
+        + config.text_len * 8 * config.dim * element
+    )
 
 
-def upsampler_activations(config: LatentUpsamplerConfig, *, height: int, width: int, latents: int = 1) -> MemoryBlocks:
-    """Return the numbers for so many low-resolution latents of ``height`` x ``width`` at once.
+def upsampler_activations(
+    config: LatentUpsamplerConfig, *, height: int, width: int, latents: int = 1
+) -> MemoryBlocks:
+    """Return the numbers for so many low-resolution latents of ``height`` x ``width``
+    at once.
 
     A block holds x and two results.
     """
@@ -140,15 +179,16 @@ def upsampler_activations(config: LatentUpsamplerConfig, *, height: int, width: 
 def encoder_activations(config: EncoderConfig, *, height: int, width: int) -> MemoryBlocks:
     """Return the numbers for four frames of ``height`` x ``width`` pixels.
 
-    Largest is the first layer (its result, and the parts that the first pool makes of it), or a stage's blocks: x and
-    two results.
+    Largest is the first layer (its result, and the parts that the first pool makes of
+    it), or a stage's blocks: x and two results.
     """
     shrink, frames = config.patch, 4
     plane = config.width * height * width // shrink**2
     working, memories = 3 * 3 * frames * height * width, 0
     for stride, pool in zip(config.strides, config.time_pools, strict=True):
         pooled = frames // pool
-        # The input, one frame of it laid out anew, the sum and a summand; then the sum and the strided result.
+        # The input, one frame of it laid out anew, the sum and a summand; then the sum
+        # and the strided result.
         working = max(working, (frames + (3 * pooled if pool > 1 else pooled)) * plane)
         frames, plane = pooled, plane // stride**2
         working = max(working, _BLOCK * frames * plane)
@@ -159,8 +199,9 @@ def encoder_activations(config: EncoderConfig, *, height: int, width: int) -> Me
 def wan_vae_activations(config: WanVaeConfig, *, height: int, width: int) -> MemoryBlocks:
     """Return the numbers for four frames of ``height`` x ``width`` pixels.
 
-    A residual block holds, of its n frames, the input, the second convolution's input, that behind two past frames,
-    the two themselves and the result: 4 n + 4 frames; the attention in the middle its frame's scores.
+    A residual block holds, of its n frames, the input, the second convolution's input,
+    that behind two past frames, the two themselves and the result: 4 n + 4 frames; the
+    attention in the middle its frame's scores.
     """
     widths = [config.width * factor for factor in config.multipliers]
     working, frames, plane = 0, 4, height * width
@@ -177,12 +218,15 @@ def wan_vae_activations(config: WanVaeConfig, *, height: int, width: int) -> Mem
     return MemoryBlocks(max(working, 6 * widths[-1] * plane + plane**2), memories)
 
 
-def decoder_activations(config: DecoderConfig, *, height: int, width: int, latents: int = 1) -> MemoryBlocks:
+def decoder_activations(
+    config: DecoderConfig, *, height: int, width: int, latents: int = 1
+) -> MemoryBlocks:
     """Return the numbers for so many latents of ``height`` x ``width`` at once.
 
-    Largest is the growth of a stage: its input, the grown frames, and they laid out anew; a pixel shuffle: its input,
-    the wide convolution's result and two layouts of it; or nearest neighbours, which come behind the growth in time:
-    small and doubled frames, and what the convolution makes of them.
+    Largest is the growth of a stage: its input, the grown frames, and they laid out
+    anew; a pixel shuffle: its input, the wide convolution's result and two layouts of
+    it; or nearest neighbours, which come behind the growth in time: small and doubled
+    frames, and what the convolution makes of them.
     """
     frames, plane = latents, height * width
     working, memories = 0, 0
@@ -207,11 +251,15 @@ def decoder_activations(config: DecoderConfig, *, height: int, width: int, laten
     return MemoryBlocks(working, memories)
 
 
-def pixel_path_activations(config: PixelPathConfig, *, height: int, width: int, element: int) -> int:
-    """Return the bytes of the pixel path for one frame of ``height`` x ``width`` pixels, low resolution.
+def pixel_path_activations(
+    config: PixelPathConfig, *, height: int, width: int, element: int
+) -> int:
+    """Return the bytes of the pixel path for one frame of ``height`` x ``width``
+    pixels, low resolution.
 
-    The residual and lanczos at the full size, in float32, beside the blocks. The memories of the path are in its
-    state; those of the frame in work and of the one before come on top.
+    The residual and lanczos at the full size, in float32, beside the blocks. The
+    memories of the path are in its state; those of the frame in work and of the one
+    before come on top.
     """
     plane, small = config.scale**2 * height * width, height * width // config.patch**2
     blocks = (2 * config.blocks + 4) * config.width * small

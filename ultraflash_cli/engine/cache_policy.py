@@ -1,4 +1,5 @@
-"""Dynamic cache management: fewer steps, spared context passes and a shrinking SR memory in long streams."""
+"""Dynamic cache management: fewer steps, spared context passes and a shrinking SR
+memory in long streams."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from ultraflash_cli.errors import ConfigError, UsageError
 __all__ = ["ONE_FEWER", "CacheManagement", "RefreshGate", "Scorer", "SharpnessDrift"]
 
 ONE_FEWER = 0
-"""Stands for one denoising step fewer than the model has; the published one has four."""
+"""Stands for one denoising step fewer than the model has; the published one has
+four."""
 DEFAULT_REFRESH = 0.62
 """The published threshold, for scores of CLIP-IQA+."""
 SCORED_SIDE_PX = 224
@@ -28,8 +30,9 @@ TINT_SCALE = 0.5
 """Mean change of colour, of 1, at which a score falls to 1/e."""
 
 Scorer = Callable[[Tensor, Tensor], float]
-"""Given a frame and an early frame of the same stream, both ``[3, 224, 224]`` in [0, 1]: the frame's quality, higher
-is better. The same two frames always get the same score: a resumed run has to decide alike."""
+"""Given a frame and an early frame of the same stream, both ``[3, 224, 224]`` in [0,
+1]: the frame's quality, higher is better. The same two frames always get the same
+score: a resumed run has to decide alike."""
 
 
 def _count(text: str) -> int:
@@ -45,7 +48,8 @@ class CacheManagement:
     """The three rules (ARCHITECTURE 9.1); without arguments all are off."""
 
     steps: int | None = None
-    """Denoising steps of every chunk but the first; None is all, ``ONE_FEWER`` all but one."""
+    """Denoising steps of every chunk but the first; None is all, ``ONE_FEWER`` all but
+    one."""
     refresh: float | None = None
     """Score above which a chunk's context pass is spared; None never spares one."""
     kv: bool = False
@@ -53,13 +57,16 @@ class CacheManagement:
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 0:
-            raise ConfigError(f"cache management: steps is 1 or more, or {ONE_FEWER}, got {self.steps}")
+            raise ConfigError(
+                f"cache management: steps is 1 or more, or {ONE_FEWER}, got {self.steps}"
+            )
         if self.refresh is not None and not 0 <= self.refresh <= 1:
             raise ConfigError(f"cache management: refresh lies in 0..1, got {self.refresh}")
 
     @classmethod
     def parse(cls, text: str) -> "CacheManagement":
-        """Read ``off`` or a list of ``steps``, ``steps=N``, ``refresh``, ``refresh=T`` and ``kv``.
+        """Read ``off`` or a list of ``steps``, ``steps=N``, ``refresh``, ``refresh=T``
+        and ``kv``.
 
         Raises UsageError for anything else.
         """
@@ -81,50 +88,75 @@ class CacheManagement:
                     raise ValueError(rule)
             except ValueError:
                 raise UsageError(
-                    f"cache management: cannot read {part.strip()!r} in {text!r}; it is off, or some of "
+                    f"cache management: cannot read {part.strip()!r} in {text!r}; it is "
+                    "off, or some of "
                     f"steps, steps=N, refresh, refresh=T and kv with commas between them"
                 ) from None
         return cls(**rules)  # pyright: ignore[reportArgumentType]
 
     def __str__(self) -> str:
         """Return what ``parse`` reads, with the values in use."""
-        rules = [] if self.steps is None else ["steps" if self.steps == ONE_FEWER else f"steps={self.steps}"]
+        rules = (
+            []
+            if self.steps is None
+            else ["steps" if self.steps == ONE_FEWER else f"steps={self.steps}"]
+        )
         rules += [] if self.refresh is None else [f"refresh={self.refresh:g}"]
         return ",".join(rules + (["kv"] if self.kv else [])) or "off"
 
     def apply_generator(self, config: GeneratorConfig) -> GeneratorConfig:
-        """Return the generator's config under the first rule. Raises UsageError for more steps than there are."""
+        """Return the generator's config under the first rule. Raises UsageError for
+        more steps than there are."""
         if self.steps is None:
             return config
         if self.steps > len(config.steps):
             raise UsageError(
-                f"cache management: steps={self.steps} is more than the {len(config.steps)} denoising steps that this "
+                f"cache management: steps={self.steps} is more than the "
+                f"{len(config.steps)} denoising steps that this "
                 f"model has; ask for 1 to {len(config.steps)}"
             )
-        return replace(config, later_steps=max(1, len(config.steps) - 1) if self.steps == ONE_FEWER else self.steps)
+        return replace(
+            config,
+            later_steps=max(1, len(config.steps) - 1)
+            if self.steps == ONE_FEWER
+            else self.steps,
+        )
 
     def apply_sr(self, config: SrDitConfig, groups: int) -> SrDitConfig:
-        """Return the SR transformer's config under the third rule, for a stream of ``groups`` groups."""
-        return replace(config, kv_schedule=kv_lengths(groups, kv=config.kv_len)) if self.kv else config
+        """Return the SR transformer's config under the third rule, for a stream of
+        ``groups`` groups."""
+        return (
+            replace(config, kv_schedule=kv_lengths(groups, kv=config.kv_len))
+            if self.kv
+            else config
+        )
 
 
 class RefreshGate:
-    """Spares a chunk's context pass where its last latent, decoded alone, scores above a threshold.
+    """Spares a chunk's context pass where its last latent, decoded alone, scores above
+    a threshold.
 
-    A ``generator.Gate``; of several clips at once all have to pass. It decodes with fresh memory and scores the last
-    of the latent's four frames, clamped and resized to 224 x 224.
+    A ``generator.Gate``; of several clips at once all have to pass. It decodes with
+    fresh memory and scores the last of the latent's four frames, clamped and resized to
+    224 x 224.
     """
 
-    def __init__(self, decoder: Decoder, scorer: Scorer, threshold: float = DEFAULT_REFRESH) -> None:
+    def __init__(
+        self, decoder: Decoder, scorer: Scorer, threshold: float = DEFAULT_REFRESH
+    ) -> None:
         self.decoder = decoder
         self.scorer = scorer
         self.threshold = threshold
 
     @torch.no_grad()
     def __call__(self, latents_bcthw: Tensor, anchor_bcthw: Tensor) -> bool:
-        """Judge a chunk by its last latent beside ``anchor [B, C, 1, H, W]``, an early one of the stream."""
+        """Judge a chunk by its last latent beside ``anchor [B, C, 1, H, W]``, an early
+        one of the stream."""
         frames, anchors = self._frames(latents_bcthw[:, :, -1:]), self._frames(anchor_bcthw)
-        return all(self.scorer(frame, anchor) > self.threshold for frame, anchor in zip(frames, anchors, strict=True))
+        return all(
+            self.scorer(frame, anchor) > self.threshold
+            for frame, anchor in zip(frames, anchors, strict=True)
+        )
 
     def _frames(self, latent_bcthw: Tensor) -> Tensor:
         """Return ``[B, 3, 224, 224]`` float32."""
@@ -132,21 +164,35 @@ class RefreshGate:
         fresh = self.decoder.init_state(batch=batch, height=height, width=width)
         _, frames_bcthw = self.decoder.step(fresh, latent_bcthw)
         last = frames_bcthw[:, :, -1].float().clamp(0, 1)
-        return F.interpolate(last, size=(SCORED_SIDE_PX, SCORED_SIDE_PX), mode="bilinear", align_corners=False)
+        return F.interpolate(
+            last,
+            size=(SCORED_SIDE_PX, SCORED_SIDE_PX),
+            mode="bilinear",
+            align_corners=False,
+        )
 
 
 class SharpnessDrift:
-    """A scorer that needs no network: how near a frame's sharpness, contrast and colour are to the early frame's.
+    """A scorer that needs no network: how near a frame's sharpness, contrast and colour
+    are to the early frame's.
 
-    1 for equal statistics, towards 0 as the frame blurs, breaks up in noise, pales or takes on a tint. It knows
-    nothing of content, and its scale is not that of a learned score.
+    1 for equal statistics, towards 0 as the frame blurs, breaks up in noise, pales or
+    takes on a tint. It knows nothing of content, and its scale is not that of a learned
+    score.
     """
 
     def __call__(self, frame: Tensor, anchor: Tensor) -> float:
         """Score a frame ``[3, H, W]`` in [0, 1] beside an early one of its stream."""
-        (detail, contrast, colour), (detail_0, contrast_0, colour_0) = _statistics(frame), _statistics(anchor)
+        (detail, contrast, colour), (detail_0, contrast_0, colour_0) = (
+            _statistics(frame),
+            _statistics(anchor),
+        )
         tint = sum(abs(a - b) for a, b in zip(colour, colour_0, strict=True)) / 3
-        return _likeness(detail, detail_0) * _likeness(contrast, contrast_0) * math.exp(-tint / TINT_SCALE)
+        return (
+            _likeness(detail, detail_0)
+            * _likeness(contrast, contrast_0)
+            * math.exp(-tint / TINT_SCALE)
+        )
 
 
 def _likeness(a: float, b: float) -> float:
@@ -155,7 +201,8 @@ def _likeness(a: float, b: float) -> float:
 
 
 def _statistics(frame: Tensor) -> tuple[float, float, list[float]]:
-    """Return mean detail (difference from the four neighbours), contrast and mean colour of a picture."""
+    """Return mean detail (difference from the four neighbours), contrast and mean
+    colour of a picture."""
     luma = frame.float().mean(dim=0)
     centre = luma[1:-1, 1:-1]
     around = luma[:-2, 1:-1] + luma[2:, 1:-1] + luma[1:-1, :-2] + luma[1:-1, 2:]

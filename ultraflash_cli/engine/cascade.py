@@ -1,4 +1,5 @@
-"""The cascade of a clip, group by group: encode, upsample, refine, decode; or the pixel path alone."""
+"""The cascade of a clip, group by group: encode, upsample, refine, decode; or the pixel
+path alone."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,20 +27,27 @@ class CascadeState:
     queue_bcthw: Tensor
     queued: int
     last_bcthw: Tensor | None
-    """The latest frame, where the encoder runs ahead and a scene's end has to be filled up."""
+    """The latest frame, where the encoder runs ahead and a scene's end has to be filled
+    up."""
 
 
 class Cascade:
-    """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to [B, 3, T, scale * H, scale * W], one for one.
+    """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to [B, 3, T, scale * H,
+    scale * W], one for one.
 
-    The frames of a group come out with it, but for the profile's ``delay`` that stay inside until the next one. There
-    is no encoder where the refiner reads frames.
+    The frames of a group come out with it, but for the profile's ``delay`` that stay
+    inside until the next one. There is no encoder where the refiner reads frames.
     """
 
     def __init__(
-        self, profile: Profile, encoder: Encoder | WanVaeEncoder | None, refiner: Refiner | PixelRefiner
+        self,
+        profile: Profile,
+        encoder: Encoder | WanVaeEncoder | None,
+        refiner: Refiner | PixelRefiner,
     ) -> None:
-        assert (encoder is None) == refiner.reads_frames, "latents come from an encoder, frames do without"
+        assert (encoder is None) == refiner.reads_frames, (
+            "latents come from an encoder, frames do without"
+        )
         self.profile = profile
         self.encoder: Any = encoder
         self.refiner = refiner
@@ -53,7 +61,11 @@ class Cascade:
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        network: nn.Module = self.refiner.path if isinstance(self.refiner, PixelRefiner) else self.refiner.decoder
+        network: nn.Module = (
+            self.refiner.path
+            if isinstance(self.refiner, PixelRefiner)
+            else self.refiner.decoder
+        )
         return next(network.parameters()).device
 
     def init_state(
@@ -68,15 +80,21 @@ class Cascade:
     ) -> CascadeState:
         """Return the state before a scene's first frame.
 
-        ``height`` and ``width`` are the frames', multiples of the profile's ``multiple_px``; ``first_frame`` is
-        the scene's place in the clip, which its noise depends on; ``context`` is the prompt's embedding.
+        ``height`` and ``width`` are the frames', multiples of the profile's
+        ``multiple_px``; ``first_frame`` is the scene's place in the clip, which its
+        noise depends on; ``context`` is the prompt's embedding.
         """
         multiple = self.profile.multiple_px
-        assert height % multiple == 0 and width % multiple == 0, f"the caller pads frames to multiples of {multiple}"
-        longest = group_frames(self.profile.group_latents, self.profile.pad_front, first=False)
+        assert height % multiple == 0 and width % multiple == 0, (
+            f"the caller pads frames to multiples of {multiple}"
+        )
+        longest = group_frames(
+            self.profile.group_latents, self.profile.pad_front, first=False
+        )
         queue = torch.zeros((batch, 3, longest, height, width), device=self.device)
         return CascadeState(
-            encoder=self.encoder and self.encoder.init_state(batch=batch, height=height, width=width),
+            encoder=self.encoder
+            and self.encoder.init_state(batch=batch, height=height, width=width),
             refiner=self.refiner.init_state(
                 batch=batch,
                 height=height // 8,
@@ -92,7 +110,8 @@ class Cascade:
 
     @torch.inference_mode()
     def step(self, state: CascadeState, inputs: Tensor) -> tuple[CascadeState, Tensor]:
-        """Take in frames; return the frames of all groups that are complete. Consumes ``state``."""
+        """Take in frames; return the frames of all groups that are complete. Consumes
+        ``state``."""
         frames = torch.cat([state.queue_bcthw[:, :, : state.queued], inputs], dim=2)
         out = [state.refiner.empty_bcthw]
         while frames.shape[2] >= (size := self._group_frames(state)):
@@ -105,13 +124,16 @@ class Cascade:
 
     @torch.inference_mode()
     def flush(self, state: CascadeState) -> Tensor:
-        """Return the frames that are still inside, as the end of the scene; the last one is repeated to fill up."""
+        """Return the frames that are still inside, as the end of the scene; the last
+        one is repeated to fill up."""
         if state.queued == 0 and (state.refiner.groups == 0 or self.profile.delay == 0):
             return state.refiner.empty_bcthw
         frames = state.queue_bcthw[:, :, : state.queued]
         if state.last_bcthw is not None:
             last = frames[:, :, -1:] if state.queued else state.last_bcthw
-            frames = torch.cat([frames, last.expand(-1, -1, self.profile.delay, -1, -1)], dim=2)
+            frames = torch.cat(
+                [frames, last.expand(-1, -1, self.profile.delay, -1, -1)], dim=2
+            )
         out: list[Tensor] = []
         while frames.shape[2]:
             size = self._group_frames(state)
@@ -122,10 +144,15 @@ class Cascade:
 
     def _group_frames(self, state: CascadeState) -> int:
         profile = self.profile
-        return group_frames(profile.group_latents, profile.pad_front, first=state.refiner.groups == 0)
+        return group_frames(
+            profile.group_latents, profile.pad_front, first=state.refiner.groups == 0
+        )
 
-    def _run_group(self, state: CascadeState, frames: Tensor) -> tuple[CascadeState, Tensor]:
-        """Run a group of frames (a short one only at a scene's end) through all stages."""
+    def _run_group(
+        self, state: CascadeState, frames: Tensor
+    ) -> tuple[CascadeState, Tensor]:
+        """Run a group of frames (a short one only at a scene's end) through all
+        stages."""
         if isinstance(self.refiner, PixelRefiner):
             assert isinstance(state.refiner, PixelRefinerState)
             refiner, (_, sharp) = self.refiner.run_group(state.refiner, frames)
@@ -138,10 +165,17 @@ class Cascade:
         copies = front if profile.copy_front else 0
         last = frames[:, :, -1:]
         frames = torch.cat(
-            [frames[:, :, :1].expand(-1, -1, copies, -1, -1), frames, last.expand(-1, -1, back, -1, -1)], dim=2
+            [
+                frames[:, :, :1].expand(-1, -1, copies, -1, -1),
+                frames,
+                last.expand(-1, -1, back, -1, -1),
+            ],
+            dim=2,
         )
         with self.timer("encoder"):
-            encoder, low = self.refiner.graphs.step("encoder", self.encoder.step, state.encoder, frames)
+            encoder, low = self.refiner.graphs.step(
+                "encoder", self.encoder.step, state.encoder, frames
+            )
         refiner, (_, sharp) = self.refiner.run_group(state.refiner, low)
         after = replace(state, encoder=encoder, refiner=refiner)
         if state.last_bcthw is not None:

@@ -1,4 +1,5 @@
-"""How long the stages of a cascade compute, told by the device itself and without waiting for it."""
+"""How long the stages of a cascade compute, told by the device itself and without
+waiting for it."""
 
 import time
 from collections import defaultdict
@@ -17,7 +18,8 @@ def wait_for(device: torch.device) -> None:
 
 
 class StageClock:
-    """Sums the time of every stage; on a GPU between two events on the stream that computes it."""
+    """Sums the time of every stage; on a GPU between two events on the stream that
+    computes it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -41,7 +43,8 @@ class StageClock:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time by stage of all that the device has done; of stages on lanes of their own it may overlap."""
+        """Time by stage of all that the device has done; of stages on lanes of their
+        own it may overlap."""
         self._collect()
         return dict(self._seconds)
 

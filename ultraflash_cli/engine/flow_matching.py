@@ -1,4 +1,5 @@
-"""The flow-matching sampler: noise levels, warped steps, from flow to clean latents and back to noise."""
+"""The flow-matching sampler: noise levels, warped steps, from flow to clean latents and
+back to noise."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -19,45 +20,59 @@ TRAIN_STEPS = 1000
 class FlowSchedule:
     """Tables of noise levels, and the two moves between them (ARCHITECTURE 1.7).
 
-    ``sigmas`` and ``timesteps`` are float32 ``[1000]`` on the CPU, from pure noise downwards. A flow is noise minus
-    clean latent; a timestep means the noise level of the nearest entry of the table, so that 0 is not quite clean.
+    ``sigmas`` and ``timesteps`` are float32 ``[1000]`` on the CPU, from pure noise
+    downwards. A flow is noise minus clean latent; a timestep means the noise level of
+    the nearest entry of the table, so that 0 is not quite clean.
     """
 
     def __init__(self, shift: float = 5.0) -> None:
         if not shift > 0:
             raise ConfigError(f"flow schedule: shift must be positive, got {shift}")
-        linear = torch.linspace(1.0, 0.0, TRAIN_STEPS + 1, dtype=torch.float32, device="cpu")[:-1]
+        linear = torch.linspace(
+            1.0, 0.0, TRAIN_STEPS + 1, dtype=torch.float32, device="cpu"
+        )[:-1]
         self.sigmas = shift * linear / (1 + (shift - 1) * linear)
         self.timesteps = self.sigmas * TRAIN_STEPS
 
     def warp(self, steps: Sequence[int]) -> tuple[float, ...]:
-        """Return the timesteps that a list of steps (1000 is pure noise, 0 the end) stands for."""
+        """Return the timesteps that a list of steps (1000 is pure noise, 0 the end)
+        stands for."""
         wrong = [step for step in steps if not 0 <= step <= TRAIN_STEPS]
         if wrong:
-            raise ConfigError(f"flow schedule: steps lie in 0..{TRAIN_STEPS}, got {wrong[0]}")
-        return tuple(self.timesteps[TRAIN_STEPS - step].item() if step else 0.0 for step in steps)
+            raise ConfigError(
+                f"flow schedule: steps lie in 0..{TRAIN_STEPS}, got {wrong[0]}"
+            )
+        return tuple(
+            self.timesteps[TRAIN_STEPS - step].item() if step else 0.0 for step in steps
+        )
 
     def sigma(self, timestep: float) -> float:
-        """Return the noise level of the table's entry nearest to ``timestep``, a float32 value."""
+        """Return the noise level of the table's entry nearest to ``timestep``, a
+        float32 value."""
         return self.sigmas[(self.timesteps.double() - timestep).abs().argmin()].item()
 
     def clean(self, x_t: Tensor, flow: Tensor, timestep: float) -> Tensor:
-        """Return the clean latents behind ``x_t``, evaluated in float64, in the dtype of ``flow``."""
+        """Return the clean latents behind ``x_t``, evaluated in float64, in the dtype
+        of ``flow``."""
         return (x_t.double() - self.sigma(timestep) * flow.double()).to(flow.dtype)
 
     def renoise(self, clean: Tensor, noise: Tensor, timestep: float) -> Tensor:
-        """Return clean latents noised to ``timestep``, evaluated in float32, in the dtype of ``noise``."""
+        """Return clean latents noised to ``timestep``, evaluated in float32, in the
+        dtype of ``noise``."""
         sigma = self.sigma(timestep)
         return ((1 - sigma) * clean.float() + sigma * noise.float()).to(noise.dtype)
 
 
 def fewer_steps(steps: tuple[T, ...], count: int) -> tuple[T, ...]:
-    """Return ``count`` of the steps, evenly spread from the first to the last; one step is the first.
+    """Return ``count`` of the steps, evenly spread from the first to the last; one step
+    is the first.
 
     Places are rounded half to even (ARCHITECTURE 9.1).
     """
     if not 1 <= count <= len(steps):
-        raise ConfigError(f"{count} of {len(steps)} steps cannot be taken: from 1 to {len(steps)} can")
+        raise ConfigError(
+            f"{count} of {len(steps)} steps cannot be taken: from 1 to {len(steps)} can"
+        )
     if count == 1:
         return steps[:1]
     return tuple(steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count))

@@ -12,14 +12,19 @@ from ultraflash_cli.engine.upscaler import Upscaler
 __all__ = ["LOOK_PX", "foretold_frame_seconds"]
 
 LOOK_PX = 192 * 112
-"""Pixels that the model is shown on a CPU: a fraction of a second, and few enough to keep the memory of the plan."""
+"""Pixels that the model is shown on a CPU: a fraction of a second, and few enough to
+keep the memory of the plan."""
 
 
-def foretold_frame_seconds(upscaler: Upscaler, *, clock: Callable[[], float] = time.perf_counter) -> float | None:
-    """Measure how long the model takes for a frame, where that costs little; None where it would not.
+def foretold_frame_seconds(
+    upscaler: Upscaler, *, clock: Callable[[], float] = time.perf_counter
+) -> float | None:
+    """Measure how long the model takes for a frame, where that costs little; None where
+    it would not.
 
-    On a GPU whole frames are measured behind `Upscaler.warm_up`; on a CPU a small part of one, by a model that works
-    on pixels alone: what refines latents takes minutes there.
+    On a GPU whole frames are measured behind `Upscaler.warm_up`; on a CPU a small part
+    of one, by a model that works on pixels alone: what refines latents takes minutes
+    there.
     """
     cascade = upscaler.cascade
     if cascade.device.type == "cuda":

@@ -1,4 +1,5 @@
-"""Steps of streaming stages as CUDA graphs: recorded once for a shape, replayed over buffers of fixed address."""
+"""Steps of streaming stages as CUDA graphs: recorded once for a shape, replayed over
+buffers of fixed address."""
 
 import warnings
 import weakref
@@ -12,13 +13,22 @@ from torch import Tensor
 
 from ultraflash_cli.engine.stage import Leaf, state_leaves, with_leaves
 
-__all__ = ["EAGER", "CudaRecorder", "GraphCounts", "Graphs", "Recorder", "Recording", "Step"]
+__all__ = [
+    "EAGER",
+    "CudaRecorder",
+    "GraphCounts",
+    "Graphs",
+    "Recorder",
+    "Recording",
+    "Step",
+]
 
 StateT = TypeVar("StateT")
 InputsT = TypeVar("InputsT")
 
 Step = Callable[[StateT, InputsT], tuple[StateT, Tensor]]
-"""A stage's step: takes in a state and inputs, returns the state after it and what is complete."""
+"""A stage's step: takes in a state and inputs, returns the state after it and what is
+complete."""
 
 MOST_GRAPHS = 64
 """Steps of further shapes run eagerly."""
@@ -28,7 +38,8 @@ class Recording(Protocol):
     """Work that was recorded."""
 
     def replay(self) -> dict[str, Tensor]:
-        """Do the work once more; what is returned lies in the same buffers each time."""
+        """Do the work once more; what is returned lies in the same buffers each
+        time."""
         ...
 
 
@@ -36,19 +47,23 @@ class Recorder(Protocol):
     """What records work."""
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
-        """Record ``work`` without doing it. Raises RuntimeError where it cannot be recorded.
+        """Record ``work`` without doing it. Raises RuntimeError where it cannot be
+        recorded.
 
-        After a failure the device is as it was before, but what recorded should not be asked again.
+        After a failure the device is as it was before, but what recorded should not be
+        asked again.
         """
         ...
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory: they are replayed one after the other.
+    """Records CUDA graphs that share one pool of memory: they are replayed one after
+    the other.
 
-    Each recorder captures on a stream of its own. cuBLAS keeps one workspace for every stream and its address becomes
-    part of a graph, so graphs of two recorders, which may be replayed side by side, must not share the stream that
-    torch captures on by default.
+    Each recorder captures on a stream of its own. cuBLAS keeps one workspace for every
+    stream and its address becomes part of a graph, so graphs of two recorders, which
+    may be replayed side by side, must not share the stream that torch captures on by
+    default.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -57,13 +72,19 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
-        """Record ``work`` without doing it; other threads may go on using the device."""
+        """Record ``work`` without doing it; other threads may go on using the
+        device."""
         graph = torch.cuda.CUDAGraph()
         before = torch.cuda.current_stream(self._device)
         try:
             with (
                 torch.cuda.device(self._device),
-                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=self._stream,
+                    capture_error_mode="thread_local",
+                ),
             ):
                 results = work()
         except Exception:
@@ -72,7 +93,8 @@ class CudaRecorder:
         return _CudaRecording(graph, results)
 
     def _recover(self, stream: torch.cuda.Stream) -> None:
-        """Undo what a failed capture leaves behind: its stream stays current, the allocator keeps filling its pool."""
+        """Undo what a failed capture leaves behind: its stream stays current, the
+        allocator keeps filling its pool."""
         torch.cuda.set_stream(stream)
         end_of_pool = getattr(torch._C, "_cuda_endAllocateToPool", None)  # pyright: ignore[reportPrivateUsage]
         if end_of_pool is not None:
@@ -105,7 +127,8 @@ class _Plan:
     """What is known of the steps of one shape."""
 
     stays: frozenset[str]
-    """Tensors of the state that keep their address: overwritten in place, or not at all."""
+    """Tensors of the state that keep their address: overwritten in place, or not at
+    all."""
     after: dict[str, Leaf]
     """The numbers of the state after the step; of counters, how much they grow."""
     counters: frozenset[str]
@@ -116,13 +139,16 @@ class _Plan:
 
 
 class Graphs:
-    """Runs the steps of stages by recorded graphs where it can, else as they are; the results are the same.
+    """Runs the steps of stages by recorded graphs where it can, else as they are; the
+    results are the same.
 
-    After a recording that failed nothing more is recorded in the process: what it did to the device cannot be known.
-    The first step of a shape runs as it is: kernels are compiled and libraries set up, and it shows which tensors of
-    the state keep their address. The second one is recorded, it and all later ones are replayed. What is returned is
-    the caller's, but for those tensors of fixed address: they lie in the same buffers for every stream that a stage
-    works on, and a stream that begins while the state of another is still held runs as it is.
+    After a recording that failed nothing more is recorded in the process: what it did
+    to the device cannot be known. The first step of a shape runs as it is: kernels are
+    compiled and libraries set up, and it shows which tensors of the state keep their
+    address. The second one is recorded, it and all later ones are replayed. What is
+    returned is the caller's, but for those tensors of fixed address: they lie in the
+    same buffers for every stream that a stage works on, and a stream that begins while
+    the state of another is still held runs as it is.
     """
 
     def __init__(self, recorder: Recorder | None) -> None:
@@ -148,7 +174,11 @@ class Graphs:
     @property
     def refusals(self) -> dict[str, str]:
         """Why steps of a stage run as they are, by stage."""
-        return {key[0]: plan.refusal for key, plan in self._plans.items() if plan.refusal and isinstance(key, tuple)}
+        return {
+            key[0]: plan.refusal
+            for key, plan in self._plans.items()
+            if plan.refusal and isinstance(key, tuple)
+        }
 
     @contextmanager
     def paused(self) -> Generator[None]:
@@ -170,11 +200,13 @@ class Graphs:
         counters: tuple[str, ...] = (),
         key: Hashable = None,
     ) -> tuple[StateT, Tensor]:
-        """Return what ``step`` returns for ``state`` and ``inputs``; consumes ``state``.
+        """Return what ``step`` returns for ``state`` and ``inputs``; consumes
+        ``state``.
 
-        All that decides about its operations has to be in the shapes of the tensors, the numbers of the state or
-        ``key``, but for the numbers of the state called ``counters``, which only grow. So does ``position``; recorded
-        work gets it as a 0-dimensional tensor.
+        All that decides about its operations has to be in the shapes of the tensors,
+        the numbers of the state or ``key``, but for the numbers of the state called
+        ``counters``, which only grow. So does ``position``; recorded work gets it as a
+        0-dimensional tensor.
         """
         if self._recorder is None or self._paused:
             return step(state, inputs)
@@ -192,7 +224,9 @@ class Graphs:
         key: Hashable,
     ) -> tuple[StateT, Tensor]:
         leaves, given = state_leaves(state), state_leaves(inputs)
-        moving = frozenset(path for path in leaves if path.rpartition(".")[2] in (*counters, position))
+        moving = frozenset(
+            path for path in leaves if path.rpartition(".")[2] in (*counters, position)
+        )
         counts = self._counts.setdefault(name, [0, 0, 0])
         shape = (name, key, _shape_of(leaves, moving), _shape_of(given))
         plan = self._plans.get(shape)
@@ -214,7 +248,8 @@ class Graphs:
         return step(state, inputs)
 
     def _move_in(self, name: str, plan: _Plan, leaves: Mapping[str, Leaf]) -> bool:
-        """Bring what stays to the addresses it has in all recorded work; False where another stream lives there."""
+        """Bring what stays to the addresses it has in all recorded work; False where
+        another stream lives there."""
         foreign: list[tuple[Tensor, Tensor]] = []
         for path in plan.stays:
             leaf = leaves[path]
@@ -230,7 +265,13 @@ class Graphs:
         return True
 
     def _record(
-        self, name: str, plan: _Plan, step: Step[Any, Any], state: Any, inputs: Any, position: str | None
+        self,
+        name: str,
+        plan: _Plan,
+        step: Step[Any, Any],
+        state: Any,
+        inputs: Any,
+        position: str | None,
     ) -> None:
         """Record a step into ``plan``, or the reason why not."""
         assert self._recorder is not None, "there is a recorder"
@@ -240,23 +281,38 @@ class Graphs:
             if isinstance(leaf, Tensor) and path not in plan.stays:
                 buffers[f"state:{path}"] = torch.empty_like(leaf)
             elif position is not None and path.rpartition(".")[2] == position:
-                buffers[f"state:{path}"] = torch.zeros((), dtype=torch.int64, device=_device_of(given))
-        buffers |= {f"input:{path}": torch.empty_like(leaf) for path, leaf in given.items() if isinstance(leaf, Tensor)}
+                buffers[f"state:{path}"] = torch.zeros(
+                    (), dtype=torch.int64, device=_device_of(given)
+                )
+        buffers |= {
+            f"input:{path}": torch.empty_like(leaf)
+            for path, leaf in given.items()
+            if isinstance(leaf, Tensor)
+        }
 
         def before(path: str, leaf: Leaf) -> Leaf:
             if path in plan.stays and isinstance(leaf, Tensor):
                 return self._homes[name, _place(path, leaf)]
             return buffers.get(f"state:{path}", leaf)
 
-        fixed = with_leaves(state, {path: before(path, leaf) for path, leaf in leaves.items()})
-        fixed_inputs = with_leaves(inputs, {path: buffers.get(f"input:{path}", leaf) for path, leaf in given.items()})
+        fixed = with_leaves(
+            state, {path: before(path, leaf) for path, leaf in leaves.items()}
+        )
+        fixed_inputs = with_leaves(
+            inputs,
+            {path: buffers.get(f"input:{path}", leaf) for path, leaf in given.items()},
+        )
 
         def work() -> dict[str, Tensor]:
             after, out = step(fixed, fixed_inputs)
             made = {
-                p: leaf for p, leaf in state_leaves(after).items() if p not in plan.stays and p not in plan.counters
+                p: leaf
+                for p, leaf in state_leaves(after).items()
+                if p not in plan.stays and p not in plan.counters
             }
-            return {f"state:{p}": leaf for p, leaf in made.items() if isinstance(leaf, Tensor)} | {"out": out}
+            return {
+                f"state:{p}": leaf for p, leaf in made.items() if isinstance(leaf, Tensor)
+            } | {"out": out}
 
         try:
             plan.recording = self._recorder.record(work)
@@ -264,7 +320,9 @@ class Graphs:
         except (RuntimeError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             self._failed = True
-            plan.refusal = f"{name}: cannot be recorded as a CUDA graph and runs eagerly: {reason}"
+            plan.refusal = (
+                f"{name}: cannot be recorded as a CUDA graph and runs eagerly: {reason}"
+            )
             warnings.warn(plan.refusal, RuntimeWarning, stacklevel=5)
 
     def _replay(
@@ -295,13 +353,16 @@ class Graphs:
             else:
                 value = plan.after[path]
                 if path in plan.counters:
-                    assert isinstance(leaf, int) and isinstance(value, int), "a counter is a whole number"
+                    assert isinstance(leaf, int) and isinstance(value, int), (
+                        "a counter is a whole number"
+                    )
                     value += leaf
                 after[path] = value
         return with_leaves(state, after), made["out"].clone()
 
     def _tenancy(self, name: str, path: str, leaf: Tensor) -> Tensor:
-        """Return the tensor of fixed address under a name that lives as long as the stream's state."""
+        """Return the tensor of fixed address under a name that lives as long as the
+        stream's state."""
         place = (name, _place(path, leaf))
         tenant = self._tenants.get(place)
         if tenant is not None and tenant() is leaf:
@@ -315,9 +376,13 @@ EAGER = Graphs(None)
 """Runs every step as it is."""
 
 
-def _shape_of(leaves: Mapping[str, Leaf], without: frozenset[str] = frozenset()) -> Hashable:
+def _shape_of(
+    leaves: Mapping[str, Leaf], without: frozenset[str] = frozenset()
+) -> Hashable:
     return tuple(
-        (path, tuple(leaf.shape), leaf.stride(), leaf.dtype) if isinstance(leaf, Tensor) else (path, leaf)
+        (path, tuple(leaf.shape), leaf.stride(), leaf.dtype)
+        if isinstance(leaf, Tensor)
+        else (path, leaf)
         for path, leaf in leaves.items()
         if path not in without
     )
@@ -331,7 +396,9 @@ def _device_of(given: Mapping[str, Leaf]) -> torch.device:
     return next(leaf.device for leaf in given.values() if isinstance(leaf, Tensor))
 
 
-def _planned(before: Mapping[str, Leaf], after: Mapping[str, Leaf], counters: frozenset[str]) -> _Plan:
+def _planned(
+    before: Mapping[str, Leaf], after: Mapping[str, Leaf], counters: frozenset[str]
+) -> _Plan:
     """Learn from a step that has run what the next ones of its shape do."""
     stays: set[str] = set()
     numbers: dict[str, Leaf] = {}
@@ -346,7 +413,9 @@ def _planned(before: Mapping[str, Leaf], after: Mapping[str, Leaf], counters: fr
         elif isinstance(old, Tensor) or isinstance(new, Tensor):
             refusal = f"{path} changes its kind"
         elif path in counters:
-            assert isinstance(old, int) and isinstance(new, int), "a counter is a whole number"
+            assert isinstance(old, int) and isinstance(new, int), (
+                "a counter is a whole number"
+            )
             numbers[path] = new - old
         else:
             numbers[path] = new

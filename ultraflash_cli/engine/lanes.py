@@ -1,4 +1,5 @@
-"""Work beside other work on a device: lanes that keep an order of their own, and ways between device and host."""
+"""Work beside other work on a device: lanes that keep an order of their own, and ways
+between device and host."""
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -33,7 +34,8 @@ class Lane(Protocol):
     """Work in an order of its own, beside that of other lanes."""
 
     def after(self, *others: "Lane") -> None:
-        """Let what comes next on this lane wait for all that was put on the others so far."""
+        """Let what comes next on this lane wait for all that was put on the others so
+        far."""
         ...
 
     @contextmanager
@@ -42,7 +44,8 @@ class Lane(Protocol):
         ...
 
     def borrow(self, tensors: Iterable[Tensor]) -> None:
-        """Use tensors that were made on another lane: their memory stays theirs until this lane is done so far."""
+        """Use tensors that were made on another lane: their memory stays theirs until
+        this lane is done so far."""
         ...
 
 
@@ -59,9 +62,12 @@ class Lanes:
 
 
 class CudaLane:
-    """A CUDA stream; without one of its own, the stream that is current wherever it is used."""
+    """A CUDA stream; without one of its own, the stream that is current wherever it is
+    used."""
 
-    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
+    def __init__(
+        self, device: torch.device, stream: torch.cuda.Stream | None = None
+    ) -> None:
         self._device = device
         self._stream = stream
 
@@ -95,10 +101,13 @@ def cuda_lanes(device: torch.device) -> Lanes:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to ``device`` without waiting for what is computed there."""
+    """Copy a tensor of the host to ``device`` without waiting for what is computed
+    there."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # its allocator keeps the pinned copy until it is read
+    return tensor.pin_memory().to(
+        device, non_blocking=True
+    )  # its allocator keeps the pinned copy until it is read
 
 
 class OnHost:
@@ -129,7 +138,8 @@ class Arriving(Protocol):
     """A picture on its way to the host."""
 
     def arrive(self) -> Picture:
-        """Return the picture once it is there; any thread may ask, and more than once."""
+        """Return the picture once it is there; any thread may ask, and more than
+        once."""
         ...
 
 
@@ -137,7 +147,8 @@ class Outlet(Protocol):
     """The way of finished pictures to the host."""
 
     def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
-        """Take pictures ``[H, W, 3]``, 8 bits or the bits of 16 (see ``pictures.quantise``)."""
+        """Take pictures ``[H, W, 3]``, 8 bits or the bits of 16 (see
+        ``pictures.quantise``)."""
         ...
 
 
@@ -150,7 +161,8 @@ class _Here:
 
 
 class HostOutlet:
-    """The way of pictures that are on the host already, or that are waited for one by one."""
+    """The way of pictures that are on the host already, or that are waited for one by
+    one."""
 
     def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
         """Give the pictures as they are."""
@@ -197,8 +209,9 @@ class CudaPort:
 class BufferedOutlet:
     """The way of pictures through ``places`` buffers that take a group each, in turn.
 
-    A group is on its way while the next one is computed. Whoever first asks for one of its pictures waits, and takes
-    all of them out; the sender itself does where the buffer is needed again and nobody has asked.
+    A group is on its way while the next one is computed. Whoever first asks for one of
+    its pictures waits, and takes all of them out; the sender itself does where the
+    buffer is needed again and nobody has asked.
     """
 
     def __init__(self, port: Port, *, places: int = 2) -> None:
@@ -208,7 +221,8 @@ class BufferedOutlet:
         self._next = 0
 
     def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
-        """Begin the copies of a group; waits only for the group that used the buffer before."""
+        """Begin the copies of a group; waits only for the group that used the buffer
+        before."""
         group = list(pictures)
         if not group:
             return []

@@ -1,4 +1,5 @@
-"""Memory before anything is loaded: what each part of a job takes, and the smaller plans where that is too much."""
+"""Memory before anything is loaded: what each part of a job takes, and the smaller
+plans where that is too much."""
 
 import dataclasses
 import math
@@ -27,7 +28,10 @@ from ultraflash_cli.engine.stage import state_bytes
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.latent_upsampler import (
+    LatentUpsampler,
+    LatentUpsamplerConfig,
+)
 from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
@@ -46,7 +50,8 @@ __all__ = [
 ]
 
 RESERVE = 0.04
-"""Share of everything else that is set aside for rounding and holes of the allocator. A guess, not measured."""
+"""Share of everything else that is set aside for rounding and holes of the allocator. A
+guess, not measured."""
 RESERVE_ON_A_GPU_BYTES = 400_000_000
 """Work space of cuBLAS and cuDNN on top. A guess, not measured."""
 
@@ -58,11 +63,14 @@ class MemorySettings:
     """How a job is run; the defaults are the plan that spares nothing."""
 
     offload_text: bool = False
-    """Free the text encoder once the prompts are encoded, before the other networks are loaded."""
+    """Free the text encoder once the prompts are encoded, before the other networks are
+    loaded."""
     offload_generator: bool = False
-    """Keep the generator, its ring and its context in the host's memory while a group is refined and decoded."""
+    """Keep the generator, its ring and its context in the host's memory while a group
+    is refined and decoded."""
     decode_latents: int | None = None
-    """Latent frames that are decoded together, their frames then moved to the host's memory; None is a whole group."""
+    """Latent frames that are decoded together, their frames then moved to the host's
+    memory; None is a whole group."""
     kv_len: int | None = None
     """Temporal blocks that the SR transformer remembers at most; None without one."""
     group_latents: int = 6
@@ -88,7 +96,8 @@ class MemoryWork:
     group_latents: int = 6
     """Latent frames that go through the cascade together."""
     drawn_latents: int | None = None
-    """Latent frames that are generated together, and whose frames leave together; None for a group."""
+    """Latent frames that are generated together, and whose frames leave together; None
+    for a group."""
     text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
     generator: GeneratorConfig | None = None
     encoder: EncoderConfig | WanVaeConfig | None = None
@@ -98,7 +107,8 @@ class MemoryWork:
     decoder: DecoderConfig | None = None
     """Of the high-resolution latents."""
     low_decoder: DecoderConfig | None = None
-    """Of the low-resolution latents, where those frames are asked for or the pixel path reads them."""
+    """Of the low-resolution latents, where those frames are asked for or the pixel path
+    reads them."""
     pixels: PixelPathConfig | None = None
     """Of the low-resolution frames, where those are enlarged, not latents."""
     source: tuple[int, int] | None = None
@@ -106,9 +116,11 @@ class MemoryWork:
     target: tuple[int, int] | None = None
     """Height and width in pixels of the pictures; None for what the decoder gives."""
     dtype_of: Callable[[str], torch.dtype] = lambda _: torch.bfloat16
-    """The dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler, sr_dit, decoder, pixels."""
+    """The dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler,
+    sr_dit, decoder, pixels."""
     on_gpu: bool = True
-    """Whether the budget is a GPU's: the host's memory is then apart, and half precision is not widened."""
+    """Whether the budget is a GPU's: the host's memory is then apart, and half
+    precision is not widened."""
     batch: int = 1
     queue_bytes: int = 0
     """What pictures in queues beside the model take; they lie in the host's memory."""
@@ -184,7 +196,8 @@ class MemoryPlan:
 
     @property
     def parts(self) -> tuple[MemoryPart, ...]:
-        """Everything in memory at the peak, the largest first; they sum to ``total``."""
+        """Everything in memory at the peak, the largest first; they sum to
+        ``total``."""
         return tuple(sorted(self.peak.parts, key=lambda part: -part.bytes))
 
     @property
@@ -194,7 +207,8 @@ class MemoryPlan:
 
     @property
     def beside_bytes(self) -> int:
-        """What recorded graphs and lanes take at most on top of ``total``: activations and states a second time."""
+        """What recorded graphs and lanes take at most on top of ``total``: activations
+        and states a second time."""
         doubled = ("activations", "state", "rings", "frames")
         parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
         return sum(count for name, count in parts.items() if name.endswith(doubled))
@@ -202,13 +216,22 @@ class MemoryPlan:
     def sum_line(self) -> str:
         """Return the sum in words, parts of less than 2 % together."""
         small = sum(part.bytes for part in self.parts if part.bytes < self.total / 50)
-        shown = [f"{part.name} {_gb(part.bytes)}" for part in self.parts if part.bytes >= self.total / 50]
-        return " + ".join([*shown, f"others {_gb(small)}"]) + f" = {_gb(self.total)} GB ({self.peak.name})"
+        shown = [
+            f"{part.name} {_gb(part.bytes)}"
+            for part in self.parts
+            if part.bytes >= self.total / 50
+        ]
+        return (
+            " + ".join([*shown, f"others {_gb(small)}"])
+            + f" = {_gb(self.total)} GB ({self.peak.name})"
+        )
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """The steps that change pixels, in words."""
-        return tuple(f"for lack of memory: {step.text}" for step in self.steps if step.changes_pixels)
+        return tuple(
+            f"for lack of memory: {step.text}" for step in self.steps if step.changes_pixels
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -231,14 +254,20 @@ class MemoryPlan:
 
 
 def plan_memory(
-    work: MemoryWork, *, budget_bytes: int | None = None, host_budget_bytes: int | None = None
+    work: MemoryWork,
+    *,
+    budget_bytes: int | None = None,
+    host_budget_bytes: int | None = None,
 ) -> MemoryPlan:
-    """Find the first plan of the ladder that fits ``budget_bytes`` (None: the full plan).
+    """Find the first plan of the ladder that fits ``budget_bytes`` (None: the full
+    plan).
 
-    The ladder: everything on the device; text encoder freed after its work; generator in the host's memory while a
-    group is refined; decoding latent by latent; a smaller ``kv_len``; smaller groups. A step that a later one makes
-    needless is not taken. On a CPU nothing can be moved away. ``host_budget_bytes`` bounds what may be moved to the
-    host's memory (None: not known). Raises OutOfMemory, with the sum, where the smallest plan is too large.
+    The ladder: everything on the device; text encoder freed after its work; generator
+    in the host's memory while a group is refined; decoding latent by latent; a smaller
+    ``kv_len``; smaller groups. A step that a later one makes needless is not taken. On
+    a CPU nothing can be moved away. ``host_budget_bytes`` bounds what may be moved to
+    the host's memory (None: not known). Raises OutOfMemory, with the sum, where the
+    smallest plan is too large.
     """
     full = _full(work)
     rungs = [_FULL, *_rungs(work, host_budget_bytes)]
@@ -252,7 +281,8 @@ def plan_memory(
     smallest = _plan(work, full, tuple(taken), budget_bytes)
     most = " and ".join(part.name for part in smallest.parts[:2])
     raise OutOfMemory(
-        f"the smallest plan needs {_gb(smallest.total)} GB, most of it for {most}, and {_gb(budget_bytes)} GB may be "
+        f"the smallest plan needs {_gb(smallest.total)} GB, most of it for {most}, and "
+        f"{_gb(budget_bytes)} GB may be "
         "used; choose a smaller --res, a larger --max-memory, or a device with more memory"
     )
 
@@ -283,9 +313,15 @@ def _longest(config: SrDitConfig) -> int:
 
 def _rungs(work: MemoryWork, host_budget_bytes: int | None) -> Iterator[_Rung]:
     if work.text_encoder:
-        yield _Rung("text encoder freed after encoding the prompt", False, (("offload_text", True),))
+        yield _Rung(
+            "text encoder freed after encoding the prompt", False, (("offload_text", True),)
+        )
     if work.on_gpu and work.generator and (work.decoder or work.pixels):
-        rung = _Rung("generator kept in host memory between groups", False, (("offload_generator", True),))
+        rung = _Rung(
+            "generator kept in host memory between groups",
+            False,
+            (("offload_generator", True),),
+        )
         moved_bytes = _phases(work, _apply(_full(work), [rung]))[1]
         if host_budget_bytes is None or moved_bytes <= host_budget_bytes:
             yield rung
@@ -294,7 +330,11 @@ def _rungs(work: MemoryWork, host_budget_bytes: int | None) -> Iterator[_Rung]:
     if work.sr_dit:
         longest = _longest(work.sr_dit)
         for kv_len in (k for k in (2, 1) if k < longest):
-            yield _Rung(f"SR transformer remembers {kv_len} of {longest} blocks", True, (("kv_len", kv_len),))
+            yield _Rung(
+                f"SR transformer remembers {kv_len} of {longest} blocks",
+                True,
+                (("kv_len", kv_len),),
+            )
     for group in (size for size in (4, 2) if size < work.group_latents):
         text = f"groups of {group} instead of {work.group_latents} latent frames"
         yield _Rung(text, True, (("group_latents", group),))
@@ -305,8 +345,11 @@ def _apply(full: MemorySettings, rungs: Iterable[_Rung]) -> MemorySettings:
     return replace(full, **changes)
 
 
-def _needed(work: MemoryWork, full: MemorySettings, taken: list[_Rung], budget_bytes: int) -> tuple[_Rung, ...]:
-    """Drop the rungs that the plan fits without: those that change pixels first, of these the last ones first."""
+def _needed(
+    work: MemoryWork, full: MemorySettings, taken: list[_Rung], budget_bytes: int
+) -> tuple[_Rung, ...]:
+    """Drop the rungs that the plan fits without: those that change pixels first, of
+    these the last ones first."""
     kept = list(taken)
     for rung in sorted(reversed(taken), key=lambda rung: not rung.changes_pixels):
         fewer = [other for other in kept if other is not rung]
@@ -315,7 +358,12 @@ def _needed(work: MemoryWork, full: MemorySettings, taken: list[_Rung], budget_b
     return tuple(kept)
 
 
-def _plan(work: MemoryWork, full: MemorySettings, rungs: tuple[_Rung, ...], budget_bytes: int | None) -> MemoryPlan:
+def _plan(
+    work: MemoryWork,
+    full: MemorySettings,
+    rungs: tuple[_Rung, ...],
+    budget_bytes: int | None,
+) -> MemoryPlan:
     settings = _apply(full, rungs)
     said: dict[tuple[str, ...], _Rung] = {}
     for rung in rungs:  # a later rung of the same kind stands for the earlier ones
@@ -324,7 +372,11 @@ def _plan(work: MemoryWork, full: MemorySettings, rungs: tuple[_Rung, ...], budg
     return MemoryPlan(
         phases=phases,
         settings=settings,
-        steps=tuple(MemoryStep(text=r.text, changes_pixels=r.changes_pixels) for r in said.values() if r.text),
+        steps=tuple(
+            MemoryStep(text=r.text, changes_pixels=r.changes_pixels)
+            for r in said.values()
+            if r.text
+        ),
         budget_bytes=budget_bytes,
         state_bytes=_saved_bytes(work, settings),
         host_bytes=host_bytes,
@@ -341,7 +393,16 @@ def _gb(count: int) -> str:
 
 # The parts
 
-_EVERYWHERE = ("encode prompt", "generate", "encode", "upsample", "refine", "decode", "enlarge", "finish")
+_EVERYWHERE = (
+    "encode prompt",
+    "generate",
+    "encode",
+    "upsample",
+    "refine",
+    "decode",
+    "enlarge",
+    "finish",
+)
 _SETTLED = _EVERYWHERE[1:]
 _REFINING = _EVERYWHERE[3:]
 
@@ -363,11 +424,17 @@ class _Ledger:
         for parts in self._parts.values():
             share = int(RESERVE * sum(part.bytes for part in parts))
             parts.append(MemoryPart(name="reserve", bytes=share + fixed_reserve))
-        return tuple(MemoryPhase(name=name, parts=tuple(parts)) for name, parts in self._parts.items())
+        return tuple(
+            MemoryPhase(name=name, parts=tuple(parts))
+            for name, parts in self._parts.items()
+        )
 
 
-def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPhase, ...], int]:
-    """Return what is in memory in each phase, and what is put into the host's memory."""
+def _phases(
+    work: MemoryWork, settings: MemorySettings
+) -> tuple[tuple[MemoryPhase, ...], int]:
+    """Return what is in memory in each phase, and what is put into the host's
+    memory."""
     there = {
         "encode prompt": work.text_encoder,
         "generate": work.generator,
@@ -381,7 +448,9 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
     ledger = _Ledger(phase for phase in _EVERYWHERE if there[phase])
     settled = _SETTLED if settings.offload_text or not work.text_encoder else _EVERYWHERE
     if work.text_encoder:
-        _add_text_encoder(ledger, work.text_encoder, work.dtype_of("text_encoder").itemsize, settings)
+        _add_text_encoder(
+            ledger, work.text_encoder, work.dtype_of("text_encoder").itemsize, settings
+        )
     if work.generator:
         _add_generator(ledger, work, work.generator, settings, settled)
     if work.encoder:
@@ -389,15 +458,25 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
     if work.source:
         shown = LATENT_PX**2 * math.prod(work.latents)
         frames = 3 * FLOAT32 * FRAMES_PER_LATENT * settings.group_latents
-        ledger.add("frames that wait", frames * (math.prod(work.source) + work.batch * shown), settled)
-        ledger.add("frames of the group", 2 * frames * work.batch * shown, ("encode", *_REFINING))
+        ledger.add(
+            "frames that wait",
+            frames * (math.prod(work.source) + work.batch * shown),
+            settled,
+        )
+        ledger.add(
+            "frames of the group", 2 * frames * work.batch * shown, ("encode", *_REFINING)
+        )
     if work.upsampler:
         dtype = work.dtype_of("upsampler")
         state = _state(work.upsampler, dtype, work.batch, *work.latents)
-        ledger.add("upsampler weights", _parameters(work.upsampler) * dtype.itemsize, settled)
+        ledger.add(
+            "upsampler weights", _parameters(work.upsampler) * dtype.itemsize, settled
+        )
         ledger.add("upsampler state", state_bytes(state), settled)
         together = settings.group_latents if work.on_gpu else 1
-        need = upsampler_activations(work.upsampler, height=work.latents[0], width=work.latents[1], latents=together)
+        need = upsampler_activations(
+            work.upsampler, height=work.latents[0], width=work.latents[1], latents=together
+        )
         count = (need.working + 2 * need.memories) * dtype.itemsize * work.batch
         ledger.add("upsampler activations", count, ("upsample",))
     if work.sr_dit:
@@ -412,20 +491,35 @@ def _phases(work: MemoryWork, settings: MemorySettings) -> tuple[tuple[MemoryPha
         ledger.add("pictures in queues", work.queue_bytes, settled)
     if work.generator or work.encoder:
         channels = work.upsampler.latent_channels if work.upsampler else 16
-        latents = math.prod(work.latents) + (4 * math.prod(work.high) if work.upsampler else 0)
+        latents = math.prod(work.latents) + (
+            4 * math.prod(work.high) if work.upsampler else 0
+        )
         count = work.drawn_latents or settings.group_latents
-        ledger.add("latents of the group", channels * FLOAT32 * count * latents * work.batch, settled)
+        ledger.add(
+            "latents of the group",
+            channels * FLOAT32 * count * latents * work.batch,
+            settled,
+        )
     ledger.add("latents drawn ahead", _ahead_bytes(work), settled)
     return ledger.close(RESERVE_ON_A_GPU_BYTES if work.on_gpu else 0), ledger.host_bytes
 
 
 def _add_text_encoder(
-    ledger: _Ledger, config: TextEncoderConfig | PromptEncoderConfig, element: int, settings: MemorySettings
+    ledger: _Ledger,
+    config: TextEncoderConfig | PromptEncoderConfig,
+    element: int,
+    settings: MemorySettings,
 ) -> None:
     if isinstance(config, PromptEncoderConfig):
-        parameters, activations = _parameters(config), prompt_encoder_activations(config, element)
+        parameters, activations = (
+            _parameters(config),
+            prompt_encoder_activations(config, element),
+        )
     else:
-        parameters, activations = text_encoder_parameters(config), text_encoder_activations(config, element)
+        parameters, activations = (
+            text_encoder_parameters(config),
+            text_encoder_activations(config, element),
+        )
     phases = ("encode prompt",) if settings.offload_text else _EVERYWHERE
     ledger.add("text encoder weights", parameters * element, phases)
     ledger.add("text encoder activations", activations, ("encode prompt",))
@@ -445,7 +539,9 @@ def _add_generator(
         "generator weights": _parameters(config) * dtype.itemsize,
         "generator KV ring": state_bytes(state.rings),
         "generator context": state_bytes(state.context),
-        "generator queue": state_bytes((state.anchor_bcthw, state.noise_bcthw, state.draws_bscthw)),
+        "generator queue": state_bytes(
+            (state.anchor_bcthw, state.noise_bcthw, state.draws_bscthw)
+        ),
     }
     phases = settled
     if settings.offload_generator:
@@ -453,12 +549,17 @@ def _add_generator(
         ledger.host_bytes = sum(held.values())
     for name, count in held.items():
         ledger.add(name, count, phases)
-    activations = generator_activations(config, height=height, width=width, element=dtype.itemsize)
+    activations = generator_activations(
+        config, height=height, width=width, element=dtype.itemsize
+    )
     ledger.add("generator activations", activations * work.batch, ("generate",))
 
 
 def _add_encoder(
-    ledger: _Ledger, work: MemoryWork, config: EncoderConfig | WanVaeConfig, settled: tuple[str, ...]
+    ledger: _Ledger,
+    work: MemoryWork,
+    config: EncoderConfig | WanVaeConfig,
+    settled: tuple[str, ...],
 ) -> None:
     dtype = work.dtype_of("wan_vae" if isinstance(config, WanVaeConfig) else "encoder")
     height, width = (LATENT_PX * side for side in work.latents)
@@ -470,17 +571,27 @@ def _add_encoder(
     queue = state_bytes(_state(config, dtype, work.batch, height, width).queue_bcthw)
     ledger.add("encoder weights", _parameters(config) * dtype.itemsize, settled)
     ledger.add("encoder state", need.memories * element + queue, settled)
-    ledger.add("encoder activations", (need.working + 2 * need.memories) * element, ("encode",))
+    ledger.add(
+        "encoder activations", (need.working + 2 * need.memories) * element, ("encode",)
+    )
 
 
-def _add_sr_dit(ledger: _Ledger, work: MemoryWork, config: SrDitConfig, settled: tuple[str, ...]) -> None:
+def _add_sr_dit(
+    ledger: _Ledger, work: MemoryWork, config: SrDitConfig, settled: tuple[str, ...]
+) -> None:
     dtype = work.dtype_of("sr_dit")
     height, width = work.high
     state = _state(config, dtype, work.batch, height, width)
-    ledger.add("SR transformer weights", _parameters(_of_any_group(config)) * dtype.itemsize, settled)
+    ledger.add(
+        "SR transformer weights",
+        _parameters(_of_any_group(config)) * dtype.itemsize,
+        settled,
+    )
     ledger.add("SR transformer KV rings", state_bytes(state.caches), settled)
     ledger.add("SR transformer context", state_bytes(state.context), settled)
-    ledger.add("SR transformer queue", state_bytes((state.noise_bcthw, state.cond_bcthw)), settled)
+    ledger.add(
+        "SR transformer queue", state_bytes((state.noise_bcthw, state.cond_bcthw)), settled
+    )
     activations = sr_dit_activations(
         config,
         frames=config.group_latents,
@@ -502,11 +613,14 @@ def _add_decoder(
     *,
     is_low: bool,
 ) -> None:
-    """Add a decoder and what becomes of its frames; one of low resolution computes before a group is refined."""
+    """Add a decoder and what becomes of its frames; one of low resolution computes
+    before a group is refined."""
     dtype = work.dtype_of("decoder")
     height, width = work.latents if is_low else work.high
     element = dtype.itemsize * work.batch
-    latents_once = work.held_latents if is_low else settings.decode_latents or settings.group_latents
+    latents_once = (
+        work.held_latents if is_low else settings.decode_latents or settings.group_latents
+    )
     together = config.piece(latents_once, height, width) if work.on_gpu else 1
     need = decoder_activations(config, height=height, width=width, latents=together)
     is_first = is_low and (work.decoder is not None or work.pixels is not None)
@@ -515,7 +629,8 @@ def _add_decoder(
     if config != work.decoder or not is_low:
         ledger.add(f"{name} weights", _parameters(config) * dtype.itemsize, settled)
     ledger.add(f"{name} state", state, settled)
-    # Of the memories those of the group's start, of the piece before and of the one in work are alive at once.
+    # Of the memories those of the group's start, of the piece before and of the one in
+    # work are alive at once.
     phases = ("generate",) if is_first else ("decode",)
     ledger.add(f"{name} activations", (need.working + 2 * need.memories) * element, phases)
     latents = work.held_latents
@@ -535,7 +650,11 @@ def _add_decoder(
 
 
 def _add_pixels(
-    ledger: _Ledger, work: MemoryWork, config: PixelPathConfig, settings: MemorySettings, settled: tuple[str, ...]
+    ledger: _Ledger,
+    work: MemoryWork,
+    config: PixelPathConfig,
+    settings: MemorySettings,
+    settled: tuple[str, ...],
 ) -> None:
     """Add the pixel path and what becomes of its frames."""
     dtype = work.dtype_of("pixels")
@@ -543,12 +662,16 @@ def _add_pixels(
     state = state_bytes(_state(config, dtype, work.batch, height, width))
     frames = FRAMES_PER_LATENT * work.held_latents
     together = frames if work.on_gpu else 1
-    need = pixel_path_activations(config, height=height, width=width, element=dtype.itemsize)
+    need = pixel_path_activations(
+        config, height=height, width=width, element=dtype.itemsize
+    )
     plane = 3 * config.scale**2 * height * width
     ledger.add("pixel path weights", _parameters(config) * dtype.itemsize, settled)
     ledger.add("pixel path state", state, settled)
     ledger.add("pixel path activations", need * work.batch * together, ("enlarge",))
-    ledger.add("pixel path's frames", FLOAT32 * frames * plane * work.batch, ("enlarge", "finish"))
+    ledger.add(
+        "pixel path's frames", FLOAT32 * frames * plane * work.batch, ("enlarge", "finish")
+    )
     _add_pictures(ledger, work, plane)
 
 
@@ -562,19 +685,28 @@ def _add_pictures(ledger: _Ledger, work: MemoryWork, plane: int) -> None:
 
 
 def _saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
-    """Return the bytes of a saved state: rings, contexts, memories and latent queues; frames are not saved."""
+    """Return the bytes of a saved state: rings, contexts, memories and latent queues;
+    frames are not saved."""
     sr_dit = settings.apply_to(work.sr_dit) if work.sr_dit else None
     shown = LATENT_PX * work.latents[0], LATENT_PX * work.latents[1]
     stages = (
         ("generator", work.generator, work.latents),
-        ("wan_vae" if isinstance(work.encoder, WanVaeConfig) else "encoder", work.encoder, shown),
+        (
+            "wan_vae" if isinstance(work.encoder, WanVaeConfig) else "encoder",
+            work.encoder,
+            shown,
+        ),
         ("upsampler", work.upsampler, work.latents),
         ("sr_dit", sr_dit, work.high),
         ("decoder", work.decoder, work.high),
         ("decoder", work.low_decoder, work.latents),
         ("pixels", work.pixels, shown),
     )
-    saved = sum(state_bytes(_state(c, work.dtype_of(part), work.batch, *size)) for part, c, size in stages if c)
+    saved = sum(
+        state_bytes(_state(c, work.dtype_of(part), work.batch, *size))
+        for part, c, size in stages
+        if c
+    )
     return saved + _ahead_bytes(work)
 
 
@@ -582,7 +714,12 @@ def _ahead_bytes(work: MemoryWork) -> int:
     """Return the bytes of the latents of the next group, which may be drawn ahead."""
     if work.generator is None:
         return 0
-    latents = work.batch * work.generator.latent_channels * work.held_latents * math.prod(work.latents)
+    latents = (
+        work.batch
+        * work.generator.latent_channels
+        * work.held_latents
+        * math.prod(work.latents)
+    )
     return latents * work.dtype_of("generator").itemsize
 
 
@@ -599,7 +736,8 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     PromptEncoderConfig: PromptEncoder,
 }
 _SMALL_WIDTH = 256
-"""A transformer up to this width is built in an instant; torch's first work on the meta device costs a second."""
+"""A transformer up to this width is built in an instant; torch's first work on the meta
+device costs a second."""
 
 
 @lru_cache(maxsize=32)
@@ -611,7 +749,8 @@ def _network(config: Any) -> nn.Module:
 
 
 def _of_any_group(config: SrDitConfig) -> SrDitConfig:
-    """Return the config that stands for all sizes of group and memory, which share their weights."""
+    """Return the config that stands for all sizes of group and memory, which share
+    their weights."""
     return replace(config, kv_len=1, kv_schedule=(), group_latents=1)
 
 

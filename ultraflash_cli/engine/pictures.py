@@ -10,10 +10,20 @@ from torch import Tensor
 
 from ultraflash_kernels.frames_to_yuv import Matrix, frames_to_yuv
 
-__all__ = ["Picture", "YuvFormat", "as_picture", "put_frames", "quantise", "to_planes", "to_tensor", "widen"]
+__all__ = [
+    "Picture",
+    "YuvFormat",
+    "as_picture",
+    "put_frames",
+    "quantise",
+    "to_planes",
+    "to_tensor",
+    "widen",
+]
 
 Picture = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-"""RGB [H, W, 3], 8 bits or 16 (full scale); or planes of YUV 4:2:0 [3H / 2, W], see ``to_planes``."""
+"""RGB [H, W, 3], 8 bits or 16 (full scale); or planes of YUV 4:2:0 [3H / 2, W], see
+``to_planes``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,33 +39,44 @@ class YuvFormat:
 def to_tensor(picture_hwc: Picture) -> Tensor:
     """Return [3, H, W] float32 in [0, 1]."""
     top = float(np.iinfo(picture_hwc.dtype).max)
-    return torch.from_numpy(np.ascontiguousarray(picture_hwc.transpose(2, 0, 1)).astype(np.float32)).div_(top)
+    return torch.from_numpy(
+        np.ascontiguousarray(picture_hwc.transpose(2, 0, 1)).astype(np.float32)
+    ).div_(top)
 
 
 def put_frames(into_tchw: Tensor, pictures: Sequence[Picture]) -> None:
     """Write pictures of one depth as float32 in [0, 1] into [T, 3, H, W].
 
-    To a GPU their integers travel, through pinned memory, without waiting for what is computed there.
+    To a GPU their integers travel, through pinned memory, without waiting for what is
+    computed there.
     """
     if not into_tchw.is_cuda:
         for target, picture in zip(into_tchw.unbind(), pictures, strict=True):
             target.copy_(to_tensor(picture))
         return
     deep = pictures[0].dtype == np.uint16
-    whole = torch.from_numpy(np.stack([picture.view(np.int16) if deep else picture for picture in pictures]))
-    into_tchw.copy_(widen(whole.pin_memory().to(into_tchw.device, non_blocking=True), deep=deep))
+    whole = torch.from_numpy(
+        np.stack([picture.view(np.int16) if deep else picture for picture in pictures])
+    )
+    into_tchw.copy_(
+        widen(whole.pin_memory().to(into_tchw.device, non_blocking=True), deep=deep)
+    )
 
 
 def widen(pictures_thwc: Tensor, *, deep: bool) -> Tensor:
-    """Return integers of full scale, 16 bits as their bits in int16, as [T, 3, H, W] float32 in [0, 1]."""
+    """Return integers of full scale, 16 bits as their bits in int16, as [T, 3, H, W]
+    float32 in [0, 1]."""
     whole = pictures_thwc.to(torch.int32) & 0xFFFF if deep else pictures_thwc
     return (
-        whole.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(65535 if deep else 255)
+        whole.permute(0, 3, 1, 2)
+        .to(torch.float32, memory_format=torch.contiguous_format)
+        .div_(65535 if deep else 255)
     )
 
 
 def quantise(picture_chw: Tensor, *, deep: bool) -> Tensor:
-    """Return [H, W, 3] integers of full scale where the picture is: uint8, or the bits of 16 in int16 if ``deep``.
+    """Return [H, W, 3] integers of full scale where the picture is: uint8, or the bits
+    of 16 in int16 if ``deep``.
 
     Values are rounded and clamped.
     """
@@ -66,13 +87,16 @@ def quantise(picture_chw: Tensor, *, deep: bool) -> Tensor:
 
 
 def to_planes(picture_chw: Tensor, form: YuvFormat) -> Tensor:
-    """Return planes of YUV 4:2:0 [3H / 2, W], luma above both of chroma: uint8, or 10 bits as int16; sides are even.
+    """Return planes of YUV 4:2:0 [3H / 2, W], luma above both of chroma: uint8, or 10
+    bits as int16; sides are even.
 
     They are made where the picture is, so that half the bytes cross the bus.
     """
     height, width = picture_chw.shape[1:]
     assert height % 2 == 0 and width % 2 == 0, "planes of 4:2:0 have even sides"
-    planes = frames_to_yuv(picture_chw[None], matrix=form.matrix, full_range=form.full_range, bits=form.bits)
+    planes = frames_to_yuv(
+        picture_chw[None], matrix=form.matrix, full_range=form.full_range, bits=form.bits
+    )
     packed = planes.packed if form.bits == 8 else planes.packed.view(torch.int16)
     return packed.view(height * 3 // 2, width)
 

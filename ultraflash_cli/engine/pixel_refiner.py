@@ -1,4 +1,5 @@
-"""Low-resolution frames to sharp ones by the pixel path: what a model without high-resolution latents refines with."""
+"""Low-resolution frames to sharp ones by the pixel path: what a model without
+high-resolution latents refines with."""
 
 from dataclasses import dataclass, replace
 
@@ -28,10 +29,16 @@ class PixelRefinerState:
 
 
 class PixelRefiner:
-    """Stands where ``Refiner`` stands; it reads frames, not latents, and draws no noise."""
+    """Stands where ``Refiner`` stands; it reads frames, not latents, and draws no
+    noise."""
 
     def __init__(
-        self, profile: Profile, path: PixelPath, *, timer: StageTimer = untimed, graphs: Graphs = EAGER
+        self,
+        profile: Profile,
+        path: PixelPath,
+        *,
+        timer: StageTimer = untimed,
+        graphs: Graphs = EAGER,
     ) -> None:
         self.reads_frames = True
         self.profile = profile
@@ -54,13 +61,21 @@ class PixelRefiner:
         first_frame: int = 0,
         context: Tensor | None = None,
     ) -> PixelRefinerState:
-        """Return the state before a scene's first frame, for low-resolution latents of ``height`` x ``width``."""
-        path = self.path.init_state(batch=batch, height=LATENT_PX * height, width=LATENT_PX * width)
+        """Return the state before a scene's first frame, for low-resolution latents of
+        ``height`` x ``width``."""
+        path = self.path.init_state(
+            batch=batch, height=LATENT_PX * height, width=LATENT_PX * width
+        )
         return PixelRefinerState(path, 0)
 
     @torch.inference_mode()
-    def run_group(self, state: PixelRefinerState, low_bcthw: Tensor) -> tuple[PixelRefinerState, RefinedGroup]:
-        """Bring the frames of a group through the path, one for one; consumes ``state``."""
+    def run_group(
+        self, state: PixelRefinerState, low_bcthw: Tensor
+    ) -> tuple[PixelRefinerState, RefinedGroup]:
+        """Bring the frames of a group through the path, one for one; consumes
+        ``state``."""
         with self.timer("pixels"):
             path, frames = self.graphs.step("pixels", self.path.step, state.path, low_bcthw)
-        return replace(state, path=path, groups=state.groups + 1), RefinedGroup(None, frames)
+        return replace(state, path=path, groups=state.groups + 1), RefinedGroup(
+            None, frames
+        )

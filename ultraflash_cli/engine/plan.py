@@ -1,4 +1,5 @@
-"""The size plan of an upscale: from any source size to the exact target, through the model's x2 or x3."""
+"""The size plan of an upscale: from any source size to the exact target, through the
+model's x2 or x3."""
 
 import math
 import re
@@ -7,10 +8,18 @@ from fractions import Fraction
 
 from ultraflash_cli.errors import ConfigError, UsageError
 
-__all__ = ["LARGEST_SIDE_PX", "NAMED_SIDES", "SHORT_SIDES", "UpscalePlan", "plan_upscale", "read_res"]
+__all__ = [
+    "LARGEST_SIDE_PX",
+    "NAMED_SIDES",
+    "SHORT_SIDES",
+    "UpscalePlan",
+    "plan_upscale",
+    "read_res",
+]
 
 SHORT_SIDES = {"1k": 960, "2k": 1440}
-"""The default targets by their short side in pixels; the long side keeps the aspect ratio."""
+"""The default targets by their short side in pixels; the long side keeps the aspect
+ratio."""
 
 NAMED_SIDES = {"720p": 720, "1k": 960, "1080p": 1080, "2k": 1440, "4k": 2160, "8k": 4320}
 """All named targets, likewise."""
@@ -29,7 +38,8 @@ class UpscalePlan:
     source: tuple[int, int]
     """The clip as it is."""
     enlarged: tuple[int, int]
-    """What the model is shown: the source, or the source enlarged by a fixed filter beyond x3."""
+    """What the model is shown: the source, or the source enlarged by a fixed filter
+    beyond x3."""
     padded: tuple[int, int]
     """``enlarged`` padded by reflection to the model's multiples."""
     scale: int
@@ -39,7 +49,8 @@ class UpscalePlan:
 
     @property
     def model_size(self) -> tuple[int, int]:
-        """What the model gives once the padding is cropped; reduced to ``target`` where that is smaller."""
+        """What the model gives once the padding is cropped; reduced to ``target`` where
+        that is smaller."""
         return self.enlarged[0] * self.scale, self.enlarged[1] * self.scale
 
     @property
@@ -59,22 +70,29 @@ def plan_upscale(
 ) -> UpscalePlan:
     """Plan the upscale of a coded ``width_px`` x ``height_px`` clip.
 
-    ``res`` is a name such as ``1k``, ``WxH`` (as shown), a factor such as ``2x``, or None for the default target.
-    ``quarter_turn`` says that the clip is shown turned by 90 or 270 degrees. Raises UsageError for a ``res`` that
-    cannot be read, for a target no larger than the source (unless it is ``1x`` or ``downscale``) and for one beyond
+    ``res`` is a name such as ``1k``, ``WxH`` (as shown), a factor such as ``2x``, or
+    None for the default target. ``quarter_turn`` says that the clip is shown turned by
+    90 or 270 degrees. Raises UsageError for a ``res`` that cannot be read, for a target
+    no larger than the source (unless it is ``1x`` or ``downscale``) and for one beyond
     16384 pixels.
     """
     target_w, target_h = _target(width_px, height_px, res, quarter_turn)
     if max(target_w, target_h) > LARGEST_SIDE_PX:
         raise UsageError(
-            f"the source is {width_px}x{height_px}, the target {target_w}x{target_h}: beyond {LARGEST_SIDE_PX} pixels "
+            f"the source is {width_px}x{height_px}, the target {target_w}x{target_h}: "
+            f"beyond {LARGEST_SIDE_PX} pixels "
             "a side; name a smaller one with --res"
         )
     growth = max(Fraction(target_w, width_px), Fraction(target_h, height_px))
-    shrinks = target_w < width_px or target_h < height_px or (target_w, target_h) == (width_px, height_px)
+    shrinks = (
+        target_w < width_px
+        or target_h < height_px
+        or (target_w, target_h) == (width_px, height_px)
+    )
     if shrinks and not downscale and res != "1x":
         raise UsageError(
-            f"the source is {width_px}x{height_px}, the target {target_w}x{target_h}: nothing to upscale. "
+            f"the source is {width_px}x{height_px}, the target {target_w}x{target_h}: "
+            "nothing to upscale. "
             "Choose a larger --res, or pass --downscale to go through the model and reduce."
         )
     scale = 2 if growth <= 2 else 3
@@ -105,7 +123,9 @@ def _by_short_side(width: int, height: int, short: int) -> tuple[int, int]:
     return _even(Fraction(width * short, height)), short
 
 
-def _target(width: int, height: int, res: str | None, quarter_turn: bool) -> tuple[int, int]:
+def _target(
+    width: int, height: int, res: str | None, quarter_turn: bool
+) -> tuple[int, int]:
     if res is None:
         for short in SHORT_SIDES.values():
             if Fraction(short, min(width, height)) >= WORTHWHILE:
@@ -122,14 +142,16 @@ def _target(width: int, height: int, res: str | None, quarter_turn: bool) -> tup
 
 
 def read_res(text: str) -> str:
-    """Return a target as a word for names, in lower case. Raises ConfigError for one that cannot be read."""
+    """Return a target as a word for names, in lower case. Raises ConfigError for one
+    that cannot be read."""
     word = text.strip().lower()
     if word in NAMED_SIDES or re.fullmatch(r"[1-9]\d?x", word):
         return word
     size = re.fullmatch(r"(\d{1,9})x(\d{1,9})", word)
     if size is None:
         raise ConfigError(
-            f"--res is a name ({', '.join(NAMED_SIDES)}), a size such as 1664x960 or a factor such as 2x, got {text!r}"
+            f"--res is a name ({', '.join(NAMED_SIDES)}), a size such as 1664x960 or a "
+            f"factor such as 2x, got {text!r}"
         )
     if min(int(size[1]), int(size[2])) < 2:
         raise ConfigError(f"--res {text}: a side has at least 2 pixels")

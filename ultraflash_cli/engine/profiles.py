@@ -36,23 +36,28 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class Profile:
     """Everything the engine knows of a model: which stages it has, and their sizes.
 
-    A clip is enlarged by ``pixels`` where the model has that, else by encoder, ``upsampler``, ``sr_dit`` and
-    ``decoder``. What a generator draws goes through ``upsampler``, ``sr_dit`` and ``decoder`` where the model has
-    these, else through ``low_decoder`` and ``pixels``.
+    A clip is enlarged by ``pixels`` where the model has that, else by encoder,
+    ``upsampler``, ``sr_dit`` and ``decoder``. What a generator draws goes through
+    ``upsampler``, ``sr_dit`` and ``decoder`` where the model has these, else through
+    ``low_decoder`` and ``pixels``.
     """
 
     name: str
     """What users call it."""
     encoder: EncoderConfig | WanVaeConfig
-    """Frames to low-resolution latents; a model with ``pixels`` needs it for clips to go on from alone."""
+    """Frames to low-resolution latents; a model with ``pixels`` needs it for clips to
+    go on from alone."""
     upsampler: LatentUpsamplerConfig | None = None
-    """Low- to high-resolution latents; its scale is replaced by the plan's. None with ``decoder``."""
+    """Low- to high-resolution latents; its scale is replaced by the plan's. None with
+    ``decoder``."""
     sr_dit: SrDitConfig | None = None
     """The one-step refinement; None where a model goes without."""
     decoder: DecoderConfig | None = None
-    """High-resolution latents to frames; None where a model has no latents of that size."""
+    """High-resolution latents to frames; None where a model has no latents of that
+    size."""
     pixels: PixelPathConfig | None = None
-    """Low- to high-resolution frames; its scale is replaced by the plan's. None where latents are enlarged."""
+    """Low- to high-resolution frames; its scale is replaced by the plan's. None where
+    latents are enlarged."""
     group_latents: int = 6
     """Latent frames that go through the cascade together."""
     generator: GeneratorConfig | None = None
@@ -60,7 +65,8 @@ class Profile:
     long_generator: GeneratorConfig | None = None
     """The generator's variant for clips beyond its window, with weights of its own."""
     low_decoder: DecoderConfig | None = None
-    """Low-resolution latents to frames at the base size; None where the decoder itself makes them."""
+    """Low-resolution latents to frames at the base size; None where the decoder itself
+    makes them."""
     text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
     """Prompts to embeddings; None for a model without text path."""
     wan_vae: WanVaeConfig | None = None
@@ -68,51 +74,74 @@ class Profile:
     base_size: tuple[int, int] = (480, 832)
     """Height and width in pixels of what the generator draws."""
     notice: str = ""
-    """What people are told of its clips before one is made; empty where there is nothing to say."""
+    """What people are told of its clips before one is made; empty where there is
+    nothing to say."""
     pad_front: int = 3
-    """Frames by which a stream's first group is shorter: the encoder finds copies of the first frame in their place."""
+    """Frames by which a stream's first group is shorter: the encoder finds copies of
+    the first frame in their place."""
     copy_front: bool = True
-    """Whether those copies are made; the full autoencoder encodes a first frame alone."""
+    """Whether those copies are made; the full autoencoder encodes a first frame
+    alone."""
     drop_front: int = 3
     """Raw frames of the decoder that are dropped at the start of a stream."""
     condition_noise: float = 0.0
-    """Share of noise mixed into the SR transformer's condition: 0 in every published command. The published function
-    falls back to 0.2 where no value is passed, and at least one public user runs it with that."""
+    """Share of noise mixed into the SR transformer's condition: 0 in every published
+    command. The published function falls back to 0.2 where no value is passed, and at
+    least one public user runs it with that."""
     long_kv_schedule: bool = False
-    """Whether the SR transformer's memory shrinks over a clip of the long variant, as the published long program has
-    it by default (3, 3, 3, 2 temporal blocks after four groups)."""
+    """Whether the SR transformer's memory shrinks over a clip of the long variant, as
+    the published long program has it by default (3, 3, 3, 2 temporal blocks after four
+    groups)."""
     invents_texture: bool = False
-    """Whether the SR transformer paints texture onto flat colours, so that drawings and screens look wrong."""
+    """Whether the SR transformer paints texture onto flat colours, so that drawings and
+    screens look wrong."""
     default_prompt: str = ""
-    """What the SR transformer is conditioned on for a clip that comes without a prompt. The published programs have
-    none: there it always gets the generator's own prompt."""
+    """What the SR transformer is conditioned on for a clip that comes without a prompt.
+    The published programs have none: there it always gets the generator's own
+    prompt."""
     multiple_px: int = 16
     """Low-resolution sides are padded to multiples of this."""
     precisions: tuple[tuple[str, Precision], ...] = ()
-    """The published precision of each stage on a GPU; a stage that is not named runs as asked for or as is fastest."""
+    """The published precision of each stage on a GPU; a stage that is not named runs as
+    asked for or as is fastest."""
     weights: tuple[tuple[str, str], ...] = ()
-    """The name in the manifest of each part's weights; ``{scale}`` stands for the scale."""
+    """The name in the manifest of each part's weights; ``{scale}`` stands for the
+    scale."""
     random_seed: int | None = None
     """Seed of random weights in place of a manifest's, for trying out the machinery."""
 
     def __post_init__(self) -> None:
         if self.sr_dit is not None and self.sr_dit.group_latents != self.group_latents:
-            raise ConfigError(f"{self.name}: the SR transformer groups {self.sr_dit.group_latents} latents")
+            raise ConfigError(
+                f"{self.name}: the SR transformer groups {self.sr_dit.group_latents} "
+                "latents"
+            )
         if not 0 <= self.pad_front <= self.drop_front < 4 * self.group_latents:
             raise ConfigError(
-                f"{self.name}: pad_front is at most drop_front and that shorter than a group, "
+                f"{self.name}: pad_front is at most drop_front and that shorter than a "
+                "group, "
                 f"got {self.pad_front} and {self.drop_front}"
             )
         if (self.upsampler is None) != (self.decoder is None):
             raise ConfigError(f"{self.name}: upsampler and decoder come together")
         if self.decoder is None and (self.pixels is None or self.sr_dit is not None):
-            raise ConfigError(f"{self.name}: without a decoder the pixel path enlarges, and there is no SR transformer")
+            raise ConfigError(
+                f"{self.name}: without a decoder the pixel path enlarges, and there is no "
+                "SR transformer"
+            )
         if self.delay and self.pixels:
-            raise ConfigError(f"{self.name}: the pixel path needs pad_front equal to drop_front")
+            raise ConfigError(
+                f"{self.name}: the pixel path needs pad_front equal to drop_front"
+            )
         if not 0 <= self.condition_noise < 1:
-            raise ConfigError(f"{self.name}: condition_noise lies in 0..1, got {self.condition_noise}")
+            raise ConfigError(
+                f"{self.name}: condition_noise lies in 0..1, got {self.condition_noise}"
+            )
         if any(side % self.multiple_px for side in self.base_size):
-            raise ConfigError(f"{self.name}: the base size {self.base_size} is no multiple of {self.multiple_px}")
+            raise ConfigError(
+                f"{self.name}: the base size {self.base_size} is no multiple of "
+                f"{self.multiple_px}"
+            )
         for generator in (self.generator, self.long_generator):
             if generator is not None:
                 self._check_generator(generator)
@@ -121,19 +150,29 @@ class Profile:
         if self.decoder is None and self.low_decoder is None:
             raise ConfigError(f"{self.name}: what a generator draws needs a decoder")
         if self.base_decoder.latent_channels != generator.latent_channels:
-            raise ConfigError(f"{self.name}: generator and decoder do not have the same latent channels")
+            raise ConfigError(
+                f"{self.name}: generator and decoder do not have the same latent channels"
+            )
         words = self.text_encoder
-        if words is not None and (generator.text_dim, generator.text_len) != (words.dim, words.text_len):
-            raise ConfigError(f"{self.name}: the text encoder's embeddings are not those that the generator takes")
+        if words is not None and (generator.text_dim, generator.text_len) != (
+            words.dim,
+            words.text_len,
+        ):
+            raise ConfigError(
+                f"{self.name}: the text encoder's embeddings are not those that the "
+                "generator takes"
+            )
 
     @property
     def delay(self) -> int:
-        """Frames that stay inside after a group because the encoder runs ahead of the decoder (ARCHITECTURE 6.4)."""
+        """Frames that stay inside after a group because the encoder runs ahead of the
+        decoder (ARCHITECTURE 6.4)."""
         return self.drop_front - self.pad_front
 
     @property
     def refines_by_words(self) -> bool:
-        """Whether the SR transformer reads a prompt, so that an upscaling may have one."""
+        """Whether the SR transformer reads a prompt, so that an upscaling may have
+        one."""
         return self.sr_dit is not None and self.sr_dit.text_len > 0
 
     @property
@@ -145,7 +184,8 @@ class Profile:
 
     @property
     def refines_latents(self) -> bool:
-        """Whether what a generator draws is enlarged as latents; else its frames are."""
+        """Whether what a generator draws is enlarged as latents; else its frames
+        are."""
         return self.decoder is not None
 
     @property
@@ -154,11 +194,15 @@ class Profile:
         return "decoder" if self.low_decoder is None else "low_decoder"
 
     def chunks_per_group(self, generator: GeneratorConfig) -> int:
-        """Return how many chunks of a generator are refined together: the fewest that are whole groups."""
-        return math.lcm(generator.chunk_latents, self.group_latents) // generator.chunk_latents
+        """Return how many chunks of a generator are refined together: the fewest that
+        are whole groups."""
+        return (
+            math.lcm(generator.chunk_latents, self.group_latents) // generator.chunk_latents
+        )
 
     def weight_of(self, part: str) -> str:
-        """Return the name of the weights of a part at the profile's scale. Raises ConfigError for a part it lacks."""
+        """Return the name of the weights of a part at the profile's scale. Raises
+        ConfigError for a part it lacks."""
         for name, weights in self.weights:
             if name == part:
                 return weights.format(scale=self.scale)
@@ -167,7 +211,9 @@ class Profile:
     @property
     def latent_stages(self) -> tuple[LatentUpsamplerConfig, DecoderConfig]:
         """The upsampler and decoder of a model that has them."""
-        assert self.upsampler is not None and self.decoder is not None, f"{self.name} enlarges frames, not latents"
+        assert self.upsampler is not None and self.decoder is not None, (
+            f"{self.name} enlarges frames, not latents"
+        )
         return self.upsampler, self.decoder
 
     @property
@@ -178,11 +224,16 @@ class Profile:
         return enlarging.scale
 
     def at_scale(self, scale: int) -> "Profile":
-        """Return the profile with every config set to work at ``scale``. Raises ConfigError for one it lacks."""
+        """Return the profile with every config set to work at ``scale``. Raises
+        ConfigError for one it lacks."""
         if self.pixels is not None and scale not in self.pixels.scales:
             raise ConfigError(f"{self.name} works at {self.pixels.scales}, not at x{scale}")
         upsampler = self.upsampler and replace(self.upsampler, scale=scale)
-        return replace(self, upsampler=upsampler, pixels=self.pixels and replace(self.pixels, scale=scale))
+        return replace(
+            self,
+            upsampler=upsampler,
+            pixels=self.pixels and replace(self.pixels, scale=scale),
+        )
 
 
 _LITE_SR_DIT = SrDitConfig(
@@ -211,7 +262,9 @@ _LITE_LOW_DECODER = DecoderConfig(
     memory_init="replicate",
     negative_slope=0.1,
 )
-_LITE_WORDS = PromptEncoderConfig(words=SCENE_WORDS, variants=LAYOUT_WORDS, dim=96, heads=4, layers=2, text_len=32)
+_LITE_WORDS = PromptEncoderConfig(
+    words=SCENE_WORDS, variants=LAYOUT_WORDS, dim=96, heads=4, layers=2, text_len=32
+)
 _LITE_GENERATOR = GeneratorConfig(
     dim=192,
     num_heads=4,
@@ -234,13 +287,21 @@ _LITE_GENERATOR = GeneratorConfig(
 )
 LITE = Profile(
     name="lite",
-    encoder=EncoderConfig(width=64, blocks=1, patch=8, strides=(1, 1, 1), memory_init="replicate", negative_slope=0.1),
+    encoder=EncoderConfig(
+        width=64,
+        blocks=1,
+        patch=8,
+        strides=(1, 1, 1),
+        memory_init="replicate",
+        negative_slope=0.1,
+    ),
     pixels=PixelPathConfig(),
     low_decoder=_LITE_LOW_DECODER,
     generator=_LITE_GENERATOR,
     text_encoder=_LITE_WORDS,
     group_latents=2,
-    notice="lite draws simple landscapes; for real clips run `ultraflash weights pull ultraflash`, on a GPU",
+    notice="lite draws simple landscapes; "
+    "for real clips run `ultraflash weights pull ultraflash`, on a GPU",
     precisions=(("text_encoder", "fp32"),),
     weights=(
         ("encoder", "lite/encoder"),
@@ -260,7 +321,8 @@ LITE_CASCADE = replace(
     sr_dit=_LITE_SR_DIT,
     decoder=_LITE_LOW_DECODER,
 )
-"""The built-in model with the paper's stages behind its generator, for the recipes that train them; not shipped."""
+"""The built-in model with the paper's stages behind its generator, for the recipes that
+train them; not shipped."""
 
 LITE2 = replace(
     LITE_CASCADE,
@@ -290,18 +352,24 @@ LITE2 = replace(
     low_decoder=None,
     weights=(),
 )
-"""The next built-in model in the making: one latent space for 480p and 1K. So far only its autoencoder is trained."""
+"""The next built-in model in the making: one latent space for 480p and 1K. So far only
+its autoencoder is trained."""
 
 RELEASED_ULTRA_DECODER = DecoderConfig(
-    stages=(DecoderStage(width=256), DecoderStage(width=128, time_growth=2), DecoderStage(width=64, time_growth=2)),
+    stages=(
+        DecoderStage(width=256),
+        DecoderStage(width=128, time_growth=2),
+        DecoderStage(width=64, time_growth=2),
+    ),
     out_width=None,
     upsampling="pixel_shuffle",
     memory_init="replicate",
     soft_clamp=False,
     signed=True,
 )
-"""The ultra decoder as its released file seems to have it, by what public users report: no encoder, no soft clamp, no
-convolution before the last ReLU, values in [-1, 1]. 69 tensors, 12,906,115 numbers."""
+"""The ultra decoder as its released file seems to have it, by what public users report:
+no encoder, no soft clamp, no convolution before the last ReLU, values in [-1, 1]. 69
+tensors, 12,906,115 numbers."""
 
 _GENERATOR = GeneratorConfig()
 
@@ -312,7 +380,9 @@ ULTRAFLASH = Profile(
     sr_dit=SrDitConfig(mask_dtype="bfloat16"),
     decoder=DecoderConfig(),
     generator=_GENERATOR,
-    long_generator=replace(_GENERATOR, window=12, sink=3, slide=True, independent_first_frame=True),
+    long_generator=replace(
+        _GENERATOR, window=12, sink=3, slide=True, independent_first_frame=True
+    ),
     text_encoder=TextEncoderConfig(),
     wan_vae=WanVaeConfig(),
     default_prompt="A high quality video, sharp and rich in natural detail.",
@@ -343,7 +413,14 @@ ULTRAFLASH = Profile(
 """The published model."""
 
 _TINY_GENERATOR = GeneratorConfig(
-    dim=48, num_heads=2, num_layers=2, ffn_dim=64, freq_dim=32, text_dim=24, text_len=32, window=9
+    dim=48,
+    num_heads=2,
+    num_layers=2,
+    ffn_dim=64,
+    freq_dim=32,
+    text_dim=24,
+    text_len=32,
+    window=9,
 )
 
 TINY_RANDOM = Profile(
@@ -370,20 +447,32 @@ TINY_RANDOM = Profile(
         out_width=8,
     ),
     generator=_TINY_GENERATOR,
-    long_generator=replace(_TINY_GENERATOR, window=6, sink=2, slide=True, independent_first_frame=True),
-    text_encoder=TextEncoderConfig(vocab=384, dim=24, ffn_dim=32, heads=4, layers=2, text_len=32),
+    long_generator=replace(
+        _TINY_GENERATOR, window=6, sink=2, slide=True, independent_first_frame=True
+    ),
+    text_encoder=TextEncoderConfig(
+        vocab=384, dim=24, ffn_dim=32, heads=4, layers=2, text_len=32
+    ),
     wan_vae=WanVaeConfig(width=4, blocks=1),
     base_size=(64, 96),
     default_prompt="A clip.",
     random_seed=20260609,
 )
-"""Every class of the published model at a tiny size with random weights: a trial of the machinery, not of pictures."""
+"""Every class of the published model at a tiny size with random weights: a trial of the
+machinery, not of pictures."""
 
 _TINY_WORDS = PromptEncoderConfig(rows=32, dim=16, heads=2, layers=1, text_len=8)
 
 TINY_LITE = Profile(
     name="tiny-lite",
-    encoder=EncoderConfig(width=8, blocks=1, patch=2, strides=(1, 2, 2), memory_init="replicate", negative_slope=0.1),
+    encoder=EncoderConfig(
+        width=8,
+        blocks=1,
+        patch=2,
+        strides=(1, 2, 2),
+        memory_init="replicate",
+        negative_slope=0.1,
+    ),
     pixels=PixelPathConfig(width=8, blocks=2),
     low_decoder=DecoderConfig(
         stages=(
@@ -415,7 +504,8 @@ TINY_LITE = Profile(
     precisions=(("text_encoder", "fp32"),),
     random_seed=20261128,
 )
-"""Every class of the built-in model at a tiny size with random weights: a trial of the machinery, not of pictures."""
+"""Every class of the built-in model at a tiny size with random weights: a trial of the
+machinery, not of pictures."""
 
 PROFILES = {profile.name: profile for profile in (LITE, ULTRAFLASH, TINY_RANDOM, TINY_LITE)}
 """Every model by name."""

@@ -1,6 +1,8 @@
-"""Low-resolution latents to sharp frames: upsample, refine in one step, decode, group by group.
+"""Low-resolution latents to sharp frames: upsample, refine in one step, decode, group
+by group.
 
-A model without a latent path at the high resolution has a ``PixelRefiner`` in its place.
+A model without a latent path at the high resolution has a ``PixelRefiner`` in its
+place.
 """
 
 from collections.abc import Callable
@@ -16,10 +18,20 @@ from ultraflash_cli.engine.lanes import OnHost, to_device, to_host
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import group_noise
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderState
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerState
+from ultraflash_cli.engine.stages.latent_upsampler import (
+    LatentUpsampler,
+    LatentUpsamplerState,
+)
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs, SrDitState
 
-__all__ = ["NoiseSource", "RefinedGroup", "Refiner", "RefinerState", "StageTimer", "untimed"]
+__all__ = [
+    "NoiseSource",
+    "RefinedGroup",
+    "Refiner",
+    "RefinerState",
+    "StageTimer",
+    "untimed",
+]
 
 StageTimer = Callable[[str], AbstractContextManager[object]]
 """Given a stage's name, a context that is open while the stage computes."""
@@ -31,9 +43,12 @@ def untimed(_stage: str) -> AbstractContextManager[object]:
 
 
 class NoiseSource(Protocol):
-    """Where the draws of the cascade come from; ``schedule.group_noise`` unless they are injected."""
+    """Where the draws of the cascade come from; ``schedule.group_noise`` unless they
+    are injected."""
 
-    def __call__(self, shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int) -> Tensor:
+    def __call__(
+        self, shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int
+    ) -> Tensor:
         """Return the standard normal draw of one group of one stage."""
         ...
 
@@ -59,10 +74,11 @@ class RefinedGroup(NamedTuple):
     """What a group has become."""
 
     latents_bcthw: Tensor | None
-    """High-resolution latents ``[B, C, T, scale * H, scale * W]``; None where there are none on the way."""
+    """High-resolution latents ``[B, C, T, scale * H, scale * W]``; None where there are
+    none on the way."""
     frames_bcthw: Tensor
-    """All raw frames ``[B, 3, 4T, H', W']``, unclamped; a stream's first ones are the caller's to drop. On the host
-    where they are decoded in pieces."""
+    """All raw frames ``[B, 3, 4T, H', W']``, unclamped; a stream's first ones are the
+    caller's to drop. On the host where they are decoded in pieces."""
 
 
 class Refiner:
@@ -70,8 +86,9 @@ class Refiner:
 
     It reads latents, not frames.
 
-    With ``decode_latents`` only so many latents are decoded at a time and their frames go to the host's memory; the
-    result is the same. ``graphs`` runs the steps of the stages.
+    With ``decode_latents`` only so many latents are decoded at a time and their frames
+    go to the host's memory; the result is the same. ``graphs`` runs the steps of the
+    stages.
     """
 
     def __init__(
@@ -111,17 +128,21 @@ class Refiner:
         first_frame: int = 0,
         context: Tensor | None = None,
     ) -> RefinerState:
-        """Return the state before a scene's first group, for low-resolution latents of ``height`` x ``width``.
+        """Return the state before a scene's first group, for low-resolution latents of
+        ``height`` x ``width``.
 
-        ``context [B or 1, tokens, text width]`` is the prompt's embedding (None: no prompt); ``seed`` and
-        ``first_frame``, the scene's place in the clip, are what the noise depends on.
+        ``context [B or 1, tokens, text width]`` is the prompt's embedding (None: no
+        prompt); ``seed`` and ``first_frame``, the scene's place in the clip, are what
+        the noise depends on.
         """
         high, wide = height * self.scale, width * self.scale
         if self.sr_dit is not None and not self.sr_dit.config.text_len:
             context = None  # a prompt is the generator's alone
         return RefinerState(
             upsampler=self.upsampler.init_state(batch=batch, height=height, width=width),
-            sr_dit=self.sr_dit.init_state(batch=batch, height=high, width=wide, context=context)
+            sr_dit=self.sr_dit.init_state(
+                batch=batch, height=high, width=wide, context=context
+            )
             if self.sr_dit
             else None,
             decoder=self.decoder.init_state(batch=batch, height=high, width=wide),
@@ -131,13 +152,18 @@ class Refiner:
         )
 
     @torch.inference_mode()
-    def run_group(self, state: RefinerState, low_bcthw: Tensor) -> tuple[RefinerState, RefinedGroup]:
-        """Bring one group of low-resolution latents through all stages; consumes ``state``.
+    def run_group(
+        self, state: RefinerState, low_bcthw: Tensor
+    ) -> tuple[RefinerState, RefinedGroup]:
+        """Bring one group of low-resolution latents through all stages; consumes
+        ``state``.
 
         A group is at most the profile's ``group_latents`` long.
         """
         with self.timer("upsampler"):
-            upsampler, latents = self.graphs.step("upsampler", self.upsampler.step, state.upsampler, low_bcthw)
+            upsampler, latents = self.graphs.step(
+                "upsampler", self.upsampler.step, state.upsampler, low_bcthw
+            )
         state = replace(state, upsampler=upsampler)
         if self.sr_dit is not None and state.sr_dit is not None:
             with self.timer("sr_dit"):
@@ -145,7 +171,9 @@ class Refiner:
             state = replace(state, sr_dit=sr_dit)
         with self.timer("decoder"):
             decoder, frames = self._decode(state.decoder, latents)
-        return replace(state, decoder=decoder, groups=state.groups + 1), RefinedGroup(latents, frames)
+        return replace(state, decoder=decoder, groups=state.groups + 1), RefinedGroup(
+            latents, frames
+        )
 
     def _decode(self, state: DecoderState, latents: Tensor) -> tuple[DecoderState, Tensor]:
         count = self.decode_latents
@@ -153,14 +181,17 @@ class Refiner:
             return self.graphs.step("decoder", self.decoder.step, state, latents)
         pieces: list[OnHost] = []
         for at in range(0, latents.shape[2], count):
-            state, frames = self.graphs.step("decoder", self.decoder.step, state, latents[:, :, at : at + count])
+            state, frames = self.graphs.step(
+                "decoder", self.decoder.step, state, latents[:, :, at : at + count]
+            )
             pieces.append(to_host(frames))
         return state, torch.cat([piece.arrive() for piece in pieces], dim=2)
 
     def _refine(
         self, sr_dit: SrDit, before: SrDitState, cond: Tensor, state: RefinerState
     ) -> tuple[SrDitState, Tensor]:
-        """Take the one step from noise to clean latents; the group ends here whatever its length."""
+        """Take the one step from noise to clean latents; the group ends here whatever
+        its length."""
         share = self.profile.condition_noise
         if share > 0:
             cond = (1 - share) * cond + share * self._draw("sr_condition", cond, state)
@@ -181,6 +212,10 @@ class Refiner:
 
     def _draw(self, stage: str, like: Tensor, state: RefinerState) -> Tensor:
         noise = self.noise(
-            tuple(like.shape), seed=state.seed, stage=stage, first_frame=state.first_frame, group=state.groups
+            tuple(like.shape),
+            seed=state.seed,
+            stage=stage,
+            first_frame=state.first_frame,
+            group=state.groups,
         )
         return to_device(noise, like.device).to(like.dtype)

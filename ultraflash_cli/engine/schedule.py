@@ -1,4 +1,5 @@
-"""When things happen in a stream: frames of each group, chunks of a generated clip, and the noise that belongs."""
+"""When things happen in a stream: frames of each group, chunks of a generated clip, and
+the noise that belongs."""
 
 import hashlib
 import math
@@ -33,14 +34,18 @@ GENERATED_FPS = 16
 
 
 def group_frames(group_latents: int, pad_front: int, *, first: bool) -> int:
-    """Return how many source frames make a group; the first one of a stream stands in for its front padding."""
+    """Return how many source frames make a group; the first one of a stream stands in
+    for its front padding."""
     return FRAMES_PER_LATENT * group_latents - (pad_front if first else 0)
 
 
-def group_noise(shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int) -> Tensor:
+def group_noise(
+    shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int
+) -> Tensor:
     """Return the standard normal draw of one group of one stage, float32 on the CPU.
 
-    It depends on nothing but its arguments, so that a resumed or divided run draws the same noise.
+    It depends on nothing but its arguments, so that a resumed or divided run draws the
+    same noise.
     """
     name = f"{seed}/{stage}/{first_frame}/{group}".encode()
     generator = torch.Generator()
@@ -50,7 +55,8 @@ def group_noise(shape: tuple[int, ...], *, seed: int, stage: str, first_frame: i
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationPlan:
-    """The chunks a clip is generated in and the groups they are refined in (ARCHITECTURE 8)."""
+    """The chunks a clip is generated in and the groups they are refined in
+    (ARCHITECTURE 8)."""
 
     group_chunks: tuple[tuple[int, ...], ...]
     """Latent frames of each chunk, by group."""
@@ -74,7 +80,10 @@ class GenerationPlan:
     def pixel_frames(self) -> tuple[int, ...]:
         """Pixel frames of each group; the first latent of a clip is one frame."""
         lost = FRAMES_PER_LATENT - 1
-        return tuple(FRAMES_PER_LATENT * group - (0 if i else lost) for i, group in enumerate(self.groups))
+        return tuple(
+            FRAMES_PER_LATENT * group - (0 if i else lost)
+            for i, group in enumerate(self.groups)
+        )
 
     @property
     def total_latents(self) -> int:
@@ -88,24 +97,36 @@ class GenerationPlan:
 
 
 def plan_generation(
-    latents: int, *, chunk: int = 3, independent_first: bool = False, chunks_per_group: int = 2
+    latents: int,
+    *,
+    chunk: int = 3,
+    independent_first: bool = False,
+    chunks_per_group: int = 2,
 ) -> GenerationPlan:
-    """Plan a clip of up to ``latents`` latent frames: those that do not fill a chunk are left away, as published.
+    """Plan a clip of up to ``latents`` latent frames: those that do not fill a chunk
+    are left away, as published.
 
-    With ``independent_first`` the first chunk is one latent frame. Raises ConfigError where not even one chunk fits.
+    With ``independent_first`` the first chunk is one latent frame. Raises ConfigError
+    where not even one chunk fits.
     """
     if chunk < 1 or chunks_per_group < 1:
-        raise ConfigError(f"chunks and groups are not empty, got chunk {chunk}, chunks per group {chunks_per_group}")
+        raise ConfigError(
+            f"chunks and groups are not empty, got chunk {chunk}, chunks per group "
+            f"{chunks_per_group}"
+        )
     first = 1 if independent_first else chunk
     if latents < first:
         raise ConfigError(f"a clip has at least {first} latent frames, got {latents}")
     chunks = (first,) + (chunk,) * ((latents - first) // chunk)
     starts = range(0, len(chunks), chunks_per_group)
-    return GenerationPlan(group_chunks=tuple(chunks[at : at + chunks_per_group] for at in starts))
+    return GenerationPlan(
+        group_chunks=tuple(chunks[at : at + chunks_per_group] for at in starts)
+    )
 
 
 def latents_for(seconds: float, *, chunk: int = 3, independent_first: bool = False) -> int:
-    """Return the fewest latent frames, in whole chunks, whose pixel frames last ``seconds`` or more."""
+    """Return the fewest latent frames, in whole chunks, whose pixel frames last
+    ``seconds`` or more."""
     if not (math.isfinite(seconds) and seconds > 0):
         raise ConfigError(f"a clip lasts more than 0 seconds, got {seconds}")
     frames = math.ceil(seconds * GENERATED_FPS)
@@ -114,9 +135,16 @@ def latents_for(seconds: float, *, chunk: int = 3, independent_first: bool = Fal
     return first + chunk * max(0, math.ceil((latents - first) / chunk))
 
 
-def kv_lengths(groups: int, *, kv: int = 3, minimum: int = 1, warm_up: int = 2) -> tuple[int, ...]:
-    """Return the temporal blocks that the SR transformer remembers after each of ``groups`` groups.
+def kv_lengths(
+    groups: int, *, kv: int = 3, minimum: int = 1, warm_up: int = 2
+) -> tuple[int, ...]:
+    """Return the temporal blocks that the SR transformer remembers after each of
+    ``groups`` groups.
 
-    ``kv`` during the warm-up and one group more, then one less a group down to ``minimum`` (ARCHITECTURE 9.1).
+    ``kv`` during the warm-up and one group more, then one less a group down to
+    ``minimum`` (ARCHITECTURE 9.1).
     """
-    return tuple(kv if group < warm_up else max(minimum, kv - (group - warm_up)) for group in range(groups))
+    return tuple(
+        kv if group < warm_up else max(minimum, kv - (group - warm_up))
+        for group in range(groups)
+    )

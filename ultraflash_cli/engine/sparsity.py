@@ -1,4 +1,5 @@
-"""Which blocks of tokens may attend to which: the block grid, window, causality and budget rules."""
+"""Which blocks of tokens may attend to which: the block grid, window, causality and
+budget rules."""
 
 import math
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ __all__ = ["BlockGrid", "allowed_blocks", "causal_blocks", "key_budget", "window
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """A grid of ``frames x rows x cols`` tokens cut into blocks, padded at the end of each axis.
+    """A grid of ``frames x rows x cols`` tokens cut into blocks, padded at the end of
+    each axis.
 
-    Blocks are ordered frame-block major, then row, then column; inside a block frame, row, column.
+    Blocks are ordered frame-block major, then row, then column; inside a block frame,
+    row, column.
     """
 
     frames: int
@@ -26,7 +29,11 @@ class BlockGrid:
     def blocks(self) -> tuple[int, int, int]:
         """Blocks along frames, rows and columns."""
         t, y, x = self.block
-        return math.ceil(self.frames / t), math.ceil(self.rows / y), math.ceil(self.cols / x)
+        return (
+            math.ceil(self.frames / t),
+            math.ceil(self.rows / y),
+            math.ceil(self.cols / x),
+        )
 
     @property
     def spatial_blocks(self) -> int:
@@ -39,14 +46,27 @@ class BlockGrid:
         return math.prod(self.block)
 
     def to_blocks(self, x: Tensor) -> Tensor:
-        """Rearrange ``x [B, C, frames, rows * py, cols * px]`` to ``[B, blocks, tokens, py * px * C]``.
+        """Rearrange ``x [B, C, frames, rows * py, cols * px]`` to
+        ``[B, blocks, tokens, py * px * C]``.
 
         Padding is zero; the channels of a token are ordered (py, px, C).
         """
         py, px = x.shape[3] // self.rows, x.shape[4] // self.cols
         (nt, ny, nx), (bt, by, bx) = self.blocks, self.block
         x = x.permute(0, 2, 3, 4, 1).contiguous()
-        x = F.pad(x, (0, 0, 0, (nx * bx - self.cols) * px, 0, (ny * by - self.rows) * py, 0, nt * bt - self.frames))
+        x = F.pad(
+            x,
+            (
+                0,
+                0,
+                0,
+                (nx * bx - self.cols) * px,
+                0,
+                (ny * by - self.rows) * py,
+                0,
+                nt * bt - self.frames,
+            ),
+        )
         x = x.reshape(x.shape[0], nt, bt, ny, by, py, nx, bx, px, -1)
         x = x.permute(0, 1, 3, 6, 2, 4, 7, 5, 8, 9)
         return x.reshape(x.shape[0], nt * ny * nx, bt * by * bx, -1)
@@ -60,10 +80,14 @@ class BlockGrid:
         return x[:, :, : self.frames, : self.rows * py, : self.cols * px]
 
 
-def window_blocks(rows: int, cols: int, size: int, device: torch.device | None = None) -> Tensor:
-    """Return ``[rows * cols, rows * cols]``, true where a spatial block lies in another's window; size 0 is no limit.
+def window_blocks(
+    rows: int, cols: int, size: int, device: torch.device | None = None
+) -> Tensor:
+    """Return ``[rows * cols, rows * cols]``, true where a spatial block lies in
+    another's window; size 0 is no limit.
 
-    A window of ``size`` blocks a side reaches ``size // 2`` blocks back and ``size - 1 - size // 2`` ahead.
+    A window of ``size`` blocks a side reaches ``size // 2`` blocks back and
+    ``size - 1 - size // 2`` ahead.
     """
     if size == 0:
         return torch.ones(rows * cols, rows * cols, dtype=torch.bool, device=device)
@@ -78,10 +102,15 @@ def window_blocks(rows: int, cols: int, size: int, device: torch.device | None =
     return both.reshape(rows * cols, rows * cols)
 
 
-def causal_blocks(queries: int, cached: int, chunk: int = 1, device: torch.device | None = None) -> Tensor:
-    """Return ``[queries, cached + queries]`` over temporal blocks: a query sees all up to the end of its chunk."""
+def causal_blocks(
+    queries: int, cached: int, chunk: int = 1, device: torch.device | None = None
+) -> Tensor:
+    """Return ``[queries, cached + queries]`` over temporal blocks: a query sees all up
+    to the end of its chunk."""
     at = torch.arange(queries, device=device)[:, None] + cached
-    return torch.arange(cached + queries, device=device)[None, :] < (at // chunk + 1) * chunk
+    return (
+        torch.arange(cached + queries, device=device)[None, :] < (at // chunk + 1) * chunk
+    )
 
 
 def allowed_blocks(window: Tensor, causal: Tensor) -> Tensor:
@@ -89,14 +118,21 @@ def allowed_blocks(window: Tensor, causal: Tensor) -> Tensor:
     return torch.kron(causal.to(torch.uint8), window.to(torch.uint8)).bool()
 
 
-def key_budget(grid: BlockGrid, *, ratio: float, reference_tokens: int | None, override: int | None) -> int:
+def key_budget(
+    grid: BlockGrid, *, ratio: float, reference_tokens: int | None, override: int | None
+) -> int:
     """Return how many block pairs the query blocks of one temporal block share.
 
-    ``ratio`` of all pairs of spatial blocks, scaled so that a grid of ``reference_tokens`` tokens a frame is the
-    measure; at least 1, at most one less than all pairs of the group. ``override`` replaces the rule.
+    ``ratio`` of all pairs of spatial blocks, scaled so that a grid of
+    ``reference_tokens`` tokens a frame is the measure; at least 1, at most one less
+    than all pairs of the group. ``override`` replaces the rule.
     """
     if override is not None:
         return override
     pairs = grid.spatial_blocks**2
-    share = ratio if reference_tokens is None else ratio * reference_tokens / (grid.rows * grid.cols)
+    share = (
+        ratio
+        if reference_tokens is None
+        else ratio * reference_tokens / (grid.rows * grid.cols)
+    )
     return max(1, min(math.floor(pairs * share), pairs * grid.blocks[0] - 1))

@@ -29,13 +29,15 @@ InputsT = TypeVar("InputsT", contravariant=True)
 class Stage(Protocol[StateT, InputsT]):
     """A causal network that is fed in pushes of any size and holds no state of its own.
 
-    A *push* is what the caller hands in; a *group* is what the stage computes together. ``step`` queues until
-    a group is complete, so that any split of a clip into pushes gives the same result. The shapes of the
-    tensors in a state are fixed from ``init_state`` on. After a step the given state must not be used again.
+    A *push* is what the caller hands in; a *group* is what the stage computes together.
+    ``step`` queues until a group is complete, so that any split of a clip into pushes
+    gives the same result. The shapes of the tensors in a state are fixed from
+    ``init_state`` on. After a step the given state must not be used again.
     """
 
     def init_state(self, *, batch: int, height: int, width: int) -> StateT:
-        """Return the state before the first frame, for inputs of ``height`` x ``width``."""
+        """Return the state before the first frame, for inputs of ``height`` x
+        ``width``."""
         ...
 
     def step(self, state: StateT, inputs: InputsT) -> tuple[StateT, Tensor]:
@@ -43,15 +45,18 @@ class Stage(Protocol[StateT, InputsT]):
         ...
 
     def flush(self, state: StateT) -> Tensor:
-        """Return what is still queued as the end of the clip; empty where nothing is."""
+        """Return what is still queued as the end of the clip; empty where nothing
+        is."""
         ...
 
 
 def state_to_tensors(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Return every leaf of a state under a dotted name; numbers become 0-dimensional tensors.
+    """Return every leaf of a state under a dotted name; numbers become 0-dimensional
+    tensors.
 
-    A state is a (nested) dataclass, tuple or named tuple of tensors, ints, floats, bools and None. None leaves
-    nothing behind. The tensors are contiguous copies, ready for safetensors.
+    A state is a (nested) dataclass, tuple or named tuple of tensors, ints, floats,
+    bools and None. None leaves nothing behind. The tensors are contiguous copies, ready
+    for safetensors.
     """
     if state is None:
         return {}
@@ -68,7 +73,8 @@ def state_to_tensors(state: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def state_leaves(state: Any, prefix: str = "") -> dict[str, Leaf]:
-    """Return every leaf of a state itself under its dotted name, None included; nothing is copied."""
+    """Return every leaf of a state itself under its dotted name, None included; nothing
+    is copied."""
     if state is None or isinstance(state, Tensor | bool | int | float):
         return {prefix: state}
     found: dict[str, Leaf] = {}
@@ -78,10 +84,17 @@ def state_leaves(state: Any, prefix: str = "") -> dict[str, Leaf]:
 
 
 def with_leaves(like: Any, leaves: Mapping[str, Leaf], prefix: str = "") -> Any:
-    """Return a state built like ``like`` from leaves named as ``state_leaves`` names them."""
+    """Return a state built like ``like`` from leaves named as ``state_leaves`` names
+    them."""
     if like is None or isinstance(like, Tensor | bool | int | float):
         return leaves[prefix]
-    return _rebuilt(like, [with_leaves(v, leaves, f"{prefix}.{n}" if prefix else n) for n, v in _children(like)])
+    return _rebuilt(
+        like,
+        [
+            with_leaves(v, leaves, f"{prefix}.{n}" if prefix else n)
+            for n, v in _children(like)
+        ],
+    )
 
 
 def state_bytes(state: Any) -> int:
@@ -94,7 +107,8 @@ def state_bytes(state: Any) -> int:
 
 
 def move_state(state: Any, device: torch.device) -> Any:
-    """Return a state with every tensor on ``device``, its values, dtypes and memory formats kept."""
+    """Return a state with every tensor on ``device``, its values, dtypes and memory
+    formats kept."""
     if isinstance(state, Tensor):
         return state.to(device)
     if state is None or isinstance(state, bool | int | float):
@@ -103,28 +117,37 @@ def move_state(state: Any, device: torch.device) -> Any:
 
 
 def state_from_tensors(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
-    """Return a state shaped like ``template`` (a fresh ``init_state``) with the leaves of ``tensors``.
+    """Return a state shaped like ``template`` (a fresh ``init_state``) with the leaves
+    of ``tensors``.
 
-    Tensors go to the template's device, dtype and memory format. Raises KeyError where a leaf is missing and
-    ValueError where a shape differs.
+    Tensors go to the template's device, dtype and memory format. Raises KeyError where
+    a leaf is missing and ValueError where a shape differs.
     """
     if template is None:
         return None
     if isinstance(template, Tensor):
         saved = tensors[prefix]
         if saved.shape != template.shape or saved.dtype != template.dtype:
-            raise ValueError(f"{prefix}: saved {tuple(saved.shape)} {saved.dtype}, expected {tuple(template.shape)}")
+            raise ValueError(
+                f"{prefix}: saved {tuple(saved.shape)} {saved.dtype}, expected "
+                f"{tuple(template.shape)}"
+            )
         return torch.empty_like(template).copy_(saved)
     if isinstance(template, bool | int | float):
         return type(template)(tensors[prefix].item())
-    filled = [state_from_tensors(v, tensors, f"{prefix}.{n}" if prefix else n) for n, v in _children(template)]
+    filled = [
+        state_from_tensors(v, tensors, f"{prefix}.{n}" if prefix else n)
+        for n, v in _children(template)
+    ]
     return _rebuilt(template, filled)
 
 
 def _rebuilt(like: Any, values: list[Any]) -> Any:
     """Return the container ``like`` with other children."""
     if dataclasses.is_dataclass(like) and not isinstance(like, type):
-        return dataclasses.replace(like, **dict(zip([name for name, _ in _children(like)], values, strict=True)))
+        return dataclasses.replace(
+            like, **dict(zip([name for name, _ in _children(like)], values, strict=True))
+        )
     if hasattr(like, "_fields"):
         return type(like)(*values)
     return tuple(values)
@@ -136,4 +159,7 @@ def _children(state: Any) -> list[tuple[str, Any]]:
     if isinstance(state, tuple):
         names = getattr(state, "_fields", None) or [str(i) for i in range(len(state))]
         return list(zip(names, state, strict=True))
-    raise TypeError(f"a state holds tensors, numbers, tuples and dataclasses, not {type(state).__name__}")
+    raise TypeError(
+        "a state holds tensors, numbers, tuples and dataclasses, not "
+        f"{type(state).__name__}"
+    )

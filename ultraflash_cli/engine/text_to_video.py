@@ -1,4 +1,5 @@
-"""Prompts to frames: generate low-resolution latents chunk by chunk, refine and decode them group by group."""
+"""Prompts to frames: generate low-resolution latents chunk by chunk, refine and decode
+them group by group."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,11 +12,21 @@ from ultraflash_cli.engine.lanes import Lanes, to_device
 from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner, PixelRefinerState
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.refiner import NoiseSource, Refiner, RefinerState, StageTimer, untimed
+from ultraflash_cli.engine.refiner import (
+    NoiseSource,
+    Refiner,
+    RefinerState,
+    StageTimer,
+    untimed,
+)
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GenerationPlan, group_noise
 from ultraflash_cli.engine.stage import move_state
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderState
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs, GeneratorState
+from ultraflash_cli.engine.stages.generator import (
+    Generator,
+    GeneratorInputs,
+    GeneratorState,
+)
 
 __all__ = ["GeneratedGroup", "TextToVideo", "TextToVideoState"]
 
@@ -31,7 +42,8 @@ class TextToVideoState:
     chunks: int
     seed: int
     ahead_bcthw: Tensor
-    """Low-resolution latents of the next group, as long as the longest one; the first ``ahead`` are drawn."""
+    """Low-resolution latents of the next group, as long as the longest one; the first
+    ``ahead`` are drawn."""
     ahead: int
 
 
@@ -51,13 +63,15 @@ class GeneratedGroup(NamedTuple):
 class TextToVideo:
     """The cascade of a prompt (ARCHITECTURE 8).
 
-    ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size; at least one of them is there.
-    A refiner that reads frames sees those of the low decoder as it sees those of a clip, and the colours of the result
-    follow them.
-    With ``park`` the generator and its cache wait on that device while the refiner works, for lack of memory; the
-    result is the same. With ``lanes`` the next group is drawn beside the refinement of the present one, again with
-    the same result; what comes back is ready for work on the caller's lane. Noise comes from ``noise``: ``generator``
-    and ``generator_step`` (the draws of the later steps) for each chunk, and what the refiner draws for each group.
+    ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size;
+    at least one of them is there. A refiner that reads frames sees those of the low
+    decoder as it sees those of a clip, and the colours of the result follow them. With
+    ``park`` the generator and its cache wait on that device while the refiner works,
+    for lack of memory; the result is the same. With ``lanes`` the next group is drawn
+    beside the refinement of the present one, again with the same result; what comes
+    back is ready for work on the caller's lane. Noise comes from ``noise``:
+    ``generator`` and ``generator_step`` (the draws of the later steps) for each chunk,
+    and what the refiner draws for each group.
     """
 
     def __init__(
@@ -73,9 +87,13 @@ class TextToVideo:
         noise: NoiseSource = group_noise,
         lanes: Lanes | None = None,
     ) -> None:
-        assert refiner is not None or low_decoder is not None, "something has to make frames"
+        assert refiner is not None or low_decoder is not None, (
+            "something has to make frames"
+        )
         reads_frames = refiner is not None and refiner.reads_frames
-        assert low_decoder is not None or not reads_frames, "a refiner that reads frames needs a low decoder"
+        assert low_decoder is not None or not reads_frames, (
+            "a refiner that reads frames needs a low decoder"
+        )
         assert lanes is None or park is None, "a generator that is parked cannot work ahead"
         self.profile = profile
         self.plan = plan
@@ -98,25 +116,46 @@ class TextToVideo:
         context: Tensor | None = None,
         prefix_bcthw: Tensor | None = None,
     ) -> TextToVideoState:
-        """Return the state before the first group, for low-resolution latents of ``height`` x ``width``.
+        """Return the state before the first group, for low-resolution latents of
+        ``height`` x ``width``.
 
-        ``context [B or 1, tokens, text width]`` is the prompt's embedding. ``prefix_bcthw`` are the latents of a clip
-        to go on from; they are remembered and not drawn again.
+        ``context [B or 1, tokens, text width]`` is the prompt's embedding.
+        ``prefix_bcthw`` are the latents of a clip to go on from; they are remembered
+        and not drawn again.
         """
-        generator = self.generator.init_state(batch=batch, height=height, width=width, context=context)
+        generator = self.generator.init_state(
+            batch=batch, height=height, width=width, context=context
+        )
         if prefix_bcthw is not None:
             with self.timer("generator"):
                 generator = self.generator.prefill(generator, prefix_bcthw)
         refiner = low_decoder = None
         if self.refiner is not None:
             words = context if self.profile.refines_by_words else None
-            refiner = self.refiner.init_state(batch=batch, height=height, width=width, seed=seed, context=words)
+            refiner = self.refiner.init_state(
+                batch=batch, height=height, width=width, seed=seed, context=words
+            )
         if self.low_decoder is not None:
-            low_decoder = self.low_decoder.init_state(batch=batch, height=height, width=width)
-        shape = (batch, self.generator.config.latent_channels, max(self.plan.groups), height, width)
+            low_decoder = self.low_decoder.init_state(
+                batch=batch, height=height, width=width
+            )
+        shape = (
+            batch,
+            self.generator.config.latent_channels,
+            max(self.plan.groups),
+            height,
+            width,
+        )
         ahead = generator.noise_bcthw.new_zeros(shape)
         return TextToVideoState(
-            generator, refiner, low_decoder, groups=0, chunks=0, seed=seed, ahead_bcthw=ahead, ahead=0
+            generator,
+            refiner,
+            low_decoder,
+            groups=0,
+            chunks=0,
+            seed=seed,
+            ahead_bcthw=ahead,
+            ahead=0,
         )
 
     @torch.inference_mode()
@@ -137,16 +176,22 @@ class TextToVideo:
             with lanes.draw.work():
                 state = self._draw_ahead(state)
         lanes.caller.after(lanes.refine)
-        lanes.caller.borrow(tensor for tensor in group if tensor is not None and tensor.device == self.device)
+        lanes.caller.borrow(
+            tensor
+            for tensor in group
+            if tensor is not None and tensor.device == self.device
+        )
         return state, group
 
     def settle(self) -> None:
-        """Let the caller's lane wait for what is drawn ahead: after it the whole state may be read there."""
+        """Let the caller's lane wait for what is drawn ahead: after it the whole state
+        may be read there."""
         if self.lanes is not None:
             self.lanes.caller.after(self.lanes.draw, self.lanes.refine)
 
     def warm_up(self, *, height: int, width: int, context: Tensor | None = None) -> None:
-        """Make a first group for nothing, so that kernels are compiled and memory is found before a first frame."""
+        """Make a first group for nothing, so that kernels are compiled and memory is
+        found before a first frame."""
         self.step(self.init_state(height=height, width=width, context=context))
         self.settle()
 
@@ -174,15 +219,21 @@ class TextToVideo:
             state, low_frames = replace(state, low_decoder=low_decoder), raw[:, :, drop:]
         if isinstance(self.refiner, PixelRefiner):
             assert low_frames is not None and isinstance(state.refiner, PixelRefinerState)
-            refiner, frames = self._enlarge(self.refiner, state.refiner, low_frames.float().clamp(0, 1))
+            refiner, frames = self._enlarge(
+                self.refiner, state.refiner, low_frames.float().clamp(0, 1)
+            )
             state = replace(state, refiner=refiner)
         elif self.refiner is not None:
             assert isinstance(state.refiner, RefinerState)
             refiner, latents, frames = self._refine(self.refiner, state.refiner, low)
             state, frames = replace(state, refiner=refiner), frames[:, :, drop:]
-        return replace(state, groups=state.groups + 1), GeneratedGroup(low, latents, frames, low_frames)
+        return replace(state, groups=state.groups + 1), GeneratedGroup(
+            low, latents, frames, low_frames
+        )
 
-    def _refine(self, refiner: Refiner, state: RefinerState, low: Tensor) -> tuple[RefinerState, Tensor, Tensor]:
+    def _refine(
+        self, refiner: Refiner, state: RefinerState, low: Tensor
+    ) -> tuple[RefinerState, Tensor, Tensor]:
         """Refine a generated group in groups of the profile's length."""
         total, size = low.shape[2], self.profile.group_latents
         latents, frames = list[Tensor](), low
@@ -195,14 +246,17 @@ class TextToVideo:
                 return state, fine, sharp
             if at == 0:
                 batch, channels, _, height, width = sharp.shape
-                frames = sharp.new_empty((batch, channels, FRAMES_PER_LATENT * total, height, width))
+                frames = sharp.new_empty(
+                    (batch, channels, FRAMES_PER_LATENT * total, height, width)
+                )
             frames[:, :, first:end] = sharp
         return state, torch.cat(latents, dim=2), frames
 
     def _enlarge(
         self, refiner: PixelRefiner, state: PixelRefinerState, shown: Tensor
     ) -> tuple[PixelRefinerState, Tensor]:
-        """Enlarge the frames of a generated group, which the colours of the result follow."""
+        """Enlarge the frames of a generated group, which the colours of the result
+        follow."""
         state, (_, sharp) = refiner.run_group(state, shown)
         with self.timer("finish"):
             for frame, low in zip(sharp.unbind(2), shown.unbind(2), strict=True):
@@ -228,13 +282,16 @@ class TextToVideo:
         return state, torch.cat(low, dim=2)
 
     def _noise(self, state: TextToVideoState, length: int) -> GeneratorInputs:
-        """Draw what one chunk of ``length`` latents needs, ``[B, C, T, H, W]`` and ``[B, steps - 1, C, T, H, W]``."""
+        """Draw what one chunk of ``length`` latents needs, ``[B, C, T, H, W]`` and
+        ``[B, steps - 1, C, T, H, W]``."""
         config = self.generator.config
         batch, channels, _, height, width = state.generator.noise_bcthw.shape
         draws = len(config.steps) - 1
 
         def draw(stage: str, shape: tuple[int, ...]) -> Tensor:
-            noise = self.noise(shape, seed=state.seed, stage=stage, first_frame=0, group=state.chunks)
+            noise = self.noise(
+                shape, seed=state.seed, stage=stage, first_frame=0, group=state.chunks
+            )
             return to_device(noise, self.device)
 
         return GeneratorInputs(

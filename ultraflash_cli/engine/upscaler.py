@@ -1,4 +1,5 @@
-"""A clip's frames through the cascade: exact sizes, colour, strength; pictures in, pictures out."""
+"""A clip's frames through the cascade: exact sizes, colour, strength; pictures in,
+pictures out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,13 @@ from ultraflash_cli.engine.cascade import Cascade, CascadeState
 from ultraflash_cli.engine.lanes import Arriving, Outlet, outlet_for, to_device
 from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
-from ultraflash_cli.engine.pictures import Picture, YuvFormat, put_frames, quantise, to_planes
+from ultraflash_cli.engine.pictures import (
+    Picture,
+    YuvFormat,
+    put_frames,
+    quantise,
+    to_planes,
+)
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.schedule import group_frames
 
@@ -32,10 +39,12 @@ class UpscalerState:
 class Upscaler:
     """Upscales a scene as planned; frames out = frames in.
 
-    ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit, between is a blend of pixels. ``color``
-    "match" makes the low frequencies of the result follow the source's. ``context [1, tokens, text width]`` is the
-    embedding of the prompt, for a model that takes one. ``outlet`` is the pictures' way to the host, by default the
-    best one from where the cascade is. With ``yuv`` the pictures that come out are planes.
+    ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit, between is a
+    blend of pixels. ``color`` "match" makes the low frequencies of the result follow
+    the source's. ``context [1, tokens, text width]`` is the embedding of the prompt,
+    for a model that takes one. ``outlet`` is the pictures' way to the host, by default
+    the best one from where the cascade is. With ``yuv`` the pictures that come out are
+    planes.
     """
 
     def __init__(
@@ -63,22 +72,31 @@ class Upscaler:
         self._columns = _reflect(plan.enlarged[1], plan.padded[1]).to(cascade.device)
 
     def group_frames(self, *, first: bool) -> int:
-        """Return how many source frames make a group: the first of a scene is shorter."""
+        """Return how many source frames make a group: the first of a scene is
+        shorter."""
         profile = self.cascade.profile
         return group_frames(profile.group_latents, profile.pad_front, first=first)
 
     def init_state(self, *, seed: int = 0, first_frame: int = 0) -> UpscalerState:
-        """Return the state before a scene's first frame, which is frame ``first_frame`` of the clip."""
+        """Return the state before a scene's first frame, which is frame ``first_frame``
+        of the clip."""
         height, width = self.plan.padded
         cascade = self.cascade.init_state(
-            height=height, width=width, seed=seed, first_frame=first_frame, context=self.context
+            height=height,
+            width=width,
+            seed=seed,
+            first_frame=first_frame,
+            context=self.context,
         )
         places = self.group_frames(first=False) + self.cascade.profile.delay
         waiting = torch.zeros((places, 3, *self.plan.source), device=self.cascade.device)
         return UpscalerState(cascade, waiting, 0, False)
 
-    def step(self, state: UpscalerState, frames: Sequence[Picture]) -> tuple[UpscalerState, list[Picture]]:
-        """Take in frames of the planned source size; return those that are done, in the depth they came in.
+    def step(
+        self, state: UpscalerState, frames: Sequence[Picture]
+    ) -> tuple[UpscalerState, list[Picture]]:
+        """Take in frames of the planned source size; return those that are done, in the
+        depth they came in.
 
         All frames of a scene have one depth. Consumes ``state``.
         """
@@ -89,22 +107,33 @@ class Upscaler:
         """Return the frames that still wait, as the end of the scene."""
         return [picture.arrive() for picture in self.launch_flush(state)]
 
-    def launch(self, state: UpscalerState, frames: Sequence[Picture]) -> tuple[UpscalerState, list[Arriving]]:
-        """Do what ``step`` does without waiting for a GPU: the pictures are on their way."""
+    def launch(
+        self, state: UpscalerState, frames: Sequence[Picture]
+    ) -> tuple[UpscalerState, list[Arriving]]:
+        """Do what ``step`` does without waiting for a GPU: the pictures are on their
+        way."""
         done: list[Arriving] = []
         taken = 0
         while taken < len(frames):
             held, first = self._held(state), state.cascade.refiner.groups == 0
-            count = min(len(frames) - taken, held + self.group_frames(first=first) - state.waiting)
+            count = min(
+                len(frames) - taken, held + self.group_frames(first=first) - state.waiting
+            )
             push = frames[taken : taken + count]
             for frame in push:
-                assert frame.shape == (*self.plan.source, 3), f"planned for {self.plan.source}, got {frame.shape}"
+                assert frame.shape == (*self.plan.source, 3), (
+                    f"planned for {self.plan.source}, got {frame.shape}"
+                )
             put_frames(state.waiting_tchw[state.waiting : state.waiting + count], push)
-            state = replace(state, waiting=state.waiting + count, deep=push[-1].dtype == np.uint16)
+            state = replace(
+                state, waiting=state.waiting + count, deep=push[-1].dtype == np.uint16
+            )
             taken += count
             if state.waiting - held == self.group_frames(first=first):
                 sources = state.waiting_tchw[: state.waiting]
-                cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources[held:]))
+                cascade, sharp = self.cascade.step(
+                    state.cascade, self._prepare(sources[held:])
+                )
                 out = sharp.shape[2]
                 done += self._finish(sources[:out], sharp, deep=state.deep)
                 left = state.waiting - out
@@ -117,13 +146,16 @@ class Upscaler:
         if state.waiting == 0:
             return []
         sources = state.waiting_tchw[: state.waiting]
-        cascade, sharp = self.cascade.step(state.cascade, self._prepare(sources[self._held(state) :]))
+        cascade, sharp = self.cascade.step(
+            state.cascade, self._prepare(sources[self._held(state) :])
+        )
         if sharp.shape[2] < state.waiting:
             sharp = torch.cat([sharp, self.cascade.flush(cascade)], dim=2)
         return self._finish(sources, sharp, deep=state.deep)
 
     def warm_up(self) -> None:
-        """Upscale a first group of nothing, so that kernels are compiled and memory is found before a first frame."""
+        """Upscale a first group of nothing, so that kernels are compiled and memory is
+        found before a first frame."""
         black = np.zeros((*self.plan.source, 3), np.uint8)
         self.step(self.init_state(), [black] * self.group_frames(first=True))
 
@@ -132,7 +164,8 @@ class Upscaler:
         return self.cascade.profile.delay if state.cascade.refiner.groups else 0
 
     def _prepare(self, sources_tchw: Tensor) -> Tensor:
-        """Enlarge where planned and pad by reflection: [T, 3, h, w] to [1, 3, T, H, W]."""
+        """Enlarge where planned and pad by reflection: [T, 3, h, w] to [1, 3, T, H,
+        W]."""
         x = sources_tchw
         if not len(x):
             return x.new_empty((1, 3, 0, *self.plan.padded))
@@ -143,11 +176,18 @@ class Upscaler:
         return x.transpose(0, 1).unsqueeze(0)
 
     @torch.inference_mode()
-    def _finish(self, sources_tchw: Tensor, sharp_bcthw: Tensor, *, deep: bool) -> Sequence[Arriving]:
+    def _finish(
+        self, sources_tchw: Tensor, sharp_bcthw: Tensor, *, deep: bool
+    ) -> Sequence[Arriving]:
         """Crop, reduce, match colours, blend and quantise, frame by frame."""
         with self.cascade.timer("finish"):
-            pairs = zip(sources_tchw.split(1), sharp_bcthw[0].transpose(0, 1).split(1), strict=True)
-            blended = (self._blend(source, to_device(sharp, source.device))[0] for source, sharp in pairs)
+            pairs = zip(
+                sources_tchw.split(1), sharp_bcthw[0].transpose(0, 1).split(1), strict=True
+            )
+            blended = (
+                self._blend(source, to_device(sharp, source.device))[0]
+                for source, sharp in pairs
+            )
             if self.yuv is not None:
                 form = self.yuv
                 return self._outlet.send(to_planes(picture, form) for picture in blended)
@@ -162,10 +202,15 @@ class Upscaler:
             picture = lanczos_resize(picture, *self.plan.target)
         if self.color == "match":
             picture = match_colours(picture, source_nchw)
-        return picture if self.strength == 1 else torch.lerp(self.plain(source_nchw), picture, self.strength)
+        return (
+            picture
+            if self.strength == 1
+            else torch.lerp(self.plain(source_nchw), picture, self.strength)
+        )
 
     def plain(self, source_nchw: Tensor) -> Tensor:
-        """Return the plain lanczos resize of source frames to the target; what strength 0 gives."""
+        """Return the plain lanczos resize of source frames to the target; what strength
+        0 gives."""
         scale = self.plan.scale
         if self.plan.target == (self.plan.source[0] * scale, self.plan.source[1] * scale):
             return lanczos_upscale(source_nchw, scale)
@@ -173,6 +218,9 @@ class Upscaler:
 
 
 def _reflect(size: int, padded: int) -> Tensor:
-    """Return source indices for ``padded`` places, mirrored behind the last one, as often as needed."""
+    """Return source indices for ``padded`` places, mirrored behind the last one, as
+    often as needed."""
     period = max(1, 2 * size - 2)
-    return torch.tensor([min(i % period, (period - i % period) if size > 1 else 0) for i in range(padded)])
+    return torch.tensor(
+        [min(i % period, (period - i % period) if size > 1 else 0) for i in range(padded)]
+    )

@@ -1,5 +1,9 @@
 """Layer norm under scale and shift, and the gated residual sum."""
 
-from ultraflash_kernels.adaln_modulate.op import adaln_modulate, adaln_modulate_fp8, gated_residual
+from ultraflash_kernels.adaln_modulate.op import (
+    adaln_modulate,
+    adaln_modulate_fp8,
+    gated_residual,
+)
 
 __all__ = ["adaln_modulate", "adaln_modulate_fp8", "gated_residual"]

@@ -5,7 +5,11 @@ from functools import partial
 import torch
 
 from ultraflash_kernels._measure import Case, implementations, main
-from ultraflash_kernels.adaln_modulate import adaln_modulate, adaln_modulate_fp8, gated_residual
+from ultraflash_kernels.adaln_modulate import (
+    adaln_modulate,
+    adaln_modulate_fp8,
+    gated_residual,
+)
 
 __all__ = ["cases"]
 
@@ -21,7 +25,9 @@ def cases(device: torch.device) -> list[Case]:
         Case(
             name=f"adaln_modulate {list(x.shape)}",
             dtype=dtype,
-            calls={impl: partial(adaln_modulate, x, shift, scale, impl=impl) for impl in impls},
+            calls={
+                impl: partial(adaln_modulate, x, shift, scale, impl=impl) for impl in impls
+            },
             moved_bytes=2 * x.nbytes,
         ),
         Case(
@@ -36,7 +42,10 @@ def cases(device: torch.device) -> list[Case]:
             Case(
                 name=f"adaln_modulate_fp8 {list(x.shape)}",
                 dtype=dtype,
-                calls={impl: partial(adaln_modulate_fp8, x, shift, scale, impl=impl) for impl in impls},
+                calls={
+                    impl: partial(adaln_modulate_fp8, x, shift, scale, impl=impl)
+                    for impl in impls
+                },
                 moved_bytes=x.nbytes + x.numel(),
             )
         )

@@ -1,7 +1,8 @@
 """Layer norm, modulation and gated sum, one pass over the rows each."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
+# Triton allows no annotation but constexpr on a kernel's parameters, and takes options
+# such as num_warps beside them.
 
 import torch
 import triton
@@ -16,7 +17,8 @@ __all__ = ["gate", "gate_kernel", "modulate", "modulate_fp8", "modulate_kernel"]
 
 @triton.jit
 def _rounded(x, like: tl.constexpr, ROUNDS: tl.constexpr):
-    """Round ``x`` (float32) to the dtype of ``like`` where the definition computes in it."""
+    """Round ``x`` (float32) to the dtype of ``like`` where the definition computes in
+    it."""
     return x.to(like).to(tl.float32) if ROUNDS else x
 
 
@@ -39,21 +41,30 @@ def modulate_kernel(
     ROUNDS: tl.constexpr,
     FP8: tl.constexpr,
 ):
-    """Compute rows of one group of ``x [groups, rows, WIDTH]``; ``out`` and ``out_scales`` are contiguous."""
+    """Compute rows of one group of ``x [groups, rows, WIDTH]``; ``out`` and
+    ``out_scales`` are contiguous."""
     like: tl.constexpr = x.dtype.element_ty
     group = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
     col = tl.arange(0, BD)  # [BD]
     inside = (row < rows)[:, None] & (col < WIDTH)[None, :]  # [BT, BD]
-    wide = tl.load(x + group * x_group + row[:, None] * x_row + col[None, :], mask=inside, other=0.0).to(tl.float32)
+    wide = tl.load(
+        x + group * x_group + row[:, None] * x_row + col[None, :], mask=inside, other=0.0
+    ).to(tl.float32)
     mean = tl.sum(wide, axis=1) * (1.0 / WIDTH)  # [BT]
     centred = tl.where(inside, wide - mean[:, None], 0.0)
     inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) * (1.0 / WIDTH) + eps)  # [BT]
     normed = (centred * inverse[:, None]).to(like).to(tl.float32)
-    gain = tl.load(scale + group * scale_group + col, mask=col < WIDTH, other=0.0).to(tl.float32)  # [BD]
-    lift = tl.load(shift + group * shift_group + col, mask=col < WIDTH, other=0.0).to(tl.float32)
+    gain = tl.load(scale + group * scale_group + col, mask=col < WIDTH, other=0.0).to(
+        tl.float32
+    )  # [BD]
+    lift = tl.load(shift + group * shift_group + col, mask=col < WIDTH, other=0.0).to(
+        tl.float32
+    )
     gain = _rounded(1.0 + gain, like, ROUNDS)
-    y = (_rounded(normed * gain[None, :], like, ROUNDS) + lift[None, :]).to(like)  # [BT, BD]
+    y = (_rounded(normed * gain[None, :], like, ROUNDS) + lift[None, :]).to(
+        like
+    )  # [BT, BD]
     place = group * rows + row  # [BT]
     to = out + place[:, None] * WIDTH + col[None, :]
     if FP8:
@@ -81,17 +92,28 @@ def gate_kernel(
     BD: tl.constexpr,
     ROUNDS: tl.constexpr,
 ):
-    """Add rows of one group of ``x, y [groups, rows, WIDTH]``; ``out`` is contiguous."""
+    """Add rows of one group of ``x, y [groups, rows, WIDTH]``; ``out`` is
+    contiguous."""
     like: tl.constexpr = x.dtype.element_ty
     group = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
     col = tl.program_id(1) * BD + tl.arange(0, BD)  # [BD]
     inside = (row < rows)[:, None] & (col < WIDTH)[None, :]  # [BT, BD]
-    kept = tl.load(x + group * x_group + row[:, None] * x_row + col[None, :], mask=inside, other=0.0).to(tl.float32)
-    added = tl.load(y + group * y_group + row[:, None] * y_row + col[None, :], mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(gates + group * gates_group + col, mask=col < WIDTH, other=0.0).to(tl.float32)  # [BD]
+    kept = tl.load(
+        x + group * x_group + row[:, None] * x_row + col[None, :], mask=inside, other=0.0
+    ).to(tl.float32)
+    added = tl.load(
+        y + group * y_group + row[:, None] * y_row + col[None, :], mask=inside, other=0.0
+    ).to(tl.float32)
+    weight = tl.load(gates + group * gates_group + col, mask=col < WIDTH, other=0.0).to(
+        tl.float32
+    )  # [BD]
     total = kept + _rounded(added * weight[None, :], like, ROUNDS)
-    tl.store(out + (group * rows + row)[:, None] * WIDTH + col[None, :], total.to(like), mask=inside)
+    tl.store(
+        out + (group * rows + row)[:, None] * WIDTH + col[None, :],
+        total.to(like),
+        mask=inside,
+    )
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -101,7 +123,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     return out
 
 
-def modulate_fp8(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def modulate_fp8(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
     """See ``op.adaln_modulate_fp8``; nothing is checked here."""
     out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
@@ -141,7 +165,14 @@ def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
 
 
 @on_its_device
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out: Tensor, out_scales: Tensor | None) -> None:
+def _modulate(
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    out: Tensor,
+    out_scales: Tensor | None,
+) -> None:
     if not x.numel():
         return
     x, shift, scale = _grouped(x, scale), _rows_of(shift), _rows_of(scale)
@@ -171,12 +202,14 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, out: Tensor, 
 
 
 def _grouped(x: Tensor, vectors: Tensor) -> Tensor:
-    """View ``x [*L, *N, D]`` as [groups, rows, D] with D in one piece; copies where that cannot be."""
+    """View ``x [*L, *N, D]`` as [groups, rows, D] with D in one piece; copies where
+    that cannot be."""
     x = x.reshape(vectors.shape[:-1].numel(), -1, x.shape[-1])
     return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _rows_of(vectors: Tensor) -> Tensor:
-    """View ``vectors [*L, D]`` as [groups, D] with D in one piece; copies where that cannot be."""
+    """View ``vectors [*L, D]`` as [groups, D] with D in one piece; copies where that
+    cannot be."""
     vectors = vectors.reshape(-1, vectors.shape[-1])
     return vectors if vectors.stride(1) == 1 else vectors.contiguous()

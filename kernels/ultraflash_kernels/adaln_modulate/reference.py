@@ -19,4 +19,6 @@ def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
 
 def _over(vectors: Tensor, x: Tensor) -> Tensor:
     """Line up ``vectors [*L, D]`` with ``x [*L, *N, D]``."""
-    return vectors.view(*vectors.shape[:-1], *(1,) * (x.ndim - vectors.ndim), vectors.shape[-1])
+    return vectors.view(
+        *vectors.shape[:-1], *(1,) * (x.ndim - vectors.ndim), vectors.shape[-1]
+    )

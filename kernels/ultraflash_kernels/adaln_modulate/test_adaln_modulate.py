@@ -1,4 +1,5 @@
-"""Norm under scale and shift and the gated sum: definition against a loop in float64, kernel against definition."""
+"""Norm under scale and shift and the gated sum: definition against a loop in float64,
+kernel against definition."""
 
 import math
 from collections.abc import Iterator
@@ -8,12 +9,18 @@ import torch
 from torch import Tensor
 
 from ultraflash_kernels._dispatch import Impl
-from ultraflash_kernels.adaln_modulate import adaln_modulate, adaln_modulate_fp8, gated_residual
+from ultraflash_kernels.adaln_modulate import (
+    adaln_modulate,
+    adaln_modulate_fp8,
+    gated_residual,
+)
 from ultraflash_kernels.fp8_linear import quantise_rows
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 """Of values, times their magnitude plus one."""
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if torch.cuda.is_available() else [])
+DTYPES = [torch.float32, torch.float16] + (
+    [torch.bfloat16] if torch.cuda.is_available() else []
+)
 """The interpreter computes bfloat16 wrongly."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -33,23 +40,32 @@ def fresh_memory_is_poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def example(lead: tuple[int, ...], tokens: tuple[int, ...], width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def example(
+    lead: tuple[int, ...], tokens: tuple[int, ...], width: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     """x, y and three float32 vectors; x has a mean that the norm must take off."""
     draw = torch.Generator().manual_seed(width)
     x, y = (3 * torch.randn(*lead, *tokens, width, generator=draw) + 5 for _ in range(2))
     vectors = [torch.randn(*lead, width, generator=draw) for _ in range(3)]
-    return *(tensor.to(DEVICE, dtype) for tensor in (x, y)), *(vector.to(DEVICE) for vector in vectors)
+    return *(tensor.to(DEVICE, dtype) for tensor in (x, y)), *(
+        vector.to(DEVICE) for vector in vectors
+    )
 
 
 def oracle(x: Tensor, shift: Tensor, scale: Tensor, *, steps: bool) -> Tensor:
-    """One row at a time in float64, rounded to the dtype of x where the definition says so."""
+    """One row at a time in float64, rounded to the dtype of x where the definition says
+    so."""
     rows, width = x.flatten(0, -2), x.shape[-1]
     each = rows.shape[0] // (shift.numel() // width)
     shifts, scales = shift.reshape(-1, width), scale.reshape(-1, width)
     out = torch.empty_like(rows)
     for i, row in enumerate(rows.double()):
         centred = row - row.sum() / width
-        normed = (centred / math.sqrt(float(centred @ centred) / width + 1e-6)).to(x.dtype).double()
+        normed = (
+            (centred / math.sqrt(float(centred @ centred) / width + 1e-6))
+            .to(x.dtype)
+            .double()
+        )
         gain, lift = 1 + scales[i // each].double(), shifts[i // each].double()
         gain = gain.to(x.dtype).double() if steps else gain
         product = (normed * gain).to(x.dtype).double() if steps else normed * gain
@@ -64,21 +80,32 @@ def assert_near(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 
 def assert_rounded_alike(got: Tensor, expected: Tensor) -> None:
-    """Half precision that is rounded in the same places differs where float32 sums straddle a step: hardly ever."""
+    """Half precision that is rounded in the same places differs where float32 sums
+    straddle a step: hardly ever."""
     if got.dtype != torch.float32:
         assert int((got != expected).sum()) <= 1 + got.numel() // 50
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("steps", [False, True], ids=["float32 vectors", "vectors in the dtype of x"])
+@pytest.mark.parametrize(
+    "steps", [False, True], ids=["float32 vectors", "vectors in the dtype of x"]
+)
 @pytest.mark.parametrize(("lead", "tokens", "width"), SHAPES)
 def test_the_definition_equals_a_loop_over_rows(
-    lead: tuple[int, ...], tokens: tuple[int, ...], width: int, dtype: torch.dtype, steps: bool
+    lead: tuple[int, ...],
+    tokens: tuple[int, ...],
+    width: int,
+    dtype: torch.dtype,
+    steps: bool,
 ) -> None:
     x, y, shift, scale, gate = example(lead, tokens, width, dtype)
     if steps:
         shift, scale, gate = shift.to(dtype), scale.to(dtype), gate.to(dtype)
-    assert_near(adaln_modulate(x, shift, scale, impl="reference"), oracle(x, shift, scale, steps=steps), dtype)
+    assert_near(
+        adaln_modulate(x, shift, scale, impl="reference"),
+        oracle(x, shift, scale, steps=steps),
+        dtype,
+    )
     spread = gate.reshape(*lead, *(1 for _ in tokens), width).double()
     product = y.double() * spread
     expected = x.double() + (product.to(dtype).double() if steps else product)
@@ -86,10 +113,16 @@ def test_the_definition_equals_a_loop_over_rows(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("steps", [False, True], ids=["float32 vectors", "vectors in the dtype of x"])
+@pytest.mark.parametrize(
+    "steps", [False, True], ids=["float32 vectors", "vectors in the dtype of x"]
+)
 @pytest.mark.parametrize(("lead", "tokens", "width"), SHAPES)
 def test_the_kernel_equals_the_definition(
-    lead: tuple[int, ...], tokens: tuple[int, ...], width: int, dtype: torch.dtype, steps: bool
+    lead: tuple[int, ...],
+    tokens: tuple[int, ...],
+    width: int,
+    dtype: torch.dtype,
+    steps: bool,
 ) -> None:
     x, y, shift, scale, gate = example(lead, tokens, width, dtype)
     if steps:
@@ -99,7 +132,9 @@ def test_the_kernel_equals_the_definition(
     assert_near(modulated, expected, dtype)
     assert_rounded_alike(modulated, expected)
     added = gated_residual(x, y, gate, impl="triton")
-    torch.testing.assert_close(added, gated_residual(x, y, gate, impl="reference"), rtol=0, atol=0)
+    torch.testing.assert_close(
+        added, gated_residual(x, y, gate, impl="reference"), rtol=0, atol=0
+    )
 
 
 def test_bfloat16_is_rounded_after_the_norm_and_at_the_end() -> None:
@@ -120,10 +155,19 @@ def test_the_memory_around_strided_rows_is_not_read(impl: Impl) -> None:
     vectors = torch.full((2, 3, 50), math.nan, device=DEVICE)
     vectors[:, :, 5:42] = torch.stack([shift, scale, gate], dim=1)
     s, c, g = vectors[:, :, 5:42].unbind(1)
-    assert torch.equal(adaln_modulate(inner[0], s, c, impl=impl), adaln_modulate(x, shift, scale, impl=impl))
-    assert torch.equal(gated_residual(inner[0], inner[1], g, impl=impl), gated_residual(x, y, gate, impl=impl))
+    assert torch.equal(
+        adaln_modulate(inner[0], s, c, impl=impl),
+        adaln_modulate(x, shift, scale, impl=impl),
+    )
+    assert torch.equal(
+        gated_residual(inner[0], inner[1], g, impl=impl),
+        gated_residual(x, y, gate, impl=impl),
+    )
     turned = x.transpose(1, 2).contiguous().transpose(1, 2)
-    assert torch.equal(adaln_modulate(turned, shift, scale, impl=impl), adaln_modulate(x, shift, scale, impl=impl))
+    assert torch.equal(
+        adaln_modulate(turned, shift, scale, impl=impl),
+        adaln_modulate(x, shift, scale, impl=impl),
+    )
 
 
 def test_a_row_of_nan_stays_alone() -> None:
@@ -138,16 +182,21 @@ def test_a_row_of_nan_stays_alone() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [1, 63, 1000])
-def test_quantised_rows_are_those_of_the_modulated_rows(width: int, dtype: torch.dtype) -> None:
+def test_quantised_rows_are_those_of_the_modulated_rows(
+    width: int, dtype: torch.dtype
+) -> None:
     x, _, shift, scale, _ = example((2,), (5,), width, dtype)
     got = adaln_modulate_fp8(x, shift, scale, impl="triton")
-    expected = quantise_rows(adaln_modulate(x, shift, scale, impl="reference"), impl="reference")
+    expected = quantise_rows(
+        adaln_modulate(x, shift, scale, impl="reference"), impl="reference"
+    )
     assert got.values.dtype == torch.float8_e4m3fn and got.scales.shape == (2, 5, 1)
     torch.testing.assert_close(got.scales, expected.scales, rtol=TOLERANCE[dtype], atol=0)
     direct = adaln_modulate_fp8(x, shift, scale, impl="reference")
     assert torch.equal(direct.values.float(), expected.values.float())
     near = expected.values.float()
-    # The interpreter loses a carry into the exponent: what should become a power of two comes out as half of it.
+    # The interpreter loses a carry into the exponent: what should become a power of two
+    # comes out as half of it.
     carried = torch.frexp(near)[0].abs() == 0.5
     bound = near.abs() / 8 + 2**-9
     assert (carried | ((got.values.float() - near).abs() <= bound)).all()
@@ -167,16 +216,22 @@ def test_the_definition_compiles_into_one_graph() -> None:
     def both(x: Tensor, y: Tensor) -> Tensor:
         return gated_residual(adaln_modulate(x, shift, scale), y, gate)
 
-    assert torch.equal(torch.compile(both, backend="eager", fullgraph=True)(x, y), both(x, y))
+    assert torch.equal(
+        torch.compile(both, backend="eager", fullgraph=True)(x, y), both(x, y)
+    )
 
 
 def test_a_kernel_is_whole_in_a_compiled_graph() -> None:
     x, y, shift, scale, gate = example((1,), (3,), 8, torch.float32)
 
     def both(x: Tensor, y: Tensor) -> Tensor:
-        return gated_residual(adaln_modulate(x, shift, scale, impl="triton"), y, gate, impl="triton")
+        return gated_residual(
+            adaln_modulate(x, shift, scale, impl="triton"), y, gate, impl="triton"
+        )
 
-    assert torch.equal(torch.compile(both, backend="eager", fullgraph=True)(x, y), both(x, y))
+    assert torch.equal(
+        torch.compile(both, backend="eager", fullgraph=True)(x, y), both(x, y)
+    )
 
 
 def test_gradients_flow_through_the_definition() -> None:

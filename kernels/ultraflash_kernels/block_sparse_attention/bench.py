@@ -1,4 +1,5 @@
-"""Timing of block-sparse attention at the sizes of the SR transformer, beside dense and flexible attention."""
+"""Timing of block-sparse attention at the sizes of the SR transformer, beside dense and
+flexible attention."""
 
 from collections.abc import Callable
 
@@ -28,39 +29,61 @@ def flexible_mask(mask: Tensor, tokens: int) -> BlockMask:
     blocks = mask.byte().argsort(dim=-1, descending=True, stable=True).int()
 
     def selected(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-        return mask[b, h, q // tokens, kv // tokens]  # compiled code does not ask it within whole blocks
+        return mask[
+            b, h, q // tokens, kv // tokens
+        ]  # compiled code does not ask it within whole blocks
 
     partial = torch.zeros_like(counts), torch.zeros_like(blocks)
-    return BlockMask.from_kv_blocks(*partial, counts, blocks, BLOCK_SIZE=tokens, mask_mod=selected)
+    return BlockMask.from_kv_blocks(
+        *partial, counts, blocks, BLOCK_SIZE=tokens, mask_mod=selected
+    )
 
 
 def cases(device: torch.device) -> list[Case]:
     """A steady group at 1K and 2K on a GPU, a small one elsewhere."""
     if device.type != "cuda":
         return [_case("small", SMALL, 2, 32, torch.float32, device)]
-    return [_case(size, rule, 12, 128, torch.bfloat16, device) for size, rule in RULES.items()]
+    return [
+        _case(size, rule, 12, 128, torch.bfloat16, device) for size, rule in RULES.items()
+    ]
 
 
-def _case(size: str, rule: BlockRule, heads: int, width: int, dtype: torch.dtype, device: torch.device) -> Case:
+def _case(
+    size: str,
+    rule: BlockRule,
+    heads: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Case:
     fill = rule.keys - rule.queries
     new = torch.randn(3, 1, rule.queries, 128, heads, width, dtype=dtype, device=device)
     q, k, v = new.permute(0, 1, 4, 2, 3, 5)
     ring_k, ring_v = torch.randn(2, 1, heads, fill, 128, width, dtype=dtype, device=device)
-    # Means of independent values are near zero; these are spread, so that rows differ in length.
-    q_mean, k_mean = (2 * torch.randn(1, heads, count, width, device=device) for count in (rule.queries, rule.keys))
+    # Means of independent values are near zero; these are spread, so that rows differ
+    # in length.
+    q_mean, k_mean = (
+        2 * torch.randn(1, heads, count, width, device=device)
+        for count in (rule.queries, rule.keys)
+    )
     lists = choose_blocks(q_mean, k_mean, rule)
     flat_q, flat_k = q.flatten(2, 3), torch.cat([ring_k, k], dim=2).flatten(2, 3)
     flat_v = torch.cat([ring_v, v], dim=2).flatten(2, 3)
 
     def sparse(impl: Impl) -> Callable[[], Tensor]:
-        return lambda: block_list_attention(q, k, v, lists, ring=(ring_k, ring_v), fill=fill, impl=impl)
+        return lambda: block_list_attention(
+            q, k, v, lists, ring=(ring_k, ring_v), fill=fill, impl=impl
+        )
 
     calls: dict[str, Callable[[], object]] = {
         "reference": sparse("reference"),
         "dense": lambda: F.scaled_dot_product_attention(flat_q, flat_k, flat_v),
     }
     if device.type == "cuda":
-        block_mask, flexible = flexible_mask(lists.to_mask(), 128), torch.compile(flex_attention, dynamic=False)
+        block_mask, flexible = (
+            flexible_mask(lists.to_mask(), 128),
+            torch.compile(flex_attention, dynamic=False),
+        )
         calls["triton"] = sparse("triton")
         calls["flex"] = lambda: flexible(flat_q, flat_k, flat_v, block_mask=block_mask)
     pairs = int(lists.starts[-1])
@@ -69,7 +92,11 @@ def _case(size: str, rule: BlockRule, heads: int, width: int, dtype: torch.dtype
         dtype=dtype,
         calls=calls,
         moved_bytes=2 * (q.nbytes + k.nbytes + ring_k.nbytes),
-        flops=4 * pairs * 128 * 128 * width,  # of the blocks selected, also for what computes more
+        flops=4
+        * pairs
+        * 128
+        * 128
+        * width,  # of the blocks selected, also for what computes more
     )
 
 

@@ -1,7 +1,9 @@
-"""Softmax attention over listed blocks of keys: one program a tile of queries, online softmax, float32 sums."""
+"""Softmax attention over listed blocks of keys: one program a tile of queries, online
+softmax, float32 sums."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
+# Triton allows no annotation but constexpr on a kernel's parameters, and takes options
+# such as num_warps beside them.
 
 import math
 from typing import NamedTuple
@@ -17,20 +19,59 @@ from ultraflash_kernels.block_lists import BlockLists
 __all__ = ["Tiles", "attention_kernel", "forward", "output", "power_of_two", "tiles"]
 
 
-@triton.jit(do_not_specialize=["heads", "queries", "fill"])  # one program for every group of a clip
+@triton.jit(
+    do_not_specialize=["heads", "queries", "fill"]
+)  # one program for every group of a clip
 def attention_kernel(
-    q, k, v, ring_k, ring_v, out, starts, blocks, order, heads,
-    queries, fill, scale,
-    q_sample, q_head, q_block, q_token, k_sample, k_head, k_block, k_token,
-    v_sample, v_head, v_block, v_token, rk_sample, rk_head, rk_block,
-    rk_token, rv_sample, rv_head, rv_block, rv_token, o_sample, o_head,
-    o_block, o_token,
-    T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, RING: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    ring_k,
+    ring_v,
+    out,
+    starts,
+    blocks,
+    order,
+    heads,
+    queries,
+    fill,
+    scale,
+    q_sample,
+    q_head,
+    q_block,
+    q_token,
+    k_sample,
+    k_head,
+    k_block,
+    k_token,
+    v_sample,
+    v_head,
+    v_block,
+    v_token,
+    rk_sample,
+    rk_head,
+    rk_block,
+    rk_token,
+    rv_sample,
+    rv_head,
+    rv_block,
+    rv_token,
+    o_sample,
+    o_head,
+    o_block,
+    o_token,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    RING: tl.constexpr,
+):
     """Compute one tile of queries of the row that is next in ``order``.
 
-    The tokens of a row's blocks are one run of ``count * T`` keys, taken BN at a time; where BN divides T a step
-    lies within one block. Key blocks below ``fill`` are those of the ring. ``scale`` contains log2(e).
+    The tokens of a row's blocks are one run of ``count * T`` keys, taken BN at a time;
+    where BN divides T a step lies within one block. Key blocks below ``fill`` are those
+    of the ring. ``scale`` contains log2(e).
     """
     row = tl.load(order + tl.program_id(0))
     sample = (row // queries // heads).to(tl.int64)
@@ -40,7 +81,9 @@ def attention_kernel(
     col = tl.arange(0, BD)  # [BD]
     asked = (token < T)[:, None] & (col < D)[None, :]  # [BM, BD]
     source = q + sample * q_sample + head * q_head + block * q_block
-    query = tl.load(source + token[:, None] * q_token + col[None, :], mask=asked, other=0.0)  # [BM, BD]
+    query = tl.load(
+        source + token[:, None] * q_token + col[None, :], mask=asked, other=0.0
+    )  # [BM, BD]
 
     k += sample * k_sample + head * k_head
     v += sample * v_sample + head * v_head
@@ -64,24 +107,38 @@ def attention_kernel(
                 index = tl.where(old, index, index - fill)
                 k_from = tl.where(old, ring_k + index * rk_block, k + index * k_block)
                 v_from = tl.where(old, ring_v + index * rv_block, v + index * v_block)
-                k_at = k_from + place[:, None] * tl.where(old, rk_token, k_token) + col[None, :]
-                v_at = v_from + place[:, None] * tl.where(old, rv_token, v_token) + col[None, :]
+                k_at = (
+                    k_from
+                    + place[:, None] * tl.where(old, rk_token, k_token)
+                    + col[None, :]
+                )
+                v_at = (
+                    v_from
+                    + place[:, None] * tl.where(old, rv_token, v_token)
+                    + col[None, :]
+                )
             else:
                 k_at = k + index * k_block + place[:, None] * k_token + col[None, :]
                 v_at = v + index * v_block + place[:, None] * v_token + col[None, :]
         else:
             inside = at + step < total  # [BN]
             given = inside[:, None] & (col < D)[None, :]
-            index = tl.load(blocks + first + (at + step) // T, mask=inside, other=0).to(tl.int64)  # [BN]
+            index = tl.load(blocks + first + (at + step) // T, mask=inside, other=0).to(
+                tl.int64
+            )  # [BN]
             place = (at + step) % T
             if RING:
                 old = index < fill
                 index = tl.where(old, index, index - fill)
                 k_from = tl.where(
-                    old, ring_k + (index * rk_block + place * rk_token), k + (index * k_block + place * k_token)
+                    old,
+                    ring_k + (index * rk_block + place * rk_token),
+                    k + (index * k_block + place * k_token),
                 )
                 v_from = tl.where(
-                    old, ring_v + (index * rv_block + place * rv_token), v + (index * v_block + place * v_token)
+                    old,
+                    ring_v + (index * rv_block + place * rv_token),
+                    v + (index * v_block + place * v_token),
                 )
             else:
                 k_from = k + (index * k_block + place * k_token)
@@ -101,16 +158,25 @@ def attention_kernel(
         power = tl.exp2(score * scale - above[:, None])
         shrink = tl.exp2(best - above)
         weight = weight * shrink + tl.sum(power, axis=1)
-        found = tl.dot(power.to(value.dtype), value, found * shrink[:, None], input_precision="ieee")
+        found = tl.dot(
+            power.to(value.dtype), value, found * shrink[:, None], input_precision="ieee"
+        )
         best = above
 
-    found = found / tl.where(weight == 0.0, 1.0, weight)[:, None]  # a row that lists nothing gives zeros
+    found = (
+        found / tl.where(weight == 0.0, 1.0, weight)[:, None]
+    )  # a row that lists nothing gives zeros
     target = out + sample * o_sample + head * o_head + block * o_block
-    tl.store(target + token[:, None] * o_token + col[None, :], found.to(out.dtype.element_ty), mask=asked)
+    tl.store(
+        target + token[:, None] * o_token + col[None, :],
+        found.to(out.dtype.element_ty),
+        mask=asked,
+    )
 
 
 class Tiles(NamedTuple):
-    """How a shape is cut: tokens of a query tile and of a step over keys, warps, stages of the pipeline."""
+    """How a shape is cut: tokens of a query tile and of a step over keys, warps, stages
+    of the pipeline."""
 
     queries: int
     keys: int
@@ -119,15 +185,16 @@ class Tiles(NamedTuple):
 
 
 def tiles(target: tuple[int, int], dtype: torch.dtype, tokens: int, width: int) -> Tiles:
-    """Choose tiles that neither spill nor exceed shared memory on ``target``, the compute capability."""
+    """Choose tiles that neither spill nor exceed shared memory on ``target``, the
+    compute capability."""
     rows = max(16, power_of_two(tokens))
     if dtype == torch.float32:  # products without tensor cores
         return Tiles(min(32, rows), 32, 8, 1)
     if rows < 128:
         return Tiles(rows, 64, 4, 2)
     roomy = target[0] in (9, 10) and width > 64
-    # Triton halves the depth for loads behind a load: five stages fetch keys and values two steps ahead, three only
-    # one, which is waited for at once.
+    # Triton halves the depth for loads behind a load: five stages fetch keys and values
+    # two steps ahead, three only one, which is waited for at once.
     return Tiles(128, 128, 8, 5) if roomy else Tiles(128, 64, 8, 3)
 
 
@@ -137,28 +204,58 @@ def power_of_two(size: int) -> int:
 
 
 def output(q: Tensor) -> Tensor:
-    """Return fresh memory shaped ``[B, H, N, T, D]`` that lies as ``[B, N, T, H, D]``, as the next layer reads it."""
+    """Return fresh memory shaped ``[B, H, N, T, D]`` that lies as ``[B, N, T, H, D]``,
+    as the next layer reads it."""
     samples, heads, blocks, tokens, width = q.shape
     return q.new_empty((samples, blocks, tokens, heads, width)).permute(0, 3, 1, 2, 4)
 
 
 @on_its_device
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, ring_k: Tensor | None, ring_v: Tensor | None, fill: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: BlockLists,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    fill: int,
 ) -> Tensor:
     """See ``op.block_list_attention``; nothing is checked here."""
     out = output(q)
     _, heads, queries, tokens, width = q.shape
     ring = ring_k is not None and ring_v is not None and fill > 0
     old_k, old_v = (ring_k, ring_v) if ring_k is not None and ring_v is not None else (k, v)
-    q, k, v, old_k, old_v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, old_k, old_v))
+    q, k, v, old_k, old_v = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, old_k, old_v)
+    )
     cut = tiles(capability(q.device), q.dtype, tokens, width)
     attention_kernel[(lists.order.numel(), triton.cdiv(tokens, cut.queries))](
-        q, k, v, old_k, old_v, out, lists.starts, lists.blocks, lists.order, heads, queries, fill,
+        q,
+        k,
+        v,
+        old_k,
+        old_v,
+        out,
+        lists.starts,
+        lists.blocks,
+        lists.order,
+        heads,
+        queries,
+        fill,
         math.log2(math.e) / math.sqrt(width),
-        *q.stride()[:4], *k.stride()[:4], *v.stride()[:4], *old_k.stride()[:4], *old_v.stride()[:4],
+        *q.stride()[:4],
+        *k.stride()[:4],
+        *v.stride()[:4],
+        *old_k.stride()[:4],
+        *old_v.stride()[:4],
         *out.stride()[:4],
-        T=tokens, D=width, BM=cut.queries, BN=cut.keys, BD=max(16, power_of_two(width)), RING=ring,
-        num_warps=cut.warps, num_stages=cut.stages,
-    )  # fmt: skip
+        T=tokens,
+        D=width,
+        BM=cut.queries,
+        BN=cut.keys,
+        BD=max(16, power_of_two(width)),
+        RING=ring,
+        num_warps=cut.warps,
+        num_stages=cut.stages,
+    )
     return out

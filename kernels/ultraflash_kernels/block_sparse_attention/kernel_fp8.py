@@ -1,7 +1,9 @@
-"""Attention over listed blocks in 8-bit floating point: rows quantised once, both products in 8 bits, float32 sums."""
+"""Attention over listed blocks in 8-bit floating point: rows quantised once, both
+products in 8 bits, float32 sums."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
+# Triton allows no annotation but constexpr on a kernel's parameters, and takes options
+# such as num_warps beside them.
 
 import math
 from collections.abc import Sequence
@@ -19,18 +21,34 @@ from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3, to_e4m3
 __all__ = ["attention_fp8_kernel", "forward", "quantise_blocks", "quantise_blocks_kernel"]
 
 WEIGHT_UNITS: tl.constexpr = tl.constexpr(256.0)
-"""What a weight of 1 becomes before it is rounded to 8 bits: small weights stay above the least number."""
+"""What a weight of 1 becomes before it is rounded to 8 bits: small weights stay above
+the least number."""
 
 
 @triton.jit
 def quantise_blocks_kernel(
-    x, values, scales, heads, out_blocks, first, x_sample, x_head, x_block, x_token,
-    T: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, TURNED: tl.constexpr,
+    x,
+    values,
+    scales,
+    heads,
+    out_blocks,
+    first,
+    x_sample,
+    x_head,
+    x_block,
+    x_token,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+    TURNED: tl.constexpr,
     ON_GPU: tl.constexpr,
-):  # fmt: skip
-    """Quantise the tokens of block n of ``x [B, H, blocks, T, D]``, number ``first`` + n of ``values``.
+):
+    """Quantise the tokens of block n of ``x [B, H, blocks, T, D]``, number ``first`` +
+    n of ``values``.
 
-    ``values`` is contiguous ``[B, H, out_blocks, T, D]``, or ``[..., D, T]`` where ``TURNED``.
+    ``values`` is contiguous ``[B, H, out_blocks, T, D]``, or ``[..., D, T]`` where
+    ``TURNED``.
     """
     n = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1).to(tl.int64)
@@ -38,34 +56,67 @@ def quantise_blocks_kernel(
     token = tl.arange(0, BT)  # [BT]
     col = tl.arange(0, BD)  # [BD]
     inside = (token < T)[:, None] & (col < D)[None, :]  # [BT, BD]
-    tile = tl.load(source + token[:, None].to(tl.int64) * x_token + col[None, :], mask=inside, other=0.0)
+    tile = tl.load(
+        source + token[:, None].to(tl.int64) * x_token + col[None, :],
+        mask=inside,
+        other=0.0,
+    )
     scaled, scale = to_e4m3(tile.to(tl.float32))
     scaled = scaled if ON_GPU else rounded_e4m3(scaled)
     block = row * out_blocks + first + n
     to = values + block * (T * D)
-    to = to + (col[None, :] * T + token[:, None] if TURNED else token[:, None] * D + col[None, :])
+    to = to + (
+        col[None, :] * T + token[:, None] if TURNED else token[:, None] * D + col[None, :]
+    )
     tl.store(to, scaled.to(values.dtype.element_ty), mask=inside)
     tl.store(scales + block * T + token, scale, mask=token < T)
 
 
 @triton.jit(do_not_specialize=["queries", "keys"])
 def attention_fp8_kernel(
-    q, q_scales, k, k_scales, v, v_scales, out, starts, blocks, order, heads,
-    queries, keys, scale, o_sample, o_head, o_block, o_token,
-    T: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, ON_GPU: tl.constexpr,
-):  # fmt: skip
-    """Compute one tile of queries of the row that is next in ``order``; see ``kernel.attention_kernel``.
+    q,
+    q_scales,
+    k,
+    k_scales,
+    v,
+    v_scales,
+    out,
+    starts,
+    blocks,
+    order,
+    heads,
+    queries,
+    keys,
+    scale,
+    o_sample,
+    o_head,
+    o_block,
+    o_token,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    ON_GPU: tl.constexpr,
+):
+    """Compute one tile of queries of the row that is next in ``order``; see
+    ``kernel.attention_kernel``.
 
-    ``q``, ``k [B, H, N, T, D]`` and ``v [B, H, N, D, T]`` are contiguous, with a scale for every token. Values of one
-    step share the largest of their scales; what they lack of it goes into the weights.
+    ``q``, ``k [B, H, N, T, D]`` and ``v [B, H, N, D, T]`` are contiguous, with a scale
+    for every token. Values of one step share the largest of their scales; what they
+    lack of it goes into the weights.
     """
     row = tl.load(order + tl.program_id(0)).to(tl.int64)
     head = row // queries
     token = tl.program_id(1) * BM + tl.arange(0, BM)  # [BM]
     col = tl.arange(0, BD)  # [BD]
     asked = (token < T)[:, None] & (col < D)[None, :]  # [BM, BD]
-    query = tl.load(q + row * (T * D) + token[:, None] * D + col[None, :], mask=asked, other=0.0)  # [BM, BD]
-    query_scale = tl.load(q_scales + row * T + token, mask=token < T, other=0.0) * scale  # [BM]
+    query = tl.load(
+        q + row * (T * D) + token[:, None] * D + col[None, :], mask=asked, other=0.0
+    )  # [BM, BD]
+    query_scale = (
+        tl.load(q_scales + row * T + token, mask=token < T, other=0.0) * scale
+    )  # [BM]
     first = tl.load(starts + row)
     total = (tl.load(starts + row + 1) - first) * T
 
@@ -82,21 +133,30 @@ def attention_fp8_kernel(
             place = block * T + (inner + step)  # [BN]
             value_at = block * (T * D) + (inner + step)
         else:
-            block = head * keys + tl.load(blocks + first + (at + step) // T, mask=inside, other=0)  # [BN]
+            block = head * keys + tl.load(
+                blocks + first + (at + step) // T, mask=inside, other=0
+            )  # [BN]
             place = block * T + (at + step) % T
             value_at = block * (T * D) + (at + step) % T
         if T % BN == 0 and D == BD:
             key = tl.load(k + place[:, None] * D + col[None, :])  # [BN, BD]
             value = tl.load(v + value_at[None, :] + col[:, None] * T)  # [BD, BN]
-            key_scale, value_scale = tl.load(k_scales + place), tl.load(v_scales + place)  # [BN]
+            key_scale, value_scale = (
+                tl.load(k_scales + place),
+                tl.load(v_scales + place),
+            )  # [BN]
         else:
             given = inside[:, None] & (col < D)[None, :]
             turned = (col < D)[:, None] & inside[None, :]
             key = tl.load(k + place[:, None] * D + col[None, :], mask=given, other=0.0)
-            value = tl.load(v + value_at[None, :] + col[:, None] * T, mask=turned, other=0.0)
+            value = tl.load(
+                v + value_at[None, :] + col[:, None] * T, mask=turned, other=0.0
+            )
             key_scale = tl.load(k_scales + place, mask=inside, other=0.0)
             value_scale = tl.load(v_scales + place, mask=inside, other=0.0)
-        score = tl.dot(query, tl.trans(key)) * query_scale[:, None] * key_scale[None, :]  # [BM, BN]
+        score = (
+            tl.dot(query, tl.trans(key)) * query_scale[:, None] * key_scale[None, :]
+        )  # [BM, BN]
         if T % BN != 0:
             score = tl.where(inside[None, :], score, -float("inf"))
         above = tl.maximum(best, tl.max(score, axis=1))
@@ -114,36 +174,65 @@ def attention_fp8_kernel(
     found = found * ((unit / WEIGHT_UNITS) / tl.where(weight == 0.0, 1.0, weight))[:, None]
     sample, block = head // heads, row % queries
     target = out + sample * o_sample + head % heads * o_head + block * o_block
-    tl.store(target + token[:, None] * o_token + col[None, :], found.to(out.dtype.element_ty), mask=asked)
+    tl.store(
+        target + token[:, None] * o_token + col[None, :],
+        found.to(out.dtype.element_ty),
+        mask=asked,
+    )
 
 
 @on_its_device
-def quantise_blocks(parts: Sequence[Tensor], *, turned: bool = False) -> tuple[Tensor, Tensor]:
+def quantise_blocks(
+    parts: Sequence[Tensor], *, turned: bool = False
+) -> tuple[Tensor, Tensor]:
     """Quantise blocks ``[B, H, N, T, D]`` token by token, joined along N.
 
-    Returns values ``[B, H, N, T, D]``, with the last two axes exchanged where ``turned``, and scales ``[B, H, N, T]``.
+    Returns values ``[B, H, N, T, D]``, with the last two axes exchanged where
+    ``turned``, and scales ``[B, H, N, T]``.
     """
     samples, heads, _, tokens, width = parts[0].shape
     blocks = sum(part.shape[2] for part in parts)
     inner = (width, tokens) if turned else (tokens, width)
-    values = torch.empty((samples, heads, blocks, *inner), dtype=torch.float8_e4m3fn, device=parts[0].device)
-    scales = torch.empty((samples, heads, blocks, tokens), dtype=torch.float32, device=parts[0].device)
+    values = torch.empty(
+        (samples, heads, blocks, *inner), dtype=torch.float8_e4m3fn, device=parts[0].device
+    )
+    scales = torch.empty(
+        (samples, heads, blocks, tokens), dtype=torch.float32, device=parts[0].device
+    )
     first = 0
     for part in parts:
         part = part if part.stride(-1) == 1 else part.contiguous()
         if part.numel():
             quantise_blocks_kernel[(part.shape[2], samples * heads)](
-                part, values, scales, heads, blocks, first, *part.stride()[:4], T=tokens, D=width,
-                BT=power_of_two(tokens), BD=power_of_two(width), TURNED=turned,
-                ON_GPU=part.device.type != "cpu", num_warps=8, enable_fp_fusion=False,
-            )  # fmt: skip
+                part,
+                values,
+                scales,
+                heads,
+                blocks,
+                first,
+                *part.stride()[:4],
+                T=tokens,
+                D=width,
+                BT=power_of_two(tokens),
+                BD=power_of_two(width),
+                TURNED=turned,
+                ON_GPU=part.device.type != "cpu",
+                num_warps=8,
+                enable_fp_fusion=False,
+            )
         first += part.shape[2]
     return values, scales
 
 
 @on_its_device
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, ring_k: Tensor | None, ring_v: Tensor | None, fill: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: BlockLists,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    fill: int,
 ) -> Tensor:
     """See ``op.block_list_attention``; nothing is checked here."""
     out = output(q)
@@ -156,12 +245,33 @@ def forward(
     small_v, v_scales = quantise_blocks(v_parts, turned=True)
     tile = max(16, min(128, power_of_two(tokens)))
     wide = max(32, power_of_two(width))
-    roomy = capability(q.device)[0] in (9, 10) and tile == 128 and wide > 32  # 12.x would spill
+    roomy = (
+        capability(q.device)[0] in (9, 10) and tile == 128 and wide > 32
+    )  # 12.x would spill
     keys = 128 if roomy else 64
     attention_fp8_kernel[(lists.order.numel(), triton.cdiv(tokens, tile))](
-        small_q, q_scales, small_k, k_scales, small_v, v_scales, out, lists.starts, lists.blocks, lists.order, heads,
-        queries, fill + k.shape[2], math.log2(math.e) / math.sqrt(width), *out.stride()[:4],
-        T=tokens, D=width, BM=tile, BN=keys, BD=wide, ON_GPU=q.device.type != "cpu",
-        num_warps=8 if tile == 128 else 4, num_stages=3,
-    )  # fmt: skip
+        small_q,
+        q_scales,
+        small_k,
+        k_scales,
+        small_v,
+        v_scales,
+        out,
+        lists.starts,
+        lists.blocks,
+        lists.order,
+        heads,
+        queries,
+        fill + k.shape[2],
+        math.log2(math.e) / math.sqrt(width),
+        *out.stride()[:4],
+        T=tokens,
+        D=width,
+        BM=tile,
+        BN=keys,
+        BD=wide,
+        ON_GPU=q.device.type != "cpu",
+        num_warps=8 if tile == 128 else 4,
+        num_stages=3,
+    )
     return out

@@ -1,4 +1,5 @@
-"""Softmax attention in which each query block of each head sees its own selection of key blocks."""
+"""Softmax attention in which each query block of each head sees its own selection of
+key blocks."""
 
 import torch
 from torch import Tensor
@@ -17,28 +18,37 @@ WIDEST = 128
 """Head size up to which a tile of the kernel holds whole heads."""
 
 
-def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, impl: Impl = "auto") -> Tensor:
-    """Attend from ``q [B, H, Nq, T, D]`` to the key blocks that ``mask [B, H, Nq, Nk]`` (bool) selects.
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, *, impl: Impl = "auto"
+) -> Tensor:
+    """Attend from ``q [B, H, Nq, T, D]`` to the key blocks that ``mask [B, H, Nq, Nk]``
+    (bool) selects.
 
-    ``k`` and ``v`` are ``[B, H, Nk, T, D]``; a block is T consecutive tokens. Every token of query block i of head h
-    sees all T tokens of every block j with ``mask[b, h, i, j]``, scaled by ``1 / sqrt(D)``; nothing inside a block is
-    masked. A row that selects nothing gives zeros. What a row returns depends on the blocks it selects and on
-    nothing else. Returns ``[B, H, Nq, T, D]`` in the dtype of q. Differentiable in q, k and v, by the reference.
+    ``k`` and ``v`` are ``[B, H, Nk, T, D]``; a block is T consecutive tokens. Every
+    token of query block i of head h sees all T tokens of every block j with
+    ``mask[b, h, i, j]``, scaled by ``1 / sqrt(D)``; nothing inside a block is masked. A
+    row that selects nothing gives zeros. What a row returns depends on the blocks it
+    selects and on nothing else. Returns ``[B, H, Nq, T, D]`` in the dtype of q.
+    Differentiable in q, k and v, by the reference.
 
-    Raises ValueError for shapes that do not fit and for a mask that is not boolean, KernelUnsupportedError for
-    ``impl="triton"`` where the kernel cannot run.
+    Raises ValueError for shapes that do not fit and for a mask that is not boolean,
+    KernelUnsupportedError for ``impl="triton"`` where the kernel cannot run.
     """
     _check_blocks(q, k, v)
     expected = (*q.shape[:3], k.shape[2])
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
-        raise ValueError(f"mask is bool {list(expected)}, got {mask.dtype} {list(mask.shape)}")
+        raise ValueError(
+            f"mask is bool {list(expected)}, got {mask.dtype} {list(mask.shape)}"
+        )
     refusal = _refusal(q, k, v)
     if mask.numel() >= 1 << 31:
         refusal = f"a mask of {mask.numel()} pairs, expected fewer than {1 << 31}."
     if not chooses_triton("block_sparse_attention", impl, q, k, v, mask, refusal=refusal):
         return reference.forward(q, k, v, mask)
     lists = BlockLists.from_mask(mask)
-    return _block_list_attention(q, k, v, lists.starts, lists.blocks, lists.order, None, None, 0)
+    return _block_list_attention(
+        q, k, v, lists.starts, lists.blocks, lists.order, None, None, 0
+    )
 
 
 def block_list_attention(
@@ -52,22 +62,28 @@ def block_list_attention(
     fp8: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Attend as ``block_sparse_attention`` does to the key blocks that ``lists`` names, remembered ones in place.
+    """Attend as ``block_sparse_attention`` does to the key blocks that ``lists`` names,
+    remembered ones in place.
 
-    Key blocks 0 to ``fill`` - 1 are the first ``fill`` blocks of ``ring``, keys and values of
-    ``[B, H, capacity, T, D]``; the others are the blocks of ``k`` and ``v [B, H, N, T, D]``. Nothing is joined, and
-    the rest of the ring is not read. On a GPU there is no synchronisation, and the result lies in memory as
+    Key blocks 0 to ``fill`` - 1 are the first ``fill`` blocks of ``ring``, keys and
+    values of ``[B, H, capacity, T, D]``; the others are the blocks of ``k`` and
+    ``v [B, H, N, T, D]``. Nothing is joined, and the rest of the ring is not read. On a
+    GPU there is no synchronisation, and the result lies in memory as
     ``[B, Nq, T, H, D]``.
 
-    With ``fp8`` every token of q, k and v is rounded to float8_e4m3fn as ``quantise_rows`` does; the kernel multiplies
-    these numbers, rounds the weights of values to 8 bits, too, and sums in float32.
+    With ``fp8`` every token of q, k and v is rounded to float8_e4m3fn as
+    ``quantise_rows`` does; the kernel multiplies these numbers, rounds the weights of
+    values to 8 bits, too, and sums in float32.
 
-    Raises ValueError for shapes that do not fit, KernelUnsupportedError for ``impl="triton"`` where the kernel
-    cannot run.
+    Raises ValueError for shapes that do not fit, KernelUnsupportedError for
+    ``impl="triton"`` where the kernel cannot run.
     """
     _check_blocks(q, k, v)
     if lists.shape != (*q.shape[:3], fill + k.shape[2]):
-        raise ValueError(f"lists are for {list(lists.shape)}, got {[*q.shape[:3], fill + k.shape[2]]} blocks")
+        raise ValueError(
+            f"lists are for {list(lists.shape)}, got {[*q.shape[:3], fill + k.shape[2]]} "
+            "blocks"
+        )
     if ring is None and fill:
         raise ValueError(f"{fill} remembered blocks and no ring")
     ring_k, ring_v = ring or (None, None)
@@ -84,7 +100,10 @@ def block_list_attention(
         if fp8:
             q, k, v = (_rounded(x) for x in (q, k, v))
             if ring_k is not None and ring_v is not None:
-                ring_k, ring_v = _rounded(ring_k[:, :, :fill]), _rounded(ring_v[:, :, :fill])
+                ring_k, ring_v = (
+                    _rounded(ring_k[:, :, :fill]),
+                    _rounded(ring_v[:, :, :fill]),
+                )
         return reference.from_lists(q, k, v, lists, ring_k, ring_v, fill)
     attend = _block_list_attention_fp8 if fp8 else _block_list_attention
     return attend(q, k, v, lists.starts, lists.blocks, lists.order, ring_k, ring_v, fill)
@@ -97,13 +116,24 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def _check_blocks(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.ndim != 5 or k.ndim != 5 or k.shape != v.shape or q[:, :, 0].shape != k[:, :, 0].shape:
-        raise ValueError(f"q, k, v are [B, H, N, T, D], got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if (
+        q.ndim != 5
+        or k.ndim != 5
+        or k.shape != v.shape
+        or q[:, :, 0].shape != k[:, :, 0].shape
+    ):
+        raise ValueError(
+            f"q, k, v are [B, H, N, T, D], got {tuple(q.shape)}, {tuple(k.shape)}, "
+            f"{tuple(v.shape)}"
+        )
 
 
 def _refusal(q: Tensor, *others: Tensor) -> str | None:
     if q.dtype not in KERNEL_DTYPES or any(x.dtype != q.dtype for x in others):
-        return f"one dtype of bfloat16, float16, float32 is needed, got {q.dtype} and {[str(x.dtype) for x in others]}."
+        found = [str(x.dtype) for x in others]
+        return (
+            f"one dtype of bfloat16, float16, float32 is needed, got {q.dtype} and {found}."
+        )
     if q.shape[-1] > WIDEST:
         return f"heads are {q.shape[-1]} wide, expected at most {WIDEST}."
     if any(x.shape[3] * x.stride(3) >= 1 << 31 for x in (q, *others)):
@@ -113,15 +143,23 @@ def _refusal(q: Tensor, *others: Tensor) -> str | None:
 
 def _fp8_refusal(q: Tensor) -> str | None:
     if q.shape[3] * q.shape[4] > MOST_BLOCK_VALUES:
-        return f"a block has {q.shape[3] * q.shape[4]} values, expected at most {MOST_BLOCK_VALUES}."
+        values = q.shape[3] * q.shape[4]
+        return f"a block has {values} values, expected at most {MOST_BLOCK_VALUES}."
     return e4m3_refusal(q)
 
 
 @torch.library.custom_op("ultraflash::block_list_attention", mutates_args=())
 def _block_list_attention(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, blocks: Tensor, order: Tensor, ring_k: Tensor | None,
-    ring_v: Tensor | None, fill: int,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    blocks: Tensor,
+    order: Tensor,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    fill: int,
+) -> Tensor:
     from ultraflash_kernels.block_sparse_attention import kernel
 
     samples, heads, rows = q.shape[:3]
@@ -131,18 +169,32 @@ def _block_list_attention(
 
 @_block_list_attention.register_fake
 def _block_list_attention_shape(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, blocks: Tensor, order: Tensor, ring_k: Tensor | None,
-    ring_v: Tensor | None, fill: int,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    blocks: Tensor,
+    order: Tensor,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    fill: int,
+) -> Tensor:
     samples, heads, rows, tokens, width = q.shape
     return q.new_empty((samples, rows, tokens, heads, width)).permute(0, 3, 1, 2, 4)
 
 
 @torch.library.custom_op("ultraflash::block_list_attention_fp8", mutates_args=())
 def _block_list_attention_fp8(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, blocks: Tensor, order: Tensor, ring_k: Tensor | None,
-    ring_v: Tensor | None, fill: int,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor,
+    blocks: Tensor,
+    order: Tensor,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    fill: int,
+) -> Tensor:
     from ultraflash_kernels.block_sparse_attention import kernel_fp8
 
     samples, heads, rows = q.shape[:3]

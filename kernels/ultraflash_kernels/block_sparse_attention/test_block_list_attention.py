@@ -1,4 +1,5 @@
-"""The attention kernel against its definition in float64, with remembered blocks in a ring."""
+"""The attention kernel against its definition in float64, with remembered blocks in a
+ring."""
 
 import math
 from collections.abc import Iterator
@@ -10,12 +11,17 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from ultraflash_kernels._dispatch import KernelUnsupportedError
 from ultraflash_kernels.block_lists import BlockLists
-from ultraflash_kernels.block_sparse_attention import block_list_attention, block_sparse_attention
+from ultraflash_kernels.block_sparse_attention import (
+    block_list_attention,
+    block_sparse_attention,
+)
 from ultraflash_kernels.block_sparse_attention.bench import flexible_mask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if torch.cuda.is_available() else [])
+DTYPES = [torch.float32, torch.float16] + (
+    [torch.bfloat16] if torch.cuda.is_available() else []
+)
 """The interpreter computes bfloat16 wrongly."""
 
 
@@ -28,10 +34,17 @@ def fresh_memory_is_poisoned() -> Iterator[None]:
 
 
 class Example:
-    """Blocks in the order the SR transformer has them, a ring whose unused part is NaN, and a mask."""
+    """Blocks in the order the SR transformer has them, a ring whose unused part is NaN,
+    and a mask."""
 
     def __init__(
-        self, shape: tuple[int, int, int], tokens: int, width: int, dtype: torch.dtype, *, density: float = 0.4
+        self,
+        shape: tuple[int, int, int],
+        tokens: int,
+        width: int,
+        dtype: torch.dtype,
+        *,
+        density: float = 0.4,
     ) -> None:
         samples, heads, blocks = shape
         draw = torch.Generator().manual_seed(tokens * 1000 + width)
@@ -41,7 +54,9 @@ class Example:
         old[:, :, :, self.fill :] = math.nan
         self.q, self.k, self.v = new.permute(0, 1, 4, 2, 3, 5).to(DEVICE, dtype)
         self.ring = (old[0].to(DEVICE, dtype), old[1].to(DEVICE, dtype))
-        mask = torch.rand(samples, heads, blocks, self.fill + blocks, generator=draw) < density
+        mask = (
+            torch.rand(samples, heads, blocks, self.fill + blocks, generator=draw) < density
+        )
         self.mask = mask.to(DEVICE)
 
     @property
@@ -53,13 +68,18 @@ class Example:
     def expected(self) -> Tensor:
         """The definition in float64."""
         k, v = self.joined
-        return block_sparse_attention(self.q.double(), k.double(), v.double(), self.mask, impl="reference")
+        return block_sparse_attention(
+            self.q.double(), k.double(), v.double(), self.mask, impl="reference"
+        )
 
     def got(self) -> Tensor:
-        """The kernel's answer; what lies behind the last list would show as a wrong address."""
+        """The kernel's answer; what lies behind the last list would show as a wrong
+        address."""
         lists = BlockLists.from_mask(self.mask)
         lists.blocks[int(lists.starts[-1]) :] = 2**31 - 1
-        return block_list_attention(self.q, self.k, self.v, lists, ring=self.ring, fill=self.fill, impl="triton")
+        return block_list_attention(
+            self.q, self.k, self.v, lists, ring=self.ring, fill=self.fill, impl="triton"
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,7 +115,9 @@ def test_masks_are_taken_too(dtype: torch.dtype) -> None:
 def test_rows_of_very_different_length_are_each_computed_once() -> None:
     case = Example((1, 2, 37), 2, 4, torch.float32)
     case.mask[:] = torch.arange(39) < (torch.arange(37)[:, None] * 7) % 40
-    torch.testing.assert_close(case.got().double(), case.expected(), rtol=0, atol=TOLERANCE[torch.float32])
+    torch.testing.assert_close(
+        case.got().double(), case.expected(), rtol=0, atol=TOLERANCE[torch.float32]
+    )
 
 
 def test_a_row_that_lists_nothing_gives_zeros() -> None:
@@ -113,7 +135,9 @@ def test_padded_keys_stay_in_the_denominator() -> None:
     case.k[..., 2:, :], case.v[..., 2:, :] = 0.0, 0.0
     q, k, v = case.q[0, 0, 0], case.k[0, 0, 0], case.v[0, 0, 0]
     weight = torch.exp(q @ k[:2].T / math.sqrt(2))
-    torch.testing.assert_close(case.got()[0, 0, 0], weight @ v[:2] / (weight.sum(-1, keepdim=True) + 2))
+    torch.testing.assert_close(
+        case.got()[0, 0, 0], weight @ v[:2] / (weight.sum(-1, keepdim=True) + 2)
+    )
 
 
 def test_a_row_depends_on_nothing_but_the_blocks_it_lists() -> None:
@@ -122,7 +146,11 @@ def test_a_row_depends_on_nothing_but_the_blocks_it_lists() -> None:
     case.mask[..., 4] = False
     case.mask[:, :, 1, 4] = True
     before = case.got()
-    case.q[:, :, 1], case.k[:, :, 2], case.v[:, :, 2] = math.nan, math.nan, math.nan  # key block 4
+    case.q[:, :, 1], case.k[:, :, 2], case.v[:, :, 2] = (
+        math.nan,
+        math.nan,
+        math.nan,
+    )  # key block 4
     case.mask[:, :, 1] = True
     after = case.got()
     assert torch.equal(before[:, :, (0, 2, 3)], after[:, :, (0, 2, 3)])
@@ -133,7 +161,9 @@ def test_large_scores_do_not_overflow() -> None:
     case = Example((1, 1, 2), 4, 4, torch.float16)
     case.q *= 200
     case.mask[:] = True
-    torch.testing.assert_close(case.got().double(), case.expected(), rtol=0, atol=TOLERANCE[torch.float16])
+    torch.testing.assert_close(
+        case.got().double(), case.expected(), rtol=0, atol=TOLERANCE[torch.float16]
+    )
 
 
 def test_the_result_lies_as_the_next_layer_reads_it() -> None:
@@ -145,14 +175,19 @@ def test_channels_need_not_be_adjacent() -> None:
     case = Example((1, 2, 2), 4, 8, torch.float32)
     expected = case.got()
     for name in ("q", "k", "v"):
-        setattr(case, name, getattr(case, name).transpose(3, 4).contiguous().transpose(3, 4))
+        setattr(
+            case, name, getattr(case, name).transpose(3, 4).contiguous().transpose(3, 4)
+        )
     assert torch.equal(case.got(), expected)
 
 
 def test_without_a_ring_all_blocks_are_present_ones() -> None:
     case = Example((1, 2, 4), 4, 8, torch.float32)
     lists = BlockLists.from_mask(case.mask[..., 2:].contiguous())
-    got, expected = (block_list_attention(case.q, case.k, case.v, lists, impl=x) for x in ("triton", "reference"))
+    got, expected = (
+        block_list_attention(case.q, case.k, case.v, lists, impl=x)
+        for x in ("triton", "reference")
+    )
     torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE[torch.float32])
 
 
@@ -161,14 +196,20 @@ def test_a_compiled_graph_holds_the_operation_whole() -> None:
     lists = BlockLists.from_mask(case.mask)
 
     def attend(q: Tensor) -> Tensor:
-        return block_list_attention(q, case.k, case.v, lists, ring=case.ring, fill=case.fill, impl="triton")
+        return block_list_attention(
+            q, case.k, case.v, lists, ring=case.ring, fill=case.fill, impl="triton"
+        )
 
-    assert torch.equal(torch.compile(attend, backend="eager", fullgraph=True)(case.q), case.got())
+    assert torch.equal(
+        torch.compile(attend, backend="eager", fullgraph=True)(case.q), case.got()
+    )
 
 
 def test_the_mask_given_to_flexible_attention_selects_the_same() -> None:
     q, k, v = torch.randn(3, 1, 2, 3, 128, 8, generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[[1, 0, 0], [1, 1, 0], [0, 1, 1]], [[1, 1, 1], [0, 0, 1], [0, 1, 0]]]).bool()[None]
+    mask = torch.tensor(
+        [[[1, 0, 0], [1, 1, 0], [0, 1, 1]], [[1, 1, 1], [0, 0, 1], [0, 1, 0]]]
+    ).bool()[None]
     flat_q, flat_k, flat_v = (x.flatten(2, 3) for x in (q, k, v))
     got = flex_attention(flat_q, flat_k, flat_v, block_mask=flexible_mask(mask, 128))
     expected = block_sparse_attention(q, k, v, mask).flatten(2, 3)
@@ -194,15 +235,23 @@ def test_an_explicit_kernel_never_falls_back() -> None:
     with pytest.raises(KernelUnsupportedError, match="heads are 160 wide"):
         block_sparse_attention(case.q, k, v, case.mask, impl="triton")
     with pytest.raises(KernelUnsupportedError, match="one dtype"):
-        block_sparse_attention(case.q.double(), k.double(), v.double(), case.mask, impl="triton")
+        block_sparse_attention(
+            case.q.double(), k.double(), v.double(), case.mask, impl="triton"
+        )
     case = Example((1, 1, 2), 2, 16, torch.float32)
     with pytest.raises(KernelUnsupportedError, match="gradients"):
-        block_sparse_attention(case.q.requires_grad_(), *case.joined, case.mask, impl="triton")
+        block_sparse_attention(
+            case.q.requires_grad_(), *case.joined, case.mask, impl="triton"
+        )
     assert block_sparse_attention(case.q, *case.joined, case.mask).requires_grad
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU bfloat16 is computed rightly")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="on a GPU bfloat16 is computed rightly"
+)
 def test_the_interpreter_is_not_asked_for_bfloat16() -> None:
     case = Example((1, 1, 2), 2, 16, torch.bfloat16)
-    with pytest.raises(KernelUnsupportedError, match="interpreter computes bfloat16 wrongly"):
+    with pytest.raises(
+        KernelUnsupportedError, match="interpreter computes bfloat16 wrongly"
+    ):
         case.got()

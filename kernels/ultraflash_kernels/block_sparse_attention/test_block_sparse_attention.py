@@ -8,7 +8,12 @@ from torch import Tensor
 
 from ultraflash_kernels.block_sparse_attention import block_sparse_attention
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-6,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.6e-2,
+}
 
 
 def oracle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -31,11 +36,21 @@ def oracle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def example(
-    batch: int, heads: int, rows: int, keys: int, tokens: int, width: int, *, density: float = 0.3
+    batch: int,
+    heads: int,
+    rows: int,
+    keys: int,
+    tokens: int,
+    width: int,
+    *,
+    density: float = 0.3,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(rows * 100 + keys)
     q = torch.randn(batch, heads, rows, tokens, width, generator=draw, dtype=torch.float64)
-    k, v = (torch.randn(batch, heads, keys, tokens, width, generator=draw, dtype=torch.float64) for _ in range(2))
+    k, v = (
+        torch.randn(batch, heads, keys, tokens, width, generator=draw, dtype=torch.float64)
+        for _ in range(2)
+    )
     return q, k, v, torch.rand(batch, heads, rows, keys, generator=draw) < density
 
 
@@ -50,20 +65,32 @@ def example(
     ],
 )
 def test_it_equals_a_loop_over_tokens(
-    batch: int, heads: int, rows: int, keys: int, tokens: int, width: int, dtype: torch.dtype
+    batch: int,
+    heads: int,
+    rows: int,
+    keys: int,
+    tokens: int,
+    width: int,
+    dtype: torch.dtype,
 ) -> None:
     q, k, v, mask = example(batch, heads, rows, keys, tokens, width)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     out = block_sparse_attention(q, k, v, mask)
     assert out.dtype == dtype
-    torch.testing.assert_close(out.double(), oracle(q, k, v, mask), rtol=0, atol=TOLERANCE[dtype])
+    torch.testing.assert_close(
+        out.double(), oracle(q, k, v, mask), rtol=0, atol=TOLERANCE[dtype]
+    )
 
 
 def test_inputs_need_not_be_contiguous() -> None:
     q, k, v, mask = example(2, 3, 5, 7, 4, 6)
-    sq, sk, sv = (x.permute(0, 2, 3, 1, 4).contiguous().permute(0, 3, 1, 2, 4) for x in (q, k, v))
+    sq, sk, sv = (
+        x.permute(0, 2, 3, 1, 4).contiguous().permute(0, 3, 1, 2, 4) for x in (q, k, v)
+    )
     assert not sq.is_contiguous()
-    torch.testing.assert_close(block_sparse_attention(sq, sk, sv, mask), block_sparse_attention(q, k, v, mask))
+    torch.testing.assert_close(
+        block_sparse_attention(sq, sk, sv, mask), block_sparse_attention(q, k, v, mask)
+    )
 
 
 def test_a_row_that_selects_nothing_gives_zeros() -> None:
@@ -78,14 +105,18 @@ def test_heads_use_their_own_masks() -> None:
     q, k, v, mask = example(1, 2, 4, 5, 3, 4, density=0.5)
     alone = block_sparse_attention(q[:, :1], k[:, :1], v[:, :1], mask[:, :1])
     # Products of another number of heads may be summed in another order.
-    torch.testing.assert_close(block_sparse_attention(q, k, v, mask)[:, :1], alone, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        block_sparse_attention(q, k, v, mask)[:, :1], alone, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_padded_keys_are_attended_to() -> None:
     q, k, v, _ = example(1, 1, 1, 1, 4, 2)
     k[..., 2:, :], v[..., 2:, :] = 0.0, 0.0
     weight = torch.exp(q[0, 0, 0] @ k[0, 0, 0, :2].T / math.sqrt(2))
-    expected = weight @ v[0, 0, 0, :2] / (weight.sum(-1, keepdim=True) + 2)  # each padded key adds exp(0)
+    expected = (
+        weight @ v[0, 0, 0, :2] / (weight.sum(-1, keepdim=True) + 2)
+    )  # each padded key adds exp(0)
     out = block_sparse_attention(q, k, v, torch.ones(1, 1, 1, 1, dtype=torch.bool))
     torch.testing.assert_close(out[0, 0, 0], expected)
 
@@ -108,7 +139,9 @@ def test_gradients_are_those_of_the_definition() -> None:
     q, k, v, mask = example(1, 2, 3, 4, 2, 2, density=0.5)
     for x in (q, k, v):
         x.requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b, c: block_sparse_attention(a, b, c, mask), (q, k, v))
+    assert torch.autograd.gradcheck(
+        lambda a, b, c: block_sparse_attention(a, b, c, mask), (q, k, v)
+    )
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:

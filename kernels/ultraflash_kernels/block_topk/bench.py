@@ -21,28 +21,37 @@ def cases(device: torch.device) -> list[Case]:
     impls = ("reference", "triton") if gpu else ("reference",)
     found: list[Case] = []
     for size, rule in (RULES if gpu else {"small": SMALL}).items():
-        new = torch.randn(1, rule.queries, 128, 12, 128, device=device).permute(0, 3, 1, 2, 4)
+        new = torch.randn(1, rule.queries, 128, 12, 128, device=device).permute(
+            0, 3, 1, 2, 4
+        )
         new = new.bfloat16() if gpu else new
         ring = torch.randn_like(new[:, :, : rule.keys - rule.queries])
         found.append(
             Case(
                 name=f"block_means {size}, ring and group",
                 dtype=new.dtype,
-                calls={impl: lambda impl=impl, x=ring, y=new: block_means(x, y, impl=impl) for impl in impls},
+                calls={
+                    impl: lambda impl=impl, x=ring, y=new: block_means(x, y, impl=impl)
+                    for impl in impls
+                },
                 moved_bytes=ring.nbytes + new.nbytes,
             )
         )
         for dtype in (torch.float32, torch.bfloat16):
-            # Means of many independent values are near zero; spread as those of a trained network are.
+            # Means of many independent values are near zero; spread as those of a
+            # trained network are.
             q, k = (
-                2 * torch.randn(1, 12, blocks, 128, device=device).to(dtype) for blocks in (rule.queries, rule.keys)
+                2 * torch.randn(1, 12, blocks, 128, device=device).to(dtype)
+                for blocks in (rule.queries, rule.keys)
             )
             found.append(
                 Case(
                     name=f"choose_blocks {size}",
                     dtype=dtype,
                     calls={
-                        impl: lambda impl=impl, q=q, k=k, rule=rule: choose_blocks(q, k, rule, impl=impl)
+                        impl: lambda impl=impl, q=q, k=k, rule=rule: choose_blocks(
+                            q, k, rule, impl=impl
+                        )
                         for impl in impls
                     },
                     moved_bytes=q.nbytes + k.nbytes,

@@ -1,7 +1,9 @@
-"""Block choice on the device: means, shares under the rule, the threshold of a budget, lists. Nothing is read back."""
+"""Block choice on the device: means, shares under the rule, the threshold of a budget,
+lists. Nothing is read back."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
+# Triton allows no annotation but constexpr on a kernel's parameters, and takes options
+# such as num_warps beside them.
 
 import math
 from collections.abc import Sequence
@@ -27,7 +29,8 @@ MOST_SPLITS = 16
 
 @triton.jit
 def rounded(x, KIND: tl.constexpr):
-    """Round float32 to ``KIND`` and back; bfloat16 by its bits, so that the interpreter rounds as a GPU does."""
+    """Round float32 to ``KIND`` and back; bfloat16 by its bits, so that the interpreter
+    rounds as a GPU does."""
     if KIND == "bfloat16":
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
@@ -39,19 +42,41 @@ def rounded(x, KIND: tl.constexpr):
 
 @triton.jit
 def means_kernel(
-    x, out, heads, blocks, out_blocks, first, x_sample, x_head, x_block,
-    x_token, T: tl.constexpr, D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, KIND: tl.constexpr,
-):  # fmt: skip
-    """Average the tokens of block n of ``x [B, H, blocks, T, D]``, number ``first`` + n of contiguous ``out``."""
+    x,
+    out,
+    heads,
+    blocks,
+    out_blocks,
+    first,
+    x_sample,
+    x_head,
+    x_block,
+    x_token,
+    T: tl.constexpr,
+    D: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+    KIND: tl.constexpr,
+):
+    """Average the tokens of block n of ``x [B, H, blocks, T, D]``, number ``first`` + n
+    of contiguous ``out``."""
     n = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1).to(tl.int64)
     source = x + (row // heads) * x_sample + (row % heads) * x_head + n * x_block
     token = tl.arange(0, BT)  # [BT]
     col = tl.arange(0, BD)  # [BD]
     inside = (token < T)[:, None] & (col < D)[None, :]  # [BT, BD]
-    tile = tl.load(source + token[:, None].to(tl.int64) * x_token + col[None, :], mask=inside, other=0.0)
+    tile = tl.load(
+        source + token[:, None].to(tl.int64) * x_token + col[None, :],
+        mask=inside,
+        other=0.0,
+    )
     mean = rounded(tl.sum(tile.to(tl.float32), axis=0) / T, KIND)  # [BD]
-    tl.store(out + (row * out_blocks + first + n) * D + col, mean.to(out.dtype.element_ty), mask=col < D)
+    tl.store(
+        out + (row * out_blocks + first + n) * D + col,
+        mean.to(out.dtype.element_ty),
+        mask=col < D,
+    )
 
 
 @triton.jit
@@ -68,10 +93,24 @@ def allowed_keys(key, row, grid_rows, cols, remembered, back, ahead, chunk):
 
 @triton.jit
 def shares_kernel(
-    scores, shares, queries, keys, root, inverse_root, grid_rows, cols,
-    remembered, back, ahead, chunk, BK: tl.constexpr, KIND: tl.constexpr, ON_GPU: tl.constexpr,
-):  # fmt: skip
-    """Softmax of one row of contiguous ``scores [B, H, queries, keys]`` over the allowed keys; others get 0."""
+    scores,
+    shares,
+    queries,
+    keys,
+    root,
+    inverse_root,
+    grid_rows,
+    cols,
+    remembered,
+    back,
+    ahead,
+    chunk,
+    BK: tl.constexpr,
+    KIND: tl.constexpr,
+    ON_GPU: tl.constexpr,
+):
+    """Softmax of one row of contiguous ``scores [B, H, queries, keys]`` over the
+    allowed keys; others get 0."""
     row = tl.program_id(0)
     at = (tl.program_id(1).to(tl.int64) * queries + row) * keys
     key = tl.arange(0, BK)  # [BK]
@@ -79,24 +118,35 @@ def shares_kernel(
     score = tl.load(scores + at + key, mask=inside, other=0.0).to(tl.float32)
     # A GPU's torch divides by a number of the host by multiplying with its inverse.
     score = rounded(score * inverse_root if ON_GPU else score / root, KIND)
-    allowed = allowed_keys(key, row, grid_rows, cols, remembered, back, ahead, chunk) & inside
+    allowed = (
+        allowed_keys(key, row, grid_rows, cols, remembered, back, ahead, chunk) & inside
+    )
     score = tl.where(allowed, score, -float("inf"))
     away = score - tl.max(score, axis=0)
-    power = libdevice.exp(away) if ON_GPU else tl.exp(away)  # tl.exp is an approximation on a GPU
+    power = (
+        libdevice.exp(away) if ON_GPU else tl.exp(away)
+    )  # tl.exp is an approximation on a GPU
     share = rounded(tl.div_rn(power, tl.sum(power, axis=0)), KIND)
     tl.store(shares + at + key, share, mask=inside)
 
 
 @triton.jit
-def found_digits(histograms, pool, rank, DIGITS: tl.constexpr, PASSES: tl.constexpr, SPLITS: tl.constexpr):
-    """Return the leading ``DIGITS`` digits of the value of this rank (1 is the largest) and the rank behind them."""
+def found_digits(
+    histograms, pool, rank, DIGITS: tl.constexpr, PASSES: tl.constexpr, SPLITS: tl.constexpr
+):
+    """Return the leading ``DIGITS`` digits of the value of this rank (1 is the largest)
+    and the rank behind them."""
     bins = tl.arange(0, BINS)  # [BINS]
     splits = tl.arange(0, SPLITS)  # [SPLITS]
     prefix = tl.zeros((), tl.int32)
     for digit in tl.static_range(DIGITS):
         base = histograms + ((pool * PASSES + digit) * SPLITS).to(tl.int64) * BINS
-        counts = tl.sum(tl.load(base + splits[:, None] * BINS + bins[None, :]), axis=0)  # [BINS]
-        reaching = tl.cumsum(counts, axis=0, reverse=True)  # how many have this digit or a larger one
+        counts = tl.sum(
+            tl.load(base + splits[:, None] * BINS + bins[None, :]), axis=0
+        )  # [BINS]
+        reaching = tl.cumsum(
+            counts, axis=0, reverse=True
+        )  # how many have this digit or a larger one
         value = tl.sum((reaching >= rank).to(tl.int32), axis=0) - 1
         rank -= tl.sum(tl.where(bins > value, counts, 0), axis=0)
         prefix = prefix * BINS + value
@@ -105,12 +155,21 @@ def found_digits(histograms, pool, rank, DIGITS: tl.constexpr, PASSES: tl.conste
 
 @triton.jit
 def histogram_kernel(
-    shares, histograms, size, chunk, rank, DIGIT: tl.constexpr, PASSES: tl.constexpr,
-    SPLITS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Count digit ``DIGIT`` of the shares of one chunk of a pool that have the leading digits found so far.
+    shares,
+    histograms,
+    size,
+    chunk,
+    rank,
+    DIGIT: tl.constexpr,
+    PASSES: tl.constexpr,
+    SPLITS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Count digit ``DIGIT`` of the shares of one chunk of a pool that have the leading
+    digits found so far.
 
-    Shares are not negative, so their bits are ordered as they are; NaN is the largest, as it is to ``topk``.
+    Shares are not negative, so their bits are ordered as they are; NaN is the largest,
+    as it is to ``topk``.
     """
     pool, split = tl.program_id(0), tl.program_id(1)
     prefix, _ = found_digits(histograms, pool, rank, DIGIT, PASSES, SPLITS)
@@ -131,7 +190,9 @@ def histogram_kernel(
 
 
 @triton.jit
-def threshold_kernel(histograms, thresholds, rank, PASSES: tl.constexpr, SPLITS: tl.constexpr):
+def threshold_kernel(
+    histograms, thresholds, rank, PASSES: tl.constexpr, SPLITS: tl.constexpr
+):
     """Put the digits of a pool's threshold together."""
     pool = tl.program_id(0)
     bits, _ = found_digits(histograms, pool, rank, PASSES, PASSES, SPLITS)
@@ -141,15 +202,32 @@ def threshold_kernel(histograms, thresholds, rank, PASSES: tl.constexpr, SPLITS:
 
 @triton.jit
 def kept_keys(
-    shares, thresholds, key, row, head, queries, keys, grid_rows, cols,
-    remembered, back, ahead, chunk, BK: tl.constexpr,
-):  # fmt: skip
-    """Which of ``key [BK]`` the query block ``row`` of a head keeps: threshold, empty rows, diagonal, in this order."""
+    shares,
+    thresholds,
+    key,
+    row,
+    head,
+    queries,
+    keys,
+    grid_rows,
+    cols,
+    remembered,
+    back,
+    ahead,
+    chunk,
+    BK: tl.constexpr,
+):
+    """Which of ``key [BK]`` the query block ``row`` of a head keeps: threshold, empty
+    rows, diagonal, in this order."""
     spatial = grid_rows * cols
     inside = key < keys
-    allowed = allowed_keys(key, row, grid_rows, cols, remembered, back, ahead, chunk) & inside
+    allowed = (
+        allowed_keys(key, row, grid_rows, cols, remembered, back, ahead, chunk) & inside
+    )
     threshold = tl.load(thresholds + head * (queries // spatial) + row // spatial)
-    share = tl.load(shares + (head.to(tl.int64) * queries + row) * keys + key, mask=inside, other=0.0)
+    share = tl.load(
+        shares + (head.to(tl.int64) * queries + row) * keys + key, mask=inside, other=0.0
+    )
     kept = allowed & (share >= threshold)
     first = tl.min(tl.where(allowed, key, BK), axis=0)
     empty = tl.sum(kept.to(tl.int32), axis=0) == 0
@@ -159,28 +237,75 @@ def kept_keys(
 
 @triton.jit
 def counts_kernel(
-    shares, thresholds, counts, queries, keys, grid_rows, cols, remembered,
-    back, ahead, chunk, BK: tl.constexpr,
-):  # fmt: skip
+    shares,
+    thresholds,
+    counts,
+    queries,
+    keys,
+    grid_rows,
+    cols,
+    remembered,
+    back,
+    ahead,
+    chunk,
+    BK: tl.constexpr,
+):
     """Count what one row keeps."""
     row, head = tl.program_id(0), tl.program_id(1)
     key = tl.arange(0, BK)  # [BK]
     kept = kept_keys(
-        shares, thresholds, key, row, head, queries, keys, grid_rows, cols, remembered, back, ahead, chunk, BK
+        shares,
+        thresholds,
+        key,
+        row,
+        head,
+        queries,
+        keys,
+        grid_rows,
+        cols,
+        remembered,
+        back,
+        ahead,
+        chunk,
+        BK,
     )
     tl.store(counts + head * queries + row, tl.sum(kept.to(tl.int32), axis=0))
 
 
 @triton.jit
 def lists_kernel(
-    shares, thresholds, starts, blocks, queries, keys, grid_rows, cols,
-    remembered, back, ahead, chunk, BK: tl.constexpr,
-):  # fmt: skip
+    shares,
+    thresholds,
+    starts,
+    blocks,
+    queries,
+    keys,
+    grid_rows,
+    cols,
+    remembered,
+    back,
+    ahead,
+    chunk,
+    BK: tl.constexpr,
+):
     """Write what one row keeps, ascending, to its place."""
     row, head = tl.program_id(0), tl.program_id(1)
     key = tl.arange(0, BK)  # [BK]
     kept = kept_keys(
-        shares, thresholds, key, row, head, queries, keys, grid_rows, cols, remembered, back, ahead, chunk, BK
+        shares,
+        thresholds,
+        key,
+        row,
+        head,
+        queries,
+        keys,
+        grid_rows,
+        cols,
+        remembered,
+        back,
+        ahead,
+        chunk,
+        BK,
     )
     start = tl.load(starts + head * queries + row)
     tl.store(blocks + start + tl.cumsum(kept.to(tl.int32), axis=0) - 1, key, mask=kept)
@@ -197,9 +322,20 @@ def block_means(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         part = part if part.stride(-1) == 1 else part.contiguous()
         if part.numel():
             means_kernel[(part.shape[2], samples * heads)](
-                part, out, heads, part.shape[2], blocks, first, *part.stride()[:4], T=tokens, D=width,
-                BT=power_of_two(tokens), BD=power_of_two(width), KIND=_kind(dtype), num_warps=4,
-            )  # fmt: skip
+                part,
+                out,
+                heads,
+                part.shape[2],
+                blocks,
+                first,
+                *part.stride()[:4],
+                T=tokens,
+                D=width,
+                BT=power_of_two(tokens),
+                BD=power_of_two(width),
+                KIND=_kind(dtype),
+                num_warps=4,
+            )
         first += part.shape[2]
     return out
 
@@ -217,37 +353,77 @@ def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists
 
     # The product is torch's own, so that it rounds as in the definition.
     scores = torch.matmul(q_mean, k_mean.transpose(-1, -2))
-    shares = scores if scores.dtype == torch.float32 else torch.empty_like(scores, dtype=torch.float32)
+    shares = (
+        scores
+        if scores.dtype == torch.float32
+        else torch.empty_like(scores, dtype=torch.float32)
+    )
     root = math.sqrt(width)
-    inverse_root = torch.tensor(root, dtype=torch.float32).reciprocal().item()  # rounded as torch rounds it
+    inverse_root = (
+        torch.tensor(root, dtype=torch.float32).reciprocal().item()
+    )  # rounded as torch rounds it
     shares_kernel[(queries, rows)](
-        scores, shares, queries, keys, root, inverse_root, *where, BK=width_of_row, KIND=_kind(q_mean.dtype),
-        ON_GPU=on_gpu, num_warps=warps, enable_fp_fusion=False,
-    )  # fmt: skip
+        scores,
+        shares,
+        queries,
+        keys,
+        root,
+        inverse_root,
+        *where,
+        BK=width_of_row,
+        KIND=_kind(q_mean.dtype),
+        ON_GPU=on_gpu,
+        num_warps=warps,
+        enable_fp_fusion=False,
+    )
 
     pools, size = rows * rule.temporal, rule.spatial * keys
     rank = min(rule.budget, size - 1) + 1
-    passes = 2 if q_mean.dtype == torch.bfloat16 else 4  # the rest of a rounded share's bits is zero
+    passes = (
+        2 if q_mean.dtype == torch.bfloat16 else 4
+    )  # the rest of a rounded share's bits is zero
     splits = min(MOST_SPLITS, power_of_two(-(-size // TILE)))
-    histograms = torch.empty((pools, passes, splits, 256), dtype=torch.int32, device=q_mean.device)
+    histograms = torch.empty(
+        (pools, passes, splits, 256), dtype=torch.int32, device=q_mean.device
+    )
     for digit in range(passes):
         histogram_kernel[(pools, splits)](
-            shares, histograms, size, -(-size // splits), rank, DIGIT=digit, PASSES=passes, SPLITS=splits,
-            TILE=TILE, num_warps=4,
-        )  # fmt: skip
+            shares,
+            histograms,
+            size,
+            -(-size // splits),
+            rank,
+            DIGIT=digit,
+            PASSES=passes,
+            SPLITS=splits,
+            TILE=TILE,
+            num_warps=4,
+        )
     thresholds = torch.empty(pools, dtype=torch.float32, device=q_mean.device)
-    threshold_kernel[(pools,)](histograms, thresholds, rank, PASSES=passes, SPLITS=splits, num_warps=4)
+    threshold_kernel[(pools,)](
+        histograms, thresholds, rank, PASSES=passes, SPLITS=splits, num_warps=4
+    )
 
     counts = torch.empty(rows * queries, dtype=torch.int32, device=q_mean.device)
     counts_kernel[(queries, rows)](
         shares, thresholds, counts, queries, keys, *where, BK=width_of_row, num_warps=warps
-    )  # fmt: skip
+    )
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=torch.int32)])
     blocks = torch.empty(rows * rule.allowed_pairs, dtype=torch.int32, device=q_mean.device)
     lists_kernel[(queries, rows)](
-        shares, thresholds, starts, blocks, queries, keys, *where, BK=width_of_row, num_warps=warps
-    )  # fmt: skip
-    return BlockLists(starts, blocks, longest_first(counts), (samples, heads, queries, keys))
+        shares,
+        thresholds,
+        starts,
+        blocks,
+        queries,
+        keys,
+        *where,
+        BK=width_of_row,
+        num_warps=warps,
+    )
+    return BlockLists(
+        starts, blocks, longest_first(counts), (samples, heads, queries, keys)
+    )
 
 
 def power_of_two(size: int) -> int:

@@ -1,4 +1,5 @@
-"""Which key blocks each query block attends to: a budget of best scores, shared by a run of rows."""
+"""Which key blocks each query block attends to: a budget of best scores, shared by a
+run of rows."""
 
 import torch
 from torch import Tensor
@@ -16,23 +17,33 @@ MOST_MEAN_VALUES = 1 << 15
 """Values of a block up to which the kernel averages it at once."""
 
 
-def block_topk(q_mean: Tensor, k_mean: Tensor, allowed: Tensor | None, *, budget: int, rows_per_budget: int) -> Tensor:
-    """Return the block mask ``[B, H, Nq, Nk]`` (bool) for means ``q_mean [B, H, Nq, D]``, ``k_mean [B, H, Nk, D]``.
+def block_topk(
+    q_mean: Tensor,
+    k_mean: Tensor,
+    allowed: Tensor | None,
+    *,
+    budget: int,
+    rows_per_budget: int,
+) -> Tensor:
+    """Return the block mask ``[B, H, Nq, Nk]`` (bool) for means
+    ``q_mean [B, H, Nq, D]``, ``k_mean [B, H, Nk, D]``.
 
-    A score is the softmax over the allowed keys of ``q_mean k_mean^T / sqrt(D)``; it is rounded to the dtype of the
-    means after the product, the division and the softmax. For each head, every run of ``rows_per_budget`` query
-    blocks keeps its ``budget + 1`` largest scores, ties with the smallest of them included; a row may thus keep
-    many blocks or none. Then, in this order:
+    A score is the softmax over the allowed keys of ``q_mean k_mean^T / sqrt(D)``; it is
+    rounded to the dtype of the means after the product, the division and the softmax.
+    For each head, every run of ``rows_per_budget`` query blocks keeps its
+    ``budget + 1`` largest scores, ties with the smallest of them included; a row may
+    thus keep many blocks or none. Then, in this order:
 
     * what is not ``allowed [Nq, Nk]`` (bool) is dropped;
     * a row that is left empty gets its first allowed block;
     * if ``Nq == Nk``, every block also attends to itself.
 
-    With ``allowed=None`` every block may be chosen, and if any row is left empty all rows of all heads also get
-    the diagonal ``Nk == Nq`` counted from the first block.
+    With ``allowed=None`` every block may be chosen, and if any row is left empty all
+    rows of all heads also get the diagonal ``Nk == Nq`` counted from the first block.
 
-    Every row must be allowed something. Raises ValueError for shapes that do not fit and for a budget below 1.
-    ``choose_blocks`` is the same for a rule instead of a matrix, and the faster one on a GPU.
+    Every row must be allowed something. Raises ValueError for shapes that do not fit
+    and for a budget below 1. ``choose_blocks`` is the same for a rule instead of a
+    matrix, and the faster one on a GPU.
     """
     _check_means(q_mean, k_mean)
     rows, keys = q_mean.shape[2], k_mean.shape[2]
@@ -45,20 +56,27 @@ def block_topk(q_mean: Tensor, k_mean: Tensor, allowed: Tensor | None, *, budget
     return reference.forward(q_mean, k_mean, allowed, budget, rows_per_budget)
 
 
-def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule, *, impl: Impl = "auto") -> BlockLists:
-    """Return the key blocks of each query block as lists, for means ``[B, H, Nq, D]`` and ``[B, H, Nk, D]``.
+def choose_blocks(
+    q_mean: Tensor, k_mean: Tensor, rule: BlockRule, *, impl: Impl = "auto"
+) -> BlockLists:
+    """Return the key blocks of each query block as lists, for means ``[B, H, Nq, D]``
+    and ``[B, H, Nk, D]``.
 
-    They are what ``block_topk`` selects with the pairs that ``rule`` allows, its budget and runs of
-    ``rule.spatial`` rows. Made on the device without synchronisation; no matrix of allowed pairs is built by the
-    kernel. Not differentiable: gradients do not pass through a choice.
+    They are what ``block_topk`` selects with the pairs that ``rule`` allows, its budget
+    and runs of ``rule.spatial`` rows. Made on the device without synchronisation; no
+    matrix of allowed pairs is built by the kernel. Not differentiable: gradients do not
+    pass through a choice.
 
-    Raises ValueError for shapes that do not fit the rule, KernelUnsupportedError for ``impl="triton"`` where the
-    kernel cannot run.
+    Raises ValueError for shapes that do not fit the rule, KernelUnsupportedError for
+    ``impl="triton"`` where the kernel cannot run.
     """
     _check_means(q_mean, k_mean)
     rows, keys = q_mean.shape[2], k_mean.shape[2]
     if (rows, keys) != (rule.queries, rule.keys):
-        raise ValueError(f"the rule is for {rule.queries} query and {rule.keys} key blocks, got {rows} and {keys}")
+        raise ValueError(
+            f"the rule is for {rule.queries} query and {rule.keys} key blocks, got {rows} "
+            f"and {keys}"
+        )
     if q_mean.dtype != k_mean.dtype:
         raise ValueError(f"means are of one dtype, got {q_mean.dtype} and {k_mean.dtype}")
     q_mean, k_mean = q_mean.detach(), k_mean.detach()
@@ -67,45 +85,90 @@ def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule, *, impl: Impl
     if q_mean.dtype not in KERNEL_DTYPES:
         refusal = f"means are float32, bfloat16 or float16, got {q_mean.dtype}."
     elif keys > MOST_KEYS or capacity >= 1 << 31:
-        refusal = f"{keys} key blocks and {capacity} allowed pairs, expected at most {MOST_KEYS} and {(1 << 31) - 1}."
-    if not chooses_triton("choose_blocks", impl, q_mean, k_mean, refusal=refusal, widens_bfloat16=True):
+        most = f"{MOST_KEYS} and {(1 << 31) - 1}"
+        refusal = (
+            f"{keys} key blocks and {capacity} allowed pairs, expected at most {most}."
+        )
+    if not chooses_triton(
+        "choose_blocks", impl, q_mean, k_mean, refusal=refusal, widens_bfloat16=True
+    ):
         return reference.choose_blocks(q_mean, k_mean, rule)
-    numbers = (rule.rows, rule.cols, rule.temporal, rule.remembered, rule.window, rule.chunk, rule.budget)
+    numbers = (
+        rule.rows,
+        rule.cols,
+        rule.temporal,
+        rule.remembered,
+        rule.window,
+        rule.chunk,
+        rule.budget,
+    )
     samples, heads = q_mean.shape[:2]
-    return BlockLists(*_choose_blocks(q_mean, k_mean, *numbers), shape=(samples, heads, rows, keys))
+    return BlockLists(
+        *_choose_blocks(q_mean, k_mean, *numbers), shape=(samples, heads, rows, keys)
+    )
 
 
-def block_means(x: Tensor, *more: Tensor, dtype: torch.dtype = torch.float32, impl: Impl = "auto") -> Tensor:
-    """Average ``x [B, H, N, T, D]`` over the T tokens of each block: ``[B, H, N, D]``, rounded once to ``dtype``.
+def block_means(
+    x: Tensor, *more: Tensor, dtype: torch.dtype = torch.float32, impl: Impl = "auto"
+) -> Tensor:
+    """Average ``x [B, H, N, T, D]`` over the T tokens of each block: ``[B, H, N, D]``,
+    rounded once to ``dtype``.
 
-    Blocks of ``more`` follow those of ``x``, as if all were joined along N: remembered keys, then present ones.
-    Every token is counted, padding too. Not differentiable. Raises ValueError for shapes that do not fit,
-    KernelUnsupportedError for ``impl="triton"`` where the kernel cannot run.
+    Blocks of ``more`` follow those of ``x``, as if all were joined along N: remembered
+    keys, then present ones. Every token is counted, padding too. Not differentiable.
+    Raises ValueError for shapes that do not fit, KernelUnsupportedError for
+    ``impl="triton"`` where the kernel cannot run.
     """
     parts = [part.detach() for part in (x, *more)]
     for part in parts:
-        if part.ndim != 5 or part[:, :, :0].shape != parts[0][:, :, :0].shape or part.dtype != x.dtype:
-            raise ValueError(f"blocks are [B, H, N, T, D] of one dtype, got {[tuple(part.shape) for part in parts]}")
+        if (
+            part.ndim != 5
+            or part[:, :, :0].shape != parts[0][:, :, :0].shape
+            or part.dtype != x.dtype
+        ):
+            raise ValueError(
+                "blocks are [B, H, N, T, D] of one dtype, got "
+                f"{[tuple(part.shape) for part in parts]}"
+            )
     refusal = None
     if x.dtype not in KERNEL_DTYPES or dtype not in KERNEL_DTYPES:
-        refusal = f"blocks and means are float32, bfloat16 or float16, got {x.dtype} and {dtype}."
+        refusal = (
+            f"blocks and means are float32, bfloat16 or float16, got {x.dtype} and {dtype}."
+        )
     elif x.shape[3] * x.shape[4] > MOST_MEAN_VALUES:
-        refusal = f"a block has {x.shape[3] * x.shape[4]} values, expected at most {MOST_MEAN_VALUES}."
-    if not chooses_triton("block_means", impl, *parts, refusal=refusal, widens_bfloat16=True):
+        values = x.shape[3] * x.shape[4]
+        refusal = f"a block has {values} values, expected at most {MOST_MEAN_VALUES}."
+    if not chooses_triton(
+        "block_means", impl, *parts, refusal=refusal, widens_bfloat16=True
+    ):
         return reference.block_means(parts, dtype)
     return _block_means(parts, dtype)
 
 
 def _check_means(q_mean: Tensor, k_mean: Tensor) -> None:
-    if q_mean.ndim != 4 or k_mean.ndim != 4 or q_mean[:, :, 0].shape != k_mean[:, :, 0].shape:
-        raise ValueError(f"block means are [B, H, N, D], got {tuple(q_mean.shape)} and {tuple(k_mean.shape)}")
+    if (
+        q_mean.ndim != 4
+        or k_mean.ndim != 4
+        or q_mean[:, :, 0].shape != k_mean[:, :, 0].shape
+    ):
+        raise ValueError(
+            f"block means are [B, H, N, D], got {tuple(q_mean.shape)} and "
+            f"{tuple(k_mean.shape)}"
+        )
 
 
 @torch.library.custom_op("ultraflash::choose_blocks", mutates_args=())
 def _choose_blocks(
-    q_mean: Tensor, k_mean: Tensor, rows: int, cols: int, temporal: int, remembered: int, window: int, chunk: int,
+    q_mean: Tensor,
+    k_mean: Tensor,
+    rows: int,
+    cols: int,
+    temporal: int,
+    remembered: int,
+    window: int,
+    chunk: int,
     budget: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     from ultraflash_kernels.block_topk import kernel
 
     rule = _rule(rows, cols, temporal, remembered, window, chunk, budget)
@@ -115,9 +178,16 @@ def _choose_blocks(
 
 @_choose_blocks.register_fake
 def _choose_blocks_shapes(
-    q_mean: Tensor, k_mean: Tensor, rows: int, cols: int, temporal: int, remembered: int, window: int, chunk: int,
+    q_mean: Tensor,
+    k_mean: Tensor,
+    rows: int,
+    cols: int,
+    temporal: int,
+    remembered: int,
+    window: int,
+    chunk: int,
     budget: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     rule = _rule(rows, cols, temporal, remembered, window, chunk, budget)
     heads = q_mean.shape[0] * q_mean.shape[1]
     sizes = (heads * rule.queries + 1, heads * rule.allowed_pairs, heads * rule.queries)
@@ -125,9 +195,23 @@ def _choose_blocks_shapes(
     return starts, blocks, order
 
 
-def _rule(rows: int, cols: int, temporal: int, remembered: int, window: int, chunk: int, budget: int) -> BlockRule:
+def _rule(
+    rows: int,
+    cols: int,
+    temporal: int,
+    remembered: int,
+    window: int,
+    chunk: int,
+    budget: int,
+) -> BlockRule:
     return BlockRule(
-        rows=rows, cols=cols, temporal=temporal, remembered=remembered, window=window, chunk=chunk, budget=budget
+        rows=rows,
+        cols=cols,
+        temporal=temporal,
+        remembered=remembered,
+        window=window,
+        chunk=chunk,
+        budget=budget,
     )
 
 
@@ -141,4 +225,6 @@ def _block_means(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
 @_block_means.register_fake
 def _block_means_shape(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
     samples, heads, _, _, width = parts[0].shape
-    return parts[0].new_empty((samples, heads, sum(part.shape[2] for part in parts), width), dtype=dtype)
+    return parts[0].new_empty(
+        (samples, heads, sum(part.shape[2] for part in parts), width), dtype=dtype
+    )

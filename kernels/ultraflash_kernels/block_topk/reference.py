@@ -1,4 +1,5 @@
-"""The definitions of ``block_topk``, ``block_means`` and ``choose_blocks`` in plain PyTorch."""
+"""The definitions of ``block_topk``, ``block_means`` and ``choose_blocks`` in plain
+PyTorch."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +13,21 @@ __all__ = ["block_means", "choose_blocks", "forward"]
 
 
 @torch.no_grad()
-def forward(q_mean: Tensor, k_mean: Tensor, allowed: Tensor | None, budget: int, rows_per_budget: int) -> Tensor:
+def forward(
+    q_mean: Tensor,
+    k_mean: Tensor,
+    allowed: Tensor | None,
+    budget: int,
+    rows_per_budget: int,
+) -> Tensor:
     """See ``op.block_topk``; nothing is checked here."""
     scores = torch.matmul(q_mean, k_mean.transpose(-1, -2)) / math.sqrt(q_mean.shape[-1])
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -math.inf)
     shares = scores.softmax(dim=-1)
-    pools = shares.unflatten(2, (-1, rows_per_budget)).flatten(3)  # [B, H, runs, rows_per_budget * Nk]
+    pools = shares.unflatten(2, (-1, rows_per_budget)).flatten(
+        3
+    )  # [B, H, runs, rows_per_budget * Nk]
     kept = min(budget, pools.shape[-1] - 1) + 1
     threshold = pools.topk(kept, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
     mask = (pools >= threshold).view_as(shares)
@@ -28,7 +37,9 @@ def forward(q_mean: Tensor, k_mean: Tensor, allowed: Tensor | None, budget: int,
         empty = ~mask.any(dim=-1)
         return mask | (diagonal & (empty.any() | square))
     mask &= allowed
-    first = torch.zeros_like(allowed).scatter_(1, allowed.int().argmax(dim=1, keepdim=True), True)
+    first = torch.zeros_like(allowed).scatter_(
+        1, allowed.int().argmax(dim=1, keepdim=True), True
+    )
     mask |= first & ~mask.any(dim=-1, keepdim=True)
     return mask | diagonal if square else mask
 
@@ -42,4 +53,6 @@ def block_means(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists:
     """See ``op.choose_blocks``; nothing is checked here."""
-    return BlockLists.from_mask(forward(q_mean, k_mean, rule.allowed(q_mean.device), rule.budget, rule.spatial))
+    return BlockLists.from_mask(
+        forward(q_mean, k_mean, rule.allowed(q_mean.device), rule.budget, rule.spatial)
+    )

@@ -9,18 +9,27 @@ from torch import Tensor
 from ultraflash_kernels.block_topk import block_topk
 
 
-def oracle(q_mean: Tensor, k_mean: Tensor, allowed: Tensor, budget: int, run: int) -> Tensor:
-    """The rules in words of one row, one pair at a time, for [Nq, D], [Nk, D] in float64."""
+def oracle(
+    q_mean: Tensor, k_mean: Tensor, allowed: Tensor, budget: int, run: int
+) -> Tensor:
+    """The rules in words of one row, one pair at a time, for [Nq, D], [Nk, D] in
+    float64."""
     rows, keys = allowed.shape
     mask = torch.zeros(rows, keys, dtype=torch.bool)
     shares = [[0.0] * keys for _ in range(rows)]
     for i in range(rows):
-        scores = {j: float(q_mean[i] @ k_mean[j]) / math.sqrt(q_mean.shape[1]) for j in range(keys) if allowed[i, j]}
+        scores = {
+            j: float(q_mean[i] @ k_mean[j]) / math.sqrt(q_mean.shape[1])
+            for j in range(keys)
+            if allowed[i, j]
+        }
         total = sum(math.exp(score) for score in scores.values())
         for j, score in scores.items():
             shares[i][j] = math.exp(score) / total
     for first in range(0, rows, run):
-        pool = sorted((share for i in range(first, first + run) for share in shares[i]), reverse=True)
+        pool = sorted(
+            (share for i in range(first, first + run) for share in shares[i]), reverse=True
+        )
         threshold = pool[min(budget, len(pool) - 1)]
         for i in range(first, first + run):
             for j in range(keys):
@@ -34,7 +43,8 @@ def oracle(q_mean: Tensor, k_mean: Tensor, allowed: Tensor, budget: int, run: in
 
 
 def causal_window(runs: int, remembered: int, run: int, reach: int) -> Tensor:
-    """Row (t, s) may use key (u, r) iff u is not later than t and r lies within ``reach`` of s."""
+    """Row (t, s) may use key (u, r) iff u is not later than t and r lies within
+    ``reach`` of s."""
     allowed = torch.zeros(runs * run, (remembered + runs) * run, dtype=torch.bool)
     for row in range(runs * run):
         for key in range((remembered + runs) * run):
@@ -43,10 +53,14 @@ def causal_window(runs: int, remembered: int, run: int, reach: int) -> Tensor:
     return allowed
 
 
-def means(batch: int, heads: int, rows: int, keys: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def means(
+    batch: int, heads: int, rows: int, keys: int, width: int, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     q = 2 * torch.randn(batch, heads, rows, width, generator=draw, dtype=torch.float64)
-    return q, 2 * torch.randn(batch, heads, keys, width, generator=draw, dtype=torch.float64)
+    return q, 2 * torch.randn(
+        batch, heads, keys, width, generator=draw, dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("budget", [1, 3, 10, 10**6], ids=lambda n: f"budget {n}")
@@ -59,7 +73,9 @@ def means(batch: int, heads: int, rows: int, keys: int, width: int, seed: int = 
         pytest.param(1, 1, 37, 4, id="an odd many"),
     ],
 )
-def test_the_mask_follows_the_rules_row_by_row(runs: int, remembered: int, run: int, reach: int, budget: int) -> None:
+def test_the_mask_follows_the_rules_row_by_row(
+    runs: int, remembered: int, run: int, reach: int, budget: int
+) -> None:
     allowed = causal_window(runs, remembered, run, reach)
     q, k = means(2, 3, *allowed.shape, width=6)
     mask = block_topk(q, k, allowed, budget=budget, rows_per_budget=run)
@@ -72,7 +88,9 @@ def test_the_mask_follows_the_rules_row_by_row(runs: int, remembered: int, run: 
 @pytest.mark.parametrize("budget", [1, 7, 10])
 def test_budget_plus_one_pairs_survive_without_ties(budget: int) -> None:
     q, k = means(1, 2, 6, 12, 8)
-    mask = block_topk(q, k, torch.ones(6, 12, dtype=torch.bool), budget=budget, rows_per_budget=1)
+    mask = block_topk(
+        q, k, torch.ones(6, 12, dtype=torch.bool), budget=budget, rows_per_budget=1
+    )
     assert (mask.sum(-1) == budget + 1).all()
 
 
@@ -84,7 +102,10 @@ def test_all_pairs_tied_with_the_threshold_are_kept() -> None:
 
 def test_a_row_left_empty_gets_the_first_block_it_is_allowed() -> None:
     q, k = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 4, 4)
-    q[..., 0, 0], k[..., 2:, 0] = 1.0, 3.0  # row 0 prefers blocks 2 and 3, row 1 is indifferent
+    q[..., 0, 0], k[..., 2:, 0] = (
+        1.0,
+        3.0,
+    )  # row 0 prefers blocks 2 and 3, row 1 is indifferent
     allowed = torch.tensor([[True, True, True, True], [False, True, True, True]])
     mask = block_topk(q, k, allowed, budget=1, rows_per_budget=2)[0, 0]
     assert mask.tolist() == [[False, False, True, True], [False, True, False, False]]
@@ -92,9 +113,13 @@ def test_a_row_left_empty_gets_the_first_block_it_is_allowed() -> None:
 
 def test_the_diagonal_is_added_to_square_masks_only() -> None:
     q, k = means(1, 1, 9, 18, 4, seed=3)
-    square = block_topk(q, k[:, :, :9], torch.ones(9, 9, dtype=torch.bool), budget=1, rows_per_budget=9)
+    square = block_topk(
+        q, k[:, :, :9], torch.ones(9, 9, dtype=torch.bool), budget=1, rows_per_budget=9
+    )
     assert square[0, 0].diagonal().all()
-    wide = block_topk(q, k, torch.ones(9, 18, dtype=torch.bool), budget=1, rows_per_budget=9)
+    wide = block_topk(
+        q, k, torch.ones(9, 18, dtype=torch.bool), budget=1, rows_per_budget=9
+    )
     assert not wide[0, 0].diagonal().all()
 
 
@@ -137,12 +162,22 @@ def test_a_later_run_of_rows_and_forbidden_keys_do_not_matter() -> None:
         pytest.param(6, (6, 4), 0, 6, id="no budget"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(rows: int, allowed: tuple[int, int], budget: int, run: int) -> None:
+def test_arguments_that_do_not_fit_are_refused(
+    rows: int, allowed: tuple[int, int], budget: int, run: int
+) -> None:
     q, k = means(1, 1, rows, 4, 2)
     with pytest.raises(ValueError, match=r"do not split|allowed is|at least 1"):
-        block_topk(q, k, torch.ones(allowed, dtype=torch.bool), budget=budget, rows_per_budget=run)
+        block_topk(
+            q, k, torch.ones(allowed, dtype=torch.bool), budget=budget, rows_per_budget=run
+        )
 
 
 def test_means_of_different_width_are_refused() -> None:
     with pytest.raises(ValueError, match="block means are"):
-        block_topk(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 3), None, budget=1, rows_per_budget=2)
+        block_topk(
+            torch.zeros(1, 1, 2, 4),
+            torch.zeros(1, 1, 2, 3),
+            None,
+            budget=1,
+            rows_per_budget=2,
+        )

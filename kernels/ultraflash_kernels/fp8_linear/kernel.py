@@ -1,7 +1,8 @@
 """Row-wise quantisation to 8-bit floating point in one pass over the rows."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
+# Triton allows no annotation but constexpr on a kernel's parameters, and takes options
+# such as num_warps beside them.
 
 import torch
 import triton
@@ -14,7 +15,8 @@ from ultraflash_kernels._dispatch import on_its_device
 
 @triton.jit
 def to_e4m3(y):
-    """Scale rows ``y [BT, BD]`` (float32, zero where masked) to +-448; returns them in float32, and scales [BT]."""
+    """Scale rows ``y [BT, BD]`` (float32, zero where masked) to +-448; returns them in
+    float32, and scales [BT]."""
     scales = tl.div_rn(tl.maximum(tl.max(tl.abs(y), axis=1), 1e-12), 448.0)
     scaled = tl.div_rn(y, scales[:, None])
     return tl.clamp(scaled, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL), scales
@@ -24,7 +26,8 @@ def to_e4m3(y):
 def rounded_e4m3(x):
     """Round float32 to three bits of mantissa, ties to even, from 2**-6 up.
 
-    For the interpreter, whose cast to float8_e4m3fn loses a carry; a GPU's cast needs no help.
+    For the interpreter, whose cast to float8_e4m3fn loses a carry; a GPU's cast needs
+    no help.
     """
     bits = x.to(tl.int32, bitcast=True)
     bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
@@ -32,14 +35,23 @@ def rounded_e4m3(x):
 
 
 @triton.jit
-def quantise_rows_kernel(x, values, scales, rows, x_row, WIDTH: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
-    """Quantise rows of ``x [rows, WIDTH]`` whose starts are ``x_row`` apart; values and scales are contiguous."""
+def quantise_rows_kernel(
+    x, values, scales, rows, x_row, WIDTH: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr
+):
+    """Quantise rows of ``x [rows, WIDTH]`` whose starts are ``x_row`` apart; values and
+    scales are contiguous."""
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
     col = tl.arange(0, BD)  # [BD]
     inside = (row < rows)[:, None] & (col < WIDTH)[None, :]  # [BT, BD]
-    wide = tl.load(x + row[:, None] * x_row + col[None, :], mask=inside, other=0.0).to(tl.float32)
+    wide = tl.load(x + row[:, None] * x_row + col[None, :], mask=inside, other=0.0).to(
+        tl.float32
+    )
     scaled, scale = to_e4m3(wide)
-    tl.store(values + row[:, None] * WIDTH + col[None, :], scaled.to(values.dtype.element_ty), mask=inside)
+    tl.store(
+        values + row[:, None] * WIDTH + col[None, :],
+        scaled.to(values.dtype.element_ty),
+        mask=inside,
+    )
     tl.store(scales + row, scale, mask=row < rows)
 
 
@@ -57,6 +69,15 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     block = triton.next_power_of_2(width)
     tile = max(1, min(4, 8192 // block))
     quantise_rows_kernel[(triton.cdiv(rows, tile),)](
-        flat, values, scales, rows, flat.stride(0), WIDTH=width, BT=tile, BD=block, num_warps=8, enable_fp_fusion=False
+        flat,
+        values,
+        scales,
+        rows,
+        flat.stride(0),
+        WIDTH=width,
+        BT=tile,
+        BD=block,
+        num_warps=8,
+        enable_fp_fusion=False,
     )
     return values, scales

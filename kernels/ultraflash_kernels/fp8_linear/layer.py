@@ -1,4 +1,5 @@
-"""A linear layer that keeps its weight in 8-bit floating point, and how a network gets them."""
+"""A linear layer that keeps its weight in 8-bit floating point, and how a network gets
+them."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -6,7 +7,13 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from ultraflash_kernels.fp8_linear.op import MULTIPLE, Fp8Impl, Fp8Rows, fp8_linear, quantise_rows
+from ultraflash_kernels.fp8_linear.op import (
+    MULTIPLE,
+    Fp8Impl,
+    Fp8Rows,
+    fp8_linear,
+    quantise_rows,
+)
 
 __all__ = ["Fp8Linear", "quantise_linears"]
 
@@ -14,19 +21,24 @@ __all__ = ["Fp8Linear", "quantise_linears"]
 class Fp8Linear(nn.Module):
     """``nn.Linear`` with a weight quantised row by row; inference only.
 
-    The weight lies in buffers of integers, so that ``.to(dtype)`` of a network leaves it as it is.
+    The weight lies in buffers of integers, so that ``.to(dtype)`` of a network leaves
+    it as it is.
     """
 
     weight_bytes: Tensor
     scale_bits: Tensor
 
-    def __init__(self, rows: Fp8Rows, bias: Tensor | None, *, impl: Fp8Impl = "auto") -> None:
+    def __init__(
+        self, rows: Fp8Rows, bias: Tensor | None, *, impl: Fp8Impl = "auto"
+    ) -> None:
         super().__init__()
         self.impl: Fp8Impl = impl
         self.out_features, self.in_features = rows.values.shape
         self.register_buffer("weight_bytes", rows.values.view(torch.uint8))
         self.register_buffer("scale_bits", rows.scales.view(torch.int32))
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.bias = (
+            None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        )
 
     @classmethod
     def of(cls, layer: nn.Linear, *, impl: Fp8Impl = "auto") -> "Fp8Linear":
@@ -36,28 +48,46 @@ class Fp8Linear(nn.Module):
     @property
     def rows(self) -> Fp8Rows:
         """The weight ``[out, in]``."""
-        return Fp8Rows(self.weight_bytes.view(torch.float8_e4m3fn), self.scale_bits.view(torch.float32))
+        return Fp8Rows(
+            self.weight_bytes.view(torch.float8_e4m3fn), self.scale_bits.view(torch.float32)
+        )
 
     def forward(self, x: Tensor | Fp8Rows) -> Tensor:
         """Map ``x [..., in]`` to ``[..., out]`` in the dtype of x.
 
-        Rows that are quantised already give the dtype of the bias, bfloat16 where there is none.
+        Rows that are quantised already give the dtype of the bias, bfloat16 where there
+        is none.
         """
         like = self.bias if isinstance(x, Fp8Rows) else x
-        return fp8_linear(x, self.rows, self.bias, dtype=None if like is None else like.dtype, impl=self.impl)
+        return fp8_linear(
+            x,
+            self.rows,
+            self.bias,
+            dtype=None if like is None else like.dtype,
+            impl=self.impl,
+        )
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}"
 
 
-def quantise_linears(network: nn.Module, *, keep: Sequence[str] = (), impl: Fp8Impl = "auto") -> tuple[str, ...]:
-    """Replace the linear layers inside ``network`` by 8-bit ones; return the names of those that were replaced.
+def quantise_linears(
+    network: nn.Module, *, keep: Sequence[str] = (), impl: Fp8Impl = "auto"
+) -> tuple[str, ...]:
+    """Replace the linear layers inside ``network`` by 8-bit ones; return the names of
+    those that were replaced.
 
-    ``keep`` holds names, with ``*`` for any characters, of layers that stay as they are: those that run in float32,
-    and those that the result is sensitive to. Layers whose widths are no multiples of 16, and kinds derived from
-    ``nn.Linear``, stay too. Raises ValueError for a name in ``keep`` that no layer has.
+    ``keep`` holds names, with ``*`` for any characters, of layers that stay as they
+    are: those that run in float32, and those that the result is sensitive to. Layers
+    whose widths are no multiples of 16, and kinds derived from ``nn.Linear``, stay too.
+    Raises ValueError for a name in ``keep`` that no layer has.
     """
-    layers = {name: layer for name, layer in network.named_modules() if type(layer) is nn.Linear and name}
+    layers = {
+        name: layer
+        for name, layer in network.named_modules()
+        if type(layer) is nn.Linear and name
+    }
     for pattern in keep:
         if not any(fnmatchcase(name, pattern) for name in layers):
             raise ValueError(f"quantise_linears: no linear layer is called {pattern}")

@@ -1,17 +1,32 @@
-"""Linear layers whose inputs and weights are 8-bit floating point, with a scale for every row of both."""
+"""Linear layers whose inputs and weights are 8-bit floating point, with a scale for
+every row of both."""
 
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl, KernelUnsupportedError, chooses_triton, device_refusal
+from ultraflash_kernels._dispatch import (
+    Impl,
+    KernelUnsupportedError,
+    chooses_triton,
+    device_refusal,
+)
 from ultraflash_kernels.fp8_linear import reference
 
-__all__ = ["Fp8Impl", "Fp8Rows", "e4m3_refusal", "fp8_linear", "fp8_refusal", "quantise_rows", "scaled_mm_refusal"]
+__all__ = [
+    "Fp8Impl",
+    "Fp8Rows",
+    "e4m3_refusal",
+    "fp8_linear",
+    "fp8_refusal",
+    "quantise_rows",
+    "scaled_mm_refusal",
+]
 
 Fp8Impl = Literal["auto", "scaled_mm", "reference"]
-"""``scaled_mm`` and ``reference`` are what is run, or an error; ``auto`` takes the first where it can."""
+"""``scaled_mm`` and ``reference`` are what is run, or an error; ``auto`` takes the
+first where it can."""
 
 OLDEST_CAPABILITY = (8, 9)
 """Compute capability from which GPUs multiply 8-bit floating point."""
@@ -29,13 +44,17 @@ class Fp8Rows(NamedTuple):
 
 
 def quantise_rows(x: Tensor, *, impl: Impl = "auto") -> Fp8Rows:
-    """Round rows of ``x [..., D]`` to float8_e4m3fn, each scaled so that its largest magnitude becomes 448.
+    """Round rows of ``x [..., D]`` to float8_e4m3fn, each scaled so that its largest
+    magnitude becomes 448.
 
-    Scales are ``max(|row|) / 448``, from 1e-12 up; the division and the rounding (to nearest, ties to even) are those
-    of float32. Not differentiable. Raises ValueError for what is no floating point.
+    Scales are ``max(|row|) / 448``, from 1e-12 up; the division and the rounding (to
+    nearest, ties to even) are those of float32. Not differentiable. Raises ValueError
+    for what is no floating point.
     """
     if not x.is_floating_point() or x.ndim < 1:
-        raise ValueError(f"quantise_rows: rows are floating point, got {x.dtype} {list(x.shape)}")
+        raise ValueError(
+            f"quantise_rows: rows are floating point, got {x.dtype} {list(x.shape)}"
+        )
     if chooses_triton("quantise_rows", impl, x, refusal=e4m3_refusal(x)):
         return Fp8Rows(*_quantise(x))
     with torch.no_grad():
@@ -51,27 +70,50 @@ def fp8_linear(
     fast_accumulation: bool = True,
     impl: Fp8Impl = "auto",
 ) -> Tensor:
-    """Return ``x @ weight^T + bias`` for ``x [..., K]`` and ``weight [N, K]``, rows of both quantised.
+    """Return ``x @ weight^T + bias`` for ``x [..., K]`` and ``weight [N, K]``, rows of
+    both quantised.
 
-    A tensor x is quantised first; what several layers share is quantised once and given as ``Fp8Rows``. Products of
-    the stored numbers are summed in float32, multiplied by both scales, the bias ``[N]`` is added, and the result is
-    rounded to ``dtype`` (that of x; bfloat16 for rows). ``fast_accumulation`` lets Hopper sum with fewer bits.
-    Inference only. Raises ValueError for shapes that do not fit, KernelUnsupportedError where ``scaled_mm`` is asked
-    for and cannot run.
+    A tensor x is quantised first; what several layers share is quantised once and given
+    as ``Fp8Rows``. Products of the stored numbers are summed in float32, multiplied by
+    both scales, the bias ``[N]`` is added, and the result is rounded to ``dtype`` (that
+    of x; bfloat16 for rows). ``fast_accumulation`` lets Hopper sum with fewer bits.
+    Inference only. Raises ValueError for shapes that do not fit, KernelUnsupportedError
+    where ``scaled_mm`` is asked for and cannot run.
     """
     if impl not in ("auto", "scaled_mm", "reference"):
         raise ValueError(f"fp8_linear: impl is auto, scaled_mm or reference, got {impl!r}")
     given = x.values if isinstance(x, Fp8Rows) else x
     out, width = weight.values.shape
-    if given.shape[-1] != width or weight.scales.shape != (out, 1) or (bias is not None and bias.shape != (out,)):
-        shapes = [list(y.shape) for y in (given, weight.values, weight.scales, *([] if bias is None else [bias]))]
-        raise ValueError(f"fp8_linear: x [..., K], weight [N, K] with scales [N, 1], bias [N] expected, got {shapes}")
+    if (
+        given.shape[-1] != width
+        or weight.scales.shape != (out, 1)
+        or (bias is not None and bias.shape != (out,))
+    ):
+        shapes = [
+            list(y.shape)
+            for y in (
+                given,
+                weight.values,
+                weight.scales,
+                *([] if bias is None else [bias]),
+            )
+        ]
+        raise ValueError(
+            "fp8_linear: x [..., K], weight [N, K] with scales [N, 1], bias [N] expected, "
+            f"got {shapes}"
+        )
     dtype = dtype or (torch.bfloat16 if isinstance(x, Fp8Rows) else x.dtype)
-    refusal = None if impl == "reference" else scaled_mm_refusal(given.device, width, out, dtype)
+    refusal = (
+        None if impl == "reference" else scaled_mm_refusal(given.device, width, out, dtype)
+    )
     if impl == "scaled_mm" and refusal:
         raise KernelUnsupportedError(f"fp8_linear: {refusal}")
     with torch.no_grad():
-        rows = x if isinstance(x, Fp8Rows) else quantise_rows(x, impl="reference" if impl == "reference" else "auto")
+        rows = (
+            x
+            if isinstance(x, Fp8Rows)
+            else quantise_rows(x, impl="reference" if impl == "reference" else "auto")
+        )
         if impl == "reference" or refusal:
             return reference.linear(*rows, *weight, bias, dtype)
         from ultraflash_kernels.fp8_linear import scaled_mm
@@ -79,8 +121,11 @@ def fp8_linear(
         return scaled_mm.linear(*rows, *weight, bias, dtype, fast_accumulation)
 
 
-def scaled_mm_refusal(device: torch.device, width: int, out: int, dtype: torch.dtype) -> str | None:
-    """Return why a product of these sizes cannot run in 8 bits on ``device``, in a sentence, or None."""
+def scaled_mm_refusal(
+    device: torch.device, width: int, out: int, dtype: torch.dtype
+) -> str | None:
+    """Return why a product of these sizes cannot run in 8 bits on ``device``, in a
+    sentence, or None."""
     if width % MULTIPLE or out % MULTIPLE:
         return f"widths are multiples of {MULTIPLE}, got {width} and {out}."
     if device.type != "cuda":
@@ -96,15 +141,23 @@ def scaled_mm_refusal(device: torch.device, width: int, out: int, dtype: torch.d
 
 
 def fp8_refusal(device: torch.device) -> str | None:
-    """Return why networks cannot run in 8 bits on ``device``, layers and attention, in a sentence, or None."""
+    """Return why networks cannot run in 8 bits on ``device``, layers and attention, in
+    a sentence, or None."""
     if not hasattr(torch, "_scaled_mm"):
         return "this torch has no 8-bit products."
-    return scaled_mm_refusal(device, MULTIPLE, MULTIPLE, torch.bfloat16) or device_refusal(device)
+    return scaled_mm_refusal(device, MULTIPLE, MULTIPLE, torch.bfloat16) or device_refusal(
+        device
+    )
 
 
 def e4m3_refusal(x: Tensor) -> str | None:
-    """Return why no kernel can write ``x`` as float8_e4m3fn where it lies, in a sentence, or None."""
-    if x.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(x.device) < OLDEST_CAPABILITY:
+    """Return why no kernel can write ``x`` as float8_e4m3fn where it lies, in a
+    sentence, or None."""
+    if (
+        x.is_cuda
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(x.device) < OLDEST_CAPABILITY
+    ):
         return "compute capability 8.9 is the first that knows float8_e4m3fn."
     return None
 

@@ -9,7 +9,8 @@ __all__ = ["E4M3_MAX", "SMALLEST_AMAX", "linear", "quantise"]
 E4M3_MAX = 448.0
 """Largest finite number of float8_e4m3fn."""
 SMALLEST_AMAX = 1e-12
-"""What the largest value of a row counts as at least, so that a row of zeros has a scale."""
+"""What the largest value of a row counts as at least, so that a row of zeros has a
+scale."""
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,9 +21,15 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear(
-    values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
+    values: Tensor,
+    scales: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """See ``op.fp8_linear``: products of the stored numbers summed in float32, scaled, then the bias, then rounded."""
+    """See ``op.fp8_linear``: products of the stored numbers summed in float32, scaled,
+    then the bias, then rounded."""
     sums = F.linear(values.float(), weight.float())
     out = sums * scales * weight_scales.squeeze(-1)
     return (out if bias is None else out + bias.float()).to(dtype)

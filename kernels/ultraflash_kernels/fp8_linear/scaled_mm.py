@@ -1,4 +1,5 @@
-"""The product of ``fp8_linear`` through cuBLAS or CUTLASS, as ``torch._scaled_mm`` chooses."""
+"""The product of ``fp8_linear`` through cuBLAS or CUTLASS, as ``torch._scaled_mm``
+chooses."""
 
 import torch
 from torch import Tensor

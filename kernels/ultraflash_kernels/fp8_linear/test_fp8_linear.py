@@ -1,4 +1,5 @@
-"""Row-wise 8-bit layers: rounding against a table of all numbers, products against float64, the kernel against both."""
+"""Row-wise 8-bit layers: rounding against a table of all numbers, products against
+float64, the kernel against both."""
 
 import copy
 import math
@@ -9,9 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ultraflash_kernels._dispatch import Impl, KernelUnsupportedError
-from ultraflash_kernels.fp8_linear import Fp8Linear, Fp8Rows, fp8_linear, quantise_linears, quantise_rows, scaled_mm
+from ultraflash_kernels.fp8_linear import (
+    Fp8Linear,
+    Fp8Rows,
+    fp8_linear,
+    quantise_linears,
+    quantise_rows,
+    scaled_mm,
+)
 
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if torch.cuda.is_available() else [])
+DTYPES = [torch.float32, torch.float16] + (
+    [torch.bfloat16] if torch.cuda.is_available() else []
+)
 """The interpreter computes bfloat16 wrongly."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NUMBERS = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
@@ -31,16 +41,22 @@ def fresh_memory_is_poisoned() -> Iterator[None]:
 def rows(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Rows of very different magnitude."""
     draw = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=draw) * 10.0 ** torch.randn(*shape[:-1], 1, generator=draw)).to(DEVICE, dtype)
+    return (
+        torch.randn(shape, generator=draw)
+        * 10.0 ** torch.randn(*shape[:-1], 1, generator=draw)
+    ).to(DEVICE, dtype)
 
 
 def nearest(values: Tensor) -> Tensor:
-    """The number of 8 bits next to each value, the even one of two: by search in the table of all."""
+    """The number of 8 bits next to each value, the even one of two: by search in the
+    table of all."""
     magnitude = values.abs().reshape(-1, 1)
     distance = (magnitude - NUMBERS.to(values.device)).abs()
     odd = torch.arange(127, device=values.device) % 2
     best = (distance + odd * 1e-9 * magnitude.clamp(min=1e-3)).argmin(dim=1)
-    return (NUMBERS.to(values.device)[best].view(values.shape) * values.sign()).to(torch.float64)
+    return (NUMBERS.to(values.device)[best].view(values.shape) * values.sign()).to(
+        torch.float64
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -58,14 +74,17 @@ def test_a_row_is_scaled_to_the_largest_number_and_rounded_to_nearest(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (5, 37), (2, 3, 63), (2, 1000)], ids=str)
-def test_the_kernel_equals_the_definition(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_the_kernel_equals_the_definition(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     x = rows(*shape, dtype=dtype)
     got, expected = quantise_rows(x, impl="triton"), quantise_rows(x, impl="reference")
     assert torch.equal(got.scales, expected.scales)
     exact, values = x.float() / expected.scales, expected.values.float()
     if DEVICE == "cuda":
         assert torch.equal(got.values.float(), values)
-    # The interpreter rounds ties up, and loses a carry: what should become a power of two comes out as half of it.
+    # The interpreter rounds ties up, and loses a carry: what should become a power of
+    # two comes out as half of it.
     carried = torch.frexp(values)[0].abs() == 0.5
     assert (carried | ((got.values.float() - exact).abs() == (values - exact).abs())).all()
 
@@ -75,8 +94,13 @@ def test_the_memory_around_strided_rows_is_not_read(impl: Impl) -> None:
     x = rows(3, 37)
     around = torch.full((8, 50), math.nan, device=DEVICE)
     around[1:7:2, 4:41] = x
-    alone, inside = quantise_rows(x, impl=impl), quantise_rows(around[1:7:2, 4:41], impl=impl)
-    assert torch.equal(alone.values.float(), inside.values.float()) and torch.equal(alone.scales, inside.scales)
+    alone, inside = (
+        quantise_rows(x, impl=impl),
+        quantise_rows(around[1:7:2, 4:41], impl=impl),
+    )
+    assert torch.equal(alone.values.float(), inside.values.float()) and torch.equal(
+        alone.scales, inside.scales
+    )
     turned = quantise_rows(x.t().contiguous().t(), impl=impl)
     assert torch.equal(alone.values.float(), turned.values.float())
 
@@ -88,14 +112,24 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (37, 63, 5), (7, 1000, 3)], ids=str)
-def test_products_are_those_of_the_numbers_that_are_stored(sizes: tuple[int, int, int]) -> None:
+def test_products_are_those_of_the_numbers_that_are_stored(
+    sizes: tuple[int, int, int],
+) -> None:
     tokens, width, out = sizes
-    x, weight, bias = rows(tokens, width), quantise_rows(rows(out, width, seed=1)), rows(out, 1, seed=2)[:, 0]
+    x, weight, bias = (
+        rows(tokens, width),
+        quantise_rows(rows(out, width, seed=1)),
+        rows(out, 1, seed=2)[:, 0],
+    )
     quantised = quantise_rows(x)
-    stored = (quantised.values.double() * quantised.scales) @ (weight.values.double() * weight.scales).t() + bias
+    stored = (quantised.values.double() * quantised.scales) @ (
+        weight.values.double() * weight.scales
+    ).t() + bias
     for given in (x, quantised):
         got = fp8_linear(given, weight, bias, dtype=torch.float32, impl="reference")
-        torch.testing.assert_close(got.double(), stored, rtol=1e-5, atol=1e-4 * float(stored.abs().max()))
+        torch.testing.assert_close(
+            got.double(), stored, rtol=1e-5, atol=1e-4 * float(stored.abs().max())
+        )
     assert fp8_linear(quantised, weight).dtype == torch.bfloat16
     assert fp8_linear(x.half(), weight).dtype == torch.float16
 
@@ -109,7 +143,8 @@ def test_the_error_of_a_layer_is_that_of_three_bits() -> None:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the layer runs it by itself")
 def test_the_library_call_gets_its_operands_as_it_wants_them() -> None:
-    """A CPU knows the call too, so its argument order, layout and scales are checked without a GPU."""
+    """A CPU knows the call too, so its argument order, layout and scales are checked
+    without a GPU."""
     x, weight = quantise_rows(rows(3, 5, 32, seed=3)), quantise_rows(rows(48, 32, seed=4))
     bias = rows(48, 1, seed=5)[:, 0].bfloat16()
     try:
@@ -117,16 +152,25 @@ def test_the_library_call_gets_its_operands_as_it_wants_them() -> None:
     except (RuntimeError, NotImplementedError) as error:
         pytest.skip(f"this torch has no row-wise product on a CPU: {error}")
     expected = fp8_linear(x, weight, bias, impl="reference")
-    torch.testing.assert_close(got, expected, rtol=1.6e-2, atol=1e-2 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        got, expected, rtol=1.6e-2, atol=1e-2 * float(expected.abs().max())
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 37, 1000])
 def test_the_product_on_a_gpu_equals_the_definition(tokens: int) -> None:
-    x, weight = rows(tokens, 1536, dtype=torch.bfloat16), quantise_rows(rows(512, 1536, seed=1))
+    x, weight = (
+        rows(tokens, 1536, dtype=torch.bfloat16),
+        quantise_rows(rows(512, 1536, seed=1)),
+    )
     bias = rows(512, 1, seed=2)[:, 0].bfloat16()
-    got, expected = (fp8_linear(x, weight, bias, impl=impl) for impl in ("scaled_mm", "reference"))
-    torch.testing.assert_close(got, expected, rtol=3.2e-2, atol=3.2e-2 * float(expected.abs().max()))
+    got, expected = (
+        fp8_linear(x, weight, bias, impl=impl) for impl in ("scaled_mm", "reference")
+    )
+    torch.testing.assert_close(
+        got, expected, rtol=3.2e-2, atol=3.2e-2 * float(expected.abs().max())
+    )
 
 
 def test_asking_for_what_cannot_run_says_why() -> None:
@@ -149,7 +193,9 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Linear(32, 32)
-        self.blocks = nn.ModuleList(nn.ModuleDict({"q": nn.Linear(32, 32, bias=False)}) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"q": nn.Linear(32, 32, bias=False)}) for _ in range(2)
+        )
         self.odd = nn.Linear(32, 7)
         self.head = nn.Linear(32, 16)
 
@@ -164,7 +210,11 @@ def test_layers_are_replaced_but_for_those_to_keep() -> None:
     network = Network()
     plain = copy.deepcopy(network)
     assert quantise_linears(network, keep=("head", "em*")) == ("blocks.0.q", "blocks.1.q")
-    assert type(network.head) is nn.Linear and type(network.odd) is nn.Linear and type(network.embed) is nn.Linear
+    assert (
+        type(network.head) is nn.Linear
+        and type(network.odd) is nn.Linear
+        and type(network.embed) is nn.Linear
+    )
     x = torch.randn(9, 32)
     exact = plain(x)
     assert 0 < float(((network(x) - exact).norm() / exact.norm()).detach()) < RELATIVE_ERROR

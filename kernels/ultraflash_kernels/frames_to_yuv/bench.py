@@ -12,10 +12,14 @@ __all__ = ["cases"]
 
 
 def cases(device: torch.device) -> list[Case]:
-    """Groups of 24 frames at 1K and 2K, in the decoder's layout too, on a GPU; one frame at 1K elsewhere."""
+    """Groups of 24 frames at 1K and 2K, in the decoder's layout too, on a GPU; one
+    frame at 1K elsewhere."""
     gpu = device.type == "cuda"
     sizes = [(24, 960, 1664), (24, 1440, 2496)] if gpu else [(1, 960, 1664)]
-    return [_case(size, bits, last, device) for size, bits, last in product(sizes, (8, 10), (False, True))]
+    return [
+        _case(size, bits, last, device)
+        for size, bits, last in product(sizes, (8, 10), (False, True))
+    ]
 
 
 def _case(size: tuple[int, int, int], bits: int, last: bool, device: torch.device) -> Case:
@@ -25,10 +29,15 @@ def _case(size: tuple[int, int, int], bits: int, last: bool, device: torch.devic
     if last:
         frames = frames.contiguous(memory_format=torch.channels_last)
     return Case(
-        name=f"frames_to_yuv {count}x{height}x{width}, {bits} bits, {'channels last' if last else 'planes'}",
+        name=f"frames_to_yuv {count}x{height}x{width}, {bits} bits, "
+        f"{'channels last' if last else 'planes'}",
         dtype=dtype,
-        calls={impl: partial(frames_to_yuv, frames, bits=bits, impl=impl) for impl in implementations(device)},
-        moved_bytes=frames.nbytes + count * height * width * 3 // 2 * (1 if bits == 8 else 2),
+        calls={
+            impl: partial(frames_to_yuv, frames, bits=bits, impl=impl)
+            for impl in implementations(device)
+        },
+        moved_bytes=frames.nbytes
+        + count * height * width * 3 // 2 * (1 if bits == 8 else 2),
     )
 
 

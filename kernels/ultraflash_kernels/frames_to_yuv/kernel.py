@@ -1,7 +1,8 @@
 """RGB to YUV 4:2:0 in one pass: every program takes a stretch of two rows of pixels."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
+# Triton allows no annotation but constexpr on a kernel's parameters, and takes options
+# such as num_warps beside them.
 
 import triton
 import triton.language as tl
@@ -15,10 +16,22 @@ __all__ = ["forward", "yuv_kernel"]
 
 @triton.jit
 def _threshold(row, col, ORDERED: tl.constexpr):
-    """Entry of the 8x8 Bayer matrix at ``row``, ``col``, as a fraction: the bits of col and col ^ row, interleaved."""
+    """Entry of the 8x8 Bayer matrix at ``row``, ``col``, as a fraction: the bits of col
+    and col ^ row, interleaved."""
     odd = row ^ col
-    entry = (odd & 1) * 32 + (row & 1) * 16 + (odd & 2) * 4 + (row & 2) * 2 + (odd & 4) // 2 + (row & 4) // 4
-    return (entry.to(tl.float32) + 0.5) * (1.0 / 64) if ORDERED else tl.full(col.shape, 0.5, tl.float32)
+    entry = (
+        (odd & 1) * 32
+        + (row & 1) * 16
+        + (odd & 2) * 4
+        + (row & 2) * 2
+        + (odd & 4) // 2
+        + (row & 4) // 4
+    )
+    return (
+        (entry.to(tl.float32) + 0.5) * (1.0 / 64)
+        if ORDERED
+        else tl.full(col.shape, 0.5, tl.float32)
+    )
 
 
 @triton.jit
@@ -36,12 +49,31 @@ def _store(at, level, threshold, top, mask):
 
 @triton.jit
 def yuv_kernel(
-    frames, planes, height, width, luma_samples, chroma_samples,
-    frame_stride, channel_stride, row_stride, col_stride,
-    red, green, blue, luma, black, blue_difference, red_difference, grey, top,
-    LEFT: tl.constexpr, ORDERED: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    """Convert ``BC`` columns of one row of chroma: ``2 * BC`` pixels of two rows and the column before them."""
+    frames,
+    planes,
+    height,
+    width,
+    luma_samples,
+    chroma_samples,
+    frame_stride,
+    channel_stride,
+    row_stride,
+    col_stride,
+    red,
+    green,
+    blue,
+    luma,
+    black,
+    blue_difference,
+    red_difference,
+    grey,
+    top,
+    LEFT: tl.constexpr,
+    ORDERED: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Convert ``BC`` columns of one row of chroma: ``2 * BC`` pixels of two rows and
+    the column before them."""
     frame = tl.program_id(2).to(tl.int64)
     row = tl.program_id(1)
     col = tl.program_id(0) * BC + tl.arange(0, BC)  # [BC]
@@ -66,7 +98,13 @@ def yuv_kernel(
         b = _light(at + 2 * channel_stride, pixel < width)
         level = (r * red + g * green + b * blue) * luma + black
         mask = (pixel < width) & (row * 2 + half < height)
-        _store(y_plane + line.to(tl.int64) * width + pixel, level, _threshold(line, pixel, ORDERED), top, mask)
+        _store(
+            y_plane + line.to(tl.int64) * width + pixel,
+            level,
+            _threshold(line, pixel, ORDERED),
+            top,
+            mask,
+        )
         red_sum, green_sum, blue_sum = red_sum + r, green_sum + g, blue_sum + b
         if LEFT:
             at = source + line.to(tl.int64) * row_stride + before.to(tl.int64) * col_stride
@@ -87,21 +125,35 @@ def yuv_kernel(
 
 @triton.jit
 def _mixed(both, before, twofold, LEFT: tl.constexpr, BC: tl.constexpr):
-    """Weigh sums over two rows: pairs of columns ``both [2 * BC]``, one column where not ``twofold [BC]``, and the
-    column ``before [BC]`` them."""
+    """Weigh sums over two rows: pairs of columns ``both [2 * BC]``, one column where
+    not ``twofold [BC]``, and the column ``before [BC]`` them."""
     here, after = tl.split(tl.reshape(both * 0.5, [BC, 2]))
     after = tl.where(twofold, after, here)
     return here * 0.5 + (before * 0.5 + after) * 0.25 if LEFT else (here + after) * 0.5
 
 
 @on_its_device
-def forward(frames_nchw: Tensor, packed: Tensor, levels: Levels, *, left: bool, ordered: bool) -> None:
-    """Write the planes of every frame into ``packed``. See ``op.frames_to_yuv``; nothing is checked here."""
+def forward(
+    frames_nchw: Tensor, packed: Tensor, levels: Levels, *, left: bool, ordered: bool
+) -> None:
+    """Write the planes of every frame into ``packed``. See ``op.frames_to_yuv``;
+    nothing is checked here."""
     count, _, height, width = frames_nchw.shape
     if not count:
         return
     rows, cols, block = (height + 1) // 2, (width + 1) // 2, 256
     yuv_kernel[(triton.cdiv(cols, block), rows, count)](
-        frames_nchw, packed, height, width, height * width, rows * cols, *frames_nchw.stride(), *levels,
-        LEFT=left, ORDERED=ordered, BC=block, num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
+        frames_nchw,
+        packed,
+        height,
+        width,
+        height * width,
+        rows * cols,
+        *frames_nchw.stride(),
+        *levels,
+        LEFT=left,
+        ORDERED=ordered,
+        BC=block,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )

@@ -1,4 +1,5 @@
-"""RGB frames to planes of YUV 4:2:0 in 8 or 10 bits, where they lie: half the bytes cross the bus."""
+"""RGB frames to planes of YUV 4:2:0 in 8 or 10 bits, where they lie: half the bytes
+cross the bus."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ __all__ = ["Dither", "Matrix", "Siting", "YuvPlanes", "frames_to_yuv"]
 
 Matrix = Literal["bt601", "bt709", "bt2020nc"]
 Siting = Literal["left", "center"]
-"""Where a chroma sample lies in its two columns; between its two rows in both cases (MPEG-2 and MPEG-1)."""
+"""Where a chroma sample lies in its two columns; between its two rows in both cases
+(MPEG-2 and MPEG-1)."""
 Dither = Literal["none", "ordered"]
 
 RED_BLUE: dict[Matrix, tuple[float, float]] = {
@@ -23,15 +25,18 @@ RED_BLUE: dict[Matrix, tuple[float, float]] = {
     "bt709": (0.2126, 0.0722),
     "bt2020nc": (0.2627, 0.0593),
 }
-"""Weights of red and blue in luma (ITU-R BT.601, BT.709, BT.2020 with non-constant luminance)."""
+"""Weights of red and blue in luma (ITU-R BT.601, BT.709, BT.2020 with non-constant
+luminance)."""
 
 
 @dataclass(frozen=True)
 class YuvPlanes:
-    """Frames as planes, one frame after another in one piece of memory, as a single copy to the host wants it."""
+    """Frames as planes, one frame after another in one piece of memory, as a single
+    copy to the host wants it."""
 
     packed: Tensor
-    """``[N, height * width + 2 * rows * cols]``: luma, blue and red difference; uint8, or uint16 for 10 bits."""
+    """``[N, height * width + 2 * rows * cols]``: luma, blue and red difference; uint8,
+    or uint16 for 10 bits."""
     height_px: int
     width_px: int
 
@@ -71,29 +76,51 @@ def frames_to_yuv(
     out: Tensor | None = None,
     impl: Impl = "auto",
 ) -> YuvPlanes:
-    """Convert ``frames_nchw [N, 3, H, W]``, red first, of any floating dtype; values are clamped to [0, 1], NaN is 0.
+    """Convert ``frames_nchw [N, 3, H, W]``, red first, of any floating dtype; values
+    are clamped to [0, 1], NaN is 0.
 
-    Luma is ``kr R + kg G + kb B``. Chroma is made of the mean over two rows and, on the left, of weights 1, 2, 1 over
-    columns around the even ones, in the center of the mean over two columns; edges are repeated. A sample is
-    ``floor(level + t)``: t is 1/2, or with ``ordered`` dither that of an 8x8 Bayer matrix, the same in every frame and
-    plane, so that flat areas cost an encoder nothing. Everything is computed in float32.
+    Luma is ``kr R + kg G + kb B``. Chroma is made of the mean over two rows and, on the
+    left, of weights 1, 2, 1 over columns around the even ones, in the center of the
+    mean over two columns; edges are repeated. A sample is ``floor(level + t)``: t is
+    1/2, or with ``ordered`` dither that of an 8x8 Bayer matrix, the same in every frame
+    and plane, so that flat areas cost an encoder nothing. Everything is computed in
+    float32.
 
-    ``out [N, height * width + 2 * rows * cols]`` is what to write to, uint8, or uint16 for 10 ``bits``, in one piece.
-    Raises ValueError for what does not fit.
+    ``out [N, height * width + 2 * rows * cols]`` is what to write to, uint8, or uint16
+    for 10 ``bits``, in one piece. Raises ValueError for what does not fit.
     """
     if frames_nchw.ndim != 4 or frames_nchw.shape[1] != 3 or 0 in frames_nchw.shape[2:]:
-        raise ValueError(f"frames_to_yuv: frames are [N, 3, H, W], got {list(frames_nchw.shape)}")
+        raise ValueError(
+            f"frames_to_yuv: frames are [N, 3, H, W], got {list(frames_nchw.shape)}"
+        )
     if not frames_nchw.is_floating_point() or bits not in (8, 10):
-        raise ValueError(f"frames_to_yuv: floating point to 8 or 10 bits, got {frames_nchw.dtype} to {bits}")
-    if matrix not in RED_BLUE or siting not in ("left", "center") or dither not in ("none", "ordered"):
-        raise ValueError(f"frames_to_yuv: {matrix!r}, {siting!r}, {dither!r} are no matrix, siting and dither it knows")
+        raise ValueError(
+            f"frames_to_yuv: floating point to 8 or 10 bits, got {frames_nchw.dtype} to "
+            f"{bits}"
+        )
+    if (
+        matrix not in RED_BLUE
+        or siting not in ("left", "center")
+        or dither not in ("none", "ordered")
+    ):
+        raise ValueError(
+            f"frames_to_yuv: {matrix!r}, {siting!r}, {dither!r} are no matrix, siting and "
+            "dither it knows"
+        )
     count, _, height, width = frames_nchw.shape
     samples = height * width + 2 * ((height + 1) // 2) * ((width + 1) // 2)
     dtype = torch.uint8 if bits == 8 else torch.uint16
     if out is None:
         out = torch.empty((count, samples), dtype=dtype, device=frames_nchw.device)
-    elif tuple(out.shape) != (count, samples) or out.dtype != dtype or not out.is_contiguous():
-        raise ValueError(f"frames_to_yuv: out is {dtype} {[count, samples]}, got {out.dtype} {list(out.shape)}")
+    elif (
+        tuple(out.shape) != (count, samples)
+        or out.dtype != dtype
+        or not out.is_contiguous()
+    ):
+        raise ValueError(
+            f"frames_to_yuv: out is {dtype} {[count, samples]}, got {out.dtype} "
+            f"{list(out.shape)}"
+        )
     planes = YuvPlanes(out, height, width)
     levels = _levels(matrix, full_range, bits)
     ordered, left = dither == "ordered", siting == "left"
@@ -102,7 +129,9 @@ def frames_to_yuv(
     if chooses_triton("frames_to_yuv", impl, work, out, refusal=double):
         _write(work, planes.packed, list(levels), left, ordered)
     else:
-        reference.forward(work, (planes.y, planes.u, planes.v), levels, left=left, ordered=ordered)
+        reference.forward(
+            work, (planes.y, planes.u, planes.v), levels, left=left, ordered=ordered
+        )
     return planes
 
 
@@ -124,7 +153,9 @@ def _levels(matrix: Matrix, full_range: bool, bits: int) -> Levels:
 
 
 @torch.library.custom_op("ultraflash::frames_to_yuv", mutates_args=("packed",))
-def _write(frames_nchw: Tensor, packed: Tensor, levels: Sequence[float], left: bool, ordered: bool) -> None:
+def _write(
+    frames_nchw: Tensor, packed: Tensor, levels: Sequence[float], left: bool, ordered: bool
+) -> None:
     from ultraflash_kernels.frames_to_yuv import kernel
 
     kernel.forward(frames_nchw, packed, Levels(*levels), left=left, ordered=ordered)

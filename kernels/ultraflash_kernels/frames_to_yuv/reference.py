@@ -9,18 +9,28 @@ __all__ = ["forward", "thresholds"]
 
 
 def thresholds(size: int = 8) -> Tensor:
-    """Return the Bayer matrix ``[size, size]`` as fractions inside (0, 1), float32; size is a power of two."""
+    """Return the Bayer matrix ``[size, size]`` as fractions inside (0, 1), float32;
+    size is a power of two."""
     order = torch.zeros(1, 1)
     while order.shape[0] < size:
-        upper, lower = torch.cat([4 * order, 4 * order + 2], dim=1), torch.cat([4 * order + 3, 4 * order + 1], dim=1)
+        upper, lower = (
+            torch.cat([4 * order, 4 * order + 2], dim=1),
+            torch.cat([4 * order + 3, 4 * order + 1], dim=1),
+        )
         order = torch.cat([upper, lower])
     return (order + 0.5) / size**2
 
 
 def forward(
-    frames_nchw: Tensor, planes: tuple[Tensor, Tensor, Tensor], levels: Levels, *, left: bool, ordered: bool
+    frames_nchw: Tensor,
+    planes: tuple[Tensor, Tensor, Tensor],
+    levels: Levels,
+    *,
+    left: bool,
+    ordered: bool,
 ) -> None:
-    """Write y, u and v ``[N, rows, cols]``. See ``op.frames_to_yuv``; nothing is checked here."""
+    """Write y, u and v ``[N, rows, cols]``. See ``op.frames_to_yuv``; nothing is
+    checked here."""
     wide = frames_nchw.float()
     rgb = torch.where(wide > 0, wide, 0.0).clamp(max=1.0)
     luma = _luma(rgb, levels)
@@ -39,7 +49,10 @@ def _luma(rgb: Tensor, levels: Levels) -> Tensor:
 def _pooled(rgb: Tensor, left: bool) -> Tensor:
     """Bring ``rgb [N, 3, H, W]`` to the places of chroma, half the size rounded up."""
     height, width = rgb.shape[2:]
-    rows, cols = torch.arange(0, height, 2, device=rgb.device), torch.arange(0, width, 2, device=rgb.device)
+    rows, cols = (
+        torch.arange(0, height, 2, device=rgb.device),
+        torch.arange(0, width, 2, device=rgb.device),
+    )
     rgb = (rgb[:, :, rows] + rgb[:, :, (rows + 1).clamp(max=height - 1)]) * 0.5
     here, after = rgb[..., cols], rgb[..., (cols + 1).clamp(max=width - 1)]
     if not left:

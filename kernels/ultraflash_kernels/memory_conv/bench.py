@@ -1,4 +1,5 @@
-"""Timing of the memory block's convolutions at the sizes of the decoder and the upsampler."""
+"""Timing of the memory block's convolutions at the sizes of the decoder and the
+upsampler."""
 
 from functools import partial
 
@@ -13,14 +14,26 @@ __all__ = ["cases"]
 
 
 def cases(device: torch.device) -> list[Case]:
-    """Stages of the decoder for one latent frame at 1K, and the upsampler, on a GPU; one small block elsewhere."""
+    """Stages of the decoder for one latent frame at 1K, and the upsampler, on a GPU;
+    one small block elsewhere."""
     sizes = [(1, 64, 60, 104)]
     if device.type == "cuda":
-        sizes = [(1, 256, 120, 208), (1, 128, 240, 416), (2, 64, 480, 832), (6, 128, 120, 208)]
+        sizes = [
+            (1, 256, 120, 208),
+            (1, 128, 240, 416),
+            (2, 64, 480, 832),
+            (6, 128, 120, 208),
+        ]
     grown = [((1, 64, 30, 52), 64)]
     if device.type == "cuda":
-        grown = [((1, 256, 120, 208), 128), ((2, 128, 240, 416), 64), ((4, 64, 480, 832), 64)]
-    return [case for size in sizes for case in _pair(size, device)] + [_doubled(*each, device) for each in grown]
+        grown = [
+            ((1, 256, 120, 208), 128),
+            ((2, 128, 240, 416), 64),
+            ((4, 64, 480, 832), 64),
+        ]
+    return [case for size in sizes for case in _pair(size, device)] + [
+        _doubled(*each, device) for each in grown
+    ]
 
 
 def _doubled(size: tuple[int, int, int, int], outs: int, device: torch.device) -> Case:
@@ -28,7 +41,9 @@ def _doubled(size: tuple[int, int, int, int], outs: int, device: torch.device) -
     frames, channels, height, width = size
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     x, weight = (
-        torch.randn(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+        torch.randn(shape, dtype=dtype, device=device).contiguous(
+            memory_format=torch.channels_last
+        )
         for shape in (size, (outs, channels, 3, 3))
     )
     weight = weight / (9 * channels)
@@ -36,7 +51,10 @@ def _doubled(size: tuple[int, int, int, int], outs: int, device: torch.device) -
     return Case(
         name=f"upsampled_conv {'x'.join(map(str, size))} to {outs}",
         dtype=dtype,
-        calls={impl: partial(upsampled_conv, x, weight, impl=impl) for impl in implementations(device)},
+        calls={
+            impl: partial(upsampled_conv, x, weight, impl=impl)
+            for impl in implementations(device)
+        },
         moved_bytes=x.nbytes + weight.nbytes + pixels * outs * x.element_size(),
         flops=2 * 9 * pixels * channels * outs,
     )
@@ -46,7 +64,9 @@ def _pair(size: tuple[int, int, int, int], device: torch.device) -> tuple[Case, 
     frames, channels, height, width = size
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     x, weight, single = (
-        torch.randn(shape, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+        torch.randn(shape, dtype=dtype, device=device).contiguous(
+            memory_format=torch.channels_last
+        )
         for shape in (size, (channels, 2 * channels, 3, 3), (channels, channels, 3, 3))
     )
     weight, single = weight / (27 * channels), single / (27 * channels)
@@ -54,7 +74,9 @@ def _pair(size: tuple[int, int, int, int], device: torch.device) -> tuple[Case, 
     clip, past = x.unsqueeze(0), x[:1]
     flops, named = 2 * 9 * frames * channels**2 * height * width, "x".join(map(str, size))
     impls = implementations(device)
-    first = {impl: partial(memory_conv, clip, past, weight, bias, impl=impl) for impl in impls}
+    first = {
+        impl: partial(memory_conv, clip, past, weight, bias, impl=impl) for impl in impls
+    }
     last = {impl: partial(residual_conv, x, x, single, bias, impl=impl) for impl in impls}
     return (
         Case(
@@ -75,7 +97,8 @@ def _pair(size: tuple[int, int, int, int], device: torch.device) -> tuple[Case, 
 
 
 def _joined(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What the published block does: current and past as one picture of twice the channels."""
+    """What the published block does: current and past as one picture of twice the
+    channels."""
     return F.conv2d(torch.cat([x, x], dim=1), weight, bias, padding=1).relu_()
 
 

@@ -1,10 +1,13 @@
-"""3x3 convolution as a product of matrices over shifted pixels, over one or two inputs, with its epilogue.
+"""3x3 convolution as a product of matrices over shifted pixels, over one or two inputs,
+with its epilogue.
 
-With ``GROWTH`` 2 it reads pictures as if nearest neighbours had doubled them: each address is half the pixel's place.
+With ``GROWTH`` 2 it reads pictures as if nearest neighbours had doubled them: each
+address is half the pixel's place.
 """
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
+# Triton allows no annotation but constexpr on a kernel's parameters, and takes options
+# such as num_warps beside them.
 
 import torch
 import triton
@@ -17,11 +20,28 @@ from ultraflash_kernels._dispatch import on_its_device
 
 @triton.jit
 def _taps(
-    sums, source, live, row, col, weight, out_channel, height, width, outs,
-    source_row, source_col, weight_out, weight_in, weight_row, weight_col,
-    CHANNELS: tl.constexpr, GROWTH: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """Add the products of nine shifted pixels with their part of the kernel to ``sums [BM, BN]``."""
+    sums,
+    source,
+    live,
+    row,
+    col,
+    weight,
+    out_channel,
+    height,
+    width,
+    outs,
+    source_row,
+    source_col,
+    weight_out,
+    weight_in,
+    weight_row,
+    weight_col,
+    CHANNELS: tl.constexpr,
+    GROWTH: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Add the products of nine shifted pixels with their part of the kernel to
+    ``sums [BM, BN]``."""
     channel = tl.arange(0, BK)  # [BK]
     column = weight + out_channel.to(tl.int64) * weight_out  # [BN]
     pixel = source + row * source_row + col * source_col  # [BM]
@@ -34,11 +54,17 @@ def _taps(
         if GROWTH == 1:
             pointers = pixel[:, None] + (at + (dy * source_row + dx * source_col))[None, :]
         else:
-            pointers = (source + y // GROWTH * source_row + x // GROWTH * source_col)[:, None] + at[None, :]
-        a = tl.load(pointers, mask=inside[:, None] & (at < CHANNELS)[None, :], other=0.0)  # [BM, BK]
+            pointers = (source + y // GROWTH * source_row + x // GROWTH * source_col)[
+                :, None
+            ] + at[None, :]
+        a = tl.load(
+            pointers, mask=inside[:, None] & (at < CHANNELS)[None, :], other=0.0
+        )  # [BM, BK]
         part = (dy + 1) * weight_row + (dx + 1) * weight_col + at * weight_in  # [BK]
         b = tl.load(
-            column[None, :] + part[:, None], mask=(at < CHANNELS)[:, None] & (out_channel < outs)[None, :], other=0.0
+            column[None, :] + part[:, None],
+            mask=(at < CHANNELS)[:, None] & (out_channel < outs)[None, :],
+            other=0.0,
         )  # [BK, BN]
         sums = tl.dot(a, b, sums, input_precision="ieee")
     return sums
@@ -46,13 +72,44 @@ def _taps(
 
 @triton.jit
 def conv_kernel(
-    x, past, weight, bias, residual, out, pixels, frames, height, width, outs, slope,
-    x_batch, x_frame, x_row, x_col, past_batch, past_row, past_col,
-    weight_out, weight_in, weight_row, weight_col, residual_frame, residual_row, residual_col,
-    CHANNELS: tl.constexpr, HAS_PAST: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    LEAKY: tl.constexpr, GROWTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """Compute ``BM`` pixels of one frame in ``BN`` channels; the channels of all pictures lie in one piece."""
+    x,
+    past,
+    weight,
+    bias,
+    residual,
+    out,
+    pixels,
+    frames,
+    height,
+    width,
+    outs,
+    slope,
+    x_batch,
+    x_frame,
+    x_row,
+    x_col,
+    past_batch,
+    past_row,
+    past_col,
+    weight_out,
+    weight_in,
+    weight_row,
+    weight_col,
+    residual_frame,
+    residual_row,
+    residual_col,
+    CHANNELS: tl.constexpr,
+    HAS_PAST: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    LEAKY: tl.constexpr,
+    GROWTH: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Compute ``BM`` pixels of one frame in ``BN`` channels; the channels of all
+    pictures lie in one piece."""
     picture = tl.program_id(2).to(tl.int64)
     batch, frame = picture // frames, picture % frames
     pixel = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]
@@ -60,23 +117,69 @@ def conv_kernel(
     live = pixel < pixels
     row, col = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
     sums = tl.zeros([BM, BN], tl.float32)
-    sums = _taps(sums, x + batch * x_batch + frame * x_frame, live, row, col, weight, out_channel, height, width, outs,
-                 x_row, x_col, weight_out, weight_in, weight_row, weight_col, CHANNELS, GROWTH, BK)  # fmt: skip
+    sums = _taps(
+        sums,
+        x + batch * x_batch + frame * x_frame,
+        live,
+        row,
+        col,
+        weight,
+        out_channel,
+        height,
+        width,
+        outs,
+        x_row,
+        x_col,
+        weight_out,
+        weight_in,
+        weight_row,
+        weight_col,
+        CHANNELS,
+        GROWTH,
+        BK,
+    )
     if HAS_PAST:
         # The frame before: in x, or for the first one in the memory.
         second = weight + CHANNELS * weight_in
         first = frame == 0
-        source = tl.where(first, past + batch * past_batch, x + batch * x_batch + (frame - 1) * x_frame)
-        source_row, source_col = tl.where(first, past_row, x_row), tl.where(first, past_col, x_col)
-        sums = _taps(sums, source, live, row, col, second, out_channel, height, width, outs,
-                     source_row, source_col, weight_out, weight_in, weight_row, weight_col,
-                     CHANNELS, GROWTH, BK)  # fmt: skip
+        source = tl.where(
+            first, past + batch * past_batch, x + batch * x_batch + (frame - 1) * x_frame
+        )
+        source_row, source_col = (
+            tl.where(first, past_row, x_row),
+            tl.where(first, past_col, x_col),
+        )
+        sums = _taps(
+            sums,
+            source,
+            live,
+            row,
+            col,
+            second,
+            out_channel,
+            height,
+            width,
+            outs,
+            source_row,
+            source_col,
+            weight_out,
+            weight_in,
+            weight_row,
+            weight_col,
+            CHANNELS,
+            GROWTH,
+            BK,
+        )
     mask = live[:, None] & (out_channel < outs)[None, :]  # [BM, BN]
     if HAS_BIAS:
-        sums += tl.load(bias + out_channel, mask=out_channel < outs, other=0.0).to(tl.float32)[None, :]
+        sums += tl.load(bias + out_channel, mask=out_channel < outs, other=0.0).to(
+            tl.float32
+        )[None, :]
     if HAS_RESIDUAL:
         at = residual + picture * residual_frame + row * residual_row + col * residual_col
-        sums += tl.load(at[:, None] + out_channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        sums += tl.load(at[:, None] + out_channel[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
     sums = tl.where(sums < 0, sums * slope if LEAKY else 0.0, sums)
     to = out + (picture * pixels + pixel)[:, None] * outs + out_channel[None, :]
     tl.store(to, sums.to(out.dtype.element_ty), mask=mask)
@@ -92,7 +195,8 @@ def forward(
     negative_slope: float,
     growth: int = 1,
 ) -> Tensor:
-    """See ``op.memory_conv``, ``op.residual_conv`` and ``op.upsampled_conv``; nothing is checked here."""
+    """See ``op.memory_conv``, ``op.residual_conv`` and ``op.upsampled_conv``; nothing
+    is checked here."""
     batch, frames, channels = x_btchw.shape[:3]
     height, width = (growth * side for side in x_btchw.shape[3:])
     outs = weight.shape[0]
@@ -107,24 +211,60 @@ def forward(
     x = _channels_in_one_piece(x_btchw)
     past = x if past_bchw is None else _channels_in_one_piece(past_bchw)
     residual = out if residual_nchw is None else _channels_in_one_piece(residual_nchw)
-    past_strides = (0, 0, 0) if past_bchw is None else (past.stride(0), past.stride(2), past.stride(3))
-    pixel_block, out_block, channel_block = 128, max(16, min(128, triton.next_power_of_2(outs))), 64
+    past_strides = (
+        (0, 0, 0) if past_bchw is None else (past.stride(0), past.stride(2), past.stride(3))
+    )
+    pixel_block, out_block, channel_block = (
+        128,
+        max(16, min(128, triton.next_power_of_2(outs))),
+        64,
+    )
     channel_block = max(16, min(channel_block, triton.next_power_of_2(channels)))
-    grid = (triton.cdiv(height * width, pixel_block), triton.cdiv(outs, out_block), batch * frames)
+    grid = (
+        triton.cdiv(height * width, pixel_block),
+        triton.cdiv(outs, out_block),
+        batch * frames,
+    )
     conv_kernel[grid](
-        x, past, weight, out if bias is None else bias, residual, out,
-        height * width, frames, height, width, outs, negative_slope,
-        x.stride(0), x.stride(1), x.stride(3), x.stride(4), *past_strides,
-        *weight.stride(), residual.stride(0), residual.stride(2), residual.stride(3),
-        CHANNELS=channels, HAS_PAST=past_bchw is not None, HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual_nchw is not None, LEAKY=negative_slope > 0, GROWTH=growth,
-        BM=pixel_block, BN=out_block, BK=channel_block, num_warps=8, num_stages=3,
-    )  # fmt: skip
+        x,
+        past,
+        weight,
+        out if bias is None else bias,
+        residual,
+        out,
+        height * width,
+        frames,
+        height,
+        width,
+        outs,
+        negative_slope,
+        x.stride(0),
+        x.stride(1),
+        x.stride(3),
+        x.stride(4),
+        *past_strides,
+        *weight.stride(),
+        residual.stride(0),
+        residual.stride(2),
+        residual.stride(3),
+        CHANNELS=channels,
+        HAS_PAST=past_bchw is not None,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual_nchw is not None,
+        LEAKY=negative_slope > 0,
+        GROWTH=growth,
+        BM=pixel_block,
+        BN=out_block,
+        BK=channel_block,
+        num_warps=8,
+        num_stages=3,
+    )
     return out
 
 
 def _channels_in_one_piece(x: Tensor) -> Tensor:
-    """Return ``x [..., C, H, W]`` with the channels of a pixel next to each other; copies where they are not."""
+    """Return ``x [..., C, H, W]`` with the channels of a pixel next to each other;
+    copies where they are not."""
     if x.stride(-3) == 1:
         return x
     return x.movedim(-3, -1).contiguous().movedim(-1, -3)

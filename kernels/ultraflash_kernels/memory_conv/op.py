@@ -1,4 +1,5 @@
-"""Convolutions of memory decoders, each with what follows or precedes it, no concatenation and no enlargement built."""
+"""Convolutions of memory decoders, each with what follows or precedes it, no
+concatenation and no enlargement built."""
 
 import torch
 from torch import Tensor
@@ -9,8 +10,8 @@ from ultraflash_kernels.memory_conv import reference
 __all__ = ["KERNEL_WINS", "memory_conv", "residual_conv", "upsampled_conv"]
 
 KERNEL_WINS: frozenset[tuple[tuple[int, int], int, int]] = frozenset()
-"""(compute capability, channels in, channels out) where ``auto`` takes the kernel: measured wins over cuDNN only, and
-nothing was measured yet."""
+"""(compute capability, channels in, channels out) where ``auto`` takes the kernel:
+measured wins over cuDNN only, and nothing was measured yet."""
 
 
 def memory_conv(
@@ -22,20 +23,29 @@ def memory_conv(
     negative_slope: float = 0.0,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Return ``act(conv(x, Wa) + conv(past, Wb) + bias)`` as ``[B * T, O, H, W]``, channels last.
+    """Return ``act(conv(x, Wa) + conv(past, Wb) + bias)`` as ``[B * T, O, H, W]``,
+    channels last.
 
-    ``weight [O, 2C, 3, 3]`` holds Wa for the frame itself and Wb for the one before, in this order. The frame before
-    ``x_btchw[:, t]`` is ``x_btchw[:, t - 1]``, and ``past_bchw [B, C, H, W]`` where t is 0. Zero padding of one pixel;
-    act is ReLU, leaky with ``negative_slope`` > 0 (ARCHITECTURE 3.1).
+    ``weight [O, 2C, 3, 3]`` holds Wa for the frame itself and Wb for the one before, in
+    this order. The frame before ``x_btchw[:, t]`` is ``x_btchw[:, t - 1]``, and
+    ``past_bchw [B, C, H, W]`` where t is 0. Zero padding of one pixel; act is ReLU,
+    leaky with ``negative_slope`` > 0 (ARCHITECTURE 3.1).
 
-    The definition is two convolutions of the library, each rounded to the dtype of x; the kernel sums all in float32
-    and rounds once. ``auto`` takes the definition except where ``KERNEL_WINS``. Raises ValueError for shapes or dtypes
-    that do not fit.
+    The definition is two convolutions of the library, each rounded to the dtype of x;
+    the kernel sums all in float32 and rounds once. ``auto`` takes the definition except
+    where ``KERNEL_WINS``. Raises ValueError for shapes or dtypes that do not fit.
     """
-    batch, frames, channels, height, width = x_btchw.shape if x_btchw.ndim == 5 else (0, 0, 0, 0, 0)
-    if x_btchw.ndim != 5 or tuple(past_bchw.shape) != (batch, channels, height, width) or not frames:
+    batch, frames, channels, height, width = (
+        x_btchw.shape if x_btchw.ndim == 5 else (0, 0, 0, 0, 0)
+    )
+    if (
+        x_btchw.ndim != 5
+        or tuple(past_bchw.shape) != (batch, channels, height, width)
+        or not frames
+    ):
         raise ValueError(
-            f"memory_conv: x is [B, T, C, H, W], past [B, C, H, W], got {list(x_btchw.shape)}, {list(past_bchw.shape)}"
+            "memory_conv: x is [B, T, C, H, W], past [B, C, H, W], got "
+            f"{list(x_btchw.shape)}, {list(past_bchw.shape)}"
         )
     _check("memory_conv", weight, bias, 2 * channels, x_btchw, past_bchw)
     tensors = [x_btchw, past_bchw, weight, *([] if bias is None else [bias])]
@@ -53,28 +63,41 @@ def residual_conv(
     negative_slope: float = 0.0,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Return ``act(conv(x, W) + bias + residual)`` as ``[N, O, H, W]``, channels last; ``residual`` is of this shape.
+    """Return ``act(conv(x, W) + bias + residual)`` as ``[N, O, H, W]``, channels last;
+    ``residual`` is of this shape.
 
-    Padding, act, rounding and ``auto`` are those of ``memory_conv``; ``weight`` is ``[O, C, 3, 3]``.
+    Padding, act, rounding and ``auto`` are those of ``memory_conv``; ``weight`` is
+    ``[O, C, 3, 3]``.
     """
-    if x_nchw.ndim != 4 or tuple(residual_nchw.shape) != (x_nchw.shape[0], weight.shape[0], *x_nchw.shape[2:]):
+    if x_nchw.ndim != 4 or tuple(residual_nchw.shape) != (
+        x_nchw.shape[0],
+        weight.shape[0],
+        *x_nchw.shape[2:],
+    ):
         raise ValueError(
-            f"residual_conv: x is [N, C, H, W], the residual [N, O, H, W], got {list(x_nchw.shape)}, "
+            "residual_conv: x is [N, C, H, W], the residual [N, O, H, W], got "
+            f"{list(x_nchw.shape)}, "
             f"{list(residual_nchw.shape)}"
         )
     _check("residual_conv", weight, bias, x_nchw.shape[1], x_nchw, residual_nchw)
     tensors = [x_nchw, residual_nchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("residual_conv", impl, x_nchw.shape[1], tensors):
-        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, residual_nchw, negative_slope, 1)
+        return _convolve(
+            x_nchw.unsqueeze(1), None, weight, bias, residual_nchw, negative_slope, 1
+        )
     return reference.residual(x_nchw, residual_nchw, weight, bias, negative_slope)
 
 
-def upsampled_conv(x_nchw: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: Impl = "auto") -> Tensor:
-    """Return ``conv(up(x), W) + bias`` as ``[N, O, 2H, 2W]``, channels last; ``up`` doubles by nearest neighbours.
+def upsampled_conv(
+    x_nchw: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: Impl = "auto"
+) -> Tensor:
+    """Return ``conv(up(x), W) + bias`` as ``[N, O, 2H, 2W]``, channels last; ``up``
+    doubles by nearest neighbours.
 
-    ``weight`` is ``[O, C, 3, 3]``, padding is zero and one pixel of the doubled size. The definition builds the doubled
-    pictures, the kernel finds their pixels by address and reads a quarter as much. ``auto`` is that of
-    ``memory_conv``, with channels of the table counted alike. Raises ValueError for shapes or dtypes that do not fit.
+    ``weight`` is ``[O, C, 3, 3]``, padding is zero and one pixel of the doubled size.
+    The definition builds the doubled pictures, the kernel finds their pixels by address
+    and reads a quarter as much. ``auto`` is that of ``memory_conv``, with channels of
+    the table counted alike. Raises ValueError for shapes or dtypes that do not fit.
     """
     if x_nchw.ndim != 4:
         raise ValueError(f"upsampled_conv: x is [N, C, H, W], got {list(x_nchw.shape)}")
@@ -85,8 +108,12 @@ def upsampled_conv(x_nchw: Tensor, weight: Tensor, bias: Tensor | None = None, *
     return reference.upsampled(x_nchw, weight, bias)
 
 
-def _check(op: str, weight: Tensor, bias: Tensor | None, channels: int, *inputs: Tensor) -> None:
-    if tuple(weight.shape[1:]) != (channels, 3, 3) or (bias is not None and bias.shape != weight.shape[:1]):
+def _check(
+    op: str, weight: Tensor, bias: Tensor | None, channels: int, *inputs: Tensor
+) -> None:
+    if tuple(weight.shape[1:]) != (channels, 3, 3) or (
+        bias is not None and bias.shape != weight.shape[:1]
+    ):
         got = [list(x.shape) for x in (weight, *([] if bias is None else [bias]))]
         raise ValueError(f"{op}: weight is [O, {channels}, 3, 3], bias [O], got {got}")
     dtypes = {x.dtype for x in (weight, *inputs, *([] if bias is None else [bias]))}
@@ -99,28 +126,48 @@ def _takes_kernel(op: str, impl: Impl, channels: int, tensors: list[Tensor]) -> 
     if impl == "auto":
         if not weight.is_cuda or not KERNEL_WINS:
             return False
-        if (torch.cuda.get_device_capability(weight.device), channels, weight.shape[0]) not in KERNEL_WINS:
+        if (
+            torch.cuda.get_device_capability(weight.device),
+            channels,
+            weight.shape[0],
+        ) not in KERNEL_WINS:
             return False
     half = weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    refusal = None if half else f"it takes float32, float16 and bfloat16, got {weight.dtype}."
+    refusal = (
+        None if half else f"it takes float32, float16 and bfloat16, got {weight.dtype}."
+    )
     return chooses_triton(op, impl, *tensors, refusal=refusal)
 
 
 @torch.library.custom_op("ultraflash::memory_conv", mutates_args=())
 def _convolve(
-    x_btchw: Tensor, past_bchw: Tensor | None, weight: Tensor, bias: Tensor | None, residual_nchw: Tensor | None,
-    negative_slope: float, growth: int,
-) -> Tensor:  # fmt: skip
+    x_btchw: Tensor,
+    past_bchw: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual_nchw: Tensor | None,
+    negative_slope: float,
+    growth: int,
+) -> Tensor:
     from ultraflash_kernels.memory_conv import kernel
 
-    return kernel.forward(x_btchw, past_bchw, weight, bias, residual_nchw, negative_slope, growth)
+    return kernel.forward(
+        x_btchw, past_bchw, weight, bias, residual_nchw, negative_slope, growth
+    )
 
 
 @_convolve.register_fake
 def _convolve_shape(
-    x_btchw: Tensor, past_bchw: Tensor | None, weight: Tensor, bias: Tensor | None, residual_nchw: Tensor | None,
-    negative_slope: float, growth: int,
-) -> Tensor:  # fmt: skip
+    x_btchw: Tensor,
+    past_bchw: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual_nchw: Tensor | None,
+    negative_slope: float,
+    growth: int,
+) -> Tensor:
     batch, frames, _, height, width = x_btchw.shape
     shape = (batch * frames, weight.shape[0], growth * height, growth * width)
-    return torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)
+    return torch.empty(
+        shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last
+    )

@@ -1,4 +1,5 @@
-"""The definition of ``memory_conv`` and its siblings: convolutions of PyTorch, added in place."""
+"""The definition of ``memory_conv`` and its siblings: convolutions of PyTorch, added in
+place."""
 
 import torch
 import torch.nn.functional as F
@@ -7,15 +8,25 @@ from torch import Tensor
 __all__ = ["memory", "residual", "upsampled"]
 
 
-def memory(x_btchw: Tensor, past_bchw: Tensor, weight: Tensor, bias: Tensor | None, negative_slope: float) -> Tensor:
-    """See ``op.memory_conv``; nothing is checked here. Neither frames and past nor frames in time are concatenated."""
+def memory(
+    x_btchw: Tensor,
+    past_bchw: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    negative_slope: float,
+) -> Tensor:
+    """See ``op.memory_conv``; nothing is checked here. Neither frames and past nor
+    frames in time are concatenated."""
     batch, frames, channels = x_btchw.shape[:3]
     now, before = weight[:, :channels], weight[:, channels:]
-    # The stride of an axis of one frame is arbitrary, but libraries sum in another order for another one.
+    # The stride of an axis of one frame is arbitrary, but libraries sum in another
+    # order for another one.
     past_bchw = past_bchw.unsqueeze(1).flatten(0, 1)
     mixed = F.conv2d(_last(x_btchw.flatten(0, 1)), now, bias, padding=1)
     if frames == 1:
-        return _act(mixed.add_(F.conv2d(_last(past_bchw), before, padding=1)), negative_slope)
+        return _act(
+            mixed.add_(F.conv2d(_last(past_bchw), before, padding=1)), negative_slope
+        )
     each = mixed.unflatten(0, (batch, frames))
     each[:, 0] += F.conv2d(_last(past_bchw), before, padding=1)
     earlier = _last(x_btchw[:, :-1].flatten(0, 1))
@@ -23,14 +34,21 @@ def memory(x_btchw: Tensor, past_bchw: Tensor, weight: Tensor, bias: Tensor | No
     return _act(mixed, negative_slope)
 
 
-def residual(x_nchw: Tensor, residual_nchw: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
+def residual(
+    x_nchw: Tensor, residual_nchw: Tensor, weight: Tensor, bias: Tensor | None, slope: float
+) -> Tensor:
     """See ``op.residual_conv``; nothing is checked here."""
     return _act(F.conv2d(_last(x_nchw), weight, bias, padding=1).add_(residual_nchw), slope)
 
 
 def upsampled(x_nchw: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See ``op.upsampled_conv``; nothing is checked here."""
-    return F.conv2d(F.interpolate(_last(x_nchw), scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    return F.conv2d(
+        F.interpolate(_last(x_nchw), scale_factor=2.0, mode="nearest"),
+        weight,
+        bias,
+        padding=1,
+    )
 
 
 def _last(x_nchw: Tensor) -> Tensor:

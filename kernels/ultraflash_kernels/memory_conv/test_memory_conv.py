@@ -1,4 +1,5 @@
-"""Convolutions of the memory block: definition against the concatenation in float64, kernel against definition."""
+"""Convolutions of the memory block: definition against the concatenation in float64,
+kernel against definition."""
 
 import math
 from collections.abc import Iterator
@@ -11,9 +12,16 @@ from torch import Tensor
 from ultraflash_kernels._dispatch import Impl
 from ultraflash_kernels.memory_conv import memory_conv, residual_conv, upsampled_conv
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3.2e-2,
+}
 """Of values, times their magnitude plus one."""
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if torch.cuda.is_available() else [])
+DTYPES = [torch.float32, torch.float16] + (
+    [torch.bfloat16] if torch.cuda.is_available() else []
+)
 """The interpreter computes bfloat16 wrongly."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = [
@@ -33,7 +41,13 @@ def fresh_memory_is_poisoned() -> Iterator[None]:
 
 
 def example(
-    batch: int, frames: int, channels: int, outs: int, height: int, width: int, dtype: torch.dtype
+    batch: int,
+    frames: int,
+    channels: int,
+    outs: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
     """x, past, a kernel for both, a kernel for one, a bias and a residual."""
     draw = torch.Generator().manual_seed(channels)
@@ -50,29 +64,48 @@ def example(
     return tuple(x.to(DEVICE, dtype) for x in made)
 
 
-def concatenated(x: Tensor, past: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
-    """As the published block does it: current and past as one picture of twice the channels."""
+def concatenated(
+    x: Tensor, past: Tensor, weight: Tensor, bias: Tensor | None, slope: float
+) -> Tensor:
+    """As the published block does it: current and past as one picture of twice the
+    channels."""
     before = torch.cat([past.unsqueeze(1), x[:, :-1]], dim=1)
     both = torch.cat([x, before], dim=2).flatten(0, 1).double()
-    return F.leaky_relu(F.conv2d(both, weight.double(), None if bias is None else bias.double(), padding=1), slope)
+    return F.leaky_relu(
+        F.conv2d(both, weight.double(), None if bias is None else bias.double(), padding=1),
+        slope,
+    )
 
 
 def assert_near(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
     expected = expected.double()
-    assert ((got.double() - expected).abs() <= TOLERANCE[dtype] * (1 + expected.abs())).all()
+    assert (
+        (got.double() - expected).abs() <= TOLERANCE[dtype] * (1 + expected.abs())
+    ).all()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("slope", [0.0, 0.2], ids=["relu", "leaky"])
 @pytest.mark.parametrize(("batch", "frames", "channels", "outs", "height", "width"), SIZES)
 def test_the_definition_equals_the_concatenation(
-    batch: int, frames: int, channels: int, outs: int, height: int, width: int, slope: float, dtype: torch.dtype
+    batch: int,
+    frames: int,
+    channels: int,
+    outs: int,
+    height: int,
+    width: int,
+    slope: float,
+    dtype: torch.dtype,
 ) -> None:
-    x, past, both, one, bias, residual = example(batch, frames, channels, outs, height, width, dtype)
+    x, past, both, one, bias, residual = example(
+        batch, frames, channels, outs, height, width, dtype
+    )
     got = memory_conv(x, past, both, bias, negative_slope=slope, impl="reference")
     assert_near(got, concatenated(x, past, both, bias, slope), dtype)
-    got = residual_conv(x.flatten(0, 1), residual, one, bias, negative_slope=slope, impl="reference")
+    got = residual_conv(
+        x.flatten(0, 1), residual, one, bias, negative_slope=slope, impl="reference"
+    )
     plain = F.conv2d(x.flatten(0, 1).double(), one.double(), bias.double(), padding=1)
     assert_near(got, F.leaky_relu(plain + residual.double(), slope), dtype)
 
@@ -81,12 +114,25 @@ def test_the_definition_equals_the_concatenation(
 @pytest.mark.parametrize("slope", [0.0, 0.2], ids=["relu", "leaky"])
 @pytest.mark.parametrize(("batch", "frames", "channels", "outs", "height", "width"), SIZES)
 def test_the_kernel_equals_the_definition(
-    batch: int, frames: int, channels: int, outs: int, height: int, width: int, slope: float, dtype: torch.dtype
+    batch: int,
+    frames: int,
+    channels: int,
+    outs: int,
+    height: int,
+    width: int,
+    slope: float,
+    dtype: torch.dtype,
 ) -> None:
-    x, past, both, one, bias, residual = example(batch, frames, channels, outs, height, width, dtype)
+    x, past, both, one, bias, residual = example(
+        batch, frames, channels, outs, height, width, dtype
+    )
     given = None if slope else bias
     got = memory_conv(x, past, both, given, negative_slope=slope, impl="triton")
-    assert_near(got, memory_conv(x, past, both, given, negative_slope=slope, impl="reference"), dtype)
+    assert_near(
+        got,
+        memory_conv(x, past, both, given, negative_slope=slope, impl="reference"),
+        dtype,
+    )
     inputs = (x.flatten(0, 1), residual, one, given)
     got = residual_conv(*inputs, negative_slope=slope, impl="triton")
     assert_near(got, residual_conv(*inputs, negative_slope=slope, impl="reference"), dtype)
@@ -107,7 +153,9 @@ def test_layouts_do_not_matter_and_nothing_around_the_pictures_is_read(impl: Imp
     wide = torch.full((4, 6, 8, 9), math.nan, device=DEVICE)
     skip = wide[:, 1:5, 1:7, 1:8].permute(0, 3, 1, 2)
     skip.copy_(residual)
-    torch.testing.assert_close(residual_conv(x.flatten(0, 1), skip, one, bias, impl=impl), second)
+    torch.testing.assert_close(
+        residual_conv(x.flatten(0, 1), skip, one, bias, impl=impl), second
+    )
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
@@ -116,7 +164,9 @@ def test_any_split_of_a_clip_gives_the_same_pictures(impl: Impl) -> None:
     whole = memory_conv(x, past, both, bias, impl=impl).unflatten(0, (2, 4))
     done: list[Tensor] = []
     for start, stop in ((0, 1), (1, 4)):
-        done.append(memory_conv(x[:, start:stop], past, both, bias, impl=impl).unflatten(0, (2, -1)))
+        done.append(
+            memory_conv(x[:, start:stop], past, both, bias, impl=impl).unflatten(0, (2, -1))
+        )
         past = x[:, stop - 1]
     torch.testing.assert_close(torch.cat(done, dim=1), whole)
 
@@ -137,7 +187,9 @@ def test_inputs_stay_as_they_are_and_gradients_flow_through_the_definition() -> 
     kept = [tensor.detach().clone() for tensor in tensors]
     made = residual_conv(memory_conv(x, past, both, bias), residual, one, bias)
     made.sum().backward()
-    assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors, kept, strict=True))
+    assert all(
+        torch.equal(tensor, copy) for tensor, copy in zip(tensors, kept, strict=True)
+    )
     assert all(tensor.grad is not None for tensor in tensors)
 
 
@@ -146,7 +198,9 @@ def test_it_compiles_into_one_graph(impl: Impl) -> None:
     x, past, both, one, bias, residual = example(1, 2, 3, 3, 4, 4, torch.float32)
 
     def block(x: Tensor) -> Tensor:
-        return residual_conv(memory_conv(x, past, both, bias, impl=impl), residual, one, bias, impl=impl)
+        return residual_conv(
+            memory_conv(x, past, both, bias, impl=impl), residual, one, bias, impl=impl
+        )
 
     assert torch.equal(torch.compile(block, backend="eager", fullgraph=True)(x), block(x))
 
@@ -170,13 +224,21 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("batch", "frames", "channels", "outs", "height", "width"), SIZES)
 def test_a_doubled_picture_convolved_equals_the_convolution_of_repeated_pixels(
-    batch: int, frames: int, channels: int, outs: int, height: int, width: int, dtype: torch.dtype
+    batch: int,
+    frames: int,
+    channels: int,
+    outs: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
 ) -> None:
     x, _, _, one, bias, _ = example(batch, frames, channels, outs, height, width, dtype)
     x = x.flatten(0, 1)
     doubled = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     for given in (bias, None):
-        expected = F.conv2d(doubled, one.double(), None if given is None else given.double(), padding=1)
+        expected = F.conv2d(
+            doubled, one.double(), None if given is None else given.double(), padding=1
+        )
         assert_near(upsampled_conv(x, one, given, impl="reference"), expected, dtype)
         if dtype in DTYPES:
             assert_near(upsampled_conv(x, one, given, impl="triton"), expected, dtype)
@@ -189,7 +251,10 @@ def test_of_a_doubled_picture_nothing_around_it_is_read(impl: Impl) -> None:
     around = torch.full((2, 6, 8, 8), math.nan, device=DEVICE)  # [N, H, W, C]
     inside = around[:, 1:5, 1:7, 2:7].permute(0, 3, 1, 2)
     inside.copy_(x)
-    torch.testing.assert_close(upsampled_conv(inside, one, bias, impl=impl), upsampled_conv(x, one, bias, impl=impl))
+    torch.testing.assert_close(
+        upsampled_conv(inside, one, bias, impl=impl),
+        upsampled_conv(x, one, bias, impl=impl),
+    )
 
 
 def test_a_doubled_picture_of_other_channels_is_refused() -> None:

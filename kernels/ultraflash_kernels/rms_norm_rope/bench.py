@@ -36,7 +36,19 @@ def _case(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device) 
         name=f"rms_norm_rope {list(size)} tokens of 12 x 128",
         dtype=dtype,
         calls={
-            impl: partial(rms_norm_rope, q, k, v, weight, weight, tables, size=size, block=block, out=to, impl=impl)
+            impl: partial(
+                rms_norm_rope,
+                q,
+                k,
+                v,
+                weight,
+                weight,
+                tables,
+                size=size,
+                block=block,
+                out=to,
+                impl=impl,
+            )
             for impl in implementations(device)
         },
         moved_bytes=6 * q.nbytes,

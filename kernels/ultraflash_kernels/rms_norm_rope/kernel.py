@@ -1,7 +1,9 @@
-"""Norm, rotation and scatter of queries, keys and values: every program takes all channels of a few tokens."""
+"""Norm, rotation and scatter of queries, keys and values: every program takes all
+channels of a few tokens."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
-# Triton allows a kernel's parameters no annotation but constexpr, and takes options such as num_warps beside them.
+# Triton allows no annotation but constexpr on a kernel's parameters, and takes options
+# such as num_warps beside them.
 
 from collections.abc import Sequence
 
@@ -15,25 +17,55 @@ from ultraflash_kernels._dispatch import on_its_device
 
 @triton.jit
 def _norm_rope(
-    x, x_batch, x_token, weight, out, out_batch, out_head, out_token, batch, token, real, live, cos, sin, eps,
-    WIDTH: tl.constexpr, HEAD: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr,
-):  # fmt: skip
-    """Normalise, turn and write tokens ``token [BT]`` of which ``live`` exist and ``real`` are no padding."""
+    x,
+    x_batch,
+    x_token,
+    weight,
+    out,
+    out_batch,
+    out_head,
+    out_token,
+    batch,
+    token,
+    real,
+    live,
+    cos,
+    sin,
+    eps,
+    WIDTH: tl.constexpr,
+    HEAD: tl.constexpr,
+    BT: tl.constexpr,
+    BP: tl.constexpr,
+):
+    """Normalise, turn and write tokens ``token [BT]`` of which ``live`` exist and
+    ``real`` are no padding."""
     like: tl.constexpr = x.dtype.element_ty
     col = tl.arange(0, 2 * BP)  # [2 * BP]
     wide = (col < WIDTH)[None, :]
     loaded = tl.load(
-        x + batch * x_batch + token[:, None] * x_token + col[None, :], mask=real[:, None] & wide, other=0.0
+        x + batch * x_batch + token[:, None] * x_token + col[None, :],
+        mask=real[:, None] & wide,
+        other=0.0,
     )  # [BT, 2 * BP]
     even, odd = tl.split(tl.reshape(loaded.to(tl.float32), [BT, BP, 2]))  # [BT, BP] each
     mean = tl.sum(even * even + odd * odd, axis=1) * (1.0 / WIDTH)
     inverse = tl.rsqrt(mean + eps)[:, None]  # [BT, 1]
     weights = tl.load(weight + col, mask=col < WIDTH, other=0.0).to(tl.float32)
     even_weight, odd_weight = tl.split(tl.reshape(weights, [BP, 2]))  # [BP] each
-    even = ((even * inverse).to(like).to(tl.float32) * even_weight[None, :]).to(like).to(tl.float32)
-    odd = ((odd * inverse).to(like).to(tl.float32) * odd_weight[None, :]).to(like).to(tl.float32)
+    even = (
+        ((even * inverse).to(like).to(tl.float32) * even_weight[None, :])
+        .to(like)
+        .to(tl.float32)
+    )
+    odd = (
+        ((odd * inverse).to(like).to(tl.float32) * odd_weight[None, :])
+        .to(like)
+        .to(tl.float32)
+    )
     # Padding was read as zero, so zero it stays.
-    turned = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), [BT, 2 * BP]).to(like)
+    turned = tl.reshape(
+        tl.join(even * cos - odd * sin, even * sin + odd * cos), [BT, 2 * BP]
+    ).to(like)
     to = out + batch * out_batch + token[:, None] * out_token
     to += ((col // HEAD).to(tl.int64) * out_head + col % HEAD)[None, :]
     tl.store(to, turned, mask=live[:, None] & wide)
@@ -41,21 +73,60 @@ def _norm_rope(
 
 @triton.jit
 def norm_rope_kernel(
-    q, k, v, q_weight, k_weight, turns, q_out, k_out, v_out,
-    q_batch, q_token, k_batch, k_token, v_batch, v_token,
-    q_out_batch, q_out_head, q_out_token, k_out_batch, k_out_head, k_out_token, v_out_batch, v_out_head, v_out_token,
-    tokens, frames, rows, cols, block_rows, block_cols, row_turns, col_turns, eps,
-    WIDTH: tl.constexpr, PT: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
-    BT: tl.constexpr, BP: tl.constexpr,
-):  # fmt: skip
-    """Take ``BT`` tokens of one sample through all three; ``row_turns``, ``col_turns`` are where their tables start."""
+    q,
+    k,
+    v,
+    q_weight,
+    k_weight,
+    turns,
+    q_out,
+    k_out,
+    v_out,
+    q_batch,
+    q_token,
+    k_batch,
+    k_token,
+    v_batch,
+    v_token,
+    q_out_batch,
+    q_out_head,
+    q_out_token,
+    k_out_batch,
+    k_out_head,
+    k_out_token,
+    v_out_batch,
+    v_out_head,
+    v_out_token,
+    tokens,
+    frames,
+    rows,
+    cols,
+    block_rows,
+    block_cols,
+    row_turns,
+    col_turns,
+    eps,
+    WIDTH: tl.constexpr,
+    PT: tl.constexpr,
+    PY: tl.constexpr,
+    PX: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BT: tl.constexpr,
+    BP: tl.constexpr,
+):
+    """Take ``BT`` tokens of one sample through all three; ``row_turns``, ``col_turns``
+    are where their tables start."""
     HALF: tl.constexpr = PT + PY + PX
     HEAD: tl.constexpr = 2 * HALF
     batch = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
     live = token < tokens
-    inside, block = token % (BLOCK_T * BLOCK_Y * BLOCK_X), token // (BLOCK_T * BLOCK_Y * BLOCK_X)
+    inside, block = (
+        token % (BLOCK_T * BLOCK_Y * BLOCK_X),
+        token // (BLOCK_T * BLOCK_Y * BLOCK_X),
+    )
     frame = block // (block_rows * block_cols) * BLOCK_T + inside // (BLOCK_Y * BLOCK_X)
     row = block // block_cols % block_rows * BLOCK_Y + inside // BLOCK_X % BLOCK_Y
     col = block % block_cols * BLOCK_X + inside % BLOCK_X
@@ -65,17 +136,59 @@ def norm_rope_kernel(
     own = pair % HALF
     by_row = row_turns + row[:, None] * PY + (own - PT)
     by_col = col_turns + col[:, None] * PX + (own - PT - PY)
-    place = tl.where(own < PT, frame[:, None] * PT + own, tl.where(own < PT + PY, by_row, by_col))  # [BT, BP]
+    place = tl.where(
+        own < PT, frame[:, None] * PT + own, tl.where(own < PT + PY, by_row, by_col)
+    )  # [BT, BP]
     mask = real[:, None] & (pair < WIDTH // 2)
     both = tl.load(
-        turns + place[:, :, None] * 2 + tl.arange(0, 2)[None, None, :], mask=mask[:, :, None], other=0.0
+        turns + place[:, :, None] * 2 + tl.arange(0, 2)[None, None, :],
+        mask=mask[:, :, None],
+        other=0.0,
     )  # [BT, BP, 2]
     cos, sin = tl.split(both)
 
-    _norm_rope(q, q_batch, q_token, q_weight, q_out, q_out_batch, q_out_head, q_out_token,
-               batch, token, real, live, cos, sin, eps, WIDTH, HEAD, BT, BP)  # fmt: skip
-    _norm_rope(k, k_batch, k_token, k_weight, k_out, k_out_batch, k_out_head, k_out_token,
-               batch, token, real, live, cos, sin, eps, WIDTH, HEAD, BT, BP)  # fmt: skip
+    _norm_rope(
+        q,
+        q_batch,
+        q_token,
+        q_weight,
+        q_out,
+        q_out_batch,
+        q_out_head,
+        q_out_token,
+        batch,
+        token,
+        real,
+        live,
+        cos,
+        sin,
+        eps,
+        WIDTH,
+        HEAD,
+        BT,
+        BP,
+    )
+    _norm_rope(
+        k,
+        k_batch,
+        k_token,
+        k_weight,
+        k_out,
+        k_out_batch,
+        k_out_head,
+        k_out_token,
+        batch,
+        token,
+        real,
+        live,
+        cos,
+        sin,
+        eps,
+        WIDTH,
+        HEAD,
+        BT,
+        BP,
+    )
     channel = tl.arange(0, 2 * BP)  # [2 * BP]
     wide = (channel < WIDTH)[None, :]
     at = v + batch * v_batch + token[:, None] * v_token + channel[None, :]
@@ -106,19 +219,35 @@ def forward(
     tokens, tile = blocks * inner, 2
     if batch:
         norm_rope_kernel[(triton.cdiv(tokens, tile), batch)](
-            *ins, q_weight.contiguous(), k_weight.contiguous(), turns, *out,
+            *ins,
+            q_weight.contiguous(),
+            k_weight.contiguous(),
+            turns,
+            *out,
             *(stride for x in ins for stride in x.stride()[:2]),
             *(x.stride(axis) for x in out for axis in (0, 1, 3)),
-            tokens, *size, *(-(-n // b) for n, b in zip(size[1:], block[1:], strict=True)),
-            positions[0] * pairs[0], positions[0] * pairs[0] + positions[1] * pairs[1], eps,
-            WIDTH=width, PT=pairs[0], PY=pairs[1], PX=pairs[2],
-            BLOCK_T=block[0], BLOCK_Y=block[1], BLOCK_X=block[2],
-            BT=tile, BP=triton.next_power_of_2(width // 2),
-            num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
+            tokens,
+            *size,
+            *(-(-n // b) for n, b in zip(size[1:], block[1:], strict=True)),
+            positions[0] * pairs[0],
+            positions[0] * pairs[0] + positions[1] * pairs[1],
+            eps,
+            WIDTH=width,
+            PT=pairs[0],
+            PY=pairs[1],
+            PX=pairs[2],
+            BLOCK_T=block[0],
+            BLOCK_Y=block[1],
+            BLOCK_X=block[2],
+            BT=tile,
+            BP=triton.next_power_of_2(width // 2),
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """View ``x [B, blocks, T, D]`` as [B, tokens, D] with D in one piece; copies where that cannot be."""
+    """View ``x [B, blocks, T, D]`` as [B, tokens, D] with D in one piece; copies where
+    that cannot be."""
     x = x.flatten(1, 2)
     return x if x.stride(2) == 1 else x.contiguous()

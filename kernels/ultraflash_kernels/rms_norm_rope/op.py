@@ -1,4 +1,5 @@
-"""Norm of queries and keys over all channels, rotary embedding, and the way into head-major blocks, in one pass."""
+"""Norm of queries and keys over all channels, rotary embedding, and the way into
+head-major blocks, in one pass."""
 
 import math
 from collections.abc import Sequence
@@ -20,25 +21,34 @@ WIDEST_ROW = 4096
 
 @dataclass(frozen=True)
 class AxisTables:
-    """Rotations of the rotary embedding by frame, by row and by column: nothing in it grows with their product."""
+    """Rotations of the rotary embedding by frame, by row and by column: nothing in it
+    grows with their product."""
 
     turns: Tensor
-    """``[frames * pt + rows * ps + cols * ps, 2]`` float32: cosine and sine, position by position, axis after axis."""
+    """``[frames * pt + rows * ps + cols * ps, 2]`` float32: cosine and sine, position
+    by position, axis after axis."""
     positions: tuple[int, int, int]
     """Frames, rows and columns that it covers."""
     pairs: tuple[int, int, int]
-    """Pairs of channels of a head that turn with the frame, the row and the column: pt, ps, ps."""
+    """Pairs of channels of a head that turn with the frame, the row and the column: pt,
+    ps, ps."""
 
     @classmethod
     def of(cls, frames: Tensor, rows: Tensor, cols: Tensor) -> "AxisTables":
         """Join unit complex numbers ``[positions, pairs]`` of the three axes.
 
-        A graph that was captured with ``turns`` sees new positions once they are copied into it.
+        A graph that was captured with ``turns`` sees new positions once they are copied
+        into it.
         """
         axes = (frames, rows, cols)
         if any(axis.ndim != 2 or not axis.is_complex() for axis in axes):
-            raise ValueError(f"tables are complex [positions, pairs], got {[list(axis.shape) for axis in axes]}")
-        turns = torch.cat([torch.view_as_real(axis.to(torch.complex64)).reshape(-1, 2) for axis in axes])
+            raise ValueError(
+                "tables are complex [positions, pairs], got "
+                f"{[list(axis.shape) for axis in axes]}"
+            )
+        turns = torch.cat(
+            [torch.view_as_real(axis.to(torch.complex64)).reshape(-1, 2) for axis in axes]
+        )
         positions, pairs = zip(*(tuple(axis.shape) for axis in axes), strict=True)
         return cls(turns, positions, pairs)
 
@@ -62,27 +72,70 @@ def rms_norm_rope(
     out: Qkv | None = None,
     impl: Impl = "auto",
 ) -> Qkv:
-    """Return q, k and v ``[B, heads, blocks, block tokens, d]`` of projections ``[B, blocks, block tokens, D]``.
+    """Return q, k and v ``[B, heads, blocks, block tokens, d]`` of projections
+    ``[B, blocks, block tokens, D]``.
 
-    ``size`` is how many frames, rows and columns of tokens there are, ``block`` how many make a block; blocks are
-    padded at the end of each axis and ordered frame, row, column, as the tokens inside them are. Tokens of q and k are
-    divided by their root mean square over all D channels (float32), rounded, multiplied by the weight ``[D]``, and
-    their pairs (2i, 2i + 1) are turned (float32) by the ``tables`` at the token's frame, row and column; v is copied.
-    Padding becomes zero whatever it was. ARCHITECTURE 1.3, 1.4, 4.4.
+    ``size`` is how many frames, rows and columns of tokens there are, ``block`` how
+    many make a block; blocks are padded at the end of each axis and ordered frame, row,
+    column, as the tokens inside them are. Tokens of q and k are divided by their root
+    mean square over all D channels (float32), rounded, multiplied by the weight
+    ``[D]``, and their pairs (2i, 2i + 1) are turned (float32) by the ``tables`` at the
+    token's frame, row and column; v is copied. Padding becomes zero whatever it was.
+    ARCHITECTURE 1.3, 1.4, 4.4.
 
-    ``out`` are the tensors to write to, slices of a ring of keys and values for instance, and is returned; blocks lie
-    next to each other in them. Frame-major tokens are blocks of ``(1, rows, cols)``. Raises ValueError for shapes,
-    dtypes or destinations that do not fit.
+    ``out`` are the tensors to write to, slices of a ring of keys and values for
+    instance, and is returned; blocks lie next to each other in them. Frame-major tokens
+    are blocks of ``(1, rows, cols)``. Raises ValueError for shapes, dtypes or
+    destinations that do not fit.
     """
     _check(q, k, v, q_weight, k_weight, tables, size, block, out)
     written = out or ()
-    refusal = None if q.shape[-1] <= WIDEST_ROW else f"it takes up to {WIDEST_ROW} channels, got {q.shape[-1]}."
-    if chooses_triton("rms_norm_rope", impl, q, k, v, q_weight, k_weight, tables.turns, *written, refusal=refusal):
+    refusal = (
+        None
+        if q.shape[-1] <= WIDEST_ROW
+        else f"it takes up to {WIDEST_ROW} channels, got {q.shape[-1]}."
+    )
+    if chooses_triton(
+        "rms_norm_rope",
+        impl,
+        q,
+        k,
+        v,
+        q_weight,
+        k_weight,
+        tables.turns,
+        *written,
+        refusal=refusal,
+    ):
         made = out or _destination(q, tables.head_width)
-        _write(q, k, v, q_weight, k_weight, tables.turns, tables.pairs, tables.positions, size, block, eps, *made)
+        _write(
+            q,
+            k,
+            v,
+            q_weight,
+            k_weight,
+            tables.turns,
+            tables.pairs,
+            tables.positions,
+            size,
+            block,
+            eps,
+            *made,
+        )
         return made
     return reference.forward(
-        q, k, v, q_weight, k_weight, tables.turns, tables.pairs, tables.positions, size, block, eps, out
+        q,
+        k,
+        v,
+        q_weight,
+        k_weight,
+        tables.turns,
+        tables.pairs,
+        tables.positions,
+        size,
+        block,
+        eps,
+        out,
     )
 
 
@@ -92,15 +145,41 @@ def _destination(q: Tensor, head: int) -> Qkv:
     return q.new_empty(shape), q.new_empty(shape), q.new_empty(shape)
 
 
-@torch.library.custom_op("ultraflash::rms_norm_rope", mutates_args=("q_out", "k_out", "v_out"))
+@torch.library.custom_op(
+    "ultraflash::rms_norm_rope", mutates_args=("q_out", "k_out", "v_out")
+)
 def _write(
-    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, turns: Tensor, pairs: Sequence[int],
-    positions: Sequence[int], size: Sequence[int], block: Sequence[int], eps: float,
-    q_out: Tensor, k_out: Tensor, v_out: Tensor,
-) -> None:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    turns: Tensor,
+    pairs: Sequence[int],
+    positions: Sequence[int],
+    size: Sequence[int],
+    block: Sequence[int],
+    eps: float,
+    q_out: Tensor,
+    k_out: Tensor,
+    v_out: Tensor,
+) -> None:
     from ultraflash_kernels.rms_norm_rope import kernel
 
-    kernel.forward(q, k, v, q_weight, k_weight, turns, pairs, positions, size, block, eps, (q_out, k_out, v_out))
+    kernel.forward(
+        q,
+        k,
+        v,
+        q_weight,
+        k_weight,
+        turns,
+        pairs,
+        positions,
+        size,
+        block,
+        eps,
+        (q_out, k_out, v_out),
+    )
 
 
 def _check(
@@ -115,24 +194,45 @@ def _check(
     out: Qkv | None,
 ) -> None:
     if min(*size, *block) < 1:
-        raise ValueError(f"rms_norm_rope: sizes and blocks are positive, got {size} and {block}")
+        raise ValueError(
+            f"rms_norm_rope: sizes and blocks are positive, got {size} and {block}"
+        )
     blocks = math.prod([-(-n // b) for n, b in zip(size, block, strict=True)])
     d = tables.head_width
     batch, width = q.shape[0], q.shape[-1]
     expected = (batch, blocks, math.prod(block), width)
     if any(tuple(x.shape) != expected for x in (q, k, v)) or width % d:
         shapes = [list(x.shape) for x in (q, k, v)]
-        raise ValueError(f"rms_norm_rope: q, k, v are {list(expected)} in heads of {d}, got {shapes}")
+        raise ValueError(
+            f"rms_norm_rope: q, k, v are {list(expected)} in heads of {d}, got {shapes}"
+        )
     if any(weight.shape != (width,) for weight in (q_weight, k_weight)):
-        raise ValueError(f"rms_norm_rope: weights are [{width}], got {list(q_weight.shape)}, {list(k_weight.shape)}")
+        raise ValueError(
+            f"rms_norm_rope: weights are [{width}], got {list(q_weight.shape)}, "
+            f"{list(k_weight.shape)}"
+        )
     dtypes = {x.dtype for x in (q, k, v, q_weight, k_weight, *(out or ()))}
     if len(dtypes) > 1 or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"rms_norm_rope: all tensors are float32, float16 or bfloat16 alike, got {dtypes}")
+        raise ValueError(
+            "rms_norm_rope: all tensors are float32, float16 or bfloat16 alike, got "
+            f"{dtypes}"
+        )
     if any(have < need for have, need in zip(tables.positions, size, strict=True)):
-        raise ValueError(f"rms_norm_rope: tables cover {tables.positions} positions, tokens are {size}")
+        raise ValueError(
+            f"rms_norm_rope: tables cover {tables.positions} positions, tokens are {size}"
+        )
     if tables.turns.dtype != torch.float32 or not tables.turns.is_contiguous():
-        raise ValueError("rms_norm_rope: tables are float32 in one piece; make them with AxisTables.of")
+        raise ValueError(
+            "rms_norm_rope: tables are float32 in one piece; make them with AxisTables.of"
+        )
     shape = (batch, width // d, blocks, math.prod(block), d)
     for x in out or ():
-        if tuple(x.shape) != shape or x.stride(4) != 1 or x.stride(2) != shape[3] * x.stride(3):
-            raise ValueError(f"rms_norm_rope: a destination is {list(shape)}, block after block, got {list(x.shape)}")
+        if (
+            tuple(x.shape) != shape
+            or x.stride(4) != 1
+            or x.stride(2) != shape[3] * x.stride(3)
+        ):
+            raise ValueError(
+                f"rms_norm_rope: a destination is {list(shape)}, block after block, got "
+                f"{list(x.shape)}"
+            )

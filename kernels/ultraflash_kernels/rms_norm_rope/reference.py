@@ -24,11 +24,15 @@ def forward(
     eps: float,
     out: tuple[Tensor, Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``op.rms_norm_rope``; nothing is checked here. Differentiable where no destination is given."""
+    """See ``op.rms_norm_rope``; nothing is checked here. Differentiable where no
+    destination is given."""
     counts = [-(-n // b) for n, b in zip(size, block, strict=True)]
     cuts = [n * p for n, p in zip(positions, pairs, strict=True)]
     axes = [
-        axis.view(n, p) for axis, n, p in zip(torch.view_as_complex(turns).split(cuts), positions, pairs, strict=True)
+        axis.view(n, p)
+        for axis, n, p in zip(
+            torch.view_as_complex(turns).split(cuts), positions, pairs, strict=True
+        )
     ]
     table = _in_blocks(_table(axes, counts, block), counts, block)  # [blocks, T, d / 2]
     heads = q.shape[-1] // (2 * table.shape[-1])
@@ -48,7 +52,8 @@ def forward(
 
 
 def _table(axes: Sequence[Tensor], counts: Sequence[int], block: Three) -> Tensor:
-    """Rotations [frames, rows, cols, d / 2] of all tokens, padding included; what is beyond a table is arbitrary."""
+    """Rotations [frames, rows, cols, d / 2] of all tokens, padding included; what is
+    beyond a table is arbitrary."""
     sides = [n * b for n, b in zip(counts, block, strict=True)]
     parts = [
         axis[torch.arange(side, device=axis.device).clamp(max=len(axis) - 1)]
@@ -59,7 +64,9 @@ def _table(axes: Sequence[Tensor], counts: Sequence[int], block: Three) -> Tenso
     return torch.cat([part.expand(*sides, -1) for part in wide], dim=-1)
 
 
-def _padding(size: Three, counts: Sequence[int], block: Three, device: torch.device) -> Tensor:
+def _padding(
+    size: Three, counts: Sequence[int], block: Three, device: torch.device
+) -> Tensor:
     """Which tokens [blocks, T] are padding."""
     sides = [n * b for n, b in zip(counts, block, strict=True)]
     real = torch.zeros(*sides, 1, dtype=torch.bool, device=device)
@@ -76,7 +83,9 @@ def _in_blocks(x: Tensor, counts: Sequence[int], block: Three) -> Tensor:
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.contiguous().float()
-    return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)).to(x.dtype) * weight
+    return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)).to(
+        x.dtype
+    ) * weight
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

@@ -1,4 +1,5 @@
-"""Norm, rotation and scatter: definition against a loop over tokens and pairs, kernel against definition."""
+"""Norm, rotation and scatter: definition against a loop over tokens and pairs, kernel
+against definition."""
 
 import cmath
 import math
@@ -13,7 +14,9 @@ from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 """Of values, times their magnitude plus one."""
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if torch.cuda.is_available() else [])
+DTYPES = [torch.float32, torch.float16] + (
+    [torch.bfloat16] if torch.cuda.is_available() else []
+)
 """The interpreter computes bfloat16 wrongly."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Three = tuple[int, int, int]
@@ -39,19 +42,30 @@ def angle(position: int, pair: int, pairs: int) -> float:
     return position * 10000.0 ** (-pair / pairs)
 
 
-def tables_for(head: int, size: Three, *, first_frame: int = 5, spare: int = 1) -> AxisTables:
+def tables_for(
+    head: int, size: Three, *, first_frame: int = 5, spare: int = 1
+) -> AxisTables:
     """Tables of the published split of a head's pairs, a little longer than need be."""
     side = head // 6
     axes: list[Tensor] = []
-    for first, count, pairs in zip((first_frame, 0, 0), size, (head // 2 - 2 * side, side, side), strict=True):
+    for first, count, pairs in zip(
+        (first_frame, 0, 0), size, (head // 2 - 2 * side, side, side), strict=True
+    ):
         turns = [
-            [cmath.rect(1, angle(first + at, pair, pairs)) for pair in range(pairs)] for at in range(count + spare)
+            [cmath.rect(1, angle(first + at, pair, pairs)) for pair in range(pairs)]
+            for at in range(count + spare)
         ]
-        axes.append(torch.tensor(turns, dtype=torch.complex128).view(count + spare, pairs).to(DEVICE))
+        axes.append(
+            torch.tensor(turns, dtype=torch.complex128)
+            .view(count + spare, pairs)
+            .to(DEVICE)
+        )
     return AxisTables.of(*axes)
 
 
-def example(batch: int, heads: int, head: int, size: Three, block: Three, dtype: torch.dtype) -> Inputs:
+def example(
+    batch: int, heads: int, head: int, size: Three, block: Three, dtype: torch.dtype
+) -> Inputs:
     """q, k, v with NaN in the padding, and both weights."""
     draw = torch.Generator().manual_seed(head)
     blocks = math.prod(-(-n // b) for n, b in zip(size, block, strict=True))
@@ -68,18 +82,29 @@ def example(batch: int, heads: int, head: int, size: Three, block: Three, dtype:
 
 
 def places(size: Three, block: Three) -> Iterator[tuple[tuple[int, int], Three]]:
-    """(block, token in it) and (frame, row, column) of every token that is no padding."""
+    """(block, token in it) and (frame, row, column) of every token that is no
+    padding."""
     _, block_rows, block_cols = (-(-n // b) for n, b in zip(size, block, strict=True))
     for t in range(size[0]):
         for y in range(size[1]):
             for x in range(size[2]):
-                index = (t // block[0] * block_rows + y // block[1]) * block_cols + x // block[2]
+                index = (
+                    t // block[0] * block_rows + y // block[1]
+                ) * block_cols + x // block[2]
                 token = (t % block[0] * block[1] + y % block[1]) * block[2] + x % block[2]
                 yield (index, token), (t, y, x)
 
 
-def oracle(x: Tensor, weight: Tensor | None, heads: int, size: Three, block: Three, first_frame: int = 5) -> Tensor:
-    """One token at a time, pair by pair in float64; no weight means that x is only moved."""
+def oracle(
+    x: Tensor,
+    weight: Tensor | None,
+    heads: int,
+    size: Three,
+    block: Three,
+    first_frame: int = 5,
+) -> Tensor:
+    """One token at a time, pair by pair in float64; no weight means that x is only
+    moved."""
     batch, blocks, inner, width = x.shape
     head, side = width // heads, width // heads // 6
     out = torch.zeros(batch, heads, blocks, inner, head, dtype=torch.float64)
@@ -87,13 +112,22 @@ def oracle(x: Tensor, weight: Tensor | None, heads: int, size: Three, block: Thr
         tokens = x[:, at, token].double().cpu()
         if weight is not None:
             mean = (tokens**2).mean(dim=1, keepdim=True)
-            tokens = (tokens / (mean + 1e-6).sqrt()).to(x.dtype).double() * weight.double().cpu()
+            tokens = (tokens / (mean + 1e-6).sqrt()).to(
+                x.dtype
+            ).double() * weight.double().cpu()
             turned = tokens.to(x.dtype).double().view(batch, heads, head // 2, 2).clone()
             split = [(first_frame + frame, head // 2 - 2 * side), (row, side), (col, side)]
-            by = [cmath.rect(1, angle(n, j, pairs)) for n, pairs in split for j in range(pairs)]
+            by = [
+                cmath.rect(1, angle(n, j, pairs))
+                for n, pairs in split
+                for j in range(pairs)
+            ]
             for j, turn in enumerate(by):
                 a, b = turned[:, :, j].clone().unbind(-1)
-                turned[:, :, j, 0], turned[:, :, j, 1] = a * turn.real - b * turn.imag, a * turn.imag + b * turn.real
+                turned[:, :, j, 0], turned[:, :, j, 1] = (
+                    a * turn.real - b * turn.imag,
+                    a * turn.imag + b * turn.real,
+                )
             tokens = turned.flatten(1)
         out[:, :, at, token] = tokens.view(batch, heads, head)
     return out
@@ -102,11 +136,14 @@ def oracle(x: Tensor, weight: Tensor | None, heads: int, size: Three, block: Thr
 def assert_near(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert got.dtype == dtype and got.shape == expected.shape
     expected = expected.double().cpu()
-    assert ((got.double().cpu() - expected).abs() <= TOLERANCE[dtype] * (1 + expected.abs())).all()
+    assert (
+        (got.double().cpu() - expected).abs() <= TOLERANCE[dtype] * (1 + expected.abs())
+    ).all()
 
 
 def assert_rounded_alike(got: Tensor, expected: Tensor) -> None:
-    """Half precision that is rounded in the same places differs where float32 sums straddle a step: hardly ever."""
+    """Half precision that is rounded in the same places differs where float32 sums
+    straddle a step: hardly ever."""
     if got.dtype != torch.float32:
         assert int((got != expected).sum()) <= 1 + got.numel() // 50
 
@@ -117,7 +154,17 @@ def test_the_definition_equals_a_loop_over_tokens_and_pairs(
     batch: int, heads: int, head: int, size: Three, block: Three, dtype: torch.dtype
 ) -> None:
     q, k, v, q_weight, k_weight = example(batch, heads, head, size, block, dtype)
-    made = rms_norm_rope(q, k, v, q_weight, k_weight, tables_for(head, size), size=size, block=block, impl="reference")
+    made = rms_norm_rope(
+        q,
+        k,
+        v,
+        q_weight,
+        k_weight,
+        tables_for(head, size),
+        size=size,
+        block=block,
+        impl="reference",
+    )
     assert_near(made[0], oracle(q, q_weight, heads, size, block), dtype)
     assert_near(made[1], oracle(k, k_weight, heads, size, block), dtype)
     assert torch.equal(made[2].double().cpu(), oracle(v, None, heads, size, block))
@@ -144,7 +191,9 @@ def test_it_writes_into_a_slot_of_a_ring_and_nowhere_else(impl: Impl) -> None:
     alone = rms_norm_rope(*inputs, tables, size=size, block=block, impl=impl)
     rings = torch.full((3, 2, 3, 9, 8, 10), math.nan, device=DEVICE)
     q_out, k_out, v_out = rings[:, :, :, 2:6]
-    made = rms_norm_rope(*inputs, tables, size=size, block=block, out=(q_out, k_out, v_out), impl=impl)
+    made = rms_norm_rope(
+        *inputs, tables, size=size, block=block, out=(q_out, k_out, v_out), impl=impl
+    )
     assert all(a is b for a, b in zip(made, (q_out, k_out, v_out), strict=True))
     assert torch.equal(rings[:, :, :, 2:6], torch.stack(alone))
     assert rings[:, :, :, :2].isnan().all() and rings[:, :, :, 6:].isnan().all()
@@ -155,14 +204,32 @@ def test_projections_may_be_parts_of_one_tensor(impl: Impl) -> None:
     size, block = (2, 3, 3), (2, 2, 2)
     q, k, v, q_weight, k_weight = example(2, 3, 10, size, block, torch.float32)
     tables = tables_for(10, size)
-    alone = rms_norm_rope(q, k, v, q_weight, k_weight, tables, size=size, block=block, impl=impl)
-    q_part, k_part, v_part, _ = torch.cat([q, k, v, torch.full_like(q, math.nan)], dim=-1).split(30, dim=-1)
-    together = rms_norm_rope(q_part, k_part, v_part, q_weight, k_weight, tables, size=size, block=block, impl=impl)
+    alone = rms_norm_rope(
+        q, k, v, q_weight, k_weight, tables, size=size, block=block, impl=impl
+    )
+    q_part, k_part, v_part, _ = torch.cat(
+        [q, k, v, torch.full_like(q, math.nan)], dim=-1
+    ).split(30, dim=-1)
+    together = rms_norm_rope(
+        q_part,
+        k_part,
+        v_part,
+        q_weight,
+        k_weight,
+        tables,
+        size=size,
+        block=block,
+        impl=impl,
+    )
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
     q, k, v = (x.transpose(1, 3).contiguous().transpose(1, 3) for x in (q, k, v))
-    copied = rms_norm_rope(q, k, v, q_weight, k_weight, tables, size=size, block=block, impl=impl)
+    copied = rms_norm_rope(
+        q, k, v, q_weight, k_weight, tables, size=size, block=block, impl=impl
+    )
     for got, want in zip(copied, alone, strict=True):
-        assert_near(got, want, torch.float32)  # sums over a row of another stride may run in another order
+        assert_near(
+            got, want, torch.float32
+        )  # sums over a row of another stride may run in another order
 
 
 def test_a_token_of_nan_stays_alone() -> None:
@@ -172,7 +239,10 @@ def test_a_token_of_nan_stays_alone() -> None:
     inputs[0][:, :, 3, 1] = math.nan
     after = rms_norm_rope(*inputs, tables, size=size, block=block, impl="triton")
     others = [i for i in range(16) if i != 3]
-    assert torch.equal(before[0][..., others, :], after[0][..., others, :]) and after[0][..., 3, :].isnan().all()
+    assert (
+        torch.equal(before[0][..., others, :], after[0][..., others, :])
+        and after[0][..., 3, :].isnan().all()
+    )
     assert torch.equal(before[1], after[1])
 
 
@@ -184,7 +254,9 @@ def test_the_definition_compiles_into_one_graph() -> None:
         return rms_norm_rope(q, *inputs[1:], tables, size=size, block=block)
 
     compiled = torch.compile(run, backend="eager", fullgraph=True)
-    assert all(torch.equal(a, b) for a, b in zip(compiled(inputs[0]), run(inputs[0]), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(compiled(inputs[0]), run(inputs[0]), strict=True)
+    )
 
 
 def test_a_kernel_is_whole_in_a_compiled_graph() -> None:
@@ -195,7 +267,9 @@ def test_a_kernel_is_whole_in_a_compiled_graph() -> None:
         return rms_norm_rope(q, *inputs[1:], tables, size=size, block=block, impl="triton")
 
     compiled = torch.compile(run, backend="eager", fullgraph=True)
-    assert all(torch.equal(a, b) for a, b in zip(compiled(inputs[0]), run(inputs[0]), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(compiled(inputs[0]), run(inputs[0]), strict=True)
+    )
 
 
 def test_gradients_flow_through_the_definition() -> None:
@@ -215,12 +289,25 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="q, k, v are"):
         rms_norm_rope(q, k[:, :1], v, q_weight, k_weight, tables, size=size, block=block)
     with pytest.raises(ValueError, match="in heads of 10"):
-        rms_norm_rope(q, k, v, q_weight, k_weight, tables_for(10, size), size=size, block=block)
+        rms_norm_rope(
+            q, k, v, q_weight, k_weight, tables_for(10, size), size=size, block=block
+        )
     with pytest.raises(ValueError, match="weights are"):
         rms_norm_rope(q, k, v, q_weight[1:], k_weight, tables, size=size, block=block)
     with pytest.raises(ValueError, match="alike"):
         rms_norm_rope(q, k.half(), v, q_weight, k_weight, tables, size=size, block=block)
     with pytest.raises(ValueError, match="positions"):
-        rms_norm_rope(q, k, v, q_weight, k_weight, tables_for(6, (1, 1, 3), spare=0), size=size, block=block)
+        rms_norm_rope(
+            q,
+            k,
+            v,
+            q_weight,
+            k_weight,
+            tables_for(6, (1, 1, 3), spare=0),
+            size=size,
+            block=block,
+        )
     with pytest.raises(ValueError, match="a destination is"):
-        rms_norm_rope(q, k, v, q_weight, k_weight, tables, size=size, block=block, out=(q, k, v))
+        rms_norm_rope(
+            q, k, v, q_weight, k_weight, tables, size=size, block=block, out=(q, k, v)
+        )

@@ -1,4 +1,5 @@
-"""Attention layers of the transformers: self-attention, block-sparse or over a window, and to a fixed context."""
+"""Attention layers of the transformers: self-attention, block-sparse or over a window,
+and to a fixed context."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,10 +10,18 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import KvRing, WindowRing
 from ultraflash_cli.engine.layers.norm import RmsNorm
-from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, window_blocks
+from ultraflash_cli.engine.sparsity import (
+    BlockGrid,
+    allowed_blocks,
+    causal_blocks,
+    window_blocks,
+)
 from ultraflash_kernels import _dispatch
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
-from ultraflash_kernels.block_sparse_attention import block_list_attention, block_sparse_attention
+from ultraflash_kernels.block_sparse_attention import (
+    block_list_attention,
+    block_sparse_attention,
+)
 from ultraflash_kernels.block_topk import block_means, block_topk, choose_blocks
 from ultraflash_kernels.fp8_linear import Fp8Rows
 from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope
@@ -31,15 +40,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SparseLayout:
-    """What the self-attention of every layer shares within one group; tokens are in block order."""
+    """What the self-attention of every layer shares within one group; tokens are in
+    block order."""
 
     grid: BlockGrid
     """The tokens of the group and their blocks."""
     rule: BlockRule
     """Window, causality and budget."""
     allowed: Tensor | None
-    """``[blocks, remembered + blocks]`` (bool): window and causality. None where blocks are chosen as lists, by the
-    rule alone."""
+    """``[blocks, remembered + blocks]`` (bool): window and causality. None where blocks
+    are chosen as lists, by the rule alone."""
     remember: int
     """Blocks that the cache keeps after this group."""
     mask_dtype: torch.dtype = torch.float32
@@ -67,10 +77,11 @@ class SparseLayout:
     ) -> "SparseLayout":
         """Lay out a group on ``grid``.
 
-        ``remembered`` blocks are in the cache; a block sees ``window`` blocks a side and the temporal blocks up to
-        the end of its ``chunk``; ``kv_len`` temporal blocks stay in the cache afterwards. ``by_lists`` chooses blocks
-        as lists and reads remembered keys where they lie, as the kernels do; None: on a GPU that has them. ``fp8``
-        takes lists always.
+        ``remembered`` blocks are in the cache; a block sees ``window`` blocks a side
+        and the temporal blocks up to the end of its ``chunk``; ``kv_len`` temporal
+        blocks stay in the cache afterwards. ``by_lists`` chooses blocks as lists and
+        reads remembered keys where they lie, as the kernels do; None: on a GPU that has
+        them. ``fp8`` takes lists always.
         """
         temporal, rows, cols = grid.blocks
         past = remembered // grid.spatial_blocks
@@ -84,7 +95,13 @@ class SparseLayout:
         return cls(
             grid=grid,
             rule=BlockRule(
-                rows=rows, cols=cols, temporal=temporal, remembered=past, window=window, chunk=chunk, budget=budget
+                rows=rows,
+                cols=cols,
+                temporal=temporal,
+                remembered=past,
+                window=window,
+                chunk=chunk,
+                budget=budget,
             ),
             allowed=allowed,
             remember=kv_len * grid.spatial_blocks,
@@ -110,29 +127,38 @@ class SparseAttended(NamedTuple):
         return self.chosen.to_mask() if isinstance(self.chosen, BlockLists) else self.chosen
 
 
-def sparse_causal_attention(q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, cache: KvRing) -> SparseAttended:
-    """Attend with rotated ``q``, ``k``, ``v [B, heads, blocks, block tokens, D]`` to the best blocks, per head.
+def sparse_causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, cache: KvRing
+) -> SparseAttended:
+    """Attend with rotated ``q``, ``k``, ``v [B, heads, blocks, block tokens, D]`` to
+    the best blocks, per head.
 
-    Padding is zero and attended to, as published: a padded key scores 0 and adds nothing to the sum of values.
+    Padding is zero and attended to, as published: a padded key scores 0 and adds
+    nothing to the sum of values.
     """
     if layout.allowed is None:
         q_mean = block_means(q, dtype=layout.mask_dtype)
         k_mean = block_means(cache.k[:, :, : cache.fill], k, dtype=layout.mask_dtype)
         lists = choose_blocks(q_mean, k_mean, layout.rule)
-        out = block_list_attention(q, k, v, lists, ring=(cache.k, cache.v), fill=cache.fill, fp8=layout.fp8)
+        out = block_list_attention(
+            q, k, v, lists, ring=(cache.k, cache.v), fill=cache.fill, fp8=layout.fp8
+        )
         after = cache.push(k, v, layout.remember)
         return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, lists)
     k_all, v_all = cache.join(k, v)
     after = cache.keep(k_all, v_all, layout.remember, in_place=layout.reuse_cache)
     q_mean, k_mean = (x.detach().mean(dim=3, dtype=layout.mask_dtype) for x in (q, k_all))
     rule = layout.rule
-    mask = block_topk(q_mean, k_mean, layout.allowed, budget=rule.budget, rows_per_budget=rule.spatial)
+    mask = block_topk(
+        q_mean, k_mean, layout.allowed, budget=rule.budget, rows_per_budget=rule.spatial
+    )
     out = block_sparse_attention(q, k_all, v_all, mask)
     return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, mask)
 
 
 class SparseCausalSelfAttention(nn.Module):
-    """Self-attention over the best blocks of the remembered and the present groups, chosen per head."""
+    """Self-attention over the best blocks of the remembered and the present groups,
+    chosen per head."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -140,8 +166,11 @@ class SparseCausalSelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
         self.norm_q, self.norm_k = RmsNorm(width, eps), RmsNorm(width, eps)
 
-    def forward(self, x: Tensor | Fp8Rows, tables: AxisTables, layout: SparseLayout, cache: KvRing) -> SparseAttended:
-        """Attend within ``x [B, blocks, block tokens, width]`` and to what the cache remembers.
+    def forward(
+        self, x: Tensor | Fp8Rows, tables: AxisTables, layout: SparseLayout, cache: KvRing
+    ) -> SparseAttended:
+        """Attend within ``x [B, blocks, block tokens, width]`` and to what the cache
+        remembers.
 
         ``tables`` are the rotations of the group's tokens by frame, row and column.
         """
@@ -162,9 +191,11 @@ class SparseCausalSelfAttention(nn.Module):
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from ``q [B, heads, tokens, D]`` to all of ``k`` and ``v [B, heads, remembered tokens, D]``."""
+    """Attend from ``q [B, heads, tokens, D]`` to all of ``k`` and
+    ``v [B, heads, remembered tokens, D]``."""
     if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
-        # The fused backward pass is no faster than these products, and three times as slow in bfloat16.
+        # The fused backward pass is no faster than these products, and three times as
+        # slow in bfloat16.
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -187,7 +218,9 @@ class CrossAttention(nn.Module):
 
     def project(self, context: Tensor) -> ContextKv:
         """Return the keys and values of ``context [B, context tokens, width]``."""
-        return ContextKv(self._split(self.norm_k(self.k(context))), self._split(self.v(context)))
+        return ContextKv(
+            self._split(self.norm_k(self.k(context))), self._split(self.v(context))
+        )
 
     def forward(self, x: Tensor, context: ContextKv) -> Tensor:
         """Attend from ``x [B, tokens, width]``; nothing is masked."""
@@ -214,7 +247,8 @@ class WindowSpan:
 
 
 class WindowSelfAttention(nn.Module):
-    """Self-attention within a chunk and to all that a window of earlier chunks remembers; nothing is masked."""
+    """Self-attention within a chunk and to all that a window of earlier chunks
+    remembers; nothing is masked."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -225,10 +259,11 @@ class WindowSelfAttention(nn.Module):
     def forward(
         self, x: Tensor | Fp8Rows, tables: AxisTables, span: WindowSpan, ring: WindowRing
     ) -> tuple[Tensor, WindowRing]:
-        """Attend from ``x [B, frames, tokens of a frame, width]``; return the result and the ring that ends with it.
+        """Attend from ``x [B, frames, tokens of a frame, width]``; return the result
+        and the ring that ends with it.
 
-        ``tables`` are the rotations of the chunk's tokens; keys are kept rotated. Where the ring may be overwritten
-        keys and values are computed straight into it.
+        ``tables`` are the rotations of the chunk's tokens; keys are kept rotated. Where
+        the ring may be overwritten keys and values are computed straight into it.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
         batch, frames, tokens, width = q.shape
@@ -240,9 +275,19 @@ class WindowSelfAttention(nn.Module):
         if straight:
             ring, slots = ring.reserve(frames * tokens, **place)
             k_slot, v_slot = (slot.unflatten(2, (frames, tokens)) for slot in slots)
-            out = q.new_empty(batch, self.heads, frames, tokens, width // self.heads), k_slot, v_slot
-        q, k, v = rms_norm_rope(q, k, v, *weights, tables, size=size, block=block, eps=self.norm_q.eps, out=out)
+            out = (
+                q.new_empty(batch, self.heads, frames, tokens, width // self.heads),
+                k_slot,
+                v_slot,
+            )
+        q, k, v = rms_norm_rope(
+            q, k, v, *weights, tables, size=size, block=block, eps=self.norm_q.eps, out=out
+        )
         if not straight:
-            ring = ring.write(k.flatten(2, 3), v.flatten(2, 3), **place, in_place=span.reuse_rings)
+            ring = ring.write(
+                k.flatten(2, 3), v.flatten(2, 3), **place, in_place=span.reuse_rings
+            )
         attended = dense_attention(q.flatten(2, 3), *ring.used)
-        return self.o(attended.transpose(1, 2).flatten(2).view(batch, frames, tokens, width)), ring
+        return self.o(
+            attended.transpose(1, 2).flatten(2).view(batch, frames, tokens, width)
+        ), ring

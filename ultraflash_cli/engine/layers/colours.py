@@ -10,8 +10,13 @@ COLOUR_GRID_PX = 16
 
 
 def match_colours(picture_nchw: Tensor, source_nchw: Tensor) -> Tensor:
-    """Shift the picture so that its mean over every cell of a coarse grid is the source's, smoothly."""
+    """Shift the picture so that its mean over every cell of a coarse grid is the
+    source's, smoothly."""
     height, width = source_nchw.shape[2:]
     grid = (-(-height // COLOUR_GRID_PX), -(-width // COLOUR_GRID_PX))
-    drift = F.adaptive_avg_pool2d(source_nchw, grid) - F.adaptive_avg_pool2d(picture_nchw, grid)
-    return picture_nchw + F.interpolate(drift, size=picture_nchw.shape[2:], mode="bilinear", align_corners=False)
+    drift = F.adaptive_avg_pool2d(source_nchw, grid) - F.adaptive_avg_pool2d(
+        picture_nchw, grid
+    )
+    return picture_nchw + F.interpolate(
+        drift, size=picture_nchw.shape[2:], mode="bilinear", align_corners=False
+    )

@@ -1,4 +1,5 @@
-"""The causal memory block, time growth and time pooling of the upsampler, encoder and decoder."""
+"""The causal memory block, time growth and time pooling of the upsampler, encoder and
+decoder."""
 
 from typing import Literal, cast
 
@@ -8,21 +9,34 @@ from torch import Tensor, nn
 
 from ultraflash_kernels.memory_conv import memory_conv, residual_conv
 
-__all__ = ["MemoryBlock", "MemoryInit", "TimeGrowth", "TimePool", "activation", "to_channels_last"]
+__all__ = [
+    "MemoryBlock",
+    "MemoryInit",
+    "TimeGrowth",
+    "TimePool",
+    "activation",
+    "to_channels_last",
+]
 
 MemoryInit = Literal["zeros", "replicate"]
 """What the first frame of a stream finds in memory: nothing, or itself."""
 
 
 def activation(negative_slope: float) -> nn.Module:
-    """Return ReLU, or its leaky form where ``negative_slope`` > 0; a slope of 1 changes nothing."""
+    """Return ReLU, or its leaky form where ``negative_slope`` > 0; a slope of 1 changes
+    nothing."""
     if negative_slope == 1:
         return nn.Identity()
-    return nn.LeakyReLU(negative_slope, inplace=True) if negative_slope > 0 else nn.ReLU(inplace=True)
+    return (
+        nn.LeakyReLU(negative_slope, inplace=True)
+        if negative_slope > 0
+        else nn.ReLU(inplace=True)
+    )
 
 
 def to_channels_last(network: nn.Module) -> nn.Module:
-    """Lay out the kernels of all 2D convolutions channels last, the one format that every stage computes in."""
+    """Lay out the kernels of all 2D convolutions channels last, the one format that
+    every stage computes in."""
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -30,14 +44,21 @@ def to_channels_last(network: nn.Module) -> nn.Module:
 
 
 class MemoryBlock(nn.Module):
-    """Three 3x3 convolutions over a frame and the block's own input one frame earlier, plus a residual.
+    """Three 3x3 convolutions over a frame and the block's own input one frame earlier,
+    plus a residual.
 
-    Source: ARCHITECTURE 3.1. ``negative_slope`` 0 is the published ReLU. With a ``linear_trunk`` the sum of input and
-    residual is passed on as it is, and only what is added goes through activations.
+    Source: ARCHITECTURE 3.1. ``negative_slope`` 0 is the published ReLU. With a
+    ``linear_trunk`` the sum of input and residual is passed on as it is, and only what
+    is added goes through activations.
     """
 
     def __init__(
-        self, width: int, *, init: MemoryInit, negative_slope: float = 0.0, linear_trunk: bool = False
+        self,
+        width: int,
+        *,
+        init: MemoryInit,
+        negative_slope: float = 0.0,
+        linear_trunk: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
@@ -52,29 +73,48 @@ class MemoryBlock(nn.Module):
             nn.Conv2d(width, width, 3, padding=1),
         )
 
-    def forward(self, x_nchw: Tensor, past_bchw: Tensor | None, batch: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_nchw: Tensor, past_bchw: Tensor | None, batch: int
+    ) -> tuple[Tensor, Tensor]:
         """Return (output, memory for the next call).
 
-        ``x_nchw`` holds ``batch`` clips frame after frame, N = batch * T. ``past_bchw`` is the memory, or None at
-        the start of a stream. The memory is the block's input at the last frame.
+        ``x_nchw`` holds ``batch`` clips frame after frame, N = batch * T. ``past_bchw``
+        is the memory, or None at the start of a stream. The memory is the block's input
+        at the last frame.
         """
         x_btchw = x_nchw.unflatten(0, (batch, -1))
         if past_bchw is None:
             nothing = self.init == "zeros"
             past_bchw = (
-                torch.zeros_like(x_btchw[:, 0], memory_format=torch.channels_last) if nothing else _one(x_btchw[:, 0])
+                torch.zeros_like(x_btchw[:, 0], memory_format=torch.channels_last)
+                if nothing
+                else _one(x_btchw[:, 0])
             )
         first, act, second, _, last = cast("list[nn.Conv2d]", list(self.conv))
         like, slope = x_nchw.dtype, self.negative_slope  # under autocast weights are wider
-        mixed = memory_conv(x_btchw, past_bchw, first.weight.to(like), _bias(first).to(like), negative_slope=slope)
+        mixed = memory_conv(
+            x_btchw,
+            past_bchw,
+            first.weight.to(like),
+            _bias(first).to(like),
+            negative_slope=slope,
+        )
         mixed = act(second(mixed))
-        out = residual_conv(mixed, x_nchw, last.weight.to(like), _bias(last).to(like), negative_slope=self.trunk_slope)
-        # Of a longer piece a copy of one frame is kept, lest the whole piece stays in memory with it.
+        out = residual_conv(
+            mixed,
+            x_nchw,
+            last.weight.to(like),
+            _bias(last).to(like),
+            negative_slope=self.trunk_slope,
+        )
+        # Of a longer piece a copy of one frame is kept, lest the whole piece stays in
+        # memory with it.
         return out, x_btchw[:, -1] if x_btchw.shape[1] == 1 else _one(x_btchw[:, -1])
 
 
 def _one(frame_bchw: Tensor) -> Tensor:
-    """Copy a frame out of a piece; a view would have the strides of the piece, and libraries other sums for them."""
+    """Copy a frame out of a piece; a view would have the strides of the piece, and
+    libraries other sums for them."""
     return frame_bchw.clone(memory_format=torch.channels_last)
 
 
@@ -84,7 +124,8 @@ def _bias(layer: nn.Conv2d) -> Tensor:
 
 
 class TimeGrowth(nn.Module):
-    """A bias-free 1x1 convolution that turns a frame into ``factor`` frames, earlier channels first."""
+    """A bias-free 1x1 convolution that turns a frame into ``factor`` frames, earlier
+    channels first."""
 
     def __init__(self, width: int, factor: int) -> None:
         super().__init__()
@@ -96,12 +137,15 @@ class TimeGrowth(nn.Module):
         grown = self.conv(x_nchw)
         if self.factor == 1:
             return grown
-        frames = grown.permute(0, 2, 3, 1).unflatten(3, (self.factor, -1)).permute(0, 3, 1, 2, 4)
+        frames = (
+            grown.permute(0, 2, 3, 1).unflatten(3, (self.factor, -1)).permute(0, 3, 1, 2, 4)
+        )
         return frames.contiguous().flatten(0, 1).permute(0, 3, 1, 2)
 
 
 class TimePool(nn.Module):
-    """A bias-free 1x1 convolution that joins ``factor`` consecutive frames, earlier frames first."""
+    """A bias-free 1x1 convolution that joins ``factor`` consecutive frames, earlier
+    frames first."""
 
     def __init__(self, width: int, factor: int) -> None:
         super().__init__()
@@ -112,9 +156,19 @@ class TimePool(nn.Module):
         """Map [N, C, H, W] with N a multiple of ``factor`` to [N / factor, C, H, W]."""
         if self.factor == 1:
             return self.conv(x_nchw)
-        frames, kernels = x_nchw.unflatten(0, (-1, self.factor)), self.conv.weight.chunk(self.factor, dim=1)
-        # As in the memory block, no concatenation: each frame meets its own part of the kernel.
-        pooled = F.conv2d(frames[:, 0].contiguous(memory_format=torch.channels_last), kernels[0])
+        frames, kernels = (
+            x_nchw.unflatten(0, (-1, self.factor)),
+            self.conv.weight.chunk(self.factor, dim=1),
+        )
+        # As in the memory block, no concatenation: each frame meets its own part of the
+        # kernel.
+        pooled = F.conv2d(
+            frames[:, 0].contiguous(memory_format=torch.channels_last), kernels[0]
+        )
         for i in range(1, self.factor):
-            pooled.add_(F.conv2d(frames[:, i].contiguous(memory_format=torch.channels_last), kernels[i]))
+            pooled.add_(
+                F.conv2d(
+                    frames[:, i].contiguous(memory_format=torch.channels_last), kernels[i]
+                )
+            )
         return pooled

@@ -1,4 +1,5 @@
-"""Timestep embedding and the scale, shift and gate it drives; sums are float32 islands."""
+"""Timestep embedding and the scale, shift and gate it drives; sums are float32
+islands."""
 
 import math
 
@@ -15,7 +16,8 @@ MAX_PERIOD = 10000.0
 
 
 def sinusoid(timestep: Tensor, width: int) -> Tensor:
-    """Return ``[B, width]`` float32: cosines then sines of ``timestep [B]``, angles in float64."""
+    """Return ``[B, width]`` float32: cosines then sines of ``timestep [B]``, angles in
+    float64."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float64, device=timestep.device)
     angle = timestep.double()[:, None] * torch.exp(-math.log(MAX_PERIOD) / half * steps)
@@ -23,7 +25,8 @@ def sinusoid(timestep: Tensor, width: int) -> Tensor:
 
 
 def float32_layers(layers: nn.Sequential | nn.Linear, x: Tensor) -> Tensor:
-    """Apply linear layers and activations in float32 whatever dtype their weights have."""
+    """Apply linear layers and activations in float32 whatever dtype their weights
+    have."""
     x = x.float()
     for layer in [layers] if isinstance(layers, nn.Linear) else layers:
         linear = isinstance(layer, nn.Linear)
@@ -36,8 +39,11 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return x.float() * (1 + scale) + shift
 
 
-def normed_for(layer: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor | Fp8Rows:
-    """Return ``LN(x) * (1 + scale) + shift`` as ``layer`` takes it: in 8 bits where that is what it multiplies."""
+def normed_for(
+    layer: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> Tensor | Fp8Rows:
+    """Return ``LN(x) * (1 + scale) + shift`` as ``layer`` takes it: in 8 bits where
+    that is what it multiplies."""
     if isinstance(layer, Fp8Linear):
         return adaln_modulate_fp8(x, shift, scale, eps=eps)
     return adaln_modulate(x, shift, scale, eps=eps)

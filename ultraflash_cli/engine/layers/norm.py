@@ -8,7 +8,8 @@ __all__ = ["LayerNorm", "RmsNorm", "layer_norm"]
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
-    """Centre and scale the last axis, without weights; evaluated in float32, returned in the dtype of x."""
+    """Centre and scale the last axis, without weights; evaluated in float32, returned
+    in the dtype of x."""
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
@@ -20,7 +21,8 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RmsNorm(nn.Module):
-    """Divide by the root mean square of the last axis, round to the dtype of x, multiply by a weight."""
+    """Divide by the root mean square of the last axis, round to the dtype of x,
+    multiply by a weight."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

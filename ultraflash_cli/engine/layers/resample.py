@@ -1,4 +1,5 @@
-"""Fixed separable resampling: lanczos to any size, with a faster path for whole factors."""
+"""Fixed separable resampling: lanczos to any size, with a faster path for whole
+factors."""
 
 import math
 from functools import lru_cache
@@ -17,14 +18,17 @@ BLOCK = 32
 
 
 def lanczos_upscale(frames_nchw: Tensor, scale: int) -> Tensor:
-    """Enlarge [N, C, H, W] by a whole factor with lanczos-3, edges repeated; pixel centres stay aligned."""
+    """Enlarge [N, C, H, W] by a whole factor with lanczos-3, edges repeated; pixel
+    centres stay aligned."""
     height, width = frames_nchw.shape[2:]
     taps = _phase_taps(scale).tolist()
     enlarged: list[Tensor] = []
     for frame in frames_nchw.split(1):
         padded = F.pad(frame, (LOBES, LOBES, LOBES, LOBES), mode="replicate")
         tall = [_weigh(padded, taps[row], 2, height) for row in range(scale)]
-        phases = [_weigh(part, taps[column], 3, width) for part in tall for column in range(scale)]
+        phases = [
+            _weigh(part, taps[column], 3, width) for part in tall for column in range(scale)
+        ]
         enlarged.append(F.pixel_shuffle(torch.stack(phases, dim=2).flatten(1, 2), scale))
     return enlarged[0] if len(enlarged) == 1 else torch.cat(enlarged)
 
@@ -41,14 +45,23 @@ def _weigh(padded: Tensor, taps: list[float], dim: int, size: int) -> Tensor:
 
 
 def lanczos_resize(frames_nchw: Tensor, height: int, width: int) -> Tensor:
-    """Resize [N, C, H, W] to any ``height`` x ``width`` with lanczos-3, widened where it shrinks, edges repeated."""
+    """Resize [N, C, H, W] to any ``height`` x ``width`` with lanczos-3, widened where
+    it shrinks, edges repeated."""
     resized: list[Tensor] = []
     for frame in frames_nchw:
         planes = frame.flatten(0, 1)
         if width != frame.shape[2]:
             index, weight = _resize_blocks_on(frame.device, frame.shape[2], width)
-            windows = planes.index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
-            planes = torch.bmm(windows, weight.to(frame.dtype).mT).transpose(0, 1).flatten(1)[:, :width]
+            windows = (
+                planes.index_select(1, index.flatten())
+                .unflatten(1, index.shape)
+                .transpose(0, 1)
+            )
+            planes = (
+                torch.bmm(windows, weight.to(frame.dtype).mT)
+                .transpose(0, 1)
+                .flatten(1)[:, :width]
+            )
         planes = planes.unflatten(0, frame.shape[:2])
         if height != frame.shape[1]:
             index, weight = _resize_blocks_on(frame.device, frame.shape[1], height)
@@ -65,12 +78,15 @@ def _lanczos(x: float) -> float:
         return 1.0
     if abs(x) >= LOBES:
         return 0.0
-    return LOBES * math.sin(math.pi * x) * math.sin(math.pi * x / LOBES) / (math.pi * x) ** 2
+    return (
+        LOBES * math.sin(math.pi * x) * math.sin(math.pi * x / LOBES) / (math.pi * x) ** 2
+    )
 
 
 @lru_cache(maxsize=8)
 def _phase_taps(scale: int) -> Tensor:
-    """Taps [scale, 2 * LOBES + 1] of each output phase around its source pixel, each row summing to 1."""
+    """Taps [scale, 2 * LOBES + 1] of each output phase around its source pixel, each
+    row summing to 1."""
     rows: list[list[float]] = []
     for phase in range(scale):
         centre = (phase + 0.5) / scale - 0.5
@@ -80,8 +96,11 @@ def _phase_taps(scale: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _resize_blocks_on(device: torch.device, size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
-    """``_resize_blocks`` on a device, copied once: a copy in the loop would wait for all that is computed."""
+def _resize_blocks_on(
+    device: torch.device, size_in: int, size_out: int
+) -> tuple[Tensor, Tensor]:
+    """``_resize_blocks`` on a device, copied once: a copy in the loop would wait for
+    all that is computed."""
     index, weight = _resize_blocks(size_in, size_out)
     return index.to(device), weight.to(device)
 
@@ -90,8 +109,8 @@ def _resize_blocks_on(device: torch.device, size_in: int, size_out: int) -> tupl
 def _resize_blocks(size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
     """A resize along one axis as a batch of small matrix products.
 
-    Returns source indices [blocks, window] and weights [blocks, BLOCK, window]: block b gives the outputs
-    b * BLOCK ... (b + 1) * BLOCK - 1 from the sources of its window.
+    Returns source indices [blocks, window] and weights [blocks, BLOCK, window]: block b
+    gives the outputs b * BLOCK ... (b + 1) * BLOCK - 1 from the sources of its window.
     """
     stretch = max(1.0, size_in / size_out)
     reach = math.ceil(LOBES * stretch)
@@ -103,7 +122,11 @@ def _resize_blocks(size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
     taps = taps / taps.sum(dim=1, keepdim=True)
     blocks = -(-size_out // BLOCK)
     starts = first[::BLOCK]
-    ends = torch.stack([first[min((b + 1) * BLOCK, size_out) - 1] for b in range(blocks)]) + 2 * reach + 1
+    ends = (
+        torch.stack([first[min((b + 1) * BLOCK, size_out) - 1] for b in range(blocks)])
+        + 2 * reach
+        + 1
+    )
     window = int((ends - starts).max())
     index = (starts.unsqueeze(1) + torch.arange(window)).clamp(0, size_in - 1)
     weight = torch.zeros((blocks * BLOCK, window), dtype=torch.float64)

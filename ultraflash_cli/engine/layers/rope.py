@@ -1,4 +1,5 @@
-"""Rotary position embedding over (frame, row, column), in interleaved pairs: the tables of its rotations."""
+"""Rotary position embedding over (frame, row, column), in interleaved pairs: the tables
+of its rotations."""
 
 import torch
 from torch import Tensor
@@ -11,20 +12,31 @@ THETA = 10000.0
 
 
 def _turns(first: int | Tensor, count: int, pairs: int, device: torch.device) -> Tensor:
-    """Unit complex numbers [count, pairs] for positions first, first + 1, ...; evaluated in float64."""
+    """Unit complex numbers [count, pairs] for positions first, first + 1, ...;
+    evaluated in float64."""
     position = torch.arange(count, dtype=torch.float64, device=device) + first
-    speed = THETA ** (-torch.arange(pairs, dtype=torch.float64, device=device) / max(pairs, 1))
+    speed = THETA ** (
+        -torch.arange(pairs, dtype=torch.float64, device=device) / max(pairs, 1)
+    )
     angle = position[:, None] * speed
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
 def rotation_tables(
-    head_width: int, *, first_frame: int | Tensor, frames: int, rows: int, cols: int, device: torch.device
+    head_width: int,
+    *,
+    first_frame: int | Tensor,
+    frames: int,
+    rows: int,
+    cols: int,
+    device: torch.device,
 ) -> AxisTables:
-    """Return the rotations of ``frames`` x ``rows`` x ``cols`` tokens, of which the first frame is ``first_frame``.
+    """Return the rotations of ``frames`` x ``rows`` x ``cols`` tokens, of which the
+    first frame is ``first_frame``.
 
-    A third of the pairs (rounded down) turns with the row, as many with the column, the rest with the absolute
-    frame index. A first frame on the device, as a 0-dimensional tensor, is read there, as a graph needs it.
+    A third of the pairs (rounded down) turns with the row, as many with the column, the
+    rest with the absolute frame index. A first frame on the device, as a 0-dimensional
+    tensor, is read there, as a graph needs it.
     """
     pairs, side = head_width // 2, head_width // 6
     return AxisTables.of(

@@ -7,7 +7,12 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit, TimeGrowth, activation
+from ultraflash_cli.engine.layers.memory_block import (
+    MemoryBlock,
+    MemoryInit,
+    TimeGrowth,
+    activation,
+)
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.memory_conv import upsampled_conv
@@ -31,7 +36,8 @@ class DecoderStage:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Sizes of the decoder; the defaults are the published tiny decoder (ARCHITECTURE 6.1)."""
+    """Sizes of the decoder; the defaults are the published tiny decoder (ARCHITECTURE
+    6.1)."""
 
     latent_channels: int = 16
     """Channels of a latent frame."""
@@ -42,11 +48,13 @@ class DecoderConfig:
     )
     """The stages, coarse to fine."""
     out_width: int | None = 64
-    """Channels in front of the last convolution; None: those of the last stage, with no convolution between."""
+    """Channels in front of the last convolution; None: those of the last stage, with no
+    convolution between."""
     soft_clamp: bool = True
     """Whether latents are limited smoothly to +-3 first."""
     signed: bool = False
-    """Whether the network's values lie in [-1, 1], as the released ultra decoder's do; frames are in [0, 1] anyway."""
+    """Whether the network's values lie in [-1, 1], as the released ultra decoder's do;
+    frames are in [0, 1] anyway."""
     upsampling: Literal["nearest", "pixel_shuffle"] = "nearest"
     """How a stage doubles its size; the ultra decoder has ``pixel_shuffle``."""
     last_shuffle: int = 1
@@ -56,7 +64,8 @@ class DecoderConfig:
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
     linear_trunk: bool = False
-    """Whether activations are within memory blocks alone, so that latents have a linear way to pixels."""
+    """Whether activations are within memory blocks alone, so that latents have a linear
+    way to pixels."""
 
     def __post_init__(self) -> None:
         growth = 1
@@ -65,7 +74,9 @@ class DecoderConfig:
             if stage.width < 1 or stage.blocks < 0:
                 raise ConfigError("decoder stage sizes must be positive")
         if growth != FRAMES_PER_LATENT:
-            raise ConfigError(f"the stages make {growth} frames of a latent, expected {FRAMES_PER_LATENT}")
+            raise ConfigError(
+                f"the stages make {growth} frames of a latent, expected {FRAMES_PER_LATENT}"
+            )
         size = self.last_shuffle * 2 ** sum(stage.upsample for stage in self.stages)
         if size != 8:
             raise ConfigError(f"stages and last shuffle make 8 of the size, got {size}")
@@ -77,11 +88,16 @@ class DecoderConfig:
         return (*(stage.width for stage in self.stages), last)
 
     def piece(self, latents: int, height: int, width: int) -> int:
-        """Return how many of so many latents of ``height`` x ``width`` are decoded at once on a GPU, in even pieces.
+        """Return how many of so many latents of ``height`` x ``width`` are decoded at
+        once on a GPU, in even pieces.
 
         No tensor may have more values than 32 bits can count: upsampling refuses more.
         """
-        frames, plane, largest = 1, height * width, 3 * FRAMES_PER_LATENT * 64 * height * width
+        frames, plane, largest = (
+            1,
+            height * width,
+            3 * FRAMES_PER_LATENT * 64 * height * width,
+        )
         for stage, following in zip(self.stages, self.widths[1:], strict=True):
             plane *= 4 if stage.upsample else 1
             frames *= stage.time_growth
@@ -111,11 +127,14 @@ class _SoftClamp(nn.Module):
 
 
 class ShuffleUp(nn.Module):
-    """Double the size by a convolution to four times the channels and a pixel shuffle."""
+    """Double the size by a convolution to four times the channels and a pixel
+    shuffle."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.up = nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
+        self.up = nn.Sequential(
+            nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2)
+        )
 
     @property
     def conv_up(self) -> nn.Conv2d:
@@ -127,47 +146,76 @@ class ShuffleUp(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, C, T, H, W] to RGB [B, 3, 4T, 8H, 8W], nominally in [0, 1], not clamped."""
+    """Latents [B, C, T, H, W] to RGB [B, 3, 4T, 8H, 8W], nominally in [0, 1], not
+    clamped."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.together: int | None = None
-        """Latents decoded at once; None: one on a CPU, on a GPU ``DecoderConfig.piece`` of a push."""
-        slope, trunk = config.negative_slope, 1.0 if config.linear_trunk else config.negative_slope
+        """Latents decoded at once; None: one on a CPU, on a GPU ``DecoderConfig.piece``
+        of a push."""
+        slope, trunk = (
+            config.negative_slope,
+            1.0 if config.linear_trunk else config.negative_slope,
+        )
         widths = config.widths
         layers: list[nn.Module] = [_SoftClamp()] if config.soft_clamp else []
-        layers += [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), activation(trunk)]
-        for number, (stage, next_width) in enumerate(zip(config.stages, widths[1:], strict=True), start=1):
+        layers += [
+            nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
+            activation(trunk),
+        ]
+        for number, (stage, next_width) in enumerate(
+            zip(config.stages, widths[1:], strict=True), start=1
+        ):
             layers += [
                 MemoryBlock(
-                    stage.width, init=config.memory_init, negative_slope=slope, linear_trunk=config.linear_trunk
+                    stage.width,
+                    init=config.memory_init,
+                    negative_slope=slope,
+                    linear_trunk=config.linear_trunk,
                 )
                 for _ in range(stage.blocks)
             ]
-            layers += [self._growth_in_space(stage), TimeGrowth(stage.width, stage.time_growth)]
+            layers += [
+                self._growth_in_space(stage),
+                TimeGrowth(stage.width, stage.time_growth),
+            ]
             if number < len(config.stages) or config.out_width is not None:
                 layers.append(nn.Conv2d(stage.width, next_width, 3, padding=1, bias=False))
-        layers += [activation(trunk), nn.Conv2d(widths[-1], 3 * config.last_shuffle**2, 3, padding=1)]
+        layers += [
+            activation(trunk),
+            nn.Conv2d(widths[-1], 3 * config.last_shuffle**2, 3, padding=1),
+        ]
         if config.last_shuffle > 1:
             layers.append(nn.PixelShuffle(config.last_shuffle))
         self.decoder = nn.Sequential(*layers)
 
-    def decode(self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def decode(
+        self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Decode a piece of a clip at once, four frames a latent; differentiable.
 
         ``memories`` is None at the start of a stream.
         """
         batch = latents_bcthw.shape[0]
-        x = latents_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = (
+            latents_bcthw.transpose(1, 2)
+            .flatten(0, 1)
+            .contiguous(memory_format=torch.channels_last)
+        )
         after: list[Tensor] = []
         doubled = False
         for layer in self.decoder:
             if isinstance(layer, MemoryBlock):
-                x, memory = layer(x, None if memories is None else memories[len(after)], batch)
+                x, memory = layer(
+                    x, None if memories is None else memories[len(after)], batch
+                )
                 after.append(memory)
             elif isinstance(layer, nn.Upsample):
-                doubled = True  # what grows in time looks at single pixels and comes first, at a quarter of the cost
+                # What grows in time looks at single pixels: it comes first, at a
+                # quarter of the cost.
+                doubled = True
             elif doubled and isinstance(layer, nn.Conv2d):
                 x, doubled = upsampled_conv(x, layer.weight.to(x.dtype), layer.bias), False
             else:
@@ -195,27 +243,42 @@ class Decoder(nn.Module):
             )
             for shape in shapes
         )
-        empty = torch.empty((batch, 3, 0, 8 * height, 8 * width), dtype=first.dtype, device=first.device)
+        empty = torch.empty(
+            (batch, 3, 0, 8 * height, 8 * width), dtype=first.dtype, device=first.device
+        )
         return DecoderState(memories, False, empty)
 
-    def step(self, state: DecoderState, latents_bcthw: Tensor) -> tuple[DecoderState, Tensor]:
+    def step(
+        self, state: DecoderState, latents_bcthw: Tensor
+    ) -> tuple[DecoderState, Tensor]:
         """Take in T latents; return 4T frames.
 
-        On a CPU computed latent by latent, which stays in its caches; on a GPU a push at once, or in even pieces.
+        On a CPU computed latent by latent, which stays in its caches; on a GPU a push
+        at once, or in even pieces.
         """
         first = self._first_weight
         memories = state.memories if state.started else None
         batch, channels, _, height, width = state.empty_bcthw.shape
         latents = latents_bcthw.shape[2]
-        out = state.empty_bcthw.new_empty((batch, channels, FRAMES_PER_LATENT * latents, height, width))
+        out = state.empty_bcthw.new_empty(
+            (batch, channels, FRAMES_PER_LATENT * latents, height, width)
+        )
         step = self.together
         if step is None:
-            step = self.config.piece(latents, *latents_bcthw.shape[3:]) if first.is_cuda else 1
+            step = (
+                self.config.piece(latents, *latents_bcthw.shape[3:]) if first.is_cuda else 1
+            )
         for start in range(0, latents, max(1, step)):
             piece = latents_bcthw[:, :, start : start + step].to(first.dtype)
             frames, memories = self.decode(piece, memories)
-            out[:, :, FRAMES_PER_LATENT * start : FRAMES_PER_LATENT * start + frames.shape[2]] = frames
-        return DecoderState(memories or state.memories, memories is not None, state.empty_bcthw), out
+            out[
+                :,
+                :,
+                FRAMES_PER_LATENT * start : FRAMES_PER_LATENT * start + frames.shape[2],
+            ] = frames
+        return DecoderState(
+            memories or state.memories, memories is not None, state.empty_bcthw
+        ), out
 
     def flush(self, state: DecoderState) -> Tensor:
         """Return no frames: nothing is ever queued."""
@@ -224,4 +287,8 @@ class Decoder(nn.Module):
     def _growth_in_space(self, stage: DecoderStage) -> nn.Module:
         if not stage.upsample:
             return nn.Identity()
-        return ShuffleUp(stage.width) if self.config.upsampling == "pixel_shuffle" else nn.Upsample(scale_factor=2)
+        return (
+            ShuffleUp(stage.width)
+            if self.config.upsampling == "pixel_shuffle"
+            else nn.Upsample(scale_factor=2)
+        )

@@ -1,4 +1,5 @@
-"""Streaming pixel encoder in the TAEHV layout: 8x in space, 4x in time, causal memory."""
+"""Streaming pixel encoder in the TAEHV layout: 8x in space, 4x in time, causal
+memory."""
 
 from dataclasses import dataclass
 
@@ -6,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit, TimePool, activation
+from ultraflash_cli.engine.layers.memory_block import (
+    MemoryBlock,
+    MemoryInit,
+    TimePool,
+    activation,
+)
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
 
@@ -34,21 +40,25 @@ class EncoderConfig:
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
     linear_trunk: bool = False
-    """Whether activations are within memory blocks alone, so that pixels have a linear way to latents."""
+    """Whether activations are within memory blocks alone, so that pixels have a linear
+    way to latents."""
 
     def __post_init__(self) -> None:
         space, time = self.patch, 1
         for stride, pool in zip(self.strides, self.time_pools, strict=True):
             space, time = space * stride, time * pool
         if space != 8 or time != FRAMES_PER_LATENT:
-            raise ConfigError(f"the encoder shrinks by 8 in space and 4 in time, got {space} and {time}")
+            raise ConfigError(
+                f"the encoder shrinks by 8 in space and 4 in time, got {space} and {time}"
+            )
         if min(self.latent_channels, self.width, self.blocks) < 1:
             raise ConfigError("encoder sizes must be positive")
 
 
 @dataclass(frozen=True)
 class EncoderState:
-    """The last input of every memory block and up to three frames that wait for their latent."""
+    """The last input of every memory block and up to three frames that wait for their
+    latent."""
 
     memories: tuple[Tensor, ...]
     started: bool
@@ -64,20 +74,34 @@ class Encoder(nn.Module):
         self.config = config
         width, slope = config.width, config.negative_slope
         trunk = 1.0 if config.linear_trunk else slope
-        layers: list[nn.Module] = [nn.Conv2d(3 * config.patch**2, width, 3, padding=1), activation(trunk)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(3 * config.patch**2, width, 3, padding=1),
+            activation(trunk),
+        ]
         for stride, pool in zip(config.strides, config.time_pools, strict=True):
-            layers += [TimePool(width, pool), nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)]
             layers += [
-                MemoryBlock(width, init=config.memory_init, negative_slope=slope, linear_trunk=config.linear_trunk)
+                TimePool(width, pool),
+                nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False),
+            ]
+            layers += [
+                MemoryBlock(
+                    width,
+                    init=config.memory_init,
+                    negative_slope=slope,
+                    linear_trunk=config.linear_trunk,
+                )
                 for _ in range(config.blocks)
             ]
         layers.append(nn.Conv2d(width, config.latent_channels, 3, padding=1))
         self.encoder = nn.Sequential(*layers)
 
-    def encode(self, frames_bcthw: Tensor, memories: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def encode(
+        self, frames_bcthw: Tensor, memories: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Encode a multiple of 4 frames at once; differentiable.
 
-        ``memories`` is None at the start of a stream. Returns (latents, memories after the last frame).
+        ``memories`` is None at the start of a stream. Returns (latents, memories after
+        the last frame).
         """
         batch = frames_bcthw.shape[0]
         x = frames_bcthw.transpose(1, 2).flatten(0, 1)
@@ -86,15 +110,20 @@ class Encoder(nn.Module):
         after: list[Tensor] = []
         for layer in self.encoder:
             if isinstance(layer, MemoryBlock):
-                x, memory = layer(x, None if memories is None else memories[len(after)], batch)
+                x, memory = layer(
+                    x, None if memories is None else memories[len(after)], batch
+                )
                 after.append(memory)
             else:
                 x = layer(x)
         return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
 
     def init_state(self, *, batch: int, height: int, width: int) -> EncoderState:
-        """Return the state before the first frame of ``height`` x ``width`` pixels, multiples of 8."""
-        assert height % 8 == 0 and width % 8 == 0, "the caller pads frames to multiples of 8"
+        """Return the state before the first frame of ``height`` x ``width`` pixels,
+        multiples of 8."""
+        assert height % 8 == 0 and width % 8 == 0, (
+            "the caller pads frames to multiples of 8"
+        )
         weight = self.encoder[0].weight
         assert isinstance(weight, Tensor)
         memories: list[Tensor] = []
@@ -105,17 +134,27 @@ class Encoder(nn.Module):
             for _ in range(self.config.blocks):
                 empty = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
                 memories.append(empty.contiguous(memory_format=torch.channels_last))
-        queue = torch.zeros((batch, 3, FRAMES_PER_LATENT - 1, height, width), dtype=weight.dtype, device=weight.device)
+        queue = torch.zeros(
+            (batch, 3, FRAMES_PER_LATENT - 1, height, width),
+            dtype=weight.dtype,
+            device=weight.device,
+        )
         return EncoderState(tuple(memories), False, queue, 0)
 
     def step(self, state: EncoderState, inputs: Tensor) -> tuple[EncoderState, Tensor]:
-        """Take in frames [B, 3, T, H, W]; return the latents whose four frames are complete."""
-        frames = torch.cat([state.queue_bcthw[:, :, : state.queued], inputs.to(state.queue_bcthw.dtype)], dim=2)
+        """Take in frames [B, 3, T, H, W]; return the latents whose four frames are
+        complete."""
+        frames = torch.cat(
+            [state.queue_bcthw[:, :, : state.queued], inputs.to(state.queue_bcthw.dtype)],
+            dim=2,
+        )
         memories = state.memories if state.started else None
         latents: list[Tensor] = []
         whole = frames.shape[2] // FRAMES_PER_LATENT * FRAMES_PER_LATENT
         for start in range(0, whole, FRAMES_PER_LATENT):
-            latent, memories = self.encode(frames[:, :, start : start + FRAMES_PER_LATENT], memories)
+            latent, memories = self.encode(
+                frames[:, :, start : start + FRAMES_PER_LATENT], memories
+            )
             latents.append(latent)
         rest = frames[:, :, whole:]
         queue = torch.zeros_like(state.queue_bcthw)
@@ -125,7 +164,8 @@ class Encoder(nn.Module):
         return EncoderState(memories or state.memories, started, queue, rest.shape[2]), out
 
     def flush(self, state: EncoderState) -> Tensor:
-        """Encode a tail of one to three frames, its last frame repeated; empty where none waits."""
+        """Encode a tail of one to three frames, its last frame repeated; empty where
+        none waits."""
         if state.queued == 0:
             return self._no_latents(state)
         last = state.queue_bcthw[:, :, state.queued - 1 : state.queued]
@@ -134,4 +174,6 @@ class Encoder(nn.Module):
 
     def _no_latents(self, state: EncoderState) -> Tensor:
         batch, _, _, height, width = state.queue_bcthw.shape
-        return state.queue_bcthw.new_empty((batch, self.config.latent_channels, 0, height // 8, width // 8))
+        return state.queue_bcthw.new_empty(
+            (batch, self.config.latent_channels, 0, height // 8, width // 8)
+        )

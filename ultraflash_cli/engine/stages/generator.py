@@ -1,4 +1,5 @@
-"""Causal few-step transformer that generates low-resolution latents from text, chunk by chunk."""
+"""Causal few-step transformer that generates low-resolution latents from text, chunk by
+chunk."""
 
 import dataclasses
 import math
@@ -13,7 +14,12 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.flow_matching import TRAIN_STEPS, FlowSchedule, fewer_steps
 from ultraflash_cli.engine.graphs import EAGER
-from ultraflash_cli.engine.layers.attention import ContextKv, CrossAttention, WindowSelfAttention, WindowSpan
+from ultraflash_cli.engine.layers.attention import (
+    ContextKv,
+    CrossAttention,
+    WindowSelfAttention,
+    WindowSpan,
+)
 from ultraflash_cli.engine.layers.modulation import normed_for, sinusoid
 from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
 from ultraflash_cli.engine.layers.rope import rotation_tables
@@ -22,14 +28,23 @@ from ultraflash_kernels.adaln_modulate import gated_residual
 from ultraflash_kernels.fp8_linear import quantise_linears
 from ultraflash_kernels.rms_norm_rope import AxisTables
 
-__all__ = ["KEPT_IN_BF16", "ChunkResult", "Gate", "Generator", "GeneratorConfig", "GeneratorInputs", "GeneratorState"]
+__all__ = [
+    "KEPT_IN_BF16",
+    "ChunkResult",
+    "Gate",
+    "Generator",
+    "GeneratorConfig",
+    "GeneratorInputs",
+    "GeneratorState",
+]
 
 LEAST_LEVEL = 0.01
-"""Noise level below which a network that gives clean latents is not asked for a flow."""
+"""Noise level below which a network that gives clean latents is not asked for a
+flow."""
 
 Gate = Callable[[Tensor, Tensor], bool]
-"""Given a chunk's clean latents ``[B, C, T, H, W]`` and the last latent of the stream's first chunk
-``[B, C, 1, H, W]``: whether the chunk's context pass may be skipped."""
+"""Given a chunk's clean latents ``[B, C, T, H, W]`` and the last latent of the stream's
+first chunk ``[B, C, 1, H, W]``: whether the chunk's context pass may be skipped."""
 
 
 KEPT_IN_BF16 = (
@@ -40,12 +55,14 @@ KEPT_IN_BF16 = (
     "blocks.*.cross_attn.v",
     "head.*",
 )
-"""Linear layers that stay as they are in 8 bits: those that run once a clip or for few rows, and the head's."""
+"""Linear layers that stay as they are in 8 bits: those that run once a clip or for few
+rows, and the head's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    """Sizes and rules of the generator; the defaults are the published ones (ARCHITECTURE 1)."""
+    """Sizes and rules of the generator; the defaults are the published ones
+    (ARCHITECTURE 1)."""
 
     dim: int = 1536
     """Model width."""
@@ -66,24 +83,29 @@ class GeneratorConfig:
     patch: tuple[int, int, int] = (1, 2, 2)
     """Latent frames, rows and columns that make a token; frames is 1."""
     prediction: Literal["flow", "clean"] = "flow"
-    """What the last layer gives: the flow, or the clean latents, which a narrow network with coarse patches can hold
-    where it could never hold noise (Li and He, *Back to basics: let denoising generative models denoise*, 2025)."""
+    """What the last layer gives: the flow, or the clean latents, which a narrow network
+    with coarse patches can hold where it could never hold noise (Li and He, *Back to
+    basics: let denoising generative models denoise*, 2025)."""
     sees_signal: bool = False
-    """Whether noisy latents enter the network weighed by the share of signal in them: of pure noise it sees nothing,
-    and its first step is a plain answer to the prompt, which a network too narrow to look past noise can learn."""
+    """Whether noisy latents enter the network weighed by the share of signal in them:
+    of pure noise it sees nothing, and its first step is a plain answer to the prompt,
+    which a network too narrow to look past noise can learn."""
     pool_text: bool = False
-    """Whether the mean of the context joins the timestep, so that modulation hears the prompt, too."""
+    """Whether the mean of the context joins the timestep, so that modulation hears the
+    prompt, too."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of tokens that have a learned place of their own, for a model of one size; None leaves it to
-    the rotation to tell where a token is."""
+    """Rows and columns of tokens that have a learned place of their own, for a model of
+    one size; None leaves it to the rotation to tell where a token is."""
     drifts: tuple[tuple[int, int], ...] = ()
-    """Directions, rows down and columns to the right, of which one is 1 or -1 and the other 0. In each there is a grid
-    that moves by a token a chunk, in which tokens have a learned place, too: what moves along with it stays in one."""
+    """Directions, rows down and columns to the right, of which one is 1 or -1 and the
+    other 0. In each there is a grid that moves by a token a chunk, in which tokens have
+    a learned place, too: what moves along with it stays in one."""
     drift_frames: int = 21
-    """Latent frames over which the moving grids have places for all that they pass; beyond, the last ones go on."""
+    """Latent frames over which the moving grids have places for all that they pass;
+    beyond, the last ones go on."""
     head_dim: int = 0
-    """Width of a hidden layer beside the last projection, for patches of more values than ``dim``, which that alone
-    cannot tell apart; 0 is none."""
+    """Width of a hidden layer beside the last projection, for patches of more values
+    than ``dim``, which that alone cannot tell apart; 0 is none."""
     eps: float = 1e-6
     """Added to variances and mean squares."""
     chunk_latents: int = 3
@@ -91,49 +113,87 @@ class GeneratorConfig:
     independent_first_frame: bool = False
     """Whether the first chunk of a stream is one latent frame."""
     steps: tuple[int, ...] = (1000, 750, 500, 250)
-    """Denoising steps of a chunk, from pure noise (1000) downwards, before the shift warps them."""
+    """Denoising steps of a chunk, from pure noise (1000) downwards, before the shift
+    warps them."""
     later_steps: int | None = None
     """How many of the steps every chunk but the first takes; None is all."""
     shift: float = 5.0
     """How much the noise levels lean to the noisy side."""
     context_timestep: float = 0.0
-    """Timestep at which a finished chunk is run once more for what the next ones remember of it."""
+    """Timestep at which a finished chunk is run once more for what the next ones
+    remember of it."""
     window: int = 21
     """Latent frames remembered, the chunk in work included."""
     sink: int = 0
     """First latent frames of a stream that are never forgotten."""
     slide: bool = False
-    """Whether the oldest frames behind the sink leave a full window; else a stream ends where its window is full."""
+    """Whether the oldest frames behind the sink leave a full window; else a stream ends
+    where its window is full."""
 
     def __post_init__(self) -> None:
-        positive = ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim", "text_len", "latent_channels")
+        positive = (
+            "dim",
+            "num_heads",
+            "num_layers",
+            "ffn_dim",
+            "freq_dim",
+            "text_dim",
+            "text_len",
+            "latent_channels",
+        )
         for name in (*positive, "eps", "chunk_latents", "shift", "window"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"generator: {name} must be positive, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"generator: {name} must be positive, got {getattr(self, name)}"
+                )
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
-            raise ConfigError(f"generator: {self.num_heads} heads of even width do not make {self.dim}")
+            raise ConfigError(
+                f"generator: {self.num_heads} heads of even width do not make {self.dim}"
+            )
         if self.freq_dim % 2:
             raise ConfigError(f"generator: freq_dim is even, got {self.freq_dim}")
         if self.prediction not in ("flow", "clean"):
-            raise ConfigError(f"generator: prediction is flow or clean, got {self.prediction!r}")
+            raise ConfigError(
+                f"generator: prediction is flow or clean, got {self.prediction!r}"
+            )
         if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
             raise ConfigError(f"generator: a patch is (1, rows, columns), got {self.patch}")
         falling = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
-        if not self.steps or not falling or self.steps[0] > TRAIN_STEPS or self.steps[-1] < 1:
-            raise ConfigError(f"generator: steps fall from at most {TRAIN_STEPS} to at least 1, got {self.steps}")
+        if (
+            not self.steps
+            or not falling
+            or self.steps[0] > TRAIN_STEPS
+            or self.steps[-1] < 1
+        ):
+            raise ConfigError(
+                f"generator: steps fall from at most {TRAIN_STEPS} to at least 1, got "
+                f"{self.steps}"
+            )
         if self.later_steps is not None and not 1 <= self.later_steps <= len(self.steps):
-            raise ConfigError(f"generator: later_steps is 1 to {len(self.steps)} or None, got {self.later_steps}")
+            raise ConfigError(
+                f"generator: later_steps is 1 to {len(self.steps)} or None, got "
+                f"{self.later_steps}"
+            )
         if not 0 <= self.context_timestep <= TRAIN_STEPS:
-            raise ConfigError(f"generator: context_timestep lies in 0..{TRAIN_STEPS}, got {self.context_timestep}")
+            raise ConfigError(
+                f"generator: context_timestep lies in 0..{TRAIN_STEPS}, got "
+                f"{self.context_timestep}"
+            )
         if self.drifts and self.grid is None:
             raise ConfigError("generator: drifts need a grid")
         if self.head_dim < 0:
             raise ConfigError(f"generator: head_dim is 0 or more, got {self.head_dim}")
-        if self.drift_frames < 0 or any(sorted(map(abs, drift)) != [0, 1] for drift in self.drifts):
-            raise ConfigError(f"generator: drifts are (1, 0), (-1, 0), (0, 1) and (0, -1), got {self.drifts}")
+        if self.drift_frames < 0 or any(
+            sorted(map(abs, drift)) != [0, 1] for drift in self.drifts
+        ):
+            raise ConfigError(
+                "generator: drifts are (1, 0), (-1, 0), (0, 1) and (0, -1), got "
+                f"{self.drifts}"
+            )
         if self.sink < 0 or self.window < self.sink + self.chunk_latents:
             raise ConfigError(
-                f"generator: a window of {self.window} does not hold {self.sink} of sink and a chunk of "
+                f"generator: a window of {self.window} does not hold {self.sink} of sink "
+                "and a chunk of "
                 f"{self.chunk_latents}"
             )
 
@@ -144,32 +204,46 @@ class GeneratorConfig:
 
     @property
     def longest(self) -> int | None:
-        """Latent frames of the longest stream, in whole chunks; None where the window slides."""
+        """Latent frames of the longest stream, in whole chunks; None where the window
+        slides."""
         if self.slide:
             return None
         first = self.chunk_after(0)
         return first + (self.window - first) // self.chunk_latents * self.chunk_latents
 
     def chunk_after(self, frames: int) -> int:
-        """Return the latent frames of the chunk that follows ``frames`` latent frames."""
+        """Return the latent frames of the chunk that follows ``frames`` latent
+        frames."""
         return 1 if self.independent_first_frame and frames == 0 else self.chunk_latents
 
     def steps_of_chunk(self, chunk: int) -> tuple[float, ...]:
-        """Return the timesteps that the generated chunk of this index is denoised at."""
+        """Return the timesteps that the generated chunk of this index is denoised
+        at."""
         warped = FlowSchedule(self.shift).warp(self.steps)
-        return fewer_steps(warped, self.later_steps) if chunk and self.later_steps else warped
+        return (
+            fewer_steps(warped, self.later_steps) if chunk and self.later_steps else warped
+        )
 
     def tokens_per_frame(self, height: int, width: int) -> int:
-        """Return how many tokens a latent frame has. Raises ConfigError where it is not whole patches."""
+        """Return how many tokens a latent frame has. Raises ConfigError where it is not
+        whole patches."""
         _, py, px = self.patch
         if height % py or width % px or min(height, width) < 1:
-            raise ConfigError(f"latents of {height} x {width} are not whole patches of {py} x {px}")
+            raise ConfigError(
+                f"latents of {height} x {width} are not whole patches of {py} x {px}"
+            )
         if self.grid not in (None, (height // py, width // px)):
-            raise ConfigError(f"this generator draws {self.grid[0] * py} x {self.grid[1] * px}, not {height} x {width}")
+            raise ConfigError(
+                f"this generator draws {self.grid[0] * py} x {self.grid[1] * px}, not "
+                f"{height} x {width}"
+            )
         return height // py * (width // px)
 
-    def ring_shape(self, *, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Return the shape of each of a layer's two rings, for latents of ``height`` x ``width``."""
+    def ring_shape(
+        self, *, batch: int, height: int, width: int
+    ) -> tuple[int, int, int, int]:
+        """Return the shape of each of a layer's two rings, for latents of ``height`` x
+        ``width``."""
         tokens = self.window * self.tokens_per_frame(height, width)
         return batch, self.num_heads, tokens, self.dim // self.num_heads
 
@@ -181,24 +255,28 @@ class GeneratorConfig:
 
 
 class GeneratorInputs(NamedTuple):
-    """A push: the noise that latents start from, and the fresh noise of the later steps."""
+    """A push: the noise that latents start from, and the fresh noise of the later
+    steps."""
 
     noise_bcthw: Tensor
     """``[B, C, T, H, W]``."""
     draws_bscthw: Tensor
-    """``[B, draws_per_chunk, C, T, H, W]``; a chunk of fewer steps uses the first ones."""
+    """``[B, draws_per_chunk, C, T, H, W]``; a chunk of fewer steps uses the first
+    ones."""
 
 
 @dataclass(frozen=True)
 class GeneratorState:
-    """Memory, context, noise that waits for its chunk, how far the stream is, and what it took."""
+    """Memory, context, noise that waits for its chunk, how far the stream is, and what
+    it took."""
 
     rings: tuple[WindowRing, ...]
     """One a layer."""
     context: tuple[ContextKv, ...]
     """One a layer."""
     anchor_bcthw: Tensor
-    """Last clean latent of the stream's first chunk, ``[B, C, 1, H, W]``; zeros before."""
+    """Last clean latent of the stream's first chunk, ``[B, C, 1, H, W]``; zeros
+    before."""
     noise_bcthw: Tensor
     """Waiting noise, ``chunk_latents`` long; the first ``waiting`` frames count."""
     draws_bscthw: Tensor
@@ -240,7 +318,8 @@ class _Run(NamedTuple):
 
 
 class GeneratorBlock(nn.Module):
-    """Modulated self-attention, cross-attention, modulated feed-forward; every frame has its own modulation."""
+    """Modulated self-attention, cross-attention, modulated feed-forward; every frame
+    has its own modulation."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -248,13 +327,22 @@ class GeneratorBlock(nn.Module):
         self.self_attn = WindowSelfAttention(dim, config.num_heads, config.eps)
         self.norm3 = LayerNorm(dim, config.eps)
         self.cross_attn = CrossAttention(dim, config.num_heads, config.eps)
-        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
+        )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
 
     def forward(
-        self, x: Tensor, time: Tensor, tables: AxisTables, span: WindowSpan, ring: WindowRing, context: ContextKv
+        self,
+        x: Tensor,
+        time: Tensor,
+        tables: AxisTables,
+        span: WindowSpan,
+        ring: WindowRing,
+        context: ContextKv,
     ) -> tuple[Tensor, WindowRing]:
-        """Update ``x [B, frames, tokens of a frame, dim]`` under ``time [B or 1, frames or 1, 6, dim]``."""
+        """Update ``x [B, frames, tokens of a frame, dim]`` under
+        ``time [B or 1, frames or 1, 6, dim]``."""
         vectors = (self.modulation + time).expand(*x.shape[:2], -1, -1).unbind(2)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
         y = normed_for(self.self_attn.q, x, attn_shift, attn_scale, self.eps)
@@ -266,7 +354,8 @@ class GeneratorBlock(nn.Module):
 
 
 class GeneratorHead(nn.Module):
-    """Modulated norm and projection to patches, and beside it, where the config has one, a hidden layer's."""
+    """Modulated norm and projection to patches, and beside it, where the config has
+    one, a hidden layer's."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -276,11 +365,16 @@ class GeneratorHead(nn.Module):
         self.detail = None
         if config.head_dim:
             hidden = nn.Linear(config.dim, config.head_dim)
-            self.detail = nn.Sequential(hidden, nn.GELU("tanh"), nn.Linear(config.head_dim, values))
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / math.sqrt(config.dim))
+            self.detail = nn.Sequential(
+                hidden, nn.GELU("tanh"), nn.Linear(config.head_dim, values)
+            )
+        self.modulation = nn.Parameter(
+            torch.randn(1, 2, config.dim) / math.sqrt(config.dim)
+        )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Project ``x [B, frames, tokens of a frame, dim]`` under ``time [B or 1, frames or 1, dim]``."""
+        """Project ``x [B, frames, tokens of a frame, dim]`` under
+        ``time [B or 1, frames or 1, dim]``."""
         shift, scale = (self.modulation + time.unsqueeze(2)).unsqueeze(3).unbind(2)
         x = layer_norm(x, self.eps) * (1 + scale) + shift
         return self.head(x) if self.detail is None else self.head(x) + self.detail(x)
@@ -289,9 +383,10 @@ class GeneratorHead(nn.Module):
 class Generator(nn.Module):
     """Noise to clean latents under a prompt, chunk by chunk, each in a few steps.
 
-    Everything runs in the dtype of the weights but the insides of norms, the rotation (float32) and the sampler
-    (float64 and float32). A finished chunk is run once more at ``context_timestep`` for what the next ones remember
-    of it, unless ``gate`` finds that it can do without.
+    Everything runs in the dtype of the weights but the insides of norms, the rotation
+    (float32) and the sampler (float64 and float32). A finished chunk is run once more
+    at ``context_timestep`` for what the next ones remember of it, unless ``gate`` finds
+    that it can do without.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -302,50 +397,83 @@ class Generator(nn.Module):
         self.graphs = EAGER
         """What runs the network over a chunk, see ``engine/graphs.py``."""
         dim = config.dim
-        self.patch_embedding = nn.Conv3d(config.latent_channels, dim, config.patch, stride=config.patch)
+        self.patch_embedding = nn.Conv3d(
+            config.latent_channels, dim, config.patch, stride=config.patch
+        )
         rows, columns = config.grid or (0, 0)
-        self.row_places = nn.Parameter(0.1 * torch.randn(rows, dim)) if config.grid else None
-        self.column_places = nn.Parameter(0.1 * torch.randn(columns, dim)) if config.grid else None
+        self.row_places = (
+            nn.Parameter(0.1 * torch.randn(rows, dim)) if config.grid else None
+        )
+        self.column_places = (
+            nn.Parameter(0.1 * torch.randn(columns, dim)) if config.grid else None
+        )
         self.drift_places = nn.ParameterList(
             nn.Parameter(
                 0.1
-                * torch.randn(config.chunk_latents * ((rows if down else columns) - 1) + config.drift_frames + 1, dim)
+                * torch.randn(
+                    config.chunk_latents * ((rows if down else columns) - 1)
+                    + config.drift_frames
+                    + 1,
+                    dim,
+                )
             )
             for down, _ in config.drifts
         )
-        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
-        self.blocks = nn.ModuleList(GeneratorBlock(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(config) for _ in range(config.num_layers)
+        )
         self.head = GeneratorHead(config)
         for name, parameter in self.head.named_parameters():
             if name.startswith(("head.", "detail.2.")):
                 nn.init.zeros_(parameter)
 
     def to_fp8(self) -> "Generator":
-        """Turn linear layers but ``KEPT_IN_BF16`` to 8-bit floating point, in place; inference only."""
+        """Turn linear layers but ``KEPT_IN_BF16`` to 8-bit floating point, in place;
+        inference only."""
         quantise_linears(self, keep=KEPT_IN_BF16)
         return self
 
     # Streaming
 
     @torch.no_grad()
-    def init_state(self, *, batch: int, height: int, width: int, context: Tensor | None = None) -> GeneratorState:
-        """Return the state before the first chunk, for latents of ``height`` x ``width``.
+    def init_state(
+        self, *, batch: int, height: int, width: int, context: Tensor | None = None
+    ) -> GeneratorState:
+        """Return the state before the first chunk, for latents of ``height`` x
+        ``width``.
 
-        ``context [B or 1, tokens, text_dim]`` is the prompt's embedding, at most ``text_len`` tokens; without one the
-        context is all zeros. Raises ConfigError for latents that are no whole patches and for a context that does
-        not fit.
+        ``context [B or 1, tokens, text_dim]`` is the prompt's embedding, at most
+        ``text_len`` tokens; without one the context is all zeros. Raises ConfigError
+        for latents that are no whole patches and for a context that does not fit.
         """
         config, weight = self.config, self.patch_embedding.weight
         shape = config.ring_shape(batch=batch, height=height, width=width)
-        draws = (batch, config.draws_per_chunk, config.latent_channels, config.chunk_latents, height, width)
+        draws = (
+            batch,
+            config.draws_per_chunk,
+            config.latent_channels,
+            config.chunk_latents,
+            height,
+            width,
+        )
         return GeneratorState(
-            rings=tuple(WindowRing.empty(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks),
+            rings=tuple(
+                WindowRing.empty(shape, dtype=weight.dtype, device=weight.device)
+                for _ in self.blocks
+            ),
             context=self.embed_context(context, batch=batch),
             anchor_bcthw=weight.new_zeros(batch, config.latent_channels, 1, height, width),
-            noise_bcthw=weight.new_zeros(batch, config.latent_channels, config.chunk_latents, height, width),
+            noise_bcthw=weight.new_zeros(
+                batch, config.latent_channels, config.chunk_latents, height, width
+            ),
             draws_bscthw=weight.new_zeros(draws),
             waiting=0,
             frames=0,
@@ -355,18 +483,26 @@ class Generator(nn.Module):
         )
 
     @torch.no_grad()
-    def step(self, state: GeneratorState, inputs: GeneratorInputs) -> tuple[GeneratorState, Tensor]:
-        """Queue a push of noise and return the clean latents of the chunks it completes; consumes state.
+    def step(
+        self, state: GeneratorState, inputs: GeneratorInputs
+    ) -> tuple[GeneratorState, Tensor]:
+        """Queue a push of noise and return the clean latents of the chunks it
+        completes; consumes state.
 
         Raises ConfigError where the window is full and does not slide.
         """
-        assert inputs.draws_bscthw.shape[3] == inputs.noise_bcthw.shape[2], "a push has draws for every latent frame"
+        assert inputs.draws_bscthw.shape[3] == inputs.noise_bcthw.shape[2], (
+            "a push has draws for every latent frame"
+        )
         done: list[Tensor] = []
         taken, total = 0, inputs.noise_bcthw.shape[2]
         while taken < total:
             chunk = self.config.chunk_after(state.frames)
             count = min(total - taken, chunk - state.waiting)
-            filled, source = slice(state.waiting, state.waiting + count), slice(taken, taken + count)
+            filled, source = (
+                slice(state.waiting, state.waiting + count),
+                slice(taken, taken + count),
+            )
             state.noise_bcthw[:, :, filled] = inputs.noise_bcthw[:, :, source]
             state.draws_bscthw[:, :, :, filled] = inputs.draws_bscthw[:, :, :, source]
             state = dataclasses.replace(state, waiting=filled.stop)
@@ -378,23 +514,32 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def flush(self, state: GeneratorState) -> Tensor:
-        """Return the clean latents of what still waits, as a shorter chunk; consumes state."""
+        """Return the clean latents of what still waits, as a shorter chunk; consumes
+        state."""
         return self._denoise(state)[1] if state.waiting else state.noise_bcthw[:, :, :0]
 
     @torch.no_grad()
     def close_chunk(self, state: GeneratorState) -> tuple[GeneratorState, Tensor]:
-        """Generate what waits as one chunk, complete or not, and remember it; consumes state."""
+        """Generate what waits as one chunk, complete or not, and remember it; consumes
+        state."""
         first_frame = state.frames
         state, clean = self._denoise(state)
-        if state.chunks > 1 and self.gate is not None and self.gate(clean, state.anchor_bcthw):
-            return dataclasses.replace(state, refreshes_skipped=state.refreshes_skipped + 1), clean
+        if (
+            state.chunks > 1
+            and self.gate is not None
+            and self.gate(clean, state.anchor_bcthw)
+        ):
+            return dataclasses.replace(
+                state, refreshes_skipped=state.refreshes_skipped + 1
+            ), clean
         return self._remember(state, clean, first_frame), clean
 
     @torch.no_grad()
     def prefill(self, state: GeneratorState, latents_bcthw: Tensor) -> GeneratorState:
         """Take clean latents as the stream's past, in whole chunks; consumes state.
 
-        Raises ConfigError for a piece of a chunk and where the window is full and does not slide.
+        Raises ConfigError for a piece of a chunk and where the window is full and does
+        not slide.
         """
         assert state.waiting == 0, "clean latents come between two chunks"
         taken, total = 0, latents_bcthw.shape[2]
@@ -402,11 +547,14 @@ class Generator(nn.Module):
             chunk = self.config.chunk_after(state.frames)
             if total - taken < chunk:
                 raise ConfigError(
-                    f"clean latents come in whole chunks of {chunk}: {total - taken} of {total} are left over"
+                    f"clean latents come in whole chunks of {chunk}: {total - taken} of "
+                    f"{total} are left over"
                 )
             clean = latents_bcthw[:, :, taken : taken + chunk].to(state.noise_bcthw)
             first_frame = state.frames
-            state = dataclasses.replace(self._anchor(state, clean), frames=first_frame + chunk)
+            state = dataclasses.replace(
+                self._anchor(state, clean), frames=first_frame + chunk
+            )
             state = self._remember(state, clean, first_frame)
             taken += chunk
         return state
@@ -417,7 +565,9 @@ class Generator(nn.Module):
         timesteps, rings = self.config.steps_of_chunk(state.chunks), state.rings
         for i, timestep in enumerate(timesteps):
             if i:
-                x = self.schedule.renoise(clean, state.draws_bscthw[:, i - 1, :, : state.waiting], timestep)
+                x = self.schedule.renoise(
+                    clean, state.draws_bscthw[:, i - 1, :, : state.waiting], timestep
+                )
             flow, rings = self._run(x, timestep, rings, state.context, state.frames)
             clean = self.schedule.clean(x, flow, timestep)
         after = dataclasses.replace(
@@ -430,7 +580,9 @@ class Generator(nn.Module):
         )
         return after, clean
 
-    def _remember(self, state: GeneratorState, clean_bcthw: Tensor, first_frame: int) -> GeneratorState:
+    def _remember(
+        self, state: GeneratorState, clean_bcthw: Tensor, first_frame: int
+    ) -> GeneratorState:
         """Run a clean chunk once for its keys and values."""
         timestep = self.config.context_timestep
         _, rings = self._run(clean_bcthw, timestep, state.rings, state.context, first_frame)
@@ -459,7 +611,9 @@ class Generator(nn.Module):
             return memory._replace(rings=after), flow
 
         at = torch.full((1, 1), timestep, device=self.patch_embedding.weight.device)
-        again = rings[0].total > first_frame * self.config.tokens_per_frame(*x_bcthw.shape[3:])
+        again = rings[0].total > first_frame * self.config.tokens_per_frame(
+            *x_bcthw.shape[3:]
+        )
         memory, flow = self.graphs.step(
             "generator",
             run,
@@ -479,16 +633,27 @@ class Generator(nn.Module):
     # The network
 
     def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
-        """Return the context's keys and values of every layer; differentiable. See ``init_state``."""
+        """Return the context's keys and values of every layer; differentiable. See
+        ``init_state``."""
         config, weight = self.config, self.patch_embedding.weight
         if context is None:
             context = weight.new_zeros(1, config.text_len, config.text_dim)
-        if context.ndim != 3 or context.shape[1] > config.text_len or context.shape[2] != config.text_dim:
+        if (
+            context.ndim != 3
+            or context.shape[1] > config.text_len
+            or context.shape[2] != config.text_dim
+        ):
             expected = f"[batch, up to {config.text_len} tokens, {config.text_dim}]"
             raise ConfigError(f"a context is {expected}, got {list(context.shape)}")
-        tokens = F.pad(context.to(weight.device, weight.dtype), (0, 0, 0, config.text_len - context.shape[1]))
+        tokens = F.pad(
+            context.to(weight.device, weight.dtype),
+            (0, 0, 0, config.text_len - context.shape[1]),
+        )
         tokens = self.text_embedding(tokens).expand(batch, -1, -1)
-        return tuple(block.cross_attn.project(tokens) for block in cast("list[GeneratorBlock]", self.blocks))
+        return tuple(
+            block.cross_attn.project(tokens)
+            for block in cast("list[GeneratorBlock]", self.blocks)
+        )
 
     def forward_chunk(
         self,
@@ -501,35 +666,47 @@ class Generator(nn.Module):
         position: int | Tensor | None = None,
         reuse_rings: bool = False,
     ) -> ChunkResult:
-        """Run the network over one chunk of up to any length; differentiable unless ``reuse_rings``.
+        """Run the network over one chunk of up to any length; differentiable unless
+        ``reuse_rings``.
 
-        ``timestep`` is that of the whole chunk or ``[B, T]``, one for every latent frame; ``rings`` are those of the
-        run before (None at the start of a stream), ``context`` what ``embed_context`` returned (None: no prompt),
-        ``first_frame`` the latent frames before this chunk. A chunk that was the last one to run is run again in its
-        own place. ``position`` stands in for ``first_frame`` where places are told, also as a tensor. With
-        ``reuse_rings`` the buffers of ``rings`` are overwritten. Raises ConfigError where the window
-        is full and does not slide.
+        ``timestep`` is that of the whole chunk or ``[B, T]``, one for every latent
+        frame; ``rings`` are those of the run before (None at the start of a stream),
+        ``context`` what ``embed_context`` returned (None: no prompt), ``first_frame``
+        the latent frames before this chunk. A chunk that was the last one to run is run
+        again in its own place. ``position`` stands in for ``first_frame`` where places
+        are told, also as a tensor. With ``reuse_rings`` the buffers of ``rings`` are
+        overwritten. Raises ConfigError where the window is full and does not slide.
         """
         config, weight = self.config, self.patch_embedding.weight
         batch, _, frames, height, width = x_bcthw.shape
         if not config.slide and first_frame + frames > config.window:
             raise ConfigError(
                 f"a stream of this generator ends after {config.window} latent frames, "
-                f"asked for {first_frame + frames}: make a shorter clip, or use a model with a sliding window"
+                f"asked for {first_frame + frames}: make a shorter clip, or use a model "
+                "with a sliding window"
             )
         tokens = config.tokens_per_frame(height, width)
         if rings is None:
             shape = (batch, config.num_heads, 0, config.dim // config.num_heads)
-            rings = tuple(WindowRing.empty(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks)
+            rings = tuple(
+                WindowRing.empty(shape, dtype=weight.dtype, device=weight.device)
+                for _ in self.blocks
+            )
         if context is None:
             context = self.embed_context(None, batch=batch)
-        span = WindowSpan(first_frame * tokens, config.window * tokens, config.sink * tokens, reuse_rings)
+        span = WindowSpan(
+            first_frame * tokens, config.window * tokens, config.sink * tokens, reuse_rings
+        )
         position = first_frame if position is None else position
         tables = self._tables(frames, height, width, position)
 
         if not isinstance(timestep, Tensor):
             timestep = torch.full((1, 1), timestep, device=weight.device)
-        time = sinusoid(timestep.flatten(), config.freq_dim).to(weight.dtype).unflatten(0, timestep.shape)
+        time = (
+            sinusoid(timestep.flatten(), config.freq_dim)
+            .to(weight.dtype)
+            .unflatten(0, timestep.shape)
+        )
         time = self.time_embedding(time)
         if self.text_pool is not None:
             time = time + self.text_pool(context[0].v.mean(dim=2).flatten(1)).unsqueeze(1)
@@ -537,8 +714,14 @@ class Generator(nn.Module):
 
         level = (timestep / TRAIN_STEPS).view(len(timestep), 1, -1, 1, 1)
         seen = x_bcthw * (1 - level).to(x_bcthw) if config.sees_signal else x_bcthw
-        x = F.linear(self._to_patches(seen.to(weight.dtype)), weight.flatten(1), self.patch_embedding.bias)
-        x = x.to(weight.dtype)  # under autocast, too, the residual stream has the precision of the weights
+        x = F.linear(
+            self._to_patches(seen.to(weight.dtype)),
+            weight.flatten(1),
+            self.patch_embedding.bias,
+        )
+        x = x.to(
+            weight.dtype
+        )  # under autocast, too, the residual stream has the precision of the weights
         if self.row_places is not None and self.column_places is not None:
             places = self.row_places[:, None] + self.column_places
             x = x + (places + self._moving_places(frames, position)).flatten(-3, -2)
@@ -552,7 +735,8 @@ class Generator(nn.Module):
         return ChunkResult(flow, tuple(after))
 
     def _to_patches(self, x_bcthw: Tensor) -> Tensor:
-        """Return ``[B, T, tokens of a frame, values of a patch]``, channels first within a patch."""
+        """Return ``[B, T, tokens of a frame, values of a patch]``, channels first
+        within a patch."""
         _, py, px = self.config.patch
         split = x_bcthw.unflatten(4, (-1, px)).unflatten(3, (-1, py))
         return split.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
@@ -564,18 +748,28 @@ class Generator(nn.Module):
         return split.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
     def _moving_places(self, frames: int, position: int | Tensor) -> Tensor | float:
-        """Return the sum over ``drifts`` of the places in grids that move, ``[T, rows, columns, dim]``, else 0."""
+        """Return the sum over ``drifts`` of the places in grids that move,
+        ``[T, rows, columns, dim]``, else 0."""
         config, total = self.config, 0.0
         assert config.grid is not None, "the config was checked"
-        frame = torch.arange(frames, device=self.patch_embedding.weight.device).view(-1, 1, 1) + position
+        frame = (
+            torch.arange(frames, device=self.patch_embedding.weight.device).view(-1, 1, 1)
+            + position
+        )
         rows, columns = (torch.arange(count, device=frame.device) for count in config.grid)
         for table, (down, right) in zip(self.drift_places, config.drifts, strict=True):
             still = rows[:, None] if down else columns
-            place = config.chunk_latents * still - (down + right) * frame + config.drift_frames * (down + right > 0)
+            place = (
+                config.chunk_latents * still
+                - (down + right) * frame
+                + config.drift_frames * (down + right > 0)
+            )
             total = total + table[place.clamp(0, len(table) - 1)]
         return total
 
-    def _tables(self, frames: int, height: int, width: int, first_frame: int | Tensor) -> AxisTables:
+    def _tables(
+        self, frames: int, height: int, width: int, first_frame: int | Tensor
+    ) -> AxisTables:
         _, py, px = self.config.patch
         return rotation_tables(
             self.config.dim // self.config.num_heads,

@@ -1,4 +1,5 @@
-"""Causal latent upsampler (version 1): low-resolution latents to high-resolution latents, x2 or x3."""
+"""Causal latent upsampler (version 1): low-resolution latents to high-resolution
+latents, x2 or x3."""
 
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ __all__ = ["LatentUpsampler", "LatentUpsamplerConfig", "LatentUpsamplerState"]
 
 @dataclass(frozen=True, kw_only=True)
 class LatentUpsamplerConfig:
-    """Sizes of the upsampler; the defaults are the published ones (ARCHITECTURE 3.1)."""
+    """Sizes of the upsampler; the defaults are the published ones (ARCHITECTURE
+    3.1)."""
 
     scale: int = 2
     """Spatial growth per side."""
@@ -44,7 +46,8 @@ class LatentUpsamplerState:
 
 
 class LatentUpsampler(nn.Module):
-    """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame with a memory of one frame."""
+    """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame with a
+    memory of one frame."""
 
     def __init__(self, config: LatentUpsamplerConfig) -> None:
         super().__init__()
@@ -56,14 +59,24 @@ class LatentUpsampler(nn.Module):
             activation(slope),
         )
         self.blocks = nn.ModuleList(
-            [MemoryBlock(width, init=config.memory_init, negative_slope=slope) for _ in range(config.blocks)]
+            [
+                MemoryBlock(width, init=config.memory_init, negative_slope=slope)
+                for _ in range(config.blocks)
+            ]
         )
         self.final = nn.Conv2d(width, config.latent_channels, 3, padding=1)
 
-    def upsample(self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Upsample a piece of a clip at once; differentiable. ``memories`` is None at the start of a stream."""
+    def upsample(
+        self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Upsample a piece of a clip at once; differentiable. ``memories`` is None at
+        the start of a stream."""
         batch = latents_bcthw.shape[0]
-        x = latents_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = (
+            latents_bcthw.transpose(1, 2)
+            .flatten(0, 1)
+            .contiguous(memory_format=torch.channels_last)
+        )
         x = self.pre_shuffle(x).contiguous(memory_format=torch.channels_last)
         after: list[Tensor] = []
         for i, block in enumerate(self.blocks):
@@ -76,13 +89,19 @@ class LatentUpsampler(nn.Module):
         scale, weight = self.config.scale, self.final.weight
         shape = (batch, self.config.width, height * scale, width * scale)
         empty = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        memories = tuple(empty.clone(memory_format=torch.channels_last) for _ in range(self.config.blocks))
+        memories = tuple(
+            empty.clone(memory_format=torch.channels_last)
+            for _ in range(self.config.blocks)
+        )
         return LatentUpsamplerState(memories, False)
 
-    def step(self, state: LatentUpsamplerState, inputs: Tensor) -> tuple[LatentUpsamplerState, Tensor]:
+    def step(
+        self, state: LatentUpsamplerState, inputs: Tensor
+    ) -> tuple[LatentUpsamplerState, Tensor]:
         """Take in latents [B, C, T, H, W]; return as many at the high resolution.
 
-        On a GPU a push is computed at once, on a CPU latent by latent, which stays in its caches.
+        On a GPU a push is computed at once, on a CPU latent by latent, which stays in
+        its caches.
         """
         memories, weight = state.memories if state.started else None, self.final.weight
         out: list[Tensor] = [self._no_latents(state)]
@@ -90,7 +109,9 @@ class LatentUpsampler(nn.Module):
         for piece in inputs.split(together, dim=2) if inputs.shape[2] else ():
             latent, memories = self.upsample(piece.to(weight.dtype), memories)
             out.append(latent)
-        after = LatentUpsamplerState(state.memories if memories is None else memories, memories is not None)
+        after = LatentUpsamplerState(
+            state.memories if memories is None else memories, memories is not None
+        )
         return after, torch.cat(out, dim=2)
 
     def flush(self, state: LatentUpsamplerState) -> Tensor:
@@ -99,4 +120,6 @@ class LatentUpsampler(nn.Module):
 
     def _no_latents(self, state: LatentUpsamplerState) -> Tensor:
         batch, _, height, width = state.memories[0].shape
-        return state.memories[0].new_empty((batch, self.config.latent_channels, 0, height, width))
+        return state.memories[0].new_empty(
+            (batch, self.config.latent_channels, 0, height, width)
+        )

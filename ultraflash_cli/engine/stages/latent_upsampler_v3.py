@@ -1,4 +1,5 @@
-"""Causal latent upsampler, version 3: one flat list of layers that narrows stage by stage; scales are powers of two."""
+"""Causal latent upsampler, version 3: one flat list of layers that narrows stage by
+stage; scales are powers of two."""
 
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ __all__ = ["LatentUpsamplerV3", "LatentUpsamplerV3Config", "LatentUpsamplerV3Sta
 
 @dataclass(frozen=True, kw_only=True)
 class LatentUpsamplerV3Config:
-    """Sizes of the upsampler; the defaults are the published ones (ARCHITECTURE 3.2)."""
+    """Sizes of the upsampler; the defaults are the published ones (ARCHITECTURE
+    3.2)."""
 
     scale: int = 2
     """Spatial growth per side, a power of two; the first stages double, one each."""
@@ -31,25 +33,32 @@ class LatentUpsamplerV3Config:
             raise ConfigError("upsampler sizes must be positive")
         if self.scale not in {2**doubled for doubled in range(len(self.widths) + 1)}:
             raise ConfigError(
-                f"{len(self.widths)} stages grow by a power of two up to {2 ** len(self.widths)}, got {self.scale}"
+                f"{len(self.widths)} stages grow by a power of two up to "
+                f"{2 ** len(self.widths)}, got {self.scale}"
             )
 
 
 @dataclass(frozen=True)
 class LatentUpsamplerV3State:
-    """The last input frame of every memory block, each at the resolution of its stage."""
+    """The last input frame of every memory block, each at the resolution of its
+    stage."""
 
     memories: tuple[Tensor, ...]
     started: bool
 
 
 class _Enlarge(nn.Module):
-    """Twice the size by a convolution and a pixel shuffle, or nothing where a stage keeps its size."""
+    """Twice the size by a convolution and a pixel shuffle, or nothing where a stage
+    keeps its size."""
 
     def __init__(self, width: int, *, doubles: bool) -> None:
         super().__init__()
         self.factor = 2 if doubles else 1
-        layers = (nn.Conv2d(width, width * 4, 3, padding=1), nn.PixelShuffle(2)) if doubles else ()
+        layers = (
+            (nn.Conv2d(width, width * 4, 3, padding=1), nn.PixelShuffle(2))
+            if doubles
+            else ()
+        )
         self.block = nn.Sequential(*layers)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
@@ -58,29 +67,50 @@ class _Enlarge(nn.Module):
 
 
 class LatentUpsamplerV3(nn.Module):
-    """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame with a memory of one frame."""
+    """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame with a
+    memory of one frame."""
 
     def __init__(self, config: LatentUpsamplerV3Config) -> None:
         super().__init__()
         self.config = config
         widths = config.widths
-        layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, widths[0], 3, padding=1), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
+            nn.ReLU(inplace=True),
+        ]
         for stage, width in enumerate(widths):
-            layers += [MemoryBlock(width, init=config.memory_init) for _ in range(config.blocks)]
-            layers += [_Enlarge(width, doubles=2**stage < config.scale), TimeGrowth(width, 1)]
+            layers += [
+                MemoryBlock(width, init=config.memory_init) for _ in range(config.blocks)
+            ]
+            layers += [
+                _Enlarge(width, doubles=2**stage < config.scale),
+                TimeGrowth(width, 1),
+            ]
             if stage + 1 < len(widths):
                 layers.append(nn.Conv2d(width, widths[stage + 1], 3, padding=1, bias=False))
-        layers += [nn.ReLU(inplace=True), nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)]
+        layers += [
+            nn.ReLU(inplace=True),
+            nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1),
+        ]
         self.net = nn.Sequential(*layers)
 
-    def upsample(self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Upsample a piece of a clip at once; differentiable. ``memories`` is None at the start of a stream."""
+    def upsample(
+        self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Upsample a piece of a clip at once; differentiable. ``memories`` is None at
+        the start of a stream."""
         batch = latents_bcthw.shape[0]
-        x = latents_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = (
+            latents_bcthw.transpose(1, 2)
+            .flatten(0, 1)
+            .contiguous(memory_format=torch.channels_last)
+        )
         after: list[Tensor] = []
         for layer in self.net:
             if isinstance(layer, MemoryBlock):
-                x, memory = layer(x, None if memories is None else memories[len(after)], batch)
+                x, memory = layer(
+                    x, None if memories is None else memories[len(after)], batch
+                )
                 after.append(memory)
             else:
                 x = layer(x)
@@ -99,14 +129,20 @@ class LatentUpsamplerV3(nn.Module):
                 memories.append(empty.contiguous(memory_format=torch.channels_last))
         return LatentUpsamplerV3State(tuple(memories), False)
 
-    def step(self, state: LatentUpsamplerV3State, inputs: Tensor) -> tuple[LatentUpsamplerV3State, Tensor]:
+    def step(
+        self, state: LatentUpsamplerV3State, inputs: Tensor
+    ) -> tuple[LatentUpsamplerV3State, Tensor]:
         """Take in latents [B, C, T, H, W]; return as many at the high resolution."""
         memories = state.memories if state.started else None
         out: list[Tensor] = [self._no_latents(state)]
         for t in range(inputs.shape[2]):
-            latent, memories = self.upsample(inputs[:, :, t : t + 1].to(self._weight.dtype), memories)
+            latent, memories = self.upsample(
+                inputs[:, :, t : t + 1].to(self._weight.dtype), memories
+            )
             out.append(latent)
-        after = LatentUpsamplerV3State(state.memories if memories is None else memories, memories is not None)
+        after = LatentUpsamplerV3State(
+            state.memories if memories is None else memories, memories is not None
+        )
         return after, torch.cat(out, dim=2)
 
     def flush(self, state: LatentUpsamplerV3State) -> Tensor:
@@ -123,4 +159,6 @@ class LatentUpsamplerV3(nn.Module):
         """The first memory has the size of the latents that come in."""
         batch, _, height, width = state.memories[0].shape
         scale = self.config.scale
-        return state.memories[0].new_empty((batch, self.config.latent_channels, 0, height * scale, width * scale))
+        return state.memories[0].new_empty(
+            (batch, self.config.latent_channels, 0, height * scale, width * scale)
+        )

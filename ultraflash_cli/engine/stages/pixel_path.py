@@ -1,7 +1,7 @@
 """The pixel path: low-resolution frames to high-resolution ones, without latents.
 
-Causal memory blocks work on unshuffled frames and give a residual over the lanczos enlargement. The built-in model
-upscales by it alone.
+Causal memory blocks work on unshuffled frames and give a residual over the lanczos
+enlargement. The built-in model upscales by it alone.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,9 @@ class PixelPathConfig:
 
     def __post_init__(self) -> None:
         if self.scale not in self.scales:
-            raise ConfigError(f"the pixel path has projections for {self.scales}, not for x{self.scale}")
+            raise ConfigError(
+                f"the pixel path has projections for {self.scales}, not for x{self.scale}"
+            )
         if min(self.width, self.blocks, self.patch) < 1:
             raise ConfigError("sizes of the pixel path must be positive")
 
@@ -55,9 +57,11 @@ class PixelPathState:
 
 
 class PixelPath(nn.Module):
-    """RGB frames [B, 3, T, h, w] in [0, 1] to [B, 3, T, scale * h, scale * w], float32, not clamped.
+    """RGB frames [B, 3, T, h, w] in [0, 1] to [B, 3, T, scale * h, scale * w], float32,
+    not clamped.
 
-    Sides are multiples of ``patch``. Every frame is its own group: it depends on those before it alone.
+    Sides are multiples of ``patch``. Every frame is its own group: it depends on those
+    before it alone.
     """
 
     def __init__(self, config: PixelPathConfig) -> None:
@@ -66,16 +70,27 @@ class PixelPath(nn.Module):
         init, slope = config.memory_init, config.negative_slope
         self.embed = nn.Conv2d(3 * config.patch**2, config.width, 3, padding=1)
         self.blocks = nn.ModuleList(
-            [MemoryBlock(config.width, init=init, negative_slope=slope) for _ in range(config.blocks)]
+            [
+                MemoryBlock(config.width, init=init, negative_slope=slope)
+                for _ in range(config.blocks)
+            ]
         )
         self.project = nn.ModuleDict(
-            {str(s): nn.Conv2d(config.width, 3 * (s * config.patch) ** 2, 3, padding=1) for s in config.scales}
+            {
+                str(s): nn.Conv2d(config.width, 3 * (s * config.patch) ** 2, 3, padding=1)
+                for s in config.scales
+            }
         )
 
     def upscale(
-        self, frames_bcthw: Tensor, memories: tuple[Tensor, ...] | None, *, scale: int | None = None
+        self,
+        frames_bcthw: Tensor,
+        memories: tuple[Tensor, ...] | None,
+        *,
+        scale: int | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Enlarge a piece of a clip at once; differentiable. ``memories`` is None at the start of a stream.
+        """Enlarge a piece of a clip at once; differentiable. ``memories`` is None at
+        the start of a stream.
 
         ``scale`` stands in for the config's (training works at several in turn).
         """
@@ -89,7 +104,9 @@ class PixelPath(nn.Module):
             x, memory = block(x, None if memories is None else memories[i], batch)
             after.append(memory)
         residual = self.project[str(scale)](x + embedded) * config.residual_gain
-        full = lanczos_upscale(frames.float(), scale) + F.pixel_shuffle(residual, config.patch * scale)
+        full = lanczos_upscale(frames.float(), scale) + F.pixel_shuffle(
+            residual, config.patch * scale
+        )
         return full.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
 
     def init_state(self, *, batch: int, height: int, width: int) -> PixelPathState:
@@ -97,14 +114,19 @@ class PixelPath(nn.Module):
         config, like = self.config, self.embed.weight
         shape = (batch, config.width, height // config.patch, width // config.patch)
         memories = tuple(
-            torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(memory_format=torch.channels_last)
+            torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(
+                memory_format=torch.channels_last
+            )
             for _ in range(config.blocks)
         )
         size = (batch, 3, 0, config.scale * height, config.scale * width)
         return PixelPathState(memories, False, torch.empty(size, device=like.device))
 
-    def step(self, state: PixelPathState, frames_bcthw: Tensor) -> tuple[PixelPathState, Tensor]:
-        """Take in frames; return as many. On a CPU frame by frame, which stays in its caches."""
+    def step(
+        self, state: PixelPathState, frames_bcthw: Tensor
+    ) -> tuple[PixelPathState, Tensor]:
+        """Take in frames; return as many. On a CPU frame by frame, which stays in its
+        caches."""
         memories = state.memories if state.started else None
         frames = frames_bcthw.shape[2]
         batch, channels, _, height, width = state.empty_bcthw.shape
@@ -113,7 +135,9 @@ class PixelPath(nn.Module):
         for at in range(0, frames, max(1, together)):
             piece = frames_bcthw[:, :, at : at + together]
             out[:, :, at : at + together], memories = self.upscale(piece, memories)
-        return PixelPathState(memories or state.memories, memories is not None, state.empty_bcthw), out
+        return PixelPathState(
+            memories or state.memories, memories is not None, state.empty_bcthw
+        ), out
 
     def flush(self, state: PixelPathState) -> Tensor:
         """Return no frames: nothing is ever queued."""

@@ -1,4 +1,5 @@
-"""Prompts to embeddings by a small transformer over words, for models that learn their own language."""
+"""Prompts to embeddings by a small transformer over words, for models that learn their
+own language."""
 
 import re
 import zlib
@@ -20,9 +21,11 @@ class PromptEncoderConfig:
     """Sizes of the prompt encoder."""
 
     words: tuple[str, ...] = ()
-    """The words it knows, lower case; others are not heard. Empty for hashed words, of which there is no list."""
+    """The words it knows, lower case; others are not heard. Empty for hashed words, of
+    which there is no list."""
     variants: tuple[tuple[str, ...], ...] = ()
-    """Groups of its words that say which of the ways of laying out a picture is meant; a seed chooses one of each."""
+    """Groups of its words that say which of the ways of laying out a picture is meant;
+    a seed chooses one of each."""
     rows: int = 512
     """Rows of each of the two tables that a hashed id's two digits choose from."""
     dim: int = 64
@@ -35,17 +38,30 @@ class PromptEncoderConfig:
     """Words of a prompt that are read, the end included, and rows of its embedding."""
 
     def __post_init__(self) -> None:
-        if len(set(self.words)) < len(self.words) or any(word != word.lower() for word in self.words):
-            raise ConfigError("the words of a prompt encoder are different ones in lower case")
+        if len(set(self.words)) < len(self.words) or any(
+            word != word.lower() for word in self.words
+        ):
+            raise ConfigError(
+                "the words of a prompt encoder are different ones in lower case"
+            )
         if not all(set(group) <= set(self.words) and group for group in self.variants):
             raise ConfigError("the variants of a prompt encoder are words that it knows")
-        if min(self.rows, self.dim, self.heads, self.text_len) < 1 or self.layers < 0 or self.dim % self.heads:
-            raise ConfigError("prompt encoder sizes must be positive, and the heads must divide the channels")
+        if (
+            min(self.rows, self.dim, self.heads, self.text_len) < 1
+            or self.layers < 0
+            or self.dim % self.heads
+        ):
+            raise ConfigError(
+                "prompt encoder sizes must be positive, and the heads must divide the "
+                "channels"
+            )
 
     def with_variant(self, prompt: str, seed: int) -> str:
-        """Return what is read for a prompt and a seed: the prompt and a word of each group of variants.
+        """Return what is read for a prompt and a seed: the prompt and a word of each
+        group of variants.
 
-        They are the digits of the seed, the first group's changes fastest: seeds one after the other all differ.
+        They are the digits of the seed, the first group's changes fastest: seeds one
+        after the other all differ.
         """
         said = [prompt]
         for group in self.variants:
@@ -60,23 +76,32 @@ class PromptEncoderConfig:
 
 
 class WordTokenizer:
-    """Lower-case words as ids, the end-of-sequence id last: their places in a list, or hashed where there is none."""
+    """Lower-case words as ids, the end-of-sequence id last: their places in a list, or
+    hashed where there is none."""
 
     def __init__(self, vocab: int, words: tuple[str, ...] = ()) -> None:
         self.vocab = vocab
         self.places = {word: FIRST_WORD_ID + i for i, word in enumerate(words)}
 
     def __call__(self, text: str) -> list[int]:
-        """Return the ids of a prompt; what is neither letter nor digit divides words. Words off the list are left."""
+        """Return the ids of a prompt; what is neither letter nor digit divides words.
+        Words off the list are left."""
         words = _words(text)
         if self.places:
             return [self.places[word] for word in words if word in self.places] + [EOS_ID]
         free = self.vocab - FIRST_WORD_ID
-        return [FIRST_WORD_ID + zlib.crc32(word.encode()) % free for word in words] + [EOS_ID]
+        return [FIRST_WORD_ID + zlib.crc32(word.encode()) % free for word in words] + [
+            EOS_ID
+        ]
 
     def unheard(self, text: str) -> list[str]:
-        """Return the words of a prompt that are off the list, each once; none where there is no list."""
-        return [word for word in dict.fromkeys(_words(text)) if self.places and word not in self.places]
+        """Return the words of a prompt that are off the list, each once; none where
+        there is no list."""
+        return [
+            word
+            for word in dict.fromkeys(_words(text))
+            if self.places and word not in self.places
+        ]
 
 
 def _words(text: str) -> list[str]:
@@ -91,12 +116,22 @@ class _Block(nn.Module):
         dim, self.heads = config.dim, config.heads
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.ffn = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Update ``x [B, L, dim]``; nobody attends to rows where ``mask [B, L]`` is 0."""
-        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None].bool())
+        """Update ``x [B, L, dim]``; nobody attends to rows where ``mask [B, L]`` is
+        0."""
+        q, k, v = (
+            self.qkv(self.norm1(x))
+            .unflatten(2, (3, self.heads, -1))
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask[:, None, None].bool()
+        )
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.ffn(self.norm2(x))
 
@@ -104,8 +139,9 @@ class _Block(nn.Module):
 class PromptEncoder(nn.Module):
     """Word ids to embeddings.
 
-    Listed words have a table row each. A hashed id is a number of two digits, and its word the sum of two table rows:
-    half a million words fit in two small tables, and two that share one digit still differ.
+    Listed words have a table row each. A hashed id is a number of two digits, and its
+    word the sum of two table rows: half a million words fit in two small tables, and
+    two that share one digit still differ.
     """
 
     def __init__(self, config: PromptEncoderConfig) -> None:
@@ -114,28 +150,43 @@ class PromptEncoder(nn.Module):
         if config.words:
             self.table = nn.Embedding(config.vocab, config.dim)
         else:
-            self.high, self.low = nn.Embedding(config.rows, config.dim), nn.Embedding(config.rows, config.dim)
+            self.high, self.low = (
+                nn.Embedding(config.rows, config.dim),
+                nn.Embedding(config.rows, config.dim),
+            )
         self.place = nn.Parameter(0.1 * torch.randn(config.text_len, config.dim))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 set to 0."""
+        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 set to
+        0."""
         rows = self.config.rows
-        words = self.table(ids) if self.config.words else self.high(ids // rows) + self.low(ids % rows)
+        words = (
+            self.table(ids)
+            if self.config.words
+            else self.high(ids // rows) + self.low(ids % rows)
+        )
         x = words + self.place[: ids.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x).masked_fill(mask[..., None] == 0, 0.0)
 
     def ids_of(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """Return ids and mask, both [B, text_len], of prompts; long ones lose words before their end."""
-        tokenizer, length = WordTokenizer(self.config.vocab, self.config.words), self.config.text_len
+        """Return ids and mask, both [B, text_len], of prompts; long ones lose words
+        before their end."""
+        tokenizer, length = (
+            WordTokenizer(self.config.vocab, self.config.words),
+            self.config.text_len,
+        )
         rows = [tokenizer(prompt) for prompt in prompts]
         rows = [row if len(row) <= length else row[: length - 1] + row[-1:] for row in rows]
-        ids = torch.tensor([row + [PAD_ID] * (length - len(row)) for row in rows], device=self.place.device)
+        ids = torch.tensor(
+            [row + [PAD_ID] * (length - len(row)) for row in rows], device=self.place.device
+        )
         return ids, (ids != PAD_ID).long()
 
     def encode(self, prompts: tuple[str, ...]) -> Tensor:
-        """Return the embeddings [B, text_len, dim] of prompts, zero rows behind each; differentiable."""
+        """Return the embeddings [B, text_len, dim] of prompts, zero rows behind each;
+        differentiable."""
         return self(*self.ids_of(prompts))

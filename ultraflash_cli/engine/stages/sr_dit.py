@@ -16,7 +16,12 @@ from ultraflash_cli.engine.layers.attention import (
     SparseCausalSelfAttention,
     SparseLayout,
 )
-from ultraflash_cli.engine.layers.modulation import float32_layers, modulate, normed_for, sinusoid
+from ultraflash_cli.engine.layers.modulation import (
+    float32_layers,
+    modulate,
+    normed_for,
+    sinusoid,
+)
 from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
 from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.engine.sparsity import BlockGrid, key_budget
@@ -25,7 +30,15 @@ from ultraflash_kernels.adaln_modulate import gated_residual
 from ultraflash_kernels.fp8_linear import quantise_linears
 from ultraflash_kernels.rms_norm_rope import AxisTables
 
-__all__ = ["KEPT_IN_BF16", "KEPT_OF_TEXT", "GroupResult", "SrDit", "SrDitConfig", "SrDitInputs", "SrDitState"]
+__all__ = [
+    "KEPT_IN_BF16",
+    "KEPT_OF_TEXT",
+    "GroupResult",
+    "SrDit",
+    "SrDitConfig",
+    "SrDitInputs",
+    "SrDitState",
+]
 
 KEPT_IN_BF16 = ("time_embedding.*", "time_projection.*", "head.head")
 """Linear layers that stay as they are in 8 bits: those that run in float32."""
@@ -35,7 +48,8 @@ KEPT_OF_TEXT = ("text_embedding.*", "blocks.*.cross_attn.k", "blocks.*.cross_att
 
 @dataclass(frozen=True, kw_only=True)
 class SrDitConfig:
-    """Sizes and rules of the SR transformer; the defaults are the published ones (ARCHITECTURE 4)."""
+    """Sizes and rules of the SR transformer; the defaults are the published ones
+    (ARCHITECTURE 4)."""
 
     dim: int = 1536
     """Model width."""
@@ -50,7 +64,8 @@ class SrDitConfig:
     text_dim: int = 4096
     """Width of a prompt embedding; a context already ``dim`` wide is not projected."""
     text_len: int = 512
-    """Context tokens, zero rows included; 0 makes a network without text path and cross-attention."""
+    """Context tokens, zero rows included; 0 makes a network without text path and
+    cross-attention."""
     latent_channels: int = 16
     """Channels of noise, condition and result."""
     patch: tuple[int, int, int] = (1, 2, 2)
@@ -60,64 +75,105 @@ class SrDitConfig:
     local_range: int = 9
     """Side of the window in blocks around a query block; 0 is no limit."""
     ref_spatial_tokens: int | None = 1560
-    """Tokens a frame at which ``top_k_ratio`` holds as it is; None uses it as it is everywhere."""
+    """Tokens a frame at which ``top_k_ratio`` holds as it is; None uses it as it is
+    everywhere."""
     top_k_ratio: float = 1.0
-    """Share of the pairs of spatial blocks that the query blocks of a temporal block may keep."""
+    """Share of the pairs of spatial blocks that the query blocks of a temporal block
+    may keep."""
     top_k: int | None = None
-    """Pairs that the query blocks of a temporal block may keep, instead of the ratio's rule."""
+    """Pairs that the query blocks of a temporal block may keep, instead of the ratio's
+    rule."""
     chunk_frames: int = 2
     """Latent frames that see each other regardless of order."""
     kv_len: int = 3
     """Temporal blocks remembered from earlier groups."""
     kv_schedule: tuple[int, ...] = ()
-    """``kv_len`` after the first, second, ... group; the last holds for all later ones. Empty: always ``kv_len``."""
+    """``kv_len`` after the first, second, ... group; the last holds for all later ones.
+    Empty: always ``kv_len``."""
     group_latents: int = 6
     """Latent frames computed together."""
     prediction: Literal["flow", "residual"] = "flow"
-    """What the network returns: noise minus clean latent, or what is added to the condition."""
+    """What the network returns: noise minus clean latent, or what is added to the
+    condition."""
     timestep: float = 1000.0
     """Timestep of the one step, at which noise has weight 1."""
     mask_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision in which blocks are chosen; the published program rounds to bfloat16."""
+    """Precision in which blocks are chosen; the published program rounds to
+    bfloat16."""
     eps: float = 1e-6
     """Added to variances and mean squares."""
 
     def __post_init__(self) -> None:
-        positive = ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim", "latent_channels")
+        positive = (
+            "dim",
+            "num_heads",
+            "num_layers",
+            "ffn_dim",
+            "freq_dim",
+            "text_dim",
+            "latent_channels",
+        )
         positive += ("chunk_frames", "kv_len", "group_latents", "top_k_ratio", "eps")
         for name in positive:
             if not getattr(self, name) > 0:
-                raise ConfigError(f"SR transformer: {name} must be positive, got {getattr(self, name)}")
+                raise ConfigError(
+                    f"SR transformer: {name} must be positive, got {getattr(self, name)}"
+                )
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
-            raise ConfigError(f"SR transformer: {self.num_heads} heads of even width do not make {self.dim}")
+            raise ConfigError(
+                f"SR transformer: {self.num_heads} heads of even width do not make "
+                f"{self.dim}"
+            )
         if self.freq_dim % 2:
             raise ConfigError(f"SR transformer: freq_dim is even, got {self.freq_dim}")
         if self.text_len < 0 or self.local_range < 0:
             raise ConfigError("SR transformer: text_len and local_range are 0 or more")
         if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
-            raise ConfigError(f"SR transformer: a patch is (1, rows, columns), got {self.patch}")
+            raise ConfigError(
+                f"SR transformer: a patch is (1, rows, columns), got {self.patch}"
+            )
         if len(self.block) != 3 or min(self.block) < 1:
-            raise ConfigError(f"SR transformer: a block is (frames, rows, columns), got {self.block}")
+            raise ConfigError(
+                f"SR transformer: a block is (frames, rows, columns), got {self.block}"
+            )
         for name in ("ref_spatial_tokens", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"SR transformer: {name} is positive or None, got {value}")
+                raise ConfigError(
+                    f"SR transformer: {name} is positive or None, got {value}"
+                )
         if any(length < 1 for length in self.kv_schedule):
-            raise ConfigError(f"SR transformer: kv_schedule holds positive numbers, got {self.kv_schedule}")
+            raise ConfigError(
+                "SR transformer: kv_schedule holds positive numbers, got "
+                f"{self.kv_schedule}"
+            )
         if self.prediction not in ("flow", "residual"):
-            raise ConfigError(f"SR transformer: prediction is flow or residual, got {self.prediction!r}")
+            raise ConfigError(
+                f"SR transformer: prediction is flow or residual, got {self.prediction!r}"
+            )
         if self.mask_dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"SR transformer: mask_dtype is float32 or bfloat16, got {self.mask_dtype!r}")
+            raise ConfigError(
+                "SR transformer: mask_dtype is float32 or bfloat16, got "
+                f"{self.mask_dtype!r}"
+            )
         if not 0 <= self.timestep <= 1000:
-            raise ConfigError(f"SR transformer: timestep lies in 0..1000, got {self.timestep}")
+            raise ConfigError(
+                f"SR transformer: timestep lies in 0..1000, got {self.timestep}"
+            )
 
     def kv_len_after(self, group: int) -> int:
-        """Return how many temporal blocks are remembered after the group of this index."""
-        return self.kv_schedule[min(group, len(self.kv_schedule) - 1)] if self.kv_schedule else self.kv_len
+        """Return how many temporal blocks are remembered after the group of this
+        index."""
+        return (
+            self.kv_schedule[min(group, len(self.kv_schedule) - 1)]
+            if self.kv_schedule
+            else self.kv_len
+        )
 
 
 class SrDitInputs(NamedTuple):
-    """A push: Gaussian noise and the upsampled latents it goes with, both ``[B, C, T, H, W]``."""
+    """A push: Gaussian noise and the upsampled latents it goes with, both
+    ``[B, C, T, H, W]``."""
 
     noise_bcthw: Tensor
     cond_bcthw: Tensor
@@ -162,7 +218,9 @@ class SrDitBlock(nn.Module):
         if config.text_len:
             self.norm3 = LayerNorm(dim, config.eps)
             self.cross_attn = CrossAttention(dim, config.num_heads, config.eps)
-        self.ffn = nn.Sequential(nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim))
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
+        )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
 
     def forward(
@@ -174,7 +232,8 @@ class SrDitBlock(nn.Module):
         cache: KvRing,
         context: ContextKv | None,
     ) -> tuple[Tensor, KvRing]:
-        """Update ``x [B, blocks, block tokens, dim]`` under the time vectors ``time [B, 6, dim]``."""
+        """Update ``x [B, blocks, block tokens, dim]`` under the time vectors
+        ``time [B, 6, dim]``."""
         vectors = (self.modulation.float() + time).unbind(1)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
         y = normed_for(self.self_attn.q, x, attn_shift, attn_scale, self.eps)
@@ -193,12 +252,17 @@ class SrDitHead(nn.Module):
         super().__init__()
         self.eps = config.eps
         self.head = nn.Linear(config.dim, math.prod(config.patch) * config.latent_channels)
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / math.sqrt(config.dim))
+        self.modulation = nn.Parameter(
+            torch.randn(1, 2, config.dim) / math.sqrt(config.dim)
+        )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Project ``x [B, blocks, block tokens, dim]`` under the time vector ``time [B, dim]``."""
+        """Project ``x [B, blocks, block tokens, dim]`` under the time vector
+        ``time [B, dim]``."""
         shift, scale = (self.modulation.float() + time[:, None])[:, :, None, None].unbind(1)
-        return float32_layers(self.head, modulate(layer_norm(x, self.eps), scale, shift)).to(x.dtype)
+        return float32_layers(
+            self.head, modulate(layer_norm(x, self.eps), scale, shift)
+        ).to(x.dtype)
 
 
 class SrDit(nn.Module):
@@ -213,12 +277,19 @@ class SrDit(nn.Module):
         self.by_lists: bool | None = None
         """How blocks are chosen, see ``SparseLayout.of``."""
         self.fp8 = False
-        """Whether layers and attention multiply 8-bit floating point, see ``to_fp8``."""
+        """Whether layers and attention multiply 8-bit floating point, see
+        ``to_fp8``."""
         dim = config.dim
-        self.patch_embedding = nn.Conv3d(2 * config.latent_channels, dim, config.patch, stride=config.patch)
+        self.patch_embedding = nn.Conv3d(
+            2 * config.latent_channels, dim, config.patch, stride=config.patch
+        )
         if config.text_len:
-            self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+            self.text_embedding = nn.Sequential(
+                nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
+            )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(SrDitBlock(config) for _ in range(config.num_layers))
         self.head = SrDitHead(config)
@@ -226,29 +297,40 @@ class SrDit(nn.Module):
         nn.init.zeros_(self.head.head.bias)
 
     def to_fp8(self) -> "SrDit":
-        """Turn attention and all linear layers but those kept to 8-bit floating point, in place; inference only."""
-        quantise_linears(self, keep=(*KEPT_IN_BF16, *(KEPT_OF_TEXT if self.config.text_len else ())))
+        """Turn attention and all linear layers but those kept to 8-bit floating point,
+        in place; inference only."""
+        quantise_linears(
+            self, keep=(*KEPT_IN_BF16, *(KEPT_OF_TEXT if self.config.text_len else ()))
+        )
         self.fp8 = True
         return self
 
     # Streaming
 
     @torch.no_grad()
-    def init_state(self, *, batch: int, height: int, width: int, context: Tensor | None = None) -> SrDitState:
-        """Return the state before the first group, for latents of ``height`` x ``width``.
+    def init_state(
+        self, *, batch: int, height: int, width: int, context: Tensor | None = None
+    ) -> SrDitState:
+        """Return the state before the first group, for latents of ``height`` x
+        ``width``.
 
-        ``context [B or 1, tokens, text_dim]`` is the prompt's embedding, at most ``text_len`` tokens; without one the
-        context is all zeros. Raises ConfigError for latents that are no whole patches and for a context that does
-        not fit.
+        ``context [B or 1, tokens, text_dim]`` is the prompt's embedding, at most
+        ``text_len`` tokens; without one the context is all zeros. Raises ConfigError
+        for latents that are no whole patches and for a context that does not fit.
         """
         config = self.config
         grid = self._grid(config.group_latents, height, width)
         weight = self.patch_embedding.weight
         longest = max(config.kv_schedule, default=config.kv_len)
         shape = self._cache_shape(batch, longest * grid.spatial_blocks, grid)
-        queue = weight.new_zeros(batch, config.latent_channels, config.group_latents, height, width)
+        queue = weight.new_zeros(
+            batch, config.latent_channels, config.group_latents, height, width
+        )
         return SrDitState(
-            caches=tuple(KvRing.empty(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks),
+            caches=tuple(
+                KvRing.empty(shape, dtype=weight.dtype, device=weight.device)
+                for _ in self.blocks
+            ),
             context=self.embed_context(context, batch=batch),
             noise_bcthw=queue,
             cond_bcthw=queue.clone(),
@@ -259,14 +341,19 @@ class SrDit(nn.Module):
 
     @torch.no_grad()
     def step(self, state: SrDitState, inputs: SrDitInputs) -> tuple[SrDitState, Tensor]:
-        """Queue a push and return the clean latents of the groups it completes; consumes state."""
-        assert inputs.noise_bcthw.shape == inputs.cond_bcthw.shape, "a push has noise for every latent frame"
+        """Queue a push and return the clean latents of the groups it completes;
+        consumes state."""
+        assert inputs.noise_bcthw.shape == inputs.cond_bcthw.shape, (
+            "a push has noise for every latent frame"
+        )
         done: list[Tensor] = []
         taken, total = 0, inputs.cond_bcthw.shape[2]
         while taken < total:
             count = min(total - taken, self.config.group_latents - state.waiting)
             filled = slice(state.waiting, state.waiting + count)
-            state.noise_bcthw[:, :, filled] = inputs.noise_bcthw[:, :, taken : taken + count]
+            state.noise_bcthw[:, :, filled] = inputs.noise_bcthw[
+                :, :, taken : taken + count
+            ]
             state.cond_bcthw[:, :, filled] = inputs.cond_bcthw[:, :, taken : taken + count]
             state = dataclasses.replace(state, waiting=filled.stop)
             taken += count
@@ -277,13 +364,17 @@ class SrDit(nn.Module):
 
     @torch.no_grad()
     def flush(self, state: SrDitState) -> Tensor:
-        """Return the clean latents of what still waits, as a shorter group; consumes state."""
+        """Return the clean latents of what still waits, as a shorter group; consumes
+        state."""
         return self.close_group(state)[1] if state.waiting else state.cond_bcthw[:, :, :0]
 
     @torch.no_grad()
     def close_group(self, state: SrDitState) -> tuple[SrDitState, Tensor]:
         """Compute what waits as one group, complete or not; consumes state."""
-        noise, cond = state.noise_bcthw[:, :, : state.waiting], state.cond_bcthw[:, :, : state.waiting]
+        noise, cond = (
+            state.noise_bcthw[:, :, : state.waiting],
+            state.cond_bcthw[:, :, : state.waiting],
+        )
         result = self.forward_group(
             noise,
             cond,
@@ -294,34 +385,57 @@ class SrDit(nn.Module):
             reuse_caches=True,
         )
         after = dataclasses.replace(
-            state, caches=result.caches, waiting=0, frames=state.frames + state.waiting, groups=state.groups + 1
+            state,
+            caches=result.caches,
+            waiting=0,
+            frames=state.frames + state.waiting,
+            groups=state.groups + 1,
         )
         return after, self.clean(noise, cond, result.output_bcthw)
 
-    def clean(self, noise_bcthw: Tensor, cond_bcthw: Tensor, output_bcthw: Tensor) -> Tensor:
+    def clean(
+        self, noise_bcthw: Tensor, cond_bcthw: Tensor, output_bcthw: Tensor
+    ) -> Tensor:
         """Return the clean latents that a network output stands for."""
-        return noise_bcthw - output_bcthw if self.config.prediction == "flow" else cond_bcthw + output_bcthw
+        return (
+            noise_bcthw - output_bcthw
+            if self.config.prediction == "flow"
+            else cond_bcthw + output_bcthw
+        )
 
     # The network
 
     def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
-        """Return the context's keys and values of every layer; differentiable. See ``init_state``."""
+        """Return the context's keys and values of every layer; differentiable. See
+        ``init_state``."""
         config = self.config
         if not config.text_len:
             if context is not None:
-                raise ConfigError("this SR transformer has no text path, but a context was given")
+                raise ConfigError(
+                    "this SR transformer has no text path, but a context was given"
+                )
             return ()
         weight = self.patch_embedding.weight
         if context is None:
             context = weight.new_zeros(1, config.text_len, config.text_dim)
         widths = (config.text_dim, config.dim)
-        if context.ndim != 3 or context.shape[1] > config.text_len or context.shape[2] not in widths:
+        if (
+            context.ndim != 3
+            or context.shape[1] > config.text_len
+            or context.shape[2] not in widths
+        ):
             expected = f"[batch, up to {config.text_len} tokens, {config.text_dim}]"
             raise ConfigError(f"a context is {expected}, got {list(context.shape)}")
-        tokens = F.pad(context.to(weight.device, weight.dtype), (0, 0, 0, config.text_len - context.shape[1]))
+        tokens = F.pad(
+            context.to(weight.device, weight.dtype),
+            (0, 0, 0, config.text_len - context.shape[1]),
+        )
         tokens = tokens if tokens.shape[2] == config.dim else self.text_embedding(tokens)
         tokens = tokens.expand(batch, -1, -1)
-        return tuple(block.cross_attn.project(tokens) for block in cast("list[SrDitBlock]", self.blocks))
+        return tuple(
+            block.cross_attn.project(tokens)
+            for block in cast("list[SrDitBlock]", self.blocks)
+        )
 
     def forward_group(
         self,
@@ -335,12 +449,14 @@ class SrDit(nn.Module):
         timestep: Tensor | None = None,
         reuse_caches: bool = False,
     ) -> GroupResult:
-        """Run the network over one group of up to any length; differentiable unless ``reuse_caches``.
+        """Run the network over one group of up to any length; differentiable unless
+        ``reuse_caches``.
 
-        ``caches`` are those of the group before (None at the start of a clip), ``context`` what ``embed_context``
-        returned (None: no prompt), ``first_frame`` the latent frames (also as a tensor) and ``group`` the groups
-        before this one, ``timestep [B]`` the one of each sample (None: the configured one). With ``reuse_caches``
-        the buffers of ``caches`` are overwritten.
+        ``caches`` are those of the group before (None at the start of a clip),
+        ``context`` what ``embed_context`` returned (None: no prompt), ``first_frame``
+        the latent frames (also as a tensor) and ``group`` the groups before this one,
+        ``timestep [B]`` the one of each sample (None: the configured one). With
+        ``reuse_caches`` the buffers of ``caches`` are overwritten.
         """
         config = self.config
         batch, _, frames, height, width = cond_bcthw.shape
@@ -348,7 +464,10 @@ class SrDit(nn.Module):
         weight = self.patch_embedding.weight
         if caches is None:
             shape = self._cache_shape(batch, 0, grid)
-            caches = tuple(KvRing.empty(shape, dtype=weight.dtype, device=weight.device) for _ in self.blocks)
+            caches = tuple(
+                KvRing.empty(shape, dtype=weight.dtype, device=weight.device)
+                for _ in self.blocks
+            )
         if context is None:
             context = self.embed_context(None, batch=batch)
         tables = self._tables(grid, first_frame)
@@ -375,26 +494,41 @@ class SrDit(nn.Module):
         x = F.linear(x, weight.permute(0, 2, 3, 4, 1).flatten(1), self.patch_embedding.bias)
         after: list[KvRing] = []
         for index, block in enumerate(self.blocks):
-            x, cache = block(x, time_six, tables, layout, caches[index], context[index] if context else None)
+            x, cache = block(
+                x,
+                time_six,
+                tables,
+                layout,
+                caches[index],
+                context[index] if context else None,
+            )
             after.append(cache)
         x = grid.from_blocks(self.head(x, time), *config.patch[1:])
         return GroupResult(x, tuple(after))
 
     def key_budget(self, frames: int, height: int, width: int) -> int:
-        """Return how many block pairs the query blocks of a temporal block share in a group of this size."""
+        """Return how many block pairs the query blocks of a temporal block share in a
+        group of this size."""
         config = self.config
         grid = self._grid(frames, height, width)
         return key_budget(
-            grid, ratio=config.top_k_ratio, reference_tokens=config.ref_spatial_tokens, override=config.top_k
+            grid,
+            ratio=config.top_k_ratio,
+            reference_tokens=config.ref_spatial_tokens,
+            override=config.top_k,
         )
 
     def _grid(self, frames: int, height: int, width: int) -> BlockGrid:
         _, py, px = self.config.patch
         if height % py or width % px or min(height, width) < 1:
-            raise ConfigError(f"latents of {height} x {width} are not whole patches of {py} x {px}")
+            raise ConfigError(
+                f"latents of {height} x {width} are not whole patches of {py} x {px}"
+            )
         return BlockGrid(frames, height // py, width // px, self.config.block)
 
-    def _cache_shape(self, batch: int, blocks: int, grid: BlockGrid) -> tuple[int, int, int, int, int]:
+    def _cache_shape(
+        self, batch: int, blocks: int, grid: BlockGrid
+    ) -> tuple[int, int, int, int, int]:
         heads = self.config.num_heads
         return batch, heads, blocks, grid.block_tokens, self.config.dim // heads
 

@@ -40,7 +40,7 @@ BLOCK_NAMES = {
     "attn.k.weight": "layer.0.SelfAttention.k.weight",
     "attn.v.weight": "layer.0.SelfAttention.v.weight",
     "attn.o.weight": "layer.0.SelfAttention.o.weight",
-    "pos_embedding.embedding.weight": "layer.0.SelfAttention.relative_attention_bias.weight",
+    "pos_embedding.embedding.weight": "layer.0.SelfAttention.relative_attention_bias.weight",  # noqa: E501
     "norm2.weight": "layer.1.layer_norm.weight",
     "ffn.gate.0.weight": "layer.1.DenseReluDense.wi_0.weight",
     "ffn.fc1.weight": "layer.1.DenseReluDense.wi_1.weight",
@@ -50,7 +50,8 @@ BLOCK_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """Sizes of the text encoder; the defaults are the published ones (ARCHITECTURE 2)."""
+    """Sizes of the text encoder; the defaults are the published ones (ARCHITECTURE
+    2)."""
 
     vocab: int = 256384
     """Ids that have an embedding."""
@@ -74,13 +75,19 @@ class TextEncoderConfig:
     def __post_init__(self) -> None:
         sizes = (self.vocab, self.dim, self.ffn_dim, self.heads, self.head_dim, self.layers)
         if min(sizes) < 1 or self.heads * self.head_dim != (self.attention_dim or self.dim):
-            raise ConfigError("text encoder sizes must be positive, and the heads must divide the attention channels")
+            raise ConfigError(
+                "text encoder sizes must be positive, and the heads must divide the "
+                "attention channels"
+            )
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 4:
             raise ConfigError(
-                "relative buckets are a multiple of 4, the largest distance lies beyond a quarter of them"
+                "relative buckets are a multiple of 4, the largest distance lies beyond a "
+                "quarter of them"
             )
         if self.text_len < 1:
-            raise ConfigError(f"a prompt has at least one token, got text_len {self.text_len}")
+            raise ConfigError(
+                f"a prompt has at least one token, got text_len {self.text_len}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -89,7 +96,8 @@ class TextEncoderConfig:
 
 
 def published_names(layers: int) -> dict[str, str]:
-    """Return the published name of every tensor of an encoder with ``layers`` blocks, and its name inside."""
+    """Return the published name of every tensor of an encoder with ``layers`` blocks,
+    and its name inside."""
     blocks = {
         f"blocks.{i}.{published}": f"encoder.block.{i}.{own}"
         for i in range(layers)
@@ -103,10 +111,11 @@ PUBLISHED_NAMES = published_names(24)
 
 
 class TextEncoder(nn.Module):
-    """Token ids to embeddings: the UMT5 encoder of the package transformers, dropout off.
+    """Token ids to embeddings: the UMT5 encoder of the package transformers, dropout
+    off.
 
-    State dicts go in and out under the published names. Raises UsageError where the package is missing. Needs no
-    network and no file.
+    State dicts go in and out under the published names. Raises UsageError where the
+    package is missing. Needs no network and no file.
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -129,24 +138,28 @@ class TextEncoder(nn.Module):
             eos_token_id=EOS_ID,
             attn_implementation="eager",
         )
-        # The model around the encoder only holds a second embedding under another name. It is built with two ids and
-        # left behind, so that of the real embedding there is one tensor with one name, whatever loads or moves it.
+        # The model around the encoder only holds a second embedding under another name.
+        # It is built with two ids and left behind, so that of the real embedding there
+        # is one tensor with one name, whatever loads or moves it.
         self.encoder: nn.Module = transformers.UMT5EncoderModel(settings).encoder
         self.encoder.embed_tokens = nn.Embedding(config.vocab, config.dim)
         self.register_state_dict_post_hook(_to_published_names)
         self.register_load_state_dict_pre_hook(_to_own_names)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 included; nobody attends to those."""
+        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0
+        included; nobody attends to those."""
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 set to 0."""
+        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 set to
+        0."""
         return self.hidden(ids, mask).masked_fill(mask[..., None] == 0, 0.0)
 
 
 def clean_prompt(text: str) -> str:
-    """Repair broken characters and HTML entities and reduce whitespace to single spaces; case is kept.
+    """Repair broken characters and HTML entities and reduce whitespace to single
+    spaces; case is kept.
 
     Raises UsageError where the package ftfy is missing.
     """
@@ -166,12 +179,14 @@ class ByteTokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of a folder laid out like ``google/umt5-xxl``; needs no network.
+    """Return the tokenizer of a folder laid out like ``google/umt5-xxl``; needs no
+    network.
 
-    ``tokenizer.json`` is taken as it stands. The class that ``tokenizer_config.json`` names is not asked: its
-    present form builds the pipeline anew without byte fallback, which loses every character outside the
-    vocabulary. Without that file, ``spiece.model`` serves. Raises WeightsError where there is neither or the file
-    is unreadable, UsageError where a package is missing.
+    ``tokenizer.json`` is taken as it stands. The class that ``tokenizer_config.json``
+    names is not asked: its present form builds the pipeline anew without byte fallback,
+    which loses every character outside the vocabulary. Without that file,
+    ``spiece.model`` serves. Raises WeightsError where there is neither or the file is
+    unreadable, UsageError where a package is missing.
     """
     whole, pieces = folder / "tokenizer.json", folder / "spiece.model"
     try:
@@ -181,13 +196,21 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             tokenizer.no_padding()
             return lambda text: _ended(tokenizer.encode(text).ids)
         if pieces.is_file():
-            processor = _extra("sentencepiece").SentencePieceProcessor(model_file=str(pieces))
+            processor = _extra("sentencepiece").SentencePieceProcessor(
+                model_file=str(pieces)
+            )
             return lambda text: _ended(processor.encode(text))
     except UsageError:
         raise
-    except Exception as error:  # both packages raise plain exceptions of their own for a broken file
-        raise WeightsError(f"{folder}: the tokenizer is unreadable ({error}). Pull it again.") from error
-    raise WeightsError(f"{folder} holds neither tokenizer.json nor spiece.model. Pull the tokenizer first.")
+    except (
+        Exception
+    ) as error:  # both packages raise plain exceptions of their own for a broken file
+        raise WeightsError(
+            f"{folder}: the tokenizer is unreadable ({error}). Pull it again."
+        ) from error
+    raise WeightsError(
+        f"{folder} holds neither tokenizer.json nor spiece.model. Pull the tokenizer first."
+    )
 
 
 @torch.no_grad()
@@ -198,18 +221,23 @@ def encode_prompts(
     *,
     on_truncated: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Return the embeddings [B, text_len, dim] of cleaned prompts, zero rows behind each.
+    """Return the embeddings [B, text_len, dim] of cleaned prompts, zero rows behind
+    each.
 
-    Each prompt is encoded by itself, so that its embedding does not depend on the others. A prompt of more than
-    ``text_len`` tokens loses what is too much before its end-of-sequence token; ``on_truncated`` is then told
-    (index of the prompt, tokens it has). Raises ConfigError where tokenizer and encoder do not belong together.
+    Each prompt is encoded by itself, so that its embedding does not depend on the
+    others. A prompt of more than ``text_len`` tokens loses what is too much before its
+    end-of-sequence token; ``on_truncated`` is then told (index of the prompt, tokens it
+    has). Raises ConfigError where tokenizer and encoder do not belong together.
     """
     config, weight = encoder.config, next(encoder.parameters())
     embeds = weight.new_zeros((len(prompts), config.text_len, config.dim))
     for index, prompt in enumerate(prompts):
         ids = tokenizer(prompt)
         if max(ids) >= config.vocab:
-            raise ConfigError(f"the tokenizer gives the id {max(ids)}, the text encoder knows {config.vocab} ids")
+            raise ConfigError(
+                f"the tokenizer gives the id {max(ids)}, the text encoder knows "
+                f"{config.vocab} ids"
+            )
         if len(ids) > config.text_len:
             if on_truncated is not None:
                 on_truncated(index, len(ids))
@@ -219,13 +247,17 @@ def encode_prompts(
     return embeds
 
 
-def _to_published_names(encoder: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+def _to_published_names(
+    encoder: nn.Module, state: dict[str, Any], prefix: str, _: object
+) -> None:
     assert isinstance(encoder, TextEncoder)
     for published, own in published_names(encoder.config.layers).items():
         state[prefix + published] = state.pop(prefix + own)
 
 
-def _to_own_names(encoder: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+def _to_own_names(
+    encoder: nn.Module, state: dict[str, Any], prefix: str, *_: object
+) -> None:
     assert isinstance(encoder, TextEncoder)
     for published, own in published_names(encoder.config.layers).items():
         if prefix + published in state:
@@ -241,5 +273,6 @@ def _extra(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise UsageError(
-            f"Text needs the package {package} ({error}). In the source folder: pip install '.[generate]'"
+            f"Text needs the package {package} ({error}). In the source folder: pip "
+            "install '.[generate]'"
         ) from error

@@ -1,4 +1,5 @@
-"""Streaming encoder and decoder of the Wan 2.1 VAE: causal 3D convolutions, 8x in space, 4x in time."""
+"""Streaming encoder and decoder of the Wan 2.1 VAE: causal 3D convolutions, 8x in
+space, 4x in time."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,12 +11,19 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["WanVaeConfig", "WanVaeDecoder", "WanVaeDecoderState", "WanVaeEncoder", "WanVaeEncoderState"]
+__all__ = [
+    "WanVaeConfig",
+    "WanVaeDecoder",
+    "WanVaeDecoderState",
+    "WanVaeEncoder",
+    "WanVaeEncoderState",
+]
 
 SHRINK = 8
 """Pixels along a side that one latent stands for."""
 LAYOUT = torch.channels_last_3d
-"""The one memory format of all layers and memories: a clip and its pictures are then views of each other."""
+"""The one memory format of all layers and memories: a clip and its pictures are then
+views of each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +54,32 @@ class WanVaeConfig:
     def __post_init__(self) -> None:
         if len(self.time_downsample) != len(self.multipliers) - 1:
             raise ConfigError(
-                f"{len(self.multipliers)} levels have {len(self.multipliers) - 1} steps between them, "
+                f"{len(self.multipliers)} levels have {len(self.multipliers) - 1} steps "
+                "between them, "
                 f"time_downsample names {len(self.time_downsample)}"
             )
         space, time = 2 ** len(self.time_downsample), 2 ** sum(self.time_downsample)
         if space != SHRINK or time != FRAMES_PER_LATENT:
             raise ConfigError(
-                f"the VAE shrinks by {SHRINK} in space and {FRAMES_PER_LATENT} in time, got {space} and {time}"
+                f"the VAE shrinks by {SHRINK} in space and {FRAMES_PER_LATENT} in time, "
+                f"got {space} and {time}"
             )
         if min(self.width, self.blocks, self.latent_channels, *self.multipliers) < 1:
             raise ConfigError("VAE sizes must be positive")
-        if len(self.mean) != self.latent_channels or len(self.std) != self.latent_channels or min(self.std) <= 0:
-            raise ConfigError(f"mean and std (above 0) hold one value for each of {self.latent_channels} channels")
+        if (
+            len(self.mean) != self.latent_channels
+            or len(self.std) != self.latent_channels
+            or min(self.std) <= 0
+        ):
+            raise ConfigError(
+                f"mean and std (above 0) hold one value for each of {self.latent_channels} "
+                "channels"
+            )
 
 
 class _Memory:
-    """The past frames of every causal layer, handed out and collected in the order in which the layers run."""
+    """The past frames of every causal layer, handed out and collected in the order in
+    which the layers run."""
 
     def __init__(self, before: tuple[Tensor, ...] | None) -> None:
         self.first = before is None
@@ -71,8 +89,11 @@ class _Memory:
         self._before = before
 
     def join(self, x_bcthw: Tensor, frames: int) -> Tensor:
-        """Return ``x`` behind its last ``frames`` past frames, zeros at the start of a stream, and remember anew."""
-        joined = torch.cat([self._past(x_bcthw, frames), x_bcthw], dim=2).contiguous(memory_format=LAYOUT)
+        """Return ``x`` behind its last ``frames`` past frames, zeros at the start of a
+        stream, and remember anew."""
+        joined = torch.cat([self._past(x_bcthw, frames), x_bcthw], dim=2).contiguous(
+            memory_format=LAYOUT
+        )
         self.after.append(joined[:, :, -frames:].clone(memory_format=LAYOUT))
         return joined
 
@@ -84,17 +105,27 @@ class _Memory:
         if self._before is not None:
             return self._before[len(self.after)]
         batch, channels, _, height, width = x_bcthw.shape
-        return x_bcthw.new_zeros((batch, channels, frames, height, width)).contiguous(memory_format=LAYOUT)
+        return x_bcthw.new_zeros((batch, channels, frames, height, width)).contiguous(
+            memory_format=LAYOUT
+        )
 
 
 class _CausalConv(nn.Conv3d):
-    """A convolution that sees the present frame and the ``history`` frames before its input."""
+    """A convolution that sees the present frame and the ``history`` frames before its
+    input."""
 
     def __init__(
-        self, width: int, out_width: int, kernel: tuple[int, int, int] = (3, 3, 3), *, time_stride: int = 1
+        self,
+        width: int,
+        out_width: int,
+        kernel: tuple[int, int, int] = (3, 3, 3),
+        *,
+        time_stride: int = 1,
     ) -> None:
         space = (kernel[1] // 2, kernel[2] // 2)
-        super().__init__(width, out_width, kernel, stride=(time_stride, 1, 1), padding=(0, *space))
+        super().__init__(
+            width, out_width, kernel, stride=(time_stride, 1, 1), padding=(0, *space)
+        )
         self.history = kernel[0] - time_stride
 
     def remembering(self, x_bcthw: Tensor, memory: _Memory) -> Tensor:
@@ -103,7 +134,8 @@ class _CausalConv(nn.Conv3d):
 
 
 class _ChannelNorm(nn.Module):
-    """Scale each position to the length sqrt(C) over its channels, then each channel by a weight, in float32."""
+    """Scale each position to the length sqrt(C) over its channels, then each channel by
+    a weight, in float32."""
 
     def __init__(self, width: int, *, dims: int = 3) -> None:
         super().__init__()
@@ -120,7 +152,8 @@ class _Residual(nn.Module):
 
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
-        # The places 4 and 5 of the published list: activation and the dropout of its training.
+        # The places 4 and 5 of the published list: activation and the dropout of its
+        # training.
         self.residual = nn.Sequential(
             _ChannelNorm(width),
             nn.SiLU(inplace=True),
@@ -130,7 +163,9 @@ class _Residual(nn.Module):
             nn.Identity(),
             _CausalConv(out_width, out_width),
         )
-        self.shortcut = nn.Identity() if width == out_width else nn.Conv3d(width, out_width, 1)
+        self.shortcut = (
+            nn.Identity() if width == out_width else nn.Conv3d(width, out_width, 1)
+        )
 
     def forward(self, x: Tensor, memory: _Memory) -> Tensor:
         """Map [B, width, T, H, W] to [B, out_width, T, H, W]."""
@@ -149,19 +184,26 @@ class _SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, T, H, W] to the same shape."""
         frames = _as_pictures(x)
-        qkv = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).unsqueeze(1)  # [N, 1, H * W, 3 C]
+        qkv = (
+            self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2).unsqueeze(1)
+        )  # [N, 1, H * W, 3 C]
         mixed = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))
         mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, tuple(frames.shape[-2:]))
         return x + _as_clip(self.proj(mixed), x.shape[0])
 
 
 class _Downsample(nn.Module):
-    """Half the sides and, with ``in_time``, half the frame rate; the first piece of a stream keeps its one frame."""
+    """Half the sides and, with ``in_time``, half the frame rate; the first piece of a
+    stream keeps its one frame."""
 
     def __init__(self, width: int, *, in_time: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(width, width, 3, stride=2))
-        self.time_conv = _CausalConv(width, width, (3, 1, 1), time_stride=2) if in_time else None
+        self.resample = nn.Sequential(
+            nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(width, width, 3, stride=2)
+        )
+        self.time_conv = (
+            _CausalConv(width, width, (3, 1, 1), time_stride=2) if in_time else None
+        )
 
     def forward(self, x: Tensor, memory: _Memory) -> Tensor:
         """Map [B, C, T, H, W] to [B, C, T or T / 2, H / 2, W / 2]."""
@@ -173,23 +215,28 @@ class _Downsample(nn.Module):
 
 
 class _Upsample(nn.Module):
-    """Twice the sides at half the channels and, with ``in_time``, twice the frame rate behind the first frame.
+    """Twice the sides at half the channels and, with ``in_time``, twice the frame rate
+    behind the first frame.
 
-    The first latent frame of a stream passes without time growth and leaves no trace in its memory, as published:
-    for the second one the past is zeros.
+    The first latent frame of a stream passes without time growth and leaves no trace in
+    its memory, as published: for the second one the past is zeros.
     """
 
     def __init__(self, width: int, *, in_time: bool) -> None:
         super().__init__()
         self.time_conv = _CausalConv(width, 2 * width, (3, 1, 1)) if in_time else None
-        self.resample = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width // 2, 3, padding=1))
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2), nn.Conv2d(width, width // 2, 3, padding=1)
+        )
 
     def forward(self, x: Tensor, memory: _Memory) -> Tensor:
         """Map [B, C, T, H, W] to [B, C / 2, T or 2 T, 2 H, 2 W]."""
         if self.time_conv is not None and memory.first:
             memory.pass_by(x, self.time_conv.history)
         elif self.time_conv is not None:
-            grown = self.time_conv.remembering(x, memory).movedim(1, -1).unflatten(-1, (2, -1))  # [B, T, H, W, 2, C]
+            grown = (
+                self.time_conv.remembering(x, memory).movedim(1, -1).unflatten(-1, (2, -1))
+            )  # [B, T, H, W, 2, C]
             x = grown.movedim(4, 2).flatten(1, 2).movedim(-1, 1)
         return _as_clip(self.resample(_as_pictures(x)), x.shape[0])
 
@@ -203,7 +250,10 @@ class _Encoder(nn.Module):
         self.conv1 = _CausalConv(3, widths[0])
         layers: list[nn.Module] = []
         for level, (width, out_width) in enumerate(pairwise([widths[0], *widths])):
-            layers += [_Residual(width if i == 0 else out_width, out_width) for i in range(config.blocks)]
+            layers += [
+                _Residual(width if i == 0 else out_width, out_width)
+                for i in range(config.blocks)
+            ]
             if level < len(config.time_downsample):
                 layers.append(_Downsample(out_width, in_time=config.time_downsample[level]))
         self.downsamples = nn.Sequential(*layers)
@@ -211,7 +261,8 @@ class _Encoder(nn.Module):
         self.head = _head(widths[-1], 2 * config.latent_channels)
 
     def forward(self, x: Tensor, memory: _Memory) -> Tensor:
-        """Map [B, 3, T, H, W] to [B, 2 C, T, H / 8, W / 8]; four frames make one, the first one stands alone."""
+        """Map [B, 3, T, H, W] to [B, 2 C, T, H / 8, W / 8]; four frames make one, the
+        first one stands alone."""
         x = self.conv1.remembering(x, memory)
         for layers in (self.downsamples, self.middle, self.head):
             x = _run(layers, x, memory)
@@ -229,16 +280,22 @@ class _Decoder(nn.Module):
         layers: list[nn.Module] = []
         width = widths[0]
         for level, out_width in enumerate(widths):
-            layers += [_Residual(width if i == 0 else out_width, out_width) for i in range(config.blocks + 1)]
+            layers += [
+                _Residual(width if i == 0 else out_width, out_width)
+                for i in range(config.blocks + 1)
+            ]
             width = out_width
             if level < len(config.time_downsample):
-                layers.append(_Upsample(out_width, in_time=config.time_downsample[-1 - level]))
+                layers.append(
+                    _Upsample(out_width, in_time=config.time_downsample[-1 - level])
+                )
                 width = out_width // 2
         self.upsamples = nn.Sequential(*layers)
         self.head = _head(widths[-1], 3)
 
     def forward(self, x: Tensor, memory: _Memory) -> Tensor:
-        """Map [B, C, T, H, W] to [B, 3, T, 8 H, 8 W]; a latent makes four frames, the first one makes one."""
+        """Map [B, C, T, H, W] to [B, 3, T, 8 H, 8 W]; a latent makes four frames, the
+        first one makes one."""
         x = self.conv1.remembering(x, memory)
         for layers in (self.middle, self.upsamples, self.head):
             x = _run(layers, x, memory)
@@ -247,7 +304,8 @@ class _Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class WanVaeEncoderState:
-    """The past frames of every causal layer and up to three frames that wait for their latent."""
+    """The past frames of every causal layer and up to three frames that wait for their
+    latent."""
 
     memories: tuple[Tensor, ...]
     started: bool
@@ -256,7 +314,8 @@ class WanVaeEncoderState:
 
 
 class WanVaeEncoder(nn.Module):
-    """Frames [B, 3, 1 + 4k, H, W] in [0, 1] to normalised latents [B, C, 1 + k, H / 8, W / 8].
+    """Frames [B, 3, 1 + 4k, H, W] in [0, 1] to normalised latents [B, C, 1 + k, H / 8,
+    W / 8].
 
     The first frame of a stream is a group of its own, then every four make one.
     """
@@ -267,50 +326,77 @@ class WanVaeEncoder(nn.Module):
         self.encoder = _Encoder(config)
         self.conv1 = nn.Conv3d(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
-    def encode(self, frames_bcthw: Tensor, memories: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Encode the first frame alone (``memories`` is None) or a multiple of 4 later ones; differentiable.
+    def encode(
+        self, frames_bcthw: Tensor, memories: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Encode the first frame alone (``memories`` is None) or a multiple of 4 later
+        ones; differentiable.
 
         Returns (the mean of the latents, normalised; memories after the last frame).
         """
-        assert memories is not None or frames_bcthw.shape[2] == 1, "a stream starts with one frame alone"
+        assert memories is not None or frames_bcthw.shape[2] == 1, (
+            "a stream starts with one frame alone"
+        )
         memory = _Memory(memories)
-        moments = self.conv1(self.encoder((2 * frames_bcthw - 1).contiguous(memory_format=LAYOUT), memory))
+        moments = self.conv1(
+            self.encoder((2 * frames_bcthw - 1).contiguous(memory_format=LAYOUT), memory)
+        )
         mean, std = _statistics(self.config, moments)
         latents = (moments[:, : self.config.latent_channels].float() - mean) / std
         return latents.to(moments.dtype), tuple(memory.after)
 
     def init_state(self, *, batch: int, height: int, width: int) -> WanVaeEncoderState:
-        """Return the state before the first frame of ``height`` x ``width`` pixels, multiples of 8."""
-        assert height % SHRINK == 0 and width % SHRINK == 0, "the caller pads frames to multiples of 8"
+        """Return the state before the first frame of ``height`` x ``width`` pixels,
+        multiples of 8."""
+        assert height % SHRINK == 0 and width % SHRINK == 0, (
+            "the caller pads frames to multiples of 8"
+        )
         memories = _empty_memories(self.encoder, batch, height, width)
-        queue = self.conv1.weight.new_zeros((batch, 3, FRAMES_PER_LATENT - 1, height, width))
+        queue = self.conv1.weight.new_zeros(
+            (batch, 3, FRAMES_PER_LATENT - 1, height, width)
+        )
         return WanVaeEncoderState(memories, False, queue, 0)
 
-    def step(self, state: WanVaeEncoderState, inputs: Tensor) -> tuple[WanVaeEncoderState, Tensor]:
-        """Take in frames [B, 3, T, H, W]; return the latents whose frames are complete."""
-        frames = torch.cat([state.queue_bcthw[:, :, : state.queued], inputs.to(state.queue_bcthw.dtype)], dim=2)
+    def step(
+        self, state: WanVaeEncoderState, inputs: Tensor
+    ) -> tuple[WanVaeEncoderState, Tensor]:
+        """Take in frames [B, 3, T, H, W]; return the latents whose frames are
+        complete."""
+        frames = torch.cat(
+            [state.queue_bcthw[:, :, : state.queued], inputs.to(state.queue_bcthw.dtype)],
+            dim=2,
+        )
         memories = state.memories if state.started else None
         out, taken = [self._no_latents(state)], 0
-        while frames.shape[2] - taken >= (size := 1 if memories is None else FRAMES_PER_LATENT):
+        while frames.shape[2] - taken >= (
+            size := 1 if memories is None else FRAMES_PER_LATENT
+        ):
             latent, memories = self.encode(frames[:, :, taken : taken + size], memories)
             out.append(latent)
             taken += size
         rest = frames[:, :, taken:]
         queue = torch.zeros_like(state.queue_bcthw)
         queue[:, :, : rest.shape[2]] = rest
-        after = WanVaeEncoderState(memories or state.memories, memories is not None, queue, rest.shape[2])
+        after = WanVaeEncoderState(
+            memories or state.memories, memories is not None, queue, rest.shape[2]
+        )
         return after, torch.cat(out, dim=2)
 
     def flush(self, state: WanVaeEncoderState) -> Tensor:
-        """Encode a tail of one to three frames, its last frame repeated; empty where none waits."""
+        """Encode a tail of one to three frames, its last frame repeated; empty where
+        none waits."""
         if state.queued == 0:
             return self._no_latents(state)
         last = state.queue_bcthw[:, :, state.queued - 1 : state.queued]
-        return self.step(state, last.expand(-1, -1, FRAMES_PER_LATENT - state.queued, -1, -1))[1]
+        return self.step(
+            state, last.expand(-1, -1, FRAMES_PER_LATENT - state.queued, -1, -1)
+        )[1]
 
     def _no_latents(self, state: WanVaeEncoderState) -> Tensor:
         batch, _, _, height, width = state.queue_bcthw.shape
-        return state.queue_bcthw.new_empty((batch, self.config.latent_channels, 0, height // SHRINK, width // SHRINK))
+        return state.queue_bcthw.new_empty(
+            (batch, self.config.latent_channels, 0, height // SHRINK, width // SHRINK)
+        )
 
 
 @dataclass(frozen=True)
@@ -322,7 +408,8 @@ class WanVaeDecoderState:
 
 
 class WanVaeDecoder(nn.Module):
-    """Normalised latents [B, C, 1 + k, H, W] to frames [B, 3, 1 + 4k, 8 H, 8 W], nominally in [0, 1], unclamped."""
+    """Normalised latents [B, C, 1 + k, H, W] to frames [B, 3, 1 + 4k, 8 H, 8 W],
+    nominally in [0, 1], unclamped."""
 
     def __init__(self, config: WanVaeConfig) -> None:
         super().__init__()
@@ -330,12 +417,17 @@ class WanVaeDecoder(nn.Module):
         self.conv2 = nn.Conv3d(config.latent_channels, config.latent_channels, 1)
         self.decoder = _Decoder(config)
 
-    def decode(self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Decode the first latent frame alone (``memories`` is None) or any number of later ones; differentiable.
+    def decode(
+        self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Decode the first latent frame alone (``memories`` is None) or any number of
+        later ones; differentiable.
 
         Returns (frames, memories after the last one).
         """
-        assert memories is not None or latents_bcthw.shape[2] == 1, "a stream starts with one latent frame alone"
+        assert memories is not None or latents_bcthw.shape[2] == 1, (
+            "a stream starts with one latent frame alone"
+        )
         mean, std = _statistics(self.config, latents_bcthw)
         memory = _Memory(memories)
         x = self.conv2((latents_bcthw.float() * std + mean).to(latents_bcthw.dtype))
@@ -343,16 +435,25 @@ class WanVaeDecoder(nn.Module):
 
     def init_state(self, *, batch: int, height: int, width: int) -> WanVaeDecoderState:
         """Return the state before the first latent frame of ``height`` x ``width``."""
-        return WanVaeDecoderState(_empty_memories(self.decoder, batch, height, width), False)
+        return WanVaeDecoderState(
+            _empty_memories(self.decoder, batch, height, width), False
+        )
 
-    def step(self, state: WanVaeDecoderState, inputs: Tensor) -> tuple[WanVaeDecoderState, Tensor]:
-        """Take in latents [B, C, T, H, W]; return one frame for the first of a stream and four for each later one."""
+    def step(
+        self, state: WanVaeDecoderState, inputs: Tensor
+    ) -> tuple[WanVaeDecoderState, Tensor]:
+        """Take in latents [B, C, T, H, W]; return one frame for the first of a stream
+        and four for each later one."""
         memories = state.memories if state.started else None
         out = [self.flush(state)]
         for t in range(inputs.shape[2]):
-            frames, memories = self.decode(inputs[:, :, t : t + 1].to(self.conv2.weight.dtype), memories)
+            frames, memories = self.decode(
+                inputs[:, :, t : t + 1].to(self.conv2.weight.dtype), memories
+            )
             out.append(frames)
-        return WanVaeDecoderState(memories or state.memories, memories is not None), torch.cat(out, dim=2)
+        return WanVaeDecoderState(
+            memories or state.memories, memories is not None
+        ), torch.cat(out, dim=2)
 
     def flush(self, state: WanVaeDecoderState) -> Tensor:
         """Return no frames: nothing is ever queued."""
@@ -361,11 +462,15 @@ class WanVaeDecoder(nn.Module):
 
 
 def _middle(width: int) -> nn.Sequential:
-    return nn.Sequential(_Residual(width, width), _SpatialAttention(width), _Residual(width, width))
+    return nn.Sequential(
+        _Residual(width, width), _SpatialAttention(width), _Residual(width, width)
+    )
 
 
 def _head(width: int, out_width: int) -> nn.Sequential:
-    return nn.Sequential(_ChannelNorm(width), nn.SiLU(inplace=True), _CausalConv(width, out_width))
+    return nn.Sequential(
+        _ChannelNorm(width), nn.SiLU(inplace=True), _CausalConv(width, out_width)
+    )
 
 
 def _run(layers: nn.Sequential, x: Tensor, memory: _Memory) -> Tensor:
@@ -393,8 +498,11 @@ def _statistics(config: WanVaeConfig, like: Tensor) -> tuple[Tensor, Tensor]:
     return both[0].view(1, -1, 1, 1, 1), both[1].view(1, -1, 1, 1, 1)
 
 
-def _empty_memories(network: nn.Module, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
-    """Return the memories before the first frame; a network lists its layers in the order in which they run."""
+def _empty_memories(
+    network: nn.Module, batch: int, height: int, width: int
+) -> tuple[Tensor, ...]:
+    """Return the memories before the first frame; a network lists its layers in the
+    order in which they run."""
     memories: list[Tensor] = []
     for layer in network.modules():
         if isinstance(layer, nn.ZeroPad2d):
@@ -402,6 +510,8 @@ def _empty_memories(network: nn.Module, batch: int, height: int, width: int) -> 
         elif isinstance(layer, nn.Upsample):
             height, width = height * 2, width * 2
         elif isinstance(layer, _CausalConv):
-            empty = layer.weight.new_zeros((batch, layer.in_channels, layer.history, height, width))
+            empty = layer.weight.new_zeros(
+                (batch, layer.in_channels, layer.history, height, width)
+            )
             memories.append(empty.contiguous(memory_format=LAYOUT))
     return tuple(memories)
