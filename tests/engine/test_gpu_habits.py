@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from ultraflash_cli.jobs import assemble
 from ultraflash_cli.jobs.assemble import choose_device
 from ultraflash_cli.jobs.writing import queue_places, segment_length
 from ultraflash_kernels._dispatch import on_its_device
+from ultraflash_kernels._measure import Case, measure
+from ultraflash_kernels.block_sparse_attention.kernel import head_columns, power_of_two, tiles
 
 
 def test_the_kernels_tests_are_collected_without_pyav_typer_and_ffmpeg(repository: Path) -> None:
@@ -85,3 +88,87 @@ def test_queues_hold_two_groups_and_states_of_a_gpu_are_saved_rarely() -> None:
     # 7.4 GB of state at 1K: twelve times as rarely as the bytes alone would have it.
     plain, weighed = segment_length(72, 7_400_000_000), segment_length(72, 12 * 7_400_000_000)
     assert (plain, weighed // plain) == (295, 11)
+
+
+class Clock:
+    """A GPU in seconds: work takes its own time there, and launching it from Python takes ``LAUNCH_S``."""
+
+    LAUNCH_S = 80e-6
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, records: bool) -> None:
+        self.now = 0.0
+        self.recording: list[float] | None = None
+        self.streams: list[object] = []
+        clock = self
+
+        class Event:
+            def __init__(self, **_: object) -> None: ...
+
+            def record(self) -> None:
+                self.at = clock.now
+
+            def elapsed_time(self, other: "Event") -> float:
+                return 1000 * (other.at - self.at)
+
+        class Graph:
+            recorded: Sequence[float] = ()
+
+            def replay(self) -> None:
+                clock.now += sum(self.recorded)
+
+        class Recording:
+            def __init__(self, graph: Graph, stream: object) -> None:
+                self.graph = graph
+
+            def __enter__(self) -> None:
+                if not records:
+                    raise RuntimeError("operation not permitted when stream is capturing")
+                clock.recording = []
+
+            def __exit__(self, *_: object) -> None:
+                self.graph.recorded, clock.recording = clock.recording or [], None
+
+        cuda = torch.cuda
+        monkeypatch.setattr(cuda, "Event", Event)
+        monkeypatch.setattr(cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(cuda, "graph", Recording)
+        monkeypatch.setattr(cuda, "Stream", lambda _device: "another stream")
+        monkeypatch.setattr(cuda, "current_stream", lambda _device: "the stream before")
+        monkeypatch.setattr(cuda, "set_stream", self.streams.append)
+        monkeypatch.setattr(cuda, "synchronize", lambda _device: None)
+        monkeypatch.setattr(torch, "empty", lambda *_, **__: self)
+
+    device = torch.device("cuda")
+
+    def zero_(self) -> None:
+        self.work(65e-6)
+
+    def work(self, seconds: float) -> None:
+        if self.recording is None:
+            self.now += max(seconds, self.LAUNCH_S)
+        else:
+            self.recording.append(seconds)
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "records", "told_s"),
+    [(5e-6, True, 5e-6), (5e-6, False, Clock.LAUNCH_S), (2e-3, True, 2e-3)],
+    ids=["small", "small and cannot be recorded", "large"],
+)
+def test_a_small_operation_is_timed_without_what_its_launch_takes(
+    monkeypatch: pytest.MonkeyPatch, takes_s: float, records: bool, told_s: float
+) -> None:
+    clock = Clock(monkeypatch, records=records)
+    case = Case(name="x", dtype=torch.float32, calls={"triton": lambda: clock.work(takes_s)}, moved_bytes=1000)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
+    (found,) = measure(case, torch.device("cuda"))
+    assert found.median_s == pytest.approx(told_s)
+    assert clock.streams == ([] if records else ["the stream before"])
+
+
+def test_no_product_of_attention_on_hopper_is_narrower_than_64_columns() -> None:
+    """Narrower ones read shared memory they may not (triton issues 10486, 10573, 11366)."""
+    for width in (8, 16, 32, 64, 96, 128):
+        assert head_columns((9, 0), width) >= 64 and head_columns((8, 0), width) == max(16, power_of_two(width))
+        for tokens in (1, 32, 64, 128):
+            assert tiles((9, 0), torch.bfloat16, tokens, width).keys >= 64

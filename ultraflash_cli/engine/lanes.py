@@ -186,23 +186,32 @@ class Port(Protocol):
 
 
 class CudaPort:
-    """Pinned memory, and copies on the current stream."""
+    """Pinned memory, and copies on a stream of their own: they travel while the next
+    group is computed."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return pinned memory."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy without waiting."""
-        target.copy_(source, non_blocking=True)
+        """Copy without waiting, once what was computed so far is there; what is on the
+        host is copied at once."""
+        if not source.is_cuda:
+            target.copy_(source)
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+        source.record_stream(self.stream)
 
     def mark(self) -> Callable[[], object]:
         """Return the wait of an event."""
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(self.stream)
         return event.synchronize
 
 

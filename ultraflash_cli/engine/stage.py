@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = [
     "Leaf",
     "Stage",
+    "as_tensor",
     "move_state",
     "state_bytes",
     "state_from_tensors",
@@ -58,18 +59,24 @@ def state_to_tensors(state: Any, prefix: str = "") -> dict[str, Tensor]:
     bools and None. None leaves nothing behind. The tensors are contiguous copies, ready
     for safetensors.
     """
-    if state is None:
-        return {}
-    if isinstance(state, Tensor):
-        return {prefix: state.detach().cpu().contiguous().clone()}
-    if isinstance(state, bool | int):
-        return {prefix: torch.tensor(int(state), dtype=torch.int64)}
-    if isinstance(state, float):
-        return {prefix: torch.tensor(state, dtype=torch.float64)}
-    found: dict[str, Tensor] = {}
-    for name, value in _children(state):
-        found |= state_to_tensors(value, f"{prefix}.{name}" if prefix else name)
-    return found
+    tensors = {
+        name: as_tensor(leaf)
+        for name, leaf in state_leaves(state, prefix).items()
+        if leaf is not None
+    }
+    return {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
+    }
+
+
+def as_tensor(leaf: Tensor | float) -> Tensor:
+    """Return a leaf of a state as a tensor; numbers become 0-dimensional ones on the
+    host."""
+    if isinstance(leaf, Tensor):
+        return leaf
+    if isinstance(leaf, bool | int):
+        return torch.tensor(int(leaf), dtype=torch.int64)
+    return torch.tensor(leaf, dtype=torch.float64)
 
 
 def state_leaves(state: Any, prefix: str = "") -> dict[str, Leaf]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ultraflash_cli.jobs.channel import Cancelled, Channel
-from ultraflash_cli.jobs.journal import Journal
+from ultraflash_cli.jobs.journal import Journal, StateContent
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.jobs.writing import (
     SEGMENT_FRAMES,
@@ -66,12 +66,12 @@ class FrameUpscaler(Protocol):
     def state_bytes(self, state: Any) -> int:
         """Return what saving the state costs, in bytes, the same for every state of a size.
 
-        Bytes that have to leave a GPU first, which waits meanwhile, count several times.
+        Bytes of a state on a GPU count several times.
         """
         ...
 
-    def save_state(self, state: Any) -> bytes:
-        """Give the state as safetensors bytes."""
+    def save_state(self, state: Any) -> StateContent:
+        """Return the state as safetensors content, which may still be on its way; it may be overwritten then."""
         ...
 
     def load_state(self, content: bytes, *, seed: int, first_frame: int) -> Any:
@@ -108,8 +108,8 @@ class FrameGenerator(Protocol):
         """Return what saving the state costs, in bytes, as ``FrameUpscaler.state_bytes`` does."""
         ...
 
-    def save_state(self, state: Any) -> bytes:
-        """Give the state as safetensors bytes."""
+    def save_state(self, state: Any) -> StateContent:
+        """Return the state as safetensors content, which may still be on its way; it may be overwritten then."""
         ...
 
     def load_state(self, content: bytes, *, seed: int) -> Any:
@@ -462,7 +462,7 @@ class _Model:
             self.pictures.put(_Picture(self._in_flight.popleft(), pictures.popleft()))
             self._done += 1
 
-    def _end_segment(self, state: bytes | None) -> None:
+    def _end_segment(self, state: StateContent | None) -> None:
         self.pictures.put(SegmentEnd(self._done, self._scene_first, state))
         self._segment_groups = 0
         self._segment_first = self._kept = self._done

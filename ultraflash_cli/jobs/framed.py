@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.clock import StageClock
     from ultraflash_cli.engine.lanes import Arriving, Outlet
     from ultraflash_cli.engine.pictures import Picture, YuvFormat
+    from ultraflash_cli.engine.snapshot import Snapshot
     from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
     from ultraflash_cli.engine.upscaler import Upscaler, UpscalerState
     from ultraflash_cli.jobs.flow import Pictures
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["GeneratedFrames", "UpscaledFrames", "as_frame_generator", "as_frame_upscaler"]
 
 _GPU_WEIGHT = 12
-"""A byte of a state on a GPU counts as so many: it is copied while the GPU waits, on a path several times as slow."""
+"""A byte of a state on a GPU counts as so many: frames come many times as fast there, and the thread that encodes them
+hashes and writes the state, too."""
 _QUEUES = ("waiting_tchw", "cascade.queue_bcthw")
 """Parts of a state that hold frames waiting for their group: empty between groups, and large."""
 
@@ -39,8 +41,11 @@ class UpscaledFrames:
     """The engine's upscaler with its states as bytes and its stages timed."""
 
     def __init__(self, upscaler: "Upscaler", timer: "StageClock") -> None:
+        from ultraflash_cli.engine.snapshot import snapshots_for
+
         self._upscaler = upscaler
         self._timer = timer
+        self._snapshots = snapshots_for(upscaler.cascade.device)
 
     @property
     def stage_seconds(self) -> dict[str, float]:
@@ -67,10 +72,9 @@ class UpscaledFrames:
         saved = state_bytes(state) - state.waiting_tchw.nbytes - state.cascade.queue_bcthw.nbytes
         return saved * _weight(state.cascade.queue_bcthw)
 
-    def save_state(self, state: "UpscalerState") -> bytes:
-        from safetensors.torch import save
-
-        return save(_without_queues(state))
+    def save_state(self, state: "UpscalerState") -> "Snapshot":
+        empty = _QUEUES if state.waiting == 0 else _QUEUES[1:]
+        return self._snapshots.take(_tensors(state, without=empty))
 
     def load_state(self, content: bytes, *, seed: int, first_frame: int) -> "UpscalerState":
         from safetensors.torch import load
@@ -87,12 +91,15 @@ def _weight(tensor: "Tensor") -> int:
     return _GPU_WEIGHT if tensor.is_cuda else 1
 
 
-def _without_queues(state: "UpscalerState") -> "dict[str, Tensor]":
-    """Return a state's tensors between two groups, when only the frames that the encoder is ahead by wait."""
-    from ultraflash_cli.engine.stage import state_to_tensors
+def _tensors(state: object, *, without: Sequence[str] = ()) -> "dict[str, Tensor]":
+    """Return the leaves of a state where they lie.
 
-    empty = _QUEUES if state.waiting == 0 else _QUEUES[1:]
-    return {name: tensor for name, tensor in state_to_tensors(state).items() if name not in empty}
+    Between two groups of an upscale only the frames that the encoder is ahead by wait, and the queues are empty.
+    """
+    from ultraflash_cli.engine.stage import as_tensor, state_leaves
+
+    leaves = state_leaves(state).items()
+    return {name: as_tensor(leaf) for name, leaf in leaves if leaf is not None and name not in without}
 
 
 class GeneratedFrames:
@@ -114,6 +121,7 @@ class GeneratedFrames:
         low_yuv: "YuvFormat | None" = None,
     ) -> None:
         from ultraflash_cli.engine.lanes import outlet_for
+        from ultraflash_cli.engine.snapshot import snapshots_for
 
         self._video = video
         self._context = context
@@ -123,6 +131,7 @@ class GeneratedFrames:
         self._shows_low = shows_low
         self._yuv, self._low_yuv = yuv, low_yuv
         self._outlet, self._low_outlet = outlet_for(video.device), outlet_for(video.device)
+        self._snapshots = snapshots_for(video.device)
 
     @property
     def group_frames(self) -> tuple[int, ...]:
@@ -165,13 +174,9 @@ class GeneratedFrames:
 
         return state_bytes(state) * _weight(state.ahead_bcthw)
 
-    def save_state(self, state: "TextToVideoState") -> bytes:
-        from safetensors.torch import save
-
-        from ultraflash_cli.engine.stage import state_to_tensors
-
+    def save_state(self, state: "TextToVideoState") -> "Snapshot":
         self._video.settle()
-        return save(state_to_tensors(state))
+        return self._snapshots.take(_tensors(state))
 
     def load_state(self, content: bytes, *, seed: int) -> "TextToVideoState":
         from safetensors.torch import load

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 from ultraflash_cli.errors import OutputError
 from ultraflash_cli.jobs.entries import (
@@ -46,12 +47,14 @@ from ultraflash_cli.jobs.place import (
 
 __all__ = [
     "SPOOL",
+    "ArrivingState",
     "BegunEntry",
     "Journal",
     "MovedFile",
     "OutputLock",
     "Placement",
     "SegmentEntry",
+    "StateContent",
     "count_frames",
     "discard",
     "empty",
@@ -63,6 +66,22 @@ __all__ = [
     "version_change",
     "work_folder",
 ]
+
+
+class ArrivingState(Protocol):
+    """The content of a state's file, still on its way from a device."""
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Wait for the content and yield it piece by piece."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the content once it is written."""
+        ...
+
+
+StateContent = bytes | ArrivingState
+"""The content of a state's file."""
 
 
 class Journal:
@@ -146,7 +165,7 @@ class Journal:
         with open(open_existing(self.folder / name), "rb") as file:
             return file.read()
 
-    def begin(self, size_bytes: int, *, end_frame: int, scene_first: int, groups: int, state: bytes) -> None:
+    def begin(self, size_bytes: int, *, end_frame: int, scene_first: int, groups: int, state: StateContent) -> None:
         """Enter what is there of the segment in hand: the first bytes of `begun_path`, synced, and the state after it.
 
         Raises OSError as the file system gives it.
@@ -154,7 +173,7 @@ class Journal:
         before = self.begun
         path = self.begun_path()
         state_name = f"begun-{len(self.segments):06d}-{end_frame}.safetensors"
-        _write_synced(self.folder / state_name, state)
+        state_sha256 = _write_state(self.folder / state_name, state)
         entry = BegunEntry(
             file=path.name,
             size_bytes=size_bytes,
@@ -162,14 +181,16 @@ class Journal:
             scene_first=scene_first,
             groups=groups,
             state=state_name,
-            state_sha256=hashlib.sha256(state).hexdigest(),
+            state_sha256=state_sha256,
         )
         self._append({"begun": asdict(entry)})
         self.begun = entry
         if before is not None and before.state != state_name:
             (self.folder / before.state).unlink(missing_ok=True)
 
-    def add(self, path: Path, *, first_frame: int, end_frame: int, scene_first: int, state: bytes | None) -> None:
+    def add(
+        self, path: Path, *, first_frame: int, end_frame: int, scene_first: int, state: StateContent | None
+    ) -> None:
         """Enter a finished, synced segment together with the state after it; the state before it is deleted.
 
         Raises OSError as the file system gives it.
@@ -177,9 +198,8 @@ class Journal:
         before = self._last_state()
         state_name = state_sha256 = None
         if state is not None:
-            state_sha256 = hashlib.sha256(state).hexdigest()
             state_name = f"state-{len(self.segments):06d}.safetensors"
-            _write_synced(self.folder / state_name, state)
+            state_sha256 = _write_state(self.folder / state_name, state)
         entry = SegmentEntry(
             file=path.name,
             size_bytes=path.stat().st_size,
@@ -301,6 +321,22 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_state(path: Path, state: StateContent) -> str:
+    """Write a state as it arrives, synced; return the SHA-256 of the file."""
+    digest = hashlib.sha256()
+    try:
+        with make_new(path) as file:
+            for piece in [state] if isinstance(state, bytes) else state.pieces():
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        if not isinstance(state, bytes):
+            state.release()
+    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

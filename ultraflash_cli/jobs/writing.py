@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from ultraflash_cli.jobs.channel import Cancelled, Channel
-from ultraflash_cli.jobs.journal import Journal
+from ultraflash_cli.jobs.journal import Journal, StateContent
 from ultraflash_cli.jobs.spool import SegmentSink, Spool, Spooled, spooled
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class SegmentEnd:
 
     end_frame: int
     scene_first: int
-    state: bytes | None
+    state: StateContent | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Pause:
     scene_first: int
     groups: int
     """Groups that the segment has so far."""
-    state: bytes
+    state: StateContent
 
 
 def segment_length(at_least: int, state_bytes: int) -> int:

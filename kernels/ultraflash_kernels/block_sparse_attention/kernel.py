@@ -16,7 +16,15 @@ from torch import Tensor
 from ultraflash_kernels._dispatch import capability, on_its_device
 from ultraflash_kernels.block_lists import BlockLists
 
-__all__ = ["Tiles", "attention_kernel", "forward", "output", "power_of_two", "tiles"]
+__all__ = [
+    "Tiles",
+    "attention_kernel",
+    "forward",
+    "head_columns",
+    "output",
+    "power_of_two",
+    "tiles",
+]
 
 
 @triton.jit(
@@ -198,6 +206,15 @@ def tiles(target: tuple[int, int], dtype: torch.dtype, tokens: int, width: int) 
     return Tiles(128, 128, 8, 5) if roomy else Tiles(128, 64, 8, 3)
 
 
+def head_columns(target: tuple[int, int], width: int) -> int:
+    """Return the columns of a tile that holds heads of ``width`` channels.
+
+    On Hopper at least 64: with 32 and four warps its products read shared memory they
+    may not (triton issues 10486, 10573, 11366, from 3.6 on).
+    """
+    return max(64 if target[0] == 9 else 16, power_of_two(width))
+
+
 def power_of_two(size: int) -> int:
     """Return the least power of two that is not below ``size``."""
     return 1 << (size - 1).bit_length()
@@ -228,7 +245,8 @@ def forward(
     q, k, v, old_k, old_v = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, old_k, old_v)
     )
-    cut = tiles(capability(q.device), q.dtype, tokens, width)
+    target = capability(q.device)
+    cut = tiles(target, q.dtype, tokens, width)
     attention_kernel[(lists.order.numel(), triton.cdiv(tokens, cut.queries))](
         q,
         k,
@@ -253,7 +271,7 @@ def forward(
         D=width,
         BM=cut.queries,
         BN=cut.keys,
-        BD=max(16, power_of_two(width)),
+        BD=head_columns(target, width),
         RING=ring,
         num_warps=cut.warps,
         num_stages=cut.stages,

@@ -15,7 +15,11 @@ from torch import Tensor
 
 from ultraflash_kernels._dispatch import capability, on_its_device
 from ultraflash_kernels.block_lists import BlockLists
-from ultraflash_kernels.block_sparse_attention.kernel import output, power_of_two
+from ultraflash_kernels.block_sparse_attention.kernel import (
+    head_columns,
+    output,
+    power_of_two,
+)
 from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3, to_e4m3
 
 __all__ = ["attention_fp8_kernel", "forward", "quantise_blocks", "quantise_blocks_kernel"]
@@ -244,10 +248,9 @@ def forward(
     small_k, k_scales = quantise_blocks(k_parts)
     small_v, v_scales = quantise_blocks(v_parts, turned=True)
     tile = max(16, min(128, power_of_two(tokens)))
-    wide = max(32, power_of_two(width))
-    roomy = (
-        capability(q.device)[0] in (9, 10) and tile == 128 and wide > 32
-    )  # 12.x would spill
+    target = capability(q.device)
+    wide = max(32, head_columns(target, width))
+    roomy = target[0] in (9, 10) and tile == 128 and width > 32  # 12.x would spill
     keys = 128 if roomy else 64
     attention_fp8_kernel[(lists.order.numel(), triton.cdiv(tokens, tile))](
         small_q,

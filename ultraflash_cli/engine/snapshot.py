@@ -1,0 +1,160 @@
+"""Streaming states on their way to the host, as the content of a safetensors file."""
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.lanes import CudaPort, Port
+
+__all__ = ["CudaSnapshotPort", "Snapshot", "SnapshotPort", "Snapshots", "snapshots_for"]
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class SnapshotPort(Port, Protocol):
+    """What copies of a state are made of."""
+
+    def free_bytes(self) -> int:
+        """Return the device memory that is free."""
+        ...
+
+    def hold(self) -> None:
+        """Let what is computed next wait, on the device, for the copies begun so
+        far."""
+        ...
+
+
+class CudaSnapshotPort(CudaPort):
+    """Pinned memory, and copies on a stream of their own."""
+
+    def free_bytes(self) -> int:
+        """Return what neither the driver nor torch's allocator has given away."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return (
+            free
+            + torch.cuda.memory_reserved(self.device)
+            - torch.cuda.memory_allocated(self.device)
+        )
+
+    def hold(self) -> None:
+        """Let the current stream wait for the copies."""
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+
+class Snapshot:
+    """A state as it was when it was taken; its pieces, one behind the other, are a
+    safetensors file."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        wait: Callable[[], object],
+        done: Callable[[], object],
+    ) -> None:
+        self._tensors = tensors
+        self._wait = wait
+        self._done = done
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Wait until the state has arrived and yield header and tensors where they lie,
+        without a copy."""
+        self._wait()
+        header: dict[str, object] = {}
+        place = 0
+        # As safetensors sorts them: wide types first, so that each is aligned.
+        ordered = sorted(
+            self._tensors.items(), key=lambda item: (-item[1].element_size(), item[0])
+        )
+        for name, tensor in ordered:
+            offsets = [place, place + tensor.nbytes]
+            header[name] = {
+                "dtype": _DTYPE_NAMES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": offsets,
+            }
+            place = offsets[1]
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        yield struct.pack("<Q", len(text)) + text
+        for _, tensor in ordered:
+            if tensor.numel():
+                yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+    def release(self) -> None:
+        """Give the memory back; the pieces must not be used any more."""
+        self._tensors = {}
+        self._done()
+
+
+class Snapshots:
+    """Takes snapshots of states; the host never waits for the device meanwhile.
+
+    Where the device has room for the state twice it is copied there and travels from
+    the copy beside what is computed next. Else what is computed next waits, on the
+    device, until the state has left. Pinned buffers are used again once a snapshot is
+    released, for pinning takes longer than copying.
+    """
+
+    def __init__(self, port: SnapshotPort | None) -> None:
+        """Copy through ``port``; without one, states are on the host and are copied at
+        once."""
+        self._port = port
+        self._spare: dict[str, Tensor] = {}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> Snapshot:
+        """Return a snapshot of the tensors of a state, see ``stage.state_leaves``; they
+        may be overwritten then."""
+        port = self._port
+        if port is None:
+            copies = {
+                name: tensor.detach().cpu().contiguous().clone()
+                for name, tensor in tensors.items()
+            }
+            return Snapshot(copies, lambda: None, lambda: None)
+        doubled = port.free_bytes() > 2 * sum(tensor.nbytes for tensor in tensors.values())
+        sources = (
+            {name: tensor.clone() for name, tensor in tensors.items()}
+            if doubled
+            else tensors
+        )
+        spare, self._spare = self._spare, {}
+        buffers: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            buffer = spare.get(name)
+            fits = (
+                buffer is not None
+                and buffer.shape == tensor.shape
+                and buffer.dtype == tensor.dtype
+            )
+            buffers[name] = (
+                buffer
+                if fits and buffer is not None
+                else port.buffer(tuple(tensor.shape), tensor.dtype)
+            )
+        for name, source in sources.items():
+            port.copy(source, buffers[name])
+        if not doubled:
+            port.hold()
+        return Snapshot(buffers, port.mark(), lambda: self._take_back(buffers))
+
+    def _take_back(self, buffers: dict[str, Tensor]) -> None:
+        self._spare = buffers
+
+
+def snapshots_for(device: torch.device) -> Snapshots:
+    """Return what takes snapshots of states on ``device``."""
+    return Snapshots(CudaSnapshotPort(device) if device.type == "cuda" else None)
