@@ -175,6 +175,11 @@ def encode_drawn_scenes(
     latents: Annotated[int, typer.Option("--latents", metavar="N", help="Latent frames of each.")] = 6,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Whose scenes.")] = 1,
     toy: Annotated[bool, typer.Option("--toy", help="For the recipes' toy sizes.")] = False,
+    model: Annotated[Literal["lite", "lite2"], typer.Option("--profile", help="Whose encoder.")] = "lite",
+    pace: Annotated[
+        Literal["token", "free"],
+        typer.Option("--pace", help="How fast things move: a token a chunk, or at speeds of their own."),
+    ] = "token",
     precision: Annotated[
         Literal["fp32", "bf16"], typer.Option("--precision", help="Of the encoder's products.")
     ] = "fp32",
@@ -183,13 +188,13 @@ def encode_drawn_scenes(
     """Draw scenes and keep what the encoder makes of them, for the recipes that teach a generator."""
     import torch
 
-    from ultraflash_cli.engine.profiles import LITE
+    from ultraflash_cli.engine.profiles import TRAINED
     from ultraflash_cli.jobs.host import keep_freed_memory, usable_cores
     from ultraflash_cli.train.latents import EncodeScenesJob, encode_scenes
     from ultraflash_cli.train.roles import TOY
     from ultraflash_cli.weights.load import read_tensors
 
-    profile = TOY if toy else LITE
+    profile = TOY if toy else TRAINED[model]
     job = EncodeScenesJob(
         out=out,
         weights=read_tensors(start_from),
@@ -200,6 +205,7 @@ def encode_drawn_scenes(
         seed=seed,
         profile=profile,
         precision=precision,
+        pace=pace,
     )
     keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())
@@ -270,6 +276,10 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
             typer.Option("--start-from", metavar="FILE", help="Averaged weights of another run; repeatable."),
         ] = None,
         toy: Annotated[bool, typer.Option("--toy", help="Small networks and clips, for a try of minutes.")] = False,
+        model: Annotated[
+            Literal["lite", "lite2"] | None,
+            typer.Option("--profile", help="Whose networks, where the recipe trains those of several models."),
+        ] = None,
         device: Annotated[
             Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the networks are.")
         ] = "auto",
@@ -316,6 +326,7 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
             workers=workers,
             start_from=tuple(start_from or ()),
             toy=toy,
+            profile=model,
             device=device,
             precision=precision,
             batch=batch,

@@ -24,6 +24,7 @@ __all__ = [
     "RELEASED_ULTRA_DECODER",
     "TINY_LITE",
     "TINY_RANDOM",
+    "TRAINED",
     "ULTRAFLASH",
     "Precision",
     "Profile",
@@ -324,6 +325,27 @@ LITE_CASCADE = replace(
 """The built-in model with the paper's stages behind its generator, for the recipes that
 train them; not shipped."""
 
+_LITE2_GENERATOR = GeneratorConfig(
+    dim=192,
+    num_heads=3,
+    num_layers=6,
+    ffn_dim=1024,
+    freq_dim=64,
+    text_dim=_LITE_WORDS.dim,
+    text_len=_LITE_WORDS.text_len,
+    patch=(1, 4, 4),
+    prediction="clean",
+    sees_signal=True,
+    pool_text=True,
+    grid=(15, 26),
+    head_dim=384,
+    steps=(1000, 500),
+    shift=1.0,
+    window=9,
+    sink=3,
+    slide=True,
+)
+
 LITE2 = replace(
     LITE_CASCADE,
     name="lite2",
@@ -350,10 +372,10 @@ LITE2 = replace(
         linear_trunk=True,
     ),
     low_decoder=None,
+    generator=_LITE2_GENERATOR,
     weights=(),
 )
-"""The next built-in model in the making: one latent space for 480p and 1K. So far only
-its autoencoder is trained."""
+"""The next built-in model in the making: one latent space for 480p and 1K."""
 
 RELEASED_ULTRA_DECODER = DecoderConfig(
     stages=(
@@ -506,6 +528,9 @@ TINY_LITE = Profile(
 )
 """Every class of the built-in model at a tiny size with random weights: a trial of the
 machinery, not of pictures."""
+
+TRAINED = {profile.name: profile for profile in (LITE, LITE2)}
+"""The profiles that recipes train, by name."""
 
 PROFILES = {profile.name: profile for profile in (LITE, ULTRAFLASH, TINY_RANDOM, TINY_LITE)}
 """Every model by name."""

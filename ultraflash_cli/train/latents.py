@@ -29,6 +29,7 @@ from ultraflash_cli.video.partial import output_errors, partial_file
 __all__ = [
     "SCENES_A_SEED",
     "EncodeScenesJob",
+    "Pace",
     "SceneLatents",
     "draw_scene",
     "encode_scenes",
@@ -47,6 +48,12 @@ PLACES: tuple[Place, ...] = ("hills", "snowy mountains", "city")
 
 WAYS: tuple[tuple[Colour, Motion], ...] = (("red", "right"), ("yellow", "left"), ("blue", "right"))
 """With each way of things: the colour and the motion that go without saying."""
+
+Pace = Literal["token", "free"]
+"""How fast things move; see ``taught_scene``."""
+
+FREE_SPEEDS = (0.10, 0.13, 0.16)
+"""With each way of things at a free pace: picture heights a second, for cars and birds some more."""
 
 PLAIN_EVERY = 50
 """One in so many scenes is all as usual and has nothing in it, and its caption may be no word at all."""
@@ -67,15 +74,19 @@ WORDINGS = 1000
 """Different wordings of a scene's caption."""
 
 
-def taught_scene(seed: int, number: int) -> Scene:
+def taught_scene(seed: int, number: int, pace: Pace = "token") -> Scene:
     """Return a scene as generators are taught it: any words, but one of few layouts, and things at their usual speed.
 
-    What no caption says is what a generator has to guess, and each guess takes training.
+    What no caption says is what a generator has to guess, and each guess takes training. At the pace ``token`` things
+    move by a token of the built-in generator a chunk; at ``free`` each way has a speed of its own.
     """
     scene = random_scene(seed * SCENES_A_SEED + number)
     sky, land, way = layout_of(number)
     thing = scene.thing
-    if thing is not None:
+    if thing is not None and pace == "free":
+        quick = 1.3 if thing.kind in LAID_FOR else 1.0
+        thing = replace(thing, speed=FREE_SPEEDS[way] * quick)
+    elif thing is not None:
         laid_for = LAID_FOR.get(thing.kind, USUALLY_LAID_FOR)
         thing = replace(thing, speed=_token_a_chunk(thing.motion), laid_for=laid_for)
     scene = replace(scene, thing=thing, seed=land, sky_seed=sky, thing_seed=way)
@@ -109,9 +120,9 @@ def layout_of(number: int) -> tuple[int, int, int]:
     return sky, land, way
 
 
-def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int]) -> Tensor:
+def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int], pace: Pace = "token") -> Tensor:
     """Return the frames [3, 4 * latents, H, W] in [0, 1] of a scene; the first one comes four times, as a stream's."""
-    renderer = Renderer(taught_scene(seed, number), height_px=size[0], width_px=size[1])
+    renderer = Renderer(taught_scene(seed, number, pace), height_px=size[0], width_px=size[1])
     clip = [renderer.frame(t / GENERATED_FPS) for t in range(FRAMES_PER_LATENT * (latents - 1) + 1)]
     clip = clip[:1] * (FRAMES_PER_LATENT - 1) + clip
     return torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2).float().div_(255)
@@ -132,12 +143,12 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
 
 
 @lru_cache(maxsize=8192)
-def thing_cover(seed: int, number: int, count: int, size: tuple[int, int]) -> Tensor:
+def thing_cover(seed: int, number: int, count: int, size: tuple[int, int], pace: Pace = "token") -> Tensor:
     """Return where a scene's thing is seen in its first ``count`` latent frames: bool [count, h, w].
 
     ``size`` is that of a latent frame, h and w; a cell beside the thing counts, too.
     """
-    scene = taught_scene(seed, number)
+    scene = taught_scene(seed, number, pace)
     if scene.thing is None:
         return torch.zeros((count, *size), dtype=torch.bool)
     shown, bare = (Renderer(each, height_px=size[0], width_px=size[1]) for each in (scene, replace(scene, thing=None)))
@@ -174,6 +185,8 @@ class EncodeScenesJob:
     """Whose encoder."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the encoder's products."""
+    pace: Pace = "token"
+    """How fast things move; see ``taught_scene``."""
 
     def __post_init__(self) -> None:
         if min(self.count, self.latents, self.shard) < 1 or self.first < 0 or self.first % self.shard:
@@ -197,16 +210,18 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
         numbers = range(first, min(first + job.shard, job.first + job.count))
         path = job.out / f"scenes_{first:06d}.safetensors"
         facts = {"seed": job.seed, "first": first, "encoder": made_by, "size": list(job.size), "covers": True}
+        facts |= {"pace": job.pace} if job.pace != "token" else {}
         if path.exists():
             if _facts(path) != facts:
                 raise InputError(f"{path}: holds other latents. Give another folder.")
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
                 clips = [
-                    roles.encode(draw_scene(job.seed, number, job.latents, job.size)[None]).half() for number in numbers
+                    roles.encode(draw_scene(job.seed, number, job.latents, job.size, job.pace)[None]).half()
+                    for number in numbers
                 ]
             cells = clips[0].shape[3], clips[0].shape[4]
-            covers = [thing_cover(job.seed, number, job.latents, cells) for number in numbers]
+            covers = [thing_cover(job.seed, number, job.latents, cells, job.pace) for number in numbers]
             tensors = {"latents": torch.cat(clips).contiguous(), "covers": torch.stack(covers)}
             with output_errors(path), partial_file(path) as part:
                 save_file(tensors, part, metadata={"facts": json.dumps(facts)})
@@ -222,8 +237,8 @@ class SceneLatents:
         if not self.files:
             raise InputError(f"{folder}: holds no encoded scenes. Make some first: ultraflash train encode-scenes.")
         self.facts = [_facts(path) for path in self.files]
-        if len({(fact["seed"], fact["encoder"], tuple(fact["size"])) for fact in self.facts}) > 1:
-            raise InputError(f"{folder}: holds scenes of several seeds, sizes or encoders. Give each a folder.")
+        if len({(fact["seed"], fact["encoder"], tuple(fact["size"]), fact.get("pace")) for fact in self.facts}) > 1:
+            raise InputError(f"{folder}: holds scenes of several seeds, sizes, paces or encoders. Give each a folder.")
         if not all(fact.get("covers") for fact in self.facts):
             raise InputError(f"{folder}: holds scenes of an earlier version. Encode them again.")
         self.seed = int(self.facts[0]["seed"])

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ultraflash_cli.engine.profiles import TRAINED
 from ultraflash_cli.errors import InputError, UsageError, WeightsError
 from ultraflash_cli.train import scenes
 from ultraflash_cli.train.crew import Crew, joined_crew
@@ -59,6 +60,8 @@ class TrainJob:
     """Weights to start from: the averages of other runs; where several have a tensor, the last one counts."""
     toy: bool = False
     """Sizes for a try of minutes."""
+    profile: str | None = None
+    """A name in ``TRAINED``: whose networks, for a recipe that trains those of several models; None is its own."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the networks are; auto is a GPU where there is one."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -83,6 +86,8 @@ class TrainJob:
             raise UsageError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
         if min(self.steps, self.threads, self.accumulate) < 1 or self.workers < 0:
             raise UsageError("steps, threads and accumulation are 1 or more, workers 0 or more.")
+        if self.profile is not None and not RECIPES[self.recipe].profiles:
+            raise UsageError(f"{self.recipe} trains the networks of one model; leave --profile out")
         wanted = RECIPES[self.recipe].learns_from
         if self.data is None and wanted != "scenes":
             named = {"material": "prepared material", "pairs": "pairs of `make-pairs`"}[wanted]
@@ -141,7 +146,8 @@ def run(job: TrainJob, *, on_save: Callable[[int], None] | None = None) -> RunRe
 
 def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int], None] | None) -> RunRecord:
     recipe = RECIPES[job.recipe].load()
-    config: Any = recipe.configure(steps=job.steps, seed=job.seed, toy=job.toy)
+    whose = {} if job.profile is None else {"profile": TRAINED[job.profile]}
+    config: Any = recipe.configure(steps=job.steps, seed=job.seed, toy=job.toy, **whose)
     config = replace(config, loop=replace(config.loop, **job.overrides()))
     if job.rewards:
         if not hasattr(config, "rewards"):

@@ -20,6 +20,9 @@ class Recipe:
     learns_from: Literal["material", "pairs", "scenes"] = "material"
     """What its data are: prepared material, pairs made of it, or drawn scenes (encoded ones, or new as it goes)."""
 
+    profiles: bool = False
+    """Whether it trains the networks of several models: ``configure`` then takes a ``profile``."""
+
     def load(self) -> ModuleType:
         """Return the module, which offers these.
 
@@ -46,7 +49,11 @@ RECIPES = {
         ),
         Recipe(name="sr_dit", summary="Train the SR transformer by one-step regression, through the decoder."),
         Recipe(name="decoder", summary="Train the decoder by regression onto pixels; a fresh encoder learns along."),
-        Recipe(name="latent_upsampler", summary="Train the latent upsamplers by regression onto encoded clips."),
+        Recipe(
+            name="latent_upsampler",
+            summary="Train the latent upsamplers by regression onto encoded clips.",
+            profiles=True,
+        ),
         Recipe(name="tv2v_flow_matching", summary="Train a dense, many-step SR transformer by flow matching."),
         Recipe(name="causal_dmd", summary="Distil the SR transformer into one sparse step, with hybrid rewards."),
         Recipe(name="cascade_dpo", summary="Tune the SR transformer by preferences over roll-outs of the cascade."),
@@ -54,6 +61,7 @@ RECIPES = {
             name="generator",
             summary="Train a causal text-to-video generator on drawn scenes, by flow matching.",
             learns_from="scenes",
+            profiles=True,
         ),
         Recipe(
             name="generator_distil",

@@ -285,25 +285,25 @@ def is_kernel(name: str) -> bool:
     return name.startswith("generator.blocks.") and name.endswith(".weight")
 
 
-def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeConfig:
-    """Return the settings for a generator of the built-in model's size, or for a toy."""
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> GeneratorRecipeConfig:
+    """Return the settings for a built-in model's generator, or for a toy."""
     if toy:
         loop = LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10)
         lengths = (ClipLength(latents=4),)
         return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, lengths=lengths)
-    assert isinstance(LITE.text_encoder, PromptEncoderConfig), "the built-in model has words of its own"
+    assert isinstance(profile.text_encoder, PromptEncoderConfig), "the built-in models have words of their own"
     lengths = (
         ClipLength(latents=1, clips=4, odds=(0.7, 0.2), anywhere=True),
         ClipLength(latents=3, clips=1.25, odds=(0.1, 0.1), anywhere=True),
         ClipLength(latents=6, odds=(0.15, 0.45), anywhere=True),
         ClipLength(latents=9, clips=0.75, odds=(0.05, 0.25), anywhere=True),
     )
-    return GeneratorRecipeConfig(
+    taught = GeneratorRecipeConfig(
         loop=LoopConfig(
             steps=steps, seed=seed, rate=1.2e-3, kernel_rate=0.006, warmup=50, average=0.998, batch=4, save_every=500
         ),
-        profile=LITE,
-        words=LITE.text_encoder,
+        profile=profile,
+        words=profile.text_encoder,
         lengths=lengths,
         shift=1.0,
         pure_share=0.5,
@@ -317,6 +317,10 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> GeneratorRecipeCon
         refine_share=1.0,
         pixel_power=0.75,
     )
+    if profile.low_decoder is not None:
+        return taught
+    # One latent space for both sizes: what refines these latents starts from this network, so it learns every level.
+    return replace(taught, text_drop=0.1, refine_share=0.25, pure_share=0.4)
 
 
 def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:

@@ -61,11 +61,11 @@ def learners(config: UpsamplerRecipeConfig) -> tuple[Learner, ...]:
     return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
 
 
-def configure(*, steps: int, seed: int, toy: bool = False) -> UpsamplerRecipeConfig:
-    """Return the settings for the built-in model, or for a toy."""
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> UpsamplerRecipeConfig:
+    """Return the settings for a built-in model's upsamplers, or for a toy."""
     if not toy:
         loop = LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998)
-        return UpsamplerRecipeConfig(loop=loop, pairs=PairConfig(frames=8))
+        return UpsamplerRecipeConfig(loop=loop, profile=profile, pairs=PairConfig(frames=8))
     return UpsamplerRecipeConfig(
         loop=LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10),
         profile=TOY,
