@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ultraflash_cli.engine.cache import KvRing
+from ultraflash_cli.engine.layers.modulation import float32_layers
 from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, key_budget, window_blocks
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
@@ -182,6 +183,50 @@ def test_a_residual_network_starts_as_the_identity() -> None:
     stage = SrDit(dataclasses.replace(TINY, prediction="residual"))
     inputs = clip(6)
     assert torch.equal(run(stage, inputs, [2]), inputs.cond_bcthw)
+
+
+def test_a_network_that_sees_signal_does_not_see_pure_noise_but_what_is_mixed_with_it() -> None:
+    stage = build(dataclasses.replace(TINY, prediction="residual", sees_signal=True))
+    first, second = clip(4), clip(4, seed=1)
+    answers = {
+        level: [
+            stage.forward_group(noise, first.cond_bcthw, timestep=torch.tensor([level])).output_bcthw
+            for noise in (first.noise_bcthw, second.noise_bcthw)
+        ]
+        for level in (1000.0, 400.0)
+    }
+    assert torch.equal(answers[1000.0][0], answers[1000.0][1])
+    assert not torch.allclose(answers[400.0][0], answers[400.0][1], atol=1e-3)
+
+
+def test_pooled_words_join_the_timestep_and_a_hidden_layer_the_head() -> None:
+    plain = build()
+    rich = build(dataclasses.replace(TINY, pool_text=True, head_dim=16))
+    names = set(rich.state_dict()) - set(plain.state_dict())
+    assert names == {"text_pool.weight", *(f"head.detail.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias"))}
+    rich.load_state_dict(plain.state_dict() | {name: torch.zeros_like(rich.state_dict()[name]) for name in names})
+    words, inputs = torch.randn(1, 5, 10, generator=torch.Generator().manual_seed(3)), clip(4)
+
+    def answer(stage: SrDit) -> Tensor:
+        return stage.step(start(stage, context=words), inputs)[1]
+
+    torch.testing.assert_close(answer(rich), answer(plain))
+    for changed in (rich.text_pool, rich.head.detail):
+        assert changed is not None, "the config has both"
+        torch.manual_seed(5)
+        for parameter in changed.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        assert not torch.allclose(answer(rich), answer(plain), atol=1e-3)
+    with pytest.raises(ConfigError, match="pool_text needs a text path"):
+        SrDitConfig(text_len=0, pool_text=True)
+
+
+def test_float32_layers_are_float32_under_autocast() -> None:
+    layers, x = build().time_embedding, torch.randn(1, TINY.freq_dim)
+    plain = float32_layers(layers, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layers(x).dtype == torch.bfloat16
+        assert torch.equal(float32_layers(layers, x), plain)
 
 
 def test_a_flow_network_subtracts_from_the_noise() -> None:

@@ -346,6 +346,28 @@ _LITE2_GENERATOR = GeneratorConfig(
     slide=True,
 )
 
+_LITE2_SR_DIT = SrDitConfig(
+    dim=192,
+    num_heads=3,
+    num_layers=6,
+    ffn_dim=1024,
+    freq_dim=64,
+    text_dim=_LITE_WORDS.dim,
+    text_len=_LITE_WORDS.text_len,
+    patch=(1, 4, 4),
+    block=(2, 6, 8),
+    local_range=3,
+    ref_spatial_tokens=None,
+    top_k_ratio=0.12,
+    kv_len=3,
+    group_latents=2,
+    prediction="residual",
+    sees_signal=True,
+    pool_text=True,
+    head_dim=384,
+)
+"""The same network as the generator's, so that it can start from it."""
+
 LITE2 = replace(
     LITE_CASCADE,
     name="lite2",
@@ -373,6 +395,7 @@ LITE2 = replace(
     ),
     low_decoder=None,
     generator=_LITE2_GENERATOR,
+    sr_dit=_LITE2_SR_DIT,
     weights=(),
 )
 """The next built-in model in the making: one latent space for 480p and 1K."""

@@ -25,12 +25,17 @@ def sinusoid(timestep: Tensor, width: int) -> Tensor:
 
 
 def float32_layers(layers: nn.Sequential | nn.Linear, x: Tensor) -> Tensor:
-    """Apply linear layers and activations in float32 whatever dtype their weights
-    have."""
-    x = x.float()
-    for layer in [layers] if isinstance(layers, nn.Linear) else layers:
-        linear = isinstance(layer, nn.Linear)
-        x = F.linear(x, layer.weight.float(), layer.bias.float()) if linear else layer(x)
+    """Apply linear layers and activations in float32 whatever dtype their weights have, under autocast, too."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        for layer in [layers] if isinstance(layers, nn.Linear) else layers:
+            if isinstance(layer, nn.Linear):
+                bias = layer.bias
+                x = F.linear(
+                    x, layer.weight.float(), None if bias is None else bias.float()
+                )
+            else:
+                x = layer(x)
     return x
 
 

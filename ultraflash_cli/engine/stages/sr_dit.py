@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import KvRing
+from ultraflash_cli.engine.flow_matching import TRAIN_STEPS
 from ultraflash_cli.engine.layers.attention import (
     ContextKv,
     CrossAttention,
@@ -93,8 +94,14 @@ class SrDitConfig:
     group_latents: int = 6
     """Latent frames computed together."""
     prediction: Literal["flow", "residual"] = "flow"
-    """What the network returns: noise minus clean latent, or what is added to the
-    condition."""
+    """What the network returns: noise minus clean latent, or what is added to the condition."""
+    sees_signal: bool = False
+    """Whether noisy latents enter the network weighed by the share of signal in them, see ``GeneratorConfig``; a
+    network that starts from such a generator does. Pure noise, in the one step, is then not seen at all."""
+    pool_text: bool = False
+    """Whether the mean of the context joins the timestep, see ``GeneratorConfig``."""
+    head_dim: int = 0
+    """Width of a hidden layer beside the last projection, see ``GeneratorConfig``; 0 is none."""
     timestep: float = 1000.0
     """Timestep of the one step, at which noise has weight 1."""
     mask_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -126,8 +133,12 @@ class SrDitConfig:
             )
         if self.freq_dim % 2:
             raise ConfigError(f"SR transformer: freq_dim is even, got {self.freq_dim}")
-        if self.text_len < 0 or self.local_range < 0:
-            raise ConfigError("SR transformer: text_len and local_range are 0 or more")
+        if min(self.text_len, self.local_range, self.head_dim) < 0:
+            raise ConfigError(
+                "SR transformer: text_len, local_range and head_dim are 0 or more"
+            )
+        if self.pool_text and not self.text_len:
+            raise ConfigError("SR transformer: pool_text needs a text path")
         if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
             raise ConfigError(
                 f"SR transformer: a patch is (1, rows, columns), got {self.patch}"
@@ -251,7 +262,14 @@ class SrDitHead(nn.Module):
     def __init__(self, config: SrDitConfig) -> None:
         super().__init__()
         self.eps = config.eps
-        self.head = nn.Linear(config.dim, math.prod(config.patch) * config.latent_channels)
+        values = math.prod(config.patch) * config.latent_channels
+        self.head = nn.Linear(config.dim, values)
+        self.detail = None
+        if config.head_dim:
+            hidden = nn.Linear(config.dim, config.head_dim)
+            self.detail = nn.Sequential(
+                hidden, nn.GELU("tanh"), nn.Linear(config.head_dim, values)
+            )
         self.modulation = nn.Parameter(
             torch.randn(1, 2, config.dim) / math.sqrt(config.dim)
         )
@@ -260,9 +278,11 @@ class SrDitHead(nn.Module):
         """Project ``x [B, blocks, block tokens, dim]`` under the time vector
         ``time [B, dim]``."""
         shift, scale = (self.modulation.float() + time[:, None])[:, :, None, None].unbind(1)
-        return float32_layers(
-            self.head, modulate(layer_norm(x, self.eps), scale, shift)
-        ).to(x.dtype)
+        y = modulate(layer_norm(x, self.eps), scale, shift)
+        out = float32_layers(self.head, y)
+        return (out if self.detail is None else out + float32_layers(self.detail, y)).to(
+            x.dtype
+        )
 
 
 class SrDit(nn.Module):
@@ -292,9 +312,11 @@ class SrDit(nn.Module):
         )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(SrDitBlock(config) for _ in range(config.num_layers))
+        self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.head = SrDitHead(config)
-        nn.init.zeros_(self.head.head.weight)
-        nn.init.zeros_(self.head.head.bias)
+        for name, parameter in self.head.named_parameters():
+            if name.startswith(("head.", "detail.2.")):
+                nn.init.zeros_(parameter)
 
     def to_fp8(self) -> "SrDit":
         """Turn attention and all linear layers but those kept to 8-bit floating point,
@@ -488,8 +510,16 @@ class SrDit(nn.Module):
         if timestep is None:
             timestep = torch.full((batch,), config.timestep, device=weight.device)
         time = float32_layers(self.time_embedding, sinusoid(timestep, config.freq_dim))
+        if self.text_pool is not None:
+            time = time + float32_layers(
+                self.text_pool, context[0].v.mean(dim=2).flatten(1)
+            )
         time_six = float32_layers(self.time_projection, time).unflatten(1, (6, -1))
 
+        if config.sees_signal:
+            noise_bcthw = noise_bcthw * (1 - timestep / TRAIN_STEPS).to(noise_bcthw).view(
+                -1, 1, 1, 1, 1
+            )
         x = grid.to_blocks(torch.cat([noise_bcthw, cond_bcthw], dim=1).to(weight.dtype))
         x = F.linear(x, weight.permute(0, 2, 3, 4, 1).flatten(1), self.patch_embedding.bias)
         after: list[KvRing] = []
