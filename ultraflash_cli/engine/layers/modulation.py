@@ -25,7 +25,8 @@ def sinusoid(timestep: Tensor, width: int) -> Tensor:
 
 
 def float32_layers(layers: nn.Sequential | nn.Linear, x: Tensor) -> Tensor:
-    """Apply linear layers and activations in float32 whatever dtype their weights have, under autocast, too."""
+    """Apply linear layers and activations in float32 whatever dtype their weights have,
+    under autocast, too."""
     with torch.autocast(x.device.type, enabled=False):
         x = x.float()
         for layer in [layers] if isinstance(layers, nn.Linear) else layers:

@@ -94,14 +94,16 @@ class SrDitConfig:
     group_latents: int = 6
     """Latent frames computed together."""
     prediction: Literal["flow", "residual"] = "flow"
-    """What the network returns: noise minus clean latent, or what is added to the condition."""
+    """What the network returns: noise minus clean latent, or what is added to the
+    condition."""
     sees_signal: bool = False
-    """Whether noisy latents enter the network weighed by the share of signal in them, see ``GeneratorConfig``; a
-    network that starts from such a generator does. Pure noise, in the one step, is then not seen at all."""
+    """Whether noisy latents enter the network weighed by the share of signal in them,
+    as in a generator that it starts from; in the one step, noise is then not seen."""
     pool_text: bool = False
     """Whether the mean of the context joins the timestep, see ``GeneratorConfig``."""
     head_dim: int = 0
-    """Width of a hidden layer beside the last projection, see ``GeneratorConfig``; 0 is none."""
+    """Width of a hidden layer beside the last projection, see ``GeneratorConfig``; 0 is
+    none."""
     timestep: float = 1000.0
     """Timestep of the one step, at which noise has weight 1."""
     mask_dtype: Literal["float32", "bfloat16"] = "float32"
