@@ -41,7 +41,7 @@ from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import ConfigError, OutOfMemory
-from ultraflash_cli.jobs.host import peak_rss_bytes
+from ultraflash_cli.host import peak_rss_bytes
 
 __all__ = ["PATHS", "Measured", "Setup", "main", "measure"]
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ultraflash_cli.bench.cases import BenchCase
 from ultraflash_cli.errors import ConfigError
-from ultraflash_cli.jobs.host import peak_rss_bytes, usable_cores
+from ultraflash_cli.host import peak_rss_bytes, usable_cores
 
 if TYPE_CHECKING:
     import torch

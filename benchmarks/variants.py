@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.errors import UsageError, WeightsError
-from ultraflash_cli.jobs.assemble import Shelf
-from ultraflash_cli.jobs.host import keep_freed_memory
-from ultraflash_cli.jobs.model import Models
-from ultraflash_cli.jobs.preflight import UpscaleJob
-from ultraflash_cli.jobs.upscale import run
+from ultraflash_cli.host import keep_freed_memory
+from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+from ultraflash_cli.jobs.running.loader import Models
+from ultraflash_cli.jobs.running.upscale import run
+from ultraflash_cli.models.build import Shelf
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.verify import sha256_of
 

@@ -10,12 +10,12 @@ import av
 import pytest
 
 from tests.cli.independent import Seen, look
-from tests.jobs.test_upscale import builder, job
-from tests.jobs.test_upscale import upscale as run
+from tests.jobs.running.test_upscale import builder, job
+from tests.jobs.running.test_upscale import upscale as run
 from tests.video.broadcasts import PICTURE, SOUND, TICKS, recording, restamped, telecined, unstamped
 from tests.video.clips import ClipPlan, ffmpeg, make_clip
 from ultraflash_cli.errors import Interrupted
-from ultraflash_cli.jobs.model import Models
+from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 
 FRAME = Fraction(1, 25)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.jobs.clips import make_clip
-from tests.jobs.test_upscale import builder
+from tests.jobs.running.test_upscale import builder
 from ultraflash_cli.errors import Interrupted
 from ultraflash_cli.jobs import batch
-from ultraflash_cli.jobs.model import Models
+from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.jobs.stop import Stop, stopping_on_signals
 from ultraflash_cli.main import main
 

@@ -17,7 +17,7 @@ from tests.cli.reference import reference
 from tests.cli.test_command import REPORT_KEYS, interrupted, ultraflash
 from tests.jobs.clips import decoded, make_clip, timestamps
 from ultraflash_cli.engine.profiles import PROFILES, TINY_LITE
-from ultraflash_cli.jobs.journal import Journal
+from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.main import main
 
 PROMPT = "A corgi on a beach"
@@ -220,7 +220,7 @@ def test_a_full_disk_is_one_line_and_exit_7_before_and_during_the_work(
 
     short = ["generate", PROMPT, *TRIAL, "--res", "480p", "--seconds", "0.5", "-q"]
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.jobs.target.free_bytes", lambda folder: 100)
+        patch.setattr("ultraflash_cli.jobs.planning.target.free_bytes", lambda folder: 100)
         assert main(short) == 7
     assert "disk full" in capsys.readouterr().err
     with monkeypatch.context() as patch:

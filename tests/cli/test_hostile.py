@@ -12,9 +12,9 @@ import av
 import pytest
 
 from tests.jobs.clips import make_clip
-from tests.jobs.test_upscale import builder
+from tests.jobs.running.test_upscale import builder
 from tests.video.clips import ffmpeg
-from ultraflash_cli.jobs.model import Models
+from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 
 COUNT, BATCHES = 300, 6

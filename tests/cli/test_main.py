@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.reference import PAGE, reference
 from tests.jobs.clips import make_clip
-from tests.jobs.test_upscale import builder
-from ultraflash_cli.jobs.journal import Journal, OutputLock, work_folder
-from ultraflash_cli.jobs.model import Models
+from tests.jobs.running.test_upscale import builder
+from ultraflash_cli.jobs.resume.journal import Journal, OutputLock, work_folder
+from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.verify import sha256_of
@@ -170,7 +170,7 @@ def test_weights_with_nan_are_refused_with_their_name(
     manifest["lite/pixels_detail"] = replace(
         entry, file=str(damaged), sha256=sha256_of(damaged), bytes=damaged.stat().st_size
     )
-    monkeypatch.setattr("ultraflash_cli.jobs.assemble.read_manifest", lambda: manifest)
+    monkeypatch.setattr("ultraflash_cli.models.build.read_manifest", lambda: manifest)
     assert main(["upscale", str(clip), "--res", "2x"]) == 8
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -244,7 +244,7 @@ def test_no_memory_is_5(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_runs_out_is_met_with_a_smaller_plan_that_is_said(
     clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ultraflash_cli.jobs import assemble
+    from ultraflash_cli.models import build as assemble
 
     build, tries = assemble.build_upscaler, 0
 

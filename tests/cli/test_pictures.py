@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.cli.independent import Seen, look
-from tests.jobs.test_upscale import Doubler, Trail, builder
+from tests.jobs.running.test_upscale import Doubler, Trail, builder
 from tests.video.clips import ClipPlan, ffmpeg, make_clip
-from ultraflash_cli.jobs.model import Models
+from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 
 MOVING = "-f lavfi -i testsrc2=size={}:rate=25:duration={}"

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.test_pictures import cases
 from tests.video.clips import ffmpeg, make_clip
 from ultraflash_cli.errors import OutOfMemory, is_out_of_memory
-from ultraflash_cli.jobs import preflight
+from ultraflash_cli.jobs.planning import upscale as preflight
 from ultraflash_cli.main import main
 from ultraflash_cli.video import looking
 from ultraflash_cli.video.probe import probe

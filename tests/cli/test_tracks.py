@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from av.error import ArgumentError
 
-from tests.jobs.test_upscale import builder
+from tests.jobs.running.test_upscale import builder
 from tests.video.clips import copied_hashes, ffmpeg
-from ultraflash_cli.jobs.model import Models
+from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.video import join
 from ultraflash_cli.video import source as source_module

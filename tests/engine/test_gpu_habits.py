@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ultraflash_cli.bench.limits import measure_limits
-from ultraflash_cli.jobs import assemble
-from ultraflash_cli.jobs.assemble import choose_device
-from ultraflash_cli.jobs.writing import queue_places, segment_length
+from ultraflash_cli.buffers import queue_places, segment_length
+from ultraflash_cli.models import build as assemble
+from ultraflash_cli.models.build import choose_device
 from ultraflash_kernels._dispatch import on_its_device
 from ultraflash_kernels._measure import Case, measure
 from ultraflash_kernels.block_sparse_attention.kernel import head_columns, power_of_two, tiles

@@ -41,7 +41,7 @@ from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
 from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import OutOfMemory
-from ultraflash_cli.jobs.memory import plan_upscale_memory
+from ultraflash_cli.models.memory import plan_upscale_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

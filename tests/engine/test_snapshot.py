@@ -12,7 +12,7 @@ from tests.engine.standins import LazyPort
 from ultraflash_cli.engine import lanes
 from ultraflash_cli.engine.lanes import CudaPort
 from ultraflash_cli.engine.snapshot import Snapshots
-from ultraflash_cli.jobs.journal import Journal
+from ultraflash_cli.jobs.resume.journal import Journal
 
 
 class Gpu(LazyPort):

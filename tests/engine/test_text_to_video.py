@@ -26,7 +26,7 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import GeneratedGroup, TextToVideo
 from ultraflash_cli.errors import ConfigError
-from ultraflash_cli.jobs.framed import GeneratedFrames
+from ultraflash_cli.models.frames import GeneratedFrames
 
 HEIGHT, WIDTH = 4, 4
 CONTEXT = torch.randn((1, 5, 24), generator=torch.Generator().manual_seed(8))

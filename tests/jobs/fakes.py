@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from ultraflash_cli.jobs.flow import SourceFrame
+from ultraflash_cli.jobs.running.upscaling import SourceFrame
 
 __all__ = [
     "AheadUpscaler",

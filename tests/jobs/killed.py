@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.jobs.test_upscale import builder, job
+from tests.jobs.running.test_upscale import builder, job
 from ultraflash_cli.jobs.events import Event, Started
-from ultraflash_cli.jobs.upscale import run
+from ultraflash_cli.jobs.running.upscale import run
 
 _JOIN = "put_in_place"
 """The function that the join begins with."""

@@ -90,7 +90,7 @@ def test_an_interrupted_encoding_goes_on_and_other_latents_are_refused(
 def test_a_generator_learns_from_encoded_scenes_through_the_commands(
     tmp_path: Path, encoder: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ultraflash_cli.jobs.host.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("ultraflash_cli.host.keep_freed_memory", lambda: None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(6)
         decoder = CascadeRoles(TOY, ("decoder",)).state_dict()

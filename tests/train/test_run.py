@@ -36,7 +36,7 @@ def tiny_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         return pixels.PixelsConfig(loop=loop, pairs=PairConfig(crop_px=16, degradation=CLEAN))
 
     monkeypatch.setattr(pixels, "configure", configure)
-    monkeypatch.setattr("ultraflash_cli.jobs.host.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("ultraflash_cli.host.keep_freed_memory", lambda: None)
 
 
 def train(data: Path, out: Path, *more: str, steps: int = 2) -> int:

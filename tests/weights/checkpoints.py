@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ultraflash_cli.jobs.architectures import expected_shapes
+from ultraflash_cli.models.architectures import expected_shapes
 from ultraflash_cli.weights.detect import Shape
 
 __all__ = ["MANIFESTS", "manifest_of", "meta_tensors", "saved", "tiny_decoder", "upsampler", "wrapped"]

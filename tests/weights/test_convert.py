@@ -19,7 +19,7 @@ from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeDecoder, WanVaeEncoder
 from ultraflash_cli.errors import WeightsError
-from ultraflash_cli.jobs.architectures import ARCHITECTURES, expected_shapes
+from ultraflash_cli.models.architectures import ARCHITECTURES, expected_shapes
 from ultraflash_cli.weights.convert import (
     RULES,
     Wrapper,

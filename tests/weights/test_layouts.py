@@ -17,10 +17,10 @@ from ultraflash_cli.engine.profiles import RELEASED_ULTRA_DECODER, ULTRAFLASH, P
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 from ultraflash_cli.errors import WeightsError
-from ultraflash_cli.jobs.architectures import ARCHITECTURES, expected_shapes
-from ultraflash_cli.jobs.assemble import Shelf
-from ultraflash_cli.jobs.coders import settle_coders, substitutions
 from ultraflash_cli.main import main
+from ultraflash_cli.models.architectures import ARCHITECTURES, expected_shapes
+from ultraflash_cli.models.build import Shelf
+from ultraflash_cli.models.coders import settle_coders, substitutions
 from ultraflash_cli.weights.convert import RULES, normalise, recognise
 from ultraflash_cli.weights.detect import Shape
 from ultraflash_cli.weights.fetch import Hub
@@ -209,7 +209,7 @@ def test_a_set_goes_without_what_is_optional_and_not_without_the_rest(
 ) -> None:
     members = ("ultraflash/decoder", "ultraflash/upsampler_x2", "ultraflash/upsampler_x3", "ultraflash/sr_dit_x3")
     smaller = {"ultraflash": replace(read_sets()["ultraflash"], members=members)}
-    monkeypatch.setattr("ultraflash_cli.jobs.catalogue.read_sets", lambda: smaller)
+    monkeypatch.setattr("ultraflash_cli.jobs.weights.catalogue.read_sets", lambda: smaller)
     hub.files[ULTRA] = {"tiny_decoder.pth": saved(tiny_decoder()), ON_DISK["upsampler_x2"]: saved(upsampler(2))}
     assert main(["weights", "pull", "ultraflash", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}

@@ -21,8 +21,8 @@ import ultraflash_cli
 from tests.weights.checkpoints import saved, tiny_decoder, upsampler, wrapped
 from tests.weights.hub import COMMIT, FakeHub, git_blob, running_hub
 from ultraflash_cli.errors import WeightsError
-from ultraflash_cli.jobs.journal import OutputLock
-from ultraflash_cli.jobs.pull import hub_of
+from ultraflash_cli.jobs.resume.journal import OutputLock
+from ultraflash_cli.jobs.weights.pull import hub_of
 from ultraflash_cli.main import main
 from ultraflash_cli.settings import DEFAULT_ENDPOINT, Settings
 from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, read_manifest, read_sets
@@ -235,7 +235,7 @@ def test_a_set_leaves_out_the_scale_that_there_is_no_file_for(
     sets = read_sets()
     members = tuple(name for name in sets["ultraflash"].members if "upsampler" in name or "tokenizer" in name)
     smaller = {"ultraflash": replace(sets["ultraflash"], members=members)}
-    monkeypatch.setattr("ultraflash_cli.jobs.catalogue.read_sets", lambda: smaller)
+    monkeypatch.setattr("ultraflash_cli.jobs.weights.catalogue.read_sets", lambda: smaller)
     states = {each["name"]: each for each in pull(capsys, "ultraflash")}
     assert states["ultraflash/upsampler_x2"]["state"] == "pulled"
     assert states["ultraflash/upsampler_x3"]["state"] == "left out"
@@ -421,7 +421,7 @@ def test_files_of_the_hubs_own_tools_are_used_where_they_lie(
 def test_a_disk_without_space_is_refused_before_the_transfer(
     hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ultraflash_cli.jobs.install.free_bytes", lambda _: 100_000)
+    monkeypatch.setattr("ultraflash_cli.jobs.weights.install.free_bytes", lambda _: 100_000)
     assert "disk full" in refused(capsys, "weights", "pull", NAME, code=7)
     assert hub.transfers() == []
 
@@ -433,7 +433,7 @@ def test_a_disk_that_fills_up_on_the_way_is_one_line_and_the_pull_goes_on_later(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.jobs.install.shutil.copyfile", full)
+        patch.setattr("ultraflash_cli.jobs.weights.install.shutil.copyfile", full)
         assert "No space left on device" in refused(capsys, "weights", "pull", NAME, code=7)
     assert len(left(store)) == 1
     assert pull(capsys, NAME)[0]["state"] == "pulled"
@@ -543,7 +543,7 @@ def test_a_lock_is_filled_from_the_hub_and_holds_later_pulls_to_it(
     assert "exists; -y replaces it" in refused(capsys, "weights", "lock", "--out", out, "wan/tokenizer", code=2)
 
     pull(capsys, NAME)
-    monkeypatch.setattr("ultraflash_cli.jobs.catalogue.read_manifest", lambda: locked)
+    monkeypatch.setattr("ultraflash_cli.jobs.weights.catalogue.read_manifest", lambda: locked)
     assert pull(capsys, NAME)[0]["state"] == "ready"
     states = pull(capsys, "wan/tokenizer")
     assert {each["verified_by"] for each in states if each["name"] != NAME} == {"lock"}

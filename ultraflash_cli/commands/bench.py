@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ultraflash_cli.bench.report import BenchReport, WallTime
     from ultraflash_cli.bench.timing import Prepared
     from ultraflash_cli.engine.profiles import Profile
-    from ultraflash_cli.jobs.generation_preflight import PreparedGeneration
-    from ultraflash_cli.jobs.model import Built, BuiltGeneration
-    from ultraflash_cli.jobs.preflight import Prepared as PreparedUpscale
+    from ultraflash_cli.jobs.planning.generate import PreparedGeneration
+    from ultraflash_cli.jobs.planning.upscale import Prepared as PreparedUpscale
+    from ultraflash_cli.jobs.running.loader import Built, BuiltGeneration
 
 __all__ = ["bench", "measure_kernels", "measure_wall", "prepare"]
 
@@ -85,8 +85,8 @@ def bench(
     from ultraflash_cli.bench.kernels import OTHERS
     from ultraflash_cli.bench.report import kernel_lines
     from ultraflash_cli.bench.timing import in_fresh_process, measure
-    from ultraflash_cli.jobs.assemble import choose_device, find_profile
-    from ultraflash_cli.jobs.host import usable_cores
+    from ultraflash_cli.host import usable_cores
+    from ultraflash_cli.models.build import choose_device, find_profile
 
     for word in what or ():
         if word not in KINDS:
@@ -185,7 +185,8 @@ def prepare(case: "BenchCase") -> "Prepared":
     from ultraflash_cli.bench.timing import Prepared
     from ultraflash_cli.bench.untrained import clip_plan, generator_of, prepare_untrained, random_context
     from ultraflash_cli.engine.plan import plan_upscale
-    from ultraflash_cli.jobs.assemble import (
+    from ultraflash_cli.host import keep_freed_memory, peak_rss_bytes
+    from ultraflash_cli.models.build import (
         Shelf,
         Speedups,
         build_text_to_video,
@@ -194,7 +195,6 @@ def prepare(case: "BenchCase") -> "Prepared":
         find_profile,
         precision_name,
     )
-    from ultraflash_cli.jobs.host import keep_freed_memory, peak_rss_bytes
 
     keep_freed_memory()
     if case.untrained:  # Shelf would draw them on the host
@@ -254,8 +254,8 @@ def measure_wall(case: "BenchCase") -> "WallTime":
     import tempfile
 
     from ultraflash_cli.bench.report import WallTime
+    from ultraflash_cli.host import keep_freed_memory
     from ultraflash_cli.jobs.events import Chunk, Event
-    from ultraflash_cli.jobs.host import keep_freed_memory
 
     keep_freed_memory()
     first_group: list[int] = []
@@ -267,7 +267,7 @@ def measure_wall(case: "BenchCase") -> "WallTime":
     with tempfile.TemporaryDirectory(prefix="ultraflash-bench-") as name:
         folder = Path(name)
         if case.kind == "upscale":
-            from ultraflash_cli.jobs.upscale import UpscaleJob, run
+            from ultraflash_cli.jobs.running.upscale import UpscaleJob, run
 
             source = folder / "source.mp4"
             _write_clip(case, source)
@@ -285,7 +285,7 @@ def measure_wall(case: "BenchCase") -> "WallTime":
             report = run(job, listen, build=partial(_build_upscaler, case) if case.untrained else None)
         else:
             from ultraflash_cli.bench.cases import RES
-            from ultraflash_cli.jobs.generate import GenerateJob, run_generation
+            from ultraflash_cli.jobs.running.generate import GenerateJob, run_generation
 
             job = GenerateJob(
                 prompt=_PROMPT,
@@ -318,7 +318,7 @@ def measure_kernels(device: str, threads: int) -> "list[KernelTime]":
 
     from ultraflash_cli.bench.kernels import OPERATIONS, measure_operation
     from ultraflash_cli.bench.limits import measure_limits
-    from ultraflash_cli.jobs.assemble import choose_device
+    from ultraflash_cli.models.build import choose_device
 
     torch.set_num_threads(threads)
     where = choose_device(device)
@@ -329,8 +329,8 @@ def measure_kernels(device: str, threads: int) -> "list[KernelTime]":
 def _installed(case: "BenchCase", profile: "Profile") -> bool:
     """Whether the weights of a model are there, so far as a measurement needs them."""
     from ultraflash_cli.errors import WeightsError
-    from ultraflash_cli.jobs.assemble import Shelf
-    from ultraflash_cli.jobs.choices import upscaling_parts
+    from ultraflash_cli.jobs.running.choices import upscaling_parts
+    from ultraflash_cli.models.build import Shelf
 
     parts = upscaling_parts(profile)
     parts += ["generator", "text_encoder"] if profile.generator and profile.text_encoder else []
@@ -343,8 +343,8 @@ def _installed(case: "BenchCase", profile: "Profile") -> bool:
 
 def _build_upscaler(case: "BenchCase", prepared: "PreparedUpscale") -> "Built":
     from ultraflash_cli.bench.untrained import Untrained
-    from ultraflash_cli.jobs.framed import as_frame_upscaler
-    from ultraflash_cli.jobs.model import Built
+    from ultraflash_cli.jobs.running.loader import Built
+    from ultraflash_cli.models.frames import as_frame_upscaler
 
     made = Untrained(case)
     upscaler = as_frame_upscaler(made.upscaler(prepared.plan), made.clock)
@@ -353,8 +353,8 @@ def _build_upscaler(case: "BenchCase", prepared: "PreparedUpscale") -> "Built":
 
 def _build_video(case: "BenchCase", prepared: "PreparedGeneration") -> "BuiltGeneration":
     from ultraflash_cli.bench.untrained import Untrained
-    from ultraflash_cli.jobs.framed import as_frame_generator
-    from ultraflash_cli.jobs.model import BuiltGeneration
+    from ultraflash_cli.jobs.running.loader import BuiltGeneration
+    from ultraflash_cli.models.frames import as_frame_generator
 
     made = Untrained(case)
     assert made.context is not None, "what generates takes words"
@@ -368,7 +368,7 @@ def _write_clip(case: "BenchCase", path: Path) -> None:
     from itertools import islice
 
     from ultraflash_cli.bench.cases import drifting_frames
-    from ultraflash_cli.jobs.assemble import find_profile
+    from ultraflash_cli.models.build import find_profile
     from ultraflash_cli.video.encode import MADE_TICKS, made_spec
     from ultraflash_cli.video.segment import SegmentWriter
 

@@ -26,7 +26,7 @@ def clean(
 
     What is removed cannot be resumed any more. The work of a run that is still going on is left alone.
     """
-    from ultraflash_cli.jobs.leftovers import find_leftovers, remove
+    from ultraflash_cli.jobs.resume.leftovers import find_leftovers, remove
 
     found = find_leftovers(folders or [Path()], recursive=recursive)
     for leftover in found:

@@ -15,8 +15,8 @@ def doctor(console: Console, json: JsonOption = False) -> int:
 
     It looks at libraries, devices, codecs, weights and the disk.
     """
-    from ultraflash_cli.jobs.examine import examine
-    from ultraflash_cli.jobs.pull import open_store
+    from ultraflash_cli.jobs.doctor import examine
+    from ultraflash_cli.jobs.weights.pull import open_store
 
     findings = examine(Path(), open_store(console.settings), waiting=console.settings.waiting)
     if json:

@@ -139,7 +139,7 @@ def generate(
     `pip install '.[generate]'` in the source folder.
     """
     from ultraflash_cli.jobs.batch import VIDEO_SUFFIXES, plan_generations, run_generations
-    from ultraflash_cli.jobs.generation_preflight import GenerateJob, name_outputs
+    from ultraflash_cli.jobs.planning.generate import GenerateJob, name_outputs
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
     if count < 1:
@@ -207,7 +207,7 @@ def generate(
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     """Give the prompts of the argument, of the file or of stdin. Raises UsageError, InputError."""
-    from ultraflash_cli.jobs.generation_preflight import read_prompts
+    from ultraflash_cli.jobs.planning.generate import read_prompts
 
     if (prompt is None) == (file is None):
         raise UsageError("name either a PROMPT or --prompts FILE" + (", not both" if prompt is not None else ""))

@@ -85,7 +85,7 @@ def _table(rows: Sequence[_Row]) -> list[str]:
 
 
 def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
-    from ultraflash_cli.jobs.memory import describe_memory
+    from ultraflash_cli.models.memory import describe_memory
 
     if json:
         console.data(outcome.as_json())

@@ -21,7 +21,7 @@ def probe(
     json: JsonOption = False,
 ) -> None:
     """Show what is in a file and what `upscale` would make of it."""
-    from ultraflash_cli.jobs.preflight import UpscaleJob, prepare
+    from ultraflash_cli.jobs.planning.upscale import UpscaleJob, prepare
 
     try:
         prepared = prepare(UpscaleJob(source=file, res=res), to_write=False)
@@ -32,9 +32,9 @@ def probe(
         raise
 
     # Only now, since these load torch, which takes longer than everything else here.
-    from ultraflash_cli.jobs.assemble import choose_device, find_profile, stage_precisions
-    from ultraflash_cli.jobs.memory import describe_memory, memory_budget, plan_upscale_memory
-    from ultraflash_cli.jobs.upscale import planned
+    from ultraflash_cli.jobs.running.upscale import planned
+    from ultraflash_cli.models.build import choose_device, find_profile, stage_precisions
+    from ultraflash_cli.models.memory import describe_memory, memory_budget, plan_upscale_memory
 
     info, plan = prepared.info, planned(prepared)
     device, profile = choose_device("auto"), find_profile(prepared.model)

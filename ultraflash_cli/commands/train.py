@@ -189,7 +189,7 @@ def encode_drawn_scenes(
     import torch
 
     from ultraflash_cli.engine.profiles import TRAINED
-    from ultraflash_cli.jobs.host import keep_freed_memory, usable_cores
+    from ultraflash_cli.host import keep_freed_memory, usable_cores
     from ultraflash_cli.train.latents import EncodeScenesJob, encode_scenes
     from ultraflash_cli.train.roles import TOY
     from ultraflash_cli.weights.load import read_tensors
@@ -313,7 +313,7 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
             bool, typer.Option("--tensorboard", help="Write TensorBoard's event files, too.")
         ] = False,
     ) -> None:
-        from ultraflash_cli.jobs.host import keep_freed_memory, usable_cores
+        from ultraflash_cli.host import keep_freed_memory, usable_cores
         from ultraflash_cli.train.run import TrainJob, run
 
         job = TrainJob(

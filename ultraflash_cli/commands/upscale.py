@@ -167,7 +167,7 @@ def upscale(
         plan_batch,
         run_batch,
     )
-    from ultraflash_cli.jobs.preflight import UpscaleJob
+    from ultraflash_cli.jobs.planning.upscale import UpscaleJob
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
     is_batch = is_several(inputs, images=images)

@@ -14,8 +14,8 @@ from ultraflash_cli.options import JsonOption, as_path, with_console
 from ultraflash_cli.streams import Outlet
 
 if TYPE_CHECKING:
-    from ultraflash_cli.jobs.install import Pulled
-    from ultraflash_cli.jobs.pull import PullPlan
+    from ultraflash_cli.jobs.weights.install import Pulled
+    from ultraflash_cli.jobs.weights.pull import PullPlan
     from ultraflash_cli.weights.manifest import WeightEntry
     from ultraflash_cli.weights.store import WeightStore
 
@@ -35,8 +35,8 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask nothing of t
 @with_console(hidden=True)
 def list_weights(console: Console, json: JsonOption = False) -> None:
     """List the weights with their sizes and licences, and the sets of them."""
-    from ultraflash_cli.jobs.catalogue import read_catalogue
-    from ultraflash_cli.jobs.pull import open_store
+    from ultraflash_cli.jobs.weights.catalogue import read_catalogue
+    from ultraflash_cli.jobs.weights.pull import open_store
     from ultraflash_cli.weights.licences import licence_of
 
     catalogue, store = read_catalogue(), open_store(console.settings)
@@ -82,9 +82,9 @@ def pull_weights(
 
     Size and licence are shown first. A question is asked on a terminal only.
     """
-    from ultraflash_cli.jobs.catalogue import read_catalogue
-    from ultraflash_cli.jobs.install import import_file
-    from ultraflash_cli.jobs.pull import hub_of, open_store, plan_pull, run_pull
+    from ultraflash_cli.jobs.weights.catalogue import read_catalogue
+    from ultraflash_cli.jobs.weights.install import import_file
+    from ultraflash_cli.jobs.weights.pull import hub_of, open_store, plan_pull, run_pull
 
     catalogue, store = read_catalogue(), open_store(console.settings)
     if source is not None:
@@ -119,8 +119,8 @@ def verify_weights(
     json: JsonOption = False,
 ) -> int:
     """Compare weight files with their known hashes and look for NaN or infinite values."""
-    from ultraflash_cli.jobs.catalogue import read_catalogue
-    from ultraflash_cli.jobs.pull import open_store
+    from ultraflash_cli.jobs.weights.catalogue import read_catalogue
+    from ultraflash_cli.jobs.weights.pull import open_store
     from ultraflash_cli.weights.load import read_tensors
     from ultraflash_cli.weights.verify import verify
 
@@ -157,7 +157,7 @@ def show_licences(
     json: JsonOption = False,
 ) -> None:
     """Show what the licence of each weight file allows, at every place it may come from."""
-    from ultraflash_cli.jobs.catalogue import read_catalogue
+    from ultraflash_cli.jobs.weights.catalogue import read_catalogue
     from ultraflash_cli.weights.licences import licence_of
 
     catalogue = read_catalogue()
@@ -177,8 +177,8 @@ def show_licences(
 @with_console(hidden=True)
 def weights_path(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
     """Tell where the usable file of installed weights lies."""
-    from ultraflash_cli.jobs.catalogue import read_catalogue
-    from ultraflash_cli.jobs.pull import open_store
+    from ultraflash_cli.jobs.weights.catalogue import read_catalogue
+    from ultraflash_cli.jobs.weights.pull import open_store
     from ultraflash_cli.weights.verify import verify
 
     catalogue, store = read_catalogue(), open_store(console.settings)
@@ -194,8 +194,8 @@ def weights_path(console: Console, names: NamesArgument, json: JsonOption = Fals
 @with_console(hidden=True)
 def remove_weights(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
     """Remove downloaded weights, and what is half downloaded of them."""
-    from ultraflash_cli.jobs.catalogue import read_catalogue
-    from ultraflash_cli.jobs.pull import open_store
+    from ultraflash_cli.jobs.weights.catalogue import read_catalogue
+    from ultraflash_cli.jobs.weights.pull import open_store
 
     catalogue, store = read_catalogue(), open_store(console.settings)
     entries = {entry.name: entry for name in names for entry in catalogue.choose(name)}
@@ -232,10 +232,10 @@ def lock_weights(
 
     Locked entries are compared with the hub and kept.
     """
-    from ultraflash_cli.jobs.catalogue import read_catalogue
-    from ultraflash_cli.jobs.lock import check_lock_target
-    from ultraflash_cli.jobs.lock import lock_weights as lock
-    from ultraflash_cli.jobs.pull import hub_of
+    from ultraflash_cli.jobs.weights.catalogue import read_catalogue
+    from ultraflash_cli.jobs.weights.pull import hub_of
+    from ultraflash_cli.jobs.weights.relock import check_lock_target
+    from ultraflash_cli.jobs.weights.relock import lock_weights as lock
 
     check_lock_target(out, overwrite=yes)
     hub = hub_of(console.settings)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ultraflash_cli.errors import InputError, Interrupted, UltraflashError, UsageError
 from ultraflash_cli.jobs.events import Listener, Planned, Warned
-from ultraflash_cli.jobs.generate import planned_generation, run_prepared_generation
-from ultraflash_cli.jobs.generation_preflight import GenerateJob, PreparedGeneration, prepare_generation
-from ultraflash_cli.jobs.inputs import is_address, missing
-from ultraflash_cli.jobs.model import Builder, GenerationBuilder, Models
-from ultraflash_cli.jobs.preflight import Prepared, UpscaleJob, prepare
-from ultraflash_cli.jobs.report import Report
+from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration, prepare_generation
+from ultraflash_cli.jobs.planning.inputs import is_address, missing
+from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, prepare
+from ultraflash_cli.jobs.running.generate import planned_generation, run_prepared_generation
+from ultraflash_cli.jobs.running.loader import Builder, GenerationBuilder, Models
+from ultraflash_cli.jobs.running.report import Report
+from ultraflash_cli.jobs.running.upscale import planned, run_prepared
 from ultraflash_cli.jobs.stop import Stop
-from ultraflash_cli.jobs.upscale import planned, run_prepared
 
 if TYPE_CHECKING:
     from ultraflash_cli.engine.memory import MemoryPlan

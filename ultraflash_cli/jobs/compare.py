@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import InputError, OutputError, UsageError
-from ultraflash_cli.jobs.host import usable_cores
+from ultraflash_cli.host import usable_cores
 
 if TYPE_CHECKING:
     from ultraflash_cli.metrics.comparison import Comparison, Mode

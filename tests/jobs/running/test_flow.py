@@ -1,0 +1,443 @@
+"""Frames through the three threads: none lost, none moved, memory bounded, every stop resumable."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.jobs.fakes import AheadUpscaler, FakeGenerator, FakeState, FakeUpscaler, TextSegment, frames_of
+from ultraflash_cli.buffers import segment_length
+from ultraflash_cli.errors import InputError, Interrupted, OutputError
+from ultraflash_cli.jobs.resume.journal import Journal
+from ultraflash_cli.jobs.running.segments import Busy
+from ultraflash_cli.jobs.running.upscaling import SourceFrame, make_frames, move_frames, segment_ends
+from ultraflash_cli.jobs.stop import Stop, StopNow, stopping_on_signals
+
+
+def flow(
+    folder: Path,
+    *,
+    count: int = 40,
+    cuts: set[int] | None = None,
+    stop_at: int | None = None,
+    upscaler: FakeUpscaler | None = None,
+    segment: Callable[[Path], TextSegment] = TextSegment,
+    source: Callable[[], "list[SourceFrame]"] | None = None,
+    frame_bytes: int = 1,
+) -> tuple[Journal, bool]:
+    """Run the flow in `folder`, requesting a stop once `stop_at` frames are done."""
+    folder.mkdir(exist_ok=True)
+    journal, stop = Journal(folder, {"seed": 0}), Stop()
+
+    def on_group(done: int) -> None:
+        if stop_at is not None and done >= stop_at:
+            stop.request()
+
+    finished = journal.complete or move_frames(
+        lambda: iter(source()) if source is not None else frames_of(count, cuts or set()),
+        upscaler or FakeUpscaler(),
+        journal,
+        lambda path: [segment(path)],
+        output=folder / "out.mp4",
+        segment_frames=12,
+        seed=0,
+        output_frame_bytes=frame_bytes,
+        source_frame_bytes=frame_bytes,
+        stop=stop,
+        busy=Busy(),
+        on_group=on_group,
+    )
+    return journal, finished
+
+
+def text(journal: Journal) -> str:
+    return "".join(path.read_text() for path in journal.files)
+
+
+def test_every_frame_comes_out_once_in_order_with_its_own_time(tmp_path: Path) -> None:
+    journal, finished = flow(tmp_path / "a", cuts={7, 8, 30})
+    assert finished
+    assert journal.complete
+    assert [line.split()[:2] for line in text(journal).splitlines()] == [
+        [str(10 * number + number % 3), "10"] for number in range(40)
+    ]
+
+
+def test_what_the_model_finished_is_written_before_its_failure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A slow writer: it begins when the model has failed and everybody waits for it.
+    awaited = threading.Event()
+    join = threading.Thread.join
+
+    def announced_join(thread: threading.Thread, timeout: float | None = None) -> None:
+        if thread.name == "writing":
+            awaited.set()
+        join(thread, timeout)
+
+    class Slow(TextSegment):
+        def write(self, rgb_hwc: np.ndarray, pts: int, duration: int, alpha_hw: np.ndarray | None = None) -> None:
+            awaited.wait()
+            super().write(rgb_hwc, pts, duration, alpha_hw)
+
+    class Failing(FakeUpscaler):
+        def step(self, state: FakeState, frames: list[np.ndarray]) -> tuple[FakeState, list[np.ndarray]]:
+            if state.count >= 20:
+                raise MemoryError
+            return super().step(state, frames)
+
+    monkeypatch.setattr(threading.Thread, "join", announced_join)
+    with pytest.raises(MemoryError):
+        flow(tmp_path / "a", upscaler=Failing(), segment=Slow)
+    assert Journal(tmp_path / "a", {"seed": 0}).frames == 11
+
+
+class Arriving:
+    """A picture that is still on its way; it notes who waits for it."""
+
+    def __init__(self, picture: np.ndarray, waited: list[str]) -> None:
+        self._picture, self._waited = picture, waited
+
+    def arrive(self) -> np.ndarray:
+        self._waited.append(threading.current_thread().name)
+        return self._picture
+
+
+def test_pictures_that_are_on_their_way_are_waited_for_where_they_are_written(tmp_path: Path) -> None:
+    waited: list[str] = []
+
+    class Launching(FakeUpscaler):
+        def step(self, state: FakeState, frames: list[np.ndarray]) -> Any:
+            state, out = super().step(state, frames)
+            return state, [Arriving(picture, waited) for picture in out]
+
+    plain, _ = flow(tmp_path / "a", cuts={7, 30})
+    launched, _ = flow(tmp_path / "b", cuts={7, 30}, upscaler=Launching())
+    assert text(launched) == text(plain)
+    # The first picture of a run once more, by the model's thread: the time to it is told truly.
+    assert [name for name in waited if name != "writing"] == ["MainThread"]
+    assert waited.count("writing") == 40
+
+
+def test_segments_end_at_fixed_groups_and_at_cuts(tmp_path: Path) -> None:
+    journal, _ = flow(tmp_path / "a", cuts={20})
+    assert [(entry.first_frame, entry.end_frame) for entry in journal.segments] == [
+        (0, 11),
+        (11, 20),
+        (20, 31),
+        (31, 40),
+    ]
+    assert [entry.state is None for entry in journal.segments] == [False, True, False, True]
+
+
+def test_a_cut_on_a_segment_border_makes_no_empty_segment(tmp_path: Path) -> None:
+    journal, _ = flow(tmp_path / "a", cuts={11})
+    assert [entry.first_frame for entry in journal.segments] == [0, 11, 22, 34]
+
+
+def test_only_the_last_state_lies_on_the_disk(tmp_path: Path) -> None:
+    journal, finished = flow(tmp_path / "a", count=200, stop_at=100)
+    assert not finished
+    assert [path.name for path in sorted((tmp_path / "a").glob("state-*"))] == [journal.segments[-1].state]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    count=st.integers(0, 45),
+    cuts=st.sets(st.integers(1, 44), max_size=4),
+    stops=st.lists(st.integers(1, 44), max_size=3),
+    model=st.sampled_from([FakeUpscaler, AheadUpscaler]),
+)
+def test_any_interruptions_give_the_frames_of_an_uninterrupted_run(
+    tmp_path_factory: pytest.TempPathFactory, count: int, cuts: set[int], stops: list[int], model: type[FakeUpscaler]
+) -> None:
+    folder = tmp_path_factory.mktemp("flow")
+    whole, _ = flow(folder / "whole", count=count, cuts=cuts, upscaler=model())
+    for stop_at in stops:
+        flow(folder / "broken", count=count, cuts=cuts, stop_at=stop_at, upscaler=model())
+    broken, finished = flow(folder / "broken", count=count, cuts=cuts, upscaler=model())
+    assert finished
+    assert [line.split()[0] for line in text(broken).splitlines()] == [str(10 * n + n % 3) for n in range(count)]
+    assert text(broken) == text(whole)
+    assert [entry.end_frame for entry in broken.segments] == [entry.end_frame for entry in whole.segments]
+    assert all(first.end_frame == second.first_frame for first, second in pairwise(broken.segments))
+
+
+def test_what_is_finished_is_not_computed_again(tmp_path: Path) -> None:
+    flow(tmp_path / "a", count=40, stop_at=23)
+    upscaler = FakeUpscaler()
+    flow(tmp_path / "a", count=40, upscaler=upscaler)
+    assert sum(upscaler.pushes[:-1]) < 40 - 11
+
+
+@pytest.mark.parametrize("model", [FakeUpscaler, AheadUpscaler])
+def test_a_stop_keeps_every_group_that_is_done(tmp_path: Path, model: type[FakeUpscaler]) -> None:
+    journal, finished = flow(tmp_path / "a", stop_at=17, upscaler=model())
+    assert not finished
+    assert 0 < journal.frames < 12
+    kept = Journal(tmp_path / "a", {"seed": 0})
+    assert kept.safe_frames >= 17 - 1
+    rest = model()
+    resumed, _ = flow(tmp_path / "a", upscaler=rest)
+    whole, _ = flow(tmp_path / "b", upscaler=model())
+    assert text(resumed) == text(whole)
+    assert [entry.end_frame for entry in resumed.segments] == [entry.end_frame for entry in whole.segments]
+    assert sum(rest.pushes) < 40 - kept.safe_frames + 3, "all but the padding of the last group is new"
+    assert not list((tmp_path / "a").glob("begun-*"))
+
+
+def test_what_a_stop_has_kept_outlives_a_kill_of_the_run_that_goes_on(tmp_path: Path) -> None:
+    flow(tmp_path / "a", stop_at=17)
+
+    class Killed(FakeUpscaler):
+        def step(self, state: FakeState, frames: list[np.ndarray]) -> tuple[FakeState, list[np.ndarray]]:
+            if state.count >= 20:
+                raise KeyboardInterrupt
+            return super().step(state, frames)
+
+    with pytest.raises(KeyboardInterrupt):
+        flow(tmp_path / "a", upscaler=Killed())
+    assert Journal(tmp_path / "a", {"seed": 0}).safe_frames == 17
+    resumed, _ = flow(tmp_path / "a")
+    whole, _ = flow(tmp_path / "b")
+    assert text(resumed) == text(whole)
+
+
+def test_a_stop_on_a_disk_without_room_for_pictures_keeps_whole_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ultraflash_cli.jobs.resume.spool._HEAD", SimpleNamespace(pack=full))
+        flow(tmp_path / "a", stop_at=17)
+    assert Journal(tmp_path / "a", {"seed": 0}).safe_frames == 11
+    assert sum(path.stat().st_size for path in (tmp_path / "a").glob("begun-*")) == 0
+    resumed, _ = flow(tmp_path / "a")
+    whole, _ = flow(tmp_path / "b")
+    assert text(resumed) == text(whole)
+
+
+def test_a_clip_without_frames_makes_no_segment(tmp_path: Path) -> None:
+    journal, finished = flow(tmp_path / "a", count=0)
+    assert finished
+    assert journal.segments == []
+
+
+def test_a_failing_source_ends_the_run_with_its_own_error_and_keeps_segments(tmp_path: Path) -> None:
+    def broken() -> list[SourceFrame]:
+        raise InputError("the tape ends here")
+
+    with pytest.raises(InputError, match="tape"):
+        flow(tmp_path / "a", source=broken)
+
+
+class FullDisk(TextSegment):
+    """A segment on a disk that fills up at frame 25."""
+
+    def write(self, rgb_hwc: object, pts: int, duration: int, alpha_hw: object = None) -> None:
+        if pts >= 250:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_an_output_error_that_names_the_output_and_keeps_segments(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"out\.mp4.*full") as caught:
+        flow(tmp_path / "a", segment=FullDisk)
+    assert caught.value.exit_code == 7
+    assert Journal(tmp_path / "a", {"seed": 0}).frames == 23
+
+
+class Failing(FakeUpscaler):
+    """A model that fails in its third group."""
+
+    def step(self, state: object, frames: object) -> object:  # type: ignore[override]
+        self.pushes.append(0)
+        if len(self.pushes) == 3:
+            raise MemoryError
+        return super().step(state, frames)  # type: ignore[arg-type]
+
+
+def test_a_failing_model_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        flow(tmp_path / "a", upscaler=Failing())
+
+
+def test_frames_alive_stay_bounded_however_long_the_clip_is(tmp_path: Path) -> None:
+    made = 0
+    written = 0
+    most = 0
+
+    class Counting(TextSegment):
+        def write(self, rgb_hwc: object, pts: int, duration: int, alpha_hw: object = None) -> None:
+            nonlocal written
+            written += 1
+
+    class Source:
+        def __iter__(self) -> "Source":
+            self._frames = frames_of(600, set())
+            return self
+
+        def __next__(self) -> SourceFrame:
+            nonlocal made, most
+            frame = next(self._frames)
+            made += 1
+            most = max(most, made - written)
+            return frame
+
+    flow(tmp_path / "a", source=Source, segment=Counting, frame_bytes=256 << 20)  # type: ignore[arg-type]
+    # Two in each queue, a group at the model, one in the hands of each thread.
+    assert made == 600
+    assert most <= 2 + 3 + 3 + 2 + 2
+
+
+def test_a_large_state_makes_long_segments(tmp_path: Path) -> None:
+    class Large(FakeUpscaler):
+        def state_bytes(self, state: FakeState) -> int:
+            return 20 * (24 << 20)
+
+    journal, _ = flow(tmp_path / "a", upscaler=Large())
+    assert [entry.end_frame for entry in journal.segments] == [17, 35, 40]
+
+
+def make(
+    folder: Path,
+    generator: FakeGenerator,
+    *,
+    frames: int | None = None,
+    stop_at: int | None = None,
+    show: Callable[[int], Iterator[tuple[int, int]]] = lambda number: iter([(number, 1)]),
+    keep_states: bool = True,
+    segment_frames: int = 8,
+) -> tuple[Journal, dict[str, int]]:
+    """Generate into `folder`, requesting a stop once `stop_at` frames are made."""
+    folder.mkdir(exist_ok=True)
+    journal, stop = Journal(folder, {"seed": 1}), Stop()
+
+    def on_group(done: int) -> None:
+        if stop_at is not None and done >= stop_at:
+            stop.request()
+
+    counters = make_frames(
+        generator,
+        journal,
+        lambda path: [TextSegment(path)],
+        output=folder / "out.mp4",
+        frames=frames or sum(generator.group_frames),
+        show=show,
+        seed=1,
+        clip=None,
+        frame_bytes=1,
+        stop=stop,
+        busy=Busy(),
+        on_group=on_group,
+        keep_states=keep_states,
+        segment_frames=segment_frames,
+    )
+    return journal, counters
+
+
+GROUPS = (5, 6, 6, 6, 6, 3)
+
+
+def test_every_group_is_made_once_and_cut_to_the_length_that_was_asked_for(tmp_path: Path) -> None:
+    generator = FakeGenerator(GROUPS)
+    journal, counters = make(tmp_path / "a", generator, frames=30)
+    assert journal.complete
+    assert [line.split()[0] for line in text(journal).splitlines()] == [str(number) for number in range(30)]
+    assert [entry.end_frame for entry in journal.segments] == [11, 30]
+    assert generator.steps == 6
+    assert counters == {"generator_passes": 30}
+
+
+@pytest.mark.parametrize("stops", [[1], [12], [17, 17], [30], [32], [5, 11, 17, 23, 29]], ids=str)
+def test_interrupted_generation_gives_the_frames_of_an_uninterrupted_one(tmp_path: Path, stops: list[int]) -> None:
+    whole, _ = make(tmp_path / "whole", FakeGenerator(GROUPS), segment_frames=6)
+    for stop_at in stops:
+        make(tmp_path / "broken", FakeGenerator(GROUPS), stop_at=stop_at, segment_frames=6)
+    rest = FakeGenerator(GROUPS)
+    broken, _ = make(tmp_path / "broken", rest, segment_frames=6)
+    assert broken.complete
+    assert text(broken) == text(whole)
+    assert [entry.end_frame for entry in broken.segments] == [entry.end_frame for entry in whole.segments]
+    assert rest.steps == {1: 5, 32: 0}.get(stops[0], rest.steps)
+
+
+def test_no_state_is_saved_where_none_is_needed(tmp_path: Path) -> None:
+    generator = FakeGenerator(GROUPS)
+    make(tmp_path / "a", generator)
+    assert generator.saved == 2, "the last of three segments needs none"
+    unwanted = FakeGenerator(GROUPS)
+    make(tmp_path / "b", unwanted, keep_states=False)
+    assert unwanted.saved == 0
+
+
+def test_frames_are_dropped_and_repeated_as_told(tmp_path: Path) -> None:
+    half, _ = make(tmp_path / "half", FakeGenerator(GROUPS), show=lambda n: iter([(n, 2)] if n % 2 == 0 else []))
+    double, _ = make(tmp_path / "double", FakeGenerator(GROUPS), show=lambda n: iter([(2 * n, 1), (2 * n + 1, 1)]))
+    plain, _ = make(tmp_path / "plain", FakeGenerator(GROUPS))
+    values = [line.split()[2] for line in text(plain).splitlines()]
+    assert [line.split()[2] for line in text(half).splitlines()] == values[::2]
+    assert [line.split()[2] for line in text(double).splitlines()] == [value for value in values for _ in range(2)]
+
+
+def test_a_failing_generator_ends_the_run_with_its_own_error_and_keeps_segments(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        make(tmp_path / "a", FakeGenerator(GROUPS, fails_at=4))
+    assert Journal(tmp_path / "a", {"seed": 1}).frames == 23
+
+
+@given(groups=st.lists(st.integers(1, 30), min_size=1, max_size=20), least=st.integers(1, 60))
+def test_no_segment_of_a_generated_clip_is_too_short(groups: list[int], least: int) -> None:
+    borders = list(accumulate(groups))
+    ends = segment_ends(borders, least)
+    assert ends[-1] == borders[-1]
+    lengths = [end - start for start, end in pairwise([0, *ends])]
+    assert all(length >= min(least, borders[-1]) for length in lengths)
+    assert all(length < 3 * max(least, *groups) for length in lengths)
+
+
+def test_the_length_of_a_segment_follows_from_sizes_alone() -> None:
+    assert segment_length(72, 0) == 72
+    assert segment_length(72, 17_000_000_000) == 676
+
+
+def test_a_stop_keeps_signal_and_exit_code_together() -> None:
+    stop = Stop()
+    assert not stop.requested
+    stop.request(15)
+    assert stop.requested
+    error = stop.interruption("stopped")
+    assert isinstance(error, Interrupted)
+    assert error.exit_code == 143
+
+
+def test_a_request_inside_a_block_that_may_be_dropped_is_obeyed_at_once() -> None:
+    stop = Stop()
+    with pytest.raises(StopNow), stop.at_once():
+        stop.request()
+    with pytest.raises(StopNow), stop.at_once():
+        pytest.fail("a stop that was requested before is obeyed, too")
+    stop.request()
+
+
+def test_a_second_signal_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr("os._exit", left.append)
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        assert left == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert left == [143]
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,91 @@
+"""What a job asks of the machine."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ultraflash_cli.host import free_bytes, keep_freed_memory, peak_rss_bytes, usable_cores
+
+
+def test_cores_and_memory_are_counted() -> None:
+    assert usable_cores() >= 1
+    assert peak_rss_bytes() > 10_000_000
+
+
+def group_files(root: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+V1 = "11:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n1:name=systemd:/docker/ab\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        pytest.param({}, 8, id="no groups"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 8, id="no limit"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2, id="two"),
+        pytest.param(
+            {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2, id="one and a half"
+        ),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "5000 50000\n"}, 1, id="a tenth"),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "1600000 100000\n"}, 8, id="sixteen"),
+        pytest.param(
+            {
+                "proc/self/cgroup": "0::/user.slice/a.scope\n",
+                "sys/fs/cgroup/user.slice/cpu.max": "300000 100000\n",
+                "sys/fs/cgroup/user.slice/a.scope/cpu.max": "max 100000\n",
+            },
+            3,
+            id="of the group around",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu,cpuacct/docker/ab/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu,cpuacct/docker/ab/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+            id="version 1",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+            id="version 1 from inside",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            8,
+            id="version 1 without a limit",
+        ),
+        pytest.param({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "\xff 0\n"}, 8, id="nonsense"),
+    ],
+)
+def test_a_container_s_share_of_processor_time_bounds_the_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert usable_cores(group_files(tmp_path, files)) == cores
+
+
+def test_free_space_is_told_for_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(free_bytes(tmp_path), rel=0.1)
+
+
+def test_the_allocator_is_set_where_it_is_glibcs_and_left_alone_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform == "linux":
+        assert keep_freed_memory()
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert not keep_freed_memory()

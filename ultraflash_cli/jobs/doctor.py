@@ -1,0 +1,242 @@
+"""The machine looked over: what upscaling needs, what is there, and the fix where something is missing."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from ultraflash_cli.errors import DeviceError, OutputError, UltraflashError
+from ultraflash_cli.host import free_bytes, usable_cores
+from ultraflash_cli.weights.store import WeightStore
+
+__all__ = ["Finding", "examine"]
+
+_WANTED_FREE_BYTES = 200_000_000
+_ENCODERS = {
+    "h264": "libx264",
+    "hevc": "libx265",
+    "av1": "libsvtav1",
+    "vp9": "libvpx-vp9",
+    "prores": "prores_ks",
+    "ffv1": "ffv1",
+    "png": "png",
+}
+_TEXT_PACKAGES = ("transformers", "tokenizers", "sentencepiece", "ftfy")
+"""What the text encoder of the published model needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    state: Literal["ok", "note", "fail"]
+    """`note` is worth knowing and stops nothing; `fail` stops `upscale`."""
+    found: str
+    fix: str | None = None
+    exit_code: int = 0
+    """What `upscale` would end with because of it."""
+
+
+def examine(folder: Path, store: WeightStore, *, waiting: str) -> list[Finding]:
+    """Look at the program, its libraries, the devices, the codecs, the weights and the disk under `folder`."""
+    looks: list[tuple[str, Callable[[], Finding]]] = [
+        ("ultraflash", _program),
+        ("python", _python),
+        ("torch", _torch),
+        ("cpu", lambda: _cpu(waiting)),
+        ("gpu", _gpu),
+        ("triton", _triton),
+        ("attention", _attention),
+        ("av", _av),
+        ("encoders", _encoders),
+        ("weights", _weights),
+        ("published", lambda: _published_weights(store)),
+        ("generate", _generate),
+        ("disk", lambda: _disk(folder)),
+    ]
+    return [_look(name, look) for name, look in looks]
+
+
+def _look(name: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except UltraflashError as error:
+        return Finding(name=name, state="fail", found=str(error), exit_code=error.exit_code)
+    except Exception as error:
+        # A broken installation can fail in any way; say so and look at the rest.
+        return Finding(
+            name=name,
+            state="fail",
+            found=f"{type(error).__name__}: {error}",
+            fix="install again: pip install --force-reinstall . in the source folder",
+            exit_code=DeviceError.exit_code,
+        )
+
+
+def _program() -> Finding:
+    return Finding(name="ultraflash", state="ok", found=version("ultraflash"))
+
+
+def _python() -> Finding:
+    return Finding(name="python", state="ok", found=f"{platform.python_version()} on {platform.platform()}")
+
+
+def _torch() -> Finding:
+    import torch
+
+    return Finding(name="torch", state="ok", found=str(torch.__version__))
+
+
+def _cpu(waiting: str) -> Finding:
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    native = _has_bf16()
+    cores = usable_cores()
+    threads = f"{cores} thread{'' if cores == 1 else 's'} of {os.cpu_count()} cores (wait policy {waiting})"
+    found = f"{threads}, {capability}, bf16 {'native' if native else 'emulated'}"
+    if native:
+        return Finding(name="cpu", state="ok", found=found)
+    return Finding(
+        name="cpu", state="note", found=found, fix="nothing to do; --precision auto takes what is fastest here"
+    )
+
+
+def _has_bf16() -> bool:
+    import torch
+
+    # torch 2.9 does not have it yet.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        fix = (
+            "nothing to do for the built-in model on a CPU; for an NVIDIA GPU install its driver and torch's CUDA build"
+        )
+        return Finding(name="gpu", state="note", found="none that torch can use", fix=fix)
+    names = [
+        f"cuda:{index} {torch.cuda.get_device_name(index)} "
+        f"({torch.cuda.get_device_properties(index).total_memory / 1e9:.0f} GB)"
+        for index in range(torch.cuda.device_count())
+    ]
+    return Finding(name="gpu", state="ok", found=", ".join(names))
+
+
+def _triton() -> Finding:
+    import torch
+
+    try:
+        return Finding(name="triton", state="ok", found=version("triton"))
+    except PackageNotFoundError:
+        pass
+    if not torch.cuda.is_available():
+        return Finding(name="triton", state="ok", found="not installed, and not needed without an NVIDIA GPU")
+    fix = "pip install '.[gpu]' in the source folder" if sys.platform == "linux" else "nothing to do; it is for Linux"
+    return Finding(name="triton", state="note", found="not installed; the GPU is used without its kernels", fix=fix)
+
+
+def _attention() -> Finding:
+    """Say which implementation of the SR transformer's attention runs, and why."""
+    import torch
+
+    from ultraflash_kernels._dispatch import device_refusal
+    from ultraflash_kernels.fp8_linear import fp8_refusal
+
+    on_gpu = torch.cuda.is_available()
+    refusal = device_refusal(torch.device("cuda" if on_gpu else "cpu"))
+    if on_gpu and refusal is None:
+        in_8_bits = fp8_refusal(torch.device("cuda"))
+        found = "Triton kernels; --precision fp8 " + (f"cannot run: {in_8_bits}" if in_8_bits else "can run")
+        return Finding(name="attention", state="ok", found=found.rstrip("."))
+    why = refusal if on_gpu else "there is no GPU"
+    return Finding(
+        name="attention",
+        state="note",
+        found=f"PyTorch, since {why}".rstrip("."),
+        fix="nothing to do; the result is the same" if not on_gpu else "the result is the same, only slower",
+    )
+
+
+def _av() -> Finding:
+    import av
+
+    return Finding(name="av", state="ok", found=f"{av.__version__}, FFmpeg {av.ffmpeg_version_info}")
+
+
+def _encoders() -> Finding:
+    import av
+
+    missing = [f"{codec} ({name})" for codec, name in _ENCODERS.items() if name not in av.codecs_available]
+    if missing:
+        return Finding(
+            name="encoders",
+            state="fail",
+            found=f"missing: {', '.join(missing)}",
+            fix="pip install --force-reinstall --only-binary av av",
+            exit_code=OutputError.exit_code,
+        )
+    return Finding(name="encoders", state="ok", found=", ".join(_ENCODERS))
+
+
+def _weights() -> Finding:
+    from ultraflash_cli.weights.manifest import read_manifest
+    from ultraflash_cli.weights.verify import verify
+
+    entries = [entry for entry in read_manifest().values() if entry.packaged]
+    size = sum(verify(entry).stat().st_size for entry in entries)
+    return Finding(
+        name="weights", state="ok", found=f"{len(entries)} built-in files, {size / 1e6:.1f} MB, all verified"
+    )
+
+
+def _published_weights(store: WeightStore) -> Finding:
+    from ultraflash_cli.weights.manifest import read_manifest
+    from ultraflash_cli.weights.verify import verify
+
+    entries = [entry for entry in read_manifest().values() if not entry.packaged]
+    there = [entry for entry in entries if store.receipt(entry) is not None]
+    if not there:
+        fix = "nothing to do for the built-in model; `ultraflash weights pull ultraflash` fetches the published ones"
+        return Finding(name="published", state="note", found="no published weights are installed", fix=fix)
+    size = sum(verify(entry, store, quick=True).stat().st_size for entry in there)
+    found = f"{len(there)} of {len(entries)} published files, {size / 1e9:.1f} GB, in {store.root}"
+    return Finding(name="published", state="ok", found=found)
+
+
+def _generate() -> Finding:
+    """Say which models can make clips here; the built-in one needs no package that the published one does."""
+    from ultraflash_cli.engine.profiles import LITE
+
+    missing = [name for name in _TEXT_PACKAGES if find_spec(name) is None]
+    models = ["lite (simple landscapes)"] if LITE.generator is not None else []
+    models += [] if missing else ["ultraflash, once its weights are pulled"]
+    found = f"clips from words by {' and '.join(models) or 'no model'}"
+    if missing:
+        found += f"; the published model lacks the packages {', '.join(missing)}"
+        fix = "for the published model: pip install '.[generate]' in the source folder"
+        return Finding(name="generate", state="note", found=found, fix=fix)
+    return Finding(name="generate", state="ok", found=found)
+
+
+def _disk(folder: Path) -> Finding:
+    free = free_bytes(folder)
+    found = f"{free / 1e9:.1f} GB free in {folder.absolute()}"
+    if free < _WANTED_FREE_BYTES:
+        return Finding(
+            name="disk",
+            state="fail",
+            found=found,
+            fix="free some space, or write elsewhere with -o",
+            exit_code=OutputError.exit_code,
+        )
+    return Finding(name="disk", state="ok", found=found)

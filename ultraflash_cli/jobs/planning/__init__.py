@@ -1,0 +1,3 @@
+"""From what is asked for to what is decided; knows no torch."""
+
+__all__: list[str] = []

@@ -1,0 +1,449 @@
+"""Everything about a clip to generate that can be refused or decided before a model is loaded, the cheapest first."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from ultraflash_cli.errors import ConfigError, UsageError
+from ultraflash_cli.host import check_address_space, usable_cores
+from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, low_name, made_name
+from ultraflash_cli.jobs.planning.target import (
+    check_folder,
+    check_made_names,
+    check_space,
+    check_target,
+    encoded_bytes,
+    followed,
+    link_notes,
+    output_label,
+    stream_target,
+    used_bytes,
+)
+from ultraflash_cli.jobs.planning.upscale import CODECS, DECODERS, check_choices, choose_model
+from ultraflash_cli.jobs.resume.work_folder import temp_work_folder, unfinished_work, work_folder
+
+if TYPE_CHECKING:
+    from ultraflash_cli.engine.cache_policy import CacheManagement
+    from ultraflash_cli.engine.profiles import Profile
+    from ultraflash_cli.engine.schedule import GenerationPlan
+    from ultraflash_cli.engine.stages.generator import GeneratorConfig
+    from ultraflash_cli.video.containers import StreamPlan
+    from ultraflash_cli.video.encode import EncodeSpec
+    from ultraflash_cli.video.probe import ClipInfo
+
+__all__ = [
+    "AUTO_PARTS",
+    "SCALES",
+    "GenerateJob",
+    "PreparedGeneration",
+    "name_outputs",
+    "prepare_generation",
+    "read_prompts",
+]
+
+SCALES = {"480p": 1, "1k": 2, "2k": 3}
+"""Targets by what they multiply the model's base size by."""
+
+_LATENTS = 21
+"""Length of a clip where none is asked for: 81 frames, as published."""
+_PREFIX_CHUNKS = 2
+"""Chunks of an initial clip that a generator without sliding window leaves room for, where no length is asked for."""
+AUTO_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
+"""What of the published model has to be installed for `auto` to take it."""
+_SLUG_CHARACTERS = 40
+_LONGEST_S = 3600
+_FASTEST = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateJob:
+    """One clip to generate, as asked for."""
+
+    prompt: str
+    output: Path | None = None
+    """The file to write; None for a name made from prompt, size and seed, in `folder`."""
+    folder: Path | None = None
+    """Where a made name goes; None for the folder one is in."""
+    stdout: BinaryIO | None = None
+    """Where the finished file goes instead of to a place of its own."""
+    stdout_name: str = "-"
+    """What reports call that."""
+    temp: Path | None = None
+    """Folder for journal and segments; None for beside the output."""
+    name: str | None = None
+    """The made name without extension, where several clips of a command would share one; None for the usual."""
+    res: str = "1k"
+    """`480p`, `1k` or `2k`: once, twice, three times the model's base size per side."""
+    seconds: float | None = None
+    """At least so long; None for 81 frames, or for what the model has room for behind an initial clip."""
+    fps: Fraction | None = None
+    """Frames a second to write, by repeating or dropping what was generated; None for the model's own."""
+    seed: int = 0
+    model: str = "auto"
+    decoder: str = "auto"
+    """Which of the model's decoders turns latents into frames."""
+    store: Path | None = None
+    """Folder of the downloaded weights; None where only built-in ones may be used."""
+    save_lr: bool = False
+    """Write the clip at the base size as well."""
+    init_clip: Path | None = None
+    """A clip to go on from; the result is what follows it."""
+    cache_management: str = "off"
+    """As `engine.cache_policy.CacheManagement.parse` reads it."""
+    codec: str = "auto"
+    crf: int | None = None
+    pix_fmt: str = "auto"
+    enc_options: tuple[tuple[str, str], ...] = ()
+    device: str = "auto"
+    precision: str = "auto"
+    cuda_graphs: bool = True
+    """Record steps of the model as CUDA graphs, on a GPU with memory for that; the pixels are the same."""
+    threads: int | None = None
+    """CPU threads of the model and of the encoder; None for all usable cores."""
+    max_memory: str | None = None
+    """The most memory of the device to use, such as `6G`; None for what is free."""
+    resume: bool = True
+    overwrite: bool = False
+    skip_existing: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.line:
+            raise ConfigError("the prompt is empty; say what the clip should show")
+        if any("\ud800" <= character <= "\udfff" for character in self.prompt):
+            raise ConfigError("the prompt is no text in UTF-8; check the settings of the terminal")
+        if self.res not in SCALES:
+            raise ConfigError(f"--res is one of {', '.join(SCALES)}, got {self.res!r}")
+        if self.seconds is not None and not (math.isfinite(self.seconds) and 0 < self.seconds <= _LONGEST_S):
+            raise ConfigError(f"--seconds is more than 0 and at most {_LONGEST_S}, got {self.seconds:g}")
+        if self.fps is not None and not 1 <= self.fps <= _FASTEST:
+            raise ConfigError(f"--fps is between 1 and {_FASTEST}, got {self.fps}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is 0 or more, got {self.seed}")
+        check_choices(self.model, self.max_memory)
+        if self.decoder not in DECODERS:
+            raise ConfigError(f"--decoder is one of {', '.join(DECODERS)}, got {self.decoder!r}")
+        if self.codec not in CODECS:
+            raise ConfigError(f"--codec is one of {', '.join(CODECS)}, got {self.codec!r}")
+        if self.crf is not None and not 0 <= self.crf <= 63:
+            raise ConfigError(f"--crf is between 0 and 63, got {self.crf}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads is 1 or more, got {self.threads}")
+        if self.save_lr and self.res == "480p":
+            raise ConfigError("--save-lr writes the clip at 480p, which --res 480p does already; leave one of them out")
+        if sum(each is not None for each in (self.output, self.folder, self.stdout)) > 1:
+            raise ConfigError("an output file, an output folder and stdout exclude each other; give one of them")
+        if self.save_lr and self.stdout is not None:
+            raise ConfigError("--save-lr writes a second file, stdout takes one; leave --save-lr out")
+        if self.overwrite and self.skip_existing:
+            raise ConfigError("--overwrite and --skip-existing exclude each other; give one of them")
+
+    @property
+    def line(self) -> str:
+        """The prompt on one line."""
+        return " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", self.prompt).split())
+
+    @property
+    def made_name(self) -> str:
+        """A name for the output, without extension."""
+        return self.name or f"{_slug(self.prompt)}_{self.res}_seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedGeneration:
+    """A clip to generate with everything decided that needs no model."""
+
+    job: GenerateJob
+    model: str
+    long: bool
+    """Whether the generator's long variant is needed."""
+    generator: "GeneratorConfig"
+    """The generator as it runs: its window may slide where the long variant is not installed."""
+    plan: "GenerationPlan"
+    frames: int
+    """Frames of the clip at the model's own rate; the plan's last group may give a few more."""
+    scale: int
+    """1 for the base size, else what the model multiplies by."""
+    base_size: tuple[int, int]
+    """Height and width in pixels of what the generator draws."""
+    notice: str
+    """What people are told of the model's clips; empty where there is nothing to say."""
+    clip: "ClipInfo | None"
+    """What is known of the clip to go on from."""
+    clip_lengths: tuple[int, ...]
+    """How many of its frames the generator can take as the past: whole chunks that it has room for."""
+    output: Path
+    low_output: Path | None
+    """Where the clip at the base size goes; None where it is not asked for."""
+    exists: bool
+    """The output is there already and the job says to skip it then."""
+    cache_management: "CacheManagement"
+    streams: "StreamPlan"
+    spec: "EncodeSpec"
+    low_spec: "EncodeSpec | None"
+    threads: int
+    warnings: tuple[str, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The prompt on one line."""
+        return self.job.line
+
+    @property
+    def shown_output(self) -> str:
+        """What reports call the output."""
+        return self.job.stdout_name if self.job.stdout is not None else str(self.job.output or self.output)
+
+    @property
+    def label(self) -> str:
+        """What messages call the clip."""
+        return output_label(self.output, self.job.stdout and self.job.stdout_name)
+
+
+def read_prompts(lines: Iterable[str]) -> list[str]:
+    """Give a prompt for each line; blank lines and those that begin with `#` are none. Raises UsageError."""
+    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise UsageError("there is no prompt; write one on each line")
+    return prompts
+
+
+def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[GenerateJob]:
+    """Give each job with a name of its own: a number stands behind those that an earlier prompt has already.
+
+    The jobs of one prompt come together, with growing seeds; only the prompts' names are remembered.
+    """
+    prompts: dict[str, int] = {}
+    last: GenerateJob | None = None
+    number = 0
+    for job in jobs:
+        if last is None or job.prompt != last.prompt or job.seed <= last.seed:
+            name = _slug(job.prompt)
+            number = prompts[name] = prompts.get(name, 0) + 1
+        last = job
+        yield job if number == 1 else replace(job, name=f"{job.made_name}-{number}")
+
+
+def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGeneration:
+    """Check and decide, writing nothing; without `to_write` the output's place is not looked at.
+
+    Raises UsageError (a length the model cannot make, options the encoder refuses, an output that exists), InputError
+    for the initial clip, OutputError.
+    """
+    check_address_space()
+    named = followed(job.output) if job.output is not None else None
+    if to_write and named is not None:
+        _check_target(named, job)
+    if to_write and job.temp is not None:
+        check_folder(job.temp / "journal")
+
+    from ultraflash_cli.video.containers import plan_alone
+    from ultraflash_cli.video.encode import check_encoder, made_spec
+    from ultraflash_cli.video.probe import probe
+
+    clip = probe(job.init_clip) if job.init_clip is not None else None
+
+    from ultraflash_cli.engine.cache_policy import CacheManagement
+    from ultraflash_cli.engine.schedule import GENERATED_FPS, plan_generation
+
+    cache_management = CacheManagement.parse(job.cache_management)
+    profile, generator = _find_generator(job)
+    generator, latents = _choose_length(job, profile, generator)
+    plan = plan_generation(
+        latents,
+        chunk=generator.chunk_latents,
+        independent_first=generator.independent_first_frame and clip is None,
+        chunks_per_group=profile.chunks_per_group(generator),
+    )
+    frames = plan.total_frames if job.seconds is None else min(plan.total_frames, _frames_for(job.seconds))
+
+    scale, (base_height_px, base_width_px) = SCALES[job.res], profile.base_size
+    threads = job.threads or usable_cores()
+    rate = Fraction(job.fps or GENERATED_FPS)
+
+    def spec_at(scale: int) -> "EncodeSpec":
+        return made_spec(
+            width_px=scale * base_width_px,
+            height_px=scale * base_height_px,
+            rate=rate,
+            codec=job.codec,
+            crf=job.crf,
+            pix_fmt=job.pix_fmt,
+            enc_options=job.enc_options,
+            threads=threads,
+            suffix=suffix,
+        )
+
+    suffix = asked_suffix(named, job.stdout, job.codec)
+    spec, low_spec = spec_at(scale), spec_at(1) if job.save_lr else None
+    streams = plan_alone(suffix, codec=spec.codec, frame_s=1 / rate)
+    output = named or (job.folder or Path()) / made_name(job.made_name, streams.suffix)
+    if job.stdout is not None:
+        output = stream_target(f"{job.made_name} {job.line}", job.temp, streams.suffix)
+    low_output = low_name(output) if job.save_lr else None
+    if to_write and job.stdout is None and not job.skip_existing:
+        check_made_names(*[made for made in (None if named else output, low_output) if made is not None])
+    exists = to_write and job.stdout is None and _check_target(output, job)
+    if to_write and not exists:
+        if low_output is not None:
+            _check_target(low_output, replace(job, skip_existing=False), main=output)
+        seconds = Fraction(frames, GENERATED_FPS)
+        sizes = [
+            encoded_bytes(each.codec, width_px=each.width_px, height_px=each.height_px, frames=round(seconds * rate))
+            for each in (spec, low_spec)
+            if each is not None
+        ]
+        # Segments and the joined file lie side by side for a moment.
+        if job.temp is None:
+            check_space(output.parent, 2 * sum(sizes) - used_bytes(work_folder(output)))
+        else:
+            check_space(job.temp, sum(sizes) - used_bytes(temp_work_folder(output, job.temp)))
+            check_space(output.parent, sum(sizes))
+    if not exists:
+        check_encoder(spec)
+    notes = (*link_notes(job.output), *streams.notes, *_remarks(profile, generator, latents))
+    return PreparedGeneration(
+        job=job,
+        model=profile.name,
+        long=generator is profile.long_generator,
+        generator=generator,
+        plan=plan,
+        frames=frames,
+        scale=scale,
+        base_size=profile.base_size,
+        notice=profile.notice,
+        clip=clip,
+        clip_lengths=tuple(map(_frames_of, _prefixes(generator, latents))) if clip is not None else (),
+        output=output,
+        low_output=low_output,
+        exists=exists,
+        cache_management=cache_management,
+        streams=streams,
+        spec=spec,
+        low_spec=low_spec,
+        threads=threads,
+        warnings=tuple(f"{output_label(output, job.stdout and job.stdout_name)}: {note}" for note in notes),
+    )
+
+
+def _remarks(profile: "Profile", generator: "GeneratorConfig", latents: int) -> tuple[str, ...]:
+    """Say where the generator works beyond what it was trained for."""
+    if generator not in (profile.generator, profile.long_generator):
+        return (
+            f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
+            f"slides. `ultraflash weights pull {profile.name}-long` brings the variant for long clips",
+        )
+    if generator.drifts and latents > generator.drift_frames:
+        taught = _frames_of(generator.drift_frames)
+        return (f"longer than the {taught} frames that {profile.name} was trained on; what moves may lose its shape",)
+    return ()
+
+
+def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -> bool:
+    """Look at the place of an output; `main` is the one that it lies beside."""
+    check_pattern(output)
+    return check_target(
+        output,
+        source=job.init_clip,
+        overwrite=job.overwrite,
+        skip_existing=job.skip_existing,
+        work=unfinished_work(main or output, job.temp) if job.resume else None,
+    )
+
+
+def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
+    from ultraflash_cli.engine.profiles import PROFILES, ULTRAFLASH
+    from ultraflash_cli.models.coders import with_ultra_decoder
+
+    model = choose_model(job.model, job.store, job.device, scale=max(2, SCALES[job.res]), parts=AUTO_PARTS)
+    if job.model == "auto" and PROFILES[model].generator is None:
+        model = ULTRAFLASH.name
+    profile = PROFILES[model]
+    if profile.generator is None:
+        raise UsageError(f"the model {model} makes no clips of its own yet; --model {ULTRAFLASH.name} does")
+    if job.decoder == "ultra":
+        with_ultra_decoder(profile)  # refuses where the model has none
+    return profile, profile.generator
+
+
+def _choose_length(job: GenerateJob, profile: "Profile", generator: "GeneratorConfig") -> "tuple[GeneratorConfig, int]":
+    """Choose the generator's variant and the latents to make; the long variant only does what the other cannot."""
+    from ultraflash_cli.engine.schedule import GENERATED_FPS, latents_for
+
+    goes_on = job.init_clip is not None
+
+    def latents_of(config: "GeneratorConfig") -> int:
+        if job.seconds is not None:
+            first = config.independent_first_frame and not goes_on
+            return latents_for(job.seconds, chunk=config.chunk_latents, independent_first=first)
+        if config.longest is None:
+            return _LATENTS
+        left = _PREFIX_CHUNKS * config.chunk_latents if goes_on else 0
+        return max(config.chunk_latents, min(_LATENTS, config.longest) - left)
+
+    def fits(config: "GeneratorConfig", latents: int) -> bool:
+        if goes_on:
+            return bool(_prefixes(config, latents))
+        return config.longest is None or latents <= config.longest
+
+    long = profile.long_generator if _has_long_weights(job, profile) else None
+    sliding = None
+    if not generator.slide and profile.long_generator is not None:
+        sliding = replace(generator, slide=True, sink=profile.long_generator.sink)
+    for config in (generator, long, sliding):
+        if config is not None and fits(config, latents_of(config)):
+            return config, latents_of(config)
+    assert generator.longest is not None, "a window that slides takes every length"
+    most = generator.longest - (generator.chunk_after(0) if goes_on else 0)
+    most_s = float(Fraction(_frames_of(most), GENERATED_FPS))
+    raise UsageError(f"{profile.name} makes clips of up to {most_s:.2f} s here, got --seconds {job.seconds:g}")
+
+
+def _has_long_weights(job: GenerateJob, profile: "Profile") -> bool:
+    """Tell whether the generator's long variant can be loaded."""
+    from ultraflash_cli.weights.manifest import read_manifest
+    from ultraflash_cli.weights.store import WeightStore
+
+    if profile.random_seed is not None:
+        return True
+    if job.store is None or profile.long_generator is None:
+        return False
+    store, manifest = WeightStore(job.store), read_manifest()
+    return all(store.installed(manifest[profile.weight_of(part)]) for part in ("long_generator", "long_lora"))
+
+
+def _prefixes(generator: "GeneratorConfig", latents: int) -> list[int]:
+    """List the latents of a clip's end, in whole chunks, that `latents` new ones can follow."""
+    room = generator.window if generator.slide else generator.window - latents
+    return list(range(generator.chunk_after(0), room + 1, generator.chunk_latents))
+
+
+def _frames_of(latents: int) -> int:
+    """Count the frames of a stream's first latents, the very first of which is a single frame."""
+    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+
+    return max(0, FRAMES_PER_LATENT * (latents - 1) + 1)
+
+
+def _frames_for(seconds: float) -> int:
+    """Count the frames of the fewest whole latents that last so long."""
+    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
+
+    return 1 + FRAMES_PER_LATENT * max(0, math.ceil((seconds * GENERATED_FPS - 1) / FRAMES_PER_LATENT))
+
+
+def _slug(prompt: str) -> str:
+    """Give the beginning of a prompt as a name: its words, in whole words where that leaves some."""
+    words = re.findall(r"[^\W_]+", prompt.lower())
+    slug = ""
+    for word in words:
+        longer = f"{slug}-{word}" if slug else word[:_SLUG_CHARACTERS]
+        if len(longer) > _SLUG_CHARACTERS:
+            break
+        slug = longer
+    return slug or "clip"

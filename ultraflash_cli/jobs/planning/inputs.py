@@ -1,0 +1,163 @@
+"""What an upscaling reads: a file, numbered pictures, a pipe; checked, named, and told from another one."""
+
+import hashlib
+import math
+import os
+import re
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.jobs.resume.fingerprint import file_facts, pictures_digest
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.pipe import Pipe
+    from ultraflash_cli.video.probe import ClipInfo
+    from ultraflash_cli.video.source import Source
+
+__all__ = [
+    "check_unchanged",
+    "file_head",
+    "find_input",
+    "first_number",
+    "input_bytes",
+    "input_facts",
+    "input_identity",
+    "is_address",
+    "made_place",
+    "missing",
+    "with_what_can_be_copied",
+]
+
+_HEAD_BYTES = 1 << 20
+_PLAYLISTS = frozenset({".m3u", ".m3u8", ".mpd", ".pls"})
+
+
+def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction | None) -> "Source":
+    """Give what is to be read: `pipe` where there is one, else what `path` names.
+
+    `images` takes a folder for a sequence of pictures, `rate` of which are shown a second. Raises InputError.
+    """
+    from ultraflash_cli.video.sequence import SEQUENCE_RATE, find_sequence, is_pattern
+
+    if pipe is not None:
+        return pipe
+    try:
+        if is_pattern(path) or (images and path.is_dir()):
+            return find_sequence(path, rate=Fraction(rate) if rate is not None else SEQUENCE_RATE)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, expected a video file")
+        if not path.exists():
+            raise InputError(f"{path}: {missing(path)}")
+        if not path.is_file():
+            raise InputError(f"{path} is a pipe or a device, expected a file; - reads what comes through a pipe")
+        if path.suffix.lower() in _PLAYLISTS:
+            raise InputError(f"{path} is a playlist, expected a video; download what it lists and join that first")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes); copy it again from where it came")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; check the path and its permissions") from error
+    return path
+
+
+def is_address(path: Path) -> bool:
+    """Tell whether a name is an address, such as `https://...`, and no file is called so."""
+    return re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE) is not None and not os.path.lexists(path)
+
+
+def missing(path: Path, *, meant_as_output: bool = False) -> str:
+    """Say that an input does not exist, and what to do."""
+    if is_address(path):
+        return "addresses are not read; download the clip first, or pipe it to -"
+    return f"no such file; {f'to write it, use -o {path}' if meant_as_output else 'check the path'}"
+
+
+def input_identity(source: "Source") -> str:
+    """Name the input so that another one has another name; what comes through a pipe has this process's."""
+    from ultraflash_cli.video.pipe import Pipe
+    from ultraflash_cli.video.source import source_path
+
+    return f"stdin {os.getpid()}" if isinstance(source, Pipe) else str(source_path(source).absolute())
+
+
+def made_place(source: "Source") -> tuple[Path, str]:
+    """Give the folder and the stem from which the name of an output is made."""
+    from ultraflash_cli.video.sequence import ImageSequence
+    from ultraflash_cli.video.source import source_path
+
+    if isinstance(source, ImageSequence):
+        folder = source.folder.absolute()
+        return source.folder.parent, source.prefix.rstrip("_-. ") or folder.name or "pictures"
+    path = source_path(source)
+    return path.parent, "stdin" if path.name == "-" else path.stem
+
+
+def input_bytes(source: "Source") -> int:
+    """Count the bytes of a file; what else is read brings nothing that would be copied, or does not say."""
+    return source.stat().st_size if isinstance(source, Path) else 0
+
+
+def input_facts(source: "Source") -> dict[str, object]:
+    """Give what tells whether the input is still the same, for a fingerprint."""
+    from ultraflash_cli.video.sequence import ImageSequence
+
+    if isinstance(source, Path):
+        return file_facts("the input", source)
+    if not isinstance(source, ImageSequence):
+        return {"the input's beginning": source.head_digest()}
+    return {"the pictures": pictures_digest(source.pictures()), "the pictures' rate": str(source.rate)}
+
+
+def first_number(source: "Source", start_s: Fraction) -> int:
+    """Give the number of the first picture `start_s` after the beginning; 1 for what else is read."""
+    from ultraflash_cli.video.sequence import ImageSequence
+
+    if not isinstance(source, ImageSequence):
+        return 1
+    return source.first + max(0, math.ceil(start_s * source.rate))
+
+
+def file_head(source: "Source") -> tuple[int, str]:
+    """Give size and beginning of a file, to tell later whether another one stands in its place."""
+    if not isinstance(source, Path):
+        return 0, ""
+    with source.open("rb") as file:
+        return source.stat().st_size, hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()
+
+
+def check_unchanged(source: "Source", head: tuple[int, str], *, frames: int) -> None:
+    """Raise InputError where a file that was read is gone, or another one than it was; it may have grown."""
+    kept = f"all {frames} frames are finished and kept" if frames else "nothing of it was read yet"
+    try:
+        now = file_head(source)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"{source}: {reason}; it was deleted or moved during the run, {kept}; put it back and run the same command"
+        ) from error
+    if now[1] != head[1] or now[0] < head[0]:
+        raise InputError(
+            f"{source} was replaced during the run, {kept}; put the earlier file back unchanged and run the same "
+            "command to finish it, with the new file it starts afresh"
+        )
+
+
+def with_what_can_be_copied(info: "ClipInfo", *, spooled: bool) -> "tuple[ClipInfo, tuple[str, ...]]":
+    """Leave out of `info` the streams of a pipe that is not `spooled`: they would have to be read a second time.
+
+    Gives warnings, too.
+    """
+    from ultraflash_cli.video.pipe import Pipe
+
+    if not isinstance(info.source, Pipe) or spooled:
+        return info, ()
+    others = [stream.describe() for stream in info.streams if stream.index != info.video_index]
+    if not others:
+        return info, ()
+    only = tuple(stream for stream in info.streams if stream.index == info.video_index)
+    message = f"left out: {', '.join(others)}: stdin is read only once; --temp-dir DIR keeps them"
+    return replace(info, streams=only, chapters=0), (message,)

@@ -1,0 +1,43 @@
+"""What outputs are called."""
+
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.jobs.planning.target import is_pictures
+
+__all__ = ["asked_suffix", "check_pattern", "low_name", "made_name"]
+
+_PICTURES = "%05d.png"
+_PLACE = re.compile(r"%(?:0(\d+))?d")
+
+
+def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str) -> str | None:
+    """Give the container that is asked for; None where it is to be chosen. Raises UsageError."""
+    if stdout is None:
+        return output.suffix if output is not None else None
+    if codec == "png":
+        raise UsageError("--codec png makes many files, stdout takes one; name them with -o DIR/%05d.png")
+    return ".y4m" if codec == "y4m" else ".mkv"
+
+
+def made_name(stem: str, suffix: str) -> Path:
+    """Give the name of an output that nobody has named; pictures lie in a folder of their own."""
+    return Path(stem, _PICTURES) if suffix == ".png" else Path(f"{stem}{suffix}")
+
+
+def low_name(output: Path) -> Path:
+    """Give the name of the smaller output that lies beside another one."""
+    if is_pictures(output):
+        return output.parent.with_name(f"{output.parent.name}_480p") / output.name
+    return output.with_stem(f"{output.stem}_480p")
+
+
+def check_pattern(output: Path) -> None:
+    """Raise UsageError for pictures that do not have one number in their names."""
+    places = len(_PLACE.findall(output.name)) if is_pictures(output) else 1
+    if places > 1:
+        raise UsageError(f"{output} has {places} places for a number, expected one, such as {_PICTURES}")
+    if not places:
+        raise UsageError(f"{output} names one picture, a clip has many; name them {output.with_suffix('')}/{_PICTURES}")

@@ -1,0 +1,227 @@
+"""The place of an output: what can be refused before any work is done."""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.errors import OutputError, UsageError
+from ultraflash_cli.host import free_bytes, is_virtual
+from ultraflash_cli.jobs.resume.journal import moved_files
+from ultraflash_cli.jobs.resume.owned_files import check_ours, size_bytes
+from ultraflash_cli.jobs.resume.work_folder import private_folder, work_folder
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.source import Source
+
+__all__ = [
+    "check_folder",
+    "check_made_names",
+    "check_space",
+    "check_target",
+    "encoded_bytes",
+    "existing_files",
+    "exists_error",
+    "followed",
+    "is_pictures",
+    "link_notes",
+    "output_label",
+    "stream_target",
+    "used_bytes",
+]
+
+_BITS_PER_PIXEL = {
+    "h264": 0.05,
+    "hevc": 0.03,
+    "av1": 0.03,
+    "vp9": 0.03,
+    "prores": 1.5,
+    "ffv1": 4.0,
+    "png": 5.0,
+    "y4m": 4.0,
+}
+"""A low guess, so that only a hopeless disk is refused; a disk that fills up after all stops the run later."""
+
+
+def check_target(
+    output: Path,
+    *,
+    source: "Source | None" = None,
+    overwrite: bool,
+    skip_existing: bool,
+    work: Path | None = None,
+) -> bool:
+    """Refuse a target that cannot be written; tell whether it exists and is to be skipped.
+
+    Numbered pictures exist where any file fits their pattern: which numbers a clip will have is not known yet. What a
+    run that was killed in its very last step has put there is no obstacle to the same command; `work` is the folder
+    where such a run leaves word, None where nothing is to be resumed.
+
+    Raises OutputError where the system refuses, UsageError for a folder, a name without extension, what is no plain
+    file, the `source` itself or one of its pictures, and for a file that exists unless one of the two wishes says what
+    to do.
+    """
+    try:
+        check_folder(output)
+        check_ours(work_folder(output))
+        if work is not None:
+            check_ours(work)
+        if output.is_dir():
+            raise UsageError(f"{output} is a folder, expected a file name")
+        if not output.suffix:
+            hint = f"name a file such as {output.name}.mp4, or a folder that exists"
+            raise UsageError(f"{output} has no extension; {hint}")
+        found = existing_files(output)
+        _refuse_special(found)
+        _refuse_input(found, source)
+    except OSError as error:
+        raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
+    if found and work is not None:
+        moved = set(moved_files(work))
+        found = [path for path in found if Path(os.path.abspath(path)) not in moved]
+    if found and not skip_existing and not overwrite:
+        raise exists_error(found[0])
+    if found and skip_existing and is_pictures(output):
+        _refuse_gaps(output)
+    return bool(found) and skip_existing
+
+
+def _refuse_gaps(output: Path) -> None:
+    """Raise UsageError where numbers are missing among the pictures of an output: it is no result to leave alone."""
+    from ultraflash_cli.video.sequence import existing_pictures
+
+    numbers = list(existing_pictures(output))
+    wanted = numbers[-1] - numbers[0] + 1
+    if len(numbers) < wanted:
+        there = f"{len(numbers)} of the numbers {numbers[0]} to {numbers[-1]} are there"
+        raise UsageError(f"{output}: only {there}, so -n cannot skip it; -y makes all of them")
+
+
+def check_made_names(*outputs: Path) -> None:
+    """Raise UsageError where a name that nobody has given, of a file or of the folder of its pictures, is a link."""
+    for place in (output.parent if is_pictures(output) else output for output in outputs):
+        if os.path.islink(place):
+            raise UsageError(f"{place} is a link that was not named; name the output with -o")
+
+
+def followed(output: Path) -> Path:
+    """Give the file that is written for an output somebody has named: where that is a link, the file it leads to.
+
+    Raises UsageError for a link that leads nowhere, to a file of another kind, or that another user has put into a
+    folder that all may write.
+    """
+    if not os.path.islink(output):
+        return output
+    target = Path(os.path.realpath(output))
+    if os.path.islink(target):
+        raise UsageError(f"{output} is a link that leads back to itself; name another output")
+    if target.suffix.lower() != output.suffix.lower():
+        raise UsageError(f"{output} is a link to {target}, which is another kind of file; name that file with -o")
+    link, folder = output.lstat(), output.absolute().parent.stat()
+    is_shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
+    if is_shared and hasattr(os, "geteuid") and link.st_uid not in (os.geteuid(), folder.st_uid):
+        raise UsageError(f"{output} is a link that another user (uid {link.st_uid}) has made; name another output")
+    return target
+
+
+def link_notes(output: Path | None) -> tuple[str, ...]:
+    """Say which file is written where the output that somebody has named is a link."""
+    if output is None or not os.path.islink(output):
+        return ()
+    return (f"{output} is a link to {os.path.realpath(output)}, which is written",)
+
+
+def output_label(output: Path, stream: str | None) -> str:
+    """What messages call an output, by the name of the stream that it goes to, if it does."""
+    if stream is None:
+        return output.name
+    return "stdout" if stream == "-" else Path(stream).name
+
+
+def is_pictures(output: Path) -> bool:
+    """Tell whether an output is numbered pictures."""
+    return output.suffix.lower() == ".png"
+
+
+def existing_files(output: Path) -> list[Path]:
+    """List what is there of an output: the file, or all pictures that fit its pattern. Raises OSError."""
+    if is_pictures(output):
+        from ultraflash_cli.video.sequence import existing_pictures
+
+        return list(existing_pictures(output).values())
+    return [output] if os.path.lexists(output) else []
+
+
+def _refuse_special(found: list[Path]) -> None:
+    for path in found:
+        mode = os.lstat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise UsageError(f"{path} is no plain file; name another output")
+
+
+def _refuse_input(found: list[Path], source: "Source | None") -> None:
+    """Raise UsageError where one of the files is the input or one of its pictures, under whatever name."""
+    from ultraflash_cli.video.sequence import ImageSequence
+
+    if not found or not isinstance(source, Path | ImageSequence):
+        return
+    inputs = {_identity(path) for path in (source.pictures() if isinstance(source, ImageSequence) else (source,))}
+    for path in found:
+        if _identity(path) in inputs - {None}:
+            raise UsageError(f"{path} is the input itself; name another output")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def exists_error(output: Path) -> UsageError:
+    """Say that an output exists."""
+    return UsageError(f"{output} exists; -y replaces it, -n skips it, -o names another file")
+
+
+def encoded_bytes(codec: str, *, width_px: int, height_px: int, frames: int) -> int:
+    """Guess low how large the encoded picture gets."""
+    return int(_BITS_PER_PIXEL[codec] * width_px * height_px * frames / 8)
+
+
+def stream_target(identity: str, temp: Path | None, suffix: str) -> Path:
+    """Give the file that stands for stdout while it is made: in `temp`, else in a folder that is this user's alone.
+
+    One `identity` has one file, so that an interrupted run is found again.
+    """
+    digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:12]
+    return (temp or private_folder()) / f"ultraflash-{digest}{suffix}"
+
+
+def used_bytes(*folders: Path) -> int:
+    """Count the bytes of what an interrupted run has left in its folders."""
+    return sum(map(size_bytes, set(folders)))
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raise OutputError where the disk of `folder` has less room than is needed at least."""
+    if is_virtual(folder):
+        raise OutputError(f"cannot write in {folder}: the system keeps no files there; choose another place with -o")
+    free = free_bytes(folder)
+    if free < needed_bytes:
+        raise OutputError(
+            f"disk full: {folder} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed; "
+            "free some space or name another place"
+        )
+
+
+def check_folder(output: Path) -> None:
+    """Raise OutputError where nothing can be written in the folder of `output`, made or not made yet."""
+    for parent in output.parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise OutputError(f"cannot write {output}: {parent} is a file, expected a folder")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise OutputError(f"cannot write {output}: no permission to write in {parent}")
+            return

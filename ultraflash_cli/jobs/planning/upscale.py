@@ -1,0 +1,445 @@
+"""Everything that can be refused or decided before a model is loaded, the cheapest first."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from ultraflash_cli.engine.plan import LARGEST_SIDE_PX, SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale, read_res
+from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.host import check_address_space, parse_memory, usable_cores
+from ultraflash_cli.jobs.planning.inputs import (
+    find_input,
+    first_number,
+    input_bytes,
+    input_identity,
+    made_place,
+    with_what_can_be_copied,
+)
+from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, made_name
+from ultraflash_cli.jobs.planning.target import (
+    check_folder,
+    check_made_names,
+    check_space,
+    check_target,
+    encoded_bytes,
+    followed,
+    link_notes,
+    output_label,
+    stream_target,
+    used_bytes,
+)
+from ultraflash_cli.jobs.planning.window import Window, choose_window
+from ultraflash_cli.jobs.resume.work_folder import temp_work_folder, unfinished_work, work_folder
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.containers import StreamPlan
+    from ultraflash_cli.video.encode import EncodeSpec
+    from ultraflash_cli.video.pipe import Pipe
+    from ultraflash_cli.video.probe import ClipInfo
+    from ultraflash_cli.video.source import Source
+
+__all__ = [
+    "CODECS",
+    "DECODERS",
+    "ENCODERS",
+    "MODELS",
+    "Prepared",
+    "UpscaleJob",
+    "check_choices",
+    "choose_model",
+    "default_res",
+    "estimate_frames",
+    "prepare",
+]
+
+MODELS = ("auto", "lite", "ultraflash")
+"""What `--model` takes; the trial models are not shown."""
+_TRIAL_MODELS = ("tiny-random", "tiny-lite")
+ENCODERS = ("auto", "tiny", "wan-vae")
+_LOOKED_AT = 3
+"""Frames that tell what a clip shows."""
+_PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
+DECODERS = ("auto", "tiny", "ultra")
+_FASTEST = 240
+_STRETCH = Fraction(102, 100)
+"""How much more one side may grow than the other before it is said; rounding to even sides is less."""
+CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleJob:
+    """One clip to upscale, as asked for."""
+
+    source: Path
+    """A file, a pattern such as `folder/%05d.png`, with `images` a folder; `-` where there is a `pipe`."""
+    pipe: "Pipe | None" = None
+    """What to read instead of a file; nothing of it can be resumed."""
+    images: bool = False
+    """A folder is a sequence of pictures."""
+    output: Path | None = None
+    """The file to write; None for a name made from the source's, in `folder`."""
+    folder: Path | None = None
+    """Where a made name goes; None for beside the source."""
+    stdout: BinaryIO | None = None
+    """Where the finished file goes instead of to a place of its own."""
+    stdout_name: str = "-"
+    """What reports call that."""
+    temp: Path | None = None
+    """Folder for journal and segments, and for what must be kept of a pipe; None for beside the output."""
+    res: str | None = None
+    """A name such as `1k`, `WxH` (as shown, after rotation), a factor such as `2x`; None for the default rule."""
+    model: str = "auto"
+    prompt: str | None = None
+    """What the clip shows, for a model that takes words; None for the model's own default."""
+    encoder: str = "auto"
+    """Which of the model's encoders turns frames into latents."""
+    decoder: str = "auto"
+    """Which of the model's decoders turns latents into frames."""
+    store: Path | None = None
+    """Folder of the downloaded weights; None where only built-in ones may be used."""
+    strength: float = 1.0
+    detail: float | None = None
+    """How much detail is added, 0 to 1, by a model that offers it; None is 1."""
+    color: Literal["match", "off"] = "match"
+    seed: int = 0
+    cuts: Literal["auto", "off"] = "auto"
+    codec: str = "auto"
+    crf: int | None = None
+    pix_fmt: str = "auto"
+    enc_options: tuple[tuple[str, str], ...] = ()
+    audio: Literal["copy", "aac", "flac", "none"] = "copy"
+    """aac and flac: what sound becomes that the container cannot hold as it is."""
+    subs: Literal["copy", "none"] = "copy"
+    deinterlace: Literal["auto", "frame", "field", "off"] = "auto"
+    """As `video.deinterlacing` explains."""
+    fps: Fraction | None = None
+    """Frames a second to write, by repeating or dropping frames; the rate of pictures, which have none of their own."""
+    strict: bool = False
+    """Refuse an input of which something is damaged or missing."""
+    renumber: bool = False
+    """Number pictures from 1 on; else those made of pictures keep the numbers of these."""
+    device: str = "auto"
+    precision: str = "auto"
+    max_memory: str | None = None
+    """The most memory of the device to use, such as `6G`; None for what is free."""
+    cuda_graphs: bool = True
+    """Record steps of the model as CUDA graphs, on a GPU with memory for that; the pixels are the same."""
+    threads: int | None = None
+    """CPU threads of the model and of the encoder; None for all usable cores."""
+    start: str | None = None
+    """As `jobs.window` reads it; None for the clip's first frame."""
+    end: str | None = None
+    preview: str | None = None
+    """A length, or `LENGTH@PLACE`."""
+    side_by_side: bool = False
+    """Show the plain resample on the left and the result on the right."""
+    resume: bool = True
+    overwrite: bool = False
+    skip_existing: bool = False
+    downscale: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.strength) and 0 <= self.strength <= 1):
+            raise ConfigError(f"--strength is between 0 and 1, got {self.strength}")
+        if self.detail is not None and not (math.isfinite(self.detail) and 0 <= self.detail <= 1):
+            raise ConfigError(f"--detail is between 0 and 1, got {self.detail}")
+        if self.res is not None:
+            read_res(self.res)
+        check_choices(self.model, self.max_memory)
+        if self.encoder not in ENCODERS:
+            raise ConfigError(f"--encoder is one of {', '.join(ENCODERS)}, got {self.encoder!r}")
+        if self.decoder not in DECODERS:
+            raise ConfigError(f"--decoder is one of {', '.join(DECODERS)}, got {self.decoder!r}")
+        if self.codec not in CODECS:
+            raise ConfigError(f"--codec is one of {', '.join(CODECS)}, got {self.codec!r}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.crf is not None and not 0 <= self.crf <= 63:
+            raise ConfigError(f"--crf is between 0 and 63, got {self.crf}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is 0 or more, got {self.seed}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--threads is 1 or more, got {self.threads}")
+        if self.fps is not None and not 1 <= self.fps <= _FASTEST:
+            raise ConfigError(f"--fps is keep, or between 1 and {_FASTEST}, got {self.fps}")
+        if sum(each is not None for each in (self.output, self.folder, self.stdout)) > 1:
+            raise ConfigError("an output file, an output folder and stdout exclude each other; give one of them")
+        if self.pipe is not None and self.output is None and self.stdout is None:
+            raise ConfigError("what comes from stdin has no name; name the output with -o")
+        if self.overwrite and self.skip_existing:
+            raise ConfigError("--overwrite and --skip-existing exclude each other; give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A job with everything decided that needs no model."""
+
+    job: UpscaleJob
+    info: "ClipInfo"
+    output: Path
+    """What is written; where a link was named, the file that it leads to."""
+    exists: bool
+    """The output is there already and the job says to skip it then."""
+    plan: UpscalePlan
+    res: str
+    """The target as a word for names: the one asked for, or what the default rule gave."""
+    model: str
+    window: Window | None
+    """The part of the clip to do; None for all of it."""
+    fps: Fraction | None
+    """Frames a second to write, by repeating or dropping; None for every frame once, at its own time."""
+    first_number: int
+    """The number of the first picture, where the output is pictures."""
+    streams: "StreamPlan"
+    spec: "EncodeSpec"
+    threads: int
+    warnings: tuple[str, ...]
+
+    @property
+    def shown_output(self) -> str:
+        """What reports call the output."""
+        return self.job.stdout_name if self.job.stdout is not None else str(self.job.output or self.output)
+
+
+def check_choices(model: str, max_memory: str | None) -> None:
+    """Raise ConfigError for a model that there is not, UsageError for a size of memory that is none."""
+    if max_memory is not None:
+        parse_memory(max_memory)
+    if model not in (*MODELS, *_TRIAL_MODELS):
+        raise ConfigError(f"--model is one of {', '.join(MODELS)}, got {model!r}")
+
+
+def choose_model(model: str, store: Path | None, device: str, *, scale: int, parts: tuple[str, ...]) -> str:
+    """Turn ``auto`` into the published model where the weights of its ``parts`` lie in ``store`` and a GPU is there.
+
+    Else it is ``lite``.
+    """
+    if model != "auto":
+        return model
+    if store is None or device == "cpu" or not (store / "weights").is_dir():
+        return "lite"
+    import torch
+
+    from ultraflash_cli.engine.profiles import ULTRAFLASH
+    from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
+    from ultraflash_cli.models.build import Shelf
+    from ultraflash_cli.models.coders import settle_coders
+
+    shelf = Shelf(store)
+    profile = settle_coders(ULTRAFLASH.at_scale(scale), shelf, encoder="auto", decoder="auto")
+    encoder = "wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder"
+    installed = all(shelf.has(profile, encoder if part == "encoder" else part) for part in parts)
+    return ULTRAFLASH.name if installed and torch.cuda.is_available() else "lite"
+
+
+def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
+    """Guess how many frames there are to do, where the container says how many there are."""
+    total = info.frame_count_estimate
+    if window is None or total is None:
+        return total
+    return min(total, round((window[1] - window[0]) * info.average_rate))
+
+
+def default_res(width_px: int, height_px: int) -> str:
+    """Name the target that is taken where none is asked for: the first worthwhile one of `1k`, `2k`, else `2x`.
+
+    Narrow strips, whose long side would grow beyond what is possible, get `2x`.
+    """
+    short_px, long_px = sorted((width_px, height_px))
+    for res, target_px in SHORT_SIDES.items():
+        growth = Fraction(target_px, short_px)
+        if growth >= WORTHWHILE and growth * long_px <= LARGEST_SIDE_PX:
+            return res
+    return "2x"
+
+
+def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
+    """Check and decide, writing nothing; without `to_write` the output's place is not looked at.
+
+    Raises UsageError (a target that makes no sense, options the encoder refuses, an output that exists), InputError,
+    OutputError.
+    """
+    check_address_space()
+    source = find_input(job.source, job.pipe, images=job.images, rate=job.fps)
+    named = followed(job.output) if job.output is not None else None
+    if to_write and named is not None:
+        _check_target(named, job, source)
+    if to_write and job.temp is not None:
+        check_folder(job.temp / "journal")
+
+    from ultraflash_cli.video.deinterlacing import with_deinterlacing
+    from ultraflash_cli.video.encode import check_encoder, choose_spec, made_times
+    from ultraflash_cli.video.probe import probe, surveyed
+
+    info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
+    if any(each is not None for each in (job.start, job.end, job.preview)):
+        info = surveyed(info)
+    info = with_deinterlacing(info, job.deinterlace)
+    clip_start_s = (info.start_pts or 0) * info.time_base
+    window = choose_window(
+        start=job.start,
+        end=job.end,
+        preview=job.preview,
+        clip_start_s=clip_start_s,
+        duration_s=info.duration_s,
+    )
+    res = read_res(job.res) if job.res is not None else default_res(info.display_width_px, info.display_height_px)
+    plan = plan_upscale(
+        info.width_px,
+        info.height_px,
+        res=res,
+        downscale=job.downscale,
+        quarter_turn=info.rotation_deg in (90, 270),
+    )
+    turned = info.rotation_deg in (90, 270)
+    height_px, width_px = plan.target
+    if job.side_by_side:
+        height_px, width_px = (2 * height_px, width_px) if turned else (height_px, 2 * width_px)
+
+    threads = job.threads or usable_cores()
+    suffix = asked_suffix(named, job.stdout, job.codec)
+    fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
+    spec = choose_spec(
+        info,
+        width_px=width_px,
+        height_px=height_px,
+        codec=job.codec,
+        crf=job.crf,
+        pix_fmt=job.pix_fmt,
+        enc_options=job.enc_options,
+        threads=threads,
+        time_base=made_times(fps)[0] if fps is not None else None,
+        rate=fps,
+        suffix=suffix,
+    )
+    part = "_preview" if job.preview is not None else "_part" if window is not None else ""
+    part += "_side_by_side" if job.side_by_side else ""
+    streams = _kept_streams(job, info, suffix, spec.codec)
+    if not isinstance(source, Path):
+        streams = replace(streams, reason="")
+    start_s = window[0] - clip_start_s if window is not None else Fraction(0)
+    beside, stem = made_place(source)
+    name = f"{stem}_{res}{part}"
+    output = named or (job.folder or beside) / made_name(name, streams.suffix)
+    if job.stdout is not None:
+        output = stream_target(input_identity(source), job.temp, streams.suffix)
+    if to_write and named is None and job.stdout is None and not job.skip_existing:
+        check_made_names(output)
+    exists = to_write and job.stdout is None and _check_target(output, job, source)
+    if to_write and not exists:
+        _check_space(output, job, info, spec, window)
+    if not exists:
+        check_encoder(spec)
+    model = choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS)
+    return Prepared(
+        job=job,
+        info=info,
+        output=output,
+        exists=exists,
+        plan=plan,
+        res=res,
+        window=window,
+        model=model,
+        fps=fps,
+        first_number=1 if job.renumber else first_number(source, start_s),
+        streams=streams,
+        spec=spec,
+        threads=threads,
+        warnings=(
+            *warnings,
+            *link_notes(job.output),
+            *_warnings(info, spec, plan, streams, output_label(output, job.stdout and job.stdout_name)),
+            *(_content_warnings(info, model) if job.pipe is None and not exists else ()),
+        ),
+    )
+
+
+def _kept_streams(job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: str) -> "StreamPlan":
+    """Plan what comes along, of that only what the muxer takes."""
+    from ultraflash_cli.video.containers import plan_streams
+    from ultraflash_cli.video.rehearsal import rehearse
+
+    refused: dict[str, dict[int, str]] = {}
+    while True:
+        streams = plan_streams(info, suffix, audio=job.audio, subs=job.subs, codec=codec, refused=refused)
+        found = rehearse(info, streams)
+        known = refused.setdefault(streams.suffix, {})
+        if not found.keys() - known.keys():
+            return streams
+        known.update(found)
+
+
+def _check_target(output: Path, job: UpscaleJob, source: "Source") -> bool:
+    check_pattern(output)
+    return check_target(
+        output,
+        source=source,
+        overwrite=job.overwrite,
+        skip_existing=job.skip_existing,
+        work=unfinished_work(output, job.temp) if job.resume and job.pipe is None else None,
+    )
+
+
+def _check_space(output: Path, job: UpscaleJob, info: "ClipInfo", spec: "EncodeSpec", window: Window | None) -> None:
+    """Refuse a disk that is too full for segments and joined file, which lie side by side for a moment.
+
+    Nothing is joined for a stream; and what cannot be resumed is deleted once it is written.
+    """
+    temp = job.temp
+    if job.stdout is not None and (job.pipe is not None or not job.resume):
+        return
+    frames = estimate_frames(info, window) or 0
+    encoded = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
+    joined = encoded + (input_bytes(info.source) if len(info.streams) > 1 else 0)
+    if job.stdout is not None:
+        joined = 0
+    place = work_folder(output)
+    if temp is None:
+        check_space(output.parent, encoded + joined - used_bytes(place))
+    else:
+        check_space(temp, encoded - used_bytes(temp_work_folder(output, temp)))
+        check_space(output.parent, joined)
+
+
+def _content_warnings(info: "ClipInfo", model: str) -> Iterator[str]:
+    """Warn where the clip's first frames are flat-coloured and the model would paint texture onto them."""
+    if model == "lite":
+        return
+    from ultraflash_cli.engine.profiles import PROFILES
+    from ultraflash_cli.video.flatness import first_lumas, is_flat_coloured
+
+    if model in PROFILES and PROFILES[model].invents_texture and is_flat_coloured(first_lumas(info, _LOOKED_AT)):
+        yield (
+            f"{info.path.name}: flat colours, as in drawings and screens; the model {model} invents texture there, "
+            "--model lite does not"
+        )
+
+
+def _warnings(
+    info: "ClipInfo", spec: "EncodeSpec", plan: UpscalePlan, streams: "StreamPlan", name: str
+) -> tuple[str, ...]:
+    from ultraflash_cli.video.encode import losses
+
+    warnings: list[str] = []
+    across, down = Fraction(plan.target[1], info.width_px), Fraction(plan.target[0], info.height_px)
+    if max(across, down) > _STRETCH * min(across, down):
+        warnings.append(
+            f"{name}: the picture is stretched: the target has another shape than the "
+            f"{info.display_width_px}x{info.display_height_px} of the source"
+        )
+    if info.other_videos:
+        main = next(stream for stream in info.streams if stream.index == info.video_index)
+        others = ", ".join(stream.describe() for stream in info.other_videos)
+        warnings.append(f"{name}: several videos: {main.describe()} is upscaled, not {others}")
+    if plan.growth > 3:
+        warnings.append(f"{name}: beyond x3 the source is enlarged by a filter first; it gets no sharper than x3")
+    if streams.reason:
+        warnings.append(f"{name}: {streams.reason}")
+    warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]
+    warnings += [f"{name}: {note}" for note in streams.notes]
+    warnings += [f"{name}: {loss}" for loss in losses(info, spec)]
+    return tuple(warnings)

@@ -1,0 +1,3 @@
+"""What outlives a kill: work folder, journal, spool."""
+
+__all__: list[str] = []

@@ -1,0 +1,331 @@
+"""The journal of a running job: what is finished for good, kept beside the output until the output is whole."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from ultraflash_cli.buffers import StateContent
+from ultraflash_cli.errors import OutputError
+from ultraflash_cli.jobs.resume.entries import (
+    FORMAT,
+    BegunEntry,
+    MovedFile,
+    Placement,
+    SegmentEntry,
+    as_read,
+    count_frames,
+    difference,
+    moved_files,
+    read_journal,
+    version_change,
+)
+from ultraflash_cli.jobs.resume.owned_files import (
+    JOURNAL,
+    JOURNAL_DRAFT,
+    LOCK,
+    SEGMENT,
+    SPOOL,
+    check_ours,
+    is_plain,
+    make_new,
+    open_existing,
+    remove_own,
+    sweep,
+)
+from ultraflash_cli.jobs.resume.work_folder import (
+    OutputLock,
+    fitted,
+    is_work_folder,
+    temp_work_folder,
+    unfinished_work,
+    work_folder,
+)
+
+__all__ = [
+    "SPOOL",
+    "BegunEntry",
+    "Journal",
+    "MovedFile",
+    "OutputLock",
+    "Placement",
+    "SegmentEntry",
+    "count_frames",
+    "discard",
+    "empty",
+    "fitted",
+    "is_work_folder",
+    "moved_files",
+    "temp_work_folder",
+    "unfinished_work",
+    "version_change",
+    "work_folder",
+]
+
+
+class Journal:
+    """What is finished, in the order of the output; every change is on disk before the call returns."""
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, object]) -> None:
+        """Open the journal in `folder` (locked by the caller); what was made under another fingerprint is deleted.
+
+        `fresh_because` then says in a few words what has changed. Raises OutputError when the folder cannot be written.
+        """
+        self.folder = folder
+        self.segments: list[SegmentEntry] = []
+        self.begun: BegunEntry | None = None
+        self.complete = False
+        self.placement: Placement | None = None
+        self.fresh_because: str | None = None
+        self._path = folder / JOURNAL
+        self._fingerprint = as_read(fingerprint)
+        swept = sweep(folder)
+        found = read_journal(folder)
+        if found is None:
+            if swept:
+                self.fresh_because = f"{', '.join(swept)} in {folder} was no file of our own"
+            self._clear()
+            self._rewrite()
+            return
+        self.fresh_because = found.refused or difference(found.fingerprint, self._fingerprint)
+        if self.fresh_because is not None:
+            self._clear()
+        elif found.placement is not None and all(file.is_there() for file in found.placement.files):
+            # Of the segments some may be gone already, and nobody needs them.
+            self.segments, self.complete, self.placement = found.segments, found.complete, found.placement
+        else:
+            self.placement = found.placement
+            self.segments = self._usable(found.segments)
+            whole = len(self.segments) == len(found.segments)
+            self.complete = found.complete and whole
+            self.begun = found.begun if whole and found.begun is not None and self._is_whole(found.begun) else None
+            self._clear()
+        self._rewrite()
+
+    @property
+    def frames(self) -> int:
+        """Frames of the output that are finished for good."""
+        return self.segments[-1].end_frame if self.segments else 0
+
+    @property
+    def placed(self) -> bool:
+        """Nothing is left to do: all outputs are in place."""
+        return self.placement is not None and all(file.is_there() for file in self.placement.files)
+
+    @property
+    def safe_frames(self) -> int:
+        """Frames that are never made again: those of the finished segments and of the one that is begun."""
+        return self.begun.end_frame if self.begun is not None else self.frames
+
+    @property
+    def scene_first(self) -> int:
+        """The first frame of the scene that the next frame belongs to, where there is a state to go on from."""
+        last = self.begun or self.segments[-1]
+        return last.scene_first
+
+    @property
+    def files(self) -> list[Path]:
+        """The finished segments in order."""
+        return [self.folder / entry.file for entry in self.segments]
+
+    def segment_path(self) -> Path:
+        """Give the path where the next segment is to be written."""
+        return self.folder / f"segment-{len(self.segments):06d}.video"
+
+    def begun_path(self) -> Path:
+        """Give the path for the pictures of the segment in hand."""
+        return self.folder / f"begun-{len(self.segments):06d}.frames"
+
+    def state_bytes(self) -> bytes | None:
+        """Read the state after the last frame that is safe; None where a new scene begins."""
+        name = self.begun.state if self.begun is not None else self._last_state()
+        if name is None:
+            return None
+        with open(open_existing(self.folder / name), "rb") as file:
+            return file.read()
+
+    def begin(self, size_bytes: int, *, end_frame: int, scene_first: int, groups: int, state: StateContent) -> None:
+        """Enter what is there of the segment in hand: the first bytes of `begun_path`, synced, and the state after it.
+
+        Raises OSError as the file system gives it.
+        """
+        before = self.begun
+        path = self.begun_path()
+        state_name = f"begun-{len(self.segments):06d}-{end_frame}.safetensors"
+        state_sha256 = _write_state(self.folder / state_name, state)
+        entry = BegunEntry(
+            file=path.name,
+            size_bytes=size_bytes,
+            end_frame=end_frame,
+            scene_first=scene_first,
+            groups=groups,
+            state=state_name,
+            state_sha256=state_sha256,
+        )
+        self._append({"begun": asdict(entry)})
+        self.begun = entry
+        if before is not None and before.state != state_name:
+            (self.folder / before.state).unlink(missing_ok=True)
+
+    def add(
+        self, path: Path, *, first_frame: int, end_frame: int, scene_first: int, state: StateContent | None
+    ) -> None:
+        """Enter a finished, synced segment together with the state after it; the state before it is deleted.
+
+        Raises OSError as the file system gives it.
+        """
+        before = self._last_state()
+        state_name = state_sha256 = None
+        if state is not None:
+            state_name = f"state-{len(self.segments):06d}.safetensors"
+            state_sha256 = _write_state(self.folder / state_name, state)
+        entry = SegmentEntry(
+            file=path.name,
+            size_bytes=path.stat().st_size,
+            first_frame=first_frame,
+            end_frame=end_frame,
+            scene_first=scene_first,
+            state=state_name,
+            state_sha256=state_sha256,
+        )
+        self._append({"segment": asdict(entry)})
+        begun, self.begun = self.begun, None
+        self.segments.append(entry)
+        for name in (before, begun.state if begun is not None else None, begun.file if begun is not None else None):
+            if name is not None:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Note that the last segment ends the clip; only joining is left."""
+        self._append({"complete": True})
+        self.complete = True
+
+    def place(self, placement: Placement) -> None:
+        """Note what is going to be moved to its place. Raises OSError."""
+        self._append({"placement": asdict(placement)})
+        self.placement = placement
+
+    def _last_state(self) -> str | None:
+        return self.segments[-1].state if self.segments else None
+
+    def _usable(self, entries: list[SegmentEntry]) -> list[SegmentEntry]:
+        """Give the longest run of segments that are whole and can be continued from."""
+        whole = 0
+        for entry in entries:
+            path = self.folder / entry.file
+            if not is_plain(path) or path.stat().st_size != entry.size_bytes:
+                break
+            whole += 1
+        usable = entries[:whole]
+        while usable and not self._has_state(usable[-1]):
+            usable.pop()
+        return usable
+
+    def _has_state(self, entry: SegmentEntry | BegunEntry) -> bool:
+        """Tell whether the work can go on after `entry`."""
+        if entry.state is None:
+            return True
+        path = self.folder / entry.state
+        if not is_plain(path):
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == entry.state_sha256
+
+    def _is_whole(self, begun: BegunEntry) -> bool:
+        path = self.folder / begun.file
+        # A later run writes behind it, which another name of the same file would suffer from.
+        alone = is_plain(path) and path.stat().st_nlink == 1
+        return alone and path.stat().st_size >= begun.size_bytes and self._has_state(begun)
+
+    def _rewrite(self) -> None:
+        records: list[dict[str, object]] = [{"format": FORMAT, "fingerprint": self._fingerprint}]
+        records.extend({"segment": asdict(entry)} for entry in self.segments)
+        if self.begun is not None:
+            records.append({"begun": asdict(self.begun)})
+        if self.complete:
+            records.append({"complete": True})
+        if self.placement is not None:
+            records.append({"placement": asdict(self.placement)})
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        scratch = self.folder / JOURNAL_DRAFT
+        try:
+            _write_synced(scratch, text.encode())
+            scratch.replace(self._path)
+            _sync_folder(self.folder)
+        except OSError as error:
+            raise OutputError(f"cannot write in {self.folder}: {error.strerror}") from error
+
+    def _append(self, record: dict[str, object]) -> None:
+        with open(open_existing(self._path, os.O_WRONLY | os.O_APPEND), "ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(self.folder)
+
+    def _clear(self) -> None:
+        """Delete all of ours but the journal, a spool, and what is still to be used, with what lies beside it."""
+        kept = {LOCK, JOURNAL, SPOOL, self._last_state()}
+        if self.begun is not None:
+            kept |= {self.begun.file, self.begun.state}
+        segments = {entry.file for entry in self.segments}
+
+        def keep(name: str) -> bool:
+            segment = SEGMENT.match(name)
+            return name in kept or (segment is not None and segment[0] in segments)
+
+        remove_own(self.folder, keep)
+
+
+def empty(folder: Path) -> None:
+    """Delete what runs have left in a work folder, but for its lock and a spool. Raises OSError."""
+    remove_own(folder, lambda name: name in (LOCK, SPOOL))
+
+
+def discard(folder: Path) -> bool:
+    """Delete a work folder and what runs have left in it, the journal last: until then it tells what is done.
+
+    What is not ours stays, and the folder with it; tells whether nothing has stayed.
+    """
+    with suppress(OSError, OutputError):
+        check_ours(folder)
+        remove_own(folder, lambda name: name in (LOCK, JOURNAL))
+        remove_own(folder, lambda name: name == LOCK)
+        remove_own(folder)
+        folder.rmdir()
+    return not os.path.lexists(folder)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with make_new(path) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_state(path: Path, state: StateContent) -> str:
+    """Write a state as it arrives, synced; return the SHA-256 of the file."""
+    digest = hashlib.sha256()
+    try:
+        with make_new(path) as file:
+            for piece in [state] if isinstance(state, bytes) else state.pieces():
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        if not isinstance(state, bytes):
+            state.release()
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

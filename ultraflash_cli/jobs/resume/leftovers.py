@@ -1,0 +1,82 @@
+"""What interrupted runs have left behind."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultraflash_cli.errors import InputError, OutputError
+from ultraflash_cli.jobs.resume.journal import count_frames, discard
+from ultraflash_cli.jobs.resume.owned_files import check_ours, size_bytes
+from ultraflash_cli.jobs.resume.work_folder import OutputLock, is_work_folder, looks_like_work
+
+__all__ = ["Leftover", "find_leftovers", "remove"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leftover:
+    """The work folder of a run that did not finish."""
+
+    folder: Path
+    size_bytes: int
+    frames: int
+    """Frames that the same command would not have to make again."""
+    in_use: bool
+    """A run is at work in it."""
+    refusal: str | None = None
+    """Why it is left alone: a link, a file, another user's folder; None for a folder of ours."""
+
+
+def find_leftovers(folders: Iterable[Path], *, recursive: bool) -> list[Leftover]:
+    """Find work folders in `folders`, without following links; raises InputError for one that is no folder."""
+    found: list[Leftover] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; name the one that holds the outputs")
+        for child in _children(folder, recursive=recursive):
+            try:
+                check_ours(child)
+            except OutputError as error:
+                found.append(Leftover(folder=child, size_bytes=0, frames=0, in_use=False, refusal=str(error)))
+            else:
+                found += [_describe(child)] if is_work_folder(child) else []
+    return found
+
+
+def _children(folder: Path, *, recursive: bool) -> list[Path]:
+    """List what is named like a work folder in `folder`, and in the folders inside, those of work left out."""
+    found: list[Path] = []
+    for base, names, files in os.walk(folder):
+        found += [Path(base, name) for name in sorted([*names, *files]) if looks_like_work(name)]
+        names[:] = sorted(name for name in names if recursive and not looks_like_work(name))
+    return found
+
+
+def remove(leftover: Leftover) -> bool:
+    """Remove a leftover unless a run is at work in it; tells whether it is gone.
+
+    Only what the program has made is deleted; a folder with anything else in it stays. Raises OutputError.
+    """
+    if leftover.refusal is not None:
+        return False
+    try:
+        lock = OutputLock(leftover.folder)
+    except OutputError:
+        return False
+    with lock:
+        return discard(leftover.folder)
+
+
+def _describe(folder: Path) -> Leftover:
+    try:
+        OutputLock(folder).close()
+    except OutputError:
+        in_use = True
+    else:
+        in_use = False
+    return Leftover(
+        folder=folder,
+        size_bytes=size_bytes(folder),
+        frames=count_frames(folder),
+        in_use=in_use,
+    )

@@ -1,0 +1,169 @@
+"""The pictures of the segment in hand, kept as they are, so that a stop loses none of them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
+
+from ultraflash_cli.buffers import SPOOL_BYTES
+from ultraflash_cli.jobs.resume.owned_files import edit_existing, make_new, open_existing, truncate
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["SegmentSink", "Spool", "Spooled", "spooled"]
+
+_HEAD = Struct("<HqqIIBB")
+"""Sink, time stamp, duration, height, width, bytes a sample, planes."""
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """One call of a sink's `write`."""
+
+    sink: int
+    rgb_hwc: "np.ndarray"
+    pts: int
+    duration: int
+    alpha_hw: "np.ndarray | None"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pictures."""
+        return self.rgb_hwc.nbytes + (0 if self.alpha_hw is None else self.alpha_hw.nbytes)
+
+    def write_to(self, sink: "SegmentSink") -> None:
+        """Make the call."""
+        if self.alpha_hw is None:
+            sink.write(self.rgb_hwc, self.pts, self.duration)
+        else:
+            sink.write(self.rgb_hwc, self.pts, self.duration, self.alpha_hw)
+
+
+class SegmentSink(Protocol):
+    """A segment being written: `close` finalises and syncs it; leaving by an exception drops it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None: ...
+
+    def write(self, rgb_hwc: "np.ndarray", pts: int, duration: int, alpha_hw: "np.ndarray | None" = None) -> None: ...
+
+    def close(self) -> object: ...
+
+
+class Spool:
+    """Holds what goes into the encoders until the segment is finished; use as a context manager.
+
+    An encoder cannot be stopped and gone on with, so that a stopped segment is encoded again, from here. The calls stay
+    in memory, and go to the disk when the work stops, or once they are more than `SPOOL_BYTES`: written all the time,
+    they would wear out a disk for a stop that may never come. A disk that refuses is no reason to fail: then nothing
+    is kept, and the segment would have to be made again.
+    """
+
+    def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
+        """Keep the first `keep_bytes` of the file at `path`; what is held comes behind them."""
+        self._path = path
+        self._keep_bytes = keep_bytes
+        self._held: list[Spooled] | None = []
+        self._held_bytes = 0
+        self._file: BinaryIO | None = None
+        self._finished = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held = None
+        if not self._finished:
+            # Nobody will read it, and where the disk is full every byte counts.
+            self._give_up()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+    def record(self, call: Spooled) -> None:
+        """Add one call; its arrays must not change any more."""
+        try:
+            if self._held is not None:
+                self._held.append(call)
+                self._held_bytes += call.nbytes
+                if self._held_bytes > SPOOL_BYTES:
+                    self._pour()
+            elif self._file is not None:
+                self._write(call)
+        except OSError:
+            self._give_up()
+
+    def finish(self) -> int | None:
+        """Wait until all is on the disk; gives the size in bytes, None where the disk refused."""
+        try:
+            if self._held is not None:
+                self._pour()
+            if self._file is None:
+                return None
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            size_bytes = self._file.tell()
+        except OSError:
+            self._give_up()
+            return None
+        self._finished = True
+        return size_bytes
+
+    def _pour(self) -> None:
+        """Write what is held; raises OSError."""
+        held, self._held = self._held or [], None
+        if self._keep_bytes:
+            self._file = edit_existing(self._path)
+        else:
+            self._file = make_new(self._path)
+        self._file.truncate(self._keep_bytes)
+        self._file.seek(self._keep_bytes)
+        for call in held:
+            self._write(call)
+
+    def _write(self, call: Spooled) -> None:
+        assert self._file is not None, "what is held is poured first"
+        import numpy as np
+
+        height, width = call.rgb_hwc.shape[:2]
+        planes = 3 if call.alpha_hw is None else 4
+        self._file.write(_HEAD.pack(call.sink, call.pts, call.duration, height, width, call.rgb_hwc.itemsize, planes))
+        for array in (call.rgb_hwc, call.alpha_hw):
+            if array is not None:
+                self._file.write(np.ascontiguousarray(array).data)
+
+    def _give_up(self) -> None:
+        self._held = None
+        if self._file is None:
+            return
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            truncate(self._path, self._keep_bytes)
+        self._file = None
+
+
+def spooled(path: Path, size_bytes: int) -> Iterator[Spooled]:
+    """Read the calls in the first `size_bytes` of a spool; raises OSError."""
+    import numpy as np
+
+    with open(open_existing(path), "rb") as file:
+        while file.tell() < size_bytes:
+            sink, pts, duration, height, width, sample_bytes, planes = _HEAD.unpack(file.read(_HEAD.size))
+            dtype = np.uint8 if sample_bytes == 1 else np.uint16
+            pixels = height * width
+            rgb = np.frombuffer(file.read(3 * pixels * sample_bytes), dtype).reshape(height, width, 3)
+            alpha = None
+            if planes == 4:
+                alpha = np.frombuffer(file.read(pixels * sample_bytes), dtype).reshape(height, width)
+            yield Spooled(sink, rgb, pts, duration, alpha)

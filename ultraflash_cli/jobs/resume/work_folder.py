@@ -1,0 +1,153 @@
+"""Where unfinished work lies, and the lock that one run at a time has on it."""
+
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from ultraflash_cli.errors import OutputError
+from ultraflash_cli.jobs.resume.owned_files import LOCK, claim, is_plain, open_existing
+
+__all__ = [
+    "OutputLock",
+    "fitted",
+    "is_work_folder",
+    "leave_private_folder",
+    "looks_like_work",
+    "private_folder",
+    "temp_work_folder",
+    "unfinished_work",
+    "work_folder",
+]
+
+_PREFIX, _SUFFIX = ".", ".ultraflash"
+_LONGEST_NAME = 220
+"""Bytes of a name that every file system takes, with room for what we put around it."""
+
+
+def work_folder(output: Path) -> Path:
+    """Give the hidden folder beside `output` that holds its unfinished work."""
+    return output.with_name(f"{_PREFIX}{fitted(output.name)}{_SUFFIX}")
+
+
+def fitted(name: str) -> str:
+    """Shorten a file name that leaves no room for what we put around it; two long names stay two."""
+    if len(os.fsencode(name)) <= _LONGEST_NAME:
+        return name
+    path = Path(name)
+    start = os.fsencode(path.stem)[: _LONGEST_NAME - 40].decode(errors="ignore")
+    return f"{start}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}{path.suffix}"
+
+
+def temp_work_folder(output: Path, temp: Path) -> Path:
+    """Give the folder in `temp` that holds the unfinished work of `output`; outputs of one name have their own."""
+    place = hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:8]
+    return temp / f"{_PREFIX}{fitted(output.name)}.{place}{_SUFFIX}"
+
+
+def unfinished_work(output: Path, temp: Path | None) -> Path:
+    """Give the folder that holds the unfinished work of `output`, in `temp` where that is given."""
+    return work_folder(output) if temp is None else temp_work_folder(output, temp)
+
+
+def is_work_folder(path: Path) -> bool:
+    """Tell whether `path` is a folder that an unfinished run has made; a link to one is none."""
+    return looks_like_work(path.name) and path.is_dir() and not path.is_symlink() and is_plain(path / LOCK)
+
+
+def looks_like_work(name: str) -> bool:
+    """Tell whether a folder of unfinished work may have this name."""
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+
+
+def private_folder() -> Path:
+    """Give the folder, this user's alone, for what has no place of its own; it is not made here."""
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    return Path(tempfile.gettempdir()) / f"ultraflash{user}"
+
+
+def leave_private_folder(folder: Path) -> None:
+    """Remove `folder` where it is the private one and nothing is left in it."""
+    if folder == private_folder():
+        with suppress(OSError):
+            folder.rmdir()
+
+
+class OutputLock:
+    """An exclusive lock on a work folder for as long as the object is open; the system frees it if we die."""
+
+    def __init__(self, folder: Path) -> None:
+        """Create `folder` if need be and lock it.
+
+        Raises OutputError when another process has it, and for a folder that is a link or not ours.
+        """
+        self.folder = folder
+        self._descriptor = self._take()
+
+    def _take(self) -> int:
+        folder, path = self.folder, self.folder / LOCK
+        while True:
+            try:
+                if folder.parent == private_folder():
+                    claim(folder.parent)
+                claim(folder)
+                descriptor = open_existing(path, os.O_RDWR, create=True)
+            except OSError as error:
+                raise OutputError(f"cannot write in {folder.parent}: {error.strerror}") from error
+            if not _lock(descriptor):
+                os.close(descriptor)
+                raise OutputError(
+                    f"another run is writing {_output_name(folder)} in {folder.parent}; wait for it or stop it"
+                )
+            # The run that had the lock before us may have deleted the folder while we were opening it.
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+            os.close(descriptor)
+
+    def set_aside(self) -> Path:
+        """Rename the folder, with all that is in it, and lock a new one in its place; gives where the old one is.
+
+        Raises OSError, OutputError.
+        """
+        name = self.folder.name.removesuffix(_SUFFIX)
+        number = 1
+        while os.path.lexists(kept := self.folder.with_name(f"{name}.kept{number}{_SUFFIX}")):
+            number += 1
+        self.folder.rename(kept)
+        old, self._descriptor = self._descriptor, self._take()
+        os.close(old)
+        return kept
+
+    def close(self) -> None:
+        """Free the lock."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _output_name(folder: Path) -> str:
+    return folder.name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

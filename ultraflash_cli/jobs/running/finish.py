@@ -1,0 +1,119 @@
+"""The last step of a job: finished segments become a file or numbered pictures."""
+
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.errors import MuxError, OutputCheckError, OutputError
+from ultraflash_cli.jobs.running.run import Finish
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.containers import StreamPlan
+    from ultraflash_cli.video.encode import EncodeSpec
+    from ultraflash_cli.video.join import Joined
+
+__all__ = ["finish_of"]
+
+
+def finish_of(
+    files: Sequence[Path],
+    streams: "StreamPlan",
+    spec: "EncodeSpec",
+    *,
+    frames: int,
+    duration_s: Fraction,
+    join: "Callable[[Path, StreamPlan], Joined]",
+    first_number: int = 1,
+    strict: bool = False,
+) -> Finish:
+    """Give how segments `files` become an output of so many `frames`; `join` writes the containers among them.
+
+    Pictures are numbered from `first_number` on. A copied stream that did not come out as it was is worth a warning,
+    and one with which the file cannot be made or fails its check is left out; with `strict` both are an
+    OutputCheckError.
+    """
+    if streams.suffix == ".png":
+        return _pictures(files, spec, frames, first_number)
+    if streams.suffix == ".y4m":
+        return _plain(files, spec, frames)
+
+    def make(joined: Path) -> Sequence[str]:
+        from ultraflash_cli.video.check import check_output
+
+        failure: OutputCheckError | MuxError | None = None
+        for plan in _fewer(streams) if not strict else (streams,):
+            try:
+                done = join(joined, plan)
+                faults = check_output(joined, plan=plan, frames=frames, spec=spec, duration_s=duration_s, joined=done)
+            except (OutputCheckError, MuxError) as error:
+                failure = failure or error
+                continue
+            if faults and strict:
+                raise OutputCheckError(f"{joined.name}: {faults[0]}")
+            lost = [f"left out: {dropped}" for dropped in plan.dropped[len(streams.dropped) :]]
+            return [f"{joined.name}: {note}" for note in (*done.notes, *faults, *lost)]
+        assert failure is not None, "one way at least was tried"
+        raise failure
+
+    return Finish(make=make, move=_move_file)
+
+
+def _fewer(streams: "StreamPlan") -> "Iterator[StreamPlan]":
+    """Give the plan, then plans for the case that it fails: without each one of the streams, without all of them."""
+    yield streams
+    for stream in streams.beside:
+        yield streams.without([stream], "the file cannot be made with it")
+    if len(streams.beside) > 1:
+        yield streams.without(streams.beside, "the file cannot be made with all of these")
+
+
+def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int, first: int) -> Finish:
+    from ultraflash_cli.video.sequence import existing_pictures, numbered
+    from ultraflash_cli.video.stills import check_pictures, move_pictures, write_pictures
+
+    def make(pattern: Path) -> Sequence[str]:
+        write_pictures(files, pattern, first=first)
+        check_pictures(pattern, frames=frames, spec=spec, first=first)
+        return ()
+
+    def move(made: Path, target: Path) -> None:
+        move_pictures(made, target, frames=frames, first=first)
+
+    def each(pattern: Path) -> Sequence[Path]:
+        return [numbered(pattern, number) for number in range(first, first + frames)]
+
+    def remarks(target: Path) -> Sequence[str]:
+        others = [path for number, path in existing_pictures(target).items() if not first <= number < first + frames]
+        if not others:
+            return ()
+        names = others[0].name if len(others) == 1 else f"{others[0].name} to {others[-1].name}"
+        left = "was not made by this run and is left" if len(others) == 1 else "were not made by this run and are left"
+        return [f"{target.parent}: {names} {left}; whoever reads the folder takes them for the same clip"]
+
+    return Finish(make=make, move=move, files=each, remarks=remarks)
+
+
+def _plain(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
+    from ultraflash_cli.video.partial import sync_file
+    from ultraflash_cli.video.y4m import write_y4m
+
+    def make(path: Path) -> Sequence[str]:
+        try:
+            with path.open("wb") as file:
+                written = write_y4m(files, spec, file, name=str(path))
+            sync_file(path)
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror}") from error
+        if written != frames:
+            raise OutputCheckError(f"{path}: holds {written} frames, expected {frames}.")
+        return ()
+
+    return Finish(make=make, move=_move_file)
+
+
+def _move_file(made: Path, target: Path) -> None:
+    from ultraflash_cli.video.partial import sync_folder
+
+    made.replace(target)
+    sync_folder(target.parent)

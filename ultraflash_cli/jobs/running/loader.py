@@ -1,0 +1,298 @@
+"""The model of a job, loaded as its choices say."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.jobs.planning.generate import PreparedGeneration
+from ultraflash_cli.jobs.planning.upscale import Prepared
+from ultraflash_cli.jobs.running.choices import (
+    effect_of,
+    find_scorer,
+    generating_parts,
+    generating_profile_of,
+    plan_generation,
+    plan_upscale,
+    planes_for,
+    profile_of,
+    settings_of,
+    speedups_within,
+    upscaling_parts,
+    within,
+)
+from ultraflash_cli.jobs.running.run import telling_memory_errors
+from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, GeneratedFrames, UpscaledFrames
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ultraflash_cli.engine.memory import MemoryPlan
+    from ultraflash_cli.engine.profiles import Profile
+    from ultraflash_cli.models.build import Shelf
+
+__all__ = ["Builder", "Built", "BuiltGeneration", "GenerationBuilder", "Models", "build"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A model that is ready, and what it turned out to be."""
+
+    upscaler: FrameUpscaler
+    device: str
+    precision: str
+    weights: dict[str, str]
+    """The sha256 of every weight file by its name."""
+    memory_plan: str = ""
+    """What the plan of its memory changes of the result, however little; nothing is resumed under another one."""
+    planned_bytes: int | None = None
+    """What that plan is for; None where none was made."""
+    state_bytes: int = 0
+    """What a saved state takes."""
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What the model runs with beside its weights: condition noise, timestep, remembered blocks."""
+    warnings: tuple[str, ...] = ()
+    """What was noticed on the way."""
+    frame_seconds: float | None = None
+    """How long the model is foretold to take for a frame; None where nobody knows."""
+
+    def predicted_seconds(self, total: int | None, done: int) -> float | None:
+        """How long the model is going to take for what is left of so many frames; None where nobody knows."""
+        return None if total is None or self.frame_seconds is None else max(0, total - done) * self.frame_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltGeneration:
+    """A model that is ready to make one clip, and what it turned out to be."""
+
+    generator: FrameGenerator
+    device: str
+    precision: str
+    weights: dict[str, str]
+    """The sha256 of every weight file by its name."""
+    memory_plan: str = ""
+    """What the plan of its memory changes of the result, however little; nothing is resumed under another one."""
+    planned_bytes: int | None = None
+    """What that plan is for; None where none was made."""
+    state_bytes: int = 0
+    """What a saved state takes."""
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What the model runs with beside its weights: condition noise, timestep, remembered blocks."""
+    warnings: tuple[str, ...] = ()
+    """What was noticed on the way: a prompt that was cut, a smaller plan for lack of memory."""
+
+
+GenerationBuilder = Callable[[PreparedGeneration], BuiltGeneration]
+"""Loads the model for a clip to generate; raises DeviceError, WeightsError, OutOfMemory."""
+
+Builder = Callable[[Prepared], Built]
+"""Loads the model for a prepared job; raises DeviceError, WeightsError."""
+
+
+class Models:
+    """Builds the models of a command's jobs; what several of them need is loaded once."""
+
+    def __init__(self) -> None:
+        self._shelves: dict[Path | None, Shelf] = {}
+
+    def plan_upscaler(self, prepared: Prepared) -> "tuple[torch.device, Profile, MemoryPlan]":
+        """Decide where and how an upscaling runs, loading nothing. Raises as `upscaler` does."""
+        from ultraflash_cli.models.build import choose_device
+
+        device, shelf = choose_device(prepared.job.device), self._shelf(prepared.job.store)
+        profile = profile_of(prepared, shelf)
+        shelf.require(profile.at_scale(prepared.plan.scale), upscaling_parts(profile))
+        return device, profile, plan_upscale(prepared, profile, device, shelf)
+
+    def plan_generator(self, prepared: PreparedGeneration) -> "tuple[torch.device, Profile, MemoryPlan]":
+        """Decide where and how a clip is generated, loading nothing. Raises as `generator` does."""
+        from ultraflash_cli.models.build import choose_device
+
+        job = prepared.job
+        device, shelf = choose_device(job.device), self._shelf(job.store)
+        profile = generating_profile_of(prepared, shelf)
+        parts = generating_parts(
+            profile,
+            long=prepared.long,
+            refines=prepared.scale > 1,
+            low_frames=prepared.low_spec is not None,
+            goes_on=prepared.clip is not None,
+        )
+        shelf.require(profile.at_scale(max(2, prepared.scale)), parts)
+        return device, profile, plan_generation(prepared, profile, device, shelf)
+
+    def upscaler(self, prepared: Prepared) -> Built:
+        """Load the model of an upscaling. Raises DeviceError, WeightsError, OutOfMemory."""
+        device, profile, memory = self.plan_upscaler(prepared)
+        with telling_memory_errors(memory.total):
+            return self._load_upscaler(prepared, device, profile, memory)
+
+    def _load_upscaler(
+        self, prepared: Prepared, device: "torch.device", profile: "Profile", memory: "MemoryPlan"
+    ) -> Built:
+        import torch
+
+        from ultraflash_cli.engine.clock import StageClock
+        from ultraflash_cli.engine.foretell import foretold_frame_seconds
+        from ultraflash_cli.models.build import build_upscaler, precision_name, precision_warnings
+        from ultraflash_cli.models.coders import substitutions
+
+        job = prepared.job
+        shelf = self._shelf(job.store)
+        torch.set_num_threads(prepared.threads)
+        warnings = [*precision_warnings(job.precision), *memory.warnings]
+        scale = prepared.plan.scale
+        warnings += substitutions(profile, shelf, scale=scale, encoder=job.encoder, decoder=job.decoder)
+        context = None
+        if profile.refines_by_words:
+            prompt = profile.default_prompt if job.prompt is None else job.prompt
+            context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
+        timer = StageClock(device)
+        upscaler = build_upscaler(
+            shelf,
+            within(profile, memory.settings),
+            prepared.plan,
+            device=device,
+            precision=job.precision,
+            strength=job.strength,
+            color=job.color,
+            detail=1.0 if job.detail is None else job.detail,
+            context=context,
+            decode_latents=memory.settings.decode_latents,
+            timer=timer,
+            speedups=speedups_within(memory, device, graphs=job.cuda_graphs),
+            yuv=None if job.side_by_side else planes_for(prepared.spec, device),
+        )
+        if device.type == "cuda":
+            upscaler.warm_up()
+        frame_seconds = foretold_frame_seconds(upscaler)
+        timer.clear()
+        return Built(
+            upscaler=UpscaledFrames(upscaler, timer),
+            frame_seconds=frame_seconds,
+            device=str(device),
+            precision=precision_name(profile, job.precision, device),
+            weights=shelf.hashes,
+            memory_plan=effect_of(memory.settings),
+            planned_bytes=memory.total,
+            state_bytes=memory.state_bytes,
+            settings=settings_of(profile),
+            warnings=tuple(warnings),
+        )
+
+    def generator(self, prepared: PreparedGeneration) -> BuiltGeneration:
+        """Load the model of a clip to generate. Raises DeviceError, WeightsError, OutOfMemory."""
+        device, profile, memory = self.plan_generator(prepared)
+        with telling_memory_errors(memory.total):
+            return self._load_generator(prepared, device, profile, memory)
+
+    def _load_generator(
+        self, prepared: PreparedGeneration, device: "torch.device", profile: "Profile", memory: "MemoryPlan"
+    ) -> BuiltGeneration:
+        import torch
+
+        from ultraflash_cli.engine.cache_policy import RefreshGate
+        from ultraflash_cli.engine.clock import StageClock
+        from ultraflash_cli.engine.schedule import LATENT_PX
+        from ultraflash_cli.models.build import (
+            build_text_to_video,
+            precision_name,
+            precision_warnings,
+            stage_precisions,
+            take_base_decoder,
+        )
+        from ultraflash_cli.models.coders import substitutions
+        from ultraflash_cli.models.prompts import prompt_read
+
+        job, rules = prepared.job, prepared.cache_management
+        shelf = self._shelf(job.store)
+        torch.set_num_threads(prepared.threads)
+        warnings = [*precision_warnings(job.precision), *memory.warnings]
+        if prepared.scale > 1 or prepared.clip is not None:
+            scale = max(2, prepared.scale)
+            warnings += substitutions(profile, shelf, scale=scale, encoder="auto", decoder=job.decoder)
+        prompt = prompt_read(profile, prepared.prompt, job.seed)
+        context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
+        profile = within(profile, memory.settings)
+        timer = StageClock(device)
+        video = build_text_to_video(
+            shelf,
+            profile,
+            prepared.plan,
+            scale=prepared.scale,
+            long=prepared.long,
+            low_frames=prepared.low_spec is not None,
+            device=device,
+            precision=job.precision,
+            decode_latents=memory.settings.decode_latents,
+            park=torch.device("cpu") if memory.settings.offload_generator else None,
+            timer=timer,
+            speedups=speedups_within(memory, device, graphs=job.cuda_graphs),
+        )
+        dtype_of = stage_precisions(profile, job.precision, device)
+        video.generator.gate = None
+        if rules.refresh is not None:
+            judge = take_base_decoder(shelf, profile, device=device, precision=job.precision)
+            video.generator.gate = RefreshGate(judge, find_scorer(), rules.refresh)
+        if device.type == "cuda":
+            height, width = (side // LATENT_PX for side in prepared.base_size)
+            video.warm_up(height=height, width=width, context=context)
+            timer.clear()
+        encoder = None
+        if prepared.clip is not None:
+            encoder = shelf.take(profile, "encoder", profile.encoder, device=device, dtype=dtype_of("encoder"))
+        return BuiltGeneration(
+            generator=GeneratedFrames(
+                video,
+                context,
+                encoder,
+                prepared.base_size,
+                timer,
+                shows_low=prepared.low_spec is not None or prepared.scale == 1,
+                yuv=planes_for(prepared.spec, device),
+                low_yuv=planes_for(prepared.spec if prepared.scale == 1 else prepared.low_spec, device),
+            ),
+            device=str(device),
+            precision=precision_name(profile, job.precision, device),
+            weights=shelf.hashes,
+            memory_plan=effect_of(memory.settings),
+            planned_bytes=memory.total,
+            state_bytes=memory.state_bytes,
+            settings=settings_of(profile),
+            warnings=tuple(warnings),
+        )
+
+    def _embed(
+        self,
+        shelf: "Shelf",
+        profile: "Profile",
+        prompt: str,
+        precision: str,
+        device: "torch.device",
+        memory: "MemoryPlan",
+        warnings: list[str],
+    ) -> "Tensor":
+        from ultraflash_cli.models.prompts import embed_prompts
+
+        return embed_prompts(
+            shelf,
+            profile,
+            [prompt],
+            device=device,
+            precision=precision,
+            keep_encoder=not memory.settings.offload_text,
+            warn=warnings.append,
+        )[0]
+
+    def _shelf(self, store: Path | None) -> "Shelf":
+        from ultraflash_cli.models.build import Shelf
+
+        if store not in self._shelves:
+            self._shelves[store] = Shelf(store)
+        return self._shelves[store]
+
+
+def build(prepared: Prepared) -> Built:
+    """Load the model of one upscaling. Raises DeviceError, WeightsError."""
+    return Models().upscaler(prepared)

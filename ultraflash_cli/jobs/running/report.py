@@ -1,0 +1,141 @@
+"""How a job goes and how it went: progress while it runs, the numbers that every report has."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TypedDict
+
+from ultraflash_cli.host import peak_rss_bytes
+from ultraflash_cli.jobs.events import Chunk, Done
+from ultraflash_cli.jobs.running.run import Work
+from ultraflash_cli.jobs.running.segments import Busy
+
+__all__ = ["Progress", "Report", "Speeds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How it went with one output."""
+
+    input: str
+    output: str
+    skipped: bool
+    """The output was there already and was left alone."""
+    model: str
+    device: str | None = None
+    precision: str | None = None
+    settings: dict[str, object] | None = None
+    """What the model ran with beside its weights; empty for one without SR transformer."""
+    encoder: dict[str, object] | None = None
+    frames_in: int = 0
+    frames_out: int = 0
+    frames_resumed: int = 0
+    """Frames that an interrupted run had finished before."""
+    width: int = 0
+    height: int = 0
+    first_frame_s: float | None = None
+    """Seconds from the beginning, loading the model included, until the first frames left the model."""
+    fps_wall: float | None = None
+    """Frames of this run a second of its whole time, loading the model and joining included."""
+    fps_model: float | None = None
+    """Frames of this run a second of model time."""
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    peak_vram_bytes: int | None = None
+    limit: str | None = None
+    """The side that the others waited for: reading, model or writing."""
+    seconds_by_stage: dict[str, float] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def done(self) -> Done:
+        """Give the event that ends the job."""
+        return Done(
+            input=self.input,
+            output=self.output,
+            frames=self.frames_out,
+            seconds=self.seconds,
+            fps=self.fps_wall or 0.0,
+        )
+
+
+class Speeds(TypedDict):
+    """The part of a report that is measured."""
+
+    device: str
+    frames_resumed: int
+    first_frame_s: float | None
+    fps_wall: float | None
+    fps_model: float | None
+    seconds: float
+    peak_rss_bytes: int
+    peak_vram_bytes: int | None
+    limit: str | None
+    seconds_by_stage: dict[str, float]
+
+
+class Progress:
+    """Tells the frames that are done after every group, and what was measured at the end.
+
+    `clock` gives seconds and `started_s` is when the job began; `total` is None where nobody knows how many frames
+    there are.
+    """
+
+    def __init__(self, work: Work, *, total: int | None, clock: Callable[[], float], started_s: float) -> None:
+        self.busy = Busy()
+        self._work = work
+        self._total = total
+        self._clock = clock
+        self._started_s = started_s
+        self._moving_s = clock()
+        self._resumed = work.journal.safe_frames
+        self._first_frame_s: float | None = None
+
+    def on_group(self, done: int) -> None:
+        """Tell that `done` frames are done, those of an interrupted run included."""
+        now_s = self._clock()
+        if self._first_frame_s is None:
+            self._first_frame_s = round(now_s - self._started_s, 3)
+        fps = _rate(done - self._resumed, now_s - self._moving_s) or 0.0
+        total = self._total
+        left = max(total - done, 0) if total else None
+        self._work.listener(
+            Chunk(
+                input=self._work.name,
+                frames_done=done,
+                frames_safe=self._work.journal.safe_frames,
+                frames_total=max(total, done) if total else None,
+                fps=round(fps, 3),
+                eta_s=round(left / fps, 1) if left is not None and fps else None,
+                limit=self.busy.limit,
+                first_frame_s=self._first_frame_s,
+            )
+        )
+
+    def measured(self, *, device: str, stages: dict[str, float]) -> Speeds:
+        """Give the measured part of the report; `stages` are the seconds of the model's stages."""
+        frames = self._work.journal.frames - self._resumed
+        seconds = self._clock() - self._started_s
+        times = stages | asdict(self.busy)
+        return Speeds(
+            device=device,
+            frames_resumed=self._resumed,
+            first_frame_s=self._first_frame_s,
+            fps_wall=_rate(frames, seconds),
+            fps_model=_rate(frames, self.busy.model),
+            seconds=round(seconds, 3),
+            peak_rss_bytes=peak_rss_bytes(),
+            peak_vram_bytes=_peak_vram_bytes(device),
+            limit=self.busy.limit if frames else None,
+            seconds_by_stage={name: round(value, 3) for name, value in times.items()},
+        )
+
+
+def _peak_vram_bytes(device: str) -> int | None:
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _rate(frames: int, seconds: float) -> float | None:
+    return round(frames / seconds, 3) if frames and seconds > 0 else None

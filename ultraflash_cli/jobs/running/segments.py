@@ -1,0 +1,240 @@
+"""The writing side of a job: a thread that encodes behind the model and enters finished segments in the journal."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+from ultraflash_cli.buffers import StateContent
+from ultraflash_cli.jobs.resume.journal import Journal
+from ultraflash_cli.jobs.resume.spool import SegmentSink, Spool, Spooled, spooled
+from ultraflash_cli.jobs.running.channel import Cancelled, Channel
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "Busy",
+    "OpenSegment",
+    "Pause",
+    "SegmentEnd",
+    "SegmentSink",
+    "SegmentThread",
+]
+
+T = TypeVar("T")
+
+
+OpenSegment = Callable[[Path], Sequence[SegmentSink]]
+"""Opens a segment at a path, with further ones beside it (names that begin with the path's) where a job writes more
+than one output."""
+
+
+@dataclass
+class Busy:
+    """Seconds that each of the three sides has worked, waiting not counted; written by their own threads."""
+
+    reading: float = 0.0
+    model: float = 0.0
+    writing: float = 0.0
+
+    @property
+    def limit(self) -> str:
+        """Name the side that the other two wait for."""
+        sides = {"reading": self.reading, "model": self.model, "writing": self.writing}
+        return max(sides, key=lambda side: sides[side])
+
+
+@dataclass(frozen=True)
+class SegmentEnd:
+    """The end of a segment on its way to the writer."""
+
+    end_frame: int
+    scene_first: int
+    state: StateContent | None
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A stop between two groups, inside a segment, on its way to the writer."""
+
+    end_frame: int
+    scene_first: int
+    groups: int
+    """Groups that the segment has so far."""
+    state: StateContent
+
+
+class SegmentThread(threading.Thread, Generic[T]):
+    """Encodes what its channel brings, `write` being how one item goes into the segment's sinks.
+
+    `pausable` keeps what a `Pause` needs: the pictures of the segment in hand, on the disk. `on_segment` hears of every
+    segment that is finished.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        open_segment: OpenSegment,
+        write: Callable[[Sequence[SegmentSink], T], None],
+        *,
+        output: Path,
+        places: int,
+        busy: Busy,
+        pausable: bool,
+        on_segment: Callable[[Path], None] | None = None,
+    ) -> None:
+        super().__init__(name="writing", daemon=True)
+        self.channel: Channel[T | SegmentEnd | Pause] = Channel(places)
+        self.failure: BaseException | None = None
+        self._journal = journal
+        self._open_segment = open_segment
+        self._write = write
+        self._output = output
+        self._busy = busy
+        self._pausable = pausable
+        self._on_segment = on_segment
+
+    def serve(self, work: Callable[[], bool]) -> bool:
+        """Do `work`, which fills the channel, while this thread writes; tells whether all of it was done.
+
+        The journal is complete then. Raises what either side raises; finished segments stay in the journal.
+        """
+        from ultraflash_cli.video.partial import output_errors
+
+        self.start()
+        finished = False
+        try:
+            finished = work()
+            self.channel.close()
+            self.join()
+        except Cancelled:
+            # The writer gave up; its failure is the one to tell.
+            self.join()
+        except Exception:
+            # What the model has finished is written before its failure is told.
+            self.channel.close()
+            self.join()
+            raise
+        except BaseException:
+            self.channel.cancel()
+            self.join()
+            raise
+        if self.failure is not None:
+            raise self.failure
+        if finished:
+            with output_errors(self._output):
+                self._journal.finish()
+        return finished
+
+    def run(self) -> None:
+        from ultraflash_cli.video.partial import output_errors
+
+        try:
+            with output_errors(self._output):
+                if self._journal.begun is not None:
+                    self._write_segment(None)
+                while (item := self.channel.get()) is not None:
+                    assert not isinstance(item, SegmentEnd | Pause), "a segment begins with a picture"
+                    self._write_segment(item)
+        except Cancelled:
+            self._drop_unfinished()
+        except BaseException as error:
+            self.failure = error
+            self._drop_unfinished()
+        finally:
+            self.channel.cancel()
+
+    def _write_segment(self, first: T | None) -> None:
+        """Write from `first`, or from what a stopped run has begun, to the segment's end.
+
+        Raises Cancelled when the clip was stopped before it.
+        """
+        journal = self._journal
+        path, begun = journal.segment_path(), journal.begun_path()
+        with ExitStack() as stack:
+            sinks: Sequence[SegmentSink] = [stack.enter_context(sink) for sink in self._open_segment(path)]
+            self._write_begun(sinks)
+            spool = None
+            recorded = sinks
+            if self._pausable:
+                keep_bytes = journal.begun.size_bytes if journal.begun is not None else 0
+                spool = stack.enter_context(Spool(begun, keep_bytes=keep_bytes))
+                recorded = [_Recorded(number, sink, spool) for number, sink in enumerate(sinks)]
+            item = first if first is not None else self.channel.get()
+            while item is not None and not isinstance(item, SegmentEnd | Pause):
+                started_s = time.perf_counter()
+                self._write(recorded, item)
+                self._busy.writing += time.perf_counter() - started_s
+                item = self.channel.get()
+            if isinstance(item, Pause) and spool is not None:
+                self._keep_begun(item, spool)
+            if not isinstance(item, SegmentEnd):
+                raise Cancelled
+            started_s = time.perf_counter()
+            for sink in sinks:
+                sink.close()
+        journal.add(
+            path, first_frame=journal.frames, end_frame=item.end_frame, scene_first=item.scene_first, state=item.state
+        )
+        begun.unlink(missing_ok=True)
+        self._busy.writing += time.perf_counter() - started_s
+        if self._on_segment is not None:
+            self._on_segment(path)
+
+    def _drop_unfinished(self) -> None:
+        """Free what an unfinished segment takes; the disk may be full."""
+        path = self._journal.segment_path()
+        for each in path.parent.glob(f"{path.name}*"):
+            with suppress(OSError):
+                each.unlink()
+
+    def _write_begun(self, sinks: "Sequence[SegmentSink]") -> None:
+        """Encode again what a stopped run had made of this segment."""
+        begun = self._journal.begun
+        if begun is None:
+            return
+        started_s = time.perf_counter()
+        for call in spooled(self._journal.begun_path(), begun.size_bytes):
+            call.write_to(sinks[call.sink])
+        self._busy.writing += time.perf_counter() - started_s
+
+    def _keep_begun(self, pause: Pause, spool: Spool) -> None:
+        size_bytes = spool.finish()
+        if size_bytes is not None:
+            self._journal.begin(
+                size_bytes,
+                end_frame=pause.end_frame,
+                scene_first=pause.scene_first,
+                groups=pause.groups,
+                state=pause.state,
+            )
+
+
+class _Recorded:
+    """A sink whose calls are spooled, too; opened and closed by whoever opened the sink."""
+
+    def __init__(self, number: int, sink: SegmentSink, spool: Spool) -> None:
+        self._number = number
+        self._sink = sink
+        self._spool = spool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def write(self, rgb_hwc: "np.ndarray", pts: int, duration: int, alpha_hw: "np.ndarray | None" = None) -> None:
+        call = Spooled(self._number, rgb_hwc, pts, duration, alpha_hw)
+        call.write_to(self._sink)
+        self._spool.record(call)
+
+    def close(self) -> object:
+        return self._sink.close()

@@ -1,0 +1,384 @@
+"""Frames on their way: a reading thread, the model in the caller's thread, a writing thread, bounded queues between."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ultraflash_cli.buffers import SEGMENT_FRAMES, StateContent, queue_places, segment_length
+from ultraflash_cli.jobs.resume.journal import Journal
+from ultraflash_cli.jobs.running.channel import Cancelled, Channel
+from ultraflash_cli.jobs.running.segments import (
+    Busy,
+    OpenSegment,
+    Pause,
+    SegmentEnd,
+    SegmentSink,
+    SegmentThread,
+)
+from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ultraflash_cli.engine.lanes import Arriving
+    from ultraflash_cli.models.frames import Pictures
+
+
+__all__ = ["SourceFrame", "make_frames", "move_frames", "segment_ends"]
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """One frame of the input on its way to the model."""
+
+    number: int
+    """Counted from 0 at the start of the clip."""
+    starts_scene: bool
+    rgb_hwc: "np.ndarray"
+    pts: int
+    duration: int
+    alpha_hw: "np.ndarray | None" = None
+    """How opaque each pixel is, where that is kept."""
+    times: tuple[tuple[int, int], ...] | None = None
+    """Time stamp and duration of every picture it becomes, where that is not one at its own time."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    source: SourceFrame
+    rgb_hwc: "np.ndarray | Arriving"
+
+
+def move_frames(
+    source: Callable[[], Iterator[SourceFrame]],
+    upscaler: FrameUpscaler,
+    journal: Journal,
+    open_segment: OpenSegment,
+    *,
+    output: Path,
+    seed: int,
+    output_frame_bytes: int,
+    source_frame_bytes: int,
+    stop: Stop,
+    busy: Busy,
+    on_group: Callable[[int], None],
+    write: Callable[[SegmentSink, SourceFrame, "np.ndarray"], None] | None = None,
+    pausable: bool = True,
+    segment_frames: int = SEGMENT_FRAMES,
+    on_segment: Callable[[Path], None] | None = None,
+) -> bool:
+    """Bring every frame that the journal does not have yet through the model into finished segments.
+
+    `source` is called in the reading thread and gives the whole clip from frame 0; `on_group` hears, after every
+    group, how many frames are done; `output` is what failures to write are said of; `write` brings a frame of the
+    source and its finished picture into a segment. Returns False when `stop` was requested before the end; with
+    `pausable` every group that is done then is kept, else whole segments. `on_segment` hears of every finished segment.
+    Raises what any of the sides raises; finished segments stay in the journal.
+    """
+    write_one = write or _write_as_it_is
+
+    def write_all(sinks: Sequence[SegmentSink], item: _Picture) -> None:
+        rgb_hwc = _arrived(item.rgb_hwc)
+        for sink in sinks:
+            write_one(sink, item.source, rgb_hwc)
+
+    reader = _Reader(source, journal.safe_frames, queue_places(source_frame_bytes), stop, busy)
+    writer = SegmentThread(
+        journal,
+        open_segment,
+        write_all,
+        output=output,
+        places=queue_places(output_frame_bytes, group_frames=upscaler.group_frames(False)),
+        busy=busy,
+        pausable=pausable,
+        on_segment=on_segment,
+    )
+    model = _Model(upscaler, journal, writer.channel, segment_frames, seed, busy, on_group, pausable)
+    reader.start()
+    try:
+        return writer.serve(lambda: model.run(reader.channel, stop))
+    finally:
+        reader.channel.cancel()
+        reader.join()
+
+
+def _write_as_it_is(sink: SegmentSink, source: SourceFrame, rgb_hwc: "np.ndarray") -> None:
+    sink.write(rgb_hwc, source.pts, source.duration)
+
+
+def _arrived(picture: "np.ndarray | Arriving") -> "np.ndarray":
+    """Wait, in the writing thread, for a picture that is still on its way."""
+    arrive = getattr(picture, "arrive", None)
+    return cast("np.ndarray", picture) if arrive is None else arrive()
+
+
+@dataclass(frozen=True)
+class _Made:
+    number: int
+    pictures: "Pictures"
+
+
+def make_frames(
+    generator: FrameGenerator,
+    journal: Journal,
+    open_segment: OpenSegment,
+    *,
+    output: Path,
+    frames: int,
+    show: Callable[[int], Iterator[tuple[int, int]]],
+    seed: int,
+    clip: "list[np.ndarray] | None",
+    frame_bytes: int,
+    stop: Stop,
+    busy: Busy,
+    on_group: Callable[[int], None],
+    keep_states: bool = True,
+    segment_frames: int = SEGMENT_FRAMES,
+    on_segment: Callable[[Path], None] | None = None,
+) -> dict[str, int]:
+    """Bring every group that the journal does not have yet from the model into finished segments.
+
+    The clip is the first `frames` of what the groups give. `show` gives time stamp and duration of every picture that
+    a frame becomes: one, none where frames are dropped, several where they are repeated. `clip` is what to go on
+    from; `on_group` hears after every group how many frames the model has done; `output` is what failures to write
+    are said of; `keep_states` saves what going on later needs; `on_segment` hears of every finished segment. Returns
+    the model's counters. The journal is not complete when `stop` was requested before the end. Raises what either side
+    raises; finished segments stay in it.
+    """
+
+    def write(sinks: Sequence[SegmentSink], item: _Made) -> None:
+        pictures = [_arrived(picture) for picture in item.pictures]
+        for pts, duration in show(item.number):
+            for sink, picture in zip(sinks, pictures, strict=True):
+                sink.write(picture, pts, duration)
+
+    writer = SegmentThread(
+        journal,
+        open_segment,
+        write,
+        output=output,
+        places=queue_places(frame_bytes, group_frames=max(generator.group_frames)),
+        busy=busy,
+        pausable=keep_states,
+        on_segment=on_segment,
+    )
+    counters: dict[str, int] = {}
+
+    def work() -> bool:
+        borders = [min(end, frames) for end in accumulate(generator.group_frames)]
+        done = kept = begun = journal.safe_frames
+        assert borders[-1] == frames, f"the groups give {borders[-1]} frames, {frames} are wanted"
+        if done == frames:
+            return True
+        assert done in (0, *borders), f"{done} frames are no whole groups"
+        content = journal.state_bytes()
+        started_s = time.perf_counter()
+        if content is None:
+            state = generator.init_state(seed=seed, clip=clip)
+        else:
+            state = generator.load_state(content, seed=seed)
+        busy.model += time.perf_counter() - started_s
+        del content
+        ends = segment_ends(borders, segment_length(segment_frames, generator.state_bytes(state)))
+        for border in borders[borders.index(done) + 1 if done else 0 :]:
+            if stop.requested:
+                if keep_states and done > kept:
+                    writer.channel.put(Pause(done, 0, 0, generator.save_state(state)))
+                return False
+            started_s = time.perf_counter()
+            state, sharp, low = generator.step(state)
+            busy.model += time.perf_counter() - started_s
+            counters.update(generator.counters(state))
+            if done == begun and sharp:
+                _arrived(sharp[0])  # the time to a first frame is told truly
+            on_group(border)
+            assert not low or len(low) == len(sharp), "there is a small picture for each large one or for none"
+            for number in range(done, border):
+                at = number - done
+                writer.channel.put(_Made(number, (sharp[at], low[at]) if low else (sharp[at],)))
+            del sharp, low
+            done = border
+            if done in ends:
+                kept = done
+                to_keep = keep_states and done < frames
+                writer.channel.put(SegmentEnd(done, 0, generator.save_state(state) if to_keep else None))
+        return True
+
+    writer.serve(work)
+    return counters
+
+
+def segment_ends(borders: Sequence[int], segment_frames: int) -> list[int]:
+    """Choose from the `borders` of groups those where a segment ends: none is shorter than `segment_frames`.
+
+    Only a clip that is shorter as a whole makes a shorter one.
+    """
+    ends: list[int] = []
+    for border in borders:
+        start = ends[-1] if ends else 0
+        if border - start >= segment_frames and borders[-1] - border >= segment_frames:
+            ends.append(border)
+    return [*ends, borders[-1]]
+
+
+class _Reader(threading.Thread):
+    """Decodes ahead of the model."""
+
+    def __init__(
+        self, source: Callable[[], Iterator[SourceFrame]], skip: int, capacity: int, stop: Stop, busy: Busy
+    ) -> None:
+        super().__init__(name="reading", daemon=True)
+        self.channel: Channel[SourceFrame] = Channel(capacity)
+        self._source = source
+        self._skip = skip
+        self._wish = stop
+        self._busy = busy
+
+    def run(self) -> None:
+        started_s = time.perf_counter()
+        try:
+            for frame in self._source():
+                if self._wish.requested:
+                    break
+                if frame.number >= self._skip:
+                    self.channel.put(frame)
+                self._busy.reading = time.perf_counter() - started_s - self.channel.put_wait_s
+        except Cancelled:
+            return
+        except BaseException as failure:
+            self.channel.close(failure)
+        else:
+            self.channel.close()
+
+
+@dataclass
+class _Model:
+    """The middle: groups in, pictures and segment ends out."""
+
+    upscaler: FrameUpscaler
+    journal: Journal
+    pictures: "Channel[_Picture | SegmentEnd | Pause]"
+    segment_frames: int
+    seed: int
+    busy: Busy
+    on_group: Callable[[int], None]
+    pausable: bool
+    _state: Any = None
+    _scene_first: int = 0
+    _scene_groups: int = 0
+    _done: int = 0
+    _begun: int = 0
+    _kept: int = 0
+    _groups_in_segment: int = 1
+    _segment_groups: int = 0
+    _segment_first: int = 0
+    _in_flight: deque[SourceFrame] = field(default_factory=lambda: deque[SourceFrame]())
+
+    def run(self, source: Channel[SourceFrame], stop: Stop) -> bool:
+        """Work until the source ends (True) or a stop is requested (False)."""
+        self._restore()
+        held = self.upscaler.held(self._state) if self._state is not None else 0
+        group: list[SourceFrame] = []
+        while (frame := source.get()) is not None:
+            if stop.requested:
+                return self._pause()
+            if len(self._in_flight) < held:
+                # The saved state has it inside; only its picture is still to come.
+                self._in_flight.append(frame)
+                continue
+            held = 0
+            if self._state is not None and frame.starts_scene:
+                self._end_scene(group)
+                group = []
+            if self._state is None:
+                self._begin_scene(frame.number)
+            group.append(frame)
+            if len(group) == self.upscaler.group_frames(self._scene_groups == 0):
+                self._push(group)
+                group = []
+                self._end_group()
+        if stop.requested:
+            return self._pause()
+        if self._state is not None:
+            self._end_scene(group)
+        return True
+
+    def _pause(self) -> bool:
+        """Keep what the segment in hand has so far; gives False."""
+        if self.pausable and self._state is not None and self._done > self._kept:
+            state = self.upscaler.save_state(self._state)
+            self.pictures.put(Pause(self._done, self._scene_first, self._segment_groups, state))
+        return False
+
+    def _restore(self) -> None:
+        journal = self.journal
+        self._done = self._kept = self._begun = journal.safe_frames
+        self._segment_first = journal.frames
+        content = journal.state_bytes()
+        if content is not None:
+            self._scene_first = journal.scene_first
+            self._state = self.upscaler.load_state(content, seed=self.seed, first_frame=self._scene_first)
+            self._scene_groups = 1
+            self._segment_groups = journal.begun.groups if journal.begun is not None else 0
+            self._plan_segments()
+
+    def _begin_scene(self, first_frame: int) -> None:
+        self._scene_first = first_frame
+        self._state = self.upscaler.init_state(seed=self.seed, first_frame=first_frame)
+        self._scene_groups = 0
+        self._segment_groups = 0
+        self._plan_segments()
+
+    def _plan_segments(self) -> None:
+        frames = segment_length(self.segment_frames, self.upscaler.state_bytes(self._state))
+        self._groups_in_segment = max(1, frames // self.upscaler.group_frames(False))
+
+    def _push(self, group: list[SourceFrame]) -> None:
+        self._in_flight.extend(group)
+        started_s = time.perf_counter()
+        self._state, pictures = self.upscaler.step(self._state, [frame.rgb_hwc for frame in group])
+        self.busy.model += time.perf_counter() - started_s
+        finished = deque(pictures)
+        del pictures
+        self._hand_on(finished)
+
+    def _end_group(self) -> None:
+        held = self.upscaler.held(self._state)
+        assert len(self._in_flight) == held, f"a group left {len(self._in_flight)} frames inside the model, not {held}"
+        self._scene_groups += 1
+        self._segment_groups += 1
+        if self._segment_groups >= self._groups_in_segment and self._done > self._segment_first:
+            self._end_segment(self.upscaler.save_state(self._state))
+        self.on_group(self._done)
+
+    def _end_scene(self, group: list[SourceFrame]) -> None:
+        if group:
+            self._push(group)
+        started_s = time.perf_counter()
+        finished = deque(self.upscaler.flush(self._state))
+        self.busy.model += time.perf_counter() - started_s
+        self._hand_on(finished)
+        assert not self._in_flight, f"the end of a scene left {len(self._in_flight)} frames inside the model"
+        self._state = None
+        if self._done > self._segment_first:
+            self._end_segment(None)
+        self.on_group(self._done)
+
+    def _hand_on(self, pictures: "deque[np.ndarray | Arriving]") -> None:
+        """Send finished pictures on, letting go of each."""
+        if pictures and self._done == self._begun:
+            _arrived(pictures[0])  # the time to a first frame is told truly
+        while pictures:
+            self.pictures.put(_Picture(self._in_flight.popleft(), pictures.popleft()))
+            self._done += 1
+
+    def _end_segment(self, state: StateContent | None) -> None:
+        self.pictures.put(SegmentEnd(self._done, self._scene_first, state))
+        self._segment_groups = 0
+        self._segment_first = self._kept = self._done

@@ -1,0 +1,3 @@
+"""Weights brought to this machine."""
+
+__all__: list[str] = []

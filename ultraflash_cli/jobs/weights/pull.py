@@ -1,0 +1,258 @@
+"""Weights brought to this machine: what is missing found out, transferred, checked, converted, kept with a receipt."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.jobs.events import Listener, PullPlanned, Transfer, Warned
+from ultraflash_cli.jobs.resume.journal import OutputLock
+from ultraflash_cli.jobs.weights.catalogue import Catalogue
+from ultraflash_cli.jobs.weights.install import Pulled, install, left_out, report, require_free
+from ultraflash_cli.settings import Settings
+from ultraflash_cli.weights.fetch import Hub, RemoteFile, check_download, fetch
+from ultraflash_cli.weights.licences import licence_of
+from ultraflash_cli.weights.manifest import WeightEntry
+from ultraflash_cli.weights.search import Found, HubSearch
+from ultraflash_cli.weights.store import WeightStore
+from ultraflash_cli.weights.verify import verify
+
+__all__ = ["PullPlan", "Source", "hub_of", "open_store", "plan_pull", "run_pull"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One file at the hub and what is to be made of it."""
+
+    remote: RemoteFile
+    entries: tuple[WeightEntry, ...]
+    """More than one where only the file's content tells which of them it is; each at the place where it was found."""
+    by_name: frozenset[str]
+    """Those that were asked for by their own name: they have to be in it."""
+    how: tuple[str, ...] = ()
+    """What was done to find it, where it is not simply the file that the list names first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullPlan:
+    """What a pull is going to do, known before a byte is transferred."""
+
+    store: WeightStore
+    hub: Hub
+    asked: tuple[str, ...]
+    ready: tuple[WeightEntry, ...]
+    """Installed already, or part of the package."""
+    left_out: tuple[tuple[WeightEntry, str], ...]
+    """Members of a set that cannot be had, with the reason."""
+    sources: tuple[Source, ...]
+
+    @property
+    def transfer_bytes(self) -> int:
+        """What has to come over the network, parts that are here already included."""
+        return sum(source.remote.bytes for source in self.sources if source.remote.cached is None)
+
+
+def open_store(settings: Settings) -> WeightStore:
+    """Return the store of this user."""
+    return WeightStore(settings.home)
+
+
+def hub_of(settings: Settings, *, offline: bool = False) -> Hub:
+    """Return the hub that the environment names. Raises UsageError for an address that is none."""
+    return Hub(
+        endpoint=settings.hub_endpoint,
+        token=settings.hub_token,
+        cache=settings.hub_cache,
+        offline=offline or settings.offline,
+    )
+
+
+def plan_pull(
+    catalogue: Catalogue,
+    names: Sequence[str],
+    *,
+    store: WeightStore,
+    hub: Hub,
+    on_event: Listener,
+    commercial: bool = False,
+) -> PullPlan:
+    """Find out what is missing and what the hub has of it.
+
+    The hub is asked only for what is missing. ``commercial`` takes only what may be used commercially. Raises
+    UsageError (unknown name), WeightsError (the hub says no, or there is no network), OutputError (not enough space).
+    """
+    chosen: dict[str, WeightEntry] = {}
+    by_name: set[str] = set()
+    for name in names:
+        entries = catalogue.choose(name)
+        chosen |= {entry.name: entry for entry in entries}
+        by_name |= {name} & catalogue.entries.keys()
+    ready, missing = _divide(chosen.values(), store, on_event)
+    if missing and not hub.offline and (withheld := hub.withheld):
+        on_event(Warned(input=" ".join(names), message=withheld))
+    if commercial:
+        _refuse_installed(ready, store)
+    search = HubSearch(hub, catalogue.entries.values(), commercial=commercial)
+    without: list[tuple[WeightEntry, str]] = []
+    found: list[Found] = []
+    for entry in missing:
+        optional = entry.optional and entry.name not in by_name
+        try:
+            found.append(search.find(entry))
+        except WeightsError as error:
+            if not optional or type(error) is not WeightsError:
+                raise
+            without.append((entry, _first_sentence(error)))
+    sources = _by_file(found, by_name)
+    plan = PullPlan(
+        store=store,
+        hub=hub,
+        asked=tuple(names),
+        ready=tuple(ready),
+        left_out=tuple(without),
+        sources=tuple(sources),
+    )
+    _check_space(store, [source.remote for source in sources])
+    on_event(
+        PullPlanned(
+            input=" ".join(names),
+            files=tuple(str(source.remote) for source in sources),
+            licences=tuple(sorted({entry.licence for source in sources for entry in source.entries})),
+            bytes_total=plan.transfer_bytes,
+        )
+    )
+    return plan
+
+
+def run_pull(plan: PullPlan, on_event: Listener, *, clock: Callable[[], float] = time.monotonic) -> list[Pulled]:
+    """Do what the plan says and return what became of each entry.
+
+    Raises WeightsError for a transfer that failed or a file that is not what it should be, OutputError where the disk
+    refuses or another pull is at work. What has arrived is kept for the next time.
+    """
+    done = [report(entry, plan.store, "packaged" if entry.packaged else "ready") for entry in plan.ready]
+    done += [left_out(entry, reason) for entry, reason in plan.left_out]
+    if plan.sources:
+        with OutputLock(plan.store.downloads):
+            plan.store.tidy()
+            for source in plan.sources:
+                done += _pull(plan, source, on_event, clock)
+    return done
+
+
+def _divide(
+    entries: Iterable[WeightEntry], store: WeightStore, on_event: Listener
+) -> tuple[list[WeightEntry], list[WeightEntry]]:
+    """Tell what is there and sound from what has to be fetched; damage is said, not taken for soundness."""
+    ready: list[WeightEntry] = []
+    missing: list[WeightEntry] = []
+    for entry in entries:
+        try:
+            verify(entry, store, quick=True)
+            ready.append(entry)
+        except WeightsError as error:
+            if entry.packaged:
+                raise
+            if store.receipt(entry) is not None:
+                on_event(Warned(input=entry.name, message=f"{_first_sentence(error)}; it is pulled again"))
+            missing.append(entry)
+    return ready, missing
+
+
+def _by_file(found: Iterable[Found], by_name: set[str]) -> list[Source]:
+    """Put entries together that are one file at the hub."""
+    files: dict[tuple[str, str, str], list[Found]] = {}
+    for each in found:
+        remote = each.remote
+        files.setdefault((remote.repository, remote.path, remote.revision), []).append(each)
+    return [
+        Source(
+            remote=group[0].remote,
+            entries=tuple(each.place for each in group),
+            by_name=frozenset(by_name & {each.place.name for each in group}),
+            how=tuple(each.how for each in group if each.how),
+        )
+        for group in files.values()
+    ]
+
+
+def _refuse_installed(ready: Iterable[WeightEntry], store: WeightStore) -> None:
+    """Refuse installed weights that may not be used commercially. Raises WeightsError."""
+    for entry in ready:
+        receipt = None if entry.packaged else store.receipt(entry)
+        stated = (receipt.licence if receipt else "") or entry.licence
+        if not licence_of(stated).commercial:
+            raise WeightsError(
+                f"{entry.name}: installed under {stated}, which does not allow commercial use, or is not known; "
+                f"`ultraflash weights rm {entry.name}` removes it"
+            )
+
+
+def _pull(plan: PullPlan, source: Source, on_event: Listener, clock: Callable[[], float]) -> list[Pulled]:
+    """Bring one file and make its entries of it."""
+    remote, store = source.remote, plan.store
+    path, sha256 = _cached(remote, on_event)
+    part: Path | None = None
+    if path is None:
+        if plan.hub.offline:
+            raise WeightsError(f"{remote}: the network is not to be used. Pull it without --offline.")
+        path = part = store.download(source.entries[0], remote.identity)
+        began_s, had = clock(), part.stat().st_size if part.exists() else 0
+
+        def tell(have: int) -> None:
+            seconds = clock() - began_s
+            rate = (have - had) / seconds if seconds > 0 else 0.0
+            event = Transfer(input=str(remote), bytes_done=have, bytes_total=remote.bytes, bytes_per_s=rate)
+            on_event(event)
+
+        sha256 = fetch(plan.hub, remote, part, tell)
+    done: list[Pulled] = []
+    refusals: list[tuple[WeightEntry, WeightsError]] = []
+    for entry in source.entries:
+        try:
+            receipt = install(
+                entry,
+                path,
+                store,
+                name=str(remote),
+                repository=remote.repository,
+                revision=remote.revision,
+                source_name=remote.path,
+                source_sha256=sha256,
+                verified_by=remote.verified_by,
+            )
+            done.append(report(entry, store, "pulled", receipt))
+        except WeightsError as error:
+            refusals.append((entry, error))
+    for entry, error in refusals:
+        if entry.name in source.by_name or not done:
+            kept = f" `ultraflash weights rm {entry.name}` removes the download." if part is not None else ""
+            raise WeightsError(f"{entry.name}: {error}{kept}") from error
+        done.append(left_out(entry, _first_sentence(error)))
+    if part is not None:
+        part.unlink()
+    return done
+
+
+def _cached(remote: RemoteFile, on_event: Listener) -> tuple[Path | None, str]:
+    """Return the file in the folder of the hub's own tools and its hash, if it is there and right."""
+    if remote.cached is None:
+        return None, ""
+    try:
+        return remote.cached, check_download(remote, remote.cached)
+    except WeightsError as error:
+        on_event(Warned(input=str(remote), message=f"{_first_sentence(error)} in {remote.cached}; it is fetched anew"))
+        return None, ""
+
+
+def _check_space(store: WeightStore, remotes: Sequence[RemoteFile]) -> None:
+    """Refuse a disk that cannot hold every result, and the largest download beside its own."""
+    if remotes:
+        downloads = [remote.bytes for remote in remotes if remote.cached is None]
+        have = sum(part.stat().st_size for part in store.downloads.glob("*.part"))
+        require_free(store, sum(remote.bytes for remote in remotes) + max(0, max(downloads, default=0) - have))
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split(". ")[0].removesuffix(".")

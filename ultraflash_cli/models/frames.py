@@ -1,0 +1,309 @@
+"""The engine as a job sees it: pictures in, pictures out, states that can be saved and read back."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ultraflash_cli.buffers import StateContent
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from ultraflash_cli.engine.clock import StageClock
+    from ultraflash_cli.engine.lanes import Arriving, Outlet
+    from ultraflash_cli.engine.pictures import Picture, YuvFormat
+    from ultraflash_cli.engine.snapshot import Snapshot
+    from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
+    from ultraflash_cli.engine.upscaler import Upscaler, UpscalerState
+
+    Pictures = Sequence[np.ndarray | Arriving]
+    """Finished pictures, or pictures on their way from the device: whoever needs one waits for it."""
+
+__all__ = [
+    "FrameGenerator",
+    "FrameUpscaler",
+    "GeneratedFrames",
+    "UpscaledFrames",
+    "as_frame_generator",
+    "as_frame_upscaler",
+]
+
+_GPU_WEIGHT = 12
+"""A byte of a state on a GPU counts as so many: frames come many times as fast there, and the thread that encodes them
+hashes and writes the state, too."""
+_QUEUES = ("waiting_tchw", "cascade.queue_bcthw")
+"""Parts of a state that hold frames waiting for their group: empty between groups, and large."""
+
+
+class FrameUpscaler(Protocol):
+    """The model as a job sees it: pictures in, pictures out, the state in the job's hands."""
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Time spent so far by stage."""
+        ...
+
+    def group_frames(self, first: bool) -> int:
+        """Count the frames of a group: of the first one of a scene, or of a later one."""
+        ...
+
+    def init_state(self, *, seed: int, first_frame: int) -> Any:
+        """Give the state before a scene that begins at frame `first_frame` of the clip."""
+        ...
+
+    def step(self, state: Any, frames: "list[np.ndarray]") -> "tuple[Any, Pictures]":
+        """Take frames `[H, W, 3]`, give the new state and the frames that are finished."""
+        ...
+
+    def held(self, state: Any) -> int:
+        """Count the frames that are taken in and whose pictures are not out yet, after a whole group."""
+        ...
+
+    def flush(self, state: Any) -> "Pictures":
+        """End the scene: give the frames that are still queued."""
+        ...
+
+    def state_bytes(self, state: Any) -> int:
+        """Return what saving the state costs, in bytes, the same for every state of a size.
+
+        Bytes of a state on a GPU count several times.
+        """
+        ...
+
+    def save_state(self, state: Any) -> StateContent:
+        """Return the state as safetensors content, which may still be on its way; it may be overwritten then."""
+        ...
+
+    def load_state(self, content: bytes, *, seed: int, first_frame: int) -> Any:
+        """Give the state that `save_state` saved in the scene that begins at `first_frame`."""
+        ...
+
+
+class FrameGenerator(Protocol):
+    """The model of one clip to generate as a job sees it: no pictures in, pictures out group by group."""
+
+    @property
+    def group_frames(self) -> tuple[int, ...]:
+        """Frames of each group of the clip."""
+        ...
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Time spent so far by stage."""
+        ...
+
+    def init_state(self, *, seed: int, clip: "list[np.ndarray] | None" = None) -> Any:
+        """Give the state before the first group; `clip` are frames `[H, W, 3]` of the base size to go on from."""
+        ...
+
+    def step(self, state: Any) -> "tuple[Any, Pictures, Pictures]":
+        """Make the next group: give the new state, its pictures, and where asked for those of the base size."""
+        ...
+
+    def counters(self, state: Any) -> dict[str, int]:
+        """Count what was done and what was saved up to this state, by name."""
+        ...
+
+    def state_bytes(self, state: Any) -> int:
+        """Return what saving the state costs, in bytes, as ``FrameUpscaler.state_bytes`` does."""
+        ...
+
+    def save_state(self, state: Any) -> StateContent:
+        """Return the state as safetensors content, which may still be on its way; it may be overwritten then."""
+        ...
+
+    def load_state(self, content: bytes, *, seed: int) -> Any:
+        """Give the state that `save_state` saved."""
+        ...
+
+
+def as_frame_upscaler(upscaler: "Upscaler", timer: "StageClock") -> FrameUpscaler:
+    """Return the engine's upscaler as a job sees it."""
+    return UpscaledFrames(upscaler, timer)
+
+
+def as_frame_generator(
+    video: "TextToVideo", context: "Tensor", base_size: tuple[int, int], timer: "StageClock"
+) -> FrameGenerator:
+    """Return the engine's cascade of a prompt as a job sees it."""
+    return GeneratedFrames(video, context, None, base_size, timer, shows_low=video.refiner is None)
+
+
+class UpscaledFrames:
+    """The engine's upscaler with its states as bytes and its stages timed."""
+
+    def __init__(self, upscaler: "Upscaler", timer: "StageClock") -> None:
+        from ultraflash_cli.engine.snapshot import snapshots_for
+
+        self._upscaler = upscaler
+        self._timer = timer
+        self._snapshots = snapshots_for(upscaler.cascade.device)
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        return self._timer.seconds
+
+    def group_frames(self, first: bool) -> int:
+        return self._upscaler.group_frames(first=first)
+
+    def init_state(self, *, seed: int, first_frame: int) -> "UpscalerState":
+        return self._upscaler.init_state(seed=seed, first_frame=first_frame)
+
+    def step(self, state: "UpscalerState", frames: "list[Picture]") -> "tuple[UpscalerState, Pictures]":
+        return self._upscaler.launch(state, frames)
+
+    def flush(self, state: "UpscalerState") -> "Pictures":
+        return self._upscaler.launch_flush(state)
+
+    def held(self, state: "UpscalerState") -> int:
+        return state.waiting
+
+    def state_bytes(self, state: "UpscalerState") -> int:
+        from ultraflash_cli.engine.stage import state_bytes
+
+        saved = state_bytes(state) - state.waiting_tchw.nbytes - state.cascade.queue_bcthw.nbytes
+        return saved * _weight(state.cascade.queue_bcthw)
+
+    def save_state(self, state: "UpscalerState") -> "Snapshot":
+        empty = _QUEUES if state.waiting == 0 else _QUEUES[1:]
+        return self._snapshots.take(_tensors(state, without=empty))
+
+    def load_state(self, content: bytes, *, seed: int, first_frame: int) -> "UpscalerState":
+        from safetensors.torch import load
+
+        from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
+
+        fresh = self.init_state(seed=seed, first_frame=first_frame)
+        kept = load(content)
+        queues = {name: tensor for name, tensor in state_to_tensors(fresh).items() if name in _QUEUES}
+        return state_from_tensors(fresh, queues | kept)
+
+
+def _weight(tensor: "Tensor") -> int:
+    return _GPU_WEIGHT if tensor.is_cuda else 1
+
+
+def _tensors(state: object, *, without: Sequence[str] = ()) -> "dict[str, Tensor]":
+    """Return the leaves of a state where they lie.
+
+    Between two groups of an upscale only the frames that the encoder is ahead by wait, and the queues are empty.
+    """
+    from ultraflash_cli.engine.stage import as_tensor, state_leaves
+
+    leaves = state_leaves(state).items()
+    return {name: as_tensor(leaf) for name, leaf in leaves if leaf is not None and name not in without}
+
+
+class GeneratedFrames:
+    """The engine's cascade of a prompt with pictures out, its states as bytes and its stages timed.
+
+    With ``yuv`` the pictures are planes, with ``low_yuv`` those of the base size.
+    """
+
+    def __init__(
+        self,
+        video: "TextToVideo",
+        context: "Tensor",
+        encoder: "nn.Module | None",
+        base_size: tuple[int, int],
+        timer: "StageClock",
+        *,
+        shows_low: bool,
+        yuv: "YuvFormat | None" = None,
+        low_yuv: "YuvFormat | None" = None,
+    ) -> None:
+        from ultraflash_cli.engine.lanes import outlet_for
+        from ultraflash_cli.engine.snapshot import snapshots_for
+
+        self._video = video
+        self._context = context
+        self._encoder = encoder
+        self._base_size = base_size
+        self._timer = timer
+        self._shows_low = shows_low
+        self._yuv, self._low_yuv = yuv, low_yuv
+        self._outlet, self._low_outlet = outlet_for(video.device), outlet_for(video.device)
+        self._snapshots = snapshots_for(video.device)
+
+    @property
+    def group_frames(self) -> tuple[int, ...]:
+        return self._video.plan.pixel_frames
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        return self._timer.seconds
+
+    def init_state(self, *, seed: int, clip: "list[Picture] | None" = None) -> "TextToVideoState":
+        from ultraflash_cli.engine.schedule import LATENT_PX
+
+        height, width = (side // LATENT_PX for side in self._base_size)
+        prefix = self._encode(clip) if clip else None
+        return self._video.init_state(height=height, width=width, seed=seed, context=self._context, prefix_bcthw=prefix)
+
+    def step(self, state: "TextToVideoState") -> "tuple[TextToVideoState, Pictures, Pictures]":
+        state, group = self._video.step(state)
+        with self._timer("finish"):
+            low = self._pictures(group.low_frames_bcthw, self._low_outlet, self._low_yuv) if self._shows_low else []
+            if group.frames_bcthw is None:
+                return state, low, []
+            return state, self._pictures(group.frames_bcthw, self._outlet, self._yuv), low
+
+    def counters(self, state: "TextToVideoState") -> dict[str, int]:
+        generator = state.generator
+        counters = {
+            "groups": state.groups,
+            "chunks": generator.chunks,
+            "generator_passes": generator.passes,
+            "refreshes_skipped": generator.refreshes_skipped,
+        }
+        sr_dit = getattr(state.refiner, "sr_dit", None)
+        if sr_dit is not None:
+            counters["sr_blocks_remembered"] = sr_dit.caches[0].fill
+        return counters
+
+    def state_bytes(self, state: "TextToVideoState") -> int:
+        from ultraflash_cli.engine.stage import state_bytes
+
+        return state_bytes(state) * _weight(state.ahead_bcthw)
+
+    def save_state(self, state: "TextToVideoState") -> "Snapshot":
+        self._video.settle()
+        return self._snapshots.take(_tensors(state))
+
+    def load_state(self, content: bytes, *, seed: int) -> "TextToVideoState":
+        from safetensors.torch import load
+
+        from ultraflash_cli.engine.stage import state_from_tensors
+
+        return state_from_tensors(self.init_state(seed=seed), load(content))
+
+    def _encode(self, clip: "list[Picture]") -> "Tensor":
+        """Return the latents of a clip of 1 + 4k frames of the base size."""
+        import torch
+
+        from ultraflash_cli.engine.pictures import to_tensor
+        from ultraflash_cli.engine.stages.encoder import Encoder
+
+        encoder, profile = self._encoder, self._video.profile
+        assert isinstance(encoder, Encoder), "a clip to go on from comes with an encoder"
+        height, width = self._base_size
+        device = next(encoder.parameters()).device
+        frames = torch.stack([to_tensor(picture) for picture in clip], dim=1)[None].to(device)
+        back = -(frames.shape[2] + profile.pad_front) % 4
+        padded = [
+            frames[:, :, :1].expand(-1, -1, profile.pad_front, -1, -1),
+            frames,
+            frames[:, :, -1:].expand(-1, -1, back, -1, -1),
+        ]
+        with torch.inference_mode(), self._timer("encoder"):
+            return encoder.step(encoder.init_state(batch=1, height=height, width=width), torch.cat(padded, dim=2))[1]
+
+    @staticmethod
+    def _pictures(frames_bcthw: "Tensor | None", outlet: "Outlet", yuv: "YuvFormat | None") -> "Sequence[Arriving]":
+        from ultraflash_cli.engine.pictures import quantise, to_planes
+
+        if frames_bcthw is None:
+            return []
+        if yuv is not None:
+            return outlet.send(to_planes(frame, yuv) for frame in frames_bcthw[0].unbind(1))
+        return outlet.send(quantise(frame, deep=False) for frame in frames_bcthw[0].unbind(1))

@@ -1,0 +1,147 @@
+"""The memory of the machine and the plan that fits it: budget, plan by job, words for people."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.buffers import SEGMENT_FRAMES, SPOOL_BYTES, queue_places
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.host import host_bytes_available, parse_memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from ultraflash_cli.engine.memory import MemoryPlan
+    from ultraflash_cli.engine.plan import UpscalePlan
+    from ultraflash_cli.engine.profiles import Profile
+
+__all__ = [
+    "describe_memory",
+    "memory_budget",
+    "plan_generation_memory",
+    "plan_upscale_memory",
+]
+
+
+def memory_budget(device: "torch.device", max_memory: str | None) -> int | None:
+    """Return the bytes a job may take on ``device``: what is free there, and no more than ``max_memory``.
+
+    None where neither is known. Raises UsageError for a ``max_memory`` that cannot be read.
+    """
+    asked = parse_memory(max_memory) if max_memory is not None else None
+    if device.type == "cuda":
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = host_bytes_available()
+    known = [count for count in (asked, free) if count is not None]
+    return min(known) if known else None
+
+
+def plan_upscale_memory(
+    profile: "Profile",
+    plan: "UpscalePlan",
+    *,
+    device: "torch.device",
+    dtype_of: "Callable[[str], torch.dtype]",
+    budget_bytes: int | None = None,
+    encodes_text: bool = True,
+    deep: bool = False,
+) -> "MemoryPlan":
+    """Plan the memory of an upscale with ``profile``, its coders as chosen.
+
+    ``encodes_text`` is False where the prompt's embedding is known already; ``deep`` frames have 16 bits. Raises
+    OutOfMemory where the smallest plan does not fit ``budget_bytes`` (None: not known).
+    """
+    from ultraflash_cli.engine.memory import MemoryWork, plan_memory
+    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+
+    profile = profile.at_scale(plan.scale)
+    height_px, width_px = plan.padded
+    sides = (plan.source, plan.target)
+    frames = [3 * (2 if deep else 1) * height * width for height, width in sides]
+    work = MemoryWork(
+        latents=(height_px // 8, width_px // 8),
+        group_latents=profile.group_latents,
+        text_encoder=profile.text_encoder if encodes_text and profile.refines_by_words else None,
+        encoder=None if profile.pixels else profile.encoder,
+        upsampler=None if profile.pixels else profile.upsampler,
+        sr_dit=None if profile.pixels else profile.sr_dit,
+        decoder=None if profile.pixels else profile.decoder,
+        pixels=profile.pixels,
+        source=plan.source,
+        target=plan.target,
+        dtype_of=dtype_of,
+        on_gpu=device.type != "cpu",
+        queue_bytes=_queue_bytes(*frames, group_frames=FRAMES_PER_LATENT * profile.group_latents),
+    )
+    return plan_memory(work, budget_bytes=budget_bytes)
+
+
+def plan_generation_memory(
+    profile: "Profile",
+    *,
+    scale: int,
+    device: "torch.device",
+    dtype_of: "Callable[[str], torch.dtype]",
+    long: bool = False,
+    low_frames: bool = False,
+    budget_bytes: int | None = None,
+    encodes_text: bool = True,
+) -> "MemoryPlan":
+    """Plan the memory of making a clip; ``scale`` 1 stays at the base size, ``low_frames`` keeps those frames too.
+
+    ``long`` takes the generator's long variant. Raises OutOfMemory as ``plan_upscale_memory`` does, UsageError for a
+    profile that cannot generate.
+    """
+    from ultraflash_cli.engine.memory import MemoryWork, plan_memory
+    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+
+    generator = profile.long_generator if long else profile.generator
+    if generator is None:
+        raise UsageError(f"the model {profile.name} cannot generate; --model names another.")
+    refines = scale > 1
+    low_frames = low_frames or not refines or not profile.refines_latents
+    profile = profile.at_scale(scale) if refines else profile
+    height_px, width_px = profile.base_size
+    frame_bytes = 3 * height_px * width_px * scale**2
+    work = MemoryWork(
+        latents=(height_px // 8, width_px // 8),
+        group_latents=profile.group_latents,
+        drawn_latents=generator.chunk_latents * profile.chunks_per_group(generator),
+        text_encoder=profile.text_encoder if encodes_text else None,
+        generator=generator,
+        upsampler=profile.upsampler if refines else None,
+        sr_dit=profile.sr_dit if refines else None,
+        decoder=profile.decoder if refines else None,
+        pixels=profile.pixels if refines and not profile.refines_latents else None,
+        low_decoder=profile.base_decoder if low_frames else None,
+        dtype_of=dtype_of,
+        on_gpu=device.type != "cpu",
+        queue_bytes=_queue_bytes(
+            frame_bytes,
+            group_frames=FRAMES_PER_LATENT * generator.chunk_latents * profile.chunks_per_group(generator),
+        ),
+    )
+    return plan_memory(work, budget_bytes=budget_bytes, host_budget_bytes=host_bytes_available())
+
+
+def _queue_bytes(*frame_bytes: int, group_frames: int) -> int:
+    """Return what queues hold: frames that were read, if any, and at the end groups of finished ones."""
+    *read, made = frame_bytes
+    waiting = sum(queue_places(size) * size for size in read)
+    return waiting + queue_places(made, group_frames=group_frames) * made + _spool_bytes(made)
+
+
+def _spool_bytes(frame_bytes: int) -> int:
+    """Return what the pictures of a segment in hand take, which are held for the case of a stop."""
+    return min(SPOOL_BYTES, SEGMENT_FRAMES * frame_bytes)
+
+
+def describe_memory(plan: "MemoryPlan") -> list[str]:
+    """Say in a few lines what a job takes and what it gives up for that."""
+    there = f" of {plan.budget_bytes / 1e9:.2f} GB" if plan.budget_bytes is not None else ""
+    lines = [f"memory: {plan.total / 1e9:.2f} GB{there} at the peak", f"  {plan.sum_line()}"]
+    lines += [f"  {plan.host_bytes / 1e9:.2f} GB in host memory"] if plan.host_bytes else []
+    kinds = {False: "same result", True: "other pixels"}
+    return lines + [f"  {kinds[step.changes_pixels]}: {step.text}" for step in plan.steps]
