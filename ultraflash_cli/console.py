@@ -251,6 +251,7 @@ class Console:
                     self._drop_bar()
                     self.info(
                         f"{event.output}: {event.frames} frames in {_duration(event.seconds)} ({event.fps:.2f} fps)"
+                        f"{_guarded(event.guarded_share)}"
                     )
                 case Failed() | Event():
                     pass
@@ -412,6 +413,13 @@ def _describe_generation(plan: GenerationPlanned) -> list[str]:
     ]
     lines += [f"  cache management: {plan.cache_management}"] if plan.cache_management != "off" else []
     return lines + ([f"  and {plan.source_width}x{plan.source_height} -> {plan.low_output}"] if plan.low_output else [])
+
+
+def _guarded(share: float | None) -> str:
+    """Say how much was blended back, where that is something."""
+    if not share:
+        return ""
+    return f", {100 * share:.2g} % blended back" if share >= 0.0001 else ", under 0.01 % blended back"
 
 
 def _duration(seconds: float) -> str:

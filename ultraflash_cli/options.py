@@ -25,6 +25,7 @@ __all__ = [
     "DeviceOption",
     "DryRunOption",
     "EncOptOption",
+    "GuardOption",
     "JsonOption",
     "KeepGoingOption",
     "LogFileOption",
@@ -174,6 +175,15 @@ DetailOption = Annotated[
         "--detail",
         metavar="0..1",
         help="How much detail lite adds to what the clip still shows: 1 draws most, 0 is faithful.  [default: 1]",
+    ),
+]
+GuardOption = Annotated[
+    str,
+    typer.Option(
+        "--guard",
+        metavar="off|1..255",
+        help="Where the result, made small again, strays from the source by more levels than this, the plain resample "
+        "is blended back in.",
     ),
 ]
 ColorOption = Annotated[

@@ -36,6 +36,7 @@ class FakeUpscaler:
     """Adds up the frames of a scene, so that a lost, repeated or misplaced frame or a lost state shows."""
 
     def __init__(self) -> None:
+        self.guarded_share: float | None = None
         self.stage_seconds: dict[str, float] = {"fake": 0.0}
         self.pushes: list[int] = []
 

@@ -11,6 +11,7 @@ from ultraflash_cli.commands.outcomes import show_outcomes
 from ultraflash_cli.commands.sinks import is_stdout, opened_sink, sink_name, takes_stream
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, read_guard
 from ultraflash_cli.options import (
     CodecOption,
     ColorOption,
@@ -21,6 +22,7 @@ from ultraflash_cli.options import (
     DeviceOption,
     DryRunOption,
     EncOptOption,
+    GuardOption,
     JsonOption,
     KeepGoingOption,
     MaxMemoryOption,
@@ -87,6 +89,7 @@ def upscale(
     decoder: DecoderOption = "auto",
     strength: StrengthOption = 1.0,
     detail: DetailOption = None,
+    guard: GuardOption = f"{GUARD_LEVELS:g}",
     color: ColorOption = "match",
     seed: SeedOption = 0,
     cuts: Annotated[
@@ -203,6 +206,7 @@ def upscale(
             store=console.settings.home,
             strength=strength,
             detail=detail,
+            guard=read_guard(guard),
             color=color,
             seed=seed,
             cuts=cuts,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.upscaler import Upscaler
 
@@ -49,6 +50,7 @@ def foretold_frame_seconds(
         color=upscaler.color,
         context=upscaler.context,
         yuv=upscaler.yuv,
+        guard=None if upscaler.guard is None else Guard(upscaler.guard.levels),
     )
     black = np.zeros((*corner.source, 3), np.uint8)
     # The first group finds kernels and memory.

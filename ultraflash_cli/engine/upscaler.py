@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.cascade import Cascade, CascadeState
+from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.lanes import Arriving, Outlet, outlet_for, to_device
 from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
@@ -44,7 +45,7 @@ class Upscaler:
     the source's. ``context [1, tokens, text width]`` is the embedding of the prompt,
     for a model that takes one. ``outlet`` is the pictures' way to the host, by default
     the best one from where the cascade is. With ``yuv`` the pictures that come out are
-    planes.
+    planes. ``guard`` limits how far they stray from the source.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Upscaler:
         context: Tensor | None = None,
         outlet: Outlet | None = None,
         yuv: YuvFormat | None = None,
+        guard: Guard | None = None,
     ) -> None:
         assert 0 <= strength <= 1, "strength lies between 0 and 1"
         assert color in ("match", "off"), f"color is match or off, not {color}"
@@ -67,6 +69,7 @@ class Upscaler:
         self.color = color
         self.context = context
         self.yuv = yuv
+        self.guard = guard
         self._outlet = outlet or outlet_for(cascade.device)
         self._rows = _reflect(plan.enlarged[0], plan.padded[0]).to(cascade.device)
         self._columns = _reflect(plan.enlarged[1], plan.padded[1]).to(cascade.device)
@@ -158,6 +161,8 @@ class Upscaler:
         found before a first frame."""
         black = np.zeros((*self.plan.source, 3), np.uint8)
         self.step(self.init_state(), [black] * self.group_frames(first=True))
+        if self.guard is not None:
+            self.guard.clear()
 
     def _held(self, state: UpscalerState) -> int:
         """How many of the waiting frames the cascade has taken in already."""
@@ -202,11 +207,11 @@ class Upscaler:
             picture = lanczos_resize(picture, *self.plan.target)
         if self.color == "match":
             picture = match_colours(picture, source_nchw)
-        return (
-            picture
-            if self.strength == 1
-            else torch.lerp(self.plain(source_nchw), picture, self.strength)
-        )
+        if self.strength != 1:
+            picture = torch.lerp(self.plain(source_nchw), picture, self.strength)
+        if self.guard is None:
+            return picture
+        return self.guard.hold(picture, source_nchw, lambda: self.plain(source_nchw))
 
     def plain(self, source_nchw: Tensor) -> Tensor:
         """Return the plain lanczos resize of source frames to the target; what strength

@@ -142,6 +142,8 @@ class Done(Event):
     frames: int
     seconds: float
     fps: float
+    guarded_share: float | None = None
+    """Share of the pixels that strayed from the source and were blended back; None without a guard."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
+from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.lanes import cuda_lanes
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.pictures import YuvFormat
@@ -332,6 +333,7 @@ def build_upscaler(
     timer: StageTimer = untimed,
     speedups: Speedups = Speedups(),
     yuv: YuvFormat | None = None,
+    guard: Guard | None = None,
 ) -> Upscaler:
     """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError where weights are not right.
 
@@ -341,12 +343,12 @@ def build_upscaler(
     dtype_of = stage_precisions(profile, precision, device)
     if profile.pixels is not None:
         cascade = Cascade(profile, None, _pixel_refiner(shelf, profile, device, dtype_of, timer, speedups, detail))
-        return Upscaler(cascade, plan, strength=strength, color=color, yuv=yuv)
+        return Upscaler(cascade, plan, strength=strength, color=color, yuv=yuv, guard=guard)
     kind = "wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder"
     encoder = shelf.take(profile, kind, profile.encoder, device=device, dtype=dtype_of(kind))
     refiner = _refiner(shelf, profile, device, dtype_of, fp8_parts(precision), decode_latents, timer, speedups)
     cascade = Cascade(profile, encoder, refiner)  # pyright: ignore[reportArgumentType]
-    return Upscaler(cascade, plan, strength=strength, color=color, context=context, yuv=yuv)
+    return Upscaler(cascade, plan, strength=strength, color=color, context=context, yuv=yuv, guard=guard)
 
 
 def build_text_to_video(

@@ -43,6 +43,11 @@ class FrameUpscaler(Protocol):
         """Time spent so far by stage."""
         ...
 
+    @property
+    def guarded_share(self) -> float | None:
+        """Share of the pixels so far that strayed from the source and were blended back; None without a guard."""
+        ...
+
     def group_frames(self, first: bool) -> int:
         """Count the frames of a group: of the first one of a scene, or of a later one."""
         ...
@@ -142,6 +147,11 @@ class UpscaledFrames:
     @property
     def stage_seconds(self) -> dict[str, float]:
         return self._timer.seconds
+
+    @property
+    def guarded_share(self) -> float | None:
+        guard = self._upscaler.guard
+        return None if guard is None else guard.share
 
     def group_frames(self, first: bool) -> int:
         return self._upscaler.group_frames(first=first)

@@ -44,6 +44,7 @@ class Doubler:
     """Enlarges by repeating pixels and stamps each frame with its place in the scene, so that a lost state shows."""
 
     def __init__(self, prepared: Prepared, *, fails_at: int | None = None) -> None:
+        self.guarded_share: float | None = None
         self.stage_seconds: dict[str, float] = {"stamp": 0.0}
         self._scale = prepared.plan.scale
         self._target = prepared.plan.target
@@ -190,6 +191,7 @@ def test_an_interruption_during_the_join_only_joins_again(tmp_path: Path, monkey
         pytest.param({"res": "3x"}, "--res was 128x96 and is 192x144", id="res"),
         pytest.param({"audio": "none"}, "--audio was copy and is none", id="audio"),
         pytest.param({"crf": 5}, "--crf was 1 and is 5", id="crf"),
+        pytest.param({"guard": 8.0}, "--guard was 32.0 and is 8.0", id="guard"),
     ],
 )
 def test_a_changed_flag_starts_afresh_and_says_why(tmp_path: Path, changed: dict[str, Any], reason: str) -> None:

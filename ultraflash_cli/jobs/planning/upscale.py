@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 from ultraflash_cli.engine.plan import LARGEST_SIDE_PX, SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale, read_res
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.host import check_address_space, parse_memory, usable_cores
+from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, check_guard
 from ultraflash_cli.jobs.planning.inputs import (
     find_input,
     first_number,
@@ -104,6 +105,8 @@ class UpscaleJob:
     strength: float = 1.0
     detail: float | None = None
     """How much detail is added, 0 to 1, by a model that offers it; None is 1."""
+    guard: float | None = GUARD_LEVELS
+    """How far the result may stray from the source, in levels of 255; None for as far as it likes."""
     color: Literal["match", "off"] = "match"
     seed: int = 0
     cuts: Literal["auto", "off"] = "auto"
@@ -147,6 +150,7 @@ class UpscaleJob:
             raise ConfigError(f"--strength is between 0 and 1, got {self.strength}")
         if self.detail is not None and not (math.isfinite(self.detail) and 0 <= self.detail <= 1):
             raise ConfigError(f"--detail is between 0 and 1, got {self.detail}")
+        check_guard(self.guard)
         if self.res is not None:
             read_res(self.res)
         check_choices(self.model, self.max_memory)

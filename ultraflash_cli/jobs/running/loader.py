@@ -135,6 +135,7 @@ class Models:
 
         from ultraflash_cli.engine.clock import StageClock
         from ultraflash_cli.engine.foretell import foretold_frame_seconds
+        from ultraflash_cli.engine.guard import Guard
         from ultraflash_cli.models.build import build_upscaler, precision_name, precision_warnings
         from ultraflash_cli.models.coders import substitutions
 
@@ -157,6 +158,7 @@ class Models:
             precision=job.precision,
             strength=job.strength,
             color=job.color,
+            guard=None if job.guard is None else Guard(job.guard),
             detail=1.0 if job.detail is None else job.detail,
             context=context,
             decode_latents=memory.settings.decode_latents,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES
 from ultraflash_cli.errors import InputError, UsageError
-from ultraflash_cli.jobs.events import Listener, Planned, Started
+from ultraflash_cli.jobs.events import Done, Listener, Planned, Started
 from ultraflash_cli.jobs.planning.inputs import check_unchanged, file_head, input_bytes, input_facts
 from ultraflash_cli.jobs.planning.target import check_space, encoded_bytes
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames, prepare
@@ -41,6 +41,14 @@ _DECODE_THREADS = 4
 @dataclass(frozen=True, kw_only=True)
 class UpscaleReport(Report):
     """How a clip went."""
+
+    guard: float | None = None
+    """How far the result was allowed to stray from its source, in levels of 255."""
+    guarded_share: float | None = None
+    """Share of the pixels of this run's frames, at the smaller size, that strayed further and were blended back."""
+
+    def done(self) -> Done:
+        return replace(super().done(), guarded_share=self.guarded_share)
 
 
 def run(
@@ -166,6 +174,8 @@ class _Upscaling:
             width=spec.coded_size_px[0],
             height=spec.coded_size_px[1],
             warnings=tuple(work.warnings),
+            guard=prepared.job.guard,
+            guarded_share=built.upscaler.guarded_share,
             **progress.measured(device=built.device, stages=built.upscaler.stage_seconds),
         )
 
@@ -411,6 +421,7 @@ def _fingerprint(prepared: Prepared, built: Built, segment_frames: int) -> dict[
         "--strength": job.strength,
         "--detail": 1.0 if job.detail is None else job.detail,
         "--color": job.color,
+        "--guard": job.guard,
         "--seed": job.seed,
         "--cuts": job.cuts,
         "--audio": job.audio,

@@ -1,0 +1,77 @@
+"""A limit on how far a result, made small again, strays from its source."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ultraflash_cli.engine.layers.resample import lanczos_resize
+
+__all__ = ["Guard"]
+
+_REACH = 5
+"""Side, in source pixels, of the square that is blended around one that strays."""
+_SOFT = 3
+"""Side of the square over which the blend fades out."""
+
+
+class Guard:
+    """Blends a picture towards the plain resample where it strays from its source.
+
+    Both are compared at the smaller of their sizes, channel by channel. Where the
+    largest difference is more than ``levels`` of 255, the blend brings it back to about
+    that; a picture within the limit comes back bit for bit. What strayed is counted.
+    """
+
+    def __init__(self, levels: float) -> None:
+        assert levels > 0, "a limit is more than nothing"
+        self.levels = levels
+        self._strayed: Tensor | int = 0
+        self._pixels = 0
+
+    @property
+    def share(self) -> float | None:
+        """Share of all compared pixels that strayed; None before the first picture."""
+        return float(self._strayed) / self._pixels if self._pixels else None
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self._strayed, self._pixels = 0, 0
+
+    def hold(
+        self, picture_nchw: Tensor, source_nchw: Tensor, plain: Callable[[], Tensor]
+    ) -> Tensor:
+        """Return the picture within the limit.
+
+        ``plain`` returns the plain resample, of the picture's size. On a CPU it is
+        called only where it is needed; on a GPU looking first would mean waiting.
+        """
+        limit = self.levels / 255
+        stray = _stray(picture_nchw, source_nchw)
+        astray = stray > limit
+        count = astray.sum()
+        self._pixels += astray.numel()
+        self._strayed = self._strayed + (count if count.is_cuda else int(count))
+        if not count.is_cuda and not count:
+            return picture_nchw
+
+        # What share of the plain resample leaves the limit of a difference.
+        need = (1 - limit / stray.clamp_min(limit)).where(astray, 0.0)
+        need = F.max_pool2d(need, _REACH, stride=1, padding=_REACH // 2)
+        need = F.avg_pool2d(need, _SOFT, 1, _SOFT // 2, count_include_pad=False)
+        size = picture_nchw.shape[2:]
+        weight = F.interpolate(need, size=size, mode="bilinear", align_corners=False)
+        blended = torch.lerp(picture_nchw, plain(), weight)
+        return blended.where(weight > 0, picture_nchw)
+
+
+def _stray(picture_nchw: Tensor, source_nchw: Tensor) -> Tensor:
+    """Return a channel's largest difference ``[N, 1, h, w]`` at the smaller size."""
+    pairs = zip(picture_nchw.shape[2:], source_nchw.shape[2:], strict=True)
+    height, width = (min(pair) for pair in pairs)
+    small, wanted = (
+        x if x.shape[2:] == (height, width) else lanczos_resize(x, height, width)
+        for x in (picture_nchw.clamp(0, 1), source_nchw)
+    )
+    return (small - wanted).abs().amax(1, keepdim=True)

@@ -1,0 +1,27 @@
+"""How far a result may stray from its source: `--guard`."""
+
+from ultraflash_cli.errors import ConfigError
+
+__all__ = ["GUARD_LEVELS", "check_guard", "read_guard"]
+
+GUARD_LEVELS = 32.0
+"""The default: the strictest that costs nothing on clean and on compressed clips, as docs/quality.md shows."""
+_MOST_LEVELS = 255
+
+
+def check_guard(levels: float | None) -> None:
+    """Raise ConfigError for a limit that is none; None is no limit."""
+    if levels is not None and not 1 <= levels <= _MOST_LEVELS:
+        raise ConfigError(f"--guard is off, or 1 to {_MOST_LEVELS} levels, got {levels:g}")
+
+
+def read_guard(text: str) -> float | None:
+    """Read `off` or a number of levels. Raises ConfigError."""
+    if text.strip().lower() == "off":
+        return None
+    try:
+        levels = float(text)
+    except ValueError:
+        raise ConfigError(f"--guard is off, or 1 to {_MOST_LEVELS} levels, got {text!r}") from None
+    check_guard(levels)
+    return levels
