@@ -264,7 +264,7 @@ def test_a_text_to_video_transformer_made_wider_computes_what_it_did() -> None:
         noisy, cond = torch.randn(2, 8, 2, 8, 12), torch.randn(2, 8, 2, 8, 12)
         context = torch.randn(2, TOY_WORDS.text_len, TOY_WORDS.dim)
     wide = SrDit(dense(TOY.sr_dit))
-    wide.load_state_dict(tv2v_flow_matching.widened(plain.state_dict()))
+    wide.load_state_dict(tv2v_flow_matching.widened(plain.state_dict(), wide))
     level = torch.tensor([0.7, 0.3])
     with torch.no_grad():
         wanted = chunk_flow(plain, noisy, level[:, None].expand(-1, 2), context)

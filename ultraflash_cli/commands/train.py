@@ -176,6 +176,9 @@ def encode_drawn_scenes(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Whose scenes.")] = 1,
     toy: Annotated[bool, typer.Option("--toy", help="For the recipes' toy sizes.")] = False,
     model: Annotated[Literal["lite", "lite2"], typer.Option("--profile", help="Whose encoder.")] = "lite",
+    scale: Annotated[
+        int, typer.Option("--scale", metavar="N", help="How many times the generator's size they are drawn at.")
+    ] = 1,
     pace: Annotated[
         Literal["token", "free"],
         typer.Option("--pace", help="How fast things move: a token a chunk, or at speeds of their own."),
@@ -201,7 +204,7 @@ def encode_drawn_scenes(
         count=count,
         first=first,
         latents=latents,
-        size=profile.base_size,
+        size=(scale * profile.base_size[0], scale * profile.base_size[1]),
         seed=seed,
         profile=profile,
         precision=precision,
@@ -210,6 +213,46 @@ def encode_drawn_scenes(
     keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())
     encode_scenes(job, on_file=lambda done: console.info(f"{done} of {count} scenes"))
+
+
+@app.command("answer-scenes", cls=HeadedCommand)
+@with_console(hidden=True)
+def answer_drawn_scenes(
+    console: Console,
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Scenes of encode-scenes.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the answers go; files that exist are kept.")],
+    start_from: Annotated[
+        Path, typer.Option("--start-from", metavar="FILE", help="Averaged weights of a run of `generator`.")
+    ],
+    level: Annotated[
+        float,
+        typer.Option("--level", metavar="SHARE", help="Noise in the scene it starts from; 1 is nothing but noise."),
+    ] = 1.0,
+    model: Annotated[Literal["lite", "lite2"], typer.Option("--profile", help="Whose generator.")] = "lite2",
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option("--precision", help="Of the generator's products.")
+    ] = "fp32",
+    threads: ThreadsOption = None,
+) -> None:
+    """Keep what a generator makes of scenes' captions, for the recipes that refine it."""
+    import torch
+
+    from ultraflash_cli.engine.profiles import TRAINED
+    from ultraflash_cli.jobs.host import keep_freed_memory, usable_cores
+    from ultraflash_cli.train.roles import CascadeRoles
+    from ultraflash_cli.train.scene_pairs import AnswerScenesJob, answer_scenes
+    from ultraflash_cli.weights.load import read_tensors
+
+    if not 0 < level <= 1:
+        raise UsageError(f"--level is above 0 and at most 1, got {level:g}")
+    profile = TRAINED[model]
+    roles = CascadeRoles(profile, ("generator", "text_encoder"), words=profile.prompt_encoder)
+    roles.load(read_tensors(start_from), hint="the average of a run of `generator`")
+    keep_freed_memory()
+    torch.set_num_threads(threads or usable_cores())
+    job = AnswerScenesJob(scenes=data, out=out, roles=roles, level=level)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        answer_scenes(job, on_file=lambda done: console.info(f"{done} scenes"))
 
 
 @app.command("preview-degradation", cls=HeadedCommand)

@@ -177,6 +177,15 @@ class Profile:
         return self.sr_dit is not None and self.sr_dit.text_len > 0
 
     @property
+    def prompt_encoder(self) -> PromptEncoderConfig:
+        """The text encoder of a model that learned its own language."""
+        words = self.text_encoder
+        assert isinstance(words, PromptEncoderConfig), (
+            f"{self.name} has no words of its own"
+        )
+        return words
+
+    @property
     def base_decoder(self) -> DecoderConfig:
         """What makes frames of low-resolution latents."""
         decoder = self.low_decoder or self.decoder

@@ -149,6 +149,14 @@ class CascadeRoles(nn.Module):
         """Return the latents of clips [B, 3, T, H, W] in [0, 1], T a multiple of 4."""
         return self.encoder.encode(frames_bcthw, None)[0]
 
+    def latents_of(self, shown_bcthw: Tensor) -> Tensor:
+        """Return the latents of a batch of clips, which may hold latents already."""
+        return self.encode(shown_bcthw) if shown_bcthw.shape[1] == 3 else shown_bcthw
+
+    def frames_of(self, shown_bcthw: Tensor) -> Tensor:
+        """Return the frames of a batch of clips, which may be given as latents."""
+        return shown_bcthw if shown_bcthw.shape[1] == 3 else self.decode(shown_bcthw)
+
     def upsample(self, latents_bcthw: Tensor, scale: int) -> Tensor:
         """Return high-resolution latents."""
         upsampler = self.upsamplers[str(scale)]

@@ -22,6 +22,7 @@ from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.pairs import pairs_hash
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run_log import NOT_LOSSES, RunLog, plot_losses
+from ultraflash_cli.train.scene_pairs import holds_scene_pairs, open_scene_pairs
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.stills import write_png
 from ultraflash_cli.weights.load import read_tensors
@@ -212,6 +213,8 @@ def _data(job: TrainJob) -> tuple[list[Material], str]:
     if job.data is None:
         return [], _short_hash(inspect.getsource(scenes))
     match RECIPES[job.recipe].learns_from:
+        case "material" if holds_scene_pairs(job.data):
+            return [], open_scene_pairs(job.data.absolute()).hash()
         case "material":
             materials = load_materials(job.data)
             return materials, data_hash(materials)

@@ -147,13 +147,33 @@ def sparse_causal_attention(
         return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, lists)
     k_all, v_all = cache.join(k, v)
     after = cache.keep(k_all, v_all, layout.remember, in_place=layout.reuse_cache)
-    q_mean, k_mean = (x.detach().mean(dim=3, dtype=layout.mask_dtype) for x in (q, k_all))
     rule = layout.rule
+    if not rule.window and rule.budget >= rule.spatial * k_all.shape[2]:
+        mask = layout.allowed.expand(*q.shape[:2], -1, -1)
+        out = _causal_attention(q, k_all, v_all, layout.allowed)
+        return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, mask)
+    q_mean, k_mean = (x.detach().mean(dim=3, dtype=layout.mask_dtype) for x in (q, k_all))
     mask = block_topk(
         q_mean, k_mean, layout.allowed, budget=rule.budget, rows_per_budget=rule.spatial
     )
     out = block_sparse_attention(q, k_all, v_all, mask)
     return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, mask)
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """Attend with all queries to the blocks that ``allowed`` lets them see.
+
+    It is ``[query blocks, key blocks]`` and lets each see all up to some block, so that
+    nothing is gathered.
+
+    ``q``, ``k``, ``v`` and the result are ``[B, heads, blocks, block tokens, D]``.
+    """
+    reach, alike = allowed.sum(dim=1).unique_consecutive(return_counts=True)
+    done: list[Tensor] = []
+    for rows, seen in zip(q.split(alike.tolist(), dim=2), reach.tolist(), strict=True):
+        parts = (rows, k[:, :, :seen], v[:, :, :seen])
+        done.append(dense_attention(*(x.flatten(2, 3) for x in parts)).view_as(rows))
+    return torch.cat(done, dim=2)
 
 
 class SparseCausalSelfAttention(nn.Module):

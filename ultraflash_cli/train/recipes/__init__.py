@@ -54,9 +54,21 @@ RECIPES = {
             summary="Train the latent upsamplers by regression onto encoded clips.",
             profiles=True,
         ),
-        Recipe(name="tv2v_flow_matching", summary="Train a dense, many-step SR transformer by flow matching."),
-        Recipe(name="causal_dmd", summary="Distil the SR transformer into one sparse step, with hybrid rewards."),
-        Recipe(name="cascade_dpo", summary="Tune the SR transformer by preferences over roll-outs of the cascade."),
+        Recipe(
+            name="tv2v_flow_matching",
+            summary="Train a dense, many-step SR transformer by flow matching.",
+            profiles=True,
+        ),
+        Recipe(
+            name="causal_dmd",
+            summary="Distil the SR transformer into one sparse step, with hybrid rewards.",
+            profiles=True,
+        ),
+        Recipe(
+            name="cascade_dpo",
+            summary="Tune the SR transformer by preferences over roll-outs of the cascade.",
+            profiles=True,
+        ),
         Recipe(
             name="generator",
             summary="Train a causal text-to-video generator on drawn scenes, by flow matching.",

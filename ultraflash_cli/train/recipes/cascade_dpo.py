@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine.cache_policy import CacheManagement
-from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.engine.stages.generator import GeneratorInputs
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
@@ -116,7 +116,7 @@ def roll_out(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Genera
     """Run the cascade as it runs in service, group by group through the stages' own states, and the stronger model."""
     low_frames, _, scale, captions = batch
     context = roles.context(captions) if config.with_text else None
-    low = _draw(config, roles, low_frames, context, rng) if config.from_generator else roles.encode(low_frames)
+    low = _draw(config, roles, low_frames, context, rng) if config.from_generator else roles.latents_of(low_frames)
     batch_size, _, _, height, width = low.shape
     group = config.profile.group_latents
     sr_dit, upsampler = roles.sr_dit, roles.upsamplers[str(scale)]
@@ -147,7 +147,7 @@ def _draw(
 ) -> Tensor:
     """Return the frozen generator's latents for the captions, as many as the clips have."""
     generator = roles.generator
-    like = roles.encode(like_frames)
+    like = roles.latents_of(like_frames)
     batch, channels, frames, height, width = like.shape
     state = generator.init_state(batch=batch, height=height, width=width, context=context)
     draws = torch.randn((batch, generator.config.draws_per_chunk, channels, frames, height, width), generator=rng)
@@ -186,11 +186,11 @@ def learners(config: DpoConfig) -> tuple[Learner, ...]:
     return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
 
 
-def configure(*, steps: int, seed: int, toy: bool = False) -> DpoConfig:
-    """Return the settings for the built-in model's sizes, or for a toy."""
-    base = tv2v.configure(steps=steps, seed=seed, toy=toy)
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> DpoConfig:
+    """Return the settings for a built-in model's sizes, or for a toy."""
+    base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1e-4 if toy else 2e-5, warmup=10)
-    shared = {name: getattr(base, name) for name in ("profile", "words", "pairs", "scale_odds", "shift")}
+    shared = {name: getattr(base, name) for name in ("profile", "words", "pairs", "window", "scale_odds", "shift")}
     return DpoConfig(loop=loop, **shared)
 
 
@@ -236,4 +236,4 @@ def make(config: DpoConfig, data: Path | None) -> Callable[[int], Batch]:
 def pictures(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show decoded roll-outs, the stronger model's results and the clips."""
     pair = roll_out(config, roles, batch, rng)
-    return sheet(*(roles.decode(latents) for latents in (pair.own_bcthw, pair.better_bcthw)), batch[1])
+    return sheet(*(roles.decode(latents) for latents in (pair.own_bcthw, pair.better_bcthw)), roles.frames_of(batch[1]))

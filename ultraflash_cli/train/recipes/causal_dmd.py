@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels, group_flow, noised, normal
 from ultraflash_cli.train.loop import Batch, Learner
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
 from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
-from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, condition
+from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, condition, flow_error
 from ultraflash_cli.train.rewards import load_reward, reward_of
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
@@ -58,6 +60,9 @@ class DmdConfig(Tv2vConfig):
     """Weights within it."""
     rewards: tuple[tuple[str, float], ...] = (("texture", 0.1), ("temporal", 0.05))
     """Rewards by name and weight, through the decoder."""
+    decoded: tuple[int, int] | None = None
+    """Rows and columns of the part that goes through the decoder, drawn anew every time;
+    None is all."""
     levels: tuple[float, float] = (0.02, 0.98)
     """Range of the levels, before the shift, to which the student's result is noised again."""
 
@@ -98,7 +103,7 @@ def critic_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Gen
         clean = roles.one_step(cond, context, rng).float()
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
     flow = group_flow(roles.fake_score, noised(clean, noise, level), cond, level, context)
-    return {"flow": (flow.float() - (noise - clean)).square().mean()}
+    return {"flow": flow_error(roles.fake_score, flow, noise - clean, level)}
 
 
 def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
@@ -109,12 +114,31 @@ def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Ge
         context = roles.context(captions) if config.with_text else None
     clean = roles.one_step(cond, context, rng).float()
     terms = _distribution_terms(config, roles, clean, cond, context, rng)
-    frames = roles.decode(clean)
-    pixels = picture_terms(frames, high, config.terms)
+    frames, truth = _decoded(config, roles, clean, high, rng)
+    pixels = picture_terms(frames, truth, config.terms)
     terms["regression"] = config.regression * torch.stack(list(pixels.values())).sum()
-    for name, score in reward_of(frames, high, config.rewards).items():
+    for name, score in reward_of(frames, truth, config.rewards).items():
         terms[f"reward_{name}"] = -score
     return terms
+
+
+def _decoded(
+    config: DmdConfig, roles: DmdRoles, clean: Tensor, high: Tensor, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return the student's frames and the true ones, of one part of the picture."""
+    part = clean
+    if config.decoded is not None:
+        rows, columns = (min(most, side) for most, side in zip(config.decoded, clean.shape[3:], strict=True))
+        top, left = (
+            int(torch.randint(whole - size + 1, (1,), generator=rng))
+            for whole, size in zip(clean.shape[3:], (rows, columns), strict=True)
+        )
+        part = clean[..., top : top + rows, left : left + columns]
+        cell = 1 if high.shape[1] == clean.shape[1] else LATENT_PX
+        high = high[..., cell * top : cell * (top + rows), cell * left : cell * (left + columns)]
+    with torch.no_grad():
+        truth = roles.frames_of(high)
+    return roles.decode(part), truth
 
 
 def _distribution_terms(
@@ -145,13 +169,18 @@ def learners(config: DmdConfig) -> tuple[Learner, ...]:
     )
 
 
-def configure(*, steps: int, seed: int, toy: bool = False) -> DmdConfig:
-    """Return the settings for the built-in model's sizes, or for a toy; ``steps`` are the critic's."""
-    base = tv2v.configure(steps=steps, seed=seed, toy=toy)
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> DmdConfig:
+    """Return the settings for a built-in model's sizes, or for a toy; ``steps`` are the critic's."""
+    base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1.5e-3 if toy else 1e-4, warmup=10)
-    shared = {name: getattr(base, name) for name in ("profile", "words", "pairs", "scale_odds", "shift")}
+    shared = {name: getattr(base, name) for name in ("profile", "words", "pairs", "window", "scale_odds", "shift")}
     config = DmdConfig(loop=loop, **shared)
-    return replace(config, critic_updates=2, matching=0.05, regression=3.0) if toy else config
+    if toy:
+        return replace(config, critic_updates=2, matching=0.05, regression=3.0)
+    if config.with_text:
+        rewards = (("lpips", 1.0), ("texture", 0.1), ("temporal", 0.05))
+        return replace(config, critic_updates=3, decoded=(32, 32), rewards=rewards)
+    return config
 
 
 def start(config: DmdConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> DmdRoles:
@@ -182,5 +211,5 @@ def pictures(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Genera
     many = tv2v.sample(
         roles.real_score, normal(cond, rng), cond, context, steps=config.sample_steps, shift=config.shift
     )
-    upsampled = roles.upsample(roles.encode(low), scale)
-    return sheet(*(roles.decode(latents) for latents in (upsampled, one, many)), high)
+    upsampled = roles.upsample(roles.latents_of(low), scale)
+    return sheet(*(roles.decode(latents) for latents in (upsampled, one, many)), roles.frames_of(high))

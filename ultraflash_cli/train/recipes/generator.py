@@ -28,7 +28,6 @@ __all__ = [
     "ClipLength",
     "GeneratorRecipeConfig",
     "configure",
-    "encoded",
     "is_kernel",
     "learners",
     "loss",
@@ -160,17 +159,12 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
     return frames, tuple(scene_caption(seed, i, rng) for i in numbers), None, covers
 
 
-def encoded(roles: CascadeRoles, shown_bcthw: Tensor) -> Tensor:
-    """Return the latents of a batch, which may hold them already."""
-    return roles.encode(shown_bcthw) if shown_bcthw.shape[1] == 3 else shown_bcthw
-
-
 def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the error of the flow, every chunk at its own noise level."""
     shown, captions, start_frame, cover = batch
     chunk = roles.generator.config.chunk_latents
     with torch.no_grad():
-        clean = encoded(roles, shown)
+        clean = roles.latents_of(shown)
     count, before = len(clean), clean[:, :, :0]
     if start_frame is not None:
         before, clean, cover = clean[:, :, :-chunk], clean[:, :, -chunk:], cover[:, -chunk:]
@@ -358,7 +352,7 @@ def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Ba
 def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show what the generator draws for captions beside the scenes."""
     shown, captions, start_frame, _ = batch
-    clean, captions, before = encoded(roles, shown[:_PICTURED]), captions[:_PICTURED], start_frame or 0
+    clean, captions, before = roles.latents_of(shown[:_PICTURED]), captions[:_PICTURED], start_frame or 0
     batch_size, channels, frames, *size = clean.shape
     drawn = roll_out(roles, captions, torch.Size((batch_size, channels, before + frames, *size)), rng)[:, :, before:]
     return sheet(*(roles.decode_base(latents) for latents in (drawn, clean)))

@@ -103,7 +103,7 @@ def critic_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: tor
     shown, captions, *_ = batch
     with torch.no_grad():
         context = roles.context(captions)
-        clean = forced(roles.generator, base.encoded(roles, shown), context, rng)
+        clean = forced(roles.generator, roles.latents_of(shown), context, rng)
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
     every = level[:, None].expand(-1, clean.shape[2])
     flow = chunk_flow(roles.fake_score, noised(clean, noise, level), every, context)
@@ -114,7 +114,7 @@ def student_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: to
     """Return the two parts of distribution matching on a roll-out."""
     shown, captions, *_ = batch
     with torch.no_grad():
-        context, like = roles.context(captions), base.encoded(roles, shown)
+        context, like = roles.context(captions), roles.latents_of(shown)
     clean = forced(roles.generator, like, context, rng)
     with torch.no_grad():
         noise = normal(clean, rng)

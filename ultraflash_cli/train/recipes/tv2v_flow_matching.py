@@ -17,6 +17,7 @@ from ultraflash_cli.train.data import Material, PairConfig, captioned_batch
 from ultraflash_cli.train.flows import clean_of, draw_levels, group_flow, noised, normal, uniform
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles, dense
+from ultraflash_cli.train.scene_pairs import SceneWindow, holds_scene_pairs, scene_pair_batch
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
@@ -48,6 +49,8 @@ class Tv2vConfig:
     """The prompt encoder of a transformer with a text path."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are drawn."""
+    window: SceneWindow = field(default_factory=SceneWindow)
+    """What is cut from drawn scenes, where the data are those at two sizes."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """How often each scale is trained."""
     condition_noise: tuple[float, float] = (0.1, 0.3)
@@ -58,13 +61,12 @@ class Tv2vConfig:
     """How often a clip's words are dropped."""
     sample_steps: int = 8
     """Steps of the sample pictures."""
+    sample_guidance: float = 1.0
+    """How far samples follow their words, see ``sample``."""
 
     def __post_init__(self) -> None:
-        sr_dit = self.profile.sr_dit
-        if sr_dit is None or sr_dit.prediction != "flow":
-            raise ConfigError(
-                f"flow matching trains an SR transformer that returns flows, {self.profile.name}'s does not"
-            )
+        if self.profile.sr_dit is None:
+            raise ConfigError(f"{self.profile.name} has no SR transformer to train")
         low, high = self.condition_noise
         if not 0 <= low <= high < 1:
             raise ConfigError(f"the condition's noise is a range within 0..1, got {self.condition_noise}")
@@ -92,47 +94,75 @@ def condition(
 ) -> Tensor:
     """Return ``(1 - sigma) U(E(x_lr)) + sigma eps``, one sigma a clip, drawn uniformly from a range."""
     with torch.no_grad():
-        upsampled = roles.upsample(roles.encode(low_bcthw), scale)
+        upsampled = roles.upsample(roles.latents_of(low_bcthw), scale)
     sigma = uniform(len(upsampled), *noise, rng)
     return noised(upsampled, normal(upsampled, rng), sigma)
 
 
 def loss(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the error of the flow at a random noise level."""
+    """Return the error of the flow at a random noise level; that of clean latents, which
+    a flow divides by the level, for a network that answers with these."""
     low, high, scale, captions = batch
     cond = condition(roles, low, scale, config.condition_noise, rng)
     with torch.no_grad():
-        clean = roles.encode(high)
+        clean = roles.latents_of(high)
         keep = uniform(len(clean), 0, 1, rng) >= config.text_drop
         context = roles.context(captions, keep) if config.with_text else None
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
     flow = group_flow(roles.sr_dit, noised(clean, noise, level), cond, level, context)
-    return {"flow": (flow.float() - (noise - clean)).square().mean()}
+    return {"flow": flow_error(roles.sr_dit, flow, noise - clean, level)}
+
+
+def flow_error(network: SrDit, flow: Tensor, wanted: Tensor, level_b: Tensor) -> Tensor:
+    """Return the mean square error of a flow, as that of clean latents where the network
+    answers with these."""
+    weight = level_b if network.config.prediction == "residual" else torch.ones_like(level_b)
+    return (weight.to(flow.device).view(-1, 1, 1, 1, 1) * (flow.float() - wanted)).square().mean()
 
 
 @torch.no_grad()
 def sample(
-    network: SrDit, noise_bcthw: Tensor, cond_bcthw: Tensor, context: Tensor | None, *, steps: int, shift: float
+    network: SrDit,
+    noise_bcthw: Tensor,
+    cond_bcthw: Tensor,
+    context: Tensor | None,
+    *,
+    steps: int,
+    shift: float,
+    guidance: float = 1.0,
 ) -> Tensor:
-    """Return clean latents in ``steps`` Euler steps from noise; one step is ``eps - v(eps, y, c, 1)``."""
+    """Return clean latents in ``steps`` Euler steps from noise; one step is ``eps - v(eps, y, c, 1)``.
+
+    With ``guidance`` other than 1 every step is taken from the answer without words
+    towards that with them, and as much further as it says (classifier-free guidance).
+    """
     levels = torch.linspace(1, 0, steps + 1)
     levels = shift * levels / (1 + (shift - 1) * levels)
     x = noise_bcthw
     for level, following in pairwise(levels):
         t = level.expand(len(x))
         flow = group_flow(network, x, cond_bcthw, t, context)
+        if guidance != 1 and context is not None:
+            unworded = group_flow(network, x, cond_bcthw, t, torch.zeros_like(context))
+            flow = unworded + guidance * (flow - unworded)
         clean = clean_of(x, flow, t)
         x = clean if following == 0 else x + (following - level) * flow
     return x
 
 
-def widened(generator: dict[str, Tensor]) -> dict[str, Tensor]:
+def widened(generator: dict[str, Tensor], network: SrDit) -> dict[str, Tensor]:
     """Return a text-to-video transformer's weights for an SR transformer of its sizes.
 
-    The new half of the patch kernel, which sees the condition, is zero: the model starts as the one it was.
+    The new half of the patch kernel, which sees the condition, is zero: the model starts as
+    the one it was. One that answers with what its condition lacks starts with nothing to
+    add. What only a generator has, such as places of its own, is left.
     """
     kernel = generator["patch_embedding.weight"]
-    return generator | {"patch_embedding.weight": torch.cat([kernel, torch.zeros_like(kernel)], dim=1)}
+    wide = generator | {"patch_embedding.weight": torch.cat([kernel, torch.zeros_like(kernel)], dim=1)}
+    if network.config.prediction == "residual":
+        last = [name for name in wide if name.startswith(("head.head.", "head.detail.2."))]
+        wide |= {name: torch.zeros_like(wide[name]) for name in last}
+    return {name: value for name, value in wide.items() if name in network.state_dict()}
 
 
 def learners(config: Tv2vConfig) -> tuple[Learner, ...]:
@@ -140,20 +170,30 @@ def learners(config: Tv2vConfig) -> tuple[Learner, ...]:
     return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
 
 
-def configure(*, steps: int, seed: int, toy: bool = False) -> Tv2vConfig:
-    """Return the settings for the built-in model's sizes, or for a toy."""
-    if not toy:
-        assert LITE_CASCADE.sr_dit is not None
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> Tv2vConfig:
+    """Return the settings for a built-in model's sizes, or for a toy."""
+    if toy:
         return Tv2vConfig(
-            loop=LoopConfig(steps=steps, seed=seed, rate=5e-4, warmup=100, average=0.998),
-            profile=replace(LITE_CASCADE, sr_dit=replace(LITE_CASCADE.sr_dit, prediction="flow")),
-            pairs=PairConfig(frames=16, crop_px=64),
+            loop=LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10),
+            profile=TOY,
+            pairs=PairConfig(frames=16, crop_px=32),
+            scale_odds=((2, 1.0),),
+        )
+    assert profile.sr_dit is not None, f"{profile.name} has an SR transformer"
+    loop = LoopConfig(steps=steps, seed=seed, rate=5e-4, warmup=100, average=0.998)
+    pairs = PairConfig(frames=16, crop_px=64)
+    if isinstance(profile.text_encoder, PromptEncoderConfig) and profile.sr_dit.text_len:
+        # The noise in the condition is that of service; every level counts, as errors of clean latents do.
+        return Tv2vConfig(
+            loop=loop,
+            profile=profile,
+            words=profile.text_encoder,
+            pairs=pairs,
+            scale_odds=((2, 1.0),),
+            shift=3.0,
         )
     return Tv2vConfig(
-        loop=LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10),
-        profile=TOY,
-        pairs=PairConfig(frames=16, crop_px=32),
-        scale_odds=((2, 1.0),),
+        loop=loop, profile=replace(profile, sr_dit=replace(profile.sr_dit, prediction="flow")), pairs=pairs
     )
 
 
@@ -171,7 +211,7 @@ def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tens
     given = {name.split(".")[0] for name in weights or ()}
     if weights is not None and "generator" in given and "sr_dit" not in given:
         generator = {name.split(".", 1)[1]: v for name, v in weights.items() if name.startswith("generator.")}
-        weights = weights | {f"sr_dit.{name}": value for name, value in widened(generator).items()}
+        weights = weights | {f"sr_dit.{name}": value for name, value in widened(generator, roles.sr_dit).items()}
     elif "sr_dit" not in given:
         roles.sr_dit.patch_embedding.weight.data[:, config.profile.latent_stages[1].latent_channels :] = 0
     roles.load(weights, fresh=("sr_dit", "text_encoder"), hint="the average of a run of `latent_upsampler`")
@@ -181,16 +221,26 @@ def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tens
 
 def make(config: Tv2vConfig, data: Path | None) -> Callable[[int], Batch]:
     """Return the function of the number that makes batches."""
-    assert data is not None, "pairs come from prepared material"
+    assert data is not None, "pairs come from prepared material or encoded scenes"
     loop = config.loop
+    if holds_scene_pairs(data):
+        return partial(scene_pair_batch, data.absolute(), config.window, loop.seed, loop.batch)
     return partial(captioned_batch, data.absolute(), config.pairs, loop.seed, config.scale_odds, loop.batch)
 
 
 def pictures(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show decoded upsampled latents, decoded samples, and the clips."""
     low, high, scale, captions = batch
-    upsampled = roles.upsample(roles.encode(low), scale)
+    upsampled = roles.upsample(roles.latents_of(low), scale)
     cond = condition(roles, low, scale, config.condition_noise, rng)
     context = roles.context(captions) if config.with_text else None
-    made = sample(roles.sr_dit, normal(cond, rng), cond, context, steps=config.sample_steps, shift=config.shift)
-    return sheet(roles.decode(upsampled), roles.decode(made), high)
+    made = sample(
+        roles.sr_dit,
+        normal(cond, rng),
+        cond,
+        context,
+        steps=config.sample_steps,
+        shift=config.shift,
+        guidance=config.sample_guidance,
+    )
+    return sheet(roles.decode(upsampled), roles.decode(made), roles.frames_of(high))

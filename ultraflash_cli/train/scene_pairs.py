@@ -1,0 +1,200 @@
+"""Drawn scenes as latents at two sizes, for the recipes that refine what a generator draws.
+
+A folder holds ``high``, the scenes at the large size, and one or more folders ``low*`` with
+the same scenes at the small one: as the encoder sees them, or as a generator answers their
+captions, which is what service refines. All are written by ``encode-scenes``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ultraflash_cli.engine.cache import WindowRing
+from ultraflash_cli.errors import ConfigError, InputError
+from ultraflash_cli.train.flows import noised, normal
+from ultraflash_cli.train.latents import SceneLatents, scene_caption
+from ultraflash_cli.train.loop import Batch, generator_of
+from ultraflash_cli.train.roles import CascadeRoles
+from ultraflash_cli.video.partial import output_errors, partial_file
+
+__all__ = [
+    "AnswerScenesJob",
+    "ScenePairs",
+    "SceneWindow",
+    "answer_scenes",
+    "holds_scene_pairs",
+    "open_scene_pairs",
+    "scene_pair_batch",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneWindow:
+    """The part of a scene that a sample shows."""
+
+    latents: int = 4
+    """Latent frames."""
+    rows: int = 60
+    """Rows of high-resolution latents."""
+    columns: int = 104
+    """Columns of high-resolution latents."""
+    step: int = 8
+    """Windows begin at multiples of this, in high-resolution latents, a token's side and the
+    scale's multiple."""
+    group: int = 2
+    """They begin at multiples of so many latent frames."""
+
+    def __post_init__(self) -> None:
+        if min(self.latents, self.rows, self.columns, self.step, self.group) < 1:
+            raise ConfigError(f"a window of scenes has positive sizes, got {self}")
+
+
+class ScenePairs:
+    """The scenes of a folder at both sizes; opened lazily, and the same in every process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.high = SceneLatents(folder / "high")
+        self.lows = [SceneLatents(path) for path in sorted(folder.glob("low*"))]
+        if not self.lows:
+            raise InputError(f"{folder}: holds no folder low* beside high")
+        for low in self.lows:
+            ours, theirs = self.high, low
+            if ours.seed != theirs.seed or _firsts(ours) - _firsts(theirs):
+                raise InputError(f"{low.files[0].parent}: lacks scenes of {folder / 'high'}")
+        rows = {int(low.facts[0]["size"][0]) for low in self.lows}
+        scales = {int(self.high.facts[0]["size"][0]) / side for side in rows}
+        if len(scales) != 1 or not float(next(iter(scales))).is_integer():
+            raise InputError(f"{folder}: the sizes of high and low are no whole multiple")
+        self.scale = int(next(iter(scales)))
+
+    def draw(self, window: SceneWindow, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
+        """Return a low window [C, T, h, w], its high one [C, T, H, W], float32, and the caption.
+
+        Raises InputError where no scene is long enough.
+        """
+        low = self.lows[int(rng.integers(len(self.lows)))]
+        file = int(rng.integers(len(self.high.files)))
+        first_scene = int(self.high.facts[file]["first"])
+        partner = next(i for i, facts in enumerate(low.facts) if facts["first"] == first_scene)
+        count, _, longest, rows, columns = self.high.shapes[file]
+        longest = min(longest, low.shapes[partner][2])
+        if longest < window.latents or rows < window.rows or columns < window.columns:
+            raise InputError(
+                f"{self.high.files[file]}: scenes of {longest} x {rows} x {columns} latents, "
+                f"{window.latents} x {window.rows} x {window.columns} are needed"
+            )
+        i = int(rng.integers(min(count, low.shapes[partner][0])))
+        first = window.group * int(rng.integers((longest - window.latents) // window.group + 1))
+        top, left = (
+            window.step * int(rng.integers((whole - part) // window.step + 1))
+            for whole, part in ((rows, window.rows), (columns, window.columns))
+        )
+        time = slice(first, first + window.latents)
+
+        def cut(path: Path, shrink: int) -> Tensor:
+            y = slice(top // shrink, (top + window.rows) // shrink)
+            x = slice(left // shrink, (left + window.columns) // shrink)
+            with safe_open(path, "pt") as opened:
+                return opened.get_slice("latents")[i, :, time, y, x].float()
+
+        pair = cut(low.files[partner], self.scale), cut(self.high.files[file], 1)
+        return *pair, scene_caption(self.high.seed, first_scene + i, rng)
+
+    def hash(self) -> str:
+        """Return a short hash over what the latents were made from."""
+        return "".join(each.hash()[:8] for each in (self.high, *self.lows))[:48]
+
+
+def _firsts(scenes: SceneLatents) -> set[int]:
+    return {int(facts["first"]) for facts in scenes.facts}
+
+
+def holds_scene_pairs(folder: Path) -> bool:
+    """Tell whether a folder holds drawn scenes at two sizes."""
+    return (folder / "high").is_dir()
+
+
+@lru_cache(maxsize=1)
+def open_scene_pairs(folder: Path) -> ScenePairs:
+    """Return the scenes of a folder. Raises InputError where they do not go together."""
+    return ScenePairs(folder)
+
+
+def scene_pair_batch(folder: Path, window: SceneWindow, seed: int, size: int, number: int) -> Batch:
+    """Return low latents, high latents, the scale and captions of ``size`` samples."""
+    pairs, rng = open_scene_pairs(folder), np.random.default_rng((seed, 17, number))
+    low, high, captions = zip(*(pairs.draw(window, rng) for _ in range(size)), strict=True)
+    return torch.stack(low), torch.stack(high), pairs.scale, captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerScenesJob:
+    """Which scenes a generator answers."""
+
+    scenes: Path
+    """Folder of encoded scenes at the generator's size."""
+    out: Path
+    """Folder of the answers; files that are there are kept."""
+    roles: CascadeRoles
+    """Generator and prompt encoder."""
+    level: float = 1.0
+    """Noise level from which a scene is answered in one step: 1 knows nothing but its
+    caption, less keeps some of the scene."""
+
+
+@torch.no_grad()
+def answer_scenes(job: AnswerScenesJob, *, on_file: Callable[[int], None] | None = None) -> None:
+    """Write what a generator makes of scenes, chunk by chunk behind its own answers.
+
+    The files are as those of ``encode_scenes``. ``on_file`` hears how many scenes are done.
+    """
+    scenes, done = SceneLatents(job.scenes), 0
+    with output_errors(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
+    for path, facts in zip(scenes.files, scenes.facts, strict=True):
+        target = job.out / path.name
+        with safe_open(path, "pt") as opened:
+            clean, covers = opened.get_tensor("latents"), opened.get_tensor("covers")
+            metadata = dict(opened.metadata() or {})
+        if not target.exists():
+            answers = [
+                _answer(job, scene[None].float(), scenes.seed, int(facts["first"]) + i).half()
+                for i, scene in enumerate(clean)
+            ]
+            tensors = {"latents": torch.cat(answers).contiguous(), "covers": covers}
+            with output_errors(target), partial_file(target) as part:
+                save_file(tensors, part, metadata=metadata)
+        done += len(clean)
+        if on_file is not None:
+            on_file(done)
+
+
+def _answer(job: AnswerScenesJob, clean: Tensor, seed: int, number: int) -> Tensor:
+    """Return one scene's latents as answered."""
+    generator, rng = job.roles.generator, generator_of(seed, "answers", number)
+    words = scene_caption(seed, number, np.random.default_rng((seed, 19, number)))
+    keys = generator.embed_context(job.roles.context((words,)), batch=1)
+    rings: tuple[WindowRing, ...] | None = None
+    done: list[Tensor] = []
+    level, chunk = torch.tensor([job.level]), generator.config.chunk_latents
+    for first in range(0, clean.shape[2], chunk):
+        piece = clean[:, :, first : first + chunk]
+        noisy = noised(piece, normal(piece, rng), level)
+        flow, rings = generator.forward_chunk(noisy, 1000 * job.level, rings=rings, context=keys, first_frame=first)
+        answer = noisy - job.level * flow.float()
+        rings = generator.forward_chunk(
+            answer,
+            generator.config.context_timestep,
+            rings=rings,
+            context=keys,
+            first_frame=first,
+        ).rings
+        done.append(answer)
+    return torch.cat(done, dim=2)
