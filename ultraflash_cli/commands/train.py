@@ -238,7 +238,7 @@ def answer_drawn_scenes(
     import torch
 
     from ultraflash_cli.engine.profiles import TRAINED
-    from ultraflash_cli.jobs.host import keep_freed_memory, usable_cores
+    from ultraflash_cli.host import keep_freed_memory, usable_cores
     from ultraflash_cli.train.roles import CascadeRoles
     from ultraflash_cli.train.scene_pairs import AnswerScenesJob, answer_scenes
     from ultraflash_cli.weights.load import read_tensors
