@@ -32,6 +32,7 @@ __all__ = [
     "MaxMemoryOption",
     "ModelOption",
     "NoColorOption",
+    "NoTagOption",
     "OverwriteOption",
     "PixFmtOption",
     "PrecisionOption",
@@ -109,6 +110,7 @@ OverwriteOption = Annotated[bool, typer.Option("-y", "--overwrite", help="Replac
 SkipExistingOption = Annotated[
     bool, typer.Option("-n", "--skip-existing", help="Leave an output that exists, and its input, alone.")
 ]
+NoTagOption = Annotated[bool, typer.Option("--no-tag", help="Do not write into the file how it was made.")]
 ResumeOption = Annotated[
     Literal["auto", "off"],
     typer.Option(

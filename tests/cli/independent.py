@@ -14,7 +14,7 @@ __all__ = ["Seen", "Track", "look"]
 
 SMALL = (16, 12)
 _STREAM = re.compile(r" +Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: (\w+): (\w+)(.*)")
-_OF_CONTAINERS = {"encoder", "major_brand", "minor_version", "compatible_brands"}
+_OF_CONTAINERS = {"encoder", "major_brand", "minor_version", "compatible_brands", "ultraflash"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,9 +159,23 @@ def _write_page(
         size_wh=(output.display_width_px, output.display_height_px),
         crop_px=crop_px,
         times_s=[float(time) for time in times],
+        made=_made(job.output),
     )
     with partial_file(job.html) as part, output_errors(job.html):
         part.write_text(page, encoding="utf-8")
+
+
+def _made(path: Path) -> dict[str, object] | None:
+    """Return how the result was made, where its tag says so."""
+    from ultraflash_cli.jobs.explain import explanation_of
+
+    found = explanation_of(path)
+    if found is None:
+        return None
+    made = found.made
+    weights = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in made.weights.items())
+    facts = {"version": made.version, "model": made.model, "weights": weights, "seed": str(made.seed)}
+    return {"facts": facts | {"device": f"{made.device}, {made.precision}"}, "command": found.command}
 
 
 def _facts(info: "ClipInfo", frames: int) -> dict[str, str]:

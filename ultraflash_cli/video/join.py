@@ -26,6 +26,7 @@ from ultraflash_cli.video.copies import (
 )
 from ultraflash_cli.video.decode import read_captions
 from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.made_tag import append_made, with_made
 from ultraflash_cli.video.muxing import (
     add_streams,
     add_video,
@@ -100,6 +101,7 @@ def join(
     destination: Path,
     *,
     window: Window | None = None,
+    made: str | None = None,
 ) -> Joined:
     """Write ``destination`` from finished segments and the other streams of the input, no picture encoded again.
 
@@ -109,7 +111,7 @@ def join(
     is shown at 0. Without, the input's own clock is kept, unless it starts later than a minute (a broadcast's) or its
     first picture before 0 (of which no container knows): then everything is shifted so that the first picture is shown
     at 0. The file appears whole or not
-    at all, and the same arguments give the same bytes. Raises ``OutputError``.
+    at all, and the same arguments give the same bytes. ``made`` is the tag that says how. Raises ``OutputError``.
     """
     records = [read_record(path) for path in segments]
     times = _Times(segments, records, spec)
@@ -127,6 +129,7 @@ def join(
         with output_errors(destination):
             first = stack.enter_context(open_segment(segments[0]))
             tags = {} if source is None else file_tags(source, info, spec, cut_s=cut_s)
+            tags = with_made(tags, plan.suffix, made)
             options = _muxer_options(plan, spec, tags, source)
             if _has_picture(plan) and (lost := _foreign_tags(plan, tags)):
                 notes += (
@@ -152,6 +155,7 @@ def join(
                     written[copy.stream.index] = Content(kind=copy.kind, name=names[index])
             _interleave(container, pictures, others, written)
             container.close()
+            append_made(part, plan.suffix, made)
             contents = tuple(written[index] for index in sorted(written))
             number = sum(content.kind == "video" for index, content in written.items() if index < video.index)
             shown_s, aspect = _shown(part, contents, number)
@@ -168,23 +172,30 @@ def join(
 
 
 def join_alone(
-    segments: Sequence[Path], plan: StreamPlan, spec: EncodeSpec, destination: Path, *, tags: Mapping[str, str]
+    segments: Sequence[Path],
+    plan: StreamPlan,
+    spec: EncodeSpec,
+    destination: Path,
+    *,
+    tags: Mapping[str, str],
+    made: str | None = None,
 ) -> Joined:
     """Write ``destination`` from finished segments, nothing beside them and nothing encoded again.
 
-    Time stamps are those that were written; ``tags`` are the file's (``title``, ``comment``). The file appears whole or
-    not at all. Raises ``OutputError``.
+    Time stamps are those that were written; ``tags`` are the file's (``title``, ``comment``), ``made`` is the one that
+    says how it was made. The file appears whole or not at all. Raises ``OutputError``.
     """
     times = _Times(segments, [read_record(path) for path in segments], spec)
-    with (
-        partial_file(destination) as part,
-        output_errors(destination),
-        open_segment(segments[0]) as first,
-        _open_output(part, plan, tags, _muxer_options(plan, spec, tags, None)) as container,
-    ):
-        video = add_video(container, first.streams.video[0], plan, spec)
-        written = {video.index: Content(kind="video")}
-        _interleave(container, _pictures(segments, times, spec, video, Fraction(0)), iter(()), written)
+    tags = with_made(tags, plan.suffix, made)
+    with partial_file(destination) as part, output_errors(destination):
+        with (
+            open_segment(segments[0]) as first,
+            _open_output(part, plan, tags, _muxer_options(plan, spec, tags, None)) as container,
+        ):
+            video = add_video(container, first.streams.video[0], plan, spec)
+            written = {video.index: Content(kind="video")}
+            _interleave(container, _pictures(segments, times, spec, video, Fraction(0)), iter(()), written)
+        append_made(part, plan.suffix, made)
     return Joined(notes=(), contents=tuple(written.values()))
 
 

@@ -20,6 +20,7 @@ from ultraflash_cli.video.containers import FORMATS, StreamPlan
 from ultraflash_cli.video.copies import Window, copied_packets, file_tags
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.join import main_picture
+from ultraflash_cli.video.made_tag import with_made
 from ultraflash_cli.video.muxing import (
     add_streams,
     add_video,
@@ -69,12 +70,14 @@ def stream_clip(
     window: Window | None = None,
     tags: Mapping[str, str] | None = None,
     name: str = "-",
+    made: str | None = None,
 ) -> Streamed:
     """Write finished segments to ``sink`` in order, each as soon as ``segments`` gives it.
 
     As plain frames where the plan says y4m, else as Matroska without an index, with what the plan copies of the input
     ``info`` between the pictures (see ``join`` for times and ``window``), or with ``tags`` and nothing beside them. The
-    same segments give the same bytes. ``name`` is what messages call the sink. Raises ``OutputError`` where it takes no
+    same segments give the same bytes. ``name`` is what messages call the sink, ``made``
+    the tag that says how it was made. Raises ``OutputError`` where it takes no
     more, and ``OutputCheckError`` for a segment that does not hold what its record says.
     """
     if plan.suffix == ".y4m":
@@ -96,6 +99,7 @@ def stream_clip(
         said = dict(tags or {})
         if info is not None and source is not None:
             said = file_tags(source, info, spec, cut_s=cut_s)
+        said = with_made(said, plan.suffix, made)
         container = stack.enter_context(_open(head, plan, said))
         others: Iterator[Packet] = iter(())
         notes: tuple[str, ...] = ()

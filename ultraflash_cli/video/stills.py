@@ -12,6 +12,7 @@ from av.error import FFmpegError
 from ultraflash_cli.errors import OutputCheckError, OutputError
 from ultraflash_cli.video.color import Picture, as_frame
 from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.made_tag import with_made_chunk
 from ultraflash_cli.video.partial import output_errors, partial_file, sync_file, sync_folder
 from ultraflash_cli.video.segment import open_segment, read_record
 from ultraflash_cli.video.sequence import numbered
@@ -33,11 +34,11 @@ def write_png(path: Path, rgb_hwc: Picture) -> None:
         part.write_bytes(data)
 
 
-def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1) -> int:
+def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1, made: str | None = None) -> int:
     """Write every frame of finished segments of the codec ``png`` into a file of its own, in order; gives their count.
 
     The folder of ``pattern`` is one that nobody looks into: it is made, and ``move_pictures`` brings the files to their
-    place. Raises ``OutputError``.
+    place. ``made`` is the tag of each. Raises ``OutputError``.
     """
     with output_errors(pattern.parent):
         pattern.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1) -
         for data in _packets(path):
             picture = numbered(pattern, number)
             with output_errors(picture):
-                picture.write_bytes(data)
+                picture.write_bytes(with_made_chunk(data, made))
                 sync_file(picture)
             count, number = count + 1, number + 1
         if count != record.frames:

@@ -106,6 +106,8 @@ class GenerateJob:
     """CPU threads of the model and of the encoder; None for all usable cores."""
     max_memory: str | None = None
     """The most memory of the device to use, such as `6G`; None for what is free."""
+    tag: bool = True
+    """Write into the output how it was made."""
     resume: bool = True
     overwrite: bool = False
     skip_existing: bool = False

@@ -140,6 +140,8 @@ class UpscaleJob:
     """A length, or `LENGTH@PLACE`."""
     side_by_side: bool = False
     """Show the plain resample on the left and the result on the right."""
+    tag: bool = True
+    """Write into the output how it was made."""
     resume: bool = True
     overwrite: bool = False
     skip_existing: bool = False

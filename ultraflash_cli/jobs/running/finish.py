@@ -25,16 +25,17 @@ def finish_of(
     duration_s: Fraction,
     join: "Callable[[Path, StreamPlan], Joined]",
     first_number: int = 1,
+    made: str | None = None,
     strict: bool = False,
 ) -> Finish:
     """Give how segments `files` become an output of so many `frames`; `join` writes the containers among them.
 
-    Pictures are numbered from `first_number` on. A copied stream that did not come out as it was is worth a warning,
-    and one with which the file cannot be made or fails its check is left out; with `strict` both are an
-    OutputCheckError.
+    Pictures are numbered from `first_number` on, and `made` is the tag of each. A copied stream that did not come out
+    as it was is worth a warning, and one with which the file cannot be made or fails its check is left out; with
+    `strict` both are an OutputCheckError.
     """
     if streams.suffix == ".png":
-        return _pictures(files, spec, frames, first_number)
+        return _pictures(files, spec, frames, first_number, made)
     if streams.suffix == ".y4m":
         return _plain(files, spec, frames)
 
@@ -68,17 +69,17 @@ def _fewer(streams: "StreamPlan") -> "Iterator[StreamPlan]":
         yield streams.without(streams.beside, "the file cannot be made with all of these")
 
 
-def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int, first: int) -> Finish:
+def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int, first: int, made: str | None) -> Finish:
     from ultraflash_cli.video.sequence import existing_pictures, numbered
     from ultraflash_cli.video.stills import check_pictures, move_pictures, write_pictures
 
     def make(pattern: Path) -> Sequence[str]:
-        write_pictures(files, pattern, first=first)
+        write_pictures(files, pattern, first=first, made=made)
         check_pictures(pattern, frames=frames, spec=spec, first=first)
         return ()
 
-    def move(made: Path, target: Path) -> None:
-        move_pictures(made, target, frames=frames, first=first)
+    def move(ready: Path, target: Path) -> None:
+        move_pictures(ready, target, frames=frames, first=first)
 
     def each(pattern: Path) -> Sequence[Path]:
         return [numbered(pattern, number) for number in range(first, first + frames)]

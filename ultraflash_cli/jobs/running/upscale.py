@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ultraflash_cli.buffers import SEGMENT_FRAMES
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.jobs.events import Done, Listener, Planned, Started
+from ultraflash_cli.jobs.made import made_by_upscaling
 from ultraflash_cli.jobs.planning.inputs import check_unchanged, file_head, input_bytes, input_facts
 from ultraflash_cli.jobs.planning.target import check_space, encoded_bytes
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames, prepare
@@ -135,6 +136,7 @@ class _Upscaling:
         self._segment_frames = segment_frames
         self._head = file_head(prepared.info.source)
         job = prepared.job
+        self._made: str | None = None
         self._live: LiveStream | None = None
         if job.stdout is not None:
             keeps = job.resume and job.pipe is None
@@ -186,6 +188,7 @@ class _Upscaling:
             prepared = replace(prepared, job=replace(prepared.job, max_memory=max_memory))
         with telling_memory_errors():
             built = self._build(prepared)
+        self._made = made_by_upscaling(prepared, built)
         for message in built.warnings:
             work.warn(message)
         is_used_up = prepared.job.pipe is not None and not self._spools
@@ -372,7 +375,7 @@ class _Upscaling:
         from ultraflash_cli.video.segment import read_record
 
         prepared, work = self._prepared, self._work
-        info, streams, spec = prepared.info, prepared.streams, prepared.spec
+        info, streams, spec, made = prepared.info, prepared.streams, prepared.spec, self._made
         if self._spools and prepared.job.pipe is not None:
             prepared.job.pipe.read_to_end()
         if self._live is not None:
@@ -389,7 +392,8 @@ class _Upscaling:
             frames=frames,
             duration_s=(last.last_pts + last.last_duration - first.first_pts) * spec.time_base,
             first_number=prepared.first_number,
-            join=lambda joined, plan: join(files, info, plan, spec, joined, window=prepared.window),
+            join=lambda joined, plan: join(files, info, plan, spec, joined, window=prepared.window, made=made),
+            made=made,
             strict=prepared.job.strict,
         )
         work.put_in_place({prepared.output: finish}, frames=frames)
@@ -401,7 +405,7 @@ class _Upscaling:
         assert self._live is not None, "who streams has a stream"
         prepared, name = self._prepared, self._live.called
         streams, spec, window = prepared.streams, prepared.spec, prepared.window
-        return stream_clip(segments, streams, spec, sink, info=prepared.info, window=window, name=name)
+        return stream_clip(segments, streams, spec, sink, info=prepared.info, window=window, name=name, made=self._made)
 
 
 def _build(prepared: Prepared) -> Built:

@@ -1,0 +1,89 @@
+"""What the tag of an output says: how it was made, and the command that makes it again."""
+
+import shlex
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.jobs.made import Made
+
+__all__ = ["Explanation", "explain", "explanation_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """How a file was made."""
+
+    file: str
+    made: Made
+    arguments: tuple[str, ...]
+    """The command that repeats it, word by word; INPUT stands for the input, INIT_CLIP for the clip it goes on from."""
+    command: str
+    """The same as a line for a shell."""
+    differences: tuple[str, ...]
+    """Why this installation may make other pixels."""
+
+
+def explain(path: Path) -> Explanation:
+    """Read the tag of a file, or of the first picture of a folder or pattern. Raises InputError where there is none."""
+    found = explanation_of(path)
+    if found is None:
+        raise InputError(
+            f"{path}: no tag says how it was made; ultraflash writes one into mp4, mov, mkv, webm and png files unless "
+            "--no-tag is given"
+        )
+    return found
+
+
+def explanation_of(path: Path) -> Explanation | None:
+    """Read the tag of a file; None where there is none that can be read. Raises InputError for a missing file."""
+    from ultraflash_cli.video.made_tag import read_made
+
+    name, file = _output_name(path)
+    text = read_made(file)
+    if text is None:
+        return None
+    try:
+        made = Made.from_text(text)
+    except (ValueError, RecursionError):
+        return None
+    arguments = made.arguments(name)
+    command = shlex.join(arguments) + (f" > {shlex.quote(name)}" if made.streamed else "")
+    return Explanation(
+        file=str(path), made=made, arguments=tuple(arguments), command=command, differences=tuple(_differences(made))
+    )
+
+
+def _output_name(path: Path) -> tuple[str, Path]:
+    """Return what the command may call its output, and the file to look into."""
+    from ultraflash_cli.video.sequence import existing_pictures, is_pattern
+
+    pattern = path / "%05d.png" if path.is_dir() else path
+    if not is_pattern(pattern):
+        name = "OUT/%05d.png" if path.suffix.lower() == ".png" else f"OUT{path.suffix}"
+        return name, path
+    try:
+        pictures = existing_pictures(pattern)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not pictures:
+        raise InputError(f"{path}: no picture {pattern.name} is there; name a video or a picture")
+    return f"OUT/{pattern.name}", next(iter(pictures.values()))
+
+
+def _differences(made: Made) -> list[str]:
+    from ultraflash_cli.weights.manifest import read_manifest
+
+    found: list[str] = []
+    if made.version != version("ultraflash"):
+        found.append(f"made by version {made.version}, this is {version('ultraflash')}")
+    known = read_manifest()
+    changed = [
+        name for name, sha256 in made.weights.items() if name in known and known[name].sha256 not in (None, sha256)
+    ]
+    if changed:
+        found.append(f"this version has other weights: {', '.join(changed)}")
+    if made.unknown:
+        found.append(f"this version does not know {', '.join(made.unknown)}")
+    return found

@@ -1,0 +1,225 @@
+"""How an output was made, as its tag says: no paths, and enough to make it again."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from ultraflash_cli.jobs.planning.generate import PreparedGeneration
+    from ultraflash_cli.jobs.planning.upscale import Prepared
+    from ultraflash_cli.jobs.running.loader import Built, BuiltGeneration
+
+__all__ = ["Made", "made_by_generating", "made_by_upscaling"]
+
+Value = str | bool | list[str]
+
+_PRECISIONS = ("fp32", "bf16", "fp8")
+_FLAG = re.compile(r"--[a-z][a-z-]*")
+_KNOWN = frozenset(
+    {
+        *("--audio", "--cache-management", "--codec", "--color", "--crf", "--cuda-graphs", "--cuts", "--decoder"),
+        *(
+            "--deinterlace",
+            "--detail",
+            "--device",
+            "--downscale",
+            "--enc-opt",
+            "--encoder",
+            "--end",
+            "--fps",
+            "--guard",
+        ),
+        *("--images", "--init-clip", "--max-memory", "--model", "--pix-fmt", "--precision", "--preview", "--prompt"),
+        *("--renumber", "--res", "--save-lr", "--seconds", "--seed", "--side-by-side", "--start", "--strength"),
+        *("--strict", "--subs", "--threads"),
+    }
+)
+"""What a tag may put into a command: a file that somebody else has made must not make one write or delete elsewhere."""
+_INIT_CLIP = "INIT_CLIP"
+_MOST_WEIGHTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What is known of the run that made a file."""
+
+    version: str
+    command: str
+    """`upscale` or `generate`."""
+    model: str
+    weights: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The sha256 of every weight file by its name."""
+    seed: int
+    device: str
+    precision: str
+    prompt: str | None = None
+    """What was generated."""
+    options: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    """What was asked for and is not the default, and what the program chose where another machine would not."""
+    streamed: bool = False
+    """It went out as a stream, in parts that are encoded one by one."""
+
+    def as_text(self) -> str:
+        """Return the tag."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Made":
+        """Read a tag. Raises ValueError for what is none."""
+        said = json.loads(text)
+        if not isinstance(said, dict):
+            raise ValueError("no object")
+        read = cast("dict[str, Any]", said)
+        words = [read.get(name) for name in ("version", "command", "model", "device", "precision")]
+        if not all(isinstance(word, str) for word in words) or read["command"] not in ("upscale", "generate"):
+            raise ValueError("a word is missing")
+        prompt, seed, weights = read.get("prompt"), read.get("seed"), read.get("weights", {})
+        if (
+            not isinstance(prompt, str | None)
+            or type(seed) is not int
+            or (read["command"] == "generate") != bool(prompt)
+        ):
+            raise ValueError("prompt or seed are none")
+        if not _is_table(weights) or not all(isinstance(value, str) for value in weights.values()):
+            raise ValueError("weights are none")
+        options = read.get("options", {})
+        if not _is_table(options) or not all(_FLAG.fullmatch(flag) and _is_value(options[flag]) for flag in options):
+            raise ValueError("options are none")
+        return cls(
+            version=read["version"],
+            command=read["command"],
+            model=read["model"],
+            weights=weights,
+            seed=seed,
+            device=read["device"],
+            precision=read["precision"],
+            prompt=prompt,
+            options=options,
+            streamed=read.get("streamed") is True,
+        )
+
+    @property
+    def unknown(self) -> list[str]:
+        """Options that this version does not know."""
+        return sorted(set(self.options) - _KNOWN)
+
+    def arguments(self, output: str) -> list[str]:
+        """Return the command that repeats it, for an output of this name; INPUT stands for the input."""
+        words = ["ultraflash", self.command, self.prompt if self.prompt is not None else "INPUT"]
+        if words[2].startswith("-"):
+            words.insert(2, "--")  # stays the last thing before what is no option
+        given: list[str] = ["-o", "-" if self.streamed else output]
+        for flag, value in self.options.items():
+            if flag not in _KNOWN:
+                continue
+            for each in value if isinstance(value, list) else [value]:
+                given += (
+                    [flag] if each is True else [f"{flag}={each}"] if str(each).startswith("-") else [flag, str(each)]
+                )
+        return [*words[:2], *given, *words[2:]] if "--" in words else [*words, *given]
+
+
+def made_by_upscaling(prepared: "Prepared", built: "Built") -> str | None:
+    """Return the tag of an upscaled clip; None where none is wanted."""
+    job = prepared.job
+    if not job.tag:
+        return None
+    options: dict[str, Value | None] = {
+        "--res": prepared.res,
+        "--strength": f"{job.strength:g}" if job.strength != 1 else None,
+        "--detail": f"{job.detail:g}" if job.detail is not None else None,
+        "--guard": f"{job.guard:g}" if job.guard is not None else "off",
+        "--color": _changed(job.color, "match"),
+        "--cuts": _changed(job.cuts, "auto"),
+        "--deinterlace": _changed(job.deinterlace, "auto"),
+        "--prompt": job.prompt,
+        "--encoder": _changed(job.encoder, "auto"),
+        "--start": job.start,
+        "--end": job.end,
+        "--preview": job.preview,
+        "--side-by-side": job.side_by_side,
+        "--downscale": job.downscale,
+        "--fps": _rate(job.fps),
+        "--audio": _changed(job.audio, "copy"),
+        "--subs": _changed(job.subs, "copy"),
+        "--images": job.images,
+        "--renumber": job.renumber,
+        "--strict": job.strict,
+    }
+    return _text("upscale", job, built, model=prepared.model, threads=prepared.threads, options=options)
+
+
+def made_by_generating(prepared: "PreparedGeneration", built: "BuiltGeneration") -> str | None:
+    """Return the tag of a generated clip; None where none is wanted."""
+    job = prepared.job
+    if not job.tag:
+        return None
+    options: dict[str, Value | None] = {
+        "--res": job.res,
+        "--seconds": f"{job.seconds:g}" if job.seconds is not None else None,
+        "--fps": _rate(job.fps),
+        "--save-lr": job.save_lr,
+        "--init-clip": _INIT_CLIP if job.init_clip is not None else None,
+        "--cache-management": _changed(job.cache_management, "off"),
+    }
+    made = _text("generate", job, built, model=prepared.model, threads=prepared.threads, options=options)
+    return json.dumps(json.loads(made) | {"prompt": prepared.prompt}, separators=(",", ":"))
+
+
+def _text(command: str, job: Any, built: Any, *, model: str, threads: int, options: Mapping[str, Value | None]) -> str:
+    """Return the tag of a job of either kind, with the options that both have."""
+    precision = built.precision if built.precision in _PRECISIONS else job.precision
+    shared: dict[str, Value | None] = {
+        "--decoder": _changed(job.decoder, "auto"),
+        "--codec": _changed(job.codec, "auto"),
+        "--crf": str(job.crf) if job.crf is not None else None,
+        "--pix-fmt": _changed(job.pix_fmt, "auto"),
+        "--enc-opt": [f"{key}={_without_paths(value)}" for key, value in job.enc_options],
+        "--model": model,
+        "--seed": str(job.seed),
+        "--device": built.device.partition(":")[0],
+        "--precision": precision,
+        "--threads": str(threads),
+        "--max-memory": job.max_memory,
+        "--cuda-graphs": None if job.cuda_graphs else "off",
+    }
+    return Made(
+        version=version("ultraflash"),
+        command=command,
+        model=model,
+        weights=built.weights,
+        seed=job.seed,
+        device=built.device,
+        precision=built.precision,
+        options={flag: value for flag, value in {**options, **shared}.items() if value},
+        streamed=job.stdout is not None,
+    ).as_text()
+
+
+def _changed(value: str, default: str) -> str | None:
+    return value if value != default else None
+
+
+def _rate(fps: Fraction | None) -> str | None:
+    return None if fps is None else str(fps)
+
+
+def _without_paths(value: str) -> str:
+    """Take out a value that names a file: where somebody keeps theirs is nobody's business."""
+    return "PATH" if "/" in value or "\\" in value else value
+
+
+def _is_table(value: object) -> bool:
+    if not isinstance(value, dict) or len(cast("dict[object, object]", value)) > _MOST_WEIGHTS:
+        return False
+    return all(isinstance(name, str) for name in cast("dict[object, object]", value))
+
+
+def _is_value(value: object) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(each, str) for each in cast("Sequence[object]", value))
+    return isinstance(value, str) or value is True

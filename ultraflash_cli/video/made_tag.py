@@ -1,0 +1,132 @@
+"""The tag that says how a file was made: written into Matroska, MP4, QuickTime and PNG, and read back.
+
+Matroska and WebM keep it as the tag `ULTRAFLASH`, MP4 and QuickTime as XMP in a box of its own behind all others, where
+it moves nothing, PNG as a chunk of text.
+"""
+
+import html
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.source import open_input
+
+__all__ = ["append_made", "read_made", "with_made", "with_made_chunk"]
+
+_KEY = "ULTRAFLASH"
+_MATROSKA = (".mkv", ".webm")
+_XMP_BOX = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+"""The box of MP4 that holds XMP."""
+_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+    'xmlns:ultraflash="urn:ultraflash:1" ultraflash:made="{}"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+)
+_MADE = re.compile(r'ultraflash:made="([^"]*)"')
+_MOST_BYTES = 1 << 20
+"""A tag is smaller; what says that it is larger is none."""
+_MOST_BOXES = 10_000
+_ISO = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
+_EBML = b"\x1a\x45\xdf\xa3"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_HEAD_BYTES = len(_PNG) + 25
+"""The signature and the chunk that comes first."""
+_CHUNK_HEAD = b"ultraflash\0\0\0\0\0"
+"""Of international text: the keyword, not compressed, no language, no translation of the keyword."""
+
+
+def with_made(tags: Mapping[str, str], suffix: str, made: str | None) -> dict[str, str]:
+    """Return a file's tags with the one that says how it was made, where its container keeps it so.
+
+    That of the input goes: it is true of the input only.
+    """
+    kept = {key: value for key, value in tags.items() if key.upper() != _KEY}
+    return kept | {_KEY: made} if made is not None and suffix in _MATROSKA else kept
+
+
+def append_made(path: Path, suffix: str, made: str | None) -> None:
+    """Write the tag behind all that is in a finished file, where its container keeps it so. Raises OSError."""
+    if made is None or suffix in _MATROSKA:
+        return
+    content = _XMP_BOX + _XMP.format(html.escape(made)).encode()
+    with path.open("ab") as file:
+        file.write(struct.pack(">I4s", 8 + len(content), b"uuid") + content)
+
+
+def with_made_chunk(png: bytes, made: str | None) -> bytes:
+    """Return a PNG with the tag in it."""
+    if made is None:
+        return png
+    content = b"iTXt" + _CHUNK_HEAD + made.encode()
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    return png[:_PNG_HEAD_BYTES] + chunk + png[_PNG_HEAD_BYTES:]
+
+
+def read_made(path: Path) -> str | None:
+    """Read the tag of a file; None where there is none. Raises InputError for a file that cannot be read."""
+    if not path.is_file():
+        raise InputError(f"{path}: {'no file' if path.exists() else 'no such file'}; name a video or a picture")
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+            if head.startswith(_PNG):
+                return _of_png(file)
+            if head[4:8] in _ISO:
+                return _of_iso(file)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not head.startswith(_EBML):
+        return None
+    with open_input(path) as container:
+        return next((value for key, value in container.metadata.items() if key.upper() == _KEY), None)
+
+
+def _of_iso(file: BinaryIO) -> str | None:
+    for kind, size_bytes in _boxes(file):
+        if kind == b"uuid" and size_bytes <= _MOST_BYTES:
+            content = file.read(size_bytes)
+            if content.startswith(_XMP_BOX):
+                found = _MADE.search(content.decode(errors="replace"))
+                if found is not None:
+                    return html.unescape(found[1])
+    return None
+
+
+def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Go through the outer boxes: kind and size of what is in each, where the file then stands."""
+    end = file.seek(0, 2)
+    place = 0
+    for _ in range(_MOST_BOXES):
+        if place + 8 > end:
+            return
+        file.seek(place)
+        head = file.read(8)
+        size_bytes, kind = struct.unpack(">I4s", head)
+        head_bytes = 8
+        if size_bytes == 1:
+            size_bytes = int.from_bytes(file.read(8), "big")
+            head_bytes = 16
+        if size_bytes < head_bytes:
+            return  # the last one, up to the end of the file, or nonsense
+        yield kind, size_bytes - head_bytes
+        place += size_bytes
+
+
+def _of_png(file: BinaryIO) -> str | None:
+    file.seek(len(_PNG))
+    for _ in range(_MOST_BOXES):
+        head = file.read(8)
+        if len(head) < 8:
+            return None
+        size_bytes, kind = struct.unpack(">I4s", head)
+        if kind == b"iTXt" and size_bytes <= _MOST_BYTES:
+            content = file.read(size_bytes)
+            if content.startswith(_CHUNK_HEAD):
+                return content.removeprefix(_CHUNK_HEAD).decode(errors="replace")
+            size_bytes = 0
+        file.seek(size_bytes + 4, 1)
+    return None
