@@ -22,8 +22,8 @@ from torch import Tensor
 
 import ultraflash_cli
 from ultraflash_cli.engine.profiles import LITE, LITE2
+from ultraflash_cli.metrics.lpips import learned_distance
 from ultraflash_cli.train.drawing import Renderer
-from ultraflash_cli.train.perception import learned_distance
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.scenes import Scene, random_scene
 from ultraflash_cli.video.stills import write_png

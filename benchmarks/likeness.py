@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.rgb import read_rgb
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
 from ultraflash_cli.metrics.registry import Metric
-from ultraflash_cli.train.perception import Trunk, learned_distance, weights_path
 
 __all__ = ["LIKENESS", "is_there", "likeness"]
 

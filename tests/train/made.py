@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 
 from ultraflash_cli.engine.stages.pixel_path import PixelPathConfig
+from ultraflash_cli.metrics.lpips import PACKAGE, WEIGHTS, LikenessNet, Trunk
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.degradation import DegradationConfig
-from ultraflash_cli.train.perception import PACKAGE, WEIGHTS, LikenessNet, Trunk
 
 CLEAN = DegradationConfig(shares=(("clean", 1.0),))
 """Scaling alone."""

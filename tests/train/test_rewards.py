@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tests.train.made import write_likeness_package
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.metrics import lpips
+from ultraflash_cli.metrics.lpips import PACKAGE, Trunk, learned_distance
 from ultraflash_cli.train import perception, rewards
-from ultraflash_cli.train.perception import PACKAGE, Trunk, learned_distance
 from ultraflash_cli.train.rewards import TemporalConsistency, TextureLikeness, load_reward, reward_of
 
 
@@ -111,6 +112,6 @@ def test_the_learned_distance_is_what_its_package_measures(trunk: Trunk, expecte
 
 
 def test_without_its_package_the_learned_reward_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perception, "find_spec", lambda name: None)
+    monkeypatch.setattr(lpips, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install --no-deps stlpips-pytorch"):
         load_reward("lpips")

@@ -41,11 +41,15 @@ def compare(
         return
     console.text(f"{report.output} beside its {report.mode}, {report.frames} frames at {report.width}x{report.height}")
     for name, mean in report.means.items():
-        metric = COMPARED[name]
-        console.text(f"  {metric.title:30}  {mean:10.{metric.digits}f} {metric.unit}".rstrip())
+        metric, values = COMPARED[name], report.series[name]
+        measured = sum(value is not None for value in values)
+        some = f"  ({measured} of {len(values)} frames)" if measured < len(values) else ""
+        console.text(f"  {metric.title:30}  {mean:10.{metric.digits}f} {metric.unit}{some}".rstrip())
     worst = report.worst[0]
     place = f"frame {worst['frame']}, {worst['left_px']} across, {worst['top_px']} down"
     console.text(f"  differs most in {place}: {worst['levels']:.1f} levels")
+    for name, reason in report.left_out.items():
+        console.info(f"{COMPARED[name].title} is left out: {reason}")
     if report.timestamps_differ_s:
         console.text(f"  timestamps differ by up to {report.timestamps_differ_s:.3f} s")
     if report.html:

@@ -1,19 +1,25 @@
 """A result measured against its original, or against the source that it was made from."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ultraflash_cli.errors import InputError, OutputError, UsageError
+from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.host import usable_cores
+from ultraflash_cli.jobs.pages.page import check_page_place, write_page
 
 if TYPE_CHECKING:
     from ultraflash_cli.metrics.comparison import Comparison, Mode
+    from ultraflash_cli.metrics.ffmpeg import Coding, View
     from ultraflash_cli.video.probe import ClipInfo
 
-__all__ = ["CompareJob", "CompareReport", "run"]
+__all__ = ["SCHEMA", "CompareJob", "CompareReport", "run"]
+
+SCHEMA = 1
+"""Version of the report's fields, as published in docs/schemas; grows when a field changes its meaning or goes."""
 
 _CROP_PX = 128
 _SAME_SHAPE = 0.02
@@ -30,11 +36,18 @@ class CompareJob:
     overwrite: bool = False
     threads: int | None = None
 
+    @property
+    def command(self) -> str:
+        """The command that compares them again."""
+        words = ["ultraflash", "compare", str(self.reference), str(self.output)]
+        return shlex.join([*words, *(["--html", str(self.html), "-y"] if self.html is not None else [])])
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareReport:
     """How alike two clips are."""
 
+    schema: int
     reference: str
     output: str
     mode: str
@@ -43,10 +56,13 @@ class CompareReport:
     height: int
     """Size at which they were compared."""
     frames: int
+    """Frames of each clip."""
     means: Mapping[str, float]
     """Mean of each score over the clip, by the names of ``metrics.comparison.COMPARED``."""
-    series: Mapping[str, list[float]]
-    """One number a frame."""
+    series: Mapping[str, list[float | None]]
+    """One number a frame; None for frames on which a score was not measured."""
+    left_out: Mapping[str, str]
+    """Why a score was not measured, by its name."""
     worst: tuple[dict[str, float], ...]
     """Where the clips differ most: frame, top, left, levels."""
     timestamps_differ_s: float
@@ -61,7 +77,7 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
     other lengths), OutputError (the page cannot be written).
     """
     if job.html is not None:
-        _check_place(job.html, job)
+        check_page_place(job.html, (job.reference, job.output), overwrite=job.overwrite)
 
     from ultraflash_cli.metrics.comparison import compare_clips
     from ultraflash_cli.video.probe import probe
@@ -70,20 +86,26 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
     mode, size_wh = _mode(reference, output)
     crop_px = min(_CROP_PX, *size_wh)
     say(f"comparing {job.output.name} with its {mode} at {size_wh[0]}x{size_wh[1]}")
+    coding = _coding(reference)
+    views = [_view(info, size_wh, coding) for info in (output, reference)]
     comparison = compare_clips(
-        job.output,
-        job.reference,
+        views[0],
+        views[1],
         mode=mode,
         size_wh=size_wh,
+        coding=coding,
+        fps=float(reference.average_rate),
         crop_px=crop_px,
         threads=job.threads or usable_cores(),
     )
     times = {path: _times(path) for path in (job.reference, job.output)}
+    pairs = zip(times[job.reference], times[job.output], strict=False)
+    differ_s = float(max((abs(a - b) for a, b in pairs), default=Fraction(0)))
     if job.html is not None:
         say(f"writing {job.html}")
-        _write_page(job, comparison, reference, output, times[job.output], crop_px)
-    pairs = zip(times[job.reference], times[job.output], strict=False)
+        _write_page(job, comparison, reference, output, times[job.output], crop_px, differ_s)
     return CompareReport(
+        schema=SCHEMA,
         reference=str(job.reference),
         output=str(job.output),
         mode=mode,
@@ -92,26 +114,14 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
         frames=comparison.frames,
         means=comparison.means,
         series=comparison.series,
+        left_out=comparison.left_out,
         worst=tuple(
             {"frame": crop.frame, "top_px": crop.top_px, "left_px": crop.left_px, "levels": crop.error_levels}
-            for crop in comparison.crops[:6]
+            for crop in comparison.crops
         ),
-        timestamps_differ_s=float(max((abs(a - b) for a, b in pairs), default=Fraction(0))),
+        timestamps_differ_s=differ_s,
         html=str(job.html) if job.html is not None else None,
     )
-
-
-def _check_place(html: Path, job: CompareJob) -> None:
-    """Refuse, before any work, a page that would replace a clip or what was not meant, or that has no place to lie."""
-    for clip in (job.reference, job.output):
-        if html.exists() and clip.exists() and html.samefile(clip):
-            raise UsageError(f"{html} is one of the clips that are compared; name another file with --html")
-    if html.is_dir():
-        raise UsageError(f"{html} is a folder; name a file with --html")
-    if html.exists() and not job.overwrite:
-        raise UsageError(f"{html} exists; -y replaces it, or name another file with --html")
-    if not html.parent.is_dir():
-        raise OutputError(f"cannot write {html}: {html.parent} is no folder; choose another place with --html")
 
 
 def _mode(reference: "ClipInfo", output: "ClipInfo") -> "tuple[Mode, tuple[int, int]]":
@@ -121,12 +131,43 @@ def _mode(reference: "ClipInfo", output: "ClipInfo") -> "tuple[Mode, tuple[int, 
     if ref_wh == out_wh:
         return "original", ref_wh
     shapes = [Fraction(*wh) for wh in (ref_wh, out_wh)]
-    said = f"{reference.path.name} is {ref_wh[0]}x{ref_wh[1]}, {output.path.name} {out_wh[0]}x{out_wh[1]}"
+    found = f"{reference.path.name} is {ref_wh[0]}x{ref_wh[1]}, {output.path.name} {out_wh[0]}x{out_wh[1]}"
     if abs(shapes[0] / shapes[1] - 1) > _SAME_SHAPE:
-        raise UsageError(f"{said}: they have other shapes; compare a result with its original or its source")
+        raise UsageError(f"{found}: they have other shapes; compare a result with its original or its source")
     if ref_wh[0] > out_wh[0]:
-        raise UsageError(f"{said}: the result is the smaller one; name the reference first, then the result")
-    return "source", (ref_wh[0] // 2 * 2, ref_wh[1] // 2 * 2)
+        raise UsageError(f"{found}: the result is the smaller one; name the reference first, then the result")
+    return "source", ref_wh
+
+
+def _coding(info: "ClipInfo") -> "Coding":
+    """Return how the frames of a clip are coded as YUV; RGB is measured as full-range bt709."""
+    from ultraflash_cli.metrics.ffmpeg import Coding
+    from ultraflash_cli.video.color import FULL, resolve_color, scale_matrix
+
+    if info.is_rgb:
+        return Coding("bt709", "pc")
+    full = info.pix_fmt.startswith("yuvj")
+    color = resolve_color(info.color, width_px=info.width_px, height_px=info.height_px, rgb=False, full=full)
+    matrix = scale_matrix(color)
+    return Coding("bt601" if matrix in ("bt470", "smpte170m") else matrix, "pc" if color.range == FULL else "tv")
+
+
+def _view(info: "ClipInfo", size_wh: tuple[int, int], wanted: "Coding") -> "View":
+    """Return a clip in the form in which it is measured. Raises InputError for what is no file."""
+    from ultraflash_cli.metrics.ffmpeg import viewed
+
+    if not isinstance(info.source, Path):
+        raise InputError(f"{info.path}: pictures or a pipe, expected a video file; compare files")
+    shown_wh = (info.display_width_px, info.display_height_px)
+    own = None if info.is_rgb else _coding(info)
+    return viewed(
+        info.source,
+        stream=str(info.video_index),
+        size_wh=size_wh if shown_wh != size_wh or info.is_rgb else None,
+        coding=own or (wanted if info.is_rgb else None),
+        wanted=wanted,
+        deinterlace=info.interlaced,
+    )
 
 
 def _times(path: Path) -> list[Fraction]:
@@ -147,48 +188,30 @@ def _write_page(
     output: "ClipInfo",
     times: list[Fraction],
     crop_px: int,
+    differ_s: float,
 ) -> None:
-    from ultraflash_cli.jobs.pages.comparing import FileFacts, comparison_page
-    from ultraflash_cli.video.partial import output_errors, partial_file
+    from ultraflash_cli.jobs.pages.comparing import comparison_page
+    from ultraflash_cli.jobs.pages.page import clip_facts, made_by
 
     assert job.html is not None
+    size_wh = (output.display_width_px, output.display_height_px)
+    facts = [clip_facts(info, frames=comparison.frames) for info in (reference, output)]
+    facts[1]["timestamps"] = f"differ by up to {differ_s:.3f} s" if differ_s else "those of the reference"
     page = comparison_page(
         comparison,
-        FileFacts(role=comparison.mode, path=job.reference, facts=_facts(reference, comparison.frames)),
-        FileFacts(role="result", path=job.output, facts=_facts(output, comparison.frames)),
-        size_wh=(output.display_width_px, output.display_height_px),
+        views=[_shown(info) for info in (reference, output)],
+        codings=[_coding(info) for info in (reference, output)],
+        facts=facts,
+        title=f"{output.path.name} beside its {comparison.mode}",
+        size_wh=size_wh,
         crop_px=crop_px,
         times_s=[float(time) for time in times],
-        made=_made(job.output),
+        made=made_by(job.output, {"compare them again": job.command}),
     )
-    with partial_file(job.html) as part, output_errors(job.html):
-        part.write_text(page, encoding="utf-8")
+    write_page(job.html, page)
 
 
-def _made(path: Path) -> dict[str, object] | None:
-    """Return how the result was made, where its tag says so."""
-    from ultraflash_cli.jobs.explain import explanation_of
+def _shown(info: "ClipInfo") -> "View":
+    from ultraflash_cli.metrics.ffmpeg import viewed
 
-    found = explanation_of(path)
-    if found is None:
-        return None
-    made = found.made
-    weights = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in made.weights.items())
-    facts = {"version": made.version, "model": made.model, "weights": weights, "seed": str(made.seed)}
-    return {"facts": facts | {"device": f"{made.device}, {made.precision}"}, "command": found.command}
-
-
-def _facts(info: "ClipInfo", frames: int) -> dict[str, str]:
-    if not isinstance(info.source, Path):
-        raise InputError(f"{info.path}: compare files, not pictures or pipes")
-    color = info.color
-    tags = ", ".join(str(tag) for tag in (color.matrix, color.transfer, color.range) if tag)
-    return {
-        "file": info.path.name,
-        "size": f"{info.display_width_px}x{info.display_height_px}",
-        "codec": f"{info.codec}, {info.pix_fmt}",
-        "colour": tags or "not tagged",
-        "frames": str(frames),
-        "frames per second": f"{float(info.average_rate):.3f}",
-        "megabytes": f"{info.source.stat().st_size / 1e6:.2f}",
-    }
+    return viewed(info.path, stream=str(info.video_index), deinterlace=info.interlaced)

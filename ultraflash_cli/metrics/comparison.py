@@ -1,16 +1,15 @@
 """A result beside its original or its source: every number of every frame, by one call."""
 
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from ultraflash_cli.metrics.ffmpeg import read_planes
-from ultraflash_cli.metrics.pairs import Crop, compare_planes
+from ultraflash_cli.metrics.ffmpeg import Coding, View, read_planes
+from ultraflash_cli.metrics.pairs import Crop, compare_planes, distinct_crops
 from ultraflash_cli.metrics.registry import Metric
+from ultraflash_cli.metrics.sampled import SAMPLED, measure_sampled
 from ultraflash_cli.metrics.vmaf import libvmaf_frames
 from ultraflash_cli.metrics.xpsnr import xpsnr_frames
 
@@ -27,15 +26,16 @@ COMPARED: Mapping[str, Metric] = MappingProxyType(
         "xpsnr_y": Metric(title="XPSNR-Y", unit="dB", digits=2, higher_is_better=True),
         "vmaf_v0.6.1": Metric(title="VMAF v0.6.1", unit="", digits=1, higher_is_better=True),
         "vmaf_v0.6.1neg": Metric(title="VMAF v0.6.1 NEG", unit="", digits=1, higher_is_better=True),
-        "vmaf_v1.0.16_3d0h": Metric(title="VMAF v1.0.16, 3 heights away", unit="", digits=1, higher_is_better=True),
+        "vmaf_v1.0.16_3d0h": Metric(title="VMAF v1.0.16 (3.0 H)", unit="", digits=1, higher_is_better=True),
+        **SAMPLED,
         "tdiff": Metric(title="temporal error", unit="levels", digits=2, higher_is_better=False),
         "warping": Metric(title="warping error", unit="levels", digits=2, higher_is_better=False),
         "warping_reference": Metric(
             title="warping error of the reference", unit="levels", digits=2, higher_is_better=False
         ),
-        "drift_y": Metric(title="drift of luma", unit="levels", digits=2, higher_is_better=False),
-        "drift_cb": Metric(title="drift of Cb", unit="levels", digits=2, higher_is_better=False),
-        "drift_cr": Metric(title="drift of Cr", unit="levels", digits=2, higher_is_better=False),
+        "drift_y": Metric(title="colour drift, luma", unit="levels", digits=2, higher_is_better=False),
+        "drift_cb": Metric(title="colour drift, Cb", unit="levels", digits=2, higher_is_better=False),
+        "drift_cr": Metric(title="colour drift, Cr", unit="levels", digits=2, higher_is_better=False),
     }
 )
 """How the numbers of a comparison are called and read. Scores of different VMAF models cannot be compared."""
@@ -46,6 +46,7 @@ _FEATURES = {"float_ssim": "ssim", "psnr_y": "psnr_y"}
 _LARGE_FEATURES = {"float_ms_ssim": "ms_ssim"}
 _LARGE_PX = 192
 """Shorter pictures are too small for MS-SSIM and VMAF v1."""
+_CROPS = 6
 _WARPED_AT_LEAST = 2
 """Frames below which differences in time mean nothing."""
 
@@ -58,10 +59,12 @@ class Comparison:
     size_wh: tuple[int, int]
     """At which size they were compared: the reference's."""
     frames: int
-    series: Mapping[str, list[float]]
-    """One number a frame for each name of ``COMPARED`` that was measured."""
+    series: Mapping[str, list[float | None]]
+    """One number a frame for each name of ``COMPARED`` that was measured; None for frames that were not."""
+    left_out: Mapping[str, str]
+    """Why a metric was not measured, by its name."""
     crops: tuple[Crop, ...]
-    """Where each frame differs most, the largest error first."""
+    """Where they differ most, the largest error first; no two show the same."""
 
     @property
     def means(self) -> dict[str, float]:
@@ -74,38 +77,59 @@ class Comparison:
 
 
 def compare_clips(
-    output: Path,
-    reference: Path,
+    output: View,
+    reference: View,
     *,
     mode: Mode,
     size_wh: tuple[int, int],
+    coding: Coding,
+    fps: float,
     crop_px: int = 128,
-    threads: int = os.cpu_count() or 1,
+    threads: int = 1,
 ) -> Comparison:
-    """Measure ``output`` against ``reference``, whose size is ``size_wh``; in mode ``source`` it is made small first.
+    """Measure ``output`` against ``reference``; frames are paired by number.
 
-    Frames are paired by number. Raises InputError where a clip cannot be read or frame counts differ.
+    Raises InputError where a clip cannot be read or frame counts differ.
+
+    Args:
+        output: The result, brought to ``size_wh`` and to the coding of the reference.
+        reference: The original, or the source that the output was made from.
+        mode: Which of the two it is.
+        size_wh: Size of both views.
+        coding: How both views are coded.
+        fps: Frames per second.
+        crop_px: Side of the places that are looked for.
+        threads: CPU threads.
     """
-    resized = size_wh if mode == "source" else None
-    pairs = compare_planes(
-        read_planes(output, size_wh=resized),
-        read_planes(reference),
-        crop_px=crop_px,
-        names=(str(output), str(reference)),
-    )
+    names = (str(output.path), str(reference.path))
+    pairs = compare_planes(read_planes(output), read_planes(reference), crop_px=crop_px, names=names)
+    frames = len(pairs.tdiff)
     is_large = min(size_wh) >= _LARGE_PX
     models = _MODELS | (_LARGE_MODELS if is_large else {})
     features = _FEATURES | (_LARGE_FEATURES if is_large else {})
     wanted = ["psnr", *(name for name in features if name != "psnr_y")]
-    rows = libvmaf_frames(output, reference, models=models, features=wanted, size_wh=resized, threads=threads)
-    series = {title: rows[name] for name, title in features.items()}
-    series["xpsnr_y"] = xpsnr_frames(output, reference, size_wh=resized)
-    series |= {name: rows[name] for name in models}
+    rows = libvmaf_frames(output, reference, models=models, features=wanted, threads=threads)
+    sampled = measure_sampled(
+        output, reference, frames=frames, size_wh=size_wh, coding=coding, fps=fps, threads=threads
+    )
+    series: dict[str, list[float | None]] = {title: [*rows[name]] for name, title in features.items()}
+    series["xpsnr_y"] = [*xpsnr_frames(output, reference)]
+    series |= {name: [*rows[name]] for name in models}
+    series |= sampled.series
     for name in ("tdiff", "warping", "warping_reference", "drift_y", "drift_cb", "drift_cr"):
         series[name] = getattr(pairs, name)
-    ordered = {name: series[name] for name in COMPARED if name in series}
-    return Comparison(mode=mode, size_wh=size_wh, frames=len(pairs.tdiff), series=ordered, crops=tuple(pairs.crops))
+    small = f"pictures of less than {_LARGE_PX} pixels a side are too small for it"
+    left_out = {} if is_large else dict.fromkeys((*_LARGE_FEATURES.values(), *_LARGE_MODELS), small)
+    return Comparison(
+        mode=mode,
+        size_wh=size_wh,
+        frames=frames,
+        series={name: series[name] for name in COMPARED if name in series},
+        left_out=left_out | dict(sampled.left_out),
+        crops=tuple(distinct_crops(pairs.crops, count=_CROPS, frames=frames, crop_px=crop_px)),
+    )
 
 
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else math.nan

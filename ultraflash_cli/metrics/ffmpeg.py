@@ -1,16 +1,28 @@
-"""The ffmpeg that comes with imageio-ffmpeg: run it, and read the luma of a clip through it."""
+"""The ffmpeg that comes with imageio-ffmpeg: run it, and read the frames of a clip through it."""
 
 import subprocess
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from ultraflash_cli.errors import InputError, UsageError
 
-__all__ = ["Luma", "Planes", "read_luma", "read_planes", "run_ffmpeg"]
+__all__ = [
+    "RESIZE",
+    "Coding",
+    "Luma",
+    "Planes",
+    "View",
+    "paired",
+    "read_luma",
+    "read_planes",
+    "read_rgb",
+    "run_ffmpeg",
+    "viewed",
+]
 
 Luma = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 """One plane of a frame, height by width, 8 bits, in the range the clip is coded in."""
@@ -25,6 +37,53 @@ class Planes(NamedTuple):
     y_hw: Luma
     cb_hw: Luma
     cr_hw: Luma
+
+
+class Coding(NamedTuple):
+    """How RGB is coded as YUV, in the words of ffmpeg's scale filter."""
+
+    matrix: str
+    range: str
+    """`tv` or `pc`."""
+
+
+class View(NamedTuple):
+    """A clip, and the filters that bring its frames to the form in which they are measured."""
+
+    path: Path
+    filters: str = "null"
+    stream: str = "v:0"
+    """Which of its streams, as ffmpeg names it."""
+
+
+def viewed(
+    path: Path,
+    *,
+    stream: str = "v:0",
+    size_wh: tuple[int, int] | None = None,
+    coding: Coding | None = None,
+    wanted: Coding | None = None,
+    deinterlace: bool = False,
+) -> View:
+    """Return a view of a clip: deinterlaced, resized by lanczos, brought from its own coding to the wanted one."""
+    filters = ["bwdif=mode=send_frame"] if deinterlace else []
+    recoded = coding is not None and wanted is not None and coding != wanted
+    if size_wh or recoded:
+        width, height = size_wh or ("iw", "ih")
+        scale = f"scale={width}:{height}:{RESIZE}"
+        if coding is not None and wanted is not None:
+            scale += f":in_color_matrix={coding.matrix}:in_range={coding.range}"
+            scale += f":out_color_matrix={wanted.matrix}:out_range={wanted.range}"
+        filters.append(scale)
+    return View(path, ",".join(filters) or "null", stream)
+
+
+def paired(output: View, reference: View) -> str:
+    """Return filters that name the frames of two inputs ``[out]`` and ``[ref]`` and pair them by number."""
+    # Numbered timestamps: filters of two inputs pair by time, and containers round time differently.
+    count = "format=yuv420p,settb=1/25,setpts=N"
+    views = ((0, output, "out"), (1, reference, "ref"))
+    return ";".join(f"[{number}:{view.stream}]{view.filters},{count}[{name}]" for number, view, name in views)
 
 
 def ffmpeg_program() -> str:
@@ -49,22 +108,44 @@ def read_luma(path: Path, *, frames: int | None = None) -> Generator[Luma]:
 
     Raises InputError where the file is missing or ffmpeg finds no picture in it.
     """
-    for planes in read_planes(path, frames=frames):
+    for planes in read_planes(View(path), frames=frames):
         yield planes.y_hw
 
 
-def read_planes(path: Path, *, size_wh: tuple[int, int] | None = None, frames: int | None = None) -> Generator[Planes]:
-    """Yield the planes of each frame as it is shown, one at a time, resized by lanczos to ``size_wh`` if given.
+def read_rgb(view: View, numbers: Sequence[int], *, coding: Coding) -> list[np.ndarray]:
+    """Return the frames with these numbers as RGB `[H, W, 3]` of 8 bits; ``coding`` is that of the view.
+
+    Raises InputError where the clip cannot be read.
+    """
+    wanted = "+".join(f"eq(n\\,{number})" for number in numbers)
+    to_rgb = f"scale=iw:ih:{RESIZE}:in_color_matrix={coding.matrix}:in_range={coding.range}:out_range=pc,format=gbrp"
+    # The select comes behind the filter that looks at neighbours and before those that cost.
+    first, _, rest = view.filters.partition(",") if view.filters.startswith("bwdif") else ("null", "", view.filters)
+    graph = ",".join([first, f"select='{wanted}'", rest or "null", to_rgb, "format=rgb24"])
+    arguments = ["-i", str(view.path.resolve()), "-map", f"0:{view.stream}", "-vf", graph, "-fps_mode", "passthrough"]
+    with TemporaryDirectory(prefix="rgb_") as folder:
+        run_ffmpeg([*arguments, "%04d.ppm"], what=str(view.path), folder=Path(folder))
+        return [_read_ppm(file) for file in sorted(Path(folder).glob("*.ppm"))]
+
+
+def _read_ppm(path: Path) -> np.ndarray:
+    _, size, _, data = path.read_bytes().split(b"\n", 3)
+    width, height = map(int, size.split())
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+def read_planes(view: View, *, frames: int | None = None) -> Generator[Planes]:
+    """Yield the planes of each frame as it is shown, one at a time.
 
     Raises InputError where the file is missing or ffmpeg finds no picture in it.
     """
+    path = view.path
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     limit = ["-frames:v", str(frames)] if frames else []
-    resize = f"scale={size_wh[0]}:{size_wh[1]}:{RESIZE}," if size_wh else ""
     # yuv4mpegpipe: the stream opens with a header that names the size, so that nothing has to be probed first.
-    graph = f"{resize}format=yuv420p"
-    arguments = ["-i", str(path), "-map", "0:v:0", "-vf", graph, "-fps_mode", "passthrough", *limit]
+    graph = f"{view.filters},format=yuv420p"
+    arguments = ["-i", str(path), "-map", f"0:{view.stream}", "-vf", graph, "-fps_mode", "passthrough", *limit]
     command = [ffmpeg_program(), "-v", "error", "-nostdin", *arguments, "-f", "yuv4mpegpipe", "-"]
     # Complaints go to a file: a pipe that nobody empties while the frames are read would block ffmpeg.
     with TemporaryFile() as complaints, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as process:

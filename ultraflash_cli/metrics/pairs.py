@@ -1,6 +1,6 @@
 """What one pass over two clips of one size tells: temporal and warping error, colour drift, where they differ most."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import NamedTuple
@@ -12,11 +12,18 @@ from ultraflash_cli.errors import InputError
 from ultraflash_cli.metrics.ffmpeg import Planes
 from ultraflash_cli.metrics.warping import warping_error
 
-__all__ = ["Crop", "PairScores", "compare_planes"]
+__all__ = ["Crop", "PairScores", "compare_planes", "distinct_crops"]
 
 _BLOCK_PX = 16
 _FLOW_PX = 270
 """Motion is estimated on pictures whose short side is at most this long."""
+
+
+_CROPS_OF_A_FRAME = 3
+_ENOUGH = 3
+"""Places below which some are shown twice, at different times."""
+_DISTINCT_SHARE = 4
+"""Frames that are a quarter of the clip apart are taken to show something else."""
 
 
 class Crop(NamedTuple):
@@ -44,7 +51,7 @@ class PairScores:
     drift_cb: list[float] = field(default_factory=list[float])
     drift_cr: list[float] = field(default_factory=list[float])
     crops: list[Crop] = field(default_factory=list[Crop])
-    """The worst place of each frame, the largest error first."""
+    """The worst places of each frame, which do not overlap; the largest error first."""
 
 
 def compare_planes(
@@ -67,7 +74,7 @@ def compare_planes(
         scores.drift_y.append(float(error.mean()))
         scores.drift_cb.append(float(output.cb_hw.mean(dtype=np.float64) - reference.cb_hw.mean(dtype=np.float64)))
         scores.drift_cr.append(float(output.cr_hw.mean(dtype=np.float64) - reference.cr_hw.mean(dtype=np.float64)))
-        scores.crops.append(_worst(np.abs(error), number, crop_px))
+        scores.crops += _worst(np.abs(error), number, crop_px)
         before = output, reference
     if not scores.tdiff:
         raise InputError(f"{names[0]}: there is no frame to compare")
@@ -101,8 +108,29 @@ def _shrunk(plane: NDArray[np.uint8], factor: int) -> NDArray[np.float32]:
     return blocks.mean(axis=(1, 3), dtype=np.float32)
 
 
-def _worst(error_hw: NDArray[np.float32], frame: int, crop_px: int) -> Crop:
-    """Return the square with the largest mean error, on a grid of blocks."""
+def distinct_crops(crops: Sequence[Crop], *, count: int, frames: int, crop_px: int) -> list[Crop]:
+    """Choose the places with the largest errors of which no two show the same.
+
+    ``crops`` come with the largest error first. Places that overlap are taken only where
+    there are too few others, and only from frames that lie far apart in the clip.
+    """
+    chosen: list[Crop] = []
+    for far in (frames, max(1, frames // _DISTINCT_SHARE)):
+        for crop in crops:
+            if len(chosen) == (count if far == frames else _ENOUGH):
+                break
+            near = [each for each in chosen if abs(each.frame - crop.frame) < far]
+            if not any(_overlap(each, crop, crop_px) for each in near):
+                chosen.append(crop)
+    return sorted(chosen, key=lambda crop: -crop.error_levels)
+
+
+def _overlap(a: Crop, b: Crop, crop_px: int) -> bool:
+    return abs(a.top_px - b.top_px) < crop_px and abs(a.left_px - b.left_px) < crop_px
+
+
+def _worst(error_hw: NDArray[np.float32], frame: int, crop_px: int) -> list[Crop]:
+    """Return squares with the largest mean error, on a grid of blocks, that do not overlap."""
     height, width = error_hw.shape
     block = min(_BLOCK_PX, height, width)
     rows, columns = height // block, width // block
@@ -110,5 +138,11 @@ def _worst(error_hw: NDArray[np.float32], frame: int, crop_px: int) -> Crop:
     side = max(1, min(crop_px // block, rows, columns))
     total = np.pad(blocks.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
-    top, left = np.unravel_index(int(sums.argmax()), sums.shape)
-    return Crop(frame, int(top) * block, int(left) * block, float(sums[top, left] / side**2))
+    found: list[Crop] = []
+    for _ in range(_CROPS_OF_A_FRAME):
+        top, left = map(int, np.unravel_index(int(sums.argmax()), sums.shape))
+        if sums[top, left] < 0:  # everything left overlaps
+            break
+        found.append(Crop(frame, top * block, left * block, float(sums[top, left] / side**2)))
+        sums[max(0, top - side + 1) : top + side, max(0, left - side + 1) : left + side] = -1
+    return found

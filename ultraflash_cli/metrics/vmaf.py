@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.metrics.ffmpeg import RESIZE, run_ffmpeg
+from ultraflash_cli.metrics.ffmpeg import View, paired, run_ffmpeg
 
 __all__ = ["LibvmafScores", "libvmaf_frames", "libvmaf_scores"]
 
@@ -41,7 +41,8 @@ def libvmaf_scores(output: Path, reference: Path, *, threads: int = 1) -> Libvma
             raise InputError(f"{path}: no such file")
     with tempfile.TemporaryDirectory(prefix="vmaf_") as folder:
         arguments = ["-i", str(output.resolve()), "-i", str(reference.resolve())]
-        arguments += ["-lavfi", filter_graph("scores.json", threads), "-fps_mode", "passthrough", "-f", "null", "-"]
+        graph = filter_graph(View(output), View(reference), "scores.json", threads)
+        arguments += ["-lavfi", graph, "-fps_mode", "passthrough", "-f", "null", "-"]
         run_ffmpeg(arguments, what=f"{output} against {reference}", folder=Path(folder))
         report = json.loads((Path(folder) / "scores.json").read_text())
     means = {name: float(values["mean"]) for name, values in report["pooled_metrics"].items()}
@@ -55,47 +56,44 @@ def libvmaf_scores(output: Path, reference: Path, *, threads: int = 1) -> Libvma
 
 
 def libvmaf_frames(
-    output: Path,
-    reference: Path,
+    output: View,
+    reference: View,
     *,
     models: Mapping[str, str],
     features: Sequence[str],
-    size_wh: tuple[int, int] | None = None,
     threads: int = 1,
 ) -> dict[str, list[float]]:
     """Score every pair of frames; a name of ``models`` or of libvmaf's own metrics to one number a frame.
 
-    ``size_wh`` resizes both clips first. Raises InputError where one of them cannot be read or the sizes differ.
+    Raises InputError where one of them cannot be read or the sizes differ.
     """
     with tempfile.TemporaryDirectory(prefix="vmaf_") as folder:
-        graph = filter_graph("scores.json", threads, models=models, features=features, size_wh=size_wh)
-        arguments = ["-i", str(output.resolve()), "-i", str(reference.resolve()), "-lavfi", graph]
+        graph = filter_graph(output, reference, "scores.json", threads, models=models, features=features)
+        arguments = ["-i", str(output.path.resolve()), "-i", str(reference.path.resolve()), "-lavfi", graph]
         run_ffmpeg(
             [*arguments, "-fps_mode", "passthrough", "-f", "null", "-"],
-            what=f"{output} against {reference}",
+            what=f"{output.path} against {reference.path}",
             folder=Path(folder),
         )
         log = Path(folder) / "scores.json"
         if not log.exists():  # libvmaf gives up on small pictures without an error
-            raise InputError(f"{output} against {reference}: too small for {', '.join((*models, *features))}")
+            raise InputError(f"{output.path} against {reference.path}: too small for {', '.join((*models, *features))}")
         report = json.loads(log.read_text())
     rows = [frame["metrics"] for frame in report["frames"]]
     return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
 
 
 def filter_graph(
+    output: View,
+    reference: View,
     log: str,
     threads: int,
     *,
     models: Mapping[str, str] = MODELS,
     features: Sequence[str] = FEATURES,
-    size_wh: tuple[int, int] | None = None,
 ) -> str:
     """Return the graph that pairs frames by number and writes libvmaf's report to ``log``."""
-    # Numbered timestamps: the filter pairs by time, and containers round time differently.
-    resize = f"scale={size_wh[0]}:{size_wh[1]}:{RESIZE}," if size_wh else ""
-    count = f"{resize}format=yuv420p,settb=1/25,setpts=N"
     wanted = "|".join(rf"version={version}\:name={name}" for name, version in models.items())
     named = "|".join(f"name={name}" for name in features)
     settings = f"model='{wanted}':feature='{named}':n_threads={threads}:log_fmt=json:log_path={log}"
-    return f"[0:v:0]{count}[out];[1:v:0]{count}[ref];[out][ref]libvmaf={settings}"
+    return f"{paired(output, reference)};[out][ref]libvmaf={settings}"

@@ -5,7 +5,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from ultraflash_cli.metrics.ffmpeg import RESIZE, run_ffmpeg
+from ultraflash_cli.metrics.ffmpeg import View, paired, run_ffmpeg
 
 __all__ = ["BEST_DB", "xpsnr_frames"]
 
@@ -15,19 +15,17 @@ BEST_DB = 100.0
 _ROW = re.compile(r"XPSNR y: *(\S+)")
 
 
-def xpsnr_frames(output: Path, reference: Path, *, size_wh: tuple[int, int] | None = None) -> list[float]:
-    """Return the XPSNR of luma in dB, one number a frame; ``size_wh`` resizes both clips first.
+def xpsnr_frames(output: View, reference: View) -> list[float]:
+    """Return the XPSNR of luma in dB, one number a frame.
 
     Raises InputError where one of them cannot be read or the sizes differ.
     """
-    resize = f"scale={size_wh[0]}:{size_wh[1]}:{RESIZE}," if size_wh else ""
-    count = f"{resize}format=yuv420p,settb=1/25,setpts=N"
     with tempfile.TemporaryDirectory(prefix="xpsnr_") as folder:
-        graph = f"[0:v:0]{count}[out];[1:v:0]{count}[ref];[out][ref]xpsnr=stats_file=scores.log"
-        arguments = ["-i", str(output.resolve()), "-i", str(reference.resolve()), "-lavfi", graph]
+        graph = f"{paired(output, reference)};[out][ref]xpsnr=stats_file=scores.log"
+        arguments = ["-i", str(output.path.resolve()), "-i", str(reference.path.resolve()), "-lavfi", graph]
         run_ffmpeg(
             [*arguments, "-fps_mode", "passthrough", "-f", "null", "-"],
-            what=f"{output} against {reference}",
+            what=f"{output.path} against {reference.path}",
             folder=Path(folder),
         )
         rows = _ROW.findall((Path(folder) / "scores.log").read_text())

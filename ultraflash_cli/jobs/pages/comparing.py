@@ -1,133 +1,171 @@
 """The page of a comparison: before and after on chosen frames, curves, the places that differ most."""
 
-import base64
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
+from ultraflash_cli.jobs.pages.page import filled, webp_url
 from ultraflash_cli.metrics.comparison import COMPARED, Comparison
-from ultraflash_cli.metrics.ffmpeg import RESIZE, run_ffmpeg
+from ultraflash_cli.metrics.ffmpeg import RESIZE, Coding, View, run_ffmpeg
 
-__all__ = ["FileFacts", "chosen_frames", "comparison_page"]
+__all__ = ["chosen_frames", "comparison_page"]
 
 _SPREAD = 5
 """Frames that are shown for being spread over the clip."""
-_CROPS = 6
-_PICTURE_QUALITY = 88
-"""Of WebP: above this the eye sees no difference, and files grow fast."""
+_QUALITIES = (90, 82, 72, 60, 45)
+"""Of WebP: the first with which the page stays small is taken."""
+_PICTURES_BYTES = 9_000_000
+"""Of all pictures together; as text they take a third more."""
 _LONGEST_PX = 2560
 """Pictures in the page are at most this wide or high."""
+_THUMBS = 90
+"""Frames that are shown beside the curves."""
+_THUMB_PX = 260
+_THUMB_QUALITY = 60
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileFacts:
-    """What the page tells of one of the two files."""
+@dataclass(frozen=True)
+class _Pictures:
+    """What a page shows of one clip, as WebP."""
 
-    role: str
-    path: Path
-    facts: Mapping[str, str]
+    frames: list[bytes]
+    thumbs: list[bytes]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, (*self.frames, *self.thumbs)))
 
 
 def chosen_frames(comparison: Comparison) -> list[int]:
     """Return the frames to show: evenly spread ones, and those that hold the places that differ most."""
     last = comparison.frames - 1
     spread = {round(last * share / (_SPREAD - 1)) for share in range(_SPREAD)}
-    return sorted(spread | {crop.frame for crop in comparison.crops[:_CROPS]})
+    return sorted(spread | {crop.frame for crop in comparison.crops})
 
 
 def comparison_page(
     comparison: Comparison,
-    reference: FileFacts,
-    output: FileFacts,
     *,
+    views: Sequence[View],
+    codings: Sequence[Coding],
+    facts: Sequence[Mapping[str, str]],
+    title: str,
     size_wh: tuple[int, int],
     crop_px: int,
     times_s: Sequence[float],
-    made: Mapping[str, object] | None = None,
+    made: Mapping[str, object],
 ) -> str:
-    """Return the whole page as HTML; nothing in it asks for anything outside.
+    """Return the whole page as HTML.
 
     Args:
         comparison: The numbers.
-        reference: The original, or the source that the output was made from; it is shown on the left.
-        output: The result, shown on the right.
+        views: The original, or the source that the output was made from, then the result.
+        codings: How the two are coded.
+        facts: What the page tells of the two.
+        title: What the page is called.
         size_wh: Size of the output in pixels; a smaller source is enlarged by lanczos to it.
         crop_px: Side of the compared crops, at the size of the comparison.
         times_s: When each frame is shown.
-        made: How the output was made, ``facts`` and ``command``; None where that is not known.
+        made: How the output was made, ``facts`` and ``commands``.
     """
     scale = min(1.0, _LONGEST_PX / max(size_wh))
-    shown_wh = (round(size_wh[0] * scale) // 2 * 2, round(size_wh[1] * scale) // 2 * 2)
+    shown_wh = (max(2, round(size_wh[0] * scale)), max(2, round(size_wh[1] * scale)))
     numbers = chosen_frames(comparison)
-    pictures = [_pictures(each.path, numbers, shown_wh) for each in (reference, output)]
-    frames = [
-        {
-            "number": number,
-            "label": f"{times_s[number]:.2f} s" if number < len(times_s) else f"frame {number}",
-            "before": before,
-            "after": after,
-        }
-        for number, before, after in zip(numbers, *pictures, strict=True)
-    ]
+    step = -(-comparison.frames // _THUMBS)
+    for quality in _QUALITIES:
+        pictures = [
+            _pictures(view, coding, numbers, shown_wh, step=step, quality=quality)
+            for view, coding in zip(views, codings, strict=True)
+        ]
+        if sum(each.size_bytes for each in pictures) <= _PICTURES_BYTES:
+            break
     enlarged = shown_wh[0] / comparison.size_wh[0]
-    crops = [
+    is_original = comparison.mode == "original"
+    fidelity = "; scores say how far the result, made small again, strays from its source"
+    return filled(
         {
-            "picture": numbers.index(crop.frame),
-            "top": round(crop.top_px * enlarged),
-            "left": round(crop.left_px * enlarged),
-            "side": round(crop_px * enlarged),
-            "label": f"frame {crop.frame}, {crop.left_px} across, {crop.top_px} down: {crop.error_levels:.1f} levels",
+            "title": title,
+            "summary": f"{comparison.frames} frames, compared at {comparison.size_wh[0]}x{comparison.size_wh[1]}"
+            + ("" if is_original else fidelity),
+            "names": ["original" if is_original else "source, lanczos", "result"],
+            "width": shown_wh[0],
+            "height": shown_wh[1],
+            "frames": [
+                {
+                    "number": number,
+                    "label": f"{times_s[number]:.2f} s" if number < len(times_s) else f"frame {number}",
+                    "before": webp_url(before),
+                    "after": webp_url(after),
+                }
+                for number, before, after in zip(numbers, *(each.frames for each in pictures), strict=True)
+            ],
+            "thumbs": [
+                [webp_url(before), webp_url(after)]
+                for before, after in zip(*(each.thumbs for each in pictures), strict=True)
+            ],
+            "thumb_step": step,
+            "times": [round(time, 4) for time in times_s],
+            "scores": [_score(name, values, comparison.means[name]) for name, values in comparison.series.items()],
+            "left_out": [f"{COMPARED[name].title}: {reason}" for name, reason in comparison.left_out.items()],
+            "crops": [
+                {
+                    "picture": numbers.index(crop.frame),
+                    "top": round(crop.top_px * enlarged),
+                    "left": round(crop.left_px * enlarged),
+                    "side": round(crop_px * enlarged),
+                    "label": f"frame {crop.frame}, {crop.left_px} across, {crop.top_px} down: "
+                    f"{crop.error_levels:.1f} levels of 255 apart",
+                }
+                for crop in comparison.crops
+            ],
+            "files": [
+                {"role": role, "facts": dict(each)}
+                for role, each in zip((comparison.mode, "result"), facts, strict=True)
+            ],
+            "made": made,
         }
-        for crop in comparison.crops[:_CROPS]
-    ]
-    original = comparison.mode == "original"
-    data = {
-        "title": f"{output.path.name} beside its {comparison.mode}",
-        "summary": (
-            f"{comparison.frames} frames at {comparison.size_wh[0]}x{comparison.size_wh[1]}"
-            + ("" if original else "; scores say how far the result, made small again, strays from its source")
-        ),
-        "names": [comparison.mode if original else "source, lanczos", "result"],
-        "width": shown_wh[0],
-        "height": shown_wh[1],
-        "frames": frames,
-        "times": [f"{time:.3f}" for time in times_s],
-        "scores": [_score(name, values, comparison.means[name]) for name, values in comparison.series.items()],
-        "crops": crops,
-        "files": [{"role": each.role, "facts": dict(each.facts)} for each in (reference, output)],
-        "made": made,
-    }
-    text = json.dumps(data).replace("<", "\\u003c")  # so that no name can end the script
-    page = resources.files("ultraflash_cli.jobs.pages").joinpath("compare.html").read_text(encoding="utf-8")
-    return page.replace("__DATA__", text)
+    )
 
 
-def _score(name: str, values: Sequence[float], mean: float) -> dict[str, object]:
+def _score(name: str, values: Sequence[float | None], mean: float) -> dict[str, object]:
     metric = COMPARED[name]
+    known = [value for value in values if value is not None]
     signed = name.startswith("drift")
-    worst = max(values, key=abs) if signed else min(values) if metric.higher_is_better else max(values)
+    worst = max(known, key=abs) if signed else min(known) if metric.higher_is_better else max(known)
+    some = f", {len(known)} of {len(values)} frames" if len(known) < len(values) else ""
     return {
         "title": metric.title,
         "unit": metric.unit,
+        "note": some,
+        "better": "nearer 0" if signed else "higher" if metric.higher_is_better else "lower",
         "mean": f"{mean:.{metric.digits}f}",
         "worst": f"{worst:.{metric.digits}f}",
-        "values": [round(value, metric.digits + 1) for value in values],
+        "values": [None if value is None else round(value, metric.digits + 1) for value in values],
     }
 
 
-def _pictures(path: Path, numbers: Sequence[int], size_wh: tuple[int, int]) -> list[str]:
-    """Return frames of a clip as data URLs, resized by lanczos where they have another size."""
+def _pictures(
+    view: View, coding: Coding, numbers: Sequence[int], size_wh: tuple[int, int], *, step: int, quality: int
+) -> _Pictures:
+    """Return frames of a clip, resized by lanczos where they have another size, and small ones of every ``step``-th."""
+    # WebP is always bt601 of limited range.
+    recode = f"in_color_matrix={coding.matrix}:in_range={coding.range}:out_color_matrix=bt601:out_range=tv"
     chosen = "+".join(f"eq(n\\,{number})" for number in numbers)
-    graph = f"select='{chosen}',scale={size_wh[0]}:{size_wh[1]}:{RESIZE},format=yuv420p"
+    small_wh = f"{_THUMB_PX}:-2" if size_wh[0] >= size_wh[1] else f"-2:{_THUMB_PX}"
+    ends = {
+        "frame": f"select='{chosen}',scale={size_wh[0]}:{size_wh[1]}:{RESIZE}:{recode}",
+        "thumb": f"select='not(mod(n\\,{step}))',scale={small_wh}:flags=area:{recode}",
+    }
+    graph = f"[0:{view.stream}]{view.filters},split[a][b]"
+    graph += "".join(
+        f";[{label}]{filters},format=yuv420p[{name}]" for label, (name, filters) in zip("ab", ends.items(), strict=True)
+    )
+    arguments = ["-i", str(view.path.resolve()), "-filter_complex", graph]
+    for name, wanted in zip(ends, (quality, _THUMB_QUALITY), strict=True):
+        arguments += ["-map", f"[{name}]", "-fps_mode", "passthrough", "-c:v", "libwebp"]
+        arguments += ["-quality", str(wanted), f"{name}%05d.webp"]
     with tempfile.TemporaryDirectory(prefix="page_") as folder:
-        arguments = ["-i", str(path.resolve()), "-map", "0:v:0", "-vf", graph, "-fps_mode", "passthrough"]
-        run_ffmpeg(
-            [*arguments, "-c:v", "libwebp", "-quality", str(_PICTURE_QUALITY), "%04d.webp"],
-            what=str(path),
-            folder=Path(folder),
-        )
-        files = sorted(Path(folder).glob("*.webp"))
-        return [f"data:image/webp;base64,{base64.b64encode(file.read_bytes()).decode()}" for file in files]
+        run_ffmpeg(arguments, what=str(view.path), folder=Path(folder))
+        found = {name: [file.read_bytes() for file in sorted(Path(folder).glob(f"{name}*.webp"))] for name in ends}
+    return _Pictures(frames=found["frame"], thumbs=found["thumb"])

@@ -12,13 +12,13 @@ from torch import Tensor
 from ultraflash_cli.engine.profiles import LITE2, Profile
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.metrics.lpips import learned_distance, weights_path
 from ultraflash_cli.train.components import start_from_components
 from ultraflash_cli.train.data import Material, PairConfig, PairDataset, pair_batch
 from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.flows import normal, uniform
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, spread_term
-from ultraflash_cli.train.perception import learned_distance, weights_path
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 

@@ -19,12 +19,12 @@ from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
 from ultraflash_cli.train.data import Material, PairConfig
 from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.losses import charbonnier, luma, temporal_loss, to_ycbcr, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, cut_batch
-from ultraflash_cli.train.perception import Trunk, learned_distance, weights_path
 from ultraflash_cli.train.recipes.pixels import load_roles
 from ultraflash_cli.train.sheets import Picture, enlarged, sheet
 
