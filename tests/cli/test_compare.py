@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from ultraflash_cli.main import main
+from ultraflash_cli.metrics import sampled
+from ultraflash_cli.metrics.comparison import COMPARED
 from ultraflash_cli.metrics.ffmpeg import run_ffmpeg
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "compare.json"
 WIDTH, HEIGHT, FRAMES = 256, 192, 4
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -38,12 +41,23 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+def compare(*arguments: object) -> int:
+    return main(["compare", *map(str, arguments), "--threads", "1", "-q"])
+
+
 def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
-    assert main(["compare", *map(str, arguments), "--json", "-q"]) == 0, capsys.readouterr().err
+    assert compare(*arguments, "--json") == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out)
 
 
-def test_scores_order_results_as_the_eye_does_and_name_every_model(
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out what networks measure."""
+    monkeypatch.setattr(sampled, "find_spec", lambda name: None)
+    monkeypatch.setattr(sampled, "missing_packages", lambda: ["cvvdp"])
+
+
+def test_scores_order_results_as_the_eye_does_and_the_report_keeps_its_schema(
     clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     same = report(capsys, clips["original"], clips["original"])
@@ -55,10 +69,31 @@ def test_scores_order_results_as_the_eye_does_and_name_every_model(
     for name in ("psnr_y", "ssim", "ms_ssim", "xpsnr_y", "vmaf_v0.6.1", "vmaf_v0.6.1neg", "vmaf_v1.0.16_3d0h"):
         assert perfect[name] > worse[name], name
     assert perfect["tdiff"] == 0 < worse["tdiff"]
+    if "st_lpips_alex" in perfect:
+        assert perfect["st_lpips_alex"] == pytest.approx(0, abs=1e-6) and worse["st_lpips_alex"] > 0.01
+    if "cvvdp" in perfect:
+        assert perfect["cvvdp"] == pytest.approx(10, abs=1e-3) and worse["cvvdp"] < 9.5
     series = soft["series"]
     assert isinstance(series, dict) and all(len(values) == FRAMES for values in series.values())
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads(SCHEMA.read_text())
+    for each in (same, soft):
+        jsonschema.validate(each, schema)
+    assert set(schema["$defs"]["score"]["enum"]) == set(COMPARED), "the schema lists every score"
 
 
+@pytest.mark.usefixtures("cheap")
+def test_what_is_not_installed_is_named_in_one_line_each(
+    clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(clips["original"]), str(clips["soft"]), "--threads", "1"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert len(lines) == 2
+    assert "LPIPS" in lines[0] and "pip install stlpips-pytorch" in lines[0]
+    assert "ColorVideoVDP" in lines[1] and "pip install --no-deps cvvdp" in lines[1]
+
+
+@pytest.mark.usefixtures("cheap")
 def test_a_smaller_reference_is_the_source_and_drift_is_seen(
     clips: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +103,37 @@ def test_a_smaller_reference_is_the_source_and_drift_is_seen(
     assert isinstance(darker, dict)
     assert darker["drift_y"] == pytest.approx(-6, abs=0.7)
     assert darker["drift_cb"] == pytest.approx(0, abs=0.3)
+
+
+@pytest.mark.usefixtures("cheap")
+def test_another_coding_of_the_same_colours_is_no_drift(
+    clips: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = "scale=in_color_matrix=bt709:out_color_matrix=bt601:out_range=pc,format=yuv420p"
+    pale = "eq=saturation=0.3:contrast=0.8"  # what no gamut clips
+    tagged = tmp_path / "tagged.mkv"
+    recoded = tmp_path / "full_range_bt601.mkv"
+    for path, filters, tags in (
+        (tagged, pale, ("bt709", "tv")),
+        (recoded, f"{pale},{graph}", ("smpte170m", "pc")),
+    ):
+        arguments = ["-i", str(clips["original"]), "-vf", filters, "-c:v", "ffv1"]
+        coded = ["-colorspace", tags[0], "-color_range", tags[1], str(path)]
+        run_ffmpeg([*arguments, *coded], what=str(path))
+    means = report(capsys, tagged, recoded)["means"]
+    assert isinstance(means, dict)
+    assert max(abs(means[name]) for name in ("drift_y", "drift_cb", "drift_cr")) < 1.5
+    assert means["psnr_y"] > 32
+
+
+@pytest.mark.usefixtures("cheap")
+def test_odd_sizes_are_compared_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, result = tmp_path / "source.mkv", tmp_path / "result.mkv"
+    for path, size in ((source, "101x75"), (result, "202x150")):
+        picture = ["-f", "lavfi", "-i", f"testsrc=size={size}:rate=25", "-frames:v", "2"]
+        run_ffmpeg([*picture, "-pix_fmt", "yuv420p", "-c:v", "ffv1", str(path)], what=str(path))
+    found = report(capsys, source, result)
+    assert (found["mode"], found["width"], found["height"]) == ("source", 101, 75)
 
 
 @pytest.mark.parametrize(
@@ -91,24 +157,25 @@ def test_what_cannot_be_compared_is_one_line(
     words = tmp_path / "words.txt"
     words.write_text("no video at all\n" * 40)
     known = clips | {"missing": tmp_path / "missing.mp4", "words": words}
-    assert main(["compare", *(str(known[name]) for name in names), "-q"]) == code
+    assert compare(*(known[name] for name in names)) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 
 
+@pytest.mark.usefixtures("cheap")
 def test_a_page_is_not_replaced_without_y_and_asks_for_nothing_outside(
     clips: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "look.html"
-    assert main(["compare", str(clips["original"]), str(clips["soft"]), "--html", str(page), "-q"]) == 0
+    assert compare(clips["original"], clips["soft"], "--html", page) == 0
     text = page.read_text()
     assert "default-src 'none'" in text
     assert not re.findall(r"(?:src|href)=[\"']?(?!data:)[a-z]+:", text)
-    assert main(["compare", str(clips["original"]), str(clips["soft"]), "--html", str(page), "-q"]) == 2
+    assert compare(clips["original"], clips["soft"], "--html", page) == 2
     assert "-y replaces it" in capsys.readouterr().err
     assert page.read_text() == text
     nowhere = tmp_path / "no" / "look.html"
-    assert main(["compare", str(clips["original"]), str(clips["soft"]), "--html", str(nowhere), "-q"]) == 7
+    assert compare(clips["original"], clips["soft"], "--html", nowhere) == 7
 
 
 def test_a_page_never_replaces_a_clip_or_a_folder(
@@ -119,7 +186,7 @@ def test_a_page_never_replaces_a_clip_or_a_folder(
     linked.symlink_to(original)
     before = original.read_bytes(), result.read_bytes()
     for place in (original, result, linked, tmp_path):
-        assert main(["compare", str(original), str(result), "--html", str(place), "-y", "-q"]) == 2
+        assert compare(original, result, "--html", place, "-y") == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "with --html" in line
     assert (original.read_bytes(), result.read_bytes()) == before
@@ -131,16 +198,21 @@ const press = key => document.dispatchEvent(new KeyboardEvent("keydown", {key, b
 const picked = () => [...$("picks").children].findIndex(b => b.getAttribute("aria-pressed") === "true");
 const first = before.src, seen = [picked()];
 for (let i = 0; i < PRESSES; i++) press("ArrowRight");
+const cutBefore = stage.style.getPropertyValue("--cut");
 press("]");
 seen.push(picked());
 $("curves").children[2].click();
+point(2);
+press("z");
 document.body.dataset.result = JSON.stringify({
   seen,
-  cut: stage.style.getPropertyValue("--cut"),
+  cut: cutBefore,
+  closer: stage.classList.contains("close"),
+  tip: $("tip").querySelector("img").src.slice(0, 15),
   changed: before.src !== first,
   reading: $("reading").textContent,
   asked: performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length,
-  crops: document.querySelectorAll("#crops figure").length,
+  crops: document.querySelectorAll("#crops button").length,
 });
 </script>
 """
@@ -152,10 +224,11 @@ def browse(page: Path, profile: Path, *options: str) -> str:
     return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120).stdout
 
 
+@pytest.mark.usefixtures("cheap")
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_in_a_browser_the_slider_moves_and_the_picture_changes(clips: dict[str, Path], tmp_path: Path) -> None:
     page = tmp_path / "look.html"
-    assert main(["compare", str(clips["original"]), str(clips["soft"]), "--html", str(page), "-q"]) == 0
+    assert compare(clips["original"], clips["soft"], "--html", page) == 0
     text = page.read_text()
     pictures: list[bytes] = []
     driven = tmp_path / "driven.html"
@@ -169,6 +242,7 @@ def test_in_a_browser_the_slider_moves_and_the_picture_changes(clips: dict[str, 
     result = json.loads(found[1].replace("&quot;", '"'))
     assert result["cut"] == "80%"
     assert result["seen"][0] == 0 and result["seen"][1] == 1 and result["changed"]
-    assert result["reading"].startswith("MS-SSIM")
+    assert result["reading"].startswith("MS-SSIM, frame 2")
+    assert result["tip"] == "data:image/webp" and result["closer"]
     assert result["asked"] == 0 and result["crops"] > 0
     assert pictures[0] != pictures[1], "the slider moved and nothing changed on the screen"

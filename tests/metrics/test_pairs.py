@@ -7,7 +7,7 @@ import pytest
 
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.metrics.ffmpeg import Planes
-from ultraflash_cli.metrics.pairs import compare_planes
+from ultraflash_cli.metrics.pairs import Crop, compare_planes, distinct_crops
 from ultraflash_cli.metrics.warping import optical_flow, warping_error
 
 HEIGHT, WIDTH = 96, 128
@@ -68,6 +68,15 @@ def test_the_worst_place_is_where_something_was_put() -> None:
     worst = compare_planes(spoiled(), clip(), crop_px=32, names=NAMES).crops[0]
     assert worst.frame == 2
     assert 32 <= worst.top_px <= 64 and 64 <= worst.left_px <= 96
+
+
+def test_chosen_places_show_different_things() -> None:
+    near = [Crop(frame, 0, 16, 20 - 0.1 * frame) for frame in range(20)]
+    others = [Crop(3, 64, 64, 5.0), Crop(5, 0, 96, 4.0), Crop(9, 64, 0, 3.0)]
+    chosen = distinct_crops([*near, *others], count=3, frames=20, crop_px=32)
+    assert chosen == [near[0], *others[:2]]
+    alone = distinct_crops(near, count=6, frames=20, crop_px=32)
+    assert [crop.frame for crop in alone] == [0, 5, 10], "the same place, at times far apart"
 
 
 def test_clips_of_other_lengths_or_sizes_are_refused_in_a_line() -> None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -37,8 +38,8 @@ class ColorVideoVdp:
 
     def __init__(self) -> None:
         with _blur_without_torchvision():
-            from pycvvdp import cvvdp  # pyright: ignore[reportMissingImports]
-        self._metric: Any = cvvdp(display_name=DISPLAY, device=torch.device("cpu"), quiet=True)
+            package = import_module("pycvvdp")
+        self._metric: Any = package.cvvdp(display_name=DISPLAY, device=torch.device("cpu"), quiet=True)
 
     def score(self, output_thwc_u8: np.ndarray, reference_thwc_u8: np.ndarray, fps: float) -> float:
         """Return the quality in just-objectionable differences (JOD); 10 is no visible difference."""

@@ -73,13 +73,7 @@ def comparison_page(
     shown_wh = (max(2, round(size_wh[0] * scale)), max(2, round(size_wh[1] * scale)))
     numbers = chosen_frames(comparison)
     step = -(-comparison.frames // _THUMBS)
-    for quality in _QUALITIES:
-        pictures = [
-            _pictures(view, coding, numbers, shown_wh, step=step, quality=quality)
-            for view, coding in zip(views, codings, strict=True)
-        ]
-        if sum(each.size_bytes for each in pictures) <= _PICTURES_BYTES:
-            break
+    pictures = _fitting_pictures(views, codings, numbers, shown_wh, step=step)
     enlarged = shown_wh[0] / comparison.size_wh[0]
     is_original = comparison.mode == "original"
     fidelity = "; scores say how far the result, made small again, strays from its source"
@@ -143,6 +137,21 @@ def _score(name: str, values: Sequence[float | None], mean: float) -> dict[str, 
         "worst": f"{worst:.{metric.digits}f}",
         "values": [None if value is None else round(value, metric.digits + 1) for value in values],
     }
+
+
+def _fitting_pictures(
+    views: Sequence[View], codings: Sequence[Coding], numbers: Sequence[int], size_wh: tuple[int, int], *, step: int
+) -> list[_Pictures]:
+    """Return the pictures of both clips at the best quality that keeps the page small."""
+    found: list[_Pictures] = []
+    for quality in _QUALITIES:
+        found = [
+            _pictures(view, coding, numbers, size_wh, step=step, quality=quality)
+            for view, coding in zip(views, codings, strict=True)
+        ]
+        if sum(each.size_bytes for each in found) <= _PICTURES_BYTES:
+            break
+    return found
 
 
 def _pictures(
