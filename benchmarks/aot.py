@@ -98,6 +98,25 @@ def gated() -> None:
     kernel.gate(x, x, on_meta(1, 1536, dtype=torch.float32))
 
 
+def summed(norm: str) -> None:
+    """Launch a sum and its norm of a group of the 2K stage."""
+    from ultraflash_kernels.adaln_modulate import kernel
+
+    x, vector = on_meta(1, 720, 128, 1536), on_meta(1, 1536, dtype=torch.float32)
+    if norm == "weights":
+        weight = on_meta(1536)
+        kernel.residual_norm(x, x, vector, weight, weight, 1e-6, True, False)
+    else:
+        kernel.residual_norm(x, x, None, vector, vector, 1e-6, False, norm == "fp8")
+
+
+def normed() -> None:
+    """Launch the norm of cross-attention's queries of a group of the 2K stage."""
+    from ultraflash_kernels.rms_norm import kernel
+
+    kernel.norm(on_meta(1, 92160, 1536), on_meta(1536), 1e-6)
+
+
 def turned() -> None:
     """Launch norm, rotation and scatter of a group of the 2K stage."""
     from ultraflash_kernels.rms_norm_rope import kernel
@@ -120,11 +139,11 @@ def converted(dtype: torch.dtype, bits: int, *, last: bool) -> None:
     kernel.forward(frames, packed, levels, left=True, ordered=bits == 8)
 
 
-def quantised(width: int) -> None:
+def quantised(width: int, *, gelu: bool = False) -> None:
     """Launch the quantisation of rows of a group of the 1K stage."""
     from ultraflash_kernels.fp8_linear import kernel
 
-    kernel.quantise(on_meta(39936, width))
+    kernel.quantise(on_meta(39936, width), gelu=gelu)
 
 
 def convolved(channels: int) -> None:
@@ -164,12 +183,17 @@ CASES: dict[str, Callable[[], None]] = {
     "adaln_modulate, bf16": lambda: modulated(torch.bfloat16),
     "adaln_modulate_fp8, bf16, float32 vectors": lambda: modulated(torch.float32, small=True),
     "gated_residual, bf16, float32 gate": gated,
+    "residual_norm, bf16, gate, weights": lambda: summed("weights"),
+    "residual_norm, bf16, float32 vectors": lambda: summed("vectors"),
+    "residual_norm_fp8, bf16, float32 vectors": lambda: summed("fp8"),
+    "rms_norm, bf16, 1536": normed,
     "rms_norm_rope, bf16, 12 heads of 128": turned,
     "frames_to_yuv, fp16 planes to 8 bits, dithered": lambda: converted(torch.float16, 8, last=False),
     "frames_to_yuv, fp16 channels last to 8 bits, dithered": lambda: converted(torch.float16, 8, last=True),
     "frames_to_yuv, fp32 planes to 10 bits": lambda: converted(torch.float32, 10, last=False),
     "quantise_rows, bf16, 1536": lambda: quantised(1536),
     "quantise_rows, bf16, 8960": lambda: quantised(8960),
+    "quantise_rows of GELU, bf16, 8960": lambda: quantised(8960, gelu=True),
     "memory_conv, fp16, 64 channels": lambda: convolved(64),
     "memory_conv, fp16, 128 channels": lambda: convolved(128),
     "memory_conv, fp16, 256 channels": lambda: convolved(256),
@@ -184,7 +208,12 @@ HOT = (
     "block_sparse_attention_fp8, bf16, head 128",
 )
 """How the names of the kernels begin that must not spill at all."""
-EIGHT_BITS = ("adaln_modulate_fp8", "block_sparse_attention_fp8", "quantise_rows")
+EIGHT_BITS = (
+    "adaln_modulate_fp8",
+    "block_sparse_attention_fp8",
+    "quantise_rows",
+    "residual_norm_fp8",
+)
 """How the names of the kernels begin that write float8_e4m3fn, which targets before 89 do not know."""
 
 

@@ -28,12 +28,14 @@ LAUNCHES = (
     ("adaln_modulate.kernel", "modulate"),
     ("adaln_modulate.kernel", "modulate_fp8"),
     ("adaln_modulate.kernel", "gate"),
+    ("adaln_modulate.kernel", "residual_norm"),
     ("block_sparse_attention.kernel", "forward"),
     ("block_sparse_attention.kernel_fp8", "forward"),
     ("block_topk.kernel", "block_means"),
     ("block_topk.kernel", "choose_blocks"),
     ("fp8_linear.kernel", "quantise"),
     ("memory_conv.kernel", "forward"),
+    ("rms_norm.kernel", "norm"),
     ("rms_norm_rope.kernel", "forward"),
 )
 """The functions that launch kernels."""
@@ -127,11 +129,13 @@ def test_the_sr_transformer_by_kernels_equals_the_one_by_pytorch(request: pytest
     launched = request.getfixturevalue("launched")
     torch.testing.assert_close(refined(stage), expected, rtol=0, atol=2e-5)
     assert launched == {
-        "adaln_modulate.gate": 6,
-        "adaln_modulate.modulate": 6,
+        "adaln_modulate.gate": 3,
+        "adaln_modulate.modulate": 3,
+        "adaln_modulate.residual_norm": 6,
         "block_sparse_attention.forward": 3,
         "block_topk.block_means": 6,
         "block_topk.choose_blocks": 3,
+        "rms_norm.norm": 3 + 1,
         "rms_norm_rope.forward": 3,
     }
 
@@ -143,8 +147,10 @@ def test_the_generator_by_kernels_equals_the_one_by_pytorch(request: pytest.Fixt
     torch.testing.assert_close(generated(stage), expected, rtol=0, atol=2e-5)
     runs = 4 * (len(GENERATOR.steps) + 1)
     assert launched == {
-        "adaln_modulate.gate": 2 * runs,
-        "adaln_modulate.modulate": 2 * runs,
+        "adaln_modulate.gate": runs,
+        "adaln_modulate.modulate": runs,
+        "adaln_modulate.residual_norm": 2 * runs,
+        "rms_norm.norm": runs + 1,
         "rms_norm_rope.forward": runs,
     }
 
@@ -160,7 +166,7 @@ def test_memory_blocks_by_their_kernel_equal_those_by_pytorch(
     assert not launched, "nothing was measured yet, so auto leaves convolutions to the library"
     monkeypatch.setattr(memory_conv_op, "_takes_kernel", lambda *_: True)
     torch.testing.assert_close(stage.upsample(latents, None)[0], expected, rtol=0, atol=1e-5)
-    assert launched == {"memory_conv.forward": 2}
+    assert launched == {"memory_conv.forward": 3}
 
 
 # 8 bits
@@ -188,8 +194,8 @@ def test_8_bits_stay_near_and_run_by_kernels(request: pytest.FixtureRequest) -> 
     launched = request.getfixturevalue("launched")
     assert off(refined(stage, frames=6), by_pytorch) < 0.05
     assert launched["block_sparse_attention.kernel_fp8.forward"] == 2
-    assert launched["adaln_modulate.modulate_fp8"] == 4
-    assert launched["fp8_linear.quantise"] == 4 * 2, "inputs of o, cross-attention's q and o, the second of the ffn"
+    assert launched["adaln_modulate.modulate_fp8"] == 2 and launched["adaln_modulate.residual_norm"] == 4
+    assert launched["fp8_linear.quantise"] == 3 * 2, "inputs of o, cross-attention's o, the second of the ffn"
     assert not {"adaln_modulate.modulate", "block_sparse_attention.forward"} & launched.keys()
 
 
@@ -264,9 +270,13 @@ def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, f
         with on_meta:
             state, clean = stage.step(state, SrDitInputs(noise, noise))
     assert clean.shape == noise.shape
-    wanted = {"rms_norm_rope": 2, "block_means": 4, "choose_blocks": 2, "gated_residual": 4}
+    wanted = {"rms_norm_rope": 2, "block_means": 4, "choose_blocks": 2}
+    wanted |= {"gated_residual": 1, "residual_norm": 2 + 3, "rms_norm": 2}
     wanted |= {"block_list_attention_fp8" if fp8 else "block_list_attention": 2}
-    wanted |= {"adaln_modulate_fp8": 4, "quantise_rows": 8} if fp8 else {"adaln_modulate": 4}
+    if fp8:
+        wanted |= {"adaln_modulate_fp8": 1, "quantise_rows": 4, "quantise_gelu_rows": 2}
+    else:
+        wanted |= {"adaln_modulate": 1, "linear_gelu": 2}
     assert +on_meta.ours == wanted
 
 
@@ -279,7 +289,15 @@ def test_nothing_of_the_generator_is_read_back(on_meta: Operations) -> None:
         state = stage.init_state(batch=1, height=60, width=104)
         with on_meta:
             stage.step(state, inputs)
-    assert +on_meta.ours == {"rms_norm_rope": 6, "adaln_modulate": 12, "gated_residual": 12}
+    runs = 3
+    assert +on_meta.ours == {
+        "rms_norm_rope": 2 * runs,
+        "adaln_modulate": runs,
+        "residual_norm": 5 * runs,
+        "gated_residual": runs,
+        "rms_norm": 2 * runs,
+        "linear_gelu": 2 * runs,
+    }
 
 
 def test_nothing_of_the_decoder_and_upsampler_is_read_back(on_meta: Operations) -> None:

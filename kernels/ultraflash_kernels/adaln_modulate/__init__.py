@@ -4,6 +4,7 @@ from ultraflash_kernels.adaln_modulate.op import (
     adaln_modulate,
     adaln_modulate_fp8,
     gated_residual,
+    residual_norm,
 )
 
-__all__ = ["adaln_modulate", "adaln_modulate_fp8", "gated_residual"]
+__all__ = ["adaln_modulate", "adaln_modulate_fp8", "gated_residual", "residual_norm"]

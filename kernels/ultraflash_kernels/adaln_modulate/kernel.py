@@ -12,7 +12,15 @@ from torch import Tensor
 from ultraflash_kernels._dispatch import on_its_device
 from ultraflash_kernels.fp8_linear.kernel import to_e4m3
 
-__all__ = ["gate", "gate_kernel", "modulate", "modulate_fp8", "modulate_kernel"]
+__all__ = [
+    "gate",
+    "gate_kernel",
+    "modulate",
+    "modulate_fp8",
+    "modulate_kernel",
+    "residual_norm",
+    "residual_norm_kernel",
+]
 
 
 @triton.jit
@@ -116,6 +124,81 @@ def gate_kernel(
     )
 
 
+@triton.jit
+def residual_norm_kernel(
+    x,
+    y,
+    gates,
+    shift,
+    scale,
+    total_out,
+    out,
+    out_scales,
+    rows,
+    x_group,
+    x_row,
+    y_group,
+    y_row,
+    gates_group,
+    shift_group,
+    scale_group,
+    eps,
+    WIDTH: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+    GATED: tl.constexpr,
+    AFFINE: tl.constexpr,
+    ROUNDS_SUM: tl.constexpr,
+    ROUNDS: tl.constexpr,
+    FP8: tl.constexpr,
+):
+    """Add rows of one group of ``x, y [groups, rows, WIDTH]`` as ``gate_kernel`` does
+    and norm the sum as ``modulate_kernel`` does, or with weights where ``AFFINE``; what
+    is written is contiguous."""
+    like: tl.constexpr = x.dtype.element_ty
+    group = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
+    col = tl.arange(0, BD)  # [BD]
+    inside = (row < rows)[:, None] & (col < WIDTH)[None, :]  # [BT, BD]
+    kept = tl.load(
+        x + group * x_group + row[:, None] * x_row + col[None, :], mask=inside, other=0.0
+    ).to(tl.float32)
+    added = tl.load(
+        y + group * y_group + row[:, None] * y_row + col[None, :], mask=inside, other=0.0
+    ).to(tl.float32)
+    if GATED:
+        weight = tl.load(gates + group * gates_group + col, mask=col < WIDTH, other=0.0)
+        added = _rounded(added * weight.to(tl.float32)[None, :], like, ROUNDS_SUM)
+    total = (kept + added).to(like)  # [BT, BD]
+    place = group * rows + row  # [BT]
+    at = place[:, None] * WIDTH + col[None, :]
+    tl.store(total_out + at, total, mask=inside)
+
+    wide = total.to(tl.float32)
+    mean = tl.sum(wide, axis=1) * (1.0 / WIDTH)  # [BT]
+    centred = tl.where(inside, wide - mean[:, None], 0.0)
+    inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) * (1.0 / WIDTH) + eps)  # [BT]
+    normed = centred * inverse[:, None]
+    gain = tl.load(scale + group * scale_group + col, mask=col < WIDTH, other=0.0).to(
+        tl.float32
+    )  # [BD]
+    lift = tl.load(shift + group * shift_group + col, mask=col < WIDTH, other=0.0).to(
+        tl.float32
+    )
+    if AFFINE:
+        result = (normed * gain[None, :] + lift[None, :]).to(like)
+    else:
+        gain = _rounded(1.0 + gain, like, ROUNDS)
+        normed = normed.to(like).to(tl.float32)
+        result = (_rounded(normed * gain[None, :], like, ROUNDS) + lift[None, :]).to(like)
+    if FP8:
+        scaled, scales = to_e4m3(tl.where(inside, result.to(tl.float32), 0.0))
+        tl.store(out + at, scaled.to(out.dtype.element_ty), mask=inside)
+        tl.store(out_scales + place, scales, mask=row < rows)
+    else:
+        tl.store(out + at, result, mask=inside)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """See ``op.adaln_modulate``; nothing is checked here."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -199,6 +282,70 @@ def _modulate(
         num_warps=8,
         enable_fp_fusion=False,
     )
+
+
+@on_its_device
+def residual_norm(
+    x: Tensor,
+    y: Tensor,
+    gates: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    affine: bool,
+    fp8: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``op.residual_norm``; nothing is checked here. Scales are empty without
+    ``fp8``."""
+    total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = torch.empty(
+        x.shape, dtype=torch.float8_e4m3fn if fp8 else x.dtype, device=x.device
+    )
+    scales = torch.empty(
+        (*x.shape[:-1], 1) if fp8 else (0,), dtype=torch.float32, device=x.device
+    )
+    if not x.numel():
+        return total, out, scales
+    # Vectors of the norm and of the gate may be given for other leading axes.
+    by = gates if gates is not None else x.new_empty((1, x.shape[-1]))
+    by = by if affine else scale
+    rounds_sum = gates is not None and gates.dtype == x.dtype
+    x, y = _grouped(x, by), _grouped(y, by)
+    groups, rows, width = x.shape
+    shift, scale = _rows_of(shift), _rows_of(scale)
+    gate_rows = scale if gates is None else _rows_of(gates)
+    block = triton.next_power_of_2(width)
+    tile = max(1, min(4, 8192 // block))
+    residual_norm_kernel[(triton.cdiv(rows, tile), groups)](
+        x,
+        y,
+        gate_rows,
+        shift,
+        scale,
+        total,
+        out,
+        scales,
+        rows,
+        x.stride(0),
+        x.stride(1),
+        y.stride(0),
+        y.stride(1),
+        gate_rows.stride(0),
+        0 if affine else shift.stride(0),
+        0 if affine else scale.stride(0),
+        eps,
+        WIDTH=width,
+        BT=tile,
+        BD=block,
+        GATED=gates is not None,
+        AFFINE=affine,
+        ROUNDS_SUM=rounds_sum,
+        ROUNDS=scale.dtype == x.dtype,
+        FP8=fp8,
+        num_warps=8,
+        enable_fp_fusion=False,
+    )
+    return total, out, scales
 
 
 def _grouped(x: Tensor, vectors: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from ultraflash_kernels._dispatch import Impl, chooses_triton
 from ultraflash_kernels.adaln_modulate import reference
 from ultraflash_kernels.fp8_linear import Fp8Rows, e4m3_refusal, quantise_rows
 
-__all__ = ["adaln_modulate", "adaln_modulate_fp8", "gated_residual"]
+__all__ = ["adaln_modulate", "adaln_modulate_fp8", "gated_residual", "residual_norm"]
 
 LONGEST_ROW = 8192
 """Widest row that a program of the kernels holds in registers."""
@@ -64,6 +64,54 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, impl: Impl = "auto") -
     if chooses_triton("gated_residual", impl, x, y, gate, refusal=_refusal(x)):
         return _gate(x, y, gate)
     return reference.gate(x, y, gate)
+
+
+def residual_norm(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    *,
+    eps: float = 1e-6,
+    affine: bool = False,
+    fp8: bool = False,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor | Fp8Rows]:
+    """Return the sum ``x + y * gate`` and its norm, in one pass over the rows.
+
+    The sum is what ``gated_residual`` returns, or ``x + y`` without a gate. The norm is
+    what ``adaln_modulate`` makes of it with vectors ``[*L, D]``; where ``affine`` it is
+    a layer norm with weight ``scale [D]`` and bias ``shift [D]``. ``fp8`` returns the
+    norm as ``quantise_rows`` does. Raises ValueError for shapes or dtypes that do not
+    fit.
+    """
+    if gate is not None:
+        _check("residual_norm", x, gate)
+    if affine and (scale.shape != x.shape[-1:] or shift.shape != x.shape[-1:]):
+        expected = f"weight and bias of the norm are [{x.shape[-1]}]"
+        raise ValueError(
+            f"residual_norm: {expected}, got {list(scale.shape)} and {list(shift.shape)}"
+        )
+    if not affine:
+        _check("residual_norm", x, shift, scale)
+        if gate is not None and gate.shape != scale.shape:
+            raise ValueError(
+                "residual_norm: gate and scale have one shape, "
+                f"got {list(gate.shape)} and {list(scale.shape)}"
+            )
+    if y.shape != x.shape or y.dtype != x.dtype:
+        raise ValueError(
+            f"residual_norm: y is as x, {x.dtype} {list(x.shape)}, "
+            f"got {y.dtype} {list(y.shape)}"
+        )
+    refusal = _refusal(x) or (e4m3_refusal(x) if fp8 else None)
+    tensors = [x, y, shift, scale, *([] if gate is None else [gate])]
+    if chooses_triton("residual_norm", impl, *tensors, refusal=refusal):
+        total, values, scales = _residual_norm(x, y, gate, shift, scale, eps, affine, fp8)
+        return total, Fp8Rows(values, scales) if fp8 else values
+    total, normed = reference.residual_norm(x, y, gate, shift, scale, eps, affine)
+    return total, quantise_rows(normed, impl="reference") if fp8 else normed
 
 
 def _check(op: str, x: Tensor, *vectors: Tensor) -> None:
@@ -130,3 +178,35 @@ def _gate(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
 @_gate.register_fake
 def _gate_shape(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("ultraflash::residual_norm", mutates_args=())
+def _residual_norm(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    affine: bool,
+    fp8: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from ultraflash_kernels.adaln_modulate import kernel
+
+    return kernel.residual_norm(x, y, gate, shift, scale, eps, affine, fp8)
+
+
+@_residual_norm.register_fake
+def _residual_norm_shapes(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    affine: bool,
+    fp8: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    scales = x.new_empty((*x.shape[:-1], 1) if fp8 else (0,), dtype=torch.float32)
+    normed = x.new_empty(x.shape, dtype=torch.float8_e4m3fn if fp8 else x.dtype)
+    return x.new_empty(x.shape), normed, scales

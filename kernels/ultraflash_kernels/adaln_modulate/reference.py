@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["gate", "modulate"]
+__all__ = ["gate", "modulate", "residual_norm"]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -15,6 +15,22 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
 def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
     """See ``op.gated_residual``; nothing is checked here."""
     return (x.to(gates.dtype) + y.to(gates.dtype) * _over(gates, x)).to(x.dtype)
+
+
+def residual_norm(
+    x: Tensor,
+    y: Tensor,
+    gates: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    affine: bool,
+) -> tuple[Tensor, Tensor]:
+    """See ``op.residual_norm``; nothing is checked here."""
+    total = x + y if gates is None else gate(x, y, gates)
+    if affine:
+        return total, F.layer_norm(total, total.shape[-1:], scale, shift, eps)
+    return total, modulate(total, shift, scale, eps)
 
 
 def _over(vectors: Tensor, x: Tensor) -> Tensor:

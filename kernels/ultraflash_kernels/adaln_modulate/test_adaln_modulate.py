@@ -13,6 +13,7 @@ from ultraflash_kernels.adaln_modulate import (
     adaln_modulate,
     adaln_modulate_fp8,
     gated_residual,
+    residual_norm,
 )
 from ultraflash_kernels.fp8_linear import quantise_rows
 
@@ -252,3 +253,58 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         adaln_modulate(x.half(), vector.half(), vector)
     with pytest.raises(ValueError, match="y is as x"):
         gated_residual(x, x[:, :1], vector)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "plain sum"])
+@pytest.mark.parametrize("norm", ["float32 vectors", "vectors as x", "weights"])
+@pytest.mark.parametrize(("lead", "tokens", "width"), SHAPES)
+def test_sum_and_norm_in_one_pass_are_the_sum_and_its_norm(
+    lead: tuple[int, ...],
+    tokens: tuple[int, ...],
+    width: int,
+    norm: str,
+    gated: bool,
+    dtype: torch.dtype,
+) -> None:
+    x, y, shift, scale, gate = example(lead, tokens, width, dtype)
+    affine = norm == "weights"
+    if norm != "float32 vectors":
+        shift, scale, gate = shift.to(dtype), scale.to(dtype), gate.to(dtype)
+    if affine:
+        shift, scale = (each.reshape(-1, width)[0] for each in (shift, scale))
+    given = (x, y, gate if gated else None, shift, scale)
+    total, normed = residual_norm(*given, affine=affine, impl="triton")
+    expected_total = gated_residual(x, y, gate, impl="reference") if gated else x + y
+    torch.testing.assert_close(total, expected_total, rtol=0, atol=0)
+    assert isinstance(normed, Tensor)
+    if affine:
+        weights = (scale, shift)
+        expected = torch.nn.functional.layer_norm(total, (width,), *weights, eps=1e-6)
+    else:
+        expected = adaln_modulate(total, shift, scale, impl="reference")
+    assert_near(normed, expected, dtype)
+    assert_rounded_alike(normed, expected)
+    by_definition = residual_norm(*given, affine=affine, impl="reference")
+    assert torch.equal(by_definition[0], expected_total)
+    assert isinstance(by_definition[1], Tensor) and torch.equal(by_definition[1], expected)
+
+
+def test_sum_and_norm_in_8_bits_are_the_quantised_norm() -> None:
+    x, y, shift, scale, gate = example((2,), (5,), 63, torch.float32)
+    total, rows = residual_norm(x, y, gate, shift, scale, fp8=True, impl="triton")
+    expected = adaln_modulate_fp8(total, shift, scale, impl="triton")
+    assert not isinstance(rows, Tensor)
+    torch.testing.assert_close(rows.scales, expected.scales, rtol=2e-6, atol=0)
+    off = (rows.values.float() - expected.values.float()).abs()
+    assert float((off > 0).float().mean()) < 0.02
+
+
+def test_what_does_not_fit_a_sum_and_its_norm_is_refused() -> None:
+    x, vector = torch.zeros(2, 3, 8), torch.zeros(2, 8)
+    with pytest.raises(ValueError, match="weight and bias"):
+        residual_norm(x, x, None, vector, vector, affine=True)
+    with pytest.raises(ValueError, match="one shape"):
+        residual_norm(x, x, torch.zeros(8), vector, vector)
+    with pytest.raises(ValueError, match="y is as x"):
+        residual_norm(x, x[:1], None, vector, vector)

@@ -7,6 +7,7 @@ from ultraflash_kernels.fp8_linear.op import (
     e4m3_refusal,
     fp8_linear,
     fp8_refusal,
+    quantise_gelu_rows,
     quantise_rows,
     scaled_mm_refusal,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "e4m3_refusal",
     "fp8_linear",
     "fp8_refusal",
+    "quantise_gelu_rows",
     "quantise_linears",
     "quantise_rows",
     "scaled_mm_refusal",

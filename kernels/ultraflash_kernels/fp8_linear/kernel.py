@@ -36,16 +36,29 @@ def rounded_e4m3(x):
 
 @triton.jit
 def quantise_rows_kernel(
-    x, values, scales, rows, x_row, WIDTH: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr
+    x,
+    values,
+    scales,
+    rows,
+    x_row,
+    WIDTH: tl.constexpr,
+    BT: tl.constexpr,
+    BD: tl.constexpr,
+    GELU: tl.constexpr,
 ):
-    """Quantise rows of ``x [rows, WIDTH]`` whose starts are ``x_row`` apart; values and
-    scales are contiguous."""
+    """Quantise rows of ``x [rows, WIDTH]`` whose starts are ``x_row`` apart, or
+    ``GELU`` of them; values and scales are contiguous."""
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
     col = tl.arange(0, BD)  # [BD]
     inside = (row < rows)[:, None] & (col < WIDTH)[None, :]  # [BT, BD]
     wide = tl.load(x + row[:, None] * x_row + col[None, :], mask=inside, other=0.0).to(
         tl.float32
     )
+    if GELU:
+        like: tl.constexpr = x.dtype.element_ty
+        # x / 2 (1 + tanh u) is x / (1 + exp(-2u)).
+        inner = 0.7978845608028654 * (wide + 0.044715 * wide * wide * wide)
+        wide = (wide / (1.0 + tl.exp(-2.0 * inner))).to(like).to(tl.float32)
     scaled, scale = to_e4m3(wide)
     tl.store(
         values + row[:, None] * WIDTH + col[None, :],
@@ -56,8 +69,9 @@ def quantise_rows_kernel(
 
 
 @on_its_device
-def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``op.quantise_rows``; nothing is checked here."""
+def quantise(x: Tensor, *, gelu: bool = False) -> tuple[Tensor, Tensor]:
+    """See ``op.quantise_rows`` and ``op.quantise_gelu_rows``; nothing is checked
+    here."""
     width = x.shape[-1]
     flat = x.reshape(-1, width)
     flat = flat if flat.stride(1) == 1 else flat.contiguous()
@@ -77,6 +91,7 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
         WIDTH=width,
         BT=tile,
         BD=block,
+        GELU=gelu,
         num_warps=8,
         enable_fp_fusion=False,
     )

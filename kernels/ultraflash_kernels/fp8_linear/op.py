@@ -20,6 +20,7 @@ __all__ = [
     "e4m3_refusal",
     "fp8_linear",
     "fp8_refusal",
+    "quantise_gelu_rows",
     "quantise_rows",
     "scaled_mm_refusal",
 ]
@@ -59,6 +60,19 @@ def quantise_rows(x: Tensor, *, impl: Impl = "auto") -> Fp8Rows:
         return Fp8Rows(*_quantise(x))
     with torch.no_grad():
         return Fp8Rows(*reference.quantise(x))
+
+
+def quantise_gelu_rows(x: Tensor, *, impl: Impl = "auto") -> Fp8Rows:
+    """Return what ``quantise_rows`` makes of GELU of ``x [..., D]`` in its tanh form,
+    rounded to the dtype of x, without writing it. Not differentiable."""
+    if not x.is_floating_point() or x.ndim < 1:
+        raise ValueError(
+            f"quantise_gelu_rows: rows are floating point, got {x.dtype} {list(x.shape)}"
+        )
+    if chooses_triton("quantise_gelu_rows", impl, x, refusal=e4m3_refusal(x)):
+        return Fp8Rows(*_quantise_gelu(x))
+    with torch.no_grad():
+        return Fp8Rows(*reference.quantise_gelu(x))
 
 
 def fp8_linear(
@@ -173,3 +187,13 @@ def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
 def _quantise_shapes(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     return x.new_empty(x.shape, dtype=torch.float8_e4m3fn), scales
+
+
+@torch.library.custom_op("ultraflash::quantise_gelu_rows", mutates_args=())
+def _quantise_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
+    from ultraflash_kernels.fp8_linear import kernel
+
+    return kernel.quantise(x, gelu=True)
+
+
+_quantise_gelu.register_fake(_quantise_shapes)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["E4M3_MAX", "SMALLEST_AMAX", "linear", "quantise"]
+__all__ = ["E4M3_MAX", "SMALLEST_AMAX", "linear", "quantise", "quantise_gelu"]
 
 E4M3_MAX = 448.0
 """Largest finite number of float8_e4m3fn."""
@@ -18,6 +18,11 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     wide = x.float()
     scales = wide.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST_AMAX) / E4M3_MAX
     return (wide / scales).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scales
+
+
+def quantise_gelu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``op.quantise_gelu_rows``; nothing is checked here."""
+    return quantise(F.gelu(x, approximate="tanh"))
 
 
 def linear(

@@ -1,13 +1,31 @@
 """Convolutions of memory decoders, each with what follows or precedes it, no
 concatenation and no enlargement built."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl, chooses_triton
-from ultraflash_kernels.memory_conv import reference
+from ultraflash_kernels._dispatch import (
+    KernelUnsupportedError,
+    chooses_triton,
+)
+from ultraflash_kernels.memory_conv import library, reference
 
-__all__ = ["KERNEL_WINS", "memory_conv", "residual_conv", "upsampled_conv"]
+__all__ = [
+    "KERNEL_WINS",
+    "ConvImpl",
+    "activated_conv",
+    "library_refusal",
+    "memory_conv",
+    "residual_conv",
+    "upsampled_conv",
+]
+
+ConvImpl = Literal["auto", "triton", "library", "reference"]
+"""What is run, or an error; ``library`` is cuDNN with bias, sum and ReLU in its
+epilogue. ``auto`` takes the kernel where ``KERNEL_WINS``, else the library where it
+can."""
 
 KERNEL_WINS: frozenset[tuple[tuple[int, int], int, int]] = frozenset()
 """(compute capability, channels in, channels out) where ``auto`` takes the kernel:
@@ -21,7 +39,7 @@ def memory_conv(
     bias: Tensor | None,
     *,
     negative_slope: float = 0.0,
-    impl: Impl = "auto",
+    impl: ConvImpl = "auto",
 ) -> Tensor:
     """Return ``act(conv(x, Wa) + conv(past, Wb) + bias)`` as ``[B * T, O, H, W]``,
     channels last.
@@ -32,8 +50,8 @@ def memory_conv(
     leaky with ``negative_slope`` > 0 (ARCHITECTURE 3.1).
 
     The definition is two convolutions of the library, each rounded to the dtype of x;
-    the kernel sums all in float32 and rounds once. ``auto`` takes the definition except
-    where ``KERNEL_WINS``. Raises ValueError for shapes or dtypes that do not fit.
+    the kernel sums all in float32 and rounds once. Raises ValueError for shapes or
+    dtypes that do not fit.
     """
     batch, frames, channels, height, width = (
         x_btchw.shape if x_btchw.ndim == 5 else (0, 0, 0, 0, 0)
@@ -51,6 +69,8 @@ def memory_conv(
     tensors = [x_btchw, past_bchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("memory_conv", impl, channels, tensors):
         return _convolve(x_btchw, past_bchw, weight, bias, None, negative_slope, 1)
+    if _takes_library("memory_conv", impl, negative_slope, tensors):
+        return library.memory(x_btchw, past_bchw, weight, bias)
     return reference.memory(x_btchw, past_bchw, weight, bias, negative_slope)
 
 
@@ -61,7 +81,7 @@ def residual_conv(
     bias: Tensor | None,
     *,
     negative_slope: float = 0.0,
-    impl: Impl = "auto",
+    impl: ConvImpl = "auto",
 ) -> Tensor:
     """Return ``act(conv(x, W) + bias + residual)`` as ``[N, O, H, W]``, channels last;
     ``residual`` is of this shape.
@@ -85,14 +105,42 @@ def residual_conv(
         return _convolve(
             x_nchw.unsqueeze(1), None, weight, bias, residual_nchw, negative_slope, 1
         )
+    if _takes_library("residual_conv", impl, negative_slope, tensors):
+        return library.residual(x_nchw, residual_nchw, weight, bias)
     return reference.residual(x_nchw, residual_nchw, weight, bias, negative_slope)
 
 
-def upsampled_conv(
-    x_nchw: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: Impl = "auto"
+def activated_conv(
+    x_nchw: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    negative_slope: float = 0.0,
+    impl: ConvImpl = "auto",
 ) -> Tensor:
-    """Return ``conv(up(x), W) + bias`` as ``[N, O, 2H, 2W]``, channels last; ``up``
-    doubles by nearest neighbours.
+    """Return ``act(conv(x, W) + bias)`` as ``[N, O, H, W]``, channels last; the rest is
+    as of ``residual_conv``."""
+    if x_nchw.ndim != 4:
+        raise ValueError(f"activated_conv: x is [N, C, H, W], got {list(x_nchw.shape)}")
+    _check("activated_conv", weight, bias, x_nchw.shape[1], x_nchw)
+    tensors = [x_nchw, x_nchw, weight, *([] if bias is None else [bias])]
+    if _takes_kernel("activated_conv", impl, x_nchw.shape[1], tensors):
+        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, None, negative_slope, 1)
+    if _takes_library("activated_conv", impl, negative_slope, tensors):
+        return library.activated(x_nchw, weight, bias)
+    return reference.activated(x_nchw, weight, bias, negative_slope)
+
+
+def upsampled_conv(
+    x_nchw: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    negative_slope: float = 1.0,
+    impl: ConvImpl = "auto",
+) -> Tensor:
+    """Return ``act(conv(up(x), W) + bias)`` as ``[N, O, 2H, 2W]``, channels last;
+    ``up`` doubles by nearest neighbours, a slope of 1 is no activation.
 
     ``weight`` is ``[O, C, 3, 3]``, padding is zero and one pixel of the doubled size.
     The definition builds the doubled pictures, the kernel finds their pixels by address
@@ -104,8 +152,24 @@ def upsampled_conv(
     _check("upsampled_conv", weight, bias, x_nchw.shape[1], x_nchw)
     tensors = [x_nchw, x_nchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("upsampled_conv", impl, x_nchw.shape[1], tensors):
-        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, None, 1.0, 2)
-    return reference.upsampled(x_nchw, weight, bias)
+        return _convolve(x_nchw.unsqueeze(1), None, weight, bias, None, negative_slope, 2)
+    if _takes_library("upsampled_conv", impl, negative_slope, tensors):
+        return library.upsampled(x_nchw, weight, bias)
+    return reference.upsampled(x_nchw, weight, bias, negative_slope)
+
+
+def library_refusal(
+    weight: Tensor, *others: Tensor, negative_slope: float = 0.0
+) -> str | None:
+    """Return why cuDNN cannot compute what follows these convolutions, in a sentence,
+    or None."""
+    if negative_slope != 0:
+        return "its epilogue knows ReLU only."
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (weight, *others)):
+        return "a tensor wants gradients, and the epilogue keeps nothing for them."
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return f"it takes float16 and bfloat16, got {weight.dtype}."
+    return library.library_refusal(weight.device, weight.dtype)
 
 
 def _check(
@@ -121,8 +185,21 @@ def _check(
         raise ValueError(f"{op}: all tensors have one dtype, got {dtypes}")
 
 
-def _takes_kernel(op: str, impl: Impl, channels: int, tensors: list[Tensor]) -> bool:
+def _takes_library(
+    op: str, impl: ConvImpl, negative_slope: float, tensors: list[Tensor]
+) -> bool:
+    if impl not in ("auto", "library"):
+        return False
+    refusal = library_refusal(tensors[2], *tensors, negative_slope=negative_slope)
+    if refusal and impl == "library":
+        raise KernelUnsupportedError(f"{op}: {refusal}")
+    return refusal is None
+
+
+def _takes_kernel(op: str, impl: ConvImpl, channels: int, tensors: list[Tensor]) -> bool:
     weight = tensors[2]
+    if impl == "library":
+        return False
     if impl == "auto":
         if not weight.is_cuda or not KERNEL_WINS:
             return False

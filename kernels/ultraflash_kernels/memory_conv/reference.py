@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["memory", "residual", "upsampled"]
+__all__ = ["activated", "memory", "residual", "upsampled"]
 
 
 def memory(
@@ -28,10 +28,17 @@ def memory(
             mixed.add_(F.conv2d(_last(past_bchw), before, padding=1)), negative_slope
         )
     each = mixed.unflatten(0, (batch, frames))
-    each[:, 0] += F.conv2d(_last(past_bchw), before, padding=1)
+    # Not ``+=`` on a slice: Python would assign the sum to the slice once more.
+    each[:, 0].add_(F.conv2d(_last(past_bchw), before, padding=1))
     earlier = _last(x_btchw[:, :-1].flatten(0, 1))
-    each[:, 1:] += F.conv2d(earlier, before, padding=1).unflatten(0, (batch, frames - 1))
+    later = F.conv2d(earlier, before, padding=1).unflatten(0, (batch, frames - 1))
+    each[:, 1:].add_(later)
     return _act(mixed, negative_slope)
+
+
+def activated(x_nchw: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
+    """See ``op.activated_conv``; nothing is checked here."""
+    return _act(F.conv2d(_last(x_nchw), weight, bias, padding=1), slope)
 
 
 def residual(
@@ -41,14 +48,10 @@ def residual(
     return _act(F.conv2d(_last(x_nchw), weight, bias, padding=1).add_(residual_nchw), slope)
 
 
-def upsampled(x_nchw: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def upsampled(x_nchw: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
     """See ``op.upsampled_conv``; nothing is checked here."""
-    return F.conv2d(
-        F.interpolate(_last(x_nchw), scale_factor=2.0, mode="nearest"),
-        weight,
-        bias,
-        padding=1,
-    )
+    doubled = F.interpolate(_last(x_nchw), scale_factor=2.0, mode="nearest")
+    return _act(F.conv2d(doubled, weight, bias, padding=1), slope)
 
 
 def _last(x_nchw: Tensor) -> Tensor:
@@ -56,4 +59,6 @@ def _last(x_nchw: Tensor) -> Tensor:
 
 
 def _act(x: Tensor, negative_slope: float) -> Tensor:
+    if negative_slope == 1:
+        return x
     return F.leaky_relu_(x, negative_slope) if negative_slope > 0 else x.relu_()

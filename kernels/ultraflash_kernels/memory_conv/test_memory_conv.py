@@ -9,8 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl
-from ultraflash_kernels.memory_conv import memory_conv, residual_conv, upsampled_conv
+from ultraflash_kernels._dispatch import Impl, KernelUnsupportedError
+from ultraflash_kernels.memory_conv import (
+    activated_conv,
+    library,
+    memory_conv,
+    residual_conv,
+    upsampled_conv,
+)
 
 TOLERANCE = {
     torch.float64: 1e-12,
@@ -263,3 +269,79 @@ def test_a_doubled_picture_of_other_channels_is_refused() -> None:
         upsampled_conv(x.flatten(0, 1)[:, :4], one, bias)
     with pytest.raises(ValueError, match=r"x is \[N, C, H, W\]"):
         upsampled_conv(x, one, bias)
+
+
+@pytest.fixture
+def cudnn_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand-ins for the fused convolutions of cuDNN, and what they were asked for."""
+    asked: list[str] = []
+
+    def relu(x: Tensor, w: Tensor, b: Tensor | None, *_: object) -> Tensor:
+        asked.append("relu")
+        return F.conv2d(x, w, b, padding=1).relu_()
+
+    def add_relu(
+        x: Tensor, w: Tensor, z: Tensor, alpha: float, b: Tensor | None, *_: object
+    ) -> Tensor:
+        asked.append("add, relu")
+        assert z.is_contiguous(memory_format=torch.channels_last)
+        return (F.conv2d(x, w, b, padding=1) + alpha * z).relu_()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
+    monkeypatch.setattr(library, "library_refusal", lambda *_: None)
+    return asked
+
+
+@pytest.mark.parametrize(("batch", "frames"), [(1, 1), (1, 4), (2, 3)], ids=str)
+def test_the_library_computes_what_follows_a_convolution_in_it(
+    cudnn_on_a_cpu: list[str], batch: int, frames: int
+) -> None:
+    x, past, both, weight, bias, residual = example(
+        batch, frames, 16, 16, 5, 4, torch.bfloat16
+    )
+    with torch.inference_mode():
+        got = memory_conv(x, past, both, bias, impl="library")
+        assert_near(got, memory_conv(x, past, both, bias, impl="reference"), torch.bfloat16)
+        flat = x.flatten(0, 1)
+        for ours, given in (
+            (residual_conv, (flat, residual, weight, bias)),
+            (activated_conv, (flat, weight, bias)),
+        ):
+            expected = ours(*given, impl="reference")
+            assert_near(ours(*given), expected, torch.bfloat16)
+        doubled = upsampled_conv(flat, weight, None, negative_slope=0.0)
+        expected = upsampled_conv(flat, weight, None, negative_slope=0.0, impl="reference")
+        assert_near(doubled, expected, torch.bfloat16)
+    assert cudnn_on_a_cpu == ["add, relu", "add, relu", "relu", "relu"]
+
+
+def test_what_the_library_cannot_fuse_is_left_to_the_definition(
+    cudnn_on_a_cpu: list[str],
+) -> None:
+    x, past, both, weight, bias, _ = example(1, 2, 16, 16, 3, 3, torch.bfloat16)
+    memory_conv(x, past, both, bias, negative_slope=0.2)
+    upsampled_conv(x[0], weight)
+    memory_conv(x.float(), past.float(), both.float(), bias.float())
+    activated_conv(x[0], weight.clone().requires_grad_(), bias)
+    assert not cudnn_on_a_cpu
+    with pytest.raises(KernelUnsupportedError, match="ReLU only"):
+        activated_conv(x[0], weight, bias, negative_slope=0.2, impl="library")
+
+
+def test_a_library_that_refuses_or_computes_something_else_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(*_: object) -> Tensor:
+        raise RuntimeError("No valid execution plans built.")
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", refuses)
+    library._found_wrong.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    found = library._found_wrong(torch.device("cpu"), torch.bfloat16)  # pyright: ignore[reportPrivateUsage]
+    assert found == "it refuses: No valid execution plans built."
+    library._found_wrong.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda x, *_: x.clone())
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", lambda x, *_: x.clone())
+    found = library._found_wrong(torch.device("cpu"), torch.bfloat16)  # pyright: ignore[reportPrivateUsage]
+    assert found == "its fused convolutions compute something else."
+    library._found_wrong.cache_clear()  # pyright: ignore[reportPrivateUsage]

@@ -242,9 +242,10 @@ class CrossAttention(nn.Module):
             self._split(self.norm_k(self.k(context))), self._split(self.v(context))
         )
 
-    def forward(self, x: Tensor, context: ContextKv) -> Tensor:
-        """Attend from ``x [B, tokens, width]``; nothing is masked."""
-        q = self._split(self.norm_q(self.q(x)))
+    def forward(self, x: Tensor | Fp8Rows, context: ContextKv) -> Tensor:
+        """Attend from ``x [B, *tokens, width]`` and return ``[B, tokens, width]``;
+        nothing is masked."""
+        q = self._split(self.norm_q(self.q(x).flatten(1, -2)))
         out = dense_attention(q, context.k, context.v)
         return self.o(out.transpose(1, 2).flatten(2))
 

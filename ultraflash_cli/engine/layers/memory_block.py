@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultraflash_kernels.memory_conv import memory_conv, residual_conv
+from ultraflash_kernels.memory_conv import activated_conv, memory_conv, residual_conv
 
 __all__ = [
     "MemoryBlock",
@@ -90,7 +90,7 @@ class MemoryBlock(nn.Module):
                 if nothing
                 else _one(x_btchw[:, 0])
             )
-        first, act, second, _, last = cast("list[nn.Conv2d]", list(self.conv))
+        first, _, second, _, last = cast("list[nn.Conv2d]", list(self.conv))
         like, slope = x_nchw.dtype, self.negative_slope  # under autocast weights are wider
         mixed = memory_conv(
             x_btchw,
@@ -99,7 +99,9 @@ class MemoryBlock(nn.Module):
             _bias(first).to(like),
             negative_slope=slope,
         )
-        mixed = act(second(mixed))
+        mixed = activated_conv(
+            mixed, second.weight.to(like), _bias(second).to(like), negative_slope=slope
+        )
         out = residual_conv(
             mixed,
             x_nchw,

@@ -2,15 +2,27 @@
 islands."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultraflash_kernels.adaln_modulate import adaln_modulate, adaln_modulate_fp8
+from ultraflash_kernels.adaln_modulate import (
+    adaln_modulate,
+    adaln_modulate_fp8,
+    residual_norm,
+)
 from ultraflash_kernels.fp8_linear import Fp8Linear, Fp8Rows
 
-__all__ = ["float32_layers", "modulate", "normed_for", "sinusoid"]
+__all__ = [
+    "Addend",
+    "float32_layers",
+    "modulate",
+    "normed_for",
+    "sinusoid",
+    "sum_and_norm",
+]
 
 MAX_PERIOD = 10000.0
 
@@ -53,3 +65,38 @@ def normed_for(
     if isinstance(layer, Fp8Linear):
         return adaln_modulate_fp8(x, shift, scale, eps=eps)
     return adaln_modulate(x, shift, scale, eps=eps)
+
+
+class Addend(NamedTuple):
+    """What is still to be added to the residual stream."""
+
+    y: Tensor
+    """``[*L, *N, D]``."""
+    gate: Tensor | None
+    """``[*L, D]``; None is 1."""
+
+
+def sum_and_norm(
+    layer: nn.Module,
+    x: Tensor,
+    addend: Addend | None,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+    *,
+    affine: bool = False,
+) -> tuple[Tensor, Tensor | Fp8Rows]:
+    """Return the residual stream with what was still to be added, and its norm as
+    ``layer`` takes it; ``affine`` is a norm with weight and bias."""
+    if addend is None:
+        return x, normed_for(layer, x, shift, scale, eps)
+    return residual_norm(
+        x,
+        addend.y.to(x.dtype),
+        addend.gate,
+        shift,
+        scale,
+        eps=eps,
+        affine=affine,
+        fp8=isinstance(layer, Fp8Linear),
+    )

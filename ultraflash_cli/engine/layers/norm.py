@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ultraflash_kernels.rms_norm import rms_norm
+
 __all__ = ["LayerNorm", "RmsNorm", "layer_norm"]
 
 
@@ -31,6 +33,4 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x [..., width]``."""
-        wide = x.float()
-        inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (wide * inverse).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, eps=self.eps)

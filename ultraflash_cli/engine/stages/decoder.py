@@ -205,9 +205,12 @@ class Decoder(nn.Module):
             .contiguous(memory_format=torch.channels_last)
         )
         after: list[Tensor] = []
-        doubled = False
-        for layer in self.decoder:
-            if isinstance(layer, MemoryBlock):
+        doubled = activated = False
+        layers = list(self.decoder)
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            if activated:
+                activated = False
+            elif isinstance(layer, MemoryBlock):
                 x, memory = layer(
                     x, None if memories is None else memories[len(after)], batch
                 )
@@ -217,7 +220,12 @@ class Decoder(nn.Module):
                 # quarter of the cost.
                 doubled = True
             elif doubled and isinstance(layer, nn.Conv2d):
-                x, doubled = upsampled_conv(x, layer.weight.to(x.dtype), layer.bias), False
+                activated = isinstance(following, nn.ReLU)
+                slope = 0.0 if activated else 1.0
+                x = upsampled_conv(
+                    x, layer.weight.to(x.dtype), layer.bias, negative_slope=slope
+                )
+                doubled = False
             else:
                 x = layer(x)
         if self.config.signed:

@@ -20,7 +20,8 @@ from ultraflash_cli.engine.layers.attention import (
     WindowSelfAttention,
     WindowSpan,
 )
-from ultraflash_cli.engine.layers.modulation import normed_for, sinusoid
+from ultraflash_cli.engine.layers.feed_forward import feed_forward
+from ultraflash_cli.engine.layers.modulation import Addend, sinusoid, sum_and_norm
 from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
 from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.errors import ConfigError
@@ -335,22 +336,36 @@ class GeneratorBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
+        addend: Addend | None,
         time: Tensor,
         tables: AxisTables,
         span: WindowSpan,
         ring: WindowRing,
         context: ContextKv,
-    ) -> tuple[Tensor, WindowRing]:
+    ) -> tuple[Tensor, Addend, WindowRing]:
         """Update ``x [B, frames, tokens of a frame, dim]`` under
-        ``time [B or 1, frames or 1, 6, dim]``."""
+        ``time [B or 1, frames or 1, 6, dim]``.
+
+        ``addend`` is what the block before has left to be added; the second value is
+        what this one leaves, so that each sum shares a pass with the norm behind it.
+        """
         vectors = (self.modulation + time).expand(*x.shape[:2], -1, -1).unbind(2)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
-        y = normed_for(self.self_attn.q, x, attn_shift, attn_scale, self.eps)
+        x, y = sum_and_norm(self.self_attn.q, x, addend, attn_shift, attn_scale, self.eps)
         attended, ring = self.self_attn(y, tables, span, ring)
-        x = gated_residual(x, attended.to(x.dtype), attn_gate)
-        x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context).view_as(x)
-        y = normed_for(self.ffn[0], x, ffn_shift, ffn_scale, self.eps)
-        return gated_residual(x, self.ffn(y).to(x.dtype), ffn_gate), ring
+        norm, cross = self.norm3, self.cross_attn
+        x, y = sum_and_norm(
+            cross.q,
+            x,
+            Addend(attended, attn_gate),
+            norm.bias,
+            norm.weight,
+            norm.eps,
+            affine=True,
+        )
+        addend = Addend(cross(y, context).view_as(x), None)
+        x, y = sum_and_norm(self.ffn[0], x, addend, ffn_shift, ffn_scale, self.eps)
+        return x, Addend(feed_forward(self.ffn, y), ffn_gate), ring
 
 
 class GeneratorHead(nn.Module):
@@ -726,9 +741,12 @@ class Generator(nn.Module):
             places = self.row_places[:, None] + self.column_places
             x = x + (places + self._moving_places(frames, position)).flatten(-3, -2)
         after: list[WindowRing] = []
+        addend = None
         for block, ring, text in zip(self.blocks, rings, context, strict=True):
-            x, ring = block(x, time_six, tables, span, ring, text)
+            x, addend, ring = block(x, addend, time_six, tables, span, ring, text)
             after.append(ring)
+        assert addend is not None and addend.gate is not None, "there is a block"
+        x = gated_residual(x, addend.y.to(x.dtype), addend.gate)
         flow = self._from_patches(self.head(x, time), height, width)
         if config.prediction == "clean":
             flow = (x_bcthw.to(flow) - flow) / level.to(flow).clamp_min(LEAST_LEVEL)

@@ -17,11 +17,13 @@ from ultraflash_cli.engine.layers.attention import (
     SparseCausalSelfAttention,
     SparseLayout,
 )
+from ultraflash_cli.engine.layers.feed_forward import feed_forward
 from ultraflash_cli.engine.layers.modulation import (
+    Addend,
     float32_layers,
     modulate,
-    normed_for,
     sinusoid,
+    sum_and_norm,
 )
 from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
 from ultraflash_cli.engine.layers.rope import rotation_tables
@@ -239,23 +241,32 @@ class SrDitBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
+        addend: Addend | None,
         time: Tensor,
         tables: AxisTables,
         layout: SparseLayout,
         cache: KvRing,
         context: ContextKv | None,
-    ) -> tuple[Tensor, KvRing]:
+    ) -> tuple[Tensor, Addend, KvRing]:
         """Update ``x [B, blocks, block tokens, dim]`` under the time vectors
-        ``time [B, 6, dim]``."""
+        ``time [B, 6, dim]``.
+
+        ``addend`` is what the block before has left to be added; the second value is
+        what this one leaves, so that each sum shares a pass with the norm behind it.
+        """
         vectors = (self.modulation.float() + time).unbind(1)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
-        y = normed_for(self.self_attn.q, x, attn_shift, attn_scale, self.eps)
+        x, y = sum_and_norm(self.self_attn.q, x, addend, attn_shift, attn_scale, self.eps)
         attended = self.self_attn(y, tables, layout, cache)
-        x = gated_residual(x, attended.out, attn_gate)
+        addend = Addend(attended.out, attn_gate)
         if context is not None:
-            x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context).view_as(x)
-        y = normed_for(self.ffn[0], x, ffn_shift, ffn_scale, self.eps)
-        return gated_residual(x, self.ffn(y), ffn_gate), attended.cache
+            norm, cross = self.norm3, self.cross_attn
+            x, y = sum_and_norm(
+                cross.q, x, addend, norm.bias, norm.weight, norm.eps, affine=True
+            )
+            addend = Addend(cross(y, context).view_as(x), None)
+        x, y = sum_and_norm(self.ffn[0], x, addend, ffn_shift, ffn_scale, self.eps)
+        return x, Addend(feed_forward(self.ffn, y), ffn_gate), attended.cache
 
 
 class SrDitHead(nn.Module):
@@ -525,9 +536,11 @@ class SrDit(nn.Module):
         x = grid.to_blocks(torch.cat([noise_bcthw, cond_bcthw], dim=1).to(weight.dtype))
         x = F.linear(x, weight.permute(0, 2, 3, 4, 1).flatten(1), self.patch_embedding.bias)
         after: list[KvRing] = []
+        addend = None
         for index, block in enumerate(self.blocks):
-            x, cache = block(
+            x, addend, cache = block(
                 x,
+                addend,
                 time_six,
                 tables,
                 layout,
@@ -535,6 +548,8 @@ class SrDit(nn.Module):
                 context[index] if context else None,
             )
             after.append(cache)
+        assert addend is not None and addend.gate is not None, "there is a block"
+        x = gated_residual(x, addend.y, addend.gate)
         x = grid.from_blocks(self.head(x, time), *config.patch[1:])
         return GroupResult(x, tuple(after))
 

@@ -1,0 +1,77 @@
+"""A linear layer whose product applies GELU before it writes anything."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ultraflash_kernels import _dispatch
+from ultraflash_kernels._dispatch import KernelUnsupportedError
+from ultraflash_kernels.linear_gelu import reference
+
+__all__ = ["LinearGeluImpl", "epilogue_refusal", "linear_gelu"]
+
+LinearGeluImpl = Literal["auto", "epilogue", "reference"]
+"""``epilogue`` and ``reference`` are what is run, or an error; ``auto`` takes the first
+where it can."""
+
+DTYPES = (torch.float16, torch.bfloat16)
+SLOW_MAJOR = 12
+"""GPUs of compute capability 12.x, whose library has only a slow product with GELU."""
+
+
+def linear_gelu(
+    x: Tensor, weight: Tensor, bias: Tensor, *, impl: LinearGeluImpl = "auto"
+) -> Tensor:
+    """Return ``gelu(x @ weight^T + bias)`` for ``x [..., K]``, ``weight [N, K]`` and
+    ``bias [N]``, GELU in its tanh form.
+
+    The reference rounds the sum to the dtype of x before GELU; the epilogue of the
+    product does not. Raises ValueError for shapes that do not fit,
+    KernelUnsupportedError for ``impl="epilogue"`` where it cannot run.
+    """
+    if impl not in ("auto", "epilogue", "reference"):
+        raise ValueError(f"linear_gelu: impl is auto, epilogue or reference, got {impl!r}")
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
+        shapes = [list(each.shape) for each in (x, weight, bias)]
+        raise ValueError(f"linear_gelu: x [..., K], weight [N, K], bias [N], got {shapes}")
+    refusal = None if impl == "reference" else epilogue_refusal(x, weight, bias)
+    if impl == "epilogue" and refusal:
+        raise KernelUnsupportedError(f"linear_gelu: {refusal}")
+    if impl == "reference" or refusal:
+        return reference.linear_gelu(x, weight, bias)
+    return _linear_gelu(x, weight, bias)
+
+
+def epilogue_refusal(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
+    """Return why the library cannot apply GELU in its product, in a sentence, or
+    None."""
+    dtypes = {each.dtype for each in (x, weight, bias)}
+    if len(dtypes) > 1 or x.dtype not in DTYPES:
+        return (
+            f"one dtype of float16 and bfloat16 is needed, got {sorted(map(str, dtypes))}."
+        )
+    if torch.is_grad_enabled() and any(y.requires_grad for y in (x, weight, bias)):
+        return "a tensor wants gradients, and the epilogue keeps nothing for them."
+    return device_refusal(x.device)
+
+
+def device_refusal(device: torch.device) -> str | None:
+    """Return why no product on ``device`` applies GELU, in a sentence, or None."""
+    if not _dispatch.prefers_kernels(device):
+        return f"it takes an NVIDIA GPU of compute capability 8.0 or later, got {device}."
+    if device.type == "cuda" and _dispatch.capability(device)[0] == SLOW_MAJOR:
+        return "on compute capability 12 the library is slower with GELU than without."
+    return None
+
+
+@torch.library.custom_op("ultraflash::linear_gelu", mutates_args=())
+def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from ultraflash_kernels.linear_gelu import epilogue
+
+    return epilogue.linear_gelu(x, weight, bias)
+
+
+@_linear_gelu.register_fake
+def _linear_gelu_shape(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -1,0 +1,288 @@
+"""What a group at full size launches on a GPU: a trace without numbers, and its roofline."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.profiles import ULTRAFLASH
+from ultraflash_cli.engine.stages.decoder import Decoder
+from ultraflash_cli.engine.stages.encoder import Encoder
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs
+from ultraflash_kernels import _dispatch
+from ultraflash_kernels.fp8_linear import op as fp8_linear_op
+from ultraflash_kernels.memory_conv import library as memory_conv_library
+
+__all__ = ["TRACES", "Launch", "StageTrace", "trace"]
+
+_HEIGHT, _WIDTH = (side // 8 for side in ULTRAFLASH.base_size)
+
+_FREE = frozenset(
+    ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh")
+)
+"""Operations that launch nothing; views are told by torch."""
+
+
+class Launch(NamedTuple):
+    """One operation: ours, or torch's."""
+
+    op: str
+    bytes: int
+    """Read and written."""
+    flops: int
+    """A multiply-add counts as 2."""
+    rows: int = 0
+    """Of the left factor of a product; channels of a convolution's result."""
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """What a stage launches for a group in the middle of a clip."""
+
+    name: str
+    frames: int
+    """Output frames of the group."""
+    launches: Mapping[Launch, int]
+
+    @property
+    def count(self) -> int:
+        """Launches."""
+        return sum(self.launches.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that all launches move."""
+        return sum(count * launch.bytes for launch, count in self.launches.items())
+
+    @property
+    def pass_bytes(self) -> int:
+        """Bytes of those that only move and change numbers: no products, attention, convolutions."""
+        return sum(count * launch.bytes for launch, count in self.launches.items() if not launch.flops)
+
+    @property
+    def flops(self) -> int:
+        """Arithmetic of all launches."""
+        return sum(count * launch.flops for launch, count in self.launches.items())
+
+    def by_op(self) -> dict[str, tuple[int, int, int]]:
+        """Return launches, bytes and arithmetic by operation, the most bytes first."""
+        found: dict[str, tuple[int, int, int]] = {}
+        for launch, count in self.launches.items():
+            launches, moved, flops = found.get(launch.op, (0, 0, 0))
+            found[launch.op] = launches + count, moved + count * launch.bytes, flops + count * launch.flops
+        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
+
+
+class _Tracer(TorchDispatchMode):
+    """Lists operations on tensors without storage; what torch composes of others is taken apart."""
+
+    def __init__(self, block_pairs: int) -> None:
+        super().__init__()
+        self.launches: Counter[Launch] = Counter()
+        self._block_pairs = block_pairs
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = func.name().split("::")[1].split(".")[0]
+        if op == "scaled_dot_product_attention":
+            query, key = args[0], args[1]
+            out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+            self._add(op, [*args[:3], out], 4 * query.numel() * key.shape[2])
+            return out
+        if op in ("convolution", "upsample_nearest2d"):
+            return self._picture_op(func, op, args, kwargs)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        out = func(*args, **kwargs)
+        if op in _FREE or getattr(func, "is_view", False):
+            return out
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        made = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
+        touched = given if op == "copy_" else given + made
+        self._add(op, touched, self._flops(op, args, made), _rows(op, args))
+        return out
+
+    def _picture_op(self, func: Any, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """Return the result as a GPU lays it out; on tensors without storage torch would choose otherwise."""
+        out = func(*args, **kwargs)
+        if out.ndim == 4:
+            out = out.contiguous(memory_format=torch.channels_last)
+        if op != "convolution":
+            self._add(op, [args[0], out], 0)
+            return out
+        x, weight, bias = args[:3]
+        self._add(op, [x, weight, out], 2 * out.numel() * weight[0].numel(), weight.shape[0])
+        if bias is not None:
+            self._add("bias of a convolution", [out, out], 0)
+        return out
+
+    def _add(self, op: str, touched: Sequence[Tensor], flops: int, rows: int = 0) -> None:
+        self.launches[Launch(op, sum(each.numel() * each.element_size() for each in touched), flops, rows)] += 1
+
+    def _flops(self, op: str, args: Sequence[Any], made: Sequence[Tensor]) -> int:
+        if op in ("addmm", "_addmm_activation", "baddbmm", "linear_gelu"):
+            return 2 * made[0].numel() * args[1].shape[-1]
+        if op in ("mm", "bmm", "_scaled_mm", "linear"):
+            return 2 * made[0].numel() * args[0].shape[-1]
+        if op in ("memory_conv", "fused_conv"):
+            return (
+                2
+                * made[0].numel()
+                * next(x for x in args if isinstance(x, Tensor) and x.shape[2:] == (3, 3))[0].numel()
+            )
+        if op.startswith("block_list_attention"):
+            query = args[0]
+            return 4 * self._block_pairs * query.shape[3] ** 2 * query.shape[4]
+        return 0
+
+
+def _rows(op: str, args: Sequence[Any]) -> int:
+    if op in ("mm", "_scaled_mm", "linear"):
+        return args[0].numel() // args[0].shape[-1]
+    if op in ("addmm", "_addmm_activation", "linear_gelu"):
+        factor = args[0] if op == "linear_gelu" else args[1]
+        return factor.numel() // factor.shape[-1]
+    if op in ("memory_conv", "fused_conv"):
+        return next(x for x in args if isinstance(x, Tensor) and x.shape[2:] == (3, 3)).shape[0]
+    return 0
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Let operations on tensors without storage choose as on a GPU inside."""
+    with ExitStack() as stack:
+        for place, name, value in (
+            (_dispatch, "prefers_kernels", lambda _device: True),
+            (_dispatch, "device_refusal", lambda _device: None),
+            (fp8_linear_op, "scaled_mm_refusal", lambda *_: None),
+            (memory_conv_library, "library_refusal", lambda *_: None),
+        ):
+            stack.enter_context(mock.patch.object(place, name, value))
+        stack.enter_context(torch.inference_mode())
+        yield
+
+
+def _meta(build: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
+    with torch.device("meta"):
+        return to_channels_last(build().to(dtype).eval().requires_grad_(False))
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _traced(run: Callable[[], object], block_pairs: int = 0) -> Counter[Launch]:
+    with _Tracer(block_pairs) as tracer:
+        run()
+    return tracer.launches
+
+
+def _for_layers(run: Callable[[int], Counter[Launch]], layers: int) -> dict[Launch, int]:
+    """Trace one layer and two: every further one launches what the second does."""
+    one, two = run(1), run(2)
+    return {each: one[each] + (layers - 1) * (two[each] - one[each]) for each in one | two}
+
+
+def _sr_dit(scale: int, *, fp8: bool = False) -> StageTrace:
+    config = ULTRAFLASH.sr_dit
+    assert config is not None, "the published model has one"
+    height, width = scale * _HEIGHT, scale * _WIDTH
+    latents = _empty(1, 16, config.group_latents, height, width)
+
+    def run(layers: int) -> Counter[Launch]:
+        stage: SrDit = _meta(lambda: SrDit(dataclasses.replace(config, num_layers=layers)), torch.bfloat16)
+        stage = stage.to_fp8() if fp8 else stage
+        state = stage.init_state(batch=1, height=height, width=width)
+        for _ in range(2):
+            state, _ = stage.step(state, SrDitInputs(latents, latents))
+        budget = stage.key_budget(config.group_latents, height, width)
+        pairs = config.num_heads * config.group_latents // config.block[0] * budget
+        return _traced(lambda: stage.step(state, SrDitInputs(latents, latents)), pairs)
+
+    return StageTrace("SR transformer", 4 * config.group_latents, _for_layers(run, config.num_layers))
+
+
+def _generator(*, fp8: bool = False) -> StageTrace:
+    config = ULTRAFLASH.long_generator
+    assert config is not None, "the published model has one"
+    config = dataclasses.replace(config, independent_first_frame=False)
+    chunk = config.chunk_latents
+    noise = _empty(1, 16, chunk, _HEIGHT, _WIDTH)
+    inputs = GeneratorInputs(noise, _empty(1, config.draws_per_chunk, 16, chunk, _HEIGHT, _WIDTH))
+
+    def run(layers: int) -> Counter[Launch]:
+        stage: Generator = _meta(lambda: Generator(dataclasses.replace(config, num_layers=layers)), torch.bfloat16)
+        stage = stage.to_fp8() if fp8 else stage
+        state = stage.init_state(batch=1, height=_HEIGHT, width=_WIDTH)
+        for _ in range(config.window // chunk + 1):
+            state, _ = stage.step(state, inputs)
+        return _traced(lambda: stage.step(state, inputs))
+
+    return StageTrace("generator", 4 * chunk, _for_layers(run, config.num_layers))
+
+
+def _decoder(scale: int) -> StageTrace:
+    _, config = ULTRAFLASH.at_scale(scale).latent_stages
+    height, width = scale * _HEIGHT, scale * _WIDTH
+    stage: Decoder = _meta(lambda: Decoder(config), torch.float16)
+    latents = _empty(1, 16, ULTRAFLASH.group_latents, height, width, dtype=torch.float16)
+    stage.together = config.piece(latents.shape[2], height, width)
+    state = stage.init_state(batch=1, height=height, width=width)
+    state, _ = stage.step(state, latents)
+    return StageTrace("decoder", 24, _traced(lambda: stage.step(state, latents)))
+
+
+def _upsampler(scale: int) -> StageTrace:
+    config, _ = ULTRAFLASH.at_scale(scale).latent_stages
+    stage: LatentUpsampler = _meta(lambda: LatentUpsampler(config), torch.bfloat16)
+    low = _empty(1, 16, ULTRAFLASH.group_latents, _HEIGHT, _WIDTH)
+    _, memory = stage.upsample(low, None)
+    return StageTrace("upsampler", 24, _traced(lambda: stage.upsample(low, memory)))
+
+
+def _encoder() -> StageTrace:
+    config = ULTRAFLASH.encoder
+    assert config is not None, "the published model has one"
+    stage: Encoder = _meta(lambda: Encoder(config), torch.float16)
+    height, width = ULTRAFLASH.base_size
+    frames = _empty(1, 3, 24, height, width, dtype=torch.float16)
+    state, _ = stage.step(stage.init_state(batch=1, height=height, width=width), frames)
+    return StageTrace("encoder", 24, _traced(lambda: stage.step(state, frames)))
+
+
+TRACES: dict[str, Callable[[], StageTrace]] = {
+    "generator": _generator,
+    "generator fp8": lambda: _generator(fp8=True),
+    "encoder": _encoder,
+    "upsampler 1k": lambda: _upsampler(2),
+    "upsampler 2k": lambda: _upsampler(3),
+    "SR transformer 1k": lambda: _sr_dit(2),
+    "SR transformer 2k": lambda: _sr_dit(3),
+    "SR transformer 1k fp8": lambda: _sr_dit(2, fp8=True),
+    "SR transformer 2k fp8": lambda: _sr_dit(3, fp8=True),
+    "decoder 1k": lambda: _decoder(2),
+    "decoder 2k": lambda: _decoder(3),
+}
+"""What can be traced, the published model at its sizes."""
+
+
+def trace(name: str) -> StageTrace:
+    """Trace a group by the name that ``TRACES`` gives it; takes about a second, no GPU and no memory."""
+    with as_on_a_gpu():
+        return dataclasses.replace(TRACES[name](), name=name)
