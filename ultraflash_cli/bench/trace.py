@@ -1,8 +1,9 @@
 """What a group at full size launches on a GPU: a trace without numbers, and its roofline."""
 
+import collections.abc
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import ULTRAFLASH
 from ultraflash_cli.engine.stages.decoder import Decoder
-from ultraflash_cli.engine.stages.encoder import Encoder
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs
@@ -104,7 +105,7 @@ class _Tracer(TorchDispatchMode):
             return out
         if op in ("convolution", "upsample_nearest2d"):
             return self._picture_op(func, op, args, kwargs)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        if _is_composite(func.name()):
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -152,6 +153,11 @@ class _Tracer(TorchDispatchMode):
         return 0
 
 
+def _is_composite(name: str) -> bool:
+    key = "CompositeImplicitAutograd"
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)  # pyright: ignore[reportPrivateUsage]
+
+
 def _rows(op: str, args: Sequence[Any]) -> int:
     if op in ("mm", "_scaled_mm", "linear"):
         return args[0].numel() // args[0].shape[-1]
@@ -164,7 +170,7 @@ def _rows(op: str, args: Sequence[Any]) -> int:
 
 
 @contextmanager
-def as_on_a_gpu() -> Iterator[None]:
+def as_on_a_gpu() -> "collections.abc.Generator[None]":
     """Let operations on tensors without storage choose as on a GPU inside."""
     with ExitStack() as stack:
         for place, name, value in (
@@ -258,7 +264,7 @@ def _upsampler(scale: int) -> StageTrace:
 
 def _encoder() -> StageTrace:
     config = ULTRAFLASH.encoder
-    assert config is not None, "the published model has one"
+    assert isinstance(config, EncoderConfig), "the published model has one"
     stage: Encoder = _meta(lambda: Encoder(config), torch.float16)
     height, width = ULTRAFLASH.base_size
     frames = _empty(1, 3, 24, height, width, dtype=torch.float16)

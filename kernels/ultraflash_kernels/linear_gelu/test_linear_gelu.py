@@ -13,10 +13,11 @@ from ultraflash_kernels.linear_gelu import linear_gelu, op
 
 def example(
     dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(3)
     sizes = [(2, 5, 16), (24, 16), (24,)]
-    return tuple(torch.randn(s, generator=draw).to(device, dtype) for s in sizes)
+    x, weight, bias = (torch.randn(s, generator=draw).to(device, dtype) for s in sizes)
+    return x, weight, bias
 
 
 def test_the_definition_is_gelu_in_its_tanh_form_of_the_linear_layer() -> None:
@@ -54,7 +55,8 @@ def test_the_cpu_has_the_definition_only() -> None:
     with pytest.raises(KernelUnsupportedError, match="NVIDIA"):
         linear_gelu(*example(torch.bfloat16), impl="epilogue")
     with pytest.raises(ValueError, match="bias"):
-        linear_gelu(*example()[:2], torch.zeros(3))
+        x, weight, _ = example()
+        linear_gelu(x, weight, torch.zeros(3))
 
 
 @pytest.mark.gpu

@@ -1,7 +1,5 @@
 """The feed-forward layers of the transformers: two products with GELU between."""
 
-from typing import cast
-
 from torch import Tensor, nn
 
 from ultraflash_kernels.fp8_linear import Fp8Linear, Fp8Rows, quantise_gelu_rows
@@ -16,10 +14,13 @@ def feed_forward(layers: nn.Sequential, x: Tensor | Fp8Rows) -> Tensor:
     GELU has a pass of its own only where neither the first product nor the
     quantisation in front of the second one can take it along.
     """
-    first, _, last = cast("list[nn.Module]", list(layers))
+    first, _, last = layers
     if isinstance(first, Fp8Linear) and isinstance(last, Fp8Linear):
         return last(quantise_gelu_rows(first(x)))
-    if type(first) is nn.Linear and isinstance(x, Tensor):
-        if epilogue_refusal(x, first.weight, first.bias) is None:
-            return last(linear_gelu(x, first.weight, first.bias))
+    if (
+        type(first) is nn.Linear
+        and isinstance(x, Tensor)
+        and epilogue_refusal(x, first.weight, first.bias) is None
+    ):
+        return last(linear_gelu(x, first.weight, first.bias))
     return layers(x)

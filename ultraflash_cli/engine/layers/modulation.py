@@ -2,7 +2,8 @@
 islands."""
 
 import math
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,11 +40,13 @@ def sinusoid(timestep: Tensor, width: int) -> Tensor:
 def float32_layers(layers: nn.Sequential | nn.Linear, x: Tensor) -> Tensor:
     """Apply linear layers and activations in float32 whatever dtype their weights have,
     under autocast, too."""
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    autocasts = torch.amp.is_autocast_available(kind)  # tensors without storage do not
+    with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
         x = x.float()
         for layer in [layers] if isinstance(layers, nn.Linear) else layers:
             if isinstance(layer, nn.Linear):
-                bias = layer.bias
+                bias = cast("Tensor | None", layer.bias)
                 x = F.linear(
                     x, layer.weight.float(), None if bias is None else bias.float()
                 )
