@@ -59,7 +59,7 @@ def hold_standard_descriptors() -> None:
 
 def open_log(path: Path) -> TextIO:
     """Open a log for appending. Raises OutputError where that fails, UsageError for a file that holds no text."""
-    from ultraflash_cli.jobs.batch import VIDEO_SUFFIXES
+    from ultraflash_cli.jobs.planning.clips import VIDEO_SUFFIXES
     from ultraflash_cli.video.sequence import PICTURE_SUFFIXES
 
     try:

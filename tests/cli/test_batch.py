@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 
 from tests.jobs.clips import decoded, make_clip, stream_kinds
 from tests.jobs.running.test_upscale import builder
-from ultraflash_cli.jobs.batch import find_clips, is_several
+from ultraflash_cli.jobs.planning.clips import find_clips, is_several
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 

@@ -172,7 +172,7 @@ def test_a_stop_between_two_clips_is_obeyed() -> None:
     stop = Stop()
     stop.request(signal.SIGTERM)
     with pytest.raises(Interrupted, match="interrupted before"):
-        next(batch.run_generations([batch.GenerateJob(prompt="a cat")], lambda event: None, stop=stop))
+        next(batch.run_batch([batch.GenerateJob(prompt="a cat")], lambda event: None, stop=stop))
 
 
 def test_what_is_no_file_on_this_machine_is_told_apart(films: Path, capsys: pytest.CaptureFixture[str]) -> None:

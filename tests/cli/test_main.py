@@ -229,7 +229,7 @@ def test_sigterm_before_the_work_begins_is_143(clip: Path, monkeypatch: pytest.M
     def terminate(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("ultraflash_cli.jobs.batch.find_clips", terminate)
+    monkeypatch.setattr("ultraflash_cli.jobs.planning.clips.find_clips", terminate)
     assert main(["upscale", str(clip)]) == 143
 
 
@@ -299,7 +299,7 @@ def test_a_folder_that_may_not_be_read_is_one_line_and_exit_3(
     def locked(_: object) -> list[str]:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("ultraflash_cli.jobs.batch.os.listdir", locked)
+    monkeypatch.setattr("ultraflash_cli.jobs.planning.clips.os.listdir", locked)
     assert main(["upscale", str(tmp_path)]) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert "Permission denied" in line

@@ -51,7 +51,7 @@ def test_a_model_that_is_not_installed_names_the_set_to_pull(tmp_path: Path) -> 
 def test_the_cache_rules_reach_generator_and_sr_transformer(tmp_path: Path) -> None:
     made = prepared(tmp_path, cache_management="steps=2,refresh=0.5,kv", seconds=2.5)
     built = Models().generator(made)
-    video: Any = built.generator
+    video: Any = built.model
     assert video._video.generator.config.later_steps == 2
     assert isinstance(video._video.generator.gate, RefreshGate)
     assert video._video.refiner.sr_dit.config.kv_schedule == kv_lengths(len(made.plan.groups))
@@ -60,7 +60,7 @@ def test_the_cache_rules_reach_generator_and_sr_transformer(tmp_path: Path) -> N
 def test_without_the_rule_a_network_used_before_has_no_gate(tmp_path: Path) -> None:
     shared = Models()
     shared.generator(prepared(tmp_path, cache_management="refresh"))
-    video: Any = shared.generator(prepared(tmp_path)).generator
+    video: Any = shared.generator(prepared(tmp_path)).model
     assert video._video.generator.gate is None
 
 

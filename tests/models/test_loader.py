@@ -9,11 +9,12 @@ from tests.jobs.clips import decoded, make_clip
 from ultraflash_cli.errors import Interrupted
 from ultraflash_cli.jobs.events import Chunk, Event
 from ultraflash_cli.jobs.planning.upscale import UpscaleJob
-from ultraflash_cli.jobs.running.upscale import UpscaleReport, run
+from ultraflash_cli.jobs.running.report import Report
+from ultraflash_cli.jobs.running.upscale import run
 from ultraflash_cli.jobs.stop import Stop
 
 
-def upscale(source: Path, output: Path, *, stop_at: int | None = None) -> UpscaleReport:
+def upscale(source: Path, output: Path, *, stop_at: int | None = None) -> Report:
     stop = Stop()
 
     def listen(event: Event) -> None:

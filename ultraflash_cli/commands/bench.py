@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.jobs.planning.generate import PreparedGeneration
     from ultraflash_cli.jobs.planning.upscale import Prepared as PreparedUpscale
-    from ultraflash_cli.jobs.running.loader import Built, BuiltGeneration
+    from ultraflash_cli.jobs.running.loader import Built
+    from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 
 __all__ = ["bench", "measure_kernels", "measure_wall", "prepare"]
 
@@ -267,7 +268,8 @@ def measure_wall(case: "BenchCase") -> "WallTime":
     with tempfile.TemporaryDirectory(prefix="ultraflash-bench-") as name:
         folder = Path(name)
         if case.kind == "upscale":
-            from ultraflash_cli.jobs.running.upscale import UpscaleJob, run
+            from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+            from ultraflash_cli.jobs.running.upscale import run
 
             source = folder / "source.mp4"
             _write_clip(case, source)
@@ -285,7 +287,8 @@ def measure_wall(case: "BenchCase") -> "WallTime":
             report = run(job, listen, build=partial(_build_upscaler, case) if case.untrained else None)
         else:
             from ultraflash_cli.bench.cases import RES
-            from ultraflash_cli.jobs.running.generate import GenerateJob, run_generation
+            from ultraflash_cli.jobs.planning.generate import GenerateJob
+            from ultraflash_cli.jobs.running.generate import run_generation
 
             job = GenerateJob(
                 prompt=_PROMPT,
@@ -341,25 +344,25 @@ def _installed(case: "BenchCase", profile: "Profile") -> bool:
     return True
 
 
-def _build_upscaler(case: "BenchCase", prepared: "PreparedUpscale") -> "Built":
+def _build_upscaler(case: "BenchCase", prepared: "PreparedUpscale") -> "Built[FrameUpscaler]":
     from ultraflash_cli.bench.untrained import Untrained
     from ultraflash_cli.jobs.running.loader import Built
     from ultraflash_cli.models.frames import as_frame_upscaler
 
     made = Untrained(case)
     upscaler = as_frame_upscaler(made.upscaler(prepared.plan), made.clock)
-    return Built(upscaler=upscaler, device=str(made.device), precision=made.precision, weights={})
+    return Built(model=upscaler, device=str(made.device), precision=made.precision, weights={})
 
 
-def _build_video(case: "BenchCase", prepared: "PreparedGeneration") -> "BuiltGeneration":
+def _build_video(case: "BenchCase", prepared: "PreparedGeneration") -> "Built[FrameGenerator]":
     from ultraflash_cli.bench.untrained import Untrained
-    from ultraflash_cli.jobs.running.loader import BuiltGeneration
+    from ultraflash_cli.jobs.running.loader import Built
     from ultraflash_cli.models.frames import as_frame_generator
 
     made = Untrained(case)
     assert made.context is not None, "what generates takes words"
     generator = as_frame_generator(made.video(prepared.plan), made.context, prepared.base_size, made.clock)
-    return BuiltGeneration(generator=generator, device=str(made.device), precision=made.precision, weights={})
+    return Built(model=generator, device=str(made.device), precision=made.precision, weights={})
 
 
 def _write_clip(case: "BenchCase", path: Path) -> None:

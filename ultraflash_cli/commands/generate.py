@@ -140,7 +140,8 @@ def generate(
     For real clips `ultraflash weights pull ultraflash` brings the published model, which needs a GPU and
     `pip install '.[generate]'` in the source folder.
     """
-    from ultraflash_cli.jobs.batch import VIDEO_SUFFIXES, plan_generations, run_generations
+    from ultraflash_cli.jobs.batch import plan_batch, run_batch
+    from ultraflash_cli.jobs.planning.clips import VIDEO_SUFFIXES
     from ultraflash_cli.jobs.planning.generate import GenerateJob, name_outputs
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
@@ -201,9 +202,9 @@ def generate(
     ):
         jobs = name_outputs(job_of(text, number, sink) for text in texts for number in range(count))
         if dry_run:
-            outcomes = plan_generations(jobs, stop=stop)
+            outcomes = plan_batch(jobs, stop=stop)
         else:
-            outcomes = run_generations(jobs, console.on_event, stop=stop)
+            outcomes = run_batch(jobs, console.on_event, stop=stop)
         clips = len(texts) * count
         show_outcomes(console, outcomes, count=clips, is_batch=is_batch, keep_going=keep_going, json=json)
 

@@ -32,11 +32,12 @@ def probe(
         raise
 
     # Only now, since these load torch, which takes longer than everything else here.
-    from ultraflash_cli.jobs.running.upscale import planned
+    from ultraflash_cli.jobs.running.loader import Models
+    from ultraflash_cli.jobs.running.upscale import Upscaling
     from ultraflash_cli.models.build import choose_device, find_profile, stage_precisions
     from ultraflash_cli.models.memory import describe_memory, memory_budget, plan_upscale_memory
 
-    info, plan = prepared.info, planned(prepared)
+    info, plan = prepared.info, Upscaling(prepared, Models().upscaler).planned()
     device, profile = choose_device("auto"), find_profile(prepared.model)
     memory, warnings = None, list(prepared.warnings)
     try:

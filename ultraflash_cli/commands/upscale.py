@@ -163,15 +163,8 @@ def upscale(
     json: JsonOption = False,
 ) -> None:
     """Upscale video, keeping its sound, subtitles and timing."""
-    from ultraflash_cli.jobs.batch import (
-        Outcome,
-        find_clips,
-        is_several,
-        missing_inputs,
-        names_a_file,
-        plan_batch,
-        run_batch,
-    )
+    from ultraflash_cli.jobs.batch import Outcome, plan_batch, run_batch
+    from ultraflash_cli.jobs.planning.clips import find_clips, is_several, missing_inputs, names_a_file
     from ultraflash_cli.jobs.planning.upscale import UpscaleJob
     from ultraflash_cli.jobs.stop import stopping_on_signals
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from ultraflash_cli.jobs.planning.generate import PreparedGeneration
     from ultraflash_cli.jobs.planning.upscale import Prepared
-    from ultraflash_cli.jobs.running.loader import Built, BuiltGeneration
+    from ultraflash_cli.jobs.running.loader import Built
+    from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 
 __all__ = ["Made", "made_by_generating", "made_by_upscaling"]
 
@@ -123,7 +124,7 @@ class Made:
         return [*words[:2], *given, *words[2:]] if "--" in words else [*words, *given]
 
 
-def made_by_upscaling(prepared: "Prepared", built: "Built") -> str | None:
+def made_by_upscaling(prepared: "Prepared", built: "Built[FrameUpscaler]") -> str | None:
     """Return the tag of an upscaled clip; None where none is wanted."""
     job = prepared.job
     if not job.tag:
@@ -153,7 +154,7 @@ def made_by_upscaling(prepared: "Prepared", built: "Built") -> str | None:
     return _text("upscale", job, built, model=prepared.model, threads=prepared.threads, options=options)
 
 
-def made_by_generating(prepared: "PreparedGeneration", built: "BuiltGeneration") -> str | None:
+def made_by_generating(prepared: "PreparedGeneration", built: "Built[FrameGenerator]") -> str | None:
     """Return the tag of a generated clip; None where none is wanted."""
     job = prepared.job
     if not job.tag:

@@ -3,30 +3,34 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from ultraflash_cli.buffers import StateContent
+from ultraflash_cli.engine.lanes import Arriving
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
     from ultraflash_cli.engine.clock import StageClock
-    from ultraflash_cli.engine.lanes import Arriving, Outlet
+    from ultraflash_cli.engine.lanes import Outlet
     from ultraflash_cli.engine.pictures import Picture, YuvFormat
     from ultraflash_cli.engine.snapshot import Snapshot
     from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
     from ultraflash_cli.engine.upscaler import Upscaler, UpscalerState
 
-    Pictures = Sequence[np.ndarray | Arriving]
-    """Finished pictures, or pictures on their way from the device: whoever needs one waits for it."""
-
 __all__ = [
     "FrameGenerator",
     "FrameUpscaler",
     "GeneratedFrames",
+    "Pictures",
     "UpscaledFrames",
+    "arrived",
     "as_frame_generator",
     "as_frame_upscaler",
 ]
+
+Pictures = Sequence[np.ndarray | Arriving]
+"""Finished pictures, or pictures on their way from the device: whoever needs one waits for it."""
 
 _GPU_WEIGHT = 12
 """A byte of a state on a GPU counts as so many: frames come many times as fast there, and the thread that encodes them
@@ -132,6 +136,11 @@ def as_frame_generator(
 ) -> FrameGenerator:
     """Return the engine's cascade of a prompt as a job sees it."""
     return GeneratedFrames(video, context, None, base_size, timer, shows_low=video.refiner is None)
+
+
+def arrived(picture: np.ndarray | Arriving) -> np.ndarray:
+    """Return a picture, waiting for one that is still on its way."""
+    return picture if isinstance(picture, np.ndarray) else picture.arrive()
 
 
 class UpscaledFrames:

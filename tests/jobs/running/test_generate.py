@@ -22,7 +22,7 @@ from ultraflash_cli.errors import (
     OutputError,
     UsageError,
 )
-from ultraflash_cli.jobs.batch import plan_generations, run_generations
+from ultraflash_cli.jobs.batch import plan_batch, run_batch
 from ultraflash_cli.jobs.events import Chunk, Done, Event, GenerationPlanned, Started, Warned
 from ultraflash_cli.jobs.planning.generate import (
     GenerateJob,
@@ -33,11 +33,12 @@ from ultraflash_cli.jobs.planning.generate import (
 )
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.running.generate import GenerateReport, run_generation
-from ultraflash_cli.jobs.running.loader import BuiltGeneration
+from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.frames import FrameGenerator
 
 PROMPT = "A corgi on a beach"
-Build = Callable[[PreparedGeneration], BuiltGeneration]
+Build = Callable[[PreparedGeneration], Built[FrameGenerator]]
 
 
 def fake(prepared: PreparedGeneration, **options: Any) -> FakeGenerator:
@@ -51,8 +52,8 @@ def fake(prepared: PreparedGeneration, **options: Any) -> FakeGenerator:
 
 
 def builder(weights: str = "0", warnings: tuple[str, ...] = (), **options: Any) -> Build:
-    return lambda prepared: BuiltGeneration(
-        generator=fake(prepared, **options),
+    return lambda prepared: Built(
+        model=fake(prepared, **options),
         device="cpu",
         precision="fp32",
         weights={"tiny": weights},
@@ -181,7 +182,7 @@ def test_an_interruption_between_making_and_joining_only_joins_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.video.join.join_alone", broken)
+        patch.setattr("ultraflash_cli.jobs.running.generate.join_alone", broken)
         with pytest.raises(KeyboardInterrupt):
             generate(job(tmp_path, seconds=1))
     report = generate(job(tmp_path, seconds=1), build=builder(fails_at=0))
@@ -316,9 +317,9 @@ def test_the_end_of_a_clip_is_handed_to_the_model_in_its_size_and_rate(tmp_path:
     clip = make_clip(tmp_path / "in.mp4", frames=50, width=120, height=120)
     begun: list[FakeGenerator] = []
 
-    def build(prepared: PreparedGeneration) -> BuiltGeneration:
+    def build(prepared: PreparedGeneration) -> Built[FrameGenerator]:
         begun.append(fake(prepared))
-        return BuiltGeneration(generator=begun[-1], device="cpu", precision="fp32", weights={})
+        return Built(model=begun[-1], device="cpu", precision="fp32", weights={})
 
     report = generate(job(tmp_path, init_clip=clip, seconds=1), build=build)
     frames = begun[0].begun_from
@@ -370,7 +371,7 @@ def test_cheap_refusals_come_before_the_model_is_loaded(tmp_path: Path) -> None:
         ({"cache_management": "all"}, UsageError, "cache management"),
     ]
 
-    def never(prepared: PreparedGeneration) -> BuiltGeneration:
+    def never(prepared: PreparedGeneration) -> Built[FrameGenerator]:
         raise AssertionError("the model was loaded")
 
     for options, error, words in cases:
@@ -428,14 +429,14 @@ def test_prompts_are_lines_that_are_neither_blank_nor_comments() -> None:
 def test_a_batch_tells_each_outcome(tmp_path: Path) -> None:
     jobs = [job(tmp_path, prompt=prompt, seconds=1) for prompt in ("a cat", "a dog", "a cat")]
 
-    def build(prepared: PreparedGeneration) -> BuiltGeneration:
+    def build(prepared: PreparedGeneration) -> Built[FrameGenerator]:
         if prepared.prompt == "a dog":
             raise DeviceError("the kennel is empty")
         return builder()(prepared)
 
-    first, second, third = run_generations(jobs, lambda event: None, stop=Stop(), build=build)
+    first, second, third = run_batch(jobs, lambda event: None, stop=Stop(), build=build)
     assert first.as_json()["prompt"] == "a cat"
     assert second.as_json() == {"input": "a dog", "output": None, "error": "the kennel is empty", "exit_code": 4}
     assert third.failure is not None and "exists" in str(third.failure)
-    (plan,) = plan_generations([job(tmp_path, prompt="a fox", seconds=1)], stop=Stop())
+    (plan,) = plan_batch([job(tmp_path, prompt="a fox", seconds=1)], stop=Stop())
     assert plan.as_json()["groups"] == (21,)

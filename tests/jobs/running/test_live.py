@@ -22,8 +22,9 @@ from ultraflash_cli.jobs.events import Event, Retrying, Started
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.jobs.running.live import LiveStream, ReaderGone
-from ultraflash_cli.jobs.running.loader import Built, BuiltGeneration
+from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 from ultraflash_cli.video.live import Streamed
 from ultraflash_cli.video.pipe import Pipe
 
@@ -172,8 +173,8 @@ def test_what_comes_through_a_pipe_goes_through_a_pipe_with_its_sound(clip: Path
 def test_a_stream_is_not_begun_twice(clip: Path, tmp_path: Path) -> None:
     """Before anything is out, a smaller plan may follow; later the pixels would change in the middle."""
 
-    def hungry(fails_at: int) -> Callable[[Prepared], Built]:
-        def build(prepared: Prepared) -> Built:
+    def hungry(fails_at: int) -> Callable[[Prepared], Built[FrameUpscaler]]:
+        def build(prepared: Prepared) -> Built[FrameUpscaler]:
             smaller = prepared.job.max_memory is not None
             made = builder(lambda each: Doubler(each, fails_at=None if smaller else fails_at))(prepared)
             return replace(made, planned_bytes=1000)
@@ -241,11 +242,11 @@ def test_a_generated_clip_is_streamed_while_it_is_made(tmp_path: Path) -> None:
                 assert allowed.wait(PATIENCE_S), "nothing was read"
             return super().step(state)
 
-    def build(prepared: PreparedGeneration) -> BuiltGeneration:
+    def build(prepared: PreparedGeneration) -> Built[FrameGenerator]:
         height, width = prepared.base_size
         assert len(prepared.plan.pixel_frames) > 3
         generator = HeldGenerator(prepared.plan.pixel_frames, size=(height, width))
-        return BuiltGeneration(generator=generator, device="cpu", precision="fp32", weights={})
+        return Built(model=generator, device="cpu", precision="fp32", weights={})
 
     options: dict[str, Any] = {"codec": "y4m", "crf": None, "seconds": 5, "temp": tmp_path / "temp"}
     with read_pipe() as (reader, writer):

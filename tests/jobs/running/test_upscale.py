@@ -25,9 +25,10 @@ from ultraflash_cli.errors import (
 from ultraflash_cli.jobs.events import Chunk, Done, Event, Planned, Started, Warned
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, default_res, prepare
 from ultraflash_cli.jobs.resume.journal import Journal, work_folder
-from ultraflash_cli.jobs.running import run as work
+from ultraflash_cli.jobs.running import work
 from ultraflash_cli.jobs.running.loader import Built
-from ultraflash_cli.jobs.running.upscale import UpscaleReport, run
+from ultraflash_cli.jobs.running.report import Report
+from ultraflash_cli.jobs.running.upscale import run
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.frames import FrameUpscaler
 
@@ -83,8 +84,10 @@ class Doubler:
         return Trail(*map(int, content.split()))
 
 
-def builder(make: Callable[[Prepared], FrameUpscaler] = Doubler, weights: str = "0") -> Callable[[Prepared], Built]:
-    return lambda prepared: Built(upscaler=make(prepared), device="cpu", precision="fp32", weights={"tiny": weights})
+def builder(
+    make: Callable[[Prepared], FrameUpscaler] = Doubler, weights: str = "0"
+) -> Callable[[Prepared], Built[FrameUpscaler]]:
+    return lambda prepared: Built(model=make(prepared), device="cpu", precision="fp32", weights={"tiny": weights})
 
 
 def job(source: Path, output: Path | None = None, **options: Any) -> UpscaleJob:
@@ -96,9 +99,9 @@ def upscale(
     made: UpscaleJob,
     *,
     stop_at: int | None = None,
-    build: Callable[[Prepared], Built] | None = None,
+    build: Callable[[Prepared], Built[FrameUpscaler]] | None = None,
     events: list[Event] | None = None,
-) -> UpscaleReport:
+) -> Report:
     stop = Stop()
 
     def listen(event: Event) -> None:
@@ -172,7 +175,7 @@ def test_an_interruption_during_the_join_only_joins_again(tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.video.join.join", broken)
+        patch.setattr("ultraflash_cli.jobs.running.upscale.join", broken)
         with pytest.raises(KeyboardInterrupt):
             upscale(job(source))
 
@@ -238,7 +241,7 @@ def test_a_failure_before_the_work_begins_keeps_what_an_earlier_run_finished(tmp
     with pytest.raises(Interrupted):
         upscale(job(source), stop_at=20)
 
-    def no_weights(prepared: Prepared) -> Built:
+    def no_weights(prepared: Prepared) -> Built[FrameUpscaler]:
         raise WeightsError("the decoder is gone")
 
     with pytest.raises(WeightsError):
@@ -387,7 +390,7 @@ def test_cheap_refusals_come_before_the_model_is_loaded(tmp_path: Path) -> None:
         (job(source, enc_options=(("x264-params", "bogus=1"),)), UsageError, "bogus"),
     ]
 
-    def never(prepared: Prepared) -> Built:
+    def never(prepared: Prepared) -> Built[FrameUpscaler]:
         raise AssertionError("the model was loaded")
 
     for made, error, words in cases:

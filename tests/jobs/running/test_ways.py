@@ -22,6 +22,7 @@ from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.running.pace import Pace
 from ultraflash_cli.jobs.running.upscale import run
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.frames import FrameUpscaler
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.stills import write_png
@@ -223,7 +224,7 @@ def test_what_is_lost_of_a_damaged_clip_is_said_or_refused(clip: Path, tmp_path:
     assert any("damaged or cut" in warning or "cut:" in warning for warning in report.warnings)
     Path(report.output).unlink()
 
-    def never(prepared: Prepared) -> Built:
+    def never(prepared: Prepared) -> Built[FrameUpscaler]:
         raise AssertionError("the model was loaded")
 
     with pytest.raises(InputError, match="--strict"):
@@ -283,7 +284,7 @@ def test_a_stop_during_the_join_is_obeyed_and_only_the_join_is_done_again(
         return join(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.video.join.join", stopped)
+        patch.setattr("ultraflash_cli.jobs.running.upscale.join", stopped)
         with pytest.raises(Interrupted, match="30 frames are finished") as caught:
             run(job(clip), lambda event: None, stop=stop, build=builder(), segment_frames=12)
     assert caught.value.exit_code == 143
@@ -331,7 +332,7 @@ def test_a_disk_that_fills_up_at_any_moment_is_exit_7_and_the_same_command_goes_
 
 
 def test_room_for_the_states_is_asked_for_before_the_work(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def large(prepared: Prepared) -> Built:
+    def large(prepared: Prepared) -> Built[FrameUpscaler]:
         return replace(builder()(prepared), state_bytes=10**9)
 
     monkeypatch.setattr("ultraflash_cli.jobs.planning.target.free_bytes", lambda folder: 10**9)
@@ -354,10 +355,10 @@ def test_what_an_interrupted_run_has_written_counts_as_room(clip: Path, monkeypa
 # Memory
 
 
-def hungry(sizes: dict[int, int], asked: list[str | None]) -> Callable[[Prepared], Built]:
+def hungry(sizes: dict[int, int], asked: list[str | None]) -> Callable[[Prepared], Built[FrameUpscaler]]:
     """Build models that need what is planned; `sizes` are the plans by their budget, the model fits into 100 only."""
 
-    def build(prepared: Prepared) -> Built:
+    def build(prepared: Prepared) -> Built[FrameUpscaler]:
         asked.append(prepared.job.max_memory)
         budget = int(prepared.job.max_memory or 1000)
         fitting = [size for size in sizes if size <= budget]
@@ -380,7 +381,7 @@ def test_when_memory_runs_out_smaller_plans_are_tried_down_to_one_that_fits(clip
     assert len([event for event in events if isinstance(event, Retrying)]) == 2
     resumed = [event.frames_resumed for event in events if isinstance(event, Started)]
     assert resumed == [0, 11, 0], "a plan with the same pixels goes on, another one begins again"
-    assert report.warnings == ("for lack of memory: plan 0", "for lack of memory: plan 1")
+    assert report.warnings == (f"{clip}: for lack of memory: plan 0", f"{clip}: for lack of memory: plan 1")
     assert len([event for event in events if isinstance(event, Planned)]) == 1
     upscale(job(clip, tmp_path / "plain.mkv"))
     assert same(decoded(Path(report.output)), decoded(tmp_path / "plain.mkv"))
@@ -401,12 +402,12 @@ def test_a_used_up_pipe_is_not_tried_again(clip: Path, tmp_path: Path) -> None:
 
 
 def test_a_warning_is_given_once(clip: Path) -> None:
-    def build(prepared: Prepared) -> Built:
+    def build(prepared: Prepared) -> Built[FrameUpscaler]:
         return replace(builder()(prepared), warnings=("careful", "careful"))
 
     events: list[Event] = []
     report = upscale(job(clip), build=build, events=events)
-    assert report.warnings.count("careful") == 1
+    assert report.warnings.count(f"{clip}: careful") == 1
     assert len([event for event in events if isinstance(event, Warned)]) == len(report.warnings)
 
 

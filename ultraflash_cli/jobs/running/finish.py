@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import MuxError, OutputCheckError, OutputError
-from ultraflash_cli.jobs.running.run import Finish
+from ultraflash_cli.jobs.running.work import Finish
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.containers import StreamPlan

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared
@@ -21,8 +21,8 @@ from ultraflash_cli.jobs.running.choices import (
     upscaling_parts,
     within,
 )
-from ultraflash_cli.jobs.running.run import telling_memory_errors
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, GeneratedFrames, UpscaledFrames
+from ultraflash_cli.models.oom import oom_errors
 
 if TYPE_CHECKING:
     import torch
@@ -32,41 +32,16 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.models.build import Shelf
 
-__all__ = ["Builder", "Built", "BuiltGeneration", "GenerationBuilder", "Models", "build"]
+__all__ = ["Builder", "Built", "GenerationBuilder", "Models"]
+
+ModelT = TypeVar("ModelT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
+class Built(Generic[ModelT]):
     """A model that is ready, and what it turned out to be."""
 
-    upscaler: FrameUpscaler
-    device: str
-    precision: str
-    weights: dict[str, str]
-    """The sha256 of every weight file by its name."""
-    memory_plan: str = ""
-    """What the plan of its memory changes of the result, however little; nothing is resumed under another one."""
-    planned_bytes: int | None = None
-    """What that plan is for; None where none was made."""
-    state_bytes: int = 0
-    """What a saved state takes."""
-    settings: Mapping[str, object] = field(default_factory=dict[str, object])
-    """What the model runs with beside its weights: condition noise, timestep, remembered blocks."""
-    warnings: tuple[str, ...] = ()
-    """What was noticed on the way."""
-    frame_seconds: float | None = None
-    """How long the model is foretold to take for a frame; None where nobody knows."""
-
-    def predicted_seconds(self, total: int | None, done: int) -> float | None:
-        """How long the model is going to take for what is left of so many frames; None where nobody knows."""
-        return None if total is None or self.frame_seconds is None else max(0, total - done) * self.frame_seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuiltGeneration:
-    """A model that is ready to make one clip, and what it turned out to be."""
-
-    generator: FrameGenerator
+    model: ModelT
     device: str
     precision: str
     weights: dict[str, str]
@@ -81,12 +56,18 @@ class BuiltGeneration:
     """What the model runs with beside its weights: condition noise, timestep, remembered blocks."""
     warnings: tuple[str, ...] = ()
     """What was noticed on the way: a prompt that was cut, a smaller plan for lack of memory."""
+    frame_seconds: float | None = None
+    """How long the model is foretold to take for a frame; None where nobody knows."""
+
+    def predicted_seconds(self, total: int | None, done: int) -> float | None:
+        """How long the model is going to take for what is left of so many frames; None where nobody knows."""
+        return None if total is None or self.frame_seconds is None else max(0, total - done) * self.frame_seconds
 
 
-GenerationBuilder = Callable[[PreparedGeneration], BuiltGeneration]
+GenerationBuilder = Callable[[PreparedGeneration], Built[FrameGenerator]]
 """Loads the model for a clip to generate; raises DeviceError, WeightsError, OutOfMemory."""
 
-Builder = Callable[[Prepared], Built]
+Builder = Callable[[Prepared], Built[FrameUpscaler]]
 """Loads the model for a prepared job; raises DeviceError, WeightsError."""
 
 
@@ -122,15 +103,21 @@ class Models:
         shelf.require(profile.at_scale(max(2, prepared.scale)), parts)
         return device, profile, plan_generation(prepared, profile, device, shelf)
 
-    def upscaler(self, prepared: Prepared) -> Built:
+    def plan(self, prepared: Prepared | PreparedGeneration) -> "tuple[torch.device, Profile, MemoryPlan]":
+        """Decide where and how a job runs, loading nothing."""
+        if isinstance(prepared, Prepared):
+            return self.plan_upscaler(prepared)
+        return self.plan_generator(prepared)
+
+    def upscaler(self, prepared: Prepared) -> Built[FrameUpscaler]:
         """Load the model of an upscaling. Raises DeviceError, WeightsError, OutOfMemory."""
         device, profile, memory = self.plan_upscaler(prepared)
-        with telling_memory_errors(memory.total):
+        with oom_errors(memory.total):
             return self._load_upscaler(prepared, device, profile, memory)
 
     def _load_upscaler(
         self, prepared: Prepared, device: "torch.device", profile: "Profile", memory: "MemoryPlan"
-    ) -> Built:
+    ) -> Built[FrameUpscaler]:
         import torch
 
         from ultraflash_cli.engine.clock import StageClock
@@ -171,7 +158,7 @@ class Models:
         frame_seconds = foretold_frame_seconds(upscaler)
         timer.clear()
         return Built(
-            upscaler=UpscaledFrames(upscaler, timer),
+            model=UpscaledFrames(upscaler, timer),
             frame_seconds=frame_seconds,
             device=str(device),
             precision=precision_name(profile, job.precision, device),
@@ -183,15 +170,15 @@ class Models:
             warnings=tuple(warnings),
         )
 
-    def generator(self, prepared: PreparedGeneration) -> BuiltGeneration:
+    def generator(self, prepared: PreparedGeneration) -> Built[FrameGenerator]:
         """Load the model of a clip to generate. Raises DeviceError, WeightsError, OutOfMemory."""
         device, profile, memory = self.plan_generator(prepared)
-        with telling_memory_errors(memory.total):
+        with oom_errors(memory.total):
             return self._load_generator(prepared, device, profile, memory)
 
     def _load_generator(
         self, prepared: PreparedGeneration, device: "torch.device", profile: "Profile", memory: "MemoryPlan"
-    ) -> BuiltGeneration:
+    ) -> Built[FrameGenerator]:
         import torch
 
         from ultraflash_cli.engine.cache_policy import RefreshGate
@@ -244,8 +231,8 @@ class Models:
         encoder = None
         if prepared.clip is not None:
             encoder = shelf.take(profile, "encoder", profile.encoder, device=device, dtype=dtype_of("encoder"))
-        return BuiltGeneration(
-            generator=GeneratedFrames(
+        return Built(
+            model=GeneratedFrames(
                 video,
                 context,
                 encoder,
@@ -293,8 +280,3 @@ class Models:
         if store not in self._shelves:
             self._shelves[store] = Shelf(store)
         return self._shelves[store]
-
-
-def build(prepared: Prepared) -> Built:
-    """Load the model of one upscaling. Raises DeviceError, WeightsError."""
-    return Models().upscaler(prepared)

@@ -6,8 +6,8 @@ from typing import TypedDict
 
 from ultraflash_cli.host import peak_rss_bytes
 from ultraflash_cli.jobs.events import Chunk, Done
-from ultraflash_cli.jobs.running.run import Work
 from ultraflash_cli.jobs.running.segments import Busy
+from ultraflash_cli.jobs.running.work import Work
 
 __all__ = ["Progress", "Report", "Speeds"]
 

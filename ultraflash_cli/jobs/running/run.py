@@ -1,337 +1,288 @@
-"""What every job does around its model: lock the output, keep the journal, warn, put the result in place."""
+"""One job from its lock to its report: the same for `upscale` and `generate`, which are tasks."""
 
-import gc
-import os
-import sys
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
-from ultraflash_cli.errors import OutOfMemory, OutputCheckError, is_out_of_memory
+from ultraflash_cli.buffers import SEGMENT_FRAMES
+from ultraflash_cli.errors import OutOfMemory
 from ultraflash_cli.host import keep_freed_memory
-from ultraflash_cli.jobs.events import Event, Listener, Planned, Retrying, Warned
-from ultraflash_cli.jobs.planning.target import exists_error
-from ultraflash_cli.jobs.resume.journal import (
-    Journal,
-    MovedFile,
-    Placement,
-    count_frames,
-    discard,
-    empty,
-    moved_files,
-    version_change,
-)
-from ultraflash_cli.jobs.resume.owned_files import make_folder_anew, sweep
-from ultraflash_cli.jobs.resume.work_folder import (
-    OutputLock,
-    fitted,
-    leave_private_folder,
-    unfinished_work,
-    work_folder,
-)
-from ultraflash_cli.jobs.running.live import LiveStream, ReaderGone
-from ultraflash_cli.jobs.stop import Stop, StopNow
+from ultraflash_cli.jobs.events import Event, Listener, Planned, Retrying, Started
+from ultraflash_cli.jobs.planning.generate import PreparedGeneration
+from ultraflash_cli.jobs.planning.upscale import Prepared
+from ultraflash_cli.jobs.resume.fingerprint import library_versions
+from ultraflash_cli.jobs.running.live import STREAM_SEGMENT_FRAMES, LiveStream
+from ultraflash_cli.jobs.running.loader import Built
+from ultraflash_cli.jobs.running.report import Progress, Report
+from ultraflash_cli.jobs.running.work import Finish, Work, locked_work
+from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
+from ultraflash_cli.models.oom import free_memory, oom_errors
+from ultraflash_cli.video.live import Streamed
+from ultraflash_cli.video.y4m import ByteSink
 
-__all__ = [
-    "Finish",
-    "Work",
-    "telling_memory_errors",
-    "with_smaller_plans",
-    "working_on",
-]
+__all__ = ["Task", "run"]
 
-T = TypeVar("T")
-
-_OUT_OF_MEMORY = "out of memory; close other programs, choose a smaller --res, or --device cpu"
+PreparedT = TypeVar("PreparedT", Prepared, PreparedGeneration)
+ModelT = TypeVar("ModelT", FrameUpscaler, FrameGenerator)
+ReportT = TypeVar("ReportT", bound=Report)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finish:
-    """How one output comes about."""
+class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
+    """What the two commands do each in their own way; `run` calls the methods in this order."""
 
-    make: Callable[[Path], Sequence[str]]
-    """Makes what belongs under the path and checks it; gives what belongs into the warnings."""
-    move: Callable[[Path, Path], None]
-    """Brings it to its place, whole or not at all."""
-    files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
-    """Names the files that are moved, for a path."""
-    remarks: Callable[[Path], Sequence[str]] = lambda path: ()
-    """Gives what belongs into the warnings once all is in its place."""
-
-
-class Work:
-    """One locked output on its way from nothing, or from an interrupted run's segments, to its place."""
+    is_resumable: bool
+    """A later run can use what this one has finished."""
+    can_retry: bool = True
+    """The input can be read again, under a smaller memory plan."""
+    total_frames: int | None
+    """Frames that the model makes; None where nobody knows."""
+    made: str | None = None
+    """The tag of the outputs, once the model is there: how they were made."""
 
     def __init__(
         self,
-        output: Path,
-        lock: OutputLock,
-        place: Path,
+        prepared: PreparedT,
+        build: Callable[[PreparedT], Built[ModelT]],
         *,
         name: str,
         label: str,
-        resume: bool,
-        overwrite: bool,
-        listener: Listener,
-        stop: Stop | None,
+        segment_frames: int = SEGMENT_FRAMES,
     ) -> None:
-        self.output = output
-        self._lock = lock
-        self.folder = lock.folder
-        """Where journal and segments lie."""
-        self.place = place
-        """Where the finished file is made: beside the output, so that it moves there whole."""
+        """Args:
+        prepared: what planning has decided.
+        build: loads the model.
+        name: what events call the input.
+        label: what messages call it.
+        segment_frames: about the least frames of a segment.
+        """
+        self.prepared = prepared
+        self.build = build
         self.name = name
-        """What events call the input."""
         self.label = label
-        """What messages call it."""
-        self.listener = listener
-        self.stop = stop or Stop()
-        self.warnings: list[str] = []
-        self._resume = resume
-        self._overwrite = overwrite
-        self._journal: Journal | None = None
-        self._kept_aside = ""
-        self._moved: list[Path] = []
+        is_stream = prepared.job.stdout is not None
+        self.segment_frames = min(segment_frames, STREAM_SEGMENT_FRAMES) if is_stream else segment_frames
 
-    @property
-    def journal(self) -> Journal:
-        """The journal that `open_journal` has opened."""
-        assert self._journal is not None, "the journal is open"
-        return self._journal
+    @abstractmethod
+    def planned(self) -> Planned:
+        """Return what the job is going to do."""
 
-    @property
-    def untouched(self) -> bool:
-        """What an earlier run left has not been looked at yet."""
-        return self._journal is None
+    @abstractmethod
+    def reading(self, work: Work) -> AbstractContextManager[None]:
+        """Refuse or read what has to be before the model is loaded; keep the input readable inside."""
 
-    @property
-    def worth_keeping(self) -> bool:
-        """Something is finished that the same command can use later."""
-        return self._resume and self._journal is not None and self._journal.safe_frames > 0
+    @abstractmethod
+    def tag(self, prepared: PreparedT, built: Built[ModelT]) -> str | None:
+        """Return what the outputs say of how they were made; None where they are to say nothing."""
 
-    @property
-    def note(self) -> str | None:
-        """Why the work goes on or begins again; None for a plain start."""
-        if self.journal.placed:
-            return f"{self.label}: done already, {self.output} is in place; only the tidying up was interrupted"
-        if self.journal.safe_frames:
-            return f"{self.label}: going on after {self.journal.safe_frames} finished frames of an interrupted run"
-        if self.journal.fresh_because:
-            return f"{self.label}: starting afresh, {self.journal.fresh_because}"
-        return self._kept_aside or None
+    def check(self, work: Work, built: Built[ModelT]) -> None:
+        """Refuse what can be refused before the first frame, with the journal open."""
 
-    def open_journal(self, fingerprint: Mapping[str, object]) -> Journal:
-        """Open the journal, forgetting what an interrupted run left where nothing is to be resumed.
+    @abstractmethod
+    def inputs(self) -> dict[str, object]:
+        """Return what tells the inputs from others, by names that people know."""
 
-        Raises UsageError where that run had another task and its output, which must not be replaced, in place.
-        """
-        from ultraflash_cli.video.partial import output_errors
+    @abstractmethod
+    def options(self) -> dict[str, object]:
+        """Return what else pixels and packets depend on, apart from what both commands share."""
 
-        with output_errors(self.output):
-            if not self._resume:
-                empty(self.folder)
-            self._moved = moved_files(self.folder)
-            change = version_change(self.folder, fingerprint) if self._resume else None
-            if change is not None:
-                self._set_aside(change)
-            self._journal = Journal(self.folder, fingerprint)
-        is_fresh = self._journal.fresh_because is not None or self._kept_aside
-        if is_fresh and self._moved and not self._overwrite:
-            raise exists_error(self._moved[0])
-        return self._journal
+    def note(self, work: Work) -> str | None:
+        """Return why the work resumes or starts over; None for a plain start."""
+        return work.note
 
-    def _set_aside(self, change: str) -> None:
-        """Keep what only another version of the program or of a library can go on with."""
-        frames, name = count_frames(self.folder), self.folder.name
-        kept = self._lock.set_aside()
-        self._kept_aside = (
-            f"{self.label}: starting afresh, {change}; the {frames} frames finished before are kept: renamed back from "
-            f"{kept} to {name} that version goes on with them, `ultraflash clean` removes them"
-        )
+    @abstractmethod
+    def move(self, work: Work, built: Built[ModelT], progress: Progress, stream: LiveStream | None) -> None:
+        """Bring all frames that are still missing through the model into segments."""
 
-    def warn(self, message: str) -> None:
-        """Say something the user should know, once, now and in the report."""
-        message = message.removesuffix(".")
-        if message not in self.warnings:
-            self.warnings.append(message)
-            self.listener(Warned(input=self.name, message=message))
+    def check_moved(self, work: Work) -> None:
+        """Refuse a result that is none, and read the rest of the input."""
 
-    def check_stop(self) -> None:
-        """Raise Interrupted where a stop was requested, with what the same command will find later."""
-        if self.stop.requested:
-            raise self.stop.interruption(f"interrupted; {self._future}")
+    @abstractmethod
+    def stream_out(self, segments: Iterator[Path], sink: ByteSink, name: str) -> Streamed:
+        """Write segments, as they come, to a stream that messages call `name`."""
 
-    @property
-    def _future(self) -> str:
-        """What the same command will find."""
-        kept = count_frames(self.folder) if self._resume else 0
-        if kept:
-            return f"{kept} frames are finished, the same command goes on from there"
-        return "nothing is kept; the same command starts over"
+    @abstractmethod
+    def finishes(self, work: Work) -> tuple[Mapping[Path, Finish], int]:
+        """Return how outputs come about, the main one last, and how many frames that one has."""
 
-    def check_stream(self, stream: LiveStream) -> None:
-        """Raise what has ended the stream, with what is kept where its reader has left."""
-        try:
-            stream.check()
-        except ReaderGone as error:
-            raise ReaderGone(f"{error}; {self._future}") from error
-
-    def stream_out(self, stream: LiveStream) -> int:
-        """Wait until the stream has taken everything; gives its frames. A stop is obeyed at once."""
-        try:
-            with self.stop.at_once():
-                stream.finish()
-        except StopNow:
-            self.check_stop()
-        self.check_stream(stream)
-        for note in stream.streamed.notes:
-            self.warn(f"{stream.called}: {note}")
-        return stream.streamed.frames
-
-    def put_in_place(self, finishes: Mapping[Path, "Finish"], *, frames: int) -> None:
-        """Make the outputs, the main one of so many frames, beside their places and move them there, in this order.
-
-        So a file under a final name is always one that has passed its check. A stop is obeyed at once until all are
-        made.
-        """
-        from ultraflash_cli.video.partial import output_errors
-
-        made = {output: self._made_path(number, output) for number, output in enumerate(finishes)}
-        try:
-            with self.stop.at_once():
-                for output, finish in finishes.items():
-                    with output_errors(self.output):
-                        make_folder_anew(made[output].parent)
-                    for note in finish.make(made[output]):
-                        self.warn(note)
-        except StopNow:
-            self.check_stop()
-        except OutputCheckError as error:
-            raise OutputCheckError(f"{error} The finished segments are kept; --resume off makes them anew.") from error
-        with output_errors(self.output):
-            moves = [
-                (ready, target)
-                for output, finish in finishes.items()
-                for ready, target in zip(finish.files(made[output]), finish.files(output), strict=True)
-            ]
-            self._check_nothing_came_between([target for _, target in moves])
-            if moves:
-                files = tuple(MovedFile.of(ready, target) for ready, target in moves)
-                self.journal.place(Placement(frames=frames, files=files))
-        for output, finish in finishes.items():
-            with output_errors(output):
-                finish.move(made[output], output)
-                for note in finish.remarks(output):
-                    self.warn(note)
-
-    def _made_path(self, number: int, output: Path) -> Path:
-        """Give where an output is made; each has a folder of its own, for pictures have the same names."""
-        return self.place / f"made-{number}" / fitted(output.name)
-
-    def _check_nothing_came_between(self, targets: Sequence[Path]) -> None:
-        """Refuse to replace a file that has appeared since the run began."""
-        if self._overwrite:
-            return
-        ours = set(self._moved)
-        for target in targets:
-            if os.path.lexists(target) and Path(os.path.abspath(target)) not in ours:
-                raise exists_error(target)
+    @abstractmethod
+    def report(self, work: Work | None, built: Built[ModelT] | None, **common: Any) -> ReportT:
+        """Return how it went, from the fields that all reports share; without `work` nothing was done."""
 
 
-@contextmanager
-def working_on(
-    output: Path,
+def run(
+    task: Task[Any, Any, ReportT],
+    on_event: Listener,
     *,
-    name: str,
-    label: str,
-    resume: bool,
-    overwrite: bool,
-    plan: Planned,
-    listener: Listener,
-    stop: Stop | None,
-    temp: Path | None = None,
-) -> Generator[Work]:
-    """Tell the `plan`, lock the output, and give its work; what was finished is kept if the block fails.
+    stop: Stop | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> ReportT:
+    """Do a task and put its outputs in place, resuming where an interrupted run stopped.
 
-    It is kept in `temp` where that is given, else beside the output; the lock is always there.
-    Raises OutputError when another run has the output. The listener of the work is called by one thread at a time.
+    Raises the errors of `ultraflash_cli.errors`: Interrupted once `stop` was requested, with every
+    finished segment kept for the next run. `on_event` is never called by two threads at a time.
     """
-    listener = _one_at_a_time(listener)
-    listener(plan)
+    started_s, prepared, job = clock(), task.prepared, task.prepared.job
+    about = {"input": task.name, "output": prepared.shown_output, "model": prepared.model}
+    if prepared.exists:
+        return task.report(None, None, **about, skipped=True)
+
+    listener = _one_at_a_time(on_event)
+    listener(task.planned())
     keep_freed_memory()
-    place = work_folder(output)
-    folder = unfinished_work(output, temp)
-    with ExitStack() as stack:
-        stack.callback(leave_private_folder, output.parent)
-        lock = stack.enter_context(OutputLock(place))
-        if folder != place:
-            stack.callback(discard, place)
-            lock = stack.enter_context(OutputLock(folder))
-            sweep(place)
-        found = count_frames(folder)
-        work = Work(
-            output,
-            lock,
-            place,
-            name=name,
-            label=label,
-            resume=resume,
-            overwrite=overwrite,
-            listener=listener,
-            stop=stop,
+    with locked_work(
+        prepared.output,
+        temp=job.temp,
+        name=task.name,
+        label=task.label,
+        resume=task.is_resumable,
+        overwrite=job.overwrite,
+        listener=listener,
+        stop=stop,
+    ) as work:
+        for message in prepared.warnings:
+            work.warn(message)
+        with task.reading(work), _stream_of(task, work) as stream:
+            built, progress = _with_smaller_plans(task, work, stream, started_s, clock)
+            frames = _finish(task, work, stream)
+        report = task.report(
+            work,
+            built,
+            **about,
+            skipped=False,
+            precision=built.precision,
+            settings=dict(built.settings),
+            encoder=prepared.spec.summary,
+            frames_out=frames,
+            width=prepared.spec.coded_size_px[0],
+            height=prepared.spec.coded_size_px[1],
+            warnings=tuple(work.warnings),
+            **progress.measured(device=built.device, stages=built.model.stage_seconds),
         )
-        try:
-            yield work
-        except BaseException:
-            if not work.worth_keeping and not (found and work.untouched):
-                discard(folder)
-            raise
-        for each in {folder, place}:
-            if not discard(each) and each.is_dir():
-                work.warn(f"{each} is left: it holds what this program has not made; look at it and remove it")
+    listener(report.done())
+    return report
 
 
-@contextmanager
-def telling_memory_errors(planned_bytes: int | None = None) -> Generator[None]:
-    """Turn what the libraries raise when memory runs out into OutOfMemory; the plan was for so many bytes."""
-    try:
-        yield
-    except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        if is_out_of_memory(error):
-            raise OutOfMemory(_OUT_OF_MEMORY, planned_bytes=planned_bytes) from error
-        raise
+def _attempt(
+    task: Task[Any, Any, Any],
+    work: Work,
+    stream: LiveStream | None,
+    max_memory: str | None,
+    started_s: float,
+    clock: Callable[[], float],
+) -> tuple[Built[Any], Progress]:
+    """Load the model and bring all frames into segments, within so much memory."""
+    prepared = task.prepared
+    if max_memory != prepared.job.max_memory:
+        prepared = replace(prepared, job=replace(prepared.job, max_memory=max_memory))
+    with oom_errors():
+        built = task.build(prepared)
+    task.made = task.tag(prepared, built)
+    for message in built.warnings:
+        work.warn(f"{task.label}: {message}")
+    with oom_errors(built.planned_bytes if task.can_retry else None):
+        journal = work.open_journal(_fingerprint(task, built))
+        progress = Progress(work, total=task.total_frames, clock=clock, started_s=started_s)
+        task.check(work, built)
+        work.listener(
+            Started(
+                input=work.name,
+                output=prepared.shown_output,
+                model=prepared.model,
+                device=built.device,
+                precision=built.precision,
+                threads=prepared.threads,
+                frames_total=task.total_frames,
+                frames_resumed=journal.safe_frames,
+                note=task.note(work),
+                label=task.label if task.label != task.name else None,
+                predicted_s=built.predicted_seconds(task.total_frames, journal.safe_frames),
+            )
+        )
+        if stream is not None:
+            stream.begin(journal.files)
+        if not journal.complete:
+            task.move(work, built, progress, stream)
+    return built, progress
 
 
-def with_smaller_plans(
-    attempt: Callable[[str | None], T], max_memory: str | None, work: Work, *, stream: LiveStream | None = None
-) -> T:
-    """Try `attempt` with the `--max-memory` given, and while memory runs out with what gives a smaller plan.
+def _with_smaller_plans(
+    task: Task[Any, Any, Any], work: Work, stream: LiveStream | None, started_s: float, clock: Callable[[], float]
+) -> tuple[Built[Any], Progress]:
+    """Attempt the task, and while memory runs out attempt it again under a smaller plan.
 
-    Raises OutOfMemory once there is no smaller plan, or a part made under this one has gone into a `stream`.
+    Raises OutOfMemory once there is no smaller plan, or a part made under this one has gone into a stream.
     """
+    max_memory = task.prepared.job.max_memory
     while True:
         try:
-            return attempt(max_memory)
+            return _attempt(task, work, stream, max_memory, started_s, clock)
         except OutOfMemory as error:
             if error.planned_bytes is None or (stream is not None and stream.has_begun):
                 raise
             planned_bytes = error.planned_bytes
         # Only now, with the failure and its traceback gone, is what it held free.
-        _free_memory()
+        free_memory()
         message = f"{work.label}: memory ran out under a plan for {planned_bytes / 1e9:.2f} GB; trying a smaller one"
         work.listener(Retrying(input=work.name, message=message, planned_bytes=planned_bytes))
         max_memory = str(planned_bytes - 1)
 
 
-def _free_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _finish(task: Task[Any, Any, Any], work: Work, stream: LiveStream | None) -> int:
+    """Bring the finished segments to their place; return the frames of the main output."""
+    work.check_stop()
+    if stream is not None:
+        work.check_stream(stream)
+    task.check_moved(work)
+    if stream is not None:
+        return work.stream_out(stream)
+    placement = work.journal.placement
+    if placement is not None and work.journal.placed:
+        return placement.frames
+    finishes, frames = task.finishes(work)
+    work.put_in_place(finishes, frames=frames)
+    return frames
+
+
+def _fingerprint(task: Task[Any, Any, Any], built: Built[Any]) -> dict[str, object]:
+    """Collect, by the names people know, all that the pixels and packets of the output depend on."""
+    job, spec = task.prepared.job, task.prepared.spec
+    return {
+        **task.inputs(),
+        "--model": task.prepared.model,
+        "the model's weights": built.weights,
+        "--res": f"{spec.width_px}x{spec.height_px}",
+        "--seed": job.seed,
+        "--device": built.device,
+        "--precision": built.precision,
+        "--threads": task.prepared.threads,
+        "--codec": spec.codec,
+        "--crf": spec.crf,
+        "--pix-fmt": spec.pix_fmt,
+        "--enc-opt": job.enc_options,
+        **task.options(),
+        "the memory plan": built.memory_plan,
+        "the segments' length": task.segment_frames,
+        **library_versions(),
+    }
+
+
+def _stream_of(task: Task[Any, Any, Any], work: Work) -> AbstractContextManager[LiveStream | None]:
+    """Return what writes finished segments to stdout; nothing where the output is a file."""
+    job = task.prepared.job
+    if job.stdout is None:
+        return nullcontext()
+
+    def write(segments: Iterator[Path], sink: ByteSink) -> Streamed:
+        return task.stream_out(segments, sink, stream.called)
+
+    stream = LiveStream(write, job.stdout, name=job.stdout_name, stop=work.stop, keeps=task.is_resumable)
+    return stream
 
 
 def _one_at_a_time(listener: Listener) -> Listener:

@@ -1,15 +1,18 @@
-"""Frames on their way: a reading thread, the model in the caller's thread, a writing thread, bounded queues between."""
+"""The loop of an upscaled clip: a reading thread, the model in the caller's thread, a writing thread, bounded queues
+between."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
+
+import numpy as np
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES, StateContent, queue_places, segment_length
+from ultraflash_cli.engine.lanes import Arriving
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.running.channel import Cancelled, Channel
 from ultraflash_cli.jobs.running.segments import (
@@ -21,16 +24,9 @@ from ultraflash_cli.jobs.running.segments import (
     SegmentThread,
 )
 from ultraflash_cli.jobs.stop import Stop
-from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
+from ultraflash_cli.models.frames import FrameUpscaler, arrived
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ultraflash_cli.engine.lanes import Arriving
-    from ultraflash_cli.models.frames import Pictures
-
-
-__all__ = ["SourceFrame", "make_frames", "move_frames", "segment_ends"]
+__all__ = ["SourceFrame", "move_frames"]
 
 
 @dataclass(frozen=True)
@@ -40,10 +36,10 @@ class SourceFrame:
     number: int
     """Counted from 0 at the start of the clip."""
     starts_scene: bool
-    rgb_hwc: "np.ndarray"
+    rgb_hwc: np.ndarray
     pts: int
     duration: int
-    alpha_hw: "np.ndarray | None" = None
+    alpha_hw: np.ndarray | None = None
     """How opaque each pixel is, where that is kept."""
     times: tuple[tuple[int, int], ...] | None = None
     """Time stamp and duration of every picture it becomes, where that is not one at its own time."""
@@ -52,7 +48,7 @@ class SourceFrame:
 @dataclass(frozen=True)
 class _Picture:
     source: SourceFrame
-    rgb_hwc: "np.ndarray | Arriving"
+    rgb_hwc: np.ndarray | Arriving
 
 
 def move_frames(
@@ -68,7 +64,7 @@ def move_frames(
     stop: Stop,
     busy: Busy,
     on_group: Callable[[int], None],
-    write: Callable[[SegmentSink, SourceFrame, "np.ndarray"], None] | None = None,
+    write: Callable[[SegmentSink, SourceFrame, np.ndarray], None] | None = None,
     pausable: bool = True,
     segment_frames: int = SEGMENT_FRAMES,
     on_segment: Callable[[Path], None] | None = None,
@@ -84,7 +80,7 @@ def move_frames(
     write_one = write or _write_as_it_is
 
     def write_all(sinks: Sequence[SegmentSink], item: _Picture) -> None:
-        rgb_hwc = _arrived(item.rgb_hwc)
+        rgb_hwc = arrived(item.rgb_hwc)
         for sink in sinks:
             write_one(sink, item.source, rgb_hwc)
 
@@ -108,123 +104,8 @@ def move_frames(
         reader.join()
 
 
-def _write_as_it_is(sink: SegmentSink, source: SourceFrame, rgb_hwc: "np.ndarray") -> None:
+def _write_as_it_is(sink: SegmentSink, source: SourceFrame, rgb_hwc: np.ndarray) -> None:
     sink.write(rgb_hwc, source.pts, source.duration)
-
-
-def _arrived(picture: "np.ndarray | Arriving") -> "np.ndarray":
-    """Wait, in the writing thread, for a picture that is still on its way."""
-    arrive = getattr(picture, "arrive", None)
-    return cast("np.ndarray", picture) if arrive is None else arrive()
-
-
-@dataclass(frozen=True)
-class _Made:
-    number: int
-    pictures: "Pictures"
-
-
-def make_frames(
-    generator: FrameGenerator,
-    journal: Journal,
-    open_segment: OpenSegment,
-    *,
-    output: Path,
-    frames: int,
-    show: Callable[[int], Iterator[tuple[int, int]]],
-    seed: int,
-    clip: "list[np.ndarray] | None",
-    frame_bytes: int,
-    stop: Stop,
-    busy: Busy,
-    on_group: Callable[[int], None],
-    keep_states: bool = True,
-    segment_frames: int = SEGMENT_FRAMES,
-    on_segment: Callable[[Path], None] | None = None,
-) -> dict[str, int]:
-    """Bring every group that the journal does not have yet from the model into finished segments.
-
-    The clip is the first `frames` of what the groups give. `show` gives time stamp and duration of every picture that
-    a frame becomes: one, none where frames are dropped, several where they are repeated. `clip` is what to go on
-    from; `on_group` hears after every group how many frames the model has done; `output` is what failures to write
-    are said of; `keep_states` saves what going on later needs; `on_segment` hears of every finished segment. Returns
-    the model's counters. The journal is not complete when `stop` was requested before the end. Raises what either side
-    raises; finished segments stay in it.
-    """
-
-    def write(sinks: Sequence[SegmentSink], item: _Made) -> None:
-        pictures = [_arrived(picture) for picture in item.pictures]
-        for pts, duration in show(item.number):
-            for sink, picture in zip(sinks, pictures, strict=True):
-                sink.write(picture, pts, duration)
-
-    writer = SegmentThread(
-        journal,
-        open_segment,
-        write,
-        output=output,
-        places=queue_places(frame_bytes, group_frames=max(generator.group_frames)),
-        busy=busy,
-        pausable=keep_states,
-        on_segment=on_segment,
-    )
-    counters: dict[str, int] = {}
-
-    def work() -> bool:
-        borders = [min(end, frames) for end in accumulate(generator.group_frames)]
-        done = kept = begun = journal.safe_frames
-        assert borders[-1] == frames, f"the groups give {borders[-1]} frames, {frames} are wanted"
-        if done == frames:
-            return True
-        assert done in (0, *borders), f"{done} frames are no whole groups"
-        content = journal.state_bytes()
-        started_s = time.perf_counter()
-        if content is None:
-            state = generator.init_state(seed=seed, clip=clip)
-        else:
-            state = generator.load_state(content, seed=seed)
-        busy.model += time.perf_counter() - started_s
-        del content
-        ends = segment_ends(borders, segment_length(segment_frames, generator.state_bytes(state)))
-        for border in borders[borders.index(done) + 1 if done else 0 :]:
-            if stop.requested:
-                if keep_states and done > kept:
-                    writer.channel.put(Pause(done, 0, 0, generator.save_state(state)))
-                return False
-            started_s = time.perf_counter()
-            state, sharp, low = generator.step(state)
-            busy.model += time.perf_counter() - started_s
-            counters.update(generator.counters(state))
-            if done == begun and sharp:
-                _arrived(sharp[0])  # the time to a first frame is told truly
-            on_group(border)
-            assert not low or len(low) == len(sharp), "there is a small picture for each large one or for none"
-            for number in range(done, border):
-                at = number - done
-                writer.channel.put(_Made(number, (sharp[at], low[at]) if low else (sharp[at],)))
-            del sharp, low
-            done = border
-            if done in ends:
-                kept = done
-                to_keep = keep_states and done < frames
-                writer.channel.put(SegmentEnd(done, 0, generator.save_state(state) if to_keep else None))
-        return True
-
-    writer.serve(work)
-    return counters
-
-
-def segment_ends(borders: Sequence[int], segment_frames: int) -> list[int]:
-    """Choose from the `borders` of groups those where a segment ends: none is shorter than `segment_frames`.
-
-    Only a clip that is shorter as a whole makes a shorter one.
-    """
-    ends: list[int] = []
-    for border in borders:
-        start = ends[-1] if ends else 0
-        if border - start >= segment_frames and borders[-1] - border >= segment_frames:
-            ends.append(border)
-    return [*ends, borders[-1]]
 
 
 class _Reader(threading.Thread):
@@ -370,10 +251,10 @@ class _Model:
             self._end_segment(None)
         self.on_group(self._done)
 
-    def _hand_on(self, pictures: "deque[np.ndarray | Arriving]") -> None:
+    def _hand_on(self, pictures: deque[np.ndarray | Arriving]) -> None:
         """Send finished pictures on, letting go of each."""
         if pictures and self._done == self._begun:
-            _arrived(pictures[0])  # the time to a first frame is told truly
+            arrived(pictures[0])  # the time to a first frame is told truly
         while pictures:
             self.pictures.put(_Picture(self._in_flight.popleft(), pictures.popleft()))
             self._done += 1

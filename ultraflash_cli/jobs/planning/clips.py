@@ -1,0 +1,217 @@
+"""Which clips the inputs of a command stand for: files, globs, folders."""
+
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.jobs.events import Listener, Warned
+from ultraflash_cli.jobs.planning.inputs import is_address, missing
+
+__all__ = ["VIDEO_SUFFIXES", "FoundClip", "find_clips", "is_several", "missing_inputs", "names_a_file"]
+
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".dv",
+        ".f4v",
+        ".flv",
+        ".gif",
+        ".m2ts",
+        ".m2v",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".nut",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".y4m",
+    }
+)
+"""What counts as a video when a folder is searched; a file that is named is always tried."""
+
+_RESULT = re.compile(r"_(\d+(k|p|x)|\d+x\d+)(_part|_preview)?(_side_by_side)?$")
+_NAMED = 3
+"""How many of the files that are passed over in a folder a message names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundClip:
+    """An input, and where it lies below the folder that was named."""
+
+    source: Path
+    below: Path = Path()
+    failure: InputError | None = None
+    """Why it cannot be looked at: it is a folder inside a tree that may not be read."""
+
+
+def is_several(inputs: Sequence[Path], *, images: bool) -> bool:
+    """Tell whether the inputs, as they were named, make a batch, however many clips that turns out to be."""
+    # os.path and not Path: what may not be looked at is no reason to fail here, it is refused in words later.
+    return len(inputs) > 1 or _is_glob(inputs[0]) or (os.path.isdir(inputs[0]) and not images)
+
+
+def names_a_file(output: Path) -> bool:
+    """Tell whether an output that is to hold several clips is called like a file, and is no folder."""
+    return not os.path.isdir(output) and output.suffix.lower() in (*VIDEO_SUFFIXES, ".png")
+
+
+def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputError]:
+    """Give an error for each input that does not exist; `asks_output` says that no `-o` was given."""
+    found: list[InputError] = []
+    for path in inputs:
+        if "%" in path.name or path == Path("-") or _is_glob(path):
+            continue
+        try:
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            meant = asks_output and path is inputs[-1] and path.suffix.lower() in VIDEO_SUFFIXES
+            error = InputError(f"{path}: {missing(path, meant_as_output=meant)}")
+            error.source = str(path)
+            found.append(error)
+        except OSError:
+            continue  # refused in words when its turn comes
+    return found
+
+
+def find_clips(
+    inputs: Sequence[Path],
+    *,
+    images: bool = False,
+    recursive: bool = False,
+    outputs: Path | None = None,
+    on_event: Listener = lambda event: None,
+) -> list[FoundClip]:
+    """Replace globs by what they stand for and folders by the videos in them, in the order of their names.
+
+    With `images` a folder is one clip. With `recursive` videos in the folders inside come along, but for those in
+    `outputs`, where the results go. Hidden files are left out. What else is passed over is told in a warning: what
+    `upscale` made of another file there (`in_1k.mp4` beside `in.mp4`), links to folders, folders that may not be
+    read; the latter come last, with their failures. Raises InputError for a folder without video and a glob that fits
+    nothing.
+    """
+    clips: list[FoundClip] = []
+    failed: list[FoundClip] = []
+    several = len(inputs) > 1
+    for path in _expanded(inputs):
+        if images or not os.path.isdir(path):
+            clips.append(FoundClip(source=path))
+            continue
+        if several and outputs is not None and os.path.realpath(path) == os.path.realpath(outputs):
+            on_event(Warned(input=str(path), message=f"{path} is where the results go, it is left out as an input"))
+            continue
+        search = _Search(path, recursive=recursive, outputs=outputs, on_event=on_event)
+        found = search.clips()
+        if not found and not search.failed:
+            hint = "" if recursive else ", or --recursive for the folders inside"
+            raise InputError(f"{path} is a folder without video files; name a file, a folder that holds some{hint}")
+        clips += found
+        failed += search.failed
+    return clips + failed
+
+
+class _Search:
+    """The videos in a folder."""
+
+    def __init__(self, top: Path, *, recursive: bool, outputs: Path | None, on_event: Listener) -> None:
+        self._top = top
+        self._recursive = recursive
+        self._outputs = os.path.realpath(outputs) if outputs is not None else None
+        self._on_event = on_event
+        self.failed: list[FoundClip] = []
+
+    def clips(self) -> list[FoundClip]:
+        """Give the videos. Raises InputError where the folder itself may not be read."""
+        found: list[FoundClip] = []
+        folders = [self._top]
+        while folders:
+            folder = folders.pop()
+            try:
+                videos, inner = self._look(folder)
+            except OSError as error:
+                failure = InputError(f"{folder}: {error.strerror}; check the folder and its permissions")
+                if folder == self._top:
+                    raise failure from error
+                self._warn(f"{folder}: {error.strerror}; the folder is left out")
+                self.failed.append(FoundClip(source=folder, failure=failure))
+                continue
+            found += [FoundClip(source=child, below=folder.relative_to(self._top)) for child in videos]
+            folders += reversed(inner)
+        return found
+
+    def _look(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        """Give the videos and the folders in a folder. Raises OSError where it may not be read."""
+        videos: list[Path] = []
+        inner: list[Path] = []
+        links: list[str] = []
+        for name in sorted(os.listdir(folder)):
+            child = folder / name
+            if name.startswith("."):
+                continue
+            is_video = child.suffix.lower() in VIDEO_SUFFIXES
+            if not is_video and not self._recursive:
+                continue
+            try:
+                mode = os.stat(child).st_mode
+            except PermissionError:
+                raise
+            except OSError:
+                if is_video:
+                    self._warn(f"{child} is left out: it cannot be read, or is a link to nothing")
+                continue
+            if stat.S_ISDIR(mode):
+                if os.path.islink(child):
+                    links.append(name)
+                elif os.path.realpath(child) != self._outputs:
+                    inner.append(child)
+            elif is_video and stat.S_ISREG(mode):
+                videos.append(child)
+        if links and self._recursive:
+            self._warn(f"{folder}: links to folders are not followed: {_some(links)}; name a folder to take it in")
+        return self._without_results(folder, videos), inner if self._recursive else []
+
+    def _without_results(self, folder: Path, videos: list[Path]) -> list[Path]:
+        stems = {child.stem for child in videos}
+        results = [child for child in videos if _RESULT.sub("", child.stem) in stems - {child.stem}]
+        if results:
+            names = _some([child.name for child in results])
+            self._warn(f"{folder}: left out as results of earlier runs: {names}; name a file to upscale it, too")
+        return [child for child in videos if child not in set(results)]
+
+    def _warn(self, message: str) -> None:
+        self._on_event(Warned(input=str(self._top), message=message))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _is_glob(path: Path) -> bool:
+    return glob.has_magic(str(path)) and not os.path.lexists(path) and not is_address(path)
+
+
+def _expanded(inputs: Iterable[Path]) -> Iterator[Path]:
+    for path in inputs:
+        if not _is_glob(path):
+            yield path
+            continue
+        found = sorted(glob.glob(str(path), recursive=True))
+        if not found:
+            raise InputError(f"{path}: nothing fits this name; check the folder and the pattern")
+        yield from map(Path, found)

@@ -1,0 +1,95 @@
+"""The frames of an input on their way to the model: the part that is wanted, scene cuts, another rate."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.jobs.planning.upscale import Prepared
+from ultraflash_cli.jobs.running.pace import Pace
+from ultraflash_cli.jobs.running.upscaling import SourceFrame
+from ultraflash_cli.video.captions import carries_captions
+from ultraflash_cli.video.containers import FORMATS
+from ultraflash_cli.video.cuts import CutDetector
+from ultraflash_cli.video.decode import DecodedFrame, ReadReport, read_frames
+from ultraflash_cli.video.encode import made_times
+
+__all__ = ["check_whole", "source_frames"]
+
+_DECODE_THREADS = 4
+"""More do not help one clip; the frames are the same with any number."""
+
+Warn = Callable[[str], None]
+
+
+def check_whole(prepared: Prepared, warn: Warn, check_stop: Callable[[], None]) -> None:
+    """Read the input once, so that what is damaged is refused before the work and not after it."""
+    report = ReadReport()
+    # Asked for transparency and captions, it does not warn of losing them.
+    for _ in read_frames(
+        prepared.info, alpha=True, warn=warn, threads=_threads(prepared), report=report, captions=True
+    ):
+        check_stop()
+    _refuse_damage(prepared, report)
+
+
+def source_frames(prepared: Prepared, warn: Warn) -> Iterator[SourceFrame]:
+    """Yield every wanted frame, numbered from 0, with the scene cuts marked; they depend on the frames alone."""
+    info, window, pace = prepared.info, prepared.window, _pace(prepared)
+    number = 0
+    for frame, starts_scene in _marked_frames(prepared, warn):
+        time_s = frame.pts * info.time_base
+        if window is not None and time_s < window[0]:
+            continue
+        if window is not None and time_s >= window[1]:
+            return
+        times = tuple(pace.times(frame.pts, frame.duration)) if pace is not None else None
+        yield SourceFrame(number, starts_scene, frame.rgb_hwc, frame.pts, frame.duration, frame.alpha_hw, times)
+        number += 1
+
+
+def _pace(prepared: Prepared) -> Pace | None:
+    fps, info = prepared.fps, prepared.info
+    if fps is None:
+        return None
+    return Pace(fps, time_base=info.time_base, rate=info.average_rate, ticks=made_times(fps)[1])
+
+
+def _marked_frames(prepared: Prepared, warn: Warn) -> Iterator[tuple[DecodedFrame, bool]]:
+    frames = _decoded_frames(prepared, warn)
+    if prepared.job.cuts == "off":
+        for frame in frames:
+            yield frame, False
+        return
+
+    detector = CutDetector()
+    undecided: deque[DecodedFrame] = deque()
+    for frame in frames:
+        undecided.append(frame)
+        for starts_scene in detector.push(frame.rgb_hwc):
+            yield undecided.popleft(), starts_scene
+    for starts_scene in detector.flush():
+        yield undecided.popleft(), starts_scene
+    assert not undecided, "the cut detector decides on every frame"
+
+
+def _decoded_frames(prepared: Prepared, warn: Warn) -> Iterator[DecodedFrame]:
+    report, info, spec = ReadReport(), prepared.info, prepared.spec
+    to_file = prepared.job.stdout is None
+    captions = to_file and prepared.streams.suffix in FORMATS and carries_captions(info, spec)
+    yield from read_frames(
+        info, alpha=spec.alpha, warn=warn, threads=_threads(prepared), report=report, captions=captions
+    )
+    if prepared.job.strict:
+        _refuse_damage(prepared, report)
+
+
+def _refuse_damage(prepared: Prepared, report: ReadReport) -> None:
+    if report.damaged:
+        raise InputError(
+            f"{prepared.job.source}: damaged or cut, refused by --strict: {report.frames} frames could be read, "
+            f"{report.failures} packets could not, {float(report.lost_s):.2f} s of the end are lost"
+        )
+
+
+def _threads(prepared: Prepared) -> int:
+    return min(_DECODE_THREADS, prepared.threads)

@@ -1,0 +1,275 @@
+"""One locked output on its way: its journal, its warnings, what is kept on a stop, how it comes to its place."""
+
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultraflash_cli.errors import OutputCheckError
+from ultraflash_cli.jobs.events import Listener, Warned
+from ultraflash_cli.jobs.planning.target import exists_error
+from ultraflash_cli.jobs.resume.journal import (
+    Journal,
+    MovedFile,
+    Placement,
+    count_frames,
+    discard,
+    empty,
+    moved_files,
+    version_change,
+)
+from ultraflash_cli.jobs.resume.owned_files import make_folder_anew, sweep
+from ultraflash_cli.jobs.resume.work_folder import (
+    OutputLock,
+    fitted,
+    leave_private_folder,
+    unfinished_work,
+    work_folder,
+)
+from ultraflash_cli.jobs.running.live import LiveStream, ReaderGone
+from ultraflash_cli.jobs.stop import Stop, StopNow
+
+__all__ = ["Finish", "Work", "locked_work"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """How one output comes about."""
+
+    make: Callable[[Path], Sequence[str]]
+    """Makes what belongs under the path and checks it; gives what belongs into the warnings."""
+    move: Callable[[Path, Path], None]
+    """Brings it to its place, whole or not at all."""
+    files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
+    """Names the files that are moved, for a path."""
+    remarks: Callable[[Path], Sequence[str]] = lambda path: ()
+    """Gives what belongs into the warnings once all is in its place."""
+
+
+class Work:
+    """One locked output on its way from nothing, or from an interrupted run's segments, to its place."""
+
+    def __init__(
+        self,
+        output: Path,
+        lock: OutputLock,
+        place: Path,
+        *,
+        name: str,
+        label: str,
+        resume: bool,
+        overwrite: bool,
+        listener: Listener,
+        stop: Stop | None,
+    ) -> None:
+        self.output = output
+        self._lock = lock
+        self.folder = lock.folder
+        """Where journal and segments lie."""
+        self.place = place
+        """Where the finished file is made: beside the output, so that it moves there whole."""
+        self.name = name
+        """What events call the input."""
+        self.label = label
+        """What messages call it."""
+        self.listener = listener
+        self.stop = stop or Stop()
+        self.warnings: list[str] = []
+        self._resume = resume
+        self._overwrite = overwrite
+        self._journal: Journal | None = None
+        self._kept_aside = ""
+        self._moved: list[Path] = []
+
+    @property
+    def journal(self) -> Journal:
+        """The journal that `open_journal` has opened."""
+        assert self._journal is not None, "the journal is open"
+        return self._journal
+
+    @property
+    def untouched(self) -> bool:
+        """What an earlier run left has not been looked at yet."""
+        return self._journal is None
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Something is finished that the same command can use later."""
+        return self._resume and self._journal is not None and self._journal.safe_frames > 0
+
+    @property
+    def note(self) -> str | None:
+        """Why the work goes on or begins again; None for a plain start."""
+        if self.journal.placed:
+            return f"{self.label}: done already, {self.output} is in place; only the tidying up was interrupted"
+        if self.journal.safe_frames:
+            return f"{self.label}: going on after {self.journal.safe_frames} finished frames of an interrupted run"
+        if self.journal.fresh_because:
+            return f"{self.label}: starting afresh, {self.journal.fresh_because}"
+        return self._kept_aside or None
+
+    def open_journal(self, fingerprint: Mapping[str, object]) -> Journal:
+        """Open the journal, forgetting what an interrupted run left where nothing is to be resumed.
+
+        Raises UsageError where that run had another task and its output, which must not be replaced, in place.
+        """
+        from ultraflash_cli.video.partial import output_errors
+
+        with output_errors(self.output):
+            if not self._resume:
+                empty(self.folder)
+            self._moved = moved_files(self.folder)
+            change = version_change(self.folder, fingerprint) if self._resume else None
+            if change is not None:
+                self._set_aside(change)
+            self._journal = Journal(self.folder, fingerprint)
+        is_fresh = self._journal.fresh_because is not None or self._kept_aside
+        if is_fresh and self._moved and not self._overwrite:
+            raise exists_error(self._moved[0])
+        return self._journal
+
+    def _set_aside(self, change: str) -> None:
+        """Keep what only another version of the program or of a library can go on with."""
+        frames, name = count_frames(self.folder), self.folder.name
+        kept = self._lock.set_aside()
+        self._kept_aside = (
+            f"{self.label}: starting afresh, {change}; the {frames} frames finished before are kept: renamed back from "
+            f"{kept} to {name} that version goes on with them, `ultraflash clean` removes them"
+        )
+
+    def warn(self, message: str) -> None:
+        """Say something the user should know, once, now and in the report."""
+        message = message.removesuffix(".")
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self.listener(Warned(input=self.name, message=message))
+
+    def check_stop(self) -> None:
+        """Raise Interrupted where a stop was requested, with what the same command will find later."""
+        if self.stop.requested:
+            raise self.stop.interruption(f"interrupted; {self._future}")
+
+    @property
+    def _future(self) -> str:
+        """What the same command will find."""
+        kept = count_frames(self.folder) if self._resume else 0
+        if kept:
+            return f"{kept} frames are finished, the same command goes on from there"
+        return "nothing is kept; the same command starts over"
+
+    def check_stream(self, stream: LiveStream) -> None:
+        """Raise what has ended the stream, with what is kept where its reader has left."""
+        try:
+            stream.check()
+        except ReaderGone as error:
+            raise ReaderGone(f"{error}; {self._future}") from error
+
+    def stream_out(self, stream: LiveStream) -> int:
+        """Wait until the stream has taken everything; gives its frames. A stop is obeyed at once."""
+        try:
+            with self.stop.at_once():
+                stream.finish()
+        except StopNow:
+            self.check_stop()
+        self.check_stream(stream)
+        for note in stream.streamed.notes:
+            self.warn(f"{stream.called}: {note}")
+        return stream.streamed.frames
+
+    def put_in_place(self, finishes: Mapping[Path, "Finish"], *, frames: int) -> None:
+        """Make the outputs, the main one of so many frames, beside their places and move them there, in this order.
+
+        So a file under a final name is always one that has passed its check. A stop is obeyed at once until all are
+        made.
+        """
+        from ultraflash_cli.video.partial import output_errors
+
+        made = {output: self._made_path(number, output) for number, output in enumerate(finishes)}
+        try:
+            with self.stop.at_once():
+                for output, finish in finishes.items():
+                    with output_errors(self.output):
+                        make_folder_anew(made[output].parent)
+                    for note in finish.make(made[output]):
+                        self.warn(note)
+        except StopNow:
+            self.check_stop()
+        except OutputCheckError as error:
+            raise OutputCheckError(f"{error} The finished segments are kept; --resume off makes them anew.") from error
+        with output_errors(self.output):
+            moves = [
+                (ready, target)
+                for output, finish in finishes.items()
+                for ready, target in zip(finish.files(made[output]), finish.files(output), strict=True)
+            ]
+            self._check_nothing_came_between([target for _, target in moves])
+            if moves:
+                files = tuple(MovedFile.of(ready, target) for ready, target in moves)
+                self.journal.place(Placement(frames=frames, files=files))
+        for output, finish in finishes.items():
+            with output_errors(output):
+                finish.move(made[output], output)
+                for note in finish.remarks(output):
+                    self.warn(note)
+
+    def _made_path(self, number: int, output: Path) -> Path:
+        """Give where an output is made; each has a folder of its own, for pictures have the same names."""
+        return self.place / f"made-{number}" / fitted(output.name)
+
+    def _check_nothing_came_between(self, targets: Sequence[Path]) -> None:
+        """Refuse to replace a file that has appeared since the run began."""
+        if self._overwrite:
+            return
+        ours = set(self._moved)
+        for target in targets:
+            if os.path.lexists(target) and Path(os.path.abspath(target)) not in ours:
+                raise exists_error(target)
+
+
+@contextmanager
+def locked_work(
+    output: Path,
+    *,
+    temp: Path | None,
+    name: str,
+    label: str,
+    resume: bool,
+    overwrite: bool,
+    listener: Listener,
+    stop: Stop | None,
+) -> Generator[Work]:
+    """Lock the output and give its work; what was finished is kept if the block fails.
+
+    It is kept in `temp` where that is given, else beside the output; the lock is always there.
+    Raises OutputError when another run has the output.
+    """
+    place, folder = work_folder(output), unfinished_work(output, temp)
+    with ExitStack() as stack:
+        stack.callback(leave_private_folder, output.parent)
+        lock = stack.enter_context(OutputLock(place))
+        if folder != place:
+            stack.callback(discard, place)
+            lock = stack.enter_context(OutputLock(folder))
+            sweep(place)
+        found = count_frames(folder)
+        work = Work(
+            output,
+            lock,
+            place,
+            name=name,
+            label=label,
+            resume=resume,
+            overwrite=overwrite,
+            listener=listener,
+            stop=stop,
+        )
+        try:
+            yield work
+        except BaseException:
+            if not work.worth_keeping and not (found and work.untouched):
+                discard(folder)
+            raise
+        for each in {folder, place}:
+            if not discard(each) and each.is_dir():
+                work.warn(f"{each} is left: it holds what this program has not made; look at it and remove it")
