@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.contracts.stages import randomise
 from ultraflash_cli.engine.cache_policy import ONE_FEWER, CacheManagement, RefreshGate, SharpnessDrift
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage, DecoderState
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.errors import UsageError
@@ -117,6 +117,23 @@ def test_the_gate_scores_the_last_frame_of_the_last_latent_decoded_alone() -> No
         _, raw = decoder.step(decoder.init_state(batch=1, height=2, width=3), latent)
         expected = F.interpolate(raw[:, :, 3].clamp(0, 1), size=(224, 224), mode="bilinear")
         assert torch.equal(frame, expected[0])
+
+
+def test_the_anchor_is_decoded_once_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, decoded = small_decoder(), list[Tensor]()
+    plain = decoder.step
+
+    def step(state: DecoderState, latents: Tensor) -> tuple[DecoderState, Tensor]:
+        decoded.append(latents)
+        return plain(state, latents)
+
+    monkeypatch.setattr(decoder, "step", step)
+    gate = RefreshGate(decoder, lambda frame, anchor: float(not torch.equal(frame, anchor)))
+    early, other, latents = (torch.randn(1, 4, 1, 2, 3) for _ in range(3))
+    assert gate(latents, early) and gate(other, early.clone())
+    assert len(decoded) == 3, "two chunks and the one anchor of a stream"
+    assert gate(latents, other) and not gate(other, other)
+    assert len(decoded) == 6, "another stream has another anchor"
 
 
 def test_of_several_clips_all_have_to_pass() -> None:

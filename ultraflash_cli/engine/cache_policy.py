@@ -147,12 +147,16 @@ class RefreshGate:
         self.decoder = decoder
         self.scorer = scorer
         self.threshold = threshold
+        self._known: tuple[Tensor, Tensor] | None = None
+        """The last anchor and its frames: it stays the same for a whole stream."""
 
     @torch.no_grad()
     def __call__(self, latents_bcthw: Tensor, anchor_bcthw: Tensor) -> bool:
         """Judge a chunk by its last latent beside ``anchor [B, C, 1, H, W]``, an early
         one of the stream."""
-        frames, anchors = self._frames(latents_bcthw[:, :, -1:]), self._frames(anchor_bcthw)
+        if self._known is None or not torch.equal(self._known[0], anchor_bcthw):
+            self._known = anchor_bcthw.clone(), self._frames(anchor_bcthw)
+        frames, anchors = self._frames(latents_bcthw[:, :, -1:]), self._known[1]
         return all(
             self.scorer(frame, anchor) > self.threshold
             for frame, anchor in zip(frames, anchors, strict=True)

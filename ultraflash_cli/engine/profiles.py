@@ -93,6 +93,9 @@ class Profile:
     """Whether the SR transformer's memory shrinks over a clip of the long variant, as
     the published long program has it by default (3, 3, 3, 2 temporal blocks after four
     groups)."""
+    spares_passes: bool = True
+    """Whether the cache rule that spares context passes is offered: to look at a chunk
+    has to cost less than the pass. In the built-in model it costs more."""
     invents_texture: bool = False
     """Whether the SR transformer paints texture onto flat colours, so that drawings and
     screens look wrong."""
@@ -310,6 +313,7 @@ LITE = Profile(
     generator=_LITE_GENERATOR,
     text_encoder=_LITE_WORDS,
     group_latents=2,
+    spares_passes=False,
     notice="lite draws simple landscapes; "
     "for real clips run `ultraflash weights pull ultraflash`, on a GPU",
     precisions=(("text_encoder", "fp32"),),

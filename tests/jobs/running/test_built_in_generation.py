@@ -130,15 +130,28 @@ def test_a_clip_is_gone_on_from(tmp_path: Path) -> None:
 
 
 def test_the_cache_rules_reach_it_and_its_gate_looks_through_the_low_decoder(tmp_path: Path) -> None:
-    made = prepare_generation(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0,kv"))
+    made = prepare_generation(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0"))
     built: Any = Models().generator(made).model
     gate = built._video.generator.gate
     assert isinstance(gate, RefreshGate) and gate.decoder is built._video.low_decoder
-    report = generate(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0,kv"))
+    report = generate(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0"))
     assert report.counters is not None
     chunks = report.counters["chunks"]
     assert report.counters["refreshes_skipped"] == chunks - 1
     assert report.counters["generator_passes"] == 3 + (chunks - 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "rules", "said"),
+    [
+        ("tiny-lite", "steps,kv", "tiny-lite has none; leave kv out"),
+        ("lite", "kv", "lite has none; leave kv out"),
+        ("lite", "refresh=0.5", "refresh saves no time with lite"),
+    ],
+)
+def test_a_cache_rule_that_does_nothing_is_refused(tmp_path: Path, model: str, rules: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        prepare_generation(job(tmp_path, model=model, res="1k", cache_management=rules))
 
 
 def test_beyond_its_window_it_slides_without_a_word(tmp_path: Path) -> None:

@@ -255,6 +255,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
 
     cache_management = CacheManagement.parse(job.cache_management)
     profile, generator = _find_generator(job)
+    _check_rules(cache_management, profile)
     generator, latents = _choose_length(job, profile, generator)
     plan = plan_generation(
         latents,
@@ -371,6 +372,19 @@ def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
     if job.decoder == "ultra":
         with_ultra_decoder(profile)  # refuses where the model has none
     return profile, profile.generator
+
+
+def _check_rules(rules: "CacheManagement", profile: "Profile") -> None:
+    """Raise UsageError for a cache rule that does nothing for the model."""
+    if rules.kv and profile.sr_dit is None:
+        raise UsageError(
+            f"--cache-management: kv shrinks the memory of an SR transformer and {profile.name} has none; leave kv out"
+        )
+    if rules.refresh is not None and not profile.spares_passes:
+        raise UsageError(
+            f"--cache-management: refresh saves no time with {profile.name}, whose context passes cost less than "
+            "the check; leave refresh out"
+        )
 
 
 def _choose_length(job: GenerateJob, profile: "Profile", generator: "GeneratorConfig") -> "tuple[GeneratorConfig, int]":

@@ -65,7 +65,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     """Return the settings for a built-in model's upsamplers, or for a toy."""
     if not toy:
         loop = LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998)
-        return UpsamplerRecipeConfig(loop=loop, profile=profile, pairs=PairConfig(frames=8))
+        return UpsamplerRecipeConfig(loop=loop, profile=profile, pairs=PairConfig(frames=8, crop_px=64))
     return UpsamplerRecipeConfig(
         loop=LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10),
         profile=TOY,
