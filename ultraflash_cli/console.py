@@ -23,6 +23,7 @@ from ultraflash_cli.jobs.events import (
     GenerationPlanned,
     Planned,
     Retrying,
+    Serving,
     Started,
     Transfer,
     Warned,
@@ -247,6 +248,8 @@ class Console:
                     self._show_transfer(event)
                 case Warned() | Retrying():
                     self.warning(event.message)
+                case Serving():
+                    self._say(f"watch the job at {event.url}", shown=True)
                 case Done():
                     self._drop_bar()
                     self.info(

@@ -41,6 +41,7 @@ __all__ = [
     "ResOption",
     "ResumeOption",
     "SeedOption",
+    "ServeOption",
     "SkipExistingOption",
     "StrengthOption",
     "TempDirOption",
@@ -109,6 +110,15 @@ KeepGoingOption = Annotated[bool, typer.Option("--keep-going", help="With severa
 OverwriteOption = Annotated[bool, typer.Option("-y", "--overwrite", help="Replace an output that exists.")]
 SkipExistingOption = Annotated[
     bool, typer.Option("-n", "--skip-existing", help="Leave an output that exists, and its input, alone.")
+]
+ServeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--serve",
+        metavar="[HOST:]PORT",
+        help="Show the running job in a browser, under a link that works once; without HOST on this machine only. "
+        "Port 0 takes a free one.",
+    ),
 ]
 NoTagOption = Annotated[bool, typer.Option("--no-tag", help="Do not write into the file how it was made.")]
 ResumeOption = Annotated[

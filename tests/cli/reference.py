@@ -68,7 +68,7 @@ What happens to files:
 | 129, 130, 143 | interrupted; the same command goes on |
 
 `--progress json` writes one JSON object a line on stderr, with `schema` (1) and `event`: `plan`, `start`, `chunk`,
-`transfer`, `retry`, `warn`, `done`, `error`. `--json` ends with one object a file on stdout.
+`transfer`, `serve`, `retry`, `warn`, `done`, `error`. `--json` ends with one object a file on stdout.
 """
 
 

@@ -2,12 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
 from ultraflash_cli.commands.outcomes import show_outcomes
-from ultraflash_cli.commands.sinks import is_stdout, opened_sink, sink_name, takes_stream
+from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, sink_name, takes_stream
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.options import (
@@ -28,6 +28,7 @@ from ultraflash_cli.options import (
     PrecisionOption,
     ResumeOption,
     SeedOption,
+    ServeOption,
     SkipExistingOption,
     TempDirOption,
     ThreadsOption,
@@ -37,6 +38,9 @@ from ultraflash_cli.options import (
     with_console,
 )
 from ultraflash_cli.streams import standard_input
+
+if TYPE_CHECKING:
+    from ultraflash_cli.jobs.serving.show import Show
 
 __all__ = ["generate"]
 
@@ -126,6 +130,7 @@ def generate(
     cuda_graphs: CudaGraphsOption = "auto",
     threads: ThreadsOption = None,
     no_tag: NoTagOption = False,
+    serve: ServeOption = None,
     resume: ResumeOption = "auto",
     overwrite: OverwriteOption = False,
     skip_existing: SkipExistingOption = False,
@@ -160,7 +165,7 @@ def generate(
         if is_file:
             raise UsageError(f"{output} names a file, several clips need a folder")
 
-    def job_of(text: str, number: int, sink: BinaryIO | None = None) -> GenerateJob:
+    def job_of(text: str, number: int, sink: BinaryIO | None = None, show: "Show | None" = None) -> GenerateJob:
         return GenerateJob(
             prompt=text,
             output=None if into_folder or to_stream else output,
@@ -188,6 +193,7 @@ def generate(
             max_memory=max_memory,
             cuda_graphs=cuda_graphs == "auto",
             tag=not no_tag,
+            show=show,
             resume=resume == "auto",
             overwrite=overwrite,
             skip_existing=skip_existing,
@@ -198,13 +204,14 @@ def generate(
     on_first = None if dry_run else console.acknowledge_stop
     with (
         opened_sink(output, console, dry_run=dry_run) as sink,
+        opened_show(serve, console, dry_run=dry_run) as show,
         stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
     ):
-        jobs = name_outputs(job_of(text, number, sink) for text in texts for number in range(count))
+        jobs = name_outputs(job_of(text, number, sink, show) for text in texts for number in range(count))
         if dry_run:
             outcomes = plan_batch(jobs, stop=stop)
         else:
-            outcomes = run_batch(jobs, console.on_event, stop=stop)
+            outcomes = run_batch(jobs, show.on_event if show else console.on_event, stop=stop)
         clips = len(texts) * count
         show_outcomes(console, outcomes, count=clips, is_batch=is_batch, keep_going=keep_going, json=json)
 

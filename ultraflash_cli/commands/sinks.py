@@ -6,13 +6,16 @@ import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import OutputError, UsageError
 from ultraflash_cli.streams import standard_output
 
-__all__ = ["is_stdout", "opened_sink", "sink_name", "takes_stream"]
+if TYPE_CHECKING:
+    from ultraflash_cli.jobs.serving.show import Show
+
+__all__ = ["is_stdout", "opened_show", "opened_sink", "sink_name", "takes_stream"]
 
 _STDOUT = {"-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}
 _STDERR = {"/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"}
@@ -75,3 +78,19 @@ def opened_sink(output: Path | None, console: Console, *, dry_run: bool) -> Gene
         finally:
             with suppress(OSError):
                 sink.close()
+
+
+@contextmanager
+def opened_show(address: str | None, console: Console, *, dry_run: bool) -> "Generator[Show | None]":
+    """Open the address where a browser may watch; gives None where nobody is to. Raises UsageError."""
+    if address is None:
+        yield None
+        return
+    from ultraflash_cli.jobs.serving.server import parse_address, serving
+
+    if dry_run:
+        parse_address(address)
+        yield None
+        return
+    with serving(address, console.on_event) as show:
+        yield show

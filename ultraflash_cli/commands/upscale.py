@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ultraflash_cli.commands.outcomes import show_outcomes
-from ultraflash_cli.commands.sinks import is_stdout, opened_sink, sink_name, takes_stream
+from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, sink_name, takes_stream
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, read_guard
@@ -34,6 +34,7 @@ from ultraflash_cli.options import (
     ResOption,
     ResumeOption,
     SeedOption,
+    ServeOption,
     SkipExistingOption,
     StrengthOption,
     TempDirOption,
@@ -138,6 +139,7 @@ def upscale(
     cuda_graphs: CudaGraphsOption = "auto",
     threads: ThreadsOption = None,
     no_tag: NoTagOption = False,
+    serve: ServeOption = None,
     resume: ResumeOption = "auto",
     overwrite: OverwriteOption = False,
     skip_existing: SkipExistingOption = False,
@@ -225,6 +227,7 @@ def upscale(
             cuda_graphs=cuda_graphs == "auto",
             threads=threads,
             tag=not no_tag,
+            show=show,
             resume=resume == "auto",
             overwrite=overwrite,
             skip_existing=skip_existing,
@@ -248,12 +251,13 @@ def upscale(
     on_first = None if dry_run else console.acknowledge_stop
     with (
         opened_sink(output, console, dry_run=dry_run) as sink,
+        opened_show(serve, console, dry_run=dry_run) as show,
         stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
     ):
         if dry_run:
             outcomes = plan_batch(jobs, stop=stop, sources=sources)
         else:
-            outcomes = run_batch(jobs, console.on_event, stop=stop, sources=sources)
+            outcomes = run_batch(jobs, show.on_event if show else console.on_event, stop=stop, sources=sources)
         outcomes = chain(outcomes, unreadable)
         show_outcomes(console, outcomes, count=len(clips), is_batch=is_batch, keep_going=keep_going, json=json)
 

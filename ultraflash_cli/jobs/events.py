@@ -15,6 +15,7 @@ __all__ = [
     "Planned",
     "PullPlanned",
     "Retrying",
+    "Serving",
     "Started",
     "Transfer",
     "Warned",
@@ -131,6 +132,14 @@ class Warned(Event):
 
     name: ClassVar[str] = "warn"
     message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving(Event):
+    """A browser may show the job; the link works once."""
+
+    name: ClassVar[str] = "serve"
+    url: str
 
 
 @dataclass(frozen=True, kw_only=True)

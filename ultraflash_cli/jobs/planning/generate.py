@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.engine.schedule import GenerationPlan
     from ultraflash_cli.engine.stages.generator import GeneratorConfig
+    from ultraflash_cli.jobs.serving.show import Show
     from ultraflash_cli.video.containers import StreamPlan
     from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_cli.video.probe import ClipInfo
@@ -106,6 +107,8 @@ class GenerateJob:
     """CPU threads of the model and of the encoder; None for all usable cores."""
     max_memory: str | None = None
     """The most memory of the device to use, such as `6G`; None for what is free."""
+    show: "Show | None" = None
+    """What shows the job while it runs; the output is the same without."""
     tag: bool = True
     """Write into the output how it was made."""
     resume: bool = True

@@ -37,6 +37,7 @@ from ultraflash_cli.jobs.planning.window import Window, choose_window
 from ultraflash_cli.jobs.resume.work_folder import temp_work_folder, unfinished_work, work_folder
 
 if TYPE_CHECKING:
+    from ultraflash_cli.jobs.serving.show import Show
     from ultraflash_cli.video.containers import StreamPlan
     from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_cli.video.pipe import Pipe
@@ -140,6 +141,8 @@ class UpscaleJob:
     """A length, or `LENGTH@PLACE`."""
     side_by_side: bool = False
     """Show the plain resample on the left and the result on the right."""
+    show: "Show | None" = None
+    """What shows the job while it runs; the output is the same without."""
     tag: bool = True
     """Write into the output how it was made."""
     resume: bool = True

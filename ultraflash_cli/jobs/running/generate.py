@@ -15,6 +15,7 @@ from ultraflash_cli.jobs.events import GenerationPlanned, Listener
 from ultraflash_cli.jobs.made import made_by_generating
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration, prepare_generation
 from ultraflash_cli.jobs.resume.fingerprint import file_facts
+from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running import run as running
 from ultraflash_cli.jobs.running.finish import finish_of
 from ultraflash_cli.jobs.running.generating import make_frames
@@ -164,11 +165,12 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
             segment_frames=self.segment_frames,
         )
 
-    def _open_segment(self, path: Path) -> list[SegmentWriter]:
-        writers = [SegmentWriter(path, self.prepared.spec)]
+    def _open_segment(self, path: Path) -> list[SegmentSink]:
+        writer, show = SegmentWriter(path, self.prepared.spec), self.prepared.job.show
+        sinks: list[SegmentSink] = [writer if show is None else show.shown(writer)]
         if self.prepared.low_spec is not None:
-            writers.append(SegmentWriter(_low_segment(path), self.prepared.low_spec))
-        return writers
+            sinks.append(SegmentWriter(_low_segment(path), self.prepared.low_spec))
+        return sinks
 
     def stream_out(self, segments: Iterator[Path], sink: ByteSink, name: str) -> Streamed:
         prepared = self.prepared

@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -204,6 +204,8 @@ def _attempt(
                 predicted_s=built.predicted_seconds(task.total_frames, journal.safe_frames),
             )
         )
+        if prepared.job.show is not None:
+            prepared.job.show.begin(prepared.spec, lambda: built.model.stage_seconds | asdict(progress.busy))
         if stream is not None:
             stream.begin(journal.files)
         if not journal.complete:

@@ -189,8 +189,9 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         )
 
     def _open_segment(self, path: Path) -> list[SegmentSink]:
-        spec = self.prepared.spec
-        return [SegmentWriter(path, spec) if self.prepared.fps is None else ThinnedSegment(path, spec)]
+        spec, show = self.prepared.spec, self.prepared.job.show
+        sink = SegmentWriter(path, spec) if self.prepared.fps is None else ThinnedSegment(path, spec)
+        return [sink if show is None else show.shown(sink)]
 
     def check_moved(self, work: Work) -> None:
         if not work.journal.frames:
