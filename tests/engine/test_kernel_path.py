@@ -37,6 +37,7 @@ LAUNCHES = (
     ("memory_conv.kernel", "forward"),
     ("rms_norm.kernel", "norm"),
     ("rms_norm_rope.kernel", "forward"),
+    ("rms_norm_rope.kernel_blocks", "forward"),
 )
 """The functions that launch kernels."""
 
@@ -123,21 +124,22 @@ def off(found: Tensor, expected: Tensor) -> float:
 # The same numbers
 
 
-def test_the_sr_transformer_by_kernels_equals_the_one_by_pytorch(request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("paired", [False, True], ids=["one pair of buffers", "two pairs"])
+def test_the_sr_transformer_by_kernels_equals_the_one_by_pytorch(request: pytest.FixtureRequest, paired: bool) -> None:
     stage = built(SrDit(SR))
     expected = refined(stage)
     launched = request.getfixturevalue("launched")
+    stage.paired_caches = paired
     torch.testing.assert_close(refined(stage), expected, rtol=0, atol=2e-5)
     assert launched == {
         "adaln_modulate.gate": 3,
         "adaln_modulate.modulate": 3,
         "adaln_modulate.residual_norm": 6,
         "block_sparse_attention.forward": 3,
-        "block_topk.block_means": 6,
         "block_topk.choose_blocks": 3,
         "rms_norm.norm": 3 + 1,
-        "rms_norm_rope.forward": 3,
-    }
+        "rms_norm_rope.kernel_blocks.forward": 3,
+    } | ({} if paired else {"block_topk.block_means": 2})
 
 
 def test_the_generator_by_kernels_equals_the_one_by_pytorch(request: pytest.FixtureRequest) -> None:
@@ -263,6 +265,7 @@ def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, f
     assert ULTRAFLASH.sr_dit is not None
     stage: SrDit = meta(lambda: SrDit(replace(ULTRAFLASH.sr_dit, num_layers=2)), torch.bfloat16)  # pyright: ignore[reportArgumentType]
     stage = stage.to_fp8() if fp8 else stage
+    stage.paired_caches = True
     noise = empty(1, 16, 6, 180, 312)
     with torch.inference_mode():
         state = stage.init_state(batch=1, height=180, width=312)
@@ -270,7 +273,7 @@ def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, f
         with on_meta:
             state, clean = stage.step(state, SrDitInputs(noise, noise))
     assert clean.shape == noise.shape
-    wanted = {"rms_norm_rope": 2, "block_means": 4, "choose_blocks": 2}
+    wanted = {"rms_norm_rope_means": 2, "choose_blocks": 2}
     wanted |= {"gated_residual": 1, "residual_norm": 2 + 3, "rms_norm": 2}
     wanted |= {"block_list_attention_fp8" if fp8 else "block_list_attention": 2}
     if fp8:

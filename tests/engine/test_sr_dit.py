@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ultraflash_cli.engine.cache import KvRing
+from ultraflash_cli.engine.cache import KvRing, with_spares, without_spares
 from ultraflash_cli.engine.layers.modulation import float32_layers
 from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, key_budget, window_blocks
-from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
+from ultraflash_cli.engine.stage import as_tensor, state_from_tensors, state_leaves, state_to_tensors
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs, SrDitState
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.rms_norm_rope import rms_norm_rope
@@ -422,3 +422,42 @@ def test_a_ring_remembers_the_last_blocks_oldest_first() -> None:
     assert ring.fill == 3
     assert ring.k.flatten().tolist() == [3, 4, 5]
     assert ring.v.flatten().tolist() == [-3, -4, -5]
+
+
+def test_a_paired_ring_turns_where_a_group_replaces_all_and_saves_what_is_in_use() -> None:
+    cpu = torch.device("cpu")
+    ring = KvRing.empty((1, 1, 3, 1, 1), dtype=torch.float32, device=cpu, paired=True)
+    assert ring.beside(4) is None and KvRing.empty((1, 1, 3, 1, 1), dtype=torch.float32, device=cpu).beside(1) is None
+    for first in (0.0, 3.0, 6.0):
+        beside = ring.beside(3)
+        assert beside is not None
+        new = torch.arange(first, first + 3).view(1, 1, 3, 1, 1)
+        for slot, value in zip(beside, (new, -new), strict=True):
+            slot.copy_(value)
+        before = ring.in_use[0].clone()
+        ring = ring.turn(new[..., 0])
+        after = ring.beside(3)
+        assert after is not None and torch.equal(after[0], before), "what was remembered is whole until then"
+        assert [x.flatten().tolist() for x in ring.in_use] == [new.flatten().tolist(), (-new).flatten().tolist()]
+    assert ring.half == 1 and ring.fill == 3
+    ring = ring.push(
+        torch.full((1, 1, 1, 1, 1), 9.0), torch.full((1, 1, 1, 1, 1), -9.0), 3, torch.full((1, 1, 1, 1), 9.0)
+    )
+    assert ring.in_use[0].flatten().tolist() == [7, 8, 9]
+    means = ring.k_mean
+    assert means is not None and means.flatten().tolist() == [7, 8, 9]
+
+    saved = without_spares(state_leaves((ring,)))
+    assert saved.keys() == {"0.k", "0.v", "0.fill", "0.half", "0.k_mean"} and saved["0.half"] == 0
+    tensors = {name: as_tensor(leaf) for name, leaf in saved.items() if leaf is not None}
+    fresh = (KvRing.empty((1, 1, 3, 1, 1), dtype=torch.float32, device=cpu, paired=True),)
+    (back,) = state_from_tensors(fresh, with_spares(tensors, state_leaves(fresh)))
+    assert (
+        back.fill == 3
+        and torch.equal(back.in_use[0], ring.in_use[0])
+        and back.k_mean is not None
+        and torch.equal(back.k_mean, means)
+    )
+    del tensors["0.k_mean"]  # saved by a run without pairs
+    (back,) = state_from_tensors(fresh, with_spares(tensors, state_leaves(fresh)))
+    assert back.k_mean is not None and torch.equal(back.k_mean, means)

@@ -214,6 +214,7 @@ def _sr_dit(scale: int, *, fp8: bool = False) -> StageTrace:
     def run(layers: int) -> Counter[Launch]:
         stage: SrDit = _meta(lambda: SrDit(dataclasses.replace(config, num_layers=layers)), torch.bfloat16)
         stage = stage.to_fp8() if fp8 else stage
+        stage.paired_caches = True
         state = stage.init_state(batch=1, height=height, width=width)
         for _ in range(2):
             state, _ = stage.step(state, SrDitInputs(latents, latents))

@@ -176,10 +176,13 @@ class Untrained:
             path = self._network("pixels", lambda: PixelPath(pixels))
             return PixelRefiner(profile, path, timer=self.clock, graphs=self._new_graphs())
         upsampling, decoding = profile.latent_stages
+        sr_dit = self._network("sr_dit", lambda: SrDit(config)) if config else None
+        if sr_dit is not None:
+            sr_dit.paired_caches = self.device.type == "cuda"
         return Refiner(
             profile,
             self._network("upsampler", lambda: LatentUpsampler(upsampling)),
-            self._network("sr_dit", lambda: SrDit(config)) if config else None,
+            sr_dit,
             self._network("decoder", lambda: Decoder(decoding)),
             timer=self.clock,
             graphs=self._new_graphs(),

@@ -203,7 +203,8 @@ def prepare(case: "BenchCase") -> "Prepared":
     torch.set_num_threads(case.threads)
     device, profile = choose_device(case.device), find_profile(case.model)
     clock, shelf = CountingClock(device), Shelf(case.store)
-    speedups = Speedups(graphs=case.graphs, lanes=case.lanes)
+    on_gpu = device.type == "cuda"
+    speedups = Speedups(graphs=case.graphs, lanes=case.lanes, paired_caches=on_gpu)
     context = random_context(profile, device)
     precision = precision_name(profile, case.precision, device)
     weights = (

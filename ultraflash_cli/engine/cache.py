@@ -1,11 +1,15 @@
 """Keys and values that a causal attention layer remembers between groups."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["KvRing", "WindowRing"]
+from ultraflash_cli.engine.stage import Leaf
+
+__all__ = ["KvRing", "WindowRing", "with_spares", "without_spares"]
 
 
 @dataclass(frozen=True)
@@ -13,12 +17,21 @@ class KvRing:
     """The latest blocks of keys and values, oldest first, in buffers of full size.
 
     ``k`` and ``v`` are ``[B, heads, capacity, block tokens, D]``; the first ``fill``
-    blocks are in use, the rest is zero or old.
+    blocks are in use, the rest is zero or old. A paired ring has buffers twice: a group
+    that replaces all that is remembered writes into those that are not in use, and
+    nothing is copied.
     """
 
     k: Tensor
     v: Tensor
     fill: int
+    half: int = 0
+    """Which of the two pairs of buffers is in use: ``k`` and ``v``, or the odd ones."""
+    k_odd: Tensor | None = None
+    v_odd: Tensor | None = None
+    k_mean: Tensor | None = None
+    """Means of the remembered blocks of keys, ``[B, heads, capacity, D]``; None where
+    nobody asks for them."""
 
     @classmethod
     def empty(
@@ -27,14 +40,42 @@ class KvRing:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        paired: bool = False,
+        mean_dtype: torch.dtype = torch.float32,
     ) -> "KvRing":
         """Return a ring of the given ``[B, heads, capacity, block tokens, D]`` that
         remembers nothing."""
-        return cls(
-            torch.zeros(shape, dtype=dtype, device=device),
-            torch.zeros(shape, dtype=dtype, device=device),
-            0,
-        )
+
+        def buffer() -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        if not paired:
+            return cls(buffer(), buffer(), 0)
+        means = torch.zeros((*shape[:3], shape[4]), dtype=mean_dtype, device=device)
+        return cls(buffer(), buffer(), 0, 0, buffer(), buffer(), means)
+
+    @property
+    def in_use(self) -> tuple[Tensor, Tensor]:
+        """The buffers of keys and values that hold what is remembered."""
+        if self.half and self.k_odd is not None and self.v_odd is not None:
+            return self.k_odd, self.v_odd
+        return self.k, self.v
+
+    def beside(self, blocks: int) -> tuple[Tensor, Tensor] | None:
+        """Return where keys and values of so many blocks can be written beside what is
+        remembered, ``[B, heads, blocks, block tokens, D]``; None where they cannot."""
+        if self.k_odd is None or self.v_odd is None or blocks > self.k.shape[2]:
+            return None
+        k, v = (self.k, self.v) if self.half else (self.k_odd, self.v_odd)
+        return k[:, :, :blocks], v[:, :, :blocks]
+
+    def turn(self, k_mean: Tensor) -> "KvRing":
+        """Return the ring that remembers what was written ``beside`` it, blocks of
+        these means, and nothing else."""
+        assert self.k_mean is not None, "a paired ring knows its means"
+        blocks = k_mean.shape[2]
+        self.k_mean[:, :, :blocks].copy_(k_mean)
+        return dataclasses.replace(self, fill=blocks, half=1 - self.half)
 
     def join(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is remembered followed by the new blocks."""
@@ -64,12 +105,14 @@ class KvRing:
         self.v[:, :, :fill].copy_(v)
         return KvRing(self.k, self.v, fill)
 
-    def push(self, k: Tensor, v: Tensor, blocks: int) -> "KvRing":
+    def push(
+        self, k: Tensor, v: Tensor, blocks: int, k_mean: Tensor | None = None
+    ) -> "KvRing":
         """Return the ring that remembers the last ``blocks`` of its own and the new
         ones; reuses its buffers.
 
         What ``keep`` does with what ``join`` returned, without joining. Capacity bounds
-        ``blocks``.
+        ``blocks``. ``k_mean`` are the means of the new blocks of keys.
         """
         fill = min(blocks, self.fill + k.shape[2])
         assert fill <= self.k.shape[2], (
@@ -77,11 +120,46 @@ class KvRing:
         )
         new = min(fill, k.shape[2])
         old = fill - new
-        for buffer, blocks_new in ((self.k, k), (self.v, v)):
+        k_buffer, v_buffer = self.in_use
+        pairs = [(k_buffer, k), (v_buffer, v)]
+        if self.k_mean is not None:
+            assert k_mean is not None, "a ring that knows its means goes on knowing them"
+            pairs.append((self.k_mean, k_mean))
+        for buffer, blocks_new in pairs:
             if old and self.fill > old:
                 buffer[:, :, :old] = buffer[:, :, self.fill - old : self.fill].clone()
             buffer[:, :, old:fill].copy_(blocks_new[:, :, k.shape[2] - new :])
-        return KvRing(self.k, self.v, fill)
+        return dataclasses.replace(self, fill=fill)
+
+
+def without_spares(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """Return the leaves of a state as those of unpaired rings: what is in use, and
+    nothing of what is not."""
+    kept = dict(leaves)
+    for name in leaves:
+        ring, _, field = name.rpartition(".")
+        if field != "half":
+            continue
+        odd = {each: kept.pop(f"{ring}.{each}_odd") for each in ("k", "v")}
+        if leaves[name]:
+            kept |= {f"{ring}.{each}": leaf for each, leaf in odd.items()}
+        kept[name] = 0
+    return kept
+
+
+def with_spares(kept: Mapping[str, Tensor], fresh: Mapping[str, Leaf]) -> dict[str, Tensor]:
+    """Return the saved leaves of a state with what ``without_spares`` left out, from
+    the leaves of a fresh one."""
+    whole = dict(kept)
+    for name, leaf in fresh.items():
+        ring, _, field = name.rpartition(".")
+        if name in kept or not isinstance(leaf, Tensor):
+            continue
+        if field in ("k_odd", "v_odd"):
+            whole[name] = leaf
+        elif field == "k_mean":
+            whole[name] = kept[f"{ring}.k"].float().mean(dim=3).to(leaf.dtype)
+    return whole
 
 
 @dataclass(frozen=True)

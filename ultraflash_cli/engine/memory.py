@@ -213,6 +213,12 @@ class MemoryPlan:
         parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
         return sum(count for name, count in parts.items() if name.endswith(doubled))
 
+    @property
+    def ring_bytes(self) -> int:
+        """What the SR transformer's caches take."""
+        parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
+        return parts.get("SR transformer KV rings", 0)
+
     def sum_line(self) -> str:
         """Return the sum in words, parts of less than 2 % together."""
         small = sum(part.bytes for part in self.parts if part.bytes < self.total / 50)

@@ -92,6 +92,8 @@ class Speedups:
 
     graphs: bool = False
     """Record the steps of stages as CUDA graphs."""
+    paired_caches: bool = False
+    """Give the SR transformer's caches a second pair of buffers, so that none are copied."""
     lanes: bool = False
     """Generate the next group on a stream of its own while the present one is refined."""
 
@@ -431,6 +433,8 @@ def _refiner(
     decoder = take("decoder", decoding)
     assert isinstance(upsampler, LatentUpsampler) and isinstance(decoder, Decoder)
     assert sr_dit is None or isinstance(sr_dit, SrDit)
+    if sr_dit is not None:
+        sr_dit.paired_caches = speedups.paired_caches
     graphs = speedups.new_graphs(device)
     return Refiner(profile, upsampler, sr_dit, decoder, decode_latents=decode_latents, timer=timer, graphs=graphs)
 

@@ -1,7 +1,7 @@
 """The engine as a job sees it: pictures in, pictures out, states that can be saved and read back."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ __all__ = [
 
 Pictures = Sequence[np.ndarray | Arriving]
 """Finished pictures, or pictures on their way from the device: whoever needs one waits for it."""
+
+StateT = TypeVar("StateT")
 
 _GPU_WEIGHT = 12
 """A byte of a state on a GPU counts as so many: frames come many times as fast there, and the thread that encodes them
@@ -190,12 +192,8 @@ class UpscaledFrames:
     def load_state(self, content: bytes, *, seed: int, first_frame: int) -> "UpscalerState":
         from safetensors.torch import load
 
-        from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
-
         fresh = self.init_state(seed=seed, first_frame=first_frame)
-        kept = load(content)
-        queues = {name: tensor for name, tensor in state_to_tensors(fresh).items() if name in _QUEUES}
-        return state_from_tensors(fresh, queues | kept)
+        return _filled(fresh, load(content))
 
 
 def _weight(tensor: "Tensor") -> int:
@@ -207,10 +205,21 @@ def _tensors(state: object, *, without: Sequence[str] = ()) -> "dict[str, Tensor
 
     Between two groups of an upscale only the frames that the encoder is ahead by wait, and the queues are empty.
     """
+    from ultraflash_cli.engine.cache import without_spares
     from ultraflash_cli.engine.stage import as_tensor, state_leaves
 
-    leaves = state_leaves(state).items()
+    leaves = without_spares(state_leaves(state)).items()
     return {name: as_tensor(leaf) for name, leaf in leaves if leaf is not None and name not in without}
+
+
+def _filled(fresh: "StateT", kept: "dict[str, Tensor]") -> "StateT":
+    """Return a state like a fresh one from the tensors that `_tensors` gave."""
+    from ultraflash_cli.engine.cache import with_spares
+    from ultraflash_cli.engine.stage import as_tensor, state_from_tensors, state_leaves
+
+    leaves = state_leaves(fresh)
+    queues = {name: as_tensor(leaf) for name, leaf in leaves.items() if name in _QUEUES and leaf is not None}
+    return state_from_tensors(fresh, queues | with_spares(kept, leaves))
 
 
 class GeneratedFrames:
@@ -292,9 +301,7 @@ class GeneratedFrames:
     def load_state(self, content: bytes, *, seed: int) -> "TextToVideoState":
         from safetensors.torch import load
 
-        from ultraflash_cli.engine.stage import state_from_tensors
-
-        return state_from_tensors(self.init_state(seed=seed), load(content))
+        return _filled(self.init_state(seed=seed), load(content))
 
     def _encode(self, clip: "list[Picture]") -> "Tensor":
         """Return the latents of a clip of 1 + 4k frames of the base size."""

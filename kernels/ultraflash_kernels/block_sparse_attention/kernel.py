@@ -6,6 +6,7 @@ softmax, float32 sums."""
 # such as num_warps beside them.
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ultraflash_kernels._dispatch import capability, on_its_device
+from ultraflash_kernels._token_kernels import dense_place
 from ultraflash_kernels.block_lists import BlockLists
+from ultraflash_kernels.token_order import blocks_of, tokens_of
 
 __all__ = [
     "Tiles",
@@ -28,7 +31,7 @@ __all__ = [
 
 
 @triton.jit(
-    do_not_specialize=["heads", "queries", "fill"]
+    do_not_specialize=["heads", "queries", "fill", "frames"]
 )  # one program for every group of a clip
 def attention_kernel(
     q,
@@ -68,12 +71,20 @@ def attention_kernel(
     o_head,
     o_block,
     o_token,
+    frames,
+    rows,
+    cols,
+    grid_rows,
+    grid_cols,
     T: tl.constexpr,
     D: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
     RING: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
 ):
     """Compute one tile of queries of the row that is next in ``order``.
 
@@ -174,7 +185,24 @@ def attention_kernel(
     found = (
         found / tl.where(weight == 0.0, 1.0, weight)[:, None]
     )  # a row that lists nothing gives zeros
-    target = out + sample * o_sample + head * o_head + block * o_block
+    target = out + sample * o_sample + head * o_head
+    if BLOCK_T > 0:
+        # Tokens behind each other, those of padding left out.
+        token, real = dense_place(
+            block,
+            token,
+            frames,
+            rows,
+            cols,
+            grid_rows,
+            grid_cols,
+            BLOCK_T,
+            BLOCK_Y,
+            BLOCK_X,
+        )
+        asked = asked & real[:, None]
+    else:
+        target += block * o_block
     tl.store(
         target + token[:, None] * o_token + col[None, :],
         found.to(out.dtype.element_ty),
@@ -220,10 +248,27 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def output(q: Tensor) -> Tensor:
+def geometry(grid: Sequence[int]) -> tuple[int, int, int, int, int]:
+    """Return frames, rows and columns of tokens and the rows and columns of blocks."""
+    if not grid:
+        return 0, 0, 0, 0, 0
+    frames, rows, cols = grid[:3]
+    _, grid_rows, grid_cols = blocks_of(grid[:3], grid[3:])
+    return frames, rows, cols, grid_rows, grid_cols
+
+
+def block_sizes(grid: Sequence[int]) -> dict[str, int]:
+    """Return the sizes of a block as the kernels take them; zeros where the result
+    keeps its padding."""
+    return dict(zip(("BLOCK_T", "BLOCK_Y", "BLOCK_X"), grid[3:] or (0, 0, 0), strict=True))
+
+
+def output(q: Tensor, grid: Sequence[int] = ()) -> Tensor:
     """Return fresh memory shaped ``[B, H, N, T, D]`` that lies as ``[B, N, T, H, D]``,
-    as the next layer reads it."""
+    as the next layer reads it; without padding ``[B, H, 1, tokens, D]``."""
     samples, heads, blocks, tokens, width = q.shape
+    if grid:
+        blocks, tokens = 1, tokens_of(grid[:3])
     return q.new_empty((samples, blocks, tokens, heads, width)).permute(0, 3, 1, 2, 4)
 
 
@@ -236,9 +281,11 @@ def forward(
     ring_k: Tensor | None,
     ring_v: Tensor | None,
     fill: int,
+    grid: Sequence[int] = (),
 ) -> Tensor:
-    """See ``op.block_list_attention``; nothing is checked here."""
-    out = output(q)
+    """See ``op.block_list_attention``; nothing is checked here. ``grid`` holds the
+    sizes of the group and of a block where the result has no padding."""
+    out = output(q, grid)
     _, heads, queries, tokens, width = q.shape
     ring = ring_k is not None and ring_v is not None and fill > 0
     old_k, old_v = (ring_k, ring_v) if ring_k is not None and ring_v is not None else (k, v)
@@ -267,12 +314,14 @@ def forward(
         *old_k.stride()[:4],
         *old_v.stride()[:4],
         *out.stride()[:4],
+        *geometry(grid),
         T=tokens,
         D=width,
         BM=cut.queries,
         BN=cut.keys,
         BD=head_columns(target, width),
         RING=ring,
+        **block_sizes(grid),
         num_warps=cut.warps,
         num_stages=cut.stages,
     )

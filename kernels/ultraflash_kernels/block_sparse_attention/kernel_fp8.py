@@ -14,8 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ultraflash_kernels._dispatch import capability, on_its_device
+from ultraflash_kernels._token_kernels import dense_place
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention.kernel import (
+    block_sizes,
+    geometry,
     head_columns,
     output,
     power_of_two,
@@ -76,7 +79,7 @@ def quantise_blocks_kernel(
     tl.store(scales + block * T + token, scale, mask=token < T)
 
 
-@triton.jit(do_not_specialize=["queries", "keys"])
+@triton.jit(do_not_specialize=["queries", "keys", "frames"])
 def attention_fp8_kernel(
     q,
     q_scales,
@@ -96,11 +99,19 @@ def attention_fp8_kernel(
     o_head,
     o_block,
     o_token,
+    frames,
+    rows,
+    cols,
+    grid_rows,
+    grid_cols,
     T: tl.constexpr,
     D: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
     ON_GPU: tl.constexpr,
 ):
     """Compute one tile of queries of the row that is next in ``order``; see
@@ -177,7 +188,23 @@ def attention_fp8_kernel(
 
     found = found * ((unit / WEIGHT_UNITS) / tl.where(weight == 0.0, 1.0, weight))[:, None]
     sample, block = head // heads, row % queries
-    target = out + sample * o_sample + head % heads * o_head + block * o_block
+    target = out + sample * o_sample + head % heads * o_head
+    if BLOCK_T > 0:
+        token, real = dense_place(
+            block,
+            token,
+            frames,
+            rows,
+            cols,
+            grid_rows,
+            grid_cols,
+            BLOCK_T,
+            BLOCK_Y,
+            BLOCK_X,
+        )
+        asked = asked & real[:, None]
+    else:
+        target += block * o_block
     tl.store(
         target + token[:, None] * o_token + col[None, :],
         found.to(out.dtype.element_ty),
@@ -237,9 +264,11 @@ def forward(
     ring_k: Tensor | None,
     ring_v: Tensor | None,
     fill: int,
+    grid: Sequence[int] = (),
 ) -> Tensor:
-    """See ``op.block_list_attention``; nothing is checked here."""
-    out = output(q)
+    """See ``op.block_list_attention`` and ``kernel.forward``; nothing is checked
+    here."""
+    out = output(q, grid)
     _, heads, queries, tokens, width = q.shape
     k_parts, v_parts = [k], [v]
     if ring_k is not None and ring_v is not None and fill > 0:
@@ -268,11 +297,13 @@ def forward(
         fill + k.shape[2],
         math.log2(math.e) / math.sqrt(width),
         *out.stride()[:4],
+        *geometry(grid),
         T=tokens,
         D=width,
         BM=tile,
         BN=keys,
         BD=wide,
+        **block_sizes(grid),
         ON_GPU=q.device.type != "cpu",
         num_warps=8 if tile == 128 else 4,
         num_stages=3,

@@ -1,6 +1,8 @@
 """Softmax attention in which each query block of each head sees its own selection of
 key blocks."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from ultraflash_kernels._dispatch import Impl, chooses_triton
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import reference
 from ultraflash_kernels.fp8_linear import e4m3_refusal, quantise_rows
+from ultraflash_kernels.token_order import drop_padding, tokens_of
 
 __all__ = ["block_list_attention", "block_sparse_attention"]
 
@@ -46,9 +49,8 @@ def block_sparse_attention(
     if not chooses_triton("block_sparse_attention", impl, q, k, v, mask, refusal=refusal):
         return reference.forward(q, k, v, mask)
     lists = BlockLists.from_mask(mask)
-    return _block_list_attention(
-        q, k, v, lists.starts, lists.blocks, lists.order, None, None, 0
-    )
+    chosen = (lists.starts, lists.blocks, lists.order)
+    return _block_list_attention(q, k, v, *chosen, None, None, 0, [])
 
 
 def block_list_attention(
@@ -60,6 +62,8 @@ def block_list_attention(
     ring: tuple[Tensor, Tensor] | None = None,
     fill: int = 0,
     fp8: bool = False,
+    size: tuple[int, int, int] | None = None,
+    block: tuple[int, int, int] | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Attend as ``block_sparse_attention`` does to the key blocks that ``lists`` names,
@@ -69,7 +73,9 @@ def block_list_attention(
     values of ``[B, H, capacity, T, D]``; the others are the blocks of ``k`` and
     ``v [B, H, N, T, D]``. Nothing is joined, and the rest of the ring is not read. On a
     GPU there is no synchronisation, and the result lies in memory as
-    ``[B, Nq, T, H, D]``.
+    ``[B, Nq, T, H, D]``. Where the frames, rows and columns of the tokens are given as
+    ``size`` and those of a ``block``, padding of blocks at the edge is left out of the
+    result: it is ``[B, H, 1, tokens, D]``, in the order of blocks.
 
     With ``fp8`` every token of q, k and v is rounded to float8_e4m3fn as
     ``quantise_rows`` does; the kernel multiplies these numbers, rounds the weights of
@@ -104,9 +110,15 @@ def block_list_attention(
                     _rounded(ring_k[:, :, :fill]),
                     _rounded(ring_v[:, :, :fill]),
                 )
-        return reference.from_lists(q, k, v, lists, ring_k, ring_v, fill)
+        out = reference.from_lists(q, k, v, lists, ring_k, ring_v, fill)
+        if size is None or block is None:
+            return out
+        tokens = out.permute(0, 2, 3, 1, 4).flatten(1, 2)
+        return drop_padding(tokens, size, block).transpose(1, 2).unsqueeze(2)
     attend = _block_list_attention_fp8 if fp8 else _block_list_attention
-    return attend(q, k, v, lists.starts, lists.blocks, lists.order, ring_k, ring_v, fill)
+    grid = [] if size is None or block is None else [*size, *block]
+    chosen = (lists.starts, lists.blocks, lists.order)
+    return attend(q, k, v, *chosen, ring_k, ring_v, fill, grid)
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -159,12 +171,13 @@ def _block_list_attention(
     ring_k: Tensor | None,
     ring_v: Tensor | None,
     fill: int,
+    grid: Sequence[int],
 ) -> Tensor:
     from ultraflash_kernels.block_sparse_attention import kernel
 
     samples, heads, rows = q.shape[:3]
     lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
-    return kernel.forward(q, k, v, lists, ring_k, ring_v, fill)
+    return kernel.forward(q, k, v, lists, ring_k, ring_v, fill, grid)
 
 
 @_block_list_attention.register_fake
@@ -178,8 +191,11 @@ def _block_list_attention_shape(
     ring_k: Tensor | None,
     ring_v: Tensor | None,
     fill: int,
+    grid: Sequence[int],
 ) -> Tensor:
     samples, heads, rows, tokens, width = q.shape
+    if grid:
+        rows, tokens = 1, tokens_of(grid[:3])
     return q.new_empty((samples, rows, tokens, heads, width)).permute(0, 3, 1, 2, 4)
 
 
@@ -194,12 +210,13 @@ def _block_list_attention_fp8(
     ring_k: Tensor | None,
     ring_v: Tensor | None,
     fill: int,
+    grid: Sequence[int],
 ) -> Tensor:
     from ultraflash_kernels.block_sparse_attention import kernel_fp8
 
     samples, heads, rows = q.shape[:3]
     lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
-    return kernel_fp8.forward(q, k, v, lists, ring_k, ring_v, fill)
+    return kernel_fp8.forward(q, k, v, lists, ring_k, ring_v, fill, grid)
 
 
 _block_list_attention_fp8.register_fake(_block_list_attention_shape)

@@ -16,6 +16,7 @@ from ultraflash_kernels.block_sparse_attention import (
     block_sparse_attention,
 )
 from ultraflash_kernels.block_sparse_attention.bench import flexible_mask
+from ultraflash_kernels.token_order import drop_padding
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -255,3 +256,31 @@ def test_the_interpreter_is_not_asked_for_bfloat16() -> None:
         KernelUnsupportedError, match="interpreter computes bfloat16 wrongly"
     ):
         case.got()
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["as it is", "8 bits"])
+@pytest.mark.parametrize(
+    ("size", "block"),
+    [((2, 3, 3), (2, 2, 2)), ((3, 4, 2), (2, 2, 2)), ((2, 4, 4), (2, 2, 2))],
+    ids=["rows and columns are padded", "frames are padded", "nothing is padded"],
+)
+def test_a_result_without_padding_is_the_one_with_it_less_its_padding(
+    size: tuple[int, int, int], block: tuple[int, int, int], fp8: bool
+) -> None:
+    case = Example((1, 2, 4), 8, 16, torch.float32, density=0.6)
+    if fp8:
+        ring = tuple(torch.nan_to_num(x) for x in case.ring)
+        case.ring = (ring[0], ring[1])
+    lists = BlockLists.from_mask(case.mask)
+    given = (case.q, case.k, case.v, lists)
+    for impl in ("triton", "reference"):
+        whole, dense = (
+            block_list_attention(
+                *given, ring=case.ring, fill=case.fill, fp8=fp8, impl=impl, **shapes
+            )
+            for shapes in ({}, {"size": size, "block": block})
+        )
+        tokens = whole.permute(0, 2, 3, 1, 4).flatten(1, 2)
+        expected = drop_padding(tokens, size, block)
+        assert dense.shape == (1, 2, 1, math.prod(size), 16)
+        assert torch.equal(dense[:, :, 0].transpose(1, 2), expected)

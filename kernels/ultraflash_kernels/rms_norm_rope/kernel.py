@@ -11,15 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["forward", "norm_rope_kernel"]
+__all__ = ["forward", "norm_rope_kernel", "norm_rope_tokens"]
 from ultraflash_kernels._dispatch import on_its_device
 
 
 @triton.jit
-def _norm_rope(
+def norm_rope_tokens(
     x,
     x_batch,
     x_token,
+    source,
     weight,
     out,
     out_batch,
@@ -37,13 +38,13 @@ def _norm_rope(
     BT: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """Normalise, turn and write tokens ``token [BT]`` of which ``live`` exist and
-    ``real`` are no padding."""
+    """Normalise, turn and write tokens ``token [BT]``, read at ``source``, of which
+    ``live`` exist and ``real`` are no padding; return them."""
     like: tl.constexpr = x.dtype.element_ty
     col = tl.arange(0, 2 * BP)  # [2 * BP]
     wide = (col < WIDTH)[None, :]
     loaded = tl.load(
-        x + batch * x_batch + token[:, None] * x_token + col[None, :],
+        x + batch * x_batch + source[:, None] * x_token + col[None, :],
         mask=real[:, None] & wide,
         other=0.0,
     )  # [BT, 2 * BP]
@@ -69,6 +70,7 @@ def _norm_rope(
     to = out + batch * out_batch + token[:, None] * out_token
     to += ((col // HEAD).to(tl.int64) * out_head + col % HEAD)[None, :]
     tl.store(to, turned, mask=live[:, None] & wide)
+    return turned
 
 
 @triton.jit
@@ -147,10 +149,11 @@ def norm_rope_kernel(
     )  # [BT, BP, 2]
     cos, sin = tl.split(both)
 
-    _norm_rope(
+    norm_rope_tokens(
         q,
         q_batch,
         q_token,
+        token,
         q_weight,
         q_out,
         q_out_batch,
@@ -168,10 +171,11 @@ def norm_rope_kernel(
         BT,
         BP,
     )
-    _norm_rope(
+    norm_rope_tokens(
         k,
         k_batch,
         k_token,
+        token,
         k_weight,
         k_out,
         k_out_batch,

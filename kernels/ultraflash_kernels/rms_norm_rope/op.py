@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ultraflash_kernels._dispatch import Impl, chooses_triton
 from ultraflash_kernels.rms_norm_rope import reference
+from ultraflash_kernels.token_order import blocks_of, tokens_of, with_padding
 
-__all__ = ["AxisTables", "rms_norm_rope"]
+__all__ = ["AxisTables", "rms_norm_rope", "rms_norm_rope_means"]
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 
@@ -139,6 +140,88 @@ def rms_norm_rope(
     )
 
 
+def rms_norm_rope_means(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    tables: AxisTables,
+    *,
+    size: tuple[int, int, int],
+    block: tuple[int, int, int],
+    mean_dtype: torch.dtype = torch.float32,
+    eps: float = 1e-6,
+    out: Qkv | None = None,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return what ``rms_norm_rope`` makes of projections ``[B, tokens, D]`` without
+    padding, and the means of the blocks of q and k.
+
+    Tokens are in the order of blocks, those of padding left out; what is returned has
+    it, as zeros. Means are ``[B, heads, blocks, d]`` over all tokens of a block, of
+    what is returned, rounded once to ``mean_dtype``. ``out`` and the rest are as there.
+    """
+    whole = math.prod(blocks_of(size, block)), math.prod(block)
+    if q.ndim != 3 or q.shape[1] != tokens_of(size):
+        raise ValueError(
+            f"rms_norm_rope_means: q, k, v are [B, {tokens_of(size)}, D], "
+            f"got {list(q.shape)}"
+        )
+    q_like, k_like, v_like = (
+        x.new_empty((x.shape[0], *whole, x.shape[2]), device="meta") for x in (q, k, v)
+    )
+    _check(q_like, k_like, v_like, q_weight, k_weight, tables, size, block, out)
+    refusal = (
+        None
+        if q.shape[-1] <= WIDEST_ROW
+        else f"it takes up to {WIDEST_ROW} channels, got {q.shape[-1]}."
+    )
+    given = (q, k, v, q_weight, k_weight, tables.turns, *(out or ()))
+    head = tables.head_width
+    if chooses_triton("rms_norm_rope_means", impl, *given, refusal=refusal):
+        shape = (q.shape[0], q.shape[2] // head, *whole, head)
+        made = out or (q.new_empty(shape), q.new_empty(shape), q.new_empty(shape))
+        means = [
+            q.new_empty((*shape[:3], head), dtype=mean_dtype) for _ in ("queries", "keys")
+        ]
+        _write_means(
+            q,
+            k,
+            v,
+            q_weight,
+            k_weight,
+            tables.turns,
+            tables.pairs,
+            tables.positions,
+            size,
+            block,
+            eps,
+            *made,
+            *means,
+        )
+        return *made, means[0], means[1]
+    q, k, v = (
+        with_padding(x, size, block).unflatten(1, whole).contiguous() for x in (q, k, v)
+    )
+    made = reference.forward(
+        q,
+        k,
+        v,
+        q_weight,
+        k_weight,
+        tables.turns,
+        tables.pairs,
+        tables.positions,
+        size,
+        block,
+        eps,
+        out,
+    )
+    q_mean, k_mean = (x.detach().mean(dim=3, dtype=mean_dtype) for x in made[:2])
+    return *made, q_mean, k_mean
+
+
 def _destination(q: Tensor, head: int) -> Qkv:
     batch, blocks, tokens, width = q.shape
     shape = (batch, width // head, blocks, tokens, head)
@@ -179,6 +262,47 @@ def _write(
         block,
         eps,
         (q_out, k_out, v_out),
+    )
+
+
+@torch.library.custom_op(
+    "ultraflash::rms_norm_rope_means",
+    mutates_args=("q_out", "k_out", "v_out", "q_mean", "k_mean"),
+)
+def _write_means(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    turns: Tensor,
+    pairs: Sequence[int],
+    positions: Sequence[int],
+    size: Sequence[int],
+    block: Sequence[int],
+    eps: float,
+    q_out: Tensor,
+    k_out: Tensor,
+    v_out: Tensor,
+    q_mean: Tensor,
+    k_mean: Tensor,
+) -> None:
+    from ultraflash_kernels.rms_norm_rope import kernel_blocks
+
+    kernel_blocks.forward(
+        q,
+        k,
+        v,
+        q_weight,
+        k_weight,
+        turns,
+        pairs,
+        positions,
+        size,
+        block,
+        eps,
+        (q_out, k_out, v_out),
+        (q_mean, k_mean),
     )
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ultraflash_kernels._dispatch import Impl
-from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope
+from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope, rms_norm_rope_means
+from ultraflash_kernels.token_order import drop_padding
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 """Of values, times their magnitude plus one."""
@@ -310,4 +311,70 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="a destination is"):
         rms_norm_rope(
             q, k, v, q_weight, k_weight, tables, size=size, block=block, out=(q, k, v)
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(("batch", "heads", "head", "size", "block"), SHAPES)
+def test_tokens_without_padding_come_out_alike_with_the_means_of_their_blocks(
+    batch: int,
+    heads: int,
+    head: int,
+    size: Three,
+    block: Three,
+    impl: Impl,
+    dtype: torch.dtype,
+) -> None:
+    *qkv, q_weight, k_weight = example(batch, heads, head, size, block, dtype)
+    weights, tables = (q_weight, k_weight), tables_for(head, size)
+    expected = rms_norm_rope(
+        qkv[0], qkv[1], qkv[2], *weights, tables, size=size, block=block, impl="reference"
+    )
+    dense = [drop_padding(x.flatten(1, 2), size, block) for x in qkv]
+    found = rms_norm_rope_means(
+        dense[0], dense[1], dense[2], *weights, tables, size=size, block=block, impl=impl
+    )
+    for got, wanted in zip(found[:3], expected, strict=True):
+        assert_near(got, wanted, dtype)
+    for mean, blocks in zip(found[3:], found[:2], strict=True):
+        assert mean.dtype == torch.float32
+        exact = blocks.double().mean(dim=3)
+        torch.testing.assert_close(mean.double(), exact, rtol=0, atol=1e-5)
+
+
+def test_means_are_rounded_once_and_slots_beside_each_other_are_written() -> None:
+    size, block = (3, 3, 3), (2, 2, 2)
+    *qkv, q_weight, k_weight = example(1, 3, 10, size, block, torch.float32)
+    dense = [drop_padding(x.flatten(1, 2), size, block) for x in qkv]
+    around = torch.full((3, 1, 3, 20, 8, 10), math.nan, device=DEVICE)
+    slots = around[:, :, :, 4:12]
+    found = rms_norm_rope_means(
+        dense[0],
+        dense[1],
+        dense[2],
+        q_weight,
+        k_weight,
+        tables_for(10, size),
+        size=size,
+        block=block,
+        mean_dtype=torch.bfloat16,
+        out=(slots[0], slots[1], slots[2]),
+        impl="triton",
+    )
+    assert found[3].dtype == torch.bfloat16
+    exact = slots[0].mean(dim=3)
+    torch.testing.assert_close(found[3].float(), exact, rtol=2**-8, atol=1e-6)
+    assert slots.isfinite().all()
+    assert around[:, :, :, :4].isnan().all() and around[:, :, :, 12:].isnan().all()
+    with pytest.raises(ValueError, match="rms_norm_rope_means: q, k, v are"):
+        rms_norm_rope_means(
+            qkv[0],
+            qkv[1],
+            qkv[2],
+            q_weight,
+            k_weight,
+            tables_for(10, size),
+            size=size,
+            block=block,
         )

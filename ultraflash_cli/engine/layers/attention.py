@@ -1,6 +1,7 @@
 """Attention layers of the transformers: self-attention, block-sparse or over a window,
 and to a fixed context."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from ultraflash_kernels.block_sparse_attention import (
 )
 from ultraflash_kernels.block_topk import block_means, block_topk, choose_blocks
 from ultraflash_kernels.fp8_linear import Fp8Rows
-from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope
+from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope, rms_norm_rope_means
 
 __all__ = [
     "ContextKv",
@@ -58,6 +59,13 @@ class SparseLayout:
     """Whether the cache's buffers may be overwritten."""
     fp8: bool = False
     """Whether attention multiplies 8-bit floating point."""
+    padded: bool = True
+    """Whether tokens carry the padding of blocks at the edge; kernels do without it."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens."""
+        return self.grid.frames, self.grid.rows, self.grid.cols
 
     @classmethod
     def of(
@@ -108,6 +116,7 @@ class SparseLayout:
             mask_dtype=mask_dtype,
             reuse_cache=reuse_cache,
             fp8=fp8,
+            padded=not (by_lists and reuse_cache and _dispatch.prefers_kernels(device)),
         )
 
 
@@ -115,7 +124,8 @@ class SparseAttended(NamedTuple):
     """What block-sparse causal attention returns."""
 
     out: Tensor
-    """``[B, blocks, block tokens, width]``."""
+    """``[B, blocks, block tokens, width]``, or ``[B, tokens, width]`` without
+    padding."""
     cache: KvRing
     """The cache after this group."""
     chosen: Tensor | BlockLists
@@ -189,12 +199,15 @@ class SparseCausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor | Fp8Rows, tables: AxisTables, layout: SparseLayout, cache: KvRing
     ) -> SparseAttended:
-        """Attend within ``x [B, blocks, block tokens, width]`` and to what the cache
-        remembers.
+        """Attend within ``x [B, blocks, block tokens, width]``, or
+        ``[B, tokens, width]`` without padding, and to what the cache remembers.
 
         ``tables`` are the rotations of the group's tokens by frame, row and column.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
+        if not layout.padded:
+            attended = self._attend_without_padding(q, k, v, tables, layout, cache)
+            return attended._replace(out=self.o(attended.out))
         q, k, v = rms_norm_rope(
             q,
             k,
@@ -202,12 +215,72 @@ class SparseCausalSelfAttention(nn.Module):
             self.norm_q.weight.to(q.dtype),
             self.norm_k.weight.to(q.dtype),
             tables,
-            size=(layout.grid.frames, layout.grid.rows, layout.grid.cols),
+            size=layout.size,
             block=layout.grid.block,
             eps=self.norm_q.eps,
         )
         out, cache, chosen = sparse_causal_attention(q, k, v, layout, cache)
         return SparseAttended(self.o(out), cache, chosen)
+
+    def _attend_without_padding(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        tables: AxisTables,
+        layout: SparseLayout,
+        cache: KvRing,
+    ) -> SparseAttended:
+        """Attend as ``sparse_causal_attention`` does, from projections
+        ``[B, tokens, width]`` in the order of blocks; overwrites the cache.
+
+        Keys and values go straight to where the next group finds them, if this one
+        replaces all that is remembered and the cache has room beside it.
+        """
+        grid = layout.grid
+        blocks = math.prod(grid.blocks)
+        head = q.shape[2] // self.heads
+        shape = (q.shape[0], self.heads, blocks, grid.block_tokens, head)
+        beside = cache.beside(blocks) if layout.remember == blocks else None
+        k_out, v_out = beside or (q.new_empty(shape), q.new_empty(shape))
+        q, k, v, q_mean, k_mean = rms_norm_rope_means(
+            q,
+            k,
+            v,
+            self.norm_q.weight.to(q.dtype),
+            self.norm_k.weight.to(q.dtype),
+            tables,
+            size=layout.size,
+            block=grid.block,
+            mean_dtype=layout.mask_dtype,
+            eps=self.norm_q.eps,
+            out=(q.new_empty(shape), k_out, v_out),
+        )
+        k_means = k_mean
+        if cache.fill and cache.k_mean is not None:
+            k_means = torch.cat([cache.k_mean[:, :, : cache.fill], k_mean], dim=2)
+        elif cache.fill:
+            known = cache.in_use[0][:, :, : cache.fill]
+            k_means = torch.cat(
+                [block_means(known, dtype=layout.mask_dtype), k_mean], dim=2
+            )
+        lists = choose_blocks(q_mean, k_means, layout.rule)
+        out = block_list_attention(
+            q,
+            k,
+            v,
+            lists,
+            ring=cache.in_use,
+            fill=cache.fill,
+            fp8=layout.fp8,
+            size=layout.size,
+            block=grid.block,
+        )
+        if beside is None:
+            cache = cache.push(k, v, layout.remember, k_mean)
+        else:
+            cache = cache.turn(k_mean)
+        return SparseAttended(out.squeeze(2).transpose(1, 2).flatten(2), cache, lists)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.adaln_modulate import gated_residual
 from ultraflash_kernels.fp8_linear import quantise_linears
 from ultraflash_kernels.rms_norm_rope import AxisTables
+from ultraflash_kernels.token_order import drop_padding, with_padding
 
 __all__ = [
     "KEPT_IN_BF16",
@@ -288,9 +289,10 @@ class SrDitHead(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Project ``x [B, blocks, block tokens, dim]`` under the time vector
-        ``time [B, dim]``."""
-        shift, scale = (self.modulation.float() + time[:, None])[:, :, None, None].unbind(1)
+        """Project ``x [B, *tokens, dim]`` under the time vector ``time [B, dim]``."""
+        vectors = self.modulation.float() + time[:, None]
+        vectors = vectors.view(*vectors.shape[:2], *(1,) * (x.ndim - 2), -1)
+        shift, scale = vectors.unbind(1)
         y = modulate(layer_norm(x, self.eps), scale, shift)
         out = float32_layers(self.head, y)
         return (out if self.detail is None else out + float32_layers(self.detail, y)).to(
@@ -301,7 +303,8 @@ class SrDitHead(nn.Module):
 class SrDit(nn.Module):
     """Noise and upsampled latents to clean latents, group by group, in one step.
 
-    Tokens stay in block order, padding included, from the patches to the head.
+    Tokens stay in block order from the patches to the head, padding included where
+    there are no kernels.
     """
 
     def __init__(self, config: SrDitConfig) -> None:
@@ -309,6 +312,9 @@ class SrDit(nn.Module):
         self.config = config
         self.by_lists: bool | None = None
         """How blocks are chosen, see ``SparseLayout.of``."""
+        self.paired_caches = False
+        """Whether caches have a second pair of buffers, so that nothing is copied; on a
+        GPU only."""
         self.fp8 = False
         """Whether layers and attention multiply 8-bit floating point, see
         ``to_fp8``."""
@@ -363,7 +369,13 @@ class SrDit(nn.Module):
         )
         return SrDitState(
             caches=tuple(
-                KvRing.empty(shape, dtype=weight.dtype, device=weight.device)
+                KvRing.empty(
+                    shape,
+                    dtype=weight.dtype,
+                    device=weight.device,
+                    paired=self.paired_caches,
+                    mean_dtype=getattr(torch, config.mask_dtype),
+                )
                 for _ in self.blocks
             ),
             context=self.embed_context(context, batch=batch),
@@ -534,6 +546,9 @@ class SrDit(nn.Module):
                 -1, 1, 1, 1, 1
             )
         x = grid.to_blocks(torch.cat([noise_bcthw, cond_bcthw], dim=1).to(weight.dtype))
+        whole = x.shape[1:3]
+        if not layout.padded:
+            x = drop_padding(x.flatten(1, 2), layout.size, grid.block)
         x = F.linear(x, weight.permute(0, 2, 3, 4, 1).flatten(1), self.patch_embedding.bias)
         after: list[KvRing] = []
         addend = None
@@ -549,8 +564,10 @@ class SrDit(nn.Module):
             )
             after.append(cache)
         assert addend is not None and addend.gate is not None, "there is a block"
-        x = gated_residual(x, addend.y, addend.gate)
-        x = grid.from_blocks(self.head(x, time), *config.patch[1:])
+        x = self.head(gated_residual(x, addend.y, addend.gate), time)
+        if not layout.padded:
+            x = with_padding(x, layout.size, grid.block).unflatten(1, whole)
+        x = grid.from_blocks(x, *config.patch[1:])
         return GroupResult(x, tuple(after))
 
     def key_budget(self, frames: int, height: int, width: int) -> int:

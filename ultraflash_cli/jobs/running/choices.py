@@ -147,7 +147,13 @@ def speedups_within(memory: "MemoryPlan", device: "torch.device", *, graphs: boo
 
     roomy = memory.budget_bytes is None or memory.total + memory.beside_bytes <= memory.budget_bytes
     fits = device.type == "cuda" and roomy
-    return Speedups(graphs=graphs and fits, lanes=fits and not memory.settings.offload_generator)
+    beside = memory.total + memory.beside_bytes + memory.ring_bytes
+    paired = memory.budget_bytes is None or beside <= memory.budget_bytes
+    return Speedups(
+        graphs=graphs and fits,
+        lanes=fits and not memory.settings.offload_generator,
+        paired_caches=fits and paired,
+    )
 
 
 def within(profile: "Profile", settings: "MemorySettings") -> "Profile":
