@@ -37,12 +37,12 @@ class Command:
     """One documented command."""
 
     words: tuple[str, ...]
-    """Behind ``ultraflash train``, the recipe first."""
+    """What follows ``ultraflash train``."""
 
     @property
     def recipe(self) -> str:
         """What it runs."""
-        return self.words[0]
+        return self.words[self.words[0] == "run"]
 
     def within(self, work: Path, share: float) -> "Command":
         """Return it with its folders inside ``work`` and a share of its steps, at least two."""

@@ -30,11 +30,11 @@ class Step:
     speed: str
     eta_s: float | None = None
     extra: str = ""
-    """Shown where there is room behind everything else."""
+    """Shown if there is room behind everything else."""
 
 
 class Bar:
-    """Draws one line and draws it anew, four times a second, until it is stopped.
+    """Draws one line and draws it again, four times per second, until it is stopped.
 
     `clock` gives seconds.
     """
@@ -119,14 +119,14 @@ def lay_out(
     fancy: bool = True,
     colored: bool = True,
 ) -> "Text":
-    """Return the line for a terminal of so many columns: name, bar, facts.
+    """Return the line for a terminal of this many columns: name, bar, facts.
 
     Where it is too narrow the facts are the `short` ones, then the name is cut, then bar and name go.
 
     Args:
         name: of the clip; its middle is cut.
         share: of the work that is done; None draws a spinner instead of a bar.
-        facts: what stands behind the bar.
+        facts: what follows the bar.
         short: the same in fewer columns.
         columns: of the terminal.
         turn: of the spinner.

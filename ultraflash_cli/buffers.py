@@ -36,12 +36,12 @@ StateContent = bytes | ArrivingState
 
 
 def segment_length(at_least: int, state_bytes: int) -> int:
-    """Give the frames of a segment, from sizes alone: the same job has the same borders wherever it runs."""
+    """Return the frames of a segment, from sizes alone: the same job has the same borders wherever it runs."""
     return max(at_least, -(-state_bytes // _STATE_BYTES_PER_FRAME))
 
 
 def queue_places(frame_bytes: int, *, group_frames: int = 0) -> int:
-    """Return how many frames of so many bytes wait in a queue at most.
+    """Return how many frames of this many bytes wait in a queue at most.
 
     Where frames come in groups there is room for two: with less, whoever makes them waits inside a group until the
     whole of it is on its way, and a GPU idles.

@@ -97,6 +97,8 @@ class Console:
         self._lock = threading.RLock()
         self._notice = ""
         self._said = {""}
+        self.old_spellings: list[str] = []
+        """Warnings about options of the command line, shown once it is known where messages go."""
 
     def configure(self, options: GlobalOptions, *, named: Iterable[Path] | None = ()) -> None:
         """Apply further global options; raises OutputError when the log file cannot be written.
@@ -110,17 +112,23 @@ class Console:
         log_file = self.options.log_file
         if log_file is not None and any(is_same_file(log_file, each) for each in named):
             self.options = replace(self.options, log_file=None)
-            raise UsageError(f"--log-file {log_file} is a file that the command reads or writes; name another one")
+            raise UsageError(f"--log-file {log_file} is used by the command itself; choose another file")
         self._open_log()
+
+    def warn_of_old_spellings(self) -> None:
+        """Warn of the old spellings on the command line, once."""
+        for each in self.old_spellings:
+            self.warning(each)
+        self.old_spellings = []
 
     def _open_log(self) -> None:
         path = self.options.log_file
         if path is not None and path != self._log_path:
             self.options = replace(self.options, log_file=None)
             log = Outlet(open_log(path))
-            # A disk that is full already is told of now; one that fills up later costs the log and nothing else.
+            # A disk that is full already is reported now; one that fills up later costs the log and nothing else.
             if not log.write_line(f"ultraflash {version('ultraflash')}"):
-                raise OutputError(f"log file {path}: {log.failure}; name a file that can be written")
+                raise OutputError(f"log file {path}: {log.failure}; choose a writable file")
             self._close_log()
             self._log, self._log_path = log, path
             self.options = replace(self.options, log_file=path)
@@ -151,7 +159,7 @@ class Console:
         self._write_out(self._discreet(printable(line)))
 
     def help(self, page: str) -> None:
-        """Write help that nobody asked for, on stderr."""
+        """Write help that nobody requested, on stderr."""
         self._err.write_line(page)
 
     def _write_out(self, line: str) -> None:
@@ -166,7 +174,7 @@ class Console:
         self._say(message, shown=not self.options.quiet and self._mode() != "json")
 
     def notice(self, message: str) -> None:
-        """Say something that holds for all clips of a command, once; nothing where it is empty."""
+        """Say something that holds for all clips of a command, once; nothing if it is empty."""
         if message not in self._said:
             self._said.add(message)
             self.info(message)
@@ -182,7 +190,7 @@ class Console:
     def failure(
         self, error: BaseException, *, message: str | None = None, exit_code: int | None = None, source: str = ""
     ) -> int:
-        """Say in one line why it ended; with `-v` and in the log also where. Gives the exit code."""
+        """Say in one line why it ended; with `-v` and in the log also where. Returns the exit code."""
         text = " ".join((message if message is not None else str(error)).split()).removesuffix(".")
         code = exit_code if exit_code is not None else getattr(error, "exit_code", 1)
         with suppress(UltraflashError):
@@ -211,13 +219,13 @@ class Console:
 
     def acknowledge_stop(self) -> None:
         """Say at the first signal what is going to happen; a signal handler may call it."""
-        message = "finishing the group in hand; press again to stop now"
+        message = "finishing the current group of frames; press again to stop now"
         # The thread that the signal came to may be in the middle of a line.
         threading.Thread(target=self.info, args=(message,), daemon=True).start()
 
     def leave_at_once(self, exit_code: int) -> None:
         """Say that a second signal ends the process, past all locks; a signal handler may call it."""
-        gone = Interrupted("stopped at once; the group in hand is lost, the same command resumes what was finished")
+        gone = Interrupted("stopped; the current group is lost, the same command resumes finished work")
         if self._mode() == "json":
             line = json.dumps(as_json(Failed(input="", message=str(gone), exit_code=exit_code)))
         else:
@@ -375,7 +383,7 @@ class Console:
             return
         log, self._log = self._log, None
         log.close()
-        self.warning(f"log file {self.options.log_file}: {log.failure}; the log ends here, the work is continued")
+        self.warning(f"log file {self.options.log_file}: {log.failure}; the log ends here, the run continues")
 
     def _close_log(self) -> None:
         if self._log is not None:
@@ -419,7 +427,7 @@ def _describe_generation(plan: GenerationPlanned) -> list[str]:
 
 
 def _guarded(share: float | None) -> str:
-    """Say how much was blended back, where that is something."""
+    """Return the share that was blended back, or nothing if it is 0."""
     if not share:
         return ""
     return f", {100 * share:.2g} % blended back" if share >= 0.0001 else ", under 0.01 % blended back"

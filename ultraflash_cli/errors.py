@@ -1,4 +1,20 @@
-"""The family of errors a user can meet, one exit code each."""
+"""The errors that users can meet, each with its exit code.
+
+UltraflashError
+├── UsageError 2
+│   └── ConfigError
+├── InputError 3
+├── DeviceError 4
+├── OutOfMemory 5
+├── OutputCheckError 6
+├── OutputError 7
+│   └── MuxError
+├── WeightsError 8
+├── BatchError 9
+└── Interrupted 130, 143, 129
+
+The first line of each docstring is its row in the table of docs/cli.md.
+"""
 
 import errno
 
@@ -19,26 +35,26 @@ __all__ = [
 ]
 
 _PERHAPS_NO_MEMORY = ("could not create a primitive",)
-"""What oneDNN says for lack of memory, among other reasons: believed where the process has a limit."""
+"""oneDNN's message when out of memory, among other reasons; believed if the process has a limit."""
 _NO_MEMORY = ("can't allocate memory", "annot allocate memory", "failed to map segment", "std::bad_alloc")
 
 
 class UltraflashError(Exception):
-    """A failure with a message for people: what was found, what was expected, what to do."""
+    """An error with a message for people: what was found, what was expected, what to do."""
 
     exit_code: int = 1
     source: str = ""
-    """The input that it is about, as it was named; empty where it is about none."""
+    """The input concerned, as the user named it; empty if there is none."""
 
 
 class UsageError(UltraflashError):
-    """The command was asked for something that makes no sense."""
+    """Wrong usage: a bad option or value, an impossible target, an existing output."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A configuration value is outside what it can be."""
+    """A configuration value is out of range."""
 
 
 class InputError(UltraflashError):
@@ -54,9 +70,9 @@ class DeviceError(UltraflashError):
 
 
 class OutOfMemory(UltraflashError):
-    """Memory ran out after every smaller plan was tried.
+    """Out of memory, even with every smaller plan.
 
-    `planned_bytes` is what the plan was for that did not fit; None where there is no smaller one to try.
+    `planned_bytes` is the size of the plan that did not fit; None if there is no smaller one to try.
     """
 
     exit_code = 5
@@ -67,14 +83,14 @@ class OutOfMemory(UltraflashError):
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether an error of Python or of a library, or what it came from, means that memory ran out."""
+    """Return whether an error, or its cause, means that memory ran out."""
     while error is not None:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return True
         words = _NO_MEMORY + (_PERHAPS_NO_MEMORY if _has_limit() else ())
         if isinstance(error, (ImportError, OSError, RuntimeError)) and any(word in str(error) for word in words):
             return True
-        # torch.OutOfMemoryError by name, so that torch need not be imported to look.
+        # torch.OutOfMemoryError by name, to avoid importing torch.
         if type(error).__name__ == "OutOfMemoryError":
             return True
         error = error.__cause__ or error.__context__
@@ -82,7 +98,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _has_limit() -> bool:
-    """Tell whether this process may map only so much memory (ulimit -v)."""
+    """Return whether the address space of this process is limited (ulimit -v)."""
     try:
         import resource
     except ImportError:  # Windows has none
@@ -97,29 +113,29 @@ class OutputCheckError(UltraflashError):
 
 
 class OutputError(UltraflashError):
-    """The output cannot be written: disk full, no permission, locked, or not a folder."""
+    """The output cannot be written: disk full, no permission, in use by another run, stream closed."""
 
     exit_code = 7
 
 
 class MuxError(OutputError):
-    """The container does not take what it is given."""
+    """The container rejects a stream."""
 
 
 class WeightsError(UltraflashError):
-    """Weights are missing, changed, unusable or offline."""
+    """Weights are missing, changed, unusable or unreachable."""
 
     exit_code = 8
 
 
 class BatchError(UltraflashError):
-    """Some or all files of a batch failed."""
+    """Some or all files of a batch failed (a single file keeps its own code)."""
 
     exit_code = 9
 
 
 class Interrupted(UltraflashError):
-    """SIGINT, SIGTERM or SIGHUP stopped the work; the same command resumes it."""
+    """Interrupted by a signal; the same command resumes."""
 
     def __init__(self, message: str, *, exit_code: int = 130) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""How `--help` looks: options under headings, examples behind them, no names of Python types."""
+"""The layout of `--help`: options under headings, examples, no Python types."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["EXAMPLES", "HeadedCommand", "HeadedGroup"]
 
 _HEADINGS = {
-    "Output": "output res downscale save_lr renumber overwrite skip_existing resume temp_dir dry_run json",
-    "Picture": "strength detail grain color cuts deinterlace side_by_side",
+    "Output": "output res downscale save_lr renumber overwrite skip_existing resume temp_dir no_tag dry_run json",
+    "Picture": "strength detail guard grain match_colors cuts deinterlace side_by_side",
     "Selection": "prompts init_clip seconds count start end preview recursive images strict keep_going",
-    "Encoding": "codec crf pix_fmt enc_opt fps audio subs",
+    "Encoding": "codec crf pix_fmt enc_opt fps audio no_audio subs",
     "Model": "model prompt encoder decoder seed cache_management",
     "Performance": "device precision max_memory threads cuda_graphs",
 }
@@ -18,38 +18,38 @@ _HEADINGS = {
 _OTHERS = "Options"
 _WHOLE = 1000
 _FEW = 12
-"""A command with no more options than this needs no headings."""
+"""Commands with at most this many options need no headings."""
 _EXIT_CODES = (
-    "0 done, 1 unexpected error, 2 usage, 3 input, 4 device, 5 memory, 6 the output failed its check, 7 disk or "
-    "output, 8 weights, 9 some files of a batch failed, 129, 130 and 143 interrupted (the same command resumes)."
+    "0 done, 1 unexpected error, 2 usage, 3 input, 4 device, 5 memory, 6 failed output check, 7 disk or output, "
+    "8 weights, 9 some files of a batch failed, 129, 130 and 143 interrupted (the same command resumes)."
 )
-_GLOBAL = "-q, -v, --log-file FILE, --progress MODE and --no-color work here, too; `ultraflash --help` describes them."
+_GLOBAL = "-q, -v, --log-file FILE, --progress MODE and --no-color also work here; see `ultraflash --help`."
 
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "upscale": (
         ("ultraflash upscale holiday.mp4", "holiday_1k.mp4, 960 pixels on the short side"),
-        ("ultraflash upscale holiday.mp4 --preview 3s@25% --side-by-side", "a quick look first"),
-        ("ultraflash upscale films/ -o large/ --recursive -n --keep-going", "a whole archive, again and again"),
-        ('ultraflash upscale "shots/%05d.png" -o "large/%05d.png" --res 2x', "numbered pictures"),
+        ("ultraflash upscale holiday.mp4 --preview 3s@25% --side-by-side", "try a short excerpt first"),
+        ("ultraflash upscale films/ -o large/ --recursive -n --keep-going", "a whole archive; rerun it for new files"),
+        ('ultraflash upscale "shots/%05d.png" -o "large/%05d.png" --res 2x', "numbered images"),
     ),
     "generate": (
         ('ultraflash generate "a red balloon over snowy mountains" -o balloon.mp4', "one clip"),
-        ("ultraflash generate --prompts scenes.txt --count 4 -o clips/ --res 480p", "four of every line"),
+        ("ultraflash generate --prompts scenes.txt --count 4 -o clips/ --res 480p", "four clips per line"),
     ),
     "compare": (
         ("ultraflash compare original.mp4 result.mp4", "scores against the original at full size"),
-        ("ultraflash compare holiday.mp4 holiday_1k.mp4 --html look.html", "against the source, and a page to look at"),
+        ("ultraflash compare holiday.mp4 holiday_1k.mp4 --html look.html", "scores against the source, and a page"),
     ),
-    "probe": (("ultraflash probe holiday.mp4 --res 2k", "what --res 2k would make of it"),),
+    "probe": (("ultraflash probe holiday.mp4 --res 2k", "the plan for --res 2k"),),
     "bench": (("ultraflash bench upscale --res 1k --json", "numbers for a script"),),
     "clean": (("ultraflash clean --recursive films/", "list; add -y to remove"),),
     "pull": (("ultraflash weights pull ultraflash", "the published model"),),
 }
-"""What stands below a command's options, by the command's name: the line to type, and what it makes."""
+"""Examples shown below the options, by command: the line to type, and a comment."""
 
 
 class HeadedCommand(TyperCommand):
-    """A command whose many options stand under headings."""
+    """A command with its options under headings."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return _without_braces(super().collect_usage_pieces(ctx))
@@ -64,15 +64,21 @@ class HeadedCommand(TyperCommand):
 
 
 class HeadedGroup(TyperGroup):
-    """A group of commands that shows itself likewise."""
+    """A group of commands with the same layout."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write options and commands."""
         _write_options(self, ctx, formatter)
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            # Wrapped where the terminal is narrow, and not cut.
-            formatter.write_dl([(name, each.get_short_help_str(_WHOLE)) for name, each in commands if each is not None])
+            # Wrapped on a narrow terminal, never cut.
+            formatter.write_dl(
+                [
+                    (name, each.get_short_help_str(_WHOLE))
+                    for name, each in commands
+                    if each is not None and not each.hidden
+                ]
+            )
         if ctx.parent is None:
             with formatter.section("Exit codes"):
                 formatter.write_text(_EXIT_CODES)

@@ -40,7 +40,7 @@ _GROUP_FILES = (
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse large blocks instead of mapping and faulting them anew at every allocation.
+    """Tell glibc to reuse large blocks instead of mapping and faulting them again at every allocation.
 
     Whole networks run up to 1.9 times faster on a CPU. Call it once, before heavy work; says whether it took.
     """
@@ -58,7 +58,7 @@ def keep_freed_memory() -> bool:
 def usable_cores(root: Path = Path("/")) -> int:
     """Count the cores this process may run on, in a container no more than its share of processor time makes.
 
-    `root` is where `proc` and `sys` lie.
+    `root` is where `proc` and `sys` are.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cpu_quota(root)
@@ -66,7 +66,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _cpu_quota(root: Path) -> float | None:
-    """Give the processors whose time this process may use by its control groups; None for as many as there are."""
+    """Return the processors whose time this process may use by its control groups; None for as many as there are."""
     quotas: list[float] = []
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
@@ -91,7 +91,7 @@ def _quota_v1(folder: Path) -> float | None:
 
 
 def _ratio(quota_us: str, period_us: str = "100000") -> float | None:
-    """Divide; None where there is no limit (`max`, -1) or nothing to read."""
+    """Divide; None if there is no limit (`max`, -1) or nothing to read."""
     if not (quota_us.isdecimal() and period_us.isdecimal() and int(quota_us) and int(period_us)):
         return None
     return int(quota_us) / int(period_us)
@@ -105,7 +105,7 @@ def _text(path: Path) -> str:
 
 
 def peak_rss_bytes() -> int:
-    """Give the most memory this process has had resident; 0 where the system does not say."""
+    """Return the most memory this process has had resident; 0 where the system does not say."""
     try:
         import resource
     except ImportError:
@@ -122,7 +122,7 @@ def parse_memory(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     count = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
     if count < 1:
-        raise UsageError(f"--max-memory is a size such as 6G, 512M or 6GiB, not {text!r}.")
+        raise UsageError(f"--max-memory must be a size such as 6G, 512M or 6GiB, got {text!r}")
     return count
 
 
@@ -159,7 +159,7 @@ def _within_limit(root: Path) -> int | None:
 
 
 def check_address_space() -> None:
-    """Raise OutOfMemory where the process may map less memory (`ulimit -v`) than its libraries take.
+    """Raise OutOfMemory if the process may map less memory (`ulimit -v`) than its libraries take.
 
     They would end it from within, in words of their own or in none.
     """
@@ -171,17 +171,17 @@ def check_address_space() -> None:
     if most != resource.RLIM_INFINITY and most < _LEAST_ADDRESS_SPACE:
         raise OutOfMemory(
             f"this process may use {most / 1e9:.2f} GB of address space (ulimit -v), "
-            f"{_LEAST_ADDRESS_SPACE / 1e9:.1f} GB are the least; needs more memory: raise that limit"
+            f"{_LEAST_ADDRESS_SPACE / 1e9:.1f} GB are needed; raise that limit"
         )
 
 
 def free_bytes(folder: Path) -> int:
-    """Give the free space of the file system under `folder`, or under the nearest ancestor that exists."""
+    """Return the free space of the file system under `folder`, or under the nearest ancestor that exists."""
     return shutil.disk_usage(_existing(folder)).free
 
 
 def is_virtual(folder: Path) -> bool:
-    """Tell whether the file system under `folder` has no room at all, as `/proc` and `/sys` do."""
+    """Return whether the file system under `folder` has no room at all, as `/proc` and `/sys` do."""
     return shutil.disk_usage(_existing(folder)).total == 0
 
 

@@ -1,4 +1,4 @@
-"""The `ultraflash` command: the list of commands, and the only place where errors are caught and shown."""
+"""The `ultraflash` command: its subcommands, and the only place where errors are caught and shown."""
 
 import errno
 import sys
@@ -15,12 +15,13 @@ from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.jobs.stop import ending_on_signals
 from ultraflash_cli.options import with_console
 from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_libraries, wait_passively
+from ultraflash_cli.spellings import modern
 from ultraflash_cli.streams import hold_standard_descriptors
 
 __all__ = ["HELP_WIDTH", "app", "main"]
 
 HELP_WIDTH = 110
-"""Columns that help may take on a wide terminal, and those of docs/cli.md."""
+"""Width of help on a wide terminal and in docs/cli.md, in columns."""
 
 app = typer.Typer(
     name="ultraflash",
@@ -44,12 +45,12 @@ def _show_version(context: typer.Context, wanted: bool) -> None:
 def ultraflash(
     _console: Console,
     _version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Upscale video to 1K and 2K, keeping its sound, subtitles and timing, or generate it from words.
+    """Upscale videos, keeping audio, subtitles and timing, or generate them from text prompts.
 
-    The options below may stand before or after the command; `ultraflash COMMAND --help` shows the command's own.
+    The options below work before and after the command; `ultraflash COMMAND --help` shows those of a command.
     """
 
 
@@ -66,14 +67,14 @@ app.add_typer(train.app, name="train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (the process's own by default) and give the exit code."""
+    """Run the command line `argv` (by default the process's own) and return the exit code."""
     hold_standard_descriptors()
     settings = Settings.from_environment()
     console = Console(settings)
     quieten_libraries()
     wait_passively()
     keep_compiled_kernels(settings.home)
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, console.old_spellings = modern(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     try:
@@ -101,13 +102,15 @@ def _failure(console: Console, error: Exception) -> int:
     if is_out_of_memory(error):
         message = "out of memory; close other programs or choose a smaller size"
         if isinstance(error, ImportError):
-            message = "out of memory while torch was loaded; allow this process more (ulimit -v, the container's limit)"
+            message = (
+                "out of memory while loading torch; raise the limit of this process (ulimit -v, the container's limit)"
+            )
         return console.failure(error, message=message, exit_code=OutOfMemory.exit_code)
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.ENOSPC) and error.filename is None:
-        # Only a stream has no name: stdout is full, or nobody reads it any more.
-        message = f"not everything could be written: {error.strerror}"
+        # Only a stream has no name: stdout is full or has no reader any more.
+        message = f"the output could not be written completely: {error.strerror}"
         return console.failure(error, message=message, exit_code=OutputError.exit_code)
-    message = f"unexpected {type(error).__name__}: {error}; please report it with what -v shows"
+    message = f"unexpected {type(error).__name__}: {error}; please report it with the output of -v"
     return console.failure(error, message=message, exit_code=1)
 
 
@@ -118,4 +121,4 @@ def _usage_failure(console: Console, error: typer.TyperException) -> int:
         console.help(message)
         return error.exit_code
     message = message.replace("Value error, ", "").removesuffix(".")
-    return console.failure(error, message=f"{message}; --help lists what there is", exit_code=error.exit_code)
+    return console.failure(error, message=f"{message}; see --help", exit_code=error.exit_code)

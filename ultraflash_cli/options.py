@@ -17,7 +17,6 @@ from ultraflash_cli.errors import InputError, UsageError
 
 __all__ = [
     "CodecOption",
-    "ColorOption",
     "CrfOption",
     "CudaGraphsOption",
     "DecoderOption",
@@ -29,6 +28,7 @@ __all__ = [
     "JsonOption",
     "KeepGoingOption",
     "LogFileOption",
+    "MatchColorsOption",
     "MaxMemoryOption",
     "ModelOption",
     "NoColorOption",
@@ -56,20 +56,20 @@ __all__ = [
 P = ParamSpec("P")
 
 _SLOWED = range(1, 241)
-"""Rates of which NTSC's colour made 1000/1001: 24, 30, 60 and their like."""
+"""Frame rates that NTSC slowed down by 1000/1001: 24, 30, 60 and so on."""
 
 
 def as_path(text: str) -> Path:
-    """Read a path; the empty name of an unset variable is refused, it would mean the folder one is in."""
+    """Read a path, refusing the empty name of an unset variable, which would mean the current folder."""
     if not text:
-        raise typer.BadParameter("the name is empty")
+        raise typer.BadParameter("the name is empty; is a variable unset?")
     return Path(text)
 
 
 def as_rate(text: str) -> Fraction:
-    """Read `--fps`: a number or a fraction; decimals such as 23.976 stand for 24000/1001. Raises UsageError."""
+    """Read `--fps`: a number or a fraction; decimals such as 23.976 mean 24000/1001. Raises UsageError."""
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6}|/[1-9]\d{0,5})?", text):
-        raise UsageError(f"--fps is a number such as 25, 23.976 or 30000/1001, got {text!r}")
+        raise UsageError(f"--fps must be a number such as 25, 23.976 or 30000/1001, got {text!r}")
     _, _, decimals = text.partition(".")
     for whole in _SLOWED if decimals.strip("0") else ():
         slowed = Fraction(whole * 1000, 1001)
@@ -79,59 +79,53 @@ def as_rate(text: str) -> Fraction:
 
 
 def as_pairs(options: list[str]) -> tuple[tuple[str, str], ...]:
-    """Read `--enc-opt`. Raises UsageError for what is not KEY=VALUE."""
+    """Read `--enc-opt`. Raises UsageError for anything but KEY=VALUE."""
     for option in options:
         if not option.partition("=")[0] or "=" not in option:
-            raise UsageError(f"--enc-opt is KEY=VALUE, got {option!r}")
+            raise UsageError(f"--enc-opt must be KEY=VALUE, got {option!r}")
     return tuple((option.partition("=")[0], option.partition("=")[2]) for option in options)
 
 
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Say only warnings and errors.")]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; show tracebacks.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Only print warnings and errors.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Print more, including tracebacks.")]
 LogFileOption = Annotated[
     Path | None,
-    typer.Option("--log-file", metavar="FILE", parser=as_path, help="Append everything that is said to FILE."),
+    typer.Option("--log-file", metavar="FILE", parser=as_path, help="Append all messages to FILE."),
 ]
 ProgressOption = Annotated[
     ProgressMode,
     typer.Option(
         "--progress",
-        help="How progress is shown on stderr; auto is a bar on a terminal and plain lines elsewhere, "
-        "json one event a line.",
+        help="Progress on stderr; auto: a bar on a terminal, plain lines elsewhere; json: one event per line.",
     ),
 ]
-NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours on the terminal (as NO_COLOR does).")]
+NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colours on the terminal (like NO_COLOR).")]
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON on stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")
+    bool, typer.Option("--dry-run", help="Check everything and print the plan, but write nothing.")
 ]
-KeepGoingOption = Annotated[bool, typer.Option("--keep-going", help="With several inputs: go on after a failure.")]
-OverwriteOption = Annotated[bool, typer.Option("-y", "--overwrite", help="Replace an output that exists.")]
-SkipExistingOption = Annotated[
-    bool, typer.Option("-n", "--skip-existing", help="Leave an output that exists, and its input, alone.")
-]
+NoTagOption = Annotated[bool, typer.Option("--no-tag", help="Do not record in the file how it was made.")]
+KeepGoingOption = Annotated[bool, typer.Option("--keep-going", help="With several inputs, continue after a failure.")]
+OverwriteOption = Annotated[bool, typer.Option("-y", "--overwrite", help="Replace existing outputs.")]
+SkipExistingOption = Annotated[bool, typer.Option("-n", "--skip-existing", help="Skip inputs whose output exists.")]
 ServeOption = Annotated[
     str | None,
     typer.Option(
         "--serve",
         metavar="[HOST:]PORT",
-        help="Show the running job in a browser, under a link that works once; without HOST on this machine only. "
-        "Port 0 takes a free one.",
+        help="Show the running job in a browser, under a one-time link; without HOST on this machine only. Port 0: any "
+        "free one.",
     ),
 ]
-NoTagOption = Annotated[bool, typer.Option("--no-tag", help="Do not write into the file how it was made.")]
 ResumeOption = Annotated[
-    Literal["auto", "off"],
-    typer.Option(
-        "--resume", help="auto resumes when the same command was interrupted; off keeps nothing to resume from."
-    ),
+    bool, typer.Option("--resume/--no-resume", help="Resume an interrupted run of the same command, or start over.")
 ]
 CodecOption = Annotated[
     Literal["auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m"],
     typer.Option(
         "--codec",
-        help="How the picture is coded; png makes numbered pictures, y4m plain frames for another program.",
+        help="Video codec; png: numbered images, y4m: raw frames for another program.",
     ),
 ]
 TempDirOption = Annotated[
@@ -140,31 +134,31 @@ TempDirOption = Annotated[
         "--temp-dir",
         metavar="DIR",
         parser=as_path,
-        help="Keep what is unfinished there instead of beside the output; give the same one to go on.",
+        help="Folder for work in progress, by default next to the output. Use the same one to resume.",
     ),
 ]
 PixFmtOption = Annotated[
-    str, typer.Option("--pix-fmt", metavar="auto|FORMAT", help="Pixel format of the output, as FFmpeg names it.")
+    str, typer.Option("--pix-fmt", metavar="auto|FORMAT", help="Pixel format of the output, as in FFmpeg.")
 ]
 EncOptOption = Annotated[
     list[str] | None,
-    typer.Option("--enc-opt", metavar="K=V", help="An option of the encoder, as FFmpeg names it; may be repeated."),
+    typer.Option("--enc-opt", metavar="K=V", help="Encoder option, as in FFmpeg; repeatable."),
 ]
 DecoderOption = Annotated[
     Literal["auto", "tiny", "ultra"],
-    typer.Option("--decoder", help="What turns latents into frames; ultra is the larger one of ultraflash."),
+    typer.Option("--decoder", help="Decoder from latents to frames; ultra: the larger one of ultraflash."),
 ]
 MaxMemoryOption = Annotated[
     str | None,
-    typer.Option("--max-memory", metavar="SIZE", help="Use no more memory of the device than this, such as 6G."),
+    typer.Option("--max-memory", metavar="SIZE", help="Limit for the memory of the device, such as 6G."),
 ]
 ResOption = Annotated[
     str | None,
     typer.Option(
         "--res",
         metavar="SIZE",
-        help="Target: 720p, 1k, 1080p, 2k, 4k or 8k (720 to 4320 on the short side), WxH, or 1x, 2x, 3x and so on. By "
-        "default the first of 1k and 2k that enlarges by at least 1.2, else 2x.",
+        help="Target: 720p, 1k, 1080p, 2k, 4k or 8k (short side of 720 to 4320), WxH, or 1x, 2x, 3x and so on. "
+        "Default: the first of 1k and 2k that enlarges by at least 1.2, else 2x.",
         show_default=False,
     ),
 ]
@@ -173,20 +167,20 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="auto|lite|ultraflash",
-        help="lite is built in, ultraflash the published one; auto takes that where its weights are installed and a "
-        "GPU is there.",
+        help="lite: built in. ultraflash: the published model. auto: ultraflash if its weights and a GPU are there, "
+        "else lite.",
     ),
 ]
 StrengthOption = Annotated[
     float,
-    typer.Option("--strength", metavar="0..1", help="1 is the model, 0 the plain resample."),
+    typer.Option("--strength", metavar="0..1", help="Blend between plain resampling (0) and the model (1)."),
 ]
 DetailOption = Annotated[
     float | None,
     typer.Option(
         "--detail",
         metavar="0..1",
-        help="How much detail lite adds to what the clip still shows: 1 draws most, 0 is faithful.  [default: 1]",
+        help="How much detail lite adds: 0 is faithful, 1 is crisp.  [default: 1]",
     ),
 ]
 GuardOption = Annotated[
@@ -194,34 +188,34 @@ GuardOption = Annotated[
     typer.Option(
         "--guard",
         metavar="off|1..255",
-        help="Where the result, made small again, strays from the source by more levels than this, the plain resample "
-        "is blended back in.",
+        help="Blend plain resampling back in where the downscaled result departs from the source by more than this "
+        "many levels.",
     ),
 ]
-ColorOption = Annotated[
-    Literal["match", "off"], typer.Option("--color", help="match keeps the input's colours in broad areas.")
+MatchColorsOption = Annotated[
+    bool, typer.Option("--match-colors/--no-match-colors", help="Keep the input's colours in broad areas.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the model's noise.")]
 CrfOption = Annotated[
     int | None,
-    typer.Option("--crf", metavar="N", help="Quality of the encoder; lower is better and larger."),
+    typer.Option("--crf", metavar="N", help="Encoding quality; lower is better and larger."),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:i]", help="Where the model runs.")]
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16", "fp8"],
     typer.Option(
         "--precision",
-        help="Arithmetic; auto takes the fastest good one. fp8 puts the transformers of a large model into 8 bits, "
-        "which newer NVIDIA GPUs multiply faster and which changes pixels.",
+        help="Arithmetic; auto: the fastest good one. fp8: 8-bit transformers of ultraflash, faster on newer NVIDIA "
+        "GPUs; changes pixels.",
     ),
 ]
 CudaGraphsOption = Annotated[
-    Literal["auto", "off"],
-    typer.Option("--cuda-graphs", help="auto records the model's steps as CUDA graphs on a GPU with room for that."),
+    bool,
+    typer.Option("--cuda-graphs/--no-cuda-graphs", help="Record the model's steps as CUDA graphs if memory allows."),
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", help="CPU threads; by default all usable cores.", show_default=False),
+    typer.Option("--threads", metavar="N", help="CPU threads.  [default: all available cores]", show_default=False),
 ]
 
 _GLOBALS: dict[str, tuple[Any, object]] = {
@@ -236,10 +230,9 @@ _GLOBALS: dict[str, tuple[Any, object]] = {
 def with_console(
     *, hidden: bool
 ) -> Callable[[Callable[Concatenate[Console, P], int | None]], Callable[..., int | None]]:
-    """Give a command the global options and, as its first argument, the console that obeys them.
+    """Return a command the global options and, as its first argument, the console that obeys them.
 
-    `hidden` keeps them out of the command's help: they are listed once, in `ultraflash --help`, and work in both
-    places.
+    `hidden` keeps them out of the command's help: `ultraflash --help` lists them once, and they work in both places.
     """
 
     def decorate(command: Callable[Concatenate[Console, P], int | None]) -> Callable[..., int | None]:
@@ -258,6 +251,8 @@ def with_console(
                 _check_here()
             options = GlobalOptions(**{name: values.pop(name) for name in _GLOBALS})
             console.configure(options, named=_paths(values.values()) if hidden else None)
+            if hidden:
+                console.warn_of_old_spellings()
             return command(console, **values)  # pyright: ignore[reportCallIssue]
 
         parameters = [context, *own, *extra]
@@ -269,7 +264,7 @@ def with_console(
 
 
 def _paths(values: Iterable[object]) -> list[Path]:
-    """List the files that a command names."""
+    """List the files that are named on the command line."""
     found: list[Path] = []
     for value in values:
         if isinstance(value, Path):
@@ -280,11 +275,11 @@ def _paths(values: Iterable[object]) -> list[Path]:
 
 
 def _check_here() -> None:
-    """Raise InputError where the working folder was deleted: libraries fail there in ways of their own."""
+    """Raise InputError if the working folder was deleted: libraries fail there in odd ways."""
     try:
         os.getcwd()
     except OSError as error:
-        raise InputError("the folder you are in does not exist any more; change to one that does") from error
+        raise InputError("the current folder no longer exists; change to another one") from error
 
 
 def _hide(option: Any) -> Any:

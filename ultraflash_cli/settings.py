@@ -66,7 +66,7 @@ class Settings:
 
 
 def quieten_libraries(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Keep SVT-AV1 from printing twenty lines a segment, and the hub's library from telling it about this machine.
+    """Keep SVT-AV1 from printing twenty lines per segment, and the hub's library from telling it about this machine.
 
     They listen to nothing but this.
     """
@@ -87,7 +87,7 @@ def wait_passively(environ: MutableMapping[str, str] = os.environ) -> None:
 def keep_compiled_kernels(home: Path, environ: MutableMapping[str, str] = os.environ) -> None:
     """Let Triton keep what it compiles below `home`, so that only a first run on a machine compiles.
 
-    It listens to nothing but this; `TRITON_CACHE_DIR`, where it is set, stays.
+    It listens to nothing but this; `TRITON_CACHE_DIR` if it is set, stays.
     """
     environ.setdefault("TRITON_CACHE_DIR", str(home / "kernels"))
 

@@ -21,7 +21,7 @@ __all__ = [
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reorder what stands beside them
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reorder what stands next to them
     "\u2028\u2029\ufeff"
     "\ud800-\udfff]"  # bytes of a name that is not UTF-8
 )
@@ -58,24 +58,24 @@ def hold_standard_descriptors() -> None:
 
 
 def open_log(path: Path) -> TextIO:
-    """Open a log for appending. Raises OutputError where that fails, UsageError for a file that holds no text."""
+    """Open a log for appending. Raises OutputError if that fails, UsageError for a file that holds no text."""
     from ultraflash_cli.jobs.planning.clips import VIDEO_SUFFIXES
     from ultraflash_cli.video.sequence import PICTURE_SUFFIXES
 
     try:
         if path.suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES:
-            raise UsageError(f"--log-file {path} has the name of a clip or picture; name a file for the log")
+            raise UsageError(f"--log-file {path} has the name of a video or image; choose another file")
         if path.is_file():
             with path.open("rb") as file:
                 if _NO_TEXT.search(file.read(_TEXT_PROBE_BYTES)):
-                    raise UsageError(f"--log-file {path} holds something other than text; name a file for the log")
+                    raise UsageError(f"--log-file {path} is not a text file; choose another file")
         return path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise OutputError(f"log file {path}: {error.strerror}; name a file that can be written") from error
+        raise OutputError(f"log file {path}: {error.strerror}; choose a writable file") from error
 
 
 def is_same_file(path: Path, other: Path) -> bool:
-    """Tell whether two names are of one file, there or not there yet."""
+    """Return whether two names are of one file, there or not there yet."""
     try:
         return path.samefile(other)
     except (OSError, ValueError):
@@ -83,18 +83,18 @@ def is_same_file(path: Path, other: Path) -> bool:
 
 
 def standard_input(what: str) -> BinaryIO:
-    """Return stdin's bytes. Raises InputError, naming what is wanted, where it is closed."""
+    """Return stdin's bytes. Raises InputError, naming what is wanted if it is closed."""
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None or stream.closed:
-        raise InputError(f"stdin is closed; pipe {what} into it, or name a file")
+        raise InputError(f"stdin is closed; pipe {what} into it, or give a file")
     return stream
 
 
 def standard_output() -> BinaryIO:
-    """Return stdout's bytes. Raises OutputError where it is closed."""
+    """Return stdout's bytes. Raises OutputError if it is closed."""
     stream = getattr(sys.stdout, "buffer", None)
     if stream is None or stream.closed:
-        raise OutputError("stdout is closed; name a file with -o, or pipe the clip into a program")
+        raise OutputError("stdout is closed; choose a file with -o, or pipe the clip into a program")
     return stream
 
 
@@ -128,7 +128,7 @@ class Outlet:
         return self._stream.fileno()
 
     def can_show(self, characters: str) -> bool:
-        """Tell whether the stream's encoding has these characters."""
+        """Return whether the stream's encoding has these characters."""
         try:
             characters.encode(self.encoding)
         except UnicodeError:

@@ -12,7 +12,7 @@ __all__ = ["BlockLists", "BlockRule"]
 @dataclass(frozen=True, kw_only=True)
 class BlockRule:
     """Window, causality and budget of a group's blocks, from which the allowed pairs
-    follow (ARCHITECTURE 4.6).
+    follow (reference/cascade.md 4.6).
 
     Blocks are ordered temporal block major, then row, then column; remembered temporal
     blocks precede the group's.

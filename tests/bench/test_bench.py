@@ -121,7 +121,7 @@ def test_a_model_with_random_weights_is_built_from_the_engine_alone() -> None:
     assert all(stage.flops_per_second > 0 for stage in report.stages if stage.name in ("encoder", "sr_dit", "decoder"))
     with pytest.raises(ConfigError, match="fp8 needs a GPU"):
         prepare_untrained(replace(TINY, precision="fp8"))
-    with pytest.raises(ConfigError, match="no model is called"):
+    with pytest.raises(ConfigError, match="unknown model"):
         prepare_untrained(replace(TINY, model="none"))
 
 
@@ -236,10 +236,10 @@ def test_the_installed_command_measures_the_built_in_model() -> None:
     ("options", "code", "words"),
     [
         pytest.param(["--size", "832"], 2, "WIDTHxHEIGHT", id="size"),
-        pytest.param(["--scale", "4"], 2, "--scale is 2 or 3", id="scale"),
-        pytest.param(["--res", "4k"], 2, "--res is some of", id="res"),
-        pytest.param(["--res", "480p", "upscale"], 2, "480p is a target of generate", id="nothing left"),
-        pytest.param(["speed"], 2, "bench measures upscale, generate, kernels", id="what"),
+        pytest.param(["--scale", "4"], 2, "--scale must be 2 or 3", id="scale"),
+        pytest.param(["--res", "4k"], 2, "--res must be a comma-separated list of", id="res"),
+        pytest.param(["--res", "480p", "upscale"], 2, "480p applies to generate only", id="nothing left"),
+        pytest.param(["speed"], 2, "choose from upscale, generate, kernels", id="what"),
         pytest.param(["--frames", "0"], 2, "--frames", id="frames"),
     ],
 )

@@ -13,8 +13,8 @@ PAGE = """
 
 ```
 ultraflash train prepare --out material --scenes 1
-ultraflash train decoder --toy --steps 40 --data material --out runs/decoder
-ultraflash train pixels --data material --out runs/pixels --steps 2000
+ultraflash train run decoder --toy --steps 40 --data material --out runs/decoder
+ultraflash train run pixels --data material --out runs/pixels --steps 2000
 ultraflash train prepare --out other \\
     --photos here
 ```
@@ -53,7 +53,7 @@ def test_a_run_leaves_its_steps_and_losses(tmp_path: Path) -> None:
     (path,) = results.iterdir()
     assert path.name == "toy_decoder.json"
     found = json.loads(path.read_text())
-    assert found["command"] == "ultraflash train decoder --toy --steps 40 --data material --out runs/decoder"
+    assert found["command"] == "ultraflash train run decoder --toy --steps 40 --data material --out runs/decoder"
     assert (found["steps"], found["documented_steps"]) == (2, 40)
     assert found["seconds"] > 0 and found["last"]["luma"] > 0
     assert [row["step"] for row in found["curve"]] == [1, 2]

@@ -1,4 +1,4 @@
-"""docs/cli.md, made from the command's own help: `python -m tests.cli.reference` writes it."""
+"""docs/cli.md, generated from the program's help: `python -m tests.cli.reference` writes it."""
 
 import contextlib
 import io
@@ -9,73 +9,88 @@ from typing import Any
 import typer
 
 from ultraflash_cli.console import Console
+from ultraflash_cli.errors import Interrupted, UltraflashError
 from ultraflash_cli.main import HELP_WIDTH, app
 from ultraflash_cli.settings import Settings
 
-__all__ = ["PAGE", "reference"]
+__all__ = ["PAGE", "exit_codes", "reference"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 _INTRODUCTION = """\
 # The command line
 
-This page is generated from `--help` (`python -m tests.cli.reference`); a test compares the two.
+This page is generated from `--help` (`python -m tests.cli.reference`); a test compares
+the two.
 
-stdout carries data only, everything for people goes to stderr. No question is asked, but for one on a terminal before a
-transfer of weights (`-y` answers it). An output appears whole or not at all; an existing one is replaced with `-y`
-only. A run that was interrupted goes on when the same command is given again: finished segments lie in a hidden folder
-beside the output (`.NAME.ultraflash`), or in `--temp-dir`, until it is complete. SIGINT, SIGTERM or SIGHUP finishes the
-group in hand and keeps it; a second SIGINT or SIGTERM leaves at once.
+stdout carries data only; all messages go to stderr. The program never prompts, except
+before downloading weights on a terminal (`-y` skips it). An output appears whole or not
+at all; an existing one is only replaced with `-y`. To resume an interrupted run, run
+the same command again: finished segments are kept in a hidden folder next to the output
+(`.NAME.ultraflash`), or in `--temp-dir`, until the output is complete. SIGINT, SIGTERM
+and SIGHUP finish the current group of frames and keep it; a second SIGINT or SIGTERM
+exits immediately.
 
-With `-o -` stdout takes a stream, and JSON goes to stderr. The stream is Matroska without an index, or plain frames
-with `--codec y4m`; it is written while the clip is made, some 24 frames at a time, so that a player can follow. A pipe
-as the input (`-`) is upscaled as it comes, too. Each part is checked before it is written; nothing can be taken back.
-When the reader closes the stream, the run ends after the group in hand with exit code 7. What is finished is kept: the
-same command writes it again from the start, and goes on. A run that reads from a pipe cannot be resumed, and its
-segments are deleted once they are written.
+With `-o -` the video goes to stdout and JSON to stderr. The stream is Matroska without
+an index, or raw frames with `--codec y4m`. It is written while the run goes on, about
+24 frames at a time, so a player can follow. Input from a pipe (`-`) is upscaled as it
+arrives. Each part is checked before it is written. When the reader closes the stream,
+the run finishes the current group and exits with code 7. Finished work is kept: the
+same command writes it again from the start, then continues. A run that reads from a
+pipe cannot be resumed, and its segments are deleted once written.
 
-What happens to files:
+Files:
 
-* **Work folders.** `.NAME.ultraflash` is made for you alone (mode 0700) and never followed through a link: a link, a
-  file or another user's folder in its place is refused with exit code 7. Only files that the program itself makes are
-  deleted in it, by `clean` as well. Work that only another version of the program or of a library can resume is
-  renamed to `.NAME.kept1.ultraflash`; `clean` lists and removes it. A run that has no place of its own, such as one
-  with `-o -`, works in `ultraflash-UID` in the system's temporary folder.
-* **Inputs.** A run resumes while size and content of its input are the same, whatever its timestamp. Of a file over
-  4 MiB, 64 evenly spaced blocks of 64 KiB are compared, of each input picture 8 blocks.
-* **Numbered pictures** keep the numbers of the input pictures; `--renumber`, and any other input, starts at 1. Without
-  `-y` a run is refused if any picture fits the pattern of its output. With `-y` the pictures it makes are replaced;
-  others that fit the pattern are never deleted, a warning names them. Input pictures are never replaced.
-* **Links.** With `-o LINK` the file that the link points to is written, beside which the unfinished work lies, and the
-  link stays. It needs the same extension as the link, and may be missing. A link under a name that was not given with
-  `-o` is refused; links among numbered pictures are replaced.
-* **Pipes and devices.** `-o FIFO`, `-o /dev/stdout` and `-o >(program)` take the same stream as `-o -`, and `/dev/null`
-  discards it. Other devices and sockets are refused.
-* **Logs.** `--log-file` appends to text files only, and to no file that the command reads or writes.
+* **Work folders.** `.NAME.ultraflash` is private (mode 0700) and never followed through
+  a link: a link, a file or another user's folder in its place is refused with exit code
+  7. Only files created by the program are deleted in it, also by `clean`. Work that
+  only another version of the program or of a library can resume is renamed to
+  `.NAME.kept1.ultraflash`; `clean` lists and removes it. A run without a place of its
+  own, such as `-o -`, uses `ultraflash-UID` in the system's temporary folder.
+* **Inputs.** A run resumes as long as the size and content of its input are the same;
+  its modification time does not matter. For files over 4 MiB, 64 evenly spaced blocks
+  of 64 KiB are compared, for each input image 8 blocks.
+* **Numbered images** keep the numbers of the input images; with `--renumber`, and for
+  any other input, numbering starts at 1. Without `-y` a run is refused if any existing
+  image matches the output pattern. With `-y` the images it makes are replaced; others
+  that match the pattern are never deleted, and a warning names them. Input images are
+  never replaced.
+* **Links.** `-o LINK` writes the file that the link points to, with unfinished work
+  next to that file, and keeps the link. The target needs the same extension as the
+  link, and may be missing. A link at a default output name is refused; links among
+  numbered images are replaced.
+* **Pipes and devices.** `-o FIFO`, `-o /dev/stdout` and `-o >(program)` take the same
+  stream as `-o -`; `/dev/null` discards it. Other devices and sockets are refused.
+* **Logs.** `--log-file` only appends to text files, and to no file that the command
+  reads or writes.
 
 | exit code | meaning |
 |---|---|
-| 0 | done |
-| 1 | unexpected error: please report it with what `-v` shows |
-| 2 | usage: wrong flag, a target that makes no sense, an output that exists |
-| 3 | input missing, unreadable or unsupported |
-| 4 | no usable device |
-| 5 | out of memory |
-| 6 | the output failed its own check |
-| 7 | disk full, output unwritable or in use by another run; the reader of a stream has closed it |
-| 8 | weights missing, changed, unusable, or out of reach |
-| 9 | some or all files of a batch failed (a lone file keeps its own code) |
-| 129, 130, 143 | interrupted; the same command goes on |
+EXIT_CODES
 
-`--progress json` writes one JSON object a line on stderr, with `schema` (1) and `event`: `plan`, `start`, `chunk`,
-`transfer`, `serve`, `retry`, `warn`, `done`, `error`. `--json` ends with one object a file on stdout.
+`--progress json` prints one JSON object per line on stderr, with `schema` (1) and
+`event`: `plan`, `start`, `chunk`, `transfer`, `serve`, `retry`, `warn`, `done`, `error`.
+`--json` ends with one object per file on stdout.
 """
 
 
 def reference() -> str:
-    """Give the page as Markdown."""
+    """Return the page as Markdown."""
     pages = [f"## `{' '.join(name)}`\n\n```\n{_help(name[1:])}\n```\n" for name in _names(("ultraflash",), _root())]
-    return "\n".join([_INTRODUCTION, *pages])
+    introduction = _INTRODUCTION.replace(
+        "EXIT_CODES", "\n".join(f"| {code} | {meaning} |" for code, meaning in exit_codes())
+    )
+    return "\n".join([introduction, *pages])
+
+
+def exit_codes() -> list[tuple[str, str]]:
+    """Return the table of exit codes, from the family of errors."""
+    rows = [(0, "0", "Done."), (1, "1", "Unexpected error; please report it with the output of `-v`.")]
+    for error in UltraflashError.__subclasses__():
+        code = Interrupted("").exit_code if error is Interrupted else error.exit_code
+        shown = "129, 130, 143" if error is Interrupted else str(code)
+        rows.append((code, shown, (error.__doc__ or "").partition("\n")[0]))
+    return [(shown, meaning) for _, shown, meaning in sorted(rows)]
 
 
 def _root() -> Any:
@@ -85,7 +100,8 @@ def _root() -> Any:
 def _names(name: tuple[str, ...], command: Any) -> Iterator[tuple[str, ...]]:
     yield name
     for child, inner in getattr(command, "commands", {}).items():
-        yield from _names((*name, child), inner)
+        if not inner.hidden:
+            yield from _names((*name, child), inner)
 
 
 def _help(arguments: tuple[str, ...]) -> str:

@@ -81,11 +81,11 @@ class Joined:
 
 
 JOINED = {
-    "one second back": Joined(lambda part: part + part, 2, "restarts once at 1.00 s"),
+    "one second back": Joined(lambda part: part + part, 2, "restart once at 1.00 s"),
     "back three times": Joined(lambda part: part * 4, 4, "restarts 3 times, first at 1.00 s"),
-    "a little back": Joined(lambda part: part + moved(part, TICKS * 3 // 4), 2, "restarts once"),
-    "back by hours": Joined(lambda part: moved(part, 20_000 * TICKS) + part, 2, "restarts once"),
-    "ahead by ten minutes": Joined(lambda part: part + moved(part, 600 * TICKS), 2, "restarts once"),
+    "a little back": Joined(lambda part: part + moved(part, TICKS * 3 // 4), 2, "restart once"),
+    "back by hours": Joined(lambda part: moved(part, 20_000 * TICKS) + part, 2, "restart once"),
+    "ahead by ten minutes": Joined(lambda part: part + moved(part, 600 * TICKS), 2, "restart once"),
     "ahead by a pause": Joined(lambda part: part + moved(part, 30 * TICKS), 2, "", pause_s=29),
 }
 
@@ -149,7 +149,7 @@ def test_one_wrong_timestamp_among_good_ones_is_put_between_them(
     source = tmp_path / "in.ts"
     source.write_bytes(restamped(whole.read_bytes(), *WRONG[name]))
     right, after = seen(whole, tmp_path), seen(source, tmp_path)
-    assert capsys.readouterr().err.count("one timestamp lies far from those around") == 1
+    assert capsys.readouterr().err.count("one timestamp is far from the neighbouring ones") == 1
     assert after.times == right.times and after.end == right.end
     assert after.tracks == right.tracks
 
@@ -172,7 +172,7 @@ def test_one_wrong_timestamp_in_matroska_is_put_between_good_ones(
         content[packet.pos + 1] ^= bit >> 8  # its time since the start of its cluster follows the number of its track
     source.write_bytes(content)
     right, after = seen(whole, tmp_path), seen(source, tmp_path)
-    assert capsys.readouterr().err.count("one timestamp lies far from those around") == 1
+    assert capsys.readouterr().err.count("one timestamp is far from the neighbouring ones") == 1
     assert after.times == right.times and after.tracks == right.tracks
 
 
@@ -235,7 +235,7 @@ def test_other_containers_start_anew_with_all_their_streams(
     source = tmp_path / f"in{suffix}"
     source.write_bytes(content + content[begins:])
     after = seen(source, tmp_path, suffix=".mkv" if suffix == ".mkv" else ".mp4")
-    assert "restarts once" in capsys.readouterr().err
+    assert "restart once" in capsys.readouterr().err
 
     sound = next(track for track in after.tracks if track.kind == "Audio")
     shown, heard = sorted(after.times), sorted(sound.times)
@@ -328,9 +328,9 @@ def test_an_interrupted_run_over_a_step_of_the_clock_gives_the_same_file(tmp_pat
 @pytest.mark.parametrize(
     ("name", "frames", "length_s", "says"),
     [
-        ("01-clock-back-2s.ts", 100, 4, "restarts once at 2.00 s"),
-        ("03-clock-back-12s.ts", 75, 15, "restarts once"),
-        ("05-one-wrong-stamp-bit.ts", 20, Fraction(4, 5), "one timestamp lies"),
+        ("01-clock-back-2s.ts", 100, 4, "restart once at 2.00 s"),
+        ("03-clock-back-12s.ts", 75, 15, "restart once"),
+        ("05-one-wrong-stamp-bit.ts", 20, Fraction(4, 5), "one timestamp is"),
         ("40-no-stamps.vob", 24, Fraction(1001, 1000), ""),
     ],
 )

@@ -150,7 +150,7 @@ def test_refusals_give_one_line_and_their_exit_code(clip: Path, tmp_path: Path) 
     cases = {
         (tmp_path / "text.mp4",): 3,
         (clip, "-o", tmp_path / "there.mp4"): 2,
-        (clip, "--cuts", "maybe"): 2,
+        (clip, "--deinterlace", "maybe"): 2,
         (clip, "--device", "cuda:99", "-o", tmp_path / "out.mp4"): 4,
         (clip, "-o", tmp_path / "text.mp4" / "out.mp4"): 7,
     }

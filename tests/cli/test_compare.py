@@ -140,8 +140,8 @@ def test_odd_sizes_are_compared_as_they_are(tmp_path: Path, capsys: pytest.Captu
     ("names", "code", "message"),
     [
         pytest.param(("original", "short"), 3, "short.mp4 ends after 3 frames", id="other lengths"),
-        pytest.param(("original", "wide"), 2, "they have other shapes", id="other shapes"),
-        pytest.param(("original", "source"), 2, "the result is the smaller one", id="the wrong way round"),
+        pytest.param(("original", "wide"), 2, "their shapes differ", id="other shapes"),
+        pytest.param(("original", "source"), 2, "the result is smaller than the reference", id="the wrong way round"),
         pytest.param(("original", "missing"), 3, "no such file", id="a missing file"),
         pytest.param(("words", "original"), 3, "words.txt", id="no video"),
     ],
@@ -172,7 +172,7 @@ def test_a_page_is_not_replaced_without_y_and_asks_for_nothing_outside(
     assert "default-src 'none'" in text
     assert not re.findall(r"(?:src|href)=[\"']?(?!data:)[a-z]+:", text)
     assert compare(clips["original"], clips["soft"], "--html", page) == 2
-    assert "-y replaces it" in capsys.readouterr().err
+    assert "replace it with -y" in capsys.readouterr().err
     assert page.read_text() == text
     nowhere = tmp_path / "no" / "look.html"
     assert compare(clips["original"], clips["soft"], "--html", nowhere) == 7

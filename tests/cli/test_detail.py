@@ -33,10 +33,10 @@ def test_a_detail_outside_0_to_1_is_a_usage_error(
 ) -> None:
     source = make_clip(tmp_path / "in.mp4", frames=1)
     assert main(["upscale", str(source), "--detail", value]) == 2
-    assert "--detail is between 0 and 1" in capsys.readouterr().err
+    assert "--detail must be between 0 and 1" in capsys.readouterr().err
 
 
 def test_a_model_that_enlarges_latents_takes_no_detail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = make_clip(tmp_path / "in.mp4", frames=1)
     assert main(["upscale", str(source), "--model", "tiny-random", "--detail", "0.5"]) == 2
-    assert "leave --detail out" in capsys.readouterr().err
+    assert "remove --detail" in capsys.readouterr().err

@@ -52,8 +52,7 @@ def test_the_explained_command_makes_the_same_file_again(tmp_path: Path, capsys:
         "30",
         "--start",
         "0.08",
-        "--audio",
-        "none",
+        "--no-audio",
     ]
     options += ["--enc-opt", "preset=ultrafast", "--enc-opt", "tune=grain", "--res", "70x66", "--strength", "0.5"]
     assert main(["upscale", str(source), "-o", str(first), *options, "-q"]) == 0

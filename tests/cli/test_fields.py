@@ -58,7 +58,7 @@ def test_a_flag_that_the_pictures_belie_is_not_believed_unless_asked(
     assert len(warnings) == 1 and "flagged as interlaced" in warnings[0] and "--deinterlace frame" in warnings[0]
     same_pictures(look(source, tmp_path), look(tmp_path / "out.mkv", tmp_path), 1.0)
     warnings = doubled(source, tmp_path / "out.mkv", "--deinterlace", "frame")
-    assert len(warnings) == 1 and "one frame out for each frame in" in warnings[0]
+    assert len(warnings) == 1 and "one frame out per frame in" in warnings[0]
     assert doubled(source, tmp_path / "out.mkv", "--deinterlace", "off") == []
 
 
@@ -126,7 +126,7 @@ def test_a_rate_is_taken_exactly(text: str, rate: Fraction) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1/0", "30000/1001.5", "1e3", "inf", "25fps"])
 def test_what_is_no_rate_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--fps is a number"):
+    with pytest.raises(UsageError, match="--fps must be a number"):
         as_rate(text)
 
 
@@ -151,4 +151,4 @@ def test_a_generated_clip_is_timed_at_an_ntsc_rate(tmp_path: Path, capsys: pytes
     asked = ["--res", "480p", "--seconds", "0.3", "--fps", "29.97", "-o", str(output), "--codec", "h264"]
     assert main(["generate", "a lake", "--dry-run", *asked]) == 0
     assert main(["generate", "a lake", "--dry-run", *asked[:-5], "29,97"]) == 2
-    assert "--fps is a number such as" in capsys.readouterr().err
+    assert "--fps must be a number such as" in capsys.readouterr().err

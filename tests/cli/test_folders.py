@@ -87,11 +87,11 @@ def test_several_inputs_make_no_folder_that_is_called_like_a_file(
     copied(films / "race.mkv", "b.mkv")
     for inputs in ([films], [films / "race.mkv", films / "b.mkv"]):
         assert main(["upscale", *map(str, inputs), "-o", str(films / "out.mp4")]) == 2
-        assert "expected a folder" in capsys.readouterr().err
+        assert "several inputs need an output folder" in capsys.readouterr().err
     (films / "out.mp4").mkdir()
     named = [str(films / "race.mkv"), str(films / "out.mp4"), "-o", str(films / "out.mp4")]
     assert main(["upscale", *named, "--res", "2x", "--threads", "1"]) == 0
-    assert "it is left out as an input" in capsys.readouterr().err
+    assert "it is not used as an input" in capsys.readouterr().err
     assert [path.name for path in (films / "out.mp4").iterdir()] == ["race_2x.mkv"]
 
 
@@ -99,7 +99,7 @@ def test_no_output_replaces_another_input(films: Path, capsys: pytest.CaptureFix
     copied(films / "race.mkv", "race_2x.mkv")
     before = (films / "race_2x.mkv").read_bytes()
     assert main(["upscale", str(films / "race.mkv"), str(films / "race_2x.mkv"), "--res", "2x", "-y"]) == 9
-    assert "which is an input, too" in capsys.readouterr().err
+    assert "which is also an input" in capsys.readouterr().err
     assert (films / "race_2x.mkv").read_bytes() == before
 
 
@@ -164,8 +164,8 @@ def test_the_first_ctrl_c_is_acknowledged_and_the_second_leaves_with_a_word(
     with pytest.raises(Left, match="130"):
         main(["upscale", str(films / "race.mkv"), "--res", "2x"])
     lines = capfd.readouterr().err.splitlines()
-    assert lines[-2] == "finishing the group in hand; press again to stop now"
-    assert lines[-1].startswith("error: stopped at once; ")
+    assert lines[-2] == "finishing the current group of frames; press again to stop now"
+    assert lines[-1].startswith("error: stopped; the current group is lost")
 
 
 def test_a_stop_between_two_clips_is_obeyed() -> None:
@@ -177,7 +177,7 @@ def test_a_stop_between_two_clips_is_obeyed() -> None:
 
 def test_what_is_no_file_on_this_machine_is_told_apart(films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (films / "live.m3u8").write_text("#EXTM3U\nhttp://x/1.ts\n")
-    for source, told in (("http://x/y.mp4", "addresses are not read"), (films / "live.m3u8", "is a playlist")):
+    for source, told in (("http://x/y.mp4", "URLs are not supported"), (films / "live.m3u8", "is a playlist")):
         for others in ([], [str(films / "race.mkv")]):
             assert main(["upscale", *others, str(source), "--dry-run", "--res", "2x", "-q"]) in (3, 9)
             assert told in capsys.readouterr().err

@@ -355,7 +355,7 @@ def test_a_hostile_place_becomes_a_right_file_or_one_line(
         arguments = [*command.split()[:1], "--", named]
         if command.startswith("upscale"):
             options = ["-o", str(scene.output), "--res", "2x", "--threads", "1", *command.split()[1:]]
-            options += rng.choice([[], [], ["-y"], ["-n"], ["--resume", "off"], ["--strict"], ["--keep-going"]])
+            options += rng.choice([[], [], ["-y"], ["-n"], ["--no-resume"], ["--strict"], ["--keep-going"]])
             arguments = ["upscale", *options, *arguments[1:]]
         before = state_of(scene.films), state_of(scene.victim)
         written_before = state_of(scene.out)

@@ -282,7 +282,7 @@ def test_encoders_do_not_talk(clip: Path, codec: str, capfd: pytest.CaptureFixtu
     assert main(["upscale", str(clip), "--res", "2x", "--codec", codec, "-q"]) == 0
     shown = capfd.readouterr()
     assert shown.out == ""
-    assert [line for line in shown.err.splitlines() if "colours are finer" not in line] == []
+    assert [line for line in shown.err.splitlines() if "finer chroma" not in line] == []
 
 
 def test_svt_av1_does_not_talk(clip: Path) -> None:
@@ -290,7 +290,7 @@ def test_svt_av1_does_not_talk(clip: Path) -> None:
     command = [sys.executable, "-m", "ultraflash_cli", "upscale", str(clip), "--res", "2x", "--codec", "av1", "-q"]
     said = subprocess.run([*command, "--model", "tiny-random"], capture_output=True, text=True, check=True)
     assert said.stdout == ""
-    assert [line for line in said.stderr.splitlines() if "colours are finer" not in line] == []
+    assert [line for line in said.stderr.splitlines() if "finer chroma" not in line] == []
 
 
 def test_a_folder_that_may_not_be_read_is_one_line_and_exit_3(
@@ -345,7 +345,7 @@ def test_two_inputs_that_would_share_an_output_are_refused(tmp_path: Path, capsy
         make_clip(tmp_path / name / "a.mkv", frames=4)
     inputs = [str(tmp_path / name / "a.mkv") for name in ("one", "two")]
     assert main(["upscale", *inputs, "-o", str(tmp_path / "out"), "--res", "2x", "-y"]) == 9
-    assert "would both become" in capsys.readouterr().err
+    assert "would both be written to" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("-q", "upscale"), ("upscale", "-q")], ids=["before", "after"])
@@ -375,7 +375,7 @@ def test_clean_lists_leftovers_and_removes_them_when_told(tmp_path: Path, capsys
     OutputLock(folder).close()
     Journal(folder, {})
     assert main(["clean", str(tmp_path)]) == 0
-    assert "left over" in capsys.readouterr().out
+    assert "leftover" in capsys.readouterr().out
     assert folder.exists()
     assert main(["clean", str(tmp_path), "-y", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"]
@@ -404,4 +404,4 @@ def test_a_wrong_encoder_option_is_a_usage_error(clip: Path, capsys: pytest.Capt
 def test_a_log_file_keeps_what_was_said(clip: Path, tmp_path: Path) -> None:
     log = tmp_path / "run.log"
     assert main(["--log-file", str(log), "upscale", str(clip), "--res", "huge", "-q"]) == 2
-    assert "--res is a name" in log.read_text()
+    assert "--res must be a name" in log.read_text()

@@ -50,7 +50,7 @@ def doubled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def run(source: Path, output: Path, *options: object) -> list[str]:
         assert main(["upscale", str(source), "-o", str(output), *EXACT, *map(str, options)]) == 0
         warnings = json.loads(capsys.readouterr().out.splitlines()[-1])["warnings"]
-        return [warning for warning in warnings if "rounds time stamps" not in warning]
+        return [warning for warning in warnings if "rounds timestamps" not in warning]
 
     return run
 
@@ -141,7 +141,9 @@ def test_transparency_is_cropped_as_the_picture_is(tmp_path: Path, doubled: Call
 
 def test_each_frame_is_read_in_its_own_range(cases: Path, tmp_path: Path, doubled: Callable[..., list[str]]) -> None:
     warnings = doubled(cases / "21-range-changes.h264", tmp_path / "out.mkv")
-    assert [warning for warning in warnings if "range of its colours" in warning] == warnings and len(warnings) == 1
+    assert [warning for warning in warnings if "matrix or range changes within" in warning] == warnings and len(
+        warnings
+    ) == 1
     after = look(tmp_path / "out.mkv", tmp_path).pictures
     half = len(after) // 2
     assert np.abs(after[:half].mean(axis=0) - after[half:].mean(axis=0)).mean() < 1.5
@@ -232,7 +234,7 @@ def test_wide_and_narrow_pixels_in_one_recording_keep_their_shape(
     source = tmp_path / "all.ts"
     source.write_bytes(b"".join(part.read_bytes() for part in parts))
     warnings = doubled(source, tmp_path / "out.mp4", "--codec", "h264", "--crf", "1")
-    assert any("shape of its pixels changes" in warning for warning in warnings)
+    assert any("pixel aspect ratio changes" in warning for warning in warnings)
     after = look(tmp_path / "out.mp4", tmp_path)
     assert after.aspect == Fraction(4, 3)
     bright = after.pictures[..., :3].mean(axis=(1, 3)) > 128  # by frame and column
@@ -275,11 +277,11 @@ def test_transparency_in_a_layer_of_hevc_is_named_before_the_work(
     for path, is_clear in ((source, True), (plain, False)):
         assert main(["probe", str(path), "--res", "2x", "--json"]) == 0
         warnings = json.loads(capsys.readouterr().out)["warnings"]
-        assert any("transparency is in a layer of HEVC" in warning for warning in warnings) == is_clear
+        assert any("it is in an HEVC layer" in warning for warning in warnings) == is_clear
 
 
 def test_the_transparent_hevc_of_another_tool_is_named(
     cases: Path, tmp_path: Path, doubled: Callable[..., list[str]]
 ) -> None:
     warnings = doubled(cases / "24-hevc-alpha.mp4", tmp_path / "out.mkv")
-    assert sum("transparency is in a layer of HEVC" in warning for warning in warnings) == 1
+    assert sum("it is in an HEVC layer" in warning for warning in warnings) == 1

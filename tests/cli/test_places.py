@@ -45,7 +45,7 @@ def upscale(*arguments: object) -> int:
 # Archives that set traps
 
 
-@pytest.mark.parametrize("options", [[], ["-y"], ["--resume", "off"]], ids=" ".join)
+@pytest.mark.parametrize("options", [[], ["-y"], ["--no-resume"]], ids=" ".join)
 def test_an_archive_cannot_reach_a_folder_beside_it(
     shared_cases: Path, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,7 +55,7 @@ def test_an_archive_cannot_reach_a_folder_beside_it(
     with tarfile.open(shared_cases / "symlink_work_folder.tgz") as archive:
         archive.extractall(tmp_path, filter="fully_trusted")
     assert upscale(tmp_path / "evil_archive" / "clip.mp4", *options) == 7
-    assert "is a link, expected a folder of our own" in capsys.readouterr().err
+    assert "is a link, expected a folder created by ultraflash" in capsys.readouterr().err
     assert main(["clean", str(tmp_path), "--recursive", "-y"]) == 0
     assert [(path.name, path.read_text()) for path in victim.iterdir()] == [("thesis.txt", "mine")]
 
@@ -108,8 +108,8 @@ def test_clean_names_what_is_not_ours(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     found = [json.loads(line) for line in shown.out.splitlines()]
     assert [(each["removed"], each["refusal"] is None) for each in found] == [(False, False), (False, True)]
-    assert "left alone" in shown.err
-    assert "holds what this program has not made" in shown.err
+    assert "skipped: " in shown.err
+    assert "contains files that ultraflash did not create" in shown.err
     assert (work_folder(tmp_path / "b.mp4") / "notes.txt").exists()
 
 
@@ -166,7 +166,7 @@ def test_other_devices_are_refused(clip: Path, tmp_path: Path, capsys: pytest.Ca
         for output in (tmp_path / "s.mkv", "/dev/full", "/dev/zero", "/dev/stderr"):
             if os.path.exists(output):
                 assert upscale(clip, "-o", output, "-y") == 2, output
-                assert "expected a file" in (line := capsys.readouterr().err) or "takes the messages" in line
+                assert "expected a file" in (line := capsys.readouterr().err) or "is used for messages" in line
         assert (tmp_path / "s.mkv").is_socket()
         assert not Path("/dev/full").is_file()
 

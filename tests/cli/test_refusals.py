@@ -33,16 +33,20 @@ def gif(width: int, height: int, frames: int) -> bytes:
 
 
 REFUSED = {
-    "a.m3u8": (b"#EXTM3U\n#EXTINF:1,\nother.ts\n", 3, "a playlist, expected a video; download what it lists"),
+    "a.m3u8": (b"#EXTM3U\n#EXTINF:1,\nother.ts\n", 3, "a playlist, expected a video; download and join its entries"),
     "list.mp4": (b"ffconcat version 1.0\nfile other.mp4\n", 3, "a playlist, expected a video"),
     "radio.pls": (b"other.mp4\n", 3, "a playlist, expected a video"),
     "manifest.mpd": (b"<?xml version='1.0'?>\n<MPD xmlns='x'></MPD>\n", 3, "a playlist, expected a video"),
-    "notes.mkv": (b"Dear diary,\nthis is no film.\n" * 40, 3, "a text file, not a video; name a video file"),
+    "notes.mkv": (b"Dear diary,\nthis is no film.\n" * 40, 3, "a text file, not a video; give a video file"),
     "saved.mp4": (b"<!DOCTYPE html>\n<html><body>Not found</body></html>\n", 3, "a web page, not a video; download"),
     "films.mp4": (b"PK\x03\x04" + bytes(range(256)) * 9, 3, "an archive (zip), not a video; unpack it first"),
-    "wide.y4m": (y4m(65535, 65535, 0), 3, "a y4m file of 65535x65535 pixels, expected at most 16384 a side"),
-    "noise.mkv": (bytes(range(256)) * 40, 3, "not a video file that can be read"),
-    "strip.y4m": (y4m(16384, 2, 2), 2, "the source is 16384x2, the target 32768x4: beyond 16384 pixels a side; name a"),
+    "wide.y4m": (y4m(65535, 65535, 0), 3, "a y4m file of 65535x65535 pixels, expected at most 16384 per side"),
+    "noise.mkv": (bytes(range(256)) * 40, 3, "not a readable video"),
+    "strip.y4m": (
+        y4m(16384, 2, 2),
+        2,
+        "the source is 16384x2, the target 32768x4: beyond 16384 pixels per side; choose a",
+    ),
     "screen.gif": (gif(16000, 16000, 100), 3, "is 16000x16000, expected at most 134,217,728 pixels; check its header"),
 }
 
@@ -70,7 +74,7 @@ def test_sound_alone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_an_address_is_not_taken_for_a_file(capsys: pytest.CaptureFixture[str], address: str) -> None:
     for command in (["probe", address], ["upscale", address], ["upscale", address, "other.mp4"]):
         assert main(command) == 3
-        assert "addresses are not read; download the clip first, or pipe it to -" in capsys.readouterr().err
+        assert "URLs are not supported; download the clip first, or pipe it to -" in capsys.readouterr().err
 
 
 def test_a_narrow_strip_gets_a_target_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def test_a_result_that_cannot_be_written_is_one_line_and_7_after_all_the_work(
     assert main(["upscale", str(clip), "--res", "2x", "--json", "-q"]) == 7
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the result cannot be written on stdout: ")
-    assert line.endswith("; what was made is in place")
+    assert line.endswith("; the output itself is complete")
     assert main(["upscale", str(clip), str(other), "--res", "2x", "--json", "-q", "-y"]) == 7
     assert clip.with_name("other_2x.mkv").is_file(), "the batch goes on"
     assert main(["upscale", str(clip), "-o", "-", "-q"]) == 7 or out is not None
@@ -125,7 +125,7 @@ def test_a_log_that_cannot_be_written_is_refused_at_once_and_one_that_fills_up_c
 def test_a_log_is_not_written_into_a_video(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = clip.read_bytes()
     assert main(["probe", str(clip), "--log-file", str(clip)]) == 2
-    assert "is a file that the command reads or writes" in capsys.readouterr().err
+    assert "is used by the command itself" in capsys.readouterr().err
     assert clip.read_bytes() == before
 
 

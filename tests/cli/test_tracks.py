@@ -522,7 +522,7 @@ def test_captions_that_the_output_has_no_place_for_are_named(run: Runner, tmp_pa
     for more in (("--codec", "ffv1"), ("--fps", "50")):
         done = run(source, "out.mkv", "-y", *more)
         assert done.code == 0, done.error
-        assert "closed captions inside the picture are not kept" in done.warnings
+        assert "closed captions are not kept" in done.warnings
 
 
 # What is written in letters

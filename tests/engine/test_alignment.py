@@ -1,6 +1,6 @@
 """Whether frames come out at the time they went in: the encoder's pools against the decoder's groups.
 
-The question of ARCHITECTURE 6.4. With the published weights it is settled by what they do to a moving clip.
+The question of reference/cascade.md 6.4. With the published weights it is settled by what they do to a moving clip.
 """
 
 from dataclasses import replace

@@ -70,7 +70,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ConfigError, match="shift"):
         FlowSchedule(0.0)
     for step in (-1, 1001):
-        with pytest.raises(ConfigError, match="steps lie in"):
+        with pytest.raises(ConfigError, match="steps must be within"):
             SCHEDULE.warp([step])
     for count in (0, 5):
         with pytest.raises(ConfigError, match="1 to 4"):

@@ -102,7 +102,7 @@ def test_after_a_recording_that_failed_everything_runs_eagerly_and_is_said_once(
     recorder = LateRecorder(refuses="a host copy")
     graphs = Graphs(recorder)
     model, plain = cascade(LITE_CASCADE, graphs), cascade(LITE_CASCADE, Graphs(None))
-    with pytest.warns(RuntimeWarning, match="cannot be recorded as a CUDA graph and runs eagerly") as said:
+    with pytest.warns(RuntimeWarning, match="cannot be recorded as a CUDA graph, runs eagerly") as said:
         sharp = upscaled(model, clip(45))
     assert torch.equal(sharp, upscaled(plain, clip(45)))
     assert (recorder.recordings, len(said), len(graphs.refusals)) == (1, 1, 1)

@@ -82,7 +82,7 @@ def test_a_target_without_pixels_is_said_to_be_too_small(res: str) -> None:
 
 @pytest.mark.parametrize("res", ["5k", "", "1664", "1664x", "x960", "0x", "1664x960x3", "-2x"])
 def test_a_target_that_cannot_be_read_is_refused(res: str) -> None:
-    with pytest.raises(UsageError, match="--res is"):
+    with pytest.raises(UsageError, match="--res must be"):
         plan_upscale(832, 480, res=res)
 
 

@@ -44,9 +44,9 @@ def test_a_plan_without_a_chunk_is_refused() -> None:
     for latents in (2, 0, -3):
         with pytest.raises(ConfigError, match="at least 3 latent frames"):
             plan_generation(latents)
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(ConfigError, match="must not be empty"):
         plan_generation(9, chunk=0)
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(ConfigError, match="must not be empty"):
         plan_generation(9, chunks_per_group=0)
 
 
@@ -71,7 +71,7 @@ def test_a_clip_is_no_longer_than_it_has_to_be(seconds: float, chunk: int, first
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf], ids=str)
 def test_a_length_that_is_none_is_refused(seconds: float) -> None:
-    with pytest.raises(ConfigError, match="more than 0 seconds"):
+    with pytest.raises(ConfigError, match="longer than 0 seconds"):
         latents_for(seconds)
 
 

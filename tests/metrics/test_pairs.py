@@ -80,9 +80,9 @@ def test_chosen_places_show_different_things() -> None:
 
 
 def test_clips_of_other_lengths_or_sizes_are_refused_in_a_line() -> None:
-    with pytest.raises(InputError, match=r"out.mp4 ends after 3 frames, ref.mp4 goes on"):
+    with pytest.raises(InputError, match=r"out.mp4 ends after 3 frames, ref.mp4 is longer"):
         compare_planes(clip(3), clip(4), crop_px=32, names=NAMES)
-    with pytest.raises(InputError, match=r"ref.mp4 ends after 3 frames, out.mp4 goes on"):
+    with pytest.raises(InputError, match=r"ref.mp4 ends after 3 frames, out.mp4 is longer"):
         compare_planes(clip(4), clip(3), crop_px=32, names=NAMES)
     small = (each._replace(y_hw=each.y_hw[:48]) for each in clip())
     with pytest.raises(InputError, match="are 128x48 and 128x96"):

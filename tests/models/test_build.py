@@ -213,10 +213,10 @@ def test_other_coders_take_their_own_weights() -> None:
 
 
 def test_unknown_models_and_devices_are_refused() -> None:
-    with pytest.raises(UsageError, match="no model is called"):
+    with pytest.raises(UsageError, match="unknown model"):
         find_profile("nope")
     with pytest.raises(UsageError, match="--device"):
         choose_device("tpu")
     if not torch.cuda.is_available():
-        with pytest.raises(DeviceError, match="0 CUDA devices"):
+        with pytest.raises(DeviceError, match="0 usable CUDA devices"):
             choose_device("cuda")

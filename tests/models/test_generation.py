@@ -44,7 +44,7 @@ def test_beyond_its_window_the_short_generator_slides_where_the_long_one_is_not_
 
 
 def test_a_model_that_is_not_installed_names_the_set_to_pull(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"and 6 more are missing\. Run `ultraflash weights pull ultraflash`"):
+    with pytest.raises(WeightsError, match=r"and 6 more are missing\; run `ultraflash weights pull ultraflash`"):
         Models().plan_generator(prepared(tmp_path, model="ultraflash", store=tmp_path))
 
 

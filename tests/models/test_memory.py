@@ -43,7 +43,7 @@ def test_a_size_of_memory_is_read(text: str, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "G", "-6G", "six", "6X", "6G6", "0", "0G", "1e9", "i", "5iB", "nan"])
 def test_what_is_no_size_of_memory_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(UsageError, match="--max-memory is a size such as 6G") as refused:
+    with pytest.raises(UsageError, match="--max-memory must be a size such as 6G") as refused:
         parse_memory(text)
     assert refused.value.exit_code == 2
 

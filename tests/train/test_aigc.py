@@ -173,7 +173,7 @@ def test_a_codec_leaves_its_marks(codec: str) -> None:
 
 @pytest.mark.parametrize("log", [[{"operator": "melt"}], [{"operator": "blur", "speed": 1}], [{}]])
 def test_a_log_of_something_else_is_refused(log: list[dict[str, object]]) -> None:
-    with pytest.raises(ConfigError, match="a degradation's log holds"):
+    with pytest.raises(ConfigError, match="the log of a degradation contains"):
         from_log(log)
 
 

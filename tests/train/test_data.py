@@ -70,7 +70,7 @@ def test_prepared_material_of_another_licence_is_refused(tmp_path: Path) -> None
 
 
 def test_a_folder_without_material_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Prepare the data first"):
+    with pytest.raises(InputError, match="prepare the data first"):
         load_materials(tmp_path)
 
 

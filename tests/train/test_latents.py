@@ -79,9 +79,9 @@ def test_an_interrupted_encoding_goes_on_and_other_latents_are_refused(
     (tmp_path / "old").mkdir()
     facts = {"seed": 1, "first": 0, "encoder": "e", "size": [32, 48]}
     save_file({"latents": torch.zeros(1)}, tmp_path / "old" / "scenes_0.safetensors", {"facts": json.dumps(facts)})
-    with pytest.raises(InputError, match="earlier version"):
+    with pytest.raises(InputError, match="older version"):
         SceneLatents(tmp_path / "old")
-    with pytest.raises(InputError, match="holds no encoded scenes"):
+    with pytest.raises(InputError, match="no encoded scenes"):
         SceneLatents(tmp_path / "nothing")
     with pytest.raises(UsageError, match="multiple of 2"):
         job(tmp_path, encoder, first=1)
@@ -100,7 +100,7 @@ def test_a_generator_learns_from_encoded_scenes_through_the_commands(
     latents = str(tmp_path / "latents")
     assert main(["train", "encode-scenes", "--out", latents, "--count", "3", "--latents", "4", *start]) == 0
     run = ["--data", latents, "--out", str(tmp_path / "run"), "--steps", "2", "--workers", "0", "--device", "cpu"]
-    assert main(["train", "generator", *run, "--batch", "1", *start]) == 0
+    assert main(["train", "run", "generator", *run, "--batch", "1", *start]) == 0
     assert (tmp_path / "run" / "average.safetensors").exists()
 
 
@@ -110,7 +110,7 @@ def test_lengths_of_clips_change_over_a_run() -> None:
     config = replace(config, lengths=lengths, size=SIZE, loop=replace(config.loop, batch=1))
     shapes = [tuple(generator.scene_batch(config, None, number)[0].shape) for number in (0, 39, 40)]
     assert shapes[0] == (2, 3, 4, *SIZE) and shapes[2] == (1, 3, 8, *SIZE)
-    with pytest.raises(ConfigError, match="no longer than the window"):
+    with pytest.raises(ConfigError, match="must not be longer than the window"):
         replace(config, lengths=(ClipLength(latents=99),))
     with pytest.raises(ConfigError, match="whole chunks"):
         replace(config, lengths=(ClipLength(latents=3, anywhere=True),))

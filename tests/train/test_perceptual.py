@@ -174,7 +174,7 @@ def test_it_runs_from_its_command_and_its_export_is_the_detail_of_the_pixel_path
     start = {f"pixels.{name}": value for name, value in PerceptualRoles(config).faithful.state_dict().items()}
     save_file({name: value.contiguous() for name, value in start.items()}, tmp_path / "pixels.safetensors")
     arguments = ["--toy", "--steps", "2", "--batch", "1", "--workers", "0", "--threads", "1", "--device", "cpu"]
-    command = ["train", "perceptual", "--data", str(pairs), "--out", str(tmp_path / "run"), *arguments]
+    command = ["train", "run", "perceptual", "--data", str(pairs), "--out", str(tmp_path / "run"), *arguments]
     assert main(command) == 2 and "pixels" in capsys.readouterr().err
     assert main([*command, "--start-from", str(tmp_path / "pixels.safetensors")]) == 0
     tensors: dict[str, Tensor] = read_tensors(tmp_path / "run" / "average.safetensors")

@@ -140,7 +140,7 @@ def test_scenes_of_two_sizes_take_turns_and_leave_a_window_of_each(tmp_path: Pat
     assert [entry.shape for entry in entries] == [[3, 32, 32, 3]] * 4
     whole = prepare(replace(job, scene_window=None), tmp_path / "whole")
     assert [entry.shape[1:3] for entry in whole] == [[48, 80], [96, 160]] * 2
-    with pytest.raises(UsageError, match="fits into every scene"):
+    with pytest.raises(UsageError, match="must fit into every scene"):
         replace(job, scene_window=64)
 
 

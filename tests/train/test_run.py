@@ -41,7 +41,7 @@ def tiny_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(data: Path, out: Path, *more: str, steps: int = 2) -> int:
     arguments = ["--data", str(data), "--out", str(out), "--steps", str(steps), "--threads", "1", "--workers", "0"]
-    return main(["train", "pixels", *arguments, *more])
+    return main(["train", "run", "pixels", *arguments, *more])
 
 
 def test_a_run_leaves_averages_a_record_and_a_state_and_exports_what_the_engine_loads(
@@ -102,7 +102,7 @@ def test_the_stages_of_the_paper_run_one_after_the_other_from_their_commands(tmp
         arguments += ["--data", str(data)] if material else []
         for start in starts:
             arguments += ["--start-from", str(tmp_path / start / "average.safetensors")]
-        assert main(["train", name, "--out", str(tmp_path / name), *arguments]) == 0, name
+        assert main(["train", "run", name, "--out", str(tmp_path / name), *arguments]) == 0, name
 
     stage("decoder")
     stage("latent_upsampler", "decoder")
@@ -153,17 +153,15 @@ def test_a_run_starts_from_the_weights_of_another(data: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        pytest.param(["pixels", "--steps", "0"], 2, "1 or more", id="no steps"),
-        pytest.param(["pixels", "--steps", "1", "--data", "gone"], 3, "Prepare the data first", id="no data"),
+        pytest.param(["pixels", "--steps", "0"], 2, "must be at least 1", id="no steps"),
+        pytest.param(["pixels", "--steps", "1", "--data", "gone"], 3, "prepare the data first", id="no data"),
         pytest.param(["pixels", "--steps", "1", "--start-from", "gone"], 8, "no such weights", id="no weights"),
         pytest.param(["sr_dit", "--steps", "1"], 2, "--start-from", id="sr_dit from nothing"),
-        pytest.param(["pixels", "--steps", "1", "--accumulate", "0"], 2, "accumulation", id="no accumulation"),
+        pytest.param(["pixels", "--steps", "1", "--accumulate", "0"], 2, "--accumulate", id="no accumulation"),
         pytest.param(["pixels", "--steps", "1", "--shard"], 2, "torchrun", id="shards of one"),
-        pytest.param(["pixels", "--steps", "1", "--reward", "texture=1"], 2, "without rewards", id="no rewards"),
-        pytest.param(["causal_dmd", "--steps", "1", "--reward", "texture=x"], 2, "a number", id="no number"),
-        pytest.param(
-            ["causal_dmd", "--steps", "1", "--reward", "gone=1"], 2, "no reward is called", id="no such reward"
-        ),
+        pytest.param(["pixels", "--steps", "1", "--reward", "texture=1"], 2, "does not use rewards", id="no rewards"),
+        pytest.param(["causal_dmd", "--steps", "1", "--reward", "texture=x"], 2, "NAME=NUMBER", id="no number"),
+        pytest.param(["causal_dmd", "--steps", "1", "--reward", "gone=1"], 2, "unknown reward", id="no such reward"),
         pytest.param(["causal_dmd", "--toy", "--steps", "1"], 2, "tv2v_flow_matching", id="a stage from nothing"),
     ],
 )
@@ -171,7 +169,7 @@ def test_a_run_that_cannot_start_says_why(
     data: Path, tmp_path: Path, arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, *rest = arguments
-    assert main(["train", name, "--data", str(data), "--out", str(tmp_path / "out"), *rest]) == code
+    assert main(["train", "run", name, "--data", str(data), "--out", str(tmp_path / "out"), *rest]) == code
     assert message in capsys.readouterr().err
 
 
@@ -199,5 +197,5 @@ def test_the_list_of_weights_is_written_as_it_is_read(repository: Path) -> None:
 
 
 def test_a_recipe_that_needs_material_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "pixels", "--out", str(tmp_path), "--steps", "1"]) == 2
+    assert main(["train", "run", "pixels", "--out", str(tmp_path), "--steps", "1"]) == 2
     assert "--data" in capsys.readouterr().err

@@ -100,11 +100,11 @@ def test_folders_that_do_not_go_together_are_refused(pairs: Path, tmp_path: Path
     (tmp_path / "low").mkdir()
     source = pairs / "low" / "scenes_000000.safetensors"
     (tmp_path / "low" / source.name).write_bytes(source.read_bytes())
-    with pytest.raises(InputError, match="lacks scenes"):
+    with pytest.raises(InputError, match="no scenes of"):
         ScenePairs(tmp_path)
     with pytest.raises(InputError, match="are needed"):
         ScenePairs(pairs).draw(replace(WINDOW, latents=9), np.random.default_rng(0))
-    with pytest.raises(ConfigError, match="positive sizes"):
+    with pytest.raises(ConfigError, match="must be positive"):
         SceneWindow(rows=0)
 
 

@@ -312,10 +312,10 @@ def stream(index: int, kind: str, codec: str, **more: object) -> StreamInfo:
         ("a.mkv", "matroska,webm", "hevc", [("subtitle", "ass"), ("attachment", "font.ttf")], ".mkv", ""),
         ("a.webm", "matroska,webm", "h264", [("audio", "opus")], ".mkv", "h264 video"),
         ("a.webm", "matroska,webm", "av1", [("audio", "opus")], ".webm", ""),
-        ("a.ts", "mpegts", "h264", [("audio", "ac3")], ".mp4", "not written"),
+        ("a.ts", "mpegts", "h264", [("audio", "ac3")], ".mp4", "not a supported output"),
         ("a.ts", "mpegts", "h264", [("subtitle", "dvb_subtitle")], ".mkv", "dvb_subtitle"),
         ("a.avi", "avi", "h264", [("audio", "pcm_s16le")], ".mkv", "pcm_s16le"),
-        ("a.gif", "gif", "h264", [], ".mp4", "not written"),
+        ("a.gif", "gif", "h264", [], ".mp4", "not a supported output"),
         ("a.mp4", "mov,mp4,m4a", "h264", [("data", "tmcd")], ".mp4", ""),
     ],
 )

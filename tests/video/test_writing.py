@@ -69,7 +69,7 @@ class Row:
 
 ROWS = {
     "aac in mp4": Row(made=sound("aac"), source="a.mp4", becomes=".mp4"),
-    "adts aac in ts": Row(made=sound("aac"), source="a.ts", becomes=".mp4", says=".ts is not written"),
+    "adts aac in ts": Row(made=sound("aac"), source="a.ts", becomes=".mp4", says=".ts is not a supported output"),
     "opus in mkv": Row(made=sound("libopus"), becomes=".mkv"),
     "opus to mp4": Row(made=sound("libopus"), suffix=".mp4", becomes=".mp4"),
     "flac in mkv": Row(made=sound("flac"), becomes=".mkv"),
@@ -79,7 +79,7 @@ ROWS = {
     "vorbis in webm": Row(
         made=f"{TEST} {SINE.format(0.4)} -c:v libvpx -c:a libvorbis", source="a.webm", suffix=".webm", becomes=".webm"
     ),
-    "ac3 in ts": Row(made=sound("ac3"), source="a.ts", becomes=".mp4", says=".ts is not written"),
+    "ac3 in ts": Row(made=sound("ac3"), source="a.ts", becomes=".mp4", says=".ts is not a supported output"),
     "eac3 in mp4": Row(made=sound("eac3"), source="a.mp4", becomes=".mp4"),
     "dts in mkv": Row(made=sound("dca"), becomes=".mkv"),
     "dts to mp4": Row(made=sound("dca"), suffix=".mp4", becomes=".mp4"),
@@ -87,16 +87,19 @@ ROWS = {
     "pcm in mov": Row(made=sound("pcm_s24le"), source="a.mov", becomes=".mov"),
     "pcm in avi": Row(made=sound("pcm_s16le"), source="a.avi", becomes=".mkv", says="pcm_s16le"),
     "pcm to mp4": Row(made=sound("pcm_s16le"), suffix=".mp4", becomes=".mp4", converted=("flac",)),
-    "mp3 in avi": Row(made=sound("libmp3lame"), source="a.avi", becomes=".mp4", says=".avi is not written"),
+    "mp3 in avi": Row(made=sound("libmp3lame"), source="a.avi", becomes=".mp4", says=".avi is not a supported output"),
     "mp2 in mpg": Row(
-        made=f"{TEST} {SINE.format(0.4)} -c:v mpeg2video -c:a mp2", source="a.mpg", becomes=".mp4", says="not written"
+        made=f"{TEST} {SINE.format(0.4)} -c:v mpeg2video -c:a mp2",
+        source="a.mpg",
+        becomes=".mp4",
+        says="not a supported output",
     ),
     "wma in wmv": Row(
         made=f"{TEST} {SINE.format(0.4)} -c:v wmv2 -c:a wmav2",
         source="a.wmv",
         becomes=".mp4",
         dropped=("wmav2",),
-        says="not written",
+        says="not a supported output",
     ),
     "sound longer than the picture": Row(made=sound("aac", 0.9), source="a.mp4", becomes=".mp4"),
     "sound shorter than the picture": Row(made=sound("aac", 0.1), source="a.mp4", becomes=".mp4"),
@@ -135,7 +138,7 @@ ROWS = {
         source="a.avi",
         becomes=".mp4",
         dropped=("utvideo",),
-        says="not written",
+        says="not a supported output",
     ),
     "subtitles of text to mp4": Row(
         made=f"{TEST} -i {{dir}}/a.srt -map 0 -map 1 {X264} -c:s srt -metadata:s:s:0 language=ger",
@@ -205,7 +208,7 @@ ROWS = {
         source="a.ts",
         becomes=".mp4",
         dropped=("bin_data",),
-        says="not written",
+        says="not a supported output",
     ),
     "prores from mp4": Row(made=sound("aac"), source="a.mp4", codec="prores", becomes=".mov", says="prores video"),
     "ffv1 from mp4": Row(made=sound("aac"), source="a.mp4", codec="ffv1", becomes=".mkv", says="ffv1 video"),

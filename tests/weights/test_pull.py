@@ -118,8 +118,8 @@ def test_a_pull_shows_what_comes_and_leaves_a_checked_converted_file_with_a_rece
     assert (report["state"], report["verified_by"], report["revision"]) == ("pulled", "hub", COMMIT)
     offer, total, *rest = said.stderr.splitlines()
     assert f"{ULTRAFLASH}/tiny_decoder.pth" in offer and "licence Apache-2.0" in offer
-    assert f"unlocked: the hub's current commit {COMMIT[:12]}, checked against the hub's own sha256" in offer
-    assert total.startswith(f"{len(decoder_file) / 1e6:.1f} MB to transfer")
+    assert f"unlocked: the hub's current commit {COMMIT[:12]}, checked against the hub's sha256" in offer
+    assert total.startswith(f"{len(decoder_file) / 1e6:.1f} MB to download")
     assert all("tiny_decoder.pth: " in line for line in rest), rest
 
     entry = read_manifest()["ultraflash/decoder"]
@@ -195,7 +195,7 @@ def test_the_tokenizer_comes_as_it_is_and_says_what_it_was_checked_against(
 ) -> None:
     assert main(["weights", "pull", "wan/tokenizer"]) == 0
     said = capsys.readouterr().err
-    assert "no sha256 there, checked against its git blob id" in said
+    assert "checked against its git blob id (the hub has no sha256)" in said
     folder = store.folder("wan/tokenizer")
     for path, content in TOKENIZER.items():
         assert (folder / Path(path).name).read_bytes() == content
@@ -213,7 +213,7 @@ def test_which_upsampler_it_is_is_told_by_the_file(
 ) -> None:
     hub.files[ULTRAFLASH] = {"latent_upsampler.pth": upsampler_file}
     line = refused(capsys, "weights", "pull", "ultraflash/upsampler_x3")
-    assert "no file at the hub fits; tried xin1u/UltraFlash/latent_upsampler.pth (holds upsampler_x2)" in line
+    assert "no matching file on the hub, tried xin1u/UltraFlash/latent_upsampler.pth (contains upsampler_x2)" in line
     assert hub.transfers() == [], "a file was fetched to learn what it is"
     (state,) = pull(capsys, "ultraflash/upsampler_x2")
     assert state["state"] == "pulled"
@@ -239,7 +239,7 @@ def test_a_set_leaves_out_the_scale_that_there_is_no_file_for(
     states = {each["name"]: each for each in pull(capsys, "ultraflash")}
     assert states["ultraflash/upsampler_x2"]["state"] == "pulled"
     assert states["ultraflash/upsampler_x3"]["state"] == "left out"
-    assert "latent_upsampler.pth (holds upsampler_x2)" in states["ultraflash/upsampler_x3"]["note"]
+    assert "latent_upsampler.pth (contains upsampler_x2)" in states["ultraflash/upsampler_x3"]["note"]
     assert left(store) == []
     states = {each["name"]: each["state"] for each in pull(capsys, "ultraflash", "--offline")}
     assert states.pop("ultraflash/upsampler_x3") == "left out"
@@ -255,21 +255,24 @@ def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(
 ) -> None:
     command = ("weights", "pull", NAME)
     hub.tokens[WAN] = "secret"
-    assert "asks for a login (401). Set HF_TOKEN" in refused(capsys, *command)
+    assert "requires a login (401); set HF_TOKEN" in refused(capsys, *command)
     monkeypatch.setenv("HF_TOKEN", "wrong")
-    assert "refuses access (403). Set HF_TOKEN" in refused(capsys, *command)
+    assert "refuses access (403); set HF_TOKEN" in refused(capsys, *command)
     hub.tokens.clear()
     hub.gated.add(WAN)
-    assert "wants its terms accepted (403)" in refused(capsys, *command)
+    assert "terms must be accepted (403)" in refused(capsys, *command)
     hub.gated.clear()
-    for status, sentence in {500: "problem of its own (500). Try again later", 429: "asked too often (429)"}.items():
+    for status, sentence in {
+        500: "server error (500); run the same command later",
+        429: "too many requests to the hub (429)",
+    }.items():
         hub.broken[FILE] = status
         assert sentence in refused(capsys, *command)
     hub.broken = {f"GET {FILE}": 503}
-    assert "problem of its own (503). Try again later; what has arrived is kept" in refused(capsys, *command)
+    assert "server error (503); run the same command later to resume" in refused(capsys, *command)
     hub.broken.clear()
     hub.silent.add("google/umt5-xxl/spiece.model")
-    assert "does not say commit, size and hash" in refused(capsys, *command)
+    assert "does not report commit, size and hash" in refused(capsys, *command)
     hub.files[WAN] = {"README.md": b"# words"}
     line = refused(capsys, *command)
     assert "has no google/umt5-xxl/spiece.model, only README.md" in line and "--from FILE" in line
@@ -284,14 +287,14 @@ def test_without_network_and_with_a_wrong_address_it_is_one_line(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     assert "no connection to http://127.0.0.1:1" in refused(capsys, "weights", "pull", NAME)
     monkeypatch.setenv("HF_ENDPOINT", "nonsense")
-    assert "HF_ENDPOINT is an address" in refused(capsys, "weights", "pull", NAME, code=2)
+    assert "HF_ENDPOINT must be a URL" in refused(capsys, "weights", "pull", NAME, code=2)
 
 
 def test_tokens_and_passwords_are_neither_printed_nor_sent_unencrypted(
     hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret\ntoken")
-    assert "HF_TOKEN holds a blank" in refused(capsys, "weights", "pull", NAME, code=2)
+    assert "HF_TOKEN contains a space" in refused(capsys, "weights", "pull", NAME, code=2)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("HF_ENDPOINT", "http://user:pass-word@127.0.0.1:1")
     assert main(["-v", "--log-file", str(tmp_path / "log"), "weights", "pull", NAME]) == 8
@@ -324,7 +327,7 @@ def test_a_pickle_that_would_run_something_is_one_clean_line(
 ) -> None:
     save({"weights": _Runs()}, tmp_path / "evil.pth")
     line = refused(capfd, "weights", "pull", "--from", tmp_path / "evil.pth")
-    assert line.startswith("error: evil.pth: ") and line.endswith("; nothing of it was run)")
+    assert line.startswith("error: evil.pth: ") and line.endswith("; none of its code was run)")
     assert "torch.load" not in line
 
 
@@ -341,7 +344,7 @@ def test_unknown_names_are_usage_errors_with_the_nearest_ones(hub: FakeHub, caps
     line = refused(capsys, "weights", "pull", "ultraflash/decodr", code=2)
     assert "did you mean ultraflash/decoder" in line
     assert "weights list" in refused(capsys, "weights", "path", "zzz", code=2)
-    assert "name what to pull, such as ultraflash" in refused(capsys, "weights", "pull", code=2)
+    assert "give a NAME such as ultraflash" in refused(capsys, "weights", "pull", code=2)
     assert hub.requests == []
 
 
@@ -411,11 +414,11 @@ def test_files_of_the_hubs_own_tools_are_used_where_they_lie(
     assert main(["weights", "rm", NAME]) == 0
     blob.write_bytes(b"\n" + bytes(len(content) - 1))
     assert main(["weights", "pull", NAME]) == 0
-    assert "it is fetched anew" in capsys.readouterr().err
+    assert "downloading it again" in capsys.readouterr().err
     assert main(["weights", "rm", NAME]) == 0
     capsys.readouterr()
     assert main(["weights", "pull", NAME, "--offline"]) == 8
-    assert "the network is not to be used" in capsys.readouterr().err
+    assert "--offline is set; run again without it" in capsys.readouterr().err
 
 
 def test_a_disk_without_space_is_refused_before_the_transfer(
@@ -456,13 +459,13 @@ def test_damage_in_the_store_is_found_and_repaired(
     path.write_bytes(content[:-1] + b"!")
     assert main(["weights", "verify", NAME]) == 8
     assert "sha256 of spiece.model starts" in capsys.readouterr().out
-    with pytest.raises(WeightsError, match="Run `ultraflash weights pull"):
+    with pytest.raises(WeightsError, match="run `ultraflash weights pull"):
         verify(entry, store, quick=True)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert verify(entry, store, quick=True) == path, "a quick look goes by size and time"
     path.write_bytes(content[:-9])
     assert main(["weights", "pull", NAME]) == 0
-    assert "has 102400 bytes, expected 102409; it is pulled again" in capsys.readouterr().err
+    assert "has 102400 bytes, expected 102409; pulling it again" in capsys.readouterr().err
     assert path.read_bytes() == content
     assert main(["weights", "verify"]) == 0
     assert f"ok    {NAME}" in capsys.readouterr().out
@@ -472,7 +475,7 @@ def test_damage_in_the_store_is_found_and_repaired(
 
 
 def test_path_and_rm(hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is not installed. Run `ultraflash weights pull" in refused(capsys, "weights", "path", NAME)
+    assert "is not installed; run `ultraflash weights pull" in refused(capsys, "weights", "path", NAME)
     pull(capsys, "wan/tokenizer")
     assert main(["weights", "path", NAME]) == 0
     assert capsys.readouterr().out == f"{store.path(read_manifest()[NAME])}\n"
@@ -481,8 +484,8 @@ def test_path_and_rm(hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFix
     assert freed[NAME] > 102409
     assert not store.folder("wan").exists()
     assert main(["weights", "rm", NAME]) == 0
-    assert "nothing was there" in capsys.readouterr().out
-    assert "came with the program" in refused(capsys, "weights", "rm", "lite", code=2)
+    assert "not installed" in capsys.readouterr().out
+    assert "built-in weights cannot be removed" in refused(capsys, "weights", "rm", "lite", code=2)
 
 
 def test_a_file_the_user_has_is_recognised_by_its_tensors(
@@ -540,7 +543,7 @@ def test_a_lock_is_filled_from_the_hub_and_holds_later_pulls_to_it(
         assert (entry.revision, entry.bytes) == (COMMIT, len(content))
         assert entry.sha256 == hashlib.sha256(content).hexdigest()
     assert locked["ultraflash/decoder"] == listed["ultraflash/decoder"]
-    assert "exists; -y replaces it" in refused(capsys, "weights", "lock", "--out", out, "wan/tokenizer", code=2)
+    assert "exists; use -y to replace it" in refused(capsys, "weights", "lock", "--out", out, "wan/tokenizer", code=2)
 
     pull(capsys, NAME)
     monkeypatch.setattr("ultraflash_cli.jobs.weights.catalogue.read_manifest", lambda: locked)

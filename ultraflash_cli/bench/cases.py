@@ -13,7 +13,7 @@ __all__ = ["KINDS", "RES", "BenchCase", "drifting_frames", "parse_size"]
 
 SMALLEST_PX, LARGEST_PX = 16, 8192
 KINDS = ("upscale", "generate", "kernels")
-"""What ``bench`` can be asked for."""
+"""What ``bench`` can measure."""
 RES = {"480p": 1, "1k": 2, "2k": 3}
 """Targets by what they multiply the model's base size by."""
 
@@ -44,36 +44,36 @@ class BenchCase:
     graphs: bool = True
     """Record CUDA graphs, on a GPU."""
     lanes: bool = True
-    """Draw the next group beside the refinement of the present one, on a GPU."""
+    """Draw the next group next to the refinement of the current one, on a GPU."""
     untrained: bool = False
-    """Weights are drawn at random: times and memory mean something, pictures nothing."""
+    """Weights are random: times and memory mean something, pictures nothing."""
     store: Path | None = None
-    """Folder of the downloaded weights; None where only built-in ones may be used."""
+    """Folder of the downloaded weights; None if only built-in ones may be used."""
 
     def __post_init__(self) -> None:
         if self.kind == "upscale" and self.scale not in (2, 3):
-            raise ConfigError(f"--scale is 2 or 3, got {self.scale}")
+            raise ConfigError(f"--scale must be 2 or 3, got {self.scale}")
         if self.kind == "generate" and self.scale not in RES.values():
-            raise ConfigError(f"what is generated is enlarged 1, 2 or 3 times, got {self.scale}")
+            raise ConfigError(f"generate supports a scale of 1, 2 or 3, got {self.scale}")
         if self.frames < 1:
-            raise ConfigError(f"--frames is at least 1, got {self.frames}")
+            raise ConfigError(f"--frames must be at least 1, got {self.frames}")
         if self.seconds is not None and not 0 < self.seconds <= 3600:
-            raise ConfigError(f"--seconds is more than 0 and at most 3600, got {self.seconds:g}")
+            raise ConfigError(f"--seconds must be above 0 and at most 3600, got {self.seconds:g}")
         for side in (self.width_px, self.height_px):
             if not SMALLEST_PX <= side <= LARGEST_PX:
-                raise ConfigError(f"a side is {SMALLEST_PX} to {LARGEST_PX} pixels, got {side}")
+                raise ConfigError(f"--size must be {SMALLEST_PX} to {LARGEST_PX} pixels per side, got {side}")
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """Return width and height from ``WxH``; raises ConfigError for anything else."""
     width, cross, height = text.lower().partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
-        raise ConfigError(f"--size is WIDTHxHEIGHT such as 832x480, got {text!r}")
+        raise ConfigError(f"--size must be WIDTHxHEIGHT such as 832x480, got {text!r}")
     return int(width), int(height)
 
 
 def drifting_frames(width_px: int, height_px: int) -> Iterator[np.ndarray]:
-    """Yield 8-bit RGB frames ``[H, W, 3]`` of a coloured texture that moves two pixels a frame, without end."""
+    """Yield 8-bit RGB frames ``[H, W, 3]`` of a coloured texture that moves two pixels per frame, without end."""
     rng = np.random.default_rng(0)
     coarse_hwc = rng.integers(0, 256, (height_px // 8 + 1, width_px // 8 + 1, 3))
     blocks_hwc = coarse_hwc.repeat(8, axis=0).repeat(8, axis=1)[:height_px, :width_px]

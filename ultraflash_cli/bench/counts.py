@@ -17,10 +17,10 @@ __all__ = ["CountingClock", "Work", "count_flops", "counting"]
 
 
 class Work(NamedTuple):
-    """What was asked for."""
+    """What was requested."""
 
     flops: int
-    """A multiply-add counts as 2; convolutions, matrix products and attention, of chosen blocks only."""
+    """A multiply-add counts as 2; convolutions, matmuls and attention, of chosen blocks only."""
     bytes: int
     """What the operations read and write, each for itself, views left out."""
 
@@ -76,7 +76,7 @@ class _Traffic(TorchDispatchMode):
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """How the operations that torch does not know, or does not count, are counted."""
+    """Return how the operations that torch does not know, or does not count, are counted."""
     for name in ("block_sparse_attention", "memory_conv"):
         import_module(f"ultraflash_kernels.{name}.op")  # it tells torch of the operation
     # torch does not count its own attention on a CPU.

@@ -54,7 +54,7 @@ def measure_operation(name: str, device: torch.device, limits: Limits) -> list[K
 
 
 def rows_of(found: list[Measured], limits: Limits) -> list[KernelTime]:
-    """Set measurements of implementations beside each other and beside the limits."""
+    """Set measurements of implementations side by side and next to the limits."""
     rows: list[KernelTime] = []
     for one in found:
         same = [each for each in found if (each.name, each.dtype) == (one.name, one.dtype) and each is not one]

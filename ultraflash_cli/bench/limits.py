@@ -15,7 +15,7 @@ class Limits:
 
     precision: str
     product_flops_per_second: float
-    """A square matrix product that fills the device."""
+    """A square matmul that fills the device."""
     copy_bytes_per_second: float
     """A copy that no cache holds; what is read and what is written both count."""
     convolution_flops_per_second: float

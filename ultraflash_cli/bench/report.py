@@ -30,13 +30,13 @@ class StageTime:
 
 @dataclass(frozen=True, kw_only=True)
 class WallTime:
-    """The whole command, file to file: reading, model and writing beside each other."""
+    """The whole command, file to file: reading, model and writing side by side."""
 
     frames: int
     seconds: float
     """From loading the model to the finished file."""
     fps: float
-    """Frames a second from the first group of pictures to the finished file, that group left out."""
+    """Frames per second from the first group of pictures to the finished file, that group left out."""
     first_frame_seconds: float | None
     """From the start, loading included, until the first pictures left the model."""
     codec: str
@@ -46,7 +46,7 @@ class WallTime:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """Model time, frames in memory to frames in memory, and beside it the wall time of the command."""
+    """Model time, frames in memory to frames in memory, and next to it the wall time of the command."""
 
     kind: str
     """``upscale`` or ``generate``."""
@@ -73,29 +73,29 @@ class BenchReport:
     first_frame_seconds: float
     """From nothing until the first group of pictures is on the host, everything cold."""
     warm_first_frame_seconds: float | None
-    """The same of a further clip; None where no whole clip is timed."""
+    """The same of a further clip; None if no whole clip is timed."""
     stages: tuple[StageTime, ...]
     graphs: dict[str, dict[str, int]]
-    """Steps by stage: recorded, replayed, run as they are; empty without CUDA graphs."""
+    """Steps by stage: recorded, replayed, run eagerly; empty without CUDA graphs."""
     not_recorded: tuple[str, ...]
     """Why steps of a stage could not be recorded."""
     lanes: bool
-    """Whether generator and refiner ran beside each other."""
+    """Whether generator and refiner ran side by side."""
     peak_rss_bytes: int
     """Of a process that did nothing else, Python and torch included."""
     peak_vram_bytes: int | None
     flops_per_output_pixel: float
-    """A multiply-add counts as 2; convolutions, matrix products and attention."""
+    """A multiply-add counts as 2; convolutions, matmuls and attention."""
     bytes_per_output_pixel: float
     """What the operations read and write, each for itself."""
     limits: "Limits"
     versions: dict[str, str]
     wall: WallTime | None = None
-    """None where the command itself was not run."""
+    """None if the command itself was not run."""
 
     @property
     def fps(self) -> float:
-        """Frames a second of model time."""
+        """Frames per second of model time."""
         return self.frames / self.seconds
 
     @property
@@ -126,7 +126,7 @@ class BenchReport:
             cold += f", {self.warm_first_frame_seconds:.2f} s warm"
         return [
             f"{self.kind} {self.model}, {self.weights} weights, {source} to {output}, {where}",
-            f"{self.fps:.2f} frames a second of model time ({whole}{done})",
+            f"{self.fps:.2f} model frames per second ({whole}{done})",
             *(self._stage_line(stage) for stage in self.stages),
             *self._graph_lines(),
             f"{memory}; {cold}",
@@ -135,12 +135,12 @@ class BenchReport:
         ]
 
     def _stage_line(self, stage: StageTime) -> str:
-        line = f"  {stage.name:<18} {1000 * stage.seconds / self.frames:8.1f} ms a frame {100 * stage.share:5.1f} %"
+        line = f"  {stage.name:<18} {1000 * stage.seconds / self.frames:8.1f} ms per frame {100 * stage.share:5.1f} %"
         if not stage.bytes_per_second:
             return line
         product = stage.flops_per_second / self.limits.product_flops_per_second
         copy = stage.bytes_per_second / self.limits.copy_bytes_per_second
-        rates = f"{stage.flops_per_second / 1e9:9.1f} GFLOP/s {product:4.0%} of a product"
+        rates = f"{stage.flops_per_second / 1e9:9.1f} GFLOP/s {product:4.0%} of a matmul"
         return f"{line} {rates}  {stage.bytes_per_second / 1e9:7.1f} GB/s {copy:4.0%} of a copy"
 
     def _graph_lines(self) -> list[str]:
@@ -153,8 +153,8 @@ class BenchReport:
         limits = self.limits
         convolution = self.flops_per_second / limits.convolution_flops_per_second
         return (
-            f"{self.flops_per_output_pixel / 1000:.1f} kFLOP an output pixel; {self.flops_per_second / 1e9:.0f} "
-            f"GFLOP/s of {limits.product_flops_per_second / 1e9:.0f} in a large product and of "
+            f"{self.flops_per_output_pixel / 1000:.1f} kFLOP per output pixel; {self.flops_per_second / 1e9:.0f} "
+            f"GFLOP/s of {limits.product_flops_per_second / 1e9:.0f} in a large matmul and of "
             f"{limits.convolution_flops_per_second / 1e9:.0f} in a plain convolution ({convolution:.0%}); "
             f"a large copy moves {limits.copy_bytes_per_second / 1e9:.1f} GB/s"
         )
@@ -162,9 +162,9 @@ class BenchReport:
 
 def _wall_line(wall: WallTime) -> str:
     first = "" if wall.first_frame_seconds is None else f", first frames after {wall.first_frame_seconds:.1f} s"
-    limit = "" if wall.limit is None else f", {wall.limit} is the limit"
+    limit = "" if wall.limit is None else f", {wall.limit} is the bottleneck"
     return (
-        f"{wall.fps:.2f} frames a second from file to file ({wall.frames} frames in {wall.seconds:.2f} s, "
+        f"{wall.fps:.2f} frames per second from file to file ({wall.frames} frames in {wall.seconds:.2f} s, "
         f"{wall.codec}{first}{limit})"
     )
 
@@ -174,7 +174,7 @@ def kernel_lines(rows: "Sequence[KernelTime]", names: Mapping[str, str]) -> list
     lines: list[str] = []
     for row in rows:
         if row.flops_per_second:
-            rate = f"{row.flops_per_second / 1e12:8.3f} TFLOP/s {row.of_product:4.0%} of a product"
+            rate = f"{row.flops_per_second / 1e12:8.3f} TFLOP/s {row.of_product:4.0%} of a matmul"
         else:
             rate = f"{row.bytes_per_second / 1e9:8.1f} GB/s    {row.of_copy:4.0%} of a copy"
         times = ", ".join(f"{factor:.2f} x {names.get(rival, rival)}" for rival, factor in row.speedups.items())

@@ -1,4 +1,4 @@
-"""Measure a model in a process of its own."""
+"""Measure a model in a separate process."""
 
 import multiprocessing
 import platform
@@ -62,7 +62,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
         answer = ours.recv()
     except EOFError:
         worker.join()
-        raise OutOfMemory(f"the measuring process was ended (code {worker.exitcode}); try a smaller --size") from None
+        raise OutOfMemory(f"the measuring process was killed (code {worker.exitcode}); try a smaller --size") from None
     worker.join()
     if isinstance(answer, BaseException):
         raise answer
@@ -82,7 +82,7 @@ def _answer(function: Callable[..., object], arguments: tuple[Any, ...], pipe: C
 def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -> BenchReport:
     """Build the model; time its first group cold, then what comes once it is warm; count what it asks for.
 
-    Of an endless clip, whole groups are timed behind those that warm up; else one clip from its beginning to its end.
+    Of an endless clip, whole groups are timed after those that warm up; else one clip from its beginning to its end.
     ``limits`` are the device's; None measures them here, after the model.
     """
     started_s = time.perf_counter()
@@ -101,7 +101,7 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
     first_s = time.perf_counter()
 
     warm_first_s, kept = None, stream if ready.endless else None
-    del stream  # a second one beside it would take memory twice, and graphs serve one at a time
+    del stream  # a second one next to it would take memory twice, and graphs serve one at a time
     if kept is not None:
         work = _count(clock, kept, groups=1)
         for _ in range(_warm_groups(case, kept)):
@@ -221,9 +221,9 @@ def _scaled(work: "Work", factor: float) -> tuple[float, float]:
 
 
 def stage_times(spent: dict[str, float], seconds: float, work: dict[str, tuple[float, float]]) -> tuple[StageTime, ...]:
-    """Return each stage's part of the whole with the rates it reached, and what lies between the stages as ``other``.
+    """Return each stage's part of the whole with the rates it reached, and what is between the stages as ``other``.
 
-    ``work`` are operations and bytes by stage. Stages that ran beside each other may sum to more than the whole.
+    ``work`` are operations and bytes by stage. Stages that ran side by side may sum to more than the whole.
     """
     between = max(seconds - sum(spent.values()), 0.0)
     whole = sum(spent.values()) + between
@@ -239,7 +239,7 @@ def stage_times(spent: dict[str, float], seconds: float, work: dict[str, tuple[f
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes; this package's where it is installed."""
+    """Return the versions of what computes; this package's if it is installed."""
     found = {"python": platform.python_version()}
     for name in ("ultraflash", "torch", "triton"):
         try:

@@ -44,7 +44,7 @@ class Launch(NamedTuple):
     flops: int
     """A multiply-add counts as 2."""
     rows: int = 0
-    """Of the left factor of a product; channels of a convolution's result."""
+    """Of the left factor of a matmul; channels of a convolution's result."""
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,10 @@ def random_context(profile: Profile, device: torch.device) -> Tensor | None:
 
 
 def generator_of(profile: Profile, *, long: bool) -> GeneratorConfig:
-    """Return a profile's generator. Raises ConfigError where it has none."""
+    """Return a profile's generator. Raises ConfigError if it has none."""
     config = profile.long_generator if long else profile.generator
     if config is None:
-        raise ConfigError(f"the model {profile.name} cannot generate")
+        raise ConfigError(f"{profile.name} cannot generate; choose another model with --model")
     return config
 
 
@@ -102,7 +102,10 @@ def clip_plan(case: BenchCase, config: GeneratorConfig) -> GenerationPlan:
     longest = config.longest
     if longest is not None and latents > longest:
         if case.seconds is not None:
-            raise ConfigError(f"the generator ends after {longest} latent frames, {case.seconds:g} s take {latents}")
+            raise ConfigError(
+                f"the generator makes at most {longest} latent frames, {case.seconds:g} s need {latents}; "
+                "use a smaller --seconds"
+            )
         latents = longest
     return plan_generation(latents, chunk=chunk, independent_first=first)
 
@@ -115,7 +118,7 @@ class Untrained:
         self.case = case
         self.device = _device(case.device)
         if case.model not in PROFILES:
-            raise ConfigError(f"no model is called {case.model!r}; there are {', '.join(PROFILES)}")
+            raise ConfigError(f"unknown model {case.model!r}; choose from {', '.join(PROFILES)}")
         self._rules = CacheManagement.parse(case.cache_management)
         profile = _managed(PROFILES[case.model], self._rules)
         self.profile = profile.at_scale(case.scale) if case.scale > 1 else profile
@@ -153,7 +156,7 @@ class Untrained:
         case, profile = self.case, self.profile
         config = generator_of(profile, long=case.long)
         if not profile.refines_latents:
-            raise ConfigError(f"the model {profile.name} is built in: measure it with its own weights")
+            raise ConfigError(f"{profile.name} is built in; measure it with its own weights")
         refiner = self._refiner() if case.scale > 1 else None
         video = TextToVideo(
             profile,
@@ -194,7 +197,7 @@ class Untrained:
             return network
         narrow = getattr(network, "to_fp8", None)
         if narrow is None or not self._gpu:
-            raise ConfigError("fp8 needs a GPU and networks that have an 8-bit form")
+            raise ConfigError("fp8 needs a GPU and a model with 8-bit layers")
         return narrow()
 
     def _dtype_of(self, part: str) -> torch.dtype:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -43,44 +43,42 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="WHAT",
-            help="upscale, generate or kernels; without it all that the model can, and on a GPU the kernels too.",
+            help="upscale, generate or kernels; by default all that apply.",
             show_default=False,
         ),
     ] = None,
     res: Annotated[
-        str, typer.Option("--res", metavar="480p,1k,2k", help="Target sizes; 480p is for what is generated.")
+        str, typer.Option("--res", metavar="480p,1k,2k", help="Target sizes; 480p applies to generate only.")
     ] = "1k",
     size: Annotated[
         str | None,
-        typer.Option(
-            "--size", metavar="WxH", help="Size of the source; by default the model's own.", show_default=False
-        ),
+        typer.Option("--size", metavar="WxH", help="Source size; by default the model's own.", show_default=False),
     ] = None,
     scale: Annotated[
         int | None,
-        typer.Option("--scale", metavar="2|3", help="How much each side grows, instead of --res.", show_default=False),
+        typer.Option("--scale", metavar="2|3", help="Scale factor, instead of --res.", show_default=False),
     ] = None,
-    frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames to time, in whole groups.")] = 24,
+    frames: Annotated[int, typer.Option("--frames", metavar="N", help="Frames to time, rounded to whole groups.")] = 24,
     seconds: Annotated[
         float | None,
         typer.Option(
-            "--seconds", metavar="S", help="Length of the generated clip; by default 81 frames.", show_default=False
+            "--seconds", metavar="S", help="Length of the generated clip (default: 81 frames).", show_default=False
         ),
     ] = None,
     wall: Annotated[
-        Literal["on", "off"], typer.Option("--wall", help="Also time the whole command, file to file.")
-    ] = "on",
+        bool, typer.Option("--wall/--no-wall", help="Also time the whole command, from file to file.")
+    ] = True,
     model: ModelOption = "auto",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    cuda_graphs: CudaGraphsOption = "auto",
+    cuda_graphs: CudaGraphsOption = True,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Measure speed, memory and time by stage on this machine.
+    """Measure speed, memory and time per stage on this machine.
 
-    The device's own limits stand beside them.
-    Weights that are not installed are drawn at random, and that is said: times mean something then, pictures nothing.
+    The limits of the device are printed next to them. Missing weights are replaced by random ones, which is reported:
+    timings stay valid, pictures do not.
     """
     from ultraflash_cli.bench.cases import KINDS, RES, BenchCase, parse_size
     from ultraflash_cli.bench.kernels import OTHERS
@@ -91,15 +89,15 @@ def bench(
 
     for word in what or ():
         if word not in KINDS:
-            raise UsageError(f"bench measures {', '.join(KINDS)}, not {word!r}")
+            raise UsageError(f"unknown benchmark {word!r}; choose from {', '.join(KINDS)}")
     on_gpu = choose_device(device).type == "cuda"
     profile = find_profile(("ultraflash" if on_gpu else "lite") if model == "auto" else model)
     kinds = what or ["upscale", *(["generate"] if profile.generator else []), *(["kernels"] if on_gpu else [])]
     if "generate" in kinds and profile.generator is None:
-        raise UsageError(f"the model {profile.name} cannot generate; --model names another.")
+        raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
     names = [name.strip().lower() for name in res.split(",")]
     if not set(names) <= RES.keys():
-        raise UsageError(f"--res is some of {', '.join(RES)} with commas between them, got {res!r}")
+        raise UsageError(f"--res must be a comma-separated list of {', '.join(RES)}, got {res!r}")
     scales = [scale] if scale is not None else [RES[name] for name in names]
     height_px, width_px = profile.base_size
     if size is not None:
@@ -114,7 +112,7 @@ def bench(
         precision=precision,
         threads=threads or usable_cores(),
         waiting=console.settings.waiting,
-        graphs=cuda_graphs == "auto",
+        graphs=cuda_graphs,
         store=console.settings.home,
     )
     case = replace(case, untrained=not _installed(case, profile))
@@ -125,7 +123,7 @@ def bench(
         if kind in kinds and not (kind == "upscale" and each == 1)
     ]
     if not cases and "kernels" not in kinds:
-        raise UsageError("nothing to measure: 480p is a target of generate")
+        raise UsageError("nothing to measure: 480p applies to generate only")
     if "generate" in kinds:
         _check_generated_size(profile, width_px, height_px)
     reports: list[BenchReport] = []
@@ -133,7 +131,7 @@ def bench(
         about = f"{each.kind} {width_px}x{height_px} x{each.scale}"
         with console.working("bench", f"measuring {about}: the model alone"):
             report = in_fresh_process(measure, each, prepare)
-        if wall == "on":
+        if wall:
             with console.working("bench", f"measuring {about}: file to file"):
                 report = replace(report, wall=in_fresh_process(measure_wall, each))
         reports.append(report)
@@ -331,7 +329,7 @@ def measure_kernels(device: str, threads: int) -> "list[KernelTime]":
 
 
 def _installed(case: "BenchCase", profile: "Profile") -> bool:
-    """Whether the weights of a model are there, so far as a measurement needs them."""
+    """Return whether the weights of a model are there, so far as a measurement needs them."""
     from ultraflash_cli.errors import WeightsError
     from ultraflash_cli.jobs.running.choices import upscaling_parts
     from ultraflash_cli.models.build import Shelf

@@ -16,15 +16,15 @@ __all__ = ["clean"]
 def clean(
     console: Console,
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="FOLDER", help="Where to look; by default here.")
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Folders to search; by default the current one.")
     ] = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Remove what is listed.")] = False,
-    recursive: Annotated[bool, typer.Option("--recursive", help="Look in the folders inside, too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Search subfolders too.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List what interrupted runs left behind; remove it with -y.
+    """List leftovers of interrupted runs; -y removes them.
 
-    What is removed cannot be resumed any more. The work of a run that is still going on is left alone.
+    Removed work cannot be resumed. The work of a run in progress is never touched.
     """
     from ultraflash_cli.jobs.resume.leftovers import find_leftovers, remove
 
@@ -32,17 +32,17 @@ def clean(
     for leftover in found:
         removed = yes and remove(leftover)
         if leftover.refusal is not None:
-            console.warning(f"left alone: {leftover.refusal}")
+            console.warning(f"skipped: {leftover.refusal}")
         elif yes and not removed and not leftover.in_use:
-            console.warning(f"{leftover.folder} is left: it holds what this program has not made")
+            console.warning(f"{leftover.folder} was not removed: it contains files that ultraflash did not create")
         if json:
             console.data(asdict(leftover) | {"folder": str(leftover.folder), "removed": removed})
             continue
         state = (
-            "removed" if removed else "in use" if leftover.in_use else "not ours" if leftover.refusal else "left over"
+            "removed" if removed else "in use" if leftover.in_use else "not ours" if leftover.refusal else "leftover"
         )
         console.text(f"{state:9}  {leftover.size_bytes / 1e6:9.1f} MB  {leftover.frames:7} frames  {leftover.folder}")
     if not found:
-        console.info("nothing is left over")
+        console.info("nothing to clean")
     elif not yes:
-        console.info("-y removes them; the same upscale command goes on with them")
+        console.info("-y removes them; rerunning the same command would resume them")

@@ -16,20 +16,20 @@ __all__ = ["compare"]
 def compare(
     console: Console,
     reference: Annotated[
-        Path, typer.Argument(metavar="REF", parser=as_path, help="The original, or the source OUT was made from.")
+        Path, typer.Argument(metavar="REF", parser=as_path, help="The original, or the source of OUT.")
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", parser=as_path, help="The result.")],
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", parser=as_path, help="Write a page to look at.")
+        Path | None, typer.Option("--html", metavar="FILE", parser=as_path, help="Also write a self-contained page.")
     ] = None,
     overwrite: OverwriteOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure a result against its original or its source, frame by frame.
+    """Measure a result against its original or its source.
 
-    Sizes decide which it is: a REF of OUT's size is the original. A smaller one is the source; then OUT is made small
-    again, and the scores say how far it strays. Scores of different VMAF models cannot be compared with each other.
+    A REF of the same size as OUT is its original. A smaller REF is its source: OUT is then downscaled, and the scores
+    show how far it departs from the source. Scores of different VMAF models are not comparable.
     """
     from ultraflash_cli.jobs.compare import CompareJob, run
     from ultraflash_cli.metrics.comparison import COMPARED
@@ -39,7 +39,7 @@ def compare(
     if json:
         console.data(asdict(report))
         return
-    console.text(f"{report.output} beside its {report.mode}, {report.frames} frames at {report.width}x{report.height}")
+    console.text(f"{report.output} against its {report.mode}, {report.frames} frames at {report.width}x{report.height}")
     for name, mean in report.means.items():
         metric, values = COMPARED[name], report.series[name]
         measured = sum(value is not None for value in values)

@@ -11,9 +11,9 @@ __all__ = ["doctor"]
 
 @with_console(hidden=True)
 def doctor(console: Console, json: JsonOption = False) -> int:
-    """Check this machine; each fault comes with its fix.
+    """Check this machine and suggest a fix for each problem.
 
-    It looks at libraries, devices, codecs, weights and the disk.
+    It checks libraries, devices, codecs, weights and disk space.
     """
     from ultraflash_cli.jobs.doctor import examine
     from ultraflash_cli.jobs.weights.pull import open_store

@@ -17,14 +17,14 @@ def explain(
     console: Console,
     output: Annotated[
         Path,
-        typer.Argument(metavar="OUT", parser=as_path, help="A file that ultraflash has made, or DIR/%05d.png."),
+        typer.Argument(metavar="OUT", parser=as_path, help="A file made by ultraflash, or DIR/%05d.png."),
     ],
     json: JsonOption = False,
 ) -> None:
-    """Show how a file was made, from its own tag, and the command that makes it again.
+    """Show how a file was made, and the command to repeat it.
 
-    INPUT in the command stands for the input, whose name the tag does not hold. The same input, weights, version and
-    kind of device give the same pixels.
+    The file's own tag says so. INPUT in the command stands for the input, whose name is not stored. The same input,
+    weights, version and kind of device give the same pixels.
     """
     from ultraflash_cli.jobs.explain import explain as read
 

@@ -55,7 +55,7 @@ def generate(
             "--prompts",
             metavar="FILE|-",
             parser=as_path,
-            help="A clip for each line of a file, or of stdin; blank lines and # comments are skipped.",
+            help="File with one prompt per line, or - for stdin; # starts a comment.",
         ),
     ] = None,
     output: Annotated[
@@ -65,9 +65,8 @@ def generate(
             "--output",
             metavar="FILE|DIR|-",
             parser=as_path,
-            help="Where to write; without it, here, named after prompt, size and seed. The file's title is the prompt, "
-            "its comment names model and seed. DIR/%05d.png writes pictures; - streams to stdout: Matroska, or y4m "
-            "with --codec y4m.",
+            help="Output, by default named after prompt, size and seed. Its tags hold prompt, model and seed. "
+            "DIR/%05d.png writes images; - streams to stdout: Matroska, or y4m with --codec y4m.",
         ),
     ] = None,
     init_clip: Annotated[
@@ -76,7 +75,7 @@ def generate(
             "--init-clip",
             metavar="FILE",
             parser=as_path,
-            help="Go on from the end of this clip, scaled and cropped to fit; only what follows it is written.",
+            help="Continue this clip, scaled and cropped to fit; only the continuation is written.",
         ),
     ] = None,
     res: Annotated[
@@ -88,8 +87,8 @@ def generate(
         typer.Option(
             "--seconds",
             metavar="S",
-            help="Length; a clip has 1 + 4n frames at 16 a second, by default 81. Longer ones of ultraflash want the "
-            "weights of its long variant.",
+            help="Length in seconds (default: 81 frames, about 5 s). Longer clips with ultraflash need the "
+            "ultraflash-long weights.",
             show_default=False,
         ),
     ] = None,
@@ -98,24 +97,24 @@ def generate(
         typer.Option(
             "--fps",
             metavar="N|N/D",
-            help="Frames a second in the file; 16 are made, others by repeating or dropping frames, never by blending.",
+            help="Output frame rate (default: 16); frames are repeated or dropped, never blended.",
             show_default=False,
         ),
     ] = None,
     seed: SeedOption = 0,
     count: Annotated[
-        int, typer.Option("--count", metavar="N", help="Clips for each prompt, with seeds from --seed on.")
+        int, typer.Option("--count", metavar="N", help="Clips per prompt, with seeds counting up from --seed.")
     ] = 1,
     save_lr: Annotated[
-        bool, typer.Option("--save-lr", help="Write the clip at 480p, too, as NAME_480p beside the other.")
+        bool, typer.Option("--save-lr", help="Also write the 480p clip, as NAME_480p next to the other.")
     ] = False,
     cache_management: Annotated[
         str,
         typer.Option(
             "--cache-management",
             metavar="off|steps,refresh,kv",
-            help="What to skip for speed: denoising steps after the first chunk (steps=N), passes that refresh the "
-            "memory (refresh=THRESHOLD), memory of the refinement. One or more of them.",
+            help="Shortcuts for speed, one or more: fewer denoising steps after the first chunk (steps=N), fewer "
+            "context passes (refresh=THRESHOLD), a shorter cache (kv).",
         ),
     ] = "off",
     model: ModelOption = "auto",
@@ -127,11 +126,11 @@ def generate(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     max_memory: MaxMemoryOption = None,
-    cuda_graphs: CudaGraphsOption = "auto",
+    cuda_graphs: CudaGraphsOption = True,
     threads: ThreadsOption = None,
     no_tag: NoTagOption = False,
     serve: ServeOption = None,
-    resume: ResumeOption = "auto",
+    resume: ResumeOption = True,
     overwrite: OverwriteOption = False,
     skip_existing: SkipExistingOption = False,
     keep_going: KeepGoingOption = False,
@@ -139,10 +138,10 @@ def generate(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Generate video from words.
+    """Generate videos from text prompts.
 
-    The built-in model lite draws simple landscapes by time of day: skies over sea, hills, mountains, fields or a city.
-    For real clips `ultraflash weights pull ultraflash` brings the published model, which needs a GPU and
+    The built-in model lite makes simple landscapes: a sky at some time of day over sea, hills, mountains, fields or a
+    city. For real clips, `ultraflash weights pull ultraflash` installs the published model, which needs a GPU and
     `pip install '.[generate]'` in the source folder.
     """
     from ultraflash_cli.jobs.batch import plan_batch, run_batch
@@ -151,19 +150,19 @@ def generate(
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
     if count < 1:
-        raise UsageError(f"--count is 1 or more, got {count}")
+        raise UsageError(f"--count must be at least 1, got {count}")
     texts = _prompts(prompt, prompts)
     is_batch = prompts is not None or count > 1
     several = len(texts) * count > 1
     to_stream = takes_stream(output)
     if to_stream and several:
-        raise UsageError(f"{output} stands for one clip; name a folder for several")
+        raise UsageError(f"'{output}' is a stream for a single clip; several clips need a folder")
     into_folder = output is not None and not to_stream and (several or os.path.isdir(output))
     console.data_on_err = is_stdout(output)
     if output is not None and several and not os.path.isdir(output):
         is_file = os.path.exists(output) or output.suffix.lower() in VIDEO_SUFFIXES
         if is_file:
-            raise UsageError(f"{output} names a file, several clips need a folder")
+            raise UsageError(f"{output} is a file; several clips need a folder")
 
     def job_of(text: str, number: int, sink: BinaryIO | None = None, show: "Show | None" = None) -> GenerateJob:
         return GenerateJob(
@@ -191,16 +190,16 @@ def generate(
             precision=precision,
             threads=threads,
             max_memory=max_memory,
-            cuda_graphs=cuda_graphs == "auto",
+            cuda_graphs=cuda_graphs,
             tag=not no_tag,
             show=show,
-            resume=resume == "auto",
+            resume=resume,
             overwrite=overwrite,
             skip_existing=skip_existing,
         )
 
     for text in texts:
-        job_of(text, 0)  # refuses, before any work, what no clip can be made of
+        job_of(text, 0)  # refuse impossible jobs before any work
     on_first = None if dry_run else console.acknowledge_stop
     with (
         opened_sink(output, console, dry_run=dry_run) as sink,
@@ -217,11 +216,11 @@ def generate(
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
-    """Give the prompts of the argument, of the file or of stdin. Raises UsageError, InputError."""
+    """Return the prompts from the argument, the file or stdin. Raises UsageError, InputError."""
     from ultraflash_cli.jobs.planning.generate import read_prompts
 
     if (prompt is None) == (file is None):
-        raise UsageError("name either a PROMPT or --prompts FILE" + (", not both" if prompt is not None else ""))
+        raise UsageError("give either a PROMPT or --prompts FILE" + (", not both" if prompt is not None else ""))
     if prompt is not None:
         return [prompt]
     assert file is not None, "one of the two is there"
@@ -234,5 +233,5 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     except OSError as error:
         raise InputError(f"{file}: {error.strerror}; check the path and its permissions") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no text in UTF-8; write one prompt on each line") from error
+        raise InputError(f"{file} is not UTF-8 text; expected one prompt per line") from error
     return read_prompts(text.splitlines())

@@ -1,4 +1,4 @@
-"""What commands over several clips share: each outcome shown as it comes, failures told together."""
+"""What commands over several clips share: outcomes as they come, and a summary of failures."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["show_outcomes"]
 
 _NAMED = 20
-"""How many of the files that failed the last line names."""
+"""How many failed files the last line names."""
 
 
 def show_outcomes(
@@ -21,8 +21,8 @@ def show_outcomes(
 ) -> None:
     """Show the outcomes of `count` clips, stopping at the first failure unless `keep_going`.
 
-    A batch ends with a table. A report that cannot be written ends no batch; it is told at the end. Raises the failure
-    itself where there is a single clip, else BatchError, or OutputError for the report.
+    A batch ends with a table. A report that cannot be written does not end a batch; it is reported at the end. Raises
+    the failure itself for a single clip, else BatchError, or OutputError for the report.
     """
     failed: list[str] = []
     rows: list[_Row] = []
@@ -34,7 +34,7 @@ def show_outcomes(
             _show(console, outcome, json=json)
         except OutputError as error:
             if outcome.report is None:
-                raise  # nothing was made, so nothing more need be looked at
+                raise  # nothing was made, so there is nothing else to show
             if unreported is None and is_batch:
                 console.warning(str(error))
             unreported = error
@@ -48,23 +48,23 @@ def show_outcomes(
         console.failure(outcome.failure, source=outcome.source)
         if not keep_going:
             break
-    if is_batch and len(rows) == tried:  # a dry run makes nothing of which a table could tell
+    if is_batch and len(rows) == tried:  # a dry run makes nothing to list in a table
         for line in _table(rows):
             console.info(line)
     if failed:
         names = ", ".join(failed[:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")
         left = count - tried
-        rest = f"; {left} not tried, --keep-going continues after a failure" if left else ""
+        rest = f"; {left} not tried, use --keep-going to continue after a failure" if left else ""
         raise BatchError(f"{len(failed)} of {count} files failed: {names}{rest}")
     if unreported is not None:
-        raise OutputError(f"{unreported}; what was made is in place")
+        raise OutputError(f"{unreported}; the output itself is complete")
 
 
 _Row = tuple[str, str, str, str, str]
 
 
 def _row(outcome: "Outcome") -> _Row:
-    """Say what became of a clip."""
+    """Return a row of the table for a clip."""
     report = outcome.report
     if report is None:
         return "failed", "", "", "", outcome.label
@@ -75,7 +75,7 @@ def _row(outcome: "Outcome") -> _Row:
 
 
 def _table(rows: Sequence[_Row]) -> list[str]:
-    """Lay out what became of each clip, and say in a line what became of all."""
+    """Return the lines of the table, and a last line with the counts."""
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         "  ".join([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[4]]) for row in rows
@@ -98,4 +98,4 @@ def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
             for line in describe_memory(outcome.memory):
                 console.info(f"  {line}")
     elif outcome.report is not None and outcome.report.skipped:
-        console.info(f"{outcome.report.output} exists, {outcome.label} is skipped")
+        console.info(f"{outcome.report.output} exists; skipping {outcome.label}")

@@ -36,6 +36,7 @@ def probe(
     from ultraflash_cli.jobs.running.upscale import Upscaling
     from ultraflash_cli.models.build import choose_device, find_profile, stage_precisions
     from ultraflash_cli.models.memory import describe_memory, memory_budget, plan_upscale_memory
+    from ultraflash_cli.video.description import describe_clip
 
     info, plan = prepared.info, Upscaling(prepared, Models().upscaler).planned()
     device, profile = choose_device("auto"), find_profile(prepared.model)
@@ -50,7 +51,7 @@ def probe(
             deep=info.bit_depth > 8,
         )
         warnings += memory.warnings
-    except OutOfMemory as error:  # the file can be told of all the same
+    except OutOfMemory as error:  # the file itself can still be described
         warnings.append(str(error))
     about = {
         "container": info.container,
@@ -73,9 +74,8 @@ def probe(
         needs = None if memory is None else {"device": str(device), **memory.as_json()}
         console.data({"file": str(file), **about, "plan": asdict(plan), "memory": needs, "warnings": warnings})
         return
-    for name, value in about.items():
-        for line in value if isinstance(value, list) else [value]:
-            console.text(f"{name.replace('_', ' '):20}  {line}")
+    for name, words in describe_clip(info):
+        console.text(f"{name:10}  {words}")
     for line in (*describe(plan), *(describe_memory(memory) if memory else ())):
         console.text(line)
     for message in warnings:

@@ -1,4 +1,4 @@
-"""Outputs that take a stream: standard output under each of its names, a named pipe, the null device."""
+"""Outputs that take a stream: standard output under any of its names, named pipes, the null device."""
 
 import io
 import os
@@ -22,24 +22,24 @@ _STDERR = {"/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"}
 
 
 def is_stdout(output: Path | None) -> bool:
-    """Tell whether an output is standard output."""
+    """Return whether an output is standard output."""
     return str(output) in _STDOUT
 
 
 def sink_name(output: Path | None) -> str:
-    """Give what reports call an output that takes a stream."""
+    """Return the name of a stream in reports."""
     return "-" if is_stdout(output) else str(output)
 
 
 def takes_stream(output: Path | None) -> bool:
-    """Tell whether an output is written as it comes, and not as a file that appears whole.
+    """Return whether an output is streamed, instead of appearing as a whole file.
 
-    Raises UsageError for a device that no clip goes to.
+    Raises UsageError for a device that cannot take a clip.
     """
     if output is None or is_stdout(output):
         return output is not None
     if str(output) in _STDERR:
-        raise UsageError(f"{output} takes the messages; - writes to stdout")
+        raise UsageError(f"{output} is used for messages; write to - (stdout) instead")
     try:
         found = os.stat(output)
     except (OSError, ValueError):
@@ -51,14 +51,14 @@ def takes_stream(output: Path | None) -> bool:
     if stat.S_ISCHR(found.st_mode) and found.st_rdev == os.stat(os.devnull).st_rdev:
         return True
     kind = "a socket" if stat.S_ISSOCK(found.st_mode) else "a device"
-    raise UsageError(f"{output} is {kind}, expected a file, a named pipe or -")
+    raise UsageError(f"{output} is {kind}; expected a file, a named pipe or -")
 
 
 @contextmanager
 def opened_sink(output: Path | None, console: Console, *, dry_run: bool) -> Generator[BinaryIO | None]:
-    """Give what an output that takes a stream is written to, None for one that does not.
+    """Open the stream of an output, None for one that is a file.
 
-    A named pipe is opened once somebody reads it; a dry run does not wait for that. Raises OutputError.
+    A named pipe is opened once it has a reader; a dry run does not wait for one. Raises OutputError.
     """
     if output is None or not takes_stream(output):
         yield None
@@ -70,7 +70,7 @@ def opened_sink(output: Path | None, console: Console, *, dry_run: bool) -> Gene
         if output.is_fifo():
             console.detail(f"{output}: waiting for a reader")
         try:
-            sink = open(output, "wb")  # noqa: SIM115 - a reader that has left is no failure of the closing
+            sink = open(output, "wb")  # noqa: SIM115 - closing must not fail because the reader has left
         except OSError as error:
             raise OutputError(f"{output}: {error.strerror}; choose another place with -o") from error
         try:

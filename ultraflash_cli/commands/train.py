@@ -16,54 +16,64 @@ from ultraflash_cli.train.recipes import RECIPES, Recipe
 __all__ = ["app"]
 
 _PREVIEW_FRAMES = 17
-"""Frames of a clip that a preview looks at."""
+"""Frames of a clip in a preview."""
 
 _DATA = {
     "material": "Prepared material.",
     "pairs": "Pairs of make-pairs.",
-    "scenes": "Encoded scenes; without, new ones are drawn.",
+    "scenes": "Encoded scenes; without them, new ones are rendered.",
 }
-"""What a recipe's data are."""
+"""Help of `--data`, by what a recipe learns from."""
 
 app = typer.Typer(
     cls=HeadedGroup,
     no_args_is_help=True,
-    help="Train the models: material, recipes, export of weights.",
+    help="Train models: material, recipes, export.",
 )
+
+
+@app.command("list", cls=HeadedCommand)
+@with_console(hidden=True)
+def list_recipes(console: Console, json: JsonOption = False) -> None:
+    """List the recipes."""
+    for recipe in RECIPES.values():
+        if json:
+            console.data({"name": recipe.name, "summary": recipe.summary, "learns_from": recipe.learns_from})
+        else:
+            console.text(f"{recipe.name:20}  {recipe.summary}")
 
 
 @app.command("prepare", cls=HeadedCommand)
 @with_console(hidden=True)
 def prepare_material(
     console: Console,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the material goes.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder.")],
     manifests: Annotated[
         list[Path] | None,
-        typer.Option("--manifest", metavar="FILE", help="JSON with files, licences, splits; repeatable."),
+        typer.Option("--manifest", metavar="FILE", help="JSON with files, licences and splits; repeatable."),
     ] = None,
-    with_photos: Annotated[bool, typer.Option("--with-photos", help="Take the manifests' photos, too.")] = False,
+    with_photos: Annotated[bool, typer.Option("--with-photos", help="Also use the manifests' photos.")] = False,
     photos: Annotated[
         list[str] | None,
-        typer.Option("--photos", metavar="DIR=LICENCE", help="A folder of photos and its licence; repeatable."),
+        typer.Option("--photos", metavar="DIR=LICENCE", help="Folder of photos and its licence; repeatable."),
     ] = None,
     fonts: Annotated[
-        Path | None, typer.Option("--fonts", metavar="DIR", help="Fonts for rendered pages; without it, no pages.")
+        Path | None, typer.Option("--fonts", metavar="DIR", help="Fonts for rendered pages (default: no pages).")
     ] = None,
     texts: Annotated[
-        list[Path] | None, typer.Option("--text", metavar="FILE", help="A text whose words fill the pages; repeatable.")
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="Text to fill the pages with; repeatable.")
     ] = None,
-    scenes: Annotated[
-        int, typer.Option("--scenes", metavar="N", help="Clips of scenes drawn by code, with captions.")
-    ] = 0,
+    scenes: Annotated[int, typer.Option("--scenes", metavar="N", help="Number of rendered scenes, with captions.")] = 0,
     scene_sizes: Annotated[
-        list[str] | None, typer.Option("--scene-size", metavar="WxH", help="Their size (416x240); repeat for turns.")
+        list[str] | None,
+        typer.Option("--scene-size", metavar="WxH", help="Size of the scenes (default: 416x240); repeat to alternate."),
     ] = None,
-    scene_frames: Annotated[int, typer.Option("--scene-frames", metavar="N", help="Their length.")] = 20,
+    scene_frames: Annotated[int, typer.Option("--scene-frames", metavar="N", help="Frames per scene.")] = 20,
     scene_window: Annotated[
-        int | None, typer.Option("--scene-window", metavar="PX", help="Keep a square of each scene.")
+        int | None, typer.Option("--scene-window", metavar="PX", help="Keep a square of this size of each scene.")
     ] = None,
 ) -> None:
-    """Prepare training material whose licences allow it: clips, photos, rendered pages, drawn scenes."""
+    """Prepare material: clips, photos, pages, rendered scenes."""
     from ultraflash_cli.train.prepare import PhotoSource, PrepareJob, prepare
 
     sources = [PhotoSource(folder=Path(folder), licence=licence) for folder, licence in _pairs("--photos", photos)]
@@ -87,19 +97,19 @@ def prepare_material(
 def make_degraded_pairs(
     console: Console,
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Prepared material.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the pairs go; those that exist are kept.")],
-    count: Annotated[int, typer.Option("--count", metavar="N", help="How many.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder; existing pairs are kept.")],
+    count: Annotated[int, typer.Option("--count", metavar="N", help="Number of pairs.")],
     scale: Annotated[
         Literal["2", "3"], typer.Option("--scale", help="Downscale factor of the low-resolution copy.")
     ] = "2",
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of what is drawn.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the degradations.")] = 1,
 ) -> None:
-    """Degrade clips once and keep them beside their originals, for the recipe that does not wait for codecs."""
+    """Make degraded training pairs once and keep them."""
     from ultraflash_cli.train.pairs import MakePairsJob, make_pairs
     from ultraflash_cli.train.recipes.perceptual import kept_pairs
 
     if count < 1:
-        raise UsageError(f"--count is 1 or more, got {count}")
+        raise UsageError(f"--count must be at least 1, got {count}")
     job = MakePairsJob(data=data, out=out, count=count, scale=int(scale), pairs=kept_pairs(int(scale)), seed=seed)
     make_pairs(job, on_pair=lambda done: console.detail(f"{done} of {count} pairs"))
     console.info(f"{count} pairs at x{scale} in {out}")
@@ -109,11 +119,11 @@ def make_degraded_pairs(
 @with_console(hidden=True)
 def blend_weights(
     console: Console,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one recipe.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the mean goes, ready to export.")],
-    grey: Annotated[bool, typer.Option("--grey", help="Let a pixel path add luma alone.")] = False,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs of one recipe.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder, ready to export.")],
+    grey: Annotated[bool, typer.Option("--grey", help="Let a pixel path add luma only.")] = False,
 ) -> None:
-    """Take the mean of the averaged weights of several runs that went on from one another."""
+    """Average the EMA weights of several runs."""
     from ultraflash_cli.train.blend import blend_runs
 
     record = blend_runs(runs, out, grey=grey)
@@ -125,14 +135,14 @@ def blend_weights(
 def export_weights(
     console: Console,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the files go; its name is the model's.")],
-    listing: Annotated[Path, typer.Option("--list", metavar="FILE", help="The list of weights to update.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder; its name becomes the model's.")],
+    listing: Annotated[Path, typer.Option("--list", metavar="FILE", help="List of weights to update.")],
     metrics: Annotated[
         list[str] | None,
-        typer.Option("--metric", metavar="NAME=VALUE", help="A measurement for the files' metadata; repeatable."),
+        typer.Option("--metric", metavar="NAME=VALUE", help="Measurement for the metadata; repeatable."),
     ] = None,
 ) -> None:
-    """Write the averaged weights of a run, one file a network, and list them."""
+    """Export the EMA weights of a run, one file per network."""
     from ultraflash_cli.train.export import ExportJob, export
 
     job = ExportJob(run=run, folder=out, listing=listing, metrics=tuple(_pairs("--metric", metrics)))
@@ -144,18 +154,18 @@ def export_weights(
 @with_console(hidden=True)
 def preview_scenes(
     console: Console,
-    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The picture (PNG) to write.")],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="PNG file to write.")],
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Number of the first scene.")] = 0,
-    count: Annotated[int, typer.Option("--count", metavar="N", help="How many scenes.")] = 12,
+    count: Annotated[int, typer.Option("--count", metavar="N", help="Number of scenes.")] = 12,
 ) -> None:
-    """Draw some of the scenes that a generator learns words from, and say their captions."""
+    """Render some training scenes and print their captions."""
     from ultraflash_cli.train.captions import caption
     from ultraflash_cli.train.drawing import contact_sheet
     from ultraflash_cli.train.scenes import random_scene
     from ultraflash_cli.video.stills import write_png
 
     if count < 1:
-        raise UsageError(f"--count is 1 or more, got {count}")
+        raise UsageError(f"--count must be at least 1, got {count}")
     scenes = [random_scene(number) for number in range(seed, seed + count)]
     for number, scene in enumerate(scenes, seed):
         console.text(f"{number:6}  {caption(scene)}")
@@ -166,29 +176,26 @@ def preview_scenes(
 @with_console(hidden=True)
 def encode_drawn_scenes(
     console: Console,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the latents go; files that exist are kept.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder; existing files are kept.")],
     start_from: Annotated[
-        Path, typer.Option("--start-from", metavar="FILE", help="Averaged weights of a run with an encoder.")
+        Path, typer.Option("--start-from", metavar="FILE", help="EMA weights of a run with an encoder.")
     ],
-    count: Annotated[int, typer.Option("--count", metavar="N", help="How many scenes.")],
-    first: Annotated[int, typer.Option("--first", metavar="N", help="Number of the first one, to divide work.")] = 0,
-    latents: Annotated[int, typer.Option("--latents", metavar="N", help="Latent frames of each.")] = 6,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Whose scenes.")] = 1,
-    toy: Annotated[bool, typer.Option("--toy", help="For the recipes' toy sizes.")] = False,
-    model: Annotated[Literal["lite", "lite2"], typer.Option("--profile", help="Whose encoder.")] = "lite",
-    scale: Annotated[
-        int, typer.Option("--scale", metavar="N", help="How many times the generator's size they are drawn at.")
-    ] = 1,
+    count: Annotated[int, typer.Option("--count", metavar="N", help="Number of scenes.")],
+    first: Annotated[int, typer.Option("--first", metavar="N", help="Number of the first scene.")] = 0,
+    latents: Annotated[int, typer.Option("--latents", metavar="N", help="Latent frames per scene.")] = 6,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the scenes.")] = 1,
+    toy: Annotated[bool, typer.Option("--toy", help="Use the recipes' toy sizes.")] = False,
+    model: Annotated[Literal["lite", "lite2"], typer.Option("--profile", help="Model whose encoder to use.")] = "lite",
+    scale: Annotated[int, typer.Option("--scale", metavar="N", help="Scale relative to the generator's size.")] = 1,
     pace: Annotated[
-        Literal["token", "free"],
-        typer.Option("--pace", help="How fast things move: a token a chunk, or at speeds of their own."),
+        Literal["token", "free"], typer.Option("--pace", help="Speed of objects: one token per chunk, or any.")
     ] = "token",
     precision: Annotated[
-        Literal["fp32", "bf16"], typer.Option("--precision", help="Of the encoder's products.")
+        Literal["fp32", "bf16"], typer.Option("--precision", help="Arithmetic of the encoder.")
     ] = "fp32",
     threads: ThreadsOption = None,
 ) -> None:
-    """Draw scenes and keep what the encoder makes of them, for the recipes that teach a generator."""
+    """Render scenes and store them as latents."""
     import torch
 
     from ultraflash_cli.engine.profiles import TRAINED
@@ -247,7 +254,7 @@ def answer_drawn_scenes(
         raise UsageError(f"--level is above 0 and at most 1, got {level:g}")
     profile = TRAINED[model]
     roles = CascadeRoles(profile, ("generator", "text_encoder"), words=profile.prompt_encoder)
-    roles.load(read_tensors(start_from), hint="the average of a run of `generator`")
+    roles.load(read_tensors(start_from), hint="average.safetensors of a run of `generator`")
     keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())
     job = AnswerScenesJob(scenes=data, out=out, roles=roles, level=level)
@@ -260,15 +267,15 @@ def answer_drawn_scenes(
 def preview_degradation(
     console: Console,
     clip: Annotated[Path, typer.Argument(metavar="CLIP", parser=as_path, help="A video file.")],
-    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The picture (PNG) to write.")],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="PNG file to write.")],
     scale: Annotated[
         Literal["2", "3"], typer.Option("--scale", help="Downscale factor of the low-resolution copy.")
     ] = "2",
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of what is drawn.")] = 0,
-    count: Annotated[int, typer.Option("--count", metavar="N", help="How many degradations.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the degradations.")] = 0,
+    count: Annotated[int, typer.Option("--count", metavar="N", help="Number of degradations.")] = 3,
     json: JsonOption = False,
 ) -> None:
-    """Show what the AIGC-oriented degradation makes of a clip, beside the clip merely scaled down."""
+    """Show a clip degraded like generated video."""
     from itertools import islice
 
     import numpy as np
@@ -279,7 +286,7 @@ def preview_degradation(
     from ultraflash_cli.video.stills import write_png
 
     if count < 1:
-        raise UsageError(f"--count is 1 or more, got {count}")
+        raise UsageError(f"--count must be at least 1, got {count}")
     frames = [frame.rgb_hwc for frame in islice(read_frames(probe(clip), warn=console.warning), _PREVIEW_FRAMES)]
     shown = np.stack([(frame >> (8 * frame.dtype.itemsize - 8)).astype(np.uint8) for frame in frames])
     times = 2 * int(scale)
@@ -293,14 +300,16 @@ def preview_degradation(
             console.text(f"{number:3}  {', '.join(entry['operator'] for entry in log)}")
 
 
-def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
+def _recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int | None]:
+    """Make the command of a recipe; `old` warns that `run` is missing before its name."""
+
     @with_console(hidden=True)
     def train(
         console: Console,
         out: Annotated[
-            Path, typer.Option("--out", metavar="DIR", help="Folder of the run; an interrupted run goes on.")
+            Path, typer.Option("--out", metavar="DIR", help="Folder of the run; an interrupted run resumes.")
         ],
-        steps: Annotated[int, typer.Option("--steps", metavar="N", help="Optimiser steps in all.")],
+        steps: Annotated[int, typer.Option("--steps", metavar="N", help="Total number of optimiser steps.")],
         data: Annotated[
             Path | None,
             typer.Option(
@@ -316,49 +325,47 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
         seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of weights and batches.")] = 1,
         start_from: Annotated[
             list[Path] | None,
-            typer.Option("--start-from", metavar="FILE", help="Averaged weights of another run; repeatable."),
+            typer.Option("--start-from", metavar="FILE", help="EMA weights of another run; repeatable."),
         ] = None,
-        toy: Annotated[bool, typer.Option("--toy", help="Small networks and clips, for a try of minutes.")] = False,
+        toy: Annotated[bool, typer.Option("--toy", help="Small networks and clips, for a quick try.")] = False,
         model: Annotated[
             Literal["lite", "lite2"] | None,
-            typer.Option("--profile", help="Whose networks, where the recipe trains those of several models."),
+            typer.Option("--profile", help="Model whose networks to train, if the recipe supports several."),
         ] = None,
         device: Annotated[
-            Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the networks are.")
+            Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the networks run.")
         ] = "auto",
         precision: Annotated[
-            Literal["fp32", "bf16"] | None, typer.Option("--precision", help="Of products; weights stay float32.")
+            Literal["fp32", "bf16"] | None, typer.Option("--precision", help="Arithmetic; weights stay float32.")
         ] = None,
-        batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Clips in a batch.")] = None,
-        accumulate: Annotated[
-            int, typer.Option("--accumulate", metavar="N", help="Batches whose gradients make one step.")
-        ] = 1,
+        batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Clips per batch.")] = None,
+        accumulate: Annotated[int, typer.Option("--accumulate", metavar="N", help="Batches per optimiser step.")] = 1,
         save_every: Annotated[
             int | None,
-            typer.Option("--save-every", metavar="N", help="Steps between checkpoints, plots and sample pictures."),
+            typer.Option("--save-every", metavar="N", help="Steps between checkpoints, plots and samples."),
         ] = None,
         log_every: Annotated[
-            int | None, typer.Option("--log-every", metavar="N", help="Steps whose mean losses are a line of the log.")
+            int | None, typer.Option("--log-every", metavar="N", help="Steps per line of the log.")
         ] = None,
         reward: Annotated[
             list[str] | None,
             typer.Option(
                 "--reward",
                 metavar="NAME=WEIGHT",
-                help="A reward in place of the recipe's own, such as texture, temporal, lpips; repeatable.",
+                help="Reward instead of the recipe's own: texture, temporal, lpips; repeatable.",
                 hidden=recipe.name != "causal_dmd",
             ),
         ] = None,
         shard: Annotated[
-            bool, typer.Option("--shard", help="Divide what learns over the processes of torchrun (FSDP2).")
+            bool, typer.Option("--shard", help="Shard trained networks over the processes of torchrun (FSDP2).")
         ] = False,
-        tensorboard: Annotated[
-            bool, typer.Option("--tensorboard", help="Write TensorBoard's event files, too.")
-        ] = False,
+        tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False,
     ) -> None:
         from ultraflash_cli.host import keep_freed_memory, usable_cores
         from ultraflash_cli.train.run import TrainJob, run
 
+        if old:
+            console.warning(f"'train {recipe.name}' is an old spelling; use train run {recipe.name}")
         job = TrainJob(
             recipe=recipe.name,
             data=data,
@@ -382,7 +389,7 @@ def _recipe_command(recipe: Recipe) -> Callable[..., int | None]:
         )
         keep_freed_memory()
         run(job, on_save=lambda done: console.info(f"{done} of {steps} steps"))
-        console.info(f"averaged weights, record, log and pictures in {out}")
+        console.info(f"EMA weights, record, log and pictures in {out}")
 
     return train
 
@@ -391,14 +398,14 @@ def _size(option: str, value: str) -> tuple[int, int]:
     """Return height and width."""
     sides = re.fullmatch(r"(\d+)x(\d+)", value)
     if sides is None or min(int(side) for side in sides.groups()) < 16:
-        raise UsageError(f"{option} is WIDTHxHEIGHT in pixels, each 16 or more, got {value!r}")
+        raise UsageError(f"{option} must be WIDTHxHEIGHT, at least 16 pixels each, got {value!r}")
     return int(sides[2]), int(sides[1])
 
 
 def _pairs(option: str, values: list[str] | None) -> list[tuple[str, str]]:
     for value in values or []:
         if not value.partition("=")[0] or not value.partition("=")[2]:
-            raise UsageError(f"{option} takes two parts joined by =, got {value!r}")
+            raise UsageError(f"{option} must be NAME=VALUE, got {value!r}")
     return [(value.partition("=")[0], value.partition("=")[2]) for value in values or []]
 
 
@@ -406,8 +413,11 @@ def _weights(option: str, values: list[str] | None) -> tuple[tuple[str, float], 
     try:
         return tuple((name, float(weight)) for name, weight in _pairs(option, values))
     except ValueError as error:
-        raise UsageError(f"{option} takes a name and a number joined by = ({error})") from error
+        raise UsageError(f"{option} must be NAME=NUMBER: {error}") from error
 
 
+_run = typer.Typer(cls=HeadedGroup, no_args_is_help=True, help="Run a recipe.")
+app.add_typer(_run, name="run")
 for _recipe in RECIPES.values():
-    app.command(_recipe.name, help=_recipe.summary)(_recipe_command(_recipe))
+    _run.command(_recipe.name, cls=HeadedCommand, help=_recipe.summary)(_recipe_command(_recipe))
+    app.command(_recipe.name, cls=HeadedCommand, hidden=True)(_recipe_command(_recipe, old=True))

@@ -14,7 +14,6 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, read_guard
 from ultraflash_cli.options import (
     CodecOption,
-    ColorOption,
     CrfOption,
     CudaGraphsOption,
     DecoderOption,
@@ -25,6 +24,7 @@ from ultraflash_cli.options import (
     GuardOption,
     JsonOption,
     KeepGoingOption,
+    MatchColorsOption,
     MaxMemoryOption,
     ModelOption,
     NoTagOption,
@@ -62,7 +62,7 @@ def upscale(
         typer.Argument(
             metavar="INPUT",
             parser=as_path,
-            help="Video files, folders of them, pictures as DIR/%05d.png, or - for what comes through stdin.",
+            help="Video files, folders, numbered images (DIR/%05d.png), or - for stdin.",
         ),
     ],
     output: Annotated[
@@ -72,40 +72,39 @@ def upscale(
             "--output",
             metavar="FILE|DIR|-",
             parser=as_path,
-            help="Where to write; without it, beside the input as NAME_1k. DIR/%05d.png writes pictures; - streams "
-            "to stdout: Matroska, or y4m with --codec y4m.",
+            help="Output, by default NAME_1k next to the input. DIR/%05d.png writes images; - streams to stdout: "
+            "Matroska, or y4m with --codec y4m.",
         ),
     ] = None,
     res: ResOption = None,
     model: ModelOption = "auto",
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", metavar="TEXT", help="What the clip shows, for a model that takes words."),
+        typer.Option("--prompt", metavar="TEXT", help="What the clip shows; for ultraflash."),
     ] = None,
     encoder: Annotated[
         Literal["auto", "tiny", "wan-vae"],
         typer.Option(
-            "--encoder", help="What turns frames into latents; wan-vae is the large, slow one of the model ultraflash."
+            "--encoder", help="Encoder from frames to latents; wan-vae: the larger, slower one of ultraflash."
         ),
     ] = "auto",
     decoder: DecoderOption = "auto",
     strength: StrengthOption = 1.0,
     detail: DetailOption = None,
     guard: GuardOption = f"{GUARD_LEVELS:g}",
-    color: ColorOption = "match",
+    match_colors: MatchColorsOption = True,
     seed: SeedOption = 0,
-    cuts: Annotated[
-        Literal["auto", "off"], typer.Option("--cuts", help="auto resets at each detected scene cut.")
-    ] = "auto",
+    cuts: Annotated[bool, typer.Option("--cuts/--no-cuts", help="Reset the model at detected scene cuts.")] = True,
     start: Annotated[
-        str | None, typer.Option("--start", metavar="TIME", help="Begin here: seconds, mm:ss.fff or N%.")
+        str | None, typer.Option("--start", metavar="TIME", help="Start at this time: seconds, mm:ss.fff or N%.")
     ] = None,
-    end: Annotated[str | None, typer.Option("--end", metavar="TIME", help="Stop before this time.")] = None,
+    end: Annotated[str | None, typer.Option("--end", metavar="TIME", help="Stop at this time (exclusive).")] = None,
     preview: Annotated[
-        str | None, typer.Option("--preview", metavar="LENGTH[@TIME]", help="A short part only, such as 3s@25%.")
+        str | None,
+        typer.Option("--preview", metavar="LENGTH[@TIME]", help="Process only a short excerpt, such as 3s@25%."),
     ] = None,
     side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="The plain resample on the left, the result on the right.")
+        bool, typer.Option("--side-by-side", help="Plain resampling on the left, the result on the right.")
     ] = False,
     codec: CodecOption = "auto",
     crf: CrfOption = None,
@@ -115,8 +114,7 @@ def upscale(
         Literal["auto", "frame", "field", "off"],
         typer.Option(
             "--deinterlace",
-            help="auto deinterlaces what is found to be interlaced; frame everything; field everything, into one frame "
-            "for each field; off nothing.",
+            help="auto: only if interlaced; frame: always; field: always, one frame per field; off: never.",
         ),
     ] = "auto",
     fps: Annotated[
@@ -124,38 +122,37 @@ def upscale(
         typer.Option(
             "--fps",
             metavar="keep|N|N/D",
-            help="Frames a second in the file, by repeating or dropping frames, never by blending; of pictures, how "
-            "many a second they are.",
+            help="Output frame rate; frames are repeated or dropped, never blended. For numbered images: their frame "
+            "rate.",
         ),
     ] = "keep",
     audio: Annotated[
-        Literal["copy", "aac", "flac", "none"],
-        typer.Option("--audio", help="Keep the sound; aac or flac: convert what cannot be copied; none: drop it."),
+        Literal["copy", "aac", "flac"],
+        typer.Option("--audio", help="Copy the audio; aac, flac: convert what cannot be copied."),
     ] = "copy",
-    subs: Annotated[Literal["copy", "none"], typer.Option("--subs", help="Keep or drop the subtitles.")] = "copy",
+    no_audio: Annotated[bool, typer.Option("--no-audio", help="Drop the audio.")] = False,
+    subs: Annotated[bool, typer.Option("--subs/--no-subs", help="Keep or drop the subtitles.")] = True,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     max_memory: MaxMemoryOption = None,
-    cuda_graphs: CudaGraphsOption = "auto",
+    cuda_graphs: CudaGraphsOption = True,
     threads: ThreadsOption = None,
     no_tag: NoTagOption = False,
     serve: ServeOption = None,
-    resume: ResumeOption = "auto",
+    resume: ResumeOption = True,
     overwrite: OverwriteOption = False,
     skip_existing: SkipExistingOption = False,
     keep_going: KeepGoingOption = False,
     recursive: Annotated[
-        bool, typer.Option("--recursive", help="Include subfolders; the tree is recreated under -o DIR.")
+        bool, typer.Option("--recursive", help="Include subfolders; -o DIR mirrors the tree.")
     ] = False,
-    images: Annotated[
-        bool, typer.Option("--images", help="A folder is one clip: the pictures in it, by their numbers.")
-    ] = False,
+    images: Annotated[bool, typer.Option("--images", help="Treat a folder of numbered images as one clip.")] = False,
     renumber: Annotated[
         bool,
-        typer.Option("--renumber", help="Number output pictures from 1 instead of like the input pictures."),
+        typer.Option("--renumber", help="Number output images from 1 instead of keeping the input's numbers."),
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse an input that is damaged or cut, before any work.")
+        bool, typer.Option("--strict", help="Refuse damaged or truncated inputs before any work.")
     ] = False,
     temp_dir: TempDirOption = None,
     downscale: Annotated[
@@ -164,7 +161,7 @@ def upscale(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Upscale video, keeping its sound, subtitles and timing."""
+    """Upscale videos, keeping audio, subtitles and timing."""
     from ultraflash_cli.jobs.batch import Outcome, plan_batch, run_batch
     from ultraflash_cli.jobs.planning.clips import find_clips, is_several, missing_inputs, names_a_file
     from ultraflash_cli.jobs.planning.upscale import UpscaleJob
@@ -173,12 +170,12 @@ def upscale(
     is_batch = is_several(inputs, images=images)
     from_stdin, to_stream = _DASH in inputs, takes_stream(output)
     if is_batch and (from_stdin or to_stream):
-        raise UsageError(f"{_DASH if from_stdin else output} stands for one clip; leave the other inputs out")
+        raise UsageError(f"'{_DASH if from_stdin else output}' is a stream for a single clip; remove the other inputs")
     into_folder = output is not None and not to_stream and (is_batch or os.path.isdir(output))
     if is_batch and output is not None and os.path.isfile(output):
-        raise UsageError(f"{output} is a file, expected a folder for the outputs of several inputs")
+        raise UsageError(f"{output} is a file; several inputs need an output folder")
     if is_batch and output is not None and names_a_file(output):
-        raise UsageError(f"{output} is the name of a file, expected a folder for the outputs of several inputs")
+        raise UsageError(f"{output} is a file name; several inputs need an output folder")
     console.data_on_err = is_stdout(output)
     if is_batch and not keep_going and (missing := missing_inputs(inputs, asks_output=output is None)):
         for each in missing if json else ():
@@ -204,9 +201,9 @@ def upscale(
             strength=strength,
             detail=detail,
             guard=read_guard(guard),
-            color=color,
+            color="match" if match_colors else "off",
             seed=seed,
-            cuts=cuts,
+            cuts="auto" if cuts else "off",
             start=start,
             end=end,
             preview=preview,
@@ -215,8 +212,8 @@ def upscale(
             crf=crf,
             pix_fmt=pix_fmt,
             enc_options=as_pairs(enc_opt or []),
-            audio=audio,
-            subs=subs,
+            audio="none" if no_audio else audio,
+            subs="copy" if subs else "none",
             deinterlace=deinterlace,
             fps=None if fps == "keep" else as_rate(fps),
             strict=strict,
@@ -224,11 +221,11 @@ def upscale(
             device=device,
             precision=precision,
             max_memory=max_memory,
-            cuda_graphs=cuda_graphs == "auto",
+            cuda_graphs=cuda_graphs,
             threads=threads,
             tag=not no_tag,
             show=show,
-            resume=resume == "auto",
+            resume=resume,
             overwrite=overwrite,
             skip_existing=skip_existing,
             downscale=downscale,
@@ -267,5 +264,5 @@ def _stdin() -> "Pipe":
 
     stream = standard_input("a clip")
     if stream.isatty():
-        raise UsageError("- reads a clip from a pipe, stdin is the terminal; pipe a clip into it, or name a file")
+        raise UsageError("'-' reads a clip from a pipe, but stdin is the terminal; pipe a clip into it or name a file")
     return Pipe(stream)

@@ -21,20 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    cls=HeadedGroup, no_args_is_help=True, help="The models' weights: listed, fetched, verified, removed."
-)
+app = typer.Typer(cls=HeadedGroup, no_args_is_help=True, help="List, download, verify and remove model weights.")
 
-NamesArgument = Annotated[
-    list[str], typer.Argument(metavar="NAME...", help="Weights or a set of them, as `weights list` names them.")
-]
-OfflineOption = Annotated[bool, typer.Option("--offline", help="Ask nothing of the network (as HF_HUB_OFFLINE does).")]
+NamesArgument = Annotated[list[str], typer.Argument(metavar="NAME", help="Weights or a set, as in `weights list`.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Do not use the network (like HF_HUB_OFFLINE).")]
 
 
 @app.command("list", cls=HeadedCommand)
 @with_console(hidden=True)
 def list_weights(console: Console, json: JsonOption = False) -> None:
-    """List the weights with their sizes and licences, and the sets of them."""
+    """List weights and sets, with sizes and licences."""
     from ultraflash_cli.jobs.weights.catalogue import read_catalogue
     from ultraflash_cli.jobs.weights.pull import open_store
     from ultraflash_cli.weights.licences import licence_of
@@ -63,24 +59,22 @@ def pull_weights(
     console: Console,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="Weights or a set of them, as `weights list` names them."),
+        typer.Argument(metavar="NAME", help="Weights or a set, as in `weights list`."),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(
-            "--from", metavar="FILE", parser=as_path, help="Take a file that is here already; its content tells which."
-        ),
+        typer.Option("--from", metavar="FILE", parser=as_path, help="Import a local file; its tensors identify it."),
     ] = None,
     offline: OfflineOption = False,
     commercial: Annotated[
-        bool, typer.Option("--commercial", help="Take only weights whose licence allows commercial use.")
+        bool, typer.Option("--commercial", help="Only weights whose licence allows commercial use.")
     ] = False,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before a transfer.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before downloading.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Fetch weights, check them and convert them once; what was interrupted goes on.
+    """Download weights, check them and convert them once.
 
-    Size and licence are shown first. A question is asked on a terminal only.
+    Size and licence are shown first. On a terminal it asks before downloading. Interrupted downloads resume.
     """
     from ultraflash_cli.jobs.weights.catalogue import read_catalogue
     from ultraflash_cli.jobs.weights.install import import_file
@@ -89,11 +83,11 @@ def pull_weights(
     catalogue, store = read_catalogue(), open_store(console.settings)
     if source is not None:
         if names and len(names) > 1:
-            raise UsageError("--from takes one file for one name")
+            raise UsageError("--from imports one file; give at most one NAME")
         _show(console, import_file(catalogue, names[0] if names else None, source, store=store), json)
         return
     if not names:
-        raise UsageError(f"name what to pull, such as {' or '.join(catalogue.sets)}; `ultraflash weights list` has all")
+        raise UsageError(f"give a NAME such as {' or '.join(catalogue.sets)}; `ultraflash weights list` shows all")
     hub = hub_of(console.settings, offline=offline)
     plan = plan_pull(catalogue, names, store=store, hub=hub, on_event=console.on_event, commercial=commercial)
     if plan.sources:
@@ -102,9 +96,9 @@ def pull_weights(
             plan.transfer_bytes
             and not yes
             and Outlet(sys.stdin).isatty()
-            and not typer.confirm("Transfer them?", err=True)
+            and not typer.confirm("Download them?", err=True)
         ):
-            raise Interrupted("nothing was transferred")
+            raise Interrupted("nothing was downloaded")
     for pulled in run_pull(plan, console.on_event):
         _show(console, pulled, json)
 
@@ -114,11 +108,11 @@ def pull_weights(
 def verify_weights(
     console: Console,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; by default all that are installed.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Which weights; by default all installed ones.")
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """Compare weight files with their known hashes and look for NaN or infinite values."""
+    """Check weights against their hashes, and for NaN or infinite values."""
     from ultraflash_cli.jobs.weights.catalogue import read_catalogue
     from ultraflash_cli.jobs.weights.pull import open_store
     from ultraflash_cli.weights.load import read_tensors
@@ -153,10 +147,10 @@ def verify_weights(
 @with_console(hidden=True)
 def show_licences(
     console: Console,
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; all by default.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Which weights; all by default.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what the licence of each weight file allows, at every place it may come from."""
+    """Show what the licence of each weight file allows."""
     from ultraflash_cli.jobs.weights.catalogue import read_catalogue
     from ultraflash_cli.weights.licences import licence_of
 
@@ -169,14 +163,14 @@ def show_licences(
             allows = {key: value for key, value in asdict(licence).items() if key != "name"}
             console.data({"name": name, "source": source, "licence": licence.name} | allows)
             continue
-        use = {True: "commercial use allowed", False: "non-commercial only", None: "not known"}[licence.commercial]
+        use = {True: "commercial use allowed", False: "non-commercial only", None: "not confirmed"}[licence.commercial]
         console.text(f"{name:38}  {source:36}  {licence.name:16}  {use}: {licence.conditions}")
 
 
 @app.command("path", cls=HeadedCommand)
 @with_console(hidden=True)
 def weights_path(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
-    """Tell where the usable file of installed weights lies."""
+    """Print the path of installed weights."""
     from ultraflash_cli.jobs.weights.catalogue import read_catalogue
     from ultraflash_cli.jobs.weights.pull import open_store
     from ultraflash_cli.weights.verify import verify
@@ -193,7 +187,7 @@ def weights_path(console: Console, names: NamesArgument, json: JsonOption = Fals
 @app.command("rm", cls=HeadedCommand)
 @with_console(hidden=True)
 def remove_weights(console: Console, names: NamesArgument, json: JsonOption = False) -> None:
-    """Remove downloaded weights, and what is half downloaded of them."""
+    """Remove downloaded weights, including partial downloads."""
     from ultraflash_cli.jobs.weights.catalogue import read_catalogue
     from ultraflash_cli.jobs.weights.pull import open_store
 
@@ -201,13 +195,13 @@ def remove_weights(console: Console, names: NamesArgument, json: JsonOption = Fa
     entries = {entry.name: entry for name in names for entry in catalogue.choose(name)}
     built_in = [name for name, entry in entries.items() if entry.packaged]
     if built_in:
-        raise UsageError(f"{', '.join(built_in)} came with the program and cannot be removed alone")
+        raise UsageError(f"built-in weights cannot be removed: {', '.join(built_in)}")
     for entry in entries.values():
         freed = store.remove(entry)
         if json:
             console.data({"name": entry.name, "freed_bytes": freed})
         else:
-            console.text(f"{entry.name:38}  {_megabytes(freed) + ' freed' if freed else 'nothing was there'}")
+            console.text(f"{entry.name:38}  {_megabytes(freed) + ' freed' if freed else 'not installed'}")
 
 
 @app.command("lock", cls=HeadedCommand)
@@ -215,12 +209,12 @@ def remove_weights(console: Console, names: NamesArgument, json: JsonOption = Fa
 def lock_weights(
     console: Console,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Which weights; by default all of the hub.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Which weights; by default all on the hub.")
     ] = None,
     *,
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="FILE", parser=as_path, help="Where to write the list; never over this one."),
+        typer.Option("--out", metavar="FILE", parser=as_path, help="The list to write; never the one in use."),
     ],
     update: Annotated[
         bool, typer.Option("--update", help="Also update existing locks to the hub's current commit.")
@@ -228,9 +222,9 @@ def lock_weights(
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Replace the file if it exists.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write the list of weights with commit, size and sha256 of each file at the hub (for maintainers).
+    """Write the list of weights with commits and hashes from the hub.
 
-    Locked entries are compared with the hub and kept.
+    For maintainers. Locked entries are compared with the hub and kept.
     """
     from ultraflash_cli.jobs.weights.catalogue import read_catalogue
     from ultraflash_cli.jobs.weights.pull import hub_of
@@ -247,19 +241,19 @@ def lock_weights(
 
 
 def _licence(entry: "WeightEntry", store: "WeightStore") -> str:
-    """Return the licence of what is installed, or of what the list names first."""
+    """Return the licence of the installed file, else of the first place in the list."""
     receipt = None if entry.packaged else store.receipt(entry)
     return (receipt.licence if receipt else "") or entry.licence
 
 
 def _offer(console: Console, plan: "PullPlan") -> None:
-    """Show what is going to be transferred, under which licence, and what it will be checked against."""
+    """Show what will be downloaded, its licence, and what it will be checked against."""
     from ultraflash_cli.weights.licences import licence_of
 
     against = {
         "lock": "checked against the list",
-        "hub": "unlocked: the hub's current commit {commit}, checked against the hub's own sha256",
-        "git": "unlocked: the hub's current commit {commit}, no sha256 there, checked against its git blob id",
+        "hub": "unlocked: the hub's current commit {commit}, checked against the hub's sha256",
+        "git": "unlocked: the hub's current commit {commit}, checked against its git blob id (the hub has no sha256)",
     }
     for source in plan.sources:
         remote, entry = source.remote, source.entries[0]
@@ -272,7 +266,7 @@ def _offer(console: Console, plan: "PullPlan") -> None:
             console.info(line)
     for note in sorted({entry.note for source in plan.sources for entry in source.entries if entry.note}):
         console.info(f"note: {note}")
-    console.info(f"{_megabytes(plan.transfer_bytes)} to transfer, into {plan.store.root}")
+    console.info(f"{_megabytes(plan.transfer_bytes)} to download into {plan.store.root}")
 
 
 def _show(console: Console, pulled: "Pulled", json: bool) -> None:

@@ -135,8 +135,10 @@ def generator_activations(
 
 
 def text_encoder_parameters(config: TextEncoderConfig) -> int:
-    """Return the numbers in the weights (ARCHITECTURE 2); counted here, since building
-    it loads a large package."""
+    """Return the number of parameters (reference/cascade.md 2).
+
+    Counted here, because building the network loads a large package.
+    """
     inner = config.heads * config.head_dim
     block = (
         4 * config.dim * inner

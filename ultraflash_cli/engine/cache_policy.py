@@ -45,7 +45,7 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheManagement:
-    """The three rules (ARCHITECTURE 9.1); without arguments all are off."""
+    """The three rules (reference/cascade.md 9.1); without arguments all are off."""
 
     steps: int | None = None
     """Denoising steps of every chunk but the first; None is all, ``ONE_FEWER`` all but
@@ -58,10 +58,13 @@ class CacheManagement:
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 0:
             raise ConfigError(
-                f"cache management: steps is 1 or more, or {ONE_FEWER}, got {self.steps}"
+                f"--cache-management: steps must be at least 1 or {ONE_FEWER}, got "
+                f"{self.steps}"
             )
         if self.refresh is not None and not 0 <= self.refresh <= 1:
-            raise ConfigError(f"cache management: refresh lies in 0..1, got {self.refresh}")
+            raise ConfigError(
+                f"--cache-management: refresh must be between 0 and 1, got {self.refresh}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "CacheManagement":
@@ -76,7 +79,7 @@ class CacheManagement:
         for part in text.split(","):
             rule, given, value = (piece.strip() for piece in part.partition("="))
             if rule in rules:
-                raise UsageError(f"cache management: {rule} is named twice in {text!r}")
+                raise UsageError(f"--cache-management: {rule} is given twice in {text!r}")
             try:
                 if rule == "steps":
                     rules[rule] = _count(value) if given else ONE_FEWER
@@ -88,7 +91,7 @@ class CacheManagement:
                     raise ValueError(rule)
             except ValueError:
                 raise UsageError(
-                    f"cache management: cannot read {part.strip()!r} in {text!r}; it is "
+                    f"--cache-management: cannot read {part.strip()!r} in {text!r}; it is "
                     "off, or some of "
                     f"steps, steps=N, refresh, refresh=T and kv with commas between them"
                 ) from None
@@ -111,7 +114,7 @@ class CacheManagement:
             return config
         if self.steps > len(config.steps):
             raise UsageError(
-                f"cache management: steps={self.steps} is more than the "
+                f"--cache-management: steps={self.steps} is more than the "
                 f"{len(config.steps)} denoising steps that this "
                 f"model has; ask for 1 to {len(config.steps)}"
             )

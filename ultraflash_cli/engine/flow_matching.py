@@ -18,7 +18,7 @@ TRAIN_STEPS = 1000
 
 
 class FlowSchedule:
-    """Tables of noise levels, and the two moves between them (ARCHITECTURE 1.7).
+    """Tables of noise levels, and the moves between them (reference/cascade.md 1.7).
 
     ``sigmas`` and ``timesteps`` are float32 ``[1000]`` on the CPU, from pure noise
     downwards. A flow is noise minus clean latent; a timestep means the noise level of
@@ -40,7 +40,7 @@ class FlowSchedule:
         wrong = [step for step in steps if not 0 <= step <= TRAIN_STEPS]
         if wrong:
             raise ConfigError(
-                f"flow schedule: steps lie in 0..{TRAIN_STEPS}, got {wrong[0]}"
+                f"flow schedule: steps must be within 0..{TRAIN_STEPS}, got {wrong[0]}"
             )
         return tuple(
             self.timesteps[TRAIN_STEPS - step].item() if step else 0.0 for step in steps
@@ -67,7 +67,7 @@ def fewer_steps(steps: tuple[T, ...], count: int) -> tuple[T, ...]:
     """Return ``count`` of the steps, evenly spread from the first to the last; one step
     is the first.
 
-    Places are rounded half to even (ARCHITECTURE 9.1).
+    Places are rounded half to even (reference/cascade.md 9.1).
     """
     if not 1 <= count <= len(steps):
         raise ConfigError(

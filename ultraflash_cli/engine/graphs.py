@@ -321,7 +321,7 @@ class Graphs:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             self._failed = True
             plan.refusal = (
-                f"{name}: cannot be recorded as a CUDA graph and runs eagerly: {reason}"
+                f"{name}: cannot be recorded as a CUDA graph, runs eagerly: {reason}"
             )
             warnings.warn(plan.refusal, RuntimeWarning, stacklevel=5)
 

@@ -219,19 +219,6 @@ class MemoryPlan:
         parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
         return parts.get("SR transformer KV rings", 0)
 
-    def sum_line(self) -> str:
-        """Return the sum in words, parts of less than 2 % together."""
-        small = sum(part.bytes for part in self.parts if part.bytes < self.total / 50)
-        shown = [
-            f"{part.name} {_gb(part.bytes)}"
-            for part in self.parts
-            if part.bytes >= self.total / 50
-        ]
-        return (
-            " + ".join([*shown, f"others {_gb(small)}"])
-            + f" = {_gb(self.total)} GB ({self.peak.name})"
-        )
-
     @property
     def warnings(self) -> tuple[str, ...]:
         """The steps that change pixels, in words."""
@@ -465,7 +452,7 @@ def _phases(
         shown = LATENT_PX**2 * math.prod(work.latents)
         frames = 3 * FLOAT32 * FRAMES_PER_LATENT * settings.group_latents
         ledger.add(
-            "frames that wait",
+            "waiting frames",
             frames * (math.prod(work.source) + work.batch * shown),
             settled,
         )
@@ -494,7 +481,7 @@ def _phases(
     if work.pixels:
         _add_pixels(ledger, work, work.pixels, settings, settled)
     if not work.on_gpu:
-        ledger.add("pictures in queues", work.queue_bytes, settled)
+        ledger.add("frames in queues", work.queue_bytes, settled)
     if work.generator or work.encoder:
         channels = work.upsampler.latent_channels if work.upsampler else 16
         latents = math.prod(work.latents) + (
@@ -506,7 +493,7 @@ def _phases(
             channels * FLOAT32 * count * latents * work.batch,
             settled,
         )
-    ledger.add("latents drawn ahead", _ahead_bytes(work), settled)
+    ledger.add("latents generated ahead", _ahead_bytes(work), settled)
     return ledger.close(RESERVE_ON_A_GPU_BYTES if work.on_gpu else 0), ledger.host_bytes
 
 

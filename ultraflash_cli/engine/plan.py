@@ -81,7 +81,7 @@ def plan_upscale(
         raise UsageError(
             f"the source is {width_px}x{height_px}, the target {target_w}x{target_h}: "
             f"beyond {LARGEST_SIDE_PX} pixels "
-            "a side; name a smaller one with --res"
+            "per side; choose a smaller --res"
         )
     growth = max(Fraction(target_w, width_px), Fraction(target_h, height_px))
     shrinks = (
@@ -92,8 +92,8 @@ def plan_upscale(
     if shrinks and not downscale and res != "1x":
         raise UsageError(
             f"the source is {width_px}x{height_px}, the target {target_w}x{target_h}: "
-            "nothing to upscale. "
-            "Choose a larger --res, or pass --downscale to go through the model and reduce."
+            "nothing to upscale; "
+            "choose a larger --res, or use --downscale to process and then reduce it"
         )
     scale = 2 if growth <= 2 else 3
     enlarged_w, enlarged_h = width_px, height_px
@@ -150,9 +150,10 @@ def read_res(text: str) -> str:
     size = re.fullmatch(r"(\d{1,9})x(\d{1,9})", word)
     if size is None:
         raise ConfigError(
-            f"--res is a name ({', '.join(NAMED_SIDES)}), a size such as 1664x960 or a "
+            f"--res must be a name ({', '.join(NAMED_SIDES)}), a size such as "
+            "1664x960 or a "
             f"factor such as 2x, got {text!r}"
         )
     if min(int(size[1]), int(size[2])) < 2:
-        raise ConfigError(f"--res {text}: a side has at least 2 pixels")
+        raise ConfigError(f"--res {text}: sides must be at least 2 pixels")
     return word

@@ -122,12 +122,12 @@ class Profile:
             )
         if not 0 <= self.pad_front <= self.drop_front < 4 * self.group_latents:
             raise ConfigError(
-                f"{self.name}: pad_front is at most drop_front and that shorter than a "
+                f"{self.name}: pad_front must be at most drop_front and that below a "
                 "group, "
                 f"got {self.pad_front} and {self.drop_front}"
             )
         if (self.upsampler is None) != (self.decoder is None):
-            raise ConfigError(f"{self.name}: upsampler and decoder come together")
+            raise ConfigError(f"{self.name}: upsampler and decoder must be given together")
         if self.decoder is None and (self.pixels is None or self.sr_dit is not None):
             raise ConfigError(
                 f"{self.name}: without a decoder the pixel path enlarges, and there is no "
@@ -139,11 +139,12 @@ class Profile:
             )
         if not 0 <= self.condition_noise < 1:
             raise ConfigError(
-                f"{self.name}: condition_noise lies in 0..1, got {self.condition_noise}"
+                f"{self.name}: condition_noise must be within 0..1, got "
+                f"{self.condition_noise}"
             )
         if any(side % self.multiple_px for side in self.base_size):
             raise ConfigError(
-                f"{self.name}: the base size {self.base_size} is no multiple of "
+                f"{self.name}: the base size {self.base_size} is not a multiple of "
                 f"{self.multiple_px}"
             )
         for generator in (self.generator, self.long_generator):
@@ -152,10 +153,10 @@ class Profile:
 
     def _check_generator(self, generator: GeneratorConfig) -> None:
         if self.decoder is None and self.low_decoder is None:
-            raise ConfigError(f"{self.name}: what a generator draws needs a decoder")
+            raise ConfigError(f"{self.name}: a generator needs a decoder")
         if self.base_decoder.latent_channels != generator.latent_channels:
             raise ConfigError(
-                f"{self.name}: generator and decoder do not have the same latent channels"
+                f"{self.name}: generator and decoder have different latent channels"
             )
         words = self.text_encoder
         if words is not None and (generator.text_dim, generator.text_len) != (
@@ -163,14 +164,13 @@ class Profile:
             words.text_len,
         ):
             raise ConfigError(
-                f"{self.name}: the text encoder's embeddings are not those that the "
-                "generator takes"
+                f"{self.name}: the text encoder's embeddings do not match the generator"
             )
 
     @property
     def delay(self) -> int:
         """Frames that stay inside after a group because the encoder runs ahead of the
-        decoder (ARCHITECTURE 6.4)."""
+        decoder (reference/cascade.md 6.4)."""
         return self.drop_front - self.pad_front
 
     @property
@@ -314,7 +314,7 @@ LITE = Profile(
     text_encoder=_LITE_WORDS,
     group_latents=2,
     spares_passes=False,
-    notice="lite draws simple landscapes; "
+    notice="lite makes simple landscapes; "
     "for real clips run `ultraflash weights pull ultraflash`, on a GPU",
     precisions=(("text_encoder", "fp32"),),
     weights=(
@@ -558,7 +558,7 @@ TINY_LITE = Profile(
     ),
     text_encoder=_TINY_WORDS,
     base_size=(64, 96),
-    notice="tiny-lite draws nothing that anybody would recognise",
+    notice="tiny-lite generates nothing recognisable",
     precisions=(("text_encoder", "fp32"),),
     random_seed=20261128,
 )

@@ -82,7 +82,8 @@ class RefinedGroup(NamedTuple):
 
 
 class Refiner:
-    """The part of the cascade that clips and prompts share (ARCHITECTURE 3 to 6, 8).
+    """The part of the cascade that clips and prompts share (reference/cascade.md 3 to
+    6, 8).
 
     It reads latents, not frames.
 

@@ -56,7 +56,7 @@ def group_noise(
 @dataclass(frozen=True, kw_only=True)
 class GenerationPlan:
     """The chunks a clip is generated in and the groups they are refined in
-    (ARCHITECTURE 8)."""
+    (reference/cascade.md 8)."""
 
     group_chunks: tuple[tuple[int, ...], ...]
     """Latent frames of each chunk, by group."""
@@ -111,12 +111,12 @@ def plan_generation(
     """
     if chunk < 1 or chunks_per_group < 1:
         raise ConfigError(
-            f"chunks and groups are not empty, got chunk {chunk}, chunks per group "
+            f"chunks and groups must not be empty, got chunk {chunk}, chunks per group "
             f"{chunks_per_group}"
         )
     first = 1 if independent_first else chunk
     if latents < first:
-        raise ConfigError(f"a clip has at least {first} latent frames, got {latents}")
+        raise ConfigError(f"a clip must have at least {first} latent frames, got {latents}")
     chunks = (first,) + (chunk,) * ((latents - first) // chunk)
     starts = range(0, len(chunks), chunks_per_group)
     return GenerationPlan(
@@ -128,7 +128,7 @@ def latents_for(seconds: float, *, chunk: int = 3, independent_first: bool = Fal
     """Return the fewest latent frames, in whole chunks, whose pixel frames last
     ``seconds`` or more."""
     if not (math.isfinite(seconds) and seconds > 0):
-        raise ConfigError(f"a clip lasts more than 0 seconds, got {seconds}")
+        raise ConfigError(f"a clip must be longer than 0 seconds, got {seconds}")
     frames = math.ceil(seconds * GENERATED_FPS)
     latents = math.ceil((frames + FRAMES_PER_LATENT - 1) / FRAMES_PER_LATENT)
     first = 1 if independent_first else chunk
@@ -142,7 +142,7 @@ def kv_lengths(
     ``groups`` groups.
 
     ``kv`` during the warm-up and one group more, then one less a group down to
-    ``minimum`` (ARCHITECTURE 9.1).
+    ``minimum`` (reference/cascade.md 9.1).
     """
     return tuple(
         kv if group < warm_up else max(minimum, kv - (group - warm_up))

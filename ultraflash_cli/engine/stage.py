@@ -167,6 +167,6 @@ def _children(state: Any) -> list[tuple[str, Any]]:
         names = getattr(state, "_fields", None) or [str(i) for i in range(len(state))]
         return list(zip(names, state, strict=True))
     raise TypeError(
-        "a state holds tensors, numbers, tuples and dataclasses, not "
+        "a state must consist of tensors, numbers, tuples and dataclasses, got "
         f"{type(state).__name__}"
     )

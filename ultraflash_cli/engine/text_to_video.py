@@ -61,7 +61,7 @@ class GeneratedGroup(NamedTuple):
 
 
 class TextToVideo:
-    """The cascade of a prompt (ARCHITECTURE 8).
+    """The cascade of a prompt (reference/cascade.md 8).
 
     ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size;
     at least one of them is there. A refiner that reads frames sees those of the low

@@ -22,7 +22,7 @@ __all__ = ["Job", "Outcome", "plan_batch", "run_batch"]
 
 Job = UpscaleJob | GenerateJob
 
-_RESUMES = "; the same command with -n resumes there"
+_RESUMES = "; run the same command with -n to resume"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Outcome:
     """What a dry run has found that the model takes."""
 
     def as_json(self) -> dict[str, object]:
-        """Give the one JSON object that `--json` writes for this clip."""
+        """Return the one JSON object that `--json` writes for this clip."""
         if self.report is not None:
             return asdict(self.report)
         if self.plan is not None:
@@ -153,7 +153,9 @@ class _Claims:
         """Raise UsageError for an output that another input has, or that is an input itself and not to be skipped."""
         place = os.path.realpath(output)
         if place in self._taken:
-            raise UsageError(f"{label} and {self._taken[place]} would both become {output}; rename one")
+            raise UsageError(f"{label} and {self._taken[place]} would both be written to {output}; rename one")
         if place in self._sources and not is_skipped:
-            raise UsageError(f"{label} would become {output}, which is an input, too; write elsewhere with -o")
+            raise UsageError(
+                f"{label} would be written to {output}, which is also an input; choose another place with -o"
+            )
         self._taken[place] = label

@@ -60,7 +60,7 @@ class CompareReport:
     means: Mapping[str, float]
     """Mean of each score over the clip, by the names of ``metrics.comparison.COMPARED``."""
     series: Mapping[str, list[float | None]]
-    """One number a frame; None for frames on which a score was not measured."""
+    """One number per frame; None for frames on which a score was not measured."""
     left_out: Mapping[str, str]
     """Why a score was not measured, by its name."""
     worst: tuple[dict[str, float], ...]
@@ -71,7 +71,7 @@ class CompareReport:
 
 
 def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
-    """Measure, and write the page if one is asked for; ``say`` hears what is being done.
+    """Measure, and write the page if one is requested; ``say`` is reported what is being done.
 
     Raises UsageError (sizes that cannot be compared, a page that exists or is one of the clips), InputError (no video,
     other lengths), OutputError (the page cannot be written).
@@ -133,9 +133,11 @@ def _mode(reference: "ClipInfo", output: "ClipInfo") -> "tuple[Mode, tuple[int, 
     shapes = [Fraction(*wh) for wh in (ref_wh, out_wh)]
     found = f"{reference.path.name} is {ref_wh[0]}x{ref_wh[1]}, {output.path.name} {out_wh[0]}x{out_wh[1]}"
     if abs(shapes[0] / shapes[1] - 1) > _SAME_SHAPE:
-        raise UsageError(f"{found}: they have other shapes; compare a result with its original or its source")
+        raise UsageError(f"{found}: their shapes differ; compare a result with its original or its source")
     if ref_wh[0] > out_wh[0]:
-        raise UsageError(f"{found}: the result is the smaller one; name the reference first, then the result")
+        raise UsageError(
+            f"{found}: the result is smaller than the reference; give the reference first, then the result"
+        )
     return "source", ref_wh
 
 

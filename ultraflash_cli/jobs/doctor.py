@@ -74,7 +74,7 @@ def _look(name: str, look: Callable[[], Finding]) -> Finding:
             name=name,
             state="fail",
             found=f"{type(error).__name__}: {error}",
-            fix="install again: pip install --force-reinstall . in the source folder",
+            fix="reinstall: pip install --force-reinstall . in the source folder",
             exit_code=DeviceError.exit_code,
         )
 
@@ -104,7 +104,7 @@ def _cpu(waiting: str) -> Finding:
     if native:
         return Finding(name="cpu", state="ok", found=found)
     return Finding(
-        name="cpu", state="note", found=found, fix="nothing to do; --precision auto takes what is fastest here"
+        name="cpu", state="note", found=found, fix="nothing to do; --precision auto picks the fastest arithmetic"
     )
 
 
@@ -120,10 +120,8 @@ def _gpu() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        fix = (
-            "nothing to do for the built-in model on a CPU; for an NVIDIA GPU install its driver and torch's CUDA build"
-        )
-        return Finding(name="gpu", state="note", found="none that torch can use", fix=fix)
+        fix = "none needed for lite; for an NVIDIA GPU, install its driver and the CUDA build of torch"
+        return Finding(name="gpu", state="note", found="none usable by torch", fix=fix)
     names = [
         f"cuda:{index} {torch.cuda.get_device_name(index)} "
         f"({torch.cuda.get_device_properties(index).total_memory / 1e9:.0f} GB)"
@@ -140,13 +138,17 @@ def _triton() -> Finding:
     except PackageNotFoundError:
         pass
     if not torch.cuda.is_available():
-        return Finding(name="triton", state="ok", found="not installed, and not needed without an NVIDIA GPU")
-    fix = "pip install '.[gpu]' in the source folder" if sys.platform == "linux" else "nothing to do; it is for Linux"
-    return Finding(name="triton", state="note", found="not installed; the GPU is used without its kernels", fix=fix)
+        return Finding(name="triton", state="ok", found="not installed; not needed without an NVIDIA GPU")
+    fix = (
+        "pip install '.[gpu]' in the source folder"
+        if sys.platform == "linux"
+        else "nothing to do; Triton is Linux-only"
+    )
+    return Finding(name="triton", state="note", found="not installed; the GPU runs without Triton kernels", fix=fix)
 
 
 def _attention() -> Finding:
-    """Say which implementation of the SR transformer's attention runs, and why."""
+    """Return which implementation of the SR transformer's attention runs, and why."""
     import torch
 
     from ultraflash_kernels._dispatch import device_refusal
@@ -162,8 +164,8 @@ def _attention() -> Finding:
     return Finding(
         name="attention",
         state="note",
-        found=f"PyTorch, since {why}".rstrip("."),
-        fix="nothing to do; the result is the same" if not on_gpu else "the result is the same, only slower",
+        found=f"PyTorch, because {why}".rstrip("."),
+        fix="nothing to do; results are the same" if not on_gpu else "results are the same, only slower",
     )
 
 
@@ -206,7 +208,7 @@ def _published_weights(store: WeightStore) -> Finding:
     entries = [entry for entry in read_manifest().values() if not entry.packaged]
     there = [entry for entry in entries if store.receipt(entry) is not None]
     if not there:
-        fix = "nothing to do for the built-in model; `ultraflash weights pull ultraflash` fetches the published ones"
+        fix = "none needed for lite; `ultraflash weights pull ultraflash` installs the published model"
         return Finding(name="published", state="note", found="no published weights are installed", fix=fix)
     size = sum(verify(entry, store, quick=True).stat().st_size for entry in there)
     found = f"{len(there)} of {len(entries)} published files, {size / 1e9:.1f} GB, in {store.root}"
@@ -214,15 +216,15 @@ def _published_weights(store: WeightStore) -> Finding:
 
 
 def _generate() -> Finding:
-    """Say which models can make clips here; the built-in one needs no package that the published one does."""
+    """Return which models can make clips here; the built-in one needs no package that the published one does."""
     from ultraflash_cli.engine.profiles import LITE
 
     missing = [name for name in _TEXT_PACKAGES if find_spec(name) is None]
     models = ["lite (simple landscapes)"] if LITE.generator is not None else []
-    models += [] if missing else ["ultraflash, once its weights are pulled"]
-    found = f"clips from words by {' and '.join(models) or 'no model'}"
+    models += [] if missing else ["ultraflash, once its weights are installed"]
+    found = f"with {' and '.join(models) or 'no model'}"
     if missing:
-        found += f"; the published model lacks the packages {', '.join(missing)}"
+        found += f"; the published model needs the missing packages {', '.join(missing)}"
         fix = "for the published model: pip install '.[generate]' in the source folder"
         return Finding(name="generate", state="note", found=found, fix=fix)
     return Finding(name="generate", state="ok", found=found)
@@ -236,7 +238,7 @@ def _disk(folder: Path) -> Finding:
             name="disk",
             state="fail",
             found=found,
-            fix="free some space, or write elsewhere with -o",
+            fix="free some space, or choose another place with -o",
             exit_code=OutputError.exit_code,
         )
     return Finding(name="disk", state="ok", found=found)

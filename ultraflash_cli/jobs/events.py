@@ -52,7 +52,7 @@ class Planned(Event):
     codec: str
     pix_fmt: str
     frames_total: int | None
-    """An estimate from the container; None where it does not say."""
+    """An estimate from the container; None if it does not say."""
     kept: tuple[str, ...]
     """Streams that are copied."""
     dropped: tuple[str, ...]
@@ -74,7 +74,7 @@ class GenerationPlanned(Planned):
     """Frames that are made together."""
     cache_management: str
     notice: str
-    """What to know of this model's clips; empty where there is nothing to say."""
+    """What to know of this model's clips; empty if there is nothing to say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Started(Event):
     label: str | None = None
     """What lines of progress call it; None for the input's own name."""
     predicted_s: float | None = None
-    """How long the model is going to take for the frames that are left; None where nobody knows."""
+    """How long the model is going to take for the frames that are left; None if nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class Chunk(Event):
     """Frames that even a power cut could not take any more."""
     frames_total: int | None
     fps: float
-    """Frames a second in this run, reading and writing included."""
+    """Frames per second in this run, reading and writing included."""
     eta_s: float | None
     limit: str
     """The stage that everything waits for: reading, model or writing."""
@@ -191,5 +191,5 @@ Listener = Callable[[Event], None]
 
 
 def as_json(event: Event) -> dict[str, object]:
-    """Give the event as a JSON object with `schema` and `event` in front."""
+    """Return the event as a JSON object with `schema` and `event` in front."""
     return {"schema": SCHEMA, "event": event.name, **asdict(event)}

@@ -18,7 +18,8 @@ class Explanation:
     file: str
     made: Made
     arguments: tuple[str, ...]
-    """The command that repeats it, word by word; INPUT stands for the input, INIT_CLIP for the clip it goes on from."""
+    """The command that repeats it, word by word; INPUT stands for the input, INIT_CLIP for the clip
+    it continues from."""
     command: str
     """The same as a line for a shell."""
     differences: tuple[str, ...]
@@ -26,7 +27,7 @@ class Explanation:
 
 
 def explain(path: Path) -> Explanation:
-    """Read the tag of a file, or of the first picture of a folder or pattern. Raises InputError where there is none."""
+    """Read the tag of a file, or of the first picture of a folder or pattern. Raises InputError if there is none."""
     found = explanation_of(path)
     if found is None:
         raise InputError(
@@ -37,7 +38,7 @@ def explain(path: Path) -> Explanation:
 
 
 def explanation_of(path: Path) -> Explanation | None:
-    """Read the tag of a file; None where there is none that can be read. Raises InputError for a missing file."""
+    """Read the tag of a file; None if there is none that can be read. Raises InputError for a missing file."""
     from ultraflash_cli.video.made_tag import read_made
 
     name, file = _output_name(path)
@@ -66,9 +67,9 @@ def _output_name(path: Path) -> tuple[str, Path]:
     try:
         pictures = existing_pictures(pattern)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the permissions") from error
     if not pictures:
-        raise InputError(f"{path}: no picture {pattern.name} is there; name a video or a picture")
+        raise InputError(f"{path}: no image {pattern.name}; give a video or an image")
     return f"OUT/{pattern.name}", next(iter(pictures.values()))
 
 

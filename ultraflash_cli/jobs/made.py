@@ -22,7 +22,7 @@ _PRECISIONS = ("fp32", "bf16", "fp8")
 _FLAG = re.compile(r"--[a-z][a-z-]*")
 _KNOWN = frozenset(
     {
-        *("--audio", "--cache-management", "--codec", "--color", "--crf", "--cuda-graphs", "--cuts", "--decoder"),
+        *("--audio", "--cache-management", "--codec", "--crf", "--decoder"),
         *(
             "--deinterlace",
             "--detail",
@@ -36,7 +36,8 @@ _KNOWN = frozenset(
         ),
         *("--images", "--init-clip", "--max-memory", "--model", "--pix-fmt", "--precision", "--preview", "--prompt"),
         *("--renumber", "--res", "--save-lr", "--seconds", "--seed", "--side-by-side", "--start", "--strength"),
-        *("--strict", "--subs", "--threads"),
+        *("--strict", "--threads"),
+        *("--no-audio", "--no-cuda-graphs", "--no-cuts", "--no-match-colors", "--no-subs"),
     }
 )
 """What a tag may put into a command: a file that somebody else has made must not make one write or delete elsewhere."""
@@ -60,7 +61,7 @@ class Made:
     prompt: str | None = None
     """What was generated."""
     options: Mapping[str, Value] = field(default_factory=dict[str, Value])
-    """What was asked for and is not the default, and what the program chose where another machine would not."""
+    """What was requested and is not the default, and what the program chose where another machine would not."""
     streamed: bool = False
     """It went out as a stream, in parts that are encoded one by one."""
 
@@ -77,19 +78,19 @@ class Made:
         read = cast("dict[str, Any]", said)
         words = [read.get(name) for name in ("version", "command", "model", "device", "precision")]
         if not all(isinstance(word, str) for word in words) or read["command"] not in ("upscale", "generate"):
-            raise ValueError("a word is missing")
+            raise ValueError("a field is missing")
         prompt, seed, weights = read.get("prompt"), read.get("seed"), read.get("weights", {})
         if (
             not isinstance(prompt, str | None)
             or type(seed) is not int
             or (read["command"] == "generate") != bool(prompt)
         ):
-            raise ValueError("prompt or seed are none")
+            raise ValueError("prompt or seed is invalid")
         if not _is_table(weights) or not all(isinstance(value, str) for value in weights.values()):
-            raise ValueError("weights are none")
+            raise ValueError("weights are invalid")
         options = read.get("options", {})
         if not _is_table(options) or not all(_FLAG.fullmatch(flag) and _is_value(options[flag]) for flag in options):
-            raise ValueError("options are none")
+            raise ValueError("options are invalid")
         return cls(
             version=read["version"],
             command=read["command"],
@@ -125,7 +126,7 @@ class Made:
 
 
 def made_by_upscaling(prepared: "Prepared", built: "Built[FrameUpscaler]") -> str | None:
-    """Return the tag of an upscaled clip; None where none is wanted."""
+    """Return the tag of an upscaled clip; None if none is wanted."""
     job = prepared.job
     if not job.tag:
         return None
@@ -134,8 +135,8 @@ def made_by_upscaling(prepared: "Prepared", built: "Built[FrameUpscaler]") -> st
         "--strength": f"{job.strength:g}" if job.strength != 1 else None,
         "--detail": f"{job.detail:g}" if job.detail is not None else None,
         "--guard": f"{job.guard:g}" if job.guard is not None else "off",
-        "--color": _changed(job.color, "match"),
-        "--cuts": _changed(job.cuts, "auto"),
+        "--no-match-colors": job.color == "off",
+        "--no-cuts": job.cuts == "off",
         "--deinterlace": _changed(job.deinterlace, "auto"),
         "--prompt": job.prompt,
         "--encoder": _changed(job.encoder, "auto"),
@@ -145,8 +146,9 @@ def made_by_upscaling(prepared: "Prepared", built: "Built[FrameUpscaler]") -> st
         "--side-by-side": job.side_by_side,
         "--downscale": job.downscale,
         "--fps": _rate(job.fps),
-        "--audio": _changed(job.audio, "copy"),
-        "--subs": _changed(job.subs, "copy"),
+        "--audio": job.audio if job.audio in ("aac", "flac") else None,
+        "--no-audio": job.audio == "none",
+        "--no-subs": job.subs == "none",
         "--images": job.images,
         "--renumber": job.renumber,
         "--strict": job.strict,
@@ -155,7 +157,7 @@ def made_by_upscaling(prepared: "Prepared", built: "Built[FrameUpscaler]") -> st
 
 
 def made_by_generating(prepared: "PreparedGeneration", built: "Built[FrameGenerator]") -> str | None:
-    """Return the tag of a generated clip; None where none is wanted."""
+    """Return the tag of a generated clip; None if none is wanted."""
     job = prepared.job
     if not job.tag:
         return None
@@ -186,7 +188,7 @@ def _text(command: str, job: Any, built: Any, *, model: str, threads: int, optio
         "--precision": precision,
         "--threads": str(threads),
         "--max-memory": job.max_memory,
-        "--cuda-graphs": None if job.cuda_graphs else "off",
+        "--no-cuda-graphs": not job.cuda_graphs,
     }
     return Made(
         version=version("ultraflash"),

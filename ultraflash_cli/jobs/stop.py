@@ -50,7 +50,7 @@ class Stop:
             self._at_once = False
 
     def interruption(self, message: str) -> Interrupted:
-        """Give the error that ends the run: exit code 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+        """Return the error that ends the run: exit code 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return Interrupted(message, exit_code=128 + (self.signal_number or signal.SIGINT))
 
 
@@ -72,7 +72,7 @@ def ending_on_signals() -> Generator[None]:
 def stopping_on_signals(
     *, on_first: Callable[[], None] | None = None, on_second: Callable[[int], None] | None = None
 ) -> Generator[Stop]:
-    """Give a `Stop` that the first SIGINT, SIGTERM or SIGHUP requests; a second one ends the process at once.
+    """Return a `Stop` that the first SIGINT, SIGTERM or SIGHUP requests; a second one ends the process at once.
 
     `on_first` is called with the first, `on_second` with the second and the exit code, inside the signal handler.
     Works in the main thread only, like every Python signal handler; the old handlers come back at the end.
@@ -95,7 +95,7 @@ def stopping_on_signals(
 
 
 def _hang_up() -> tuple[int, ...]:
-    """Give the signal of a terminal that goes away, unless there is none or it is to be ignored."""
+    """Return the signal of a terminal that goes away, unless there is none or it is to be ignored."""
     return () if _HANG_UP is None or signal.getsignal(_HANG_UP) == signal.SIG_IGN else (_HANG_UP,)
 
 

@@ -1,4 +1,4 @@
-"""A result beside its original or its source: every number of every frame, by one call."""
+"""A result next to its original or its source: every number of every frame, by one call."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ class Comparison:
     """At which size they were compared: the reference's."""
     frames: int
     series: Mapping[str, list[float | None]]
-    """One number a frame for each name of ``COMPARED`` that was measured; None for frames that were not."""
+    """One number per frame for each name of ``COMPARED`` that was measured; None for frames that were not."""
     left_out: Mapping[str, str]
     """Why a metric was not measured, by its name."""
     crops: tuple[Crop, ...]
@@ -89,7 +89,7 @@ def compare_clips(
 ) -> Comparison:
     """Measure ``output`` against ``reference``; frames are paired by number.
 
-    Raises InputError where a clip cannot be read or frame counts differ.
+    Raises InputError if a clip cannot be read or frame counts differ.
 
     Args:
         output: The result, brought to ``size_wh`` and to the coding of the reference.

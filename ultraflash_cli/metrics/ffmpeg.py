@@ -87,11 +87,11 @@ def paired(output: View, reference: View) -> str:
 
 
 def ffmpeg_program() -> str:
-    """Return the path of ffmpeg. Raises UsageError where its package is not installed."""
+    """Return the path of ffmpeg. Raises UsageError if its package is not installed."""
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
     except ImportError as error:
-        raise UsageError("measuring needs ffmpeg: pip install '.[eval]' in the source folder") from error
+        raise UsageError("measuring needs ffmpeg; run pip install '.[eval]' in the source folder") from error
     return get_ffmpeg_exe()
 
 
@@ -106,7 +106,7 @@ def run_ffmpeg(arguments: Sequence[str], *, what: str, folder: Path | None = Non
 def read_luma(path: Path, *, frames: int | None = None) -> Generator[Luma]:
     """Yield the Y plane of each frame, one at a time; deeper clips are brought to 8 bits.
 
-    Raises InputError where the file is missing or ffmpeg finds no picture in it.
+    Raises InputError if the file is missing or ffmpeg finds no picture in it.
     """
     for planes in read_planes(View(path), frames=frames):
         yield planes.y_hw
@@ -137,7 +137,7 @@ def _read_ppm(path: Path) -> np.ndarray:
 def read_planes(view: View, *, frames: int | None = None) -> Generator[Planes]:
     """Yield the planes of each frame as it is shown, one at a time.
 
-    Raises InputError where the file is missing or ffmpeg finds no picture in it.
+    Raises InputError if the file is missing or ffmpeg finds no picture in it.
     """
     path = view.path
     if not path.is_file():
@@ -162,7 +162,7 @@ def read_planes(view: View, *, frames: int | None = None) -> Generator[Planes]:
 
 
 def _planes(pipe: IO[bytes], width: int, height: int) -> Generator[Planes]:
-    """Yield the frames of a 4:2:0 y4m stream that stands behind its header."""
+    """Yield the frames of a 4:2:0 y4m stream that follows its header."""
     luma_bytes = width * height
     half_h, half_w = (height + 1) // 2, (width + 1) // 2
     chroma_bytes = half_h * half_w
@@ -185,4 +185,4 @@ def plane_size(header: bytes) -> tuple[int, int]:
 def last_line(text: str) -> str:
     """Return the last line that says something."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "ffmpeg found no picture in it"
+    return lines[-1] if lines else "ffmpeg found no video frames"

@@ -172,7 +172,7 @@ def _network(path: Path, trunk: Trunk, device: torch.device, dtype: torch.dtype)
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{path}: no readable weights ({error}). Reinstall stlpips-pytorch.") from error
+        raise WeightsError(f"{path}: weights cannot be read ({error}); reinstall stlpips-pytorch") from error
     network.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network.eval().requires_grad_(False)
 
@@ -185,5 +185,6 @@ def weights_path(trunk: Trunk = "alex") -> Path:
         if path.is_file():
             return path
     raise UsageError(
-        "'lpips' needs the weights in stlpips-pytorch, which is not installed: `pip install --no-deps stlpips-pytorch`."
+        "'lpips' needs the weights in stlpips-pytorch, which is not installed; run `pip install --no-deps "
+        "stlpips-pytorch`"
     )

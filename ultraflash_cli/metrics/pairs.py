@@ -77,7 +77,7 @@ def compare_planes(
         scores.crops += _worst(np.abs(error), number, crop_px)
         before = output, reference
     if not scores.tdiff:
-        raise InputError(f"{names[0]}: there is no frame to compare")
+        raise InputError(f"{names[0]}: no frames to compare")
     scores.crops.sort(key=lambda crop: -crop.error_levels)
     return scores
 
@@ -88,10 +88,12 @@ def _paired(
     for count, (output, reference) in enumerate(zip_longest(outputs, references)):
         if output is None or reference is None:
             shorter, longer = names if output is None else reversed(names)
-            raise InputError(f"{shorter} ends after {count} frames, {longer} goes on; compare clips of one length")
+            raise InputError(
+                f"{shorter} ends after {count} frames, {longer} is longer; compare clips of the same length"
+            )
         if output.y_hw.shape != reference.y_hw.shape:
             sizes = " and ".join(f"{each.y_hw.shape[1]}x{each.y_hw.shape[0]}" for each in (output, reference))
-            raise InputError(f"{names[0]} and {names[1]} are {sizes}; compare clips of one size")
+            raise InputError(f"{names[0]} and {names[1]} are {sizes}; compare clips of the same size")
         yield output, reference
 
 

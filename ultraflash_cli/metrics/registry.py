@@ -36,7 +36,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 def measure(output: Path, reference: Path, *, threads: int = 1) -> dict[str, float]:
     """Return every metric of ``output`` against ``reference`` by its name.
 
-    Raises InputError where a clip cannot be read or sizes or frame counts differ.
+    Raises InputError if a clip cannot be read or sizes or frame counts differ.
     """
     tdiff = temporal_difference(output, reference)  # first: it is the one that says clearly what does not match
     scores = libvmaf_scores(output, reference, threads=threads)

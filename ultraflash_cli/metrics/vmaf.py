@@ -34,7 +34,7 @@ class LibvmafScores:
 def libvmaf_scores(output: Path, reference: Path, *, threads: int = 1) -> LibvmafScores:
     """Compare two clips of one size frame by frame, in the order of their frames, whatever their timestamps.
 
-    Raises InputError where one of them cannot be read or the sizes differ.
+    Raises InputError if one of them cannot be read or the sizes differ.
     """
     for path in (output, reference):
         if not path.is_file():
@@ -63,9 +63,9 @@ def libvmaf_frames(
     features: Sequence[str],
     threads: int = 1,
 ) -> dict[str, list[float]]:
-    """Score every pair of frames; a name of ``models`` or of libvmaf's own metrics to one number a frame.
+    """Score every pair of frames; a name of ``models`` or of libvmaf's own metrics to one number per frame.
 
-    Raises InputError where one of them cannot be read or the sizes differ.
+    Raises InputError if one of them cannot be read or the sizes differ.
     """
     with tempfile.TemporaryDirectory(prefix="vmaf_") as folder:
         graph = filter_graph(output, reference, "scores.json", threads, models=models, features=features)

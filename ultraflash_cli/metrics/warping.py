@@ -7,7 +7,7 @@ __all__ = ["Flow", "optical_flow", "warping_error"]
 
 Plane = NDArray[np.float32]
 Flow = NDArray[np.float32]
-"""Motion [2, H, W] in pixels: how far down and right a pixel's content lay in the frame before."""
+"""Motion [2, H, W] in pixels: how far down and right a pixel's content was in the frame before."""
 
 _WINDOW_PX = 9
 _ROUNDS = 3
@@ -25,7 +25,7 @@ def warping_error(
     """Return the root mean square change of output and of reference along the reference's motion, in 8-bit levels.
 
     All planes are luma of one size. Pixels where the reference itself does not follow its motion (occlusions) are left
-    out of both. ``flow`` is that motion where it is known already.
+    out of both. ``flow`` is that motion if it is known already.
     """
     flow = optical_flow(reference_hw, reference_before_hw) if flow is None else flow
     reference_error = reference_hw - _warped(reference_before_hw, flow)
@@ -37,7 +37,7 @@ def warping_error(
 
 
 def optical_flow(now_hw: Plane, before_hw: Plane) -> Flow:
-    """Estimate where each pixel of ``now_hw`` lay in ``before_hw``: Lucas-Kanade over a pyramid of halved sizes."""
+    """Estimate where each pixel of ``now_hw`` was in ``before_hw``: Lucas-Kanade over a pyramid of halved sizes."""
     pyramid = [(now_hw, before_hw)]
     while min(pyramid[-1][0].shape) // 2 >= _SMALLEST_PX:
         pyramid.append((_halved(pyramid[-1][0]), _halved(pyramid[-1][1])))
@@ -64,7 +64,7 @@ def _step(now: Plane, warped: Plane) -> Flow:
 
 
 def _warped(plane: Plane, flow: Flow) -> Plane:
-    """Sample ``plane`` where each pixel's content lay, bilinearly; edges are repeated."""
+    """Sample ``plane`` where each pixel's content was, bilinearly; edges are repeated."""
     height, width = plane.shape
     rows = np.clip(np.arange(height, dtype=np.float32)[:, None] + flow[0], 0, height - 1)
     columns = np.clip(np.arange(width, dtype=np.float32)[None, :] + flow[1], 0, width - 1)

@@ -16,9 +16,9 @@ _ROW = re.compile(r"XPSNR y: *(\S+)")
 
 
 def xpsnr_frames(output: View, reference: View) -> list[float]:
-    """Return the XPSNR of luma in dB, one number a frame.
+    """Return the XPSNR of luma in dB, one number per frame.
 
-    Raises InputError where one of them cannot be read or the sizes differ.
+    Raises InputError if one of them cannot be read or the sizes differ.
     """
     with tempfile.TemporaryDirectory(prefix="xpsnr_") as folder:
         graph = f"{paired(output, reference)};[out][ref]xpsnr=stats_file=scores.log"

@@ -10,7 +10,7 @@ from ultraflash_cli.weights.detect import Shape
 __all__ = ["ARCHITECTURES", "LORA_RANK", "expected_shapes"]
 
 LORA_RANK = 256
-"""Rank of the published update (ARCHITECTURE 9.3)."""
+"""Rank of the published update (reference/cascade.md 9.3)."""
 
 _LORA_LAYERS = (*(f".{kind}_attn.{each}" for kind in ("self", "cross") for each in "qkvo"), ".ffn.0", ".ffn.2")
 

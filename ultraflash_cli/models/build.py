@@ -95,7 +95,7 @@ class Speedups:
     paired_caches: bool = False
     """Give the SR transformer's caches a second pair of buffers, so that none are copied."""
     lanes: bool = False
-    """Generate the next group on a stream of its own while the present one is refined."""
+    """Generate the next group on a stream of its own while the current one is refined."""
 
     def new_graphs(self, device: torch.device) -> Graphs:
         """Return what runs the steps of stages on ``device``."""
@@ -105,7 +105,7 @@ class Speedups:
 def find_profile(model: str) -> Profile:
     """Return the profile of a model. Raises UsageError for a name that nothing has."""
     if model not in PROFILES:
-        raise UsageError(f"no model is called {model!r}; there are {', '.join(PROFILES)}.")
+        raise UsageError(f"unknown model {model!r}; choose from {', '.join(PROFILES)}")
     return PROFILES[model]
 
 
@@ -128,11 +128,11 @@ def _named_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"--device is auto, cpu or cuda[:i], not {name!r}.") from error
+        raise UsageError(f"--device must be auto, cpu or cuda[:i], got {name!r}") from error
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device is auto, cpu or cuda[:i], not {name!r}.")
+        raise UsageError(f"--device must be auto, cpu or cuda[:i], got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"{name}: {torch.cuda.device_count()} CUDA devices are usable here. Try --device cpu.")
+        raise DeviceError(f"{name}: {torch.cuda.device_count()} usable CUDA devices on this machine; try --device cpu")
     return device
 
 
@@ -147,17 +147,17 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         fast = _cpu_has_fast_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     if name == "fp8" and (refusal := fp8_refusal(device)):
-        raise DeviceError(f"--precision fp8 cannot run here: {refusal} Use --precision auto.")
+        raise DeviceError(f"--precision fp8 cannot run here: {refusal.removesuffix('.')}; use --precision auto")
     try:
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}[name]
     except KeyError as error:
-        raise UsageError(f"--precision is auto, fp32, bf16 or fp8, not {name!r}.") from error
+        raise UsageError(f"--precision must be auto, fp32, bf16 or fp8, got {name!r}") from error
 
 
 def stage_precisions(profile: Profile, name: str, device: torch.device) -> Callable[[str], torch.dtype]:
     """Return what gives each part its dtype: the profile's own on a GPU under ``auto`` and ``fp8``, else one for all.
 
-    The full autoencoder stays in float32 unless another precision is asked for. Under ``fp8`` the transformers are
+    The full autoencoder stays in float32 unless another precision is requested. Under ``fp8`` the transformers are
     bfloat16 around what is in 8 bits (``fp8_parts``).
     """
     one = choose_precision(name, device)
@@ -177,10 +177,10 @@ def fp8_parts(precision: str) -> frozenset[str]:
 
 
 def precision_warnings(precision: str) -> list[str]:
-    """Say what a precision changes in the pixels."""
+    """Return what a precision changes in the pixels."""
     if precision != "fp8":
         return []
-    return ["--precision fp8: weights and inputs of the transformers are rounded to 8 bits, which changes pixels"]
+    return ["--precision fp8 rounds the transformers' weights and inputs to 8 bits, which changes pixels"]
 
 
 class Shelf:
@@ -198,7 +198,7 @@ class Shelf:
         return dict(self._hashes)
 
     def path(self, weights: str) -> Path:
-        """Return the checked file of these weights. Raises WeightsError where it is missing or changed."""
+        """Return the checked file of these weights. Raises WeightsError if it is missing or changed."""
         entry = _entry(weights)
         path = verify(entry, self._store(entry), quick=True)
         self._hashes[weights] = self._sha256(entry)
@@ -210,11 +210,11 @@ class Shelf:
         return paths[0].parent
 
     def identity(self, prefix: str) -> str:
-        """Return what changes when the files under a name do. Raises WeightsError where one is not installed."""
+        """Return what changes when the files under a name do. Raises WeightsError if one is not installed."""
         return " ".join(self._sha256(_entry(name)) for name in _members(prefix))
 
     def has(self, profile: Profile, part: str) -> bool:
-        """Tell whether the weights of a part are installed, or are random."""
+        """Return whether the weights of a part are installed, or are random."""
         return profile.random_seed is not None or self._installed(_entry(self.served_by(profile.weight_of(part))))
 
     def served_by(self, weights: str) -> str:
@@ -225,7 +225,7 @@ class Shelf:
         return entry.fallback
 
     def architecture(self, profile: Profile, part: str) -> str | None:
-        """Return the architecture of a part's installed file; None where nothing is installed or it is random."""
+        """Return the architecture of a part's installed file; None if nothing is installed or it is random."""
         name = dict(profile.weights).get(part)
         if name is None or profile.random_seed is not None or not self.has(profile, part):
             return None
@@ -249,8 +249,7 @@ class Shelf:
             named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
             verb = "is" if len(missing) == 1 else "are"
             raise WeightsError(
-                f"the model {profile.name} is not installed: {named} {verb} missing. "
-                f"Run `ultraflash weights pull {pull}`."
+                f"{profile.name} is not installed: {named} {verb} missing; run `ultraflash weights pull {pull}`"
             )
 
     def _installed(self, entry: WeightEntry) -> bool:
@@ -272,7 +271,9 @@ class Shelf:
         if entry.packaged:
             return None
         if self.store is None:
-            raise WeightsError(f"{entry.name} is not in the package, and no folder of downloaded weights was named.")
+            raise WeightsError(
+                f"{entry.name} is not part of the package, and no folder of downloaded weights was given"
+            )
         return self.store
 
     def take(
@@ -285,7 +286,7 @@ class Shelf:
         dtype: torch.dtype,
         fp8: bool = False,
     ) -> nn.Module:
-        """Return the network of a part of a profile, ready to run. Raises WeightsError where its weights are not.
+        """Return the network of a part of a profile, ready to run. Raises WeightsError if its weights are not.
 
         ``fp8`` puts a transformer into 8 bits, once.
         """
@@ -337,7 +338,7 @@ def build_upscaler(
     yuv: YuvFormat | None = None,
     guard: Guard | None = None,
 ) -> Upscaler:
-    """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError where weights are not right.
+    """Load what ``plan`` needs of a model and build the upscaler. Raises WeightsError if weights are not right.
 
     ``detail`` is how far a pixel path goes from faithful (0) to detailed (1).
     """
@@ -370,12 +371,12 @@ def build_text_to_video(
 ) -> TextToVideo:
     """Load what making a video needs; ``scale`` 1 stays at the base size, ``low_frames`` asks for those frames too.
 
-    ``long`` takes the generator's long variant. Raises WeightsError where weights are not right.
+    ``long`` takes the generator's long variant. Raises WeightsError if weights are not right.
     """
     part = "long_generator" if long else "generator"
     config = profile.long_generator if long else profile.generator
     if config is None:
-        raise UsageError(f"the model {profile.name} cannot generate; --model names another.")
+        raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
     dtype_of = stage_precisions(profile, precision, device)
     in_fp8 = fp8_parts(precision)
     dtype, fp8 = dtype_of("generator"), "generator" in in_fp8
@@ -399,7 +400,7 @@ def build_text_to_video(
 
 
 def take_base_decoder(shelf: Shelf, profile: Profile, *, device: torch.device, precision: str) -> Decoder:
-    """Return what makes frames of low-resolution latents. Raises WeightsError where its weights are not right."""
+    """Return what makes frames of low-resolution latents. Raises WeightsError if its weights are not right."""
     part, dtype_of = profile.base_decoder_part, stage_precisions(profile, precision, device)
     decoder = shelf.take(profile, part, profile.base_decoder, device=device, dtype=dtype_of("decoder"))
     assert isinstance(decoder, Decoder)
@@ -470,7 +471,8 @@ def _pixel_refiner(
 
 
 def precision_name(profile: Profile, name: str, device: torch.device) -> str:
-    """Name the precision that the stages of an upscale run in; ``mixed`` where they differ, but for fp8."""
+    """Return the name of the precision that the stages of an upscale run in; ``mixed`` where they
+    differ, but for fp8."""
     if name == "fp8":
         return name
     dtype_of = stage_precisions(profile, name, device)
@@ -481,14 +483,14 @@ def precision_name(profile: Profile, name: str, device: torch.device) -> str:
 
 
 def _own_part(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under the network's top-level names; a file may hold a coder's other half beside them."""
+    """Return the tensors under the network's top-level names; a file may hold a coder's other half next to them."""
     own = {name.split(".")[0] for name in network.state_dict()}
     halves = {"encoder", "decoder", "conv1", "conv2"}
     return {n: x for n, x in tensors.items() if n.split(".")[0] in own or n.split(".")[0] not in halves}
 
 
 def _randomise(network: nn.Module, name: str) -> None:
-    """Give every parameter seeded random values of a size that keeps activations of order one."""
+    """Return every parameter seeded random values of a size that keeps activations of order one."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
     generator = torch.Generator().manual_seed(seed)
     for path, parameter in network.named_parameters():

@@ -1,4 +1,4 @@
-"""Which encoder and decoder of a model run: those asked for, else those that are installed."""
+"""Which encoder and decoder of a model run: those requested, else those that are installed."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ _RELEASED = "ultra_decoder_released"
 
 
 def settle_coders(profile: Profile, shelf: Shelf, *, encoder: str, decoder: str) -> Profile:
-    """Return the profile with the coders asked for; ``auto`` takes the small ones where they are installed.
+    """Return the profile with the coders requested; ``auto`` takes the small ones where they are installed.
 
     Where they are not, the ultra decoder and the full autoencoder's encoder serve if those are. Raises UsageError for
     a coder that the model does not have.
@@ -37,32 +37,32 @@ def substitutions(profile: Profile, shelf: Shelf, *, scale: int, encoder: str, d
     if profile.random_seed is not None:
         return said
     if encoder == "auto" and isinstance(profile.encoder, WanVaeConfig):
-        said.append("no small encoder is installed; the full autoencoder's (slower) makes the latents")
+        said.append("the small encoder is not installed; using the full autoencoder's, which is slower")
     if decoder == "auto" and profile.decoder and profile.weight_of("decoder") == _weight_of_ultra(profile):
-        said.append("the small decoder is not installed; the ultra decoder makes the frames")
+        said.append("the small decoder is not installed; using the ultra decoder")
     if profile.sr_dit is not None:
         asked = profile.at_scale(scale).weight_of("sr_dit")
         served = shelf.served_by(asked)
         if served != asked:
-            said.append(f"{asked} is not installed; {served} serves at x{scale}, too")
+            said.append(f"{asked} is not installed; using {served} at x{scale}")
     return said
 
 
 def with_full_encoder(profile: Profile) -> Profile:
-    """Return the profile with the full autoencoder's encoder in the small one's place (ARCHITECTURE 7)."""
+    """Return the profile with the full autoencoder's encoder in the small one's place (reference/cascade.md 7)."""
     if profile.wan_vae is None:
-        raise UsageError(f"the model {profile.name} has one encoder only; leave --encoder out")
+        raise UsageError(f"{profile.name} has only one encoder; remove --encoder")
     return replace(profile, encoder=profile.wan_vae, pad_front=profile.drop_front, copy_front=False)
 
 
 def with_ultra_decoder(profile: Profile, *, released: bool = False) -> Profile:
-    """Return the profile with the larger decoder in the tiny one's place (ARCHITECTURE 6.3).
+    """Return the profile with the larger decoder in the tiny one's place (reference/cascade.md 6.3).
 
-    The published class comes with an encoder of its own; the ``released`` file holds a decoder only, beside which the
+    The published class comes with an encoder of its own; the ``released`` file holds a decoder only, next to which the
     tiny one's encoder stays.
     """
     if _weight_of_ultra(profile) is None:
-        raise UsageError(f"the model {profile.name} has one decoder only; leave --decoder out")
+        raise UsageError(f"{profile.name} has only one decoder; remove --decoder")
     replaced = ("decoder",) if released else ("encoder", "decoder")
     ultra = _weight_of_ultra(profile) or ""
     weights = tuple((part, ultra if part in replaced else name) for part, name in profile.weights)

@@ -59,11 +59,11 @@ class FrameUpscaler(Protocol):
         ...
 
     def init_state(self, *, seed: int, first_frame: int) -> Any:
-        """Give the state before a scene that begins at frame `first_frame` of the clip."""
+        """Return the state before a scene that begins at frame `first_frame` of the clip."""
         ...
 
     def step(self, state: Any, frames: "list[np.ndarray]") -> "tuple[Any, Pictures]":
-        """Take frames `[H, W, 3]`, give the new state and the frames that are finished."""
+        """Take frames `[H, W, 3]`, return the new state and the frames that are finished."""
         ...
 
     def held(self, state: Any) -> int:
@@ -71,7 +71,7 @@ class FrameUpscaler(Protocol):
         ...
 
     def flush(self, state: Any) -> "Pictures":
-        """End the scene: give the frames that are still queued."""
+        """End the scene: return the frames that are still queued."""
         ...
 
     def state_bytes(self, state: Any) -> int:
@@ -86,7 +86,7 @@ class FrameUpscaler(Protocol):
         ...
 
     def load_state(self, content: bytes, *, seed: int, first_frame: int) -> Any:
-        """Give the state that `save_state` saved in the scene that begins at `first_frame`."""
+        """Return the state that `save_state` saved in the scene that begins at `first_frame`."""
         ...
 
 
@@ -104,11 +104,11 @@ class FrameGenerator(Protocol):
         ...
 
     def init_state(self, *, seed: int, clip: "list[np.ndarray] | None" = None) -> Any:
-        """Give the state before the first group; `clip` are frames `[H, W, 3]` of the base size to go on from."""
+        """Return the state before the first group; `clip` are frames `[H, W, 3]` of the base size to continue from."""
         ...
 
     def step(self, state: Any) -> "tuple[Any, Pictures, Pictures]":
-        """Make the next group: give the new state, its pictures, and where asked for those of the base size."""
+        """Make the next group: return the new state, its pictures, and where requested those of the base size."""
         ...
 
     def counters(self, state: Any) -> dict[str, int]:
@@ -124,7 +124,7 @@ class FrameGenerator(Protocol):
         ...
 
     def load_state(self, content: bytes, *, seed: int) -> Any:
-        """Give the state that `save_state` saved."""
+        """Return the state that `save_state` saved."""
         ...
 
 
@@ -201,7 +201,7 @@ def _weight(tensor: "Tensor") -> int:
 
 
 def _tensors(state: object, *, without: Sequence[str] = ()) -> "dict[str, Tensor]":
-    """Return the leaves of a state where they lie.
+    """Return the leaves of a state where they are.
 
     Between two groups of an upscale only the frames that the encoder is ahead by wait, and the queues are empty.
     """

@@ -21,11 +21,14 @@ __all__ = [
     "plan_upscale_memory",
 ]
 
+_LARGEST = 4
+"""How many parts of a plan are named."""
+
 
 def memory_budget(device: "torch.device", max_memory: str | None) -> int | None:
     """Return the bytes a job may take on ``device``: what is free there, and no more than ``max_memory``.
 
-    None where neither is known. Raises UsageError for a ``max_memory`` that cannot be read.
+    None if neither is known. Raises UsageError for a ``max_memory`` that cannot be read.
     """
     asked = parse_memory(max_memory) if max_memory is not None else None
     if device.type == "cuda":
@@ -99,7 +102,7 @@ def plan_generation_memory(
 
     generator = profile.long_generator if long else profile.generator
     if generator is None:
-        raise UsageError(f"the model {profile.name} cannot generate; --model names another.")
+        raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
     refines = scale > 1
     low_frames = low_frames or not refines or not profile.refines_latents
     profile = profile.at_scale(scale) if refines else profile
@@ -139,9 +142,13 @@ def _spool_bytes(frame_bytes: int) -> int:
 
 
 def describe_memory(plan: "MemoryPlan") -> list[str]:
-    """Say in a few lines what a job takes and what it gives up for that."""
+    """Return a few lines: what a job takes, and what it gives up to fit."""
     there = f" of {plan.budget_bytes / 1e9:.2f} GB" if plan.budget_bytes is not None else ""
-    lines = [f"memory: {plan.total / 1e9:.2f} GB{there} at the peak", f"  {plan.sum_line()}"]
+    largest = sorted(plan.parts, key=lambda part: part.bytes, reverse=True)[:_LARGEST]
+    lines = [
+        f"memory: {plan.total / 1e9:.2f} GB{there} at the peak",
+        f"  largest parts: {', '.join(f'{part.name} {part.bytes / 1e9:.2f}' for part in largest)}",
+    ]
     lines += [f"  {plan.host_bytes / 1e9:.2f} GB in host memory"] if plan.host_bytes else []
     kinds = {False: "same result", True: "other pixels"}
     return lines + [f"  {kinds[step.changes_pixels]}: {step.text}" for step in plan.steps]

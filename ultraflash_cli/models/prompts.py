@@ -25,7 +25,7 @@ class _Embedding(NamedTuple):
     rows: "Tensor"
     """``[1, tokens in use, text width]``."""
     tokens: int
-    """Tokens of the whole prompt; more than rows where it was cut."""
+    """Tokens of the whole prompt; more than rows if it was cut."""
 
 
 def embed_prompts(
@@ -40,16 +40,16 @@ def embed_prompts(
 ) -> "list[Tensor]":
     """Return the embedding ``[1, tokens, text width]`` of each prompt, padding left out, on ``device``.
 
-    The text encoder is loaded only where an embedding is not on disk yet, and dropped afterwards unless
-    ``keep_encoder``. ``warn`` hears of prompts that were cut and of words that are not known. Raises UsageError for a
-    prompt that is empty once cleaned, WeightsError.
+    The text encoder is loaded only where an embedding is not on disk yet, and dropped afterwards
+    unless ``keep_encoder``. ``warn`` is called for prompts that were cut and of words that are not
+    known. Raises UsageError for a prompt that is empty once cleaned, WeightsError.
     """
     from ultraflash_cli.models.build import stage_precisions
 
     dtype = stage_precisions(profile, precision, device)("text_encoder")
     cleaned = [_cleaned(profile, prompt) for prompt in prompts]
     if "" in cleaned:
-        raise UsageError("the prompt is empty; say what the video should show")
+        raise UsageError("the prompt is empty; describe what the clip shows")
     folder = _folder(shelf, profile) if _is_kept(profile) else None
     known = {prompt: kept for prompt in cleaned if (kept := _read(folder, prompt, dtype)) is not None}
     missing = [prompt for prompt in dict.fromkeys(cleaned) if prompt not in known]
@@ -60,11 +60,11 @@ def embed_prompts(
     for prompt in cleaned:
         rows = known[prompt].rows.shape[1]
         if known[prompt].tokens > rows:
-            warn(f"the prompt has {known[prompt].tokens} tokens, the first {rows} are used")
+            warn(f"the prompt has {known[prompt].tokens} tokens; only the first {rows} are used")
         if unheard := _unheard(profile, prompt):
-            warn(f"{profile.name} does not know: {', '.join(unheard)}")
+            warn(f"words unknown to {profile.name}, ignored: {', '.join(unheard)}")
         if _hears_nothing(profile, prompt):
-            warn(f"{profile.name} knows no word of this prompt; what it draws has nothing to do with it")
+            warn(f"{profile.name} knows no word of this prompt; the clip will not match it")
     return [known[prompt].rows.to(device) for prompt in cleaned]
 
 
@@ -78,7 +78,8 @@ def _unheard(profile: "Profile", prompt: str) -> list[str]:
 
 
 def _hears_nothing(profile: "Profile", prompt: str) -> bool:
-    """Tell whether a prompt has no word that the model's prompt encoder has a row for, but for those of its variant."""
+    """Return whether a prompt has no word that the model's prompt encoder has a row for, but for
+    those of its variant."""
     from ultraflash_cli.engine.stages.prompt_encoder import EOS_ID, PromptEncoderConfig, WordTokenizer
 
     config = profile.text_encoder
@@ -98,7 +99,7 @@ def prompt_read(profile: "Profile", prompt: str, seed: int) -> str:
 
 
 def is_embedded(shelf: "Shelf", profile: "Profile", prompt: str, *, precision: str, device: "torch.device") -> bool:
-    """Tell whether a prompt needs no text encoder: its embedding is on disk, or the model takes no words."""
+    """Return whether a prompt needs no text encoder: its embedding is on disk, or the model takes no words."""
     from ultraflash_cli.models.build import stage_precisions
 
     if profile.text_encoder is None:
@@ -111,7 +112,7 @@ def is_embedded(shelf: "Shelf", profile: "Profile", prompt: str, *, precision: s
 
 
 def _is_kept(profile: "Profile") -> bool:
-    """Tell whether embeddings are worth a file: those of random weights and of the small encoder are not."""
+    """Return whether embeddings are worth a file: those of random weights and of the small encoder are not."""
     from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
 
     return profile.random_seed is None and isinstance(profile.text_encoder, TextEncoderConfig)

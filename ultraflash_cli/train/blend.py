@@ -1,4 +1,5 @@
-"""The mean of several runs: averages of runs that went on from one another lie in one valley, and their mean lower."""
+"""The mean of several runs: averages of runs that continued from one another are in one valley, and
+their mean lower."""
 
 import hashlib
 import json
@@ -19,19 +20,19 @@ __all__ = ["blend_runs"]
 
 
 def blend_runs(runs: Sequence[Path], out: Path, *, grey: bool = False) -> RunRecord:
-    """Write the mean of the averaged weights of runs of one recipe into ``out``, ready to export; return its record.
+    """Write the mean of the EMA weights of runs of one recipe into ``out``, ready to export; return its record.
 
     With ``grey`` a pixel path adds luma alone: colours stay those of the plain enlargement. The record is the last
     run's; its steps are those of all, its start is the averages. Raises UsageError for runs that have nothing in
     common, InputError where a folder holds none.
     """
     if len(runs) < 2:
-        raise UsageError("a mean needs two runs or more")
+        raise UsageError("averaging needs at least two runs")
     records = [read_record(run) for run in runs]
     files = [read_tensors(run / AVERAGE) for run in runs]
     shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in files]
     if len({record.recipe for record in records}) > 1 or any(other != shapes[0] for other in shapes[1:]):
-        raise UsageError("a mean needs runs of one recipe and of the same sizes")
+        raise UsageError("averaging needs runs of the same recipe and sizes")
     mean = {name: torch.stack([tensors[name].float() for tensors in files]).mean(dim=0) for name in files[0]}
     mean = {name: _grey(value) if grey and ".project." in name else value for name, value in mean.items()}
     start = hashlib.sha256(b"".join((run / AVERAGE).read_bytes() for run in runs)).hexdigest()[:16]
@@ -46,7 +47,7 @@ def blend_runs(runs: Sequence[Path], out: Path, *, grey: bool = False) -> RunRec
 
 
 def _grey(rows: Tensor) -> Tensor:
-    """Give the rows of a projection that make red, green and blue their luma, each pixel's own."""
+    """Return the rows of a projection that make red, green and blue their luma, each pixel's own."""
     luma = torch.tensor((0.299, 0.587, 0.114)).view(3, 1, *[1] * (rows.ndim - 1))
     mixed = (rows.unflatten(0, (3, -1)) * luma).sum(0, keepdim=True)
     return mixed.expand(3, *[-1] * rows.ndim).flatten(0, 1).contiguous()

@@ -156,7 +156,7 @@ class _Silences:
 
 
 def _silences(scene: Scene) -> _Silences:
-    """Return how often a caption leaves out what, where nothing is usual."""
+    """Return how often a caption leaves out what if nothing is usual."""
     rises = scene.thing is not None and scene.thing.motion == "up"
     return _Silences(
         time=_SILENT_TIME,
@@ -168,7 +168,7 @@ def _silences(scene: Scene) -> _Silences:
 
 
 def caption(scene: Scene, wording: int = 0, *, usual: Usual | None = None) -> str:
-    """Say what a scene shows; another ``wording`` says the same in other words.
+    """Return what a scene shows; another ``wording`` says the same in other words.
 
     The colour is always said, all else mostly, in at most `LONGEST_CAPTION` words; with ``usual``, whatever is not
     as usual is always said. No word means two things: "snow" falls, and "snowy" are mountains.

@@ -107,18 +107,18 @@ def _guess(latents_bthwn: Tensor, values_bthwn: Tensor) -> Tensor:
 
 
 def _check(config: EncoderConfig, out: DecoderConfig) -> None:
-    """Raise ConfigError where no linear map through the decoder undoes one through the encoder."""
+    """Raise ConfigError if no linear map through the decoder undoes one through the encoder."""
     factors = {*config.time_pools, *config.strides, *(stage.time_growth for stage in out.stages)}
     shrinks = [each for pair in zip(config.time_pools, config.strides, strict=True) for each in _steps(*pair)]
     grows = [each for stage in out.stages for each in reversed(_steps(stage.time_growth, 1 + stage.upsample))]
     if factors - {1, 2} or out.last_shuffle != config.patch or shrinks[::-1] != grows:
-        raise ConfigError("components start a decoder that grows as the encoder shrinks, in the opposite order")
+        raise ConfigError("components need a decoder that mirrors the encoder")
     if "space" in grows and out.upsampling != "pixel_shuffle":
-        raise ConfigError("components start a decoder that grows by pixel shuffles")
+        raise ConfigError("components need a decoder with pixel shuffles")
     if not (config.linear_trunk and out.linear_trunk):
-        raise ConfigError("components start networks whose activations are within memory blocks")
+        raise ConfigError("components need networks with activations in memory blocks only")
     if min(out.widths) < config.width:
-        raise ConfigError("components start a decoder that is as wide as the encoder")
+        raise ConfigError("components need a decoder as wide as the encoder")
 
 
 def _steps(time: int, space: int) -> list[str]:

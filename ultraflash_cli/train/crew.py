@@ -35,7 +35,7 @@ class Crew:
 
     @torch.no_grad()
     def share_weights(self, networks: nn.Module) -> None:
-        """Give every process the leader's parameters and buffers."""
+        """Return every process the leader's parameters and buffers."""
         if self.size > 1:
             for tensor in (*networks.parameters(), *networks.buffers()):
                 dist.broadcast(tensor.data, 0)
@@ -71,13 +71,13 @@ ALONE = Crew()
 
 @contextmanager
 def joined_crew(device: torch.device, *, divides: bool = False) -> Generator[tuple[Crew, torch.device]]:
-    """Join the processes that ``torchrun`` started, if it did; give the crew and this process's device.
+    """Join the processes that ``torchrun`` started, if it did; return the crew and this process's device.
 
     Raises UsageError for a crew of none that is to divide the networks.
     """
     if not dist.is_torchelastic_launched():
         if divides:
-            raise UsageError("--shard divides the networks over the processes of torchrun: start the command by it.")
+            raise UsageError("--shard needs several processes; start the command with torchrun")
         yield ALONE, device
         return
     on_gpu = device.type == "cuda"

@@ -37,7 +37,7 @@ REFUSED = ("unstated", "non-commercial", "noncommercial", "noderiv", "no redistr
 
 
 def is_allowed(licence: str) -> bool:
-    """Tell whether material under ``licence`` (as its source words it) may train shipped weights."""
+    """Return whether material under ``licence`` (as its source words it) may train shipped weights."""
     words = licence.replace("(", " ").replace(")", " ").replace(",", " ").replace("-", " ").replace("/", " ").split()
     if any(word in licence.lower() for word in REFUSED) or "NC" in words or "ND" in words:
         return False
@@ -58,15 +58,15 @@ class Material:
 def load_materials(folder: Path) -> list[Material]:
     """Map the prepared material of ``folder`` (``materials.json`` and one .npy each) into memory.
 
-    Raises InputError where the folder holds none or something whose licence is not allowed.
+    Raises InputError if the folder holds none or something whose licence is not allowed.
     """
     listing = folder / "materials.json"
     if not listing.exists():
-        raise InputError(f"{folder}: no materials.json there. Prepare the data first (docs/training.md).")
+        raise InputError(f"{folder}: no materials.json; prepare the data first (docs/training.md)")
     materials: list[Material] = []
     for entry in json.loads(listing.read_text()):
         if not is_allowed(entry["licence"]):
-            raise InputError(f"{entry['name']}: licence {entry['licence']!r} is not one that shipped weights may use.")
+            raise InputError(f"{entry['name']}: licence {entry['licence']!r} is not allowed for shipped weights")
         frames = np.load(folder / f"{entry['name']}.npy", mmap_mode="r")
         materials.append(Material(entry["name"], entry["kind"], entry["licence"], frames, entry.get("caption", "")))
     return materials
@@ -113,7 +113,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         self.scale_odds = np.array(list(scale_of.values())) / sum(scale_of.values())
         short = [m.name for m in materials if 1 < len(m.frames_thwc) < config.frames]
         if short:
-            raise InputError(f"{short[0]}: shorter than the {config.frames} frames that this recipe learns from.")
+            raise InputError(f"{short[0]}: shorter than the {config.frames} frames that this recipe needs")
         self.by_kind = {kind: [m for m in materials if m.kind == kind] for kind, _ in config.shares}
         kinds = [(k, share) for k, share in config.shares if self.by_kind[k]]
         self.kinds = tuple(k for k, _ in kinds)

@@ -66,7 +66,7 @@ class AigcConfig:
     colour_share: float = 0.5
     """How often colours drift."""
     latent_noise: tuple[float, float, float] = (0.5, 0.02, 0.15)
-    """Odds and range of the noise on latents; drawn only where there is a coder."""
+    """Odds and range of the noise on latents; drawn only if there is a coder."""
     texture_flicker: tuple[float, float, float] = (0.4, 0.004, 0.02)
     """Odds and range of flickering texture."""
     brightness_flicker: tuple[float, float, float] = (0.3, 0.004, 0.02)

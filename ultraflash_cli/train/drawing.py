@@ -161,14 +161,14 @@ class _Canvas:
         return _Patch(rows, columns, (scaled - 1) * np.float32(min(wide, high)))
 
     def box(self, x: float, y: float, wide: float, high: float, round_: float = 0.0) -> _Patch:
-        """A box around (x, y) with half sides ``wide`` and ``high``."""
+        """Return a box around (x, y) with half sides ``wide`` and ``high``."""
         rows, columns, dx, dy = self.around(x, y, wide, high)
         dx, dy = np.abs(dx) - np.float32(wide - round_), np.abs(dy) - np.float32(high - round_)
         outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
         return _Patch(rows, columns, outside + np.minimum(np.maximum(dx, dy), 0) - np.float32(round_))
 
     def polygon(self, corners: list[tuple[float, float]]) -> _Patch:
-        """A convex polygon, its corners clockwise as seen."""
+        """Return a convex polygon, its corners clockwise as seen."""
         (left, top), (right, low) = np.min(corners, axis=0), np.max(corners, axis=0)
         x, y = (left + right) / 2, (top + low) / 2
         rows, columns, dx, dy = self.around(x, y, (right - left) / 2, (low - top) / 2)

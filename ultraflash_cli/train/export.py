@@ -42,7 +42,7 @@ class ExportJob:
 def export(job: ExportJob) -> list[WeightEntry]:
     """Write the networks that the run's recipe trains, in float16, generators in 8 bits, and their rows; return them.
 
-    Raises InputError where the folder holds no run, WeightsError for weights that are broken or not finite.
+    Raises InputError if the folder holds no run, WeightsError for weights that are broken or not finite.
     """
     record = read_record(job.run)
     roles: tuple[str, ...] = RECIPES[record.recipe].load().NETWORKS
@@ -86,7 +86,7 @@ def export(job: ExportJob) -> list[WeightEntry]:
 def networks_of(tensors: Mapping[str, Tensor], roles: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
     """Divide the weights of a run into networks; ``upsamplers.2`` becomes ``upsampler_x2``.
 
-    Raises WeightsError where a role is not among them.
+    Raises WeightsError if a role is not among them.
     """
     networks: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -100,5 +100,5 @@ def networks_of(tensors: Mapping[str, Tensor], roles: tuple[str, ...]) -> dict[s
         networks.setdefault(network, {})[name] = value.float().contiguous()
     lacking = [role for role in roles if not any(key.startswith(f"{role}.") for key in tensors)]
     if lacking:
-        raise WeightsError(f"the run has no weights of {', '.join(lacking)}.")
+        raise WeightsError(f"the run has no weights of {', '.join(lacking)}")
     return dict(sorted(networks.items()))

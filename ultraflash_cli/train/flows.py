@@ -15,7 +15,7 @@ def uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tensor
 
 
 def normal(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Return standard normal noise shaped like a tensor, float32, where it is."""
+    """Return standard normal noise shaped like a tensor, float32 if it is."""
     return torch.randn(like.shape, generator=rng).to(like.device)
 
 

@@ -56,10 +56,10 @@ FREE_SPEEDS = (0.10, 0.13, 0.16)
 """With each way of things at a free pace: picture heights a second, for cars and birds some more."""
 
 PLAIN_EVERY = 50
-"""One in so many scenes is all as usual and has nothing in it, and its caption may be no word at all."""
+"""One in this many scenes is all as usual and has nothing in it, and its caption may be no word at all."""
 
 LAID_FOR = {"car": 0.24, "bird": 0.20}
-"""Speeds that the ways of things are laid out for, where that is not ``USUALLY_LAID_FOR``."""
+"""Speeds that the ways of things are laid out for if that is not ``USUALLY_LAID_FOR``."""
 
 USUALLY_LAID_FOR = 0.12
 """Picture heights a second of everything else."""
@@ -146,7 +146,7 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
 def thing_cover(seed: int, number: int, count: int, size: tuple[int, int], pace: Pace = "token") -> Tensor:
     """Return where a scene's thing is seen in its first ``count`` latent frames: bool [count, h, w].
 
-    ``size`` is that of a latent frame, h and w; a cell beside the thing counts, too.
+    ``size`` is that of a latent frame, h and w; a cell next to the thing counts, too.
     """
     scene = taught_scene(seed, number, pace)
     if scene.thing is None:
@@ -190,19 +190,19 @@ class EncodeScenesJob:
 
     def __post_init__(self) -> None:
         if min(self.count, self.latents, self.shard) < 1 or self.first < 0 or self.first % self.shard:
-            raise UsageError(f"scenes, latents and files are 1 or more, and the first is a multiple of {self.shard}.")
+            raise UsageError(f"--count and --latents must be at least 1, and --first a multiple of {self.shard}")
 
 
 @torch.no_grad()
 def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None = None) -> None:
     """Write float16 latents [N, C, T, h, w] and covers [N, T, h, w] of things, a file for every ``shard`` scenes.
 
-    ``on_file`` hears how many are done; see ``thing_cover``.
+    ``on_file`` is told how many are done; see ``thing_cover``.
 
     Raises WeightsError for weights without the profile's encoder, InputError where the folder holds other latents.
     """
     roles = CascadeRoles(job.profile, ("encoder",))
-    roles.load(job.weights, hint="the average of a run of `autoencoder` or `decoder`")
+    roles.load(job.weights, hint="average.safetensors of a run of `autoencoder` or `decoder`")
     made_by = _encoder_hash(roles)
     with output_errors(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
         facts |= {"pace": job.pace} if job.pace != "token" else {}
         if path.exists():
             if _facts(path) != facts:
-                raise InputError(f"{path}: holds other latents. Give another folder.")
+                raise InputError(f"{path}: contains other latents; choose another folder")
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
                 clips = [
@@ -235,12 +235,14 @@ class SceneLatents:
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("scenes_*.safetensors"))
         if not self.files:
-            raise InputError(f"{folder}: holds no encoded scenes. Make some first: ultraflash train encode-scenes.")
+            raise InputError(f"{folder}: no encoded scenes; make some with `ultraflash train encode-scenes`")
         self.facts = [_facts(path) for path in self.files]
         if len({(fact["seed"], fact["encoder"], tuple(fact["size"]), fact.get("pace")) for fact in self.facts}) > 1:
-            raise InputError(f"{folder}: holds scenes of several seeds, sizes, paces or encoders. Give each a folder.")
+            raise InputError(
+                f"{folder}: mixes scenes of different seeds, sizes, paces or encoders; use one folder for each"
+            )
         if not all(fact.get("covers") for fact in self.facts):
-            raise InputError(f"{folder}: holds scenes of an earlier version. Encode them again.")
+            raise InputError(f"{folder}: contains scenes of an older version; encode them again")
         self.seed = int(self.facts[0]["seed"])
         self.shapes: list[list[int]] = []
         for path in self.files:
@@ -255,12 +257,12 @@ class SceneLatents:
     def draw(self, count: int, rng: np.random.Generator, *, first: int = 0) -> tuple[Tensor, str, Tensor]:
         """Return latent frames ``first`` to ``first + count`` [C, count, h, w] of some scene, its caption and cover.
 
-        Latents are float32, the cover is that of ``thing_cover``. Raises InputError where no scene is long enough.
+        Latents are float32, the cover is that of ``thing_cover``. Raises InputError if no scene is long enough.
         """
         least = first + count
         sizes = np.array([shape[0] if shape[2] >= least else 0 for shape in self.shapes])
         if not sizes.any():
-            raise InputError(f"{self.files[0].parent}: scenes of at most {self.longest} latents, {least} are needed.")
+            raise InputError(f"{self.files[0].parent}: scenes have at most {self.longest} latents, {least} are needed")
         file = int(rng.choice(len(sizes), p=sizes / sizes.sum()))
         i = int(rng.integers(sizes[file]))
         with safe_open(self.files[file], "pt") as opened:
@@ -275,7 +277,7 @@ class SceneLatents:
 
 @lru_cache(maxsize=1)
 def open_scene_latents(folder: Path) -> SceneLatents:
-    """Return the scenes of a folder. Raises InputError where there are none or they do not go together."""
+    """Return the scenes of a folder. Raises InputError if there are none or they do not go together."""
     return SceneLatents(folder)
 
 
@@ -284,7 +286,7 @@ def _facts(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as opened:
             return json.loads((opened.metadata() or {})["facts"])
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path}: no encoded scenes ({error}).") from error
+        raise InputError(f"{path}: no encoded scenes ({error})") from error
 
 
 def _encoder_hash(roles: CascadeRoles) -> str:

@@ -1,4 +1,4 @@
-"""One loop for every recipe: learners in turn, batches by number, averaged weights, checkpoints, a log."""
+"""One loop for every recipe: learners in turn, batches by number, EMA weights, checkpoints, a log."""
 
 import hashlib
 import math
@@ -47,7 +47,7 @@ class LoopConfig:
     clip: float = 0.5
     """Largest gradient norm of a learner."""
     average: float = 0.999
-    """Decay of the averaged weights."""
+    """Decay of the EMA weights."""
     batch: int = 4
     """Clips in a batch."""
     accumulate: int = 1
@@ -67,7 +67,7 @@ class LoopConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"training: {name} must be positive, got {getattr(self, name)}")
         if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"training: precision is fp32 or bf16, got {self.precision!r}")
+            raise ConfigError(f"training: precision must be fp32 or bf16, got {self.precision!r}")
 
     def share_at(self, step: int) -> float:
         """Return the share of the highest learning rate that holds at a step, counted from 0."""
@@ -93,7 +93,7 @@ class Learner:
     roles: tuple[str, ...] = ()
     """Children of the roles' module that it trains; empty is all. Nobody else's weights move in its turn."""
     every: int = 1
-    """It learns in one of so many steps, the last of them."""
+    """It learns in one of this many steps, the last of them."""
     rate: float = 1.0
     """Factor on the learning rates."""
     is_kernel: Callable[[str], bool] = _no_kernels
@@ -184,7 +184,7 @@ class _Pupil:
         return dict(zip(self.names, self.average, strict=True))
 
     def state(self) -> dict[str, Any]:
-        """Return everything that goes on, undivided; where it is divided, every process calls it."""
+        """Return everything that goes on, undivided; if it is divided, every process calls it."""
         return whole(
             {
                 "parameters": [p.detach() for p in self.parameters],
@@ -286,7 +286,7 @@ def run_loop(
             log.write(row)
             sums, timed, began = {}, 0, time.monotonic()
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            # Who goes on from it sees the others' losses in its own sums.
+            # Who continues from it sees the others' losses in its own sums.
             totals = crew.mean([total for total, _ in sums.values()])
             shared = {name: [total, sums[name][1]] for name, total in zip(sums, totals, strict=True)}
             state = {"pupils": [pupil.state() for pupil in pupils], "sums": shared, "step": step + 1}
@@ -342,7 +342,7 @@ def _averages(pupils: list[_Pupil]) -> dict[str, Tensor]:
 
 @contextmanager
 def _averaged(model: nn.Module, pupils: list[_Pupil], shards: Shards | None) -> Generator[nn.Module]:
-    """Give the networks, undivided, with averaged weights."""
+    """Return the networks, undivided, with EMA weights."""
     if shards is not None:
         yield shards.plain(_averages(pupils))
         shards.release()

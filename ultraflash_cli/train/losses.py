@@ -27,7 +27,7 @@ _RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.41
 
 @dataclass(frozen=True, kw_only=True)
 class PictureTerms:
-    """Weights of the terms beside the luma error of 1; a structural term without weight is not computed."""
+    """Weights of the terms next to the luma error of 1; a structural term without weight is not computed."""
 
     chroma: float = 0.5
     """Weight of the chroma error."""

@@ -142,14 +142,14 @@ class LatentNoise(Operator):
 
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
         if coder is None:
-            raise ConfigError("latent noise needs an encoder and a decoder, none was given")
+            raise ConfigError("latent noise needs an encoder and a decoder")
         made = coder(x_tchw.transpose(0, 1)[None], self.strength, torch.Generator().manual_seed(self.seed))
         return made[0].transpose(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextureFlicker(Operator):
-    """Fine texture that changes from frame to frame, stronger where there is detail."""
+    """Fine texture that changes from frame to frame, stronger if there is detail."""
 
     name: ClassVar[str] = "texture_flicker"
     strength: float
@@ -315,8 +315,8 @@ def from_log(log: Sequence[dict[str, Any]]) -> tuple[Operator, ...]:
         values.pop("operator", None)
         try:
             if kind is None:
-                raise TypeError("no such operator")
+                raise TypeError("unknown operator")
             made.append(kind(**values))
         except TypeError as error:
-            raise ConfigError(f"a degradation's log holds {entry}: {error}") from error
+            raise ConfigError(f"the log of a degradation contains {entry}: {error}") from error
     return tuple(made)

@@ -128,17 +128,17 @@ def page_words(texts: Sequence[Path]) -> list[str]:
         try:
             found = path.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not a readable text ({error}).") from error
+            raise InputError(f"{path}: not readable text ({error})") from error
         words += [word for word in found if i or word.isalpha()]
     if not words:
-        raise UsageError("the pages need words: name at least one text file.")
+        raise UsageError("pages need words; give a text file with --text")
     return words
 
 
 def render_pages(config: PagesConfig, *, fonts: Path, words: list[str]) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the pages [H, W, 3]; the same config, fonts, words and Pillow draw the same pixels.
 
-    ``fonts`` is a folder that holds the font files, at any depth. Raises InputError where one is missing.
+    ``fonts`` is a folder that holds the font files, at any depth. Raises InputError if one is missing.
     """
     from PIL import Image, ImageDraw
 
@@ -164,8 +164,8 @@ def _find(folder: Path, name: str) -> str:
     found = sorted(folder.rglob(name))
     if not found:
         raise InputError(
-            f"{folder}: no {name} there. The pages need the Debian packages fonts-dejavu, fonts-liberation, "
-            "fonts-freefont-ttf and fonts-noto-cjk."
+            f"{folder}: no {name}; pages need the Debian packages fonts-dejavu, fonts-liberation, "
+            "fonts-freefont-ttf and fonts-noto-cjk"
         )
     return str(found[0])
 

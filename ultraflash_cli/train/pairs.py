@@ -94,7 +94,7 @@ class KeptPairs:
             self.kinds[path.stem] = told["kind"]
         lacking = [scale for scale in scale_of if scale not in self.names]
         if lacking:
-            raise InputError(f"{folder}: holds no pairs at x{lacking[0]}; `ultraflash train make-pairs` makes them")
+            raise InputError(f"{folder}: no pairs at x{lacking[0]}; make them with `ultraflash train make-pairs`")
         self.scales = tuple(scale_of)
         self.scale_odds = np.array(list(scale_of.values())) / sum(scale_of.values())
 
@@ -145,12 +145,12 @@ def _kept(data: Path, config: CutConfig, seed: int, scale_odds: tuple[tuple[int,
 
 
 def pairs_hash(folder: Path) -> str:
-    """Return a hash over the material and the draws of all pairs of a folder. Raises InputError where it has none."""
+    """Return a hash over the material and the draws of all pairs of a folder. Raises InputError if it has none."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.json")):
         digest.update(path.name.encode() + path.read_bytes())
     if not any(folder.glob("*.json")):
-        raise InputError(f"{folder}: holds no pairs; `ultraflash train make-pairs` makes them")
+        raise InputError(f"{folder}: no pairs; make them with `ultraflash train make-pairs`")
     return digest.hexdigest()[:16]
 
 

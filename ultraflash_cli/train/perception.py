@@ -9,7 +9,7 @@ __all__ = ["LearnedLikeness"]
 
 
 class LearnedLikeness:
-    """How alike frames and truth look; 1 is equal. Raises UsageError where the weights are not installed."""
+    """How alike frames and truth look; 1 is equal. Raises UsageError if the weights are not installed."""
 
     def __init__(self, *, tolerance: float = 0.05, trunk: Trunk = "alex") -> None:
         """Take the distance ``tolerance`` for the one at which the score falls to 1/e."""

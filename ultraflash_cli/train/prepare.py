@@ -33,7 +33,7 @@ SCENE = "drawn: "
 """Opens the source of a scene; its caption follows."""
 SCENE_FPS = 16
 SCENE_S = 4
-"""Windows of scenes begin within so many seconds."""
+"""Windows of scenes begin within this many seconds."""
 WINDOW_SEED = 11
 """Seed of where they are."""
 LEAST_DETAIL = 1.2
@@ -57,7 +57,7 @@ class PrepareJob:
     manifests: tuple[Path, ...] = ()
     """Each JSON with a list ``files`` of {file, licence, split, source}, paths relative to it."""
     with_photos: bool = False
-    """Whether the manifests' photos are taken beside their clips."""
+    """Whether the manifests' photos are taken next to their clips."""
     photos: tuple[PhotoSource, ...] = ()
     """Folders of photos."""
     fonts: Path | None = None
@@ -77,16 +77,14 @@ class PrepareJob:
 
     def __post_init__(self) -> None:
         if self.scenes < 0:
-            raise UsageError(f"scenes are 0 or more, got {self.scenes}")
+            raise UsageError(f"--scenes must be at least 0, got {self.scenes}")
         if self.scene_window is not None and not 0 < self.scene_window <= min(min(size) for size in self.scene_sizes):
-            raise UsageError(f"the scenes' window fits into every scene, got {self.scene_window} px")
+            raise UsageError(f"--scene-window must fit into every scene, got {self.scene_window} px")
         if not self.manifests and not self.photos and self.fonts is None and not self.scenes:
-            raise UsageError("nothing to prepare: give a manifest, photos, fonts or a number of scenes.")
+            raise UsageError("nothing to prepare; give --manifest, --photos, --fonts or --scenes")
         for source in self.photos:
             if not is_allowed(source.licence):
-                raise UsageError(
-                    f"{source.folder}: licence {source.licence!r} is not one that shipped weights may use."
-                )
+                raise UsageError(f"{source.folder}: licence {source.licence!r} is not allowed for shipped weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ class Entry:
     """A row of ``materials.json``."""
 
     name: str
-    """The frames lie in NAME.npy."""
+    """The frames are in NAME.npy."""
     kind: str
     """clip, screen, photo, graphic or scene."""
     licence: str
@@ -104,7 +102,7 @@ class Entry:
     shape: list[int]
     """[T, H, W, 3]."""
     caption: str = ""
-    """What it shows, where that is known."""
+    """What it shows if that is known."""
 
 
 Found = tuple[str, str, str, str, npt.NDArray[np.uint8]]
@@ -114,10 +112,10 @@ Found = tuple[str, str, str, str, npt.NDArray[np.uint8]]
 def prepare(job: PrepareJob, folder: Path, *, on_entry: Callable[[Entry], None] | None = None) -> list[Entry]:
     """Write the material into ``folder``: one .npy each and, last, ``materials.json``.
 
-    Raises InputError for a source that cannot be read, UsageError without Pillow where pictures are asked for.
+    Raises InputError for a source that cannot be read, UsageError without Pillow where pictures are requested.
     """
     if (job.photos or job.fonts or job.with_photos) and find_spec("PIL") is None:
-        raise UsageError("photos and rendered pages need Pillow: pip install '.[train]' in the source folder")
+        raise UsageError("photos and rendered pages need Pillow; run pip install '.[train]' in the source folder")
     entries: list[Entry] = []
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,13 +201,13 @@ def _allowed_rows(manifest: Path) -> list[dict[str, Any]]:
         rows = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         return [row for row in rows if row["split"] == "train" and is_allowed(row["licence"])]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{manifest}: not a readable manifest of training files ({error!r}).") from error
+        raise InputError(f"{manifest}: not a readable manifest of training files ({error!r})") from error
 
 
 def _from_folder(source: PhotoSource) -> Iterator[Found]:
     """Find photos at any depth. Links repeat others, and so do KDE's upright versions (`contents/images`)."""
     if not source.folder.is_dir():
-        raise InputError(f"{source.folder}: no such folder of photos.")
+        raise InputError(f"{source.folder}: no such folder of photos")
     for path in sorted(source.folder.rglob("*"), key=str):
         inside = path.relative_to(source.folder).as_posix()
         is_picture = path.suffix.lower() in PICTURES and "screenshot" not in inside and not path.is_symlink()
@@ -237,7 +235,7 @@ def _photo(path: Path, *, upright: bool = True) -> npt.NDArray[np.uint8] | None:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path}: not a readable picture ({error}).") from error
+        raise InputError(f"{path}: not a readable picture ({error})") from error
     if min(image.size) < LEAST_SIDE_PX or (image.height > image.width and not upright):
         return None
     photo = np.asarray(_shrunk(image))

@@ -34,7 +34,7 @@ class Reward(Protocol):
 class TextureLikeness:
     """How near the local contrast of a frame is to the ground truth's, at several scales; 1 is equal.
 
-    It asks for as much texture as there should be, wherever its crests lie: what a pixel error punishes.
+    It asks for as much texture as there should be, wherever its crests are: what a pixel error punishes.
     """
 
     scales: int = 3
@@ -89,13 +89,13 @@ def load_reward(name: str) -> Reward:
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in offered:
         known = ", ".join([*BUILT_IN, *offered])
-        raise UsageError(f"no reward is called {name!r}; there are {known}. Learned ones come with their packages.")
+        raise UsageError(f"unknown reward {name!r}; choose from {known}, or install a package with more")
     try:
         reward = offered[name].load()()
     except Exception as error:  # whatever a package raises for its missing weights
-        raise UsageError(f"the reward {name!r} cannot be had ({error}).") from error
+        raise UsageError(f"the reward {name!r} cannot be loaded ({error})") from error
     if not isinstance(reward, Reward):
-        raise UsageError(f"the reward {name!r} has no method `score`.")
+        raise UsageError(f"the reward {name!r} has no method `score`")
     return reward
 
 

@@ -122,27 +122,28 @@ class CascadeRoles(nn.Module):
             self.get_submodule(role).requires_grad_(True)
 
     def load(self, weights: dict[str, Tensor] | None, *, fresh: tuple[str, ...] = (), hint: str = "") -> None:
-        """Give the roles their weights; tensors of roles that are not here are left.
+        """Return the roles their weights; tensors of roles that are not here are left.
 
         Only roles of ``fresh`` may be missing. Raises UsageError (with ``hint``) where weights are needed and there
         are none, WeightsError where they do not fit.
         """
         names = {name for name, _ in self.named_children()}
         if weights is None and names - set(fresh):
-            raise UsageError(f"this recipe goes on from other weights: --start-from {hint}")
+            raise UsageError(f"this recipe needs --start-from: {hint}")
         mine = {key: value for key, value in (weights or {}).items() if key.split(".")[0] in names}
         try:
             missing, unexpected = self.load_state_dict(mine, strict=False)
         except RuntimeError as error:
             raise WeightsError(
-                f"the weights to start from have other sizes ({str(error).splitlines()[-1].strip()})."
+                f"the weights of --start-from have other sizes ({str(error).splitlines()[-1].strip()})"
             ) from error
         given = {key.split(".")[0] for key in mine}
         missing = [key for key in missing if key.split(".")[0] in given or key.split(".")[0] not in fresh]
         if missing or unexpected:
             raise WeightsError(
-                f"the weights to start from lack {len(missing)} tensors ({', '.join(missing[:3]) or 'none'}) and have "
-                f"{len(unexpected)} too many ({', '.join(unexpected[:3]) or 'none'}). Start from {hint}."
+                f"the weights of --start-from lack {len(missing)} tensors "
+                f"({', '.join(missing[:3]) or 'none'}) and have "
+                f"{len(unexpected)} too many ({', '.join(unexpected[:3]) or 'none'}); use {hint}"
             )
 
     def encode(self, frames_bcthw: Tensor) -> Tensor:

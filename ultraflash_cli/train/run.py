@@ -1,4 +1,4 @@
-"""A recipe run on its material: networks built or resumed, the loop, averaged weights and a record."""
+"""A recipe run on its material: networks built or resumed, the loop, EMA weights and a record."""
 
 import hashlib
 import inspect
@@ -30,7 +30,7 @@ from ultraflash_cli.weights.load import read_tensors
 __all__ = ["AVERAGE", "RECORD", "RunRecord", "TrainJob", "read_record", "run"]
 
 AVERAGE = "average.safetensors"
-"""The averaged weights of all roles but helpers, written at every checkpoint."""
+"""The EMA weights of all roles but helpers, written at every checkpoint."""
 
 RECORD = "run.json"
 """What made them."""
@@ -64,7 +64,7 @@ class TrainJob:
     profile: str | None = None
     """A name in ``TRAINED``: whose networks, for a recipe that trains those of several models; None is its own."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where the networks are; auto is a GPU where there is one."""
+    """Where the networks are; auto is a GPU if there is one."""
     precision: Literal["fp32", "bf16"] | None = None
     """See ``LoopConfig.precision``; None is the recipe's own."""
     batch: int | None = None
@@ -84,15 +84,15 @@ class TrainJob:
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            raise UsageError(f"no recipe is called {self.recipe!r}; there are {', '.join(RECIPES)}")
+            raise UsageError(f"unknown recipe {self.recipe!r}; choose from {', '.join(RECIPES)}")
         if min(self.steps, self.threads, self.accumulate) < 1 or self.workers < 0:
-            raise UsageError("steps, threads and accumulation are 1 or more, workers 0 or more.")
+            raise UsageError("--steps, --threads and --accumulate must be at least 1, --workers at least 0")
         if self.profile is not None and not RECIPES[self.recipe].profiles:
-            raise UsageError(f"{self.recipe} trains the networks of one model; leave --profile out")
+            raise UsageError(f"{self.recipe} supports one model only; remove --profile")
         wanted = RECIPES[self.recipe].learns_from
         if self.data is None and wanted != "scenes":
             named = {"material": "prepared material", "pairs": "pairs of `make-pairs`"}[wanted]
-            raise UsageError(f"{self.recipe} learns from {named}: --data DIR (docs/training.md).")
+            raise UsageError(f"{self.recipe} learns from {named}; give --data DIR (docs/training.md)")
 
     def overrides(self) -> dict[str, Any]:
         """Return the fields of the loop's config that are given."""
@@ -123,7 +123,7 @@ class RunRecord:
     """Processes that trained together."""
 
     def is_same_run(self, other: "RunRecord") -> bool:
-        """Tell whether the other record belongs to a part of the same run."""
+        """Return whether the other record belongs to a part of the same run."""
         mine, theirs = (
             (record.recipe, record.config, record.data_hash, record.start_hash, record.processes)
             for record in (self, other)
@@ -134,12 +134,12 @@ class RunRecord:
 def run(job: TrainJob, *, on_save: Callable[[int], None] | None = None) -> RunRecord:
     """Train until ``job.steps``; ``on_save`` hears the steps done at every checkpoint.
 
-    Started by ``torchrun``, the processes train together and the first one writes. Raises UsageError where the folder
+    Started by ``torchrun``, the processes train together and the first one writes. Raises UsageError if the folder
     holds another run, InputError for material, WeightsError for weights that do not fit.
     """
     wanted = "cpu" if job.device == "auto" and not torch.cuda.is_available() else job.device
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: there is no GPU that torch can use.")
+        raise UsageError("--device cuda: torch finds no usable GPU")
     device = torch.device("cuda" if wanted == "auto" else wanted)
     with joined_crew(device, divides=job.shard) as (crew, device):
         return _run(job, crew, device, on_save)
@@ -152,7 +152,7 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
     config = replace(config, loop=replace(config.loop, **job.overrides()))
     if job.rewards:
         if not hasattr(config, "rewards"):
-            raise UsageError(f"{job.recipe} learns without rewards; leave --reward out.")
+            raise UsageError(f"{job.recipe} does not use rewards; remove --reward")
         config = replace(config, rewards=job.rewards)
     materials, known = _data(job)
     record = RunRecord(
@@ -168,7 +168,9 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
         processes=crew.size,
     )
     if (job.out / RECORD).exists() and not read_record(job.out).is_same_run(record):
-        raise UsageError(f"{job.out}: holds a run with other settings, material or start. Give another --out.")
+        raise UsageError(
+            f"{job.out}: contains a run with other settings, material or starting weights; choose another --out"
+        )
     torch.set_num_threads(job.threads)
     log = RunLog(job.out, tensorboard=job.tensorboard)
     roles: nn.Module = recipe.start(config, materials, _read_weights(job.start_from, recipe))
@@ -201,11 +203,11 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Return the record of a run. Raises InputError where there is none."""
+    """Return the record of a run. Raises InputError if there is none."""
     try:
         return RunRecord(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: holds no finished part of a training run ({error}).") from error
+        raise InputError(f"{folder}: contains no finished part of a training run ({error})") from error
 
 
 def _data(job: TrainJob) -> tuple[list[Material], str]:
@@ -251,7 +253,7 @@ def _read_weights(paths: tuple[Path, ...], recipe: Any) -> dict[str, Tensor] | N
         return None
     for path in paths:
         if not path.exists():
-            raise WeightsError(f"{path}: no such weights to start from.")
+            raise WeightsError(f"{path}: no such weights to start from")
     files = [read_tensors(path) for path in paths]
     if hasattr(recipe, "merge"):
         return recipe.merge(files)

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: JSON lines, a plot of the losses, TensorBoard where it is asked for."""
+"""What a run leaves to look at: JSON lines, a plot of the losses, TensorBoard if it is requested."""
 
 import importlib
 import json
@@ -23,9 +23,9 @@ INKS = ((31, 119, 180), (214, 90, 20), (44, 140, 44), (190, 40, 60), (130, 90, 1
 
 
 class RunLog:
-    """``log.jsonl`` in a run's folder, and TensorBoard's event files beside it.
+    """``log.jsonl`` in a run's folder, and TensorBoard's event files next to it.
 
-    Raises UsageError where TensorBoard is asked for and missing.
+    Raises UsageError if TensorBoard is requested and missing.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
@@ -71,7 +71,9 @@ def _tensorboard() -> Any:
     try:
         return importlib.import_module("torch.utils.tensorboard").SummaryWriter
     except ImportError as error:
-        raise UsageError(f"TensorBoard is missing ({error}). In the source folder: pip install '.[train]'") from error
+        raise UsageError(
+            f"TensorBoard is missing ({error}); run pip install '.[train]' in the source folder"
+        ) from error
 
 
 def plot_losses(rows: Sequence[Mapping[str, float]], *, height_px: int = 360, width_px: int = 640) -> Picture:

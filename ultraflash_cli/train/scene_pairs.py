@@ -53,7 +53,7 @@ class SceneWindow:
 
     def __post_init__(self) -> None:
         if min(self.latents, self.rows, self.columns, self.step, self.group) < 1:
-            raise ConfigError(f"a window of scenes has positive sizes, got {self}")
+            raise ConfigError(f"the sizes of a window must be positive, got {self}")
 
 
 class ScenePairs:
@@ -63,15 +63,15 @@ class ScenePairs:
         self.high = SceneLatents(folder / "high")
         self.lows = [SceneLatents(path) for path in sorted(folder.glob("low*"))]
         if not self.lows:
-            raise InputError(f"{folder}: holds no folder low* beside high")
+            raise InputError(f"{folder}: no folder low* next to high")
         for low in self.lows:
             ours, theirs = self.high, low
             if ours.seed != theirs.seed or _firsts(ours) - _firsts(theirs):
-                raise InputError(f"{low.files[0].parent}: lacks scenes of {folder / 'high'}")
+                raise InputError(f"{low.files[0].parent}: no scenes of {folder / 'high'}")
         rows = {int(low.facts[0]["size"][0]) for low in self.lows}
         scales = {int(self.high.facts[0]["size"][0]) / side for side in rows}
         if len(scales) != 1 or not float(next(iter(scales))).is_integer():
-            raise InputError(f"{folder}: the sizes of high and low are no whole multiple")
+            raise InputError(f"{folder}: the sizes of high must be a whole multiple of low")
         self.scale = int(next(iter(scales)))
 
     def draw(self, window: SceneWindow, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:

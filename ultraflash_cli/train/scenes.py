@@ -92,7 +92,7 @@ class Scene:
     sky_seed: int | None = None
     """Of the sky's shapes, where they do not follow from ``seed``: sun, stars, clouds, what falls."""
     thing_seed: int | None = None
-    """Of where things are, where that does not follow from ``seed``."""
+    """Of where things are if that does not follow from ``seed``."""
 
     def rng(self, shapes: Shapes, *more: int) -> np.random.Generator:
         """Return the generator of some shapes."""

@@ -1,4 +1,4 @@
-"""Sample pictures of a run: clips beside one another, from tensors to one picture."""
+"""Sample pictures of a run: clips next to one another, from tensors to one picture."""
 
 import numpy as np
 import numpy.typing as npt

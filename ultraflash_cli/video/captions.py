@@ -1,4 +1,4 @@
-"""Closed captions (CEA-608 and 708), which lie inside the coded picture: from the input's frames into the output's."""
+"""Closed captions (CEA-608 and 708), which are inside the coded picture: from the input's frames into the output's."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ __all__ = ["carries_captions", "with_captions"]
 
 _LENGTH_BYTES = 4
 _HEADS = {"h264": bytes([6]), "hevc": bytes([39 << 1, 1])}
-"""What a message beside the picture (SEI) begins with."""
+"""What a message next to the picture (SEI) begins with."""
 _REGISTERED = 4
 _ATSC = bytes([0xB5, 0, 0x31]) + b"GA94" + bytes([3])
 _BYTES_OF_CAPTION = 3
@@ -20,7 +20,8 @@ _LARGEST = 255
 
 
 def carries_captions(info: ClipInfo, spec: EncodeSpec) -> bool:
-    """Whether the captions of a clip come along: each picture of the output is one of the input, and has room."""
+    """Return whether the captions of a clip come along: each picture of the output is one of the
+    input, and has room."""
     return info.has_captions and spec.codec in _HEADS and spec.time_base == info.time_base and not info.fields
 
 
@@ -64,7 +65,7 @@ def _captioned(packet: Packet, captions: bytes, codec: str) -> Packet:
 
 
 def _place(coded: bytes, codec: str) -> int:
-    """Where the first unit of the picture itself begins; messages lie before it."""
+    """Return where the first unit of the picture itself begins; messages are before it."""
     place = 0
     while place + _LENGTH_BYTES < len(coded):
         head = coded[place + _LENGTH_BYTES]

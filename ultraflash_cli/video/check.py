@@ -49,23 +49,23 @@ def check_output(
             stream = main_picture(container, contents, number=joined.picture if joined is not None else 0)
             if spec is not None and (stream.width, stream.height) != spec.coded_size_px:
                 expected = "{}x{}".format(*spec.coded_size_px)
-                raise OutputCheckError(f"{path}: the picture is {stream.width}x{stream.height}, expected {expected}.")
+                raise OutputCheckError(f"{path}: the picture is {stream.width}x{stream.height}, expected {expected}")
             found = _Found(container, stream)
             if len(found.shown) != frames:
-                raise OutputCheckError(f"{path}: holds {len(found.shown)} frames, expected {frames}.")
+                raise OutputCheckError(f"{path}: has {len(found.shown)} frames, expected {frames}")
             if len(set(found.shown)) != frames:
-                raise OutputCheckError(f"{path}: two frames share a time stamp.")
+                raise OutputCheckError(f"{path}: two frames have the same timestamp")
             lasts_s = _duration_s(stream, min(found.shown))
             if duration_s is not None and lasts_s is not None and abs(lasts_s - duration_s) > _DURATION_SLACK_S:
                 raise OutputCheckError(
-                    f"{path}: the picture lasts {float(lasts_s):.3f} s, expected {float(duration_s):.3f} s."
+                    f"{path}: the picture lasts {float(lasts_s):.3f} s, expected {float(duration_s):.3f} s"
                 )
             stream.codec_context.options = {"err_detect": "explode"}
             _decode_group(path, container, stream, found.first_group)
             _decode_group(path, container, stream, found.last_group)
             return _differences(contents, found.contents)
     except (OSError, FFmpegError, ValueError) as error:
-        raise OutputCheckError(f"{path}: the finished file cannot be read back ({error}).") from error
+        raise OutputCheckError(f"{path}: the finished file cannot be read back ({error})") from error
 
 
 class _Found:
@@ -99,18 +99,18 @@ def _check_streams(path: Path, container: InputContainer, plan: StreamPlan, join
     missing, more = Counter(expected) - Counter(found), Counter(found) - Counter(expected)
     # Where it is known what was written, each stream is looked at by itself.
     if more or (missing and joined is None):
-        raise OutputCheckError(f"{path}: holds the streams {', '.join(found)}; expected {', '.join(expected)}.")
+        raise OutputCheckError(f"{path}: has the streams {', '.join(found)}, expected {', '.join(expected)}")
     beside = sum(stream.is_picture or stream.kind == "attachment" for stream in kept)
     there = sum(s.type == "attachment" or bool(s.disposition & Disposition.attached_pic) for s in container.streams)
     if beside != there:
-        raise OutputCheckError(f"{path}: holds {there} pictures and attachments; expected {beside}.")
+        raise OutputCheckError(f"{path}: has {there} cover pictures and attachments, expected {beside}")
 
 
 def _differences(written: Sequence[Content], found: Sequence[Content]) -> tuple[str, ...]:
     """Say of each stream that was copied what is not in the file."""
     notes: list[str] = []
     for kind in _KINDS:
-        # A stream of which nothing lies in the part that was asked for may be left out.
+        # A stream of which nothing is in the part that was requested may be left out.
         left = [content for content in found if content.kind == kind and content.packets]
         expected = [content for content in written if content.kind == kind and content.packets]
         for number, content in enumerate(expected):
@@ -120,14 +120,14 @@ def _differences(written: Sequence[Content], found: Sequence[Content]) -> tuple[
                 there = next((each for each in left if content.is_in(each)), None)
                 left = left if there is None else left[left.index(there) + 1 :]
             if there is None:
-                notes.append(f"{content.name}: {content} were written, the file holds none.")
+                notes.append(f"{content.name}: {content} were written, the file has none")
             elif content.name and not content.is_in(there):
-                notes.append(f"{content.name}: {content} were written, the file holds {there}.")
+                notes.append(f"{content.name}: {content} were written, the file has {there}")
     return tuple(notes)
 
 
 def _duration_s(stream: VideoStream, first: int) -> Fraction | None:
-    """How long the picture lasts that is shown from tick ``first``."""
+    """Return how long the picture lasts that is shown from tick ``first``."""
     _, end = stream_extent(stream)
     return None if end is None or stream.time_base is None else (end - first) * stream.time_base
 
@@ -137,8 +137,8 @@ def _decode_group(path: Path, container: InputContainer, stream: VideoStream, gr
     container.seek(group[0], stream=stream)
     for frame in container.decode(stream):
         if frame.is_corrupt:
-            raise OutputCheckError(f"{path}: the frame at {frame.pts} ticks is damaged.")
+            raise OutputCheckError(f"{path}: the frame at tick {frame.pts} is damaged")
         missing.discard(frame.pts if frame.pts is not None else -1)
         if not missing:
             return
-    raise OutputCheckError(f"{path}: the frame at {min(missing)} ticks cannot be decoded.")
+    raise OutputCheckError(f"{path}: the frame at tick {min(missing)} cannot be decoded")

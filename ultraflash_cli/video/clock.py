@@ -11,7 +11,7 @@ __all__ = ["Clock", "settled"]
 
 
 def settled(frames: Iterator[av.VideoFrame], repairs: Repairs) -> Iterator[tuple[av.VideoFrame, int | None]]:
-    """Pair frames with their timestamps; one that lies far from good ones around is put between them, and counted.
+    """Pair frames with their timestamps; one that is far from good ones around is put between them, and counted.
 
     It does so where a frame comes later than the next two or earlier than the two before, all of which are in order, or
     where its time was taken away because it was wrong.
@@ -52,7 +52,7 @@ def _between(
 
 
 class Clock:
-    """Repairs the time stamps of frames in the order they are shown: missing ones, repeated ones, jumps back.
+    """Repairs the timestamps of frames in the order they are shown: missing ones, repeated ones, jumps back.
 
     ``step`` is the usual distance of two frames and ``jump`` the smallest step back taken for a new clock, in ticks;
     a clip whose first frame has no time begins at ``start``. ``repaired`` counts the stamps that had to be made up or
@@ -67,16 +67,16 @@ class Clock:
         self._last: int | None = None
         self.repaired = 0
         self.squeezed = 0
-        """How many of them lie one tick behind the one before."""
+        """How many of them are one tick after the one before."""
         self.made_up = False
         """Whether the last frame had no time of its own."""
         self._stamps = _Stamps()
         self._hints = _Stamps()
 
     def next(self, pts: int | None, *, hint: int | None = None, lasts: int = 0) -> int:
-        """Give the time stamp to use for a frame that carries ``pts``, was decoded at ``hint`` and is shown so long.
+        """Return the timestamp to use for a frame that carries ``pts``, was decoded at ``hint`` and is shown so long.
 
-        A frame without a time is shown when the one before is over, whose duration is the usual one where it is 0.
+        A frame without a time is shown when the one before is over, whose duration is the usual one if it is 0.
         Containers without presentation times (AVI) give none or wrong ones: whichever of the two has stepped back less
         often so far is believed.
         """

@@ -32,7 +32,7 @@ class Codec:
     segment_format: str
     segment_options: tuple[tuple[str, str], ...] = ()
     crf: int | None
-    """The default; None where the codec knows no such setting. Those are the intra codecs."""
+    """The default; None if the codec knows no such setting. Those are the intra codecs."""
     max_crf: int
     pix_fmts: tuple[str, ...]
     """What the encoder takes and players play, best known first."""
@@ -41,7 +41,8 @@ class Codec:
     reorders: bool = False
     """Whether frames are decoded in another order than they are shown."""
     presets: tuple[tuple[int, tuple[tuple[int, str], ...]], ...] = ()
-    """Up to so many pixels, with at least so many cores, this preset. A table and never a timing: the preset is part of
+    """Up to this many pixels, with at least this many cores, this preset. A table and never a
+    timing: the preset is part of
     the result."""
     hdr: bool = False
     """Whether the stream itself says on which screen it was graded."""
@@ -104,7 +105,7 @@ CODECS = {
     "vp9": Codec(
         encoder="libvpx-vp9",
         segment_format="nut",
-        # Only so does NUT keep what lies beside a packet, which is where VP9 has its transparency.
+        # Only so does NUT keep what is next to a packet, which is where VP9 has its transparency.
         segment_options=(("syncpoints", "none"), ("strict", "experimental")),
         crf=24,
         max_crf=63,
@@ -163,7 +164,7 @@ CODECS = {
         options=_LOSSLESS,
     ),
 }
-"""Every kind of output by the name that ``--codec`` takes. Frames for ``y4m`` lie in lossless segments until they are
+"""Every kind of output by the name that ``--codec`` takes. Frames for ``y4m`` are in lossless segments until they are
 written out plainly."""
 
 _TRANSPARENT = {".webm": ("vp9",), ".mkv": ("vp9", "ffv1"), ".mov": ("prores",), "": ("vp9", "prores")}
@@ -180,7 +181,7 @@ def choose_codec(codec: str, bit_depth: int, *, has_alpha: bool = False, suffix:
     """
     if codec != "auto":
         if codec not in CODECS:
-            raise UsageError(f"--codec {codec}: not known; use auto or one of {', '.join(CODECS)}.")
+            raise UsageError(f"--codec {codec}: unknown codec; use auto or one of {', '.join(CODECS)}")
         return codec
     asked = (suffix or "").lower()
     choice = _OF_SUFFIX.get(asked, ("h264", "hevc"))
@@ -231,7 +232,7 @@ def choose_pix_fmt(
 
 
 def choose_preset(codec: str, pixels: int, cores: int) -> str:
-    """Look up the encoder's preset for a picture of so many pixels; empty where it has none."""
+    """Look up the encoder's preset for a picture of this many pixels; empty if it has none."""
     for most_pixels, rows in CODECS[codec].presets:
         if pixels <= most_pixels:
             return next(preset for least_cores, preset in rows if cores >= least_cores)
@@ -239,22 +240,22 @@ def choose_preset(codec: str, pixels: int, cores: int) -> str:
 
 
 def bits_of(pix_fmt: str) -> int:
-    """How many bits the deepest sample of a pixel format has."""
+    """Return how many bits the deepest sample of a pixel format has."""
     return max(component.bits for component in av.VideoFormat(pix_fmt).components)
 
 
 def is_rgb_format(pix_fmt: str) -> bool:
-    """Whether an encoder that takes this pixel format stores red, green and blue."""
+    """Return whether an encoder that takes this pixel format stores red, green and blue."""
     return av.VideoFormat(pix_fmt).is_rgb
 
 
 def opaque(pix_fmt: str) -> bool:
-    """Whether a pixel format stores no transparency."""
+    """Return whether a pixel format stores no transparency."""
     return not any(component.is_alpha for component in av.VideoFormat(pix_fmt).components)
 
 
 def chroma_share(pix_fmt: str) -> Fraction:
-    """How many chroma samples a pixel format stores for each pixel, one for none being lost."""
+    """Return how many chroma samples per pixel format stores for each pixel, one for none being lost."""
     known = av.VideoFormat(pix_fmt)
     if known.is_rgb or len(known.components) < 3:
         return Fraction(1)

@@ -129,7 +129,7 @@ class ContentLight:
 
 
 def mastering_display(frame: av.VideoFrame) -> MasteringDisplay | None:
-    """Read the screen that ``frame`` was graded on; None where it is not said in full."""
+    """Read the screen that ``frame`` was graded on; None if it is not said in full."""
     data = side_data(frame).get("MASTERING_DISPLAY_METADATA", b"")
     if len(data) < 88:
         return None
@@ -144,7 +144,7 @@ def mastering_display(frame: av.VideoFrame) -> MasteringDisplay | None:
 
 
 def content_light(frame: av.VideoFrame) -> ContentLight | None:
-    """Read how bright the clip gets; None where it is not said."""
+    """Read how bright the clip gets; None if it is not said."""
     data = side_data(frame).get("CONTENT_LIGHT_LEVEL", b"")
     if len(data) < 8:
         return None
@@ -153,7 +153,7 @@ def content_light(frame: av.VideoFrame) -> ContentLight | None:
 
 
 def chroma_location(frame: av.VideoFrame, codec: str) -> str:
-    """Find where halved chroma lies, in the words of the scale filter: as ``frame`` says, else as is usual.
+    """Find where halved chroma is, in the words of the scale filter: as ``frame`` says, else as is usual.
 
     In the middle for JPEG and the codecs of the family of MPEG-1, as their standards say, on the left for all others.
     """
@@ -173,7 +173,7 @@ def chroma_location(frame: av.VideoFrame, codec: str) -> str:
 
 
 def is_rgb(pix_fmt: str) -> bool:
-    """Whether no YUV matrix applies; FFmpeg does not call palettes, pictures of two colours and XYZ ones RGB."""
+    """Return whether no YUV matrix applies; FFmpeg does not call palettes, pictures of two colours and XYZ ones RGB."""
     return av.VideoFormat(pix_fmt).is_rgb or pix_fmt in ("pal8", "monob", "monow", "xyz12le", "xyz12be")
 
 
@@ -213,7 +213,7 @@ def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool,
 
 
 def output_color(color: ColorInfo) -> ColorInfo:
-    """The tags to write for a clip that was read with ``color``; RGB sources become bt709 of limited range."""
+    """Return the tags to write for a clip that was read with ``color``; RGB sources become bt709 of limited range."""
     if color.matrix == RGB:
         return replace(color, matrix=_BT709, range=LIMITED)
     if color.matrix == _BT2020_CL:
@@ -232,7 +232,7 @@ class FrameFilter:
         self._count = 0
 
     def push(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
-        """Hand in one frame, get the frames that are ready, in order. The time stamp of ``frame`` is overwritten."""
+        """Hand in one frame, get the frames that are ready, in order. The timestamp of ``frame`` is overwritten."""
         ready: list[av.VideoFrame] = []
         key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if key != self._key:
@@ -299,11 +299,11 @@ def rgb_filter(
     fields: bool = False,
     threads: int = 1,
 ) -> FrameFilter:
-    """A filter from decoded frames to rgb24, or rgb48le where ``deep``; ``color`` is resolved.
+    """Return a filter from decoded frames to rgb24, or rgb48le where ``deep``; ``color`` is resolved.
 
     ``deinterlace`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"`` or ``"bff"`` (all, top or
     bottom field first, whatever their flags say); with ``fields`` each of those comes out as two.
-    ``chroma_location`` says where halved chroma lies (left, center, topleft, ...); libswscale would take it to lie in
+    ``chroma_location`` says where halved chroma is (left, center, topleft, ...); libswscale would take it to are in
     the middle, whatever the frames say.
     """
     source = "" if color.matrix == RGB else f":in_color_matrix={scale_matrix(color)}:in_range={_range(color)}"
@@ -324,7 +324,7 @@ def alpha_filter(
     fields: bool = False,
     threads: int = 1,
 ) -> FrameFilter:
-    """A filter from decoded frames to their transparency, as gray pictures for ``as_alpha``; see ``rgb_filter``.
+    """Return a filter from decoded frames to their transparency, as gray pictures for ``as_alpha``; see ``rgb_filter``.
 
     ``pix_fmt`` is what most frames come in; those that store no transparency come out opaque.
     """
@@ -337,7 +337,7 @@ def alpha_filter(
 
 
 def alpha_planes(frame: av.VideoFrame) -> av.VideoFrame:
-    """The transparency that ``frame`` stores, as a gray picture. The time stamp of ``frame`` is overwritten."""
+    """Return the transparency that ``frame`` stores, as a gray picture. The timestamp of ``frame`` is overwritten."""
     tags = frame.color_primaries, frame.color_trc
     filters = FrameFilter(*_extracting(frame.format.name))
     (gray,) = filters.push(frame) + filters.flush()
@@ -362,7 +362,7 @@ def as_alpha(gray: av.VideoFrame, *, deep: bool) -> Picture:
 
 
 def yuv_filter(color: ColorInfo, *, pix_fmt: str, threads: int = 1) -> FrameFilter:
-    """A filter from rgb24 or rgb48le to ``pix_fmt`` with the matrix and range of ``color``."""
+    """Return a filter from rgb24 or rgb48le to ``pix_fmt`` with the matrix and range of ``color``."""
     if color.matrix == RGB:
         target = ""
     else:

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 CONVERTIBLE = ("aac", "flac")
-"""What sound becomes that cannot be copied, where that is asked for."""
+"""What sound becomes that cannot be copied if that is requested."""
 Refusals = Mapping[str, Mapping[int, str]]
 """By container and stream, why a muxer does not take it."""
 LONG_START_S = 60
@@ -49,7 +49,7 @@ class _Container:
     timed: bool = True
     """Whether it holds times, chapters and tags at all."""
     tick_s: Fraction | None = None
-    """The only unit of time it knows, where it has one."""
+    """The only unit of time it knows if it has one."""
 
 
 _ISO_VIDEO = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg"})
@@ -144,12 +144,12 @@ class StreamPlan:
     suffix: str
     """The container, as the suffix of the output: .mp4, .m4v, .mov, .mkv, .webm; .png for pictures, or .y4m."""
     reason: str
-    """Why the container is not the input's; empty where it is, or where the user chose it."""
+    """Why the container is not the input's; empty if it is, or where the user chose it."""
     copied: tuple[StreamInfo, ...]
     dropped: tuple[DroppedStream, ...]
     """Only what was not asked to be dropped: these belong into the warnings."""
     converted: tuple[ConvertedStream, ...] = ()
-    """These belong into what is told of the plan."""
+    """These belong into what is reported of the plan."""
     notes: tuple[str, ...] = ()
     """What else the container changes, a sentence each: these belong into the warnings too."""
 
@@ -178,13 +178,14 @@ def plan_streams(
     codec: str,
     refused: Refusals = MappingProxyType({}),
 ) -> StreamPlan:
-    """Choose the container and the streams to copy beside video of ``codec`` (h264, ...).
+    """Choose the container and the streams to copy next to video of ``codec`` (h264, ...).
 
-    ``output_suffix`` given by the user wins, and what it cannot hold is converted without loss or dropped; without one
-    it is the input's container where that can hold everything, MP4 for inputs whose container is not written here, else
-    the one that keeps most. ``audio`` aac or flac names what sound becomes that cannot be copied; ``refused`` says by
-    suffix which streams its muxer does not take, and why. Raises ``UsageError`` for a suffix that is not known or
-    cannot hold the video.
+    ``output_suffix`` given by the user wins, and what it cannot hold is converted without loss or
+    dropped; without one it is the input's container where that can hold everything, MP4 for inputs
+    whose container is not a supported output, else the one that keeps most. ``audio`` aac or flac
+    names what sound becomes that cannot be copied; ``refused`` says by suffix which streams its
+    muxer does not take, and why. Raises ``UsageError`` for a suffix that is not known or cannot
+    hold the video.
     """
     wanted = tuple(
         stream
@@ -217,7 +218,7 @@ def plan_streams(
             gained = [stream for stream in wanted if choice.way(best, stream, best == own) != ""]
             misfit = choice.misfits(first, gained, own is not None)[0]
         return _split(info, best, f"written as {best}, because {first} cannot hold {misfit}", wanted, choice)
-    written = f"written as {first}, because {info.path.suffix or 'this container'} is not written here"
+    written = f"written as {first}, because {info.path.suffix or 'this container'} is not a supported output"
     return _split(info, first, "" if own else written, wanted, choice)
 
 
@@ -236,17 +237,17 @@ def plan_alone(output_suffix: str | None, *, codec: str, frame_s: Fraction) -> S
 
 
 def is_iso(suffix: str) -> bool:
-    """Whether a container is of the family of MP4 and QuickTime."""
+    """Return whether a container is of the family of MP4 and QuickTime."""
     return FORMATS.get(suffix) in ("mp4", "mov")
 
 
 def tick_of(suffix: str) -> Fraction | None:
-    """The only unit of time that a container knows, in seconds; None where every stream has its own."""
+    """Return the only unit of time that a container knows, in seconds; None if every stream has its own."""
     return _CONTAINERS[suffix].tick_s
 
 
 def own_suffix(info: ClipInfo) -> str | None:
-    """The container of the input, as the suffix of outputs like it; None where it is not one that is written."""
+    """Return the container of the input, as the suffix of outputs like it; None if it is no that is written."""
     names = info.container.split(",")
     suffix = info.path.suffix.lower()
     if "mov" in names or "mp4" in names:
@@ -258,14 +259,15 @@ def own_suffix(info: ClipInfo) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """How streams come into containers beside video of a codec."""
+    """How streams come into containers next to video of a codec."""
 
     codec: str
     audio: str
     refused: Refusals
 
     def way(self, suffix: str, stream: StreamInfo, expected: bool) -> str | None:
-        """How ``stream`` comes into the container: copied (None), as what other codec, or not at all (the empty word).
+        """Return how ``stream`` comes into the container: copied (None), as what other codec, or
+        not at all (the empty word).
 
         ``expected`` says that the user named the container or the input is in one like it.
         """
@@ -287,7 +289,7 @@ class _Choice:
         return self._converted(suffix, stream) if stream.kind == "audio" else ""
 
     def _converted(self, suffix: str, stream: StreamInfo) -> str:
-        """What sound becomes that cannot be copied."""
+        """Return what sound becomes that cannot be copied."""
         known = _CONTAINERS[suffix]
         codecs = known.audio | known.unusual if known.timed else frozenset[str]()
         wanted = [self.audio] if self.audio in CONVERTIBLE else []
@@ -297,24 +299,24 @@ class _Choice:
         return ""
 
     def misfits(self, suffix: str, streams: Iterable[StreamInfo], expected: bool) -> list[str]:
-        """Name what the container does not hold as it is."""
+        """Return what the container does not hold as it is."""
         video = [] if self.codec in _CONTAINERS[suffix].video else [f"{self.codec} video"]
         return video + [stream.describe() for stream in streams if self.way(suffix, stream, expected) is not None]
 
     def cost(self, suffix: str, streams: Sequence[StreamInfo], expected: bool) -> tuple[int, int]:
-        """How many streams are lost in a container, and how many change though nobody asked for that."""
+        """Return how many streams are lost in a container, and how many change though nobody requested that."""
         ways = [(stream, self.way(suffix, stream, expected)) for stream in streams]
         asked = self.audio in CONVERTIBLE
         changed = [stream for stream, way in ways if way and not (asked and stream.kind == "audio")]
         return sum(way == "" for _, way in ways), len(changed)
 
     def refusal(self, suffix: str, stream: StreamInfo) -> str:
-        """Say why a stream is left out, and what keeps it."""
+        """Return why a stream is left out, and what keeps it."""
         if stream.kind in ("data", "unknown"):
-            return "data streams cannot be carried over"
+            return "data streams cannot be kept"
         if not stream.is_known:
             what = "sample rate and channels are" if stream.kind == "audio" else "size is"
-            return f"its {what} unknown; nothing of it was found where the file was searched"
+            return f"its {what} unknown; none of its packets were found in the part that was searched"
         keepers = [
             other
             for other in (".mkv", ".mov", ".mp4")
@@ -330,7 +332,8 @@ class _Choice:
 
 
 def _timecodes(info: ClipInfo, streams: Sequence[StreamInfo]) -> set[int]:
-    """The tracks that hold nothing but the time code of the first frame, which comes along as a tag of the picture."""
+    """Return the tracks that hold nothing but the time code of the first frame, which comes along
+    as a tag of the picture."""
     asked = {stream.index for stream in streams if stream.kind == "data" and not stream.codec}
     if not asked:
         return set()
@@ -345,11 +348,11 @@ def _timecodes(info: ClipInfo, streams: Sequence[StreamInfo]) -> set[int]:
 def _checked_suffix(output_suffix: str, codec: str) -> str:
     suffix = output_suffix.lower()
     if suffix not in _CONTAINERS:
-        raise UsageError(f"{output_suffix or 'no suffix'}: not a known container; use {', '.join(_CONTAINERS)}.")
+        raise UsageError(f"{output_suffix or 'no extension'}: unknown container; use {', '.join(_CONTAINERS)}")
     known = _CONTAINERS[suffix]
     if codec not in known.video | known.unusual:
         other = {"png": ".mov or a pattern such as folder/%05d.png", "y4m": ".y4m or -"}.get(codec, ".mkv")
-        raise UsageError(f"{suffix} cannot hold {codec} video; use {other} or another --codec.")
+        raise UsageError(f"{suffix} cannot hold {codec} video; use {other} or another --codec")
     return suffix
 
 
@@ -357,7 +360,7 @@ def _rounding(suffix: str, time_base: Fraction) -> tuple[str, ...]:
     tick = tick_of(suffix)
     if tick is None or (time_base / tick).denominator == 1:
         return ()
-    return (f"{suffix} rounds time stamps to 1 ms; the clip's unit is {time_base} s.",)
+    return (f"{suffix} rounds timestamps to 1 ms; the clip's time base is {time_base} s",)
 
 
 def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo], choice: _Choice) -> StreamPlan:
@@ -366,12 +369,12 @@ def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo
     ways = [(stream, choice.way(suffix, stream, expected)) for stream in wanted]
     notes = [*_rounding(suffix, info.time_base)]
     if not known.timed:
-        kept = " and neither chapters nor tags" if info.chapters else " and no tags"
+        kept = ", chapters or tags" if info.chapters else " or tags"
         notes.append(
-            f"{suffix} keeps no time stamps{kept}; it is shown at {float(info.average_rate):.6g} frames a second."
+            f"{suffix} cannot store timestamps{kept}; it plays at {float(info.average_rate):.6g} frames per second"
         )
     elif info.start_s > LONG_START_S:
-        notes.append(f"the input's clock starts at {info.start_s:.0f} s; the output's starts at 0.")
+        notes.append(f"the input starts at {info.start_s:.0f} s; the output starts at 0")
     return StreamPlan(
         suffix=suffix,
         reason=reason,

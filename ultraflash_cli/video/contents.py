@@ -50,7 +50,7 @@ class Content:
         return self.end_s - (self.start_s or 0)
 
     def is_in(self, found: "Content") -> bool:
-        """Whether ``found`` holds the same, in as many packets or in others."""
+        """Return whether ``found`` holds the same, in as many packets or in others."""
         if self.packets == found.packets or self.size_bytes == found.size_bytes:
             return True
         alike = abs(self.size_bytes - found.size_bytes) <= _SLACK_BYTES * self.size_bytes
@@ -67,7 +67,7 @@ def counted_bytes(packet: Packet, stream: Stream) -> int:
 
 
 def is_moving(stream: Stream) -> bool:
-    """Whether a stream is video and no cover picture."""
+    """Return whether a stream is video and no cover picture."""
     return stream.type == "video" and not stream.disposition & Disposition.attached_pic
 
 

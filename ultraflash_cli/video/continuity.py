@@ -1,4 +1,4 @@
-"""The timestamps of one stream: where its next packet is expected, and what is done to one that lies elsewhere."""
+"""The timestamps of one stream: where its next packet is expected, and what is done to one that is elsewhere."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,7 +16,7 @@ _LEAD_S = 2
 
 
 def is_dense(kind: str) -> bool:
-    """Whether streams of a kind have packets all the time, one after the other."""
+    """Return whether streams of a kind have packets all the time, one after the other."""
     return kind in ("video", "audio")
 
 
@@ -52,18 +52,18 @@ class Walker:
         self._second = int(1 / self.unit)
 
     def stamp(self, packet: Packet) -> int | None:
-        """The timestamp that is compared."""
+        """Return the timestamp that is compared."""
         if self.by_decoding:
             return packet.dts
         return packet.pts if packet.pts is not None or self.reorders else packet.dts
 
     def lasts(self, packet: Packet) -> int:
-        """How long a packet lasts."""
+        """Return how long a packet lasts."""
         return packet.duration or self.step
 
     @property
     def is_shuffled(self) -> bool:
-        """Whether the timestamps that are compared step back where nothing is wrong."""
+        """Whether the timestamps that are compared step back if nothing is wrong."""
         return self.reorders and not self.by_decoding
 
     @property
@@ -77,7 +77,7 @@ class Walker:
         return max(1, min(2 * self.step, self._tenth))
 
     def leap(self, stamp: int, packet: Packet) -> int:
-        """How far a packet lies from where the stream goes on: behind (negative), ahead, or 0 where it goes on."""
+        """Return how far a packet is from where the stream goes on: behind (negative), ahead, or 0 where it goes on."""
         base = lowest = self.base
         assert base is not None and lowest is not None, "a stream that was seen before"
         shuffled = 0
@@ -112,7 +112,7 @@ class Walker:
         self.end = max(self.end, self.shown(packet, stamp) + self.offset + self.lasts(packet))
 
     def shown(self, packet: Packet, stamp: int) -> int:
-        """When a packet is shown, or where it does not say so, one that is decoded then."""
+        """Return when a packet is shown, or where it does not say so, one that is decoded then."""
         return packet.pts if packet.pts is not None else stamp + self.delay
 
     @property
@@ -155,7 +155,7 @@ class Track(Walker):
             self._add(packet, -wraps * period)
 
     def walker(self, packet: Packet | None, stamp: int | None) -> Walker:
-        """What judges the packets after one at ``stamp``, wherever that lies; or those after the newest."""
+        """Return what judges the packets after one at ``stamp``, wherever that is; or those after the newest."""
         there = Walker(
             unit=self.unit,
             by_decoding=self.by_decoding,
@@ -191,11 +191,12 @@ class Track(Walker):
             self._add(packet, offset)
 
     def is_shown_late(self, packet: Packet, stamp: int) -> bool:
-        """Whether a packet is shown so long after it is decoded that something may be wrong."""
+        """Return whether a packet is shown so long after it is decoded that something may be wrong."""
         return self.by_decoding and packet.pts is not None and packet.pts - stamp > self.longest_lead
 
     def accept(self, packet: Packet, stamp: int, *, late: bool) -> bool:
-        """Take a packet at its own timestamp; gives whether that of its presentation is wrong (``late``, or too early).
+        """Take a packet at its own timestamp; returns whether that of its presentation is wrong
+        (``late``, or too early).
 
         Then it is left out.
         """
@@ -212,7 +213,7 @@ class Track(Walker):
         return wrong
 
     def replace(self, packet: Packet, stamp: int) -> None:
-        """Give a packet the timestamp that is compared; that of its presentation follows, or stays where it is good."""
+        """Return a packet the timestamp that is compared; that of its presentation follows, or stays if it is good."""
         pts, dts = packet.pts, packet.dts
         longest = self.longest_lead
         packet.dts = stamp

@@ -32,7 +32,7 @@ _SAME_SHAPE = Fraction(102, 100)
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How one frame is to be read: where its picture lies in the clip's, and its colour tags without gaps."""
+    """How one frame is to be read: where its picture is in the clip's, and its colour tags without gaps."""
 
     fitted_wh: tuple[int, int]
     """Size in the clip's stored picture; the rest of that is black."""
@@ -41,7 +41,7 @@ class Look:
 
 
 def look_of(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo, first: ColorInfo) -> Look:
-    """Say how ``frame`` is to be read, whose pixels are ``aspect`` as wide as high by what the decoder says.
+    """Return how ``frame`` is to be read, whose pixels are ``aspect`` as wide as high by what the decoder says.
 
     What it says of its colours counts where that differs from the ``first`` frame's, for which ``info`` speaks.
     """

@@ -1,4 +1,4 @@
-"""What lies beside the picture, from the input into the output: streams, packets, chapters, tags."""
+"""What is next to the picture, from the input into the output: streams, packets, chapters, tags."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,7 +48,7 @@ _PICTURE_TAGS = {
     "rotate",
     "vendor_id",
 }
-"""Tags that are no longer true of a picture encoded anew; so are all that start with ``_statistics``."""
+"""Tags that are no longer true of a picture encoded again; so are all that start with ``_statistics``."""
 _TIMECODE = "timecode"
 _PICTURE_KINDS = {"png": ("png", "image/png"), "gif": ("gif", "image/gif"), "bmp": ("bmp", "image/bmp")} | {
     "tiff": ("tif", "image/tiff"),
@@ -74,7 +74,7 @@ class Copy:
 
 
 def add_copies(container: OutputContainer, info: ClipInfo, plan: StreamPlan, stream: Stream) -> Copy | None:
-    """Add what becomes of ``stream`` of the input; None where that is nothing or all of it is written at once."""
+    """Add what becomes of ``stream`` of the input; None if that is nothing or all of it is written at once."""
     for converted in plan.converted:
         if converted.stream.index == stream.index:
             return _add_converted(container, stream, converted)
@@ -85,7 +85,7 @@ def add_copies(container: OutputContainer, info: ClipInfo, plan: StreamPlan, str
 def describe_video(
     video: VideoStream, original: Stream, info: ClipInfo, spec: EncodeSpec, *, cut_s: Fraction
 ) -> tuple[str, ...]:
-    """Carry over what the input says of its main video and what is still true of it; gives what is to be said.
+    """Carry over what the input says of its main video and what is still true of it; returns the notes.
 
     ``cut_s`` is how much of the picture was left out before its first frame.
     """
@@ -102,14 +102,14 @@ def describe_video(
 
 
 def file_tags(source: InputContainer, info: ClipInfo, spec: EncodeSpec, *, cut_s: Fraction) -> dict[str, str]:
-    """The tags of the input that are not about its container."""
+    """Return the tags of the input that are not about its container."""
     tags = _without(source.metadata, _FILE_TAGS)
     _move_timecode(tags, info, spec, cut_s)
     return tags
 
 
 def chapters_of(source: InputContainer, shift_s: Fraction, window: Window | None) -> "list[Chapter]":
-    """The chapters of the input, moved and cut like the picture."""
+    """Return the chapters of the input, moved and cut like the picture."""
     chapters: list[Chapter] = []
     for chapter in source.chapters():
         unit = chapter["time_base"] or Fraction(1, av.time_base)
@@ -137,7 +137,7 @@ def copied_packets(
     """Packets of the other streams in the order of the file, times shifted, decoding times growing.
 
     ``strict`` says that the container refuses equal decoding times. ``crowded`` counts the packets of each stream that
-    lie over the one before by more than they last, and were moved behind it.
+    are over the one before by more than they last, and were moved after it.
     """
     if not copies:
         return
@@ -171,7 +171,7 @@ def copied_packets(
 def without_cuts(packets: Iterator[Packet], *, all_before_start: bool) -> Iterator[Packet]:
     """Leave out packets that an edit list of the input cuts out, but those from which a decoder starts.
 
-    What lies before the first packet that is shown stays where the output has edit lists of its own
+    What is before the first packet that is shown stays where the output has edit lists of its own
     (``all_before_start``), else no more of it than a decoder of sound warms up with. What is cut out later stays only
     where pictures are built on it.
     """
@@ -194,7 +194,7 @@ def without_cuts(packets: Iterator[Packet], *, all_before_start: bool) -> Iterat
 
 
 def _lies_before(packet: Packet, other: Packet) -> Fraction:
-    """How much earlier a packet is shown than another, in seconds."""
+    """Return how much earlier a packet is shown than another, in seconds."""
     if packet.pts is None or other.pts is None:
         return Fraction(0)
     return (other.pts - packet.pts) * packet.time_base
@@ -241,7 +241,7 @@ class _DecodingTimes:
         self._last: int | None = None
 
     def set(self, packet: Packet, shift_s: Fraction) -> bool:
-        """Set a packet's times; gives whether it lay over the one before and was moved by more than it lasts."""
+        """Set a packet's times; returns whether it was over the one before and was moved by more than it lasts."""
         shift = round(shift_s / packet.time_base)
         pts = packet.pts if packet.pts is not None else packet.dts
         dts = packet.dts if packet.dts is not None or self._reorders else pts
@@ -262,7 +262,7 @@ class _DecodingTimes:
         return dts - own > max(1, packet.duration or 0)
 
     def _step(self, packet: Packet) -> int:
-        """The least ticks between two decoding times that the output tells apart."""
+        """Return the least ticks between two decoding times that the output tells apart."""
         if not self._strict:
             return 0
         return ceil(1 / (self._rate * packet.time_base)) if self._rate else 1
@@ -300,7 +300,7 @@ def _add_text(container: OutputContainer, stream: SubtitleStream, codec: str) ->
 def _add_copy(
     container: OutputContainer, info: ClipInfo, stream: Stream, known: StreamInfo, plan: StreamPlan
 ) -> Copy | None:
-    """Add a stream to copy; None where all of it is written at once (pictures in Matroska, attachments)."""
+    """Add a stream to copy; None if all of it is written at once (pictures in Matroska, attachments)."""
     if known.is_picture and plan.suffix == ".mkv":
         ending, kind = _PICTURE_KINDS[known.codec]
         tags = {key.lower(): value for key, value in stream.metadata.items()}
@@ -314,14 +314,14 @@ def _add_copy(
     try:
         added = container.add_stream_from_template(stream, opaque=True)
     except ValueError as error:
-        raise OutputError(f"{plan.suffix} cannot hold {known.describe()}; write .mkv instead.") from error
+        raise OutputError(f"{plan.suffix} cannot hold {known.describe()}; use .mkv instead") from error
     added.metadata.update(_without(stream.metadata, _TRACK_TAGS))
     added.disposition = stream.disposition
     return None if known.kind == "attachment" else Copy(stream=added, kind=known.kind, picture=known.is_picture)
 
 
 def _picture(info: ClipInfo, known: StreamInfo) -> bytes:
-    """The content of a cover picture."""
+    """Return the content of a cover picture."""
     with open_input(info.source) as again:
         return next((bytes(packet) for packet in again.demux(again.streams[known.index]) if packet.size), b"")
 
@@ -341,7 +341,7 @@ def _move_timecode(tags: dict[str, str], info: ClipInfo, spec: EncodeSpec, cut_s
         moved = moved_timecode(tags[key], by_s=cut_s, source_rate=info.average_rate, rate=spec.rate)
         if moved is None:
             said = tags.pop(key)
-            return (f"its time code {said} is not kept; it does not fit {float(spec.rate):.6g} frames a second.",)
+            return (f"its timecode {said} is not kept; it does not fit {float(spec.rate):.6g} frames per second",)
         tags[key] = moved
     return ()
 

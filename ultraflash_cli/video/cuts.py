@@ -11,7 +11,7 @@ from ultraflash_cli.video.color import Picture
 __all__ = ["LOOKAHEAD", "CutDetector"]
 
 LOOKAHEAD = 8
-"""How many frames behind a frame are seen before it is decided."""
+"""How many frames after a frame are seen before it is decided."""
 
 _ROWS, _COLUMNS, _BINS = 24, 32, 16
 _LEAST = 0.28
@@ -49,7 +49,7 @@ class CutDetector:
         self._decided = 0
 
     def push(self, rgb_hwc: Picture) -> list[bool]:
-        """Take one frame ``[height, width, 3]``, uint8 or uint16; give the answers that are now certain, in order."""
+        """Take one frame ``[height, width, 3]``, uint8 or uint16; return the answers that are now certain, in order."""
         look = _look(rgb_hwc)
         self._steps.append(_distance(self._looks[-1], look) if self._looks else 0.0)
         self._looks.append(look)
@@ -59,7 +59,7 @@ class CutDetector:
         return answers
 
     def flush(self) -> list[bool]:
-        """Give the answers for the last frames and forget the clip."""
+        """Return the answers for the last frames and forget the clip."""
         answers: list[bool] = []
         while self._first + len(self._looks) > self._decided:
             answers.append(self._decide())
@@ -93,7 +93,8 @@ class CutDetector:
         return not any(_distance(self._looks[i], after) < back for i in range(place - 1))
 
     def _follows_a_blank(self, place: int, end: int) -> bool:
-        """Whether a new scene comes at full strength after a few white or black frames, which look like any other."""
+        """Return whether a new scene comes at full strength after a few white or black frames,
+        which look like any other."""
         after = self._looks[place]
         if _contrast(self._looks[place - 1]) > _NOISE or _contrast(after) <= 3 * _NOISE:
             return False
@@ -120,7 +121,7 @@ def _look(rgb_hwc: Picture) -> _Look:
 
 
 def _distance(a: _Look, b: _Look) -> float:
-    """How little two frames have in common, 0 to 1: structure under the best shift of the camera, and colours.
+    """Return how little two frames have in common, 0 to 1: structure under the best shift of the camera, and colours.
 
     Colours count no more than structure does: where only the light changed, the scene is the same.
     """

@@ -1,4 +1,4 @@
-"""Decoded frames with repaired, strictly increasing time stamps."""
+"""Decoded frames with repaired, strictly increasing timestamps."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -28,19 +28,19 @@ __all__ = ["DecodedFrame", "ReadReport", "read_captions", "read_frames"]
 
 _JUMP_S = 10
 _UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mjpeg", "mpeg", "mpegvideo", "vc1"}
-"""Containers that leave time stamps out by design; filling them in is no repair."""
+"""Containers without timestamps by design; filling them in is not a repair."""
 _FEW = 3
 """Doubled timestamps that such a container may have without a word."""
 _CAPTIONS = "A53_CC"
 _LEFT_BEHIND = {
-    _CAPTIONS: "the closed captions inside the picture are not kept",
-    "DYNAMIC_HDR_PLUS": "the HDR10+ metadata of its frames is not kept",
-    "DYNAMIC_HDR_VIVID": "the HDR Vivid metadata of its frames is not kept",
-    "DOVI_METADATA": "the Dolby Vision metadata of its frames is not kept",
-    "DOVI_RPU_BUFFER": "the Dolby Vision metadata of its frames is not kept",
-    "STEREO3D": "that its picture holds two views (3D) is not kept",
-    "SPHERICAL": "that its picture is spherical is not kept",
-    "S12M_TIMECODE": "the time codes inside the picture are not kept",
+    _CAPTIONS: "closed captions are not kept",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata is not kept",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid metadata is not kept",
+    "DOVI_METADATA": "Dolby Vision metadata is not kept",
+    "DOVI_RPU_BUFFER": "Dolby Vision metadata is not kept",
+    "STEREO3D": "the 3D flag (two views per picture) is not kept",
+    "SPHERICAL": "the flag for spherical video is not kept",
+    "S12M_TIMECODE": "timecodes inside frames are not kept",
 }
 """What decoders find inside the picture and no encoder takes, in words."""
 
@@ -53,7 +53,7 @@ class DecodedFrame:
     duration: int
     rgb_hwc: Picture
     alpha_hw: Picture | None = None
-    """How opaque each pixel is, in the depth of ``rgb_hwc`` over its whole range; None where it was not asked for."""
+    """How opaque each pixel is, in the depth of ``rgb_hwc`` over its whole range; None if it was not requested."""
 
 
 @dataclass
@@ -68,9 +68,9 @@ class ReadReport:
     missing_bytes: int = 0
     """How many bytes at its end the file lacks, as far as it says how long it was."""
     repaired_times: int = 0
-    """Time stamps that were missing, doubled, stepped back or far from those around."""
+    """Timestamps that were missing, doubled, stepped back or far from those around."""
     restarts: int = 0
-    """How often the clock of the file started anew."""
+    """How often the clock of the file started again."""
 
     @property
     def damaged(self) -> bool:
@@ -126,11 +126,14 @@ def read_frames(
     if mode not in (None, "interlaced"):
         _say_deinterlaced(info, said)
     if info.wrongly_flagged and mode is None:
-        said("flagged", "flagged as interlaced, but its frames are not; left as it is, --deinterlace frame overrules")
+        said(
+            "flagged",
+            "flagged as interlaced, but the frames are progressive; kept as they are, --deinterlace frame overrides",
+        )
     if info.scan == "telecined" and mode is None:
-        said("telecined", "film with repeated fields (telecine); left as it is, some frames show two moments")
+        said("telecined", "telecined film (repeated fields); not deinterlaced, some frames mix two moments")
     if info.has_alpha and not alpha:
-        said("alpha", "its transparency is not kept; transparent parts are shown as they are stored")
+        said("alpha", "transparency is not kept; transparent areas show their stored colours")
     alpha = alpha and info.has_alpha
     converter = FrameConverter(info, deinterlace=mode, alpha=alpha, threads=threads)
     tally = Tally()
@@ -166,9 +169,9 @@ def read_frames(
             yield from timed(converter.push(frame, looks.popleft()))
         yield from timed(converter.flush())
         for late in late_streams(container):
-            said(late, f"left out: {late}, which begins too late to be found before the work")
+            said(late, f"left out: {late}, which starts too late to be found beforehand")
     if not progress.frames:
-        raise InputError(f"{info.path}: not one frame of its video can be decoded; the file is damaged or cut.")
+        raise InputError(f"{info.path}: no video frame can be decoded; the file is damaged or truncated")
     found = _losses(info, progress, clock, repairs)
     _tell_losses(info, found, said)
     if report is not None:
@@ -176,7 +179,7 @@ def read_frames(
 
 
 def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: str | None, said: _Said) -> None:
-    """Say what is new in this frame and cannot be kept or was not so before."""
+    """Return what is new in this frame and cannot be kept or was not so before."""
     if mode == "interlaced" and frame.interlaced_frame:
         _say_deinterlaced(info, said)
     if (frame.width, frame.height) != info.stored_wh:
@@ -186,7 +189,7 @@ def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: 
         found = f"{frame.width}x{frame.height} {_place(pts, info)}"
         said(
             "size",
-            f"its picture changes its size ({found}); all is scaled to {size}, with bars where the shape differs",
+            f"the frame size changes ({found}); everything is scaled to {size}, with bars where the shape differs",
         )
     tags = (
         ("primaries", info.color.primaries, frame.color_primaries),
@@ -194,7 +197,7 @@ def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: 
     )
     for name, usual, found in tags:
         if UNSPECIFIED not in (usual, found) and usual != found:
-            said(name, f"the {name} of its colours change {_place(pts, info)}; all is written with the first")
+            said(name, f"the {name} of the colours change {_place(pts, info)}; everything is written with the first")
 
 
 def read_captions(info: ClipInfo, *, threads: int = 1) -> Iterator[tuple[int, bytes]]:
@@ -216,7 +219,7 @@ def read_captions(info: ClipInfo, *, threads: int = 1) -> Iterator[tuple[int, by
 
 def _say_deinterlaced(info: ClipInfo, said: _Said) -> None:
     wanted = "two frames" if info.fields else "one frame"
-    said("interlaced", f"interlaced; deinterlaced with bwdif, {wanted} out for each frame in")
+    said("interlaced", f"interlaced; deinterlaced with bwdif, {wanted} out per frame in")
 
 
 def _place(pts: int, info: ClipInfo) -> str:
@@ -226,7 +229,7 @@ def _place(pts: int, info: ClipInfo) -> str:
 def _with_looks(
     frames: Iterator[av.VideoFrame], decoder: VideoCodecContext, info: ClipInfo, looks: deque[Look], said: _Said
 ) -> Iterator[av.VideoFrame]:
-    """Pass frames on, put into ``looks`` how each is to be read, and say it when that changes on the way."""
+    """Pass frames on, put into ``looks`` how each is to be read, and say it when that changes along the way."""
     first: Fraction | None = None
     tags: ColorInfo | None = None
     before: Look | None = None
@@ -234,11 +237,11 @@ def _with_looks(
         aspect = decoder.sample_aspect_ratio
         first = first or aspect
         if aspect and first and aspect != first:
-            said("aspect", f"the shape of its pixels changes from {first} to {aspect}; all is written with one")
+            said("aspect", f"the pixel aspect ratio changes from {first} to {aspect}; everything is written with one")
         tags = tags or ColorInfo(matrix=frame.colorspace, range=frame.color_range)
         look = look_of(frame, aspect, info, tags)
         if before is not None and before.color != look.color:
-            said("color", "the matrix or range of its colours changes on the way; each frame is read with its own")
+            said("color", "the colour matrix or range changes within the clip; each frame is read with its own")
         before = look
         looks.append(look)
         yield frame
@@ -253,14 +256,14 @@ def _step(info: ClipInfo) -> int:
 
 
 def _is_whole(stream: VideoStream, tally: Tally) -> bool:
-    """Whether every packet in the file's index was there and could be decoded; False where there is no index."""
+    """Return whether every packet in the file's index was there and could be decoded; False if there is no index."""
     return 0 < stream.frames <= tally.packets and not tally.failures
 
 
 def _with_durations(
     frames: Iterator[av.VideoFrame], info: ClipInfo, clock: Clock, repairs: Repairs, is_whole: Callable[[], bool]
 ) -> Iterator[tuple[av.VideoFrame, int, int]]:
-    """Pair frames with their repaired time stamp and their duration, which is the way to the next frame.
+    """Pair frames with their repaired timestamp and their duration, which is the way to the next frame.
 
     The last frame lasts to the end that the file declares, if it has a time of its own and the file is whole or the end
     is near.
@@ -309,7 +312,7 @@ def _told_repairs(info: ClipInfo, clock: Clock, said: _Said) -> Generator[Repair
         for kind, text in repairs.describe(info.start_s):
             said(kind, text)
         if repaired := _repaired_times(info, clock, repairs):
-            said("times", f"{repaired} time stamps were missing, doubled or stepped back; they were made to grow")
+            said("times", f"{repaired} timestamps were missing, repeated or went backwards; corrected")
 
 
 def _repaired_times(info: ClipInfo, clock: Clock, repairs: Repairs) -> int:
@@ -322,12 +325,12 @@ def _tell_losses(info: ClipInfo, found: ReadReport, said: _Said) -> None:
     if found.lost_s > _LOSS_S:
         said(
             "loss",
-            f"damaged or cut: {found.frames} frames could be read; the last {float(found.lost_s):.2f} s are lost",
+            f"damaged or truncated: {found.frames} frames could be read; the last {float(found.lost_s):.2f} s are lost",
         )
     elif found.missing_bytes:
         said(
             "loss",
-            f"cut: its last {found.missing_bytes:,} bytes are lost; {found.frames} frames could be read",
+            f"truncated: the last {found.missing_bytes:,} bytes are lost; {found.frames} frames could be read",
         )
     elif found.failures:
         said("loss", f"damaged: {found.failures} packets could not be decoded, {found.frames} frames could")

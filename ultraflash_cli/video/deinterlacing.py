@@ -8,7 +8,7 @@ from ultraflash_cli.video.probe import ClipInfo
 __all__ = ["Deinterlace", "filter_mode", "frames_of", "with_deinterlacing"]
 
 Deinterlace = Literal["auto", "frame", "field", "off"]
-"""auto: what is found to be interlaced, one frame out for each frame in. frame: all of it. field: all of it, one frame
+"""auto: what is found to be interlaced, one frame out per frame in. frame: all of it. field: all of it, one frame
 out for each field. off: nothing."""
 
 _MODES = {"flagged": "interlaced", "tff": "tff", "bff": "bff", "all": "all"}

@@ -90,9 +90,9 @@ class EncodeSpec:
     """Of the frames that come, in coded orientation."""
     height_px: int
     time_base: Fraction
-    """Unit of the time stamps of the frames."""
+    """Unit of the timestamps of the frames."""
     rate: Fraction
-    """Average frames a second, for rate control and headers."""
+    """Average frames per second, for rate control and headers."""
     color: ColorInfo
     sample_aspect_ratio: Fraction
     rotation_deg: int
@@ -104,19 +104,19 @@ class EncodeSpec:
 
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
-            raise UsageError(f"--codec {self.codec}: not known; use one of {', '.join(CODECS)}.")
+            raise UsageError(f"--codec {self.codec}: unknown codec; use one of {', '.join(CODECS)}")
         known = CODECS[self.codec]
         if self.pix_fmt not in known.all_fmts:
             raise UsageError(
-                f"--pix-fmt {self.pix_fmt}: not possible with {self.codec}; use one of {', '.join(known.all_fmts)}."
+                f"--pix-fmt {self.pix_fmt}: not possible with {self.codec}; use one of {', '.join(known.all_fmts)}"
             )
         if self.crf is not None and known.crf is None:
-            raise UsageError(f"--crf: {self.codec} has no such setting.")
+            raise UsageError(f"--crf: {self.codec} has no quality setting; remove it")
         if self.crf is not None and not 0 <= self.crf <= known.max_crf:
-            raise UsageError(f"--crf {self.crf}: {self.codec} takes 0 to {known.max_crf}.")
+            raise UsageError(f"--crf must be between 0 and {known.max_crf} for {self.codec}, got {self.crf}")
         width_px, height_px = self.coded_size_px
         if width_px < 2 or height_px < 2:
-            raise UsageError(f"an output of {width_px}x{height_px} pixels is too small; at least 2x2.")
+            raise UsageError(f"the output would be {width_px}x{height_px}, expected at least 2x2 pixels")
         format_ = av.VideoFormat(self.pix_fmt)
         # Where 2 pixels share a chroma sample, there is one too few or too many on odd sides.
         halved = not is_rgb_format(self.pix_fmt)
@@ -124,13 +124,13 @@ class EncodeSpec:
             (format_.chroma_height(2) < 2 and height_px % 2) or (format_.chroma_width(2) < 2 and width_px % 2)
         ):
             raise UsageError(
-                f"--pix-fmt {self.pix_fmt}: needs even sides, the output is {width_px}x{height_px}; "
-                "use a yuv444p format or another --res."
+                f"--pix-fmt {self.pix_fmt}: needs even sides, but the output is {width_px}x{height_px}; "
+                "use a yuv444p format or another --res"
             )
 
     @property
     def deep(self) -> bool:
-        """Whether more than 8 bits a sample are encoded, so that frames should come as uint16."""
+        """Whether more than 8 bits per sample are encoded, so that frames should come as uint16."""
         return bits_of(self.pix_fmt) > 8
 
     @property
@@ -167,7 +167,7 @@ class EncodeSpec:
 
     @property
     def track_time_base(self) -> Fraction:
-        """Unit of the time stamps inside segment files and MP4: one over a whole number."""
+        """Unit of the timestamps inside segment files and MP4: one over a whole number."""
         return Fraction(1, self.time_base.denominator)
 
 
@@ -188,7 +188,7 @@ def choose_spec(
     """Settings for a clip like ``info`` at a new size (coded orientation).
 
     ``auto`` is h264 for 8 bits and hevc above, or what keeps transparency and fits into the container that ``suffix``
-    names, where the user named one; with the chroma sampling of the source where the codec has it, 4:4:4 where a side
+    names if the user named one; with the chroma sampling of the source where the codec has it, 4:4:4 where a side
     is odd. ``threads`` stands for the cores that the encoder may use. ``time_base`` and ``rate`` differ from the
     clip's where the frame rate is changed. ``losses`` says what is not kept. Raises ``UsageError`` for settings that
     do not go together.
@@ -250,10 +250,10 @@ def made_spec(
     threads: int,
     suffix: str | None = None,
 ) -> EncodeSpec:
-    """Settings for a clip of 8 bits that has no source: ``rate`` frames a second, timed as ``made_times`` says.
+    """Settings for a clip of 8 bits that has no source: ``rate`` frames per second, timed as ``made_times`` says.
 
     ``auto`` is h264 and yuv420p, or what comes next to it where the codec, an odd side or the container that
-    ``suffix`` names asks for it. Colours are bt709 of limited range. Raises ``UsageError`` for settings that do not go
+    ``suffix`` names requires it. Colours are bt709 of limited range. Raises ``UsageError`` for settings that do not go
     together.
     """
     name = choose_codec(codec, 8, suffix=suffix)
@@ -277,27 +277,25 @@ def made_spec(
 
 
 def made_times(rate: Fraction) -> tuple[Fraction, int]:
-    """Return the unit of the time stamps of ``rate`` frames a second, and how many of it each of them lasts."""
+    """Return the unit of the timestamps of ``rate`` frames per second, and how many of it each of them lasts."""
     finer = -(-MADE_TICKS // rate.denominator)
     return Fraction(1, rate.numerator * finer), rate.denominator * finer
 
 
 def losses(info: ClipInfo, spec: EncodeSpec) -> tuple[str, ...]:
-    """Say what of the picture of ``info`` the settings cannot keep, a sentence each; these belong into the warnings.
+    """Return what of the picture of ``info`` the settings cannot keep, a sentence each; these belong into the warnings.
 
-    Not transparency, of which ``read_frames`` tells where it is not asked for it.
+    Transparency is left out: ``read_frames`` reports it where it is lost.
     """
     found: list[str] = []
     if info.lost_alpha:
-        found.append("its transparency is in a layer of HEVC that the built-in FFmpeg cannot read; it is not kept.")
+        found.append("transparency is not kept: it is in an HEVC layer that the built-in FFmpeg cannot read")
     if bits_of(spec.pix_fmt) < info.bit_depth:
-        found.append(f"the input has {info.bit_depth} bits a sample, {spec.pix_fmt} keeps {bits_of(spec.pix_fmt)}.")
+        found.append(f"the input has {info.bit_depth} bits per sample, {spec.pix_fmt} keeps {bits_of(spec.pix_fmt)}")
     if not info.is_rgb and chroma_share(spec.pix_fmt) < chroma_share(info.pix_fmt):
-        found.append(f"the input's colours are finer ({info.pix_fmt}) than what is written ({spec.pix_fmt}).")
+        found.append(f"the input has finer chroma ({info.pix_fmt}) than the output ({spec.pix_fmt})")
     if (info.mastering_display or info.content_light) and not CODECS[spec.codec].hdr:
-        found.append(
-            f"the HDR metadata (mastering display, light levels) is not kept; {spec.codec} has no place for it."
-        )
+        found.append(f"HDR metadata (mastering display, light levels) is not kept; {spec.codec} cannot store it")
     return tuple(found)
 
 
@@ -307,7 +305,7 @@ def check_encoder(spec: EncodeSpec) -> None:
     for key, value in spec.options:
         for word in re.split(r"[,+]", value) if key in known else ():
             if word not in known[key]:
-                raise UsageError(f"--enc-opt {key}={value}: {spec.encoder} takes {', '.join(known[key])}.")
+                raise UsageError(f"--enc-opt {key}={value}: {spec.encoder} accepts {', '.join(known[key])}")
     context = av.CodecContext.create(spec.encoder, "w")
     assert isinstance(context, av.VideoCodecContext), "a video encoder"
     context.options = encoder_options(spec)
@@ -328,7 +326,7 @@ def check_encoder(spec: EncodeSpec) -> None:
     for _, _, text in said:
         # The encoders only warn of what they do not know and go on without it.
         if any(words in text for words in _UNKNOWN_SETTING):
-            raise UsageError(f"--enc-opt: {spec.encoder} says: {text.strip().rstrip('.')}.")
+            raise UsageError(f"--enc-opt: {spec.encoder}: {text.strip().rstrip('.')}")
 
 
 def prepare_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
@@ -349,16 +347,16 @@ def open_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
         context.open()
     except (OSError, FFmpegError, ValueError) as error:
         raise UsageError(
-            f"the encoder {spec.encoder} refuses {spec.width_px}x{spec.height_px} {spec.pix_fmt} with "
-            f"{dict(spec.options) or 'its default options'}; check --codec, --pix-fmt and --enc-opt."
+            f"the encoder {spec.encoder} rejects {spec.width_px}x{spec.height_px} {spec.pix_fmt} with "
+            f"{dict(spec.options) or 'its default options'}; check --codec, --pix-fmt and --enc-opt"
         ) from error
     unknown = set(context.options) & {key for key, _ in spec.options}
     if unknown:
-        raise UsageError(f"--enc-opt {', '.join(sorted(unknown))}: {spec.encoder} knows no such option.")
+        raise UsageError(f"--enc-opt {', '.join(sorted(unknown))}: unknown option of {spec.encoder}")
 
 
 def encoder_options(spec: EncodeSpec) -> dict[str, str]:
-    """The options by FFmpeg's names: those of the codec, of the clip, of the user."""
+    """Return the options by FFmpeg's names: those of the codec, of the clip, of the user."""
     options = dict(CODECS[spec.codec].options)
     if spec.crf is not None:
         options["crf"] = str(spec.crf)
@@ -395,7 +393,7 @@ def _list_settings(spec: EncodeSpec) -> tuple[str, ...]:
 
 
 def _color_in(pix_fmt: str, color: ColorInfo) -> ColorInfo:
-    """The tags of a picture that was read with ``color`` and is stored in ``pix_fmt``."""
+    """Return the tags of a picture that was read with ``color`` and is stored in ``pix_fmt``."""
     try:
         stores_rgb = is_rgb_format(pix_fmt)
     except ValueError:

@@ -42,7 +42,7 @@ def first_lumas(info: ClipInfo, count: int) -> list[NDArray[np.uint8]]:
 
 
 def is_flat_coloured(lumas_hw_u8: Iterable[NDArray[np.uint8]]) -> bool:
-    """Tell whether frames, given as luma planes, are mostly flat areas of few tones with hard edges between them."""
+    """Return whether frames, given as luma planes, are mostly flat areas of few tones with hard edges between them."""
     measured = [_measure(luma) for luma in lumas_hw_u8]
     if not measured:
         return False

@@ -43,10 +43,10 @@ _CYCLE = 5
 class FieldMeter:
     """Collects a vote of every frame in which something moves.
 
-    Three pictures are compared where there is motion: the frame, its top lines woven with the bottom lines of the frame
+    Three pictures are compared if there is motion: the frame, its top lines woven with the bottom lines of the frame
     before, and the other way round. Where all lines of a frame are of one moment, the two woven ones are equally
     combed, whatever moves; but for scrolls of pictures enlarged by repeating lines, which are hardly combed themselves
-    against what changes. Where the fields lie half a frame apart, one of them joins neighbouring moments and is about
+    against what changes. Where the fields are half a frame apart, one of them joins neighbouring moments and is about
     as combed as the frame, the other joins distant ones; which is which tells the order of the fields. In telecined
     film two of every five frames are combed.
     """
@@ -86,7 +86,7 @@ class FieldMeter:
         return votes >= _LEAST_VOTES and self._clean < _NEARLY_ALL * votes
 
     def answer(self) -> Literal["unknown", "progressive", "tff", "bff", "telecined"]:
-        """Say what the votes so far mean."""
+        """Return what the votes so far mean."""
         if len(self._lean) < _LEAST_VOTES:
             return "unknown"
         if self._repeats():
@@ -117,7 +117,7 @@ class FieldMeter:
         self._whole[self._number] = float(np.clip(np.log2(whole / min(top, bottom)), _LEAST_WHOLE, -_LEAST_WHOLE))
 
     def _repeats(self) -> bool:
-        """Whether combed and clean frames follow each other in a pattern of five."""
+        """Return whether combed and clean frames follow each other in a pattern of five."""
         if np.std(list(self._whole.values())) < 0.3:
             return False
         likeness = [self._likeness(lag) for lag in range(1, _CYCLE + 1)]
@@ -136,7 +136,7 @@ def _luma(frame: av.VideoFrame) -> NDArray[np.float32]:
 
 
 def _combing(picture: NDArray[np.float32], moving: NDArray[np.bool_]) -> float:
-    """How much lines stand out from the lines above and below them, where both stand out the same way."""
+    """Return how much lines stand out from the lines above and below them, where both stand out the same way."""
     above, below = picture[1:-1] - picture[:-2], picture[1:-1] - picture[2:]
     out = np.where(above * below > 0, np.minimum(np.abs(above), np.abs(below)), 0)
     return float(out[moving].mean()) + _FLOOR

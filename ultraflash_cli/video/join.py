@@ -1,4 +1,4 @@
-"""The join of finished segments into one file, alone or with everything that lay beside the picture."""
+"""The join of finished segments into one file, alone or with everything that was next to the picture."""
 
 from array import array
 from bisect import bisect_left
@@ -43,7 +43,7 @@ from ultraflash_cli.video.segment import SegmentRecord, open_segment, read_recor
 __all__ = ["Joined", "join", "join_alone"]
 
 _FEW = 3
-"""Packets that may lie over others without a word."""
+"""Packets that may be over others without a word."""
 _MOVIE_TIMESCALE_MAX = 2**31 - 1
 _ITUNES_TAGS = {
     "album",
@@ -105,9 +105,9 @@ def join(
 ) -> Joined:
     """Write ``destination`` from finished segments and the other streams of the input, no picture encoded again.
 
-    The video's time stamps are those that were written, to the tick of the container; decoding times are built anew.
+    The video's timestamps are those that were written, to the tick of the container; decoding times are built again.
     Copied packets keep their distance to the picture. With ``window`` (start and end in the input's seconds),
-    packets whose midpoint lies inside come along, subtitles as long as they are shown inside, and the first kept frame
+    packets whose midpoint is inside come along, subtitles as long as they are shown inside, and the first kept frame
     is shown at 0. Without, the input's own clock is kept, unless it starts later than a minute (a broadcast's) or its
     first picture before 0 (of which no container knows): then everything is shifted so that the first picture is shown
     at 0. The file appears whole or not
@@ -132,9 +132,7 @@ def join(
             tags = with_made(tags, plan.suffix, made)
             options = _muxer_options(plan, spec, tags, source)
             if _has_picture(plan) and (lost := _foreign_tags(plan, tags)):
-                notes += (
-                    f"{plan.suffix} keeps these tags or the cover picture, not both; left out: {', '.join(lost)}.",
-                )
+                notes += (f"{plan.suffix} holds either these tags or the cover picture; left out: {', '.join(lost)}.",)
             container = stack.enter_context(_open_output(part, plan, tags, options))
             video, copies, said = add_streams(
                 container, first, source, info, plan, spec, cut_s=cut_s, shift_s=shift_s, window=window
@@ -164,7 +162,7 @@ def join(
         notes += late_notes(late_s, plan)
     notes += aspect_notes(aspect, plan, spec)
     notes += tuple(
-        f"{names[index]}: {count} packets lie over those before them in time; they were moved behind."
+        f"{names[index]}: {count} packets overlap the previous ones in time; they were moved after them"
         for index, count in sorted(crowded.items())
         if count > _FEW
     )
@@ -180,10 +178,11 @@ def join_alone(
     tags: Mapping[str, str],
     made: str | None = None,
 ) -> Joined:
-    """Write ``destination`` from finished segments, nothing beside them and nothing encoded again.
+    """Write ``destination`` from finished segments, nothing next to them and nothing encoded again.
 
-    Time stamps are those that were written; ``tags`` are the file's (``title``, ``comment``), ``made`` is the one that
-    says how it was made. The file appears whole or not at all. Raises ``OutputError``.
+    Timestamps are those that were written; ``tags`` are the file's (``title``, ``comment``), ``made``
+    is the one that says how it was made. The file appears whole or not at all. Raises
+    ``OutputError``.
     """
     times = _Times(segments, [read_record(path) for path in segments], spec)
     tags = with_made(tags, plan.suffix, made)
@@ -203,7 +202,7 @@ class _Times:
     """Presentation times of all video packets, and decoding times that never step back.
 
     Packets come in decoding order. With frames sorted by time ``s`` and at most ``delay`` frames of reordering,
-    packet ``i`` is decoded at ``s[i - delay]``; the first ``delay`` ones lie before that, ``lead`` apart. The last
+    packet ``i`` is decoded at ``s[i - delay]``; the first ``delay`` ones are before that, ``lead`` apart. The last
     packet's duration makes the track end where the last frame ends (MP4 sums durations in decoding order).
     """
 
@@ -214,11 +213,11 @@ class _Times:
             start = len(self._pts)
             self._pts.extend(pts + record.first_pts * ticks for pts in _packet_times(path, spec.track_time_base))
             if len(self._pts) - start != record.frames or max(self._pts[start:]) != record.last_pts * ticks:
-                raise OutputError(f"{path}: this segment does not hold what it says; --resume off makes it anew.")
+                raise OutputError(f"{path}: this segment is damaged; start over with --no-resume")
         self._sorted = array("q", sorted(self._pts))
         for before, after in zip(self._sorted, self._sorted[1:], strict=False):
             if after <= before:
-                raise OutputError("two segments overlap in time; --resume off makes them anew.")
+                raise OutputError("two segments overlap in time; start over with --no-resume")
         self._last_duration = records[-1].last_duration * ticks
         count = len(self._pts)
         self._delay = max(i - bisect_left(self._sorted, pts) for i, pts in enumerate(self._pts))
@@ -239,7 +238,7 @@ class _Times:
         return self._sorted[index - self._delay]
 
     def duration(self, index: int) -> int:
-        """How long the frame of packet ``index`` is shown."""
+        """Return how long the frame of packet ``index`` is shown."""
         place = bisect_left(self._sorted, self._pts[index])
         if place + 1 == len(self._sorted):
             return self._last_duration
@@ -298,7 +297,8 @@ def _muxer_options(
 
 
 def _foreign_tags(plan: StreamPlan, tags: Iterable[str]) -> list[str]:
-    """The tags that MP4 and QuickTime only keep in a list of another kind, in which there is no cover picture."""
+    """Return the tags that MP4 and QuickTime only keep in a list of another kind, in which there is
+    no cover picture."""
     return sorted(key for key in tags if key.lower() not in _ITUNES_TAGS) if is_iso(plan.suffix) else []
 
 
@@ -320,7 +320,7 @@ def _pictures(
             if headers is None:
                 headers = extradata
             if extradata != headers:
-                raise OutputError(f"{path}: was written with other encoder settings; --resume off makes it anew.")
+                raise OutputError(f"{path}: was written with other encoder settings; start over with --no-resume")
             for packet in container.demux(stream):
                 if not packet.size:
                     continue
@@ -353,7 +353,7 @@ def _interleave(
 
 
 def _shown(path: Path, contents: Sequence[Content], number: int) -> tuple[Fraction, Fraction]:
-    """When the first packet of the picture is shown, in seconds, and how wide its pixels are over their height.
+    """Return when the first packet of the picture is shown, in seconds, and how wide its pixels are over their height.
 
     Segments begin with the first frame shown. PyAV hands no aspect to Matroska: it is there where the codec says it.
     """

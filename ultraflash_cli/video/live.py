@@ -74,11 +74,11 @@ def stream_clip(
 ) -> Streamed:
     """Write finished segments to ``sink`` in order, each as soon as ``segments`` gives it.
 
-    As plain frames where the plan says y4m, else as Matroska without an index, with what the plan copies of the input
-    ``info`` between the pictures (see ``join`` for times and ``window``), or with ``tags`` and nothing beside them. The
-    same segments give the same bytes. ``name`` is what messages call the sink, ``made``
-    the tag that says how it was made. Raises ``OutputError`` where it takes no
-    more, and ``OutputCheckError`` for a segment that does not hold what its record says.
+    As plain frames if the plan says y4m, else as Matroska without an index, with what the plan
+    copies of the input ``info`` between the pictures (see ``join`` for times and ``window``), or
+    with ``tags`` only. The same segments give the same bytes. ``name`` is what messages call the
+    sink, ``made`` the tag that says how the clip was made. Raises ``OutputError`` if the sink takes
+    no more, and ``OutputCheckError`` for a segment that does not match its record.
     """
     if plan.suffix == ".y4m":
         return Streamed(frames=write_y4m(segments, spec, sink, name=name))
@@ -118,7 +118,7 @@ def stream_clip(
         _interleave(container, _pictures(chain([first], waiting), clock, video), others, beside)
         container.close()
     notes += tuple(
-        f"cut off where it cannot be written: {names[index]}: {why}." for index, why in beside.refused.items()
+        f"cut off where it could not be written: {names[index]}: {why}" for index, why in beside.refused.items()
     )
     shown_s, aspect = head.shown()
     if window is None:
@@ -142,7 +142,7 @@ class _Clock:
         self._shown: list[int] = []
 
     def times(self, stamps: Sequence[int], record: SegmentRecord) -> list[tuple[int, int, int]]:
-        """Return time stamp, decoding time and duration of each packet of the next segment.
+        """Return timestamp, decoding time and duration of each packet of the next segment.
 
         ``stamps`` are those of its packets in decoding order, counted from its first picture.
         """
@@ -150,7 +150,7 @@ class _Clock:
         shown = sorted(start + stamp for stamp in stamps)
         ends = [*shown[1:], shown[-1] + record.last_duration * self._ticks]
         if self._shown and self._shown[-1] >= shown[0]:
-            raise OutputError("two segments overlap in time; --resume off makes them anew.")
+            raise OutputError("two segments overlap in time; start over with --no-resume")
         lead = max(1, ends[0] - shown[0])
         before = self._shown or [shown[0] - places * lead for places in range(self._delay, 0, -1)]
         line = [*before[len(before) - self._delay :], *shown]
@@ -169,13 +169,13 @@ def _pictures(segments: Iterable[Path], clock: _Clock, video: VideoStream) -> It
             round(packet.pts * packet.time_base / clock.unit) for packet in _packets(path) if packet.pts is not None
         ]
         if len(stamps) != record.frames:
-            raise OutputCheckError(f"{path}: holds {len(stamps)} frames, expected {record.frames}.")
+            raise OutputCheckError(f"{path}: has {len(stamps)} frames, expected {record.frames}")
         times = clock.times(stamps, record)
         with open_segment(path) as container:
             extradata = container.streams.video[0].codec_context.extradata or b""
         headers = extradata if headers is None else headers
         if extradata != headers:
-            raise OutputError(f"{path}: was written with other encoder settings; --resume off makes it anew.")
+            raise OutputError(f"{path}: was written with other encoder settings; start over with --no-resume")
         for packet, (pts, dts, duration) in zip(_packets(path), times, strict=True):
             mend_transparency(packet)
             packet.stream = video
@@ -190,7 +190,7 @@ def _packets(path: Path) -> Iterator[Packet]:
 
 
 class _Beside:
-    """Muxes what lies beside the picture, a stream up to where the muxer refuses it: what was written stays."""
+    """Muxes what is next to the picture, a stream up to where the muxer refuses it: what was written stays."""
 
     def __init__(self, container: OutputContainer) -> None:
         self._container = container
@@ -214,7 +214,7 @@ def _interleave(
 ) -> None:
     """Mux both in the order of their decoding times."""
     other = next(others, None)
-    # Matroska knows no time before 0; its muxer moves everything by what the packets lie before it that come first.
+    # Matroska knows no time before 0; its muxer moves everything by what the packets are before it that come first.
     while other is not None and other.pts is not None and other.pts < 0:
         beside.mux(other)
         other = next(others, None)

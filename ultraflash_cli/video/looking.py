@@ -40,7 +40,7 @@ _INTERLACED_LINES = 1088
 _INTERLACED_RATE = 31
 """Neither larger pictures nor higher frame rates come interlaced, so nothing is measured there."""
 _FASTEST = 1000
-"""Frames a second that cameras reach."""
+"""Frames per second that cameras reach."""
 _FIELD_ORDERS: Mapping[int, Scan] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 _FLAGGING_CODECS = {"h264", "hevc", "mpeg2video", "vc1", "dvvideo", "mpeg4", "prores"}
 """Codecs whose decoders say of each frame whether it is interlaced."""
@@ -86,7 +86,7 @@ class _Sizes:
 def first_look(source: Source, container: InputContainer, stream: VideoStream) -> FirstLook:
     """Decode frames until they tell what is to be known, or the budget is spent.
 
-    Raises ``InputError`` where not one frame can be decoded.
+    Raises ``InputError`` where no frame can be decoded.
     """
     path = source_path(source)
     tally, sizes = Tally(), _Sizes()
@@ -111,15 +111,17 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
                 break
     except (OSError, FFmpegError) as error:
         if first is None:
-            raise InputError(f"{path}: its video cannot be decoded ({str(error).lower()}).") from error
+            raise InputError(f"{path}: its video cannot be decoded ({str(error).lower()})") from error
     if tally.encrypted:
-        raise InputError(f"{path}: its video is encrypted; only copies without protection can be read.")
+        raise InputError(f"{path}: its video is encrypted; use an unprotected copy")
     if first is None and isinstance(source, Pipe) and container.format.name.startswith("mov,"):
-        raise InputError(f"{path}: its index (moov) lies behind its frames; save it to a file first and give that.")
+        raise InputError(
+            f"{path}: its index (moov) comes after its frames, which a pipe cannot read; save it to a file first"
+        )
     if first is None:
         raise InputError(
-            f"{path}: not one frame of its video can be decoded; it is damaged or cut, or of a kind of "
-            f"{stream.codec_context.codec.canonical_name} that the built-in FFmpeg does not know."
+            f"{path}: no video frame can be decoded; it is damaged, truncated, or a variant of "
+            f"{stream.codec_context.codec.canonical_name} that the built-in FFmpeg does not support"
         )
     is_file = isinstance(source, Path)
     if isinstance(source, ImageSequence):
@@ -171,7 +173,7 @@ def _key_frames_ahead(
 
 
 def _is_combed_elsewhere(container: InputContainer, stream: VideoStream, decoder: VideoCodecContext) -> bool:
-    """Whether frames further on are interlaced: a film may begin with a title that is not."""
+    """Return whether frames further on are interlaced: a film may begin with a title that is not."""
     decoder.skip_frame = "DEFAULT"
     start_s = (container.start_time or 0) / av.time_base
     length_s = (container.duration or 0) / av.time_base
@@ -198,7 +200,7 @@ def _may_be_interlaced(container: InputContainer, stream: VideoStream, frame: av
 
 
 def average_rate(stream: VideoStream) -> Fraction:
-    """The average frame rate; not the one of a header that gives its ticks for frames (raw DV says 60000)."""
+    """Return the average frame rate; not the one of a header that gives its ticks for frames (raw DV says 60000)."""
     given = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
     return next((rate for rate in given if rate <= _FASTEST), given[0] if given else Fraction(25))
 

@@ -69,7 +69,7 @@ def with_made_chunk(png: bytes, made: str | None) -> bytes:
 def read_made(path: Path) -> str | None:
     """Read the tag of a file; None where there is none. Raises InputError for a file that cannot be read."""
     if not path.is_file():
-        raise InputError(f"{path}: {'no file' if path.exists() else 'no such file'}; name a video or a picture")
+        raise InputError(f"{path}: {'no file' if path.exists() else 'no such file'}; give a video or an image")
     try:
         with path.open("rb") as file:
             head = file.read(12)
@@ -78,7 +78,7 @@ def read_made(path: Path) -> str | None:
             if head[4:8] in _ISO:
                 return _of_iso(file)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the permissions") from error
     if not head.startswith(_EBML):
         return None
     with open_input(path) as container:

@@ -1,4 +1,4 @@
-"""What every way of muxing finished segments shares: the streams of the output, the clock, what is to be said."""
+"""What every way of muxing finished segments shares: the streams of the output, the clock, the notes."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ __all__ = [
 _LATE_S = Fraction(2, 1000)
 _BESIDE: Literal["matroska_block_additional"] = "matroska_block_additional"
 _NUMBER_BYTES = 8
-"""What lies beside a packet of VP9 is its transparency, after a number that says so."""
+"""What is next to a packet of VP9 is its transparency, after a number that says so."""
 
 
 def add_streams(
@@ -46,7 +46,7 @@ def add_streams(
     """Add the picture as a ``segment`` holds it, what is copied of ``source``, and its chapters.
 
     ``cut_s`` is how much of the picture was left out before its first frame. Returns the picture's stream, the copies
-    by their index in the input, and what is to be said.
+    by their index in the input, and the notes.
     """
     encoded = segment.streams.video[0]
     if source is None:
@@ -84,7 +84,7 @@ def add_video(container: OutputContainer, encoded: VideoStream, plan: StreamPlan
 
 
 def shift_of(info: ClipInfo, first_s: Fraction, window: Window | None) -> Fraction:
-    """What is added to every time of the input, in seconds; ``first_s`` is that of the first kept frame."""
+    """Return what is added to every time of the input, in seconds; ``first_s`` is that of the first kept frame."""
     if window is not None or info.start_s > LONG_START_S or first_s < 0:
         return -first_s
     return Fraction(0)
@@ -101,7 +101,7 @@ def source_of(info: ClipInfo) -> Generator[InputContainer | None]:
 
 
 def mend_transparency(packet: Packet) -> None:
-    """Take away one of the two numbers that NUT gives what lies beside a packet: it had one already."""
+    """Take away one of the two numbers that NUT gives what is next to a packet: it had one already."""
     if not packet.has_sidedata(_BESIDE):
         return
     content = bytes(packet.get_sidedata(_BESIDE))
@@ -115,15 +115,15 @@ def mend_transparency(packet: Packet) -> None:
 
 
 def late_notes(late_s: Fraction, plan: StreamPlan) -> tuple[str, ...]:
-    """Say by how much everything is shown later than in the input, where that can be noticed."""
+    """Say by how much everything is shown later than in the input if that can be noticed."""
     if late_s <= _LATE_S:
         return ()
     late_ms = f"{float(late_s * 1000):.0f} ms"
-    return (f"all is shown {late_ms} later: a stream begins before 0, and {plan.suffix} has no such times.",)
+    return (f"everything is shown {late_ms} later: a stream starts before 0, which {plan.suffix} cannot store",)
 
 
 def aspect_notes(aspect: Fraction, plan: StreamPlan, spec: EncodeSpec) -> tuple[str, ...]:
-    """Say that the shape of the pixels is lost, where the file has another."""
+    """Say that the shape of the pixels is lost if the file has another."""
     if aspect == spec.coded_aspect:
         return ()
-    return (f"that its pixels are {spec.coded_aspect} as wide as high is not kept by {spec.codec} in {plan.suffix}.",)
+    return (f"the pixel aspect ratio {spec.coded_aspect} cannot be stored with {spec.codec} in {plan.suffix}",)

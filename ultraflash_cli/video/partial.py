@@ -14,8 +14,8 @@ __all__ = ["is_refusal", "output_errors", "partial_file", "partial_path", "sync_
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
-    errno.EFBIG: "the file system does not take files this large; write to another disk",
+    errno.EDQUOT: "the disk quota is exceeded; free some space and run the same command again",
+    errno.EFBIG: "the file system does not allow files this large; write to another disk",
     errno.EACCES: "no permission to write there; choose another place with -o",
     errno.EPERM: "no permission to write there; choose another place with -o",
     errno.EROFS: "the file system is read-only; choose another place with -o",
@@ -23,8 +23,8 @@ _REASONS = {
     errno.EISDIR: "this is a folder; name a file with -o",
     errno.ENOENT: "the folder does not exist; create it or choose another place with -o",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one with -o",
-    errno.ETXTBSY: "the file is in use; close it in the other program",
-    errno.EBUSY: "the file is in use; close it in the other program",
+    errno.ETXTBSY: "the file is in use; close the other program",
+    errno.EBUSY: "the file is in use; close the other program",
     errno.EIO: "the disk reports an input/output error",
 }
 
@@ -40,23 +40,23 @@ def output_errors(path: Path) -> Generator[None]:
     except (OSError, FFmpegError) as error:
         reason = _REASONS.get(error.errno or 0) or (error.strerror or str(error)).lower()
         kind = MuxError if is_refusal(error) else OutputError
-        raise kind(f"{path}: cannot be written: {reason}.") from error
+        raise kind(f"{path} cannot be written: {reason}") from error
 
 
 def is_refusal(error: OSError | FFmpegError) -> bool:
-    """Whether a muxer does not take what it is given, rather than the system what is written."""
+    """Return whether a muxer does not take what it is given, rather than the system what is written."""
     number = error.errno or 0
     return isinstance(error, FFmpegError) and (number == errno.EINVAL or number > _SYSTEM_ERRORS)
 
 
 def partial_path(path: Path) -> Path:
-    """The name a file has while it is being written; the suffix stays last, it names the format."""
+    """Return the name a file has while it is being written; the suffix stays last, it names the format."""
     return path.with_name(f"{path.stem}.part{path.suffix}")
 
 
 @contextmanager
 def partial_file(path: Path) -> Generator[Path]:
-    """Give ``name.part.mp4`` to write; it becomes ``name.mp4``, synced to disk, when the block succeeds.
+    """Return ``name.part.mp4`` to write; it becomes ``name.mp4``, synced to disk, when the block succeeds.
 
     The part is removed when the block fails. Errors of the system inside the block become an ``OutputError``.
     """
@@ -82,7 +82,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in the folder ``path`` are on the disk, where the system can say so."""
+    """Wait until the names in the folder ``path`` are on the disk if the system can say so."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

@@ -21,7 +21,7 @@ class _Picture:
     content: bytearray = field(default_factory=bytearray)
 
     def packet(self) -> Packet:
-        """All segments, with an end where that is missing."""
+        """Return all segments, with an end where that is missing."""
         if not _ends(self.content):
             self.content += _END_SEGMENT
         whole = Packet(bytes(self.content))
@@ -34,7 +34,7 @@ class _Picture:
 def whole_pictures(packets: Iterator[Packet]) -> Iterator[Packet]:
     """Pass packets on, the segments of a Blu-ray subtitle as one.
 
-    Matroska's muxer does the same, but where one is missing it writes rubbish into other tracks. What has no beginning
+    Matroska's muxer does the same, but if one is missing it writes rubbish into other tracks. What has no beginning
     cannot be shown and is left out; an end that is missing is added.
     """
     held: dict[int, _Picture] = {}
@@ -58,7 +58,7 @@ def whole_pictures(packets: Iterator[Packet]) -> Iterator[Packet]:
 
 
 def _ends(content: bytes | bytearray) -> bool:
-    """Whether the last segment is an end."""
+    """Return whether the last segment is an end."""
     place, kind = 0, 0
     while place + _HEAD_BYTES <= len(content):
         kind = content[place]

@@ -17,7 +17,7 @@ class ByteStream(Protocol):
     """What a pipe reads from: a binary file, opened for reading."""
 
     def read(self, size: int = -1, /) -> bytes | None:
-        """Give up to ``size`` bytes, none at the end."""
+        """Return up to ``size`` bytes, none at the end."""
         ...
 
 
@@ -25,7 +25,7 @@ class Pipe:
     """Remembers what was read of a stream, so that it can be read from its start again.
 
     What ``probe`` reads is held in memory. ``read_frames`` lets go of it as it passes, and then the stream is used up,
-    unless ``spool_to`` was called: from then on everything lies in a file, for as many readings as are wanted.
+    unless ``spool_to`` was called: from then on everything is in a file, for as many readings as are wanted.
     """
 
     def __init__(self, stream: ByteStream, *, name: str = "-") -> None:
@@ -68,7 +68,7 @@ class Pipe:
             with open(os.open(path, flags, 0o600), "wb") as file:
                 file.write(self._memory)
         except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()}).") from error
+            raise OutputError(f"{path} cannot be written ({(error.strerror or str(error)).lower()})") from error
         self._spool = path
         self._memory.clear()
 
@@ -81,12 +81,12 @@ class Pipe:
     def reader(self, *, last: bool) -> "PipeReader":
         """Start again at the first byte. After a reader that was the ``last`` there is no other without a spool."""
         if self._dropped:
-            raise InputError(f"{self.name}: a pipe can be read only once; give a file instead.")
+            raise InputError(f"{self.name}: a pipe can only be read once; use a file instead")
         self._reader = PipeReader(self, last=last and self._spool is None)
         return self._reader
 
     def follower(self) -> "SpoolReader":
-        """Return a second reading, beside the first one and never ahead of it; only with a spool."""
+        """Return a second reading, next to the first one and never ahead of it; only with a spool."""
         assert self._spool is not None, "a spool to follow"
         return SpoolReader(self)
 
@@ -103,7 +103,7 @@ class Pipe:
             self._grown.notify_all()
 
     def read_at(self, place: int, size: int, *, drop: bool) -> bytes:
-        """Give up to ``size`` bytes from ``place`` on, none at the end; ``drop`` forgets what lies before."""
+        """Return up to ``size`` bytes from ``place`` on, none at the end; ``drop`` forgets what is before."""
         if place >= self._length and not self._ended:
             self._take(size)
         content = self._recorded(place, size)
@@ -114,7 +114,7 @@ class Pipe:
         return content
 
     def is_read_by(self, reader: "PipeReader") -> bool:
-        """Whether ``reader`` is the newest."""
+        """Return whether ``reader`` is the newest."""
         return self._reader is reader
 
     def _recorded(self, place: int, size: int) -> bytes:
@@ -128,7 +128,7 @@ class Pipe:
         try:
             content = self._stream.read(size) or b""
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.name}: the pipe cannot be read ({error}).") from error
+            raise InputError(f"{self.name}: the pipe cannot be read ({error})") from error
         if self._spool is None:
             self._memory += content
             self._advance(content)
@@ -139,8 +139,8 @@ class Pipe:
             self._advance(content)
         except OSError as error:
             raise OutputError(
-                f"{self._spool}: cannot be written ({(error.strerror or str(error)).lower()}); "
-                "--temp-dir names another place."
+                f"{self._spool} cannot be written ({(error.strerror or str(error)).lower()}); "
+                "choose another folder with --temp-dir"
             ) from error
 
     def _advance(self, content: bytes) -> None:
@@ -174,7 +174,7 @@ class PipeReader:
         self._place = 0
 
     def read(self, size: int) -> bytes:
-        """Give up to ``size`` bytes, none at the end."""
+        """Return up to ``size`` bytes, none at the end."""
         assert self._pipe.is_read_by(self), "one reading of a pipe at a time"
         content = self._pipe.read_at(self._place, size, drop=self._last)
         self._place += len(content)

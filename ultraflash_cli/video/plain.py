@@ -1,4 +1,4 @@
-"""Clips decoded plainly, for training material: bilinear chroma, coded orientation, no time stamps."""
+"""Clips decoded plainly, for training material: bilinear chroma, coded orientation, no timestamps."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,4 +28,4 @@ def read_plain_frames(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
             for frame in container.decode(stream):
                 yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
         except FFmpegError as error:
-            raise InputError(f"{path}: damaged, no clip to train on ({error.strerror}).") from error
+            raise InputError(f"{path}: damaged, cannot be used for training ({error.strerror})") from error

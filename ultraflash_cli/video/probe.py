@@ -55,7 +55,7 @@ class StreamInfo:
     kind: str
     """video, audio, subtitle, data, attachment or unknown."""
     codec: str
-    """FFmpeg's codec name (``aac``, not the decoder's); empty where nothing is known."""
+    """FFmpeg's codec name (``aac``, not the decoder's); empty if nothing is known."""
     language: str | None
     title: str | None
     is_picture: bool
@@ -67,7 +67,7 @@ class StreamInfo:
     """Whether the file tells what a copy needs of it: sample rate and channels of sound, the size of a picture."""
 
     def describe(self) -> str:
-        """Say which stream this is, for people."""
+        """Return which stream this is, for people."""
         unknown = "of an unknown codec" if self.kind in ("audio", "subtitle", "video") else ""
         words = [f"stream {self.index}", self.kind, self.codec or unknown]
         if self.language and self.language != "und":
@@ -77,7 +77,7 @@ class StreamInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
-    """The main video stream of a file and what lies beside it. Sizes are as cropped, before rotation."""
+    """The main video stream of a file and what is next to it. Sizes are as cropped, before rotation."""
 
     path: Path
     """The name of ``source``; a pattern for pictures, ``-`` for a pipe."""
@@ -96,13 +96,13 @@ class ClipInfo:
     mirrored: bool
     """Whether left and right of the coded picture are exchanged, before it is turned."""
     display_matrix: tuple[int, ...] | None
-    """The nine numbers of the container's display matrix, where there is one."""
+    """The nine numbers of the container's display matrix, if there is one."""
     sample_aspect_ratio: Fraction
     coded_aspect: Fraction
     """Width over height of a pixel by what the stream itself says, whatever the container does."""
     pix_fmt: str
     chroma_location: str
-    """Where halved chroma lies, in the words of FFmpeg's scale filter."""
+    """Where halved chroma is, in the words of FFmpeg's scale filter."""
     bit_depth: int
     has_alpha: bool
     """Whether the stream says so, or a pixel of the frames that were looked at is not opaque."""
@@ -131,7 +131,7 @@ class ClipInfo:
     chapters: int
     """How many chapters the file has."""
     has_captions: bool = False
-    """Whether closed captions lie inside the first picture."""
+    """Whether closed captions are inside the first picture."""
 
     @property
     def stored_wh(self) -> tuple[int, int]:
@@ -192,9 +192,9 @@ def _without_video(source: Source) -> str:
         sounds = [each.codec_context.codec.canonical_name for each in container.streams.audio if has_decoder(each)]
         kind = kind_of(source) if isinstance(source, Path) and not sounds else None
     if kind:
-        return f"is {kind}"
-    found = f"holds sound alone ({sounds[0]}), no video stream" if sounds else "holds no video stream"
-    return f"{found}; name a file with a picture that moves"
+        return kind
+    found = f"has only audio ({sounds[0]}), no video stream" if sounds else "has no video stream"
+    return f"{found}; give a file with video"
 
 
 def _probe(source: Source, index: int) -> ClipInfo:
@@ -204,7 +204,7 @@ def _probe(source: Source, index: int) -> ClipInfo:
         stream = container.streams[index]
         assert isinstance(stream, VideoStream), "one of the main videos"
         if not has_decoder(stream):
-            raise InputError(f"{path}: its video codec is not known to the built-in FFmpeg.")
+            raise InputError(f"{path}: the built-in FFmpeg does not support its video codec")
         context = stream.codec_context
         if context.width * context.height > LARGEST_PIXELS:
             most = f"at most {LARGEST_PIXELS:,} pixels"
@@ -318,7 +318,7 @@ def _is_known(stream: Stream) -> bool:
 
 
 def stream_extent(stream: VideoStream) -> tuple[int | None, int | None]:
-    """Where a stream says that it starts and ends, in its own ticks."""
+    """Return where a stream says that it starts and ends, in its own ticks."""
     start = stream.start_time
     counted = (start or 0) + stream.duration if stream.duration else None
     # Matroska keeps the end of each stream as a tag; without, FFmpeg gives it that of the longest one.
@@ -353,7 +353,7 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
 
 
 def _turn(matrix: tuple[int, ...] | None) -> tuple[int, bool]:
-    """How far a display matrix turns clockwise, in whole quarters, and whether it mirrors first."""
+    """Return how far a display matrix turns clockwise, in whole quarters, and whether it mirrors first."""
     if matrix is None:
         return 0, False
     mirrored = matrix[0] * matrix[4] - matrix[1] * matrix[3] < 0

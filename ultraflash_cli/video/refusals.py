@@ -10,7 +10,7 @@ from ultraflash_cli.video.sequence import ImageSequence
 __all__ = ["kind_of", "why_unreadable"]
 
 _HEAD_BYTES = 4096
-_PLAYLIST = "a playlist, expected a video; download what it lists and join that first"
+_PLAYLIST = "a playlist, expected a video; download and join its entries first"
 _PLAYLISTS = (b"#EXTM3U", b"[playlist]", b"ffconcat version", b"<asx", b"<smil")
 _PLAYLIST_WORDS = (b"<MPD", b"<SmoothStreamingMedia", b"xspf.org")
 _PLAYLIST_SUFFIXES = {".asx", ".ffconcat", ".m3u", ".m3u8", ".mpd", ".pls", ".xspf"}
@@ -21,34 +21,34 @@ _OTHERS = {
     b"7z\xbc\xaf\x27\x1c": "an archive (7z), not a video; unpack it first",
     b"\x1f\x8b": "an archive (gzip), not a video; unpack it first",
     b"\xfd7zXZ\0": "an archive (xz), not a video; unpack it first",
-    b"%PDF-": "a PDF document, not a video; name a video file",
-    b"SQLite format 3": "a database, not a video; name a video file",
+    b"%PDF-": "a PDF document, not a video; give a video file",
+    b"SQLite format 3": "a database, not a video; give a video file",
 }
-"""By how a file begins."""
+"""Kinds of file by their first bytes."""
 _TEXT = re.compile(rb"[\t\n\r\f\x1b\x20-\x7e\x80-\xff]*")
 _LARGEST_SIDE = 16384
 _UNCOMPRESSED = re.compile(rb"YUV4MPEG2 (?:.*? )?W(\d+) (?:.*? )?H(\d+)\b")
 
 
 def why_unreadable(source: Path | ImageSequence | Pipe, error: Exception) -> str:
-    """Say in a sentence what is wrong with what could not be opened, and what to do."""
+    """Return what is wrong with a file that could not be opened, and what to do."""
     if isinstance(error, PermissionError):
-        return "no permission to read it; check its permissions"
+        return "no permission to read it; check the permissions"
     words = (getattr(error, "strerror", None) or str(error)).lower()
     if isinstance(source, Pipe):
-        return f"what comes through the pipe is not a video that can be read without jumping back ({words})"
+        return f"the pipe does not carry a video that can be read without seeking ({words}); save it to a file first"
     if not isinstance(source, Path):
-        return f"these pictures cannot be read ({words}); check that they are whole"
+        return f"these images cannot be read ({words}); check that they are complete"
     if _lacks_index(source):
-        return "its index (moov) is missing: the recording was cut before it was finished. Recover it from the source"
+        return "its index (moov) is missing, so the recording was interrupted; recover it from the source"
     kind = kind_of(source)
     if kind:
-        return f"is {kind}"
-    return f"is not a video file that can be read ({words}); check that a video player plays it to its end"
+        return kind
+    return f"not a readable video ({words}); check that a player can play it to the end"
 
 
 def kind_of(path: Path) -> str | None:
-    """Name what a file is that is no video, and what to do; None where that is not clear."""
+    """Return what a non-video file is, and what to do; None if unknown."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
@@ -58,7 +58,7 @@ def kind_of(path: Path) -> str | None:
     if found := _UNCOMPRESSED.match(head):
         width, height = int(found[1]), int(found[2])
         if max(width, height) > _LARGEST_SIDE:
-            return f"a y4m file of {width}x{height} pixels, expected at most {_LARGEST_SIDE} a side; check its header"
+            return f"a y4m file of {width}x{height} pixels, expected at most {_LARGEST_SIDE} per side; check its header"
     if start.startswith(_PLAYLISTS) or any(word in start for word in _PLAYLIST_WORDS):
         return _PLAYLIST
     for magic, kind in _OTHERS.items():
@@ -70,7 +70,7 @@ def kind_of(path: Path) -> str | None:
         return None
     if path.suffix.lower() in _PLAYLIST_SUFFIXES:
         return _PLAYLIST
-    return "a text file, not a video; name a video file"
+    return "a text file, not a video; give a video file"
 
 
 def _lacks_index(path: Path) -> bool:

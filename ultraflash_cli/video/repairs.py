@@ -11,7 +11,7 @@ class Repairs:
     """What had to be repaired so far."""
 
     restarts: int = 0
-    """How often the clock of the file started anew."""
+    """How often the clock of the file started again."""
     restart_s: float = 0.0
     """Where it did so first, on the repaired clock."""
     jumps: Counter[str] = field(default_factory=Counter[str])
@@ -30,17 +30,17 @@ class Repairs:
         return self.count > 0
 
     def describe(self, start_s: float) -> list[tuple[str, str]]:
-        """Say what was repaired in a clip that starts at ``start_s``: a sentence for each kind, with a word for it."""
+        """Return what was repaired, as pairs of a kind and a sentence; times count from ``start_s``."""
         said: list[tuple[str, str]] = []
         if self.restarts:
             times = "once" if self.restarts == 1 else f"{self.restarts} times, first"
-            place = f"its clock restarts {times} at {self.restart_s - start_s:.2f} s"
-            said.append(("restarts", f"{place}; sound, picture and text go on together from there"))
+            place = f"its timestamps restart {times} at {self.restart_s - start_s:.2f} s"
+            said.append(("restarts", f"{place}; audio, video and subtitles continue in sync from there"))
         for kind, count in sorted(self.jumps.items()):
             times = "once" if count == 1 else f"{count} times"
-            name = {"audio": "sound", "video": "picture"}.get(kind, kind)
-            said.append((kind, f"the timestamps of its {name} alone jump {times}; it goes on without a gap"))
+            name = kind
+            said.append((kind, f"the timestamps of its {name} jump {times}; the gap was removed"))
         if self.outliers:
-            count = "one timestamp lies" if self.outliers == 1 else f"{self.outliers} timestamps lie"
-            said.append(("outliers", f"{count} far from those around; put between them"))
+            count = "one timestamp is" if self.outliers == 1 else f"{self.outliers} timestamps are"
+            said.append(("outliers", f"{count} far from the neighbouring ones; interpolated"))
         return said

@@ -44,7 +44,7 @@ class SegmentRecord:
 class SegmentWriter:
     """Writes one segment with a freshly opened encoder.
 
-    The file holds time stamps relative to its first frame; a record beside it gives the rest. The record appears
+    The file holds timestamps relative to its first frame; a record next to it gives the rest. The record appears
     when the file is complete and on the disk: a file without one does not count (``read_record``). Use as a context
     manager: leaving it by an exception leaves an unfinished file.
     """
@@ -146,7 +146,7 @@ class SegmentWriter:
                 return
 
     def _planes(self, planes: Picture) -> av.VideoFrame:
-        """The frame as the encoder takes it, of planes that were made for it."""
+        """Return the frame as the encoder takes it, of planes that were made for it."""
         assert not self.spec.turns and not self.spec.alpha, "planes are neither turned nor transparent"
         yuv = as_frame(planes, self.spec.pix_fmt)
         yuv.colorspace, yuv.color_range = self.spec.color.matrix, self.spec.color.range
@@ -157,7 +157,7 @@ class SegmentWriter:
         return yuv
 
     def _packed(self, rgb_hwc: Picture, alpha_hw: Picture | None) -> av.VideoFrame:
-        """The frame as libswscale takes it, turned where the file cannot say how it is to be shown."""
+        """Return the frame as libswscale takes it, turned where the file cannot say how it is to be shown."""
         deep = rgb_hwc.dtype == np.uint16
         pixels = rgb_hwc if is_rgb_format(self.spec.pix_fmt) else narrowed(rgb_hwc)
         if self.spec.alpha:
@@ -173,7 +173,7 @@ class SegmentWriter:
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
-            # The encoders' own decoding times are missing or meaningless at times; join builds them anew.
+            # The encoders' own decoding times are missing or meaningless at times; join builds them again.
             reorders = CODECS[self.spec.codec].reorders
             packet.dts = self._packets - _DECODING_LEAD if reorders else packet.pts
             packet.duration = 1
@@ -205,7 +205,7 @@ def open_segment(path: Path) -> InputContainer:
 
 
 def record_path(segment: Path) -> Path:
-    """Where the record of a segment lies."""
+    """Return where the record of a segment is."""
     return segment.with_name(f"{segment.name}.json")
 
 
@@ -216,5 +216,5 @@ def read_record(path: Path) -> SegmentRecord:
         if path.stat().st_size != record.size_bytes:
             raise ValueError(f"{path.stat().st_size} bytes, expected {record.size_bytes}")
     except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{path}: this segment was not finished; --resume off makes it anew.") from error
+        raise OutputError(f"{path}: this segment was not finished; start over with --no-resume") from error
     return record

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 SEQUENCE_RATE = Fraction(24)
-"""Frames a second of pictures when nothing else is said."""
+"""Frames per second of pictures when nothing else is said."""
 
 PICTURE_SUFFIXES = frozenset(
     f".{name}"
@@ -50,7 +50,7 @@ class ImageSequence:
     first: int
     count: int
     rate: Fraction = SEQUENCE_RATE
-    """Frames a second."""
+    """Frames per second."""
 
     @property
     def path(self) -> Path:
@@ -64,11 +64,11 @@ class ImageSequence:
         return f"{folder}/{self.prefix.replace('%', '%%')}{self._place}{self.suffix.replace('%', '%%')}"
 
     def picture(self, number: int) -> Path:
-        """The file of the frame ``number``, counted from 0."""
+        """Return the file of the frame ``number``, counted from 0."""
         return self.folder / f"{self.prefix}{self.first + number:0{self.digits}d}{self.suffix}"
 
     def pictures(self) -> tuple[Path, ...]:
-        """All files, in order."""
+        """Return all files, in order."""
         return tuple(self.picture(number) for number in range(self.count))
 
     def check_sizes(self) -> None:
@@ -86,25 +86,25 @@ class ImageSequence:
 
 
 def wrong_size(path: Path, size: tuple[int, int], known: tuple[int, int]) -> InputError:
-    """The error for a picture that is not as large as the ones before it; sizes are (width, height)."""
+    """Return the error for a picture that is not as large as the ones before it; sizes are (width, height)."""
     return InputError(
-        f"{path}: {size[0]}x{size[1]} pixels, but the pictures before it are {known[0]}x{known[1]}; "
-        "a sequence has one size."
+        f"{path}: {size[0]}x{size[1]} pixels, but the images before it are {known[0]}x{known[1]}; "
+        "all images of a sequence must have the same size"
     )
 
 
 def is_pattern(path: Path) -> bool:
-    """Whether ``path`` stands for many files: ``%d`` or ``%05d`` in its name, and no file of that very name."""
+    """Return whether ``path`` stands for many files: ``%d`` or ``%05d`` in its name, and no file of that very name."""
     return _PLACE.search(path.name) is not None and not path.exists()
 
 
 def numbered(pattern: Path, number: int) -> Path:
-    """The file that a pattern such as ``folder/%05d.png`` names for ``number``."""
+    """Return the file that a pattern such as ``folder/%05d.png`` names for ``number``."""
     return pattern.with_name(_PLACE.sub(lambda place: f"{number:0{int(place[1] or 1)}d}", pattern.name, count=1))
 
 
 def existing_pictures(pattern: Path) -> dict[int, Path]:
-    """All that a pattern stands for, in the order of the numbers; nothing where its folder is missing.
+    """Return all that a pattern stands for, in the order of the numbers; nothing where its folder is missing.
 
     A dangling link counts. Raises ``OSError``.
     """
@@ -119,7 +119,7 @@ def existing_pictures(pattern: Path) -> dict[int, Path]:
 def find_sequence(path: Path, *, rate: Fraction = SEQUENCE_RATE) -> ImageSequence:
     """Find the pictures that a folder holds or that a pattern such as ``folder/%05d.png`` stands for.
 
-    Raises ``InputError`` where there are none, where a number is missing, and where a folder holds more than one series
+    Raises ``InputError`` if there are none, where a number is missing, and where a folder holds more than one series
     of pictures. Files that are no pictures, and hidden ones, are passed over.
     """
     if path.is_dir():
@@ -132,7 +132,7 @@ def find_sequence(path: Path, *, rate: Fraction = SEQUENCE_RATE) -> ImageSequenc
         missing = next(number for number in range(first, last) if number not in numbers)
         lost = last - first + 1 - len(ordered)
         name = replace(sequence, first=missing).picture(0).name
-        raise InputError(f"{path}: {name} is missing ({lost} of {last - first + 1} are); a sequence has no gaps.")
+        raise InputError(f"{path}: {name} is missing ({lost} of {last - first + 1} are); a sequence must not have gaps")
     return replace(sequence, first=first, count=len(ordered), rate=rate)
 
 
@@ -140,14 +140,14 @@ def _of_pattern(path: Path) -> tuple[ImageSequence, set[int]]:
     sequence = _sequence_of(path)
     numbers = {number for number, _ in _fitting(sequence, _names(path.parent))}
     if not numbers:
-        raise InputError(f"{path}: no file fits this pattern.")
+        raise InputError(f"{path}: no file matches this pattern")
     return sequence, numbers
 
 
 def _sequence_of(path: Path) -> ImageSequence:
     place = _PLACE.search(path.name)
     if place is None or _PLACE.search(path.name, place.end()):
-        raise InputError(f"{path}: an image sequence has one number in its name, such as %05d.")
+        raise InputError(f"{path}: expected one number in the name of an image sequence, such as %05d")
     digits = max(1, int(place[1] or 1))
     sequence = ImageSequence(
         folder=path.parent,
@@ -161,7 +161,7 @@ def _sequence_of(path: Path) -> ImageSequence:
 
 
 def _fitting(sequence: ImageSequence, names: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Give number and name of what fits the pattern of a sequence."""
+    """Return number and name of what fits the pattern of a sequence."""
     prefix, suffix = sequence.prefix, sequence.suffix
     for name in names:
         middle = name[len(prefix) : len(name) - len(suffix)]
@@ -178,22 +178,20 @@ def _in_folder(folder: Path) -> tuple[ImageSequence, set[int]]:
             continue
         parts = _NUMBER.match(path.stem)
         if parts is None:
-            raise InputError(f"{folder}: {name} has no number at its end, so its place in a sequence is not known.")
+            raise InputError(f"{folder}: {name} does not end in a number, so its place in the sequence is unknown")
         series.setdefault((parts[1], path.suffix), []).append(parts[2])
     if not series:
-        raise InputError(f"{folder}: holds no pictures to take for a sequence.")
+        raise InputError(f"{folder}: no numbered images found")
     if len(series) > 1:
         names = [f"{prefix}{numbers[0]}{suffix}" for (prefix, suffix), numbers in sorted(series.items())]
-        raise InputError(
-            f"{folder}: holds more than one series of pictures ({', '.join(names[:3])}); name one by a pattern."
-        )
+        raise InputError(f"{folder}: several image sequences ({', '.join(names[:3])}); select one with a pattern")
     ((prefix, suffix), texts) = next(iter(series.items()))
     digits = min(len(text) for text in texts)
     if digits > 1 and not any(text.startswith("0") for text in texts):
         digits = 1 if len({len(text) for text in texts}) > 1 else digits
     odd = [text for text in texts if f"{int(text):0{digits}d}" != text]
     if odd:
-        raise InputError(f"{folder}: {prefix}{odd[0]}{suffix} is numbered in another way than the other pictures.")
+        raise InputError(f"{folder}: {prefix}{odd[0]}{suffix} is numbered differently from the other images")
     sequence = ImageSequence(folder=folder, prefix=prefix, digits=digits, suffix=suffix, first=0, count=0)
     return sequence, {int(text) for text in texts}
 
@@ -202,9 +200,9 @@ def _names(folder: Path) -> Iterable[str]:
     try:
         return sorted(path.name for path in folder.iterdir() if path.is_file())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{folder}: no such folder.") from error
+        raise InputError(f"{folder}: no such folder") from error
     except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({(error.strerror or str(error)).lower()}).") from error
+        raise InputError(f"{folder} cannot be listed ({(error.strerror or str(error)).lower()})") from error
 
 
 def _png_size(path: Path) -> tuple[int, int] | None:
@@ -212,7 +210,7 @@ def _png_size(path: Path) -> tuple[int, int] | None:
         with open(path, "rb") as file:
             head = file.read(24)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}).") from error
+        raise InputError(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from error
     if len(head) < 24 or not head.startswith(_PNG):
         return None
     width, height = unpack(">II", head[16:24])

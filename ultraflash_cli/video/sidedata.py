@@ -1,4 +1,4 @@
-"""What decoders attach to frames beside the picture."""
+"""What decoders attach to frames next to the picture."""
 
 from collections.abc import Iterable
 from math import cos, radians, sin
@@ -12,9 +12,9 @@ __all__ = ["side_data"]
 
 
 def side_data(frame: av.VideoFrame) -> dict[str, bytes]:
-    """Give what is attached to ``frame``, by FFmpeg's names (``DISPLAYMATRIX``, ``CONTENT_LIGHT_LEVEL``).
+    """Return what is attached to ``frame``, by FFmpeg's names (``DISPLAYMATRIX``, ``CONTENT_LIGHT_LEVEL``).
 
-    PyAV gives none at all where there is a kind that it does not know, such as the EXIF tags of photographs; of those
+    PyAV gives none at all if there is a kind that it does not know, such as the EXIF tags of photographs; of those
     frames only the rotation is known.
     """
     try:

@@ -42,7 +42,7 @@ _SKIPPED: Literal["skip_samples"] = "skip_samples"
 
 
 def sample_bits(codec: str, sample_format: str) -> int:
-    """Return how many bits a sample has of sound that is stored without loss; 0 of floats and of other codecs."""
+    """Return how many bits per sample has of sound that is stored without loss; 0 of floats and of other codecs."""
     if codec in _BITS:
         return _BITS[codec]
     if codec in _OF_DISCS or codec in _PACKED:
@@ -87,7 +87,7 @@ def add_sound(container: OutputContainer, source: AudioStream, codec: str, bits:
 
 
 class SoundConverter:
-    """Decodes packets and encodes their samples anew.
+    """Decodes packets and encodes their samples again.
 
     Samples stay at the times that the packets say. Where some are missing there is silence or, for longer, nothing;
     those that come twice are left out.
@@ -162,7 +162,7 @@ class SoundConverter:
             yield from self._append(samples)
 
     def _converted(self, frame: av.AudioFrame) -> "NDArray[np.generic] | None":
-        """The samples of a frame in the encoder's format, ``[channels, samples]``; None where they do not fit."""
+        """Return the samples of a frame in the encoder's format, ``[channels, samples]``; None if they do not fit."""
         setup = frame.format.name, frame.layout.name, frame.sample_rate
         if self._resampler is None or setup != self._setup:
             self._setup = setup
@@ -214,7 +214,7 @@ class SoundConverter:
         return self._encoder.encode(frame)
 
     def _mark_end(self, packet: Packet) -> None:
-        """Say how many samples of the last packet only fill its block."""
+        """Return how many samples of the last packet only fill its block."""
         padded = self._block - (packet.duration or self._block) if self._block else 0
         if padded <= 0 or self._encoder.codec.canonical_name != "aac":
             return

@@ -66,7 +66,7 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def find_source(path: Path, *, images: bool = False, rate: Fraction = SEQUENCE_RATE) -> Source:
-    """Say what ``path`` is to be read as: a file, or a sequence of pictures.
+    """Return what ``path`` is to be read as: a file, or a sequence of pictures.
 
     A pattern such as ``folder/%05d.png`` is a sequence, a folder is one where ``images`` says so; ``rate`` is for
     those. Raises ``InputError`` for a sequence with gaps or without pictures.
@@ -77,7 +77,7 @@ def find_source(path: Path, *, images: bool = False, rate: Fraction = SEQUENCE_R
 
 
 def source_path(source: Source) -> Path:
-    """The name of a source, for people and for choosing the name of the output."""
+    """Return the name of a source, for people and for choosing the name of the output."""
     if isinstance(source, Pipe):
         return Path(source.name)
     return source if isinstance(source, Path) else source.path
@@ -94,7 +94,7 @@ def open_input(source: Source, *, last: bool = False) -> Generator[InputContaine
     try:
         container = _opened(source, last)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: no such file.") from error
+        raise InputError(f"{path}: no such file") from error
     except (OSError, FFmpegError, ValueError) as error:
         raise InputError(f"{path}: {why_unreadable(source, error)}") from error
     with container:
@@ -141,7 +141,7 @@ def _first_packets(container: InputContainer, streams: list[VideoStream]) -> Cou
 
 
 def late_streams(container: InputContainer) -> tuple[str, ...]:
-    """Name the streams that turned up while ``container`` was read; PyAV gives no packet of theirs."""
+    """Return the name of the streams that turned up while ``container`` was read; PyAV gives no packet of theirs."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
@@ -154,7 +154,7 @@ def late_streams(container: InputContainer) -> tuple[str, ...]:
 
 
 def read_packets(container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet]:
-    """Demux streams to the end of the file; where others turned up on the way, PyAV fails behind the last packet."""
+    """Demux streams to the end of the file; where others turned up along the way, PyAV fails after the last packet."""
     packets = container.demux(list(streams))
     while True:
         try:
@@ -169,13 +169,13 @@ class _Listed(Protocol):
 
 
 def has_decoder(stream: Stream) -> bool:
-    """Whether the built-in FFmpeg knows the codec of ``stream``."""
+    """Return whether the built-in FFmpeg knows the codec of ``stream``."""
     # PyAV's type hints do not say that streams without a known decoder have no context.
     return getattr(stream, "codec_context", None) is not None
 
 
 def decoder_of(stream: VideoStream, *, alpha: bool) -> VideoCodecContext:
-    """The decoder to use for ``stream``: another than usual where only that one gives the transparency."""
+    """Return the decoder to use for ``stream``: another than usual where only that one gives the transparency."""
     own = stream.codec_context
     own.options = {"max_pixels": str(LARGEST_PIXELS)}
     name = _ALPHA_DECODERS.get(own.codec.canonical_name) if alpha else None
@@ -208,9 +208,9 @@ def decoded_frames(
     patience: int | None = None,
     head: list[Packet] | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Decode a stream to its end, passing over what is damaged; ``tally`` is filled in on the way.
+    """Decode a stream to its end, passing over what is damaged; ``tally`` is filled in along the way.
 
-    ``packets`` are the stream's, where they are not read as they lie in the file. After ``patience`` packets without
+    ``packets`` are the stream's if they are not read as they are in the file. After ``patience`` packets without
     one frame it stops. ``head`` is given the first packet.
     """
     found = False
@@ -262,8 +262,8 @@ def _opened(source: Source, last: bool) -> InputContainer:
     path = source.whole_file if isinstance(source, Pipe) else source
     assert path is not None, "a file to read"
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, not a video file.")
+        raise InputError(f"{path} is a folder, expected a video file")
     if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty (0 bytes).")
+        raise InputError(f"{path} is empty (0 bytes)")
     # "file:" keeps names with a colon from being taken for a protocol.
     return av.open(f"file:{path}", metadata_errors=NOT_UTF8, container_options=_READING | _LOOK_AHEAD)

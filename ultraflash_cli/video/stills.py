@@ -35,7 +35,7 @@ def write_png(path: Path, rgb_hwc: Picture) -> None:
 
 
 def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1, made: str | None = None) -> int:
-    """Write every frame of finished segments of the codec ``png`` into a file of its own, in order; gives their count.
+    """Write every frame of finished segments of the codec ``png`` to its own file; return their count.
 
     The folder of ``pattern`` is one that nobody looks into: it is made, and ``move_pictures`` brings the files to their
     place. ``made`` is the tag of each. Raises ``OutputError``.
@@ -53,7 +53,7 @@ def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1, m
                 sync_file(picture)
             count, number = count + 1, number + 1
         if count != record.frames:
-            raise OutputError(f"{path}: this segment does not hold what it says; --resume off makes it anew.")
+            raise OutputError(f"{path}: this segment is damaged; start over with --no-resume")
     with output_errors(pattern.parent):
         sync_folder(pattern.parent)
     return number - first
@@ -67,17 +67,17 @@ def check_pictures(pattern: Path, *, frames: int, spec: EncodeSpec, first: int =
     for number in range(first, first + frames):
         path = numbered(pattern, number)
         if not path.is_file() or not path.stat().st_size:
-            raise OutputCheckError(f"{path}: this picture is missing.")
+            raise OutputCheckError(f"{path}: this image is missing")
     for number in {first, first + frames - 1}:
         path = numbered(pattern, number)
         try:
             with av.open(f"file:{path}") as container:
                 frame = next(container.decode(video=0))
         except (OSError, FFmpegError, StopIteration) as error:
-            raise OutputCheckError(f"{path}: the finished picture cannot be read back ({error}).") from error
+            raise OutputCheckError(f"{path}: the finished image cannot be read back ({error})") from error
         if (frame.width, frame.height) != spec.coded_size_px:
             size = "{}x{}".format(*spec.coded_size_px)
-            raise OutputCheckError(f"{path}: the picture is {frame.width}x{frame.height}, expected {size}.")
+            raise OutputCheckError(f"{path}: the image is {frame.width}x{frame.height}, expected {size}")
 
 
 def move_pictures(made: Path, target: Path, *, frames: int, first: int = 1) -> None:

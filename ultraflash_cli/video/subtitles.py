@@ -21,7 +21,7 @@ _PATIENCE_S = 1
 
 
 def clipped(packet: Packet, window: tuple[Fraction, Fraction] | None) -> Packet | None:
-    """Cut the time of a subtitle to ``window``, in seconds; None where it is not shown in there."""
+    """Cut the time of a subtitle to ``window``, in seconds; None if it is not shown in there."""
     pts = packet.pts if packet.pts is not None else packet.dts
     if window is None or pts is None:
         return packet
@@ -52,7 +52,7 @@ class TextConverter:
         self._unit = Fraction(1, 1000)
 
     def push(self, packet: Packet) -> list[Packet]:
-        """Take one subtitle; gives what is ready then."""
+        """Take one subtitle; returns what is ready then."""
         try:
             shown = self._decoder.decode2(packet)
         except FFmpegError:
@@ -68,11 +68,11 @@ class TextConverter:
         return self._ready(self._lines.push(_Line(packet.pts, packet.duration or 0, content)))
 
     def until(self, time_s: Fraction) -> list[Packet]:
-        """What is over at a time that the file has reached, with some patience for lines that lie behind it."""
+        """Return what is over at a time that the file has reached, with some patience for lines that are after it."""
         return [] if self._lines is None else self._ready(self._lines.until(int((time_s - _PATIENCE_S) / self._unit)))
 
     def flush(self) -> list[Packet]:
-        """What is left at the end."""
+        """Return what is left at the end."""
         return [] if self._lines is None else self._ready(self._lines.flush())
 
     def _ready(self, lines: "list[_Line]") -> list[Packet]:
@@ -123,7 +123,7 @@ class _Lines:
         return pieces
 
     def _pieces(self, time: int, *, whole: bool) -> Iterator[_Line]:
-        """What is shown before ``time``; with ``whole`` only up to the last line that is over then."""
+        """Return what is shown before ``time``; with ``whole`` only up to the last line that is over then."""
         while self._shown and self._now is not None and self._now < time:
             ends = [line.end for line in self._shown if line.lasts]
             stop = min([*ends, time])
@@ -171,7 +171,7 @@ def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _moved_styles(content: bytes, by: int) -> list[bytes]:
-    """The records of a box of styles, each for letters that are so much later in the text."""
+    """Return the records of a box of styles, each for letters that are so much later in the text."""
     try:
         (count,) = unpack_from(">H", content)
         records = [content[2 + _STYLE_BYTES * n : 2 + _STYLE_BYTES * (n + 1)] for n in range(count)]

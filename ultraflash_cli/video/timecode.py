@@ -8,14 +8,14 @@ __all__ = ["moved_timecode"]
 _TIMECODE = re.compile(r"(\d\d):(\d\d):(\d\d)([:;.])(\d\d)")
 _DAY_S = 24 * 3600
 _FASTEST = 100
-"""Frames a second that two digits count."""
+"""Frames per second that two digits count."""
 
 
 def moved_timecode(text: str, *, by_s: Fraction, source_rate: Fraction, rate: Fraction) -> str | None:
-    """Give the time code of the frame that is shown ``by_s`` after the one at ``text``, counted at ``rate``.
+    """Return the time code of the frame that is shown ``by_s`` after the one at ``text``, counted at ``rate``.
 
-    A semicolon before the frames says that numbers are dropped so that 30000/1001 frames a second keep up with the
-    clock. None where the text is no time code or cannot be counted at these rates.
+    A semicolon before the frames says that numbers are dropped so that 30000/1001 frames per second keep up with the
+    clock. None if the text is no time code or cannot be counted at these rates.
     """
     parts = _TIMECODE.fullmatch(text.strip())
     counted_in, counted = round(source_rate), round(rate)

@@ -21,7 +21,7 @@ __all__ = ["Timeline", "survey", "timed_packets"]
 _STEPPING = {"flv", "live_flv", "matroska,webm", "mpeg", "mpegts", "ogg", "wtv"}
 """Containers whose packets carry timestamps of their own; the others have an index, or count."""
 _BROADCAST = {"mpeg", "mpegts"}
-"""Containers that may change their clock on the way."""
+"""Containers that may change their clock along the way."""
 _WRAP_TICKS = 1 << 33
 _LONGEST_GAP_S = 120
 """A broadcast clock that jumps further ahead in all streams is another clock, not a pause."""
@@ -30,7 +30,7 @@ _LONGEST_RUN_S = 1.5
 _WAIT_S = 3.0
 """How much later than the first stream the others may follow to a new clock."""
 _NEAR_S = 5.0
-"""Streams on the same clock lie this close to each other in the file."""
+"""Streams on the same clock are this close to each other in the file."""
 _LATEST_S = 60.0
 _AHEAD_PACKETS = 4000
 _AHEAD_BYTES = 1 << 26
@@ -46,7 +46,7 @@ def timed_packets(
     """Packets of the ``wanted`` streams in the order of the file, with timestamps on one clock.
 
     The mapping from the file's clock depends on the packets of all streams, and on nothing else: whoever reads the
-    file, of whatever streams, gets the same times. ``repairs`` is filled in on the way. Raises ``FFmpegError`` after
+    file, of whatever streams, gets the same times. ``repairs`` is filled in along the way. Raises ``FFmpegError`` after
     the last packet that can be read.
     """
     if container.format.name not in _STEPPING:
@@ -60,7 +60,7 @@ def timed_packets(
 def survey(source: Source, index: int, *, thorough: bool = False) -> tuple[int, int] | None:
     """Read a broadcast through to see where its stream ``index`` starts and ends, in ticks of the repaired clock.
 
-    None where nothing had to be repaired, so that what the container says is true; for pipes; and for containers whose
+    None if nothing had to be repaired, so that what the container says is true; for pipes; and for containers whose
     clock rarely steps, unless ``thorough``.
     """
     if isinstance(source, Pipe):
@@ -83,7 +83,7 @@ def survey(source: Source, index: int, *, thorough: bool = False) -> tuple[int, 
 
 @dataclass
 class _Epoch:
-    """A clock of the file: the time from its start, or from where it started anew, to the next such place."""
+    """A clock of the file: the time from its start, or from where it started again, to the next such place."""
 
     offset_s: Fraction
     """What is added to the file's seconds."""
@@ -96,7 +96,7 @@ class Timeline:
 
     A packet that goes on where its stream was passes. For one that does not the iterator looks ahead: one timestamp
     (or those of one packet of a broadcast) that is wrong among good ones is put between its neighbours; where the
-    stream stays on other times, the clock has started anew, and all streams that follow it there get one common shift,
+    stream stays on other times, the clock has started again, and all streams that follow it there get one common shift,
     with which none of them overlaps what it had before.
     """
 
@@ -130,7 +130,7 @@ class Timeline:
             raise self._failure
 
     def end_of(self, index: int) -> int | None:
-        """When all is over that came of a stream so far, in its ticks; None where nothing came."""
+        """Return when all is over that came of a stream so far, in its ticks; None if nothing came."""
         track = self._tracks.get(index)
         return None if track is None or track.last is None else track.end
 
@@ -164,7 +164,7 @@ class Timeline:
         return True
 
     def _coming(self) -> Iterator[tuple[Track, Packet, int]]:
-        """What comes after the packet in hand in streams of picture and sound, with the timestamp to compare."""
+        """Return what comes after the current packet in streams of picture and sound, with the timestamp to compare."""
         place = 0
         while place < len(self._ahead) or self._pull():
             packet = self._ahead[place]
@@ -179,7 +179,7 @@ class Timeline:
     # Deciding
 
     def _time(self, track: Track, packet: Packet) -> None:
-        """Give a packet of picture or sound its place on the repaired clock."""
+        """Return a packet of picture or sound its place on the repaired clock."""
         stamp = track.stamp(packet)
         if stamp is None:
             track.shift(packet, track.offset)
@@ -206,7 +206,7 @@ class Timeline:
         self._repairs.untimed += had_time and packet.pts is None
 
     def _stays_alone(self, track: Track, packet: Packet, stamp: int) -> bool:
-        """Whether a packet is shown later than all that follow it, of which some must be shown after it."""
+        """Return whether a packet is shown later than all that follow it, of which some must be shown after it."""
         assert packet.pts is not None, "a packet that is shown late"
         coming = (later.pts for other, later, _ in self._coming() if other is track and later.pts is not None)
         following = list(islice(coming, REORDERED))
@@ -221,7 +221,7 @@ class Timeline:
                 return
 
     def _first_is_wrong(self, track: Track, packet: Packet, stamp: int) -> int | None:
-        """The timestamp that the first packet of a stream should have had; None where its own is as good as any."""
+        """Return the timestamp that the first packet of a stream should have had; None if its own is as good as any."""
         if track.is_shuffled:
             ahead = self._following(track)
             return min(ahead) if len(ahead) == REORDERED and max(ahead) < stamp else None
@@ -244,9 +244,9 @@ class Timeline:
         return None
 
     def _after_leap(self, track: Track, packet: Packet, stamp: int, leap: int) -> int | None:
-        """Decide on a packet that is not where it was expected.
+        """Decide on a packet that is not if it was expected.
 
-        Gives the timestamp that it should have had where its own is wrong, None where the latter stays. Moves the
+        Returns the timestamp that it should have had where its own is wrong, None if the latter stays. Moves the
         track to another clock where that has changed.
         """
         base = track.base
@@ -271,7 +271,7 @@ class Timeline:
         return None
 
     def _following(self, track: Track) -> list[int]:
-        """The timestamps of the next packets of a stream, as many as may be shown before the one in hand."""
+        """Return the timestamps of the next packets of a stream, as many as may be shown before the one in hand."""
         return list(islice((found for other, _, found in self._coming() if other is track), REORDERED))
 
     def _after_shuffled_leap(self, track: Track, packet: Packet, stamp: int, leap: int) -> int | None:
@@ -291,7 +291,7 @@ class Timeline:
         return None
 
     def _run(self, track: Track, packet: Packet, stamp: int) -> tuple[int, int, int | None]:
-        """How many packets of the stream go on from this one, for how long, and the first that does not."""
+        """Return how many packets of the stream continue from this one, for how long, and the first that does not."""
         probe = track.walker(packet, stamp)
         run, elapsed = 1, track.lasts(packet)
         for other, later, found in self._coming():
@@ -309,7 +309,7 @@ class Timeline:
         """Decide whether a jump ahead is a pause, another clock, or wrong in this stream alone."""
         jump_s = float(leap * track.unit)
         at_s = float(stamp * track.unit)
-        # Wherever sound and picture lie side by side, a pause in one of them is not one in the file.
+        # Wherever sound and picture are side by side, a pause in one of them is no in the file.
         margin_s = self._skew_s + (0.5 if self._broadcast else _WAIT_S)
         others = [other for other in self._dense if other is not track and other.last is not None]
         behind = [at_s - float(other.last * other.unit) for other in others if other.last is not None]
@@ -326,7 +326,7 @@ class Timeline:
             self._start_epoch(track, stamp, starts)
 
     def _is_lost(self, track: Track, stamp: int, leap: int) -> bool:
-        """Whether the last packet of a stream lies where nothing else of the file does."""
+        """Return whether the last packet of a stream is where nothing else of the file does."""
         if not self._broadcast:
             return False
         others = [other.last * other.unit for other in self._dense if other is not track and other.last is not None]
@@ -335,12 +335,12 @@ class Timeline:
         return leap * track.unit > _LONGEST_GAP_S
 
     def _others_go_on(self, track: Track) -> bool:
-        """Whether other streams have more to come, as if nothing had happened."""
+        """Return whether other streams have more to come, as if nothing had happened."""
         coming = Counter(other.index for other, _, _ in self._coming() if other is not track)
         return any(count > 2 for count in coming.values())
 
     def _others_leaping(self, track: Track, packet: Packet, stamp: int) -> list[tuple[Track, Fraction, Fraction]]:
-        """The streams that leap to the same times soon: where each ended before, and where it starts then.
+        """Return the streams that leap to the same times soon: where each ended before, and where it starts then.
 
         The end is on the repaired clock, the start on the file's, both in seconds.
         """
@@ -380,7 +380,7 @@ class Timeline:
         track.move_to(len(self._epochs) - 1, offset_s)
 
     def _join(self, track: Track, stamp: int) -> bool:
-        """Move a track to the clock on which other streams are already, where its packet lies there."""
+        """Move a track to the clock on which other streams are already, where its packet is there."""
         at_s = float(stamp * track.unit)
         used = {other.epoch for other in self._dense if other is not track}
         for number in range(len(self._epochs) - 1, -1, -1):
@@ -395,7 +395,7 @@ class Timeline:
         return False
 
     def _measure_skew(self, track: Track, stamp: int) -> None:
-        """Learn how far streams lie apart in this file at most."""
+        """Learn how far streams are apart in this file at most."""
         for other in self._dense:
             if other is not track and other.last is not None and other.epoch == track.epoch:
                 apart_s = abs(stamp * track.unit_s - other.last * other.unit_s)
@@ -403,7 +403,7 @@ class Timeline:
                     self._skew_s = apart_s
 
     def _sparse_offset(self, track: Track, packet: Packet) -> int:
-        """The shift of a subtitle: that of the clock on which it lies closest to picture and sound."""
+        """Return the shift of a subtitle: that of the clock on which it is closest to picture and sound."""
         stamp = packet.pts if packet.pts is not None else packet.dts
         ends = [float(each.end * each.unit) for each in self._dense if each.last is not None]
         if stamp is None or not ends:

@@ -14,27 +14,27 @@ __all__ = ["has_alpha_layer", "is_transparent", "stores_alpha"]
 
 _PREFIX_SEI = 39
 _ALPHA_CHANNEL = 165
-"""What HEVC says beside a picture: an auxiliary layer holds its transparency."""
+"""What HEVC says next to a picture: an auxiliary layer holds its transparency."""
 _PACKED_ALPHA = {"rgba": 3, "bgra": 3, "argb": 0, "abgr": 0}
-"""Where the opaqueness lies among the four bytes of a pixel."""
+"""Where the opaqueness is among the four bytes of a pixel."""
 _LINES = 256
 """Lines that are looked at in one go."""
 
 
 def stores_alpha(frame: av.VideoFrame) -> bool:
-    """Whether the pixels of ``frame`` have a place for transparency."""
+    """Return whether the pixels of ``frame`` have a place for transparency."""
     return frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
 
 
 def is_transparent(stream: VideoStream, frame: av.VideoFrame) -> bool:
-    """Whether the container says so, or a pixel of ``frame`` is not opaque."""
+    """Return whether the container says so, or a pixel of ``frame`` is not opaque."""
     if any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()):
         return True
     return stores_alpha(frame) and not all(bool(part.all()) for part in _opaque(frame))
 
 
 def _opaque(frame: av.VideoFrame) -> Iterator[NDArray[np.bool_]]:
-    """Which pixels are opaque, some lines at a time: a copy of a large picture takes gigabytes."""
+    """Return which pixels are opaque, some lines at a time: a copy of a large picture takes gigabytes."""
     place = _PACKED_ALPHA.get(frame.format.name)
     plane = frame.planes[0]
     if place is not None and 0 < plane.line_size * frame.height <= plane.buffer_size:
@@ -49,7 +49,7 @@ def _opaque(frame: av.VideoFrame) -> Iterator[NDArray[np.bool_]]:
 
 
 def has_alpha_layer(extradata: bytes | None, packet: bytes) -> bool:
-    """Whether an HEVC stream with this header and this first packet keeps its transparency in a second layer."""
+    """Return whether an HEVC stream with this header and this first packet keeps its transparency in a second layer."""
     units = [*_header_units(extradata or b""), *_units(packet)]
     return any(
         unit[0] >> 1 & 63 == _PREFIX_SEI and unit[2] == _ALPHA_CHANNEL and not unit[4] & 0x80
@@ -59,7 +59,7 @@ def has_alpha_layer(extradata: bytes | None, packet: bytes) -> bool:
 
 
 def _header_units(extradata: bytes) -> Iterator[bytes]:
-    """The NAL units of a decoder configuration record, or of a plain stream."""
+    """Return the NAL units of a decoder configuration record, or of a plain stream."""
     if extradata[:1] != b"\x01" or len(extradata) < 23:
         yield from _units(extradata)
         return
@@ -74,7 +74,7 @@ def _header_units(extradata: bytes) -> Iterator[bytes]:
 
 
 def _units(content: bytes) -> Iterator[bytes]:
-    """The beginnings of the NAL units of a packet: behind start codes, or behind their lengths."""
+    """Return the beginnings of the NAL units of a packet: behind start codes, or behind their lengths."""
     if content.startswith((b"\0\0\1", b"\0\0\0\1")):
         yield from (unit[:16] for unit in content.split(b"\0\0\1")[1:])
         return

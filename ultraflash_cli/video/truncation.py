@@ -11,7 +11,8 @@ _MOST_BOXES = 100_000
 
 
 def missing_bytes(path: Path) -> int:
-    """How much shorter the file is than its outermost boxes say; 0 where it is whole or of a kind that says nothing.
+    """Return how much shorter the file is than its outermost boxes say; 0 if it is whole or of a
+    kind that says nothing.
 
     MP4 and MOV, Matroska and WebM, AVI and other RIFF files say how long they are.
     """

@@ -31,9 +31,9 @@ class ByteSink(Protocol):
 
 
 def write_y4m(segments: Iterable[Path], spec: EncodeSpec, sink: ByteSink, *, name: str = "-") -> int:
-    """Write the frames of finished segments of the codec ``y4m`` plainly to ``sink``; gives their count.
+    """Write the frames of finished segments of the codec ``y4m`` plainly to ``sink``; returns their count.
 
-    What ``segments`` gives is written before it is asked for more.
+    What ``segments`` gives is written before it is requested more.
 
     ``name`` is what messages call the sink. Raises ``OutputError`` where it takes no more, ``OutputCheckError`` where a
     segment cannot be read back.
@@ -53,9 +53,9 @@ def write_y4m(segments: Iterable[Path], spec: EncodeSpec, sink: ByteSink, *, nam
                         sink.write(content)
                     count += 1
         except (OSError, FFmpegError) as error:
-            raise OutputCheckError(f"{path}: this segment cannot be read back ({error}).") from error
+            raise OutputCheckError(f"{path}: this segment cannot be read back ({error})") from error
         if count != record.frames:
-            raise OutputCheckError(f"{path}: holds {count} frames, expected {record.frames}.")
+            raise OutputCheckError(f"{path}: has {count} frames, expected {record.frames}")
         total += count
         with output_errors(target):
             sink.flush()
@@ -66,7 +66,7 @@ def _header(spec: EncodeSpec) -> bytes:
     width_px, height_px = spec.coded_size_px
     bits = bits_of(spec.pix_fmt)
     sampling = next(each for each in ("420", "422", "444") if each in spec.pix_fmt)
-    # What lies where we put it: chroma of 4:2:0 at the left.
+    # What is where we put it: chroma of 4:2:0 at the left.
     space = f"p{bits}" if bits > 8 else "mpeg2" if sampling == "420" else ""
     aspect, limits = spec.coded_aspect, "FULL" if spec.color.range == FULL else "LIMITED"
     return (
@@ -76,7 +76,7 @@ def _header(spec: EncodeSpec) -> bytes:
 
 
 def _planes(frame: av.VideoFrame, sample_bytes: int) -> bytes:
-    """All samples of a frame, plane by plane and row by row, without what fills the rows up."""
+    """Return all samples of a frame, plane by plane and row by row, without what fills the rows up."""
     return b"".join(
         np.frombuffer(bytes(plane), np.uint8)
         .reshape(-1, plane.line_size)[: plane.height, : plane.width * sample_bytes]

@@ -99,7 +99,7 @@ RULES: dict[str, WrapperRules] = {
 def read_checkpoint(path: Path, *, name: str | None = None) -> dict[str, Any]:
     """Return what a checkpoint holds, its tensors mapped from the file, not read; nested as it was saved.
 
-    Takes safetensors and what ``torch.save`` writes, told apart by content. A pickle is opened for tensors and plain
+    Takes safetensors and what ``torch.save`` writes, distinguished by content. A pickle is opened for tensors and plain
     values only. Raises WeightsError, calling the file ``name``, for any other.
     """
     name = name or path.name
@@ -115,18 +115,18 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> dict[str, Any]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"a pickle that would run {wanted[1]}" if wanted else "no pickle of tensors alone"
+        found = f"a pickle that would run {wanted[1]}" if wanted else "not a pickle of tensors only"
         raise WeightsError(
             f"{name}: not a readable weight file; expected tensors in safetensors or saved by torch, and nothing else "
-            f"({found}; nothing of it was run)"
+            f"({found}; none of its code was run)"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise WeightsError(
             f"{name}: not a readable weight file; expected tensors in safetensors or saved by torch, "
-            f"and nothing else ({_first_line(error)})."
+            f"and nothing else ({_first_line(error)})"
         ) from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{name}: holds {type(content).__name__}, expected tensors by name.")
+        raise WeightsError(f"{name}: contains {type(content).__name__}, expected tensors by name")
     return {str(key): value for key, value in cast("Mapping[Any, Any]", content).items()}
 
 
@@ -140,25 +140,24 @@ def normalise(
 ) -> dict[str, Tensor]:
     """Return exactly the ``expected`` tensors of a checkpoint under their plain names.
 
-    The first wrapper that is there counts, ``prefer`` before the others. Raises WeightsError where it does not hold
+    The first wrapper that is there counts, ``prefer`` before the others. Raises WeightsError if it does not hold
     every expected name with its shape and nothing else.
     """
     tensors = next(_unwrapped(content, rules, prefer), None)
     if tensors is None:
-        raise WeightsError(f"{name}: no tensors where they are expected, only {_listed(content)}.")
+        raise WeightsError(f"{name}: no tensors found, only {_listed(content)}")
     fitted = {key: _fit(key, value, expected, rules) for key, value in tensors.items()}
     missing = sorted(expected.keys() - fitted.keys())
     unexpected = sorted(fitted.keys() - expected.keys())
     if missing or unexpected:
         raise WeightsError(
             f"{name}: {len(missing)} of {len(expected)} tensors are missing ({_listed(missing)}), "
-            f"{len(unexpected)} are unexpected ({_listed(unexpected)}). It is not the file that is meant, or not whole."
+            f"{len(unexpected)} are unexpected ({_listed(unexpected)}); this is another file, or an incomplete one"
         )
     for key, shape in expected.items():
         if tuple(fitted[key].shape) != tuple(shape):
             raise WeightsError(
-                f"{name}: {key} has shape {tuple(fitted[key].shape)}, expected {tuple(shape)}. "
-                "It is not the file that is meant."
+                f"{name}: {key} has shape {tuple(fitted[key].shape)}, expected {tuple(shape)}; this is another file"
             )
     return fitted
 
@@ -191,7 +190,7 @@ def convert(
     content = read_checkpoint(source, name=name)
     found = recognise(content)
     if found is not None and found != architecture:
-        raise WeightsError(f"{name}: these are weights of {found}, expected {architecture}.")
+        raise WeightsError(f"{name}: these are weights of {found}, expected {architecture}")
     tensors = normalise(content, expected, RULES[architecture], prefer=prefer, name=name)
     for key, tensor in tensors.items():
         require_finite(tensor, key, name)
@@ -205,8 +204,8 @@ def convert(
 def merge_lora(base: Mapping[str, Tensor], lora: Mapping[str, Tensor], *, scale: float = 1.0) -> dict[str, Tensor]:
     """Return ``base`` with ``scale`` * B A added to every weight that has a pair, computed in float32.
 
-    ``scale`` is alpha / rank, 256 / 256 in the published file (ARCHITECTURE 9.3). Dtypes stay. Raises WeightsError
-    for half a pair, or one whose weight is missing or of another shape.
+    ``scale`` is alpha / rank, 256 / 256 in the published file (reference/cascade.md 9.3). Dtypes
+    stay. Raises WeightsError for half a pair, or one whose weight is missing or of another shape.
     """
     merged = dict(base)
     stems = {key.rsplit(".lora_", 1)[0] for key in lora}
@@ -217,11 +216,11 @@ def merge_lora(base: Mapping[str, Tensor], lora: Mapping[str, Tensor], *, scale:
             lora.get(f"{stem}.lora_B.weight"),
         )
         if weight is None or down is None or up is None:
-            raise WeightsError(f"LoRA: {stem} lacks its weight, lora_A or lora_B. Pull its file again.")
+            raise WeightsError(f"LoRA: {stem} has no weight, lora_A or lora_B; pull its file again")
         if (up.shape[0], down.shape[1]) != tuple(weight.shape) or up.shape[1] != down.shape[0]:
             raise WeightsError(
-                f"LoRA: {stem} is {tuple(weight.shape)}, its update {tuple(up.shape)} x {tuple(down.shape)}. "
-                "It belongs to another network."
+                f"LoRA: {stem} is {tuple(weight.shape)}, its update {tuple(up.shape)} x {tuple(down.shape)}; "
+                "it belongs to another network"
             )
         update = up.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
         merged[f"{stem}.weight"] = (weight.float() + scale * update).to(weight.dtype)
@@ -242,7 +241,7 @@ def _unwrapped(content: Mapping[str, Any], rules: WrapperRules, prefer: str | No
 
 
 def _inside(content: Mapping[str, Any], wrapper: Wrapper, rules: WrapperRules) -> dict[str, Tensor] | None:
-    """Return the tensors inside a wrapper under plain names; None where it is not there or holds anything else."""
+    """Return the tensors inside a wrapper under plain names; None if it is not there or holds anything else."""
     inner: Any = content
     for key in wrapper.keys:
         inner = inner.get(key) if isinstance(inner, Mapping) else None

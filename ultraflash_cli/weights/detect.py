@@ -34,7 +34,7 @@ def detect(shapes: Mapping[str, Shape]) -> str | None:
 
 
 def _flat_list(shapes: Mapping[str, Shape], prefix: str, shuffle: str) -> str | None:
-    """Tell the v3 upsampler from the released ultra decoder, which shares its layout.
+    """Return the v3 upsampler from the released ultra decoder, which shares its layout.
 
     The decoder's last convolution makes 3 channels, and all three of its stages double the size.
     """
@@ -48,7 +48,7 @@ def _flat_list(shapes: Mapping[str, Shape], prefix: str, shuffle: str) -> str | 
 
 
 def _upsampler(pre_shuffle: Shape, final: Shape) -> str | None:
-    """Tell the scale: the first convolution makes scale² times the channels that the last one takes."""
+    """Return the scale: the first convolution makes scale² times the channels that the last one takes."""
     if len(final) != 4 or not pre_shuffle or final[1] < 1:
         return None
     return {4: "upsampler_x2", 9: "upsampler_x3"}.get(pre_shuffle[0] // final[1])

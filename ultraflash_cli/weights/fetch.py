@@ -18,7 +18,7 @@ __all__ = ["Hub", "NotThere", "RemoteFile", "check_download", "fetch", "fetch_ra
 _BRANCH = "main"
 _GIT_ID = r"[0-9a-f]{40}"
 _SHA256 = r"[0-9a-f]{64}"
-_UPDATE = "Update ultraflash, or import the file with --from FILE."
+_UPDATE = "update ultraflash, or import the file with --from FILE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +30,20 @@ class Hub:
     token: str | None
     """What to log in with; None leaves it to a login that the hub's library has saved."""
     cache: Path
-    """The folder of the hub's own tools; files in it are used where they lie."""
+    """The folder of the hub's own tools; files in it are used where they are."""
     offline: bool
     """Nothing is asked of the network."""
 
     def __post_init__(self) -> None:
         address = urlsplit(self.endpoint)
         if address.scheme not in ("http", "https") or not address.netloc:
-            raise UsageError(f"HF_ENDPOINT is an address such as https://huggingface.co, got {self.endpoint!r}.")
+            raise UsageError(f"HF_ENDPOINT must be a URL such as https://huggingface.co, got {self.endpoint!r}")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
-            raise UsageError("HF_TOKEN holds a blank, a line break or a letter that no token has; copy it again")
+            raise UsageError("HF_TOKEN contains a space, a line break or another invalid character; copy it again")
 
     @property
     def is_private(self) -> bool:
-        """Nobody on the way can read what is sent there."""
+        """Nobody along the way can read what is sent there."""
         address = urlsplit(self.endpoint)
         return address.scheme == "https" or address.hostname in ("localhost", "127.0.0.1", "::1")
 
@@ -54,7 +54,7 @@ class Hub:
 
     @property
     def withheld(self) -> str | None:
-        """A warning where there is a token that is not sent."""
+        """A warning if there is a token that is not sent."""
         from huggingface_hub import get_token
 
         if self.is_private or not (self.token or get_token()):
@@ -96,7 +96,7 @@ def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> Remo
     """Return the file at an entry's own place; its alternatives are ``search.HubSearch``'s work.
 
     A locked entry means one commit, size and sha256; any other what the hub now has under the entry's path, at
-    ``revision`` where one is given. Raises NotThere where the hub has no such file, WeightsError for any other
+    ``revision`` if one is given. Raises NotThere if the hub has no such file, WeightsError for any other
     refusal and where, offline, the folder of the hub's tools does not have it.
     """
     assert entry.repository is not None, "a file of the package is not at the hub"
@@ -105,8 +105,8 @@ def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> Remo
         return found
     if hub.offline:
         raise WeightsError(
-            f"{entry.name}: {entry.repository}/{entry.file} is not on this machine, and the network is not to be used. "
-            "Pull it without --offline and HF_HUB_OFFLINE, or import a file with --from FILE."
+            f"{entry.name}: {entry.repository}/{entry.file} is not on this machine and the network is disabled; "
+            "pull it without --offline and HF_HUB_OFFLINE, or import a file with --from FILE"
         )
     remote = _head(hub, entry.repository, entry.file, entry.revision or revision or _BRANCH)
     if entry.locked:
@@ -116,7 +116,7 @@ def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> Remo
             raise WeightsError(
                 f"{entry.name}: the hub has {remote.bytes} bytes, {_kind(remote)} {remote.identity[:12]}, at commit "
                 f"{remote.revision[:12]}, expected {entry.bytes} bytes, sha256 {(entry.sha256 or '')[:12]}, at "
-                f"{(entry.revision or '')[:12]}. Update ultraflash, or report it."
+                f"{(entry.revision or '')[:12]}; update ultraflash, or report it"
             )
         return replace(remote, sha256=entry.sha256, verified_by="lock")
     return replace(remote, cached=_blob_in_cache(hub, remote))
@@ -152,9 +152,9 @@ def fetch_range(hub: Hub, remote: RemoteFile, start: int, end: int) -> bytes | N
 def fetch(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> str:
     """Bring the bytes of a file to ``part``, going on after those that are there; check them and return their sha256.
 
-    ``on_bytes`` hears how many there are. The hub's library does the transfer (redirects, login, retries); where to
-    resume is ours to say, since it begins anew after a kill. Raises WeightsError for what the hub, the network or the
-    check says; the part is kept unless it is wrong. Raises OutputError where the disk refuses.
+    ``on_bytes`` is told how many there are. The hub's library does the transfer (redirects, login, retries); where to
+    resume is ours to say, since it starts over after a kill. Raises WeightsError for what the hub, the network or the
+    check says; the part is kept unless it is wrong. Raises OutputError if the disk refuses.
     """
     with writing(part):
         part.touch()
@@ -181,13 +181,14 @@ def check_download(remote: RemoteFile, path: Path) -> str:
     """Compare a file with what the hub says of it and return its sha256. Raises WeightsError: got, expected."""
     size = path.stat().st_size
     if size != remote.bytes:
-        raise WeightsError(f"{remote}: {size} bytes arrived, expected {remote.bytes}. Run the same command again.")
+        raise WeightsError(f"{remote}: received {size} bytes, expected {remote.bytes}; run the same command again")
     sha256 = sha256_of(path)
     got = sha256 if remote.sha256 is not None else git_blob_of(path)
     if got != remote.identity:
         raise WeightsError(
-            f"{remote}: {_kind(remote)} of what arrived starts {got[:12]}, expected {remote.identity[:12]}. It was "
-            "removed; run the same command again, and if that repeats, do not trust the network in between."
+            f"{remote}: {_kind(remote)} of the download starts with {got[:12]}, expected "
+            f"{remote.identity[:12]}; it was "
+            "removed, run the same command again; if it happens again, something is altering the download"
         )
     return sha256
 
@@ -249,7 +250,7 @@ class _Counted:
 
 
 def _head(hub: Hub, repository: str, path: str, revision: str) -> RemoteFile:
-    """Return what the hub says of a file. Raises WeightsError where that is not enough, or no."""
+    """Return what the hub says of a file. Raises WeightsError if that is not enough, or no."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     _silence()
@@ -260,8 +261,8 @@ def _head(hub: Hub, repository: str, path: str, revision: str) -> RemoteFile:
     is_sha256 = re.fullmatch(_SHA256, identity) is not None
     if size is None or not re.fullmatch(_GIT_ID, commit) or not (is_sha256 or re.fullmatch(_GIT_ID, identity)):
         raise WeightsError(
-            f"{repository}/{path}: {hub.endpoint} does not say commit, size and hash, as the hub does. "
-            "Check HF_ENDPOINT."
+            f"{repository}/{path}: {hub.endpoint} does not report commit, size and hash as the hub does; "
+            "check HF_ENDPOINT"
         )
     return RemoteFile(
         repository=repository,
@@ -333,46 +334,49 @@ def _hub_errors(hub: Hub, what: str) -> Generator[None]:
     """Turn what the hub's library raises into a WeightsError of one line that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 
-    # The base of everything that goes wrong on the way; the package it is from depends on the library's version.
+    # The base of everything that goes wrong along the way; the package it is from depends on the library's version.
     transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         yield
     except HfHubHTTPError as error:
         status = error.response.status_code
         if isinstance(error, RemoteEntryNotFoundError) or (status == 404 and type(error) is HfHubHTTPError):
-            raise NotThere(f"{what}: the hub has no such file (404). {_UPDATE}") from error
+            raise NotThere(f"{what}: the hub has no such file (404); {_UPDATE}") from error
         raise WeightsError(f"{what}: {_refusal(hub, what, error)}") from error
     except OfflineModeIsEnabled as error:
-        raise WeightsError(f"{what}: HF_HUB_OFFLINE forbids asking the hub. Unset it, or import the file.") from error
+        raise WeightsError(f"{what}: HF_HUB_OFFLINE is set; unset it, or import the file") from error
     except (transport, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise _Disconnected(
-            f"{what}: no connection to {hub.endpoint} ({reason}). Check the network, HF_ENDPOINT and proxies; what has "
-            "arrived is kept, and the same command goes on."
+            f"{what}: no connection to {hub.endpoint} ({reason}); check the network, HF_ENDPOINT and proxies, "
+            "then run the same command to resume"
         ) from error
 
 
 def _refusal(hub: Hub, what: str, error: Any) -> str:
-    """Say why the hub refused, and what to do."""
+    """Return why the hub refused, and what to do."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = error.response.status_code
     page = f"{hub.endpoint}/{'/'.join(what.split('/')[:2])}"
     if isinstance(error, GatedRepoError):
-        return f"the hub wants its terms accepted ({status}). Accept them at {page}, set HF_TOKEN and pull again."
+        return f"the repository's terms must be accepted ({status}); accept them at {page}, set HF_TOKEN and pull again"
     if isinstance(error, RevisionNotFoundError):
-        return f"the hub does not have this revision ({status}). {_UPDATE}"
+        return f"the hub does not have this revision ({status}); {_UPDATE}"
     if status == 401:
         return (
-            f"the hub asks for a login (401). Set HF_TOKEN to a token that may read {page}; check the name, too: "
-            "a repository that does not exist is answered like this."
+            f"the hub requires a login (401); set HF_TOKEN to a token that can read {page}, and check the name: "
+            "a missing repository gets the same answer"
         )
     if status == 403:
-        return f"the hub refuses access (403). Set HF_TOKEN to a token that may read {page}."
+        return f"the hub refuses access (403); set HF_TOKEN to a token that can read {page}"
     if status == 404 or isinstance(error, RepositoryNotFoundError):
-        return f"there is no such repository ({status}). Look at {page}, or import the file with --from FILE."
+        return f"there is no such repository ({status}); look at {page}, or import the file with --from FILE"
     if status == 429:
-        return "the hub is asked too often (429). Wait some minutes, or set HF_TOKEN; the same command goes on."
+        return (
+            "too many requests to the hub (429); wait a few minutes or set HF_TOKEN, then run the same command "
+            "to resume"
+        )
     if status >= 500:
-        return f"the hub has a problem of its own ({status}). Try again later; what has arrived is kept."
-    return f"the hub answered {status}. Look at {page}."
+        return f"the hub has a server error ({status}); run the same command later to resume"
+    return f"the hub answered {status}; look at {page}"

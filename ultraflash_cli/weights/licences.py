@@ -12,7 +12,7 @@ class Licence:
     name: str
     """SPDX identifier, or ``not confirmed``."""
     commercial: bool | None
-    """Whether commercial use is allowed; None where the licence is not known."""
+    """Whether commercial use is allowed; None if the licence is not known."""
     redistribution: bool | None
     """Whether copies may be passed on."""
     conditions: str

@@ -38,12 +38,12 @@ def read_tensors(
                 require_finite(tensor, name, path.name)
                 tensors[name] = tensor.to(dtype=dtype)
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path.name}: not a readable safetensors file ({error}).") from error
+        raise WeightsError(f"{path.name}: not a readable safetensors file ({error})") from error
     return tensors
 
 
 def stored_in_8_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a file holds of float tensors: matrices as int8 with a float16 scale a row, the rest in float16.
+    """Return what a file holds of float tensors: matrices as int8 with a float16 scale per row, the rest in float16.
 
     Rounding errs by at most 1/254 of a row's largest value. ``read_tensors`` turns it back.
     """
@@ -61,16 +61,16 @@ def stored_in_8_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def require_finite(tensor: Tensor, name: str, file: str) -> None:
-    """Raise WeightsError where a tensor holds NaN or infinity; makes no copy of it."""
+    """Raise WeightsError if a tensor holds NaN or infinity; makes no copy of it."""
     if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
         return
     low, high = tensor.aminmax()
     if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise WeightsError(f"{file}: {name} holds values that are not finite. The file is damaged.")
+        raise WeightsError(f"{file}: {name} contains NaN or infinite values; the file is damaged")
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], *, name: str) -> None:
-    """Give ``network`` its weights; raises WeightsError for a missing or unexpected key or another shape.
+    """Return ``network`` its weights; raises WeightsError for a missing or unexpected key or another shape.
 
     A network on the meta device takes the tensors as they are, in their dtype and on their device; any other copies
     them into its own.
@@ -82,9 +82,9 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], *, name: st
     if missing or unexpected:
         raise WeightsError(
             f"{name}: {len(missing)} keys are missing ({', '.join(missing[:3]) or 'none'}), "
-            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3]) or 'none'})."
+            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3]) or 'none'})"
         )
     for key, shape in wanted.items():
         if tuple(tensors[key].shape) != shape:
-            raise WeightsError(f"{name}: {key} has shape {tuple(tensors[key].shape)}, expected {shape}.")
+            raise WeightsError(f"{name}: {key} has shape {tuple(tensors[key].shape)}, expected {shape}")
     network.load_state_dict(tensors, strict=True, assign=any(value.is_meta for value in own.values()))

@@ -74,11 +74,11 @@ class WeightEntry:
         pinned = (self.revision, self.sha256, self.bytes)
         if self.repository is None:
             if self.sha256 is None or self.bytes is None or self.revision is not None:
-                raise ConfigError(f"{self.name}: a file of the package has sha256 and bytes and no revision")
+                raise ConfigError(f"{self.name}: a packaged file needs sha256 and bytes, and no revision")
         elif any(value is None for value in pinned) and any(value is not None for value in pinned):
-            raise ConfigError(f"{self.name}: revision, sha256 and bytes are given together or not at all")
+            raise ConfigError(f"{self.name}: revision, sha256 and bytes must be given together or not at all")
         elif self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            raise ConfigError(f"{self.name}: a revision is a commit of 40 hex digits, got {self.revision!r}")
+            raise ConfigError(f"{self.name}: the revision must be a commit of 40 hex digits, got {self.revision!r}")
 
     @property
     def places(self) -> tuple["WeightEntry", ...]:
@@ -102,14 +102,14 @@ class WeightEntry:
 
     @property
     def path(self) -> Path:
-        """Where a file of the package lies in this installation; what comes from the hub lies in a ``WeightStore``."""
+        """Where a file of the package is in this installation; what comes from the hub is in a ``WeightStore``."""
         assert self.packaged, f"{self.name} comes from the hub; ask a WeightStore for its path"
         return package_folder() / "weights" / self.file
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSet:
-    """Names that are asked for together."""
+    """Names that are requested together."""
 
     name: str
     """What users ask for."""
@@ -120,7 +120,7 @@ class WeightSet:
 
 
 def read_manifest(path: Path | None = None) -> dict[str, WeightEntry]:
-    """Return the entries by name. Raises WeightsError where the list is missing or malformed."""
+    """Return the entries by name. Raises WeightsError if the list is missing or malformed."""
     path = path or _manifest_path()
     try:
         entries = [_entry(row) for row in _tables(path)["weights"]]
@@ -130,7 +130,7 @@ def read_manifest(path: Path | None = None) -> dict[str, WeightEntry]:
 
 
 def read_sets(path: Path | None = None) -> dict[str, WeightSet]:
-    """Return the sets by name. Raises WeightsError where the list is missing or malformed."""
+    """Return the sets by name. Raises WeightsError if the list is missing or malformed."""
     path = path or _manifest_path()
     try:
         rows: list[dict[str, Any]] = _tables(path).get("sets", [])
@@ -188,7 +188,7 @@ def _tables(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    return WeightsError(f"{path.name}: not a readable list of weights ({error}). Reinstall ultraflash.")
+    return WeightsError(f"{path.name}: not a readable list of weights ({error}); reinstall ultraflash")
 
 
 def _manifest_path() -> Path:

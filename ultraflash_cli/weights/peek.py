@@ -48,7 +48,7 @@ class _NoRanges(Exception):
 
 
 class _RangedFile(io.RawIOBase):
-    """A file at the hub, read block by block as it is asked for."""
+    """A file at the hub, read block by block as it is requested."""
 
     def __init__(self, hub: Hub, remote: RemoteFile) -> None:
         self._hub = hub

@@ -25,14 +25,14 @@ class Found:
     """A file at the hub and what it is."""
 
     place: WeightEntry
-    """The entry at the place where it was found, with that place's architecture and licence."""
+    """The entry at the place if it was found, with that place's architecture and licence."""
     remote: RemoteFile
     how: str | None = None
-    """What was done to find it, where it is not simply the file that the list names first."""
+    """What was done to find it if it is not simply the file that the list names first."""
 
 
 class HubSearch:
-    """Looks for entries at one hub; what it has seen of a repository is asked for once."""
+    """Looks for entries at one hub; what it has seen of a repository is requested once."""
 
     def __init__(self, hub: Hub, entries: Iterable[WeightEntry], *, commercial: bool = False) -> None:
         """Search for some of ``entries``; ``commercial`` leaves out places whose licence does not allow that."""
@@ -81,11 +81,13 @@ class HubSearch:
         places = [place for place in entry.places if licence_of(place.licence).commercial]
         if not places:
             stated = ", ".join(dict.fromkeys(place.licence for place in entry.places))
-            raise WeightsError(f"{entry.name}: its licence ({stated}) does not allow commercial use, or is not known")
+            raise WeightsError(
+                f"{entry.name}: its licence ({stated}) does not allow commercial use or is not confirmed"
+            )
         return places
 
     def _at(self, place: WeightEntry, tried: list[str]) -> Found | None:
-        """Return what is at one place; None where its files hold other tensors. Raises NotThere, WeightsError."""
+        """Return what is at one place; None if its files hold other tensors. Raises NotThere, WeightsError."""
         assert place.repository is not None, "a file of the package is not at the hub"
         if place.locked or self._hub.offline:
             return Found(place=place, remote=locate(self._hub, place))
@@ -103,8 +105,8 @@ class HubSearch:
         if len(fitting) > 1:
             names = ", ".join(remote.path for remote in fitting)
             raise WeightsError(
-                f"{place.name}: {place.repository} has several files for it ({names}). Download the right one and "
-                f"import it: `ultraflash weights pull {place.name} --from FILE`."
+                f"{place.name}: {place.repository} has several matching files ({names}); download the right one and "
+                f"import it: `ultraflash weights pull {place.name} --from FILE`"
             )
         return Found(place=place, remote=fitting[0]) if fitting else None
 
@@ -127,19 +129,19 @@ class HubSearch:
                 if place is not None and self._scale_fits(entry, path):
                     matching.append(Found(place=place, remote=remote))
                 elif not any(text.startswith(f"{remote} ") for text in tried):
-                    tried.append(f"{remote} (holds {found or 'unknown tensors'})")
+                    tried.append(f"{remote} (contains {found or 'unknown tensors'})")
             if len(matching) > 1:
                 names = ", ".join(each.remote.path for each in matching)
                 raise WeightsError(
-                    f"{entry.name}: {repository} has several files for it ({names}). Download the right one and "
-                    f"import it: `ultraflash weights pull {entry.name} --from FILE`."
+                    f"{entry.name}: {repository} has several matching files ({names}); download the right one and "
+                    f"import it: `ultraflash weights pull {entry.name} --from FILE`"
                 )
             if matching:
                 return matching[0]
         return None
 
     def _claimed(self, entry: WeightEntry, repository: str, path: str) -> bool:
-        """Tell whether another entry of the same architecture names this file, and this one does not."""
+        """Return whether another entry of the same architecture names this file, and this one does not."""
         name = PurePosixPath(path).name
 
         def names(other: WeightEntry) -> bool:
@@ -152,17 +154,17 @@ class HubSearch:
         return not names(entry) and any(names(rival) for rival in rivals)
 
     def _fits(self, place: WeightEntry, remote: RemoteFile, tried: list[str]) -> bool:
-        """Tell whether a file holds what its place should have; one that cannot be looked into is believed."""
+        """Return whether a file holds what its place should have; one that cannot be looked into is believed."""
         if place.architecture == "tokenizer":
             return True
         found = self._architecture(remote)
         if found is None or found == place.architecture:
             return True
-        tried.append(f"{remote} (holds {found})")
+        tried.append(f"{remote} (contains {found})")
         return False
 
     def _architecture(self, remote: RemoteFile) -> str | None:
-        """Return what the tensors of a file belong to; None where that cannot be told from outside."""
+        """Return what the tensors of a file belong to; None if that cannot be told from outside."""
         from ultraflash_cli.weights.convert import recognise
         from ultraflash_cli.weights.peek import peek
 
@@ -173,7 +175,7 @@ class HubSearch:
         return self._seen[key]
 
     def _scale_fits(self, entry: WeightEntry, path: str) -> bool:
-        """Tell whether a file's name speaks of the entry's scale, or of none."""
+        """Return whether a file's name speaks of the entry's scale, or of none."""
         wanted = re.search(r"_x([23])$", entry.name)
         if wanted is None or entry.architecture.endswith(("_x2", "_x3")):
             return True
@@ -192,16 +194,16 @@ class HubSearch:
         return remote
 
     def _said(self, entry: WeightEntry, found: Found, tried: list[str]) -> Found:
-        how = f"{entry.name}: {found.remote} is taken, recognised by its tensors"
+        how = f"{entry.name}: {found.remote} selected by its tensors"
         if found.place.locked:
-            how = f"{entry.name}: {found.remote} is taken"
+            how = f"{entry.name}: {found.remote} selected"
         return Found(place=found.place, remote=found.remote, how=f"{how}; tried {', '.join(tried)}" if tried else how)
 
     def _nothing(self, entry: WeightEntry, places: list[WeightEntry], tried: list[str]) -> WeightsError:
-        cure = f"Download the right one and import it: `ultraflash weights pull {entry.name} --from FILE`."
+        cure = f"download the right one and import it: `ultraflash weights pull {entry.name} --from FILE`"
         if len(tried) > 1 or "(not there)" not in tried[0]:
-            return WeightsError(f"{entry.name}: no file at the hub fits; tried {', '.join(tried)}. {cure}")
+            return WeightsError(f"{entry.name}: no matching file on the hub, tried {', '.join(tried)}; {cure}")
         repository = places[0].repository or ""
         there = [path for path in self._files(repository) if not path.startswith(".")]
         some = ", ".join(there[:8]) or "nothing"
-        return WeightsError(f"{entry.name}: {repository} has no {places[0].file}, only {some}. {cure}")
+        return WeightsError(f"{entry.name}: {repository} has no {places[0].file}, only {some}; {cure}")

@@ -1,4 +1,4 @@
-"""Where weights from the hub lie on this machine, each with a receipt that says what it was made from."""
+"""Where weights from the hub are on this machine, each with a receipt that says what it was made from."""
 
 import json
 import os
@@ -51,7 +51,7 @@ class Receipt:
 
 
 class WeightStore:
-    """A folder of weights: ``weights/NAME`` with a receipt beside each, ``downloads`` for what is on its way."""
+    """A folder of weights: ``weights/NAME`` with a receipt next to each, ``downloads`` for what is on its way."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -73,14 +73,14 @@ class WeightStore:
         return self.root / "weights" / prefix
 
     def receipt(self, entry: WeightEntry) -> Receipt | None:
-        """Return what is known of an entry's file; None where there is no readable receipt."""
+        """Return what is known of an entry's file; None if there is no readable receipt."""
         try:
             return Receipt(**json.loads(self._receipt_path(entry).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def installed(self, entry: WeightEntry) -> bool:
-        """Tell whether the file is there and has the size it should have; ``verify`` looks closer."""
+        """Return whether the file is there and has the size it should have; ``verify`` looks closer."""
         expected = entry.bytes if entry.packaged else getattr(self.receipt(entry), "bytes", None)
         try:
             return expected is not None and self.path(entry).stat().st_size == expected
@@ -88,15 +88,15 @@ class WeightStore:
             return False
 
     def sha256(self, entry: WeightEntry) -> str:
-        """Return the hash of the usable file as it is on record. Raises WeightsError where it is not installed."""
+        """Return the hash of the usable file as it is on record. Raises WeightsError if it is not installed."""
         receipt = None if entry.packaged else self.receipt(entry)
         known = entry.sha256 if entry.packaged else receipt and receipt.sha256
         if known is None:
-            raise WeightsError(f"{entry.name} is not installed. Run `ultraflash weights pull {entry.name}`.")
+            raise WeightsError(f"{entry.name} is not installed; run `ultraflash weights pull {entry.name}`")
         return known
 
     def add(self, entry: WeightEntry, part: Path, receipt: Receipt) -> None:
-        """Move a finished file into its place, then its receipt. Raises OutputError where that cannot be done."""
+        """Move a finished file into its place, then its receipt. Raises OutputError if that cannot be done."""
         path = self.path(entry)
         with writing(path):
             _sync(part)
@@ -154,7 +154,7 @@ class WeightStore:
 
 
 def _stem(entry: WeightEntry) -> str:
-    """What the names of an entry's downloads begin with."""
+    """Return what the names of an entry's downloads begin with."""
     return entry.name.replace("/", "--")
 
 
@@ -166,7 +166,7 @@ def writing(path: Path) -> Generator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(
-            f"{path}: cannot be written: {reason}. Free some space there, or name another folder in ULTRAFLASH_HOME."
+            f"{path} cannot be written: {reason}; free some space or set ULTRAFLASH_HOME to another folder"
         ) from error
 
 

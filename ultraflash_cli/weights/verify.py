@@ -33,16 +33,16 @@ def verify(entry: WeightEntry, store: WeightStore | None = None, *, quick: bool 
     """
     if entry.packaged:
         assert entry.bytes is not None and entry.sha256 is not None, "the manifest checks this"
-        return _compare(entry.name, entry.path, entry.bytes, entry.sha256, "Reinstall ultraflash.")
+        return _compare(entry.name, entry.path, entry.bytes, entry.sha256, "reinstall ultraflash")
     assert store is not None, f"{entry.name} comes from the hub; say which store it is in"
-    path, receipt, cure = store.path(entry), store.receipt(entry), f"Run `ultraflash weights pull {entry.name}`."
+    path, receipt, cure = store.path(entry), store.receipt(entry), f"run `ultraflash weights pull {entry.name}`"
     if receipt is None:
-        raise WeightsError(f"{entry.name} is not installed. {cure}")
+        raise WeightsError(f"{entry.name} is not installed; {cure}")
     locks = [place.sha256 for place in entry.places]
     if None not in locks and receipt.source_sha256 not in locks:
         raise WeightsError(
-            f"{entry.name}: made from a file whose sha256 starts {receipt.source_sha256[:12]}, "
-            f"expected {' or '.join(str(lock)[:12] for lock in locks)}. {cure}"
+            f"{entry.name}: made from a file whose sha256 starts with {receipt.source_sha256[:12]}, "
+            f"expected {' or '.join(str(lock)[:12] for lock in locks)}; {cure}"
         )
     if quick and path.exists() and (path.stat().st_size, path.stat().st_mtime_ns) == (receipt.bytes, receipt.mtime_ns):
         return path
@@ -51,11 +51,11 @@ def verify(entry: WeightEntry, store: WeightStore | None = None, *, quick: bool 
 
 def _compare(name: str, path: Path, size: int, sha256: str, cure: str) -> Path:
     if not path.exists():
-        raise WeightsError(f"{name}: {path.name} is missing. {cure}")
+        raise WeightsError(f"{name}: {path.name} is missing; {cure}")
     got_size = path.stat().st_size
     if got_size != size:
-        raise WeightsError(f"{name}: {path.name} has {got_size} bytes, expected {size}. {cure}")
+        raise WeightsError(f"{name}: {path.name} has {got_size} bytes, expected {size}; {cure}")
     got = sha256_of(path)
     if got != sha256:
-        raise WeightsError(f"{name}: sha256 of {path.name} starts {got[:12]}, expected {sha256[:12]}. {cure}")
+        raise WeightsError(f"{name}: sha256 of {path.name} starts with {got[:12]}, expected {sha256[:12]}; {cure}")
     return path

@@ -22,7 +22,7 @@ def adaln_modulate(
 
     The norm is over D, without weights, computed in float32 and rounded to the dtype of
     x. Float32 vectors: the rest is computed in float32 and rounded once, as the SR
-    transformer does (ARCHITECTURE 4.2). Vectors in the dtype of x: every step is
+    transformer does (reference/cascade.md 4.2). Vectors in the dtype of x: each step is
     rounded to it, as the generator does. Raises ValueError for shapes or dtypes that do
     not fit.
     """

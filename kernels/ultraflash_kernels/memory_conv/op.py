@@ -47,7 +47,7 @@ def memory_conv(
     ``weight [O, 2C, 3, 3]`` holds Wa for the frame itself and Wb for the one before, in
     this order. The frame before ``x_btchw[:, t]`` is ``x_btchw[:, t - 1]``, and
     ``past_bchw [B, C, H, W]`` where t is 0. Zero padding of one pixel; act is ReLU,
-    leaky with ``negative_slope`` > 0 (ARCHITECTURE 3.1).
+    leaky with ``negative_slope`` > 0 (reference/cascade.md 3.1).
 
     The definition is two convolutions of the library, each rounded to the dtype of x;
     the kernel sums all in float32 and rounds once. Raises ValueError for shapes or

@@ -82,7 +82,7 @@ def rms_norm_rope(
     mean square over all D channels (float32), rounded, multiplied by the weight
     ``[D]``, and their pairs (2i, 2i + 1) are turned (float32) by the ``tables`` at the
     token's frame, row and column; v is copied. Padding becomes zero whatever it was.
-    ARCHITECTURE 1.3, 1.4, 4.4.
+    reference/cascade.md 1.3, 1.4, 4.4.
 
     ``out`` are the tensors to write to, slices of a ring of keys and values for
     instance, and is returned; blocks lie next to each other in them. Frame-major tokens

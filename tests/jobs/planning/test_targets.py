@@ -51,7 +51,7 @@ def test_pictures_of_any_number_are_in_the_way(clip: Path, tmp_path: Path, there
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / f"{there}.png").write_text("mine")
-    with pytest.raises(UsageError, match=rf"{there}\.png exists; -y replaces it"):
+    with pytest.raises(UsageError, match=rf"{there}\.png exists; use -y to replace it"):
         upscale(png(clip, folder / "%05d.png"))
     assert upscale(png(clip, folder / "%05d.png", skip_existing=True)).skipped
     assert contents(folder) == {f"{there}.png": b"mine"}
@@ -85,7 +85,7 @@ def test_a_picture_line_can_be_run_again(shots: Path, tmp_path: Path) -> None:
         target = tmp_path / f"big{len(options)}" / "%05d.png"
         upscale(png(source, target, **options))
         before = contents(target.parent)
-        with pytest.raises(UsageError, match="exists; -y replaces it"):
+        with pytest.raises(UsageError, match="exists; use -y to replace it"):
             upscale(png(source, target, **options))
         assert upscale(png(source, target, skip_existing=True, **options)).skipped
         assert contents(target.parent) == before
@@ -218,7 +218,7 @@ def test_links_that_cannot_be_written_through_are_refused(clip: Path, tmp_path: 
     (tmp_path / "loop.mkv").symlink_to("loop.mkv")
     (tmp_path / "keys.mkv").symlink_to(tmp_path / "authorized_keys")
     (tmp_path / "self.mkv").symlink_to(clip)
-    refused = {"loop.mkv": "leads back to itself", "keys.mkv": "another kind of file", "self.mkv": "input itself"}
+    refused = {"loop.mkv": "points to itself", "keys.mkv": "another extension", "self.mkv": "input itself"}
     for name, words in refused.items():
         with pytest.raises(UsageError, match=words):
             upscale(job(clip, tmp_path / name, overwrite=True))
@@ -287,7 +287,7 @@ def test_of_two_inputs_with_one_name_the_second_is_not_skipped_for_the_first(tmp
     for _ in range(2):
         done, refused = run_batch(jobs, lambda event: None, stop=Stop(), build=builder(), sources=[first, second])
         assert done.failure is None
-        assert "would both become" in str(refused.failure)
+        assert "would both be written to" in str(refused.failure)
 
 
 def test_an_output_in_a_folder_that_is_a_file_is_refused(clip: Path, tmp_path: Path) -> None:

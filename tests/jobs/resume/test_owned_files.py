@@ -88,7 +88,7 @@ def test_a_work_folder_that_is_no_folder_of_ours_is_refused_and_nothing_is_touch
         place = temp_work_folder(output, temp)
     LINKS[kind](place, victim)
     before, at_home = contents(victim), sorted(clip.parent.rglob("*"))
-    with pytest.raises(OutputError, match=r"expected a folder of our own; remove it") as caught:
+    with pytest.raises(OutputError, match=r"expected a folder created by ultraflash; remove it") as caught:
         upscale(job(clip, temp=temp, resume=resume, overwrite=True))
     assert caught.value.exit_code == 7
     assert contents(victim) == before
@@ -213,7 +213,7 @@ def test_files_of_somebodys_own_in_a_work_folder_are_left_and_named(clip: Path, 
     upscale(job(clip, resume=resume), events=events)
     assert contents(folder) == before
     warned = [event.message for event in events if isinstance(event, Warned)]
-    assert any("is left: it holds what this program has not made" in each for each in warned)
+    assert any("was not removed: it contains files that ultraflash did not create" in each for each in warned)
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../victim/thesis.txt", "notes.txt", "lock", "made-0", ""])
@@ -232,7 +232,7 @@ def test_a_journal_that_names_other_files_starts_afresh_and_says_so(
     (folder / "journal.jsonl").write_text("\n".join(lines) + "\n")
     before, events = contents(victim), list[Event]()
     assert upscale(job(clip), events=events).frames_resumed == 0
-    assert "starting afresh, the journal of the interrupted run names" in note_of(events)
+    assert "starting over, the journal of the interrupted run names" in note_of(events)
     assert contents(victim) == before
 
 

@@ -273,7 +273,7 @@ def test_a_failed_check_leaves_neither_file_in_place(tmp_path: Path, monkeypatch
         return check(path, **expected)
 
     monkeypatch.setattr(check_module, "check_output", lost)
-    with pytest.raises(OutputCheckError, match="--resume off"):
+    with pytest.raises(OutputCheckError, match="--no-resume"):
         generate(job(tmp_path, res="1k", seconds=1, save_lr=True))
     assert not list(tmp_path.glob("*.mp4"))
 
@@ -284,7 +284,7 @@ def test_the_container_is_one_that_holds_the_codec(tmp_path: Path, codec: str) -
     suffix = {"hevc": ".mp4", "prores": ".mov", "ffv1": ".mkv"}[codec]
     assert Path(report.output).suffix == suffix
     assert len(decoded(Path(report.output))) == 9
-    assert [("rounds time stamps" in warning) for warning in report.warnings] == ([True] if codec == "ffv1" else [])
+    assert [("rounds timestamps" in warning) for warning in report.warnings] == ([True] if codec == "ffv1" else [])
 
 
 def test_what_the_model_noticed_is_in_the_warnings(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_reader_that_leaves_ends_the_work_early_and_what_is_done_is_kept(clip:
 def test_an_interrupted_stream_is_written_anew_from_what_is_finished(clip: Path, tmp_path: Path) -> None:
     first, second = io.BytesIO(), io.BytesIO()
     options: dict[str, Any] = {"temp": tmp_path / "temp"}
-    with pytest.raises(Interrupted, match="the same command goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         upscale(job(clip, stdout=first, **options), stop_at=17)
     report = upscale(job(clip, stdout=second, **options))
     assert (report.output, report.frames_resumed, report.frames_out) == ("-", 17, 60)
@@ -258,7 +258,7 @@ def test_a_generated_clip_is_streamed_while_it_is_made(tmp_path: Path) -> None:
         reading.join(PATIENCE_S)
     assert reading.taken.count(b"FRAME\n") == report.frames_out > 70
     stdout = io.BytesIO()
-    with pytest.raises(Interrupted, match="goes on"):
+    with pytest.raises(Interrupted, match="the same command resumes"):
         generate(generation_job(tmp_path, stdout=io.BytesIO(), output=None, **options), stop_at=30)
     assert generate(generation_job(tmp_path, stdout=stdout, output=None, **options)).frames_resumed > 0
     assert stdout.getvalue() == reading.taken

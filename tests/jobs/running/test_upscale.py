@@ -302,7 +302,7 @@ def test_a_failed_check_leaves_no_file_in_place(tmp_path: Path, monkeypatch: pyt
         raise OutputCheckError("a frame is missing")
 
     monkeypatch.setattr("ultraflash_cli.video.check.check_output", lost)
-    with pytest.raises(OutputCheckError, match="--resume off"):
+    with pytest.raises(OutputCheckError, match="--no-resume"):
         upscale(job(source))
     assert not (tmp_path / "in_2x.mkv").exists()
 
@@ -343,7 +343,7 @@ def test_what_is_left_out_is_named_in_the_warnings(tmp_path: Path) -> None:
     report = upscale(job(source, tmp_path / "out.webm", codec="av1"), events=events)
     warning, colours = report.warnings
     assert "audio aac" in warning
-    assert "colours are finer" in colours
+    assert "finer chroma" in colours
     assert warning in [event.message for event in events if isinstance(event, Warned)]
 
 
@@ -465,7 +465,7 @@ def test_a_run_killed_before_it_tidied_up_is_done_already(
     events: list[Event] = []
     report = upscale(job(source, output, **options), events=events)
     (started,) = [event for event in events if isinstance(event, Started)]
-    assert started.note is not None and "done already" in started.note
+    assert started.note is not None and "already finished" in started.note
     assert (report.frames_in, report.frames_out, report.skipped) == (20, 20, False)
     after = output.stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "it was left alone"
@@ -479,7 +479,7 @@ def test_what_a_run_with_another_task_has_put_in_place_is_not_replaced(
     upscale(job(source, output))
     before = output.read_bytes()
     untidy()
-    with pytest.raises(UsageError, match="exists; -y replaces it"):
+    with pytest.raises(UsageError, match="exists; use -y to replace it"):
         upscale(job(source, output, crf=30))
     assert output.read_bytes() == before
     upscale(job(source, output, crf=30, overwrite=True))

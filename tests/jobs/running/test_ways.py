@@ -221,7 +221,7 @@ def test_what_is_lost_of_a_damaged_clip_is_said_or_refused(clip: Path, tmp_path:
     cut.write_bytes(whole[: len(whole) * 2 // 3])
     report = upscale(job(cut))
     assert 0 < report.frames_out < 30
-    assert any("damaged or cut" in warning or "cut:" in warning for warning in report.warnings)
+    assert any("damaged or truncated" in warning or "truncated:" in warning for warning in report.warnings)
     Path(report.output).unlink()
 
     def never(prepared: Prepared) -> Built[FrameUpscaler]:

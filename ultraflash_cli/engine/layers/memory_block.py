@@ -47,7 +47,7 @@ class MemoryBlock(nn.Module):
     """Three 3x3 convolutions over a frame and the block's own input one frame earlier,
     plus a residual.
 
-    Source: ARCHITECTURE 3.1. ``negative_slope`` 0 is the published ReLU. With a
+    Source: reference/cascade.md 3.1. ``negative_slope`` 0 is the published ReLU. With a
     ``linear_trunk`` the sum of input and residual is passed on as it is, and only what
     is added goes through activations.
     """

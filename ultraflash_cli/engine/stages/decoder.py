@@ -36,8 +36,8 @@ class DecoderStage:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Sizes of the decoder; the defaults are the published tiny decoder (ARCHITECTURE
-    6.1)."""
+    """Sizes of the decoder; the defaults are the published tiny decoder's
+    (reference/cascade.md 6.1)."""
 
     latent_channels: int = 16
     """Channels of a latent frame."""

@@ -21,7 +21,8 @@ __all__ = ["Encoder", "EncoderConfig", "EncoderState"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Sizes of the encoder; the defaults are the published ones (ARCHITECTURE 6.4)."""
+    """Sizes of the encoder; the defaults are the published ones
+    (reference/cascade.md 6.4)."""
 
     latent_channels: int = 16
     """Channels of a latent frame."""

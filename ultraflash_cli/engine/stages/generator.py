@@ -63,7 +63,7 @@ rows, and the head's."""
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
     """Sizes and rules of the generator; the defaults are the published ones
-    (ARCHITECTURE 1)."""
+    (reference/cascade.md 1)."""
 
     dim: int = 1536
     """Model width."""
@@ -177,7 +177,7 @@ class GeneratorConfig:
             )
         if not 0 <= self.context_timestep <= TRAIN_STEPS:
             raise ConfigError(
-                f"generator: context_timestep lies in 0..{TRAIN_STEPS}, got "
+                f"generator: context_timestep must be within 0..{TRAIN_STEPS}, got "
                 f"{self.context_timestep}"
             )
         if self.drifts and self.grid is None:

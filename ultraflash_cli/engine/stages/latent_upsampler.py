@@ -14,8 +14,8 @@ __all__ = ["LatentUpsampler", "LatentUpsamplerConfig", "LatentUpsamplerState"]
 
 @dataclass(frozen=True, kw_only=True)
 class LatentUpsamplerConfig:
-    """Sizes of the upsampler; the defaults are the published ones (ARCHITECTURE
-    3.1)."""
+    """Sizes of the upsampler; the defaults are the published ones
+    (reference/cascade.md 3.1)."""
 
     scale: int = 2
     """Spatial growth per side."""

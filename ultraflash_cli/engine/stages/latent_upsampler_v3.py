@@ -14,8 +14,8 @@ __all__ = ["LatentUpsamplerV3", "LatentUpsamplerV3Config", "LatentUpsamplerV3Sta
 
 @dataclass(frozen=True, kw_only=True)
 class LatentUpsamplerV3Config:
-    """Sizes of the upsampler; the defaults are the published ones (ARCHITECTURE
-    3.2)."""
+    """Sizes of the upsampler; the defaults are the published ones
+    (reference/cascade.md 3.2)."""
 
     scale: int = 2
     """Spatial growth per side, a power of two; the first stages double, one each."""

@@ -53,7 +53,7 @@ KEPT_OF_TEXT = ("text_embedding.*", "blocks.*.cross_attn.k", "blocks.*.cross_att
 @dataclass(frozen=True, kw_only=True)
 class SrDitConfig:
     """Sizes and rules of the SR transformer; the defaults are the published ones
-    (ARCHITECTURE 4)."""
+    (reference/cascade.md 4)."""
 
     dim: int = 1536
     """Model width."""
@@ -174,7 +174,7 @@ class SrDitConfig:
             )
         if not 0 <= self.timestep <= 1000:
             raise ConfigError(
-                f"SR transformer: timestep lies in 0..1000, got {self.timestep}"
+                f"SR transformer: timestep must be within 0..1000, got {self.timestep}"
             )
 
     def kv_len_after(self, group: int) -> int:

@@ -50,8 +50,8 @@ BLOCK_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """Sizes of the text encoder; the defaults are the published ones (ARCHITECTURE
-    2)."""
+    """Sizes of the text encoder; the defaults are the published ones
+    (reference/cascade.md 2)."""
 
     vocab: int = 256384
     """Ids that have an embedding."""
@@ -206,10 +206,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         Exception
     ) as error:  # both packages raise plain exceptions of their own for a broken file
         raise WeightsError(
-            f"{folder}: the tokenizer is unreadable ({error}). Pull it again."
+            f"{folder}: the tokenizer is unreadable ({error}); pull it again"
         ) from error
     raise WeightsError(
-        f"{folder} holds neither tokenizer.json nor spiece.model. Pull the tokenizer first."
+        f"{folder} has neither tokenizer.json nor spiece.model; pull the tokenizer first"
     )
 
 
@@ -273,6 +273,6 @@ def _extra(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise UsageError(
-            f"Text needs the package {package} ({error}). In the source folder: pip "
+            f"text needs the package {package} ({error}); in the source folder, run pip "
             "install '.[generate]'"
         ) from error

@@ -28,7 +28,7 @@ views of each other."""
 
 @dataclass(frozen=True, kw_only=True)
 class WanVaeConfig:
-    """Sizes of the VAE; the defaults are the published ones (ARCHITECTURE 7)."""
+    """Sizes of the VAE; the published ones by default (reference/cascade.md 7)."""
 
     width: int = 96
     """Channels of the level at full resolution."""

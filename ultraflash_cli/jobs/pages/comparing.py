@@ -20,7 +20,7 @@ _PICTURES_BYTES = 9_000_000
 _LONGEST_PX = 2560
 """Pictures in the page are at most this wide or high."""
 _THUMBS = 90
-"""Frames that are shown beside the curves."""
+"""Frames that are shown next to the curves."""
 _THUMB_PX = 260
 _THUMB_QUALITY = 60
 
@@ -76,7 +76,7 @@ def comparison_page(
     pictures = _fitting_pictures(views, codings, numbers, shown_wh, step=step)
     enlarged = shown_wh[0] / comparison.size_wh[0]
     is_original = comparison.mode == "original"
-    fidelity = "; scores say how far the result, made small again, strays from its source"
+    fidelity = "; scores show how far the downscaled result departs from its source"
     return filled(
         {
             "title": title,

@@ -27,13 +27,13 @@ def check_page_place(html: Path, clips: Iterable[Path], *, overwrite: bool) -> N
     """
     for clip in clips:
         if html.exists() and clip.exists() and html.samefile(clip):
-            raise UsageError(f"{html} is one of the clips that are compared; name another file with --html")
+            raise UsageError(f"{html} is one of the compared clips; choose another file with --html")
     if html.is_dir():
-        raise UsageError(f"{html} is a folder; name a file with --html")
+        raise UsageError(f"{html} is a folder; choose a file with --html")
     if html.exists() and not overwrite:
-        raise UsageError(f"{html} exists; -y replaces it, or name another file with --html")
+        raise UsageError(f"{html} exists; use -y to replace it, or choose another file with --html")
     if not html.parent.is_dir():
-        raise OutputError(f"cannot write {html}: {html.parent} is no folder; choose another place with --html")
+        raise OutputError(f"cannot write {html}: {html.parent} is not a folder; choose another place with --html")
 
 
 def filled(data: Mapping[str, object]) -> str:

@@ -1,3 +1,3 @@
-"""From what is asked for to what is decided; knows no torch."""
+"""From what is requested to what is decided; knows no torch."""
 
 __all__: list[str] = []

@@ -113,13 +113,13 @@ def find_clips(
             clips.append(FoundClip(source=path))
             continue
         if several and outputs is not None and os.path.realpath(path) == os.path.realpath(outputs):
-            on_event(Warned(input=str(path), message=f"{path} is where the results go, it is left out as an input"))
+            on_event(Warned(input=str(path), message=f"{path} is the output folder; it is not used as an input"))
             continue
         search = _Search(path, recursive=recursive, outputs=outputs, on_event=on_event)
         found = search.clips()
         if not found and not search.failed:
-            hint = "" if recursive else ", or --recursive for the folders inside"
-            raise InputError(f"{path} is a folder without video files; name a file, a folder that holds some{hint}")
+            hint = "" if recursive else ", or use --recursive for subfolders"
+            raise InputError(f"{path} is a folder without video files; name a file or another folder{hint}")
         clips += found
         failed += search.failed
     return clips + failed
@@ -147,7 +147,7 @@ class _Search:
                 failure = InputError(f"{folder}: {error.strerror}; check the folder and its permissions")
                 if folder == self._top:
                     raise failure from error
-                self._warn(f"{folder}: {error.strerror}; the folder is left out")
+                self._warn(f"{folder}: {error.strerror}; skipping the folder")
                 self.failed.append(FoundClip(source=folder, failure=failure))
                 continue
             found += [FoundClip(source=child, below=folder.relative_to(self._top)) for child in videos]
@@ -172,7 +172,7 @@ class _Search:
                 raise
             except OSError:
                 if is_video:
-                    self._warn(f"{child} is left out: it cannot be read, or is a link to nothing")
+                    self._warn(f"{child} skipped: it cannot be read or is a broken link")
                 continue
             if stat.S_ISDIR(mode):
                 if os.path.islink(child):
@@ -182,7 +182,7 @@ class _Search:
             elif is_video and stat.S_ISREG(mode):
                 videos.append(child)
         if links and self._recursive:
-            self._warn(f"{folder}: links to folders are not followed: {_some(links)}; name a folder to take it in")
+            self._warn(f"{folder}: links to folders are not followed: {_some(links)}; give a folder to include it")
         return self._without_results(folder, videos), inner if self._recursive else []
 
     def _without_results(self, folder: Path, videos: list[Path]) -> list[Path]:
@@ -190,7 +190,7 @@ class _Search:
         results = [child for child in videos if _RESULT.sub("", child.stem) in stems - {child.stem}]
         if results:
             names = _some([child.name for child in results])
-            self._warn(f"{folder}: left out as results of earlier runs: {names}; name a file to upscale it, too")
+            self._warn(f"{folder}: skipped as results of earlier runs: {names}; give a file to upscale it anyway")
         return [child for child in videos if child not in set(results)]
 
     def _warn(self, message: str) -> None:
@@ -213,5 +213,5 @@ def _expanded(inputs: Iterable[Path]) -> Iterator[Path]:
             continue
         found = sorted(glob.glob(str(path), recursive=True))
         if not found:
-            raise InputError(f"{path}: nothing fits this name; check the folder and the pattern")
+            raise InputError(f"no files match '{path}'; check the folder and the pattern")
         yield from map(Path, found)

@@ -50,9 +50,9 @@ SCALES = {"480p": 1, "1k": 2, "2k": 3}
 """Targets by what they multiply the model's base size by."""
 
 _LATENTS = 21
-"""Length of a clip where none is asked for: 81 frames, as published."""
+"""Length of a clip where none is requested: 81 frames, as published."""
 _PREFIX_CHUNKS = 2
-"""Chunks of an initial clip that a generator without sliding window leaves room for, where no length is asked for."""
+"""Chunks of an initial clip that a generator without sliding window leaves room for, where no length is requested."""
 AUTO_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
 """What of the published model has to be installed for `auto` to take it."""
 _SLUG_CHARACTERS = 40
@@ -62,7 +62,7 @@ _FASTEST = 240
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateJob:
-    """One clip to generate, as asked for."""
+    """One clip to generate, as requested."""
 
     prompt: str
     output: Path | None = None
@@ -74,7 +74,7 @@ class GenerateJob:
     stdout_name: str = "-"
     """What reports call that."""
     temp: Path | None = None
-    """Folder for journal and segments; None for beside the output."""
+    """Folder for journal and segments; None for next to the output."""
     name: str | None = None
     """The made name without extension, where several clips of a command would share one; None for the usual."""
     res: str = "1k"
@@ -82,17 +82,17 @@ class GenerateJob:
     seconds: float | None = None
     """At least so long; None for 81 frames, or for what the model has room for behind an initial clip."""
     fps: Fraction | None = None
-    """Frames a second to write, by repeating or dropping what was generated; None for the model's own."""
+    """Frames per second to write, by repeating or dropping what was generated; None for the model's own."""
     seed: int = 0
     model: str = "auto"
     decoder: str = "auto"
     """Which of the model's decoders turns latents into frames."""
     store: Path | None = None
-    """Folder of the downloaded weights; None where only built-in ones may be used."""
+    """Folder of the downloaded weights; None if only built-in ones may be used."""
     save_lr: bool = False
     """Write the clip at the base size as well."""
     init_clip: Path | None = None
-    """A clip to go on from; the result is what follows it."""
+    """A clip to continue from; the result is what follows it."""
     cache_management: str = "off"
     """As `engine.cache_policy.CacheManagement.parse` reads it."""
     codec: str = "auto"
@@ -117,36 +117,36 @@ class GenerateJob:
 
     def __post_init__(self) -> None:
         if not self.line:
-            raise ConfigError("the prompt is empty; say what the clip should show")
+            raise ConfigError("the prompt is empty; describe what the clip should show")
         if any("\ud800" <= character <= "\udfff" for character in self.prompt):
-            raise ConfigError("the prompt is no text in UTF-8; check the settings of the terminal")
+            raise ConfigError("the prompt is not valid UTF-8; check the locale of the terminal")
         if self.res not in SCALES:
-            raise ConfigError(f"--res is one of {', '.join(SCALES)}, got {self.res!r}")
+            raise ConfigError(f"--res must be one of {', '.join(SCALES)}, got {self.res!r}")
         if self.seconds is not None and not (math.isfinite(self.seconds) and 0 < self.seconds <= _LONGEST_S):
-            raise ConfigError(f"--seconds is more than 0 and at most {_LONGEST_S}, got {self.seconds:g}")
+            raise ConfigError(f"--seconds must be above 0 and at most {_LONGEST_S}, got {self.seconds:g}")
         if self.fps is not None and not 1 <= self.fps <= _FASTEST:
-            raise ConfigError(f"--fps is between 1 and {_FASTEST}, got {self.fps}")
+            raise ConfigError(f"--fps must be between 1 and {_FASTEST}, got {self.fps}")
         if self.seed < 0:
-            raise ConfigError(f"--seed is 0 or more, got {self.seed}")
+            raise ConfigError(f"--seed must be at least 0, got {self.seed}")
         check_choices(self.model, self.max_memory)
         if self.decoder not in DECODERS:
-            raise ConfigError(f"--decoder is one of {', '.join(DECODERS)}, got {self.decoder!r}")
+            raise ConfigError(f"--decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
         if self.codec not in CODECS:
-            raise ConfigError(f"--codec is one of {', '.join(CODECS)}, got {self.codec!r}")
+            raise ConfigError(f"--codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
         if self.crf is not None and not 0 <= self.crf <= 63:
-            raise ConfigError(f"--crf is between 0 and 63, got {self.crf}")
+            raise ConfigError(f"--crf must be between 0 and 63, got {self.crf}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, got {self.device!r}")
+            raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads is 1 or more, got {self.threads}")
+            raise ConfigError(f"--threads must be at least 1, got {self.threads}")
         if self.save_lr and self.res == "480p":
-            raise ConfigError("--save-lr writes the clip at 480p, which --res 480p does already; leave one of them out")
+            raise ConfigError("--save-lr writes the 480p clip, which --res 480p does already; remove one of them")
         if sum(each is not None for each in (self.output, self.folder, self.stdout)) > 1:
-            raise ConfigError("an output file, an output folder and stdout exclude each other; give one of them")
+            raise ConfigError("an output file, an output folder and stdout exclude each other; choose one")
         if self.save_lr and self.stdout is not None:
-            raise ConfigError("--save-lr writes a second file, stdout takes one; leave --save-lr out")
+            raise ConfigError("--save-lr writes a second file, but stdout is one stream; remove --save-lr")
         if self.overwrite and self.skip_existing:
-            raise ConfigError("--overwrite and --skip-existing exclude each other; give one of them")
+            raise ConfigError("--overwrite and --skip-existing exclude each other; choose one")
 
     @property
     def line(self) -> str:
@@ -177,14 +177,14 @@ class PreparedGeneration:
     base_size: tuple[int, int]
     """Height and width in pixels of what the generator draws."""
     notice: str
-    """What people are told of the model's clips; empty where there is nothing to say."""
+    """What people are told of the model's clips; empty if there is nothing to say."""
     clip: "ClipInfo | None"
-    """What is known of the clip to go on from."""
+    """What is known of the clip to continue from."""
     clip_lengths: tuple[int, ...]
     """How many of its frames the generator can take as the past: whole chunks that it has room for."""
     output: Path
     low_output: Path | None
-    """Where the clip at the base size goes; None where it is not asked for."""
+    """Where the clip at the base size goes; None if it is not requested."""
     exists: bool
     """The output is there already and the job says to skip it then."""
     cache_management: "CacheManagement"
@@ -211,15 +211,15 @@ class PreparedGeneration:
 
 
 def read_prompts(lines: Iterable[str]) -> list[str]:
-    """Give a prompt for each line; blank lines and those that begin with `#` are none. Raises UsageError."""
+    """Return a prompt for each line; blank lines and those that begin with `#` are none. Raises UsageError."""
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
-        raise UsageError("there is no prompt; write one on each line")
+        raise UsageError("no prompt found; write one per line")
     return prompts
 
 
 def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[GenerateJob]:
-    """Give each job with a name of its own: a number stands behind those that an earlier prompt has already.
+    """Return each job with a name of its own: a number follows those that an earlier prompt has already.
 
     The jobs of one prompt come together, with growing seeds; only the prompts' names are remembered.
     """
@@ -304,7 +304,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
             for each in (spec, low_spec)
             if each is not None
         ]
-        # Segments and the joined file lie side by side for a moment.
+        # Segments and the joined file are side by side for a moment.
         if job.temp is None:
             check_space(output.parent, 2 * sum(sizes) - used_bytes(work_folder(output)))
         else:
@@ -338,20 +338,22 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
 
 
 def _remarks(profile: "Profile", generator: "GeneratorConfig", latents: int) -> tuple[str, ...]:
-    """Say where the generator works beyond what it was trained for."""
+    """Return where the generator works beyond what it was trained for."""
     if generator not in (profile.generator, profile.long_generator):
         return (
             f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
-            f"slides. `ultraflash weights pull {profile.name}-long` brings the variant for long clips",
+            f"slides. `ultraflash weights pull {profile.name}-long` installs the variant for long clips",
         )
     if generator.drifts and latents > generator.drift_frames:
         taught = _frames_of(generator.drift_frames)
-        return (f"longer than the {taught} frames that {profile.name} was trained on; what moves may lose its shape",)
+        return (
+            f"longer than the {taught} frames that {profile.name} was trained on; moving objects may lose their shape",
+        )
     return ()
 
 
 def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -> bool:
-    """Look at the place of an output; `main` is the one that it lies beside."""
+    """Look at the place of an output; `main` is the one that it is next to."""
     check_pattern(output)
     return check_target(
         output,
@@ -371,7 +373,7 @@ def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
         model = ULTRAFLASH.name
     profile = PROFILES[model]
     if profile.generator is None:
-        raise UsageError(f"the model {model} makes no clips of its own yet; --model {ULTRAFLASH.name} does")
+        raise UsageError(f"{model} cannot generate; use --model {ULTRAFLASH.name}")
     if job.decoder == "ultra":
         with_ultra_decoder(profile)  # refuses where the model has none
     return profile, profile.generator
@@ -420,11 +422,11 @@ def _choose_length(job: GenerateJob, profile: "Profile", generator: "GeneratorCo
     assert generator.longest is not None, "a window that slides takes every length"
     most = generator.longest - (generator.chunk_after(0) if goes_on else 0)
     most_s = float(Fraction(_frames_of(most), GENERATED_FPS))
-    raise UsageError(f"{profile.name} makes clips of up to {most_s:.2f} s here, got --seconds {job.seconds:g}")
+    raise UsageError(f"{profile.name} can make clips of up to {most_s:.2f} s here, got --seconds {job.seconds:g}")
 
 
 def _has_long_weights(job: GenerateJob, profile: "Profile") -> bool:
-    """Tell whether the generator's long variant can be loaded."""
+    """Return whether the generator's long variant can be loaded."""
     from ultraflash_cli.weights.manifest import read_manifest
     from ultraflash_cli.weights.store import WeightStore
 
@@ -457,7 +459,7 @@ def _frames_for(seconds: float) -> int:
 
 
 def _slug(prompt: str) -> str:
-    """Give the beginning of a prompt as a name: its words, in whole words where that leaves some."""
+    """Return the beginning of a prompt as a name: its words, in whole words where that leaves some."""
     words = re.findall(r"[^\W_]+", prompt.lower())
     slug = ""
     for word in words:

@@ -12,7 +12,7 @@ _MOST_LEVELS = 255
 def check_guard(levels: float | None) -> None:
     """Raise ConfigError for a limit that is none; None is no limit."""
     if levels is not None and not 1 <= levels <= _MOST_LEVELS:
-        raise ConfigError(f"--guard is off, or 1 to {_MOST_LEVELS} levels, got {levels:g}")
+        raise ConfigError(f"--guard must be off or 1 to {_MOST_LEVELS} levels, got {levels:g}")
 
 
 def read_guard(text: str) -> float | None:
@@ -22,6 +22,6 @@ def read_guard(text: str) -> float | None:
     try:
         levels = float(text)
     except ValueError:
-        raise ConfigError(f"--guard is off, or 1 to {_MOST_LEVELS} levels, got {text!r}") from None
+        raise ConfigError(f"--guard must be off or 1 to {_MOST_LEVELS} levels, got {text!r}") from None
     check_guard(levels)
     return levels

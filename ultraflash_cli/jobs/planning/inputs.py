@@ -36,7 +36,7 @@ _PLAYLISTS = frozenset({".m3u", ".m3u8", ".mpd", ".pls"})
 
 
 def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction | None) -> "Source":
-    """Give what is to be read: `pipe` where there is one, else what `path` names.
+    """Return what is to be read: `pipe` if there is one, else what `path` names.
 
     `images` takes a folder for a sequence of pictures, `rate` of which are shown a second. Raises InputError.
     """
@@ -52,11 +52,11 @@ def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction 
         if not path.exists():
             raise InputError(f"{path}: {missing(path)}")
         if not path.is_file():
-            raise InputError(f"{path} is a pipe or a device, expected a file; - reads what comes through a pipe")
+            raise InputError(f"{path} is a pipe or a device, expected a file; use - to read from a pipe")
         if path.suffix.lower() in _PLAYLISTS:
-            raise InputError(f"{path} is a playlist, expected a video; download what it lists and join that first")
+            raise InputError(f"{path} is a playlist, expected a video; download and join its entries first")
         if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty (0 bytes); copy it again from where it came")
+            raise InputError(f"{path} is empty (0 bytes); copy it again from its source")
         with path.open("rb"):
             pass
     except OSError as error:
@@ -65,19 +65,20 @@ def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction 
 
 
 def is_address(path: Path) -> bool:
-    """Tell whether a name is an address, such as `https://...`, and no file is called so."""
+    """Return whether a name is an address, such as `https://...`, and no file is called so."""
     return re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE) is not None and not os.path.lexists(path)
 
 
 def missing(path: Path, *, meant_as_output: bool = False) -> str:
     """Say that an input does not exist, and what to do."""
     if is_address(path):
-        return "addresses are not read; download the clip first, or pipe it to -"
+        return "URLs are not supported; download the clip first, or pipe it to -"
     return f"no such file; {f'to write it, use -o {path}' if meant_as_output else 'check the path'}"
 
 
 def input_identity(source: "Source") -> str:
-    """Name the input so that another one has another name; what comes through a pipe has this process's."""
+    """Return the name of the input so that another one has another name; what comes through a pipe
+    has this process's."""
     from ultraflash_cli.video.pipe import Pipe
     from ultraflash_cli.video.source import source_path
 
@@ -85,7 +86,7 @@ def input_identity(source: "Source") -> str:
 
 
 def made_place(source: "Source") -> tuple[Path, str]:
-    """Give the folder and the stem from which the name of an output is made."""
+    """Return the folder and the stem from which the name of an output is made."""
     from ultraflash_cli.video.sequence import ImageSequence
     from ultraflash_cli.video.source import source_path
 
@@ -102,18 +103,18 @@ def input_bytes(source: "Source") -> int:
 
 
 def input_facts(source: "Source") -> dict[str, object]:
-    """Give what tells whether the input is still the same, for a fingerprint."""
+    """Return what tells whether the input is still the same, for a fingerprint."""
     from ultraflash_cli.video.sequence import ImageSequence
 
     if isinstance(source, Path):
         return file_facts("the input", source)
     if not isinstance(source, ImageSequence):
-        return {"the input's beginning": source.head_digest()}
-    return {"the pictures": pictures_digest(source.pictures()), "the pictures' rate": str(source.rate)}
+        return {"the start of the input": source.head_digest()}
+    return {"the pictures": pictures_digest(source.pictures()), "the frame rate of the images": str(source.rate)}
 
 
 def first_number(source: "Source", start_s: Fraction) -> int:
-    """Give the number of the first picture `start_s` after the beginning; 1 for what else is read."""
+    """Return the number of the first picture `start_s` after the beginning; 1 for what else is read."""
     from ultraflash_cli.video.sequence import ImageSequence
 
     if not isinstance(source, ImageSequence):
@@ -122,7 +123,7 @@ def first_number(source: "Source", start_s: Fraction) -> int:
 
 
 def file_head(source: "Source") -> tuple[int, str]:
-    """Give size and beginning of a file, to tell later whether another one stands in its place."""
+    """Return size and beginning of a file, to tell later whether another one stands in its place."""
     if not isinstance(source, Path):
         return 0, ""
     with source.open("rb") as file:
@@ -130,19 +131,19 @@ def file_head(source: "Source") -> tuple[int, str]:
 
 
 def check_unchanged(source: "Source", head: tuple[int, str], *, frames: int) -> None:
-    """Raise InputError where a file that was read is gone, or another one than it was; it may have grown."""
-    kept = f"all {frames} frames are finished and kept" if frames else "nothing of it was read yet"
+    """Raise InputError if a file that was read is gone, or another one than it was; it may have grown."""
+    kept = f"all {frames} frames are finished and kept" if frames else "nothing had been read yet"
     try:
         now = file_head(source)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(
-            f"{source}: {reason}; it was deleted or moved during the run, {kept}; put it back and run the same command"
+            f"{source}: {reason}; deleted or moved during the run, {kept}; restore it and run the same command"
         ) from error
     if now[1] != head[1] or now[0] < head[0]:
         raise InputError(
-            f"{source} was replaced during the run, {kept}; put the earlier file back unchanged and run the same "
-            "command to finish it, with the new file it starts afresh"
+            f"{source} was replaced during the run, {kept}; restore the earlier file and run the same "
+            "command to finish it; with the new file the run starts over"
         )
 
 
@@ -159,5 +160,5 @@ def with_what_can_be_copied(info: "ClipInfo", *, spooled: bool) -> "tuple[ClipIn
     if not others:
         return info, ()
     only = tuple(stream for stream in info.streams if stream.index == info.video_index)
-    message = f"left out: {', '.join(others)}: stdin is read only once; --temp-dir DIR keeps them"
+    message = f"left out: {', '.join(others)}: stdin can only be read once; --temp-dir DIR keeps a copy"
     return replace(info, streams=only, chapters=0), (message,)

@@ -14,21 +14,21 @@ _PLACE = re.compile(r"%(?:0(\d+))?d")
 
 
 def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str) -> str | None:
-    """Give the container that is asked for; None where it is to be chosen. Raises UsageError."""
+    """Return the container that is requested; None if it is to be chosen. Raises UsageError."""
     if stdout is None:
         return output.suffix if output is not None else None
     if codec == "png":
-        raise UsageError("--codec png makes many files, stdout takes one; name them with -o DIR/%05d.png")
+        raise UsageError("--codec png makes many files, but stdout is one stream; use -o DIR/%05d.png")
     return ".y4m" if codec == "y4m" else ".mkv"
 
 
 def made_name(stem: str, suffix: str) -> Path:
-    """Give the name of an output that nobody has named; pictures lie in a folder of their own."""
+    """Return the name of an output that nobody has named; pictures are in a folder of their own."""
     return Path(stem, _PICTURES) if suffix == ".png" else Path(f"{stem}{suffix}")
 
 
 def low_name(output: Path) -> Path:
-    """Give the name of the smaller output that lies beside another one."""
+    """Return the name of the smaller output that is next to another one."""
     if is_pictures(output):
         return output.parent.with_name(f"{output.parent.name}_480p") / output.name
     return output.with_stem(f"{output.stem}_480p")
@@ -38,6 +38,8 @@ def check_pattern(output: Path) -> None:
     """Raise UsageError for pictures that do not have one number in their names."""
     places = len(_PLACE.findall(output.name)) if is_pictures(output) else 1
     if places > 1:
-        raise UsageError(f"{output} has {places} places for a number, expected one, such as {_PICTURES}")
+        raise UsageError(f"{output} has {places} placeholders for a number, expected one, such as {_PICTURES}")
     if not places:
-        raise UsageError(f"{output} names one picture, a clip has many; name them {output.with_suffix('')}/{_PICTURES}")
+        raise UsageError(
+            f"{output} is a single image, but a clip has many frames; use {output.with_suffix('')}/{_PICTURES}"
+        )

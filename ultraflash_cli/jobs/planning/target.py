@@ -54,11 +54,11 @@ def check_target(
 ) -> bool:
     """Refuse a target that cannot be written; tell whether it exists and is to be skipped.
 
-    Numbered pictures exist where any file fits their pattern: which numbers a clip will have is not known yet. What a
+    Numbered pictures exist where any file fits their pattern: which numbers per clip will have is not known yet. What a
     run that was killed in its very last step has put there is no obstacle to the same command; `work` is the folder
-    where such a run leaves word, None where nothing is to be resumed.
+    where such a run leaves word, None if nothing is to be resumed.
 
-    Raises OutputError where the system refuses, UsageError for a folder, a name without extension, what is no plain
+    Raises OutputError if the system refuses, UsageError for a folder, a name without extension, what is no plain
     file, the `source` itself or one of its pictures, and for a file that exists unless one of the two wishes says what
     to do.
     """
@@ -68,9 +68,9 @@ def check_target(
         if work is not None:
             check_ours(work)
         if output.is_dir():
-            raise UsageError(f"{output} is a folder, expected a file name")
+            raise UsageError(f"{output} is a folder, expected a file")
         if not output.suffix:
-            hint = f"name a file such as {output.name}.mp4, or a folder that exists"
+            hint = f"choose a file such as {output.name}.mp4, or an existing folder"
             raise UsageError(f"{output} has no extension; {hint}")
         found = existing_files(output)
         _refuse_special(found)
@@ -88,25 +88,25 @@ def check_target(
 
 
 def _refuse_gaps(output: Path) -> None:
-    """Raise UsageError where numbers are missing among the pictures of an output: it is no result to leave alone."""
+    """Raise UsageError if numbers are missing among the pictures of an output: it is no result to leave alone."""
     from ultraflash_cli.video.sequence import existing_pictures
 
     numbers = list(existing_pictures(output))
     wanted = numbers[-1] - numbers[0] + 1
     if len(numbers) < wanted:
         there = f"{len(numbers)} of the numbers {numbers[0]} to {numbers[-1]} are there"
-        raise UsageError(f"{output}: only {there}, so -n cannot skip it; -y makes all of them")
+        raise UsageError(f"{output}: only {there}, so -n cannot skip it; use -y to make all")
 
 
 def check_made_names(*outputs: Path) -> None:
-    """Raise UsageError where a name that nobody has given, of a file or of the folder of its pictures, is a link."""
+    """Raise UsageError if a name that nobody has given, of a file or of the folder of its pictures, is a link."""
     for place in (output.parent if is_pictures(output) else output for output in outputs):
         if os.path.islink(place):
-            raise UsageError(f"{place} is a link that was not named; name the output with -o")
+            raise UsageError(f"{place} is a link at a default name; choose the output with -o")
 
 
 def followed(output: Path) -> Path:
-    """Give the file that is written for an output somebody has named: where that is a link, the file it leads to.
+    """Return the file that is written for an output somebody has named: where that is a link, the file it leads to.
 
     Raises UsageError for a link that leads nowhere, to a file of another kind, or that another user has put into a
     folder that all may write.
@@ -115,32 +115,32 @@ def followed(output: Path) -> Path:
         return output
     target = Path(os.path.realpath(output))
     if os.path.islink(target):
-        raise UsageError(f"{output} is a link that leads back to itself; name another output")
+        raise UsageError(f"{output} is a link that points to itself; choose another output")
     if target.suffix.lower() != output.suffix.lower():
-        raise UsageError(f"{output} is a link to {target}, which is another kind of file; name that file with -o")
+        raise UsageError(f"{output} is a link to {target}, which has another extension; name that file with -o")
     link, folder = output.lstat(), output.absolute().parent.stat()
     is_shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
     if is_shared and hasattr(os, "geteuid") and link.st_uid not in (os.geteuid(), folder.st_uid):
-        raise UsageError(f"{output} is a link that another user (uid {link.st_uid}) has made; name another output")
+        raise UsageError(f"{output} is a link created by another user (uid {link.st_uid}); choose another output")
     return target
 
 
 def link_notes(output: Path | None) -> tuple[str, ...]:
-    """Say which file is written where the output that somebody has named is a link."""
+    """Return which file is written where the output that somebody has named is a link."""
     if output is None or not os.path.islink(output):
         return ()
     return (f"{output} is a link to {os.path.realpath(output)}, which is written",)
 
 
 def output_label(output: Path, stream: str | None) -> str:
-    """What messages call an output, by the name of the stream that it goes to, if it does."""
+    """Return what messages call an output, by the name of the stream that it goes to, if it does."""
     if stream is None:
         return output.name
     return "stdout" if stream == "-" else Path(stream).name
 
 
 def is_pictures(output: Path) -> bool:
-    """Tell whether an output is numbered pictures."""
+    """Return whether an output is numbered pictures."""
     return output.suffix.lower() == ".png"
 
 
@@ -157,11 +157,11 @@ def _refuse_special(found: list[Path]) -> None:
     for path in found:
         mode = os.lstat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-            raise UsageError(f"{path} is no plain file; name another output")
+            raise UsageError(f"{path} is not a regular file; choose another output")
 
 
 def _refuse_input(found: list[Path], source: "Source | None") -> None:
-    """Raise UsageError where one of the files is the input or one of its pictures, under whatever name."""
+    """Raise UsageError if one of the files is the input or one of its pictures, under whatever name."""
     from ultraflash_cli.video.sequence import ImageSequence
 
     if not found or not isinstance(source, Path | ImageSequence):
@@ -169,7 +169,7 @@ def _refuse_input(found: list[Path], source: "Source | None") -> None:
     inputs = {_identity(path) for path in (source.pictures() if isinstance(source, ImageSequence) else (source,))}
     for path in found:
         if _identity(path) in inputs - {None}:
-            raise UsageError(f"{path} is the input itself; name another output")
+            raise UsageError(f"{path} is the input itself; choose another output")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -182,7 +182,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def exists_error(output: Path) -> UsageError:
     """Say that an output exists."""
-    return UsageError(f"{output} exists; -y replaces it, -n skips it, -o names another file")
+    return UsageError(f"{output} exists; use -y to replace it, -n to skip it, or -o for another file")
 
 
 def encoded_bytes(codec: str, *, width_px: int, height_px: int, frames: int) -> int:
@@ -191,7 +191,7 @@ def encoded_bytes(codec: str, *, width_px: int, height_px: int, frames: int) -> 
 
 
 def stream_target(identity: str, temp: Path | None, suffix: str) -> Path:
-    """Give the file that stands for stdout while it is made: in `temp`, else in a folder that is this user's alone.
+    """Return the file that stands for stdout while it is made: in `temp`, else in a folder that is this user's alone.
 
     One `identity` has one file, so that an interrupted run is found again.
     """
@@ -205,19 +205,19 @@ def used_bytes(*folders: Path) -> int:
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
-    """Raise OutputError where the disk of `folder` has less room than is needed at least."""
+    """Raise OutputError if the disk of `folder` has less room than is needed at least."""
     if is_virtual(folder):
-        raise OutputError(f"cannot write in {folder}: the system keeps no files there; choose another place with -o")
+        raise OutputError(f"cannot write in {folder}: not a place for files; choose another place with -o")
     free = free_bytes(folder)
     if free < needed_bytes:
         raise OutputError(
             f"disk full: {folder} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed; "
-            "free some space or name another place"
+            "free some space or choose another place"
         )
 
 
 def check_folder(output: Path) -> None:
-    """Raise OutputError where nothing can be written in the folder of `output`, made or not made yet."""
+    """Raise OutputError if nothing can be written in the folder of `output`, made or not made yet."""
     for parent in output.parents:
         if parent.exists():
             if not parent.is_dir():

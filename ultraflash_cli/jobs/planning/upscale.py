@@ -74,10 +74,10 @@ CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m")
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleJob:
-    """One clip to upscale, as asked for."""
+    """One clip to upscale, as requested."""
 
     source: Path
-    """A file, a pattern such as `folder/%05d.png`, with `images` a folder; `-` where there is a `pipe`."""
+    """A file, a pattern such as `folder/%05d.png`, with `images` a folder; `-` if there is a `pipe`."""
     pipe: "Pipe | None" = None
     """What to read instead of a file; nothing of it can be resumed."""
     images: bool = False
@@ -85,13 +85,13 @@ class UpscaleJob:
     output: Path | None = None
     """The file to write; None for a name made from the source's, in `folder`."""
     folder: Path | None = None
-    """Where a made name goes; None for beside the source."""
+    """Where a made name goes; None for next to the source."""
     stdout: BinaryIO | None = None
     """Where the finished file goes instead of to a place of its own."""
     stdout_name: str = "-"
     """What reports call that."""
     temp: Path | None = None
-    """Folder for journal and segments, and for what must be kept of a pipe; None for beside the output."""
+    """Folder for journal and segments, and for what must be kept of a pipe; None for next to the output."""
     res: str | None = None
     """A name such as `1k`, `WxH` (as shown, after rotation), a factor such as `2x`; None for the default rule."""
     model: str = "auto"
@@ -102,7 +102,7 @@ class UpscaleJob:
     decoder: str = "auto"
     """Which of the model's decoders turns latents into frames."""
     store: Path | None = None
-    """Folder of the downloaded weights; None where only built-in ones may be used."""
+    """Folder of the downloaded weights; None if only built-in ones may be used."""
     strength: float = 1.0
     detail: float | None = None
     """How much detail is added, 0 to 1, by a model that offers it; None is 1."""
@@ -121,7 +121,8 @@ class UpscaleJob:
     deinterlace: Literal["auto", "frame", "field", "off"] = "auto"
     """As `video.deinterlacing` explains."""
     fps: Fraction | None = None
-    """Frames a second to write, by repeating or dropping frames; the rate of pictures, which have none of their own."""
+    """Frames per second to write, by repeating or dropping frames; the rate of pictures, which have
+    none of their own."""
     strict: bool = False
     """Refuse an input of which something is damaged or missing."""
     renumber: bool = False
@@ -152,35 +153,35 @@ class UpscaleJob:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.strength) and 0 <= self.strength <= 1):
-            raise ConfigError(f"--strength is between 0 and 1, got {self.strength}")
+            raise ConfigError(f"--strength must be between 0 and 1, got {self.strength}")
         if self.detail is not None and not (math.isfinite(self.detail) and 0 <= self.detail <= 1):
-            raise ConfigError(f"--detail is between 0 and 1, got {self.detail}")
+            raise ConfigError(f"--detail must be between 0 and 1, got {self.detail}")
         check_guard(self.guard)
         if self.res is not None:
             read_res(self.res)
         check_choices(self.model, self.max_memory)
         if self.encoder not in ENCODERS:
-            raise ConfigError(f"--encoder is one of {', '.join(ENCODERS)}, got {self.encoder!r}")
+            raise ConfigError(f"--encoder must be one of {', '.join(ENCODERS)}, got {self.encoder!r}")
         if self.decoder not in DECODERS:
-            raise ConfigError(f"--decoder is one of {', '.join(DECODERS)}, got {self.decoder!r}")
+            raise ConfigError(f"--decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
         if self.codec not in CODECS:
-            raise ConfigError(f"--codec is one of {', '.join(CODECS)}, got {self.codec!r}")
+            raise ConfigError(f"--codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"--device is auto, cpu, cuda or cuda:N, got {self.device!r}")
+            raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.crf is not None and not 0 <= self.crf <= 63:
-            raise ConfigError(f"--crf is between 0 and 63, got {self.crf}")
+            raise ConfigError(f"--crf must be between 0 and 63, got {self.crf}")
         if self.seed < 0:
-            raise ConfigError(f"--seed is 0 or more, got {self.seed}")
+            raise ConfigError(f"--seed must be at least 0, got {self.seed}")
         if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads is 1 or more, got {self.threads}")
+            raise ConfigError(f"--threads must be at least 1, got {self.threads}")
         if self.fps is not None and not 1 <= self.fps <= _FASTEST:
-            raise ConfigError(f"--fps is keep, or between 1 and {_FASTEST}, got {self.fps}")
+            raise ConfigError(f"--fps must be keep or between 1 and {_FASTEST}, got {self.fps}")
         if sum(each is not None for each in (self.output, self.folder, self.stdout)) > 1:
-            raise ConfigError("an output file, an output folder and stdout exclude each other; give one of them")
+            raise ConfigError("an output file, an output folder and stdout exclude each other; choose one")
         if self.pipe is not None and self.output is None and self.stdout is None:
-            raise ConfigError("what comes from stdin has no name; name the output with -o")
+            raise ConfigError("input from stdin has no name; give an output with -o")
         if self.overwrite and self.skip_existing:
-            raise ConfigError("--overwrite and --skip-existing exclude each other; give one of them")
+            raise ConfigError("--overwrite and --skip-existing exclude each other; choose one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,12 +196,12 @@ class Prepared:
     """The output is there already and the job says to skip it then."""
     plan: UpscalePlan
     res: str
-    """The target as a word for names: the one asked for, or what the default rule gave."""
+    """The target as a word for names: the one requested, or what the default rule gave."""
     model: str
     window: Window | None
     """The part of the clip to do; None for all of it."""
     fps: Fraction | None
-    """Frames a second to write, by repeating or dropping; None for every frame once, at its own time."""
+    """Frames per second to write, by repeating or dropping; None for every frame once, at its own time."""
     first_number: int
     """The number of the first picture, where the output is pictures."""
     streams: "StreamPlan"
@@ -219,11 +220,11 @@ def check_choices(model: str, max_memory: str | None) -> None:
     if max_memory is not None:
         parse_memory(max_memory)
     if model not in (*MODELS, *_TRIAL_MODELS):
-        raise ConfigError(f"--model is one of {', '.join(MODELS)}, got {model!r}")
+        raise ConfigError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
 
 
 def choose_model(model: str, store: Path | None, device: str, *, scale: int, parts: tuple[str, ...]) -> str:
-    """Turn ``auto`` into the published model where the weights of its ``parts`` lie in ``store`` and a GPU is there.
+    """Turn ``auto`` into the published model where the weights of its ``parts`` are in ``store`` and a GPU is there.
 
     Else it is ``lite``.
     """
@@ -254,7 +255,8 @@ def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
 
 
 def default_res(width_px: int, height_px: int) -> str:
-    """Name the target that is taken where none is asked for: the first worthwhile one of `1k`, `2k`, else `2x`.
+    """Return the name of the target that is taken where none is requested: the first worthwhile one
+    of `1k`, `2k`, else `2x`.
 
     Narrow strips, whose long side would grow beyond what is possible, get `2x`.
     """
@@ -394,7 +396,7 @@ def _check_target(output: Path, job: UpscaleJob, source: "Source") -> bool:
 
 
 def _check_space(output: Path, job: UpscaleJob, info: "ClipInfo", spec: "EncodeSpec", window: Window | None) -> None:
-    """Refuse a disk that is too full for segments and joined file, which lie side by side for a moment.
+    """Refuse a disk that is too full for segments and joined file, which are side by side for a moment.
 
     Nothing is joined for a stream; and what cannot be resumed is deleted once it is written.
     """
@@ -437,15 +439,15 @@ def _warnings(
     across, down = Fraction(plan.target[1], info.width_px), Fraction(plan.target[0], info.height_px)
     if max(across, down) > _STRETCH * min(across, down):
         warnings.append(
-            f"{name}: the picture is stretched: the target has another shape than the "
+            f"{name}: the picture will be stretched: the target does not have the shape of the "
             f"{info.display_width_px}x{info.display_height_px} of the source"
         )
     if info.other_videos:
         main = next(stream for stream in info.streams if stream.index == info.video_index)
         others = ", ".join(stream.describe() for stream in info.other_videos)
-        warnings.append(f"{name}: several videos: {main.describe()} is upscaled, not {others}")
+        warnings.append(f"{name}: several video streams: upscaling {main.describe()}, not {others}")
     if plan.growth > 3:
-        warnings.append(f"{name}: beyond x3 the source is enlarged by a filter first; it gets no sharper than x3")
+        warnings.append(f"{name}: beyond x3 the source is first enlarged by a filter; no sharper than x3")
     if streams.reason:
         warnings.append(f"{name}: {streams.reason}")
     warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]

@@ -26,11 +26,11 @@ def parse_time(text: str, *, duration_s: Fraction | None) -> Fraction:
         return int(match[1] or 0) * 3600 + int(match[2]) * 60 + Fraction(match[3])
     if match := re.fullmatch(rf"({_NUMBER})%", text):
         if duration_s is None:
-            raise UsageError(f"{text}: the input does not say how long it is; give seconds instead")
+            raise UsageError(f"{text}: the length of the input is unknown; use seconds instead")
         if Fraction(match[1]) > 100:
-            raise UsageError(f"{text}: a percentage is at most 100%")
+            raise UsageError(f"{text}: a percentage must be at most 100%")
         return Fraction(match[1]) / 100 * duration_s
-    raise UsageError(f"{text!r} is no time; write seconds (12.5), mm:ss.fff or a percentage (25%)")
+    raise UsageError(f"invalid time {text!r}; use seconds (12.5), mm:ss.fff or a percentage (25%)")
 
 
 def choose_window(
@@ -45,7 +45,7 @@ def choose_window(
     length_s = Fraction(duration_s) if duration_s is not None else None
     if preview is not None:
         if start is not None or end is not None:
-            raise UsageError("--preview and --start or --end exclude each other; give one of them")
+            raise UsageError("--preview cannot be combined with --start or --end; remove one")
         wanted, at, place = preview.partition("@")
         first_s = parse_time(place if at else "0", duration_s=length_s)
         last_s = first_s + parse_time(wanted, duration_s=length_s)
@@ -53,7 +53,9 @@ def choose_window(
         first_s = parse_time(start, duration_s=length_s) if start is not None else Fraction(0)
         last_s = parse_time(end, duration_s=length_s) if end is not None else _FOREVER_S
     if first_s >= last_s:
-        raise UsageError(f"the part from {float(first_s):g} s to {float(last_s):g} s is empty; start before the end")
+        raise UsageError(
+            f"the range from {float(first_s):g} s to {float(last_s):g} s is empty; --start must be before --end"
+        )
     if length_s is not None and first_s >= length_s:
-        raise UsageError(f"the clip is {float(length_s):.3f} s long, nothing is left from {float(first_s):g} s on")
+        raise UsageError(f"--start is at {float(first_s):g} s, but the clip is only {float(length_s):.3f} s long")
     return clip_start_s + first_s, clip_start_s + last_s

@@ -42,7 +42,7 @@ class SegmentEntry:
     scene_first: int
     """The first frame of the scene that the segment belongs to."""
     state: str | None
-    """File with the cascade's state after the last frame; None where a new scene begins there."""
+    """File with the cascade's state after the last frame; None if a new scene begins there."""
     state_sha256: str | None
 
 
@@ -52,7 +52,7 @@ class BegunEntry:
 
     file: str
     size_bytes: int
-    """How much of the file counts; a later run writes behind it."""
+    """How much of the file counts; a later run writes after it."""
     end_frame: int
     scene_first: int
     groups: int
@@ -78,7 +78,7 @@ class MovedFile:
         return cls(path=os.path.abspath(target), size_bytes=stat.st_size, changed_ns=stat.st_mtime_ns)
 
     def is_there(self) -> bool:
-        """Tell whether it has come to its place."""
+        """Return whether it has come to its place."""
         try:
             stat = os.lstat(self.path)
         except (OSError, ValueError):
@@ -130,7 +130,7 @@ def moved_files(folder: Path) -> list[Path]:
 
 
 def read_journal(folder: Path) -> Found | None:
-    """Read the journal in a folder; None where there is none, or none that can be read."""
+    """Read the journal in a folder; None if there is none, or none that can be read."""
     try:
         check_ours(folder)
         lines = read_text(folder / JOURNAL).splitlines()
@@ -142,7 +142,7 @@ def read_journal(folder: Path) -> Found | None:
             record = json.loads(line)
             if found is None:
                 if record["format"] != FORMAT:
-                    reason = "another version of the program has written the journal of the interrupted run"
+                    reason = "the journal of the interrupted run was written by another version"
                     return Found({}, [], refused=reason, is_foreign=True)
                 found = Found(dict(record["fingerprint"]), [])
             else:
@@ -170,7 +170,7 @@ def _enter(found: Found, record: dict[str, Any]) -> None:
     elif "placement" in record:
         files = tuple(MovedFile(**file) for file in record["placement"]["files"])
         if not files or not all(os.path.isabs(file.path) for file in files):
-            raise ValueError("a placement names files")
+            raise ValueError("a placement must name files")
         found.placement = Placement(frames=record["placement"]["frames"], files=files)
     else:
         found.complete = bool(record["complete"])
@@ -182,18 +182,20 @@ def _check_entry(
     """Raise OutputError for names that no run writes, ValueError for other values that none does."""
     for name, pattern in ((entry.file, file), (entry.state, state)):
         if name is not None and pattern.fullmatch(name) is None:
-            raise OutputError(f"the journal of the interrupted run names {_short(name)!r}, which is no file of ours")
+            raise OutputError(
+                f"the journal of the interrupted run names {_short(name)!r}, which is not a file of ultraflash"
+            )
     numbers = (entry.size_bytes, entry.end_frame, entry.scene_first)
     if any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError("numbers are 0 or more")
+        raise ValueError("numbers must be 0 or more")
     if isinstance(entry, SegmentEntry) and entry.first_frame != first_frame:
-        raise ValueError("segments follow each other")
+        raise ValueError("segments must be consecutive")
 
 
 def version_change(folder: Path, fingerprint: Mapping[str, object]) -> str | None:
-    """Say which versions have changed since the run in `folder` where nothing else keeps the command from going on.
+    """Return which versions have changed since the run in `folder` where nothing else keeps the command from going on.
 
-    None where it can go on, where the command is another one, and where nothing is finished.
+    None if it can go on, where the command is another one, and if nothing is finished.
     """
     found = read_journal(folder)
     if found is None or found.is_foreign:
@@ -205,12 +207,12 @@ def version_change(folder: Path, fingerprint: Mapping[str, object]) -> str | Non
 
 
 def as_read(fingerprint: Mapping[str, object]) -> dict[str, object]:
-    """Give a fingerprint through JSON and back, so that tuples and numbers compare as they will when read again."""
+    """Return a fingerprint through JSON and back, so that tuples and numbers compare as they will when read again."""
     return cast(dict[str, object], json.loads(json.dumps(dict(fingerprint))))
 
 
 def difference(old: Mapping[str, object], new: Mapping[str, object]) -> str | None:
-    """Say in a few words how two fingerprints differ; None where they do not."""
+    """Say in a few words how two fingerprints differ; None if they do not."""
     for name in [*new, *(name for name in old if name not in new)]:
         if old.get(name) != new.get(name):
             return f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}"

@@ -27,7 +27,7 @@ _PICTURE_SAMPLES = 8
 _LEAST_SAMPLE_BYTES = 4 << 10
 
 _VERSION = "the version of "
-_OURS = ("the model's weights", "the plan", "the memory plan", "the encoder", "the streams", "the segments' length")
+_OURS = ("the weights", "the plan", "the memory plan", "the encoder", "the streams", "the segment length")
 """What a newer version of the program may choose differently for the same command."""
 
 
@@ -57,13 +57,13 @@ def pictures_digest(pictures: Sequence[Path]) -> str:
         try:
             content = content_digest(picture, samples=_PICTURE_SAMPLES, sample_bytes=sample_bytes)
         except OSError as error:
-            raise InputError(f"{picture}: cannot be read ({error.strerror}); check its permissions") from error
+            raise InputError(f"{picture}: cannot be read ({error.strerror}); check the permissions") from error
         digest.update(f"{picture.name} {content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def file_facts(name: str, path: Path) -> dict[str, object]:
-    """Give what tells whether a file is still the same, for a fingerprint; `name` is what people call it.
+    """Return what tells whether a file is still the same, for a fingerprint; `name` is what people call it.
 
     Its time of change does not: copies have another one.
     """
@@ -71,19 +71,19 @@ def file_facts(name: str, path: Path) -> dict[str, object]:
 
 
 def library_versions(*more: str) -> dict[str, object]:
-    """Give the versions of what makes pixels and packets, for a fingerprint."""
+    """Return the versions of what makes pixels and packets, for a fingerprint."""
     return {f"{_VERSION}{name}": _version(name) for name in ("ultraflash", "torch", "av", "numpy", *more)}
 
 
 def is_only_another_version(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
-    """Tell whether two fingerprints are of the same command under other versions of the program or its libraries."""
+    """Return whether two fingerprints are of the same command under other versions of the program or its libraries."""
     changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
     versions = changed & {*versions_in(old), *versions_in(new)}
     return bool(versions) and changed - versions <= set(_OURS)
 
 
 def versions_in(fingerprint: Mapping[str, object]) -> dict[str, object]:
-    """Give the part of a fingerprint that names versions."""
+    """Return the part of a fingerprint that names versions."""
     return {name: value for name, value in fingerprint.items() if name.startswith(_VERSION)}
 
 

@@ -1,4 +1,4 @@
-"""The journal of a running job: what is finished for good, kept beside the output until the output is whole."""
+"""The journal of a running job: what is finished for good, kept next to the output until the output is whole."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ class Journal:
         found = read_journal(folder)
         if found is None:
             if swept:
-                self.fresh_because = f"{', '.join(swept)} in {folder} was no file of our own"
+                self.fresh_because = f"{', '.join(swept)} in {folder} was not a file of ultraflash"
             self._clear()
             self._rewrite()
             return
@@ -122,7 +122,7 @@ class Journal:
 
     @property
     def scene_first(self) -> int:
-        """The first frame of the scene that the next frame belongs to, where there is a state to go on from."""
+        """The first frame of the scene that the next frame belongs to if there is a state to continue from."""
         last = self.begun or self.segments[-1]
         return last.scene_first
 
@@ -132,15 +132,15 @@ class Journal:
         return [self.folder / entry.file for entry in self.segments]
 
     def segment_path(self) -> Path:
-        """Give the path where the next segment is to be written."""
+        """Return the path where the next segment is to be written."""
         return self.folder / f"segment-{len(self.segments):06d}.video"
 
     def begun_path(self) -> Path:
-        """Give the path for the pictures of the segment in hand."""
+        """Return the path for the pictures of the current segment."""
         return self.folder / f"begun-{len(self.segments):06d}.frames"
 
     def state_bytes(self) -> bytes | None:
-        """Read the state after the last frame that is safe; None where a new scene begins."""
+        """Read the state after the last frame that is safe; None if a new scene begins."""
         name = self.begun.state if self.begun is not None else self._last_state()
         if name is None:
             return None
@@ -148,7 +148,7 @@ class Journal:
             return file.read()
 
     def begin(self, size_bytes: int, *, end_frame: int, scene_first: int, groups: int, state: StateContent) -> None:
-        """Enter what is there of the segment in hand: the first bytes of `begun_path`, synced, and the state after it.
+        """Enter what is there of the current segment: the first bytes of `begun_path`, synced, and the state after it.
 
         Raises OSError as the file system gives it.
         """
@@ -212,7 +212,7 @@ class Journal:
         return self.segments[-1].state if self.segments else None
 
     def _usable(self, entries: list[SegmentEntry]) -> list[SegmentEntry]:
-        """Give the longest run of segments that are whole and can be continued from."""
+        """Return the longest run of segments that are whole and can be continued from."""
         whole = 0
         for entry in entries:
             path = self.folder / entry.file
@@ -225,7 +225,7 @@ class Journal:
         return usable
 
     def _has_state(self, entry: SegmentEntry | BegunEntry) -> bool:
-        """Tell whether the work can go on after `entry`."""
+        """Return whether the work can go on after `entry`."""
         if entry.state is None:
             return True
         path = self.folder / entry.state
@@ -236,7 +236,7 @@ class Journal:
 
     def _is_whole(self, begun: BegunEntry) -> bool:
         path = self.folder / begun.file
-        # A later run writes behind it, which another name of the same file would suffer from.
+        # A later run writes after it, which another name of the same file would suffer from.
         alone = is_plain(path) and path.stat().st_nlink == 1
         return alone and path.stat().st_size >= begun.size_bytes and self._has_state(begun)
 
@@ -266,7 +266,7 @@ class Journal:
         _sync_folder(self.folder)
 
     def _clear(self) -> None:
-        """Delete all of ours but the journal, a spool, and what is still to be used, with what lies beside it."""
+        """Delete all of ours but the journal, a spool, and what is still to be used, with what is next to it."""
         kept = {LOCK, JOURNAL, SPOOL, self._last_state()}
         if self.begun is not None:
             kept |= {self.begun.file, self.begun.state}

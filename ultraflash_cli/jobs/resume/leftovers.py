@@ -32,7 +32,7 @@ def find_leftovers(folders: Iterable[Path], *, recursive: bool) -> list[Leftover
     found: list[Leftover] = []
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; name the one that holds the outputs")
+            raise InputError(f"{folder}: no such folder; give the folder of the outputs")
         for child in _children(folder, recursive=recursive):
             try:
                 check_ours(child)

@@ -54,7 +54,7 @@ _OWN = re.compile(
     "|".join(
         (
             *map(re.escape, (LOCK, JOURNAL, JOURNAL_DRAFT, SPOOL)),
-            # Beside a segment lie its record and further outputs, and their unfinished parts.
+            # Next to a segment are its record and further outputs, and their unfinished parts.
             rf"{SEGMENT.pattern}(\.[a-z0-9.]+)?",
             *(each.pattern for each in (STATE, BEGUN, BEGUN_STATE, MADE)),
         )
@@ -67,7 +67,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 
 def is_own_name(name: str) -> bool:
-    """Tell whether the program makes a file or folder of this name in a work folder."""
+    """Return whether the program makes a file or folder of this name in a work folder."""
     return _OWN.fullmatch(name) is not None
 
 
@@ -82,19 +82,18 @@ def check_ours(folder: Path) -> None:
     if not stat.S_ISDIR(found.st_mode):
         kind = "a link" if stat.S_ISLNK(found.st_mode) else "a file"
         raise OutputError(
-            f"{folder} is {kind}, expected a folder of our own; remove it, or choose another place with -o"
+            f"{folder} is {kind}, expected a folder created by ultraflash; remove it, or choose another place with -o"
         )
     if not _is_mine(found.st_uid, folder.parent):
         raise OutputError(
-            f"{folder} belongs to another user (uid {found.st_uid}) and is not used; "
-            "choose another place with -o or --temp-dir"
+            f"{folder} belongs to another user (uid {found.st_uid}); choose another place with -o or --temp-dir"
         )
 
 
 def claim(folder: Path) -> None:
-    """Make `folder` where it is missing, for this user alone; one that is there has to be ours.
+    """Make `folder` if it is missing, for this user alone; one that is there has to be ours.
 
-    Raises OutputError where it is not, OSError as the file system gives it.
+    Raises OutputError if it is not, OSError as the file system gives it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -108,7 +107,7 @@ def claim(folder: Path) -> None:
 
 
 def open_existing(path: Path, flags: int = os.O_RDONLY, *, create: bool = False) -> int:
-    """Open a plain file that is not a link, and give its descriptor; `create` makes it where it is missing.
+    """Open a plain file that is not a link, and give its descriptor; `create` makes it if it is missing.
 
     Raises OSError, and OutputError for what is no plain file.
     """
@@ -116,16 +115,16 @@ def open_existing(path: Path, flags: int = os.O_RDONLY, *, create: bool = False)
         descriptor = os.open(path, flags | _NO_FOLLOW | _BINARY | (os.O_CREAT if create else 0), 0o600)
     except OSError as error:
         if path.is_symlink():
-            raise OutputError(f"{path} is a link, expected a file of our own; remove it") from error
+            raise OutputError(f"{path} is a link, expected a file created by ultraflash; remove it") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OutputError(f"{path} is no plain file, expected one of our own; remove it")
+        raise OutputError(f"{path} is not a regular file; remove it")
     return descriptor
 
 
 def edit_existing(path: Path) -> BinaryIO:
-    """Give a plain file to read and write, whole as it is. Raises OSError, OutputError."""
+    """Return a plain file to read and write, whole as it is. Raises OSError, OutputError."""
     return open(open_existing(path, os.O_RDWR), "r+b")
 
 
@@ -138,7 +137,7 @@ def take_away(path: Path) -> None:
 
 
 def make_new(path: Path) -> BinaryIO:
-    """Give a new, empty file to write and read; what had its name loses the name and keeps its content.
+    """Return a new, empty file to write and read; what had its name loses the name and keeps its content.
 
     Raises OSError.
     """
@@ -171,7 +170,7 @@ def truncate(path: Path, size: int) -> None:
 
 
 def is_plain(path: Path) -> bool:
-    """Tell whether `path` is a plain file, and no link."""
+    """Return whether `path` is a plain file, and no link."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -179,7 +178,7 @@ def is_plain(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Take away what has one of our names in `folder` but is a link, a device or another user's; give the names.
+    """Take away what has one of our names in `folder` but is a link, a device or another user's; return the names.
 
     What links point to is left alone. Raises OSError.
     """
@@ -193,7 +192,7 @@ def sweep(folder: Path) -> list[str]:
         if wanted(found.st_mode) and found.st_uid == owner:
             continue
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
-            raise OutputError(f"{path} is no plain file of our own; move it away")
+            raise OutputError(f"{path} is not a regular file created by ultraflash; move it away")
         path.unlink()
         swept.append(path.name)
     return swept

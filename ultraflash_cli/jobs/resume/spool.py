@@ -1,4 +1,4 @@
-"""The pictures of the segment in hand, kept as they are, so that a stop loses none of them."""
+"""The pictures of the current segment, kept as they are, so that a stop loses none of them."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["SegmentSink", "Spool", "Spooled", "spooled"]
 
 _HEAD = Struct("<HqqIIBB")
-"""Sink, time stamp, duration, height, width, bytes a sample, planes."""
+"""Sink, timestamp, duration, height, width, bytes per sample, planes."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Spool:
     """
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """Keep the first `keep_bytes` of the file at `path`; what is held comes behind them."""
+        """Keep the first `keep_bytes` of the file at `path`; what is held comes after them."""
         self._path = path
         self._keep_bytes = keep_bytes
         self._held: list[Spooled] | None = []
@@ -104,7 +104,7 @@ class Spool:
             self._give_up()
 
     def finish(self) -> int | None:
-        """Wait until all is on the disk; gives the size in bytes, None where the disk refused."""
+        """Wait until all is on the disk; returns the size in bytes, None if the disk refused."""
         try:
             if self._held is not None:
                 self._pour()

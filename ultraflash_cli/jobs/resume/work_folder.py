@@ -1,4 +1,4 @@
-"""Where unfinished work lies, and the lock that one run at a time has on it."""
+"""Where unfinished work is, and the lock that one run at a time has on it."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ _LONGEST_NAME = 220
 
 
 def work_folder(output: Path) -> Path:
-    """Give the hidden folder beside `output` that holds its unfinished work."""
+    """Return the hidden folder beside `output` that holds its unfinished work."""
     return output.with_name(f"{_PREFIX}{fitted(output.name)}{_SUFFIX}")
 
 
@@ -42,34 +42,34 @@ def fitted(name: str) -> str:
 
 
 def temp_work_folder(output: Path, temp: Path) -> Path:
-    """Give the folder in `temp` that holds the unfinished work of `output`; outputs of one name have their own."""
+    """Return the folder in `temp` that holds the unfinished work of `output`; outputs of one name have their own."""
     place = hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:8]
     return temp / f"{_PREFIX}{fitted(output.name)}.{place}{_SUFFIX}"
 
 
 def unfinished_work(output: Path, temp: Path | None) -> Path:
-    """Give the folder that holds the unfinished work of `output`, in `temp` where that is given."""
+    """Return the folder that holds the unfinished work of `output`, in `temp` where that is given."""
     return work_folder(output) if temp is None else temp_work_folder(output, temp)
 
 
 def is_work_folder(path: Path) -> bool:
-    """Tell whether `path` is a folder that an unfinished run has made; a link to one is none."""
+    """Return whether `path` is a folder that an unfinished run has made; a link to one is none."""
     return looks_like_work(path.name) and path.is_dir() and not path.is_symlink() and is_plain(path / LOCK)
 
 
 def looks_like_work(name: str) -> bool:
-    """Tell whether a folder of unfinished work may have this name."""
+    """Return whether a folder of unfinished work may have this name."""
     return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
 def private_folder() -> Path:
-    """Give the folder, this user's alone, for what has no place of its own; it is not made here."""
+    """Return the folder, this user's alone, for what has no place of its own; it is not made here."""
     user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
     return Path(tempfile.gettempdir()) / f"ultraflash{user}"
 
 
 def leave_private_folder(folder: Path) -> None:
-    """Remove `folder` where it is the private one and nothing is left in it."""
+    """Remove `folder` if it is the private one and nothing is left in it."""
     if folder == private_folder():
         with suppress(OSError):
             folder.rmdir()

@@ -17,7 +17,7 @@ class Cancelled(Exception):
 class Channel(Generic[T]):
     """A queue of at most `capacity` items with one producer and one consumer.
 
-    The producer ends with `close`, with its failure where there was one; the consumer gives up with `cancel`.
+    The producer ends with `close`, with its failure if there was one; the consumer gives up with `cancel`.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -70,7 +70,7 @@ class Channel(Generic[T]):
             return None
 
     def cancel(self) -> None:
-        """Give up: waiting and later calls on both sides raise Cancelled, held items are dropped."""
+        """Return up: waiting and later calls on both sides raise Cancelled, held items are dropped."""
         with self._changed:
             self._cancelled = True
             self._items.clear()

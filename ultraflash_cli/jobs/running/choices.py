@@ -50,9 +50,9 @@ def profile_of(prepared: Prepared, shelf: "Shelf") -> "Profile":
     job = prepared.job
     profile = settle_coders(find_profile(prepared.model), shelf, encoder=job.encoder, decoder=job.decoder)
     if job.prompt is not None and not profile.refines_by_words:
-        raise UsageError(f"the model {profile.name} takes no words; leave --prompt out")
+        raise UsageError(f"{profile.name} does not use a prompt; remove --prompt")
     if job.detail is not None and profile.pixels is None:
-        raise UsageError(f"the model {profile.name} has one degree of detail only; leave --detail out")
+        raise UsageError(f"{profile.name} has no adjustable detail; remove --detail")
     return profile
 
 
@@ -102,7 +102,7 @@ def _encoder_part(profile: "Profile") -> str:
 
 
 def plan_upscale(prepared: Prepared, profile: "Profile", device: "torch.device", shelf: "Shelf") -> "MemoryPlan":
-    """Plan the memory of an upscaling. Raises OutOfMemory where even the smallest plan is too large."""
+    """Plan the memory of an upscaling. Raises OutOfMemory if even the smallest plan is too large."""
     from ultraflash_cli.models.build import stage_precisions
     from ultraflash_cli.models.memory import memory_budget, plan_upscale_memory
     from ultraflash_cli.models.prompts import is_embedded
@@ -123,7 +123,7 @@ def plan_upscale(prepared: Prepared, profile: "Profile", device: "torch.device",
 def plan_generation(
     prepared: PreparedGeneration, profile: "Profile", device: "torch.device", shelf: "Shelf"
 ) -> "MemoryPlan":
-    """Plan the memory of a clip to generate. Raises OutOfMemory where even the smallest plan is too large."""
+    """Plan the memory of a clip to generate. Raises OutOfMemory if even the smallest plan is too large."""
     from ultraflash_cli.models.build import stage_precisions
     from ultraflash_cli.models.memory import memory_budget, plan_generation_memory
     from ultraflash_cli.models.prompts import is_embedded
@@ -165,9 +165,9 @@ def within(profile: "Profile", settings: "MemorySettings") -> "Profile":
 
 
 def managed(profile: "Profile", rules: "CacheManagement", *, long: bool, groups: int) -> "Profile":
-    """Return the profile under the rules of dynamic cache management, for a clip of so many groups.
+    """Return the profile under the rules of dynamic cache management, for a clip of this many groups.
 
-    A profile may have the SR transformer's memory shrink over a long clip whatever was asked for.
+    A profile may have the SR transformer's memory shrink over a long clip whatever was requested.
     """
     changes: dict[str, Any] = {}
     name = "long_generator" if long else "generator"
@@ -214,6 +214,6 @@ def planes_for(spec: "EncodeSpec | None", device: "torch.device") -> "YuvFormat 
 
 
 def effect_of(settings: "MemorySettings") -> str:
-    """Name what a memory plan changes in the result: a GPU may add up a smaller piece in another order, too."""
+    """Return what a memory plan changes in the result: a GPU may add up a smaller piece in another order, too."""
     pieces = f", {settings.decode_latents} latents decoded at once" if settings.decode_latents else ""
     return f"kv_len {settings.kv_len}, groups of {settings.group_latents}{pieces}"

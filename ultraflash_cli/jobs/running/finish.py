@@ -28,7 +28,7 @@ def finish_of(
     made: str | None = None,
     strict: bool = False,
 ) -> Finish:
-    """Give how segments `files` become an output of so many `frames`; `join` writes the containers among them.
+    """Return how segments `files` become an output of so many `frames`; `join` writes the containers among them.
 
     Pictures are numbered from `first_number` on, and `made` is the tag of each. A copied stream that did not come out
     as it was is worth a warning, and one with which the file cannot be made or fails its check is left out; with
@@ -61,7 +61,7 @@ def finish_of(
 
 
 def _fewer(streams: "StreamPlan") -> "Iterator[StreamPlan]":
-    """Give the plan, then plans for the case that it fails: without each one of the streams, without all of them."""
+    """Return the plan, then plans for the case that it fails: without each one of the streams, without all of them."""
     yield streams
     for stream in streams.beside:
         yield streams.without([stream], "the file cannot be made with it")
@@ -89,8 +89,8 @@ def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int, first: int
         if not others:
             return ()
         names = others[0].name if len(others) == 1 else f"{others[0].name} to {others[-1].name}"
-        left = "was not made by this run and is left" if len(others) == 1 else "were not made by this run and are left"
-        return [f"{target.parent}: {names} {left}; whoever reads the folder takes them for the same clip"]
+        left = "was not made by this run and is kept" if len(others) == 1 else "were not made by this run and are kept"
+        return [f"{target.parent}: {names} {left}; programs reading the folder take them for the same clip"]
 
     return Finish(make=make, move=move, files=each, remarks=remarks)
 
@@ -107,7 +107,7 @@ def _plain(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
         except OSError as error:
             raise OutputError(f"{path}: {error.strerror}") from error
         if written != frames:
-            raise OutputCheckError(f"{path}: holds {written} frames, expected {frames}.")
+            raise OutputCheckError(f"{path}: has {written} frames, expected {frames}")
         return ()
 
     return Finish(make=make, move=_move_file)

@@ -46,9 +46,9 @@ class GenerateReport(Report):
     prompt: str
     seed: int
     low_output: str | None = None
-    """The clip at the base size, where it was asked for."""
+    """The clip at the base size if it was requested."""
     fps: float | None = None
-    """Frames a second in the file."""
+    """Frames per second in the file."""
     counters: dict[str, int] | None = None
     """What the model did and what it spared, by name; empty where an interrupted run had made everything."""
 
@@ -181,7 +181,7 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
     def finishes(self, work: Work) -> tuple[Mapping[Path, Finish], int]:
         prepared, segments = self.prepared, work.journal.files
         finishes: dict[Path, Finish] = {}
-        # The main output comes last: where it is, everything is.
+        # The main output comes last: if it is, everything is.
         if prepared.low_output is not None and prepared.low_spec is not None:
             low_segments = [_low_segment(path) for path in segments]
             finishes[prepared.low_output] = self._finish(low_segments, prepared.low_spec)
@@ -215,7 +215,7 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
 
 
 def _low_segment(path: Path) -> Path:
-    """Give the file beside a segment that holds its frames at the base size; the journal keeps both together."""
+    """Return the file next to a segment that holds its frames at the base size; the journal keeps both together."""
     return path.with_name(f"{path.name}.480p")
 
 
@@ -225,7 +225,7 @@ def _shown_frames(prepared: PreparedGeneration) -> int:
 
 
 def _shown(prepared: PreparedGeneration, number: int) -> Iterator[tuple[int, int]]:
-    """Give time stamp and duration of each frame of the file that shows the generated frame `number`.
+    """Return timestamp and duration of each frame of the file that shows the generated frame `number`.
 
     A frame of the file shows what is on at its time at the model's own rate.
     """
@@ -237,7 +237,7 @@ def _shown(prepared: PreparedGeneration, number: int) -> Iterator[tuple[int, int
 
 
 def _tags(prepared: PreparedGeneration) -> dict[str, str]:
-    """Give what the file says of itself: the prompt, and what made it; nothing where it is to say nothing."""
+    """Return the tags of the file: the prompt, and what made it; none if the job leaves tags out."""
     if not prepared.job.tag:
         return {}
     made_by = f"ultraflash {version('ultraflash')}, model {prepared.model}, seed {prepared.job.seed}"

@@ -1,4 +1,4 @@
-"""The end of a clip that a generated one goes on from: at the generator's rate, of its size."""
+"""The end of a clip that a generated one continues from: at the generator's rate, of its size."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def read_ending(
 ) -> "list[Picture]":
     """Read the last frames of a clip as pictures `[height_px, width_px, 3]` of 8 bits, `rate` of them a second.
 
-    Gives the longest of the `lengths` (ascending) that the clip fills; frames are repeated or dropped to get at the
+    Returns the longest of the `lengths` (ascending) that the clip fills; frames are repeated or dropped to get at the
     rate, never blended. Raises InputError for a clip that is shorter than all of them.
     """
     end_s = info.end_pts * info.time_base if info.end_pts is not None else None
@@ -42,7 +42,7 @@ def read_ending(
     fitting = [length for length in lengths if length <= len(places)]
     if not fitting:
         raise InputError(
-            f"{info.path}: too short to go on from: {len(places)} frames at {rate} a second, {lengths[0]} are needed"
+            f"{info.path}: too short to continue: {len(places)} frames at {rate} per second, {lengths[0]} are needed"
         )
     return [pictures[place] for place in places[-fitting[-1] :]]
 
@@ -56,7 +56,7 @@ def _read_from(
     warn: Callable[[str], None],
     threads: int,
 ) -> "tuple[list[Fraction], list[Picture], Fraction]":
-    """Give times and pictures of what lies shortly before `end_s` (of nothing, where it is None), and the last time."""
+    """Return times and pictures of what is shortly before `end_s` (of nothing if it is None), and the last time."""
     from ultraflash_cli.video.decode import read_frames
 
     times_s: list[Fraction] = []

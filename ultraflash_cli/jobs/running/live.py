@@ -69,7 +69,7 @@ class LiveStream(threading.Thread):
             self.start()
 
     def add(self, path: Path) -> None:
-        """Write a finished segment behind the others."""
+        """Write a finished segment after the others."""
         self._segments.put(path)
 
     def finish(self) -> None:
@@ -90,7 +90,7 @@ class LiveStream(threading.Thread):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give up where the block has failed; nobody waits for a reader that takes nothing."""
+        """Return up where the block has failed; nobody waits for a reader that takes nothing."""
         if error is not None:
             self._segments.put(_Abandoned())
 

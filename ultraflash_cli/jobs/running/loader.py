@@ -49,18 +49,18 @@ class Built(Generic[ModelT]):
     memory_plan: str = ""
     """What the plan of its memory changes of the result, however little; nothing is resumed under another one."""
     planned_bytes: int | None = None
-    """What that plan is for; None where none was made."""
+    """What that plan is for; None if none was made."""
     state_bytes: int = 0
     """What a saved state takes."""
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
-    """What the model runs with beside its weights: condition noise, timestep, remembered blocks."""
+    """What the model runs with next to its weights: condition noise, timestep, remembered blocks."""
     warnings: tuple[str, ...] = ()
-    """What was noticed on the way: a prompt that was cut, a smaller plan for lack of memory."""
+    """What was noticed along the way: a prompt that was cut, a smaller plan for lack of memory."""
     frame_seconds: float | None = None
-    """How long the model is foretold to take for a frame; None where nobody knows."""
+    """How long the model is foretold to take for a frame; None if nobody knows."""
 
     def predicted_seconds(self, total: int | None, done: int) -> float | None:
-        """How long the model is going to take for what is left of so many frames; None where nobody knows."""
+        """Return how long the model is going to take for what is left of this many frames; None if nobody knows."""
         return None if total is None or self.frame_seconds is None else max(0, total - done) * self.frame_seconds
 
 

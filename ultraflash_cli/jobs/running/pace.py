@@ -11,7 +11,7 @@ _SLACK = Fraction(1, 4)
 
 
 class Pace:
-    """Tells of each frame of a clip, in order, at which times a file of `fps` frames a second shows it.
+    """Tells of each frame of a clip, in order, at which times a file of `fps` frames per second shows it.
 
     A frame of the file shows what is on when it begins; times that were rounded, as Matroska does, count as meant. The
     file lasts less than one of its frames longer than the clip. `time_base` is the unit of the clip's own times and
@@ -26,7 +26,7 @@ class Pace:
         self._next = 0
 
     def times(self, pts: int, duration: int) -> Iterator[tuple[int, int]]:
-        """Give time stamp and duration of every frame of the file that shows the frame at `pts`."""
+        """Return timestamp and duration of every frame of the file that shows the frame at `pts`."""
         if self._first_pts is None:
             self._first_pts = pts
         end = ceil((pts + duration - self._first_pts) * self._places - self._slack)

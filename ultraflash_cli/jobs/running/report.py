@@ -24,7 +24,7 @@ class Report:
     device: str | None = None
     precision: str | None = None
     settings: dict[str, object] | None = None
-    """What the model ran with beside its weights; empty for one without SR transformer."""
+    """What the model ran with next to its weights; empty for one without SR transformer."""
     encoder: dict[str, object] | None = None
     frames_in: int = 0
     frames_out: int = 0
@@ -47,7 +47,7 @@ class Report:
     warnings: tuple[str, ...] = ()
 
     def done(self) -> Done:
-        """Give the event that ends the job."""
+        """Return the event that ends the job."""
         return Done(
             input=self.input,
             output=self.output,
@@ -75,7 +75,7 @@ class Speeds(TypedDict):
 class Progress:
     """Tells the frames that are done after every group, and what was measured at the end.
 
-    `clock` gives seconds and `started_s` is when the job began; `total` is None where nobody knows how many frames
+    `clock` gives seconds and `started_s` is when the job began; `total` is None if nobody knows how many frames
     there are.
     """
 
@@ -111,7 +111,7 @@ class Progress:
         )
 
     def measured(self, *, device: str, stages: dict[str, float]) -> Speeds:
-        """Give the measured part of the report; `stages` are the seconds of the model's stages."""
+        """Return the measured part of the report; `stages` are the seconds of the model's stages."""
         frames = self._work.journal.frames - self._resumed
         seconds = self._clock() - self._started_s
         times = stages | asdict(self.busy)

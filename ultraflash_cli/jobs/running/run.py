@@ -41,7 +41,7 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
     can_retry: bool = True
     """The input can be read again, under a smaller memory plan."""
     total_frames: int | None
-    """Frames that the model makes; None where nobody knows."""
+    """Frames that the model makes; None if nobody knows."""
     made: str | None = None
     """The tag of the outputs, once the model is there: how they were made."""
 
@@ -78,7 +78,7 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     @abstractmethod
     def tag(self, prepared: PreparedT, built: Built[ModelT]) -> str | None:
-        """Return what the outputs say of how they were made; None where they are to say nothing."""
+        """Return what the outputs say of how they were made; None if they are to say nothing."""
 
     def check(self, work: Work, built: Built[ModelT]) -> None:
         """Refuse what can be refused before the first frame, with the journal open."""
@@ -257,7 +257,7 @@ def _fingerprint(task: Task[Any, Any, Any], built: Built[Any]) -> dict[str, obje
     return {
         **task.inputs(),
         "--model": task.prepared.model,
-        "the model's weights": built.weights,
+        "the weights": built.weights,
         "--res": f"{spec.width_px}x{spec.height_px}",
         "--seed": job.seed,
         "--device": built.device,
@@ -269,7 +269,7 @@ def _fingerprint(task: Task[Any, Any, Any], built: Built[Any]) -> dict[str, obje
         "--enc-opt": job.enc_options,
         **task.options(),
         "the memory plan": built.memory_plan,
-        "the segments' length": task.segment_frames,
+        "the segment length": task.segment_frames,
         **library_versions(),
     }
 

@@ -1,4 +1,4 @@
-"""The writing side of a job: a thread that encodes behind the model and enters finished segments in the journal."""
+"""The writing side of a job: a thread that encodes after the model and enters finished segments in the journal."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 OpenSegment = Callable[[Path], Sequence[SegmentSink]]
-"""Opens a segment at a path, with further ones beside it (names that begin with the path's) where a job writes more
+"""Opens a segment at a path, with further ones next to it (names that begin with the path's) where a job writes more
 than one output."""
 
 
@@ -44,7 +44,7 @@ class Busy:
 
     @property
     def limit(self) -> str:
-        """Name the side that the other two wait for."""
+        """Return the name of the side that the other two wait for."""
         sides = {"reading": self.reading, "model": self.model, "writing": self.writing}
         return max(sides, key=lambda side: sides[side])
 
@@ -72,8 +72,8 @@ class Pause:
 class SegmentThread(threading.Thread, Generic[T]):
     """Encodes what its channel brings, `write` being how one item goes into the segment's sinks.
 
-    `pausable` keeps what a `Pause` needs: the pictures of the segment in hand, on the disk. `on_segment` hears of every
-    segment that is finished.
+    `pausable` keeps what a `Pause` needs: the pictures of the current segment, on the disk.
+    `on_segment` is called for every segment that is finished.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class SegmentThread(threading.Thread, Generic[T]):
             # The writer gave up; its failure is the one to tell.
             self.join()
         except Exception:
-            # What the model has finished is written before its failure is told.
+            # What the model has finished is written before its failure is reported.
             self.channel.close()
             self.join()
             raise

@@ -1,4 +1,4 @@
-"""How finished pictures come into a segment: as often as shown, with transparency, beside the plain resample."""
+"""How finished pictures come into a segment: as often as shown, with transparency, next to the plain resample."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +46,7 @@ class ThinnedSegment:
 
 
 def writer_of(prepared: Prepared) -> "Callable[[SegmentSink, SourceFrame, Picture], None]":
-    """Give what brings a finished picture into a segment, as often as it is shown."""
+    """Return what brings a finished picture into a segment, as often as it is shown."""
     compose = _side_by_side(prepared) if prepared.job.side_by_side else None
 
     def write(sink: SegmentSink, source: SourceFrame, sharp_hwc: "Picture") -> None:
@@ -65,7 +65,7 @@ def writer_of(prepared: Prepared) -> "Callable[[SegmentSink, SourceFrame, Pictur
 
 
 def _side_by_side(prepared: Prepared) -> "Callable[[Picture, Picture], Picture]":
-    """Give what puts the plain resample on the left, as shown, and the result on the right; also of transparency."""
+    """Return what puts the plain resample on the left, as shown, and the result on the right; also of transparency."""
     import numpy as np
 
     from ultraflash_cli.video.color import as_picture

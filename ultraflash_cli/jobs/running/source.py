@@ -86,8 +86,8 @@ def _decoded_frames(prepared: Prepared, warn: Warn) -> Iterator[DecodedFrame]:
 def _refuse_damage(prepared: Prepared, report: ReadReport) -> None:
     if report.damaged:
         raise InputError(
-            f"{prepared.job.source}: damaged or cut, refused by --strict: {report.frames} frames could be read, "
-            f"{report.failures} packets could not, {float(report.lost_s):.2f} s of the end are lost"
+            f"{prepared.job.source}: damaged or truncated, refused by --strict: {report.frames} frames could be read, "
+            f"{report.failures} packets could not, the last {float(report.lost_s):.2f} s are lost"
         )
 
 

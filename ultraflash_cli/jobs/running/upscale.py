@@ -164,7 +164,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
 
     def note(self, work: Work) -> str | None:
         if self.prepared.job.pipe is not None and self.prepared.job.resume:
-            return f"{self.label}: what comes from stdin cannot be read twice, so this run cannot be resumed"
+            return f"{self.label}: stdin cannot be read twice, so this run cannot be resumed"
         return work.note
 
     def move(self, work: Work, built: Built[FrameUpscaler], progress: Progress, stream: LiveStream | None) -> None:
@@ -195,7 +195,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
 
     def check_moved(self, work: Work) -> None:
         if not work.journal.frames:
-            raise UsageError(f"{self.name}: no frame lies in the part that was asked for")
+            raise UsageError(f"{self.name}: no frames in the selected range")
         if self._spools and self.prepared.job.pipe is not None:
             self.prepared.job.pipe.read_to_end()
 

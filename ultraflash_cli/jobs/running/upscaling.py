@@ -40,9 +40,9 @@ class SourceFrame:
     pts: int
     duration: int
     alpha_hw: np.ndarray | None = None
-    """How opaque each pixel is, where that is kept."""
+    """How opaque each pixel is if that is kept."""
     times: tuple[tuple[int, int], ...] | None = None
-    """Time stamp and duration of every picture it becomes, where that is not one at its own time."""
+    """Time stamp and duration of every picture it becomes if that is no at its own time."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ def move_frames(
 ) -> bool:
     """Bring every frame that the journal does not have yet through the model into finished segments.
 
-    `source` is called in the reading thread and gives the whole clip from frame 0; `on_group` hears, after every
-    group, how many frames are done; `output` is what failures to write are said of; `write` brings a frame of the
-    source and its finished picture into a segment. Returns False when `stop` was requested before the end; with
-    `pausable` every group that is done then is kept, else whole segments. `on_segment` hears of every finished segment.
-    Raises what any of the sides raises; finished segments stay in the journal.
+    `source` is called in the reading thread and gives the whole clip from frame 0; `on_group`
+    hears, after every group, how many frames are done; `output` is what failures to write are said
+    of; `write` brings a frame of the source and its finished picture into a segment. Returns False
+    when `stop` was requested before the end; with `pausable` every group that is done then is kept,
+    else whole segments. `on_segment` is called for every finished segment. Raises what any of the
+    sides raises; finished segments stay in the journal.
     """
     write_one = write or _write_as_it_is
 
@@ -191,7 +192,7 @@ class _Model:
         return True
 
     def _pause(self) -> bool:
-        """Keep what the segment in hand has so far; gives False."""
+        """Keep what the current segment has so far; gives False."""
         if self.pausable and self._state is not None and self._done > self._kept:
             state = self.upscaler.save_state(self._state)
             self.pictures.put(Pause(self._done, self._scene_first, self._segment_groups, state))
@@ -254,7 +255,7 @@ class _Model:
     def _hand_on(self, pictures: deque[np.ndarray | Arriving]) -> None:
         """Send finished pictures on, letting go of each."""
         if pictures and self._done == self._begun:
-            arrived(pictures[0])  # the time to a first frame is told truly
+            arrived(pictures[0])  # the time to a first frame is reported truly
         while pictures:
             self.pictures.put(_Picture(self._in_flight.popleft(), pictures.popleft()))
             self._done += 1

@@ -102,11 +102,11 @@ class Work:
     def note(self) -> str | None:
         """Why the work goes on or begins again; None for a plain start."""
         if self.journal.placed:
-            return f"{self.label}: done already, {self.output} is in place; only the tidying up was interrupted"
+            return f"{self.label}: already finished, {self.output} is in place (only the cleanup was interrupted)"
         if self.journal.safe_frames:
-            return f"{self.label}: going on after {self.journal.safe_frames} finished frames of an interrupted run"
+            return f"{self.label}: resuming after {self.journal.safe_frames} finished frames of an interrupted run"
         if self.journal.fresh_because:
-            return f"{self.label}: starting afresh, {self.journal.fresh_because}"
+            return f"{self.label}: starting over, {self.journal.fresh_because}"
         return self._kept_aside or None
 
     def open_journal(self, fingerprint: Mapping[str, object]) -> Journal:
@@ -134,7 +134,7 @@ class Work:
         frames, name = count_frames(self.folder), self.folder.name
         kept = self._lock.set_aside()
         self._kept_aside = (
-            f"{self.label}: starting afresh, {change}; the {frames} frames finished before are kept: renamed back from "
+            f"{self.label}: starting over, {change}; the {frames} finished frames are kept in {kept}: "
             f"{kept} to {name} that version goes on with them, `ultraflash clean` removes them"
         )
 
@@ -155,8 +155,8 @@ class Work:
         """What the same command will find."""
         kept = count_frames(self.folder) if self._resume else 0
         if kept:
-            return f"{kept} frames are finished, the same command goes on from there"
-        return "nothing is kept; the same command starts over"
+            return f"{kept} frames are finished, the same command resumes there"
+        return "nothing was kept, the same command starts over"
 
     def check_stream(self, stream: LiveStream) -> None:
         """Raise what has ended the stream, with what is kept where its reader has left."""
@@ -272,4 +272,6 @@ def locked_work(
             raise
         for each in {folder, place}:
             if not discard(each) and each.is_dir():
-                work.warn(f"{each} is left: it holds what this program has not made; look at it and remove it")
+                work.warn(
+                    f"{each} was not removed: it contains files that ultraflash did not create; check and remove it"
+                )

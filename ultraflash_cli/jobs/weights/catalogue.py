@@ -29,8 +29,8 @@ class Catalogue:
         below = [entry for each, entry in self.entries.items() if each.startswith(f"{name.rstrip('/')}/")]
         if not name or not below:
             near = difflib.get_close_matches(name, [*self.sets, *self.entries], n=2, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`ultraflash weights list` names them."
-            raise UsageError(f"no weights are called {name!r}; {hint}")
+            hint = f"did you mean {' or '.join(near)}?" if near else "`ultraflash weights list` shows all"
+            raise UsageError(f"unknown weights {name!r}; {hint}")
         return below
 
 

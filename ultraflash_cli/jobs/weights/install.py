@@ -43,8 +43,8 @@ class Pulled:
 def import_file(catalogue: Catalogue, name: str | None, source: Path, *, store: WeightStore) -> Pulled:
     """Take a file that the user has into the store, recognised by what is in it.
 
-    Raises UsageError where it could be several entries and none is named, InputError where there is no such file,
-    WeightsError where it is not what it should be.
+    Raises UsageError if it could be several entries and none is named, InputError if there is no such file,
+    WeightsError if it is not what it should be.
     """
     if not source.is_file():
         raise InputError(f"{source}: no such file; check the path")
@@ -53,8 +53,8 @@ def import_file(catalogue: Catalogue, name: str | None, source: Path, *, store: 
     entry = next((place for place in entry.places if place.sha256 == sha256), _unlocked_place(entry, source))
     if entry.sha256 is not None and (sha256, size) != (entry.sha256, entry.bytes):
         raise WeightsError(
-            f"{source}: {size} bytes, sha256 starts {sha256[:12]}; expected {entry.bytes} bytes, "
-            f"{entry.sha256[:12]} for {entry.name}. Run `ultraflash weights pull {entry.name}`."
+            f"{source}: {size} bytes, sha256 starts with {sha256[:12]}; expected {entry.bytes} bytes, "
+            f"{entry.sha256[:12]} for {entry.name}; run `ultraflash weights pull {entry.name}`"
         )
     with OutputLock(store.downloads):
         store.tidy()
@@ -126,9 +126,9 @@ def _check_tokenizer_file(path: Path, name: str) -> None:
         try:
             json.loads(content)
         except ValueError as error:
-            raise WeightsError(f"{name}: not readable as JSON ({error}).") from error
+            raise WeightsError(f"{name}: not readable as JSON ({error})") from error
     elif not content.startswith(b"\n"):  # the first field of a sentencepiece model, a list of pieces
-        raise WeightsError(f"{name}: not a sentencepiece model.")
+        raise WeightsError(f"{name}: not a sentencepiece model")
 
 
 def _entry_of(catalogue: Catalogue, name: str | None, source: Path) -> WeightEntry:
@@ -136,7 +136,7 @@ def _entry_of(catalogue: Catalogue, name: str | None, source: Path) -> WeightEnt
     if name is not None:
         entries = catalogue.choose(name)
         if len(entries) != 1 or entries[0].packaged:
-            raise UsageError(f"--from takes one file for one name from the hub, not for {name!r}")
+            raise UsageError(f"--from imports one file of a published model, not {name!r}")
         return entries[0]
     from ultraflash_cli.weights.convert import read_checkpoint, recognise
 
@@ -150,9 +150,9 @@ def _entry_of(catalogue: Catalogue, name: str | None, source: Path) -> WeightEnt
     if len(fitting) == 1 or len(named) == 1:
         return (named if len(named) == 1 else fitting)[0]
     if not fitting:
-        what = "no known network" if architecture is None else f"{architecture}, which nothing in the list is for"
-        raise WeightsError(f"{source}: its tensors belong to {what}. `ultraflash weights list` names what there is.")
-    raise UsageError(f"{source} could be {' or '.join(entry.name for entry in fitting)}; name the one it is")
+        what = "no known network" if architecture is None else f"{architecture}, which is not in the list"
+        raise WeightsError(f"{source}: its tensors belong to {what}; `ultraflash weights list` shows all")
+    raise UsageError(f"{source} could be {' or '.join(entry.name for entry in fitting)}; give its NAME")
 
 
 def _unlocked_place(entry: WeightEntry, source: Path) -> WeightEntry:
@@ -171,7 +171,7 @@ def require_free(store: WeightStore, needed: int) -> None:
     if free < needed:
         raise OutputError(
             f"disk full: {store.root} has {free / 1e9:.2f} GB free, about {needed / 1e9:.2f} GB are needed; free some "
-            "space or name another folder in ULTRAFLASH_HOME"
+            "space or set ULTRAFLASH_HOME to another folder"
         )
 
 

@@ -27,11 +27,11 @@ class Source:
 
     remote: RemoteFile
     entries: tuple[WeightEntry, ...]
-    """More than one where only the file's content tells which of them it is; each at the place where it was found."""
+    """More than one where only the file's content tells which of them it is; each at the place if it was found."""
     by_name: frozenset[str]
-    """Those that were asked for by their own name: they have to be in it."""
+    """Those that were requested by their own name: they have to be in it."""
     how: tuple[str, ...] = ()
-    """What was done to find it, where it is not simply the file that the list names first."""
+    """What was done to find it if it is not simply the file that the list names first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ def plan_pull(
         except WeightsError as error:
             if not optional or type(error) is not WeightsError:
                 raise
-            without.append((entry, _first_sentence(error)))
+            without.append((entry, _finding(error)))
     sources = _by_file(found, by_name)
     plan = PullPlan(
         store=store,
@@ -144,7 +144,7 @@ def run_pull(plan: PullPlan, on_event: Listener, *, clock: Callable[[], float] =
 def _divide(
     entries: Iterable[WeightEntry], store: WeightStore, on_event: Listener
 ) -> tuple[list[WeightEntry], list[WeightEntry]]:
-    """Tell what is there and sound from what has to be fetched; damage is said, not taken for soundness."""
+    """Return what is there and sound from what has to be fetched; damage is said, not taken for soundness."""
     ready: list[WeightEntry] = []
     missing: list[WeightEntry] = []
     for entry in entries:
@@ -155,7 +155,7 @@ def _divide(
             if entry.packaged:
                 raise
             if store.receipt(entry) is not None:
-                on_event(Warned(input=entry.name, message=f"{_first_sentence(error)}; it is pulled again"))
+                on_event(Warned(input=entry.name, message=f"{_finding(error)}; pulling it again"))
             missing.append(entry)
     return ready, missing
 
@@ -184,7 +184,7 @@ def _refuse_installed(ready: Iterable[WeightEntry], store: WeightStore) -> None:
         stated = (receipt.licence if receipt else "") or entry.licence
         if not licence_of(stated).commercial:
             raise WeightsError(
-                f"{entry.name}: installed under {stated}, which does not allow commercial use, or is not known; "
+                f"{entry.name}: installed under {stated}, which does not allow commercial use or is not confirmed; "
                 f"`ultraflash weights rm {entry.name}` removes it"
             )
 
@@ -196,7 +196,7 @@ def _pull(plan: PullPlan, source: Source, on_event: Listener, clock: Callable[[]
     part: Path | None = None
     if path is None:
         if plan.hub.offline:
-            raise WeightsError(f"{remote}: the network is not to be used. Pull it without --offline.")
+            raise WeightsError(f"{remote}: --offline is set; run again without it")
         path = part = store.download(source.entries[0], remote.identity)
         began_s, had = clock(), part.stat().st_size if part.exists() else 0
 
@@ -229,7 +229,7 @@ def _pull(plan: PullPlan, source: Source, on_event: Listener, clock: Callable[[]
         if entry.name in source.by_name or not done:
             kept = f" `ultraflash weights rm {entry.name}` removes the download." if part is not None else ""
             raise WeightsError(f"{entry.name}: {error}{kept}") from error
-        done.append(left_out(entry, _first_sentence(error)))
+        done.append(left_out(entry, _finding(error)))
     if part is not None:
         part.unlink()
     return done
@@ -242,17 +242,17 @@ def _cached(remote: RemoteFile, on_event: Listener) -> tuple[Path | None, str]:
     try:
         return remote.cached, check_download(remote, remote.cached)
     except WeightsError as error:
-        on_event(Warned(input=str(remote), message=f"{_first_sentence(error)} in {remote.cached}; it is fetched anew"))
+        on_event(Warned(input=str(remote), message=f"{_finding(error)} in {remote.cached}; downloading it again"))
         return None, ""
 
 
 def _check_space(store: WeightStore, remotes: Sequence[RemoteFile]) -> None:
-    """Refuse a disk that cannot hold every result, and the largest download beside its own."""
+    """Refuse a disk that cannot hold every result, and the largest download next to its own."""
     if remotes:
         downloads = [remote.bytes for remote in remotes if remote.cached is None]
         have = sum(part.stat().st_size for part in store.downloads.glob("*.part"))
         require_free(store, sum(remote.bytes for remote in remotes) + max(0, max(downloads, default=0) - have))
 
 
-def _first_sentence(error: Exception) -> str:
-    return str(error).split(". ")[0].removesuffix(".")
+def _finding(error: Exception) -> str:
+    return str(error).partition("; ")[0]

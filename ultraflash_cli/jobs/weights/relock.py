@@ -22,11 +22,11 @@ def check_lock_target(out: Path, *, overwrite: bool) -> None:
     """Refuse, with a UsageError, a place inside an installed package, or a file that exists and is to be kept."""
     place = out.resolve()
     if place.is_relative_to(package_folder().resolve()) or _INSTALLED & set(place.parts):
-        raise UsageError(f"{out} lies inside an installed package, which is never written to; name another file")
+        raise UsageError(f"{out} is inside an installed package, which is never modified; choose another file")
     if out.is_dir():
-        raise UsageError(f"{out} is a folder, expected a file name")
+        raise UsageError(f"{out} is a folder, expected a file")
     if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists; -y replaces it")
+        raise UsageError(f"{out} exists; use -y to replace it")
 
 
 def lock_weights(
@@ -35,7 +35,7 @@ def lock_weights(
     """Write the list to ``out`` with the named entries, or all of the hub, locked; return those entries.
 
     An unlocked place takes commit, size and sha256 from what the hub has now; a locked one is compared with the hub
-    and kept, or with ``update`` locked anew. A file that the hub has no sha256 of is small; it is fetched, checked
+    and kept, or with ``update`` locked again. A file that the hub has no sha256 of is small; it is fetched, checked
     against its id in git and hashed. A place where the hub has nothing stays unlocked, with a warning. Raises
     WeightsError where the hub says no, has none of an entry's places, or has another file than the list says; nothing
     is written then.
@@ -68,7 +68,7 @@ class _Locker:
         self._hashed: dict[tuple[str, str], RemoteFile] = {}
 
     def locked(self, entry: WeightEntry) -> WeightEntry:
-        """Return the entry with every place locked that the hub has. Raises WeightsError where it has none."""
+        """Return the entry with every place locked that the hub has. Raises WeightsError if it has none."""
         first, *others = entry.places
         refusals: list[WeightsError] = []
         places: list[WeightEntry] = []
@@ -83,7 +83,7 @@ class _Locker:
         if len(refusals) == len(places):
             raise refusals[0]
         for error in refusals:
-            self._on_event(Warned(input=entry.name, message=f"{error}; this place stays as it was"))
+            self._on_event(Warned(input=entry.name, message=f"{error}; this entry is unchanged"))
         first, *others = places
         alternatives = tuple(
             replace(

@@ -10,7 +10,7 @@ __all__ = ["RECIPES", "Recipe"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A recipe by name; what it needs is imported on ``load``."""
+    """A recipe by name; ``load`` imports it."""
 
     name: str
     """What users call it, and the name of its file."""
@@ -18,7 +18,7 @@ class Recipe:
     """One sentence for the help."""
 
     learns_from: Literal["material", "pairs", "scenes"] = "material"
-    """What its data are: prepared material, pairs made of it, or drawn scenes (encoded ones, or new as it goes)."""
+    """What ``--data`` is: prepared material, pairs made from it, or encoded scenes (optional)."""
 
     profiles: bool = False
     """Whether it trains the networks of several models: ``configure`` then takes a ``profile``."""
@@ -26,12 +26,12 @@ class Recipe:
     def load(self) -> ModuleType:
         """Return the module, which offers these.
 
-        ``NETWORKS``: the roles that an export writes. ``HELPERS``, where there are any: roles that only training needs.
+        ``NETWORKS``: the roles that an export writes. ``HELPERS`` if there are any: roles that only training needs.
         ``merge``, where weights of several runs are more than one laid over the other.
         ``configure(steps=, seed=, toy=)``: its frozen config, with ``loop``. ``start(config, materials, weights)``: the
         roles, children of one module, before the first step. ``learners(config)``: who learns what, each with a pure
         ``loss(roles, batch, rng)``. ``make(config, data)``: a picklable function from a number to a batch.
-        ``pictures(config, roles, batch, rng)``: a picture of what the averaged weights do.
+        ``pictures(config, roles, batch, rng)``: a picture of what the EMA weights do.
         """
         return import_module(f"{__name__}.{self.name}")
 
@@ -39,45 +39,29 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(name="bottleneck", summary="Train the middle of a fresh autoencoder on the components of its material."),
-        Recipe(name="autoencoder", summary="Train encoder and decoder of one latent space for every size."),
-        Recipe(name="pixels", summary="Train encoder, latent upsamplers and decoder together, by regression."),
+        Recipe(name="bottleneck", summary="Start an autoencoder: train its middle on components."),
+        Recipe(name="autoencoder", summary="Train encoder and decoder of one latent space."),
+        Recipe(name="pixels", summary="Train the pixel path by regression."),
         Recipe(
             name="perceptual",
-            summary="Tune the pixel path for how frames look, on pairs that make-pairs made.",
+            summary="Tune the pixel path for appearance, on kept pairs.",
             learns_from="pairs",
         ),
-        Recipe(name="sr_dit", summary="Train the SR transformer by one-step regression, through the decoder."),
-        Recipe(name="decoder", summary="Train the decoder by regression onto pixels; a fresh encoder learns along."),
-        Recipe(
-            name="latent_upsampler",
-            summary="Train the latent upsamplers by regression onto encoded clips.",
-            profiles=True,
-        ),
-        Recipe(
-            name="tv2v_flow_matching",
-            summary="Train a dense, many-step SR transformer by flow matching.",
-            profiles=True,
-        ),
-        Recipe(
-            name="causal_dmd",
-            summary="Distil the SR transformer into one sparse step, with hybrid rewards.",
-            profiles=True,
-        ),
-        Recipe(
-            name="cascade_dpo",
-            summary="Tune the SR transformer by preferences over roll-outs of the cascade.",
-            profiles=True,
-        ),
+        Recipe(name="sr_dit", summary="Train the SR transformer by one-step regression."),
+        Recipe(name="decoder", summary="Train the decoder, and a new encoder, by regression."),
+        Recipe(name="latent_upsampler", summary="Train the latent upsamplers by regression.", profiles=True),
+        Recipe(name="tv2v_flow_matching", summary="Train a dense SR transformer by flow matching.", profiles=True),
+        Recipe(name="causal_dmd", summary="Distil the SR transformer into one sparse step.", profiles=True),
+        Recipe(name="cascade_dpo", summary="Tune the SR transformer by preference (DPO).", profiles=True),
         Recipe(
             name="generator",
-            summary="Train a causal text-to-video generator on drawn scenes, by flow matching.",
+            summary="Train a text-to-video generator by flow matching.",
             learns_from="scenes",
             profiles=True,
         ),
         Recipe(
             name="generator_distil",
-            summary="Distil the generator into few steps, on its own roll-outs.",
+            summary="Distil the generator into few steps.",
             learns_from="scenes",
         ),
     )

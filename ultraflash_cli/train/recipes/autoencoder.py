@@ -72,7 +72,7 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         if self.profile.decoder is None:
-            raise ConfigError(f"{self.profile.name} has no decoder of latents at every size")
+            raise ConfigError(f"{self.profile.name} has no latent decoder for every size")
 
 
 def loss(config: AutoencoderConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ def start(config: AutoencoderConfig, materials: list[Material], weights: dict[st
     """Return the roles before the first step: fresh ones hold the principal components of the material.
 
     Given both networks, both go on; an encoder alone stays as it is, because others may have learned its latents.
-    Raises WeightsError where they do not fit, UsageError where the learned distance has no weights.
+    Raises WeightsError if they do not fit, UsageError where the learned distance has no weights.
     """
     if config.perception:
         weights_path("alex")

@@ -51,13 +51,13 @@ class BottleneckConfig:
     profile: Profile
     """The networks' sizes."""
     base: autoencoder.AutoencoderConfig
-    """Whose start this goes on from; it says how often each kind of material is taken."""
+    """Whose start this continues from; it says how often each kind of material is taken."""
     latents: int = 3
     """Latent frames of a clip."""
     cells: int = 32
     """Side of a clip, in latents."""
     square: float = 8.0
-    """Weight of the mean square error beside that of its root in each cell."""
+    """Weight of the mean square error next to that of its root in each cell."""
     spread: float = 0.0003
     """Weight of what keeps the latents at mean 0 and variance 1."""
     latent_noise: float = 0.04

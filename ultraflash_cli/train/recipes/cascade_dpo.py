@@ -68,9 +68,9 @@ class DpoConfig(Tv2vConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.from_generator and (self.profile.generator is None or not self.with_text):
-            raise ConfigError(f"{self.profile.name} has no generator that hears the captions")
+            raise ConfigError(f"{self.profile.name} has no generator conditioned on captions")
         if CacheManagement.parse(self.cache_management).refresh is not None:
-            raise ConfigError("roll-outs for training do not spare context passes: leave refresh out")
+            raise ConfigError("training roll-outs run all context passes; remove refresh")
 
     @property
     def service_profile(self) -> Profile:
@@ -204,7 +204,7 @@ def start(config: DpoConfig, materials: list[Material], weights: dict[str, Tenso
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         roles = DpoRoles(config)
-    hint = "the averages of a run of `tv2v_flow_matching` and, after it, of one of `causal_dmd`"
+    hint = "average.safetensors of a run of `tv2v_flow_matching`, then that of a run of `causal_dmd`"
     given = {name: value for name, value in (weights or {}).items() if not name.startswith("reference.")}
     roles.load(given or None, fresh=("reference",), hint=hint)
     roles.reference.load_state_dict(roles.sr_dit.state_dict())
@@ -219,7 +219,7 @@ def merge(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """
     if len(weights) < 2:
         raise WeightsError(
-            "cascade_dpo starts from two runs: --start-from of `tv2v_flow_matching`, then --start-from of `causal_dmd`"
+            "cascade_dpo needs two runs: --start-from of `tv2v_flow_matching`, then --start-from of `causal_dmd`"
         )
     named = {name.split(".", 1)[1]: value for name, value in weights[0].items() if name.startswith("sr_dit.")}
     merged = {f"stronger.{name}": value for name, value in named.items()}

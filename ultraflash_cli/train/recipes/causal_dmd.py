@@ -83,7 +83,7 @@ class DmdRoles(CascadeRoles):
         self.real_score, self.fake_score = (SrDit(wide).requires_grad_(False) for _ in range(2))
 
     def begin(self) -> None:
-        """Give both scores the student's weights, and let the learners learn."""
+        """Return both scores the student's weights, and let the learners learn."""
         for score in (self.real_score, self.fake_score):
             score.load_state_dict(self.sr_dit.state_dict())
         self.learn("sr_dit", "fake_score")
@@ -192,7 +192,7 @@ def start(config: DmdConfig, materials: list[Material], weights: dict[str, Tenso
         torch.manual_seed(config.loop.seed)
         roles = DmdRoles(config)
     given = {name: value for name, value in (weights or {}).items() if name.split(".")[0] not in HELPERS}
-    roles.load(given or None, fresh=HELPERS, hint="the average of a run of `tv2v_flow_matching`")
+    roles.load(given or None, fresh=HELPERS, hint="average.safetensors of a run of `tv2v_flow_matching`")
     roles.begin()
     return roles
 

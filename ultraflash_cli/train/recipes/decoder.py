@@ -54,12 +54,12 @@ def loss(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: to
 
 
 def learners(config: DecoderRecipeConfig) -> tuple[Learner, ...]:
-    """Return the one learner: the decoder, and the encoder where it is fresh."""
+    """Return the one learner: the decoder, and the encoder if it is fresh."""
     return (Learner(name="student", loss=partial(loss, config), is_kernel=is_kernel),)
 
 
 def is_kernel(name: str) -> bool:
-    """Tell whether a parameter takes orthogonalised steps: the kernels of memory blocks."""
+    """Return whether a parameter takes orthogonalised steps: the kernels of memory blocks."""
     return ".conv." in name
 
 
@@ -82,7 +82,7 @@ def start(config: DecoderRecipeConfig, materials: list[Material], weights: dict[
     """Return the roles before the first step.
 
     With an encoder in ``weights`` it stays as it is. Without one there is no latent space yet, and it learns along.
-    Raises WeightsError where the weights do not fit.
+    Raises WeightsError if the weights do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)

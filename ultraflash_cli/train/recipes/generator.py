@@ -68,7 +68,7 @@ class ClipLength:
 
     def __post_init__(self) -> None:
         if self.latents < 1 or self.clips <= 0 or min(self.odds) < 0:
-            raise ConfigError(f"clips have 1 or more latents and come now and then, got {self}")
+            raise ConfigError(f"a clip length needs at least 1 latent and a positive weight, got {self}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class GeneratorRecipeConfig:
     orthogonal: bool = False
     """Whether the matrices of the transformer's blocks take orthogonalised steps."""
     thing_weight: float = 1.0
-    """How much the error of a scene's thing weighs beside that of what is behind it; it fills a small part."""
+    """How much the error of a scene's thing weighs next to that of what is behind it; it fills a small part."""
     thing_share: float | None = None
     """Share of the picture that things of just this weight cover; smaller ones weigh more, larger ones less, up to
     twice. None weighs all alike."""
@@ -117,13 +117,13 @@ class GeneratorRecipeConfig:
         if generator is None:
             raise ConfigError(f"{self.profile.name} has no generator to train")
         if (generator.text_dim, generator.text_len) != (self.words.dim, self.words.text_len):
-            raise ConfigError("the prompt encoder's embeddings are not those that the generator takes")
+            raise ConfigError("the prompt encoder's embeddings do not match those of the generator")
         chunk = generator.chunk_latents
         for length in self.lengths:
             if length.anywhere and length.latents > chunk and length.latents % chunk:
-                raise ConfigError("clips from anywhere in a scene are whole chunks or a part of one")
+                raise ConfigError("clips from within a scene must be whole chunks or part of one")
             if length.latents > generator.window and not (length.anywhere and generator.slide):
-                raise ConfigError(f"a clip is no longer than the window, got {length.latents} latents")
+                raise ConfigError(f"a clip must not be longer than the window, got {length.latents} latents")
 
 
 def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -> Batch:
@@ -275,7 +275,7 @@ def learners(config: GeneratorRecipeConfig) -> tuple[Learner, ...]:
 
 
 def is_kernel(name: str) -> bool:
-    """Tell whether a parameter takes orthogonalised steps: the matrices of the transformer's blocks."""
+    """Return whether a parameter takes orthogonalised steps: the matrices of the transformer's blocks."""
     return name.startswith("generator.blocks.") and name.endswith(".weight")
 
 
@@ -326,7 +326,7 @@ def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dic
         torch.manual_seed(config.loop.seed)
         parts = ("encoder", config.profile.base_decoder_part, *NETWORKS)
         roles = CascadeRoles(config.profile, parts, words=config.words)
-    roles.load(weights, fresh=NETWORKS, hint="the average of a run of `autoencoder` or `decoder`")
+    roles.load(weights, fresh=NETWORKS, hint="average.safetensors of a run of `autoencoder` or `decoder`")
     roles.learn(*NETWORKS)
     if config.pixel_power:
         weight = pixel_gain(roles).pow(config.pixel_power)
@@ -350,7 +350,7 @@ def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Ba
 
 
 def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show what the generator draws for captions beside the scenes."""
+    """Show what the generator draws for captions next to the scenes."""
     shown, captions, start_frame, _ = batch
     clean, captions, before = roles.latents_of(shown[:_PICTURED]), captions[:_PICTURED], start_frame or 0
     batch_size, channels, frames, *size = clean.shape

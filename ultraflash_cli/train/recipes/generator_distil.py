@@ -162,7 +162,7 @@ def start(config: DistilConfig, materials: list[Material], weights: dict[str, Te
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         roles = DistilRoles(config)
-    roles.load(weights, fresh=HELPERS, hint="the average of a run of `generator`")
+    roles.load(weights, fresh=HELPERS, hint="average.safetensors of a run of `generator`")
     for score in (roles.real_score, roles.fake_score):
         score.load_state_dict(roles.generator.state_dict())
     roles.learn("generator", "fake_score")
@@ -175,5 +175,5 @@ def make(config: DistilConfig, data: Path | None) -> Callable[[int], Batch]:
 
 
 def pictures(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show what the student draws for captions beside the scenes."""
+    """Show what the student draws for captions next to the scenes."""
     return base.pictures(config, roles, batch, rng)

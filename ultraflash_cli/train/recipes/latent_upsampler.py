@@ -83,7 +83,7 @@ def start(config: UpsamplerRecipeConfig, materials: list[Material], weights: dic
         torch.manual_seed(config.loop.seed)
         scales = tuple(scale for scale, _ in config.scale_odds)
         roles = CascadeRoles(config.profile, ("encoder", "upsamplers", "decoder"), scales=scales, words=TOY_WORDS)
-    roles.load(weights, fresh=NETWORKS, hint="the average of a run of `decoder` or `pixels`")
+    roles.load(weights, fresh=NETWORKS, hint="average.safetensors of a run of `decoder` or `pixels`")
     roles.learn(*NETWORKS)
     return roles
 

@@ -64,17 +64,17 @@ class PerceptualConfig:
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """How often each scale is trained."""
     chroma: float = 0.5
-    """Weight of the chroma error beside the luma error of 1."""
+    """Weight of the chroma error next to the luma error of 1."""
     temporal: float = 2.0
     """Weight of the error of frame differences."""
     likeness: float = 6.0
     """Weight of the learned distance of one frame a clip."""
     trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
-    """Whose distance it is, drawn anew for every batch."""
+    """Whose distance it is, drawn again for every batch."""
     adversarial: float = 0.06
     """Weight of what the critic thinks; 0 does without one."""
     critic_every: int = 2
-    """The critic learns in one of so many steps."""
+    """The critic learns in one of this many steps."""
     weave: float = 4.0
     """Weight of detail that repeats with the period of the shuffle and that the truth does not have."""
     keep: float = 60.0
@@ -196,7 +196,7 @@ def _in_colours_of(high_bcthw: Tensor, low_bcthw: Tensor) -> Tensor:
 
 
 def _soft_ones(clean: Tensor) -> Tensor | None:
-    """Return which clips are not clean; None where all are."""
+    """Return which clips are not clean; None if all are."""
     return None if bool(clean.all()) else ~clean
 
 
@@ -257,7 +257,7 @@ def start(config: PerceptualConfig, materials: list[Material], weights: dict[str
     for trunk in config.trunks:
         weights_path(trunk)
     if weights is None:
-        raise UsageError("this recipe goes on from other weights: --start-from the average of a run of `pixels`")
+        raise UsageError("this recipe needs --start-from: average.safetensors of a run of `pixels`")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         roles = PerceptualRoles(config)

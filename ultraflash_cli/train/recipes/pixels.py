@@ -149,7 +149,7 @@ def toy_sized(config: PixelsConfig) -> PixelsConfig:
 def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> PixelRoles:
     """Return the network before the first step: that of ``weights``, else a fresh one with whitened first filters.
 
-    Raises WeightsError where ``weights`` are not those of this recipe.
+    Raises WeightsError if ``weights`` are not those of this recipe.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
@@ -164,21 +164,21 @@ def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Te
 
 
 def load_roles(roles: nn.Module, weights: dict[str, Tensor], *, may_lack: str | None = None) -> None:
-    """Give roles their weights; only those of the role ``may_lack`` may be missing. Raises WeightsError."""
+    """Return roles their weights; only those of the role ``may_lack`` may be missing. Raises WeightsError."""
     try:
         missing, unexpected = roles.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise WeightsError(
-            f"the weights to start from have other sizes ({str(error).splitlines()[-1].strip()})."
+            f"the weights of --start-from have other sizes ({str(error).splitlines()[-1].strip()})"
         ) from error
     missing = [name for name in missing if may_lack is None or not name.startswith(f"{may_lack}.")]
     if missing or unexpected:
         raise WeightsError(
-            f"the weights to start from lack {len(missing)} tensors ({', '.join(missing[:3]) or 'none'}) and have "
-            f"{len(unexpected)} too many ({', '.join(unexpected[:3]) or 'none'})."
+            f"the weights of --start-from lack {len(missing)} tensors ({', '.join(missing[:3]) or 'none'}) and have "
+            f"{len(unexpected)} too many ({', '.join(unexpected[:3]) or 'none'})"
         )
 
 
 def is_kernel(name: str) -> bool:
-    """Tell whether a parameter takes orthogonalised steps: all kernels but the first and last."""
+    """Return whether a parameter takes orthogonalised steps: all kernels but the first and last."""
     return ".project." not in name and ".embed." not in name

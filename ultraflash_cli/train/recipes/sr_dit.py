@@ -83,7 +83,7 @@ def start(config: SrConfig, materials: list[Material], weights: dict[str, Tensor
         torch.manual_seed(config.loop.seed)
         scales = tuple(scale for scale, _ in config.scale_odds)
         roles = CascadeRoles(config.profile, ("encoder", "upsamplers", "sr_dit", "decoder"), scales=scales)
-    roles.load(weights, fresh=NETWORKS, hint="the average of a run of `latent_upsampler`")
+    roles.load(weights, fresh=NETWORKS, hint="average.safetensors of a run of `latent_upsampler`")
     roles.learn(*NETWORKS)
     return roles
 

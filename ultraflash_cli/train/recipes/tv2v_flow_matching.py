@@ -69,7 +69,7 @@ class Tv2vConfig:
             raise ConfigError(f"{self.profile.name} has no SR transformer to train")
         low, high = self.condition_noise
         if not 0 <= low <= high < 1:
-            raise ConfigError(f"the condition's noise is a range within 0..1, got {self.condition_noise}")
+            raise ConfigError(f"condition_noise must be a range within 0..1, got {self.condition_noise}")
 
     @property
     def dense_profile(self) -> Profile:
@@ -214,7 +214,7 @@ def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tens
         weights = weights | {f"sr_dit.{name}": value for name, value in widened(generator, roles.sr_dit).items()}
     elif "sr_dit" not in given:
         roles.sr_dit.patch_embedding.weight.data[:, config.profile.latent_stages[1].latent_channels :] = 0
-    roles.load(weights, fresh=("sr_dit", "text_encoder"), hint="the average of a run of `latent_upsampler`")
+    roles.load(weights, fresh=("sr_dit", "text_encoder"), hint="average.safetensors of a run of `latent_upsampler`")
     roles.learn(*NETWORKS)
     return roles
 

@@ -1,0 +1,62 @@
+"""Old spellings of options work for one version, with a warning."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.clips import make_clip
+from ultraflash_cli.main import main
+from ultraflash_cli.spellings import modern
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(["--color", "off"], ["--no-match-colors"], id="two arguments"),
+        pytest.param(["--color=off"], ["--no-match-colors"], id="joined by ="),
+        pytest.param(["a.mp4", "--cuts", "off", "-y"], ["a.mp4", "--no-cuts", "-y"], id="among others"),
+        pytest.param(["--subs", "copy"], ["--subs"], id="the default"),
+    ],
+)
+def test_an_old_spelling_becomes_the_new_one_with_a_warning(old: list[str], new: list[str]) -> None:
+    arguments, [warning] = modern(old)
+    assert arguments == new
+    assert "is an old spelling; use --" in warning
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--audio", "aac", "--resume", "off.mp4"], id="other values"),
+        pytest.param(["generate", "--", "--color", "off"], id="after --"),
+        pytest.param(["upscale", "--color"], id="no value"),
+    ],
+)
+def test_everything_else_stays(arguments: list[str]) -> None:
+    assert modern(arguments) == (arguments, [])
+
+
+def test_an_old_spelling_still_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = make_clip(tmp_path / "a.mp4", frames=2, width=32, height=32)
+    assert main(["upscale", str(clip), "--res", "2x", "--cuts", "off", "--audio=none", "--dry-run"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("warning:") == 2
+    assert "'--cuts off' is an old spelling; use --no-cuts" in err
+
+
+def test_a_recipe_without_run_still_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "pixels", "--out", str(tmp_path), "--steps", "1"]) == 2
+    assert "'train pixels' is an old spelling; use train run pixels" in capsys.readouterr().err
+
+
+def test_train_list_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "list"]) == 0
+    assert "pixels " in capsys.readouterr().out
+
+
+def test_the_terminal_s_no_color_leaves_the_picture_s_colours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = make_clip(tmp_path / "a.mp4", frames=2, width=32, height=32)
+    assert main(["upscale", str(clip), "--res", "2x", "--no-color", "--dry-run"]) == 0
+    assert "warning" not in capsys.readouterr().err
