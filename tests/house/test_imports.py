@@ -18,7 +18,7 @@ LEVELS = (
     {"models"},
     {"jobs", "train", "bench"},
     {"streams"},
-    {"bar", "help_page"},
+    {"bar", "help_page", "spellings"},
     {"console", "options"},
     {"commands"},
     {"main"},

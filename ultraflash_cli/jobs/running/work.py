@@ -134,8 +134,8 @@ class Work:
         frames, name = count_frames(self.folder), self.folder.name
         kept = self._lock.set_aside()
         self._kept_aside = (
-            f"{self.label}: starting over, {change}; the {frames} finished frames are kept in {kept}: "
-            f"{kept} to {name} that version goes on with them, `ultraflash clean` removes them"
+            f"{self.label}: starting over, {change}; the {frames} finished frames are kept in {kept}, "
+            f"which that version resumes as {name} and `ultraflash clean` removes"
         )
 
     def warn(self, message: str) -> None:
@@ -196,7 +196,8 @@ class Work:
         except StopNow:
             self.check_stop()
         except OutputCheckError as error:
-            raise OutputCheckError(f"{error} The finished segments are kept; --resume off makes them anew.") from error
+            found = str(error).removesuffix(".")
+            raise OutputCheckError(f"{found}; the finished segments are kept, --no-resume starts over") from error
         with output_errors(self.output):
             moves = [
                 (ready, target)
