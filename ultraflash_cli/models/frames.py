@@ -27,6 +27,7 @@ __all__ = [
     "arrived",
     "as_frame_generator",
     "as_frame_upscaler",
+    "saving_bytes",
 ]
 
 Pictures = Sequence[np.ndarray | Arriving]
@@ -197,7 +198,12 @@ class UpscaledFrames:
 
 
 def _weight(tensor: "Tensor") -> int:
-    return _GPU_WEIGHT if tensor.is_cuda else 1
+    return saving_bytes(1, tensor.device.type)
+
+
+def saving_bytes(state_bytes: int, device: str) -> int:
+    """Return what saving a state of so many bytes on a device counts as, as ``FrameUpscaler.state_bytes`` does."""
+    return state_bytes * (_GPU_WEIGHT if device.startswith("cuda") else 1)
 
 
 def _tensors(state: object, *, without: Sequence[str] = ()) -> "dict[str, Tensor]":

@@ -233,20 +233,21 @@ def test_a_reader_of_matroska_that_leaves_is_told_in_one_line(clip: Path, tmp_pa
         upscale(job(clip, stdout=Leaving(), temp=tmp_path / "temp"))
 
 
-def test_a_generated_clip_is_streamed_while_it_is_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state_bytes", [100, 8 << 30], ids=["states that are saved", "states too large for a stream"])
+def test_a_generated_clip_is_streamed_while_it_is_made(tmp_path: Path, state_bytes: int) -> None:
     allowed = threading.Event()
 
     class HeldGenerator(FakeGenerator):
         def step(self, state: MadeState) -> tuple[MadeState, list[np.ndarray], list[np.ndarray]]:
-            if state.groups >= 3:
+            if state.groups >= 2:
                 assert allowed.wait(PATIENCE_S), "nothing was read"
             return super().step(state)
 
     def build(prepared: PreparedGeneration) -> Built[FrameGenerator]:
         height, width = prepared.base_size
         assert len(prepared.plan.pixel_frames) > 3
-        generator = HeldGenerator(prepared.plan.pixel_frames, size=(height, width))
-        return Built(model=generator, device="cpu", precision="fp32", weights={})
+        generator = HeldGenerator(prepared.plan.pixel_frames, size=(height, width), state_bytes=state_bytes)
+        return Built(model=generator, device="cpu", precision="fp32", weights={}, state_bytes=state_bytes)
 
     options: dict[str, Any] = {"codec": "y4m", "crf": None, "seconds": 5, "temp": tmp_path / "temp"}
     with read_pipe() as (reader, writer):

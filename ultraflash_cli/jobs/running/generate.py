@@ -35,6 +35,8 @@ from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["GenerateReport", "Generation", "run_generation"]
 
+_STREAM_SEGMENT_FRAMES = 12
+"""Groups have about twice as many: with this each of them leaves when it is made, the first and the last as well."""
 _DECODE_THREADS = 4
 """More do not help one clip; the frames are the same with any number."""
 
@@ -74,6 +76,8 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
         self, prepared: PreparedGeneration, build: GenerationBuilder, *, segment_frames: int = SEGMENT_FRAMES
     ) -> None:
         super().__init__(prepared, build, name=prepared.prompt, label=prepared.label, segment_frames=segment_frames)
+        if prepared.job.stdout is not None:
+            self.segment_frames = min(self.segment_frames, _STREAM_SEGMENT_FRAMES)
         self.is_resumable = prepared.job.resume
         self.total_frames = prepared.frames
         self._clip: list[Picture] = []

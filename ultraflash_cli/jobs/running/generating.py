@@ -85,7 +85,8 @@ def make_frames(
             state = generator.load_state(content, seed=seed)
         busy.model += time.perf_counter() - started_s
         del content
-        ends = segment_ends(borders, segment_length(segment_frames, generator.state_bytes(state)))
+        saved_bytes = generator.state_bytes(state) if keep_states else 0
+        ends = segment_ends(borders, segment_length(segment_frames, saved_bytes))
         for border in borders[borders.index(done) + 1 if done else 0 :]:
             if stop.requested:
                 if keep_states and done > kept:

@@ -72,6 +72,10 @@ class LiveStream(threading.Thread):
         """Write a finished segment after the others."""
         self._segments.put(path)
 
+    def keep_nothing(self) -> None:
+        """Delete segments once they are written, before the first one is."""
+        self._keeps = False
+
     def finish(self) -> None:
         """Wait until all is written, or the writing has failed."""
         self._segments.put(None)

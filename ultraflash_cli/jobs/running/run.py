@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ultraflash_cli.buffers import SEGMENT_FRAMES
+from ultraflash_cli.buffers import SEGMENT_FRAMES, segment_length
 from ultraflash_cli.errors import OutOfMemory
 from ultraflash_cli.host import keep_freed_memory
 from ultraflash_cli.jobs.events import Event, Listener, Planned, Retrying, Started
@@ -21,7 +21,7 @@ from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.running.report import Progress, Report
 from ultraflash_cli.jobs.running.work import Finish, Work, locked_work
 from ultraflash_cli.jobs.stop import Stop
-from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
+from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, saving_bytes
 from ultraflash_cli.models.oom import free_memory, oom_errors
 from ultraflash_cli.video.live import Streamed
 from ultraflash_cli.video.y4m import ByteSink
@@ -185,6 +185,11 @@ def _attempt(
     task.made = task.tag(prepared, built)
     for message in built.warnings:
         work.warn(f"{task.label}: {message}")
+    if stream is not None and task.is_resumable and _delays(built, task.segment_frames):
+        # Segments would be as long as saving the states after them takes, and nobody sees a frame for so long.
+        task.is_resumable = False
+        work.keep_nothing(f"the states of {prepared.model} are too large to save within a stream")
+        stream.keep_nothing()
     with oom_errors(built.planned_bytes if task.can_retry else None):
         journal = work.open_journal(_fingerprint(task, built))
         progress = Progress(work, total=task.total_frames, clock=clock, started_s=started_s)
@@ -211,6 +216,11 @@ def _attempt(
         if not journal.complete:
             task.move(work, built, progress, stream)
     return built, progress
+
+
+def _delays(built: Built[Any], segment_frames: int) -> bool:
+    """Tell whether what resuming needs would make the segments of a stream longer than they have to be."""
+    return segment_length(segment_frames, saving_bytes(built.state_bytes, built.device)) > segment_frames
 
 
 def _with_smaller_plans(

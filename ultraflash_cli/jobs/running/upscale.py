@@ -186,6 +186,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
             on_segment=stream.add if stream is not None else None,
             write=writer_of(prepared),
             pausable=self.is_resumable,
+            keep_states=self.is_resumable,
         )
 
     def _open_segment(self, path: Path) -> list[SegmentSink]:

@@ -66,6 +66,7 @@ def move_frames(
     on_group: Callable[[int], None],
     write: Callable[[SegmentSink, SourceFrame, np.ndarray], None] | None = None,
     pausable: bool = True,
+    keep_states: bool = True,
     segment_frames: int = SEGMENT_FRAMES,
     on_segment: Callable[[Path], None] | None = None,
 ) -> bool:
@@ -75,8 +76,8 @@ def move_frames(
     hears, after every group, how many frames are done; `output` is what failures to write are said
     of; `write` brings a frame of the source and its finished picture into a segment. Returns False
     when `stop` was requested before the end; with `pausable` every group that is done then is kept,
-    else whole segments. `on_segment` is called for every finished segment. Raises what any of the
-    sides raises; finished segments stay in the journal.
+    else whole segments; without `keep_states` nothing can be resumed. `on_segment` is called for
+    every finished segment. Raises what any of the sides raises; finished segments stay in the journal.
     """
     write_one = write or _write_as_it_is
 
@@ -96,7 +97,7 @@ def move_frames(
         pausable=pausable,
         on_segment=on_segment,
     )
-    model = _Model(upscaler, journal, writer.channel, segment_frames, seed, busy, on_group, pausable)
+    model = _Model(upscaler, journal, writer.channel, segment_frames, seed, busy, on_group, pausable, keep_states)
     reader.start()
     try:
         return writer.serve(lambda: model.run(reader.channel, stop))
@@ -151,6 +152,7 @@ class _Model:
     busy: Busy
     on_group: Callable[[int], None]
     pausable: bool
+    keep_states: bool
     _state: Any = None
     _scene_first: int = 0
     _scene_groups: int = 0
@@ -218,7 +220,8 @@ class _Model:
         self._plan_segments()
 
     def _plan_segments(self) -> None:
-        frames = segment_length(self.segment_frames, self.upscaler.state_bytes(self._state))
+        saved_bytes = self.upscaler.state_bytes(self._state) if self.keep_states else 0
+        frames = segment_length(self.segment_frames, saved_bytes)
         self._groups_in_segment = max(1, frames // self.upscaler.group_frames(False))
 
     def _push(self, group: list[SourceFrame]) -> None:
@@ -236,7 +239,7 @@ class _Model:
         self._scene_groups += 1
         self._segment_groups += 1
         if self._segment_groups >= self._groups_in_segment and self._done > self._segment_first:
-            self._end_segment(self.upscaler.save_state(self._state))
+            self._end_segment(self.upscaler.save_state(self._state) if self.keep_states else None)
         self.on_group(self._done)
 
     def _end_scene(self, group: list[SourceFrame]) -> None:

@@ -80,6 +80,7 @@ class Work:
         self._overwrite = overwrite
         self._journal: Journal | None = None
         self._kept_aside = ""
+        self._unkept = ""
         self._moved: list[Path] = []
 
     @property
@@ -107,7 +108,7 @@ class Work:
             return f"{self.label}: resuming after {self.journal.safe_frames} finished frames of an interrupted run"
         if self.journal.fresh_because:
             return f"{self.label}: starting over, {self.journal.fresh_because}"
-        return self._kept_aside or None
+        return self._kept_aside or self._unkept or None
 
     def open_journal(self, fingerprint: Mapping[str, object]) -> Journal:
         """Open the journal, forgetting what an interrupted run left where nothing is to be resumed.
@@ -137,6 +138,11 @@ class Work:
             f"{self.label}: starting over, {change}; the {frames} finished frames are kept in {kept}, "
             f"which that version resumes as {name} and `ultraflash clean` removes"
         )
+
+    def keep_nothing(self, why: str) -> None:
+        """Resume nothing and leave nothing to resume, before the journal is open."""
+        self._resume = False
+        self._unkept = f"{self.label}: {why}; it cannot be resumed"
 
     def warn(self, message: str) -> None:
         """Say something the user should know, once, now and in the report."""
