@@ -226,22 +226,24 @@ def encode_drawn_scenes(
 @with_console(hidden=True)
 def answer_drawn_scenes(
     console: Console,
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Scenes of encode-scenes.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the answers go; files that exist are kept.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of encoded scenes.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder; existing files are kept.")],
     start_from: Annotated[
-        Path, typer.Option("--start-from", metavar="FILE", help="Averaged weights of a run of `generator`.")
+        Path, typer.Option("--start-from", metavar="FILE", help="EMA weights of a run of `generator`.")
     ],
     level: Annotated[
         float,
-        typer.Option("--level", metavar="SHARE", help="Noise in the scene it starts from; 1 is nothing but noise."),
+        typer.Option("--level", metavar="SHARE", help="Noise level to start from; 1: pure noise."),
     ] = 1.0,
-    model: Annotated[Literal["lite", "lite2"], typer.Option("--profile", help="Whose generator.")] = "lite2",
+    model: Annotated[
+        Literal["lite", "lite2"], typer.Option("--profile", help="Model whose generator to use.")
+    ] = "lite2",
     precision: Annotated[
-        Literal["fp32", "bf16"], typer.Option("--precision", help="Of the generator's products.")
+        Literal["fp32", "bf16"], typer.Option("--precision", help="Arithmetic of the generator.")
     ] = "fp32",
     threads: ThreadsOption = None,
 ) -> None:
-    """Keep what a generator makes of scenes' captions, for the recipes that refine it."""
+    """Generate clips from captions and keep them."""
     import torch
 
     from ultraflash_cli.engine.profiles import TRAINED

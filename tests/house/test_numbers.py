@@ -1,0 +1,93 @@
+"""Numbers in the documents are those of the stored measurements."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def result(repository: Path, name: str) -> Any:
+    return json.loads((repository / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def page(repository: Path, name: str) -> str:
+    return " ".join((repository / name).read_text(encoding="utf-8").split())
+
+
+SCORES = (("psnr_y", 2), ("ssim", 4), ("vmaf", 1), ("vmaf_neg", 1), ("tdiff", 2))
+
+
+@pytest.mark.parametrize(
+    ("file", "method", "title"),
+    [
+        pytest.param("quality_x2_plain_cpu_2026-11-28", "lanczos", "lanczos", id="lanczos"),
+        pytest.param(
+            "quality_x2_peers_cpu_2026-11-28",
+            "waifu2x-photo-noise1",
+            "waifu2x upconv7 photo, noise 1",
+            id="waifu2x",
+        ),
+        pytest.param(
+            "quality_x2_detail0_cpu_2026-11-28",
+            "ultraflash --detail 0",
+            "**ultraflash** (lite, `--detail 0`)",
+            id="lite",
+        ),
+    ],
+)
+def test_the_readme_shows_the_measured_quality(repository: Path, file: str, method: str, title: str) -> None:
+    readme = page(repository, "README.md")
+    for mean in result(repository, file)["means"]:
+        if mean["method"] == method and mean["kind"] in ("clean", "deg"):
+            scores = " | ".join(f"{mean['scores'][name]:.{digits}f}" for name, digits in SCORES)
+            assert f"| {mean['kind']} | {title} | {scores} |" in readme
+
+
+def test_the_speed_of_an_upscale_is_the_measured_one(repository: Path) -> None:
+    [case] = result(repository, "bench_x2_cpu_2026-11-28")["cases"]
+    fps, memory = f"{case['frames'] / case['seconds']:.1f}", f"{case['peak_rss_bytes'] / 1e9:.1f} GB"
+    speed = page(repository, "docs/performance.md")
+    reached = case["stages"] and sum(each["share"] * each["flops_per_second"] for each in case["stages"])
+    convolution = case["limits"]["convolution_flops_per_second"]
+    row = (
+        f"| 832x480 to 1664x960 | {fps} ({case['wall']['fps']:.1f} from file to file) | {memory} | "
+        f"{round(case['flops_per_output_pixel'], -2):,.0f} | {reached / 1e9:.0f} / {convolution / 1e9:.0f} GFLOP/s |"
+    )
+    assert row in speed
+    assert f"| {fps} | {memory} |" in page(repository, "README.md")
+
+
+def test_the_speed_of_generate_is_the_measured_one(repository: Path) -> None:
+    small, large = result(repository, "bench_generate_lite_cpu_2026-11-28")["cases"]
+    assert (
+        f"480p in {small['wall']['seconds']:.1f} s from prompt to file ({small['fps']:.0f} model frames/s), "
+        f"1K in {large['wall']['seconds']:.0f} s ({large['fps']:.1f})"
+    ) in page(repository, "docs/performance.md")
+
+
+def test_memory_over_the_length_of_a_clip_is_the_measured_one(repository: Path) -> None:
+    text = page(repository, "docs/performance.md")
+    for each in result(repository, "memory_by_length_cpu_2026-11-23"):
+        for peak in each["peak_rss_bytes_by_seconds"].values():
+            short, long = (peak[seconds] / 2**20 for seconds in ("6", "60"))
+            growth = 100 * (long / short - 1)
+            assert f"{each['size']} | {short:.0f} MiB | {long:.0f} MiB | {growth:.1f} % |" in text
+
+
+def test_the_scores_of_generated_clips_are_the_measured_ones(repository: Path) -> None:
+    found = result(repository, "generation_lite_cpu_2026-11-29")
+    shares = {name: f"{100 * found['summary'][name]:.0f} %" for name in ("kind", "colour", "time", "motion")}
+    steady = [f"{found['summary'][name]:.2f}" for name in ("unsteady", "unsteady_drawn", "unsteady_ratio")]
+    row = " | ".join([*shares.values(), *steady])
+    assert f"| {row} |" in page(repository, "docs/quality.md")
+    readme = page(repository, "README.md")
+    assert f"the time of day in {shares['time']}, the colour in {shares['colour']}" in readme
+    assert f"the motion in {shares['motion']} and the subject in {shares['kind']}" in readme
+    judge = found["judge"]["accuracy"]["unseen"]
+    shown = re.search(
+        r"right about the subject in ([\d.]+) %, the colour in ([\d.]+) %", page(repository, "docs/quality.md")
+    )
+    assert shown is not None
+    assert [float(share) for share in shown.groups()] == [round(100 * judge[name], 1) for name in ("kind", "colour")]
