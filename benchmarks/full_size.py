@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ultraflash_cli.bench.cases import drifting_frames
-from ultraflash_cli.bench.untrained import DTYPES, NetworkT, random_context, random_network
+from ultraflash_cli.bench.models import generator_of, random_context
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.clock import StageClock, wait_for
 from ultraflash_cli.engine.memory import MemorySettings, MemoryWork, plan_memory
@@ -33,15 +33,13 @@ from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import PROFILES, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import plan_generation
-from ultraflash_cli.engine.stages.decoder import Decoder
-from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
-from ultraflash_cli.engine.stages.generator import Generator as ChunkGenerator
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
-from ultraflash_cli.engine.stages.sr_dit import SrDit
-from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
-from ultraflash_cli.errors import ConfigError, OutOfMemory
+from ultraflash_cli.errors import OutOfMemory
 from ultraflash_cli.host import peak_rss_bytes
+from ultraflash_cli.models.build import build_text_to_video, build_upscaler
+from ultraflash_cli.models.device import stage_precisions
+from ultraflash_cli.models.profile import under_memory_plan
+from ultraflash_cli.models.shelf import RandomShelf
 
 __all__ = ["PATHS", "Measured", "Setup", "main", "measure"]
 
@@ -64,10 +62,14 @@ class Setup:
     budget_bytes: int | None = None
     """What the plan may take; None is what it takes."""
 
+    @property
+    def precision(self) -> str:
+        """The published one on a GPU and float32 elsewhere."""
+        return "auto" if self.device.type == "cuda" else "fp32"
+
     def dtype_of(self, part: str) -> torch.dtype:
-        """Return the published precision on a GPU and float32 elsewhere."""
-        own = dict(self.profile.precisions) if self.device.type == "cuda" else {}
-        return DTYPES[own.get(part, "fp32")]
+        """Return the precision of a part."""
+        return stage_precisions(self.profile, self.precision, self.device)(part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ def measure(setup: Setup, path: str, res: str) -> Measured:
     clock = StageClock(setup.device)
     frames: list[int] = []
     try:
-        next_group = _build(setup, _under(profile, plan.settings), plan.settings, path, clock)
+        next_group = _build(setup, under_memory_plan(profile, plan.settings), plan.settings, path, clock)
         times_s = [_now(setup.device)]
         for _ in range(setup.groups):
             count = next_group()
@@ -177,53 +179,45 @@ def _work(setup: Setup, profile: Profile, path: str) -> MemoryWork:
     )
 
 
-def _under(profile: Profile, settings: MemorySettings) -> Profile:
-    """Return the profile under the settings of a memory plan."""
-    sr_dit = settings.apply_to(profile.sr_dit) if profile.sr_dit else None
-    return replace(profile, group_latents=settings.group_latents, sr_dit=sr_dit)
-
-
 def _build(setup: Setup, profile: Profile, settings: MemorySettings, path: str, clock: StageClock) -> Callable[[], int]:
     """Build what ``path`` needs; what is returned makes the next group and counts its frames, 0 at the end."""
-    height, width = (side // LATENT_PX for side in profile.base_size)
-    draw = torch.Generator(setup.device).manual_seed(1)
-    config = profile.sr_dit
-    upsampling, decoding = profile.latent_stages
-    refiner = Refiner(
+    context = random_context(profile, setup.device)
+    if path == "generate":
+        return _generation(setup, profile, settings, clock, context)
+    height_px, width_px = profile.base_size
+    upscaler = build_upscaler(
+        RandomShelf(),
         profile,
-        _network(setup, "upsampler", lambda: LatentUpsampler(upsampling)),
-        _network(setup, "sr_dit", lambda: SrDit(config)) if config else None,
-        _network(setup, "decoder", lambda: Decoder(decoding)),
+        plan_upscale(width_px, height_px, res=f"{profile.latent_stages[0].scale}x", multiple_px=profile.multiple_px),
+        device=setup.device,
+        precision=setup.precision,
+        context=context,
         decode_latents=settings.decode_latents,
         timer=clock,
     )
-    context = random_context(profile, setup.device)
-    if path == "generate":
-        return _generation(setup, profile, settings, clock, refiner, context)
-    if path == "pixels":
-        return _upscaling(setup, profile, clock, refiner, context)
+    return _pixels(profile, upscaler) if path == "pixels" else _latents(setup, profile, upscaler.cascade, context)
+
+
+def _latents(setup: Setup, profile: Profile, cascade: Cascade, context: torch.Tensor | None) -> Callable[[], int]:
+    """Latents in, frames out."""
+    refiner = cascade.refiner
+    assert isinstance(refiner, Refiner), "what refines latents"
+    height, width = (side // LATENT_PX for side in profile.base_size)
+    draw = torch.Generator(setup.device).manual_seed(1)
+    shape = (1, profile.latent_stages[0].latent_channels, profile.group_latents, height, width)
     state = refiner.init_state(height=height, width=width, context=context)
 
     def next_group() -> int:
         nonlocal state
-        shape = (1, upsampling.latent_channels, profile.group_latents, height, width)
-        low = torch.randn(shape, generator=draw, device=setup.device)
-        state, group = refiner.run_group(state, low)
+        state, group = refiner.run_group(state, torch.randn(shape, generator=draw, device=setup.device))
         return group.frames_bcthw.shape[2]
 
     return next_group
 
 
-def _upscaling(
-    setup: Setup, profile: Profile, clock: StageClock, refiner: Refiner, context: torch.Tensor | None
-) -> Callable[[], int]:
+def _pixels(profile: Profile, upscaler: Upscaler) -> Callable[[], int]:
     """Pictures in, pictures out."""
-    config = profile.encoder
-    assert isinstance(config, EncoderConfig), "the profiles have the small encoder"
     height_px, width_px = profile.base_size
-    cascade = Cascade(profile, _network(setup, "encoder", lambda: Encoder(config)), refiner)
-    plan = plan_upscale(width_px, height_px, res=f"{refiner.scale}x", multiple_px=profile.multiple_px)
-    upscaler = Upscaler(cascade, plan, context=context)
     source, state = drifting_frames(width_px, height_px), upscaler.init_state()
 
     def next_group() -> int:
@@ -236,26 +230,29 @@ def _upscaling(
 
 
 def _generation(
-    setup: Setup,
-    profile: Profile,
-    settings: MemorySettings,
-    clock: StageClock,
-    refiner: Refiner,
-    context: torch.Tensor | None,
+    setup: Setup, profile: Profile, settings: MemorySettings, clock: StageClock, context: torch.Tensor | None
 ) -> Callable[[], int]:
     """Noise in, frames out."""
-    config = profile.long_generator if setup.long else profile.generator
-    if config is None:
-        raise ConfigError(f"the model {profile.name} cannot generate; leave the path out")
+    config = generator_of(profile, long=setup.long)
     latents = 2 * config.chunk_latents * setup.groups
     plan = plan_generation(
         min(latents, config.longest or latents),
         chunk=config.chunk_latents,
         independent_first=config.independent_first_frame,
     )
-    generator = _network(setup, "generator", lambda: ChunkGenerator(config))
-    park = torch.device("cpu") if settings.offload_generator else None
-    video = TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=None, park=park, timer=clock)
+    video = build_text_to_video(
+        RandomShelf(),
+        profile,
+        plan,
+        scale=profile.latent_stages[0].scale,
+        long=setup.long,
+        low_frames=False,
+        device=setup.device,
+        precision=setup.precision,
+        decode_latents=settings.decode_latents,
+        park=torch.device("cpu") if settings.offload_generator else None,
+        timer=clock,
+    )
     height, width = (side // LATENT_PX for side in profile.base_size)
     state = video.init_state(height=height, width=width, context=context)
 
@@ -268,10 +265,6 @@ def _generation(
         return group.frames_bcthw.shape[2]
 
     return next_group
-
-
-def _network(setup: Setup, part: str, build: Callable[[], NetworkT]) -> NetworkT:
-    return random_network(part, build, device=setup.device, dtype=setup.dtype_of(part))
 
 
 def _start_counting(device: torch.device) -> None:

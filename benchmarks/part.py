@@ -105,13 +105,13 @@ TARGETS = (
 
 def _case(**changes: Any) -> Callable[[Setting], dict[str, Any]]:
     def run(setting: Setting) -> dict[str, Any]:
+        from ultraflash_cli.bench.models import prepare
         from ultraflash_cli.bench.timing import measure
-        from ultraflash_cli.bench.untrained import prepare_untrained
 
         case = setting.case(**changes)
         if setting.tiny and case.kind == "generate" and not case.long:
             case = replace(case, seconds=0.5)
-        report = measure(case, prepare_untrained)
+        report = measure(case, prepare)
         return replace(report, peak_rss_bytes=peak_rss_bytes()).as_json()
 
     return run
@@ -171,11 +171,11 @@ def first_group(device: str, tiny: bool, begun_s: float) -> dict[str, float]:
     """Build the upscaler to 1K and give its first pictures; ``begun_s`` is the clock's time at the start of Python."""
     import torch
 
-    from ultraflash_cli.bench.untrained import prepare_untrained
+    from ultraflash_cli.bench.models import prepare
 
     case = Setting(device=torch.device(device), tiny=tiny).case()
     imported_s = time.time() - begun_s
-    ready = prepare_untrained(case)
+    ready = prepare(case)
     loaded_s = time.time() - begun_s
     stream = ready.start()
     count = stream.next_group()
@@ -189,7 +189,7 @@ def _wall(kind: str, scale: int) -> Callable[[Setting], dict[str, Any]]:
         missing = [name for name in ("av", "typer", "rich") if importlib.util.find_spec(name) is None]
         if missing:
             return {"skipped": f"not installed here: {', '.join(missing)}"}
-        from ultraflash_cli.commands.bench import measure_wall
+        from ultraflash_cli.commands.wall import measure_wall
 
         changes: dict[str, Any] = {"kind": kind, "scale": scale}
         if setting.tiny and kind == "generate":

@@ -31,7 +31,9 @@ from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.metrics.lpips import learned_distance, weights_path
-from ultraflash_cli.models.build import Shelf, build_text_to_video, build_upscaler, find_profile
+from ultraflash_cli.models.build import build_text_to_video, build_upscaler
+from ultraflash_cli.models.profile import find_profile
+from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.train.latents import draw_scene, scene_caption, taught_scene
 from ultraflash_cli.video.plain import read_plain_frames
 

@@ -11,7 +11,7 @@ from ultraflash_cli.host import keep_freed_memory
 from ultraflash_cli.jobs.planning.upscale import UpscaleJob
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.jobs.running.upscale import run
-from ultraflash_cli.models.build import Shelf
+from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.verify import sha256_of
 

@@ -16,12 +16,12 @@ from ultraflash_cli.bench.cases import BenchCase, drifting_frames, parse_size
 from ultraflash_cli.bench.counts import CountingClock, Work, count_flops, counting
 from ultraflash_cli.bench.kernels import OPERATIONS, OTHERS, measure_operation, rows_of
 from ultraflash_cli.bench.limits import Limits
+from ultraflash_cli.bench.models import clip_plan, generator_of, prepare
 from ultraflash_cli.bench.report import WallTime, kernel_lines
 from ultraflash_cli.bench.timing import in_fresh_process, measure, stage_times
-from ultraflash_cli.bench.untrained import clip_plan, generator_of, prepare_untrained
-from ultraflash_cli.commands.bench import measure_wall, prepare
+from ultraflash_cli.commands.wall import measure_wall
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
-from ultraflash_cli.errors import ConfigError, DeviceError, OutOfMemory
+from ultraflash_cli.errors import ConfigError, DeviceError, OutOfMemory, UsageError
 from ultraflash_cli.main import main
 from ultraflash_kernels._measure import Measured
 
@@ -115,14 +115,14 @@ def test_every_operation_is_found_and_one_is_measured() -> None:
 
 
 def test_a_model_with_random_weights_is_built_from_the_engine_alone() -> None:
-    report = measure(TINY, prepare_untrained, LIMITS)
+    report = measure(replace(TINY, untrained=True), prepare, LIMITS)
     assert report.weights == "random" and report.output == (64, 64) and report.frames == 24
     assert {"encoder", "upsampler", "sr_dit", "decoder", "finish", "other"} == {stage.name for stage in report.stages}
     assert all(stage.flops_per_second > 0 for stage in report.stages if stage.name in ("encoder", "sr_dit", "decoder"))
-    with pytest.raises(ConfigError, match="fp8 needs a GPU"):
-        prepare_untrained(replace(TINY, precision="fp8"))
-    with pytest.raises(ConfigError, match="unknown model"):
-        prepare_untrained(replace(TINY, model="none"))
+    with pytest.raises(DeviceError, match="fp8"):
+        prepare(replace(TINY, precision="fp8"))
+    with pytest.raises(UsageError, match="unknown model"):
+        prepare(replace(TINY, model="none"))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_generation_is_measured_for_every_profile_that_generates(
     changes: dict[str, object], output: tuple[int, int], frames: int
 ) -> None:
     case = replace(TINY, kind="generate", **changes)
-    report = measure(case, prepare_untrained if case.long else prepare, LIMITS)
+    report = measure(case, prepare, LIMITS)
     assert (report.output, report.frames) == (output, frames)
     assert report.whole_clip == (not case.long) and report.weights == "random"
     stages = {stage.name for stage in report.stages}

@@ -170,7 +170,7 @@ def test_weights_with_nan_are_refused_with_their_name(
     manifest["lite/pixels_detail"] = replace(
         entry, file=str(damaged), sha256=sha256_of(damaged), bytes=damaged.stat().st_size
     )
-    monkeypatch.setattr("ultraflash_cli.models.build.read_manifest", lambda: manifest)
+    monkeypatch.setattr("ultraflash_cli.models.shelf.read_manifest", lambda: manifest)
     assert main(["upscale", str(clip), "--res", "2x"]) == 8
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -244,9 +244,9 @@ def test_no_memory_is_5(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_runs_out_is_met_with_a_smaller_plan_that_is_said(
     clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ultraflash_cli.models import build as assemble
+    from ultraflash_cli.jobs.running import loader
 
-    build, tries = assemble.build_upscaler, 0
+    build, tries = loader.build_upscaler, 0
 
     def short(*arguments: Any, **named: Any) -> object:
         nonlocal tries
@@ -255,7 +255,7 @@ def test_memory_that_runs_out_is_met_with_a_smaller_plan_that_is_said(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return build(*arguments, **named)
 
-    monkeypatch.setattr(assemble, "build_upscaler", short)
+    monkeypatch.setattr(loader, "build_upscaler", short)
     assert (
         main(["upscale", str(clip), "--res", "2x", "--model", "tiny-random", "--progress", "json", "--json", "-q"]) == 0
     )

@@ -14,7 +14,7 @@ from ultraflash_cli.engine.profiles import ULTRAFLASH, Profile
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.errors import WeightsError
-from ultraflash_cli.models.build import Shelf
+from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.settings import Settings
 
 FRAMES = 29

@@ -10,8 +10,7 @@ import torch
 
 from ultraflash_cli.bench.limits import measure_limits
 from ultraflash_cli.buffers import queue_places, segment_length
-from ultraflash_cli.models import build as assemble
-from ultraflash_cli.models.build import choose_device
+from ultraflash_cli.models.device import choose_device
 from ultraflash_kernels._dispatch import on_its_device
 from ultraflash_kernels._measure import Case, measure
 from ultraflash_kernels.block_sparse_attention.kernel import head_columns, power_of_two, tiles
@@ -63,7 +62,6 @@ def test_a_gpu_that_is_named_becomes_the_current_one_and_computes_in_ieee_float3
     assert choose_device("cuda:1") == torch.device("cuda", 1) == current[0]
     assert not torch.backends.cudnn.allow_tf32
     assert choose_device("cpu").type == "cpu" and len(current) == 1
-    assert assemble.choose_device is choose_device
 
 
 def test_limits_are_measured_on_random_values(monkeypatch: pytest.MonkeyPatch) -> None:

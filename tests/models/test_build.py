@@ -18,17 +18,11 @@ from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import ConfigError, DeviceError, UsageError, WeightsError
-from ultraflash_cli.models import build as assemble
-from ultraflash_cli.models.build import (
-    Shelf,
-    build_upscaler,
-    choose_device,
-    find_profile,
-    precision_name,
-    precision_warnings,
-    stage_precisions,
-)
-from ultraflash_cli.models.coders import with_full_encoder, with_ultra_decoder
+from ultraflash_cli.models import device as devices
+from ultraflash_cli.models.build import build_upscaler
+from ultraflash_cli.models.device import choose_device, precision_name, precision_warnings, stage_precisions
+from ultraflash_cli.models.profile import find_profile, with_full_encoder, with_ultra_decoder
+from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.store import Receipt, WeightStore
 from ultraflash_cli.weights.verify import sha256_of
@@ -169,7 +163,7 @@ def test_8_bits_are_refused_where_they_cannot_be_multiplied() -> None:
 
 
 def test_8_bits_go_into_the_transformers_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "fp8_refusal", lambda _device: None)
+    monkeypatch.setattr(devices, "fp8_refusal", lambda _device: None)
     dtype_of = stage_precisions(ULTRAFLASH, "fp8", CPU)
     assert dtype_of("sr_dit") == dtype_of("generator") == torch.bfloat16 and dtype_of("decoder") == torch.float16
     shelf, plan = Shelf(), plan_upscale(32, 32, res="2x")

@@ -15,10 +15,10 @@ from ultraflash_cli.engine.schedule import kv_lengths
 from ultraflash_cli.errors import OutOfMemory, UsageError, WeightsError
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration, prepare_generation
 from ultraflash_cli.jobs.running import loader as models
-from ultraflash_cli.jobs.running.choices import find_scorer, managed, planes_for, speedups_within, within
-from ultraflash_cli.jobs.running.loader import Models
-from ultraflash_cli.models.build import Shelf
-from ultraflash_cli.models.coders import settle_coders
+from ultraflash_cli.jobs.running.loader import Models, planes_for
+from ultraflash_cli.models.build import find_scorer, speedups_within
+from ultraflash_cli.models.profile import settle_coders, under_memory_plan, with_cache_rules
+from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.store import WeightStore
 
 
@@ -65,11 +65,11 @@ def test_without_the_rule_a_network_used_before_has_no_gate(tmp_path: Path) -> N
 
 
 def test_managed_changes_nothing_when_all_rules_are_off() -> None:
-    assert managed(TINY_RANDOM, CacheManagement(), long=False, groups=4) == TINY_RANDOM
+    assert with_cache_rules(TINY_RANDOM, CacheManagement(), long=False, groups=4) == TINY_RANDOM
 
 
 def test_the_memory_plan_reaches_the_cascade(tmp_path: Path) -> None:
-    profile = within(TINY_RANDOM, MemorySettings(kv_len=1, group_latents=2))
+    profile = under_memory_plan(TINY_RANDOM, MemorySettings(kv_len=1, group_latents=2))
     assert profile.sr_dit is not None
     assert (profile.group_latents, profile.sr_dit.group_latents, profile.sr_dit.kv_len) == (2, 2, 1)
     with pytest.raises(OutOfMemory, match="smallest plan needs"):
@@ -84,7 +84,7 @@ def test_a_plan_that_changes_pixels_is_a_warning_and_part_of_the_fingerprint(
     _, _, plan = Models().plan_generator(made)
     step = MemoryStep(text="a short SR memory", changes_pixels=True)
     smaller = replace(plan, settings=MemorySettings(kv_len=1), steps=(step,))
-    monkeypatch.setattr(models, "plan_generation", lambda *_: smaller)
+    monkeypatch.setattr(models, "_plan_generation", lambda *_: smaller)
     small = Models().generator(made)
     assert small.warnings == ("for lack of memory: a short SR memory",)
     assert small.memory_plan != full.memory_plan
@@ -111,7 +111,7 @@ def test_the_scorer_is_the_plug_ins_where_there_is_one(monkeypatch: pytest.Monke
             return lambda: "a learned scorer"
 
     monkeypatch.setattr(
-        "ultraflash_cli.jobs.running.choices.entry_points",
+        "ultraflash_cli.models.build.entry_points",
         lambda group: [Plugin()] if group == "ultraflash.scorers" else [],
     )
     assert find_scorer() == "a learned scorer"

@@ -13,8 +13,8 @@ from tests.models.test_build import put
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
 from ultraflash_cli.errors import UsageError, WeightsError
-from ultraflash_cli.models.build import Shelf
 from ultraflash_cli.models.prompts import EMBEDDINGS, embed_prompts, is_embedded, prompt_read
+from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.store import Receipt, WeightStore
 from ultraflash_cli.weights.verify import sha256_of

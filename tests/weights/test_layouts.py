@@ -19,8 +19,8 @@ from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.main import main
 from ultraflash_cli.models.architectures import ARCHITECTURES, expected_shapes
-from ultraflash_cli.models.build import Shelf
-from ultraflash_cli.models.coders import settle_coders, substitutions
+from ultraflash_cli.models.profile import settle_coders, substitutions
+from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.convert import RULES, normalise, recognise
 from ultraflash_cli.weights.detect import Shape
 from ultraflash_cli.weights.fetch import Hub

@@ -9,13 +9,15 @@ import numpy as np
 
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["KINDS", "RES", "BenchCase", "drifting_frames", "parse_size"]
+__all__ = ["KINDS", "RES", "WARM_GROUPS", "BenchCase", "drifting_frames", "parse_size"]
 
 SMALLEST_PX, LARGEST_PX = 16, 8192
 KINDS = ("upscale", "generate", "kernels")
 """What ``bench`` can measure."""
 RES = {"480p": 1, "1k": 2, "2k": 3}
 """Targets by what they multiply the model's base size by."""
+WARM_GROUPS = 6
+"""Groups of an endless generation before its window is surely full."""
 
 
 @dataclass(frozen=True, kw_only=True)

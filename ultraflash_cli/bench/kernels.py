@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 
 import ultraflash_kernels
-from ultraflash_cli.bench.limits import Limits
+from ultraflash_cli.bench.limits import Limits, measure_limits
+from ultraflash_cli.models.device import choose_device
 from ultraflash_kernels._measure import Measured, measure
 
-__all__ = ["OPERATIONS", "KernelTime", "measure_operation", "rows_of"]
+__all__ = ["OPERATIONS", "KernelTime", "measure_kernels", "measure_operation", "rows_of"]
 
 OPERATIONS = tuple(module.name for module in pkgutil.iter_modules(ultraflash_kernels.__path__) if module.ispkg)
 """The names of all operations."""
@@ -43,6 +44,14 @@ class KernelTime:
     """Share of the device's copy rate."""
     speedups: dict[str, float]
     """Over the other implementations of the same case, by their names."""
+
+
+def measure_kernels(device: str, threads: int) -> list[KernelTime]:
+    """Time every operation of the kernels on a device."""
+    torch.set_num_threads(threads)
+    where = choose_device(device)
+    limits = measure_limits(where, "bf16" if where.type == "cuda" else "fp32")
+    return [row for name in OPERATIONS for row in measure_operation(name, where, limits)]
 
 
 def measure_operation(name: str, device: torch.device, limits: Limits) -> list[KernelTime]:

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ultraflash_cli.bench.cases import BenchCase
+from ultraflash_cli.bench.cases import WARM_GROUPS, BenchCase
 from ultraflash_cli.bench.report import BenchReport, StageTime
 from ultraflash_cli.errors import OutOfMemory, UltraflashError
 
@@ -183,9 +183,7 @@ def _first_group(ready: Prepared) -> float:
 def _warm_groups(case: BenchCase, stream: "Stream") -> int:
     """Groups before a clip is steady: until its graphs are recorded, and until a sliding window is full."""
     if case.kind == "generate":
-        from ultraflash_cli.bench.untrained import STEADY_GROUPS
-
-        return STEADY_GROUPS
+        return WARM_GROUPS
     return GRAPH_ROUNDS if any(graphs.on for graphs in stream.graphs) else 0
 
 

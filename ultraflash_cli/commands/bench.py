@@ -1,8 +1,6 @@
 """`ultraflash bench`."""
 
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,18 +20,10 @@ from ultraflash_cli.options import (
 if TYPE_CHECKING:
     from ultraflash_cli.bench.cases import BenchCase
     from ultraflash_cli.bench.kernels import KernelTime
-    from ultraflash_cli.bench.report import BenchReport, WallTime
-    from ultraflash_cli.bench.timing import Prepared
+    from ultraflash_cli.bench.report import BenchReport
     from ultraflash_cli.engine.profiles import Profile
-    from ultraflash_cli.jobs.planning.generate import PreparedGeneration
-    from ultraflash_cli.jobs.planning.upscale import Prepared as PreparedUpscale
-    from ultraflash_cli.jobs.running.loader import Built
-    from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 
-__all__ = ["bench", "measure_kernels", "measure_wall", "prepare"]
-
-_PROMPT = "A red boat drifts on a calm lake at sunrise."
-_RATE = 24
+__all__ = ["bench"]
 
 
 @with_console(hidden=True)
@@ -81,11 +71,14 @@ def bench(
     timings stay valid, pictures do not.
     """
     from ultraflash_cli.bench.cases import KINDS, RES, BenchCase, parse_size
-    from ultraflash_cli.bench.kernels import OTHERS
+    from ultraflash_cli.bench.kernels import OTHERS, measure_kernels
+    from ultraflash_cli.bench.models import prepare
     from ultraflash_cli.bench.report import kernel_lines
     from ultraflash_cli.bench.timing import in_fresh_process, measure
+    from ultraflash_cli.commands.wall import measure_wall
     from ultraflash_cli.host import usable_cores
-    from ultraflash_cli.models.build import choose_device, find_profile
+    from ultraflash_cli.models.device import choose_device
+    from ultraflash_cli.models.profile import find_profile
 
     for word in what or ():
         if word not in KINDS:
@@ -175,164 +168,11 @@ def _check_generated_size(profile: "Profile", width_px: int, height_px: int) -> 
         )
 
 
-def prepare(case: "BenchCase") -> "Prepared":
-    """Build the model of a case the way `upscale` and `generate` do; with random weights from the engine alone."""
-    import torch
-
-    from ultraflash_cli.bench.counts import CountingClock
-    from ultraflash_cli.bench.streams import DrawnStream, UpscaledStream
-    from ultraflash_cli.bench.timing import Prepared
-    from ultraflash_cli.bench.untrained import clip_plan, generator_of, prepare_untrained, random_context
-    from ultraflash_cli.engine.plan import plan_upscale
-    from ultraflash_cli.host import keep_freed_memory, peak_rss_bytes
-    from ultraflash_cli.models.build import (
-        Shelf,
-        Speedups,
-        build_text_to_video,
-        build_upscaler,
-        choose_device,
-        find_profile,
-        precision_name,
-    )
-
-    keep_freed_memory()
-    if case.untrained:  # Shelf would draw them on the host
-        return replace(prepare_untrained(case), peak_rss_bytes=peak_rss_bytes)
-    torch.set_num_threads(case.threads)
-    device, profile = choose_device(case.device), find_profile(case.model)
-    clock, shelf = CountingClock(device), Shelf(case.store)
-    on_gpu = device.type == "cuda"
-    speedups = Speedups(graphs=case.graphs, lanes=case.lanes, paired_caches=on_gpu)
-    context = random_context(profile, device)
-    precision = precision_name(profile, case.precision, device)
-    weights = (
-        "random" if profile.random_seed is not None else "downloaded" if case.model == "ultraflash" else "built in"
-    )
-    if case.kind == "upscale":
-        plan = plan_upscale(case.width_px, case.height_px, res=f"{case.scale}x")
-        upscaler = build_upscaler(
-            shelf,
-            profile,
-            plan,
-            device=device,
-            precision=case.precision,
-            context=context if profile.sr_dit and profile.sr_dit.text_len else None,
-            timer=clock,
-            speedups=speedups,
-        )
-        return Prepared(
-            start=lambda: UpscaledStream(upscaler),
-            clock=clock,
-            precision=precision,
-            weights=weights,
-            peak_rss_bytes=peak_rss_bytes,
-        )
-    video = build_text_to_video(
-        shelf,
-        profile,
-        clip_plan(case, generator_of(profile, long=case.long)),
-        scale=case.scale,
-        long=case.long,
-        low_frames=False,
-        device=device,
-        precision=case.precision,
-        timer=clock,
-        speedups=speedups,
-    )
-    return Prepared(
-        start=lambda: DrawnStream(video, (case.height_px, case.width_px), context),
-        clock=clock,
-        precision=precision,
-        weights=weights,
-        endless=case.long,
-        peak_rss_bytes=peak_rss_bytes,
-    )
-
-
-def measure_wall(case: "BenchCase") -> "WallTime":
-    """Run the command of a case, file to file, in a folder that goes away again."""
-    import tempfile
-
-    from ultraflash_cli.bench.report import WallTime
-    from ultraflash_cli.host import keep_freed_memory
-    from ultraflash_cli.jobs.events import Chunk, Event
-
-    keep_freed_memory()
-    first_group: list[int] = []
-
-    def listen(event: Event) -> None:
-        if isinstance(event, Chunk) and not first_group:
-            first_group.append(event.frames_done)
-
-    with tempfile.TemporaryDirectory(prefix="ultraflash-bench-") as name:
-        folder = Path(name)
-        if case.kind == "upscale":
-            from ultraflash_cli.jobs.planning.upscale import UpscaleJob
-            from ultraflash_cli.jobs.running.upscale import run
-
-            source = folder / "source.mp4"
-            _write_clip(case, source)
-            job = UpscaleJob(
-                source=source,
-                output=folder / "out.mp4",
-                res=f"{case.scale}x",
-                model=case.model,
-                store=case.store,
-                device=case.device,
-                precision=case.precision,
-                cuda_graphs=case.graphs,
-                threads=case.threads,
-            )
-            report = run(job, listen, build=partial(_build_upscaler, case) if case.untrained else None)
-        else:
-            from ultraflash_cli.bench.cases import RES
-            from ultraflash_cli.jobs.planning.generate import GenerateJob
-            from ultraflash_cli.jobs.running.generate import run_generation
-
-            job = GenerateJob(
-                prompt=_PROMPT,
-                output=folder / "out.mp4",
-                res={times: name for name, times in RES.items()}[case.scale],
-                seconds=case.seconds,
-                model=case.model,
-                store=case.store,
-                device=case.device,
-                precision=case.precision,
-                cuda_graphs=case.graphs,
-                threads=case.threads,
-            )
-            build = partial(_build_video, case) if case.untrained else None
-            report = run_generation(job, listen, build=build)
-    encoder, first_s = report.encoder or {}, report.first_frame_s or 0.0
-    return WallTime(
-        frames=report.frames_out,
-        seconds=report.seconds,
-        fps=(report.frames_out - sum(first_group)) / (report.seconds - first_s),
-        first_frame_seconds=report.first_frame_s,
-        codec=str(encoder.get("codec", "unknown")),
-        limit=report.limit,
-    )
-
-
-def measure_kernels(device: str, threads: int) -> "list[KernelTime]":
-    """Time every operation of the kernels on a device."""
-    import torch
-
-    from ultraflash_cli.bench.kernels import OPERATIONS, measure_operation
-    from ultraflash_cli.bench.limits import measure_limits
-    from ultraflash_cli.models.build import choose_device
-
-    torch.set_num_threads(threads)
-    where = choose_device(device)
-    limits = measure_limits(where, "bf16" if where.type == "cuda" else "fp32")
-    return [row for name in OPERATIONS for row in measure_operation(name, where, limits)]
-
-
 def _installed(case: "BenchCase", profile: "Profile") -> bool:
     """Return whether the weights of a model are there, so far as a measurement needs them."""
     from ultraflash_cli.errors import WeightsError
-    from ultraflash_cli.jobs.running.choices import upscaling_parts
-    from ultraflash_cli.models.build import Shelf
+    from ultraflash_cli.models.profile import upscaling_parts
+    from ultraflash_cli.models.shelf import Shelf
 
     parts = upscaling_parts(profile)
     parts += ["generator", "text_encoder"] if profile.generator and profile.text_encoder else []
@@ -341,43 +181,3 @@ def _installed(case: "BenchCase", profile: "Profile") -> bool:
     except WeightsError:
         return False
     return True
-
-
-def _build_upscaler(case: "BenchCase", prepared: "PreparedUpscale") -> "Built[FrameUpscaler]":
-    from ultraflash_cli.bench.untrained import Untrained
-    from ultraflash_cli.jobs.running.loader import Built
-    from ultraflash_cli.models.frames import as_frame_upscaler
-
-    made = Untrained(case)
-    upscaler = as_frame_upscaler(made.upscaler(prepared.plan), made.clock)
-    return Built(model=upscaler, device=str(made.device), precision=made.precision, weights={})
-
-
-def _build_video(case: "BenchCase", prepared: "PreparedGeneration") -> "Built[FrameGenerator]":
-    from ultraflash_cli.bench.untrained import Untrained
-    from ultraflash_cli.jobs.running.loader import Built
-    from ultraflash_cli.models.frames import as_frame_generator
-
-    made = Untrained(case)
-    assert made.context is not None, "what generates takes words"
-    generator = as_frame_generator(made.video(prepared.plan), made.context, prepared.base_size, made.clock)
-    return Built(model=generator, device=str(made.device), precision=made.precision, weights={})
-
-
-def _write_clip(case: "BenchCase", path: Path) -> None:
-    """Write a made clip of two groups more than are timed, in H.264."""
-    from fractions import Fraction
-    from itertools import islice
-
-    from ultraflash_cli.bench.cases import drifting_frames
-    from ultraflash_cli.models.build import find_profile
-    from ultraflash_cli.video.encode import MADE_TICKS, made_spec
-    from ultraflash_cli.video.segment import SegmentWriter
-
-    count = case.frames + 8 * find_profile(case.model).group_latents
-    spec = made_spec(
-        width_px=case.width_px, height_px=case.height_px, rate=Fraction(_RATE), codec="h264", threads=case.threads
-    )
-    with SegmentWriter(path, spec) as writer:
-        for number, frame in enumerate(islice(drifting_frames(case.width_px, case.height_px), count)):
-            writer.write(frame, number * MADE_TICKS, MADE_TICKS)

@@ -34,8 +34,9 @@ def probe(
     # Only now, since these load torch, which takes longer than everything else here.
     from ultraflash_cli.jobs.running.loader import Models
     from ultraflash_cli.jobs.running.upscale import Upscaling
-    from ultraflash_cli.models.build import choose_device, find_profile, stage_precisions
+    from ultraflash_cli.models.device import choose_device, stage_precisions
     from ultraflash_cli.models.memory import describe_memory, memory_budget, plan_upscale_memory
+    from ultraflash_cli.models.profile import find_profile
     from ultraflash_cli.video.description import describe_clip
 
     info, plan = prepared.info, Upscaling(prepared, Models().upscaler).planned()

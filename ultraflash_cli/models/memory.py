@@ -10,13 +10,14 @@ from ultraflash_cli.host import host_bytes_available, parse_memory
 if TYPE_CHECKING:
     import torch
 
-    from ultraflash_cli.engine.memory import MemoryPlan
+    from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings
     from ultraflash_cli.engine.plan import UpscalePlan
     from ultraflash_cli.engine.profiles import Profile
 
 __all__ = [
     "describe_memory",
     "memory_budget",
+    "memory_effect",
     "plan_generation_memory",
     "plan_upscale_memory",
 ]
@@ -152,3 +153,9 @@ def describe_memory(plan: "MemoryPlan") -> list[str]:
     lines += [f"  {plan.host_bytes / 1e9:.2f} GB in host memory"] if plan.host_bytes else []
     kinds = {False: "same result", True: "other pixels"}
     return lines + [f"  {kinds[step.changes_pixels]}: {step.text}" for step in plan.steps]
+
+
+def memory_effect(settings: "MemorySettings") -> str:
+    """Return what a memory plan changes in the result: a GPU may add up a smaller piece in another order, too."""
+    pieces = f", {settings.decode_latents} latents decoded at once" if settings.decode_latents else ""
+    return f"kv_len {settings.kv_len}, groups of {settings.group_latents}{pieces}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ultraflash_cli.engine.profiles import Profile
-    from ultraflash_cli.models.build import Shelf
+    from ultraflash_cli.models.shelf import Shelf
 
 __all__ = ["EMBEDDINGS", "embed_prompts", "is_embedded", "prompt_read"]
 
@@ -44,7 +44,7 @@ def embed_prompts(
     unless ``keep_encoder``. ``warn`` is called for prompts that were cut and of words that are not
     known. Raises UsageError for a prompt that is empty once cleaned, WeightsError.
     """
-    from ultraflash_cli.models.build import stage_precisions
+    from ultraflash_cli.models.device import stage_precisions
 
     dtype = stage_precisions(profile, precision, device)("text_encoder")
     cleaned = [_cleaned(profile, prompt) for prompt in prompts]
@@ -100,7 +100,7 @@ def prompt_read(profile: "Profile", prompt: str, seed: int) -> str:
 
 def is_embedded(shelf: "Shelf", profile: "Profile", prompt: str, *, precision: str, device: "torch.device") -> bool:
     """Return whether a prompt needs no text encoder: its embedding is on disk, or the model takes no words."""
-    from ultraflash_cli.models.build import stage_precisions
+    from ultraflash_cli.models.device import stage_precisions
 
     if profile.text_encoder is None:
         return True
@@ -138,7 +138,7 @@ def _compute(
 ) -> dict[str, _Embedding]:
     from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, WordTokenizer
     from ultraflash_cli.engine.stages.text_encoder import ByteTokenizer, TextEncoder, encode_prompts, load_tokenizer
-    from ultraflash_cli.models.build import TOKENIZER
+    from ultraflash_cli.models.shelf import TOKENIZER
 
     config = profile.text_encoder
     assert config is not None, "a model that takes prompts has a text encoder"
@@ -162,7 +162,7 @@ def _compute(
 
 def _folder(shelf: "Shelf", profile: "Profile") -> Path | None:
     """Return where the embeddings of this text encoder and tokenizer are kept."""
-    from ultraflash_cli.models.build import TOKENIZER
+    from ultraflash_cli.models.shelf import TOKENIZER
 
     names = (profile.weight_of("text_encoder"), TOKENIZER)
     identity = hashlib.sha256("\n".join(shelf.identity(name) for name in names).encode()).hexdigest()[:16]

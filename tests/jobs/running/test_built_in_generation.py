@@ -18,13 +18,13 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEnc
 from ultraflash_cli.errors import Interrupted, UsageError, WeightsError
 from ultraflash_cli.jobs.events import Chunk, Event, GenerationPlanned
 from ultraflash_cli.jobs.planning.generate import AUTO_PARTS, GenerateJob, prepare_generation
-from ultraflash_cli.jobs.running.choices import generating_parts, upscaling_parts
 from ultraflash_cli.jobs.running.generate import GenerateReport, run_generation
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.jobs.stop import Stop
-from ultraflash_cli.models.build import Shelf
 from ultraflash_cli.models.memory import plan_generation_memory, plan_upscale_memory
+from ultraflash_cli.models.profile import generating_parts, upscaling_parts
 from ultraflash_cli.models.prompts import embed_prompts, is_embedded
+from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.store import WeightStore
 
 CPU = torch.device("cpu")

@@ -366,7 +366,7 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
 
 def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
     from ultraflash_cli.engine.profiles import PROFILES, ULTRAFLASH
-    from ultraflash_cli.models.coders import with_ultra_decoder
+    from ultraflash_cli.models.profile import with_ultra_decoder
 
     model = choose_model(job.model, job.store, job.device, scale=max(2, SCALES[job.res]), parts=AUTO_PARTS)
     if job.model == "auto" and PROFILES[model].generator is None:

@@ -224,7 +224,7 @@ def check_choices(model: str, max_memory: str | None) -> None:
 
 
 def choose_model(model: str, store: Path | None, device: str, *, scale: int, parts: tuple[str, ...]) -> str:
-    """Turn ``auto`` into the published model where the weights of its ``parts`` are in ``store`` and a GPU is there.
+    """Turn ``auto`` into the published model where the weights of its ``parts`` lie in ``store`` and a GPU is there.
 
     Else it is ``lite``.
     """
@@ -232,18 +232,10 @@ def choose_model(model: str, store: Path | None, device: str, *, scale: int, par
         return model
     if store is None or device == "cpu" or not (store / "weights").is_dir():
         return "lite"
-    import torch
 
-    from ultraflash_cli.engine.profiles import ULTRAFLASH
-    from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
-    from ultraflash_cli.models.build import Shelf
-    from ultraflash_cli.models.coders import settle_coders
+    from ultraflash_cli.models.profile import ultraflash_runs
 
-    shelf = Shelf(store)
-    profile = settle_coders(ULTRAFLASH.at_scale(scale), shelf, encoder="auto", decoder="auto")
-    encoder = "wan_vae" if isinstance(profile.encoder, WanVaeConfig) else "encoder"
-    installed = all(shelf.has(profile, encoder if part == "encoder" else part) for part in parts)
-    return ULTRAFLASH.name if installed and torch.cuda.is_available() else "lite"
+    return "ultraflash" if ultraflash_runs(store, scale=scale, parts=parts) else "lite"
 
 
 def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:

@@ -1,40 +1,59 @@
 """The model of a job, loaded as its choices say."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
+import torch
+from torch import Tensor
+
+from ultraflash_cli.engine.cache_policy import RefreshGate
+from ultraflash_cli.engine.clock import StageClock
+from ultraflash_cli.engine.foretell import foretold_frame_seconds
+from ultraflash_cli.engine.guard import Guard
+from ultraflash_cli.engine.memory import MemoryPlan
+from ultraflash_cli.engine.pictures import YuvFormat
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.schedule import LATENT_PX
+from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared
-from ultraflash_cli.jobs.running.choices import (
-    effect_of,
+from ultraflash_cli.models.build import (
+    build_text_to_video,
+    build_upscaler,
     find_scorer,
-    generating_parts,
-    generating_profile_of,
-    plan_generation,
-    plan_upscale,
-    planes_for,
-    profile_of,
-    settings_of,
     speedups_within,
-    upscaling_parts,
-    within,
+    take_base_decoder,
 )
+from ultraflash_cli.models.device import choose_device, precision_name, precision_warnings, stage_precisions
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, GeneratedFrames, UpscaledFrames
+from ultraflash_cli.models.memory import memory_budget, memory_effect, plan_generation_memory, plan_upscale_memory
 from ultraflash_cli.models.oom import oom_errors
+from ultraflash_cli.models.profile import (
+    find_profile,
+    generating_parts,
+    settings_of,
+    settle_coders,
+    substitutions,
+    under_memory_plan,
+    upscaling_parts,
+    with_cache_rules,
+)
+from ultraflash_cli.models.prompts import embed_prompts, is_embedded, prompt_read
+from ultraflash_cli.models.shelf import Shelf
+from ultraflash_cli.video.color import FULL, scale_matrix
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_kernels.frames_to_yuv import Matrix
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from ultraflash_cli.engine.memory import MemoryPlan
-    from ultraflash_cli.engine.profiles import Profile
-    from ultraflash_cli.models.build import Shelf
-
-__all__ = ["Builder", "Built", "GenerationBuilder", "Models"]
+__all__ = ["Builder", "Built", "GenerationBuilder", "Models", "planes_for"]
 
 ModelT = TypeVar("ModelT")
+
+_PLANE_BITS = {"yuv420p": 8, "yuv420p10le": 10}
+"""Bits of the formats of planes that a GPU makes."""
+_PLANE_MATRICES: dict[str, Matrix] = {"bt709": "bt709", "bt470": "bt601", "smpte170m": "bt601", "bt2020": "bt2020nc"}
+"""By libswscale's names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +96,18 @@ class Models:
     def __init__(self) -> None:
         self._shelves: dict[Path | None, Shelf] = {}
 
-    def plan_upscaler(self, prepared: Prepared) -> "tuple[torch.device, Profile, MemoryPlan]":
+    def plan_upscaler(self, prepared: Prepared) -> tuple[torch.device, Profile, MemoryPlan]:
         """Decide where and how an upscaling runs, loading nothing. Raises as `upscaler` does."""
-        from ultraflash_cli.models.build import choose_device
-
         device, shelf = choose_device(prepared.job.device), self._shelf(prepared.job.store)
-        profile = profile_of(prepared, shelf)
+        profile = _upscaling_profile(prepared, shelf)
         shelf.require(profile.at_scale(prepared.plan.scale), upscaling_parts(profile))
-        return device, profile, plan_upscale(prepared, profile, device, shelf)
+        return device, profile, _plan_upscale(prepared, profile, device, shelf)
 
-    def plan_generator(self, prepared: PreparedGeneration) -> "tuple[torch.device, Profile, MemoryPlan]":
+    def plan_generator(self, prepared: PreparedGeneration) -> tuple[torch.device, Profile, MemoryPlan]:
         """Decide where and how a clip is generated, loading nothing. Raises as `generator` does."""
-        from ultraflash_cli.models.build import choose_device
-
         job = prepared.job
         device, shelf = choose_device(job.device), self._shelf(job.store)
-        profile = generating_profile_of(prepared, shelf)
+        profile = _generating_profile(prepared, shelf)
         parts = generating_parts(
             profile,
             long=prepared.long,
@@ -101,9 +116,9 @@ class Models:
             goes_on=prepared.clip is not None,
         )
         shelf.require(profile.at_scale(max(2, prepared.scale)), parts)
-        return device, profile, plan_generation(prepared, profile, device, shelf)
+        return device, profile, _plan_generation(prepared, profile, device, shelf)
 
-    def plan(self, prepared: Prepared | PreparedGeneration) -> "tuple[torch.device, Profile, MemoryPlan]":
+    def plan(self, prepared: Prepared | PreparedGeneration) -> tuple[torch.device, Profile, MemoryPlan]:
         """Decide where and how a job runs, loading nothing."""
         if isinstance(prepared, Prepared):
             return self.plan_upscaler(prepared)
@@ -116,15 +131,8 @@ class Models:
             return self._load_upscaler(prepared, device, profile, memory)
 
     def _load_upscaler(
-        self, prepared: Prepared, device: "torch.device", profile: "Profile", memory: "MemoryPlan"
+        self, prepared: Prepared, device: torch.device, profile: Profile, memory: MemoryPlan
     ) -> Built[FrameUpscaler]:
-        import torch
-
-        from ultraflash_cli.engine.clock import StageClock
-        from ultraflash_cli.engine.foretell import foretold_frame_seconds
-        from ultraflash_cli.engine.guard import Guard
-        from ultraflash_cli.models.build import build_upscaler, precision_name, precision_warnings
-        from ultraflash_cli.models.coders import substitutions
 
         job = prepared.job
         shelf = self._shelf(job.store)
@@ -139,7 +147,7 @@ class Models:
         timer = StageClock(device)
         upscaler = build_upscaler(
             shelf,
-            within(profile, memory.settings),
+            under_memory_plan(profile, memory.settings),
             prepared.plan,
             device=device,
             precision=job.precision,
@@ -163,7 +171,7 @@ class Models:
             device=str(device),
             precision=precision_name(profile, job.precision, device),
             weights=shelf.hashes,
-            memory_plan=effect_of(memory.settings),
+            memory_plan=memory_effect(memory.settings),
             planned_bytes=memory.total,
             state_bytes=memory.state_bytes,
             settings=settings_of(profile),
@@ -177,22 +185,8 @@ class Models:
             return self._load_generator(prepared, device, profile, memory)
 
     def _load_generator(
-        self, prepared: PreparedGeneration, device: "torch.device", profile: "Profile", memory: "MemoryPlan"
+        self, prepared: PreparedGeneration, device: torch.device, profile: Profile, memory: MemoryPlan
     ) -> Built[FrameGenerator]:
-        import torch
-
-        from ultraflash_cli.engine.cache_policy import RefreshGate
-        from ultraflash_cli.engine.clock import StageClock
-        from ultraflash_cli.engine.schedule import LATENT_PX
-        from ultraflash_cli.models.build import (
-            build_text_to_video,
-            precision_name,
-            precision_warnings,
-            stage_precisions,
-            take_base_decoder,
-        )
-        from ultraflash_cli.models.coders import substitutions
-        from ultraflash_cli.models.prompts import prompt_read
 
         job, rules = prepared.job, prepared.cache_management
         shelf = self._shelf(job.store)
@@ -203,7 +197,7 @@ class Models:
             warnings += substitutions(profile, shelf, scale=scale, encoder="auto", decoder=job.decoder)
         prompt = prompt_read(profile, prepared.prompt, job.seed)
         context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
-        profile = within(profile, memory.settings)
+        profile = under_memory_plan(profile, memory.settings)
         timer = StageClock(device)
         video = build_text_to_video(
             shelf,
@@ -245,7 +239,7 @@ class Models:
             device=str(device),
             precision=precision_name(profile, job.precision, device),
             weights=shelf.hashes,
-            memory_plan=effect_of(memory.settings),
+            memory_plan=memory_effect(memory.settings),
             planned_bytes=memory.total,
             state_bytes=memory.state_bytes,
             settings=settings_of(profile),
@@ -254,15 +248,14 @@ class Models:
 
     def _embed(
         self,
-        shelf: "Shelf",
-        profile: "Profile",
+        shelf: Shelf,
+        profile: Profile,
         prompt: str,
         precision: str,
-        device: "torch.device",
-        memory: "MemoryPlan",
+        device: torch.device,
+        memory: MemoryPlan,
         warnings: list[str],
-    ) -> "Tensor":
-        from ultraflash_cli.models.prompts import embed_prompts
+    ) -> Tensor:
 
         return embed_prompts(
             shelf,
@@ -274,9 +267,67 @@ class Models:
             warn=warnings.append,
         )[0]
 
-    def _shelf(self, store: Path | None) -> "Shelf":
-        from ultraflash_cli.models.build import Shelf
+    def _shelf(self, store: Path | None) -> Shelf:
 
         if store not in self._shelves:
             self._shelves[store] = Shelf(store)
         return self._shelves[store]
+
+
+def _upscaling_profile(prepared: Prepared, shelf: Shelf) -> Profile:
+    """Return the profile that an upscaling runs. Raises UsageError for what its model does not have."""
+    job = prepared.job
+    profile = settle_coders(find_profile(prepared.model), shelf, encoder=job.encoder, decoder=job.decoder)
+    if job.prompt is not None and not profile.refines_by_words:
+        raise UsageError(f"{profile.name} does not use a prompt; remove --prompt")
+    if job.detail is not None and profile.pixels is None:
+        raise UsageError(f"{profile.name} has no adjustable detail; remove --detail")
+    return profile
+
+
+def _generating_profile(prepared: PreparedGeneration, shelf: Shelf) -> Profile:
+    """Return the profile that a clip to generate runs. Raises UsageError for what its model does not have."""
+    profile = settle_coders(find_profile(prepared.model), shelf, encoder="auto", decoder=prepared.job.decoder)
+    name = "long_generator" if prepared.long else "generator"
+    profile = replace(profile, **{name: prepared.generator})
+    groups = len(prepared.plan.groups)
+    return with_cache_rules(profile, prepared.cache_management, long=prepared.long, groups=groups)
+
+
+def _plan_upscale(prepared: Prepared, profile: Profile, device: torch.device, shelf: Shelf) -> MemoryPlan:
+    """Plan the memory of an upscaling. Raises OutOfMemory if even the smallest plan is too large."""
+    job = prepared.job
+    prompt = profile.default_prompt if job.prompt is None else job.prompt
+    return plan_upscale_memory(
+        profile,
+        prepared.plan,
+        device=device,
+        dtype_of=stage_precisions(profile, job.precision, device),
+        budget_bytes=memory_budget(device, job.max_memory),
+        encodes_text=not is_embedded(shelf, profile, prompt, precision=job.precision, device=device),
+        deep=prepared.info.bit_depth > 8,
+    )
+
+
+def _plan_generation(prepared: PreparedGeneration, profile: Profile, device: torch.device, shelf: Shelf) -> MemoryPlan:
+    """Plan the memory of a clip to generate. Raises OutOfMemory if even the smallest plan is too large."""
+    job = prepared.job
+    return plan_generation_memory(
+        profile,
+        scale=prepared.scale,
+        device=device,
+        dtype_of=stage_precisions(profile, job.precision, device),
+        long=prepared.long,
+        low_frames=prepared.low_spec is not None,
+        budget_bytes=memory_budget(device, job.max_memory),
+        encodes_text=not is_embedded(shelf, profile, prepared.prompt, precision=job.precision, device=device),
+    )
+
+
+def planes_for(spec: EncodeSpec | None, device: torch.device) -> YuvFormat | None:
+    """Return the planes that a GPU makes of finished pictures where the encoder takes them as they are, else None."""
+    bits = None if spec is None else _PLANE_BITS.get(spec.pix_fmt)
+    if device.type != "cuda" or spec is None or bits is None or spec.turns:
+        return None
+    matrix = _PLANE_MATRICES.get(scale_matrix(spec.color))
+    return None if matrix is None else YuvFormat(matrix=matrix, full_range=spec.color.range == FULL, bits=bits)

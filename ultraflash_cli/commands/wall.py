@@ -1,0 +1,102 @@
+"""A whole command timed for `ultraflash bench`, file to file."""
+
+import tempfile
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ultraflash_cli.bench.cases import RES, BenchCase, drifting_frames
+from ultraflash_cli.bench.models import MeasuredModel
+from ultraflash_cli.bench.report import WallTime
+from ultraflash_cli.host import keep_freed_memory
+from ultraflash_cli.jobs.events import Chunk, Event, Listener
+from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
+from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
+from ultraflash_cli.jobs.running.generate import run_generation
+from ultraflash_cli.jobs.running.loader import Built
+from ultraflash_cli.jobs.running.report import Report
+from ultraflash_cli.jobs.running.upscale import run
+from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, as_frame_generator, as_frame_upscaler
+from ultraflash_cli.models.profile import find_profile
+from ultraflash_cli.video.encode import MADE_TICKS, made_spec
+from ultraflash_cli.video.segment import SegmentWriter
+
+__all__ = ["measure_wall"]
+
+_PROMPT = "A red boat drifts on a calm lake at sunrise."
+_RATE = 24
+
+
+def measure_wall(case: BenchCase) -> WallTime:
+    """Run the command of a case in a folder that goes away again."""
+    keep_freed_memory()
+    first_group: list[int] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Chunk) and not first_group:
+            first_group.append(event.frames_done)
+
+    with tempfile.TemporaryDirectory(prefix="ultraflash-bench-") as name:
+        report = (_upscale if case.kind == "upscale" else _generate)(case, Path(name), listen)
+    encoder, first_s = report.encoder or {}, report.first_frame_s or 0.0
+    return WallTime(
+        frames=report.frames_out,
+        seconds=report.seconds,
+        fps=(report.frames_out - sum(first_group)) / (report.seconds - first_s),
+        first_frame_seconds=report.first_frame_s,
+        codec=str(encoder.get("codec", "unknown")),
+        limit=report.limit,
+    )
+
+
+def _upscale(case: BenchCase, folder: Path, listen: Listener) -> Report:
+    source = folder / "source.mp4"
+    _write_clip(case, source)
+    job = UpscaleJob(source=source, output=folder / "out.mp4", res=f"{case.scale}x", **_shared(case))
+
+    def build(prepared: Prepared) -> Built[FrameUpscaler]:
+        model = MeasuredModel(case)
+        upscaler = as_frame_upscaler(model.upscaler(prepared.plan), model.clock)
+        return Built(model=upscaler, device=str(model.device), precision=model.precision, weights={})
+
+    return run(job, listen, build=build if case.untrained else None)
+
+
+def _generate(case: BenchCase, folder: Path, listen: Listener) -> Report:
+    res = {times: name for name, times in RES.items()}[case.scale]
+    job = GenerateJob(prompt=_PROMPT, output=folder / "out.mp4", res=res, seconds=case.seconds, **_shared(case))
+
+    def build(prepared: PreparedGeneration) -> Built[FrameGenerator]:
+        model = MeasuredModel(case)
+        assert model.context is not None, "what generates takes words"
+        generator = as_frame_generator(model.video(prepared.plan), model.context, prepared.base_size, model.clock)
+        return Built(model=generator, device=str(model.device), precision=model.precision, weights={})
+
+    return run_generation(job, listen, build=build if case.untrained else None)
+
+
+def _shared(case: BenchCase) -> dict[str, Any]:
+    return {
+        "model": case.model,
+        "store": case.store,
+        "device": case.device,
+        "precision": case.precision,
+        "cuda_graphs": case.graphs,
+        "threads": case.threads,
+    }
+
+
+def _write_clip(case: BenchCase, path: Path) -> None:
+    """Write a made clip of two groups more than are timed, in H.264."""
+    count = case.frames + 8 * find_profile(case.model).group_latents
+    spec = made_spec(
+        width_px=case.width_px,
+        height_px=case.height_px,
+        rate=Fraction(_RATE),
+        codec="h264",
+        threads=case.threads,
+    )
+    with SegmentWriter(path, spec) as writer:
+        for number, frame in enumerate(islice(drifting_frames(case.width_px, case.height_px), count)):
+            writer.write(frame, number * MADE_TICKS, MADE_TICKS)

@@ -1,0 +1,118 @@
+"""Where a model runs and in what arithmetic."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.errors import DeviceError, UsageError
+from ultraflash_kernels.fp8_linear import fp8_refusal
+
+__all__ = [
+    "choose_device",
+    "choose_precision",
+    "fp8_parts",
+    "precision_name",
+    "precision_warnings",
+    "stage_precisions",
+]
+
+_IN_8_BITS = frozenset({"generator", "sr_dit"})
+"""Parts that ``--precision fp8`` puts into 8 bits."""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu`` or ``cuda[:i]`` into a device and make it the current one.
+
+    On a GPU float32 is IEEE float32 from then on: TF32, which torch uses for convolutions by default, keeps 10 bits of
+    the mantissa. Raises DeviceError for a device that is not there.
+    """
+    device = _named_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def _named_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device must be auto, cpu or cuda[:i], got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu or cuda[:i], got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"{name}: {torch.cuda.device_count()} usable CUDA devices on this machine; try --device cpu")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Turn ``auto``, ``fp32``, ``bf16`` or ``fp8`` into the dtype of what is not in 8 bits.
+
+    ``auto`` is bf16 on a GPU and on CPUs whose bf16 convolutions are the faster ones (AMX, or AMD with
+    avx512_bf16; Intel without AMX runs them at half the speed of float32), else float32. Raises DeviceError for
+    ``fp8`` where ``device`` cannot multiply 8 bits.
+    """
+    if name == "auto":
+        fast = _cpu_has_fast_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if name == "fp8" and (refusal := fp8_refusal(device)):
+        raise DeviceError(f"--precision fp8 cannot run here: {refusal.removesuffix('.')}; use --precision auto")
+    try:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.bfloat16}[name]
+    except KeyError as error:
+        raise UsageError(f"--precision must be auto, fp32, bf16 or fp8, got {name!r}") from error
+
+
+def stage_precisions(profile: Profile, name: str, device: torch.device) -> Callable[[str], torch.dtype]:
+    """Return what gives each part its dtype: the profile's own on a GPU under ``auto`` and ``fp8``, else one for all.
+
+    The full autoencoder stays in float32 unless another precision is requested. Under ``fp8`` the transformers are
+    bfloat16 around what is in 8 bits (``fp8_parts``).
+    """
+    one = choose_precision(name, device)
+    own = {part: _DTYPES[precision] for part, precision in profile.precisions}
+    if name == "fp8":
+        own |= dict.fromkeys(_IN_8_BITS, torch.bfloat16)
+    elif name != "auto":
+        own = {}
+    elif device.type == "cpu":
+        own = {part: dtype for part, dtype in own.items() if dtype == torch.float32}
+    return lambda part: own.get(part, one)
+
+
+def fp8_parts(precision: str) -> frozenset[str]:
+    """Return the parts whose linear layers and attention are put into 8 bits."""
+    return _IN_8_BITS if precision == "fp8" else frozenset()
+
+
+def precision_warnings(precision: str) -> list[str]:
+    """Return what a precision changes in the pixels."""
+    if precision != "fp8":
+        return []
+    return ["--precision fp8 rounds the transformers' weights and inputs to 8 bits, which changes pixels"]
+
+
+def precision_name(profile: Profile, name: str, device: torch.device) -> str:
+    """Return the name of the precision that the stages of an upscale run in; ``mixed`` where they
+    differ, but for fp8."""
+    if name == "fp8":
+        return name
+    dtype_of = stage_precisions(profile, name, device)
+    parts = ("pixels",) if profile.pixels is not None else ("encoder", "upsampler", "sr_dit", "decoder")
+    dtypes = {dtype_of(part) for part in parts}
+    names = [word for word, dtype in _DTYPES.items() if dtype in dtypes]
+    return names[0] if len(names) == 1 else "mixed"
+
+
+def _cpu_has_fast_bf16() -> bool:
+    able = torch.cpu.get_capabilities()
+    if able.get("amx_bf16", False):
+        return True
+    cpuinfo = Path("/proc/cpuinfo")
+    is_amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")
+    return is_amd and bool(able.get("avx512_bf16", False))
