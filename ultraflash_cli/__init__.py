@@ -1,1 +1,5 @@
-"""Upscale video: the engine, the built-in model and the command line."""
+"""Upscale and generate video; see ``ultraflash_cli.api`` for the use from Python."""
+
+from ultraflash_cli.api import FrameStream, generate, open_stream, upscale
+
+__all__ = ["FrameStream", "generate", "open_stream", "upscale"]

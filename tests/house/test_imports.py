@@ -20,7 +20,7 @@ LEVELS = (
     {"streams"},
     {"bar", "help_page", "spellings"},
     {"console", "options"},
-    {"commands"},
+    {"commands", "api"},
     {"main"},
     {"__main__"},
 )

@@ -1,0 +1,441 @@
+"""Upscale and generate from Python: files in and out, or frames in and frames out.
+
+    import ultraflash_cli
+
+    report = ultraflash_cli.upscale("in.mp4", res="2k")
+    print(report.output, report.frames_out)
+
+    with ultraflash_cli.open_stream((832, 480), scale=2) as stream:
+        for frames in clip:  # [T, 480, 832, 3], uint8
+            show(stream.step(frames))  # [T', 960, 1664, 3], uint8
+        show(stream.flush())
+
+Options have the names, values and defaults of the command line's, with underscores. What
+can go wrong is raised as the errors of ``ultraflash_cli.errors``.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+from ultraflash_cli.errors import ConfigError, UsageError
+from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, check_guard
+from ultraflash_cli.settings import Settings
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from numpy import ndarray
+    from torch import Tensor
+
+    from ultraflash_cli.jobs.events import Event
+    from ultraflash_cli.jobs.running.generate import GenerateReport
+    from ultraflash_cli.jobs.running.upscale import UpscaleReport
+
+    Frames = ndarray | Tensor
+    """Frames [T, H, W, 3] in RGB: uint8, uint16 (full scale), or floats in [0, 1]."""
+
+__all__ = ["FrameStream", "GenerateOptions", "UpscaleOptions", "generate", "open_stream", "upscale"]
+
+FilePath = str | PathLike[str]
+Progress = Callable[["Event"], None]
+"""Hears what happens, never from two threads at a time; see ``ultraflash_cli.jobs.events``."""
+
+
+class _SharedOptions(TypedDict, total=False):
+    """Options of both functions."""
+
+    model: str
+    decoder: Literal["auto", "tiny", "ultra"]
+    seed: int
+    codec: str
+    crf: int | None
+    pix_fmt: str
+    enc_opt: Mapping[str, str]
+    device: str
+    precision: str
+    max_memory: str | None
+    cuda_graphs: bool
+    threads: int | None
+    tag: bool
+    resume: bool
+    overwrite: bool
+    skip_existing: bool
+    temp_dir: FilePath | None
+
+
+class UpscaleOptions(_SharedOptions, total=False):
+    """Options of ``upscale``; ``ultraflash upscale --help`` says what they do."""
+
+    res: str | None
+    prompt: str | None
+    encoder: Literal["auto", "tiny", "wan-vae"]
+    strength: float
+    detail: float | None
+    guard: float | None
+    color: Literal["match", "off"]
+    cuts: Literal["auto", "off"]
+    start: str | None
+    end: str | None
+    preview: str | None
+    side_by_side: bool
+    deinterlace: Literal["auto", "frame", "field", "off"]
+    fps: float | Fraction | None
+    audio: Literal["copy", "aac", "flac", "none"]
+    subs: Literal["copy", "none"]
+    strict: bool
+    images: bool
+    renumber: bool
+    downscale: bool
+
+
+class GenerateOptions(_SharedOptions, total=False):
+    """Options of ``generate``; ``ultraflash generate --help`` says what they do."""
+
+    res: Literal["480p", "1k", "2k"]
+    seconds: float | None
+    fps: float | Fraction | None
+    save_lr: bool
+    init_clip: FilePath | None
+    cache_management: str
+
+
+def upscale(
+    source: FilePath,
+    output: FilePath | None = None,
+    *,
+    on_event: Progress | None = None,
+    **options: Unpack[UpscaleOptions],
+) -> "UpscaleReport":
+    """Upscale one clip, as ``ultraflash upscale`` does, and return how it went.
+
+    ``source`` is a video file or pictures as ``folder/%05d.png``. ``output`` is a file, a
+    folder that exists, or None for a name beside the source; the report's ``output`` tells
+    which. Sizes are pixels, times seconds or text such as ``"1:02.5"``. An interrupted call
+    is resumed by the same call.
+
+        report = upscale("in.mp4", res="2k", crf=18, overwrite=True)
+
+    Raises TypeError for an option that there is not, UsageError and ConfigError for values
+    that cannot be, InputError for a source that cannot be read, DeviceError, OutOfMemory,
+    OutputError and WeightsError.
+    """
+    from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+    from ultraflash_cli.jobs.running.upscale import run
+
+    values = _values(options, UpscaleOptions, "upscale")
+    job = UpscaleJob(source=Path(source), store=_store(), **_place(output), **values)
+    return run(job, on_event or _ignore)
+
+
+def generate(
+    prompt: str,
+    output: FilePath | None = None,
+    *,
+    on_event: Progress | None = None,
+    **options: Unpack[GenerateOptions],
+) -> "GenerateReport":
+    """Generate one clip from a prompt, as ``ultraflash generate`` does, and return how it
+    went.
+
+    ``output`` is a file, a folder that exists, or None for a name made from the prompt in
+    the current folder.
+
+        report = generate("a red balloon over the sea", "balloon.mp4", res="1k", seconds=3)
+
+    Raises as ``upscale``.
+    """
+    from ultraflash_cli.jobs.planning.generate import GenerateJob
+    from ultraflash_cli.jobs.running.generate import run_generation
+
+    values = _values(options, GenerateOptions, "generate")
+    if values.get("init_clip") is not None:
+        values["init_clip"] = Path(values["init_clip"])
+    job = GenerateJob(prompt=prompt, store=_store(), **_place(output), **values)
+    return run_generation(job, on_event or _ignore)
+
+
+def open_stream(
+    size: tuple[int, int],
+    *,
+    scale: int = 2,
+    model: str = "lite",
+    detail: float = 1.0,
+    strength: float = 1.0,
+    guard: float | None = GUARD_LEVELS,
+    color: Literal["match", "off"] = "match",
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    state: bytes | None = None,
+) -> "FrameStream":
+    """Open a stream that takes frames of ``size`` (width, height in pixels) and gives them
+    ``scale`` times as large.
+
+    ``state`` is what ``FrameStream.save`` of an equal stream returned: the stream then goes
+    on behind its last frame, with the same pixels as if it had never ended.
+
+    Raises UsageError for a size or scale that cannot be, or a state of another stream,
+    ConfigError for other values, DeviceError, OutOfMemory and WeightsError. Models that
+    read a prompt are conditioned on their default one.
+    """
+    if not 0 <= detail <= 1 or not 0 <= strength <= 1:
+        raise ConfigError(f"detail and strength are between 0 and 1, got {detail} and {strength}")
+    check_guard(guard)
+    if seed < 0 or (threads is not None and threads < 1):
+        raise ConfigError(f"seed is 0 or more and threads 1 or more, got {seed} and {threads}")
+    facts = {
+        "size": list(size), "scale": scale, "model": model, "detail": detail, "strength": strength,
+        "guard": guard, "color": color, "seed": seed, "precision": precision,
+    }  # fmt: skip
+    return FrameStream(facts, device=device, threads=threads, state=state)
+
+
+class FrameStream:
+    """Frames in, larger frames out, group by group; what comes out depends on the frames
+    alone, not on how many are given at a time.
+
+    A scene cut is the caller's to tell: ``flush`` ends a scene, and what follows begins a
+    new one. Frames come back in the form they came in: numpy arrays as arrays, tensors as
+    tensors on their device, uint8 as uint8, uint16 as uint16, floats as float32.
+    """
+
+    def __init__(self, facts: dict[str, Any], *, device: str, threads: int | None, state: bytes | None) -> None:
+        """Use ``open_stream``."""
+        import torch
+
+        from ultraflash_cli.engine.clock import StageClock
+        from ultraflash_cli.engine.guard import Guard
+        from ultraflash_cli.engine.plan import plan_upscale
+        from ultraflash_cli.host import keep_freed_memory, usable_cores
+        from ultraflash_cli.models.build import Shelf, build_upscaler, choose_device, find_profile
+        from ultraflash_cli.models.frames import UpscaledFrames
+        from ultraflash_cli.models.oom import oom_errors
+        from ultraflash_cli.models.prompts import embed_prompts
+
+        width, height = facts["size"]
+        profile, scale, precision = find_profile(facts["model"]), facts["scale"], facts["precision"]
+        plan = plan_upscale(width, height, res=f"{scale}x", multiple_px=profile.multiple_px)
+        keep_freed_memory()
+        torch.set_num_threads(threads or usable_cores())
+        chosen, shelf, context = choose_device(device), Shelf(_store()), None
+        with oom_errors():
+            if profile.refines_by_words:
+                context = embed_prompts(
+                    shelf, profile, [profile.default_prompt], device=chosen, precision=precision, warn=_ignore
+                )[0]
+            clock = StageClock(chosen)
+            upscaler = build_upscaler(
+                shelf,
+                profile,
+                plan,
+                device=chosen,
+                precision=precision,
+                strength=facts["strength"],
+                color=facts["color"],
+                detail=facts["detail"],
+                guard=None if facts["guard"] is None else Guard(facts["guard"]),
+                context=context,
+                timer=clock,
+            )
+        self._frames = UpscaledFrames(upscaler, clock)
+        self._facts: dict[str, Any] = facts | {"weights": shelf.hashes, "device": chosen.type}
+        self.size: tuple[int, int] = (width, height)
+        """Width and height of the frames that go in, in pixels."""
+        self.output_size: tuple[int, int] = (scale * width, scale * height)
+        """Width and height of those that come out."""
+        self.frames_in = 0
+        """Frames taken in so far."""
+        self.frames_out = 0
+        """Frames given back so far."""
+        self._scene = 0
+        self._form: _Form | None = None
+        self._state = self._fresh()
+        if state is not None:
+            self._load(state)
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: "TracebackType | None",
+    ) -> None:
+        """Let go of nothing: a stream holds memory alone."""
+
+    def step(self, frames_thwc: "Frames") -> "Frames":
+        """Take in frames [T, H, W, 3] and return those that are finished, [T', scale * H,
+        scale * W, 3]; T' may be 0.
+
+        Anything that speaks DLPack is taken. All frames of a scene have one dtype. Raises
+        UsageError for other shapes, dtypes, and for a dtype that changes within a scene.
+        """
+        form, pictures = _taken(frames_thwc, self.size)
+        if self._form is not None and self.frames_in > self._scene and form != self._form:
+            raise UsageError(f"the scene began with frames of {self._form}, now they are {form}; flush() first")
+        self._form = form
+        self._state, done = self._frames.step(self._state, pictures)
+        self.frames_in += len(pictures)
+        return self._given(done)
+
+    def flush(self) -> "Frames":
+        """Return the frames that still wait, as the end of the scene; the next frame begins
+        a new one."""
+        done = self._given(self._frames.flush(self._state))
+        self._scene = self.frames_in
+        self._state = self._fresh()
+        return done
+
+    def save(self) -> bytes:
+        """Return the state as safetensors, for ``open_stream(..., state=...)``; the stream
+        itself goes on."""
+        from safetensors.torch import save
+
+        from ultraflash_cli.engine.stage import state_to_tensors
+
+        form = self._form
+        told = {
+            "stream": self._facts,
+            "frames_in": self.frames_in,
+            "frames_out": self.frames_out,
+            "scene": self._scene,
+            "form": None if form is None else [form.kind, form.dtype, form.device],
+        }
+        return save(state_to_tensors(self._state), metadata={"ultraflash": json.dumps(told)})
+
+    def _load(self, content: bytes) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        from ultraflash_cli.engine.stage import state_from_tensors
+
+        try:
+            told = _metadata(content)
+            tensors = load(content)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"the state is none that FrameStream.save returned ({error})") from error
+        theirs = told["stream"]
+        other = [name for name, value in self._facts.items() if theirs.get(name) != value]
+        if other:
+            raise UsageError(f"the state is of a stream with another {', '.join(other)}")
+        self.frames_in, self.frames_out = told["frames_in"], told["frames_out"]
+        self._scene = told["scene"]
+        self._form = None if told["form"] is None else _Form(*told["form"])
+        self._state = state_from_tensors(self._fresh(), tensors)
+
+    def _fresh(self) -> Any:
+        return self._frames.init_state(seed=self._facts["seed"], first_frame=self._scene)
+
+    def _given(self, pictures: Any) -> "Frames":
+        from ultraflash_cli.models.frames import arrived
+
+        done = [arrived(picture) for picture in pictures]
+        self.frames_out += len(done)
+        width, height = self.output_size
+        return (self._form or _Form("numpy", "uint8", "cpu")).give(done, (height, width))
+
+
+class _Form:
+    """The form that frames have outside: whose arrays, of which dtype, where."""
+
+    def __init__(self, kind: str, dtype: str, device: str) -> None:
+        self.kind, self.dtype, self.device = kind, dtype, device
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Form) and vars(self) == vars(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} ({self.kind}, {self.device})"
+
+    def give(self, pictures: "list[ndarray]", side: tuple[int, int]) -> "Frames":
+        """Return pictures [H, W, 3] of integers as one array of this form."""
+        import numpy as np
+
+        empty = np.empty((0, *side, 3), np.uint8 if self.dtype == "uint8" else np.uint16)
+        whole = np.stack(pictures) if pictures else empty
+        if self.dtype == "float32":
+            whole = whole.astype(np.float32) / np.float32(65535)
+        if self.kind == "numpy":
+            return whole
+        import torch
+
+        return torch.from_numpy(whole).to(self.device)
+
+
+def _taken(frames: Any, size: tuple[int, int]) -> "tuple[_Form, list[ndarray]]":
+    """Return the form of frames, and they as pictures of integers."""
+    import numpy as np
+    import torch
+
+    kind = "torch" if isinstance(frames, torch.Tensor) else "numpy"
+    if not isinstance(frames, torch.Tensor | np.ndarray):
+        if not hasattr(frames, "__dlpack__"):
+            raise UsageError(f"frames are a numpy array, a tensor or what speaks DLPack, got {type(frames).__name__}")
+        frames, kind = torch.from_dlpack(frames), "torch"
+    where = "cpu"
+    if isinstance(frames, torch.Tensor):
+        where = str(frames.device)
+        held = frames.detach().cpu()
+        frames = (held.float() if held.is_floating_point() else held).numpy()
+    array: Any = frames
+    width, height = size
+    if array.ndim != 4 or array.shape[1:] != (height, width, 3):
+        raise UsageError(f"frames are [T, {height}, {width}, 3], got {list(array.shape)}")
+    name = str(array.dtype)
+    if name in ("uint8", "uint16"):
+        return _Form(kind, name, where), list(array)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise UsageError(f"frames are uint8, uint16 or floats in 0..1, got {array.dtype}")
+    if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+        raise UsageError("frames of floats lie in 0..1; some values do not")
+    deep = np.rint(array.astype(np.float64) * 65535).astype(np.uint16)
+    return _Form(kind, "float32", where), list(deep)
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    """Return what ``FrameStream.save`` told in the header of a state."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return json.loads(header["__metadata__"]["ultraflash"])
+
+
+def _values(options: Mapping[str, Any], known: type, function: str) -> dict[str, Any]:
+    """Return options as fields of a job. Raises TypeError for one that there is not."""
+    names = known.__annotations__ | _SharedOptions.__annotations__
+    for name in options:
+        if name not in names:
+            raise TypeError(f"{function}() has no option {name!r}; it has {', '.join(sorted(names))}")
+    values = dict(options)
+    if "enc_opt" in values:
+        values["enc_options"] = tuple((key, str(value)) for key, value in dict(values.pop("enc_opt")).items())
+    if "temp_dir" in values:
+        folder = values.pop("temp_dir")
+        values["temp"] = None if folder is None else Path(folder)
+    if values.get("fps") is not None:
+        values["fps"] = Fraction(values["fps"]).limit_denominator(1001)
+    return values
+
+
+def _place(output: FilePath | None) -> dict[str, Path]:
+    """Return an output as the field of a job that it is."""
+    if output is None:
+        return {}
+    path = Path(output)
+    return {"folder": path} if path.is_dir() else {"output": path}
+
+
+def _store() -> Path:
+    return Settings.from_environment().home
+
+
+def _ignore(*_: object) -> None:
+    """Hear nothing."""
