@@ -170,27 +170,27 @@ class Console:
         raise OutputError(f"the result cannot be written on stdout: {self._out.failure}")
 
     def info(self, message: str) -> None:
-        """Say something that `-q` silences."""
+        """Print a message that `-q` silences."""
         self._say(message, shown=not self.options.quiet and self._mode() != "json")
 
     def notice(self, message: str) -> None:
-        """Say something that holds for all clips of a command, once; nothing if it is empty."""
+        """Print a message that applies to all clips of a command, once; nothing if it is empty."""
         if message not in self._said:
             self._said.add(message)
             self.info(message)
 
     def detail(self, message: str) -> None:
-        """Say something that only `-v` and the log show."""
+        """Print a message that only `-v` and the log show."""
         self._say(message, shown=self.options.verbose and self._mode() != "json")
 
     def warning(self, message: str) -> None:
-        """Say something the user should know."""
+        """Print a warning."""
         self._say(f"warning: {message.removesuffix('.')}", shown=self._mode() != "json", style="yellow")
 
     def failure(
         self, error: BaseException, *, message: str | None = None, exit_code: int | None = None, source: str = ""
     ) -> int:
-        """Say in one line why it ended; with `-v` and in the log also where. Returns the exit code."""
+        """Print in one line why it ended, with `-v` and in the log also where. Returns the exit code."""
         text = " ".join((message if message is not None else str(error)).split()).removesuffix(".")
         code = exit_code if exit_code is not None else getattr(error, "exit_code", 1)
         with suppress(UltraflashError):
@@ -218,13 +218,13 @@ class Console:
                 self._drop_bar()
 
     def acknowledge_stop(self) -> None:
-        """Say at the first signal what is going to happen; a signal handler may call it."""
+        """Print what will happen after the first signal; a signal handler may call it."""
         message = "finishing the current group of frames; press again to stop now"
         # The thread that the signal came to may be in the middle of a line.
         threading.Thread(target=self.info, args=(message,), daemon=True).start()
 
     def leave_at_once(self, exit_code: int) -> None:
-        """Say that a second signal ends the process, past all locks; a signal handler may call it."""
+        """Print that a second signal ends the process, past all locks; a signal handler may call it."""
         gone = Interrupted("stopped; the current group is lost, the same command resumes finished work")
         if self._mode() == "json":
             line = json.dumps(as_json(Failed(input="", message=str(gone), exit_code=exit_code)))
@@ -392,7 +392,7 @@ class Console:
 
 
 def headline(plan: Planned) -> str:
-    """Say in half a line what is going to be made."""
+    """Return a short description of what will be made."""
     frames = f", {plan.frames_total} frames" if plan.frames_total else ""
     size = f"{plan.width}x{plan.height}"
     if isinstance(plan, GenerationPlanned):
@@ -401,7 +401,7 @@ def headline(plan: Planned) -> str:
 
 
 def describe(plan: Planned) -> list[str]:
-    """Say in a few lines what a plan is going to do."""
+    """Return a few lines that describe a plan."""
     if isinstance(plan, GenerationPlanned):
         return _describe_generation(plan)
     size = f"{plan.source_width}x{plan.source_height} -> {plan.width}x{plan.height}"

@@ -230,7 +230,7 @@ _GLOBALS: dict[str, tuple[Any, object]] = {
 def with_console(
     *, hidden: bool
 ) -> Callable[[Callable[Concatenate[Console, P], int | None]], Callable[..., int | None]]:
-    """Return a command the global options and, as its first argument, the console that obeys them.
+    """Add the global options to a command; its first argument is the console that obeys them.
 
     `hidden` keeps them out of the command's help: `ultraflash --help` lists them once, and they work in both places.
     """

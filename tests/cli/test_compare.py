@@ -172,7 +172,7 @@ def test_a_page_is_not_replaced_without_y_and_asks_for_nothing_outside(
     assert "default-src 'none'" in text
     assert not re.findall(r"(?:src|href)=[\"']?(?!data:)[a-z]+:", text)
     assert compare(clips["original"], clips["soft"], "--html", page) == 2
-    assert "replace it with -y" in capsys.readouterr().err
+    assert "use -y to replace it" in capsys.readouterr().err
     assert page.read_text() == text
     nowhere = tmp_path / "no" / "look.html"
     assert compare(clips["original"], clips["soft"], "--html", nowhere) == 7

@@ -81,7 +81,7 @@ def sr_dit_activations(
       tokens) * dim), then the rows of the reference: its parts, their sum and their
       order (3 e U; on a CPU half
       precision is widened: float32 copies of q, k, v and of the rows), the block mask's
-      scores beside them;
+      scores next to them;
     * norm and rotation of keys: 6 e U + 8 U;
     * cross-attention: 8 e U + 8 U;
     * feed-forward: 4 e U and the hidden layer twice, 2 e N ffn_dim;
@@ -115,7 +115,7 @@ def generator_activations(
 ) -> int:
     """Return the bytes of one chunk of latents of ``height`` x ``width``.
 
-    As in the SR transformer, but keys and values are attended to where they lie: with U
+    As in the SR transformer, but keys and values are attended to where they are: with U
     = N * dim numbers of e bytes, 7 e U in attention, 8 e U + 8 U in cross-attention, 5
     e U + 2 e N ffn_dim in the feed-forward. A window that slides copies what stays of
     one ring.
@@ -169,7 +169,7 @@ def prompt_encoder_activations(config: PromptEncoderConfig, element: int) -> int
 def upsampler_activations(
     config: LatentUpsamplerConfig, *, height: int, width: int, latents: int = 1
 ) -> MemoryBlocks:
-    """Return the numbers for so many low-resolution latents of ``height`` x ``width``
+    """Return the numbers for this many low-resolution latents of ``height`` x ``width``
     at once.
 
     A block holds x and two results.
@@ -189,7 +189,7 @@ def encoder_activations(config: EncoderConfig, *, height: int, width: int) -> Me
     working, memories = 3 * 3 * frames * height * width, 0
     for stride, pool in zip(config.strides, config.time_pools, strict=True):
         pooled = frames // pool
-        # The input, one frame of it laid out anew, the sum and a summand; then the sum
+        # The input, one frame of it laid out again, the sum and a summand; then the sum
         # and the strided result.
         working = max(working, (frames + (3 * pooled if pool > 1 else pooled)) * plane)
         frames, plane = pooled, plane // stride**2
@@ -223,11 +223,11 @@ def wan_vae_activations(config: WanVaeConfig, *, height: int, width: int) -> Mem
 def decoder_activations(
     config: DecoderConfig, *, height: int, width: int, latents: int = 1
 ) -> MemoryBlocks:
-    """Return the numbers for so many latents of ``height`` x ``width`` at once.
+    """Return the numbers for this many latents of ``height`` x ``width`` at once.
 
     Largest is the growth of a stage: its input, the grown frames, and they laid out
-    anew; a pixel shuffle: its input, the wide convolution's result and two layouts of
-    it; or nearest neighbours, which come behind the growth in time: small and doubled
+    again; a pixel shuffle: its input, the wide convolution's result and two layouts of
+    it; or nearest neighbours, which come after the growth in time: small and doubled
     frames, and what the convolution makes of them.
     """
     frames, plane = latents, height * width
@@ -259,7 +259,7 @@ def pixel_path_activations(
     """Return the bytes of the pixel path for one frame of ``height`` x ``width``
     pixels, low resolution.
 
-    The residual and lanczos at the full size, in float32, beside the blocks. The
+    The residual and lanczos at the full size, in float32, next to the blocks. The
     memories of the path are in its state; those of the frame in work and of the one
     before come on top.
     """

@@ -62,8 +62,8 @@ class KvRing:
         return self.k, self.v
 
     def beside(self, blocks: int) -> tuple[Tensor, Tensor] | None:
-        """Return where keys and values of so many blocks can be written beside what is
-        remembered, ``[B, heads, blocks, block tokens, D]``; None where they cannot."""
+        """Return where keys and values of this many blocks can be written next to what
+        is remembered, ``[B, heads, blocks, block tokens, D]``; None if they cannot."""
         if self.k_odd is None or self.v_odd is None or blocks > self.k.shape[2]:
             return None
         k, v = (self.k, self.v) if self.half else (self.k_odd, self.v_odd)
@@ -197,7 +197,7 @@ class WindowRing:
         and on.
 
         They follow the last ones, or replace those that were written last. Where
-        ``capacity`` tokens would be exceeded, the oldest behind the first ``sink``
+        ``capacity`` tokens would be exceeded, the oldest after the first ``sink``
         leave at once. In place it reuses the buffers of this ring, whose addresses and
         shapes stay; otherwise it holds tensors that autograd can follow.
         """

@@ -189,7 +189,7 @@ class SharpnessDrift:
     """
 
     def __call__(self, frame: Tensor, anchor: Tensor) -> float:
-        """Score a frame ``[3, H, W]`` in [0, 1] beside an early one of its stream."""
+        """Score a frame ``[3, H, W]`` in [0, 1] next to an early one of its stream."""
         (detail, contrast, colour), (detail_0, contrast_0, colour_0) = (
             _statistics(frame),
             _statistics(anchor),

@@ -49,7 +49,7 @@ class StageClock:
         return dict(self._seconds)
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Begin again."""
         wait_for(self.device)
         self._open.clear()
         self._seconds.clear()

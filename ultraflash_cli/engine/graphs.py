@@ -38,7 +38,7 @@ class Recording(Protocol):
     """Work that was recorded."""
 
     def replay(self) -> dict[str, Tensor]:
-        """Do the work once more; what is returned lies in the same buffers each
+        """Do the work once more; what is returned is in the same buffers each
         time."""
         ...
 
@@ -47,7 +47,7 @@ class Recorder(Protocol):
     """What records work."""
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
-        """Record ``work`` without doing it. Raises RuntimeError where it cannot be
+        """Record ``work`` without doing it. Raises RuntimeError if it cannot be
         recorded.
 
         After a failure the device is as it was before, but what recorded should not be
@@ -143,16 +143,16 @@ class Graphs:
     results are the same.
 
     After a recording that failed nothing more is recorded in the process: what it did
-    to the device cannot be known. The first step of a shape runs as it is: kernels are
+    to the device cannot be known. The first step of a shape runs eagerly: kernels are
     compiled and libraries set up, and it shows which tensors of the state keep their
     address. The second one is recorded, it and all later ones are replayed. What is
-    returned is the caller's, but for those tensors of fixed address: they lie in the
+    returned is the caller's, but for those tensors of fixed address: they are in the
     same buffers for every stream that a stage works on, and a stream that begins while
-    the state of another is still held runs as it is.
+    the state of another is still held runs eagerly.
     """
 
     def __init__(self, recorder: Recorder | None) -> None:
-        """Record by ``recorder``; without one every step runs as it is."""
+        """Record by ``recorder``; without one every step runs eagerly."""
         self._recorder = recorder
         self._plans: dict[Hashable, _Plan] = {}
         self._homes: dict[tuple[str, str], Tensor] = {}
@@ -168,12 +168,12 @@ class Graphs:
 
     @property
     def counts(self) -> dict[str, GraphCounts]:
-        """How the steps went, by stage; empty where nothing is recorded."""
+        """How the steps went, by stage; empty if nothing is recorded."""
         return {name: GraphCounts(*counts) for name, counts in self._counts.items()}
 
     @property
     def refusals(self) -> dict[str, str]:
-        """Why steps of a stage run as they are, by stage."""
+        """Why steps of a stage run eagerly, by stage."""
         return {
             key[0]: plan.refusal
             for key, plan in self._plans.items()

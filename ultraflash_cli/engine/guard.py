@@ -45,7 +45,7 @@ class Guard:
         """Return the picture within the limit.
 
         ``plain`` returns the plain resample, of the picture's size. On a CPU it is
-        called only where it is needed; on a GPU looking first would mean waiting.
+        called only if it is needed; on a GPU looking first would mean waiting.
         """
         limit = self.levels / 255
         stray = _stray(picture_nchw, source_nchw)

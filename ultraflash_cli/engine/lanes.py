@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Lane(Protocol):
-    """Work in an order of its own, beside that of other lanes."""
+    """Work in an order of its own, next to that of other lanes."""
 
     def after(self, *others: "Lane") -> None:
         """Let what comes next on this lane wait for all that was put on the others so
@@ -58,7 +58,7 @@ class Lanes:
     draw: Lane
     """The generator."""
     refine: Lane
-    """Everything behind the generator."""
+    """Everything after the generator."""
 
 
 class CudaLane:
@@ -89,7 +89,7 @@ class CudaLane:
             yield
 
     def borrow(self, tensors: Iterable[Tensor]) -> None:
-        """Tell the allocator."""
+        """Return the allocator."""
         for tensor in tensors:
             tensor.record_stream(self.stream)
 
@@ -130,7 +130,7 @@ class OnHost:
 
 
 def to_host(tensor: Tensor) -> OnHost:
-    """Copy a tensor to pinned memory of the host beside what is computed."""
+    """Copy a tensor to pinned memory of the host next to what is computed."""
     return OnHost(tensor)
 
 
@@ -165,7 +165,7 @@ class HostOutlet:
     one."""
 
     def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
-        """Give the pictures as they are."""
+        """Return the pictures as they are."""
         return [_Here(as_picture(picture)) for picture in pictures]
 
 

@@ -89,7 +89,7 @@ class MemorySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryWork:
-    """What a job computes: configs (None where it does without), sizes, precisions."""
+    """What a job computes: configs (None if it does without), sizes, precisions."""
 
     latents: tuple[int, int]
     """Height and width of the low-resolution latents."""
@@ -102,17 +102,17 @@ class MemoryWork:
     generator: GeneratorConfig | None = None
     encoder: EncoderConfig | WanVaeConfig | None = None
     upsampler: LatentUpsamplerConfig | None = None
-    """Gives the scale where latents are enlarged."""
+    """Returns the scale where latents are enlarged."""
     sr_dit: SrDitConfig | None = None
     decoder: DecoderConfig | None = None
     """Of the high-resolution latents."""
     low_decoder: DecoderConfig | None = None
-    """Of the low-resolution latents, where those frames are asked for or the pixel path
+    """Of the low-resolution latents, where those frames are requested or the pixel path
     reads them."""
     pixels: PixelPathConfig | None = None
     """Of the low-resolution frames, where those are enlarged, not latents."""
     source: tuple[int, int] | None = None
-    """Height and width in pixels of the frames of a clip; None where none is read."""
+    """Height and width in pixels of the frames of a clip; None if none is read."""
     target: tuple[int, int] | None = None
     """Height and width in pixels of the pictures; None for what the decoder gives."""
     dtype_of: Callable[[str], torch.dtype] = lambda _: torch.bfloat16
@@ -123,7 +123,7 @@ class MemoryWork:
     precision is not widened."""
     batch: int = 1
     queue_bytes: int = 0
-    """What pictures in queues beside the model take; they lie in the host's memory."""
+    """What pictures in queues next to the model take; they are in the host's memory."""
 
     @property
     def scale(self) -> int:
@@ -183,11 +183,11 @@ class MemoryPlan:
     steps: tuple[MemoryStep, ...] = ()
     """What the settings give up against the full plan."""
     budget_bytes: int | None = None
-    """What the job may take; None where nothing is known."""
+    """What the job may take; None if nothing is known."""
     state_bytes: int = 0
     """What the state of a stream takes when it is saved between groups."""
     host_bytes: int = 0
-    """What lies in the host's memory instead of the device's."""
+    """What is in the host's memory instead of the device's."""
 
     @property
     def peak(self) -> MemoryPhase:
@@ -401,7 +401,7 @@ _REFINING = _EVERYWHERE[3:]
 
 
 class _Ledger:
-    """Who takes how much in which phase, and what lies elsewhere."""
+    """Who takes how much in which phase, and what is elsewhere."""
 
     def __init__(self, phases: Iterable[str]) -> None:
         self._parts: dict[str, list[MemoryPart]] = {phase: [] for phase in phases}

@@ -28,7 +28,7 @@ Picture = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 @dataclass(frozen=True, kw_only=True)
 class YuvFormat:
-    """How a video encoder wants planes of YUV 4:2:0; chroma lies on the left."""
+    """How a video encoder wants planes of YUV 4:2:0; chroma is on the left."""
 
     matrix: Matrix
     full_range: bool

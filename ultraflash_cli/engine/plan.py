@@ -33,7 +33,7 @@ LARGEST_SIDE_PX = 16384
 
 @dataclass(frozen=True, kw_only=True)
 class UpscalePlan:
-    """Sizes on the way, all (height, width) in pixels of the coded orientation."""
+    """Sizes along the way, all (height, width) in pixels of the coded orientation."""
 
     source: tuple[int, int]
     """The clip as it is."""

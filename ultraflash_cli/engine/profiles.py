@@ -47,14 +47,14 @@ class Profile:
     """What users call it."""
     encoder: EncoderConfig | WanVaeConfig
     """Frames to low-resolution latents; a model with ``pixels`` needs it for clips to
-    go on from alone."""
+    continue from alone."""
     upsampler: LatentUpsamplerConfig | None = None
     """Low- to high-resolution latents; its scale is replaced by the plan's. None with
     ``decoder``."""
     sr_dit: SrDitConfig | None = None
-    """The one-step refinement; None where a model goes without."""
+    """The one-step refinement; None if a model goes without."""
     decoder: DecoderConfig | None = None
-    """High-resolution latents to frames; None where a model has no latents of that
+    """High-resolution latents to frames; None if a model has no latents of that
     size."""
     pixels: PixelPathConfig | None = None
     """Low- to high-resolution frames; its scale is replaced by the plan's. None where
@@ -62,11 +62,11 @@ class Profile:
     group_latents: int = 6
     """Latent frames that go through the cascade together."""
     generator: GeneratorConfig | None = None
-    """Prompts to low-resolution latents; None where a model only upscales."""
+    """Prompts to low-resolution latents; None if a model only upscales."""
     long_generator: GeneratorConfig | None = None
     """The generator's variant for clips beyond its window, with weights of its own."""
     low_decoder: DecoderConfig | None = None
-    """Low-resolution latents to frames at the base size; None where the decoder itself
+    """Low-resolution latents to frames at the base size; None if the decoder itself
     makes them."""
     text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
     """Prompts to embeddings; None for a model without text path."""
@@ -75,7 +75,7 @@ class Profile:
     base_size: tuple[int, int] = (480, 832)
     """Height and width in pixels of what the generator draws."""
     notice: str = ""
-    """What people are told of its clips before one is made; empty where there is
+    """What people are told of its clips before one is made; empty if there is
     nothing to say."""
     pad_front: int = 3
     """Frames by which a stream's first group is shorter: the encoder finds copies of
@@ -107,7 +107,7 @@ class Profile:
     """Low-resolution sides are padded to multiples of this."""
     precisions: tuple[tuple[str, Precision], ...] = ()
     """The published precision of each stage on a GPU; a stage that is not named runs as
-    asked for or as is fastest."""
+    requested or as is fastest."""
     weights: tuple[tuple[str, str], ...] = ()
     """The name in the manifest of each part's weights; ``{scale}`` stands for the
     scale."""
@@ -335,7 +335,7 @@ LITE_CASCADE = replace(
     sr_dit=_LITE_SR_DIT,
     decoder=_LITE_LOW_DECODER,
 )
-"""The built-in model with the paper's stages behind its generator, for the recipes that
+"""The built-in model with the paper's stages after its generator, for the recipes that
 train them; not shipped."""
 
 _LITE2_GENERATOR = GeneratorConfig(

@@ -74,8 +74,8 @@ class RefinedGroup(NamedTuple):
     """What a group has become."""
 
     latents_bcthw: Tensor | None
-    """High-resolution latents ``[B, C, T, scale * H, scale * W]``; None where there are
-    none on the way."""
+    """High-resolution latents ``[B, C, T, scale * H, scale * W]``; None if there are
+    none along the way."""
     frames_bcthw: Tensor
     """All raw frames ``[B, 3, 4T, H', W']``, unclamped; a stream's first ones are the
     caller's to drop. On the host where they are decoded in pieces."""
@@ -87,9 +87,9 @@ class Refiner:
 
     It reads latents, not frames.
 
-    With ``decode_latents`` only so many latents are decoded at a time and their frames
-    go to the host's memory; the result is the same. ``graphs`` runs the steps of the
-    stages.
+    With ``decode_latents`` only this many latents are decoded at a time and their
+    frames go to the host's memory; the result is the same. ``graphs`` runs the steps of
+    the stages.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ FRAMES_PER_LATENT = 4
 """Pixel frames that one latent frame stands for."""
 
 GENERATED_FPS = 16
-"""Pixel frames a second of a generated clip."""
+"""Pixel frames per second of a generated clip."""
 
 
 def group_frames(group_latents: int, pad_front: int, *, first: bool) -> int:

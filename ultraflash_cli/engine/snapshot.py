@@ -56,7 +56,7 @@ class CudaSnapshotPort(CudaPort):
 
 
 class Snapshot:
-    """A state as it was when it was taken; its pieces, one behind the other, are a
+    """A state as it was when it was taken; its pieces, one after the other, are a
     safetensors file."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Snapshot:
         self._done = done
 
     def pieces(self) -> Iterator[bytes | memoryview]:
-        """Wait until the state has arrived and yield header and tensors where they lie,
+        """Wait until the state has arrived and yield header and tensors where they are,
         without a copy."""
         self._wait()
         header: dict[str, object] = {}
@@ -104,7 +104,7 @@ class Snapshots:
     """Takes snapshots of states; the host never waits for the device meanwhile.
 
     Where the device has room for the state twice it is copied there and travels from
-    the copy beside what is computed next. Else what is computed next waits, on the
+    the copy next to what is computed next. Else what is computed next waits, on the
     device, until the state has left. Pinned buffers are used again once a snapshot is
     released, for pinning takes longer than copying.
     """

@@ -83,7 +83,7 @@ class BlockGrid:
 def window_blocks(
     rows: int, cols: int, size: int, device: torch.device | None = None
 ) -> Tensor:
-    """Return ``[rows * cols, rows * cols]``, true where a spatial block lies in
+    """Return ``[rows * cols, rows * cols]``, true where a spatial block is in
     another's window; size 0 is no limit.
 
     A window of ``size`` blocks a side reaches ``size // 2`` blocks back and
@@ -124,7 +124,7 @@ def key_budget(
     """Return how many block pairs the query blocks of one temporal block share.
 
     ``ratio`` of all pairs of spatial blocks, scaled so that a grid of
-    ``reference_tokens`` tokens a frame is the measure; at least 1, at most one less
+    ``reference_tokens`` tokens per frame is the measure; at least 1, at most one less
     than all pairs of the group. ``override`` replaces the rule.
     """
     if override is not None:

@@ -68,7 +68,7 @@ class TextToVideo:
     decoder as it sees those of a clip, and the colours of the result follow them. With
     ``park`` the generator and its cache wait on that device while the refiner works,
     for lack of memory; the result is the same. With ``lanes`` the next group is drawn
-    beside the refinement of the present one, again with the same result; what comes
+    next to the refinement of the current one, again with the same result; what comes
     back is ready for work on the caller's lane. Noise comes from ``noise``:
     ``generator`` and ``generator_step`` (the draws of the later steps) for each chunk,
     and what the refiner draws for each group.
@@ -120,7 +120,7 @@ class TextToVideo:
         ``height`` x ``width``.
 
         ``context [B or 1, tokens, text width]`` is the prompt's embedding.
-        ``prefix_bcthw`` are the latents of a clip to go on from; they are remembered
+        ``prefix_bcthw`` are the latents of a clip to continue from; they are remembered
         and not drawn again.
         """
         generator = self.generator.init_state(
@@ -196,7 +196,7 @@ class TextToVideo:
         self.settle()
 
     def _draw_ahead(self, state: TextToVideoState) -> TextToVideoState:
-        """Draw the next group before it is asked for."""
+        """Draw the next group before it is requested."""
         longest = state.ahead_bcthw.shape[2]
         state, low = self._draw_group(state)
         ahead = F.pad(low, (0, 0, 0, 0, 0, longest - low.shape[2]))

@@ -165,7 +165,7 @@ class Upscaler:
             self.guard.clear()
 
     def _held(self, state: UpscalerState) -> int:
-        """How many of the waiting frames the cascade has taken in already."""
+        """Return how many of the waiting frames the cascade has taken in already."""
         return self.cascade.profile.delay if state.cascade.refiner.groups else 0
 
     def _prepare(self, sources_tchw: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class Upscaler:
 
 
 def _reflect(size: int, padded: int) -> Tensor:
-    """Return source indices for ``padded`` places, mirrored behind the last one, as
+    """Return source indices for ``padded`` places, mirrored after the last one, as
     often as needed."""
     period = max(1, 2 * size - 2)
     return torch.tensor(

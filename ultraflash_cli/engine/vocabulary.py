@@ -27,7 +27,7 @@ LAYOUT_WORDS = (
     ("land1", "land2", "land3"),
     ("way1", "way2", "way3"),
 )
-"""Said with every caption, one of each: how the shapes of sky and land lie, and where
+"""Said with every caption, one of each: how the shapes of sky and land are, and where
 things go along."""
 
 SCENE_WORDS = (*_WORDS.split(), *(word for group in LAYOUT_WORDS for word in group))

@@ -125,7 +125,7 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
 
 
 def _mode(reference: "ClipInfo", output: "ClipInfo") -> "tuple[Mode, tuple[int, int]]":
-    """Tell by their sizes what the reference is. Raises UsageError for sizes that cannot be compared."""
+    """Return what the reference is, judging by sizes. Raises UsageError for sizes that cannot be compared."""
     ref_wh = (reference.display_width_px, reference.display_height_px)
     out_wh = (output.display_width_px, output.display_height_px)
     if ref_wh == out_wh:

@@ -72,7 +72,7 @@ def ending_on_signals() -> Generator[None]:
 def stopping_on_signals(
     *, on_first: Callable[[], None] | None = None, on_second: Callable[[int], None] | None = None
 ) -> Generator[Stop]:
-    """Return a `Stop` that the first SIGINT, SIGTERM or SIGHUP requests; a second one ends the process at once.
+    """Yield a `Stop` that the first SIGINT, SIGTERM or SIGHUP requests; a second one ends the process at once.
 
     `on_first` is called with the first, `on_second` with the second and the exit code, inside the signal handler.
     Works in the main thread only, like every Python signal handler; the old handlers come back at the end.

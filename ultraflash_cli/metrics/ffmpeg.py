@@ -115,11 +115,11 @@ def read_luma(path: Path, *, frames: int | None = None) -> Generator[Luma]:
 def read_rgb(view: View, numbers: Sequence[int], *, coding: Coding) -> list[np.ndarray]:
     """Return the frames with these numbers as RGB `[H, W, 3]` of 8 bits; ``coding`` is that of the view.
 
-    Raises InputError where the clip cannot be read.
+    Raises InputError if the clip cannot be read.
     """
     wanted = "+".join(f"eq(n\\,{number})" for number in numbers)
     to_rgb = f"scale=iw:ih:{RESIZE}:in_color_matrix={coding.matrix}:in_range={coding.range}:out_range=pc,format=gbrp"
-    # The select comes behind the filter that looks at neighbours and before those that cost.
+    # The select comes after the filter that looks at neighbours and before those that cost.
     first, _, rest = view.filters.partition(",") if view.filters.startswith("bwdif") else ("null", "", view.filters)
     graph = ",".join([first, f"select='{wanted}'", rest or "null", to_rgb, "format=rgb24"])
     arguments = ["-i", str(view.path.resolve()), "-map", f"0:{view.stream}", "-vf", graph, "-fps_mode", "passthrough"]

@@ -40,7 +40,7 @@ class _Layer(NamedTuple):
     pool: tuple[str, int] | None = None
     """The blur before it that shrinks, and the side of the maximum before that."""
     blur_after: str | None = None
-    """A blur behind it, which shrinks, too."""
+    """A blur after it, which shrinks, too."""
     is_feature: bool = True
     """Whether its activations are compared."""
 
@@ -116,7 +116,7 @@ class LikenessNet(nn.Module):
         return total
 
     def _features(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield the activations behind every convolution that counts."""
+        """Yield the activations after every convolution that counts."""
         x = (2 * x - 1 - self.scaling_layer.get_buffer("shift")) / self.scaling_layer.get_buffer("scale")
         first = self.net.get_submodule(self.layers[0].name).get_parameter("weight")
         x = x.to(first.dtype).contiguous(memory_format=torch.channels_last)
@@ -153,7 +153,7 @@ def learned_distance(
 ) -> Tensor:
     """Return how far frames look from the truth, ``[B, T]``, by a network that computes in ``dtype``; 0 is equal.
 
-    Raises UsageError where its weights are not installed.
+    Raises UsageError if its weights are not installed.
     """
     batch, frames = frames_bcthw.shape[0], frames_bcthw.shape[2]
     planes = [clip.float().transpose(1, 2).flatten(0, 1) for clip in (frames_bcthw, truth_bcthw)]
@@ -178,7 +178,7 @@ def _network(path: Path, trunk: Trunk, device: torch.device, dtype: torch.dtype)
 
 
 def weights_path(trunk: Trunk = "alex") -> Path:
-    """Return the file of the weights in the installed package. Raises UsageError where there is none."""
+    """Return the file of the weights in the installed package. Raises UsageError if there is none."""
     found = find_spec(PACKAGE)
     for folder in (found.submodule_search_locations or []) if found is not None else []:
         path = Path(folder) / WEIGHTS / f"{trunk}_shift_tolerant.pth"

@@ -114,7 +114,7 @@ def distinct_crops(crops: Sequence[Crop], *, count: int, frames: int, crop_px: i
     """Choose the places with the largest errors of which no two show the same.
 
     ``crops`` come with the largest error first. Places that overlap are taken only where
-    there are too few others, and only from frames that lie far apart in the clip.
+    there are too few others, and only from frames that are far apart in the clip.
     """
     chosen: list[Crop] = []
     for far in (frames, max(1, frames // _DISTINCT_SHARE)):

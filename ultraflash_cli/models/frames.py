@@ -202,7 +202,7 @@ def _weight(tensor: "Tensor") -> int:
 
 
 def saving_bytes(state_bytes: int, device: str) -> int:
-    """Return what saving a state of so many bytes on a device counts as, as ``FrameUpscaler.state_bytes`` does."""
+    """Return what saving a state of this many bytes on a device counts as, as ``FrameUpscaler.state_bytes`` does."""
     return state_bytes * (_GPU_WEIGHT if device.startswith("cuda") else 1)
 
 

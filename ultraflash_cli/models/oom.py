@@ -14,7 +14,7 @@ _OUT_OF_MEMORY = "out of memory; close other programs, choose a smaller --res, o
 
 @contextmanager
 def oom_errors(planned_bytes: int | None = None) -> Generator[None]:
-    """Turn what the libraries raise when memory runs out into OutOfMemory; the plan was for so many bytes."""
+    """Turn what the libraries raise when memory runs out into OutOfMemory; the plan was for this many bytes."""
     try:
         yield
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
@@ -24,7 +24,7 @@ def oom_errors(planned_bytes: int | None = None) -> Generator[None]:
 
 
 def free_memory() -> None:
-    """Give back what nobody holds any more, on the GPU, too."""
+    """Return what nobody holds any more, on the GPU, too."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -41,7 +41,7 @@ def find_profile(model: str) -> Profile:
 
 
 def ultraflash_runs(store: Path, *, scale: int, parts: Iterable[str]) -> bool:
-    """Tell whether the weights of these parts of the published model lie in `store` and a GPU is there."""
+    """Return whether the weights of these parts of the published model are in `store` and a GPU is there."""
     shelf = Shelf(store)
     profile = settle_coders(ULTRAFLASH.at_scale(scale), shelf, encoder="auto", decoder="auto")
     encoder = _encoder_part(profile)

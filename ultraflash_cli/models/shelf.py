@@ -195,7 +195,7 @@ class Shelf:
 
 
 class RandomShelf(Shelf):
-    """Weights drawn at random where they run: times and memory are real, pictures mean nothing."""
+    """Weights random where they run: times and memory are real, pictures mean nothing."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -230,7 +230,7 @@ def _own_part(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def _randomise(network: nn.Module, name: str) -> None:
-    """Give every parameter seeded random values of a size that keeps activations of order one."""
+    """Return every parameter seeded random values of a size that keeps activations of order one."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
     generator: torch.Generator | None = None
     for path, parameter in network.named_parameters():

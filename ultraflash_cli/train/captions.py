@@ -225,7 +225,7 @@ def _around(scene: Scene, silences: _Silences, rng: Random) -> list[str]:
 
 
 def _empty(where: str, around: list[str], rng: Random) -> str:
-    """Say a scene in which nothing moves."""
+    """Return the caption of a scene in which nothing moves."""
     form = rng.choice(("plain", "plain", "first", "opening", "keywords"))
     if form == "keywords":
         return ", ".join(map(_bare, [where, *around]))

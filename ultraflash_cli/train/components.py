@@ -58,7 +58,7 @@ class _Level:
         return self.basis * self.gain[:, None] / self._joined(before)
 
     def backward_map(self, before: "_Level") -> Tensor:
-        """Return the weight back to joined channels of the level before."""
+        """Turn the weight back into joined channels of the level before."""
         return self.basis.T / self.gain * self._joined(before)[:, None]
 
     def _joined(self, before: "_Level") -> Tensor:

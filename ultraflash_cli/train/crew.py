@@ -35,7 +35,7 @@ class Crew:
 
     @torch.no_grad()
     def share_weights(self, networks: nn.Module) -> None:
-        """Return every process the leader's parameters and buffers."""
+        """Broadcast the leader's parameters and buffers to every process."""
         if self.size > 1:
             for tensor in (*networks.parameters(), *networks.buffers()):
                 dist.broadcast(tensor.data, 0)

@@ -197,7 +197,7 @@ class EncodeScenesJob:
 def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None = None) -> None:
     """Write float16 latents [N, C, T, h, w] and covers [N, T, h, w] of things, a file for every ``shard`` scenes.
 
-    ``on_file`` is told how many are done; see ``thing_cover``.
+    ``on_file`` is reported how many are done; see ``thing_cover``.
 
     Raises WeightsError for weights without the profile's encoder, InputError where the folder holds other latents.
     """

@@ -122,7 +122,7 @@ class CascadeRoles(nn.Module):
             self.get_submodule(role).requires_grad_(True)
 
     def load(self, weights: dict[str, Tensor] | None, *, fresh: tuple[str, ...] = (), hint: str = "") -> None:
-        """Return the roles their weights; tensors of roles that are not here are left.
+        """Load weights into the roles; tensors of roles that are not here are left.
 
         Only roles of ``fresh`` may be missing. Raises UsageError (with ``hint``) where weights are needed and there
         are none, WeightsError where they do not fit.

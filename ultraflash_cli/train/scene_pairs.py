@@ -49,7 +49,7 @@ class SceneWindow:
     """Windows begin at multiples of this, in high-resolution latents, a token's side and the
     scale's multiple."""
     group: int = 2
-    """They begin at multiples of so many latent frames."""
+    """They begin at multiples of this many latent frames."""
 
     def __post_init__(self) -> None:
         if min(self.latents, self.rows, self.columns, self.step, self.group) < 1:
@@ -77,7 +77,7 @@ class ScenePairs:
     def draw(self, window: SceneWindow, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
         """Return a low window [C, T, h, w], its high one [C, T, H, W], float32, and the caption.
 
-        Raises InputError where no scene is long enough.
+        Raises InputError if no scene is long enough.
         """
         low = self.lows[int(rng.integers(len(self.lows)))]
         file = int(rng.integers(len(self.high.files)))
@@ -117,13 +117,13 @@ def _firsts(scenes: SceneLatents) -> set[int]:
 
 
 def holds_scene_pairs(folder: Path) -> bool:
-    """Tell whether a folder holds drawn scenes at two sizes."""
+    """Return whether a folder holds drawn scenes at two sizes."""
     return (folder / "high").is_dir()
 
 
 @lru_cache(maxsize=1)
 def open_scene_pairs(folder: Path) -> ScenePairs:
-    """Return the scenes of a folder. Raises InputError where they do not go together."""
+    """Return the scenes of a folder. Raises InputError if they do not go together."""
     return ScenePairs(folder)
 
 
@@ -151,9 +151,9 @@ class AnswerScenesJob:
 
 @torch.no_grad()
 def answer_scenes(job: AnswerScenesJob, *, on_file: Callable[[int], None] | None = None) -> None:
-    """Write what a generator makes of scenes, chunk by chunk behind its own answers.
+    """Write what a generator makes of scenes, chunk by chunk after its own answers.
 
-    The files are as those of ``encode_scenes``. ``on_file`` hears how many scenes are done.
+    The files are as those of ``encode_scenes``. ``on_file`` is told how many scenes are done.
     """
     scenes, done = SceneLatents(job.scenes), 0
     with output_errors(job.out):

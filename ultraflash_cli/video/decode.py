@@ -304,7 +304,7 @@ def _losses(info: ClipInfo, progress: _Progress, clock: Clock, repairs: Repairs)
 
 @contextmanager
 def _told_repairs(info: ClipInfo, clock: Clock, said: _Said) -> Generator[Repairs]:
-    """Say in the end what was wrong in the timestamps, also of a clip that is not read to its end."""
+    """Report in the end what was wrong with timestamps, even if the clip is not read to its end."""
     repairs = Repairs()
     try:
         yield repairs

@@ -285,7 +285,7 @@ def made_times(rate: Fraction) -> tuple[Fraction, int]:
 def losses(info: ClipInfo, spec: EncodeSpec) -> tuple[str, ...]:
     """Return what of the picture of ``info`` the settings cannot keep, a sentence each; these belong into the warnings.
 
-    Transparency is left out: ``read_frames`` reports it where it is lost.
+    Transparency is left out: ``read_frames`` reports it if it is lost.
     """
     found: list[str] = []
     if info.lost_alpha:

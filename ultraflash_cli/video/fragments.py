@@ -26,7 +26,7 @@ class Fragment:
 
     content: bytes
     starts: bool
-    """Whether a player can begin with it, behind the head."""
+    """Whether a player can begin with it, after the head."""
 
 
 class _Pieces:

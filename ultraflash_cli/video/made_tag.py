@@ -1,6 +1,6 @@
 """The tag that says how a file was made: written into Matroska, MP4, QuickTime and PNG, and read back.
 
-Matroska and WebM keep it as the tag `ULTRAFLASH`, MP4 and QuickTime as XMP in a box of its own behind all others, where
+Matroska and WebM keep it as the tag `ULTRAFLASH`, MP4 and QuickTime as XMP in a box of its own after all others, where
 it moves nothing, PNG as a chunk of text.
 """
 
@@ -49,7 +49,7 @@ def with_made(tags: Mapping[str, str], suffix: str, made: str | None) -> dict[st
 
 
 def append_made(path: Path, suffix: str, made: str | None) -> None:
-    """Write the tag behind all that is in a finished file, where its container keeps it so. Raises OSError."""
+    """Write the tag after all that is in a finished file, where its container keeps it so. Raises OSError."""
     if made is None or suffix in _MATROSKA:
         return
     content = _XMP_BOX + _XMP.format(html.escape(made)).encode()
@@ -67,7 +67,7 @@ def with_made_chunk(png: bytes, made: str | None) -> bytes:
 
 
 def read_made(path: Path) -> str | None:
-    """Read the tag of a file; None where there is none. Raises InputError for a file that cannot be read."""
+    """Read the tag of a file; None if there is none. Raises InputError for a file that cannot be read."""
     if not path.is_file():
         raise InputError(f"{path}: {'no file' if path.exists() else 'no such file'}; give a video or an image")
     try:

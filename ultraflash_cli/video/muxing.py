@@ -115,7 +115,7 @@ def mend_transparency(packet: Packet) -> None:
 
 
 def late_notes(late_s: Fraction, plan: StreamPlan) -> tuple[str, ...]:
-    """Say by how much everything is shown later than in the input if that can be noticed."""
+    """Return a note if everything is shown noticeably later than in the input."""
     if late_s <= _LATE_S:
         return ()
     late_ms = f"{float(late_s * 1000):.0f} ms"
@@ -123,7 +123,7 @@ def late_notes(late_s: Fraction, plan: StreamPlan) -> tuple[str, ...]:
 
 
 def aspect_notes(aspect: Fraction, plan: StreamPlan, spec: EncodeSpec) -> tuple[str, ...]:
-    """Say that the shape of the pixels is lost if the file has another."""
+    """Return a note if the pixel aspect ratio is lost."""
     if aspect == spec.coded_aspect:
         return ()
     return (f"the pixel aspect ratio {spec.coded_aspect} cannot be stored with {spec.codec} in {plan.suffix}",)

@@ -56,7 +56,7 @@ def partial_path(path: Path) -> Path:
 
 @contextmanager
 def partial_file(path: Path) -> Generator[Path]:
-    """Return ``name.part.mp4`` to write; it becomes ``name.mp4``, synced to disk, when the block succeeds.
+    """Yield ``name.part.mp4`` to write; it becomes ``name.mp4``, synced to disk, when the block succeeds.
 
     The part is removed when the block fails. Errors of the system inside the block become an ``OutputError``.
     """

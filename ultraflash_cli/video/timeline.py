@@ -179,7 +179,7 @@ class Timeline:
     # Deciding
 
     def _time(self, track: Track, packet: Packet) -> None:
-        """Return a packet of picture or sound its place on the repaired clock."""
+        """Place a packet of picture or sound on the repaired clock."""
         stamp = track.stamp(packet)
         if stamp is None:
             track.shift(packet, track.offset)

@@ -152,9 +152,10 @@ def fetch_range(hub: Hub, remote: RemoteFile, start: int, end: int) -> bytes | N
 def fetch(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> str:
     """Bring the bytes of a file to ``part``, going on after those that are there; check them and return their sha256.
 
-    ``on_bytes`` is told how many there are. The hub's library does the transfer (redirects, login, retries); where to
-    resume is ours to say, since it starts over after a kill. Raises WeightsError for what the hub, the network or the
-    check says; the part is kept unless it is wrong. Raises OutputError if the disk refuses.
+    ``on_bytes`` is reported how many there are. The hub's library does the transfer (redirects,
+    login, retries); where to resume is ours to say, since it starts over after a kill. Raises
+    WeightsError for what the hub, the network or the check says; the part is kept unless it is
+    wrong. Raises OutputError if the disk refuses.
     """
     with writing(part):
         part.touch()

@@ -70,7 +70,7 @@ def require_finite(tensor: Tensor, name: str, file: str) -> None:
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], *, name: str) -> None:
-    """Return ``network`` its weights; raises WeightsError for a missing or unexpected key or another shape.
+    """Load weights into ``network``; raises WeightsError for a missing or unexpected key or another shape.
 
     A network on the meta device takes the tensors as they are, in their dtype and on their device; any other copies
     them into its own.

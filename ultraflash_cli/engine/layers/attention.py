@@ -49,7 +49,7 @@ class SparseLayout:
     rule: BlockRule
     """Window, causality and budget."""
     allowed: Tensor | None
-    """``[blocks, remembered + blocks]`` (bool): window and causality. None where blocks
+    """``[blocks, remembered + blocks]`` (bool): window and causality. None if blocks
     are chosen as lists, by the rule alone."""
     remember: int
     """Blocks that the cache keeps after this group."""
@@ -88,7 +88,7 @@ class SparseLayout:
         ``remembered`` blocks are in the cache; a block sees ``window`` blocks a side
         and the temporal blocks up to the end of its ``chunk``; ``kv_len`` temporal
         blocks stay in the cache afterwards. ``by_lists`` chooses blocks as lists and
-        reads remembered keys where they lie, as the kernels do; None: on a GPU that has
+        reads remembered keys where they are, as the kernels do; None: on a GPU that has
         them. ``fp8`` takes lists always.
         """
         temporal, rows, cols = grid.blocks
@@ -235,7 +235,7 @@ class SparseCausalSelfAttention(nn.Module):
         ``[B, tokens, width]`` in the order of blocks; overwrites the cache.
 
         Keys and values go straight to where the next group finds them, if this one
-        replaces all that is remembered and the cache has room beside it.
+        replaces all that is remembered and the cache has room next to it.
         """
         grid = layout.grid
         blocks = math.prod(grid.blocks)

@@ -14,7 +14,7 @@ LOBES = 3
 """Lobes of the lanczos window on either side."""
 
 BLOCK = 32
-"""Outputs that a small matrix product of a resize gives at once."""
+"""Outputs that a small matmul of a resize gives at once."""
 
 
 def lanczos_upscale(frames_nchw: Tensor, scale: int) -> Tensor:
@@ -107,7 +107,7 @@ def _resize_blocks_on(
 
 @lru_cache(maxsize=16)
 def _resize_blocks(size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
-    """A resize along one axis as a batch of small matrix products.
+    """Return a resize along one axis as a batch of small matmuls.
 
     Returns source indices [blocks, window] and weights [blocks, BLOCK, window]: block b
     gives the outputs b * BLOCK ... (b + 1) * BLOCK - 1 from the sources of its window.

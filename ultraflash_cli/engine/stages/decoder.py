@@ -53,7 +53,7 @@ class DecoderConfig:
     soft_clamp: bool = True
     """Whether latents are limited smoothly to +-3 first."""
     signed: bool = False
-    """Whether the network's values lie in [-1, 1], as the released ultra decoder's do;
+    """Whether the network's values are in [-1, 1], as the released ultra decoder's do;
     frames are in [0, 1] anyway."""
     upsampling: Literal["nearest", "pixel_shuffle"] = "nearest"
     """How a stage doubles its size; the ultra decoder has ``pixel_shuffle``."""
@@ -88,7 +88,7 @@ class DecoderConfig:
         return (*(stage.width for stage in self.stages), last)
 
     def piece(self, latents: int, height: int, width: int) -> int:
-        """Return how many of so many latents of ``height`` x ``width`` are decoded at
+        """Return how many of this many latents of ``height`` x ``width`` are decoded at
         once on a GPU, in even pieces.
 
         No tensor may have more values than 32 bits can count: upsampling refuses more.
@@ -194,7 +194,7 @@ class Decoder(nn.Module):
     def decode(
         self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Decode a piece of a clip at once, four frames a latent; differentiable.
+        """Decode a piece of a clip at once, four frames per latent; differentiable.
 
         ``memories`` is None at the start of a stream.
         """

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 LEAST_LEVEL = 0.01
-"""Noise level below which a network that gives clean latents is not asked for a
+"""Noise level below which a network that gives clean latents is not requested a
 flow."""
 
 Gate = Callable[[Tensor, Tensor], bool]
@@ -56,8 +56,8 @@ KEPT_IN_BF16 = (
     "blocks.*.cross_attn.v",
     "head.*",
 )
-"""Linear layers that stay as they are in 8 bits: those that run once a clip or for few
-rows, and the head's."""
+"""Linear layers that stay as they are in 8 bits: those that run once per clip or for
+few rows, and the head's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +99,13 @@ class GeneratorConfig:
     one size; None leaves it to the rotation to tell where a token is."""
     drifts: tuple[tuple[int, int], ...] = ()
     """Directions, rows down and columns to the right, of which one is 1 or -1 and the
-    other 0. In each there is a grid that moves by a token a chunk, in which tokens have
-    a learned place, too: what moves along with it stays in one."""
+    other 0. In each there is a grid that moves by a token per chunk, in which tokens
+    have a learned place, too: what moves along with it stays in one."""
     drift_frames: int = 21
     """Latent frames over which the moving grids have places for all that they pass;
     beyond, the last ones go on."""
     head_dim: int = 0
-    """Width of a hidden layer beside the last projection, for patches of more values
+    """Width of a hidden layer next to the last projection, for patches of more values
     than ``dim``, which that alone cannot tell apart; 0 is none."""
     eps: float = 1e-6
     """Added to variances and mean squares."""
@@ -128,7 +128,7 @@ class GeneratorConfig:
     sink: int = 0
     """First latent frames of a stream that are never forgotten."""
     slide: bool = False
-    """Whether the oldest frames behind the sink leave a full window; else a stream ends
+    """Whether the oldest frames after the sink leave a full window; else a stream ends
     where its window is full."""
 
     def __post_init__(self) -> None:
@@ -205,7 +205,7 @@ class GeneratorConfig:
 
     @property
     def longest(self) -> int | None:
-        """Latent frames of the longest stream, in whole chunks; None where the window
+        """Latent frames of the longest stream, in whole chunks; None if the window
         slides."""
         if self.slide:
             return None
@@ -226,7 +226,7 @@ class GeneratorConfig:
         )
 
     def tokens_per_frame(self, height: int, width: int) -> int:
-        """Return how many tokens a latent frame has. Raises ConfigError where it is not
+        """Return how many tokens per latent frame has. Raises ConfigError if it is not
         whole patches."""
         _, py, px = self.patch
         if height % py or width % px or min(height, width) < 1:
@@ -347,7 +347,7 @@ class GeneratorBlock(nn.Module):
         ``time [B or 1, frames or 1, 6, dim]``.
 
         ``addend`` is what the block before has left to be added; the second value is
-        what this one leaves, so that each sum shares a pass with the norm behind it.
+        what this one leaves, so that each sum shares a pass with the norm after it.
         """
         vectors = (self.modulation + time).expand(*x.shape[:2], -1, -1).unbind(2)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
@@ -369,7 +369,7 @@ class GeneratorBlock(nn.Module):
 
 
 class GeneratorHead(nn.Module):
-    """Modulated norm and projection to patches, and beside it, where the config has
+    """Modulated norm and projection to patches, and next to it, where the config has
     one, a hidden layer's."""
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -504,7 +504,7 @@ class Generator(nn.Module):
         """Queue a push of noise and return the clean latents of the chunks it
         completes; consumes state.
 
-        Raises ConfigError where the window is full and does not slide.
+        Raises ConfigError if the window is full and does not slide.
         """
         assert inputs.draws_bscthw.shape[3] == inputs.noise_bcthw.shape[2], (
             "a push has draws for every latent frame"
@@ -690,7 +690,7 @@ class Generator(nn.Module):
         the latent frames before this chunk. A chunk that was the last one to run is run
         again in its own place. ``position`` stands in for ``first_frame`` where places
         are told, also as a tensor. With ``reuse_rings`` the buffers of ``rings`` are
-        overwritten. Raises ConfigError where the window is full and does not slide.
+        overwritten. Raises ConfigError if the window is full and does not slide.
         """
         config, weight = self.config, self.patch_embedding.weight
         batch, _, frames, height, width = x_bcthw.shape

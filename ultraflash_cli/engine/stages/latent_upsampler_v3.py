@@ -156,7 +156,7 @@ class LatentUpsamplerV3(nn.Module):
         return first.weight
 
     def _no_latents(self, state: LatentUpsamplerV3State) -> Tensor:
-        """The first memory has the size of the latents that come in."""
+        """Return the first memory has the size of the latents that come in."""
         batch, _, height, width = state.memories[0].shape
         scale = self.config.scale
         return state.memories[0].new_empty(

@@ -77,7 +77,7 @@ class PromptEncoderConfig:
 
 class WordTokenizer:
     """Lower-case words as ids, the end-of-sequence id last: their places in a list, or
-    hashed where there is none."""
+    hashed if there is none."""
 
     def __init__(self, vocab: int, words: tuple[str, ...] = ()) -> None:
         self.vocab = vocab
@@ -187,6 +187,6 @@ class PromptEncoder(nn.Module):
         return ids, (ids != PAD_ID).long()
 
     def encode(self, prompts: tuple[str, ...]) -> Tensor:
-        """Return the embeddings [B, text_len, dim] of prompts, zero rows behind each;
+        """Return the embeddings [B, text_len, dim] of prompts, zero rows after each;
         differentiable."""
         return self(*self.ids_of(prompts))

@@ -47,7 +47,7 @@ __all__ = [
 KEPT_IN_BF16 = ("time_embedding.*", "time_projection.*", "head.head")
 """Linear layers that stay as they are in 8 bits: those that run in float32."""
 KEPT_OF_TEXT = ("text_embedding.*", "blocks.*.cross_attn.k", "blocks.*.cross_attn.v")
-"""More of them, where there is a text path: those that run once a clip."""
+"""More of them if there is a text path: those that run once per clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +105,8 @@ class SrDitConfig:
     pool_text: bool = False
     """Whether the mean of the context joins the timestep, see ``GeneratorConfig``."""
     head_dim: int = 0
-    """Width of a hidden layer beside the last projection, see ``GeneratorConfig``; 0 is
-    none."""
+    """Width of a hidden layer next to the last projection, see ``GeneratorConfig``; 0
+    is none."""
     timestep: float = 1000.0
     """Timestep of the one step, at which noise has weight 1."""
     mask_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -253,7 +253,7 @@ class SrDitBlock(nn.Module):
         ``time [B, 6, dim]``.
 
         ``addend`` is what the block before has left to be added; the second value is
-        what this one leaves, so that each sum shares a pass with the norm behind it.
+        what this one leaves, so that each sum shares a pass with the norm after it.
         """
         vectors = (self.modulation.float() + time).unbind(1)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors

@@ -66,7 +66,7 @@ class TextEncoderConfig:
     layers: int = 24
     """Blocks."""
     buckets: int = 32
-    """Relative distances that are told apart, half of them forward."""
+    """Relative distances that are distinguished, half of them forward."""
     max_distance: int = 128
     """Distance in tokens from which on all share a bucket."""
     text_len: int = 512
@@ -114,7 +114,7 @@ class TextEncoder(nn.Module):
     """Token ids to embeddings: the UMT5 encoder of the package transformers, dropout
     off.
 
-    State dicts go in and out under the published names. Raises UsageError where the
+    State dicts go in and out under the published names. Raises UsageError if the
     package is missing. Needs no network and no file.
     """
 
@@ -161,7 +161,7 @@ def clean_prompt(text: str) -> str:
     """Repair broken characters and HTML entities and reduce whitespace to single
     spaces; case is kept.
 
-    Raises UsageError where the package ftfy is missing.
+    Raises UsageError if the package ftfy is missing.
     """
     text = html.unescape(html.unescape(_extra("ftfy").fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
@@ -183,9 +183,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     network.
 
     ``tokenizer.json`` is taken as it stands. The class that ``tokenizer_config.json``
-    names is not asked: its present form builds the pipeline anew without byte fallback,
-    which loses every character outside the vocabulary. Without that file,
-    ``spiece.model`` serves. Raises WeightsError where there is neither or the file is
+    names is not asked: its present form builds the pipeline again without byte
+    fallback, which loses every character outside the vocabulary. Without that file,
+    ``spiece.model`` serves. Raises WeightsError if there is neither or the file is
     unreadable, UsageError where a package is missing.
     """
     whole, pieces = folder / "tokenizer.json", folder / "spiece.model"
@@ -227,7 +227,7 @@ def encode_prompts(
     Each prompt is encoded by itself, so that its embedding does not depend on the
     others. A prompt of more than ``text_len`` tokens loses what is too much before its
     end-of-sequence token; ``on_truncated`` is then told (index of the prompt, tokens it
-    has). Raises ConfigError where tokenizer and encoder do not belong together.
+    has). Raises ConfigError if tokenizer and encoder do not belong together.
     """
     config, weight = encoder.config, next(encoder.parameters())
     embeds = weight.new_zeros((len(prompts), config.text_len, config.dim))

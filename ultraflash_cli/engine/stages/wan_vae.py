@@ -89,8 +89,8 @@ class _Memory:
         self._before = before
 
     def join(self, x_bcthw: Tensor, frames: int) -> Tensor:
-        """Return ``x`` behind its last ``frames`` past frames, zeros at the start of a
-        stream, and remember anew."""
+        """Return ``x`` after its last ``frames`` past frames, zeros at the start of a
+        stream, and remember again."""
         joined = torch.cat([self._past(x_bcthw, frames), x_bcthw], dim=2).contiguous(
             memory_format=LAYOUT
         )
@@ -111,7 +111,7 @@ class _Memory:
 
 
 class _CausalConv(nn.Conv3d):
-    """A convolution that sees the present frame and the ``history`` frames before its
+    """A convolution that sees the current frame and the ``history`` frames before its
     input."""
 
     def __init__(
@@ -216,7 +216,7 @@ class _Downsample(nn.Module):
 
 class _Upsample(nn.Module):
     """Twice the sides at half the channels and, with ``in_time``, twice the frame rate
-    behind the first frame.
+    after the first frame.
 
     The first latent frame of a stream passes without time growth and leaves no trace in
     its memory, as published: for the second one the past is zeros.

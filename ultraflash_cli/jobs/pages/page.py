@@ -21,7 +21,7 @@ _HDR = {16: "PQ", 18: "HLG"}
 
 
 def check_page_place(html: Path, clips: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse, before any work, a page that would replace a clip or what was not meant, or that has no place to lie.
+    """Refuse, before any work, a page that would replace a clip or what was not meant, or that has no place to be.
 
     Raises UsageError, OutputError.
     """
@@ -75,7 +75,7 @@ def clip_facts(info: "ClipInfo", *, frames: int | None) -> dict[str, str]:
 
 
 def _color_words(info: "ClipInfo") -> str:
-    """Name how the clip is coded: matrix and range, and the transfer where it is one of HDR."""
+    """Name how the clip is coded: matrix and range, and the transfer if it is one of HDR."""
     from ultraflash_cli.video.color import FULL, UNSPECIFIED, scale_matrix
 
     color = info.color

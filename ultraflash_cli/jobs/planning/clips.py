@@ -52,7 +52,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class FoundClip:
-    """An input, and where it lies below the folder that was named."""
+    """An input, and its place below the folder that was named."""
 
     source: Path
     below: Path = Path()
@@ -61,18 +61,18 @@ class FoundClip:
 
 
 def is_several(inputs: Sequence[Path], *, images: bool) -> bool:
-    """Tell whether the inputs, as they were named, make a batch, however many clips that turns out to be."""
+    """Return whether the inputs, as they were named, make a batch, however many clips that turns out to be."""
     # os.path and not Path: what may not be looked at is no reason to fail here, it is refused in words later.
     return len(inputs) > 1 or _is_glob(inputs[0]) or (os.path.isdir(inputs[0]) and not images)
 
 
 def names_a_file(output: Path) -> bool:
-    """Tell whether an output that is to hold several clips is called like a file, and is no folder."""
+    """Return whether an output that is to hold several clips is called like a file, and is no folder."""
     return not os.path.isdir(output) and output.suffix.lower() in (*VIDEO_SUFFIXES, ".png")
 
 
 def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputError]:
-    """Give an error for each input that does not exist; `asks_output` says that no `-o` was given."""
+    """Return an error for each input that does not exist; `asks_output` says that no `-o` was given."""
     found: list[InputError] = []
     for path in inputs:
         if "%" in path.name or path == Path("-") or _is_glob(path):
@@ -100,7 +100,7 @@ def find_clips(
     """Replace globs by what they stand for and folders by the videos in them, in the order of their names.
 
     With `images` a folder is one clip. With `recursive` videos in the folders inside come along, but for those in
-    `outputs`, where the results go. Hidden files are left out. What else is passed over is told in a warning: what
+    `outputs`, where the results go. Hidden files are left out. What else is passed over is reported in a warning: what
     `upscale` made of another file there (`in_1k.mp4` beside `in.mp4`), links to folders, folders that may not be
     read; the latter come last, with their failures. Raises InputError for a folder without video and a glob that fits
     nothing.
@@ -136,7 +136,7 @@ class _Search:
         self.failed: list[FoundClip] = []
 
     def clips(self) -> list[FoundClip]:
-        """Give the videos. Raises InputError where the folder itself may not be read."""
+        """Return the videos. Raises InputError if the folder itself may not be read."""
         found: list[FoundClip] = []
         folders = [self._top]
         while folders:
@@ -155,7 +155,7 @@ class _Search:
         return found
 
     def _look(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """Give the videos and the folders in a folder. Raises OSError where it may not be read."""
+        """Return the videos and the folders in a folder. Raises OSError if it may not be read."""
         videos: list[Path] = []
         inner: list[Path] = []
         links: list[str] = []

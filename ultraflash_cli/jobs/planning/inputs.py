@@ -70,7 +70,7 @@ def is_address(path: Path) -> bool:
 
 
 def missing(path: Path, *, meant_as_output: bool = False) -> str:
-    """Say that an input does not exist, and what to do."""
+    """Return that an input does not exist, and what to do."""
     if is_address(path):
         return "URLs are not supported; download the clip first, or pipe it to -"
     return f"no such file; {f'to write it, use -o {path}' if meant_as_output else 'check the path'}"

@@ -181,7 +181,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def exists_error(output: Path) -> UsageError:
-    """Say that an output exists."""
+    """Return the error for an output that exists."""
     return UsageError(f"{output} exists; use -y to replace it, -n to skip it, or -o for another file")
 
 

@@ -224,7 +224,7 @@ def check_choices(model: str, max_memory: str | None) -> None:
 
 
 def choose_model(model: str, store: Path | None, device: str, *, scale: int, parts: tuple[str, ...]) -> str:
-    """Turn ``auto`` into the published model where the weights of its ``parts`` lie in ``store`` and a GPU is there.
+    """Turn ``auto`` into the published model where the weights of its ``parts`` are in ``store`` and a GPU is there.
 
     Else it is ``lite``.
     """

@@ -207,12 +207,12 @@ def version_change(folder: Path, fingerprint: Mapping[str, object]) -> str | Non
 
 
 def as_read(fingerprint: Mapping[str, object]) -> dict[str, object]:
-    """Return a fingerprint through JSON and back, so that tuples and numbers compare as they will when read again."""
+    """Pass a fingerprint through JSON and back, so that it compares like one that was read."""
     return cast(dict[str, object], json.loads(json.dumps(dict(fingerprint))))
 
 
 def difference(old: Mapping[str, object], new: Mapping[str, object]) -> str | None:
-    """Say in a few words how two fingerprints differ; None if they do not."""
+    """Return in a few words how two fingerprints differ; None if they do not."""
     for name in [*new, *(name for name in old if name not in new)]:
         if old.get(name) != new.get(name):
             return f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}"

@@ -46,7 +46,7 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def close(self, failure: BaseException | None = None) -> None:
-        """Say that no more items come, and why."""
+        """Announce that no more items come, and why."""
         with self._changed:
             self._closed = True
             self._failure = failure

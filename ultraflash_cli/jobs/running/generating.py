@@ -44,11 +44,12 @@ def make_frames(
 ) -> dict[str, int]:
     """Bring every group that the journal does not have yet from the model into finished segments.
 
-    The clip is the first `frames` of what the groups give. `show` gives time stamp and duration of every picture that
-    a frame becomes: one, none where frames are dropped, several where they are repeated. `clip` is what to go on
-    from; `on_group` hears after every group how many frames the model has done; `output` is what failures to write
-    are said of; `keep_states` saves what going on later needs; `on_segment` hears of every finished segment. Returns
-    the model's counters. The journal is not complete when `stop` was requested before the end. Raises what either side
+    The clip is the first `frames` of what the groups give. `show` gives timestamp and duration of
+    every picture that a frame becomes: one, none where frames are dropped, several where they are
+    repeated. `clip` is what to continue from; `on_group` hears after every group how many frames the
+    model has done; `output` is what failures to write are said of; `keep_states` saves what going
+    on later needs; `on_segment` is called for every finished segment. Returns the model's counters.
+    The journal is not complete when `stop` was requested before the end. Raises what either side
     raises; finished segments stay in it.
     """
 
@@ -97,7 +98,7 @@ def make_frames(
             busy.model += time.perf_counter() - started_s
             counters.update(generator.counters(state))
             if done == begun and sharp:
-                arrived(sharp[0])  # the time to a first frame is told truly
+                arrived(sharp[0])  # the time to a first frame is reported truly
             on_group(border)
             assert not low or len(low) == len(sharp), "there is a small picture for each large one or for none"
             for number in range(done, border):

@@ -94,7 +94,7 @@ class LiveStream(threading.Thread):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Return up where the block has failed; nobody waits for a reader that takes nothing."""
+        """Return up if the block failed, rather than wait for a reader that takes nothing."""
         if error is not None:
             self._segments.put(_Abandoned())
 

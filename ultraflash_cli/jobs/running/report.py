@@ -90,7 +90,7 @@ class Progress:
         self._first_frame_s: float | None = None
 
     def on_group(self, done: int) -> None:
-        """Tell that `done` frames are done, those of an interrupted run included."""
+        """Report that `done` frames are done, including those of an interrupted run."""
         now_s = self._clock()
         if self._first_frame_s is None:
             self._first_frame_s = round(now_s - self._started_s, 3)

@@ -219,7 +219,7 @@ def _attempt(
 
 
 def _delays(built: Built[Any], segment_frames: int) -> bool:
-    """Tell whether what resuming needs would make the segments of a stream longer than they have to be."""
+    """Return whether what resuming needs would make the segments of a stream longer than they have to be."""
     return segment_length(segment_frames, saving_bytes(built.state_bytes, built.device)) > segment_frames
 
 

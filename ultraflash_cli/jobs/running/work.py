@@ -38,13 +38,13 @@ class Finish:
     """How one output comes about."""
 
     make: Callable[[Path], Sequence[str]]
-    """Makes what belongs under the path and checks it; gives what belongs into the warnings."""
+    """Makes what belongs under the path and checks it; returns what belongs into the warnings."""
     move: Callable[[Path, Path], None]
     """Brings it to its place, whole or not at all."""
     files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
     """Names the files that are moved, for a path."""
     remarks: Callable[[Path], Sequence[str]] = lambda path: ()
-    """Gives what belongs into the warnings once all is in its place."""
+    """Returns what belongs into the warnings once all is in its place."""
 
 
 class Work:
@@ -66,9 +66,9 @@ class Work:
         self.output = output
         self._lock = lock
         self.folder = lock.folder
-        """Where journal and segments lie."""
+        """Where journal and segments are."""
         self.place = place
-        """Where the finished file is made: beside the output, so that it moves there whole."""
+        """Where the finished file is made: next to the output, so that it moves there whole."""
         self.name = name
         """What events call the input."""
         self.label = label
@@ -111,9 +111,9 @@ class Work:
         return self._kept_aside or self._unkept or None
 
     def open_journal(self, fingerprint: Mapping[str, object]) -> Journal:
-        """Open the journal, forgetting what an interrupted run left where nothing is to be resumed.
+        """Open the journal, forgetting what an interrupted run left if nothing is to be resumed.
 
-        Raises UsageError where that run had another task and its output, which must not be replaced, in place.
+        Raises UsageError if that run had another task and its output, which must not be replaced, in place.
         """
         from ultraflash_cli.video.partial import output_errors
 
@@ -145,14 +145,14 @@ class Work:
         self._unkept = f"{self.label}: {why}; it cannot be resumed"
 
     def warn(self, message: str) -> None:
-        """Say something the user should know, once, now and in the report."""
+        """Warn once, now and in the report."""
         message = message.removesuffix(".")
         if message not in self.warnings:
             self.warnings.append(message)
             self.listener(Warned(input=self.name, message=message))
 
     def check_stop(self) -> None:
-        """Raise Interrupted where a stop was requested, with what the same command will find later."""
+        """Raise Interrupted if a stop was requested, with what the same command will find later."""
         if self.stop.requested:
             raise self.stop.interruption(f"interrupted; {self._future}")
 
@@ -172,7 +172,7 @@ class Work:
             raise ReaderGone(f"{error}; {self._future}") from error
 
     def stream_out(self, stream: LiveStream) -> int:
-        """Wait until the stream has taken everything; gives its frames. A stop is obeyed at once."""
+        """Wait until the stream has taken everything; returns its frames. A stop is obeyed at once."""
         try:
             with self.stop.at_once():
                 stream.finish()
@@ -184,7 +184,7 @@ class Work:
         return stream.streamed.frames
 
     def put_in_place(self, finishes: Mapping[Path, "Finish"], *, frames: int) -> None:
-        """Make the outputs, the main one of so many frames, beside their places and move them there, in this order.
+        """Make the outputs, the main one of this many frames, next to their places and move them there, in this order.
 
         So a file under a final name is always one that has passed its check. A stop is obeyed at once until all are
         made.
@@ -221,7 +221,7 @@ class Work:
                     self.warn(note)
 
     def _made_path(self, number: int, output: Path) -> Path:
-        """Give where an output is made; each has a folder of its own, for pictures have the same names."""
+        """Return where an output is made; each has a folder of its own, for pictures have the same names."""
         return self.place / f"made-{number}" / fitted(output.name)
 
     def _check_nothing_came_between(self, targets: Sequence[Path]) -> None:
@@ -248,7 +248,7 @@ def locked_work(
 ) -> Generator[Work]:
     """Lock the output and give its work; what was finished is kept if the block fails.
 
-    It is kept in `temp` where that is given, else beside the output; the lock is always there.
+    It is kept in `temp` where that is given, else next to the output; the lock is always there.
     Raises OutputError when another run has the output.
     """
     place, folder = work_folder(output), unfinished_work(output, temp)

@@ -52,7 +52,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 @contextmanager
 def serving(address: str, listener: Callable[[Event], None]) -> Generator[Show]:
-    """Show what the jobs in the block do under an address; the link is told as an event when the first one begins.
+    """Show what the jobs in the block do under an address; the link is reported as an event when the first one begins.
 
     Raises UsageError for an address that cannot be had.
     """
@@ -148,12 +148,12 @@ class _Server(http.server.ThreadingHTTPServer):
             return key
 
     def knows(self, key: str) -> bool:
-        """Tell whether a key was given out."""
+        """Return whether a key was given out."""
         with self._lock:
             return any(hmac.compare_digest(each.encode(), key.encode()) for each in self._keys)
 
     def is_ours(self, host: str) -> bool:
-        """Tell whether a Host header names this server: other names may be those of a site that points here."""
+        """Return whether a Host header names this server: other names may be those of a site that points here."""
         name, _, port = host.rpartition(":")
         if port != str(self.port):
             return False

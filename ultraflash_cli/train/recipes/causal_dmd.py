@@ -61,7 +61,7 @@ class DmdConfig(Tv2vConfig):
     rewards: tuple[tuple[str, float], ...] = (("texture", 0.1), ("temporal", 0.05))
     """Rewards by name and weight, through the decoder."""
     decoded: tuple[int, int] | None = None
-    """Rows and columns of the part that goes through the decoder, drawn anew every time;
+    """Rows and columns of the part that goes through the decoder, drawn again every time;
     None is all."""
     levels: tuple[float, float] = (0.02, 0.98)
     """Range of the levels, before the shift, to which the student's result is noised again."""
@@ -83,7 +83,7 @@ class DmdRoles(CascadeRoles):
         self.real_score, self.fake_score = (SrDit(wide).requires_grad_(False) for _ in range(2))
 
     def begin(self) -> None:
-        """Return both scores the student's weights, and let the learners learn."""
+        """Load the student's weights into both scores, and make the learners trainable."""
         for score in (self.real_score, self.fake_score):
             score.load_state_dict(self.sr_dit.state_dict())
         self.learn("sr_dit", "fake_score")

@@ -164,7 +164,7 @@ def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Te
 
 
 def load_roles(roles: nn.Module, weights: dict[str, Tensor], *, may_lack: str | None = None) -> None:
-    """Return roles their weights; only those of the role ``may_lack`` may be missing. Raises WeightsError."""
+    """Load weights into the roles; only those of the role ``may_lack`` may be missing. Raises WeightsError."""
     try:
         missing, unexpected = roles.load_state_dict(weights, strict=False)
     except RuntimeError as error:
