@@ -198,12 +198,12 @@ def test_a_generated_clip_is_shown_too(tmp_path: Path, monkeypatch: pytest.Monke
         viewer = Viewer(urls.get(timeout=PATIENCE_S)).enter()
         states = viewer.follow()
         state = next(state for state in states if "clip" in state)
-        assert state["input"] == "A sea" and state["codec"].startswith("avc1.")
+        assert state["input"] == "A sea/lake" and state["output"] == "sea.mp4" and state["codec"].startswith("avc1.")
         assert frames_in(viewer.ask(f"/video/{state['clip']}").read()) >= 1
         *_, last = states
         assert last["state"] == "done"
 
-    generate = ["generate", "A sea", "-o", str(tmp_path / "sea.mp4"), "--res", "480p", "--seconds", "0.5", "-q"]
+    generate = ["generate", "A sea/lake", "-o", str(tmp_path / "sea.mp4"), "--res", "480p", "--seconds", "0.5", "-q"]
     assert run_served(monkeypatch, [*generate, "--enc-opt", "preset=ultrafast"], watch, at="localhost:0") == 0
 
 

@@ -118,6 +118,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self._viewers = 0
         self._listening: Counter[str] = Counter()
         self._served: set[tuple[str, int]] = set()
+        self._gone: set[str] = set()
 
     def server_bind(self) -> None:
         """Bind without asking a name server who we are, as HTTPServer does."""
@@ -178,10 +179,14 @@ class _Server(http.server.ThreadingHTTPServer):
         with self._lock:
             self._viewers += 1
             self._listening[key] += clip is None
+            self._gone.discard(key)
         try:
             yield
             if clip is not None:
                 self._served.add((key, clip))
+        except OSError:
+            self._gone.add(key)
+            raise
         finally:
             with self._lock:
                 self._viewers -= 1
@@ -191,9 +196,14 @@ class _Server(http.server.ThreadingHTTPServer):
     def wait_for_viewers(self, audience: set[str], timeout_s: float) -> None:
         """Wait until the audience has got the last clip and all streams are over, for so long at most."""
         clip = self.show.clip
-        wanted = {(key, clip.number) for key in audience} if clip is not None and clip.head else set[tuple[str, int]]()
+        number = clip.number if clip is not None and clip.head else None
+
+        def is_over() -> bool:
+            waiting = {key for key in audience - self._gone if number is not None and (key, number) not in self._served}
+            return self._viewers == 0 and not waiting
+
         with self._lock:
-            self._lock.wait_for(lambda: self._viewers == 0 and wanted <= self._served, timeout_s)
+            self._lock.wait_for(is_over, timeout_s)
 
     def process_request(self, request: object, client_address: object) -> None:
         with self._lock:

@@ -1,5 +1,6 @@
 """What a browser may see of a running job: its state as events, its newest pictures as fragments of a stream."""
 
+import os
 import queue
 import threading
 from collections import deque
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ultraflash_cli.jobs.events import Chunk, Done, Event, Planned, Retrying, Started, Warned
+from ultraflash_cli.jobs.events import Chunk, Done, Event, GenerationPlanned, Planned, Retrying, Started, Warned
 from ultraflash_cli.jobs.resume.spool import SegmentSink
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Show:
         self._times: Callable[[], Mapping[str, float]] | None = None
         self._numbers = count(1)
         self._encoding: _Encoding | None = None
+        self._folders: set[str] = set()
 
     def on_event(self, event: Event) -> None:
         """Take an event of a job; a listener."""
@@ -118,11 +120,19 @@ class Show:
             case Planned():
                 fields = ("input", "output", "model", "width", "height", "frames_total")
                 known = asdict(event)
-                facts = {name: _base_name(known[name]) if name == "output" else known[name] for name in fields}
-                facts["input"] = _base_name(event.input)
+                facts = {name: known[name] for name in fields} | {"output": Path(event.output).name}
+                self._folders = {str(Path(event.output).parent)}
+                if not isinstance(event, GenerationPlanned):
+                    facts["input"] = Path(event.input).name
+                    self._folders.add(str(Path(event.input).parent))
                 self._set(**facts, state="loading", frames_done=0, fps=None, eta_s=None, limit=None, seconds={})
             case Started():
-                self._set(state="running", device=event.device, precision=event.precision, note=event.note)
+                self._set(
+                    state="running",
+                    device=event.device,
+                    precision=event.precision,
+                    note=self._without_folders(event.note or ""),
+                )
             case Chunk():
                 times = {name: round(value, 3) for name, value in (self._times or dict)().items()}
                 self._set(
@@ -135,7 +145,7 @@ class Show:
                 )
             case Warned() | Retrying():
                 with self.changed:
-                    warnings = [*self._state["warnings"], event.message][-_WARNINGS:]
+                    warnings = [*self._state["warnings"], self._without_folders(event.message)][-_WARNINGS:]
                 self._set(warnings=warnings)
             case Done():
                 self.end_clip()
@@ -173,7 +183,7 @@ class Show:
         """Say that nothing follows at all, and why."""
         self.end_clip()
         self._times = None
-        self._set(state=state, message=message)
+        self._set(state=state, message=self._without_folders(message))
         with self.changed:
             self.ended = True
             self.changed.notify_all()
@@ -192,16 +202,17 @@ class Show:
     def _differs(self, version: int) -> bool:
         return self.ended or self.version != version
 
+    def _without_folders(self, text: str) -> str:
+        """Return what is said without the folders of the clip: who may look need not know them."""
+        for folder in sorted(self._folders - {"."}, key=len, reverse=True):
+            text = text.replace(f"{folder}{os.sep}", "").replace(folder, "…")
+        return text
+
     def _set(self, **facts: Any) -> None:
         with self.changed:
             self._state |= facts
             self.version += 1
             self.changed.notify_all()
-
-
-def _base_name(name: object) -> str:
-    """Return a name without its folders: a page that others may look at tells no paths."""
-    return Path(str(name)).name or str(name)
 
 
 class ShownSegment:
