@@ -1,8 +1,7 @@
-"""What each network needs beside weights and state while it computes: formulas that
-follow the code, layer by layer.
+"""Peak activation memory of each network, without weights and state.
 
-All count what is alive at the largest moment of one call in evaluation. Work space of
-libraries is not in them.
+The formulas follow the code, layer by layer. They count what is alive at the peak of one
+call in evaluation, without the workspaces of libraries.
 """
 
 import math
@@ -39,11 +38,10 @@ FLOAT32 = 4
 """Bytes of the precision that norms, modulation and rotation compute in."""
 
 GATHERED = 1 << 18
-"""Numbers of keys, and of values, that the sparse attention's reference gathers at a
-time."""
+"""Keys, and values, that the reference of sparse attention gathers at a time."""
 
 _BLOCK = 3
-"""Copies of a piece that a memory block holds: its input and two results."""
+"""Copies of its input that a memory block holds: the input and two results."""
 
 PAIR_BYTES = 16
 """Bytes that choosing blocks takes for each pair of blocks: scores, shares, the search
@@ -55,9 +53,9 @@ class MemoryBlocks:
     """What a network of memory blocks holds, in numbers."""
 
     working: int
-    """At the largest moment, the memories left out."""
+    """Peak, without the memories."""
     memories: int
-    """The memories of all blocks, a frame each."""
+    """Memories of all blocks, one frame each."""
 
 
 def sr_dit_activations(

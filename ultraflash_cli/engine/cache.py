@@ -1,4 +1,4 @@
-"""Keys and values that a causal attention layer remembers between groups."""
+"""Key and value caches of causal attention layers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ __all__ = ["KvRing", "WindowRing", "with_spares", "without_spares"]
 
 @dataclass(frozen=True)
 class KvRing:
-    """The latest blocks of keys and values, oldest first, in buffers of full size.
+    """The latest blocks of keys and values, oldest first, in preallocated buffers.
 
     ``k`` and ``v`` are ``[B, heads, capacity, block tokens, D]``; the first ``fill``
-    blocks are in use, the rest is zero or old. A paired ring has buffers twice: a group
-    that replaces all that is remembered writes into those that are not in use, and
-    nothing is copied.
+    blocks are in use, the rest is zero or old. A paired ring has two pairs of buffers:
+    a group that replaces the whole cache writes into the unused pair, so nothing is
+    copied.
     """
 
     k: Tensor
@@ -30,8 +30,8 @@ class KvRing:
     k_odd: Tensor | None = None
     v_odd: Tensor | None = None
     k_mean: Tensor | None = None
-    """Means of the remembered blocks of keys, ``[B, heads, capacity, D]``; None where
-    nobody asks for them."""
+    """Means of the remembered blocks of keys, ``[B, heads, capacity, D]``; None if they
+    are not needed."""
 
     @classmethod
     def empty(
@@ -43,8 +43,7 @@ class KvRing:
         paired: bool = False,
         mean_dtype: torch.dtype = torch.float32,
     ) -> "KvRing":
-        """Return a ring of the given ``[B, heads, capacity, block tokens, D]`` that
-        remembers nothing."""
+        """Return an empty ring of shape ``[B, heads, capacity, block tokens, D]``."""
 
         def buffer() -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -56,7 +55,7 @@ class KvRing:
 
     @property
     def in_use(self) -> tuple[Tensor, Tensor]:
-        """The buffers of keys and values that hold what is remembered."""
+        """The pair of buffers in use."""
         if self.half and self.k_odd is not None and self.v_odd is not None:
             return self.k_odd, self.v_odd
         return self.k, self.v
@@ -70,15 +69,15 @@ class KvRing:
         return k[:, :, :blocks], v[:, :, :blocks]
 
     def turn(self, k_mean: Tensor) -> "KvRing":
-        """Return the ring that remembers what was written ``beside`` it, blocks of
-        these means, and nothing else."""
+        """Return the ring that holds only what was written ``beside`` it, with these
+        block means."""
         assert self.k_mean is not None, "a paired ring knows its means"
         blocks = k_mean.shape[2]
         self.k_mean[:, :, :blocks].copy_(k_mean)
         return dataclasses.replace(self, fill=blocks, half=1 - self.half)
 
     def join(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is remembered followed by the new blocks."""
+        """Return the cached blocks followed by the new ones."""
         if self.fill == 0:
             return k, v
         return torch.cat([self.k[:, :, : self.fill], k], dim=2), torch.cat(
@@ -164,12 +163,12 @@ def with_spares(kept: Mapping[str, Tensor], fresh: Mapping[str, Leaf]) -> dict[s
 
 @dataclass(frozen=True)
 class WindowRing:
-    """The first and the latest tokens of a stream as keys and values, oldest first, in
-    buffers of full size.
+    """Keys and values of the first and the latest tokens of a stream, oldest first, in
+    preallocated buffers.
 
     ``k`` and ``v`` are ``[B, heads, capacity, D]``; the first ``fill`` tokens are in
-    use, the rest is zero or old. ``total`` counts the tokens of the stream, those that
-    left included.
+    use, the rest is zero or old. ``total`` counts the tokens of the stream, including
+    dropped ones.
     """
 
     k: Tensor
@@ -181,8 +180,7 @@ class WindowRing:
     def empty(
         cls, shape: tuple[int, int, int, int], *, dtype: torch.dtype, device: torch.device
     ) -> "WindowRing":
-        """Return a ring of the given ``[B, heads, capacity, D]`` that remembers
-        nothing."""
+        """Return an empty ring of shape ``[B, heads, capacity, D]``."""
         return cls(
             torch.zeros(shape, dtype=dtype, device=device),
             torch.zeros(shape, dtype=dtype, device=device),
@@ -193,13 +191,13 @@ class WindowRing:
     def write(
         self, k: Tensor, v: Tensor, *, start: int, capacity: int, sink: int, in_place: bool
     ) -> "WindowRing":
-        """Return the ring that ends with the new tokens, number ``start`` of the stream
-        and on.
+        """Return the ring with the new tokens, which start at token ``start`` of the
+        stream.
 
-        They follow the last ones, or replace those that were written last. Where
-        ``capacity`` tokens would be exceeded, the oldest after the first ``sink``
-        leave at once. In place it reuses the buffers of this ring, whose addresses and
-        shapes stay; otherwise it holds tensors that autograd can follow.
+        They are appended, or replace the tokens written last. Beyond ``capacity``
+        tokens, the oldest after the first ``sink`` are dropped. In place it reuses the
+        buffers of this ring, whose addresses and shapes stay; otherwise it holds
+        tensors that autograd can follow.
         """
         count = k.shape[2]
         if in_place:
@@ -221,7 +219,7 @@ class WindowRing:
         """Return the ring that ends with ``count`` tokens more, and where their keys
         and values are to be written.
 
-        What ``write`` does in place, for one who computes keys and values straight into
+        Like ``write`` in place, for callers that compute keys and values directly into
         ``[B, heads, count, D]`` of the ring; until then the ring holds something else
         there.
         """

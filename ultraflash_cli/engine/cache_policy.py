@@ -1,5 +1,5 @@
-"""Dynamic cache management: fewer steps, spared context passes and a shrinking SR
-memory in long streams."""
+"""Dynamic cache management: fewer steps, skipped context passes and a shrinking SR
+cache in long streams."""
 
 import math
 from collections.abc import Callable
@@ -18,21 +18,20 @@ from ultraflash_cli.errors import ConfigError, UsageError
 __all__ = ["ONE_FEWER", "CacheManagement", "RefreshGate", "Scorer", "SharpnessDrift"]
 
 ONE_FEWER = 0
-"""Stands for one denoising step fewer than the model has; the published one has
-four."""
+"""One denoising step fewer than the model has; the published model has four."""
 DEFAULT_REFRESH = 0.62
 """The published threshold, for scores of CLIP-IQA+."""
 SCORED_SIDE_PX = 224
-"""Side of the square picture that is scored."""
+"""Side of the square picture to score."""
 FLAT = 1e-3
 """Detail and contrast below which a picture counts as flat."""
 TINT_SCALE = 0.5
-"""Mean change of colour, of 1, at which a score falls to 1/e."""
+"""Mean colour change, in [0, 1], at which a score falls to 1/e."""
 
 Scorer = Callable[[Tensor, Tensor], float]
 """Given a frame and an early frame of the same stream, both ``[3, 224, 224]`` in [0,
-1]: the frame's quality, higher is better. The same two frames always get the same
-score: a resumed run has to decide alike."""
+1]: the frame's quality, higher is better. It must be deterministic, so that a resumed
+run decides alike."""
 
 
 def _count(text: str) -> int:
@@ -51,7 +50,7 @@ class CacheManagement:
     """Denoising steps of every chunk but the first; None is all, ``ONE_FEWER`` all but
     one."""
     refresh: float | None = None
-    """Score above which a chunk's context pass is spared; None never spares one."""
+    """Score above which a chunk's context pass is skipped; None: never."""
     kv: bool = False
     """Whether the SR transformer's memory shrinks after the first groups."""
 
@@ -98,7 +97,7 @@ class CacheManagement:
         return cls(**rules)  # pyright: ignore[reportArgumentType]
 
     def __str__(self) -> str:
-        """Return what ``parse`` reads, with the values in use."""
+        """Return the text that ``parse`` reads."""
         rules = (
             []
             if self.steps is None
@@ -136,12 +135,12 @@ class CacheManagement:
 
 
 class RefreshGate:
-    """Spares a chunk's context pass where its last latent, decoded alone, scores above
-    a threshold.
+    """Skips a chunk's context pass if its last latent, decoded alone, scores above a
+    threshold.
 
-    A ``generator.Gate``; of several clips at once all have to pass. It decodes with
-    fresh memory and scores the last of the latent's four frames, clamped and resized to
-    224 x 224.
+    A ``generator.Gate``; in a batch, all clips have to pass. It decodes with fresh
+    memory and scores the last of the latent's four frames, clamped and resized to 224 x
+    224.
     """
 
     def __init__(
@@ -183,9 +182,8 @@ class SharpnessDrift:
     """A scorer that needs no network: how near a frame's sharpness, contrast and colour
     are to the early frame's.
 
-    1 for equal statistics, towards 0 as the frame blurs, breaks up in noise, pales or
-    takes on a tint. It knows nothing of content, and its scale is not that of a learned
-    score.
+    1 for equal statistics, towards 0 as the frame blurs, gets noisy, fades or gets a
+    tint. It ignores content, and its scale differs from that of a learned score.
     """
 
     def __call__(self, frame: Tensor, anchor: Tensor) -> float:
@@ -203,7 +201,7 @@ class SharpnessDrift:
 
 
 def _likeness(a: float, b: float) -> float:
-    """Return the smaller over the larger of two amounts."""
+    """Return the ratio of the smaller to the larger value."""
     return (min(a, b) + FLAT) / (max(a, b) + FLAT)
 
 

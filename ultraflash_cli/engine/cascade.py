@@ -19,7 +19,7 @@ __all__ = ["Cascade", "CascadeState"]
 
 @dataclass(frozen=True)
 class CascadeState:
-    """The states of all stages and the frames that wait for their group."""
+    """The states of all stages, and frames that wait for their group."""
 
     encoder: Any
     """The encoder's own state; None without one."""
@@ -27,16 +27,16 @@ class CascadeState:
     queue_bcthw: Tensor
     queued: int
     last_bcthw: Tensor | None
-    """The latest frame, where the encoder runs ahead and a scene's end has to be filled
-    up."""
+    """The latest frame, if the encoder runs ahead and the end of a scene must be
+    padded."""
 
 
 class Cascade:
     """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to [B, 3, T, scale * H,
     scale * W], one for one.
 
-    The frames of a group come out with it, but for the profile's ``delay`` that stay
-    inside until the next one. There is no encoder where the refiner reads frames.
+    The frames of a group are returned with it, except for the profile's ``delay``,
+    which come with the next one. There is no encoder if the refiner reads frames.
     """
 
     def __init__(
@@ -124,8 +124,8 @@ class Cascade:
 
     @torch.inference_mode()
     def flush(self, state: CascadeState) -> Tensor:
-        """Return the frames that are still inside, as the end of the scene; the last
-        one is repeated to fill up."""
+        """Return the remaining frames as the end of the scene; the last one is repeated
+        as padding."""
         if state.queued == 0 and (state.refiner.groups == 0 or self.profile.delay == 0):
             return state.refiner.empty_bcthw
         frames = state.queue_bcthw[:, :, : state.queued]
@@ -151,8 +151,8 @@ class Cascade:
     def _run_group(
         self, state: CascadeState, frames: Tensor
     ) -> tuple[CascadeState, Tensor]:
-        """Run a group of frames (a short one only at a scene's end) through all
-        stages."""
+        """Run a group of frames through all stages; only the last of a scene may be
+        short."""
         if isinstance(self.refiner, PixelRefiner):
             assert isinstance(state.refiner, PixelRefinerState)
             refiner, (_, sharp) = self.refiner.run_group(state.refiner, frames)

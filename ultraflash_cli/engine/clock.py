@@ -1,5 +1,5 @@
-"""How long the stages of a cascade compute, told by the device itself and without
-waiting for it."""
+"""Compute time of the stages of a cascade, measured by the device without waiting for
+it."""
 
 import time
 from collections import defaultdict
@@ -12,14 +12,13 @@ __all__ = ["StageClock", "wait_for"]
 
 
 def wait_for(device: torch.device) -> None:
-    """Let the device finish what it was given."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class StageClock:
-    """Sums the time of every stage; on a GPU between two events on the stream that
-    computes it."""
+    """Sums the time of each stage; on a GPU, between two events on its stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -43,8 +42,8 @@ class StageClock:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time by stage of all that the device has done; of stages on lanes of their
-        own it may overlap."""
+        """Time per stage of all finished work; stages on different streams may
+        overlap."""
         self._collect()
         return dict(self._seconds)
 
@@ -55,7 +54,7 @@ class StageClock:
         self._seconds.clear()
 
     def _collect(self) -> None:
-        """Add up the stages that are over, the oldest first."""
+        """Add the time of finished stages, oldest first."""
         while self._open and self._open[0][2].query():
             stage, start, stop = self._open.pop(0)
             self._seconds[stage] += start.elapsed_time(stop) / 1000

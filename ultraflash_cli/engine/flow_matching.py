@@ -1,5 +1,5 @@
-"""The flow-matching sampler: noise levels, warped steps, from flow to clean latents and
-back to noise."""
+"""The flow-matching sampler: noise levels, warped steps, flow to clean latents and
+back."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -52,8 +52,8 @@ class FlowSchedule:
         return self.sigmas[(self.timesteps.double() - timestep).abs().argmin()].item()
 
     def clean(self, x_t: Tensor, flow: Tensor, timestep: float) -> Tensor:
-        """Return the clean latents behind ``x_t``, evaluated in float64, in the dtype
-        of ``flow``."""
+        """Return the clean latents of ``x_t``, computed in float64, in the dtype of
+        ``flow``."""
         return (x_t.double() - self.sigma(timestep) * flow.double()).to(flow.dtype)
 
     def renoise(self, clean: Tensor, noise: Tensor, timestep: float) -> Tensor:

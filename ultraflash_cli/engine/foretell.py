@@ -1,4 +1,4 @@
-"""How long frames will take, from a look at a corner of one."""
+"""Predict the time per frame from a small crop."""
 
 import math
 import time
@@ -13,15 +13,14 @@ from ultraflash_cli.engine.upscaler import Upscaler
 __all__ = ["LOOK_PX", "foretold_frame_seconds"]
 
 LOOK_PX = 192 * 112
-"""Pixels that the model is shown on a CPU: a fraction of a second, and few enough to
-keep the memory of the plan."""
+"""Pixels of the crop on a CPU: a fraction of a second, and few enough to stay within
+the memory plan."""
 
 
 def foretold_frame_seconds(
     upscaler: Upscaler, *, clock: Callable[[], float] = time.perf_counter
 ) -> float | None:
-    """Measure how long the model takes for a frame, where that costs little; None where
-    it would not.
+    """Measure the model's time per frame if that is cheap; None otherwise.
 
     On a GPU whole frames are measured behind `Upscaler.warm_up`; on a CPU a small part
     of one, by a model that works on pixels alone: what refines latents takes minutes
@@ -53,7 +52,7 @@ def foretold_frame_seconds(
         guard=None if upscaler.guard is None else Guard(upscaler.guard.levels),
     )
     black = np.zeros((*corner.source, 3), np.uint8)
-    # The first group finds kernels and memory.
+    # The first group compiles kernels and allocates memory.
     state, _ = small.step(small.init_state(), [black] * small.group_frames(first=True))
     frames = small.group_frames(first=False)
     started_s = clock()

@@ -1,5 +1,5 @@
-"""Steps of streaming stages as CUDA graphs: recorded once for a shape, replayed over
-buffers of fixed address."""
+"""Steps of streaming stages as CUDA graphs: recorded once per shape, replayed over
+static buffers."""
 
 import warnings
 import weakref
@@ -27,8 +27,7 @@ StateT = TypeVar("StateT")
 InputsT = TypeVar("InputsT")
 
 Step = Callable[[StateT, InputsT], tuple[StateT, Tensor]]
-"""A stage's step: takes in a state and inputs, returns the state after it and what is
-complete."""
+"""A stage's step: state and inputs to the next state and the finished output."""
 
 MOST_GRAPHS = 64
 """Steps of further shapes run eagerly."""
@@ -38,8 +37,7 @@ class Recording(Protocol):
     """Work that was recorded."""
 
     def replay(self) -> dict[str, Tensor]:
-        """Do the work once more; what is returned is in the same buffers each
-        time."""
+        """Replay the work; results are in the same buffers each time."""
         ...
 
 
@@ -50,8 +48,8 @@ class Recorder(Protocol):
         """Record ``work`` without doing it. Raises RuntimeError if it cannot be
         recorded.
 
-        After a failure the device is as it was before, but what recorded should not be
-        asked again.
+        After a failure the device is usable, but this recorder should not be used
+        again.
         """
         ...
 
@@ -60,7 +58,7 @@ class CudaRecorder:
     """Records CUDA graphs that share one pool of memory: they are replayed one after
     the other.
 
-    Each recorder captures on a stream of its own. cuBLAS keeps one workspace for every
+    Each recorder captures on its own stream. cuBLAS keeps one workspace for every
     stream and its address becomes part of a graph, so graphs of two recorders, which
     may be replayed side by side, must not share the stream that torch captures on by
     default.
@@ -114,7 +112,7 @@ class _CudaRecording:
 
 
 class GraphCounts(NamedTuple):
-    """How the steps of a stage were run so far."""
+    """How often steps of a stage were recorded, replayed or run eagerly."""
 
     recorded: int
     """Graphs."""
@@ -124,35 +122,34 @@ class GraphCounts(NamedTuple):
 
 @dataclass
 class _Plan:
-    """What is known of the steps of one shape."""
+    """What is known about steps of one shape."""
 
     stays: frozenset[str]
-    """Tensors of the state that keep their address: overwritten in place, or not at
+    """Tensors of the state with a fixed address: overwritten in place, or not at
     all."""
     after: dict[str, Leaf]
-    """The numbers of the state after the step; of counters, how much they grow."""
+    """The numbers of the state after the step; for counters, their increments."""
     counters: frozenset[str]
     refusal: str | None = None
     recording: Recording | None = None
     buffers: dict[str, Tensor] | None = None
-    """Where the recorded work reads everything that does not stay."""
+    """Static buffers for everything else."""
 
 
 class Graphs:
-    """Runs the steps of stages by recorded graphs where it can, else as they are; the
-    results are the same.
+    """Runs stage steps as CUDA graphs where it can, eagerly otherwise; results are
+    identical.
 
-    After a recording that failed nothing more is recorded in the process: what it did
-    to the device cannot be known. The first step of a shape runs eagerly: kernels are
-    compiled and libraries set up, and it shows which tensors of the state keep their
-    address. The second one is recorded, it and all later ones are replayed. What is
-    returned is the caller's, but for those tensors of fixed address: they are in the
-    same buffers for every stream that a stage works on, and a stream that begins while
-    the state of another is still held runs eagerly.
+    After a failed recording the process records nothing more, because the state of the
+    device is unknown. The first step of a shape runs eagerly: kernels are compiled and
+    libraries set up, and it shows which tensors of the state keep their address. The
+    second one is recorded; it and all later ones are replayed. Returned tensors belong
+    to the caller, except those with a fixed address: they are shared by all streams of
+    a stage, so a stream that starts while the state of another is alive runs eagerly.
     """
 
     def __init__(self, recorder: Recorder | None) -> None:
-        """Record by ``recorder``; without one every step runs eagerly."""
+        """Record with ``recorder``; without one every step runs eagerly."""
         self._recorder = recorder
         self._plans: dict[Hashable, _Plan] = {}
         self._homes: dict[tuple[str, str], Tensor] = {}
@@ -168,7 +165,7 @@ class Graphs:
 
     @property
     def counts(self) -> dict[str, GraphCounts]:
-        """How the steps went, by stage; empty if nothing is recorded."""
+        """Counts by stage; empty if nothing is recorded."""
         return {name: GraphCounts(*counts) for name, counts in self._counts.items()}
 
     @property
@@ -182,7 +179,7 @@ class Graphs:
 
     @contextmanager
     def paused(self) -> Generator[None]:
-        """Run everything as it is inside, so that its operations can be counted."""
+        """Run everything eagerly inside, so that its operations can be counted."""
         before, self._paused = self._paused, True
         try:
             yield
@@ -203,10 +200,9 @@ class Graphs:
         """Return what ``step`` returns for ``state`` and ``inputs``; consumes
         ``state``.
 
-        All that decides about its operations has to be in the shapes of the tensors,
-        the numbers of the state or ``key``, but for the numbers of the state called
-        ``counters``, which only grow. So does ``position``; recorded work gets it as a
-        0-dimensional tensor.
+        Whatever changes the operations must show in tensor shapes, in the state's
+        numbers or in ``key``. ``counters`` and ``position`` may grow freely;
+        ``position`` reaches the graph as a 0-d tensor.
         """
         if self._recorder is None or self._paused:
             return step(state, inputs)
@@ -248,8 +244,8 @@ class Graphs:
         return step(state, inputs)
 
     def _move_in(self, name: str, plan: _Plan, leaves: Mapping[str, Leaf]) -> bool:
-        """Bring what stays to the addresses it has in all recorded work; False where
-        another stream lives there."""
+        """Copy tensors with a fixed address to that address; False if another stream
+        uses it."""
         foreign: list[tuple[Tensor, Tensor]] = []
         for path in plan.stays:
             leaf = leaves[path]
@@ -273,7 +269,7 @@ class Graphs:
         inputs: Any,
         position: str | None,
     ) -> None:
-        """Record a step into ``plan``, or the reason why not."""
+        """Record a step into ``plan``, or the reason it cannot be."""
         assert self._recorder is not None, "there is a recorder"
         leaves, given = state_leaves(state), state_leaves(inputs)
         buffers: dict[str, Tensor] = {}
@@ -361,8 +357,8 @@ class Graphs:
         return with_leaves(state, after), made["out"].clone()
 
     def _tenancy(self, name: str, path: str, leaf: Tensor) -> Tensor:
-        """Return the tensor of fixed address under a name that lives as long as the
-        stream's state."""
+        """Return the static tensor of a name that lives as long as the stream's
+        state."""
         place = (name, _place(path, leaf))
         tenant = self._tenants.get(place)
         if tenant is not None and tenant() is leaf:
@@ -373,7 +369,7 @@ class Graphs:
 
 
 EAGER = Graphs(None)
-"""Runs every step as it is."""
+"""Runs every step eagerly."""
 
 
 def _shape_of(
@@ -399,7 +395,7 @@ def _device_of(given: Mapping[str, Leaf]) -> torch.device:
 def _planned(
     before: Mapping[str, Leaf], after: Mapping[str, Leaf], counters: frozenset[str]
 ) -> _Plan:
-    """Learn from a step that has run what the next ones of its shape do."""
+    """Derive from a finished step what later ones of its shape will do."""
     stays: set[str] = set()
     numbers: dict[str, Leaf] = {}
     refusal = None if before.keys() == after.keys() else "the state changes its structure"

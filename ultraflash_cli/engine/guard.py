@@ -1,4 +1,4 @@
-"""A limit on how far a result, made small again, strays from its source."""
+"""Limit how far a result, downscaled again, departs from its source."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,19 @@ from ultraflash_cli.engine.layers.resample import lanczos_resize
 __all__ = ["Guard"]
 
 _REACH = 5
-"""Side, in source pixels, of the square that is blended around one that strays."""
+"""Side, in source pixels, of the square that is blended around a pixel beyond the
+limit."""
 _SOFT = 3
-"""Side of the square over which the blend fades out."""
+"""Width of the fade-out of the blend."""
 
 
 class Guard:
-    """Blends a picture towards the plain resample where it strays from its source.
+    """Blends a picture towards plain resampling where it departs from its source.
 
     Both are compared at the smaller of their sizes, channel by channel. Where the
-    largest difference is more than ``levels`` of 255, the blend brings it back to about
-    that; a picture within the limit comes back bit for bit. What strayed is counted.
+    largest difference is more than ``levels`` of 255, the blend reduces it to about
+    that; a picture within the limit is returned unchanged. Pixels beyond the limit are
+    counted.
     """
 
     def __init__(self, levels: float) -> None:
@@ -32,7 +34,7 @@ class Guard:
 
     @property
     def share(self) -> float | None:
-        """Share of all compared pixels that strayed; None before the first picture."""
+        """Share of compared pixels beyond the limit; None before the first picture."""
         return float(self._strayed) / self._pixels if self._pixels else None
 
     def clear(self) -> None:
@@ -45,7 +47,7 @@ class Guard:
         """Return the picture within the limit.
 
         ``plain`` returns the plain resample, of the picture's size. On a CPU it is
-        called only if it is needed; on a GPU looking first would mean waiting.
+        called only if needed; on a GPU that check would wait for the device.
         """
         limit = self.levels / 255
         stray = _stray(picture_nchw, source_nchw)

@@ -1,5 +1,5 @@
-"""Work beside other work on a device: lanes that keep an order of their own, and ways
-between device and host."""
+"""CUDA streams for overlapping work, and asynchronous copies between device and
+host."""
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -31,21 +31,21 @@ __all__ = [
 
 
 class Lane(Protocol):
-    """Work in an order of its own, next to that of other lanes."""
+    """A stream of work, independent of other lanes."""
 
     def after(self, *others: "Lane") -> None:
-        """Let what comes next on this lane wait for all that was put on the others so
+        """Make later work on this lane wait for everything queued on the others so
         far."""
         ...
 
     @contextmanager
     def work(self) -> Generator[None]:
-        """Put what is computed inside on this lane."""
+        """Queue the work inside on this lane."""
         ...
 
     def borrow(self, tensors: Iterable[Tensor]) -> None:
-        """Use tensors that were made on another lane: their memory stays theirs until
-        this lane is done so far."""
+        """Keep tensors of another lane alive until the work queued on this one is done
+        (``Tensor.record_stream``)."""
         ...
 
 
@@ -54,7 +54,7 @@ class Lanes:
     """The lanes of a generated video."""
 
     caller: Lane
-    """What calls, and uses the frames."""
+    """The caller's stream, which uses the frames."""
     draw: Lane
     """The generator."""
     refine: Lane
@@ -62,8 +62,7 @@ class Lanes:
 
 
 class CudaLane:
-    """A CUDA stream; without one of its own, the stream that is current wherever it is
-    used."""
+    """A CUDA stream; without one of its own, the current stream."""
 
     def __init__(
         self, device: torch.device, stream: torch.cuda.Stream | None = None
@@ -73,7 +72,7 @@ class CudaLane:
 
     @property
     def stream(self) -> torch.cuda.Stream:
-        """The stream that work goes to."""
+        """The stream that work is queued on."""
         return self._stream or torch.cuda.current_stream(self._device)
 
     def after(self, *others: Lane) -> None:
@@ -89,20 +88,19 @@ class CudaLane:
             yield
 
     def borrow(self, tensors: Iterable[Tensor]) -> None:
-        """Return the allocator."""
+        """Tell the allocator."""
         for tensor in tensors:
             tensor.record_stream(self.stream)
 
 
 def cuda_lanes(device: torch.device) -> Lanes:
-    """Return lanes with streams of their own for generator and refiner."""
+    """Return lanes with separate streams for generator and refiner."""
     draw, refine = (CudaLane(device, torch.cuda.Stream(device)) for _ in range(2))
     return Lanes(CudaLane(device), draw, refine)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to ``device`` without waiting for what is computed
-    there."""
+    """Copy a host tensor to ``device`` without waiting for work queued there."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(
@@ -111,7 +109,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class OnHost:
-    """A tensor on its way to the host's memory; ``arrive`` waits for it."""
+    """A tensor being copied to the host; ``arrive`` waits for it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._event = None
@@ -130,21 +128,21 @@ class OnHost:
 
 
 def to_host(tensor: Tensor) -> OnHost:
-    """Copy a tensor to pinned memory of the host next to what is computed."""
+    """Copy a tensor to pinned host memory, overlapping with computation."""
     return OnHost(tensor)
 
 
 class Arriving(Protocol):
-    """A picture on its way to the host."""
+    """A picture being copied to the host."""
 
     def arrive(self) -> Picture:
-        """Return the picture once it is there; any thread may ask, and more than
-        once."""
+        """Return the picture once it is copied; callable from any thread,
+        repeatedly."""
         ...
 
 
 class Outlet(Protocol):
-    """The way of finished pictures to the host."""
+    """Copies finished pictures to the host."""
 
     def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
         """Take pictures ``[H, W, 3]``, 8 bits or the bits of 16 (see
@@ -161,8 +159,7 @@ class _Here:
 
 
 class HostOutlet:
-    """The way of pictures that are on the host already, or that are waited for one by
-    one."""
+    """Passes on pictures that are on the host, or waits for each."""
 
     def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
         """Return the pictures as they are."""
@@ -170,10 +167,10 @@ class HostOutlet:
 
 
 class Port(Protocol):
-    """What a buffered way is made of."""
+    """Primitives of buffered copies."""
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return memory of the host that the device can write to."""
+        """Return host memory that the device can write to."""
         ...
 
     def copy(self, source: Tensor, target: Tensor) -> None:
@@ -186,8 +183,8 @@ class Port(Protocol):
 
 
 class CudaPort:
-    """Pinned memory, and copies on a stream of their own: they travel while the next
-    group is computed."""
+    """Pinned memory, and copies on a separate stream that overlap with the next
+    group."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -198,8 +195,8 @@ class CudaPort:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Copy without waiting, once what was computed so far is there; what is on the
-        host is copied at once."""
+        """Copy asynchronously after the work queued so far; host tensors are copied at
+        once."""
         if not source.is_cuda:
             target.copy_(source)
             return
@@ -216,11 +213,12 @@ class CudaPort:
 
 
 class BufferedOutlet:
-    """The way of pictures through ``places`` buffers that take a group each, in turn.
+    """Copies groups of pictures to the host through ``places`` pinned buffers, round
+        robin.
 
-    A group is on its way while the next one is computed. Whoever first asks for one of
-    its pictures waits, and takes all of them out; the sender itself does where the
-    buffer is needed again and nobody has asked.
+    A group is copied while the next one is computed. The first ``arrive`` of a group
+    waits for its copy and empties the buffer; ``send`` does so when it needs that
+    buffer again.
     """
 
     def __init__(self, port: Port, *, places: int = 2) -> None:
@@ -230,7 +228,7 @@ class BufferedOutlet:
         self._next = 0
 
     def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
-        """Begin the copies of a group; waits only for the group that used the buffer
+        """Start the copies of a group; waits only for the group that used the buffer
         before."""
         group = list(pictures)
         if not group:
@@ -263,7 +261,7 @@ class _Parcel:
         self._pictures: Sequence[Picture] = ()
 
     def open(self) -> Sequence[Picture]:
-        """Take the pictures out of the buffer, once they are there."""
+        """Take the pictures out of the buffer once they are copied."""
         with self._lock:
             if self._pages is not None:
                 pages, wait = self._pages
@@ -283,5 +281,5 @@ class _Parcelled:
 
 
 def outlet_for(device: torch.device) -> Outlet:
-    """Return the way of pictures from a device: buffered from a GPU."""
+    """Return the outlet for a device: buffered for a GPU."""
     return BufferedOutlet(CudaPort(device)) if device.type == "cuda" else HostOutlet()

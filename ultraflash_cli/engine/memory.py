@@ -1,5 +1,5 @@
-"""Memory before anything is loaded: what each part of a job takes, and the smaller
-plans where that is too much."""
+"""Estimate a job's memory before anything is loaded; find a smaller plan if it does not
+fit."""
 
 import dataclasses
 import math
@@ -50,27 +50,27 @@ __all__ = [
 ]
 
 RESERVE = 0.04
-"""Share of everything else that is set aside for rounding and holes of the allocator. A
-guess, not measured."""
+"""Share of everything else reserved for rounding and fragmentation. A guess, not
+measured."""
 RESERVE_ON_A_GPU_BYTES = 400_000_000
-"""Work space of cuBLAS and cuDNN on top. A guess, not measured."""
+"""Workspaces of cuBLAS and cuDNN on top. A guess, not measured."""
 
 FLOAT32 = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySettings:
-    """How a job is run; the defaults are the plan that spares nothing."""
+    """How a job is run; the defaults keep everything resident."""
 
     offload_text: bool = False
     """Free the text encoder once the prompts are encoded, before the other networks are
     loaded."""
     offload_generator: bool = False
-    """Keep the generator, its ring and its context in the host's memory while a group
-    is refined and decoded."""
+    """Keep the generator, its cache and its context in host memory while a group is
+    refined and decoded."""
     decode_latents: int | None = None
-    """Latent frames that are decoded together, their frames then moved to the host's
-    memory; None is a whole group."""
+    """Latent frames decoded together, with their frames moved to host memory; None: a
+    whole group."""
     kv_len: int | None = None
     """Temporal blocks that the SR transformer remembers at most; None without one."""
     group_latents: int = 6
@@ -116,14 +116,14 @@ class MemoryWork:
     target: tuple[int, int] | None = None
     """Height and width in pixels of the pictures; None for what the decoder gives."""
     dtype_of: Callable[[str], torch.dtype] = lambda _: torch.bfloat16
-    """The dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler,
+    """Dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler,
     sr_dit, decoder, pixels."""
     on_gpu: bool = True
     """Whether the budget is a GPU's: the host's memory is then apart, and half
     precision is not widened."""
     batch: int = 1
     queue_bytes: int = 0
-    """What pictures in queues next to the model take; they are in the host's memory."""
+    """Host memory of queued pictures."""
 
     @property
     def scale(self) -> int:
@@ -144,7 +144,7 @@ class MemoryWork:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPart:
-    """Something that takes memory."""
+    """A part of the memory of a job."""
 
     name: str
     bytes: int
@@ -152,7 +152,7 @@ class MemoryPart:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPhase:
-    """A part of the work, with all that is in memory at its largest moment."""
+    """A phase of the work, with everything in memory at its peak."""
 
     name: str
     parts: tuple[MemoryPart, ...]
@@ -165,33 +165,33 @@ class MemoryPhase:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryStep:
-    """One way to need less, as it was taken."""
+    """A concession that was made to need less."""
 
     text: str
     """What is done."""
     changes_pixels: bool
-    """Whether the result is another one than that of the full plan."""
+    """Whether the result differs from the full plan's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What a job takes under the settings that were found for it."""
+    """Memory of a job under the chosen settings."""
 
     phases: tuple[MemoryPhase, ...]
     """In the order of the work."""
     settings: MemorySettings
     steps: tuple[MemoryStep, ...] = ()
-    """What the settings give up against the full plan."""
+    """Concessions against the full plan."""
     budget_bytes: int | None = None
-    """What the job may take; None if nothing is known."""
+    """The budget; None if unknown."""
     state_bytes: int = 0
-    """What the state of a stream takes when it is saved between groups."""
+    """Size of a stream's state saved between groups."""
     host_bytes: int = 0
-    """What is in the host's memory instead of the device's."""
+    """Memory moved from the device to the host."""
 
     @property
     def peak(self) -> MemoryPhase:
-        """The phase that takes most."""
+        """The largest phase."""
         return max(self.phases, key=lambda phase: phase.total)
 
     @property
@@ -207,8 +207,8 @@ class MemoryPlan:
 
     @property
     def beside_bytes(self) -> int:
-        """What recorded graphs and lanes take at most on top of ``total``: activations
-        and states a second time."""
+        """Upper bound on what CUDA graphs and side streams add: activations and states
+        once more."""
         doubled = ("activations", "state", "rings", "frames")
         parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
         return sum(count for name, count in parts.items() if name.endswith(doubled))
@@ -257,10 +257,10 @@ def plan_memory(
 
     The ladder: everything on the device; text encoder freed after its work; generator
     in the host's memory while a group is refined; decoding latent by latent; a smaller
-    ``kv_len``; smaller groups. A step that a later one makes needless is not taken. On
-    a CPU nothing can be moved away. ``host_budget_bytes`` bounds what may be moved to
-    the host's memory (None: not known). Raises OutOfMemory, with the sum, where the
-    smallest plan is too large.
+    ``kv_len``; smaller groups. Concessions that a later one makes unnecessary are
+    dropped. On a CPU nothing can be moved away. ``host_budget_bytes`` bounds what may
+    be moved to the host's memory (None: not known). Raises OutOfMemory, with the sum,
+    where the smallest plan is too large.
     """
     full = _full(work)
     rungs = [_FULL, *_rungs(work, host_budget_bytes)]
@@ -341,8 +341,8 @@ def _apply(full: MemorySettings, rungs: Iterable[_Rung]) -> MemorySettings:
 def _needed(
     work: MemoryWork, full: MemorySettings, taken: list[_Rung], budget_bytes: int
 ) -> tuple[_Rung, ...]:
-    """Drop the rungs that the plan fits without: those that change pixels first, of
-    these the last ones first."""
+    """Drop concessions that turned out unnecessary: pixel-changing ones first, latest
+    first."""
     kept = list(taken)
     for rung in sorted(reversed(taken), key=lambda rung: not rung.changes_pixels):
         fewer = [other for other in kept if other is not rung]
@@ -401,7 +401,7 @@ _REFINING = _EVERYWHERE[3:]
 
 
 class _Ledger:
-    """Who takes how much in which phase, and what is elsewhere."""
+    """Memory by part and phase, and what is moved elsewhere."""
 
     def __init__(self, phases: Iterable[str]) -> None:
         self._parts: dict[str, list[MemoryPart]] = {phase: [] for phase in phases}
@@ -426,8 +426,7 @@ class _Ledger:
 def _phases(
     work: MemoryWork, settings: MemorySettings
 ) -> tuple[tuple[MemoryPhase, ...], int]:
-    """Return what is in memory in each phase, and what is put into the host's
-    memory."""
+    """Return the memory of each phase, and what is moved to the host."""
     there = {
         "encode prompt": work.text_encoder,
         "generate": work.generator,
@@ -606,8 +605,8 @@ def _add_decoder(
     *,
     is_low: bool,
 ) -> None:
-    """Add a decoder and what becomes of its frames; one of low resolution computes
-    before a group is refined."""
+    """Add a decoder and its frames; a low-resolution one runs before a group is
+    refined."""
     dtype = work.dtype_of("decoder")
     height, width = work.latents if is_low else work.high
     element = dtype.itemsize * work.batch
@@ -649,7 +648,7 @@ def _add_pixels(
     settings: MemorySettings,
     settled: tuple[str, ...],
 ) -> None:
-    """Add the pixel path and what becomes of its frames."""
+    """Add the pixel path and its frames."""
     dtype = work.dtype_of("pixels")
     height, width = (LATENT_PX * side for side in work.latents)
     state = state_bytes(_state(config, dtype, work.batch, height, width))
@@ -669,7 +668,7 @@ def _add_pixels(
 
 
 def _add_pictures(ledger: _Ledger, work: MemoryWork, plane: int) -> None:
-    """Add what becomes of finished frames of ``plane`` numbers."""
+    """Add the finished frames, each of ``plane`` numbers."""
     phases = ("decode", "enlarge", "finish")
     target = 3 * math.prod(work.target) if work.target else plane
     ledger.add("a picture in work", FLOAT32 * (2 * plane + 4 * target), ("finish",))
@@ -704,7 +703,7 @@ def _saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
 
 
 def _ahead_bytes(work: MemoryWork) -> int:
-    """Return the bytes of the latents of the next group, which may be drawn ahead."""
+    """Return the bytes of the next group's latents, which may be generated ahead."""
     if work.generator is None:
         return 0
     latents = (
@@ -729,8 +728,8 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     PromptEncoderConfig: PromptEncoder,
 }
 _SMALL_WIDTH = 256
-"""A transformer up to this width is built in an instant; torch's first work on the meta
-device costs a second."""
+"""Transformers up to this width are built directly; torch's first use of the meta
+device takes a second."""
 
 
 @lru_cache(maxsize=32)
@@ -742,8 +741,8 @@ def _network(config: Any) -> nn.Module:
 
 
 def _of_any_group(config: SrDitConfig) -> SrDitConfig:
-    """Return the config that stands for all sizes of group and memory, which share
-    their weights."""
+    """Return a config that represents all group and cache sizes, which share their
+    weights."""
     return replace(config, kv_len=1, kv_schedule=(), group_latents=1)
 
 

@@ -47,8 +47,8 @@ def to_tensor(picture_hwc: Picture) -> Tensor:
 def put_frames(into_tchw: Tensor, pictures: Sequence[Picture]) -> None:
     """Write pictures of one depth as float32 in [0, 1] into [T, 3, H, W].
 
-    To a GPU their integers travel, through pinned memory, without waiting for what is
-    computed there.
+    For a GPU the integers are copied through pinned memory, without waiting for queued
+    work.
     """
     if not into_tchw.is_cuda:
         for target, picture in zip(into_tchw.unbind(), pictures, strict=True):
@@ -75,7 +75,7 @@ def widen(pictures_thwc: Tensor, *, deep: bool) -> Tensor:
 
 
 def quantise(picture_chw: Tensor, *, deep: bool) -> Tensor:
-    """Return [H, W, 3] integers of full scale where the picture is: uint8, or the bits
+    """Return [H, W, 3] full-scale integers on the same device: uint8, or the bits
     of 16 in int16 if ``deep``.
 
     Values are rounded and clamped.
@@ -90,7 +90,7 @@ def to_planes(picture_chw: Tensor, form: YuvFormat) -> Tensor:
     """Return planes of YUV 4:2:0 [3H / 2, W], luma above both of chroma: uint8, or 10
     bits as int16; sides are even.
 
-    They are made where the picture is, so that half the bytes cross the bus.
+    They are computed on the picture's device, which halves the bytes to copy.
     """
     height, width = picture_chw.shape[1:]
     assert height % 2 == 0 and width % 2 == 0, "planes of 4:2:0 have even sides"
@@ -102,9 +102,10 @@ def to_planes(picture_chw: Tensor, form: YuvFormat) -> Tensor:
 
 
 def as_picture(pixels: Tensor) -> Picture:
-    """Return the array of what ``quantise`` or ``to_planes`` gave, in the same memory.
+    """Return the result of ``quantise`` or ``to_planes`` as an array of the same
+    memory.
 
-    From a GPU it is a copy, which is waited for.
+    From a GPU this waits for a copy.
     """
     array = pixels.cpu().numpy()
     return array.view(np.uint16) if array.dtype == np.int16 else array

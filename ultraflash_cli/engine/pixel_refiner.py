@@ -1,5 +1,5 @@
-"""Low-resolution frames to sharp ones by the pixel path: what a model without
-high-resolution latents refines with."""
+"""Low-resolution frames to sharp ones with the pixel path, for models without
+high-resolution latents."""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +17,7 @@ __all__ = ["PixelRefiner", "PixelRefinerState"]
 
 @dataclass(frozen=True)
 class PixelRefinerState:
-    """The state of the pixel path and how many groups went through it."""
+    """The state of the pixel path, and the number of groups so far."""
 
     path: PixelPathState
     groups: int
@@ -29,8 +29,7 @@ class PixelRefinerState:
 
 
 class PixelRefiner:
-    """Stands where ``Refiner`` stands; it reads frames, not latents, and draws no
-    noise."""
+    """Replaces ``Refiner`` where frames are refined, not latents; it uses no noise."""
 
     def __init__(
         self,
@@ -72,8 +71,7 @@ class PixelRefiner:
     def run_group(
         self, state: PixelRefinerState, low_bcthw: Tensor
     ) -> tuple[PixelRefinerState, RefinedGroup]:
-        """Bring the frames of a group through the path, one for one; consumes
-        ``state``."""
+        """Upscale the frames of a group, one for one; consumes ``state``."""
         with self.timer("pixels"):
             path, frames = self.graphs.step("pixels", self.path.step, state.path, low_bcthw)
         return replace(state, path=path, groups=state.groups + 1), RefinedGroup(

@@ -38,8 +38,8 @@ class UpscalePlan:
     source: tuple[int, int]
     """The clip as it is."""
     enlarged: tuple[int, int]
-    """What the model is shown: the source, or the source enlarged by a fixed filter
-    beyond x3."""
+    """The model's input: the source, or beyond x3 the source enlarged by a fixed
+    filter."""
     padded: tuple[int, int]
     """``enlarged`` padded by reflection to the model's multiples."""
     scale: int
@@ -49,8 +49,8 @@ class UpscalePlan:
 
     @property
     def model_size(self) -> tuple[int, int]:
-        """What the model gives once the padding is cropped; reduced to ``target`` where
-        that is smaller."""
+        """The model's output after cropping the padding; reduced to ``target`` if that
+        is smaller."""
         return self.enlarged[0] * self.scale, self.enlarged[1] * self.scale
 
     @property

@@ -1,4 +1,4 @@
-"""Models as profiles: one frozen config a stage, and the names of the weights."""
+"""Models as profiles: one frozen config per stage, and the names of the weights."""
 
 import math
 from dataclasses import dataclass, replace
@@ -37,17 +37,17 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class Profile:
     """Everything the engine knows of a model: which stages it has, and their sizes.
 
-    A clip is enlarged by ``pixels`` where the model has that, else by encoder,
-    ``upsampler``, ``sr_dit`` and ``decoder``. What a generator draws goes through
-    ``upsampler``, ``sr_dit`` and ``decoder`` where the model has these, else through
+    Clips are upscaled by ``pixels`` if the model has it, else by encoder,
+    ``upsampler``, ``sr_dit`` and ``decoder``. Generated latents go through
+    ``upsampler``, ``sr_dit`` and ``decoder`` if the model has them, else through
     ``low_decoder`` and ``pixels``.
     """
 
     name: str
     """What users call it."""
     encoder: EncoderConfig | WanVaeConfig
-    """Frames to low-resolution latents; a model with ``pixels`` needs it for clips to
-    continue from alone."""
+    """Frames to low-resolution latents; a model with ``pixels`` only needs it for clips
+    to continue."""
     upsampler: LatentUpsamplerConfig | None = None
     """Low- to high-resolution latents; its scale is replaced by the plan's. None with
     ``decoder``."""
@@ -64,7 +64,7 @@ class Profile:
     generator: GeneratorConfig | None = None
     """Prompts to low-resolution latents; None if a model only upscales."""
     long_generator: GeneratorConfig | None = None
-    """The generator's variant for clips beyond its window, with weights of its own."""
+    """The generator's variant for clips beyond its window, with its own weights."""
     low_decoder: DecoderConfig | None = None
     """Low-resolution latents to frames at the base size; None if the decoder itself
     makes them."""
@@ -75,44 +75,43 @@ class Profile:
     base_size: tuple[int, int] = (480, 832)
     """Height and width in pixels of what the generator draws."""
     notice: str = ""
-    """What people are told of its clips before one is made; empty if there is
-    nothing to say."""
+    """A notice about its clips, shown before one is generated; empty if there is
+    none."""
     pad_front: int = 3
-    """Frames by which a stream's first group is shorter: the encoder finds copies of
-    the first frame in their place."""
+    """Copies of the first frame put in front of a stream; the first group is shorter by
+    as many frames."""
     copy_front: bool = True
-    """Whether those copies are made; the full autoencoder encodes a first frame
+    """Whether those copies are made; the full autoencoder encodes the first frame
     alone."""
     drop_front: int = 3
     """Raw frames of the decoder that are dropped at the start of a stream."""
     condition_noise: float = 0.0
     """Share of noise mixed into the SR transformer's condition: 0 in every published
-    command. The published function falls back to 0.2 where no value is passed, and at
-    least one public user runs it with that."""
+    command. The published function defaults to 0.2, and at least one public user runs
+    it with that."""
     long_kv_schedule: bool = False
     """Whether the SR transformer's memory shrinks over a clip of the long variant, as
     the published long program has it by default (3, 3, 3, 2 temporal blocks after four
     groups)."""
     spares_passes: bool = True
-    """Whether the cache rule that spares context passes is offered: to look at a chunk
+    """Whether the cache rule that skips context passes is available: scoring a chunk
     has to cost less than the pass. In the built-in model it costs more."""
     invents_texture: bool = False
     """Whether the SR transformer paints texture onto flat colours, so that drawings and
     screens look wrong."""
     default_prompt: str = ""
-    """What the SR transformer is conditioned on for a clip that comes without a prompt.
-    The published programs have none: there it always gets the generator's own
-    prompt."""
+    """The SR transformer's prompt for a clip without one. The published programs have
+    none: there it always gets the generator's prompt."""
     multiple_px: int = 16
     """Low-resolution sides are padded to multiples of this."""
     precisions: tuple[tuple[str, Precision], ...] = ()
-    """The published precision of each stage on a GPU; a stage that is not named runs as
-    requested or as is fastest."""
+    """The published precision of each stage on a GPU; other stages run as requested or
+    in the fastest precision."""
     weights: tuple[tuple[str, str], ...] = ()
     """The name in the manifest of each part's weights; ``{scale}`` stands for the
     scale."""
     random_seed: int | None = None
-    """Seed of random weights in place of a manifest's, for trying out the machinery."""
+    """Seed of random weights that replace those of a manifest, for tests."""
 
     def __post_init__(self) -> None:
         if self.sr_dit is not None and self.sr_dit.group_latents != self.group_latents:
@@ -181,7 +180,7 @@ class Profile:
 
     @property
     def prompt_encoder(self) -> PromptEncoderConfig:
-        """The text encoder of a model that learned its own language."""
+        """The text encoder of a model trained on its own vocabulary."""
         words = self.text_encoder
         assert isinstance(words, PromptEncoderConfig), (
             f"{self.name} has no words of its own"
@@ -190,15 +189,14 @@ class Profile:
 
     @property
     def base_decoder(self) -> DecoderConfig:
-        """What makes frames of low-resolution latents."""
+        """The decoder of low-resolution latents."""
         decoder = self.low_decoder or self.decoder
         assert decoder is not None, f"{self.name} has no decoder"
         return decoder
 
     @property
     def refines_latents(self) -> bool:
-        """Whether what a generator draws is enlarged as latents; else its frames
-        are."""
+        """Whether generated clips are upscaled as latents; otherwise as frames."""
         return self.decoder is not None
 
     @property
@@ -207,8 +205,8 @@ class Profile:
         return "decoder" if self.low_decoder is None else "low_decoder"
 
     def chunks_per_group(self, generator: GeneratorConfig) -> int:
-        """Return how many chunks of a generator are refined together: the fewest that
-        are whole groups."""
+        """Return how many chunks of a generator are refined together: the smallest
+        number that makes whole groups."""
         return (
             math.lcm(generator.chunk_latents, self.group_latents) // generator.chunk_latents
         )
@@ -411,7 +409,7 @@ LITE2 = replace(
     sr_dit=_LITE2_SR_DIT,
     weights=(),
 )
-"""The next built-in model in the making: one latent space for 480p and 1K."""
+"""The next built-in model, unfinished: one latent space for 480p and 1K."""
 
 RELEASED_ULTRA_DECODER = DecoderConfig(
     stages=(
@@ -425,7 +423,7 @@ RELEASED_ULTRA_DECODER = DecoderConfig(
     soft_clamp=False,
     signed=True,
 )
-"""The ultra decoder as its released file seems to have it, by what public users report:
+"""The layout of the released ultra decoder, as reported by users:
 no encoder, no soft clamp, no convolution before the last ReLU, values in [-1, 1]. 69
 tensors, 12,906,115 numbers."""
 
@@ -516,8 +514,7 @@ TINY_RANDOM = Profile(
     default_prompt="A clip.",
     random_seed=20260609,
 )
-"""Every class of the published model at a tiny size with random weights: a trial of the
-machinery, not of pictures."""
+"""Every class of the published model at a tiny size with random weights, for tests."""
 
 _TINY_WORDS = PromptEncoderConfig(rows=32, dim=16, heads=2, layers=1, text_len=8)
 
@@ -562,8 +559,7 @@ TINY_LITE = Profile(
     precisions=(("text_encoder", "fp32"),),
     random_seed=20261128,
 )
-"""Every class of the built-in model at a tiny size with random weights: a trial of the
-machinery, not of pictures."""
+"""Every class of the built-in model at a tiny size with random weights, for tests."""
 
 TRAINED = {profile.name: profile for profile in (LITE, LITE2)}
 """The profiles that recipes train, by name."""

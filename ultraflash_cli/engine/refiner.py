@@ -1,8 +1,7 @@
 """Low-resolution latents to sharp frames: upsample, refine in one step, decode, group
 by group.
 
-A model without a latent path at the high resolution has a ``PixelRefiner`` in its
-place.
+A model without a high-resolution latent path uses a ``PixelRefiner`` instead.
 """
 
 from collections.abc import Callable
@@ -34,7 +33,7 @@ __all__ = [
 ]
 
 StageTimer = Callable[[str], AbstractContextManager[object]]
-"""Given a stage's name, a context that is open while the stage computes."""
+"""Given a stage's name, returns a context that is open while the stage computes."""
 
 
 def untimed(_stage: str) -> AbstractContextManager[object]:
@@ -43,19 +42,18 @@ def untimed(_stage: str) -> AbstractContextManager[object]:
 
 
 class NoiseSource(Protocol):
-    """Where the draws of the cascade come from; ``schedule.group_noise`` unless they
-    are injected."""
+    """The source of noise, by default ``schedule.group_noise``; tests inject others."""
 
     def __call__(
         self, shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int
     ) -> Tensor:
-        """Return the standard normal draw of one group of one stage."""
+        """Return the standard normal noise of one group of one stage."""
         ...
 
 
 @dataclass(frozen=True)
 class RefinerState:
-    """The states of the three stages and the coordinates of the noise."""
+    """The states of the three stages, and the coordinates of the noise."""
 
     upsampler: LatentUpsamplerState
     sr_dit: SrDitState | None
@@ -71,7 +69,7 @@ class RefinerState:
 
 
 class RefinedGroup(NamedTuple):
-    """What a group has become."""
+    """The result of a group."""
 
     latents_bcthw: Tensor | None
     """High-resolution latents ``[B, C, T, scale * H, scale * W]``; None if there are
@@ -156,7 +154,7 @@ class Refiner:
     def run_group(
         self, state: RefinerState, low_bcthw: Tensor
     ) -> tuple[RefinerState, RefinedGroup]:
-        """Bring one group of low-resolution latents through all stages; consumes
+        """Run one group of low-resolution latents through all stages; consumes
         ``state``.
 
         A group is at most the profile's ``group_latents`` long.
@@ -191,8 +189,7 @@ class Refiner:
     def _refine(
         self, sr_dit: SrDit, before: SrDitState, cond: Tensor, state: RefinerState
     ) -> tuple[SrDitState, Tensor]:
-        """Take the one step from noise to clean latents; the group ends here whatever
-        its length."""
+        """Denoise the group in one step; it ends here whatever its length."""
         share = self.profile.condition_noise
         if share > 0:
             cond = (1 - share) * cond + share * self._draw("sr_condition", cond, state)

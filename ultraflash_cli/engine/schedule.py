@@ -1,5 +1,5 @@
-"""When things happen in a stream: frames of each group, chunks of a generated clip, and
-the noise that belongs."""
+"""The schedule of a stream: frames per group, chunks of a generated clip, and their
+noise."""
 
 import hashlib
 import math
@@ -24,28 +24,27 @@ __all__ = [
 ]
 
 LATENT_PX = 8
-"""Pixels a side of a cell of a latent."""
+"""Pixels per side of one latent."""
 
 FRAMES_PER_LATENT = 4
-"""Pixel frames that one latent frame stands for."""
+"""Pixel frames per latent frame."""
 
 GENERATED_FPS = 16
 """Pixel frames per second of a generated clip."""
 
 
 def group_frames(group_latents: int, pad_front: int, *, first: bool) -> int:
-    """Return how many source frames make a group; the first one of a stream stands in
-    for its front padding."""
+    """Return the source frames per group; the first group of a stream is shorter by its
+    front padding."""
     return FRAMES_PER_LATENT * group_latents - (pad_front if first else 0)
 
 
 def group_noise(
     shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int
 ) -> Tensor:
-    """Return the standard normal draw of one group of one stage, float32 on the CPU.
+    """Return standard normal noise for one group of one stage, float32 on the CPU.
 
-    It depends on nothing but its arguments, so that a resumed or divided run draws the
-    same noise.
+    It depends only on its arguments, so a resumed or divided run gets the same noise.
     """
     name = f"{seed}/{stage}/{first_frame}/{group}".encode()
     generator = torch.Generator()
@@ -103,8 +102,8 @@ def plan_generation(
     independent_first: bool = False,
     chunks_per_group: int = 2,
 ) -> GenerationPlan:
-    """Plan a clip of up to ``latents`` latent frames: those that do not fill a chunk
-    are left away, as published.
+    """Plan a clip of up to ``latents`` latent frames: a rest that does not fill a chunk
+    is dropped, as published.
 
     With ``independent_first`` the first chunk is one latent frame. Raises ConfigError
     where not even one chunk fits.
@@ -138,8 +137,8 @@ def latents_for(seconds: float, *, chunk: int = 3, independent_first: bool = Fal
 def kv_lengths(
     groups: int, *, kv: int = 3, minimum: int = 1, warm_up: int = 2
 ) -> tuple[int, ...]:
-    """Return the temporal blocks that the SR transformer remembers after each of
-    ``groups`` groups.
+    """Return the temporal blocks in the SR transformer's cache after each of ``groups``
+    groups.
 
     ``kv`` during the warm-up and one group more, then one less a group down to
     ``minimum`` (reference/cascade.md 9.1).

@@ -1,4 +1,5 @@
-"""Streaming states on their way to the host, as the content of a safetensors file."""
+"""Asynchronous copies of streaming states to the host, laid out as a safetensors
+file."""
 
 import json
 import struct
@@ -26,15 +27,14 @@ _DTYPE_NAMES = {
 
 
 class SnapshotPort(Port, Protocol):
-    """What copies of a state are made of."""
+    """Primitives for copies of a state."""
 
     def free_bytes(self) -> int:
         """Return the device memory that is free."""
         ...
 
     def hold(self) -> None:
-        """Let what is computed next wait, on the device, for the copies begun so
-        far."""
+        """Make later work wait, on the device, for the copies started so far."""
         ...
 
 
@@ -56,8 +56,7 @@ class CudaSnapshotPort(CudaPort):
 
 
 class Snapshot:
-    """A state as it was when it was taken; its pieces, one after the other, are a
-    safetensors file."""
+    """A copy of a state; its pieces in order form a safetensors file."""
 
     def __init__(
         self,
@@ -70,8 +69,7 @@ class Snapshot:
         self._done = done
 
     def pieces(self) -> Iterator[bytes | memoryview]:
-        """Wait until the state has arrived and yield header and tensors where they are,
-        without a copy."""
+        """Wait for the copy, then yield header and tensors in place."""
         self._wait()
         header: dict[str, object] = {}
         place = 0
@@ -103,10 +101,9 @@ class Snapshot:
 class Snapshots:
     """Takes snapshots of states; the host never waits for the device meanwhile.
 
-    Where the device has room for the state twice it is copied there and travels from
-    the copy next to what is computed next. Else what is computed next waits, on the
-    device, until the state has left. Pinned buffers are used again once a snapshot is
-    released, for pinning takes longer than copying.
+    If the device has room, the state is duplicated there and copied out while later
+    work runs; otherwise later work waits, on the device, for the copy. Pinned buffers
+    are reused once a snapshot is released, because pinning takes longer than copying.
     """
 
     def __init__(self, port: SnapshotPort | None) -> None:

@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 Leaf = Tensor | int | float | None
-"""What a state holds in the end; a bool is an int."""
+"""A leaf of a state; a bool is an int."""
 
 StateT = TypeVar("StateT")
 InputsT = TypeVar("InputsT", contravariant=True)
@@ -28,9 +28,9 @@ InputsT = TypeVar("InputsT", contravariant=True)
 
 @runtime_checkable
 class Stage(Protocol[StateT, InputsT]):
-    """A causal network that is fed in pushes of any size and holds no state of its own.
+    """A causal network that takes pushes of any size and holds no state of its own.
 
-    A *push* is what the caller hands in; a *group* is what the stage computes together.
+    A *push* is the caller's input; a *group* is computed together.
     ``step`` queues until a group is complete, so that any split of a clip into pushes
     gives the same result. The shapes of the tensors in a state are fixed from
     ``init_state`` on. After a step the given state must not be used again.

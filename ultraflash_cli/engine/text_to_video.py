@@ -1,5 +1,5 @@
-"""Prompts to frames: generate low-resolution latents chunk by chunk, refine and decode
-them group by group."""
+"""Prompts to frames: generate low-resolution latents by chunk, refine and decode them
+by group."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -33,7 +33,7 @@ __all__ = ["GeneratedGroup", "TextToVideo", "TextToVideoState"]
 
 @dataclass(frozen=True)
 class TextToVideoState:
-    """The states of all stages, how far the video is, and the seed of its noise."""
+    """The states of all stages, the video's position, and the seed of its noise."""
 
     generator: GeneratorState
     refiner: RefinerState | PixelRefinerState | None
@@ -43,17 +43,17 @@ class TextToVideoState:
     seed: int
     ahead_bcthw: Tensor
     """Low-resolution latents of the next group, as long as the longest one; the first
-    ``ahead`` are drawn."""
+    ``ahead`` are generated."""
     ahead: int
 
 
 class GeneratedGroup(NamedTuple):
-    """What one group gives; frames are nominally in [0, 1] and not clamped."""
+    """The result of one group; frames are nominally in [0, 1] and not clamped."""
 
     low_latents_bcthw: Tensor
-    """What the generator drew."""
+    """The generator's latents."""
     latents_bcthw: Tensor | None
-    """The refined latents; None without a refiner, and of one that reads frames."""
+    """The refined latents; None without a refiner, or if it reads frames."""
     frames_bcthw: Tensor | None
     """The finished frames; None without a refiner."""
     low_frames_bcthw: Tensor | None
@@ -64,14 +64,13 @@ class TextToVideo:
     """The cascade of a prompt (reference/cascade.md 8).
 
     ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size;
-    at least one of them is there. A refiner that reads frames sees those of the low
-    decoder as it sees those of a clip, and the colours of the result follow them. With
-    ``park`` the generator and its cache wait on that device while the refiner works,
-    for lack of memory; the result is the same. With ``lanes`` the next group is drawn
-    next to the refinement of the current one, again with the same result; what comes
-    back is ready for work on the caller's lane. Noise comes from ``noise``:
-    ``generator`` and ``generator_step`` (the draws of the later steps) for each chunk,
-    and what the refiner draws for each group.
+    at least one is given. A refiner that reads frames gets those of the low decoder,
+    and the colours of the result follow them. With ``park`` the generator and its cache
+    move to that device while the refiner works, to save memory. With ``lanes`` the next
+    group is generated while this one is refined, on separate streams. Both leave the
+    result unchanged; results are synchronised with the caller's stream. Noise comes
+    from ``noise``: ``generator`` and ``generator_step`` (noise of the later steps) for
+    each chunk, and the refiner's noise for each group.
     """
 
     def __init__(
@@ -120,8 +119,8 @@ class TextToVideo:
         ``height`` x ``width``.
 
         ``context [B or 1, tokens, text width]`` is the prompt's embedding.
-        ``prefix_bcthw`` are the latents of a clip to continue from; they are remembered
-        and not drawn again.
+        ``prefix_bcthw`` are the latents of a clip to continue from; they are cached,
+        not generated again.
         """
         generator = self.generator.init_state(
             batch=batch, height=height, width=width, context=context
@@ -184,26 +183,26 @@ class TextToVideo:
         return state, group
 
     def settle(self) -> None:
-        """Let the caller's lane wait for what is drawn ahead: after it the whole state
-        may be read there."""
+        """Make the caller's stream wait for latents generated ahead, so that it can
+        read the whole state."""
         if self.lanes is not None:
             self.lanes.caller.after(self.lanes.draw, self.lanes.refine)
 
     def warm_up(self, *, height: int, width: int, context: Tensor | None = None) -> None:
-        """Make a first group for nothing, so that kernels are compiled and memory is
-        found before a first frame."""
+        """Run and discard one group, so that kernels are compiled and memory is
+        allocated before the first frame."""
         self.step(self.init_state(height=height, width=width, context=context))
         self.settle()
 
     def _draw_ahead(self, state: TextToVideoState) -> TextToVideoState:
-        """Draw the next group before it is requested."""
+        """Generate the next group ahead of time."""
         longest = state.ahead_bcthw.shape[2]
         state, low = self._draw_group(state)
         ahead = F.pad(low, (0, 0, 0, 0, 0, longest - low.shape[2]))
         return replace(state, ahead_bcthw=ahead, ahead=low.shape[2])
 
     def _take_group(self, state: TextToVideoState) -> tuple[TextToVideoState, Tensor]:
-        """Return the latents of the next group, drawn ahead or now."""
+        """Return the latents of the next group, generated ahead or now."""
         if not state.ahead:
             return self._draw_group(state)
         return replace(state, ahead=0), state.ahead_bcthw[:, :, : state.ahead]
@@ -255,8 +254,8 @@ class TextToVideo:
     def _enlarge(
         self, refiner: PixelRefiner, state: PixelRefinerState, shown: Tensor
     ) -> tuple[PixelRefinerState, Tensor]:
-        """Enlarge the frames of a generated group, which the colours of the result
-        follow."""
+        """Upscale the frames of a generated group; the colours of the result follow
+        them."""
         state, (_, sharp) = refiner.run_group(state, shown)
         with self.timer("finish"):
             for frame, low in zip(sharp.unbind(2), shown.unbind(2), strict=True):
@@ -282,7 +281,7 @@ class TextToVideo:
         return state, torch.cat(low, dim=2)
 
     def _noise(self, state: TextToVideoState, length: int) -> GeneratorInputs:
-        """Draw what one chunk of ``length`` latents needs, ``[B, C, T, H, W]`` and
+        """Sample the noise for one chunk of ``length`` latents, ``[B, C, T, H, W]`` and
         ``[B, steps - 1, C, T, H, W]``."""
         config = self.generator.config
         batch, channels, _, height, width = state.generator.noise_bcthw.shape

@@ -1,5 +1,4 @@
-"""A clip's frames through the cascade: exact sizes, colour, strength; pictures in,
-pictures out."""
+"""The cascade on pictures: exact sizes, colour matching, strength."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ __all__ = ["Upscaler", "UpscalerState"]
 
 @dataclass(frozen=True)
 class UpscalerState:
-    """The cascade's state and the source frames whose pictures are not out yet."""
+    """The cascade's state, and the source frames whose results are still due."""
 
     cascade: CascadeState
     waiting_tchw: Tensor
@@ -40,12 +39,12 @@ class UpscalerState:
 class Upscaler:
     """Upscales a scene as planned; frames out = frames in.
 
-    ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit, between is a
-    blend of pixels. ``color`` "match" makes the low frequencies of the result follow
-    the source's. ``context [1, tokens, text width]`` is the embedding of the prompt,
-    for a model that takes one. ``outlet`` is the pictures' way to the host, by default
-    the best one from where the cascade is. With ``yuv`` the pictures that come out are
-    planes. ``guard`` limits how far they stray from the source.
+    ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit; values between
+    blend pixels. ``color`` "match" makes the low frequencies of the result follow the
+    source's. ``context [1, tokens, text width]`` is the embedding of the prompt, for a
+    model that takes one. ``outlet`` copies pictures to the host; the default suits the
+    cascade's device. With ``yuv`` the results are planes. ``guard`` limits how far they
+    depart from the source.
     """
 
     def __init__(
@@ -98,8 +97,8 @@ class Upscaler:
     def step(
         self, state: UpscalerState, frames: Sequence[Picture]
     ) -> tuple[UpscalerState, list[Picture]]:
-        """Take in frames of the planned source size; return those that are done, in the
-        depth they came in.
+        """Take frames of the planned source size; return finished ones, in the same bit
+        depth.
 
         All frames of a scene have one depth. Consumes ``state``.
         """
@@ -107,14 +106,14 @@ class Upscaler:
         return state, [picture.arrive() for picture in done]
 
     def flush(self, state: UpscalerState) -> list[Picture]:
-        """Return the frames that still wait, as the end of the scene."""
+        """Return the remaining frames as the end of the scene."""
         return [picture.arrive() for picture in self.launch_flush(state)]
 
     def launch(
         self, state: UpscalerState, frames: Sequence[Picture]
     ) -> tuple[UpscalerState, list[Arriving]]:
-        """Do what ``step`` does without waiting for a GPU: the pictures are on their
-        way."""
+        """Like ``step``, without waiting for a GPU: the pictures are still being
+        copied."""
         done: list[Arriving] = []
         taken = 0
         while taken < len(frames):
@@ -145,7 +144,7 @@ class Upscaler:
         return state, done
 
     def launch_flush(self, state: UpscalerState) -> Sequence[Arriving]:
-        """Do what ``flush`` does without waiting for a GPU."""
+        """Like ``flush``, without waiting for a GPU."""
         if state.waiting == 0:
             return []
         sources = state.waiting_tchw[: state.waiting]
@@ -157,19 +156,19 @@ class Upscaler:
         return self._finish(sources, sharp, deep=state.deep)
 
     def warm_up(self) -> None:
-        """Upscale a first group of nothing, so that kernels are compiled and memory is
-        found before a first frame."""
+        """Upscale and discard one group, so that kernels are compiled and memory is
+        allocated before the first frame."""
         black = np.zeros((*self.plan.source, 3), np.uint8)
         self.step(self.init_state(), [black] * self.group_frames(first=True))
         if self.guard is not None:
             self.guard.clear()
 
     def _held(self, state: UpscalerState) -> int:
-        """Return how many of the waiting frames the cascade has taken in already."""
+        """Return how many of the waiting frames the cascade already has."""
         return self.cascade.profile.delay if state.cascade.refiner.groups else 0
 
     def _prepare(self, sources_tchw: Tensor) -> Tensor:
-        """Enlarge where planned and pad by reflection: [T, 3, h, w] to [1, 3, T, H,
+        """Resize as planned and pad by reflection: [T, 3, h, w] to [1, 3, T, H,
         W]."""
         x = sources_tchw
         if not len(x):
@@ -214,8 +213,8 @@ class Upscaler:
         return self.guard.hold(picture, source_nchw, lambda: self.plain(source_nchw))
 
     def plain(self, source_nchw: Tensor) -> Tensor:
-        """Return the plain lanczos resize of source frames to the target; what strength
-        0 gives."""
+        """Return the plain lanczos resize of source frames to the target, the result at
+        strength 0."""
         scale = self.plan.scale
         if self.plan.target == (self.plan.source[0] * scale, self.plan.source[1] * scale):
             return lanczos_upscale(source_nchw, scale)

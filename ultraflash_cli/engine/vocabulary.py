@@ -1,5 +1,4 @@
-"""The words that the built-in model was taught: those of the captions of drawn
-scenes."""
+"""The words the built-in model knows: those in the captions of rendered scenes."""
 
 __all__ = ["LAYOUT_WORDS", "SCENE_WORDS"]
 
@@ -27,8 +26,8 @@ LAYOUT_WORDS = (
     ("land1", "land2", "land3"),
     ("way1", "way2", "way3"),
 )
-"""Said with every caption, one of each: how the shapes of sky and land are, and where
-things go along."""
+"""Part of every caption, one of each group: the layout of sky and land, and the path of
+the object."""
 
 SCENE_WORDS = (*_WORDS.split(), *(word for group in LAYOUT_WORDS for word in group))
 """Lower case, in the order of the prompt encoder's table."""

@@ -1,5 +1,5 @@
-"""Attention layers of the transformers: self-attention, block-sparse or over a window,
-and to a fixed context."""
+"""Attention layers of the transformers: block-sparse and windowed self-attention, and
+cross-attention."""
 
 import math
 from dataclasses import dataclass
@@ -129,11 +129,11 @@ class SparseAttended(NamedTuple):
     cache: KvRing
     """The cache after this group."""
     chosen: Tensor | BlockLists
-    """Who attended to whom, as a mask or as lists."""
+    """The selected blocks, as a mask or as lists."""
 
     @property
     def mask(self) -> Tensor:
-        """``[B, heads, blocks, remembered + blocks]`` (bool): who attended to whom."""
+        """``[B, heads, blocks, remembered + blocks]`` (bool): the selected blocks."""
         return self.chosen.to_mask() if isinstance(self.chosen, BlockLists) else self.chosen
 
 
@@ -171,10 +171,8 @@ def sparse_causal_attention(
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """Attend with all queries to the blocks that ``allowed`` lets them see.
-
-    It is ``[query blocks, key blocks]`` and lets each see all up to some block, so that
-    nothing is gathered.
+    """Attend densely to the blocks in ``allowed [query blocks, key blocks]``, which is
+    causal, so that nothing is gathered.
 
     ``q``, ``k``, ``v`` and the result are ``[B, heads, blocks, block tokens, D]``.
     """
@@ -187,8 +185,8 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tenso
 
 
 class SparseCausalSelfAttention(nn.Module):
-    """Self-attention over the best blocks of the remembered and the present groups,
-    chosen per head."""
+    """Self-attention over the best blocks of cached and current groups, chosen per
+    head."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -328,21 +326,20 @@ class CrossAttention(nn.Module):
 
 @dataclass(frozen=True)
 class WindowSpan:
-    """Where a chunk stands in its stream, the same for every layer; all in tokens."""
+    """The position of a chunk in its stream, in tokens; the same for every layer."""
 
     start: int
     """Tokens of the stream before the chunk."""
     capacity: int
-    """Tokens remembered at most, those of the chunk included."""
+    """Most tokens in the cache, including the chunk's."""
     sink: int
-    """First tokens of the stream that never leave."""
+    """First tokens of the stream, which are never dropped."""
     reuse_rings: bool = False
     """Whether the rings' buffers may be overwritten."""
 
 
 class WindowSelfAttention(nn.Module):
-    """Self-attention within a chunk and to all that a window of earlier chunks
-    remembers; nothing is masked."""
+    """Self-attention within a chunk and to the window of earlier chunks, unmasked."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
         super().__init__()

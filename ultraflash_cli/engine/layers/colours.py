@@ -1,4 +1,4 @@
-"""Colours of a large picture that follow those of the small one it was made from."""
+"""Match the colours of a large picture to the small one it was made from."""
 
 from functools import lru_cache
 
@@ -26,8 +26,8 @@ def match_colours(picture_nchw: Tensor, source_nchw: Tensor) -> Tensor:
 def _cell_means(picture_nchw: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return the means over the cells of ``adaptive_avg_pool2d``.
 
-    On a GPU that function gives a picture of three channels to fifteen thread blocks;
-    here it is a product per axis, or a reduction where all cells have one size.
+    On a GPU that function uses only fifteen thread blocks for three channels; here it
+    is one matmul per axis, or a reduction if all cells have one size.
     """
     if picture_nchw.device.type == "cpu":
         return F.adaptive_avg_pool2d(picture_nchw, grid)

@@ -1,4 +1,4 @@
-"""The feed-forward layers of the transformers: two products with GELU between."""
+"""The feed-forward layers of the transformers: two matmuls with GELU in between."""
 
 from torch import Tensor, nn
 
@@ -11,8 +11,8 @@ __all__ = ["feed_forward"]
 def feed_forward(layers: nn.Sequential, x: Tensor | Fp8Rows) -> Tensor:
     """Apply a linear layer, GELU in its tanh form and a linear layer.
 
-    GELU has a pass of its own only where neither the first product nor the
-    quantisation in front of the second one can take it along.
+    GELU is a separate pass only if neither the first matmul nor the quantisation before
+    the second one can fuse it.
     """
     first, _, last = layers
     if isinstance(first, Fp8Linear) and isinstance(last, Fp8Linear):

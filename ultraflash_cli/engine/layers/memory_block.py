@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 MemoryInit = Literal["zeros", "replicate"]
-"""What the first frame of a stream finds in memory: nothing, or itself."""
+"""The memory before the first frame of a stream: zeros, or the frame itself."""
 
 
 def activation(negative_slope: float) -> nn.Module:
@@ -48,8 +48,7 @@ class MemoryBlock(nn.Module):
     plus a residual.
 
     Source: reference/cascade.md 3.1. ``negative_slope`` 0 is the published ReLU. With a
-    ``linear_trunk`` the sum of input and residual is passed on as it is, and only what
-    is added goes through activations.
+    ``linear_trunk`` activations apply to the residual only, not to the sum.
     """
 
     def __init__(
@@ -115,8 +114,8 @@ class MemoryBlock(nn.Module):
 
 
 def _one(frame_bchw: Tensor) -> Tensor:
-    """Copy a frame out of a piece; a view would have the strides of the piece, and
-    libraries other sums for them."""
+    """Copy a frame out of a piece; a view would keep the piece's strides, for which
+    libraries sum in another order."""
     return frame_bchw.clone(memory_format=torch.channels_last)
 
 

@@ -63,15 +63,15 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def normed_for(
     layer: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> Tensor | Fp8Rows:
-    """Return ``LN(x) * (1 + scale) + shift`` as ``layer`` takes it: in 8 bits where
-    that is what it multiplies."""
+    """Return ``LN(x) * (1 + scale) + shift`` in the form ``layer`` takes: in 8 bits for
+    8-bit layers."""
     if isinstance(layer, Fp8Linear):
         return adaln_modulate_fp8(x, shift, scale, eps=eps)
     return adaln_modulate(x, shift, scale, eps=eps)
 
 
 class Addend(NamedTuple):
-    """What is still to be added to the residual stream."""
+    """A pending addition to the residual stream."""
 
     y: Tensor
     """``[*L, *N, D]``."""
@@ -89,8 +89,8 @@ def sum_and_norm(
     *,
     affine: bool = False,
 ) -> tuple[Tensor, Tensor | Fp8Rows]:
-    """Return the residual stream with what was still to be added, and its norm as
-    ``layer`` takes it; ``affine`` is a norm with weight and bias."""
+    """Return the residual stream with the pending addition, and its norm in the form
+    ``layer`` takes; ``affine`` is a norm with weight and bias."""
     if addend is None:
         return x, normed_for(layer, x, shift, scale, eps)
     return residual_norm(

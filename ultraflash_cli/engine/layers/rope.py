@@ -34,9 +34,9 @@ def rotation_tables(
     """Return the rotations of ``frames`` x ``rows`` x ``cols`` tokens, of which the
     first frame is ``first_frame``.
 
-    A third of the pairs (rounded down) turns with the row, as many with the column, the
-    rest with the absolute frame index. A first frame on the device, as a 0-dimensional
-    tensor, is read there, as a graph needs it.
+    A third of the pairs (rounded down) is rotated by the row, as many by the column,
+    the rest by the absolute frame index. A first frame on the device, as a
+    0-dimensional tensor, is read there, as a graph needs it.
     """
     pairs, side = head_width // 2, head_width // 6
     return AxisTables.of(

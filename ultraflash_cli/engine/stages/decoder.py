@@ -53,19 +53,19 @@ class DecoderConfig:
     soft_clamp: bool = True
     """Whether latents are limited smoothly to +-3 first."""
     signed: bool = False
-    """Whether the network's values are in [-1, 1], as the released ultra decoder's do;
-    frames are in [0, 1] anyway."""
+    """Whether the network's values are in [-1, 1], as in the released ultra decoder;
+    frames are in [0, 1] in any case."""
     upsampling: Literal["nearest", "pixel_shuffle"] = "nearest"
     """How a stage doubles its size; the ultra decoder has ``pixel_shuffle``."""
     last_shuffle: int = 1
     """Growth in space after the last convolution, by a pixel shuffle."""
     memory_init: MemoryInit = "zeros"
-    """What the first frame finds in memory."""
+    """The memory before the first frame."""
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
     linear_trunk: bool = False
-    """Whether activations are within memory blocks alone, so that latents have a linear
-    way to pixels."""
+    """Whether activations are in memory blocks only, which leaves a linear path from
+    latents to pixels."""
 
     def __post_init__(self) -> None:
         growth = 1
@@ -91,7 +91,7 @@ class DecoderConfig:
         """Return how many of this many latents of ``height`` x ``width`` are decoded at
         once on a GPU, in even pieces.
 
-        No tensor may have more values than 32 bits can count: upsampling refuses more.
+        Upsampling refuses tensors with more values than 32 bits can count.
         """
         frames, plane, largest = (
             1,
@@ -107,12 +107,12 @@ class DecoderConfig:
 
 
 MOST_VALUES = (1 << 31) - 1
-"""Values that one tensor may have."""
+"""Largest number of values in a tensor."""
 
 
 @dataclass(frozen=True)
 class DecoderState:
-    """The last input frame of every memory block; ``empty`` tells the output's size."""
+    """The last input frame of every memory block; ``empty`` has the output's size."""
 
     memories: tuple[Tensor, ...]
     started: bool
@@ -234,7 +234,7 @@ class Decoder(nn.Module):
 
     @property
     def _first_weight(self) -> Tensor:
-        """The kernel that latents meet first; it tells dtype and device."""
+        """The first kernel, for dtype and device."""
         return next(layer for layer in self.decoder if isinstance(layer, nn.Conv2d)).weight
 
     def init_state(self, *, batch: int, height: int, width: int) -> DecoderState:
@@ -261,8 +261,8 @@ class Decoder(nn.Module):
     ) -> tuple[DecoderState, Tensor]:
         """Take in T latents; return 4T frames.
 
-        On a CPU computed latent by latent, which stays in its caches; on a GPU a push
-        at once, or in even pieces.
+        Computed latent by latent on a CPU, to stay in its caches; on a GPU at once, or
+        in even pieces.
         """
         first = self._first_weight
         memories = state.memories if state.started else None

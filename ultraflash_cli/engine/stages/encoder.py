@@ -37,12 +37,12 @@ class EncoderConfig:
     time_pools: tuple[int, int, int] = (2, 2, 1)
     """Frames that each stage joins; their product is 4."""
     memory_init: MemoryInit = "zeros"
-    """What the first frame finds in memory."""
+    """The memory before the first frame."""
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
     linear_trunk: bool = False
-    """Whether activations are within memory blocks alone, so that pixels have a linear
-    way to latents."""
+    """Whether activations are in memory blocks only, which leaves a linear path from
+    pixels to latents."""
 
     def __post_init__(self) -> None:
         space, time = self.patch, 1
@@ -58,7 +58,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class EncoderState:
-    """The last input of every memory block and up to three frames that wait for their
+    """The last input of every memory block, and up to three frames that wait for their
     latent."""
 
     memories: tuple[Tensor, ...]

@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 LEAST_LEVEL = 0.01
-"""Noise level below which a network that gives clean latents is not requested a
-flow."""
+"""Smallest noise level at which the flow of a network that predicts clean latents is
+computed."""
 
 Gate = Callable[[Tensor, Tensor], bool]
 """Given a chunk's clean latents ``[B, C, T, H, W]`` and the last latent of the stream's
@@ -56,7 +56,7 @@ KEPT_IN_BF16 = (
     "blocks.*.cross_attn.v",
     "head.*",
 )
-"""Linear layers that stay as they are in 8 bits: those that run once per clip or for
+"""Linear layers that are not converted to 8 bits: those that run once per clip or on
 few rows, and the head's."""
 
 
@@ -84,29 +84,27 @@ class GeneratorConfig:
     patch: tuple[int, int, int] = (1, 2, 2)
     """Latent frames, rows and columns that make a token; frames is 1."""
     prediction: Literal["flow", "clean"] = "flow"
-    """What the last layer gives: the flow, or the clean latents, which a narrow network
-    with coarse patches can hold where it could never hold noise (Li and He, *Back to
-    basics: let denoising generative models denoise*, 2025)."""
+    """What the last layer predicts: the flow, or clean latents, which a narrow network
+    with coarse patches can represent where it could not represent noise (Li and He,
+    *Back to basics: let denoising generative models denoise*, 2025)."""
     sees_signal: bool = False
-    """Whether noisy latents enter the network weighed by the share of signal in them:
-    of pure noise it sees nothing, and its first step is a plain answer to the prompt,
-    which a network too narrow to look past noise can learn."""
+    """Scale the noisy input by its signal fraction, ``1 - sigma``. At pure noise the
+    network sees only the prompt, which a narrow network can learn."""
     pool_text: bool = False
-    """Whether the mean of the context joins the timestep, so that modulation hears the
-    prompt, too."""
+    """Add the mean of the context to the timestep embedding, so that the modulation
+    depends on the prompt."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of tokens that have a learned place of their own, for a model of
-    one size; None leaves it to the rotation to tell where a token is."""
+    """Rows and columns of learned position embeddings, for a model of one size; None:
+    RoPE only."""
     drifts: tuple[tuple[int, int], ...] = ()
-    """Directions, rows down and columns to the right, of which one is 1 or -1 and the
-    other 0. In each there is a grid that moves by a token per chunk, in which tokens
-    have a learned place, too: what moves along with it stays in one."""
+    """Unit drift directions (down, right). Each adds a learned position grid that
+    shifts by one token per chunk, so an object drifting with it keeps its embedding."""
     drift_frames: int = 21
-    """Latent frames over which the moving grids have places for all that they pass;
-    beyond, the last ones go on."""
+    """Latent frames for which the moving grids have embeddings; beyond, the last ones
+    repeat."""
     head_dim: int = 0
-    """Width of a hidden layer next to the last projection, for patches of more values
-    than ``dim``, which that alone cannot tell apart; 0 is none."""
+    """Width of a hidden layer next to the last projection, for patches with more values
+    than ``dim``; 0: none."""
     eps: float = 1e-6
     """Added to variances and mean squares."""
     chunk_latents: int = 3
@@ -119,17 +117,16 @@ class GeneratorConfig:
     later_steps: int | None = None
     """How many of the steps every chunk but the first takes; None is all."""
     shift: float = 5.0
-    """How much the noise levels lean to the noisy side."""
+    """Shift of the noise levels towards noise."""
     context_timestep: float = 0.0
-    """Timestep at which a finished chunk is run once more for what the next ones
-    remember of it."""
+    """Timestep of the context pass over a finished chunk."""
     window: int = 21
-    """Latent frames remembered, the chunk in work included."""
+    """Latent frames in the window, including the current chunk."""
     sink: int = 0
-    """First latent frames of a stream that are never forgotten."""
+    """First latent frames of a stream, which are never dropped."""
     slide: bool = False
-    """Whether the oldest frames after the sink leave a full window; else a stream ends
-    where its window is full."""
+    """Whether a full window drops its oldest frames after the sink; otherwise the
+    stream ends there."""
 
     def __post_init__(self) -> None:
         positive = (
@@ -226,7 +223,7 @@ class GeneratorConfig:
         )
 
     def tokens_per_frame(self, height: int, width: int) -> int:
-        """Return how many tokens per latent frame has. Raises ConfigError if it is not
+        """Return the tokens per latent frame. Raises ConfigError if it is not
         whole patches."""
         _, py, px = self.patch
         if height % py or width % px or min(height, width) < 1:
@@ -268,8 +265,8 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class GeneratorState:
-    """Memory, context, noise that waits for its chunk, how far the stream is, and what
-    it took."""
+    """Caches, context, noise waiting for its chunk, the stream's position, and
+    counters."""
 
     rings: tuple[WindowRing, ...]
     """One a layer."""
@@ -291,11 +288,11 @@ class GeneratorState:
     passes: int
     """Runs of the network."""
     refreshes_skipped: int
-    """Context passes that the gate spared."""
+    """Context passes skipped by the gate."""
 
 
 class ChunkResult(NamedTuple):
-    """What one run of the network gives."""
+    """The result of one run of the network."""
 
     flow_bcthw: Tensor
     """Noise minus clean latents, as the network sees it."""
@@ -304,7 +301,7 @@ class ChunkResult(NamedTuple):
 
 
 class _Memory(NamedTuple):
-    """What a run of the network remembers and where it stands."""
+    """The caches of a run of the network, and its position."""
 
     rings: tuple[WindowRing, ...]
     context: tuple[ContextKv, ...]
@@ -312,7 +309,7 @@ class _Memory(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """What a run of the network is given."""
+    """The inputs of a run of the network."""
 
     x_bcthw: Tensor
     timestep: Tensor
@@ -346,8 +343,8 @@ class GeneratorBlock(nn.Module):
         """Update ``x [B, frames, tokens of a frame, dim]`` under
         ``time [B or 1, frames or 1, 6, dim]``.
 
-        ``addend`` is what the block before has left to be added; the second value is
-        what this one leaves, so that each sum shares a pass with the norm after it.
+        ``addend`` is the pending addition of the previous block; the second value is
+        this block's, so that each sum is fused with the norm after it.
         """
         vectors = (self.modulation + time).expand(*x.shape[:2], -1, -1).unbind(2)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
@@ -398,10 +395,9 @@ class GeneratorHead(nn.Module):
 class Generator(nn.Module):
     """Noise to clean latents under a prompt, chunk by chunk, each in a few steps.
 
-    Everything runs in the dtype of the weights but the insides of norms, the rotation
-    (float32) and the sampler (float64 and float32). A finished chunk is run once more
-    at ``context_timestep`` for what the next ones remember of it, unless ``gate`` finds
-    that it can do without.
+    Runs in the weights' dtype, except norms and RoPE (float32) and the sampler (float32
+    and float64). A finished chunk is run once more at ``context_timestep`` to fill the
+    cache, unless ``gate`` skips that.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -410,7 +406,7 @@ class Generator(nn.Module):
         self.schedule = FlowSchedule(config.shift)
         self.gate: Gate | None = None
         self.graphs = EAGER
-        """What runs the network over a chunk, see ``engine/graphs.py``."""
+        """Runs the network over a chunk, see ``engine/graphs.py``."""
         dim = config.dim
         self.patch_embedding = nn.Conv3d(
             config.latent_channels, dim, config.patch, stride=config.patch
@@ -529,14 +525,14 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def flush(self, state: GeneratorState) -> Tensor:
-        """Return the clean latents of what still waits, as a shorter chunk; consumes
+        """Return the clean latents of the waiting noise, as a shorter chunk; consumes
         state."""
         return self._denoise(state)[1] if state.waiting else state.noise_bcthw[:, :, :0]
 
     @torch.no_grad()
     def close_chunk(self, state: GeneratorState) -> tuple[GeneratorState, Tensor]:
-        """Generate what waits as one chunk, complete or not, and remember it; consumes
-        state."""
+        """Generate the waiting noise as one chunk, complete or not, and cache it;
+        consumes state."""
         first_frame = state.frames
         state, clean = self._denoise(state)
         if (
@@ -575,7 +571,7 @@ class Generator(nn.Module):
         return state
 
     def _denoise(self, state: GeneratorState) -> tuple[GeneratorState, Tensor]:
-        """Generate what waits; the rings then hold the last, still noisy run."""
+        """Generate the waiting noise; the rings then hold the last, still noisy run."""
         x, clean = state.noise_bcthw[:, :, : state.waiting], state.noise_bcthw
         timesteps, rings = self.config.steps_of_chunk(state.chunks), state.rings
         for i, timestep in enumerate(timesteps):
@@ -687,10 +683,10 @@ class Generator(nn.Module):
         ``timestep`` is that of the whole chunk or ``[B, T]``, one for every latent
         frame; ``rings`` are those of the run before (None at the start of a stream),
         ``context`` what ``embed_context`` returned (None: no prompt), ``first_frame``
-        the latent frames before this chunk. A chunk that was the last one to run is run
-        again in its own place. ``position`` stands in for ``first_frame`` where places
-        are told, also as a tensor. With ``reuse_rings`` the buffers of ``rings`` are
-        overwritten. Raises ConfigError if the window is full and does not slide.
+        the latent frames before this chunk. Running the last chunk again replaces it in
+        the cache. ``position`` overrides ``first_frame`` for position embeddings; a
+        tensor when a graph is captured. With ``reuse_rings`` the buffers of ``rings``
+        are overwritten. Raises ConfigError if the window is full and does not slide.
         """
         config, weight = self.config, self.patch_embedding.weight
         batch, _, frames, height, width = x_bcthw.shape
@@ -766,7 +762,7 @@ class Generator(nn.Module):
         return split.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
     def _moving_places(self, frames: int, position: int | Tensor) -> Tensor | float:
-        """Return the sum over ``drifts`` of the places in grids that move,
+        """Return the sum of the position embeddings of ``drifts``,
         ``[T, rows, columns, dim]``, else 0."""
         config, total = self.config, 0.0
         assert config.grid is not None, "the config was checked"

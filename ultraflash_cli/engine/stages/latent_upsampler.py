@@ -26,7 +26,7 @@ class LatentUpsamplerConfig:
     blocks: int = 8
     """Memory blocks at the high resolution."""
     memory_init: MemoryInit = "replicate"
-    """What the first frame finds in memory."""
+    """The memory before the first frame."""
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
 

@@ -26,7 +26,7 @@ class LatentUpsamplerV3Config:
     blocks: int = 3
     """Memory blocks in each stage."""
     memory_init: MemoryInit = "replicate"
-    """What the first frame finds in memory."""
+    """The memory before the first frame."""
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.latent_channels, self.blocks, *self.widths) < 1:

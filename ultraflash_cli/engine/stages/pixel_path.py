@@ -1,7 +1,7 @@
 """The pixel path: low-resolution frames to high-resolution ones, without latents.
 
-Causal memory blocks work on unshuffled frames and give a residual over the lanczos
-enlargement. The built-in model upscales by it alone.
+Causal memory blocks on unshuffled frames predict a residual over a lanczos upscale. The
+built-in model upscales with it alone.
 """
 
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class PixelPathConfig:
     scale: int = 2
     """The scale this network works at."""
     residual_gain: float = 0.01
-    """Factor on the projection, so that a step of training moves the picture little."""
+    """Factor on the projection that keeps training steps small."""
     memory_init: MemoryInit = "replicate"
-    """What the first frame finds in memory."""
+    """The memory before the first frame."""
     negative_slope: float = 0.1
     """Slope of the activation below zero; 0 is ReLU."""
 
@@ -49,7 +49,7 @@ class PixelPathConfig:
 
 @dataclass(frozen=True)
 class PixelPathState:
-    """The last input frame of every memory block; ``empty`` tells the output's size."""
+    """The last input frame of every memory block; ``empty`` has the output's size."""
 
     memories: tuple[Tensor, ...]
     started: bool
@@ -60,8 +60,8 @@ class PixelPath(nn.Module):
     """RGB frames [B, 3, T, h, w] in [0, 1] to [B, 3, T, scale * h, scale * w], float32,
     not clamped.
 
-    Sides are multiples of ``patch``. Every frame is its own group: it depends on those
-    before it alone.
+    Sides are multiples of ``patch``. Every frame is its own group and depends only on
+    earlier ones.
     """
 
     def __init__(self, config: PixelPathConfig) -> None:
@@ -92,7 +92,7 @@ class PixelPath(nn.Module):
         """Enlarge a piece of a clip at once; differentiable. ``memories`` is None at
         the start of a stream.
 
-        ``scale`` stands in for the config's (training works at several in turn).
+        ``scale`` overrides the config's (training alternates between several).
         """
         batch, config = frames_bcthw.shape[0], self.config
         scale = scale or config.scale

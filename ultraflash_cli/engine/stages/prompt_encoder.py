@@ -1,5 +1,5 @@
-"""Prompts to embeddings by a small transformer over words, for models that learn their
-own language."""
+"""Prompts to embeddings with a small transformer over words, for models with their own
+vocabulary."""
 
 import re
 import zlib
@@ -21,13 +21,12 @@ class PromptEncoderConfig:
     """Sizes of the prompt encoder."""
 
     words: tuple[str, ...] = ()
-    """The words it knows, lower case; others are not heard. Empty for hashed words, of
-    which there is no list."""
+    """The known words, lower case; others are ignored. Empty for hashed words."""
     variants: tuple[tuple[str, ...], ...] = ()
-    """Groups of its words that say which of the ways of laying out a picture is meant;
-    a seed chooses one of each."""
+    """Groups of words that select a layout of the picture; a seed picks one of each
+    group."""
     rows: int = 512
-    """Rows of each of the two tables that a hashed id's two digits choose from."""
+    """Rows of each of the two tables indexed by the two digits of a hashed id."""
     dim: int = 64
     """Channels of an embedding."""
     heads: int = 4
@@ -57,11 +56,10 @@ class PromptEncoderConfig:
             )
 
     def with_variant(self, prompt: str, seed: int) -> str:
-        """Return what is read for a prompt and a seed: the prompt and a word of each
-        group of variants.
+        """Return the prompt followed by a word of each group of variants.
 
-        They are the digits of the seed, the first group's changes fastest: seeds one
-        after the other all differ.
+        The words are the digits of the seed, the first group fastest, so consecutive
+        seeds differ.
         """
         said = [prompt]
         for group in self.variants:
@@ -84,8 +82,8 @@ class WordTokenizer:
         self.places = {word: FIRST_WORD_ID + i for i, word in enumerate(words)}
 
     def __call__(self, text: str) -> list[int]:
-        """Return the ids of a prompt; what is neither letter nor digit divides words.
-        Words off the list are left."""
+        """Return the ids of a prompt; anything but letters and digits separates words.
+        Unknown words are skipped."""
         words = _words(text)
         if self.places:
             return [self.places[word] for word in words if word in self.places] + [EOS_ID]
@@ -95,8 +93,7 @@ class WordTokenizer:
         ]
 
     def unheard(self, text: str) -> list[str]:
-        """Return the words of a prompt that are off the list, each once; none where
-        there is no list."""
+        """Return the unknown words of a prompt, each once; none if there is no list."""
         return [
             word
             for word in dict.fromkeys(_words(text))
@@ -173,8 +170,8 @@ class PromptEncoder(nn.Module):
         return self.norm(x).masked_fill(mask[..., None] == 0, 0.0)
 
     def ids_of(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """Return ids and mask, both [B, text_len], of prompts; long ones lose words
-        before their end."""
+        """Return ids and mask of prompts, both [B, text_len]; long prompts are cut
+        before their end token."""
         tokenizer, length = (
             WordTokenizer(self.config.vocab, self.config.words),
             self.config.text_len,

@@ -45,9 +45,9 @@ __all__ = [
 ]
 
 KEPT_IN_BF16 = ("time_embedding.*", "time_projection.*", "head.head")
-"""Linear layers that stay as they are in 8 bits: those that run in float32."""
+"""Linear layers that are not converted to 8 bits: those that run in float32."""
 KEPT_OF_TEXT = ("text_embedding.*", "blocks.*.cross_attn.k", "blocks.*.cross_attn.v")
-"""More of them if there is a text path: those that run once per clip."""
+"""More of them with a text path: those that run once per clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +79,8 @@ class SrDitConfig:
     local_range: int = 9
     """Side of the window in blocks around a query block; 0 is no limit."""
     ref_spatial_tokens: int | None = 1560
-    """Tokens a frame at which ``top_k_ratio`` holds as it is; None uses it as it is
-    everywhere."""
+    """Tokens per frame at which ``top_k_ratio`` applies unscaled; None: it always
+    does."""
     top_k_ratio: float = 1.0
     """Share of the pairs of spatial blocks that the query blocks of a temporal block
     may keep."""
@@ -97,11 +97,11 @@ class SrDitConfig:
     group_latents: int = 6
     """Latent frames computed together."""
     prediction: Literal["flow", "residual"] = "flow"
-    """What the network returns: noise minus clean latent, or what is added to the
+    """What the network predicts: noise minus clean latents, or a residual on the
     condition."""
     sees_signal: bool = False
-    """Whether noisy latents enter the network weighed by the share of signal in them,
-    as in a generator that it starts from; in the one step, noise is then not seen."""
+    """Scale the noisy input by its signal fraction, as in the generator it starts from;
+    the single step then sees no noise."""
     pool_text: bool = False
     """Whether the mean of the context joins the timestep, see ``GeneratorConfig``."""
     head_dim: int = 0
@@ -197,7 +197,7 @@ class SrDitInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class SrDitState:
-    """Caches, context, latents that wait for their group, and how far the clip is."""
+    """Caches, context, latents waiting for their group, and the clip's position."""
 
     caches: tuple[KvRing, ...]
     """One a layer."""
@@ -216,7 +216,7 @@ class SrDitState:
 
 
 class GroupResult(NamedTuple):
-    """What one group gives."""
+    """The result of one group."""
 
     output_bcthw: Tensor
     """The network's output: flow or residual."""
@@ -252,8 +252,8 @@ class SrDitBlock(nn.Module):
         """Update ``x [B, blocks, block tokens, dim]`` under the time vectors
         ``time [B, 6, dim]``.
 
-        ``addend`` is what the block before has left to be added; the second value is
-        what this one leaves, so that each sum shares a pass with the norm after it.
+        ``addend`` is the pending addition of the previous block; the second value is
+        this block's, so that each sum is fused with the norm after it.
         """
         vectors = (self.modulation.float() + time).unbind(1)
         attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
@@ -313,8 +313,8 @@ class SrDit(nn.Module):
         self.by_lists: bool | None = None
         """How blocks are chosen, see ``SparseLayout.of``."""
         self.paired_caches = False
-        """Whether caches have a second pair of buffers, so that nothing is copied; on a
-        GPU only."""
+        """Whether caches have a second pair of buffers, which avoids copies; on a GPU
+        only."""
         self.fp8 = False
         """Whether layers and attention multiply 8-bit floating point, see
         ``to_fp8``."""
@@ -411,13 +411,13 @@ class SrDit(nn.Module):
 
     @torch.no_grad()
     def flush(self, state: SrDitState) -> Tensor:
-        """Return the clean latents of what still waits, as a shorter group; consumes
+        """Return the clean latents of the waiting frames, as a shorter group; consumes
         state."""
         return self.close_group(state)[1] if state.waiting else state.cond_bcthw[:, :, :0]
 
     @torch.no_grad()
     def close_group(self, state: SrDitState) -> tuple[SrDitState, Tensor]:
-        """Compute what waits as one group, complete or not; consumes state."""
+        """Compute the waiting frames as one group, complete or not; consumes state."""
         noise, cond = (
             state.noise_bcthw[:, :, : state.waiting],
             state.cond_bcthw[:, :, : state.waiting],
@@ -443,7 +443,7 @@ class SrDit(nn.Module):
     def clean(
         self, noise_bcthw: Tensor, cond_bcthw: Tensor, output_bcthw: Tensor
     ) -> Tensor:
-        """Return the clean latents that a network output stands for."""
+        """Return the clean latents for an output of the network."""
         return (
             noise_bcthw - output_bcthw
             if self.config.prediction == "flow"

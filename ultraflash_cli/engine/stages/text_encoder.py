@@ -182,11 +182,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a folder laid out like ``google/umt5-xxl``; needs no
     network.
 
-    ``tokenizer.json`` is taken as it stands. The class that ``tokenizer_config.json``
-    names is not asked: its present form builds the pipeline again without byte
-    fallback, which loses every character outside the vocabulary. Without that file,
-    ``spiece.model`` serves. Raises WeightsError if there is neither or the file is
-    unreadable, UsageError where a package is missing.
+    ``tokenizer.json`` is used as is. The class named in ``tokenizer_config.json`` is
+    not used: its current form rebuilds the pipeline without byte fallback, which loses
+    characters outside the vocabulary. Without ``tokenizer.json``, ``spiece.model`` is
+    used. Raises WeightsError if there is neither or the file is unreadable, UsageError
+    where a package is missing.
     """
     whole, pieces = folder / "tokenizer.json", folder / "spiece.model"
     try:
@@ -225,9 +225,9 @@ def encode_prompts(
     each.
 
     Each prompt is encoded by itself, so that its embedding does not depend on the
-    others. A prompt of more than ``text_len`` tokens loses what is too much before its
-    end-of-sequence token; ``on_truncated`` is then told (index of the prompt, tokens it
-    has). Raises ConfigError if tokenizer and encoder do not belong together.
+    others. Prompts of more than ``text_len`` tokens are cut before the end-of-sequence
+    token; ``on_truncated`` is then told (index of the prompt, tokens it has). Raises
+    ConfigError if tokenizer and encoder do not belong together.
     """
     config, weight = encoder.config, next(encoder.parameters())
     embeds = weight.new_zeros((len(prompts), config.text_len, config.dim))

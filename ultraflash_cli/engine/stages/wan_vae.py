@@ -20,9 +20,9 @@ __all__ = [
 ]
 
 SHRINK = 8
-"""Pixels along a side that one latent stands for."""
+"""Pixels per side of one latent."""
 LAYOUT = torch.channels_last_3d
-"""The one memory format of all layers and memories: a clip and its pictures are then
+"""The memory format of all layers and memories, in which a clip and its frames are
 views of each other."""
 
 
@@ -78,8 +78,8 @@ class WanVaeConfig:
 
 
 class _Memory:
-    """The past frames of every causal layer, handed out and collected in the order in
-    which the layers run."""
+    """The past frames of every causal layer, read and collected in the order in which
+    the layers run."""
 
     def __init__(self, before: tuple[Tensor, ...] | None) -> None:
         self.first = before is None
@@ -218,8 +218,8 @@ class _Upsample(nn.Module):
     """Twice the sides at half the channels and, with ``in_time``, twice the frame rate
     after the first frame.
 
-    The first latent frame of a stream passes without time growth and leaves no trace in
-    its memory, as published: for the second one the past is zeros.
+    The first latent frame of a stream passes without time growth and is not remembered,
+    as published: the second one has zeros for its past.
     """
 
     def __init__(self, width: int, *, in_time: bool) -> None:
