@@ -1,7 +1,7 @@
 """Peak activation memory of each network, without weights and state.
 
-The formulas follow the code, layer by layer. They count what is alive at the peak of one
-call in evaluation, without the workspaces of libraries.
+The formulas follow the code, layer by layer. They count what is alive at the peak of
+one call in evaluation, without the workspaces of libraries.
 """
 
 import math

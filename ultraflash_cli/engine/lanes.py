@@ -213,8 +213,7 @@ class CudaPort:
 
 
 class BufferedOutlet:
-    """Copies groups of pictures to the host through ``places`` pinned buffers, round
-        robin.
+    """Copies groups of pictures to the host through ``places`` pinned buffers in turn.
 
     A group is copied while the next one is computed. The first ``arrive`` of a group
     waits for its copy and empties the buffer; ``send`` does so when it needs that
