@@ -13,13 +13,13 @@ import torch
 
 from tests.bench.toys import CHANNELS, PEAK_BYTES, die, prepare_toy, prepare_toy_clip, refuse
 from ultraflash_cli.bench.cases import BenchCase, drifting_frames, parse_size
-from ultraflash_cli.bench.counts import CountingClock, Work, count_flops, counting
 from ultraflash_cli.bench.kernels import OPERATIONS, OTHERS, measure_operation, rows_of
 from ultraflash_cli.bench.limits import Limits
 from ultraflash_cli.bench.models import clip_plan, generator_of, prepare
 from ultraflash_cli.bench.report import WallTime, kernel_lines
 from ultraflash_cli.bench.timing import in_fresh_process, measure, stage_times
 from ultraflash_cli.commands.wall import measure_wall
+from ultraflash_cli.engine.counts import CountingClock, Work, count_flops, counting
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.errors import ConfigError, DeviceError, OutOfMemory, UsageError
 from ultraflash_cli.main import main

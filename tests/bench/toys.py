@@ -10,7 +10,7 @@ from ultraflash_cli.errors import DeviceError
 if TYPE_CHECKING:
     import torch
 
-    from ultraflash_cli.bench.counts import CountingClock
+    from ultraflash_cli.engine.counts import CountingClock
     from ultraflash_cli.engine.graphs import Graphs
 
 __all__ = ["CHANNELS", "PEAK_BYTES", "die", "prepare_toy", "prepare_toy_clip", "refuse"]
@@ -56,7 +56,7 @@ def peak_of_a_toy() -> int:
 def prepare_toy(case: BenchCase, *, groups: int | None = None) -> Prepared:
     import torch
 
-    from ultraflash_cli.bench.counts import CountingClock
+    from ultraflash_cli.engine.counts import CountingClock
 
     clock = CountingClock(torch.device("cpu"))
     conv = torch.nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.bench.cases import WARM_GROUPS, BenchCase
-from ultraflash_cli.bench.counts import CountingClock
+from ultraflash_cli.engine.counts import CountingClock
 from ultraflash_cli.bench.streams import DrawnStream, Stream, UpscaledStream
 from ultraflash_cli.bench.timing import Prepared
 from ultraflash_cli.engine.cache_policy import CacheManagement, RefreshGate

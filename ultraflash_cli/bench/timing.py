@@ -17,9 +17,9 @@ from ultraflash_cli.errors import OutOfMemory, UltraflashError
 if TYPE_CHECKING:
     import torch
 
-    from ultraflash_cli.bench.counts import CountingClock, Work
     from ultraflash_cli.bench.limits import Limits
     from ultraflash_cli.bench.streams import Stream
+    from ultraflash_cli.engine.counts import CountingClock, Work
 
 __all__ = ["Prepare", "Prepared", "device_name", "in_fresh_process", "measure", "stage_times", "versions"]
 
@@ -198,7 +198,7 @@ def _count(clock: "CountingClock", stream: "Stream", *, groups: int | None) -> _
     """Count what the next groups of a stream ask for, without graphs, which would hide it."""
     from contextlib import ExitStack
 
-    from ultraflash_cli.bench.counts import counting
+    from ultraflash_cli.engine.counts import counting
 
     frames, left = 0, groups
     with ExitStack() as stack:

@@ -85,6 +85,7 @@ def _table(rows: Sequence[_Row]) -> list[str]:
 
 
 def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
+    from ultraflash_cli.jobs.forecast import describe_forecast
     from ultraflash_cli.models.memory import describe_memory
 
     if json:
@@ -96,6 +97,9 @@ def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
             console.info(line)
         if outcome.memory is not None:
             for line in describe_memory(outcome.memory):
+                console.info(f"  {line}")
+        if outcome.forecast is not None:
+            for line in describe_forecast(outcome.forecast):
                 console.info(f"  {line}")
     elif outcome.report is not None and outcome.report.skipped:
         console.info(f"{outcome.report.output} exists; skipping {outcome.label}")

@@ -32,6 +32,7 @@ def probe(
         raise
 
     # Only now, since these load torch, which takes longer than everything else here.
+    from ultraflash_cli.jobs.forecast import Forecaster, describe_forecast
     from ultraflash_cli.jobs.running.loader import Models
     from ultraflash_cli.jobs.running.upscale import Upscaling
     from ultraflash_cli.models.device import choose_device, stage_precisions
@@ -39,9 +40,11 @@ def probe(
     from ultraflash_cli.models.profile import find_profile
     from ultraflash_cli.video.description import describe_clip
 
-    info, plan = prepared.info, Upscaling(prepared, Models().upscaler).planned()
+    models = Models()
+    info, plan = prepared.info, Upscaling(prepared, models.upscaler).planned()
     device, profile = choose_device("auto"), find_profile(prepared.model)
-    memory, warnings = None, list(prepared.warnings)
+    memory = forecast = None
+    warnings = list(prepared.warnings)
     try:
         memory = plan_upscale_memory(
             profile,
@@ -52,6 +55,7 @@ def probe(
             deep=info.bit_depth > 8,
         )
         warnings += memory.warnings
+        forecast = Forecaster(models).forecast(prepared)
     except OutOfMemory as error:  # the file itself can still be described
         warnings.append(str(error))
     about = {
@@ -72,12 +76,18 @@ def probe(
         "streams": [each.describe() for each in info.streams],
     }
     if json:
+        foretold = {"forecast": forecast.as_json() if forecast is not None else None}
         needs = None if memory is None else {"device": str(device), **memory.as_json()}
-        console.data({"file": str(file), **about, "plan": asdict(plan), "memory": needs, "warnings": warnings})
+        console.data(
+            {"file": str(file), **about, "plan": asdict(plan), "memory": needs, **foretold, "warnings": warnings}
+        )
         return
     for name, words in describe_clip(info):
         console.text(f"{name:10}  {words}")
-    for line in (*describe(plan), *(describe_memory(memory) if memory else ())):
+    lines = describe(plan)
+    lines += describe_memory(memory) if memory is not None else []
+    lines += describe_forecast(forecast) if forecast is not None else []
+    for line in lines:
         console.text(line)
     for message in warnings:
         console.warning(message)

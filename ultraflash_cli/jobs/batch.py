@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ultraflash_cli.errors import Interrupted, UltraflashError, UsageError
 from ultraflash_cli.jobs.events import Listener, Planned
+from ultraflash_cli.jobs.forecast import Forecast, Forecaster
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration, prepare_generation
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, prepare
 from ultraflash_cli.jobs.stop import Stop
@@ -38,6 +39,8 @@ class Outcome:
     plan: Planned | None = None
     memory: "MemoryPlan | None" = None
     """What a dry run has found that the model takes."""
+    forecast: Forecast | None = None
+    """How long it is going to take, and how large its output gets."""
 
     def as_json(self) -> dict[str, object]:
         """Return the one JSON object that `--json` writes for this clip."""
@@ -45,7 +48,8 @@ class Outcome:
             return asdict(self.report)
         if self.plan is not None:
             needs: dict[str, object] = {} if self.memory is None else {"memory": self.memory.as_json()}
-            return asdict(self.plan) | needs
+            foretold = {} if self.forecast is None else {"forecast": self.forecast.as_json()}
+            return asdict(self.plan) | needs | foretold
         assert self.failure is not None, "a clip has a report, a plan or a failure"
         return {
             "input": self.source,
@@ -80,13 +84,21 @@ def run_batch(
 
 
 def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Iterable[Path] = ()) -> Iterator[Outcome]:
-    """Check the jobs in order and yield for each the plan or the failure; nothing is written or loaded."""
+    """Check the jobs in order and yield for each the plan or the failure.
+
+    Nothing is written; the built-in model is loaded to time it on a small picture.
+    """
     from ultraflash_cli.jobs.running.loader import Models
 
     models = Models()
+    forecaster = Forecaster(models)
 
     def act(prepared: Prepared | PreparedGeneration) -> dict[str, Any]:
-        return {"plan": _task_of(prepared, models, None).planned(), "memory": models.plan(prepared)[2]}
+        return {
+            "plan": _task_of(prepared, models, None).planned(),
+            "memory": models.plan(prepared)[2],
+            "forecast": None if prepared.exists else forecaster.forecast(prepared),
+        }
 
     return _each(jobs, act, stop=stop, sources=sources)
 

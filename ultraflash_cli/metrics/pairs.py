@@ -12,7 +12,7 @@ from ultraflash_cli.errors import InputError
 from ultraflash_cli.metrics.ffmpeg import Planes
 from ultraflash_cli.metrics.warping import warping_error
 
-__all__ = ["Crop", "PairScores", "compare_planes", "distinct_crops"]
+__all__ = ["Crop", "PairScores", "compare_planes", "distinct_crops", "worst_places"]
 
 _BLOCK_PX = 16
 _FLOW_PX = 270
@@ -74,7 +74,7 @@ def compare_planes(
         scores.drift_y.append(float(error.mean()))
         scores.drift_cb.append(float(output.cb_hw.mean(dtype=np.float64) - reference.cb_hw.mean(dtype=np.float64)))
         scores.drift_cr.append(float(output.cr_hw.mean(dtype=np.float64) - reference.cr_hw.mean(dtype=np.float64)))
-        scores.crops += _worst(np.abs(error), number, crop_px)
+        scores.crops += worst_places(np.abs(error), number, crop_px)
         before = output, reference
     if not scores.tdiff:
         raise InputError(f"{names[0]}: no frames to compare")
@@ -131,7 +131,7 @@ def _overlap(a: Crop, b: Crop, crop_px: int) -> bool:
     return abs(a.top_px - b.top_px) < crop_px and abs(a.left_px - b.left_px) < crop_px
 
 
-def _worst(error_hw: NDArray[np.float32], frame: int, crop_px: int) -> list[Crop]:
+def worst_places(error_hw: NDArray[np.float32], frame: int, crop_px: int) -> list[Crop]:
     """Return squares with the largest mean error, on a grid of blocks, that do not overlap."""
     height, width = error_hw.shape
     block = min(_BLOCK_PX, height, width)

@@ -260,6 +260,11 @@ class GeneratedFrames:
         self._snapshots = snapshots_for(video.device)
 
     @property
+    def cascade(self) -> "tuple[TextToVideo, Tensor]":
+        """The cascade itself, and the embedding of its prompt."""
+        return self._video, self._context
+
+    @property
     def group_frames(self) -> tuple[int, ...]:
         return self._video.plan.pixel_frames
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import ColorRange, Colorspace
 
 from ultraflash_cli.errors import OutputCheckError, OutputError
 from ultraflash_cli.video.color import Picture, as_frame
@@ -17,7 +18,7 @@ from ultraflash_cli.video.partial import output_errors, partial_file, sync_file,
 from ultraflash_cli.video.segment import open_segment, read_record
 from ultraflash_cli.video.sequence import numbered
 
-__all__ = ["check_pictures", "move_pictures", "numbered", "write_pictures", "write_png"]
+__all__ = ["check_pictures", "move_pictures", "numbered", "webp_bytes", "write_pictures", "write_png"]
 
 
 def write_png(path: Path, rgb_hwc: Picture) -> None:
@@ -32,6 +33,19 @@ def write_png(path: Path, rgb_hwc: Picture) -> None:
     data = b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
     with partial_file(path) as part, output_errors(path):
         part.write_bytes(data)
+
+
+def webp_bytes(rgb_hwc: Picture, *, quality: int) -> bytes:
+    """Return a picture ``[height, width, 3]`` of 8 bits as WebP."""
+    encoder = av.CodecContext.create("libwebp", "w")
+    assert isinstance(encoder, av.VideoCodecContext), "webp is a video encoder"
+    encoder.height, encoder.width = rgb_hwc.shape[:2]
+    encoder.pix_fmt, encoder.time_base = "yuv420p", Fraction(1, 25)
+    encoder.options = {"quality": str(quality)}
+    frame = as_frame(rgb_hwc, "rgb24").reformat(
+        format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
+    )
+    return b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
 
 
 def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1, made: str | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Arithmetic and traffic: what a computation asks of a device, in operations and in bytes."""
+"""Arithmetic and traffic: what a computation asks of a device, operations and bytes."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,14 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ultraflash_cli.engine.clock import StageClock
 
-__all__ = ["CountingClock", "Work", "count_flops", "counting"]
+__all__ = ["CountingClock", "Work", "count_flops", "counting", "counting_flops"]
 
 
 class Work(NamedTuple):
     """What was requested."""
 
     flops: int
-    """A multiply-add counts as 2; convolutions, matmuls and attention, of chosen blocks only."""
+    """A multiply-add counts as 2; convolutions, matmuls and attention, of chosen blocks
+    only."""
     bytes: int
     """What the operations read and write, each for itself, views left out."""
 
@@ -28,8 +29,18 @@ class Work(NamedTuple):
 @contextmanager
 def counting() -> Generator[Callable[[], Work]]:
     """Count what is computed inside; what is given tells how much it is so far."""
-    with _Traffic() as traffic, FlopCounterMode(display=False, custom_mapping=_formulas()) as flops:
+    with (
+        _Traffic() as traffic,
+        FlopCounterMode(display=False, custom_mapping=_formulas()) as flops,
+    ):
         yield lambda: Work(flops.get_total_flops(), traffic.bytes)
+
+
+@contextmanager
+def counting_flops() -> Generator[Callable[[], int]]:
+    """Count the arithmetic alone, which costs less."""
+    with FlopCounterMode(display=False, custom_mapping=_formulas()) as flops:
+        yield flops.get_total_flops
 
 
 def count_flops(run: Callable[[], object]) -> int:
@@ -40,7 +51,8 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 class CountingClock(StageClock):
-    """A clock of stages that also tells, while ``so_far`` is set, what each of them asks for."""
+    """A clock of stages that also tells, while ``so_far`` is set, what each of them
+    asks for."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -55,7 +67,10 @@ class CountingClock(StageClock):
             yield
         if self.so_far and before:
             after, sum_ = self.so_far(), self.work.get(stage, Work(0, 0))
-            self.work[stage] = Work(sum_.flops + after.flops - before.flops, sum_.bytes + after.bytes - before.bytes)
+            self.work[stage] = Work(
+                sum_.flops + after.flops - before.flops,
+                sum_.bytes + after.bytes - before.bytes,
+            )
 
 
 class _Traffic(TorchDispatchMode):
@@ -66,11 +81,19 @@ class _Traffic(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if not getattr(func, "is_view", False):
-            touched = [each for each in tree_leaves((args, kwargs, out)) if isinstance(each, Tensor)]
+            touched = [
+                each
+                for each in tree_leaves((args, kwargs, out))
+                if isinstance(each, Tensor)
+            ]
             self.bytes += sum(each.numel() * each.element_size() for each in touched)
         return out
 
@@ -88,11 +111,15 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     }
 
 
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-def _block_list_flops(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *_: object, **__: object) -> int:
+def _block_list_flops(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *_: object, **__: object
+) -> int:
     """Two products for each pair of blocks that the lists hold."""
     tokens, width = q.shape[3:]
     return 4 * int(starts.flatten()[-1]) * tokens * tokens * width
@@ -102,6 +129,20 @@ _block_list_flops._get_raw = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _memory_conv_flops(
-    x_btchw: torch.Size, past: object, weight: torch.Size, *_: object, out_shape: torch.Size, **__: object
+    x_btchw: torch.Size,
+    past: object,
+    weight: torch.Size,
+    *_: object,
+    out_shape: torch.Size,
+    **__: object,
 ) -> int:
-    return 2 * out_shape[0] * out_shape[2] * out_shape[3] * weight[0] * weight[1] * weight[2] * weight[3]
+    return (
+        2
+        * out_shape[0]
+        * out_shape[2]
+        * out_shape[3]
+        * weight[0]
+        * weight[1]
+        * weight[2]
+        * weight[3]
+    )

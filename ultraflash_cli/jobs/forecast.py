@@ -1,0 +1,164 @@
+"""How long a job is going to take here, how large its output gets, and what that rests on."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.jobs.planning.target import encoded_bytes
+from ultraflash_cli.jobs.planning.upscale import Prepared, estimate_frames
+
+if TYPE_CHECKING:
+    from ultraflash_cli.jobs.planning.generate import PreparedGeneration
+    from ultraflash_cli.jobs.running.loader import Models
+    from ultraflash_cli.jobs.running.report import Report
+
+__all__ = [
+    "Forecast",
+    "Forecaster",
+    "describe_forecast",
+    "duration_words",
+    "forecast_from_part",
+    "size_words",
+]
+
+_UNCOUNTED = "the model's work depends on the clip; --preview 3s --html predicts from a part"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a whole job is going to cost."""
+
+    seconds: float | None
+    """Time from the first frame to the last; None where nobody knows."""
+    output_bytes: int | None
+    flops: float | None
+    """Arithmetic of the model; a multiply-add is 2."""
+    basis: str
+    """What these numbers rest on."""
+
+    def as_json(self) -> dict[str, object]:
+        """Return the fields as JSON takes them."""
+        return asdict(self)
+
+
+class Forecaster:
+    """Foretells the jobs of a command; how fast a model runs here is looked at once."""
+
+    def __init__(self, models: "Models") -> None:
+        self._models = models
+        self._rates: dict[object, float] = {}
+
+    def forecast(self, prepared: "Prepared | PreparedGeneration") -> Forecast:
+        """Foretell a job of either kind. Raises as `Models.plan` does."""
+        return self._upscaling(prepared) if isinstance(prepared, Prepared) else self._generation(prepared)
+
+    def _upscaling(self, prepared: "Prepared") -> Forecast:
+        from ultraflash_cli.models.forecast import flops_per_frame
+        from ultraflash_cli.video.sampling import copied_bytes, sampled_bytes
+
+        frames = estimate_frames(prepared.info, prepared.window)
+        device, profile, _ = self._models.plan_upscaler(prepared)
+        per_frame = flops_per_frame(profile.at_scale(prepared.plan.scale), *prepared.plan.padded)
+        sample = sampled_bytes(prepared.info, prepared.spec) if frames else None
+        size = None
+        if sample is not None and frames:
+            copied = copied_bytes(prepared.info, (each.index for each in prepared.streams.copied))
+            size = sample.total(frames) + round(copied * _share(prepared))
+        basis = f"size: {sample.frames} frames enlarged by lanczos and encoded" if sample is not None else ""
+        if per_frame is None or not frames:
+            reason = _UNCOUNTED if frames else "the input does not say how long it is"
+            return Forecast(seconds=None, output_bytes=size, flops=None, basis=_joined(reason, basis))
+        job = prepared.job
+        key = ("upscale", prepared.model, prepared.plan.scale, job.precision, prepared.threads, device)
+        if key not in self._rates:
+            took_s = self._models.upscaler(prepared).frame_seconds
+            assert took_s, "what can be counted can be timed"
+            self._rates[key] = per_frame / took_s
+        rate = self._rates[key]
+        time = f"time: {per_frame / 1e9:.3g} GFLOP a frame, counted, at {rate / 1e9:.3g} GFLOP/s, measured here"
+        return Forecast(
+            seconds=round(frames * per_frame / rate, 1),
+            output_bytes=size,
+            flops=frames * per_frame,
+            basis=_joined(time, basis),
+        )
+
+    def _generation(self, prepared: "PreparedGeneration") -> Forecast:
+        from ultraflash_cli.engine.schedule import GENERATED_FPS
+        from ultraflash_cli.models.forecast import flops_per_second, generation_flops
+        from ultraflash_cli.models.frames import GeneratedFrames
+
+        spec = prepared.spec
+        frames = max(1, round(prepared.frames * spec.rate / GENERATED_FPS))
+        size = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
+        guess = "size: a guess by codec and pixels"
+        device, profile, _ = self._models.plan_generator(prepared)
+        flops = generation_flops(profile, prepared.generator, prepared.plan, prepared.scale)
+        if flops is None:
+            reason = "the model's work depends on the clip, so its time is not known before it runs"
+            return Forecast(seconds=None, output_bytes=size, flops=None, basis=_joined(reason, guess))
+        job = prepared.job
+        key = ("generate", prepared.model, prepared.scale, prepared.long, job.precision, prepared.threads, device)
+        if key not in self._rates:
+            generator = self._models.generator(prepared).generator
+            assert isinstance(generator, GeneratedFrames), "the engine's own"
+            self._rates[key] = flops_per_second(*generator.cascade)
+        rate = self._rates[key]
+        time = f"time: {flops / 1e12:.3g} TFLOP, counted, at {rate / 1e9:.3g} GFLOP/s, measured here"
+        return Forecast(seconds=round(flops / rate, 1), output_bytes=size, flops=flops, basis=_joined(time, guess))
+
+
+def forecast_from_part(prepared: "Prepared", report: "Report", output: Path) -> Forecast:
+    """Foretell the whole of a clip from a part of it that was done."""
+    from ultraflash_cli.video.sampling import copied_bytes, packet_bytes
+
+    frames, done = estimate_frames(prepared.info, None), report.frames_in - report.frames_resumed
+    seconds = size = None
+    sides = report.seconds_by_stage or {}
+    # On a CPU the three sides share the cores; beside a GPU the slowest one decides.
+    together = sum if report.device == "cpu" else max
+    busy_s = together(sides.get(side, 0.0) for side in ("reading", "model", "writing"))
+    if frames and done > 0 and busy_s:
+        seconds = round(frames * busy_s / done, 1)
+    found = packet_bytes(output)
+    if frames and found is not None:
+        size = found.total(round(frames * report.frames_out / max(1, report.frames_in)))
+        size += copied_bytes(prepared.info, (each.index for each in prepared.streams.copied))
+    basis = f"the {report.frames_in} frames of this preview, made on {report.device}"
+    return Forecast(seconds=seconds, output_bytes=size, flops=None, basis=basis)
+
+
+def describe_forecast(forecast: Forecast) -> list[str]:
+    """Say it in two lines."""
+    parts = [] if forecast.seconds is None else [f"about {duration_words(forecast.seconds)}"]
+    parts += [] if forecast.output_bytes is None else [f"about {size_words(forecast.output_bytes)}"]
+    return [f"predicted: {', '.join(parts) or 'not known'}", f"  {forecast.basis}"]
+
+
+def duration_words(seconds: float) -> str:
+    """Say a duration as people do."""
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {whole % 60:02} s"
+
+
+def size_words(count: int) -> str:
+    """Say a size as people do."""
+    for unit, least, digits in (("GB", 1e9, 2), ("MB", 1e5, 1)):
+        if count >= least:
+            return f"{count / (1e9 if unit == 'GB' else 1e6):.{digits}f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def _share(prepared: "Prepared") -> float:
+    """Return how much of the clip is done."""
+    window, length = prepared.window, prepared.info.duration_s
+    if window is None or not length:
+        return 1.0
+    return min(1.0, float(window[1] - window[0]) / length)
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
