@@ -1,6 +1,7 @@
 """`ultraflash upscale`."""
 
 import os
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ultraflash_cli.commands.outcomes import show_outcomes
+from ultraflash_cli.commands.previews import check_pages, show_still, with_pages
 from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, sink_name, takes_stream
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
@@ -101,8 +103,11 @@ def upscale(
     end: Annotated[str | None, typer.Option("--end", metavar="TIME", help="Stop at this time (exclusive).")] = None,
     preview: Annotated[
         str | None,
-        typer.Option("--preview", metavar="LENGTH[@TIME]", help="Process only a short excerpt, such as 3s@25%."),
+        typer.Option("--preview", metavar="LENGTH[@TIME]", help="Only a short excerpt: 3s@25%, or frame@25% as PNG."),
     ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write a page beside the output: lanczos against the result.")
+    ] = False,
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Plain resampling on the left, the result on the right.")
     ] = False,
@@ -165,6 +170,7 @@ def upscale(
     from ultraflash_cli.jobs.batch import Outcome, plan_batch, run_batch
     from ultraflash_cli.jobs.planning.clips import find_clips, is_several, missing_inputs, names_a_file
     from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+    from ultraflash_cli.jobs.planning.window import is_still
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
     is_batch = is_several(inputs, images=images)
@@ -238,7 +244,7 @@ def upscale(
         outputs=output if into_folder else None,
         on_event=console.on_event,
     )
-    jobs = (job_of(clip.source, clip.below) for clip in clips if clip.failure is None)
+    readable = [clip for clip in clips if clip.failure is None]
     unreadable = (
         Outcome(source=str(clip.source), label=str(clip.source), failure=clip.failure)
         for clip in clips
@@ -251,10 +257,19 @@ def upscale(
         opened_show(serve, console, dry_run=dry_run) as show,
         stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
     ):
+        jobs = (job_of(clip.source, clip.below) for clip in readable)
+        shown: Sequence[UpscaleJob] = list(jobs) if html or is_still(preview) else ()
+        if is_still(preview):
+            show_still(console, shown, html=html, dry_run=dry_run, json=json)
+            return
+        if html:
+            check_pages(shown)
         if dry_run:
-            outcomes = plan_batch(jobs, stop=stop, sources=sources)
+            outcomes = plan_batch(shown or jobs, stop=stop, sources=sources)
         else:
-            outcomes = run_batch(jobs, show.on_event if show else console.on_event, stop=stop, sources=sources)
+            on_event = show.on_event if show else console.on_event
+            outcomes = run_batch(shown or jobs, on_event, stop=stop, sources=sources)
+            outcomes = with_pages(outcomes, shown, console) if html else outcomes
         outcomes = chain(outcomes, unreadable)
         show_outcomes(console, outcomes, count=len(clips), is_batch=is_batch, keep_going=keep_going, json=json)
 

@@ -41,11 +41,14 @@ class Outcome:
     """What a dry run has found that the model takes."""
     forecast: Forecast | None = None
     """How long it is going to take, and how large its output gets."""
+    page: str | None = None
+    """The page beside the output, where one was asked for."""
 
     def as_json(self) -> dict[str, object]:
         """Return the one JSON object that `--json` writes for this clip."""
         if self.report is not None:
-            return asdict(self.report)
+            page: dict[str, object] = {} if self.page is None else {"html": self.page}
+            return asdict(self.report) | page
         if self.plan is not None:
             needs: dict[str, object] = {} if self.memory is None else {"memory": self.memory.as_json()}
             foretold = {} if self.forecast is None else {"forecast": self.forecast.as_json()}

@@ -77,7 +77,7 @@ class Forecaster:
         rate = self._rates[key]
         time = f"time: {per_frame / 1e9:.3g} GFLOP a frame, counted, at {rate / 1e9:.3g} GFLOP/s, measured here"
         return Forecast(
-            seconds=round(frames * per_frame / rate, 1),
+            seconds=round(frames * per_frame / rate, 2),
             output_bytes=size,
             flops=frames * per_frame,
             basis=_joined(time, basis),
@@ -100,12 +100,12 @@ class Forecaster:
         job = prepared.job
         key = ("generate", prepared.model, prepared.scale, prepared.long, job.precision, prepared.threads, device)
         if key not in self._rates:
-            generator = self._models.generator(prepared).generator
+            generator = self._models.generator(prepared).model
             assert isinstance(generator, GeneratedFrames), "the engine's own"
             self._rates[key] = flops_per_second(*generator.cascade)
         rate = self._rates[key]
         time = f"time: {flops / 1e12:.3g} TFLOP, counted, at {rate / 1e9:.3g} GFLOP/s, measured here"
-        return Forecast(seconds=round(flops / rate, 1), output_bytes=size, flops=flops, basis=_joined(time, guess))
+        return Forecast(seconds=round(flops / rate, 2), output_bytes=size, flops=flops, basis=_joined(time, guess))
 
 
 def forecast_from_part(prepared: "Prepared", report: "Report", output: Path) -> Forecast:
@@ -119,7 +119,7 @@ def forecast_from_part(prepared: "Prepared", report: "Report", output: Path) -> 
     together = sum if report.device == "cpu" else max
     busy_s = together(sides.get(side, 0.0) for side in ("reading", "model", "writing"))
     if frames and done > 0 and busy_s:
-        seconds = round(frames * busy_s / done, 1)
+        seconds = round(frames * busy_s / done, 2)
     found = packet_bytes(output)
     if frames and found is not None:
         size = found.total(round(frames * report.frames_out / max(1, report.frames_in)))

@@ -20,8 +20,7 @@ _FLOW_PX = 270
 
 
 _CROPS_OF_A_FRAME = 3
-_ENOUGH = 3
-"""Places below which some are shown twice, at different times."""
+_DISTINCT_FRAMES = 50
 _DISTINCT_SHARE = 4
 """Frames that are a quarter of the clip apart are taken to show something else."""
 
@@ -117,12 +116,10 @@ def distinct_crops(crops: Sequence[Crop], *, count: int, frames: int, crop_px: i
     there are too few others, and only from frames that are far apart in the clip.
     """
     chosen: list[Crop] = []
-    for far in (frames, max(1, frames // _DISTINCT_SHARE)):
+    for far in (frames, max(_DISTINCT_FRAMES, frames // _DISTINCT_SHARE)):
         for crop in crops:
-            if len(chosen) == (count if far == frames else _ENOUGH):
-                break
             near = [each for each in chosen if abs(each.frame - crop.frame) < far]
-            if not any(_overlap(each, crop, crop_px) for each in near):
+            if len(chosen) < count and not any(_overlap(each, crop, crop_px) for each in near):
                 chosen.append(crop)
     return sorted(chosen, key=lambda crop: -crop.error_levels)
 

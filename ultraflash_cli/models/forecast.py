@@ -27,6 +27,8 @@ _META = torch.device("meta")
 _STEADY_GROUPS = 3
 """From this group on every one is as much work as the next."""
 _LOOK_GROUPS = 2
+_LOOK_STEP_PX = 64
+"""Its sides are multiples of this, which every patch divides."""
 _LOOK_SHRINK = 4
 """How much smaller the sides of the picture are on which a generator is timed."""
 
@@ -71,8 +73,7 @@ def flops_per_second(video: TextToVideo, context: Tensor, *, clock: Callable[[],
     """Return how fast a cascade with its weights runs here, timed on the first groups of a
     small picture."""
     profile = video.profile
-    step = profile.multiple_px
-    height, width = (max(step, side // _LOOK_SHRINK // step * step) for side in profile.base_size)
+    height, width = (max(1, round(side / _LOOK_SHRINK / _LOOK_STEP_PX)) * _LOOK_STEP_PX for side in profile.base_size)
     state = video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=context)
     groups = min(_LOOK_GROUPS, len(video.plan.groups))
     # Warm: the first run finds kernels and memory.

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from ultraflash_cli.errors import UsageError
 
-__all__ = ["Window", "choose_window", "parse_time"]
+__all__ = ["Window", "choose_window", "is_still", "parse_time"]
 
 Window = tuple[Fraction, Fraction]
 """Start and end (not included) in seconds of the input's own clock."""
@@ -31,6 +31,11 @@ def parse_time(text: str, *, duration_s: Fraction | None) -> Fraction:
             raise UsageError(f"{text}: a percentage must be at most 100%")
         return Fraction(match[1]) / 100 * duration_s
     raise UsageError(f"invalid time {text!r}; use seconds (12.5), mm:ss.fff or a percentage (25%)")
+
+
+def is_still(preview: str | None) -> bool:
+    """Tell whether a preview asks for a single frame: `frame` or `frame@PLACE`."""
+    return preview is not None and preview.partition("@")[0].strip().lower() == "frame"
 
 
 def choose_window(

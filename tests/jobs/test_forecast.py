@@ -1,0 +1,73 @@
+"""What is predicted of a job is near what the job does, by counted work; what it rests on is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.clips import make_clip
+from ultraflash_cli.engine import foretell
+from ultraflash_cli.engine.counts import counting_flops
+from ultraflash_cli.jobs.forecast import Forecast, describe_forecast
+from ultraflash_cli.main import main
+
+NEAR = 1.5
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the look at the speed for granted, so that only the job itself is counted."""
+    monkeypatch.setattr(foretell, "foretold_frame_seconds", lambda upscaler: 0.01)
+
+
+def foretold(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, float]:
+    assert main([*map(str, arguments), "--dry-run", "--json", "-q"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)["forecast"]
+
+
+def counted(*arguments: object) -> int:
+    with counting_flops() as so_far:
+        assert main([*map(str, arguments), "-q", "-y"]) == 0
+        return so_far()
+
+
+@pytest.mark.usefixtures("untimed")
+def test_the_work_of_an_upscaling_is_predicted_within_a_factor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = make_clip(tmp_path / "in.mp4", frames=14)
+    command = ("upscale", clip, "--res", "2x", "-o", tmp_path / "out.mp4", "--threads", 1, "--model", "lite")
+    forecast = foretold(capsys, *command)
+    done = counted(*command)
+    assert done / NEAR < forecast["flops"] < done * NEAR
+    assert forecast["seconds"] == pytest.approx(0.14, abs=0.011), "frames times the time of one"
+    written = (tmp_path / "out.mp4").stat().st_size
+    assert written / 4 < forecast["output_bytes"] < written * 4
+    assert "counted" in str(forecast["basis"]) and "encoded" in str(forecast["basis"])
+
+
+def test_the_work_of_a_generation_is_predicted_within_a_factor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("generate", "a red balloon", "--model", "tiny-lite", "--seconds", 3, "-o", tmp_path / "out.mp4")
+    forecast = foretold(capsys, *command, "--threads", 1)
+    done = counted(*command, "--threads", 1)
+    assert done / NEAR < forecast["flops"] < done * NEAR
+    assert forecast["seconds"] > 0 and "measured here" in str(forecast["basis"])
+
+
+@pytest.mark.usefixtures("untimed")
+def test_probe_says_what_the_prediction_rests_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = make_clip(tmp_path / "in.mp4", frames=3)
+    assert main(["probe", str(clip), "--res", "2x"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("predicted")]
+    assert "about" in line
+    assert main(["probe", str(clip), "--res", "2x", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forecast"]["basis"].startswith("time: ")
+
+
+def test_what_nobody_knows_is_not_guessed() -> None:
+    forecast = Forecast(seconds=None, output_bytes=None, flops=None, basis="no length")
+    assert describe_forecast(forecast) == ["predicted: not known", "  no length"]
+    known = Forecast(seconds=3725, output_bytes=1_234_567, flops=1e12, basis="counted")
+    assert describe_forecast(known)[0] == "predicted: about 1 h 02 min, about 1.2 MB"

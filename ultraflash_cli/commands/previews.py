@@ -1,0 +1,53 @@
+"""What `upscale --preview` shows beside the clip: pages, and single frames."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.console import Console
+from ultraflash_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from ultraflash_cli.jobs.batch import Outcome
+    from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+
+__all__ = ["check_pages", "show_still", "with_pages"]
+
+
+def show_still(console: Console, jobs: "Sequence[UpscaleJob]", *, html: bool, dry_run: bool, json: bool) -> None:
+    """Make the two pictures of `--preview frame@TIME` and show where they are. Raises UsageError for several inputs."""
+    from ultraflash_cli.jobs.still import run_still
+
+    if len(jobs) != 1:
+        raise UsageError("--preview frame takes one clip; name one input")
+    if html or dry_run:
+        flag = "--html" if html else "--dry-run"
+        raise UsageError(f"--preview frame writes two pictures and nothing else; leave {flag} out")
+    report = run_still(jobs[0], console.info)
+    if json:
+        console.data(asdict(report))
+        return
+    size = f"{report.width}x{report.height}"
+    console.info(f"{report.output}: the frame at {report.time_s:.2f} s, {size}, model {report.model}")
+    console.info(f"{report.plain_output}: the same by lanczos")
+
+
+def check_pages(jobs: "Sequence[UpscaleJob]") -> None:
+    """Refuse, before any work, jobs of which no page can be made. Raises UsageError, OutputError."""
+    from ultraflash_cli.jobs.pages.previewing import check_preview
+
+    for job in jobs:
+        check_preview(job)
+
+
+def with_pages(outcomes: "Iterable[Outcome]", jobs: "Sequence[UpscaleJob]", console: Console) -> "Iterator[Outcome]":
+    """Yield the outcomes, each with a page beside its output."""
+    from ultraflash_cli.jobs.pages.previewing import write_preview_page
+
+    for outcome, job in zip(outcomes, jobs, strict=True):
+        if outcome.report is None or outcome.report.skipped:
+            yield outcome
+            continue
+        page = write_preview_page(job, outcome.report)
+        console.info(f"page: {page}")
+        yield replace(outcome, page=str(page))
