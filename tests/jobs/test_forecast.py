@@ -49,7 +49,7 @@ def test_the_work_of_an_upscaling_is_predicted_within_a_factor(
 def test_the_work_of_a_generation_is_predicted_within_a_factor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ("generate", "a red balloon", "--model", "tiny-lite", "--seconds", 3, "-o", tmp_path / "out.mp4")
+    command = ("generate", "a red balloon", "--model", "tiny-lite", "--seconds", 2, "-o", tmp_path / "out.mp4")
     forecast = foretold(capsys, *command, "--threads", 1)
     done = counted(*command, "--threads", 1)
     assert done / NEAR < forecast["flops"] < done * NEAR

@@ -99,7 +99,7 @@ class _Traffic(TorchDispatchMode):
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Return how the operations that torch does not know, or does not count, are counted."""
+    """Return how the operations that torch does not know, or count, are counted."""
     for name in ("block_sparse_attention", "memory_conv"):
         import_module(f"ultraflash_kernels.{name}.op")  # it tells torch of the operation
     # torch does not count its own attention on a CPU.

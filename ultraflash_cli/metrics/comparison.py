@@ -43,7 +43,7 @@ COMPARED: Mapping[str, Metric] = MappingProxyType(
 _MODELS = {name: name for name in ("vmaf_v0.6.1", "vmaf_v0.6.1neg")}
 _LARGE_MODELS = {"vmaf_v1.0.16_3d0h": "vmaf_v1.0.16_3d0h"}
 _FEATURES = {"float_ssim": "ssim", "psnr_y": "psnr_y"}
-_LARGE_FEATURES = {"float_ms_ssim": "ms_ssim"}
+_MS_SSIM_FRAMES = 300
 _LARGE_PX = 192
 """Shorter pictures are too small for MS-SSIM and VMAF v1."""
 _CROPS = 6
@@ -106,20 +106,21 @@ def compare_clips(
     frames = len(pairs.tdiff)
     is_large = min(size_wh) >= _LARGE_PX
     models = _MODELS | (_LARGE_MODELS if is_large else {})
-    features = _FEATURES | (_LARGE_FEATURES if is_large else {})
-    wanted = ["psnr", *(name for name in features if name != "psnr_y")]
+    wanted = ["psnr", *(name for name in _FEATURES if name != "psnr_y")]
     rows = libvmaf_frames(output, reference, models=models, features=wanted, threads=threads)
     sampled = measure_sampled(
         output, reference, frames=frames, size_wh=size_wh, coding=coding, fps=fps, threads=threads
     )
-    series: dict[str, list[float | None]] = {title: [*rows[name]] for name, title in features.items()}
+    series: dict[str, list[float | None]] = {title: [*rows[name]] for name, title in _FEATURES.items()}
+    if is_large:
+        series["ms_ssim"] = _ms_ssim(output, reference, frames=frames, threads=threads)
     series["xpsnr_y"] = [*xpsnr_frames(output, reference)]
     series |= {name: [*rows[name]] for name in models}
     series |= sampled.series
     for name in ("tdiff", "warping", "warping_reference", "drift_y", "drift_cb", "drift_cr"):
         series[name] = getattr(pairs, name)
     small = f"pictures of less than {_LARGE_PX} pixels a side are too small for it"
-    left_out = {} if is_large else dict.fromkeys((*_LARGE_FEATURES.values(), *_LARGE_MODELS), small)
+    left_out = {} if is_large else dict.fromkeys(("ms_ssim", *_LARGE_MODELS), small)
     return Comparison(
         mode=mode,
         size_wh=size_wh,
@@ -128,6 +129,17 @@ def compare_clips(
         left_out=left_out | dict(sampled.left_out),
         crops=tuple(distinct_crops(pairs.crops, count=_CROPS, frames=frames, crop_px=crop_px)),
     )
+
+
+def _ms_ssim(output: View, reference: View, *, frames: int, threads: int) -> list[float | None]:
+    """Measure MS-SSIM, which takes longer than all the rest of libvmaf, of at most so many frames."""
+    step = -(-frames // _MS_SSIM_FRAMES)
+    thinned = (each._replace(filters=f"{each.filters},select=not(mod(n\\,{step}))") for each in (output, reference))
+    model = dict([next(iter(_MODELS.items()))])  # libvmaf wants one
+    rows = libvmaf_frames(*thinned, models=model, features=["float_ms_ssim"], threads=threads)
+    series: list[float | None] = [None] * frames
+    series[::step] = rows["float_ms_ssim"]
+    return series
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -26,7 +26,7 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 _META = torch.device("meta")
 _STEADY_GROUPS = 3
 """From this group on every one is as much work as the next."""
-_LOOK_GROUPS = 2
+_COUNTED_GROUPS = 2
 _LOOK_STEP_PX = 64
 """Its sides are multiples of this, which every patch divides."""
 _LOOK_SHRINK = 4
@@ -64,37 +64,35 @@ def generation_flops(profile: Profile, generator: GeneratorConfig, plan: Generat
         return None
     profile = profile.at_scale(scale) if scale > 1 else profile
     height, width = profile.base_size
-    counted = _counted_groups(_video(profile, generator, plan, scale), profile, height, width)
+    counted = _counted_groups(_video(profile, generator, plan, scale), profile, height, width, groups=_COUNTED_GROUPS)
     later = sum(plan.groups[len(counted) :])
     return sum(counted) + counted[-1] * later / plan.groups[len(counted) - 1]
 
 
 def flops_per_second(video: TextToVideo, context: Tensor, *, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return how fast a cascade with its weights runs here, timed on the first groups of a
+    """Return how fast a cascade with its weights runs here, timed on the first group of a
     small picture."""
     profile = video.profile
     height, width = (max(1, round(side / _LOOK_SHRINK / _LOOK_STEP_PX)) * _LOOK_STEP_PX for side in profile.base_size)
     state = video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=context)
-    groups = min(_LOOK_GROUPS, len(video.plan.groups))
-    # Warm: the first run finds kernels and memory.
-    warm, _ = video.step(video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=context))
-    del warm
+    # The first run finds kernels and memory.
+    first = video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=context)
+    video.step(first)
     started_s = clock()
-    for _ in range(groups):
-        state, _ = video.step(state)
+    video.step(state)
     video.settle()
     took_s = clock() - started_s
     scale = video.refiner.scale if video.refiner is not None else 1
     bare = _video(profile, video.generator.config, video.plan, scale)
-    return sum(_counted_groups(bare, profile, height, width)) / took_s
+    return _counted_groups(bare, profile, height, width, groups=1)[0] / took_s
 
 
-def _counted_groups(video: TextToVideo, profile: Profile, height: int, width: int) -> list[int]:
+def _counted_groups(video: TextToVideo, profile: Profile, height: int, width: int, *, groups: int) -> list[int]:
     """Count the first groups of a clip of so many pixels a side, one by one."""
     state = video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=_context(profile))
     counted: list[int] = []
     with torch.inference_mode(), counting_flops() as so_far:
-        for _ in range(min(_LOOK_GROUPS, len(video.plan.groups))):
+        for _ in range(min(groups, len(video.plan.groups))):
             before = so_far()
             state, _ = video.step(state)
             counted.append(so_far() - before)
