@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.bench.cases import WARM_GROUPS, BenchCase
-from ultraflash_cli.engine.counts import CountingClock
 from ultraflash_cli.bench.streams import DrawnStream, Stream, UpscaledStream
 from ultraflash_cli.bench.timing import Prepared
 from ultraflash_cli.engine.cache_policy import CacheManagement, RefreshGate
+from ultraflash_cli.engine.counts import CountingClock
 from ultraflash_cli.engine.plan import UpscalePlan, plan_upscale
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import GenerationPlan, latents_for, plan_generation
