@@ -3,14 +3,21 @@
 import json
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.cli.independent import look
+from tests.cli.reference import reference
 from tests.jobs.clips import make_clip
 from tests.jobs.running.test_generate import builder as generating
 from tests.jobs.running.test_upscale import builder as upscaling
+from ultraflash_cli.jobs import made
+from ultraflash_cli.jobs.made import made_by_upscaling
+from ultraflash_cli.jobs.planning.upscale import UpscaleJob
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.video.made_tag import append_made, read_made, with_made_chunk
@@ -191,3 +198,21 @@ def test_a_damaged_file_ends_the_search_for_a_tag(tmp_path: Path) -> None:
     ):
         path.write_bytes(content)
         assert read_made(path) is None
+
+
+def test_an_option_that_comes_later_is_told_as_well_and_every_told_option_exists(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Later(UpscaleJob):
+        halo: str = "none"
+        glow: bool = True
+        depth: float | None = None
+
+    job = Later(source=tmp_path, res="2x", halo="strong", glow=False, depth=0.5)
+    prepared: Any = SimpleNamespace(job=job, res="2x", model="lite", threads=1)
+    built: Any = SimpleNamespace(precision="fp32", device="cpu", weights={})
+    text = made_by_upscaling(prepared, built)
+    assert text is not None
+    options = json.loads(text)["options"]
+    assert {"--halo": "strong", "--no-glow": True, "--depth": "0.5"}.items() <= options.items()
+    page = reference()
+    assert not [flag for flag in made._SPELLED if f"{flag} " not in page and f"{flag}\n" not in page]

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from ultraflash_cli.video.color import ColorInfo, Picture, resolve_color
+from ultraflash_cli.video.color import ColorInfo, Picture, as_picture, resolve_color
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.fragments import Fragment, FragmentWriter
 
@@ -74,7 +74,7 @@ def test_deep_pictures_and_planes_are_shown_as_well() -> None:
     deep, _ = shown(spec(), [picture(np.uint16)], [0])
     assert is_red(deep[0][8, 10])
     yuv = av.VideoFrame.from_ndarray(picture(), format="rgb24").reformat(format="yuv420p", dst_colorspace="ITU709")
-    planes, _ = shown(spec(), [yuv.to_ndarray()], [0])
+    planes, _ = shown(spec(), [as_picture(yuv.to_ndarray())], [0])
     assert is_red(planes[0][8, 10])
 
 

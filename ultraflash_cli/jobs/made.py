@@ -2,15 +2,17 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
+from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
+from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
+
 if TYPE_CHECKING:
-    from ultraflash_cli.jobs.planning.generate import PreparedGeneration
-    from ultraflash_cli.jobs.planning.upscale import Prepared
     from ultraflash_cli.jobs.running.loader import Built
     from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 
@@ -20,27 +22,32 @@ Value = str | bool | list[str]
 
 _PRECISIONS = ("fp32", "bf16", "fp8")
 _FLAG = re.compile(r"--[a-z][a-z-]*")
-_KNOWN = frozenset(
+_SPELLED = frozenset(
+    f"--{name}"
+    for name in (
+        *("audio", "cache-management", "codec", "crf", "decoder", "deinterlace", "detail", "device", "downscale"),
+        *("enc-opt", "encoder", "end", "fps", "guard", "images", "init-clip", "max-memory", "model", "no-audio"),
+        *("no-cuda-graphs", "no-cuts", "no-match-colors", "no-subs", "pix-fmt", "precision", "preview", "prompt"),
+        *("renumber", "res", "save-lr", "seconds", "seed", "side-by-side", "start", "strength", "strict", "threads"),
+    )
+)
+"""Options that are written down below, each in its own way."""
+_TOLD = frozenset(
     {
-        *("--audio", "--cache-management", "--codec", "--crf", "--decoder"),
-        *(
-            "--deinterlace",
-            "--detail",
-            "--device",
-            "--downscale",
-            "--enc-opt",
-            "--encoder",
-            "--end",
-            "--fps",
-            "--guard",
-        ),
-        *("--images", "--init-clip", "--max-memory", "--model", "--pix-fmt", "--precision", "--preview", "--prompt"),
-        *("--renumber", "--res", "--save-lr", "--seconds", "--seed", "--side-by-side", "--start", "--strength"),
-        *("--strict", "--threads"),
-        *("--no-audio", "--no-cuda-graphs", "--no-cuts", "--no-match-colors", "--no-subs"),
+        *("audio", "cache_management", "codec", "color", "crf", "cuda_graphs", "cuts", "decoder", "deinterlace"),
+        *("detail", "device", "downscale", "enc_options", "encoder", "end", "fps", "guard", "images", "init_clip"),
+        *("max_memory", "model", "pix_fmt", "precision", "preview", "prompt", "renumber", "res", "save_lr", "seconds"),
+        *("seed", "side_by_side", "start", "strength", "strict", "subs", "threads"),
     }
 )
-"""What a tag may put into a command: a file that somebody else has made must not make one write or delete elsewhere."""
+"""The fields of a job that these are."""
+_UNTOLD = frozenset(
+    {
+        *("folder", "name", "output", "overwrite", "pipe", "resume", "show", "skip_existing", "source", "stdout"),
+        *("stdout_name", "store", "tag", "temp"),
+    }
+)
+"""Fields that say where things lie and what is done around the work, not what is made."""
 _INIT_CLIP = "INIT_CLIP"
 _MOST_WEIGHTS = 100
 
@@ -107,7 +114,7 @@ class Made:
     @property
     def unknown(self) -> list[str]:
         """Options that this version does not know."""
-        return sorted(set(self.options) - _KNOWN)
+        return sorted(set(self.options) - _known())
 
     def arguments(self, output: str) -> list[str]:
         """Return the command that repeats it, for an output of this name; INPUT stands for the input."""
@@ -116,7 +123,7 @@ class Made:
             words.insert(2, "--")  # stays the last thing before what is no option
         given: list[str] = ["-o", "-" if self.streamed else output]
         for flag, value in self.options.items():
-            if flag not in _KNOWN:
+            if flag not in _known():
                 continue
             for each in value if isinstance(value, list) else [value]:
                 given += (
@@ -125,7 +132,7 @@ class Made:
         return [*words[:2], *given, *words[2:]] if "--" in words else [*words, *given]
 
 
-def made_by_upscaling(prepared: "Prepared", built: "Built[FrameUpscaler]") -> str | None:
+def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str | None:
     """Return the tag of an upscaled clip; None if none is wanted."""
     job = prepared.job
     if not job.tag:
@@ -156,7 +163,7 @@ def made_by_upscaling(prepared: "Prepared", built: "Built[FrameUpscaler]") -> st
     return _text("upscale", job, built, model=prepared.model, threads=prepared.threads, options=options)
 
 
-def made_by_generating(prepared: "PreparedGeneration", built: "Built[FrameGenerator]") -> str | None:
+def made_by_generating(prepared: PreparedGeneration, built: "Built[FrameGenerator]") -> str | None:
     """Return the tag of a generated clip; None if none is wanted."""
     job = prepared.job
     if not job.tag:
@@ -198,9 +205,30 @@ def _text(command: str, job: Any, built: Any, *, model: str, threads: int, optio
         seed=job.seed,
         device=built.device,
         precision=built.precision,
-        options={flag: value for flag, value in {**options, **shared}.items() if value},
+        options={flag: value for flag, value in {**options, **shared, **dict(_others(job))}.items() if value},
         streamed=job.stdout is not None,
     ).as_text()
+
+
+@cache
+def _known() -> frozenset[str]:
+    """Return the options that a tag may put into a command: someone else's file must not make one write elsewhere."""
+    names = {each.name.replace("_", "-") for job in (UpscaleJob, GenerateJob) for each in fields(job)}
+    names -= {name.replace("_", "-") for name in _TOLD | _UNTOLD}
+    return _SPELLED | {f"--{prefix}{name}" for name in names for prefix in ("", "no-")}
+
+
+def _others(job: Any) -> Iterator[tuple[str, Value]]:
+    """Yield the options of a job that have come since, named as its fields are, if they are not the default."""
+    for each in fields(job):
+        value = getattr(job, each.name)
+        if each.name in _TOLD | _UNTOLD or value == each.default:
+            continue
+        name = each.name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{'' if value else 'no-'}{name}", True
+        else:
+            yield f"--{name}", _without_paths(f"{value:g}" if isinstance(value, float) else str(value))
 
 
 def _changed(value: str, default: str) -> str | None:
