@@ -268,7 +268,7 @@ def test_a_window_that_slides_has_no_end() -> None:
         pytest.param({"low_decoder": None}, "needs a decoder", id="nothing feeds the pixel path"),
         pytest.param({"pixels": None}, "pixel path enlarges", id="nothing enlarges"),
         pytest.param({"sr_dit": TINY_RANDOM.sr_dit}, "SR transformer", id="a transformer without latents"),
-        pytest.param({"decoder": TINY_RANDOM.decoder}, "come together", id="a decoder without an upsampler"),
+        pytest.param({"decoder": TINY_RANDOM.decoder}, "must be given together", id="a decoder without an upsampler"),
         pytest.param({"pad_front": 0}, "pad_front", id="an encoder that runs ahead"),
         pytest.param({"text_encoder": LITE_WORDS}, "do not match the generator", id="other words"),
         pytest.param({"low_decoder": NARROW}, "latent channels", id="other latents"),

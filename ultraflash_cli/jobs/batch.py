@@ -1,4 +1,4 @@
-"""Several jobs in one command, one after the other, and what became of each."""
+"""Run several jobs in one command, one after the other, and collect their outcomes."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +28,7 @@ _RESUMES = "; run the same command with -n to resume"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one clip: a report, a failure, or in a dry run a plan."""
+    """The outcome of one clip: a report, a failure, or in a dry run a plan."""
 
     source: str
     """The input as events name it: a file, or a prompt."""
@@ -38,11 +38,11 @@ class Outcome:
     failure: UltraflashError | None = None
     plan: Planned | None = None
     memory: "MemoryPlan | None" = None
-    """What a dry run has found that the model takes."""
+    """The memory plan of a dry run."""
     forecast: Forecast | None = None
-    """How long it is going to take, and how large its output gets."""
+    """Predicted time, and size of the output."""
     page: str | None = None
-    """The page beside the output, where one was asked for."""
+    """The page next to the output, if one was requested."""
 
     def as_json(self) -> dict[str, object]:
         """Return the one JSON object that `--json` writes for this clip."""
@@ -72,8 +72,8 @@ def run_batch(
 ) -> Iterator[Outcome]:
     """Run the jobs in order and yield each outcome as it comes; networks are loaded once for all of them.
 
-    No output may replace one of the `sources`. Interrupted is raised, and so is every error that is none of ours; the
-    other failures are outcomes. `build` loads the model of what is prepared, in place of `Models`.
+    No output may replace one of the `sources`. Interrupted and unexpected errors are raised; all
+    other failures are outcomes. `build` replaces `Models` for loading the model.
     """
     from ultraflash_cli.jobs.running.loader import Models
     from ultraflash_cli.jobs.running.run import run
@@ -109,7 +109,7 @@ def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Iterable[Path] = ())
 def _task_of(
     prepared: Prepared | PreparedGeneration, models: "Models", build: Callable[[Any], Any] | None
 ) -> "Task[Any, Any, Any]":
-    """Return what does a prepared job. Only here do torch and PyAV begin to be loaded."""
+    """Return the task for a prepared job. torch is first imported here."""
     from ultraflash_cli.jobs.running.generate import Generation
     from ultraflash_cli.jobs.running.upscale import Upscaling
 
@@ -126,7 +126,7 @@ def _each(
     sources: Iterable[Path],
     rest: str = "",
 ) -> Iterator[Outcome]:
-    """Yield the outcome of each job, of what `act` returns; `rest` is said of those that a stop leaves."""
+    """Yield the outcome of `act` for each job; `rest` describes the jobs left by a stop."""
     claims = _Claims(sources)
     for job in jobs:
         source, label = _names(job)
@@ -135,7 +135,7 @@ def _each(
         try:
             if isinstance(job, UpscaleJob):
                 prepared = prepare(job)
-                # Of two inputs with one name the second is not done because the first is.
+                # Of two inputs with the same name, the second is not finished because the first one is.
                 claims.check(label, prepared.output, is_skipped=prepared.exists)
             else:
                 prepared = prepare_generation(job)
@@ -158,14 +158,14 @@ def _names(job: Job) -> tuple[str, str]:
 
 
 class _Claims:
-    """Which output belongs to which input of a batch."""
+    """Maps outputs of a batch to their inputs."""
 
     def __init__(self, sources: Iterable[Path]) -> None:
         self._sources = {os.path.realpath(source) for source in sources}
         self._taken: dict[str, str] = {}
 
     def check(self, label: str, output: Path, *, is_skipped: bool) -> None:
-        """Raise UsageError for an output that another input has, or that is an input itself and not to be skipped."""
+        """Raise UsageError for an output that another input has, or that is an input itself and not skipped."""
         place = os.path.realpath(output)
         if place in self._taken:
             raise UsageError(f"{label} and {self._taken[place]} would both be written to {output}; rename one")

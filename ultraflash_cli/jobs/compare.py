@@ -1,4 +1,4 @@
-"""A result measured against its original, or against the source that it was made from."""
+"""Measure a result against its original or its source."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "CompareJob", "CompareReport", "run"]
 
 SCHEMA = 1
-"""Version of the report's fields, as published in docs/schemas; grows when a field changes its meaning or goes."""
+"""Version of the report, as published in docs/schemas; grows when a field is changed or removed."""
 
 _CROP_PX = 128
 _SAME_SHAPE = 0.02
@@ -45,7 +45,7 @@ class CompareJob:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareReport:
-    """How alike two clips are."""
+    """Scores of two clips."""
 
     schema: int
     reference: str
@@ -62,7 +62,7 @@ class CompareReport:
     series: Mapping[str, list[float | None]]
     """One number per frame; None for frames on which a score was not measured."""
     left_out: Mapping[str, str]
-    """Why a score was not measured, by its name."""
+    """Reasons for missing scores, by name."""
     worst: tuple[dict[str, float], ...]
     """Where the clips differ most: frame, top, left, levels."""
     timestamps_differ_s: float
@@ -71,7 +71,7 @@ class CompareReport:
 
 
 def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
-    """Measure, and write the page if one is requested; ``say`` is reported what is being done.
+    """Measure, and write the page if one is requested; ``say`` is called with what is being done.
 
     Raises UsageError (sizes that cannot be compared, a page that exists or is one of the clips), InputError (no video,
     other lengths), OutputError (the page cannot be written).
@@ -142,7 +142,7 @@ def _mode(reference: "ClipInfo", output: "ClipInfo") -> "tuple[Mode, tuple[int, 
 
 
 def _coding(info: "ClipInfo") -> "Coding":
-    """Return how the frames of a clip are coded as YUV; RGB is measured as full-range bt709."""
+    """Return the YUV coding of a clip; RGB is measured as full-range bt709."""
     from ultraflash_cli.metrics.ffmpeg import Coding
     from ultraflash_cli.video.color import FULL, resolve_color, scale_matrix
 
@@ -155,7 +155,7 @@ def _coding(info: "ClipInfo") -> "Coding":
 
 
 def _view(info: "ClipInfo", size_wh: tuple[int, int], wanted: "Coding") -> "View":
-    """Return a clip in the form in which it is measured. Raises InputError for what is no file."""
+    """Return a clip in the form to measure. Raises InputError unless it is a file."""
     from ultraflash_cli.metrics.ffmpeg import viewed
 
     if not isinstance(info.source, Path):

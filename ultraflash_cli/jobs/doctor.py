@@ -1,4 +1,4 @@
-"""The machine looked over: what upscaling needs, what is there, and the fix where something is missing."""
+"""Check the machine: what upscaling needs, what is installed, and a fix for each problem."""
 
 import os
 import platform
@@ -32,19 +32,19 @@ _TEXT_PACKAGES = ("transformers", "tokenizers", "sentencepiece", "ftfy")
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     state: Literal["ok", "note", "fail"]
-    """`note` is worth knowing and stops nothing; `fail` stops `upscale`."""
+    """`note` is for information; `fail` stops `upscale`."""
     found: str
     fix: str | None = None
     exit_code: int = 0
-    """What `upscale` would end with because of it."""
+    """The exit code `upscale` would end with."""
 
 
 def examine(folder: Path, store: WeightStore, *, waiting: str) -> list[Finding]:
-    """Look at the program, its libraries, the devices, the codecs, the weights and the disk under `folder`."""
+    """Check the program, its libraries, devices, codecs, weights and the disk of `folder`."""
     looks: list[tuple[str, Callable[[], Finding]]] = [
         ("ultraflash", _program),
         ("python", _python),
@@ -69,7 +69,7 @@ def _look(name: str, look: Callable[[], Finding]) -> Finding:
     except UltraflashError as error:
         return Finding(name=name, state="fail", found=str(error), exit_code=error.exit_code)
     except Exception as error:
-        # A broken installation can fail in any way; say so and look at the rest.
+        # A broken installation can fail in any way; report it and check the rest.
         return Finding(
             name=name,
             state="fail",

@@ -1,4 +1,4 @@
-"""What a running job says about itself, as values; who listens decides how it looks."""
+"""Events of a running job, as values; listeners decide how to show them."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,12 +23,12 @@ __all__ = [
 ]
 
 SCHEMA = 1
-"""Version of the events' fields; grows when a field changes its meaning or goes."""
+"""Version of the events; grows when a field is changed or removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Base of all events; `name` is the word in `--progress json`."""
+    """Base of all events; `name` is the `event` of `--progress json`."""
 
     name: ClassVar[str]
     input: str
@@ -37,7 +37,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(Event):
-    """What is going to be done, before anything heavy is loaded."""
+    """The plan, before anything heavy is loaded."""
 
     name: ClassVar[str] = "plan"
     output: str
@@ -64,7 +64,7 @@ class GenerationPlanned(Planned):
     """What is going to be generated; the prompt is the input and the generator's own size that of the source."""
 
     low_output: str | None
-    """Where the clip at the generator's own size goes, too."""
+    """Output of the clip at the generator's own size."""
     seed: int
     seconds: float
     """How long the clip lasts."""
@@ -91,11 +91,11 @@ class Started(Event):
     frames_resumed: int
     """Frames that an interrupted run has already finished."""
     note: str | None
-    """Why the work goes on or begins again; None for a plain start."""
+    """Why the work resumes or starts over; None for a plain start."""
     label: str | None = None
     """What lines of progress call it; None for the input's own name."""
     predicted_s: float | None = None
-    """How long the model is going to take for the frames that are left; None if nobody knows."""
+    """Predicted time for the remaining frames; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,30 +105,30 @@ class Chunk(Event):
     name: ClassVar[str] = "chunk"
     frames_done: int
     frames_safe: int
-    """Frames that even a power cut could not take any more."""
+    """Frames that survive a power cut."""
     frames_total: int | None
     fps: float
     """Frames per second in this run, reading and writing included."""
     eta_s: float | None
     limit: str
-    """The stage that everything waits for: reading, model or writing."""
+    """The bottleneck: reading, model or writing."""
     first_frame_s: float | None = None
     """Seconds from the beginning, loading the model included, until the first frames left the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrying(Event):
-    """Memory ran out; the work goes on, or begins again where that changes pixels, with a plan that takes less."""
+    """Memory ran out; the work continues with a smaller plan, or starts over if that changes pixels."""
 
     name: ClassVar[str] = "retry"
     message: str
     planned_bytes: int
-    """What the plan was for that did not fit."""
+    """Size of the plan that did not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something the user should know; the work goes on."""
+    """A warning; the work continues."""
 
     name: ClassVar[str] = "warn"
     message: str
@@ -166,7 +166,7 @@ class Failed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PullPlanned(Event):
-    """What a pull of weights is going to transfer."""
+    """Files that a pull of weights will download."""
 
     name: ClassVar[str] = "plan"
     files: tuple[str, ...]
@@ -187,7 +187,7 @@ class Transfer(Event):
 
 
 Listener = Callable[[Event], None]
-"""Hears every event; may be called from any thread, one call at a time."""
+"""Receives every event; may be called from any thread, one call at a time."""
 
 
 def as_json(event: Event) -> dict[str, object]:

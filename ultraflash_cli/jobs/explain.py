@@ -1,4 +1,4 @@
-"""What the tag of an output says: how it was made, and the command that makes it again."""
+"""Read the tag of an output: how it was made, and the command to repeat it."""
 
 import shlex
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Explanation:
     command: str
     """The same as a line for a shell."""
     differences: tuple[str, ...]
-    """Why this installation may make other pixels."""
+    """Reasons why this installation may give other pixels."""
 
 
 def explain(path: Path) -> Explanation:

@@ -1,4 +1,4 @@
-"""How an output was made, as its tag says: no paths, and enough to make it again."""
+"""The tag of an output: how it was made, without paths, and enough to repeat it."""
 
 import json
 import re
@@ -70,7 +70,7 @@ class Made:
     options: Mapping[str, Value] = field(default_factory=dict[str, Value])
     """What was requested and is not the default, and what the program chose where another machine would not."""
     streamed: bool = False
-    """It went out as a stream, in parts that are encoded one by one."""
+    """It was streamed, in parts that are encoded separately."""
 
     def as_text(self) -> str:
         """Return the tag."""
@@ -78,7 +78,7 @@ class Made:
 
     @classmethod
     def from_text(cls, text: str) -> "Made":
-        """Read a tag. Raises ValueError for what is none."""
+        """Read a tag. Raises ValueError for anything else."""
         said = json.loads(text)
         if not isinstance(said, dict):
             raise ValueError("no object")
@@ -240,7 +240,7 @@ def _rate(fps: Fraction | None) -> str | None:
 
 
 def _without_paths(value: str) -> str:
-    """Take out a value that names a file: where somebody keeps theirs is nobody's business."""
+    """Remove values that name files, which are private."""
     return "PATH" if "/" in value or "\\" in value else value
 
 

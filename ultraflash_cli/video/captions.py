@@ -11,7 +11,7 @@ __all__ = ["carries_captions", "with_captions"]
 
 _LENGTH_BYTES = 4
 _HEADS = {"h264": bytes([6]), "hevc": bytes([39 << 1, 1])}
-"""What a message next to the picture (SEI) begins with."""
+"""Start of a caption message (SEI)."""
 _REGISTERED = 4
 _ATSC = bytes([0xB5, 0, 0x31]) + b"GA94" + bytes([3])
 _BYTES_OF_CAPTION = 3
@@ -20,15 +20,14 @@ _LARGEST = 255
 
 
 def carries_captions(info: ClipInfo, spec: EncodeSpec) -> bool:
-    """Return whether the captions of a clip come along: each picture of the output is one of the
-    input, and has room."""
+    """Return whether captions can be kept: each output frame is an input frame, and its codec has room for them."""
     return info.has_captions and spec.codec in _HEADS and spec.time_base == info.time_base and not info.fields
 
 
 def with_captions(
     packets: Iterator[Packet], captions: Iterator[tuple[int, bytes]], spec: EncodeSpec, *, shift: int
 ) -> Iterator[Packet]:
-    """Put captions into the packets of the picture, as MP4 has them.
+    """Insert captions into the video packets, in MP4's layout.
 
     ``captions`` come with the input's timestamps, in the order they are shown; ``shift`` was added to those of the
     packets.
@@ -65,7 +64,7 @@ def _captioned(packet: Packet, captions: bytes, codec: str) -> Packet:
 
 
 def _place(coded: bytes, codec: str) -> int:
-    """Return where the first unit of the picture itself begins; messages are before it."""
+    """Return the offset of the first picture unit; messages precede it."""
     place = 0
     while place + _LENGTH_BYTES < len(coded):
         head = coded[place + _LENGTH_BYTES]
@@ -83,7 +82,7 @@ def _unit(captions: bytes, codec: str) -> bytes:
 
 
 def _escaped(content: bytes) -> bytes:
-    """Keep what would pass for the beginning of another unit from looking so."""
+    """Escape bytes that would look like the start of another unit."""
     escaped = bytearray()
     zeros = 0
     for byte in content:

@@ -1,4 +1,4 @@
-"""The check that a finished file has to pass before it is put in place."""
+"""The check of a finished file before it is put in place."""
 
 from array import array
 from collections import Counter
@@ -39,8 +39,8 @@ def check_output(
 
     Counts the video frames, compares the streams with the plan, decodes the first and the last group of pictures, and
     where they are given compares the picture's size and duration (first frame shown to last frame gone) and the
-    content of every stream with what was joined. Returns a sentence for each copied stream that is not what it was.
-    Raises ``OutputCheckError`` that says what else differs.
+    content of every stream with what was joined. Returns a sentence for each copied stream that differs.
+    Raises ``OutputCheckError`` for any other difference.
     """
     contents = joined.contents if joined is not None else ()
     try:
@@ -97,7 +97,7 @@ def _check_streams(path: Path, container: InputContainer, plan: StreamPlan, join
     expected = sorted([stream.kind for stream in kept if stream.kind in _KINDS and not stream.is_picture] + ["video"])
     found = sorted(s.type for s in container.streams if is_moving(s) or s.type in _BESIDE)
     missing, more = Counter(expected) - Counter(found), Counter(found) - Counter(expected)
-    # Where it is known what was written, each stream is looked at by itself.
+    # If it is known what was written, streams are compared one by one.
     if more or (missing and joined is None):
         raise OutputCheckError(f"{path}: has the streams {', '.join(found)}, expected {', '.join(expected)}")
     beside = sum(stream.is_picture or stream.kind == "attachment" for stream in kept)
@@ -127,7 +127,7 @@ def _differences(written: Sequence[Content], found: Sequence[Content]) -> tuple[
 
 
 def _duration_s(stream: VideoStream, first: int) -> Fraction | None:
-    """Return how long the picture lasts that is shown from tick ``first``."""
+    """Return the duration of the video from tick ``first`` on."""
     _, end = stream_extent(stream)
     return None if end is None or stream.time_base is None else (end - first) * stream.time_base
 

@@ -11,7 +11,7 @@ __all__ = ["Clock", "settled"]
 
 
 def settled(frames: Iterator[av.VideoFrame], repairs: Repairs) -> Iterator[tuple[av.VideoFrame, int | None]]:
-    """Pair frames with their timestamps; one that is far from good ones around is put between them, and counted.
+    """Pair frames with their timestamps; outliers are interpolated and counted.
 
     It does so where a frame comes later than the next two or earlier than the two before, all of which are in order, or
     where its time was taken away because it was wrong.
@@ -52,11 +52,11 @@ def _between(
 
 
 class Clock:
-    """Repairs the timestamps of frames in the order they are shown: missing ones, repeated ones, jumps back.
+    """Repairs timestamps of frames in display order: missing ones, repeated ones, jumps back.
 
-    ``step`` is the usual distance of two frames and ``jump`` the smallest step back taken for a new clock, in ticks;
-    a clip whose first frame has no time begins at ``start``. ``repaired`` counts the stamps that had to be made up or
-    moved.
+    ``step`` is the usual distance of two frames and ``jump`` the smallest step back taken for a new
+    clock, in ticks; a clip whose first frame has no time begins at ``start``. ``repaired`` counts
+    the timestamps that were made up or moved.
     """
 
     def __init__(self, *, step: int, jump: int, start: int = 0) -> None:

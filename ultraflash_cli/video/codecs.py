@@ -1,4 +1,4 @@
-"""What the encoders take, and how codec, pixel format and preset are chosen for a clip."""
+"""What the encoders support, and the choice of codec, pixel format and preset."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -35,7 +35,7 @@ class Codec:
     """The default; None if the codec knows no such setting. Those are the intra codecs."""
     max_crf: int
     pix_fmts: tuple[str, ...]
-    """What the encoder takes and players play, best known first."""
+    """Formats that the encoder supports and players play, most common first."""
     alpha_fmts: tuple[str, ...] = ()
     """Those with transparency."""
     reorders: bool = False
@@ -45,9 +45,9 @@ class Codec:
     timing: the preset is part of
     the result."""
     hdr: bool = False
-    """Whether the stream itself says on which screen it was graded."""
+    """Whether the stream can hold HDR metadata."""
     has_turn: bool = True
-    """Whether the files it comes in can say how the picture is turned."""
+    """Whether its containers can store a rotation."""
     options: dict[str, str] = field(default_factory=dict[str, str])
     """Settings of the encoder that do not depend on the clip."""
 
@@ -105,7 +105,7 @@ CODECS = {
     "vp9": Codec(
         encoder="libvpx-vp9",
         segment_format="nut",
-        # Only so does NUT keep what is next to a packet, which is where VP9 has its transparency.
+        # Only then does NUT keep packet side data, where VP9 stores its transparency.
         segment_options=(("syncpoints", "none"), ("strict", "experimental")),
         crf=24,
         max_crf=63,
@@ -174,7 +174,7 @@ _OF_SUFFIX = {".webm": ("vp9", "av1"), ".png": ("png",), ".y4m": ("y4m",)}
 
 
 def choose_codec(codec: str, bit_depth: int, *, has_alpha: bool = False, suffix: str | None = None) -> str:
-    """Turn ``auto`` into a name of ``CODECS``; raises ``UsageError`` for names that are not known.
+    """Turn ``auto`` into a name of ``CODECS``; raises ``UsageError`` for unknown names.
 
     h264 for 8 bits and hevc above; where the picture is transparent, or ``suffix`` names a container that takes neither
     of them, what fits there.
@@ -200,7 +200,7 @@ def choose_pix_fmt(
     rgb: bool = False,
     has_alpha: bool = False,
 ) -> str:
-    """Choose what of the codec's pixel formats keeps most of the source's depth, chroma and transparency.
+    """Choose the codec's pixel format that keeps most of the source's depth, chroma and transparency.
 
     ``rgb`` says that the source stores red, green and blue.
     """

@@ -90,7 +90,7 @@ class ColorInfo:
 
 
 BT709 = ColorInfo(matrix=_BT709, primaries=_BT709, transfer=_TRC_BT709, range=LIMITED)
-"""What a clip that has no source is written with."""
+"""The tags of a generated clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class ContentLight:
 
 
 def mastering_display(frame: av.VideoFrame) -> MasteringDisplay | None:
-    """Read the screen that ``frame`` was graded on; None if it is not said in full."""
+    """Read the mastering display of ``frame``; None if it is incomplete."""
     data = side_data(frame).get("MASTERING_DISPLAY_METADATA", b"")
     if len(data) < 88:
         return None
@@ -144,7 +144,7 @@ def mastering_display(frame: av.VideoFrame) -> MasteringDisplay | None:
 
 
 def content_light(frame: av.VideoFrame) -> ContentLight | None:
-    """Read how bright the clip gets; None if it is not said."""
+    """Read the content light level; None if it is missing."""
     data = side_data(frame).get("CONTENT_LIGHT_LEVEL", b"")
     if len(data) < 8:
         return None
@@ -153,7 +153,7 @@ def content_light(frame: av.VideoFrame) -> ContentLight | None:
 
 
 def chroma_location(frame: av.VideoFrame, codec: str) -> str:
-    """Find where halved chroma is, in the words of the scale filter: as ``frame`` says, else as is usual.
+    """Return the chroma location in the scale filter's words: that of ``frame``, else the usual one.
 
     In the middle for JPEG and the codecs of the family of MPEG-1, as their standards say, on the left for all others.
     """
@@ -162,7 +162,7 @@ def chroma_location(frame: av.VideoFrame, codec: str) -> str:
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
-        # The bindings have no other way to ask for it.
+        # PyAV offers no other access to it.
         with av.logging.Capture() as said:
             FrameFilter(("showinfo", "checksum=0")).push(frame)
     finally:
@@ -178,7 +178,7 @@ def is_rgb(pix_fmt: str) -> bool:
 
 
 def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool, full: bool = False) -> ColorInfo:
-    """Fill in what the file leaves open, the way players do.
+    """Fill in missing tags the way players do.
 
     ``rgb`` says that the pixel format is RGB, ``full`` that its name implies the full range (yuvj). An unspecified
     matrix is bt601 up to 576 lines of less than 1280 pixels, else bt709; unspecified primaries and transfer
@@ -232,7 +232,7 @@ class FrameFilter:
         self._count = 0
 
     def push(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
-        """Hand in one frame, get the frames that are ready, in order. The timestamp of ``frame`` is overwritten."""
+        """Push one frame; return the frames that are ready, in order. The timestamp of ``frame`` is overwritten."""
         ready: list[av.VideoFrame] = []
         key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if key != self._key:
@@ -250,7 +250,7 @@ class FrameFilter:
         return ready + self._pull()
 
     def flush(self) -> list[av.VideoFrame]:
-        """Close the graph and get what it still holds; the next push starts a new one."""
+        """Close the graph and return its remaining frames; the next push starts a new one."""
         if self._graph is None:
             return []
         self._graph.vpush(None)
@@ -301,10 +301,10 @@ def rgb_filter(
 ) -> FrameFilter:
     """Return a filter from decoded frames to rgb24, or rgb48le where ``deep``; ``color`` is resolved.
 
-    ``deinterlace`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"`` or ``"bff"`` (all, top or
-    bottom field first, whatever their flags say); with ``fields`` each of those comes out as two.
-    ``chroma_location`` says where halved chroma is (left, center, topleft, ...); libswscale would take it to are in
-    the middle, whatever the frames say.
+    ``deinterlace`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"`` or
+    ``"bff"`` (all, top or bottom field first, whatever their flags say); with ``fields`` each of
+    those comes out as two. ``chroma_location`` says where halved chroma is (left, center, topleft,
+    ...); libswscale would assume the centre, whatever the frames say.
     """
     source = "" if color.matrix == RGB else f":in_color_matrix={scale_matrix(color)}:in_range={_range(color)}"
     if source:
@@ -409,7 +409,7 @@ def as_frame(array_hwc: Picture, pix_fmt: str) -> av.VideoFrame:
 
 
 def as_picture(array: object) -> Picture:
-    """Narrow the type of an array that PyAV hands out."""
+    """Narrow the type of an array from PyAV."""
     assert isinstance(array, np.ndarray) and array.dtype in (np.uint8, np.uint16), "8 or 16 bits a sample"
     return cast("NDArray[np.uint8]", array)
 

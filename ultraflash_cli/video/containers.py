@@ -1,4 +1,4 @@
-"""What the containers hold: which one a clip is written in, and which streams of the input come along."""
+"""What containers can hold: the choice of container, and which streams of the input are kept."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class _Container:
     audio: frozenset[str] = frozenset()
     subtitle: frozenset[str] = frozenset()
     unusual: frozenset[str] = frozenset()
-    """What it holds as well but few players expect there: only where the user names it or the input is one already."""
+    """Codecs it can hold but few players expect there: only used if requested, or if the input has them."""
     attachments: bool = False
     pictures: frozenset[str] = frozenset()
     text: str | None = None
@@ -117,7 +117,7 @@ _TEXT = frozenset({"subrip", "mov_text", "webvtt", "text"})
 
 @dataclass(frozen=True, kw_only=True)
 class DroppedStream:
-    """A stream of the input that does not come along, and why, in words."""
+    """A stream of the input that is dropped, and why."""
 
     stream: StreamInfo
     reason: str
@@ -128,7 +128,7 @@ class DroppedStream:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedStream:
-    """A stream of the input that comes along in another form."""
+    """A stream of the input that is converted."""
 
     stream: StreamInfo
     codec: str
@@ -147,15 +147,15 @@ class StreamPlan:
     """Why the container is not the input's; empty if it is, or where the user chose it."""
     copied: tuple[StreamInfo, ...]
     dropped: tuple[DroppedStream, ...]
-    """Only what was not asked to be dropped: these belong into the warnings."""
+    """Streams dropped without being asked to: these become warnings."""
     converted: tuple[ConvertedStream, ...] = ()
-    """These belong into what is reported of the plan."""
+    """These are reported with the plan."""
     notes: tuple[str, ...] = ()
-    """What else the container changes, a sentence each: these belong into the warnings too."""
+    """Other changes by the container, one sentence each: these become warnings too."""
 
     @property
     def beside(self) -> tuple[StreamInfo, ...]:
-        """All streams that come along."""
+        """All streams that are kept."""
         return (*self.copied, *(converted.stream for converted in self.converted))
 
     def without(self, streams: Collection[StreamInfo], reason: str) -> "StreamPlan":
@@ -266,8 +266,8 @@ class _Choice:
     refused: Refusals
 
     def way(self, suffix: str, stream: StreamInfo, expected: bool) -> str | None:
-        """Return how ``stream`` comes into the container: copied (None), as what other codec, or
-        not at all (the empty word).
+        """Return how ``stream`` comes into the container: copied (None), converted to a codec, or
+        not at all (the empty string).
 
         ``expected`` says that the user named the container or the input is in one like it.
         """
@@ -299,7 +299,7 @@ class _Choice:
         return ""
 
     def misfits(self, suffix: str, streams: Iterable[StreamInfo], expected: bool) -> list[str]:
-        """Return what the container does not hold as it is."""
+        """Return the streams that the container cannot hold unchanged."""
         video = [] if self.codec in _CONTAINERS[suffix].video else [f"{self.codec} video"]
         return video + [stream.describe() for stream in streams if self.way(suffix, stream, expected) is not None]
 

@@ -1,4 +1,4 @@
-"""What the streams of a file hold, counted in ways that muxers keep."""
+"""The content of a file's streams, measured in ways that muxers preserve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _SLACK_BYTES = Fraction(1, 50)
 
 @dataclass(kw_only=True)
 class Content:
-    """How much a stream holds.
+    """The amount of content of a stream.
 
     Muxers and demuxers may regroup packets (PCM, the segments of Blu-ray subtitles), so their number alone says little.
     """
@@ -46,11 +46,11 @@ class Content:
 
     @property
     def lasts_s(self) -> Fraction:
-        """From the first packet shown to the last one gone."""
+        """From the first packet's start to the last one's end."""
         return self.end_s - (self.start_s or 0)
 
     def is_in(self, found: "Content") -> bool:
-        """Return whether ``found`` holds the same, in as many packets or in others."""
+        """Return whether ``found`` has the same content, however it is split into packets."""
         if self.packets == found.packets or self.size_bytes == found.size_bytes:
             return True
         alike = abs(self.size_bytes - found.size_bytes) <= _SLACK_BYTES * self.size_bytes

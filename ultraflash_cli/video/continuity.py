@@ -1,4 +1,4 @@
-"""The timestamps of one stream: where its next packet is expected, and what is done to one that is elsewhere."""
+"""The timestamps of one stream: where the next packet is expected, and how others are treated."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,7 +22,7 @@ def is_dense(kind: str) -> bool:
 
 @dataclass
 class Walker:
-    """A place in a stream from which the next packet is judged; timestamps are the file's, in its ticks."""
+    """A position in a stream, from which the next packet is judged; timestamps are the file's, in its ticks."""
 
     unit: Fraction
     by_decoding: bool
@@ -36,7 +36,7 @@ class Walker:
     offset: int = 0
     """What is added to timestamps."""
     end: int = 0
-    """When all that came so far is over, with the offset."""
+    """End of everything so far, with the offset."""
     lead: int = 0
     """How much later than they are decoded packets are shown, at most."""
     delay: int = 0
@@ -77,7 +77,7 @@ class Walker:
         return max(1, min(2 * self.step, self._tenth))
 
     def leap(self, stamp: int, packet: Packet) -> int:
-        """Return how far a packet is from where the stream goes on: behind (negative), ahead, or 0 where it goes on."""
+        """Return how far a packet is from where the stream continues: behind (negative), ahead, or 0."""
         base = lowest = self.base
         assert base is not None and lowest is not None, "a stream that was seen before"
         shuffled = 0
@@ -95,7 +95,7 @@ class Walker:
         return 0
 
     def go_on(self, packet: Packet, stamp: int) -> None:
-        """Take a packet for the newest of the stream."""
+        """Advance to a packet of the stream."""
         if packet.duration:
             self.step = packet.duration
         elif self.last is not None and stamp > self.last and not self.reorders:
@@ -122,7 +122,7 @@ class Walker:
 
 
 class Track(Walker):
-    """One stream of a file on its way to the repaired clock."""
+    """One stream of a file, being moved to the repaired clock."""
 
     def __init__(self, stream: Stream, *, by_decoding: bool) -> None:
         self.index = stream.index
@@ -178,7 +178,7 @@ class Track(Walker):
         return there
 
     def move_to(self, epoch: int, offset_s: Fraction) -> None:
-        """Go on with another clock of the file."""
+        """Switch to another clock of the file."""
         self.epoch = epoch
         self.offset = round(offset_s / self.unit)
         self.top = -(1 << 62)

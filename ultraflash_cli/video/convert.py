@@ -1,4 +1,4 @@
-"""Decoded frames as pictures of one size and kind, whatever changes between them."""
+"""Decoded frames as pictures of one size and format, even if the stream changes."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -32,7 +32,7 @@ _SAME_SHAPE = Fraction(102, 100)
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How one frame is to be read: where its picture is in the clip's, and its colour tags without gaps."""
+    """How to read a frame: its place in the clip's picture, and complete colour tags."""
 
     fitted_wh: tuple[int, int]
     """Size in the clip's stored picture; the rest of that is black."""
@@ -67,7 +67,7 @@ def look_of(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo, first
 
 
 def _fitted(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo) -> tuple[int, int]:
-    """Fit a frame of another shape into the clip's."""
+    """Fit a frame of another shape into the clip's picture."""
     width, height = info.stored_wh
     if not frame.width or not frame.height:
         return width, height
@@ -96,7 +96,7 @@ class FrameConverter:
         self._opaque: FrameFilter | None = None
 
     def push(self, frame: av.VideoFrame, look: Look) -> list[tuple[Picture, Picture | None]]:
-        """Hand in one frame, get the pictures that are ready, in order. Tags of ``frame`` are overwritten."""
+        """Push one frame; return the pictures that are ready, in order. Tags of ``frame`` are overwritten."""
         ready: list[tuple[Picture, Picture | None]] = []
         if look != self._look:
             ready = self.flush()
@@ -108,7 +108,7 @@ class FrameConverter:
         return ready + self._finished(self._rgb.push(frame), alphas)
 
     def flush(self) -> list[tuple[Picture, Picture | None]]:
-        """Get the pictures that are still held."""
+        """Return the remaining pictures."""
         if self._rgb is None:
             return []
         return self._finished(self._rgb.flush(), self._opaque.flush() if self._opaque is not None else [])
@@ -149,7 +149,7 @@ class FrameConverter:
         return pairs
 
     def _placed(self, picture: Picture) -> Picture:
-        """Put a picture into the middle of the clip's, and take what is shown of that."""
+        """Centre a picture in the clip's, and crop."""
         width, height = self._info.stored_wh
         if picture.shape[:2] != (height, width):
             whole = np.zeros((height, width, *picture.shape[2:]), picture.dtype)

@@ -1,4 +1,4 @@
-"""What is next to the picture, from the input into the output: streams, packets, chapters, tags."""
+"""Everything but the picture, from input to output: streams, packets, chapters, tags."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,7 +35,7 @@ Window = tuple[Fraction, Fraction]
 """The part of the input that is kept: start and end, in the input's seconds."""
 
 _FILE_TAGS = {"compatible_brands", "encoder", "major_brand", "minor_version"}
-"""Tags that tell of the old container, not of the clip."""
+"""Tags about the old container, not the clip."""
 _TRACK_TAGS = {"duration"}
 """Tags that the new container writes itself."""
 _PICTURE_TAGS = {
@@ -60,7 +60,7 @@ _LEAD_FRAMES = 16
 
 
 _WARM_UP_S = Fraction(1, 10)
-"""How much sound a decoder needs before what is heard, at most."""
+"""Most audio that a decoder needs as a warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Copy:
 
 
 def add_copies(container: OutputContainer, info: ClipInfo, plan: StreamPlan, stream: Stream) -> Copy | None:
-    """Add what becomes of ``stream`` of the input; None if that is nothing or all of it is written at once."""
+    """Add the output stream for ``stream`` of the input; None if there is none, or if it is written at once."""
     for converted in plan.converted:
         if converted.stream.index == stream.index:
             return _add_converted(container, stream, converted)
@@ -169,7 +169,7 @@ def copied_packets(
 
 
 def without_cuts(packets: Iterator[Packet], *, all_before_start: bool) -> Iterator[Packet]:
-    """Leave out packets that an edit list of the input cuts out, but those from which a decoder starts.
+    """Leave out packets that an edit list removes, except those a decoder needs to start.
 
     What is before the first packet that is shown stays where the output has edit lists of its own
     (``all_before_start``), else no more of it than a decoder of sound warms up with. What is cut out later stays only
@@ -201,7 +201,7 @@ def _lies_before(packet: Packet, other: Packet) -> Fraction:
 
 
 def _lasting(packets: Iterator[Packet]) -> Iterator[Packet]:
-    """Packets with content, up to where the file cannot be read; sound that says not how long it lasts gets it said.
+    """Packets with content, up to where the file becomes unreadable; missing audio durations are filled in.
 
     It lasts until the next packet of its stream, which may be an empty one at the end; else as long as the one before.
     Without, MP4 would leave out the last packet.
@@ -230,7 +230,7 @@ def _lasting(packets: Iterator[Packet]) -> Iterator[Packet]:
 
 
 class _DecodingTimes:
-    """Moves the times of a stream's packets, and fills in or mends the decoding times."""
+    """Shifts the times of a stream's packets, and fills in or repairs decoding times."""
 
     def __init__(self, copy: Copy, *, strict: bool) -> None:
         self._reorders = copy.kind == "video" and not copy.picture

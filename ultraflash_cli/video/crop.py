@@ -1,4 +1,4 @@
-"""The part of a stored picture that its container asks to show: a clean aperture or Matroska's pixel crop."""
+"""The visible part of a stored picture: clean aperture or Matroska's pixel crop."""
 
 import io
 from collections.abc import Iterator

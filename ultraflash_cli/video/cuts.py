@@ -1,4 +1,4 @@
-"""Scene cuts, found from histograms and structure of small thumbnails."""
+"""Scene cut detection from histograms and structure of small thumbnails."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class _Look:
 
 
 class CutDetector:
-    """Says of each frame whether a new scene starts with it.
+    """Decides for each frame whether a new scene starts with it.
 
     A pure function of the frames: any way of pushing them gives the same answers. The first frame is no cut.
     """
@@ -59,7 +59,7 @@ class CutDetector:
         return answers
 
     def flush(self) -> list[bool]:
-        """Return the answers for the last frames and forget the clip."""
+        """Return the decisions for the last frames, and reset."""
         answers: list[bool] = []
         while self._first + len(self._looks) > self._decided:
             answers.append(self._decide())
@@ -93,8 +93,7 @@ class CutDetector:
         return not any(_distance(self._looks[i], after) < back for i in range(place - 1))
 
     def _follows_a_blank(self, place: int, end: int) -> bool:
-        """Return whether a new scene comes at full strength after a few white or black frames,
-        which look like any other."""
+        """Return whether a new scene follows at full contrast after a few white or black frames."""
         after = self._looks[place]
         if _contrast(self._looks[place - 1]) > _NOISE or _contrast(after) <= 3 * _NOISE:
             return False
@@ -121,7 +120,7 @@ def _look(rgb_hwc: Picture) -> _Look:
 
 
 def _distance(a: _Look, b: _Look) -> float:
-    """Return how little two frames have in common, 0 to 1: structure under the best shift of the camera, and colours.
+    """Return the distance of two frames, 0 to 1: structure under the best camera shift, and colours.
 
     Colours count no more than structure does: where only the light changed, the scene is the same.
     """

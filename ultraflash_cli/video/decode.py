@@ -42,7 +42,7 @@ _LEFT_BEHIND = {
     "SPHERICAL": "the flag for spherical video is not kept",
     "S12M_TIMECODE": "timecodes inside frames are not kept",
 }
-"""What decoders find inside the picture and no encoder takes, in words."""
+"""Metadata inside frames that no encoder can keep, in words."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,17 +64,17 @@ class ReadReport:
     failures: int = 0
     """Packets that could not be read or decoded."""
     lost_s: Fraction = Fraction(0)
-    """How much of the end is lost, as far as the file says how long it was."""
+    """Seconds lost at the end, if the file states its length."""
     missing_bytes: int = 0
-    """How many bytes at its end the file lacks, as far as it says how long it was."""
+    """Bytes missing at the end, if the file states its length."""
     repaired_times: int = 0
-    """Timestamps that were missing, doubled, stepped back or far from those around."""
+    """Timestamps that were missing, repeated, went backwards, or were outliers."""
     restarts: int = 0
     """How often the clock of the file started again."""
 
     @property
     def damaged(self) -> bool:
-        """Whether less came out than once was in the clip."""
+        """Whether frames were lost."""
         return self.failures > 0 or self.missing_bytes > 0 or self.lost_s > _LOSS_S
 
 
@@ -82,7 +82,7 @@ _LOSS_S = Fraction(1, 2)
 
 
 class _Said:
-    """Passes each kind of message on once."""
+    """Passes on each kind of message once."""
 
     def __init__(self, name: str, warn: Callable[[str], None]) -> None:
         self._name = name
@@ -179,7 +179,7 @@ def read_frames(
 
 
 def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: str | None, said: _Said) -> None:
-    """Return what is new in this frame and cannot be kept or was not so before."""
+    """Return what is new in this frame: metadata that cannot be kept, or a change."""
     if mode == "interlaced" and frame.interlaced_frame:
         _say_deinterlaced(info, said)
     if (frame.width, frame.height) != info.stored_wh:

@@ -1,4 +1,4 @@
-"""Which frames of a clip are deinterlaced, and into how many."""
+"""Which frames of a clip are deinterlaced, and into how many frames."""
 
 from dataclasses import replace
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The settings that turn frames into packets: chosen for a clip, checked, given to the encoder."""
+"""Encoder settings: chosen for a clip, checked, applied to the encoder."""
 
 import re
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ _CHOICES = {
         "profile": ("baseline", "main", "high", "high10", "high422", "high444"),
     }
 }
-"""Values that the library itself would complain of on stderr, in words of its own."""
+"""Options whose bad values the library would report on stderr itself."""
 _UNKNOWN_SETTING = ("Error parsing option", "Unknown option", "Invalid value for")
 
 _LISTS = {"h264": "x264-params", "hevc": "x265-params", "av1": "svtav1-params"}
@@ -76,7 +76,7 @@ MADE_TICKS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSpec:
-    """All that decides how frames become packets; equal specs and frames give equal packets."""
+    """Everything that determines the packets; equal specs and frames give equal packets."""
 
     codec: str
     """A name of ``codecs.CODECS``."""
@@ -87,7 +87,7 @@ class EncodeSpec:
     options: tuple[tuple[str, str], ...]
     """Options of the encoder, applied over our own."""
     width_px: int
-    """Of the frames that come, in coded orientation."""
+    """Of the input frames, in coded orientation."""
     height_px: int
     time_base: Fraction
     """Unit of the timestamps of the frames."""
@@ -157,7 +157,7 @@ class EncodeSpec:
 
     @property
     def summary(self) -> dict[str, object]:
-        """What reports say of it."""
+        """Summary for reports."""
         return {"codec": self.codec, "crf": self.crf, "pix_fmt": self.pix_fmt, "preset": self.preset}
 
     @property
@@ -283,7 +283,7 @@ def made_times(rate: Fraction) -> tuple[Fraction, int]:
 
 
 def losses(info: ClipInfo, spec: EncodeSpec) -> tuple[str, ...]:
-    """Return what of the picture of ``info`` the settings cannot keep, a sentence each; these belong into the warnings.
+    """Return what the settings cannot keep of the picture of ``info``, one sentence each; these become warnings.
 
     Transparency is left out: ``read_frames`` reports it if it is lost.
     """
@@ -315,7 +315,7 @@ def check_encoder(spec: EncodeSpec) -> None:
     prepare_encoder(context, spec)
     level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.WARNING)
-    # A complaint that was the last one before, of another clip perhaps, counts all the same.
+    # The same complaint as the last one, perhaps of another clip, counts too.
     av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as said:

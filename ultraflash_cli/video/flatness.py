@@ -1,4 +1,4 @@
-"""Whether a clip is flat-coloured, as drawings and screens are, where a generative model invents texture."""
+"""Whether a clip is flat-coloured, like drawings and screen recordings, where a generative model invents texture."""
 
 from collections.abc import Iterable
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Whether the two fields of each frame were taken at one moment or at two, measured on the pictures."""
+"""Interlacing, measured on the frames: whether the two fields were taken at the same time."""
 
 from typing import Literal
 
@@ -41,7 +41,7 @@ _CYCLE = 5
 
 
 class FieldMeter:
-    """Collects a vote of every frame in which something moves.
+    """Collects votes of all frames with motion.
 
     Three pictures are compared if there is motion: the frame, its top lines woven with the bottom lines of the frame
     before, and the other way round. Where all lines of a frame are of one moment, the two woven ones are equally
@@ -59,7 +59,7 @@ class FieldMeter:
         self._clean = 0  # frames that are hardly combed where they move
 
     def push(self, frame: av.VideoFrame) -> None:
-        """Take the next frame in the order of showing."""
+        """Take the next frame in display order."""
         before, self._before = self._before, _luma(frame)
         self._number += 1
         if before is not None and before.shape == self._before.shape:
@@ -86,7 +86,7 @@ class FieldMeter:
         return votes >= _LEAST_VOTES and self._clean < _NEARLY_ALL * votes
 
     def answer(self) -> Literal["unknown", "progressive", "tff", "bff", "telecined"]:
-        """Return what the votes so far mean."""
+        """Return the scan type by the votes so far."""
         if len(self._lean) < _LEAST_VOTES:
             return "unknown"
         if self._repeats():

@@ -1,4 +1,4 @@
-"""The join of finished segments into one file, alone or with everything that was next to the picture."""
+"""Join finished segments into one file, alone or with the other streams of the input."""
 
 from array import array
 from bisect import bisect_left
@@ -78,12 +78,12 @@ _ITUNES_TAGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What a join has written."""
+    """The result of a join."""
 
     notes: tuple[str, ...]
-    """A sentence for each thing that could only be known now; these belong into the warnings."""
+    """A sentence for each finding of the join; these become warnings."""
     contents: tuple[Content, ...]
-    """What each stream got, in order; pictures and attachments left out."""
+    """Content of each stream, in order, without cover pictures and attachments."""
     picture: int = 0
     """Which of the moving pictures is the main one, counted from 0."""
 
@@ -337,7 +337,7 @@ def _pictures(
 def _interleave(
     container: OutputContainer, pictures: Iterator[Packet], copied: Iterator[Packet], written: Mapping[int, Content]
 ) -> None:
-    """Mux both in the order of their decoding times; fills in what each stream got."""
+    """Mux both in decoding order; fills in the content of each stream."""
     picture = next(pictures, None)
     other = next(copied, None)
     while picture is not None or other is not None:
@@ -353,9 +353,10 @@ def _interleave(
 
 
 def _shown(path: Path, contents: Sequence[Content], number: int) -> tuple[Fraction, Fraction]:
-    """Return when the first packet of the picture is shown, in seconds, and how wide its pixels are over their height.
+    """Return the start of the video in seconds, and its pixel aspect ratio.
 
-    Segments begin with the first frame shown. PyAV hands no aspect to Matroska: it is there where the codec says it.
+    Segments begin with the first frame shown. PyAV passes no aspect ratio to Matroska: it is known
+    only if the codec stores it.
     """
     with av.open(f"file:{path}", metadata_errors="replace") as container:
         picture = main_picture(container, contents, number=number)

@@ -1,4 +1,4 @@
-"""A clip written to a stream segment by segment, while its next segments are still being made."""
+"""Write a clip to a stream segment by segment, while later segments are still being made."""
 
 import io
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -53,11 +53,11 @@ _OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed:
-    """What went out."""
+    """What was written to the stream."""
 
     frames: int
     notes: tuple[str, ...] = ()
-    """A sentence for each thing that could only be known now; these belong into the warnings."""
+    """A sentence for each finding of the join; these become warnings."""
 
 
 def stream_clip(
@@ -190,7 +190,7 @@ def _packets(path: Path) -> Iterator[Packet]:
 
 
 class _Beside:
-    """Muxes what is next to the picture, a stream up to where the muxer refuses it: what was written stays."""
+    """Muxes the other streams, each up to where the muxer rejects it."""
 
     def __init__(self, container: OutputContainer) -> None:
         self._container = container
@@ -198,7 +198,7 @@ class _Beside:
         """Why, by stream of the output."""
 
     def mux(self, packet: Packet) -> None:
-        """Write a packet, or pass over it."""
+        """Write a packet, or skip it."""
         if packet.stream_index in self.refused:
             return
         try:
@@ -242,7 +242,7 @@ def _open(sink: ByteSink, plan: StreamPlan, tags: Mapping[str, str]) -> OutputCo
 
 
 class _Head:
-    """A sink that remembers its first bytes, to look at what became of the first picture."""
+    """A sink that remembers its first bytes, to examine the first picture."""
 
     def __init__(self, sink: ByteSink) -> None:
         self._sink = sink
@@ -274,9 +274,9 @@ class _Head:
         self._sink.flush()
 
     def shown(self) -> tuple[Fraction, Fraction]:
-        """Return when the first picture is shown, in seconds, and how wide its pixels are over their height.
+        """Return the start of the video in seconds, and its pixel aspect ratio.
 
-        PyAV hands no aspect to Matroska: it is there where the codec says it.
+        PyAV passes no aspect ratio to Matroska: it is known only if the codec stores it.
         """
         with av.open(io.BytesIO(self._kept), "r", metadata_errors="replace") as container:
             picture = main_picture(container)

@@ -1,4 +1,4 @@
-"""What the first frames of a clip show, looked at within a budget of pixels."""
+"""Examine the first frames of a clip, within a budget of pixels."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,9 +24,9 @@ from ultraflash_cli.video.transparency import has_alpha_layer, is_transparent, s
 __all__ = ["FirstLook", "average_rate", "first_look"]
 
 _MOST_LOOKED = 100
-"""Frames that are looked at where one does not tell."""
+"""Frames to examine if one does not settle it."""
 _MOST_PIXELS = 1 << 28
-"""Pixels that are looked at, however large the frames are."""
+"""Pixels to examine, however large the frames are."""
 _FIRST_FRAME_PACKETS = 500
 _SCANNED_BYTES = 8_000_000
 _SCANNED_PIXELS = 1 << 26
@@ -49,7 +49,7 @@ _NEVER_INTERLACED = {"apng", "av1", "exr", "gif", "png", "vp8", "vp9", "webp"}
 
 @dataclass(frozen=True, kw_only=True)
 class FirstLook:
-    """What the first frames show."""
+    """Findings about the first frames."""
 
     first: av.VideoFrame
     size_wh: tuple[int, int]
@@ -84,7 +84,7 @@ class _Sizes:
 
 
 def first_look(source: Source, container: InputContainer, stream: VideoStream) -> FirstLook:
-    """Decode frames until they tell what is to be known, or the budget is spent.
+    """Decode frames until everything is known, or the budget is spent.
 
     Raises ``InputError`` where no frame can be decoded.
     """
@@ -206,7 +206,7 @@ def average_rate(stream: VideoStream) -> Fraction:
 
 
 def _scan(stream: VideoStream, meter: FieldMeter | None, flagged: bool) -> Scan:
-    """Weigh what is measured against what is said; ``first_look`` looks further where a flag seems wrong."""
+    """Combine measurement and flags; ``first_look`` examines more frames if a flag seems wrong."""
     measured = meter.answer() if meter is not None else "unknown"
     context = stream.codec_context
     declared = _FIELD_ORDERS.get(context.field_order)

@@ -1,4 +1,4 @@
-"""What every way of muxing finished segments shares: the streams of the output, the clock, the notes."""
+"""Shared by all muxing of finished segments: output streams, clock, notes."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Output files that appear whole or not at all, and write errors put into words."""
+"""Output files that appear whole or not at all, and messages for write errors."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def output_errors(path: Path) -> Generator[None]:
 
 
 def is_refusal(error: OSError | FFmpegError) -> bool:
-    """Return whether a muxer does not take what it is given, rather than the system what is written."""
+    """Return whether the muxer rejected a stream, as opposed to a write error."""
     number = error.errno or 0
     return isinstance(error, FFmpegError) and (number == errno.EINVAL or number > _SYSTEM_ERRORS)
 
@@ -76,7 +76,7 @@ def partial_file(path: Path) -> Generator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until the content of ``path`` is on the disk."""
+    """Sync the content of ``path`` to disk."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

@@ -1,4 +1,4 @@
-"""A stream that can be read only once, such as stdin, looked at first and then read from its start again."""
+"""A stream that can be read only once, such as stdin: probed first, then read from its start."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ class ByteStream(Protocol):
 
 
 class Pipe:
-    """Remembers what was read of a stream, so that it can be read from its start again.
+    """Buffers what was read from a stream, so that it can be read from its start again.
 
     What ``probe`` reads is held in memory. ``read_frames`` lets go of it as it passes, and then the stream is used up,
     unless ``spool_to`` was called: from then on everything is in a file, for as many readings as are wanted.
@@ -73,7 +73,7 @@ class Pipe:
         self._memory.clear()
 
     def read_to_end(self) -> None:
-        """Take what the stream still holds, so that ``whole_file`` is there; only with a spool."""
+        """Read the rest of the stream, so that ``whole_file`` exists; only with a spool."""
         assert self._spool is not None, "a spool to fill"
         while not self._ended:
             self._take(1 << 20)
@@ -97,7 +97,7 @@ class Pipe:
         return self._recorded(place, size)
 
     def release(self) -> None:
-        """Let readings that follow end where the first one has got to: nothing more is read."""
+        """End the readers that follow at the position of the first one."""
         with self._grown:
             self._ended = True
             self._grown.notify_all()
@@ -144,7 +144,7 @@ class Pipe:
             ) from error
 
     def _advance(self, content: bytes) -> None:
-        """Count what was kept, and wake who follows."""
+        """Count what was kept, and wake the readers that follow."""
         with self._grown:
             self._ended = not content
             self._length += len(content)

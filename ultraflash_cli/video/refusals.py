@@ -1,4 +1,4 @@
-"""Why a file cannot be read as a video, in words that say what to do instead."""
+"""Explain why a file cannot be read as a video, and what to do."""
 
 import re
 from pathlib import Path

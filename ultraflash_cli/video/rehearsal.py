@@ -1,4 +1,4 @@
-"""A trial of the muxer with the beginning of the input: what it refuses is known before any frame is computed."""
+"""A trial run of the muxer with the start of the input, to find rejected streams before any frame is computed."""
 
 from collections import Counter
 from contextlib import suppress

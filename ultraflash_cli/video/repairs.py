@@ -1,4 +1,4 @@
-"""What was repaired in the timestamps of a file, counted and in words."""
+"""Repairs of a file's timestamps: counts and messages."""
 
 from collections import Counter
 from dataclasses import dataclass, field

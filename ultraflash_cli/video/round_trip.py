@@ -1,4 +1,4 @@
-"""In-memory trips of short clips through chroma subsampling and real codecs, for training data."""
+"""In-memory round trips of short clips through chroma subsampling and real codecs, for training data."""
 
 import io
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Segment files: a part of a clip, encoded, that counts only when it is finished."""
+"""Segment files: encoded parts of a clip, valid only once finished."""
 
 import json
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ _DECODING_LEAD = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentRecord:
-    """What is known of a finished segment file; times in ticks of the spec's ``time_base``."""
+    """Facts about a finished segment file; times in ticks of the spec's ``time_base``."""
 
     size_bytes: int
     """Of the segment file; one of another size is not the one that was finished."""

@@ -1,4 +1,4 @@
-"""Numbered pictures in a folder, taken for the frames of one clip."""
+"""Numbered images in a folder as the frames of a clip."""
 
 import os
 import re

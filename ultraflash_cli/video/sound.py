@@ -1,4 +1,4 @@
-"""Sound on its way into another codec, each sample at its time; and the codecs that lose nothing."""
+"""Audio conversion with every sample at its time, and the lossless codecs."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Opening what is read: a file, numbered pictures, or a pipe; and decoding its packets one by one."""
+"""Open sources (a file, numbered images or a pipe) and decode their packets."""
 
 import re
 from collections import Counter
@@ -45,7 +45,7 @@ Source = Path | ImageSequence | Pipe
 """What a clip can be read from."""
 
 LARGEST_PIXELS = 1 << 27
-"""What is larger is refused by what its header says, before a frame of it takes gigabytes: 16,384 x 8,192 pixels."""
+"""Larger frames are refused by their header, before one takes gigabytes: 16,384 x 8,192 pixels."""
 
 _REFUSED_FORMATS = {"ansi", "applehttp", "concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "tty"}
 """Formats that are lists of other files, or text; FFmpeg would read nearly anything as ``tty``."""
@@ -190,7 +190,7 @@ def decoder_of(stream: VideoStream, *, alpha: bool) -> VideoCodecContext:
 
 @dataclass
 class Tally:
-    """What became of the packets of a stream."""
+    """Counts of a stream's packets."""
 
     packets: int = 0
     failures: int = 0

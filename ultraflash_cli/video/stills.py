@@ -1,4 +1,4 @@
-"""Pictures as PNG files: one alone, or all frames of a clip, numbered."""
+"""PNG files: a single image, or all frames of a clip, numbered."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Subtitles on their way into the output: cut to the part that is kept, converted, and none over another in MP4."""
+"""Subtitles for the output: cut to the selected range, converted, and without overlaps in MP4."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One clock for all streams of a file: restarts, jumps and wrong values of timestamps are repaired packet by packet."""
+"""One clock for all streams of a file: repairs restarts, jumps and wrong timestamps packet by packet."""
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterator

@@ -1,4 +1,4 @@
-"""Whether a clip has transparent parts, and whether they can be read."""
+"""Detect transparency, and whether it can be read."""
 
 from collections.abc import Iterator
 from typing import cast
@@ -16,7 +16,7 @@ _PREFIX_SEI = 39
 _ALPHA_CHANNEL = 165
 """What HEVC says next to a picture: an auxiliary layer holds its transparency."""
 _PACKED_ALPHA = {"rgba": 3, "bgra": 3, "argb": 0, "abgr": 0}
-"""Where the opaqueness is among the four bytes of a pixel."""
+"""Index of alpha among the four bytes of a pixel."""
 _LINES = 256
 """Lines that are looked at in one go."""
 

@@ -1,4 +1,4 @@
-"""Plain frames for other programs: YUV4MPEG2, written from lossless segments."""
+"""Raw frames for other programs: YUV4MPEG2, written from lossless segments."""
 
 from collections.abc import Iterable
 from pathlib import Path

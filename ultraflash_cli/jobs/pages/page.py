@@ -1,4 +1,4 @@
-"""What every page is made of: the template filled, facts of a clip, how it was made, the place of the file."""
+"""Shared by all pages: filling the template, facts of a clip, how it was made, writing the file."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ _HDR = {16: "PQ", 18: "HLG"}
 
 
 def check_page_place(html: Path, clips: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse, before any work, a page that would replace a clip or what was not meant, or that has no place to be.
+    """Refuse, before any work, a page that would replace a clip or another file, or cannot be written.
 
     Raises UsageError, OutputError.
     """
@@ -37,7 +37,7 @@ def check_page_place(html: Path, clips: Iterable[Path], *, overwrite: bool) -> N
 
 
 def filled(data: Mapping[str, object]) -> str:
-    """Return the page with its data; nothing in it asks for anything outside."""
+    """Return the page with its data; it loads nothing from outside."""
     footer = {"footer": f"Made by ultraflash {version('ultraflash')}. This file is complete: it loads nothing."}
     text = json.dumps({**data, **footer}).replace("<", "\\u003c")  # so that no name can end the script
     page = resources.files("ultraflash_cli.jobs.pages").joinpath("compare.html").read_text(encoding="utf-8")

@@ -1,3 +1,3 @@
-"""From what is requested to what is decided; knows no torch."""
+"""From options to a plan; never imports torch."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Which clips the inputs of a command stand for: files, globs, folders."""
+"""Find the clips of a command's inputs: files, globs, folders."""
 
 import glob
 import os
@@ -43,11 +43,11 @@ VIDEO_SUFFIXES = frozenset(
         ".y4m",
     }
 )
-"""What counts as a video when a folder is searched; a file that is named is always tried."""
+"""Extensions of videos in folders; files named explicitly are always tried."""
 
 _RESULT = re.compile(r"_(\d+(k|p|x)|\d+x\d+)(_part|_preview)?(_side_by_side)?$")
 _NAMED = 3
-"""How many of the files that are passed over in a folder a message names."""
+"""Most skipped files of a folder that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,13 @@ class FoundClip:
 
 
 def is_several(inputs: Sequence[Path], *, images: bool) -> bool:
-    """Return whether the inputs, as they were named, make a batch, however many clips that turns out to be."""
-    # os.path and not Path: what may not be looked at is no reason to fail here, it is refused in words later.
+    """Return whether the inputs make a batch, however many clips that turns out to be."""
+    # os.path and not Path: an unreadable path must not fail here; it is refused with a message later.
     return len(inputs) > 1 or _is_glob(inputs[0]) or (os.path.isdir(inputs[0]) and not images)
 
 
 def names_a_file(output: Path) -> bool:
-    """Return whether an output that is to hold several clips is called like a file, and is no folder."""
+    """Return whether an output for several clips is named like a file, and is not a folder."""
     return not os.path.isdir(output) and output.suffix.lower() in (*VIDEO_SUFFIXES, ".png")
 
 

@@ -1,4 +1,4 @@
-"""Everything about a clip to generate that can be refused or decided before a model is loaded, the cheapest first."""
+"""Check and decide everything about a clip to generate before a model is loaded, cheapest checks first."""
 
 import math
 import re
@@ -50,11 +50,11 @@ SCALES = {"480p": 1, "1k": 2, "2k": 3}
 """Targets by what they multiply the model's base size by."""
 
 _LATENTS = 21
-"""Length of a clip where none is requested: 81 frames, as published."""
+"""Default length of a clip: 81 frames, as published."""
 _PREFIX_CHUNKS = 2
 """Chunks of an initial clip that a generator without sliding window leaves room for, where no length is requested."""
 AUTO_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
-"""What of the published model has to be installed for `auto` to take it."""
+"""Parts of the published model that must be installed for `auto` to choose it."""
 _SLUG_CHARACTERS = 40
 _LONGEST_S = 3600
 _FASTEST = 240
@@ -66,13 +66,13 @@ class GenerateJob:
 
     prompt: str
     output: Path | None = None
-    """The file to write; None for a name made from prompt, size and seed, in `folder`."""
+    """The file to write; None for a default name from prompt, size and seed, in `folder`."""
     folder: Path | None = None
-    """Where a made name goes; None for the folder one is in."""
+    """Folder of a default name; None for the current folder."""
     stdout: BinaryIO | None = None
-    """Where the finished file goes instead of to a place of its own."""
+    """Stream to write instead of a file."""
     stdout_name: str = "-"
-    """What reports call that."""
+    """Name of the stream in reports."""
     temp: Path | None = None
     """Folder for journal and segments; None for next to the output."""
     name: str | None = None
@@ -108,7 +108,7 @@ class GenerateJob:
     max_memory: str | None = None
     """The most memory of the device to use, such as `6G`; None for what is free."""
     show: "Show | None" = None
-    """What shows the job while it runs; the output is the same without."""
+    """Shows the job while it runs; the output is the same without it."""
     tag: bool = True
     """Write into the output how it was made."""
     resume: bool = True
@@ -161,7 +161,7 @@ class GenerateJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedGeneration:
-    """A clip to generate with everything decided that needs no model."""
+    """A clip to generate, with everything decided that does not need the model."""
 
     job: GenerateJob
     model: str
@@ -179,14 +179,14 @@ class PreparedGeneration:
     notice: str
     """What people are told of the model's clips; empty if there is nothing to say."""
     clip: "ClipInfo | None"
-    """What is known of the clip to continue from."""
+    """Facts about the clip to continue."""
     clip_lengths: tuple[int, ...]
     """How many of its frames the generator can take as the past: whole chunks that it has room for."""
     output: Path
     low_output: Path | None
     """Where the clip at the base size goes; None if it is not requested."""
     exists: bool
-    """The output is there already and the job says to skip it then."""
+    """The output exists, and the job skips existing outputs."""
     cache_management: "CacheManagement"
     streams: "StreamPlan"
     spec: "EncodeSpec"
@@ -353,7 +353,7 @@ def _remarks(profile: "Profile", generator: "GeneratorConfig", latents: int) -> 
 
 
 def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -> bool:
-    """Look at the place of an output; `main` is the one that it is next to."""
+    """Check the place of an output; `main` is the one next to it."""
     check_pattern(output)
     return check_target(
         output,

@@ -10,7 +10,7 @@ _MOST_LEVELS = 255
 
 
 def check_guard(levels: float | None) -> None:
-    """Raise ConfigError for a limit that is none; None is no limit."""
+    """Raise ConfigError for an invalid limit; None is no limit."""
     if levels is not None and not 1 <= levels <= _MOST_LEVELS:
         raise ConfigError(f"--guard must be off or 1 to {_MOST_LEVELS} levels, got {levels:g}")
 

@@ -1,4 +1,4 @@
-"""What an upscaling reads: a file, numbered pictures, a pipe; checked, named, and told from another one."""
+"""The input of an upscale: a file, numbered images or a pipe; checked, named and identified."""
 
 import hashlib
 import math
@@ -77,8 +77,7 @@ def missing(path: Path, *, meant_as_output: bool = False) -> str:
 
 
 def input_identity(source: "Source") -> str:
-    """Return the name of the input so that another one has another name; what comes through a pipe
-    has this process's."""
+    """Return a unique name for the input; a pipe has the process's."""
     from ultraflash_cli.video.pipe import Pipe
     from ultraflash_cli.video.source import source_path
 
@@ -98,7 +97,7 @@ def made_place(source: "Source") -> tuple[Path, str]:
 
 
 def input_bytes(source: "Source") -> int:
-    """Count the bytes of a file; what else is read brings nothing that would be copied, or does not say."""
+    """Return the size of a file; 0 for images and pipes."""
     return source.stat().st_size if isinstance(source, Path) else 0
 
 
@@ -123,7 +122,7 @@ def first_number(source: "Source", start_s: Fraction) -> int:
 
 
 def file_head(source: "Source") -> tuple[int, str]:
-    """Return size and beginning of a file, to tell later whether another one stands in its place."""
+    """Return size and start of a file, to find out later whether it was replaced."""
     if not isinstance(source, Path):
         return 0, ""
     with source.open("rb") as file:
@@ -131,7 +130,7 @@ def file_head(source: "Source") -> tuple[int, str]:
 
 
 def check_unchanged(source: "Source", head: tuple[int, str], *, frames: int) -> None:
-    """Raise InputError if a file that was read is gone, or another one than it was; it may have grown."""
+    """Raise InputError if a file that was read is gone or was replaced; it may have grown."""
     kept = f"all {frames} frames are finished and kept" if frames else "nothing had been read yet"
     try:
         now = file_head(source)

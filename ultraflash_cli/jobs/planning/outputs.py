@@ -1,4 +1,4 @@
-"""What outputs are called."""
+"""Names of outputs."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str) -> st
 
 
 def made_name(stem: str, suffix: str) -> Path:
-    """Return the name of an output that nobody has named; pictures are in a folder of their own."""
+    """Return the default name of an output; images get their own folder."""
     return Path(stem, _PICTURES) if suffix == ".png" else Path(f"{stem}{suffix}")
 
 

@@ -1,4 +1,4 @@
-"""The place of an output: what can be refused before any work is done."""
+"""Check the place of an output before any work is done."""
 
 import hashlib
 import os
@@ -41,7 +41,7 @@ _BITS_PER_PIXEL = {
     "png": 5.0,
     "y4m": 4.0,
 }
-"""A low guess, so that only a hopeless disk is refused; a disk that fills up after all stops the run later."""
+"""A low estimate, so that only a hopeless disk is refused; a disk that fills up stops the run later."""
 
 
 def check_target(
@@ -88,7 +88,7 @@ def check_target(
 
 
 def _refuse_gaps(output: Path) -> None:
-    """Raise UsageError if numbers are missing among the pictures of an output: it is no result to leave alone."""
+    """Raise UsageError if numbers are missing among the images of an output, which cannot be skipped as a result."""
     from ultraflash_cli.video.sequence import existing_pictures
 
     numbers = list(existing_pictures(output))
@@ -186,7 +186,7 @@ def exists_error(output: Path) -> UsageError:
 
 
 def encoded_bytes(codec: str, *, width_px: int, height_px: int, frames: int) -> int:
-    """Guess low how large the encoded picture gets."""
+    """Return a low estimate of the size of the encoded video."""
     return int(_BITS_PER_PIXEL[codec] * width_px * height_px * frames / 8)
 
 

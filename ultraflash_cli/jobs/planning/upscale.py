@@ -1,4 +1,4 @@
-"""Everything that can be refused or decided before a model is loaded, the cheapest first."""
+"""Check and decide everything before a model is loaded, cheapest checks first."""
 
 import math
 import re
@@ -68,7 +68,7 @@ _PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
 DECODERS = ("auto", "tiny", "ultra")
 _FASTEST = 240
 _STRETCH = Fraction(102, 100)
-"""How much more one side may grow than the other before it is said; rounding to even sides is less."""
+"""Ratio of the sides' growth above which a warning is given; rounding to even sides is less."""
 CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m")
 
 
@@ -83,13 +83,13 @@ class UpscaleJob:
     images: bool = False
     """A folder is a sequence of pictures."""
     output: Path | None = None
-    """The file to write; None for a name made from the source's, in `folder`."""
+    """The file to write; None for a default name from the source's, in `folder`."""
     folder: Path | None = None
-    """Where a made name goes; None for next to the source."""
+    """Folder of a default name; None for next to the source."""
     stdout: BinaryIO | None = None
-    """Where the finished file goes instead of to a place of its own."""
+    """Stream to write instead of a file."""
     stdout_name: str = "-"
-    """What reports call that."""
+    """Name of the stream in reports."""
     temp: Path | None = None
     """Folder for journal and segments, and for what must be kept of a pipe; None for next to the output."""
     res: str | None = None
@@ -107,7 +107,7 @@ class UpscaleJob:
     detail: float | None = None
     """How much detail is added, 0 to 1, by a model that offers it; None is 1."""
     guard: float | None = GUARD_LEVELS
-    """How far the result may stray from the source, in levels of 255; None for as far as it likes."""
+    """How far the result may depart from the source, in levels of 255; None for no limit."""
     color: Literal["match", "off"] = "match"
     seed: int = 0
     cuts: Literal["auto", "off"] = "auto"
@@ -116,7 +116,7 @@ class UpscaleJob:
     pix_fmt: str = "auto"
     enc_options: tuple[tuple[str, str], ...] = ()
     audio: Literal["copy", "aac", "flac", "none"] = "copy"
-    """aac and flac: what sound becomes that the container cannot hold as it is."""
+    """aac and flac: codec for audio that the container cannot hold unchanged."""
     subs: Literal["copy", "none"] = "copy"
     deinterlace: Literal["auto", "frame", "field", "off"] = "auto"
     """As `video.deinterlacing` explains."""
@@ -143,7 +143,7 @@ class UpscaleJob:
     side_by_side: bool = False
     """Show the plain resample on the left and the result on the right."""
     show: "Show | None" = None
-    """What shows the job while it runs; the output is the same without."""
+    """Shows the job while it runs; the output is the same without it."""
     tag: bool = True
     """Write into the output how it was made."""
     resume: bool = True
@@ -186,14 +186,14 @@ class UpscaleJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A job with everything decided that needs no model."""
+    """A job with everything decided that does not need the model."""
 
     job: UpscaleJob
     info: "ClipInfo"
     output: Path
     """What is written; where a link was named, the file that it leads to."""
     exists: bool
-    """The output is there already and the job says to skip it then."""
+    """The output exists, and the job skips existing outputs."""
     plan: UpscalePlan
     res: str
     """The target as a word for names: the one requested, or what the default rule gave."""
@@ -362,7 +362,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
 
 
 def _kept_streams(job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: str) -> "StreamPlan":
-    """Plan what comes along, of that only what the muxer takes."""
+    """Plan the streams to keep, without those the muxer rejects."""
     from ultraflash_cli.video.containers import plan_streams
     from ultraflash_cli.video.rehearsal import rehearse
 

@@ -1,4 +1,4 @@
-"""A part of a clip by its times: `--start`, `--end` and `--preview` as people write them."""
+"""The selected range of a clip: `--start`, `--end` and `--preview`."""
 
 import re
 from fractions import Fraction
@@ -8,7 +8,7 @@ from ultraflash_cli.errors import UsageError
 __all__ = ["Window", "choose_window", "is_still", "parse_time"]
 
 Window = tuple[Fraction, Fraction]
-"""Start and end (not included) in seconds of the input's own clock."""
+"""Start and end (exclusive) in seconds of the input's own clock."""
 
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 _FOREVER_S = Fraction(10**9)

@@ -1,4 +1,4 @@
-"""What a journal says: its entries, checked as they are read, for a work folder may come from anybody."""
+"""Entries of a journal, checked on reading, because a work folder may come from anyone."""
 
 import json
 import os
@@ -98,7 +98,7 @@ class Placement:
 
 @dataclass
 class Found:
-    """What a journal file says."""
+    """The content of a journal."""
 
     fingerprint: dict[str, object]
     segments: list[SegmentEntry]
@@ -106,9 +106,9 @@ class Found:
     complete: bool = False
     placement: Placement | None = None
     refused: str | None = None
-    """Why nothing of it may be used."""
+    """Why none of it may be used."""
     is_foreign: bool = False
-    """It is of another format than this version of the program writes."""
+    """Its format is not the one of this version."""
 
 
 def count_frames(folder: Path) -> int:
@@ -122,7 +122,7 @@ def count_frames(folder: Path) -> int:
 
 
 def moved_files(folder: Path) -> list[Path]:
-    """List what the run in a work folder has brought to its place before it was killed."""
+    """List the files that a killed run had already put in place."""
     found = read_journal(folder)
     if found is None or found.placement is None or found.refused is not None:
         return []
@@ -148,7 +148,7 @@ def read_journal(folder: Path) -> Found | None:
             else:
                 _enter(found, record)
         except (ValueError, KeyError, TypeError, AttributeError):
-            # The line in hand when the power went.
+            # The line being written when the power failed.
             break
         except OutputError as error:
             assert found is not None, "entries follow the fingerprint"

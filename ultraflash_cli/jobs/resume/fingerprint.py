@@ -1,4 +1,4 @@
-"""What tells one job from another: the content of its inputs, and the versions of what makes its pixels."""
+"""What identifies a job: the content of its inputs, and the versions of everything that affects pixels."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def pictures_digest(pictures: Sequence[Path]) -> str:
 def file_facts(name: str, path: Path) -> dict[str, object]:
     """Return what tells whether a file is still the same, for a fingerprint; `name` is what people call it.
 
-    Its time of change does not: copies have another one.
+    Modification times are left out: copies have others.
     """
     return {f"{name}'s size": path.stat().st_size, f"{name}'s content": content_digest(path)}
 

@@ -1,4 +1,4 @@
-"""The journal of a running job: what is finished for good, kept next to the output until the output is whole."""
+"""The journal of a running job: finished work, kept next to the output until the output is complete."""
 
 import hashlib
 import json
@@ -94,7 +94,7 @@ class Journal:
         if self.fresh_because is not None:
             self._clear()
         elif found.placement is not None and all(file.is_there() for file in found.placement.files):
-            # Of the segments some may be gone already, and nobody needs them.
+            # Some segments may be gone already; they are no longer needed.
             self.segments, self.complete, self.placement = found.segments, found.complete, found.placement
         else:
             self.placement = found.placement
@@ -112,12 +112,12 @@ class Journal:
 
     @property
     def placed(self) -> bool:
-        """Nothing is left to do: all outputs are in place."""
+        """All outputs are in place."""
         return self.placement is not None and all(file.is_there() for file in self.placement.files)
 
     @property
     def safe_frames(self) -> int:
-        """Frames that are never made again: those of the finished segments and of the one that is begun."""
+        """Frames that are not computed again: those of finished segments and of the current one."""
         return self.begun.end_frame if self.begun is not None else self.frames
 
     @property

@@ -1,4 +1,4 @@
-"""What interrupted runs have left behind."""
+"""Leftovers of interrupted runs."""
 
 import os
 from collections.abc import Iterable
@@ -20,11 +20,11 @@ class Leftover:
     folder: Path
     size_bytes: int
     frames: int
-    """Frames that the same command would not have to make again."""
+    """Frames that the same command would resume with."""
     in_use: bool
-    """A run is at work in it."""
+    """A run is using it."""
     refusal: str | None = None
-    """Why it is left alone: a link, a file, another user's folder; None for a folder of ours."""
+    """Why it is skipped: a link, a file or another user's folder; None for one of ultraflash."""
 
 
 def find_leftovers(folders: Iterable[Path], *, recursive: bool) -> list[Leftover]:

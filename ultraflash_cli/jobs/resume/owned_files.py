@@ -1,4 +1,4 @@
-"""Folders of our own: private, never reached through a link, emptied only of names that this program makes."""
+"""Work folders: private, never reached through a link, and only emptied of files the program creates."""
 
 import os
 import re
@@ -60,7 +60,7 @@ _OWN = re.compile(
         )
     )
 )
-"""Every name that the program makes in a work folder; nothing else in it is ever deleted."""
+"""Names the program creates in a work folder; nothing else in it is ever deleted."""
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)

@@ -61,10 +61,10 @@ class SegmentSink(Protocol):
 class Spool:
     """Holds what goes into the encoders until the segment is finished; use as a context manager.
 
-    An encoder cannot be stopped and gone on with, so that a stopped segment is encoded again, from here. The calls stay
-    in memory, and go to the disk when the work stops, or once they are more than `SPOOL_BYTES`: written all the time,
-    they would wear out a disk for a stop that may never come. A disk that refuses is no reason to fail: then nothing
-    is kept, and the segment would have to be made again.
+    An encoder cannot be suspended, so a stopped segment is encoded again from here. Calls stay in
+    memory, and are written to disk when the work stops or once they exceed `SPOOL_BYTES`: writing
+    them all the time would wear out the disk for a stop that may never come. If the disk fails,
+    nothing is kept, and the segment would be computed again.
     """
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
@@ -84,7 +84,7 @@ class Spool:
     ) -> None:
         self._held = None
         if not self._finished:
-            # Nobody will read it, and where the disk is full every byte counts.
+            # It will not be read, and on a full disk every byte counts.
             self._give_up()
         if self._file is not None:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Where unfinished work is, and the lock that one run at a time has on it."""
+"""The folder of unfinished work, and its lock."""
 
 import hashlib
 import os

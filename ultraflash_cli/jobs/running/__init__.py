@@ -1,3 +1,3 @@
-"""From what is decided to a finished output: frames through three threads."""
+"""From a plan to a finished output: frames through three threads."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""A bounded queue between two threads that carries failures and measures waiting."""
+"""A bounded queue between two threads that passes on failures and measures waiting."""
 
 import threading
 import time
@@ -70,7 +70,7 @@ class Channel(Generic[T]):
             return None
 
     def cancel(self) -> None:
-        """Return up: waiting and later calls on both sides raise Cancelled, held items are dropped."""
+        """Give up: waiting and later calls on both sides raise Cancelled, queued items are dropped."""
         with self._changed:
             self._cancelled = True
             self._items.clear()

@@ -43,7 +43,7 @@ _DECODE_THREADS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateReport(Report):
-    """How it went with one generated clip; `input` is the prompt, `frames_in` counts those of an initial clip."""
+    """The report of one generated clip; `input` is the prompt, `frames_in` counts those of an initial clip."""
 
     prompt: str
     seed: int
@@ -52,7 +52,7 @@ class GenerateReport(Report):
     fps: float | None = None
     """Frames per second in the file."""
     counters: dict[str, int] | None = None
-    """What the model did and what it spared, by name; empty where an interrupted run had made everything."""
+    """What the model did and skipped, by name; empty if an interrupted run had finished everything."""
 
 
 def run_generation(
@@ -70,7 +70,7 @@ def run_generation(
 
 
 class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport]):
-    """One clip on its way from its prompt into its output."""
+    """The task of generating one clip."""
 
     def __init__(
         self, prepared: PreparedGeneration, build: GenerationBuilder, *, segment_frames: int = SEGMENT_FRAMES
@@ -231,7 +231,7 @@ def _shown_frames(prepared: PreparedGeneration) -> int:
 def _shown(prepared: PreparedGeneration, number: int) -> Iterator[tuple[int, int]]:
     """Return timestamp and duration of each frame of the file that shows the generated frame `number`.
 
-    A frame of the file shows what is on at its time at the model's own rate.
+    A frame of the file shows the generated frame at its time.
     """
     rate = prepared.spec.rate
     _, ticks = made_times(rate)

@@ -1,4 +1,4 @@
-"""The output as a stream: finished segments go to stdout while the next ones are still being made."""
+"""The output as a stream: finished segments are written to stdout while later ones are being made."""
 
 import select
 import threading
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["STREAM_SEGMENT_FRAMES", "LiveStream", "ReaderGone"]
 
 STREAM_SEGMENT_FRAMES = 24
-"""About the least frames of a segment of a stream: one second of film, what its reader waits for."""
+"""Approximate minimum of frames in a segment of a stream: the delay for its reader, about one second."""
 
 
 class ReaderGone(OutputError):
@@ -52,7 +52,7 @@ class LiveStream(threading.Thread):
         """Asks the work to stop where the user does, and where nobody takes its result any more."""
         self.failure: BaseException | None = None
         self.has_begun = False
-        """Something may have been written, which cannot be taken back."""
+        """Something may have been written, which cannot be undone."""
         self._write = write
         self.called = "stdout" if name == "-" else name
         """What messages call the stream."""
@@ -94,7 +94,7 @@ class LiveStream(threading.Thread):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Return up if the block failed, rather than wait for a reader that takes nothing."""
+        """Give up if the block failed, rather than wait for a reader that takes nothing."""
         if error is not None:
             self._segments.put(_Abandoned())
 

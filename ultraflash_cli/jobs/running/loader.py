@@ -58,7 +58,7 @@ _PLANE_MATRICES: dict[str, Matrix] = {"bt709": "bt709", "bt470": "bt601", "smpte
 
 @dataclass(frozen=True, kw_only=True)
 class Built(Generic[ModelT]):
-    """A model that is ready, and what it turned out to be."""
+    """A loaded model, and facts about it."""
 
     model: ModelT
     device: str
@@ -66,20 +66,20 @@ class Built(Generic[ModelT]):
     weights: dict[str, str]
     """The sha256 of every weight file by its name."""
     memory_plan: str = ""
-    """What the plan of its memory changes of the result, however little; nothing is resumed under another one."""
+    """How its memory plan changes the result, however little; work is not resumed under another plan."""
     planned_bytes: int | None = None
     """What that plan is for; None if none was made."""
     state_bytes: int = 0
     """What a saved state takes."""
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
-    """What the model runs with next to its weights: condition noise, timestep, remembered blocks."""
+    """The model's settings besides its weights: condition noise, timestep, remembered blocks."""
     warnings: tuple[str, ...] = ()
     """What was noticed along the way: a prompt that was cut, a smaller plan for lack of memory."""
     frame_seconds: float | None = None
-    """How long the model is foretold to take for a frame; None if nobody knows."""
+    """Predicted time per frame; None if unknown."""
 
     def predicted_seconds(self, total: int | None, done: int) -> float | None:
-        """Return how long the model is going to take for what is left of this many frames; None if nobody knows."""
+        """Return the predicted time for the rest of this many frames; None if unknown."""
         return None if total is None or self.frame_seconds is None else max(0, total - done) * self.frame_seconds
 
 
@@ -97,14 +97,14 @@ class Models:
         self._shelves: dict[Path | None, Shelf] = {}
 
     def plan_upscaler(self, prepared: Prepared) -> tuple[torch.device, Profile, MemoryPlan]:
-        """Decide where and how an upscaling runs, loading nothing. Raises as `upscaler` does."""
+        """Decide where and how an upscale runs, without loading anything. Raises as `upscaler` does."""
         device, shelf = choose_device(prepared.job.device), self._shelf(prepared.job.store)
         profile = _upscaling_profile(prepared, shelf)
         shelf.require(profile.at_scale(prepared.plan.scale), upscaling_parts(profile))
         return device, profile, _plan_upscale(prepared, profile, device, shelf)
 
     def plan_generator(self, prepared: PreparedGeneration) -> tuple[torch.device, Profile, MemoryPlan]:
-        """Decide where and how a clip is generated, loading nothing. Raises as `generator` does."""
+        """Decide where and how a clip is generated, without loading anything. Raises as `generator` does."""
         job = prepared.job
         device, shelf = choose_device(job.device), self._shelf(job.store)
         profile = _generating_profile(prepared, shelf)
@@ -119,7 +119,7 @@ class Models:
         return device, profile, _plan_generation(prepared, profile, device, shelf)
 
     def plan(self, prepared: Prepared | PreparedGeneration) -> tuple[torch.device, Profile, MemoryPlan]:
-        """Decide where and how a job runs, loading nothing."""
+        """Decide where and how a job runs, without loading anything."""
         if isinstance(prepared, Prepared):
             return self.plan_upscaler(prepared)
         return self.plan_generator(prepared)

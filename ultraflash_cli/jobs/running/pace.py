@@ -11,9 +11,9 @@ _SLACK = Fraction(1, 4)
 
 
 class Pace:
-    """Tells of each frame of a clip, in order, at which times a file of `fps` frames per second shows it.
-
-    A frame of the file shows what is on when it begins; times that were rounded, as Matroska does, count as meant. The
+    """Maps each frame of a clip, in order, to its times in a file of `fps` frames per second. A
+    frame of the file shows the clip at its start; rounded times, as in Matroska, count as exact.
+    The
     file lasts less than one of its frames longer than the clip. `time_base` is the unit of the clip's own times and
     `rate` its usual one; the times of the file count in `ticks` a frame.
     """

@@ -1,4 +1,4 @@
-"""How a job goes and how it went: progress while it runs, the numbers that every report has."""
+"""Progress of a running job, and the numbers of its report."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ __all__ = ["Progress", "Report", "Speeds"]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How it went with one output."""
+    """The report of one output."""
 
     input: str
     output: str
@@ -24,7 +24,7 @@ class Report:
     device: str | None = None
     precision: str | None = None
     settings: dict[str, object] | None = None
-    """What the model ran with next to its weights; empty for one without SR transformer."""
+    """The model's settings besides its weights; empty for one without SR transformer."""
     encoder: dict[str, object] | None = None
     frames_in: int = 0
     frames_out: int = 0
@@ -42,7 +42,7 @@ class Report:
     peak_rss_bytes: int = 0
     peak_vram_bytes: int | None = None
     limit: str | None = None
-    """The side that the others waited for: reading, model or writing."""
+    """The bottleneck: reading, model or writing."""
     seconds_by_stage: dict[str, float] | None = None
     warnings: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""One job from its lock to its report: the same for `upscale` and `generate`, which are tasks."""
+"""Run one job from its lock to its report, for `upscale` and `generate` alike."""
 
 import threading
 import time
@@ -34,7 +34,7 @@ ReportT = TypeVar("ReportT", bound=Report)
 
 
 class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
-    """What the two commands do each in their own way; `run` calls the methods in this order."""
+    """What differs between the commands; `run` calls the methods in this order."""
 
     is_resumable: bool
     """A later run can use what this one has finished."""
@@ -70,7 +70,7 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     @abstractmethod
     def planned(self) -> Planned:
-        """Return what the job is going to do."""
+        """Return the plan of the job."""
 
     @abstractmethod
     def reading(self, work: Work) -> AbstractContextManager[None]:
@@ -78,18 +78,18 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     @abstractmethod
     def tag(self, prepared: PreparedT, built: Built[ModelT]) -> str | None:
-        """Return what the outputs say of how they were made; None if they are to say nothing."""
+        """Return the tag of the outputs; None if they get none."""
 
     def check(self, work: Work, built: Built[ModelT]) -> None:
         """Refuse what can be refused before the first frame, with the journal open."""
 
     @abstractmethod
     def inputs(self) -> dict[str, object]:
-        """Return what tells the inputs from others, by names that people know."""
+        """Return what identifies the inputs, under user-facing names."""
 
     @abstractmethod
     def options(self) -> dict[str, object]:
-        """Return what else pixels and packets depend on, apart from what both commands share."""
+        """Return what else affects pixels and packets, besides what both commands share."""
 
     def note(self, work: Work) -> str | None:
         """Return why the work resumes or starts over; None for a plain start."""
@@ -97,7 +97,7 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     @abstractmethod
     def move(self, work: Work, built: Built[ModelT], progress: Progress, stream: LiveStream | None) -> None:
-        """Bring all frames that are still missing through the model into segments."""
+        """Run all missing frames through the model into segments."""
 
     def check_moved(self, work: Work) -> None:
         """Refuse a result that is none, and read the rest of the input."""
@@ -112,7 +112,7 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     @abstractmethod
     def report(self, work: Work | None, built: Built[ModelT] | None, **common: Any) -> ReportT:
-        """Return how it went, from the fields that all reports share; without `work` nothing was done."""
+        """Return the report, from the fields that all reports share; without `work` nothing was done."""
 
 
 def run(
@@ -238,7 +238,7 @@ def _with_smaller_plans(
             if error.planned_bytes is None or (stream is not None and stream.has_begun):
                 raise
             planned_bytes = error.planned_bytes
-        # Only now, with the failure and its traceback gone, is what it held free.
+        # Its memory is only freed once the failure and its traceback are gone.
         free_memory()
         message = f"{work.label}: memory ran out under a plan for {planned_bytes / 1e9:.2f} GB; trying a smaller one"
         work.listener(Retrying(input=work.name, message=message, planned_bytes=planned_bytes))
@@ -262,7 +262,7 @@ def _finish(task: Task[Any, Any, Any], work: Work, stream: LiveStream | None) ->
 
 
 def _fingerprint(task: Task[Any, Any, Any], built: Built[Any]) -> dict[str, object]:
-    """Collect, by the names people know, all that the pixels and packets of the output depend on."""
+    """Collect, under user-facing names, everything that affects the output's pixels and packets."""
     job, spec = task.prepared.job, task.prepared.spec
     return {
         **task.inputs(),

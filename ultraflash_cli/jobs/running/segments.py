@@ -1,4 +1,4 @@
-"""The writing side of a job: a thread that encodes after the model and enters finished segments in the journal."""
+"""The writing thread of a job: encodes the model's output and enters finished segments in the journal."""
 
 import threading
 import time
@@ -36,7 +36,7 @@ than one output."""
 
 @dataclass
 class Busy:
-    """Seconds that each of the three sides has worked, waiting not counted; written by their own threads."""
+    """Busy seconds of the three sides, without waiting; written by their own threads."""
 
     reading: float = 0.0
     model: float = 0.0
@@ -44,14 +44,14 @@ class Busy:
 
     @property
     def limit(self) -> str:
-        """Return the name of the side that the other two wait for."""
+        """Return the name of the bottleneck."""
         sides = {"reading": self.reading, "model": self.model, "writing": self.writing}
         return max(sides, key=lambda side: sides[side])
 
 
 @dataclass(frozen=True)
 class SegmentEnd:
-    """The end of a segment on its way to the writer."""
+    """Marks the end of a segment for the writer."""
 
     end_frame: int
     scene_first: int
@@ -60,7 +60,7 @@ class SegmentEnd:
 
 @dataclass(frozen=True)
 class Pause:
-    """A stop between two groups, inside a segment, on its way to the writer."""
+    """Marks a stop between two groups of a segment for the writer."""
 
     end_frame: int
     scene_first: int

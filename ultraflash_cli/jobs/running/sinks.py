@@ -1,4 +1,4 @@
-"""How finished pictures come into a segment: as often as shown, with transparency, next to the plain resample."""
+"""Write finished pictures to a segment: as often as shown, with transparency, optionally side by side."""
 
 from collections.abc import Callable
 from pathlib import Path

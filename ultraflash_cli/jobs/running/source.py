@@ -1,4 +1,4 @@
-"""The frames of an input on their way to the model: the part that is wanted, scene cuts, another rate."""
+"""The frames of an input for the model: selected range, scene cuts, frame rate."""
 
 from collections import deque
 from collections.abc import Callable, Iterator

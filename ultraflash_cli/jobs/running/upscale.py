@@ -37,7 +37,7 @@ __all__ = ["UpscaleReport", "Upscaling", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleReport(Report):
-    """How it went with one upscaled clip."""
+    """The report of one upscaled clip."""
 
     guard: float | None = None
     """How far the result was allowed to stray from its source, in levels of 255."""
@@ -63,7 +63,7 @@ def run(
 
 
 class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
-    """One clip on its way into its output."""
+    """The task of upscaling one clip."""
 
     def __init__(self, prepared: Prepared, build: Builder, *, segment_frames: int = SEGMENT_FRAMES) -> None:
         name = str(prepared.job.source)

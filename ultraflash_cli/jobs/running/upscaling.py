@@ -31,7 +31,7 @@ __all__ = ["SourceFrame", "move_frames"]
 
 @dataclass(frozen=True)
 class SourceFrame:
-    """One frame of the input on its way to the model."""
+    """A frame of the input for the model."""
 
     number: int
     """Counted from 0 at the start of the clip."""
@@ -42,7 +42,7 @@ class SourceFrame:
     alpha_hw: np.ndarray | None = None
     """How opaque each pixel is if that is kept."""
     times: tuple[tuple[int, int], ...] | None = None
-    """Time stamp and duration of every picture it becomes if that is no at its own time."""
+    """Timestamp and duration of every output frame it becomes, unless it is one at its own time."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,13 @@ def move_frames(
 ) -> bool:
     """Bring every frame that the journal does not have yet through the model into finished segments.
 
-    `source` is called in the reading thread and gives the whole clip from frame 0; `on_group`
-    hears, after every group, how many frames are done; `output` is what failures to write are said
-    of; `write` brings a frame of the source and its finished picture into a segment. Returns False
-    when `stop` was requested before the end; with `pausable` every group that is done then is kept,
-    else whole segments; without `keep_states` nothing can be resumed. `on_segment` is called for
-    every finished segment. Raises what any of the sides raises; finished segments stay in the journal.
+    `source` is called in the reading thread and gives the whole clip from frame 0; `on_group` is
+    called after every group with the number of finished frames; `output` names the output in
+    errors; `write` brings a frame of the source and its finished picture into a segment. Returns
+    False when `stop` was requested before the end; with `pausable` every group that is done then is
+    kept, else whole segments; without `keep_states` nothing can be resumed. `on_segment` is called
+    for every finished segment. Raises what any of the sides raises; finished segments stay in the
+    journal.
     """
     write_one = write or _write_as_it_is
 

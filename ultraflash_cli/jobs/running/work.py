@@ -1,4 +1,4 @@
-"""One locked output on its way: its journal, its warnings, what is kept on a stop, how it comes to its place."""
+"""The work on one locked output: journal, warnings, stopping, and putting it in place."""
 
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -48,7 +48,7 @@ class Finish:
 
 
 class Work:
-    """One locked output on its way from nothing, or from an interrupted run's segments, to its place."""
+    """The work on one locked output, from scratch or from an interrupted run."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Work:
 
     @property
     def note(self) -> str | None:
-        """Why the work goes on or begins again; None for a plain start."""
+        """Why the work resumes or starts over; None for a plain start."""
         if self.journal.placed:
             return f"{self.label}: already finished, {self.output} is in place (only the cleanup was interrupted)"
         if self.journal.safe_frames:
@@ -131,7 +131,7 @@ class Work:
         return self._journal
 
     def _set_aside(self, change: str) -> None:
-        """Keep what only another version of the program or of a library can go on with."""
+        """Set aside work that only another version of the program or of a library can resume."""
         frames, name = count_frames(self.folder), self.folder.name
         kept = self._lock.set_aside()
         self._kept_aside = (
@@ -158,7 +158,7 @@ class Work:
 
     @property
     def _future(self) -> str:
-        """What the same command will find."""
+        """What the same command would find."""
         kept = count_frames(self.folder) if self._resume else 0
         if kept:
             return f"{kept} frames are finished, the same command resumes there"
@@ -186,8 +186,8 @@ class Work:
     def put_in_place(self, finishes: Mapping[Path, "Finish"], *, frames: int) -> None:
         """Make the outputs, the main one of this many frames, next to their places and move them there, in this order.
 
-        So a file under a final name is always one that has passed its check. A stop is obeyed at once until all are
-        made.
+        A file under a final name has therefore always passed its check. Until all are made, a stop
+        takes effect at once.
         """
         from ultraflash_cli.video.partial import output_errors
 
