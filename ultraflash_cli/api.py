@@ -396,7 +396,7 @@ def _taken(frames: Any, size: tuple[int, int]) -> "tuple[_Form, list[ndarray]]":
     if not np.issubdtype(array.dtype, np.floating):
         raise UsageError(f"frames are uint8, uint16 or floats in 0..1, got {array.dtype}")
     if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-        raise UsageError("frames of floats lie in 0..1; some values do not")
+        raise UsageError("float frames must be within 0..1; some values are not")
     deep = np.rint(array.astype(np.float64) * 65535).astype(np.uint16)
     return _Form(kind, "float32", where), list(deep)
 

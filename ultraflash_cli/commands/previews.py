@@ -1,4 +1,4 @@
-"""What `upscale --preview` shows beside the clip: pages, and single frames."""
+"""What `upscale --preview` shows besides the clip: pages, and single frames."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -19,21 +19,21 @@ def show_still(console: Console, jobs: "Sequence[UpscaleJob]", *, html: bool, dr
     from ultraflash_cli.jobs.still import run_still
 
     if len(jobs) != 1:
-        raise UsageError("--preview frame takes one clip; name one input")
+        raise UsageError("--preview frame needs a single clip; give one input")
     if html or dry_run:
         flag = "--html" if html else "--dry-run"
-        raise UsageError(f"--preview frame writes two pictures and nothing else; leave {flag} out")
+        raise UsageError(f"--preview frame only writes two images; remove {flag}")
     report = run_still(jobs[0], console.info)
     if json:
         console.data(asdict(report))
         return
     size = f"{report.width}x{report.height}"
     console.info(f"{report.output}: the frame at {report.time_s:.2f} s, {size}, model {report.model}")
-    console.info(f"{report.plain_output}: the same by lanczos")
+    console.info(f"{report.plain_output}: the same frame with lanczos")
 
 
 def check_pages(jobs: "Sequence[UpscaleJob]") -> None:
-    """Refuse, before any work, jobs of which no page can be made. Raises UsageError, OutputError."""
+    """Refuse, before any work, jobs that no page can be made for. Raises UsageError, OutputError."""
     from ultraflash_cli.jobs.pages.previewing import check_preview
 
     for job in jobs:
@@ -41,7 +41,7 @@ def check_pages(jobs: "Sequence[UpscaleJob]") -> None:
 
 
 def with_pages(outcomes: "Iterable[Outcome]", jobs: "Sequence[UpscaleJob]", console: Console) -> "Iterator[Outcome]":
-    """Yield the outcomes, each with a page beside its output."""
+    """Yield the outcomes, each with a page next to its output."""
     from ultraflash_cli.jobs.pages.previewing import write_preview_page
 
     for outcome, job in zip(outcomes, jobs, strict=True):

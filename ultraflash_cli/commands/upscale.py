@@ -105,9 +105,7 @@ def upscale(
         str | None,
         typer.Option("--preview", metavar="LENGTH[@TIME]", help="Only a short excerpt: 3s@25%, or frame@25% as PNG."),
     ] = None,
-    html: Annotated[
-        bool, typer.Option("--html", help="Write a page beside the output: lanczos against the result.")
-    ] = False,
+    html: Annotated[bool, typer.Option("--html", help="Also write a page: lanczos against the result.")] = False,
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Plain resampling on the left, the result on the right.")
     ] = False,

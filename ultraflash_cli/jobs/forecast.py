@@ -21,7 +21,7 @@ __all__ = [
     "size_words",
 ]
 
-_UNCOUNTED = "the model's work depends on the clip; --preview 3s --html predicts from a part"
+_UNCOUNTED = "the model's work depends on the clip; use --preview 3s --html for a prediction"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Forecaster:
             size = sample.total(frames) + round(copied * _share(prepared))
         basis = f"size: {sample.frames} frames enlarged by lanczos and encoded" if sample is not None else ""
         if per_frame is None or not frames:
-            reason = _UNCOUNTED if frames else "the input does not say how long it is"
+            reason = _UNCOUNTED if frames else "the length of the input is unknown"
             return Forecast(seconds=None, output_bytes=size, flops=None, basis=_joined(reason, basis))
         job = prepared.job
         key = ("upscale", prepared.model, prepared.plan.scale, job.precision, prepared.threads, device)
@@ -91,11 +91,11 @@ class Forecaster:
         spec = prepared.spec
         frames = max(1, round(prepared.frames * spec.rate / GENERATED_FPS))
         size = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
-        guess = "size: a guess by codec and pixels"
+        guess = "size: an estimate from codec and pixels"
         device, profile, _ = self._models.plan_generator(prepared)
         flops = generation_flops(profile, prepared.generator, prepared.plan, prepared.scale)
         if flops is None:
-            reason = "the model's work depends on the clip, so its time is not known before it runs"
+            reason = "the model's work depends on the clip, so its time is unknown before it runs"
             return Forecast(seconds=None, output_bytes=size, flops=None, basis=_joined(reason, guess))
         job = prepared.job
         key = ("generate", prepared.model, prepared.scale, prepared.long, job.precision, prepared.threads, device)

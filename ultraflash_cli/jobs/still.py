@@ -37,11 +37,11 @@ def run_still(job: UpscaleJob, say: Callable[[str], None]) -> StillReport:
     """Make the two pictures. Raises UsageError, InputError, OutputError and what loading the model raises."""
     assert job.preview is not None, "a still is a preview"
     if job.stdout is not None or job.pipe is not None:
-        raise UsageError("--preview frame reads a file and writes two; name them instead of -")
+        raise UsageError("--preview frame reads a file and writes two; use files instead of -")
     _, _, place = job.preview.partition("@")
     named = job.output
     if named is not None and (named.suffix.lower() != ".png" or re.search(r"%\d*d", named.name)):
-        raise UsageError(f"--preview frame writes PNG pictures, {named} is none; name FRAME.png with -o")
+        raise UsageError(f"--preview frame writes PNG images, but {named} is not one; use -o FRAME.png")
     # Whatever lies there is one frame and what follows; a second holds one in every clip that moves.
     prepared = prepare(replace(job, output=None, preview=f"1s@{place or 0}"), to_write=False)
     output = (
@@ -53,7 +53,7 @@ def run_still(job: UpscaleJob, say: Callable[[str], None]) -> StillReport:
     for path in (output, plain):
         check_folder(path)
         if path.exists() and not job.overwrite:
-            raise UsageError(f"{path} exists; -y replaces it, -o names another file")
+            raise UsageError(f"{path} exists; use -y to replace it, or -o for another file")
 
     from ultraflash_cli.video.color import resize_rgb
     from ultraflash_cli.video.stills import write_png
@@ -94,7 +94,7 @@ def _frames_up_to(prepared: Prepared) -> tuple[list[np.ndarray], Fraction]:
         starts += detector.push(frame.rgb_hwc) if detector is not None else [False]
         time_s = (frame.pts - (info.start_pts or 0)) * info.time_base
     if not frames:
-        raise InputError(f"{info.path}: there is no frame at that place")
+        raise InputError(f"{info.path}: no frame at that time")
     starts += detector.flush() if detector is not None else []
     recent = starts[-len(frames) :]
     last_cut = max((index for index, starts_scene in enumerate(recent) if starts_scene), default=0)

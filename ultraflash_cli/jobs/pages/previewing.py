@@ -46,15 +46,15 @@ def check_preview(job: UpscaleJob) -> None:
     What cannot be prepared at all is left to the run, which says so.
     """
     if job.pipe is not None or job.stdout is not None:
-        raise UsageError("--html looks at the input and the output again, which a pipe does not allow; name files")
+        raise UsageError("--html reads input and output again, which a pipe does not allow; use files")
     if job.side_by_side:
-        raise UsageError("--html has lanczos and the result side by side already; leave --side-by-side out")
+        raise UsageError("--html already shows lanczos and the result side by side; remove --side-by-side")
     try:
         prepared = prepare(job)
     except UltraflashError:
         return
     if prepared.output.suffix.lower() == ".png":
-        raise UsageError(f"--html needs a video to look at, {prepared.output.name} is pictures; name a video with -o")
+        raise UsageError(f"--html needs a video, but {prepared.output.name} is images; choose a video with -o")
     if not prepared.exists:
         page = preview_page_path(prepared.output)
         check_page_place(page, (prepared.output, job.source), overwrite=job.overwrite)
@@ -146,7 +146,7 @@ def _made(job: UpscaleJob, output: Path, report: "Report", *, whole: bool) -> di
     facts = dict(made["facts"]) if isinstance(made["facts"], dict) else {}
     share = asdict(report).get("guarded_share")
     if share is not None:
-        facts["held near the source"] = f"{100 * share:.2f} % of the pixels (--guard)"
+        facts["kept near the source"] = f"{100 * share:.2f} % of the pixels (--guard)"
     commands = {name: shlex.join(words)}
     return {"facts": facts, "commands": commands}
 
