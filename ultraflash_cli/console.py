@@ -40,7 +40,7 @@ PLAIN_INTERVAL_S = 5.0
 """Plain progress lines come no more often than this."""
 
 WORTH_TELLING_S = 5.0
-"""What takes less time is over before anybody has read how long it takes."""
+"""Shorter predictions are not worth showing."""
 
 
 _PROMPT_COLUMNS = 60
@@ -294,7 +294,7 @@ class Console:
             if style is not None and self._colored():
                 code = {"yellow": "33", "bold red": "1;31"}[style]
                 message = f"\x1b[{code}m{message}\x1b[0m"
-            # The work is continued when nobody reads stderr any more.
+            # The run continues if stderr has no reader any more.
             self._err.write_line(message)
 
     def _show_plan(self, event: Planned) -> None:

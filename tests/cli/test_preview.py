@@ -77,7 +77,7 @@ def test_a_page_is_checked_before_the_work(previewed: Path, capsys: pytest.Captu
     (previewed / "other.html").write_text("mine")
     for arguments, message in (
         (["-o", str(previewed / "other.mp4")], "other.html exists"),
-        (["--side-by-side"], "leave --side-by-side out"),
+        (["--side-by-side"], "remove --side-by-side"),
         (["-o", str(previewed / "%05d.png")], "needs a video"),
     ):
         assert main(["upscale", clip, *QUICK, "--preview", "0.2s", "--html", *arguments]) == 2
@@ -97,14 +97,14 @@ def test_a_frame_becomes_two_pictures(tmp_path: Path, capsys: pytest.CaptureFixt
     apart = np.abs(pictures[0].astype(int) - pictures[1]).mean()
     assert 0.1 < apart < 25, "the same frame, by the model and by lanczos"
     assert main(["upscale", str(clip), *QUICK, "--preview", "frame@50%"]) == 2
-    assert "exists; -y replaces it" in capsys.readouterr().err
+    assert "exists; use -y to replace it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["--html"], "leave --html out", id="a page"),
-        pytest.param(["-o", "out.mp4"], "name FRAME.png", id="a video"),
+        pytest.param(["--html"], "remove --html", id="a page"),
+        pytest.param(["-o", "out.mp4"], "use -o FRAME.png", id="a video"),
         pytest.param(["--preview", "frame@200%"], "at most 100%", id="no place"),
     ],
 )

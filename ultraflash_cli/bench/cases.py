@@ -50,7 +50,7 @@ class BenchCase:
     untrained: bool = False
     """Weights are random: times and memory mean something, pictures nothing."""
     store: Path | None = None
-    """Folder of the downloaded weights; None if only built-in ones may be used."""
+    """Folder of downloaded weights; None to use built-in ones only."""
 
     def __post_init__(self) -> None:
         if self.kind == "upscale" and self.scale not in (2, 3):

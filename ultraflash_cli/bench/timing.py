@@ -80,7 +80,7 @@ def _answer(function: Callable[..., object], arguments: tuple[Any, ...], pipe: C
 
 
 def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -> BenchReport:
-    """Build the model; time its first group cold, then what comes once it is warm; count what it asks for.
+    """Build the model; time its first group cold, then after warm-up; count its operations.
 
     Of an endless clip, whole groups are timed after those that warm up; else one clip from its beginning to its end.
     ``limits`` are the device's; None measures them here, after the model.

@@ -82,7 +82,7 @@ def opened_sink(output: Path | None, console: Console, *, dry_run: bool) -> Gene
 
 @contextmanager
 def opened_show(address: str | None, console: Console, *, dry_run: bool) -> "Generator[Show | None]":
-    """Open the address where a browser may watch; gives None if nobody is to. Raises UsageError."""
+    """Open the address where a browser may watch; returns None if it is not requested. Raises UsageError."""
     if address is None:
         yield None
         return

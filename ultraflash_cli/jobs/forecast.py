@@ -29,7 +29,7 @@ class Forecast:
     """What a whole job is going to cost."""
 
     seconds: float | None
-    """Time from the first frame to the last; None where nobody knows."""
+    """Time from the first frame to the last; None if unknown."""
     output_bytes: int | None
     flops: float | None
     """Arithmetic of the model; a multiply-add is 2."""

@@ -80,7 +80,7 @@ class Shelf:
         return paths[0].parent
 
     def identity(self, prefix: str) -> str:
-        """Return what changes when the files under a name do. Raises WeightsError if one is not installed."""
+        """Return a value that changes with the files under a name. Raises WeightsError if one is not installed."""
         return " ".join(self._sha256(_entry(name)) for name in _members(prefix))
 
     def has(self, profile: Profile, part: str) -> bool:

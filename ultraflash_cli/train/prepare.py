@@ -73,7 +73,7 @@ class PrepareJob:
     scene_frames: int = 20
     """Their length."""
     scene_window: int | None = None
-    """Side of the square that is kept of each, half of the time where most moves; None keeps whole frames."""
+    """Side of the square kept of each scene, half of the time where most motion is; None keeps whole frames."""
 
     def __post_init__(self) -> None:
         if self.scenes < 0:
@@ -102,7 +102,7 @@ class Entry:
     shape: list[int]
     """[T, H, W, 3]."""
     caption: str = ""
-    """What it shows if that is known."""
+    """Its caption, if known."""
 
 
 Found = tuple[str, str, str, str, npt.NDArray[np.uint8]]

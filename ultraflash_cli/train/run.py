@@ -74,7 +74,7 @@ class TrainJob:
     save_every: int | None = None
     """Steps between checkpoints; None is the recipe's own."""
     log_every: int | None = None
-    """Steps whose mean losses are a line of the log; None is the recipe's own."""
+    """Steps per line of the log; None is the recipe's own."""
     rewards: tuple[tuple[str, float], ...] = ()
     """Rewards by name and weight in place of the recipe's own; empty keeps those."""
     shard: bool = False

@@ -141,7 +141,7 @@ class AnswerScenesJob:
     scenes: Path
     """Folder of encoded scenes at the generator's size."""
     out: Path
-    """Folder of the answers; files that are there are kept."""
+    """Folder of the answers; existing files are kept."""
     roles: CascadeRoles
     """Generator and prompt encoder."""
     level: float = 1.0

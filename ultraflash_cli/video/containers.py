@@ -49,7 +49,7 @@ class _Container:
     timed: bool = True
     """Whether it holds times, chapters and tags at all."""
     tick_s: Fraction | None = None
-    """The only unit of time it knows if it has one."""
+    """Its fixed time base, if it has one."""
 
 
 _ISO_VIDEO = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg"})

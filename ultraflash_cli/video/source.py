@@ -208,10 +208,9 @@ def decoded_frames(
     patience: int | None = None,
     head: list[Packet] | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Decode a stream to its end, passing over what is damaged; ``tally`` is filled in along the way.
-
-    ``packets`` are the stream's if they are not read as they are in the file. After ``patience`` packets without
-    one frame it stops. ``head`` is given the first packet.
+    """Decode a stream to its end, skipping damaged packets; ``tally`` counts them. ``packets``
+    replaces the stream's own packets. It stops after ``patience`` packets without a frame. ``head``
+    is given the first packet.
     """
     found = False
     packets = read_packets(container, [stream]) if packets is None else packets

@@ -89,7 +89,7 @@ class TextConverter:
 class _Line:
     start: int
     lasts: int
-    """0 where nobody knows."""
+    """0 if unknown."""
     text: bytes
 
     @property

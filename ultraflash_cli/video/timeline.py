@@ -340,7 +340,7 @@ class Timeline:
         return any(count > 2 for count in coming.values())
 
     def _others_leaping(self, track: Track, packet: Packet, stamp: int) -> list[tuple[Track, Fraction, Fraction]]:
-        """Return the streams that leap to the same times soon: where each ended before, and where it starts then.
+        """Return the streams that soon jump to the same times: where each ended, and where it starts again.
 
         The end is on the repaired clock, the start on the file's, both in seconds.
         """

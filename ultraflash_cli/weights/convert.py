@@ -44,7 +44,7 @@ class WrapperRules:
     strip: tuple[str, ...] = ()
     """Removed from names wherever it occurs."""
     strip_leading: tuple[str, ...] = ()
-    """Removed from the front of names, as often as it stands there."""
+    """Removed from the front of names, repeatedly."""
     replace: tuple[tuple[str, str], ...] = ()
     """Segments that become others."""
     last_rows: tuple[str, ...] = ()

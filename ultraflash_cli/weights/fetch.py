@@ -251,7 +251,7 @@ class _Counted:
 
 
 def _head(hub: Hub, repository: str, path: str, revision: str) -> RemoteFile:
-    """Return what the hub says of a file. Raises WeightsError if that is not enough, or no."""
+    """Return what the hub reports about a file. Raises WeightsError if that is too little, or an error."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     _silence()

@@ -25,7 +25,7 @@ class Found:
     """A file at the hub and what it is."""
 
     place: WeightEntry
-    """The entry at the place if it was found, with that place's architecture and licence."""
+    """The entry at the place where it was found, with that place's architecture and licence."""
     remote: RemoteFile
     how: str | None = None
     """What was done to find it if it is not simply the file that the list names first."""

@@ -76,7 +76,7 @@ class GenerateJob:
     temp: Path | None = None
     """Folder for journal and segments; None for next to the output."""
     name: str | None = None
-    """The made name without extension, where several clips of a command would share one; None for the usual."""
+    """The default name without extension, if several clips of a command would share one; None for the usual one."""
     res: str = "1k"
     """`480p`, `1k` or `2k`: once, twice, three times the model's base size per side."""
     seconds: float | None = None
@@ -88,7 +88,7 @@ class GenerateJob:
     decoder: str = "auto"
     """Which of the model's decoders turns latents into frames."""
     store: Path | None = None
-    """Folder of the downloaded weights; None if only built-in ones may be used."""
+    """Folder of downloaded weights; None to use built-in ones only."""
     save_lr: bool = False
     """Write the clip at the base size as well."""
     init_clip: Path | None = None
@@ -155,7 +155,7 @@ class GenerateJob:
 
     @property
     def made_name(self) -> str:
-        """A name for the output, without extension."""
+        """The default name of the output, without extension."""
         return self.name or f"{_slug(self.prompt)}_{self.res}_seed{self.seed}"
 
 

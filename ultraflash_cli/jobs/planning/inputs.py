@@ -102,7 +102,7 @@ def input_bytes(source: "Source") -> int:
 
 
 def input_facts(source: "Source") -> dict[str, object]:
-    """Return what tells whether the input is still the same, for a fingerprint."""
+    """Return facts that identify the input, for a fingerprint."""
     from ultraflash_cli.video.sequence import ImageSequence
 
     if isinstance(source, Path):

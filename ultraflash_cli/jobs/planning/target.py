@@ -106,7 +106,7 @@ def check_made_names(*outputs: Path) -> None:
 
 
 def followed(output: Path) -> Path:
-    """Return the file that is written for an output somebody has named: where that is a link, the file it leads to.
+    """Return the file to write for a given output: if that is a link, the file it points to.
 
     Raises UsageError for a link that leads nowhere, to a file of another kind, or that another user has put into a
     folder that all may write.
@@ -126,7 +126,7 @@ def followed(output: Path) -> Path:
 
 
 def link_notes(output: Path | None) -> tuple[str, ...]:
-    """Return which file is written where the output that somebody has named is a link."""
+    """Return a note about the file to write if the given output is a link."""
     if output is None or not os.path.islink(output):
         return ()
     return (f"{output} is a link to {os.path.realpath(output)}, which is written",)

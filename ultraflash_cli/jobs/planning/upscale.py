@@ -102,7 +102,7 @@ class UpscaleJob:
     decoder: str = "auto"
     """Which of the model's decoders turns latents into frames."""
     store: Path | None = None
-    """Folder of the downloaded weights; None if only built-in ones may be used."""
+    """Folder of downloaded weights; None to use built-in ones only."""
     strength: float = 1.0
     detail: float | None = None
     """How much detail is added, 0 to 1, by a model that offers it; None is 1."""

@@ -63,7 +63,7 @@ def pictures_digest(pictures: Sequence[Path]) -> str:
 
 
 def file_facts(name: str, path: Path) -> dict[str, object]:
-    """Return what tells whether a file is still the same, for a fingerprint; `name` is what people call it.
+    """Return facts that identify a file, for a fingerprint; `name` is its user-facing name.
 
     Modification times are left out: copies have others.
     """

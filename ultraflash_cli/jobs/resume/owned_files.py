@@ -137,7 +137,7 @@ def take_away(path: Path) -> None:
 
 
 def make_new(path: Path) -> BinaryIO:
-    """Return a new, empty file to write and read; what had its name loses the name and keeps its content.
+    """Return a new, empty file to write and read; an existing file loses its name but keeps its content.
 
     Raises OSError.
     """
@@ -146,7 +146,7 @@ def make_new(path: Path) -> BinaryIO:
 
 
 def make_folder_anew(folder: Path) -> None:
-    """Make an empty folder; what had its name, with all in it, is deleted. Raises OSError."""
+    """Make an empty folder, deleting any existing one. Raises OSError."""
     if folder.is_symlink() or not folder.is_dir():
         take_away(folder)
     else:

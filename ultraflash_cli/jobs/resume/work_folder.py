@@ -107,7 +107,7 @@ class OutputLock:
             os.close(descriptor)
 
     def set_aside(self) -> Path:
-        """Rename the folder, with all that is in it, and lock a new one in its place; gives where the old one is.
+        """Rename the folder, with all that is in it, and lock a new one in its place; returns the path of the old one.
 
         Raises OSError, OutputError.
         """

@@ -84,7 +84,7 @@ def _places(times_s: Sequence[Fraction], most: int, rate: int) -> list[int]:
 
 
 def fit_picture(rgb_hwc: "Picture", info: "ClipInfo", height_px: int, width_px: int) -> "Picture":
-    """Turn a frame upright, cut its middle to the shape that is wanted, and resample it; gives 8 bits."""
+    """Turn a frame upright, crop its centre to the target shape, and resample it to 8 bits."""
     import numpy as np
 
     from ultraflash_cli.video.color import as_picture, resize_rgb

@@ -35,9 +35,9 @@ class Report:
     first_frame_s: float | None = None
     """Seconds from the beginning, loading the model included, until the first frames left the model."""
     fps_wall: float | None = None
-    """Frames of this run a second of its whole time, loading the model and joining included."""
+    """Frames of this run per second of its total time, including loading and joining."""
     fps_model: float | None = None
-    """Frames of this run a second of model time."""
+    """Frames of this run per second of model time."""
     seconds: float = 0.0
     peak_rss_bytes: int = 0
     peak_vram_bytes: int | None = None
@@ -75,8 +75,7 @@ class Speeds(TypedDict):
 class Progress:
     """Tells the frames that are done after every group, and what was measured at the end.
 
-    `clock` gives seconds and `started_s` is when the job began; `total` is None if nobody knows how many frames
-    there are.
+    `clock` gives seconds and `started_s` is when the job began; `total` is None if the number of frames is unknown.
     """
 
     def __init__(self, work: Work, *, total: int | None, clock: Callable[[], float], started_s: float) -> None:

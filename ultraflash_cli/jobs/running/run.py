@@ -41,7 +41,7 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
     can_retry: bool = True
     """The input can be read again, under a smaller memory plan."""
     total_frames: int | None
-    """Frames that the model makes; None if nobody knows."""
+    """Frames that the model makes; None if unknown."""
     made: str | None = None
     """The tag of the outputs, once the model is there: how they were made."""
 

@@ -195,7 +195,7 @@ class _Model:
         return True
 
     def _pause(self) -> bool:
-        """Keep what the current segment has so far; gives False."""
+        """Keep the current segment so far; returns False."""
         if self.pausable and self._state is not None and self._done > self._kept:
             state = self.upscaler.save_state(self._state)
             self.pictures.put(Pause(self._done, self._scene_first, self._segment_groups, state))

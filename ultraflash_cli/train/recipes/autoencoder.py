@@ -153,7 +153,7 @@ def make(config: AutoencoderConfig, data: Path | None) -> Callable[[int], Batch]
 
 
 def _batch(data: Path, config: AutoencoderConfig, number: int) -> tuple[Tensor, float]:
-    """Return clips and the share of the run that is done by then."""
+    """Return clips, and the share of the run completed by then."""
     loop = config.loop
     clips = pair_batch(data, config.pairs, loop.seed, ((2, 1.0),), loop.batch, number)[1]
     return clips, number / (loop.steps * loop.accumulate)

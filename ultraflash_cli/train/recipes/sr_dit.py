@@ -18,7 +18,7 @@ from ultraflash_cli.train.sheets import Picture, sheet
 __all__ = ["NETWORKS", "SrConfig", "configure", "learners", "loss", "make", "pictures", "refine", "start"]
 
 NETWORKS = ("sr_dit",)
-"""What the recipe trains, by the names of its roles."""
+"""The roles that the recipe trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
