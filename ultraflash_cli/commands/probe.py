@@ -39,6 +39,7 @@ def probe(
     from ultraflash_cli.models.memory import describe_memory, memory_budget, plan_upscale_memory
     from ultraflash_cli.models.profile import find_profile
     from ultraflash_cli.video.description import describe_clip
+    from ultraflash_cli.video.mending import mended
 
     models = Models()
     info, plan = prepared.info, Upscaling(prepared, models.upscaler).planned()
@@ -58,6 +59,7 @@ def probe(
         forecast = Forecaster(models).forecast(prepared)
     except OutOfMemory as error:  # the file itself can still be described
         warnings.append(str(error))
+    found = mended(info)
     about = {
         "container": info.container,
         "codec": info.codec,
@@ -68,6 +70,7 @@ def probe(
         "pix_fmt": info.pix_fmt,
         "bit_depth": info.bit_depth,
         "interlaced": info.interlaced,
+        "found": found.facts(),
         "average_rate": str(info.average_rate),
         "time_base": str(info.time_base),
         "duration_s": info.duration_s,
@@ -82,7 +85,7 @@ def probe(
             {"file": str(file), **about, "plan": asdict(plan), "memory": needs, **foretold, "warnings": warnings}
         )
         return
-    for name, words in describe_clip(info):
+    for name, words in (*describe_clip(info), *found.describe()):
         console.text(f"{name:10}  {words}")
     lines = describe(plan)
     lines += describe_memory(memory) if memory is not None else []

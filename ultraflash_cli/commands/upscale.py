@@ -117,9 +117,34 @@ def upscale(
         Literal["auto", "frame", "field", "off"],
         typer.Option(
             "--deinterlace",
-            help="auto: only if interlaced; frame: always; field: always, one frame per field; off: never.",
+            help="auto: if interlaced, and film's own frames if telecined; frame: always; field: always, one frame per "
+            "field; off: never.",
         ),
     ] = "auto",
+    crop: Annotated[
+        str,
+        typer.Option(
+            "--crop",
+            metavar="none|auto|L,T,R,B",
+            help="Cut the same pixels off every frame; auto finds black borders and a tape's head-switching lines.",
+        ),
+    ] = "none",
+    chroma_shift: Annotated[
+        str,
+        typer.Option(
+            "--chroma-shift",
+            metavar="none|auto|X,Y",
+            help="Move colours back that lie X pixels too far right and Y too far down, as on VHS; auto measures them.",
+        ),
+    ] = "none",
+    grain: Annotated[
+        Literal["none", "keep", "remove"],
+        typer.Option(
+            "--grain",
+            help="keep measures the grain, takes it out before the model and adds new grain like it; remove only takes "
+            "it out; none leaves the picture as it is.",
+        ),
+    ] = "none",
     fps: Annotated[
         str,
         typer.Option(
@@ -219,6 +244,9 @@ def upscale(
             audio="none" if no_audio else audio,
             subs="copy" if subs else "none",
             deinterlace=deinterlace,
+            crop=crop,
+            chroma_shift=chroma_shift,
+            grain=grain,
             fps=None if fps == "keep" else as_rate(fps),
             strict=strict,
             renumber=renumber,

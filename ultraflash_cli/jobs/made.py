@@ -25,6 +25,7 @@ _FLAG = re.compile(r"--[a-z][a-z-]*")
 _SPELLED = frozenset(
     f"--{name}"
     for name in (
+        *("chroma-shift", "crop", "grain"),
         *("audio", "cache-management", "codec", "crf", "decoder", "deinterlace", "detail", "device", "downscale"),
         *("enc-opt", "encoder", "end", "fps", "guard", "images", "init-clip", "max-memory", "model", "no-audio"),
         *("no-cuda-graphs", "no-cuts", "no-match-colors", "no-subs", "pix-fmt", "precision", "preview", "prompt"),
@@ -34,6 +35,7 @@ _SPELLED = frozenset(
 """Options that are written down below, each in its own way."""
 _TOLD = frozenset(
     {
+        *("chroma_shift", "crop", "grain"),
         *("audio", "cache_management", "codec", "color", "crf", "cuda_graphs", "cuts", "decoder", "deinterlace"),
         *("detail", "device", "downscale", "enc_options", "encoder", "end", "fps", "guard", "images", "init_clip"),
         *("max_memory", "model", "pix_fmt", "precision", "preview", "prompt", "renumber", "res", "save_lr", "seconds"),
@@ -145,6 +147,9 @@ def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str 
         "--no-match-colors": job.color == "off",
         "--no-cuts": job.cuts == "off",
         "--deinterlace": _changed(job.deinterlace, "auto"),
+        "--crop": _changed(job.crop, "none"),
+        "--chroma-shift": _changed(job.chroma_shift, "none"),
+        "--grain": _changed(job.grain, "none"),
         "--prompt": job.prompt,
         "--encoder": _changed(job.encoder, "auto"),
         "--start": job.start,

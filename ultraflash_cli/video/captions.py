@@ -21,7 +21,12 @@ _LARGEST = 255
 
 def carries_captions(info: ClipInfo, spec: EncodeSpec) -> bool:
     """Return whether captions can be kept: each output frame is an input frame, and its codec has room for them."""
-    return info.has_captions and spec.codec in _HEADS and spec.time_base == info.time_base and not info.fields
+    return (
+        info.has_captions
+        and spec.codec in _HEADS
+        and spec.time_base == info.time_base
+        and not (info.fields or info.film)
+    )
 
 
 def with_captions(

@@ -7,12 +7,11 @@ from struct import unpack
 from typing import cast
 
 import av
-import av.filter
 import av.logging
 import numpy as np
-from av import error
 from numpy.typing import NDArray
 
+from ultraflash_cli.video.filters import FrameFilter, chroma_places, deinterlacer
 from ultraflash_cli.video.sidedata import side_data
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "UNSPECIFIED",
     "ColorInfo",
     "ContentLight",
-    "FrameFilter",
     "MasteringDisplay",
     "Picture",
     "alpha_filter",
@@ -221,73 +219,6 @@ def output_color(color: ColorInfo) -> ColorInfo:
     return color
 
 
-class FrameFilter:
-    """One libswscale (and bwdif) filter graph, built for the frames it first meets and rebuilt when they change."""
-
-    def __init__(self, *filters: tuple[str, str], threads: int = 1) -> None:
-        self._filters = filters
-        self._threads = threads
-        self._key: tuple[object, ...] | None = None
-        self._graph: av.filter.Graph | None = None
-        self._count = 0
-
-    def push(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
-        """Push one frame; return the frames that are ready, in order. The timestamp of ``frame`` is overwritten."""
-        ready: list[av.VideoFrame] = []
-        key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
-        if key != self._key:
-            ready += self.flush()
-            self._graph = self._build(frame)
-            self._key = key
-        assert self._graph is not None, "the graph was built above"
-        # The tags of primaries and transfer would make libswscale convert or refuse; only the matrix matters here.
-        frame.color_primaries = UNSPECIFIED
-        frame.color_trc = UNSPECIFIED
-        frame.time_base = Fraction(1, 1000)
-        frame.pts = self._count
-        self._count += 1
-        self._graph.vpush(frame)
-        return ready + self._pull()
-
-    def flush(self) -> list[av.VideoFrame]:
-        """Close the graph and return its remaining frames; the next push starts a new one."""
-        if self._graph is None:
-            return []
-        self._graph.vpush(None)
-        ready = self._pull()
-        self._graph = None
-        self._key = None
-        return ready
-
-    def _build(self, frame: av.VideoFrame) -> av.filter.Graph:
-        graph = av.filter.Graph()
-        graph.threads = self._threads
-        nodes = [
-            graph.add(
-                "buffer",
-                video_size=f"{frame.width}x{frame.height}",
-                pix_fmt=frame.format.name,
-                time_base="1/1000",
-                pixel_aspect="1/1",
-                colorspace=str(frame.colorspace),
-                range=str(frame.color_range),
-            )
-        ]
-        nodes += [graph.add(name, arguments) for name, arguments in self._filters]
-        nodes.append(graph.add("buffersink"))
-        graph.link_nodes(*nodes).configure()
-        return graph
-
-    def _pull(self) -> list[av.VideoFrame]:
-        assert self._graph is not None, "a graph to pull from"
-        ready: list[av.VideoFrame] = []
-        while True:
-            try:
-                ready.append(self._graph.vpull())
-            except (error.BlockingIOError, error.EOFError):
-                return ready
-
-
 def rgb_filter(
     color: ColorInfo,
     *,
@@ -296,20 +227,39 @@ def rgb_filter(
     deep: bool,
     deinterlace: str | None,
     chroma_location: str,
+    pix_fmt: str,
+    chroma_shift: tuple[float, float] | None = None,
+    denoise: tuple[float, float] | None = None,
     fields: bool = False,
     threads: int = 1,
 ) -> FrameFilter:
     """Return a filter from decoded frames to rgb24, or rgb48le where ``deep``; ``color`` is resolved.
 
-    ``deinterlace`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"`` or
-    ``"bff"`` (all, top or bottom field first, whatever their flags say); with ``fields`` each of
-    those comes out as two. ``chroma_location`` says where halved chroma is (left, center, topleft,
-    ...); libswscale would assume the centre, whatever the frames say.
+    ``deinterlace`` is what ``filters.deinterlacer`` takes; with ``fields`` each deinterlaced frame comes out as two.
+    ``chroma_location`` says where halved chroma lies (left, center, topleft, ...) in frames of ``pix_fmt``; libswscale
+    would take it to lie in the middle, whatever the frames say. ``chroma_shift`` and ``denoise`` are as
+    ``probe.ClipInfo`` has them.
     """
+    filters = deinterlacer(deinterlace, fields)
+    is_mended = denoise is not None or chroma_shift is not None
+    if color.matrix == RGB and is_mended:
+        pix_fmt = "yuv444p16le" if deep else "yuv444p"
+        filters += [
+            ("scale", f"flags={_FLAGS}:in_range=full:out_color_matrix=bt709:out_range=full"),
+            ("format", f"pix_fmts={pix_fmt}"),
+        ]
+        color = replace(color, matrix=_BT709, range=FULL)
+    if denoise is not None:
+        for planes, sigma in zip((1, 6), denoise, strict=True):
+            options = f"sigma={sigma}:planes={planes}:block=16:overlap=0.5:prev=1:next=1"
+            filters += [("fftdnoiz", options)] if sigma > 0 else []
     source = "" if color.matrix == RGB else f":in_color_matrix={scale_matrix(color)}:in_range={_range(color)}"
-    if source:
+    if chroma_shift is not None:
+        moving, places = chroma_places(pix_fmt, chroma_location, chroma_shift)
+        filters += moving
+        source += places
+    elif source:
         source += f":in_chroma_loc={chroma_location}"
-    filters = _deinterlacer(deinterlace, fields)
     filters.append(("scale", f"w={width_px}:h={height_px}:flags={_FLAGS}{source}:out_range=full"))
     filters.append(("format", "pix_fmts=rgb48le" if deep else "pix_fmts=rgb24"))
     return FrameFilter(*filters, threads=threads)
@@ -329,7 +279,7 @@ def alpha_filter(
     ``pix_fmt`` is what most frames come in; those that store no transparency come out opaque.
     """
     return FrameFilter(
-        *_deinterlacer(deinterlace, fields),
+        *deinterlacer(deinterlace, fields),
         *_extracting(pix_fmt),
         ("scale", f"w={width_px}:h={height_px}:flags=bicubic+accurate_rnd:in_range=full:out_range=full"),
         threads=threads,
@@ -412,15 +362,6 @@ def as_picture(array: object) -> Picture:
     """Narrow the type of an array from PyAV."""
     assert isinstance(array, np.ndarray) and array.dtype in (np.uint8, np.uint16), "8 or 16 bits a sample"
     return cast("NDArray[np.uint8]", array)
-
-
-def _deinterlacer(deinterlace: str | None, fields: bool) -> list[tuple[str, str]]:
-    if deinterlace is None:
-        return []
-    parity = deinterlace if deinterlace in ("tff", "bff") else "auto"
-    frames = "interlaced" if deinterlace == "interlaced" else "all"
-    mode = "send_field" if fields else "send_frame"
-    return [("bwdif", f"mode={mode}:parity={parity}:deint={frames}")]
 
 
 def scale_matrix(color: ColorInfo) -> str:

@@ -10,7 +10,6 @@ from ultraflash_cli.video.color import (
     RGB,
     UNSPECIFIED,
     ColorInfo,
-    FrameFilter,
     Picture,
     alpha_filter,
     as_alpha,
@@ -20,6 +19,7 @@ from ultraflash_cli.video.color import (
     rgb_filter,
     widened,
 )
+from ultraflash_cli.video.filters import FrameFilter
 from ultraflash_cli.video.probe import ClipInfo
 
 __all__ = ["FrameConverter", "Look", "look_of"]
@@ -34,6 +34,8 @@ _SAME_SHAPE = Fraction(102, 100)
 class Look:
     """How to read a frame: its place in the clip's picture, and complete colour tags."""
 
+    stored_wh: tuple[int, int]
+    """Its own size."""
     fitted_wh: tuple[int, int]
     """Size in the clip's stored picture; the rest of that is black."""
     color: ColorInfo
@@ -54,8 +56,8 @@ def look_of(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo, first
     usual, color = (
         resolve_color(
             each,
-            width_px=info.width_px,
-            height_px=info.height_px,
+            width_px=info.stored_wh[0],
+            height_px=info.stored_wh[1],
             rgb=is_rgb(name),
             full=name.startswith("yuvj"),
         )
@@ -63,7 +65,9 @@ def look_of(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo, first
     )
     if {usual.matrix, color.matrix} <= _BT601:
         color = replace(color, matrix=usual.matrix)
-    return Look(fitted_wh=_fitted(frame, aspect, info), color=color, pix_fmt=name)
+    return Look(
+        stored_wh=(frame.width, frame.height), fitted_wh=_fitted(frame, aspect, info), color=color, pix_fmt=name
+    )
 
 
 def _fitted(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo) -> tuple[int, int]:
@@ -95,6 +99,10 @@ class FrameConverter:
         self._rgb: FrameFilter | None = None
         self._opaque: FrameFilter | None = None
 
+    def begins_anew(self, look: Look) -> bool:
+        """Whether a frame of this look goes to filters of its own, so that those before have to be flushed."""
+        return look != self._look
+
     def push(self, frame: av.VideoFrame, look: Look) -> list[tuple[Picture, Picture | None]]:
         """Push one frame; return the pictures that are ready, in order. Tags of ``frame`` are overwritten."""
         ready: list[tuple[Picture, Picture | None]] = []
@@ -123,6 +131,9 @@ class FrameConverter:
             deep=self._info.bit_depth > 8,
             deinterlace=self._deinterlace,
             chroma_location=self._info.chroma_location,
+            pix_fmt=look.pix_fmt,
+            chroma_shift=self._info.chroma_shift,
+            denoise=self._info.denoise,
             fields=self._info.fields,
             threads=self._threads,
         )
@@ -144,7 +155,9 @@ class FrameConverter:
         pairs: list[tuple[Picture, Picture | None]] = []
         for number, frame in enumerate(frames):
             rgb_hwc = as_picture(frame.to_ndarray())
-            rgb_hwc = self._placed(rgb_hwc if self._look.color.matrix == RGB else widened(rgb_hwc))
+            is_mended = self._info.denoise is not None or self._info.chroma_shift is not None
+            from_yuv = self._look.color.matrix != RGB or is_mended
+            rgb_hwc = self._placed(widened(rgb_hwc) if from_yuv else rgb_hwc)
             pairs.append((rgb_hwc, self._placed(as_alpha(alphas[number], deep=deep)) if self._alpha else None))
         return pairs
 

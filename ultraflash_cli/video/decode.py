@@ -12,10 +12,11 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.cadence import CadenceClock
 from ultraflash_cli.video.clock import Clock, settled
 from ultraflash_cli.video.color import UNSPECIFIED, ColorInfo, Picture
 from ultraflash_cli.video.convert import FrameConverter, Look, look_of
-from ultraflash_cli.video.deinterlacing import filter_mode, frames_of
+from ultraflash_cli.video.deinterlacing import about_fields, filter_mode, frames_of, times_of
 from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.repairs import Repairs
 from ultraflash_cli.video.sequence import ImageSequence, wrong_size
@@ -123,26 +124,18 @@ def read_frames(
     """
     said = _Said(info.path.name, warn)
     mode = filter_mode(info) if deinterlace is None else ("all" if deinterlace else None)
-    if mode not in (None, "interlaced"):
-        _say_deinterlaced(info, said)
-    if info.wrongly_flagged and mode is None:
-        said(
-            "flagged",
-            "flagged as interlaced, but the frames are progressive; kept as they are, --deinterlace frame overrides",
-        )
-    if info.scan == "telecined" and mode is None:
-        said("telecined", "telecined film (repeated fields); not deinterlaced, some frames mix two moments")
+    if about := about_fields(info, mode):
+        said("fields", about)
     if info.has_alpha and not alpha:
         said("alpha", "transparency is not kept; transparent areas show their stored colours")
     alpha = alpha and info.has_alpha
     converter = FrameConverter(info, deinterlace=mode, alpha=alpha, threads=threads)
     tally = Tally()
     progress = _Progress(tally)
-    waiting: deque[tuple[int, int]] = deque()
+    times = times_of(info)
 
     def timed(ready: list[tuple[Picture, Picture | None]]) -> Iterator[DecodedFrame]:
-        for rgb_hwc, alpha_hw in ready:
-            pts, duration = waiting.popleft()
+        for (rgb_hwc, alpha_hw), (pts, duration) in zip(ready, times.take(len(ready)), strict=True):
             progress.frames += 1
             progress.end_pts = pts + duration
             yield DecodedFrame(pts, duration, rgb_hwc, alpha_hw)
@@ -159,14 +152,14 @@ def read_frames(
         looks: deque[Look] = deque()
         frames = _with_looks(decoded, decoder, info, looks, said)
         for frame, pts, duration in _with_durations(frames, single, clock, repairs, lambda: _is_whole(stream, tally)):
-            _look_at(frame, pts, single, progress.frames + len(waiting), mode, said)
+            _look_at(frame, pts, single, progress.frames + times.frames, mode, said)
             for kind in sorted((_LEFT_BEHIND.keys() - ({_CAPTIONS} if captions else ())) & side_data(frame).keys()):
                 said(_LEFT_BEHIND[kind], _LEFT_BEHIND[kind])
-            if not info.fields:
-                waiting.append((pts, duration))
-            else:  # in ticks half as long
-                waiting.extend([(2 * pts, duration), (2 * pts + duration, duration)])
-            yield from timed(converter.push(frame, looks.popleft()))
+            look = looks.popleft()
+            if converter.begins_anew(look):
+                yield from timed(converter.flush())
+            times.push(pts, duration)
+            yield from timed(converter.push(frame, look))
         yield from timed(converter.flush())
         for late in late_streams(container):
             said(late, f"left out: {late}, which starts too late to be found beforehand")
@@ -181,7 +174,7 @@ def read_frames(
 def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: str | None, said: _Said) -> None:
     """Return what is new in this frame: metadata that cannot be kept, or a change."""
     if mode == "interlaced" and frame.interlaced_frame:
-        _say_deinterlaced(info, said)
+        said("fields", "interlaced; deinterlaced with bwdif, one frame out per frame in")
     if (frame.width, frame.height) != info.stored_wh:
         if isinstance(info.source, ImageSequence):
             raise wrong_size(info.source.picture(number), (frame.width, frame.height), info.stored_wh)
@@ -217,11 +210,6 @@ def read_captions(info: ClipInfo, *, threads: int = 1) -> Iterator[tuple[int, by
             yield pts, side_data(frame).get(_CAPTIONS, b"")
 
 
-def _say_deinterlaced(info: ClipInfo, said: _Said) -> None:
-    wanted = "two frames" if info.fields else "one frame"
-    said("interlaced", f"interlaced; deinterlaced with bwdif, {wanted} out per frame in")
-
-
 def _place(pts: int, info: ClipInfo) -> str:
     return f"at {float((pts - (info.start_pts or 0)) * info.time_base):.2f} s"
 
@@ -247,7 +235,9 @@ def _with_looks(
         yield frame
 
 
-def _clock(info: ClipInfo) -> Clock:
+def _clock(info: ClipInfo) -> Clock | CadenceClock:
+    if info.repeated_field is not None:
+        return CadenceClock(field=info.repeated_field, start=info.start_pts or 0)
     return Clock(step=_step(info), jump=max(1, int(_JUMP_S / info.time_base)), start=info.start_pts or 0)
 
 
@@ -261,7 +251,11 @@ def _is_whole(stream: VideoStream, tally: Tally) -> bool:
 
 
 def _with_durations(
-    frames: Iterator[av.VideoFrame], info: ClipInfo, clock: Clock, repairs: Repairs, is_whole: Callable[[], bool]
+    frames: Iterator[av.VideoFrame],
+    info: ClipInfo,
+    clock: Clock | CadenceClock,
+    repairs: Repairs,
+    is_whole: Callable[[], bool],
 ) -> Iterator[tuple[av.VideoFrame, int, int]]:
     """Pair frames with their repaired timestamp and their duration, which is the way to the next frame.
 
@@ -271,20 +265,21 @@ def _with_durations(
     step = _step(info)
     held: av.VideoFrame | None = None
     held_pts = 0
-    for frame, stamp in settled(frames, repairs):
+    stamped = settled(frames, repairs) if isinstance(clock, Clock) else ((frame, frame.pts) for frame in frames)
+    for frame, stamp in stamped:
         pts = clock.next(stamp, hint=frame.dts, lasts=frame.duration)
         if held is not None:
             yield held, held_pts, pts - held_pts
         held, held_pts = frame, pts
     if held is not None:
         duration = held.duration if held.duration > 0 else step
-        left = info.end_pts - held_pts if info.end_pts is not None else 0
+        left = info.end_pts - held_pts if info.end_pts is not None and isinstance(clock, Clock) else 0
         if left > 0 and not clock.made_up and (is_whole() or left <= 2 * max(duration, step)):
             duration = left
         yield held, held_pts, duration
 
 
-def _losses(info: ClipInfo, progress: _Progress, clock: Clock, repairs: Repairs) -> ReadReport:
+def _losses(info: ClipInfo, progress: _Progress, clock: Clock | CadenceClock, repairs: Repairs) -> ReadReport:
     lost_s = Fraction(0)
     missing = missing_bytes(info.source) if isinstance(info.source, Path) else 0
     if info.end_pts is not None:
@@ -303,7 +298,7 @@ def _losses(info: ClipInfo, progress: _Progress, clock: Clock, repairs: Repairs)
 
 
 @contextmanager
-def _told_repairs(info: ClipInfo, clock: Clock, said: _Said) -> Generator[Repairs]:
+def _told_repairs(info: ClipInfo, clock: Clock | CadenceClock, said: _Said) -> Generator[Repairs]:
     """Report in the end what was wrong with timestamps, even if the clip is not read to its end."""
     repairs = Repairs()
     try:
@@ -315,7 +310,7 @@ def _told_repairs(info: ClipInfo, clock: Clock, said: _Said) -> Generator[Repair
             said("times", f"{repaired} timestamps were missing, repeated or went backwards; corrected")
 
 
-def _repaired_times(info: ClipInfo, clock: Clock, repairs: Repairs) -> int:
+def _repaired_times(info: ClipInfo, clock: Clock | CadenceClock, repairs: Repairs) -> int:
     if info.container in _UNTIMED_CONTAINERS:
         return clock.squeezed if clock.squeezed > _FEW else 0
     return max(0, clock.repaired - repairs.untimed)

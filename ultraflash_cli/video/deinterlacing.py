@@ -1,59 +1,179 @@
-"""Which frames of a clip are deinterlaced, and into how many frames."""
+"""Which frames of a clip are deinterlaced or joined from their fields, how many come out of them, and when."""
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from fractions import Fraction
+from itertools import pairwise
+from typing import Literal, Protocol
 
 from ultraflash_cli.video.probe import ClipInfo
 
-__all__ = ["Deinterlace", "filter_mode", "frames_of", "with_deinterlacing"]
+__all__ = ["Deinterlace", "FrameTimes", "about_fields", "filter_mode", "frames_of", "times_of", "with_deinterlacing"]
 
 Deinterlace = Literal["auto", "frame", "field", "off"]
-"""auto: what is found to be interlaced, one frame out per frame in. frame: all of it. field: all of it, one frame
-out for each field. off: nothing."""
+"""auto: what is found to be interlaced, one frame out for each frame in, and telecined film back to its own frames.
+frame: all of it. field: all of it, one frame out for each field. off: nothing."""
 
 _MODES = {"flagged": "interlaced", "tff": "tff", "bff": "bff", "all": "all"}
+_CYCLE = 5
+"""Frames that hold four frames of telecined film."""
+_UNEVEN = Fraction(3, 2)
+"""In a group of five whose frames differ more in length, one is missing, and the others keep their times."""
 
 
 def with_deinterlacing(info: ClipInfo, choice: Deinterlace) -> ClipInfo:
-    """Return a clip as it is to be read; with ``field`` it has twice the frames, and ticks half as long."""
+    """Return a clip as it is to be read.
+
+    With ``field`` it has twice the frames, and ticks half as long. Telecined film has four frames for every five, and
+    ticks a quarter as long, so that each of the four lasts as long as the others.
+    """
     if choice == "auto":
-        return info
+        is_film = info.scan == "telecined" and info.first_field is not None and not info.has_alpha
+        return _retimed(replace(info, film=True), finer=4, more=Fraction(4, 5)) if is_film else info
     if choice == "off":
         return replace(info, scan="progressive", wrongly_flagged=False)
-    known = info.scan if info.scan in ("tff", "bff") else "all"
+    known = info.scan if info.scan in ("tff", "bff") else info.first_field or "all"
     info = replace(info, scan=known, wrongly_flagged=False)
-    if choice == "frame":
-        return info
-    count = info.frame_count_estimate
-    return replace(
-        info,
-        fields=True,
-        time_base=info.time_base / 2,
-        average_rate=info.average_rate * 2,
-        start_pts=_scaled(info.start_pts),
-        end_pts=_scaled(info.end_pts),
-        frame_count_estimate=count * 2 if count is not None else None,
-    )
+    return info if choice == "frame" else _retimed(replace(info, fields=True), finer=2, more=Fraction(2))
 
 
 def frames_of(info: ClipInfo) -> ClipInfo:
-    """Return a clip with the times of its frames where ``info`` counts fields."""
-    if not info.fields:
-        return info
+    """Return a clip with the times of the frames in the file, where ``info`` counts fields or frames of film."""
+    if info.fields:
+        return _retimed(replace(info, fields=False), finer=Fraction(1, 2), more=Fraction(1, 2))
+    if info.film:
+        return _retimed(replace(info, film=False), finer=Fraction(1, 4), more=Fraction(5, 4))
+    return info
+
+
+def _retimed(info: ClipInfo, *, finer: Fraction | int, more: Fraction) -> ClipInfo:
+    def scaled(pts: int | None) -> int | None:
+        return None if pts is None else int(pts * finer)
+
+    count = info.frame_count_estimate
     return replace(
         info,
-        fields=False,
-        time_base=info.time_base * 2,
-        average_rate=info.average_rate / 2,
-        start_pts=info.start_pts // 2 if info.start_pts is not None else None,
-        end_pts=info.end_pts // 2 if info.end_pts is not None else None,
+        time_base=info.time_base / finer,
+        average_rate=info.average_rate * more,
+        start_pts=scaled(info.start_pts),
+        end_pts=scaled(info.end_pts),
+        frame_count_estimate=round(count * more) if count is not None else None,
     )
 
 
 def filter_mode(info: ClipInfo) -> str | None:
     """Return what ``color.rgb_filter`` takes for the clip."""
+    if info.film or info.scan in ("mixed", "shifted"):
+        return f"{'film' if info.film else 'matched'}-{info.first_field}"
     return _MODES.get(info.scan)
 
 
-def _scaled(pts: int | None) -> int | None:
-    return None if pts is None else pts * 2
+def about_fields(info: ClipInfo, mode: str | None) -> str | None:
+    """Say what is done to the fields of the clip, of which nothing shows in single frames; None for nothing."""
+    if info.film:
+        rate = float(info.average_rate)
+        return (
+            "film with repeated fields (telecine); its own frames are restored with fieldmatch and decimate, 4 for "
+            f"every 5 ({rate:.3f} fps); --deinterlace off keeps every frame as it is"
+        )
+    if mode is None:
+        if info.repeated_field is not None and not info.wrongly_flagged:
+            return (
+                f"film at {float(info.average_rate):.3f} fps, whose frames are flagged to be shown for three fields or "
+                "for two (soft telecine); each keeps the time that its flags give it"
+            )
+        if info.wrongly_flagged:
+            return (
+                "flagged as interlaced, but the frames are progressive; kept as they are, --deinterlace frame overrides"
+            )
+        if info.scan == "telecined":
+            return "telecined film (repeated fields); not deinterlaced, some frames mix two moments"
+        return None
+    if info.scan == "mixed":
+        return (
+            "film with repeated fields (telecine) in some parts and not in others; every frame is kept: fields of one "
+            "moment are joined with fieldmatch, and what stays combed is deinterlaced with bwdif"
+        )
+    if info.scan == "shifted":
+        return "each frame holds fields of two neighbouring pictures; fields of one moment are joined with fieldmatch"
+    if mode == "interlaced":
+        return None
+    wanted = "two frames" if info.fields else "one frame"
+    return f"interlaced; deinterlaced with bwdif, {wanted} out per frame in"
+
+
+class FrameTimes(Protocol):
+    """The times of pictures, from those of the frames that they are made of."""
+
+    def push(self, pts: int, duration: int) -> None:
+        """Take the times of a frame that is handed to the filters."""
+        ...
+
+    def take(self, count: int) -> Iterator[tuple[int, int]]:
+        """Give timestamp and duration of the next ``count`` pictures, which the filters have given at once."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """How many frames are in the filters."""
+        ...
+
+
+def times_of(info: ClipInfo) -> FrameTimes:
+    """Return what times the pictures of a clip."""
+    return _FilmTimes() if info.film else _EvenTimes(2 if info.fields else 1)
+
+
+class _EvenTimes:
+    def __init__(self, pictures: int) -> None:
+        self._pictures = pictures
+        self._waiting: deque[tuple[int, int]] = deque()
+
+    @property
+    def frames(self) -> int:
+        return len(self._waiting) // self._pictures
+
+    def push(self, pts: int, duration: int) -> None:
+        # In ticks so many times as short.
+        self._waiting.extend((self._pictures * pts + n * duration, duration) for n in range(self._pictures))
+
+    def take(self, count: int) -> Iterator[tuple[int, int]]:
+        for _ in range(count):
+            yield self._waiting.popleft()
+
+
+class _FilmTimes:
+    """Four pictures come out of every five frames; of less than five at the end, each comes out itself."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, int]] = deque()
+
+    @property
+    def frames(self) -> int:
+        return len(self._waiting)
+
+    def push(self, pts: int, duration: int) -> None:
+        self._waiting.append((pts, duration))
+
+    def take(self, count: int) -> Iterator[tuple[int, int]]:
+        while count:
+            if len(self._waiting) >= _CYCLE and count >= _CYCLE - 1:
+                yield from self._cycle([self._waiting.popleft() for _ in range(_CYCLE)])
+                count -= _CYCLE - 1
+            else:
+                pts, duration = self._waiting.popleft()
+                yield 4 * pts, 4 * duration
+                count -= 1
+
+    @staticmethod
+    def _cycle(frames: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        start, end = frames[0][0], sum(frames[-1])
+        lengths = [duration for _, duration in frames]
+        if max(lengths) <= _UNEVEN * min(lengths):
+            for number in range(4):
+                yield 4 * start + number * (end - start), end - start
+            return
+        places = [pts for pts, _ in frames[:4]] + [end]
+        for place, following in pairwise(places):
+            yield 4 * place, 4 * (following - place)

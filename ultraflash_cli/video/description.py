@@ -56,6 +56,8 @@ _SCANS = {
     "bff": "interlaced, bottom field first",
     "all": "interlaced",
     "telecined": "telecined film",
+    "mixed": "telecined film in parts",
+    "shifted": "film, a field late",
 }
 
 

@@ -213,8 +213,8 @@ def choose_spec(
         )
     color = resolve_color(
         info.color,
-        width_px=info.width_px,
-        height_px=info.height_px,
+        width_px=info.stored_wh[0],
+        height_px=info.stored_wh[1],
         rgb=info.is_rgb,
         full=info.pix_fmt.startswith("yuvj"),
     )

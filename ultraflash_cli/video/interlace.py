@@ -6,15 +6,17 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FieldMeter", "Scan"]
+__all__ = ["Answer", "FieldMeter", "Scan"]
 
-Scan = Literal["progressive", "flagged", "tff", "bff", "all", "telecined"]
+Scan = Literal["progressive", "flagged", "tff", "bff", "all", "telecined", "mixed", "shifted"]
 """How frames are to be treated.
 
 progressive: as they are. flagged: those that say so are interlaced. tff, bff: all are, top or bottom field first,
-though they do not say so. all: as tff or bff, in the order that each frame says. telecined: film with repeated fields,
-left as it is.
+though they do not say so. all: as tff or bff, in the order that each frame says. telecined: film with repeated fields.
+mixed: such film in some parts of the clip. shifted: film of which each frame holds one field of the next picture.
 """
+
+Answer = Literal["unknown", "progressive", "tff", "bff", "telecined", "shifted"]
 
 _COLUMNS = 256
 _MOVING = 10.0
@@ -33,9 +35,14 @@ _FLOOR = 0.25
 _LEAST_WHOLE = -1.5
 _CLOSE = -1.0
 """An interlaced frame is at least so much combed against the less combed of its woven ones, in powers of 2."""
+_TORN = 1.0
+"""A frame is so much more combed than one of its woven ones, in powers of 2, where that one is a whole picture."""
 _COMBED = 0.24
 """Moving parts of an interlaced frame are combed by at least so much of what changes there from frame to frame. It
 moves half as far between two fields as between two frames."""
+_DOUBLED = 0.03
+"""Where a moving frame is combed by less, it is clean however uneven its woven pictures are: they are where pictures
+scroll whose lines are doubled. Between the two bounds it may be one of slow fields."""
 _CYCLE = 5
 """Frames after which the pattern of telecined film repeats."""
 
@@ -66,6 +73,11 @@ class FieldMeter:
             self._compare(before, self._before)
 
     @property
+    def votes(self) -> int:
+        """How many frames had enough motion to tell something."""
+        return len(self._lean)
+
+    @property
     def is_sure(self) -> bool:
         """Whether more frames would hardly change the answer."""
         votes = len(self._lean)
@@ -85,14 +97,23 @@ class FieldMeter:
         votes = len(self._lean)
         return votes >= _LEAST_VOTES and self._clean < _NEARLY_ALL * votes
 
-    def answer(self) -> Literal["unknown", "progressive", "tff", "bff", "telecined"]:
-        """Return the scan type by the votes so far."""
+    @property
+    def first_field(self) -> Literal["tff", "bff"]:
+        """Which field comes first by the frames that are combed themselves, of fields of two moments."""
+        combed = [lean for number, lean in self._lean.items() if self._whole[number] > _CLOSE]
+        return "bff" if float(np.sum(combed)) < 0 else "tff"
+
+    def answer(self) -> Answer:
+        """Say what the votes so far mean."""
         if len(self._lean) < _LEAST_VOTES:
             return "unknown"
         if self._repeats():
             return "telecined"
         leans = np.array(list(self._lean.values()))
-        if float(np.median(list(self._whole.values()))) > _CLOSE:
+        typical = float(np.median(list(self._whole.values())))
+        if typical > _CLOSE:
+            if typical > _TORN and (np.sign(leans) == np.sign(leans[0])).all():
+                return "shifted"
             if (leans > _EVEN).mean() >= _MAJORITY:
                 return "tff"
             if (leans < -_EVEN).mean() >= _MAJORITY:
@@ -109,11 +130,12 @@ class FieldMeter:
         top_now[1::2] = before[1::2]
         bottom_now[::2] = before[::2]
         whole, top, bottom = (_combing(picture, moving) for picture in (now, top_now, bottom_now))
-        if whole - _FLOOR < _COMBED * float(distance[1:-1][moving].mean()):
-            self._clean += 1
+        lean, share = float(np.log2(bottom / top)), (whole - _FLOOR) / float(distance[1:-1][moving].mean())
+        self._clean += share < _COMBED and (abs(lean) < _EVEN or share < _DOUBLED)
+        if share < _COMBED:
             self._lean[self._number], self._whole[self._number] = 0.0, _LEAST_WHOLE
             return
-        self._lean[self._number] = float(np.log2(bottom / top))
+        self._lean[self._number] = lean
         self._whole[self._number] = float(np.clip(np.log2(whole / min(top, bottom)), _LEAST_WHOLE, -_LEAST_WHOLE))
 
     def _repeats(self) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import av
 from av.container import InputContainer
@@ -14,8 +15,9 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.cadence import RepeatMeter
 from ultraflash_cli.video.color import is_rgb
-from ultraflash_cli.video.interlace import FieldMeter, Scan
+from ultraflash_cli.video.interlace import Answer, FieldMeter, Scan
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.source import Source, Tally, decoded_frames, decoder_of, read_packets, source_path
@@ -31,9 +33,11 @@ _FIRST_FRAME_PACKETS = 500
 _SCANNED_BYTES = 8_000_000
 _SCANNED_PIXELS = 1 << 26
 """How much is read, and decoded of it, to find larger pictures further on."""
-_PLACES = (0.25, 0.5, 0.75)
-_LOOKED_ELSEWHERE = 24
+_PLACES = (0.12, 0.3, 0.5, 0.7, 0.88)
+_LOOKED_ELSEWHERE = 30
 """Where in a file, and at how many frames, it is looked for fields once more."""
+_TELLING = 12
+"""Frames with motion from which on such a place tells something."""
 _GROWING = {"h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1"}
 """Codecs whose pictures change their size within a stream."""
 _INTERLACED_LINES = 1088
@@ -57,6 +61,12 @@ class FirstLook:
     aspect: Fraction
     """Width over height of its pixels, by what the stream itself says."""
     scan: Scan
+    first_field: Literal["tff", "bff"] | None
+    """Which field of a frame comes first, where that was measured."""
+    film_rate: Fraction | None
+    """Frames per second on average, where many of them are flagged to be shown for three fields."""
+    flagged_rate: Fraction | None
+    """Pairs of fields per second there."""
     wrongly_flagged: bool
     """Whether frames are flagged as interlaced and are not."""
     has_alpha: bool
@@ -92,6 +102,7 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
     tally, sizes = Tally(), _Sizes()
     first: av.VideoFrame | None = None
     meter: FieldMeter | None = None
+    repeats = RepeatMeter(stream)
     flagged = has_alpha = False
     decoder = decoder_of(stream, alpha=False)
     head: list[Packet] = []
@@ -102,6 +113,7 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
                 first = frame
                 meter = FieldMeter() if _may_be_interlaced(container, stream, frame) else None
             sizes.see(frame, decoder)
+            repeats.push(frame)
             flagged = flagged or frame.interlaced_frame
             has_alpha = has_alpha or is_transparent(stream, frame)
             if meter is not None:
@@ -129,16 +141,25 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
     elif is_file and _may_grow(container, stream, sizes):
         for frame in _key_frames_ahead(container, stream, decoder, sizes):
             sizes.see(frame, decoder)
-    scan = _scan(stream, meter, flagged)
+    elsewhere: list[FieldMeter] = []
+    measured = meter.answer() if meter is not None else "unknown"
+    scan = _scan(stream, measured, flagged)
     wrongly_flagged = scan == "flagged" and meter is not None and meter.is_clean
-    if wrongly_flagged and is_file:
-        wrongly_flagged = not _is_combed_elsewhere(container, stream, decoder)
+    if is_file and meter is not None and (wrongly_flagged or measured != "progressive"):
+        elsewhere = _look_elsewhere(container, stream, decoder)
+        wrongly_flagged = wrongly_flagged and not any(each.is_combed for each in elsewhere)
+        measured = _together(measured, elsewhere)
+        scan = _scan(stream, measured, flagged)
+    orders = [each.first_field for each in (meter, *elsewhere) if each is not None and each.is_combed]
     is_hevc = stream.codec_context.codec.canonical_name == "hevc"
     return FirstLook(
         first=first,
         size_wh=sizes.largest_wh,
         aspect=sizes.aspect,
         scan="progressive" if wrongly_flagged else scan,
+        first_field=max(("tff", "bff"), key=orders.count) if orders else None,
+        film_rate=repeats.rate,
+        flagged_rate=stream.codec_context.framerate if repeats.rate else None,
         wrongly_flagged=wrongly_flagged,
         has_alpha=has_alpha,
         lost_alpha=is_hevc and has_alpha_layer(stream.codec_context.extradata, bytes(head[0]) if head else b""),
@@ -172,11 +193,12 @@ def _key_frames_ahead(
         return
 
 
-def _is_combed_elsewhere(container: InputContainer, stream: VideoStream, decoder: VideoCodecContext) -> bool:
-    """Return whether frames further on are interlaced: a film may begin with a title that is not."""
+def _look_elsewhere(container: InputContainer, stream: VideoStream, decoder: VideoCodecContext) -> list[FieldMeter]:
+    """Measure fields further on: a film may begin with a title that does not move, or that is not of film."""
     decoder.skip_frame = "DEFAULT"
     start_s = (container.start_time or 0) / av.time_base
     length_s = (container.duration or 0) / av.time_base
+    meters: list[FieldMeter] = []
     for part in _PLACES:
         meter = FieldMeter()
         try:
@@ -185,10 +207,22 @@ def _is_combed_elsewhere(container: InputContainer, stream: VideoStream, decoder
             for frame in islice(decoded_frames(container, stream, decoder, Tally()), _LOOKED_ELSEWHERE):
                 meter.push(frame)
         except (OSError, FFmpegError):
-            return False
-        if meter.is_combed:
-            return True
-    return False
+            break
+        meters.append(meter)
+    return meters
+
+
+def _together(first: Answer, elsewhere: list[FieldMeter]) -> Answer | Literal["mixed"]:
+    """Say what a clip is by what was measured at its start and further on."""
+    answers: list[Answer] = [first, *(meter.answer() for meter in elsewhere if meter.votes >= _TELLING)]
+    found: list[Answer] = [answer for answer in answers if answer != "unknown"]
+    if len(set(found)) == 1:
+        return found[0]
+    if "telecined" in found or "shifted" in found:
+        return "mixed"
+    # Parts that show moments of which each fills a frame are progressive by themselves.
+    interlaced: list[Answer] = [answer for answer in found if answer != "progressive"]
+    return interlaced[0] if len(set(interlaced)) == 1 else first
 
 
 def _may_be_interlaced(container: InputContainer, stream: VideoStream, frame: av.VideoFrame) -> bool:
@@ -205,12 +239,11 @@ def average_rate(stream: VideoStream) -> Fraction:
     return next((rate for rate in given if rate <= _FASTEST), given[0] if given else Fraction(25))
 
 
-def _scan(stream: VideoStream, meter: FieldMeter | None, flagged: bool) -> Scan:
-    """Combine measurement and flags; ``first_look`` examines more frames if a flag seems wrong."""
-    measured = meter.answer() if meter is not None else "unknown"
+def _scan(stream: VideoStream, measured: Answer | Literal["mixed"], flagged: bool) -> Scan:
+    """Weigh what is measured against what is said; ``first_look`` looks further where a flag seems wrong."""
     context = stream.codec_context
     declared = _FIELD_ORDERS.get(context.field_order)
-    if measured == "telecined":
+    if measured in ("telecined", "mixed", "shifted"):
         return measured
     if flagged:
         return "flagged"

@@ -6,7 +6,7 @@ from fractions import Fraction
 from math import atan2, degrees
 from pathlib import Path
 from struct import unpack
-from typing import cast
+from typing import Literal, cast
 
 import av
 from av.audio.format import AudioFormat
@@ -111,8 +111,18 @@ class ClipInfo:
     scan: Scan
     wrongly_flagged: bool
     """Whether frames are flagged as interlaced and are not, as far as was looked."""
+    first_field: Literal["tff", "bff"] | None = None
+    """Which field of a frame comes first, where that was measured."""
+    repeated_field: Fraction | None = None
+    """How many ticks a field lasts, where many frames are flagged to be shown for three (soft telecine)."""
     fields: bool = False
     """Whether each frame of the file comes out as two, one a field; see ``with_deinterlacing``."""
+    film: bool = False
+    """Whether five frames of the file come out as four, those of the film; see ``with_deinterlacing``."""
+    chroma_shift: tuple[float, float] | None = None
+    """By how many pixels the colours lie too far right and too far down; they are read where they belong."""
+    denoise: tuple[float, float] | None = None
+    """How much noise is taken from brightness and colours when frames are read, in levels of 255."""
     time_base: Fraction
     average_rate: Fraction
     start_pts: int | None
@@ -142,7 +152,7 @@ class ClipInfo:
     @property
     def interlaced(self) -> bool:
         """Whether frames are deinterlaced when read."""
-        return self.scan in ("flagged", "tff", "bff", "all")
+        return self.scan in ("flagged", "tff", "bff", "all", "mixed", "shifted")
 
     @property
     def display_width_px(self) -> int:
@@ -213,7 +223,7 @@ def _probe(source: Source, index: int) -> ClipInfo:
         frame = look.first
         time_base = stream.time_base or Fraction(1, 1000)
         start, end = survey(source, stream.index) or stream_extent(stream)
-        rate = average_rate(stream)
+        rate = look.film_rate or average_rate(stream)
         duration = _duration(container, start, end, time_base)
         matrix = _display_matrix(frame)
         rotation_deg, mirrored = _turn(matrix)
@@ -241,6 +251,8 @@ def _probe(source: Source, index: int) -> ClipInfo:
             has_alpha=look.has_alpha,
             lost_alpha=look.lost_alpha,
             scan=look.scan,
+            first_field=look.first_field,
+            repeated_field=1 / (2 * look.flagged_rate * time_base) if look.flagged_rate else None,
             wrongly_flagged=look.wrongly_flagged,
             time_base=time_base,
             average_rate=rate,

@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +19,9 @@ from ultraflash_cli.jobs.planning.inputs import (
     made_place,
     with_what_can_be_copied,
 )
+from ultraflash_cli.jobs.planning.notes import content_warnings, plan_warnings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, made_name
+from ultraflash_cli.jobs.planning.restoring import check_restoring, reading_of, shape_warning, with_shape
 from ultraflash_cli.jobs.planning.target import (
     check_folder,
     check_made_names,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.jobs.serving.show import Show
     from ultraflash_cli.video.containers import StreamPlan
     from ultraflash_cli.video.encode import EncodeSpec
+    from ultraflash_cli.video.mending import Mending
     from ultraflash_cli.video.pipe import Pipe
     from ultraflash_cli.video.probe import ClipInfo
     from ultraflash_cli.video.source import Source
@@ -62,13 +64,9 @@ MODELS = ("auto", "lite", "ultraflash")
 """What `--model` takes; the trial models are not shown."""
 _TRIAL_MODELS = ("tiny-random", "tiny-lite")
 ENCODERS = ("auto", "tiny", "wan-vae")
-_LOOKED_AT = 3
-"""Frames that tell what a clip shows."""
 _PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
 DECODERS = ("auto", "tiny", "ultra")
 _FASTEST = 240
-_STRETCH = Fraction(102, 100)
-"""Ratio of the sides' growth above which a warning is given; rounding to even sides is less."""
 CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m")
 
 
@@ -120,6 +118,12 @@ class UpscaleJob:
     subs: Literal["copy", "none"] = "copy"
     deinterlace: Literal["auto", "frame", "field", "off"] = "auto"
     """As `video.deinterlacing` explains."""
+    crop: str = "none"
+    """none, auto, or pixels as `video.asked` reads them."""
+    chroma_shift: str = "none"
+    """Likewise."""
+    grain: Literal["none", "keep", "remove"] = "none"
+    """As `video.mending` explains."""
     fps: Fraction | None = None
     """Frames per second to write, by repeating or dropping frames; the rate of pictures, which have
     none of their own."""
@@ -157,6 +161,7 @@ class UpscaleJob:
         if self.detail is not None and not (math.isfinite(self.detail) and 0 <= self.detail <= 1):
             raise ConfigError(f"--detail must be between 0 and 1, got {self.detail}")
         check_guard(self.guard)
+        check_restoring(crop=self.crop, chroma_shift=self.chroma_shift, grain=self.grain)
         if self.res is not None:
             read_res(self.res)
         check_choices(self.model, self.max_memory)
@@ -190,6 +195,8 @@ class Prepared:
 
     job: UpscaleJob
     info: "ClipInfo"
+    reading: "Mending"
+    """What was measured for reading the clip, and what is mended."""
     output: Path
     """What is written; where a link was named, the file that it leads to."""
     exists: bool
@@ -274,14 +281,15 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     if to_write and job.temp is not None:
         check_folder(job.temp / "journal")
 
-    from ultraflash_cli.video.deinterlacing import with_deinterlacing
     from ultraflash_cli.video.encode import check_encoder, choose_spec, made_times
     from ultraflash_cli.video.probe import probe, surveyed
 
     info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
     if any(each is not None for each in (job.start, job.end, job.preview)):
         info = surveyed(info)
-    info = with_deinterlacing(info, job.deinterlace)
+    threads = job.threads or usable_cores()
+    reading = reading_of(job, info, threads=threads)
+    info = reading.info
     clip_start_s = (info.start_pts or 0) * info.time_base
     window = choose_window(
         start=job.start,
@@ -299,11 +307,12 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         quarter_turn=info.rotation_deg in (90, 270),
     )
     turned = info.rotation_deg in (90, 270)
+    stretch = shape_warning(info, plan) if (shaped := with_shape(info, plan)) is info else None
+    info = shaped
     height_px, width_px = plan.target
     if job.side_by_side:
         height_px, width_px = (2 * height_px, width_px) if turned else (height_px, 2 * width_px)
 
-    threads = job.threads or usable_cores()
     suffix = asked_suffix(named, job.stdout, job.codec)
     fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
     spec = choose_spec(
@@ -341,6 +350,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     return Prepared(
         job=job,
         info=info,
+        reading=reading,
         output=output,
         exists=exists,
         plan=plan,
@@ -355,8 +365,9 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         warnings=(
             *warnings,
             *link_notes(job.output),
-            *_warnings(info, spec, plan, streams, output_label(output, job.stdout and job.stdout_name)),
-            *(_content_warnings(info, model) if job.pipe is None and not exists else ()),
+            *(f"{info.path.name}: {note}" for note in reading.notes),
+            *plan_warnings(info, spec, plan, streams, stretch, output_label(output, job.stdout and job.stdout_name)),
+            *(content_warnings(info, model) if job.pipe is None and not exists else ()),
         ),
     )
 
@@ -406,43 +417,3 @@ def _check_space(output: Path, job: UpscaleJob, info: "ClipInfo", spec: "EncodeS
     else:
         check_space(temp, encoded - used_bytes(temp_work_folder(output, temp)))
         check_space(output.parent, joined)
-
-
-def _content_warnings(info: "ClipInfo", model: str) -> Iterator[str]:
-    """Warn where the clip's first frames are flat-coloured and the model would paint texture onto them."""
-    if model == "lite":
-        return
-    from ultraflash_cli.engine.profiles import PROFILES
-    from ultraflash_cli.video.flatness import first_lumas, is_flat_coloured
-
-    if model in PROFILES and PROFILES[model].invents_texture and is_flat_coloured(first_lumas(info, _LOOKED_AT)):
-        yield (
-            f"{info.path.name}: flat colours, as in drawings and screens; the model {model} invents texture there, "
-            "--model lite does not"
-        )
-
-
-def _warnings(
-    info: "ClipInfo", spec: "EncodeSpec", plan: UpscalePlan, streams: "StreamPlan", name: str
-) -> tuple[str, ...]:
-    from ultraflash_cli.video.encode import losses
-
-    warnings: list[str] = []
-    across, down = Fraction(plan.target[1], info.width_px), Fraction(plan.target[0], info.height_px)
-    if max(across, down) > _STRETCH * min(across, down):
-        warnings.append(
-            f"{name}: the picture will be stretched: the target does not have the shape of the "
-            f"{info.display_width_px}x{info.display_height_px} of the source"
-        )
-    if info.other_videos:
-        main = next(stream for stream in info.streams if stream.index == info.video_index)
-        others = ", ".join(stream.describe() for stream in info.other_videos)
-        warnings.append(f"{name}: several video streams: upscaling {main.describe()}, not {others}")
-    if plan.growth > 3:
-        warnings.append(f"{name}: beyond x3 the source is first enlarged by a filter; no sharper than x3")
-    if streams.reason:
-        warnings.append(f"{name}: {streams.reason}")
-    warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]
-    warnings += [f"{name}: {note}" for note in streams.notes]
-    warnings += [f"{name}: {loss}" for loss in losses(info, spec)]
-    return tuple(warnings)

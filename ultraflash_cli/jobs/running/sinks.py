@@ -12,6 +12,7 @@ from ultraflash_cli.jobs.running.upscaling import SourceFrame
 if TYPE_CHECKING:
     from ultraflash_cli.video.color import Picture
     from ultraflash_cli.video.encode import EncodeSpec
+    from ultraflash_cli.video.grain import GrainMaker
     from ultraflash_cli.video.segment import SegmentWriter
 
 __all__ = ["ThinnedSegment", "writer_of"]
@@ -49,10 +50,14 @@ def writer_of(prepared: Prepared) -> "Callable[[SegmentSink, SourceFrame, Pictur
     """Return what brings a finished picture into a segment, as often as it is shown."""
     compose = _side_by_side(prepared) if prepared.job.side_by_side else None
 
+    maker = _grain_maker(prepared)
+
     def write(sink: SegmentSink, source: SourceFrame, sharp_hwc: "Picture") -> None:
         times = ((source.pts, source.duration),) if source.times is None else source.times
         if not times:
             return
+        if maker is not None:
+            sharp_hwc = maker.add(sharp_hwc, source.number)
         picture = compose(source.rgb_hwc, sharp_hwc) if compose is not None else sharp_hwc
         alpha_hw = None
         if source.alpha_hw is not None:
@@ -62,6 +67,18 @@ def writer_of(prepared: Prepared) -> "Callable[[SegmentSink, SourceFrame, Pictur
             sink.write(picture, pts, duration, alpha_hw)
 
     return write
+
+
+def _grain_maker(prepared: Prepared) -> "GrainMaker | None":
+    from ultraflash_cli.video.grain import GrainMaker
+
+    reading, plan = prepared.reading, prepared.plan
+    if reading.grain is None or not reading.grain_is_kept:
+        return None
+    (source_h, source_w), (target_h, target_w) = plan.source, plan.target
+    return GrainMaker(
+        reading.grain, seed=prepared.job.seed, source_wh=(source_w, source_h), target_wh=(target_w, target_h)
+    )
 
 
 def _side_by_side(prepared: Prepared) -> "Callable[[Picture, Picture], Picture]":

@@ -44,6 +44,9 @@ class UpscaleReport(Report):
     guarded_share: float | None = None
     """Share of the pixels of this run's frames, at the smaller size, that strayed further and were blended back."""
 
+    reading: dict[str, object] | None = None
+    """What was measured for reading the clip, and what was mended."""
+
     def done(self) -> Done:
         return replace(super().done(), guarded_share=self.guarded_share)
 
@@ -129,6 +132,10 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
             "--audio": job.audio,
             "--subs": job.subs,
             "--deinterlace": job.deinterlace,
+            "--crop": job.crop,
+            "--chroma-shift": job.chroma_shift,
+            "--grain": job.grain,
+            "what was measured": repr(prepared.reading.facts()),
             "--fps": str(prepared.fps),
             "--start and --end": repr(prepared.window),
             "--side-by-side": job.side_by_side,
@@ -240,5 +247,6 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
             frames_in=work.journal.frames,
             guard=self.prepared.job.guard,
             guarded_share=built.model.guarded_share,
+            reading=self.prepared.reading.facts(),
             **common,
         )

@@ -1,0 +1,51 @@
+"""What a plan has to say before the work: of the target, of what does not come along, of what the clip shows."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ultraflash_cli.engine.plan import UpscalePlan
+
+if TYPE_CHECKING:
+    from ultraflash_cli.video.containers import StreamPlan
+    from ultraflash_cli.video.encode import EncodeSpec
+    from ultraflash_cli.video.probe import ClipInfo
+
+__all__ = ["content_warnings", "plan_warnings"]
+
+_LOOKED_AT = 3
+"""Frames that tell what a clip shows."""
+
+
+def content_warnings(info: "ClipInfo", model: str) -> Iterator[str]:
+    """Warn where the clip's first frames are flat-coloured and the model would paint texture onto them."""
+    if model == "lite":
+        return
+    from ultraflash_cli.engine.profiles import PROFILES
+    from ultraflash_cli.video.flatness import first_lumas, is_flat_coloured
+
+    if model in PROFILES and PROFILES[model].invents_texture and is_flat_coloured(first_lumas(info, _LOOKED_AT)):
+        yield (
+            f"{info.path.name}: flat colours, as in drawings and screens; the model {model} invents texture there, "
+            "--model lite does not"
+        )
+
+
+def plan_warnings(
+    info: "ClipInfo", spec: "EncodeSpec", plan: UpscalePlan, streams: "StreamPlan", stretch: str | None, name: str
+) -> tuple[str, ...]:
+    """Name what is several, stretched, or not kept; ``stretch`` is the sentence on the shape of the target."""
+    from ultraflash_cli.video.encode import losses
+
+    warnings = [f"{name}: {stretch}"] if stretch else []
+    if info.other_videos:
+        main = next(stream for stream in info.streams if stream.index == info.video_index)
+        others = ", ".join(stream.describe() for stream in info.other_videos)
+        warnings.append(f"{name}: several video streams: upscaling {main.describe()}, not {others}")
+    if plan.growth > 3:
+        warnings.append(f"{name}: beyond x3 the source is first enlarged by a filter; no sharper than x3")
+    if streams.reason:
+        warnings.append(f"{name}: {streams.reason}")
+    warnings += [f"{name}: left out: {dropped}" for dropped in streams.dropped]
+    warnings += [f"{name}: {note}" for note in streams.notes]
+    warnings += [f"{name}: {loss}" for loss in losses(info, spec)]
+    return tuple(warnings)

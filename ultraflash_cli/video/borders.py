@@ -1,0 +1,125 @@
+"""What of a picture shows nothing of the scene: black bars, and the lines in which a tape's heads are switched."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ultraflash_cli.video.color import Picture
+from ultraflash_cli.video.crop import Crop
+from ultraflash_cli.video.samples import luma_of
+
+__all__ = ["BorderMeter"]
+
+_BLACK = 40.0
+"""The brightest level that counts as black: tapes lift it."""
+_ABOVE_BLACK = 14.0
+_DARK = 50.0
+"""In a picture whose brightest parts are darker, nothing tells bars from the scene."""
+_LEAST_PICTURES = 3
+_MOST_SHARE = 0.36
+"""No bar is larger than this part of a side: 2.76:1 within 4:3 leaves bars of 0.26."""
+_SOFT_PX = 4
+_SOFT = 0.55
+"""The first lines inside that are darker than this part of those behind them are the edge of the bar."""
+_HEAD_LINES = 24
+"""In so many lines at the bottom, of 480 or more, heads are switched."""
+_HEAD_SHARE = 20
+_LIKE = 0.5
+"""Neighbouring lines of a scene are at least so alike where this can be measured at all."""
+_TORN = 0.5
+"""Lines that are less alike than this part of what is usual are not of one piece."""
+_AGREE = 0.7
+"""Part of the pictures in which they have to be torn."""
+_SMOOTH_PX = 15
+
+
+class BorderMeter:
+    """Collects how bright lines and columns are, and how alike neighbouring lines, over pictures of the whole clip."""
+
+    def __init__(self) -> None:
+        self._rows: list[NDArray[np.float32]] = []
+        self._columns: list[NDArray[np.float32]] = []
+        self._likeness: list[NDArray[np.float32]] = []
+
+    def push(self, pictures: Sequence[Picture]) -> None:
+        """Take a run of pictures of one size."""
+        for picture in (pictures[0], pictures[-1]):
+            luma = luma_of(picture)
+            if min(luma.shape) < 4 * _SOFT_PX:
+                continue
+            self._likeness.append(_likeness(luma))
+            if float(np.percentile(luma, 98)) >= _DARK:
+                self._rows.append(np.percentile(luma, 90, axis=1).astype(np.float32))
+                self._columns.append(np.percentile(luma, 90, axis=0).astype(np.float32))
+
+    def answer(self) -> Crop | None:
+        """Return what is to be cut away, with even sides left; None for nothing."""
+        top, bottom = _bars(self._rows)
+        left, right = _bars(self._columns)
+        bottom += self._switching(bottom)
+        if self._rows:
+            height, width = len(self._rows[0]), len(self._columns[0])
+            # Colour is stored for pairs of lines and columns.
+            bottom += (height - top - bottom) % 2 if top or bottom else 0
+            right += (width - left - right) % 2 if left or right else 0
+        crop = Crop(left_px=left, top_px=top, right_px=right, bottom_px=bottom)
+        return crop if crop != Crop() else None
+
+    @property
+    def head_lines(self) -> int:
+        """How many lines at the bottom, above a bar, are of the switching of heads."""
+        return self._switching(_bars(self._rows)[1])
+
+    def _switching(self, bar: int) -> int:
+        """Find the topmost place near the bottom at which lines are torn in most pictures."""
+        if len(self._likeness) < _LEAST_PICTURES:
+            return 0
+        likeness = np.stack(self._likeness)
+        likeness = likeness[:, : likeness.shape[1] - bar] if bar else likeness
+        lines = likeness.shape[1]
+        zone = min(_HEAD_LINES, lines // _HEAD_SHARE)
+        usual = float(np.median(likeness[:, lines * 6 // 10 : lines - zone - 2]))
+        if zone < 3 or usual < _LIKE:
+            return 0
+        torn = np.percentile(likeness[:, lines - zone :], 100 * _AGREE, axis=0) < _TORN * usual
+        # Two lines of each field are compared, so that a tear shows in two lines.
+        torn[:-1] &= torn[1:]
+        places = np.flatnonzero(torn[:-1])
+        return int(zone - places[0]) if len(places) else 0
+
+
+def _bars(levels: list[NDArray[np.float32]]) -> tuple[int, int]:
+    """Return how many lines at both ends are black in all pictures, with the soft edge of such a bar."""
+    if len(levels) < _LEAST_PICTURES:
+        return 0, 0
+    brightest = np.percentile(np.stack(levels), 95, axis=0)
+    mean = np.stack(levels).mean(axis=0)
+    black = float(brightest.min())
+    if black > _BLACK:
+        return 0, 0
+    is_bar = brightest <= black + _ABOVE_BLACK
+    return _bar(is_bar, mean, black), _bar(is_bar[::-1], mean[::-1], black)
+
+
+def _bar(is_bar: NDArray[np.bool_], mean: NDArray[np.float32], black: float) -> int:
+    inside = np.flatnonzero(~is_bar)
+    size = int(inside[0]) if len(inside) else 0
+    if not size or size > _MOST_SHARE * len(is_bar):
+        return 0
+    for _ in range(_SOFT_PX):
+        behind = mean[size + 2 : size + 5]
+        if not len(behind) or mean[size] - black >= _SOFT * float(behind.mean() - black):
+            break
+        size += 1
+    return size
+
+
+def _likeness(luma: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Correlate each line with the one two above it, without what is broader than a few pixels; the first two are 1."""
+    sums = np.cumsum(np.pad(luma, ((0, 0), (_SMOOTH_PX // 2 + 1, _SMOOTH_PX // 2)), mode="edge"), axis=1)
+    fine = luma - (sums[:, _SMOOTH_PX:] - sums[:, :-_SMOOTH_PX]) / _SMOOTH_PX
+    power = np.sqrt((fine * fine).sum(axis=1))
+    likeness = np.ones(len(luma), dtype=np.float32)
+    likeness[2:] = (fine[2:] * fine[:-2]).sum(axis=1) / (power[2:] * power[:-2] + 1e-3)
+    return likeness

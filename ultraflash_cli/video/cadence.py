@@ -1,0 +1,91 @@
+"""Soft telecine: film on a disc whose frames say how many fields each is to be shown for."""
+
+from collections import Counter, deque
+from fractions import Fraction
+from statistics import median
+
+import av
+from av.video.stream import VideoStream
+
+__all__ = ["CadenceClock", "RepeatMeter"]
+
+_FLAGGING = {"mpeg1video", "mpeg2video"}
+"""Codecs whose packets last as long as their flags say; others are timed by their containers."""
+_LEAST_FRAMES = 8
+_LEAST_REPEATED = 0.2
+"""Share of frames with a repeated field from which on a clip counts as soft telecine."""
+_CLOSE = Fraction(1, 50)
+_FILM = Fraction(4, 5)
+_STRAYING = 12
+"""So many frames in a row that lie away from where they are expected, to the same side, are a gap."""
+_GAP_FIELDS = 5
+_SAME = Fraction(1, 10)
+"""A timestamp this near to where its frame is expected, in fields, is as good as exact."""
+
+
+class RepeatMeter:
+    """Counts for how many fields the first frames of a stream are shown."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._rate: Fraction | None = stream.codec_context.framerate
+        self._field: Fraction | None = None
+        if stream.codec_context.codec.canonical_name in _FLAGGING and self._rate and stream.time_base:
+            self._field = 1 / (2 * self._rate * stream.time_base)
+        self._counts: Counter[int] = Counter()
+
+    def push(self, frame: av.VideoFrame) -> None:
+        """Take the next frame."""
+        if self._field is not None and frame.duration:
+            self._counts[round(frame.duration / self._field)] += 1
+
+    @property
+    def rate(self) -> Fraction | None:
+        """Frames per second on average; None where fields are hardly repeated."""
+        frames = self._counts.total()
+        if frames < _LEAST_FRAMES or self._counts[3] < _LEAST_REPEATED * frames or self._rate is None:
+            return None
+        share = Fraction(2 * frames, sum(fields * count for fields, count in self._counts.items()))
+        return self._rate * (_FILM if abs(share - _FILM) < _CLOSE * _FILM else share.limit_denominator(100))
+
+
+class CadenceClock:
+    """Times frames by the fields that each is shown for, counted from the first frame.
+
+    The packets of a disc have timestamps only now and then, and what FFmpeg puts between them is wrong where frames are
+    reordered and last differently. Timestamps that stray for long move the count: something is missing there.
+    ``field`` is the length of a field in ticks, and ``start`` where a clip without any timestamp begins.
+    """
+
+    repaired = 0
+    squeezed = 0
+    made_up = False
+
+    def __init__(self, *, field: Fraction, start: int = 0) -> None:
+        self._field = field
+        self._start = start
+        self._anchor: int | None = None
+        self._fields = 0
+        self._last: int | None = None
+        self._strays: deque[int] = deque(maxlen=_STRAYING)
+
+    def next(self, pts: int | None, *, hint: int | None = None, lasts: int = 0) -> int:
+        """Give the timestamp of a frame that carries ``pts``, was decoded at ``hint`` and is shown so long."""
+        if self._anchor is None:
+            self._anchor = next((stamp for stamp in (pts, hint) if stamp is not None), self._start)
+        due = self._due()
+        if pts is not None and abs(pts - due) <= _SAME * self._field:
+            due = pts
+        if pts is not None:
+            self._strays.append(pts - due)
+            far = [abs(stray) > _GAP_FIELDS * self._field for stray in self._strays]
+            if len(far) == _STRAYING and all(far) and min(self._strays) > 0:
+                self._anchor += round(median(self._strays))
+                self._strays.clear()
+                due = self._due()
+        self._fields += max(1, round(lasts / self._field)) if lasts > 0 else 2
+        self._last = due if self._last is None else max(due, self._last + 1)
+        return self._last
+
+    def _due(self) -> int:
+        assert self._anchor is not None, "the first frame is the anchor"
+        return self._anchor + round(self._fields * self._field)

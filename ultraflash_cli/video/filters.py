@@ -1,0 +1,164 @@
+"""Chains of FFmpeg's filters for frames, and those that undo interlacing, telecine and shifted colours."""
+
+from fractions import Fraction
+from math import floor
+
+import av
+import av.filter
+from av import error
+
+__all__ = ["FrameFilter", "chroma_places", "deinterlacer"]
+
+_UNSPECIFIED = 2
+_IN_8_BITS = {"fieldmatch", "decimate"}
+"""Filters that compare frames of 8 bits; they choose among others by a copy that has as many."""
+_8_BITS = {"yuv420p", "yuv422p", "yuv444p", "yuv411p"}
+_CYCLE = 5
+"""Frames of which ``decimate`` drops one."""
+
+
+class FrameFilter:
+    """One chain of FFmpeg's filters, built for the frames it first meets and rebuilt when they change."""
+
+    def __init__(self, *filters: tuple[str, str], threads: int = 1) -> None:
+        self._filters = filters
+        self._threads = threads
+        self._key: tuple[object, ...] | None = None
+        self._graph: av.filter.Graph | None = None
+        self._count = 0
+        self._last: av.VideoFrame | None = None  # kept where the end of the frames would be lost
+        self._begun = 0  # frames pushed before this graph
+        self._pulled = 0  # frames that this graph has given
+
+    def push(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
+        """Hand in one frame, get the frames that are ready, in order. The time stamp of ``frame`` is overwritten."""
+        ready: list[av.VideoFrame] = []
+        key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if key != self._key:
+            ready += self.flush()
+            self._graph = self._build(frame)
+            self._key = key
+            self._begun, self._pulled = self._count, 0
+        assert self._graph is not None, "the graph was built above"
+        # The tags of primaries and transfer would make libswscale convert or refuse; only the matrix matters here.
+        frame.color_primaries = _UNSPECIFIED
+        frame.color_trc = _UNSPECIFIED
+        frame.time_base = Fraction(1, 1000)
+        frame.pts = self._count
+        self._count += 1
+        self._graph.vpush(frame)
+        self._last = frame if self._compares_copies(frame) else None
+        return ready + self._pull()
+
+    def flush(self) -> list[av.VideoFrame]:
+        """Close the graph and get what it still holds; the next push starts a new one."""
+        if self._graph is None:
+            return []
+        if self._last is None:
+            self._graph.vpush(None)
+            ready = self._pull()
+        else:
+            ready = self._pull_by_pushing(self._last)
+        self._graph = self._last = None
+        self._key = None
+        return ready
+
+    def _build(self, frame: av.VideoFrame) -> av.filter.Graph:
+        graph = av.filter.Graph()
+        graph.threads = self._threads
+        last = graph.add(
+            "buffer",
+            video_size=f"{frame.width}x{frame.height}",
+            pix_fmt=frame.format.name,
+            time_base="1/1000",
+            frame_rate="1000/1",
+            pixel_aspect="1/1",
+            colorspace=str(frame.colorspace),
+            range=str(frame.color_range),
+        )
+        for name, arguments in self._filters:
+            looks_in_8_bits = name in _IN_8_BITS and self._compares_copies(frame)
+            node = graph.add(name, f"{arguments}:ppsrc=1" if looks_in_8_bits else arguments)
+            if looks_in_8_bits:
+                both, coarse = graph.add("split"), graph.add("format", "pix_fmts=yuv420p")
+                last.link_to(both)
+                both.link_to(coarse, 0, 0)
+                coarse.link_to(node, 0, 0)
+                both.link_to(node, 1, 1)
+            else:
+                last.link_to(node)
+            last = node
+        last.link_to(graph.add("buffersink"))
+        graph.configure()
+        return graph
+
+    def _compares_copies(self, frame: av.VideoFrame) -> bool:
+        return frame.format.name not in _8_BITS and any(name in _IN_8_BITS for name, _ in self._filters)
+
+    def _pull_by_pushing(self, last: av.VideoFrame) -> list[av.VideoFrame]:
+        """Get what is held without an end, at which filters with two inputs lose their last frame."""
+        assert self._graph is not None, "a graph to push to"
+        pushed = self._count - self._begun
+        drops = any(name == "decimate" for name, _ in self._filters)
+        missing = pushed - self._pulled - (pushed // _CYCLE if drops else 0)
+        ready: list[av.VideoFrame] = []
+        while len(ready) < missing:
+            last.pts = self._count
+            self._count += 1
+            self._graph.vpush(last)
+            ready += self._pull()
+        return ready[:missing]
+
+    def _pull(self) -> list[av.VideoFrame]:
+        assert self._graph is not None, "a graph to pull from"
+        ready: list[av.VideoFrame] = []
+        while True:
+            try:
+                ready.append(self._graph.vpull())
+            except (error.BlockingIOError, error.EOFError):
+                self._pulled += len(ready)
+                return ready
+
+
+def deinterlacer(mode: str | None, fields: bool) -> list[tuple[str, str]]:
+    """Return the filters that make whole pictures of fields.
+
+    ``mode`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"`` or ``"bff"`` (all, top or bottom
+    field first, whatever their flags say); with ``fields`` each of those comes out as two. ``"matched-tff"`` and
+    ``"matched-bff"`` join fields of one moment, and deinterlace frames that stay combed; ``"film-tff"`` and
+    ``"film-bff"`` drop one of every five frames then.
+    """
+    if mode is None:
+        return []
+    kind, dash, order = mode.rpartition("-")
+    if dash:
+        matching = [
+            ("fieldmatch", f"order={order}:mode=pc_n:combmatch=full"),
+            ("bwdif", f"mode=send_frame:parity={order}:deint=interlaced"),
+        ]
+        return [*matching, ("decimate", "cycle=5")] if kind == "film" else matching
+    parity = mode if mode in ("tff", "bff") else "auto"
+    frames = "interlaced" if mode == "interlaced" else "all"
+    rate = "send_field" if fields else "send_frame"
+    return [("bwdif", f"mode={rate}:parity={parity}:deint={frames}")]
+
+
+def chroma_places(pix_fmt: str, location: str, shift: tuple[float, float]) -> tuple[list[tuple[str, str]], str]:
+    """Return filters and options of libswscale that move the colours back, over frames of a format.
+
+    ``location`` is where halved chroma lies when it is not shifted. Whole samples are moved by a filter, and the rest
+    by telling libswscale where the samples lie.
+    """
+    form = av.VideoFormat(pix_fmt, 8, 8)
+    across, down = 8 // form.chroma_width(), 8 // form.chroma_height()
+    places = {"left": (0, 128), "center": (128, 128), "topleft": (0, 0), "top": (128, 0), "bottomleft": (0, 256)}
+    usual = places.get(location, (128, 256))
+    samples: list[int] = []
+    rests: list[int] = []
+    for moved, size, place in zip(shift, (across, down), usual, strict=True):
+        whole = floor(moved / size + 0.5)
+        samples.append(-whole)
+        rests.append((place if size > 1 else 0) - round(256 * (moved - whole * size)))
+    options = f"cbh={samples[0]}:crh={samples[0]}:cbv={samples[1]}:crv={samples[1]}:edge=smear"
+    filters = [("chromashift", options)] if any(samples) else []
+    return filters, f":in_h_chr_pos={rests[0]}:in_v_chr_pos={rests[1]}"

@@ -1,0 +1,105 @@
+"""Short runs of neighbouring pictures from all over a clip, for what is measured before the work."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from ultraflash_cli.errors import InputError
+from ultraflash_cli.video.color import ColorInfo, Picture
+from ultraflash_cli.video.convert import FrameConverter, look_of
+from ultraflash_cli.video.deinterlacing import filter_mode, frames_of
+from ultraflash_cli.video.probe import ClipInfo
+from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, open_input
+
+__all__ = ["luma_of", "sampled_runs", "ycc_of"]
+
+_RUNS = 8
+_PICTURES = 3
+_AROUND = 1
+"""Frames before and behind a run, which deinterlacing looks at."""
+_READ_THROUGH = 400
+"""Clips of fewer frames are read through; in longer ones it is the pictures at key frames that are looked at."""
+_OF_HEAD = 60
+"""Frames at the start of what cannot be read at any place."""
+
+_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=np.float32)
+
+
+def sampled_runs(info: ClipInfo, *, threads: int = 1) -> Iterator[list[Picture]]:
+    """Give up to eight runs of three pictures, as the clip is read, from places that depend on the file alone.
+
+    A clip without pictures that decode gives none.
+    """
+    single = replace(frames_of(info), has_alpha=False)
+    mode = filter_mode(info)
+    if mode is not None and mode.startswith("film"):
+        mode = mode.replace("film", "matched")
+    with suppress(InputError, OSError, FFmpegError), open_input(info.source) as container:
+        stream = container.streams[info.video_index]
+        assert isinstance(stream, VideoStream), "probe chose a video stream"
+        decoder = decoder_of(stream, alpha=False)
+        decoder.thread_count = threads
+        for frames in _runs(container, stream, decoder, info):
+            converter = FrameConverter(single, deinterlace=mode, alpha=False, threads=threads)
+            tags = ColorInfo(matrix=frames[0].colorspace, range=frames[0].color_range)
+            pictures: list[Picture] = []
+            for frame in frames:
+                look = look_of(frame, decoder.sample_aspect_ratio, single, tags)
+                pictures += [rgb_hwc for rgb_hwc, _ in converter.push(frame, look)]
+            pictures += [rgb_hwc for rgb_hwc, _ in converter.flush()]
+            around = _AROUND if len(pictures) > 2 * _AROUND + 1 else 0
+            yield pictures[around : len(pictures) - around]
+
+
+def _runs(
+    container: InputContainer, stream: VideoStream, decoder: VideoCodecContext, info: ClipInfo
+) -> Iterator[list[av.VideoFrame]]:
+    length = _PICTURES + 2 * _AROUND
+    count = frames_of(info).frame_count_estimate
+    is_file = isinstance(info.source, Path)
+    if not is_file or count is None or count <= _READ_THROUGH:
+        most = _OF_HEAD if not is_file else count or _READ_THROUGH
+        spacing = max(length, most // _RUNS)
+        frames = decoded_frames(container, stream, decoder, Tally())
+        for number in range(_RUNS):
+            run = list(islice(frames, length))
+            if run and (len(run) == length or not number):
+                yield run
+            if len(run) < length:
+                return
+            for _ in islice(frames, spacing - length):
+                pass
+        return
+    start_s, length_s = (container.start_time or 0) / av.time_base, info.duration_s or 0.0
+    seen: set[int | None] = set()
+    for number in range(_RUNS):
+        container.seek(int((start_s + (number + 0.5) / _RUNS * length_s) * av.time_base))
+        decoder.flush_buffers()
+        run = list(islice(decoded_frames(container, stream, decoder, Tally()), length))
+        if run and run[0].pts not in seen:
+            seen.add(run[0].pts)
+            yield run
+
+
+def ycc_of(rgb_hwc: Picture) -> NDArray[np.float32]:
+    """Return brightness and the two colour differences ``[3, height, width]`` in levels of 8 bits, full range."""
+    levels = rgb_hwc.astype(np.float32)
+    if rgb_hwc.dtype == np.uint16:
+        levels /= 257
+    return np.ascontiguousarray((levels @ _YCC.T).transpose(2, 0, 1))
+
+
+def luma_of(rgb_hwc: Picture) -> NDArray[np.float32]:
+    """Return the brightness ``[height, width]`` in levels of 8 bits, full range."""
+    levels = rgb_hwc.astype(np.float32) @ _YCC[0]
+    return levels / np.float32(257) if rgb_hwc.dtype == np.uint16 else levels
