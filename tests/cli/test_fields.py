@@ -85,7 +85,7 @@ def test_fields_become_frames_at_twice_the_rate_exactly(
     fields = f"{WAVES},tinterlace=interleave_{order},setfield={scan}"
     ffmpeg(*GRAY.format("160x96", 50, 0.4).split(), "-vf", fields, *FLAGGED.split(), str(source))
     warnings = doubled(source, output, "--deinterlace", "field", "--codec", "h264", "--crf", "1")
-    assert len(warnings) == 1 and "two frames out for each frame in" in warnings[0]
+    assert len(warnings) == 1 and "two frames out per frame in" in warnings[0]
     after = look(output, tmp_path)
     assert after.times == tuple(Fraction(number, 50) for number in range(20)) and after.end == Fraction(20, 50)
     before = look(source, tmp_path, before=f"bwdif=mode=send_field:parity={scan}:deint=all,")
