@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ultraflash_cli.jobs.pages import page as pages
 from ultraflash_cli.main import main
 from ultraflash_cli.metrics import sampled
 from ultraflash_cli.metrics.comparison import COMPARED
@@ -26,6 +27,11 @@ def make(path: Path, *, size: str = f"{WIDTH}x{HEIGHT}", frames: int = FRAMES, g
     return path
 
 
+def sound(path: Path) -> Path:
+    run_ffmpeg(["-f", "lavfi", "-i", "sine=duration=0.1", str(path)], what=str(path))
+    return path
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("clips")
@@ -38,6 +44,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "enlarged": make(folder / "enlarged.mp4", graph=f"{small},scale=256:192:flags=lanczos"),
         "short": make(folder / "short.mp4", frames=3),
         "wide": make(folder / "wide.mp4", size="320x96"),
+        "sound": sound(folder / "sound.wav"),
     }
 
 
@@ -144,6 +151,8 @@ def test_odd_sizes_are_compared_as_they_are(tmp_path: Path, capsys: pytest.Captu
         pytest.param(("original", "source"), 2, "the result is smaller than the reference", id="the wrong way round"),
         pytest.param(("original", "missing"), 3, "no such file", id="a missing file"),
         pytest.param(("words", "original"), 3, "words.txt", id="no video"),
+        pytest.param(("original", "words"), 3, "words.txt", id="a result that is none"),
+        pytest.param(("original", "sound"), 3, "sound.wav", id="sound alone"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(
@@ -176,6 +185,17 @@ def test_a_page_is_not_replaced_without_y_and_asks_for_nothing_outside(
     assert page.read_text() == text
     nowhere = tmp_path / "no" / "look.html"
     assert compare(clips["original"], clips["soft"], "--html", nowhere) == 7
+
+
+@pytest.mark.usefixtures("cheap")
+def test_a_page_gets_coarser_rather_than_large(
+    clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine, coarse = tmp_path / "fine.html", tmp_path / "coarse.html"
+    assert compare(clips["original"], clips["soft"], "--html", fine) == 0
+    monkeypatch.setattr(pages, "PICTURES_BYTES", 1)
+    assert compare(clips["original"], clips["soft"], "--html", coarse) == 0
+    assert coarse.stat().st_size < 0.8 * fine.stat().st_size
 
 
 def test_a_page_never_replaces_a_clip_or_a_folder(

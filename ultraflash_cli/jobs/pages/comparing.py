@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ultraflash_cli.jobs.pages import page
 from ultraflash_cli.jobs.pages.page import filled, webp_url
 from ultraflash_cli.metrics.comparison import COMPARED, Comparison
 from ultraflash_cli.metrics.ffmpeg import RESIZE, Coding, View, run_ffmpeg
@@ -13,12 +14,6 @@ __all__ = ["chosen_frames", "comparison_page"]
 
 _SPREAD = 5
 """Frames that are shown for being spread over the clip."""
-_QUALITIES = (90, 82, 72, 60, 45)
-"""Of WebP: the first with which the page stays small is taken."""
-_PICTURES_BYTES = 9_000_000
-"""Of all pictures together; as text they take a third more."""
-_LONGEST_PX = 2560
-"""Pictures in the page are at most this wide or high."""
 _THUMBS = 90
 """Frames that are shown next to the curves."""
 _THUMB_PX = 260
@@ -69,11 +64,9 @@ def comparison_page(
         times_s: When each frame is shown.
         made: How the output was made, ``facts`` and ``commands``.
     """
-    scale = min(1.0, _LONGEST_PX / max(size_wh))
-    shown_wh = (max(2, round(size_wh[0] * scale)), max(2, round(size_wh[1] * scale)))
     numbers = chosen_frames(comparison)
     step = -(-comparison.frames // _THUMBS)
-    pictures = _fitting_pictures(views, codings, numbers, shown_wh, step=step)
+    shown_wh, pictures = _fitting_pictures(views, codings, numbers, size_wh, step=step)
     enlarged = shown_wh[0] / comparison.size_wh[0]
     is_original = comparison.mode == "original"
     fidelity = "; scores show how far the downscaled result departs from its source"
@@ -141,17 +134,20 @@ def _score(name: str, values: Sequence[float | None], mean: float) -> dict[str, 
 
 def _fitting_pictures(
     views: Sequence[View], codings: Sequence[Coding], numbers: Sequence[int], size_wh: tuple[int, int], *, step: int
-) -> list[_Pictures]:
-    """Return the pictures of both clips at the best quality that keeps the page small."""
+) -> tuple[tuple[int, int], list[_Pictures]]:
+    """Return the pictures of both clips, and their size, at the best quality that keeps the page small."""
     found: list[_Pictures] = []
-    for quality in _QUALITIES:
+    shown_wh = size_wh
+    for quality, longest_px in page.FITTING:
+        scale = min(1.0, longest_px / max(size_wh))
+        shown_wh = (max(2, round(size_wh[0] * scale)), max(2, round(size_wh[1] * scale)))
         found = [
-            _pictures(view, coding, numbers, size_wh, step=step, quality=quality)
+            _pictures(view, coding, numbers, shown_wh, step=step, quality=quality)
             for view, coding in zip(views, codings, strict=True)
         ]
-        if sum(each.size_bytes for each in found) <= _PICTURES_BYTES:
+        if sum(each.size_bytes for each in found) <= page.PICTURES_BYTES:
             break
-    return found
+    return shown_wh, found
 
 
 def _pictures(

@@ -13,9 +13,13 @@ from ultraflash_cli.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from ultraflash_cli.video.probe import ClipInfo
 
-__all__ = ["check_page_place", "clip_facts", "filled", "made_by", "webp_url", "write_page"]
+__all__ = ["FITTING", "PICTURES_BYTES", "check_page_place", "clip_facts", "filled", "made_by", "webp_url", "write_page"]
 
 
+FITTING = ((90, 2560), (82, 2560), (72, 1920), (60, 1600), (45, 1280), (30, 960))
+"""Quality of WebP and longest side of pictures in pixels: the first with which a page stays small is taken."""
+PICTURES_BYTES = 9_000_000
+"""Of all pictures of a page together; as text they take a third more."""
 _HDR = {16: "PQ", 18: "HLG"}
 """Transfers of HDR in FFmpeg's numbers."""
 

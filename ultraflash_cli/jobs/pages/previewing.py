@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from ultraflash_cli.errors import UltraflashError, UsageError
 from ultraflash_cli.jobs.forecast import duration_words, forecast_from_part, size_words
+from ultraflash_cli.jobs.pages import page
 from ultraflash_cli.jobs.pages.page import check_page_place, clip_facts, filled, made_by, webp_url, write_page
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames, prepare
 from ultraflash_cli.metrics.pairs import Crop, distinct_crops, worst_places
@@ -23,8 +24,6 @@ __all__ = ["check_preview", "preview_page_path", "write_preview_page"]
 
 _SHOWN = 6
 """Frames in the page, spread over the preview."""
-_QUALITY = 90
-_LONGEST_PX = 2560
 _CROP_PX = 192
 _OWN_FLAGS = frozenset({"--preview", "--device", "--precision", "--threads", "--cuda-graphs"})
 """Options of a tag that the command for the whole clip does without."""
@@ -56,8 +55,8 @@ def check_preview(job: UpscaleJob) -> None:
     if prepared.output.suffix.lower() == ".png":
         raise UsageError(f"--html needs a video, but {prepared.output.name} is images; choose a video with -o")
     if not prepared.exists:
-        page = preview_page_path(prepared.output)
-        check_page_place(page, (prepared.output, job.source), overwrite=job.overwrite)
+        place = preview_page_path(prepared.output)
+        check_page_place(place, (prepared.output, job.source), overwrite=job.overwrite)
 
 
 def preview_page_path(output: Path) -> Path:
@@ -72,7 +71,7 @@ def write_preview_page(job: UpscaleJob, report: "Report") -> Path:
     prepared = prepare(job, to_write=False)
     output = Path(report.output)
     result = probe(output)
-    shown = list(_shown_frames(prepared, result, report))
+    shown, pictures = _fitting(list(_shown_frames(prepared, result, report)))
     height_px, width_px = shown[0].after_hwc.shape[:2]
     crop_px = min(_CROP_PX, width_px, height_px)
     crops = _crops(shown, report.frames_out, crop_px)
@@ -82,7 +81,7 @@ def write_preview_page(job: UpscaleJob, report: "Report") -> Path:
     size = f"{info.display_width_px}x{info.display_height_px} to {result.display_width_px}x{result.display_height_px}"
     rows = [["time", f"about {duration_words(forecast.seconds)}"]] if forecast.seconds is not None else []
     rows += [["size", f"about {size_words(forecast.output_bytes)}"]] if forecast.output_bytes is not None else []
-    page = filled(
+    text = filled(
         {
             "title": f"{'Result' if whole else 'Preview'} of {info.path.name}",
             "summary": f"{report.frames_out} frames, {size}, model {report.model}",
@@ -93,10 +92,10 @@ def write_preview_page(job: UpscaleJob, report: "Report") -> Path:
                 {
                     "number": each.number,
                     "label": f"{each.time_s:.2f} s",
-                    "before": _url(each.before_hwc),
-                    "after": _url(each.after_hwc),
+                    "before": webp_url(before),
+                    "after": webp_url(after),
                 }
-                for each in shown
+                for each, (before, after) in zip(shown, pictures, strict=True)
             ],
             "thumbs": [],
             "thumb_step": 1,
@@ -122,7 +121,7 @@ def write_preview_page(job: UpscaleJob, report: "Report") -> Path:
         }
     )
     place = preview_page_path(output)
-    write_page(place, page)
+    write_page(place, text)
     return place
 
 
@@ -168,10 +167,7 @@ def _shown_frames(prepared: Prepared, result: "ClipInfo", report: "Report") -> I
         if after is None:
             return
         height_px, width_px = after[1].shape[:2]
-        scale = min(1.0, _LONGEST_PX / max(height_px, width_px))
-        width_px, height_px = max(2, round(width_px * scale)), max(2, round(height_px * scale))
-        after_hwc = after[1] if scale == 1 else resize_rgb(after[1], width_px, height_px)
-        yield _Shown(number, time_s, resize_rgb(source_hwc, width_px, height_px), after_hwc)
+        yield _Shown(number, time_s, resize_rgb(source_hwc, width_px, height_px), after[1])
 
 
 def _frames(info: "ClipInfo", numbers: list[int], prepared: Prepared | None) -> "dict[int, tuple[float, Picture]]":
@@ -208,7 +204,29 @@ def _crops(shown: list[_Shown], frames: int, crop_px: int) -> list[Crop]:
     return distinct_crops(found, count=3, frames=frames, crop_px=crop_px)
 
 
-def _url(rgb_hwc: "Picture") -> str:
+def _fitting(shown: list[_Shown]) -> tuple[list[_Shown], list[tuple[bytes, bytes]]]:
+    """Return frames and their pictures at the best quality that keeps the page small."""
+    from ultraflash_cli.video.color import resize_rgb
     from ultraflash_cli.video.stills import webp_bytes
 
-    return webp_url(webp_bytes(rgb_hwc, quality=_QUALITY))
+    fitted, pictures = shown, list[tuple[bytes, bytes]]()
+    height_px, width_px = shown[0].after_hwc.shape[:2]
+    for quality, longest_px in page.FITTING:
+        scale = min(1.0, longest_px / max(height_px, width_px))
+        if scale < 1:
+            shown_wh = max(2, round(width_px * scale)), max(2, round(height_px * scale))
+            fitted = [
+                replace(
+                    each,
+                    before_hwc=resize_rgb(each.before_hwc, *shown_wh),
+                    after_hwc=resize_rgb(each.after_hwc, *shown_wh),
+                )
+                for each in shown
+            ]
+        pictures = [
+            (webp_bytes(each.before_hwc, quality=quality), webp_bytes(each.after_hwc, quality=quality))
+            for each in fitted
+        ]
+        if sum(len(before) + len(after) for before, after in pictures) <= page.PICTURES_BYTES:
+            break
+    return fitted, pictures
