@@ -101,8 +101,7 @@ def comparison_page(
                     "top": round(crop.top_px * enlarged),
                     "left": round(crop.left_px * enlarged),
                     "side": round(crop_px * enlarged),
-                    "label": f"frame {crop.frame}, {crop.left_px} across, {crop.top_px} down: "
-                    f"{crop.error_levels:.1f} levels of 255 apart",
+                    "label": f"frame {crop.frame} at {crop.left_px}, {crop.top_px}: {crop.error_levels:.1f} levels",
                 }
                 for crop in comparison.crops
             ],

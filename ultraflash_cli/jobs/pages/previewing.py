@@ -108,7 +108,7 @@ def write_preview_page(job: UpscaleJob, report: "Report") -> Path:
                     "top": crop.top_px,
                     "left": crop.left_px,
                     "side": crop_px,
-                    "label": f"frame {crop.frame}: {crop.error_levels:.1f} levels of 255 apart",
+                    "label": f"frame {crop.frame}: {crop.error_levels:.1f} levels",
                 }
                 for crop in crops
             ],
