@@ -13,7 +13,7 @@ import pytest
 from av.video.stream import VideoStream
 
 from tests.jobs.clips import decoded, make_clip, stream_kinds
-from tests.jobs.running.test_upscale import builder
+from tests.jobs.doubler import builder
 from ultraflash_cli.jobs.planning.clips import find_clips, is_several
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main

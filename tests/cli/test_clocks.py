@@ -9,37 +9,17 @@ from pathlib import Path
 import av
 import pytest
 
+from tests.cli.clocks import upscale
 from tests.cli.independent import Seen, look
-from tests.jobs.running.test_upscale import builder, job
-from tests.jobs.running.test_upscale import upscale as run
+from tests.jobs.doubler import job
+from tests.jobs.doubler import upscale as run
 from tests.video.broadcasts import PICTURE, SOUND, TICKS, recording, restamped, telecined, unstamped
 from tests.video.clips import ClipPlan, ffmpeg, make_clip
 from ultraflash_cli.errors import Interrupted
-from ultraflash_cli.jobs.running.loader import Models
-from ultraflash_cli.main import main
 
 FRAME = Fraction(1, 25)
 MSEC = Fraction(1, 1000)
 BIT = 1 << 31
-
-
-@pytest.fixture(autouse=True)
-def doubled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pixel is doubled instead of upscaled, which takes no time."""
-    monkeypatch.setattr(Models, "upscaler", staticmethod(builder()))
-
-
-@pytest.fixture
-def cases(repository: Path) -> Path:
-    folder = repository.parent / "shared" / "cases"
-    if not folder.is_dir():
-        pytest.skip("the shared cases are not on this machine")
-    return folder
-
-
-def upscale(source: Path, output: Path, *options: str) -> int:
-    fixed = ("-y", "--res", "2x", "--model", "lite", "--device", "cpu", "--threads", "1", "--progress", "none")
-    return main(["upscale", str(source), "-o", str(output), *fixed, *options])
 
 
 def steps(times: tuple[Fraction, ...]) -> list[Fraction]:

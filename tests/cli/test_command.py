@@ -6,38 +6,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.cli.command import COMMAND, REPORT_KEYS, interrupted, ultraflash
 from tests.jobs.clips import audio_packets, decoded, make_clip, timestamps
 
-COMMAND = (sys.executable, "-m", "ultraflash_cli")
-REPORT_KEYS = {
-    "input",
-    "output",
-    "model",
-    "device",
-    "frames_in",
-    "frames_out",
-    "width",
-    "height",
-    "fps_wall",
-    "fps_model",
-    "seconds",
-    "peak_rss_bytes",
-    "peak_vram_bytes",
-    "warnings",
-}
 FRAMES, SAFE, CUT = 180, 69, 160
 """The clip's length, the end of its first segment, and the beginning of its second scene. Behind the first segment lie
 more frames than the queues hold, so that an event always tells of it before the clip ends."""
-
-
-def ultraflash(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -84,31 +63,6 @@ def test_stdout_holds_one_json_object_and_stderr_one_event_a_line(
     assert (names[:2], names[-1]) == (["plan", "start"], "done")
     assert set(names[2:-1]) == {"chunk"}
     assert 0 < events[1]["predicted_s"] < 600, "how long it is going to take is said before it is done"
-
-
-def interrupted(arguments: Sequence[object], number: signal.Signals, when: Callable[[dict[str, object]], bool]) -> int:
-    """Run the command and send it the signal at the first event that `when` accepts; give its exit code."""
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments), "--progress", "json"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    heard: list[str] = []
-    for line in process.stderr:
-        heard.append(line)
-        if when(json.loads(line)):
-            process.send_signal(number)
-            break
-    else:
-        pytest.fail(f"the moment never came: {heard}")
-    _, rest = process.communicate(timeout=300)
-    if number != signal.SIGKILL:
-        last = json.loads(rest.splitlines()[-1])
-        assert last["event"] == "error"
-        assert "the same command" in last["message"]
-    return process.returncode
 
 
 @pytest.mark.parametrize(

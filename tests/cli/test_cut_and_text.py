@@ -10,8 +10,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from tests.cli.clocks import cases, doubled, upscale
 from tests.cli.independent import look
-from tests.cli.test_clocks import cases, doubled, upscale
 from tests.video.clips import ClipPlan, ffmpeg, make_clip
 
 __all__ = ["cases", "doubled"]

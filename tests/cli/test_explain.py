@@ -13,8 +13,8 @@ import pytest
 from tests.cli.independent import look
 from tests.cli.reference import reference
 from tests.jobs.clips import make_clip
-from tests.jobs.running.test_generate import builder as generating
-from tests.jobs.running.test_upscale import builder as upscaling
+from tests.jobs.doubler import builder as upscaling
+from tests.jobs.generating import builder as generating
 from ultraflash_cli.jobs import made
 from ultraflash_cli.jobs.made import made_by_upscaling
 from ultraflash_cli.jobs.planning.upscale import UpscaleJob

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.cli.doubled import cases, doubled, same_pictures
 from tests.cli.independent import look
-from tests.cli.test_pictures import cases, doubled, same_pictures
 from tests.video.clips import ClipPlan, ffmpeg, make_clip
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.main import main

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.jobs.clips import make_clip
-from tests.jobs.running.test_upscale import builder
+from tests.jobs.doubler import builder
 from ultraflash_cli.errors import Interrupted
 from ultraflash_cli.jobs import batch
 from ultraflash_cli.jobs.running.loader import Models

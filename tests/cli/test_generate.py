@@ -13,8 +13,8 @@ import av
 import numpy as np
 import pytest
 
+from tests.cli.command import REPORT_KEYS, interrupted, ultraflash
 from tests.cli.reference import reference
-from tests.cli.test_command import REPORT_KEYS, interrupted, ultraflash
 from tests.jobs.clips import decoded, make_clip, timestamps
 from ultraflash_cli.engine.profiles import PROFILES, TINY_LITE
 from ultraflash_cli.jobs.resume.journal import Journal

@@ -12,7 +12,7 @@ import av
 import pytest
 
 from tests.jobs.clips import make_clip
-from tests.jobs.running.test_upscale import builder
+from tests.jobs.doubler import builder
 from tests.video.clips import ffmpeg
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main

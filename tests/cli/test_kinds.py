@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from tests.cli.independent import Seen, Track, look
-from tests.jobs.running.test_upscale import builder
+from tests.jobs.doubler import builder
 from tests.video.clips import SUBTITLES, ClipPlan, ffmpeg, make_clip
-from tests.video.test_reading import KINDS, Kind
-from tests.video.test_reading import make as make_kind
-from tests.video.test_writing import ROWS, Row
+from tests.video.kinds import KINDS, Kind
+from tests.video.kinds import make as make_kind
+from tests.video.rows import ROWS, Row
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 

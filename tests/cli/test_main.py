@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.cli.in_process import replace_model
 from tests.cli.reference import PAGE, reference
 from tests.jobs.clips import make_clip
-from tests.jobs.running.test_upscale import builder
+from tests.jobs.doubler import builder
 from ultraflash_cli.jobs.resume.journal import Journal, OutputLock, work_folder
-from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.verify import sha256_of
-
-
-def replace_model(monkeypatch: pytest.MonkeyPatch, build: Callable[..., object]) -> None:
-    """Let `upscale` build its models with `build`."""
-    monkeypatch.setattr(Models, "upscaler", staticmethod(build))
 
 
 @pytest.fixture

@@ -14,51 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.cli.independent import Seen, look
-from tests.jobs.running.test_upscale import Doubler, Trail, builder
+from tests.cli.doubled import same_pictures
+from tests.cli.independent import look
 from tests.video.clips import ClipPlan, ffmpeg, make_clip
-from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 
 MOVING = "-f lavfi -i testsrc2=size={}:rate=25:duration={}"
-EXACT = ("--res", "2x", "--codec", "ffv1", "--threads", "1", "-y", "-q", "--json")
-
-
-class Repeater(Doubler):
-    """Enlarges by repeating pixels, and does nothing else."""
-
-    def step(self, state: Trail, frames: list[np.ndarray]) -> tuple[Trail, list[np.ndarray]]:
-        return Trail(state.seen + len(frames), state.seed), [
-            frame.repeat(2, axis=0).repeat(2, axis=1) for frame in frames
-        ]
-
-
-@pytest.fixture
-def cases(repository: Path) -> Path:
-    """The folder of files from which users of other tools suffered; tests over it skip where it is absent."""
-    folder = repository.parent / "shared" / "cases"
-    if not folder.is_dir():
-        pytest.skip("the shared cases are not on this machine")
-    return folder
-
-
-@pytest.fixture
-def doubled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
-    """Run ``upscale`` with every pixel doubled and nothing lost by the codec; gives its warnings."""
-    monkeypatch.setattr(Models, "upscaler", staticmethod(builder(Repeater)))
-
-    def run(source: Path, output: Path, *options: object) -> list[str]:
-        assert main(["upscale", str(source), "-o", str(output), *EXACT, *map(str, options)]) == 0
-        warnings = json.loads(capsys.readouterr().out.splitlines()[-1])["warnings"]
-        return [warning for warning in warnings if "rounds timestamps" not in warning]
-
-    return run
-
-
-def same_pictures(before: Seen, after: Seen, levels: float = 4.0) -> None:
-    assert before.pictures.shape == after.pictures.shape
-    errors = np.abs(before.pictures - after.pictures).mean(axis=(1, 2, 3))
-    assert errors.max() < levels, errors
 
 
 def coarse(path: Path) -> NDArray[np.float64]:

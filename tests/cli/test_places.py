@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import replace_model
+from tests.cli.in_process import replace_model
 from tests.jobs.clips import decoded, make_clip, moving_picture
-from tests.jobs.running.test_upscale import builder
+from tests.jobs.doubler import builder
 from ultraflash_cli.jobs.resume.work_folder import OutputLock, work_folder
 from ultraflash_cli.main import main
 from ultraflash_cli.video.stills import write_png
@@ -174,7 +174,7 @@ def test_other_devices_are_refused(clip: Path, tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1"])
 def test_standard_output_is_meant_by_each_of_its_names(clip: Path, tmp_path: Path, name: str) -> None:
     program = (
-        "import sys; from tests.jobs.running.test_upscale import builder;"
+        "import sys; from tests.jobs.doubler import builder;"
         "from ultraflash_cli.jobs.running.loader import Models;"
         "Models.upscaler = staticmethod(builder()); from ultraflash_cli.main import main; sys.exit(main())"
     )

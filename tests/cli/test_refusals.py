@@ -9,7 +9,7 @@ from struct import pack
 import av
 import pytest
 
-from tests.cli.test_pictures import cases
+from tests.cli.doubled import cases
 from tests.video.clips import ffmpeg, make_clip
 from ultraflash_cli.errors import OutOfMemory, is_out_of_memory
 from ultraflash_cli.jobs.planning import upscale as preflight

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from tests.jobs.clips import make_clip
-from tests.jobs.running.test_generate import builder as generating
-from tests.jobs.running.test_upscale import Doubler, Trail
-from tests.jobs.running.test_upscale import builder as upscaling
+from tests.jobs.doubler import Doubler, Trail
+from tests.jobs.doubler import builder as upscaling
+from tests.jobs.generating import builder as generating
 from ultraflash_cli.console import Console
 from ultraflash_cli.jobs.events import Event, Serving
 from ultraflash_cli.jobs.planning.upscale import Prepared

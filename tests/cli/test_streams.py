@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.clips import make_clip
-from tests.jobs.running.test_upscale import builder
+from tests.jobs.doubler import builder
 from ultraflash_cli.bar import clock_time, lay_out
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main

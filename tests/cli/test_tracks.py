@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from av.error import ArgumentError
 
-from tests.jobs.running.test_upscale import builder
+from tests.jobs.doubler import builder
 from tests.video.clips import copied_hashes, ffmpeg
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main

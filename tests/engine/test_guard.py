@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.engine.test_upscaler import pictures, run, upscaler
+from tests.engine.upscalers import pictures, run, upscaler
 from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.upscaler import Upscaler

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tests.engine.standins import LazyPort, logged_lanes
-from tests.engine.test_text_to_video import frames_of, run, start, video
-from tests.engine.test_upscaler import pictures, upscaler
+from tests.engine.upscalers import pictures, upscaler
+from tests.engine.videos import frames_of, run, start, video
 from ultraflash_cli.engine.lanes import BufferedOutlet, HostOutlet, cuda_lanes, outlet_for, to_device, to_host
 from ultraflash_cli.engine.pictures import as_picture, put_frames, quantise, to_tensor, widen
 from ultraflash_cli.engine.refiner import Refiner

@@ -7,76 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.contracts.stages import PLAIN_DECODER, randomise
+from tests.contracts.stages import PLAIN_DECODER
+from tests.engine.videos import CONTEXT, HEIGHT, WIDTH, frames_of, run, start, video
 from ultraflash_cli.engine.clock import StageClock
 from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.pictures import YuvFormat
-from ultraflash_cli.engine.pixel_refiner import PixelRefiner
-from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, Profile
+from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import GenerationPlan, plan_generation
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
-from ultraflash_cli.engine.stages.decoder import Decoder
-from ultraflash_cli.engine.stages.generator import Generator
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
-from ultraflash_cli.engine.stages.pixel_path import PixelPath
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
-from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import GeneratedGroup, TextToVideo
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.models.frames import GeneratedFrames
 
-HEIGHT, WIDTH = 4, 4
-CONTEXT = torch.randn((1, 5, 24), generator=torch.Generator().manual_seed(8))
-
-
 LITE_WORDS = PromptEncoderConfig(dim=24)
 NARROW = replace(PLAIN_DECODER, latent_channels=8)
-
-
-def video(
-    plan: GenerationPlan, profile: Profile = TINY_RANDOM, *, refined: bool = True, low: bool = False, **options: Any
-) -> TextToVideo:
-    assert profile.generator is not None
-    generator, base_decoder = Generator(profile.generator), Decoder(profile.base_decoder)
-    networks: list[nn.Module] = [generator, base_decoder]
-    if profile.refines_latents:
-        assert profile.sr_dit is not None
-        upsampling, decoding = profile.latent_stages
-        upsampler, sr_dit = LatentUpsampler(upsampling), SrDit(profile.sr_dit)
-        decoder = base_decoder if profile.low_decoder is None else Decoder(decoding)
-        networks += [upsampler, sr_dit, decoder]
-        refiner: Refiner | PixelRefiner = Refiner(profile, upsampler, sr_dit, decoder)
-    else:
-        assert profile.pixels is not None
-        path = PixelPath(profile.pixels)
-        networks.append(path)
-        refiner = PixelRefiner(profile, path)
-    for seed, network in enumerate(networks):
-        randomise(network, seed)
-    low_decoder = base_decoder if low or not refined or refiner.reads_frames else None
-    refiner = refiner if refined else None  # pyright: ignore[reportAssignmentType]
-    return TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=low_decoder, **options)
-
-
-def start(model: TextToVideo, **options: Any) -> Any:
-    settings: dict[str, Any] = {"context": CONTEXT, **options}
-    return model.init_state(height=HEIGHT, width=WIDTH, **settings)
-
-
-def run(model: TextToVideo, **options: Any) -> list[GeneratedGroup]:
-    state, groups = start(model, **options), list[GeneratedGroup]()
-    for _ in model.plan.groups:
-        state, group = model.step(state)
-        groups.append(group)
-    return groups
-
-
-def frames_of(groups: list[GeneratedGroup]) -> Tensor:
-    frames = [group.frames_bcthw for group in groups if group.frames_bcthw is not None]
-    return torch.cat(frames, dim=2)
 
 
 def test_nine_latents_give_thirty_three_frames_at_both_sizes() -> None:

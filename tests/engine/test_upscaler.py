@@ -1,39 +1,16 @@
 """Frames through the upscaler: counts, sizes, colours, strength, scenes."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contracts.stages import pixel_cascade, tiny_cascade
+from tests.engine.upscalers import pictures, run, upscaler
 from ultraflash_cli.engine.foretell import LOOK_PX, foretold_frame_seconds
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
-from ultraflash_cli.engine.pictures import Picture, YuvFormat
-from ultraflash_cli.engine.plan import plan_upscale
+from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
-from ultraflash_cli.engine.upscaler import Upscaler
-
-
-def upscaler(
-    width: int = 40, height: int = 24, res: str = "2x", *, enlarges_frames: bool = False, **options: object
-) -> Upscaler:
-    plan = plan_upscale(width, height, res=res)
-    cascade = pixel_cascade if enlarges_frames else tiny_cascade
-    return Upscaler(cascade(scale=plan.scale), plan, **options)  # pyright: ignore[reportArgumentType]
-
-
-def pictures(count: int, width: int = 40, height: int = 24, dtype: type = np.uint8) -> list[Picture]:
-    rng = np.random.default_rng(5)
-    coarse = rng.integers(0, np.iinfo(dtype).max, (count, height // 4 + 1, width // 4 + 1, 3))
-    return [np.kron(c, np.ones((4, 4, 1)))[:height, :width].astype(dtype) for c in coarse]
-
-
-def run(up: Upscaler, frames: Sequence[Picture], *, seed: int = 0, first_frame: int = 0) -> list[Picture]:
-    state, out = up.step(up.init_state(seed=seed, first_frame=first_frame), frames)
-    return out + up.flush(state)
 
 
 @settings(max_examples=6)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.jobs.running.test_upscale import builder, job
+from tests.jobs.doubler import builder, job
 from ultraflash_cli.jobs.events import Event, Started
 from ultraflash_cli.jobs.running.upscale import run
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.contracts.stages import randomise
+from tests.models.installing import put
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile
@@ -24,34 +24,12 @@ from ultraflash_cli.models.device import choose_device, precision_name, precisio
 from ultraflash_cli.models.profile import find_profile, with_full_encoder, with_ultra_decoder
 from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.manifest import read_manifest
-from ultraflash_cli.weights.store import Receipt, WeightStore
-from ultraflash_cli.weights.verify import sha256_of
+from ultraflash_cli.weights.store import WeightStore
 from ultraflash_kernels.fp8_linear import Fp8Linear
 
 CPU = torch.device("cpu")
 SMALL = replace(TINY_RANDOM, name="small", random_seed=None, weights=ULTRAFLASH.weights)
 """The published names at tiny sizes."""
-
-
-def put(store: WeightStore, name: str, tensors: dict[str, Tensor]) -> None:
-    """Lay a file into a store as a pull does."""
-    entry = read_manifest()[name]
-    part = store.part(entry)
-    save_file(tensors, part)
-    size, digest = part.stat().st_size, sha256_of(part)
-    receipt = Receipt(
-        name=name,
-        repository=None,
-        revision=None,
-        source="file",
-        source_bytes=size,
-        source_sha256=entry.sha256 or digest,
-        verified_by="keys",
-        bytes=size,
-        sha256=digest,
-        mtime_ns=part.stat().st_mtime_ns,
-    )
-    store.add(entry, part, receipt)
 
 
 def coders() -> tuple[Encoder, Decoder]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.test_build import put
+from tests.models.installing import put
 from ultraflash_cli.engine.cache_policy import CacheManagement, RefreshGate, SharpnessDrift
 from ultraflash_cli.engine.memory import MemoryPart, MemoryPhase, MemoryPlan, MemorySettings, MemoryStep
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.jobs.clips import decoded, make_clip, moving_picture
-from tests.jobs.running.test_upscale import Doubler, builder, job, left_over, upscale
+from tests.jobs.doubler import Doubler, builder, job, left_over, upscale
 from ultraflash_cli.errors import OutputError, UltraflashError, UsageError
 from ultraflash_cli.jobs.batch import plan_batch, run_batch
 from ultraflash_cli.jobs.resume.journal import work_folder

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.jobs.clips import decoded, make_clip
-from tests.models.test_build import put
+from tests.models.installing import put
 from ultraflash_cli.engine.cache_policy import RefreshGate
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import PROFILES, TINY_LITE, TINY_RANDOM, ULTRAFLASH

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from tests.jobs.clips import audio_packets, decoded, make_clip
+from tests.jobs.doubler import Doubler, Trail, builder, job, upscale
 from tests.jobs.fakes import FakeGenerator, MadeState
-from tests.jobs.running.test_generate import generate
-from tests.jobs.running.test_generate import job as generation_job
-from tests.jobs.running.test_upscale import Doubler, Trail, builder, job, upscale
+from tests.jobs.generating import generate
+from tests.jobs.generating import job as generation_job
 from ultraflash_cli.errors import Interrupted, OutOfMemory, OutputError
 from ultraflash_cli.jobs.events import Event, Retrying, Started
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration

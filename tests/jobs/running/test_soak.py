@@ -10,7 +10,7 @@ from typing import Self
 import pytest
 
 from tests.jobs.clips import make_clip
-from tests.jobs.running.test_upscale import Doubler, builder, job
+from tests.jobs.doubler import Doubler, builder, job
 from ultraflash_cli.jobs.batch import run_batch
 from ultraflash_cli.jobs.events import Done, Event
 from ultraflash_cli.jobs.stop import Stop

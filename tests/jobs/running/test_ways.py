@@ -13,7 +13,7 @@ import pytest
 from av.video.stream import VideoStream
 
 from tests.jobs.clips import audio_packets, decoded, make_clip, moving_picture, stream_kinds, timestamps
-from tests.jobs.running.test_upscale import Doubler, builder, job, left_over, upscale
+from tests.jobs.doubler import Doubler, builder, job, left_over, upscale
 from ultraflash_cli.errors import ConfigError, InputError, Interrupted, OutOfMemory, OutputError, UsageError
 from ultraflash_cli.jobs.events import Event, Planned, Retrying, Started, Warned
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
