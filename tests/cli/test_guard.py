@@ -45,4 +45,4 @@ def test_a_guard_that_is_no_number_of_levels_is_a_usage_error(
     source = make_clip(tmp_path / "in.mp4", frames=1)
     assert main(["upscale", str(source), "--guard", value]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--guard is off, or 1 to 255 levels" in line
+    assert "--guard must be off or 1 to 255 levels" in line
