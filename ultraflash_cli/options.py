@@ -1,6 +1,7 @@
 """Options that commands share, and the decorator that gives every command the global ones."""
 
 import copy
+import dataclasses
 import functools
 import inspect
 import os
@@ -8,52 +9,40 @@ import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, cast
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, cast, get_args, get_type_hints
 
 import typer
 
 from ultraflash_cli.console import Console, GlobalOptions, ProgressMode
 from ultraflash_cli.errors import InputError, UsageError
+from ultraflash_cli.flags import Flag
 
 __all__ = [
-    "CodecOption",
-    "CrfOption",
-    "CudaGraphsOption",
-    "DecoderOption",
     "DetailOption",
-    "DeviceOption",
     "DryRunOption",
-    "EncOptOption",
     "GuardOption",
     "JsonOption",
     "KeepGoingOption",
     "LogFileOption",
     "MatchColorsOption",
-    "MaxMemoryOption",
-    "ModelOption",
     "NoColorOption",
     "NoTagOption",
     "OverwriteOption",
-    "PixFmtOption",
-    "PrecisionOption",
     "ProgressOption",
     "QuietOption",
     "ResOption",
-    "ResumeOption",
-    "SeedOption",
     "ServeOption",
-    "SkipExistingOption",
     "StrengthOption",
-    "TempDirOption",
     "ThreadsOption",
     "VerboseOption",
-    "as_pairs",
     "as_path",
     "as_rate",
+    "takes",
     "with_console",
 ]
 
 P = ParamSpec("P")
+GroupT = TypeVar("GroupT")
 
 _SLOWED = range(1, 241)
 """Frame rates that NTSC slowed down by 1000/1001: 24, 30, 60 and so on."""
@@ -78,14 +67,6 @@ def as_rate(text: str) -> Fraction:
     return Fraction(text)
 
 
-def as_pairs(options: list[str]) -> tuple[tuple[str, str], ...]:
-    """Read `--enc-opt`. Raises UsageError for anything but KEY=VALUE."""
-    for option in options:
-        if not option.partition("=")[0] or "=" not in option:
-            raise UsageError(f"--enc-opt must be KEY=VALUE, got {option!r}")
-    return tuple((option.partition("=")[0], option.partition("=")[2]) for option in options)
-
-
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Only print warnings and errors.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Print more, including tracebacks.")]
 LogFileOption = Annotated[
@@ -108,7 +89,6 @@ DryRunOption = Annotated[
 NoTagOption = Annotated[bool, typer.Option("--no-tag", help="Do not record in the file how it was made.")]
 KeepGoingOption = Annotated[bool, typer.Option("--keep-going", help="With several inputs, continue after a failure.")]
 OverwriteOption = Annotated[bool, typer.Option("-y", "--overwrite", help="Replace existing outputs.")]
-SkipExistingOption = Annotated[bool, typer.Option("-n", "--skip-existing", help="Skip inputs whose output exists.")]
 ServeOption = Annotated[
     str | None,
     typer.Option(
@@ -118,40 +98,6 @@ ServeOption = Annotated[
         "free one.",
     ),
 ]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Resume an interrupted run of the same command, or start over.")
-]
-CodecOption = Annotated[
-    Literal["auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m"],
-    typer.Option(
-        "--codec",
-        help="Video codec; png: numbered images, y4m: raw frames for another program.",
-    ),
-]
-TempDirOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--temp-dir",
-        metavar="DIR",
-        parser=as_path,
-        help="Folder for work in progress, by default next to the output. Use the same one to resume.",
-    ),
-]
-PixFmtOption = Annotated[
-    str, typer.Option("--pix-fmt", metavar="auto|FORMAT", help="Pixel format of the output, as in FFmpeg.")
-]
-EncOptOption = Annotated[
-    list[str] | None,
-    typer.Option("--enc-opt", metavar="K=V", help="Encoder option, as in FFmpeg; repeatable."),
-]
-DecoderOption = Annotated[
-    Literal["auto", "tiny", "ultra"],
-    typer.Option("--decoder", help="Decoder from latents to frames; ultra: the larger one of ultraflash."),
-]
-MaxMemoryOption = Annotated[
-    str | None,
-    typer.Option("--max-memory", metavar="SIZE", help="Limit for the memory of the device, such as 6G."),
-]
 ResOption = Annotated[
     str | None,
     typer.Option(
@@ -160,15 +106,6 @@ ResOption = Annotated[
         help="Target: 720p, 1k, 1080p, 2k, 4k or 8k (short side of 720 to 4320), WxH, or 1x, 2x, 3x and so on. "
         "Default: the first of 1k and 2k that enlarges by at least 1.2, else 2x.",
         show_default=False,
-    ),
-]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="auto|lite|ultraflash",
-        help="lite: built in. ultraflash: the published model. auto: ultraflash if its weights and a GPU are there, "
-        "else lite.",
     ),
 ]
 StrengthOption = Annotated[
@@ -195,24 +132,64 @@ GuardOption = Annotated[
 MatchColorsOption = Annotated[
     bool, typer.Option("--match-colors/--no-match-colors", help="Keep the input's colours in broad areas.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the model's noise.")]
-CrfOption = Annotated[
-    int | None,
-    typer.Option("--crf", metavar="N", help="Encoding quality; lower is better and larger."),
-]
-DeviceOption = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda[:i]", help="Where the model runs.")]
-PrecisionOption = Annotated[
-    Literal["auto", "fp32", "bf16", "fp8"],
-    typer.Option(
-        "--precision",
-        help="Arithmetic; auto: the fastest good one. fp8: 8-bit transformers of ultraflash, faster on newer NVIDIA "
-        "GPUs; changes pixels.",
-    ),
-]
-CudaGraphsOption = Annotated[
-    bool,
-    typer.Option("--cuda-graphs/--no-cuda-graphs", help="Record the model's steps as CUDA graphs if memory allows."),
-]
+
+
+def _option_of(field: dataclasses.Field[Any], hint: Any) -> Any:
+    """Return the option that stands at a field of a group."""
+    kind, flag = get_args(hint)
+    assert isinstance(flag, Flag), f"{field.name} is no option"
+    return Annotated[
+        flag.given or kind,
+        typer.Option(
+            *flag.names,
+            help=flag.help,
+            metavar=flag.metavar,
+            show_default=flag.shows_default,
+            parser=as_path if kind == Path | None else None,
+        ),
+    ]
+
+
+def _options_of(group: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(group, include_extras=True)
+    return {field.name: _option_of(field, hints[field.name]) for field in dataclasses.fields(group)}
+
+
+def takes(group: type[GroupT]) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
+    """Give a command the options of a group, and as its second argument, after the console, what they say."""
+    kind_of_group: Any = group
+    options = _options_of(group)
+    fields = {field.name: field for field in dataclasses.fields(kind_of_group)}
+    flags: dict[str, Flag] = {
+        name: get_args(hint)[1] for name, hint in get_type_hints(group, include_extras=True).items() if name in fields
+    }
+
+    def decorate(command: Callable[..., int | None]) -> Callable[..., int | None]:
+        console, _, *own = inspect.signature(command).parameters.values()
+        kind = inspect.Parameter.KEYWORD_ONLY
+        extra = [
+            inspect.Parameter(
+                name, kind, default=None if flags[name].given else fields[name].default, annotation=option
+            )
+            for name, option in options.items()
+        ]
+
+        @functools.wraps(command)
+        def wrapper(console: Console, **values: Any) -> int | None:
+            said = {name: values.pop(name) for name in options}
+            for name, value in said.items():
+                if (read := flags[name].read) is not None:
+                    said[name] = read(value)
+            return command(console, group(**said), **values)
+
+        parameters = [console, *(each.replace(kind=kind) for each in own), *extra]
+        wrapper.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return wrapper
+
+    return decorate
+
+
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", help="CPU threads.  [default: all available cores]", show_default=False),

@@ -119,7 +119,7 @@ def test_the_scorer_is_the_plug_ins_where_there_is_one(monkeypatch: pytest.Monke
 
 def test_other_coders_are_refused_where_a_model_has_one() -> None:
     for choice in ({"encoder": "wan-vae", "decoder": "auto"}, {"encoder": "auto", "decoder": "ultra"}):
-        with pytest.raises(UsageError, match="lite has one"):
+        with pytest.raises(UsageError, match="lite has only one"):
             settle_coders(LITE, Shelf(), **choice)
 
 

@@ -1,21 +1,14 @@
 """`ultraflash bench`."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.options import (
-    CudaGraphsOption,
-    DeviceOption,
-    JsonOption,
-    ModelOption,
-    PrecisionOption,
-    ThreadsOption,
-    with_console,
-)
+from ultraflash_cli.jobs.planning.options import MachineOptions, ModelName
+from ultraflash_cli.options import JsonOption, takes, with_console
 
 if TYPE_CHECKING:
     from ultraflash_cli.bench.cases import BenchCase
@@ -26,9 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Options(ModelName, MachineOptions):
+    """What is measured, and where."""
+
+
 @with_console(hidden=True)
+@takes(_Options)
 def bench(
     console: Console,
+    options: _Options,
     what: Annotated[
         list[str] | None,
         typer.Argument(
@@ -58,11 +58,6 @@ def bench(
     wall: Annotated[
         bool, typer.Option("--wall/--no-wall", help="Also time the whole command, from file to file.")
     ] = True,
-    model: ModelOption = "auto",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    cuda_graphs: CudaGraphsOption = True,
-    threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> int:
     """Measure speed, memory and time per stage on this machine.
@@ -83,8 +78,8 @@ def bench(
     for word in what or ():
         if word not in KINDS:
             raise UsageError(f"unknown benchmark {word!r}; choose from {', '.join(KINDS)}")
-    on_gpu = choose_device(device).type == "cuda"
-    profile = find_profile(("ultraflash" if on_gpu else "lite") if model == "auto" else model)
+    on_gpu = choose_device(options.device).type == "cuda"
+    profile = find_profile(("ultraflash" if on_gpu else "lite") if options.model == "auto" else options.model)
     kinds = what or ["upscale", *(["generate"] if profile.generator else []), *(["kernels"] if on_gpu else [])]
     if "generate" in kinds and profile.generator is None:
         raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
@@ -101,11 +96,11 @@ def bench(
         height_px=height_px,
         frames=frames,
         seconds=seconds,
-        device=device,
-        precision=precision,
-        threads=threads or usable_cores(),
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads or usable_cores(),
         waiting=console.settings.waiting,
-        graphs=cuda_graphs,
+        graphs=options.cuda_graphs,
         store=console.settings.home,
     )
     case = replace(case, untrained=not _installed(case, profile))
@@ -134,7 +129,7 @@ def bench(
     rows: list[KernelTime] = []
     if "kernels" in kinds:
         with console.working("bench", "measuring kernels"):
-            rows = in_fresh_process(measure_kernels, device, case.threads)
+            rows = in_fresh_process(measure_kernels, options.device, case.threads)
         if not json:
             for line in kernel_lines(rows, OTHERS):
                 console.text(line)

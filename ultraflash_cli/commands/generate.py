@@ -1,6 +1,7 @@
 """`ultraflash generate`."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
@@ -10,31 +11,16 @@ from ultraflash_cli.commands.outcomes import show_outcomes
 from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, sink_name, takes_stream
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import InputError, UsageError
+from ultraflash_cli.jobs.planning.options import SharedOptions
 from ultraflash_cli.options import (
-    CodecOption,
-    CrfOption,
-    CudaGraphsOption,
-    DecoderOption,
-    DeviceOption,
     DryRunOption,
-    EncOptOption,
     JsonOption,
     KeepGoingOption,
-    MaxMemoryOption,
-    ModelOption,
     NoTagOption,
-    OverwriteOption,
-    PixFmtOption,
-    PrecisionOption,
-    ResumeOption,
-    SeedOption,
     ServeOption,
-    SkipExistingOption,
-    TempDirOption,
-    ThreadsOption,
-    as_pairs,
     as_path,
     as_rate,
+    takes,
     with_console,
 )
 from ultraflash_cli.streams import standard_input
@@ -46,8 +32,10 @@ __all__ = ["generate"]
 
 
 @with_console(hidden=True)
+@takes(SharedOptions)
 def generate(
     console: Console,
+    shared: SharedOptions,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What the clip shows.")] = None,
     prompts: Annotated[
         Path | None,
@@ -101,7 +89,6 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    seed: SeedOption = 0,
     count: Annotated[
         int, typer.Option("--count", metavar="N", help="Clips per prompt, with seeds counting up from --seed.")
     ] = 1,
@@ -117,24 +104,9 @@ def generate(
             "context passes (refresh=THRESHOLD), a shorter cache (kv).",
         ),
     ] = "off",
-    model: ModelOption = "auto",
-    decoder: DecoderOption = "auto",
-    codec: CodecOption = "auto",
-    crf: CrfOption = None,
-    pix_fmt: PixFmtOption = "auto",
-    enc_opt: EncOptOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    max_memory: MaxMemoryOption = None,
-    cuda_graphs: CudaGraphsOption = True,
-    threads: ThreadsOption = None,
     no_tag: NoTagOption = False,
     serve: ServeOption = None,
-    resume: ResumeOption = True,
-    overwrite: OverwriteOption = False,
-    skip_existing: SkipExistingOption = False,
     keep_going: KeepGoingOption = False,
-    temp_dir: TempDirOption = None,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -171,31 +143,16 @@ def generate(
             folder=output if into_folder else None,
             stdout=sink,
             stdout_name=sink_name(output),
-            temp=temp_dir,
             res=res,
             seconds=seconds,
             fps=as_rate(fps) if fps is not None else None,
-            seed=seed + number,
-            model=model,
-            decoder=decoder,
             store=console.settings.home,
             save_lr=save_lr,
             init_clip=init_clip,
             cache_management=cache_management,
-            codec=codec,
-            crf=crf,
-            pix_fmt=pix_fmt,
-            enc_options=as_pairs(enc_opt or []),
-            device=device,
-            precision=precision,
-            threads=threads,
-            max_memory=max_memory,
-            cuda_graphs=cuda_graphs,
             tag=not no_tag,
             show=show,
-            resume=resume,
-            overwrite=overwrite,
-            skip_existing=skip_existing,
+            **vars(replace(shared, seed=shared.seed + number)),
         )
 
     for text in texts:

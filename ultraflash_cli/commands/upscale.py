@@ -14,36 +14,21 @@ from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, s
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, read_guard
+from ultraflash_cli.jobs.planning.options import SharedOptions
 from ultraflash_cli.options import (
-    CodecOption,
-    CrfOption,
-    CudaGraphsOption,
-    DecoderOption,
     DetailOption,
-    DeviceOption,
     DryRunOption,
-    EncOptOption,
     GuardOption,
     JsonOption,
     KeepGoingOption,
     MatchColorsOption,
-    MaxMemoryOption,
-    ModelOption,
     NoTagOption,
-    OverwriteOption,
-    PixFmtOption,
-    PrecisionOption,
     ResOption,
-    ResumeOption,
-    SeedOption,
     ServeOption,
-    SkipExistingOption,
     StrengthOption,
-    TempDirOption,
-    ThreadsOption,
-    as_pairs,
     as_path,
     as_rate,
+    takes,
     with_console,
 )
 from ultraflash_cli.streams import standard_input
@@ -57,8 +42,10 @@ _DASH = Path("-")
 
 
 @with_console(hidden=True)
+@takes(SharedOptions)
 def upscale(
     console: Console,
+    shared: SharedOptions,
     inputs: Annotated[
         list[Path],
         typer.Argument(
@@ -79,7 +66,6 @@ def upscale(
         ),
     ] = None,
     res: ResOption = None,
-    model: ModelOption = "auto",
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", metavar="TEXT", help="What the clip shows; for ultraflash."),
@@ -90,12 +76,10 @@ def upscale(
             "--encoder", help="Encoder from frames to latents; wan-vae: the larger, slower one of ultraflash."
         ),
     ] = "auto",
-    decoder: DecoderOption = "auto",
     strength: StrengthOption = 1.0,
     detail: DetailOption = None,
     guard: GuardOption = f"{GUARD_LEVELS:g}",
     match_colors: MatchColorsOption = True,
-    seed: SeedOption = 0,
     cuts: Annotated[bool, typer.Option("--cuts/--no-cuts", help="Reset the model at detected scene cuts.")] = True,
     start: Annotated[
         str | None, typer.Option("--start", metavar="TIME", help="Start at this time: seconds, mm:ss.fff or N%.")
@@ -109,10 +93,6 @@ def upscale(
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Plain resampling on the left, the result on the right.")
     ] = False,
-    codec: CodecOption = "auto",
-    crf: CrfOption = None,
-    pix_fmt: PixFmtOption = "auto",
-    enc_opt: EncOptOption = None,
     deinterlace: Annotated[
         Literal["auto", "frame", "field", "off"],
         typer.Option(
@@ -160,16 +140,8 @@ def upscale(
     ] = "copy",
     no_audio: Annotated[bool, typer.Option("--no-audio", help="Drop the audio.")] = False,
     subs: Annotated[bool, typer.Option("--subs/--no-subs", help="Keep or drop the subtitles.")] = True,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    max_memory: MaxMemoryOption = None,
-    cuda_graphs: CudaGraphsOption = True,
-    threads: ThreadsOption = None,
     no_tag: NoTagOption = False,
     serve: ServeOption = None,
-    resume: ResumeOption = True,
-    overwrite: OverwriteOption = False,
-    skip_existing: SkipExistingOption = False,
     keep_going: KeepGoingOption = False,
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Include subfolders; -o DIR mirrors the tree.")
@@ -182,7 +154,6 @@ def upscale(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse damaged or truncated inputs before any work.")
     ] = False,
-    temp_dir: TempDirOption = None,
     downscale: Annotated[
         bool, typer.Option("--downscale", help="Allow a target that is not larger than the source.")
     ] = False,
@@ -220,27 +191,19 @@ def upscale(
             folder=output / below if output is not None and into_folder else None,
             stdout=sink,
             stdout_name=sink_name(output),
-            temp=temp_dir,
             res=res,
-            model=model,
             prompt=prompt,
             encoder=encoder,
-            decoder=decoder,
             store=console.settings.home,
             strength=strength,
             detail=detail,
             guard=read_guard(guard),
             color="match" if match_colors else "off",
-            seed=seed,
             cuts="auto" if cuts else "off",
             start=start,
             end=end,
             preview=preview,
             side_by_side=side_by_side,
-            codec=codec,
-            crf=crf,
-            pix_fmt=pix_fmt,
-            enc_options=as_pairs(enc_opt or []),
             audio="none" if no_audio else audio,
             subs="copy" if subs else "none",
             deinterlace=deinterlace,
@@ -250,17 +213,10 @@ def upscale(
             fps=None if fps == "keep" else as_rate(fps),
             strict=strict,
             renumber=renumber,
-            device=device,
-            precision=precision,
-            max_memory=max_memory,
-            cuda_graphs=cuda_graphs,
-            threads=threads,
             tag=not no_tag,
             show=show,
-            resume=resume,
-            overwrite=overwrite,
-            skip_existing=skip_existing,
             downscale=downscale,
+            **vars(shared),
         )
 
     clips = find_clips(

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.host import check_address_space, usable_cores
+from ultraflash_cli.jobs.planning.options import SharedSettings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, low_name, made_name
 from ultraflash_cli.jobs.planning.target import (
     check_folder,
@@ -23,7 +24,7 @@ from ultraflash_cli.jobs.planning.target import (
     stream_target,
     used_bytes,
 )
-from ultraflash_cli.jobs.planning.upscale import CODECS, DECODERS, check_choices, choose_model
+from ultraflash_cli.jobs.planning.upscale import choose_model
 from ultraflash_cli.jobs.resume.work_folder import temp_work_folder, unfinished_work, work_folder
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.engine.schedule import GenerationPlan
     from ultraflash_cli.engine.stages.generator import GeneratorConfig
-    from ultraflash_cli.jobs.serving.show import Show
     from ultraflash_cli.video.containers import StreamPlan
     from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_cli.video.probe import ClipInfo
@@ -61,20 +61,10 @@ _FASTEST = 240
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateJob:
+class GenerateJob(SharedSettings):
     """One clip to generate, as requested."""
 
     prompt: str
-    output: Path | None = None
-    """The file to write; None for a default name from prompt, size and seed, in `folder`."""
-    folder: Path | None = None
-    """Folder of a default name; None for the current folder."""
-    stdout: BinaryIO | None = None
-    """Stream to write instead of a file."""
-    stdout_name: str = "-"
-    """Name of the stream in reports."""
-    temp: Path | None = None
-    """Folder for journal and segments; None for next to the output."""
     name: str | None = None
     """The default name without extension, if several clips of a command would share one; None for the usual one."""
     res: str = "1k"
@@ -83,39 +73,15 @@ class GenerateJob:
     """At least so long; None for 81 frames, or for what the model has room for behind an initial clip."""
     fps: Fraction | None = None
     """Frames per second to write, by repeating or dropping what was generated; None for the model's own."""
-    seed: int = 0
-    model: str = "auto"
-    decoder: str = "auto"
-    """Which of the model's decoders turns latents into frames."""
-    store: Path | None = None
-    """Folder of downloaded weights; None to use built-in ones only."""
     save_lr: bool = False
     """Write the clip at the base size as well."""
     init_clip: Path | None = None
     """A clip to continue from; the result is what follows it."""
     cache_management: str = "off"
     """As `engine.cache_policy.CacheManagement.parse` reads it."""
-    codec: str = "auto"
-    crf: int | None = None
-    pix_fmt: str = "auto"
-    enc_options: tuple[tuple[str, str], ...] = ()
-    device: str = "auto"
-    precision: str = "auto"
-    cuda_graphs: bool = True
-    """Record steps of the model as CUDA graphs, on a GPU with memory for that; the pixels are the same."""
-    threads: int | None = None
-    """CPU threads of the model and of the encoder; None for all usable cores."""
-    max_memory: str | None = None
-    """The most memory of the device to use, such as `6G`; None for what is free."""
-    show: "Show | None" = None
-    """Shows the job while it runs; the output is the same without it."""
-    tag: bool = True
-    """Write into the output how it was made."""
-    resume: bool = True
-    overwrite: bool = False
-    skip_existing: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.line:
             raise ConfigError("the prompt is empty; describe what the clip should show")
         if any("\ud800" <= character <= "\udfff" for character in self.prompt):
@@ -126,27 +92,10 @@ class GenerateJob:
             raise ConfigError(f"--seconds must be above 0 and at most {_LONGEST_S}, got {self.seconds:g}")
         if self.fps is not None and not 1 <= self.fps <= _FASTEST:
             raise ConfigError(f"--fps must be between 1 and {_FASTEST}, got {self.fps}")
-        if self.seed < 0:
-            raise ConfigError(f"--seed must be at least 0, got {self.seed}")
-        check_choices(self.model, self.max_memory)
-        if self.decoder not in DECODERS:
-            raise ConfigError(f"--decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
-        if self.codec not in CODECS:
-            raise ConfigError(f"--codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
-        if self.crf is not None and not 0 <= self.crf <= 63:
-            raise ConfigError(f"--crf must be between 0 and 63, got {self.crf}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads must be at least 1, got {self.threads}")
         if self.save_lr and self.res == "480p":
             raise ConfigError("--save-lr writes the 480p clip, which --res 480p does already; remove one of them")
-        if sum(each is not None for each in (self.output, self.folder, self.stdout)) > 1:
-            raise ConfigError("an output file, an output folder and stdout exclude each other; choose one")
         if self.save_lr and self.stdout is not None:
             raise ConfigError("--save-lr writes a second file, but stdout is one stream; remove --save-lr")
-        if self.overwrite and self.skip_existing:
-            raise ConfigError("--overwrite and --skip-existing exclude each other; choose one")
 
     @property
     def line(self) -> str:

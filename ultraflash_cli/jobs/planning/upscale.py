@@ -1,15 +1,14 @@
 """Check and decide everything before a model is loaded, cheapest checks first."""
 
 import math
-import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ultraflash_cli.engine.plan import LARGEST_SIDE_PX, SHORT_SIDES, WORTHWHILE, UpscalePlan, plan_upscale, read_res
 from ultraflash_cli.errors import ConfigError
-from ultraflash_cli.host import check_address_space, parse_memory, usable_cores
+from ultraflash_cli.host import check_address_space, usable_cores
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, check_guard
 from ultraflash_cli.jobs.planning.inputs import (
     find_input,
@@ -20,6 +19,7 @@ from ultraflash_cli.jobs.planning.inputs import (
     with_what_can_be_copied,
 )
 from ultraflash_cli.jobs.planning.notes import content_warnings, plan_warnings
+from ultraflash_cli.jobs.planning.options import SharedSettings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, made_name
 from ultraflash_cli.jobs.planning.restoring import check_restoring, reading_of, shape_warning, with_shape
 from ultraflash_cli.jobs.planning.target import (
@@ -38,7 +38,6 @@ from ultraflash_cli.jobs.planning.window import Window, choose_window
 from ultraflash_cli.jobs.resume.work_folder import temp_work_folder, unfinished_work, work_folder
 
 if TYPE_CHECKING:
-    from ultraflash_cli.jobs.serving.show import Show
     from ultraflash_cli.video.containers import StreamPlan
     from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_cli.video.mending import Mending
@@ -47,31 +46,22 @@ if TYPE_CHECKING:
     from ultraflash_cli.video.source import Source
 
 __all__ = [
-    "CODECS",
-    "DECODERS",
     "ENCODERS",
-    "MODELS",
     "Prepared",
     "UpscaleJob",
-    "check_choices",
     "choose_model",
     "default_res",
     "estimate_frames",
     "prepare",
 ]
 
-MODELS = ("auto", "lite", "ultraflash")
-"""What `--model` takes; the trial models are not shown."""
-_TRIAL_MODELS = ("tiny-random", "tiny-lite")
 ENCODERS = ("auto", "tiny", "wan-vae")
 _PARTS = ("encoder", "upsampler", "sr_dit", "decoder", "text_encoder")
-DECODERS = ("auto", "tiny", "ultra")
 _FASTEST = 240
-CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpscaleJob:
+class UpscaleJob(SharedSettings):
     """One clip to upscale, as requested."""
 
     source: Path
@@ -80,39 +70,19 @@ class UpscaleJob:
     """What to read instead of a file; nothing of it can be resumed."""
     images: bool = False
     """A folder is a sequence of pictures."""
-    output: Path | None = None
-    """The file to write; None for a default name from the source's, in `folder`."""
-    folder: Path | None = None
-    """Folder of a default name; None for next to the source."""
-    stdout: BinaryIO | None = None
-    """Stream to write instead of a file."""
-    stdout_name: str = "-"
-    """Name of the stream in reports."""
-    temp: Path | None = None
-    """Folder for journal and segments, and for what must be kept of a pipe; None for next to the output."""
     res: str | None = None
     """A name such as `1k`, `WxH` (as shown, after rotation), a factor such as `2x`; None for the default rule."""
-    model: str = "auto"
     prompt: str | None = None
     """What the clip shows, for a model that takes words; None for the model's own default."""
     encoder: str = "auto"
     """Which of the model's encoders turns frames into latents."""
-    decoder: str = "auto"
-    """Which of the model's decoders turns latents into frames."""
-    store: Path | None = None
-    """Folder of downloaded weights; None to use built-in ones only."""
     strength: float = 1.0
     detail: float | None = None
     """How much detail is added, 0 to 1, by a model that offers it; None is 1."""
     guard: float | None = GUARD_LEVELS
     """How far the result may depart from the source, in levels of 255; None for no limit."""
     color: Literal["match", "off"] = "match"
-    seed: int = 0
     cuts: Literal["auto", "off"] = "auto"
-    codec: str = "auto"
-    crf: int | None = None
-    pix_fmt: str = "auto"
-    enc_options: tuple[tuple[str, str], ...] = ()
     audio: Literal["copy", "aac", "flac", "none"] = "copy"
     """aac and flac: codec for audio that the container cannot hold unchanged."""
     subs: Literal["copy", "none"] = "copy"
@@ -131,14 +101,6 @@ class UpscaleJob:
     """Refuse an input of which something is damaged or missing."""
     renumber: bool = False
     """Number pictures from 1 on; else those made of pictures keep the numbers of these."""
-    device: str = "auto"
-    precision: str = "auto"
-    max_memory: str | None = None
-    """The most memory of the device to use, such as `6G`; None for what is free."""
-    cuda_graphs: bool = True
-    """Record steps of the model as CUDA graphs, on a GPU with memory for that; the pixels are the same."""
-    threads: int | None = None
-    """CPU threads of the model and of the encoder; None for all usable cores."""
     start: str | None = None
     """As `jobs.window` reads it; None for the clip's first frame."""
     end: str | None = None
@@ -146,16 +108,10 @@ class UpscaleJob:
     """A length, or `LENGTH@PLACE`."""
     side_by_side: bool = False
     """Show the plain resample on the left and the result on the right."""
-    show: "Show | None" = None
-    """Shows the job while it runs; the output is the same without it."""
-    tag: bool = True
-    """Write into the output how it was made."""
-    resume: bool = True
-    overwrite: bool = False
-    skip_existing: bool = False
     downscale: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.strength) and 0 <= self.strength <= 1):
             raise ConfigError(f"--strength must be between 0 and 1, got {self.strength}")
         if self.detail is not None and not (math.isfinite(self.detail) and 0 <= self.detail <= 1):
@@ -164,29 +120,12 @@ class UpscaleJob:
         check_restoring(crop=self.crop, chroma_shift=self.chroma_shift, grain=self.grain)
         if self.res is not None:
             read_res(self.res)
-        check_choices(self.model, self.max_memory)
         if self.encoder not in ENCODERS:
             raise ConfigError(f"--encoder must be one of {', '.join(ENCODERS)}, got {self.encoder!r}")
-        if self.decoder not in DECODERS:
-            raise ConfigError(f"--decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
-        if self.codec not in CODECS:
-            raise ConfigError(f"--codec must be one of {', '.join(CODECS)}, got {self.codec!r}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
-        if self.crf is not None and not 0 <= self.crf <= 63:
-            raise ConfigError(f"--crf must be between 0 and 63, got {self.crf}")
-        if self.seed < 0:
-            raise ConfigError(f"--seed must be at least 0, got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads must be at least 1, got {self.threads}")
         if self.fps is not None and not 1 <= self.fps <= _FASTEST:
             raise ConfigError(f"--fps must be keep or between 1 and {_FASTEST}, got {self.fps}")
-        if sum(each is not None for each in (self.output, self.folder, self.stdout)) > 1:
-            raise ConfigError("an output file, an output folder and stdout exclude each other; choose one")
         if self.pipe is not None and self.output is None and self.stdout is None:
             raise ConfigError("input from stdin has no name; give an output with -o")
-        if self.overwrite and self.skip_existing:
-            raise ConfigError("--overwrite and --skip-existing exclude each other; choose one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,14 +159,6 @@ class Prepared:
     def shown_output(self) -> str:
         """What reports call the output."""
         return self.job.stdout_name if self.job.stdout is not None else str(self.job.output or self.output)
-
-
-def check_choices(model: str, max_memory: str | None) -> None:
-    """Raise ConfigError for a model that there is not, UsageError for a size of memory that is none."""
-    if max_memory is not None:
-        parse_memory(max_memory)
-    if model not in (*MODELS, *_TRIAL_MODELS):
-        raise ConfigError(f"--model must be one of {', '.join(MODELS)}, got {model!r}")
 
 
 def choose_model(model: str, store: Path | None, device: str, *, scale: int, parts: tuple[str, ...]) -> str:

@@ -1,0 +1,21 @@
+"""What a field of a job is called on the command line; jobs say it, the command line reads it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Flag"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """Names and help of an option; type and default are those of the field that it stands at."""
+
+    names: tuple[str, ...]
+    help: str
+    metavar: str | None = None
+    shows_default: bool = True
+    given: Any = None
+    """The type of what is typed, where it is not the field's own; `read` makes a value of it."""
+    read: Callable[[Any], Any] | None = None
+    """Raises UsageError."""
