@@ -14,8 +14,9 @@ import pytest
 
 from tests.jobs.fakes import FakeGenerator, MadeState
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
-from ultraflash_cli.jobs.running.loader import Built, Models
+from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator
 
 CLUSTER = b"\x1f\x43\xb6\x75"

@@ -9,10 +9,10 @@ import numpy as np
 
 from ultraflash_cli.jobs.events import Chunk, Event
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
-from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.running.report import Report
 from ultraflash_cli.jobs.running.upscale import run
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 
 __all__ = ["Doubler", "Trail", "builder", "job", "left_over", "upscale"]

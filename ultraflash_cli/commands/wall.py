@@ -14,9 +14,9 @@ from ultraflash_cli.jobs.events import Chunk, Event, Listener
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.running.generate import run_generation
-from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.running.report import Report
 from ultraflash_cli.jobs.running.upscale import run
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, as_frame_generator, as_frame_upscaler
 from ultraflash_cli.models.profile import find_profile
 from ultraflash_cli.video.encode import MADE_TICKS, made_spec

@@ -13,7 +13,7 @@ from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneratio
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 
 if TYPE_CHECKING:
-    from ultraflash_cli.jobs.running.loader import Built
+    from ultraflash_cli.models.built import Built
     from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 
 __all__ = ["Made", "made_by_generating", "made_by_upscaling"]

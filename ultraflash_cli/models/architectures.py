@@ -5,6 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ultraflash_cli.engine.profiles import RELEASED_ULTRA_DECODER
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
+from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.latent_upsampler_v3 import LatentUpsamplerV3, LatentUpsamplerV3Config
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
+from ultraflash_cli.engine.stages.text_encoder import PUBLISHED_NAMES, TextEncoderConfig
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeDecoder, WanVaeEncoder
 from ultraflash_cli.weights.detect import Shape
 
 __all__ = ["ARCHITECTURES", "LORA_RANK", "expected_shapes"]
@@ -28,8 +37,6 @@ def _on_meta(build: Callable[[], nn.Module]) -> Shapes:
 
 
 def _generator() -> Shapes:
-    from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
-
     return _on_meta(lambda: Generator(GeneratorConfig()))
 
 
@@ -44,58 +51,39 @@ def _lora() -> Shapes:
 
 
 def _sr_dit() -> Shapes:
-    from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
-
     return _on_meta(lambda: SrDit(SrDitConfig()))
 
 
 def _upsampler(scale: int) -> Shapes:
-    from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
-
     return _on_meta(lambda: LatentUpsampler(LatentUpsamplerConfig(scale=scale)))
 
 
 def _upsampler_v3() -> Shapes:
-    from ultraflash_cli.engine.stages.latent_upsampler_v3 import LatentUpsamplerV3, LatentUpsamplerV3Config
-
     return _on_meta(lambda: LatentUpsamplerV3(LatentUpsamplerV3Config()))
 
 
 def _tiny_decoder() -> Shapes:
-    from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
-
     return _tiny_encoder() | _on_meta(lambda: Decoder(DecoderConfig()))
 
 
 def _ultra_decoder() -> Shapes:
-    from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
-
     return _tiny_encoder() | _on_meta(lambda: Decoder(DecoderConfig(upsampling="pixel_shuffle")))
 
 
 def _released_ultra_decoder() -> Shapes:
-    from ultraflash_cli.engine.profiles import RELEASED_ULTRA_DECODER
-    from ultraflash_cli.engine.stages.decoder import Decoder
-
     return _on_meta(lambda: Decoder(RELEASED_ULTRA_DECODER))
 
 
 def _tiny_encoder() -> Shapes:
-    from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
-
     return _on_meta(lambda: Encoder(EncoderConfig()))
 
 
 def _wan_vae() -> Shapes:
-    from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeDecoder, WanVaeEncoder
-
     return _on_meta(lambda: WanVaeEncoder(WanVaeConfig())) | _on_meta(lambda: WanVaeDecoder(WanVaeConfig()))
 
 
 def _text_encoder() -> Shapes:
     # From the sizes alone: a pull does not need the package that runs the network.
-    from ultraflash_cli.engine.stages.text_encoder import PUBLISHED_NAMES, TextEncoderConfig
-
     config = TextEncoderConfig()
     dim, ffn = config.dim, config.ffn_dim
     by_ending: Shapes = {

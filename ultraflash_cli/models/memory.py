@@ -1,18 +1,16 @@
 """The memory of the machine and the plan that fits it: budget, plan by job, words for people."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import torch
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES, SPOOL_BYTES, queue_places
+from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings, MemoryWork, plan_memory
+from ultraflash_cli.engine.plan import UpscalePlan
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.host import host_bytes_available, parse_memory
-
-if TYPE_CHECKING:
-    import torch
-
-    from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings
-    from ultraflash_cli.engine.plan import UpscalePlan
-    from ultraflash_cli.engine.profiles import Profile
 
 __all__ = [
     "describe_memory",
@@ -26,7 +24,7 @@ _LARGEST = 4
 """How many parts of a plan are named."""
 
 
-def memory_budget(device: "torch.device", max_memory: str | None) -> int | None:
+def memory_budget(device: torch.device, max_memory: str | None) -> int | None:
     """Return the bytes a job may take on ``device``: what is free there, and no more than ``max_memory``.
 
     None if neither is known. Raises UsageError for a ``max_memory`` that cannot be read.
@@ -43,23 +41,20 @@ def memory_budget(device: "torch.device", max_memory: str | None) -> int | None:
 
 
 def plan_upscale_memory(
-    profile: "Profile",
-    plan: "UpscalePlan",
+    profile: Profile,
+    plan: UpscalePlan,
     *,
-    device: "torch.device",
-    dtype_of: "Callable[[str], torch.dtype]",
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
     budget_bytes: int | None = None,
     encodes_text: bool = True,
     deep: bool = False,
-) -> "MemoryPlan":
+) -> MemoryPlan:
     """Plan the memory of an upscale with ``profile``, its coders as chosen.
 
     ``encodes_text`` is False where the prompt's embedding is known already; ``deep`` frames have 16 bits. Raises
     OutOfMemory where the smallest plan does not fit ``budget_bytes`` (None: not known).
     """
-    from ultraflash_cli.engine.memory import MemoryWork, plan_memory
-    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
-
     profile = profile.at_scale(plan.scale)
     height_px, width_px = plan.padded
     sides = (plan.source, plan.target)
@@ -83,24 +78,21 @@ def plan_upscale_memory(
 
 
 def plan_generation_memory(
-    profile: "Profile",
+    profile: Profile,
     *,
     scale: int,
-    device: "torch.device",
-    dtype_of: "Callable[[str], torch.dtype]",
+    device: torch.device,
+    dtype_of: Callable[[str], torch.dtype],
     long: bool = False,
     low_frames: bool = False,
     budget_bytes: int | None = None,
     encodes_text: bool = True,
-) -> "MemoryPlan":
+) -> MemoryPlan:
     """Plan the memory of making a clip; ``scale`` 1 stays at the base size, ``low_frames`` keeps those frames too.
 
     ``long`` takes the generator's long variant. Raises OutOfMemory as ``plan_upscale_memory`` does, UsageError for a
     profile that cannot generate.
     """
-    from ultraflash_cli.engine.memory import MemoryWork, plan_memory
-    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
-
     generator = profile.long_generator if long else profile.generator
     if generator is None:
         raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
@@ -142,7 +134,7 @@ def _spool_bytes(frame_bytes: int) -> int:
     return min(SPOOL_BYTES, SEGMENT_FRAMES * frame_bytes)
 
 
-def describe_memory(plan: "MemoryPlan") -> list[str]:
+def describe_memory(plan: MemoryPlan) -> list[str]:
     """Return a few lines: what a job takes, and what it gives up to fit."""
     there = f" of {plan.budget_bytes / 1e9:.2f} GB" if plan.budget_bytes is not None else ""
     largest = sorted(plan.parts, key=lambda part: part.bytes, reverse=True)[:_LARGEST]
@@ -155,7 +147,7 @@ def describe_memory(plan: "MemoryPlan") -> list[str]:
     return lines + [f"  {kinds[step.changes_pixels]}: {step.text}" for step in plan.steps]
 
 
-def memory_effect(settings: "MemorySettings") -> str:
+def memory_effect(settings: MemorySettings) -> str:
     """Return what a memory plan changes in the result: a GPU may add up a smaller piece in another order, too."""
     pieces = f", {settings.decode_latents} latents decoded at once" if settings.decode_latents else ""
     return f"kv_len {settings.kv_len}, groups of {settings.group_latents}{pieces}"

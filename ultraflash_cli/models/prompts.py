@@ -4,16 +4,26 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.stages.prompt_encoder import EOS_ID, PromptEncoder, PromptEncoderConfig, WordTokenizer
+from ultraflash_cli.engine.stages.text_encoder import (
+    ByteTokenizer,
+    TextEncoder,
+    TextEncoderConfig,
+    clean_prompt,
+    encode_prompts,
+    load_tokenizer,
+)
 from ultraflash_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from ultraflash_cli.engine.profiles import Profile
-    from ultraflash_cli.models.shelf import Shelf
+from ultraflash_cli.models.device import stage_precisions
+from ultraflash_cli.models.shelf import TOKENIZER, Shelf
 
 __all__ = ["EMBEDDINGS", "embed_prompts", "is_embedded", "prompt_read"]
 
@@ -22,30 +32,28 @@ EMBEDDINGS = "embeddings"
 
 
 class _Embedding(NamedTuple):
-    rows: "Tensor"
+    rows: Tensor
     """``[1, tokens in use, text width]``."""
     tokens: int
     """Tokens of the whole prompt; more than rows if it was cut."""
 
 
 def embed_prompts(
-    shelf: "Shelf",
-    profile: "Profile",
+    shelf: Shelf,
+    profile: Profile,
     prompts: Sequence[str],
     *,
-    device: "torch.device",
+    device: torch.device,
     precision: str,
     keep_encoder: bool = False,
     warn: Callable[[str], None],
-) -> "list[Tensor]":
+) -> list[Tensor]:
     """Return the embedding ``[1, tokens, text width]`` of each prompt, padding left out, on ``device``.
 
     The text encoder is loaded only where an embedding is not on disk yet, and dropped afterwards
     unless ``keep_encoder``. ``warn`` is called for prompts that were cut and of words that are not
     known. Raises UsageError for a prompt that is empty once cleaned, WeightsError.
     """
-    from ultraflash_cli.models.device import stage_precisions
-
     dtype = stage_precisions(profile, precision, device)("text_encoder")
     cleaned = [_cleaned(profile, prompt) for prompt in prompts]
     if "" in cleaned:
@@ -68,20 +76,16 @@ def embed_prompts(
     return [known[prompt].rows.to(device) for prompt in cleaned]
 
 
-def _unheard(profile: "Profile", prompt: str) -> list[str]:
+def _unheard(profile: Profile, prompt: str) -> list[str]:
     """Return the words of a prompt that the model's prompt encoder has no row for."""
-    from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig, WordTokenizer
-
     config = profile.text_encoder
     listed = isinstance(config, PromptEncoderConfig)
     return WordTokenizer(config.vocab, config.words).unheard(prompt) if listed else []
 
 
-def _hears_nothing(profile: "Profile", prompt: str) -> bool:
+def _hears_nothing(profile: Profile, prompt: str) -> bool:
     """Return whether a prompt has no word that the model's prompt encoder has a row for, but for
     those of its variant."""
-    from ultraflash_cli.engine.stages.prompt_encoder import EOS_ID, PromptEncoderConfig, WordTokenizer
-
     config = profile.text_encoder
     if not isinstance(config, PromptEncoderConfig):
         return False
@@ -90,18 +94,14 @@ def _hears_nothing(profile: "Profile", prompt: str) -> bool:
     return set(tokenizer(prompt)) <= added | {EOS_ID}
 
 
-def prompt_read(profile: "Profile", prompt: str, seed: int) -> str:
+def prompt_read(profile: Profile, prompt: str, seed: int) -> str:
     """Return what the text encoder reads for a prompt: where a model has variants, the seed chooses one."""
-    from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
-
     words = profile.text_encoder
     return words.with_variant(prompt, seed) if isinstance(words, PromptEncoderConfig) else prompt
 
 
-def is_embedded(shelf: "Shelf", profile: "Profile", prompt: str, *, precision: str, device: "torch.device") -> bool:
+def is_embedded(shelf: Shelf, profile: Profile, prompt: str, *, precision: str, device: torch.device) -> bool:
     """Return whether a prompt needs no text encoder: its embedding is on disk, or the model takes no words."""
-    from ultraflash_cli.models.device import stage_precisions
-
     if profile.text_encoder is None:
         return True
     if not _is_kept(profile):
@@ -111,35 +111,26 @@ def is_embedded(shelf: "Shelf", profile: "Profile", prompt: str, *, precision: s
     return folder is not None and _path(folder, _cleaned(profile, prompt), dtype).is_file()
 
 
-def _is_kept(profile: "Profile") -> bool:
+def _is_kept(profile: Profile) -> bool:
     """Return whether embeddings are worth a file: those of random weights and of the small encoder are not."""
-    from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
-
     return profile.random_seed is None and isinstance(profile.text_encoder, TextEncoderConfig)
 
 
-def _cleaned(profile: "Profile", prompt: str) -> str:
-    from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
-    from ultraflash_cli.engine.stages.text_encoder import clean_prompt
-
+def _cleaned(profile: Profile, prompt: str) -> str:
     if isinstance(profile.text_encoder, PromptEncoderConfig):
         return " ".join(prompt.split())  # it reads words and nothing else; no package is needed for them
     return clean_prompt(prompt)
 
 
 def _compute(
-    shelf: "Shelf",
-    profile: "Profile",
+    shelf: Shelf,
+    profile: Profile,
     prompts: Sequence[str],
-    device: "torch.device",
-    dtype: "torch.dtype",
+    device: torch.device,
+    dtype: torch.dtype,
     *,
     keep: bool,
 ) -> dict[str, _Embedding]:
-    from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, WordTokenizer
-    from ultraflash_cli.engine.stages.text_encoder import ByteTokenizer, TextEncoder, encode_prompts, load_tokenizer
-    from ultraflash_cli.models.shelf import TOKENIZER
-
     config = profile.text_encoder
     assert config is not None, "a model that takes prompts has a text encoder"
     encoder = shelf.take(profile, "text_encoder", config, device=device, dtype=dtype)
@@ -160,27 +151,22 @@ def _compute(
     return computed
 
 
-def _folder(shelf: "Shelf", profile: "Profile") -> Path | None:
+def _folder(shelf: Shelf, profile: Profile) -> Path | None:
     """Return where the embeddings of this text encoder and tokenizer are kept."""
-    from ultraflash_cli.models.shelf import TOKENIZER
-
     names = (profile.weight_of("text_encoder"), TOKENIZER)
     identity = hashlib.sha256("\n".join(shelf.identity(name) for name in names).encode()).hexdigest()[:16]
     kept = shelf.kept(EMBEDDINGS)
     return kept / identity if kept is not None else None
 
 
-def _path(folder: Path, prompt: str, dtype: "torch.dtype") -> Path:
+def _path(folder: Path, prompt: str, dtype: torch.dtype) -> Path:
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     return folder / f"{digest}.{str(dtype).removeprefix('torch.')}.safetensors"
 
 
-def _read(folder: Path | None, prompt: str, dtype: "torch.dtype") -> _Embedding | None:
+def _read(folder: Path | None, prompt: str, dtype: torch.dtype) -> _Embedding | None:
     if folder is None:
         return None
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         kept = load_file(_path(folder, prompt, dtype))
         return _Embedding(kept["rows"], int(kept["tokens"]))
@@ -192,9 +178,6 @@ def _write(folder: Path | None, prompt: str, embedding: _Embedding) -> None:
     """Keep an embedding; a folder that cannot be written costs time at the next run, nothing else."""
     if folder is None:
         return
-    import torch
-    from safetensors.torch import save
-
     path = _path(folder, prompt, embedding.rows.dtype)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -155,7 +155,7 @@ def test_a_run_killed_between_two_pictures_goes_on_with_the_same_command(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.video.stills.move_pictures", killed)
+        patch.setattr("ultraflash_cli.jobs.running.finish.move_pictures", killed)
         with pytest.raises(KeyboardInterrupt):
             upscale(png(clip, target))
     assert numbers(target.parent) == [1, 2]
@@ -174,7 +174,7 @@ def test_what_was_put_among_the_pictures_of_a_killed_run_is_not_replaced(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.video.stills.move_pictures", killed)
+        patch.setattr("ultraflash_cli.jobs.running.finish.move_pictures", killed)
         with pytest.raises(KeyboardInterrupt):
             upscale(png(clip, target))
     (target.parent / "0003.png").write_text("mine")

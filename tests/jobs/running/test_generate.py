@@ -32,8 +32,8 @@ from ultraflash_cli.jobs.planning.generate import (
     read_prompts,
 )
 from ultraflash_cli.jobs.resume.journal import Journal
-from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator
 
 

@@ -22,8 +22,8 @@ from ultraflash_cli.jobs.events import Event, Retrying, Started
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.jobs.running.live import LiveStream, ReaderGone
-from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 from ultraflash_cli.video.live import Streamed
 from ultraflash_cli.video.pipe import Pipe

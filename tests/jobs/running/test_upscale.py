@@ -27,8 +27,8 @@ from ultraflash_cli.jobs.events import Chunk, Done, Event, Planned, Started, War
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, default_res, prepare
 from ultraflash_cli.jobs.resume.journal import Journal, work_folder
 from ultraflash_cli.jobs.running import work
-from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.running.upscale import run
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 
 
@@ -216,7 +216,7 @@ def test_a_failed_check_leaves_no_file_in_place(tmp_path: Path, monkeypatch: pyt
     def lost(*_: object, **__: object) -> None:
         raise OutputCheckError("a frame is missing")
 
-    monkeypatch.setattr("ultraflash_cli.video.check.check_output", lost)
+    monkeypatch.setattr("ultraflash_cli.jobs.running.finish.check_output", lost)
     with pytest.raises(OutputCheckError, match="--no-resume"):
         upscale(job(source))
     assert not (tmp_path / "in_2x.mkv").exists()

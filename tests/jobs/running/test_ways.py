@@ -18,10 +18,10 @@ from ultraflash_cli.errors import ConfigError, InputError, Interrupted, OutOfMem
 from ultraflash_cli.jobs.events import Event, Planned, Retrying, Started, Warned
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.resume.journal import work_folder
-from ultraflash_cli.jobs.running.loader import Built
 from ultraflash_cli.jobs.running.pace import Pace
 from ultraflash_cli.jobs.running.upscale import run
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.pipe import Pipe

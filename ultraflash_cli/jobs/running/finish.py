@@ -3,27 +3,29 @@
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import MuxError, OutputCheckError, OutputError
 from ultraflash_cli.jobs.running.work import Finish
-
-if TYPE_CHECKING:
-    from ultraflash_cli.video.containers import StreamPlan
-    from ultraflash_cli.video.encode import EncodeSpec
-    from ultraflash_cli.video.join import Joined
+from ultraflash_cli.video.check import check_output
+from ultraflash_cli.video.containers import StreamPlan
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.join import Joined
+from ultraflash_cli.video.partial import sync_file, sync_folder
+from ultraflash_cli.video.sequence import existing_pictures, numbered
+from ultraflash_cli.video.stills import check_pictures, move_pictures, write_pictures
+from ultraflash_cli.video.y4m import write_y4m
 
 __all__ = ["finish_of"]
 
 
 def finish_of(
     files: Sequence[Path],
-    streams: "StreamPlan",
-    spec: "EncodeSpec",
+    streams: StreamPlan,
+    spec: EncodeSpec,
     *,
     frames: int,
     duration_s: Fraction,
-    join: "Callable[[Path, StreamPlan], Joined]",
+    join: Callable[[Path, StreamPlan], Joined],
     first_number: int = 1,
     made: str | None = None,
     strict: bool = False,
@@ -40,8 +42,6 @@ def finish_of(
         return _plain(files, spec, frames)
 
     def make(joined: Path) -> Sequence[str]:
-        from ultraflash_cli.video.check import check_output
-
         failure: OutputCheckError | MuxError | None = None
         for plan in _fewer(streams) if not strict else (streams,):
             try:
@@ -60,7 +60,7 @@ def finish_of(
     return Finish(make=make, move=_move_file)
 
 
-def _fewer(streams: "StreamPlan") -> "Iterator[StreamPlan]":
+def _fewer(streams: StreamPlan) -> Iterator[StreamPlan]:
     """Return the plan, then plans for the case that it fails: without each one of the streams, without all of them."""
     yield streams
     for stream in streams.beside:
@@ -69,10 +69,7 @@ def _fewer(streams: "StreamPlan") -> "Iterator[StreamPlan]":
         yield streams.without(streams.beside, "the file cannot be made with all of these")
 
 
-def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int, first: int, made: str | None) -> Finish:
-    from ultraflash_cli.video.sequence import existing_pictures, numbered
-    from ultraflash_cli.video.stills import check_pictures, move_pictures, write_pictures
-
+def _pictures(files: Sequence[Path], spec: EncodeSpec, frames: int, first: int, made: str | None) -> Finish:
     def make(pattern: Path) -> Sequence[str]:
         write_pictures(files, pattern, first=first, made=made)
         check_pictures(pattern, frames=frames, spec=spec, first=first)
@@ -95,10 +92,7 @@ def _pictures(files: Sequence[Path], spec: "EncodeSpec", frames: int, first: int
     return Finish(make=make, move=move, files=each, remarks=remarks)
 
 
-def _plain(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
-    from ultraflash_cli.video.partial import sync_file
-    from ultraflash_cli.video.y4m import write_y4m
-
+def _plain(files: Sequence[Path], spec: EncodeSpec, frames: int) -> Finish:
     def make(path: Path) -> Sequence[str]:
         try:
             with path.open("wb") as file:
@@ -114,7 +108,5 @@ def _plain(files: Sequence[Path], spec: "EncodeSpec", frames: int) -> Finish:
 
 
 def _move_file(made: Path, target: Path) -> None:
-    from ultraflash_cli.video.partial import sync_folder
-
     made.replace(target)
     sync_folder(target.parent)

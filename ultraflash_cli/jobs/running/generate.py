@@ -21,10 +21,11 @@ from ultraflash_cli.jobs.running.finish import finish_of
 from ultraflash_cli.jobs.running.generating import make_frames
 from ultraflash_cli.jobs.running.init_clip import read_ending
 from ultraflash_cli.jobs.running.live import LiveStream
-from ultraflash_cli.jobs.running.loader import Built, GenerationBuilder, Models
+from ultraflash_cli.jobs.running.loader import GenerationBuilder, Models
 from ultraflash_cli.jobs.running.report import Progress, Report
 from ultraflash_cli.jobs.running.work import Finish, Work
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator
 from ultraflash_cli.video.color import Picture
 from ultraflash_cli.video.encode import EncodeSpec, made_times

@@ -3,13 +3,13 @@
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ultraflash_cli.errors import InputError
-
-if TYPE_CHECKING:
-    from ultraflash_cli.video.color import Picture
-    from ultraflash_cli.video.probe import ClipInfo
+from ultraflash_cli.video.color import Picture, as_picture, resize_rgb
+from ultraflash_cli.video.decode import read_frames
+from ultraflash_cli.video.probe import ClipInfo
 
 __all__ = ["fit_picture", "read_ending"]
 
@@ -18,7 +18,7 @@ _SLACK_S = 1
 
 
 def read_ending(
-    info: "ClipInfo",
+    info: ClipInfo,
     *,
     lengths: Sequence[int],
     rate: int,
@@ -26,7 +26,7 @@ def read_ending(
     width_px: int,
     warn: Callable[[str], None],
     threads: int = 1,
-) -> "list[Picture]":
+) -> list[Picture]:
     """Read the last frames of a clip as pictures `[height_px, width_px, 3]` of 8 bits, `rate` of them a second.
 
     Returns the longest of the `lengths` (ascending) that the clip fills; frames are repeated or dropped to get at the
@@ -48,17 +48,15 @@ def read_ending(
 
 
 def _read_from(
-    info: "ClipInfo",
+    info: ClipInfo,
     end_s: Fraction | None,
     frames: int,
     rate: int,
     size: tuple[int, int],
     warn: Callable[[str], None],
     threads: int,
-) -> "tuple[list[Fraction], list[Picture], Fraction]":
+) -> tuple[list[Fraction], list[Picture], Fraction]:
     """Return times and pictures of what is shortly before `end_s` (of nothing if it is None), and the last time."""
-    from ultraflash_cli.video.decode import read_frames
-
     times_s: list[Fraction] = []
     pictures: list[Picture] = []
     time_s = Fraction(0)
@@ -83,12 +81,8 @@ def _places(times_s: Sequence[Fraction], most: int, rate: int) -> list[int]:
     return places[::-1]
 
 
-def fit_picture(rgb_hwc: "Picture", info: "ClipInfo", height_px: int, width_px: int) -> "Picture":
+def fit_picture(rgb_hwc: Picture, info: ClipInfo, height_px: int, width_px: int) -> Picture:
     """Turn a frame upright, crop its centre to the target shape, and resample it to 8 bits."""
-    import numpy as np
-
-    from ultraflash_cli.video.color import as_picture, resize_rgb
-
     upright = np.rot90(rgb_hwc, -(info.rotation_deg // 90) % 4)
     pixel_aspect = info.sample_aspect_ratio
     if info.rotation_deg in (90, 270):

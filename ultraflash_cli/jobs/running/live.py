@@ -8,14 +8,12 @@ from io import RawIOBase
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self, cast
+from typing import BinaryIO, Self, cast
 
 from ultraflash_cli.errors import OutputError
 from ultraflash_cli.jobs.stop import Stop
-
-if TYPE_CHECKING:
-    from ultraflash_cli.video.live import Streamed
-    from ultraflash_cli.video.y4m import ByteSink
+from ultraflash_cli.video.live import Streamed
+from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["STREAM_SEGMENT_FRAMES", "LiveStream", "ReaderGone"]
 
@@ -40,7 +38,7 @@ class LiveStream(threading.Thread):
 
     def __init__(
         self,
-        write: "Callable[[Iterator[Path], ByteSink], Streamed]",
+        write: Callable[[Iterator[Path], ByteSink], Streamed],
         stdout: BinaryIO,
         *,
         name: str = "-",
@@ -82,7 +80,7 @@ class LiveStream(threading.Thread):
         self.join()
 
     @property
-    def streamed(self) -> "Streamed":
+    def streamed(self) -> Streamed:
         """What was written in all. Raises what the writing has raised."""
         self.check()
         assert self._streamed is not None, "what is finished and has not failed has a result"

@@ -1,9 +1,8 @@
 """The model of a job, loaded as its choices say."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from ultraflash_cli.models.build import (
     speedups_within,
     take_base_decoder,
 )
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.device import choose_device, precision_name, precision_warnings, stage_precisions
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, GeneratedFrames, UpscaledFrames
 from ultraflash_cli.models.memory import memory_budget, memory_effect, plan_generation_memory, plan_upscale_memory
@@ -46,41 +46,12 @@ from ultraflash_cli.video.color import FULL, scale_matrix
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_kernels.frames_to_yuv import Matrix
 
-__all__ = ["Builder", "Built", "GenerationBuilder", "Models", "planes_for"]
-
-ModelT = TypeVar("ModelT")
+__all__ = ["Builder", "GenerationBuilder", "Models", "planes_for"]
 
 _PLANE_BITS = {"yuv420p": 8, "yuv420p10le": 10}
 """Bits of the formats of planes that a GPU makes."""
 _PLANE_MATRICES: dict[str, Matrix] = {"bt709": "bt709", "bt470": "bt601", "smpte170m": "bt601", "bt2020": "bt2020nc"}
 """By libswscale's names."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Built(Generic[ModelT]):
-    """A loaded model, and facts about it."""
-
-    model: ModelT
-    device: str
-    precision: str
-    weights: dict[str, str]
-    """The sha256 of every weight file by its name."""
-    memory_plan: str = ""
-    """How its memory plan changes the result, however little; work is not resumed under another plan."""
-    planned_bytes: int | None = None
-    """What that plan is for; None if none was made."""
-    state_bytes: int = 0
-    """What a saved state takes."""
-    settings: Mapping[str, object] = field(default_factory=dict[str, object])
-    """The model's settings besides its weights: condition noise, timestep, remembered blocks."""
-    warnings: tuple[str, ...] = ()
-    """What was noticed along the way: a prompt that was cut, a smaller plan for lack of memory."""
-    frame_seconds: float | None = None
-    """Predicted time per frame; None if unknown."""
-
-    def predicted_seconds(self, total: int | None, done: int) -> float | None:
-        """Return the predicted time for the rest of this many frames; None if unknown."""
-        return None if total is None or self.frame_seconds is None else max(0, total - done) * self.frame_seconds
 
 
 GenerationBuilder = Callable[[PreparedGeneration], Built[FrameGenerator]]

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TypedDict
 
+import torch
+
 from ultraflash_cli.host import peak_rss_bytes
 from ultraflash_cli.jobs.events import Chunk, Done
 from ultraflash_cli.jobs.running.segments import Busy
@@ -131,8 +133,6 @@ class Progress:
 def _peak_vram_bytes(device: str) -> int | None:
     if not device.startswith("cuda"):
         return None
-    import torch
-
     return torch.cuda.max_memory_allocated(device)
 
 

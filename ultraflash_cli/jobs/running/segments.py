@@ -7,15 +7,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
+
+import numpy as np
 
 from ultraflash_cli.buffers import StateContent
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.resume.spool import SegmentSink, Spool, Spooled, spooled
 from ultraflash_cli.jobs.running.channel import Cancelled, Channel
-
-if TYPE_CHECKING:
-    import numpy as np
+from ultraflash_cli.video.partial import output_errors
 
 __all__ = [
     "Busy",
@@ -104,8 +104,6 @@ class SegmentThread(threading.Thread, Generic[T]):
 
         The journal is complete then. Raises what either side raises; finished segments stay in the journal.
         """
-        from ultraflash_cli.video.partial import output_errors
-
         self.start()
         finished = False
         try:
@@ -132,8 +130,6 @@ class SegmentThread(threading.Thread, Generic[T]):
         return finished
 
     def run(self) -> None:
-        from ultraflash_cli.video.partial import output_errors
-
         try:
             with output_errors(self._output):
                 if self._journal.begun is not None:
@@ -193,7 +189,7 @@ class SegmentThread(threading.Thread, Generic[T]):
             with suppress(OSError):
                 each.unlink()
 
-    def _write_begun(self, sinks: "Sequence[SegmentSink]") -> None:
+    def _write_begun(self, sinks: Sequence[SegmentSink]) -> None:
         """Encode again what a stopped run had made of this segment."""
         begun = self._journal.begun
         if begun is None:
@@ -231,7 +227,7 @@ class _Recorded:
     ) -> None:
         return None
 
-    def write(self, rgb_hwc: "np.ndarray", pts: int, duration: int, alpha_hw: "np.ndarray | None" = None) -> None:
+    def write(self, rgb_hwc: np.ndarray, pts: int, duration: int, alpha_hw: np.ndarray | None = None) -> None:
         call = Spooled(self._number, rgb_hwc, pts, duration, alpha_hw)
         call.write_to(self._sink)
         self._spool.record(call)

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+import numpy as np
 
 from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running.upscaling import SourceFrame
-
-if TYPE_CHECKING:
-    from ultraflash_cli.video.color import Picture
-    from ultraflash_cli.video.encode import EncodeSpec
-    from ultraflash_cli.video.grain import GrainMaker
-    from ultraflash_cli.video.segment import SegmentWriter
+from ultraflash_cli.video.color import Picture, as_picture, resize_rgb
+from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.grain import GrainMaker
+from ultraflash_cli.video.segment import SegmentWriter
 
 __all__ = ["ThinnedSegment", "writer_of"]
 
@@ -21,7 +21,7 @@ __all__ = ["ThinnedSegment", "writer_of"]
 class ThinnedSegment:
     """A segment of which perhaps no frame is shown: an empty file then, and no encoder is opened."""
 
-    def __init__(self, path: Path, spec: "EncodeSpec") -> None:
+    def __init__(self, path: Path, spec: EncodeSpec) -> None:
         self._path = path
         self._spec = spec
         self._writer: SegmentWriter | None = None
@@ -35,9 +35,7 @@ class ThinnedSegment:
         if self._writer is not None:
             self._writer.__exit__(kind, error, trace)
 
-    def write(self, rgb_hwc: "Picture", pts: int, duration: int, alpha_hw: "Picture | None" = None) -> None:
-        from ultraflash_cli.video.segment import SegmentWriter
-
+    def write(self, rgb_hwc: Picture, pts: int, duration: int, alpha_hw: Picture | None = None) -> None:
         if self._writer is None:
             self._writer = SegmentWriter(self._path, self._spec)
         self._writer.write(rgb_hwc, pts, duration, alpha_hw)
@@ -46,13 +44,13 @@ class ThinnedSegment:
         return self._writer.close() if self._writer is not None else self._path.write_bytes(b"")
 
 
-def writer_of(prepared: Prepared) -> "Callable[[SegmentSink, SourceFrame, Picture], None]":
+def writer_of(prepared: Prepared) -> Callable[[SegmentSink, SourceFrame, Picture], None]:
     """Return what brings a finished picture into a segment, as often as it is shown."""
     compose = _side_by_side(prepared) if prepared.job.side_by_side else None
 
     maker = _grain_maker(prepared)
 
-    def write(sink: SegmentSink, source: SourceFrame, sharp_hwc: "Picture") -> None:
+    def write(sink: SegmentSink, source: SourceFrame, sharp_hwc: Picture) -> None:
         times = ((source.pts, source.duration),) if source.times is None else source.times
         if not times:
             return
@@ -69,9 +67,7 @@ def writer_of(prepared: Prepared) -> "Callable[[SegmentSink, SourceFrame, Pictur
     return write
 
 
-def _grain_maker(prepared: Prepared) -> "GrainMaker | None":
-    from ultraflash_cli.video.grain import GrainMaker
-
+def _grain_maker(prepared: Prepared) -> GrainMaker | None:
     reading, plan = prepared.reading, prepared.plan
     if reading.grain is None or not reading.grain_is_kept:
         return None
@@ -81,29 +77,21 @@ def _grain_maker(prepared: Prepared) -> "GrainMaker | None":
     )
 
 
-def _side_by_side(prepared: Prepared) -> "Callable[[Picture, Picture], Picture]":
+def _side_by_side(prepared: Prepared) -> Callable[[Picture, Picture], Picture]:
     """Return what puts the plain resample on the left, as shown, and the result on the right; also of transparency."""
-    import numpy as np
-
-    from ultraflash_cli.video.color import as_picture
-
     rotation = prepared.info.rotation_deg
     axis = 0 if rotation in (90, 270) else 1
     left_first = rotation in (0, 270)
 
-    def compose(source: "Picture", sharp: "Picture") -> "Picture":
+    def compose(source: Picture, sharp: Picture) -> Picture:
         plain = _enlarged(source, sharp)
         return as_picture(np.concatenate([plain, sharp] if left_first else [sharp, plain], axis=axis))
 
     return compose
 
 
-def _enlarged(source: "Picture", sharp: "Picture") -> "Picture":
+def _enlarged(source: Picture, sharp: Picture) -> Picture:
     """Resample a picture `[H, W, 3]`, or its transparency `[H, W]`, to the size of the finished one."""
-    import numpy as np
-
-    from ultraflash_cli.video.color import as_picture, resize_rgb
-
     height_px, width_px = sharp.shape[:2]
     if source.ndim == 3:
         return resize_rgb(source, width_px, height_px)

@@ -19,13 +19,14 @@ from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running import run as running
 from ultraflash_cli.jobs.running.finish import finish_of
 from ultraflash_cli.jobs.running.live import LiveStream
-from ultraflash_cli.jobs.running.loader import Builder, Built, Models
+from ultraflash_cli.jobs.running.loader import Builder, Models
 from ultraflash_cli.jobs.running.report import Progress, Report
 from ultraflash_cli.jobs.running.sinks import ThinnedSegment, writer_of
 from ultraflash_cli.jobs.running.source import check_whole, source_frames
 from ultraflash_cli.jobs.running.upscaling import move_frames
 from ultraflash_cli.jobs.running.work import Finish, Work
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.live import Streamed, stream_clip

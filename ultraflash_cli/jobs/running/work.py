@@ -29,6 +29,7 @@ from ultraflash_cli.jobs.resume.work_folder import (
 )
 from ultraflash_cli.jobs.running.live import LiveStream, ReaderGone
 from ultraflash_cli.jobs.stop import Stop, StopNow
+from ultraflash_cli.video.partial import output_errors
 
 __all__ = ["Finish", "Work", "locked_work"]
 
@@ -115,8 +116,6 @@ class Work:
 
         Raises UsageError if that run had another task and its output, which must not be replaced, in place.
         """
-        from ultraflash_cli.video.partial import output_errors
-
         with output_errors(self.output):
             if not self._resume:
                 empty(self.folder)
@@ -183,14 +182,12 @@ class Work:
             self.warn(f"{stream.called}: {note}")
         return stream.streamed.frames
 
-    def put_in_place(self, finishes: Mapping[Path, "Finish"], *, frames: int) -> None:
+    def put_in_place(self, finishes: Mapping[Path, Finish], *, frames: int) -> None:
         """Make the outputs, the main one of this many frames, next to their places and move them there, in this order.
 
         A file under a final name has therefore always passed its check. Until all are made, a stop
         takes effect at once.
         """
-        from ultraflash_cli.video.partial import output_errors
-
         made = {output: self._made_path(number, output) for number, output in enumerate(finishes)}
         try:
             with self.stop.at_once():

@@ -1,0 +1,86 @@
+"""The rooms of `jobs` and `models`: imports point down, planning needs no torch, work is loaded at one place."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.house.source_tree import ROOT, Module, product_modules
+
+JOBS = "ultraflash_cli.jobs."
+LEVELS = (
+    {"events", "stop"},
+    {"resume"},
+    {"serving", "weights"},
+    {"planning"},
+    {"made"},
+    {"explain", "running"},
+    {"forecast", "still"},
+    {"pages"},
+    {"batch", "compare", "doctor"},
+)
+LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+MODULES = {module.name for module in product_modules()}
+LAZY = {
+    "ultraflash_cli.models.frames",  # safetensors, which random weights do without
+    "ultraflash_cli.models.prompts",
+    "ultraflash_cli.models.shelf",
+}
+"""Modules of `models` that import inside functions."""
+
+
+def job_modules() -> list[Module]:
+    return [module for module in product_modules() if module.name.startswith(JOBS)]
+
+
+def room_of_job(name: str) -> str:
+    return name.removeprefix(JOBS).split(".")[0]
+
+
+def arrows(module: Module) -> list[tuple[int, str]]:
+    """Line and room of every import of another room of the jobs."""
+    found: list[tuple[int, str]] = []
+    for line, target in module.imports():
+        name = target if target in MODULES else target.rpartition(".")[0]
+        if name.startswith(JOBS) and room_of_job(name) != room_of_job(module.name):
+            found.append((line, room_of_job(name)))
+    return found
+
+
+def test_imports_between_the_rooms_of_jobs_point_down() -> None:
+    found = [
+        f"{module.where(line)}: {room_of_job(module.name)} must not import {room}"
+        for module in job_modules()
+        for line, room in arrows(module)
+        if LEVEL_OF[room] >= LEVEL_OF[room_of_job(module.name)]
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_there_are_few_arrows_between_the_rooms_of_jobs() -> None:
+    pairs = {(room_of_job(module.name), room) for module in job_modules() for _, room in arrows(module)}
+    assert len(pairs) <= 30, sorted(pairs)
+
+
+def test_planning_and_what_outlives_a_kill_load_no_torch() -> None:
+    names = [
+        module.name for module in job_modules() if room_of_job(module.name) in ("batch", "planning", "resume", "made")
+    ]
+    program = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr or "torch is loaded"
+
+
+@pytest.mark.parametrize("room", ["ultraflash_cli.jobs.running.", "ultraflash_cli.models."])
+def test_what_runs_a_model_imports_at_the_top(room: str) -> None:
+    found = [
+        module.where(node.lineno)
+        for module in product_modules()
+        if module.name.startswith(room) and module.name not in LAZY
+        for function in ast.walk(module.tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in function.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert not found, f"imports inside functions: {found}"

@@ -1,0 +1,36 @@
+"""A model that is ready to run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+__all__ = ["Built"]
+
+ModelT = TypeVar("ModelT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built(Generic[ModelT]):
+    """A loaded model, and facts about it."""
+
+    model: ModelT
+    device: str
+    precision: str
+    weights: dict[str, str]
+    """The sha256 of every weight file by its name."""
+    memory_plan: str = ""
+    """How its memory plan changes the result, however little; work is not resumed under another plan."""
+    planned_bytes: int | None = None
+    """What that plan is for; None if none was made."""
+    state_bytes: int = 0
+    """What a saved state takes."""
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    """The model's settings besides its weights: condition noise, timestep, remembered blocks."""
+    warnings: tuple[str, ...] = ()
+    """What was noticed along the way: a prompt that was cut, a smaller plan for lack of memory."""
+    frame_seconds: float | None = None
+    """Predicted time per frame; None if unknown."""
+
+    def predicted_seconds(self, total: int | None, done: int) -> float | None:
+        """Return the predicted time for the rest of this many frames; None if unknown."""
+        return None if total is None or self.frame_seconds is None else max(0, total - done) * self.frame_seconds
