@@ -20,7 +20,7 @@ from ultraflash_cli.video.interlace import FieldMeter
 __all__ = ["CLIPS", "compare", "main"]
 
 _FRAMES = 50
-MPEG2 = {"codec": "mpeg2video", "options": {"qscale": "8", "flags": "+ilme+ildct", "g": "12"}}
+MPEG2 = {"codec": "mpeg2video", "options": {"qmin": "8", "qmax": "8", "flags": "+ilme+ildct", "g": "12"}}
 X264 = {"codec": "libx264", "options": {"crf": "26", "preset": "veryfast", "flags": "+ilme+ildct"}}
 
 

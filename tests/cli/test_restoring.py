@@ -174,7 +174,9 @@ def test_pictures_of_television_keep_their_shape(
     from ultraflash_cli.jobs.planning.upscale import UpscaleJob, prepare
 
     lumas = [np.full((size[1], size[0]), 90, np.uint8)] * 2
-    source = write(tmp_path / "a.mpg", lumas, rate=PAL, codec="mpeg2video", options={"qscale": "8"}, aspect=aspect)
+    source = write(
+        tmp_path / "a.mpg", lumas, rate=PAL, codec="mpeg2video", options={"qmin": "8", "qmax": "8"}, aspect=aspect
+    )
     prepared = prepare(UpscaleJob(source=source, res=options[1] if options else None), to_write=False)
     assert prepared.info.coded_aspect == aspect
     assert prepared.spec.sample_aspect_ratio == shape and prepared.spec.coded_size_px == out

@@ -84,7 +84,7 @@ def write(
 def write_soft_telecine(path: Path, film: Sequence[Luma]) -> Path:
     """Write film as discs do: 24 frames a second, flagged to be shown for three and two fields in turn."""
     raw = write(
-        path.with_suffix(".m2v"), film, codec="mpeg2video", options={"qscale": "2", "g": "12", "bf": "2"}
+        path.with_suffix(".m2v"), film, codec="mpeg2video", options={"qmin": "2", "qmax": "2", "g": "12", "bf": "2"}
     ).read_bytes()
     coded = bytearray(raw)
     place, shown, before, number = 0, 0, 0, 0

@@ -1,8 +1,8 @@
 """How a low-resolution partner is made of a high-resolution clip: what is drawn, as lists of operators.
 
-There is one degradation for every recipe, a mixture of four kinds: ``clean`` clips are scaled down and nothing else,
+There is one degradation for every recipe, a mixture of six kinds: ``clean`` clips are scaled down and nothing else,
 ``compressed`` ones are what people have, ``generated`` ones what generators and their delivery make, ``noisy`` ones
-come from a sensor in the dark.
+come from a sensor in the dark, ``tape`` ones from VHS, ``disc`` ones from DVDs.
 """
 
 import math
@@ -18,12 +18,18 @@ from ultraflash_cli.train.operators import (
     Clip,
     Colour,
     Deliver,
+    Dropouts,
+    Fields,
     Grain,
     Halo,
+    HeadSwitch,
     LatentNoise,
+    LineJitter,
     Operator,
     Repeat,
     Smooth,
+    TapeColour,
+    TapeNoise,
     TextureFlicker,
     Warp,
     apply,
@@ -35,14 +41,16 @@ __all__ = [
     "AigcConfig",
     "DegradationConfig",
     "Kind",
+    "TapeConfig",
     "contact_sheet",
     "degrade",
     "draw",
     "draw_aigc",
+    "draw_tape",
 ]
 
-Kind = Literal["clean", "compressed", "generated", "noisy"]
-KINDS: tuple[Kind, ...] = ("clean", "compressed", "generated", "noisy")
+Kind = Literal["clean", "compressed", "generated", "noisy", "tape", "disc"]
+KINDS: tuple[Kind, ...] = ("clean", "compressed", "generated", "noisy", "tape", "disc")
 """What a low-resolution clip may have been through."""
 
 
@@ -151,6 +159,73 @@ def _divided(size: tuple[int, int], by: float) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TapeConfig:
+    """What VHS does: odds and ranges; lengths are in low-resolution pixels of about 720 a line."""
+
+    luma_px: tuple[float, float] = (0.8, 1.8)
+    """Range of the blur of brightness along lines: 3 MHz of bandwidth, worse after copies."""
+    chroma_px: tuple[float, float] = (3.0, 8.0)
+    """Range of the blur of colours along lines: half a megahertz."""
+    shift_px: tuple[float, float] = (5.0, 3.0)
+    """How far at most colours lie right or left of their place, and below it."""
+    ringing: tuple[float, float] = (0.0, 0.8)
+    """Range of the sharpening of players."""
+    noise: tuple[float, float, float] = (0.01, 0.04, 0.03)
+    """Range of the noise in brightness, and the most of it in colour."""
+    jitter_px: tuple[float, float] = (0.6, 0.25)
+    """The most sway of lines down the picture, and the most unrest of each."""
+    dropouts: tuple[float, float] = (0.3, 2.0)
+    """Odds of dropouts and the most of them a frame."""
+    head_switch: tuple[float, int] = (0.3, 12)
+    """Odds that the torn lines at the bottom are kept, and the most of them at 480 lines."""
+    fields_share: float = 0.6
+    """How often the clip went through fields."""
+
+
+def draw_tape(config: TapeConfig, size: tuple[int, int], rng: np.random.Generator) -> tuple[Operator, ...]:
+    """Draw what a tape does to clips of ``size`` (height, width), the small one."""
+
+    def between(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    def seed() -> int:
+        return int(rng.integers(2**31))
+
+    chosen: list[Operator] = []
+    if rng.random() < config.fields_share:
+        chosen.append(_draw_fields(rng))
+    across, down = config.shift_px
+    chosen.append(
+        TapeColour(
+            luma_px=between(*config.luma_px),
+            chroma_px=between(*config.chroma_px),
+            shift_px=(between(-across, across), between(0, down)),
+            ringing=between(*config.ringing),
+        )
+    )
+    sway, unrest = config.jitter_px
+    chosen.append(LineJitter(sway_px=between(0, sway), unrest_px=between(0, unrest), seed=seed()))
+    low, high, chroma = config.noise
+    chosen.append(
+        TapeNoise(luma=between(low, high), chroma=between(0, chroma), streak_px=between(0.6, 1.5), seed=seed())
+    )
+    if rng.random() < config.dropouts[0]:
+        most = config.dropouts[1]
+        chosen.append(Dropouts(per_frame=between(0.1, most), length_px=size[1] * between(0.01, 0.06), seed=seed()))
+    if rng.random() < config.head_switch[0]:
+        lines = max(1, round(between(0.3, 1) * config.head_switch[1] * size[0] / 480))
+        chosen.append(
+            HeadSwitch(lines=lines, shift_px=size[1] * between(0.02, 0.1), noise=between(0, 0.1), seed=seed())
+        )
+    return tuple(chosen)
+
+
+def _draw_fields(rng: np.random.Generator) -> Fields:
+    methods: tuple[Literal["blend", "bob"], ...] = ("blend", "bob")
+    return Fields(top_first=bool(rng.random() < 0.7), method=methods[int(rng.integers(2))])
+
+
+@dataclass(frozen=True, kw_only=True)
 class DegradationConfig:
     """How often each kind is drawn, and the strengths within it; lengths are in high-resolution pixels at x2."""
 
@@ -168,6 +243,12 @@ class DegradationConfig:
     """Range of a noisy clip's noise."""
     grain_crf: tuple[int, int] = (16, 26)
     """Range of the H.264 quality of noisy clips, which an encoder is given more bits for."""
+    tape: TapeConfig = field(default_factory=TapeConfig)
+    """What happens on a tape."""
+    disc_quantiser: tuple[int, int] = (2, 9)
+    """Range of the MPEG-2 quantiser of discs."""
+    disc_fields_share: float = 0.4
+    """How often a disc's pictures went through fields."""
     aigc: AigcConfig = field(default_factory=AigcConfig)
     """What happens to generated clips."""
 
@@ -188,6 +269,18 @@ def draw(
     if kind == "generated":
         return kind, draw_aigc(config.aigc, size, scale, rng)
     chosen: list[Operator] = []
+    if kind == "tape":
+        chosen = [Deliver(size=small, kernel=pick(config.kernels)), *draw_tape(config.tape, small, rng)]
+        quality = int(rng.integers(config.grain_crf[0], config.grain_crf[1] + 1))
+        chosen.append(Deliver(kernel="bicubic", codec="libx264", crf=quality))
+        return kind, tuple(chosen)
+    if kind == "disc":
+        if rng.random() < config.disc_fields_share:
+            chosen += [Deliver(size=small, kernel=pick(config.kernels)), _draw_fields(rng)]
+        quantiser = int(rng.integers(config.disc_quantiser[0], config.disc_quantiser[1] + 1))
+        size_left = None if chosen else small
+        chosen.append(Deliver(size=size_left, kernel=pick(config.kernels), codec="mpeg2video", crf=quantiser))
+        return kind, tuple(chosen)
     if rng.random() < config.blur_share:
         chosen.append(Blur(sigma_px=float(rng.uniform(*config.blur_sigma)) * scale / 2, ratio=1.0, angle=0.0))
     crf = config.crf

@@ -7,18 +7,17 @@ frames of a clip, but for noise, flicker and compression, which vary in time as 
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.train.operator import Clip, Coder, Operator
+from ultraflash_cli.train.tape_operators import Dropouts, Fields, HeadSwitch, LineJitter, TapeColour, TapeNoise
 from ultraflash_cli.video.round_trip import shrink_and_compress
 
 __all__ = [
@@ -29,34 +28,24 @@ __all__ = [
     "Coder",
     "Colour",
     "Deliver",
+    "Dropouts",
+    "Fields",
     "Grain",
     "Halo",
+    "HeadSwitch",
     "LatentNoise",
+    "LineJitter",
     "Operator",
     "Repeat",
     "Smooth",
+    "TapeColour",
+    "TapeNoise",
     "TextureFlicker",
     "Warp",
     "apply",
     "from_log",
     "to_log",
 ]
-
-Clip = npt.NDArray[np.uint8]
-"""RGB frames [T, H, W, 3]."""
-Coder = Callable[[Tensor, float, torch.Generator], Tensor]
-"""Frames ``[1, 3, T, H, W]`` in [0, 1], a strength s and a generator of noise to ``D(E(x) + s * eps)``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operator(ABC):
-    """One step of a degradation."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
-        """Return the clip [T, 3, H, W] in [0, 1], changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,13 +241,15 @@ class Deliver(Operator):
     kernel: Literal["area", "bilinear", "bicubic", "lanczos"]
     codec: str | None = None
     crf: int = 23
+    """The codec's quality; of mpeg2video the quantiser."""
     preset: str | None = None
     """The encoder's preset in place of a fast one."""
 
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
         height, width = self.size or (x_tchw.shape[2], x_tchw.shape[3])
         frames = (x_tchw.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-        options = {"crf": str(self.crf)} | _CODEC_OPTIONS.get(self.codec or "", {})
+        quality = {"qmin": str(self.crf), "qmax": str(self.crf)} if self.codec in _QUANTISED else {"crf": str(self.crf)}
+        options = quality | _CODEC_OPTIONS.get(self.codec or "", {})
         options |= {"preset": self.preset} if self.preset else {}
         small = shrink_and_compress(
             frames, height=height, width=width, kernel=self.kernel, codec=self.codec, options=options
@@ -266,10 +257,13 @@ class Deliver(Operator):
         return torch.from_numpy(small).permute(0, 3, 1, 2).float() / 255
 
 
+_QUANTISED = {"mpeg2video"}
+"""Codecs whose quality is the quantiser itself, 2 to 31."""
 _CODEC_OPTIONS = {
     # Each with what makes it give the same bits again: no choice by timing, threads or the processor's features.
     "libx264": {"preset": "veryfast", "x264-params": "cpu-independent=1"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"},
+    "mpeg2video": {"g": "12", "bf": "2"},
     "libvpx-vp9": {"b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "0"},
 }
 
@@ -284,6 +278,12 @@ _KINDS: tuple[type[Operator], ...] = (
     BrightnessFlicker,
     Warp,
     Repeat,
+    TapeColour,
+    TapeNoise,
+    LineJitter,
+    HeadSwitch,
+    Dropouts,
+    Fields,
     Deliver,
 )
 OPERATORS: dict[str, type[Operator]] = {kind.name: kind for kind in _KINDS}
