@@ -84,6 +84,9 @@ class UpscaleOptions(_SharedOptions, total=False):
     preview: str | None
     side_by_side: bool
     deinterlace: Literal["auto", "frame", "field", "off"]
+    crop: str
+    chroma_shift: str
+    grain: Literal["none", "keep", "remove"]
     fps: float | Fraction | None
     audio: Literal["copy", "aac", "flac", "none"]
     subs: Literal["copy", "none"]
