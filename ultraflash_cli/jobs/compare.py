@@ -98,12 +98,12 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
         crop_px=crop_px,
         threads=job.threads or usable_cores(),
     )
-    times = {path: _times(path) for path in (job.reference, job.output)}
-    pairs = zip(times[job.reference], times[job.output], strict=False)
+    times = [_times(info) for info in (reference, output)]
+    pairs = zip(*times, strict=False)
     differ_s = float(max((abs(a - b) for a, b in pairs), default=Fraction(0)))
     if job.html is not None:
         say(f"writing {job.html}")
-        _write_page(job, comparison, reference, output, times[job.output], crop_px, differ_s)
+        _write_page(job, comparison, reference, output, times[1], crop_px, differ_s)
     return CompareReport(
         schema=SCHEMA,
         reference=str(job.reference),
@@ -172,12 +172,12 @@ def _view(info: "ClipInfo", size_wh: tuple[int, int], wanted: "Coding") -> "View
     )
 
 
-def _times(path: Path) -> list[Fraction]:
+def _times(info: "ClipInfo") -> list[Fraction]:
     """Return when each frame is shown, from the first one's time on; empty where the file does not say."""
     from ultraflash_cli.video.source import open_input
 
-    with open_input(path) as container:
-        stream = container.streams.video[0]
+    with open_input(info.source) as container:
+        stream = container.streams[info.video_index]
         stamps = [packet.pts * packet.time_base for packet in container.demux(stream) if packet.pts is not None]
     stamps.sort()
     return [stamp - stamps[0] for stamp in stamps]
