@@ -22,6 +22,8 @@ from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.video.made_tag import append_made, read_made, with_made_chunk
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "explain.json"
+
 
 @pytest.fixture
 def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -67,6 +69,10 @@ def test_the_explained_command_makes_the_same_file_again(tmp_path: Path, capsys:
     repeated(found, second, INPUT=source)
     assert second.read_bytes() == first.read_bytes()
     assert found["differences"] == []
+    schema = json.loads(SCHEMA.read_text())
+    assert set(found) == set(schema["required"]) == set(schema["properties"])
+    about = schema["properties"]["made"]
+    assert isinstance(found["made"], dict) and set(found["made"]) == set(about["required"]) == set(about["properties"])
     made = found["made"]
     assert isinstance(made, dict)
     assert made["model"] == "tiny-random" and made["weights"] and made["seed"] == 5

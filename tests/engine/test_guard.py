@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.engine.upscalers import pictures, run, upscaler
-from ultraflash_cli.engine.guard import Guard
+from ultraflash_cli.engine.guard import Guard, _blended
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.upscaler import Upscaler
 
@@ -49,6 +49,8 @@ def test_detail_that_is_gone_when_made_small_again_is_not_touched() -> None:
 
     assert torch.equal(guard.hold(detailed, source, unwanted), detailed)
     assert guard.share == 0
+    within = strays(detailed, source)[None, None] / 255
+    assert torch.equal(_blended(detailed, plain, within, LIMIT / 255), detailed), "a GPU does not look first"
 
 
 def test_a_result_that_is_not_larger_is_compared_at_its_own_size() -> None:

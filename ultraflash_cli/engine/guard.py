@@ -57,15 +57,24 @@ class Guard:
         self._strayed = self._strayed + (count if count.is_cuda else int(count))
         if not count.is_cuda and not count:
             return picture_nchw
+        return _blended(picture_nchw, plain(), stray, limit)
 
-        # What share of the plain resample leaves the limit of a difference.
-        need = (1 - limit / stray.clamp_min(limit)).where(astray, 0.0)
-        need = F.max_pool2d(need, _REACH, stride=1, padding=_REACH // 2)
-        need = F.avg_pool2d(need, _SOFT, 1, _SOFT // 2, count_include_pad=False)
-        size = picture_nchw.shape[2:]
-        weight = F.interpolate(need, size=size, mode="bilinear", align_corners=False)
-        blended = torch.lerp(picture_nchw, plain(), weight)
-        return blended.where(weight > 0, picture_nchw)
+
+def _blended(
+    picture_nchw: Tensor, plain_nchw: Tensor, stray: Tensor, limit: float
+) -> Tensor:
+    """Return the picture with as much of the plain resample as keeps the limit.
+
+    ``stray [N, 1, h, w]`` is how far it departs from its source, pixel by pixel.
+    """
+    # What share of the plain resample leaves the limit of a difference.
+    need = (1 - limit / stray.clamp_min(limit)).where(stray > limit, 0.0)
+    need = F.max_pool2d(need, _REACH, stride=1, padding=_REACH // 2)
+    need = F.avg_pool2d(need, _SOFT, 1, _SOFT // 2, count_include_pad=False)
+    size = picture_nchw.shape[2:]
+    weight = F.interpolate(need, size=size, mode="bilinear", align_corners=False)
+    blended = torch.lerp(picture_nchw, plain_nchw, weight)
+    return blended.where(weight > 0, picture_nchw)
 
 
 def _stray(picture_nchw: Tensor, source_nchw: Tensor) -> Tensor:
