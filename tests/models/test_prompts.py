@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_written_only_costs_time(home: Path, monkeypatch
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr("ultraflash_cli.models.prompts.write_whole", refuse)
     assert len(embed(home, "abc")) == 1
     assert not kept(home)
 

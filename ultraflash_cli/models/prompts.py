@@ -1,8 +1,8 @@
 """Prompts to embeddings: those of the large text encoder are computed once and kept on disk."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from ultraflash_cli.engine.stages.text_encoder import (
     load_tokenizer,
 )
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.files import write_whole
 from ultraflash_cli.models.device import stage_precisions
 from ultraflash_cli.models.shelf import TOKENIZER, Shelf
 
@@ -179,10 +180,6 @@ def _write(folder: Path | None, prompt: str, embedding: _Embedding) -> None:
     if folder is None:
         return
     path = _path(folder, prompt, embedding.rows.dtype)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(save({"rows": embedding.rows.contiguous(), "tokens": torch.tensor(embedding.tokens)}))
-        scratch.replace(path)
-    except OSError:
-        scratch.unlink(missing_ok=True)
+        write_whole(path, save({"rows": embedding.rows.contiguous(), "tokens": torch.tensor(embedding.tokens)}))

@@ -1,7 +1,6 @@
 """Output files that appear whole or not at all, and messages for write errors."""
 
 import errno
-import os
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,8 +8,9 @@ from pathlib import Path
 from av.error import FFmpegError
 
 from ultraflash_cli.errors import MuxError, OutputError
+from ultraflash_cli.files import place_file
 
-__all__ = ["is_refusal", "output_errors", "partial_file", "partial_path", "sync_file", "sync_folder"]
+__all__ = ["is_refusal", "output_errors", "partial_file", "partial_path"]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -66,30 +66,8 @@ def partial_file(path: Path) -> Generator[Path]:
             if part.is_symlink():
                 part.unlink()  # what it leads to is no part of ours
             yield part
-            sync_file(part)
-            os.replace(part, path)
-            sync_folder(path.parent)
+            place_file(part, path)
     except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-
-
-def sync_file(path: Path) -> None:
-    """Sync the content of ``path`` to disk."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the names in the folder ``path`` are on the disk if the system can say so."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

@@ -13,10 +13,11 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from ultraflash_cli.errors import OutputError
+from ultraflash_cli.files import sync_file
 from ultraflash_cli.video.codecs import CODECS, is_rgb_format
 from ultraflash_cli.video.color import Picture, as_frame, as_picture, narrowed, yuv_filter
 from ultraflash_cli.video.encode import EncodeSpec, encoder_options, open_encoder, prepare_encoder
-from ultraflash_cli.video.partial import output_errors, partial_file, sync_file
+from ultraflash_cli.video.partial import output_errors, partial_file
 
 __all__ = ["SegmentRecord", "SegmentWriter", "open_segment", "read_record", "record_path"]
 

@@ -11,10 +11,11 @@ from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace
 
 from ultraflash_cli.errors import OutputCheckError, OutputError
+from ultraflash_cli.files import sync_file, sync_folder
 from ultraflash_cli.video.color import Picture, as_frame
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.made_tag import with_made_chunk
-from ultraflash_cli.video.partial import output_errors, partial_file, sync_file, sync_folder
+from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.segment import open_segment, read_record
 from ultraflash_cli.video.sequence import numbered
 

@@ -1,7 +1,6 @@
 """Where weights from the hub are on this machine, each with a receipt that says what it was made from."""
 
 import json
-import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ultraflash_cli.errors import OutputError, WeightsError
+from ultraflash_cli.files import place_file, write_whole
 from ultraflash_cli.weights.manifest import WeightEntry
 
 __all__ = ["Receipt", "VerifiedBy", "WeightStore", "writing"]
@@ -99,12 +99,8 @@ class WeightStore:
         """Move a finished file into its place, then its receipt. Raises OutputError if that cannot be done."""
         path = self.path(entry)
         with writing(path):
-            _sync(part)
-            part.replace(path)
-            text = self._receipt_path(entry).with_suffix(".part")
-            text.write_text(json.dumps(asdict(receipt), indent=1) + "\n", encoding="utf-8")
-            _sync(text)
-            text.replace(self._receipt_path(entry))
+            place_file(part, path)
+            write_whole(self._receipt_path(entry), (json.dumps(asdict(receipt), indent=1) + "\n").encode())
 
     def part(self, entry: WeightEntry) -> Path:
         """Return where an entry's file may be made before ``add`` moves it; both folders exist afterwards."""
@@ -173,8 +169,3 @@ def writing(path: Path) -> Generator[None]:
 def _ancestors(folder: Path, root: Path) -> Sequence[Path]:
     """Return ``folder`` and those above it, below ``root``."""
     return [each for each in (folder, *folder.parents) if each.is_relative_to(root) and each != root]
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ultraflash_cli.buffers import StateContent
 from ultraflash_cli.errors import OutputError
+from ultraflash_cli.files import sync, sync_folder
 from ultraflash_cli.jobs.resume.entries import (
     FORMAT,
     BegunEntry,
@@ -254,16 +255,15 @@ class Journal:
         try:
             _write_synced(scratch, text.encode())
             scratch.replace(self._path)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             raise OutputError(f"cannot write in {self.folder}: {error.strerror}") from error
 
     def _append(self, record: dict[str, object]) -> None:
         with open(open_existing(self._path, os.O_WRONLY | os.O_APPEND), "ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(self.folder)
+            sync(file)
+        sync_folder(self.folder)
 
     def _clear(self) -> None:
         """Delete all of ours but the journal, a spool, and what is still to be used, with what is next to it."""
@@ -301,8 +301,7 @@ def discard(folder: Path) -> bool:
 def _write_synced(path: Path, content: bytes) -> None:
     with make_new(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def _write_state(path: Path, state: StateContent) -> str:
@@ -313,19 +312,8 @@ def _write_state(path: Path, state: StateContent) -> str:
             for piece in [state] if isinstance(state, bytes) else state.pieces():
                 digest.update(piece)
                 file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
     finally:
         if not isinstance(state, bytes):
             state.release()
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,5 @@
 """The pictures of the current segment, kept as they are, so that a stop loses none of them."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
 from ultraflash_cli.buffers import SPOOL_BYTES
+from ultraflash_cli.files import sync
 from ultraflash_cli.jobs.resume.owned_files import edit_existing, make_new, open_existing, truncate
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ class Spool:
                 self._pour()
             if self._file is None:
                 return None
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._file)
             size_bytes = self._file.tell()
         except OSError:
             self._give_up()

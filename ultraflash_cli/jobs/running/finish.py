@@ -5,12 +5,12 @@ from fractions import Fraction
 from pathlib import Path
 
 from ultraflash_cli.errors import MuxError, OutputCheckError, OutputError
+from ultraflash_cli.files import sync_file, sync_folder
 from ultraflash_cli.jobs.running.work import Finish
 from ultraflash_cli.video.check import check_output
 from ultraflash_cli.video.containers import StreamPlan
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.join import Joined
-from ultraflash_cli.video.partial import sync_file, sync_folder
 from ultraflash_cli.video.sequence import existing_pictures, numbered
 from ultraflash_cli.video.stills import check_pictures, move_pictures, write_pictures
 from ultraflash_cli.video.y4m import write_y4m

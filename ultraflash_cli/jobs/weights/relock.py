@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ultraflash_cli.errors import UsageError, WeightsError
+from ultraflash_cli.files import write_whole
 from ultraflash_cli.jobs.events import Listener, Transfer, Warned
 from ultraflash_cli.jobs.weights.catalogue import Catalogue
 from ultraflash_cli.weights.fetch import Hub, NotThere, RemoteFile, fetch, locate
@@ -51,9 +52,7 @@ def lock_weights(
             entries[entry.name] = locker.locked(entry)
             locked.append(entries[entry.name])
     with writing(out):
-        part = out.with_name(f".{out.name}.part")
-        part.write_text(manifest_text(entries, catalogue.sets), encoding="utf-8")
-        part.replace(out)
+        write_whole(out, manifest_text(entries, catalogue.sets).encode())
     return locked
 
 

@@ -1,0 +1,57 @@
+"""Files that appear whole, and stay when the power goes."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+__all__ = ["place_file", "sync", "sync_file", "sync_folder", "write_whole"]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that its name never has half of the content. Raises OSError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+            sync(file)
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def place_file(part: Path, path: Path) -> None:
+    """Move a finished file to its place, both on the disk. Raises OSError."""
+    sync_file(part)
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync(file: IO[bytes]) -> None:
+    """Wait until all that was written to an open file is on the disk. Raises OSError."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the content of a file is on the disk. Raises OSError."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, if the file system can say so."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
