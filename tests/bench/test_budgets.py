@@ -1,8 +1,13 @@
 """What a group at full size launches and moves on a GPU: budgets that only ever fall."""
 
+import json
+
 import pytest
 
-from ultraflash_cli.bench.trace import TRACES, trace
+from ultraflash_cli.bench.roofline import H200, cascades, parse_rates, roof_of
+from ultraflash_cli.bench.trace import TRACES, Launch, StageTrace, trace
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.main import main
 
 BUDGETS = {
     # launches, GB that all move, GB that passes without arithmetic move
@@ -40,3 +45,35 @@ def test_arithmetic_is_that_of_the_published_model() -> None:
     assert flops["generator"] == pytest.approx(141, rel=0.01)
     assert flops["decoder 1k"] / 2 == pytest.approx(6.5, rel=0.03)
     assert flops["upsampler 1k"] / 2 == pytest.approx(0.7, rel=0.03)
+
+
+def test_a_launch_takes_what_its_arithmetic_or_its_traffic_takes() -> None:
+    launches = {
+        Launch("addmm", 10**9, 695 * 10**9, 40_000): 2,  # 1 ms of arithmetic
+        Launch("residual_norm", 36 * 10**8, 0): 1,  # 1 ms of traffic
+        Launch("fused_conv", 10**6, 270 * 10**9, 64): 3,  # 1 ms
+        Launch("cat", 1, 0): 1000,  # nothing but launches
+    }
+    roof = roof_of(StageTrace("x", 24, launches), H200)
+    assert roof.parts_ms == pytest.approx({"products": 2, "attention": 0, "convolutions": 3, "passes": 1 + 2.5})
+    assert roof.bound_by == "passes" and roof.expected_ms == pytest.approx(8.5)
+    assert roof.ideal_ms == pytest.approx((2 * 695 + 3 * 270) / 788)
+    slower = roof_of(StageTrace("x", 24, launches), parse_rates("traffic=1.8, narrow_convolution = 135"))
+    assert slower.parts_ms["passes"] == pytest.approx(4.5) and slower.bound_by == "convolutions"
+    for wrong in ("speed=1", "traffic=fast", "traffic=0"):
+        with pytest.raises(UsageError):
+            parse_rates(wrong)
+
+
+def test_bench_roofline_estimates_the_published_model_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--roofline", "--json", "--rates", "product=1000"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["measured"] is False and found["rates"]["product"] == 1000
+    stages = {stage["name"]: stage for stage in found["stages"]}
+    assert stages.keys() == TRACES.keys()
+    assert all(stage["ideal_ms"] < stage["expected_ms"] for stage in stages.values())
+    fps = {each["name"]: each for each in found["cascades"]}
+    assert fps["upscale 1k"]["expected_fps"] > 2 * fps["upscale 2k"]["expected_fps"] > 0
+    assert fps["generate 1k"]["two_gpus_fps"] > fps["generate 1k"]["expected_fps"]
+    assert cascades([]) == []
+    assert main(["bench", "--rates", "product=1"]) == 2

@@ -58,6 +58,19 @@ def bench(
     wall: Annotated[
         bool, typer.Option("--wall/--no-wall", help="Also time the whole command, from file to file.")
     ] = True,
+    roofline: Annotated[
+        bool,
+        typer.Option("--roofline", help="Estimate the published model on a GPU, by counting; no GPU."),
+    ] = False,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            "--rates",
+            metavar="NAME=X,...",
+            help="Rates of --roofline in TFLOP/s and TB/s; those of an H200.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> int:
     """Measure speed, memory and time per stage on this machine.
@@ -75,6 +88,10 @@ def bench(
     from ultraflash_cli.models.device import choose_device
     from ultraflash_cli.models.profile import find_profile
 
+    if roofline:
+        return _estimate(console, rates, json=json)
+    if rates is not None:
+        raise UsageError("--rates is for --roofline")
     for word in what or ():
         if word not in KINDS:
             raise UsageError(f"unknown benchmark {word!r}; choose from {', '.join(KINDS)}")
@@ -143,6 +160,33 @@ def bench(
                 "kernels": [asdict(row) for row in rows],
             }
         )
+    return 0
+
+
+def _estimate(console: Console, rates: str | None, *, json: bool) -> int:
+    """Print what full-size groups of the published model take at given rates."""
+    from dataclasses import asdict
+
+    from ultraflash_cli.bench.roofline import cascades, parse_rates, roofline
+
+    given = parse_rates(rates)
+    with console.working("bench", "counting what full-size groups launch"):
+        stages = roofline(given)
+    whole = cascades(stages)
+    if json:
+        console.data(
+            {
+                "schema": 2,
+                "measured": False,
+                "rates": asdict(given),
+                "stages": [stage.as_json() for stage in stages],
+                "cascades": [asdict(each) for each in whole],
+            }
+        )
+        return 0
+    console.text("Estimated from counts and rates, not measured:")
+    for row in (*stages, *whole):
+        console.text(row.line())
     return 0
 
 

@@ -1,0 +1,205 @@
+"""How long full-size groups take at given rates: at best, as expected, and what they wait for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+
+from ultraflash_cli.bench.trace import TRACES, Launch, StageTrace, trace
+from ultraflash_cli.errors import UsageError
+
+__all__ = ["CASCADES", "H200", "Cascade", "Rates", "StageRoof", "cascades", "parse_rates", "roof_of", "roofline"]
+
+_MANY_ROWS = 20_000
+"""Rows of a product from which it fills a GPU evenly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a GPU does a second: arithmetic in TFLOP/s, traffic in TB/s."""
+
+    product: float
+    """A large square product in bfloat16: what nothing passes without 8 bits."""
+    linear: float
+    """Linear layers of many rows."""
+    short_linear: float
+    """Linear layers of a chunk of the generator, in few waves."""
+    fp8_linear: float
+    short_fp8_linear: float
+    attention: float
+    """Dense attention of the library."""
+    sparse_attention: float
+    """The block-sparse kernel."""
+    fp8_sparse_attention: float
+    wide_convolution: float
+    """3x3, 256 channels out."""
+    convolution: float
+    """128 channels."""
+    narrow_convolution: float
+    """64 channels and fewer."""
+    traffic: float
+    """What passes without arithmetic reach, in TB/s."""
+    launch_us: float
+    """Least time of a launch, in a CUDA graph."""
+
+
+H200 = Rates(
+    product=788,
+    linear=695,
+    short_linear=610,
+    fp8_linear=1050,
+    short_fp8_linear=850,
+    attention=510,
+    sparse_attention=420,
+    fp8_sparse_attention=500,
+    wide_convolution=560,
+    convolution=430,
+    narrow_convolution=270,
+    traffic=3.6,
+    launch_us=2.5,
+)
+"""One H200: the product was measured there, the rest is taken from what others measured on Hopper."""
+
+
+def parse_rates(text: str | None) -> Rates:
+    """Read ``product=788,traffic=3.6``; what is left out is an H200's. Raises UsageError for what is no rate."""
+    known = {field.name for field in fields(Rates)}
+    changes: dict[str, float] = {}
+    for part in (text or "").split(","):
+        name, _, value = (each.strip() for each in part.partition("="))
+        if not part.strip():
+            continue
+        if name not in known:
+            raise UsageError(f"no rate is called {name!r}; there are {', '.join(sorted(known))}")
+        try:
+            changes[name] = float(value)
+        except ValueError:
+            raise UsageError(f"the rate {name} is a number, got {value!r}") from None
+        if not changes[name] > 0:
+            raise UsageError(f"the rate {name} is above 0, got {value}")
+    return replace(H200, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRoof:
+    """What a group of one stage takes."""
+
+    name: str
+    frames: int
+    launches: int
+    tflop: float
+    gigabytes: float
+    """Moved by all launches."""
+    pass_gigabytes: float
+    """Moved by those without arithmetic."""
+    ideal_ms: float
+    """Its arithmetic at the rate of a large product, and nothing else."""
+    expected_ms: float
+    parts_ms: Mapping[str, float]
+    """The expected time by kind: products, attention, convolutions, passes."""
+
+    @property
+    def bound_by(self) -> str:
+        """The kind that takes most of the time."""
+        return max(self.parts_ms, key=lambda kind: self.parts_ms[kind])
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {**asdict(self), "bound_by": self.bound_by}
+
+    def line(self) -> str:
+        """Return the row of a table."""
+        parts = ", ".join(f"{kind} {time:.1f}" for kind, time in self.parts_ms.items() if time >= 0.05)
+        return (
+            f"{self.name:<22} {self.frames:3} frames {self.launches:5} launches {self.gigabytes:6.1f} GB "
+            f"({self.pass_gigabytes:5.1f} in passes) {self.tflop:6.2f} TFLOP  ideal {self.ideal_ms:6.1f} ms, "
+            f"expected {self.expected_ms:6.1f} ms, bound by {self.bound_by} ({parts})"
+        )
+
+
+def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
+    """Return what a launch is, and the rate of its arithmetic in TFLOP/s."""
+    if not launch.flops:
+        return "passes", rates.product
+    if launch.op == "scaled_dot_product_attention":
+        return "attention", rates.attention
+    if launch.op.startswith("block_list_attention"):
+        return "attention", rates.fp8_sparse_attention if launch.op.endswith("fp8") else rates.sparse_attention
+    if launch.op in ("convolution", "fused_conv", "memory_conv"):
+        by_width = {256: rates.wide_convolution, 128: rates.convolution}
+        return "convolutions", by_width.get(launch.rows, rates.narrow_convolution)
+    many = launch.rows >= _MANY_ROWS
+    if launch.op == "_scaled_mm":
+        return "products", rates.fp8_linear if many else rates.short_fp8_linear
+    return "products", rates.linear if many else rates.short_linear
+
+
+def roof_of(traced: StageTrace, rates: Rates) -> StageRoof:
+    """Return what a traced group takes at these rates: of each launch what takes longest, arithmetic or traffic."""
+    parts = dict.fromkeys(("products", "attention", "convolutions", "passes"), 0.0)
+    for launch, count in traced.launches.items():
+        kind, tflops = _kind(launch, rates)
+        seconds = max(launch.flops / tflops / 1e12, launch.bytes / rates.traffic / 1e12, rates.launch_us * 1e-6)
+        parts[kind] += 1000 * count * seconds
+    return StageRoof(
+        name=traced.name,
+        frames=traced.frames,
+        launches=traced.count,
+        tflop=traced.flops / 1e12,
+        gigabytes=traced.bytes / 1e9,
+        pass_gigabytes=traced.pass_bytes / 1e9,
+        ideal_ms=traced.flops / rates.product / 1e9,
+        expected_ms=sum(parts.values()),
+        parts_ms=parts,
+    )
+
+
+def roofline(rates: Rates, names: Sequence[str] = tuple(TRACES)) -> list[StageRoof]:
+    """Trace stages and say what they take."""
+    return [roof_of(trace(name), rates) for name in names]
+
+
+CASCADES: dict[str, tuple[str, ...]] = {
+    "generate 1k": ("generator", "upsampler 1k", "SR transformer 1k", "decoder 1k"),
+    "generate 2k": ("generator", "upsampler 2k", "SR transformer 2k", "decoder 2k"),
+    "upscale 1k": ("encoder", "upsampler 1k", "SR transformer 1k", "decoder 1k"),
+    "upscale 2k": ("encoder", "upsampler 2k", "SR transformer 2k", "decoder 2k"),
+    "generate 1k fp8": ("generator fp8", "upsampler 1k", "SR transformer 1k fp8", "decoder 1k"),
+    "generate 2k fp8": ("generator fp8", "upsampler 2k", "SR transformer 2k fp8", "decoder 2k"),
+    "upscale 1k fp8": ("encoder", "upsampler 1k", "SR transformer 1k fp8", "decoder 1k"),
+    "upscale 2k fp8": ("encoder", "upsampler 2k", "SR transformer 2k fp8", "decoder 2k"),
+}
+"""The stages that frames go through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cascade:
+    """Frames a second of all stages of a command behind each other, and on two GPUs."""
+
+    name: str
+    ideal_fps: float
+    expected_fps: float
+    two_gpus_fps: float
+    """With the generator on a GPU of its own; of an upscale the same as on one."""
+
+    def line(self) -> str:
+        """Return the row of a table."""
+        two = f", {self.two_gpus_fps:.0f} on two GPUs" if self.two_gpus_fps > self.expected_fps else ""
+        return f"{self.name:<22} ideal {self.ideal_fps:.0f} FPS, expected {self.expected_fps:.0f}{two}"
+
+
+def cascades(stages: Sequence[StageRoof]) -> list[Cascade]:
+    """Return what the stages make together."""
+    by_name = {stage.name: stage for stage in stages}
+    found: list[Cascade] = []
+    for name, parts in CASCADES.items():
+        if not set(parts) <= by_name.keys():
+            continue
+        rows = [by_name[part] for part in parts]
+        ideal, expected = (
+            sum(getattr(row, field) / row.frames for row in rows) for field in ("ideal_ms", "expected_ms")
+        )
+        generator = [row.expected_ms / row.frames for row in rows if row.name.startswith("generator")]
+        slower = max(*generator, expected - sum(generator)) if generator else expected
+        found.append(
+            Cascade(name=name, ideal_fps=1000 / ideal, expected_fps=1000 / expected, two_gpus_fps=1000 / slower)
+        )
+    return found
