@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from benchmarks.machine_code import hot_loop
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
 
 __all__ = ["CASES", "EIGHT_BITS", "HOT", "TABLE", "TARGETS", "compare", "main", "measure"]
@@ -36,6 +37,9 @@ TARGETS = (80, 89, 90, 100, 103, 120)
 """Compute capabilities, times ten."""
 MOST_SHARED_BYTES = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 103: 232_448, 120: 101_376}
 """Shared memory that one program may use."""
+
+GRID = (6, 90, 156, 2, 8, 8)
+"""Frames, rows and columns of tokens of a group of the 2K stage, and those of a block."""
 
 Figures = dict[str, dict[str, dict[str, int]]]
 """By kernel and target: registers of a thread, bytes of stack (spills), bytes of shared memory."""
@@ -55,7 +59,8 @@ def attention(dtype: torch.dtype, *, width: int = 128, tokens: int = 128, ring: 
     rows, fill = 12 * 720, 720 if ring else 0
     starts, chosen, order = (torch.empty(size, dtype=torch.int32, device="meta") for size in (rows + 1, 1 << 22, rows))
     lists = BlockLists(starts, chosen, order, (1, 12, 720, fill + 720))
-    kernel.forward(new, new, new, lists, old if ring else None, old if ring else None, fill)
+    remembered = (old, old) if ring else (None, None)
+    kernel.forward(new, new, new, lists, *remembered, fill, GRID if tokens == 128 else ())
 
 
 def attention_fp8(*, width: int = 128, tokens: int = 128) -> None:
@@ -65,7 +70,8 @@ def attention_fp8(*, width: int = 128, tokens: int = 128) -> None:
     new = blocks(torch.bfloat16, width=width, tokens=tokens)
     old = torch.empty((1, 12, 720, tokens, width), dtype=torch.bfloat16, device="meta")
     starts, chosen, order = (on_meta(size, dtype=torch.int32) for size in (12 * 720 + 1, 1 << 22, 12 * 720))
-    kernel_fp8.forward(new, new, new, BlockLists(starts, chosen, order, (1, 12, 720, 1440)), old, old, 720)
+    lists = BlockLists(starts, chosen, order, (1, 12, 720, 1440))
+    kernel_fp8.forward(new, new, new, lists, old, old, 720, GRID if tokens == 128 else ())
 
 
 def choice(dtype: torch.dtype) -> None:
@@ -125,6 +131,17 @@ def turned() -> None:
     size = (6, 90, 156)
     out = on_meta(1, 12, 720, 128, 128)
     kernel.forward(x, x, x, weight, weight, turns, (22, 21, 21), size, size, (2, 8, 8), 1e-6, (out, out, out))
+
+
+def turned_blocks() -> None:
+    """Launch norm, rotation, scatter and means of a group of the 2K stage, without padding."""
+    from ultraflash_kernels.rms_norm_rope import kernel_blocks
+
+    size, block = GRID[:3], GRID[3:]
+    x, weight, turns = on_meta(1, 84240, 1536), on_meta(1536), on_meta(5298, 2, dtype=torch.float32)
+    out, mean = on_meta(1, 12, 720, 128, 128), on_meta(1, 12, 720, 128)
+    given = (x, x, x, weight, weight, turns, (22, 21, 21), size, size, block, 1e-6)
+    kernel_blocks.forward(*given, (out, out, out), (mean, mean))
 
 
 def converted(dtype: torch.dtype, bits: int, *, last: bool) -> None:
@@ -188,6 +205,7 @@ CASES: dict[str, Callable[[], None]] = {
     "residual_norm_fp8, bf16, float32 vectors": lambda: summed("fp8"),
     "rms_norm, bf16, 1536": normed,
     "rms_norm_rope, bf16, 12 heads of 128": turned,
+    "rms_norm_rope_means, bf16, 12 heads of 128": turned_blocks,
     "frames_to_yuv, fp16 planes to 8 bits, dithered": lambda: converted(torch.float16, 8, last=False),
     "frames_to_yuv, fp16 channels last to 8 bits, dithered": lambda: converted(torch.float16, 8, last=True),
     "frames_to_yuv, fp32 planes to 10 bits": lambda: converted(torch.float32, 10, last=False),
@@ -215,6 +233,12 @@ EIGHT_BITS = (
     "residual_norm_fp8",
 )
 """How the names of the kernels begin that write float8_e4m3fn, which targets before 89 do not know."""
+
+
+NARROWEST_PRODUCT = 64
+"""Columns of a product of warp groups from which four warps read no shared memory they may not."""
+LOOP_GROWTH = 1.03
+"""How much longer than its line in the table a loop may be: compilers differ a little."""
 
 
 class TargetDriver:
@@ -268,7 +292,10 @@ def measure(cases: Sequence[str] = tuple(CASES), targets: Sequence[int] = TARGET
             several = len(compiled) > 1
             for number, program in enumerate(compiled):
                 listed = f"{name}, {number} {program.metadata.name}" if several else name
-                figures.setdefault(listed, {})[f"sm_{target}"] = resources(program)
+                line = resources(program)
+                if name.startswith(HOT) and (loop := hot_loop(program)) is not None:
+                    line |= {f"loop_{key}": value for key, value in loop.as_json().items()}
+                figures.setdefault(listed, {})[f"sm_{target}"] = line
     return figures
 
 
@@ -287,6 +314,26 @@ def resources(program: Any) -> dict[str, int]:
     }
 
 
+def _gates(figures: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
+    """Return what is wrong with the hottest loop of a kernel, in words."""
+    wrong: list[str] = []
+    if (count := figures.get("loop_byte_loads", 0)) > 0:
+        wrong.append(f"reads byte by byte in its loop, {count} times")
+    if (count := figures.get("loop_local_accesses", 0)) > 0:
+        wrong.append(f"keeps registers in local memory in its loop, {count} times")
+    if 0 < (columns := figures.get("loop_narrowest_product", 0)) < NARROWEST_PRODUCT:
+        wrong.append(f"multiplies {columns} columns at once, {NARROWEST_PRODUCT} are safe")
+    ahead, was_ahead = figures.get("loop_loads_ahead", 0), before.get("loop_loads_ahead", 0)
+    if ahead == 0 and "loop_loads_ahead" in figures:
+        wrong.append("waits for all its loads each time around its loop")
+    elif ahead < was_ahead:
+        wrong.append(f"has {ahead} loads under way where it waits, {was_ahead} before")
+    length, allowed = figures.get("loop_instructions", 0), before.get("loop_instructions", 0)
+    if allowed and length > LOOP_GROWTH * allowed:
+        wrong.append(f"takes {length} instructions around its loop, {allowed} before")
+    return wrong
+
+
 def compare(found: Figures, listed: Figures) -> list[str]:
     """Return one sentence for each kernel that is worse than its line in the table allows."""
     wrong: list[str] = []
@@ -303,6 +350,7 @@ def compare(found: Figures, listed: Figures) -> list[str]:
         for target, figures in targets.items():
             if figures["spilled_bytes"] and name.startswith(HOT):
                 wrong.append(f"{name} on {target} is hot and spills {figures['spilled_bytes']} bytes")
+            wrong += [f"{name} on {target} {said}" for said in _gates(figures, listed.get(name, {}).get(target, {}))]
             most = MOST_SHARED_BYTES[int(target.removeprefix("sm_"))]
             if figures["shared_bytes"] > most:
                 wrong.append(f"{name} on {target} needs {figures['shared_bytes']} bytes of shared memory, {most} exist")
@@ -310,19 +358,30 @@ def compare(found: Figures, listed: Figures) -> list[str]:
     return wrong
 
 
+def _place(name: str, order: Sequence[str]) -> int:
+    """Return the place of the case that a line of the table is of."""
+    return max((at for at, case in enumerate(order) if name.startswith(case)), default=len(order))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compile, then write the table or compare with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("--only", metavar="START", help="cases whose names begin so; the others keep their lines")
     settings = parser.parse_args(arguments)
     if knobs.runtime.interpret:
         sys.exit("Triton's interpreter is on (TRITON_INTERPRET), expected off")
-    found = measure()
-    if settings.check:
-        listed = json.loads(TABLE.read_text())["kernels"]
-    else:
-        listed = found
-        TABLE.write_text(json.dumps({"triton": triton.__version__, "kernels": found}, indent=1) + "\n")
+    cases = [name for name in CASES if name.startswith(settings.only or "")]
+    found = measure(cases)
+    listed = json.loads(TABLE.read_text())["kernels"] if TABLE.exists() else {}
+    if settings.only:
+        listed = {name: line for name, line in listed.items() if settings.check is False or name in found}
+    if not settings.check:
+        order = list(CASES)
+        merged = found if not settings.only else {**listed, **found}
+        merged = dict(sorted(merged.items(), key=lambda item: _place(item[0], order)))
+        TABLE.write_text(json.dumps({"triton": triton.__version__, "kernels": merged}, indent=1) + "\n")
+        listed = {name: merged[name] for name in found}
     wrong = compare(found, listed)
     print("\n".join(wrong) or f"{len(found)} kernels on {len(TARGETS)} targets")
     sys.exit(1 if wrong else 0)

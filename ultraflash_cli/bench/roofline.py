@@ -134,7 +134,7 @@ def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
 
 def roof_of(traced: StageTrace, rates: Rates) -> StageRoof:
     """Return what a traced group takes at these rates: of each launch what takes longest, arithmetic or traffic."""
-    parts = dict.fromkeys(("products", "attention", "convolutions", "passes"), 0.0)
+    parts: dict[str, float] = {"products": 0.0, "attention": 0.0, "convolutions": 0.0, "passes": 0.0}
     for launch, count in traced.launches.items():
         kind, tflops = _kind(launch, rates)
         seconds = max(launch.flops / tflops / 1e12, launch.bytes / rates.traffic / 1e12, rates.launch_us * 1e-6)

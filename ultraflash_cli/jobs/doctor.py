@@ -45,14 +45,14 @@ class Finding:
 
 def examine(folder: Path, store: WeightStore, *, waiting: str) -> list[Finding]:
     """Check the program, its libraries, devices, codecs, weights and the disk of `folder`."""
-    looks: list[tuple[str, Callable[[], Finding]]] = [
+    looks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
         ("ultraflash", _program),
         ("python", _python),
         ("torch", _torch),
         ("cpu", lambda: _cpu(waiting)),
         ("gpu", _gpu),
         ("triton", _triton),
-        ("attention", _attention),
+        ("kernels", _kernels),
         ("av", _av),
         ("encoders", _encoders),
         ("weights", _weights),
@@ -60,23 +60,25 @@ def examine(folder: Path, store: WeightStore, *, waiting: str) -> list[Finding]:
         ("generate", _generate),
         ("disk", lambda: _disk(folder)),
     ]
-    return [_look(name, look) for name, look in looks]
+    return [finding for name, look in looks for finding in _look(name, look)]
 
 
-def _look(name: str, look: Callable[[], Finding]) -> Finding:
+def _look(name: str, look: Callable[[], Finding | list[Finding]]) -> list[Finding]:
     try:
-        return look()
+        found = look()
+        return found if isinstance(found, list) else [found]
     except UltraflashError as error:
-        return Finding(name=name, state="fail", found=str(error), exit_code=error.exit_code)
+        return [Finding(name=name, state="fail", found=str(error), exit_code=error.exit_code)]
     except Exception as error:
         # A broken installation can fail in any way; report it and check the rest.
-        return Finding(
+        failure = Finding(
             name=name,
             state="fail",
             found=f"{type(error).__name__}: {error}",
             fix="reinstall: pip install --force-reinstall . in the source folder",
             exit_code=DeviceError.exit_code,
         )
+        return [failure]
 
 
 def _program() -> Finding:
@@ -147,26 +149,29 @@ def _triton() -> Finding:
     return Finding(name="triton", state="note", found="not installed; the GPU runs without Triton kernels", fix=fix)
 
 
-def _attention() -> Finding:
-    """Return which implementation of the SR transformer's attention runs, and why."""
+def _kernels() -> list[Finding]:
+    """Return which implementation of every operation of the published model runs, and why."""
     import torch
 
-    from ultraflash_kernels._dispatch import device_refusal
-    from ultraflash_kernels.fp8_linear import fp8_refusal
+    from ultraflash_kernels.paths import kernel_paths
 
     on_gpu = torch.cuda.is_available()
-    refusal = device_refusal(torch.device("cuda" if on_gpu else "cpu"))
-    if on_gpu and refusal is None:
-        in_8_bits = fp8_refusal(torch.device("cuda"))
-        found = "Triton kernels; --precision fp8 " + (f"cannot run: {in_8_bits}" if in_8_bits else "can run")
-        return Finding(name="attention", state="ok", found=found.rstrip("."))
-    why = refusal if on_gpu else "there is no GPU"
-    return Finding(
-        name="attention",
-        state="note",
-        found=f"PyTorch, because {why}".rstrip("."),
-        fix="nothing to do; results are the same" if not on_gpu else "results are the same, only slower",
-    )
+    groups: dict[tuple[str, str | None], list[str]] = {}
+    for operation, path, reason in kernel_paths(torch.device("cuda" if on_gpu else "cpu")):
+        groups.setdefault((path, reason if on_gpu else "there is no GPU"), []).append(operation)
+    findings: list[Finding] = []
+    for (path, reason), operations in groups.items():
+        why = "" if reason is None else f", because {reason}"
+        slower = "results are the same, only slower" if on_gpu else "nothing to do; results are the same"
+        findings.append(
+            Finding(
+                name="kernels",
+                state="ok" if reason is None else "note",
+                found=f"{path}{why}: {', '.join(operations)}",
+                fix=None if reason is None else slower,
+            )
+        )
+    return findings
 
 
 def _av() -> Finding:

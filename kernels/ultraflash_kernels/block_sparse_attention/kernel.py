@@ -231,7 +231,7 @@ def tiles(target: tuple[int, int], dtype: torch.dtype, tokens: int, width: int) 
     roomy = target[0] in (9, 10) and width > 64
     # Triton halves the depth for loads behind a load: five stages fetch keys and values
     # two steps ahead, three only one, which is waited for at once.
-    return Tiles(128, 128, 8, 5) if roomy else Tiles(128, 64, 8, 3)
+    return Tiles(128, 128 if roomy else 64, 8, 5)
 
 
 def head_columns(target: tuple[int, int], width: int) -> int:

@@ -306,6 +306,6 @@ def forward(
         **block_sizes(grid),
         ON_GPU=q.device.type != "cpu",
         num_warps=8 if tile == 128 else 4,
-        num_stages=3,
+        num_stages=5,
     )
     return out

@@ -1,0 +1,383 @@
+"""The sections of the first run on a GPU; with ``dry`` each proves itself on a CPU at tiny sizes."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.part import PARTS, Setting
+from ultraflash_cli.bench.untrained import Untrained
+
+__all__ = ["run"]
+
+Impl = Literal["triton", "reference"]
+
+
+class Here:
+    """Where a section runs, and how large."""
+
+    def __init__(self, *, dry: bool) -> None:
+        self.dry = dry
+        self.device = torch.device("cpu" if dry else "cuda")
+        self.dtype = torch.float32 if dry else torch.bfloat16
+        self.fast: Impl = "reference" if dry else "triton"
+
+    def median_ms(self, call: Callable[[], object], rounds: int = 10) -> float:
+        """Return the median time of a call."""
+        if self.dry:
+            begun_s = time.perf_counter()
+            call()
+            return 1000 * (time.perf_counter() - begun_s)
+        for _ in range(3):
+            call()
+        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+        for start, stop in pairs:
+            start.record()
+            call()
+            stop.record()
+        torch.cuda.synchronize()
+        return sorted(start.elapsed_time(stop) for start, stop in pairs)[rounds // 2]
+
+    def tried(self, found: dict[str, Any], name: str, call: Callable[[], Any]) -> None:
+        """Add what a call returns, or why it fails."""
+        try:
+            found[name] = call()
+            if not self.dry:
+                torch.cuda.synchronize()
+        except Exception as error:
+            found[name] = f"failed: {error!r}"[:300]
+        print(name, found[name], flush=True)
+
+    def untrained(self, **changes: Any) -> Untrained:
+        """Return the model with random weights."""
+        case = Setting(device=self.device, tiny=self.dry).case(**{"graphs": False, "lanes": False, **changes})
+        return Untrained(case)
+
+
+def _off(got: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference over the norm of what is expected."""
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def facts(here: Here) -> dict[str, Any]:
+    """Rates of the device, and what its libraries choose."""
+    side = 64 if here.dry else 8192
+    found: dict[str, Any] = {"torch": str(torch.__version__)}
+    if not here.dry:
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"name": properties.name, "cudnn": torch.backends.cudnn.version()}
+        found["shared_memory"] = properties.shared_memory_per_block_optin
+        found["tf32"] = torch.backends.cudnn.allow_tf32
+    for kind in ("randn", "ones"):
+        a, b = (getattr(torch, kind)(side, side, device=here.device).to(here.dtype) for _ in range(2))
+        found[f"product of {kind}, TFLOP/s"] = 2 * side**3 / here.median_ms(lambda a=a, b=b: a @ b) / 1e9
+    x = torch.randint(0, 256, (1 << (16 if here.dry else 30),), dtype=torch.uint8, device=here.device)
+    y = torch.empty_like(x)
+    found["copy, TB/s"] = 2 * x.numel() / here.median_ms(lambda: y.copy_(x)) / 1e9
+    for rows, out, width in ((4680, 1536, 1536), (4680, 8960, 1536), (37440, 8960, 1536), (37440, 1536, 8960)):
+        m, n, k = (rows // 100, out // 64, width // 64) if here.dry else (rows, out, width)
+        a, w, bias = (torch.randn(s, device=here.device).to(here.dtype) for s in ((m, k), (n, k), (n,)))
+        name = f"linear {rows}x{width} -> {out}"
+        found[f"{name}, TFLOP/s"] = (
+            2 * m * n * k / here.median_ms(lambda a=a, w=w, bias=bias: F.linear(a, w, bias)) / 1e9
+        )
+        if n > k and not here.dry:
+            from ultraflash_kernels.linear_gelu import linear_gelu
+
+            for impl in ("reference", "epilogue"):
+                call = lambda a=a, w=w, bias=bias, impl=impl: linear_gelu(a, w, bias, impl=impl)  # noqa: E731
+                here.tried(found, f"{name} with GELU, {impl}, ms", lambda call=call: here.median_ms(call))
+    for keys in (512, 4680, 18720):
+        n, m = (8, 16) if here.dry else (4680, keys)
+        q, k, v = (torch.randn(1, 12, each, 128, device=here.device).to(here.dtype) for each in (n, m, m))
+        call = lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v)  # noqa: E731
+        found[f"attention to {keys}, TFLOP/s"] = 4 * 12 * n * m * 128 / here.median_ms(call) / 1e9
+        if not here.dry:
+            found[f"attention to {keys} is"] = int(torch._fused_sdp_choice(q, k, v))  # pyright: ignore
+    return found
+
+
+def correct(here: Here) -> dict[str, Any]:
+    """Every kernel at published sizes and in real layouts beside its definition: relative errors."""
+    from ultraflash_cli.engine.layers.rope import rotation_tables
+    from ultraflash_kernels.adaln_modulate import adaln_modulate, gated_residual, residual_norm
+    from ultraflash_kernels.block_lists import BlockRule
+    from ultraflash_kernels.block_sparse_attention import block_list_attention
+    from ultraflash_kernels.block_topk import block_means, choose_blocks
+    from ultraflash_kernels.fp8_linear import quantise_rows
+    from ultraflash_kernels.rms_norm import rms_norm
+    from ultraflash_kernels.rms_norm_rope import rms_norm_rope_means
+
+    torch.backends.cudnn.allow_tf32 = False
+    size, block, heads, head = ((2, 4, 4), (2, 2, 2), 2, 16) if here.dry else ((6, 60, 104), (2, 8, 8), 12, 128)
+    tokens, width = size[0] * size[1] * size[2], heads * head
+    found: dict[str, Any] = {}
+
+    def both(call: Callable[[Impl], Any]) -> tuple[Any, Any]:
+        return call(here.fast), call("reference")
+
+    x, y, z = (torch.randn(1, tokens, width, device=here.device).to(here.dtype) for _ in range(3))
+    vectors = torch.randn(3, 1, width, device=here.device)
+    weight = torch.randn(2, width, device=here.device).to(here.dtype)
+    here.tried(found, "adaln", lambda: _off(*both(lambda i: adaln_modulate(x, vectors[0], vectors[1], impl=i))))
+    here.tried(found, "gate", lambda: _off(*both(lambda i: gated_residual(x, y, vectors[2], impl=i))))
+    for affine in (False, True):
+        given = (weight[0], weight[1]) if affine else (vectors[0], vectors[1])
+
+        def summed(impl: Impl, given: tuple[Tensor, Tensor] = given, affine: bool = affine) -> Any:
+            return residual_norm(x, y, vectors[2], *given, affine=affine, impl=impl)[1]
+
+        here.tried(found, f"sum and norm, affine {affine}", lambda summed=summed: _off(*both(summed)))
+    here.tried(found, "rms_norm", lambda: _off(*both(lambda i: rms_norm(x, weight[0], impl=i))))
+    tables = rotation_tables(head, first_frame=7, frames=size[0], rows=size[1], cols=size[2], device=here.device)
+
+    def turned(impl: Impl) -> Any:
+        return rms_norm_rope_means(x, y, z, weight[0], weight[1], tables, size=size, block=block, impl=impl)
+
+    here.tried(found, "norm and rotation, means", lambda: [_off(a, b) for a, b in zip(*both(turned), strict=True)])
+    q, k, v, q_mean, k_mean = turned("reference")
+    ring = (torch.randn_like(k), torch.randn_like(v))
+    means = torch.cat([block_means(ring[0], impl="reference"), k_mean], dim=2)
+    here.tried(found, "means", lambda: _off(*both(lambda i: block_means(ring[0], impl=i))))
+    rows, cols = (2, 2) if here.dry else (8, 13)
+    rule = BlockRule(
+        rows=rows, cols=cols, temporal=size[0] // 2, remembered=size[0] // 2, window=9, budget=4 if here.dry else 2704
+    )
+
+    def chosen() -> dict[str, int]:
+        one, other = (choose_blocks(q_mean, means, rule, impl=i).to_mask() for i in (here.fast, "reference"))
+        return {"pairs": int(one.sum()), "differing": int((one ^ other).sum())}
+
+    here.tried(found, "choice", chosen)
+    lists = choose_blocks(q_mean, means, rule, impl=here.fast)
+    for fp8 in (False, True):
+        for shapes in ({}, {"size": size, "block": block}):
+
+            def attended(impl: Impl, fp8: bool = fp8, shapes: Mapping[str, Any] = shapes) -> Tensor:
+                fill = ring[0].shape[2]
+                return block_list_attention(q, k, v, lists, ring=ring, fill=fill, fp8=fp8, impl=impl, **shapes)
+
+            name = f"attention, fp8 {fp8}, {'no padding' if shapes else 'padding'}"
+            here.tried(found, name, lambda attended=attended: _off(*both(attended)))
+
+    def quantised(impl: Impl) -> Tensor:
+        return quantise_rows(x, impl=impl).values.float()
+
+    here.tried(found, "quantised rows", lambda: _off(*both(quantised)))
+    return found
+
+
+def attention(here: Here) -> dict[str, Any]:
+    """The block-sparse kernel in several cuts, and beside FlexAttention with the same lists: TFLOP/s."""
+    if here.dry:
+        return {"skipped": "cuts are for a GPU"}
+    from ultraflash_kernels.block_sparse_attention import block_list_attention, kernel
+    from ultraflash_kernels.block_sparse_attention.bench import RULES, flexible_mask
+    from ultraflash_kernels.block_topk import choose_blocks
+
+    found: dict[str, Any] = {}
+    cuts = {"128x128, 3 stages": (128, 128, 8, 3), "128x128, 5 stages": (128, 128, 8, 5)}
+    cuts |= {"128x64, 5 stages": (128, 64, 8, 5), "128x64, 7 stages": (128, 64, 8, 7)}
+    for size, rule in RULES.items():
+        q, k, v = torch.randn(3, 1, 12, rule.queries, 128, 128, device=here.device).bfloat16()
+        fill = rule.keys - rule.queries
+        old_k, old_v = torch.randn(2, 1, 12, fill, 128, 128, device=here.device).bfloat16()
+        means = (2 * torch.randn(1, 12, n, 128, device=here.device) for n in (rule.queries, rule.keys))
+        lists = choose_blocks(*means, rule)
+        flops = 4 * int(lists.starts[-1]) * 128**3
+        counts = lists.starts.diff().float()
+        found[f"{size}, blocks a row"] = [float(counts.min()), float(counts.mean()), float(counts.max())]
+
+        def rate(fp8: bool = False, given: Any = (q, k, v, lists), ring: Any = (old_k, old_v)) -> float:
+            call = lambda: block_list_attention(*given, ring=ring, fill=fill, fp8=fp8)  # noqa: B023, E731
+            return flops / here.median_ms(call) / 1e9  # noqa: B023
+
+        for name, cut in cuts.items():
+            with mock.patch.object(kernel, "tiles", lambda *_, cut=cut: kernel.Tiles(*cut)):
+                here.tried(found, f"{size}, {name}", rate)
+        here.tried(found, f"{size}, fp8", lambda rate=rate: rate(True))
+        if size == "1K":  # compiling takes long
+            from torch.nn.attention.flex_attention import flex_attention
+
+            compiled = torch.compile(flex_attention, dynamic=False)
+            flat = [x.flatten(2, 3) for x in (q, torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2))]
+            mask = flexible_mask(lists.to_mask(), 128)
+            call = lambda: compiled(flat[0], flat[1], flat[2], block_mask=mask)  # noqa: B023, E731
+            here.tried(found, f"{size}, FlexAttention", lambda call=call, n=flops: n / here.median_ms(call) / 1e9)
+    return found
+
+
+def convolutions(here: Here) -> dict[str, Any]:
+    """Convolutions of the memory decoders in every implementation: errors and ms; what KERNEL_WINS is filled from."""
+    from ultraflash_kernels.memory_conv import activated_conv, memory_conv, residual_conv, upsampled_conv
+
+    found: dict[str, Any] = {}
+    dtype = torch.float32 if here.dry else torch.float16
+    sizes = ((16, 5, 6),) if here.dry else ((256, 120, 208), (128, 240, 416), (64, 480, 832))
+    for channels, height, width in sizes:
+        shapes = ((2, channels, height, width), (channels, 2 * channels, 3, 3))
+        x, both = (torch.randn(shape, device=here.device) for shape in shapes)
+        both = both / (18 * channels) ** 0.5
+        x, both = (each.to(dtype).contiguous(memory_format=torch.channels_last) for each in (x, both))
+        weight = both[:, :channels].contiguous(memory_format=torch.channels_last)
+        bias = torch.randn(channels, device=here.device).to(dtype)
+        calls: dict[str, Callable[[Any], Tensor]] = {
+            "memory": lambda i, x=x, w=both, b=bias: memory_conv(x[None], x[:1], w, b, impl=i),
+            "residual": lambda i, x=x, w=weight, b=bias: residual_conv(x, x, w, b, impl=i),
+            "activated": lambda i, x=x, w=weight, b=bias: activated_conv(x, w, b, impl=i),
+            "upsampled": lambda i, x=x, w=weight: upsampled_conv(x, w, None, negative_slope=0.0, impl=i),
+        }
+        for name, call in calls.items():
+            for impl in ("reference",) if here.dry else ("library", "triton", "reference"):
+                row = f"{name}, {channels} channels, {impl}"
+                here.tried(found, f"{row}, off", lambda c=call, i=impl: _off(c(i), c("reference")))
+                here.tried(found, f"{row}, ms", lambda c=call, i=impl: here.median_ms(lambda: c(i)))
+    return found
+
+
+def _profiled(here: Here, call: Callable[[], object]) -> dict[str, Any]:
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(0 if here.dry else 2):
+        call()
+    kinds = [ProfilerActivity.CPU] if here.dry else [ProfilerActivity.CUDA, ProfilerActivity.CPU]
+    with profile(activities=kinds) as seen:
+        call()
+        if not here.dry:
+            torch.cuda.synchronize()
+    field = "self_cpu_time_total" if here.dry else "self_device_time_total"
+    rows = [(row.key[:90], row.count, getattr(row, field, 0) / 1e3) for row in seen.key_averages()]
+    rows = sorted((row for row in rows if row[2] > 0), key=lambda row: -row[2])
+    return {"ms": sum(row[2] for row in rows), "launches": sum(row[1] for row in rows), "top": rows[:45]}
+
+
+def profile_refine(here: Here) -> dict[str, Any]:
+    """Where the time of a group behind the generator goes."""
+    found: dict[str, Any] = {}
+    for scale in (2, 3):
+        made = here.untrained(scale=scale)
+        refiner = made._refiner()  # pyright: ignore[reportPrivateUsage]
+        height, width = (side // 8 for side in made.profile.base_size)
+        low = torch.randn(1, 16, made.profile.group_latents, height, width, device=here.device)
+        holder = {"state": refiner.init_state(height=height, width=width, context=made.context)}
+
+        def group(refiner: Any = refiner, holder: dict[str, Any] = holder, low: Tensor = low) -> None:
+            holder["state"], _ = refiner.run_group(holder["state"], low)
+
+        here.tried(found, f"x{scale}", lambda group=group: _profiled(here, group))
+    return found
+
+
+def profile_rest(here: Here) -> dict[str, Any]:
+    """Where the time of a generated group, and of an upscaled one, goes."""
+    from ultraflash_cli.bench.streams import UpscaledStream
+
+    made = here.untrained(kind="generate", scale=1, long=True, frames=24)
+    video = made.video()
+    height, width = (side // 8 for side in made.profile.base_size)
+    holder = {"state": video.init_state(height=height, width=width, context=made.context)}
+
+    def step() -> None:
+        holder["state"], _ = video.step(holder["state"])
+
+    found: dict[str, Any] = {}
+    here.tried(found, "generator and low decoder", lambda: _profiled(here, step))
+    stream = UpscaledStream(here.untrained(scale=2).upscaler())
+    here.tried(found, "upscale x2", lambda: _profiled(here, stream.next_group))
+    return found
+
+
+def graphs(here: Here) -> dict[str, Any]:
+    """Frames by graphs, by streams beside each other and by both: bit for bit those of plain work?"""
+    found: dict[str, Any] = {}
+    plain: list[Tensor] = []
+    ways = {"plain": (False, False), "graphs": (True, False), "lanes": (False, True), "both": (True, True)}
+    for name, (recorded, beside) in list(ways.items())[: 1 if here.dry else None]:
+        made = here.untrained(kind="generate", scale=2, graphs=recorded, lanes=beside)
+        video = made.video()
+        height, width = (side // 8 for side in made.profile.base_size)
+        frames: list[Tensor] = []
+        for _clip in range(1 if here.dry else 2):
+            state = video.init_state(height=height, width=width, context=made.context)
+            frames = []
+            for _ in video.plan.groups[: 1 if here.dry else 3]:
+                state, group = video.step(state)
+                assert group.frames_bcthw is not None, "there is a refiner"
+                frames.append(group.frames_bcthw[:, :, ::6].cpu())
+            video.settle()
+        plain = plain or frames
+        equal = [bool(torch.equal(a, b)) for a, b in zip(frames, plain, strict=True)]
+        refused = [*video.generator.graphs.refusals.values()]
+        found[name] = {"equal": equal, "refusals": refused}
+        if not here.dry:
+            found[name]["gb"] = torch.cuda.max_memory_reserved() / 1e9
+            torch.cuda.empty_cache()
+    return found
+
+
+def race(here: Here) -> dict[str, Any]:
+    """Two graphs replayed at once on two streams: do they meet in the workspace of cuBLAS?"""
+    if here.dry:
+        return {"skipped": "graphs are for a GPU"}
+    made: list[tuple[Any, Tensor, Tensor]] = []
+    for stream in [torch.cuda.Stream() for _ in range(2)]:
+        a, w, bias = (torch.randn(s, device=here.device).bfloat16() for s in ((256, 8960), (1536, 8960), (1536,)))
+        call = lambda a=a, w=w, bias=bias: [F.linear(a, w, bias) for _ in range(50)][-1]  # noqa: E731
+        expected = call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            out = call()
+        made.append((graph, out, expected))
+    streams, wrong = [torch.cuda.Stream() for _ in range(2)], 0
+    for _ in range(200):
+        for stream, (graph, _, _) in zip(streams, made, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        torch.cuda.synchronize()
+        wrong += sum(not torch.equal(out, expected) for _, out, expected in made)
+    return {"wrong of 400": wrong}
+
+
+def state(here: Here) -> dict[str, Any]:
+    """What the model waits for when a state is saved, and how long its bytes take to arrive."""
+    from ultraflash_cli.models.frames import UpscaledFrames
+
+    made = here.untrained(scale=2)
+    upscaler = made.upscaler()
+    frames, kept = UpscaledFrames(upscaler, made.clock), upscaler.init_state()
+    found: dict[str, Any] = {}
+    for time_ in ("first", "second"):
+        begun_s = time.perf_counter()
+        content = frames.save_state(kept)
+        found[f"{time_}, the model waits, s"] = time.perf_counter() - begun_s
+        count = sum(len(piece) for piece in content.pieces())
+        found[f"{time_}, it has arrived, s"] = time.perf_counter() - begun_s
+        content.release()
+        found["gb"] = count / 1e9
+    return found
+
+
+@contextmanager
+def _named_model(dry: bool) -> Iterator[None]:
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    if dry:
+        torch.set_num_threads(1)
+    yield
+
+
+def run(name: str, *, dry: bool) -> dict[str, Any]:
+    """Run a section and return what it found."""
+    here = Here(dry=dry)
+    with _named_model(dry), torch.inference_mode():
+        if name.startswith("fps_"):
+            part = PARTS[name.removeprefix("fps_")]
+            if dry and name.endswith("stretch"):
+                return {"skipped": "8 bits need a GPU"}
+            return part.run(Setting(device=here.device, tiny=dry))
+        return globals()[name](here)

@@ -1,0 +1,63 @@
+"""Which implementation of every operation runs on a device, and why."""
+
+from typing import NamedTuple
+
+import torch
+
+from ultraflash_kernels import _dispatch
+from ultraflash_kernels.fp8_linear import fp8_refusal
+from ultraflash_kernels.linear_gelu.op import device_refusal as gelu_refusal
+from ultraflash_kernels.memory_conv import library
+from ultraflash_kernels.memory_conv.op import KERNEL_WINS
+
+__all__ = ["KernelPath", "kernel_paths"]
+
+_TRITON = (
+    "adaln_modulate",
+    "block_sparse_attention",
+    "block_topk",
+    "frames_to_yuv",
+    "rms_norm",
+    "rms_norm_rope",
+)
+
+
+class KernelPath(NamedTuple):
+    """How an operation is computed."""
+
+    operation: str
+    path: str
+    """In a few words: what runs."""
+    reason: str | None
+    """Why it is not the fastest there is; None where it is."""
+
+
+def kernel_paths(device: torch.device) -> list[KernelPath]:
+    """Return what ``auto`` takes for every operation on ``device``, in half
+    precision."""
+    refusal = _dispatch.device_refusal(device)
+    if device.type != "cuda":
+        refusal = refusal or f"kernels are for GPUs, this is {device}"
+    found = [_by(name, "Triton kernel", refusal) for name in _TRITON]
+    in_8_bits = fp8_refusal(device)
+    found.append(_by("fp8_linear", "torch._scaled_mm", in_8_bits))
+    found.append(
+        _by("linear_gelu", "cuBLASLt with GELU in its product", gelu_refusal(device))
+    )
+    conv = library.library_refusal(device, torch.float16)
+    wins = sorted(
+        f"{channels} to {outs} channels"
+        for capability, channels, outs in KERNEL_WINS
+        if device.type == "cuda" and capability == _dispatch.capability(device)
+    )
+    taken = "cuDNN with bias, sum and ReLU in its convolutions"
+    if wins:
+        taken = f"Triton kernel for {', '.join(wins)}, else {taken}"
+    found.append(_by("memory_conv", taken, None if wins else conv))
+    return sorted(found)
+
+
+def _by(operation: str, path: str, refusal: str | None) -> KernelPath:
+    if refusal is None:
+        return KernelPath(operation, path, None)
+    return KernelPath(operation, "PyTorch", refusal.rstrip("."))

@@ -1,0 +1,71 @@
+"""The first minutes on a GPU, proven without one: order, limits, going on, and every section that a CPU can run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu import first_run
+from benchmarks.part import PARTS
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand-ins for the processes: `graphs` fails the first time, all others tell their limit."""
+    names: list[str] = []
+
+    def section(name: str, limit_s: float, *, dry: bool) -> dict[str, Any]:
+        names.append(name)
+        if name == "graphs" and names.count("graphs") == 1:
+            return {"seconds": 1.0, "failed": "an illegal memory access"}
+        return {"seconds": 1.0, "result": {"limit": limit_s, "dry": dry}}
+
+    monkeypatch.setattr(first_run, "run_section", section)
+    return names
+
+
+def test_what_failed_is_tried_again_and_what_has_its_result_is_not(
+    ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "first.json"
+    assert first_run.main(["--out", str(out), "--only", "graphs,facts"]) == 1
+    assert ran == ["facts", "graphs"], "the most telling first, in whatever order they are asked for"
+    assert "graphs: 1 s, failed: an illegal memory access" in capsys.readouterr().out
+    assert first_run.main(["--out", str(out), "--only", "facts,graphs,race"]) == 0
+    assert ran == ["facts", "graphs", "graphs", "race"]
+    content = json.loads(out.read_text())
+    assert content["kind"] == "gpu" and content["facts"]["result"] == {"limit": 40, "dry": False}
+    with pytest.raises(SystemExit):
+        first_run.main(["--out", str(out), "--dry-run"])  # tiny numbers would lie beside real ones
+
+
+def test_nothing_is_begun_without_time_and_nobody_waits_for_a_section(
+    ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert first_run.main(["--out", str(tmp_path / "first.json"), "--within", "19"]) == 0
+    assert not ran and "no time left; the same command goes on" in capsys.readouterr().out
+    first_run.main(["--out", str(tmp_path / "first.json"), "--within", "30", "--only", "correct"])
+    assert json.loads((tmp_path / "first.json").read_text())["correct"]["result"]["limit"] <= 30
+
+
+def test_every_part_that_is_named_exists() -> None:
+    assert {name.removeprefix("fps_") for name in first_run.SECTIONS if name.startswith("fps_")} <= PARTS.keys()
+    with pytest.raises(SystemExit):
+        first_run.main(["--only", "speed"])
+
+
+def test_a_section_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "first.json"
+    assert first_run.main(["--dry-run", "--out", str(out), "--only", "attention"]) == 0
+    assert json.loads(out.read_text())["attention"]["result"] == {"skipped": "cuts are for a GPU"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in first_run.SECTIONS if name not in ("attention",) and not name.startswith("fps_")]
+)
+def test_a_dry_run_proves_every_section_on_a_cpu(name: str) -> None:
+    from benchmarks.gpu import sections
+
+    found = sections.run(name, dry=True)
+    assert found and not any("failed" in str(each) for each in found.values()), found
