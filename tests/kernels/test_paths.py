@@ -44,7 +44,7 @@ def test_hopper_takes_the_fastest_of_everything(gpu: None) -> None:
 def test_what_a_gpu_lacks_is_named_with_the_reason(gpu: None, slow: set[str]) -> None:
     found = kernel_paths(GPU)
     assert {each.operation for each in found if each.reason} == slow
-    lines = [each.found for each in doctor._kernels()]  # pyright: ignore[reportPrivateUsage]
+    lines = [each.found for each in doctor._kernels()]
     assert any("Triton kernel: " in line for line in lines) == (len(slow) == 1)
     assert all(any(name in line and ", because " in line for line in lines) for name in slow)
 
@@ -52,5 +52,5 @@ def test_what_a_gpu_lacks_is_named_with_the_reason(gpu: None, slow: set[str]) ->
 def test_without_a_gpu_one_line_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    (line,) = doctor._kernels()  # pyright: ignore[reportPrivateUsage]
+    (line,) = doctor._kernels()
     assert line.found.startswith("PyTorch, because there is no GPU: adaln_modulate, ")
