@@ -22,6 +22,7 @@ SCHEMA = 1
 """Version of the report, as published in docs/schemas; grows when a field is changed or removed."""
 
 _CROP_PX = 128
+_SMALLEST_CROP_PX = 48
 _SAME_SHAPE = 0.02
 """Aspect ratios that differ by less are one shape: sizes are rounded to even pixels."""
 
@@ -84,7 +85,7 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
 
     reference, output = probe(job.reference), probe(job.output)
     mode, size_wh = _mode(reference, output)
-    crop_px = min(_CROP_PX, *size_wh)
+    crop_px = min(_CROP_PX, max(_SMALLEST_CROP_PX, min(size_wh) // 48 * 16), *size_wh)
     say(f"comparing {job.output.name} with its {mode} at {size_wh[0]}x{size_wh[1]}")
     coding = _coding(reference)
     views = [_view(info, size_wh, coding) for info in (output, reference)]

@@ -20,6 +20,8 @@ _FLOW_PX = 270
 
 
 _CROPS_OF_A_FRAME = 3
+_ENOUGH = 3
+"""Places below which the same place is shown again, at another time."""
 _DISTINCT_FRAMES = 50
 _DISTINCT_SHARE = 4
 """Frames that are a quarter of the clip apart are taken to show something else."""
@@ -119,7 +121,9 @@ def distinct_crops(crops: Sequence[Crop], *, count: int, frames: int, crop_px: i
     for far in (frames, max(_DISTINCT_FRAMES, frames // _DISTINCT_SHARE)):
         for crop in crops:
             near = [each for each in chosen if abs(each.frame - crop.frame) < far]
-            if len(chosen) < count and not any(_overlap(each, crop, crop_px) for each in near):
+            if len(chosen) < (count if far == frames else _ENOUGH) and not any(
+                _overlap(each, crop, crop_px) for each in near
+            ):
                 chosen.append(crop)
     return sorted(chosen, key=lambda crop: -crop.error_levels)
 
