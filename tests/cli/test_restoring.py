@@ -9,9 +9,9 @@ import av
 import numpy as np
 import pytest
 
+from tests.cli.doubled import doubled
 from tests.cli.independent import look
-from tests.cli.test_pictures import doubled
-from tests.jobs.running.test_upscale import job, upscale
+from tests.jobs.doubler import job, upscale
 from tests.video.old_clips import (
     FILM,
     coloured,

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.jobs import generating
 from tests.jobs.clips import make_clip
 from tests.jobs.doubler import Doubler, builder, job, upscale
-from tests.jobs.running import test_generate as generating
 from ultraflash_cli.errors import Interrupted, OutputError, UsageError
 from ultraflash_cli.jobs.events import Event, Started, Warned
 from ultraflash_cli.jobs.resume import fingerprint as identity
