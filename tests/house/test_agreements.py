@@ -30,6 +30,8 @@ STILL_LONGER = {
 LAZY_ROOMS = {"bench", "commands", "jobs", "models"}
 """Rooms that import heavy libraries, and rooms that do, inside functions."""
 LAZY_FILES = {
+    "api.py": "`import ultraflash_cli` imports no torch",
+    "__init__.py": "`import ultraflash_cli` imports no torch",
     "bar.py": "rich takes longer than all else of `--help`",
     "errors.py": "Windows has no resource module",
     "host.py": "Windows has no resource module, ctypes is needed once",
@@ -132,3 +134,13 @@ def test_summaries_of_commands_fit_80_columns() -> None:
         indent = max(map(len, shown)) + 4
         long = [name for name, each in shown.items() if indent + len(each.get_short_help_str(1000)) > 80]
         assert not long
+
+
+def test_no_test_module_imports_another(repository: Path) -> None:
+    found = [
+        f"{path.relative_to(repository)}:{node.lineno}"
+        for path in sorted((repository / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1].startswith("test_")
+    ]
+    assert not found
