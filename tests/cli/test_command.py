@@ -82,7 +82,7 @@ def test_after_a_signal_the_same_command_gives_the_frames_of_an_uninterrupted_ru
     said = ultraflash(*arguments)
     assert said.returncode == 0, said.stderr
     assert said.stdout == ""
-    (frames,) = (int(number) for number in re.findall(r"going on after (\d+) finished frames", said.stderr))
+    (frames,) = (int(number) for number in re.findall(r"resuming after (\d+) finished frames", said.stderr))
     # A kill costs the segment in hand, a request to stop nothing that was done.
     assert frames == SAFE if number == signal.SIGKILL else frames > SAFE
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]

@@ -92,7 +92,7 @@ def test_after_sigkill_the_same_command_gives_the_pixels_of_an_uninterrupted_run
     assert interrupted(command, signal.SIGKILL, lambda event: event.get("frames_safe") == SAFE) == -signal.SIGKILL
     assert names(tmp_path) == [".out.mp4.ultraflash"]
     assert main([*map(str, command)]) == 0
-    assert f"out.mp4: going on after {SAFE} finished frames" in capsys.readouterr().err
+    assert f"out.mp4: resuming after {SAFE} finished frames" in capsys.readouterr().err
     assert names(tmp_path) == ["out.mp4", "out_480p.mp4"]
     for name in ("out.mp4", "out_480p.mp4"):
         assert same_pixels(tmp_path / name, whole[0].with_name(name.replace("out", "whole")))

@@ -61,7 +61,7 @@ def test_rules_are_written_as_they_are_read(steps: int | None, refresh: float | 
     + ["refresh=x", "refresh=nan", "refresh=2", "kv=1", "kv,kv", "steps,,kv"],
 )
 def test_nonsense_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="cache management"):
+    with pytest.raises(UsageError, match="cache-management"):
         CacheManagement.parse(text)
 
 

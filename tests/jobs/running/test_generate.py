@@ -121,7 +121,7 @@ def test_an_interrupted_run_goes_on_to_the_frames_of_an_uninterrupted_one(tmp_pa
     (started,) = [event for event in events if isinstance(event, Started)]
     assert report.frames_resumed == started.frames_resumed
     if stop_at > 1:
-        assert "broken.mp4: going on after" in str(started.note)
+        assert "broken.mp4: resuming after" in str(started.note)
     assert left_over(tmp_path) == []
 
 
@@ -213,16 +213,16 @@ def test_pictures_of_both_sizes_lie_in_folders_of_their_own(tmp_path: Path) -> N
 
 
 def test_a_failed_check_leaves_neither_file_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ultraflash_cli.video import check as check_module
+    from ultraflash_cli.jobs.running import finish
 
-    check = check_module.check_output
+    check = finish.check_output
 
     def lost(path: Path, **expected: Any) -> object:
         if "480p" not in path.name:
             raise OutputCheckError("a frame is missing")
         return check(path, **expected)
 
-    monkeypatch.setattr(check_module, "check_output", lost)
+    monkeypatch.setattr(finish, "check_output", lost)
     with pytest.raises(OutputCheckError, match="--no-resume"):
         generate(job(tmp_path, res="1k", seconds=1, save_lr=True))
     assert not list(tmp_path.glob("*.mp4"))
@@ -318,7 +318,7 @@ def test_cheap_refusals_come_before_the_model_is_loaded(tmp_path: Path) -> None:
         ({"crf": 60}, UsageError, "crf"),
         ({"pix_fmt": "rgb24"}, UsageError, "pix-fmt"),
         ({"enc_options": (("no-such-option", "1"),)}, UsageError, "enc-opt"),
-        ({"cache_management": "all"}, UsageError, "cache management"),
+        ({"cache_management": "all"}, UsageError, "cache-management"),
     ]
 
     def never(prepared: PreparedGeneration) -> Built[FrameGenerator]:

@@ -79,7 +79,7 @@ def test_an_interrupted_run_goes_on_to_the_frames_of_an_uninterrupted_one(tmp_pa
     assert started.frames_resumed == report.frames_resumed
     if stop_at > 11:
         assert report.frames_resumed > 0
-        assert "going on after" in str(started.note)
+        assert "resuming after" in str(started.note)
     assert left_over(tmp_path) == []
 
 
