@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.clips import make_clip
-from ultraflash_cli.engine import foretell
 from ultraflash_cli.engine.counts import counting_flops
 from ultraflash_cli.jobs.forecast import Forecast, describe_forecast
+from ultraflash_cli.jobs.running import loader
 from ultraflash_cli.main import main
 
 NEAR = 1.5
@@ -17,7 +17,7 @@ NEAR = 1.5
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes the look at the speed for granted, so that only the job itself is counted."""
-    monkeypatch.setattr(foretell, "foretold_frame_seconds", lambda upscaler: 0.01)
+    monkeypatch.setattr(loader, "foretold_frame_seconds", lambda upscaler: 0.01)
 
 
 def foretold(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, float]:
