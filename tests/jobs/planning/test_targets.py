@@ -66,7 +66,7 @@ def test_only_the_numbers_of_the_clip_are_replaced_and_the_rest_is_named(clip: P
     after = contents(folder)
     assert {name for name, content in after.items() if content != b"mine"} == {f"{n:05d}.png" for n in range(1, 5)}
     assert len(after) == 10
-    assert any("00005.png to 00006.png were not made by this run and are left" in each for each in report.warnings)
+    assert any("00005.png to 00006.png were not made by this run and are kept" in each for each in report.warnings)
 
 
 def test_pictures_keep_the_numbers_of_those_they_are_made_of(shots: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_picture_that_is_a_link_is_replaced_and_what_it_leads_to_stays(clip: P
 
 
 def test_two_places_for_a_number_are_refused(clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="2 places for a number"):
+    with pytest.raises(UsageError, match="2 placeholders for a number"):
         upscale(png(clip, tmp_path / "%02d_%02d.png"))
 
 
@@ -267,7 +267,7 @@ def test_what_is_no_file_is_not_replaced(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     os.mkfifo(tmp_path / "pictures" / "0003.png")
     for made in (job(clip, tmp_path / "out.mkv"), png(clip, tmp_path / "pictures" / "%04d.png")):
-        with pytest.raises(UsageError, match="no plain file"):
+        with pytest.raises(UsageError, match="not a regular file"):
             upscale(made)
     assert (tmp_path / "out.mkv").is_fifo()
 
