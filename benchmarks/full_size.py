@@ -222,8 +222,8 @@ def _pixels(profile: Profile, upscaler: Upscaler) -> Callable[[], int]:
 
     def next_group() -> int:
         nonlocal state
-        first = state.cascade.refiner.groups == 0
-        state, pictures = upscaler.step(state, list(islice(source, upscaler.group_frames(first=first))))
+        size = upscaler.group_frames(first=state.is_first)
+        state, pictures = upscaler.step(state, list(islice(source, size)))
         return len(pictures)
 
     return next_group

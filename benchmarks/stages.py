@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.autoencoder import HELD_OUT, SIZES, held_out
+from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import plan_generation
@@ -180,8 +181,7 @@ def upscaled(profile: Profile, clips: Sequence[Tensor], *, scale: int = 2) -> Su
     @torch.inference_mode()
     def run(number: int, _others_words: bool) -> Tensor:
         state = cascade.init_state(height=height, width=width)
-        state, frames = cascade.step(state, small[number].transpose(0, 1)[None])
-        return torch.cat([frames, cascade.flush(state)], dim=2)
+        return regroup.run(cascade, state, small[number].transpose(0, 1)[None])[1]
 
     refiner: Any = cascade.refiner
     found = {"encoder": cascade.encoder}
@@ -203,7 +203,7 @@ def generated(profile: Profile, *, count: int, latents: int, size: tuple[int, in
     captions = [scene_caption(0, n, np.random.default_rng(n)) for n in numbers]
     with torch.inference_mode():
         contexts = list(words.encode(tuple(captions)).split(1))
-    dtype = next(model.generator.parameters()).dtype
+    dtype = next(model.sampler.network.parameters()).dtype
     changes: list[Change] = []
 
     @torch.inference_mode()
@@ -227,9 +227,9 @@ def generated(profile: Profile, *, count: int, latents: int, size: tuple[int, in
         changes.clear()
 
     large = size[0] * scale, size[1] * scale
-    truth = [draw_scene(0, n, plan.total_latents, large)[None, :, profile.drop_front :] for n in numbers]
+    truth = [draw_scene(0, n, plan.total_latents, large)[None, :, profile.alignment.drop_front :] for n in numbers]
     refiner: Any = model.refiner
-    found = {"generator": model.generator, "low_decoder": model.low_decoder}
+    found = {"generator": model.sampler, "low_decoder": model.low_decoder}
     found |= {name: getattr(refiner, name, None) for name in ("upsampler", "sr_dit", "decoder")}
     found["pixels"] = getattr(refiner, "path", None)
     stages = {f"generate/{name}": stage for name, stage in found.items() if stage is not None}

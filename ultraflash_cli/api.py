@@ -216,10 +216,13 @@ class FrameStream:
         from ultraflash_cli.engine.guard import Guard
         from ultraflash_cli.engine.plan import plan_upscale
         from ultraflash_cli.host import keep_freed_memory, usable_cores
-        from ultraflash_cli.models.build import Shelf, build_upscaler, choose_device, find_profile
+        from ultraflash_cli.models.build import build_upscaler
+        from ultraflash_cli.models.device import choose_device
         from ultraflash_cli.models.frames import UpscaledFrames
         from ultraflash_cli.models.oom import oom_errors
+        from ultraflash_cli.models.profile import find_profile
         from ultraflash_cli.models.prompts import embed_prompts
+        from ultraflash_cli.models.shelf import Shelf
 
         width, height = facts["size"]
         profile, scale, precision = find_profile(facts["model"]), facts["scale"], facts["precision"]
@@ -259,6 +262,7 @@ class FrameStream:
         self._scene = 0
         self._form: _Form | None = None
         self._state = self._fresh()
+        self._waiting: list[ndarray] = []
         if state is not None:
             self._load(state)
 
@@ -284,14 +288,20 @@ class FrameStream:
         if self._form is not None and self.frames_in > self._scene and form != self._form:
             raise UsageError(f"the scene began with frames of {self._form}, now they are {form}; flush() first")
         self._form = form
-        self._state, done = self._frames.step(self._state, pictures)
         self.frames_in += len(pictures)
+        self._waiting += pictures
+        done: list[Any] = []
+        while len(self._waiting) >= (size := self._frames.group_frames(self._state.is_first)):
+            group, self._waiting = self._waiting[:size], self._waiting[size:]
+            self._state, more = self._frames.step(self._state, group)
+            done += more
         return self._given(done)
 
     def flush(self) -> "Frames":
         """Return the frames that still wait, as the end of the scene; the next frame begins
         a new one."""
-        done = self._given(self._frames.flush(self._state))
+        done = self._given(self._frames.end(self._state, self._waiting))
+        self._waiting = []
         self._scene = self.frames_in
         self._state = self._fresh()
         return done
@@ -299,6 +309,8 @@ class FrameStream:
     def save(self) -> bytes:
         """Return the state as safetensors, for ``open_stream(..., state=...)``; the stream
         itself goes on."""
+        import numpy as np
+        import torch
         from safetensors.torch import save
 
         from ultraflash_cli.engine.stage import state_to_tensors
@@ -311,9 +323,14 @@ class FrameStream:
             "scene": self._scene,
             "form": None if form is None else [form.kind, form.dtype, form.device],
         }
-        return save(state_to_tensors(self._state), metadata={"ultraflash": json.dumps(told)})
+        tensors = state_to_tensors(self._state)
+        if self._waiting:
+            waiting = np.stack(self._waiting)
+            tensors["waiting"] = torch.from_numpy(waiting if waiting.dtype == np.uint8 else waiting.view(np.int16))
+        return save(tensors, metadata={"ultraflash": json.dumps(told)})
 
     def _load(self, content: bytes) -> None:
+        import numpy as np
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -332,6 +349,9 @@ class FrameStream:
         self._scene = told["scene"]
         self._form = None if told["form"] is None else _Form(*told["form"])
         self._state = state_from_tensors(self._fresh(), tensors)
+        if (waiting := tensors.get("waiting")) is not None:
+            frames = waiting.numpy()
+            self._waiting = list(frames if frames.dtype == np.uint8 else frames.view(np.uint16))
 
     def _fresh(self) -> Any:
         return self._frames.init_state(seed=self._facts["seed"], first_frame=self._scene)

@@ -77,7 +77,7 @@ def test_wrong_options_are_refused_by_name(tmp_path: Path) -> None:
     for wrong in ({"detail": 2.0}, {"seed": -1}, {"threads": 0}, {"guard": 0.5}):
         with pytest.raises(ConfigError):
             stream(**wrong)
-    with pytest.raises(UsageError, match="no model is called"):
+    with pytest.raises(UsageError, match="unknown model"):
         stream(model="best")
 
 

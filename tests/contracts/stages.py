@@ -11,9 +11,11 @@ from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner
+from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
+from ultraflash_cli.engine.schedule import Alignment
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
 from ultraflash_cli.engine.stages.latent_upsampler_v3 import LatentUpsamplerV3, LatentUpsamplerV3Config
 from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
@@ -60,7 +62,7 @@ PLAIN_DECODER = DecoderConfig(
     out_width=4,
 )
 
-AHEAD = replace(TINY, name="ahead", decoder=PLAIN_DECODER, pad_front=0)
+AHEAD = replace(TINY, name="ahead", decoder=PLAIN_DECODER, alignment=Alignment(pad_front=0))
 """An encoder that runs three frames ahead of the decoder."""
 
 TINY_VAE = WanVaeConfig(width=4, blocks=1, latent_channels=4, mean=(0.0,) * 4, std=(1.0,) * 4)
@@ -69,7 +71,7 @@ WITH_VAE = replace(
     name="with_vae",
     encoder=TINY_VAE,
     decoder=PLAIN_DECODER,
-    copy_front=False,
+    alignment=Alignment(copy_front=False),
 )
 """The full autoencoder's encoder in the small one's place."""
 
@@ -129,6 +131,8 @@ class StageCase:
     """Output frames that depend on nothing but the first n units."""
     group_out: int = 1
     """Output frames that are computed together with the first unit."""
+    joins: bool = False
+    """Whether a step takes several groups at once."""
 
 
 def _bcthw(channels: int, frames: int, side: int) -> Callable[[torch.Generator], Tensor]:
@@ -174,6 +178,10 @@ TINY_GENERATOR = GeneratorConfig(
 )
 
 
+def _sampler(config: GeneratorConfig) -> Sampler:
+    return Sampler(_built(Generator(config)))
+
+
 def _generator_cut(clip: Tensor, a: int, b: int) -> GeneratorInputs:
     """The clip's channels are those of the noise, then those of each draw."""
     noise, draws = clip[:, :4, a:b], clip[:, 4:, a:b]
@@ -183,6 +191,7 @@ def _generator_cut(clip: Tensor, a: int, b: int) -> GeneratorInputs:
 CASES = (
     StageCase(
         name="encoder",
+        joins=True,
         build=lambda: _built(Encoder(EncoderConfig(width=6, blocks=2, latent_channels=4))),
         size={"height": 16, "width": 16},
         clip=_bcthw(3, 14, 16),
@@ -192,6 +201,7 @@ CASES = (
     ),
     StageCase(
         name="encoder_with_patch_and_replicated_memory",
+        joins=True,
         build=lambda: _built(
             Encoder(
                 EncoderConfig(width=8, blocks=1, latent_channels=4, patch=2, strides=(1, 2, 2), memory_init="replicate")
@@ -206,6 +216,7 @@ CASES = (
     *(
         StageCase(
             name=f"latent_upsampler_x{scale}",
+            joins=True,
             build=lambda scale=scale: _built(
                 LatentUpsampler(LatentUpsamplerConfig(width=8, blocks=2, latent_channels=4, scale=scale))
             ),
@@ -229,7 +240,7 @@ CASES = (
     ),
     StageCase(
         name="generator",
-        build=lambda: _built(Generator(TINY_GENERATOR)),
+        build=lambda: _sampler(TINY_GENERATOR),
         size={"height": 4, "width": 6},
         clip=lambda generator: torch.randn((1, 8, 11, 4, 6), generator=generator),
         frames=11,
@@ -239,17 +250,15 @@ CASES = (
     ),
     StageCase(
         name="generator_with_independent_first_frame",
-        build=lambda: _built(
-            Generator(
-                replace(
-                    TINY_GENERATOR,
-                    independent_first_frame=True,
-                    steps=(1000, 750, 250),
-                    later_steps=1,
-                    window=8,
-                    sink=0,
-                    slide=False,
-                )
+        build=lambda: _sampler(
+            replace(
+                TINY_GENERATOR,
+                independent_first_frame=True,
+                steps=(1000, 750, 250),
+                later_steps=1,
+                window=8,
+                sink=0,
+                slide=False,
             )
         ),
         size={"height": 2, "width": 4},
@@ -260,8 +269,8 @@ CASES = (
     ),
     StageCase(
         name="generator_of_clean_latents",
-        build=lambda: _built(
-            Generator(replace(TINY_GENERATOR, prediction="clean", pool_text=True, window=6, sink=0, slide=True))
+        build=lambda: _sampler(
+            replace(TINY_GENERATOR, prediction="clean", pool_text=True, window=6, sink=0, slide=True)
         ),
         size={"height": 4, "width": 6},
         clip=lambda generator: torch.randn((1, 8, 11, 4, 6), generator=generator),
@@ -272,6 +281,7 @@ CASES = (
     ),
     StageCase(
         name="decoder",
+        joins=True,
         build=_plain_decoder,
         size={"height": 3, "width": 3},
         clip=lambda generator: torch.randn((1, 4, 4, 3, 3), generator=generator),
@@ -282,6 +292,7 @@ CASES = (
     ),
     StageCase(
         name="decoder_that_ends_in_a_shuffle",
+        joins=True,
         build=lambda: _built(Decoder(TINY.latent_stages[1])),
         size={"height": 4, "width": 4},
         clip=lambda generator: torch.randn((1, 4, 4, 4, 4), generator=generator),
@@ -293,6 +304,7 @@ CASES = (
     *(
         StageCase(
             name=f"pixel_path_x{scale}",
+            joins=True,
             build=lambda scale=scale: _built(PixelPath(PixelPathConfig(width=8, blocks=2, scale=scale))),
             size={"height": 8, "width": 12},
             clip=lambda generator: torch.rand((1, 3, 7, 8, 12), generator=generator),
@@ -304,6 +316,7 @@ CASES = (
     ),
     StageCase(
         name="latent_upsampler_v3",
+        joins=True,
         build=lambda: _built(
             LatentUpsamplerV3(LatentUpsamplerV3Config(widths=(8, 4), blocks=2, latent_channels=4, scale=2))
         ),
@@ -315,6 +328,7 @@ CASES = (
     ),
     StageCase(
         name="wan_vae_encoder",
+        joins=True,
         build=lambda: _built(WanVaeEncoder(TINY_VAE)),
         size={"height": 16, "width": 16},
         clip=_bcthw(3, 11, 16),
@@ -324,6 +338,7 @@ CASES = (
     ),
     StageCase(
         name="wan_vae_decoder",
+        joins=True,
         build=lambda: _built(WanVaeDecoder(TINY_VAE)),
         size={"height": 2, "width": 2},
         clip=_bcthw(4, 4, 2),

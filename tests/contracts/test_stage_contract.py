@@ -11,6 +11,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tests.contracts.stages import CASES, StageCase
+from ultraflash_cli.engine import regroup
+from ultraflash_cli.engine.regroup import Regrouped
 from ultraflash_cli.engine.stage import Stage, state_from_tensors, state_to_tensors
 
 each_stage = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -25,18 +27,33 @@ def tensors_of(clip: Any) -> list[Tensor]:
     return [part for part in parts if part is not None]
 
 
-def feed(case: StageCase, stage: Any, state: Any, clip: Any, borders: list[int]) -> tuple[Any, list[Tensor]]:
+def feed(
+    case: StageCase, stage: Any, before: Regrouped[Any], clip: Any, borders: list[int]
+) -> tuple[Regrouped[Any], list[Tensor]]:
     out: list[Tensor] = []
     for a, b in pairwise(borders):
-        state, part = stage.step(state, case.cut(clip, a, b))
-        out.append(part)
-    return state, out
+        before, parts = regroup.push(stage, before, case.cut(clip, a, b))
+        out += parts
+    return before, out
 
 
 def run(case: StageCase, stage: Any, clip: Any, pushes: list[int]) -> Tensor:
     borders = [0, *[min(b, case.frames) for b in accumulate(pushes)]]
-    state, out = feed(case, stage, stage.init_state(batch=1, **case.size), clip, [*borders, case.frames])
-    return torch.cat([*out, stage.flush(state)], dim=2)
+    state, out = feed(case, stage, start(case, stage), clip, [*borders, case.frames])
+    return torch.cat([*out, *regroup.end(stage, state)[1]], dim=2)
+
+
+def start(case: StageCase, stage: Any) -> Regrouped[Any]:
+    return Regrouped(stage.init_state(batch=1, **case.size))
+
+
+def group_borders(case: StageCase, stage: Any, clip: Any) -> list[int]:
+    """Return where groups end, the clip's end excluded."""
+    borders, state = [0], stage.init_state(batch=1, **case.size)
+    while (end := borders[-1] + stage.group_size(state)) < case.frames:
+        state, _ = stage.step(state, case.cut(clip, borders[-1], end))
+        borders.append(end)
+    return borders[1:]
 
 
 @each_stage
@@ -50,6 +67,17 @@ def test_a_stage_follows_the_protocol(case: StageCase) -> None:
 def test_any_split_of_a_clip_into_pushes_gives_the_same_result_bit_for_bit(case: StageCase, pushes: list[int]) -> None:
     stage, clip = case.build(), clip_of(case)
     assert torch.equal(run(case, stage, clip, pushes), run(case, stage, clip, []))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.joins], ids=lambda case: case.name)
+def test_several_groups_at_once_give_what_they_give_one_by_one(case: StageCase) -> None:
+    stage, clip = case.build(), clip_of(case)
+    whole = stage.step(stage.init_state(batch=1, **case.size), clip)[1]
+    assert torch.equal(whole, run(case, stage, clip, []))
+    for border in group_borders(case, stage, clip):
+        state, head = stage.step(stage.init_state(batch=1, **case.size), case.cut(clip, 0, border))
+        tail = stage.step(state, case.cut(clip, border, case.frames))[1]
+        assert torch.equal(torch.cat([head, tail], dim=2), whole)
 
 
 @each_stage
@@ -68,22 +96,23 @@ def test_what_comes_later_never_reaches_what_came_earlier(case: StageCase) -> No
 @each_stage
 def test_shapes_in_the_state_are_fixed_from_the_start(case: StageCase) -> None:
     stage = case.build()
-    state = stage.init_state(batch=1, **case.size)
-    before = {name: t.shape for name, t in state_to_tensors(state).items()}
-    state, _ = feed(case, stage, state, clip_of(case), list(range(case.frames + 1)))
-    assert {name: t.shape for name, t in state_to_tensors(state).items()} == before
+    before = start(case, stage)
+    shapes = {name: t.shape for name, t in state_to_tensors(before.state).items()}
+    after, _ = feed(case, stage, before, clip_of(case), list(range(case.frames + 1)))
+    assert {name: t.shape for name, t in state_to_tensors(after.state).items()} == shapes
 
 
 @each_stage
 def test_a_saved_state_goes_on_bit_for_bit(case: StageCase) -> None:
     stage, clip = case.build(), clip_of(case)
     whole = run(case, stage, clip, [])
-    for stop in range(1, case.frames):
-        state, head = feed(case, stage, stage.init_state(batch=1, **case.size), clip, [0, stop])
-        saved = load(save(state_to_tensors(state)))
-        state = state_from_tensors(stage.init_state(batch=1, **case.size), saved)
-        state, tail = feed(case, stage, state, clip, [stop, case.frames])
-        assert torch.equal(torch.cat([*head, *tail, stage.flush(state)], dim=2), whole)
+    for stop in group_borders(case, stage, clip):
+        before, head = feed(case, stage, start(case, stage), clip, [0, stop])
+        saved = load(save(state_to_tensors(before.state)))
+        restored = state_from_tensors(stage.init_state(batch=1, **case.size), saved)
+        before, tail = feed(case, stage, Regrouped(restored), clip, [stop, case.frames])
+        _, end = regroup.end(stage, before)
+        assert torch.equal(torch.cat([*head, *tail, *end], dim=2), whole)
 
 
 @each_stage
@@ -97,7 +126,8 @@ def test_a_fresh_state_forgets_the_last_clip(case: StageCase) -> None:
 @each_stage
 def test_an_empty_clip_gives_nothing(case: StageCase) -> None:
     stage = case.build()
-    assert stage.flush(stage.init_state(batch=1, **case.size)).shape[2] == 0
+    before, out = regroup.push(stage, start(case, stage), case.cut(clip_of(case), 0, 0))
+    assert not [*out, *regroup.end(stage, before)[1]]
 
 
 @each_stage

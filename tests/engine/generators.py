@@ -2,13 +2,28 @@
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs, GeneratorState
+from ultraflash_cli.engine import regroup
+from ultraflash_cli.engine.flow_matching import FlowSchedule
+from ultraflash_cli.engine.sampling import Gate, GeneratorInputs, GeneratorState, Sampler
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 
-__all__ = ["HEIGHT", "TINY", "TOKENS", "WIDTH", "build", "clean_latents", "clip", "part", "run", "stage", "start"]
+__all__ = [
+    "HEIGHT",
+    "SCHEDULE",
+    "TINY",
+    "TOKENS",
+    "WIDTH",
+    "advance",
+    "build",
+    "clean_latents",
+    "clip",
+    "part",
+    "run",
+    "start",
+]
 
 TINY = GeneratorConfig(
     dim=24,
@@ -23,6 +38,7 @@ TINY = GeneratorConfig(
 )
 
 
+SCHEDULE = FlowSchedule(TINY.shift)
 HEIGHT, WIDTH = 4, 6
 
 
@@ -49,18 +65,19 @@ def part(inputs: GeneratorInputs, first: int, last: int) -> GeneratorInputs:
 
 
 def start(stage: Generator, batch: int = 1, **kwargs: Any) -> GeneratorState:
-    return stage.init_state(batch=batch, height=HEIGHT, width=WIDTH, **kwargs)
+    return Sampler(stage).init_state(batch=batch, height=HEIGHT, width=WIDTH, **kwargs)
+
+
+def advance(
+    stage: Generator, state: GeneratorState, inputs: GeneratorInputs, *, gate: Gate | None = None
+) -> tuple[GeneratorState, Tensor]:
+    """Generate the chunks of ``inputs``, a shorter one last."""
+    return regroup.run(Sampler(stage, gate=gate), state, inputs)
 
 
 def run(stage: Generator, inputs: GeneratorInputs, state: GeneratorState | None = None) -> Tensor:
-    state, out = stage.step(state or start(stage, inputs.noise_bcthw.shape[0]), inputs)
-    return torch.cat([out, stage.flush(state)], dim=2)
+    return advance(stage, state or start(stage, inputs.noise_bcthw.shape[0]), inputs)[1]
 
 
 def clean_latents(frames: int, seed: int = 7) -> Tensor:
     return torch.randn(1, 4, frames, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(scope="module")
-def stage() -> Generator:
-    return build()

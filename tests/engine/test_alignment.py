@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.contracts.stages import PLAIN_DECODER, TINY, randomise
 from ultraflash_cli.engine.profiles import ULTRAFLASH, Profile
+from ultraflash_cli.engine.schedule import Alignment
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.errors import WeightsError
@@ -43,13 +44,14 @@ def best_shift(clip_bcthw: Tensor, decoded_bcthw: Tensor) -> int:
 def round_trip(profile: Profile, encoder: Encoder, decoder: Decoder, clip_bcthw: Tensor) -> Tensor:
     """Encode and decode a clip at its own size the way the cascade of the profile places it in time."""
     _, _, frames, height, width = clip_bcthw.shape
-    front = clip_bcthw[:, :, :1].expand(-1, -1, profile.pad_front, -1, -1)
-    back = clip_bcthw[:, :, -1:].expand(-1, -1, -(frames + profile.pad_front) % 4 + 4, -1, -1)
+    alignment = profile.alignment
+    padded = alignment.pad(clip_bcthw, first=True)
+    padded = torch.cat([padded, padded[:, :, -1:].expand(-1, -1, 4, -1, -1)], dim=2)
     state = encoder.init_state(batch=1, height=height, width=width)
-    _, latents = encoder.step(state, torch.cat([front, clip_bcthw, back], dim=2))
+    _, latents = encoder.step(state, padded)
     decoding = decoder.init_state(batch=1, height=height // 8, width=width // 8)
     raw = decoder.step(decoding, latents)[1]
-    return raw[:, :, profile.drop_front : profile.drop_front + frames].float()
+    return raw[:, :, alignment.drop_front : alignment.drop_front + frames].float()
 
 
 @pytest.mark.parametrize("shift", [-3, 0, 3])
@@ -61,7 +63,7 @@ def test_the_measure_finds_a_shift(shift: int) -> None:
 
 @pytest.mark.parametrize("pad_front", [0, 3])
 def test_a_round_trip_has_as_many_frames_as_the_clip(pad_front: int) -> None:
-    profile = replace(TINY, decoder=PLAIN_DECODER, pad_front=pad_front)
+    profile = replace(TINY, decoder=PLAIN_DECODER, alignment=Alignment(pad_front=pad_front))
     assert isinstance(profile.encoder, EncoderConfig)
     encoder, decoder = Encoder(profile.encoder), Decoder(profile.latent_stages[1])
     randomise(encoder)
@@ -81,5 +83,10 @@ def test_the_published_coders_lose_no_time() -> None:
         pytest.skip(f"needs downloaded weights: {error}")
     assert isinstance(encoder, Encoder) and isinstance(decoder, Decoder)
     clip = moving_clip(side=128)
-    found = {p: best_shift(clip, round_trip(replace(ULTRAFLASH, pad_front=p), encoder, decoder, clip)) for p in (3, 0)}
-    assert found[ULTRAFLASH.pad_front] == 0, f"frames late by pad_front: {found}; set pad_front to the one with 0"
+    found = {
+        p: best_shift(clip, round_trip(replace(ULTRAFLASH, alignment=Alignment(pad_front=p)), encoder, decoder, clip))
+        for p in (3, 0)
+    }
+    assert found[ULTRAFLASH.alignment.pad_front] == 0, (
+        f"frames late by pad_front: {found}; set pad_front to the one with 0"
+    )

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.contracts.stages import randomise
 from ultraflash_cli.engine.cache_policy import ONE_FEWER, CacheManagement, RefreshGate, SharpnessDrift
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage, DecoderState
+from ultraflash_cli.engine.layers.memory_block import MemoryState
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.errors import UsageError
@@ -123,7 +124,7 @@ def test_the_anchor_is_decoded_once_a_stream(monkeypatch: pytest.MonkeyPatch) ->
     decoder, decoded = small_decoder(), list[Tensor]()
     plain = decoder.step
 
-    def step(state: DecoderState, latents: Tensor) -> tuple[DecoderState, Tensor]:
+    def step(state: MemoryState, latents: Tensor) -> tuple[MemoryState, Tensor]:
         decoded.append(latents)
         return plain(state, latents)
 

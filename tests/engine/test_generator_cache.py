@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from tests.engine.generators import TINY, build, clean_latents, clip, run, start
+from tests.engine.generators import TINY, advance, build, clean_latents, clip, run, start
+from ultraflash_cli.engine.sampling import Sampler
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.errors import ConfigError
 
@@ -22,8 +23,8 @@ def test_a_repeated_run_takes_the_place_of_the_one_before(stage: Generator) -> N
 
 def test_a_clean_prefix_is_remembered_as_if_it_had_been_generated(stage: Generator) -> None:
     inputs, more = clip(6), clip(3, seed=1)
-    generated, clean = stage.step(start(stage), inputs)
-    prefilled = stage.prefill(start(stage), clean)
+    generated, clean = advance(stage, start(stage), inputs)
+    prefilled = Sampler(stage).prefill(start(stage), clean)
     assert (prefilled.frames, prefilled.chunks, prefilled.passes) == (6, 0, 2)
     for a, b in zip(generated.rings, prefilled.rings, strict=True):
         assert torch.equal(a.k, b.k) and torch.equal(a.v, b.v) and (a.fill, a.total) == (b.fill, b.total)
@@ -33,8 +34,8 @@ def test_a_clean_prefix_is_remembered_as_if_it_had_been_generated(stage: Generat
 
 def test_behind_a_clean_prefix_no_chunk_is_shorter() -> None:
     stage = build(dataclasses.replace(TINY, independent_first_frame=True))
-    state = stage.prefill(start(stage), clean_latents(4))
-    state, out = stage.step(state, clip(3))
+    state = Sampler(stage).prefill(start(stage), clean_latents(4))
+    state, out = advance(stage, state, clip(3))
     assert (out.shape[2], state.frames) == (3, 7)
 
 
@@ -42,11 +43,11 @@ def test_behind_a_clean_prefix_no_chunk_is_shorter() -> None:
 def test_a_clean_prefix_comes_in_whole_chunks(independent: bool, frames: int) -> None:
     stage = build(dataclasses.replace(TINY, independent_first_frame=independent))
     with pytest.raises(ConfigError, match="whole chunks of 3"):
-        stage.prefill(start(stage), clean_latents(frames))
+        Sampler(stage).prefill(start(stage), clean_latents(frames))
 
 
 def test_a_clean_prefix_may_be_longer_than_a_window_that_slides(stage: Generator) -> None:
     with pytest.raises(ConfigError, match="ends after 9"):
-        stage.prefill(start(stage), clean_latents(12))
+        Sampler(stage).prefill(start(stage), clean_latents(12))
     sliding = build(dataclasses.replace(TINY, slide=True))
-    assert sliding.prefill(start(sliding), clean_latents(12)).frames == 12
+    assert Sampler(sliding).prefill(start(sliding), clean_latents(12)).frames == 12

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.generators import HEIGHT, TINY, WIDTH, build, clean_latents, clip, run, start
+from tests.engine.generators import HEIGHT, SCHEDULE, TINY, WIDTH, advance, build, clean_latents, clip, run, start
+from ultraflash_cli.engine.sampling import Sampler
 from ultraflash_cli.engine.stage import state_to_tensors
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.errors import ConfigError
@@ -23,7 +24,7 @@ def test_a_chunk_run_for_training_equals_the_streamed_one_and_passes_gradients_t
     for first in (0, 3, 6):
         noise = x[:, :, first : first + 3]
         result = stage.forward_chunk(noise, 1000.0, rings=rings, first_frame=first)
-        clean.append(stage.schedule.clean(noise, result.flow_bcthw, 1000.0))
+        clean.append(SCHEDULE.clean(noise, result.flow_bcthw, 1000.0))
         rings = stage.forward_chunk(clean[-1], 0.0, rings=result.rings, first_frame=first).rings
     torch.testing.assert_close(torch.cat(clean, dim=2), run(stage, inputs), rtol=0, atol=1e-5)
     clean[-1].square().mean().backward()
@@ -62,13 +63,14 @@ def test_a_context_that_does_not_fit_is_refused(stage: Generator, shape: tuple[i
 
 def test_latents_that_are_no_whole_patches_are_refused(stage: Generator) -> None:
     with pytest.raises(ConfigError, match="not whole patches"):
-        stage.init_state(batch=1, height=5, width=6)
+        Sampler(stage).init_state(batch=1, height=5, width=6)
 
 
 def test_everything_runs_in_the_dtype_of_the_weights() -> None:
     exact = run(build(), clip(6))
-    state, rounded = build().bfloat16().step(start(build().bfloat16()), clip(6))
-    assert rounded.dtype == state.rings[0].k.dtype == state.noise_bcthw.dtype == torch.bfloat16
+    stage = build().bfloat16()
+    state, rounded = advance(stage, start(stage), clip(6))
+    assert rounded.dtype == state.rings[0].k.dtype == state.anchor_bcthw.dtype == torch.bfloat16
     assert (rounded.float() - exact).abs().max() < 0.2
 
 

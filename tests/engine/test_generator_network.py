@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.generators import HEIGHT, TINY, WIDTH, build, clean_latents
+from tests.engine.generators import HEIGHT, SCHEDULE, TINY, WIDTH, build, clean_latents
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.errors import ConfigError
 
@@ -18,7 +18,7 @@ def test_clean_latents_and_the_flow_that_leads_to_them_are_one_thing() -> None:
     x, timestep = clean_latents(3), 600.0
     given = flow.forward_chunk(x, timestep).flow_bcthw
     torch.testing.assert_close(clean.forward_chunk(x, timestep).flow_bcthw, (x - given) / 0.6)
-    answer = clean.schedule.clean(x, clean.forward_chunk(x, 1000.0).flow_bcthw, 1000.0)
+    answer = SCHEDULE.clean(x, clean.forward_chunk(x, 1000.0).flow_bcthw, 1000.0)
     torch.testing.assert_close(answer, flow.forward_chunk(x, 1000.0).flow_bcthw, rtol=1e-4, atol=1e-4)
 
 

@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.generators import TINY, TOKENS, build, clean_latents, clip, run, start
+from tests.engine.generators import TINY, TOKENS, advance, build, clean_latents, clip, run, start
+from ultraflash_cli.engine.sampling import Sampler
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.errors import ConfigError
 
 
 def test_a_stream_ends_where_a_window_that_does_not_slide_is_full(stage: Generator) -> None:
-    state, out = stage.step(start(stage), clip(9))
+    state, out = advance(stage, start(stage), clip(9))
     assert out.shape[2] == TINY.longest == 9
     with pytest.raises(ConfigError, match="ends after 9 latent frames, asked for 12"):
-        stage.step(state, clip(3))
+        advance(stage, state, clip(3))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_a_window_that_slides_forgets_what_is_behind_the_sink() -> None:
     inputs = clip(3)
 
     def after(latents: Tensor) -> Tensor:
-        return run(stage, inputs, stage.prefill(start(stage), latents))
+        return run(stage, inputs, Sampler(stage).prefill(start(stage), latents))
 
     plain, changed = clean_latents(9), set[int]()
     for frame in range(9):
@@ -46,5 +47,5 @@ def test_a_window_that_slides_forgets_what_is_behind_the_sink() -> None:
 
 def test_positions_go_on_beyond_the_window() -> None:
     stage = build(dataclasses.replace(TINY, window=3, slide=True))
-    state, _ = stage.step(start(stage), clip(12))
+    state, _ = advance(stage, start(stage), clip(12))
     assert (state.frames, state.rings[0].total, state.rings[0].fill) == (12, 12 * TOKENS, 3 * TOKENS)

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from tests.contracts.stages import randomise
 from tests.engine.standins import LateRecorder
+from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.graphs import CudaRecorder, Graphs
 from ultraflash_cli.engine.profiles import LITE_CASCADE, TINY_RANDOM, Profile
 from ultraflash_cli.engine.refiner import Refiner
+from ultraflash_cli.engine.regroup import Regrouped
+from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import kv_lengths
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 
@@ -42,8 +45,7 @@ def clip(frames: int, seed: int = 3) -> Tensor:
 
 def upscaled(model: Cascade, frames: Tensor, **options: Any) -> Tensor:
     state = model.init_state(height=HEIGHT, width=WIDTH, **options)
-    state, sharp = model.step(state, frames)
-    return torch.cat([sharp, model.flush(state)], dim=2)
+    return regroup.run(model, state, frames)[1]
 
 
 def shrunk(profile: Profile) -> Profile:
@@ -63,13 +65,13 @@ def test_a_clip_through_recorded_steps_is_the_same_bit_for_bit(profile: Profile)
         assert recorded >= 1 and replayed >= 2 and eager >= 2, name
     # A second scene, then the state of a third one saved and loaded, in the same buffers.
     assert torch.equal(upscaled(with_graphs, frames, seed=2), upscaled(plain, frames, seed=2))
-    state, first = with_graphs.step(with_graphs.init_state(height=HEIGHT, width=WIDTH), frames[:, :, :29])
+    begun = Regrouped(with_graphs.init_state(height=HEIGHT, width=WIDTH))
+    begun, first = regroup.push(with_graphs, begun, frames[:, :, :29])
     fresh = with_graphs.init_state(height=HEIGHT, width=WIDTH)
-    state = state_from_tensors(fresh, state_to_tensors(state))
-    del fresh
-    state, second = with_graphs.step(state, frames[:, :, 29:])
-    whole = torch.cat([first, second, with_graphs.flush(state)], dim=2)
-    assert torch.equal(whole, upscaled(plain, frames))
+    state = state_from_tensors(fresh, state_to_tensors(begun.state))
+    del fresh, begun
+    _, second = regroup.run(with_graphs, state, frames[:, :, 29:])
+    assert torch.equal(torch.cat([*first, second], dim=2), upscaled(plain, frames))
 
 
 def test_two_streams_at_once_do_not_touch_each_other() -> None:
@@ -78,13 +80,15 @@ def test_two_streams_at_once_do_not_touch_each_other() -> None:
     model, plain = cascade(profile, graphs), cascade(profile, Graphs(None))
     pieces = [(a, b) for a, b in zip(clip(53).split(8, dim=2), clip(53, seed=4).split(8, dim=2), strict=True)]
     states = [model.init_state(height=HEIGHT, width=WIDTH, seed=seed) for seed in (0, 1)]
+    streams = [Regrouped(state) for state in states]
+    del states
     out: list[list[Tensor]] = [[], []]
     for pair in pieces:
         for i, piece in enumerate(pair):
-            states[i], sharp = model.step(states[i], piece)
-            out[i].append(sharp)
+            streams[i], parts = regroup.push(model, streams[i], piece)
+            out[i] += parts
     for i, seed in enumerate((3, 4)):
-        whole = torch.cat([*out[i], model.flush(states[i])], dim=2)
+        whole = torch.cat([*out[i], *regroup.end(model, streams[i])[1]], dim=2)
         assert torch.equal(whole, upscaled(plain, clip(53, seed=seed), seed=i))
     assert graphs.counts["sr_dit"].replayed > 0
 
@@ -176,7 +180,7 @@ def test_paused_graphs_run_everything_as_it_is() -> None:
     assert graphs.counts == {} and graphs.on and not Graphs(None).on
 
 
-def drawn(generator: Generator, chunks: int, seed: int) -> Iterator[Tensor]:
+def drawn(generator: Sampler, chunks: int, seed: int) -> Iterator[Tensor]:
     config = generator.config
     draw = torch.Generator().manual_seed(seed)
     context = torch.randn((1, 5, config.text_dim), generator=draw)
@@ -193,10 +197,9 @@ def drawn(generator: Generator, chunks: int, seed: int) -> Iterator[Tensor]:
 def test_a_generator_draws_the_same_latents_by_recorded_passes(kind: str) -> None:
     config = getattr(TINY_RANDOM, kind)
     assert isinstance(config, GeneratorConfig)
-    plain, graphed = Generator(config), Generator(config)
-    for network in (plain, graphed):
-        randomise(network, 5)
-    graphed.graphs = Graphs(LateRecorder())
+    network = Generator(config)
+    randomise(network, 5)
+    plain, graphed = Sampler(network), Sampler(network, graphs=Graphs(LateRecorder()))
     chunks = 3 if kind == "generator" else 6
     for seed in (1, 2):  # two clips one after the other
         for one, other in zip(drawn(plain, chunks, seed), drawn(graphed, chunks, seed), strict=True):

@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.contracts.stages import randomise
+from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.profiles import ULTRAFLASH
+from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.stages.decoder import Decoder
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig, GeneratorInputs
+from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
 from ultraflash_kernels import _dispatch
@@ -100,15 +102,15 @@ def refined(stage: SrDit, *, frames: int = 10) -> Tensor:
     draw = torch.Generator().manual_seed(5)
     inputs = SrDitInputs(*(torch.randn(1, 4, frames, 6, 6, generator=draw) for _ in range(2)))
     context = torch.randn(1, 2, SR.text_dim, generator=draw)
-    state, out = stage.step(stage.init_state(batch=1, height=6, width=6, context=context), inputs)
-    return torch.cat([out, stage.flush(state)], dim=2)
+    return regroup.run(stage, stage.init_state(batch=1, height=6, width=6, context=context), inputs)[1]
 
 
 def generated(stage: Generator) -> Tensor:
     """Four chunks, more than the window holds."""
     draw = torch.Generator().manual_seed(6)
     inputs = GeneratorInputs(torch.randn(1, 4, 8, 4, 6, generator=draw), torch.randn(1, 1, 4, 8, 4, 6, generator=draw))
-    return stage.step(stage.init_state(batch=1, height=4, width=6), inputs)[1]
+    sampler = Sampler(stage)
+    return regroup.run(sampler, sampler.init_state(batch=1, height=4, width=6), inputs)[1]
 
 
 def built(network: Any) -> Any:
@@ -286,7 +288,7 @@ def test_nothing_of_the_sr_transformer_is_read_back_at_2k(on_meta: Operations, f
 def test_nothing_of_the_generator_is_read_back(on_meta: Operations) -> None:
     assert ULTRAFLASH.long_generator is not None
     config = replace(ULTRAFLASH.long_generator, num_layers=2, steps=(1000, 500), independent_first_frame=False)
-    stage: Generator = meta(lambda: Generator(config), torch.bfloat16)
+    stage = Sampler(meta(lambda: Generator(config), torch.bfloat16))
     inputs = GeneratorInputs(empty(1, 16, 3, 60, 104), empty(1, 1, 16, 3, 60, 104))
     with torch.inference_mode():
         state = stage.init_state(batch=1, height=60, width=104)

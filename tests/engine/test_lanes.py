@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.engine import upscalers
 from tests.engine.standins import LazyPort, logged_lanes
 from tests.engine.upscalers import pictures, upscaler
 from tests.engine.videos import frames_of, run, start, video
@@ -114,10 +115,12 @@ def test_buffers_follow_the_size_of_the_pictures() -> None:
 def test_the_upscaler_sends_the_same_pictures_through_buffers(dtype: type) -> None:
     frames = pictures(19, dtype=dtype)
     plain, buffered = upscaler(), upscaler(outlet=BufferedOutlet(LazyPort()))
-    state, done = buffered.launch(buffered.init_state(), frames)
-    done = [*done, *buffered.launch_flush(state)]
-    state, expected = plain.step(plain.init_state(), frames)
-    expected += plain.flush(state)
+    state, done = buffered.launch(buffered.init_state(), frames[:5])
+    done = list(done)
+    for group in (frames[5:13], frames[13:]):
+        state, more = buffered.launch(state, group)
+        done += more
+    expected = upscalers.run(plain, frames)
     assert len(done) == len(expected) == 19
     for one, other in zip(done, expected, strict=True):
         np.testing.assert_array_equal(one.arrive(), other)
@@ -151,7 +154,7 @@ def test_on_a_gpu_lanes_give_the_frames_of_one_lane() -> None:
     plain, ahead = video(plan), video(plan, lanes=cuda_lanes(device))
     for model in (plain, ahead):
         assert isinstance(model.refiner, Refiner) and model.refiner.sr_dit is not None
-        for network in (model.generator, model.refiner.upsampler, model.refiner.sr_dit, model.refiner.decoder):
+        for network in (model.sampler.network, model.refiner.upsampler, model.refiner.sr_dit, model.refiner.decoder):
             network.to(device)
         model.device = device
     for seed in (0, 1):

@@ -25,9 +25,8 @@ def test_every_power_of_two_up_to_the_number_of_stages_is_a_scale(scale: int) ->
     stage = LatentUpsamplerV3(LatentUpsamplerV3Config(scale=scale, latent_channels=2, widths=(4, 3, 2), blocks=1))
     randomise(stage)
     state = stage.init_state(batch=2, height=3, width=5)
-    state, out = stage.step(state, torch.randn((2, 2, 2, 3, 5), generator=torch.Generator().manual_seed(1)))
+    _, out = stage.step(state, torch.randn((2, 2, 2, 3, 5), generator=torch.Generator().manual_seed(1)))
     assert out.shape == (2, 2, 2, 3 * scale, 5 * scale)
-    assert stage.flush(state).shape == (2, 2, 0, 3 * scale, 5 * scale)
 
 
 @pytest.mark.parametrize("scale", [0, 3, 6, 16])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultraflash_cli.engine.schedule import group_frames, group_noise, kv_lengths, latents_for, plan_generation
+from ultraflash_cli.engine.schedule import Alignment, group_noise, kv_lengths, latents_for, plan_generation
 from ultraflash_cli.errors import ConfigError
 
 
@@ -83,7 +83,8 @@ def test_the_memory_of_the_sr_transformer_shrinks_after_the_warm_up() -> None:
 
 
 def test_a_stream_s_first_group_stands_in_for_its_front() -> None:
-    assert (group_frames(6, 3, first=True), group_frames(6, 3, first=False)) == (21, 24)
+    alignment = Alignment()
+    assert [alignment.group_frames(6, first=first) for first in (True, False)] == [21, 24]
 
 
 def test_noise_depends_on_its_coordinates_alone() -> None:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.cache import KvRing, with_spares, without_spares
 from ultraflash_cli.engine.layers.modulation import float32_layers
 from ultraflash_cli.engine.layers.rope import rotation_tables
+from ultraflash_cli.engine.regroup import Regrouped
 from ultraflash_cli.engine.sparsity import BlockGrid, allowed_blocks, causal_blocks, key_budget, window_blocks
 from ultraflash_cli.engine.stage import as_tensor, state_from_tensors, state_leaves, state_to_tensors
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs, SrDitState
@@ -64,14 +66,14 @@ def part(inputs: SrDitInputs, first: int, last: int) -> SrDitInputs:
 
 
 def run(stage: SrDit, inputs: SrDitInputs, pushes: list[int], state: SrDitState | None = None) -> Tensor:
-    state = state or start(stage, inputs.cond_bcthw.shape[0])
+    before = Regrouped(state or start(stage, inputs.cond_bcthw.shape[0]))
     done: list[Tensor] = []
     at = 0
     for push in [*pushes, inputs.cond_bcthw.shape[2]]:
-        state, out = stage.step(state, part(inputs, at, at + push))
-        done.append(out)
+        before, parts = regroup.push(stage, before, part(inputs, at, at + push))
+        done += parts
         at += push
-    return torch.cat([*done, stage.flush(state)], dim=2)
+    return torch.cat([*done, *regroup.end(stage, before)[1]], dim=2)
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +90,6 @@ def test_any_split_of_a_clip_gives_the_same_latents(stage: SrDit, pushes: list[i
     whole = run(stage, inputs, [])
     assert whole.shape == inputs.cond_bcthw.shape
     assert torch.equal(whole, run(stage, inputs, pushes))
-
-
-def test_a_group_is_answered_as_soon_as_it_is_complete(stage: SrDit) -> None:
-    inputs, state = clip(9), start(stage)
-    lengths: list[int] = []
-    for at in range(9):
-        state, out = stage.step(state, part(inputs, at, at + 1))
-        lengths.append(out.shape[2])
-    assert lengths == [0, 0, 0, 4, 0, 0, 0, 4, 0]
-    assert stage.flush(state).shape[2] == 1
-
-
-def test_flush_of_an_empty_queue_is_empty(stage: SrDit) -> None:
-    assert stage.flush(start(stage)).shape == (1, TINY.latent_channels, 0, HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("first_bad", [2, 4, 6, 8, 9])

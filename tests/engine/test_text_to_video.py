@@ -16,7 +16,7 @@ from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM
 from ultraflash_cli.engine.refiner import Refiner
-from ultraflash_cli.engine.schedule import GenerationPlan, plan_generation
+from ultraflash_cli.engine.schedule import Alignment, GenerationPlan, plan_generation
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.text_to_video import GeneratedGroup, TextToVideo
@@ -217,7 +217,7 @@ def test_a_window_that_slides_has_no_end() -> None:
         pytest.param({"pixels": None}, "pixel path enlarges", id="nothing enlarges"),
         pytest.param({"sr_dit": TINY_RANDOM.sr_dit}, "SR transformer", id="a transformer without latents"),
         pytest.param({"decoder": TINY_RANDOM.decoder}, "must be given together", id="a decoder without an upsampler"),
-        pytest.param({"pad_front": 0}, "pad_front", id="an encoder that runs ahead"),
+        pytest.param({"alignment": Alignment(pad_front=0)}, "pad_front", id="an encoder that runs ahead"),
         pytest.param({"text_encoder": LITE_WORDS}, "do not match the generator", id="other words"),
         pytest.param({"low_decoder": NARROW}, "latent channels", id="other latents"),
     ],

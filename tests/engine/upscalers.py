@@ -7,7 +7,7 @@ import numpy as np
 from tests.contracts.stages import pixel_cascade, tiny_cascade
 from ultraflash_cli.engine.pictures import Picture
 from ultraflash_cli.engine.plan import plan_upscale
-from ultraflash_cli.engine.upscaler import Upscaler
+from ultraflash_cli.engine.upscaler import Upscaler, UpscalerState
 
 __all__ = ["pictures", "run", "upscaler"]
 
@@ -27,5 +27,16 @@ def pictures(count: int, width: int = 40, height: int = 24, dtype: type = np.uin
 
 
 def run(up: Upscaler, frames: Sequence[Picture], *, seed: int = 0, first_frame: int = 0) -> list[Picture]:
-    state, out = up.step(up.init_state(seed=seed, first_frame=first_frame), frames)
-    return out + up.flush(state)
+    return go_on(up, up.init_state(seed=seed, first_frame=first_frame), frames)
+
+
+def go_on(up: Upscaler, state: UpscalerState, frames: Sequence[Picture]) -> list[Picture]:
+    """Upscale frames group by group to the end of the scene."""
+    out: list[Picture] = []
+    while True:
+        size = up.group_frames(first=state.is_first)
+        state, done = up.step(state, frames[:size])
+        out += done
+        if len(frames) < size:
+            return out
+        frames = frames[size:]

@@ -9,6 +9,7 @@ from tests.contracts.stages import randomise
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import TINY_RANDOM, Profile
 from ultraflash_cli.engine.refiner import Refiner
+from ultraflash_cli.engine.sampling import Sampler
 from ultraflash_cli.engine.schedule import GenerationPlan
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator
@@ -47,7 +48,7 @@ def video(
         randomise(network, seed)
     low_decoder = base_decoder if low or not refined or refiner.reads_frames else None
     refiner = refiner if refined else None  # pyright: ignore[reportAssignmentType]
-    return TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=low_decoder, **options)
+    return TextToVideo(profile, plan, Sampler(generator), refiner=refiner, low_decoder=low_decoder, **options)
 
 
 def start(model: TextToVideo, **options: Any) -> Any:

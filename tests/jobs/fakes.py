@@ -60,7 +60,11 @@ class FakeUpscaler:
     def held(self, state: FakeState) -> int:
         return 0
 
-    def flush(self, state: FakeState) -> list[np.ndarray]:
+    def end(self, state: FakeState, frames: list[np.ndarray]) -> list[np.ndarray]:
+        state, out = self.step(state, frames) if frames else (state, [])
+        return out + self._rest(state)
+
+    def _rest(self, state: FakeState) -> list[np.ndarray]:
         size, waiting = self.group_frames(state.count == 0), len(state.queue)
         if not waiting:
             return []
@@ -100,7 +104,7 @@ class AheadUpscaler(FakeUpscaler):
     def held(self, state: FakeState) -> int:
         return len(state.queue)
 
-    def flush(self, state: FakeState) -> list[np.ndarray]:
+    def _rest(self, state: FakeState) -> list[np.ndarray]:
         return self._finished(state)
 
     def save_state(self, state: FakeState) -> bytes:

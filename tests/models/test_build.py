@@ -178,7 +178,7 @@ def test_other_coders_take_their_own_weights() -> None:
     assert (ultra.weight_of("encoder"), ultra.weight_of("decoder")) == ("ultraflash/ultra_decoder",) * 2
     assert ultra.base_decoder.upsampling == "pixel_shuffle"
     full = with_full_encoder(ULTRAFLASH)
-    assert full.encoder == ULTRAFLASH.wan_vae and not full.copy_front
+    assert full.encoder == ULTRAFLASH.wan_vae and not full.alignment.copy_front
     for change in (with_ultra_decoder, with_full_encoder):
         with pytest.raises(UsageError, match="lite"):
             change(LITE)

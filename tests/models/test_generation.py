@@ -52,8 +52,8 @@ def test_the_cache_rules_reach_generator_and_sr_transformer(tmp_path: Path) -> N
     made = prepared(tmp_path, cache_management="steps=2,refresh=0.5,kv", seconds=2.5)
     built = Models().generator(made)
     video: Any = built.model
-    assert video._video.generator.config.later_steps == 2
-    assert isinstance(video._video.generator.gate, RefreshGate)
+    assert video._video.sampler.config.later_steps == 2
+    assert isinstance(video._video.sampler.gate, RefreshGate)
     assert video._video.refiner.sr_dit.config.kv_schedule == kv_lengths(len(made.plan.groups))
 
 
@@ -61,7 +61,7 @@ def test_without_the_rule_a_network_used_before_has_no_gate(tmp_path: Path) -> N
     shared = Models()
     shared.generator(prepared(tmp_path, cache_management="refresh"))
     video: Any = shared.generator(prepared(tmp_path)).model
-    assert video._video.generator.gate is None
+    assert video._video.sampler.gate is None
 
 
 def test_managed_changes_nothing_when_all_rules_are_off() -> None:

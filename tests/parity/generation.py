@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tests.parity.vector_set import VectorSet
 from ultraflash_cli.engine.flow_matching import FlowSchedule, fewer_steps
+from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import kv_lengths, plan_generation
-from ultraflash_cli.engine.stages.generator import ChunkResult, Generator, GeneratorConfig, GeneratorInputs
+from ultraflash_cli.engine.stages.generator import ChunkResult, Generator, GeneratorConfig
 from ultraflash_cli.weights.convert import RULES, merge_lora, normalise
 
 __all__ = ["RUNNERS"]
@@ -78,16 +79,15 @@ def _lr_generator(vectors: VectorSet) -> None:
     vectors.expect("timesteps", list(stage.config.steps_of_chunk(0)) == config["timesteps"])
 
     prompt = io["prompt_embeds"]
-    state = stage.init_state(batch=prompt.shape[0], height=height, width=width, context=prompt)
+    sampler = Sampler(stage)
+    state = sampler.init_state(batch=prompt.shape[0], height=height, width=width, context=prompt)
     for chunk, frames in enumerate(chunks):
         noise = io[f"c{chunk}.noise"]
         vectors.expect(f"length of chunk {chunk}", noise.shape[1] == frames)
         draws = [io[f"c{chunk}.s{i}.renoise"] for i in steps[:-1]]
         stacked = torch.stack(draws, dim=1) if draws else noise[:, None][:, :0]
         stage.runs.clear()
-        state, clean = stage.step(state, GeneratorInputs(noise.transpose(1, 2), stacked.transpose(2, 3)))
-        if state.waiting:  # what flush does, with the state kept
-            state, clean = stage.close_chunk(state)
+        state, clean = sampler.step(state, GeneratorInputs(noise.transpose(1, 2), stacked.transpose(2, 3)))
         for i in steps:
             vectors.compare(f"c{chunk}.s{i}.flow", stage.runs[i][1])
             if i:

@@ -10,6 +10,7 @@ from tests.parity.vector_set import VectorSet
 from ultraflash_cli.engine.layers.attention import SparseAttended
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner
+from ultraflash_cli.engine.sampling import Sampler
 from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
@@ -47,7 +48,7 @@ def _cascade(vectors: VectorSet) -> None:
     draws = _StoredDraws(io, config)
     refiner = Refiner(profile, upsampler, sr_dit, decoder, noise=draws)
     plan = plan_generation(latents, independent_first=config["independent_first_frame"])
-    video = TextToVideo(profile, plan, generator, refiner=refiner, low_decoder=None, noise=draws)
+    video = TextToVideo(profile, plan, Sampler(generator), refiner=refiner, low_decoder=None, noise=draws)
     state = video.init_state(height=height, width=width, context=io["prompt_embeds"])
     groups: list[Any] = []
     for _ in plan.groups:

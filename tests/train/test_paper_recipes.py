@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.train.made import CLEAN, soft_materials
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs
+from ultraflash_cli.engine import regroup
+from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
+from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import ConfigError, UsageError, WeightsError
 from ultraflash_cli.train.data import PairDataset
@@ -332,8 +334,9 @@ def test_a_forced_roll_out_draws_what_the_generator_draws_in_service(chain: Chai
         order = [[torch.randn(like[:, :, :2].shape, generator=rng) for _ in range(3)] for _ in range(2)]
         noise = torch.cat([first for first, _, _ in order], dim=2)
         draws = torch.cat([last for _, _, last in order], dim=2)[:, None]
-        state = network.init_state(batch=CLIPS, height=like.shape[3], width=like.shape[4], context=context)
-        served = network.step(state, GeneratorInputs(noise, draws))[1]
+        sampler = Sampler(network)
+        state = sampler.init_state(batch=CLIPS, height=like.shape[3], width=like.shape[4], context=context)
+        served = regroup.run(sampler, state, GeneratorInputs(noise, draws))[1]
     torch.testing.assert_close(drawn, served, rtol=1e-3, atol=1e-4)
 
 

@@ -124,7 +124,11 @@ class MeasuredModel:
     def video(self, plan: GenerationPlan | None = None) -> TextToVideo:
         """Build the cascade of a prompt for ``plan``, by default that of the case."""
         case, profile = self.case, self.profile
-        video = build_text_to_video(
+        gate = None
+        if self._rules.refresh is not None:
+            judge = take_base_decoder(self._shelf, profile, device=self.device, precision=case.precision)
+            gate = RefreshGate(judge, find_scorer(), self._rules.refresh)
+        return build_text_to_video(
             self._shelf,
             profile,
             plan or clip_plan(case, generator_of(profile, long=case.long)),
@@ -133,13 +137,10 @@ class MeasuredModel:
             low_frames=False,
             device=self.device,
             precision=case.precision,
+            gate=gate,
             timer=self.clock,
             speedups=self._speedups,
         )
-        if self._rules.refresh is not None:
-            judge = take_base_decoder(self._shelf, profile, device=self.device, precision=case.precision)
-            video.generator.gate = RefreshGate(judge, find_scorer(), self._rules.refresh)
-        return video
 
 
 def prepare(case: BenchCase) -> Prepared:

@@ -68,8 +68,8 @@ class UpscaledStream:
 
     def next_group(self) -> int:
         """Upscale the next group of the clip."""
-        first = self._state.cascade.refiner.groups == 0
-        frames = list(islice(self._source, self._upscaler.group_frames(first=first)))
+        size = self._upscaler.group_frames(first=self._state.is_first)
+        frames = list(islice(self._source, size))
         self._state, done = self._upscaler.launch(self._state, frames)
         self._leaving.send(done)
         return len(done)
@@ -86,7 +86,7 @@ class DrawnStream:
         height_px, width_px = base_size
         scale = video.refiner.scale if video.refiner else 1
         self.size_px = (width_px * scale, height_px * scale)
-        self.graphs = (video.generator.graphs, *([video.refiner.graphs] if video.refiner else []))
+        self.graphs = (video.sampler.graphs, *([video.refiner.graphs] if video.refiner else []))
         self._video = video
         self._state = video.init_state(height=height_px // LATENT_PX, width=width_px // LATENT_PX, context=context)
         self._outlet = outlet_for(video.device)

@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import ULTRAFLASH
+from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorInputs
+from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs
 from ultraflash_kernels import _dispatch
@@ -234,8 +235,8 @@ def _generator(*, fp8: bool = False) -> StageTrace:
     inputs = GeneratorInputs(noise, _empty(1, config.draws_per_chunk, 16, chunk, _HEIGHT, _WIDTH))
 
     def run(layers: int) -> Counter[Launch]:
-        stage: Generator = _meta(lambda: Generator(dataclasses.replace(config, num_layers=layers)), torch.bfloat16)
-        stage = stage.to_fp8() if fp8 else stage
+        network: Generator = _meta(lambda: Generator(dataclasses.replace(config, num_layers=layers)), torch.bfloat16)
+        stage = Sampler(network.to_fp8() if fp8 else network)
         state = stage.init_state(batch=1, height=_HEIGHT, width=_WIDTH)
         for _ in range(config.window // chunk + 1):
             state, _ = stage.step(state, inputs)
@@ -247,9 +248,9 @@ def _generator(*, fp8: bool = False) -> StageTrace:
 def _decoder(scale: int) -> StageTrace:
     _, config = ULTRAFLASH.at_scale(scale).latent_stages
     height, width = scale * _HEIGHT, scale * _WIDTH
-    stage: Decoder = _meta(lambda: Decoder(config), torch.float16)
     latents = _empty(1, 16, ULTRAFLASH.group_latents, height, width, dtype=torch.float16)
-    stage.together = config.piece(latents.shape[2], height, width)
+    together = config.piece(latents.shape[2], height, width)
+    stage: Decoder = _meta(lambda: Decoder(config, together=together), torch.float16)
     state = stage.init_state(batch=1, height=height, width=width)
     state, _ = stage.step(state, latents)
     return StageTrace("decoder", 24, _traced(lambda: stage.step(state, latents)))

@@ -113,10 +113,10 @@ def generator_activations(
 ) -> int:
     """Return the bytes of one chunk of latents of ``height`` x ``width``.
 
-    As in the SR transformer, but keys and values are attended to where they are: with U
-    = N * dim numbers of e bytes, 7 e U in attention, 8 e U + 8 U in cross-attention, 5
-    e U + 2 e N ffn_dim in the feed-forward. A window that slides copies what stays of
-    one ring.
+    As in the SR transformer, but keys and values are attended to where they lie: with U
+    = N * dim numbers of e bytes, 7 e U in attention, 8 e U + 8 U in cross-attention, 7
+    e U + 2 e N ffn_dim in the feed-forward, what is still to be added included. A
+    window that slides copies what stays of one ring.
     """
     per_frame = config.tokens_per_frame(height, width)
     tokens = config.chunk_latents * per_frame
@@ -128,7 +128,7 @@ def generator_activations(
     )
     attention = 7 * element * row + slid
     cross = 8 * (element + 1) * row
-    feed_forward = 5 * element * row + 2 * element * tokens * config.ffn_dim
+    feed_forward = 7 * element * row + 2 * element * tokens * config.ffn_dim
     return max(attention, cross, feed_forward)
 
 
@@ -184,7 +184,7 @@ def encoder_activations(config: EncoderConfig, *, height: int, width: int) -> Me
     """
     shrink, frames = config.patch, 4
     plane = config.width * height * width // shrink**2
-    working, memories = 3 * 3 * frames * height * width, 0
+    working, memories = 2 * 3 * frames * height * width, 0
     for stride, pool in zip(config.strides, config.time_pools, strict=True):
         pooled = frames // pool
         # The input, one frame of it laid out again, the sum and a summand; then the sum

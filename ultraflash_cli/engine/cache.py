@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.stage import Leaf
+from ultraflash_cli.engine.stage import Counter, Leaf
 
 __all__ = ["KvRing", "WindowRing", "with_spares", "without_spares"]
 
@@ -174,7 +174,9 @@ class WindowRing:
     k: Tensor
     v: Tensor
     fill: int
-    total: int
+    """Tokens in use."""
+    total: Counter
+    """Tokens of the stream."""
 
     @classmethod
     def empty(

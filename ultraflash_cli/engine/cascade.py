@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner, PixelRefinerState
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner, RefinerState
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, group_frames
 from ultraflash_cli.engine.stages.encoder import Encoder
 from ultraflash_cli.engine.stages.wan_vae import WanVaeEncoder
 
@@ -19,24 +18,27 @@ __all__ = ["Cascade", "CascadeState"]
 
 @dataclass(frozen=True)
 class CascadeState:
-    """The states of all stages, and frames that wait for their group."""
+    """The states of all stages."""
 
     encoder: Any
     """The encoder's own state; None without one."""
     refiner: RefinerState | PixelRefinerState
-    queue_bcthw: Tensor
-    queued: int
     last_bcthw: Tensor | None
     """The latest frame, if the encoder runs ahead and the end of a scene must be
     padded."""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether the next group is the scene's first."""
+        return self.refiner.groups == 0
+
 
 class Cascade:
-    """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to [B, 3, T, scale * H,
-    scale * W], one for one.
+    """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to
+    [B, 3, T, scale * H, scale * W], one for one.
 
-    The frames of a group are returned with it, except for the profile's ``delay``,
-    which come with the next one. There is no encoder if the refiner reads frames.
+    The frames of a group come out with it, but for the alignment's ``delay`` that stay
+    inside until the next one. There is no encoder where the refiner reads frames.
     """
 
     def __init__(
@@ -88,10 +90,8 @@ class Cascade:
         assert height % multiple == 0 and width % multiple == 0, (
             f"the caller pads frames to multiples of {multiple}"
         )
-        longest = group_frames(
-            self.profile.group_latents, self.profile.pad_front, first=False
-        )
-        queue = torch.zeros((batch, 3, longest, height, width), device=self.device)
+        delayed = self.profile.alignment.delay > 0
+        last = torch.zeros((batch, 3, 1, height, width), device=self.device)
         return CascadeState(
             encoder=self.encoder
             and self.encoder.init_state(batch=batch, height=height, width=width),
@@ -103,50 +103,51 @@ class Cascade:
                 first_frame=first_frame,
                 context=context,
             ),
-            queue_bcthw=queue,
-            queued=0,
-            last_bcthw=queue[:, :, :1].clone() if self.profile.delay else None,
+            last_bcthw=last if delayed else None,
         )
 
-    @torch.inference_mode()
-    def step(self, state: CascadeState, inputs: Tensor) -> tuple[CascadeState, Tensor]:
-        """Take in frames; return the frames of all groups that are complete. Consumes
-        ``state``."""
-        frames = torch.cat([state.queue_bcthw[:, :, : state.queued], inputs], dim=2)
-        out = [state.refiner.empty_bcthw]
-        while frames.shape[2] >= (size := self._group_frames(state)):
-            state, sharp = self._run_group(state, frames[:, :, :size])
-            out.append(sharp)
-            frames = frames[:, :, size:]
-        state.queue_bcthw[:, :, : frames.shape[2]] = frames.clone()
-        whole = out[-1] if len(out) <= 2 else torch.cat(out, dim=2)
-        return replace(state, queued=frames.shape[2]), whole
-
-    @torch.inference_mode()
-    def flush(self, state: CascadeState) -> Tensor:
-        """Return the remaining frames as the end of the scene; the last one is repeated
-        as padding."""
-        if state.queued == 0 and (state.refiner.groups == 0 or self.profile.delay == 0):
-            return state.refiner.empty_bcthw
-        frames = state.queue_bcthw[:, :, : state.queued]
-        if state.last_bcthw is not None:
-            last = frames[:, :, -1:] if state.queued else state.last_bcthw
-            frames = torch.cat(
-                [frames, last.expand(-1, -1, self.profile.delay, -1, -1)], dim=2
-            )
-        out: list[Tensor] = []
-        while frames.shape[2]:
-            size = self._group_frames(state)
-            state, sharp = self._run_group(state, frames[:, :, :size])
-            out.append(sharp)
-            frames = frames[:, :, size:]
-        return torch.cat(out, dim=2)
-
-    def _group_frames(self, state: CascadeState) -> int:
+    def group_size(self, state: CascadeState) -> int:
+        """Return the frames of the next group; the first of a scene is shorter."""
         profile = self.profile
-        return group_frames(
-            profile.group_latents, profile.pad_front, first=state.refiner.groups == 0
-        )
+        return profile.alignment.group_frames(profile.group_latents, first=state.is_first)
+
+    def held(self, state: CascadeState) -> int:
+        """Return how many of the frames that went in are still inside."""
+        return 0 if state.is_first else self.profile.alignment.delay
+
+    @torch.inference_mode()
+    def step(self, state: CascadeState, group: Tensor) -> tuple[CascadeState, Tensor]:
+        """Return the frames that a group makes complete; consumes ``state``.
+
+        A shorter group, which may be empty, ends the scene: all frames that are inside
+        come out.
+        """
+        size = self.group_size(state)
+        assert group.shape[2] <= size, f"a group has {size} frames, got {group.shape[2]}"
+        if group.shape[2] == size:
+            return self._run_group(state, group)
+        return self._end(state, group)
+
+    def _end(self, state: CascadeState, rest: Tensor) -> tuple[CascadeState, Tensor]:
+        """Run what is left of a scene; its last frame is repeated for what the encoder
+        is ahead."""
+        batch, _, count, height, width = rest.shape
+        if not count + self.held(state):
+            return state, rest.new_empty(
+                batch, 3, 0, self.scale * height, self.scale * width
+            )
+        if state.last_bcthw is not None:
+            last = rest[:, :, -1:] if count else state.last_bcthw
+            copies = last.expand(-1, -1, self.profile.alignment.delay, -1, -1)
+            rest = torch.cat([rest, copies], dim=2)
+
+        sharp: list[Tensor] = []
+        while rest.shape[2]:
+            size = self.group_size(state)
+            state, frames = self._run_group(state, rest[:, :, :size])
+            sharp.append(frames)
+            rest = rest[:, :, size:]
+        return state, torch.cat(sharp, dim=2)
 
     def _run_group(
         self, state: CascadeState, frames: Tensor
@@ -158,26 +159,15 @@ class Cascade:
             refiner, (_, sharp) = self.refiner.run_group(state.refiner, frames)
             return replace(state, refiner=refiner), sharp
         assert isinstance(state.refiner, RefinerState)
-        profile, is_first, count = self.profile, state.refiner.groups == 0, frames.shape[2]
-        front = profile.pad_front if is_first else 0
-        drop = profile.drop_front if is_first else 0
-        back = -(count + front) % FRAMES_PER_LATENT
-        copies = front if profile.copy_front else 0
-        last = frames[:, :, -1:]
-        frames = torch.cat(
-            [
-                frames[:, :, :1].expand(-1, -1, copies, -1, -1),
-                frames,
-                last.expand(-1, -1, back, -1, -1),
-            ],
-            dim=2,
-        )
+        alignment = self.profile.alignment
+        first = state.is_first
+
         with self.timer("encoder"):
-            encoder, low = self.refiner.graphs.step(
-                "encoder", self.encoder.step, state.encoder, frames
-            )
-        refiner, (_, sharp) = self.refiner.run_group(state.refiner, low)
-        after = replace(state, encoder=encoder, refiner=refiner)
-        if state.last_bcthw is not None:
-            after = replace(after, last_bcthw=last.clone())
-        return after, sharp[:, :, drop : front + count]
+            padded = alignment.pad(frames, first=first)
+            graphs = self.refiner.graphs
+            encoder, low = graphs.step("encoder", self.encoder.step, state.encoder, padded)
+        refiner, (_, raw) = self.refiner.run_group(state.refiner, low)
+
+        last = None if state.last_bcthw is None else frames[:, :, -1:].clone()
+        after = replace(state, encoder=encoder, refiner=refiner, last_bcthw=last)
+        return after, alignment.trim(raw, first=first, frames=frames.shape[2])

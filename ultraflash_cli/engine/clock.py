@@ -3,12 +3,20 @@ it."""
 
 import time
 from collections import defaultdict
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-__all__ = ["StageClock", "wait_for"]
+__all__ = ["StageClock", "StageTimer", "untimed", "wait_for"]
+
+StageTimer = Callable[[str], AbstractContextManager[object]]
+"""Given a stage's name, a context that is open while the stage computes."""
+
+
+def untimed(_stage: str) -> AbstractContextManager[object]:
+    """Time nothing."""
+    return nullcontext()
 
 
 def wait_for(device: torch.device) -> None:

@@ -11,7 +11,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.stage import Leaf, state_leaves, with_leaves
+from ultraflash_cli.engine.stage import (
+    Leaf,
+    Role,
+    leaf_roles,
+    state_leaves,
+    with_leaves,
+)
 
 __all__ = [
     "EAGER",
@@ -128,8 +134,10 @@ class _Plan:
     """Tensors of the state with a fixed address: overwritten in place, or not at
     all."""
     after: dict[str, Leaf]
-    """The numbers of the state after the step; for counters, their increments."""
-    counters: frozenset[str]
+    """The numbers of the state after the step; of those with a role, how much they
+    grow."""
+    roles: Mapping[str, Role]
+    """Numbers that may differ between steps of one shape."""
     refusal: str | None = None
     recording: Recording | None = None
     buffers: dict[str, Tensor] | None = None
@@ -152,8 +160,8 @@ class Graphs:
         """Record with ``recorder``; without one every step runs eagerly."""
         self._recorder = recorder
         self._plans: dict[Hashable, _Plan] = {}
-        self._homes: dict[tuple[str, str], Tensor] = {}
-        self._tenants: dict[tuple[str, str], weakref.ref[Tensor]] = {}
+        self._static: dict[tuple[str, str], Tensor] = {}
+        self._owners: dict[tuple[str, str], weakref.ref[Tensor]] = {}
         self._counts: dict[str, list[int]] = {}
         self._paused = False
         self._failed = False
@@ -193,21 +201,26 @@ class Graphs:
         state: StateT,
         inputs: InputsT,
         *,
-        position: str | None = None,
-        counters: tuple[str, ...] = (),
         key: Hashable = None,
     ) -> tuple[StateT, Tensor]:
         """Return what ``step`` returns for ``state`` and ``inputs``; consumes
         ``state``.
 
-        Whatever changes the operations must show in tensor shapes, in the state's
-        numbers or in ``key``. ``counters`` and ``position`` may grow freely;
-        ``position`` reaches the graph as a 0-d tensor.
+        Args:
+            name: The stage's.
+            step: What is recorded.
+            state: Its state. Whatever changes the operations must show in the shapes of
+                its tensors, in its numbers or in ``key``; fields declared as
+                ``Counter``
+                or ``Position`` may grow freely, and a position reaches the graph as a
+                0-dimensional tensor.
+            inputs: What it is given.
+            key: What else decides about the operations.
         """
         if self._recorder is None or self._paused:
             return step(state, inputs)
         with torch.inference_mode():
-            return self._step(name, step, state, inputs, position, counters, key)
+            return self._step(name, step, state, inputs, key)
 
     def _step(
         self,
@@ -215,27 +228,23 @@ class Graphs:
         step: Step[StateT, InputsT],
         state: StateT,
         inputs: InputsT,
-        position: str | None,
-        counters: tuple[str, ...],
         key: Hashable,
     ) -> tuple[StateT, Tensor]:
         leaves, given = state_leaves(state), state_leaves(inputs)
-        moving = frozenset(
-            path for path in leaves if path.rpartition(".")[2] in (*counters, position)
-        )
+        roles = leaf_roles(state)
         counts = self._counts.setdefault(name, [0, 0, 0])
-        shape = (name, key, _shape_of(leaves, moving), _shape_of(given))
+        shape = (name, key, _shape_of(leaves, frozenset(roles)), _shape_of(given))
         plan = self._plans.get(shape)
         if plan is None:
             after = step(state, inputs)
             counts[2] += 1
             if len(self._plans) < MOST_GRAPHS:
-                self._plans[shape] = _planned(leaves, state_leaves(after[0]), moving)
+                self._plans[shape] = _planned(leaves, state_leaves(after[0]), roles)
             return after
         may_record = plan.recording is not None or not self._failed
-        if plan.refusal is None and may_record and self._move_in(name, plan, leaves):
+        if plan.refusal is None and may_record and self._settle(name, plan, leaves):
             if plan.recording is None:
-                self._record(name, plan, step, state, inputs, position)
+                self._record(name, plan, step, state, inputs)
                 counts[0] += plan.recording is not None
             if plan.recording is not None:
                 counts[1] += 1
@@ -243,16 +252,16 @@ class Graphs:
         counts[2] += 1
         return step(state, inputs)
 
-    def _move_in(self, name: str, plan: _Plan, leaves: Mapping[str, Leaf]) -> bool:
-        """Copy tensors with a fixed address to that address; False if another stream
-        uses it."""
+    def _settle(self, name: str, plan: _Plan, leaves: Mapping[str, Leaf]) -> bool:
+        """Bring what stays to the addresses it has in all recorded work; False where
+        another stream lives there."""
         foreign: list[tuple[Tensor, Tensor]] = []
         for path in plan.stays:
             leaf = leaves[path]
             assert isinstance(leaf, Tensor), "only tensors have addresses"
-            home = self._homes.setdefault((name, _place(path, leaf)), leaf)
+            home = self._static.setdefault((name, _place(path, leaf)), leaf)
             if home.data_ptr() != leaf.data_ptr():
-                tenant = self._tenants.get((name, _place(path, leaf)))
+                tenant = self._owners.get((name, _place(path, leaf)))
                 if tenant is not None and tenant() is not None:
                     return False
                 foreign.append((home, leaf))
@@ -267,7 +276,6 @@ class Graphs:
         step: Step[Any, Any],
         state: Any,
         inputs: Any,
-        position: str | None,
     ) -> None:
         """Record a step into ``plan``, or the reason it cannot be."""
         assert self._recorder is not None, "there is a recorder"
@@ -276,7 +284,7 @@ class Graphs:
         for path, leaf in leaves.items():
             if isinstance(leaf, Tensor) and path not in plan.stays:
                 buffers[f"state:{path}"] = torch.empty_like(leaf)
-            elif position is not None and path.rpartition(".")[2] == position:
+            elif plan.roles.get(path) is Role.POSITION:
                 buffers[f"state:{path}"] = torch.zeros(
                     (), dtype=torch.int64, device=_device_of(given)
                 )
@@ -288,7 +296,7 @@ class Graphs:
 
         def before(path: str, leaf: Leaf) -> Leaf:
             if path in plan.stays and isinstance(leaf, Tensor):
-                return self._homes[name, _place(path, leaf)]
+                return self._static[name, _place(path, leaf)]
             return buffers.get(f"state:{path}", leaf)
 
         fixed = with_leaves(
@@ -304,7 +312,7 @@ class Graphs:
             made = {
                 p: leaf
                 for p, leaf in state_leaves(after).items()
-                if p not in plan.stays and p not in plan.counters
+                if p not in plan.stays and p not in plan.roles
             }
             return {
                 f"state:{p}": leaf for p, leaf in made.items() if isinstance(leaf, Tensor)
@@ -343,12 +351,12 @@ class Graphs:
         after: dict[str, Leaf] = {}
         for path, leaf in leaves.items():
             if path in plan.stays and isinstance(leaf, Tensor):
-                after[path] = self._tenancy(name, path, leaf)
+                after[path] = self._own(name, path, leaf)
             elif isinstance(leaf, Tensor):
                 after[path] = made[f"state:{path}"].clone()
             else:
                 value = plan.after[path]
-                if path in plan.counters:
+                if path in plan.roles:
                     assert isinstance(leaf, int) and isinstance(value, int), (
                         "a counter is a whole number"
                     )
@@ -356,15 +364,15 @@ class Graphs:
                 after[path] = value
         return with_leaves(state, after), made["out"].clone()
 
-    def _tenancy(self, name: str, path: str, leaf: Tensor) -> Tensor:
-        """Return the static tensor of a name that lives as long as the stream's
-        state."""
+    def _own(self, name: str, path: str, leaf: Tensor) -> Tensor:
+        """Return the tensor of fixed address under a name that lives as long as the
+        stream's state."""
         place = (name, _place(path, leaf))
-        tenant = self._tenants.get(place)
+        tenant = self._owners.get(place)
         if tenant is not None and tenant() is leaf:
             return leaf
-        home = self._homes[place].detach()
-        self._tenants[place] = weakref.ref(home)
+        home = self._static[place].detach()
+        self._owners[place] = weakref.ref(home)
         return home
 
 
@@ -393,7 +401,7 @@ def _device_of(given: Mapping[str, Leaf]) -> torch.device:
 
 
 def _planned(
-    before: Mapping[str, Leaf], after: Mapping[str, Leaf], counters: frozenset[str]
+    before: Mapping[str, Leaf], after: Mapping[str, Leaf], roles: Mapping[str, Role]
 ) -> _Plan:
     """Derive from a finished step what later ones of its shape will do."""
     stays: set[str] = set()
@@ -408,11 +416,11 @@ def _planned(
                 stays.add(path)
         elif isinstance(old, Tensor) or isinstance(new, Tensor):
             refusal = f"{path} changes its kind"
-        elif path in counters:
+        elif path in roles:
             assert isinstance(old, int) and isinstance(new, int), (
                 "a counter is a whole number"
             )
             numbers[path] = new - old
         else:
             numbers[path] = new
-    return _Plan(frozenset(stays), numbers, counters, refusal)
+    return _Plan(frozenset(stays), numbers, roles, refusal)

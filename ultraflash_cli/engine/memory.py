@@ -23,6 +23,7 @@ from ultraflash_cli.engine.activations import (
     upsampler_activations,
     wan_vae_activations,
 )
+from ultraflash_cli.engine.sampling import Sampler
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, LATENT_PX
 from ultraflash_cli.engine.stage import state_bytes
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
@@ -450,11 +451,7 @@ def _phases(
     if work.source:
         shown = LATENT_PX**2 * math.prod(work.latents)
         frames = 3 * FLOAT32 * FRAMES_PER_LATENT * settings.group_latents
-        ledger.add(
-            "waiting frames",
-            frames * (math.prod(work.source) + work.batch * shown),
-            settled,
-        )
+        ledger.add("source frames", frames * math.prod(work.source), settled)
         ledger.add(
             "frames of the group", 2 * frames * work.batch * shown, ("encode", *_REFINING)
         )
@@ -531,9 +528,7 @@ def _add_generator(
         "generator weights": _parameters(config) * dtype.itemsize,
         "generator KV ring": state_bytes(state.rings),
         "generator context": state_bytes(state.context),
-        "generator queue": state_bytes(
-            (state.anchor_bcthw, state.noise_bcthw, state.draws_bscthw)
-        ),
+        "generator anchor": state_bytes(state.anchor_bcthw),
     }
     phases = settled
     if settings.offload_generator:
@@ -560,9 +555,8 @@ def _add_encoder(
     else:
         need = encoder_activations(config, height=height, width=width)
     element = dtype.itemsize * work.batch
-    queue = state_bytes(_state(config, dtype, work.batch, height, width).queue_bcthw)
     ledger.add("encoder weights", _parameters(config) * dtype.itemsize, settled)
-    ledger.add("encoder state", need.memories * element + queue, settled)
+    ledger.add("encoder state", need.memories * element, settled)
     ledger.add(
         "encoder activations", (need.working + 2 * need.memories) * element, ("encode",)
     )
@@ -581,9 +575,6 @@ def _add_sr_dit(
     )
     ledger.add("SR transformer KV rings", state_bytes(state.caches), settled)
     ledger.add("SR transformer context", state_bytes(state.context), settled)
-    ledger.add(
-        "SR transformer queue", state_bytes((state.noise_bcthw, state.cond_bcthw)), settled
-    )
     activations = sr_dit_activations(
         config,
         frames=config.group_latents,
@@ -677,8 +668,7 @@ def _add_pictures(ledger: _Ledger, work: MemoryWork, plane: int) -> None:
 
 
 def _saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
-    """Return the bytes of a saved state: rings, contexts, memories and latent queues;
-    frames are not saved."""
+    """Return the bytes of a saved state: rings, contexts and memories."""
     sr_dit = settings.apply_to(work.sr_dit) if work.sr_dit else None
     shown = LATENT_PX * work.latents[0], LATENT_PX * work.latents[1]
     stages = (
@@ -749,8 +739,9 @@ def _of_any_group(config: SrDitConfig) -> SrDitConfig:
 @lru_cache(maxsize=64)
 def _state(config: Any, dtype: torch.dtype, batch: int, height: int, width: int) -> Any:
     """Return a stage's state before the first frame, without storage."""
-    network: Any = _network(config)
-    return network.to(dtype).init_state(batch=batch, height=height, width=width)
+    network: Any = _network(config).to(dtype)
+    stage = Sampler(network) if isinstance(config, GeneratorConfig) else network
+    return stage.init_state(batch=batch, height=height, width=width)
 
 
 def _parameters(config: Any) -> int:

@@ -6,26 +6,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.clock import StageTimer, untimed
 from ultraflash_cli.engine.graphs import EAGER, Graphs
+from ultraflash_cli.engine.layers.memory_block import MemoryState
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.refiner import RefinedGroup, StageTimer, untimed
+from ultraflash_cli.engine.refiner import RefinedGroup
 from ultraflash_cli.engine.schedule import LATENT_PX
-from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathState
+from ultraflash_cli.engine.stages.pixel_path import PixelPath
 
 __all__ = ["PixelRefiner", "PixelRefinerState"]
 
 
 @dataclass(frozen=True)
 class PixelRefinerState:
-    """The state of the pixel path, and the number of groups so far."""
+    """The state of the pixel path."""
 
-    path: PixelPathState
+    path: MemoryState
     groups: int
-
-    @property
-    def empty_bcthw(self) -> Tensor:
-        """No frames of the output's size."""
-        return self.path.empty_bcthw
+    """Groups that went through it."""
 
 
 class PixelRefiner:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, Alignment
 from ultraflash_cli.engine.stages.decoder import DecoderConfig, DecoderStage
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
@@ -29,6 +30,8 @@ __all__ = [
     "Precision",
     "Profile",
 ]
+
+TAEHV_ALIGNMENT = Alignment()
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -75,16 +78,10 @@ class Profile:
     base_size: tuple[int, int] = (480, 832)
     """Height and width in pixels of what the generator draws."""
     notice: str = ""
-    """A notice about its clips, shown before one is generated; empty if there is
-    none."""
-    pad_front: int = 3
-    """Copies of the first frame put in front of a stream; the first group is shorter by
-    as many frames."""
-    copy_front: bool = True
-    """Whether those copies are made; the full autoencoder encodes the first frame
-    alone."""
-    drop_front: int = 3
-    """Raw frames of the decoder that are dropped at the start of a stream."""
+    """What people are told of its clips before one is made; empty if there is
+    nothing to say."""
+    alignment: Alignment = TAEHV_ALIGNMENT
+    """How frames and latents line up at the start of a stream."""
     condition_noise: float = 0.0
     """Share of noise mixed into the SR transformer's condition: 0 in every published
     command. The published function defaults to 0.2, and at least one public user runs
@@ -119,11 +116,12 @@ class Profile:
                 f"{self.name}: the SR transformer groups {self.sr_dit.group_latents} "
                 "latents"
             )
-        if not 0 <= self.pad_front <= self.drop_front < 4 * self.group_latents:
+        pad, drop = self.alignment.pad_front, self.alignment.drop_front
+        if not 0 <= pad <= drop < FRAMES_PER_LATENT * self.group_latents:
             raise ConfigError(
                 f"{self.name}: pad_front must be at most drop_front and that below a "
                 "group, "
-                f"got {self.pad_front} and {self.drop_front}"
+                f"got {pad} and {drop}"
             )
         if (self.upsampler is None) != (self.decoder is None):
             raise ConfigError(f"{self.name}: upsampler and decoder must be given together")
@@ -132,7 +130,7 @@ class Profile:
                 f"{self.name}: without a decoder the pixel path enlarges, and there is no "
                 "SR transformer"
             )
-        if self.delay and self.pixels:
+        if self.alignment.delay and self.pixels:
             raise ConfigError(
                 f"{self.name}: the pixel path needs pad_front equal to drop_front"
             )
@@ -165,12 +163,6 @@ class Profile:
             raise ConfigError(
                 f"{self.name}: the text encoder's embeddings do not match the generator"
             )
-
-    @property
-    def delay(self) -> int:
-        """Frames that stay inside after a group because the encoder runs ahead of the
-        decoder (reference/cascade.md 6.4)."""
-        return self.drop_front - self.pad_front
 
     @property
     def refines_by_words(self) -> bool:

@@ -4,68 +4,39 @@ by group.
 A model without a high-resolution latent path uses a ``PixelRefiner`` instead.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.clock import StageTimer, untimed
 from ultraflash_cli.engine.graphs import EAGER, Graphs
 from ultraflash_cli.engine.lanes import OnHost, to_device, to_host
+from ultraflash_cli.engine.layers.memory_block import MemoryState
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.schedule import group_noise
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderState
-from ultraflash_cli.engine.stages.latent_upsampler import (
-    LatentUpsampler,
-    LatentUpsamplerState,
-)
+from ultraflash_cli.engine.schedule import NoiseSource, group_noise
+from ultraflash_cli.engine.stages.decoder import Decoder
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs, SrDitState
 
-__all__ = [
-    "NoiseSource",
-    "RefinedGroup",
-    "Refiner",
-    "RefinerState",
-    "StageTimer",
-    "untimed",
-]
-
-StageTimer = Callable[[str], AbstractContextManager[object]]
-"""Given a stage's name, returns a context that is open while the stage computes."""
-
-
-def untimed(_stage: str) -> AbstractContextManager[object]:
-    """Time nothing."""
-    return nullcontext()
-
-
-class NoiseSource(Protocol):
-    """The source of noise, by default ``schedule.group_noise``; tests inject others."""
-
-    def __call__(
-        self, shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int
-    ) -> Tensor:
-        """Return the standard normal noise of one group of one stage."""
-        ...
+__all__ = ["RefinedGroup", "Refiner", "RefinerState"]
 
 
 @dataclass(frozen=True)
 class RefinerState:
     """The states of the three stages, and the coordinates of the noise."""
 
-    upsampler: LatentUpsamplerState
+    upsampler: MemoryState
     sr_dit: SrDitState | None
-    decoder: DecoderState
+    """None where the model has no SR transformer."""
+    decoder: MemoryState
     groups: int
+    """Groups refined."""
     seed: int
+    """Of the noise."""
     first_frame: int
-
-    @property
-    def empty_bcthw(self) -> Tensor:
-        """No frames of the output's size."""
-        return self.decoder.empty_bcthw
+    """The scene's place in the clip, which its noise depends on."""
 
 
 class RefinedGroup(NamedTuple):
@@ -166,7 +137,7 @@ class Refiner:
         state = replace(state, upsampler=upsampler)
         if self.sr_dit is not None and state.sr_dit is not None:
             with self.timer("sr_dit"):
-                sr_dit, latents = self._refine(self.sr_dit, state.sr_dit, latents, state)
+                sr_dit, latents = self._sharpen(self.sr_dit, state.sr_dit, latents, state)
             state = replace(state, sr_dit=sr_dit)
         with self.timer("decoder"):
             decoder, frames = self._decode(state.decoder, latents)
@@ -174,39 +145,26 @@ class Refiner:
             latents, frames
         )
 
-    def _decode(self, state: DecoderState, latents: Tensor) -> tuple[DecoderState, Tensor]:
+    def _decode(self, state: MemoryState, latents: Tensor) -> tuple[MemoryState, Tensor]:
         count = self.decode_latents
         if count is None:
             return self.graphs.step("decoder", self.decoder.step, state, latents)
         pieces: list[OnHost] = []
-        for at in range(0, latents.shape[2], count):
-            state, frames = self.graphs.step(
-                "decoder", self.decoder.step, state, latents[:, :, at : at + count]
-            )
+        for piece in latents.split(count, dim=2):
+            state, frames = self.graphs.step("decoder", self.decoder.step, state, piece)
             pieces.append(to_host(frames))
         return state, torch.cat([piece.arrive() for piece in pieces], dim=2)
 
-    def _refine(
+    def _sharpen(
         self, sr_dit: SrDit, before: SrDitState, cond: Tensor, state: RefinerState
     ) -> tuple[SrDitState, Tensor]:
-        """Denoise the group in one step; it ends here whatever its length."""
+        """Take the one step from noise to clean latents."""
         share = self.profile.condition_noise
         if share > 0:
             cond = (1 - share) * cond + share * self._draw("sr_condition", cond, state)
-
-        def one_group(before: SrDitState, inputs: SrDitInputs) -> tuple[SrDitState, Tensor]:
-            after, clean = sr_dit.step(before, inputs)
-            return sr_dit.close_group(after) if after.waiting else (after, clean)
-
-        return self.graphs.step(
-            "sr_dit",
-            one_group,
-            before,
-            SrDitInputs(self._draw("sr_dit", cond, state), cond),
-            position="frames",
-            counters=("groups",),
-            key=sr_dit.config.kv_len_after(before.groups),
-        )
+        group = SrDitInputs(self._draw("sr_dit", cond, state), cond)
+        remembered = sr_dit.config.kv_len_after(before.groups)
+        return self.graphs.step("sr_dit", sr_dit.step, before, group, key=remembered)
 
     def _draw(self, stage: str, like: Tensor, state: RefinerState) -> Tensor:
         noise = self.noise(

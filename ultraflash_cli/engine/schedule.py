@@ -1,22 +1,25 @@
 """The schedule of a stream: frames per group, chunks of a generated clip, and their
 noise."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.seeds import generator_of
 from ultraflash_cli.errors import ConfigError
 
 __all__ = [
     "FRAMES_PER_LATENT",
     "GENERATED_FPS",
     "LATENT_PX",
+    "Alignment",
     "GenerationPlan",
-    "group_frames",
+    "NoiseSource",
+    "filled_up",
     "group_noise",
     "kv_lengths",
     "latents_for",
@@ -33,10 +36,78 @@ GENERATED_FPS = 16
 """Pixel frames per second of a generated clip."""
 
 
-def group_frames(group_latents: int, pad_front: int, *, first: bool) -> int:
-    """Return the source frames per group; the first group of a stream is shorter by its
-    front padding."""
-    return FRAMES_PER_LATENT * group_latents - (pad_front if first else 0)
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """How frames and latents line up where a stream begins.
+
+    A latent stands for four frames, but 1 + 4k frames make 1 + k latents: a stream's
+    first frame counts as if copies of it came before.
+    """
+
+    pad_front: int = 3
+    """Frames by which a stream's first group is shorter: copies of its first frame
+    stand in their place."""
+    copy_front: bool = True
+    """Whether those copies are made; the full autoencoder encodes a first frame
+    alone."""
+    drop_front: int = 3
+    """Raw frames of the decoder that are dropped at the start of a stream."""
+
+    @property
+    def delay(self) -> int:
+        """Frames that stay inside after a group because the encoder runs ahead of the
+        decoder (ARCHITECTURE 6.4)."""
+        return self.drop_front - self.pad_front
+
+    def group_frames(self, latents: int, *, first: bool) -> int:
+        """Return how many source frames make a group of ``latents``."""
+        return FRAMES_PER_LATENT * latents - (self.pad_front if first else 0)
+
+    def pad(self, frames_bcthw: Tensor, *, first: bool) -> Tensor:
+        """Return a group's frames as an encoder takes them.
+
+        A stream's ``first`` group gets its copies in front; a group that ends a stream
+        is filled up to whole latents by its last frame.
+        """
+        front = self.pad_front if first else 0
+        missing = -(front + frames_bcthw.shape[2]) % FRAMES_PER_LATENT
+        copies = front if self.copy_front else 0
+        if not copies + missing:
+            return frames_bcthw
+        before = frames_bcthw[:, :, :1].expand(-1, -1, copies, -1, -1)
+        behind = frames_bcthw[:, :, -1:].expand(-1, -1, missing, -1, -1)
+        return torch.cat([before, frames_bcthw, behind], dim=2)
+
+    def trim(self, raw_bcthw: Tensor, *, first: bool, frames: int | None = None) -> Tensor:
+        """Return what a group's raw frames are worth.
+
+        ``frames`` is how many frames went in; None keeps all that a generator's group
+        has.
+        """
+        start = self.drop_front if first else 0
+        if frames is None:
+            return raw_bcthw[:, :, start:]
+        return raw_bcthw[:, :, start : frames + (self.pad_front if first else 0)]
+
+
+def filled_up(frames_bcthw: Tensor, *, before: int = 0) -> Tensor:
+    """Repeat the last frame until ``before`` frames and these make whole latents."""
+    missing = -(before + frames_bcthw.shape[2]) % FRAMES_PER_LATENT
+    if not missing:
+        return frames_bcthw
+    last = frames_bcthw[:, :, -1:]
+    return torch.cat([frames_bcthw, last.expand(-1, -1, missing, -1, -1)], dim=2)
+
+
+class NoiseSource(Protocol):
+    """Where the draws of the cascade come from; ``group_noise`` unless they are
+    injected."""
+
+    def __call__(
+        self, shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int
+    ) -> Tensor:
+        """Return the standard normal draw of one group of one stage."""
+        ...
 
 
 def group_noise(
@@ -46,9 +117,7 @@ def group_noise(
 
     It depends only on its arguments, so a resumed or divided run gets the same noise.
     """
-    name = f"{seed}/{stage}/{first_frame}/{group}".encode()
-    generator = torch.Generator()
-    generator.manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:8], "little") >> 1)
+    generator = generator_of(seed, stage, first_frame, group)
     return torch.randn(shape, generator=generator)
 
 

@@ -2,15 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from enum import Enum
+from functools import cache
+from typing import Annotated, Any, Protocol, TypeVar, get_type_hints, runtime_checkable
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Counter",
     "Leaf",
+    "Position",
+    "Role",
     "Stage",
     "as_tensor",
+    "leaf_roles",
     "move_state",
     "state_bytes",
     "state_from_tensors",
@@ -22,18 +28,34 @@ __all__ = [
 Leaf = Tensor | int | float | None
 """A leaf of a state; a bool is an int."""
 
+
+class Role(Enum):
+    """What a number of a state means to a recorded step."""
+
+    COUNTER = "counter"
+    """It only grows, and nothing that is computed depends on it."""
+    POSITION = "position"
+    """It only grows, and what is computed reads it as a tensor."""
+
+
+Counter = Annotated[int, Role.COUNTER]
+"""The type of a state's field that counts, see ``Role``."""
+
+Position = Annotated[int | Tensor, Role.POSITION]
+"""The type of a state's field that says how far a stream is, see ``Role``; inside a
+recorded step it is a 0-dimensional tensor."""
+
 StateT = TypeVar("StateT")
-InputsT = TypeVar("InputsT", contravariant=True)
+GroupT = TypeVar("GroupT", contravariant=True)
 
 
 @runtime_checkable
-class Stage(Protocol[StateT, InputsT]):
-    """A causal network that takes pushes of any size and holds no state of its own.
+class Stage(Protocol[StateT, GroupT]):
+    """A causal network that is fed in groups and holds no state of its own.
 
-    A *push* is the caller's input; a *group* is computed together.
-    ``step`` queues until a group is complete, so that any split of a clip into pushes
-    gives the same result. The shapes of the tensors in a state are fixed from
-    ``init_state`` on. After a step the given state must not be used again.
+    A *group* is what is computed together, and part of the result. ``regroup`` turns
+    pushes of any size into groups. The shapes of the tensors in a state are fixed from
+    ``init_state`` on. After a step the state it was given must not be used again.
     """
 
     def init_state(self, *, batch: int, height: int, width: int) -> StateT:
@@ -41,32 +63,55 @@ class Stage(Protocol[StateT, InputsT]):
         ``width``."""
         ...
 
-    def step(self, state: StateT, inputs: InputsT) -> tuple[StateT, Tensor]:
-        """Take in a push and return what is complete; the time axis may be empty."""
+    def group_size(self, state: StateT) -> int:
+        """Return how many inputs make the next group."""
         ...
 
-    def flush(self, state: StateT) -> Tensor:
-        """Return what is still queued as the end of the clip; empty where nothing
-        is."""
+    def step(self, state: StateT, group: GroupT) -> tuple[StateT, Tensor]:
+        """Return the state after a whole group, and its result; a shorter group ends
+        the clip."""
         ...
 
 
-def state_to_tensors(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """Return every leaf of a state under a dotted name; numbers become 0-dimensional
-    tensors.
+def state_leaves(state: Any, prefix: str = "") -> dict[str, Leaf]:
+    """Return every leaf of a state itself under its dotted name; nothing is copied.
 
     A state is a (nested) dataclass, tuple or named tuple of tensors, ints, floats,
-    bools and None. None leaves nothing behind. The tensors are contiguous copies, ready
-    for safetensors.
+    bools and None.
     """
-    tensors = {
-        name: as_tensor(leaf)
-        for name, leaf in state_leaves(state, prefix).items()
-        if leaf is not None
-    }
-    return {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()
-    }
+    if _is_leaf(state):
+        return {prefix: state}
+    found: dict[str, Leaf] = {}
+    for name, value in _children(state):
+        found |= state_leaves(value, f"{prefix}.{name}" if prefix else name)
+    return found
+
+
+def with_leaves(like: Any, leaves: Mapping[str, Leaf], prefix: str = "") -> Any:
+    """Return a state built like ``like`` from leaves named as ``state_leaves`` names
+    them."""
+    if _is_leaf(like):
+        return leaves[prefix]
+    children = _children(like)
+    values = [with_leaves(v, leaves, f"{prefix}.{n}" if prefix else n) for n, v in children]
+    if dataclasses.is_dataclass(like) and not isinstance(like, type):
+        names = [name for name, _ in children]
+        return dataclasses.replace(like, **dict(zip(names, values, strict=True)))
+    return type(like)(*values) if hasattr(like, "_fields") else tuple(values)
+
+
+def leaf_roles(state: Any, prefix: str = "") -> dict[str, Role]:
+    """Return the roles of a state's numbers by their dotted names, see ``Counter``."""
+    if _is_leaf(state):
+        return {}
+    declared = _declared_roles(type(state))
+    found: dict[str, Role] = {}
+    for name, value in _children(state):
+        path = f"{prefix}.{name}" if prefix else name
+        if name in declared:
+            found[path] = declared[name]
+        found |= leaf_roles(value, path)
+    return found
 
 
 def as_tensor(leaf: Tensor | float) -> Tensor:
@@ -79,85 +124,57 @@ def as_tensor(leaf: Tensor | float) -> Tensor:
     return torch.tensor(leaf, dtype=torch.float64)
 
 
-def state_leaves(state: Any, prefix: str = "") -> dict[str, Leaf]:
-    """Return every leaf of a state itself under its dotted name, None included; nothing
-    is copied."""
-    if state is None or isinstance(state, Tensor | bool | int | float):
-        return {prefix: state}
-    found: dict[str, Leaf] = {}
-    for name, value in _children(state):
-        found |= state_leaves(value, f"{prefix}.{name}" if prefix else name)
-    return found
+def state_to_tensors(state: Any) -> dict[str, Tensor]:
+    """Return copies of every leaf on the host, ready for safetensors.
+
+    Numbers become 0-dimensional tensors; None leaves nothing behind.
+    """
+    found = {
+        n: as_tensor(leaf) for n, leaf in state_leaves(state).items() if leaf is not None
+    }
+    return {n: tensor.detach().cpu().contiguous().clone() for n, tensor in found.items()}
 
 
-def with_leaves(like: Any, leaves: Mapping[str, Leaf], prefix: str = "") -> Any:
-    """Return a state built like ``like`` from leaves named as ``state_leaves`` names
-    them."""
-    if like is None or isinstance(like, Tensor | bool | int | float):
-        return leaves[prefix]
-    return _rebuilt(
-        like,
-        [
-            with_leaves(v, leaves, f"{prefix}.{n}" if prefix else n)
-            for n, v in _children(like)
-        ],
-    )
+def state_from_tensors(template: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return a state shaped like ``template`` (a fresh ``init_state``) with saved
+    leaves.
+
+    Tensors go to the template's device, dtype and memory format. Raises KeyError where
+    a leaf is missing and ValueError where a shape differs.
+    """
+    leaves = state_leaves(template)
+    return with_leaves(template, {n: _restored(n, x, tensors) for n, x in leaves.items()})
 
 
 def state_bytes(state: Any) -> int:
     """Return the bytes of a state's tensors; nothing is copied."""
-    if isinstance(state, Tensor):
-        return state.nbytes
-    if state is None or isinstance(state, bool | int | float):
-        return 0
-    return sum(state_bytes(value) for _, value in _children(state))
+    return sum(x.nbytes for x in state_leaves(state).values() if isinstance(x, Tensor))
 
 
 def move_state(state: Any, device: torch.device) -> Any:
     """Return a state with every tensor on ``device``, its values, dtypes and memory
     formats kept."""
-    if isinstance(state, Tensor):
-        return state.to(device)
-    if state is None or isinstance(state, bool | int | float):
-        return state
-    return _rebuilt(state, [move_state(value, device) for _, value in _children(state)])
+    leaves = state_leaves(state)
+    moved = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in leaves.items()}
+    return with_leaves(state, moved)
 
 
-def state_from_tensors(template: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
-    """Return a state shaped like ``template`` (a fresh ``init_state``) with the leaves
-    of ``tensors``.
-
-    Tensors go to the template's device, dtype and memory format. Raises KeyError where
-    a leaf is missing and ValueError where a shape differs.
-    """
-    if template is None:
+def _restored(name: str, like: Leaf, tensors: Mapping[str, Tensor]) -> Leaf:
+    if like is None:
         return None
-    if isinstance(template, Tensor):
-        saved = tensors[prefix]
-        if saved.shape != template.shape or saved.dtype != template.dtype:
-            raise ValueError(
-                f"{prefix}: saved {tuple(saved.shape)} {saved.dtype}, expected "
-                f"{tuple(template.shape)}"
-            )
-        return torch.empty_like(template).copy_(saved)
-    if isinstance(template, bool | int | float):
-        return type(template)(tensors[prefix].item())
-    filled = [
-        state_from_tensors(v, tensors, f"{prefix}.{n}" if prefix else n)
-        for n, v in _children(template)
-    ]
-    return _rebuilt(template, filled)
-
-
-def _rebuilt(like: Any, values: list[Any]) -> Any:
-    """Return the container ``like`` with other children."""
-    if dataclasses.is_dataclass(like) and not isinstance(like, type):
-        return dataclasses.replace(
-            like, **dict(zip([name for name, _ in _children(like)], values, strict=True))
+    saved = tensors[name]
+    if not isinstance(like, Tensor):
+        return type(like)(saved.item())
+    if saved.shape != like.shape or saved.dtype != like.dtype:
+        raise ValueError(
+            f"{name}: saved {tuple(saved.shape)} {saved.dtype}, expected "
+            f"{tuple(like.shape)} {like.dtype}"
         )
-    if hasattr(like, "_fields"):
-        return type(like)(*values)
-    return tuple(values)
+    return torch.empty_like(like).copy_(saved)
+
+
+def _is_leaf(state: Any) -> bool:
+    return state is None or isinstance(state, Tensor | bool | int | float)
 
 
 def _children(state: Any) -> list[tuple[str, Any]]:
@@ -170,3 +187,15 @@ def _children(state: Any) -> list[tuple[str, Any]]:
         "a state must consist of tensors, numbers, tuples and dataclasses, got "
         f"{type(state).__name__}"
     )
+
+
+@cache
+def _declared_roles(kind: type) -> Mapping[str, Role]:
+    """Return the roles that the fields of a dataclass or named tuple are declared
+    with."""
+    found: dict[str, Role] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Role):
+                found[name] = extra
+    return found

@@ -8,43 +8,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ultraflash_cli.engine.clock import StageTimer, untimed
 from ultraflash_cli.engine.lanes import Lanes, to_device
 from ultraflash_cli.engine.layers.colours import match_colours
+from ultraflash_cli.engine.layers.memory_block import MemoryState
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner, PixelRefinerState
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.refiner import (
+from ultraflash_cli.engine.refiner import Refiner, RefinerState
+from ultraflash_cli.engine.sampling import GeneratorInputs, GeneratorState, Sampler
+from ultraflash_cli.engine.schedule import (
+    FRAMES_PER_LATENT,
+    GenerationPlan,
     NoiseSource,
-    Refiner,
-    RefinerState,
-    StageTimer,
-    untimed,
+    group_noise,
 )
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GenerationPlan, group_noise
 from ultraflash_cli.engine.stage import move_state
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderState
-from ultraflash_cli.engine.stages.generator import (
-    Generator,
-    GeneratorInputs,
-    GeneratorState,
-)
+from ultraflash_cli.engine.stages.decoder import Decoder
 
 __all__ = ["GeneratedGroup", "TextToVideo", "TextToVideoState"]
 
 
 @dataclass(frozen=True)
 class TextToVideoState:
-    """The states of all stages, the video's position, and the seed of its noise."""
+    """The states of all stages and how far the video is."""
 
     generator: GeneratorState
     refiner: RefinerState | PixelRefinerState | None
-    low_decoder: DecoderState | None
+    """None without a refiner."""
+    low_decoder: MemoryState | None
+    """None without a decoder for the base size."""
     groups: int
+    """Groups that have become frames."""
     chunks: int
+    """Chunks generated."""
     seed: int
+    """Of the noise."""
     ahead_bcthw: Tensor
     """Low-resolution latents of the next group, as long as the longest one; the first
     ``ahead`` are generated."""
     ahead: int
+    """0 where the next group is not begun."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the next group is the first."""
+        return self.groups == 0
 
 
 class GeneratedGroup(NamedTuple):
@@ -77,7 +85,7 @@ class TextToVideo:
         self,
         profile: Profile,
         plan: GenerationPlan,
-        generator: Generator,
+        sampler: Sampler,
         *,
         refiner: Refiner | PixelRefiner | None,
         low_decoder: Decoder | None,
@@ -96,10 +104,10 @@ class TextToVideo:
         assert lanes is None or park is None, "a generator that is parked cannot work ahead"
         self.profile = profile
         self.plan = plan
-        self.generator = generator
+        self.sampler = sampler
         self.refiner = refiner
         self.low_decoder = low_decoder
-        self.device = next(generator.parameters()).device
+        self.device = next(sampler.network.parameters()).device
         self.park = park
         self.timer = timer
         self.noise = noise
@@ -122,12 +130,12 @@ class TextToVideo:
         ``prefix_bcthw`` are the latents of a clip to continue from; they are cached,
         not generated again.
         """
-        generator = self.generator.init_state(
+        generator = self.sampler.init_state(
             batch=batch, height=height, width=width, context=context
         )
         if prefix_bcthw is not None:
             with self.timer("generator"):
-                generator = self.generator.prefill(generator, prefix_bcthw)
+                generator = self.sampler.prefill(generator, prefix_bcthw)
         refiner = low_decoder = None
         if self.refiner is not None:
             words = context if self.profile.refines_by_words else None
@@ -140,12 +148,12 @@ class TextToVideo:
             )
         shape = (
             batch,
-            self.generator.config.latent_channels,
+            self.sampler.config.latent_channels,
             max(self.plan.groups),
             height,
             width,
         )
-        ahead = generator.noise_bcthw.new_zeros(shape)
+        ahead = generator.anchor_bcthw.new_zeros(shape)
         return TextToVideoState(
             generator,
             refiner,
@@ -209,46 +217,52 @@ class TextToVideo:
 
     def _step(self, state: TextToVideoState) -> tuple[TextToVideoState, GeneratedGroup]:
         assert state.groups < len(self.plan.groups), "the plan has no further group"
-        drop = self.profile.drop_front if state.groups == 0 else 0
+        alignment = self.profile.alignment
+        first = state.is_first
         state, low = self._take_group(state)
         latents = frames = low_frames = None
+
         if self.low_decoder is not None and state.low_decoder is not None:
             with self.timer("low_decoder"):
                 low_decoder, raw = self.low_decoder.step(state.low_decoder, low)
-            state, low_frames = replace(state, low_decoder=low_decoder), raw[:, :, drop:]
+            state = replace(state, low_decoder=low_decoder)
+            low_frames = alignment.trim(raw, first=first)
+
         if isinstance(self.refiner, PixelRefiner):
             assert low_frames is not None and isinstance(state.refiner, PixelRefinerState)
-            refiner, frames = self._enlarge(
-                self.refiner, state.refiner, low_frames.float().clamp(0, 1)
-            )
+            shown = low_frames.float().clamp(0, 1)
+            refiner, frames = self._enlarge(self.refiner, state.refiner, shown)
             state = replace(state, refiner=refiner)
         elif self.refiner is not None:
             assert isinstance(state.refiner, RefinerState)
-            refiner, latents, frames = self._refine(self.refiner, state.refiner, low)
-            state, frames = replace(state, refiner=refiner), frames[:, :, drop:]
-        return replace(state, groups=state.groups + 1), GeneratedGroup(
-            low, latents, frames, low_frames
-        )
+            refiner, latents, raw = self._refine_all(self.refiner, state.refiner, low)
+            state = replace(state, refiner=refiner)
+            frames = alignment.trim(raw, first=first)
 
-    def _refine(
+        state = replace(state, groups=state.groups + 1)
+        return state, GeneratedGroup(low, latents, frames, low_frames)
+
+    def _refine_all(
         self, refiner: Refiner, state: RefinerState, low: Tensor
     ) -> tuple[RefinerState, Tensor, Tensor]:
-        """Refine a generated group in groups of the profile's length."""
-        total, size = low.shape[2], self.profile.group_latents
-        latents, frames = list[Tensor](), low
+        """Refine what was generated together, in groups of the profile's length."""
+        total = low.shape[2]
+        size = self.profile.group_latents
+        latents: list[Tensor] = []
+        frames = low
         for at in range(0, total, size):
-            first, end = FRAMES_PER_LATENT * at, FRAMES_PER_LATENT * min(at + size, total)
             state, (fine, sharp) = refiner.run_group(state, low[:, :, at : at + size])
             assert fine is not None, "latents are refined to latents"
             latents.append(fine)
             if size >= total:
                 return state, fine, sharp
+
             if at == 0:
                 batch, channels, _, height, width = sharp.shape
-                frames = sharp.new_empty(
-                    (batch, channels, FRAMES_PER_LATENT * total, height, width)
-                )
-            frames[:, :, first:end] = sharp
+                length = FRAMES_PER_LATENT * total
+                frames = sharp.new_empty((batch, channels, length, height, width))
+            start = FRAMES_PER_LATENT * at
+            frames[:, :, start : start + sharp.shape[2]] = sharp
         return state, torch.cat(latents, dim=2), frames
 
     def _enlarge(
@@ -266,25 +280,25 @@ class TextToVideo:
         """Generate the chunks of the next group."""
         low: list[Tensor] = []
         if self.park is not None:
-            self.generator.to(self.device)
+            self.sampler.network.to(self.device)
             state = replace(state, generator=move_state(state.generator, self.device))
         for length in self.plan.group_chunks[state.groups]:
             inputs = self._noise(state, length)
             with self.timer("generator"):
-                generator, latents = self.generator.step(state.generator, inputs)
+                generator, latents = self.sampler.step(state.generator, inputs)
             assert latents.shape[2] == length, "the plan's chunks are the generator's"
             state = replace(state, generator=generator, chunks=state.chunks + 1)
             low.append(latents)
         if self.park is not None:
-            self.generator.to(self.park)
+            self.sampler.network.to(self.park)
             state = replace(state, generator=move_state(state.generator, self.park))
         return state, torch.cat(low, dim=2)
 
     def _noise(self, state: TextToVideoState, length: int) -> GeneratorInputs:
         """Sample the noise for one chunk of ``length`` latents, ``[B, C, T, H, W]`` and
         ``[B, steps - 1, C, T, H, W]``."""
-        config = self.generator.config
-        batch, channels, _, height, width = state.generator.noise_bcthw.shape
+        config = self.sampler.config
+        batch, channels, _, height, width = state.generator.anchor_bcthw.shape
         draws = len(config.steps) - 1
 
         def draw(stage: str, shape: tuple[int, ...]) -> Tensor:

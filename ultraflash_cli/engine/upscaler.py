@@ -1,7 +1,7 @@
 """The cascade on pictures: exact sizes, colour matching, strength."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from ultraflash_cli.engine.pictures import (
     to_planes,
 )
 from ultraflash_cli.engine.plan import UpscalePlan
-from ultraflash_cli.engine.schedule import group_frames
 
 __all__ = ["Upscaler", "UpscalerState"]
 
@@ -30,10 +29,15 @@ class UpscalerState:
     """The cascade's state, and the source frames whose results are still due."""
 
     cascade: CascadeState
-    waiting_tchw: Tensor
-    waiting: int
+    held_tchw: Tensor | None
+    """Source frames that the cascade holds, where its encoder runs ahead; None else."""
     deep: bool
     """Whether the scene's frames have 16 bits."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the next group is the scene's first."""
+        return self.cascade.is_first
 
 
 class Upscaler:
@@ -77,7 +81,11 @@ class Upscaler:
         """Return how many source frames make a group: the first of a scene is
         shorter."""
         profile = self.cascade.profile
-        return group_frames(profile.group_latents, profile.pad_front, first=first)
+        return profile.alignment.group_frames(profile.group_latents, first=first)
+
+    def held(self, state: UpscalerState) -> int:
+        """Return how many of the frames that went in are still inside."""
+        return self.cascade.held(state.cascade)
 
     def init_state(self, *, seed: int = 0, first_frame: int = 0) -> UpscalerState:
         """Return the state before a scene's first frame, which is frame ``first_frame``
@@ -90,70 +98,42 @@ class Upscaler:
             first_frame=first_frame,
             context=self.context,
         )
-        places = self.group_frames(first=False) + self.cascade.profile.delay
-        waiting = torch.zeros((places, 3, *self.plan.source), device=self.cascade.device)
-        return UpscalerState(cascade, waiting, 0, False)
+        held = None
+        if delay := self.cascade.profile.alignment.delay:
+            held = torch.zeros((delay, 3, *self.plan.source), device=self.cascade.device)
+        return UpscalerState(cascade, held, False)
 
     def step(
         self, state: UpscalerState, frames: Sequence[Picture]
     ) -> tuple[UpscalerState, list[Picture]]:
-        """Take frames of the planned source size; return finished ones, in the same bit
-        depth.
+        """Upscale a group of frames of the planned source size; return the frames that
+        are done, in the depth they came in.
 
-        All frames of a scene have one depth. Consumes ``state``.
+        A shorter group, which may be empty, ends the scene. All frames of a scene have
+        one depth. Consumes ``state``.
         """
         state, done = self.launch(state, frames)
         return state, [picture.arrive() for picture in done]
 
-    def flush(self, state: UpscalerState) -> list[Picture]:
-        """Return the remaining frames as the end of the scene."""
-        return [picture.arrive() for picture in self.launch_flush(state)]
-
     def launch(
         self, state: UpscalerState, frames: Sequence[Picture]
-    ) -> tuple[UpscalerState, list[Arriving]]:
-        """Like ``step``, without waiting for a GPU: the pictures are still being
-        copied."""
-        done: list[Arriving] = []
-        taken = 0
-        while taken < len(frames):
-            held, first = self._held(state), state.cascade.refiner.groups == 0
-            count = min(
-                len(frames) - taken, held + self.group_frames(first=first) - state.waiting
-            )
-            push = frames[taken : taken + count]
-            for frame in push:
-                assert frame.shape == (*self.plan.source, 3), (
-                    f"planned for {self.plan.source}, got {frame.shape}"
-                )
-            put_frames(state.waiting_tchw[state.waiting : state.waiting + count], push)
-            state = replace(
-                state, waiting=state.waiting + count, deep=push[-1].dtype == np.uint16
-            )
-            taken += count
-            if state.waiting - held == self.group_frames(first=first):
-                sources = state.waiting_tchw[: state.waiting]
-                cascade, sharp = self.cascade.step(
-                    state.cascade, self._prepare(sources[held:])
-                )
-                out = sharp.shape[2]
-                done += self._finish(sources[:out], sharp, deep=state.deep)
-                left = state.waiting - out
-                state.waiting_tchw[:left] = sources[out:].clone()
-                state = replace(state, cascade=cascade, waiting=left)
-        return state, done
+    ) -> tuple[UpscalerState, Sequence[Arriving]]:
+        """Do what ``step`` does without waiting for a GPU: the pictures are on their
+        way."""
+        if not len(frames) + self.held(state):
+            return state, []
+        deep = frames[-1].dtype == np.uint16 if len(frames) else state.deep
+        sources = self._sources(state, frames)
+        new = sources[self.held(state) :]
 
-    def launch_flush(self, state: UpscalerState) -> Sequence[Arriving]:
-        """Like ``flush``, without waiting for a GPU."""
-        if state.waiting == 0:
-            return []
-        sources = state.waiting_tchw[: state.waiting]
-        cascade, sharp = self.cascade.step(
-            state.cascade, self._prepare(sources[self._held(state) :])
-        )
-        if sharp.shape[2] < state.waiting:
-            sharp = torch.cat([sharp, self.cascade.flush(cascade)], dim=2)
-        return self._finish(sources, sharp, deep=state.deep)
+        cascade, sharp = self.cascade.step(state.cascade, self._prepare(new))
+        done = sharp.shape[2]
+        pictures = self._finish(sources[:done], sharp, deep=deep)
+
+        held = state.held_tchw
+        if held is not None and done < len(sources):
+            held = sources[done:].clone()
+        return UpscalerState(cascade, held, deep), pictures
 
     def warm_up(self) -> None:
         """Upscale and discard one group, so that kernels are compiled and memory is
@@ -163,9 +143,21 @@ class Upscaler:
         if self.guard is not None:
             self.guard.clear()
 
-    def _held(self, state: UpscalerState) -> int:
-        """Return how many of the waiting frames the cascade already has."""
-        return self.cascade.profile.delay if state.cascade.refiner.groups else 0
+    def _sources(self, state: UpscalerState, frames: Sequence[Picture]) -> Tensor:
+        """Return the source frames that are inside, those that come in now behind them,
+        as [T, 3, h, w]."""
+        for frame in frames:
+            assert frame.shape == (*self.plan.source, 3), (
+                f"planned for {self.plan.source}, got {frame.shape}"
+            )
+        held = self.held(state)
+        shape = (held + len(frames), 3, *self.plan.source)
+        sources = torch.empty(shape, device=self.cascade.device)
+        if held and state.held_tchw is not None:
+            sources[:held] = state.held_tchw
+        if len(frames):
+            put_frames(sources[held:], frames)
+        return sources
 
     def _prepare(self, sources_tchw: Tensor) -> Tensor:
         """Resize as planned and pad by reflection: [T, 3, h, w] to [1, 3, T, H,

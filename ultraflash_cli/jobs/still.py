@@ -108,13 +108,12 @@ def _upscaled(prepared: Prepared, frames: list[np.ndarray]) -> np.ndarray:
     model = Models().upscaler(as_rgb).model
     state = model.init_state(seed=prepared.job.seed, first_frame=0)
     done: list[object] = []
-    first, rest = model.group_frames(True), list(frames)
-    while rest:
-        group, rest = rest[:first], rest[first:]
-        state, pictures = model.step(state, group)
+    size, rest = model.group_frames(True), list(frames)
+    while len(rest) >= size:
+        state, pictures = model.step(state, rest[:size])
         done += pictures
-        first = model.group_frames(False)
-    done += model.flush(state)
+        size, rest = model.group_frames(False), rest[size:]
+    done += model.end(state, rest)
     last = done[-1]
     arrive = getattr(last, "arrive", None)
     picture = last if arrive is None else arrive()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache_policy import Scorer, SharpnessDrift
 from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.clock import StageTimer, untimed
 from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
 from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.lanes import cuda_lanes
@@ -18,7 +19,8 @@ from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.refiner import Refiner, StageTimer, untimed
+from ultraflash_cli.engine.refiner import Refiner
+from ultraflash_cli.engine.sampling import Gate, Sampler
 from ultraflash_cli.engine.schedule import GenerationPlan
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator
@@ -98,6 +100,7 @@ def build_text_to_video(
     precision: str = "auto",
     decode_latents: int | None = None,
     park: torch.device | None = None,
+    gate: Gate | None = None,
     timer: StageTimer = untimed,
     speedups: Speedups = Speedups(),
 ) -> TextToVideo:
@@ -124,10 +127,11 @@ def build_text_to_video(
         low_decoder = take_base_decoder(shelf, profile, device=device, precision=precision)
     assert isinstance(generator, Generator)
     # A parked generator changes its addresses.
-    generator.graphs = EAGER if park is not None else speedups.new_graphs(device)
+    graphs = EAGER if park is not None else speedups.new_graphs(device)
+    sampler = Sampler(generator, gate=gate, graphs=graphs)
     lanes = cuda_lanes(device) if speedups.lanes and device.type == "cuda" and park is None else None
     return TextToVideo(
-        profile, plan, generator, refiner=refiner, low_decoder=low_decoder, park=park, timer=timer, lanes=lanes
+        profile, plan, sampler, refiner=refiner, low_decoder=low_decoder, park=park, timer=timer, lanes=lanes
     )
 
 

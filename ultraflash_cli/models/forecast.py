@@ -13,7 +13,8 @@ from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.counts import counting_flops
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.schedule import LATENT_PX, GenerationPlan, group_frames
+from ultraflash_cli.engine.sampling import Sampler
+from ultraflash_cli.engine.schedule import LATENT_PX, GenerationPlan
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.pixel_path import PixelPath
@@ -49,7 +50,7 @@ def flops_per_frame(profile: Profile, height_px: int, width_px: int) -> float | 
     with torch.inference_mode(), counting_flops() as so_far:
         for group in range(_STEADY_GROUPS):
             before = so_far()
-            frames = group_frames(profile.group_latents, profile.pad_front, first=group == 0)
+            frames = profile.alignment.group_frames(profile.group_latents, first=group == 0)
             picture = torch.empty((1, 3, frames, height_px, width_px), device=_META)
             state, _ = cascade.step(state, picture)
             flops = so_far() - before
@@ -83,7 +84,7 @@ def flops_per_second(video: TextToVideo, context: Tensor, *, clock: Callable[[],
     video.settle()
     took_s = clock() - started_s
     scale = video.refiner.scale if video.refiner is not None else 1
-    bare = _video(profile, video.generator.config, video.plan, scale)
+    bare = _video(profile, video.sampler.config, video.plan, scale)
     return _counted_groups(bare, profile, height, width, groups=1)[0] / took_s
 
 
@@ -104,7 +105,7 @@ def _video(profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, s
     return TextToVideo(
         profile,
         plan,
-        _bare(lambda: Generator(generator)),
+        Sampler(_bare(lambda: Generator(generator))),
         refiner=refiner,
         low_decoder=_bare(lambda: Decoder(profile.base_decoder)),
     )

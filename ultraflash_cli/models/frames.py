@@ -38,8 +38,6 @@ StateT = TypeVar("StateT")
 _GPU_WEIGHT = 12
 """A byte of a state on a GPU counts as so many: frames come many times as fast there, and the thread that encodes them
 hashes and writes the state, too."""
-_QUEUES = ("waiting_tchw", "cascade.queue_bcthw")
-"""Parts of a state that hold frames waiting for their group: empty between groups, and large."""
 
 
 class FrameUpscaler(Protocol):
@@ -71,8 +69,8 @@ class FrameUpscaler(Protocol):
         """Count the frames that are taken in and whose pictures are not out yet, after a whole group."""
         ...
 
-    def flush(self, state: Any) -> "Pictures":
-        """End the scene: return the frames that are still queued."""
+    def end(self, state: Any, frames: "list[np.ndarray]") -> "Pictures":
+        """End the scene with its last, shorter group, which may be empty: return all frames that are inside."""
         ...
 
     def state_bytes(self, state: Any) -> int:
@@ -174,31 +172,24 @@ class UpscaledFrames:
     def step(self, state: "UpscalerState", frames: "list[Picture]") -> "tuple[UpscalerState, Pictures]":
         return self._upscaler.launch(state, frames)
 
-    def flush(self, state: "UpscalerState") -> "Pictures":
-        return self._upscaler.launch_flush(state)
+    def end(self, state: "UpscalerState", frames: "list[Picture]") -> "Pictures":
+        return self._upscaler.launch(state, frames)[1]
 
     def held(self, state: "UpscalerState") -> int:
-        return state.waiting
+        return self._upscaler.held(state)
 
     def state_bytes(self, state: "UpscalerState") -> int:
         from ultraflash_cli.engine.stage import state_bytes
 
-        saved = state_bytes(state) - state.waiting_tchw.nbytes - state.cascade.queue_bcthw.nbytes
-        return saved * _weight(state.cascade.queue_bcthw)
+        return saving_bytes(state_bytes(state), self._upscaler.cascade.device.type)
 
     def save_state(self, state: "UpscalerState") -> "Snapshot":
-        empty = _QUEUES if state.waiting == 0 else _QUEUES[1:]
-        return self._snapshots.take(_tensors(state, without=empty))
+        return self._snapshots.take(_tensors(state))
 
     def load_state(self, content: bytes, *, seed: int, first_frame: int) -> "UpscalerState":
         from safetensors.torch import load
 
-        fresh = self.init_state(seed=seed, first_frame=first_frame)
-        return _filled(fresh, load(content))
-
-
-def _weight(tensor: "Tensor") -> int:
-    return saving_bytes(1, tensor.device.type)
+        return _filled(self.init_state(seed=seed, first_frame=first_frame), load(content))
 
 
 def saving_bytes(state_bytes: int, device: str) -> int:
@@ -206,26 +197,21 @@ def saving_bytes(state_bytes: int, device: str) -> int:
     return state_bytes * (_GPU_WEIGHT if device.startswith("cuda") else 1)
 
 
-def _tensors(state: object, *, without: Sequence[str] = ()) -> "dict[str, Tensor]":
-    """Return the leaves of a state where they are.
-
-    Between two groups of an upscale only the frames that the encoder is ahead by wait, and the queues are empty.
-    """
+def _tensors(state: object) -> "dict[str, Tensor]":
+    """Return the leaves of a state where they are."""
     from ultraflash_cli.engine.cache import without_spares
     from ultraflash_cli.engine.stage import as_tensor, state_leaves
 
     leaves = without_spares(state_leaves(state)).items()
-    return {name: as_tensor(leaf) for name, leaf in leaves if leaf is not None and name not in without}
+    return {name: as_tensor(leaf) for name, leaf in leaves if leaf is not None}
 
 
 def _filled(fresh: "StateT", kept: "dict[str, Tensor]") -> "StateT":
     """Return a state like a fresh one from the tensors that `_tensors` gave."""
     from ultraflash_cli.engine.cache import with_spares
-    from ultraflash_cli.engine.stage import as_tensor, state_from_tensors, state_leaves
+    from ultraflash_cli.engine.stage import state_from_tensors, state_leaves
 
-    leaves = state_leaves(fresh)
-    queues = {name: as_tensor(leaf) for name, leaf in leaves.items() if name in _QUEUES and leaf is not None}
-    return state_from_tensors(fresh, queues | with_spares(kept, leaves))
+    return state_from_tensors(fresh, with_spares(kept, state_leaves(fresh)))
 
 
 class GeneratedFrames:
@@ -303,7 +289,7 @@ class GeneratedFrames:
     def state_bytes(self, state: "TextToVideoState") -> int:
         from ultraflash_cli.engine.stage import state_bytes
 
-        return state_bytes(state) * _weight(state.ahead_bcthw)
+        return saving_bytes(state_bytes(state), self._video.device.type)
 
     def save_state(self, state: "TextToVideoState") -> "Snapshot":
         self._video.settle()
@@ -326,14 +312,9 @@ class GeneratedFrames:
         height, width = self._base_size
         device = next(encoder.parameters()).device
         frames = torch.stack([to_tensor(picture) for picture in clip], dim=1)[None].to(device)
-        back = -(frames.shape[2] + profile.pad_front) % 4
-        padded = [
-            frames[:, :, :1].expand(-1, -1, profile.pad_front, -1, -1),
-            frames,
-            frames[:, :, -1:].expand(-1, -1, back, -1, -1),
-        ]
+        padded = profile.alignment.pad(frames, first=True)
         with torch.inference_mode(), self._timer("encoder"):
-            return encoder.step(encoder.init_state(batch=1, height=height, width=width), torch.cat(padded, dim=2))[1]
+            return encoder.step(encoder.init_state(batch=1, height=height, width=width), padded)[1]
 
     @staticmethod
     def _pictures(frames_bcthw: "Tensor | None", outlet: "Outlet", yuv: "YuvFormat | None") -> "Sequence[Arriving]":

@@ -87,7 +87,9 @@ def with_full_encoder(profile: Profile) -> Profile:
     """Return the profile with the full autoencoder's encoder in the small one's place (reference/cascade.md 7)."""
     if profile.wan_vae is None:
         raise UsageError(f"{profile.name} has only one encoder; remove --encoder")
-    return replace(profile, encoder=profile.wan_vae, pad_front=profile.drop_front, copy_front=False)
+    dropped = profile.alignment.drop_front
+    alone = replace(profile.alignment, pad_front=dropped, copy_front=False)
+    return replace(profile, encoder=profile.wan_vae, alignment=alone)
 
 
 def with_ultra_decoder(profile: Profile, *, released: bool = False) -> Profile:

@@ -1,6 +1,5 @@
 """Networks with their weights, each loaded once."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.seeds import generator_of
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
@@ -231,10 +231,9 @@ def _own_part(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tenso
 
 def _randomise(network: nn.Module, name: str) -> None:
     """Return every parameter seeded random values of a size that keeps activations of order one."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
     generator: torch.Generator | None = None
     for path, parameter in network.named_parameters():
-        generator = generator or torch.Generator(parameter.device).manual_seed(seed)
+        generator = generator or generator_of(name, device=parameter.device)
         values = torch.randn(parameter.shape, generator=generator, device=parameter.device)
         if path.endswith("bias"):
             values = 0.1 * values

@@ -1,6 +1,5 @@
 """One loop for every recipe: learners in turn, batches by number, EMA weights, checkpoints, a log."""
 
-import hashlib
 import math
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ultraflash_cli.engine.seeds import generator_of
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.crew import ALONE, Crew
 from ultraflash_cli.train.muon import KernelOptimiser
@@ -103,12 +103,6 @@ class Learner:
         """Return what it trains: the parameters of its roles that require gradients."""
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         return {name: p for name, p in named.items() if not self.roles or name.split(".")[0] in self.roles}
-
-
-def generator_of(*names: object) -> torch.Generator:
-    """Return a generator on the CPU whose draws depend on the names alone."""
-    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Prefetcher:

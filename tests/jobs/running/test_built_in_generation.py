@@ -132,7 +132,7 @@ def test_a_clip_is_gone_on_from(tmp_path: Path) -> None:
 def test_the_cache_rules_reach_it_and_its_gate_looks_through_the_low_decoder(tmp_path: Path) -> None:
     made = prepare_generation(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0"))
     built: Any = Models().generator(made).model
-    gate = built._video.generator.gate
+    gate = built._video.sampler.gate
     assert isinstance(gate, RefreshGate) and gate.decoder is built._video.low_decoder
     report = generate(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0"))
     assert report.counters is not None

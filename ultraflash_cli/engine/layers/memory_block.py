@@ -1,6 +1,7 @@
-"""The causal memory block, time growth and time pooling of the upsampler, encoder and
-decoder."""
+"""The causal memory block, stacks of them, and growth and pooling in time."""
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -12,11 +13,18 @@ from ultraflash_kernels.memory_conv import activated_conv, memory_conv, residual
 __all__ = [
     "MemoryBlock",
     "MemoryInit",
+    "MemorySequential",
+    "MemoryState",
     "TimeGrowth",
     "TimePool",
     "activation",
+    "in_pieces",
     "to_channels_last",
+    "to_clip",
+    "to_frames",
 ]
+
+_LAYOUT = torch.channels_last
 
 MemoryInit = Literal["zeros", "replicate"]
 """The memory before the first frame of a stream: zeros, or the frame itself."""
@@ -122,6 +130,92 @@ def _one(frame_bchw: Tensor) -> Tensor:
 def _bias(layer: nn.Conv2d) -> Tensor:
     assert layer.bias is not None, "the convolutions of a memory block have biases"
     return layer.bias
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """What a stack of memory blocks remembers of a stream."""
+
+    memories: tuple[Tensor, ...]
+    """The last input of every block, ``[B, C, H, W]``, in the order of the blocks."""
+    started: bool
+    """Whether the stream has begun; until then the memories are zeros that no one
+    reads."""
+
+    @classmethod
+    def empty(cls, shapes: Iterable[tuple[int, ...]], *, like: Tensor) -> "MemoryState":
+        """Return the state before a stream, with dtype and device of ``like``."""
+        empty = (torch.zeros(s, dtype=like.dtype, device=like.device) for s in shapes)
+        return cls(tuple(x.contiguous(memory_format=_LAYOUT) for x in empty), False)
+
+    @property
+    def past(self) -> tuple[Tensor, ...] | None:
+        """The memories; None at the start of a stream."""
+        return self.memories if self.started else None
+
+
+class MemorySequential(nn.Sequential):
+    """Layers in a row, some of them memory blocks; weights are named as in a list."""
+
+    def stream(
+        self, x_nchw: Tensor, past: tuple[Tensor, ...] | None, batch: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run a piece of ``batch`` clips, frame after frame; differentiable.
+
+        Args:
+            x_nchw: Frames, N = batch * T.
+            past: Memories after the piece before; None at the start of a stream.
+            batch: Clips.
+
+        Returns:
+            The result, and the memory of each memory block after the last frame.
+        """
+        x = x_nchw
+        after: list[Tensor] = []
+        for layer in self:
+            if isinstance(layer, MemoryBlock):
+                x, memory = layer(x, None if past is None else past[len(after)], batch)
+                after.append(memory)
+            else:
+                x = layer(x)
+        return x, tuple(after)
+
+
+Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, tuple[Tensor, ...]]]
+"""Given a piece ``[B, C, T, H, W]`` and the memories before it: the result and the
+memories after it."""
+
+
+def in_pieces(
+    run: Run, state: MemoryState, clip_bcthw: Tensor, *, size: int
+) -> tuple[MemoryState, Tensor]:
+    """Run a clip in pieces of ``size`` frames; return the state after it and the
+    result."""
+    memories = state.past
+    out: Tensor | None = None
+    done = 0
+    for piece in clip_bcthw.split(size, dim=2):
+        part, memories = run(piece, memories)
+        if out is None:
+            growth = part.shape[2] // piece.shape[2]
+            shape = (*part.shape[:2], growth * clip_bcthw.shape[2], *part.shape[3:])
+            out = part.new_empty(shape)
+        out[:, :, done : done + part.shape[2]] = part
+        done += part.shape[2]
+
+    assert out is not None and memories is not None, "a group is not empty"
+    return MemoryState(memories, True), out
+
+
+def to_frames(clip_bcthw: Tensor) -> Tensor:
+    """Return the frames of clips one after the other, ``[B * T, C, H, W]``, channels
+    last."""
+    return clip_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=_LAYOUT)
+
+
+def to_clip(frames_nchw: Tensor, batch: int) -> Tensor:
+    """Return ``batch`` clips ``[B, C, T, H, W]`` of frames that follow one another."""
+    return frames_nchw.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 class TimeGrowth(nn.Module):

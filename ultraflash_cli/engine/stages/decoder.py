@@ -10,14 +10,19 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.layers.memory_block import (
     MemoryBlock,
     MemoryInit,
+    MemorySequential,
+    MemoryState,
     TimeGrowth,
     activation,
+    in_pieces,
+    to_clip,
+    to_frames,
 )
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.memory_conv import upsampled_conv
 
-__all__ = ["Decoder", "DecoderConfig", "DecoderStage", "DecoderState", "ShuffleUp"]
+__all__ = ["Decoder", "DecoderConfig", "DecoderStage", "ShuffleUp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +115,6 @@ MOST_VALUES = (1 << 31) - 1
 """Largest number of values in a tensor."""
 
 
-@dataclass(frozen=True)
-class DecoderState:
-    """The last input frame of every memory block; ``empty`` has the output's size."""
-
-    memories: tuple[Tensor, ...]
-    started: bool
-    empty_bcthw: Tensor
-
-
 class _SoftClamp(nn.Module):
     """Limit latents smoothly to +-3."""
 
@@ -145,51 +141,85 @@ class ShuffleUp(nn.Module):
         return self.up(x).contiguous(memory_format=torch.channels_last)
 
 
+class UpsampledConv(nn.Conv2d):
+    """A convolution over pictures whose size nearest neighbours have doubled.
+
+    What grows in time stands in front of it: that looks at single pixels and costs a
+    quarter before the doubling. With ``rectifies`` ReLU is part of it.
+    """
+
+    def __init__(self, width: int, out_width: int, *, bias: bool, rectifies: bool) -> None:
+        super().__init__(width, out_width, 3, padding=1, bias=bias)
+        self.slope = 0.0 if rectifies else 1.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C', 2 H, 2 W]."""
+        weight = self.weight.to(input.dtype)
+        return upsampled_conv(input, weight, self.bias, negative_slope=self.slope)
+
+
 class Decoder(nn.Module):
     """Latents [B, C, T, H, W] to RGB [B, 3, 4T, 8H, 8W], nominally in [0, 1], not
-    clamped."""
+    clamped.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    ``together`` latents are decoded at once; None is one on a CPU, and on a GPU
+    ``DecoderConfig.piece`` of a group.
+    """
+
+    def __init__(self, config: DecoderConfig, *, together: int | None = None) -> None:
         super().__init__()
         self.config = config
-        self.together: int | None = None
-        """Latents decoded at once; None: one on a CPU, on a GPU ``DecoderConfig.piece``
-        of a push."""
-        slope, trunk = (
-            config.negative_slope,
-            1.0 if config.linear_trunk else config.negative_slope,
-        )
+        self._together = together
+        trunk = 1.0 if config.linear_trunk else config.negative_slope
         widths = config.widths
+        nearest = config.upsampling == "nearest"
+
         layers: list[nn.Module] = [_SoftClamp()] if config.soft_clamp else []
-        layers += [
-            nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
-            activation(trunk),
-        ]
-        for number, (stage, next_width) in enumerate(
-            zip(config.stages, widths[1:], strict=True), start=1
-        ):
-            layers += [
-                MemoryBlock(
-                    stage.width,
-                    init=config.memory_init,
-                    negative_slope=slope,
-                    linear_trunk=config.linear_trunk,
+        layers.append(nn.Conv2d(config.latent_channels, widths[0], 3, padding=1))
+        layers.append(activation(trunk))
+
+        # Where nearest neighbours double the size, the next convolution does it, and
+        # the ReLU behind that.
+        doubled = False
+        last = activation(trunk)
+        for number, stage in enumerate(config.stages, start=1):
+            layers += [self._memory_block(stage.width) for _ in range(stage.blocks)]
+            shuffles = stage.upsample and not nearest
+            layers.append(ShuffleUp(stage.width) if shuffles else nn.Identity())
+            layers.append(TimeGrowth(stage.width, stage.time_growth))
+            doubled = doubled or (stage.upsample and nearest)
+            if number == len(config.stages) and config.out_width is None:
+                break
+            if doubled:
+                rectifies = number == len(config.stages) and isinstance(last, nn.ReLU)
+                last = nn.Identity() if rectifies else last
+                conv = UpsampledConv(
+                    stage.width, widths[number], bias=False, rectifies=rectifies
                 )
-                for _ in range(stage.blocks)
-            ]
-            layers += [
-                self._growth_in_space(stage),
-                TimeGrowth(stage.width, stage.time_growth),
-            ]
-            if number < len(config.stages) or config.out_width is not None:
-                layers.append(nn.Conv2d(stage.width, next_width, 3, padding=1, bias=False))
-        layers += [
-            activation(trunk),
-            nn.Conv2d(widths[-1], 3 * config.last_shuffle**2, 3, padding=1),
-        ]
+            else:
+                conv = nn.Conv2d(stage.width, widths[number], 3, padding=1, bias=False)
+            layers.append(conv)
+            doubled = False
+
+        layers.append(last)
+        values = 3 * config.last_shuffle**2
+        layers.append(
+            UpsampledConv(widths[-1], values, bias=True, rectifies=False)
+            if doubled
+            else nn.Conv2d(widths[-1], values, 3, padding=1)
+        )
         if config.last_shuffle > 1:
             layers.append(nn.PixelShuffle(config.last_shuffle))
-        self.decoder = nn.Sequential(*layers)
+        self.decoder = MemorySequential(*layers)
+
+    def _memory_block(self, width: int) -> MemoryBlock:
+        config = self.config
+        return MemoryBlock(
+            width,
+            init=config.memory_init,
+            negative_slope=config.negative_slope,
+            linear_trunk=config.linear_trunk,
+        )
 
     def decode(
         self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
@@ -199,104 +229,39 @@ class Decoder(nn.Module):
         ``memories`` is None at the start of a stream.
         """
         batch = latents_bcthw.shape[0]
-        x = (
-            latents_bcthw.transpose(1, 2)
-            .flatten(0, 1)
-            .contiguous(memory_format=torch.channels_last)
-        )
-        after: list[Tensor] = []
-        doubled = activated = False
-        layers = list(self.decoder)
-        for layer, following in zip(layers, [*layers[1:], None], strict=True):
-            if activated:
-                activated = False
-            elif isinstance(layer, MemoryBlock):
-                x, memory = layer(
-                    x, None if memories is None else memories[len(after)], batch
-                )
-                after.append(memory)
-            elif isinstance(layer, nn.Upsample):
-                # What grows in time looks at single pixels: it comes first, at a
-                # quarter of the cost.
-                doubled = True
-            elif doubled and isinstance(layer, nn.Conv2d):
-                activated = isinstance(following, nn.ReLU)
-                slope = 0.0 if activated else 1.0
-                x = upsampled_conv(
-                    x, layer.weight.to(x.dtype), layer.bias, negative_slope=slope
-                )
-                doubled = False
-            else:
-                x = layer(x)
+        x, after = self.decoder.stream(to_frames(latents_bcthw), memories, batch)
         if self.config.signed:
             x = (x + 1) / 2
-        return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
+        return to_clip(x, batch), after
 
-    @property
-    def _first_weight(self) -> Tensor:
-        """The first kernel, for dtype and device."""
-        return next(layer for layer in self.decoder if isinstance(layer, nn.Conv2d)).weight
-
-    def init_state(self, *, batch: int, height: int, width: int) -> DecoderState:
+    def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first latent of ``height`` x ``width``."""
-        first = self._first_weight
-        shapes: list[tuple[int, int, int]] = []
+        shapes: list[tuple[int, ...]] = []
         grown = 1
         for stage in self.config.stages:
-            shapes += [(stage.width, height * grown, width * grown)] * stage.blocks
+            shape = (batch, stage.width, height * grown, width * grown)
+            shapes += [shape] * stage.blocks
             grown *= 2 if stage.upsample else 1
-        memories = tuple(
-            torch.zeros((batch, *shape), dtype=first.dtype, device=first.device).contiguous(
-                memory_format=torch.channels_last
-            )
-            for shape in shapes
-        )
-        empty = torch.empty(
-            (batch, 3, 0, 8 * height, 8 * width), dtype=first.dtype, device=first.device
-        )
-        return DecoderState(memories, False, empty)
+        return MemoryState.empty(shapes, like=self._weight)
 
-    def step(
-        self, state: DecoderState, latents_bcthw: Tensor
-    ) -> tuple[DecoderState, Tensor]:
-        """Take in T latents; return 4T frames.
+    def group_size(self, state: MemoryState) -> int:
+        """Return 1: a group is any number of latents."""
+        return 1
 
-        Computed latent by latent on a CPU, to stay in its caches; on a GPU at once, or
-        in even pieces.
+    def step(self, state: MemoryState, latents_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
+        """Return the 4T frames of T latents.
+
+        A CPU decodes latent by latent, which stays in its caches; a GPU a group at
+        once, or in even pieces.
         """
-        first = self._first_weight
-        memories = state.memories if state.started else None
-        batch, channels, _, height, width = state.empty_bcthw.shape
-        latents = latents_bcthw.shape[2]
-        out = state.empty_bcthw.new_empty(
-            (batch, channels, FRAMES_PER_LATENT * latents, height, width)
-        )
-        step = self.together
-        if step is None:
-            step = (
-                self.config.piece(latents, *latents_bcthw.shape[3:]) if first.is_cuda else 1
-            )
-        for start in range(0, latents, max(1, step)):
-            piece = latents_bcthw[:, :, start : start + step].to(first.dtype)
-            frames, memories = self.decode(piece, memories)
-            out[
-                :,
-                :,
-                FRAMES_PER_LATENT * start : FRAMES_PER_LATENT * start + frames.shape[2],
-            ] = frames
-        return DecoderState(
-            memories or state.memories, memories is not None, state.empty_bcthw
-        ), out
+        weight = self._weight
+        _, _, latents, height, width = latents_bcthw.shape
+        size = self._together
+        if size is None:
+            size = self.config.piece(latents, height, width) if weight.is_cuda else 1
+        return in_pieces(self.decode, state, latents_bcthw.to(weight.dtype), size=size)
 
-    def flush(self, state: DecoderState) -> Tensor:
-        """Return no frames: nothing is ever queued."""
-        return state.empty_bcthw
-
-    def _growth_in_space(self, stage: DecoderStage) -> nn.Module:
-        if not stage.upsample:
-            return nn.Identity()
-        return (
-            ShuffleUp(stage.width)
-            if self.config.upsampling == "pixel_shuffle"
-            else nn.Upsample(scale_factor=2)
-        )
+    @property
+    def _weight(self) -> Tensor:
+        """The kernel that latents meet first; it tells dtype and device."""
+        return next(layer for layer in self.decoder if isinstance(layer, nn.Conv2d)).weight

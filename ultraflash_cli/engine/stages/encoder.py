@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.layers.memory_block import (
     MemoryBlock,
     MemoryInit,
+    MemorySequential,
+    MemoryState,
     TimePool,
     activation,
+    to_clip,
 )
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, filled_up
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["Encoder", "EncoderConfig", "EncoderState"]
+__all__ = ["Encoder", "EncoderConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +59,6 @@ class EncoderConfig:
             raise ConfigError("encoder sizes must be positive")
 
 
-@dataclass(frozen=True)
-class EncoderState:
-    """The last input of every memory block, and up to three frames that wait for their
-    latent."""
-
-    memories: tuple[Tensor, ...]
-    started: bool
-    queue_bcthw: Tensor
-    queued: int
-
-
 class Encoder(nn.Module):
     """Frames [B, 3, T, H, W] in [0, 1] to latents [B, C, T / 4, H / 8, W / 8]."""
 
@@ -94,7 +86,7 @@ class Encoder(nn.Module):
                 for _ in range(config.blocks)
             ]
         layers.append(nn.Conv2d(width, config.latent_channels, 3, padding=1))
-        self.encoder = nn.Sequential(*layers)
+        self.encoder = MemorySequential(*layers)
 
     def encode(
         self, frames_bcthw: Tensor, memories: tuple[Tensor, ...] | None
@@ -108,73 +100,42 @@ class Encoder(nn.Module):
         x = frames_bcthw.transpose(1, 2).flatten(0, 1)
         x = F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x
         x = x.contiguous(memory_format=torch.channels_last)
-        after: list[Tensor] = []
-        for layer in self.encoder:
-            if isinstance(layer, MemoryBlock):
-                x, memory = layer(
-                    x, None if memories is None else memories[len(after)], batch
-                )
-                after.append(memory)
-            else:
-                x = layer(x)
-        return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
+        x, after = self.encoder.stream(x, memories, batch)
+        return to_clip(x, batch), after
 
-    def init_state(self, *, batch: int, height: int, width: int) -> EncoderState:
+    def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first frame of ``height`` x ``width`` pixels,
         multiples of 8."""
         assert height % 8 == 0 and width % 8 == 0, (
             "the caller pads frames to multiples of 8"
         )
-        weight = self.encoder[0].weight
-        assert isinstance(weight, Tensor)
-        memories: list[Tensor] = []
+        shapes: list[tuple[int, ...]] = []
         shrink = self.config.patch
         for stride in self.config.strides:
             shrink *= stride
             shape = (batch, self.config.width, height // shrink, width // shrink)
-            for _ in range(self.config.blocks):
-                empty = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-                memories.append(empty.contiguous(memory_format=torch.channels_last))
-        queue = torch.zeros(
-            (batch, 3, FRAMES_PER_LATENT - 1, height, width),
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-        return EncoderState(tuple(memories), False, queue, 0)
+            shapes += [shape] * self.config.blocks
+        return MemoryState.empty(shapes, like=self._weight)
 
-    def step(self, state: EncoderState, inputs: Tensor) -> tuple[EncoderState, Tensor]:
-        """Take in frames [B, 3, T, H, W]; return the latents whose four frames are
-        complete."""
-        frames = torch.cat(
-            [state.queue_bcthw[:, :, : state.queued], inputs.to(state.queue_bcthw.dtype)],
-            dim=2,
-        )
-        memories = state.memories if state.started else None
+    def group_size(self, state: MemoryState) -> int:
+        """Return the frames of a latent; a group may be several of these."""
+        return FRAMES_PER_LATENT
+
+    def step(self, state: MemoryState, frames_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
+        """Encode frames four by four; of an incomplete four at the end of a clip the
+        last frame is repeated."""
+        frames = filled_up(frames_bcthw.to(self._weight.dtype))
+        memories = state.past
         latents: list[Tensor] = []
-        whole = frames.shape[2] // FRAMES_PER_LATENT * FRAMES_PER_LATENT
-        for start in range(0, whole, FRAMES_PER_LATENT):
-            latent, memories = self.encode(
-                frames[:, :, start : start + FRAMES_PER_LATENT], memories
-            )
+        for four in frames.split(FRAMES_PER_LATENT, dim=2):
+            latent, memories = self.encode(four, memories)
             latents.append(latent)
-        rest = frames[:, :, whole:]
-        queue = torch.zeros_like(state.queue_bcthw)
-        queue[:, :, : rest.shape[2]] = rest
-        out = torch.cat(latents, dim=2) if latents else self._no_latents(state)
-        started = memories is not None
-        return EncoderState(memories or state.memories, started, queue, rest.shape[2]), out
 
-    def flush(self, state: EncoderState) -> Tensor:
-        """Encode a tail of one to three frames, its last frame repeated; empty where
-        none waits."""
-        if state.queued == 0:
-            return self._no_latents(state)
-        last = state.queue_bcthw[:, :, state.queued - 1 : state.queued]
-        tail = last.expand(-1, -1, FRAMES_PER_LATENT - state.queued, -1, -1)
-        return self.step(state, tail)[1]
+        assert memories is not None, "a group is not empty"
+        return MemoryState(memories, True), torch.cat(latents, dim=2)
 
-    def _no_latents(self, state: EncoderState) -> Tensor:
-        batch, _, _, height, width = state.queue_bcthw.shape
-        return state.queue_bcthw.new_empty(
-            (batch, self.config.latent_channels, 0, height // 8, width // 8)
-        )
+    @property
+    def _weight(self) -> Tensor:
+        first = self.encoder[0]
+        assert isinstance(first, nn.Conv2d), "the encoder starts with a convolution"
+        return first.weight

@@ -1,9 +1,7 @@
 """Causal few-step transformer that generates low-resolution latents from text, chunk by
 chunk."""
 
-import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -13,7 +11,6 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.flow_matching import TRAIN_STEPS, FlowSchedule, fewer_steps
-from ultraflash_cli.engine.graphs import EAGER
 from ultraflash_cli.engine.layers.attention import (
     ContextKv,
     CrossAttention,
@@ -32,21 +29,13 @@ from ultraflash_kernels.rms_norm_rope import AxisTables
 __all__ = [
     "KEPT_IN_BF16",
     "ChunkResult",
-    "Gate",
     "Generator",
     "GeneratorConfig",
-    "GeneratorInputs",
-    "GeneratorState",
 ]
 
 LEAST_LEVEL = 0.01
 """Smallest noise level at which the flow of a network that predicts clean latents is
 computed."""
-
-Gate = Callable[[Tensor, Tensor], bool]
-"""Given a chunk's clean latents ``[B, C, T, H, W]`` and the last latent of the stream's
-first chunk ``[B, C, 1, H, W]``: whether the chunk's context pass may be skipped."""
-
 
 KEPT_IN_BF16 = (
     "text_embedding.*",
@@ -252,45 +241,6 @@ class GeneratorConfig:
         return 2 * self.num_layers * (ring + context) * value_bytes
 
 
-class GeneratorInputs(NamedTuple):
-    """A push: the noise that latents start from, and the fresh noise of the later
-    steps."""
-
-    noise_bcthw: Tensor
-    """``[B, C, T, H, W]``."""
-    draws_bscthw: Tensor
-    """``[B, draws_per_chunk, C, T, H, W]``; a chunk of fewer steps uses the first
-    ones."""
-
-
-@dataclass(frozen=True)
-class GeneratorState:
-    """Caches, context, noise waiting for its chunk, the stream's position, and
-    counters."""
-
-    rings: tuple[WindowRing, ...]
-    """One a layer."""
-    context: tuple[ContextKv, ...]
-    """One a layer."""
-    anchor_bcthw: Tensor
-    """Last clean latent of the stream's first chunk, ``[B, C, 1, H, W]``; zeros
-    before."""
-    noise_bcthw: Tensor
-    """Waiting noise, ``chunk_latents`` long; the first ``waiting`` frames count."""
-    draws_bscthw: Tensor
-    """Waiting fresh noise."""
-    waiting: int
-    """Latent frames that wait."""
-    frames: int
-    """Latent frames of the stream so far, a clean prefix included."""
-    chunks: int
-    """Chunks generated."""
-    passes: int
-    """Runs of the network."""
-    refreshes_skipped: int
-    """Context passes skipped by the gate."""
-
-
 class ChunkResult(NamedTuple):
     """The result of one run of the network."""
 
@@ -298,21 +248,6 @@ class ChunkResult(NamedTuple):
     """Noise minus clean latents, as the network sees it."""
     rings: tuple[WindowRing, ...]
     """One a layer, ending with this chunk."""
-
-
-class _Memory(NamedTuple):
-    """The caches of a run of the network, and its position."""
-
-    rings: tuple[WindowRing, ...]
-    context: tuple[ContextKv, ...]
-    position: int | Tensor
-
-
-class _Run(NamedTuple):
-    """The inputs of a run of the network."""
-
-    x_bcthw: Tensor
-    timestep: Tensor
 
 
 class GeneratorBlock(nn.Module):
@@ -393,20 +328,15 @@ class GeneratorHead(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise to clean latents under a prompt, chunk by chunk, each in a few steps.
+    """Noisy latents and a prompt to the flow, one chunk a run; ``Sampler`` draws with
+    it.
 
-    Runs in the weights' dtype, except norms and RoPE (float32) and the sampler (float32
-    and float64). A finished chunk is run once more at ``context_timestep`` to fill the
-    cache, unless ``gate`` skips that.
+    Runs in the dtype of the weights, but for the insides of norms and RoPE (float32).
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.schedule = FlowSchedule(config.shift)
-        self.gate: Gate | None = None
-        self.graphs = EAGER
-        """Runs the network over a chunk, see ``engine/graphs.py``."""
         dim = config.dim
         self.patch_embedding = nn.Conv3d(
             config.latent_channels, dim, config.patch, stride=config.patch
@@ -451,197 +381,6 @@ class Generator(nn.Module):
         inference only."""
         quantise_linears(self, keep=KEPT_IN_BF16)
         return self
-
-    # Streaming
-
-    @torch.no_grad()
-    def init_state(
-        self, *, batch: int, height: int, width: int, context: Tensor | None = None
-    ) -> GeneratorState:
-        """Return the state before the first chunk, for latents of ``height`` x
-        ``width``.
-
-        ``context [B or 1, tokens, text_dim]`` is the prompt's embedding, at most
-        ``text_len`` tokens; without one the context is all zeros. Raises ConfigError
-        for latents that are no whole patches and for a context that does not fit.
-        """
-        config, weight = self.config, self.patch_embedding.weight
-        shape = config.ring_shape(batch=batch, height=height, width=width)
-        draws = (
-            batch,
-            config.draws_per_chunk,
-            config.latent_channels,
-            config.chunk_latents,
-            height,
-            width,
-        )
-        return GeneratorState(
-            rings=tuple(
-                WindowRing.empty(shape, dtype=weight.dtype, device=weight.device)
-                for _ in self.blocks
-            ),
-            context=self.embed_context(context, batch=batch),
-            anchor_bcthw=weight.new_zeros(batch, config.latent_channels, 1, height, width),
-            noise_bcthw=weight.new_zeros(
-                batch, config.latent_channels, config.chunk_latents, height, width
-            ),
-            draws_bscthw=weight.new_zeros(draws),
-            waiting=0,
-            frames=0,
-            chunks=0,
-            passes=0,
-            refreshes_skipped=0,
-        )
-
-    @torch.no_grad()
-    def step(
-        self, state: GeneratorState, inputs: GeneratorInputs
-    ) -> tuple[GeneratorState, Tensor]:
-        """Queue a push of noise and return the clean latents of the chunks it
-        completes; consumes state.
-
-        Raises ConfigError if the window is full and does not slide.
-        """
-        assert inputs.draws_bscthw.shape[3] == inputs.noise_bcthw.shape[2], (
-            "a push has draws for every latent frame"
-        )
-        done: list[Tensor] = []
-        taken, total = 0, inputs.noise_bcthw.shape[2]
-        while taken < total:
-            chunk = self.config.chunk_after(state.frames)
-            count = min(total - taken, chunk - state.waiting)
-            filled, source = (
-                slice(state.waiting, state.waiting + count),
-                slice(taken, taken + count),
-            )
-            state.noise_bcthw[:, :, filled] = inputs.noise_bcthw[:, :, source]
-            state.draws_bscthw[:, :, :, filled] = inputs.draws_bscthw[:, :, :, source]
-            state = dataclasses.replace(state, waiting=filled.stop)
-            taken += count
-            if state.waiting == chunk:
-                state, clean = self.close_chunk(state)
-                done.append(clean)
-        return state, torch.cat(done, dim=2) if done else state.noise_bcthw[:, :, :0]
-
-    @torch.no_grad()
-    def flush(self, state: GeneratorState) -> Tensor:
-        """Return the clean latents of the waiting noise, as a shorter chunk; consumes
-        state."""
-        return self._denoise(state)[1] if state.waiting else state.noise_bcthw[:, :, :0]
-
-    @torch.no_grad()
-    def close_chunk(self, state: GeneratorState) -> tuple[GeneratorState, Tensor]:
-        """Generate the waiting noise as one chunk, complete or not, and cache it;
-        consumes state."""
-        first_frame = state.frames
-        state, clean = self._denoise(state)
-        if (
-            state.chunks > 1
-            and self.gate is not None
-            and self.gate(clean, state.anchor_bcthw)
-        ):
-            return dataclasses.replace(
-                state, refreshes_skipped=state.refreshes_skipped + 1
-            ), clean
-        return self._remember(state, clean, first_frame), clean
-
-    @torch.no_grad()
-    def prefill(self, state: GeneratorState, latents_bcthw: Tensor) -> GeneratorState:
-        """Take clean latents as the stream's past, in whole chunks; consumes state.
-
-        Raises ConfigError for a piece of a chunk and where the window is full and does
-        not slide.
-        """
-        assert state.waiting == 0, "clean latents come between two chunks"
-        taken, total = 0, latents_bcthw.shape[2]
-        while taken < total:
-            chunk = self.config.chunk_after(state.frames)
-            if total - taken < chunk:
-                raise ConfigError(
-                    f"clean latents come in whole chunks of {chunk}: {total - taken} of "
-                    f"{total} are left over"
-                )
-            clean = latents_bcthw[:, :, taken : taken + chunk].to(state.noise_bcthw)
-            first_frame = state.frames
-            state = dataclasses.replace(
-                self._anchor(state, clean), frames=first_frame + chunk
-            )
-            state = self._remember(state, clean, first_frame)
-            taken += chunk
-        return state
-
-    def _denoise(self, state: GeneratorState) -> tuple[GeneratorState, Tensor]:
-        """Generate the waiting noise; the rings then hold the last, still noisy run."""
-        x, clean = state.noise_bcthw[:, :, : state.waiting], state.noise_bcthw
-        timesteps, rings = self.config.steps_of_chunk(state.chunks), state.rings
-        for i, timestep in enumerate(timesteps):
-            if i:
-                x = self.schedule.renoise(
-                    clean, state.draws_bscthw[:, i - 1, :, : state.waiting], timestep
-                )
-            flow, rings = self._run(x, timestep, rings, state.context, state.frames)
-            clean = self.schedule.clean(x, flow, timestep)
-        after = dataclasses.replace(
-            self._anchor(state, clean),
-            rings=rings,
-            waiting=0,
-            frames=state.frames + state.waiting,
-            chunks=state.chunks + 1,
-            passes=state.passes + len(timesteps),
-        )
-        return after, clean
-
-    def _remember(
-        self, state: GeneratorState, clean_bcthw: Tensor, first_frame: int
-    ) -> GeneratorState:
-        """Run a clean chunk once for its keys and values."""
-        timestep = self.config.context_timestep
-        _, rings = self._run(clean_bcthw, timestep, state.rings, state.context, first_frame)
-        return dataclasses.replace(state, rings=rings, passes=state.passes + 1)
-
-    def _run(
-        self,
-        x_bcthw: Tensor,
-        timestep: float,
-        rings: tuple[WindowRing, ...],
-        context: tuple[ContextKv, ...],
-        first_frame: int,
-    ) -> ChunkResult:
-        """Run the network over a chunk, by ``graphs``; consumes ``rings``."""
-
-        def run(memory: _Memory, inputs: _Run) -> tuple[_Memory, Tensor]:
-            flow, after = self.forward_chunk(
-                inputs.x_bcthw,
-                inputs.timestep,
-                rings=memory.rings,
-                context=memory.context,
-                first_frame=first_frame,
-                position=memory.position,
-                reuse_rings=True,
-            )
-            return memory._replace(rings=after), flow
-
-        at = torch.full((1, 1), timestep, device=self.patch_embedding.weight.device)
-        again = rings[0].total > first_frame * self.config.tokens_per_frame(
-            *x_bcthw.shape[3:]
-        )
-        memory, flow = self.graphs.step(
-            "generator",
-            run,
-            _Memory(rings, context, first_frame),
-            _Run(x_bcthw, at),
-            position="position",
-            counters=("total",),
-            key=again,
-        )
-        return ChunkResult(flow, memory.rings)
-
-    def _anchor(self, state: GeneratorState, clean_bcthw: Tensor) -> GeneratorState:
-        if state.frames == 0:
-            state.anchor_bcthw.copy_(clean_bcthw[:, :, -1:])
-        return state
-
-    # The network
 
     def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
         """Return the context's keys and values of every layer; differentiable. See

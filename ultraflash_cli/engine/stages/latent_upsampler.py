@@ -6,10 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit, activation
+from ultraflash_cli.engine.layers.memory_block import (
+    MemoryBlock,
+    MemoryInit,
+    MemorySequential,
+    MemoryState,
+    activation,
+    in_pieces,
+    to_clip,
+    to_frames,
+)
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["LatentUpsampler", "LatentUpsamplerConfig", "LatentUpsamplerState"]
+__all__ = ["LatentUpsampler", "LatentUpsamplerConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +46,6 @@ class LatentUpsamplerConfig:
             raise ConfigError("upsampler sizes must be positive")
 
 
-@dataclass(frozen=True)
-class LatentUpsamplerState:
-    """The last input frame of every memory block."""
-
-    memories: tuple[Tensor, ...]
-    started: bool
-
-
 class LatentUpsampler(nn.Module):
     """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame with a
     memory of one frame."""
@@ -58,11 +59,11 @@ class LatentUpsampler(nn.Module):
             nn.PixelShuffle(config.scale),
             activation(slope),
         )
-        self.blocks = nn.ModuleList(
-            [
+        self.blocks = MemorySequential(
+            *(
                 MemoryBlock(width, init=config.memory_init, negative_slope=slope)
                 for _ in range(config.blocks)
-            ]
+            )
         )
         self.final = nn.Conv2d(width, config.latent_channels, 3, padding=1)
 
@@ -72,54 +73,27 @@ class LatentUpsampler(nn.Module):
         """Upsample a piece of a clip at once; differentiable. ``memories`` is None at
         the start of a stream."""
         batch = latents_bcthw.shape[0]
-        x = (
-            latents_bcthw.transpose(1, 2)
-            .flatten(0, 1)
-            .contiguous(memory_format=torch.channels_last)
-        )
-        x = self.pre_shuffle(x).contiguous(memory_format=torch.channels_last)
-        after: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            x, memory = block(x, None if memories is None else memories[i], batch)
-            after.append(memory)
-        return self.final(x).unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
+        x = self.pre_shuffle(to_frames(latents_bcthw))
+        x = x.contiguous(memory_format=torch.channels_last)
+        x, after = self.blocks.stream(x, memories, batch)
+        return to_clip(self.final(x), batch), after
 
-    def init_state(self, *, batch: int, height: int, width: int) -> LatentUpsamplerState:
+    def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first latent frame of ``height`` x ``width``."""
-        scale, weight = self.config.scale, self.final.weight
+        scale = self.config.scale
         shape = (batch, self.config.width, height * scale, width * scale)
-        empty = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        memories = tuple(
-            empty.clone(memory_format=torch.channels_last)
-            for _ in range(self.config.blocks)
-        )
-        return LatentUpsamplerState(memories, False)
+        return MemoryState.empty([shape] * self.config.blocks, like=self.final.weight)
 
-    def step(
-        self, state: LatentUpsamplerState, inputs: Tensor
-    ) -> tuple[LatentUpsamplerState, Tensor]:
-        """Take in latents [B, C, T, H, W]; return as many at the high resolution.
+    def group_size(self, state: MemoryState) -> int:
+        """Return 1: a group is any number of latents."""
+        return 1
 
-        On a GPU a push is computed at once, on a CPU latent by latent, which stays in
-        its caches.
+    def step(self, state: MemoryState, latents_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
+        """Return as many latents at the high resolution.
+
+        A GPU computes the group at once, a CPU latent by latent, which stays in its
+        caches.
         """
-        memories, weight = state.memories if state.started else None, self.final.weight
-        out: list[Tensor] = [self._no_latents(state)]
-        together = max(1, inputs.shape[2]) if weight.is_cuda else 1
-        for piece in inputs.split(together, dim=2) if inputs.shape[2] else ():
-            latent, memories = self.upsample(piece.to(weight.dtype), memories)
-            out.append(latent)
-        after = LatentUpsamplerState(
-            state.memories if memories is None else memories, memories is not None
-        )
-        return after, torch.cat(out, dim=2)
-
-    def flush(self, state: LatentUpsamplerState) -> Tensor:
-        """Return no latents: nothing is ever queued."""
-        return self._no_latents(state)
-
-    def _no_latents(self, state: LatentUpsamplerState) -> Tensor:
-        batch, _, height, width = state.memories[0].shape
-        return state.memories[0].new_empty(
-            (batch, self.config.latent_channels, 0, height, width)
-        )
+        weight = self.final.weight
+        size = latents_bcthw.shape[2] if weight.is_cuda else 1
+        return in_pieces(self.upsample, state, latents_bcthw.to(weight.dtype), size=size)

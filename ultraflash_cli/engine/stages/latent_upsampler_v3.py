@@ -6,10 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit, TimeGrowth
+from ultraflash_cli.engine.layers.memory_block import (
+    MemoryBlock,
+    MemoryInit,
+    MemorySequential,
+    MemoryState,
+    TimeGrowth,
+    in_pieces,
+    to_clip,
+    to_frames,
+)
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["LatentUpsamplerV3", "LatentUpsamplerV3Config", "LatentUpsamplerV3State"]
+__all__ = ["LatentUpsamplerV3", "LatentUpsamplerV3Config"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +45,6 @@ class LatentUpsamplerV3Config:
                 f"{len(self.widths)} stages grow by a power of two up to "
                 f"{2 ** len(self.widths)}, got {self.scale}"
             )
-
-
-@dataclass(frozen=True)
-class LatentUpsamplerV3State:
-    """The last input frame of every memory block, each at the resolution of its
-    stage."""
-
-    memories: tuple[Tensor, ...]
-    started: bool
 
 
 class _Enlarge(nn.Module):
@@ -92,7 +92,7 @@ class LatentUpsamplerV3(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1),
         ]
-        self.net = nn.Sequential(*layers)
+        self.net = MemorySequential(*layers)
 
     def upsample(
         self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
@@ -100,65 +100,31 @@ class LatentUpsamplerV3(nn.Module):
         """Upsample a piece of a clip at once; differentiable. ``memories`` is None at
         the start of a stream."""
         batch = latents_bcthw.shape[0]
-        x = (
-            latents_bcthw.transpose(1, 2)
-            .flatten(0, 1)
-            .contiguous(memory_format=torch.channels_last)
-        )
-        after: list[Tensor] = []
-        for layer in self.net:
-            if isinstance(layer, MemoryBlock):
-                x, memory = layer(
-                    x, None if memories is None else memories[len(after)], batch
-                )
-                after.append(memory)
-            else:
-                x = layer(x)
-        return x.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
+        x, after = self.net.stream(to_frames(latents_bcthw), memories, batch)
+        return to_clip(x, batch), after
 
-    def init_state(self, *, batch: int, height: int, width: int) -> LatentUpsamplerV3State:
+    def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first latent frame of ``height`` x ``width``."""
-        weight, factor = self._weight, 1
-        memories: list[Tensor] = []
+        factor = 1
+        shapes: list[tuple[int, ...]] = []
         for layer in self.net:
             if isinstance(layer, _Enlarge):
                 factor *= layer.factor
             elif isinstance(layer, MemoryBlock):
-                shape = (batch, layer.width, height * factor, width * factor)
-                empty = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-                memories.append(empty.contiguous(memory_format=torch.channels_last))
-        return LatentUpsamplerV3State(tuple(memories), False)
+                shapes.append((batch, layer.width, height * factor, width * factor))
+        return MemoryState.empty(shapes, like=self._weight)
 
-    def step(
-        self, state: LatentUpsamplerV3State, inputs: Tensor
-    ) -> tuple[LatentUpsamplerV3State, Tensor]:
-        """Take in latents [B, C, T, H, W]; return as many at the high resolution."""
-        memories = state.memories if state.started else None
-        out: list[Tensor] = [self._no_latents(state)]
-        for t in range(inputs.shape[2]):
-            latent, memories = self.upsample(
-                inputs[:, :, t : t + 1].to(self._weight.dtype), memories
-            )
-            out.append(latent)
-        after = LatentUpsamplerV3State(
-            state.memories if memories is None else memories, memories is not None
-        )
-        return after, torch.cat(out, dim=2)
+    def group_size(self, state: MemoryState) -> int:
+        """Return 1: a group is any number of latents."""
+        return 1
 
-    def flush(self, state: LatentUpsamplerV3State) -> Tensor:
-        """Return no latents: nothing is ever queued."""
-        return self._no_latents(state)
+    def step(self, state: MemoryState, latents_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
+        """Return as many latents at the high resolution."""
+        latents = latents_bcthw.to(self._weight.dtype)
+        return in_pieces(self.upsample, state, latents, size=1)
 
     @property
     def _weight(self) -> Tensor:
         first = self.net[0]
         assert isinstance(first, nn.Conv2d), "the list starts with a convolution"
         return first.weight
-
-    def _no_latents(self, state: LatentUpsamplerV3State) -> Tensor:
-        """Return the first memory has the size of the latents that come in."""
-        batch, _, height, width = state.memories[0].shape
-        scale = self.config.scale
-        return state.memories[0].new_empty(
-            (batch, self.config.latent_channels, 0, height * scale, width * scale)
-        )

@@ -10,11 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.layers.memory_block import MemoryBlock, MemoryInit
+from ultraflash_cli.engine.layers.memory_block import (
+    MemoryBlock,
+    MemoryInit,
+    MemorySequential,
+    MemoryState,
+    in_pieces,
+    to_clip,
+)
 from ultraflash_cli.engine.layers.resample import lanczos_upscale
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["PixelPath", "PixelPathConfig", "PixelPathState"]
+__all__ = ["PixelPath", "PixelPathConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +54,6 @@ class PixelPathConfig:
             raise ConfigError("sizes of the pixel path must be positive")
 
 
-@dataclass(frozen=True)
-class PixelPathState:
-    """The last input frame of every memory block; ``empty`` has the output's size."""
-
-    memories: tuple[Tensor, ...]
-    started: bool
-    empty_bcthw: Tensor
-
-
 class PixelPath(nn.Module):
     """RGB frames [B, 3, T, h, w] in [0, 1] to [B, 3, T, scale * h, scale * w], float32,
     not clamped.
@@ -69,11 +67,11 @@ class PixelPath(nn.Module):
         self.config = config
         init, slope = config.memory_init, config.negative_slope
         self.embed = nn.Conv2d(3 * config.patch**2, config.width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            [
+        self.blocks = MemorySequential(
+            *(
                 MemoryBlock(config.width, init=init, negative_slope=slope)
                 for _ in range(config.blocks)
-            ]
+            )
         )
         self.project = nn.ModuleDict(
             {
@@ -99,46 +97,24 @@ class PixelPath(nn.Module):
         frames = frames_bcthw.transpose(1, 2).flatten(0, 1)
         small = F.pixel_unshuffle(frames.to(self.embed.weight.dtype), config.patch)
         embedded = self.embed(small.contiguous(memory_format=torch.channels_last))
-        x, after = embedded, list[Tensor]()
-        for i, block in enumerate(self.blocks):
-            x, memory = block(x, None if memories is None else memories[i], batch)
-            after.append(memory)
+        x, after = self.blocks.stream(embedded, memories, batch)
         residual = self.project[str(scale)](x + embedded) * config.residual_gain
         full = lanczos_upscale(frames.float(), scale) + F.pixel_shuffle(
             residual, config.patch * scale
         )
-        return full.unflatten(0, (batch, -1)).transpose(1, 2), tuple(after)
+        return to_clip(full, batch), after
 
-    def init_state(self, *, batch: int, height: int, width: int) -> PixelPathState:
+    def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first frame of ``height`` x ``width``."""
-        config, like = self.config, self.embed.weight
+        config = self.config
         shape = (batch, config.width, height // config.patch, width // config.patch)
-        memories = tuple(
-            torch.zeros(shape, dtype=like.dtype, device=like.device).contiguous(
-                memory_format=torch.channels_last
-            )
-            for _ in range(config.blocks)
-        )
-        size = (batch, 3, 0, config.scale * height, config.scale * width)
-        return PixelPathState(memories, False, torch.empty(size, device=like.device))
+        return MemoryState.empty([shape] * config.blocks, like=self.embed.weight)
 
-    def step(
-        self, state: PixelPathState, frames_bcthw: Tensor
-    ) -> tuple[PixelPathState, Tensor]:
-        """Take in frames; return as many. On a CPU frame by frame, which stays in its
-        caches."""
-        memories = state.memories if state.started else None
-        frames = frames_bcthw.shape[2]
-        batch, channels, _, height, width = state.empty_bcthw.shape
-        out = state.empty_bcthw.new_empty((batch, channels, frames, height, width))
-        together = frames if out.is_cuda else 1
-        for at in range(0, frames, max(1, together)):
-            piece = frames_bcthw[:, :, at : at + together]
-            out[:, :, at : at + together], memories = self.upscale(piece, memories)
-        return PixelPathState(
-            memories or state.memories, memories is not None, state.empty_bcthw
-        ), out
+    def group_size(self, state: MemoryState) -> int:
+        """Return 1: a group is any number of frames."""
+        return 1
 
-    def flush(self, state: PixelPathState) -> Tensor:
-        """Return no frames: nothing is ever queued."""
-        return state.empty_bcthw
+    def step(self, state: MemoryState, frames_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
+        """Return as many frames; on a CPU frame by frame, which stays in its caches."""
+        size = frames_bcthw.shape[2] if self.embed.weight.is_cuda else 1
+        return in_pieces(self.upscale, state, frames_bcthw, size=size)

@@ -28,9 +28,10 @@ from ultraflash_cli.engine.layers.modulation import (
 from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
 from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.engine.sparsity import BlockGrid, key_budget
+from ultraflash_cli.engine.stage import Counter, Position
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.adaln_modulate import gated_residual
-from ultraflash_kernels.fp8_linear import quantise_linears
+from ultraflash_kernels.fp8_linear import Fp8Linear, quantise_linears
 from ultraflash_kernels.rms_norm_rope import AxisTables
 from ultraflash_kernels.token_order import drop_padding, with_padding
 
@@ -188,30 +189,25 @@ class SrDitConfig:
 
 
 class SrDitInputs(NamedTuple):
-    """A push: Gaussian noise and the upsampled latents it goes with, both
-    ``[B, C, T, H, W]``."""
+    """A group of Gaussian noise and of the upsampled latents it goes with."""
 
     noise_bcthw: Tensor
+    """``[B, C, T, H, W]``."""
     cond_bcthw: Tensor
+    """Likewise."""
 
 
 @dataclass(frozen=True)
 class SrDitState:
-    """Caches, context, latents waiting for their group, and the clip's position."""
+    """Caches, context, and how far the clip is."""
 
     caches: tuple[KvRing, ...]
     """One a layer."""
     context: tuple[ContextKv, ...]
     """One a layer; empty without text path."""
-    noise_bcthw: Tensor
-    """Waiting noise, ``group_latents`` long; the first ``waiting`` frames count."""
-    cond_bcthw: Tensor
-    """Waiting condition."""
-    waiting: int
-    """Latent frames that wait."""
-    frames: int
+    frames: Position
     """Latent frames of all earlier groups."""
-    groups: int
+    groups: Counter
     """Groups computed."""
 
 
@@ -305,19 +301,16 @@ class SrDit(nn.Module):
 
     Tokens stay in block order from the patches to the head, padding included where
     there are no kernels.
+    ``by_lists`` says how blocks are chosen, see ``SparseLayout.of``.
     """
 
-    def __init__(self, config: SrDitConfig) -> None:
+    def __init__(self, config: SrDitConfig, *, by_lists: bool | None = None) -> None:
         super().__init__()
         self.config = config
-        self.by_lists: bool | None = None
-        """How blocks are chosen, see ``SparseLayout.of``."""
+        self._by_lists = by_lists
         self.paired_caches = False
-        """Whether caches have a second pair of buffers, which avoids copies; on a GPU
-        only."""
-        self.fp8 = False
-        """Whether layers and attention multiply 8-bit floating point, see
-        ``to_fp8``."""
+        """Whether caches have a second pair of buffers, so that nothing is copied; on a
+        GPU only."""
         dim = config.dim
         self.patch_embedding = nn.Conv3d(
             2 * config.latent_channels, dim, config.patch, stride=config.patch
@@ -343,10 +336,13 @@ class SrDit(nn.Module):
         quantise_linears(
             self, keep=(*KEPT_IN_BF16, *(KEPT_OF_TEXT if self.config.text_len else ()))
         )
-        self.fp8 = True
         return self
 
-    # Streaming
+    @property
+    def fp8(self) -> bool:
+        """Whether layers and attention multiply 8-bit floating point, see
+        ``to_fp8``."""
+        return isinstance(cast("SrDitBlock", self.blocks[0]).ffn[0], Fp8Linear)
 
     @torch.no_grad()
     def init_state(
@@ -364,9 +360,6 @@ class SrDit(nn.Module):
         weight = self.patch_embedding.weight
         longest = max(config.kv_schedule, default=config.kv_len)
         shape = self._cache_shape(batch, longest * grid.spatial_blocks, grid)
-        queue = weight.new_zeros(
-            batch, config.latent_channels, config.group_latents, height, width
-        )
         return SrDitState(
             caches=tuple(
                 KvRing.empty(
@@ -379,49 +372,24 @@ class SrDit(nn.Module):
                 for _ in self.blocks
             ),
             context=self.embed_context(context, batch=batch),
-            noise_bcthw=queue,
-            cond_bcthw=queue.clone(),
-            waiting=0,
             frames=0,
             groups=0,
         )
 
+    def group_size(self, state: SrDitState) -> int:
+        """Return the latent frames of a group."""
+        return self.config.group_latents
+
     @torch.no_grad()
-    def step(self, state: SrDitState, inputs: SrDitInputs) -> tuple[SrDitState, Tensor]:
-        """Queue a push and return the clean latents of the groups it completes;
+    def step(self, state: SrDitState, group: SrDitInputs) -> tuple[SrDitState, Tensor]:
+        """Return the clean latents of a group, of a shorter one at the end of a clip;
         consumes state."""
-        assert inputs.noise_bcthw.shape == inputs.cond_bcthw.shape, (
-            "a push has noise for every latent frame"
+        assert group.noise_bcthw.shape == group.cond_bcthw.shape, (
+            "a group has noise for every latent frame"
         )
-        done: list[Tensor] = []
-        taken, total = 0, inputs.cond_bcthw.shape[2]
-        while taken < total:
-            count = min(total - taken, self.config.group_latents - state.waiting)
-            filled = slice(state.waiting, state.waiting + count)
-            state.noise_bcthw[:, :, filled] = inputs.noise_bcthw[
-                :, :, taken : taken + count
-            ]
-            state.cond_bcthw[:, :, filled] = inputs.cond_bcthw[:, :, taken : taken + count]
-            state = dataclasses.replace(state, waiting=filled.stop)
-            taken += count
-            if state.waiting == self.config.group_latents:
-                state, clean = self.close_group(state)
-                done.append(clean)
-        return state, torch.cat(done, dim=2) if done else state.cond_bcthw[:, :, :0]
-
-    @torch.no_grad()
-    def flush(self, state: SrDitState) -> Tensor:
-        """Return the clean latents of the waiting frames, as a shorter group; consumes
-        state."""
-        return self.close_group(state)[1] if state.waiting else state.cond_bcthw[:, :, :0]
-
-    @torch.no_grad()
-    def close_group(self, state: SrDitState) -> tuple[SrDitState, Tensor]:
-        """Compute the waiting frames as one group, complete or not; consumes state."""
-        noise, cond = (
-            state.noise_bcthw[:, :, : state.waiting],
-            state.cond_bcthw[:, :, : state.waiting],
-        )
+        dtype = self.patch_embedding.weight.dtype
+        noise = group.noise_bcthw.to(dtype)
+        cond = group.cond_bcthw.to(dtype)
         result = self.forward_group(
             noise,
             cond,
@@ -434,8 +402,7 @@ class SrDit(nn.Module):
         after = dataclasses.replace(
             state,
             caches=result.caches,
-            waiting=0,
-            frames=state.frames + state.waiting,
+            frames=state.frames + cond.shape[2],
             groups=state.groups + 1,
         )
         return after, self.clean(noise, cond, result.output_bcthw)
@@ -449,8 +416,6 @@ class SrDit(nn.Module):
             if self.config.prediction == "flow"
             else cond_bcthw + output_bcthw
         )
-
-    # The network
 
     def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
         """Return the context's keys and values of every layer; differentiable. See
@@ -528,7 +493,7 @@ class SrDit(nn.Module):
             device=weight.device,
             mask_dtype=getattr(torch, config.mask_dtype),
             reuse_cache=reuse_caches,
-            by_lists=self.by_lists,
+            by_lists=self._by_lists,
             fp8=self.fp8,
         )
 

@@ -8,16 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+from ultraflash_cli.engine.layers.memory_block import MemoryState
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, filled_up
 from ultraflash_cli.errors import ConfigError
 
-__all__ = [
-    "WanVaeConfig",
-    "WanVaeDecoder",
-    "WanVaeDecoderState",
-    "WanVaeEncoder",
-    "WanVaeEncoderState",
-]
+__all__ = ["WanVaeConfig", "WanVaeDecoder", "WanVaeEncoder"]
 
 SHRINK = 8
 """Pixels per side of one latent."""
@@ -302,17 +297,6 @@ class _Decoder(nn.Module):
         return x
 
 
-@dataclass(frozen=True)
-class WanVaeEncoderState:
-    """The past frames of every causal layer and up to three frames that wait for their
-    latent."""
-
-    memories: tuple[Tensor, ...]
-    started: bool
-    queue_bcthw: Tensor
-    queued: int
-
-
 class WanVaeEncoder(nn.Module):
     """Frames [B, 3, 1 + 4k, H, W] in [0, 1] to normalised latents [B, C, 1 + k, H / 8,
     W / 8].
@@ -345,66 +329,34 @@ class WanVaeEncoder(nn.Module):
         latents = (moments[:, : self.config.latent_channels].float() - mean) / std
         return latents.to(moments.dtype), tuple(memory.after)
 
-    def init_state(self, *, batch: int, height: int, width: int) -> WanVaeEncoderState:
+    def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first frame of ``height`` x ``width`` pixels,
         multiples of 8."""
         assert height % SHRINK == 0 and width % SHRINK == 0, (
             "the caller pads frames to multiples of 8"
         )
-        memories = _empty_memories(self.encoder, batch, height, width)
-        queue = self.conv1.weight.new_zeros(
-            (batch, 3, FRAMES_PER_LATENT - 1, height, width)
-        )
-        return WanVaeEncoderState(memories, False, queue, 0)
+        return MemoryState(_empty_memories(self.encoder, batch, height, width), False)
 
-    def step(
-        self, state: WanVaeEncoderState, inputs: Tensor
-    ) -> tuple[WanVaeEncoderState, Tensor]:
-        """Take in frames [B, 3, T, H, W]; return the latents whose frames are
-        complete."""
-        frames = torch.cat(
-            [state.queue_bcthw[:, :, : state.queued], inputs.to(state.queue_bcthw.dtype)],
-            dim=2,
-        )
-        memories = state.memories if state.started else None
-        out, taken = [self._no_latents(state)], 0
-        while frames.shape[2] - taken >= (
-            size := 1 if memories is None else FRAMES_PER_LATENT
-        ):
+    def group_size(self, state: MemoryState) -> int:
+        """Return the frames of the next latent; a group may be several latents."""
+        return FRAMES_PER_LATENT if state.started else 1
+
+    def step(self, state: MemoryState, frames_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
+        """Encode frames latent by latent; of an incomplete four at the end of a clip
+        the last frame is repeated."""
+        frames = frames_bcthw.to(self.conv1.weight.dtype)
+        frames = filled_up(frames, before=0 if state.started else FRAMES_PER_LATENT - 1)
+        memories = state.past
+        latents: list[Tensor] = []
+        taken = 0
+        while taken < frames.shape[2]:
+            size = 1 if memories is None else FRAMES_PER_LATENT
             latent, memories = self.encode(frames[:, :, taken : taken + size], memories)
-            out.append(latent)
+            latents.append(latent)
             taken += size
-        rest = frames[:, :, taken:]
-        queue = torch.zeros_like(state.queue_bcthw)
-        queue[:, :, : rest.shape[2]] = rest
-        after = WanVaeEncoderState(
-            memories or state.memories, memories is not None, queue, rest.shape[2]
-        )
-        return after, torch.cat(out, dim=2)
 
-    def flush(self, state: WanVaeEncoderState) -> Tensor:
-        """Encode a tail of one to three frames, its last frame repeated; empty where
-        none waits."""
-        if state.queued == 0:
-            return self._no_latents(state)
-        last = state.queue_bcthw[:, :, state.queued - 1 : state.queued]
-        return self.step(
-            state, last.expand(-1, -1, FRAMES_PER_LATENT - state.queued, -1, -1)
-        )[1]
-
-    def _no_latents(self, state: WanVaeEncoderState) -> Tensor:
-        batch, _, _, height, width = state.queue_bcthw.shape
-        return state.queue_bcthw.new_empty(
-            (batch, self.config.latent_channels, 0, height // SHRINK, width // SHRINK)
-        )
-
-
-@dataclass(frozen=True)
-class WanVaeDecoderState:
-    """The past frames of every causal layer."""
-
-    memories: tuple[Tensor, ...]
-    started: bool
+        assert memories is not None, "a group is not empty"
+        return MemoryState(memories, True), torch.cat(latents, dim=2)
 
 
 class WanVaeDecoder(nn.Module):
@@ -433,32 +385,25 @@ class WanVaeDecoder(nn.Module):
         x = self.conv2((latents_bcthw.float() * std + mean).to(latents_bcthw.dtype))
         return (self.decoder(x, memory) + 1) / 2, tuple(memory.after)
 
-    def init_state(self, *, batch: int, height: int, width: int) -> WanVaeDecoderState:
+    def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first latent frame of ``height`` x ``width``."""
-        return WanVaeDecoderState(
-            _empty_memories(self.decoder, batch, height, width), False
-        )
+        return MemoryState(_empty_memories(self.decoder, batch, height, width), False)
 
-    def step(
-        self, state: WanVaeDecoderState, inputs: Tensor
-    ) -> tuple[WanVaeDecoderState, Tensor]:
-        """Take in latents [B, C, T, H, W]; return one frame for the first of a stream
-        and four for each later one."""
-        memories = state.memories if state.started else None
-        out = [self.flush(state)]
-        for t in range(inputs.shape[2]):
-            frames, memories = self.decode(
-                inputs[:, :, t : t + 1].to(self.conv2.weight.dtype), memories
-            )
-            out.append(frames)
-        return WanVaeDecoderState(
-            memories or state.memories, memories is not None
-        ), torch.cat(out, dim=2)
+    def group_size(self, state: MemoryState) -> int:
+        """Return 1: a group is any number of latents."""
+        return 1
 
-    def flush(self, state: WanVaeDecoderState) -> Tensor:
-        """Return no frames: nothing is ever queued."""
-        batch, _, _, height, width = state.memories[0].shape
-        return state.memories[0].new_empty((batch, 3, 0, height * SHRINK, width * SHRINK))
+    def step(self, state: MemoryState, latents_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
+        """Return one frame for the first latent of a stream and four for each later
+        one."""
+        memories = state.past
+        frames: list[Tensor] = []
+        for latent in latents_bcthw.to(self.conv2.weight.dtype).split(1, dim=2):
+            part, memories = self.decode(latent, memories)
+            frames.append(part)
+
+        assert memories is not None, "a group is not empty"
+        return MemoryState(memories, True), torch.cat(frames, dim=2)
 
 
 def _middle(width: int) -> nn.Sequential:

@@ -170,6 +170,10 @@ class Models:
         context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
         profile = under_memory_plan(profile, memory.settings)
         timer = StageClock(device)
+        gate = None
+        if rules.refresh is not None:
+            judge = take_base_decoder(shelf, profile, device=device, precision=job.precision)
+            gate = RefreshGate(judge, find_scorer(), rules.refresh)
         video = build_text_to_video(
             shelf,
             profile,
@@ -181,14 +185,11 @@ class Models:
             precision=job.precision,
             decode_latents=memory.settings.decode_latents,
             park=torch.device("cpu") if memory.settings.offload_generator else None,
+            gate=gate,
             timer=timer,
             speedups=speedups_within(memory, device, graphs=job.cuda_graphs),
         )
         dtype_of = stage_precisions(profile, job.precision, device)
-        video.generator.gate = None
-        if rules.refresh is not None:
-            judge = take_base_decoder(shelf, profile, device=device, precision=job.precision)
-            video.generator.gate = RefreshGate(judge, find_scorer(), rules.refresh)
         if device.type == "cuda":
             height, width = (side // LATENT_PX for side in prepared.base_size)
             video.warm_up(height=height, width=width, context=context)

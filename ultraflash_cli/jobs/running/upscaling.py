@@ -244,10 +244,9 @@ class _Model:
         self.on_group(self._done)
 
     def _end_scene(self, group: list[SourceFrame]) -> None:
-        if group:
-            self._push(group)
+        self._in_flight.extend(group)
         started_s = time.perf_counter()
-        finished = deque(self.upscaler.flush(self._state))
+        finished = deque(self.upscaler.end(self._state, [frame.rgb_hwc for frame in group]))
         self.busy.model += time.perf_counter() - started_s
         self._hand_on(finished)
         assert not self._in_flight, f"the end of a scene left {len(self._in_flight)} frames inside the model"

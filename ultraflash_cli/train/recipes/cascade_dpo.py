@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.cache_policy import CacheManagement
 from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
-from ultraflash_cli.engine.stages.generator import GeneratorInputs
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs
 from ultraflash_cli.errors import ConfigError, WeightsError
@@ -131,8 +132,6 @@ def roll_out(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Genera
         level = torch.full((batch_size,), config.service_noise)
         cond = noised(cond, normal(cond, rng), level)
         state, clean = sr_dit.step(states[1], SrDitInputs(normal(cond, rng), cond))
-        if state.waiting:
-            state, clean = sr_dit.close_group(state)
         states = (upsampler_state, state)
         conds.append(cond)
         own.append(clean)
@@ -146,13 +145,12 @@ def _draw(
     config: DpoConfig, roles: DpoRoles, like_frames: Tensor, context: Tensor | None, rng: torch.Generator
 ) -> Tensor:
     """Return the frozen generator's latents for the captions, as many as the clips have."""
-    generator = roles.generator
+    sampler = Sampler(roles.generator)
     like = roles.latents_of(like_frames)
     batch, channels, frames, height, width = like.shape
-    state = generator.init_state(batch=batch, height=height, width=width, context=context)
-    draws = torch.randn((batch, generator.config.draws_per_chunk, channels, frames, height, width), generator=rng)
-    state, low = generator.step(state, GeneratorInputs(normal(like, rng), draws.to(like)))
-    return low if low.shape[2] == frames else torch.cat([low, generator.flush(state)], dim=2)
+    state = sampler.init_state(batch=batch, height=height, width=width, context=context)
+    draws = torch.randn((batch, sampler.config.draws_per_chunk, channels, frames, height, width), generator=rng)
+    return regroup.run(sampler, state, GeneratorInputs(normal(like, rng), draws.to(like)))[1]
 
 
 def margins(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator) -> Tensor:

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.layers.attention import ContextKv
 from ultraflash_cli.engine.profiles import LITE, Profile
+from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import LATENT_PX
-from ultraflash_cli.engine.stages.generator import LEAST_LEVEL, Generator, GeneratorInputs
+from ultraflash_cli.engine.stages.generator import LEAST_LEVEL, Generator
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material
@@ -258,14 +260,13 @@ def _remembered(
 @torch.no_grad()
 def roll_out(roles: CascadeRoles, captions: tuple[str, ...], shape: torch.Size, rng: torch.Generator) -> Tensor:
     """Return latents of ``shape [B, C, T, H, W]`` as the generator draws them in service."""
-    generator = roles.generator
+    sampler = Sampler(roles.generator)
     batch, height, width = shape[0], shape[3], shape[4]
-    state = generator.init_state(batch=batch, height=height, width=width, context=roles.context(captions))
-    weight = generator.patch_embedding.weight
+    state = sampler.init_state(batch=batch, height=height, width=width, context=roles.context(captions))
+    weight = roles.generator.patch_embedding.weight
     noise = torch.randn(shape, generator=rng).to(weight)
-    draws = torch.randn((batch, generator.config.draws_per_chunk, *shape[1:]), generator=rng).to(weight)
-    state, drawn = generator.step(state, GeneratorInputs(noise, draws))
-    return torch.cat([drawn, generator.flush(state)], dim=2)
+    draws = torch.randn((batch, sampler.config.draws_per_chunk, *shape[1:]), generator=rng).to(weight)
+    return regroup.run(sampler, state, GeneratorInputs(noise, draws))[1]
 
 
 def learners(config: GeneratorRecipeConfig) -> tuple[Learner, ...]:

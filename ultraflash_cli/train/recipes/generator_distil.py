@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.flow_matching import FlowSchedule
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import chunk_flow, clean_of, distribution_terms, draw_levels, noised, normal
@@ -70,6 +71,7 @@ def forced(generator: Generator, like: Tensor, context: Tensor, rng: torch.Gener
     chunks see a finished one, have no gradients.
     """
     config = generator.config
+    schedule = FlowSchedule(config.shift)
     keys = generator.embed_context(context, batch=like.shape[0])
     still = tuple(type(key)(key.k.detach(), key.v.detach()) for key in keys)
     stop = int(torch.randint(len(config.steps), (1,), generator=rng))
@@ -82,13 +84,13 @@ def forced(generator: Generator, like: Tensor, context: Tensor, rng: torch.Gener
         for i, timestep in enumerate(timesteps[: stop + 1]):
             draw = normal(piece, rng)
             if i:
-                x = generator.schedule.renoise(clean.detach(), draw, timestep)
+                x = schedule.renoise(clean.detach(), draw, timestep)
             is_last = i == min(stop, len(timesteps) - 1)
             with torch.set_grad_enabled(is_last and torch.is_grad_enabled()):
                 result = generator.forward_chunk(
                     x, timestep, rings=rings, context=keys if is_last else still, first_frame=first
                 )
-                clean = x - generator.schedule.sigma(timestep) * result.flow_bcthw
+                clean = x - schedule.sigma(timestep) * result.flow_bcthw
         chunks.append(clean)
         with torch.no_grad():
             rings = generator.forward_chunk(
