@@ -31,7 +31,12 @@ _TORN = 0.5
 """Lines that are less alike than this part of what is usual are not of one piece."""
 _AGREE = 0.7
 """Part of the pictures in which they have to be torn."""
+_UNRULY = 0.6
+"""So many of the lines below a tear, or of the pictures, show that it is one."""
+_LEAST_MOVED_PX = 3
 _SMOOTH_PX = 15
+_LOOKED_AT_PX = 512
+"""Of larger pictures, every so many lines or columns are looked at."""
 
 
 class BorderMeter:
@@ -41,6 +46,7 @@ class BorderMeter:
         self._rows: list[NDArray[np.float32]] = []
         self._columns: list[NDArray[np.float32]] = []
         self._likeness: list[NDArray[np.float32]] = []
+        self._last: list[NDArray[np.float32]] = []  # the last lines, without what is broad
 
     def push(self, pictures: Sequence[Picture]) -> None:
         """Take a run of pictures of one size."""
@@ -48,10 +54,13 @@ class BorderMeter:
             luma = luma_of(picture)
             if min(luma.shape) < 4 * _SOFT_PX:
                 continue
-            self._likeness.append(_likeness(luma))
-            if float(np.percentile(luma, 98)) >= _DARK:
-                self._rows.append(np.percentile(luma, 90, axis=1).astype(np.float32))
-                self._columns.append(np.percentile(luma, 90, axis=0).astype(np.float32))
+            fine = _fine(luma)
+            self._likeness.append(_likeness(fine))
+            self._last.append(fine[-3 * _HEAD_LINES :])
+            down, across = (-(-side // _LOOKED_AT_PX) for side in luma.shape)
+            if float(np.percentile(luma[::down, ::across], 98)) >= _DARK:
+                self._rows.append(np.percentile(luma[:, ::across], 90, axis=1).astype(np.float32))
+                self._columns.append(np.percentile(luma[::down], 90, axis=0).astype(np.float32))
 
     def answer(self) -> Crop | None:
         """Return what is to be cut away, with even sides left; None for nothing."""
@@ -86,7 +95,25 @@ class BorderMeter:
         # Two lines of each field are compared, so that a tear shows in two lines.
         torn[:-1] &= torn[1:]
         places = np.flatnonzero(torn[:-1])
-        return int(zone - places[0]) if len(places) else 0
+        if not len(places):
+            return 0
+        size = int(zone - places[0])
+        # A table's edge is torn as well, in one place, and what lies below it is not displaced.
+        is_unruly = torn[places[0] : -1].mean() >= _UNRULY
+        return size if is_unruly or self._is_displaced(size + bar) else 0
+
+    def _is_displaced(self, size: int) -> bool:
+        """Whether in most pictures the first torn line is like the line before it, moved aside."""
+        moved = 0
+        for lines in self._last:
+            if len(lines) < size + 2:
+                return False
+            torn, whole = lines[-size], lines[-size - 2]
+            waves = np.fft.rfft(torn) * np.conj(np.fft.rfft(whole))
+            likeness = np.fft.irfft(waves, len(torn)) / (np.linalg.norm(torn) * np.linalg.norm(whole) + 1e-3)
+            shift = int(np.argmax(likeness))
+            moved += likeness[shift] > _LIKE and min(shift, len(torn) - shift) >= _LEAST_MOVED_PX
+        return moved >= _UNRULY * len(self._last)
 
 
 def _bars(levels: list[NDArray[np.float32]]) -> tuple[int, int]:
@@ -115,11 +142,15 @@ def _bar(is_bar: NDArray[np.bool_], mean: NDArray[np.float32], black: float) -> 
     return size
 
 
-def _likeness(luma: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Correlate each line with the one two above it, without what is broader than a few pixels; the first two are 1."""
+def _fine(luma: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Take what is broader than a few pixels out of each line."""
     sums = np.cumsum(np.pad(luma, ((0, 0), (_SMOOTH_PX // 2 + 1, _SMOOTH_PX // 2)), mode="edge"), axis=1)
-    fine = luma - (sums[:, _SMOOTH_PX:] - sums[:, :-_SMOOTH_PX]) / _SMOOTH_PX
+    return (luma - (sums[:, _SMOOTH_PX:] - sums[:, :-_SMOOTH_PX]) / _SMOOTH_PX).astype(np.float32)
+
+
+def _likeness(fine: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Correlate each line with the one two above it; the first two are 1."""
     power = np.sqrt((fine * fine).sum(axis=1))
-    likeness = np.ones(len(luma), dtype=np.float32)
+    likeness = np.ones(len(fine), dtype=np.float32)
     likeness[2:] = (fine[2:] * fine[:-2]).sum(axis=1) / (power[2:] * power[:-2] + 1e-3)
     return likeness

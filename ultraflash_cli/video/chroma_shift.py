@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultraflash_cli.video.color import Picture
-from ultraflash_cli.video.samples import ycc_of
+from ultraflash_cli.video.samples import middle_of, ycc_of
 
 __all__ = ["ChromaMeter", "ChromaShift"]
 
@@ -40,7 +40,7 @@ class ChromaMeter:
         for picture in (pictures[0], pictures[-1]):
             if min(picture.shape[:2]) < 4 * _REACH:
                 return
-            luma, blue, red = (_soft(plane) for plane in ycc_of(picture))
+            luma, blue, red = (_soft(plane) for plane in ycc_of(middle_of(picture)))
             across = _peak(_edges(luma, 1), _edges(blue, 1) + _edges(red, 1), 1)
             down = _peak(_edges(luma, 0), _edges(blue, 0) + _edges(red, 0), 0)
             if across is not None and down is not None:

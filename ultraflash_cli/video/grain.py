@@ -7,12 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ultraflash_cli.video.color import Picture, as_picture
-from ultraflash_cli.video.samples import ycc_of
+from ultraflash_cli.video.samples import middle_of, ycc_of
 
 __all__ = ["Grain", "GrainMaker", "GrainMeter"]
 
 _LEAST = 1.0
-"""Grain whose deviation is less than so many levels of 255 at every brightness counts as none."""
+"""Grain whose deviation is less than so many levels of 255 counts as none."""
+_EVEN = 0.4
+"""Grain is everywhere alike: the quarter of the blocks with the least has at least so much of the variance of the
+quarter with the most. Motion and compression are not."""
+_QUARTER = 1.06
+"""By how much the middle of the blocks is noisier than the quarter with the least, where all have the same grain."""
+_MOST_REMOVED = 60.0
 _BINS = 8
 _BLOCK_PX = 16
 _FLAT = 0.3
@@ -49,10 +55,9 @@ class Grain:
     @property
     def removal(self) -> tuple[float, float]:
         """How much noise the filter is to take from brightness and from colours, in levels."""
-        return (
-            round(_REMOVAL * max(self.luma) * _peak(self.luma_spectrum), 2),
-            round(_REMOVAL * max(self.chroma) * _peak(self.chroma_spectrum), 2),
-        )
+        luma = _REMOVAL * max(self.luma) * _peak(self.luma_spectrum)
+        chroma = _REMOVAL * max(self.chroma) * _peak(self.chroma_spectrum)
+        return round(min(luma, _MOST_REMOVED), 2), round(min(chroma, _MOST_REMOVED), 2)
 
     @property
     def size_px(self) -> float:
@@ -79,7 +84,7 @@ class GrainMeter:
         """Take a run of neighbouring pictures of one size."""
         if len(pictures) < 2:
             return
-        first, second = (_blocks(ycc_of(picture)) for picture in pictures[:2])
+        first, second = (_blocks(ycc_of(middle_of(picture))) for picture in pictures[:2])
         if not first.size:
             return
         mean, change = (first + second) / 2, (first - second) / np.float32(np.sqrt(2))
@@ -107,11 +112,14 @@ class GrainMeter:
             if len(smooth) < _LEAST_BLOCKS:
                 continue
             level = float(rows[smooth, 0].mean())
-            luma, chroma = np.sqrt(np.median(rows[smooth, 2:], axis=0))
+            least, most = np.percentile(rows[smooth, 2:], (25, 75), axis=0)
+            if least[0] < _EVEN * most[0]:
+                continue
+            luma, chroma = _QUARTER * np.sqrt(least)
             points.append((level, float(luma), float(chroma)))
             # Of blocks that are as noisy as the others: motion would put its own shape into the spectrum.
             chosen += smooth[rows[smooth, 2] < 2 * float(luma) ** 2].tolist()
-        if not points or max(luma for _, luma, _ in points) < _LEAST or not chosen:
+        if not points or np.median([luma for _, luma, _ in points]) < _LEAST or not chosen:
             return None
         levels, luma, chroma = (tuple(round(value, 3) for value in values) for values in zip(*points, strict=True))
         return Grain(

@@ -15,13 +15,13 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.video.color import ColorInfo, Picture
+from ultraflash_cli.video.color import ColorInfo, Picture, as_picture
 from ultraflash_cli.video.convert import FrameConverter, look_of
 from ultraflash_cli.video.deinterlacing import filter_mode, frames_of
 from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, open_input
 
-__all__ = ["luma_of", "sampled_runs", "ycc_of"]
+__all__ = ["luma_of", "middle_of", "sampled_runs", "ycc_of"]
 
 _RUNS = 8
 _PICTURES = 3
@@ -97,6 +97,13 @@ def ycc_of(rgb_hwc: Picture) -> NDArray[np.float32]:
     if rgb_hwc.dtype == np.uint16:
         levels /= 257
     return np.ascontiguousarray((levels @ _YCC.T).transpose(2, 0, 1))
+
+
+def middle_of(picture: Picture, most_px: int = 768) -> Picture:
+    """Return the middle of a picture, at most ``most_px`` a side: large ones show enough there."""
+    height, width = (min(most_px, side) for side in picture.shape[:2])
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return as_picture(picture[top : top + height, left : left + width])
 
 
 def luma_of(rgb_hwc: Picture) -> NDArray[np.float32]:
