@@ -312,7 +312,7 @@ def graphs(here: Here) -> dict[str, Any]:
             video.settle()
         plain = plain or frames
         equal = [bool(torch.equal(a, b)) for a, b in zip(frames, plain, strict=True)]
-        refused = [*video.generator.graphs.refusals.values()]
+        refused = [*video.sampler.graphs.refusals.values()]
         found[name] = {"equal": equal, "refusals": refused}
         if not here.dry:
             found[name]["gb"] = torch.cuda.max_memory_reserved() / 1e9
