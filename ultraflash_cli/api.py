@@ -43,7 +43,15 @@ __all__ = ["FrameStream", "GenerateOptions", "UpscaleOptions", "generate", "open
 
 FilePath = str | PathLike[str]
 Progress = Callable[["Event"], None]
-"""Hears what happens, never from two threads at a time; see ``ultraflash_cli.jobs.events``."""
+"""Receives events, never from two threads at a time; see ``ultraflash_cli.jobs.events``."""
+
+
+_AS_FIELDS = {
+    "match_colors": ("color", "match", "off"),
+    "cuts": ("cuts", "auto", "off"),
+    "subs": ("subs", "copy", "none"),
+}
+"""Flags of ``upscale`` whose fields in a job are words: the field, and its words for True and False."""
 
 
 class _SharedOptions(TypedDict, total=False):
@@ -77,8 +85,8 @@ class UpscaleOptions(_SharedOptions, total=False):
     strength: float
     detail: float | None
     guard: float | None
-    color: Literal["match", "off"]
-    cuts: Literal["auto", "off"]
+    match_colors: bool
+    cuts: bool
     start: str | None
     end: str | None
     preview: str | None
@@ -89,7 +97,7 @@ class UpscaleOptions(_SharedOptions, total=False):
     grain: Literal["none", "keep", "remove"]
     fps: float | Fraction | None
     audio: Literal["copy", "aac", "flac", "none"]
-    subs: Literal["copy", "none"]
+    subs: bool
     strict: bool
     images: bool
     renumber: bool
@@ -114,23 +122,26 @@ def upscale(
     on_event: Progress | None = None,
     **options: Unpack[UpscaleOptions],
 ) -> "UpscaleReport":
-    """Upscale one clip, as ``ultraflash upscale`` does, and return how it went.
+    """Upscale one clip, as ``ultraflash upscale`` does, and return its report.
 
-    ``source`` is a video file or pictures as ``folder/%05d.png``. ``output`` is a file, a
-    folder that exists, or None for a name beside the source; the report's ``output`` tells
-    which. Sizes are pixels, times seconds or text such as ``"1:02.5"``. An interrupted call
+    ``source`` is a video file or pictures as ``folder/%05d.png``. ``output`` is a file, an
+    existing folder, or None for a default name next to the source (see the report's
+    ``output``). Sizes are pixels, times seconds or text such as ``"1:02.5"``. An interrupted call
     is resumed by the same call.
 
         report = upscale("in.mp4", res="2k", crf=18, overwrite=True)
 
-    Raises TypeError for an option that there is not, UsageError and ConfigError for values
-    that cannot be, InputError for a source that cannot be read, DeviceError, OutOfMemory,
+    Raises TypeError for an unknown option, UsageError and ConfigError for invalid values,
+    InputError for a source that cannot be read, DeviceError, OutOfMemory,
     OutputError and WeightsError.
     """
     from ultraflash_cli.jobs.planning.upscale import UpscaleJob
     from ultraflash_cli.jobs.running.upscale import run
 
     values = _values(options, UpscaleOptions, "upscale")
+    for flag, (field, on, off) in _AS_FIELDS.items():
+        if flag in values:
+            values[field] = on if values.pop(flag) else off
     job = UpscaleJob(source=Path(source), store=_store(), **_place(output), **values)
     return run(job, on_event or _ignore)
 

@@ -94,7 +94,7 @@ def test_pushes_of_any_length_give_the_same_frames() -> None:
 
 def test_a_stream_gives_what_a_file_gives(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "in.mkv", frames=9, width=48, height=32)
-    report = upscale(clip, tmp_path / "out.mkv", res="2x", codec="ffv1", pix_fmt="bgr0", cuts="off", **TINY)
+    report = upscale(clip, tmp_path / "out.mkv", res="2x", codec="ffv1", pix_fmt="bgr0", cuts=False, **TINY)
     assert report.frames_out == 9
     source = np.stack([np.asarray(frame) for frame in read_plain_frames(clip)])
     made = np.stack([np.asarray(frame) for frame in read_plain_frames(tmp_path / "out.mkv")])
@@ -173,8 +173,8 @@ def test_frames_come_back_in_the_form_they_came_in() -> None:
         (np.zeros((2, 32, 47, 3), np.uint8), r"frames are \[T, 32, 48, 3\], got \[2, 32, 47, 3\]"),
         (np.zeros((32, 48, 3), np.uint8), "frames are"),
         (np.zeros((1, 32, 48, 3), np.int32), "uint8, uint16 or floats"),
-        (np.full((1, 32, 48, 3), 1.5), r"lie in 0\.\.1"),
-        (np.full((1, 32, 48, 3), np.nan), r"lie in 0\.\.1"),
+        (np.full((1, 32, 48, 3), 1.5), r"within 0\.\.1"),
+        (np.full((1, 32, 48, 3), np.nan), r"within 0\.\.1"),
         ([[1]], "speaks DLPack, got list"),
     ],
 )
@@ -204,7 +204,8 @@ def test_the_options_are_those_of_the_commands(capsys: pytest.CaptureFixture[str
     flags_only = {
         "--output", "--json", "--dry-run", "--keep-going", "--recursive", "--no-tag", "--help", "--quiet",
         "--verbose", "--progress", "--log-file", "--no-color", "--version", "--prompt", "--html", "--serve",
-        "--count", "--prompts", "--cuda-graphs",
+        "--count", "--prompts", "--cuda-graphs", "--no-audio", "--no-cuda-graphs", "--no-cuts",
+        "--no-match-colors", "--no-resume", "--no-subs",
     }  # fmt: skip
     for command, options in (("upscale", api.UpscaleOptions), ("generate", api.GenerateOptions)):
         assert main([command, "--help"]) == 0
