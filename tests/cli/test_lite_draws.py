@@ -27,7 +27,7 @@ def test_the_built_in_model_draws_the_time_of_day_the_seed_another_picture_and_u
     assert "does not know" not in capsys.readouterr().err
     night = draw("a red zeppelin car past hills at night, xyzzy", 0, tmp_path / "night.mkv").astype(float)
     assert night.mean() < 0.5 * day.mean()
-    assert "lite does not know: zeppelin, xyzzy" in capsys.readouterr().err
+    assert "words unknown to lite, ignored: zeppelin, xyzzy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("way", "sign"), [("left", -1), ("right", 1)])

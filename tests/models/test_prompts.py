@@ -143,7 +143,7 @@ def test_a_prompt_of_which_no_word_is_known_is_said_to_be(tmp_path: Path) -> Non
         read, said = prompt_read(LITE, prompt, 3), told.setdefault(prompt, [])
         embed_prompts(Shelf(tmp_path), LITE, [read], device=CPU, precision="fp32", warn=said.append)
     assert told["a calm sea"] == []
-    assert told["a zeppelin over the sea"] == ["lite does not know: zeppelin"]
-    assert told["xyzzy"][0] == "lite does not know: xyzzy"
+    assert told["a zeppelin over the sea"] == ["words unknown to lite, ignored: zeppelin"]
+    assert told["xyzzy"][0] == "words unknown to lite, ignored: xyzzy"
     for nothing in ("xyzzy", "🎈🌅"):
         assert told[nothing][-1].startswith("lite knows no word of this prompt")

@@ -255,7 +255,7 @@ def test_words_that_a_model_does_not_know_are_named(tmp_path: Path) -> None:
     warned: list[str] = []
     prompts = ["a red balloon", "A red zeppelin, a zeppelin over Paris"]
     embed_prompts(Shelf(tmp_path), few, prompts, device=CPU, precision="auto", warn=warned.append)
-    assert warned == ["tiny-lite does not know: zeppelin, over, paris"]
+    assert warned == ["words unknown to tiny-lite, ignored: zeppelin, over, paris"]
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3], ids=["480p", "1k", "2k"])
