@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.cli.clocks import upscale
+from tests.cli.clocks import doubled, upscale  # noqa: F401 (a fixture)
 from tests.cli.independent import Seen, look
 from tests.jobs.doubler import job
 from tests.jobs.doubler import upscale as run
