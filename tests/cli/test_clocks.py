@@ -9,13 +9,15 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.cli.clocks import doubled, upscale  # noqa: F401 (a fixture)
+from tests.cli.clocks import doubled, upscale
 from tests.cli.independent import Seen, look
 from tests.jobs.doubler import job
 from tests.jobs.doubler import upscale as run
 from tests.video.broadcasts import PICTURE, SOUND, TICKS, recording, restamped, telecined, unstamped
 from tests.video.clips import ClipPlan, ffmpeg, make_clip
 from ultraflash_cli.errors import Interrupted
+
+__all__ = ["doubled"]
 
 FRAME = Fraction(1, 25)
 MSEC = Fraction(1, 1000)

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.cli.doubled import doubled, same_pictures  # noqa: F401 (a fixture)
+from tests.cli.doubled import doubled, same_pictures
 from tests.cli.independent import look
 from tests.video.clips import ClipPlan, ffmpeg, make_clip
 from ultraflash_cli.main import main
+
+__all__ = ["doubled"]
 
 MOVING = "-f lavfi -i testsrc2=size={}:rate=25:duration={}"
 
