@@ -260,7 +260,7 @@ def test_an_upscale_takes_what_is_planned_and_its_state_too(profile: Profile) ->
     plan = plan_upscale_memory(
         profile, sizes, device=torch.device("cpu"), dtype_of=lambda part: torch.float32, encodes_text=False
     )
-    outside = {"reserve", "pictures", "pictures in queues"}
+    outside = {"reserve", "pictures", "frames in queues"}
     inside = sum(p.bytes for p in plan.parts if p.name not in outside and not p.name.endswith("weights"))
     assert 0.8 < inside / live.peak < 1.4
     saved = state_to_tensors(state)

@@ -88,7 +88,7 @@ def test_words_it_has_never_met_give_a_picture_all_the_same(tmp_path: Path, prom
     report = generate(job(tmp_path, prompt=prompt, output=tmp_path / "out.mp4"))
     assert frames(report).std() > 1
     said = {
-        "!?": ["tiny-lite knows no word of this prompt; what it draws has nothing to do with it"],
+        "!?": ["tiny-lite knows no word of this prompt; the clip will not match it"],
         "word " * 100: ["the prompt has 101 tokens, the first 8 are used"],
     }
     assert [warning.split(": ")[1] for warning in report.warnings] == said.get(prompt, [])
