@@ -97,6 +97,12 @@ def test_the_parts_of_the_peak_sum_to_the_total() -> None:
     assert sum(each.bytes for each in plan.parts) == plan.total == max(phase.total for phase in plan.phases)
 
 
+def test_what_graphs_may_hold_twice_has_the_generator_s_cache() -> None:
+    plan = plan_memory(published(2, generates=True))
+    cache = part(plan, "generator KV ring")
+    assert plan.beside_bytes > cache > 5e9
+
+
 def test_lite_is_planned_near_its_measured_peak() -> None:
     # 1.70 GB of resident memory were measured, 0.38 GB of them Python with its libraries, which no plan holds.
     work = MemoryWork(

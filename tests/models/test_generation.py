@@ -140,7 +140,8 @@ def test_graphs_and_lanes_are_taken_on_a_gpu_that_has_room_for_them(
     import torch
 
     parts = {"generator weights": 70, "generator KV rings": 10, "generator activations": 15, "SR transformer state": 5}
-    phase = MemoryPhase(name="generate", parts=tuple(MemoryPart(name=n, bytes=count) for n, count in parts.items()))
+    held = (MemoryPart(name=n, bytes=count, doubled=not n.endswith("weights")) for n, count in parts.items())
+    phase = MemoryPhase(name="generate", parts=tuple(held))
     plan = MemoryPlan(
         phases=(phase, phase),
         settings=MemorySettings(offload_generator=parked),

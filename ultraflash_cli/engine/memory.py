@@ -149,6 +149,8 @@ class MemoryPart:
 
     name: str
     bytes: int
+    doubled: bool = False
+    """Whether CUDA graphs and side streams may hold it a second time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +212,8 @@ class MemoryPlan:
     def beside_bytes(self) -> int:
         """Upper bound on what CUDA graphs and side streams add: activations and states
         once more."""
-        doubled = ("activations", "state", "rings", "frames")
-        parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
-        return sum(count for name, count in parts.items() if name.endswith(doubled))
+        parts = {part.name: part for phase in self.phases for part in phase.parts}
+        return sum(part.bytes for part in parts.values() if part.doubled)
 
     @property
     def ring_bytes(self) -> int:
@@ -240,7 +241,7 @@ class MemoryPlan:
             "host_bytes": self.host_bytes,
             "state_bytes": self.state_bytes,
             "peak": self.peak.name,
-            "parts": [dataclasses.asdict(part) for part in self.parts],
+            "parts": [{"name": part.name, "bytes": part.bytes} for part in self.parts],
             "phases": {phase.name: phase.total for phase in self.phases},
             "settings": dataclasses.asdict(self.settings),
             "steps": [dataclasses.asdict(step) for step in self.steps],
@@ -408,10 +409,13 @@ class _Ledger:
         self._parts: dict[str, list[MemoryPart]] = {phase: [] for phase in phases}
         self.host_bytes = 0
 
-    def add(self, name: str, count: int, phases: Iterable[str]) -> None:
+    def add(
+        self, name: str, count: int, phases: Iterable[str], *, doubled: bool = False
+    ) -> None:
+        part = MemoryPart(name=name, bytes=count, doubled=doubled)
         for phase in phases:
             if phase in self._parts and count:
-                self._parts[phase].append(MemoryPart(name=name, bytes=count))
+                self._parts[phase].append(part)
 
     def close(self, fixed_reserve: int) -> tuple[MemoryPhase, ...]:
         """Add the reserve and return the phases."""
@@ -451,7 +455,7 @@ def _phases(
     if work.source:
         shown = LATENT_PX**2 * math.prod(work.latents)
         frames = 3 * FLOAT32 * FRAMES_PER_LATENT * settings.group_latents
-        ledger.add("source frames", frames * math.prod(work.source), settled)
+        ledger.add("source frames", frames * math.prod(work.source), settled, doubled=True)
         ledger.add(
             "frames of the group", 2 * frames * work.batch * shown, ("encode", *_REFINING)
         )
@@ -461,13 +465,13 @@ def _phases(
         ledger.add(
             "upsampler weights", _parameters(work.upsampler) * dtype.itemsize, settled
         )
-        ledger.add("upsampler state", state_bytes(state), settled)
+        ledger.add("upsampler state", state_bytes(state), settled, doubled=True)
         together = settings.group_latents if work.on_gpu else 1
         need = upsampler_activations(
             work.upsampler, height=work.latents[0], width=work.latents[1], latents=together
         )
         count = (need.working + 2 * need.memories) * dtype.itemsize * work.batch
-        ledger.add("upsampler activations", count, ("upsample",))
+        ledger.add("upsampler activations", count, ("upsample",), doubled=True)
     if work.sr_dit:
         _add_sr_dit(ledger, work, settings.apply_to(work.sr_dit), settled)
     if work.decoder:
@@ -511,7 +515,7 @@ def _add_text_encoder(
         )
     phases = ("encode prompt",) if settings.offload_text else _EVERYWHERE
     ledger.add("text encoder weights", parameters * element, phases)
-    ledger.add("text encoder activations", activations, ("encode prompt",))
+    ledger.add("text encoder activations", activations, ("encode prompt",), doubled=True)
 
 
 def _add_generator(
@@ -535,11 +539,13 @@ def _add_generator(
         phases = tuple(phase for phase in settled if phase not in _REFINING)
         ledger.host_bytes = sum(held.values())
     for name, count in held.items():
-        ledger.add(name, count, phases)
+        ledger.add(name, count, phases, doubled=name == "generator KV ring")
     activations = generator_activations(
         config, height=height, width=width, element=dtype.itemsize
     )
-    ledger.add("generator activations", activations * work.batch, ("generate",))
+    ledger.add(
+        "generator activations", activations * work.batch, ("generate",), doubled=True
+    )
 
 
 def _add_encoder(
@@ -556,9 +562,12 @@ def _add_encoder(
         need = encoder_activations(config, height=height, width=width)
     element = dtype.itemsize * work.batch
     ledger.add("encoder weights", _parameters(config) * dtype.itemsize, settled)
-    ledger.add("encoder state", need.memories * element, settled)
+    ledger.add("encoder state", need.memories * element, settled, doubled=True)
     ledger.add(
-        "encoder activations", (need.working + 2 * need.memories) * element, ("encode",)
+        "encoder activations",
+        (need.working + 2 * need.memories) * element,
+        ("encode",),
+        doubled=True,
     )
 
 
@@ -573,7 +582,7 @@ def _add_sr_dit(
         _parameters(_of_any_group(config)) * dtype.itemsize,
         settled,
     )
-    ledger.add("SR transformer KV rings", state_bytes(state.caches), settled)
+    ledger.add("SR transformer KV rings", state_bytes(state.caches), settled, doubled=True)
     ledger.add("SR transformer context", state_bytes(state.context), settled)
     activations = sr_dit_activations(
         config,
@@ -584,7 +593,9 @@ def _add_sr_dit(
         element=dtype.itemsize,
         on_gpu=work.on_gpu,
     )
-    ledger.add("SR transformer activations", activations * work.batch, ("refine",))
+    ledger.add(
+        "SR transformer activations", activations * work.batch, ("refine",), doubled=True
+    )
 
 
 def _add_decoder(
@@ -611,11 +622,16 @@ def _add_decoder(
     state = state_bytes(_state(config, dtype, work.batch, height, width))
     if config != work.decoder or not is_low:
         ledger.add(f"{name} weights", _parameters(config) * dtype.itemsize, settled)
-    ledger.add(f"{name} state", state, settled)
+    ledger.add(f"{name} state", state, settled, doubled=True)
     # Of the memories those of the group's start, of the piece before and of the one in
     # work are alive at once.
     phases = ("generate",) if is_first else ("decode",)
-    ledger.add(f"{name} activations", (need.working + 2 * need.memories) * element, phases)
+    ledger.add(
+        f"{name} activations",
+        (need.working + 2 * need.memories) * element,
+        phases,
+        doubled=True,
+    )
     latents = work.held_latents
     if not is_first and settings.decode_latents:
         latents = settings.decode_latents
@@ -624,7 +640,7 @@ def _add_decoder(
     frames, plane = FRAMES_PER_LATENT * latents, 3 * LATENT_PX**2 * height * width
     decoded = frames * plane * work.batch * dtype.itemsize
     kept = ("generate", *_REFINING) if is_first else ("decode", "finish")
-    ledger.add(f"{name}'s frames", decoded, kept)
+    ledger.add(f"{name}'s frames", decoded, kept, doubled=True)
     if is_first and work.pixels:
         ledger.add("frames to enlarge", FLOAT32 * frames * plane * work.batch, _REFINING)
     if is_first:
@@ -650,10 +666,15 @@ def _add_pixels(
     )
     plane = 3 * config.scale**2 * height * width
     ledger.add("pixel path weights", _parameters(config) * dtype.itemsize, settled)
-    ledger.add("pixel path state", state, settled)
-    ledger.add("pixel path activations", need * work.batch * together, ("enlarge",))
+    ledger.add("pixel path state", state, settled, doubled=True)
     ledger.add(
-        "pixel path's frames", FLOAT32 * frames * plane * work.batch, ("enlarge", "finish")
+        "pixel path activations", need * work.batch * together, ("enlarge",), doubled=True
+    )
+    ledger.add(
+        "pixel path's frames",
+        FLOAT32 * frames * plane * work.batch,
+        ("enlarge", "finish"),
+        doubled=True,
     )
     _add_pictures(ledger, work, plane)
 
