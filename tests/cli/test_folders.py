@@ -66,7 +66,7 @@ def test_what_is_passed_over_in_a_folder_is_named(films: Path, capsys: pytest.Ca
     shown = capsys.readouterr()
     inputs = [Path(json.loads(line)["input"]).name for line in shown.out.splitlines()]
     assert inputs == ["other_2x.mkv", "race.mkv", "x.mkv"]
-    assert "skipped as results of earlier runs: race_1920x1080.mkv, race_4k.mkv; name a file" in shown.err
+    assert "skipped as results of earlier runs: race_1920x1080.mkv, race_4k.mkv; give a file" in shown.err
     assert "links to folders are not followed: again" in shown.err
     assert "broken.mkv is left out" in shown.err
 

@@ -37,7 +37,7 @@ def test_the_film_among_several_videos_is_enlarged(
     assert done.code == 0, done.error
     assert sizes(done.output) == expected
     assert frames(done.output, len(expected) - 1) == frame_count
-    assert "several video streams: stream 1 video h264 is upscaled" in done.warnings
+    assert "several video streams: upscaling stream 1 video h264" in done.warnings
 
 
 def test_a_still_without_a_mark_beside_a_film_is_copied(run: Runner, tmp_path: Path) -> None:
