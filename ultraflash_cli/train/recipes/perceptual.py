@@ -63,11 +63,11 @@ class PerceptualConfig:
     cuts: CutConfig = field(default_factory=lambda: CutConfig(clean_share=0.4))
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """How often each scale is trained."""
-    chroma: float = 0.5
+    chroma: float = 4.0
     """Weight of the chroma error next to the luma error of 1."""
-    temporal: float = 2.0
+    temporal: float = 3.0
     """Weight of the error of frame differences."""
-    likeness: float = 6.0
+    likeness: float = 10.0
     """Weight of the learned distance of one frame a clip."""
     trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
     """Whose distance it is, drawn again for every batch."""
@@ -77,7 +77,7 @@ class PerceptualConfig:
     """The critic learns in one of this many steps."""
     weave: float = 4.0
     """Weight of detail that repeats with the period of the shuffle and that the truth does not have."""
-    keep: float = 60.0
+    keep: float = 300.0
     """Weight of all errors on clean clips, whose target is the network's start."""
 
 
