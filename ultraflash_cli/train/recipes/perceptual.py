@@ -67,7 +67,7 @@ class PerceptualConfig:
     """Weight of the chroma error next to the luma error of 1."""
     temporal: float = 3.0
     """Weight of the error of frame differences."""
-    likeness: float = 10.0
+    likeness: float = 8.0
     """Weight of the learned distance of one frame a clip."""
     trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
     """Whose distance it is, drawn again for every batch."""
@@ -75,7 +75,7 @@ class PerceptualConfig:
     """Weight of what the critic thinks; 0 does without one."""
     critic_every: int = 2
     """The critic learns in one of this many steps."""
-    weave: float = 4.0
+    weave: float = 40.0
     """Weight of detail that repeats with the period of the shuffle and that the truth does not have."""
     keep: float = 300.0
     """Weight of all errors on clean clips, whose target is the network's start."""
