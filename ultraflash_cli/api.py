@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from ultraflash_cli.errors import ConfigError, UsageError
+from ultraflash_cli.frame_forms import Form, taken
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, check_guard
 from ultraflash_cli.settings import Settings
 
@@ -271,7 +272,7 @@ class FrameStream:
         self.frames_out = 0
         """Frames given back so far."""
         self._scene = 0
-        self._form: _Form | None = None
+        self._form: Form | None = None
         self._state = self._fresh()
         self._waiting: list[ndarray] = []
         if state is not None:
@@ -295,7 +296,7 @@ class FrameStream:
         Anything that speaks DLPack is taken. All frames of a scene have one dtype. Raises
         UsageError for other shapes, dtypes, and for a dtype that changes within a scene.
         """
-        form, pictures = _taken(frames_thwc, self.size)
+        form, pictures = taken(frames_thwc, self.size)
         if self._form is not None and self.frames_in > self._scene and form != self._form:
             raise UsageError(f"the scene began with frames of {self._form}, now they are {form}; flush() first")
         self._form = form
@@ -358,7 +359,7 @@ class FrameStream:
             raise UsageError(f"the state is of a stream with another {', '.join(other)}")
         self.frames_in, self.frames_out = told["frames_in"], told["frames_out"]
         self._scene = told["scene"]
-        self._form = None if told["form"] is None else _Form(*told["form"])
+        self._form = None if told["form"] is None else Form(*told["form"])
         self._state = state_from_tensors(self._fresh(), tensors)
         if (waiting := tensors.get("waiting")) is not None:
             frames = waiting.numpy()
@@ -373,66 +374,7 @@ class FrameStream:
         done = [arrived(picture) for picture in pictures]
         self.frames_out += len(done)
         width, height = self.output_size
-        return (self._form or _Form("numpy", "uint8", "cpu")).give(done, (height, width))
-
-
-class _Form:
-    """The form that frames have outside: whose arrays, of which dtype, where."""
-
-    def __init__(self, kind: str, dtype: str, device: str) -> None:
-        self.kind, self.dtype, self.device = kind, dtype, device
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Form) and vars(self) == vars(other)
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} ({self.kind}, {self.device})"
-
-    def give(self, pictures: "list[ndarray]", side: tuple[int, int]) -> "Frames":
-        """Return pictures [H, W, 3] of integers as one array of this form."""
-        import numpy as np
-
-        empty = np.empty((0, *side, 3), np.uint8 if self.dtype == "uint8" else np.uint16)
-        whole = np.stack(pictures) if pictures else empty
-        if self.dtype == "float32":
-            whole = whole.astype(np.float32) / np.float32(65535)
-        if self.kind == "numpy":
-            return whole
-        import torch
-
-        return torch.from_numpy(whole).to(self.device)
-
-
-def _taken(frames: Any, size: tuple[int, int]) -> "tuple[_Form, list[ndarray]]":
-    """Return the form of frames, and they as pictures of integers."""
-    import numpy as np
-    import torch
-
-    kind = "torch" if isinstance(frames, torch.Tensor) else "numpy"
-    if not isinstance(frames, torch.Tensor | np.ndarray):
-        if not hasattr(frames, "__dlpack__"):
-            raise UsageError(f"frames are a numpy array, a tensor or what speaks DLPack, got {type(frames).__name__}")
-        frames, kind = torch.from_dlpack(frames), "torch"
-    where = "cpu"
-    if isinstance(frames, torch.Tensor):
-        where = str(frames.device)
-        held = frames.detach().cpu()
-        frames = (held.float() if held.is_floating_point() else held).numpy()
-    array: Any = frames
-    width, height = size
-    if array.ndim != 4 or array.shape[1:] != (height, width, 3):
-        raise UsageError(f"frames are [T, {height}, {width}, 3], got {list(array.shape)}")
-    name = str(array.dtype)
-    if name in ("uint8", "uint16"):
-        return _Form(kind, name, where), list(array)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise UsageError(f"frames are uint8, uint16 or floats in 0..1, got {array.dtype}")
-    if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-        raise UsageError("float frames must be within 0..1; some values are not")
-    deep = np.rint(array.astype(np.float64) * 65535).astype(np.uint16)
-    return _Form(kind, "float32", where), list(deep)
+        return (self._form or Form("numpy", "uint8", "cpu")).give(done, (height, width))
 
 
 def _metadata(content: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.house.source_tree import ROOT, Module, product_modules, room_of
 
 LEVELS = (
     {"ultraflash_kernels", "errors"},
-    {"host", "buffers", "files", "flags"},
+    {"host", "buffers", "files", "flags", "frame_forms"},
     {"engine", "video", "weights", "metrics"},
     {"settings"},
     {"models"},
