@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.part import PARTS, Setting
-from ultraflash_cli.bench.untrained import Untrained
+from ultraflash_cli.bench.models import MeasuredModel
 
 __all__ = ["run"]
 
@@ -52,10 +52,10 @@ class Here:
             found[name] = f"failed: {error!r}"[:300]
         print(name, found[name], flush=True)
 
-    def untrained(self, **changes: Any) -> Untrained:
+    def untrained(self, **changes: Any) -> MeasuredModel:
         """Return the model with random weights."""
         case = Setting(device=self.device, tiny=self.dry).case(**{"graphs": False, "lanes": False, **changes})
-        return Untrained(case)
+        return MeasuredModel(case)
 
 
 def _off(got: Tensor, expected: Tensor) -> float:
@@ -261,7 +261,7 @@ def profile_refine(here: Here) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for scale in (2,) if here.dry else (2, 3):
         made = here.untrained(scale=scale)
-        refiner = made._refiner()  # pyright: ignore[reportPrivateUsage]
+        refiner = made.upscaler().cascade.refiner
         height, width = (side // 8 for side in made.profile.base_size)
         low = torch.randn(1, 16, made.profile.group_latents, height, width, device=here.device)
         holder = {"state": refiner.init_state(height=height, width=width, context=made.context)}

@@ -31,6 +31,7 @@ LAZY_ROOMS = {"bench", "commands", "jobs", "models"}
 """Rooms that import heavy libraries, and rooms that do, inside functions."""
 LAZY_FILES = {
     "api.py": "`import ultraflash_cli` imports no torch",
+    "frame_forms.py": "`import ultraflash_cli` imports no torch",
     "__init__.py": "`import ultraflash_cli` imports no torch",
     "bar.py": "rich takes longer than all else of `--help`",
     "errors.py": "Windows has no resource module",

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_folders_that_do_not_go_together_are_refused(pairs: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("recipe", [tv2v_flow_matching, causal_dmd, cascade_dpo])
-def test_recipes_learn_from_latents_as_from_frames(recipe: object, pairs: Path, weights: dict[str, Tensor]) -> None:
+def test_recipes_learn_from_latents_as_from_frames(recipe: Any, pairs: Path, weights: dict[str, Tensor]) -> None:
     assert recipe in (tv2v_flow_matching, causal_dmd, cascade_dpo)
     config = recipe.configure(steps=2, seed=1, toy=True)
     config = replace(config, window=WINDOW, loop=replace(config.loop, batch=2))
