@@ -54,7 +54,7 @@ def test_a_fresh_autoencoder_is_nearly_as_good_as_the_linear_code_of_its_rate() 
 @pytest.mark.parametrize(
     ("profile", "reason"),
     [
-        pytest.param(replace(TOY_SPACE, encoder=TOY.encoder), "opposite order", id="other order"),
+        pytest.param(replace(TOY_SPACE, encoder=TOY.encoder), "mirrors the encoder", id="other order"),
         pytest.param(replace(LITE2, encoder=replace(LITE2.encoder, linear_trunk=False)), "activations", id="trunk"),
     ],
 )

@@ -61,8 +61,8 @@ def test_a_package_offers_a_reward_by_an_entry_point(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rewards, "entry_points", lambda group: points)
     assert isinstance(load_reward("mine"), TextureLikeness)
     for name, message in (
-        ("nobody", "there are texture, temporal, lpips, mine"),
-        ("broken", "cannot be had"),
+        ("nobody", "choose from texture, temporal, lpips, mine"),
+        ("broken", "cannot be loaded"),
         ("odd", "score"),
     ):
         with pytest.raises(UsageError, match=message):

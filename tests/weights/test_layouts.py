@@ -127,7 +127,7 @@ def test_shuffled_names_and_swapped_scales_are_told_by_the_tensors(hub: FakeHub)
 
 def test_of_two_nameless_files_neither_is_guessed(hub: FakeHub) -> None:
     hub.files[ULTRA] = {"one.pth": SR, "two.pth": SR}
-    with pytest.raises(WeightsError, match=r"several files for it \(one.pth, two.pth\)"):
+    with pytest.raises(WeightsError, match=r"several matching files \(one.pth, two.pth\)"):
         find(hub, "sr_dit_x2")
     hub.files[ULTRA] = {"sr-1k.pth": SR, "sr-2K.pth": SR}
     assert paths(hub, "sr_dit_x2", "sr_dit_x3") == {"sr_dit_x2": "sr-1k.pth", "sr_dit_x3": "sr-2K.pth"}
@@ -345,5 +345,5 @@ def test_what_is_missing_is_one_line_with_exit_8(
     ):
         assert main([*command, "-q", "--device", "cpu"]) == 8
         (line,) = capsys.readouterr().err.splitlines()
-        assert "Run `ultraflash weights pull ultraflash`" in line
+        assert "run `ultraflash weights pull ultraflash`" in line
     assert not (tmp_path / "o.mp4").exists()

@@ -351,8 +351,8 @@ def test_unknown_names_are_usage_errors_with_the_nearest_ones(hub: FakeHub, caps
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        pytest.param(b"x" * 102409, "sha256 of what arrived starts", id="corrupted"),
-        pytest.param(b"\n" * 500, "500 bytes arrived, expected 102409", id="truncated"),
+        pytest.param(b"x" * 102409, "sha256 of the download starts", id="corrupted"),
+        pytest.param(b"\n" * 500, "received 500 bytes, expected 102409", id="truncated"),
     ],
 )
 def test_a_transfer_that_is_not_what_the_hub_says_is_refused_and_removed(
@@ -372,7 +372,7 @@ def test_a_plain_file_that_is_not_what_git_says_is_refused(hub: FakeHub, capsys:
     content = TOKENIZER["google/umt5-xxl/tokenizer.json"]
     hub.stored["tokenizer.json"] = content.replace(b"1", b"2")
     line = refused(capsys, "weights", "pull", "wan/tokenizer/tokenizer.json")
-    assert f"expected {git_blob(content)[:12]}" in line and "git blob id of what arrived" in line
+    assert f"expected {git_blob(content)[:12]}" in line and "git blob id of the download" in line
 
 
 def test_a_file_under_another_folder_and_a_repository_that_moved_are_found(
