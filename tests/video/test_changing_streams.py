@@ -30,7 +30,7 @@ def test_a_picture_that_changes_size_is_scaled_to_the_largest_and_it_is_said_onc
     _, frames, warnings, _ = read(path)
     assert len(frames) == 48
     assert {frame.rgb_hwc.shape for frame in frames} == {(64, 96, 3)}
-    assert sum("(64x48 at 0.00 s); all is scaled to 96x64" in warning for warning in warnings) == 1
+    assert sum("(64x48 at 0.00 s); everything is scaled to 96x64" in warning for warning in warnings) == 1
     assert mean_error(frames[12 + 5].rgb_hwc, picture(5, width=96, height=64)) < 4
 
 

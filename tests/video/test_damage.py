@@ -54,5 +54,5 @@ def test_files_without_a_frame_are_refused_and_one_frame_is_enough(tmp_path: Pat
     with av.open(str(empty), "w") as container:
         container.add_stream("ffv1", rate=25, width=64, height=48)
         container.start_encoding()
-    with pytest.raises(InputError, match=r"not one frame|not a video"):
+    with pytest.raises(InputError, match=r"not a readable video"):
         probe(empty)

@@ -107,7 +107,7 @@ def test_presets_get_slower_with_cores_and_faster_with_pixels(info: ClipInfo, co
     ("settings", "says"),
     [
         pytest.param({"codec": "divx"}, "--codec divx", id="codec"),
-        pytest.param({"crf": 99}, "--crf 99", id="crf"),
+        pytest.param({"crf": 99}, "--crf must be between 0 and 51 for h264, got 99", id="crf"),
         pytest.param({"codec": "ffv1", "crf": 3}, "--crf", id="lossless"),
         pytest.param({"pix_fmt": "rgb24"}, "--pix-fmt rgb24", id="pixel format"),
     ],

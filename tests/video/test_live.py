@@ -184,5 +184,5 @@ def test_a_segment_that_is_not_what_its_record_says_ends_the_stream(tmp_path: Pa
         streamed(replace(result, segments=[result.segments[1], result.segments[0]]))
     record = result.segments[0].with_name(f"{result.segments[0].name}.json")
     record.write_text(record.read_text().replace('"frames": 5', '"frames": 4'))
-    with pytest.raises(OutputCheckError, match="holds 5 frames, expected 4"):
+    with pytest.raises(OutputCheckError, match="has 5 frames, expected 4"):
         streamed(result)

@@ -72,7 +72,7 @@ def test_a_pipe_gives_the_frames_of_the_file(
         with open_input(pipe) as container:
             assert container.streams.video
     else:
-        with pytest.raises(InputError, match="only once"):
+        with pytest.raises(InputError, match="can only be read once"):
             list(read_frames(info, warn=print))
 
 
@@ -90,7 +90,7 @@ def test_a_pipe_holds_in_memory_no_more_than_its_head() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no film", bytes(200_000)])
 def test_a_pipe_without_a_video_is_refused(content: bytes) -> None:
-    with pytest.raises(InputError, match="-: what comes through the pipe"):
+    with pytest.raises(InputError, match="-: the pipe does not carry a video"):
         probe(Pipe(Trickle(content)))
 
 

@@ -85,8 +85,8 @@ def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
         pytest.param("list.mp4", b"ffconcat version 1.0\nfile other.mp4\n", "a playlist", id="playlist"),
         pytest.param("hls.mp4", b"#EXTM3U\n#EXTINF:1,\nother.ts\n", "a playlist", id="hls"),
         pytest.param("cut.mp4", b"\0\0\0\x10ftypisom\0\0\0\0\0\0\x10\0mdat" + bytes(5000), "moov", id="no index"),
-        pytest.param("far.mp4", b"\0\0\0\1junk" + b"\xff" * 500, "not a video", id="a length beyond all files"),
-        pytest.param("noise.mkv", bytes(range(256)) * 40, "not a video", id="noise"),
+        pytest.param("far.mp4", b"\0\0\0\1junk" + b"\xff" * 500, "not a readable", id="a length beyond all files"),
+        pytest.param("noise.mkv", bytes(range(256)) * 40, "not a readable video", id="noise"),
     ],
 )
 def test_what_is_not_a_video_is_refused_in_one_line(tmp_path: Path, name: str, content: bytes, says: str) -> None:
