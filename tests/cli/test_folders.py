@@ -52,7 +52,7 @@ def test_a_folder_that_may_not_be_read_is_named_and_the_others_are_done(
     shown = capsys.readouterr()
     assert (films / "race_2x.mkv").is_file() and (films / "a" / "deep_2x.mkv").is_file()
     assert [json.loads(line).get("exit_code") for line in shown.out.splitlines()] == [None, None, 3]
-    assert f"warning: {films}/lost: Permission denied; the folder is left out" in shown.err.splitlines()
+    assert f"warning: {films}/lost: Permission denied; skipping the folder" in shown.err.splitlines()
     assert shown.err.splitlines()[-1].startswith(f"error: 1 of 3 files failed: {films}/lost")
     monkeypatch.setattr(os, "listdir", lambda path: refusing(f"{path}lost"))
     assert main(["upscale", str(films), "--res", "2x"]) == 3
@@ -68,7 +68,7 @@ def test_what_is_passed_over_in_a_folder_is_named(films: Path, capsys: pytest.Ca
     assert inputs == ["other_2x.mkv", "race.mkv", "x.mkv"]
     assert "skipped as results of earlier runs: race_1920x1080.mkv, race_4k.mkv; give a file" in shown.err
     assert "links to folders are not followed: again" in shown.err
-    assert "broken.mkv is left out" in shown.err
+    assert "broken.mkv skipped: it cannot be read or is a broken link" in shown.err
 
 
 def test_all_inputs_are_looked_for_before_any_work(films: Path, capsys: pytest.CaptureFixture[str]) -> None:

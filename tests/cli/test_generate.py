@@ -150,7 +150,7 @@ def test_an_over_long_prompt_is_cut_and_said_to_be(at_home: Path, capsys: pytest
     words = " ".join(f"word{number}" for number in range(2000))
     assert main(["generate", words, *TRIAL, "--res", "480p", "--seconds", "0.5"]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert "tokens, the first 32 are used" in line
+    assert "tokens; only the first 32 are used" in line
     (made,) = names(at_home)
     assert len(made) < 70
 

@@ -67,7 +67,7 @@ def test_sound_alone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     path = tmp_path / "song.m4a"
     ffmpeg("-f", "lavfi", "-i", "sine=duration=0.2", "-c:a", "aac", str(path))
     assert main(["upscale", str(path)]) == 3
-    assert "holds sound alone (aac), no video stream; name a file with a picture" in capsys.readouterr().err
+    assert "has only audio (aac), no video stream; give a file with video" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("address", ["http://example.org/a.mp4", "https://example.org/a.mp4?b=1", "rtsp://camera/1"])
@@ -177,7 +177,7 @@ def test_a_limit_of_address_space_that_no_library_survives_is_told_before_the_wo
     monkeypatch.setattr(resource, "getrlimit", lambda _: (500_000_000, resource.RLIM_INFINITY))
     for command in (["upscale", str(make_clip(tmp_path / "a.mp4"))], ["generate", "a lake"]):
         assert main([*command, "--dry-run"]) == 5
-        assert "0.50 GB of address space (ulimit -v), 0.8 GB are the least; needs more" in capsys.readouterr().err
+        assert "0.50 GB of address space (ulimit -v), 0.8 GB are needed; raise that limit" in capsys.readouterr().err
 
 
 def test_errors_that_come_from_a_lack_of_memory_count_as_such() -> None:

@@ -119,7 +119,7 @@ def test_a_log_that_cannot_be_written_is_refused_at_once_and_one_that_fills_up_c
     monkeypatch.setattr("ultraflash_cli.console.open_log", lambda _: FillsUp())
     assert main(["upscale", str(clip), "--res", "2x", "--log-file", "log", "-q"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "warning: log file log: No space left on device; the log ends here, the work is continued"
+    assert line == "warning: log file log: No space left on device; the log ends here, the run continues"
 
 
 def test_a_log_is_not_written_into_a_video(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +155,7 @@ def test_the_folder_one_is_in_may_be_gone(
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert main(["upscale", str(tmp_path / "in.mkv"), "-o", str(tmp_path / "out.mkv")]) == 3
-    assert capsys.readouterr().err == "error: the folder you are in does not exist any more; change to one that does\n"
+    assert capsys.readouterr().err == "error: the current folder no longer exists; change to another one\n"
     assert main(["upscale", "--help"]) == 0
 
 

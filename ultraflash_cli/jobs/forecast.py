@@ -72,7 +72,9 @@ class Forecaster:
         key = ("upscale", prepared.model, prepared.plan.scale, job.precision, prepared.threads, device)
         if key not in self._rates:
             took_s = self._models.upscaler(prepared).frame_seconds
-            assert took_s, "what can be counted can be timed"
+            if not took_s:
+                reason = "this model does not tell its speed, so its time is unknown before it runs"
+                return Forecast(seconds=None, output_bytes=size, flops=frames * per_frame, basis=_joined(reason, basis))
             self._rates[key] = per_frame / took_s
         rate = self._rates[key]
         time = f"time: {per_frame / 1e9:.3g} GFLOP a frame, counted, at {rate / 1e9:.3g} GFLOP/s, measured here"

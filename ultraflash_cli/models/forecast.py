@@ -72,9 +72,11 @@ def generation_flops(profile: Profile, generator: GeneratorConfig, plan: Generat
 
 def flops_per_second(video: TextToVideo, context: Tensor, *, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return how fast a cascade with its weights runs here, timed on the first group of a
-    small picture."""
+    small picture, or of a whole one where the generator has positions for one size."""
     profile = video.profile
-    height, width = (max(1, round(side / _LOOK_SHRINK / _LOOK_STEP_PX)) * _LOOK_STEP_PX for side in profile.base_size)
+    height, width = profile.base_size
+    if video.sampler.config.grid is None:
+        height, width = (max(1, round(side / _LOOK_SHRINK / _LOOK_STEP_PX)) * _LOOK_STEP_PX for side in (height, width))
     state = video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=context)
     # The first run finds kernels and memory.
     first = video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=context)
