@@ -29,7 +29,7 @@ def test_anything_else_is_refused(text: str) -> None:
 
 
 def test_a_percentage_needs_a_length() -> None:
-    with pytest.raises(UsageError, match="how long"):
+    with pytest.raises(UsageError, match="length of the input is unknown; use seconds"):
         parse_time("25%", duration_s=None)
 
 

@@ -89,7 +89,7 @@ def test_words_it_has_never_met_give_a_picture_all_the_same(tmp_path: Path, prom
     assert frames(report).std() > 1
     said = {
         "!?": ["tiny-lite knows no word of this prompt; the clip will not match it"],
-        "word " * 100: ["the prompt has 101 tokens, the first 8 are used"],
+        "word " * 100: ["the prompt has 101 tokens; only the first 8 are used"],
     }
     assert [warning.split(": ")[1] for warning in report.warnings] == said.get(prompt, [])
 
@@ -169,7 +169,7 @@ def test_a_clip_beyond_the_places_that_it_was_taught_comes_with_a_warning(tmp_pa
 
 
 def test_the_larger_decoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="tiny-lite has one decoder only"):
+    with pytest.raises(UsageError, match="tiny-lite has only one decoder"):
         generate(job(tmp_path, decoder="ultra"))
     assert frames(generate(job(tmp_path, decoder="tiny"))).shape[0] == 9
 
@@ -206,7 +206,7 @@ def test_a_built_in_model_that_draws_nothing_leaves_auto_to_the_published_one(
 ) -> None:
     monkeypatch.setitem(PROFILES, "lite", replace(TINY_LITE, name="lite", generator=None))
     assert prepare_generation(job(tmp_path, model="auto")).model == "ultraflash"
-    with pytest.raises(UsageError, match="lite makes no clips"):
+    with pytest.raises(UsageError, match="lite cannot generate; use --model ultraflash"):
         prepare_generation(job(tmp_path, model="lite"))
 
 

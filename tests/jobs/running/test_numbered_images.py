@@ -63,7 +63,7 @@ def test_a_clip_becomes_pictures_whole_or_not_at_all(clip: Path, tmp_path: Path)
     after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     changed = [name for name in sorted(before) if before[name] != after[name]]
     assert (after.keys(), changed) == (before.keys(), [f"{n:04d}.png" for n in range(1, 6)])
-    assert "0006.png to 0030.png were not made by this run and are left" in " ".join(report.warnings)
+    assert "0006.png to 0030.png were not made by this run and are kept" in " ".join(report.warnings)
 
 
 def test_one_name_for_many_pictures_is_refused(clip: Path, tmp_path: Path) -> None:
