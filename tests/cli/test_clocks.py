@@ -64,7 +64,7 @@ class Joined:
 
 JOINED = {
     "one second back": Joined(lambda part: part + part, 2, "restart once at 1.00 s"),
-    "back three times": Joined(lambda part: part * 4, 4, "restarts 3 times, first at 1.00 s"),
+    "back three times": Joined(lambda part: part * 4, 4, "restart 3 times, first at 1.00 s"),
     "a little back": Joined(lambda part: part + moved(part, TICKS * 3 // 4), 2, "restart once"),
     "back by hours": Joined(lambda part: moved(part, 20_000 * TICKS) + part, 2, "restart once"),
     "ahead by ten minutes": Joined(lambda part: part + moved(part, 600 * TICKS), 2, "restart once"),
@@ -81,7 +81,7 @@ def test_joined_recordings_keep_their_sound_beside_their_picture(
     source.write_bytes(case.make(recording(tmp_path / "part.ts").read_bytes()))
     after = seen(source, tmp_path)
     said = capsys.readouterr().err
-    assert case.says in said and ("restarts" in said) == bool(case.says)
+    assert case.says in said and ("timestamps restart" in said) == bool(case.says)
 
     (sound,) = after.tracks
     shown, heard = sorted(after.times), sorted(sound.times)
@@ -105,7 +105,7 @@ def test_a_counter_that_wraps_is_no_step(tmp_path: Path, capsys: pytest.CaptureF
     whole.write_bytes(part + (part if joined else b""))
     source.write_bytes(moved(part, (1 << 33) - TICKS) + (part if joined else b""))
     right, after = seen(whole, tmp_path), seen(source, tmp_path)
-    assert capsys.readouterr().err.count("restarts") == (2 if joined else 0)
+    assert capsys.readouterr().err.count("timestamps restart") == (2 if joined else 0)
     assert steps(after.times) == steps(right.times)
     assert steps(after.tracks[0].times) == steps(right.tracks[0].times)
     assert after.times[0] - after.tracks[0].times[0] == right.times[0] - right.tracks[0].times[0]
@@ -186,7 +186,7 @@ def test_sound_whose_timestamps_jump_alone_goes_on(
     source = tmp_path / "in.ts"
     source.write_bytes(restamped(whole.read_bytes(), SOUND, from_on(90, jump_s * TICKS)))
     right, after = seen(whole, tmp_path), seen(source, tmp_path)
-    assert "timestamps of its sound alone jump once" in capsys.readouterr().err
+    assert "timestamps of its audio jump once" in capsys.readouterr().err
     assert after.times == right.times and after.tracks == right.tracks
 
 
@@ -313,7 +313,7 @@ def test_an_interrupted_run_over_a_step_of_the_clock_gives_the_same_file(tmp_pat
         ("01-clock-back-2s.ts", 100, 4, "restart once at 2.00 s"),
         ("03-clock-back-12s.ts", 75, 15, "restart once"),
         ("05-one-wrong-stamp-bit.ts", 20, Fraction(4, 5), "one timestamp is"),
-        ("40-no-stamps.vob", 24, Fraction(1001, 1000), ""),
+        ("40-no-stamps.vob", 24, Fraction(1001, 1000), "soft telecine"),
     ],
 )
 def test_recordings_that_were_reported_keep_length_and_sound(
@@ -327,7 +327,7 @@ def test_recordings_that_were_reported_keep_length_and_sound(
 ) -> None:
     after = seen(cases / name, tmp_path)
     said = capsys.readouterr().err
-    assert says in said and ("warning" in said) == bool(says)
+    assert says in said and said.count("warning:") == 1
     (sound,) = after.tracks
     assert len(after.times) == frames
     assert abs(after.end - min(after.times) - length_s) <= Fraction(27, 1000)

@@ -71,4 +71,4 @@ def test_subtitles_that_begin_too_late_to_be_found_are_named(
     monkeypatch.setattr(source_module, "_LOOK_AHEAD", {"probesize": "20000", "analyzeduration": "100000"})
     done = run(late_on_disc(tmp_path), "out.mkv", "--start", "13")
     assert done.code == 0, done.error
-    assert "left out: stream 1 subtitle dvd_subtitle, which begins too late" in done.warnings
+    assert "left out: stream 1 subtitle dvd_subtitle, which starts too late" in done.warnings

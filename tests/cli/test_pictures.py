@@ -158,7 +158,7 @@ def test_a_recording_that_grows_is_enlarged_from_its_largest_size(
 ) -> None:
     source = cases / "23-size-grows.h264"
     warnings = doubled(source, tmp_path / "out.mkv")
-    assert len(warnings) == 1 and "(32x24 at 0.00 s); all is scaled to 128x96" in warnings[0]
+    assert len(warnings) == 1 and "(32x24 at 0.00 s); everything is scaled to 128x96" in warnings[0]
     after = look(tmp_path / "out.mkv", tmp_path)
     assert after.size == (256, 192)
     errors = np.abs(coarse(source) - after.pictures[..., :3]).mean(axis=(1, 2, 3))

@@ -78,6 +78,6 @@ def test_when_the_film_gives_no_frame_the_next_video_is_taken(run: Runner, tmp_p
                 out.mux([twin, packet])
     done = run(source, "out.mkv")
     assert done.code == 0, done.error
-    assert "stream 1 video h264 is upscaled" in done.warnings
+    assert "upscaling stream 1 video h264, not stream 0" in done.warnings
     with av.open(str(done.output)) as result:
         assert [(each.width, each.height) for each in result.streams.video] == [(64, 48), (128, 96)]
