@@ -230,7 +230,7 @@ CASES = [
         make=made(f"{MOVING.format('0.2')} -vf settb=1/1000,setpts=N*N*3+N*7 -fps_mode passthrough "
                   f"-enc_time_base 1/1000 {X264} -timecode 01:02:03:04"),
     ),
-    Case(name="doubled times.mkv", make=without_times, says="time stamps", times=False),
+    Case(name="doubled times.mkv", make=without_times, says="missing, repeated or went backwards", times=False),
     Case(name="an open group cut.ts", make=cut_open_group, times=False, levels=255),
     Case(name="a tail cut.mkv", make=cut_tail, says="lost", times=False),
     Case(
@@ -263,7 +263,7 @@ def without_index(path: Path, _: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "encrypted.mp4": (encrypted, "is encrypted"),
-    "no frames.mkv": (without_frames, "not a video"),
+    "no frames.mkv": (without_frames, "not a readable video"),
     "unknown codec.mp4": (of_unknown_codec, "codec"),
     "no index.mp4": (without_index, "moov"),
     "sound alone.mp4": (made("-f lavfi -i sine=d=0.2 -c:a aac"), "no video"),

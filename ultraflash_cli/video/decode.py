@@ -307,7 +307,8 @@ def _told_repairs(info: ClipInfo, clock: Clock | CadenceClock, said: _Said) -> G
         for kind, text in repairs.describe(info.start_s):
             said(kind, text)
         if repaired := _repaired_times(info, clock, repairs):
-            said("times", f"{repaired} timestamps were missing, repeated or went backwards; corrected")
+            count = "one timestamp was" if repaired == 1 else f"{repaired} timestamps were"
+            said("times", f"{count} missing, repeated or went backwards; corrected")
 
 
 def _repaired_times(info: ClipInfo, clock: Clock | CadenceClock, repairs: Repairs) -> int:
