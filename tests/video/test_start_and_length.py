@@ -33,7 +33,7 @@ def test_doubled_and_missing_time_stamps_are_made_to_grow_and_it_is_said_once(tm
     _, frames, warnings, report = read(path)
     assert len(frames) == 12
     assert report.repaired_times == 1 and not report.damaged
-    assert len(warnings) == 1 and "1 timestamps were missing, repeated or went backwards" in warnings[0]
+    assert len(warnings) == 1 and "one timestamp was missing, repeated or went backwards" in warnings[0]
 
 
 def test_a_clip_whose_clock_wraps_or_starts_anew_goes_on(tmp_path: Path) -> None:
