@@ -4,8 +4,8 @@
     PYTHONPATH=.:kernels python -m benchmarks.gpu.first_run --out first_run.json --only attention,graphs
     PYTHONPATH=.:kernels python -m benchmarks.gpu.first_run --out first_run.json --dry-run    # tiny, on a CPU
 
-A section that has its result is not run again: the same command goes on where time ran out, and tries anew what
-failed. An illegal access costs one section, since it dies with its process. Needs torch and numpy, no weights.
+Run the same command again after a timeout: sections that have a result are skipped, and failed ones are retried. An
+illegal memory access costs one section, because each has a process of its own. Needs torch and numpy, no weights.
 """
 
 import argparse

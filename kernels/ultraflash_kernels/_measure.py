@@ -83,8 +83,8 @@ def main(
     cases: Callable[[torch.device], Sequence[Case]],
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Run the test that lies beside the file ``bench``, then measure and print what
-    ``cases`` gives for the device."""
+    """Run the test next to the file ``bench``, then time and print the ``cases`` of the
+    device."""
     parser = argparse.ArgumentParser(
         description=f"Time {Path(bench).parent.name} in every implementation."
     )

@@ -1,6 +1,6 @@
 """How alike frames look to a network that was fitted to people's judgements (shift-tolerant LPIPS).
 
-Its weights come in the wheel of stlpips-pytorch, of which nothing else is used and nothing is fetched.
+Its weights come with the stlpips-pytorch wheel. Nothing else of that package is used, and nothing is downloaded.
 
 Sources: R. Zhang et al., *The unreasonable effectiveness of deep features as a perceptual metric*, 2018;
 A. Ghildyal, F. Liu, *Shift-tolerant perceptual similarity metric*, 2022.

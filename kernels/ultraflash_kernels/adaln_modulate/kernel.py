@@ -349,14 +349,14 @@ def residual_norm(
 
 
 def _grouped(x: Tensor, vectors: Tensor) -> Tensor:
-    """View ``x [*L, *N, D]`` as [groups, rows, D] with D in one piece; copies where
-    that cannot be."""
+    """View ``x [*L, *N, D]`` as [groups, rows, D] with D contiguous; copies only if
+    it has to."""
     x = x.reshape(vectors.shape[:-1].numel(), -1, x.shape[-1])
     return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _rows_of(vectors: Tensor) -> Tensor:
-    """View ``vectors [*L, D]`` as [groups, D] with D in one piece; copies where that
-    cannot be."""
+    """View ``vectors [*L, D]`` as [groups, D] with D contiguous; copies only if it has
+    to."""
     vectors = vectors.reshape(-1, vectors.shape[-1])
     return vectors if vectors.stride(1) == 1 else vectors.contiguous()

@@ -31,8 +31,8 @@ luminance)."""
 
 @dataclass(frozen=True)
 class YuvPlanes:
-    """Frames as planes, one frame after another in one piece of memory, as a single
-    copy to the host wants it."""
+    """Frames as planes in one contiguous buffer, frame after frame, so that one copy
+    takes them to the host."""
 
     packed: Tensor
     """``[N, height * width + 2 * rows * cols]``: luma, blue and red difference; uint8,
@@ -87,7 +87,7 @@ def frames_to_yuv(
     float32.
 
     ``out [N, height * width + 2 * rows * cols]`` is what to write to, uint8, or uint16
-    for 10 ``bits``, in one piece. Raises ValueError for what does not fit.
+    for 10 ``bits``, and contiguous. Raises ValueError for what does not fit.
     """
     if frames_nchw.ndim != 4 or frames_nchw.shape[1] != 3 or 0 in frames_nchw.shape[2:]:
         raise ValueError(

@@ -109,7 +109,7 @@ def conv_kernel(
     BK: tl.constexpr,
 ):
     """Compute ``BM`` pixels of one frame in ``BN`` channels; the channels of all
-    pictures lie in one piece."""
+    pictures are contiguous."""
     picture = tl.program_id(2).to(tl.int64)
     batch, frame = picture // frames, picture % frames
     pixel = tl.program_id(0) * BM + tl.arange(0, BM)  # [BM]
