@@ -182,7 +182,7 @@ def open_stream(
     detail: float = 1.0,
     strength: float = 1.0,
     guard: float | None = GUARD_LEVELS,
-    color: Literal["match", "off"] = "match",
+    match_colors: bool = True,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -206,7 +206,7 @@ def open_stream(
         raise ConfigError(f"seed is 0 or more and threads 1 or more, got {seed} and {threads}")
     facts = {
         "size": list(size), "scale": scale, "model": model, "detail": detail, "strength": strength,
-        "guard": guard, "color": color, "seed": seed, "precision": precision,
+        "guard": guard, "match_colors": match_colors, "seed": seed, "precision": precision,
     }  # fmt: skip
     return FrameStream(facts, device=device, threads=threads, state=state)
 
@@ -255,7 +255,7 @@ class FrameStream:
                 device=chosen,
                 precision=precision,
                 strength=facts["strength"],
-                color=facts["color"],
+                color="match" if facts["match_colors"] else "off",
                 detail=facts["detail"],
                 guard=None if facts["guard"] is None else Guard(facts["guard"]),
                 context=context,

@@ -251,7 +251,7 @@ def forward(
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """View ``x [B, blocks, T, D]`` as [B, tokens, D] with D contiguous; copies only if it
-    has to."""
+    """View ``x [B, blocks, T, D]`` as [B, tokens, D] with D contiguous; copies only if
+    it has to."""
     x = x.flatten(1, 2)
     return x if x.stride(2) == 1 else x.contiguous()

@@ -347,7 +347,7 @@ def _check(
         )
     if tables.turns.dtype != torch.float32 or not tables.turns.is_contiguous():
         raise ValueError(
-            "rms_norm_rope: tables must be float32 and contiguous; make them with AxisTables.of"
+            "rms_norm_rope: tables must be float32 and contiguous; use AxisTables.of"
         )
     shape = (batch, width // d, blocks, math.prod(block), d)
     for x in out or ():
