@@ -77,14 +77,6 @@ class StageTrace:
         """Arithmetic of all launches."""
         return sum(count * launch.flops for launch, count in self.launches.items())
 
-    def by_op(self) -> dict[str, tuple[int, int, int]]:
-        """Return launches, bytes and arithmetic by operation, the most bytes first."""
-        found: dict[str, tuple[int, int, int]] = {}
-        for launch, count in self.launches.items():
-            launches, moved, flops = found.get(launch.op, (0, 0, 0))
-            found[launch.op] = launches + count, moved + count * launch.bytes, flops + count * launch.flops
-        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
-
 
 class _Tracer(TorchDispatchMode):
     """Lists operations on tensors without storage; what torch composes of others is taken apart."""
