@@ -328,36 +328,27 @@ LITE_CASCADE = replace(
 """The built-in model with the paper's stages after its generator, for the recipes that
 train them; not shipped."""
 
-_LITE2_GENERATOR = GeneratorConfig(
-    dim=192,
+_LITE2_GENERATOR = replace(
+    _LITE_GENERATOR,
     num_heads=3,
-    num_layers=6,
-    ffn_dim=1024,
-    freq_dim=64,
-    text_dim=_LITE_WORDS.dim,
-    text_len=_LITE_WORDS.text_len,
     patch=(1, 4, 4),
-    prediction="clean",
-    sees_signal=True,
-    pool_text=True,
     grid=(15, 26),
-    head_dim=384,
+    drifts=(),
     steps=(1000, 500),
     shift=1.0,
     window=9,
     sink=3,
-    slide=True,
 )
 
 _LITE2_SR_DIT = SrDitConfig(
-    dim=192,
-    num_heads=3,
-    num_layers=6,
-    ffn_dim=1024,
-    freq_dim=64,
-    text_dim=_LITE_WORDS.dim,
-    text_len=_LITE_WORDS.text_len,
-    patch=(1, 4, 4),
+    dim=_LITE2_GENERATOR.dim,
+    num_heads=_LITE2_GENERATOR.num_heads,
+    num_layers=_LITE2_GENERATOR.num_layers,
+    ffn_dim=_LITE2_GENERATOR.ffn_dim,
+    freq_dim=_LITE2_GENERATOR.freq_dim,
+    text_dim=_LITE2_GENERATOR.text_dim,
+    text_len=_LITE2_GENERATOR.text_len,
+    patch=_LITE2_GENERATOR.patch,
     block=(2, 6, 8),
     local_range=3,
     ref_spatial_tokens=None,
@@ -365,9 +356,9 @@ _LITE2_SR_DIT = SrDitConfig(
     kv_len=3,
     group_latents=2,
     prediction="residual",
-    sees_signal=True,
-    pool_text=True,
-    head_dim=384,
+    sees_signal=_LITE2_GENERATOR.sees_signal,
+    pool_text=_LITE2_GENERATOR.pool_text,
+    head_dim=_LITE2_GENERATOR.head_dim,
 )
 """The same network as the generator's, so that it can start from it."""
 
