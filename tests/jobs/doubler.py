@@ -30,11 +30,13 @@ class Doubler:
     """Enlarges by repeating pixels and stamps each frame with its place in the scene, so that a lost state shows."""
 
     def __init__(self, prepared: Prepared, *, fails_at: int | None = None) -> None:
-        self.guarded_share: float | None = None
         self.stage_seconds: dict[str, float] = {"stamp": 0.0}
         self._scale = prepared.plan.scale
         self._target = prepared.plan.target
         self._fails_at = fails_at
+
+    def guarded(self) -> None:
+        return None
 
     def group_frames(self, first: bool) -> int:
         return 2 if first else 3

@@ -36,9 +36,11 @@ class FakeUpscaler:
     """Adds up the frames of a scene, so that a lost, repeated or misplaced frame or a lost state shows."""
 
     def __init__(self) -> None:
-        self.guarded_share: float | None = None
         self.stage_seconds: dict[str, float] = {"fake": 0.0}
         self.pushes: list[int] = []
+
+    def guarded(self) -> None:
+        return None
 
     def group_frames(self, first: bool) -> int:
         return 2 if first else 3

@@ -41,6 +41,8 @@ def explain(
         console.text(f"  {name:8}  {value}")
     for name, sha256 in made.weights.items():
         console.text(f"  weights   {name}  sha256 {sha256}")
+    if made.guarded_share is not None:
+        console.text(f"  guard     {100 * made.guarded_share:.2f} % of the pixels blended back to stay near the source")
     for difference in found.differences:
         console.text(f"  note      {difference}: pixels may differ")
     console.text(f"  repeat    {found.command}")

@@ -8,7 +8,11 @@ from torch import Tensor
 
 from ultraflash_cli.engine.layers.resample import lanczos_resize
 
-__all__ = ["Guard"]
+__all__ = ["Counting", "Guard"]
+
+Counting = Callable[[], tuple[int, int]]
+"""Returns two counts of pixels, those beyond the limit and all that were compared,
+waiting for the device if they are still on their way."""
 
 _REACH = 5
 """Side, in source pixels, of the square that is blended around a pixel beyond the
@@ -36,6 +40,22 @@ class Guard:
     def share(self) -> float | None:
         """Share of compared pixels beyond the limit; None before the first picture."""
         return float(self._strayed) / self._pixels if self._pixels else None
+
+    def counting(self) -> Counting:
+        """Return the counts as they are now, without waiting for a GPU."""
+        pixels, strayed = self._pixels, self._strayed
+        if not isinstance(strayed, Tensor):
+            return lambda: (strayed, pixels)
+        here = torch.empty((), dtype=strayed.dtype, pin_memory=True)
+        here.copy_(strayed, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> tuple[int, int]:
+            copied.synchronize()
+            return int(here), pixels
+
+        return wait
 
     def clear(self) -> None:
         """Forget what was counted."""

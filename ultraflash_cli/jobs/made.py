@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.models.built import Built
     from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 
-__all__ = ["Made", "made_by_generating", "made_by_upscaling"]
+__all__ = ["Made", "made_by_generating", "made_by_upscaling", "with_guarded_share"]
 
 Value = str | bool | list[str]
 
@@ -73,6 +73,9 @@ class Made:
     """What was requested and is not the default, and what the program chose where another machine would not."""
     streamed: bool = False
     """It was streamed, in parts that are encoded separately."""
+    guarded_share: float | None = None
+    """Share of the pixels that strayed too far from the source and were blended back (``--guard``); None without a
+    guard, and in a stream, whose tag comes first."""
 
     def as_text(self) -> str:
         """Return the tag."""
@@ -111,6 +114,7 @@ class Made:
             prompt=prompt,
             options=options,
             streamed=read.get("streamed") is True,
+            guarded_share=_share(read.get("guarded_share")),
         )
 
     @property
@@ -166,6 +170,13 @@ def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str 
         "--strict": job.strict,
     }
     return _text("upscale", job, built, model=prepared.model, threads=prepared.threads, options=options)
+
+
+def with_guarded_share(tag: str | None, share: float | None) -> str | None:
+    """Return a tag that says, too, which share of the pixels was blended back."""
+    if tag is None or share is None:
+        return tag
+    return json.dumps(json.loads(tag) | {"guarded_share": round(share, 6)}, separators=(",", ":"))
 
 
 def made_by_generating(prepared: PreparedGeneration, built: "Built[FrameGenerator]") -> str | None:
@@ -253,6 +264,10 @@ def _is_table(value: object) -> bool:
     if not isinstance(value, dict) or len(cast("dict[object, object]", value)) > _MOST_WEIGHTS:
         return False
     return all(isinstance(name, str) for name in cast("dict[object, object]", value))
+
+
+def _share(value: object) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 <= cast(float, value) <= 1 else None
 
 
 def _is_value(value: object) -> bool:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ultraflash_cli.engine.clock import StageClock
+    from ultraflash_cli.engine.guard import Counting
     from ultraflash_cli.engine.lanes import Outlet
     from ultraflash_cli.engine.pictures import Picture, YuvFormat
     from ultraflash_cli.engine.snapshot import Snapshot
@@ -48,9 +49,9 @@ class FrameUpscaler(Protocol):
         """Time spent so far by stage."""
         ...
 
-    @property
-    def guarded_share(self) -> float | None:
-        """Share of the pixels so far that strayed from the source and were blended back; None without a guard."""
+    def guarded(self) -> "Counting | None":
+        """Return how many pixels so far strayed from the source and were blended back, and of how many; None without
+        a guard."""
         ...
 
     def group_frames(self, first: bool) -> int:
@@ -158,10 +159,9 @@ class UpscaledFrames:
     def stage_seconds(self) -> dict[str, float]:
         return self._timer.seconds
 
-    @property
-    def guarded_share(self) -> float | None:
+    def guarded(self) -> "Counting | None":
         guard = self._upscaler.guard
-        return None if guard is None else guard.share
+        return None if guard is None else guard.counting()
 
     def group_frames(self, first: bool) -> int:
         return self._upscaler.group_frames(first=first)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.jobs.clips import audio_packets, decoded, make_clip, moving_picture, stream_kinds, timestamps
-from tests.jobs.doubler import Doubler, builder, job, left_over, upscale
+from tests.jobs.doubler import Doubler, Trail, builder, job, left_over, upscale
+from ultraflash_cli.engine.guard import Counting
 from ultraflash_cli.errors import (
     ConfigError,
     InputError,
@@ -24,10 +25,11 @@ from ultraflash_cli.errors import (
     WeightsError,
 )
 from ultraflash_cli.jobs.events import Chunk, Done, Event, Planned, Started, Warned
+from ultraflash_cli.jobs.explain import explanation_of
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, default_res, prepare
 from ultraflash_cli.jobs.resume.journal import Journal, work_folder
 from ultraflash_cli.jobs.running import work
-from ultraflash_cli.jobs.running.upscale import run
+from ultraflash_cli.jobs.running.upscale import UpscaleReport, run
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 
@@ -81,6 +83,35 @@ def test_an_interrupted_run_goes_on_to_the_frames_of_an_uninterrupted_one(tmp_pa
         assert report.frames_resumed > 0
         assert "resuming after" in str(started.note)
     assert left_over(tmp_path) == []
+
+
+class Blender(Doubler):
+    """Blends 40 pixels of every fourth frame back, of 100."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        super().__init__(prepared)
+        self._blended = self._compared = 0
+
+    def guarded(self) -> Counting:
+        counts = self._blended, self._compared
+        return lambda: counts
+
+    def step(self, state: Trail, frames: list[np.ndarray]) -> tuple[Trail, list[np.ndarray]]:
+        self._compared += 100 * len(frames)
+        self._blended += 40 * sum(number % 4 == 0 for number in range(state.seen, state.seen + len(frames)))
+        return super().step(state, frames)
+
+
+@pytest.mark.parametrize("stop_at", [2, 11, 20, 23])
+def test_what_a_guard_blended_back_counts_the_frames_of_interrupted_runs_too(tmp_path: Path, stop_at: int) -> None:
+    source = make_clip(tmp_path / "in.mkv", frames=40, cut_at=20)
+    with pytest.raises(Interrupted):
+        upscale(job(source, tmp_path / "out.mkv"), stop_at=stop_at, build=builder(Blender))
+    report = upscale(job(source, tmp_path / "out.mkv"), build=builder(Blender))
+    assert isinstance(report, UpscaleReport) and report.frames_resumed > 0
+    assert report.guarded_share == pytest.approx(0.1)
+    explanation = explanation_of(tmp_path / "out.mkv")
+    assert explanation is not None and explanation.made.guarded_share == pytest.approx(0.1)
 
 
 def test_an_interruption_during_the_join_only_joins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,4 +104,6 @@ def made_by(path: Path, commands: Mapping[str, str]) -> dict[str, object]:
         "seed": str(made.seed),
         "device": f"{made.device}, {made.precision}",
     }
+    if made.guarded_share is not None:
+        facts["guard"] = f"{100 * made.guarded_share:.2f} % of the pixels blended back to stay near the source"
     return {"facts": facts, "commands": {"make it again": found.command, **commands}}

@@ -144,8 +144,8 @@ def _made(job: UpscaleJob, output: Path, report: "Report", *, whole: bool) -> di
     made = made_by(output, {name: shlex.join(words)})
     facts = dict(made["facts"]) if isinstance(made["facts"], dict) else {}
     share = asdict(report).get("guarded_share")
-    if share is not None:
-        facts["kept near the source"] = f"{100 * share:.2f} % of the pixels (--guard)"
+    if share is not None and "guard" not in facts:
+        facts["guard"] = f"{100 * share:.2f} % of the pixels blended back to stay near the source"
     commands = {name: shlex.join(words)}
     return {"facts": facts, "commands": commands}
 

@@ -44,6 +44,12 @@ class SegmentEntry:
     state: str | None
     """File with the cascade's state after the last frame; None if a new scene begins there."""
     state_sha256: str | None
+    guarded: tuple[int, int] | None = None
+    """Pixels of the clip so far that strayed from the source and were blended back, and all that were compared; None
+    without a guard."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guarded", _counts(self.guarded))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,11 @@ class BegunEntry:
     state: str
     """File with the cascade's state after the last of them."""
     state_sha256: str
+    guarded: tuple[int, int] | None = None
+    """As in a segment."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guarded", _counts(self.guarded))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +201,16 @@ def _check_entry(
         raise ValueError("numbers must be 0 or more")
     if isinstance(entry, SegmentEntry) and entry.first_frame != first_frame:
         raise ValueError("segments must be consecutive")
+
+
+def _counts(read: object) -> tuple[int, int] | None:
+    """Return two counts as they are or as JSON gives them. Raises ValueError for anything else."""
+    if read is None:
+        return None
+    counts = cast("tuple[object, ...]", tuple(read)) if isinstance(read, list | tuple) else ()
+    if len(counts) != 2 or any(type(count) is not int or count < 0 for count in counts):
+        raise ValueError("what was blended back must be two counts")
+    return cast("tuple[int, int]", counts)
 
 
 def version_change(folder: Path, fingerprint: Mapping[str, object]) -> str | None:

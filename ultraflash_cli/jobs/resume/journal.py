@@ -148,7 +148,22 @@ class Journal:
         with open(open_existing(self.folder / name), "rb") as file:
             return file.read()
 
-    def begin(self, size_bytes: int, *, end_frame: int, scene_first: int, groups: int, state: StateContent) -> None:
+    @property
+    def guarded(self) -> tuple[int, int] | None:
+        """Pixels of `safe_frames` that were blended back, and all that were compared; None where unknown."""
+        last = self.begun or (self.segments[-1] if self.segments else None)
+        return last.guarded if last is not None else None
+
+    def begin(
+        self,
+        size_bytes: int,
+        *,
+        end_frame: int,
+        scene_first: int,
+        groups: int,
+        state: StateContent,
+        guarded: tuple[int, int] | None = None,
+    ) -> None:
         """Enter what is there of the current segment: the first bytes of `begun_path`, synced, and the state after it.
 
         Raises OSError as the file system gives it.
@@ -165,6 +180,7 @@ class Journal:
             groups=groups,
             state=state_name,
             state_sha256=state_sha256,
+            guarded=guarded,
         )
         self._append({"begun": asdict(entry)})
         self.begun = entry
@@ -172,7 +188,14 @@ class Journal:
             (self.folder / before.state).unlink(missing_ok=True)
 
     def add(
-        self, path: Path, *, first_frame: int, end_frame: int, scene_first: int, state: StateContent | None
+        self,
+        path: Path,
+        *,
+        first_frame: int,
+        end_frame: int,
+        scene_first: int,
+        state: StateContent | None,
+        guarded: tuple[int, int] | None = None,
     ) -> None:
         """Enter a finished, synced segment together with the state after it; the state before it is deleted.
 
@@ -191,6 +214,7 @@ class Journal:
             scene_first=scene_first,
             state=state_name,
             state_sha256=state_sha256,
+            guarded=guarded,
         )
         self._append({"segment": asdict(entry)})
         begun, self.begun = self.begun, None

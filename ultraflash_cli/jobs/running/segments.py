@@ -19,6 +19,7 @@ from ultraflash_cli.video.partial import output_errors
 
 __all__ = [
     "Busy",
+    "Guarded",
     "OpenSegment",
     "Pause",
     "SegmentEnd",
@@ -32,6 +33,10 @@ T = TypeVar("T")
 OpenSegment = Callable[[Path], Sequence[SegmentSink]]
 """Opens a segment at a path, with further ones next to it (names that begin with the path's) where a job writes more
 than one output."""
+
+
+Guarded = Callable[[], tuple[int, int]]
+"""Returns how many pixels of the clip so far were blended back, and of how many."""
 
 
 @dataclass
@@ -56,6 +61,7 @@ class SegmentEnd:
     end_frame: int
     scene_first: int
     state: StateContent | None
+    guarded: Guarded | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Pause:
     groups: int
     """Groups that the segment has so far."""
     state: StateContent
+    guarded: Guarded | None = None
 
 
 class SegmentThread(threading.Thread, Generic[T]):
@@ -175,7 +182,12 @@ class SegmentThread(threading.Thread, Generic[T]):
             for sink in sinks:
                 sink.close()
         journal.add(
-            path, first_frame=journal.frames, end_frame=item.end_frame, scene_first=item.scene_first, state=item.state
+            path,
+            first_frame=journal.frames,
+            end_frame=item.end_frame,
+            scene_first=item.scene_first,
+            state=item.state,
+            guarded=item.guarded() if item.guarded is not None else None,
         )
         begun.unlink(missing_ok=True)
         self._busy.writing += time.perf_counter() - started_s
@@ -208,6 +220,7 @@ class SegmentThread(threading.Thread, Generic[T]):
                 scene_first=pause.scene_first,
                 groups=pause.groups,
                 state=pause.state,
+                guarded=pause.guarded() if pause.guarded is not None else None,
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ultraflash_cli.buffers import SEGMENT_FRAMES
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.events import Done, Listener, Planned
-from ultraflash_cli.jobs.made import made_by_upscaling
+from ultraflash_cli.jobs.made import made_by_upscaling, with_guarded_share
 from ultraflash_cli.jobs.planning.inputs import check_unchanged, file_head, input_bytes, input_facts
 from ultraflash_cli.jobs.planning.target import check_space, encoded_bytes
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames, prepare
@@ -43,7 +43,7 @@ class UpscaleReport(Report):
     guard: float | None = None
     """How far the result was allowed to stray from its source, in levels of 255."""
     guarded_share: float | None = None
-    """Share of the pixels of this run's frames, at the smaller size, that strayed further and were blended back."""
+    """Share of the pixels, at the smaller size, that strayed further and were blended back."""
 
     reading: dict[str, object] | None = None
     """What was measured for reading the clip, and what was mended."""
@@ -228,6 +228,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         files = [path for path in work.journal.files if path.stat().st_size]
         records = [read_record(path) for path in files]
         frames, first, last = sum(record.frames for record in records), records[0], records[-1]
+        self.made = with_guarded_share(self.made, _guarded_share(work))
         finish = finish_of(
             files,
             prepared.streams,
@@ -247,7 +248,13 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         return UpscaleReport(
             frames_in=work.journal.frames,
             guard=self.prepared.job.guard,
-            guarded_share=built.model.guarded_share,
+            guarded_share=_guarded_share(work),
             reading=self.prepared.reading.facts(),
             **common,
         )
+
+
+def _guarded_share(work: Work) -> float | None:
+    """Return the share of the whole clip's pixels that was blended back; None without a guard."""
+    strayed, compared = work.journal.guarded or (0, 0)
+    return strayed / compared if compared else None

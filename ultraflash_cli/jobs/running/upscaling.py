@@ -17,6 +17,7 @@ from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.running.channel import Cancelled, Channel
 from ultraflash_cli.jobs.running.segments import (
     Busy,
+    Guarded,
     OpenSegment,
     Pause,
     SegmentEnd,
@@ -163,6 +164,7 @@ class _Model:
     _groups_in_segment: int = 1
     _segment_groups: int = 0
     _segment_first: int = 0
+    _guarded_before: tuple[int, int] | None = (0, 0)
     _in_flight: deque[SourceFrame] = field(default_factory=lambda: deque[SourceFrame]())
 
     def run(self, source: Channel[SourceFrame], stop: Stop) -> bool:
@@ -198,13 +200,14 @@ class _Model:
         """Keep the current segment so far; returns False."""
         if self.pausable and self._state is not None and self._done > self._kept:
             state = self.upscaler.save_state(self._state)
-            self.pictures.put(Pause(self._done, self._scene_first, self._segment_groups, state))
+            self.pictures.put(Pause(self._done, self._scene_first, self._segment_groups, state, self._guarded()))
         return False
 
     def _restore(self) -> None:
         journal = self.journal
         self._done = self._kept = self._begun = journal.safe_frames
         self._segment_first = journal.frames
+        self._guarded_before = journal.guarded if self._done else (0, 0)
         content = journal.state_bytes()
         if content is not None:
             self._scene_first = journal.scene_first
@@ -263,7 +266,15 @@ class _Model:
             self.pictures.put(_Picture(self._in_flight.popleft(), pictures.popleft()))
             self._done += 1
 
+    def _guarded(self) -> Guarded | None:
+        """Return what was blended back so far, by earlier runs too; None without a guard, and where one does not
+        know."""
+        before, counting = self._guarded_before, self.upscaler.guarded()
+        if before is None or counting is None:
+            return None
+        return lambda: (before[0] + counting()[0], before[1] + counting()[1])
+
     def _end_segment(self, state: StateContent | None) -> None:
-        self.pictures.put(SegmentEnd(self._done, self._scene_first, state))
+        self.pictures.put(SegmentEnd(self._done, self._scene_first, state, self._guarded()))
         self._segment_groups = 0
         self._segment_first = self._kept = self._done
