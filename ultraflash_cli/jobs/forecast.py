@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.jobs.planning.generate import PreparedGeneration
     from ultraflash_cli.jobs.running.loader import Models
     from ultraflash_cli.jobs.running.report import Report
+    from ultraflash_cli.models.forecast import GenerationRates
 
 __all__ = [
     "Forecast",
@@ -47,6 +48,7 @@ class Forecaster:
     def __init__(self, models: "Models") -> None:
         self._models = models
         self._rates: dict[object, float] = {}
+        self._generation_rates: dict[object, GenerationRates] = {}
 
     def forecast(self, prepared: "Prepared | PreparedGeneration") -> Forecast:
         """Foretell a job of either kind. Raises as `Models.plan` does."""
@@ -87,7 +89,7 @@ class Forecaster:
 
     def _generation(self, prepared: "PreparedGeneration") -> Forecast:
         from ultraflash_cli.engine.schedule import GENERATED_FPS
-        from ultraflash_cli.models.forecast import flops_per_second, generation_flops
+        from ultraflash_cli.models.forecast import generation_rates, generation_work
         from ultraflash_cli.models.frames import GeneratedFrames
 
         spec = prepared.spec
@@ -95,19 +97,20 @@ class Forecaster:
         size = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
         guess = "size: an estimate from codec and pixels"
         device, profile, _ = self._models.plan_generator(prepared)
-        flops = generation_flops(profile, prepared.generator, prepared.plan, prepared.scale)
-        if flops is None:
+        work = generation_work(profile, prepared.generator, prepared.plan, prepared.scale)
+        if work is None:
             reason = "the model's work depends on the clip, so its time is unknown before it runs"
             return Forecast(seconds=None, output_bytes=size, flops=None, basis=_joined(reason, guess))
         job = prepared.job
         key = ("generate", prepared.model, prepared.scale, prepared.long, job.precision, prepared.threads, device)
-        if key not in self._rates:
+        if key not in self._generation_rates:
             generator = self._models.generator(prepared).model
             assert isinstance(generator, GeneratedFrames), "the engine's own"
-            self._rates[key] = flops_per_second(*generator.cascade)
-        rate = self._rates[key]
-        time = f"time: {flops / 1e12:.3g} TFLOP, counted, at {rate / 1e9:.3g} GFLOP/s, measured here"
-        return Forecast(seconds=round(flops / rate, 2), output_bytes=size, flops=flops, basis=_joined(time, guess))
+            self._generation_rates[key] = generation_rates(*generator.cascade)
+        seconds = self._generation_rates[key].seconds(work)
+        rate = work.total / seconds / 1e9
+        time = f"time: {work.total / 1e12:.3g} TFLOP, counted, at {rate:.3g} GFLOP/s, measured here"
+        return Forecast(seconds=round(seconds, 2), output_bytes=size, flops=work.total, basis=_joined(time, guess))
 
 
 def forecast_from_part(prepared: "Prepared", report: "Report", output: Path) -> Forecast:

@@ -267,7 +267,9 @@ def _is_table(value: object) -> bool:
 
 
 def _share(value: object) -> float | None:
-    return float(value) if type(value) in (int, float) and 0 <= cast(float, value) <= 1 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= 1 else None
 
 
 def _is_value(value: object) -> bool:

@@ -3,8 +3,10 @@ here, from a short look at a small picture."""
 
 import functools
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +15,15 @@ from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.counts import counting_flops
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.sampling import Sampler
+from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import LATENT_PX, GenerationPlan
 from ultraflash_cli.engine.stages.decoder import Decoder
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
+from ultraflash_cli.engine.stages.generator import Generator as Network
+from ultraflash_cli.engine.stages.generator import GeneratorConfig
 from ultraflash_cli.engine.stages.pixel_path import PixelPath
-from ultraflash_cli.engine.text_to_video import TextToVideo
+from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
 
-__all__ = ["flops_per_frame", "flops_per_second", "generation_flops"]
+__all__ = ["GenerationRates", "GenerationWork", "flops_per_frame", "generation_rates", "generation_work"]
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -31,7 +34,31 @@ _COUNTED_GROUPS = 2
 _LOOK_STEP_PX = 64
 """Its sides are multiples of this, which every patch divides."""
 _LOOK_SHRINK = 4
-"""How much smaller the sides of the picture are on which a generator is timed."""
+"""How much smaller the sides of the picture are on which a cascade is timed."""
+
+
+class GenerationWork(NamedTuple):
+    """Operations of a clip, the reading of its words left out; a multiply-add is 2."""
+
+    generator: float
+    frames: float
+    """Of what turns latents into frames and enlarges them."""
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.generator + self.frames
+
+
+class GenerationRates(NamedTuple):
+    """How many operations of each kind run here per second."""
+
+    generator: float
+    frames: float
+
+    def seconds(self, work: GenerationWork) -> float:
+        """Return how long this work takes."""
+        return work.generator / self.generator + work.frames / self.frames
 
 
 @functools.cache
@@ -58,49 +85,117 @@ def flops_per_frame(profile: Profile, height_px: int, width_px: int) -> float | 
 
 
 @functools.cache
-def generation_flops(profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, scale: int) -> float | None:
-    """Count the work of a clip, the reading of its words left out: the first two groups,
-    the others by their lengths. None as in ``flops_per_frame``."""
+def generation_work(
+    profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, scale: int
+) -> GenerationWork | None:
+    """Count the work of a clip: the first two groups, the others by their lengths. None
+    as in ``flops_per_frame``."""
     if scale > 1 and profile.at_scale(scale).refines_latents:
         return None
     profile = profile.at_scale(scale) if scale > 1 else profile
     height, width = profile.base_size
-    counted = _counted_groups(_video(profile, generator, plan, scale), profile, height, width, groups=_COUNTED_GROUPS)
-    later = sum(plan.groups[len(counted) :])
-    return sum(counted) + counted[-1] * later / plan.groups[len(counted) - 1]
+    counted = _counted_groups(_video(profile, generator, plan, scale), height, width, groups=_COUNTED_GROUPS)
+    later = sum(plan.groups[len(counted) :]) / plan.groups[len(counted) - 1]
+    generated, made = ([work[kind] for work in counted] for kind in (0, 1))
+    return GenerationWork(*(sum(kind) + kind[-1] * later for kind in (generated, made)))
 
 
-def flops_per_second(video: TextToVideo, context: Tensor, *, clock: Callable[[], float] = time.perf_counter) -> float:
+def generation_rates(
+    video: TextToVideo, context: Tensor, *, clock: Callable[[], float] = time.perf_counter
+) -> GenerationRates:
     """Return how fast a cascade with its weights runs here, timed on the first group of a
-    small picture, or of a whole one where the generator has positions for one size."""
-    profile = video.profile
-    height, width = profile.base_size
-    if video.sampler.config.grid is None:
-        height, width = (max(1, round(side / _LOOK_SHRINK / _LOOK_STEP_PX)) * _LOOK_STEP_PX for side in (height, width))
-    state = video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=context)
-    # The first run finds kernels and memory, which on a CPU is little beside a whole picture.
-    if video.sampler.config.grid is None or context.device.type != "cpu":
-        first = video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=context)
-        video.step(first)
-    started_s = clock()
-    video.step(state)
-    video.settle()
-    took_s = clock() - started_s
-    scale = video.refiner.scale if video.refiner is not None else 1
-    bare = _video(profile, video.sampler.config, video.plan, scale)
-    return _counted_groups(bare, profile, height, width, groups=1)[0] / took_s
+    small picture.
+
+    A generator with positions for one size is timed on a whole one: on a CPU, where that
+    takes seconds, for a chunk, and what makes frames of it on a small picture.
+    """
+    profile, device = video.profile, context.device
+    whole = profile.base_size
+    small = tuple(max(1, round(side / _LOOK_SHRINK / _LOOK_STEP_PX)) * _LOOK_STEP_PX for side in whole)
+    bare = _video(profile, video.sampler.config, video.plan, video.refiner.scale if video.refiner is not None else 1)
+    if video.sampler.config.grid is None or device.type != "cpu":
+        height, width = small if video.sampler.config.grid is None else whole
+        (work,) = _counted_groups(bare, height, width, groups=1)
+        states = [_state(video, height, width, context) for _ in range(2)]
+        video.step(states[0])  # finds kernels and memory
+        started_s = clock()
+        video.step(states[1])
+        video.settle()
+        rate = work.total / (clock() - started_s)
+        return GenerationRates(rate, rate)
+
+    with torch.inference_mode():
+        state = _state(video, *whole, context)
+        started_s = clock()
+        _generate_chunk(video, state)
+        generated_s = clock() - started_s
+        _make_frames(video, state, *small)
+        started_s = clock()
+        _make_frames(video, state, *small)
+        made_s = clock() - started_s
+
+        nothing = _state(bare, *whole, _context(profile))
+        with counting_flops() as so_far:
+            _generate_chunk(bare, nothing)
+            generated = so_far()
+            _make_frames(bare, nothing, *small)
+            made = so_far() - generated
+    return GenerationRates(generated / generated_s, made / made_s)
 
 
-def _counted_groups(video: TextToVideo, profile: Profile, height: int, width: int, *, groups: int) -> list[int]:
+def _generate_chunk(video: TextToVideo, state: TextToVideoState) -> None:
+    """Generate the first chunk and discard it."""
+    config, anchor = video.sampler.config, state.generator.anchor_bcthw
+    batch, channels, _, height, width = anchor.shape
+    length, draws = video.plan.chunks[0], len(config.steps) - 1
+    noise = anchor.new_zeros((batch, channels, length, height, width))
+    inputs = GeneratorInputs(noise, anchor.new_zeros((batch, draws, *noise.shape[1:])))
+    video.sampler.step(state.generator, inputs)
+
+
+def _make_frames(video: TextToVideo, state: TextToVideoState, height: int, width: int) -> None:
+    """Make a chunk's frames of so many pixels a side at the base size, and discard them."""
+    rows, columns = height // LATENT_PX, width // LATENT_PX
+    anchor, length = state.generator.anchor_bcthw, video.plan.chunks[0]
+    stages = [
+        None if stage is None else stage.init_state(batch=1, height=rows, width=columns)
+        for stage in (video.refiner, video.low_decoder)
+    ]
+    latents = anchor.new_zeros((1, anchor.shape[1], length, rows, columns))
+    video.step(replace(state, refiner=stages[0], low_decoder=stages[1], ahead_bcthw=latents, ahead=length))
+
+
+def _state(video: TextToVideo, height: int, width: int, context: Tensor) -> TextToVideoState:
+    return video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=context)
+
+
+def _counted_groups(video: TextToVideo, height: int, width: int, *, groups: int) -> list[GenerationWork]:
     """Count the first groups of a clip of so many pixels a side, one by one."""
-    state = video.init_state(height=height // LATENT_PX, width=width // LATENT_PX, context=_context(profile))
-    counted: list[int] = []
+    counted: list[GenerationWork] = []
     with torch.inference_mode(), counting_flops() as so_far:
+        state = _state(video, height, width, _context(video.profile))
+        video.timer = kinds = _Kinds(so_far)
         for _ in range(min(groups, len(video.plan.groups))):
-            before = so_far()
+            before, generated = so_far(), kinds.generated
             state, _ = video.step(state)
-            counted.append(so_far() - before)
+            generated = kinds.generated - generated
+            counted.append(GenerationWork(generated, so_far() - before - generated))
     return counted
+
+
+class _Kinds:
+    """In place of a timer of stages: counts the work of the generator."""
+
+    def __init__(self, so_far: Callable[[], int]) -> None:
+        self.generated = 0
+        self._so_far = so_far
+
+    @contextmanager
+    def __call__(self, stage: str) -> Generator[None]:
+        before = self._so_far()
+        yield
+        if stage == "generator":
+            self.generated += self._so_far() - before
 
 
 def _video(profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, scale: int) -> TextToVideo:
@@ -108,7 +203,7 @@ def _video(profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, s
     return TextToVideo(
         profile,
         plan,
-        Sampler(_bare(lambda: Generator(generator))),
+        Sampler(_bare(lambda: Network(generator))),
         refiner=refiner,
         low_decoder=_bare(lambda: Decoder(profile.base_decoder)),
     )
