@@ -13,6 +13,8 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 """The hub that weights come from, unless `HF_ENDPOINT` names another."""
 
 _LEAST_SECRET = 6
+_NO_HOME = "/nonexistent"
+"""Where Debian puts the homes of users who have none."""
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """What tells OpenMP how its threads wait for one another, the first that is set counting."""
 
@@ -100,8 +102,16 @@ def _waiting(environ: Mapping[str, str]) -> str | None:
 
 
 def _folder(text: str | None) -> Path | None:
-    return Path(os.path.expandvars(text)).expanduser() if text else None
+    return _expanded(os.path.expandvars(text)) if text else None
 
 
 def _default_hf_home(cache_home: str | None = None) -> Path:
-    return (_folder(cache_home) or Path("~/.cache").expanduser()) / "huggingface"
+    return (_folder(cache_home) or _expanded("~/.cache")) / "huggingface"
+
+
+def _expanded(text: str) -> Path:
+    """Return a path with `~` replaced; a user without a home, as in a container, has `/nonexistent`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(_NO_HOME, *Path(text).parts[1:])

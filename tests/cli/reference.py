@@ -1,4 +1,7 @@
-"""docs/cli.md, generated from the program's help: `python -m tests.cli.reference` writes it."""
+"""docs/cli.md, generated from the program's help: `python -m tests.cli.reference` writes it.
+
+The man pages and the files of shell completion in packaging/ are written with it.
+"""
 
 import contextlib
 import io
@@ -8,6 +11,7 @@ from typing import Any
 
 import typer
 
+from tests.cli import shell_files
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, UltraflashError
 from ultraflash_cli.main import HELP_WIDTH, app
@@ -119,3 +123,4 @@ def _help(arguments: tuple[str, ...]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(reference(), encoding="utf-8")
+    shell_files.write()

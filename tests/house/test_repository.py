@@ -52,7 +52,7 @@ def test_ci_runs_the_test_command_of_the_readme(repository: Path) -> None:
 
 def test_every_file_that_the_documents_link_to_is_here(repository: Path) -> None:
     missing: list[str] = []
-    for page in [*repository.glob("*.md"), *repository.glob("docs/*.md"), *repository.glob("demo/*.md")]:
+    for page in [*repository.glob("*.md"), *repository.glob("docs/**/*.md"), *repository.glob("demo/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if "://" not in target and not (page.parent / target).exists():
                 missing.append(f"{page.relative_to(repository)} -> {target}")

@@ -44,7 +44,7 @@ TELL_TALES = (
 """Phrases, as regular expressions of whole words."""
 
 EVERYWHERE = re.compile(rf"\b(?:{'|'.join(TELL_TALES)})\b", re.IGNORECASE)
-PAGES = ("README.md", "CHANGELOG.md", "docs/*.md", "docs/reference/*.md", "demo/*.md", "kernels/README.md")
+PAGES = ("*.md", "docs/**/*.md", "demo/*.md", "kernels/README.md")
 
 
 def prose(page: str) -> str:

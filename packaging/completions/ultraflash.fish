@@ -1,0 +1,1 @@
+complete --command ultraflash --no-files --arguments "(env _ULTRAFLASH_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) ultraflash)" --condition "env _ULTRAFLASH_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) ultraflash"
