@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from ultraflash_kernels import _dispatch
+from ultraflash_kernels import dispatch
 from ultraflash_kernels.fp8_linear import fp8_refusal
 from ultraflash_kernels.linear_gelu.op import device_refusal as gelu_refusal
 from ultraflash_kernels.memory_conv import library
@@ -35,7 +35,7 @@ class KernelPath(NamedTuple):
 def kernel_paths(device: torch.device) -> list[KernelPath]:
     """Return what ``auto`` takes for every operation on ``device``, in half
     precision."""
-    refusal = _dispatch.device_refusal(device)
+    refusal = dispatch.device_refusal(device)
     if device.type != "cuda":
         refusal = refusal or f"kernels are for GPUs, this is {device}"
     found = [_by(name, "Triton kernel", refusal) for name in _TRITON]
@@ -48,7 +48,7 @@ def kernel_paths(device: torch.device) -> list[KernelPath]:
     wins = sorted(
         f"{channels} to {outs} channels"
         for capability, channels, outs in KERNEL_WINS
-        if device.type == "cuda" and capability == _dispatch.capability(device)
+        if device.type == "cuda" and capability == dispatch.capability(device)
     )
     taken = "cuDNN with bias, sum and ReLU in its convolutions"
     if wins:

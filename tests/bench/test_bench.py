@@ -23,7 +23,7 @@ from ultraflash_cli.engine.counts import CountingClock, Work, count_flops, count
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.errors import ConfigError, DeviceError, OutOfMemory, UsageError
 from ultraflash_cli.main import main
-from ultraflash_kernels._measure import Measured
+from ultraflash_kernels.measure import Measured
 
 CPU = torch.device("cpu")
 CASE = BenchCase(model="toy", width_px=32, height_px=16, frames=7)

@@ -11,9 +11,9 @@ import torch
 from ultraflash_cli.bench.limits import measure_limits
 from ultraflash_cli.buffers import queue_places, segment_length
 from ultraflash_cli.models.device import choose_device
-from ultraflash_kernels._dispatch import on_its_device
-from ultraflash_kernels._measure import Case, measure
-from ultraflash_kernels.block_sparse_attention.kernel import head_columns, power_of_two, tiles
+from ultraflash_kernels.block_sparse_attention.kernel import head_columns, tiles
+from ultraflash_kernels.dispatch import on_its_device, power_of_two
+from ultraflash_kernels.measure import Case, measure
 
 
 def test_the_kernels_tests_are_collected_without_pyav_typer_and_ffmpeg(repository: Path) -> None:
@@ -167,6 +167,7 @@ def test_a_small_operation_is_timed_without_what_its_launch_takes(
 def test_no_product_of_attention_on_hopper_is_narrower_than_64_columns() -> None:
     """Narrower ones read shared memory they may not (triton issues 10486, 10573, 11366)."""
     for width in (8, 16, 32, 64, 96, 128):
-        assert head_columns((9, 0), width) >= 64 and head_columns((8, 0), width) == max(16, power_of_two(width))
+        columns = max(16, power_of_two(width))
+        assert head_columns((9, 0), width) >= 64 and head_columns((8, 0), width) == columns
         for tokens in (1, 32, 64, 128):
             assert tiles((9, 0), torch.bfloat16, tokens, width).keys >= 64

@@ -20,7 +20,7 @@ from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig, SrDitInputs
-from ultraflash_kernels import _dispatch
+from ultraflash_kernels import dispatch
 from ultraflash_kernels.memory_conv import op as memory_conv_op
 
 if torch.cuda.is_available():
@@ -93,7 +93,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         module = import_module(f"ultraflash_kernels.{module_name}")
         name = f"{module_name.removesuffix('.kernel')}.{function}"
         monkeypatch.setattr(module, function, counted(name, getattr(module, function)))
-    monkeypatch.setattr(_dispatch, "prefers_kernels", lambda _device: True)
+    monkeypatch.setattr(dispatch, "prefers_kernels", lambda _device: True)
     return counts
 
 
@@ -248,8 +248,8 @@ class Operations(TorchDispatchMode):
 @pytest.fixture
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> Operations:
     """Take kernels for tensors without storage, which refuse to be read back."""
-    monkeypatch.setattr(_dispatch, "prefers_kernels", lambda _device: True)
-    monkeypatch.setattr(_dispatch, "device_refusal", lambda _device: None)
+    monkeypatch.setattr(dispatch, "prefers_kernels", lambda _device: True)
+    monkeypatch.setattr(dispatch, "device_refusal", lambda _device: None)
     return Operations()
 
 

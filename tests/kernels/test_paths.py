@@ -5,7 +5,7 @@ import torch
 
 from ultraflash_cli.bench.kernels import OPERATIONS
 from ultraflash_cli.jobs import doctor
-from ultraflash_kernels import _dispatch
+from ultraflash_kernels import dispatch
 from ultraflash_kernels.memory_conv import library
 from ultraflash_kernels.paths import kernel_paths
 
@@ -17,7 +17,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None
     """A GPU of the compute capability that the test names, with Triton as a compiler."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: request.param)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(_dispatch, "_interprets", lambda: False)
+    monkeypatch.setattr(dispatch, "_interprets", lambda: False)
     monkeypatch.setattr(library, "_found_wrong", lambda *_: None)
 
 

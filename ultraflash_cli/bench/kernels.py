@@ -9,7 +9,7 @@ import torch
 import ultraflash_kernels
 from ultraflash_cli.bench.limits import Limits, measure_limits
 from ultraflash_cli.models.device import choose_device
-from ultraflash_kernels._measure import Measured, measure
+from ultraflash_kernels.measure import Measured, measure
 
 __all__ = ["OPERATIONS", "KernelTime", "measure_kernels", "measure_operation", "rows_of"]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ultraflash_kernels._measure import Case, measure
+from ultraflash_kernels.measure import Case, measure
 
 __all__ = ["Limits", "measure_limits"]
 

@@ -22,7 +22,7 @@ from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs
-from ultraflash_kernels import _dispatch
+from ultraflash_kernels import dispatch
 from ultraflash_kernels.fp8_linear import op as fp8_linear_op
 from ultraflash_kernels.memory_conv import library as memory_conv_library
 
@@ -167,8 +167,8 @@ def as_on_a_gpu() -> "collections.abc.Generator[None]":
     """Let operations on tensors without storage choose as on a GPU inside."""
     with ExitStack() as stack:
         for place, name, value in (
-            (_dispatch, "prefers_kernels", lambda _device: True),
-            (_dispatch, "device_refusal", lambda _device: None),
+            (dispatch, "prefers_kernels", lambda _device: True),
+            (dispatch, "device_refusal", lambda _device: None),
             (fp8_linear_op, "scaled_mm_refusal", lambda *_: None),
             (memory_conv_library, "library_refusal", lambda *_: None),
         ):

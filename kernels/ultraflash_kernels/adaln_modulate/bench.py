@@ -4,12 +4,12 @@ from functools import partial
 
 import torch
 
-from ultraflash_kernels._measure import Case, implementations, main
 from ultraflash_kernels.adaln_modulate import (
     adaln_modulate,
     adaln_modulate_fp8,
     gated_residual,
 )
+from ultraflash_kernels.measure import Case, implementations, main
 
 __all__ = ["cases"]
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import on_its_device
+from ultraflash_kernels.dispatch import on_its_device, power_of_two
 from ultraflash_kernels.fp8_linear.kernel import to_e4m3
 
 __all__ = [
@@ -28,6 +28,40 @@ def _rounded(x, like: tl.constexpr, ROUNDS: tl.constexpr):
     """Round ``x`` (float32) to the dtype of ``like`` where the definition computes in
     it."""
     return x.to(like).to(tl.float32) if ROUNDS else x
+
+
+@triton.jit
+def _vector(at, col, WIDTH: tl.constexpr):
+    """Load the vector ``[BD]`` at ``at``, in float32."""
+    return tl.load(at + col, mask=col < WIDTH, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _normed(rows, inside, eps, WIDTH: tl.constexpr):
+    """Norm ``rows [BT, BD]`` (float32) without weights, to zero outside."""
+    mean = tl.sum(rows, axis=1) * (1.0 / WIDTH)  # [BT]
+    centred = tl.where(inside, rows - mean[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) * (1.0 / WIDTH)  # [BT]
+    return centred * tl.rsqrt(variance + eps)[:, None]
+
+
+@triton.jit
+def _modulated(normed, gain, lift, like: tl.constexpr, ROUNDS: tl.constexpr):
+    """Scale and shift normed rows ``[BT, BD]``, rounded as the definition rounds."""
+    normed = normed.to(like).to(tl.float32)
+    gain = _rounded(1.0 + gain, like, ROUNDS)
+    return (_rounded(normed * gain[None, :], like, ROUNDS) + lift[None, :]).to(like)
+
+
+@triton.jit
+def _store(y, to, scales_to, inside, live, FP8: tl.constexpr):
+    """Write rows ``y [BT, BD]``, quantised where ``FP8``; ``live`` of them exist."""
+    if FP8:
+        scaled, scales = to_e4m3(tl.where(inside, y.to(tl.float32), 0.0))
+        tl.store(to, scaled.to(to.dtype.element_ty), mask=inside)
+        tl.store(scales_to, scales, mask=live)
+    else:
+        tl.store(to, y, mask=inside)
 
 
 @triton.jit
@@ -59,28 +93,13 @@ def modulate_kernel(
     wide = tl.load(
         x + group * x_group + row[:, None] * x_row + col[None, :], mask=inside, other=0.0
     ).to(tl.float32)
-    mean = tl.sum(wide, axis=1) * (1.0 / WIDTH)  # [BT]
-    centred = tl.where(inside, wide - mean[:, None], 0.0)
-    inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) * (1.0 / WIDTH) + eps)  # [BT]
-    normed = (centred * inverse[:, None]).to(like).to(tl.float32)
-    gain = tl.load(scale + group * scale_group + col, mask=col < WIDTH, other=0.0).to(
-        tl.float32
-    )  # [BD]
-    lift = tl.load(shift + group * shift_group + col, mask=col < WIDTH, other=0.0).to(
-        tl.float32
-    )
-    gain = _rounded(1.0 + gain, like, ROUNDS)
-    y = (_rounded(normed * gain[None, :], like, ROUNDS) + lift[None, :]).to(
-        like
-    )  # [BT, BD]
+    gain = _vector(scale + group * scale_group, col, WIDTH)
+    lift = _vector(shift + group * shift_group, col, WIDTH)
+    y = _modulated(_normed(wide, inside, eps, WIDTH), gain, lift, like, ROUNDS)
+
     place = group * rows + row  # [BT]
     to = out + place[:, None] * WIDTH + col[None, :]
-    if FP8:
-        scaled, scales = to_e4m3(tl.where(inside, y.to(tl.float32), 0.0))
-        tl.store(to, scaled.to(out.dtype.element_ty), mask=inside)
-        tl.store(out_scales + place, scales, mask=row < rows)
-    else:
-        tl.store(to, y, mask=inside)
+    _store(y, to, out_scales + place, inside, row < rows, FP8)
 
 
 @triton.jit
@@ -113,9 +132,7 @@ def gate_kernel(
     added = tl.load(
         y + group * y_group + row[:, None] * y_row + col[None, :], mask=inside, other=0.0
     ).to(tl.float32)
-    weight = tl.load(gates + group * gates_group + col, mask=col < WIDTH, other=0.0).to(
-        tl.float32
-    )  # [BD]
+    weight = _vector(gates + group * gates_group, col, WIDTH)
     total = kept + _rounded(added * weight[None, :], like, ROUNDS)
     tl.store(
         out + (group * rows + row)[:, None] * WIDTH + col[None, :],
@@ -167,36 +184,21 @@ def residual_norm_kernel(
         y + group * y_group + row[:, None] * y_row + col[None, :], mask=inside, other=0.0
     ).to(tl.float32)
     if GATED:
-        weight = tl.load(gates + group * gates_group + col, mask=col < WIDTH, other=0.0)
-        added = _rounded(added * weight.to(tl.float32)[None, :], like, ROUNDS_SUM)
+        weight = _vector(gates + group * gates_group, col, WIDTH)
+        added = _rounded(added * weight[None, :], like, ROUNDS_SUM)
     total = (kept + added).to(like)  # [BT, BD]
     place = group * rows + row  # [BT]
     at = place[:, None] * WIDTH + col[None, :]
     tl.store(total_out + at, total, mask=inside)
 
-    wide = total.to(tl.float32)
-    mean = tl.sum(wide, axis=1) * (1.0 / WIDTH)  # [BT]
-    centred = tl.where(inside, wide - mean[:, None], 0.0)
-    inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) * (1.0 / WIDTH) + eps)  # [BT]
-    normed = centred * inverse[:, None]
-    gain = tl.load(scale + group * scale_group + col, mask=col < WIDTH, other=0.0).to(
-        tl.float32
-    )  # [BD]
-    lift = tl.load(shift + group * shift_group + col, mask=col < WIDTH, other=0.0).to(
-        tl.float32
-    )
+    normed = _normed(total.to(tl.float32), inside, eps, WIDTH)
+    gain = _vector(scale + group * scale_group, col, WIDTH)
+    lift = _vector(shift + group * shift_group, col, WIDTH)
     if AFFINE:
-        result = (normed * gain[None, :] + lift[None, :]).to(like)
+        y = (normed * gain[None, :] + lift[None, :]).to(like)
     else:
-        gain = _rounded(1.0 + gain, like, ROUNDS)
-        normed = normed.to(like).to(tl.float32)
-        result = (_rounded(normed * gain[None, :], like, ROUNDS) + lift[None, :]).to(like)
-    if FP8:
-        scaled, scales = to_e4m3(tl.where(inside, result.to(tl.float32), 0.0))
-        tl.store(out + at, scaled.to(out.dtype.element_ty), mask=inside)
-        tl.store(out_scales + place, scales, mask=row < rows)
-    else:
-        tl.store(out + at, result, mask=inside)
+        y = _modulated(normed, gain, lift, like, ROUNDS)
+    _store(y, out + at, out_scales + place, inside, row < rows, FP8)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -224,7 +226,7 @@ def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
         return out
     x, y, gates = _grouped(x, gates), _grouped(y, gates), _rows_of(gates)
     groups, rows, width = x.shape
-    block = min(1024, triton.next_power_of_2(width))
+    block = min(1024, power_of_two(width))
     tile = 4096 // block if block < 1024 else 4
     gate_kernel[(triton.cdiv(rows, tile), triton.cdiv(width, block), groups)](
         x,
@@ -260,7 +262,7 @@ def _modulate(
         return
     x, shift, scale = _grouped(x, scale), _rows_of(shift), _rows_of(scale)
     groups, rows, width = x.shape
-    block = triton.next_power_of_2(width)
+    block = power_of_two(width)
     tile = max(1, min(4, 8192 // block))
     modulate_kernel[(triton.cdiv(rows, tile), groups)](
         x,
@@ -314,7 +316,7 @@ def residual_norm(
     groups, rows, width = x.shape
     shift, scale = _rows_of(shift), _rows_of(scale)
     gate_rows = scale if gates is None else _rows_of(gates)
-    block = triton.next_power_of_2(width)
+    block = power_of_two(width)
     tile = max(1, min(4, 8192 // block))
     residual_norm_kernel[(triton.cdiv(rows, tile), groups)](
         x,

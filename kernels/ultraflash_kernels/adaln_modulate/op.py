@@ -4,8 +4,8 @@ the published rounding."""
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl, chooses_triton
 from ultraflash_kernels.adaln_modulate import reference
+from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
 from ultraflash_kernels.fp8_linear import Fp8Rows, e4m3_refusal, quantise_rows
 
 __all__ = ["adaln_modulate", "adaln_modulate_fp8", "gated_residual", "residual_norm"]
@@ -130,7 +130,7 @@ def _check(op: str, x: Tensor, *vectors: Tensor) -> None:
 
 
 def _refusal(x: Tensor) -> str | None:
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if x.dtype not in KERNEL_DTYPES:
         return f"it takes float32, float16 and bfloat16, got {x.dtype}."
     return (
         None

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from ultraflash_kernels._dispatch import Impl
-from ultraflash_kernels._measure import Case, main
 from ultraflash_kernels.block_lists import BlockRule
 from ultraflash_kernels.block_sparse_attention import block_list_attention
 from ultraflash_kernels.block_topk import choose_blocks
+from ultraflash_kernels.dispatch import Impl
+from ultraflash_kernels.measure import Case, main
 
 __all__ = ["cases", "flexible_mask"]
 

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import capability, on_its_device
 from ultraflash_kernels._token_kernels import dense_place
 from ultraflash_kernels.block_lists import BlockLists
+from ultraflash_kernels.dispatch import capability, on_its_device, power_of_two
 from ultraflash_kernels.token_order import blocks_of, tokens_of
 
 __all__ = [
@@ -24,15 +24,50 @@ __all__ = [
     "attention_kernel",
     "forward",
     "head_columns",
+    "out_places",
     "output",
-    "power_of_two",
+    "softmax_step",
     "tiles",
 ]
 
 
-@triton.jit(
-    do_not_specialize=["heads", "queries", "fill", "frames"]
-)  # one program for every group of a clip
+@triton.jit
+def softmax_step(m_i, l_i, qk, scale):
+    """Take scores ``qk [BM, BN]`` into the online softmax; return its maximum and sum
+    ``[BM]``, the weights of the keys and what earlier sums shrink by."""
+    m_new = tl.maximum(m_i, tl.max(qk, axis=1) * scale)
+    p = tl.exp2(qk * scale - m_new[:, None])
+    alpha = tl.exp2(m_i - m_new)
+    return m_new, l_i * alpha + tl.sum(p, axis=1), p, alpha
+
+
+@triton.jit
+def out_places(
+    to,
+    mask,
+    block,
+    token,
+    o_block,
+    o_token,
+    size,
+    grid,
+    BLOCK_T: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):
+    """Return where the tokens ``[BM]`` of a block go, and ``mask`` without padding;
+    with ``BLOCK_T`` 0 the result keeps its padding."""
+    if BLOCK_T > 0:
+        # Tokens behind each other, those of padding left out.
+        token, real = dense_place(block, token, size, grid, BLOCK_T, BLOCK_Y, BLOCK_X)
+        mask = mask & real[:, None]
+    else:
+        to += block * o_block
+    return to + token[:, None] * o_token, mask
+
+
+# One program for every group of a clip.
+@triton.jit(do_not_specialize=["heads", "queries", "fill", "frames"])
 def attention_kernel(
     q,
     k,
@@ -98,10 +133,10 @@ def attention_kernel(
     block = (row % queries).to(tl.int64)
     token = tl.program_id(1) * BM + tl.arange(0, BM)  # [BM]
     col = tl.arange(0, BD)  # [BD]
-    asked = (token < T)[:, None] & (col < D)[None, :]  # [BM, BD]
+    q_mask = (token < T)[:, None] & (col < D)[None, :]  # [BM, BD]
     source = q + sample * q_sample + head * q_head + block * q_block
     query = tl.load(
-        source + token[:, None] * q_token + col[None, :], mask=asked, other=0.0
+        source + token[:, None] * q_token + col[None, :], mask=q_mask, other=0.0
     )  # [BM, BD]
 
     k += sample * k_sample + head * k_head
@@ -112,102 +147,66 @@ def attention_kernel(
     first = tl.load(starts + row)
     total = (tl.load(starts + row + 1) - first) * T
 
-    best = tl.full([BM], -float("inf"), tl.float32)
-    weight = tl.zeros([BM], tl.float32)
-    found = tl.zeros([BM, BD], tl.float32)
+    m_i = tl.full([BM], -float("inf"), tl.float32)
+    l_i = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, BD], tl.float32)
     step = tl.arange(0, BN)  # [BN]
     for at in range(0, total, BN):
         if T % BN == 0:
             index = tl.load(blocks + first + at // T).to(tl.int64)
             place = at % T + step  # [BN]
-            given = (step < BN)[:, None] & (col < D)[None, :]  # [BN, BD]
+            kv_mask = (step < BN)[:, None] & (col < D)[None, :]  # [BN, BD]
             if RING:
                 old = index < fill
                 index = tl.where(old, index, index - fill)
                 k_from = tl.where(old, ring_k + index * rk_block, k + index * k_block)
                 v_from = tl.where(old, ring_v + index * rv_block, v + index * v_block)
-                k_at = (
-                    k_from
-                    + place[:, None] * tl.where(old, rk_token, k_token)
-                    + col[None, :]
-                )
-                v_at = (
-                    v_from
-                    + place[:, None] * tl.where(old, rv_token, v_token)
-                    + col[None, :]
-                )
+                k_step = tl.where(old, rk_token, k_token)
+                v_step = tl.where(old, rv_token, v_token)
+                k_at = k_from + place[:, None] * k_step + col[None, :]
+                v_at = v_from + place[:, None] * v_step + col[None, :]
             else:
                 k_at = k + index * k_block + place[:, None] * k_token + col[None, :]
                 v_at = v + index * v_block + place[:, None] * v_token + col[None, :]
         else:
-            inside = at + step < total  # [BN]
-            given = inside[:, None] & (col < D)[None, :]
-            index = tl.load(blocks + first + (at + step) // T, mask=inside, other=0).to(
-                tl.int64
-            )  # [BN]
+            real = at + step < total  # [BN]
+            kv_mask = real[:, None] & (col < D)[None, :]
+            listed = blocks + first + (at + step) // T
+            index = tl.load(listed, mask=real, other=0).to(tl.int64)  # [BN]
             place = (at + step) % T
             if RING:
                 old = index < fill
                 index = tl.where(old, index, index - fill)
-                k_from = tl.where(
-                    old,
-                    ring_k + (index * rk_block + place * rk_token),
-                    k + (index * k_block + place * k_token),
-                )
-                v_from = tl.where(
-                    old,
-                    ring_v + (index * rv_block + place * rv_token),
-                    v + (index * v_block + place * v_token),
-                )
+                k_old = ring_k + (index * rk_block + place * rk_token)
+                v_old = ring_v + (index * rv_block + place * rv_token)
+                k_from = tl.where(old, k_old, k + (index * k_block + place * k_token))
+                v_from = tl.where(old, v_old, v + (index * v_block + place * v_token))
             else:
                 k_from = k + (index * k_block + place * k_token)
                 v_from = v + (index * v_block + place * v_token)
             k_at = k_from[:, None] + col[None, :]
             v_at = v_from[:, None] + col[None, :]
+
         if T % BN == 0 and D == BD:
             key = tl.load(k_at)  # [BN, BD]
             value = tl.load(v_at)
         else:
-            key = tl.load(k_at, mask=given, other=0.0)
-            value = tl.load(v_at, mask=given, other=0.0)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee")  # [BM, BN]
+            key = tl.load(k_at, mask=kv_mask, other=0.0)
+            value = tl.load(v_at, mask=kv_mask, other=0.0)
+        qk = tl.dot(query, tl.trans(key), input_precision="ieee")  # [BM, BN]
         if T % BN != 0:
-            score = tl.where(inside[None, :], score, -float("inf"))
-        above = tl.maximum(best, tl.max(score, axis=1) * scale)
-        power = tl.exp2(score * scale - above[:, None])
-        shrink = tl.exp2(best - above)
-        weight = weight * shrink + tl.sum(power, axis=1)
-        found = tl.dot(
-            power.to(value.dtype), value, found * shrink[:, None], input_precision="ieee"
-        )
-        best = above
+            qk = tl.where(real[None, :], qk, -float("inf"))
+        m_i, l_i, p, alpha = softmax_step(m_i, l_i, qk, scale)
+        acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None], input_precision="ieee")
 
-    found = (
-        found / tl.where(weight == 0.0, 1.0, weight)[:, None]
-    )  # a row that lists nothing gives zeros
-    target = out + sample * o_sample + head * o_head
-    if BLOCK_T > 0:
-        # Tokens behind each other, those of padding left out.
-        token, real = dense_place(
-            block,
-            token,
-            frames,
-            rows,
-            cols,
-            grid_rows,
-            grid_cols,
-            BLOCK_T,
-            BLOCK_Y,
-            BLOCK_X,
-        )
-        asked = asked & real[:, None]
-    else:
-        target += block * o_block
-    tl.store(
-        target + token[:, None] * o_token + col[None, :],
-        found.to(out.dtype.element_ty),
-        mask=asked,
+    # A row that lists nothing gives zeros.
+    acc = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
+    to = out + sample * o_sample + head * o_head
+    size, grid = (frames, rows, cols), (grid_rows, grid_cols)
+    to, q_mask = out_places(
+        to, q_mask, block, token, o_block, o_token, size, grid, BLOCK_T, BLOCK_Y, BLOCK_X
     )
+    tl.store(to + col[None, :], acc.to(out.dtype.element_ty), mask=q_mask)
 
 
 class Tiles(NamedTuple):
@@ -241,11 +240,6 @@ def head_columns(target: tuple[int, int], width: int) -> int:
     may not (triton issues 10486, 10573, 11366, from 3.6 on).
     """
     return max(64 if target[0] == 9 else 16, power_of_two(width))
-
-
-def power_of_two(size: int) -> int:
-    """Return the least power of two that is not below ``size``."""
-    return 1 << (size - 1).bit_length()
 
 
 def geometry(grid: Sequence[int]) -> tuple[int, int, int, int, int]:

@@ -13,16 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import capability, on_its_device
-from ultraflash_kernels._token_kernels import dense_place
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention.kernel import (
     block_sizes,
     geometry,
     head_columns,
+    out_places,
     output,
-    power_of_two,
+    softmax_step,
 )
+from ultraflash_kernels.dispatch import capability, on_its_device, power_of_two
 from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3, to_e4m3
 
 __all__ = ["attention_fp8_kernel", "forward", "quantise_blocks", "quantise_blocks_kernel"]
@@ -125,91 +125,65 @@ def attention_fp8_kernel(
     head = row // queries
     token = tl.program_id(1) * BM + tl.arange(0, BM)  # [BM]
     col = tl.arange(0, BD)  # [BD]
-    asked = (token < T)[:, None] & (col < D)[None, :]  # [BM, BD]
+    q_mask = (token < T)[:, None] & (col < D)[None, :]  # [BM, BD]
     query = tl.load(
-        q + row * (T * D) + token[:, None] * D + col[None, :], mask=asked, other=0.0
+        q + row * (T * D) + token[:, None] * D + col[None, :], mask=q_mask, other=0.0
     )  # [BM, BD]
-    query_scale = (
-        tl.load(q_scales + row * T + token, mask=token < T, other=0.0) * scale
-    )  # [BM]
+    query_scale = tl.load(q_scales + row * T + token, mask=token < T, other=0.0)
+    query_scale = query_scale * scale  # [BM]
     first = tl.load(starts + row)
     total = (tl.load(starts + row + 1) - first) * T
 
-    best = tl.full([BM], -float("inf"), tl.float32)
-    weight = tl.zeros([BM], tl.float32)
-    found = tl.zeros([BM, BD], tl.float32)
-    unit = 1.0  # what 1 in ``found`` stands for, times WEIGHT_UNITS
+    m_i = tl.full([BM], -float("inf"), tl.float32)
+    l_i = tl.zeros([BM], tl.float32)
+    acc = tl.zeros([BM, BD], tl.float32)
+    unit = 1.0  # what 1 in ``acc`` stands for, times WEIGHT_UNITS
     step = tl.arange(0, BN)  # [BN]
     for at in range(0, total, BN):
-        inside = at + step < total  # [BN]
+        real = at + step < total  # [BN]
         if T % BN == 0:
             block = head * keys + tl.load(blocks + first + at // T)
             inner = tl.multiple_of(at % T, BN)  # else values are read byte by byte
             place = block * T + (inner + step)  # [BN]
             value_at = block * (T * D) + (inner + step)
         else:
-            block = head * keys + tl.load(
-                blocks + first + (at + step) // T, mask=inside, other=0
-            )  # [BN]
+            listed = blocks + first + (at + step) // T
+            block = head * keys + tl.load(listed, mask=real, other=0)  # [BN]
             place = block * T + (at + step) % T
             value_at = block * (T * D) + (at + step) % T
         if T % BN == 0 and D == BD:
             key = tl.load(k + place[:, None] * D + col[None, :])  # [BN, BD]
             value = tl.load(v + value_at[None, :] + col[:, None] * T)  # [BD, BN]
-            key_scale, value_scale = (
-                tl.load(k_scales + place),
-                tl.load(v_scales + place),
-            )  # [BN]
+            key_scale = tl.load(k_scales + place)  # [BN]
+            value_scale = tl.load(v_scales + place)
         else:
-            given = inside[:, None] & (col < D)[None, :]
-            turned = (col < D)[:, None] & inside[None, :]
-            key = tl.load(k + place[:, None] * D + col[None, :], mask=given, other=0.0)
+            kv_mask = real[:, None] & (col < D)[None, :]
+            v_mask = (col < D)[:, None] & real[None, :]
+            key = tl.load(k + place[:, None] * D + col[None, :], mask=kv_mask, other=0.0)
             value = tl.load(
-                v + value_at[None, :] + col[:, None] * T, mask=turned, other=0.0
+                v + value_at[None, :] + col[:, None] * T, mask=v_mask, other=0.0
             )
-            key_scale = tl.load(k_scales + place, mask=inside, other=0.0)
-            value_scale = tl.load(v_scales + place, mask=inside, other=0.0)
-        score = (
-            tl.dot(query, tl.trans(key)) * query_scale[:, None] * key_scale[None, :]
-        )  # [BM, BN]
+            key_scale = tl.load(k_scales + place, mask=real, other=0.0)
+            value_scale = tl.load(v_scales + place, mask=real, other=0.0)
+        qk = tl.dot(query, tl.trans(key)) * query_scale[:, None] * key_scale[None, :]
         if T % BN != 0:
-            score = tl.where(inside[None, :], score, -float("inf"))
-        above = tl.maximum(best, tl.max(score, axis=1))
-        power = tl.exp2(score - above[:, None])
-        shrink = tl.exp2(best - above)
-        weight = weight * shrink + tl.sum(power, axis=1)
+            qk = tl.where(real[None, :], qk, -float("inf"))
+        m_i, l_i, p, alpha = softmax_step(m_i, l_i, qk, 1.0)
         largest = tl.max(value_scale, axis=0)
-        spread = power * (value_scale * (WEIGHT_UNITS / largest))[None, :]
-        spread = spread if ON_GPU else rounded_e4m3(spread)
-        found = found * (shrink * (unit / largest))[:, None]
-        found = tl.dot(spread.to(value.dtype), tl.trans(value), found)
+        p = p * (value_scale * (WEIGHT_UNITS / largest))[None, :]  # [BM, BN]
+        p = p if ON_GPU else rounded_e4m3(p)
+        acc = acc * (alpha * (unit / largest))[:, None]
+        acc = tl.dot(p.to(value.dtype), tl.trans(value), acc)
         unit = largest
-        best = above
 
-    found = found * ((unit / WEIGHT_UNITS) / tl.where(weight == 0.0, 1.0, weight))[:, None]
+    acc = acc * ((unit / WEIGHT_UNITS) / tl.where(l_i == 0.0, 1.0, l_i))[:, None]
     sample, block = head // heads, row % queries
-    target = out + sample * o_sample + head % heads * o_head
-    if BLOCK_T > 0:
-        token, real = dense_place(
-            block,
-            token,
-            frames,
-            rows,
-            cols,
-            grid_rows,
-            grid_cols,
-            BLOCK_T,
-            BLOCK_Y,
-            BLOCK_X,
-        )
-        asked = asked & real[:, None]
-    else:
-        target += block * o_block
-    tl.store(
-        target + token[:, None] * o_token + col[None, :],
-        found.to(out.dtype.element_ty),
-        mask=asked,
+    to = out + sample * o_sample + head % heads * o_head
+    size, grid = (frames, rows, cols), (grid_rows, grid_cols)
+    to, q_mask = out_places(
+        to, q_mask, block, token, o_block, o_token, size, grid, BLOCK_T, BLOCK_Y, BLOCK_X
     )
+    tl.store(to + col[None, :], acc.to(out.dtype.element_ty), mask=q_mask)
 
 
 @on_its_device

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl, chooses_triton
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import reference
+from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
 from ultraflash_kernels.fp8_linear import e4m3_refusal, quantise_rows
 from ultraflash_kernels.token_order import drop_padding, tokens_of
 
 __all__ = ["block_list_attention", "block_sparse_attention"]
 
-KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_BLOCK_VALUES = 1 << 15
 """Values of a block up to which it is quantised at once."""
 WIDEST = 128

@@ -2,27 +2,18 @@
 padding, refusals."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from ultraflash_kernels import _dispatch
-from ultraflash_kernels._dispatch import Impl, KernelUnsupportedError
+from ultraflash_kernels import dispatch
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import block_list_attention
+from ultraflash_kernels.dispatch import Impl, KernelUnsupportedError
+from ultraflash_kernels.testing import DEVICE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FILL = 2
-
-
-@pytest.fixture(autouse=True)
-def fresh_memory_is_poisoned() -> Iterator[None]:
-    """What a kernel does not write is NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def attended(
@@ -93,7 +84,7 @@ def test_what_cannot_run_in_8_bits_says_why(monkeypatch: pytest.MonkeyPatch) -> 
         KernelUnsupportedError, match="65536 values, expected at most 32768"
     ):
         attended(q, k, v, mask, impl="triton")
-    monkeypatch.setattr(_dispatch, "device_refusal", lambda _device: "there is none.")
+    monkeypatch.setattr(dispatch, "device_refusal", lambda _device: "there is none.")
     q, k, v, mask = case(16, 16, torch.float16)
     with pytest.raises(KernelUnsupportedError, match="there is none"):
         attended(q, k, v, mask, impl="triton")

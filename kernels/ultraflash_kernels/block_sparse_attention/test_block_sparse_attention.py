@@ -7,13 +7,7 @@ import torch
 from torch import Tensor
 
 from ultraflash_kernels.block_sparse_attention import block_sparse_attention
-
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 2e-6,
-    torch.float16: 2e-3,
-    torch.bfloat16: 1.6e-2,
-}
+from ultraflash_kernels.testing import TOLERANCE
 
 
 def oracle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -78,7 +72,7 @@ def test_it_equals_a_loop_over_tokens(
     out = block_sparse_attention(q, k, v, mask)
     assert out.dtype == dtype
     torch.testing.assert_close(
-        out.double(), oracle(q, k, v, mask), rtol=0, atol=TOLERANCE[dtype]
+        out.double(), oracle(q, k, v, mask), rtol=0, atol=2 * TOLERANCE[dtype]
     )
 
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from ultraflash_kernels._measure import Case, main
 from ultraflash_kernels.block_lists import BlockRule
 from ultraflash_kernels.block_topk import block_means, choose_blocks
+from ultraflash_kernels.measure import Case, main
 
 __all__ = ["cases"]
 

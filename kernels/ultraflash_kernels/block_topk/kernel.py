@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
-from ultraflash_kernels._dispatch import on_its_device
 from ultraflash_kernels.block_lists import BlockLists, BlockRule, longest_first
+from ultraflash_kernels.dispatch import on_its_device, power_of_two
 
 __all__ = ["block_means", "choose_blocks"]
 
@@ -80,8 +80,10 @@ def means_kernel(
 
 
 @triton.jit
-def allowed_keys(key, row, grid_rows, cols, remembered, back, ahead, chunk):
-    """Which of ``key [BK]`` the query block ``row`` may use."""
+def allowed_keys(key, row, rule):
+    """Which of ``key [BK]`` the query block ``row`` may use; ``rule`` are the six
+    numbers of the kernels, ``grid_rows`` to ``chunk``."""
+    grid_rows, cols, remembered, back, ahead, chunk = rule
     spatial = grid_rows * cols
     place = row % spatial
     until = ((row // spatial + remembered) // chunk + 1) * chunk
@@ -118,14 +120,12 @@ def shares_kernel(
     score = tl.load(scores + at + key, mask=inside, other=0.0).to(tl.float32)
     # A GPU's torch divides by a number of the host by multiplying with its inverse.
     score = rounded(score * inverse_root if ON_GPU else score / root, KIND)
-    allowed = (
-        allowed_keys(key, row, grid_rows, cols, remembered, back, ahead, chunk) & inside
-    )
+    rule = (grid_rows, cols, remembered, back, ahead, chunk)
+    allowed = allowed_keys(key, row, rule) & inside
     score = tl.where(allowed, score, -float("inf"))
     away = score - tl.max(score, axis=0)
-    power = (
-        libdevice.exp(away) if ON_GPU else tl.exp(away)
-    )  # tl.exp is an approximation on a GPU
+    # tl.exp is an approximation on a GPU.
+    power = libdevice.exp(away) if ON_GPU else tl.exp(away)
     share = rounded(tl.div_rn(power, tl.sum(power, axis=0)), KIND)
     tl.store(shares + at + key, share, mask=inside)
 
@@ -141,12 +141,10 @@ def found_digits(
     prefix = tl.zeros((), tl.int32)
     for digit in tl.static_range(DIGITS):
         base = histograms + ((pool * PASSES + digit) * SPLITS).to(tl.int64) * BINS
-        counts = tl.sum(
-            tl.load(base + splits[:, None] * BINS + bins[None, :]), axis=0
-        )  # [BINS]
-        reaching = tl.cumsum(
-            counts, axis=0, reverse=True
-        )  # how many have this digit or a larger one
+        each = tl.load(base + splits[:, None] * BINS + bins[None, :])
+        counts = tl.sum(each, axis=0)  # [BINS]
+        # How many have this digit or a larger one.
+        reaching = tl.cumsum(counts, axis=0, reverse=True)
         value = tl.sum((reaching >= rank).to(tl.int32), axis=0) - 1
         rank -= tl.sum(tl.where(bins > value, counts, 0), axis=0)
         prefix = prefix * BINS + value
@@ -201,29 +199,13 @@ def threshold_kernel(
 
 
 @triton.jit
-def kept_keys(
-    shares,
-    thresholds,
-    key,
-    row,
-    head,
-    queries,
-    keys,
-    grid_rows,
-    cols,
-    remembered,
-    back,
-    ahead,
-    chunk,
-    BK: tl.constexpr,
-):
-    """Which of ``key [BK]`` the query block ``row`` of a head keeps: threshold, empty
-    rows, diagonal, in this order."""
-    spatial = grid_rows * cols
+def kept_keys(shares, thresholds, row, head, queries, keys, rule, BK: tl.constexpr):
+    """Return all keys ``[BK]`` and which of them the query block ``row`` of a head
+    keeps: threshold, empty rows, diagonal, in this order."""
+    spatial = rule[0] * rule[1]
+    key = tl.arange(0, BK)  # [BK]
     inside = key < keys
-    allowed = (
-        allowed_keys(key, row, grid_rows, cols, remembered, back, ahead, chunk) & inside
-    )
+    allowed = allowed_keys(key, row, rule) & inside
     threshold = tl.load(thresholds + head * (queries // spatial) + row // spatial)
     share = tl.load(
         shares + (head.to(tl.int64) * queries + row) * keys + key, mask=inside, other=0.0
@@ -232,7 +214,7 @@ def kept_keys(
     first = tl.min(tl.where(allowed, key, BK), axis=0)
     empty = tl.sum(kept.to(tl.int32), axis=0) == 0
     kept = kept | (empty & (key == first))
-    return kept | ((queries == keys) & (key == row))
+    return key, kept | ((queries == keys) & (key == row))
 
 
 @triton.jit
@@ -252,23 +234,8 @@ def counts_kernel(
 ):
     """Count what one row keeps."""
     row, head = tl.program_id(0), tl.program_id(1)
-    key = tl.arange(0, BK)  # [BK]
-    kept = kept_keys(
-        shares,
-        thresholds,
-        key,
-        row,
-        head,
-        queries,
-        keys,
-        grid_rows,
-        cols,
-        remembered,
-        back,
-        ahead,
-        chunk,
-        BK,
-    )
+    rule = (grid_rows, cols, remembered, back, ahead, chunk)
+    _, kept = kept_keys(shares, thresholds, row, head, queries, keys, rule, BK)
     tl.store(counts + head * queries + row, tl.sum(kept.to(tl.int32), axis=0))
 
 
@@ -290,23 +257,8 @@ def lists_kernel(
 ):
     """Write what one row keeps, ascending, to its place."""
     row, head = tl.program_id(0), tl.program_id(1)
-    key = tl.arange(0, BK)  # [BK]
-    kept = kept_keys(
-        shares,
-        thresholds,
-        key,
-        row,
-        head,
-        queries,
-        keys,
-        grid_rows,
-        cols,
-        remembered,
-        back,
-        ahead,
-        chunk,
-        BK,
-    )
+    rule = (grid_rows, cols, remembered, back, ahead, chunk)
+    key, kept = kept_keys(shares, thresholds, row, head, queries, keys, rule, BK)
     start = tl.load(starts + head * queries + row)
     tl.store(blocks + start + tl.cumsum(kept.to(tl.int32), axis=0) - 1, key, mask=kept)
 
@@ -345,23 +297,18 @@ def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists
     """See ``op.choose_blocks``; nothing is checked here."""
     samples, heads, queries, width = q_mean.shape
     keys, rows = k_mean.shape[2], samples * heads
-    on_gpu = q_mean.device.type != "cpu"
-    back, ahead = rule.reach
-    where = (rule.rows, rule.cols, rule.remembered, back, ahead, rule.chunk)
-    width_of_row = power_of_two(keys)
-    warps = max(1, min(8, width_of_row // 256))
+    where = (rule.rows, rule.cols, rule.remembered, *rule.reach, rule.chunk)
+    row_width = power_of_two(keys)
+    warps = max(1, min(8, row_width // 256))
 
     # The product is torch's own, so that it rounds as in the definition.
     scores = torch.matmul(q_mean, k_mean.transpose(-1, -2))
-    shares = (
-        scores
-        if scores.dtype == torch.float32
-        else torch.empty_like(scores, dtype=torch.float32)
-    )
+    shares = scores
+    if scores.dtype != torch.float32:
+        shares = torch.empty_like(scores, dtype=torch.float32)
     root = math.sqrt(width)
-    inverse_root = (
-        torch.tensor(root, dtype=torch.float32).reciprocal().item()
-    )  # rounded as torch rounds it
+    # Rounded as torch rounds it.
+    inverse_root = torch.tensor(root, dtype=torch.float32).reciprocal().item()
     shares_kernel[(queries, rows)](
         scores,
         shares,
@@ -370,28 +317,47 @@ def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists
         root,
         inverse_root,
         *where,
-        BK=width_of_row,
+        BK=row_width,
         KIND=_kind(q_mean.dtype),
-        ON_GPU=on_gpu,
+        ON_GPU=q_mean.device.type != "cpu",
         num_warps=warps,
         enable_fp_fusion=False,
     )
 
-    pools, size = rows * rule.temporal, rule.spatial * keys
+    thresholds = _thresholds(shares, rule, 2 if q_mean.dtype == torch.bfloat16 else 4)
+    counts = torch.empty(rows * queries, dtype=torch.int32, device=q_mean.device)
+    kept = (queries, keys, *where)
+    counts_kernel[(queries, rows)](
+        shares, thresholds, counts, *kept, BK=row_width, num_warps=warps
+    )
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=torch.int32)])
+    blocks = torch.empty(rows * rule.allowed_pairs, dtype=torch.int32, device=q_mean.device)
+    lists_kernel[(queries, rows)](
+        shares, thresholds, starts, blocks, *kept, BK=row_width, num_warps=warps
+    )
+    shape = (samples, heads, queries, keys)
+    return BlockLists(starts, blocks, longest_first(counts), shape)
+
+
+def _thresholds(shares: Tensor, rule: BlockRule, passes: int) -> Tensor:
+    """Return the least share that the budget of each pool admits, one pool for a
+    temporal block of a head; the bits behind ``passes`` bytes are zero."""
+    pools, size = (
+        shares.shape[0] * shares.shape[1] * rule.temporal,
+        rule.spatial * rule.keys,
+    )
     rank = min(rule.budget, size - 1) + 1
-    passes = (
-        2 if q_mean.dtype == torch.bfloat16 else 4
-    )  # the rest of a rounded share's bits is zero
     splits = min(MOST_SPLITS, power_of_two(-(-size // TILE)))
     histograms = torch.empty(
-        (pools, passes, splits, 256), dtype=torch.int32, device=q_mean.device
+        (pools, passes, splits, 256), dtype=torch.int32, device=shares.device
     )
+    chunk = triton.cdiv(size, splits)
     for digit in range(passes):
         histogram_kernel[(pools, splits)](
             shares,
             histograms,
             size,
-            -(-size // splits),
+            chunk,
             rank,
             DIGIT=digit,
             PASSES=passes,
@@ -399,36 +365,11 @@ def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists
             TILE=TILE,
             num_warps=4,
         )
-    thresholds = torch.empty(pools, dtype=torch.float32, device=q_mean.device)
+    thresholds = torch.empty(pools, dtype=torch.float32, device=shares.device)
     threshold_kernel[(pools,)](
         histograms, thresholds, rank, PASSES=passes, SPLITS=splits, num_warps=4
     )
-
-    counts = torch.empty(rows * queries, dtype=torch.int32, device=q_mean.device)
-    counts_kernel[(queries, rows)](
-        shares, thresholds, counts, queries, keys, *where, BK=width_of_row, num_warps=warps
-    )
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=torch.int32)])
-    blocks = torch.empty(rows * rule.allowed_pairs, dtype=torch.int32, device=q_mean.device)
-    lists_kernel[(queries, rows)](
-        shares,
-        thresholds,
-        starts,
-        blocks,
-        queries,
-        keys,
-        *where,
-        BK=width_of_row,
-        num_warps=warps,
-    )
-    return BlockLists(
-        starts, blocks, longest_first(counts), (samples, heads, queries, keys)
-    )
-
-
-def power_of_two(size: int) -> int:
-    """Return the least power of two that is not below ``size``."""
-    return 1 << (size - 1).bit_length()
+    return thresholds
 
 
 def _kind(dtype: torch.dtype) -> str:

@@ -4,13 +4,12 @@ run of rows."""
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl, chooses_triton
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
 from ultraflash_kernels.block_topk import reference
+from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
 
 __all__ = ["block_means", "block_topk", "choose_blocks"]
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_KEYS = 1 << 14
 """Key blocks up to which a row of scores is held in registers."""
 MOST_MEAN_VALUES = 1 << 15

@@ -2,31 +2,18 @@
 where it is a choice."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import KernelUnsupportedError
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
 from ultraflash_kernels.block_topk import block_means, block_topk, choose_blocks
+from ultraflash_kernels.dispatch import KERNEL_DTYPES, KernelUnsupportedError
+from ultraflash_kernels.testing import DEVICE, TOLERANCE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""bfloat16 is widened as it is loaded and rounded by its bits, so the interpreter
-computes it rightly."""
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 POISON = torch.iinfo(torch.int32).max
 """What fresh memory of integers holds here."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_memory_is_poisoned() -> Iterator[None]:
-    """What a kernel does not write is NaN or the largest integer."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 RULES = [
@@ -105,7 +92,7 @@ def test_the_unused_part_of_the_index_buffer_is_not_touched() -> None:
     assert (lists.blocks[used:] == POISON).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 def test_all_pairs_tied_with_the_threshold_are_kept(dtype: torch.dtype) -> None:
     rule = BlockRule(rows=2, cols=2, temporal=1, remembered=1, budget=1)
     q, k = means(rule, 4, dtype)
@@ -160,8 +147,8 @@ def test_means_need_not_be_contiguous() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("of", DTYPES, ids=lambda dtype: f"of {dtype}")
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
+@pytest.mark.parametrize("of", KERNEL_DTYPES, ids=lambda dtype: f"of {dtype}")
 def test_means_are_summed_in_float32_and_rounded_once(
     dtype: torch.dtype, of: torch.dtype
 ) -> None:

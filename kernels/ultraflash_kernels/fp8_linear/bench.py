@@ -7,8 +7,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from ultraflash_kernels._measure import Case, implementations, main
 from ultraflash_kernels.fp8_linear import fp8_linear, quantise_rows
+from ultraflash_kernels.measure import Case, implementations, main
 
 __all__ = ["cases"]
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 __all__ = ["quantise", "quantise_rows_kernel", "rounded_e4m3", "to_e4m3"]
-from ultraflash_kernels._dispatch import on_its_device
+from ultraflash_kernels.dispatch import on_its_device, power_of_two
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def quantise(x: Tensor, *, gelu: bool = False) -> tuple[Tensor, Tensor]:
     rows = flat.shape[0]
     if not rows:
         return values, scales
-    block = triton.next_power_of_2(width)
+    block = power_of_two(width)
     tile = max(1, min(4, 8192 // block))
     quantise_rows_kernel[(triton.cdiv(rows, tile),)](
         flat,

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import (
+from ultraflash_kernels.dispatch import (
     Impl,
     KernelUnsupportedError,
     chooses_triton,

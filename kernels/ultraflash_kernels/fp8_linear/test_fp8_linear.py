@@ -3,13 +3,12 @@ float64, the kernel against both."""
 
 import copy
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ultraflash_kernels._dispatch import Impl, KernelUnsupportedError
+from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, KernelUnsupportedError
 from ultraflash_kernels.fp8_linear import (
     Fp8Linear,
     Fp8Rows,
@@ -19,24 +18,12 @@ from ultraflash_kernels.fp8_linear import (
     quantise_rows,
     scaled_mm,
 )
+from ultraflash_kernels.testing import DEVICE, DTYPES
 
-DTYPES = [torch.float32, torch.float16] + (
-    [torch.bfloat16] if torch.cuda.is_available() else []
-)
-"""The interpreter computes bfloat16 wrongly."""
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NUMBERS = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
 """Everything from 0 to 448 that 8 bits hold."""
 RELATIVE_ERROR = 2**-4
 """Half a step of three bits of mantissa."""
-
-
-@pytest.fixture(autouse=True)
-def fresh_memory_is_poisoned() -> Iterator[None]:
-    """What a kernel does not write is NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def rows(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -60,7 +47,7 @@ def nearest(values: Tensor) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (5, 37), (2, 3, 63), (2, 1000)], ids=str)
 def test_a_row_is_scaled_to_the_largest_number_and_rounded_to_nearest(
     shape: tuple[int, ...], dtype: torch.dtype

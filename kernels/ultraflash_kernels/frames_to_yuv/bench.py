@@ -5,8 +5,8 @@ from itertools import product
 
 import torch
 
-from ultraflash_kernels._measure import Case, implementations, main
 from ultraflash_kernels.frames_to_yuv import frames_to_yuv
+from ultraflash_kernels.measure import Case, implementations, main
 
 __all__ = ["cases"]
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import on_its_device
+from ultraflash_kernels.dispatch import on_its_device
 from ultraflash_kernels.frames_to_yuv.levels import Levels
 
 __all__ = ["forward", "yuv_kernel"]

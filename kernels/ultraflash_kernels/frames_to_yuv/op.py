@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl, chooses_triton
+from ultraflash_kernels.dispatch import Impl, chooses_triton
 from ultraflash_kernels.frames_to_yuv import reference
 from ultraflash_kernels.frames_to_yuv.levels import Levels
 

@@ -3,7 +3,6 @@ libswscale, kernel against it."""
 
 import itertools
 import math
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -12,29 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl
+from ultraflash_kernels.dispatch import Impl
 from ultraflash_kernels.frames_to_yuv import Dither, Matrix, Siting, frames_to_yuv
 from ultraflash_kernels.frames_to_yuv.reference import thresholds
+from ultraflash_kernels.testing import DEVICE, DTYPES
 
-DTYPES = [torch.float32, torch.float16] + (
-    [torch.bfloat16] if torch.cuda.is_available() else []
-)
-"""The interpreter computes bfloat16 wrongly."""
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHTS = {
     "bt601": ("0.299", "0.114"),
     "bt709": ("0.2126", "0.0722"),
     "bt2020nc": ("0.2627", "0.0593"),
 }
 SIZES = [(1, 1), (2, 2), (1, 37), (9, 63), (3, 1000)]
-
-
-@pytest.fixture(autouse=True)
-def fresh_memory_is_poisoned() -> Iterator[None]:
-    """What a kernel does not write is the largest number."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def frames(

@@ -6,8 +6,8 @@ from functools import partial
 
 import torch
 
-from ultraflash_kernels._measure import Case, main
 from ultraflash_kernels.linear_gelu import epilogue_refusal, linear_gelu
+from ultraflash_kernels.measure import Case, main
 
 __all__ = ["cases"]
 

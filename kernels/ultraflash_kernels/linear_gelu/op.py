@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ultraflash_kernels import _dispatch
-from ultraflash_kernels._dispatch import KernelUnsupportedError
+from ultraflash_kernels import dispatch
+from ultraflash_kernels.dispatch import KernelUnsupportedError
 from ultraflash_kernels.linear_gelu import reference
 
 __all__ = ["LinearGeluImpl", "epilogue_refusal", "linear_gelu"]
@@ -58,9 +58,9 @@ def epilogue_refusal(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
 
 def device_refusal(device: torch.device) -> str | None:
     """Return why no product on ``device`` applies GELU, in a sentence, or None."""
-    if not _dispatch.prefers_kernels(device):
+    if not dispatch.prefers_kernels(device):
         return f"it takes an NVIDIA GPU of compute capability 8.0 or later, got {device}."
-    if device.type == "cuda" and _dispatch.capability(device)[0] == SLOW_MAJOR:
+    if device.type == "cuda" and dispatch.capability(device)[0] == SLOW_MAJOR:
         return "on compute capability 12 the library is slower with GELU than without."
     return None
 

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from ultraflash_kernels import _dispatch
-from ultraflash_kernels._dispatch import KernelUnsupportedError
+from ultraflash_kernels import dispatch
+from ultraflash_kernels.dispatch import KernelUnsupportedError
 from ultraflash_kernels.linear_gelu import linear_gelu, op
 
 
@@ -32,7 +32,7 @@ def test_the_definition_is_gelu_in_its_tanh_form_of_the_linear_layer() -> None:
 def test_a_gpu_takes_one_operation_and_writes_nothing_in_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_dispatch, "prefers_kernels", lambda _device: True)
+    monkeypatch.setattr(dispatch, "prefers_kernels", lambda _device: True)
     given = [each.to("meta") for each in example(torch.bfloat16)]
     assert linear_gelu(*given, impl="epilogue").shape == (2, 5, 24)
     with pytest.raises(KernelUnsupportedError, match="one dtype"):
@@ -43,11 +43,9 @@ def test_a_gpu_takes_one_operation_and_writes_nothing_in_between(
 
 
 def test_compute_capability_12_keeps_gelu_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "prefers_kernels", lambda _device: True)
+    monkeypatch.setattr(dispatch, "prefers_kernels", lambda _device: True)
     for major, refused in ((9, False), (12, True)):
-        monkeypatch.setattr(
-            _dispatch, "capability", lambda _device, major=major: (major, 0)
-        )
+        monkeypatch.setattr(dispatch, "capability", lambda _device, major=major: (major, 0))
         assert (op.device_refusal(torch.device("cuda")) is not None) == refused
 
 

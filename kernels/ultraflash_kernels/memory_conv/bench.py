@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ultraflash_kernels._measure import Case, implementations, main
+from ultraflash_kernels.measure import Case, implementations, main
 from ultraflash_kernels.memory_conv import memory_conv, residual_conv, upsampled_conv
 
 __all__ = ["cases"]

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 __all__ = ["conv_kernel", "forward"]
-from ultraflash_kernels._dispatch import on_its_device
+from ultraflash_kernels.dispatch import on_its_device, power_of_two
 
 
 @triton.jit
@@ -216,10 +216,10 @@ def forward(
     )
     pixel_block, out_block, channel_block = (
         128,
-        max(16, min(128, triton.next_power_of_2(outs))),
+        max(16, min(128, power_of_two(outs))),
         64,
     )
-    channel_block = max(16, min(channel_block, triton.next_power_of_2(channels)))
+    channel_block = max(16, min(channel_block, power_of_two(channels)))
     grid = (
         triton.cdiv(height * width, pixel_block),
         triton.cdiv(outs, out_block),

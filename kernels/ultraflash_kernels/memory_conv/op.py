@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import (
+from ultraflash_kernels.dispatch import (
+    KERNEL_DTYPES,
     KernelUnsupportedError,
     chooses_triton,
 )
@@ -209,7 +210,7 @@ def _takes_kernel(op: str, impl: ConvImpl, channels: int, tensors: list[Tensor])
             weight.shape[0],
         ) not in KERNEL_WINS:
             return False
-    half = weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    half = weight.dtype in KERNEL_DTYPES
     refusal = (
         None if half else f"it takes float32, float16 and bfloat16, got {weight.dtype}."
     )

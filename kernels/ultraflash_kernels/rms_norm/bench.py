@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from ultraflash_kernels._measure import Case, implementations, main
+from ultraflash_kernels.measure import Case, implementations, main
 from ultraflash_kernels.rms_norm import rms_norm
 
 __all__ = ["cases"]

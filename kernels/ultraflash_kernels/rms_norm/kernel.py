@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import on_its_device
+from ultraflash_kernels.dispatch import on_its_device, power_of_two
 
 __all__ = ["norm", "norm_kernel"]
 
@@ -51,7 +51,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows = flat.shape[0]
     if not out.numel():
         return out
-    block = triton.next_power_of_2(width)
+    block = power_of_two(width)
     tile = max(1, min(4, 8192 // block))
     norm_kernel[(triton.cdiv(rows, tile),)](
         flat,

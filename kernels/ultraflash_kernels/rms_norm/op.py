@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl, chooses_triton
+from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
 from ultraflash_kernels.rms_norm import reference
 
 __all__ = ["rms_norm"]
 
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LONGEST_ROW = 1 << 14
 """Values of a row that a program of the kernel holds in registers."""
 

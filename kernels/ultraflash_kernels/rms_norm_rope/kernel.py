@@ -11,23 +11,78 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["forward", "norm_rope_kernel", "norm_rope_tokens"]
-from ultraflash_kernels._dispatch import on_its_device
+from ultraflash_kernels._token_kernels import axis_places
+from ultraflash_kernels.dispatch import on_its_device, power_of_two
+
+__all__ = ["axis_turns", "copy_tokens", "forward", "norm_rope_kernel", "norm_rope_tokens"]
+
+
+@triton.jit
+def axis_turns(
+    turns,
+    place,
+    starts,
+    real,
+    WIDTH: tl.constexpr,
+    PT: tl.constexpr,
+    PY: tl.constexpr,
+    PX: tl.constexpr,
+    BP: tl.constexpr,
+):
+    """Return cosines and sines ``[BT, BP]`` of tokens at ``place`` (frame, row,
+    column); the tables of rows and columns begin at ``starts``."""
+    frame, row, col = place
+    pair = tl.arange(0, BP)[None, :]  # [1, BP]
+    own = pair % (PT + PY + PX)
+    by_row = starts[0] + row[:, None] * PY + (own - PT)
+    by_col = starts[1] + col[:, None] * PX + (own - PT - PY)
+    entry = tl.where(
+        own < PT, frame[:, None] * PT + own, tl.where(own < PT + PY, by_row, by_col)
+    )  # [BT, BP]
+    mask = real[:, None] & (pair < WIDTH // 2)
+    both = tl.load(
+        turns + entry[:, :, None] * 2 + tl.arange(0, 2)[None, None, :],
+        mask=mask[:, :, None],
+        other=0.0,
+    )  # [BT, BP, 2]
+    return tl.split(both)
+
+
+@triton.jit
+def scatter_tokens(
+    tile, to, to_head, live, WIDTH: tl.constexpr, HEAD: tl.constexpr, BP: tl.constexpr
+):
+    """Write ``tile [BT, 2 * BP]`` to the tokens at ``to [BT]``, head by head."""
+    col = tl.arange(0, 2 * BP)  # [2 * BP]
+    places = to[:, None] + ((col // HEAD).to(tl.int64) * to_head + col % HEAD)[None, :]
+    tl.store(places, tile, mask=live[:, None] & (col < WIDTH)[None, :])
+
+
+@triton.jit
+def copy_tokens(
+    source,
+    to,
+    to_head,
+    real,
+    live,
+    WIDTH: tl.constexpr,
+    HEAD: tl.constexpr,
+    BP: tl.constexpr,
+):
+    """Copy the tokens at ``source [BT]``, of which ``live`` exist and ``real`` are no
+    padding; padding becomes zero."""
+    col = tl.arange(0, 2 * BP)  # [2 * BP]
+    mask = real[:, None] & (col < WIDTH)[None, :]
+    tile = tl.load(source[:, None] + col[None, :], mask=mask, other=0.0)  # [BT, 2 * BP]
+    scatter_tokens(tile, to, to_head, live, WIDTH, HEAD, BP)
 
 
 @triton.jit
 def norm_rope_tokens(
-    x,
-    x_batch,
-    x_token,
     source,
     weight,
-    out,
-    out_batch,
-    out_head,
-    out_token,
-    batch,
-    token,
+    to,
+    to_head,
     real,
     live,
     cos,
@@ -38,39 +93,28 @@ def norm_rope_tokens(
     BT: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """Normalise, turn and write tokens ``token [BT]``, read at ``source``, of which
-    ``live`` exist and ``real`` are no padding; return them."""
-    like: tl.constexpr = x.dtype.element_ty
+    """Normalise, rotate and write the tokens at ``source [BT]``, of which ``live``
+    exist and ``real`` are no padding; return them."""
+    like: tl.constexpr = source.dtype.element_ty
     col = tl.arange(0, 2 * BP)  # [2 * BP]
-    wide = (col < WIDTH)[None, :]
-    loaded = tl.load(
-        x + batch * x_batch + source[:, None] * x_token + col[None, :],
-        mask=real[:, None] & wide,
-        other=0.0,
-    )  # [BT, 2 * BP]
-    even, odd = tl.split(tl.reshape(loaded.to(tl.float32), [BT, BP, 2]))  # [BT, BP] each
+    mask = real[:, None] & (col < WIDTH)[None, :]
+    x = tl.load(source[:, None] + col[None, :], mask=mask, other=0.0)  # [BT, 2 * BP]
+    even, odd = tl.split(tl.reshape(x.to(tl.float32), [BT, BP, 2]))  # [BT, BP] each
     mean = tl.sum(even * even + odd * odd, axis=1) * (1.0 / WIDTH)
     inverse = tl.rsqrt(mean + eps)[:, None]  # [BT, 1]
+
     weights = tl.load(weight + col, mask=col < WIDTH, other=0.0).to(tl.float32)
     even_weight, odd_weight = tl.split(tl.reshape(weights, [BP, 2]))  # [BP] each
-    even = (
-        ((even * inverse).to(like).to(tl.float32) * even_weight[None, :])
-        .to(like)
-        .to(tl.float32)
-    )
-    odd = (
-        ((odd * inverse).to(like).to(tl.float32) * odd_weight[None, :])
-        .to(like)
-        .to(tl.float32)
-    )
+    even = (even * inverse).to(like).to(tl.float32) * even_weight[None, :]
+    even = even.to(like).to(tl.float32)
+    odd = (odd * inverse).to(like).to(tl.float32) * odd_weight[None, :]
+    odd = odd.to(like).to(tl.float32)
+
     # Padding was read as zero, so zero it stays.
-    turned = tl.reshape(
-        tl.join(even * cos - odd * sin, even * sin + odd * cos), [BT, 2 * BP]
-    ).to(like)
-    to = out + batch * out_batch + token[:, None] * out_token
-    to += ((col // HEAD).to(tl.int64) * out_head + col % HEAD)[None, :]
-    tl.store(to, turned, mask=live[:, None] & wide)
-    return turned
+    rotated = tl.join(even * cos - odd * sin, even * sin + odd * cos)
+    rotated = tl.reshape(rotated, [BT, 2 * BP]).to(like)
+    scatter_tokens(rotated, to, to_head, live, WIDTH, HEAD, BP)
+    return rotated
 
 
 @triton.jit
@@ -120,86 +164,30 @@ def norm_rope_kernel(
 ):
     """Take ``BT`` tokens of one sample through all three; ``row_turns``, ``col_turns``
     are where their tables start."""
-    HALF: tl.constexpr = PT + PY + PX
-    HEAD: tl.constexpr = 2 * HALF
+    HEAD: tl.constexpr = 2 * (PT + PY + PX)
+    TOKENS: tl.constexpr = BLOCK_T * BLOCK_Y * BLOCK_X
     batch = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
     live = token < tokens
-    inside, block = (
-        token % (BLOCK_T * BLOCK_Y * BLOCK_X),
-        token // (BLOCK_T * BLOCK_Y * BLOCK_X),
-    )
-    frame = block // (block_rows * block_cols) * BLOCK_T + inside // (BLOCK_Y * BLOCK_X)
-    row = block // block_cols % block_rows * BLOCK_Y + inside // BLOCK_X % BLOCK_Y
-    col = block % block_cols * BLOCK_X + inside % BLOCK_X
-    real = live & (frame < frames) & (row < rows) & (col < cols)
+    blocks = (block_rows, block_cols)
+    place = axis_places(token // TOKENS, token % TOKENS, blocks, BLOCK_T, BLOCK_Y, BLOCK_X)
+    real = live & (place[0] < frames) & (place[1] < rows) & (place[2] < cols)
+    starts = (row_turns, col_turns)
+    cos, sin = axis_turns(turns, place, starts, real, WIDTH, PT, PY, PX, BP)
 
-    pair = tl.arange(0, BP)[None, :]  # [1, BP]
-    own = pair % HALF
-    by_row = row_turns + row[:, None] * PY + (own - PT)
-    by_col = col_turns + col[:, None] * PX + (own - PT - PY)
-    place = tl.where(
-        own < PT, frame[:, None] * PT + own, tl.where(own < PT + PY, by_row, by_col)
-    )  # [BT, BP]
-    mask = real[:, None] & (pair < WIDTH // 2)
-    both = tl.load(
-        turns + place[:, :, None] * 2 + tl.arange(0, 2)[None, None, :],
-        mask=mask[:, :, None],
-        other=0.0,
-    )  # [BT, BP, 2]
-    cos, sin = tl.split(both)
-
+    source = q + batch * q_batch + token * q_token
+    to = q_out + batch * q_out_batch + token * q_out_token
     norm_rope_tokens(
-        q,
-        q_batch,
-        q_token,
-        token,
-        q_weight,
-        q_out,
-        q_out_batch,
-        q_out_head,
-        q_out_token,
-        batch,
-        token,
-        real,
-        live,
-        cos,
-        sin,
-        eps,
-        WIDTH,
-        HEAD,
-        BT,
-        BP,
+        source, q_weight, to, q_out_head, real, live, cos, sin, eps, WIDTH, HEAD, BT, BP
     )
+    source = k + batch * k_batch + token * k_token
+    to = k_out + batch * k_out_batch + token * k_out_token
     norm_rope_tokens(
-        k,
-        k_batch,
-        k_token,
-        token,
-        k_weight,
-        k_out,
-        k_out_batch,
-        k_out_head,
-        k_out_token,
-        batch,
-        token,
-        real,
-        live,
-        cos,
-        sin,
-        eps,
-        WIDTH,
-        HEAD,
-        BT,
-        BP,
+        source, k_weight, to, k_out_head, real, live, cos, sin, eps, WIDTH, HEAD, BT, BP
     )
-    channel = tl.arange(0, 2 * BP)  # [2 * BP]
-    wide = (channel < WIDTH)[None, :]
-    at = v + batch * v_batch + token[:, None] * v_token + channel[None, :]
-    copied = tl.load(at, mask=real[:, None] & wide, other=0.0)  # [BT, 2 * BP]
-    to = v_out + batch * v_out_batch + token[:, None] * v_out_token
-    to += ((channel // HEAD).to(tl.int64) * v_out_head + channel % HEAD)[None, :]
-    tl.store(to, copied, mask=live[:, None] & wide)
+    source = v + batch * v_batch + token * v_token
+    to = v_out + batch * v_out_batch + token * v_out_token
+    copy_tokens(source, to, v_out_head, real, live, WIDTH, HEAD, BP)
 
 
 @on_its_device
@@ -244,7 +232,7 @@ def forward(
             BLOCK_Y=block[1],
             BLOCK_X=block[2],
             BT=tile,
-            BP=triton.next_power_of_2(width // 2),
+            BP=power_of_two(width // 2),
             num_warps=4,
             enable_fp_fusion=False,
         )

@@ -12,10 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import on_its_device
-from ultraflash_kernels._token_kernels import dense_place
+from ultraflash_kernels._token_kernels import axis_places, dense_place
 from ultraflash_kernels.block_topk.kernel import rounded
-from ultraflash_kernels.rms_norm_rope.kernel import norm_rope_tokens
+from ultraflash_kernels.dispatch import on_its_device, power_of_two
+from ultraflash_kernels.rms_norm_rope.kernel import (
+    axis_turns,
+    copy_tokens,
+    norm_rope_tokens,
+)
 from ultraflash_kernels.token_order import blocks_of
 
 __all__ = ["forward", "norm_rope_blocks_kernel"]
@@ -23,26 +27,19 @@ __all__ = ["forward", "norm_rope_blocks_kernel"]
 
 @triton.jit
 def _norm_block(
-    x,
-    x_batch,
-    x_token,
+    source,
+    source_token,
     weight,
-    out,
-    out_batch,
-    out_head,
-    out_token,
+    to,
+    to_head,
+    to_token,
     mean_out,
-    batch,
     block,
-    blocks,
+    means,
     turns,
-    frames,
-    rows,
-    cols,
-    block_rows,
-    block_cols,
-    row_turns,
-    col_turns,
+    size,
+    blocks,
+    starts,
     eps,
     WIDTH: tl.constexpr,
     PT: tl.constexpr,
@@ -55,73 +52,32 @@ def _norm_block(
     BP: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """Take one block of one tensor through, ``BT`` tokens at a time, and write its
-    mean."""
-    HALF: tl.constexpr = PT + PY + PX
-    HEAD: tl.constexpr = 2 * HALF
+    """Normalise, rotate and write one block of one sample, ``BT`` tokens at a time, and
+    its mean, one of ``means`` of a head."""
+    HEAD: tl.constexpr = 2 * (PT + PY + PX)
     TOKENS: tl.constexpr = BLOCK_T * BLOCK_Y * BLOCK_X
-    pair = tl.arange(0, BP)[None, :]  # [1, BP]
-    own = pair % HALF
     sums = tl.zeros([2 * BP], tl.float32)
     for start in range(0, TOKENS, BT):
         inside = start + tl.arange(0, BT)  # [BT]
         live = inside < TOKENS
-        source, real = dense_place(
-            block,
-            inside,
-            frames,
-            rows,
-            cols,
-            block_rows,
-            block_cols,
-            BLOCK_T,
-            BLOCK_Y,
-            BLOCK_X,
-        )
+        token, real = dense_place(block, inside, size, blocks, BLOCK_T, BLOCK_Y, BLOCK_X)
         real = real & live
-        frame = block // (block_rows * block_cols) * BLOCK_T + inside // (BLOCK_Y * BLOCK_X)
-        row = block // block_cols % block_rows * BLOCK_Y + inside // BLOCK_X % BLOCK_Y
-        col = block % block_cols * BLOCK_X + inside % BLOCK_X
-        by_row = row_turns + row[:, None] * PY + (own - PT)
-        by_col = col_turns + col[:, None] * PX + (own - PT - PY)
-        place = tl.where(
-            own < PT, frame[:, None] * PT + own, tl.where(own < PT + PY, by_row, by_col)
-        )  # [BT, BP]
-        mask = real[:, None] & (pair < WIDTH // 2)
-        both = tl.load(
-            turns + place[:, :, None] * 2 + tl.arange(0, 2)[None, None, :],
-            mask=mask[:, :, None],
-            other=0.0,
-        )  # [BT, BP, 2]
-        cos, sin = tl.split(both)
-        turned = norm_rope_tokens(
-            x,
-            x_batch,
-            x_token,
-            source,
-            weight,
-            out,
-            out_batch,
-            out_head,
-            out_token,
-            batch,
-            block * TOKENS + inside,
-            real,
-            live,
-            cos,
-            sin,
-            eps,
-            WIDTH,
-            HEAD,
-            BT,
-            BP,
+        place = axis_places(block, inside, blocks, BLOCK_T, BLOCK_Y, BLOCK_X)
+        cos, sin = axis_turns(turns, place, starts, real, WIDTH, PT, PY, PX, BP)
+        rows = source + token * source_token
+        out = to + (block * TOKENS + inside) * to_token
+        rotated = norm_rope_tokens(
+            rows, weight, out, to_head, real, live, cos, sin, eps, WIDTH, HEAD, BT, BP
         )  # [BT, 2 * BP]
-        sums += tl.sum(turned.to(tl.float32), axis=0)
-    channel = tl.arange(0, 2 * BP)  # [2 * BP]
-    to = mean_out + batch * (WIDTH // HEAD) * blocks * HEAD
-    to += (channel // HEAD * blocks + block) * HEAD + channel % HEAD
+        sums += tl.sum(rotated.to(tl.float32), axis=0)
+
+    col = tl.arange(0, 2 * BP)  # [2 * BP]
     mean = rounded(sums / TOKENS, KIND)
-    tl.store(to, mean.to(mean_out.dtype.element_ty), mask=channel < WIDTH)
+    tl.store(
+        mean_out + (col // HEAD * means + block) * HEAD + col % HEAD,
+        mean.to(mean_out.dtype.element_ty),
+        mask=col < WIDTH,
+    )
 
 
 @triton.jit(do_not_specialize=["frames"])
@@ -179,28 +135,23 @@ def norm_rope_blocks_kernel(
     block = tl.program_id(0).to(tl.int64)
     which = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
+    size, grid = (frames, rows, cols), (block_rows, block_cols)
+    starts = (row_turns, col_turns)
     if which == 0:
         _norm_block(
-            q,
-            q_batch,
+            q + batch * q_batch,
             q_token,
             q_weight,
-            q_out,
-            q_out_batch,
+            q_out + batch * q_out_batch,
             q_out_head,
             q_out_token,
-            q_mean,
-            batch,
+            q_mean + batch * WIDTH * blocks,
             block,
             blocks,
             turns,
-            frames,
-            rows,
-            cols,
-            block_rows,
-            block_cols,
-            row_turns,
-            col_turns,
+            size,
+            grid,
+            starts,
             eps,
             WIDTH,
             PT,
@@ -215,26 +166,19 @@ def norm_rope_blocks_kernel(
         )
     elif which == 1:
         _norm_block(
-            k,
-            k_batch,
+            k + batch * k_batch,
             k_token,
             k_weight,
-            k_out,
-            k_out_batch,
+            k_out + batch * k_out_batch,
             k_out_head,
             k_out_token,
-            k_mean,
-            batch,
+            k_mean + batch * WIDTH * blocks,
             block,
             blocks,
             turns,
-            frames,
-            rows,
-            cols,
-            block_rows,
-            block_cols,
-            row_turns,
-            col_turns,
+            size,
+            grid,
+            starts,
             eps,
             WIDTH,
             PT,
@@ -248,29 +192,13 @@ def norm_rope_blocks_kernel(
             KIND,
         )
     else:
-        channel = tl.arange(0, 2 * BP)  # [2 * BP]
-        wide = (channel < WIDTH)[None, :]
         for start in range(0, TOKENS, BT):
             inside = start + tl.arange(0, BT)  # [BT]
             live = inside < TOKENS
-            source, real = dense_place(
-                block,
-                inside,
-                frames,
-                rows,
-                cols,
-                block_rows,
-                block_cols,
-                BLOCK_T,
-                BLOCK_Y,
-                BLOCK_X,
-            )
-            at = v + batch * v_batch + source[:, None] * v_token + channel[None, :]
-            copied = tl.load(at, mask=(real & live)[:, None] & wide, other=0.0)
-            token = block * TOKENS + inside
-            to = v_out + batch * v_out_batch + token[:, None] * v_out_token
-            to += ((channel // HEAD).to(tl.int64) * v_out_head + channel % HEAD)[None, :]
-            tl.store(to, copied, mask=live[:, None] & wide)
+            token, real = dense_place(block, inside, size, grid, BLOCK_T, BLOCK_Y, BLOCK_X)
+            source = v + batch * v_batch + token * v_token
+            to = v_out + batch * v_out_batch + (block * TOKENS + inside) * v_out_token
+            copy_tokens(source, to, v_out_head, real & live, live, WIDTH, HEAD, BP)
 
 
 @on_its_device
@@ -319,7 +247,7 @@ def forward(
         BLOCK_Y=block[1],
         BLOCK_X=block[2],
         BT=2,
-        BP=triton.next_power_of_2(width // 2),
+        BP=power_of_two(width // 2),
         KIND=str(means[0].dtype).removeprefix("torch."),
         num_warps=4,
         enable_fp_fusion=False,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ultraflash_kernels._dispatch import Impl, chooses_triton
+from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
 from ultraflash_kernels.rms_norm_rope import reference
 from ultraflash_kernels.token_order import blocks_of, tokens_of, with_padding
 
@@ -90,54 +90,15 @@ def rms_norm_rope(
     destinations that do not fit.
     """
     _check(q, k, v, q_weight, k_weight, tables, size, block, out)
-    written = out or ()
-    refusal = (
-        None
-        if q.shape[-1] <= WIDEST_ROW
-        else f"it takes up to {WIDEST_ROW} channels, got {q.shape[-1]}."
-    )
-    if chooses_triton(
-        "rms_norm_rope",
-        impl,
-        q,
-        k,
-        v,
-        q_weight,
-        k_weight,
-        tables.turns,
-        *written,
-        refusal=refusal,
-    ):
-        made = out or _destination(q, tables.head_width)
-        _write(
-            q,
-            k,
-            v,
-            q_weight,
-            k_weight,
-            tables.turns,
-            tables.pairs,
-            tables.positions,
-            size,
-            block,
-            eps,
-            *made,
-        )
+    numbers = (tables.pairs, tables.positions, size, block, eps)
+    given = (q, k, v, q_weight, k_weight, tables.turns)
+    if chooses_triton("rms_norm_rope", impl, *given, *(out or ()), refusal=_refusal(q)):
+        batch, blocks, tokens, width = q.shape
+        head = tables.head_width
+        made = out or _empty(q, (batch, width // head, blocks, tokens, head))
+        _write(*given, *numbers, *made)
         return made
-    return reference.forward(
-        q,
-        k,
-        v,
-        q_weight,
-        k_weight,
-        tables.turns,
-        tables.pairs,
-        tables.positions,
-        size,
-        block,
-        eps,
-        out,
-    )
+    return reference.forward(*given, *numbers, out)
 
 
 def rms_norm_rope_means(
@@ -172,59 +133,32 @@ def rms_norm_rope_means(
         x.new_empty((x.shape[0], *whole, x.shape[2]), device="meta") for x in (q, k, v)
     )
     _check(q_like, k_like, v_like, q_weight, k_weight, tables, size, block, out)
-    refusal = (
-        None
-        if q.shape[-1] <= WIDEST_ROW
-        else f"it takes up to {WIDEST_ROW} channels, got {q.shape[-1]}."
-    )
-    given = (q, k, v, q_weight, k_weight, tables.turns, *(out or ()))
-    head = tables.head_width
-    if chooses_triton("rms_norm_rope_means", impl, *given, refusal=refusal):
+    weights, head = (q_weight, k_weight, tables.turns), tables.head_width
+    numbers = (tables.pairs, tables.positions, size, block, eps)
+    tensors = (q, k, v, *weights, *(out or ()))
+    if chooses_triton("rms_norm_rope_means", impl, *tensors, refusal=_refusal(q)):
         shape = (q.shape[0], q.shape[2] // head, *whole, head)
-        made = out or (q.new_empty(shape), q.new_empty(shape), q.new_empty(shape))
-        means = [
+        made = out or _empty(q, shape)
+        q_mean, k_mean = (
             q.new_empty((*shape[:3], head), dtype=mean_dtype) for _ in ("queries", "keys")
-        ]
-        _write_means(
-            q,
-            k,
-            v,
-            q_weight,
-            k_weight,
-            tables.turns,
-            tables.pairs,
-            tables.positions,
-            size,
-            block,
-            eps,
-            *made,
-            *means,
         )
-        return *made, means[0], means[1]
+        _write_means(q, k, v, *weights, *numbers, *made, q_mean, k_mean)
+        return *made, q_mean, k_mean
     q, k, v = (
         with_padding(x, size, block).unflatten(1, whole).contiguous() for x in (q, k, v)
     )
-    made = reference.forward(
-        q,
-        k,
-        v,
-        q_weight,
-        k_weight,
-        tables.turns,
-        tables.pairs,
-        tables.positions,
-        size,
-        block,
-        eps,
-        out,
-    )
+    made = reference.forward(q, k, v, *weights, *numbers, out)
     q_mean, k_mean = (x.detach().mean(dim=3, dtype=mean_dtype) for x in made[:2])
     return *made, q_mean, k_mean
 
 
-def _destination(q: Tensor, head: int) -> Qkv:
-    batch, blocks, tokens, width = q.shape
-    shape = (batch, width // head, blocks, tokens, head)
+def _refusal(q: Tensor) -> str | None:
+    if q.shape[-1] <= WIDEST_ROW:
+        return None
+    return f"it takes up to {WIDEST_ROW} channels, got {q.shape[-1]}."
+
+
+def _empty(q: Tensor, shape: tuple[int, ...]) -> Qkv:
     return q.new_empty(shape), q.new_empty(shape), q.new_empty(shape)
 
 
@@ -249,20 +183,8 @@ def _write(
 ) -> None:
     from ultraflash_kernels.rms_norm_rope import kernel
 
-    kernel.forward(
-        q,
-        k,
-        v,
-        q_weight,
-        k_weight,
-        turns,
-        pairs,
-        positions,
-        size,
-        block,
-        eps,
-        (q_out, k_out, v_out),
-    )
+    given = (q, k, v, q_weight, k_weight, turns, pairs, positions, size, block, eps)
+    kernel.forward(*given, (q_out, k_out, v_out))
 
 
 @torch.library.custom_op(
@@ -289,21 +211,8 @@ def _write_means(
 ) -> None:
     from ultraflash_kernels.rms_norm_rope import kernel_blocks
 
-    kernel_blocks.forward(
-        q,
-        k,
-        v,
-        q_weight,
-        k_weight,
-        turns,
-        pairs,
-        positions,
-        size,
-        block,
-        eps,
-        (q_out, k_out, v_out),
-        (q_mean, k_mean),
-    )
+    given = (q, k, v, q_weight, k_weight, turns, pairs, positions, size, block, eps)
+    kernel_blocks.forward(*given, (q_out, k_out, v_out), (q_mean, k_mean))
 
 
 def _check(
@@ -336,7 +245,7 @@ def _check(
             f"{list(k_weight.shape)}"
         )
     dtypes = {x.dtype for x in (q, k, v, q_weight, k_weight, *(out or ()))}
-    if len(dtypes) > 1 or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if len(dtypes) > 1 or q.dtype not in KERNEL_DTYPES:
         raise ValueError(
             "rms_norm_rope: all tensors are float32, float16 or bfloat16 alike, got "
             f"{dtypes}"

@@ -17,7 +17,7 @@ from ultraflash_cli.engine.sparsity import (
     causal_blocks,
     window_blocks,
 )
-from ultraflash_kernels import _dispatch
+from ultraflash_kernels import dispatch
 from ultraflash_kernels.block_lists import BlockLists, BlockRule
 from ultraflash_kernels.block_sparse_attention import (
     block_list_attention,
@@ -94,7 +94,7 @@ class SparseLayout:
         temporal, rows, cols = grid.blocks
         past = remembered // grid.spatial_blocks
         if by_lists is None:
-            by_lists = fp8 or (reuse_cache and _dispatch.prefers_kernels(device))
+            by_lists = fp8 or (reuse_cache and dispatch.prefers_kernels(device))
         assert by_lists or not fp8, "attention in 8 bits takes lists"
         allowed = None
         if not by_lists:
@@ -116,7 +116,7 @@ class SparseLayout:
             mask_dtype=mask_dtype,
             reuse_cache=reuse_cache,
             fp8=fp8,
-            padded=not (by_lists and reuse_cache and _dispatch.prefers_kernels(device)),
+            padded=not (by_lists and reuse_cache and dispatch.prefers_kernels(device)),
         )
 
 

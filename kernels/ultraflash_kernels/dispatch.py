@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "KERNEL_DTYPES",
     "Impl",
     "KernelUnsupportedError",
     "capability",
     "chooses_triton",
     "device_refusal",
     "on_its_device",
+    "power_of_two",
     "prefers_kernels",
     "triton_refusal",
 ]
@@ -27,6 +29,8 @@ Impl = Literal["auto", "triton", "reference"]
 """``triton`` and ``reference`` are what is run, or an error; ``auto`` takes the kernel
 on a GPU that it supports."""
 
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What most kernels read and write; all of them sum in float32."""
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability from which the kernels are compiled and checked, and that the
 interpreter stands for."""
@@ -138,6 +142,11 @@ def capability(device: torch.device) -> tuple[int, int]:
         if device.type == "cpu"
         else torch.cuda.get_device_capability(device)
     )
+
+
+def power_of_two(size: int) -> int:
+    """Return the least power of two that is not below ``size``."""
+    return 1 << (size - 1).bit_length()
 
 
 # torch.compile takes the answers of these as constants, and would trace through a cache

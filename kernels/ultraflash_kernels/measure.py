@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ultraflash_kernels._dispatch import Impl
+from ultraflash_kernels.dispatch import Impl
 
 __all__ = ["Case", "Measured", "implementations", "main", "measure"]
 

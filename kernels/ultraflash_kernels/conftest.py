@@ -1,0 +1,15 @@
+"""Every test of an operation runs in poisoned memory."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory_is_poisoned() -> Iterator[None]:
+    """Fill fresh memory with NaN, or the largest integer: what a kernel does not write
+    shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
