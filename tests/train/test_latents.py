@@ -29,7 +29,7 @@ from ultraflash_cli.train.latents import (
 from ultraflash_cli.train.loop import generator_of
 from ultraflash_cli.train.recipes import generator
 from ultraflash_cli.train.recipes.generator import ClipLength
-from ultraflash_cli.train.roles import TOY, CascadeRoles
+from ultraflash_cli.train.roles import TOY, CascadeRoles, pixel_gain
 
 SIZE = (32, 48)
 
@@ -191,7 +191,7 @@ def test_channels_weigh_as_much_as_the_decoder_makes_of_them() -> None:
         weights = CascadeRoles(TOY, ("encoder", TOY.base_decoder_part)).state_dict()
     weights["decoder.decoder.1.weight"][:, 5] *= 10
     roles = generator.start(config, [], weights)
-    gain, clip = generator.pixel_gain(roles), torch.zeros((1, 8, 2, 12, 12))
+    gain, clip = pixel_gain(roles), torch.zeros((1, 8, 2, 12, 12))
     noise = 0.1 * torch.randn((2, 12, 12), generator=generator_of("probe"))
     with torch.no_grad():
         for channel in (0, 5):

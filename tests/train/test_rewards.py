@@ -85,7 +85,7 @@ def made_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("made_weights")
 @pytest.mark.parametrize("size", [(24, 32), (10, 14)], ids=["whole", "padded"])
 def test_the_learned_reward_looks_at_each_frame_and_gradients_reach_the_pixels(size: tuple[int, int]) -> None:
-    learned, truth = load_reward("lpips"), clip()[..., : size[0], : size[1]]
+    learned, truth = perception.LearnedLikeness(every=1), clip()[..., : size[0], : size[1]]
     torch.testing.assert_close(learned.score(truth, truth), torch.ones(2, 4))
     frames = truth.clone()
     frames[1, :, 2] = blurred(truth)[1, :, 2]
@@ -94,6 +94,7 @@ def test_the_learned_reward_looks_at_each_frame_and_gradients_reach_the_pixels(s
     assert score[1, 2] < 1 and (score.flatten().sort().values[1:] > 1 - 1e-5).all()
     score.sum().backward()
     assert frames.grad is not None and frames.grad.isfinite().all() and frames.grad[1, :, 2].abs().sum() > 0
+    torch.testing.assert_close(load_reward("lpips").score(truth, truth), torch.ones(2, 1))
 
 
 @pytest.mark.skipif(find_spec(PACKAGE) is None, reason="stlpips-pytorch is not installed")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
 
 __all__ = ["LearnedLikeness"]
@@ -11,12 +12,18 @@ __all__ = ["LearnedLikeness"]
 class LearnedLikeness:
     """How alike frames and truth look; 1 is equal. Raises UsageError if the weights are not installed."""
 
-    def __init__(self, *, tolerance: float = 0.05, trunk: Trunk = "alex") -> None:
-        """Take the distance ``tolerance`` for the one at which the score falls to 1/e."""
+    def __init__(self, *, tolerance: float = 0.25, trunk: Trunk = "alex", every: int = FRAMES_PER_LATENT + 1) -> None:
+        """Take the distance ``tolerance`` for the one at which the score falls to 1/e.
+
+        One frame in ``every`` is looked at; by default in five, so that each place within a latent has its turn.
+        """
         self.path, self.tolerance = weights_path(trunk), tolerance
         self.trunk: Trunk = trunk
+        self.every = every
 
     def score(self, frames_bcthw: Tensor, truth_bcthw: Tensor) -> Tensor:
-        """Return ``[B, T]`` in (0, 1]."""
-        distance = learned_distance(frames_bcthw, truth_bcthw, self.trunk)
-        return torch.exp(-distance / self.tolerance)
+        """Return ``[B, T / every, rounded up]`` in (0, 1], computed in the precision of autocast where that is on."""
+        device = frames_bcthw.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        frames, truth = (clip[:, :, :: self.every] for clip in (frames_bcthw, truth_bcthw))
+        return torch.exp(-learned_distance(frames, truth, self.trunk, dtype) / self.tolerance)

@@ -26,7 +26,8 @@ class Reward(Protocol):
     """Scores frames; higher is better, and gradients reach the frames."""
 
     def score(self, frames_bcthw: Tensor, truth_bcthw: Tensor) -> Tensor:
-        """Return ``[B, T]`` of RGB clips in [0, 1]; a scorer that needs no ground truth does not look at it."""
+        """Return ``[B, T]`` of RGB clips in [0, 1], or for some of the frames; a scorer that needs no ground truth does
+        not look at it."""
         ...
 
 

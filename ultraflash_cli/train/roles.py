@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
@@ -14,7 +15,10 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEnc
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.errors import UsageError, WeightsError
 
-__all__ = ["TOY", "TOY_WORDS", "CascadeRoles", "dense"]
+__all__ = ["CHANNEL_WEIGHT", "TOY", "TOY_WORDS", "CascadeRoles", "dense", "pixel_gain"]
+
+CHANNEL_WEIGHT = "channel_weight"
+"""Name of the roles' buffer [C] that says how much the error of each channel weighs."""
 
 TOY_WORDS = PromptEncoderConfig(rows=64, dim=32, heads=2, layers=1, text_len=24)
 """A prompt encoder for tries."""
@@ -181,3 +185,13 @@ class CascadeRoles(nn.Module):
         """Return the embeddings of captions; where ``keep [B]`` is false, those of no words (zeros)."""
         embeds = self.text_encoder.encode(captions)
         return embeds if keep is None else embeds * keep.to(embeds)[:, None, None]
+
+
+@torch.no_grad()
+def pixel_gain(roles: CascadeRoles) -> Tensor:
+    """Return by how much a small error in each channel changes the frames: [C], mean squares over mean squares."""
+    channels, size, probe = roles.base_decoder.config.latent_channels, 12, 0.1
+    noise = probe * torch.randn((channels, 1, 3, size, size), generator=torch.Generator().manual_seed(0))
+    still = torch.zeros(1, channels, 3, size, size)
+    alone = torch.eye(channels).view(channels, channels, 1, 1, 1) * noise
+    return (roles.decode_base(alone) - roles.decode_base(still)).square().mean((1, 2, 3, 4)) / probe**2

@@ -22,7 +22,7 @@ from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import draw_levels, group_flow, noised, normal
 from ultraflash_cli.train.loop import Batch, Learner
 from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
-from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig
+from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, of_scales
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
@@ -59,8 +59,6 @@ class DpoConfig(Tv2vConfig):
     cache_management: str = "kv"
     """The rules of dynamic cache management under which the cascade is rolled out, as the command line words them;
     spared context passes are not among them."""
-    service_noise: float = 0.2
-    """The noise rule of service: share of noise in the condition."""
     beta: float = 50.0
     """How strongly a preference pulls; the errors it multiplies are means over a clip's latents."""
     stronger_steps: int = 8
@@ -129,7 +127,7 @@ def roll_out(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Genera
     conds, own = list[Tensor](), list[Tensor]()
     for piece in low.split(group, dim=2):
         upsampler_state, cond = upsampler.step(states[0], piece)
-        level = torch.full((batch_size,), config.service_noise)
+        level = torch.full((batch_size,), config.profile.condition_noise)
         cond = noised(cond, normal(cond, rng), level)
         state, clean = sr_dit.step(states[1], SrDitInputs(normal(cond, rng), cond))
         states = (upsampler_state, state)
@@ -188,8 +186,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     """Return the settings for a built-in model's sizes, or for a toy."""
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1e-4 if toy else 2e-5, warmup=10)
-    shared = {name: getattr(base, name) for name in ("profile", "words", "pairs", "window", "scale_odds", "shift")}
-    return DpoConfig(loop=loop, **shared)
+    return DpoConfig(loop=loop, **tv2v.settings(base))
 
 
 def start(config: DpoConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> DpoRoles:
@@ -203,7 +200,8 @@ def start(config: DpoConfig, materials: list[Material], weights: dict[str, Tenso
         torch.manual_seed(config.loop.seed)
         roles = DpoRoles(config)
     hint = "average.safetensors of a run of `tv2v_flow_matching`, then that of a run of `causal_dmd`"
-    given = {name: value for name, value in (weights or {}).items() if not name.startswith("reference.")}
+    given = of_scales(weights or {}, tuple(scale for scale, _ in config.scale_odds))
+    given = {name: value for name, value in given.items() if not name.startswith("reference.")}
     roles.load(given or None, fresh=("reference",), hint=hint)
     roles.reference.load_state_dict(roles.sr_dit.state_dict())
     roles.learn(*NETWORKS)

@@ -16,7 +16,15 @@ from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels
 from ultraflash_cli.train.loop import Batch, Learner
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
 from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
-from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, condition, flow_error
+from ultraflash_cli.train.recipes.tv2v_flow_matching import (
+    Tv2vConfig,
+    channel_weight,
+    condition,
+    flow_error,
+    is_kernel,
+    of_scales,
+    weigh_channels,
+)
 from ultraflash_cli.train.rewards import load_reward, reward_of
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
@@ -60,6 +68,8 @@ class DmdConfig(Tv2vConfig):
     """Weights within it."""
     rewards: tuple[tuple[str, float], ...] = (("texture", 0.1), ("temporal", 0.05))
     """Rewards by name and weight, through the decoder."""
+    latents: float = 0.0
+    """Weight of the mean square error of latents, over the whole window."""
     decoded: tuple[int, int] | None = None
     """Rows and columns of the part that goes through the decoder, drawn again every time;
     None is all."""
@@ -70,6 +80,11 @@ class DmdConfig(Tv2vConfig):
         super().__post_init__()
         for name, _ in self.rewards:
             load_reward(name)
+
+    @property
+    def by_scores(self) -> bool:
+        """Whether scores have a part in the student's loss; without them it is regression and rewards alone."""
+        return bool(self.matching or self.guidance)
 
 
 class DmdRoles(CascadeRoles):
@@ -103,7 +118,7 @@ def critic_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Gen
         clean = roles.one_step(cond, context, rng).float()
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
     flow = group_flow(roles.fake_score, noised(clean, noise, level), cond, level, context)
-    return {"flow": flow_error(roles.fake_score, flow, noise - clean, level)}
+    return {"flow": flow_error(roles, roles.fake_score, flow, noise - clean, level)}
 
 
 def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
@@ -113,7 +128,11 @@ def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Ge
     with torch.no_grad():
         context = roles.context(captions) if config.with_text else None
     clean = roles.one_step(cond, context, rng).float()
-    terms = _distribution_terms(config, roles, clean, cond, context, rng)
+    terms = _distribution_terms(config, roles, clean, cond, context, rng) if config.by_scores else {}
+    if config.latents:
+        with torch.no_grad():
+            away = clean - roles.latents_of(high)
+        terms["latents"] = config.latents * (channel_weight(roles).to(away) * away.square()).mean()
     frames, truth = _decoded(config, roles, clean, high, rng)
     pixels = picture_terms(frames, truth, config.terms)
     terms["regression"] = config.regression * torch.stack(list(pixels.values())).sum()
@@ -161,25 +180,28 @@ def _distribution_terms(
 
 
 def learners(config: DmdConfig) -> tuple[Learner, ...]:
-    """Return critic and student; the critic learns in every step."""
-    critic, student = partial(critic_loss, config), partial(student_loss, config)
-    return (
-        Learner(name="critic", roles=("fake_score",), loss=critic, rate=config.critic_rate),
-        Learner(name="student", roles=NETWORKS, loss=student, every=config.critic_updates),
-    )
+    """Return critic and student; the critic learns in every step. Without the parts that need scores the student is
+    alone and learns in every step, too."""
+    student = Learner(name="student", roles=NETWORKS, loss=partial(student_loss, config))
+    if config.orthogonal:
+        student = replace(student, is_kernel=is_kernel)
+    if not config.by_scores:
+        return (student,)
+    critic = Learner(name="critic", roles=("fake_score",), loss=partial(critic_loss, config), rate=config.critic_rate)
+    return (critic, replace(student, every=config.critic_updates))
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> DmdConfig:
     """Return the settings for a built-in model's sizes, or for a toy; ``steps`` are the critic's."""
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1.5e-3 if toy else 1e-4, warmup=10)
-    shared = {name: getattr(base, name) for name in ("profile", "words", "pairs", "window", "scale_odds", "shift")}
-    config = DmdConfig(loop=loop, **shared)
+    config = DmdConfig(loop=loop, **tv2v.settings(base))
     if toy:
         return replace(config, critic_updates=2, matching=0.05, regression=3.0)
     if config.with_text:
-        rewards = (("lpips", 1.0), ("texture", 0.1), ("temporal", 0.05))
-        return replace(config, critic_updates=3, decoded=(32, 32), rewards=rewards)
+        loop = replace(loop, rate=2e-4, kernel_rate=2e-3, batch=1)
+        rewards = (("lpips", 0.5), ("texture", 0.1), ("temporal", 0.05))
+        return replace(config, loop=loop, critic_updates=3, latents=0.1, decoded=(32, 32), rewards=rewards)
     return config
 
 
@@ -191,9 +213,11 @@ def start(config: DmdConfig, materials: list[Material], weights: dict[str, Tenso
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         roles = DmdRoles(config)
-    given = {name: value for name, value in (weights or {}).items() if name.split(".")[0] not in HELPERS}
+    given = of_scales(weights or {}, tuple(scale for scale, _ in config.scale_odds))
+    given = {name: value for name, value in given.items() if name.split(".")[0] not in HELPERS}
     roles.load(given or None, fresh=HELPERS, hint="average.safetensors of a run of `tv2v_flow_matching`")
     roles.begin()
+    weigh_channels(config, roles)
     return roles
 
 

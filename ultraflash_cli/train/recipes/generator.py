@@ -22,7 +22,7 @@ from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import chunk_flow, draw_levels, noised, normal, uniform
 from ultraflash_cli.train.latents import draw_scene, open_scene_latents, scene_caption, thing_cover
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
-from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
+from ultraflash_cli.train.roles import CHANNEL_WEIGHT, TOY, TOY_WORDS, CascadeRoles, pixel_gain
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "loss",
     "make",
     "pictures",
-    "pixel_gain",
     "roll_out",
     "scene_batch",
     "start",
@@ -49,9 +48,6 @@ _PICTURED = 2
 
 _ALIKE = 2
 """Batches in a row whose clips have the same length: two processes then have as much to do in every step."""
-
-_CHANNEL_WEIGHT = "channel_weight"
-"""Name of the roles' buffer [C] that says how much the error of each channel weighs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +204,7 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     weight = (over / over.clamp_min(config.weight_below)).square()
     weight = weight * (1 + (config.thing_weight - 1) * _urgency(config, cover.to(weight))[:, None])
     if config.pixel_power:
-        weight = weight * roles.get_buffer(_CHANNEL_WEIGHT).view(-1, 1, 1, 1)
+        weight = weight * roles.get_buffer(CHANNEL_WEIGHT).view(-1, 1, 1, 1)
     return {"flow": (weight * (flow - target).square()).mean()}
 
 
@@ -331,18 +327,8 @@ def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dic
     roles.learn(*NETWORKS)
     if config.pixel_power:
         weight = pixel_gain(roles).pow(config.pixel_power)
-        roles.register_buffer(_CHANNEL_WEIGHT, weight / weight.mean(), persistent=False)
+        roles.register_buffer(CHANNEL_WEIGHT, weight / weight.mean(), persistent=False)
     return roles
-
-
-@torch.no_grad()
-def pixel_gain(roles: CascadeRoles) -> Tensor:
-    """Return by how much a small error in each channel changes the frames: [C], mean squares over mean squares."""
-    channels, size, probe = roles.generator.config.latent_channels, 12, 0.1
-    noise = probe * torch.randn((channels, 1, 3, size, size), generator=torch.Generator().manual_seed(0))
-    still = torch.zeros(1, channels, 3, size, size)
-    alone = torch.eye(channels).view(channels, channels, 1, 1, 1) * noise
-    return (roles.decode_base(alone) - roles.decode_base(still)).square().mean((1, 2, 3, 4)) / probe**2
 
 
 def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Batch]:

@@ -1,10 +1,11 @@
 """Recipe ``tv2v_flow_matching``: a text-to-video transformer learns to sharpen upsampled latents, in many steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,21 +17,27 @@ from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material, PairConfig, captioned_batch
 from ultraflash_cli.train.flows import clean_of, draw_levels, group_flow, noised, normal, uniform
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
-from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles, dense
+from ultraflash_cli.train.roles import CHANNEL_WEIGHT, TOY, TOY_WORDS, CascadeRoles, dense, pixel_gain
 from ultraflash_cli.train.scene_pairs import SceneWindow, holds_scene_pairs, scene_pair_batch
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
     "NETWORKS",
     "Tv2vConfig",
+    "channel_weight",
     "condition",
     "configure",
+    "flow_error",
+    "is_kernel",
     "learners",
     "loss",
     "make",
+    "of_scales",
     "pictures",
     "sample",
+    "settings",
     "start",
+    "weigh_channels",
     "widened",
 ]
 
@@ -55,6 +62,10 @@ class Tv2vConfig:
     """How often each scale is trained."""
     condition_noise: tuple[float, float] = (0.1, 0.3)
     """Range of sigma, the share of noise in the condition."""
+    pixel_power: float = 0.0
+    """How much the channels of a latent weigh by what the decoder makes of them, see ``GeneratorRecipeConfig``."""
+    orthogonal: bool = False
+    """Whether the matrices of the transformer's blocks take orthogonalised steps."""
     shift: float = 5.0
     """How much the noise levels lean to the noisy side."""
     text_drop: float = 0.1
@@ -110,14 +121,15 @@ def loss(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Gener
         context = roles.context(captions, keep) if config.with_text else None
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
     flow = group_flow(roles.sr_dit, noised(clean, noise, level), cond, level, context)
-    return {"flow": flow_error(roles.sr_dit, flow, noise - clean, level)}
+    return {"flow": flow_error(roles, roles.sr_dit, flow, noise - clean, level)}
 
 
-def flow_error(network: SrDit, flow: Tensor, wanted: Tensor, level_b: Tensor) -> Tensor:
+def flow_error(roles: CascadeRoles, network: SrDit, flow: Tensor, wanted: Tensor, level_b: Tensor) -> Tensor:
     """Return the mean square error of a flow, as that of clean latents where the network
-    answers with these."""
+    answers with these; see ``Tv2vConfig.pixel_power`` for the channels' weights."""
     weight = level_b if network.config.prediction == "residual" else torch.ones_like(level_b)
-    return (weight.to(flow.device).view(-1, 1, 1, 1, 1) * (flow.float() - wanted)).square().mean()
+    away = (weight.to(flow.device).view(-1, 1, 1, 1, 1) * (flow.float() - wanted)).square()
+    return (channel_weight(roles).to(away) * away).mean()
 
 
 @torch.no_grad()
@@ -167,7 +179,13 @@ def widened(generator: dict[str, Tensor], network: SrDit) -> dict[str, Tensor]:
 
 def learners(config: Tv2vConfig) -> tuple[Learner, ...]:
     """Return the one learner, the transformer."""
-    return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
+    student = Learner(name="student", roles=NETWORKS, loss=partial(loss, config))
+    return (replace(student, is_kernel=is_kernel) if config.orthogonal else student,)
+
+
+def is_kernel(name: str) -> bool:
+    """Return whether a parameter takes orthogonalised steps: the matrices of the transformer's blocks."""
+    return name.startswith("sr_dit.blocks.") and name.endswith(".weight")
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> Tv2vConfig:
@@ -185,16 +203,24 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     if isinstance(profile.text_encoder, PromptEncoderConfig) and profile.sr_dit.text_len:
         # The noise in the condition is that of service; every level counts, as errors of clean latents do.
         return Tv2vConfig(
-            loop=loop,
+            loop=replace(loop, kernel_rate=6e-3, batch=2),
             profile=profile,
             words=profile.text_encoder,
             pairs=pairs,
             scale_odds=((2, 1.0),),
+            condition_noise=(profile.condition_noise, profile.condition_noise),
             shift=3.0,
+            pixel_power=0.5,
+            orthogonal=True,
         )
     return Tv2vConfig(
         loop=loop, profile=replace(profile, sr_dit=replace(profile.sr_dit, prediction="flow")), pairs=pairs
     )
+
+
+def settings(config: Tv2vConfig) -> dict[str, Any]:
+    """Return what the recipes that go on from this one take over: all but the loop, by name."""
+    return {each.name: getattr(config, each.name) for each in fields(Tv2vConfig) if each.name != "loop"}
 
 
 def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
@@ -208,6 +234,7 @@ def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tens
         torch.manual_seed(config.loop.seed)
         scales = tuple(scale for scale, _ in config.scale_odds)
         roles = CascadeRoles(config.dense_profile, config.parts, scales=scales, words=config.words)
+    weights = None if weights is None else of_scales(weights, scales)
     given = {name.split(".")[0] for name in weights or ()}
     if weights is not None and "generator" in given and "sr_dit" not in given:
         generator = {name.split(".", 1)[1]: v for name, v in weights.items() if name.startswith("generator.")}
@@ -216,7 +243,27 @@ def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tens
         roles.sr_dit.patch_embedding.weight.data[:, config.profile.latent_stages[1].latent_channels :] = 0
     roles.load(weights, fresh=("sr_dit", "text_encoder"), hint="average.safetensors of a run of `latent_upsampler`")
     roles.learn(*NETWORKS)
+    weigh_channels(config, roles)
     return roles
+
+
+def of_scales(weights: dict[str, Tensor], scales: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return weights without the upsamplers of other scales."""
+    wanted = tuple(f"upsamplers.{scale}." for scale in scales)
+    return {name: x for name, x in weights.items() if not name.startswith("upsamplers.") or name.startswith(wanted)}
+
+
+def weigh_channels(config: Tv2vConfig, roles: CascadeRoles) -> None:
+    """Give the roles the weights of latent channels that a config asks for."""
+    if config.pixel_power:
+        weight = pixel_gain(roles).pow(config.pixel_power)
+        roles.register_buffer(CHANNEL_WEIGHT, weight / weight.mean(), persistent=False)
+
+
+def channel_weight(roles: CascadeRoles) -> Tensor:
+    """Return what the error of each latent channel weighs: [C, 1, 1, 1], or a single 1."""
+    weight = dict(roles.named_buffers(recurse=False)).get(CHANNEL_WEIGHT)
+    return torch.ones(1) if weight is None else weight.view(-1, 1, 1, 1)
 
 
 def make(config: Tv2vConfig, data: Path | None) -> Callable[[int], Batch]:
