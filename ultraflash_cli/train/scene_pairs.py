@@ -165,8 +165,7 @@ def answer_scenes(job: AnswerScenesJob, *, on_file: Callable[[int], None] | None
             metadata = dict(opened.metadata() or {})
         if not target.exists():
             answers = [
-                _answer(job, scene[None].float(), scenes.seed, int(facts["first"]) + i)
-                for i, scene in enumerate(clean)
+                _answer(job, scene[None].float(), scenes.seed, int(facts["first"]) + i) for i, scene in enumerate(clean)
             ]
             tensors = {"latents": torch.cat(answers).half().contiguous(), "covers": covers}
             with output_errors(target), partial_file(target) as part:
