@@ -1,6 +1,7 @@
 """The loop: batches in order, the same losses after a stop, averages, optimisers."""
 
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from tests.train import two_processes
 from ultraflash_cli.errors import ConfigError, UsageError
-from ultraflash_cli.train.crew import joined_crew
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, Prefetcher, run_loop
+from ultraflash_cli.train.process_group import joined_group
 from ultraflash_cli.train.run_log import RunLog
 
 
@@ -78,9 +79,9 @@ def test_it_learns_and_returns_the_average(tmp_path: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     (pupil,) = state["pupils"]
-    for value, mean in zip(model.parameters(), pupil["average"], strict=True):
+    for value, mean in zip(model.parameters(), pupil["average"].values(), strict=True):
         assert torch.equal(value, mean)
-    assert not torch.equal(pupil["parameters"][0], pupil["average"][0])
+    assert not torch.equal(next(iter(pupil["parameters"].values())), next(iter(pupil["average"].values())))
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
@@ -250,6 +251,7 @@ def torchrun(repository: Path, *arguments: str) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=120,
         cwd=repository,
         env=os.environ | {"PYTHONPATH": f"{repository}:{repository / 'kernels'}", "OMP_NUM_THREADS": "1"},
     )
@@ -264,30 +266,45 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], 
     return weights, RunLog(folder).rows()
 
 
-@pytest.mark.parametrize("way", ["copied", "divided"])
+@pytest.mark.parametrize("way", ["copied", "sharded"])
 def test_two_processes_do_what_one_does_with_twice_the_accumulation(
-    way: str, alone: tuple[dict[str, Tensor], list[dict[str, Any]]], tmp_path: Path, repository: Path
+    way: str,
+    alone: tuple[dict[str, Tensor], list[dict[str, Any]]],
+    tmp_path: Path,
+    repository: Path,
 ) -> None:
-    """With all networks in each process; and with what learns divided over both, which were killed in between."""
-    if way == "divided":
-        torchrun(repository, str(tmp_path), way, "stop", "6")  # in the last step, behind the checkpoint of step 2
-        assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
-        assert [row["step"] for row in RunLog(tmp_path).rows()] == [3]
-    torchrun(repository, str(tmp_path), way)
+    """With all networks in each process; and with learners sharded over both, which were
+    killed in between. What two sharded processes saved, one process continues from, too."""
     weights, rows = alone
-    end = torch.load(tmp_path / "end.pt", weights_only=True)
-    for name, value in weights.items():
-        torch.testing.assert_close(end["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    if way == "sharded":
+        folder = tmp_path / "killed"
+        torchrun(repository, str(folder), way, "stop", "6")  # behind the checkpoint of step 2
+        assert (folder / "state" / "00000002" / ".metadata").exists()
+        assert [row["step"] for row in RunLog(folder).rows()] == [3]
+        shutil.copytree(folder, tmp_path / "resumed")
+        resumed = two_processes.train(folder, accumulate=2).state_dict()
+        assert_same_end(resumed, RunLog(folder).rows(), weights, rows)
+    folder = tmp_path / "resumed"
+    torchrun(repository, str(folder), way)
+    end = torch.load(folder / "end.pt", weights_only=True)
+    assert_same_end(end["weights"], RunLog(folder).rows(), weights, rows)
     assert torch.equal(end["shown"][-1], end["weights"]["mix.weight"])
+
+
+def assert_same_end(
+    weights: dict[str, Tensor],
+    rows: list[dict[str, Any]],
+    expected: dict[str, Tensor],
+    expected_rows: list[dict[str, Any]],
+) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6, msg=name)
     names = ("step", "critic.flow", "student.flow")
-    assert [[row[name] for name in names] for row in RunLog(tmp_path).rows()] == [
-        pytest.approx([row[name] for name in names], rel=1e-4) for row in rows
+    assert [[row[name] for name in names] for row in rows] == [
+        pytest.approx([row[name] for name in names], rel=1e-4) for row in expected_rows
     ]
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    shapes = [list(p.shape) for p in state["pupils"][1]["parameters"]]
-    assert shapes == [list(p.shape) for p in two_processes.learners()[1].parameters(two_processes.Duo()).values()]
 
 
-def test_dividing_needs_processes() -> None:
-    with pytest.raises(UsageError, match="torchrun"), joined_crew(torch.device("cpu"), divides=True):
+def test_sharding_needs_processes() -> None:
+    with pytest.raises(UsageError, match="torchrun"), joined_group(torch.device("cpu"), shards=True):
         pass

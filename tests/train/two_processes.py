@@ -1,4 +1,4 @@
-"""What the tests run under torchrun: a small transformer with a critic, and a convolution, divided or not."""
+"""What the tests run under torchrun: a small transformer with a critic, and a convolution, sharded or not."""
 
 import sys
 from dataclasses import replace
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.stages.sr_dit import SrDit
-from ultraflash_cli.train.crew import joined_crew
 from ultraflash_cli.train.flows import group_flow
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, Prefetcher, run_loop
+from ultraflash_cli.train.process_group import joined_group
 from ultraflash_cli.train.roles import TOY
 
 __all__ = ["CONFIG", "Duo", "batch", "learners", "train"]
@@ -71,8 +71,8 @@ def train(folder: Path, **changes: Any) -> nn.Module:
     return run_loop(Duo(), learners(), Prefetcher(batch, workers=0), replace(CONFIG, **changes), folder)
 
 
-def main(folder: Path, *, divides: bool, stop: int | None) -> None:
-    """Train with the crew; stop, as a killed run would, where a batch has that number."""
+def main(folder: Path, *, shards: bool, stop: int | None) -> None:
+    """Train with the group; stop, as a killed run would, where a batch has that number."""
 
     def until(number: int) -> Batch:
         if stop is not None and number >= stop:
@@ -80,7 +80,7 @@ def main(folder: Path, *, divides: bool, stop: int | None) -> None:
         return batch(number)
 
     shown: list[Tensor] = []
-    with joined_crew(torch.device("cpu"), divides=divides) as (crew, _):
+    with joined_group(torch.device("cpu"), shards=shards) as (group, _):
         try:
             roles = run_loop(
                 Duo(),
@@ -88,14 +88,14 @@ def main(folder: Path, *, divides: bool, stop: int | None) -> None:
                 Prefetcher(until, workers=0),
                 CONFIG,
                 folder,
-                crew=crew,
+                group=group,
                 on_save=lambda model, _: shown.append(model.get_parameter("mix.weight").detach().clone()),
             )
         except KeyboardInterrupt:
             return
-        if crew.leads:
+        if group.is_main:
             torch.save({"weights": roles.state_dict(), "shown": shown}, folder / "end.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), divides="divided" in sys.argv, stop=int(sys.argv[-1]) if "stop" in sys.argv else None)
+    main(Path(sys.argv[1]), shards="sharded" in sys.argv, stop=int(sys.argv[-1]) if "stop" in sys.argv else None)

@@ -6,20 +6,22 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ultraflash_cli.engine.profiles import TRAINED
 from ultraflash_cli.errors import InputError, UsageError, WeightsError
 from ultraflash_cli.train import scenes
-from ultraflash_cli.train.crew import Crew, joined_crew
 from ultraflash_cli.train.data import Material, data_hash, load_materials
 from ultraflash_cli.train.latents import open_scene_latents
 from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.pairs import pairs_hash
+from ultraflash_cli.train.process_group import ProcessGroup, joined_group
+from ultraflash_cli.train.recipe import Weights
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run_log import NOT_LOSSES, RunLog, plot_losses
 from ultraflash_cli.train.scene_pairs import holds_scene_pairs, open_scene_pairs
@@ -78,7 +80,9 @@ class TrainJob:
     rewards: tuple[tuple[str, float], ...] = ()
     """Rewards by name and weight in place of the recipe's own; empty keeps those."""
     shard: bool = False
-    """Whether the processes of torchrun divide what learns among them, in place of a copy each."""
+    """Whether learners are sharded over the processes of torchrun, in place of a copy each."""
+    shard_frozen: bool = False
+    """Whether frozen transformers are, too."""
     tensorboard: bool = False
     """Whether TensorBoard's event files are written, too."""
 
@@ -121,11 +125,14 @@ class RunRecord:
     """Steps done."""
     processes: int = 1
     """Processes that trained together."""
+    batches: int = 1
+    """Batches of a step: processes times accumulation."""
 
     def is_same_run(self, other: "RunRecord") -> bool:
-        """Return whether the other record belongs to a part of the same run."""
+        """Return whether the other record belongs to a part of the same run, on as many
+        batches a step, whatever the number of processes."""
         mine, theirs = (
-            (record.recipe, record.config, record.data_hash, record.start_hash, record.processes)
+            (record.recipe, record.config, record.data_hash, record.start_hash, record.batches)
             for record in (self, other)
         )
         return mine == theirs
@@ -141,11 +148,11 @@ def run(job: TrainJob, *, on_save: Callable[[int], None] | None = None) -> RunRe
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no usable GPU")
     device = torch.device("cuda" if wanted == "auto" else wanted)
-    with joined_crew(device, divides=job.shard) as (crew, device):
-        return _run(job, crew, device, on_save)
+    with joined_group(device, shards=job.shard, shards_frozen=job.shard_frozen) as (group, device):
+        return _run(job, group, device, on_save)
 
 
-def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int], None] | None) -> RunRecord:
+def _run(job: TrainJob, group: ProcessGroup, device: torch.device, on_save: Callable[[int], None] | None) -> RunRecord:
     recipe = RECIPES[job.recipe].load()
     whose = {} if job.profile is None else {"profile": TRAINED[job.profile]}
     config: Any = recipe.configure(steps=job.steps, seed=job.seed, toy=job.toy, **whose)
@@ -155,17 +162,20 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
             raise UsageError(f"{job.recipe} does not use rewards; remove --reward")
         config = replace(config, rewards=job.rewards)
     materials, known = _data(job)
+    # How the batches of a step are spread over processes changes nothing.
+    told = repr(replace(config, loop=replace(config.loop, accumulate=1)))
     record = RunRecord(
         recipe=job.recipe,
-        recipe_hash=_short_hash(job.recipe + repr(config) + inspect.getsource(recipe)),
-        config=repr(config),
+        recipe_hash=_short_hash(job.recipe + told + inspect.getsource(cast("ModuleType", recipe))),
+        config=told,
         data_hash=known,
         start_hash=_short_hash(b"".join(path.read_bytes() for path in job.start_from if path.exists()))
         if job.start_from
         else "",
         seed=job.seed,
         steps=0,
-        processes=crew.size,
+        processes=group.size,
+        batches=group.size * job.accumulate,
     )
     if (job.out / RECORD).exists() and not read_record(job.out).is_same_run(record):
         raise UsageError(
@@ -173,13 +183,13 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
         )
     torch.set_num_threads(job.threads)
     log = RunLog(job.out, tensorboard=job.tensorboard)
-    roles: nn.Module = recipe.start(config, materials, _read_weights(job.start_from, recipe))
+    roles: nn.Module = recipe.start(config, materials, _read_weights(job.start_from, recipe.merge))
     roles.to(device)
     make = recipe.make(config, job.data)
     batches = Prefetcher(make, workers=job.workers)
 
     def save(model: nn.Module, step: int) -> None:
-        _save(job.out, model, replace(record, steps=step), log, _helpers(recipe))
+        _save(job.out, model, replace(record, steps=step), log, recipe.HELPERS)
         picture = recipe.pictures(
             config, model, moved(make(SHOWN_BATCH), device), generator_of(config.loop.seed, "pictures")
         )
@@ -192,13 +202,13 @@ def _run(job: TrainJob, crew: Crew, device: torch.device, on_save: Callable[[int
         (job.out / "samples").mkdir(parents=True, exist_ok=True)
     try:
         roles = run_loop(
-            roles, recipe.learners(config), batches, config.loop, job.out, on_save=save, crew=crew, log=log
+            roles, recipe.learners(config), batches, config.loop, job.out, on_save=save, group=group, log=log
         )
     finally:
         batches.close()
     record = replace(record, steps=job.steps)
-    if crew.leads:
-        _save(job.out, roles, record, log, _helpers(recipe))
+    if group.is_main:
+        _save(job.out, roles, record, log, recipe.HELPERS)
     return record
 
 
@@ -226,11 +236,6 @@ def _data(job: TrainJob) -> tuple[list[Material], str]:
             return [], open_scene_latents(job.data.absolute()).hash()
 
 
-def _helpers(recipe: Any) -> tuple[str, ...]:
-    """Roles that only training needs: teachers, critics, references."""
-    return getattr(recipe, "HELPERS", ())
-
-
 def _save(folder: Path, model: nn.Module, record: RunRecord, log: RunLog, helpers: tuple[str, ...]) -> None:
     tensors = {
         name: value.detach().float().cpu().contiguous().clone()
@@ -247,17 +252,12 @@ def _save(folder: Path, model: nn.Module, record: RunRecord, log: RunLog, helper
         part.write_text(json.dumps(asdict(record), indent=1))
 
 
-def _read_weights(paths: tuple[Path, ...], recipe: Any) -> dict[str, Tensor] | None:
-    """Return the tensors of all files as one; the recipe says how, or the last file with a tensor counts."""
-    if not paths:
-        return None
+def _read_weights(paths: tuple[Path, ...], merge: Callable[[list[Weights]], Weights]) -> Weights | None:
+    """Return the tensors of all files as one, as the recipe merges them."""
     for path in paths:
         if not path.exists():
             raise WeightsError(f"{path}: no such weights to start from")
-    files = [read_tensors(path) for path in paths]
-    if hasattr(recipe, "merge"):
-        return recipe.merge(files)
-    return {name: value for tensors in files for name, value in tensors.items()}
+    return merge([read_tensors(path) for path in paths]) if paths else None
 
 
 def _short_hash(content: str | bytes) -> str:

@@ -1,4 +1,4 @@
-"""Roles that learn, divided over the processes of a crew (FSDP2): parameters, gradients, moments and averages."""
+"""Learners sharded over processes (FSDP2): parameters, gradients, moments and averages."""
 
 import copy
 import warnings
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ultraflash_cli.engine.stages.generator import GeneratorBlock
@@ -37,48 +37,83 @@ class _Turn(nn.Module):
 
 
 class Shards:
-    """The networks of a run with the parameters in ``learning`` divided; the others stay whole in every process.
+    """The networks of a run, the parameters in ``learning`` sharded; frozen ones stay
+    whole in every process unless ``frozen`` is set, which shards frozen transformers.
 
-    Attention and feed-forward of a transformer's layers, most of its weights, are gathered one at a time, where they
-    compute; everything else for the length of a learner's turn.
+    Attention and feed-forward of a transformer's layers, most of its weights, are
+    gathered one at a time, where they compute; everything else for the length of a
+    learner's turn. With ``half`` they are gathered and computed in bfloat16, and
+    gradients are summed in float32; weights, moments and averages stay float32.
     """
 
-    def __init__(self, roles: nn.Module, learning: Collection[nn.Parameter]) -> None:
-        self.names = {name for name, p in roles.named_parameters() if p in learning}
-        frozen = {p for p in roles.parameters() if p not in learning}
-        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*frozen, *roles.buffers())}
+    def __init__(
+        self,
+        roles: nn.Module,
+        learning: Collection[nn.Parameter],
+        *,
+        half: bool = False,
+        frozen: bool = False,
+    ) -> None:
+        parts = [part for part in _parts(roles) if frozen or _all_in(part, learning)]
+        sharded = {*learning, *(p for part in parts for p in part.parameters())}
+        self._names = {name for name, p in roles.named_parameters() if p in sharded}
+        whole_ones = {p for p in roles.parameters() if p not in sharded}
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*whole_ones, *roles.buffers())}
         self._plain = copy.deepcopy(roles, shared)
         self.release()
-        for p in learning:
-            p.data = p.data.contiguous()  # FSDP divides nothing else
+
+        for p in sharded:
+            p.data = p.data.contiguous()  # FSDP shards nothing else
         size, kind = dist.get_world_size(), next(roles.parameters()).device.type
         mesh = init_device_mesh(kind, (size,))
-        layers = (block for block in roles.modules() if isinstance(block, SrDitBlock | GeneratorBlock))
-        for part in (part for block in layers for part in (block.self_attn, block.ffn)):
-            if all(p in learning for p in part.parameters()):
-                fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        if half:
+            policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
+        for part in parts:
+            fully_shard(
+                part,
+                mesh=mesh,
+                reshard_after_forward=True,
+                mp_policy=policy if _all_in(part, learning) else MixedPrecisionPolicy(),
+            )
+        self._roles = roles
         self._turn = _Turn(roles)
-        fully_shard(self._turn, mesh=mesh, ignored_params=frozen)
+        fully_shard(self._turn, mesh=mesh, ignored_params=whole_ones, mp_policy=policy)
 
     def terms(self, loss: Callable[..., dict[str, Tensor]], batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
         """Return a loss's terms; their backward pass makes gradients the means over the processes."""
         with warnings.catch_warnings():
-            # Results of the divided parts are views in places; nothing changes them in place.
+            # Results of the sharded parts are views in places; nothing changes them in place.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             return self._turn(loss, batch, rng)
 
     def plain(self, values: dict[str, Tensor]) -> nn.Module:
-        """Return the networks undivided, with these values for the parameters that learn; every process calls it."""
+        """Return the networks whole, with these values for the parameters that learn;
+        every process calls it."""
+        here = dict(self._roles.named_parameters())
         for name, p in self._plain.named_parameters():
-            if name in self.names:
-                p.data = whole(values[name].detach())
+            if name in self._names:
+                value = values[name] if name in values else here[name]
+                p.data = whole(value.detach())
         return self._plain
 
     def release(self) -> None:
         """Let go of the memory that ``plain`` took."""
         for name, p in self._plain.named_parameters():
-            if name in self.names:
+            if name in self._names:
                 p.data = p.data.new_empty(0)
+
+
+def _parts(roles: nn.Module) -> list[nn.Module]:
+    """Return attention and feed-forward of every transformer layer."""
+    layers = (block for block in roles.modules() if isinstance(block, SrDitBlock | GeneratorBlock))
+    return [part for block in layers for part in (block.self_attn, block.ffn)]
+
+
+def _all_in(part: nn.Module, learning: Collection[nn.Parameter]) -> bool:
+    return all(p in learning for p in part.parameters())
 
 
 def whole(value: Any) -> Any:
@@ -91,7 +126,8 @@ def whole(value: Any) -> Any:
 
 
 def part_like(value: Tensor, like: Tensor) -> Tensor:
-    """Return this process's part of a tensor that all have, divided as ``like`` is; all of it where that is whole."""
-    if not isinstance(like, DTensor) or value.shape != like.shape:
+    """Return this process's part of a tensor that all have, sharded as ``like`` is; all of
+    it where that is whole."""
+    if isinstance(value, DTensor) or not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from importlib import import_module
-from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
+
+if TYPE_CHECKING:
+    from ultraflash_cli.train.recipe import RecipeModule
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -23,17 +25,9 @@ class Recipe:
     profiles: bool = False
     """Whether it trains the networks of several models: ``configure`` then takes a ``profile``."""
 
-    def load(self) -> ModuleType:
-        """Return the module, which offers these.
-
-        ``NETWORKS``: the roles that an export writes. ``HELPERS`` if there are any: roles that only training needs.
-        ``merge``, where weights of several runs are more than one laid over the other.
-        ``configure(steps=, seed=, toy=)``: its frozen config, with ``loop``. ``start(config, materials, weights)``: the
-        roles, children of one module, before the first step. ``learners(config)``: who learns what, each with a pure
-        ``loss(roles, batch, rng)``. ``make(config, data)``: a picklable function from a number to a batch.
-        ``pictures(config, roles, batch, rng)``: a picture of what the EMA weights do.
-        """
-        return import_module(f"{__name__}.{self.name}")
+    def load(self) -> "RecipeModule":
+        """Return the module."""
+        return cast("RecipeModule", import_module(f"{__name__}.{self.name}"))
 
 
 RECIPES = {

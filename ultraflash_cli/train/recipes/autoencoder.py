@@ -17,15 +17,32 @@ from ultraflash_cli.train.components import start_from_components
 from ultraflash_cli.train.data import Material, PairConfig, PairDataset, pair_batch
 from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.flows import normal, uniform
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, spread_term
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
-__all__ = ["NETWORKS", "AutoencoderConfig", "configure", "learners", "loss", "make", "pictures", "start"]
+__all__ = [
+    "HELPERS",
+    "NETWORKS",
+    "AutoencoderConfig",
+    "configure",
+    "learners",
+    "loss",
+    "make",
+    "merge",
+    "pictures",
+    "start",
+]
 
 NETWORKS = ("encoder", "decoder")
 """What an export writes."""
+
+HELPERS: tuple[str, ...] = ()
+"""Roles that no result needs."""
+
+merge = overlaid
 
 TOY_SPACE = replace(
     LITE2,
@@ -51,10 +68,9 @@ START_SEED = 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
+class AutoencoderConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    loop: LoopConfig
     profile: Profile = LITE2
     """The networks' sizes; with one decoder for every size."""
     pairs: PairConfig = field(default_factory=PairConfig)

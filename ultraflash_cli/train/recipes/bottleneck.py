@@ -21,13 +21,15 @@ from ultraflash_cli.engine.layers.memory_block import MemoryBlock
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.train.data import Material, load_materials
 from ultraflash_cli.train.flows import normal, uniform
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import spread_term
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.recipes import autoencoder
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
+    "HELPERS",
     "NETWORKS",
     "BottleneckConfig",
     "component_gains",
@@ -35,6 +37,7 @@ __all__ = [
     "learners",
     "loss",
     "make",
+    "merge",
     "pictures",
     "start",
 ]
@@ -42,12 +45,16 @@ __all__ = [
 NETWORKS = autoencoder.NETWORKS
 """What an export writes."""
 
+HELPERS: tuple[str, ...] = ()
+"""Roles that no result needs."""
+
+merge = overlaid
+
 
 @dataclass(frozen=True, kw_only=True)
-class BottleneckConfig:
+class BottleneckConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    loop: LoopConfig
     profile: Profile
     """The networks' sizes."""
     base: autoencoder.AutoencoderConfig

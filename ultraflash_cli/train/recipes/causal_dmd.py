@@ -15,6 +15,7 @@ from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels, group_flow, noised, normal
 from ultraflash_cli.train.loop import Batch, Learner
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
 from ultraflash_cli.train.recipes.tv2v_flow_matching import (
     Tv2vConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "critic_loss",
     "learners",
     "make",
+    "merge",
     "pictures",
     "start",
     "student_loss",
@@ -48,6 +50,8 @@ NETWORKS = ("sr_dit",)
 
 HELPERS = ("real_score", "fake_score")
 """Roles that no result needs."""
+
+merge = overlaid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,25 +12,42 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
 from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, spread_term
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
-__all__ = ["NETWORKS", "DecoderRecipeConfig", "configure", "is_kernel", "learners", "loss", "make", "pictures", "start"]
+__all__ = [
+    "HELPERS",
+    "NETWORKS",
+    "DecoderRecipeConfig",
+    "configure",
+    "is_kernel",
+    "learners",
+    "loss",
+    "make",
+    "merge",
+    "pictures",
+    "start",
+]
 
 NETWORKS = ("encoder", "decoder")
 """What an export writes."""
+
+HELPERS: tuple[str, ...] = ()
+"""Roles that no result needs."""
+
+merge = overlaid
 
 LATENT_GAIN = 4.0
 """A fresh latent space starts as colours around grey times this, which makes their variance about 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderRecipeConfig:
+class DecoderRecipeConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    loop: LoopConfig
     profile: Profile = LITE_CASCADE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)

@@ -21,11 +21,13 @@ from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import chunk_flow, draw_levels, noised, normal, uniform
 from ultraflash_cli.train.latents import draw_scene, open_scene_latents, scene_caption, thing_cover
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import CHANNEL_WEIGHT, TOY, TOY_WORDS, CascadeRoles, pixel_gain
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
+    "HELPERS",
     "NETWORKS",
     "ClipLength",
     "GeneratorRecipeConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "learners",
     "loss",
     "make",
+    "merge",
     "pictures",
     "roll_out",
     "scene_batch",
@@ -42,6 +45,11 @@ __all__ = [
 
 NETWORKS = ("generator", "text_encoder")
 """What an export writes."""
+
+HELPERS: tuple[str, ...] = ()
+"""Roles that no result needs."""
+
+merge = overlaid
 
 _PICTURED = 2
 """Clips of a batch that are drawn for a picture: whole streams, which take their time."""
@@ -70,10 +78,9 @@ class ClipLength:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorRecipeConfig:
+class GeneratorRecipeConfig(RecipeConfig):
     """What is drawn, how noise is drawn, and what the loop needs."""
 
-    loop: LoopConfig
     profile: Profile
     """The networks' sizes; with a generator."""
     words: PromptEncoderConfig

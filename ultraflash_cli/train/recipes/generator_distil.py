@@ -13,6 +13,7 @@ from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import chunk_flow, clean_of, distribution_terms, draw_levels, noised, normal
 from ultraflash_cli.train.loop import Batch, Learner
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.recipes import generator as base
 from ultraflash_cli.train.recipes.generator import GeneratorRecipeConfig
 from ultraflash_cli.train.roles import CascadeRoles
@@ -28,6 +29,7 @@ __all__ = [
     "forced",
     "learners",
     "make",
+    "merge",
     "pictures",
     "start",
     "student_loss",
@@ -38,6 +40,8 @@ NETWORKS = ("generator", "text_encoder")
 
 HELPERS = ("real_score", "fake_score")
 """Roles that no result needs."""
+
+merge = overlaid
 
 
 @dataclass(frozen=True, kw_only=True)

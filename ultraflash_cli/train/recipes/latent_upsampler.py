@@ -11,21 +11,37 @@ from torch import Tensor
 
 from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
-__all__ = ["NETWORKS", "UpsamplerRecipeConfig", "configure", "learners", "loss", "make", "pictures", "start"]
+__all__ = [
+    "HELPERS",
+    "NETWORKS",
+    "UpsamplerRecipeConfig",
+    "configure",
+    "learners",
+    "loss",
+    "make",
+    "merge",
+    "pictures",
+    "start",
+]
 
 NETWORKS = ("upsamplers",)
 """What an export writes."""
 
+HELPERS: tuple[str, ...] = ()
+"""Roles that no result needs."""
+
+merge = overlaid
+
 
 @dataclass(frozen=True, kw_only=True)
-class UpsamplerRecipeConfig:
+class UpsamplerRecipeConfig(RecipeConfig):
     """What is learned from and what the loop needs."""
 
-    loop: LoopConfig
     profile: Profile = LITE_CASCADE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)

@@ -22,7 +22,7 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
 from ultraflash_cli.train.data import Material, PairConfig
 from ultraflash_cli.train.degradation import DegradationConfig
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import charbonnier, luma, temporal_loss, to_ycbcr, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, cut_batch
 from ultraflash_cli.train.recipes.pixels import load_roles
@@ -55,10 +55,9 @@ CHANGE_GAIN = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerceptualConfig:
+class PerceptualConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    loop: LoopConfig
     pixels: PixelPathConfig
     cuts: CutConfig = field(default_factory=lambda: CutConfig(clean_share=0.4))
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))

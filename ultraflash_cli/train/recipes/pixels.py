@@ -14,11 +14,13 @@ from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.train.data import Material, PairConfig, PairDataset, pair_batch
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, to_ycbcr
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.sheets import Picture, enlarged, sheet
 
 __all__ = [
+    "HELPERS",
     "NETWORKS",
     "PixelRoles",
     "PixelsConfig",
@@ -28,6 +30,7 @@ __all__ = [
     "load_roles",
     "loss",
     "make",
+    "merge",
     "pictures",
     "start",
     "toy_sized",
@@ -35,6 +38,11 @@ __all__ = [
 
 NETWORKS = ("pixels",)
 """What an export writes."""
+
+HELPERS: tuple[str, ...] = ()
+"""Roles that no result needs."""
+
+merge = overlaid
 
 WHITENING_FLOOR = 3e-5
 """Variance below which an axis of the patches counts as noise."""
@@ -44,10 +52,9 @@ WHITENING_SEED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelsConfig:
+class PixelsConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    loop: LoopConfig
     pairs: PairConfig = field(default_factory=PairConfig)
     terms: PictureTerms = field(default_factory=PictureTerms)
     """Weights of the loss terms."""

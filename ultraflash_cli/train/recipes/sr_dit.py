@@ -10,22 +10,39 @@ from torch import Tensor
 
 from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import TOY, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
-__all__ = ["NETWORKS", "SrConfig", "configure", "learners", "loss", "make", "pictures", "refine", "start"]
+__all__ = [
+    "HELPERS",
+    "NETWORKS",
+    "SrConfig",
+    "configure",
+    "learners",
+    "loss",
+    "make",
+    "merge",
+    "pictures",
+    "refine",
+    "start",
+]
 
 NETWORKS = ("sr_dit",)
 """The roles that the recipe trains."""
 
+HELPERS: tuple[str, ...] = ()
+"""Roles that no result needs."""
+
+merge = overlaid
+
 
 @dataclass(frozen=True, kw_only=True)
-class SrConfig:
+class SrConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    loop: LoopConfig
     profile: Profile = LITE_CASCADE
     """The networks' sizes; the transformer takes no words and predicts what its condition lacks."""
     pairs: PairConfig = field(default_factory=PairConfig)

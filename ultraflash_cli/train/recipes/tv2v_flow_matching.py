@@ -16,12 +16,14 @@ from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material, PairConfig, captioned_batch
 from ultraflash_cli.train.flows import clean_of, draw_levels, group_flow, noised, normal, uniform
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
+from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import CHANNEL_WEIGHT, TOY, TOY_WORDS, CascadeRoles, dense, pixel_gain
 from ultraflash_cli.train.scene_pairs import SceneWindow, holds_scene_pairs, scene_pair_batch
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
+    "HELPERS",
     "NETWORKS",
     "Tv2vConfig",
     "channel_weight",
@@ -32,6 +34,7 @@ __all__ = [
     "learners",
     "loss",
     "make",
+    "merge",
     "of_scales",
     "pictures",
     "sample",
@@ -44,12 +47,16 @@ __all__ = [
 NETWORKS = ("sr_dit",)
 """What an export writes."""
 
+HELPERS: tuple[str, ...] = ()
+"""Roles that no result needs."""
+
+merge = overlaid
+
 
 @dataclass(frozen=True, kw_only=True)
-class Tv2vConfig:
+class Tv2vConfig(RecipeConfig):
     """What is learned from, how noise is drawn, and what the loop needs."""
 
-    loop: LoopConfig
     profile: Profile
     """The networks' sizes; its SR transformer is made dense for this stage."""
     words: PromptEncoderConfig = TOY_WORDS

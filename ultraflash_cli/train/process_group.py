@@ -1,4 +1,4 @@
-"""Processes that train together: who they are, shared gradients, shared sums."""
+"""The processes of torchrun: rank and size, averaged gradients, averaged losses."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -11,31 +11,39 @@ from torch.distributed.distributed_c10d import get_node_local_rank
 
 from ultraflash_cli.errors import UsageError
 
-__all__ = ["ALONE", "Crew", "joined_crew"]
+__all__ = ["ALONE", "ProcessGroup", "joined_group"]
 
 
 @dataclass(frozen=True)
-class Crew:
-    """One process among ``size``; each has its own batches, and all networks unless the crew divides them.
+class ProcessGroup:
+    """One process among ``size``; each has its own batches, and all networks unless they
+    are sharded.
 
-    Data parallel by one all-reduce a step over the gradients of whoever learns in it. Torch's wrapper wants one
-    ``forward`` between two steps; roll-outs run a network many times, several networks take turns, and a sum of
-    gradients does not care.
+    Data parallel by one all-reduce a step over the gradients of whoever learns in it.
+    Torch's wrapper wants one ``forward`` between two steps; roll-outs run a network many
+    times, several networks take turns, and a sum of gradients does not care.
     """
 
     rank: int = 0
     size: int = 1
-    divides: bool = False
-    """Whether what learns is divided over the processes (``train/shards.py``) in place of whole in each."""
+    shards: bool = False
+    """Whether learners are sharded over the processes (``train/shards.py``)."""
+    shards_frozen: bool = False
+    """Whether large frozen networks are sharded, too."""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
+
     @torch.no_grad()
     def share_weights(self, networks: nn.Module) -> None:
-        """Broadcast the leader's parameters and buffers to every process."""
+        """Broadcast the main process's parameters and buffers to every process."""
         if self.size > 1:
             for tensor in (*networks.parameters(), *networks.buffers()):
                 dist.broadcast(tensor.data, 0)
@@ -44,9 +52,9 @@ class Crew:
     def share_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace gradients by their mean over the processes; a missing one counts as zero.
 
-        Divided parameters have it already.
+        Sharded parameters have it already.
         """
-        if self.size == 1 or self.divides:
+        if self.size == 1 or self.shards:
             return
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         flat = torch.cat([grad.flatten() for grad in grads])
@@ -59,33 +67,36 @@ class Crew:
         """Return the means over the processes, which call with equally many values."""
         if self.size == 1 or not values:
             return list(values)
-        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+        device = torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else None
         total: Tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(total)
         return (total / self.size).tolist()
 
 
-ALONE = Crew()
+ALONE = ProcessGroup()
 """A single process."""
 
 
 @contextmanager
-def joined_crew(device: torch.device, *, divides: bool = False) -> Generator[tuple[Crew, torch.device]]:
-    """Join the processes that ``torchrun`` started, if it did; return the crew and this process's device.
+def joined_group(
+    device: torch.device, *, shards: bool = False, shards_frozen: bool = False
+) -> Generator[tuple[ProcessGroup, torch.device]]:
+    """Join the processes that ``torchrun`` started, if it did; return the group and this process's device.
 
-    Raises UsageError for a crew of none that is to divide the networks.
+    Raises UsageError for sharding without torchrun.
     """
     if not dist.is_torchelastic_launched():
-        if divides:
+        if shards:
             raise UsageError("--shard needs several processes; start the command with torchrun")
         yield ALONE, device
         return
     on_gpu = device.type == "cuda"
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    # Sharded states are saved from CPU memory, over gloo.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     if on_gpu:
         device = torch.device("cuda", get_node_local_rank())
         torch.cuda.set_device(device)
     try:
-        yield Crew(dist.get_rank(), dist.get_world_size(), divides), device
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), shards, shards_frozen), device
     finally:
         dist.destroy_process_group()

@@ -1,0 +1,185 @@
+"""What every recipe sets: the loop's numbers, and who learns what by which optimiser."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ultraflash_cli.errors import ConfigError
+from ultraflash_cli.train.muon import KernelOptimiser
+from ultraflash_cli.train.shards import part_like
+
+__all__ = ["Batch", "Learner", "LoopConfig", "Loss", "RecipeConfig", "Trainee"]
+
+Batch = Any
+"""What a recipe's own batch function returns: tensors, numbers, words, and tuples of them."""
+
+Loss = Callable[[Any, Batch, torch.Generator], dict[str, Tensor]]
+"""A pure function: roles (a module of the recipe's own class), a batch and the generator
+(on the CPU) of every sample of noise to named terms, weighted already. Their sum is
+minimised; a term without a gradient is only logged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What is the same for every recipe."""
+
+    steps: int
+    """Optimiser steps in all."""
+    rate: float = 6e-4
+    """Highest learning rate."""
+    last_rate: float = 1e-5
+    """Learning rate of the last step; a cosine leads there."""
+    kernel_rate: float = 0.007
+    """Highest learning rate of convolution kernels, whose steps are orthogonalised (Muon)."""
+    warmup: int = 100
+    """Steps over which the rate rises from 0."""
+    clip: float = 0.5
+    """Largest gradient norm of a learner."""
+    average: float = 0.999
+    """Decay of the EMA weights."""
+    batch: int = 4
+    """Clips in a batch."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """``bf16``: products and convolutions in bfloat16 (autocast), the optimisers' products, too; weights, momenta and
+    averages stay float32."""
+    recompute: bool = False
+    """Whether the blocks of trained transformers keep only their inputs and are computed
+    again on the way back (activation checkpointing)."""
+    frozen: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the weights of networks that do not learn."""
+    seed: int = 1
+    """Seed of every draw."""
+    save_every: int = 200
+    """Steps between checkpoints, each with the loss plot and sample pictures."""
+    log_every: int = 50
+    """Steps whose mean losses are a line of the log."""
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "batch", "accumulate", "save_every", "log_every"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"training: {name} must be positive, got {getattr(self, name)}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"training: precision must be fp32 or bf16, got {self.precision!r}")
+        if self.frozen not in ("fp32", "bf16"):
+            raise ConfigError(f"training: frozen must be fp32 or bf16, got {self.frozen!r}")
+
+    @property
+    def runs_in_bf16(self) -> bool:
+        """Whether matmuls and convolutions run in bfloat16."""
+        return self.precision == "bf16"
+
+    def share_at(self, step: int) -> float:
+        """Return the share of the highest learning rate that holds at a step, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        last = self.last_rate / self.rate
+        return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """What the settings of every recipe have."""
+
+    loop: LoopConfig
+    """What the loop needs."""
+
+
+def _no_kernels(_name: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """Some of the roles, the loss they lower, and how often they do; each has optimisers of its own."""
+
+    loss: Loss
+    """What it lowers."""
+    name: str = "model"
+    """For the log and the draws."""
+    roles: tuple[str, ...] = ()
+    """Children of the roles' module that it trains; empty is all. Nobody else's weights move in its turn."""
+    every: int = 1
+    """It learns in one of this many steps, the last of them."""
+    rate: float = 1.0
+    """Factor on the learning rates."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of AdamW's mean gradient and of its mean square."""
+    weight_decay: float = 0.0
+    """AdamW's, relative to the learning rate."""
+    is_kernel: Callable[[str], bool] = _no_kernels
+    """Which matrices, by name, take orthogonalised steps; everything else takes AdamW's."""
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return what it trains: the parameters of its roles that require gradients."""
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        return {name: p for name, p in named.items() if not self.roles or name.split(".")[0] in self.roles}
+
+
+class Trainee:
+    """A learner with its parameters and optimisers."""
+
+    def __init__(self, learner: Learner, model: nn.Module, config: LoopConfig) -> None:
+        self.learner = learner
+        named = learner.parameters(model)
+        self.names = list(named)
+        self.parameters = list(named.values())
+        assert self.parameters, f"{learner.name} has nothing to learn"
+        kernels = [p for name, p in named.items() if p.ndim >= 2 and learner.is_kernel(name)]
+        others = [p for name, p in named.items() if p.ndim < 2 or not learner.is_kernel(name)]
+        self.optimisers: list[torch.optim.Optimizer] = []
+        if others:
+            rate = config.rate * learner.rate
+            self.optimisers.append(
+                torch.optim.AdamW(others, lr=rate, betas=learner.betas, weight_decay=learner.weight_decay)
+            )
+        if kernels:
+            self.optimisers.append(KernelOptimiser(kernels, config.kernel_rate * learner.rate))
+        self.highest = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
+        self.average = [p.detach().clone() for p in self.parameters]
+
+    def learns_in(self, step: int) -> bool:
+        return (step + 1) % self.learner.every == 0
+
+    def set_rate(self, share: float) -> None:
+        for optimiser, rate in zip(self.optimisers, self.highest, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * share
+
+    def follow(self, decay: float) -> None:
+        """Move the averages a little towards the parameters."""
+        for p, mean in zip(self.parameters, self.average, strict=True):
+            mean.lerp_(p.detach(), 1 - decay)
+
+    def averages(self) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.average, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, by the names of the parameters;
+        sharded where the parameters are."""
+        return {
+            "parameters": dict(zip(self.names, (p.detach() for p in self.parameters), strict=True)),
+            "average": self.averages(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a saved state, whole or sharded as this one is."""
+        for part in ("parameters", "average"):
+            if isinstance(state[part], list):  # as runs before names were kept wrote them
+                state[part] = dict(zip(self.names, state[part], strict=True))
+        for name, p, a in zip(self.names, self.parameters, self.average, strict=True):
+            p.data.copy_(part_like(state["parameters"][name], p))
+            a.copy_(part_like(state["average"][name], a))
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            likes = [p for group in optimiser.param_groups for p in group["params"]]
+            moments = {
+                number: {name: part_like(value, likes[number]) for name, value in values.items()}
+                for number, values in saved["state"].items()
+            }
+            optimiser.load_state_dict(saved | {"state": moments})

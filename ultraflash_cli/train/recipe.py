@@ -1,0 +1,71 @@
+"""What every recipe offers: the type of the modules in `recipes`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ultraflash_cli.train.data import Material
+from ultraflash_cli.train.learning import Batch, Learner, RecipeConfig
+from ultraflash_cli.train.sheets import Picture
+
+__all__ = ["Configure", "RecipeModule", "Weights", "overlaid"]
+
+Weights = dict[str, Tensor]
+"""Tensors of roles by name, such as ``sr_dit.head.head.weight``."""
+
+
+class Configure(Protocol):
+    """Makes the frozen settings of a recipe; one that trains several models also takes
+    ``profile``, the default being its own."""
+
+    def __call__(self, *, steps: int, seed: int, toy: bool = False) -> RecipeConfig:
+        """Return the settings for a built-in model's sizes, or for a toy."""
+        ...
+
+
+class RecipeModule(Protocol):
+    """A recipe: a module with pure functions of its own frozen settings."""
+
+    NETWORKS: tuple[str, ...]
+    """The roles that an export writes."""
+    HELPERS: tuple[str, ...]
+    """Roles that only training needs: teachers, critics, references."""
+
+    @property
+    def configure(self) -> Configure:
+        """Makes the settings."""
+        ...
+
+    @property
+    def start(self) -> Callable[[Any, list[Material], Weights | None], nn.Module]:
+        """Settings, material and weights to the roles, children of one module, before the
+        first step."""
+        ...
+
+    @property
+    def learners(self) -> Callable[[Any], tuple[Learner, ...]]:
+        """Settings to who learns what, each with a pure loss."""
+        ...
+
+    @property
+    def make(self) -> Callable[[Any, Path | None], Callable[[int], Batch]]:
+        """Settings and data to a picklable function from a number to a batch."""
+        ...
+
+    @property
+    def pictures(self) -> Callable[[Any, Any, Batch, torch.Generator], Picture]:
+        """Settings, roles, a batch and a generator to a picture of what the EMA weights do."""
+        ...
+
+    @property
+    def merge(self) -> Callable[[list[Weights]], Weights]:
+        """The weights of several runs to one set."""
+        ...
+
+
+def overlaid(files: list[Weights]) -> Weights:
+    """Return the tensors of all files; where several have one, the last file counts."""
+    return {name: value for tensors in files for name, value in tensors.items()}
