@@ -14,6 +14,7 @@ _HEADINGS = {
     "Encoding": "codec crf pix_fmt enc_options fps audio no_audio subs",
     "Model": "model prompt encoder decoder seed cache_management",
     "Performance": "device precision max_memory threads cuda_graphs",
+    "Cluster": "executor work_dir unit_frames",
 }
 """The names of parameters by heading, in the order of the page."""
 _OTHERS = "Options"
@@ -41,6 +42,12 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("ultraflash compare original.mp4 result.mp4", "scores against the original at full size"),
         ("ultraflash compare holiday.mp4 holiday_1k.mp4 --html look.html", "scores against the source, and a page"),
     ),
+    "plan": (
+        ("ultraflash plan films/ -o large/ --work-dir /shared/job", "divide the films into units"),
+        ("ultraflash worker /shared/job", "on every machine, as often as there are GPUs"),
+        ("ultraflash join /shared/job", "put the outputs in place"),
+    ),
+    "worker": (('ultraflash worker /shared/job --index "$SLURM_ARRAY_TASK_ID" --of 16', "as one of 16 array tasks"),),
     "probe": (("ultraflash probe holiday.mp4 --res 2k", "the plan for --res 2k"),),
     "bench": (("ultraflash bench upscale --res 1k --json", "numbers for a script"),),
     "clean": (("ultraflash clean --recursive films/", "list; add -y to remove"),),

@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from ultraflash_cli.commands import bench, clean, compare, doctor, explain, generate, probe, train, upscale, weights
+from ultraflash_cli.commands import (
+    bench,
+    clean,
+    cluster,
+    compare,
+    doctor,
+    explain,
+    generate,
+    probe,
+    train,
+    upscale,
+    weights,
+)
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, OutOfMemory, OutputError, UltraflashError, is_out_of_memory
 from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
@@ -56,6 +68,9 @@ def ultraflash(
 
 app.command("upscale", cls=HeadedCommand)(upscale.upscale)
 app.command("generate", cls=HeadedCommand)(generate.generate)
+app.command("plan", cls=HeadedCommand)(cluster.plan)
+app.command("worker", cls=HeadedCommand)(cluster.worker)
+app.command("join", cls=HeadedCommand)(cluster.join)
 app.command("compare", cls=HeadedCommand)(compare.compare)
 app.command("explain", cls=HeadedCommand)(explain.explain)
 app.command("probe", cls=HeadedCommand)(probe.probe)

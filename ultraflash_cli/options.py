@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, cast, get_args, get_type_hints
 
 import typer
 
@@ -20,6 +20,7 @@ from ultraflash_cli.flags import Flag
 __all__ = [
     "DetailOption",
     "DryRunOption",
+    "ExecutorOption",
     "GuardOption",
     "JsonOption",
     "KeepGoingOption",
@@ -34,7 +35,9 @@ __all__ = [
     "ServeOption",
     "StrengthOption",
     "ThreadsOption",
+    "UnitFramesOption",
     "VerboseOption",
+    "WorkDirOption",
     "as_path",
     "as_rate",
     "takes",
@@ -89,6 +92,27 @@ DryRunOption = Annotated[
 NoTagOption = Annotated[bool, typer.Option("--no-tag", help="Do not record in the file how it was made.")]
 KeepGoingOption = Annotated[bool, typer.Option("--keep-going", help="With several inputs, continue after a failure.")]
 OverwriteOption = Annotated[bool, typer.Option("-y", "--overwrite", help="Replace existing outputs.")]
+ExecutorOption = Annotated[
+    Literal["local", "workers"],
+    typer.Option(
+        "--executor",
+        help="local: this process. workers: only divide the job into units in --work-dir, for `ultraflash worker` on "
+        "any number of machines.",
+    ),
+]
+WorkDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--work-dir",
+        metavar="DIR",
+        parser=as_path,
+        help="Folder for plan and units, on a file system that all workers share.",
+    ),
+]
+UnitFramesOption = Annotated[
+    int,
+    typer.Option("--unit-frames", metavar="N", help="About the least frames of a unit, which begins at a scene cut."),
+]
 ServeOption = Annotated[
     str | None,
     typer.Option(

@@ -52,6 +52,9 @@ PROMISED = {
     "generate": "-o --prompts --init-clip --res --seconds --fps --seed --count --save-lr --cache-management --codec "
     "--crf --pix-fmt --enc-opt --model --decoder --device --precision --max-memory --threads --no-cuda-graphs "
     "--no-resume -y -n --keep-going --temp-dir --dry-run --json",
+    "plan": "-o --work-dir --unit-frames --json --res --model --device --threads",
+    "worker": "--index --of --any --device --json",
+    "join": "--json",
     "compare": "--html --json",
     "probe": "--json --res",
     "doctor": "--json",

@@ -1,8 +1,9 @@
-"""Small upscalings that kill themselves: `python -m tests.jobs.killed SOURCE FOLDER SEED COUNT`.
+"""Small upscalings that kill themselves: `python -m tests.jobs.killed SOURCE FOLDER SEED COUNT [units]`.
 
 The first one is left alone and makes `whole.mkv`. Each of the others sends itself SIGKILL at a moment drawn from SEED,
 a call of some function of ours, every fourth one during the join; then another process goes on with it. A line of JSON
-tells of each. Every run is a process of its own, forked from this one, which has no threads and no torch.
+tells of each. With `units` a run is a plan, a worker and a join. Every run is a process of its own, forked from this
+one, which has no threads and no torch.
 """
 
 import json
@@ -17,8 +18,14 @@ from types import FrameType
 from typing import Any
 
 from tests.jobs.doubler import builder, job
+from ultraflash_cli.jobs.cluster.join import join_units
+from ultraflash_cli.jobs.cluster.planner import plan_units
+from ultraflash_cli.jobs.cluster.units import read_plan
+from ultraflash_cli.jobs.cluster.worker import Worker
 from ultraflash_cli.jobs.events import Event, Started
+from ultraflash_cli.jobs.resume.entries import count_frames
 from ultraflash_cli.jobs.running.upscale import run
+from ultraflash_cli.jobs.stop import Stop
 
 _JOIN = "put_in_place"
 """The function that the join begins with."""
@@ -42,7 +49,27 @@ class _Watch:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _upscale(source: Path, output: Path, watch: _Watch | None) -> dict[str, int]:
+def _by_units(source: Path, output: Path) -> int:
+    """Plan, work and join; give the frames that were there before."""
+    folder, stop = output.with_suffix(".units"), Stop()
+    for planned in plan_units([job(source, output)], folder, _ignore, stop=stop, least_frames=6):
+        assert planned.failure is None, planned.failure
+    plan = read_plan(folder)
+    units = plan.units
+    done = [count_frames(each) for unit in units for each in (unit.done_folder, *unit.tries)]
+    joined = [plan.joined(file) for file in plan.files.values()]
+    worker = Worker(plan, _ignore, build=builder(), segment_frames=12)
+    assert all(outcome.failure is None for outcome in worker.run(units))
+    for outcome in join_units(plan, _ignore, stop=stop, segment_frames=12):
+        assert outcome.failure is None, outcome.failure
+    return sum(done) + sum(each["frames_out"] for each in joined if each is not None)
+
+
+def _ignore(event: Event) -> None:
+    return None
+
+
+def _upscale(source: Path, output: Path, watch: _Watch | None, *, by_units: bool) -> dict[str, int]:
     resumed = 0
 
     def hear(event: Event) -> None:
@@ -54,20 +81,23 @@ def _upscale(source: Path, output: Path, watch: _Watch | None) -> dict[str, int]
         threading.setprofile(watch)
         sys.setprofile(watch)
     try:
-        run(job(source, output), hear, build=builder(), segment_frames=12)
+        if by_units:
+            resumed = _by_units(source, output)
+        else:
+            run(job(source, output), hear, build=builder(), segment_frames=12)
     finally:
         sys.setprofile(None)
     return {"resumed": resumed} | (watch.calls if watch is not None else {})
 
 
-def _forked(source: Path, output: Path, watch: _Watch | None) -> tuple[int, dict[str, int]]:
+def _forked(source: Path, output: Path, watch: _Watch | None, *, by_units: bool) -> tuple[int, dict[str, int]]:
     """Give the exit status of an upscaling in a process of its own, and what it says where it came to its end."""
     reading, writing = os.pipe()
     process = os.fork()
     if not process:
         status = 1
         try:
-            os.write(writing, json.dumps(_upscale(source, output, watch)).encode())
+            os.write(writing, json.dumps(_upscale(source, output, watch, by_units=by_units)).encode())
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -81,22 +111,22 @@ def _forked(source: Path, output: Path, watch: _Watch | None) -> tuple[int, dict
     return os.waitstatus_to_exitcode(status), json.loads(said or b"{}")
 
 
-def main(source: Path, folder: Path, seed: int, count: int) -> None:
+def main(source: Path, folder: Path, seed: int, count: int, *, by_units: bool = False) -> None:
     """Do what the module says."""
     draws = random.Random(seed)
-    _, calls = _forked(source, folder / "whole.mkv", _Watch())
+    _, calls = _forked(source, folder / "whole.mkv", _Watch(), by_units=by_units)
     for number in range(count):
         phase = "join" if number % 4 == 3 else "work"
         # Every other kill of the work comes late: much of what is called comes before a first segment is finished.
         earliest = calls[phase] * 2 // 3 if phase == "work" and number % 2 == 0 else 1
         moment = draws.randint(earliest, calls[phase])
         output = folder / f"{number:02d}.mkv"
-        killed, _ = _forked(source, output, _Watch(phase, moment))
+        killed, _ = _forked(source, output, _Watch(phase, moment), by_units=by_units)
         there = output.exists()
-        ended, said = _forked(source, output, None) if killed else (0, {})
+        ended, said = _forked(source, output, None, by_units=by_units) if killed else (0, {})
         told = {"phase": phase, "killed": killed, "there": there, "ended": ended, "resumed": said.get("resumed", 0)}
         sys.stdout.write(json.dumps(told) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), by_units="units" in sys.argv[5:])

@@ -9,15 +9,18 @@ import typer
 
 from ultraflash_cli.commands.outcomes import show_outcomes
 from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, sink_name, takes_stream
+from ultraflash_cli.commands.units import check_executor, show_planned
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.jobs.planning.options import SharedOptions
 from ultraflash_cli.options import (
     DryRunOption,
+    ExecutorOption,
     JsonOption,
     KeepGoingOption,
     NoTagOption,
     ServeOption,
+    WorkDirOption,
     as_path,
     as_rate,
     takes,
@@ -106,6 +109,8 @@ def generate(
     ] = "off",
     no_tag: NoTagOption = False,
     serve: ServeOption = None,
+    executor: ExecutorOption = "local",
+    work_dir: WorkDirOption = None,
     keep_going: KeepGoingOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -121,6 +126,7 @@ def generate(
     from ultraflash_cli.jobs.planning.generate import GenerateJob, name_outputs
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
+    elsewhere = check_executor(executor, work_dir, 1, serve=serve)
     if count < 1:
         raise UsageError(f"--count must be at least 1, got {count}")
     texts = _prompts(prompt, prompts)
@@ -164,6 +170,13 @@ def generate(
         stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
     ):
         jobs = name_outputs(job_of(text, number, sink, show) for text in texts for number in range(count))
+        if elsewhere is not None and not dry_run:
+            from ultraflash_cli.jobs.cluster.planner import plan_units
+
+            planned = plan_units(jobs, elsewhere, console.on_event, stop=stop)
+            clips = len(texts) * count
+            show_planned(console, planned, elsewhere, count=clips, is_batch=is_batch, keep_going=keep_going, json=json)
+            return
         if dry_run:
             outcomes = plan_batch(jobs, stop=stop)
         else:

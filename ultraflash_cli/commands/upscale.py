@@ -11,13 +11,16 @@ import typer
 from ultraflash_cli.commands.outcomes import show_outcomes
 from ultraflash_cli.commands.previews import check_pages, show_still, with_pages
 from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, sink_name, takes_stream
+from ultraflash_cli.commands.units import check_executor, show_planned
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, read_guard
 from ultraflash_cli.jobs.planning.options import SharedOptions
+from ultraflash_cli.jobs.planning.spans import UNIT_FRAMES
 from ultraflash_cli.options import (
     DetailOption,
     DryRunOption,
+    ExecutorOption,
     GuardOption,
     JsonOption,
     KeepGoingOption,
@@ -26,6 +29,8 @@ from ultraflash_cli.options import (
     ResOption,
     ServeOption,
     StrengthOption,
+    UnitFramesOption,
+    WorkDirOption,
     as_path,
     as_rate,
     takes,
@@ -142,6 +147,9 @@ def upscale(
     subs: Annotated[bool, typer.Option("--subs/--no-subs", help="Keep or drop the subtitles.")] = True,
     no_tag: NoTagOption = False,
     serve: ServeOption = None,
+    executor: ExecutorOption = "local",
+    work_dir: WorkDirOption = None,
+    unit_frames: UnitFramesOption = UNIT_FRAMES,
     keep_going: KeepGoingOption = False,
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Include subfolders; -o DIR mirrors the tree.")
@@ -167,6 +175,7 @@ def upscale(
     from ultraflash_cli.jobs.planning.window import is_still
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
+    elsewhere = check_executor(executor, work_dir, unit_frames, html=html, serve=serve, still=is_still(preview))
     is_batch = is_several(inputs, images=images)
     from_stdin, to_stream = _DASH in inputs, takes_stream(output)
     if is_batch and (from_stdin or to_stream):
@@ -240,6 +249,23 @@ def upscale(
         stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
     ):
         jobs = (job_of(clip.source, clip.below) for clip in readable)
+        if elsewhere is not None and not dry_run:
+            from ultraflash_cli.jobs.cluster.planner import PlanOutcome, plan_units
+
+            failures = [PlanOutcome(source=each.source, label=each.label, failure=each.failure) for each in unreadable]
+            planned = plan_units(
+                jobs, elsewhere, console.on_event, stop=stop, sources=sources, least_frames=unit_frames
+            )
+            show_planned(
+                console,
+                chain(planned, failures),
+                elsewhere,
+                count=len(clips),
+                is_batch=is_batch,
+                keep_going=keep_going,
+                json=json,
+            )
+            return
         shown: Sequence[UpscaleJob] = list(jobs) if html or is_still(preview) else ()
         if is_still(preview):
             show_still(console, shown, html=html, dry_run=dry_run, json=json)

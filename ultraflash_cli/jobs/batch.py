@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ultraflash_cli.jobs.running.report import Report
     from ultraflash_cli.jobs.running.run import Task
 
-__all__ = ["Job", "Outcome", "plan_batch", "run_batch"]
+__all__ = ["Claims", "Job", "Outcome", "names_of", "plan_batch", "run_batch"]
 
 Job = UpscaleJob | GenerateJob
 
@@ -127,9 +127,9 @@ def _each(
     rest: str = "",
 ) -> Iterator[Outcome]:
     """Yield the outcome of `act` for each job; `rest` describes the jobs left by a stop."""
-    claims = _Claims(sources)
+    claims = Claims(sources)
     for job in jobs:
-        source, label = _names(job)
+        source, label = names_of(job)
         if stop.requested:
             raise stop.interruption(f"interrupted before {label}{rest}")
         try:
@@ -150,14 +150,14 @@ def _each(
             yield Outcome(source=source, label=label, **done)
 
 
-def _names(job: Job) -> tuple[str, str]:
+def names_of(job: Job) -> tuple[str, str]:
     """Return what events and what messages call the input of a job."""
     if isinstance(job, UpscaleJob):
         return str(job.source), str(job.source)
     return job.line, job.output.name if job.output is not None else job.made_name
 
 
-class _Claims:
+class Claims:
     """Maps outputs of a batch to their inputs."""
 
     def __init__(self, sources: Iterable[Path]) -> None:

@@ -113,6 +113,8 @@ class Found:
 
     fingerprint: dict[str, object]
     segments: list[SegmentEntry]
+    first_frame: int = 0
+    """The frame that the work begins with."""
     begun: BegunEntry | None = None
     complete: bool = False
     placement: Placement | None = None
@@ -128,8 +130,8 @@ def count_frames(folder: Path) -> int:
     if found is None or found.refused is not None:
         return 0
     if found.begun is not None:
-        return found.begun.end_frame
-    return found.segments[-1].end_frame if found.segments else 0
+        return found.begun.end_frame - found.first_frame
+    return found.segments[-1].end_frame - found.first_frame if found.segments else 0
 
 
 def moved_files(folder: Path) -> list[Path]:
@@ -155,7 +157,7 @@ def read_journal(folder: Path) -> Found | None:
                 if record["format"] != FORMAT:
                     reason = "the journal of the interrupted run was written by another version"
                     return Found({}, [], refused=reason, is_foreign=True)
-                found = Found(dict(record["fingerprint"]), [])
+                found = Found(dict(record["fingerprint"]), [], first_frame=int(record.get("first_frame", 0)))
             else:
                 _enter(found, record)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -171,7 +173,8 @@ def read_journal(folder: Path) -> Found | None:
 def _enter(found: Found, record: dict[str, Any]) -> None:
     if "segment" in record:
         segment = SegmentEntry(**record["segment"])
-        _check_entry(segment, SEGMENT, STATE, first_frame=found.segments[-1].end_frame if found.segments else 0)
+        last = found.segments[-1].end_frame if found.segments else found.first_frame
+        _check_entry(segment, SEGMENT, STATE, first_frame=last)
         found.segments.append(segment)
         found.begun = None
     elif "begun" in record:

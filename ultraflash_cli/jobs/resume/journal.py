@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -70,12 +70,14 @@ __all__ = [
 class Journal:
     """What is finished, in the order of the output; every change is on disk before the call returns."""
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, fingerprint: Mapping[str, object], *, first_frame: int = 0) -> None:
         """Open the journal in `folder` (locked by the caller); what was made under another fingerprint is deleted.
 
-        `fresh_because` then says in a few words what has changed. Raises OutputError when the folder cannot be written.
+        The work begins with `first_frame` of the output. `fresh_because` then says in a few words what has changed.
+        Raises OutputError when the folder cannot be written.
         """
         self.folder = folder
+        self.first_frame = first_frame
         self.segments: list[SegmentEntry] = []
         self.begun: BegunEntry | None = None
         self.complete = False
@@ -92,6 +94,8 @@ class Journal:
             self._rewrite()
             return
         self.fresh_because = found.refused or difference(found.fingerprint, self._fingerprint)
+        if found.first_frame != first_frame:
+            self.fresh_because = f"its work began with frame {found.first_frame} and begins with {first_frame}"
         if self.fresh_because is not None:
             self._clear()
         elif found.placement is not None and all(file.is_there() for file in found.placement.files):
@@ -108,8 +112,8 @@ class Journal:
 
     @property
     def frames(self) -> int:
-        """Frames of the output that are finished for good."""
-        return self.segments[-1].end_frame if self.segments else 0
+        """Frames of the output that are finished for good, those before the first one included."""
+        return self.segments[-1].end_frame if self.segments else self.first_frame
 
     @property
     def placed(self) -> bool:
@@ -223,6 +227,11 @@ class Journal:
             if name is not None:
                 (self.folder / name).unlink(missing_ok=True)
 
+    def adopt(self, entries: Sequence[SegmentEntry]) -> None:
+        """Enter all segments of the clip at once, finished elsewhere and in place. Raises OutputError."""
+        self.segments, self.begun, self.complete = list(entries), None, True
+        self._rewrite()
+
     def finish(self) -> None:
         """Note that the last segment ends the clip; only joining is left."""
         self._append({"complete": True})
@@ -267,6 +276,8 @@ class Journal:
 
     def _rewrite(self) -> None:
         records: list[dict[str, object]] = [{"format": FORMAT, "fingerprint": self._fingerprint}]
+        if self.first_frame:
+            records[0]["first_frame"] = self.first_frame
         records.extend({"segment": asdict(entry)} for entry in self.segments)
         if self.begun is not None:
             records.append({"begun": asdict(self.begun)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES
 from ultraflash_cli.engine.schedule import GENERATED_FPS
@@ -83,6 +83,7 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
         self.total_frames = prepared.frames
         self._clip: list[Picture] = []
         self._counters: dict[str, int] = {}
+        self._clip_frames: int | None = None
 
     def planned(self) -> GenerationPlanned:
         prepared = self.prepared
@@ -205,6 +206,14 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
             made=self.made,
         )
 
+    def findings(self, built: Built[FrameGenerator]) -> dict[str, object]:
+        return {"counters": self._counters, "clip_frames": len(self._clip)}
+
+    def recall(self, findings: Sequence[Mapping[str, object]]) -> None:
+        (found,) = findings
+        self._counters = cast(dict[str, int], found["counters"])
+        self._clip_frames = cast(int, found["clip_frames"])
+
     def report(self, work: Work | None, built: Built[FrameGenerator] | None, **common: Any) -> GenerateReport:
         prepared = self.prepared
         about: dict[str, Any] = {"prompt": prepared.prompt, "seed": prepared.job.seed}
@@ -214,7 +223,7 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
                 "low_output": str(prepared.low_output) if prepared.low_output is not None else None,
                 "fps": int(rate) if rate.denominator == 1 else float(rate),
                 "counters": self._counters,
-                "frames_in": len(self._clip),
+                "frames_in": len(self._clip) if self._clip_frames is None else self._clip_frames,
             }
         return GenerateReport(**about, **common)
 

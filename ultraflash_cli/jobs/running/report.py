@@ -118,7 +118,7 @@ class Progress:
         times = stages | asdict(self.busy)
         return Speeds(
             device=device,
-            frames_resumed=self._resumed,
+            frames_resumed=self._resumed - self._work.journal.first_frame,
             first_frame_s=self._first_frame_s,
             fps_wall=_rate(frames, seconds),
             fps_model=_rate(frames, self.busy.model),

@@ -3,7 +3,7 @@
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from ultraflash_cli.models.oom import free_memory, oom_errors
 from ultraflash_cli.video.live import Streamed
 from ultraflash_cli.video.y4m import ByteSink
 
-__all__ = ["Task", "run"]
+__all__ = ["Task", "compute", "fingerprint", "run"]
 
 PreparedT = TypeVar("PreparedT", Prepared, PreparedGeneration)
 ModelT = TypeVar("ModelT", FrameUpscaler, FrameGenerator)
@@ -38,6 +38,10 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     is_resumable: bool
     """A later run can use what this one has finished."""
+    first_frame: int = 0
+    """The frame that the work begins with; the tasks of a clip's units begin later."""
+    numbers_devices: bool = True
+    """`cuda:0` and `cuda:1` are two devices; on several machines they are one kind."""
     can_retry: bool = True
     """The input can be read again, under a smaller memory plan."""
     total_frames: int | None
@@ -110,6 +114,13 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
     def finishes(self, work: Work) -> tuple[Mapping[Path, Finish], int]:
         """Return how outputs come about, the main one last, and how many frames that one has."""
 
+    def findings(self, built: Built[ModelT]) -> dict[str, object]:
+        """Return what the report says of the work itself, as JSON, for `recall`."""
+        return {}
+
+    def recall(self, findings: Sequence[Mapping[str, object]]) -> None:
+        """Take the findings of the units of which the output is joined, in their order."""
+
     @abstractmethod
     def report(self, work: Work | None, built: Built[ModelT] | None, **common: Any) -> ReportT:
         """Return the report, from the fields that all reports share; without `work` nothing was done."""
@@ -168,6 +179,22 @@ def run(
     return report
 
 
+def compute(
+    task: Task[Any, Any, Any],
+    work: Work,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Built[Any], Progress]:
+    """Bring all frames of a task into the segments of a work folder, and leave them there.
+
+    Raises as `run` does.
+    """
+    with task.reading(work):
+        built, progress = _with_smaller_plans(task, work, None, clock(), clock)
+    work.check_stop()
+    return built, progress
+
+
 def _attempt(
     task: Task[Any, Any, Any],
     work: Work,
@@ -191,7 +218,7 @@ def _attempt(
         work.keep_nothing(f"the states of {prepared.model} are too large to save within a stream")
         stream.keep_nothing()
     with oom_errors(built.planned_bytes if task.can_retry else None):
-        journal = work.open_journal(_fingerprint(task, built))
+        journal = work.open_journal(fingerprint(task, built), first_frame=task.first_frame)
         progress = Progress(work, total=task.total_frames, clock=clock, started_s=started_s)
         task.check(work, built)
         work.listener(
@@ -203,7 +230,7 @@ def _attempt(
                 precision=built.precision,
                 threads=prepared.threads,
                 frames_total=task.total_frames,
-                frames_resumed=journal.safe_frames,
+                frames_resumed=journal.safe_frames - journal.first_frame,
                 note=task.note(work),
                 label=task.label if task.label != task.name else None,
                 predicted_s=built.predicted_seconds(task.total_frames, journal.safe_frames),
@@ -261,7 +288,7 @@ def _finish(task: Task[Any, Any, Any], work: Work, stream: LiveStream | None) ->
     return frames
 
 
-def _fingerprint(task: Task[Any, Any, Any], built: Built[Any]) -> dict[str, object]:
+def fingerprint(task: Task[Any, Any, Any], built: Built[Any]) -> dict[str, object]:
     """Collect, under user-facing names, everything that affects the output's pixels and packets."""
     job, spec = task.prepared.job, task.prepared.spec
     return {
@@ -270,7 +297,7 @@ def _fingerprint(task: Task[Any, Any, Any], built: Built[Any]) -> dict[str, obje
         "the weights": built.weights,
         "--res": f"{spec.width_px}x{spec.height_px}",
         "--seed": job.seed,
-        "--device": built.device,
+        "--device": built.device if task.numbers_devices else built.device.partition(":")[0],
         "--precision": built.precision,
         "--threads": task.prepared.threads,
         "--codec": spec.codec,

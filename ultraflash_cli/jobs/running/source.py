@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from ultraflash_cli.errors import InputError
+from ultraflash_cli.jobs.planning.spans import Span
 from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.jobs.running.pace import Pace
 from ultraflash_cli.jobs.running.upscaling import SourceFrame
@@ -32,17 +33,24 @@ def check_whole(prepared: Prepared, warn: Warn, check_stop: Callable[[], None]) 
     _refuse_damage(prepared, report)
 
 
-def source_frames(prepared: Prepared, warn: Warn) -> Iterator[SourceFrame]:
-    """Yield every wanted frame, numbered from 0, with the scene cuts marked; they depend on the frames alone."""
+def source_frames(prepared: Prepared, warn: Warn, span: Span | None = None) -> Iterator[SourceFrame]:
+    """Yield every wanted frame, numbered from 0, with the scene cuts marked; they depend on the frames alone.
+
+    With a `span`, frames up to its end, with the cuts that it knows.
+    """
     info, window, pace = prepared.info, prepared.window, _pace(prepared)
+    cuts = None if span is None else {span.first, *span.cuts}
     number = 0
-    for frame, starts_scene in _marked_frames(prepared, warn):
+    for frame, found_cut in _marked_frames(prepared, warn, finds_cuts=cuts is None):
+        if span is not None and number >= span.end:
+            return
         time_s = frame.pts * info.time_base
         if window is not None and time_s < window[0]:
             continue
         if window is not None and time_s >= window[1]:
             return
         times = tuple(pace.times(frame.pts, frame.duration)) if pace is not None else None
+        starts_scene = found_cut if cuts is None else number in cuts
         yield SourceFrame(number, starts_scene, frame.rgb_hwc, frame.pts, frame.duration, frame.alpha_hw, times)
         number += 1
 
@@ -54,9 +62,9 @@ def _pace(prepared: Prepared) -> Pace | None:
     return Pace(fps, time_base=info.time_base, rate=info.average_rate, ticks=made_times(fps)[1])
 
 
-def _marked_frames(prepared: Prepared, warn: Warn) -> Iterator[tuple[DecodedFrame, bool]]:
+def _marked_frames(prepared: Prepared, warn: Warn, *, finds_cuts: bool) -> Iterator[tuple[DecodedFrame, bool]]:
     frames = _decoded_frames(prepared, warn)
-    if prepared.job.cuts == "off":
+    if prepared.job.cuts == "off" or not finds_cuts:
         for frame in frames:
             yield frame, False
         return

@@ -12,6 +12,7 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.events import Done, Listener, Planned
 from ultraflash_cli.jobs.made import made_by_upscaling, with_guarded_share
 from ultraflash_cli.jobs.planning.inputs import check_unchanged, file_head, input_bytes, input_facts
+from ultraflash_cli.jobs.planning.spans import Span
 from ultraflash_cli.jobs.planning.target import check_space, encoded_bytes
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames, prepare
 from ultraflash_cli.jobs.resume.owned_files import SPOOL, take_away
@@ -69,12 +70,24 @@ def run(
 class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
     """The task of upscaling one clip."""
 
-    def __init__(self, prepared: Prepared, build: Builder, *, segment_frames: int = SEGMENT_FRAMES) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        build: Builder,
+        *,
+        segment_frames: int = SEGMENT_FRAMES,
+        span: Span | None = None,
+    ) -> None:
+        """Upscale the frames of a `span` only, where one is given; as `running.Task` else."""
         name = str(prepared.job.source)
-        super().__init__(prepared, build, name=name, label=name, segment_frames=segment_frames)
+        label = name if span is None else f"{name}, frames {span.first} to {span.end}"
+        super().__init__(prepared, build, name=name, label=label, segment_frames=segment_frames)
         job = prepared.job
         self.is_resumable = job.resume and job.pipe is None
         self.total_frames = estimate_frames(prepared.info, prepared.window)
+        self._span = span
+        if span is not None:
+            self.first_frame, self.total_frames = span.first, span.end
         self._spools = job.pipe is not None and job.temp is not None and bool(prepared.streams.copied)
         """The input is a pipe of which more than the picture is wanted."""
         self.can_retry = job.pipe is None or self._spools
@@ -105,7 +118,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
     def reading(self, work: Work) -> Generator[None]:
         """Keep what comes through a pipe for a second reading; with `--strict` read a file once before the work."""
         job, spool = self.prepared.job, work.folder / SPOOL
-        if job.strict and job.pipe is None:
+        if job.strict and job.pipe is None and self._span is None:
             check_whole(self.prepared, work.warn, work.check_stop)
         if job.pipe is None or not self._spools:
             yield
@@ -162,7 +175,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         # The state before is deleted when the next one is safe.
         kept = encoded(left) + (2 * built.state_bytes if left > self.segment_frames else 0)
         joined = encoded(total) + (input_bytes(prepared.info.source) if prepared.streams.copied else 0)
-        if prepared.job.stdout is not None:
+        if prepared.job.stdout is not None or self._span is not None:
             joined = 0
         if work.folder == work.place:
             check_space(work.folder, kept + joined)
@@ -179,7 +192,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         prepared, spec, info = self.prepared, self.prepared.spec, self.prepared.info
         pixel_bytes = (4 if spec.alpha else 3) * (2 if info.bit_depth > 8 else 1)
         move_frames(
-            lambda: source_frames(prepared, work.warn),
+            lambda: source_frames(prepared, work.warn, self._span),
             built.model,
             work.journal,
             self._open_segment,

@@ -207,7 +207,11 @@ class _Model:
         journal = self.journal
         self._done = self._kept = self._begun = journal.safe_frames
         self._segment_first = journal.frames
-        self._guarded_before = journal.guarded if self._done else (0, 0)
+        self._guarded_before = journal.guarded if self._done > journal.first_frame else (0, 0)
+        # A model that another part of the clip has used has counted that, too.
+        if self._guarded_before is not None and (counting := self.upscaler.guarded()) is not None:
+            strayed, compared = counting()
+            self._guarded_before = self._guarded_before[0] - strayed, self._guarded_before[1] - compared
         content = journal.state_bytes()
         if content is not None:
             self._scene_first = journal.scene_first

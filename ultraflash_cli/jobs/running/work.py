@@ -98,20 +98,21 @@ class Work:
     @property
     def worth_keeping(self) -> bool:
         """Something is finished that the same command can use later."""
-        return self._resume and self._journal is not None and self._journal.safe_frames > 0
+        journal = self._journal
+        return self._resume and journal is not None and journal.safe_frames > journal.first_frame
 
     @property
     def note(self) -> str | None:
         """Why the work resumes or starts over; None for a plain start."""
         if self.journal.placed:
             return f"{self.label}: already finished, {self.output} is in place (only the cleanup was interrupted)"
-        if self.journal.safe_frames:
-            return f"{self.label}: resuming after {self.journal.safe_frames} finished frames of an interrupted run"
+        if frames := self.journal.safe_frames - self.journal.first_frame:
+            return f"{self.label}: resuming after {frames} finished frames of an interrupted run"
         if self.journal.fresh_because:
             return f"{self.label}: starting over, {self.journal.fresh_because}"
         return self._kept_aside or self._unkept or None
 
-    def open_journal(self, fingerprint: Mapping[str, object]) -> Journal:
+    def open_journal(self, fingerprint: Mapping[str, object], *, first_frame: int = 0) -> Journal:
         """Open the journal, forgetting what an interrupted run left if nothing is to be resumed.
 
         Raises UsageError if that run had another task and its output, which must not be replaced, in place.
@@ -123,7 +124,7 @@ class Work:
             change = version_change(self.folder, fingerprint) if self._resume else None
             if change is not None:
                 self._set_aside(change)
-            self._journal = Journal(self.folder, fingerprint)
+            self._journal = Journal(self.folder, fingerprint, first_frame=first_frame)
         is_fresh = self._journal.fresh_because is not None or self._kept_aside
         if is_fresh and self._moved and not self._overwrite:
             raise exists_error(self._moved[0])

@@ -1,0 +1,202 @@
+"""Who computes a unit: a file that its owner changes again and again, and that others take over once it stands still.
+
+No clock of another machine is trusted, nor the file server's: the owner counts its beats, and whoever waits measures
+by its own clock how long the count has not changed. Where both run on one machine, the process itself is looked for.
+"""
+
+import json
+import os
+import socket
+import threading
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ultraflash_cli.files import write_whole
+from ultraflash_cli.jobs.cluster.units import read_json
+
+__all__ = ["BEAT_S", "SILENCE_S", "Holder", "Lease", "Watch", "claim", "this_process"]
+
+BEAT_S = 5.0
+"""How often the owner changes its lease."""
+SILENCE_S = 60.0
+"""An owner that has not changed its lease for so long is dead, or as good as dead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A process that computes units."""
+
+    owner: str
+    """A name that no other process has."""
+    host: str
+    machine: str
+    """The machine since it was started, and what process numbers count within; empty where the system does not say."""
+    process: int
+    started: str
+    """When the process was started, in the system's own words; numbers of processes are used again."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is certain that the process has ended; only a process on its own machine can tell."""
+        if not self.machine or self.machine != _machine():
+            return False
+        return _started(self.process) != self.started
+
+
+def this_process() -> Holder:
+    """Return this process as a holder."""
+    number = os.getpid()
+    return Holder(
+        owner=uuid.uuid4().hex[:16],
+        host=socket.gethostname(),
+        machine=_machine(),
+        process=number,
+        started=_started(number),
+    )
+
+
+class Lease:
+    """The lease of a unit while this process holds it: a thread keeps it alive. Use as a context manager."""
+
+    def __init__(self, path: Path, holder: Holder, *, beat_s: float = BEAT_S) -> None:
+        self._path = path
+        self._holder = holder
+        self._beat_s = beat_s
+        self._beats = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self.frames_done = 0
+        """Frames of the unit that are finished; others may read it."""
+        self.fps = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self.is_mine:
+            with suppress(OSError):
+                self._path.unlink()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether no other process has taken the lease over."""
+        found = read_json(self._path)
+        return found is not None and found.get("owner") == self._holder.owner
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._beat_s):
+            if not self.is_mine:
+                return
+            self._beats += 1
+            with suppress(OSError):  # a file server that is away for a moment
+                write_whole(self._path, _content(self._holder, self._beats, self.frames_done, self.fps))
+
+
+def claim(path: Path, holder: Holder, *, beat_s: float = BEAT_S) -> Lease | None:
+    """Take the lease at `path` if nobody has it; returns None if somebody has. Raises OSError."""
+    draft = path.with_name(f".lease.{holder.owner}")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft.write_bytes(_content(holder, 0, 0, 0.0))
+    try:
+        _link(draft, path)
+    except FileExistsError:
+        return None
+    finally:
+        draft.unlink(missing_ok=True)
+    return Lease(path, holder, beat_s=beat_s)
+
+
+class Watch:
+    """What this process has seen of the leases of others."""
+
+    def __init__(self, *, silence_s: float = SILENCE_S) -> None:
+        self._silence_s = silence_s
+        self._seen: dict[Path, tuple[str, float]] = {}
+
+    def take_away(self, path: Path, now_s: float) -> bool:
+        """Remove the lease at `path` if its owner is dead; `now_s` is this process's own clock.
+
+        Returns whether it was removed, by this process and no other. Raises OSError.
+        """
+        try:
+            content = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            self._seen.pop(path, None)
+            return False
+        before, since_s = self._seen.get(path, ("", now_s))
+        if content != before:
+            self._seen[path] = (content, now_s)
+            since_s = now_s
+        if now_s - since_s < self._silence_s and not _is_gone(content):
+            return False
+        self._seen.pop(path, None)
+        return _remove(path, content)
+
+
+def _remove(path: Path, content: str) -> bool:
+    """Remove a lease that has this content: of several processes that do one succeeds."""
+    taken = path.with_name(f".lease.{uuid.uuid4().hex[:16]}.old")
+    try:
+        path.rename(taken)
+    except FileNotFoundError:
+        return False
+    if taken.read_text(encoding="utf-8") != content:
+        # Another process was faster, and this is a new lease.
+        with suppress(OSError):
+            _link(taken, path)
+        taken.unlink(missing_ok=True)
+        return False
+    taken.unlink(missing_ok=True)
+    return True
+
+
+def _link(draft: Path, path: Path) -> None:
+    """Give a file a name that nothing has yet. Raises FileExistsError."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without hard links.
+        with path.open("xb") as file:
+            file.write(draft.read_bytes())
+
+
+def _content(holder: Holder, beats: int, frames_done: int, fps: float) -> bytes:
+    told = {**asdict(holder), "beats": beats, "frames_done": frames_done, "fps": round(fps, 3)}
+    return json.dumps(told).encode()
+
+
+def _is_gone(content: str) -> bool:
+    try:
+        told = json.loads(content)
+        names = ("owner", "host", "machine", "process", "started")
+        return Holder(**{name: told[name] for name in names}).is_gone
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(process: int) -> str:
+    """Return when a process was started; empty if there is none of this number, or only its remains."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,249 @@
+"""A plan on a shared file system: its files, their units, and where each of them is kept.
+
+    WORK_DIR/plan.jsonl                      a line for each file, entered when its units are known
+    WORK_DIR/files/000003/settings.json      what affects pixels, as the first worker found it
+    WORK_DIR/files/000003/joined.json        the report, once the output is in place
+    WORK_DIR/files/000003/units/0007/lease   who computes the unit
+    WORK_DIR/files/000003/units/0007/try-ID  a journal with segments, as in the work folder of a local run
+    WORK_DIR/files/000003/units/0007/done    the same, renamed when the unit is finished
+
+Every file appears whole, by a rename; of two finished copies of a unit the first one counts.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from ultraflash_cli.errors import OutputError, UsageError
+from ultraflash_cli.files import sync, write_whole
+from ultraflash_cli.jobs.planning.spans import Span
+from ultraflash_cli.jobs.resume.owned_files import open_existing, read_text
+
+__all__ = ["DEATHS", "FAILURES", "PLAN", "Plan", "PlannedFile", "Unit", "read_json", "read_plan", "remove_folder"]
+
+FORMAT = 1
+PLAN = "plan.jsonl"
+FAILURES = 2
+"""So many failures of a unit fail its file."""
+DEATHS = 5
+"""So many workers that died over a unit, none of them with a segment more than the last, are a failure of the unit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedFile:
+    """One output of a plan."""
+
+    number: int
+    asked: Mapping[str, Any]
+    """The job as it was requested (`described.as_json`)."""
+    job: Mapping[str, Any]
+    """The job as it is done: with a place for the output."""
+    model: str
+    threads: int
+    input: str
+    label: str
+    output: str
+    inputs: Mapping[str, Any]
+    """What identifies the input."""
+    frames: int | None
+    """None where they are only estimated."""
+    estimate: int
+    """About how many frames there are, for the order of the work."""
+    cuts: int | None
+    """Scene cuts; None for a clip that was not searched, because it is one unit anyway."""
+    spans: tuple[Span, ...]
+    """None of them for a clip that is one unit."""
+    note: str = ""
+    """Why there is one unit only; empty where there are several."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """Count the units."""
+        return max(1, len(self.spans))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A part of a file that one worker computes."""
+
+    file: PlannedFile
+    number: int
+    folder: Path
+
+    @property
+    def span(self) -> Span | None:
+        """The frames; None for the whole clip."""
+        return self.file.spans[self.number] if self.file.spans else None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        if self.file.units == 1:
+            return self.file.label
+        return f"{self.file.label}, unit {self.number + 1} of {self.file.units}"
+
+    @property
+    def estimate(self) -> int:
+        """About how many frames it has."""
+        return self.file.estimate if self.span is None else self.span.frames
+
+    @property
+    def done_folder(self) -> Path:
+        """Where its segments are once they are finished."""
+        return self.folder / "done"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a finished copy is in place."""
+        return self.done_folder.is_dir()
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """What was told of each failure so far."""
+        found = [read_json(self.folder / f"failure-{number}.json") for number in range(1, FAILURES + 1)]
+        return [each for each in found if each is not None]
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is not tried again."""
+        return (self.folder / f"failure-{FAILURES}.json").exists()
+
+    @property
+    def tries(self) -> list[Path]:
+        """The folders of unfinished work, at most one of which is somebody's."""
+        found = self.folder.glob("try-*")
+        return sorted(path for path in found if path.is_dir() and not path.is_symlink())
+
+
+class Plan:
+    """The plan in a work folder."""
+
+    def __init__(self, folder: Path, files: Mapping[int, PlannedFile]) -> None:
+        self.folder = folder
+        self.files = dict(files)
+
+    def file_folder(self, file: PlannedFile) -> Path:
+        """Return where all of a file is kept."""
+        return self.folder / "files" / f"{file.number:06d}"
+
+    def units_of(self, file: PlannedFile) -> list[Unit]:
+        """Return the units of a file in the order of its frames."""
+        units = self.file_folder(file) / "units"
+        return [Unit(file=file, number=number, folder=units / f"{number:04d}") for number in range(file.units)]
+
+    @property
+    def units(self) -> list[Unit]:
+        """All units, the longest first; the order is the same on every machine."""
+        found = [unit for file in self.files.values() for unit in self.units_of(file)]
+        return sorted(found, key=lambda unit: (-unit.estimate, unit.file.number, unit.number))
+
+    def settings_path(self, file: PlannedFile) -> Path:
+        """Return where it is kept what the first worker found to affect pixels."""
+        return self.file_folder(file) / "settings.json"
+
+    def joined_path(self, file: PlannedFile) -> Path:
+        """Return where the report of a file is kept once it is joined."""
+        return self.file_folder(file) / "joined.json"
+
+    def joined(self, file: PlannedFile) -> dict[str, Any] | None:
+        """Return the report of a file that was joined; None for another one."""
+        return read_json(self.joined_path(file))
+
+    def is_settled(self, unit: Unit) -> bool:
+        """Return whether nothing is left to compute for a unit: it is done, or its file has failed or is joined."""
+        file = unit.file
+        return unit.is_done or self.failed_path(file).exists() or self.joined_path(file).exists()
+
+    def failed_path(self, file: PlannedFile) -> Path:
+        """Return where it is kept that a unit of the file has failed for good."""
+        return self.file_folder(file) / "failed.json"
+
+    def forget_failures(self, file: PlannedFile) -> bool:
+        """Let the units of a file be tried again; returns whether any had failed. Raises OSError."""
+        failed = self.failed_path(file).exists()
+        for unit in self.units_of(file):
+            for number in range(FAILURES, 0, -1):
+                (unit.folder / f"failure-{number}.json").unlink(missing_ok=True)
+            (unit.folder / "deaths.json").unlink(missing_ok=True)
+        self.failed_path(file).unlink(missing_ok=True)
+        return failed
+
+    def begin(self) -> None:
+        """Make the file of the plan, or write it again without what a killed run has left of a line. Raises OSError."""
+        path = self.folder / PLAN
+        if not path.exists() or not path.read_bytes().endswith(b"\n"):
+            head = _line({"format": FORMAT, "version": version("ultraflash")})
+            write_whole(path, head + b"".join(_line({"file": asdict(file)}) for file in self.files.values()))
+
+    def enter(self, file: PlannedFile) -> None:
+        """Append a file to the plan, synced; it takes the place of an earlier one of its number. Raises OSError."""
+        with open(open_existing(self.folder / PLAN, os.O_WRONLY | os.O_APPEND), "ab") as lines:
+            lines.write(_line({"file": asdict(file)}))
+            sync(lines)
+        self.files[file.number] = file
+
+
+def read_plan(folder: Path, *, is_new: bool = False) -> Plan:
+    """Read the plan in a work folder; with `is_new` there may be none yet.
+
+    Raises UsageError where there is none, OutputError for one of another version.
+    """
+    try:
+        lines = read_text(folder / PLAN).splitlines()
+    except FileNotFoundError as error:
+        if is_new:
+            return Plan(folder, {})
+        raise UsageError(f"{folder}: no plan found; write one with `ultraflash plan INPUT... --work-dir`") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{folder / PLAN}: cannot be read ({error}); check the folder") from error
+    files: dict[int, PlannedFile] = {}
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+            if not number and record["format"] != FORMAT:
+                raise OutputError(f"{folder} holds a plan of another version of ultraflash; use a new --work-dir")
+            if number:
+                file = _file_of(record["file"])
+                files[file.number] = file
+        except (ValueError, KeyError, TypeError):
+            # The line being written when the power failed.
+            break
+    return Plan(folder, files)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None if it is not there or half a file."""
+    try:
+        found = json.loads(read_text(path))
+    except (OSError, ValueError):
+        return None
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder of ours with all that is in it; what another process has deleted before is fine. Raises OSError.
+
+    A link loses its name only.
+    """
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+        return
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def _file_of(values: Mapping[str, Any]) -> PlannedFile:
+    spans = tuple(Span(first=span["first"], end=span["end"], cuts=tuple(span["cuts"])) for span in values["spans"])
+    read: dict[str, Any] = {**values, "spans": spans, "warnings": tuple(values["warnings"])}
+    return PlannedFile(**read)
+
+
+def _line(record: Mapping[str, object]) -> bytes:
+    return json.dumps(record).encode() + b"\n"

@@ -1,0 +1,44 @@
+"""Parts of a clip that begin at scene cuts and can be computed on their own."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["UNIT_FRAMES", "Span", "divide"]
+
+UNIT_FRAMES = 240
+"""About the least frames of a span: what a worker computes between two claims."""
+_MOST_SPANS = 64
+"""Most spans of one clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """The frames `first` to `end` (not included) of a clip; a scene begins with `first`."""
+
+    first: int
+    end: int
+    cuts: tuple[int, ...] = ()
+    """The frames inside with which a scene begins, the first one left out."""
+
+    @property
+    def frames(self) -> int:
+        """Count the frames."""
+        return self.end - self.first
+
+
+def divide(cuts: Iterable[int], total: int, *, least: int = UNIT_FRAMES) -> list[Span]:
+    """Divide a clip of `total` frames at its scene cuts into spans of at least so many frames, where it has cuts there.
+
+    A short rest belongs to the span before it. No clip has more than 64 spans.
+    """
+    cuts = sorted(cuts)
+    least = max(least, -(-total // _MOST_SPANS))
+    borders = [0]
+    for cut in cuts:
+        if cut - borders[-1] >= least and total - cut >= -(-least // 2):
+            borders.append(cut)
+    return [_span(cuts, first, end) for first, end in zip(borders, [*borders[1:], total], strict=True)]
+
+
+def _span(cuts: Sequence[int], first: int, end: int) -> Span:
+    return Span(first=first, end=end, cuts=tuple(cut for cut in cuts if first < cut < end))
