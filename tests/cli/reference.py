@@ -74,7 +74,9 @@ EXIT_CODES
 
 `--progress json` prints one JSON object per line on stderr, with `schema` (1) and
 `event`: `plan`, `start`, `chunk`, `transfer`, `serve`, `retry`, `warn`, `done`, `error`.
-`--json` ends with one object per file on stdout.
+`--json` ends with one object per file on stdout. [schemas/](schemas) has a JSON schema
+for the results of `upscale`, `generate`, `compare`, `explain`, `probe`, `doctor`,
+`bench` and `clean`, and for the events.
 """
 
 

@@ -73,6 +73,8 @@ def test_every_decision_is_in_the_json_and_in_probe(tmp_path: Path, capsys: pyte
     for words in ("cropped to", "px right of where they belong", "grain of"):
         assert sum(words in warning for warning in warnings) == 1
     assert main(["probe", str(source), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["found"].keys() == {"scan", "first_field", "soft_telecine", "frames"}
+    assert main(["probe", str(source), "--measure", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["found"]
     assert found["crop"] == reading["crop"] and found["grain"]["strength"] > 2 and found["chroma_shift"]
 

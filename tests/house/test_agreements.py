@@ -56,7 +56,7 @@ PROMISED = {
     "worker": "--index --of --any --device --json",
     "join": "--json",
     "compare": "--html --json",
-    "probe": "--json --res",
+    "probe": "--json --res --measure",
     "doctor": "--json",
     "clean": "-y --json",
     "bench": "--json",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ultraflash_cli.engine.guard import Counting
 from ultraflash_cli.jobs.events import Chunk, Event
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.running.report import Report
@@ -35,7 +36,7 @@ class Doubler:
         self._target = prepared.plan.target
         self._fails_at = fails_at
 
-    def guarded(self) -> None:
+    def guarded(self) -> Counting | None:
         return None
 
     def group_frames(self, first: bool) -> int:

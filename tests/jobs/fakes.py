@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 
+from ultraflash_cli.engine.guard import Counting
 from ultraflash_cli.jobs.running.upscaling import SourceFrame
 
 __all__ = [
@@ -39,7 +40,7 @@ class FakeUpscaler:
         self.stage_seconds: dict[str, float] = {"fake": 0.0}
         self.pushes: list[int] = []
 
-    def guarded(self) -> None:
+    def guarded(self) -> Counting | None:
         return None
 
     def group_frames(self, first: bool) -> int:

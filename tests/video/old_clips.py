@@ -42,6 +42,12 @@ def telecined(film: Sequence[Luma], *, top_first: bool = True) -> list[Luma]:
     return woven(fields, top_first=top_first)
 
 
+def telecined_pal(film: Sequence[Luma]) -> list[Luma]:
+    """Film of 24 pictures a second in 25 frames: every twelfth picture lasts three fields."""
+    fields = [picture for number, picture in enumerate(film) for _ in range(3 if number % 12 == 11 else 2)]
+    return woven(fields)
+
+
 def film_pictures(count: int) -> list[Luma]:
     """Pictures of film, two and a half fields apart."""
     return [moment(2.5 * number) for number in range(count)]

@@ -17,6 +17,7 @@ from tests.video.old_clips import (
     interlaced,
     moment,
     telecined,
+    telecined_pal,
     woven,
     write,
     write_soft_telecine,
@@ -31,6 +32,9 @@ def read(path: Path, choice: str = "auto") -> tuple[ClipInfo, list[DecodedFrame]
     info = with_deinterlacing(probe(path), choice)  # pyright: ignore[reportArgumentType]
     warnings: list[str] = []
     return info, list(read_frames(info, warn=warnings.append)), warnings
+
+
+PAL = Fraction(25)
 
 
 def levels(frame: DecodedFrame) -> np.ndarray:
@@ -74,6 +78,31 @@ def test_a_last_group_that_is_not_whole_keeps_its_frames(tmp_path: Path) -> None
     assert abs((frames[-1].pts + frames[-1].duration) * info.time_base - 48 / Fraction(30000, 1001)) < Fraction(1, 500)
 
 
+@pytest.mark.parametrize("skipped", [0, 5, 13, 20])
+def test_film_of_24_frames_in_25_gives_its_own_frames(tmp_path: Path, skipped: int) -> None:
+    film = [moment(2.08 * number) for number in range(120)]
+    path = write(tmp_path / "a.mp4", telecined_pal(film)[skipped:], rate=PAL, codec="libx264", options={"crf": "4"})
+    info, frames, warnings = read(path)
+    assert info.scan == "telecined25" and info.film and info.average_rate == 24
+    first = min(range(120), key=lambda number: float(np.abs(levels(frames[1]) - film[number]).mean())) - 1
+    whole = 24 * ((125 - skipped) // 25)
+    shown = errors(frames[1 : whole - 1], film[first + 1 : first + whole - 1])
+    assert max(shown) < 1.5, "whole pictures, none missing or doubled"
+    assert [frame.pts * info.time_base for frame in frames[:whole]] == [Fraction(number, 24) for number in range(whole)]
+    assert len(warnings) == 1 and "24 for every 25 (24.000 fps)" in warnings[0]
+
+
+def test_a_clip_that_becomes_interlaced_where_nobody_looked_is_told_of(tmp_path: Path) -> None:
+    clean = [moment(number) for number in range(130)]
+    path = write(tmp_path / "a.mkv", [*clean, *interlaced(240)], codec="mpeg4", options={"qmin": "2", "qmax": "2"})
+    info, frames, warnings = read(path)
+    assert info.scan == "progressive" and len(frames) == 370
+    (warning,) = warnings
+    assert "from about 5.00 s on" in warning and "--deinterlace frame" in warning
+    assert read(path, "off")[2] == []
+    assert not [line for line in read(path, "frame")[2] if "did not show" in line]
+
+
 @pytest.mark.parametrize("film_first", [True, False])
 def test_where_only_parts_are_film_every_frame_is_kept(tmp_path: Path, film_first: bool) -> None:
     film, video = film_pictures(48), interlaced(60)
@@ -107,6 +136,7 @@ def test_film_is_left_alone_where_that_is_asked_for(tmp_path: Path) -> None:
 def test_times_of_film_grow_and_cover_the_clip(lengths: list[int], cuts: list[int]) -> None:
     info = ClipInfo.__new__(ClipInfo)
     object.__setattr__(info, "film", True)
+    object.__setattr__(info, "scan", "telecined")
     times, found, pts, held = times_of(info), list[tuple[int, int]](), 0, 0
     for number, duration in enumerate(lengths):
         if number in cuts:  # the filters begin anew and give what they hold

@@ -18,6 +18,9 @@ def probe(
     console: Console,
     file: Annotated[Path, typer.Argument(metavar="FILE", parser=as_path, help="A video file.")],
     res: ResOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also measure black borders, shifted colours and grain.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Show what is in a file and what `upscale` would make of it."""
@@ -39,7 +42,7 @@ def probe(
     from ultraflash_cli.models.memory import describe_memory, memory_budget, plan_upscale_memory
     from ultraflash_cli.models.profile import find_profile
     from ultraflash_cli.video.description import describe_clip
-    from ultraflash_cli.video.mending import mended
+    from ultraflash_cli.video.mending import Mending, about_scan, mended
 
     models = Models()
     info, plan = prepared.info, Upscaling(prepared, models.upscaler).planned()
@@ -59,7 +62,7 @@ def probe(
         forecast = Forecaster(models).forecast(prepared)
     except OutOfMemory as error:  # the file itself can still be described
         warnings.append(str(error))
-    found = mended(info)
+    found = mended(info) if measure else Mending(info=info)
     about = {
         "container": info.container,
         "codec": info.codec,
@@ -70,7 +73,7 @@ def probe(
         "pix_fmt": info.pix_fmt,
         "bit_depth": info.bit_depth,
         "interlaced": info.interlaced,
-        "found": found.facts(),
+        "found": found.facts() if measure else about_scan(info),
         "average_rate": str(info.average_rate),
         "time_base": str(info.time_base),
         "duration_s": info.duration_s,
@@ -92,5 +95,7 @@ def probe(
     lines += describe_forecast(forecast) if forecast is not None else []
     for line in lines:
         console.text(line)
+    if not measure:
+        console.info("borders, shifted colours and grain are not measured; --measure does")
     for message in warnings:
         console.warning(message)

@@ -24,6 +24,7 @@ from ultraflash_cli.video.sidedata import side_data
 from ultraflash_cli.video.source import Tally, decoded_frames, decoder_of, late_streams, open_input
 from ultraflash_cli.video.timeline import timed_packets
 from ultraflash_cli.video.truncation import missing_bytes
+from ultraflash_cli.video.watching import FieldWatch
 
 __all__ = ["DecodedFrame", "ReadReport", "read_captions", "read_frames"]
 
@@ -151,7 +152,10 @@ def read_frames(
         decoded = decoded_frames(container, stream, decoder, tally, packets=packets)
         looks: deque[Look] = deque()
         frames = _with_looks(decoded, decoder, info, looks, said)
+        watch = FieldWatch() if info.watched else None
         for frame, pts, duration in _with_durations(frames, single, clock, repairs, lambda: _is_whole(stream, tally)):
+            if watch is not None and (combed_pts := watch.push(frame, pts)) is not None:
+                said("fields", _about_missed_fields(combed_pts, single))
             _look_at(frame, pts, single, progress.frames + times.frames, mode, said)
             for kind in sorted((_LEFT_BEHIND.keys() - ({_CAPTIONS} if captions else ())) & side_data(frame).keys()):
                 said(_LEFT_BEHIND[kind], _LEFT_BEHIND[kind])
@@ -191,6 +195,13 @@ def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: 
     for name, usual, found in tags:
         if UNSPECIFIED not in (usual, found) and usual != found:
             said(name, f"the {name} of the colours change {_place(pts, info)}; everything is written with the first")
+
+
+def _about_missed_fields(pts: int, info: ClipInfo) -> str:
+    return (
+        f"interlaced or telecined from about {_place(pts, info).removeprefix('at ')} on, which the places examined "
+        "before the run did not show; these frames are kept as they are, --deinterlace frame deinterlaces all"
+    )
 
 
 def read_captions(info: ClipInfo, *, threads: int = 1) -> Iterator[tuple[int, bytes]]:

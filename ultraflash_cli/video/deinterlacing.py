@@ -16,21 +16,24 @@ Deinterlace = Literal["auto", "frame", "field", "off"]
 frame: all of it. field: all of it, one frame out for each field. off: nothing."""
 
 _MODES = {"flagged": "interlaced", "tff": "tff", "bff": "bff", "all": "all"}
-_CYCLE = 5
-"""Frames that hold four frames of telecined film."""
+_CYCLES = {"telecined": 5, "telecined25": 25}
+"""Frames that hold one frame less of film."""
 _UNEVEN = Fraction(3, 2)
-"""In a group of five whose frames differ more in length, one is missing, and the others keep their times."""
+"""In such a group whose frames differ more in length, one is missing, and the others keep their times."""
 
 
 def with_deinterlacing(info: ClipInfo, choice: Deinterlace) -> ClipInfo:
     """Return a clip as it is to be read.
 
     With ``field`` it has twice the frames, and ticks half as long. Telecined film has four frames for every five, and
-    ticks a quarter as long, so that each of the four lasts as long as the others.
+    ticks a quarter as long, so that each of the four lasts as long as the others; or 24 for every 25.
     """
     if choice == "auto":
-        is_film = info.scan == "telecined" and info.first_field is not None and not info.has_alpha
-        return _retimed(replace(info, film=True), finer=4, more=Fraction(4, 5)) if is_film else info
+        cycle = _CYCLES.get(info.scan)
+        if cycle is None or info.first_field is None or info.has_alpha:
+            return info
+        return _retimed(replace(info, film=True), finer=cycle - 1, more=Fraction(cycle - 1, cycle))
+    info = replace(info, watched=False)
     if choice == "off":
         return replace(info, scan="progressive", wrongly_flagged=False)
     known = info.scan if info.scan in ("tff", "bff") else info.first_field or "all"
@@ -43,7 +46,8 @@ def frames_of(info: ClipInfo) -> ClipInfo:
     if info.fields:
         return _retimed(replace(info, fields=False), finer=Fraction(1, 2), more=Fraction(1, 2))
     if info.film:
-        return _retimed(replace(info, film=False), finer=Fraction(1, 4), more=Fraction(5, 4))
+        cycle = _CYCLES[info.scan]
+        return _retimed(replace(info, film=False), finer=Fraction(1, cycle - 1), more=Fraction(cycle, cycle - 1))
     return info
 
 
@@ -65,17 +69,17 @@ def _retimed(info: ClipInfo, *, finer: Fraction | int, more: Fraction) -> ClipIn
 def filter_mode(info: ClipInfo) -> str | None:
     """Return what ``color.rgb_filter`` takes for the clip."""
     if info.film or info.scan in ("mixed", "shifted"):
-        return f"{'film' if info.film else 'matched'}-{info.first_field}"
+        return f"film{_CYCLES[info.scan]}-{info.first_field}" if info.film else f"matched-{info.first_field}"
     return _MODES.get(info.scan)
 
 
 def about_fields(info: ClipInfo, mode: str | None) -> str | None:
     """Say what is done to the fields of the clip, of which nothing shows in single frames; None for nothing."""
     if info.film:
-        rate = float(info.average_rate)
+        rate, cycle = float(info.average_rate), _CYCLES[info.scan]
         return (
-            "film with repeated fields (telecine); its own frames are restored with fieldmatch and decimate, 4 for "
-            f"every 5 ({rate:.3f} fps); --deinterlace off keeps every frame as it is"
+            "film with repeated fields (telecine); its own frames are restored with fieldmatch and decimate, "
+            f"{cycle - 1} for every {cycle} ({rate:.3f} fps); --deinterlace off keeps every frame as it is"
         )
     if mode is None:
         if info.repeated_field is not None and not info.wrongly_flagged:
@@ -87,7 +91,7 @@ def about_fields(info: ClipInfo, mode: str | None) -> str | None:
             return (
                 "flagged as interlaced, but the frames are progressive; kept as they are, --deinterlace frame overrides"
             )
-        if info.scan == "telecined":
+        if info.scan in _CYCLES:
             return "telecined film (repeated fields); not deinterlaced, some frames mix two moments"
         return None
     if info.scan == "mixed":
@@ -122,7 +126,7 @@ class FrameTimes(Protocol):
 
 def times_of(info: ClipInfo) -> FrameTimes:
     """Return what times the pictures of a clip."""
-    return _FilmTimes() if info.film else _EvenTimes(2 if info.fields else 1)
+    return _FilmTimes(_CYCLES[info.scan]) if info.film else _EvenTimes(2 if info.fields else 1)
 
 
 class _EvenTimes:
@@ -144,9 +148,10 @@ class _EvenTimes:
 
 
 class _FilmTimes:
-    """Four pictures come out of every five frames; of less than five at the end, each comes out itself."""
+    """One picture less comes out of every ``cycle`` frames; of fewer at the end, each comes out itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, cycle: int) -> None:
+        self._cycle = cycle
         self._waiting: deque[tuple[int, int]] = deque()
 
     @property
@@ -158,22 +163,22 @@ class _FilmTimes:
 
     def take(self, count: int) -> Iterator[tuple[int, int]]:
         while count:
-            if len(self._waiting) >= _CYCLE and count >= _CYCLE - 1:
-                yield from self._cycle([self._waiting.popleft() for _ in range(_CYCLE)])
-                count -= _CYCLE - 1
+            if len(self._waiting) >= self._cycle and count >= self._cycle - 1:
+                yield from self._split([self._waiting.popleft() for _ in range(self._cycle)])
+                count -= self._cycle - 1
             else:
                 pts, duration = self._waiting.popleft()
-                yield 4 * pts, 4 * duration
+                yield (self._cycle - 1) * pts, (self._cycle - 1) * duration
                 count -= 1
 
     @staticmethod
-    def _cycle(frames: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        start, end = frames[0][0], sum(frames[-1])
+    def _split(frames: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        start, end, pictures = frames[0][0], sum(frames[-1]), len(frames) - 1
         lengths = [duration for _, duration in frames]
         if max(lengths) <= _UNEVEN * min(lengths):
-            for number in range(4):
-                yield 4 * start + number * (end - start), end - start
+            for number in range(pictures):
+                yield pictures * start + number * (end - start), end - start
             return
-        places = [pts for pts, _ in frames[:4]] + [end]
+        places = [pts for pts, _ in frames[:pictures]] + [end]
         for place, following in pairwise(places):
-            yield 4 * place, 4 * (following - place)
+            yield pictures * place, pictures * (following - place)

@@ -56,6 +56,7 @@ _SCANS = {
     "bff": "interlaced, bottom field first",
     "all": "interlaced",
     "telecined": "telecined film",
+    "telecined25": "telecined film, 24 frames in 25",
     "mixed": "telecined film in parts",
     "shifted": "film, a field late",
 }

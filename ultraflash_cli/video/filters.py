@@ -125,8 +125,8 @@ def deinterlacer(mode: str | None, fields: bool) -> list[tuple[str, str]]:
 
     ``mode`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"`` or ``"bff"`` (all, top or bottom
     field first, whatever their flags say); with ``fields`` each of those comes out as two. ``"matched-tff"`` and
-    ``"matched-bff"`` join fields of one moment, and deinterlace frames that stay combed; ``"film-tff"`` and
-    ``"film-bff"`` drop one of every five frames then.
+    ``"matched-bff"`` join fields of one moment, and deinterlace frames that stay combed; ``"film5-tff"`` and
+    ``"film5-bff"`` drop one of every five frames then, ``"film25-..."`` one of every 25.
     """
     if mode is None:
         return []
@@ -136,7 +136,8 @@ def deinterlacer(mode: str | None, fields: bool) -> list[tuple[str, str]]:
             ("fieldmatch", f"order={order}:mode=pc_n:combmatch=full"),
             ("bwdif", f"mode=send_frame:parity={order}:deint=interlaced"),
         ]
-        return [*matching, ("decimate", "cycle=5")] if kind == "film" else matching
+        cycle = kind.removeprefix("film")
+        return [*matching, ("decimate", f"cycle={cycle}")] if cycle != kind else matching
     parity = mode if mode in ("tff", "bff") else "auto"
     frames = "interlaced" if mode == "interlaced" else "all"
     rate = "send_field" if fields else "send_frame"

@@ -8,15 +8,16 @@ from numpy.typing import NDArray
 
 __all__ = ["Answer", "FieldMeter", "Scan"]
 
-Scan = Literal["progressive", "flagged", "tff", "bff", "all", "telecined", "mixed", "shifted"]
+Scan = Literal["progressive", "flagged", "tff", "bff", "all", "telecined", "telecined25", "mixed", "shifted"]
 """How frames are to be treated.
 
 progressive: as they are. flagged: those that say so are interlaced. tff, bff: all are, top or bottom field first,
-though they do not say so. all: as tff or bff, in the order that each frame says. telecined: film with repeated fields.
-mixed: such film in some parts of the clip. shifted: film of which each frame holds one field of the next picture.
+though they do not say so. all: as tff or bff, in the order that each frame says. telecined: film with repeated fields,
+four pictures in five frames. telecined25: 24 pictures in 25 frames, as film is on some PAL discs. mixed: such film in
+some parts of the clip. shifted: film of which each frame holds one field of the next picture.
 """
 
-Answer = Literal["unknown", "progressive", "tff", "bff", "telecined", "shifted"]
+Answer = Literal["unknown", "progressive", "tff", "bff", "telecined", "telecined25", "shifted"]
 
 _COLUMNS = 256
 _MOVING = 10.0
@@ -24,7 +25,9 @@ _MOVING = 10.0
 _LEAST_MOVING = 0.004
 """Part of the picture that must move for a frame to have a vote."""
 _LEAST_VOTES = 4
-_SURE_VOTES = 12
+_TELLING_VOTES = 12
+_SURE_VOTES = 14
+"""More than follow each other between two repeated fields of film in 25 frames."""
 _MOST_VOTES = 40
 _MAJORITY = 0.75
 _NEARLY_ALL = 0.9
@@ -45,6 +48,9 @@ _DOUBLED = 0.03
 scroll whose lines are doubled. Between the two bounds it may be one of slow fields."""
 _CYCLE = 5
 """Frames after which the pattern of telecined film repeats."""
+_LONG_CYCLE = 25
+"""The same on PAL discs, where a field is repeated after every twelfth picture: twelve frames are whole, then thirteen
+hold fields of two pictures."""
 
 
 class FieldMeter:
@@ -81,15 +87,15 @@ class FieldMeter:
     def is_sure(self) -> bool:
         """Whether more frames would hardly change the answer."""
         votes = len(self._lean)
-        return votes >= _MOST_VOTES or (
-            votes >= _SURE_VOTES and all(abs(lean) < _EVEN and self._whole[n] < 0 for n, lean in self._lean.items())
-        )
+        if votes >= _MOST_VOTES and (votes >= 2 * _MOST_VOTES or self.answer() != "unknown"):
+            return True
+        return votes >= _SURE_VOTES and all(abs(lean) < _EVEN and self._whole[n] < 0 for n, lean in self._lean.items())
 
     @property
     def is_clean(self) -> bool:
         """Whether there were enough frames with motion, and next to none was combed."""
         votes = len(self._lean)
-        return votes >= _SURE_VOTES and self._clean >= _NEARLY_ALL * votes
+        return votes >= _TELLING_VOTES and self._clean >= _NEARLY_ALL * votes
 
     @property
     def is_combed(self) -> bool:
@@ -109,6 +115,8 @@ class FieldMeter:
             return "unknown"
         if self._repeats():
             return "telecined"
+        if self._repeats_late():
+            return "telecined25"
         leans = np.array(list(self._lean.values()))
         typical = float(np.median(list(self._whole.values())))
         if typical > _CLOSE:
@@ -145,9 +153,17 @@ class FieldMeter:
         likeness = [self._likeness(lag) for lag in range(1, _CYCLE + 1)]
         return likeness[-1] > 0.45 and likeness[-1] - max(likeness[:-1]) > 0.3
 
-    def _likeness(self, lag: int) -> float:
+    def _repeats_late(self) -> bool:
+        """Return whether about twelve clean and about twelve combed frames follow each other."""
+        if np.std(list(self._whole.values())) < 0.3:
+            return False
+        half = _LONG_CYCLE // 2
+        apart = max(self._likeness(half), self._likeness(half + 1))
+        return self._likeness(_LONG_CYCLE, _LONG_CYCLE) > 0.6 and apart < -0.4
+
+    def _likeness(self, lag: int, least: int = 2 * _CYCLE) -> float:
         pairs = np.array([(v, self._whole[n + lag]) for n, v in self._whole.items() if n + lag in self._whole])
-        if len(pairs) < 2 * _CYCLE or pairs.std(axis=0).min() < 1e-3:
+        if len(pairs) < least or pairs.std(axis=0).min() < 1e-3:
             return 0.0
         return float(np.corrcoef(pairs.T)[0, 1])
 

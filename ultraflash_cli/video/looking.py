@@ -36,6 +36,8 @@ _SCANNED_PIXELS = 1 << 26
 _PLACES = (0.12, 0.3, 0.5, 0.7, 0.88)
 _LOOKED_ELSEWHERE = 30
 """Where in a file, and at how many frames, it is looked for fields once more."""
+_LOOKED_FOR_LONG = 75
+"""At how many frames where the pattern to be found again is one of 25."""
 _TELLING = 12
 """Frames with motion from which on such a place tells something."""
 _GROWING = {"h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1"}
@@ -67,6 +69,8 @@ class FirstLook:
     """Frames per second on average, where many of them are flagged to be shown for three fields."""
     flagged_rate: Fraction | None
     """Pairs of fields per second there."""
+    may_be_interlaced: bool
+    """Whether fields were looked for."""
     wrongly_flagged: bool
     """Whether frames are flagged as interlaced and are not."""
     has_alpha: bool
@@ -146,7 +150,8 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
     scan = _scan(stream, measured, flagged)
     wrongly_flagged = scan == "flagged" and meter is not None and meter.is_clean
     if is_file and meter is not None and (wrongly_flagged or measured != "progressive"):
-        elsewhere = _look_elsewhere(container, stream, decoder)
+        frames = _LOOKED_FOR_LONG if measured == "telecined25" else _LOOKED_ELSEWHERE
+        elsewhere = _look_elsewhere(container, stream, decoder, frames)
         wrongly_flagged = wrongly_flagged and not any(each.is_combed for each in elsewhere)
         measured = _together(measured, elsewhere)
         scan = _scan(stream, measured, flagged)
@@ -160,6 +165,7 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
         first_field=max(("tff", "bff"), key=orders.count) if orders else None,
         film_rate=repeats.rate,
         flagged_rate=stream.codec_context.framerate if repeats.rate else None,
+        may_be_interlaced=meter is not None,
         wrongly_flagged=wrongly_flagged,
         has_alpha=has_alpha,
         lost_alpha=is_hevc and has_alpha_layer(stream.codec_context.extradata, bytes(head[0]) if head else b""),
@@ -193,7 +199,9 @@ def _key_frames_ahead(
         return
 
 
-def _look_elsewhere(container: InputContainer, stream: VideoStream, decoder: VideoCodecContext) -> list[FieldMeter]:
+def _look_elsewhere(
+    container: InputContainer, stream: VideoStream, decoder: VideoCodecContext, frames: int
+) -> list[FieldMeter]:
     """Measure fields further on: a film may begin with a title that does not move, or that is not of film."""
     decoder.skip_frame = "DEFAULT"
     start_s = (container.start_time or 0) / av.time_base
@@ -204,7 +212,7 @@ def _look_elsewhere(container: InputContainer, stream: VideoStream, decoder: Vid
         try:
             container.seek(int((start_s + part * length_s) * av.time_base))
             decoder.flush_buffers()
-            for frame in islice(decoded_frames(container, stream, decoder, Tally()), _LOOKED_ELSEWHERE):
+            for frame in islice(decoded_frames(container, stream, decoder, Tally()), frames):
                 meter.push(frame)
         except (OSError, FFmpegError):
             break
@@ -218,7 +226,7 @@ def _together(first: Answer, elsewhere: list[FieldMeter]) -> Answer | Literal["m
     found: list[Answer] = [answer for answer in answers if answer != "unknown"]
     if len(set(found)) == 1:
         return found[0]
-    if "telecined" in found or "shifted" in found:
+    if {"telecined", "telecined25", "shifted"} & set(found):
         return "mixed"
     # Parts that show moments of which each fills a frame are progressive by themselves.
     interlaced: list[Answer] = [answer for answer in found if answer != "progressive"]
@@ -243,7 +251,7 @@ def _scan(stream: VideoStream, measured: Answer | Literal["mixed"], flagged: boo
     """Weigh what is measured against what is said; ``first_look`` looks further where a flag seems wrong."""
     context = stream.codec_context
     declared = _FIELD_ORDERS.get(context.field_order)
-    if measured in ("telecined", "mixed", "shifted"):
+    if measured in ("telecined", "telecined25", "mixed", "shifted"):
         return measured
     if flagged:
         return "flagged"

@@ -14,7 +14,7 @@ from ultraflash_cli.video.grain import Grain, GrainMeter
 from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.samples import sampled_runs
 
-__all__ = ["GrainChoice", "Mending", "mend", "mended"]
+__all__ = ["GrainChoice", "Mending", "about_scan", "mend", "mended"]
 
 GrainChoice = Literal["none", "keep", "remove"]
 """none: the picture as it is. keep: grain is taken out before the model, and new grain like it put in behind. remove:
@@ -44,12 +44,8 @@ class Mending:
 
     def facts(self) -> dict[str, object]:
         """Return what was found and done, as JSON values."""
-        info, grain = self.info, self.grain
-        return {
-            "scan": info.scan,
-            "first_field": info.first_field,
-            "soft_telecine": info.repeated_field is not None,
-            "frames": "film" if info.film else "fields" if info.fields else "all",
+        grain = self.grain
+        return about_scan(self.info) | {
             "crop": asdict(self.crop) if self.crop else None,
             "head_switching_lines": self.head_lines,
             "chroma_shift": list(self.chroma_shift) if self.chroma_shift else None,
@@ -69,6 +65,16 @@ class Mending:
             grain = f"{self.grain.strength:.1f} levels of 255, about {self.grain.size_px:.1f} px wide"
             lines.append(("grain", f"{grain}; --grain keep spares it the model"))
         return lines
+
+
+def about_scan(info: ClipInfo) -> dict[str, object]:
+    """Return what is known of a clip's fields, as JSON values."""
+    return {
+        "scan": info.scan,
+        "first_field": info.first_field,
+        "soft_telecine": info.repeated_field is not None,
+        "frames": "film" if info.film else "fields" if info.fields else "all",
+    }
 
 
 def about_grain(grain: Grain) -> dict[str, object]:

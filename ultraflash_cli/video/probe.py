@@ -118,7 +118,9 @@ class ClipInfo:
     fields: bool = False
     """Whether each frame of the file comes out as two, one a field; see ``with_deinterlacing``."""
     film: bool = False
-    """Whether five frames of the file come out as four, those of the film; see ``with_deinterlacing``."""
+    """Whether frames of the file come out as fewer, those of the film; see ``with_deinterlacing``."""
+    watched: bool = False
+    """Whether interlaced parts that were not found are to be looked out for when the clip is read."""
     chroma_shift: tuple[float, float] | None = None
     """By how many pixels the colours lie too far right and too far down; they are read where they belong."""
     denoise: tuple[float, float] | None = None
@@ -254,6 +256,7 @@ def _probe(source: Source, index: int) -> ClipInfo:
             first_field=look.first_field,
             repeated_field=1 / (2 * look.flagged_rate * time_base) if look.flagged_rate else None,
             wrongly_flagged=look.wrongly_flagged,
+            watched=look.may_be_interlaced and look.scan == "progressive" and not look.wrongly_flagged,
             time_base=time_base,
             average_rate=rate,
             start_pts=start,

@@ -15,7 +15,9 @@ class Repairs:
     restart_s: float = 0.0
     """Where it did so first, on the repaired clock."""
     jumps: Counter[str] = field(default_factory=Counter[str])
-    """How often the timestamps of a single stream jumped, by its kind."""
+    """How often the timestamps of a single stream jumped ahead, by its kind."""
+    steps_back: Counter[str] = field(default_factory=Counter[str])
+    """How often they jumped back."""
     outliers: int = 0
     """Wrong timestamps among good ones."""
     untimed: int = 0
@@ -24,7 +26,7 @@ class Repairs:
     @property
     def count(self) -> int:
         """How much was repaired in all."""
-        return self.restarts + self.jumps.total() + self.outliers
+        return self.restarts + self.jumps.total() + self.steps_back.total() + self.outliers
 
     def __bool__(self) -> bool:
         return self.count > 0
@@ -36,10 +38,14 @@ class Repairs:
             times = "once" if self.restarts == 1 else f"{self.restarts} times, first"
             place = f"its timestamps restart {times} at {self.restart_s - start_s:.2f} s"
             said.append(("restarts", f"{place}; audio, video and subtitles continue in sync from there"))
-        for kind, count in sorted(self.jumps.items()):
-            times = "once" if count == 1 else f"{count} times"
-            name = kind
-            said.append((kind, f"the timestamps of its {name} jump {times}; the gap was removed"))
+        ways = (
+            (self.jumps, "ahead", "the gap was removed"),
+            (self.steps_back, "back", "what follows was moved behind what came before"),
+        )
+        for counts, way, done in ways:
+            for kind, count in sorted(counts.items()):
+                times = "once" if count == 1 else f"{count} times"
+                said.append((f"{kind} {way}", f"the timestamps of its {kind} jump {way} {times}; {done}"))
         if self.outliers:
             count = "one timestamp is" if self.outliers == 1 else f"{self.outliers} timestamps are"
             said.append(("outliers", f"{count} far from the neighbouring ones; interpolated"))

@@ -371,7 +371,8 @@ class Timeline:
         offset_s = max(end_s - start_s for _, end_s, start_s in starts)
         alone = len(starts) == 1 and any(other is not track and other.last is not None for other in self._dense)
         if alone:
-            self._repairs.jumps[track.kind] += 1
+            is_back = offset_s > track.offset * track.unit
+            (self._repairs.steps_back if is_back else self._repairs.jumps)[track.kind] += 1
         else:
             if not self._repairs.restarts:
                 self._repairs.restart_s = float(starts[0][1])

@@ -1,0 +1,45 @@
+"""Look out, while a clip is read, for interlaced parts that were not found beforehand."""
+
+import av
+
+from ultraflash_cli.video.interlace import FieldMeter
+
+__all__ = ["FieldWatch"]
+
+_PERIOD = 180
+_LOOKED = 30
+"""So many frames of every period are examined, the last ones."""
+_AGREEING = 2
+"""Periods in a row that must show fields of two moments."""
+_COMBED = ("tff", "bff", "telecined", "telecined25", "shifted")
+
+
+class FieldWatch:
+    """Examines a sixth of the frames of a clip that is read as progressive."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._begun_pts = 0
+        self._meter = FieldMeter()
+        self._combed: list[int] = []
+
+    def push(self, frame: av.VideoFrame, pts: int) -> int | None:
+        """Take the next frame and its timestamp.
+
+        Returns, once, the timestamp from which on the clip seems interlaced or telecined.
+        """
+        place, self._number = self._number % _PERIOD, self._number + 1
+        if place < _PERIOD - _LOOKED or len(self._combed) >= _AGREEING:
+            return None
+        if place == _PERIOD - _LOOKED:
+            self._begun_pts = pts
+        self._meter.push(frame)
+        if place < _PERIOD - 1:
+            return None
+
+        if self._meter.answer() in _COMBED:
+            self._combed.append(self._begun_pts)
+        else:
+            self._combed.clear()
+        self._meter = FieldMeter()
+        return self._combed[0] if len(self._combed) == _AGREEING else None
