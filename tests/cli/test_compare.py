@@ -49,7 +49,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def compare(*arguments: object) -> int:
-    return main(["compare", *map(str, arguments), "--threads", "1", "-q"])
+    return main(["compare", "--threads", "1", *map(str, arguments), "-q"])
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, object]:
@@ -153,20 +153,27 @@ def test_odd_sizes_are_compared_as_they_are(tmp_path: Path, capsys: pytest.Captu
         pytest.param(("words", "original"), 3, "words.txt", id="no video"),
         pytest.param(("original", "words"), 3, "words.txt", id="a result that is none"),
         pytest.param(("original", "sound"), 3, "sound.wav", id="sound alone"),
+        pytest.param(("folder", "folder"), 3, "compare one clip and its result at a time", id="folders"),
+        pytest.param(("original", "images"), 3, "compare reads videos only", id="numbered images"),
+        pytest.param(("original", "stdin"), 2, "save it to a file first", id="stdin"),
+        pytest.param(("original", "soft", "--threads=0"), 2, "--threads must be at least 1", id="no threads"),
+        pytest.param(("original", "soft", "--html=/proc/a.html"), 7, "choose another place with --html", id="no place"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(
     clips: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    names: tuple[str, str],
+    names: tuple[str, ...],
     code: int,
     message: str,
 ) -> None:
     words = tmp_path / "words.txt"
     words.write_text("no video at all\n" * 40)
-    known = clips | {"missing": tmp_path / "missing.mp4", "words": words}
-    assert compare(*(known[name] for name in names)) == code
+    (tmp_path / "00001.png").touch()
+    places = {"missing": tmp_path / "missing.mp4", "folder": tmp_path, "images": tmp_path / "%05d.png"}
+    known = clips | {"words": words, "stdin": Path("-")} | places
+    assert compare(*(known.get(name, name) for name in names)) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 

@@ -39,7 +39,8 @@ def compare(
     if json:
         console.data(asdict(report))
         return
-    console.text(f"{report.output} against its {report.mode}, {report.frames} frames at {report.width}x{report.height}")
+    length = "one frame" if report.frames == 1 else f"{report.frames} frames"
+    console.text(f"{report.output} against its {report.mode}, {length} at {report.width}x{report.height}")
     for name, mean in report.means.items():
         metric, values = COMPARED[name], report.series[name]
         measured = sum(value is not None for value in values)

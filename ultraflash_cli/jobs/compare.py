@@ -77,6 +77,7 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
     Raises UsageError (sizes that cannot be compared, a page that exists or is one of the clips), InputError (no video,
     other lengths), OutputError (the page cannot be written).
     """
+    _check(job)
     if job.html is not None:
         check_page_place(job.html, (job.reference, job.output), overwrite=job.overwrite)
 
@@ -123,6 +124,23 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
         timestamps_differ_s=differ_s,
         html=str(job.html) if job.html is not None else None,
     )
+
+
+def _check(job: CompareJob) -> None:
+    """Refuse at once what cannot be compared. Raises UsageError, InputError."""
+    from ultraflash_cli.jobs.planning.inputs import find_input
+
+    if job.threads is not None and job.threads < 1:
+        raise UsageError(f"--threads must be at least 1, got {job.threads}")
+    for path in (job.reference, job.output):
+        if str(path) == "-":
+            raise UsageError(
+                "compare reads each clip several times, which stdin does not allow; save it to a file first"
+            )
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, expected a video file; compare one clip and its result at a time")
+        if not isinstance(find_input(path, None, images=False, rate=None), Path):
+            raise InputError(f"{path}: numbered images, expected a video file; compare reads videos only")
 
 
 def _mode(reference: "ClipInfo", output: "ClipInfo") -> "tuple[Mode, tuple[int, int]]":

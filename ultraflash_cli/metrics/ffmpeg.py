@@ -145,7 +145,17 @@ def read_planes(view: View, *, frames: int | None = None) -> Generator[Planes]:
     limit = ["-frames:v", str(frames)] if frames else []
     # yuv4mpegpipe: the stream opens with a header that names the size, so that nothing has to be probed first.
     graph = f"{view.filters},format=yuv420p"
-    arguments = ["-i", str(path), "-map", f"0:{view.stream}", "-vf", graph, "-fps_mode", "passthrough", *limit]
+    arguments = [
+        "-i",
+        str(path.resolve()),
+        "-map",
+        f"0:{view.stream}",
+        "-vf",
+        graph,
+        "-fps_mode",
+        "passthrough",
+        *limit,
+    ]
     command = [ffmpeg_program(), "-v", "error", "-nostdin", *arguments, "-f", "yuv4mpegpipe", "-"]
     # Complaints go to a file: a pipe that nobody empties while the frames are read would block ffmpeg.
     with TemporaryFile() as complaints, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as process:

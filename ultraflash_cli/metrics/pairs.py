@@ -89,9 +89,8 @@ def _paired(
     for count, (output, reference) in enumerate(zip_longest(outputs, references)):
         if output is None or reference is None:
             shorter, longer = names if output is None else reversed(names)
-            raise InputError(
-                f"{shorter} ends after {count} frames, {longer} is longer; compare clips of the same length"
-            )
+            length = "one frame" if count == 1 else f"{count} frames"
+            raise InputError(f"{shorter} ends after {length}, {longer} is longer; compare clips of the same length")
         if output.y_hw.shape != reference.y_hw.shape:
             sizes = " and ".join(f"{each.y_hw.shape[1]}x{each.y_hw.shape[0]}" for each in (output, reference))
             raise InputError(f"{names[0]} and {names[1]} are {sizes}; compare clips of the same size")

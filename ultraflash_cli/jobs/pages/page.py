@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from importlib.metadata import version
@@ -38,6 +39,12 @@ def check_page_place(html: Path, clips: Iterable[Path], *, overwrite: bool) -> N
         raise UsageError(f"{html} exists; use -y to replace it, or choose another file with --html")
     if not html.parent.is_dir():
         raise OutputError(f"cannot write {html}: {html.parent} is not a folder; choose another place with --html")
+    try:
+        with tempfile.TemporaryFile(dir=html.parent):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(f"cannot write {html}: {reason}; choose another place with --html") from error
 
 
 def filled(data: Mapping[str, object]) -> str:
