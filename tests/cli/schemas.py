@@ -100,7 +100,7 @@ def schemas() -> dict[str, Schema]:
             "--progress json",
             "One event a line on stderr.",
             **{
-                cast(str, event.__name__): _object(
+                event.__name__: _object(
                     event,
                     more={
                         "schema": {"description": "Grows when a field changes its meaning or goes.", "const": 1},

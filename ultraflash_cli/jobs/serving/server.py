@@ -1,5 +1,6 @@
 """A small HTTP server on this machine that shows a running job in a browser, to whoever has the link, once."""
 
+import errno
 import hmac
 import http.server
 import ipaddress
@@ -93,10 +94,10 @@ def _bound(host: str, port: int) -> "_Server":
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return _Server(family, cast("tuple[str, int]", place[:2]), host)
     except OSError as error:
-        why = error.strerror or str(error)
-        raise UsageError(
-            f"--serve {host}:{port}: {why.lower()}; choose another port, or 0 for any that is free"
-        ) from error
+        why = (error.strerror or str(error)).lower()
+        unknown = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        instead = "an address of this machine" if unknown else "another port, or 0 for any that is free"
+        raise UsageError(f"--serve {host}:{port}: {why}; choose {instead}") from error
 
 
 class _Server(http.server.ThreadingHTTPServer):
