@@ -1,5 +1,6 @@
-# make demo   installs into .venv, upscales the clip in demo/, says where the result lies
-# make test   installs into the same .venv, runs everything that CI runs
+# make demo      installs into .venv, upscales the clip in demo/, says where the result lies
+# make cascade   writes cascade.html: what each part of `generate` adds
+# make test      installs into the same .venv, runs everything that CI runs
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +8,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ultraflash-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit
+.PHONY: help demo cascade test lint types unit
 
 help:
-	@sed -n '1,2s/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 demo: $(STAMP)
 	@$(BIN)/python demo/run.py
+
+cascade: $(STAMP)
+	@$(BIN)/python -m benchmarks.cascade --page cascade.html
 
 test: lint types unit
 

@@ -103,14 +103,16 @@ def test_the_log_of_a_stopped_run_that_went_on_is_that_of_a_whole_one(tmp_path: 
         assert a | {"s_per_step": 0} == b | {"s_per_step": 0}
 
 
-def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path: Path) -> None:
+def test_a_step_without_a_finite_gradient_changes_nothing_and_is_counted(tmp_path: Path) -> None:
     def broken(model: nn.Module, batch: Batch, _: torch.Generator) -> dict[str, Tensor]:
         return {"nan": model(batch[0]).mean() * float("nan")}
 
-    model, before = Toy(), Toy()
+    model, before, warned = Toy(), Toy(), list[str]()
     config = LoopConfig(steps=2, warmup=1)
-    run_loop(model, (Learner(loss=broken),), Prefetcher(numbered, workers=0), config, tmp_path)
+    run_loop(model, (Learner(loss=broken),), Prefetcher(numbered, workers=0), config, tmp_path, warn=warned.append)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+    assert [row["skipped"] for row in RunLog(tmp_path).rows()] == [2]
+    assert len(warned) == 1 and warned[0].startswith("2 of the last 2 steps skipped, up to step 2")
 
 
 def test_saving_shows_the_average_and_puts_the_weights_back(tmp_path: Path) -> None:

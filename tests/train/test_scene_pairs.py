@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ultraflash_cli.errors import ConfigError, InputError
@@ -15,6 +16,7 @@ from ultraflash_cli.train.latents import EncodeScenesJob, SceneLatents, encode_s
 from ultraflash_cli.train.loop import generator_of
 from ultraflash_cli.train.recipes import cascade_dpo, causal_dmd, tv2v_flow_matching
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
+from ultraflash_cli.train.run_log import RunLog
 from ultraflash_cli.train.scene_pairs import (
     AnswerScenesJob,
     ScenePairs,
@@ -142,3 +144,43 @@ def test_answers_are_kept_by_the_command_and_a_level_out_of_range_is_refused(
     common = ["--data", str(pairs / "low"), "--out", str(tmp_path / "own"), "--start-from", "none"]
     assert main(["train", "answer-scenes", *common, "--level", "0"]) == 2
     assert "--level is above 0 and at most 1" in capsys.readouterr().err
+
+
+def test_a_validation_scores_held_out_batches_and_a_resumed_run_keeps_its_rows(
+    pairs: Path, weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(causal_dmd.configure(steps=4, seed=1, toy=True), window=WINDOW, matching=0.0, guidance=0.0)
+    monkeypatch.setattr(causal_dmd, "configure", lambda **_: replace(small, loop=replace(small.loop, save_every=2)))
+    monkeypatch.setattr("ultraflash_cli.host.keep_freed_memory", lambda: None)
+    save_file({name: x.contiguous() for name, x in weights.items()}, tmp_path / "start.safetensors")
+    command = ["train", "run", "causal_dmd", "--toy", "--data", str(pairs), "--steps", "4", "--threads", "1"]
+    command += ["--workers", "0", "--out", str(tmp_path / "run"), "--start-from", str(tmp_path / "start.safetensors")]
+    assert main([*command, "--validate-every", "2"]) == 0
+    rows = RunLog(tmp_path / "run", name="validation.jsonl").rows()
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all({"psnr", "edges", "change"} <= row.keys() and row["psnr"] > 0 for row in rows)
+    assert main([*command, "--validate-every", "4"]) == 0  # already at its end
+    assert RunLog(tmp_path / "run", name="validation.jsonl").rows() == rows
+    assert main(["train", "run", "bottleneck", *command[3:], "--validate-every", "1"]) == 2
+
+
+@torch.no_grad()
+def test_preference_pairs_are_made_once_by_the_first_student_and_count_where_the_truth_has_the_higher_reward(
+    pairs: Path, weights: dict[str, Tensor]
+) -> None:
+    config = cascade_dpo.configure(steps=4, seed=1, toy=True)
+    config = replace(config, window=WINDOW, better="truth", distinct=2, rewards=(("texture", 1.0),))
+    config = replace(config, loop=replace(config.loop, batch=1))
+    given = cascade_dpo.merge([weights, weights])
+    roles = cascade_dpo.start(config, [], given)
+    make = cascade_dpo.make(config, pairs)
+    assert make(0)[-1] == make(2)[-1] == 0 and make(cascade_dpo.FIRST_SHOWN + 1)[-1] > 2
+    terms = cascade_dpo.loss(config, roles, make(0), generator_of(1))
+    assert terms["preference"].item() == pytest.approx(0.6931, abs=1e-3) and terms["counting"] == 1
+    assert terms["implicit_better"] == terms["implicit_own"] == 0
+    kept = roles.kept[0]
+    roles.sr_dit.head.head.weight.data.add_(0.1)
+    again = cascade_dpo.loss(config, roles, make(2), generator_of(1))
+    assert roles.kept[0] is kept and again["implicit_own"] != 0
+    none = replace(config, least_margin=2.0)
+    assert cascade_dpo.loss(none, cascade_dpo.start(none, [], given), make(1), generator_of(1))["preference"] == 0

@@ -362,6 +362,16 @@ def _recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int |
             bool, typer.Option("--shard", help="Shard trained networks over the processes of torchrun (FSDP2).")
         ] = False,
         tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False,
+        validate_every: Annotated[
+            int | None,
+            typer.Option(
+                "--validate-every", metavar="N", min=1, help="Steps between validations (PSNR, LPIPS, edges)."
+            ),
+        ] = None,
+        validate_data: Annotated[
+            Path | None,
+            typer.Option("--validate-data", metavar="DIR", help="Held-out data to validate on, prepared like --data."),
+        ] = None,
     ) -> None:
         from ultraflash_cli.host import keep_freed_memory, usable_cores
         from ultraflash_cli.train.run import TrainJob, run
@@ -388,9 +398,16 @@ def _recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int |
             rewards=_weights("--reward", reward),
             shard=shard,
             tensorboard=tensorboard,
+            validate_every=validate_every,
+            validate_data=validate_data,
         )
         keep_freed_memory()
-        run(job, on_save=lambda done: console.info(f"{done} of {steps} steps"))
+        run(
+            job,
+            on_save=lambda done: console.info(f"{done} of {steps} steps"),
+            on_scores=lambda done, scores: console.info(f"{done} of {steps} steps: {scores}"),
+            warn=console.warning,
+        )
         console.info(f"EMA weights, record, log and pictures in {out}")
 
     return train

@@ -75,6 +75,9 @@ def run_loop(
     folder: Path,
     *,
     on_save: Callable[[nn.Module, int], None] | None = None,
+    on_validate: Callable[[nn.Module, int], None] | None = None,
+    validate_every: int = 1,
+    warn: Callable[[str], None] | None = None,
     group: ProcessGroup = ALONE,
     log: RunLog | None = None,
 ) -> nn.Module:
@@ -85,7 +88,9 @@ def run_loop(
     there, see ``Checkpoints``) and, through ``log``, ``log.jsonl``. Batches and noise are
     functions of their number: a resumed run loses exactly what came after its checkpoint,
     and several processes do what one does with as many times the accumulation.
-    ``on_save`` sees the EMA model at every checkpoint of the main process.
+    ``on_save`` sees the EMA model at every checkpoint of the main process, ``on_validate``
+    after every ``validate_every`` steps and the last. A step whose gradient is not finite
+    is skipped; ``warn`` hears of it with the next line of the log, which counts it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(model, learners, config, folder, group, log or RunLog(folder))
@@ -96,9 +101,11 @@ def run_loop(
             run.step(step, [moved(next(mine), run.device) for _ in range(config.accumulate)])
             last = step + 1 == config.steps
             if last or (step + 1) % config.log_every == 0:
-                run.write_losses(step)
+                run.write_losses(step, warn)
             if last or (step + 1) % config.save_every == 0:
                 run.save(step, on_save)
+            if on_validate is not None and (last or (step + 1) % validate_every == 0):
+                run.show(step, on_validate)
         return run.finish()
     finally:
         run.checkpoints.close()
@@ -131,7 +138,7 @@ class _Run:
         self.first, sums = self.checkpoints.load(self.trainees, self.device)
         self.sums = {name: [part / group.size for part in both] for name, both in sums.items()}
         log.open(self.first, writes=group.is_main)
-        self.began, self.timed, self.norm = time.monotonic(), 0, 0.0
+        self.began, self.timed, self.norm, self.skipped = time.monotonic(), 0, 0.0, 0
 
     def step(self, step: int, turn: list[Batch]) -> None:
         """Let the learners take their turns on the batches of a step."""
@@ -165,6 +172,8 @@ class _Run:
             with self._autocast():
                 for optimiser in trainee.optimisers:
                     optimiser.step()
+        else:
+            self.skipped += 1
         self.norm = float(norm)
 
     def _terms(self, learner: Learner, batch: Batch, number: int) -> dict[str, Tensor]:
@@ -183,15 +192,22 @@ class _Run:
         enabled = self.config.runs_in_bf16 and self.shards is None
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
-    def write_losses(self, step: int) -> None:
+    def write_losses(self, step: int, warn: Callable[[str], None] | None) -> None:
         """Write the mean losses since the last line, over all processes."""
         means = self.group.mean([total / count for total, count in self.sums.values()])
         row = {name: round(mean, 6) for name, mean in zip(self.sums, means, strict=True)}
         row |= {"step": step + 1, "share": round(self.config.share_at(step), 4)}
         row |= {"norm": round(self.norm, 4)}
         row["s_per_step"] = round((time.monotonic() - self.began) / self.timed, 3)
+        if self.skipped:
+            row["skipped"] = self.skipped
+            if warn is not None:
+                warn(
+                    f"{self.skipped} of the last {self.timed} steps skipped, up to step {step + 1}: "
+                    "the gradient was not finite; use a smaller learning rate if this goes on"
+                )
         self.log.write(row)
-        self.sums, self.timed, self.began = {}, 0, time.monotonic()
+        self.sums, self.timed, self.began, self.skipped = {}, 0, time.monotonic(), 0
 
     def save(self, step: int, on_save: Callable[[nn.Module, int], None] | None) -> None:
         """Save the state, and show the EMA model."""
@@ -201,9 +217,13 @@ class _Run:
         sums = {name: [size * total, size * self.sums[name][1]] for name, total in zip(self.sums, totals, strict=True)}
         self.checkpoints.save(self.trainees, (step + 1, sums))
         if on_save is not None:
-            with torch.no_grad(), self._averaged() as shown:
-                if self.group.is_main:
-                    on_save(shown, step + 1)
+            self.show(step, on_save)
+
+    def show(self, step: int, on_show: Callable[[nn.Module, int], None]) -> None:
+        """Let the main process look at the EMA model."""
+        with torch.no_grad(), self._averaged() as shown:
+            if self.group.is_main:
+                on_show(shown, step + 1)
 
     def finish(self) -> nn.Module:
         """Return the networks, whole, with their EMA weights."""

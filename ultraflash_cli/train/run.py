@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ultraflash_cli.engine.profiles import TRAINED
 from ultraflash_cli.errors import InputError, UsageError, WeightsError
@@ -21,10 +21,11 @@ from ultraflash_cli.train.latents import open_scene_latents
 from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.pairs import pairs_hash
 from ultraflash_cli.train.process_group import ProcessGroup, joined_group
-from ultraflash_cli.train.recipe import Weights
+from ultraflash_cli.train.recipe import RecipeModule, Weights
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run_log import NOT_LOSSES, RunLog, plot_losses
 from ultraflash_cli.train.scene_pairs import holds_scene_pairs, open_scene_pairs
+from ultraflash_cli.train.validation import Scores, mean_scores, scores_of
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.stills import write_png
 from ultraflash_cli.weights.load import read_tensors
@@ -36,6 +37,9 @@ AVERAGE = "average.safetensors"
 
 RECORD = "run.json"
 """What made them."""
+
+VALIDATION = "validation.jsonl"
+"""The scores of every validation."""
 
 SHOWN_BATCH = 1_000_000_007
 """Number of the batch that sample pictures show: no run gets that far."""
@@ -85,6 +89,12 @@ class TrainJob:
     """Whether frozen transformers are, too."""
     tensorboard: bool = False
     """Whether TensorBoard's event files are written, too."""
+    validate_every: int | None = None
+    """Steps between validations; None is without."""
+    validate_data: Path | None = None
+    """Folder like ``data`` whose batches are scored; None takes batches of ``data`` that no run gets to."""
+    validate_batches: int = 4
+    """Batches that are scored."""
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -138,8 +148,15 @@ class RunRecord:
         return mine == theirs
 
 
-def run(job: TrainJob, *, on_save: Callable[[int], None] | None = None) -> RunRecord:
-    """Train until ``job.steps``; ``on_save`` hears the steps done at every checkpoint.
+def run(
+    job: TrainJob,
+    *,
+    on_save: Callable[[int], None] | None = None,
+    on_scores: Callable[[int, Scores], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> RunRecord:
+    """Train until ``job.steps``; ``on_save`` hears the steps done at every checkpoint, ``on_scores`` also the scores
+    of every validation, ``warn`` what goes wrong on the way.
 
     Started by ``torchrun``, the processes train together and the first one writes. Raises UsageError if the folder
     holds another run, InputError for material, WeightsError for weights that do not fit.
@@ -149,10 +166,17 @@ def run(job: TrainJob, *, on_save: Callable[[int], None] | None = None) -> RunRe
         raise UsageError("--device cuda: torch finds no usable GPU")
     device = torch.device("cuda" if wanted == "auto" else wanted)
     with joined_group(device, shards=job.shard, shards_frozen=job.shard_frozen) as (group, device):
-        return _run(job, group, device, on_save)
+        return _run(job, group, device, on_save, on_scores, warn)
 
 
-def _run(job: TrainJob, group: ProcessGroup, device: torch.device, on_save: Callable[[int], None] | None) -> RunRecord:
+def _run(
+    job: TrainJob,
+    group: ProcessGroup,
+    device: torch.device,
+    on_save: Callable[[int], None] | None,
+    on_scores: Callable[[int, Scores], None] | None,
+    warn: Callable[[str], None] | None,
+) -> RunRecord:
     recipe = RECIPES[job.recipe].load()
     whose = {} if job.profile is None else {"profile": TRAINED[job.profile]}
     config: Any = recipe.configure(steps=job.steps, seed=job.seed, toy=job.toy, **whose)
@@ -161,6 +185,7 @@ def _run(job: TrainJob, group: ProcessGroup, device: torch.device, on_save: Call
         if not hasattr(config, "rewards"):
             raise UsageError(f"{job.recipe} does not use rewards; remove --reward")
         config = replace(config, rewards=job.rewards)
+    compared = clips_of(recipe, job.recipe) if job.validate_every else None
     materials, known = _data(job)
     # How the batches of a step are spread over processes changes nothing.
     told = repr(replace(config, loop=replace(config.loop, accumulate=1)))
@@ -188,6 +213,21 @@ def _run(job: TrainJob, group: ProcessGroup, device: torch.device, on_save: Call
     make = recipe.make(config, job.data)
     batches = Prefetcher(make, workers=job.workers)
 
+    validated = RunLog(job.out, name=VALIDATION)
+
+    def validate(model: nn.Module, step: int) -> None:
+        assert compared is not None, "asked for"
+        found, held_out = list[Scores](), recipe.make(config, job.validate_data or job.data)
+        for number in range(job.validate_batches):
+            batch = moved(held_out(SHOWN_BATCH + number), device)
+            made, truth = compared(config, model, batch, generator_of(config.loop.seed, "validation", number))
+            found.append(scores_of(made, truth))
+        scores = mean_scores(found)
+        validated.open(step - 1)
+        validated.write({**{n: round(x, 5) for n, x in asdict(scores).items() if x is not None}, "step": step})
+        if on_scores is not None:
+            on_scores(step, scores)
+
     def save(model: nn.Module, step: int) -> None:
         _save(job.out, model, replace(record, steps=step), log, recipe.HELPERS)
         picture = recipe.pictures(
@@ -202,7 +242,17 @@ def _run(job: TrainJob, group: ProcessGroup, device: torch.device, on_save: Call
         (job.out / "samples").mkdir(parents=True, exist_ok=True)
     try:
         roles = run_loop(
-            roles, recipe.learners(config), batches, config.loop, job.out, on_save=save, group=group, log=log
+            roles,
+            recipe.learners(config),
+            batches,
+            config.loop,
+            job.out,
+            on_save=save,
+            on_validate=validate if job.validate_every else None,
+            validate_every=job.validate_every or 1,
+            warn=warn,
+            group=group,
+            log=log,
         )
     finally:
         batches.close()
@@ -210,6 +260,14 @@ def _run(job: TrainJob, group: ProcessGroup, device: torch.device, on_save: Call
     if group.is_main:
         _save(job.out, roles, record, log, recipe.HELPERS)
     return record
+
+
+def clips_of(recipe: RecipeModule, name: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return what makes frames, and the true ones, of a batch. Raises UsageError for a recipe without it."""
+    clips = getattr(recipe, "clips", None)
+    if clips is None:
+        raise UsageError(f"{name} makes no clips to compare; remove --validate-every")
+    return clips
 
 
 def read_record(folder: Path) -> RunRecord:

@@ -15,7 +15,7 @@ __all__ = ["NOT_LOSSES", "RunLog", "plot_losses"]
 
 Picture = npt.NDArray[np.uint8]
 
-NOT_LOSSES = ("step", "share", "norm", "s_per_step")
+NOT_LOSSES = ("step", "share", "norm", "s_per_step", "skipped")
 """Fields of a row that the plot leaves out."""
 
 INKS = ((31, 119, 180), (214, 90, 20), (44, 140, 44), (190, 40, 60), (130, 90, 180), (110, 80, 60), (20, 150, 160))
@@ -23,13 +23,13 @@ INKS = ((31, 119, 180), (214, 90, 20), (44, 140, 44), (190, 40, 60), (130, 90, 1
 
 
 class RunLog:
-    """``log.jsonl`` in a run's folder, and TensorBoard's event files next to it.
+    """``log.jsonl`` in a run's folder, or another such file, and TensorBoard's event files next to it.
 
     Raises UsageError if TensorBoard is requested and missing.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
-        self.path = folder / "log.jsonl"
+    def __init__(self, folder: Path, *, tensorboard: bool = False, name: str = "log.jsonl") -> None:
+        self.path = folder / name
         self.writes = True
         self.events: Any = None
         self.factory: Any = _tensorboard() if tensorboard else None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,10 @@ from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs
 from ultraflash_cli.errors import ConfigError, WeightsError
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import draw_levels, group_flow, noised, normal
-from ultraflash_cli.train.loop import Batch, Learner
+from ultraflash_cli.train.loop import Batch, Learner, generator_of
 from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
 from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, of_scales
+from ultraflash_cli.train.rewards import load_reward
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
@@ -32,12 +34,15 @@ __all__ = [
     "DpoConfig",
     "DpoRoles",
     "Pair",
+    "clips",
     "configure",
+    "drifts",
     "learners",
     "loss",
     "make",
     "margins",
     "merge",
+    "numbered",
     "pictures",
     "roll_out",
     "start",
@@ -48,6 +53,9 @@ NETWORKS = ("sr_dit",)
 
 HELPERS = ("reference", "stronger")
 """Roles that no result needs."""
+
+FIRST_SHOWN = 1_000_000_000
+"""Batches from this number on are for pictures and validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +71,21 @@ class DpoConfig(Tv2vConfig):
     """How strongly a preference pulls; the errors it multiplies are means over a clip's latents."""
     stronger_steps: int = 8
     """Steps of the stronger model."""
+    better: Literal["stronger", "truth"] = "stronger"
+    """What is preferred: the stronger model's result, or the true latents."""
+    distinct: int = 0
+    """Batches whose pairs are made once and kept; they come again in turn. 0 makes new pairs in every step."""
+    rewards: tuple[tuple[str, float], ...] = ()
+    """Rewards by name and weight, through the decoder: a pair counts only where the better half's is higher by
+    ``least_margin``. Without them every pair counts."""
+    least_margin: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.from_generator and (self.profile.generator is None or not self.with_text):
             raise ConfigError(f"{self.profile.name} has no generator conditioned on captions")
+        for name, _ in self.rewards:
+            load_reward(name)
         if CacheManagement.parse(self.cache_management).refresh is not None:
             raise ConfigError("training roll-outs run all context passes; remove refresh")
 
@@ -94,8 +112,10 @@ class Pair:
     own_bcthw: Tensor
     """``z-``: the cascade's own roll-out."""
     better_bcthw: Tensor
-    """``z+``: the stronger model's."""
+    """``z+``: the stronger model's, or the truth."""
     context: Tensor | None
+    counts: Tensor
+    """``[B]``: 1 where the better half has the higher reward by the margin, else 0."""
 
 
 class DpoRoles(CascadeRoles):
@@ -108,17 +128,24 @@ class DpoRoles(CascadeRoles):
         assert sr_dit is not None and wide is not None
         self.reference = SrDit(sr_dit).requires_grad_(False)
         self.stronger = SrDit(wide).requires_grad_(False)
+        self.kept: dict[int, Pair] = {}
+        """Pairs by the number of their batch, see ``DpoConfig.distinct``."""
 
 
 @torch.no_grad()
-def roll_out(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> Pair:
-    """Run the cascade as it runs in service, group by group through the stages' own states, and the stronger model."""
-    low_frames, _, scale, captions = batch
+def roll_out(
+    config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator, student: SrDit | None = None
+) -> Pair:
+    """Run the cascade as it runs in service, group by group through the stages' own states, and what is better.
+
+    ``student`` is another transformer than the roles'.
+    """
+    low_frames, high, scale, captions, *_ = batch
     context = roles.context(captions) if config.with_text else None
     low = _draw(config, roles, low_frames, context, rng) if config.from_generator else roles.latents_of(low_frames)
     batch_size, _, _, height, width = low.shape
     group = config.profile.group_latents
-    sr_dit, upsampler = roles.sr_dit, roles.upsamplers[str(scale)]
+    sr_dit, upsampler = student or roles.sr_dit, roles.upsamplers[str(scale)]
     assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
     states = (
         upsampler.init_state(batch=batch_size, height=height, width=width),
@@ -134,9 +161,28 @@ def roll_out(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Genera
         conds.append(cond)
         own.append(clean)
     cond = torch.cat(conds, dim=2)
-    steps, shift = config.stronger_steps, config.shift
-    better = tv2v.sample(roles.stronger, normal(cond, rng), cond, context, steps=steps, shift=shift)
-    return Pair(cond, torch.cat(own, dim=2).float(), better.float(), context)
+    made = torch.cat(own, dim=2).float()
+    if config.better == "truth":
+        better = roles.latents_of(high)
+    else:
+        steps, shift = config.stronger_steps, config.shift
+        better = tv2v.sample(roles.stronger, normal(cond, rng), cond, context, steps=steps, shift=shift)
+    counts = _counts(config, roles, made, better.float(), high)
+    return Pair(cond, made, better.float(), context, counts)
+
+
+def _counts(config: DpoConfig, roles: DpoRoles, own: Tensor, better: Tensor, high: Tensor) -> Tensor:
+    """Return which clips' better half has the higher reward by the margin."""
+    if not config.rewards:
+        return torch.ones(len(own), device=own.device)
+    truth = roles.frames_of(high)
+
+    def reward(latents: Tensor) -> Tensor:
+        frames = roles.decode(latents)
+        scores = [weight * load_reward(name).score(frames, truth).flatten(1).mean(1) for name, weight in config.rewards]
+        return torch.stack(scores).sum(0)
+
+    return (reward(better) - reward(own) >= config.least_margin).float()
 
 
 def _draw(
@@ -154,6 +200,15 @@ def _draw(
 def margins(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator) -> Tensor:
     """Return ``-(d(z+) - d(z-))`` of each clip: how much more the model prefers the better result than its reference.
 
+    See ``drifts``.
+    """
+    better, own = drifts(config, roles, pair, rng)
+    return own - better
+
+
+def drifts(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return ``d(z+)`` and ``d(z-)`` of each clip; less than 0 is likelier than under the reference.
+
     ``d(z) = |v_theta - v|^2 - |v_ref - v|^2`` at one level and one noise for both results.
     """
     noise = normal(pair.own_bcthw, rng)
@@ -168,13 +223,34 @@ def margins(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator
             reference = error(roles.reference, clean)
         return error(roles.sr_dit, clean) - reference
 
-    return drift(pair.own_bcthw) - drift(pair.better_bcthw)
+    return drift(pair.better_bcthw), drift(pair.own_bcthw)
 
 
 def loss(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return ``-log sigmoid(beta * margin)``, the mean over the clips."""
-    pair = roll_out(config, roles, batch, rng)
-    return {"preference": -F.logsigmoid(config.beta * margins(config, roles, pair, rng)).mean()}
+    """Return ``-log sigmoid(beta * margin)``, the mean over the clips that count.
+
+    Next to it, without gradients, stand the implicit rewards of both halves, ``-beta d(z)``, and the share of clips
+    that count: a falling loss with both rewards falling is no learning of what is better.
+    """
+    pair = _pair(config, roles, batch, rng)
+    better, own = drifts(config, roles, pair, rng)
+    away = -F.logsigmoid(config.beta * (own - better))
+    with torch.no_grad():
+        rewards = {"implicit_better": -config.beta * better.mean(), "implicit_own": -config.beta * own.mean()}
+    count = pair.counts.sum()
+    return {"preference": (pair.counts * away).sum() / count.clamp_min(1), **rewards, "counting": pair.counts.mean()}
+
+
+def _pair(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> Pair:
+    """Return the pair of a batch, kept from an earlier step where pairs are."""
+    if not config.distinct:
+        return roll_out(config, roles, batch, rng)
+    number = int(batch[-1])
+    if number not in roles.kept:
+        # By the student as it was when the stage began, so that a resumed run makes the same pair.
+        pair_rng = generator_of(config.loop.seed, "pair", number)
+        roles.kept[number] = roll_out(config, roles, batch, pair_rng, roles.reference)
+    return roles.kept[number]
 
 
 def learners(config: DpoConfig) -> tuple[Learner, ...]:
@@ -186,7 +262,13 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     """Return the settings for a built-in model's sizes, or for a toy."""
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1e-4 if toy else 2e-5, warmup=10)
-    return DpoConfig(loop=loop, **tv2v.settings(base))
+    config = DpoConfig(loop=loop, **{**tv2v.settings(base), "orthogonal": False})
+    if toy or not config.with_text:
+        return config
+    # The truth is known, and no sampler of the many-step model comes near it yet.
+    rewards = (("lpips", 1.0), ("temporal", 0.1))
+    loop = replace(loop, batch=1)
+    return replace(config, loop=loop, better="truth", distinct=64, rewards=rewards, least_margin=0.01)
 
 
 def start(config: DpoConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> DpoRoles:
@@ -225,8 +307,20 @@ def merge(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def make(config: DpoConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
-    return tv2v.make(config, data)
+    """Return the function of the number that makes batches, each with its number."""
+    return partial(numbered, tv2v.make(config, data), config.distinct)
+
+
+def numbered(make: Callable[[int], Batch], distinct: int, number: int) -> Batch:
+    """Return a batch and its number; with ``distinct`` as many come in turn, those of validation as they are."""
+    if distinct and number < FIRST_SHOWN:
+        number %= distinct
+    return (*make(number), number)
+
+
+def clips(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return decoded roll-outs, and the clips."""
+    return roles.decode(roll_out(config, roles, batch, rng).own_bcthw), roles.frames_of(batch[1])
 
 
 def pictures(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> Picture:

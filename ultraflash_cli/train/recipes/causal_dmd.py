@@ -35,6 +35,7 @@ __all__ = [
     "NETWORKS",
     "DmdConfig",
     "DmdRoles",
+    "clips",
     "configure",
     "critic_loss",
     "learners",
@@ -228,6 +229,14 @@ def start(config: DmdConfig, materials: list[Material], weights: dict[str, Tenso
 def make(config: DmdConfig, data: Path | None) -> Callable[[int], Batch]:
     """Return the function of the number that makes batches."""
     return tv2v.make(config, data)
+
+
+def clips(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the student's decoded results, and the clips."""
+    low, high, scale, captions = batch
+    cond = condition(roles, low, scale, config.condition_noise, rng)
+    context = roles.context(captions) if config.with_text else None
+    return roles.decode(roles.one_step(cond, context, rng).float()), roles.frames_of(high)
 
 
 def pictures(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> Picture:

@@ -31,6 +31,7 @@ __all__ = [
     "NETWORKS",
     "ClipLength",
     "GeneratorRecipeConfig",
+    "clips",
     "configure",
     "is_kernel",
     "learners",
@@ -343,10 +344,17 @@ def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Ba
     return partial(scene_batch, config, None if data is None else data.absolute())
 
 
-def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show what the generator draws for captions next to the scenes."""
+def clips(
+    config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return what the generator draws for captions, and what the decoder keeps of the scenes."""
     shown, captions, start_frame, _ = batch
     clean, captions, before = roles.latents_of(shown[:_PICTURED]), captions[:_PICTURED], start_frame or 0
     batch_size, channels, frames, *size = clean.shape
     drawn = roll_out(roles, captions, torch.Size((batch_size, channels, before + frames, *size)), rng)[:, :, before:]
-    return sheet(*(roles.decode_base(latents) for latents in (drawn, clean)))
+    return roles.decode_base(drawn), roles.decode_base(clean)
+
+
+def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
+    """Show what the generator draws for captions next to the scenes."""
+    return sheet(*clips(config, roles, batch, rng))

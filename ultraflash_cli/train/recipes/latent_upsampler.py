@@ -20,6 +20,7 @@ __all__ = [
     "HELPERS",
     "NETWORKS",
     "UpsamplerRecipeConfig",
+    "clips",
     "configure",
     "learners",
     "loss",
@@ -108,6 +109,14 @@ def make(config: UpsamplerRecipeConfig, data: Path | None) -> Callable[[int], Ba
     """Return the function of the number that makes batches."""
     assert data is not None, "pairs come from prepared material"
     return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
+
+
+def clips(
+    config: UpsamplerRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return decoded upsampled latents, and the clips."""
+    low, high, scale = batch
+    return roles.decode(roles.upsample(roles.encode(low), scale)), high
 
 
 def pictures(config: UpsamplerRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:

@@ -27,6 +27,7 @@ __all__ = [
     "NETWORKS",
     "Tv2vConfig",
     "channel_weight",
+    "clips",
     "condition",
     "configure",
     "flow_error",
@@ -280,6 +281,15 @@ def make(config: Tv2vConfig, data: Path | None) -> Callable[[int], Batch]:
     if holds_scene_pairs(data):
         return partial(scene_pair_batch, data.absolute(), config.window, loop.seed, loop.batch)
     return partial(captioned_batch, data.absolute(), config.pairs, loop.seed, config.scale_odds, loop.batch)
+
+
+def clips(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return decoded samples, and the clips."""
+    low, high, scale, captions = batch
+    cond = condition(roles, low, scale, config.condition_noise, rng)
+    context = roles.context(captions) if config.with_text else None
+    made = sample(roles.sr_dit, normal(cond, rng), cond, context, steps=config.sample_steps, shift=config.shift)
+    return roles.decode(made), roles.frames_of(high)
 
 
 def pictures(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:

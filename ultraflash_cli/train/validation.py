@@ -1,0 +1,75 @@
+"""How near clips are to the truth: the numbers of a run's log, and of the benchmarks."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.metrics.lpips import learned_distance, weights_path
+from ultraflash_cli.train.losses import luma
+
+__all__ = ["Scores", "edge_energy", "mean_scores", "scores_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Of RGB frames in [0, 1] against the true ones."""
+
+    psnr: float
+    """Signal-to-noise ratio in dB."""
+    lpips: float | None
+    """Learned distance (AlexNet) of two frames of the clip; None without its weights."""
+    edges: float
+    """Energy of the finest detail over the truth's; 1 is right, less is soft."""
+    change: float
+    """Root mean square error of the change between frames, luma, in 8-bit levels."""
+
+    def __str__(self) -> str:
+        lpips = "" if self.lpips is None else f"LPIPS {self.lpips:.4f}, "
+        return f"PSNR {self.psnr:.2f} dB, {lpips}edges {self.edges:.2f}, change {self.change:.2f}"
+
+
+@torch.no_grad()
+def scores_of(frames_bcthw: Tensor, truth_bcthw: Tensor) -> Scores:
+    """Return the scores of clips of equal shapes."""
+    out, truth = frames_bcthw.float().clamp(0, 1), truth_bcthw.float()
+    count = truth.shape[2]
+    changes = luma(out).diff(dim=2) - luma(truth).diff(dim=2)
+    change = 255 * float(changes.square().mean().sqrt()) if count > 1 else 0.0
+    shown = [count // 5, 4 * count // 5]
+    lpips = None
+    if _has_likeness():
+        lpips = float(learned_distance(out[:, :, shown], truth[:, :, shown]).mean())
+    return Scores(
+        psnr=-10 * float(torch.log10((out - truth).square().mean().clamp_min(1e-10))),
+        lpips=lpips,
+        edges=edge_energy(out) / max(edge_energy(truth), 1e-12),
+        change=change,
+    )
+
+
+def edge_energy(frames_bcthw: Tensor) -> float:
+    """Return the mean square of luma's Laplacian."""
+    y = luma(frames_bcthw.float())
+    inner = 4 * y[..., 1:-1, 1:-1]
+    around = y[..., :-2, 1:-1] + y[..., 2:, 1:-1] + y[..., 1:-1, :-2] + y[..., 1:-1, 2:]
+    return float((inner - around).square().mean())
+
+
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """Return the mean of each number."""
+    names = ("psnr", "edges", "change")
+    means = {name: float(np.mean([asdict(each)[name] for each in scores])) for name in names}
+    known = [each.lpips for each in scores if each.lpips is not None]
+    return Scores(**means, lpips=float(np.mean(known)) if known else None)
+
+
+def _has_likeness() -> bool:
+    try:
+        weights_path()
+    except UsageError:
+        return False
+    return True
