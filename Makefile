@@ -1,6 +1,7 @@
 # make demo      installs into .venv, upscales the clip in demo/, says where the result lies
 # make cascade   writes cascade.html: what each part of `generate` adds
 # make test      installs into the same .venv, runs everything that CI runs
+# make docs      builds the documentation as a site in build/site
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,16 +9,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ultraflash-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo cascade test lint types unit
+.PHONY: help demo cascade docs test lint types unit
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 demo: $(STAMP)
 	@$(BIN)/python demo/run.py
 
 cascade: $(STAMP)
 	@$(BIN)/python -m benchmarks.cascade --page cascade.html
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet -f packaging/mkdocs.yml
+	@echo build/site/index.html
 
 test: lint types unit
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from tests.cli import shell_files
+from tests.cli import json_reference, shell_files
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, UltraflashError
 from ultraflash_cli.main import HELP_WIDTH, app
@@ -46,9 +46,9 @@ pipe cannot be resumed, and its segments are deleted once written.
 Files:
 
 * **Work folders.** `.NAME.ultraflash` is private (mode 0700) and never followed through
-  a link: a link, a file or another user's folder in its place is refused with exit code
-  7. Only files created by the program are deleted in it, also by `clean`. Work that
-  only another version of the program or of a library can resume is renamed to
+  a link: a link, a file or another user's folder in its place is refused (exit code 7).
+  Only files created by the program are deleted in it, also by `clean`. Work that only
+  another version of the program or of a library can resume is renamed to
   `.NAME.kept1.ultraflash`; `clean` lists and removes it. A run without a place of its
   own, such as `-o -`, uses `ultraflash-UID` in the system's temporary folder.
 * **Inputs.** A run resumes as long as the size and content of its input are the same;
@@ -74,9 +74,10 @@ EXIT_CODES
 
 `--progress json` prints one JSON object per line on stderr, with `schema` (1) and
 `event`: `plan`, `start`, `chunk`, `transfer`, `serve`, `retry`, `warn`, `done`, `error`.
-`--json` ends with one object per file on stdout. [schemas/](schemas) has a JSON schema
+`--json` ends with one object per file on stdout. `docs/schemas` has a JSON schema
 for the results of `upscale`, `generate`, `compare`, `explain`, `probe`, `doctor`,
-`bench` and `clean`, and for the events.
+`bench` and `clean`, and for the events; [JSON for scripts](reference/json.md) lists
+their fields.
 """
 
 
@@ -126,3 +127,4 @@ def _help(arguments: tuple[str, ...]) -> str:
 if __name__ == "__main__":
     PAGE.write_text(reference(), encoding="utf-8")
     shell_files.write()
+    json_reference.PAGE.write_text(json_reference.page(), encoding="utf-8")
