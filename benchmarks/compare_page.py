@@ -66,15 +66,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, default=DEMO, help="at full size")
     parser.add_argument("--page", type=Path, help="a page that is there already")
+    parser.add_argument("--keep", type=Path, help="where the page is kept, too")
     parser.add_argument("--frames", type=int, default=FRAMES)
     parser.add_argument("--width", type=int, default=1200, help="of the picture, in pixels")
-    parser.add_argument("--height", type=int, default=1750)
+    parser.add_argument("--height", type=int, default=1560)
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--out", type=Path, required=True, help="the picture (JPEG or PNG)")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="compare_page_") as temporary:
         folder = Path(temporary)
         page = settings.page or page_of(settings.clip, folder, frames=settings.frames)
+        if settings.keep is not None:
+            shutil.copyfile(page, settings.keep)
         made = photographed(page, width_px=settings.width, height_px=settings.height, dark=settings.dark, folder=folder)
         made.save(settings.out, quality=QUALITY, optimize=True)
 

@@ -231,14 +231,21 @@ seen.push(picked());
 $("curves").children[2].click();
 point(2);
 press("z");
+const reading = $("reading").textContent, column = document.querySelector("main");
+column.style.width = "368px";  // a phone's
+draw();
+const rim = column.getBoundingClientRect().right + 1, sticks = [...column.querySelectorAll("*")].filter(
+  e => e.getBoundingClientRect().right > rim && !e.closest(".scroll, .stage, .tip"));
+const scrolls = [...column.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth);
 document.body.dataset.result = JSON.stringify({
   seen,
   cut: cutBefore,
   closer: stage.classList.contains("close"),
   tip: $("tip").querySelector("img").src.slice(0, 15),
   changed: before.src !== first,
-  reading: $("reading").textContent,
+  reading,
   asked: performance.getEntriesByType("resource").filter(e => !e.name.startsWith("data:")).length,
+  wide: [...sticks, ...scrolls].map(e => e.outerHTML.slice(0, 80)),
   crops: document.querySelectorAll("#crops button").length,
 });
 </script>
@@ -272,4 +279,5 @@ def test_in_a_browser_the_slider_moves_and_the_picture_changes(clips: dict[str, 
     assert result["reading"].startswith("MS-SSIM, frame 2")
     assert result["tip"] == "data:image/webp" and result["closer"]
     assert result["asked"] == 0 and result["crops"] > 0
+    assert result["wide"] == [], "wider than a phone"
     assert pictures[0] != pictures[1], "the slider moved and nothing changed on the screen"

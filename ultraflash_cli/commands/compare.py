@@ -31,7 +31,7 @@ def compare(
     A REF of the same size as OUT is its original. A smaller REF is its source: OUT is then downscaled, and the scores
     show how far it departs from the source. Scores of different VMAF models are not comparable.
     """
-    from ultraflash_cli.jobs.compare import CompareJob, run
+    from ultraflash_cli.jobs.compare import CompareJob, about_timestamps, run
     from ultraflash_cli.metrics.comparison import COMPARED
 
     job = CompareJob(reference=reference, output=output, html=html, overwrite=overwrite, threads=threads)
@@ -51,7 +51,7 @@ def compare(
     console.text(f"  differs most in {place}: {worst['levels']:.1f} levels")
     for name, reason in report.left_out.items():
         console.info(f"{COMPARED[name].title} is left out: {reason}")
-    if report.timestamps_differ_s:
-        console.text(f"  timestamps differ by up to {report.timestamps_differ_s:.3f} s")
+    if timestamps := about_timestamps(report.timestamps_differ_s):
+        console.text(f"  timestamps {timestamps}")
     if report.html:
         console.text(f"  page: {report.html}")

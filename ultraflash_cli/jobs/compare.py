@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from ultraflash_cli.metrics.ffmpeg import Coding, View
     from ultraflash_cli.video.probe import ClipInfo
 
-__all__ = ["SCHEMA", "CompareJob", "CompareReport", "run"]
+__all__ = ["SCHEMA", "CompareJob", "CompareReport", "about_timestamps", "run"]
 
 SCHEMA = 1
 """Version of the report, as published in docs/schemas; grows when a field is changed or removed."""
 
+_ROUNDING_S = 0.0011
 _CROP_PX = 128
 _SMALLEST_CROP_PX = 48
 _SAME_SHAPE = 0.02
@@ -217,7 +218,7 @@ def _write_page(
     assert job.html is not None
     size_wh = (output.display_width_px, output.display_height_px)
     facts = [clip_facts(info, frames=comparison.frames) for info in (reference, output)]
-    facts[1]["timestamps"] = f"differ by up to {differ_s:.3f} s" if differ_s else "those of the reference"
+    facts[1]["timestamps"] = about_timestamps(differ_s) or "those of the reference"
     page = comparison_page(
         comparison,
         views=[_shown(info) for info in (reference, output)],
@@ -230,6 +231,11 @@ def _write_page(
         made=made_by(job.output, {"compare them again": job.command}),
     )
     write_page(job.html, page)
+
+
+def about_timestamps(differ_s: float) -> str | None:
+    """Return by how much timestamps differ; None for what is only rounded, as Matroska does."""
+    return f"differ by up to {differ_s:.3f} s" if differ_s >= _ROUNDING_S else None
 
 
 def _shown(info: "ClipInfo") -> "View":
