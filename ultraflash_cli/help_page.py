@@ -14,7 +14,7 @@ _HEADINGS = {
     "Encoding": "codec crf pix_fmt enc_options fps audio no_audio subs",
     "Model": "model prompt encoder decoder seed cache_management",
     "Performance": "device precision max_memory threads cuda_graphs",
-    "Cluster": "executor work_dir unit_frames",
+    "Cluster": "executor address workers work_dir unit_frames",
 }
 """The names of parameters by heading, in the order of the page."""
 _OTHERS = "Options"

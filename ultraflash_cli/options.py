@@ -18,6 +18,7 @@ from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.flags import Flag
 
 __all__ = [
+    "AddressOption",
     "DetailOption",
     "DryRunOption",
     "ExecutorOption",
@@ -38,6 +39,7 @@ __all__ = [
     "UnitFramesOption",
     "VerboseOption",
     "WorkDirOption",
+    "WorkersOption",
     "as_path",
     "as_rate",
     "takes",
@@ -93,11 +95,27 @@ NoTagOption = Annotated[bool, typer.Option("--no-tag", help="Do not record in th
 KeepGoingOption = Annotated[bool, typer.Option("--keep-going", help="With several inputs, continue after a failure.")]
 OverwriteOption = Annotated[bool, typer.Option("-y", "--overwrite", help="Replace existing outputs.")]
 ExecutorOption = Annotated[
-    Literal["local", "workers"],
+    Literal["local", "ray", "workers"],
     typer.Option(
         "--executor",
-        help="local: this process. workers: only divide the job into units in --work-dir, for `ultraflash worker` on "
-        "any number of machines.",
+        help="local: this machine. ray: a Ray cluster. workers: only divide the job into units in --work-dir, for "
+        "`ultraflash worker` on any number of machines.",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster, or auto; by default this machine, or what RAY_ADDRESS names.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Processes that share the work; with ray by default one per GPU, else one per --threads processors.",
     ),
 ]
 WorkDirOption = Annotated[
@@ -106,7 +124,7 @@ WorkDirOption = Annotated[
         "--work-dir",
         metavar="DIR",
         parser=as_path,
-        help="Folder for plan and units, on a file system that all workers share.",
+        help="Folder for plan and units, on a file system that all workers share; for local next to the output.",
     ),
 ]
 UnitFramesOption = Annotated[

@@ -68,12 +68,13 @@ class Settings:
 
 
 def quieten_libraries(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Keep SVT-AV1 from printing twenty lines per segment, and the hub's library from telling it about this machine.
+    """Keep SVT-AV1 from printing twenty lines per segment, the hub's library and Ray from telling of this machine.
 
     They listen to nothing but this.
     """
     environ.setdefault("SVT_LOG", "1")
     environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def wait_passively(environ: MutableMapping[str, str] = os.environ) -> None:

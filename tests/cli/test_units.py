@@ -99,7 +99,6 @@ def test_the_commands_end_with_the_code_of_a_lone_file_and_with_9_for_several(
     [
         pytest.param(("plan", "{in}"), "name it with --work-dir", id="a plan without a folder"),
         pytest.param(("plan", "-", "-o", "x.mkv", "--work-dir", "w"), "stream", id="a plan of a pipe"),
-        pytest.param(("upscale", "{in}", "--work-dir", "w"), "--executor workers", id="a folder for one process"),
         pytest.param(("worker", "{in}.w"), "no plan found", id="a worker without a plan"),
         pytest.param(("join", "{in}.w"), "no plan found", id="a join without a plan"),
         pytest.param(("worker", "{in}.w", "--of", "2", "--device", "gpu"), "cuda:N", id="an odd device"),

@@ -22,7 +22,7 @@ __all__ = ["join", "plan", "worker"]
 WorkDirArgument = Annotated[
     Path, typer.Argument(metavar="DIR", parser=as_path, help="The --work-dir of the plan, as this machine sees it.")
 ]
-_NOT_PLANNED = {"executor", "html", "serve", "dry_run"}
+_NOT_PLANNED = {"executor", "address", "workers", "html", "serve", "dry_run"}
 """Options of `upscale` that `plan` has not."""
 
 

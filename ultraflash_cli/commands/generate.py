@@ -9,11 +9,12 @@ import typer
 
 from ultraflash_cli.commands.outcomes import show_outcomes
 from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, sink_name, takes_stream
-from ultraflash_cli.commands.units import check_executor, show_planned
+from ultraflash_cli.commands.units import choose_crew, run_by_crew
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.jobs.planning.options import SharedOptions
 from ultraflash_cli.options import (
+    AddressOption,
     DryRunOption,
     ExecutorOption,
     JsonOption,
@@ -21,6 +22,7 @@ from ultraflash_cli.options import (
     NoTagOption,
     ServeOption,
     WorkDirOption,
+    WorkersOption,
     as_path,
     as_rate,
     takes,
@@ -110,6 +112,8 @@ def generate(
     no_tag: NoTagOption = False,
     serve: ServeOption = None,
     executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     work_dir: WorkDirOption = None,
     keep_going: KeepGoingOption = False,
     dry_run: DryRunOption = False,
@@ -126,7 +130,15 @@ def generate(
     from ultraflash_cli.jobs.planning.generate import GenerateJob, name_outputs
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
-    elsewhere = check_executor(executor, work_dir, 1, serve=serve)
+    crew, shared = choose_crew(
+        executor,
+        shared,
+        work_dir=work_dir,
+        address=address,
+        workers=workers,
+        near=output or Path("generated"),
+        impossible=(("--serve", serve is not None),),
+    )
     if count < 1:
         raise UsageError(f"--count must be at least 1, got {count}")
     texts = _prompts(prompt, prompts)
@@ -170,12 +182,18 @@ def generate(
         stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
     ):
         jobs = name_outputs(job_of(text, number, sink, show) for text in texts for number in range(count))
-        if elsewhere is not None and not dry_run:
-            from ultraflash_cli.jobs.cluster.planner import plan_units
-
-            planned = plan_units(jobs, elsewhere, console.on_event, stop=stop)
+        if crew is not None and not dry_run:
             clips = len(texts) * count
-            show_planned(console, planned, elsewhere, count=clips, is_batch=is_batch, keep_going=keep_going, json=json)
+            run_by_crew(
+                console,
+                crew,
+                jobs,
+                stop=stop,
+                count=clips,
+                is_batch=is_batch,
+                keep_going=keep_going,
+                json=json,
+            )
             return
         if dry_run:
             outcomes = plan_batch(jobs, stop=stop)

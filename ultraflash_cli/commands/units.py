@@ -1,17 +1,27 @@
-"""What `upscale`, `generate` and `plan` share where others compute: checks, and the plan in words."""
+"""What `upscale`, `generate` and `plan` share where several workers compute: checks, the plan in words, the run."""
 
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ultraflash_cli.commands.outcomes import show_outcomes
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import BatchError, UsageError
+from ultraflash_cli.host import usable_cores
+from ultraflash_cli.jobs.planning.options import SharedOptions
+from ultraflash_cli.jobs.planning.spans import UNIT_FRAMES
 
 if TYPE_CHECKING:
+    from ultraflash_cli.jobs.batch import Job, Outcome
     from ultraflash_cli.jobs.cluster.planner import PlanOutcome
+    from ultraflash_cli.jobs.cluster.units import PlannedFile
+    from ultraflash_cli.jobs.stop import Stop
 
-__all__ = ["check_executor", "read_device", "show_planned"]
+__all__ = ["Crew", "choose_crew", "read_device", "run_by_crew"]
 
 
 def read_device(device: str | None) -> None:
@@ -20,74 +30,214 @@ def read_device(device: str | None) -> None:
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}")
 
 
-def check_executor(
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Who computes a job in units."""
+
+    executor: str
+    """`local`, `ray`, or `workers` for those that others start."""
+    folder: Path
+    """Where plan and units are kept."""
+    is_temporary: bool
+    """The folder has a default name, and goes when all is done."""
+    unit_frames: int
+    devices: tuple[str, ...]
+    """The device of each process of this machine; with Ray of each actor's machine."""
+    address: str | None
+    workers: int | None
+
+
+def choose_crew(
     executor: str,
+    shared: SharedOptions,
+    *,
     work_dir: Path | None,
-    unit_frames: int,
-    *,
-    html: bool = False,
-    serve: str | None,
-    still: bool = False,
-) -> Path | None:
-    """Return the folder for the units; None where this process does all. Raises UsageError."""
-    if unit_frames < 1:
-        raise UsageError(f"--unit-frames must be at least 1, got {unit_frames}")
-    if executor == "local":
-        if work_dir is not None:
-            raise UsageError("--work-dir holds the units of other workers; add --executor workers")
-        return None
-    if work_dir is None:
-        raise UsageError("other workers need a folder that all of them share; name it with --work-dir")
-    for flag, is_there in (("--html", html), ("--serve", serve is not None), ("--preview frame", still)):
+    address: str | None,
+    workers: int | None,
+    near: Path,
+    unit_frames: int = UNIT_FRAMES,
+    impossible: Sequence[tuple[str, bool]] = (),
+) -> tuple[Crew | None, SharedOptions]:
+    """Return who computes a job in units, None if this process does it as a whole, and the options for each worker.
+
+    Args:
+        executor: `--executor`.
+        shared: options, among which `--device` may name several devices.
+        work_dir: `--work-dir`.
+        address: `--address`.
+        workers: `--workers`.
+        near: an output or input next to which the folder is, where it need not be shared.
+        unit_frames: `--unit-frames`.
+        impossible: options that need a single process, and whether they were given.
+
+    Raises UsageError.
+    """
+    devices = tuple(shared.device.split(","))
+    for name, value in (("--unit-frames", unit_frames), ("--workers", workers)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    if address is not None and executor != "ray":
+        raise UsageError("--address names a Ray cluster; add --executor ray")
+    if executor == "local" and work_dir is None and len(devices) == 1 and workers in (None, 1):
+        return None, shared
+    if executor == "workers" and (workers is not None or len(devices) > 1):
+        raise UsageError("--executor workers starts none; start each with `ultraflash worker DIR --device DEVICE`")
+    if executor != "local" and work_dir is None:
+        raise UsageError("workers need a folder that all of them share; name it with --work-dir")
+    if executor == "ray" and len(devices) > 1:
+        raise UsageError("Ray assigns the devices itself; use --device cuda or --device cpu")
+    for flag, is_there in impossible:
         if is_there:
-            raise UsageError(f"{flag} needs --executor local; remove one of them")
-    return work_dir
+            raise UsageError(f"{flag} needs --executor local with a single worker; remove one of them")
+
+    crew = Crew(
+        executor=executor,
+        folder=work_dir if work_dir is not None else near.with_name(f".{near.name}.units"),
+        is_temporary=work_dir is None,
+        unit_frames=unit_frames,
+        devices=tuple(islice(cycle(devices), workers or len(devices))),
+        address=address,
+        workers=workers,
+    )
+    threads = shared.threads
+    if threads is None and executor == "local":
+        threads = max(1, usable_cores() // len(crew.devices))
+    kinds = {device.partition(":")[0] for device in devices}
+    if len(kinds) > 1:
+        raise UsageError(f"--device {shared.device}: several kinds of device make different pixels; name one kind")
+    return crew, replace(shared, device=devices[0] if len(devices) == 1 else kinds.pop(), threads=threads)
 
 
-def show_planned(
+def run_by_crew(
     console: Console,
-    outcomes: "Iterable[PlanOutcome]",
-    folder: Path,
+    crew: Crew,
+    jobs: "Iterable[Job]",
     *,
+    unreadable: "Iterable[Outcome]" = (),
+    sources: Iterable[Path] = (),
+    stop: "Stop",
     count: int,
     is_batch: bool,
     keep_going: bool,
     json: bool,
 ) -> None:
+    """Plan the jobs, and unless others do let the crew compute and join them; fails as `show_outcomes` does."""
+    from ultraflash_cli.jobs.cluster.planner import PlanOutcome, plan_units
+
+    planned = list(
+        _until_failure(
+            plan_units(jobs, crew.folder, console.on_event, stop=stop, sources=sources, least_frames=crew.unit_frames),
+            keep_going=keep_going,
+        )
+    )
+    planned += [PlanOutcome(source=each.source, label=each.label, failure=each.failure) for each in unreadable]
+    if crew.executor == "workers":
+        _show_planned(console, planned, crew.folder, count=count, is_batch=is_batch, json=json)
+        return
+    failed = [each for each in planned if each.failure is not None]
+    if failed and not keep_going:
+        show_outcomes(
+            console, map(_as_outcome, failed), count=count, is_batch=is_batch, keep_going=keep_going, json=json
+        )
+    files = [each.file for each in planned if each.file is not None]
+    summary = _compute(console, crew, files, stop)
+    outcomes = _joined(console, crew, planned, stop)
+    show_outcomes(console, outcomes, count=count, is_batch=is_batch, keep_going=True, json=json)
+    if json:
+        console.data(summary)
+    if crew.is_temporary and not failed:
+        shutil.rmtree(crew.folder, ignore_errors=True)
+
+
+def _compute(console: Console, crew: Crew, files: "Sequence[PlannedFile]", stop: "Stop") -> dict[str, object]:
+    """Let the crew compute the files; returns what the report says of the machines."""
+    from ultraflash_cli.jobs.cluster.crew import compute_by_processes
+    from ultraflash_cli.jobs.cluster.overview import Overview
+    from ultraflash_cli.jobs.cluster.units import read_plan
+
+    name = files[0].input if len(files) == 1 else f"{len(files)} files"
+    overview = Overview(read_plan(crew.folder), files, console.on_event, name=name)
+    workers = len(crew.devices)
+    if overview.left:
+        if crew.executor == "ray":
+            from ultraflash_cli.jobs.cluster.on_ray import compute_on_ray
+
+            workers = compute_on_ray(
+                overview,
+                address=crew.address,
+                workers=crew.workers,
+                device=crew.devices[0],
+                store=console.settings.home,
+                stop=stop,
+            )
+        else:
+            compute_by_processes(overview, crew.devices, stop=stop)
+    return overview.as_json(executor=crew.executor, workers=workers)
+
+
+def _joined(console: Console, crew: Crew, planned: "Sequence[PlanOutcome]", stop: "Stop") -> "Iterator[Outcome]":
+    """Join what was computed, and yield the outcomes of all jobs."""
+    from ultraflash_cli.jobs.cluster.join import join_units
+    from ultraflash_cli.jobs.cluster.units import read_plan
+
+    yield from (_as_outcome(each) for each in planned if each.file is None)
+    wanted = [each.file.number for each in planned if each.file is not None]
+    yield from join_units(
+        read_plan(crew.folder), console.on_event, stop=stop, store=console.settings.home, numbers=wanted
+    )
+
+
+def _as_outcome(planned: "PlanOutcome") -> "Outcome":
+    from ultraflash_cli.jobs.batch import Outcome
+    from ultraflash_cli.jobs.running.report import Report
+
+    if planned.failure is not None:
+        return Outcome(source=planned.source, label=planned.label, failure=planned.failure)
+    report = Report(input=planned.source, output=planned.output, skipped=True, model=planned.model)
+    return Outcome(source=planned.source, label=planned.label, report=report)
+
+
+def _until_failure(outcomes: "Iterable[PlanOutcome]", *, keep_going: bool) -> "Iterator[PlanOutcome]":
+    for outcome in outcomes:
+        yield outcome
+        if outcome.failure is not None and not keep_going:
+            return
+
+
+def _show_planned(
+    console: Console, outcomes: "Sequence[PlanOutcome]", folder: Path, *, count: int, is_batch: bool, json: bool
+) -> None:
     """Show what was planned, and what to do with it; fails as `show_outcomes` does."""
     failed: list[str] = []
-    tried = files = units = 0
+    files = [outcome.file for outcome in outcomes if outcome.file is not None]
+    units = sum(file.units for file in files)
     for outcome in outcomes:
-        tried += 1
         if json:
             console.data(outcome.as_json())
-        if outcome.file is not None:
-            files, units = files + 1, units + outcome.file.units
         if outcome.failure is None:
             console.info(_line(outcome))
-            continue
-        if not is_batch:
+        elif not is_batch:
             raise outcome.failure
-        failed.append(outcome.label)
-        console.failure(outcome.failure, source=outcome.source)
-        if not keep_going:
-            break
+        else:
+            failed.append(outcome.label)
+            console.failure(outcome.failure, source=outcome.source)
     if json:
-        console.data({"work_dir": str(folder.absolute()), "files": files, "units": units})
+        console.data({"work_dir": str(folder.absolute()), "files": len(files), "units": units})
     if units:
         console.info(
             f"{units} {'unit' if units == 1 else 'units'} in {folder}; run `ultraflash worker {folder}` on every "
             f"machine, then `ultraflash join {folder}`"
         )
     if failed:
-        rest = f"; {count - tried} not tried, use --keep-going to continue after a failure" if count > tried else ""
+        left = count - len(outcomes)
+        rest = f"; {left} not tried, use --keep-going to continue after a failure" if left else ""
         raise BatchError(f"{len(failed)} of {count} files failed: {', '.join(failed)}{rest}")
 
 
 def _line(outcome: "PlanOutcome") -> str:
     file = outcome.file
     if file is None:
-        return f"{outcome.label}: the output exists; skipping it"
+        return f"{outcome.label}: {outcome.output} exists; skipping it"
     facts = [f"{file.units} units" if file.units > 1 else file.note]
     if file.cuts:
         facts.append(f"{file.cuts} scene {'cut' if file.cuts == 1 else 'cuts'}")

@@ -11,13 +11,14 @@ import typer
 from ultraflash_cli.commands.outcomes import show_outcomes
 from ultraflash_cli.commands.previews import check_pages, show_still, with_pages
 from ultraflash_cli.commands.sinks import is_stdout, opened_show, opened_sink, sink_name, takes_stream
-from ultraflash_cli.commands.units import check_executor, show_planned
+from ultraflash_cli.commands.units import choose_crew, run_by_crew
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.planning.guarding import GUARD_LEVELS, read_guard
 from ultraflash_cli.jobs.planning.options import SharedOptions
 from ultraflash_cli.jobs.planning.spans import UNIT_FRAMES
 from ultraflash_cli.options import (
+    AddressOption,
     DetailOption,
     DryRunOption,
     ExecutorOption,
@@ -31,6 +32,7 @@ from ultraflash_cli.options import (
     StrengthOption,
     UnitFramesOption,
     WorkDirOption,
+    WorkersOption,
     as_path,
     as_rate,
     takes,
@@ -148,6 +150,8 @@ def upscale(
     no_tag: NoTagOption = False,
     serve: ServeOption = None,
     executor: ExecutorOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
     work_dir: WorkDirOption = None,
     unit_frames: UnitFramesOption = UNIT_FRAMES,
     keep_going: KeepGoingOption = False,
@@ -175,7 +179,16 @@ def upscale(
     from ultraflash_cli.jobs.planning.window import is_still
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
-    elsewhere = check_executor(executor, work_dir, unit_frames, html=html, serve=serve, still=is_still(preview))
+    crew, shared = choose_crew(
+        executor,
+        shared,
+        work_dir=work_dir,
+        address=address,
+        workers=workers,
+        near=output or inputs[0],
+        unit_frames=unit_frames,
+        impossible=(("--html", html), ("--serve", serve is not None), ("--preview frame", is_still(preview))),
+    )
     is_batch = is_several(inputs, images=images)
     from_stdin, to_stream = _DASH in inputs, takes_stream(output)
     if is_batch and (from_stdin or to_stream):
@@ -249,17 +262,14 @@ def upscale(
         stopping_on_signals(on_first=on_first, on_second=console.leave_at_once) as stop,
     ):
         jobs = (job_of(clip.source, clip.below) for clip in readable)
-        if elsewhere is not None and not dry_run:
-            from ultraflash_cli.jobs.cluster.planner import PlanOutcome, plan_units
-
-            failures = [PlanOutcome(source=each.source, label=each.label, failure=each.failure) for each in unreadable]
-            planned = plan_units(
-                jobs, elsewhere, console.on_event, stop=stop, sources=sources, least_frames=unit_frames
-            )
-            show_planned(
+        if crew is not None and not dry_run:
+            run_by_crew(
                 console,
-                chain(planned, failures),
-                elsewhere,
+                crew,
+                jobs,
+                unreadable=unreadable,
+                sources=sources,
+                stop=stop,
                 count=len(clips),
                 is_batch=is_batch,
                 keep_going=keep_going,

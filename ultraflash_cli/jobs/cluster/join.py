@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,14 +38,15 @@ def join_units(
     *,
     stop: Stop,
     store: Path | None = None,
+    numbers: Iterable[int] | None = None,
     segment_frames: int = SEGMENT_FRAMES,
 ) -> Iterator[Outcome]:
-    """Check and join the files of a plan in its order, and yield the outcome of each.
+    """Check and join the files of a plan, those with the `numbers` or all, and yield the outcome of each.
 
     A file of which a unit has failed, or is not finished, is a failure; one that an earlier run has joined has the
     report of that run. Raises Interrupted; the same call resumes where it stopped.
     """
-    for file in plan.files.values():
+    for file in plan.files.values() if numbers is None else [plan.files[number] for number in numbers]:
         if stop.requested:
             raise stop.interruption(f"interrupted before {file.label}; run the same command to join the rest")
         try:

@@ -18,7 +18,7 @@ from typing import Self
 from ultraflash_cli.files import write_whole
 from ultraflash_cli.jobs.cluster.units import read_json
 
-__all__ = ["BEAT_S", "SILENCE_S", "Holder", "Lease", "Watch", "claim", "this_process"]
+__all__ = ["BEAT_S", "SILENCE_S", "Holder", "Lease", "Watch", "claim", "revoke", "this_process"]
 
 BEAT_S = 5.0
 """How often the owner changes its lease."""
@@ -140,6 +140,16 @@ class Watch:
             return False
         self._seen.pop(path, None)
         return _remove(path, content)
+
+
+def revoke(path: Path, owner: str) -> bool:
+    """Remove the lease of an owner that is known to be dead; returns whether it had one there. Raises OSError."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    found = read_json(path)
+    return found is not None and found.get("owner") == owner and _remove(path, content)
 
 
 def _remove(path: Path, content: str) -> bool:

@@ -39,6 +39,9 @@ class PlanOutcome:
     file: PlannedFile | None = None
     """None where it failed, or is not done because the output exists."""
     failure: UltraflashError | None = None
+    output: str = ""
+    """What exists already, of a skipped job."""
+    model: str = ""
     skipped: bool = False
     """The output exists, and existing outputs are skipped."""
     known: bool = False
@@ -135,7 +138,9 @@ class _Planner:
         prepared = prepare(job) if isinstance(job, UpscaleJob) else prepare_generation(job)
         self._claims.check(label, prepared.output, is_skipped=prepared.exists)
         if prepared.exists:
-            return PlanOutcome(source=source, label=label, skipped=True)
+            return PlanOutcome(
+                source=source, label=label, skipped=True, output=prepared.shown_output, model=prepared.model
+            )
         for message in prepared.warnings:
             warn(message)
         # A worker has not to choose again what machines choose differently.

@@ -259,7 +259,10 @@ class Worker:
                 "findings": task.findings(built),
                 "warnings": work.warnings,
                 "seconds": speeds["seconds"],
+                "resumed": speeds["frames_resumed"],
                 "host": self.holder.host,
+                "owner": self.holder.owner,
+                "bench_fps": round(1 / built.frame_seconds, 3) if built.frame_seconds else None,
             }
             with output_errors(folder):
                 write_whole(folder / "unit.json", json.dumps(told).encode())

@@ -127,9 +127,14 @@ class EncodingOptions(_Options):
 class MachineOptions(_Options):
     """Where the model runs, and how exactly."""
 
-    device: Annotated[str, Flag(names=("--device",), metavar="auto|cpu|cuda[:i]", help="Where the model runs.")] = (
-        "auto"
-    )
+    device: Annotated[
+        str,
+        Flag(
+            names=("--device",),
+            metavar="auto|cpu|cuda[:i][,cuda:j]",
+            help="Where the model runs; several devices share the scenes.",
+        ),
+    ] = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp8"],
         Flag(
@@ -157,7 +162,8 @@ class MachineOptions(_Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+        one = r"(cpu|cuda(:\d+)?)"
+        if not re.fullmatch(rf"auto|{one}(,{one})*", self.device):
             raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {self.threads}")
