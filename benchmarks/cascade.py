@@ -288,14 +288,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shelf, profile = taken_from(settings.weights)
     pace: Pace = "token" if settings.weights is None else "free"
     numbers = held_out_scenes(settings.count, pace)
+    # First, while nothing else takes memory.
+    first, marks = stream(shelf, profile, marks_s=settings.seconds) if settings.page else (0.0, [])
+    for mark in marks:
+        print(f"{mark.video_s:.0f} s of video: {mark.resident_mb:.0f} MB in use, {mark.wall_s:.1f} s")
     print(HEADER)
     rows, drawn = compared(arms_of(profile), shelf, numbers, pace, latents=settings.latents)
     if settings.page is None:
         return 0
-    first, marks = stream(shelf, profile, marks_s=settings.seconds)
-    print(f"first frames after {first:.2f} s")
-    for mark in marks:
-        print(f"{mark.video_s:.0f} s of video: {mark.resident_mb:.0f} MB in use, {mark.wall_s:.1f} s")
+    print(f"\nfirst frames of the stream after {first:.2f} s")
     caption = scene_caption(0, numbers[0], np.random.default_rng(numbers[0]))
     name = "lite" if settings.weights is None else settings.weights.name
     write_page(settings.page, page(f"The cascade of {name}", rows, drawn, caption, first, marks))

@@ -71,7 +71,7 @@ def test_the_page_shows_every_arm_of_a_model_and_a_stream(
     assert text.count("data:image/webp") == len(arms) + 1 and "http" not in text
     for name in arms:
         assert name in text and f"| {name} |" in printed
-    assert "first frames after" in printed and printed.count("MB in use") == 2
+    assert "first frames of the stream after" in printed and printed.count("MB in use") == 2
 
 
 def test_weights_of_a_folder_serve_as_the_next_model_and_without_an_sr_transformer_it_has_none(tmp_path: Path) -> None:

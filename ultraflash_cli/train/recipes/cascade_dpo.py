@@ -262,7 +262,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     """Return the settings for a built-in model's sizes, or for a toy."""
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1e-4 if toy else 2e-5, warmup=10)
-    config = DpoConfig(loop=loop, **{**tv2v.settings(base), "orthogonal": False})
+    config = DpoConfig(loop=loop, **tv2v.settings(replace(base, orthogonal=False)))
     if toy or not config.with_text:
         return config
     # The truth is known, and no sampler of the many-step model comes near it yet.
