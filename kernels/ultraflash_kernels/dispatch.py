@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: its Triton kernel or its definition in
+"""Which implementation of an operation runs: its Triton kernel or its reference in
 PyTorch, and why."""
 
 import functools

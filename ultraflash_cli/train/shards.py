@@ -12,8 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ultraflash_cli.engine.stages.generator import GeneratorBlock
-from ultraflash_cli.engine.stages.sr_dit import SrDitBlock
+from ultraflash_cli.engine.layers.dit import DitBlock
 
 __all__ = ["Shards", "part_like", "whole"]
 
@@ -108,7 +107,7 @@ class Shards:
 
 def _parts(roles: nn.Module) -> list[nn.Module]:
     """Return attention and feed-forward of every transformer layer."""
-    layers = (block for block in roles.modules() if isinstance(block, SrDitBlock | GeneratorBlock))
+    layers = (block for block in roles.modules() if isinstance(block, DitBlock))
     return [part for block in layers for part in (block.self_attn, block.ffn)]
 
 

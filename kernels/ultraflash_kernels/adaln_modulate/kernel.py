@@ -25,7 +25,7 @@ __all__ = [
 
 @triton.jit
 def _rounded(x, like: tl.constexpr, ROUNDS: tl.constexpr):
-    """Round ``x`` (float32) to the dtype of ``like`` where the definition computes in
+    """Round ``x`` (float32) to the dtype of ``like`` where the reference computes in
     it."""
     return x.to(like).to(tl.float32) if ROUNDS else x
 
@@ -47,7 +47,7 @@ def _normed(rows, inside, eps, WIDTH: tl.constexpr):
 
 @triton.jit
 def _modulated(normed, gain, lift, like: tl.constexpr, ROUNDS: tl.constexpr):
-    """Scale and shift normed rows ``[BT, BD]``, rounded as the definition rounds."""
+    """Scale and shift normed rows ``[BT, BD]``, rounded as the reference rounds."""
     normed = normed.to(like).to(tl.float32)
     gain = _rounded(1.0 + gain, like, ROUNDS)
     return (_rounded(normed * gain[None, :], like, ROUNDS) + lift[None, :]).to(like)

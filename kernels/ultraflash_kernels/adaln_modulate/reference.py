@@ -1,4 +1,4 @@
-"""The definition of ``adaln_modulate`` and ``gated_residual`` in plain PyTorch."""
+"""The reference of ``adaln_modulate`` and ``gated_residual`` in plain PyTorch."""
 
 import torch.nn.functional as F
 from torch import Tensor

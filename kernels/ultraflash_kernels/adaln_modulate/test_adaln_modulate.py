@@ -1,5 +1,5 @@
-"""Norm under scale and shift and the gated sum: definition against a loop in float64,
-kernel against definition."""
+"""Norm under scale and shift and the gated sum: reference against a loop in float64,
+kernel against reference."""
 
 import math
 
@@ -38,7 +38,7 @@ def example(
 
 
 def oracle(x: Tensor, shift: Tensor, scale: Tensor, *, steps: bool) -> Tensor:
-    """One row at a time in float64, rounded to the dtype of x where the definition says
+    """One row at a time in float64, rounded to the dtype of x where the reference says
     so."""
     rows, width = x.flatten(0, -2), x.shape[-1]
     each = rows.shape[0] // (shift.numel() // width)

@@ -1,4 +1,4 @@
-"""The definition of ``block_sparse_attention`` in plain PyTorch: rows of one count
+"""The reference of ``block_sparse_attention`` in plain PyTorch: rows of one count
 share dense attention calls."""
 
 import torch

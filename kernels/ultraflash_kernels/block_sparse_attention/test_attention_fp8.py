@@ -1,4 +1,4 @@
-"""Attention in 8 bits: near attention that is not, the kernel near the definition,
+"""Attention in 8 bits: near attention that is not, the kernel near the reference,
 padding, refusals."""
 
 import math

@@ -1,4 +1,4 @@
-"""The attention kernel against its definition in float64, with remembered blocks in a
+"""The attention kernel against its reference in float64, with remembered blocks in a
 ring."""
 
 import math
@@ -52,7 +52,7 @@ class Example:
         return torch.cat([old_k, self.k], dim=2), torch.cat([old_v, self.v], dim=2)
 
     def expected(self) -> Tensor:
-        """The definition in float64."""
+        """The reference in float64."""
         k, v = self.joined
         return block_sparse_attention(
             self.q.double(), k.double(), v.double(), self.mask, impl="reference"

@@ -301,7 +301,7 @@ def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists
     row_width = power_of_two(keys)
     warps = max(1, min(8, row_width // 256))
 
-    # The product is torch's own, so that it rounds as in the definition.
+    # The product is torch's own, so that it rounds as in the reference.
     scores = torch.matmul(q_mean, k_mean.transpose(-1, -2))
     shares = scores
     if scores.dtype != torch.float32:

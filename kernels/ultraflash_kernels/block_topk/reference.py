@@ -1,4 +1,4 @@
-"""The definitions of ``block_topk``, ``block_means`` and ``choose_blocks`` in plain
+"""The references of ``block_topk``, ``block_means`` and ``choose_blocks`` in plain
 PyTorch."""
 
 import math

@@ -1,4 +1,4 @@
-"""Block means and lists of blocks: the kernels against the definition, bit for bit
+"""Block means and lists of blocks: the kernels against the reference, bit for bit
 where it is a choice."""
 
 import math

@@ -1,4 +1,4 @@
-"""The definition of ``quantise_rows`` and ``fp8_linear`` in plain PyTorch."""
+"""The reference of ``quantise_rows`` and ``fp8_linear`` in plain PyTorch."""
 
 import torch
 import torch.nn.functional as F

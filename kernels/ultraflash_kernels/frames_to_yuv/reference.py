@@ -1,4 +1,4 @@
-"""The definition of ``frames_to_yuv`` in plain PyTorch."""
+"""The reference of ``frames_to_yuv`` in plain PyTorch."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""RGB to YUV: definition against a loop over samples in exact numbers and against
+"""RGB to YUV: reference against a loop over samples in exact numbers and against
 libswscale, kernel against it."""
 
 import itertools

@@ -1,4 +1,4 @@
-"""The definition of ``linear_gelu`` in plain PyTorch."""
+"""The reference of ``linear_gelu`` in plain PyTorch."""
 
 import torch.nn.functional as F
 from torch import Tensor

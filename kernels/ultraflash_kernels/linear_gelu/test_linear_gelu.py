@@ -1,4 +1,4 @@
-"""A linear layer with GELU: the definition, what is refused, and the epilogue on a
+"""A linear layer with GELU: the reference, what is refused, and the epilogue on a
 GPU."""
 
 import math

@@ -50,7 +50,7 @@ def memory_conv(
     ``past_bchw [B, C, H, W]`` where t is 0. Zero padding of one pixel; act is ReLU,
     leaky with ``negative_slope`` > 0 (reference/cascade.md 3.1).
 
-    The definition is two convolutions of the library, each rounded to the dtype of x;
+    The reference is two convolutions of the library, each rounded to the dtype of x;
     the kernel sums all in float32 and rounds once. Raises ValueError for shapes or
     dtypes that do not fit.
     """
@@ -144,7 +144,7 @@ def upsampled_conv(
     ``up`` doubles by nearest neighbours, a slope of 1 is no activation.
 
     ``weight`` is ``[O, C, 3, 3]``, padding is zero and one pixel of the doubled size.
-    The definition builds the doubled pictures, the kernel finds their pixels by address
+    The reference builds the doubled pictures, the kernel finds their pixels by address
     and reads a quarter as much. ``auto`` is that of ``memory_conv``, with channels of
     the table counted alike. Raises ValueError for shapes or dtypes that do not fit.
     """

@@ -1,4 +1,4 @@
-"""The definition of ``memory_conv`` and its siblings: convolutions of PyTorch, added in
+"""The reference of ``memory_conv`` and its siblings: convolutions of PyTorch, added in
 place."""
 
 import torch

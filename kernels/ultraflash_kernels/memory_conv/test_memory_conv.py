@@ -1,5 +1,5 @@
-"""Convolutions of the memory block: definition against the concatenation in float64,
-kernel against definition."""
+"""Convolutions of the memory block: reference against the concatenation in float64,
+kernel against reference."""
 
 import math
 

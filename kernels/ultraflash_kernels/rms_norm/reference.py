@@ -1,4 +1,4 @@
-"""The definition of ``rms_norm`` in plain PyTorch."""
+"""The reference of ``rms_norm`` in plain PyTorch."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The norm of rows: definition against float64, kernel against definition."""
+"""The norm of rows: reference against float64, kernel against reference."""
 
 import math
 

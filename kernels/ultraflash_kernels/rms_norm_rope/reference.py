@@ -1,4 +1,4 @@
-"""The definition of ``rms_norm_rope`` in plain PyTorch."""
+"""The reference of ``rms_norm_rope`` in plain PyTorch."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,5 @@
-"""Norm, rotation and scatter: definition against a loop over tokens and pairs, kernel
-against definition."""
+"""Norm, rotation and scatter: reference against a loop over tokens and pairs, kernel
+against reference."""
 
 import cmath
 import math

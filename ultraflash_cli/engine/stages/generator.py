@@ -3,7 +3,7 @@ chunk."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +13,14 @@ from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.flow_matching import TRAIN_STEPS, FlowSchedule, fewer_steps
 from ultraflash_cli.engine.layers.attention import (
     ContextKv,
-    CrossAttention,
     WindowSelfAttention,
     WindowSpan,
 )
-from ultraflash_cli.engine.layers.feed_forward import feed_forward
-from ultraflash_cli.engine.layers.modulation import Addend, sinusoid, sum_and_norm
-from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
-from ultraflash_cli.engine.layers.rope import rotation_tables
+from ultraflash_cli.engine.layers.dit import Dit, DitBlock, DitConfig, DitHead
+from ultraflash_cli.engine.layers.modulation import sinusoid
+from ultraflash_cli.engine.layers.norm import layer_norm
 from ultraflash_cli.errors import ConfigError
-from ultraflash_kernels.adaln_modulate import gated_residual
 from ultraflash_kernels.fp8_linear import quantise_linears
-from ultraflash_kernels.rms_norm_rope import AxisTables
 
 __all__ = [
     "KEPT_IN_BF16",
@@ -50,38 +46,16 @@ few rows, and the head's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorConfig:
+class GeneratorConfig(DitConfig):
     """Sizes and rules of the generator; the defaults are the published ones
     (reference/cascade.md 1)."""
 
-    dim: int = 1536
-    """Model width."""
-    num_heads: int = 12
-    """Attention heads; each is ``dim / num_heads`` wide, an even number."""
-    num_layers: int = 30
-    """Blocks."""
-    ffn_dim: int = 8960
-    """Width inside the feed-forward layers."""
-    freq_dim: int = 256
-    """Width of the sinusoidal timestep embedding, an even number."""
-    text_dim: int = 4096
-    """Width of a prompt embedding."""
-    text_len: int = 512
-    """Context tokens, zero rows included."""
-    latent_channels: int = 16
-    """Channels of noise and result."""
-    patch: tuple[int, int, int] = (1, 2, 2)
-    """Latent frames, rows and columns that make a token; frames is 1."""
+    NAME: ClassVar[str] = "generator"
+
     prediction: Literal["flow", "clean"] = "flow"
     """What the last layer predicts: the flow, or clean latents, which a narrow network
     with coarse patches can represent where it could not represent noise (Li and He,
     *Back to basics: let denoising generative models denoise*, 2025)."""
-    sees_signal: bool = False
-    """Scale the noisy input by its signal fraction, ``1 - sigma``. At pure noise the
-    network sees only the prompt, which a narrow network can learn."""
-    pool_text: bool = False
-    """Add the mean of the context to the timestep embedding, so that the modulation
-    depends on the prompt."""
     grid: tuple[int, int] | None = None
     """Rows and columns of learned position embeddings, for a model of one size; None:
     RoPE only."""
@@ -91,11 +65,6 @@ class GeneratorConfig:
     drift_frames: int = 21
     """Latent frames for which the moving grids have embeddings; beyond, the last ones
     repeat."""
-    head_dim: int = 0
-    """Width of a hidden layer next to the last projection, for patches with more values
-    than ``dim``; 0: none."""
-    eps: float = 1e-6
-    """Added to variances and mean squares."""
     chunk_latents: int = 3
     """Latent frames generated together."""
     independent_first_frame: bool = False
@@ -118,33 +87,11 @@ class GeneratorConfig:
     stream ends there."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "dim",
-            "num_heads",
-            "num_layers",
-            "ffn_dim",
-            "freq_dim",
-            "text_dim",
-            "text_len",
-            "latent_channels",
-        )
-        for name in (*positive, "eps", "chunk_latents", "shift", "window"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"generator: {name} must be positive, got {getattr(self, name)}"
-                )
-        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
-            raise ConfigError(
-                f"generator: {self.num_heads} heads of even width do not make {self.dim}"
-            )
-        if self.freq_dim % 2:
-            raise ConfigError(f"generator: freq_dim is even, got {self.freq_dim}")
+        self.check_sizes("text_len", "chunk_latents", "shift", "window")
         if self.prediction not in ("flow", "clean"):
             raise ConfigError(
                 f"generator: prediction is flow or clean, got {self.prediction!r}"
             )
-        if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
-            raise ConfigError(f"generator: a patch is (1, rows, columns), got {self.patch}")
         falling = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
         if (
             not self.steps
@@ -214,17 +161,14 @@ class GeneratorConfig:
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Return the tokens per latent frame. Raises ConfigError if it is not
         whole patches."""
-        _, py, px = self.patch
-        if height % py or width % px or min(height, width) < 1:
-            raise ConfigError(
-                f"latents of {height} x {width} are not whole patches of {py} x {px}"
-            )
-        if self.grid not in (None, (height // py, width // px)):
+        rows, cols = self.patches(height, width)
+        if self.grid not in (None, (rows, cols)):
+            _, py, px = self.patch
             raise ConfigError(
                 f"this generator draws {self.grid[0] * py} x {self.grid[1] * px}, not "
                 f"{height} x {width}"
             )
-        return height // py * (width // px)
+        return rows * cols
 
     def ring_shape(
         self, *, batch: int, height: int, width: int
@@ -250,74 +194,8 @@ class ChunkResult(NamedTuple):
     """One a layer, ending with this chunk."""
 
 
-class GeneratorBlock(nn.Module):
-    """Modulated self-attention, cross-attention, modulated feed-forward; every frame
-    has its own modulation."""
-
-    def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__()
-        dim, self.eps = config.dim, config.eps
-        self.self_attn = WindowSelfAttention(dim, config.num_heads, config.eps)
-        self.norm3 = LayerNorm(dim, config.eps)
-        self.cross_attn = CrossAttention(dim, config.num_heads, config.eps)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
-        )
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
-
-    def forward(
-        self,
-        x: Tensor,
-        addend: Addend | None,
-        time: Tensor,
-        tables: AxisTables,
-        span: WindowSpan,
-        ring: WindowRing,
-        context: ContextKv,
-    ) -> tuple[Tensor, Addend, WindowRing]:
-        """Update ``x [B, frames, tokens of a frame, dim]`` under
-        ``time [B or 1, frames or 1, 6, dim]``.
-
-        ``addend`` is the pending addition of the previous block; the second value is
-        this block's, so that each sum is fused with the norm after it.
-        """
-        vectors = (self.modulation + time).expand(*x.shape[:2], -1, -1).unbind(2)
-        attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
-        x, y = sum_and_norm(self.self_attn.q, x, addend, attn_shift, attn_scale, self.eps)
-        attended, ring = self.self_attn(y, tables, span, ring)
-        norm, cross = self.norm3, self.cross_attn
-        x, y = sum_and_norm(
-            cross.q,
-            x,
-            Addend(attended, attn_gate),
-            norm.bias,
-            norm.weight,
-            norm.eps,
-            affine=True,
-        )
-        addend = Addend(cross(y, context).view_as(x), None)
-        x, y = sum_and_norm(self.ffn[0], x, addend, ffn_shift, ffn_scale, self.eps)
-        return x, Addend(feed_forward(self.ffn, y), ffn_gate), ring
-
-
-class GeneratorHead(nn.Module):
-    """Modulated norm and projection to patches, and next to it, where the config has
-    one, a hidden layer's."""
-
-    def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__()
-        self.eps = config.eps
-        values = math.prod(config.patch) * config.latent_channels
-        self.head = nn.Linear(config.dim, values)
-        self.detail = None
-        if config.head_dim:
-            hidden = nn.Linear(config.dim, config.head_dim)
-            self.detail = nn.Sequential(
-                hidden, nn.GELU("tanh"), nn.Linear(config.head_dim, values)
-            )
-        self.modulation = nn.Parameter(
-            torch.randn(1, 2, config.dim) / math.sqrt(config.dim)
-        )
+class GeneratorHead(DitHead):
+    """Modulated norm and projection to patches, in the dtype of the weights."""
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Project ``x [B, frames, tokens of a frame, dim]`` under
@@ -327,7 +205,7 @@ class GeneratorHead(nn.Module):
         return self.head(x) if self.detail is None else self.head(x) + self.detail(x)
 
 
-class Generator(nn.Module):
+class Generator(Dit):
     """Noisy latents and a prompt to the flow, one chunk a run; ``Sampler`` draws with
     it.
 
@@ -335,12 +213,9 @@ class Generator(nn.Module):
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__()
+        super().__init__(config, config.latent_channels)
         self.config = config
         dim = config.dim
-        self.patch_embedding = nn.Conv3d(
-            config.latent_channels, dim, config.patch, stride=config.patch
-        )
         rows, columns = config.grid or (0, 0)
         self.row_places = (
             nn.Parameter(0.1 * torch.randn(rows, dim)) if config.grid else None
@@ -360,50 +235,19 @@ class Generator(nn.Module):
             )
             for down, _ in config.drifts
         )
-        self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
-        )
-        self.time_embedding = nn.Sequential(
-            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
-        )
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.make_embeddings()
         self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.blocks = nn.ModuleList(
-            GeneratorBlock(config) for _ in range(config.num_layers)
+            DitBlock(config, WindowSelfAttention(dim, config.num_heads, config.eps))
+            for _ in range(config.num_layers)
         )
         self.head = GeneratorHead(config)
-        for name, parameter in self.head.named_parameters():
-            if name.startswith(("head.", "detail.2.")):
-                nn.init.zeros_(parameter)
 
     def to_fp8(self) -> "Generator":
         """Turn linear layers but ``KEPT_IN_BF16`` to 8-bit floating point, in place;
         inference only."""
         quantise_linears(self, keep=KEPT_IN_BF16)
         return self
-
-    def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
-        """Return the context's keys and values of every layer; differentiable. See
-        ``init_state``."""
-        config, weight = self.config, self.patch_embedding.weight
-        if context is None:
-            context = weight.new_zeros(1, config.text_len, config.text_dim)
-        if (
-            context.ndim != 3
-            or context.shape[1] > config.text_len
-            or context.shape[2] != config.text_dim
-        ):
-            expected = f"[batch, up to {config.text_len} tokens, {config.text_dim}]"
-            raise ConfigError(f"a context is {expected}, got {list(context.shape)}")
-        tokens = F.pad(
-            context.to(weight.device, weight.dtype),
-            (0, 0, 0, config.text_len - context.shape[1]),
-        )
-        tokens = self.text_embedding(tokens).expand(batch, -1, -1)
-        return tuple(
-            block.cross_attn.project(tokens)
-            for block in cast("list[GeneratorBlock]", self.blocks)
-        )
 
     def forward_chunk(
         self,
@@ -448,7 +292,7 @@ class Generator(nn.Module):
             first_frame * tokens, config.window * tokens, config.sink * tokens, reuse_rings
         )
         position = first_frame if position is None else position
-        tables = self._tables(frames, height, width, position)
+        tables = self.rotations(position, frames, *config.patches(height, width))
 
         if not isinstance(timestep, Tensor):
             timestep = torch.full((1, 1), timestep, device=weight.device)
@@ -475,17 +319,11 @@ class Generator(nn.Module):
         if self.row_places is not None and self.column_places is not None:
             places = self.row_places[:, None] + self.column_places
             x = x + (places + self._moving_places(frames, position)).flatten(-3, -2)
-        after: list[WindowRing] = []
-        addend = None
-        for block, ring, text in zip(self.blocks, rings, context, strict=True):
-            x, addend, ring = block(x, addend, time_six, tables, span, ring, text)
-            after.append(ring)
-        assert addend is not None and addend.gate is not None, "there is a block"
-        x = gated_residual(x, addend.y.to(x.dtype), addend.gate)
+        x, after = self.through_blocks(x, time_six, (tables, span), rings, context)
         flow = self._from_patches(self.head(x, time), height, width)
         if config.prediction == "clean":
             flow = (x_bcthw.to(flow) - flow) / level.to(flow).clamp_min(LEAST_LEVEL)
-        return ChunkResult(flow, tuple(after))
+        return ChunkResult(flow, after)
 
     def _to_patches(self, x_bcthw: Tensor) -> Tensor:
         """Return ``[B, T, tokens of a frame, values of a patch]``, channels first
@@ -519,16 +357,3 @@ class Generator(nn.Module):
             )
             total = total + table[place.clamp(0, len(table) - 1)]
         return total
-
-    def _tables(
-        self, frames: int, height: int, width: int, first_frame: int | Tensor
-    ) -> AxisTables:
-        _, py, px = self.config.patch
-        return rotation_tables(
-            self.config.dim // self.config.num_heads,
-            first_frame=first_frame,
-            frames=frames,
-            rows=height // py,
-            cols=width // px,
-            device=self.patch_embedding.weight.device,
-        )

@@ -1,9 +1,8 @@
 """Block-sparse causal transformer that sharpens upsampled latents in one step."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +12,20 @@ from ultraflash_cli.engine.cache import KvRing
 from ultraflash_cli.engine.flow_matching import TRAIN_STEPS
 from ultraflash_cli.engine.layers.attention import (
     ContextKv,
-    CrossAttention,
     SparseCausalSelfAttention,
     SparseLayout,
 )
-from ultraflash_cli.engine.layers.feed_forward import feed_forward
+from ultraflash_cli.engine.layers.dit import Dit, DitBlock, DitConfig, DitHead
 from ultraflash_cli.engine.layers.modulation import (
-    Addend,
     float32_layers,
     modulate,
     sinusoid,
-    sum_and_norm,
 )
-from ultraflash_cli.engine.layers.norm import LayerNorm, layer_norm
-from ultraflash_cli.engine.layers.rope import rotation_tables
+from ultraflash_cli.engine.layers.norm import layer_norm
 from ultraflash_cli.engine.sparsity import BlockGrid, key_budget
 from ultraflash_cli.engine.stage import Counter, Position
 from ultraflash_cli.errors import ConfigError
-from ultraflash_kernels.adaln_modulate import gated_residual
 from ultraflash_kernels.fp8_linear import Fp8Linear, quantise_linears
-from ultraflash_kernels.rms_norm_rope import AxisTables
 from ultraflash_kernels.token_order import drop_padding, with_padding
 
 __all__ = [
@@ -52,29 +45,17 @@ KEPT_OF_TEXT = ("text_embedding.*", "blocks.*.cross_attn.k", "blocks.*.cross_att
 
 
 @dataclass(frozen=True, kw_only=True)
-class SrDitConfig:
+class SrDitConfig(DitConfig):
     """Sizes and rules of the SR transformer; the defaults are the published ones
-    (reference/cascade.md 4)."""
+    (reference/cascade.md 4).
 
-    dim: int = 1536
-    """Model width."""
-    num_heads: int = 12
-    """Attention heads; each is ``dim / num_heads`` wide, an even number."""
-    num_layers: int = 30
-    """Blocks."""
-    ffn_dim: int = 8960
-    """Width inside the feed-forward layers."""
-    freq_dim: int = 256
-    """Width of the sinusoidal timestep embedding, an even number."""
-    text_dim: int = 4096
-    """Width of a prompt embedding; a context already ``dim`` wide is not projected."""
-    text_len: int = 512
-    """Context tokens, zero rows included; 0 makes a network without text path and
-    cross-attention."""
-    latent_channels: int = 16
-    """Channels of noise, condition and result."""
-    patch: tuple[int, int, int] = (1, 2, 2)
-    """Latent frames, rows and columns that make a token; frames is 1."""
+    Noise, condition and result have ``latent_channels`` each. ``text_len`` 0 makes a
+    network without text path and cross-attention; a context already ``dim`` wide is not
+    projected.
+    """
+
+    NAME: ClassVar[str] = "SR transformer"
+
     block: tuple[int, int, int] = (2, 8, 8)
     """Token frames, rows and columns that make a block of attention."""
     local_range: int = 9
@@ -100,55 +81,20 @@ class SrDitConfig:
     prediction: Literal["flow", "residual"] = "flow"
     """What the network predicts: noise minus clean latents, or a residual on the
     condition."""
-    sees_signal: bool = False
-    """Scale the noisy input by its signal fraction, as in the generator it starts from;
-    the single step then sees no noise."""
-    pool_text: bool = False
-    """Whether the mean of the context joins the timestep, see ``GeneratorConfig``."""
-    head_dim: int = 0
-    """Width of a hidden layer next to the last projection, see ``GeneratorConfig``; 0
-    is none."""
     timestep: float = 1000.0
     """Timestep of the one step, at which noise has weight 1."""
     mask_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which blocks are chosen; the published program rounds to
     bfloat16."""
-    eps: float = 1e-6
-    """Added to variances and mean squares."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "dim",
-            "num_heads",
-            "num_layers",
-            "ffn_dim",
-            "freq_dim",
-            "text_dim",
-            "latent_channels",
-        )
-        positive += ("chunk_frames", "kv_len", "group_latents", "top_k_ratio", "eps")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"SR transformer: {name} must be positive, got {getattr(self, name)}"
-                )
-        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
-            raise ConfigError(
-                f"SR transformer: {self.num_heads} heads of even width do not make "
-                f"{self.dim}"
-            )
-        if self.freq_dim % 2:
-            raise ConfigError(f"SR transformer: freq_dim is even, got {self.freq_dim}")
+        self.check_sizes("chunk_frames", "kv_len", "group_latents", "top_k_ratio")
         if min(self.text_len, self.local_range, self.head_dim) < 0:
             raise ConfigError(
                 "SR transformer: text_len, local_range and head_dim are 0 or more"
             )
         if self.pool_text and not self.text_len:
             raise ConfigError("SR transformer: pool_text needs a text path")
-        if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
-            raise ConfigError(
-                f"SR transformer: a patch is (1, rows, columns), got {self.patch}"
-            )
         if len(self.block) != 3 or min(self.block) < 1:
             raise ConfigError(
                 f"SR transformer: a block is (frames, rows, columns), got {self.block}"
@@ -220,69 +166,8 @@ class GroupResult(NamedTuple):
     """One a layer, after the group."""
 
 
-class SrDitBlock(nn.Module):
-    """Modulated self-attention, cross-attention, modulated feed-forward."""
-
-    def __init__(self, config: SrDitConfig) -> None:
-        super().__init__()
-        dim, self.eps = config.dim, config.eps
-        self.self_attn = SparseCausalSelfAttention(dim, config.num_heads, config.eps)
-        if config.text_len:
-            self.norm3 = LayerNorm(dim, config.eps)
-            self.cross_attn = CrossAttention(dim, config.num_heads, config.eps)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
-        )
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
-
-    def forward(
-        self,
-        x: Tensor,
-        addend: Addend | None,
-        time: Tensor,
-        tables: AxisTables,
-        layout: SparseLayout,
-        cache: KvRing,
-        context: ContextKv | None,
-    ) -> tuple[Tensor, Addend, KvRing]:
-        """Update ``x [B, blocks, block tokens, dim]`` under the time vectors
-        ``time [B, 6, dim]``.
-
-        ``addend`` is the pending addition of the previous block; the second value is
-        this block's, so that each sum is fused with the norm after it.
-        """
-        vectors = (self.modulation.float() + time).unbind(1)
-        attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
-        x, y = sum_and_norm(self.self_attn.q, x, addend, attn_shift, attn_scale, self.eps)
-        attended = self.self_attn(y, tables, layout, cache)
-        addend = Addend(attended.out, attn_gate)
-        if context is not None:
-            norm, cross = self.norm3, self.cross_attn
-            x, y = sum_and_norm(
-                cross.q, x, addend, norm.bias, norm.weight, norm.eps, affine=True
-            )
-            addend = Addend(cross(y, context).view_as(x), None)
-        x, y = sum_and_norm(self.ffn[0], x, addend, ffn_shift, ffn_scale, self.eps)
-        return x, Addend(feed_forward(self.ffn, y), ffn_gate), attended.cache
-
-
-class SrDitHead(nn.Module):
+class SrDitHead(DitHead):
     """Modulated norm and projection to patches, in float32."""
-
-    def __init__(self, config: SrDitConfig) -> None:
-        super().__init__()
-        self.eps = config.eps
-        values = math.prod(config.patch) * config.latent_channels
-        self.head = nn.Linear(config.dim, values)
-        self.detail = None
-        if config.head_dim:
-            hidden = nn.Linear(config.dim, config.head_dim)
-            self.detail = nn.Sequential(
-                hidden, nn.GELU("tanh"), nn.Linear(config.head_dim, values)
-            )
-        self.modulation = nn.Parameter(
-            torch.randn(1, 2, config.dim) / math.sqrt(config.dim)
-        )
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Project ``x [B, *tokens, dim]`` under the time vector ``time [B, dim]``."""
@@ -296,7 +181,7 @@ class SrDitHead(nn.Module):
         )
 
 
-class SrDit(nn.Module):
+class SrDit(Dit):
     """Noise and upsampled latents to clean latents, group by group, in one step.
 
     Tokens stay in block order from the patches to the head, padding included where
@@ -304,31 +189,26 @@ class SrDit(nn.Module):
     ``by_lists`` says how blocks are chosen, see ``SparseLayout.of``.
     """
 
+    TAKES_EMBEDDED: ClassVar[bool] = True
+
     def __init__(self, config: SrDitConfig, *, by_lists: bool | None = None) -> None:
-        super().__init__()
+        super().__init__(config, 2 * config.latent_channels)
         self.config = config
         self._by_lists = by_lists
         self.paired_caches = False
         """Whether caches have a second pair of buffers, so that nothing is copied; on a
         GPU only."""
-        dim = config.dim
-        self.patch_embedding = nn.Conv3d(
-            2 * config.latent_channels, dim, config.patch, stride=config.patch
-        )
-        if config.text_len:
-            self.text_embedding = nn.Sequential(
-                nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
+        self.make_embeddings()
+        self.blocks = nn.ModuleList(
+            DitBlock(
+                config, SparseCausalSelfAttention(config.dim, config.num_heads, config.eps)
             )
-        self.time_embedding = nn.Sequential(
-            nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+            for _ in range(config.num_layers)
         )
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.blocks = nn.ModuleList(SrDitBlock(config) for _ in range(config.num_layers))
-        self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
+        self.text_pool = None
+        if config.pool_text:
+            self.text_pool = nn.Linear(config.dim, config.dim, bias=False)
         self.head = SrDitHead(config)
-        for name, parameter in self.head.named_parameters():
-            if name.startswith(("head.", "detail.2.")):
-                nn.init.zeros_(parameter)
 
     def to_fp8(self) -> "SrDit":
         """Turn attention and all linear layers but those kept to 8-bit floating point,
@@ -342,7 +222,7 @@ class SrDit(nn.Module):
     def fp8(self) -> bool:
         """Whether layers and attention multiply 8-bit floating point, see
         ``to_fp8``."""
-        return isinstance(cast("SrDitBlock", self.blocks[0]).ffn[0], Fp8Linear)
+        return isinstance(cast("DitBlock", self.blocks[0]).ffn[0], Fp8Linear)
 
     @torch.no_grad()
     def init_state(
@@ -417,38 +297,6 @@ class SrDit(nn.Module):
             else cond_bcthw + output_bcthw
         )
 
-    def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
-        """Return the context's keys and values of every layer; differentiable. See
-        ``init_state``."""
-        config = self.config
-        if not config.text_len:
-            if context is not None:
-                raise ConfigError(
-                    "this SR transformer has no text path, but a context was given"
-                )
-            return ()
-        weight = self.patch_embedding.weight
-        if context is None:
-            context = weight.new_zeros(1, config.text_len, config.text_dim)
-        widths = (config.text_dim, config.dim)
-        if (
-            context.ndim != 3
-            or context.shape[1] > config.text_len
-            or context.shape[2] not in widths
-        ):
-            expected = f"[batch, up to {config.text_len} tokens, {config.text_dim}]"
-            raise ConfigError(f"a context is {expected}, got {list(context.shape)}")
-        tokens = F.pad(
-            context.to(weight.device, weight.dtype),
-            (0, 0, 0, config.text_len - context.shape[1]),
-        )
-        tokens = tokens if tokens.shape[2] == config.dim else self.text_embedding(tokens)
-        tokens = tokens.expand(batch, -1, -1)
-        return tuple(
-            block.cross_attn.project(tokens)
-            for block in cast("list[SrDitBlock]", self.blocks)
-        )
-
     def forward_group(
         self,
         noise_bcthw: Tensor,
@@ -482,7 +330,7 @@ class SrDit(nn.Module):
             )
         if context is None:
             context = self.embed_context(None, batch=batch)
-        tables = self._tables(grid, first_frame)
+        tables = self.rotations(first_frame, grid.frames, grid.rows, grid.cols)
         layout = SparseLayout.of(
             grid,
             remembered=caches[0].fill,
@@ -515,25 +363,12 @@ class SrDit(nn.Module):
         if not layout.padded:
             x = drop_padding(x.flatten(1, 2), layout.size, grid.block)
         x = F.linear(x, weight.permute(0, 2, 3, 4, 1).flatten(1), self.patch_embedding.bias)
-        after: list[KvRing] = []
-        addend = None
-        for index, block in enumerate(self.blocks):
-            x, addend, cache = block(
-                x,
-                addend,
-                time_six,
-                tables,
-                layout,
-                caches[index],
-                context[index] if context else None,
-            )
-            after.append(cache)
-        assert addend is not None and addend.gate is not None, "there is a block"
-        x = self.head(gated_residual(x, addend.y, addend.gate), time)
+        x, after = self.through_blocks(x, time_six, (tables, layout), caches, context)
+        x = self.head(x, time)
         if not layout.padded:
             x = with_padding(x, layout.size, grid.block).unflatten(1, whole)
         x = grid.from_blocks(x, *config.patch[1:])
-        return GroupResult(x, tuple(after))
+        return GroupResult(x, after)
 
     def key_budget(self, frames: int, height: int, width: int) -> int:
         """Return how many block pairs the query blocks of a temporal block share in a
@@ -548,25 +383,10 @@ class SrDit(nn.Module):
         )
 
     def _grid(self, frames: int, height: int, width: int) -> BlockGrid:
-        _, py, px = self.config.patch
-        if height % py or width % px or min(height, width) < 1:
-            raise ConfigError(
-                f"latents of {height} x {width} are not whole patches of {py} x {px}"
-            )
-        return BlockGrid(frames, height // py, width // px, self.config.block)
+        return BlockGrid(frames, *self.config.patches(height, width), self.config.block)
 
     def _cache_shape(
         self, batch: int, blocks: int, grid: BlockGrid
     ) -> tuple[int, int, int, int, int]:
         heads = self.config.num_heads
         return batch, heads, blocks, grid.block_tokens, self.config.dim // heads
-
-    def _tables(self, grid: BlockGrid, first_frame: int | Tensor) -> AxisTables:
-        return rotation_tables(
-            self.config.dim // self.config.num_heads,
-            first_frame=first_frame,
-            frames=grid.frames,
-            rows=grid.rows,
-            cols=grid.cols,
-            device=self.patch_embedding.weight.device,
-        )

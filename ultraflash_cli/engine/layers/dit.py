@@ -1,0 +1,271 @@
+"""The skeleton that generator and SR transformer share: sizes, blocks, the context's
+embedding and the head (reference/cascade.md 1 and 4)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.layers.attention import (
+    ContextKv,
+    CrossAttention,
+    SparseCausalSelfAttention,
+    WindowSelfAttention,
+)
+from ultraflash_cli.engine.layers.feed_forward import feed_forward
+from ultraflash_cli.engine.layers.modulation import Addend, sum_and_norm
+from ultraflash_cli.engine.layers.norm import LayerNorm
+from ultraflash_cli.engine.layers.rope import rotation_tables
+from ultraflash_cli.errors import ConfigError
+from ultraflash_kernels.adaln_modulate import gated_residual
+from ultraflash_kernels.rms_norm_rope import AxisTables
+
+__all__ = ["Dit", "DitBlock", "DitConfig", "DitHead"]
+
+CacheT = TypeVar("CacheT")
+SelfAttention = SparseCausalSelfAttention | WindowSelfAttention
+
+
+@dataclass(frozen=True, kw_only=True)
+class DitConfig:
+    """Sizes that both transformers have; the defaults are the published ones."""
+
+    NAME: ClassVar[str] = "transformer"
+    """What messages call it."""
+
+    dim: int = 1536
+    """Model width."""
+    num_heads: int = 12
+    """Attention heads; each is ``dim / num_heads`` wide, an even number."""
+    num_layers: int = 30
+    """Blocks."""
+    ffn_dim: int = 8960
+    """Width inside the feed-forward layers."""
+    freq_dim: int = 256
+    """Width of the sinusoidal timestep embedding, an even number."""
+    text_dim: int = 4096
+    """Width of a prompt embedding."""
+    text_len: int = 512
+    """Context tokens, zero rows included."""
+    latent_channels: int = 16
+    """Channels of noise and result."""
+    patch: tuple[int, int, int] = (1, 2, 2)
+    """Latent frames, rows and columns that make a token; frames is 1."""
+    sees_signal: bool = False
+    """Scale the noisy input by its signal fraction, ``1 - sigma``. At pure noise the
+    network sees only the prompt, which a narrow network can learn."""
+    pool_text: bool = False
+    """Add the mean of the context to the timestep embedding, so that the modulation
+    depends on the prompt."""
+    head_dim: int = 0
+    """Width of a hidden layer next to the last projection, for patches with more values
+    than ``dim``; 0: none."""
+    eps: float = 1e-6
+    """Added to variances and mean squares."""
+
+    def check_sizes(self, *more: str) -> None:
+        """Raise ConfigError for sizes that make no network; ``more`` are fields of a
+        subclass that are positive, too."""
+        positive = ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim")
+        for name in (*positive, "latent_channels", "eps", *more):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"{self.NAME}: {name} must be positive, got {getattr(self, name)}"
+                )
+        if self.dim % self.num_heads or self.dim // self.num_heads % 2:
+            raise ConfigError(
+                f"{self.NAME}: {self.num_heads} heads of even width do not make {self.dim}"
+            )
+        if self.freq_dim % 2:
+            raise ConfigError(f"{self.NAME}: freq_dim is even, got {self.freq_dim}")
+        if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
+            raise ConfigError(
+                f"{self.NAME}: a patch is (1, rows, columns), got {self.patch}"
+            )
+
+    def patches(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of tokens of latents. Raises ConfigError if they
+        are not whole patches."""
+        _, py, px = self.patch
+        if height % py or width % px or min(height, width) < 1:
+            raise ConfigError(
+                f"latents of {height} x {width} are not whole patches of {py} x {px}"
+            )
+        return height // py, width // px
+
+
+class DitBlock(nn.Module):
+    """Modulated self-attention, cross-attention where there is text, modulated
+    feed-forward."""
+
+    def __init__(self, config: DitConfig, self_attn: SelfAttention) -> None:
+        super().__init__()
+        dim, self.eps = config.dim, config.eps
+        self.self_attn = self_attn
+        if config.text_len:
+            self.norm3 = LayerNorm(dim, config.eps)
+            self.cross_attn = CrossAttention(dim, config.num_heads, config.eps)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
+
+    def forward(
+        self,
+        x: Tensor,
+        addend: Addend | None,
+        time: Tensor,
+        where: Sequence[object],
+        context: ContextKv | None,
+    ) -> tuple[Tensor, Addend, Any]:
+        """Take the residual stream through the block; sums are fused with the norm
+        after them.
+
+        Args:
+            x: The stream, ``[B, frames or blocks, tokens of one, dim]``, or
+                ``[B, tokens, dim]``.
+            addend: What the block before adds to it; None in the first block.
+            time: ``[B, 6, dim]``, or for every frame ``[B or 1, frames or 1, 6, dim]``.
+            where: What self-attention takes behind the tokens: rotations, the place of
+                the group, its cache.
+            context: Keys and values of the text; None without.
+
+        Returns:
+            The stream, what is yet to be added to it, and the cache after the group.
+        """
+        vectors = self.modulation + time
+        vectors = vectors.expand(*x.shape[: vectors.ndim - 2], -1, -1).unbind(-2)
+        attn_shift, attn_scale, attn_gate, ffn_shift, ffn_scale, ffn_gate = vectors
+        x, y = sum_and_norm(self.self_attn.q, x, addend, attn_shift, attn_scale, self.eps)
+        attended = self.self_attn(y, *where)
+        addend = Addend(attended[0], attn_gate)
+
+        if context is not None:
+            norm, cross = self.norm3, self.cross_attn
+            x, y = sum_and_norm(
+                cross.q, x, addend, norm.bias, norm.weight, norm.eps, affine=True
+            )
+            addend = Addend(cross(y, context).view_as(x), None)
+
+        x, y = sum_and_norm(self.ffn[0], x, addend, ffn_shift, ffn_scale, self.eps)
+        return x, Addend(feed_forward(self.ffn, y), ffn_gate), attended[1]
+
+
+class DitHead(nn.Module):
+    """Weights of the modulated norm and the projection to patches, and next to it,
+    where the config has one, a hidden layer's; starts as zero."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        dim, self.eps = config.dim, config.eps
+        values = math.prod(config.patch) * config.latent_channels
+        self.head = nn.Linear(dim, values)
+        self.detail = None
+        if config.head_dim:
+            hidden = nn.Linear(dim, config.head_dim)
+            self.detail = nn.Sequential(
+                hidden, nn.GELU("tanh"), nn.Linear(config.head_dim, values)
+            )
+        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / math.sqrt(dim))
+        for name, parameter in self.named_parameters():
+            if name.startswith(("head.", "detail.2.")):
+                nn.init.zeros_(parameter)
+
+
+class Dit(nn.Module):
+    """Layers of a transformer, and what runs alike in both."""
+
+    TAKES_EMBEDDED: ClassVar[bool] = False
+    """Whether a context that is ``dim`` wide counts as projected."""
+    blocks: nn.ModuleList
+
+    def __init__(self, config: DitConfig, channels: int) -> None:
+        super().__init__()
+        self.sizes = config
+        self.patch_embedding = nn.Conv3d(
+            channels, config.dim, config.patch, stride=config.patch
+        )
+
+    def make_embeddings(self) -> None:
+        """Make the layers that texts and timesteps pass."""
+        sizes, dim = self.sizes, self.sizes.dim
+        if sizes.text_len:
+            self.text_embedding = nn.Sequential(
+                nn.Linear(sizes.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
+            )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(sizes.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+
+    def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
+        """Return the context's keys and values of every layer, none without text path;
+        differentiable.
+
+        ``context [B or 1, tokens, text_dim]`` has at most ``text_len`` tokens; None is
+        all zeros. Raises ConfigError for one that does not fit.
+        """
+        sizes, weight = self.sizes, self.patch_embedding.weight
+        if not sizes.text_len:
+            if context is not None:
+                raise ConfigError(
+                    f"this {sizes.NAME} has no text path, but a context was given"
+                )
+            return ()
+        if context is None:
+            context = weight.new_zeros(1, sizes.text_len, sizes.text_dim)
+        embedded = self.TAKES_EMBEDDED and context.shape[-1] == sizes.dim
+        if (
+            context.ndim != 3
+            or context.shape[1] > sizes.text_len
+            or not (embedded or context.shape[2] == sizes.text_dim)
+        ):
+            expected = f"[batch, up to {sizes.text_len} tokens, {sizes.text_dim}]"
+            raise ConfigError(f"a context is {expected}, got {list(context.shape)}")
+
+        tokens = context.to(weight.device, weight.dtype)
+        tokens = F.pad(tokens, (0, 0, 0, sizes.text_len - context.shape[1]))
+        tokens = tokens if embedded else self.text_embedding(tokens)
+        tokens = tokens.expand(batch, -1, -1)
+        return tuple(
+            block.cross_attn.project(tokens)
+            for block in cast("list[DitBlock]", self.blocks)
+        )
+
+    def rotations(
+        self, first_frame: int | Tensor, frames: int, rows: int, cols: int
+    ) -> AxisTables:
+        """Return the rotary tables of tokens that begin with ``first_frame`` of the
+        stream."""
+        return rotation_tables(
+            self.sizes.dim // self.sizes.num_heads,
+            first_frame=first_frame,
+            frames=frames,
+            rows=rows,
+            cols=cols,
+            device=self.patch_embedding.weight.device,
+        )
+
+    def through_blocks(
+        self,
+        x: Tensor,
+        time: Tensor,
+        where: tuple[object, ...],
+        caches: Sequence[CacheT],
+        context: Sequence[ContextKv],
+    ) -> tuple[Tensor, tuple[CacheT, ...]]:
+        """Take ``x`` through all blocks; returns it and the caches after the group. The
+        arguments are those of ``DitBlock.forward``, one cache and context a layer."""
+        after: list[CacheT] = []
+        addend = None
+        for block, cache, text in zip_longest(self.blocks, caches, context):
+            x, addend, cache = block(x, addend, time, (*where, cache), text)
+            after.append(cache)
+
+        assert addend is not None and addend.gate is not None, "there is a block"
+        return gated_residual(x, addend.y.to(x.dtype), addend.gate), tuple(after)
