@@ -28,7 +28,8 @@ from ultraflash_cli.bench.cases import drifting_frames
 from ultraflash_cli.bench.models import generator_of, random_context
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.clock import StageClock, wait_for
-from ultraflash_cli.engine.memory import MemorySettings, MemoryWork, plan_memory
+from ultraflash_cli.engine.footprint.ladder import plan_memory
+from ultraflash_cli.engine.footprint.plan import MemorySettings, MemoryWork
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import PROFILES, Profile
 from ultraflash_cli.engine.refiner import Refiner

@@ -19,7 +19,7 @@ from ultraflash_cli.bench.models import clip_plan, generator_of, prepare
 from ultraflash_cli.bench.report import WallTime, kernel_lines
 from ultraflash_cli.bench.timing import in_fresh_process, measure, stage_times
 from ultraflash_cli.commands.wall import measure_wall
-from ultraflash_cli.engine.counts import CountingClock, Work, count_flops, counting
+from ultraflash_cli.engine.counts import CountingClock, Work, counting, counting_flops
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.errors import ConfigError, DeviceError, OutOfMemory, UsageError
 from ultraflash_cli.main import main
@@ -172,7 +172,9 @@ def test_the_command_itself_is_timed_from_file_to_file() -> None:
 def test_attention_on_a_cpu_is_counted() -> None:
     query = torch.zeros(1, 2, 64, 32)
     attend = torch.nn.functional.scaled_dot_product_attention
-    assert count_flops(lambda: attend(query, query, query)) == 2 * 2 * 2 * 64 * 64 * 32
+    with counting_flops() as so_far:
+        attend(query, query, query)
+        assert so_far() == 2 * 2 * 2 * 64 * 64 * 32
 
 
 def test_a_fresh_process_gives_the_report_or_the_error_itself() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.engine.live_bytes import LiveBytes
-from ultraflash_cli.engine.activations import (
+from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.footprint.activations import (
     decoder_activations,
     encoder_activations,
     generator_activations,
@@ -21,9 +22,9 @@ from ultraflash_cli.engine.activations import (
     upsampler_activations,
     wan_vae_activations,
 )
-from ultraflash_cli.engine.cascade import Cascade
+from ultraflash_cli.engine.footprint.ladder import plan_memory
+from ultraflash_cli.engine.footprint.plan import MemoryPlan, MemorySettings, MemoryWork
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
-from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings, MemoryWork, plan_memory
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import LITE, LITE_CASCADE, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile

@@ -9,7 +9,7 @@ import torch
 
 from tests.models.installing import put
 from ultraflash_cli.engine.cache_policy import CacheManagement, RefreshGate, SharpnessDrift
-from ultraflash_cli.engine.memory import MemoryPart, MemoryPhase, MemoryPlan, MemorySettings, MemoryStep
+from ultraflash_cli.engine.footprint.plan import MemoryPart, MemoryPhase, MemoryPlan, MemorySettings, MemoryStep
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.schedule import kv_lengths
 from ultraflash_cli.errors import OutOfMemory, UsageError, WeightsError

@@ -1,6 +1,7 @@
 """Runners for the generator, its sampler and the schedule."""
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ def _cascade_schedule(vectors: VectorSet) -> None:
         facts: dict[str, object] = {
             "chunks": plan.chunks,
             "groups": plan.groups,
-            "group_offsets": plan.group_offsets,
+            "group_offsets": tuple(accumulate(plan.groups[:-1], initial=0)),
             "pixel_frames": plan.pixel_frames,
             "total_pixel_frames": plan.total_frames,
             "adaptive_kv_len": kv_lengths(len(plan.groups)),

@@ -1,6 +1,7 @@
 """Numbered images as the frames of a clip."""
 
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from tests.video.clips import ffmpeg, make_clip
 from tests.video.sources import made, read
 from ultraflash_cli.errors import InputError
+from ultraflash_cli.jobs.planning.inputs import find_input
 from ultraflash_cli.video.probe import probe
 from ultraflash_cli.video.sequence import ImageSequence, find_sequence
-from ultraflash_cli.video.source import find_source
 
 
 def pictures(folder: Path, *, name: str = "%05d.png", first: int = 1, count: int = 4) -> Path:
@@ -27,7 +28,7 @@ def test_numbered_pictures_are_a_clip_of_24_frames_a_second(tmp_path: Path, name
     folder = pictures(tmp_path / "a %d folder", name=name, first=first)
     (folder / "notes.txt").write_text("no picture")
     pattern = folder / name.replace("%%", "%")
-    for source in (find_source(folder, images=True), find_source(pattern)):
+    for source in (find_sequence(folder), find_sequence(pattern)):
         assert isinstance(source, ImageSequence) and source.first == first
         info, frames, warnings, _ = read(source)
         assert info.average_rate == 24 and not warnings
@@ -39,7 +40,7 @@ def test_numbered_pictures_are_a_clip_of_24_frames_a_second(tmp_path: Path, name
 
 
 def test_the_frame_rate_of_pictures_can_be_said(tmp_path: Path) -> None:
-    info, frames, _, _ = read(find_source(pictures(tmp_path / "a"), images=True, rate=Fraction(30000, 1001)))
+    info, frames, _, _ = read(find_sequence(pictures(tmp_path / "a"), rate=Fraction(30000, 1001)))
     assert frames[3].pts * info.time_base == Fraction(3003, 30000)
 
 
@@ -79,12 +80,13 @@ def test_pictures_of_two_sizes_are_refused_and_named(tmp_path: Path, name: str) 
     folder = pictures(tmp_path / "a", name=name)
     ffmpeg(*made("0.04", "32x48"), str(folder / (name % 3)))
     with pytest.raises(InputError, match=r"00003\.\w+: 32x48 pixels, but .* 64x48"):
-        read(find_source(folder, images=True))
+        read(find_sequence(folder))
 
 
 def test_a_folder_is_no_clip_unless_it_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
-        probe(find_source(pictures(tmp_path / "a")))
-    assert isinstance(find_source(tmp_path / "a" / "%05d.png"), ImageSequence)
+        probe(pictures(tmp_path / "a"))
+    found = partial(find_input, pipe=None, images=False, rate=None)
+    assert isinstance(found(tmp_path / "a" / "%05d.png"), ImageSequence)
     literal = make_clip(tmp_path / "a.mp4").rename(tmp_path / "50%d.mp4")
-    assert find_source(literal) == literal
+    assert found(literal) == literal

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ultraflash_cli.engine.clock import StageClock
 
-__all__ = ["CountingClock", "Work", "count_flops", "counting", "counting_flops"]
+__all__ = ["CountingClock", "Work", "counting", "counting_flops"]
 
 
 class Work(NamedTuple):
@@ -41,13 +41,6 @@ def counting_flops() -> Generator[Callable[[], int]]:
     """Count the arithmetic alone, which costs less."""
     with FlopCounterMode(display=False, custom_mapping=_formulas()) as flops:
         yield flops.get_total_flops
-
-
-def count_flops(run: Callable[[], object]) -> int:
-    """Count the arithmetic that ``run`` asks torch for; a multiply-add is 2."""
-    with counting() as so_far:
-        run()
-        return so_far().flops
 
 
 class CountingClock(StageClock):

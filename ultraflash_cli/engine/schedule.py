@@ -3,7 +3,6 @@ noise."""
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -138,11 +137,6 @@ class GenerationPlan:
     def groups(self) -> tuple[int, ...]:
         """Latent frames of each group."""
         return tuple(sum(group) for group in self.group_chunks)
-
-    @property
-    def group_offsets(self) -> tuple[int, ...]:
-        """Latent frames before each group."""
-        return tuple(accumulate(self.groups[:-1], initial=0))
 
     @property
     def pixel_frames(self) -> tuple[int, ...]:

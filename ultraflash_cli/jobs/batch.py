@@ -14,7 +14,7 @@ from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, prepare
 from ultraflash_cli.jobs.stop import Stop
 
 if TYPE_CHECKING:
-    from ultraflash_cli.engine.memory import MemoryPlan
+    from ultraflash_cli.engine.footprint.plan import MemoryPlan
     from ultraflash_cli.jobs.running.loader import Models
     from ultraflash_cli.jobs.running.report import Report
     from ultraflash_cli.jobs.running.run import Task

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.cache_policy import Scorer, SharpnessDrift
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.clock import StageTimer, untimed
+from ultraflash_cli.engine.footprint.plan import MemoryPlan
 from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
 from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.lanes import cuda_lanes
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
-from ultraflash_cli.engine.memory import MemoryPlan
 from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import UpscalePlan

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES, SPOOL_BYTES, queue_places
-from ultraflash_cli.engine.memory import MemoryPlan, MemorySettings, MemoryWork, plan_memory
+from ultraflash_cli.engine.footprint.ladder import plan_memory
+from ultraflash_cli.engine.footprint.plan import MemoryPlan, MemorySettings, MemoryWork
 from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT

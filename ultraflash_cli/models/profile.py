@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ultraflash_cli.engine.cache_policy import CacheManagement
-from ultraflash_cli.engine.memory import MemorySettings
+from ultraflash_cli.engine.footprint.plan import MemorySettings
 from ultraflash_cli.engine.profiles import PROFILES, RELEASED_ULTRA_DECODER, ULTRAFLASH, Profile
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -23,7 +22,7 @@ from av.video.stream import VideoStream
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.refusals import why_unreadable
-from ultraflash_cli.video.sequence import SEQUENCE_RATE, ImageSequence, find_sequence, is_pattern
+from ultraflash_cli.video.sequence import ImageSequence
 from ultraflash_cli.video.tags import NOT_UTF8
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "Tally",
     "decoded_frames",
     "decoder_of",
-    "find_source",
     "has_decoder",
     "late_streams",
     "main_videos",
@@ -63,17 +61,6 @@ _READING = {**_FORMATS, "protocol_whitelist": "file", "pattern_type": "none"}
 _LISTED = re.compile(r"Stream #\d+:(\d+)[^:\n]*: (\w+: \w+)")
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """FFmpeg's own decoders of these leave the transparency out."""
-
-
-def find_source(path: Path, *, images: bool = False, rate: Fraction = SEQUENCE_RATE) -> Source:
-    """Return what ``path`` is to be read as: a file, or a sequence of pictures.
-
-    A pattern such as ``folder/%05d.png`` is a sequence, a folder is one where ``images`` says so; ``rate`` is for
-    those. Raises ``InputError`` for a sequence with gaps or without pictures.
-    """
-    if is_pattern(path) or (images and path.is_dir()):
-        return find_sequence(path, rate=rate)
-    return path
 
 
 def source_path(source: Source) -> Path:

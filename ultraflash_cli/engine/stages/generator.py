@@ -1,7 +1,6 @@
 """Causal few-step transformer that generates low-resolution latents from text, chunk by
 chunk."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -177,12 +176,6 @@ class GeneratorConfig(DitConfig):
         ``width``."""
         tokens = self.window * self.tokens_per_frame(height, width)
         return batch, self.num_heads, tokens, self.dim // self.num_heads
-
-    def cache_bytes(self, *, batch: int, height: int, width: int, value_bytes: int) -> int:
-        """Return the bytes of all rings and of the context's keys and values."""
-        context = batch * self.text_len * self.dim
-        ring = math.prod(self.ring_shape(batch=batch, height=height, width=width))
-        return 2 * self.num_layers * (ring + context) * value_bytes
 
 
 class ChunkResult(NamedTuple):

@@ -124,6 +124,11 @@ class SrDitConfig(DitConfig):
                 f"SR transformer: timestep must be within 0..1000, got {self.timestep}"
             )
 
+    @property
+    def longest_kv(self) -> int:
+        """Temporal blocks that are remembered at most."""
+        return max(self.kv_schedule, default=self.kv_len)
+
     def kv_len_after(self, group: int) -> int:
         """Return how many temporal blocks are remembered after the group of this
         index."""
@@ -238,8 +243,7 @@ class SrDit(Dit):
         config = self.config
         grid = self._grid(config.group_latents, height, width)
         weight = self.patch_embedding.weight
-        longest = max(config.kv_schedule, default=config.kv_len)
-        shape = self._cache_shape(batch, longest * grid.spatial_blocks, grid)
+        shape = self._cache_shape(batch, config.longest_kv * grid.spatial_blocks, grid)
         return SrDitState(
             caches=tuple(
                 KvRing.empty(

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ultraflash_cli.engine.cache_policy import RefreshGate
 from ultraflash_cli.engine.clock import StageClock
+from ultraflash_cli.engine.footprint.plan import MemoryPlan
 from ultraflash_cli.engine.foretell import foretold_frame_seconds
 from ultraflash_cli.engine.guard import Guard
-from ultraflash_cli.engine.memory import MemoryPlan
 from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import LATENT_PX

@@ -1,7 +1,9 @@
 """Peak activation memory of each network, without weights and state.
 
-The formulas follow the code, layer by layer. They count what is alive at the peak of
-one call in evaluation, without the workspaces of libraries.
+The formulas follow the code, layer by layer: a change to ``layers/dit.py``,
+``layers/attention.py``, ``layers/memory_block.py`` or a stage is a change here, which
+``tests/engine/test_memory.py`` finds by counting live bytes. They count what is alive
+at the peak of one call in evaluation, without the workspaces of libraries.
 """
 
 import math

@@ -1,0 +1,1 @@
+"""The memory of a job, known before anything is loaded."""

@@ -1,0 +1,219 @@
+"""What a job computes, the settings it runs under, and the memory it takes, as
+values."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ultraflash_cli.engine.stages.decoder import DecoderConfig
+from ultraflash_cli.engine.stages.encoder import EncoderConfig
+from ultraflash_cli.engine.stages.generator import GeneratorConfig
+from ultraflash_cli.engine.stages.latent_upsampler import (
+    LatentUpsamplerConfig,
+)
+from ultraflash_cli.engine.stages.pixel_path import PixelPathConfig
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
+from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
+
+__all__ = [
+    "MemoryPart",
+    "MemoryPhase",
+    "MemoryPlan",
+    "MemorySettings",
+    "MemoryStep",
+    "MemoryWork",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySettings:
+    """How a job is run; the defaults keep everything resident."""
+
+    offload_text: bool = False
+    """Free the text encoder once the prompts are encoded, before the other networks are
+    loaded."""
+    offload_generator: bool = False
+    """Keep the generator, its cache and its context in host memory while a group is
+    refined and decoded."""
+    decode_latents: int | None = None
+    """Latent frames decoded together, with their frames moved to host memory; None: a
+    whole group."""
+    kv_len: int | None = None
+    """Temporal blocks that the SR transformer remembers at most; None without one."""
+    group_latents: int = 6
+    """Latent frames that go through the cascade together."""
+
+    def apply_to(self, config: SrDitConfig) -> SrDitConfig:
+        """Return the config of the SR transformer under these settings."""
+        kv_len = self.kv_len or config.kv_len
+        return replace(
+            config,
+            kv_len=min(kv_len, config.kv_len),
+            kv_schedule=tuple(min(kv_len, length) for length in config.kv_schedule),
+            group_latents=self.group_latents,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryWork:
+    """What a job computes: configs (None if it does without), sizes, precisions."""
+
+    latents: tuple[int, int]
+    """Height and width of the low-resolution latents."""
+    group_latents: int = 6
+    """Latent frames that go through the cascade together."""
+    drawn_latents: int | None = None
+    """Latent frames that are generated together, and whose frames leave together; None
+    for a group."""
+    text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
+    generator: GeneratorConfig | None = None
+    encoder: EncoderConfig | WanVaeConfig | None = None
+    upsampler: LatentUpsamplerConfig | None = None
+    """Returns the scale where latents are enlarged."""
+    sr_dit: SrDitConfig | None = None
+    decoder: DecoderConfig | None = None
+    """Of the high-resolution latents."""
+    low_decoder: DecoderConfig | None = None
+    """Of the low-resolution latents, where those frames are requested or the pixel path
+    reads them."""
+    pixels: PixelPathConfig | None = None
+    """Of the low-resolution frames, where those are enlarged, not latents."""
+    source: tuple[int, int] | None = None
+    """Height and width in pixels of the frames of a clip; None if none is read."""
+    target: tuple[int, int] | None = None
+    """Height and width in pixels of the pictures; None for what the decoder gives."""
+    dtype_of: Callable[[str], torch.dtype] = lambda _: torch.bfloat16
+    """Dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler,
+    sr_dit, decoder, pixels."""
+    on_gpu: bool = True
+    """Whether the budget is a GPU's: the host's memory is then apart, and half
+    precision is not widened."""
+    batch: int = 1
+    queue_bytes: int = 0
+    """Host memory of queued pictures."""
+
+    @property
+    def scale(self) -> int:
+        """Growth per side."""
+        enlarging = self.upsampler or self.pixels
+        return enlarging.scale if enlarging else 1
+
+    @property
+    def held_latents(self) -> int:
+        """Latent frames whose frames are alive at once."""
+        return self.drawn_latents or self.group_latents
+
+    @property
+    def high(self) -> tuple[int, int]:
+        """Height and width of the high-resolution latents."""
+        return self.latents[0] * self.scale, self.latents[1] * self.scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPart:
+    """A part of the memory of a job."""
+
+    name: str
+    bytes: int
+    doubled: bool = False
+    """Whether CUDA graphs and side streams may hold it a second time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPhase:
+    """A phase of the work, with everything in memory at its peak."""
+
+    name: str
+    parts: tuple[MemoryPart, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryStep:
+    """A concession that was made to need less."""
+
+    text: str
+    """What is done."""
+    changes_pixels: bool
+    """Whether the result differs from the full plan's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Memory of a job under the chosen settings."""
+
+    phases: tuple[MemoryPhase, ...]
+    """In the order of the work."""
+    settings: MemorySettings
+    steps: tuple[MemoryStep, ...] = ()
+    """Concessions against the full plan."""
+    budget_bytes: int | None = None
+    """The budget; None if unknown."""
+    state_bytes: int = 0
+    """Size of a stream's state saved between groups."""
+    host_bytes: int = 0
+    """Memory moved from the device to the host."""
+
+    @property
+    def peak(self) -> MemoryPhase:
+        """The largest phase."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def parts(self) -> tuple[MemoryPart, ...]:
+        """Everything in memory at the peak, the largest first; they sum to
+        ``total``."""
+        return tuple(sorted(self.peak.parts, key=lambda part: -part.bytes))
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return self.peak.total
+
+    @property
+    def beside_bytes(self) -> int:
+        """Upper bound on what CUDA graphs and side streams add: activations and states
+        once more."""
+        parts = {part.name: part for phase in self.phases for part in phase.parts}
+        return sum(part.bytes for part in parts.values() if part.doubled)
+
+    @property
+    def ring_bytes(self) -> int:
+        """What the SR transformer's caches take."""
+        parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
+        return parts.get("SR transformer KV rings", 0)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The steps that change pixels, in words."""
+        return tuple(
+            f"for lack of memory: {step.text}" for step in self.steps if step.changes_pixels
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The steps that leave the result as it is, in words."""
+        return tuple(step.text for step in self.steps if not step.changes_pixels)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "total_bytes": self.total,
+            "budget_bytes": self.budget_bytes,
+            "host_bytes": self.host_bytes,
+            "state_bytes": self.state_bytes,
+            "peak": self.peak.name,
+            "parts": [{"name": part.name, "bytes": part.bytes} for part in self.parts],
+            "phases": {phase.name: phase.total for phase in self.phases},
+            "settings": dataclasses.asdict(self.settings),
+            "steps": [dataclasses.asdict(step) for step in self.steps],
+        }

@@ -1,0 +1,226 @@
+"""A model as a value: one frozen config per stage, and the names of the weights."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, Alignment
+from ultraflash_cli.engine.stages.decoder import DecoderConfig
+from ultraflash_cli.engine.stages.encoder import EncoderConfig
+from ultraflash_cli.engine.stages.generator import GeneratorConfig
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
+from ultraflash_cli.engine.stages.pixel_path import PixelPathConfig
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
+from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
+from ultraflash_cli.errors import ConfigError
+
+__all__ = ["Precision", "Profile"]
+
+TAEHV_ALIGNMENT = Alignment()
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Everything the engine knows of a model: which stages it has, and their sizes.
+
+    Clips are upscaled by ``pixels`` if the model has it, else by encoder,
+    ``upsampler``, ``sr_dit`` and ``decoder``. Generated latents go through
+    ``upsampler``, ``sr_dit`` and ``decoder`` if the model has them, else through
+    ``low_decoder`` and ``pixels``.
+    """
+
+    name: str
+    """What users call it."""
+    encoder: EncoderConfig | WanVaeConfig
+    """Frames to low-resolution latents; a model with ``pixels`` only needs it for clips
+    to continue."""
+    upsampler: LatentUpsamplerConfig | None = None
+    """Low- to high-resolution latents; its scale is replaced by the plan's. None with
+    ``decoder``."""
+    sr_dit: SrDitConfig | None = None
+    """The one-step refinement; None if a model goes without."""
+    decoder: DecoderConfig | None = None
+    """High-resolution latents to frames; None if a model has no latents of that
+    size."""
+    pixels: PixelPathConfig | None = None
+    """Low- to high-resolution frames; its scale is replaced by the plan's. None where
+    latents are enlarged."""
+    group_latents: int = 6
+    """Latent frames that go through the cascade together."""
+    generator: GeneratorConfig | None = None
+    """Prompts to low-resolution latents; None if a model only upscales."""
+    long_generator: GeneratorConfig | None = None
+    """The generator's variant for clips beyond its window, with its own weights."""
+    low_decoder: DecoderConfig | None = None
+    """Low-resolution latents to frames at the base size; None if the decoder itself
+    makes them."""
+    text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
+    """Prompts to embeddings; None for a model without text path."""
+    wan_vae: WanVaeConfig | None = None
+    """The full autoencoder that may stand in for the small encoder."""
+    base_size: tuple[int, int] = (480, 832)
+    """Height and width in pixels of what the generator draws."""
+    notice: str = ""
+    """What people are told of its clips before one is made; empty if there is
+    nothing to say."""
+    alignment: Alignment = TAEHV_ALIGNMENT
+    """How frames and latents line up at the start of a stream."""
+    condition_noise: float = 0.0
+    """Share of noise mixed into the SR transformer's condition: 0 in every published
+    command. The published function defaults to 0.2, and at least one public user runs
+    it with that."""
+    long_kv_schedule: bool = False
+    """Whether the SR transformer's memory shrinks over a clip of the long variant, as
+    the published long program has it by default (3, 3, 3, 2 temporal blocks after four
+    groups)."""
+    spares_passes: bool = True
+    """Whether the cache rule that skips context passes is available: scoring a chunk
+    has to cost less than the pass. In the built-in model it costs more."""
+    invents_texture: bool = False
+    """Whether the SR transformer paints texture onto flat colours, so that drawings and
+    screens look wrong."""
+    default_prompt: str = ""
+    """The SR transformer's prompt for a clip without one. The published programs have
+    none: there it always gets the generator's prompt."""
+    multiple_px: int = 16
+    """Low-resolution sides are padded to multiples of this."""
+    precisions: tuple[tuple[str, Precision], ...] = ()
+    """The published precision of each stage on a GPU; other stages run as requested or
+    in the fastest precision."""
+    weights: tuple[tuple[str, str], ...] = ()
+    """The name in the manifest of each part's weights; ``{scale}`` stands for the
+    scale."""
+    random_seed: int | None = None
+    """Seed of random weights that replace those of a manifest, for tests."""
+
+    def __post_init__(self) -> None:
+        if self.sr_dit is not None and self.sr_dit.group_latents != self.group_latents:
+            raise ConfigError(
+                f"{self.name}: the SR transformer groups {self.sr_dit.group_latents} "
+                "latents"
+            )
+        pad, drop = self.alignment.pad_front, self.alignment.drop_front
+        if not 0 <= pad <= drop < FRAMES_PER_LATENT * self.group_latents:
+            raise ConfigError(
+                f"{self.name}: pad_front must be at most drop_front and that below a "
+                "group, "
+                f"got {pad} and {drop}"
+            )
+        if (self.upsampler is None) != (self.decoder is None):
+            raise ConfigError(f"{self.name}: upsampler and decoder must be given together")
+        if self.decoder is None and (self.pixels is None or self.sr_dit is not None):
+            raise ConfigError(
+                f"{self.name}: without a decoder the pixel path enlarges, and there is no "
+                "SR transformer"
+            )
+        if self.alignment.delay and self.pixels:
+            raise ConfigError(
+                f"{self.name}: the pixel path needs pad_front equal to drop_front"
+            )
+        if not 0 <= self.condition_noise < 1:
+            raise ConfigError(
+                f"{self.name}: condition_noise must be within 0..1, got "
+                f"{self.condition_noise}"
+            )
+        if any(side % self.multiple_px for side in self.base_size):
+            raise ConfigError(
+                f"{self.name}: the base size {self.base_size} is not a multiple of "
+                f"{self.multiple_px}"
+            )
+        for generator in (self.generator, self.long_generator):
+            if generator is not None:
+                self._check_generator(generator)
+
+    def _check_generator(self, generator: GeneratorConfig) -> None:
+        if self.decoder is None and self.low_decoder is None:
+            raise ConfigError(f"{self.name}: a generator needs a decoder")
+        if self.base_decoder.latent_channels != generator.latent_channels:
+            raise ConfigError(
+                f"{self.name}: generator and decoder have different latent channels"
+            )
+        words = self.text_encoder
+        if words is not None and (generator.text_dim, generator.text_len) != (
+            words.dim,
+            words.text_len,
+        ):
+            raise ConfigError(
+                f"{self.name}: the text encoder's embeddings do not match the generator"
+            )
+
+    @property
+    def refines_by_words(self) -> bool:
+        """Whether the SR transformer reads a prompt, so that an upscaling may have
+        one."""
+        return self.sr_dit is not None and self.sr_dit.text_len > 0
+
+    @property
+    def prompt_encoder(self) -> PromptEncoderConfig:
+        """The text encoder of a model trained on its own vocabulary."""
+        words = self.text_encoder
+        assert isinstance(words, PromptEncoderConfig), (
+            f"{self.name} has no words of its own"
+        )
+        return words
+
+    @property
+    def base_decoder(self) -> DecoderConfig:
+        """The decoder of low-resolution latents."""
+        decoder = self.low_decoder or self.decoder
+        assert decoder is not None, f"{self.name} has no decoder"
+        return decoder
+
+    @property
+    def refines_latents(self) -> bool:
+        """Whether generated clips are upscaled as latents; otherwise as frames."""
+        return self.decoder is not None
+
+    @property
+    def base_decoder_part(self) -> str:
+        """The name of the part that ``base_decoder`` is."""
+        return "decoder" if self.low_decoder is None else "low_decoder"
+
+    def chunks_per_group(self, generator: GeneratorConfig) -> int:
+        """Return how many chunks of a generator are refined together: the smallest
+        number that makes whole groups."""
+        return (
+            math.lcm(generator.chunk_latents, self.group_latents) // generator.chunk_latents
+        )
+
+    def weight_of(self, part: str) -> str:
+        """Return the name of the weights of a part at the profile's scale. Raises
+        ConfigError for a part it lacks."""
+        for name, weights in self.weights:
+            if name == part:
+                return weights.format(scale=self.scale)
+        raise ConfigError(f"{self.name} has no {part}")
+
+    @property
+    def latent_stages(self) -> tuple[LatentUpsamplerConfig, DecoderConfig]:
+        """The upsampler and decoder of a model that has them."""
+        assert self.upsampler is not None and self.decoder is not None, (
+            f"{self.name} enlarges frames, not latents"
+        )
+        return self.upsampler, self.decoder
+
+    @property
+    def scale(self) -> int:
+        """Growth per side of what enlarges."""
+        enlarging = self.upsampler or self.pixels
+        assert enlarging is not None, f"{self.name} enlarges nothing"
+        return enlarging.scale
+
+    def at_scale(self, scale: int) -> "Profile":
+        """Return the profile with every config set to work at ``scale``. Raises
+        ConfigError for one it lacks."""
+        if self.pixels is not None and scale not in self.pixels.scales:
+            raise ConfigError(f"{self.name} works at {self.pixels.scales}, not at x{scale}")
+        upsampler = self.upsampler and replace(self.upsampler, scale=scale)
+        return replace(
+            self,
+            upsampler=upsampler,
+            pixels=self.pixels and replace(self.pixels, scale=scale),
+        )
