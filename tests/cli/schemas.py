@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 from ultraflash_cli.bench.kernels import KernelTime
 from ultraflash_cli.bench.limits import Limits
 from ultraflash_cli.bench.report import BenchReport
-from ultraflash_cli.engine.memory import MemorySettings, MemoryStep
+from ultraflash_cli.engine.footprint.plan import MemorySettings, MemoryStep
 from ultraflash_cli.jobs import events
 from ultraflash_cli.jobs.doctor import Finding
 from ultraflash_cli.jobs.forecast import Forecast
