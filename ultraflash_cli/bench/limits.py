@@ -28,6 +28,7 @@ def measure_limits(device: torch.device, precision: str) -> Limits:
     dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
     side, copied = (8192, 1 << 30) if gpu else (768, 128 << 20)
     channels, height, width = 64, *((240, 416) if gpu else (120, 208))
+
     # Random values: a GPU multiplies constants some 13 % faster, because fewer of its wires switch.
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     source = torch.randint(0, 256, (copied,), dtype=torch.uint8, device=device)
@@ -48,6 +49,7 @@ def measure_limits(device: torch.device, precision: str) -> Limits:
     )
     with torch.inference_mode():
         product, copy, convolution = (measure(case, device)[0] for case in cases)
+
     return Limits(
         precision=precision,
         product_flops_per_second=product.flop_per_s,

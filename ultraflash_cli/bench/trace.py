@@ -98,6 +98,7 @@ class _Tracer(TorchDispatchMode):
             return out
         if op in ("convolution", "upsample_nearest2d"):
             return self._picture_op(func, op, args, kwargs)
+
         if _is_composite(func.name()):
             with self:
                 result = func.decompose(*args, **kwargs)
@@ -106,6 +107,7 @@ class _Tracer(TorchDispatchMode):
         out = func(*args, **kwargs)
         if op in _FREE or getattr(func, "is_view", False):
             return out
+
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         made = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
         touched = given if op == "copy_" else given + made

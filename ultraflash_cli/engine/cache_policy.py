@@ -79,6 +79,7 @@ class CacheManagement:
             rule, given, value = (piece.strip() for piece in part.partition("="))
             if rule in rules:
                 raise UsageError(f"--cache-management: {rule} is given twice in {text!r}")
+
             try:
                 if rule == "steps":
                     rules[rule] = _count(value) if given else ONE_FEWER

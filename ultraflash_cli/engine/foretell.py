@@ -33,6 +33,7 @@ def foretold_frame_seconds(
         return (clock() - started_s) / upscaler.group_frames(first=True)
     if cascade.profile.pixels is None:
         return None
+
     height, width = upscaler.plan.padded
     multiple = cascade.profile.multiple_px
     shrink = min(1.0, math.sqrt(LOOK_PX / (height * width)))
@@ -52,6 +53,7 @@ def foretold_frame_seconds(
         guard=None if upscaler.guard is None else Guard(upscaler.guard.levels),
     )
     black = np.zeros((*corner.source, 3), np.uint8)
+
     # The first group compiles kernels and allocates memory.
     state, _ = small.step(small.init_state(), [black] * small.group_frames(first=True))
     frames = small.group_frames(first=False)

@@ -241,6 +241,7 @@ class Graphs:
             if len(self._plans) < MOST_GRAPHS:
                 self._plans[shape] = _planned(leaves, state_leaves(after[0]), roles)
             return after
+
         may_record = plan.recording is not None or not self._failed
         if plan.refusal is None and may_record and self._settle(name, plan, leaves):
             if plan.recording is None:
@@ -249,6 +250,7 @@ class Graphs:
             if plan.recording is not None:
                 counts[1] += 1
                 return self._replay(name, plan, plan.recording, state, leaves, given)
+
         counts[2] += 1
         return step(state, inputs)
 
@@ -347,6 +349,7 @@ class Graphs:
             else:
                 assert leaf is not None, "a position is a number"
                 buffer.fill_(leaf)
+
         made = recording.replay()
         after: dict[str, Leaf] = {}
         for path, leaf in leaves.items():
@@ -362,6 +365,7 @@ class Graphs:
                     )
                     value += leaf
                 after[path] = value
+
         return with_leaves(state, after), made["out"].clone()
 
     def _own(self, name: str, path: str, leaf: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ def plan_upscale(
             f"beyond {LARGEST_SIDE_PX} pixels "
             "per side; choose a smaller --res"
         )
+
     growth = max(Fraction(target_w, width_px), Fraction(target_h, height_px))
     shrinks = (
         target_w < width_px
@@ -95,6 +96,7 @@ def plan_upscale(
             "nothing to upscale; "
             "choose a larger --res, or use --downscale to process and then reduce it"
         )
+
     scale = 2 if growth <= 2 else 3
     enlarged_w, enlarged_h = width_px, height_px
     if growth > scale:

@@ -103,6 +103,7 @@ class Profile:
                 f"{self.name}: the SR transformer groups {self.sr_dit.group_latents} "
                 "latents"
             )
+
         pad, drop = self.alignment.pad_front, self.alignment.drop_front
         if not 0 <= pad <= drop < FRAMES_PER_LATENT * self.group_latents:
             raise ConfigError(
@@ -131,6 +132,7 @@ class Profile:
                 f"{self.name}: the base size {self.base_size} is not a multiple of "
                 f"{self.multiple_px}"
             )
+
         for generator in (self.generator, self.long_generator):
             if generator is not None:
                 self._check_generator(generator)

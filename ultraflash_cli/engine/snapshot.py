@@ -85,6 +85,7 @@ class Snapshot:
                 "data_offsets": offsets,
             }
             place = offsets[1]
+
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         yield struct.pack("<Q", len(text)) + text
@@ -122,6 +123,7 @@ class Snapshots:
                 for name, tensor in tensors.items()
             }
             return Snapshot(copies, lambda: None, lambda: None)
+
         doubled = port.free_bytes() > 2 * sum(tensor.nbytes for tensor in tensors.values())
         sources = (
             {name: tensor.clone() for name, tensor in tensors.items()}
@@ -129,6 +131,7 @@ class Snapshots:
             else tensors
         )
         spare, self._spare = self._spare, {}
+
         buffers: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             buffer = spare.get(name)
@@ -142,8 +145,10 @@ class Snapshots:
                 if fits and buffer is not None
                 else port.buffer(tuple(tensor.shape), tensor.dtype)
             )
+
         for name, source in sources.items():
             port.copy(source, buffers[name])
+
         if not doubled:
             port.hold()
         return Snapshot(buffers, port.mark(), lambda: self._take_back(buffers))

@@ -136,16 +136,19 @@ class TextToVideo:
         if prefix_bcthw is not None:
             with self.timer("generator"):
                 generator = self.sampler.prefill(generator, prefix_bcthw)
+
         refiner = low_decoder = None
         if self.refiner is not None:
             words = context if self.profile.refines_by_words else None
             refiner = self.refiner.init_state(
                 batch=batch, height=height, width=width, seed=seed, context=words
             )
+
         if self.low_decoder is not None:
             low_decoder = self.low_decoder.init_state(
                 batch=batch, height=height, width=width
             )
+
         shape = (
             batch,
             self.sampler.config.latent_channels,
@@ -171,6 +174,7 @@ class TextToVideo:
         lanes = self.lanes
         if lanes is None:
             return self._step(state)
+
         lanes.draw.after(lanes.caller)
         if not state.ahead:
             with lanes.draw.work():
@@ -179,9 +183,11 @@ class TextToVideo:
         with lanes.refine.work():
             lanes.refine.borrow([state.ahead_bcthw])
             state, group = self._step(state)
+
         if state.groups < len(self.plan.groups):
             with lanes.draw.work():
                 state = self._draw_ahead(state)
+
         lanes.caller.after(lanes.refine)
         lanes.caller.borrow(
             tensor

@@ -87,10 +87,12 @@ class Made:
         said = json.loads(text)
         if not isinstance(said, dict):
             raise ValueError("no object")
+
         read = cast("dict[str, Any]", said)
         words = [read.get(name) for name in ("version", "command", "model", "device", "precision")]
         if not all(isinstance(word, str) for word in words) or read["command"] not in ("upscale", "generate"):
             raise ValueError("a field is missing")
+
         prompt, seed, weights = read.get("prompt"), read.get("seed"), read.get("weights", {})
         if (
             not isinstance(prompt, str | None)
@@ -100,9 +102,11 @@ class Made:
             raise ValueError("prompt or seed is invalid")
         if not _is_table(weights) or not all(isinstance(value, str) for value in weights.values()):
             raise ValueError("weights are invalid")
+
         options = read.get("options", {})
         if not _is_table(options) or not all(_FLAG.fullmatch(flag) and _is_value(options[flag]) for flag in options):
             raise ValueError("options are invalid")
+
         return cls(
             version=read["version"],
             command=read["command"],
@@ -143,6 +147,7 @@ def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str 
     job = prepared.job
     if not job.tag:
         return None
+
     options: dict[str, Value | None] = {
         "--res": prepared.res,
         "--strength": f"{job.strength:g}" if job.strength != 1 else None,
@@ -213,6 +218,7 @@ def _text(command: str, job: Any, built: Any, *, model: str, threads: int, optio
         "--max-memory": job.max_memory,
         "--no-cuda-graphs": not job.cuda_graphs,
     }
+
     return Made(
         version=version("ultraflash"),
         command=command,

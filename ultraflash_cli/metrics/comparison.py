@@ -111,6 +111,7 @@ def compare_clips(
     sampled = measure_sampled(
         output, reference, frames=frames, size_wh=size_wh, coding=coding, fps=fps, threads=threads
     )
+
     series: dict[str, list[float | None]] = {title: [*rows[name]] for name, title in _FEATURES.items()}
     if is_large:
         series["ms_ssim"] = _ms_ssim(output, reference, frames=frames, threads=threads)
@@ -119,6 +120,7 @@ def compare_clips(
     series |= sampled.series
     for name in ("tdiff", "warping", "warping_reference", "drift_y", "drift_cb", "drift_cr"):
         series[name] = getattr(pairs, name)
+
     small = f"pictures of less than {_LARGE_PX} pixels a side are too small for it"
     left_out = {} if is_large else dict.fromkeys(("ms_ssim", *_LARGE_MODELS), small)
     return Comparison(

@@ -143,6 +143,7 @@ def read_planes(view: View, *, frames: int | None = None) -> Generator[Planes]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     limit = ["-frames:v", str(frames)] if frames else []
+
     # yuv4mpegpipe: the stream opens with a header that names the size, so that nothing has to be probed first.
     graph = f"{view.filters},format=yuv420p"
     arguments = [
@@ -157,6 +158,7 @@ def read_planes(view: View, *, frames: int | None = None) -> Generator[Planes]:
         *limit,
     ]
     command = [ffmpeg_program(), "-v", "error", "-nostdin", *arguments, "-f", "yuv4mpegpipe", "-"]
+
     # Complaints go to a file: a pipe that nobody empties while the frames are read would block ffmpeg.
     with TemporaryFile() as complaints, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as process:
         assert process.stdout is not None, "the pipe was asked for"

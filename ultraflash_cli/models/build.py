@@ -112,6 +112,7 @@ def build_text_to_video(
     config = profile.long_generator if long else profile.generator
     if config is None:
         raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
+
     dtype_of = stage_precisions(profile, precision, device)
     in_fp8 = fp8_parts(precision)
     dtype, fp8 = dtype_of("generator"), "generator" in in_fp8
@@ -123,9 +124,11 @@ def build_text_to_video(
         refiner = _pixel_refiner(shelf, profile, device, dtype_of, timer, speedups, detail=0.0)
     elif scale > 1:
         refiner = _refiner(shelf, profile, device, dtype_of, in_fp8, decode_latents, timer, speedups)
+
     if low_frames or scale == 1 or not profile.refines_latents:
         low_decoder = take_base_decoder(shelf, profile, device=device, precision=precision)
     assert isinstance(generator, Generator)
+
     # A parked generator changes its addresses.
     graphs = EAGER if park is not None else speedups.new_graphs(device)
     sampler = Sampler(generator, gate=gate, graphs=graphs)

@@ -97,6 +97,7 @@ def plan_generation_memory(
     generator = profile.long_generator if long else profile.generator
     if generator is None:
         raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
+
     refines = scale > 1
     low_frames = low_frames or not refines or not profile.refines_latents
     profile = profile.at_scale(scale) if refines else profile

@@ -43,6 +43,7 @@ def check_output(
     Raises ``OutputCheckError`` for any other difference.
     """
     contents = joined.contents if joined is not None else ()
+
     try:
         with av.open(f"file:{path}", metadata_errors="replace") as container:
             _check_streams(path, container, plan, joined)

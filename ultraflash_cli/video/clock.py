@@ -89,16 +89,19 @@ class Clock:
             self._last = given if given is not None else self._start
             self.made_up = given is None
             return self._last
+
         self.made_up = given is None
         if given is None:
             self.repaired += 1
             self._last += step
             return self._last
+
         given += self._offset
         if self._last - given >= self._jump:
             self.repaired += 1
             self._offset += self._last + step - given
             given = self._last + step
+
         self.repaired += given <= self._last
         self.squeezed += given <= self._last
         self._last = max(given, self._last + 1)

@@ -216,12 +216,14 @@ def choose_pix_fmt(
         narrow = bool(chroma) and source.chroma_width(64) < 64
         low = bool(chroma) and source.chroma_height(64) < 64
         sampling = "420" if low or not chroma else "422" if narrow else "444"
+
     if width_px % 2 or (height_px % 2 and sampling == "420"):
         sampling = "444"
     samplings = {"420": ("420", "422", "444"), "422": ("422", "444", "420"), "444": ("444", "422", "420")}[sampling]
     known = [name for name in names if not is_rgb_format(name)]
     depths = sorted({bits_of(name) for name in known})
     enough = [bits for bits in depths if bits >= bit_depth]
+
     # As many bits as the source has, else the next more, else the most there are.
     for bits in [*enough, *reversed(depths)]:
         for each in samplings:

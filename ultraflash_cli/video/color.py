@@ -189,16 +189,19 @@ def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool,
             transfer=_TRC_SRGB if color.transfer == UNSPECIFIED else color.transfer,
             range=FULL,
         )
+
     matrix = color.matrix
     if matrix in (RGB, UNSPECIFIED):
         standard = height_px <= 576 and width_px < 1280
         matrix = (_BT470BG if height_px == 576 else _SMPTE170M) if standard else _BT709
+
     primaries = color.primaries
     if primaries == UNSPECIFIED:
         if matrix in (_BT2020, _BT2020_CL):
             primaries = _BT2020
         else:
             primaries = {576: _BT470BG, 480: _SMPTE170M, 486: _SMPTE170M}.get(height_px, _BT709)
+
     transfer = color.transfer
     if transfer == UNSPECIFIED:
         transfer = {_BT2020: _TRC_BT2020_10, _BT709: _TRC_BT709}.get(primaries, _SMPTE170M)
@@ -249,10 +252,12 @@ def rgb_filter(
             ("format", f"pix_fmts={pix_fmt}"),
         ]
         color = replace(color, matrix=_BT709, range=FULL)
+
     if denoise is not None:
         for planes, sigma in zip((1, 6), denoise, strict=True):
             options = f"sigma={sigma}:planes={planes}:block=16:overlap=0.5:prev=1:next=1"
             filters += [("fftdnoiz", options)] if sigma > 0 else []
+
     source = "" if color.matrix == RGB else f":in_color_matrix={scale_matrix(color)}:in_range={_range(color)}"
     if chroma_shift is not None:
         moving, places = chroma_places(pix_fmt, chroma_location, chroma_shift)
@@ -260,6 +265,7 @@ def rgb_filter(
         source += places
     elif source:
         source += f":in_chroma_loc={chroma_location}"
+
     filters.append(("scale", f"w={width_px}:h={height_px}:flags={_FLAGS}{source}:out_range=full"))
     filters.append(("format", "pix_fmts=rgb48le" if deep else "pix_fmts=rgb24"))
     return FrameFilter(*filters, threads=threads)

@@ -202,12 +202,14 @@ def plan_streams(
         return _split(info, _checked_suffix(output_suffix, codec), "", wanted, choice)
     if codec in ("png", "y4m"):
         return _split(info, f".{codec}", "", wanted, choice)
+
     own = own_suffix(info)
     first = own or ".mp4"
     if is_iso(first) and codec == "vp9" and info.has_alpha:
         other = ".mkv" if choice.misfits(".webm", wanted, False) else ".webm"
         reason = f"written as {other}, because {first} cannot hold transparent vp9 video"
         return _split(info, other, reason, wanted, choice)
+
     others = (".mov", ".mkv") if codec == "prores" else (".mkv", ".mov")  # QuickTime is where ProRes is expected
     fitting = [suffix for suffix in (first, *others) if codec in _CONTAINERS[suffix].video]
     best = min(fitting, key=lambda suffix: choice.cost(suffix, wanted, suffix == own))
@@ -218,6 +220,7 @@ def plan_streams(
             gained = [stream for stream in wanted if choice.way(best, stream, best == own) != ""]
             misfit = choice.misfits(first, gained, own is not None)[0]
         return _split(info, best, f"written as {best}, because {first} cannot hold {misfit}", wanted, choice)
+
     written = f"written as {first}, because {info.path.suffix or 'this container'} is not a supported output"
     return _split(info, first, "" if own else written, wanted, choice)
 
@@ -375,6 +378,7 @@ def _split(info: ClipInfo, suffix: str, reason: str, wanted: Sequence[StreamInfo
         )
     elif info.start_s > LONG_START_S:
         notes.append(f"the input starts at {info.start_s:.0f} s; the output starts at 0")
+
     return StreamPlan(
         suffix=suffix,
         reason=reason,

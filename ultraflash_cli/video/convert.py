@@ -65,6 +65,7 @@ def look_of(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo, first
     )
     if {usual.matrix, color.matrix} <= _BT601:
         color = replace(color, matrix=usual.matrix)
+
     return Look(
         stored_wh=(frame.width, frame.height), fitted_wh=_fitted(frame, aspect, info), color=color, pix_fmt=name
     )
@@ -137,6 +138,7 @@ class FrameConverter:
             fields=self._info.fields,
             threads=self._threads,
         )
+
         if self._alpha:
             self._opaque = alpha_filter(
                 width_px=width_px,

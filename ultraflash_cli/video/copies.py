@@ -213,6 +213,7 @@ def _lasting(packets: Iterator[Packet]) -> Iterator[Packet]:
             packet = next(packets)
         except (StopIteration, FFmpegError):
             break
+
         index = packet.stream_index
         before = held.pop(index, None)
         if before is not None:
@@ -220,6 +221,7 @@ def _lasting(packets: Iterator[Packet]) -> Iterator[Packet]:
                 lengths[index] = packet.pts - before.pts
             before.duration = lengths.get(index, 0)
             yield before
+
         if packet.size and packet.stream.type == "audio" and not packet.duration:
             held[index] = packet
         elif packet.size:

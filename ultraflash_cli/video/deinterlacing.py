@@ -103,6 +103,7 @@ def about_fields(info: ClipInfo, mode: str | None) -> str | None:
         return "each frame holds fields of two neighbouring pictures; fields of one moment are joined with fieldmatch"
     if mode == "interlaced":
         return None
+
     wanted = "two frames" if info.fields else "one frame"
     return f"interlaced; deinterlaced with bwdif, {wanted} out per frame in"
 

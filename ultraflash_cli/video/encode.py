@@ -105,6 +105,7 @@ class EncodeSpec:
     def __post_init__(self) -> None:
         if self.codec not in CODECS:
             raise UsageError(f"--codec {self.codec}: unknown codec; use one of {', '.join(CODECS)}")
+
         known = CODECS[self.codec]
         if self.pix_fmt not in known.all_fmts:
             raise UsageError(
@@ -114,10 +115,12 @@ class EncodeSpec:
             raise UsageError(f"--crf: {self.codec} has no quality setting; remove it")
         if self.crf is not None and not 0 <= self.crf <= known.max_crf:
             raise UsageError(f"--crf must be between 0 and {known.max_crf} for {self.codec}, got {self.crf}")
+
         width_px, height_px = self.coded_size_px
         if width_px < 2 or height_px < 2:
             raise UsageError(f"the output would be {width_px}x{height_px}, expected at least 2x2 pixels")
         format_ = av.VideoFormat(self.pix_fmt)
+
         # Where 2 pixels share a chroma sample, there is one too few or too many on odd sides.
         halved = not is_rgb_format(self.pix_fmt)
         if halved and (
@@ -197,6 +200,7 @@ def choose_spec(
     if container is None and info.has_alpha:
         # QuickTime keeps transparency as ProRes, the others that do as VP9.
         container = ".mov" if own_suffix(info) == ".mov" else None
+
     name = choose_codec(codec, info.bit_depth, has_alpha=info.has_alpha, suffix=container)
     known = CODECS[name]
     chosen = pix_fmt
@@ -211,6 +215,7 @@ def choose_spec(
             rgb=info.is_rgb,
             has_alpha=has_alpha,
         )
+
     color = resolve_color(
         info.color,
         width_px=info.stored_wh[0],
@@ -218,6 +223,7 @@ def choose_spec(
         rgb=info.is_rgb,
         full=info.pix_fmt.startswith("yuvj"),
     )
+
     return EncodeSpec(
         codec=name,
         crf=known.crf if crf is None else crf,
@@ -306,6 +312,7 @@ def check_encoder(spec: EncodeSpec) -> None:
         for word in re.split(r"[,+]", value) if key in known else ():
             if word not in known[key]:
                 raise UsageError(f"--enc-opt {key}={value}: {spec.encoder} accepts {', '.join(known[key])}")
+
     context = av.CodecContext.create(spec.encoder, "w")
     assert isinstance(context, av.VideoCodecContext), "a video encoder"
     context.options = encoder_options(spec)
@@ -315,6 +322,7 @@ def check_encoder(spec: EncodeSpec) -> None:
     prepare_encoder(context, spec)
     level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.WARNING)
+
     # The same complaint as the last one, perhaps of another clip, counts too.
     av.logging.set_skip_repeated(False)
     try:
@@ -323,6 +331,7 @@ def check_encoder(spec: EncodeSpec) -> None:
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skips_repeated)
+
     for _, _, text in said:
         # The encoders only warn of what they do not know and go on without it.
         if any(words in text for words in _UNKNOWN_SETTING):

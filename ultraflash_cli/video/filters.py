@@ -76,6 +76,7 @@ class FrameFilter:
             colorspace=str(frame.colorspace),
             range=str(frame.color_range),
         )
+
         for name, arguments in self._filters:
             looks_in_8_bits = name in _IN_8_BITS and self._compares_copies(frame)
             node = graph.add(name, f"{arguments}:ppsrc=1" if looks_in_8_bits else arguments)
@@ -88,6 +89,7 @@ class FrameFilter:
             else:
                 last.link_to(node)
             last = node
+
         last.link_to(graph.add("buffersink"))
         graph.configure()
         return graph

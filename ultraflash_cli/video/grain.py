@@ -102,6 +102,7 @@ class GrainMeter:
         """Return what was measured; None where there is hardly any grain, or too little to measure it on."""
         if not self._blocks:
             return None
+
         rows, spectra = np.concatenate(self._blocks), np.concatenate(self._spectra)
         bins = np.minimum((rows[:, 0] * _BINS / 256).astype(int), _BINS - 1)
         points: list[tuple[float, float, float]] = []
@@ -119,8 +120,10 @@ class GrainMeter:
             points.append((level, float(luma), float(chroma)))
             # Of blocks that are as noisy as the others: motion would put its own shape into the spectrum.
             chosen += smooth[rows[smooth, 2] < 2 * float(luma) ** 2].tolist()
+
         if not points or np.median([luma for _, luma, _ in points]) < _LEAST or not chosen:
             return None
+
         levels, luma, chroma = (tuple(round(value, 3) for value in values) for values in zip(*points, strict=True))
         return Grain(
             levels=levels,

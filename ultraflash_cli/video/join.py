@@ -143,6 +143,7 @@ def join(
             if source is not None and carries_captions(info, spec):
                 shift = round(shift_s / spec.track_time_base)
                 pictures = with_captions(pictures, read_captions(info), spec, shift=shift)
+
             if source is not None:
                 strict = tick_of(plan.suffix) is None
                 others = copied_packets(source, copies, shift_s, window, strict=strict, crowded=crowded)
@@ -151,6 +152,7 @@ def join(
             for index, copy in copies.items():
                 if not copy.picture:
                     written[copy.stream.index] = Content(kind=copy.kind, name=names[index])
+
             _interleave(container, pictures, others, written)
             container.close()
             append_made(part, plan.suffix, made)
@@ -274,12 +276,14 @@ def _muxer_options(
     options = {"fflags": "+bitexact"}
     if not is_iso(plan.suffix):
         return options
+
     timescale = spec.track_time_base.denominator
     if source is not None:
         moving = {stream.index for stream in plan.copied if stream.kind == "video" and not stream.is_picture}
         units = [stream.time_base for stream in source.streams if stream.index in moving]
         finer = lcm(timescale, *(unit.denominator for unit in units if unit is not None))
         timescale = finer if finer <= _MOVIE_TIMESCALE_MAX else timescale
+
     # Edit lists, which hold start times, count in the movie's unit: one that divides every track's unit is exact.
     movie = lcm(timescale, *(stream.sample_rate for stream in plan.copied if stream.sample_rate))
     if movie > _MOVIE_TIMESCALE_MAX:
@@ -289,6 +293,7 @@ def _muxer_options(
     flags = ["faststart"]
     if _foreign_tags(plan, tags) and not _has_picture(plan):
         flags.append("use_metadata_tags")
+
     return options | {
         "movflags": "+" + "+".join(flags),
         "movie_timescale": str(movie),
@@ -312,6 +317,7 @@ def _pictures(
     unit = spec.track_time_base
     shift = round(shift_s / unit)
     index = 0
+
     headers: bytes | None = None
     for path in segments:
         with open_segment(path) as container:

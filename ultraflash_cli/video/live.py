@@ -102,6 +102,7 @@ def stream_clip(
         said = with_made(said, plan.suffix, made)
         container = stack.enter_context(_open(head, plan, said))
         others: Iterator[Packet] = iter(())
+
         notes: tuple[str, ...] = ()
         names: dict[int, str] = {}
         if info is None:
@@ -114,6 +115,7 @@ def stream_clip(
             names = {copy.stream.index: described[index] for index, copy in copies.items()}
             if source is not None:
                 others = copied_packets(source, copies, shift_s, window, strict=False)
+
         beside = _Beside(container)
         _interleave(container, _pictures(chain([first], waiting), clock, video), others, beside)
         container.close()

@@ -109,6 +109,7 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
     repeats = RepeatMeter(stream)
     flagged = has_alpha = False
     decoder = decoder_of(stream, alpha=False)
+
     head: list[Packet] = []
     try:
         frames = decoded_frames(container, stream, decoder, tally, patience=_FIRST_FRAME_PACKETS, head=head)
@@ -128,6 +129,7 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
     except (OSError, FFmpegError) as error:
         if first is None:
             raise InputError(f"{path}: its video cannot be decoded ({str(error).lower()})") from error
+
     if tally.encrypted:
         raise InputError(f"{path}: its video is encrypted; use an unprotected copy")
     if first is None and isinstance(source, Pipe) and container.format.name.startswith("mov,"):
@@ -139,12 +141,14 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
             f"{path}: no video frame can be decoded; it is damaged, truncated, or a variant of "
             f"{stream.codec_context.codec.canonical_name} that the built-in FFmpeg does not support"
         )
+
     is_file = isinstance(source, Path)
     if isinstance(source, ImageSequence):
         sizes = _Sizes(largest_wh=(first.width, first.height), aspect=sizes.aspect)
     elif is_file and _may_grow(container, stream, sizes):
         for frame in _key_frames_ahead(container, stream, decoder, sizes):
             sizes.see(frame, decoder)
+
     elsewhere: list[FieldMeter] = []
     measured = meter.answer() if meter is not None else "unknown"
     scan = _scan(stream, measured, flagged)
@@ -155,6 +159,7 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
         wrongly_flagged = wrongly_flagged and not any(each.is_combed for each in elsewhere)
         measured = _together(measured, elsewhere)
         scan = _scan(stream, measured, flagged)
+
     orders = [each.first_field for each in (meter, *elsewhere) if each is not None and each.is_combed]
     is_hevc = stream.codec_context.codec.canonical_name == "hevc"
     return FirstLook(

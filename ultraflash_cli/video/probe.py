@@ -217,10 +217,12 @@ def _probe(source: Source, index: int) -> ClipInfo:
         assert isinstance(stream, VideoStream), "one of the main videos"
         if not has_decoder(stream):
             raise InputError(f"{path}: the built-in FFmpeg does not support its video codec")
+
         context = stream.codec_context
         if context.width * context.height > LARGEST_PIXELS:
             most = f"at most {LARGEST_PIXELS:,} pixels"
             raise InputError(f"{path}: is {context.width}x{context.height}, expected {most}; check its header")
+
         look = first_look(source, container, stream)
         frame = look.first
         time_base = stream.time_base or Fraction(1, 1000)
@@ -232,6 +234,7 @@ def _probe(source: Source, index: int) -> ClipInfo:
         formats = frame.format
         width_px, height_px = look.size_wh
         crop = container_crop(stream, width_px, height_px)
+
         own_aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
         return ClipInfo(
             path=path,

@@ -54,6 +54,7 @@ def kind_of(path: Path) -> str | None:
             head = file.read(_HEAD_BYTES)
     except OSError:
         return None
+
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if found := _UNCOMPRESSED.match(head):
         width, height = int(found[1]), int(found[2])
@@ -61,15 +62,18 @@ def kind_of(path: Path) -> str | None:
             return f"a y4m file of {width}x{height} pixels, expected at most {_LARGEST_SIDE} per side; check its header"
     if start.startswith(_PLAYLISTS) or any(word in start for word in _PLAYLIST_WORDS):
         return _PLAYLIST
+
     for magic, kind in _OTHERS.items():
         if head.startswith(magic):
             return kind
+
     if start[:64].lower().startswith(_WEB):
         return "a web page, not a video; download the video itself"
     if not _TEXT.fullmatch(head):
         return None
     if path.suffix.lower() in _PLAYLIST_SUFFIXES:
         return _PLAYLIST
+
     return "a text file, not a video; give a video file"
 
 

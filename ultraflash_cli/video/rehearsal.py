@@ -46,6 +46,7 @@ def rehearse(info: ClipInfo, plan: StreamPlan) -> dict[int, str]:
                 refused[index] = _why(plan, error)
             else:
                 copies[index] = added
+
         _mux_head(source, plan, copies, trials, refused)
         for index, trial in trials.items():
             try:

@@ -48,6 +48,7 @@ def shrink_and_compress(
     to_rgb = graph.add("format", "rgb24")
     sink = graph.add("buffersink")
     graph.link_nodes(source, scale, to_rgb, sink).configure()
+
     shown: list[npt.NDArray[np.uint8]] = []
     for i, frame in enumerate(small):
         frame.pts, frame.time_base = i, Fraction(1, 25)
@@ -55,6 +56,7 @@ def shrink_and_compress(
         pulled = sink.pull()
         assert isinstance(pulled, av.VideoFrame), "a video graph gives video frames"
         shown.append(pulled.to_ndarray().astype(np.uint8, copy=False))
+
     return np.stack(shown)
 
 

@@ -80,6 +80,7 @@ def _runs(
             for _ in islice(frames, spacing - length):
                 pass
         return
+
     start_s, length_s = (container.start_time or 0) / av.time_base, info.duration_s or 0.0
     seen: set[int | None] = set()
     for number in range(_RUNS):

@@ -63,6 +63,7 @@ class SegmentWriter:
         self._record: SegmentRecord | None = None
         timescale = str(spec.track_time_base.denominator)
         options = {"video_track_timescale": timescale, "movie_timescale": timescale}
+
         known = CODECS[spec.codec]
         with output_errors(path):
             record_path(path).unlink(missing_ok=True)
@@ -73,6 +74,7 @@ class SegmentWriter:
                 container_options=options if known.segment_format in ("mp4", "mov") else dict(known.segment_options),
             )
             self._stream = self._add_stream()
+
         open_encoder(self._stream.codec_context, spec)
         with output_errors(path):
             self._container.start_encoding()
@@ -117,6 +119,7 @@ class SegmentWriter:
         """Finish the file, wait until it is on the disk, then write its record."""
         if self._record is not None:
             return self._record
+
         assert not self._closed, "a segment that was not abandoned"
         assert self._first is not None and self._last is not None, "a segment holds at least one frame"
         self._closed = True
@@ -125,6 +128,7 @@ class SegmentWriter:
             self._container.close()
             sync_file(self.path)
             size_bytes = self.path.stat().st_size
+
         record = SegmentRecord(
             size_bytes=size_bytes,
             frames=self._frames,
@@ -134,6 +138,7 @@ class SegmentWriter:
         )
         with partial_file(record_path(self.path)) as part:
             part.write_text(json.dumps(vars(record)), encoding="utf-8")
+
         self._record = record
         return record
 

@@ -180,11 +180,13 @@ def _in_folder(folder: Path) -> tuple[ImageSequence, set[int]]:
         if parts is None:
             raise InputError(f"{folder}: {name} does not end in a number, so its place in the sequence is unknown")
         series.setdefault((parts[1], path.suffix), []).append(parts[2])
+
     if not series:
         raise InputError(f"{folder}: no numbered images found")
     if len(series) > 1:
         names = [f"{prefix}{numbers[0]}{suffix}" for (prefix, suffix), numbers in sorted(series.items())]
         raise InputError(f"{folder}: several image sequences ({', '.join(names[:3])}); select one with a pattern")
+
     ((prefix, suffix), texts) = next(iter(series.items()))
     digits = min(len(text) for text in texts)
     if digits > 1 and not any(text.startswith("0") for text in texts):
@@ -192,6 +194,7 @@ def _in_folder(folder: Path) -> tuple[ImageSequence, set[int]]:
     odd = [text for text in texts if f"{int(text):0{digits}d}" != text]
     if odd:
         raise InputError(f"{folder}: {prefix}{odd[0]}{suffix} is numbered differently from the other images")
+
     sequence = ImageSequence(folder=folder, prefix=prefix, digits=digits, suffix=suffix, first=0, count=0)
     return sequence, {int(text) for text in texts}
 

@@ -71,6 +71,7 @@ def add_sound(container: OutputContainer, source: AudioStream, codec: str, bits:
         # Where the file does not say which channels they are, or there are too many.
         if "channels" in layout or channels > _MOST_CHANNELS:
             layout = _USUAL_LAYOUTS.get(channels, "stereo")
+
     added = container.add_stream(codec, rate=rate, layout=layout)
     assert isinstance(added, AudioStream), "an audio encoder makes an audio stream"
     context = added.codec_context

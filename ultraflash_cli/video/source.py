@@ -209,8 +209,10 @@ def decoded_frames(
         except (OSError, FFmpegError):
             tally.failures += 1
             break
+
         if not packet.size:
             continue
+
         tally.packets += 1
         if head is not None and not head:
             head.append(packet)
@@ -220,6 +222,7 @@ def decoded_frames(
         except FFmpegError:
             tally.failures += 1
             continue
+
         found = found or bool(frames)
         yield from frames
         if patience is not None and not found and tally.packets >= patience:
@@ -245,11 +248,13 @@ def _opened(source: Source, last: bool) -> InputContainer:
         # Behind a first reading of all that comes there is a second one, which follows it.
         reader = source.follower() if source.is_spooled and not last else source.reader(last=last)
         return av.open(reader, "r", metadata_errors=NOT_UTF8, container_options=options)
+
     path = source.whole_file if isinstance(source, Pipe) else source
     assert path is not None, "a file to read"
     if path.is_dir():
         raise InputError(f"{path} is a folder, expected a video file")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes)")
+
     # "file:" keeps names with a colon from being taken for a protocol.
     return av.open(f"file:{path}", metadata_errors=NOT_UTF8, container_options=_READING | _LOOK_AHEAD)

@@ -139,6 +139,7 @@ def merged_text(texts: Sequence[bytes]) -> bytes:
     """Put samples of MP4 text into one, a line for each, with the styles of all."""
     if len(texts) == 1:
         return texts[0]
+
     words: list[bytes] = []
     styles: list[bytes] = []
     others: dict[bytes, bytes] = {}
@@ -153,6 +154,7 @@ def merged_text(texts: Sequence[bytes]) -> bytes:
                 others.setdefault(kind, content)
         words.append(text)
         place += len(text.decode(errors="replace")) + 1
+
     text = b"\n".join(words)[:_MOST_BYTES]
     if styles:
         others = {b"styl": pack(">H", len(styles)) + b"".join(styles)} | others

@@ -184,6 +184,7 @@ class Timeline:
         if stamp is None:
             track.shift(packet, track.offset)
             return
+
         if track.last is None:
             self._begin(track, stamp)
             wrong = self._first_is_wrong(track, packet, stamp)
@@ -192,10 +193,12 @@ class Timeline:
             wrong = self._after_leap(track, packet, stamp, leap) if leap else None
             if not leap:
                 self._measure_skew(track, stamp)
+
         had_time = packet.pts is not None
         if wrong is not None and track.is_shuffled:
             track.shift(packet, track.offset)  # where its frame belongs is seen when it is decoded
             return
+
         if wrong is not None:
             self._repairs.outliers += 1
             track.replace(packet, wrong)
@@ -354,6 +357,7 @@ class Timeline:
                 firsts = starts[other.index][2]
                 if len(firsts) < _LEADING and abs(float(shown * other.unit) - at_s) <= _NEAR_S:
                     firsts.append(shown)
+
                 if other is track:
                     waited += track.lasts(later)
             elif (walker := walkers.get(other.index)) is not None:

@@ -45,6 +45,7 @@ def write_y4m(segments: Iterable[Path], spec: EncodeSpec, sink: ByteSink, *, nam
         if not total:
             with output_errors(target):
                 sink.write(_header(spec))
+
         try:
             with open_segment(path) as container:
                 for frame in container.decode(video=0):
@@ -54,8 +55,10 @@ def write_y4m(segments: Iterable[Path], spec: EncodeSpec, sink: ByteSink, *, nam
                     count += 1
         except (OSError, FFmpegError) as error:
             raise OutputCheckError(f"{path}: this segment cannot be read back ({error})") from error
+
         if count != record.frames:
             raise OutputCheckError(f"{path}: has {count} frames, expected {record.frames}")
+
         total += count
         with output_errors(target):
             sink.flush()

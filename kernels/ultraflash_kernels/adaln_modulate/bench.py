@@ -37,6 +37,7 @@ def cases(device: torch.device) -> list[Case]:
             moved_bytes=3 * x.nbytes,
         ),
     ]
+
     if not gpu or torch.cuda.get_device_capability(device) >= (8, 9):
         found.append(
             Case(

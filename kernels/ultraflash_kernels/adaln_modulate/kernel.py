@@ -224,6 +224,7 @@ def gate(x: Tensor, y: Tensor, gates: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
         return out
+
     x, y, gates = _grouped(x, gates), _grouped(y, gates), _rows_of(gates)
     groups, rows, width = x.shape
     block = min(1024, power_of_two(width))
@@ -260,6 +261,7 @@ def _modulate(
 ) -> None:
     if not x.numel():
         return
+
     x, shift, scale = _grouped(x, scale), _rows_of(shift), _rows_of(scale)
     groups, rows, width = x.shape
     block = power_of_two(width)
@@ -308,6 +310,7 @@ def residual_norm(
     )
     if not x.numel():
         return total, out, scales
+
     # Vectors of the norm and of the gate may be given for other leading axes.
     by = gates if gates is not None else x.new_empty((1, x.shape[-1]))
     by = by if affine else scale
@@ -316,6 +319,7 @@ def residual_norm(
     groups, rows, width = x.shape
     shift, scale = _rows_of(shift), _rows_of(scale)
     gate_rows = scale if gates is None else _rows_of(gates)
+
     block = power_of_two(width)
     tile = max(1, min(4, 8192 // block))
     residual_norm_kernel[(triton.cdiv(rows, tile), groups)](

@@ -93,6 +93,7 @@ def residual_norm(
         raise ValueError(
             f"residual_norm: {expected}, got {list(scale.shape)} and {list(shift.shape)}"
         )
+
     if not affine:
         _check("residual_norm", x, shift, scale)
         if gate is not None and gate.shape != scale.shape:
@@ -100,16 +101,19 @@ def residual_norm(
                 "residual_norm: gate and scale have one shape, "
                 f"got {list(gate.shape)} and {list(scale.shape)}"
             )
+
     if y.shape != x.shape or y.dtype != x.dtype:
         raise ValueError(
             f"residual_norm: y is as x, {x.dtype} {list(x.shape)}, "
             f"got {y.dtype} {list(y.shape)}"
         )
+
     refusal = _refusal(x) or (e4m3_refusal(x) if fp8 else None)
     tensors = [x, y, shift, scale, *([] if gate is None else [gate])]
     if chooses_triton("residual_norm", impl, *tensors, refusal=refusal):
         total, values, scales = _residual_norm(x, y, gate, shift, scale, eps, affine, fp8)
         return total, Fp8Rows(values, scales) if fp8 else values
+
     total, normed = reference.residual_norm(x, y, gate, shift, scale, eps, affine)
     return total, quantise_rows(normed, impl="reference") if fp8 else normed
 

@@ -288,6 +288,7 @@ def forward(
     )
     target = capability(q.device)
     cut = tiles(target, q.dtype, tokens, width)
+
     attention_kernel[(lists.order.numel(), triton.cdiv(tokens, cut.queries))](
         q,
         k,

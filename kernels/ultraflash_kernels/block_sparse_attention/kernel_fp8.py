@@ -204,6 +204,7 @@ def quantise_blocks(
     scales = torch.empty(
         (samples, heads, blocks, tokens), dtype=torch.float32, device=parts[0].device
     )
+
     first = 0
     for part in parts:
         part = part if part.stride(-1) == 1 else part.contiguous()
@@ -250,6 +251,7 @@ def forward(
     small_q, q_scales = quantise_blocks([q])
     small_k, k_scales = quantise_blocks(k_parts)
     small_v, v_scales = quantise_blocks(v_parts, turned=True)
+
     tile = max(16, min(128, power_of_two(tokens)))
     target = capability(q.device)
     wide = max(32, head_columns(target, width))

@@ -91,6 +91,7 @@ def block_list_attention(
         )
     if ring is None and fill:
         raise ValueError(f"{fill} remembered blocks and no ring")
+
     ring_k, ring_v = ring or (None, None)
     tensors = [q, k, v, lists.starts, lists.blocks, lists.order]
     if ring_k is not None and ring_v is not None:
@@ -98,6 +99,7 @@ def block_list_attention(
         if fill > ring_k.shape[2]:
             raise ValueError(f"{fill} remembered blocks in a ring of {ring_k.shape[2]}")
         tensors += [ring_k, ring_v]
+
     refusal = _refusal(q, k, v, *(ring or ()))
     if fp8 and refusal is None:
         refusal = _fp8_refusal(q)
@@ -114,6 +116,7 @@ def block_list_attention(
             return out
         tokens = out.permute(0, 2, 3, 1, 4).flatten(1, 2)
         return drop_padding(tokens, size, block).transpose(1, 2).unsqueeze(2)
+
     attend = _block_list_attention_fp8 if fp8 else _block_list_attention
     grid = [] if size is None or block is None else [*size, *block]
     chosen = (lists.starts, lists.blocks, lists.order)

@@ -36,6 +36,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     starts = counts.cumsum(0) - counts
     selected = _selected_blocks(mask)
     order = counts.argsort(stable=True)
+
     done: list[Tensor] = []
     at = 0
     for count, rows in zip(
@@ -56,6 +57,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
             values = v_rows.index_select(0, blocks).view(-1, 1, count * tokens, width)
             done.append(F.scaled_dot_product_attention(queries, keys, values))
         at += rows
+
     back = torch.empty_like(order).scatter_(
         0, order, torch.arange(order.numel(), device=order.device)
     )

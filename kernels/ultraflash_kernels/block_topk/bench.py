@@ -37,6 +37,7 @@ def cases(device: torch.device) -> list[Case]:
                 moved_bytes=ring.nbytes + new.nbytes,
             )
         )
+
         for dtype in (torch.float32, torch.bfloat16):
             # Means of many independent values are near zero; spread as those of a
             # trained network are.

@@ -269,6 +269,7 @@ def block_means(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     samples, heads, _, tokens, width = parts[0].shape
     blocks = sum(part.shape[2] for part in parts)
     out = torch.empty((samples, heads, blocks, width), dtype=dtype, device=parts[0].device)
+
     first = 0
     for part in parts:
         part = part if part.stride(-1) == 1 else part.contiguous()
@@ -351,6 +352,7 @@ def _thresholds(shares: Tensor, rule: BlockRule, passes: int) -> Tensor:
     histograms = torch.empty(
         (pools, passes, splits, 256), dtype=torch.int32, device=shares.device
     )
+
     chunk = triton.cdiv(size, splits)
     for digit in range(passes):
         histogram_kernel[(pools, splits)](
@@ -365,6 +367,7 @@ def _thresholds(shares: Tensor, rule: BlockRule, passes: int) -> Tensor:
             TILE=TILE,
             num_warps=4,
         )
+
     thresholds = torch.empty(pools, dtype=torch.float32, device=shares.device)
     threshold_kernel[(pools,)](
         histograms, thresholds, rank, PASSES=passes, SPLITS=splits, num_warps=4

@@ -78,6 +78,7 @@ def choose_blocks(
         )
     if q_mean.dtype != k_mean.dtype:
         raise ValueError(f"means are of one dtype, got {q_mean.dtype} and {k_mean.dtype}")
+
     q_mean, k_mean = q_mean.detach(), k_mean.detach()
     capacity = q_mean.shape[0] * q_mean.shape[1] * rule.allowed_pairs
     refusal = None
@@ -88,10 +89,12 @@ def choose_blocks(
         refusal = (
             f"{keys} key blocks and {capacity} allowed pairs, expected at most {most}."
         )
+
     if not chooses_triton(
         "choose_blocks", impl, q_mean, k_mean, refusal=refusal, widens_bfloat16=True
     ):
         return reference.choose_blocks(q_mean, k_mean, rule)
+
     numbers = (
         rule.rows,
         rule.cols,
@@ -129,6 +132,7 @@ def block_means(
                 "blocks are [B, H, N, T, D] of one dtype, got "
                 f"{[tuple(part.shape) for part in parts]}"
             )
+
     refusal = None
     if x.dtype not in KERNEL_DTYPES or dtype not in KERNEL_DTYPES:
         refusal = (
@@ -137,6 +141,7 @@ def block_means(
     elif x.shape[3] * x.shape[4] > MOST_MEAN_VALUES:
         values = x.shape[3] * x.shape[4]
         refusal = f"a block has {values} values, expected at most {MOST_MEAN_VALUES}."
+
     if not chooses_triton(
         "block_means", impl, *parts, refusal=refusal, widens_bfloat16=True
     ):

@@ -36,6 +36,7 @@ def forward(
     if allowed is None:
         empty = ~mask.any(dim=-1)
         return mask | (diagonal & (empty.any() | square))
+
     mask &= allowed
     first = torch.zeros_like(allowed).scatter_(
         1, allowed.int().argmax(dim=1, keepdim=True), True

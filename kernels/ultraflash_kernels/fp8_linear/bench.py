@@ -39,6 +39,7 @@ def _pair(width: int, out: int, device: torch.device) -> tuple[Case, Case]:
         )
     else:
         calls["reference"] = partial(fp8_linear, x, small, impl="reference")
+
     return (
         Case(
             name=f"fp8_linear {tokens}x{width} -> {out}",

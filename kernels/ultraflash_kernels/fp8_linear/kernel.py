@@ -80,6 +80,7 @@ def quantise(x: Tensor, *, gelu: bool = False) -> tuple[Tensor, Tensor]:
     rows = flat.shape[0]
     if not rows:
         return values, scales
+
     block = power_of_two(width)
     tile = max(1, min(4, 8192 // block))
     quantise_rows_kernel[(triton.cdiv(rows, tile),)](

@@ -107,6 +107,7 @@ def frames_to_yuv(
             f"frames_to_yuv: {matrix!r}, {siting!r}, {dither!r} are no matrix, siting and "
             "dither it knows"
         )
+
     count, _, height, width = frames_nchw.shape
     samples = height * width + 2 * ((height + 1) // 2) * ((width + 1) // 2)
     dtype = torch.uint8 if bits == 8 else torch.uint16
@@ -121,6 +122,7 @@ def frames_to_yuv(
             f"frames_to_yuv: out is {dtype} {[count, samples]}, got {out.dtype} "
             f"{list(out.shape)}"
         )
+
     planes = YuvPlanes(out, height, width)
     levels = _levels(matrix, full_range, bits)
     ordered, left = dither == "ordered", siting == "left"

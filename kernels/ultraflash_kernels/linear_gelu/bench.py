@@ -27,6 +27,7 @@ def cases(device: torch.device) -> list[Case]:
         }
         if epilogue_refusal(x, weight, bias) is None:
             calls["epilogue"] = partial(linear_gelu, x, weight, bias, impl="epilogue")
+
         found.append(
             Case(
                 name=f"linear_gelu {rows}x{width} -> {out}",

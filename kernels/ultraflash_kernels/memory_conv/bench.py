@@ -73,6 +73,7 @@ def _pair(size: tuple[int, int, int, int], device: torch.device) -> tuple[Case, 
     bias = torch.zeros(channels, dtype=dtype, device=device)
     clip, past = x.unsqueeze(0), x[:1]
     flops, named = 2 * 9 * frames * channels**2 * height * width, "x".join(map(str, size))
+
     impls = implementations(device)
     first = {
         impl: partial(memory_conv, clip, past, weight, bias, impl=impl) for impl in impls

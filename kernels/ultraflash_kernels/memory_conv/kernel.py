@@ -57,6 +57,7 @@ def _taps(
             pointers = (source + y // GROWTH * source_row + x // GROWTH * source_col)[
                 :, None
             ] + at[None, :]
+
         a = tl.load(
             pointers, mask=inside[:, None] & (at < CHANNELS)[None, :], other=0.0
         )  # [BM, BK]
@@ -116,6 +117,7 @@ def conv_kernel(
     out_channel = tl.program_id(1) * BN + tl.arange(0, BN)  # [BN]
     live = pixel < pixels
     row, col = (pixel // width).to(tl.int64), (pixel % width).to(tl.int64)
+
     sums = tl.zeros([BM, BN], tl.float32)
     sums = _taps(
         sums,
@@ -138,6 +140,7 @@ def conv_kernel(
         GROWTH,
         BK,
     )
+
     if HAS_PAST:
         # The frame before: in x, or for the first one in the memory.
         second = weight + CHANNELS * weight_in
@@ -170,11 +173,13 @@ def conv_kernel(
             GROWTH,
             BK,
         )
+
     mask = live[:, None] & (out_channel < outs)[None, :]  # [BM, BN]
     if HAS_BIAS:
         sums += tl.load(bias + out_channel, mask=out_channel < outs, other=0.0).to(
             tl.float32
         )[None, :]
+
     if HAS_RESIDUAL:
         at = residual + picture * residual_frame + row * residual_row + col * residual_col
         sums += tl.load(at[:, None] + out_channel[None, :], mask=mask, other=0.0).to(
@@ -208,6 +213,7 @@ def forward(
     )
     if not out.numel():
         return out
+
     x = _channels_in_one_piece(x_btchw)
     past = x if past_bchw is None else _channels_in_one_piece(past_bchw)
     residual = out if residual_nchw is None else _channels_in_one_piece(residual_nchw)
@@ -220,6 +226,7 @@ def forward(
         64,
     )
     channel_block = max(16, min(channel_block, power_of_two(channels)))
+
     grid = (
         triton.cdiv(height * width, pixel_block),
         triton.cdiv(outs, out_block),

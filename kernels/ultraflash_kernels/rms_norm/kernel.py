@@ -51,6 +51,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows = flat.shape[0]
     if not out.numel():
         return out
+
     block = power_of_two(width)
     tile = max(1, min(4, 8192 // block))
     norm_kernel[(triton.cdiv(rows, tile),)](

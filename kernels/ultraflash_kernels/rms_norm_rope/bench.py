@@ -23,6 +23,7 @@ def _case(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device) 
     blocks = 1
     for tokens, side in zip(size, block, strict=True):
         blocks *= -(-tokens // side)
+
     q, k, v = torch.randn(3, 1, blocks, 128, 1536, dtype=dtype, device=device)
     weight = torch.ones(1536, dtype=dtype, device=device)
     turns = [
@@ -32,6 +33,7 @@ def _case(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device) 
     tables = AxisTables.of(*turns)
     out = torch.empty(3, 1, 12, blocks, 128, 128, dtype=dtype, device=device).unbind()
     to = (out[0], out[1], out[2])
+
     return Case(
         name=f"rms_norm_rope {list(size)} tokens of 12 x 128",
         dtype=dtype,

@@ -208,6 +208,7 @@ def forward(
     """Write to ``out``. See ``op.rms_norm_rope``; nothing is checked here."""
     batch, blocks, inner, width = q.shape
     ins = [_tokens(x) for x in (q, k, v)]
+
     tokens, tile = blocks * inner, 2
     if batch:
         norm_rope_kernel[(triton.cdiv(tokens, tile), batch)](

@@ -137,6 +137,7 @@ def norm_rope_blocks_kernel(
     batch = tl.program_id(2).to(tl.int64)
     size, grid = (frames, rows, cols), (block_rows, block_cols)
     starts = (row_turns, col_turns)
+
     if which == 0:
         _norm_block(
             q + batch * q_batch,
@@ -224,6 +225,7 @@ def forward(
     counts = blocks_of(size, block)
     if not batch:
         return
+
     norm_rope_blocks_kernel[(math.prod(counts), 3, batch)](
         *ins,
         q_weight.contiguous(),

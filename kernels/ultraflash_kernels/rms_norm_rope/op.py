@@ -129,10 +129,12 @@ def rms_norm_rope_means(
             f"rms_norm_rope_means: q, k, v are [B, {tokens_of(size)}, D], "
             f"got {list(q.shape)}"
         )
+
     q_like, k_like, v_like = (
         x.new_empty((x.shape[0], *whole, x.shape[2]), device="meta") for x in (q, k, v)
     )
     _check(q_like, k_like, v_like, q_weight, k_weight, tables, size, block, out)
+
     weights, head = (q_weight, k_weight, tables.turns), tables.head_width
     numbers = (tables.pairs, tables.positions, size, block, eps)
     tensors = (q, k, v, *weights, *(out or ()))
@@ -144,6 +146,7 @@ def rms_norm_rope_means(
         )
         _write_means(q, k, v, *weights, *numbers, *made, q_mean, k_mean)
         return *made, q_mean, k_mean
+
     q, k, v = (
         with_padding(x, size, block).unflatten(1, whole).contiguous() for x in (q, k, v)
     )
@@ -230,6 +233,7 @@ def _check(
         raise ValueError(
             f"rms_norm_rope: sizes and blocks are positive, got {size} and {block}"
         )
+
     blocks = math.prod([-(-n // b) for n, b in zip(size, block, strict=True)])
     d = tables.head_width
     batch, width = q.shape[0], q.shape[-1]
@@ -244,6 +248,7 @@ def _check(
             f"rms_norm_rope: weights are [{width}], got {list(q_weight.shape)}, "
             f"{list(k_weight.shape)}"
         )
+
     dtypes = {x.dtype for x in (q, k, v, q_weight, k_weight, *(out or ()))}
     if len(dtypes) > 1 or q.dtype not in KERNEL_DTYPES:
         raise ValueError(
@@ -258,6 +263,7 @@ def _check(
         raise ValueError(
             "rms_norm_rope: tables must be float32 and contiguous; use AxisTables.of"
         )
+
     shape = (batch, width // d, blocks, math.prod(block), d)
     for x in out or ():
         if (

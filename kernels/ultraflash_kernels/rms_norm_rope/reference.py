@@ -44,8 +44,10 @@ def forward(
     if any(n % b for n, b in zip(size, block, strict=True)):
         padding = _padding(size, counts, block, q.device)
         made = tuple(x.masked_fill(padding[..., None], 0.0) for x in made)
+
     if out is None:
         return made[0].contiguous(), made[1].contiguous(), made[2].contiguous()
+
     for to, x in zip(out, made, strict=True):
         to.copy_(x)
     return out

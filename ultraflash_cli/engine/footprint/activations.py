@@ -240,6 +240,7 @@ def decoder_activations(
         if stage.upsample and config.upsampling == "pixel_shuffle":
             working = max(working, 9 * piece)
             piece, plane = 4 * piece, 4 * plane
+
         copies = 1 if stage.time_growth == 1 else 2
         working = max(working, (1 + copies * stage.time_growth) * piece)
         frames *= stage.time_growth

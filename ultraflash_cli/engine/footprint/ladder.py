@@ -73,6 +73,7 @@ def _rungs(work: MemoryWork, host_budget_bytes: int | None) -> Iterator[_Rung]:
         yield _Rung(
             "text encoder freed after encoding the prompt", False, (("offload_text", True),)
         )
+
     if work.on_gpu and work.generator and (work.decoder or work.pixels):
         rung = _Rung(
             "generator kept in host memory between groups",
@@ -82,6 +83,7 @@ def _rungs(work: MemoryWork, host_budget_bytes: int | None) -> Iterator[_Rung]:
         moved_bytes = phases_of(work, _apply(_full(work), [rung]))[1]
         if host_budget_bytes is None or moved_bytes <= host_budget_bytes:
             yield rung
+
     if work.on_gpu and work.group_latents > 1 and work.decoder:
         yield _Rung("decoding latent by latent", False, (("decode_latents", 1),))
     if work.sr_dit:
@@ -92,6 +94,7 @@ def _rungs(work: MemoryWork, host_budget_bytes: int | None) -> Iterator[_Rung]:
                 True,
                 (("kv_len", kv_len),),
             )
+
     for group in (size for size in (4, 2) if size < work.group_latents):
         text = f"groups of {group} instead of {work.group_latents} latent frames"
         yield _Rung(text, True, (("group_latents", group),))

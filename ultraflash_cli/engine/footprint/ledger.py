@@ -177,8 +177,10 @@ def _add_generator(
     if settings.offload_generator:
         phases = tuple(phase for phase in settled if phase not in _REFINING)
         ledger.host_bytes = sum(held.values())
+
     for name, count in held.items():
         ledger.add(name, count, phases, doubled=name == "generator KV ring")
+
     activations = generator_activations(
         config, height=height, width=width, element=dtype.itemsize
     )
@@ -241,6 +243,7 @@ def _add_sr_dit(
     )
     ledger.add("SR transformer KV rings", state_bytes(state.caches), settled, doubled=True)
     ledger.add("SR transformer context", state_bytes(state.context), settled)
+
     activations = sr_dit_activations(
         config,
         frames=config.group_latents,
@@ -280,6 +283,7 @@ def _add_decoder(
     if config != work.decoder or not is_low:
         ledger.add(f"{name} weights", parameters(config) * dtype.itemsize, settled)
     ledger.add(f"{name} state", state, settled, doubled=True)
+
     # Of the memories those of the group's start, of the piece before and of the one in
     # work are alive at once.
     phases = ("generate",) if is_first else ("decode",)
@@ -289,11 +293,13 @@ def _add_decoder(
         phases,
         doubled=True,
     )
+
     latents = work.held_latents
     if not is_first and settings.decode_latents:
         latents = settings.decode_latents
     elif not is_first and settings.group_latents < latents:
         latents += settings.group_latents  # the piece in work, and all of them
+
     frames, plane = FRAMES_PER_LATENT * latents, 3 * LATENT_PX**2 * height * width
     decoded = frames * plane * work.batch * dtype.itemsize
     kept = ("generate", *_REFINING) if is_first else ("decode", "finish")
@@ -322,6 +328,7 @@ def _add_pixels(
         config, height=height, width=width, element=dtype.itemsize
     )
     plane = 3 * config.scale**2 * height * width
+
     ledger.add("pixel path weights", parameters(config) * dtype.itemsize, settled)
     ledger.add("pixel path state", state, settled, doubled=True)
     ledger.add(
@@ -362,6 +369,7 @@ def saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
         ("decoder", work.low_decoder, work.latents),
         ("pixels", work.pixels, shown),
     )
+
     saved = sum(
         state_bytes(initial_state(c, work.dtype_of(part), work.batch, *size))
         for part, c, size in stages

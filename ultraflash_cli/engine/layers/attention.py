@@ -100,6 +100,7 @@ class SparseLayout:
         if not by_lists:
             causal = causal_blocks(temporal, past, chunk, device)
             allowed = allowed_blocks(window_blocks(rows, cols, window, device), causal)
+
         return cls(
             grid=grid,
             rule=BlockRule(
@@ -155,6 +156,7 @@ def sparse_causal_attention(
         )
         after = cache.push(k, v, layout.remember)
         return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, lists)
+
     k_all, v_all = cache.join(k, v)
     after = cache.keep(k_all, v_all, layout.remember, in_place=layout.reuse_cache)
     rule = layout.rule
@@ -162,6 +164,7 @@ def sparse_causal_attention(
         mask = layout.allowed.expand(*q.shape[:2], -1, -1)
         out = _causal_attention(q, k_all, v_all, layout.allowed)
         return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, mask)
+
     q_mean, k_mean = (x.detach().mean(dim=3, dtype=layout.mask_dtype) for x in (q, k_all))
     mask = block_topk(
         q_mean, k_mean, layout.allowed, budget=rule.budget, rows_per_budget=rule.spatial
@@ -254,6 +257,7 @@ class SparseCausalSelfAttention(nn.Module):
             eps=self.norm_q.eps,
             out=(q.new_empty(shape), k_out, v_out),
         )
+
         k_means = k_mean
         if cache.fill and cache.k_mean is not None:
             k_means = torch.cat([cache.k_mean[:, :, : cache.fill], k_mean], dim=2)
@@ -262,6 +266,7 @@ class SparseCausalSelfAttention(nn.Module):
             k_means = torch.cat(
                 [block_means(known, dtype=layout.mask_dtype), k_mean], dim=2
             )
+
         lists = choose_blocks(q_mean, k_means, layout.rule)
         out = block_list_attention(
             q,
@@ -274,6 +279,7 @@ class SparseCausalSelfAttention(nn.Module):
             size=layout.size,
             block=grid.block,
         )
+
         if beside is None:
             cache = cache.push(k, v, layout.remember, k_mean)
         else:
@@ -371,6 +377,7 @@ class WindowSelfAttention(nn.Module):
                 k_slot,
                 v_slot,
             )
+
         q, k, v = rms_norm_rope(
             q, k, v, *weights, tables, size=size, block=block, eps=self.norm_q.eps, out=out
         )
@@ -378,6 +385,7 @@ class WindowSelfAttention(nn.Module):
             ring = ring.write(
                 k.flatten(2, 3), v.flatten(2, 3), **place, in_place=span.reuse_rings
             )
+
         attended = dense_attention(q.flatten(2, 3), *ring.used)
         return self.o(
             attended.transpose(1, 2).flatten(2).view(batch, frames, tokens, width)

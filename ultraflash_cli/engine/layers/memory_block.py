@@ -97,6 +97,7 @@ class MemoryBlock(nn.Module):
                 if nothing
                 else _one(x_btchw[:, 0])
             )
+
         first, _, second, _, last = cast("list[nn.Conv2d]", list(self.conv))
         like, slope = x_nchw.dtype, self.negative_slope  # under autocast weights are wider
         mixed = memory_conv(
@@ -116,6 +117,7 @@ class MemoryBlock(nn.Module):
             _bias(last).to(like),
             negative_slope=self.trunk_slope,
         )
+
         # Of a longer piece a copy of one frame is kept, lest the whole piece stays in
         # memory with it.
         return out, x_btchw[:, -1] if x_btchw.shape[1] == 1 else _one(x_btchw[:, -1])

@@ -62,6 +62,7 @@ def lanczos_resize(frames_nchw: Tensor, height: int, width: int) -> Tensor:
                 .transpose(0, 1)
                 .flatten(1)[:, :width]
             )
+
         planes = planes.unflatten(0, frame.shape[:2])
         if height != frame.shape[1]:
             index, weight = _resize_blocks_on(frame.device, frame.shape[1], height)
@@ -122,6 +123,7 @@ def _resize_blocks(size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
     taps = taps / taps.sum(dim=1, keepdim=True)
     blocks = -(-size_out // BLOCK)
     starts = first[::BLOCK]
+
     ends = (
         torch.stack([first[min((b + 1) * BLOCK, size_out) - 1] for b in range(blocks)])
         + 2 * reach

@@ -71,6 +71,7 @@ class Encoder(nn.Module):
             nn.Conv2d(3 * config.patch**2, width, 3, padding=1),
             activation(trunk),
         ]
+
         for stride, pool in zip(config.strides, config.time_pools, strict=True):
             layers += [
                 TimePool(width, pool),
@@ -85,6 +86,7 @@ class Encoder(nn.Module):
                 )
                 for _ in range(config.blocks)
             ]
+
         layers.append(nn.Conv2d(width, config.latent_channels, 3, padding=1))
         self.encoder = MemorySequential(*layers)
 

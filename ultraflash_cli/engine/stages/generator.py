@@ -91,6 +91,7 @@ class GeneratorConfig(DitConfig):
             raise ConfigError(
                 f"generator: prediction is flow or clean, got {self.prediction!r}"
             )
+
         falling = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
         if (
             not self.steps
@@ -102,6 +103,7 @@ class GeneratorConfig(DitConfig):
                 f"generator: steps fall from at most {TRAIN_STEPS} to at least 1, got "
                 f"{self.steps}"
             )
+
         if self.later_steps is not None and not 1 <= self.later_steps <= len(self.steps):
             raise ConfigError(
                 f"generator: later_steps is 1 to {len(self.steps)} or None, got "
@@ -216,6 +218,7 @@ class Generator(Dit):
         self.column_places = (
             nn.Parameter(0.1 * torch.randn(columns, dim)) if config.grid else None
         )
+
         self.drift_places = nn.ParameterList(
             nn.Parameter(
                 0.1
@@ -229,6 +232,7 @@ class Generator(Dit):
             for down, _ in config.drifts
         )
         self.make_embeddings()
+
         self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.blocks = nn.ModuleList(
             DitBlock(config, WindowSelfAttention(dim, config.num_heads, config.eps))

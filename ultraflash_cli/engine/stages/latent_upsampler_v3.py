@@ -88,6 +88,7 @@ class LatentUpsamplerV3(nn.Module):
             ]
             if stage + 1 < len(widths):
                 layers.append(nn.Conv2d(width, widths[stage + 1], 3, padding=1, bias=False))
+
         layers += [
             nn.ReLU(inplace=True),
             nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1),

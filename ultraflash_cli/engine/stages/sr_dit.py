@@ -99,12 +99,14 @@ class SrDitConfig(DitConfig):
             raise ConfigError(
                 f"SR transformer: a block is (frames, rows, columns), got {self.block}"
             )
+
         for name in ("ref_spatial_tokens", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(
                     f"SR transformer: {name} is positive or None, got {value}"
                 )
+
         if any(length < 1 for length in self.kv_schedule):
             raise ConfigError(
                 "SR transformer: kv_schedule holds positive numbers, got "
@@ -274,6 +276,7 @@ class SrDit(Dit):
         dtype = self.patch_embedding.weight.dtype
         noise = group.noise_bcthw.to(dtype)
         cond = group.cond_bcthw.to(dtype)
+
         result = self.forward_group(
             noise,
             cond,

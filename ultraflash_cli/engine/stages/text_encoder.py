@@ -138,6 +138,7 @@ class TextEncoder(nn.Module):
             eos_token_id=EOS_ID,
             attn_implementation="eager",
         )
+
         # The model around the encoder only holds a second embedding under another name.
         # It is built with two ids and left behind, so that of the real embedding there
         # is one tensor with one name, whatever loads or moves it.
@@ -208,6 +209,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise WeightsError(
             f"{folder}: the tokenizer is unreadable ({error}); pull it again"
         ) from error
+
     raise WeightsError(
         f"{folder} has neither tokenizer.json nor spiece.model; pull the tokenizer first"
     )

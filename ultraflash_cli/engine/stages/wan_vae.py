@@ -58,6 +58,7 @@ class WanVaeConfig:
                 "between them, "
                 f"time_downsample names {len(self.time_downsample)}"
             )
+
         space, time = 2 ** len(self.time_downsample), 2 ** sum(self.time_downsample)
         if space != LATENT_PX or time != FRAMES_PER_LATENT:
             raise ConfigError(

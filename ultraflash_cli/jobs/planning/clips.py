@@ -163,9 +163,11 @@ class _Search:
             child = folder / name
             if name.startswith("."):
                 continue
+
             is_video = child.suffix.lower() in VIDEO_SUFFIXES
             if not is_video and not self._recursive:
                 continue
+
             try:
                 mode = os.stat(child).st_mode
             except PermissionError:
@@ -174,6 +176,7 @@ class _Search:
                 if is_video:
                     self._warn(f"{child} skipped: it cannot be read or is a broken link")
                 continue
+
             if stat.S_ISDIR(mode):
                 if os.path.islink(child):
                     links.append(name)

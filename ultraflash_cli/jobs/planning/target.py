@@ -72,6 +72,7 @@ def check_target(
         if not output.suffix:
             hint = f"choose a file such as {output.name}.mp4, or an existing folder"
             raise UsageError(f"{output} has no extension; {hint}")
+
         found = existing_files(output)
         _refuse_special(found)
         _refuse_input(found, source)

@@ -88,6 +88,7 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
     def planned(self) -> GenerationPlanned:
         prepared = self.prepared
         (height, width), spec = prepared.base_size, prepared.spec
+
         return GenerationPlanned(
             input=prepared.prompt,
             output=prepared.shown_output,

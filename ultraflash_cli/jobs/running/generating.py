@@ -77,6 +77,7 @@ def make_frames(
         assert borders[-1] == frames, f"the groups give {borders[-1]} frames, {frames} are wanted"
         if done == frames:
             return True
+
         assert done in (0, *borders), f"{done} frames are no whole groups"
         content = journal.state_bytes()
         started_s = time.perf_counter()
@@ -84,6 +85,7 @@ def make_frames(
             state = generator.init_state(seed=seed, clip=clip)
         else:
             state = generator.load_state(content, seed=seed)
+
         busy.model += time.perf_counter() - started_s
         del content
         saved_bytes = generator.state_bytes(state) if keep_states else 0
@@ -110,6 +112,7 @@ def make_frames(
                 kept = done
                 to_keep = keep_states and done < frames
                 writer.channel.put(SegmentEnd(done, 0, generator.save_state(state) if to_keep else None))
+
         return True
 
     writer.serve(work)

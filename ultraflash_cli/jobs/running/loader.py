@@ -108,6 +108,7 @@ class Models:
         job = prepared.job
         shelf = self._shelf(job.store)
         torch.set_num_threads(prepared.threads)
+
         warnings = [*precision_warnings(job.precision), *memory.warnings]
         scale = prepared.plan.scale
         warnings += substitutions(profile, shelf, scale=scale, encoder=job.encoder, decoder=job.decoder)
@@ -115,6 +116,7 @@ class Models:
         if profile.refines_by_words:
             prompt = profile.default_prompt if job.prompt is None else job.prompt
             context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
+
         timer = StageClock(device)
         upscaler = build_upscaler(
             shelf,
@@ -136,6 +138,7 @@ class Models:
             upscaler.warm_up()
         frame_seconds = foretold_frame_seconds(upscaler)
         timer.clear()
+
         return Built(
             model=UpscaledFrames(upscaler, timer),
             frame_seconds=frame_seconds,
@@ -166,6 +169,7 @@ class Models:
         if prepared.scale > 1 or prepared.clip is not None:
             scale = max(2, prepared.scale)
             warnings += substitutions(profile, shelf, scale=scale, encoder="auto", decoder=job.decoder)
+
         prompt = prompt_read(profile, prepared.prompt, job.seed)
         context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
         profile = under_memory_plan(profile, memory.settings)
@@ -174,6 +178,7 @@ class Models:
         if rules.refresh is not None:
             judge = take_base_decoder(shelf, profile, device=device, precision=job.precision)
             gate = RefreshGate(judge, find_scorer(), rules.refresh)
+
         video = build_text_to_video(
             shelf,
             profile,
@@ -189,6 +194,7 @@ class Models:
             timer=timer,
             speedups=speedups_within(memory, device, graphs=job.cuda_graphs),
         )
+
         dtype_of = stage_precisions(profile, job.precision, device)
         if device.type == "cuda":
             height, width = (side // LATENT_PX for side in prepared.base_size)
@@ -197,6 +203,7 @@ class Models:
         encoder = None
         if prepared.clip is not None:
             encoder = shelf.take(profile, "encoder", profile.encoder, device=device, dtype=dtype_of("encoder"))
+
         return Built(
             model=GeneratedFrames(
                 video,

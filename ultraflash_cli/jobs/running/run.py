@@ -236,6 +236,7 @@ def _attempt(
                 predicted_s=built.predicted_seconds(task.total_frames, journal.safe_frames),
             )
         )
+
         if prepared.job.show is not None:
             prepared.job.show.begin(prepared.spec, lambda: built.model.stage_seconds | asdict(progress.busy))
         if stream is not None:

@@ -137,6 +137,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
 
     def options(self) -> dict[str, object]:
         prepared, job = self.prepared, self.prepared.job
+
         return {
             "--strength": job.strength,
             "--detail": 1.0 if job.detail is None else job.detail,

@@ -179,10 +179,12 @@ class _Model:
                 # The saved state has it inside; only its picture is still to come.
                 self._in_flight.append(frame)
                 continue
+
             held = 0
             if self._state is not None and frame.starts_scene:
                 self._end_scene(group)
                 group = []
+
             if self._state is None:
                 self._begin_scene(frame.number)
             group.append(frame)

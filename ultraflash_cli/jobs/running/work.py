@@ -202,6 +202,7 @@ class Work:
         except OutputCheckError as error:
             found = str(error).removesuffix(".")
             raise OutputCheckError(f"{found}; the finished segments are kept, --no-resume starts over") from error
+
         with output_errors(self.output):
             moves = [
                 (ready, target)
@@ -212,6 +213,7 @@ class Work:
             if moves:
                 files = tuple(MovedFile.of(ready, target) for ready, target in moves)
                 self.journal.place(Placement(frames=frames, files=files))
+
         for output, finish in finishes.items():
             with output_errors(output):
                 finish.move(made[output], output)
@@ -257,6 +259,7 @@ def locked_work(
             stack.callback(discard, place)
             lock = stack.enter_context(OutputLock(folder))
             sweep(place)
+
         found = count_frames(folder)
         work = Work(
             output,
@@ -269,12 +272,14 @@ def locked_work(
             listener=listener,
             stop=stop,
         )
+
         try:
             yield work
         except BaseException:
             if not work.worth_keeping and not (found and work.untouched):
                 discard(folder)
             raise
+
         for each in {folder, place}:
             if not discard(each) and each.is_dir():
                 work.warn(
