@@ -10,6 +10,7 @@ in signal-to-noise ratio and, where stlpips-pytorch is installed, in learned dis
 
     python -m benchmarks.stages                    # drawn scenes
     python -m benchmarks.stages --clips FOLDER     # `upscale` on clips, too
+    python -m benchmarks.stages --weights FOLDER   # `generate` at 1K by the next `lite`, from its runs' files
 """
 
 import argparse
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.autoencoder import HELD_OUT, SIZES, held_out
+from benchmarks.candidates import taken_from
 from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import Profile
@@ -35,7 +37,7 @@ from ultraflash_cli.metrics.lpips import learned_distance, weights_path
 from ultraflash_cli.models.build import build_text_to_video, build_upscaler
 from ultraflash_cli.models.profile import find_profile
 from ultraflash_cli.models.shelf import Shelf
-from ultraflash_cli.train.latents import draw_scene, scene_caption, taught_scene
+from ultraflash_cli.train.latents import Pace, draw_scene, scene_caption, taught_scene
 from ultraflash_cli.video.plain import read_plain_frames
 
 __all__ = ["Line", "Subject", "checked", "generated", "main", "upscaled"]
@@ -190,12 +192,21 @@ def upscaled(profile: Profile, clips: Sequence[Tensor], *, scale: int = 2) -> Su
     return Subject({f"upscale/{name}": stage for name, stage in found.items() if stage is not None}, run, clips)
 
 
-def generated(profile: Profile, *, count: int, latents: int, size: tuple[int, int], scale: int = 1) -> Subject:
+def generated(
+    profile: Profile,
+    *,
+    count: int,
+    latents: int,
+    size: tuple[int, int],
+    scale: int = 1,
+    shelf: Shelf | None = None,
+    pace: Pace = "token",
+) -> Subject:
     """Return `generate` of the captions of held-out scenes in which nothing falls."""
     assert profile.generator is not None, f"{profile.name} generates"
     numbers = [n for n in range(HELD_OUT, HELD_OUT + 20 * count) if taught_scene(0, n).weather in ("clear", "clouds")]
     numbers = [n for n in numbers if taught_scene(0, n).thing is not None][:count]
-    shelf, config = Shelf(), profile.generator
+    shelf, config = shelf or Shelf(), profile.generator
     plan = plan_generation(latents, chunk=config.chunk_latents, chunks_per_group=profile.chunks_per_group(config))
     model = build_text_to_video(shelf, profile, plan, scale=scale, long=False, low_frames=scale == 1, device=CPU)
     assert profile.text_encoder is not None, f"{profile.name} reads words"
@@ -227,7 +238,8 @@ def generated(profile: Profile, *, count: int, latents: int, size: tuple[int, in
         changes.clear()
 
     large = size[0] * scale, size[1] * scale
-    truth = [draw_scene(0, n, plan.total_latents, large)[None, :, profile.alignment.drop_front :] for n in numbers]
+    drop = profile.alignment.drop_front
+    truth = [draw_scene(0, n, plan.total_latents, large, pace)[None, :, drop:] for n in numbers]
     refiner: Any = model.refiner
     found = {"generator": model.sampler, "low_decoder": model.low_decoder}
     found |= {name: getattr(refiner, name, None) for name in ("upsampler", "sr_dit", "decoder")}
@@ -251,9 +263,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--clips", type=Path, help="folder of clips for `upscale`, beside the drawn scenes")
+    parser.add_argument(
+        "--weights", type=Path, help="folder of weights of the next `lite`, whose `generate` is checked"
+    )
     parser.add_argument("--count", type=int, default=3, help="drawn scenes (3)")
     parser.add_argument("--frames", type=int, default=12, help="of each clip that is upscaled (12)")
     settings = parser.parse_args(arguments)
+    subjects = _subjects(settings) if settings.weights is None else [lambda: _next_model(settings)]
+    failed = False
+    for subject in subjects:
+        for line in checked(subject()):
+            failed |= not line.ok
+            print(line, flush=True)
+    return int(failed)
+
+
+def _subjects(settings: argparse.Namespace) -> list[Callable[[], Subject]]:
     profile = find_profile(settings.model)
     drawn = [clip.frames_cthw[None, :, : settings.frames] for clip in _drawn(settings.count)]
     subjects = [lambda: upscaled(profile, drawn)]
@@ -261,12 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subjects += [lambda clip=clip: upscaled(profile, [clip]) for clip in _clips(settings.clips, settings.frames)]
     if profile.generator is not None:
         subjects.append(lambda: generated(profile, count=settings.count, latents=6, size=profile.base_size))
-    failed = False
-    for subject in subjects:
-        for line in checked(subject()):
-            failed |= not line.ok
-            print(line, flush=True)
-    return int(failed)
+    return subjects
+
+
+def _next_model(settings: argparse.Namespace) -> Subject:
+    shelf, profile = taken_from(settings.weights)
+    size = profile.base_size
+    return generated(profile, count=settings.count, latents=6, size=size, scale=2, shelf=shelf, pace="free")
 
 
 def _drawn(count: int) -> list[Any]:

@@ -23,7 +23,7 @@ from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import draw_levels, group_flow, noised, normal
 from ultraflash_cli.train.loop import Batch, Learner, generator_of
 from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
-from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, of_scales
+from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, channel_weight, of_scales, weigh_channels
 from ultraflash_cli.train.rewards import load_reward
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
@@ -79,6 +79,10 @@ class DpoConfig(Tv2vConfig):
     """Rewards by name and weight, through the decoder: a pair counts only where the better half's is higher by
     ``least_margin``. Without them every pair counts."""
     least_margin: float = 0.0
+    """By how much the better half's reward has to be higher."""
+    levels: tuple[float, float] = (0.0, 1.0)
+    """Range of the noise levels, before the shift, at which both halves are compared. A student of one step was taught
+    the highest only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -212,11 +216,12 @@ def drifts(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator)
     ``d(z) = |v_theta - v|^2 - |v_ref - v|^2`` at one level and one noise for both results.
     """
     noise = normal(pair.own_bcthw, rng)
-    level = draw_levels(len(noise), config.shift, rng)
+    level = draw_levels(len(noise), config.shift, rng, low=config.levels[0], high=config.levels[1])
+    weight = channel_weight(roles).to(noise)
 
     def error(network: SrDit, clean: Tensor) -> Tensor:
         flow = group_flow(network, noised(clean, noise, level), pair.cond_bcthw, level, pair.context)
-        return (flow.float() - (noise - clean)).square().mean((1, 2, 3, 4))
+        return (weight * (flow.float() - (noise - clean)).square()).mean((1, 2, 3, 4))
 
     def drift(clean: Tensor) -> Tensor:
         with torch.no_grad():
@@ -268,7 +273,9 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     # The truth is known, and no sampler of the many-step model comes near it yet.
     rewards = (("lpips", 1.0), ("temporal", 0.1))
     loop = replace(loop, batch=1)
-    return replace(config, loop=loop, better="truth", distinct=64, rewards=rewards, least_margin=0.01)
+    return replace(
+        config, loop=loop, better="truth", distinct=64, rewards=rewards, least_margin=0.01, levels=(0.95, 1.0)
+    )
 
 
 def start(config: DpoConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> DpoRoles:
@@ -287,6 +294,7 @@ def start(config: DpoConfig, materials: list[Material], weights: dict[str, Tenso
     roles.load(given or None, fresh=("reference",), hint=hint)
     roles.reference.load_state_dict(roles.sr_dit.state_dict())
     roles.learn(*NETWORKS)
+    weigh_channels(config, roles)
     return roles
 
 
