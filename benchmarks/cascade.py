@@ -32,6 +32,7 @@ from ultraflash_cli.engine.schedule import GENERATED_FPS, plan_generation
 from ultraflash_cli.host import keep_freed_memory
 from ultraflash_cli.jobs.pages.page import webp_url, write_page
 from ultraflash_cli.models.build import build_text_to_video
+from ultraflash_cli.models.device import choose_precision
 from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.train.latents import Pace, draw_scene, scene_caption, taught_scene
 from ultraflash_cli.train.validation import Scores, mean_scores, scores_of
@@ -164,12 +165,13 @@ def compared(
     truth = [draw_scene(0, n, latents, (SCALE * height, SCALE * width), pace)[None, :, drop:] for n in numbers]
     drawn = [_unsteady(clip) for clip in truth]
     rows: list[Row] = []
+    dtype = choose_precision("auto", CPU)
     for arm in arms:
         scores, unsteady, frames, seconds, shown = list[Scores](), list[float](), 0, 0.0, b""
         clips = make(arm, shelf, captions, latents=latents, size=(height, width))
         for clip, wanted, steady in zip(clips, truth, drawn, strict=True):
             out = clip.frames_bcthw
-            scores.append(scores_of(out, wanted[:, :, : out.shape[2]]))
+            scores.append(scores_of(out, wanted[:, :, : out.shape[2]], dtype))
             unsteady.append(_unsteady(out) / steady)
             frames, seconds = frames + out.shape[2], seconds + clip.seconds
             shown = shown or _picture(out)

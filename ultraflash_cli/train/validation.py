@@ -33,8 +33,8 @@ class Scores:
 
 
 @torch.no_grad()
-def scores_of(frames_bcthw: Tensor, truth_bcthw: Tensor) -> Scores:
-    """Return the scores of clips of equal shapes."""
+def scores_of(frames_bcthw: Tensor, truth_bcthw: Tensor, dtype: torch.dtype = torch.float32) -> Scores:
+    """Return the scores of clips of equal shapes; the network of the learned distance computes in ``dtype``."""
     out, truth = frames_bcthw.float().clamp(0, 1), truth_bcthw.float()
     count = truth.shape[2]
     changes = luma(out).diff(dim=2) - luma(truth).diff(dim=2)
@@ -42,7 +42,7 @@ def scores_of(frames_bcthw: Tensor, truth_bcthw: Tensor) -> Scores:
     shown = [count // 5, 4 * count // 5]
     lpips = None
     if _has_likeness():
-        lpips = float(learned_distance(out[:, :, shown], truth[:, :, shown]).mean())
+        lpips = float(learned_distance(out[:, :, shown], truth[:, :, shown], dtype=dtype).mean())
     return Scores(
         psnr=-10 * float(torch.log10((out - truth).square().mean().clamp_min(1e-10))),
         lpips=lpips,
