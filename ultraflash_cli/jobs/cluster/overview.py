@@ -23,6 +23,8 @@ class Node:
     frames: int = 0
     busy_s: float = 0.0
     """Seconds of all its workers together."""
+    cpu_s: float = 0.0
+    """Processor seconds of all its workers together."""
     owners: set[str] = field(default_factory=set[str])
     bench_fps: float | None = None
     """Frames per second of one worker, by the timing of the model when it was loaded."""
@@ -154,6 +156,7 @@ class Overview:
         node.units += 1
         node.frames += told["frames"] - told["resumed"]
         node.busy_s += told["seconds"]
+        node.cpu_s += told["cpu_seconds"]
         node.owners.add(told["owner"])
         if told["bench_fps"] is not None:
             node.bench_fps = told["bench_fps"]
@@ -185,5 +188,6 @@ def _node_as_json(node: Node, seconds: float) -> dict[str, Any]:
         "frames": node.frames,
         "fps": round(node.frames / seconds, 3) if seconds > 0 else None,
         "busy_seconds": round(node.busy_s, 3),
+        "cpu_seconds": round(node.cpu_s, 3),
         "bench_fps": node.bench_fps,
     }

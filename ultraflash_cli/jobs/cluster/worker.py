@@ -245,7 +245,7 @@ class Worker:
                 listener=self._listener(lease, unit),
                 stop=self.stop,
             )
-            started_s = self._clock()
+            started_s, started_cpu_s = self._clock(), time.process_time()
             built, progress = compute(task, work, clock=self._clock)
             journal = work.journal
             if unit.span is not None and journal.frames != unit.span.end:
@@ -260,6 +260,7 @@ class Worker:
                 "warnings": work.warnings,
                 "seconds": speeds["seconds"],
                 "resumed": speeds["frames_resumed"],
+                "cpu_seconds": round(time.process_time() - started_cpu_s, 3),
                 "host": self.holder.host,
                 "owner": self.holder.owner,
                 "bench_fps": round(1 / built.frame_seconds, 3) if built.frame_seconds else None,
