@@ -114,7 +114,7 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def parse_memory(text: str) -> int:
+def parse_memory(text: str, *, option: str = "--max-memory") -> int:
     """Return the bytes that ``6G``, ``512M``, ``5.5GB``, ``6GiB`` or a plain number stands for; G is 10^9.
 
     Raises UsageError for anything else and for nothing at all.
@@ -122,7 +122,7 @@ def parse_memory(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     count = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
     if count < 1:
-        raise UsageError(f"--max-memory must be a size such as 6G, 512M or 6GiB, got {text!r}")
+        raise UsageError(f"{option} must be a size such as 6G, 512M or 6GiB, got {text!r}")
     return count
 
 

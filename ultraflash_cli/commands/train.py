@@ -1,29 +1,22 @@
 """`ultraflash train`: the recipes, and the steps before and after them."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from ultraflash_cli.commands.train_run import pairs_of, recipe_command
 from ultraflash_cli.console import Console
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.options import JsonOption, ThreadsOption, as_path, with_console
-from ultraflash_cli.train.recipes import RECIPES, Recipe
+from ultraflash_cli.train.recipes import RECIPES
 
 __all__ = ["app"]
 
 _PREVIEW_FRAMES = 17
 """Frames of a clip in a preview."""
-
-_DATA = {
-    "material": "Prepared material.",
-    "pairs": "Pairs of make-pairs.",
-    "scenes": "Encoded scenes; without them, new ones are rendered.",
-}
-"""Help of `--data`, by what a recipe learns from."""
 
 app = typer.Typer(
     cls=HeadedGroup,
@@ -76,7 +69,7 @@ def prepare_material(
     """Prepare material: clips, photos, pages, rendered scenes."""
     from ultraflash_cli.train.prepare import PhotoSource, PrepareJob, prepare
 
-    sources = [PhotoSource(folder=Path(folder), licence=licence) for folder, licence in _pairs("--photos", photos)]
+    sources = [PhotoSource(folder=Path(folder), licence=licence) for folder, licence in pairs_of("--photos", photos)]
     job = PrepareJob(
         manifests=tuple(manifests or []),
         with_photos=with_photos,
@@ -145,7 +138,7 @@ def export_weights(
     """Export the EMA weights of a run, one file per network."""
     from ultraflash_cli.train.export import ExportJob, export
 
-    job = ExportJob(run=run, folder=out, listing=listing, metrics=tuple(_pairs("--metric", metrics)))
+    job = ExportJob(run=run, folder=out, listing=listing, metrics=tuple(pairs_of("--metric", metrics)))
     for entry in export(job):
         console.text(f"{entry.name:24}  {entry.bytes:10}  {entry.sha256:.12}")
 
@@ -302,117 +295,6 @@ def preview_degradation(
             console.text(f"{number:3}  {', '.join(entry['operator'] for entry in log)}")
 
 
-def _recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int | None]:
-    """Make the command of a recipe; `old` warns that `run` is missing before its name."""
-
-    @with_console(hidden=True)
-    def train(
-        console: Console,
-        out: Annotated[
-            Path, typer.Option("--out", metavar="DIR", help="Folder of the run; an interrupted run resumes.")
-        ],
-        steps: Annotated[int, typer.Option("--steps", metavar="N", help="Total number of optimiser steps.")],
-        data: Annotated[
-            Path | None,
-            typer.Option(
-                "--data",
-                metavar="DIR",
-                help=_DATA[recipe.learns_from],
-            ),
-        ] = None,
-        threads: ThreadsOption = None,
-        workers: Annotated[
-            int, typer.Option("--workers", metavar="N", help="Data-loading processes; 0 loads in the main process.")
-        ] = 1,
-        seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of weights and batches.")] = 1,
-        start_from: Annotated[
-            list[Path] | None,
-            typer.Option("--start-from", metavar="FILE", help="EMA weights of another run; repeatable."),
-        ] = None,
-        toy: Annotated[bool, typer.Option("--toy", help="Small networks and clips, for a quick try.")] = False,
-        model: Annotated[
-            Literal["lite", "lite2"] | None,
-            typer.Option("--profile", help="Model whose networks to train, if the recipe supports several."),
-        ] = None,
-        device: Annotated[
-            Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the networks run.")
-        ] = "auto",
-        precision: Annotated[
-            Literal["fp32", "bf16"] | None, typer.Option("--precision", help="Arithmetic; weights stay float32.")
-        ] = None,
-        batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Clips per batch.")] = None,
-        accumulate: Annotated[int, typer.Option("--accumulate", metavar="N", help="Batches per optimiser step.")] = 1,
-        save_every: Annotated[
-            int | None,
-            typer.Option("--save-every", metavar="N", help="Steps between checkpoints, plots and samples."),
-        ] = None,
-        log_every: Annotated[
-            int | None, typer.Option("--log-every", metavar="N", help="Steps per line of the log.")
-        ] = None,
-        reward: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--reward",
-                metavar="NAME=WEIGHT",
-                help="Reward instead of the recipe's own: texture, temporal, lpips; repeatable.",
-                hidden=recipe.name != "causal_dmd",
-            ),
-        ] = None,
-        shard: Annotated[
-            bool, typer.Option("--shard", help="Shard trained networks over the processes of torchrun (FSDP2).")
-        ] = False,
-        tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False,
-        validate_every: Annotated[
-            int | None,
-            typer.Option(
-                "--validate-every", metavar="N", min=1, help="Steps between validations (PSNR, LPIPS, edges)."
-            ),
-        ] = None,
-        validate_data: Annotated[
-            Path | None,
-            typer.Option("--validate-data", metavar="DIR", help="Held-out data to validate on, prepared like --data."),
-        ] = None,
-    ) -> None:
-        from ultraflash_cli.host import keep_freed_memory, usable_cores
-        from ultraflash_cli.train.run import TrainJob, run
-
-        if old:
-            console.warning(f"'train {recipe.name}' is an old spelling; use train run {recipe.name}")
-        job = TrainJob(
-            recipe=recipe.name,
-            data=data,
-            out=out,
-            steps=steps,
-            seed=seed,
-            threads=threads or usable_cores(),
-            workers=workers,
-            start_from=tuple(start_from or ()),
-            toy=toy,
-            profile=model,
-            device=device,
-            precision=precision,
-            batch=batch,
-            accumulate=accumulate,
-            save_every=save_every,
-            log_every=log_every,
-            rewards=_weights("--reward", reward),
-            shard=shard,
-            tensorboard=tensorboard,
-            validate_every=validate_every,
-            validate_data=validate_data,
-        )
-        keep_freed_memory()
-        run(
-            job,
-            on_save=lambda done: console.info(f"{done} of {steps} steps"),
-            on_scores=lambda done, scores: console.info(f"{done} of {steps} steps: {scores}"),
-            warn=console.warning,
-        )
-        console.info(f"EMA weights, record, log and pictures in {out}")
-
-    return train
-
-
 def _size(option: str, value: str) -> tuple[int, int]:
     """Return height and width."""
     sides = re.fullmatch(r"(\d+)x(\d+)", value)
@@ -421,22 +303,8 @@ def _size(option: str, value: str) -> tuple[int, int]:
     return int(sides[2]), int(sides[1])
 
 
-def _pairs(option: str, values: list[str] | None) -> list[tuple[str, str]]:
-    for value in values or []:
-        if not value.partition("=")[0] or not value.partition("=")[2]:
-            raise UsageError(f"{option} must be NAME=VALUE, got {value!r}")
-    return [(value.partition("=")[0], value.partition("=")[2]) for value in values or []]
-
-
-def _weights(option: str, values: list[str] | None) -> tuple[tuple[str, float], ...]:
-    try:
-        return tuple((name, float(weight)) for name, weight in _pairs(option, values))
-    except ValueError as error:
-        raise UsageError(f"{option} must be NAME=NUMBER: {error}") from error
-
-
 _run = typer.Typer(cls=HeadedGroup, no_args_is_help=True, help="Run a recipe.")
 app.add_typer(_run, name="run")
 for _recipe in RECIPES.values():
-    _run.command(_recipe.name, cls=HeadedCommand, help=_recipe.summary)(_recipe_command(_recipe))
-    app.command(_recipe.name, cls=HeadedCommand, hidden=True)(_recipe_command(_recipe, old=True))
+    _run.command(_recipe.name, cls=HeadedCommand, help=_recipe.summary)(recipe_command(_recipe))
+    app.command(_recipe.name, cls=HeadedCommand, hidden=True)(recipe_command(_recipe, old=True))

@@ -90,13 +90,14 @@ class KvRing:
         """Return the ring that remembers the last ``blocks`` of what ``join`` returned.
 
         In place it reuses the buffers of this ring, whose addresses and shapes stay;
-        otherwise it holds slices that autograd can follow. Capacity bounds ``blocks``
-        in place.
+        otherwise it holds copies that autograd can follow, so that what is dropped
+        leaves the memory. Capacity bounds ``blocks`` in place.
         """
         fill = min(blocks, k_all.shape[2])
         k, v = k_all[:, :, k_all.shape[2] - fill :], v_all[:, :, v_all.shape[2] - fill :]
         if not in_place:
-            return KvRing(k, v, fill)
+            whole = fill == k_all.shape[2]
+            return KvRing(k if whole else k.clone(), v if whole else v.clone(), fill)
         assert fill <= self.k.shape[2], (
             "the ring is made for the longest memory of the schedule"
         )

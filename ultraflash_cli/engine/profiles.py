@@ -333,7 +333,7 @@ TINY_LITE = Profile(
 )
 """Every class of the built-in model at a tiny size with random weights, for tests."""
 
-TRAINED = {profile.name: profile for profile in (LITE, LITE2)}
+TRAINED = {profile.name: profile for profile in (LITE, LITE2, ULTRAFLASH)}
 """The profiles that recipes train, by name."""
 
 PROFILES = {profile.name: profile for profile in (LITE, ULTRAFLASH, TINY_RANDOM, TINY_LITE)}

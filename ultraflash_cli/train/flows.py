@@ -43,12 +43,21 @@ def clean_of(noisy_bcthw: Tensor, flow_bcthw: Tensor, level_b: Tensor) -> Tensor
 
 
 def group_flow(
-    network: SrDit, noisy_bcthw: Tensor, cond_bcthw: Tensor, level_b: Tensor, context: Tensor | None
+    network: SrDit,
+    noisy_bcthw: Tensor,
+    cond_bcthw: Tensor,
+    level_b: Tensor,
+    context: Tensor | None,
+    *,
+    recompute: bool = False,
+    ungraded: int = 0,
 ) -> Tensor:
     """Return a transformer's flow over whole clips, group by group with its caches as in service; differentiable.
 
-    ``level_b`` are the noise levels of the clips. For a network that returns residuals the flow is the one that leads
-    to condition plus residual.
+    ``level_b`` are the noise levels of the clips. For a network that returns residuals the
+    flow is the one that leads to condition plus residual. See ``SrDit.forward_group`` for
+    ``recompute``. The first ``ungraded`` groups are computed without gradients: later ones
+    see them, and learn nothing through them.
     """
     config = network.config
     batch, timestep = noisy_bcthw.shape[0], 1000 * level_b.to(noisy_bcthw.device)
@@ -58,10 +67,20 @@ def group_flow(
     for group, start in enumerate(range(0, noisy_bcthw.shape[2], config.group_latents)):
         span = slice(start, start + config.group_latents)
         noisy, cond = noisy_bcthw[:, :, span], cond_bcthw[:, :, span]
-        result = network.forward_group(
-            noisy, cond, caches=caches, context=keys, first_frame=start, group=group, timestep=timestep
-        )
-        caches = result.caches
+        with torch.set_grad_enabled(torch.is_grad_enabled() and group >= ungraded):
+            result = network.forward_group(
+                noisy,
+                cond,
+                caches=caches,
+                context=keys,
+                first_frame=start,
+                group=group,
+                timestep=timestep,
+                recompute=recompute,
+            )
+        # Only a group that follows needs them, and their memory.
+        more = start + config.group_latents < noisy_bcthw.shape[2]
+        caches = result.caches if more else None
         out = result.output_bcthw
         if config.prediction == "residual":
             out = (noisy - cond - out) / _over(noisy, level_b).clamp_min(1e-3)
@@ -76,6 +95,7 @@ def chunk_flow(
     context: Tensor | None,
     *,
     clean_bcthw: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """Return a generator's flow over whole clips, chunk by chunk, each seeing those before it; differentiable.
 
@@ -88,7 +108,14 @@ def chunk_flow(
     while first < noisy_bcthw.shape[2]:
         span = slice(first, first + config.chunk_after(first))
         timestep = 1000 * level_bt[:, span].to(noisy_bcthw.device)
-        result = network.forward_chunk(noisy_bcthw[:, :, span], timestep, rings=rings, context=keys, first_frame=first)
+        result = network.forward_chunk(
+            noisy_bcthw[:, :, span],
+            timestep,
+            rings=rings,
+            context=keys,
+            first_frame=first,
+            recompute=recompute,
+        )
         flows.append(result.flow_bcthw)
         rings = result.rings
         if clean_bcthw is not None and span.stop < noisy_bcthw.shape[2]:

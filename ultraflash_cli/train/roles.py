@@ -75,9 +75,10 @@ TOY = Profile(
 """Every class of the published model, small enough to learn something on a CPU within minutes."""
 
 
-def dense(config: SrDitConfig) -> SrDitConfig:
-    """Return the config that keeps every block that causality allows: no window, no budget, all that came before."""
-    return replace(config, local_range=0, top_k=2**31 - 1, kv_len=2**15, kv_schedule=())
+def dense(config: SrDitConfig, *, memory: int = 2**15) -> SrDitConfig:
+    """Return the config that keeps every block that causality allows: no window, no budget,
+    ``memory`` temporal blocks of what came before."""
+    return replace(config, local_range=0, top_k=2**31 - 1, kv_len=memory, kv_schedule=())
 
 
 class CascadeRoles(nn.Module):
@@ -131,6 +132,8 @@ class CascadeRoles(nn.Module):
         Only roles of ``fresh`` may be missing. Raises UsageError (with ``hint``) where weights are needed and there
         are none, WeightsError where they do not fit.
         """
+        if any(p.is_meta for p in self.parameters()):
+            return  # nothing to load into
         names = {name for name, _ in self.named_children()}
         if weights is None and names - set(fresh):
             raise UsageError(f"this recipe needs --start-from: {hint}")
@@ -152,7 +155,7 @@ class CascadeRoles(nn.Module):
 
     def encode(self, frames_bcthw: Tensor) -> Tensor:
         """Return the latents of clips [B, 3, T, H, W] in [0, 1], T a multiple of 4."""
-        return self.encoder.encode(frames_bcthw, None)[0]
+        return self.encoder.encode(frames_bcthw.to(_dtype(self.encoder)), None)[0].float()
 
     def latents_of(self, shown_bcthw: Tensor) -> Tensor:
         """Return the latents of a batch of clips, which may hold latents already."""
@@ -166,11 +169,11 @@ class CascadeRoles(nn.Module):
         """Return high-resolution latents."""
         upsampler = self.upsamplers[str(scale)]
         assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
-        return upsampler.upsample(latents_bcthw, None)[0]
+        return upsampler.upsample(latents_bcthw.to(_dtype(upsampler)), None)[0].float()
 
     def decode(self, latents_bcthw: Tensor) -> Tensor:
         """Return frames of latents."""
-        return self.decoder.decode(latents_bcthw, None)[0]
+        return self.decoder.decode(latents_bcthw.to(_dtype(self.decoder)), None)[0].float()
 
     def decode_base(self, latents_bcthw: Tensor) -> Tensor:
         """Return frames of low-resolution latents, by the decoder that makes the base size."""
@@ -181,9 +184,10 @@ class CascadeRoles(nn.Module):
         """The decoder that makes the base size."""
         return self.low_decoder if self.profile.low_decoder is not None else self.decoder
 
-    def context(self, captions: tuple[str, ...], keep: Tensor | None = None) -> Tensor:
-        """Return the embeddings of captions; where ``keep [B]`` is false, those of no words (zeros)."""
-        embeds = self.text_encoder.encode(captions)
+    def context(self, captions: tuple[str, ...] | Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return the embeddings of captions, which may come embedded; where ``keep [B]`` is
+        false, those of no words (zeros)."""
+        embeds = captions if isinstance(captions, Tensor) else self.text_encoder.encode(captions)
         return embeds if keep is None else embeds * keep.to(embeds)[:, None, None]
 
 
@@ -195,3 +199,8 @@ def pixel_gain(roles: CascadeRoles) -> Tensor:
     still = torch.zeros(1, channels, 3, size, size)
     alone = torch.eye(channels).view(channels, channels, 1, 1, 1) * noise
     return (roles.decode_base(alone) - roles.decode_base(still)).square().mean((1, 2, 3, 4)) / probe**2
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    """Return the dtype that a network's inputs have: frozen ones may be in bfloat16."""
+    return next(network.parameters()).dtype

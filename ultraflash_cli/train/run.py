@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.profiles import TRAINED
 from ultraflash_cli.errors import InputError, UsageError, WeightsError
 from ultraflash_cli.train import scenes
 from ultraflash_cli.train.data import Material, data_hash, load_materials
+from ultraflash_cli.train.encoded import holds_encoded, open_encoded
 from ultraflash_cli.train.latents import open_scene_latents
 from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.pairs import pairs_hash
@@ -25,9 +25,11 @@ from ultraflash_cli.train.recipe import RecipeModule, Weights
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run_log import NOT_LOSSES, RunLog, plot_losses
 from ultraflash_cli.train.scene_pairs import holds_scene_pairs, open_scene_pairs
+from ultraflash_cli.train.settings import changed, find_profile
 from ultraflash_cli.train.validation import Scores, mean_scores, scores_of
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.stills import write_png
+from ultraflash_cli.weights.convert import plain_tensors
 from ultraflash_cli.weights.load import read_tensors
 
 __all__ = ["AVERAGE", "RECORD", "RunRecord", "TrainJob", "read_record", "run"]
@@ -65,10 +67,16 @@ class TrainJob:
     """Data-loading processes; 0 loads in the main process."""
     start_from: tuple[Path, ...] = ()
     """Weights to start from: the averages of other runs; where several have a tensor, the last one counts."""
+    start_parts: tuple[tuple[str, Path], ...] = ()
+    """Roles and the checkpoints to start them from, as their authors saved them; what runs
+    have counts before these."""
     toy: bool = False
     """Sizes for a try of minutes."""
     profile: str | None = None
-    """A name in ``TRAINED``: whose networks, for a recipe that trains those of several models; None is its own."""
+    """A name in ``TRAINED``, or a TOML file (``settings.find_profile``): whose networks, for a
+    recipe that trains those of several models; None is its own."""
+    changes: tuple[tuple[str, Any], ...] = ()
+    """Settings by dotted name and their values, in place of the recipe's own."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where the networks are; auto is a GPU if there is one."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -87,6 +95,8 @@ class TrainJob:
     """Whether learners are sharded over the processes of torchrun, in place of a copy each."""
     shard_frozen: bool = False
     """Whether frozen transformers are, too."""
+    needs_data: bool = True
+    """Whether it is to run; a dry run needs no data."""
     tensorboard: bool = False
     """Whether TensorBoard's event files are written, too."""
     validate_every: int | None = None
@@ -104,7 +114,7 @@ class TrainJob:
         if self.profile is not None and not RECIPES[self.recipe].profiles:
             raise UsageError(f"{self.recipe} supports one model only; remove --profile")
         wanted = RECIPES[self.recipe].learns_from
-        if self.data is None and wanted != "scenes":
+        if self.needs_data and self.data is None and wanted != "scenes":
             named = {"material": "prepared material", "pairs": "pairs of `make-pairs`"}[wanted]
             raise UsageError(f"{self.recipe} learns from {named}; give --data DIR (docs/training.md)")
 
@@ -113,6 +123,18 @@ class TrainJob:
         given = {"precision": self.precision, "batch": self.batch}
         given |= {"save_every": self.save_every, "log_every": self.log_every}
         return {"accumulate": self.accumulate} | {name: value for name, value in given.items() if value is not None}
+
+    def configure(self, recipe: RecipeModule) -> Any:
+        """Return the recipe's settings with the changes asked for. Raises UsageError for
+        changes that cannot be."""
+        whose = {} if self.profile is None else {"profile": find_profile(self.profile)}
+        config: Any = recipe.configure(steps=self.steps, seed=self.seed, toy=self.toy, **whose)
+        config = replace(config, loop=replace(config.loop, **self.overrides()))
+        if self.rewards:
+            if not hasattr(config, "rewards"):
+                raise UsageError(f"{self.recipe} does not use rewards; remove --reward")
+            config = replace(config, rewards=self.rewards)
+        return changed(config, dict(self.changes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,13 +200,7 @@ def _run(
     warn: Callable[[str], None] | None,
 ) -> RunRecord:
     recipe = RECIPES[job.recipe].load()
-    whose = {} if job.profile is None else {"profile": TRAINED[job.profile]}
-    config: Any = recipe.configure(steps=job.steps, seed=job.seed, toy=job.toy, **whose)
-    config = replace(config, loop=replace(config.loop, **job.overrides()))
-    if job.rewards:
-        if not hasattr(config, "rewards"):
-            raise UsageError(f"{job.recipe} does not use rewards; remove --reward")
-        config = replace(config, rewards=job.rewards)
+    config = job.configure(recipe)
     compared = clips_of(recipe, job.recipe) if job.validate_every else None
     materials, known = _data(job)
     # How the batches of a step are spread over processes changes nothing.
@@ -194,9 +210,7 @@ def _run(
         recipe_hash=_short_hash(job.recipe + told + inspect.getsource(cast("ModuleType", recipe))),
         config=told,
         data_hash=known,
-        start_hash=_short_hash(b"".join(path.read_bytes() for path in job.start_from if path.exists()))
-        if job.start_from
-        else "",
+        start_hash=_file_hash([*job.start_from, *(path for _, path in job.start_parts)]),
         seed=job.seed,
         steps=0,
         processes=group.size,
@@ -208,7 +222,7 @@ def _run(
         )
     torch.set_num_threads(job.threads)
     log = RunLog(job.out, tensorboard=job.tensorboard)
-    roles: nn.Module = recipe.start(config, materials, _read_weights(job.start_from, recipe.merge))
+    roles: nn.Module = recipe.start(config, materials, _read_weights(job, recipe.merge))
     roles.to(device)
     make = recipe.make(config, job.data)
     batches = Prefetcher(make, workers=job.workers)
@@ -283,6 +297,8 @@ def _data(job: TrainJob) -> tuple[list[Material], str]:
     if job.data is None:
         return [], _short_hash(inspect.getsource(scenes))
     match RECIPES[job.recipe].learns_from:
+        case "material" if holds_encoded(job.data):
+            return [], open_encoded(job.data.absolute()).hash()
         case "material" if holds_scene_pairs(job.data):
             return [], open_scene_pairs(job.data.absolute()).hash()
         case "material":
@@ -310,12 +326,30 @@ def _save(folder: Path, model: nn.Module, record: RunRecord, log: RunLog, helper
         part.write_text(json.dumps(asdict(record), indent=1))
 
 
-def _read_weights(paths: tuple[Path, ...], merge: Callable[[list[Weights]], Weights]) -> Weights | None:
+def _read_weights(job: TrainJob, merge: Callable[[list[Weights]], Weights]) -> Weights | None:
     """Return the tensors of all files as one, as the recipe merges them."""
-    for path in paths:
+    for path in [*job.start_from, *(path for _, path in job.start_parts)]:
         if not path.exists():
             raise WeightsError(f"{path}: no such weights to start from")
-    return merge([read_tensors(path) for path in paths]) if paths else None
+    weights: Weights = {}
+    for role, path in job.start_parts:
+        tensors = plain_tensors(path)
+        # A file of encoder and decoder is two roles.
+        own = {key: value for key, value in tensors.items() if key.startswith(f"{role}.")}
+        weights |= {f"{role}.{key}": value for key, value in (own or tensors).items()}
+    if job.start_from:
+        weights |= merge([read_tensors(path) for path in job.start_from])
+    return weights or None
+
+
+def _file_hash(paths: list[Path]) -> str:
+    """Return a short hash of files, empty for none."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.exists():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16] if paths else ""
 
 
 def _short_hash(content: str | bytes) -> str:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ultraflash_cli.engine.layers.dit import DitBlock
 
-__all__ = ["Shards", "part_like", "whole"]
+__all__ = ["Shards", "part_like", "transformer_parts", "whole"]
 
 
 class _Turn(nn.Module):
@@ -53,7 +53,7 @@ class Shards:
         half: bool = False,
         frozen: bool = False,
     ) -> None:
-        parts = [part for part in _parts(roles) if frozen or _all_in(part, learning)]
+        parts = [part for part in transformer_parts(roles) if frozen or _all_in(part, learning)]
         sharded = {*learning, *(p for part in parts for p in part.parameters())}
         self._names = {name for name, p in roles.named_parameters() if p in sharded}
         whole_ones = {p for p in roles.parameters() if p not in sharded}
@@ -105,7 +105,7 @@ class Shards:
                 p.data = p.data.new_empty(0)
 
 
-def _parts(roles: nn.Module) -> list[nn.Module]:
+def transformer_parts(roles: nn.Module) -> list[nn.Module]:
     """Return attention and feed-forward of every transformer layer."""
     layers = (block for block in roles.modules() if isinstance(block, DitBlock))
     return [part for block in layers for part in (block.self_attn, block.ffn)]

@@ -19,7 +19,17 @@ from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.weights.detect import Shape, detect
 from ultraflash_cli.weights.load import require_finite
 
-__all__ = ["RULES", "Wrapper", "WrapperRules", "convert", "merge_lora", "normalise", "read_checkpoint", "recognise"]
+__all__ = [
+    "RULES",
+    "Wrapper",
+    "WrapperRules",
+    "convert",
+    "merge_lora",
+    "normalise",
+    "plain_tensors",
+    "read_checkpoint",
+    "recognise",
+]
 
 _SHARDING = "_fsdp_wrapped_module."
 _LEADING = ("_orig_mod.", "_checkpoint_wrapped_module.", "module.")
@@ -160,6 +170,16 @@ def normalise(
                 f"{name}: {key} has shape {tuple(fitted[key].shape)}, expected {tuple(shape)}; this is another file"
             )
     return fitted
+
+
+def plain_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint of a known architecture, out of its wrappers and
+    under their plain names. Raises WeightsError for any other."""
+    content = read_checkpoint(path)
+    architecture = recognise(content)
+    if architecture is None:
+        raise WeightsError(f"{path.name}: weights of no known network; expected one of {_listed(RULES)}")
+    return next(_unwrapped(content, RULES[architecture], None))
 
 
 def recognise(content: Mapping[str, Any]) -> str | None:

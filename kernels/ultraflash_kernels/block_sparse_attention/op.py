@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ultraflash_kernels.block_lists import BlockLists
-from ultraflash_kernels.block_sparse_attention import reference
+from ultraflash_kernels.block_sparse_attention import flex, reference
 from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
 from ultraflash_kernels.fp8_linear import e4m3_refusal, quantise_rows
 from ultraflash_kernels.token_order import drop_padding, tokens_of
@@ -31,7 +31,7 @@ def block_sparse_attention(
     ``mask[b, h, i, j]``, scaled by ``1 / sqrt(D)``; nothing inside a block is masked. A
     row that selects nothing gives zeros. What a row returns depends on the blocks it
     selects and on nothing else. Returns ``[B, H, Nq, T, D]`` in the dtype of q.
-    Differentiable in q, k and v, by the reference.
+    Differentiable in q, k and v: on a GPU by FlexAttention, else by the reference.
 
     Raises ValueError for shapes that do not fit and for a mask that is not boolean,
     KernelUnsupportedError for ``impl="triton"`` where the kernel cannot run.
@@ -45,6 +45,9 @@ def block_sparse_attention(
     refusal = _refusal(q, k, v)
     if mask.numel() >= 1 << 31:
         refusal = f"a mask of {mask.numel()} pairs, expected fewer than {1 << 31}."
+    wants_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if impl == "auto" and wants_gradients and flex.flex_refusal(q) is None:
+        return flex.forward(q, k, v, mask)
     if not chooses_triton("block_sparse_attention", impl, q, k, v, mask, refusal=refusal):
         return reference.forward(q, k, v, mask)
     lists = BlockLists.from_mask(mask)

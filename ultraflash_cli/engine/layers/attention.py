@@ -26,6 +26,7 @@ from ultraflash_kernels.block_sparse_attention import (
 from ultraflash_kernels.block_topk import block_means, block_topk, choose_blocks
 from ultraflash_kernels.fp8_linear import Fp8Rows
 from ultraflash_kernels.rms_norm_rope import AxisTables, rms_norm_rope, rms_norm_rope_means
+from ultraflash_kernels.sketch import sketched_attention
 
 __all__ = [
     "ContextKv",
@@ -162,8 +163,10 @@ def sparse_causal_attention(
     rule = layout.rule
     if not rule.window and rule.budget >= rule.spatial * k_all.shape[2]:
         mask = layout.allowed.expand(*q.shape[:2], -1, -1)
-        out = _causal_attention(q, k_all, v_all, layout.allowed)
+        out = _causal_attention(q, k_all, v_all, rule)
         return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, mask)
+    if q.is_meta:
+        return SparseAttended(_sketched(q, k_all, v_all, rule), after, layout.allowed)
 
     q_mean, k_mean = (x.detach().mean(dim=3, dtype=layout.mask_dtype) for x in (q, k_all))
     mask = block_topk(
@@ -173,18 +176,30 @@ def sparse_causal_attention(
     return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, mask)
 
 
-def _causal_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """Attend densely to the blocks in ``allowed [query blocks, key blocks]``, which is
-    causal, so that nothing is gathered.
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor, rule: BlockRule) -> Tensor:
+    """Attend densely to all blocks up to the end of a block's chunk, so that nothing is
+    gathered and no mask is read: one call for each chunk.
 
     ``q``, ``k``, ``v`` and the result are ``[B, heads, blocks, block tokens, D]``.
     """
-    reach, alike = allowed.sum(dim=1).unique_consecutive(return_counts=True)
+    last = rule.remembered + rule.temporal
+    reach = [min(rule.seen_until(at), last) for at in range(rule.temporal)]
     done: list[Tensor] = []
-    for rows, seen in zip(q.split(alike.tolist(), dim=2), reach.tolist(), strict=True):
-        parts = (rows, k[:, :, :seen], v[:, :, :seen])
+    for seen in dict.fromkeys(reach):
+        first = reach.index(seen) * rule.spatial
+        rows = q[:, :, first : first + reach.count(seen) * rule.spatial]
+        parts = (rows, *(x[:, :, : seen * rule.spatial] for x in (k, v)))
         done.append(dense_attention(*(x.flatten(2, 3) for x in parts)).view_as(rows))
     return torch.cat(done, dim=2)
+
+
+def _sketched(q: Tensor, k: Tensor, v: Tensor, rule: BlockRule) -> Tensor:
+    """Return an empty result, of as many pairs of blocks as the rule lets be chosen."""
+    blocks = min(rule.temporal * (rule.budget + 1), rule.allowed_pairs)
+    pairs = q.shape[0] * q.shape[1] * blocks * q.shape[3] ** 2
+    flat_q, flat_k, flat_v = (x.flatten(2, 3) for x in (q, k, v))
+    out = sketched_attention(flat_q, flat_k, flat_v, pairs).view_as(q)
+    return out.permute(0, 2, 3, 1, 4).flatten(3)
 
 
 class SparseCausalSelfAttention(nn.Module):
@@ -290,6 +305,8 @@ class SparseCausalSelfAttention(nn.Module):
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend from ``q [B, heads, tokens, D]`` to all of ``k`` and
     ``v [B, heads, remembered tokens, D]``."""
+    if q.is_meta:
+        return sketched_attention(q, k, v, q.shape[:-1].numel() * k.shape[2])
     if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
         # The fused backward pass is no faster than these products, and three times as
         # slow in bfloat16.

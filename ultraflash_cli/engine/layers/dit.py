@@ -20,6 +20,7 @@ from ultraflash_cli.engine.layers.attention import (
 from ultraflash_cli.engine.layers.feed_forward import feed_forward
 from ultraflash_cli.engine.layers.modulation import Addend, sum_and_norm
 from ultraflash_cli.engine.layers.norm import LayerNorm
+from ultraflash_cli.engine.layers.recompute import recomputed
 from ultraflash_cli.engine.layers.rope import rotation_tables
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.adaln_modulate import gated_residual
@@ -258,13 +259,17 @@ class Dit(nn.Module):
         where: tuple[object, ...],
         caches: Sequence[CacheT],
         context: Sequence[ContextKv],
+        *,
+        recompute: bool = False,
     ) -> tuple[Tensor, tuple[CacheT, ...]]:
         """Take ``x`` through all blocks; returns it and the caches after the group. The
-        arguments are those of ``DitBlock.forward``, one cache and context a layer."""
+        arguments are those of ``DitBlock.forward``, one cache and context a layer. With
+        ``recompute`` blocks keep only their inputs for the backward pass."""
         after: list[CacheT] = []
         addend = None
         for block, cache, text in zip_longest(self.blocks, caches, context):
-            x, addend, cache = block(x, addend, time, (*where, cache), text)
+            run = recomputed(block) if recompute else block
+            x, addend, cache = run(x, addend, time, (*where, cache), text)
             after.append(cache)
 
         assert addend is not None and addend.gate is not None, "there is a block"

@@ -256,6 +256,7 @@ class Generator(Dit):
         first_frame: int = 0,
         position: int | Tensor | None = None,
         reuse_rings: bool = False,
+        recompute: bool = False,
     ) -> ChunkResult:
         """Run the network over one chunk of up to any length; differentiable unless
         ``reuse_rings``.
@@ -266,7 +267,8 @@ class Generator(Dit):
         the latent frames before this chunk. Running the last chunk again replaces it in
         the cache. ``position`` overrides ``first_frame`` for position embeddings; a
         tensor when a graph is captured. With ``reuse_rings`` the buffers of ``rings``
-        are overwritten. Raises ConfigError if the window is full and does not slide.
+        are overwritten; with ``recompute`` blocks keep only their inputs for the
+        backward pass. Raises ConfigError if the window is full and does not slide.
         """
         config, weight = self.config, self.patch_embedding.weight
         batch, _, frames, height, width = x_bcthw.shape
@@ -316,7 +318,9 @@ class Generator(Dit):
         if self.row_places is not None and self.column_places is not None:
             places = self.row_places[:, None] + self.column_places
             x = x + (places + self._moving_places(frames, position)).flatten(-3, -2)
-        x, after = self.through_blocks(x, time_six, (tables, span), rings, context)
+        x, after = self.through_blocks(
+            x, time_six, (tables, span), rings, context, recompute=recompute
+        )
         flow = self._from_patches(self.head(x, time), height, width)
         if config.prediction == "clean":
             flow = (x_bcthw.to(flow) - flow) / level.to(flow).clamp_min(LEAST_LEVEL)

@@ -315,6 +315,7 @@ class SrDit(Dit):
         group: int = 0,
         timestep: Tensor | None = None,
         reuse_caches: bool = False,
+        recompute: bool = False,
     ) -> GroupResult:
         """Run the network over one group of up to any length; differentiable unless
         ``reuse_caches``.
@@ -323,7 +324,8 @@ class SrDit(Dit):
         ``context`` what ``embed_context`` returned (None: no prompt), ``first_frame``
         the latent frames (also as a tensor) and ``group`` the groups before this one,
         ``timestep [B]`` the one of each sample (None: the configured one). With
-        ``reuse_caches`` the buffers of ``caches`` are overwritten.
+        ``reuse_caches`` the buffers of ``caches`` are overwritten. With ``recompute``
+        blocks keep only their inputs for the backward pass and run again in it.
         """
         config = self.config
         batch, _, frames, height, width = cond_bcthw.shape
@@ -370,7 +372,9 @@ class SrDit(Dit):
         if not layout.padded:
             x = drop_padding(x.flatten(1, 2), layout.size, grid.block)
         x = F.linear(x, weight.permute(0, 2, 3, 4, 1).flatten(1), self.patch_embedding.bias)
-        x, after = self.through_blocks(x, time_six, (tables, layout), caches, context)
+        x, after = self.through_blocks(
+            x, time_six, (tables, layout), caches, context, recompute=recompute
+        )
         x = self.head(x, time)
         if not layout.padded:
             x = with_padding(x, layout.size, grid.block).unflatten(1, whole)

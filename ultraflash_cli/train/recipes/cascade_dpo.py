@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.cache_policy import CacheManagement
+from ultraflash_cli.engine.layers.recompute import recomputed
 from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
@@ -21,6 +22,7 @@ from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs
 from ultraflash_cli.errors import ConfigError, WeightsError
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import draw_levels, group_flow, noised, normal
+from ultraflash_cli.train.large import large_loop
 from ultraflash_cli.train.loop import Batch, Learner, generator_of
 from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
 from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, channel_weight, of_scales, weigh_channels
@@ -83,6 +85,9 @@ class DpoConfig(Tv2vConfig):
     levels: tuple[float, float] = (0.0, 1.0)
     """Range of the noise levels, before the shift, at which both halves are compared. A student of one step was taught
     the highest only."""
+    graded_groups: int = 0
+    """Groups, the last ones of a clip, on whose errors the preference rests; those before
+    are what they remember. 0: all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +103,10 @@ class DpoConfig(Tv2vConfig):
         """The profile under dynamic cache management, for clips of this length."""
         rules, profile = CacheManagement.parse(self.cache_management), self.profile
         assert profile.sr_dit is not None
-        groups = math.ceil(self.pairs.frames / FRAMES_PER_LATENT / profile.group_latents)
+        latents = self.pairs.frames // FRAMES_PER_LATENT
+        if self.comes_encoded:
+            latents = self.window.latents
+        groups = math.ceil(latents / profile.group_latents)
         generator = rules.apply_generator(profile.generator) if profile.generator else None
         return replace(profile, sr_dit=rules.apply_sr(profile.sr_dit, groups), generator=generator)
 
@@ -159,7 +167,7 @@ def roll_out(
     for piece in low.split(group, dim=2):
         upsampler_state, cond = upsampler.step(states[0], piece)
         level = torch.full((batch_size,), config.profile.condition_noise)
-        cond = noised(cond, normal(cond, rng), level)
+        cond = noised(cond.float(), normal(cond, rng), level)
         state, clean = sr_dit.step(states[1], SrDitInputs(normal(cond, rng), cond))
         states = (upsampler_state, state)
         conds.append(cond)
@@ -169,8 +177,15 @@ def roll_out(
     if config.better == "truth":
         better = roles.latents_of(high)
     else:
-        steps, shift = config.stronger_steps, config.shift
-        better = tv2v.sample(roles.stronger, normal(cond, rng), cond, context, steps=steps, shift=shift)
+        better = tv2v.sample(
+            roles.stronger,
+            normal(cond, rng),
+            cond,
+            context,
+            steps=config.stronger_steps,
+            shift=config.shift,
+            guidance=config.sample_guidance,
+        )
     counts = _counts(config, roles, made, better.float(), high)
     return Pair(cond, made, better.float(), context, counts)
 
@@ -218,15 +233,29 @@ def drifts(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator)
     noise = normal(pair.own_bcthw, rng)
     level = draw_levels(len(noise), config.shift, rng, low=config.levels[0], high=config.levels[1])
     weight = channel_weight(roles).to(noise)
+    groups = math.ceil(noise.shape[2] / config.profile.group_latents)
+    ungraded = max(0, groups - config.graded_groups) if config.graded_groups else 0
 
     def error(network: SrDit, clean: Tensor) -> Tensor:
-        flow = group_flow(network, noised(clean, noise, level), pair.cond_bcthw, level, pair.context)
-        return (weight * (flow.float() - (noise - clean)).square()).mean((1, 2, 3, 4))
+        flow = group_flow(
+            network,
+            noised(clean, noise, level),
+            pair.cond_bcthw,
+            level,
+            pair.context,
+            recompute=config.loop.recompute,
+            ungraded=ungraded,
+        )
+        seen = slice(ungraded * config.profile.group_latents, None)
+        away = flow[:, :, seen].float() - (noise - clean)[:, :, seen]
+        return (weight * away.square()).mean((1, 2, 3, 4))
 
     def drift(clean: Tensor) -> Tensor:
         with torch.no_grad():
             reference = error(roles.reference, clean)
-        return error(roles.sr_dit, clean) - reference
+        # Of two graphs over whole clips, one at a time is enough.
+        run = recomputed(error) if config.loop.recompute else error
+        return run(roles.sr_dit, clean) - reference
 
     return drift(pair.better_bcthw), drift(pair.own_bcthw)
 
@@ -260,13 +289,31 @@ def _pair(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator
 
 def learners(config: DpoConfig) -> tuple[Learner, ...]:
     """Return the one learner, the transformer."""
-    return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
+    return (
+        Learner(
+            name="student",
+            roles=NETWORKS,
+            loss=partial(loss, config),
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        ),
+    )
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> DpoConfig:
     """Return the settings for a built-in model's sizes, or for a toy."""
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1e-4 if toy else 2e-5, warmup=10)
+    if base.comes_encoded:
+        # Six groups: the memory of the roll-out shrinks behind the second, and errors add up.
+        latents = 6 * profile.group_latents
+        six: dict[str, Any] = {"window": replace(base.window, latents=latents)}
+        return DpoConfig(
+            loop=large_loop(steps, seed, rate=1e-6),
+            **(tv2v.settings(base) | six),
+            beta=2000.0,
+            graded_groups=2,
+        )
     config = DpoConfig(loop=loop, **tv2v.settings(replace(base, orthogonal=False)))
     if toy or not config.with_text:
         return config

@@ -13,6 +13,7 @@ from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels, group_flow, noised, normal
+from ultraflash_cli.train.large import large_loop
 from ultraflash_cli.train.loop import Batch, Learner
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
 from ultraflash_cli.train.recipe import overlaid
@@ -63,6 +64,8 @@ class DmdConfig(Tv2vConfig):
     """Updates of the fake score for each of the student's."""
     critic_rate: float = 1.0
     """Factor on the critic's learning rate."""
+    critic_betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's decays for the critic; ``betas`` are the student's."""
     guidance: float = 2.0
     """Weight of the guidance part, what words change; 0 goes without. A transformer without text path has none."""
     matching: float = 1.0
@@ -98,6 +101,7 @@ class DmdRoles(CascadeRoles):
     def __init__(self, config: DmdConfig) -> None:
         scales = tuple(scale for scale, _ in config.scale_odds)
         super().__init__(config.profile, config.parts, scales=scales, words=config.words)
+        self.recompute = config.loop.recompute
         wide = config.dense_profile.sr_dit
         assert wide is not None
         self.real_score, self.fake_score = (SrDit(wide).requires_grad_(False) for _ in range(2))
@@ -111,7 +115,8 @@ class DmdRoles(CascadeRoles):
     def one_step(self, cond_bcthw: Tensor, context: Tensor | None, rng: torch.Generator) -> Tensor:
         """Return the student's clean latents ``eps - v(eps, y, c, 1)``."""
         noise, level = normal(cond_bcthw, rng), torch.ones(len(cond_bcthw))
-        return clean_of(noise, group_flow(self.sr_dit, noise, cond_bcthw, level, context), level)
+        flow = group_flow(self.sr_dit, noise, cond_bcthw, level, context, recompute=self.recompute)
+        return clean_of(noise, flow, level)
 
 
 def critic_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
@@ -122,7 +127,8 @@ def critic_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Gen
         context = roles.context(captions) if config.with_text else None
         clean = roles.one_step(cond, context, rng).float()
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
-    flow = group_flow(roles.fake_score, noised(clean, noise, level), cond, level, context)
+    noisy, recompute = noised(clean, noise, level), config.loop.recompute
+    flow = group_flow(roles.fake_score, noisy, cond, level, context, recompute=recompute)
     return {"flow": flow_error(roles, roles.fake_score, flow, noise - clean, level)}
 
 
@@ -187,12 +193,25 @@ def _distribution_terms(
 def learners(config: DmdConfig) -> tuple[Learner, ...]:
     """Return critic and student; the critic learns in every step. Without the parts that need scores the student is
     alone and learns in every step, too."""
-    student = Learner(name="student", roles=NETWORKS, loss=partial(student_loss, config))
+    student = Learner(
+        name="student",
+        roles=NETWORKS,
+        loss=partial(student_loss, config),
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+    )
     if config.orthogonal:
         student = replace(student, is_kernel=is_kernel)
     if not config.by_scores:
         return (student,)
-    critic = Learner(name="critic", roles=("fake_score",), loss=partial(critic_loss, config), rate=config.critic_rate)
+    critic = Learner(
+        name="critic",
+        roles=("fake_score",),
+        loss=partial(critic_loss, config),
+        rate=config.critic_rate,
+        betas=config.critic_betas,
+        weight_decay=config.weight_decay,
+    )
     return (critic, replace(student, every=config.critic_updates))
 
 
@@ -201,6 +220,16 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1.5e-3 if toy else 1e-4, warmup=10)
     config = DmdConfig(loop=loop, **tv2v.settings(base))
+    if base.comes_encoded:
+        # Without momentum for the student, which the critic follows (as in DMD2).
+        return replace(
+            config,
+            loop=large_loop(steps, seed, rate=2e-6),
+            betas=(0.0, 0.999),
+            critic_betas=(0.0, 0.999),
+            critic_rate=0.2,
+            decoded=(48, 48),
+        )
     if toy:
         return replace(config, critic_updates=2, matching=0.05, regression=3.0)
     if config.with_text:
@@ -246,7 +275,13 @@ def pictures(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Genera
     context = roles.context(captions) if config.with_text else None
     one = roles.one_step(cond, context, rng)
     many = tv2v.sample(
-        roles.real_score, normal(cond, rng), cond, context, steps=config.sample_steps, shift=config.shift
+        roles.real_score,
+        normal(cond, rng),
+        cond,
+        context,
+        steps=config.sample_steps,
+        shift=config.shift,
+        guidance=config.sample_guidance,
     )
     upsampled = roles.upsample(roles.latents_of(low), scale)
     return sheet(*(roles.decode(latents) for latents in (upsampled, one, many)), roles.frames_of(high))

@@ -199,7 +199,9 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
         seen = _blurred(config, clean, rng) if uniform(1, 0, 1, rng).item() < config.clean_share else None
 
         def flow_of(noisy: Tensor, level: Tensor) -> Tensor:
-            return chunk_flow(roles.generator, noisy, level, context, clean_bcthw=seen).float()
+            return chunk_flow(
+                roles.generator, noisy, level, context, clean_bcthw=seen, recompute=config.loop.recompute
+            ).float()
 
     start, target = clean, noise - clean
     over = level.to(clean).view(count, 1, frames, 1, 1)

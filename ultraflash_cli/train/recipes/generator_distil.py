@@ -112,7 +112,7 @@ def critic_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: tor
         clean = forced(roles.generator, roles.latents_of(shown), context, rng)
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
     every = level[:, None].expand(-1, clean.shape[2])
-    flow = chunk_flow(roles.fake_score, noised(clean, noise, level), every, context)
+    flow = chunk_flow(roles.fake_score, noised(clean, noise, level), every, context, recompute=config.loop.recompute)
     return {"flow": (flow.float() - (noise - clean)).square().mean()}
 
 

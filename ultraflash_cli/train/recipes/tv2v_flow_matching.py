@@ -15,7 +15,9 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material, PairConfig, captioned_batch
+from ultraflash_cli.train.encoded import encoded_batch, holds_encoded
 from ultraflash_cli.train.flows import clean_of, draw_levels, group_flow, noised, normal, uniform
+from ultraflash_cli.train.large import comes_encoded, large_loop, window_of
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import CHANNEL_WEIGHT, TOY, TOY_WORDS, CascadeRoles, dense, pixel_gain
@@ -78,6 +80,12 @@ class Tv2vConfig(RecipeConfig):
     """How much the noise levels lean to the noisy side."""
     text_drop: float = 0.1
     """How often a clip's words are dropped."""
+    memory: int = 2**15
+    """Temporal blocks that the dense transformer remembers from earlier groups."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's decays."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
     sample_steps: int = 8
     """Steps of the sample pictures."""
     sample_guidance: float = 1.0
@@ -94,7 +102,7 @@ class Tv2vConfig(RecipeConfig):
     def dense_profile(self) -> Profile:
         """The profile whose SR transformer keeps every block that causality allows."""
         assert self.profile.sr_dit is not None
-        return replace(self.profile, sr_dit=dense(self.profile.sr_dit))
+        return replace(self.profile, sr_dit=dense(self.profile.sr_dit, memory=self.memory))
 
     @property
     def with_text(self) -> bool:
@@ -102,8 +110,16 @@ class Tv2vConfig(RecipeConfig):
         return self.profile.sr_dit is not None and self.profile.sr_dit.text_len > 0
 
     @property
+    def comes_encoded(self) -> bool:
+        """Whether clips and captions come as latents and embeddings (`train encode`),
+        which a text encoder of billions of weights makes necessary."""
+        return comes_encoded(self.profile)
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """The roles that the cascade needs."""
+        if self.comes_encoded:
+            return ("upsamplers", "decoder", "sr_dit")
         parts = ("encoder", "upsamplers", "decoder", "sr_dit")
         return (*parts, "text_encoder") if self.with_text else parts
 
@@ -128,7 +144,8 @@ def loss(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Gener
         keep = uniform(len(clean), 0, 1, rng) >= config.text_drop
         context = roles.context(captions, keep) if config.with_text else None
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
-    flow = group_flow(roles.sr_dit, noised(clean, noise, level), cond, level, context)
+    noisy, recompute = noised(clean, noise, level), config.loop.recompute
+    flow = group_flow(roles.sr_dit, noisy, cond, level, context, recompute=recompute)
     return {"flow": flow_error(roles, roles.sr_dit, flow, noise - clean, level)}
 
 
@@ -187,7 +204,13 @@ def widened(generator: dict[str, Tensor], network: SrDit) -> dict[str, Tensor]:
 
 def learners(config: Tv2vConfig) -> tuple[Learner, ...]:
     """Return the one learner, the transformer."""
-    student = Learner(name="student", roles=NETWORKS, loss=partial(loss, config))
+    student = Learner(
+        name="student",
+        roles=NETWORKS,
+        loss=partial(loss, config),
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+    )
     return (replace(student, is_kernel=is_kernel) if config.orthogonal else student,)
 
 
@@ -206,6 +229,17 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
             scale_odds=((2, 1.0),),
         )
     assert profile.sr_dit is not None, f"{profile.name} has an SR transformer"
+    if comes_encoded(profile):
+        return Tv2vConfig(
+            loop=large_loop(steps, seed, rate=1e-5),
+            profile=profile,
+            window=window_of(profile, latents=12),
+            scale_odds=((profile.scale, 1.0),),
+            memory=6,
+            weight_decay=0.01,
+            sample_steps=20,
+            sample_guidance=5.0,
+        )
     loop = LoopConfig(steps=steps, seed=seed, rate=5e-4, warmup=100, average=0.998)
     pairs = PairConfig(frames=16, crop_px=64)
     if isinstance(profile.text_encoder, PromptEncoderConfig) and profile.sr_dit.text_len:
@@ -278,6 +312,8 @@ def make(config: Tv2vConfig, data: Path | None) -> Callable[[int], Batch]:
     """Return the function of the number that makes batches."""
     assert data is not None, "pairs come from prepared material or encoded scenes"
     loop = config.loop
+    if config.comes_encoded or holds_encoded(data):
+        return partial(encoded_batch, data.absolute(), config.window, loop.seed, loop.batch)
     if holds_scene_pairs(data):
         return partial(scene_pair_batch, data.absolute(), config.window, loop.seed, loop.batch)
     return partial(captioned_batch, data.absolute(), config.pairs, loop.seed, config.scale_odds, loop.batch)

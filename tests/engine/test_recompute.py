@@ -1,0 +1,142 @@
+"""Gradients of the transformers: against dense attention under a mask in float64, with and
+without recomputation."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ultraflash_cli.engine.cache import KvRing
+from ultraflash_cli.engine.layers import attention
+from ultraflash_cli.engine.layers.attention import SparseAttended, SparseLayout, sparse_causal_attention
+from ultraflash_cli.engine.profiles import TINY_RANDOM, ULTRAFLASH
+from ultraflash_cli.engine.seeds import generator_of
+from ultraflash_cli.engine.sparsity import BlockGrid
+from ultraflash_cli.engine.stages.generator import Generator
+from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
+from ultraflash_cli.train.flows import chunk_flow, group_flow
+from ultraflash_cli.train.roles import dense
+
+
+def network(config: SrDitConfig) -> SrDit:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        made = SrDit(config)
+        for parameter in made.parameters():
+            parameter.data.add_(0.02 * torch.randn(parameter.shape))
+    return made
+
+
+def gradients(made: torch.nn.Module, out: Tensor) -> dict[str, Tensor]:
+    made.zero_grad()
+    out.float().square().mean().backward()
+    return {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_blocks_that_are_computed_again_have_the_same_gradients(kind: str) -> None:
+    assert TINY_RANDOM.sr_dit is not None
+    config = replace(TINY_RANDOM.sr_dit, group_latents=2, kv_len=1, block=(2, 2, 2))
+    made = network(config if kind == "sparse" else dense(config))
+    clip = torch.randn(1, 16, 6, 8, 8, generator=generator_of("clip"))
+    results = [
+        gradients(made, group_flow(made, clip, clip, torch.ones(1), None, recompute=again)) for again in (False, True)
+    ]
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        assert torch.equal(results[1][name], value), name
+
+
+def test_chunks_of_a_generator_that_are_computed_again_have_the_same_gradients() -> None:
+    assert TINY_RANDOM.generator is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        made = Generator(replace(TINY_RANDOM.generator, window=6))
+    clip = torch.randn(1, 16, 6, 4, 4, generator=generator_of("clip"))
+    level = torch.full((1, 6), 0.5)
+    plain, again = (
+        gradients(made, chunk_flow(made, clip, level, None, recompute=recompute)) for recompute in (False, True)
+    )
+    for name, value in plain.items():
+        assert torch.equal(again[name], value), name
+
+
+def test_groups_without_gradients_are_seen_and_teach_nothing() -> None:
+    assert TINY_RANDOM.sr_dit is not None
+    made = network(replace(TINY_RANDOM.sr_dit, group_latents=2, kv_len=1, block=(2, 2, 2)))
+    clip = torch.randn(1, 16, 4, 8, 8, generator=generator_of("clip"))
+    whole = group_flow(made, clip, clip, torch.ones(1), None)
+    part = group_flow(made, clip, clip, torch.ones(1), None, ungraded=1)
+    assert torch.equal(whole, part)
+    assert not part[:, :, :2].grad_fn or gradients(made, part[:, :, 2:])
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, layout: SparseLayout, cache: KvRing) -> SparseAttended:
+    """The same attention as one masked softmax over all tokens."""
+    attended = sparse_causal_attention(q.detach(), k.detach(), v.detach(), layout, cache)
+    k_all, v_all = cache.join(k, v)
+    mask = attended.mask.repeat_interleave(q.shape[3], 2).repeat_interleave(q.shape[3], 3)
+    flat = (x.flatten(2, 3) for x in (q, k_all, v_all))
+    out = F.scaled_dot_product_attention(*flat, attn_mask=mask).view_as(q)
+    after = cache.keep(k_all, v_all, layout.remember, in_place=False)
+    return SparseAttended(out.permute(0, 2, 3, 1, 4).flatten(3), after, attended.chosen)
+
+
+def layout_of(kind: str, grid: BlockGrid, remembered: int) -> SparseLayout:
+    """One temporal block of a group after another that is remembered."""
+    budget = 2 if kind == "sparse" else 2**31 - 1
+    return SparseLayout.of(
+        grid,
+        remembered=remembered,
+        window=3 if kind == "sparse" else 0,
+        chunk=1,
+        budget=budget,
+        kv_len=1,
+        device=torch.device("cpu"),
+    )
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+def test_attention_has_the_gradients_of_one_masked_softmax_in_float64(kind: str) -> None:
+    """Heads of 128 in blocks of 128 tokens, as published; keys of the group before, too."""
+    grid = BlockGrid(2, 8, 32, (2, 8, 8))
+    rng = generator_of("attention")
+    leaves = [torch.randn(1, 2, 4, 128, 128, generator=rng, dtype=torch.float64).requires_grad_() for _ in range(5)]
+    results: list[tuple[Tensor, ...]] = []
+    for attend in (sparse_causal_attention, masked_attention):
+        q, k, v, k_old, v_old = leaves
+        attended = attend(q, k, v, layout_of(kind, grid, 4), KvRing(k_old, v_old, 4))
+        assert kind == "dense" or not attended.mask.all()
+        loss = attended.out.square().sum() + attended.cache.k.sum()
+        results.append((attended.out, *torch.autograd.grad(loss, leaves)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def test_a_layer_of_the_published_width_has_the_gradients_of_masked_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1536 wide, 12 heads, blocks of 128 tokens, a third of them attended to; its norms compute in float32."""
+    assert ULTRAFLASH.sr_dit is not None
+    config = replace(
+        ULTRAFLASH.sr_dit,
+        num_layers=1,
+        text_dim=64,
+        text_len=4,
+        group_latents=2,
+        kv_len=1,
+        top_k=1,
+        local_range=3,
+        mask_dtype="float32",
+    )
+    made = network(config)
+    clip = torch.randn(1, 16, 2, 16, 32, generator=generator_of("clip"))
+    context = torch.randn(1, 4, 64, generator=generator_of("text"))
+    level = torch.full((1,), 0.7)
+    ours = gradients(made, group_flow(made, clip, clip, level, context, recompute=True))
+    monkeypatch.setattr(attention, "sparse_causal_attention", masked_attention)
+    theirs = gradients(made, group_flow(made, clip, clip, level, context))
+    assert {"blocks.0.self_attn.q.weight", "blocks.0.ffn.0.weight"} <= ours.keys()
+    for name, value in theirs.items():
+        largest = float(value.abs().max())
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4 * largest, msg=name)

@@ -1,0 +1,228 @@
+"""What training costs: memory of a GPU by part, operations of a step, hours; computed on the
+meta device, where tensors have shapes and no storage.
+
+The losses of a recipe run as they are, with one and two layers; layers are alike, so the rest
+follows. Weights, gradients, moments and averages are counted parameter by parameter under
+the rules of `Shards`.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.seeds import generator_of
+from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.train.learning import Batch, Learner
+from ultraflash_cli.train.recipe import RecipeModule
+from ultraflash_cli.train.recipes import RECIPES
+from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig
+from ultraflash_cli.train.run import TrainJob
+from ultraflash_cli.train.shards import transformer_parts
+from ultraflash_cli.train.tally import Tally
+
+__all__ = ["GPU_CONTEXT", "Cost", "Fleet", "cost_of", "cost_of_job", "meta_batch", "turn"]
+
+GPU_CONTEXT = 2 * 10**9
+"""Bytes assumed for the CUDA context, libraries and the buffers of collectives."""
+
+FRAGMENTATION = 0.05
+"""Share of activations assumed to be lost between allocations."""
+
+LEARNER_BYTES = {"weights": 4, "EMA": 4, "gradients": 4, "optimiser": 8}
+"""Bytes a parameter that learns, in float32: its value, its mean, its gradient and AdamW's
+two moments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    """What a run has."""
+
+    gpus: int = 8
+    """GPUs, one process each; learners are sharded over them."""
+    gpu_bytes: int = 80 * 10**9
+    """Memory of each."""
+    tflops: float = 400.0
+    """What each computes in a second, as measured in such training, in 10^12 operations."""
+    shard_frozen: bool = False
+    """Whether frozen transformers are sharded, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run needs."""
+
+    memory: dict[str, int]
+    """Bytes on each GPU, by part."""
+    flops_per_step: float
+    """Operations of a mean optimiser step on each GPU; learners that learn in every n-th step
+    count an n-th."""
+    turns: dict[str, float]
+    """Operations of one turn of each learner on one batch."""
+    clips_per_step: int
+    """Clips of a step on all GPUs."""
+    steps: int
+    """Optimiser steps."""
+    fleet: Fleet
+    """On what."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes on each GPU."""
+        return sum(self.memory.values())
+
+    @property
+    def spare_bytes(self) -> int:
+        """Bytes left; negative where it does not fit."""
+        return self.fleet.gpu_bytes - self.total_bytes
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Seconds of a mean step at the fleet's rate."""
+        return self.flops_per_step / (self.fleet.tflops * 1e12)
+
+    @property
+    def hours(self) -> float:
+        """Hours of the run."""
+        return self.steps * self.seconds_per_step / 3600
+
+
+def cost_of(recipe: RecipeModule, config: Any, fleet: Fleet) -> Cost:
+    """Return what a run of a recipe needs. Raises UsageError for a recipe or a model whose
+    data do not come encoded."""
+    if not isinstance(config, Tv2vConfig) or not config.comes_encoded:
+        raise UsageError(
+            "--dry-run computes the recipes of the SR transformer for a model of encoded data; "
+            "give --profile ultraflash"
+        )
+    roles = _roles(recipe, config)
+    learning = {p for each in recipe.learners(config) for p in each.parameters(roles).values()}
+    memory, flops = _weights(roles, learning, config, fleet), dict[str, float]()
+    peak = 0
+    for learner in recipe.learners(config):
+        turn_flops, turn_peak = _extrapolated(recipe, config, learner.name)
+        flops[learner.name], peak = turn_flops, max(peak, turn_peak)
+    memory["activations and caches"] = round(peak * (1 + FRAGMENTATION))
+    memory["CUDA and collectives (assumed)"] = GPU_CONTEXT
+    shares = {each.name: flops[each.name] / each.every for each in recipe.learners(config)}
+    return Cost(
+        memory=memory,
+        flops_per_step=sum(shares.values()) * config.loop.accumulate,
+        turns=flops,
+        clips_per_step=fleet.gpus * config.loop.batch * config.loop.accumulate,
+        steps=config.loop.steps,
+        fleet=fleet,
+    )
+
+
+def cost_of_job(job: TrainJob, fleet: Fleet) -> Cost:
+    """Return what a job would need. Raises UsageError as ``cost_of`` does."""
+    recipe = RECIPES[job.recipe].load()
+    return cost_of(recipe, job.configure(recipe), fleet)
+
+
+def _roles(recipe: RecipeModule, config: Tv2vConfig) -> nn.Module:
+    with torch.device("meta"):
+        return recipe.start(config, [], {})
+
+
+def _weights(roles: nn.Module, learning: set[nn.Parameter], config: Tv2vConfig, fleet: Fleet) -> dict[str, int]:
+    """Return the bytes of parameters and what goes with them, on each GPU."""
+    count = sum(p.numel() for p in learning)
+    memory = {f"{name} of learners": per * count // fleet.gpus for name, per in LEARNER_BYTES.items()}
+    parts = [tuple(part.parameters()) for part in transformer_parts(roles)]
+    in_parts = {p for part in parts for p in part}
+    value_bytes = 2 if config.loop.runs_in_bf16 else 4
+    # The part that computes and the next one; all else for the length of a turn.
+    largest = max((sum(p.numel() for p in part) for part in parts), default=0)
+    rest = sum(p.numel() for p in learning - in_parts)
+    memory["gathered weights"] = value_bytes * (2 * largest + rest)
+
+    frozen_bytes = 2 if config.loop.frozen == "bf16" else 4
+    frozen = set(roles.parameters()) - learning
+    sharded = {p for p in frozen if fleet.shard_frozen and p in in_parts}
+    whole = sum(p.numel() for p in frozen - sharded)
+    divided = sum(p.numel() for p in sharded) // fleet.gpus
+    memory["frozen networks"] = frozen_bytes * (whole + divided)
+    return memory
+
+
+def _extrapolated(recipe: RecipeModule, config: Tv2vConfig, learner: str) -> tuple[float, int]:
+    """Return operations and most bytes of a learner's turn on one batch, from runs with one
+    and two layers, and with one and two steps of a stronger model."""
+    sr_dit = config.profile.sr_dit
+    assert sr_dit is not None, "the config was checked"
+    axes = {"layers": sr_dit.num_layers}
+    if hasattr(config, "stronger_steps"):
+        axes["steps"] = cast("Any", config).stronger_steps
+    names = list(axes)
+    counted: dict[tuple[int, ...], tuple[float, int]] = {}
+    for point in product(*(sorted({1, min(2, axes[name])}) for name in names)):
+        at = dict(zip(names, point, strict=True))
+        counted[point] = _counted(recipe, _with(config, at), learner)
+    target = tuple(axes[name] for name in names)
+    flops = _linear({point: flops for point, (flops, _) in counted.items()}, target)
+    peak = _linear({point: float(peak) for point, (_, peak) in counted.items()}, target)
+    return flops, round(peak)
+
+
+def _with(config: Tv2vConfig, at: dict[str, int]) -> Tv2vConfig:
+    profile: Profile = config.profile
+    assert profile.sr_dit is not None, "the config was checked"
+    shallow = replace(profile, sr_dit=replace(profile.sr_dit, num_layers=at["layers"]))
+    config = replace(config, profile=shallow)
+    return replace(cast("Any", config), stronger_steps=at["steps"]) if "steps" in at else config
+
+
+def _linear(values: dict[tuple[int, ...], float], target: tuple[int, ...]) -> float:
+    """Return a function that is linear in each argument, known where these are 1 and 2."""
+    if not target:
+        return values[()]
+    first = target[0]
+    low, high = ({point[1:]: value for point, value in values.items() if point[0] == at} for at in (1, 2))
+    start = _linear(low, target[1:])
+    return start if first == 1 else start + (first - 1) * (_linear(high, target[1:]) - start)
+
+
+def _counted(recipe: RecipeModule, config: Tv2vConfig, name: str) -> tuple[float, int]:
+    """Return operations and most bytes of a learner's turn on one batch."""
+    roles = _roles(recipe, config)
+    if config.loop.runs_in_bf16:
+        roles.to(torch.bfloat16)
+    (learner,) = (each for each in recipe.learners(config) if each.name == name)
+    learning = set(learner.parameters(roles).values())
+    for p in roles.parameters():
+        p.requires_grad_(p in learning)
+        if p in learning:
+            # As sharding does: a gradient leaves once it is complete.
+            p.register_post_accumulate_grad_hook(_drop_gradient)
+    return turn(learner, roles, meta_batch(config), config.loop.seed)
+
+
+def turn(learner: Learner, roles: nn.Module, batch: Batch, seed: int) -> tuple[float, int]:
+    """Run a learner's loss forward and backward on a batch; return operations and the most
+    bytes alive at once beyond what was there."""
+    with Tally() as tally:
+        terms: dict[str, Tensor] = learner.loss(roles, batch, generator_of(seed, "cost"))
+        torch.stack(list(terms.values())).sum().backward()
+    return float(tally.flops), tally.peak_bytes
+
+
+def _drop_gradient(p: Tensor) -> None:
+    p.grad = None
+
+
+def meta_batch(config: Tv2vConfig, device: str = "meta") -> Batch:
+    """Return a batch of the settings' window, without storage unless a device is given."""
+    words, window = config.profile.text_encoder, config.window
+    assert isinstance(words, TextEncoderConfig), "encoded data come with embeddings"
+    batch, scale = config.loop.batch, config.scale_odds[0][0]
+    channels = config.profile.latent_stages[1].latent_channels
+    size = (batch, channels, window.latents)
+    low = torch.zeros(*size, window.rows // scale, window.columns // scale, device=device)
+    high = torch.zeros(*size, window.rows, window.columns, device=device)
+    return low, high, scale, torch.zeros(batch, words.text_len, words.dim, device=device)
