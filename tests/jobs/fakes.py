@@ -11,6 +11,7 @@ import numpy as np
 
 from ultraflash_cli.engine.guard import Counting
 from ultraflash_cli.jobs.running.upscaling import SourceFrame
+from ultraflash_cli.video.frame import Frame
 
 __all__ = [
     "AheadUpscaler",
@@ -194,8 +195,8 @@ class TextSegment:
     ) -> None:
         return None
 
-    def write(self, rgb_hwc: np.ndarray, pts: int, duration: int, alpha_hw: np.ndarray | None = None) -> None:
-        self._lines.append(f"{pts} {duration} {int(rgb_hwc[0, 0, 0])}")
+    def write(self, frame: Frame) -> None:
+        self._lines.append(f"{frame.pts} {frame.duration} {int(frame.rgb_hwc[0, 0, 0])}")
 
     def close(self) -> None:
         self._path.write_text("\n".join(self._lines) + "\n")
@@ -205,4 +206,4 @@ def frames_of(count: int, cuts: set[int]) -> Iterator[SourceFrame]:
     """Make a clip of `count` numbered frames with scenes that begin at `cuts`."""
     for number in range(count):
         rgb_hwc = np.full((1, 1, 3), number % 256, np.uint8)
-        yield SourceFrame(number, number in cuts, rgb_hwc, 10 * number + number % 3, 10)
+        yield SourceFrame(number, number in cuts, Frame(10 * number + number % 3, 10, rgb_hwc))

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ultraflash_cli.video.color import ColorInfo, Picture
 from ultraflash_cli.video.containers import StreamPlan, plan_streams
-from ultraflash_cli.video.decode import DecodedFrame, read_frames
+from ultraflash_cli.video.decode import read_frames
 from ultraflash_cli.video.encode import EncodeSpec, choose_spec
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import Joined, join
 from ultraflash_cli.video.probe import ClipInfo, probe
 from ultraflash_cli.video.segment import SegmentWriter
@@ -162,7 +163,7 @@ class Result:
     info: ClipInfo
     spec: EncodeSpec
     plan: StreamPlan
-    frames: list[DecodedFrame]
+    frames: list[Frame]
     warnings: list[str]
     """Of reading and of joining."""
     segments: list[Path]
@@ -216,7 +217,7 @@ def enlarge(
 
 
 def write_segments(
-    folder: Path, spec: EncodeSpec, frames: Sequence[DecodedFrame], *, per_segment: int, scale: int = 1
+    folder: Path, spec: EncodeSpec, frames: Sequence[Frame], *, per_segment: int, scale: int = 1
 ) -> list[Path]:
     """Encode frames into segment files."""
     segments: list[Path] = []
@@ -225,7 +226,7 @@ def write_segments(
         with SegmentWriter(segments[-1], spec) as writer:
             for frame in frames[start : start + per_segment]:
                 alpha_hw = None if frame.alpha_hw is None else repeated(frame.alpha_hw, scale)
-                writer.write(repeated(frame.rgb_hwc, scale), frame.pts, frame.duration, alpha_hw)
+                writer.write(Frame(frame.pts, frame.duration, repeated(frame.rgb_hwc, scale), alpha_hw))
     return segments
 
 

@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-from ultraflash_cli.video.decode import DecodedFrame, ReadReport, read_frames
+from ultraflash_cli.video.decode import ReadReport, read_frames
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.probe import ClipInfo, probe
 from ultraflash_cli.video.source import Source
 
@@ -15,7 +16,7 @@ def made(seconds: str = "0.4", size: str = "64x48", rate: int = 25) -> list[str]
     return ["-f", "lavfi", "-i", f"testsrc2=size={size}:rate={rate}:duration={seconds}"]
 
 
-def read(source: Source, *, alpha: bool = False) -> tuple[ClipInfo, list[DecodedFrame], list[str], ReadReport]:
+def read(source: Source, *, alpha: bool = False) -> tuple[ClipInfo, list[Frame], list[str], ReadReport]:
     info = probe(source)
     warnings: list[str] = []
     report = ReadReport()

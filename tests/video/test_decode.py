@@ -15,13 +15,14 @@ from tests.video.clips import ClipPlan, ffmpeg, make_clip, mean_error, picture, 
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.video.clock import Clock
 from ultraflash_cli.video.color import ColorInfo
-from ultraflash_cli.video.decode import DecodedFrame, read_frames
+from ultraflash_cli.video.decode import read_frames
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.probe import probe
 
 MATRIX = {601: 6, 709: 1}
 
 
-def read(path: Path) -> tuple[list[DecodedFrame], list[str]]:
+def read(path: Path) -> tuple[list[Frame], list[str]]:
     warnings: list[str] = []
     return list(read_frames(probe(path), warn=warnings.append)), warnings
 

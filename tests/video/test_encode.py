@@ -34,8 +34,9 @@ from ultraflash_cli.video.color import (
     widened,
 )
 from ultraflash_cli.video.containers import plan_alone, plan_streams
-from ultraflash_cli.video.decode import DecodedFrame, read_frames
+from ultraflash_cli.video.decode import read_frames
 from ultraflash_cli.video.encode import MADE_TICKS, EncodeSpec, check_encoder, choose_spec, made_spec
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join, join_alone
 from ultraflash_cli.video.partial import partial_file
 from ultraflash_cli.video.probe import ClipInfo, probe
@@ -159,7 +160,7 @@ def test_encoded_samples_are_those_of_the_standard(tmp_path: Path, info: ClipInf
     color = ColorInfo(matrix=6 if standard == 601 else 1, primaries=1, transfer=1, range=2 if full else 1)
     spec = spec_for(info, codec="ffv1", crf=None, preset="", pix_fmt="yuv444p", color=color)
     with SegmentWriter(tmp_path / "a.nut", spec) as writer:
-        writer.write(picture(0), 0, 1)
+        writer.write(Frame(0, 1, picture(0)))
     with av.open(str(tmp_path / "a.nut")) as container:
         planes = next(container.decode(video=0)).to_ndarray()
     assert np.abs(planes.astype(int) - to_yuv444(picture(0), standard=standard, full=full)).max() <= 1
@@ -245,7 +246,7 @@ def test_a_segment_says_what_it_holds_and_gives_every_packet_its_time(tmp_path: 
     stamps = [1000, 1001, 1005, 1010, 1011]
     with SegmentWriter(tmp_path / "a.mp4", spec) as writer:
         for number, pts in enumerate(stamps):
-            writer.write(picture(number), pts, 7)
+            writer.write(Frame(pts, 7, picture(number)))
     record = read_record(tmp_path / "a.mp4")
     size_bytes = (tmp_path / "a.mp4").stat().st_size
     assert record == SegmentRecord(size_bytes=size_bytes, frames=5, first_pts=1000, last_pts=1011, last_duration=7)
@@ -263,7 +264,7 @@ def test_planes_are_encoded_as_they_are(tmp_path: Path, info: ClipInfo, pix_fmt:
     spec = spec_for(info, codec="ffv1", crf=None, preset="", pix_fmt=pix_fmt)
     levels = np.random.default_rng(1).integers(16, 236, (info.height_px * 3 // 2, info.width_px))
     with SegmentWriter(tmp_path / "a.nut", spec) as writer:
-        writer.write(levels.astype(dtype), 0, 1)
+        writer.write(Frame(0, 1, levels.astype(dtype)))
     with av.open(str(tmp_path / "a.nut")) as container:
         planes = next(container.decode(video=0)).to_ndarray()
     assert np.array_equal(planes, levels)
@@ -281,7 +282,7 @@ def test_equal_frames_and_settings_give_equal_segments(tmp_path: Path, info: Cli
                 dirt = [rng.integers(0, 256, size, dtype=np.uint8) for size in (100, 3000, 20_000, 70_000, 200_000) * 3]
                 fading = picture(number, width=160, height=112) * (1 - 0.08 * number)
                 del dirt
-                writer.write(fading.astype(np.uint8), number * 512 + 77, 512)
+                writer.write(Frame(number * 512 + 77, 512, fading.astype(np.uint8)))
         segments.append((tmp_path / f"{name}").read_bytes())
     assert all(segment == segments[0] for segment in segments)
 
@@ -289,12 +290,12 @@ def test_equal_frames_and_settings_give_equal_segments(tmp_path: Path, info: Cli
 def test_an_unfinished_or_cut_segment_does_not_count(tmp_path: Path, info: ClipInfo) -> None:
     path = tmp_path / "a.mp4"
     with pytest.raises(KeyboardInterrupt), SegmentWriter(path, spec_for(info)) as writer:
-        writer.write(picture(0), 0, 1)
+        writer.write(Frame(0, 1, picture(0)))
         raise KeyboardInterrupt
     with pytest.raises(OutputError, match="not finished"):
         read_record(path)
     with SegmentWriter(path, spec_for(info)) as writer:
-        writer.write(picture(0), 0, 1)
+        writer.write(Frame(0, 1, picture(0)))
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
     with pytest.raises(OutputError, match="not finished"):
@@ -314,7 +315,7 @@ def test_frames_of_many_kilobytes_are_joined_whole(tmp_path: Path, codec: str) -
     source = probe(make_clip(tmp_path / "a.mkv", plan))
     spec = choose_spec(source, width_px=320, height_px=240, codec=codec, threads=1)
     noise = np.random.default_rng(0).integers(0, 256, (4, 240, 320, 3), dtype=np.uint8)
-    frames = [DecodedFrame(number * 40, 40, rgb_hwc) for number, rgb_hwc in enumerate(noise)]
+    frames = [Frame(number * 40, 40, rgb_hwc) for number, rgb_hwc in enumerate(noise)]
     segments = write_segments(tmp_path, spec, frames, per_segment=2)
     assert min(path.stat().st_size for path in segments) > 2 * 40_000
     streams = plan_streams(source, None, codec=codec)
@@ -332,7 +333,7 @@ def test_a_full_disk_is_an_output_error(info: ClipInfo) -> None:
     spec = spec_for(info, codec="ffv1", crf=None, preset="")
     with pytest.raises(OutputError, match="disk is full"), SegmentWriter(FULL_DISK, spec) as writer:
         for number in range(200):
-            writer.write(noise, number, 1)
+            writer.write(Frame(number, 1, noise))
 
 
 def test_paths_that_cannot_be_written_are_an_output_error(tmp_path: Path, info: ClipInfo) -> None:
@@ -409,7 +410,7 @@ def test_a_clip_without_a_source_is_written_with_even_times_bt709_and_tags(
         with SegmentWriter(path, spec) as writer:
             for number in range(first, first + 5):
                 rgb_hwc = picture(number, width=width, height=height)
-                writer.write(rgb_hwc, number * MADE_TICKS, MADE_TICKS)
+                writer.write(Frame(number * MADE_TICKS, MADE_TICKS, rgb_hwc))
     target = tmp_path / f"out{suffix}"
     join_alone(segments, plan, spec, target, tags={"title": "A title: ünï", "comment": "said by nobody"})
     check_output(target, plan=plan, frames=10, spec=spec, duration_s=Fraction(10, 16))

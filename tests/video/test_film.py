@@ -22,12 +22,13 @@ from tests.video.old_clips import (
     write,
     write_soft_telecine,
 )
-from ultraflash_cli.video.decode import DecodedFrame, read_frames
+from ultraflash_cli.video.decode import read_frames
 from ultraflash_cli.video.deinterlacing import times_of, with_deinterlacing
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.probe import ClipInfo, probe
 
 
-def read(path: Path, choice: str = "auto") -> tuple[ClipInfo, list[DecodedFrame], list[str]]:
+def read(path: Path, choice: str = "auto") -> tuple[ClipInfo, list[Frame], list[str]]:
     """A clip as ``--deinterlace`` wants it, its frames and what was said."""
     info = with_deinterlacing(probe(path), choice)  # pyright: ignore[reportArgumentType]
     warnings: list[str] = []
@@ -37,13 +38,13 @@ def read(path: Path, choice: str = "auto") -> tuple[ClipInfo, list[DecodedFrame]
 PAL = Fraction(25)
 
 
-def levels(frame: DecodedFrame) -> np.ndarray:
+def levels(frame: Frame) -> np.ndarray:
     """Luma of a grey frame in 8 bits of limited range, as it was written."""
     most = 255 if frame.rgb_hwc.dtype == np.uint8 else 65535
     return frame.rgb_hwc[:, :, 1] / most * 219 + 16
 
 
-def errors(frames: Sequence[DecodedFrame], wanted: Sequence[Luma]) -> list[float]:
+def errors(frames: Sequence[Frame], wanted: Sequence[Luma]) -> list[float]:
     """Mean absolute difference of each frame to the picture that it should show."""
     return [float(np.abs(levels(f) - w).mean()) for f, w in zip(frames, wanted, strict=True)]
 

@@ -14,8 +14,9 @@ from av.stream import AttachmentStream
 from tests.video.clips import SUBTITLES, ClipPlan, Result, enlarge, make_clip, picture, write_segments
 from ultraflash_cli.errors import OutputCheckError, OutputError
 from ultraflash_cli.video.containers import plan_alone, plan_streams
-from ultraflash_cli.video.decode import DecodedFrame, read_frames
+from ultraflash_cli.video.decode import read_frames
 from ultraflash_cli.video.encode import choose_spec, made_spec
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join_alone
 from ultraflash_cli.video.live import Streamed, stream_clip
 from ultraflash_cli.video.pipe import Pipe
@@ -98,7 +99,7 @@ def test_a_clip_without_a_source_is_streamed_with_its_tags(tmp_path: Path) -> No
         threads=1,
         suffix=".mkv",
     )
-    frames = [DecodedFrame(1000 * n, 1000, picture(n)) for n in range(9)]
+    frames = [Frame(1000 * n, 1000, picture(n)) for n in range(9)]
     segments = write_segments(tmp_path, spec, frames, per_segment=4)
     plan = plan_alone(".mkv", codec="h264", frame_s=Fraction(1, 16))
     tags = {"title": "a red car", "comment": "Generated"}
@@ -160,7 +161,7 @@ def test_a_pipe_is_followed_while_it_is_read(tmp_path: Path) -> None:
     spec = choose_spec(info, width_px=128, height_px=96, codec="h264", threads=1, suffix=".mkv")
 
     def segments() -> Iterator[Path]:
-        frames = list[DecodedFrame]()
+        frames = list[Frame]()
         for number, frame in enumerate(read_frames(info, warn=print)):
             frames.append(frame)
             if len(frames) == 10:

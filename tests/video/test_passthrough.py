@@ -32,8 +32,9 @@ from tests.video.clips import (
 from ultraflash_cli.errors import OutputCheckError, OutputError, UsageError
 from ultraflash_cli.video.check import check_output
 from ultraflash_cli.video.containers import StreamPlan, plan_streams
-from ultraflash_cli.video.decode import DecodedFrame, read_frames
+from ultraflash_cli.video.decode import read_frames
 from ultraflash_cli.video.encode import choose_spec
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.probe import ClipInfo, StreamInfo, probe
 
@@ -165,7 +166,7 @@ def test_any_times_survive_the_join(
     for step in steps:
         stamps.append(stamps[-1] + step)
     gaps = [*steps, last]
-    frames = [DecodedFrame(pts, gap, picture(n)) for n, (pts, gap) in enumerate(zip(stamps, gaps, strict=True))]
+    frames = [Frame(pts, gap, picture(n)) for n, (pts, gap) in enumerate(zip(stamps, gaps, strict=True))]
     spec = replace(
         choose_spec(clip, width_px=64, height_px=48, codec=codec, threads=1, time_base=Fraction(1, 12800)),
         preset="medium",
@@ -369,8 +370,8 @@ def test_an_unfinished_segment_or_a_foreign_one_stops_the_join(tmp_path: Path, c
     assert not target.exists() and not list(tmp_path.glob("*.part.*"))
 
 
-def replace_times(frame: DecodedFrame, shift: int) -> DecodedFrame:
-    return DecodedFrame(frame.pts + shift, frame.duration, frame.rgb_hwc)
+def replace_times(frame: Frame, shift: int) -> Frame:
+    return Frame(frame.pts + shift, frame.duration, frame.rgb_hwc)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")

@@ -10,13 +10,14 @@ import pytest
 from tests.video.clips import ffmpeg
 from tests.video.sources import X264, made, read
 from ultraflash_cli.errors import InputError, OutputError
-from ultraflash_cli.video.decode import DecodedFrame, read_frames
+from ultraflash_cli.video.decode import read_frames
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.pipe import Pipe
 from ultraflash_cli.video.probe import probe
 from ultraflash_cli.video.source import open_input
 
 
-def same(a: Sequence[DecodedFrame], b: Sequence[DecodedFrame]) -> bool:
+def same(a: Sequence[Frame], b: Sequence[Frame]) -> bool:
     return len(a) == len(b) and all(
         (x.pts, x.duration) == (y.pts, y.duration) and np.array_equal(x.rgb_hwc, y.rgb_hwc)
         for x, y in zip(a, b, strict=True)

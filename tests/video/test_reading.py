@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from tests.video.clips import ffmpeg, shown_times
 from tests.video.kinds import KINDS, make
-from ultraflash_cli.video.decode import DecodedFrame, read_frames
+from ultraflash_cli.video.decode import read_frames
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.probe import ClipInfo, probe
 
 
@@ -27,7 +28,7 @@ def independent_pictures(path: Path, info: ClipInfo, scaling: str) -> NDArray[np
     return levels.reshape(-1, info.height_px, info.width_px, 3) / (257 if deep else 1)
 
 
-def errors(frames: Sequence[DecodedFrame], pictures: NDArray[np.float64]) -> list[float]:
+def errors(frames: Sequence[Frame], pictures: NDArray[np.float64]) -> list[float]:
     return [
         float(np.abs(frame.rgb_hwc / (257 if frame.rgb_hwc.dtype == np.uint16 else 1) - picture).mean())
         for frame, picture in zip(frames, pictures, strict=True)

@@ -13,6 +13,7 @@ from ultraflash_cli.video.containers import plan_streams
 from ultraflash_cli.video.cuts import CutDetector
 from ultraflash_cli.video.decode import ReadReport, read_frames
 from ultraflash_cli.video.encode import choose_spec
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.probe import probe
 from ultraflash_cli.video.segment import SegmentWriter
@@ -58,7 +59,7 @@ def test_a_real_file_keeps_every_frame_time_and_stream(shared_data: Path, tmp_pa
         if writer is None:
             segments.append(tmp_path / f"{count}.mp4")
             writer = SegmentWriter(segments[-1], spec)
-        writer.write(frame.rgb_hwc[:height, :width], frame.pts, frame.duration)
+        writer.write(Frame(frame.pts, frame.duration, frame.rgb_hwc[:height, :width]))
         start = start if count else frame.pts
         end = frame.pts + frame.duration
         count += 1

@@ -30,8 +30,9 @@ from ultraflash_cli.video.check import check_output
 from ultraflash_cli.video.codecs import choose_codec
 from ultraflash_cli.video.color import ColorInfo, ContentLight, MasteringDisplay
 from ultraflash_cli.video.containers import plan_streams
-from ultraflash_cli.video.decode import DecodedFrame, read_frames
+from ultraflash_cli.video.decode import read_frames
 from ultraflash_cli.video.encode import EncodeSpec, check_encoder, choose_spec, losses
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.probe import ClipInfo, probe
 from ultraflash_cli.video.segment import SegmentWriter
@@ -170,12 +171,12 @@ def test_hdr_is_written_with_its_tags_and_metadata(tmp_path: Path, codec: str, s
     assert any("HDR" in loss for loss in losses(info, other))
 
 
-def transparent(number: int, *, deep: bool) -> DecodedFrame:
+def transparent(number: int, *, deep: bool) -> Frame:
     steps = np.linspace(0, 65535 if deep else 255, 64)[None].repeat(48, 0)
     rgb_hwc = picture(number)
     if deep:
-        return DecodedFrame(number, 1, rgb_hwc.astype(np.uint16) * 257, steps.astype(np.uint16))
-    return DecodedFrame(number, 1, rgb_hwc, steps.astype(np.uint8))
+        return Frame(number, 1, rgb_hwc.astype(np.uint16) * 257, steps.astype(np.uint16))
+    return Frame(number, 1, rgb_hwc, steps.astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_equal_frames_give_equal_packets(tmp_path: Path, clip: ClipInfo, codec: 
     for name in range(3):
         with SegmentWriter(tmp_path / f"{name}", spec) as writer:
             for number in range(6):
-                writer.write(picture(number, width=320, height=96), number, 1)
+                writer.write(Frame(number, 1, picture(number, width=320, height=96)))
         with av.open(str(tmp_path / f"{name}")) as container:
             found.add(b"".join(bytes(packet) for packet in container.demux(video=0)))
     assert len(found) == 1
@@ -280,7 +281,7 @@ def test_eight_bits_out_of_sixteen_are_dithered_and_always_the_same(tmp_path: Pa
     planes: list[np.ndarray] = []
     for name in "ab":
         with SegmentWriter(tmp_path / name, spec) as writer:
-            writer.write(slope, 0, 1)
+            writer.write(Frame(0, 1, slope))
         with av.open(str(tmp_path / name)) as container:
             planes.append(next(container.decode(video=0)).to_ndarray()[:64])
     assert (planes[0] == planes[1]).all()
@@ -301,7 +302,7 @@ def test_pictures_are_written_whole_numbered_and_exact(tmp_path: Path, clip: Cli
     assert streams.suffix == ".png" and any("cannot store timestamps" in note for note in streams.notes)
     level = 257 if bits > 8 else 1
     dtype = np.uint16 if bits > 8 else np.uint8
-    frames = [DecodedFrame(n, 1, picture(n).astype(dtype) * dtype(level)) for n in range(5)]
+    frames = [Frame(n, 1, picture(n).astype(dtype) * dtype(level)) for n in range(5)]
     segments = write_segments(tmp_path, spec, frames, per_segment=3)
     hidden, target = tmp_path / ".hidden" / "f%03d.png", tmp_path / "new" / "f%03d.png"
     assert write_pictures(segments, hidden) == 5
@@ -317,7 +318,7 @@ def test_pictures_are_written_whole_numbered_and_exact(tmp_path: Path, clip: Cli
 
 def test_pictures_that_cannot_all_be_moved_are_not_there_at_all(tmp_path: Path, clip: ClipInfo) -> None:
     spec = png_spec(clip)
-    segments = write_segments(tmp_path, spec, [DecodedFrame(n, 1, picture(n)) for n in range(3)], per_segment=3)
+    segments = write_segments(tmp_path, spec, [Frame(n, 1, picture(n)) for n in range(3)], per_segment=3)
     write_pictures(segments, tmp_path / "made" / "%d.png")
     (tmp_path / "target" / "3.png").mkdir(parents=True)
     with pytest.raises(OutputError, match="folder"):
@@ -331,7 +332,7 @@ def test_pictures_and_plain_frames_are_upright(
     tmp_path: Path, clip: ClipInfo, rotation_deg: int, mirrored: bool
 ) -> None:
     spec = png_spec(clip, rotation_deg=rotation_deg, mirrored=mirrored)
-    segments = write_segments(tmp_path, spec, [DecodedFrame(0, 1, picture(0))], per_segment=1)
+    segments = write_segments(tmp_path, spec, [Frame(0, 1, picture(0))], per_segment=1)
     write_pictures(segments, tmp_path / "%d.png")
     check_pictures(tmp_path / "%d.png", frames=1, spec=spec)
     (frame,) = read_frames(probe(tmp_path / "1.png"), warn=print)
@@ -344,7 +345,7 @@ def test_plain_frames_are_read_by_another_program(tmp_path: Path, clip: ClipInfo
     info = replace(clip, sample_aspect_ratio=Fraction(4, 3), rotation_deg=90)
     spec = choose_spec(info, width_px=64, height_px=48, codec="y4m", pix_fmt=pix_fmt, threads=1)
     assert plan_streams(clip, ".y4m", codec="y4m").suffix == ".y4m"
-    frames = [DecodedFrame(n, 1, picture(n)) for n in range(5)]
+    frames = [Frame(n, 1, picture(n)) for n in range(5)]
     segments = write_segments(tmp_path, spec, frames, per_segment=3)
     with open(tmp_path / "a.y4m", "wb") as file:
         assert write_y4m(segments, spec, file) == 5
@@ -359,7 +360,7 @@ def test_plain_frames_are_read_by_another_program(tmp_path: Path, clip: ClipInfo
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_sink_that_takes_no_more_is_an_output_error(tmp_path: Path, clip: ClipInfo) -> None:
     spec = choose_spec(clip, width_px=64, height_px=48, codec="y4m", threads=1)
-    segments = write_segments(tmp_path, spec, [DecodedFrame(0, 1, picture(0))], per_segment=1)
+    segments = write_segments(tmp_path, spec, [Frame(0, 1, picture(0))], per_segment=1)
     with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OutputError, match="full"):
         write_y4m(segments, spec, file)
 

@@ -22,12 +22,12 @@ WARM_GROUPS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCase:
-    """One measurement."""
+    """One measurement: a model, what it makes, and where. Raises ConfigError for sizes and lengths out of range."""
 
     model: str
     kind: Literal["upscale", "generate"] = "upscale"
     width_px: int = 832
-    """Of the source, or of what the generator draws."""
+    """Width of the source, or of what the generator makes."""
     height_px: int = 480
     scale: int = 2
     frames: int = 24
@@ -46,7 +46,7 @@ class BenchCase:
     graphs: bool = True
     """Record CUDA graphs, on a GPU."""
     lanes: bool = True
-    """Draw the next group next to the refinement of the current one, on a GPU."""
+    """Generate the next group while the current one is refined, on a GPU."""
     untrained: bool = False
     """Weights are random: times and memory mean something, pictures nothing."""
     store: Path | None = None

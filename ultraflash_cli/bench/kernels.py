@@ -26,28 +26,31 @@ OTHERS = {"reference": "eager reference", "plain": "bf16 layer", "joined": "publ
 
 @dataclass(frozen=True, kw_only=True)
 class KernelTime:
-    """How long an implementation of an operation takes."""
+    """What one implementation of a case took, and its share of the device's limits."""
 
     name: str
     impl: str
     dtype: str
     seconds: float
-    """Median."""
+    """Median of a call."""
     spread_s: float
     """Distance of the quartiles."""
     flops_per_second: float
     bytes_per_second: float
     """Of what has to be moved at least."""
     of_product: float
-    """Share of the device's product rate."""
+    """Share of the device's matmul rate, 0 to 1."""
     of_copy: float
-    """Share of the device's copy rate."""
+    """Share of the device's copy rate, 0 to 1."""
     speedups: dict[str, float]
     """Over the other implementations of the same case, by their names."""
 
 
 def measure_kernels(device: str, threads: int) -> list[KernelTime]:
-    """Time every operation of the kernels on a device."""
+    """Time every operation on ``device`` (auto, cpu, cuda[:i]), its CPU work in ``threads``.
+
+    Returns a row for every case and implementation. Raises UsageError and DeviceError for a device that is not there.
+    """
     torch.set_num_threads(threads)
     where = choose_device(device)
     limits = measure_limits(where, "bf16" if where.type == "cuda" else "fp32")

@@ -15,7 +15,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True, kw_only=True)
 class StageTime:
-    """Where a part of the time went."""
+    """How long one stage took, and what it computed."""
 
     name: str
     seconds: float
@@ -23,9 +23,9 @@ class StageTime:
     share: float
     """Of the whole time, 0..1; the shares of all stages sum to 1."""
     flops_per_second: float
-    """Arithmetic of the stage a second of its time."""
+    """Arithmetic of the stage per second of its time."""
     bytes_per_second: float
-    """Bytes that its operations read and write, each for itself, a second of its time."""
+    """Bytes that its operations read and write, each for itself, per second of its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class BenchReport:
 
     @property
     def flops_per_second(self) -> float:
-        """Arithmetic done a second of model time."""
+        """Arithmetic per second of model time; a multiply-add counts as 2."""
         return self.flops_per_output_pixel * self.output[0] * self.output[1] * self.fps
 
     def as_json(self) -> dict[str, object]:
@@ -113,7 +113,7 @@ class BenchReport:
         return {"schema": SCHEMA, **asdict(self), **derived}
 
     def lines(self) -> list[str]:
-        """Return what people want to read."""
+        """Return the report as lines of text."""
         source, output = (f"{width}x{height}" for width, height in (self.source, self.output))
         where = f"{self.precision} on {self.device_name}, {self.threads} threads (wait policy {self.waiting})"
         done = f"{self.frames} frames in {self.seconds:.2f} s"

@@ -14,7 +14,7 @@ _MANY_ROWS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a GPU does a second: arithmetic in TFLOP/s, traffic in TB/s."""
+    """What a GPU does per second: arithmetic in TFLOP/s, traffic in TB/s."""
 
     product: float
     """A large square product in bfloat16: what nothing passes without 8 bits."""
@@ -153,7 +153,7 @@ def roof_of(traced: StageTrace, rates: Rates) -> StageRoof:
 
 
 def roofline(rates: Rates, names: Sequence[str] = tuple(TRACES)) -> list[StageRoof]:
-    """Trace stages and say what they take."""
+    """Trace the stages on tensors without storage and return the least time of each."""
     return [roof_of(trace(name), rates) for name in names]
 
 

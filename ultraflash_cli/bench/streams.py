@@ -20,7 +20,7 @@ __all__ = ["DrawnStream", "Stream", "UpscaledStream"]
 
 
 class Stream(Protocol):
-    """A clip in the making."""
+    """A model at work on a clip, a group at a time."""
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -42,7 +42,7 @@ class Stream(Protocol):
 
 
 class _Leaving:
-    """Pictures on their way."""
+    """Pictures of the last group, still being copied to the host."""
 
     def __init__(self) -> None:
         self._group: Sequence[Arriving] = ()
@@ -54,7 +54,7 @@ class _Leaving:
 
 
 class UpscaledStream:
-    """A made clip without end through an upscaler."""
+    """An endless clip of drifting frames through an upscaler; pictures are uint8 ``[height, width, 3]``."""
 
     def __init__(self, upscaler: Upscaler) -> None:
         height_px, width_px = upscaler.plan.source
@@ -67,7 +67,7 @@ class UpscaledStream:
         self._leaving = _Leaving()
 
     def next_group(self) -> int:
-        """Upscale the next group of the clip."""
+        """Upscale the next group of the clip and return how many frames came out."""
         size = self._upscaler.group_frames(first=self._state.is_first)
         frames = list(islice(self._source, size))
         self._state, done = self._upscaler.launch(self._state, frames)

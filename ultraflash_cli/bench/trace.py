@@ -33,11 +33,11 @@ _HEIGHT, _WIDTH = (side // 8 for side in ULTRAFLASH.base_size)
 _FREE = frozenset(
     ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh")
 )
-"""Operations that launch nothing; views are told by torch."""
+"""Operations that launch nothing; torch says which others are views."""
 
 
 class Launch(NamedTuple):
-    """One operation: ours, or torch's."""
+    """One call of an operation of ``ultraflash_kernels`` or of torch, on given sizes."""
 
     op: str
     bytes: int
@@ -59,7 +59,7 @@ class StageTrace:
 
     @property
     def count(self) -> int:
-        """Launches."""
+        """How many launches there are."""
         return sum(self.launches.values())
 
     @property
@@ -69,12 +69,12 @@ class StageTrace:
 
     @property
     def pass_bytes(self) -> int:
-        """Bytes of those that only move and change numbers: no products, attention, convolutions."""
+        """Bytes of those that only move and change numbers: no matmuls, attention, convolutions."""
         return sum(count * launch.bytes for launch, count in self.launches.items() if not launch.flops)
 
     @property
     def flops(self) -> int:
-        """Arithmetic of all launches."""
+        """Arithmetic of all launches; a multiply-add counts as 2."""
         return sum(count * launch.flops for launch, count in self.launches.items())
 
 

@@ -20,6 +20,7 @@ from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, as_frame_generator, as_frame_upscaler
 from ultraflash_cli.models.profile import find_profile
 from ultraflash_cli.video.encode import MADE_TICKS, made_spec
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.segment import SegmentWriter
 
 __all__ = ["measure_wall"]
@@ -98,5 +99,5 @@ def _write_clip(case: BenchCase, path: Path) -> None:
         threads=case.threads,
     )
     with SegmentWriter(path, spec) as writer:
-        for number, frame in enumerate(islice(drifting_frames(case.width_px, case.height_px), count)):
-            writer.write(frame, number * MADE_TICKS, MADE_TICKS)
+        for number, picture in enumerate(islice(drifting_frames(case.width_px, case.height_px), count)):
+            writer.write(Frame(number * MADE_TICKS, MADE_TICKS, picture))

@@ -112,13 +112,15 @@ def _check(config: EncoderConfig, out: DecoderConfig) -> None:
     shrinks = [each for pair in zip(config.time_pools, config.strides, strict=True) for each in _steps(*pair)]
     grows = [each for stage in out.stages for each in reversed(_steps(stage.time_growth, 1 + stage.upsample))]
     if factors - {1, 2} or out.last_shuffle != config.patch or shrinks[::-1] != grows:
-        raise ConfigError("components need a decoder that mirrors the encoder")
+        raise ConfigError(f"the decoder grows by {grows}, expected one that mirrors the encoder, by {shrinks[::-1]}")
     if "space" in grows and out.upsampling != "pixel_shuffle":
-        raise ConfigError("components need a decoder with pixel shuffles")
+        raise ConfigError(f"the decoder enlarges by {out.upsampling}, components need pixel_shuffle")
     if not (config.linear_trunk and out.linear_trunk):
-        raise ConfigError("components need networks with activations in memory blocks only")
+        raise ConfigError("the trunk has activations, components need linear_trunk in encoder and decoder")
     if min(out.widths) < config.width:
-        raise ConfigError("components need a decoder as wide as the encoder")
+        raise ConfigError(
+            f"the decoder is {min(out.widths)} channels wide, components need the encoder's {config.width}"
+        )
 
 
 def _steps(time: int, space: int) -> list[str]:

@@ -17,6 +17,7 @@ from ultraflash_cli.video.clock import Clock, settled
 from ultraflash_cli.video.color import UNSPECIFIED, ColorInfo, Picture
 from ultraflash_cli.video.convert import FrameConverter, Look, look_of
 from ultraflash_cli.video.deinterlacing import about_fields, filter_mode, frames_of, times_of
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.repairs import Repairs
 from ultraflash_cli.video.sequence import ImageSequence, wrong_size
@@ -26,7 +27,7 @@ from ultraflash_cli.video.timeline import timed_packets
 from ultraflash_cli.video.truncation import missing_bytes
 from ultraflash_cli.video.watching import FieldWatch
 
-__all__ = ["DecodedFrame", "ReadReport", "read_captions", "read_frames"]
+__all__ = ["ReadReport", "read_captions", "read_frames"]
 
 _JUMP_S = 10
 _UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mjpeg", "mpeg", "mpegvideo", "vc1"}
@@ -45,17 +46,6 @@ _LEFT_BEHIND = {
     "S12M_TIMECODE": "timecodes inside frames are not kept",
 }
 """Metadata inside frames that no encoder can keep, in words."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DecodedFrame:
-    """One frame in coded orientation; ``pts`` and ``duration`` count ticks of the clip's ``time_base``."""
-
-    pts: int
-    duration: int
-    rgb_hwc: Picture
-    alpha_hw: Picture | None = None
-    """How opaque each pixel is, in the depth of ``rgb_hwc`` over its whole range; None if it was not requested."""
 
 
 @dataclass
@@ -113,7 +103,7 @@ def read_frames(
     threads: int = 1,
     report: ReadReport | None = None,
     captions: bool = False,
-) -> Iterator[DecodedFrame]:
+) -> Iterator[Frame]:
     """Decode the clip's main video from its first frame to its last.
 
     ``deinterlace`` None follows ``info.scan``, True treats every frame as interlaced. Frames are uint8, or uint16 over
@@ -135,11 +125,11 @@ def read_frames(
     progress = _Progress(tally)
     times = times_of(info)
 
-    def timed(ready: list[tuple[Picture, Picture | None]]) -> Iterator[DecodedFrame]:
+    def timed(ready: list[tuple[Picture, Picture | None]]) -> Iterator[Frame]:
         for (rgb_hwc, alpha_hw), (pts, duration) in zip(ready, times.take(len(ready)), strict=True):
             progress.frames += 1
             progress.end_pts = pts + duration
-            yield DecodedFrame(pts, duration, rgb_hwc, alpha_hw)
+            yield Frame(pts, duration, rgb_hwc, alpha_hw)
 
     single = frames_of(info)
     clock = _clock(single)

@@ -14,6 +14,7 @@ from av.video.reformatter import Interpolation
 from ultraflash_cli.errors import UltraflashError
 from ultraflash_cli.video.color import as_picture
 from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.probe import ClipInfo
 from ultraflash_cli.video.segment import SegmentWriter, open_segment
 from ultraflash_cli.video.source import open_input
@@ -61,7 +62,7 @@ def sampled_bytes(info: ClipInfo, spec: EncodeSpec) -> FrameBytes | None:
                 with SegmentWriter(path, spec) as writer:
                     ticks = max(1, round(1 / (spec.rate * spec.time_base)))
                     for place, rgb_hwc in enumerate(frames):
-                        writer.write(as_picture(rgb_hwc), place * ticks, ticks)
+                        writer.write(Frame(place * ticks, ticks, as_picture(rgb_hwc)))
                 packets += _packets(path)
             except (FFmpegError, OSError, UltraflashError):
                 return None

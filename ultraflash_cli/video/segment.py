@@ -17,6 +17,7 @@ from ultraflash_cli.files import sync_file
 from ultraflash_cli.video.codecs import CODECS, is_rgb_format
 from ultraflash_cli.video.color import Picture, as_frame, as_picture, narrowed, yuv_filter
 from ultraflash_cli.video.encode import EncodeSpec, encoder_options, open_encoder, prepare_encoder
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.partial import output_errors, partial_file
 
 __all__ = ["SegmentRecord", "SegmentWriter", "open_segment", "read_record", "record_path"]
@@ -90,13 +91,13 @@ class SegmentWriter:
         else:
             self.abandon()
 
-    def write(self, rgb_hwc: Picture, pts: int, duration: int, alpha_hw: Picture | None = None) -> None:
-        """Encode one frame ``[height, width, 3]``, uint8 or uint16; ``pts`` must grow, in the spec's time base.
+    def write(self, frame: Frame) -> None:
+        """Encode one frame; its ``pts`` must grow, in the spec's time base.
 
-        Planes of YUV 4:2:0 ``[height * 3 / 2, width]`` in the spec's format, matrix and range are encoded as they are.
-        ``alpha_hw`` says how opaque each pixel is, in the same depth; without it all are. It is left out where the spec
-        encodes no transparency.
+        Planes of YUV 4:2:0 in the spec's format, matrix and range are encoded as they are. Transparency is left out
+        where the spec encodes none; without it all is opaque.
         """
+        rgb_hwc, pts, duration = frame.rgb_hwc, frame.pts, frame.duration
         assert not self._closed, "a segment that is still open"
         assert self._last is None or pts > self._last, f"time stamps grow: {pts} after {self._last}"
         shapes = ((self.spec.height_px, self.spec.width_px, 3), (self.spec.height_px * 3 // 2, self.spec.width_px))
@@ -106,7 +107,7 @@ class SegmentWriter:
         self._last, self._last_duration = pts, duration
         self._frames += 1
         with output_errors(self.path):
-            yuv = self._planes(rgb_hwc) if rgb_hwc.ndim == 2 else self._converted(rgb_hwc, alpha_hw)
+            yuv = self._planes(rgb_hwc) if rgb_hwc.ndim == 2 else self._converted(rgb_hwc, frame.alpha_hw)
             # ProRes writes the tags of its frames, not those of the stream.
             yuv.color_primaries, yuv.color_trc = self.spec.color.primaries, self.spec.color.transfer
             ticks = self.spec.time_base.numerator

@@ -7,20 +7,25 @@ import pytest
 
 from ultraflash_cli.jobs.resume import spool as module
 from ultraflash_cli.jobs.resume.spool import Spool, Spooled, spooled
+from ultraflash_cli.video.frame import Frame
 
 
 def call(number: int, *, alpha: bool = False, deep: bool = False) -> Spooled:
     dtype = np.uint16 if deep else np.uint8
     rgb = np.full((4, 6, 3), number, dtype)
-    return Spooled(number % 2, rgb, 10 * number, 10, np.full((4, 6), number, dtype) if alpha else None)
+    frame = Frame(10 * number, 10, rgb, np.full((4, 6), number, dtype) if alpha else None)
+    return Spooled(number % 2, frame)
 
 
 def same(one: Spooled, other: Spooled) -> bool:
     def as_list(alpha: "np.ndarray | None") -> object:
         return None if alpha is None else alpha.tolist()
 
-    facts = [(each.sink, each.pts, each.duration, each.rgb_hwc.dtype, as_list(each.alpha_hw)) for each in (one, other)]
-    return facts[0] == facts[1] and np.array_equal(one.rgb_hwc, other.rgb_hwc)
+    def facts(call: Spooled) -> object:
+        frame = call.frame
+        return call.sink, frame.pts, frame.duration, frame.rgb_hwc.dtype, as_list(frame.alpha_hw)
+
+    return facts(one) == facts(other) and np.array_equal(one.frame.rgb_hwc, other.frame.rgb_hwc)
 
 
 def test_nothing_is_written_before_the_stop_and_everything_at_it(tmp_path: Path) -> None:
@@ -63,7 +68,7 @@ def test_what_an_earlier_stop_has_kept_stays_in_front(tmp_path: Path) -> None:
     with Spool(path, keep_bytes=size) as spool:
         spool.record(call(2))
         whole = spool.finish()
-    assert whole is not None and [each.pts for each in spooled(path, whole)] == [0, 20]
+    assert whole is not None and [each.frame.pts for each in spooled(path, whole)] == [0, 20]
 
 
 def test_a_disk_that_refuses_keeps_nothing_and_fails_nothing(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ultraflash_cli.jobs.running.generating import make_frames, segment_ends
 from ultraflash_cli.jobs.running.segments import Busy
 from ultraflash_cli.jobs.running.upscaling import SourceFrame, move_frames
 from ultraflash_cli.jobs.stop import Stop, StopNow, stopping_on_signals
+from ultraflash_cli.video.frame import Frame
 
 
 def flow(
@@ -86,9 +87,9 @@ def test_what_the_model_finished_is_written_before_its_failure_is_told(
         join(thread, timeout)
 
     class Slow(TextSegment):
-        def write(self, rgb_hwc: np.ndarray, pts: int, duration: int, alpha_hw: np.ndarray | None = None) -> None:
+        def write(self, frame: Frame) -> None:
             awaited.wait()
-            super().write(rgb_hwc, pts, duration, alpha_hw)
+            super().write(frame)
 
     class Failing(FakeUpscaler):
         def step(self, state: FakeState, frames: list[np.ndarray]) -> tuple[FakeState, list[np.ndarray]]:
@@ -246,8 +247,8 @@ def test_a_failing_source_ends_the_run_with_its_own_error_and_keeps_segments(tmp
 class FullDisk(TextSegment):
     """A segment on a disk that fills up at frame 25."""
 
-    def write(self, rgb_hwc: object, pts: int, duration: int, alpha_hw: object = None) -> None:
-        if pts >= 250:
+    def write(self, frame: Frame) -> None:
+        if frame.pts >= 250:
             raise OSError(28, "No space left on device")
 
 
@@ -279,7 +280,7 @@ def test_frames_alive_stay_bounded_however_long_the_clip_is(tmp_path: Path) -> N
     most = 0
 
     class Counting(TextSegment):
-        def write(self, rgb_hwc: object, pts: int, duration: int, alpha_hw: object = None) -> None:
+        def write(self, frame: Frame) -> None:
             nonlocal written
             written += 1
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -197,7 +197,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         check_folder(job.temp / "journal")
 
     from ultraflash_cli.video.containers import plan_alone
-    from ultraflash_cli.video.encode import check_encoder, made_spec
+    from ultraflash_cli.video.encode import check_encoder
     from ultraflash_cli.video.probe import probe
 
     clip = probe(job.init_clip) if job.init_clip is not None else None
@@ -217,26 +217,16 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     )
     frames = plan.total_frames if job.seconds is None else min(plan.total_frames, _frames_for(job.seconds))
 
-    scale, (base_height_px, base_width_px) = SCALES[job.res], profile.base_size
+    scale, rate, suffix = (
+        SCALES[job.res],
+        Fraction(job.fps or GENERATED_FPS),
+        asked_suffix(named, job.stdout, job.codec),
+    )
     threads = job.threads or usable_cores()
-    rate = Fraction(job.fps or GENERATED_FPS)
-
-    def spec_at(scale: int) -> "EncodeSpec":
-        return made_spec(
-            width_px=scale * base_width_px,
-            height_px=scale * base_height_px,
-            rate=rate,
-            codec=job.codec,
-            crf=job.crf,
-            pix_fmt=job.pix_fmt,
-            enc_options=job.enc_options,
-            threads=threads,
-            suffix=suffix,
-        )
-
-    suffix = asked_suffix(named, job.stdout, job.codec)
-    spec, low_spec = spec_at(scale), spec_at(1) if job.save_lr else None
+    spec = _spec(job, profile.base_size, scale, rate=rate, threads=threads, suffix=suffix)
+    low_spec = _spec(job, profile.base_size, 1, rate=rate, threads=threads, suffix=suffix) if job.save_lr else None
     streams = plan_alone(suffix, codec=spec.codec, frame_s=1 / rate)
+
     output = named or (job.folder or Path()) / made_name(job.made_name, streams.suffix)
     if job.stdout is not None:
         output = stream_target(f"{job.made_name} {job.line}", job.temp, streams.suffix)
@@ -247,20 +237,11 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     if to_write and not exists:
         if low_output is not None:
             _check_target(low_output, replace(job, skip_existing=False), main=output)
-        seconds = Fraction(frames, GENERATED_FPS)
-        sizes = [
-            encoded_bytes(each.codec, width_px=each.width_px, height_px=each.height_px, frames=round(seconds * rate))
-            for each in (spec, low_spec)
-            if each is not None
-        ]
-        # Segments and the joined file are side by side for a moment.
-        if job.temp is None:
-            check_space(output.parent, 2 * sum(sizes) - used_bytes(work_folder(output)))
-        else:
-            check_space(job.temp, sum(sizes) - used_bytes(temp_work_folder(output, job.temp)))
-            check_space(output.parent, sum(sizes))
+        written = round(Fraction(frames, GENERATED_FPS) * rate)
+        _check_space(output, job, [each for each in (spec, low_spec) if each is not None], written)
     if not exists:
         check_encoder(spec)
+
     notes = (*link_notes(job.output), *streams.notes, *_remarks(profile, generator, latents))
     return PreparedGeneration(
         job=job,
@@ -284,6 +265,37 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         threads=threads,
         warnings=tuple(f"{output_label(output, job.stdout and job.stdout_name)}: {note}" for note in notes),
     )
+
+
+def _spec(
+    job: GenerateJob, base_size: tuple[int, int], scale: int, *, rate: Fraction, threads: int, suffix: str | None
+) -> "EncodeSpec":
+    """Return how the clip is encoded at `scale` times the base size (height, width)."""
+    from ultraflash_cli.video.encode import made_spec
+
+    return made_spec(
+        width_px=scale * base_size[1],
+        height_px=scale * base_size[0],
+        rate=rate,
+        codec=job.codec,
+        crf=job.crf,
+        pix_fmt=job.pix_fmt,
+        enc_options=job.enc_options,
+        threads=threads,
+        suffix=suffix,
+    )
+
+
+def _check_space(output: Path, job: GenerateJob, specs: "Sequence[EncodeSpec]", frames: int) -> None:
+    """Refuse a disk that is too full for segments and joined file, which are side by side for a moment."""
+    encoded = sum(
+        encoded_bytes(each.codec, width_px=each.width_px, height_px=each.height_px, frames=frames) for each in specs
+    )
+    if job.temp is None:
+        check_space(output.parent, 2 * encoded - used_bytes(work_folder(output)))
+    else:
+        check_space(job.temp, encoded - used_bytes(temp_work_folder(output, job.temp)))
+        check_space(output.parent, encoded)
 
 
 def _remarks(profile: "Profile", generator: "GeneratorConfig", latents: int) -> tuple[str, ...]:

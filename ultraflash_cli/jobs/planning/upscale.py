@@ -212,12 +212,13 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     if to_write and job.temp is not None:
         check_folder(job.temp / "journal")
 
-    from ultraflash_cli.video.encode import check_encoder, choose_spec, made_times
+    from ultraflash_cli.video.encode import check_encoder
     from ultraflash_cli.video.probe import probe, surveyed
 
     info, warnings = with_what_can_be_copied(probe(source), spooled=job.temp is not None)
     if any(each is not None for each in (job.start, job.end, job.preview)):
         info = surveyed(info)
+
     threads = job.threads or usable_cores()
     reading = reading_of(job, info, threads=threads)
     info = reading.info
@@ -237,37 +238,18 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         downscale=job.downscale,
         quarter_turn=info.rotation_deg in (90, 270),
     )
-    turned = info.rotation_deg in (90, 270)
     stretch = shape_warning(info, plan) if (shaped := with_shape(info, plan)) is info else None
     info = shaped
-    height_px, width_px = plan.target
-    if job.side_by_side:
-        height_px, width_px = (2 * height_px, width_px) if turned else (height_px, 2 * width_px)
 
     suffix = asked_suffix(named, job.stdout, job.codec)
     fps = Fraction(job.fps) if job.fps is not None and (isinstance(source, Path) or job.pipe is not None) else None
-    spec = choose_spec(
-        info,
-        width_px=width_px,
-        height_px=height_px,
-        codec=job.codec,
-        crf=job.crf,
-        pix_fmt=job.pix_fmt,
-        enc_options=job.enc_options,
-        threads=threads,
-        time_base=made_times(fps)[0] if fps is not None else None,
-        rate=fps,
-        suffix=suffix,
-    )
-    part = "_preview" if job.preview is not None else "_part" if window is not None else ""
-    part += "_side_by_side" if job.side_by_side else ""
+    spec = _spec(job, info, plan, fps=fps, threads=threads, suffix=suffix)
     streams = _kept_streams(job, info, suffix, spec.codec)
     if not isinstance(source, Path):
         streams = replace(streams, reason="")
+
     start_s = window[0] - clip_start_s if window is not None else Fraction(0)
-    beside, stem = made_place(source)
-    name = f"{stem}_{res}{part}"
-    output = named or (job.folder or beside) / made_name(name, streams.suffix)
+    output = named or _default_output(job, source, res, streams.suffix, is_part=window is not None)
     if job.stdout is not None:
         output = stream_target(input_identity(source), job.temp, streams.suffix)
     if to_write and named is None and job.stdout is None and not job.skip_existing:
@@ -277,6 +259,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
         _check_space(output, job, info, spec, window)
     if not exists:
         check_encoder(spec)
+
     model = choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS)
     return Prepared(
         job=job,
@@ -301,6 +284,38 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
             *(content_warnings(info, model) if job.pipe is None and not exists else ()),
         ),
     )
+
+
+def _spec(
+    job: UpscaleJob, info: "ClipInfo", plan: UpscalePlan, *, fps: Fraction | None, threads: int, suffix: str | None
+) -> "EncodeSpec":
+    """Return how the clip is encoded, next to its resample where both are shown."""
+    from ultraflash_cli.video.encode import choose_spec, made_times
+
+    height_px, width_px = plan.target
+    if job.side_by_side:
+        turned = info.rotation_deg in (90, 270)
+        height_px, width_px = (2 * height_px, width_px) if turned else (height_px, 2 * width_px)
+    return choose_spec(
+        info,
+        width_px=width_px,
+        height_px=height_px,
+        codec=job.codec,
+        crf=job.crf,
+        pix_fmt=job.pix_fmt,
+        enc_options=job.enc_options,
+        threads=threads,
+        time_base=made_times(fps)[0] if fps is not None else None,
+        rate=fps,
+        suffix=suffix,
+    )
+
+
+def _default_output(job: UpscaleJob, source: "Source", res: str, suffix: str, *, is_part: bool) -> Path:
+    part = "_preview" if job.preview is not None else "_part" if is_part else ""
+    part += "_side_by_side" if job.side_by_side else ""
+    beside, stem = made_place(source)
+    return (job.folder or beside) / made_name(f"{stem}_{res}{part}", suffix)
 
 
 def _kept_streams(job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: str) -> "StreamPlan":

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol, Self
 
 from ultraflash_cli.buffers import SPOOL_BYTES
 from ultraflash_cli.files import sync
 from ultraflash_cli.jobs.resume.owned_files import edit_existing, make_new, open_existing, truncate
-
-if TYPE_CHECKING:
-    import numpy as np
+from ultraflash_cli.video.frame import Frame
 
 __all__ = ["SegmentSink", "Spool", "Spooled", "spooled"]
 
@@ -26,22 +24,7 @@ class Spooled:
     """One call of a sink's `write`."""
 
     sink: int
-    rgb_hwc: "np.ndarray"
-    pts: int
-    duration: int
-    alpha_hw: "np.ndarray | None"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pictures."""
-        return self.rgb_hwc.nbytes + (0 if self.alpha_hw is None else self.alpha_hw.nbytes)
-
-    def write_to(self, sink: "SegmentSink") -> None:
-        """Make the call."""
-        if self.alpha_hw is None:
-            sink.write(self.rgb_hwc, self.pts, self.duration)
-        else:
-            sink.write(self.rgb_hwc, self.pts, self.duration, self.alpha_hw)
+    frame: Frame
 
 
 class SegmentSink(Protocol):
@@ -53,7 +36,7 @@ class SegmentSink(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None: ...
 
-    def write(self, rgb_hwc: "np.ndarray", pts: int, duration: int, alpha_hw: "np.ndarray | None" = None) -> None: ...
+    def write(self, frame: Frame) -> None: ...
 
     def close(self) -> object: ...
 
@@ -95,7 +78,7 @@ class Spool:
         try:
             if self._held is not None:
                 self._held.append(call)
-                self._held_bytes += call.nbytes
+                self._held_bytes += call.frame.nbytes
                 if self._held_bytes > SPOOL_BYTES:
                     self._pour()
             elif self._file is not None:
@@ -134,10 +117,12 @@ class Spool:
         assert self._file is not None, "what is held is poured first"
         import numpy as np
 
-        height, width = call.rgb_hwc.shape[:2]
-        planes = 3 if call.alpha_hw is None else 4
-        self._file.write(_HEAD.pack(call.sink, call.pts, call.duration, height, width, call.rgb_hwc.itemsize, planes))
-        for array in (call.rgb_hwc, call.alpha_hw):
+        frame = call.frame
+        height, width = frame.rgb_hwc.shape[:2]
+        planes = 3 if frame.alpha_hw is None else 4
+        sample_bytes = frame.rgb_hwc.itemsize
+        self._file.write(_HEAD.pack(call.sink, frame.pts, frame.duration, height, width, sample_bytes, planes))
+        for array in (frame.rgb_hwc, frame.alpha_hw):
             if array is not None:
                 self._file.write(np.ascontiguousarray(array).data)
 
@@ -165,4 +150,4 @@ def spooled(path: Path, size_bytes: int) -> Iterator[Spooled]:
             alpha = None
             if planes == 4:
                 alpha = np.frombuffer(file.read(pixels * sample_bytes), dtype).reshape(height, width)
-            yield Spooled(sink, rgb, pts, duration, alpha)
+            yield Spooled(sink, Frame(pts, duration, rgb, alpha))

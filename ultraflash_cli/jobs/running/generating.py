@@ -14,6 +14,7 @@ from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running.segments import Busy, OpenSegment, Pause, SegmentEnd, SegmentThread
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.frames import FrameGenerator, Pictures, arrived
+from ultraflash_cli.video.frame import Frame
 
 __all__ = ["make_frames", "segment_ends"]
 
@@ -57,7 +58,7 @@ def make_frames(
         pictures = [arrived(picture) for picture in item.pictures]
         for pts, duration in show(item.number):
             for sink, picture in zip(sinks, pictures, strict=True):
-                sink.write(picture, pts, duration)
+                sink.write(Frame(pts, duration, picture))
 
     writer = SegmentThread(
         journal,

@@ -9,12 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-import numpy as np
-
 from ultraflash_cli.buffers import StateContent
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.resume.spool import SegmentSink, Spool, Spooled, spooled
 from ultraflash_cli.jobs.running.channel import Cancelled, Channel
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.partial import output_errors
 
 __all__ = [
@@ -208,7 +207,7 @@ class SegmentThread(threading.Thread, Generic[T]):
             return
         started_s = time.perf_counter()
         for call in spooled(self._journal.begun_path(), begun.size_bytes):
-            call.write_to(sinks[call.sink])
+            sinks[call.sink].write(call.frame)
         self._busy.writing += time.perf_counter() - started_s
 
     def _keep_begun(self, pause: Pause, spool: Spool) -> None:
@@ -240,10 +239,9 @@ class _Recorded:
     ) -> None:
         return None
 
-    def write(self, rgb_hwc: np.ndarray, pts: int, duration: int, alpha_hw: np.ndarray | None = None) -> None:
-        call = Spooled(self._number, rgb_hwc, pts, duration, alpha_hw)
-        call.write_to(self._sink)
-        self._spool.record(call)
+    def write(self, frame: Frame) -> None:
+        self._sink.write(frame)
+        self._spool.record(Spooled(self._number, frame))
 
     def close(self) -> object:
         return self._sink.close()

@@ -12,6 +12,7 @@ from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running.upscaling import SourceFrame
 from ultraflash_cli.video.color import Picture, as_picture, resize_rgb
 from ultraflash_cli.video.encode import EncodeSpec
+from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.grain import GrainMaker
 from ultraflash_cli.video.segment import SegmentWriter
 
@@ -35,10 +36,10 @@ class ThinnedSegment:
         if self._writer is not None:
             self._writer.__exit__(kind, error, trace)
 
-    def write(self, rgb_hwc: Picture, pts: int, duration: int, alpha_hw: Picture | None = None) -> None:
+    def write(self, frame: Frame) -> None:
         if self._writer is None:
             self._writer = SegmentWriter(self._path, self._spec)
-        self._writer.write(rgb_hwc, pts, duration, alpha_hw)
+        self._writer.write(frame)
 
     def close(self) -> object:
         return self._writer.close() if self._writer is not None else self._path.write_bytes(b"")
@@ -51,18 +52,19 @@ def writer_of(prepared: Prepared) -> Callable[[SegmentSink, SourceFrame, Picture
     maker = _grain_maker(prepared)
 
     def write(sink: SegmentSink, source: SourceFrame, sharp_hwc: Picture) -> None:
-        times = ((source.pts, source.duration),) if source.times is None else source.times
+        frame = source.frame
+        times = ((frame.pts, frame.duration),) if source.times is None else source.times
         if not times:
             return
         if maker is not None:
             sharp_hwc = maker.add(sharp_hwc, source.number)
-        picture = compose(source.rgb_hwc, sharp_hwc) if compose is not None else sharp_hwc
+        picture = compose(frame.rgb_hwc, sharp_hwc) if compose is not None else sharp_hwc
         alpha_hw = None
-        if source.alpha_hw is not None:
-            alpha_hw = _enlarged(source.alpha_hw, sharp_hwc)
-            alpha_hw = compose(source.alpha_hw, alpha_hw) if compose is not None else alpha_hw
+        if frame.alpha_hw is not None:
+            alpha_hw = _enlarged(frame.alpha_hw, sharp_hwc)
+            alpha_hw = compose(frame.alpha_hw, alpha_hw) if compose is not None else alpha_hw
         for pts, duration in times:
-            sink.write(picture, pts, duration, alpha_hw)
+            sink.write(Frame(pts, duration, picture, alpha_hw))
 
     return write
 

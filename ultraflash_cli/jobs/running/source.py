@@ -11,8 +11,9 @@ from ultraflash_cli.jobs.running.upscaling import SourceFrame
 from ultraflash_cli.video.captions import carries_captions
 from ultraflash_cli.video.containers import FORMATS
 from ultraflash_cli.video.cuts import CutDetector
-from ultraflash_cli.video.decode import DecodedFrame, ReadReport, read_frames
+from ultraflash_cli.video.decode import ReadReport, read_frames
 from ultraflash_cli.video.encode import made_times
+from ultraflash_cli.video.frame import Frame
 
 __all__ = ["check_whole", "source_frames"]
 
@@ -51,7 +52,7 @@ def source_frames(prepared: Prepared, warn: Warn, span: Span | None = None) -> I
             return
         times = tuple(pace.times(frame.pts, frame.duration)) if pace is not None else None
         starts_scene = found_cut if cuts is None else number in cuts
-        yield SourceFrame(number, starts_scene, frame.rgb_hwc, frame.pts, frame.duration, frame.alpha_hw, times)
+        yield SourceFrame(number, starts_scene, frame, times)
         number += 1
 
 
@@ -62,7 +63,7 @@ def _pace(prepared: Prepared) -> Pace | None:
     return Pace(fps, time_base=info.time_base, rate=info.average_rate, ticks=made_times(fps)[1])
 
 
-def _marked_frames(prepared: Prepared, warn: Warn, *, finds_cuts: bool) -> Iterator[tuple[DecodedFrame, bool]]:
+def _marked_frames(prepared: Prepared, warn: Warn, *, finds_cuts: bool) -> Iterator[tuple[Frame, bool]]:
     frames = _decoded_frames(prepared, warn)
     if prepared.job.cuts == "off" or not finds_cuts:
         for frame in frames:
@@ -70,7 +71,7 @@ def _marked_frames(prepared: Prepared, warn: Warn, *, finds_cuts: bool) -> Itera
         return
 
     detector = CutDetector()
-    undecided: deque[DecodedFrame] = deque()
+    undecided: deque[Frame] = deque()
     for frame in frames:
         undecided.append(frame)
         for starts_scene in detector.push(frame.rgb_hwc):
@@ -80,7 +81,7 @@ def _marked_frames(prepared: Prepared, warn: Warn, *, finds_cuts: bool) -> Itera
     assert not undecided, "the cut detector decides on every frame"
 
 
-def _decoded_frames(prepared: Prepared, warn: Warn) -> Iterator[DecodedFrame]:
+def _decoded_frames(prepared: Prepared, warn: Warn) -> Iterator[Frame]:
     report, info, spec = ReadReport(), prepared.info, prepared.spec
     to_file = prepared.job.stdout is None
     captions = to_file and prepared.streams.suffix in FORMATS and carries_captions(info, spec)

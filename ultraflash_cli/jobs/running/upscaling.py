@@ -26,6 +26,7 @@ from ultraflash_cli.jobs.running.segments import (
 )
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.frames import FrameUpscaler, arrived
+from ultraflash_cli.video.frame import Frame
 
 __all__ = ["SourceFrame", "move_frames"]
 
@@ -37,11 +38,7 @@ class SourceFrame:
     number: int
     """Counted from 0 at the start of the clip."""
     starts_scene: bool
-    rgb_hwc: np.ndarray
-    pts: int
-    duration: int
-    alpha_hw: np.ndarray | None = None
-    """How opaque each pixel is if that is kept."""
+    frame: Frame
     times: tuple[tuple[int, int], ...] | None = None
     """Timestamp and duration of every output frame it becomes, unless it is one at its own time."""
 
@@ -109,7 +106,7 @@ def move_frames(
 
 
 def _write_as_it_is(sink: SegmentSink, source: SourceFrame, rgb_hwc: np.ndarray) -> None:
-    sink.write(rgb_hwc, source.pts, source.duration)
+    sink.write(Frame(source.frame.pts, source.frame.duration, rgb_hwc))
 
 
 class _Reader(threading.Thread):
@@ -237,7 +234,7 @@ class _Model:
     def _push(self, group: list[SourceFrame]) -> None:
         self._in_flight.extend(group)
         started_s = time.perf_counter()
-        self._state, pictures = self.upscaler.step(self._state, [frame.rgb_hwc for frame in group])
+        self._state, pictures = self.upscaler.step(self._state, [each.frame.rgb_hwc for each in group])
         self.busy.model += time.perf_counter() - started_s
         finished = deque(pictures)
         del pictures
@@ -255,7 +252,7 @@ class _Model:
     def _end_scene(self, group: list[SourceFrame]) -> None:
         self._in_flight.extend(group)
         started_s = time.perf_counter()
-        finished = deque(self.upscaler.end(self._state, [frame.rgb_hwc for frame in group]))
+        finished = deque(self.upscaler.end(self._state, [each.frame.rgb_hwc for each in group]))
         self.busy.model += time.perf_counter() - started_s
         self._hand_on(finished)
         assert not self._in_flight, f"the end of a scene left {len(self._in_flight)} frames inside the model"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ultraflash_cli.jobs.events import Chunk, Done, Event, GenerationPlanned, Planned, Retrying, Started, Warned
 from ultraflash_cli.jobs.resume.spool import SegmentSink
+from ultraflash_cli.video.frame import Frame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -231,12 +232,9 @@ class ShownSegment:
     ) -> bool | None:
         return self._sink.__exit__(kind, error, trace)
 
-    def write(self, rgb_hwc: "np.ndarray", pts: int, duration: int, alpha_hw: "np.ndarray | None" = None) -> None:
-        if alpha_hw is None:
-            self._sink.write(rgb_hwc, pts, duration)
-        else:
-            self._sink.write(rgb_hwc, pts, duration, alpha_hw)
-        self._show.add(rgb_hwc, pts)
+    def write(self, frame: Frame) -> None:
+        self._sink.write(frame)
+        self._show.add(frame.rgb_hwc, frame.pts)
 
     def close(self) -> object:
         return self._sink.close()

@@ -1,0 +1,29 @@
+"""A frame as it passes from decoder to encoder."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Frame"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """A picture and when it is shown; its array must not change any more."""
+
+    pts: int
+    """When it is shown, in ticks of its clip's time base."""
+    duration: int
+    """How long, in the same ticks."""
+    rgb_hwc: "np.ndarray"
+    """``[height, width, 3]`` in coded orientation, uint8 or uint16; or on its way to an encoder its planes of
+    YUV 4:2:0, ``[height * 3 / 2, width]``."""
+    alpha_hw: "np.ndarray | None" = None
+    """How opaque each pixel is, in the depth of ``rgb_hwc`` over its whole range; None if that is not kept."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.rgb_hwc.nbytes + (0 if self.alpha_hw is None else self.alpha_hw.nbytes)
