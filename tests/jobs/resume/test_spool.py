@@ -46,7 +46,7 @@ def test_without_a_stop_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_more_than_fits_in_memory_goes_to_the_disk_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SPOOL_BYTES", 3 * call(0).nbytes)
+    monkeypatch.setattr(module, "SPOOL_BYTES", 3 * call(0).frame.nbytes)
     path, calls = tmp_path / "begun", [call(number) for number in range(6)]
     with Spool(path) as spool:
         for number, each in enumerate(calls):
