@@ -56,8 +56,8 @@ def put_out(x: Tensor) -> Tensor:
 
 
 def shuffled(x: Tensor) -> Tensor:
-    """Return frames in another order."""
-    return x.roll(x.shape[2] // 2, 2).flip(2) if x.shape[2] > 1 else x
+    """Return frames in another order; two are exchanged."""
+    return x.roll(x.shape[2] // 2 if x.shape[2] > 2 else 0, 2).flip(2)
 
 
 def mirrored(x: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""The chain of the next model at toy size, on drawn scenes: every stage brings the picture nearer to the renderer's.
+
+A recipe that only lowers its own loss may make pictures worse; here each stage is measured against leaving it out, by
+the mean square error of decoded frames of scenes that none has seen.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.profiles import LITE2
+from ultraflash_cli.train.components import start_from_components
+from ultraflash_cli.train.flows import clean_of, group_flow
+from ultraflash_cli.train.latents import draw_scene, scene_caption
+from ultraflash_cli.train.loop import Batch, Prefetcher, generator_of, run_loop
+from ultraflash_cli.train.recipes import cascade_dpo, causal_dmd, latent_upsampler, tv2v_flow_matching
+from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
+
+LATENTS, SMALL, LARGE = 2, (48, 80), (96, 160)
+SCENES, HELD_OUT, CLIPS = 24, 6, 4
+assert TOY.sr_dit is not None and TOY.upsampler is not None
+PROFILE = replace(
+    LITE2,
+    upsampler=replace(TOY.upsampler, latent_channels=16),
+    sr_dit=replace(TOY.sr_dit, latent_channels=16, prediction="residual", sees_signal=True),
+    generator=None,
+    text_encoder=None,
+)
+"""The next model's autoencoder, whose components need no training, and toys between its halves."""
+
+Weights = dict[str, Tensor]
+
+
+class Scenes:
+    """Drawn scenes at both sizes, with captions."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        numbers, rng = range(1, count + 1), np.random.default_rng(1)
+        self.low, self.high = (
+            torch.stack([draw_scene(seed, number, LATENTS, size, "free") for number in numbers])
+            for size in (SMALL, LARGE)
+        )
+        self.captions = [scene_caption(seed, number, rng) for number in numbers]
+
+    def frames(self, number: int) -> Batch:
+        """Clips of a batch at both sizes and the scale."""
+        picked = [(CLIPS * number + i) % len(self.captions) for i in range(CLIPS)]
+        return self.low[picked], self.high[picked], 2
+
+    def worded(self, number: int) -> Batch:
+        """The same, and captions."""
+        return *self.frames(number), tuple(
+            self.captions[(CLIPS * number + i) % len(self.captions)] for i in range(CLIPS)
+        )
+
+
+def trained(recipe: ModuleType, config: Any, weights: Weights, make: Callable[[int], Batch], folder: Path) -> Weights:
+    config = replace(config, loop=replace(config.loop, average=0.9, save_every=1000, log_every=1000))
+    roles: nn.Module = recipe.start(config, [], weights)
+    run_loop(roles, recipe.learners(config), Prefetcher(make, workers=0), config.loop, folder)
+    return {name: x for name, x in roles.state_dict().items() if name.split(".")[0] not in recipe.HELPERS}
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """What is left after every stage, each trained from the one before."""
+    scenes, folder = Scenes(1, SCENES), tmp_path_factory.mktemp("chain")
+    coder = CascadeRoles(PROFILE, ("encoder", "decoder"))
+    start_from_components(coder, scenes.high[:8])
+    weights: Weights = dict(coder.state_dict())
+
+    upsampling = replace(latent_upsampler.configure(steps=400, seed=1, toy=True), profile=PROFILE)
+    weights = trained(latent_upsampler, upsampling, weights, scenes.frames, folder / "upsampler")
+    shared: dict[str, Any] = {"profile": PROFILE, "condition_noise": (0.0, 0.0)}
+    config: Any = tv2v_flow_matching.configure(steps=80, seed=1, toy=True)
+    config = replace(config, pixel_power=0.5, **shared)
+    teacher = trained(tv2v_flow_matching, config, weights, scenes.worded, folder / "tv2v")
+    config = replace(causal_dmd.configure(steps=40, seed=1, toy=True), matching=0.0, guidance=0.0, **shared)
+    student = trained(causal_dmd, config, teacher, scenes.worded, folder / "dmd")
+    config = replace(cascade_dpo.configure(steps=40, seed=1, toy=True), better="truth", distinct=6, **shared)
+    make = cascade_dpo.numbered
+    preferring = trained(
+        cascade_dpo,
+        config,
+        cascade_dpo.merge([teacher, student]),
+        lambda number: make(scenes.worded, 6, number),
+        folder / "dpo",
+    )
+
+    unseen = Scenes(0, HELD_OUT)
+    left = _left(teacher, unseen)
+    left |= {"student": _left(student, unseen)["refined"], "preferring": _left(preferring, unseen)["refined"]}
+    return left
+
+
+@torch.no_grad()
+def _left(weights: Weights, scenes: Scenes) -> dict[str, float]:
+    """Mean square errors of what comes of small clips: latents enlarged by a plain filter, by the upsampler, refined
+    in one step, and encoded at the large size."""
+    roles = CascadeRoles(PROFILE, ("encoder", "upsamplers", "decoder", "sr_dit", "text_encoder"), words=TOY_WORDS)
+    roles.load(weights)
+    small = roles.encode(scenes.low)
+    plain = F.interpolate(small.flatten(1, 2), scale_factor=2, mode="bilinear").unflatten(1, small.shape[1:3])
+    upsampled = roles.upsample(small, 2)
+    level, noise = torch.ones(len(small)), torch.randn(upsampled.shape, generator=generator_of("noise"))
+    context = roles.context(tuple(scenes.captions))
+    refined = clean_of(noise, group_flow(roles.sr_dit, noise, upsampled, level, context), level)
+    made = {"plain": plain, "upsampled": upsampled, "refined": refined, "encoded": roles.encode(scenes.high)}
+    return {name: (roles.decode(x).clamp(0, 1) - scenes.high).square().mean().item() for name, x in made.items()}
+
+
+def test_the_upsampler_is_better_than_a_plain_filter(errors: dict[str, float]) -> None:
+    assert errors["encoded"] < 0.5 * errors["upsampled"] < errors["upsampled"] < 0.98 * errors["plain"]
+
+
+def test_the_transformer_taught_by_flow_matching_is_better_than_none(errors: dict[str, float]) -> None:
+    assert errors["refined"] < 0.98 * errors["upsampled"]
+
+
+def test_the_student_of_one_step_is_better_than_one_step_of_its_teacher(errors: dict[str, float]) -> None:
+    assert errors["student"] < 0.985 * errors["refined"]
+
+
+def test_preferring_the_truth_loses_nothing_of_what_was_learned(errors: dict[str, float]) -> None:
+    assert errors["preferring"] < 1.005 * errors["student"]
