@@ -96,6 +96,7 @@ class Bar:
                 left = f"{clock_time(max(0.0, step.eta_s - (now_s - self._stepped_s)))} left"
             facts = [step.count, step.speed, left, *([step.extra] if step.extra else [])]
             short = [step.count.removesuffix(" frames"), step.speed, left.removesuffix(" left")]
+
         return lay_out(
             self._name,
             share,

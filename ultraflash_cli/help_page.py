@@ -104,6 +104,7 @@ def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
             arguments.append((name.partition(" <")[0], text))
         else:
             options.append((parameter.name, (name.replace("<", "").replace(">", ""), text)))
+
     if arguments:
         with formatter.section("Arguments"):
             formatter.write_dl(arguments)
@@ -112,6 +113,7 @@ def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
     for heading, rows in _under_headings(shown):
         with formatter.section(heading):
             formatter.write_dl(rows)
+
     if many:
         with formatter.section("Global"):
             formatter.write_dl([row for name, row in options if name == "help"])

@@ -89,9 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten_libraries()
     wait_passively()
     keep_compiled_kernels(settings.home)
+
     arguments, console.old_spellings = modern(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
+
     try:
         with ending_on_signals():
             code = app(

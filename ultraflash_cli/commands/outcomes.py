@@ -48,9 +48,11 @@ def show_outcomes(
         console.failure(outcome.failure, source=outcome.source)
         if not keep_going:
             break
+
     if is_batch and len(rows) == tried:  # a dry run makes nothing to list in a table
         for line in _table(rows):
             console.info(line)
+
     if failed:
         names = ", ".join(failed[:_NAMED]) + (f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else "")
         left = count - tried

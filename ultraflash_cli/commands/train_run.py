@@ -199,8 +199,10 @@ def show_cost(console: Console, cost: "Cost", *, json: bool) -> None:
             }
         )
         return
+
     for name, size in cost.memory.items():
         console.text(f"{name:32}{size / 1e9:8.2f} GB")
+
     verdict = "to spare" if cost.spare_bytes >= 0 else "too much"
     console.text(
         f"{'on each of ' + str(fleet.gpus) + ' GPUs':32}{cost.total_bytes / 1e9:8.2f} GB, "
@@ -208,6 +210,7 @@ def show_cost(console: Console, cost: "Cost", *, json: bool) -> None:
     )
     for name, flops in cost.turns.items():
         console.text(f"{'one turn of ' + name:32}{flops / 1e15:8.3f} PFLOP")
+
     console.text(
         f"{'a step, on each GPU':32}{cost.flops_per_step / 1e15:8.3f} PFLOP, "
         f"{cost.clips_per_step} clips, {cost.seconds_per_step:.1f} s at {fleet.tflops:g} TFLOP/s"

@@ -221,6 +221,7 @@ def _show_planned(
         else:
             failed.append(outcome.label)
             console.failure(outcome.failure, source=outcome.source)
+
     if json:
         console.data({"work_dir": str(folder.absolute()), "files": len(files), "units": units})
     if units:
@@ -228,6 +229,7 @@ def _show_planned(
             f"{units} {'unit' if units == 1 else 'units'} in {folder}; run `ultraflash worker {folder}` on every "
             f"machine, then `ultraflash join {folder}`"
         )
+
     if failed:
         left = count - len(outcomes)
         rest = f"; {left} not tried, use --keep-going to continue after a failure" if left else ""

@@ -132,6 +132,7 @@ def _each(
         source, label = names_of(job)
         if stop.requested:
             raise stop.interruption(f"interrupted before {label}{rest}")
+
         try:
             if isinstance(job, UpscaleJob):
                 prepared = prepare(job)

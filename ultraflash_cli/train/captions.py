@@ -185,10 +185,12 @@ def _say(scene: Scene, silences: _Silences, rng: Random) -> str:
     around = _around(scene, silences, rng)
     if scene.thing is None:
         return _empty(where, around, rng)
+
     thing = scene.thing
     placed = rng.random() >= silences.place
     if rng.random() < 0.18:
         return _keywords(thing, where if placed else "", around, silences, rng)
+
     through = _THROUGH.get(scene.place, ()) if thing.kind in ("ball", "car") else ()
     over = rng.choice((*_OVER[thing.kind], *through)) + " " + where if placed else ""
     noun = _noun(thing, silences, rng)

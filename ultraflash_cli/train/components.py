@@ -141,6 +141,7 @@ def _write_encoder(layers: nn.Sequential, levels: list[_Level]) -> None:
     first, end = cast("nn.Conv2d", layers[0]), cast("nn.Conv2d", layers[-1])
     weight = levels[0].basis * levels[0].gain[:, None]
     _write(first, weight, -weight @ levels[0].mean)
+
     maps = [level.forward_map(before) for before, level in pairwise(levels)]
     following = iter(maps)
     for layer in list(layers.children())[1:-1]:
@@ -159,6 +160,7 @@ def _write_encoder(layers: nn.Sequential, levels: list[_Level]) -> None:
             nn.init.zeros_(layer.weight)
             for cell, part in enumerate(next(following).float().chunk(4, dim=1)):
                 layer.weight[: len(part), : part.shape[1], 1 + cell // 2, 1 + cell % 2] = part
+
     _hush(layers)
     _write(end, maps[-1])
 

@@ -99,13 +99,16 @@ def cost_of(recipe: RecipeModule, config: Any, fleet: Fleet) -> Cost:
             "--dry-run computes the recipes of the SR transformer for a model of encoded data; "
             "give --profile ultraflash"
         )
+
     roles = _roles(recipe, config)
     learning = {p for each in recipe.learners(config) for p in each.parameters(roles).values()}
     memory, flops = _weights(roles, learning, config, fleet), dict[str, float]()
+
     peak = 0
     for learner in recipe.learners(config):
         turn_flops, turn_peak = _extrapolated(recipe, config, learner.name)
         flops[learner.name], peak = turn_flops, max(peak, turn_peak)
+
     memory["activations and caches"] = round(peak * (1 + FRAGMENTATION))
     memory["CUDA and collectives (assumed)"] = GPU_CONTEXT
     shares = {each.name: flops[each.name] / each.every for each in recipe.learners(config)}

@@ -244,6 +244,7 @@ def _moving_still(material: Material, side: int, frames: int, rng: np.random.Gen
     if zoom > 1.05:
         smaller = max(side, int(window / zoom))
         patch = F.interpolate(patch[None], (smaller, smaller), mode="bicubic", antialias=True)[0]
+
     still = rng.random() < 0.25
     speed = 0.0 if still else float(rng.exponential(2.0))
     angle = float(rng.uniform(0, 2 * np.pi))
@@ -254,6 +255,7 @@ def _moving_still(material: Material, side: int, frames: int, rng: np.random.Gen
     shown: list[Tensor] = []
     axis = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+
     slack = max(0.0, (size - side) / 2 - 2)
     for t in middle:
         dx = float(np.clip(speed * t * np.cos(angle), -slack, slack))
@@ -267,6 +269,7 @@ def _moving_still(material: Material, side: int, frames: int, rng: np.random.Gen
         shown.append(
             F.grid_sample(patch[None], grid[None], mode="bicubic", padding_mode="reflection", align_corners=False)[0]
         )
+
     return torch.stack(shown).permute(0, 2, 3, 1).clamp(0, 255).round().to(torch.uint8).numpy()
 
 

@@ -213,6 +213,7 @@ class _Sky(_Canvas):
             shine = np.array(colour, np.float32)
             self.rgb += (shine[:, None, None] - self.rgb) * glow
             self.paint(self.disc(sun_x, height, radius), shine)
+
         self._stars = self._dots(stars)
         dark = not bright
         self._white = self.lit((0.62, 0.64, 0.68) if dark else (0.98, 0.98, 0.99))
@@ -391,6 +392,7 @@ class _Things(_Canvas):
         thing = self.scene.thing
         if thing is None:
             return
+
         rng = self.scene.rng("things")
         colour = np.array(COLOURS[thing.colour], np.float32)
         way = {"left": -1.0, "right": 1.0, "up": 0.0}[thing.motion]

@@ -57,6 +57,7 @@ def export(job: ExportJob) -> list[WeightEntry]:
     model = job.folder.name
     with output_errors(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
+
     entries: list[WeightEntry] = []
     for name, tensors in networks_of(read_tensors(job.run / AVERAGE), roles).items():
         if name == "pixels_detail" and any(key.startswith("project.") for key in tensors):
@@ -76,6 +77,7 @@ def export(job: ExportJob) -> list[WeightEntry]:
                 licence=job.licence,
             )
         )
+
     rows, sets = (read_manifest(job.listing), read_sets(job.listing)) if job.listing.exists() else ({}, {})
     rows |= {entry.name: entry for entry in entries}
     with partial_file(job.listing) as part:

@@ -78,6 +78,7 @@ def group_flow(
                 timestep=timestep,
                 recompute=recompute,
             )
+
         # Only a group that follows needs them, and their memory.
         more = start + config.group_latents < noisy_bcthw.shape[2]
         caches = result.caches if more else None
@@ -117,6 +118,7 @@ def chunk_flow(
             recompute=recompute,
         )
         flows.append(result.flow_bcthw)
+
         rings = result.rings
         if clean_bcthw is not None and span.stop < noisy_bcthw.shape[2]:
             rings = network.forward_chunk(

@@ -225,6 +225,7 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
             tensors = {"latents": torch.cat(clips).contiguous(), "covers": torch.stack(covers)}
             with output_errors(path), partial_file(path) as part:
                 save_file(tensors, part, metadata={"facts": json.dumps(facts)})
+
         if on_file is not None:
             on_file(numbers.stop - job.first)
 

@@ -162,6 +162,7 @@ def _scene(job: PrepareJob, number: int) -> Found:
         if moved:
             ends = (renderer.frame((start + at) / SCENE_FPS).astype(np.int16) for at in (0, job.scene_frames))
             corner = _most_change(next(ends), next(ends), job.scene_window, rng)
+
     shown: list[npt.NDArray[np.uint8]] = []
     for t in range(start, start + job.scene_frames):
         frame = renderer.frame(t / SCENE_FPS)

@@ -101,6 +101,7 @@ class CascadeRoles(nn.Module):
         if "encoder" in parts:
             assert isinstance(profile.encoder, EncoderConfig), "the recipes train beside the small encoder"
             self.encoder = Encoder(profile.encoder)
+
         if "upsamplers" in parts:
             sizes = {scale: profile.at_scale(scale).latent_stages[0] for scale in scales}
             self.upsamplers = nn.ModuleDict({str(scale): LatentUpsampler(size) for scale, size in sizes.items()})
@@ -109,12 +110,14 @@ class CascadeRoles(nn.Module):
         if "low_decoder" in parts:
             assert profile.low_decoder is not None, f"{profile.name} has no low-resolution decoder"
             self.low_decoder = Decoder(profile.low_decoder)
+
         if "sr_dit" in parts:
             assert profile.sr_dit is not None, f"{profile.name} has no SR transformer"
             self.sr_dit = SrDit(profile.sr_dit)
         if "generator" in parts:
             assert profile.generator is not None, f"{profile.name} has no generator"
             self.generator = Generator(profile.generator)
+
         if "text_encoder" in parts:
             assert words is not None, "a prompt encoder has a size"
             self.text_encoder = PromptEncoder(words)

@@ -95,6 +95,7 @@ def plot_losses(rows: Sequence[Mapping[str, float]], *, height_px: int = 360, wi
         points = [(row["step"], row[name]) for row in rows if np.isfinite(row.get(name, np.nan))]
         if not points:
             continue
+
         steps, values = np.array(points, dtype=np.float64).T
         spread = max(np.ptp(values), 1e-12)
         columns = np.arange(left + 1, right)

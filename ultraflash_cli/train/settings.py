@@ -118,6 +118,7 @@ def _fitted(value: Any, hint: Any) -> Any:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(_fitted(item, arguments[0]) for item in items)
         return tuple(_fitted(item, one) for item, one in zip(items, arguments, strict=True))
+
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is None or hint is type(None):
@@ -132,4 +133,5 @@ def _fitted(value: Any, hint: Any) -> Any:
         or (hint is int and value in (True, False) and isinstance(value, bool))
     ):
         raise TypeError
+
     return value

@@ -135,6 +135,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> dict[str, Any]:
             f"{name}: not a readable weight file; expected tensors in safetensors or saved by torch, "
             f"and nothing else ({_first_line(error)})"
         ) from error
+
     if not isinstance(content, Mapping):
         raise WeightsError(f"{name}: contains {type(content).__name__}, expected tensors by name")
     return {str(key): value for key, value in cast("Mapping[Any, Any]", content).items()}

@@ -108,6 +108,7 @@ def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> Remo
             f"{entry.name}: {entry.repository}/{entry.file} is not on this machine and the network is disabled; "
             "pull it without --offline and HF_HUB_OFFLINE, or import a file with --from FILE"
         )
+
     remote = _head(hub, entry.repository, entry.file, entry.revision or revision or _BRANCH)
     if entry.locked:
         got = (remote.revision, remote.bytes, remote.sha256 or entry.sha256)
@@ -119,6 +120,7 @@ def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> Remo
                 f"{(entry.revision or '')[:12]}; update ultraflash, or report it"
             )
         return replace(remote, sha256=entry.sha256, verified_by="lock")
+
     return replace(remote, cached=_blob_in_cache(hub, remote))
 
 

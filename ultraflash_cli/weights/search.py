@@ -68,6 +68,7 @@ class HubSearch:
                 continue
             if found is not None:
                 return found if place == places[0] else self._said(entry, found, tried)
+
         found = None if self._hub.offline else self._unclaimed(entry, places, tried)
         if found is not None:
             return self._said(entry, found, tried)
@@ -91,16 +92,19 @@ class HubSearch:
         assert place.repository is not None, "a file of the package is not at the hub"
         if place.locked or self._hub.offline:
             return Found(place=place, remote=locate(self._hub, place))
+
         remotes: list[RemoteFile] = []
         if "*" not in place.file:
             with suppress(NotThere):
                 remotes = [self._locate(place, place.file)]
+
         if not remotes:
             named = PurePosixPath(place.file).name
             paths = [path for path in self._files(place.repository) if fnmatch(PurePosixPath(path).name, named)]
             if not paths:
                 raise NotThere(f"{place.name}: {place.repository} has no {place.file}")
             remotes = [self._locate(place, path) for path in paths]
+
         fitting = [remote for remote in remotes if self._fits(place, remote, tried)]
         if len(fitting) > 1:
             names = ", ".join(remote.path for remote in fitting)
@@ -108,6 +112,7 @@ class HubSearch:
                 f"{place.name}: {place.repository} has several matching files ({names}); download the right one and "
                 f"import it: `ultraflash weights pull {place.name} --from FILE`"
             )
+
         return Found(place=place, remote=fitting[0]) if fitting else None
 
     def _unclaimed(self, entry: WeightEntry, places: list[WeightEntry], tried: list[str]) -> Found | None:
@@ -119,6 +124,7 @@ class HubSearch:
             except WeightsError:
                 continue  # said by the places already
             wanted = [place for place in places if place.repository == repository and not place.locked]
+
             matching: list[Found] = []
             for path in paths:
                 if PurePosixPath(path).suffix not in _CHECKPOINTS or self._claimed(entry, repository, path):
@@ -130,6 +136,7 @@ class HubSearch:
                     matching.append(Found(place=place, remote=remote))
                 elif not any(text.startswith(f"{remote} ") for text in tried):
                     tried.append(f"{remote} (contains {found or 'unknown tensors'})")
+
             if len(matching) > 1:
                 names = ", ".join(each.remote.path for each in matching)
                 raise WeightsError(

@@ -40,6 +40,7 @@ def compute_by_processes(
     A process that was killed is replaced. Raises Interrupted, and what is wrong with this machine.
     """
     overview.begin(device=f"{len(devices)} processes ({', '.join(devices)})")
+
     folder = overview.plan.folder
     crew = [_start(folder, device, number) for number, device in enumerate(devices)]
     deaths = 0

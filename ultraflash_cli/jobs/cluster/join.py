@@ -158,6 +158,7 @@ def _adopt(parts: Sequence[_Part], work: Work, settings: Mapping[str, object]) -
     with output_errors(work.output):
         empty(work.folder)
         journal = Journal(work.folder, settings)
+
         entries: list[SegmentEntry] = []
         for part in parts:
             before = entries[-1].guarded if entries else (0, 0)

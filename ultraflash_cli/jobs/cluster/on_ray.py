@@ -147,6 +147,7 @@ class _Driver:
     def run(self, stop: Stop, wait: Callable[[float], None]) -> None:
         """Work until all units are settled. Raises Interrupted, or the refusal of the last machine."""
         self._actors = [self._start() for _ in range(min(self.count, max(1, len(self._queue))))]
+
         try:
             while self._overview.look():
                 if stop.requested:

@@ -203,6 +203,7 @@ def read_plan(folder: Path, *, is_new: bool = False) -> Plan:
         raise UsageError(f"{folder}: no plan found; write one with `ultraflash plan INPUT... --work-dir`") from error
     except (OSError, UnicodeDecodeError) as error:
         raise OutputError(f"{folder / PLAN}: cannot be read ({error}); check the folder") from error
+
     files: dict[int, PlannedFile] = {}
     for number, line in enumerate(lines):
         try:
@@ -215,6 +216,7 @@ def read_plan(folder: Path, *, is_new: bool = False) -> Plan:
         except (ValueError, KeyError, TypeError):
             # The line being written when the power failed.
             break
+
     return Plan(folder, files)
 
 

@@ -162,9 +162,11 @@ class Worker:
                 if self.plan.is_settled(unit):
                     left.remove(unit)
                     continue
+
                 outcome = self.compute(unit)
                 if outcome is None:
                     continue
+
                 found = True
                 if outcome.failure is not None:
                     failed_here.add(unit.folder)
@@ -210,10 +212,12 @@ class Worker:
             return UnitOutcome(unit=unit, host=self.holder.host, lost=True)
         except Exception as error:
             failure = error if isinstance(error, UltraflashError) else _unexpected(error)
+
         self._built = None
         free_memory()
         if not lease.is_mine:
             return UnitOutcome(unit=unit, host=self.holder.host, lost=True)
+
         failure.source = unit.file.input
         with output_errors(unit.folder):
             _note_failure(unit, self.plan, failure, self.holder.host)

@@ -69,6 +69,7 @@ def comparison_page(
     shown_wh, pictures = _fitting_pictures(views, codings, numbers, size_wh, step=step)
     enlarged = shown_wh[0] / comparison.size_wh[0]
     is_original = comparison.mode == "original"
+
     fidelity = "; scores show how far the downscaled result departs from its source"
     return filled(
         {

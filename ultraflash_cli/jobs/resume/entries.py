@@ -149,6 +149,7 @@ def read_journal(folder: Path) -> Found | None:
         lines = read_text(folder / JOURNAL).splitlines()
     except (OSError, OutputError, UnicodeDecodeError):
         return None
+
     found: Found | None = None
     for line in lines:
         try:
@@ -167,6 +168,7 @@ def read_journal(folder: Path) -> Found | None:
             assert found is not None, "entries follow the fingerprint"
             found.refused = str(error)
             break
+
     return found
 
 

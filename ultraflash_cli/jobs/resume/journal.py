@@ -93,6 +93,7 @@ class Journal:
             self._clear()
             self._rewrite()
             return
+
         self.fresh_because = found.refused or difference(found.fingerprint, self._fingerprint)
         if found.first_frame != first_frame:
             self.fresh_because = f"its work began with frame {found.first_frame} and begins with {first_frame}"
@@ -210,6 +211,7 @@ class Journal:
         if state is not None:
             state_name = f"state-{len(self.segments):06d}.safetensors"
             state_sha256 = _write_state(self.folder / state_name, state)
+
         entry = SegmentEntry(
             file=path.name,
             size_bytes=path.stat().st_size,
@@ -221,6 +223,7 @@ class Journal:
             guarded=guarded,
         )
         self._append({"segment": asdict(entry)})
+
         begun, self.begun = self.begun, None
         self.segments.append(entry)
         for name in (before, begun.state if begun is not None else None, begun.file if begun is not None else None):

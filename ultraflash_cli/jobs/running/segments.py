@@ -114,6 +114,7 @@ class SegmentThread(threading.Thread, Generic[T]):
         finished = False
         try:
             finished = work()
+
             self.channel.close()
             self.join()
         except Cancelled:
@@ -167,16 +168,19 @@ class SegmentThread(threading.Thread, Generic[T]):
                 keep_bytes = journal.begun.size_bytes if journal.begun is not None else 0
                 spool = stack.enter_context(Spool(begun, keep_bytes=keep_bytes))
                 recorded = [_Recorded(number, sink, spool) for number, sink in enumerate(sinks)]
+
             item = first if first is not None else self.channel.get()
             while item is not None and not isinstance(item, SegmentEnd | Pause):
                 started_s = time.perf_counter()
                 self._write(recorded, item)
                 self._busy.writing += time.perf_counter() - started_s
                 item = self.channel.get()
+
             if isinstance(item, Pause) and spool is not None:
                 self._keep_begun(item, spool)
             if not isinstance(item, SegmentEnd):
                 raise Cancelled
+
             started_s = time.perf_counter()
             for sink in sinks:
                 sink.close()

@@ -116,6 +116,7 @@ class Show:
         if isinstance(event, Planned) and not self._has_begun:
             self._has_begun = True
             self._on_begin()
+
         self._listener(event)
         match event:
             case Planned():

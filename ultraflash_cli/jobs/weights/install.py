@@ -48,6 +48,7 @@ def import_file(catalogue: Catalogue, name: str | None, source: Path, *, store: 
     """
     if not source.is_file():
         raise InputError(f"{source}: no such file; check the path")
+
     entry = _entry_of(catalogue, name, source)
     sha256, size = sha256_of(source), source.stat().st_size
     entry = next((place for place in entry.places if place.sha256 == sha256), _unlocked_place(entry, source))
@@ -56,6 +57,7 @@ def import_file(catalogue: Catalogue, name: str | None, source: Path, *, store: 
             f"{source}: {size} bytes, sha256 starts with {sha256[:12]}; expected {entry.bytes} bytes, "
             f"{entry.sha256[:12]} for {entry.name}; run `ultraflash weights pull {entry.name}`"
         )
+
     with OutputLock(store.downloads):
         store.tidy()
         require_free(store, size)
@@ -70,6 +72,7 @@ def import_file(catalogue: Catalogue, name: str | None, source: Path, *, store: 
             source_sha256=sha256,
             verified_by="lock" if entry.locked else "keys",
         )
+
     return report(entry, store, "imported", receipt)
 
 

@@ -88,6 +88,7 @@ def plan_pull(
         entries = catalogue.choose(name)
         chosen |= {entry.name: entry for entry in entries}
         by_name |= {name} & catalogue.entries.keys()
+
     ready, missing = _divide(chosen.values(), store, on_event)
     if missing and not hub.offline and (withheld := hub.withheld):
         on_event(Warned(input=" ".join(names), message=withheld))
@@ -104,6 +105,7 @@ def plan_pull(
             if not optional or type(error) is not WeightsError:
                 raise
             without.append((entry, _finding(error)))
+
     sources = _by_file(found, by_name)
     plan = PullPlan(
         store=store,
@@ -113,6 +115,7 @@ def plan_pull(
         left_out=tuple(without),
         sources=tuple(sources),
     )
+
     _check_space(store, [source.remote for source in sources])
     on_event(
         PullPlanned(

@@ -79,10 +79,13 @@ class _Locker:
                     raise
                 refusals.append(error)
                 places.append(place)
+
         if len(refusals) == len(places):
             raise refusals[0]
+
         for error in refusals:
             self._on_event(Warned(input=entry.name, message=f"{error}; this entry is unchanged"))
+
         first, *others = places
         alternatives = tuple(
             replace(

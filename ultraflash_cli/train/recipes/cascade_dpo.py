@@ -163,6 +163,7 @@ def roll_out(
         upsampler.init_state(batch=batch_size, height=height, width=width),
         sr_dit.init_state(batch=batch_size, height=height * scale, width=width * scale, context=context),
     )
+
     conds, own = list[Tensor](), list[Tensor]()
     for piece in low.split(group, dim=2):
         upsampler_state, cond = upsampler.step(states[0], piece)
@@ -172,6 +173,7 @@ def roll_out(
         states = (upsampler_state, state)
         conds.append(cond)
         own.append(clean)
+
     cond = torch.cat(conds, dim=2)
     made = torch.cat(own, dim=2).float()
     if config.better == "truth":
@@ -186,6 +188,7 @@ def roll_out(
             shift=config.shift,
             guidance=config.sample_guidance,
         )
+
     counts = _counts(config, roles, made, better.float(), high)
     return Pair(cond, made, better.float(), context, counts)
 
@@ -314,9 +317,11 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
             beta=2000.0,
             graded_groups=2,
         )
+
     config = DpoConfig(loop=loop, **tv2v.settings(replace(base, orthogonal=False)))
     if toy or not config.with_text:
         return config
+
     # The truth is known, and no sampler of the many-step model comes near it yet.
     rewards = (("lpips", 1.0), ("temporal", 0.1))
     loop = replace(loop, batch=1)

@@ -157,6 +157,7 @@ def scene_batch(config: GeneratorRecipeConfig, data: Path | None, number: int) -
         drawn = [scenes.draw(count, rng, first=first or 0) for _ in range(clips)]
         latents, words, covers = zip(*drawn, strict=True)
         return torch.stack(latents), words, first, torch.stack(covers)
+
     most = max(max(1, round(config.loop.batch * each.clips)) for each in config.lengths)
     numbers = range(number * most, number * most + clips)
     frames = torch.stack([draw_scene(seed, i, length.latents, config.size) for i in numbers])
@@ -292,6 +293,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
         loop = LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10)
         lengths = (ClipLength(latents=4),)
         return GeneratorRecipeConfig(loop=loop, profile=TOY, words=TOY_WORDS, size=TOY.base_size, lengths=lengths)
+
     assert isinstance(profile.text_encoder, PromptEncoderConfig), "the built-in models have words of their own"
     lengths = (
         ClipLength(latents=1, clips=4, odds=(0.7, 0.2), anywhere=True),
@@ -299,6 +301,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
         ClipLength(latents=6, odds=(0.15, 0.45), anywhere=True),
         ClipLength(latents=9, clips=0.75, odds=(0.05, 0.25), anywhere=True),
     )
+
     taught = GeneratorRecipeConfig(
         loop=LoopConfig(
             steps=steps, seed=seed, rate=1.2e-3, kernel_rate=0.006, warmup=50, average=0.998, batch=4, save_every=500
@@ -320,6 +323,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     )
     if profile.low_decoder is not None:
         return taught
+
     # One latent space for both sizes: what refines these latents starts from this network, so it learns every level.
     return replace(taught, text_drop=0.1, refine_share=0.25, pure_share=0.4)
 

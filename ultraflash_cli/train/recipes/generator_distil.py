@@ -95,6 +95,7 @@ def forced(generator: Generator, like: Tensor, context: Tensor, rng: torch.Gener
                     x, timestep, rings=rings, context=keys if is_last else still, first_frame=first
                 )
                 clean = x - schedule.sigma(timestep) * result.flow_bcthw
+
         chunks.append(clean)
         with torch.no_grad():
             rings = generator.forward_chunk(

@@ -159,6 +159,7 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
             kept, _ = roles.faithful.upscale(low[clean], None, scale=scale)
         target = truth.clone()
         target[clean] = kept.float()
+
     # Differences are weighed, which weighs the errors: all but the smallest are linear.
     made, wanted = to_ycbcr(out * weight), to_ycbcr(target * weight)
     terms = {
@@ -169,6 +170,7 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
     chosen = _soft_ones(clean)
     if chosen is None:
         return terms
+
     drawn, true = out[chosen], truth[chosen]
     at = int(torch.randint(drawn.shape[2], (1,), generator=rng))
     trunk = config.trunks[int(torch.randint(len(config.trunks), (1,), generator=rng))]

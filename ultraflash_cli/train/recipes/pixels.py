@@ -98,14 +98,17 @@ class PixelRoles(nn.Module):
         filters = (axes / (variance + WHITENING_FLOOR).sqrt()).T.flip(0)[:luma].reshape(luma, 1, side, side)
         cells = F.pixel_unshuffle(filters, patch)
         to_y, *to_chroma = to_ycbcr(torch.eye(3).reshape(3, 3, 1, 1, 1)).reshape(3, 3).T
+
         weight[:] = 0
         for colour in range(3):
             weight[:luma, colour * patch**2 : (colour + 1) * patch**2] = cells * to_y[colour]
+
         places = [(1, 1), (0, 1), (2, 1), (1, 0), (1, 2), (0, 0)]
         for i in range(luma, weight.shape[0]):
             plane, (row, column) = to_chroma[(i - luma) % 2], places[(i - luma) // 2 % len(places)]
             for colour in range(3):
                 weight[i, colour * patch**2 : (colour + 1) * patch**2, row, column] = plane[colour] * 8 / patch**2
+
         assert self.pixels.embed.bias is not None, "the first convolution has a bias"
         self.pixels.embed.bias.data.copy_(-0.5 * weight.sum((1, 2, 3)))
 

@@ -228,6 +228,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
             pairs=PairConfig(frames=16, crop_px=32),
             scale_odds=((2, 1.0),),
         )
+
     assert profile.sr_dit is not None, f"{profile.name} has an SR transformer"
     if comes_encoded(profile):
         return Tv2vConfig(
@@ -240,6 +241,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
             sample_steps=20,
             sample_guidance=5.0,
         )
+
     loop = LoopConfig(steps=steps, seed=seed, rate=5e-4, warmup=100, average=0.998)
     pairs = PairConfig(frames=16, crop_px=64)
     if isinstance(profile.text_encoder, PromptEncoderConfig) and profile.sr_dit.text_len:
@@ -255,6 +257,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
             pixel_power=0.5,
             orthogonal=True,
         )
+
     return Tv2vConfig(
         loop=loop, profile=replace(profile, sr_dit=replace(profile.sr_dit, prediction="flow")), pairs=pairs
     )
