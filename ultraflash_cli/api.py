@@ -232,6 +232,7 @@ class FrameStream:
         from ultraflash_cli.models.device import choose_device
         from ultraflash_cli.models.frames import UpscaledFrames
         from ultraflash_cli.models.oom import oom_errors
+        from ultraflash_cli.models.parity import require_parity
         from ultraflash_cli.models.profile import find_profile
         from ultraflash_cli.models.prompts import embed_prompts
         from ultraflash_cli.models.shelf import Shelf
@@ -241,12 +242,13 @@ class FrameStream:
         plan = plan_upscale(width, height, res=f"{scale}x", multiple_px=profile.multiple_px)
         keep_freed_memory()
         torch.set_num_threads(threads or usable_cores())
-        chosen, shelf, context = choose_device(device), Shelf(_store()), None
+        chosen, shelf, context = choose_device(device, model=profile.name), Shelf(_store()), None
         with oom_errors():
             if profile.refines_by_words:
                 context = embed_prompts(
                     shelf, profile, [profile.default_prompt], device=chosen, precision=precision, warn=_ignore
                 )[0]
+            require_parity(shelf, profile, scale=scale, device=chosen, precision=precision, detail=facts["detail"])
             clock = StageClock(chosen)
             upscaler = build_upscaler(
                 shelf,

@@ -23,10 +23,12 @@ def wait_for(device: torch.device) -> None:
     """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 class StageClock:
-    """Sums the time of each stage; on a GPU, between two events on its stream."""
+    """Sums the time of each stage; with CUDA, between two events on its stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -39,6 +41,7 @@ class StageClock:
         if self.device.type != "cuda":
             started_s = time.perf_counter()
             yield
+            wait_for(self.device)
             self._seconds[stage] += time.perf_counter() - started_s
             return
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -121,7 +121,14 @@ def _has_bf16() -> bool:
 def _gpu() -> Finding:
     import torch
 
+    from ultraflash_cli.models.backend import BACKENDS
+
     if not torch.cuda.is_available():
+        for backend in BACKENDS.values():
+            if backend.count():
+                found = f"{backend.title}, unused by default; --device {backend.name} runs `upscale` with lite on it"
+                fix = "its pixels are compared with the CPU's at each start, as nobody has tested it yet"
+                return Finding(name="gpu", state="note", found=found, fix=fix)
         fix = "none needed for lite; for an NVIDIA GPU, install its driver and the CUDA build of torch"
         return Finding(name="gpu", state="note", found="none usable by torch", fix=fix)
     names = [
@@ -129,7 +136,8 @@ def _gpu() -> Finding:
         f"({torch.cuda.get_device_properties(index).total_memory / 1e9:.0f} GB)"
         for index in range(torch.cuda.device_count())
     ]
-    return Finding(name="gpu", state="ok", found=", ".join(names))
+    hip = f", AMD through ROCm {torch.version.hip}" if torch.version.hip else ""
+    return Finding(name="gpu", state="ok", found=", ".join(names) + hip)
 
 
 def _triton() -> Finding:

@@ -31,6 +31,7 @@ from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.models.backend import place
 from ultraflash_cli.models.device import fp8_parts, stage_precisions
 from ultraflash_cli.models.shelf import Config, Shelf
 
@@ -194,9 +195,9 @@ def _pixel_refiner(
     else:
         ends = [take(part, torch.float32).state_dict() for part in ("pixels", "pixels_detail")]
         between = {name: torch.lerp(value, ends[1][name], detail) for name, value in ends[0].items()}
-        path = PixelPath(config).to(device)
-        path.load_state_dict(between)
-        path = to_channels_last(path.to(dtype)).eval().requires_grad_(False)
+        path = PixelPath(config)
+        path.load_state_dict({name: value.to("cpu") for name, value in between.items()})
+        path = to_channels_last(place(path, device, dtype)).eval().requires_grad_(False)
         assert isinstance(path, PixelPath)
     return PixelRefiner(profile, path, timer=timer, graphs=speedups.new_graphs(device))
 

@@ -7,6 +7,7 @@ import torch
 
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.errors import DeviceError, UsageError
+from ultraflash_cli.models.backend import BACKENDS, MODELS
 from ultraflash_kernels.fp8_linear import fp8_refusal
 
 __all__ = [
@@ -18,47 +19,64 @@ __all__ = [
     "stage_precisions",
 ]
 
+_NAMES = "auto, cpu, cuda[:i], mps or xpu[:i]"
 _IN_8_BITS = frozenset({"generator", "sr_dit"})
 """Parts that ``--precision fp8`` puts into 8 bits."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu`` or ``cuda[:i]`` into a device and make it the current one.
+def choose_device(name: str, *, model: str | None = None) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda[:i]``, ``mps`` or ``xpu[:i]`` into a device and make it the current one.
 
-    On a GPU float32 is IEEE float32 from then on: TF32, which torch uses for convolutions by default, keeps 10 bits of
-    the mantissa. Raises DeviceError for a device that is not there.
+    ``model`` is what an upscale runs there; without one, only CPUs and CUDA will do. ``auto`` is CUDA or the CPU. On a
+    CUDA device float32 is IEEE float32 from then on: TF32, which torch uses for convolutions by default, keeps 10 bits
+    of the mantissa. Raises DeviceError for a device that is not there, or does not run the model.
     """
-    device = _named_device(name)
+    device = _named_device(name, model)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return device
 
 
-def _named_device(name: str) -> torch.device:
+def _named_device(name: str, model: str | None) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind in BACKENDS and (number.isdigit() or not number):
+        return _backend_device(name, kind, int(number or 0), model)
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"--device must be auto, cpu or cuda[:i], got {name!r}") from error
+        raise UsageError(f"--device must be {_NAMES}, got {name!r}") from error
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device must be auto, cpu or cuda[:i], got {name!r}")
+        raise UsageError(f"--device must be {_NAMES}, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"{name}: {torch.cuda.device_count()} usable CUDA devices on this machine; try --device cpu")
     return device
 
 
+def _backend_device(name: str, kind: str, number: int, model: str | None) -> torch.device:
+    backend = BACKENDS[kind]
+    if model not in MODELS:
+        raise DeviceError(f"{name}: runs `upscale` with lite only; use --model lite, or --device cpu")
+    if number >= backend.count():
+        raise DeviceError(f"{name}: {backend.count()} usable {backend.title}s on this machine; try --device cpu")
+    return backend.device(number)
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """Turn ``auto``, ``fp32``, ``bf16`` or ``fp8`` into the dtype of what is not in 8 bits.
 
-    ``auto`` is bf16 on a GPU and on CPUs whose bf16 convolutions are the faster ones (AMX, or AMD with
+    ``auto`` is bf16 on a CUDA device and on CPUs whose bf16 convolutions are the faster ones (AMX, or AMD with
     avx512_bf16; Intel without AMX runs them at half the speed of float32), else float32. Raises DeviceError for
     ``fp8`` where ``device`` cannot multiply 8 bits.
     """
     if name == "auto":
-        fast = _cpu_has_fast_bf16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported()
+        else:
+            fast = device == torch.device("cpu") and _cpu_has_fast_bf16()
         return torch.bfloat16 if fast else torch.float32
     if name == "fp8" and (refusal := fp8_refusal(device)):
         raise DeviceError(f"--precision fp8 cannot run here: {refusal.removesuffix('.')}; use --precision auto")

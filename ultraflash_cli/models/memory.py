@@ -12,6 +12,7 @@ from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.host import host_bytes_available, parse_memory
+from ultraflash_cli.models.backend import backend_of
 
 __all__ = [
     "describe_memory",
@@ -32,9 +33,9 @@ def memory_budget(device: torch.device, max_memory: str | None) -> int | None:
     """
     asked = parse_memory(max_memory) if max_memory is not None else None
     if device.type == "cuda":
-        import torch
-
         free = torch.cuda.mem_get_info(device)[0]
+    elif backend := backend_of(device):
+        free = backend.free_bytes(device)
     else:
         free = host_bytes_available()
     known = [count for count in (asked, free) if count is not None]

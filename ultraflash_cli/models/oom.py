@@ -29,3 +29,5 @@ def free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif torch is not None and torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

@@ -19,6 +19,7 @@ from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
 from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.models.backend import backend_of, place
 from ultraflash_cli.weights.manifest import WeightEntry, read_manifest
 from ultraflash_cli.weights.store import WeightStore
 from ultraflash_cli.weights.verify import verify
@@ -186,12 +187,13 @@ class Shelf:
             weights = self.served_by(profile.weight_of(part))
             with torch.device("meta"):
                 network = build(config)
-            tensors = read_tensors(self.path(weights), dtype=dtype, device=device)
+            host = torch.device("cpu") if backend_of(device) else device
+            tensors = read_tensors(self.path(weights), dtype=dtype, device=host)
             if part == "long_generator":
                 lora = read_tensors(self.path(profile.weight_of("long_lora")), dtype=torch.float32, device=device)
                 tensors = merge_lora(tensors, lora)
             load_strictly(network, _own_part(network, tensors), name=weights)
-        return to_channels_last(network.to(device=device, dtype=dtype)).eval().requires_grad_(False)
+        return to_channels_last(place(network, device, dtype)).eval().requires_grad_(False)
 
 
 class RandomShelf(Shelf):

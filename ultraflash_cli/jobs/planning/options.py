@@ -131,7 +131,7 @@ class MachineOptions(_Options):
         str,
         Flag(
             names=("--device",),
-            metavar="auto|cpu|cuda[:i][,cuda:j]",
+            metavar="auto|cpu|cuda[:i][,cuda:j]|mps|xpu",
             help="Where the model runs; several devices share the scenes.",
         ),
     ] = "auto"
@@ -162,9 +162,9 @@ class MachineOptions(_Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one = r"(cpu|cuda(:\d+)?)"
+        one = r"(cpu|cuda(:\d+)?|mps|xpu(:\d+)?)"
         if not re.fullmatch(rf"auto|{one}(,{one})*", self.device):
-            raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+            raise ConfigError(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, got {self.device!r}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"--threads must be at least 1, got {self.threads}")
 

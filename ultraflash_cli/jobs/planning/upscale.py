@@ -168,7 +168,7 @@ def choose_model(model: str, store: Path | None, device: str, *, scale: int, par
     """
     if model != "auto":
         return model
-    if store is None or device == "cpu" or not (store / "weights").is_dir():
+    if store is None or device.partition(":")[0] in ("cpu", "mps", "xpu") or not (store / "weights").is_dir():
         return "lite"
 
     from ultraflash_cli.models.profile import ultraflash_runs

@@ -30,6 +30,7 @@ from ultraflash_cli.models.device import choose_device, precision_name, precisio
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, GeneratedFrames, UpscaledFrames
 from ultraflash_cli.models.memory import memory_budget, memory_effect, plan_generation_memory, plan_upscale_memory
 from ultraflash_cli.models.oom import oom_errors
+from ultraflash_cli.models.parity import require_parity
 from ultraflash_cli.models.profile import (
     find_profile,
     generating_parts,
@@ -69,7 +70,8 @@ class Models:
 
     def plan_upscaler(self, prepared: Prepared) -> tuple[torch.device, Profile, MemoryPlan]:
         """Decide where and how an upscale runs, without loading anything. Raises as `upscaler` does."""
-        device, shelf = choose_device(prepared.job.device), self._shelf(prepared.job.store)
+        device = choose_device(prepared.job.device, model=prepared.model)
+        shelf = self._shelf(prepared.job.store)
         profile = _upscaling_profile(prepared, shelf)
         shelf.require(profile.at_scale(prepared.plan.scale), upscaling_parts(profile))
         return device, profile, _plan_upscale(prepared, profile, device, shelf)
@@ -118,6 +120,8 @@ class Models:
             context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
 
         timer = StageClock(device)
+        detail = 1.0 if job.detail is None else job.detail
+        require_parity(shelf, profile, scale=scale, device=device, precision=job.precision, detail=detail)
         upscaler = build_upscaler(
             shelf,
             under_memory_plan(profile, memory.settings),
@@ -127,7 +131,7 @@ class Models:
             strength=job.strength,
             color=job.color,
             guard=None if job.guard is None else Guard(job.guard),
-            detail=1.0 if job.detail is None else job.detail,
+            detail=detail,
             context=context,
             decode_latents=memory.settings.decode_latents,
             timer=timer,
