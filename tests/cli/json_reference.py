@@ -32,8 +32,9 @@ changed meaning, or a field that is removed, raises the number in `schema`.
 
 Other schemas: [compare.json](../schemas/compare.json),
 [explain.json](../schemas/explain.json), [probe.json](../schemas/probe.json),
-[doctor.json](../schemas/doctor.json), [bench.json](../schemas/bench.json) and
-[clean.json](../schemas/clean.json). Exit codes are listed in
+[doctor.json](../schemas/doctor.json), [bench.json](../schemas/bench.json),
+[clean.json](../schemas/clean.json) and [cluster.json](../schemas/cluster.json) (`plan`,
+`worker`, `--executor`). Exit codes are listed in
 [the command line](../cli.md).
 """
 

@@ -2,7 +2,7 @@
 
 `python -m tests.cli.schemas` writes them.
 
-compare.json and explain.json are written by hand; they say more than types do.
+cluster.json, compare.json and explain.json are written by hand; they say more than types do.
 """
 
 import ast

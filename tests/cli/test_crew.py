@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from tests.jobs.clips import make_clip
@@ -20,7 +21,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_two_devices_share_the_scenes_of_a_clip_and_a_killed_one_is_replaced(
-    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, source: Path, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = tmp_path / ".out.mkv.units"
     arguments = ["upscale", str(source), "-o", str(tmp_path / "out.mkv"), *OPTIONS, "--unit-frames", "12", "--json"]
@@ -30,6 +31,7 @@ def test_two_devices_share_the_scenes_of_a_clip_and_a_killed_one_is_replaced(
     assert code == 0, shown.err
     assert killed
     report, machines = map(json.loads, shown.out.splitlines())
+    jsonschema.validate(machines, json.loads((repository / "docs" / "schemas" / "cluster.json").read_text()))
     assert report["frames_out"] == 50
     assert (machines["executor"], machines["workers"], machines["units"]) == ("local", 2, 2)
     assert sum(node["frames"] for node in machines["nodes"]) == machines["frames"]

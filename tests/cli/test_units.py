@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.jobs import generating
@@ -26,12 +27,19 @@ def source(tmp_path: Path) -> Path:
     return make_clip(tmp_path / "in.mkv", frames=40, cut_at=22)
 
 
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "schemas" / "cluster.json").read_text())
+
+
 def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> list[dict[str, Any]]:
     """Run a command that is expected to end with this code, and return what it prints as JSON."""
     ended = main([str(each) for each in arguments])
     shown = capsys.readouterr()
     assert ended == code, shown.err
-    return [json.loads(line) for line in shown.out.splitlines()]
+    found = [json.loads(line) for line in shown.out.splitlines()]
+    if arguments[0] in ("plan", "worker"):
+        for each in found:
+            jsonschema.validate(each, SCHEMA)
+    return found
 
 
 def test_three_commands_make_the_file_that_one_makes(
@@ -89,6 +97,8 @@ def test_the_commands_end_with_the_code_of_a_lone_file_and_with_9_for_several(
 
     other = make_clip(tmp_path / "other.mkv", frames=5)
     said(capsys, "plan", other, tmp_path / "none.mkv", "-o", tmp_path / "many", "--work-dir", work, code=3)
+    said(capsys, "plan", source, "-o", source, "--work-dir", work, "--json", code=2)
+    said(capsys, "plan", other, "-o", source, "--work-dir", work, "-n", "--json")
     said(capsys, "plan", other, source, "-o", tmp_path / "many", "--work-dir", work, *OPTIONS)
     said(capsys, "worker", work, code=9)
     said(capsys, "join", work, code=9)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.jobs.clips import make_clip
 from tests.jobs.cluster.hunting import killing_a_worker
+from ultraflash_cli.errors import DeviceError
 from ultraflash_cli.jobs.cluster.join import join_units
 from ultraflash_cli.jobs.cluster.on_ray import compute_on_ray, stage_weights
 from ultraflash_cli.jobs.cluster.overview import Overview
@@ -31,7 +32,14 @@ def address() -> Generator[str]:
     """A Ray cluster with room for two workers."""
     ray = pytest.importorskip("ray", reason="Ray is an extra")
     quieten_libraries()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    for last in (False, False, True):
+        try:
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            break
+        except Exception:  # on a busy machine it gives up after 30 seconds
+            ray.shutdown()
+            if last:
+                raise
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
@@ -111,6 +119,20 @@ def test_a_driver_that_was_killed_is_resumed_by_the_same_command(tmp_path: Path,
     (outcome,) = join_units(plan, ignore, stop=Stop())
     assert outcome.report is not None, outcome.failure
     assert (tmp_path / "out.mkv").read_bytes() == local(source, tmp_path / "local.mkv")
+
+
+def test_a_cluster_that_is_not_there_is_a_device_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is an extra")
+
+    def refuse(**options: object) -> None:
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    overview = Overview(Plan(tmp_path, {}), [], ignore, name="all")
+    with pytest.raises(DeviceError, match=r"10\.0\.0\.1:6379 cannot be reached \(nobody answers\)"):
+        compute_on_ray(overview, address="10.0.0.1:6379", workers=1, device="cpu", store=tmp_path, stop=Stop())
 
 
 def test_weights_are_copied_to_a_machine_once_and_whole(tmp_path: Path) -> None:

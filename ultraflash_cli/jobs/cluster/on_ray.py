@@ -21,6 +21,8 @@ __all__ = ["UnitActor", "compute_on_ray", "stage_weights"]
 
 _IN_FLIGHT = 2
 """Units that an actor has at most: the one in hand, and the next one, so that it never waits for the driver."""
+_STARTS = 2
+"""How often Ray is started on this machine; on a busy one it gives up after 30 seconds."""
 _PATIENCE_S = 60.0
 """How long actors that are asked to stop may take for the group in hand."""
 
@@ -114,11 +116,20 @@ def compute_on_ray(
 
 def _connect(ray: Any, address: str | None) -> None:
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = address or "this machine"
-        raise DeviceError(f"Ray on {where} cannot be reached ({error}); see `ray status`") from error
+    for tries_left in reversed(range(_STARTS)):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+            return
+        except Exception as error:  # Ray has no class for a cluster that does not answer in time
+            ray.shutdown()
+            if address is None and tries_left:
+                continue
+            reason = str(error).partition("\n")[0].removesuffix(".")
+            if address is None:
+                message = f"Ray cannot be started here ({reason}); try `ray start --head` and --address auto"
+            else:
+                message = f"the Ray cluster {address} cannot be reached ({reason}); see `ray status`"
+            raise DeviceError(message) from error
 
 
 class _Driver:

@@ -89,16 +89,16 @@ class Overview:
 
     def begin(self, *, device: str) -> None:
         """Report the start; `device` says in words where the units are computed."""
-        models = sorted({file.model for file in self.files.values()})
+        files = self.files.values()
         count = len(self._units)
         self._on_event(
             Started(
                 input=self._name,
                 output=str(self.plan.folder),
-                model=", ".join(models),
-                device=device,
-                precision=f"{count} {'unit' if count == 1 else 'units'}",
-                threads=max((file.threads for file in self.files.values()), default=1),
+                model=", ".join(sorted({file.model for file in files})),
+                device=f"{device} ({count} {'unit' if count == 1 else 'units'})",
+                precision=", ".join(sorted({str(file.job["precision"]) for file in files})),
+                threads=max((file.threads for file in files), default=1),
                 frames_total=self._total,
                 frames_resumed=self._resumed,
                 note=f"resuming after {self._resumed} finished frames" if self._resumed else None,
