@@ -1,5 +1,6 @@
 """Units of a plan: what workers compute and a join puts together is what one machine makes, whatever happens."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -325,6 +326,31 @@ def test_a_worker_that_was_taken_for_dead_loses_its_copy_and_harms_none(plan: Pl
     outcomes = worked(plan, on_event=take_over)
     assert [outcome.state for outcome in outcomes] == ["lost", "done"]
     assert not unit.failures and not unit.tries
+    (outcome,) = joined(plan)
+    assert outcome.report is not None
+    assert Path(outcome.report.output).read_bytes() == local.read_bytes()
+
+
+def test_units_are_resumed_with_their_state_even_without_resume(tmp_path: Path, source: Path, local: Path) -> None:
+    planned(tmp_path / "work", job(source, tmp_path / "out.mkv", resume=False))
+    plan = read_plan(tmp_path / "work")
+    stop_amid(plan)
+    assert sum(outcome.frames for outcome in worked(plan)) < FRAMES
+    (outcome,) = joined(plan)
+    assert outcome.report is not None
+    assert Path(outcome.report.output).read_bytes() == local.read_bytes()
+
+
+def test_a_file_system_without_locks_is_used_without_them(
+    plan: Plan, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    worked(plan)
     (outcome,) = joined(plan)
     assert outcome.report is not None
     assert Path(outcome.report.output).read_bytes() == local.read_bytes()

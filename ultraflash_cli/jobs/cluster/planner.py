@@ -150,6 +150,8 @@ class _Planner:
             folder=None,
             model=prepared.model,
             threads=prepared.threads,
+            # Without it no states would be kept, and a unit of a dead worker would go on with a wrong one.
+            resume=True,
         )
         frames, estimate, cuts, spans, note = self._divide(prepared)
         output = str((job.output or prepared.output).absolute())

@@ -1,5 +1,6 @@
 """The folder of unfinished work, and its lock."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 _PREFIX, _SUFFIX = ".", ".ultraflash"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems of clusters say that have no locks, or none turned on; work goes on without."""
 _LONGEST_NAME = 220
 """Bytes of a name that every file system takes, with room for what we put around it."""
 
@@ -148,6 +151,6 @@ def _lock(descriptor: int) -> bool:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in _NO_LOCKS
     return True
