@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.options import JsonOption, ThreadsOption, as_path, with_console
 from ultraflash_cli.train.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from ultraflash_cli.train.encode import Progress
 
 __all__ = ["app"]
 
@@ -255,6 +258,96 @@ def answer_drawn_scenes(
     job = AnswerScenesJob(scenes=data, out=out, roles=roles, level=level)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         answer_scenes(job, on_file=lambda done: console.info(f"{done} scenes"))
+
+
+@app.command("encode", cls=HeadedCommand)
+@with_console(hidden=True)
+def encode_captioned_clips(
+    console: Console,
+    clips: Annotated[Path, typer.Argument(metavar="CLIPS", help="Folder of captioned clips.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder; resumes.")],
+    model: Annotated[
+        str, typer.Option("--profile", metavar="NAME|FILE", help="Model whose networks encode.")
+    ] = "ultraflash",
+    scale: Annotated[Literal["2", "3"], typer.Option("--scale", help="Downscale factor of degraded copies.")] = "2",
+    licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="Licence of unstated clips.")] = None,
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="WxH", help="Size of clips; repeat for several shapes."),
+    ] = None,
+    latents: Annotated[
+        list[int] | None,
+        typer.Option("--latents", metavar="N", help="Latent frames per sample; repeatable."),
+    ] = None,
+    conditions: Annotated[int, typer.Option("--conditions", metavar="K", help="Degraded copies of each sample.")] = 2,
+    aigc: Annotated[
+        float, typer.Option("--aigc", metavar="SHARE", help="Share that looks like generated video.")
+    ] = 0.6,
+    regenerate: Annotated[
+        float, typer.Option("--regenerate", metavar="SHARE", help="Share that the generator redraws.")
+    ] = 0.0,
+    fps: Annotated[int, typer.Option("--fps", metavar="N", help="Frames per second.")] = 16,
+    shard_clips: Annotated[int, typer.Option("--shard-clips", metavar="N", help="Clips per shard.")] = 100,
+    part: Annotated[str, typer.Option("--part", metavar="I/N", help="This machine's share of the shards.")] = "1/1",
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of degradations.")] = 1,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the networks run.")
+    ] = "auto",
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option("--precision", help="Precision of the networks.")
+    ] = "fp32",
+    threads: ThreadsOption = None,
+) -> None:
+    """Encode captioned clips into shards for training."""
+    import torch
+
+    from ultraflash_cli.host import keep_freed_memory, usable_cores
+    from ultraflash_cli.jobs.weights.pull import open_store
+    from ultraflash_cli.models.shelf import Shelf
+    from ultraflash_cli.train.captioned import captioned_clips
+    from ultraflash_cli.train.encode import EncodeJob, encode
+    from ultraflash_cli.train.encoders import Encoders
+    from ultraflash_cli.train.settings import find_profile
+
+    share = re.fullmatch(r"(\d+)/(\d+)", part)
+    if share is None or not 1 <= int(share[1]) <= int(share[2]):
+        raise UsageError(f"--part must be I/N with I from 1 to N, got {part!r}")
+    profile = find_profile(model)
+    height, width = (int(scale) * side for side in profile.base_size)
+    shapes = [_size("--size", size) for size in sizes or []]
+    job = EncodeJob(
+        clips=tuple(captioned_clips(clips, licence=licence)),
+        out=out,
+        scale=int(scale),
+        sizes=tuple(shapes or [(height, width), (width, height)]),
+        latents=tuple(latents or [6 * profile.group_latents, 2 * profile.group_latents]),
+        conditions=conditions,
+        aigc_share=aigc,
+        regenerated_share=regenerate,
+        fps=fps,
+        shard_clips=shard_clips,
+        seed=seed,
+        share=(int(share[1]) - 1, int(share[2])),
+    )
+    keep_freed_memory()
+    torch.set_num_threads(threads or usable_cores())
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    encoders = Encoders(
+        Shelf(open_store(console.settings).root),
+        profile,
+        device=torch.device("cuda" if on_gpu else "cpu"),
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        regenerates=regenerate > 0,
+        warn=console.warning,
+    )
+
+    def told(done: "Progress") -> None:
+        console.detail(f"{done.shard.name}: {done.clips} clips, {done.samples} samples")
+        if done.skipped:
+            console.warning(f"{done.skipped}; skipped")
+
+    encode(job, encoders, on_clip=told)
+    console.info(f"{len(job.clips)} clips encoded in {out}")
 
 
 @app.command("preview-degradation", cls=HeadedCommand)
