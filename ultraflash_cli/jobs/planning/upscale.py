@@ -181,7 +181,10 @@ def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
     total = info.frame_count_estimate
     if window is None or total is None:
         return total
-    return min(total, round((window[1] - window[0]) * info.average_rate))
+    start_s, end_s = window
+    if info.duration_s is not None:
+        end_s = min(end_s, (info.start_pts or 0) * info.time_base + Fraction(info.duration_s))
+    return max(0, min(total, round((end_s - start_s) * info.average_rate)))
 
 
 def default_res(width_px: int, height_px: int) -> str:
