@@ -16,6 +16,12 @@ _LEAST = 1.0
 _EVEN = 0.4
 """Grain is everywhere alike: the quarter of the blocks with the least has at least so much of the variance of the
 quarter with the most. Motion and compression are not."""
+_MOST = 25.0
+"""Nor is what changes by so many levels: no film or tape has so much grain, but small print that scrolls has."""
+_LONGER = 1.25
+"""Grain differs between any two pictures alike; motion grows. Over two pictures it is at most so much stronger."""
+_COVERED = 0.6
+"""Grain is at every brightness: so much of what changes at all is in levels where it was found."""
 _QUARTER = 1.06
 """By how much the middle of the blocks is noisier than the quarter with the least, where all have the same grain."""
 _MOST_REMOVED = 60.0
@@ -77,21 +83,26 @@ class GrainMeter:
     """
 
     def __init__(self) -> None:
-        self._blocks: list[NDArray[np.float32]] = []  # [blocks, 4]: level, structure, variance of luma, of chroma
+        self._blocks: list[NDArray[np.float32]] = []  # [blocks, 5]: see `push`
         self._spectra: list[NDArray[np.float32]] = []  # [blocks, 2, size, size]
 
     def push(self, pictures: Sequence[Picture]) -> None:
         """Take a run of neighbouring pictures of one size."""
         if len(pictures) < 2:
             return
-        first, second = (_blocks(ycc_of(middle_of(picture))) for picture in pictures[:2])
+        first, second, *third = (_blocks(ycc_of(middle_of(picture))) for picture in pictures[:3])
         if not first.size:
             return
-        mean, change = (first + second) / 2, (first - second) / np.float32(np.sqrt(2))
+        mean, change = (first + second) / 2, _change(first, second)
         level = mean[0].mean(axis=(1, 2))
-        change -= change.mean(axis=(2, 3), keepdims=True)
         variance = (change * change).mean(axis=(2, 3))
-        rows = np.stack([level, mean[0].var(axis=(1, 2)), variance[0], (variance[1] + variance[2]) / 2], axis=1)
+        longer = np.ones_like(level)
+        if third:
+            far, near = ((_change(each, third[0])[0] ** 2).mean(axis=(1, 2)) for each in (first, second))
+            longer = 2 * far / np.maximum(near + variance[0], 1e-6)
+        # Level, structure, variance of luma, of chroma, how much more two pictures apart.
+        chroma = (variance[1] + variance[2]) / 2
+        rows = np.stack([level, mean[0].var(axis=(1, 2)), variance[0], chroma, longer], axis=1)
         window = np.outer(*[np.hanning(_BLOCK_PX + 2)[1:-1]] * 2).astype(np.float32)
         power = np.abs(np.fft.fft2(change * window)) ** 2
         usable = (level > _BLACK) & (variance[0] > 0)
@@ -107,20 +118,26 @@ class GrainMeter:
         bins = np.minimum((rows[:, 0] * _BINS / 256).astype(int), _BINS - 1)
         points: list[tuple[float, float, float]] = []
         chosen: list[int] = []
+        covered = 0
         for number in range(_BINS):
             members = np.flatnonzero(bins == number)
             smooth = members[np.argsort(rows[members, 1], kind="stable")][: int(_FLAT * len(members))]
             if len(smooth) < _LEAST_BLOCKS:
                 continue
             level = float(rows[smooth, 0].mean())
-            least, most = np.percentile(rows[smooth, 2:], (25, 75), axis=0)
-            if least[0] < _EVEN * most[0]:
+            least, most = np.percentile(rows[smooth, 2:4], (25, 75), axis=0)
+            if least[0] < _EVEN * most[0] or np.median(rows[smooth, 4]) > _LONGER:
                 continue
             luma, chroma = _QUARTER * np.sqrt(least)
+            if luma > _MOST:
+                continue
+            covered += len(members)
             points.append((level, float(luma), float(chroma)))
             # Of blocks that are as noisy as the others: motion would put its own shape into the spectrum.
             chosen += smooth[rows[smooth, 2] < 2 * float(luma) ** 2].tolist()
 
+        if covered < _COVERED * len(rows):
+            return None
         if not points or np.median([luma for _, luma, _ in points]) < _LEAST or not chosen:
             return None
 
@@ -132,6 +149,12 @@ class GrainMeter:
             luma_spectrum=_spectrum(spectra[chosen, 0]),
             chroma_spectrum=_spectrum(spectra[chosen, 1]),
         )
+
+
+def _change(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return how blocks differ, without their means, so that grain has the deviation that it has in one of them."""
+    change = (first - second) / np.float32(np.sqrt(2))
+    return change - change.mean(axis=(2, 3), keepdims=True)
 
 
 def _blocks(planes: NDArray[np.float32]) -> NDArray[np.float32]:
