@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -103,6 +104,32 @@ def test_grain_comes_back_like_it_was(tmp_path: Path, capsys: pytest.CaptureFixt
     assert np.corrcoef(spectra[0], spectra[1])[0, 1] > 0.95
     gone = made["remove"]
     assert gone is None or gone.strength < 0.4 * before.strength
+
+
+@pytest.mark.parametrize("name", ["r05_city_mpeg2.mpg", "r06_old_video_360p_aac.mp4"])
+def test_real_footage_is_restored_at_its_size_and_keeps_the_grain_put_on_it(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    rng = np.random.default_rng(1)
+    with av.open(str(shared_data / "real" / name)) as container:
+        frames = islice(container.decode(video=0), 24)
+        clean = [frame.reformat(format="gray").to_ndarray()[:352, :640].astype(np.uint8) for frame in frames]
+    grains: list[float] = []
+    for lumas in (clean, [grainy(luma, rng, dark=4, bright=8) for luma in clean]):
+        source = write(tmp_path / "a.mkv", lumas, rate=PAL)
+        report = run(source, tmp_path / "out.mkv", "--res", "1x", "--grain", "keep", capsys=capsys)
+        assert (report["width"], report["height"], report["frames_out"]) == (640, 352, 24)
+        reading = report["reading"]
+        assert isinstance(reading, dict)
+        grains.append(reading["grain"]["strength"] if reading["grain"] else 0)
+    assert grains[0] == 0 and 4 < grains[1] < 9, "levels of 255"
+    shown = [
+        np.stack(frames).astype(float).mean(axis=3)
+        for frames in (decoded(tmp_path / "a.mkv"), decoded(tmp_path / "out.mkv"))
+    ]
+    flat = np.stack(clean).std(axis=0) < 6
+    noise = [np.diff(frames, axis=0)[:, flat].std() for frames in shown]
+    assert noise[1] == pytest.approx(noise[0], rel=0.35), "as much grain as before where nothing moves"
 
 
 def test_a_resumed_run_gives_the_same_file_whatever_was_measured(tmp_path: Path) -> None:

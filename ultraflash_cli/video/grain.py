@@ -18,10 +18,14 @@ _EVEN = 0.4
 quarter with the most. Motion and compression are not."""
 _MOST = 25.0
 """Nor is what changes by so many levels: no film or tape has so much grain, but small print that scrolls has."""
-_LONGER = 1.25
+_LONGER = 1.35
 """Grain differs between any two pictures alike; motion grows. Over two pictures it is at most so much stronger."""
-_COVERED = 0.6
-"""Grain is at every brightness: so much of what changes at all is in levels where it was found."""
+_COVERED = 0.15
+"""So much of what changes at all must be in levels where grain was found."""
+_SMOOTHER = 0.4
+_MOST_SMOOTHER = 0.2
+"""Grain is at every brightness but black and white: no more than this share of the picture may be in levels that change
+so much less than where it is strongest."""
 _QUARTER = 1.06
 """By how much the middle of the blocks is noisier than the quarter with the least, where all have the same grain."""
 _MOST_REMOVED = 60.0
@@ -119,6 +123,7 @@ class GrainMeter:
         points: list[tuple[float, float, float]] = []
         chosen: list[int] = []
         covered = 0
+        changes: list[tuple[int, float]] = []
         for number in range(_BINS):
             members = np.flatnonzero(bins == number)
             smooth = members[np.argsort(rows[members, 1], kind="stable")][: int(_FLAT * len(members))]
@@ -126,6 +131,8 @@ class GrainMeter:
                 continue
             level = float(rows[smooth, 0].mean())
             least, most = np.percentile(rows[smooth, 2:4], (25, 75), axis=0)
+            if 0 < number < _BINS - 1:
+                changes.append((len(members), float(np.sqrt(least[0]))))
             if least[0] < _EVEN * most[0] or np.median(rows[smooth, 4]) > _LONGER:
                 continue
             luma, chroma = _QUARTER * np.sqrt(least)
@@ -136,9 +143,10 @@ class GrainMeter:
             # Of blocks that are as noisy as the others: motion would put its own shape into the spectrum.
             chosen += smooth[rows[smooth, 2] < 2 * float(luma) ** 2].tolist()
 
-        if covered < _COVERED * len(rows):
-            return None
-        if not points or np.median([luma for _, luma, _ in points]) < _LEAST or not chosen:
+        typical = float(np.median([luma for _, luma, _ in points])) if points else 0.0
+        strongest = max((luma for _, luma, _ in points), default=0.0)
+        smoother = sum(count for count, change in changes if change < _SMOOTHER * strongest)
+        if not chosen or typical < _LEAST or covered < _COVERED * len(rows) or smoother > _MOST_SMOOTHER * len(rows):
             return None
 
         levels, luma, chroma = (tuple(round(value, 3) for value in values) for values in zip(*points, strict=True))
