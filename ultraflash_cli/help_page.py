@@ -51,6 +51,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "probe": (("ultraflash probe holiday.mp4 --res 2k", "the plan for --res 2k"),),
     "bench": (("ultraflash bench upscale --res 1k --json", "numbers for a script"),),
     "clean": (("ultraflash clean --recursive films/", "list; add -y to remove"),),
+    "onnx": (("ultraflash export onnx -o lite_x3.onnx --scale 3", "for frames of any even size"),),
     "pull": (("ultraflash weights pull ultraflash", "the published model"),),
 }
 """Examples shown below the options, by command: the line to type, and a comment."""

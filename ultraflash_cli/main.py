@@ -15,6 +15,7 @@ from ultraflash_cli.commands import (
     compare,
     doctor,
     explain,
+    export,
     generate,
     probe,
     train,
@@ -79,6 +80,7 @@ app.command("clean", cls=HeadedCommand)(clean.clean)
 app.command("doctor", cls=HeadedCommand)(doctor.doctor)
 app.command("bench", cls=HeadedCommand)(bench.bench)
 app.add_typer(train.app, name="train")
+app.add_typer(export.app, name="export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

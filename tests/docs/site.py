@@ -28,6 +28,7 @@ ABOUT = {
     "compare.md": "previews, predictions, scores, an HTML page with a slider",
     "watch.md": "watching a job in a player or a browser while it runs",
     "guides/devices.md": "CPU, CUDA, ROCm, mps, xpu: what runs where, and how it is checked",
+    "guides/onnx.md": "lite as an ONNX model whose state goes in and comes out",
     "guides/slow.md": "finding the bottleneck; threads, precision, codecs, memory",
     "guides/kept.md": "what of the input is in the output, and what the program leaves on disk",
     "reproduce.md": "how a file was made, and the command that makes it again",

@@ -18,7 +18,7 @@ LEVELS = (
     {"explain", "running"},
     {"forecast", "still"},
     {"pages"},
-    {"batch", "compare", "doctor"},
+    {"batch", "compare", "doctor", "export"},
     {"cluster"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

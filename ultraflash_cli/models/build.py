@@ -35,7 +35,15 @@ from ultraflash_cli.models.backend import place
 from ultraflash_cli.models.device import fp8_parts, stage_precisions
 from ultraflash_cli.models.shelf import Config, Shelf
 
-__all__ = ["Speedups", "build_text_to_video", "build_upscaler", "find_scorer", "speedups_within", "take_base_decoder"]
+__all__ = [
+    "Speedups",
+    "build_text_to_video",
+    "build_upscaler",
+    "find_scorer",
+    "speedups_within",
+    "take_base_decoder",
+    "take_pixel_path",
+]
 
 _SCORERS = "ultraflash.scorers"
 
@@ -181,8 +189,15 @@ def _pixel_refiner(
     speedups: Speedups,
     detail: float,
 ) -> PixelRefiner:
+    path = take_pixel_path(shelf, profile, device=device, dtype=dtype_of("pixels"), detail=detail)
+    return PixelRefiner(profile, path, timer=timer, graphs=speedups.new_graphs(device))
+
+
+def take_pixel_path(
+    shelf: Shelf, profile: Profile, *, device: torch.device, dtype: torch.dtype, detail: float
+) -> PixelPath:
     """Return the pixel path with its faithful weights (``detail`` 0), those that add detail (1), or weights between."""
-    config, dtype = profile.pixels, dtype_of("pixels")
+    config = profile.pixels
     assert config is not None, f"{profile.name} has no pixel path"
 
     def take(part: str, dtype: torch.dtype) -> PixelPath:
@@ -199,7 +214,7 @@ def _pixel_refiner(
         path.load_state_dict({name: value.to("cpu") for name, value in between.items()})
         path = to_channels_last(place(path, device, dtype)).eval().requires_grad_(False)
         assert isinstance(path, PixelPath)
-    return PixelRefiner(profile, path, timer=timer, graphs=speedups.new_graphs(device))
+    return path
 
 
 def speedups_within(memory: MemoryPlan, device: torch.device, *, graphs: bool) -> Speedups:
