@@ -79,4 +79,4 @@ def test_without_ray_the_executor_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "ray", None)
     work = ("--executor", "ray", "--work-dir", str(tmp_path / "work"))
     assert main(["upscale", str(source), "-o", str(tmp_path / "out.mkv"), *OPTIONS, *work]) == 2
-    assert "pip install 'ultraflash[cluster]'" in capsys.readouterr().err
+    assert "pip install '.[cluster]'" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def compute_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--executor ray needs Ray; pip install 'ultraflash[cluster]'") from error
+        raise UsageError("--executor ray needs Ray; pip install '.[cluster]' in the source folder") from error
 
     mine = not ray.is_initialized()
     if mine:
