@@ -43,7 +43,14 @@ def test_a_constant_offset_is_drift_and_no_temporal_error() -> None:
 def test_flicker_is_temporal_and_warping_error_at_twice_its_size() -> None:
     scores = compare_planes(clip(flicker=5), clip(), crop_px=32, names=NAMES)
     assert scores.tdiff[1:] == pytest.approx([10.0] * 3, abs=0.5)
-    assert scores.warping[2] == pytest.approx(10, abs=1) and scores.warping_reference[2] < 1.5
+    assert scores.warping[2] == pytest.approx(10, abs=1) and (scores.warping_reference[2] or 0) < 1.5
+
+
+def test_warping_is_measured_on_some_frames_of_a_long_clip() -> None:
+    scores = compare_planes(clip(flicker=5), clip(), crop_px=32, names=NAMES, warped_every=3)
+    whole = compare_planes(clip(flicker=5), clip(), crop_px=32, names=NAMES)
+    assert scores.warping == [None if n in (2, 3) else value for n, value in enumerate(whole.warping)]
+    assert scores.tdiff == whole.tdiff
 
 
 def test_the_motion_of_a_texture_is_found() -> None:

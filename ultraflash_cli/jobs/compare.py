@@ -98,6 +98,7 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
         size_wh=size_wh,
         coding=coding,
         fps=float(reference.average_rate),
+        frames_estimate=reference.frame_count_estimate,
         crop_px=crop_px,
         threads=job.threads or usable_cores(),
     )

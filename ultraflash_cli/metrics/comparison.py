@@ -46,6 +46,8 @@ _FEATURES = {"float_ssim": "ssim", "psnr_y": "psnr_y"}
 _MS_SSIM_FRAMES = 300
 _LARGE_PX = 192
 """Shorter pictures are too small for MS-SSIM and VMAF v1."""
+_WARPED_FRAMES = 200
+"""Frames, spread over the clip, from which on the warping error is not measured on more of them."""
 _CROPS = 6
 _WARPED_AT_LEAST = 2
 """Frames below which differences in time mean nothing."""
@@ -84,6 +86,7 @@ def compare_clips(
     size_wh: tuple[int, int],
     coding: Coding,
     fps: float,
+    frames_estimate: int | None = None,
     crop_px: int = 128,
     threads: int = 1,
 ) -> Comparison:
@@ -98,11 +101,18 @@ def compare_clips(
         size_wh: Size of both views.
         coding: How both views are coded.
         fps: Frames per second.
+        frames_estimate: About how many frames there are; in long clips some scores are measured on some of them.
         crop_px: Side of the places that are looked for.
         threads: CPU threads.
     """
     names = (str(output.path), str(reference.path))
-    pairs = compare_planes(read_planes(output), read_planes(reference), crop_px=crop_px, names=names)
+    pairs = compare_planes(
+        read_planes(output),
+        read_planes(reference),
+        crop_px=crop_px,
+        names=names,
+        warped_every=max(1, (frames_estimate or 0) // _WARPED_FRAMES),
+    )
     frames = len(pairs.tdiff)
     is_large = min(size_wh) >= _LARGE_PX
     models = _MODELS | (_LARGE_MODELS if is_large else {})

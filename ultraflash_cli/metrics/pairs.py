@@ -43,9 +43,9 @@ class PairScores:
 
     tdiff: list[float] = field(default_factory=list[float])
     """Root mean square error of frame differences of luma."""
-    warping: list[float] = field(default_factory=list[float])
-    """Change of the output along the reference's motion."""
-    warping_reference: list[float] = field(default_factory=list[float])
+    warping: list[float | None] = field(default_factory=list[float | None])
+    """Change of the output along the reference's motion; None for frames on which it was not measured."""
+    warping_reference: list[float | None] = field(default_factory=list[float | None])
     """The same of the reference."""
     drift_y: list[float] = field(default_factory=list[float])
     """Mean of output minus reference, luma."""
@@ -56,11 +56,17 @@ class PairScores:
 
 
 def compare_planes(
-    outputs: Iterable[Planes], references: Iterable[Planes], *, crop_px: int, names: tuple[str, str]
+    outputs: Iterable[Planes],
+    references: Iterable[Planes],
+    *,
+    crop_px: int,
+    names: tuple[str, str],
+    warped_every: int = 1,
 ) -> PairScores:
     """Walk through two clips in step and measure them against each other.
 
-    ``crop_px`` is the side of the places that are looked for, ``names`` what errors call output and reference. Raises
+    ``crop_px`` is the side of the places that are looked for, ``names`` what errors call output and reference. The
+    warping error, which takes longer than all the rest, is measured on every ``warped_every``-th frame. Raises
     InputError where sizes or frame counts differ.
     """
     scores = PairScores()
@@ -69,7 +75,11 @@ def compare_planes(
         error = output.y_hw.astype(np.float32) - reference.y_hw
         earlier = None if before is None else before[0].y_hw.astype(np.float32) - before[1].y_hw
         scores.tdiff.append(0.0 if earlier is None else float(np.sqrt(np.mean((error - earlier) ** 2))))
-        along, own = (0.0, 0.0) if before is None else _warping(output, reference, before)
+        along, own = None, None
+        if before is None:
+            along, own = 0.0, 0.0
+        elif (number - 1) % warped_every == 0:
+            along, own = _warping(output, reference, before)
         scores.warping.append(along)
         scores.warping_reference.append(own)
         scores.drift_y.append(float(error.mean()))
