@@ -2,7 +2,7 @@
 embedding and the head (reference/cascade.md 1 and 4)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, ClassVar, TypeVar, cast
@@ -254,7 +254,7 @@ class Dit(nn.Module):
 
     def through_blocks(
         self,
-        x: Tensor,
+        embed: Callable[[], Tensor],
         time: Tensor,
         where: tuple[object, ...],
         caches: Sequence[CacheT],
@@ -262,9 +262,14 @@ class Dit(nn.Module):
         *,
         recompute: bool = False,
     ) -> tuple[Tensor, tuple[CacheT, ...]]:
-        """Take ``x`` through all blocks; returns it and the caches after the group. The
+        """Take the residual stream through all blocks; returns it and the caches after
+        the group.
+
+        ``embed`` makes the stream, here, so that the first block can free it. The other
         arguments are those of ``DitBlock.forward``, one cache and context a layer. With
-        ``recompute`` blocks keep only their inputs for the backward pass."""
+        ``recompute`` blocks keep only their inputs for the backward pass.
+        """
+        x = embed()
         after: list[CacheT] = []
         addend = None
         for block, cache, text in zip_longest(self.blocks, caches, context):

@@ -307,19 +307,19 @@ class Generator(Dit):
 
         level = (timestep / TRAIN_STEPS).view(len(timestep), 1, -1, 1, 1)
         seen = x_bcthw * (1 - level).to(x_bcthw) if config.sees_signal else x_bcthw
-        x = F.linear(
-            self._to_patches(seen.to(weight.dtype)),
-            weight.flatten(1),
-            self.patch_embedding.bias,
-        )
-        x = x.to(
-            weight.dtype
-        )  # under autocast, too, the residual stream has the precision of the weights
-        if self.row_places is not None and self.column_places is not None:
-            places = self.row_places[:, None] + self.column_places
-            x = x + (places + self._moving_places(frames, position)).flatten(-3, -2)
+
+        def embed() -> Tensor:
+            patches = self._to_patches(seen.to(weight.dtype))
+            x = F.linear(patches, weight.flatten(1), self.patch_embedding.bias)
+            # Under autocast, too, the residual stream has the precision of the weights.
+            x = x.to(weight.dtype)
+            if self.row_places is not None and self.column_places is not None:
+                places = self.row_places[:, None] + self.column_places
+                x = x + (places + self._moving_places(frames, position)).flatten(-3, -2)
+            return x
+
         x, after = self.through_blocks(
-            x, time_six, (tables, span), rings, context, recompute=recompute
+            embed, time_six, (tables, span), rings, context, recompute=recompute
         )
         flow = self._from_patches(self.head(x, time), height, width)
         if config.prediction == "clean":

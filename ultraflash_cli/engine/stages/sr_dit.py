@@ -1,6 +1,7 @@
 """Block-sparse causal transformer that sharpens upsampled latents in one step."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, cast
 
@@ -367,16 +368,21 @@ class SrDit(Dit):
             noise_bcthw = noise_bcthw * (1 - timestep / TRAIN_STEPS).to(noise_bcthw).view(
                 -1, 1, 1, 1, 1
             )
-        x = grid.to_blocks(torch.cat([noise_bcthw, cond_bcthw], dim=1).to(weight.dtype))
-        whole = x.shape[1:3]
-        if not layout.padded:
-            x = drop_padding(x.flatten(1, 2), layout.size, grid.block)
-        x = F.linear(x, weight.permute(0, 2, 3, 4, 1).flatten(1), self.patch_embedding.bias)
+
+        def embed() -> Tensor:
+            both = torch.cat([noise_bcthw, cond_bcthw], dim=1).to(weight.dtype)
+            x = grid.to_blocks(both)
+            if not layout.padded:
+                x = drop_padding(x.flatten(1, 2), layout.size, grid.block)
+            flat = weight.permute(0, 2, 3, 4, 1).flatten(1)
+            return F.linear(x, flat, self.patch_embedding.bias)
+
         x, after = self.through_blocks(
-            x, time_six, (tables, layout), caches, context, recompute=recompute
+            embed, time_six, (tables, layout), caches, context, recompute=recompute
         )
         x = self.head(x, time)
         if not layout.padded:
+            whole = (math.prod(grid.blocks), grid.block_tokens)
             x = with_padding(x, layout.size, grid.block).unflatten(1, whole)
         x = grid.from_blocks(x, *config.patch[1:])
         return GroupResult(x, after)
