@@ -91,3 +91,12 @@ def test_the_scores_of_generated_clips_are_the_measured_ones(repository: Path) -
     )
     assert shown is not None
     assert [float(share) for share in shown.groups()] == [round(100 * judge[name], 1) for name in ("kind", "colour")]
+
+
+def test_the_efficiency_of_two_ray_workers_is_the_measured_one(repository: Path) -> None:
+    told, guide = result(repository, "cluster_cpu_2026-11-30"), page(repository, "docs/cluster.md")
+    separate = sum(told["separate"]["cpu_seconds"])
+    together = told["ray"]["cpu_seconds_workers"] + told["ray"]["cpu_seconds_plan_and_join"]
+    assert f"with {together:.1f} seconds of processor time" in guide and f"took {separate:.1f}." in guide
+    assert f"an efficiency of {separate / together:.2f}," in guide
+    assert separate / together >= 0.9 and told["tiny"]["equal_outputs"] == told["tiny"]["clips"] == 200
