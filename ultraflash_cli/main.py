@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 standalone_mode=False,
                 obj=console,
             )
-        return code or 0
+        # Typer makes this of Ctrl-C, and says nothing.
+        return console.failure(Interrupted("interrupted")) if code == Interrupted("").exit_code else code or 0
     except UltraflashError as error:
         return console.failure(error)
     except (KeyboardInterrupt, typer.Abort):

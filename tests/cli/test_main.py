@@ -211,12 +211,15 @@ def test_too_little_memory_to_load_torch_is_5(clip: Path, monkeypatch: pytest.Mo
     assert main(["upscale", str(clip), "--res", "2x"]) == 5
 
 
-def test_ctrl_c_anywhere_is_130(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_anywhere_is_130_and_one_line(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     replace_model(monkeypatch, interrupt)
-    assert main(["upscale", str(clip), "--res", "2x"]) == 130
+    assert main(["upscale", str(clip), "--res", "2x", "-q"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_sigterm_before_the_work_begins_is_143(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
