@@ -3,13 +3,13 @@
 import copy
 import warnings
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ultraflash_cli.engine.layers.dit import DitBlock
@@ -80,6 +80,11 @@ class Shards:
         self._roles = roles
         self._turn = _Turn(roles)
         fully_shard(self._turn, mesh=mesh, ignored_params=whole_ones, mp_policy=policy)
+        # FSDP learns at its first forward pass in which precision gradients are wanted, and
+        # of which parameters: of all that learn, not of the first learner's alone.
+        with torch.no_grad():
+            self._turn(_nothing, None, None)
+        cast("FSDPModule", self._turn).reshard()
 
     def terms(self, loss: Callable[..., dict[str, Tensor]], batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
         """Return a loss's terms; their backward pass makes gradients the means over the processes."""
@@ -103,6 +108,10 @@ class Shards:
         for name, p in self._plain.named_parameters():
             if name in self._names:
                 p.data = p.data.new_empty(0)
+
+
+def _nothing(_roles: nn.Module, _batch: Any, _rng: Any) -> dict[str, Tensor]:
+    return {"nothing": torch.zeros(())}
 
 
 def transformer_parts(roles: nn.Module) -> list[nn.Module]:
