@@ -95,7 +95,7 @@ def load_reward(name: str) -> Reward:
         reward = offered[name].load()()
     except Exception as error:  # whatever a package raises for its missing weights
         raise UsageError(
-            f"the reward {name!r} cannot be loaded ({error}); install its package anew, or choose another"
+            f"the reward {name!r} cannot be loaded ({error}); reinstall its package, or choose another"
         ) from error
     if not isinstance(reward, Reward):
         raise UsageError(f"the reward {name!r} has no method `score`, expected a Reward; choose another")
