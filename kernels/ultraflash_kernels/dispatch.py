@@ -145,7 +145,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 def power_of_two(size: int) -> int:
-    """Return the least power of two that is not below ``size``."""
+    """Return the smallest power of two that is at least ``size``."""
     return 1 << (size - 1).bit_length()
 
 

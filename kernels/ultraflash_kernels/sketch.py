@@ -15,8 +15,8 @@ def sketched_attention(q: Tensor, k: Tensor, v: Tensor, pairs: int) -> Tensor:
     multiplies ``pairs`` pairs of a query and a key token; differentiable.
 
     As of a fused kernel, q, k, v, the result and one number a query are kept for the
-    backward pass. FlopCounterMode counts 4 D operations a pair, and 10 D on the way
-    back, which computes the products of q and k again.
+    backward pass. FlopCounterMode counts 4 D operations per pair, and 10 D in the
+    backward pass, which computes the products of q and k again.
     """
     return _attention(q, k, v, pairs)[0]
 

@@ -1,5 +1,5 @@
 """What the tests of all operations share: the device, the dtypes of its kernels, how
-near a result has to be."""
+close a result has to be."""
 
 import torch
 

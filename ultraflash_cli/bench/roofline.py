@@ -1,4 +1,4 @@
-"""How long full-size groups take at given rates: at best, as expected, and what they wait for."""
+"""How long full-size groups take at given rates, at best and as expected, and what limits them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace

@@ -63,10 +63,9 @@ class Profile:
     wan_vae: WanVaeConfig | None = None
     """The full autoencoder that may stand in for the small encoder."""
     base_size: tuple[int, int] = (480, 832)
-    """Height and width in pixels of what the generator draws."""
+    """Height and width in pixels at which the generator works."""
     notice: str = ""
-    """What people are told of its clips before one is made; empty if there is
-    nothing to say."""
+    """Notice shown before a clip is generated; empty if there is none."""
     alignment: Alignment = TAEHV_ALIGNMENT
     """How frames and latents line up at the start of a stream."""
     condition_noise: float = 0.0
@@ -155,13 +154,12 @@ class Profile:
 
     @property
     def refines_by_words(self) -> bool:
-        """Whether the SR transformer reads a prompt, so that an upscaling may have
-        one."""
+        """Whether the SR transformer reads a prompt, so that `upscale` may take one."""
         return self.sr_dit is not None and self.sr_dit.text_len > 0
 
     @property
     def prompt_encoder(self) -> PromptEncoderConfig:
-        """The text encoder of a model trained on its own vocabulary."""
+        """The text encoder, if the model was trained on its own vocabulary."""
         words = self.text_encoder
         assert isinstance(words, PromptEncoderConfig), (
             f"{self.name} has no words of its own"

@@ -1,6 +1,6 @@
 """Devices besides CPUs and CUDA: what torch calls them, what they can hold, and what they run.
 
-Neither has been run on real hardware by this project, and both are known for silent faults:
+Neither has been run on real hardware by this project, and both are known to fail silently:
 ``models.parity`` compares each with the CPU before it is used. AMD GPUs are not in this list;
 torch's ROCm build presents them as ``cuda``.
 """
@@ -28,11 +28,11 @@ class Backend:
     name: str
     """What ``--device`` calls it."""
     title: str
-    """What people call it."""
+    """Its name in messages."""
     count: Callable[[], int]
-    """Returns how many there are."""
+    """Returns the number of such devices."""
     device: Callable[[int], torch.device]
-    """Returns the device of a number."""
+    """Returns the device with a given index."""
     free_bytes: Callable[[torch.device], int | None]
     """Returns the memory that is free for a job; None if unknown."""
     place: Callable[[nn.Module, torch.device, torch.dtype], nn.Module] = _moved

@@ -27,7 +27,7 @@ def require_parity(
 ) -> None:
     """Upscale a tiny clip on ``device`` and on the CPU; raise DeviceError if the pixels differ.
 
-    Nothing is done for CPUs and CUDA, whose own tests hold them to it.
+    CPUs and CUDA are skipped; tests of their own cover them.
     """
     if backend_of(device) is None:
         return

@@ -1,9 +1,9 @@
-"""What training costs: memory of a GPU by part, operations of a step, hours; computed on the
-meta device, where tensors have shapes and no storage.
+"""What training costs: memory of a GPU by part, operations of a step, hours; computed on the meta
+device, where tensors have shapes but no storage.
 
 The losses of a recipe run as they are, with one and two layers; layers are alike, so the rest
-follows. Weights, gradients, moments and averages are counted parameter by parameter under
-the rules of `Shards`.
+follows. Weights, gradients, moments and EMA weights are counted parameter by parameter under the
+rules of `Shards`.
 """
 
 from dataclasses import dataclass, replace
@@ -34,8 +34,8 @@ FRAGMENTATION = 0.05
 """Share of activations assumed to be lost between allocations."""
 
 LEARNER_BYTES = {"weights": 4, "EMA": 4, "gradients": 4, "optimiser": 8}
-"""Bytes a parameter that learns, in float32: its value, its mean, its gradient and AdamW's
-two moments."""
+"""Bytes per trained parameter, in float32: its value, its EMA, its gradient and AdamW's two
+moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Fleet:
     tflops: float = 400.0
     """What each computes in a second, as measured in such training, in 10^12 operations."""
     shard_frozen: bool = False
-    """Whether frozen transformers are sharded, too."""
+    """Whether frozen transformers are sharded as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class Cost:
     memory: dict[str, int]
     """Bytes on each GPU, by part."""
     flops_per_step: float
-    """Operations of a mean optimiser step on each GPU; learners that learn in every n-th step
-    count an n-th."""
+    """Operations of a mean optimiser step on each GPU; a learner that learns in every n-th step
+    counts as one n-th."""
     turns: dict[str, float]
     """Operations of one turn of each learner on one batch."""
     clips_per_step: int

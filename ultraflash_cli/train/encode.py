@@ -1,4 +1,4 @@
-"""Captioned clips to shards of latents and embeddings, decoded on the fly and resumable."""
+"""Encode captioned clips into shards of latents and embeddings, decoding on the fly; resumable."""
 
 import io
 import json
@@ -38,7 +38,7 @@ class EncodeJob:
 
     clips: tuple[CaptionedClip, ...]
     out: Path
-    """Folder of the shards; finished ones are kept, an unfinished one is continued."""
+    """Folder of the shards; finished ones are kept, an unfinished one is resumed."""
     scale: int = 2
     """Size of the clips over that of their degraded partners."""
     sizes: tuple[tuple[int, int], ...]
@@ -51,7 +51,7 @@ class EncodeJob:
     aigc_share: float = 0.6
     """Share of the partners that look like generated video."""
     regenerated_share: float = 0.0
-    """Share of the partners that the generator answers anew from part of the noise; needs a
+    """Share of the partners that the generator regenerates from part of the noise; needs a
     generator."""
     regenerated_levels: tuple[float, float] = (0.3, 0.8)
     """Range of the noise level that it starts from."""
@@ -76,7 +76,7 @@ class EncodeJob:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the work is."""
+    """Progress of the work."""
 
     shard: Path
     clips: int
@@ -84,14 +84,14 @@ class Progress:
     samples: int
     """Samples that it holds."""
     skipped: str = ""
-    """Why the last clip gave none."""
+    """Why the last clip yielded no samples."""
 
 
 def encode(job: EncodeJob, encoders: Encoders, *, on_clip: Callable[[Progress], None] | None = None) -> None:
     """Write all shards of this machine's share.
 
-    Sample by sample a pure function of the job: a killed run goes on behind the last whole
-    sample. Raises WeightsError and UsageError as the encoders do.
+    Each sample is a pure function of the job, so a killed run resumes after the last complete one.
+    Raises WeightsError and UsageError as the encoders do.
     """
     with output_errors(job.out):
         job.out.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,8 @@ def _write_shard(
 
 
 def _continued(part: Path) -> set[str]:
-    """Cut an unfinished shard behind its last whole sample; return the keys that it holds."""
+    """Truncate an unfinished shard after its last complete sample; return the keys that it
+    holds."""
     if not part.exists() or part.stat().st_size == 0:
         return set()
     try:
@@ -154,7 +155,7 @@ def _continued(part: Path) -> set[str]:
 
 
 def _append(part: Path, key: str, members: dict[str, bytes]) -> None:
-    """Append the members of a sample, the JSON last: it says that the sample is whole."""
+    """Append the members of a sample, the JSON last: its presence marks the sample as complete."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for extension, content in members.items():
@@ -271,8 +272,8 @@ def _partner(
 
 
 def _tensor(frames: Frames) -> Tensor:
-    """Return frames as a stream begins, its first one four times: [1, 3, 4 L, H, W] in
-    [0, 1]."""
+    """Return frames laid out as at the start of a stream, the first one four times: [1,
+    3, 4 L, H, W] in [0, 1]."""
     clip = np.concatenate([frames[:1]] * (FRAMES_PER_LATENT - 1) + [frames])
     return torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 255
 

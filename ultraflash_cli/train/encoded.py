@@ -97,7 +97,8 @@ class EncodedClips:
         return digest.hexdigest()[:16]
 
     def draw_bucket(self, window: SceneWindow, rng: np.random.Generator) -> list[EncodedSample]:
-        """Return the samples of a bucket that is long enough, drawn by how many it has.
+        """Return the samples of a bucket that is long enough, picked with a probability
+        proportional to its size.
 
         Raises InputError if none is.
         """
@@ -142,8 +143,8 @@ class EncodedClips:
 
 
 def read_members(shard: Path) -> list[EncodedSample]:
-    """Return the complete samples of a shard, in order. Raises InputError for a file that is
-    no tar."""
+    """Return the complete samples of a shard, in order. Raises InputError for a file that is not a
+    tar."""
     members: dict[str, dict[str, Member]] = {}
     facts: dict[str, dict[str, Any]] = {}
     try:

@@ -1,5 +1,5 @@
 """What the recipes share at the published size: which models need encoded data, the loop's
-numbers, the part of a clip that is learned from."""
+settings, and the part of a clip that is trained on."""
 
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
@@ -18,7 +18,7 @@ def comes_encoded(profile: Profile) -> bool:
 
 
 def large_loop(steps: int, seed: int, *, rate: float) -> LoopConfig:
-    """Return the loop's numbers for transformers of a billion weights, one clip a GPU."""
+    """Return the loop's settings for transformers of a billion weights, with one clip per GPU."""
     return LoopConfig(
         steps=steps,
         seed=seed,

@@ -65,7 +65,7 @@ USUALLY_LAID_FOR = 0.12
 """Picture heights a second of everything else."""
 
 SCENES_A_SEED = 100_000_000
-"""Scenes that belong to one seed; those before the first seed's are nobody's, and good for tests."""
+"""Scenes that belong to one seed; those before the first seed's belong to no seed and are used for tests."""
 
 _SEEN_LEVELS = 8
 """Grey levels by which a thing has to differ from what is behind it."""

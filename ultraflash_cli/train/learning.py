@@ -1,4 +1,5 @@
-"""What every recipe sets: the loop's numbers, and who learns what by which optimiser."""
+"""What every recipe sets: the loop's settings, and which roles learn which loss with which
+optimiser."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +29,7 @@ class LoopConfig:
     """What is the same for every recipe."""
 
     steps: int
-    """Optimiser steps in all."""
+    """Total optimiser steps."""
     rate: float = 6e-4
     """Highest learning rate."""
     last_rate: float = 1e-5
@@ -46,11 +47,11 @@ class LoopConfig:
     accumulate: int = 1
     """Batches whose gradients make one step."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """``bf16``: products and convolutions in bfloat16 (autocast), the optimisers' products, too; weights, momenta and
-    averages stay float32."""
+    """``bf16``: matmuls and convolutions in bfloat16 (autocast), including the optimisers' matmuls; weights, momenta
+    and the EMA stay float32."""
     recompute: bool = False
-    """Whether the blocks of trained transformers keep only their inputs and are computed
-    again on the way back (activation checkpointing)."""
+    """Whether the blocks of trained transformers keep only their inputs and are computed again in
+    the backward pass (activation checkpointing)."""
     frozen: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights of networks that do not learn."""
     seed: int = 1
@@ -104,7 +105,7 @@ class Learner:
     name: str = "model"
     """For the log and the draws."""
     roles: tuple[str, ...] = ()
-    """Children of the roles' module that it trains; empty is all. Nobody else's weights move in its turn."""
+    """Children of the roles' module that it trains; empty means all. No other weights change in its turn."""
     every: int = 1
     """It learns in one of this many steps, the last of them."""
     rate: float = 1.0
@@ -152,7 +153,7 @@ class Trainee:
             optimiser.param_groups[0]["lr"] = rate * share
 
     def follow(self, decay: float) -> None:
-        """Move the averages a little towards the parameters."""
+        """Update the EMA weights from the parameters."""
         for p, mean in zip(self.parameters, self.average, strict=True):
             mean.lerp_(p.detach(), 1 - decay)
 

@@ -41,31 +41,32 @@ class RecipeModule(Protocol):
 
     @property
     def start(self) -> Callable[[Any, list[Material], Weights | None], nn.Module]:
-        """Settings, material and weights to the roles, children of one module, before the
+        """Builds the roles, children of one module, from settings, material and weights, before the
         first step."""
         ...
 
     @property
     def learners(self) -> Callable[[Any], tuple[Learner, ...]]:
-        """Settings to who learns what, each with a pure loss."""
+        """Returns the learners for the settings, each with a pure loss."""
         ...
 
     @property
     def make(self) -> Callable[[Any, Path | None], Callable[[int], Batch]]:
-        """Settings and data to a picklable function from a number to a batch."""
+        """Turns settings and data into a picklable function from a number to a batch."""
         ...
 
     @property
     def pictures(self) -> Callable[[Any, Any, Batch, torch.Generator], Picture]:
-        """Settings, roles, a batch and a generator to a picture of what the EMA weights do."""
+        """Makes a picture of what the EMA weights do, from settings, roles, a batch and a
+        generator."""
         ...
 
     @property
     def merge(self) -> Callable[[list[Weights]], Weights]:
-        """The weights of several runs to one set."""
+        """Combines the weights of several runs into one set."""
         ...
 
 
 def overlaid(files: list[Weights]) -> Weights:
-    """Return the tensors of all files; where several have one, the last file counts."""
+    """Return the tensors of all files; where several have the same tensor, the last file wins."""
     return {name: value for tensors in files for name, value in tensors.items()}

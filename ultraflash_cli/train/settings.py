@@ -16,8 +16,8 @@ SettingsT = TypeVar("SettingsT")
 
 
 def parse_settings(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """Return ``key=value`` pairs with their values as TOML reads them; what is no TOML is
-    a string, ``none`` is None."""
+    """Return ``key=value`` pairs with their values as TOML reads them; anything that is not TOML is
+    a string, and ``none`` is None."""
     return {name: _value(text) for name, text in pairs}
 
 
@@ -34,8 +34,8 @@ def changed(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
 
 
 def find_profile(name: str) -> Profile:
-    """Return a model's profile by name, or that of a TOML file: ``base`` names a model, all
-    else are its fields, in tables.
+    """Return a model's profile by name, or that of a TOML file: ``base`` names a model, and
+    everything else is its fields, in tables.
 
     Raises UsageError for an unknown name and for a file that cannot be used.
     """

@@ -14,8 +14,8 @@ __all__ = ["Tally"]
 
 
 class Tally(TorchDispatchMode):
-    """Counts the storages that operations make inside this block and nobody has let go of,
-    and the operations of matmuls, convolutions and attention (a multiply-add is 2).
+    """Counts the storages that operations allocate inside this block and that are still alive, and
+    the operations of matmuls, convolutions and attention (a multiply-add is 2).
 
     What was there before is not counted; gradients are, until they are dropped.
     """

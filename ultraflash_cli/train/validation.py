@@ -1,4 +1,4 @@
-"""How near clips are to the truth: the numbers of a run's log, and of the benchmarks."""
+"""How close clips are to the truth: the numbers of a run's log, and of the benchmarks."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

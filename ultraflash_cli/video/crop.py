@@ -14,7 +14,7 @@ _CROPPING_CONTAINERS = ("matroska", "mov,")
 _SIDES = {0x54CC: "left_px", 0x54DD: "right_px", 0x54BB: "top_px", 0x54AA: "bottom_px"}
 """Matroska's numbers of PixelCropLeft and so on."""
 _MASTERS = {0x18538067, 0x1654AE6B, 0xAE, 0xE0}
-"""Segment, Tracks, TrackEntry and Video, in which those are."""
+"""Segment, Tracks, TrackEntry and Video, which contain those elements."""
 
 
 @dataclass(frozen=True, kw_only=True)

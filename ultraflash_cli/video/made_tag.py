@@ -40,9 +40,10 @@ _CHUNK_HEAD = b"ultraflash\0\0\0\0\0"
 
 
 def with_made(tags: Mapping[str, str], suffix: str, made: str | None) -> dict[str, str]:
-    """Return a file's tags with the one that says how it was made, where its container keeps it so.
+    """Return a file's tags, plus the one that records how it was made if its container stores it as
+    a tag.
 
-    That of the input goes: it is true of the input only.
+    The input's own record is dropped: it is true of the input only.
     """
     kept = {key: value for key, value in tags.items() if key.upper() != _KEY}
     return kept | {_KEY: made} if made is not None and suffix in _MATROSKA else kept

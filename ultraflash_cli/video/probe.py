@@ -62,7 +62,7 @@ class StreamInfo:
     """A cover picture rather than a moving one."""
     sample_rate: int = 0
     sample_bits: int = 0
-    """Of sound that is stored without loss, as whole numbers; else 0."""
+    """Bits per sample of audio stored losslessly as integers; else 0."""
     is_known: bool = True
     """Whether the file tells what a copy needs of it: sample rate and channels of sound, the size of a picture."""
 

@@ -74,8 +74,8 @@ def source_path(source: Source) -> Path:
 def open_input(source: Source, *, last: bool = False) -> Generator[InputContainer]:
     """Open ``source`` for reading; raises ``InputError`` in one line for whatever stands in the way.
 
-    ``last`` says of a pipe that this is the reading of its frames: what was remembered of it is let go, unless it is
-    spooled; then other readings follow this one, and wait for it.
+    With ``last``, a pipe is opened to read its frames, and what was buffered of it is released, unless it is spooled:
+    then other readers follow this one and wait for it.
     """
     path = source_path(source)
     try:

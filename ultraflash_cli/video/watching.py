@@ -1,4 +1,4 @@
-"""Look out, while a clip is read, for interlaced parts that were not found beforehand."""
+"""Watch for interlaced parts that were not found beforehand, while a clip is read."""
 
 import av
 
@@ -8,7 +8,7 @@ __all__ = ["FieldWatch"]
 
 _PERIOD = 180
 _LOOKED = 30
-"""So many frames of every period are examined, the last ones."""
+"""Frames examined in every period: its last ones."""
 _AGREEING = 2
 """Periods in a row that must show fields of two moments."""
 _COMBED = ("tff", "bff", "telecined", "telecined25", "shifted")

@@ -121,7 +121,7 @@ class MemoryPart:
     name: str
     bytes: int
     doubled: bool = False
-    """Whether CUDA graphs and side streams may hold it a second time."""
+    """Whether CUDA graphs and side streams may hold a second copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ class MemoryPhase:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryStep:
-    """A concession that was made to need less."""
+    """A concession made to reduce memory."""
 
     text: str
     """What is done."""

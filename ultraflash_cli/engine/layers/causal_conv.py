@@ -33,8 +33,8 @@ class CausalMemory:
         self._before = before
 
     def join(self, x_bcthw: Tensor, frames: int) -> Tensor:
-        """Return ``x`` after its last ``frames`` past frames, zeros at the start of a
-        stream, and remember again."""
+        """Return ``x`` preceded by the last ``frames`` past frames (zeros at the start
+        of a stream), and update what is remembered."""
         joined = torch.cat([self._past(x_bcthw, frames), x_bcthw], dim=2).contiguous(
             memory_format=LAYOUT
         )
@@ -42,7 +42,7 @@ class CausalMemory:
         return joined
 
     def pass_by(self, x_bcthw: Tensor, frames: int) -> None:
-        """Remember nothing of ``x``."""
+        """Remember nothing from ``x``."""
         self.after.append(self._past(x_bcthw, frames))
 
     def _past(self, x_bcthw: Tensor, frames: int) -> Tensor:

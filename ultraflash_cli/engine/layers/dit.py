@@ -37,7 +37,7 @@ class DitConfig:
     """Sizes that both transformers have; the defaults are the published ones."""
 
     NAME: ClassVar[str] = "transformer"
-    """What messages call it."""
+    """Its name in messages."""
 
     dim: int = 1536
     """Model width."""
@@ -179,7 +179,7 @@ class DitHead(nn.Module):
 
 
 class Dit(nn.Module):
-    """Layers of a transformer, and what runs alike in both."""
+    """Layers of a transformer, and the code that both transformers share."""
 
     TAKES_EMBEDDED: ClassVar[bool] = False
     """Whether a context that is ``dim`` wide counts as projected."""

@@ -18,7 +18,7 @@ def recomputed(block: Callable[..., Any]) -> Callable[..., Any]:
     """Return a block, or a function of networks, as one that keeps only its inputs for
     the backward pass and is computed again in it; without gradients it is the block.
 
-    Tensors inside tuples and rings count as inputs, too. One may be inside another.
+    Tensors inside tuples and rings count as inputs, too. Recomputed blocks can nest.
     """
 
     def run(*args: Any) -> Any:
@@ -42,7 +42,7 @@ class _Place:
 
 
 def _taken(value: Any, tensors: list[Tensor]) -> Any:
-    """Return a value with its tensors moved to a list, places in their stead."""
+    """Return a value with its tensors moved to a list and replaced by placeholders."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return _Place(len(tensors) - 1)
@@ -50,7 +50,7 @@ def _taken(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _put(value: Any, tensors: tuple[Tensor, ...]) -> Any:
-    """Return a value with its tensors back in their places."""
+    """Return a value with its tensors put back in place of the placeholders."""
     if isinstance(value, _Place):
         return tensors[value.number]
     return _mapped(value, lambda part: _put(part, tensors))

@@ -111,8 +111,8 @@ PUBLISHED_NAMES = published_names(24)
 
 
 class TextEncoder(nn.Module):
-    """Token ids to embeddings: the UMT5 encoder of the package transformers, dropout
-    off.
+    """Token ids to embeddings: the UMT5 encoder from the transformers package, with
+    dropout off.
 
     State dicts go in and out under the published names. Raises UsageError if the
     package is missing. Needs no network and no file.

@@ -18,7 +18,7 @@ __all__ = ["compute_by_processes"]
 
 _PR_SET_PDEATHSIG = 1
 _FAILED = (0, 1, 3, 5, 9)
-"""How a worker ends that has done what there was to do, failed units included."""
+"""Exit codes of a worker that has done all of its work, failed units included."""
 
 
 @dataclass
@@ -87,7 +87,7 @@ def _end_with_parent() -> None:
 
 
 def _end(crew: Sequence[_Process]) -> None:
-    """Let the processes finish the group in hand, and wait for them."""
+    """Let the processes finish their current groups, and wait for them."""
     for process in crew:
         if process.running.poll() is None:
             process.running.send_signal(signal.SIGTERM)
@@ -97,7 +97,7 @@ def _end(crew: Sequence[_Process]) -> None:
 
 
 def _raise_reason(crew: Sequence[_Process]) -> None:
-    """Raise why no process works any more."""
+    """Raise the error that explains why no process is working any more."""
     for process in crew:
         code = process.running.returncode
         lines = process.log.read_text(encoding="utf-8", errors="replace").splitlines()

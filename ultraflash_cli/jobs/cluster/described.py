@@ -25,7 +25,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "fps": Fraction,
     "enc_options": lambda pairs: tuple((str(key), str(value)) for key, value in pairs),
 }
-"""How the fields that JSON has no type for are read."""
+"""How to read the fields that JSON has no type for."""
 
 
 def as_json(job: Job) -> dict[str, object]:

@@ -187,7 +187,7 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _check_settings(plan: Plan, file: PlannedFile, found: Mapping[str, object]) -> None:
-    """Raise UsageError where this machine decides otherwise than the workers did; versions do not matter any more."""
+    """Raise UsageError where this machine decides otherwise than the workers did; versions no longer matter."""
     kept = read_json(plan.settings_path(file)) or {}
     changed = difference(_without_versions(kept), _without_versions(as_read(found)))
     if changed is not None:

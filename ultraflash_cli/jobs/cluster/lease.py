@@ -23,7 +23,7 @@ __all__ = ["BEAT_S", "SILENCE_S", "Holder", "Lease", "Watch", "claim", "revoke",
 BEAT_S = 5.0
 """How often the owner changes its lease."""
 SILENCE_S = 60.0
-"""An owner that has not changed its lease for so long is dead, or as good as dead."""
+"""An owner that has not changed its lease for this long counts as dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Holder:
     """The machine since it was started, and what process numbers count within; empty where the system does not say."""
     process: int
     started: str
-    """When the process was started, in the system's own words; numbers of processes are used again."""
+    """When the process was started, in the system's own words; process IDs are reused."""
 
     @property
     def is_gone(self) -> bool:
@@ -204,7 +204,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """Return when a process was started; empty if there is none of this number, or only its remains."""
+    """Return when a process was started; empty if no process has this ID, or only a zombie does."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

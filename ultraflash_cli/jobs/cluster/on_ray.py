@@ -20,7 +20,7 @@ from ultraflash_cli.settings import Settings, keep_compiled_kernels, quieten_lib
 __all__ = ["UnitActor", "compute_on_ray", "stage_weights"]
 
 _IN_FLIGHT = 2
-"""Units that an actor has at most: the one in hand, and the next one, so that it never waits for the driver."""
+"""Maximum number of units per actor: the current one and the next one, so that it never waits for the driver."""
 _STARTS = 2
 """How often Ray is started on this machine; on a busy one it gives up after 30 seconds."""
 _PATIENCE_S = 60.0
@@ -43,7 +43,7 @@ class UnitActor:
         self._worker = Worker(self._plan, lambda event: None, stop=self._stop, store=settings.home, device=device)
 
     def owner(self) -> str:
-        """Return the name that leases of this actor have; it is there once the actor is ready."""
+        """Return the name that this actor uses in its leases; available once the actor is ready."""
         return self._worker.holder.owner
 
     def compute(self, file: int, number: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class UnitActor:
         return {"state": "busy"} if outcome is None else outcome.as_json()
 
     def stop(self) -> None:
-        """Finish the group in hand; the unit is kept for another worker."""
+        """Finish the current group; the unit is kept for another worker."""
         self._stop.request()
 
 
@@ -156,7 +156,7 @@ class _Driver:
         self._refusal: UltraflashError | None = None
 
     def run(self, stop: Stop, wait: Callable[[float], None]) -> None:
-        """Work until all units are settled. Raises Interrupted, or the refusal of the last machine."""
+        """Work until all units are settled. Raises Interrupted, or the last machine's refusal if no machine is left."""
         self._actors = [self._start() for _ in range(min(self.count, max(1, len(self._queue))))]
 
         try:
@@ -192,7 +192,7 @@ class _Driver:
                 actor.flying[actor.handle.compute.remote(unit.file.number, unit.number)] = unit
 
     def _collect(self) -> bool:
-        """Take what is ready; returns whether anything is on its way."""
+        """Collect what is ready; returns whether anything is still in flight."""
         flying = [reference for actor in self._actors for reference in actor.flying]
         waiting = [actor.ready for actor in self._actors if actor.owner is None]
         if not flying and not waiting:
@@ -245,7 +245,7 @@ class _Driver:
             self._actors.append(self._start())
 
     def _end_in_order(self) -> None:
-        """Let the actors finish the groups in hand."""
+        """Let the actors finish their current groups."""
         for actor in self._actors:
             actor.handle.stop.options(concurrency_group="stop").remote()
         flying = [reference for actor in self._actors for reference in actor.flying]

@@ -1,4 +1,4 @@
-"""What is done of a plan, from the folders of its units: progress for people, and frames by machine for reports."""
+"""How much of a plan is done, from the folders of its units: progress for people, and frames by machine for reports."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ class Node:
     """Processor seconds of all its workers together."""
     owners: set[str] = field(default_factory=set[str])
     bench_fps: float | None = None
-    """Frames per second of one worker, by the timing of the model when it was loaded."""
+    """Frames per second of one worker, as timed when its model was loaded."""
 
     @property
     def workers(self) -> int:
@@ -107,7 +107,7 @@ class Overview:
         )
 
     def look(self) -> bool:
-        """Look after the units, if it is time; returns whether any is left."""
+        """Check on the units if it is time to; returns whether any are left."""
         now_s = self._clock()
         if now_s < self._next_s:
             return bool(self._left)

@@ -219,7 +219,7 @@ class _Planner:
 
 
 def _key(asked: Mapping[str, object]) -> str:
-    """Return what tells two jobs apart, apart from what they do with outputs that exist."""
+    """Return what distinguishes two jobs, other than how they treat existing outputs."""
     return json.dumps({name: value for name, value in asked.items() if name not in _WISHES}, sort_keys=True)
 
 

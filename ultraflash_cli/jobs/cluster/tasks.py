@@ -134,6 +134,6 @@ def from_facts(facts: Sequence[Mapping[str, Any]]) -> Built[Any]:
 
 
 class _NoModel:
-    """Stands where a model is not needed any more."""
+    """Takes the place of a model that is no longer needed."""
 
     stage_seconds: Mapping[str, float] = {}

@@ -30,9 +30,10 @@ __all__ = ["DEATHS", "FAILURES", "PLAN", "Plan", "PlannedFile", "Unit", "read_js
 FORMAT = 1
 PLAN = "plan.jsonl"
 FAILURES = 2
-"""So many failures of a unit fail its file."""
+"""Number of failures of a unit after which its file fails."""
 DEATHS = 5
-"""So many workers that died over a unit, none of them with a segment more than the last, are a failure of the unit."""
+"""Number of workers in a row that may die over a unit, without finishing another segment, before that counts as a
+failure of the unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class PlannedFile:
     frames: int | None
     """None where they are only estimated."""
     estimate: int
-    """About how many frames there are, for the order of the work."""
+    """Approximate number of frames, for ordering the work."""
     cuts: int | None
     """Scene cuts; None for a clip that was not searched, because it is one unit anyway."""
     spans: tuple[Span, ...]
@@ -84,14 +85,14 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         if self.file.units == 1:
             return self.file.label
         return f"{self.file.label}, unit {self.number + 1} of {self.file.units}"
 
     @property
     def estimate(self) -> int:
-        """About how many frames it has."""
+        """Approximate number of frames."""
         return self.file.estimate if self.span is None else self.span.frames
 
     @property
@@ -106,18 +107,18 @@ class Unit:
 
     @property
     def failures(self) -> list[dict[str, Any]]:
-        """What was told of each failure so far."""
+        """The error message of each failure so far."""
         found = [read_json(self.folder / f"failure-{number}.json") for number in range(1, FAILURES + 1)]
         return [each for each in found if each is not None]
 
     @property
     def has_failed(self) -> bool:
-        """Whether it is not tried again."""
+        """Whether it has failed for good."""
         return (self.folder / f"failure-{FAILURES}.json").exists()
 
     @property
     def tries(self) -> list[Path]:
-        """The folders of unfinished work, at most one of which is somebody's."""
+        """The folders of unfinished work, at most one of which belongs to a running worker."""
         found = self.folder.glob("try-*")
         return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
@@ -145,7 +146,7 @@ class Plan:
         return sorted(found, key=lambda unit: (-unit.estimate, unit.file.number, unit.number))
 
     def settings_path(self, file: PlannedFile) -> Path:
-        """Return where it is kept what the first worker found to affect pixels."""
+        """Return the path of the settings that affect pixels, as the first worker found them."""
         return self.file_folder(file) / "settings.json"
 
     def joined_path(self, file: PlannedFile) -> Path:
@@ -153,7 +154,7 @@ class Plan:
         return self.file_folder(file) / "joined.json"
 
     def joined(self, file: PlannedFile) -> dict[str, Any] | None:
-        """Return the report of a file that was joined; None for another one."""
+        """Return the report of a file if it was joined; else None."""
         return read_json(self.joined_path(file))
 
     def is_settled(self, unit: Unit) -> bool:
@@ -162,7 +163,7 @@ class Plan:
         return unit.is_done or self.failed_path(file).exists() or self.joined_path(file).exists()
 
     def failed_path(self, file: PlannedFile) -> Path:
-        """Return where it is kept that a unit of the file has failed for good."""
+        """Return the path of the note that a unit of the file has failed for good."""
         return self.file_folder(file) / "failed.json"
 
     def forget_failures(self, file: PlannedFile) -> bool:
@@ -193,7 +194,7 @@ class Plan:
 def read_plan(folder: Path, *, is_new: bool = False) -> Plan:
     """Read the plan in a work folder; with `is_new` there may be none yet.
 
-    Raises UsageError where there is none, OutputError for one of another version.
+    Raises UsageError if there is none, and OutputError for a plan written by another version.
     """
     try:
         lines = read_text(folder / PLAN).splitlines()
@@ -221,7 +222,7 @@ def read_plan(folder: Path, *, is_new: bool = False) -> Plan:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None if it is not there or half a file."""
+    """Read a JSON object; None if the file is missing or incomplete."""
     try:
         found = json.loads(read_text(path))
     except (OSError, ValueError):
@@ -230,9 +231,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder of ours with all that is in it; what another process has deleted before is fine. Raises OSError.
+    """Delete a folder of ours and everything in it; it is fine if another process has deleted some of it. Raises
+    OSError.
 
-    A link loses its name only.
+    A link is only unlinked.
     """
     if folder.is_symlink():
         folder.unlink(missing_ok=True)

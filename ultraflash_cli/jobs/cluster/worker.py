@@ -1,4 +1,4 @@
-"""Claim units of a plan, compute them, put them in place: as long as there are any, on any number of machines."""
+"""Claim units of a plan, compute them, put them in place: until none is left, on any number of machines."""
 
 import json
 import os
@@ -49,7 +49,7 @@ _ENDS_THE_WORKER = (DeviceError, WeightsError, UsageError, OutputError)
 
 @dataclass(frozen=True, kw_only=True)
 class UnitOutcome:
-    """What became of a unit that this worker has claimed."""
+    """The outcome of a unit that this worker has claimed."""
 
     unit: Unit
     host: str
@@ -91,7 +91,7 @@ class UnitOutcome:
 
 
 def share_of(units: list[Unit], *, index: int | None, of: int | None) -> list[Unit]:
-    """Return the units of worker `index` among `of` workers: every so many of them; without `of` that unit alone.
+    """Return the units of worker `index` among `of` workers: every `of`-th one; without `of`, that unit alone.
 
     Without `index` all. Raises UsageError.
     """
@@ -122,15 +122,12 @@ class Worker:
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         """Args:
-        plan: the plan whose units are computed.
-        on_event: receives the events of the units.
-        stop: asks for the end; the group in hand is finished and kept for another worker.
-        store: folder of the downloaded weights of this machine.
-        device: where the model runs; None for the device of the plan.
-        build: loads the models, in place of `Models`.
-        segment_frames: about the least frames of a segment.
-        clock: seconds of this machine.
-        wait: sleeps for so many seconds.
+        plan: the plan whose units are computed. on_event: receives the events of the units. stop:
+        asks for the end; the group in hand is finished and kept for another worker. store: folder
+        of the downloaded weights of this machine. device: where the model runs; None for the device
+        of the plan. build: loads the models, in place of `Models`. segment_frames: approximate
+        minimum number of frames in a segment. clock: seconds of this machine. wait: sleeps for so
+        many seconds.
         """
         self.plan = plan
         self.holder: Holder = this_process()
@@ -311,7 +308,7 @@ class Worker:
         return self._built[2]
 
     def _check_settings(self, unit: Unit, found: dict[str, object]) -> None:
-        """Raise UsageError where this machine would make other pixels than the one that came first."""
+        """Raise UsageError where this machine would make different pixels from the first machine's."""
         path = self.plan.settings_path(unit.file)
         with output_errors(path):
             if not path.exists():
@@ -342,7 +339,7 @@ def _unexpected(error: Exception) -> UltraflashError:
 
 
 def _inherit(unit: Unit, folder: Path) -> None:
-    """Take over what the worker before has left of a unit, by a rename, so that it cannot write there any more."""
+    """Take over what the previous worker has left of a unit, by a rename, so that it cannot write there any more."""
     for path in sorted(unit.tries, key=count_frames, reverse=True):
         if path == folder:
             continue
@@ -356,7 +353,7 @@ def _inherit(unit: Unit, folder: Path) -> None:
 
 
 def _put_in_place(folder: Path, unit: Unit) -> bool:
-    """Give a finished copy its place; returns False where another one is there already."""
+    """Move a finished copy into place; returns False where another one is there already."""
     with output_errors(unit.done_folder):
         try:
             folder.rename(unit.done_folder)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 __all__ = ["UNIT_FRAMES", "Span", "divide"]
 
 UNIT_FRAMES = 240
-"""About the least frames of a span: what a worker computes between two claims."""
+"""Approximate minimum number of frames in a span: what a worker computes between two claims."""
 _MOST_SPANS = 64
-"""Most spans of one clip."""
+"""Maximum number of spans in one clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The frames `first` to `end` (not included) of a clip; a scene begins with `first`."""
+    """The frames `first` to `end` (exclusive) of a clip; a scene begins with `first`."""
 
     first: int
     end: int
@@ -27,7 +27,8 @@ class Span:
 
 
 def divide(cuts: Iterable[int], total: int, *, least: int = UNIT_FRAMES) -> list[Span]:
-    """Divide a clip of `total` frames at its scene cuts into spans of at least so many frames, where it has cuts there.
+    """Divide a clip of `total` frames at its scene cuts into spans of at least the given number of frames, as far as
+    its cuts allow.
 
     A short rest belongs to the span before it. No clip has more than 64 spans.
     """

@@ -135,7 +135,7 @@ class Prepared:
     job: UpscaleJob
     info: "ClipInfo"
     reading: "Mending"
-    """What was measured for reading the clip, and what is mended."""
+    """What was measured to decide how to read the clip, and which repairs are made."""
     output: Path
     """What is written; where a link was named, the file that it leads to."""
     exists: bool

@@ -346,7 +346,7 @@ def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dic
 
 
 def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches; no material is needed."""
+    """Return the function that makes a batch from its number; no material is needed."""
     return partial(scene_batch, config, None if data is None else data.absolute())
 
 
