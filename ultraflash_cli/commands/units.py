@@ -26,8 +26,8 @@ __all__ = ["Crew", "choose_crew", "read_device", "run_by_crew"]
 
 def read_device(device: str | None) -> None:
     """Raise UsageError for a device that there cannot be."""
-    if device is not None and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if device is not None and not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", device):
+        raise UsageError(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, got {device!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
