@@ -206,6 +206,7 @@ def test_the_options_are_those_of_the_commands(capsys: pytest.CaptureFixture[str
         "--verbose", "--progress", "--log-file", "--no-color", "--version", "--prompt", "--html", "--serve",
         "--count", "--prompts", "--cuda-graphs", "--no-audio", "--no-cuda-graphs", "--no-cuts",
         "--no-match-colors", "--no-resume", "--no-subs",
+        "--executor", "--workers", "--address", "--work-dir", "--unit-frames",
     }  # fmt: skip
     for command, options in (("upscale", api.UpscaleOptions), ("generate", api.GenerateOptions)):
         assert main([command, "--help"]) == 0
