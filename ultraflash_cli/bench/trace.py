@@ -91,11 +91,12 @@ class _Tracer(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         op = func.name().split("::")[1].split(".")[0]
-        if op == "scaled_dot_product_attention":
+        if op in ("scaled_dot_product_attention", "sketched_attention"):
             query, key = args[0], args[1]
             out = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
-            self._add(op, [*args[:3], out], 4 * query.numel() * key.shape[2])
-            return out
+            pairs = args[3] if op == "sketched_attention" else query.shape[:-1].numel() * key.shape[2]
+            self._add("scaled_dot_product_attention", [*args[:3], out], 4 * query.shape[-1] * pairs)
+            return out if op == "scaled_dot_product_attention" else (out, func(*args, **kwargs)[1])
         if op in ("convolution", "upsample_nearest2d"):
             return self._picture_op(func, op, args, kwargs)
 
