@@ -127,10 +127,14 @@ def test_a_long_dry_run_shows_plans_as_it_goes_and_obeys_the_first_ctrl_c(
 
 
 def test_a_terminal_that_goes_away_stops_like_sigterm_and_may_say_so_twice() -> None:
-    with stopping_on_signals() as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.interruption("gone").exit_code == 129
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with stopping_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.interruption("gone").exit_code == 129
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_nohup_is_respected() -> None:
