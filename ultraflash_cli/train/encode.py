@@ -71,7 +71,7 @@ class EncodeJob:
         if any(side % unit for size in self.sizes for side in size) or not self.sizes:
             raise ConfigError(f"sizes of clips are multiples of {unit}, got {self.sizes}")
         if min(self.conditions, self.fps, self.shard_clips, *self.latents) < 1:
-            raise ConfigError("conditions, fps, latents and clips of a shard are at least 1")
+            raise ConfigError("conditions, fps, latents and clips of a shard must be at least 1")
 
 
 @dataclass(frozen=True)
