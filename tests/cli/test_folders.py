@@ -157,10 +157,10 @@ def test_the_first_ctrl_c_is_acknowledged_and_the_second_leaves_with_a_word(
         raise Left(code)
 
     def press_twice(*_: object, **__: object) -> None:
+        others = set(threading.enumerate())
         os.kill(os.getpid(), signal.SIGINT)
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread() and thread.daemon:
-                thread.join(10)
+        for thread in set(threading.enumerate()) - others:
+            thread.join(10)
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(os, "_exit", leave)

@@ -53,7 +53,8 @@ class EncoderConfig:
             space, time = space * stride, time * pool
         if space != 8 or time != FRAMES_PER_LATENT:
             raise ConfigError(
-                f"the encoder downsamples by 8 in space and 4 in time, got {space} and {time}"
+                "the encoder downsamples by 8 in space and 4 in time, "
+                f"got {space} and {time}"
             )
         if min(self.latent_channels, self.width, self.blocks) < 1:
             raise ConfigError("encoder sizes must be positive")

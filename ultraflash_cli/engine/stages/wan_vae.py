@@ -62,8 +62,8 @@ class WanVaeConfig:
         space, time = 2 ** len(self.time_downsample), 2 ** sum(self.time_downsample)
         if space != LATENT_PX or time != FRAMES_PER_LATENT:
             raise ConfigError(
-                f"the VAE downsamples by {LATENT_PX} in space and {FRAMES_PER_LATENT} in time, "
-                f"got {space} and {time}"
+                f"the VAE downsamples by {LATENT_PX} in space and {FRAMES_PER_LATENT} in "
+                f"time, got {space} and {time}"
             )
         if min(self.width, self.blocks, self.latent_channels, *self.multipliers) < 1:
             raise ConfigError("VAE sizes must be positive")
