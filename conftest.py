@@ -1,11 +1,14 @@
 """What every test shares: exactly one tier each, the Triton interpreter where there is no GPU, the shared data."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from ultraflash_cli.host import keep_scheduling
 
 TIERS = ("cpu", "gpu", "weights")
 HAS_CUDA = torch.cuda.is_available()
@@ -32,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cpu)
         elif tiers == ["gpu"] and not HAS_CUDA:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Undo what SVT-AV1 does to a test run of root's that encodes with it: real-time scheduling of everything."""
+    with keep_scheduling():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

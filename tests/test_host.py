@@ -1,11 +1,13 @@
 """What a job asks of the machine."""
 
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from ultraflash_cli.host import free_bytes, keep_freed_memory, peak_rss_bytes, usable_cores
+from ultraflash_cli.host import free_bytes, keep_freed_memory, keep_scheduling, peak_rss_bytes, usable_cores
 
 
 def test_cores_and_memory_are_counted() -> None:
@@ -89,3 +91,24 @@ def test_the_allocator_is_set_where_it_is_glibcs_and_left_alone_elsewhere(monkey
         assert keep_freed_memory()
     monkeypatch.setattr("sys.platform", "darwin")
     assert not keep_freed_memory()
+
+
+def test_every_thread_gets_its_scheduling_back() -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux schedules threads by policy")
+    changed, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        changed.set()
+        done.wait()
+
+    with keep_scheduling():
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        thread = threading.Thread(target=work)
+        thread.start()
+        changed.wait()
+    found = {os.sched_getscheduler(int(each)) for each in os.listdir("/proc/self/task")}
+    done.set()
+    thread.join()
+    assert found == {os.SCHED_OTHER}

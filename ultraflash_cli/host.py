@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ultraflash_cli.errors import OutOfMemory, UsageError
@@ -16,6 +18,7 @@ __all__ = [
     "host_bytes_available",
     "is_virtual",
     "keep_freed_memory",
+    "keep_scheduling",
     "parse_memory",
     "peak_rss_bytes",
     "usable_cores",
@@ -53,6 +56,27 @@ def keep_freed_memory() -> bool:
         return False
     limit = 2**31 - 1
     return bool(mallopt(_M_MMAP_THRESHOLD, limit)) and bool(mallopt(_M_TRIM_THRESHOLD, limit))
+
+
+@contextmanager
+def keep_scheduling() -> Generator[None]:
+    """Give all threads of this process the policy again that it had before.
+
+    SVT-AV1, run as root, puts the whole process under real-time scheduling of the highest priority when it is
+    opened: whatever else the machine does stands still. Nothing happens where threads cannot be listed.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+
+    policy, rank = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread in map(int, os.listdir("/proc/self/task")):
+            with suppress(OSError):  # gone, or nothing this process may change
+                if os.sched_getscheduler(thread) != policy:
+                    os.sched_setscheduler(thread, policy, rank)
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -10,6 +10,7 @@ import av.logging
 from av.error import FFmpegError
 
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.host import keep_scheduling
 from ultraflash_cli.video.codecs import (
     CODECS,
     bits_of,
@@ -353,7 +354,8 @@ def prepare_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
 def open_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
     """Open it; raises ``UsageError`` where it refuses the size or does not know an option."""
     try:
-        context.open()
+        with keep_scheduling():
+            context.open()
     except (OSError, FFmpegError, ValueError) as error:
         raise UsageError(
             f"the encoder {spec.encoder} rejects {spec.width_px}x{spec.height_px} {spec.pix_fmt} with "
