@@ -14,7 +14,7 @@ __all__ = ["Form", "taken"]
 
 
 class Form:
-    """The form that frames have outside: whose arrays, of which dtype, where."""
+    """The caller's form of frames: array library, dtype and device."""
 
     def __init__(self, kind: str, dtype: str, device: str) -> None:
         self.kind, self.dtype, self.device = kind, dtype, device

@@ -22,7 +22,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def kept(name: str, text: str) -> list[Any]:
-    """Return the objects of the lines of `text`, each of which keeps a schema."""
+    """Parse each line of `text` and check it against a schema."""
     found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     validator = jsonschema.Draft202012Validator(json.loads((FOLDER / name).read_text()))
     for each in found:

@@ -42,7 +42,7 @@ class Profile:
     """Low- to high-resolution latents; its scale is replaced by the plan's. None with
     ``decoder``."""
     sr_dit: SrDitConfig | None = None
-    """The one-step refinement; None if a model goes without."""
+    """The one-step SR transformer; None for models without one."""
     decoder: DecoderConfig | None = None
     """High-resolution latents to frames; None if a model has no latents of that
     size."""

@@ -69,8 +69,8 @@ def copy_tokens(
     HEAD: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """Copy the tokens at ``source [BT]``, of which ``live`` exist and ``real`` are no
-    padding; padding becomes zero."""
+    """Copy the tokens at ``source [BT]``: only those that are ``live``, with zeros for
+    those that are not ``real`` (padding)."""
     col = tl.arange(0, 2 * BP)  # [2 * BP]
     mask = real[:, None] & (col < WIDTH)[None, :]
     tile = tl.load(source[:, None] + col[None, :], mask=mask, other=0.0)  # [BT, 2 * BP]
@@ -93,8 +93,8 @@ def norm_rope_tokens(
     BT: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """Normalise, rotate and write the tokens at ``source [BT]``, of which ``live``
-    exist and ``real`` are no padding; return them."""
+    """Normalise, rotate, write and return the tokens at ``source [BT]``: only those
+    that are ``live``, with zeros for those that are not ``real`` (padding)."""
     like: tl.constexpr = source.dtype.element_ty
     col = tl.arange(0, 2 * BP)  # [2 * BP]
     mask = real[:, None] & (col < WIDTH)[None, :]

@@ -43,8 +43,8 @@ def join_units(
 ) -> Iterator[Outcome]:
     """Check and join the files of a plan, those with the `numbers` or all, and yield the outcome of each.
 
-    A file of which a unit has failed, or is not finished, is a failure; one that an earlier run has joined has the
-    report of that run. Raises Interrupted; the same call resumes where it stopped.
+    A file with a failed or unfinished unit counts as a failure; a file that an earlier run joined keeps that run's
+    report. Raises Interrupted; the same call resumes where it stopped.
     """
     for file in plan.files.values() if numbers is None else [plan.files[number] for number in numbers]:
         if stop.requested:

@@ -92,7 +92,7 @@ def compute_on_ray(
         device: where the model runs, as in the plan.
         store: folder of the downloaded weights, copied once to each machine that sees it and has none of its own.
         stop: asks for the end.
-        wait: sleeps for so many seconds.
+        wait: sleeps for the given number of seconds.
 
     Raises UsageError without Ray, Interrupted, and what is wrong with all machines.
     """

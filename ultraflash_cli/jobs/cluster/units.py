@@ -118,7 +118,7 @@ class Unit:
 
     @property
     def tries(self) -> list[Path]:
-        """The folders of unfinished work, at most one of which belongs to a running worker."""
+        """The folders of unfinished work; a running worker owns at most one of them."""
         found = self.folder.glob("try-*")
         return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
