@@ -78,10 +78,6 @@ class _Joining:
     adopt: Callable[[Work], None]
     keep: Callable[[Report], None]
 
-
-class _JoinedUpscaling(_Joining, Upscaling):
-    """Joins the units of an upscaled clip."""
-
     @contextmanager
     def reading(self, work: Work) -> Generator[None]:
         self.adopt(work)
@@ -89,6 +85,10 @@ class _JoinedUpscaling(_Joining, Upscaling):
 
     def note(self, work: Work) -> str | None:
         return work.note if work.journal.placed else None
+
+
+class _JoinedUpscaling(_Joining, Upscaling):
+    """Joins the units of an upscaled clip."""
 
     def report(self, work: Work | None, built: Built[Any] | None, **common: Any) -> UpscaleReport:
         report = super().report(work, built, **common)
@@ -98,14 +98,6 @@ class _JoinedUpscaling(_Joining, Upscaling):
 
 class _JoinedGeneration(_Joining, Generation):
     """Puts the unit of a generated clip in place."""
-
-    @contextmanager
-    def reading(self, work: Work) -> Generator[None]:
-        self.adopt(work)
-        yield
-
-    def note(self, work: Work) -> str | None:
-        return work.note if work.journal.placed else None
 
     def report(self, work: Work | None, built: Built[Any] | None, **common: Any) -> GenerateReport:
         report = super().report(work, built, **common)
