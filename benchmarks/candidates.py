@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.networks import NETWORKS, Config
 from ultraflash_cli.engine.profiles import LITE, LITE2, Profile
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
 from ultraflash_cli.errors import WeightsError
-from ultraflash_cli.models.shelf import NETWORKS, Config, Shelf
+from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.load import load_strictly, read_tensors
 
 __all__ = ["FolderShelf", "taken_from"]

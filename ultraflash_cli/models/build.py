@@ -15,6 +15,7 @@ from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
 from ultraflash_cli.engine.guard import Guard
 from ultraflash_cli.engine.lanes import cuda_lanes
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.networks import Config
 from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import UpscalePlan
@@ -33,7 +34,7 @@ from ultraflash_cli.engine.upscaler import Upscaler
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.models.backend import place
 from ultraflash_cli.models.device import fp8_parts, stage_precisions
-from ultraflash_cli.models.shelf import Config, Shelf
+from ultraflash_cli.models.shelf import Shelf
 
 __all__ = [
     "Speedups",

@@ -1,54 +1,26 @@
 """Networks with their weights, each loaded once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
+from ultraflash_cli.engine.networks import NETWORKS, Config
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.seeds import generator_of
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
-from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
-from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
-from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
-from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
-from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
-from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
+from ultraflash_cli.engine.stages.decoder import Decoder
+from ultraflash_cli.engine.stages.generator import Generator
+from ultraflash_cli.engine.stages.sr_dit import SrDit
+from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.models.backend import backend_of, place
 from ultraflash_cli.weights.manifest import WeightEntry, read_manifest
 from ultraflash_cli.weights.store import WeightStore
 from ultraflash_cli.weights.verify import verify
 
-__all__ = ["NETWORKS", "TOKENIZER", "Config", "RandomShelf", "Shelf"]
-
-Config = (
-    EncoderConfig
-    | WanVaeConfig
-    | LatentUpsamplerConfig
-    | SrDitConfig
-    | DecoderConfig
-    | PixelPathConfig
-    | GeneratorConfig
-    | TextEncoderConfig
-    | PromptEncoderConfig
-)
-NETWORKS: dict[type, Callable[..., nn.Module]] = {
-    EncoderConfig: Encoder,
-    WanVaeConfig: WanVaeEncoder,
-    LatentUpsamplerConfig: LatentUpsampler,
-    SrDitConfig: SrDit,
-    DecoderConfig: Decoder,
-    PixelPathConfig: PixelPath,
-    GeneratorConfig: Generator,
-    TextEncoderConfig: TextEncoder,
-    PromptEncoderConfig: PromptEncoder,
-}
-"""The class that each config is for."""
+__all__ = ["TOKENIZER", "RandomShelf", "Shelf"]
 
 TOKENIZER = "wan/tokenizer"
 """What the names of the tokenizer's files begin with."""

@@ -1,6 +1,5 @@
 """Parameters and states of networks, counted exactly on networks without storage."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -8,32 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ultraflash_cli.engine.networks import NETWORKS
 from ultraflash_cli.engine.sampling import Sampler
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig
-from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
-from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
-from ultraflash_cli.engine.stages.latent_upsampler import (
-    LatentUpsampler,
-    LatentUpsamplerConfig,
-)
-from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
-from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
-from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
-from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig, WanVaeEncoder
+from ultraflash_cli.engine.stages.generator import GeneratorConfig
+from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
+from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 
 __all__ = ["initial_state", "parameters"]
 
-
-_NETWORKS: dict[type, Callable[..., nn.Module]] = {
-    EncoderConfig: Encoder,
-    WanVaeConfig: WanVaeEncoder,
-    LatentUpsamplerConfig: LatentUpsampler,
-    SrDitConfig: SrDit,
-    DecoderConfig: Decoder,
-    PixelPathConfig: PixelPath,
-    GeneratorConfig: Generator,
-    PromptEncoderConfig: PromptEncoder,
-}
 _SMALL_WIDTH = 256
 """Transformers up to this width are built directly; torch's first use of the meta
 device takes a second."""
@@ -44,7 +25,7 @@ def _network(config: Any) -> nn.Module:
     """Return a network without storage."""
     is_large = isinstance(config, WanVaeConfig) or getattr(config, "dim", 0) > _SMALL_WIDTH
     with torch.device("meta" if is_large else "cpu"):
-        return _NETWORKS[type(config)](config).to("meta")
+        return NETWORKS[type(config)](config).to("meta")
 
 
 @lru_cache(maxsize=64)
