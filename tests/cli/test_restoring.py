@@ -200,7 +200,8 @@ def test_pictures_of_television_keep_their_shape(
     shape: Fraction,
     out: tuple[int, int],
 ) -> None:
-    from ultraflash_cli.jobs.planning.upscale import UpscaleJob, prepare
+    from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+    from ultraflash_cli.jobs.running.prepare import prepare
 
     lumas = [np.full((size[1], size[0]), 90, np.uint8)] * 2
     source = write(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.engine.standins import LazyPort
+from tests.jobs.fakes import plain_file
 from ultraflash_cli.engine import lanes
 from ultraflash_cli.engine.lanes import CudaPort
 from ultraflash_cli.engine.snapshot import Snapshots
@@ -54,7 +55,7 @@ def test_a_state_on_its_way_may_be_overwritten_and_arrives_as_it_was(
     journal = Journal(tmp_path, {})
     segment = journal.segment_path()
     segment.write_bytes(b"x")
-    journal.add(segment, first_frame=0, end_frame=3, scene_first=0, state=snapshot)
+    journal.add([plain_file(segment)], first_frame=0, end_frame=3, scene_first=0, state=snapshot)
     assert port.waits == 1
     content = Journal(tmp_path, {}).state_bytes()
     assert content is not None, "the digest in the journal is that of the file"

@@ -27,8 +27,9 @@ LAZY = {
     "ultraflash_cli.models.frames",  # safetensors, which random weights do without
     "ultraflash_cli.models.prompts",
     "ultraflash_cli.models.shelf",
+    "ultraflash_cli.jobs.running.prepare",  # loads torch only to answer what planning asks of the models
 }
-"""Modules of `models` that import inside functions."""
+"""Modules of `models` and `running` that import inside functions."""
 
 
 def job_modules() -> list[Module]:
@@ -65,10 +66,30 @@ def test_there_are_few_arrows_between_the_rooms_of_jobs() -> None:
 
 
 def test_planning_and_what_outlives_a_kill_load_no_torch() -> None:
-    names = [
-        module.name for module in job_modules() if room_of_job(module.name) in ("batch", "planning", "resume", "made")
-    ]
+    light = ("batch", "planning", "resume", "made")
+    names = [module.name for module in job_modules() if room_of_job(module.name) in light]
     program = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr or "torch is loaded"
+
+
+def imported_when_run(module: Module) -> set[str]:
+    """Modules of ours that a module imports, inside functions too; not those for type checking alone."""
+    typing_only = {
+        id(inner)
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    nodes = [n for n in ast.walk(module.tree) if isinstance(n, ast.ImportFrom) and id(n) not in typing_only]
+    names = {f"{node.module}.{each.name}" for node in nodes for each in node.names}
+    return (names | {node.module or "" for node in nodes}) & MODULES
+
+
+def test_planning_imports_nothing_that_loads_torch_not_even_inside_functions() -> None:
+    planning = [module for module in job_modules() if room_of_job(module.name) == "planning"]
+    used = {name for module in planning for name in imported_when_run(module)}
+    program = f"import sys, {', '.join(sorted(used))}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr or "torch is loaded"
 

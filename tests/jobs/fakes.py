@@ -12,6 +12,7 @@ import numpy as np
 from ultraflash_cli.engine.guard import Counting
 from ultraflash_cli.jobs.running.upscaling import SourceFrame
 from ultraflash_cli.video.frame import Frame
+from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = [
     "AheadUpscaler",
@@ -21,6 +22,7 @@ __all__ = [
     "MadeState",
     "TextSegment",
     "frames_of",
+    "plain_file",
 ]
 
 
@@ -198,8 +200,14 @@ class TextSegment:
     def write(self, frame: Frame) -> None:
         self._lines.append(f"{frame.pts} {frame.duration} {int(frame.rgb_hwc[0, 0, 0])}")
 
-    def close(self) -> None:
+    def close(self) -> SegmentFile:
         self._path.write_text("\n".join(self._lines) + "\n")
+        return plain_file(self._path)
+
+
+def plain_file(path: Path) -> SegmentFile:
+    """A file as a segment."""
+    return SegmentFile(path=path, size_bytes=path.stat().st_size, frames=1, first_pts=0, last_pts=0, last_duration=1)
 
 
 def frames_of(count: int, cuts: set[int]) -> Iterator[SourceFrame]:

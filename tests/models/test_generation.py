@@ -13,9 +13,10 @@ from ultraflash_cli.engine.footprint.plan import MemoryPart, MemoryPhase, Memory
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.schedule import kv_lengths
 from ultraflash_cli.errors import OutOfMemory, UsageError, WeightsError
-from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration, prepare_generation
+from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
 from ultraflash_cli.jobs.running import loader as models
 from ultraflash_cli.jobs.running.loader import Models, planes_for
+from ultraflash_cli.jobs.running.prepare import prepare_generation
 from ultraflash_cli.models.build import find_scorer, speedups_within
 from ultraflash_cli.models.profile import settle_coders, under_memory_plan, with_cache_rules
 from ultraflash_cli.models.shelf import Shelf

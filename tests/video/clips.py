@@ -20,6 +20,7 @@ from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import Joined, join
 from ultraflash_cli.video.probe import ClipInfo, probe
 from ultraflash_cli.video.segment import SegmentWriter
+from ultraflash_cli.video.segment_file import SegmentFile
 
 WEIGHTS = {601: (0.299, 0.114), 709: (0.2126, 0.0722)}
 
@@ -166,7 +167,7 @@ class Result:
     frames: list[Frame]
     warnings: list[str]
     """Of reading and of joining."""
-    segments: list[Path]
+    segments: list[SegmentFile]
     joined: Joined
 
 
@@ -218,15 +219,15 @@ def enlarge(
 
 def write_segments(
     folder: Path, spec: EncodeSpec, frames: Sequence[Frame], *, per_segment: int, scale: int = 1
-) -> list[Path]:
+) -> list[SegmentFile]:
     """Encode frames into segment files."""
-    segments: list[Path] = []
+    segments: list[SegmentFile] = []
     for start in range(0, len(frames), per_segment):
-        segments.append(folder / f"segment{start:05d}.mp4")
-        with SegmentWriter(segments[-1], spec) as writer:
+        with SegmentWriter(folder / f"segment{start:05d}.mp4", spec) as writer:
             for frame in frames[start : start + per_segment]:
                 alpha_hw = None if frame.alpha_hw is None else repeated(frame.alpha_hw, scale)
                 writer.write(Frame(frame.pts, frame.duration, repeated(frame.rgb_hwc, scale), alpha_hw))
+            segments.append(writer.close())
     return segments
 
 

@@ -40,7 +40,8 @@ from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join, join_alone
 from ultraflash_cli.video.partial import partial_file
 from ultraflash_cli.video.probe import ClipInfo, probe
-from ultraflash_cli.video.segment import SegmentRecord, SegmentWriter, read_record
+from ultraflash_cli.video.segment import SegmentWriter
+from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.stills import write_png
 
 FULL_DISK = Path("/dev/full")
@@ -247,9 +248,10 @@ def test_a_segment_says_what_it_holds_and_gives_every_packet_its_time(tmp_path: 
     with SegmentWriter(tmp_path / "a.mp4", spec) as writer:
         for number, pts in enumerate(stamps):
             writer.write(Frame(pts, 7, picture(number)))
-    record = read_record(tmp_path / "a.mp4")
-    size_bytes = (tmp_path / "a.mp4").stat().st_size
-    assert record == SegmentRecord(size_bytes=size_bytes, frames=5, first_pts=1000, last_pts=1011, last_duration=7)
+    path = tmp_path / "a.mp4"
+    assert writer.close() == SegmentFile(
+        path=path, size_bytes=path.stat().st_size, frames=5, first_pts=1000, last_pts=1011, last_duration=7
+    )
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
         assert stream.time_base == Fraction(1, 30000)
@@ -287,25 +289,16 @@ def test_equal_frames_and_settings_give_equal_segments(tmp_path: Path, info: Cli
     assert all(segment == segments[0] for segment in segments)
 
 
-def test_an_unfinished_or_cut_segment_does_not_count(tmp_path: Path, info: ClipInfo) -> None:
+def test_a_segment_that_is_left_by_an_exception_is_deleted_finished_or_not(tmp_path: Path, info: ClipInfo) -> None:
     path = tmp_path / "a.mp4"
-    with pytest.raises(KeyboardInterrupt), SegmentWriter(path, spec_for(info)) as writer:
-        writer.write(Frame(0, 1, picture(0)))
-        raise KeyboardInterrupt
-    with pytest.raises(OutputError, match="not finished"):
-        read_record(path)
-    with SegmentWriter(path, spec_for(info)) as writer:
-        writer.write(Frame(0, 1, picture(0)))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-3])
-    with pytest.raises(OutputError, match="not finished"):
-        read_record(path)
-    path.write_bytes(whole)
-    assert read_record(path).frames == 1
-    with pytest.raises(KeyboardInterrupt), SegmentWriter(path, spec_for(info)) as writer:
-        raise KeyboardInterrupt
-    with pytest.raises(OutputError, match="not finished"):
-        read_record(path)
+    for is_finished in (False, True):
+        with pytest.raises(KeyboardInterrupt), SegmentWriter(path, spec_for(info)) as writer:
+            writer.write(Frame(0, 1, picture(0)))
+            if is_finished:
+                writer.close()
+            assert path.exists()
+            raise KeyboardInterrupt
+        assert not path.exists()
 
 
 @pytest.mark.parametrize("codec", ["ffv1", "prores"])
@@ -317,7 +310,7 @@ def test_frames_of_many_kilobytes_are_joined_whole(tmp_path: Path, codec: str) -
     noise = np.random.default_rng(0).integers(0, 256, (4, 240, 320, 3), dtype=np.uint8)
     frames = [Frame(number * 40, 40, rgb_hwc) for number, rgb_hwc in enumerate(noise)]
     segments = write_segments(tmp_path, spec, frames, per_segment=2)
-    assert min(path.stat().st_size for path in segments) > 2 * 40_000
+    assert min(segment.size_bytes for segment in segments) > 2 * 40_000
     streams = plan_streams(source, None, codec=codec)
     join(segments, source, streams, spec, tmp_path / "out.mkv")
     check_output(tmp_path / "out.mkv", plan=streams, frames=4, spec=spec, duration_s=Fraction(160, 1000))
@@ -405,12 +398,13 @@ def test_a_clip_without_a_source_is_written_with_even_times_bt709_and_tags(
     assert plan.suffix == suffix
     assert [note for note in plan.notes if "rounds" in note] == list(plan.notes)
     assert bool(plan.notes) == (suffix == ".mkv")
-    segments = [tmp_path / "0", tmp_path / "1"]
-    for first, path in zip((0, 5), segments, strict=True):
-        with SegmentWriter(path, spec) as writer:
+    segments: list[SegmentFile] = []
+    for first in (0, 5):
+        with SegmentWriter(tmp_path / f"{first}", spec) as writer:
             for number in range(first, first + 5):
                 rgb_hwc = picture(number, width=width, height=height)
                 writer.write(Frame(number * MADE_TICKS, MADE_TICKS, rgb_hwc))
+            segments.append(writer.close())
     target = tmp_path / f"out{suffix}"
     join_alone(segments, plan, spec, target, tags={"title": "A title: ünï", "comment": "said by nobody"})
     check_output(target, plan=plan, frames=10, spec=spec, duration_s=Fraction(10, 16))

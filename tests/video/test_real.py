@@ -17,6 +17,7 @@ from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.probe import probe
 from ultraflash_cli.video.segment import SegmentWriter
+from ultraflash_cli.video.segment_file import SegmentFile
 
 NAMES = [
     "r01_phone_vertical_352x640_aac.mp4",
@@ -52,22 +53,21 @@ def test_a_real_file_keeps_every_frame_time_and_stream(shared_data: Path, tmp_pa
     width, height = info.width_px // 8 * 2, info.height_px // 8 * 2
     spec = choose_spec(info, width_px=width, height_px=height, threads=1)
     plan = plan_streams(info, None, codec=spec.codec)
-    segments: list[Path] = []
+    segments: list[SegmentFile] = []
     writer: SegmentWriter | None = None
     count, start, end = 0, 0, 0
     for frame in read_frames(info, warn=warnings.append):
         if writer is None:
-            segments.append(tmp_path / f"{count}.mp4")
-            writer = SegmentWriter(segments[-1], spec)
+            writer = SegmentWriter(tmp_path / f"{count}.mp4", spec)
         writer.write(Frame(frame.pts, frame.duration, frame.rgb_hwc[:height, :width]))
         start = start if count else frame.pts
         end = frame.pts + frame.duration
         count += 1
         if count % 20 == 0:
-            writer.close()
+            segments.append(writer.close())
             writer = None
     if writer is not None:
-        writer.close()
+        segments.append(writer.close())
     target = tmp_path / f"out{plan.suffix}"
     join(segments, info, plan, spec, target)
     duration_s = (end - start) * info.time_base

@@ -353,7 +353,7 @@ def test_plain_frames_are_read_by_another_program(tmp_path: Path, clip: ClipInfo
     assert (again.width_px, again.height_px, again.average_rate) == (48, 64, 25)
     assert (again.sample_aspect_ratio, again.pix_fmt) == (Fraction(3, 4), pix_fmt)
     hashes = [ffmpeg("-i", str(path), "-f", "framehash", "-hash", "crc32", "-").splitlines()[-1].split(",")[-1]
-              for path in (tmp_path / "a.y4m", segments[-1])]  # fmt: skip
+              for path in (tmp_path / "a.y4m", segments[-1].path)]  # fmt: skip
     assert hashes[0] == hashes[1]
 
 

@@ -24,7 +24,8 @@ def probe(
     json: JsonOption = False,
 ) -> None:
     """Show what is in a file and what `upscale` would make of it."""
-    from ultraflash_cli.jobs.planning.upscale import UpscaleJob, prepare
+    from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+    from ultraflash_cli.jobs.running.prepare import prepare
 
     try:
         prepared = prepare(UpscaleJob(source=file, res=res), to_write=False)

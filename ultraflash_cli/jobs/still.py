@@ -9,8 +9,9 @@ import numpy as np
 
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.jobs.planning.target import check_folder, followed
-from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, prepare
+from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.running.loader import Models
+from ultraflash_cli.jobs.running.prepare import prepare
 
 __all__ = ["StillReport", "run_still"]
 

@@ -38,7 +38,8 @@ from ultraflash_cli.video.muxing import (
 )
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.video.probe import ClipInfo
-from ultraflash_cli.video.segment import SegmentRecord, open_segment, read_record
+from ultraflash_cli.video.segment import open_segment
+from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = ["Joined", "join", "join_alone"]
 
@@ -94,7 +95,7 @@ class Joined:
 
 
 def join(
-    segments: Sequence[Path],
+    segments: Sequence[SegmentFile],
     info: ClipInfo,
     plan: StreamPlan,
     spec: EncodeSpec,
@@ -113,9 +114,8 @@ def join(
     at 0. The file appears whole or not
     at all, and the same arguments give the same bytes. ``made`` is the tag that says how. Raises ``OutputError``.
     """
-    records = [read_record(path) for path in segments]
-    times = _Times(segments, records, spec)
-    first_s = records[0].first_pts * spec.time_base
+    times = _Times(segments, spec)
+    first_s = segments[0].first_pts * spec.time_base
     shift_s = shift_of(info, first_s, window)
     before_s = max(Fraction(0), -first_s)
     cut_s = Fraction(0)
@@ -127,7 +127,7 @@ def join(
         part = stack.enter_context(partial_file(destination))
         source = stack.enter_context(source_of(info))
         with output_errors(destination):
-            first = stack.enter_context(open_segment(segments[0]))
+            first = stack.enter_context(open_segment(segments[0].path))
             tags = {} if source is None else file_tags(source, info, spec, cut_s=cut_s)
             tags = with_made(tags, plan.suffix, made)
             options = _muxer_options(plan, spec, tags, source)
@@ -172,7 +172,7 @@ def join(
 
 
 def join_alone(
-    segments: Sequence[Path],
+    segments: Sequence[SegmentFile],
     plan: StreamPlan,
     spec: EncodeSpec,
     destination: Path,
@@ -186,11 +186,11 @@ def join_alone(
     is the one that says how it was made. The file appears whole or not at all. Raises
     ``OutputError``.
     """
-    times = _Times(segments, [read_record(path) for path in segments], spec)
+    times = _Times(segments, spec)
     tags = with_made(tags, plan.suffix, made)
     with partial_file(destination) as part, output_errors(destination):
         with (
-            open_segment(segments[0]) as first,
+            open_segment(segments[0].path) as first,
             _open_output(part, plan, tags, _muxer_options(plan, spec, tags, None)) as container,
         ):
             video = add_video(container, first.streams.video[0], plan, spec)
@@ -208,19 +208,19 @@ class _Times:
     packet's duration makes the track end where the last frame ends (MP4 sums durations in decoding order).
     """
 
-    def __init__(self, segments: Sequence[Path], records: Sequence[SegmentRecord], spec: EncodeSpec) -> None:
+    def __init__(self, segments: Sequence[SegmentFile], spec: EncodeSpec) -> None:
         ticks = spec.time_base.numerator
         self._pts = array("q")
-        for path, record in zip(segments, records, strict=True):
-            start = len(self._pts)
-            self._pts.extend(pts + record.first_pts * ticks for pts in _packet_times(path, spec.track_time_base))
-            if len(self._pts) - start != record.frames or max(self._pts[start:]) != record.last_pts * ticks:
-                raise OutputError(f"{path}: this segment is damaged; start over with --no-resume")
+        for segment in segments:
+            start, first = len(self._pts), segment.first_pts * ticks
+            self._pts.extend(pts + first for pts in _packet_times(segment.path, spec.track_time_base))
+            if len(self._pts) - start != segment.frames or max(self._pts[start:]) != segment.last_pts * ticks:
+                raise OutputError(f"{segment.path}: this segment is damaged; start over with --no-resume")
         self._sorted = array("q", sorted(self._pts))
         for before, after in zip(self._sorted, self._sorted[1:], strict=False):
             if after <= before:
                 raise OutputError("two segments overlap in time; start over with --no-resume")
-        self._last_duration = records[-1].last_duration * ticks
+        self._last_duration = segments[-1].last_duration * ticks
         count = len(self._pts)
         self._delay = max(i - bisect_left(self._sorted, pts) for i, pts in enumerate(self._pts))
         self._lead = self.duration(0)
@@ -312,21 +312,23 @@ def _has_picture(plan: StreamPlan) -> bool:
 
 
 def _pictures(
-    segments: Sequence[Path], times: _Times, spec: EncodeSpec, video: VideoStream, shift_s: Fraction
+    segments: Sequence[SegmentFile], times: _Times, spec: EncodeSpec, video: VideoStream, shift_s: Fraction
 ) -> Iterator[Packet]:
     unit = spec.track_time_base
     shift = round(shift_s / unit)
     index = 0
 
     headers: bytes | None = None
-    for path in segments:
-        with open_segment(path) as container:
+    for segment in segments:
+        with open_segment(segment.path) as container:
             stream = container.streams.video[0]
             extradata = stream.codec_context.extradata or b""
             if headers is None:
                 headers = extradata
             if extradata != headers:
-                raise OutputError(f"{path}: was written with other encoder settings; start over with --no-resume")
+                raise OutputError(
+                    f"{segment.path}: was written with other encoder settings; start over with --no-resume"
+                )
             for packet in container.demux(stream):
                 if not packet.size:
                     continue

@@ -32,7 +32,8 @@ from ultraflash_cli.video.muxing import (
 )
 from ultraflash_cli.video.partial import is_refusal, output_errors
 from ultraflash_cli.video.probe import ClipInfo
-from ultraflash_cli.video.segment import SegmentRecord, open_segment, read_record
+from ultraflash_cli.video.segment import open_segment
+from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.y4m import ByteSink, write_y4m
 
 __all__ = ["Streamed", "stream_clip"]
@@ -61,7 +62,7 @@ class Streamed:
 
 
 def stream_clip(
-    segments: Iterable[Path],
+    segments: Iterable[SegmentFile],
     plan: StreamPlan,
     spec: EncodeSpec,
     sink: ByteSink,
@@ -78,7 +79,7 @@ def stream_clip(
     copies of the input ``info`` between the pictures (see ``join`` for times and ``window``), or
     with ``tags`` only. The same segments give the same bytes. ``name`` is what messages call the
     sink, ``made`` the tag that says how the clip was made. Raises ``OutputError`` if the sink takes
-    no more, and ``OutputCheckError`` for a segment that does not match its record.
+    no more, and ``OutputCheckError`` for a segment that does not hold what was written.
     """
     if plan.suffix == ".y4m":
         return Streamed(frames=write_y4m(segments, spec, sink, name=name))
@@ -86,12 +87,12 @@ def stream_clip(
     first = next(waiting, None)
     if first is None:
         return Streamed(frames=0)
-    first_s = read_record(first).first_pts * spec.time_base
+    first_s = first.first_pts * spec.time_base
     shift_s = shift_of(info, first_s, window) if info is not None else Fraction(0)
     clock = _Clock(spec, shift=round(shift_s / spec.track_time_base))
     head = _Head(sink)
     with output_errors(Path(name)), head.failing_as_the_sink(), ExitStack() as stack:
-        begun = stack.enter_context(open_segment(first))
+        begun = stack.enter_context(open_segment(first.path))
         source = stack.enter_context(source_of(info)) if info is not None else None
         cut_s = Fraction(0)
         if info is not None and window is not None:
@@ -143,14 +144,14 @@ class _Clock:
         self._delay = _LEAST_DELAY if CODECS[spec.codec].reorders else 0
         self._shown: list[int] = []
 
-    def times(self, stamps: Sequence[int], record: SegmentRecord) -> list[tuple[int, int, int]]:
+    def times(self, stamps: Sequence[int], segment: SegmentFile) -> list[tuple[int, int, int]]:
         """Return timestamp, decoding time and duration of each packet of the next segment.
 
         ``stamps`` are those of its packets in decoding order, counted from its first picture.
         """
-        start = record.first_pts * self._ticks + self._shift
+        start = segment.first_pts * self._ticks + self._shift
         shown = sorted(start + stamp for stamp in stamps)
-        ends = [*shown[1:], shown[-1] + record.last_duration * self._ticks]
+        ends = [*shown[1:], shown[-1] + segment.last_duration * self._ticks]
         if self._shown and self._shown[-1] >= shown[0]:
             raise OutputError("two segments overlap in time; start over with --no-resume")
         lead = max(1, ends[0] - shown[0])
@@ -163,16 +164,16 @@ class _Clock:
         return [(pts, min(dts, pts), lasts[pts]) for pts, dts in zip(own, line, strict=False)]
 
 
-def _pictures(segments: Iterable[Path], clock: _Clock, video: VideoStream) -> Iterator[Packet]:
+def _pictures(segments: Iterable[SegmentFile], clock: _Clock, video: VideoStream) -> Iterator[Packet]:
     headers: bytes | None = None
-    for path in segments:
-        record = read_record(path)
+    for segment in segments:
+        path = segment.path
         stamps = [
             round(packet.pts * packet.time_base / clock.unit) for packet in _packets(path) if packet.pts is not None
         ]
-        if len(stamps) != record.frames:
-            raise OutputCheckError(f"{path}: has {len(stamps)} frames, expected {record.frames}")
-        times = clock.times(stamps, record)
+        if len(stamps) != segment.frames:
+            raise OutputCheckError(f"{path}: has {len(stamps)} frames, expected {segment.frames}")
+        times = clock.times(stamps, segment)
         with open_segment(path) as container:
             extradata = container.streams.video[0].codec_context.extradata or b""
         headers = extradata if headers is None else headers

@@ -1,7 +1,7 @@
 """Segment files: encoded parts of a clip, valid only once finished."""
 
-import json
-from dataclasses import dataclass
+import stat
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,15 +12,15 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from ultraflash_cli.errors import OutputError
 from ultraflash_cli.files import sync_file
 from ultraflash_cli.video.codecs import CODECS, is_rgb_format
 from ultraflash_cli.video.color import Picture, as_frame, as_picture, narrowed, yuv_filter
 from ultraflash_cli.video.encode import EncodeSpec, encoder_options, open_encoder, prepare_encoder
 from ultraflash_cli.video.frame import Frame
-from ultraflash_cli.video.partial import output_errors, partial_file
+from ultraflash_cli.video.partial import output_errors
+from ultraflash_cli.video.segment_file import SegmentFile
 
-__all__ = ["SegmentRecord", "SegmentWriter", "open_segment", "read_record", "record_path"]
+__all__ = ["SegmentWriter", "open_segment"]
 
 _READING = {
     "format_whitelist": ",".join(sorted({known.segment_format for known in CODECS.values()})),
@@ -31,24 +31,11 @@ _DECODING_LEAD = 1_000_000
 """Ticks by which a segment's packets are decoded before its first frame is shown; more than it has frames."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentRecord:
-    """Facts about a finished segment file; times in ticks of the spec's ``time_base``."""
-
-    size_bytes: int
-    """Of the segment file; one of another size is not the one that was finished."""
-    frames: int
-    first_pts: int
-    last_pts: int
-    last_duration: int
-
-
 class SegmentWriter:
     """Writes one segment with a freshly opened encoder.
 
-    The file holds timestamps relative to its first frame; a record next to it gives the rest. The record appears
-    when the file is complete and on the disk: a file without one does not count (``read_record``). Use as a context
-    manager: leaving it by an exception leaves an unfinished file.
+    The file holds timestamps relative to its first frame; ``close`` returns the rest. Use as a context manager:
+    leaving it by an exception deletes the file.
     """
 
     def __init__(self, path: Path, spec: EncodeSpec) -> None:
@@ -61,13 +48,12 @@ class SegmentWriter:
         self._frames = 0
         self._packets = 0
         self._closed = False
-        self._record: SegmentRecord | None = None
+        self._finished: SegmentFile | None = None
         timescale = str(spec.track_time_base.denominator)
         options = {"video_track_timescale": timescale, "movie_timescale": timescale}
 
         known = CODECS[spec.codec]
         with output_errors(path):
-            record_path(path).unlink(missing_ok=True)
             self._container = av.open(
                 f"file:{path}",
                 "w",
@@ -116,10 +102,10 @@ class SegmentWriter:
             yuv.duration = duration * ticks
             self._mux(self._stream.encode(yuv))
 
-    def close(self) -> SegmentRecord:
-        """Finish the file, wait until it is on the disk, then write its record."""
-        if self._record is not None:
-            return self._record
+    def close(self) -> SegmentFile:
+        """Finish the file and wait until it is on the disk."""
+        if self._finished is not None:
+            return self._finished
 
         assert not self._closed, "a segment that was not abandoned"
         assert self._first is not None and self._last is not None, "a segment holds at least one frame"
@@ -130,27 +116,25 @@ class SegmentWriter:
             sync_file(self.path)
             size_bytes = self.path.stat().st_size
 
-        record = SegmentRecord(
+        self._finished = SegmentFile(
+            path=self.path,
             size_bytes=size_bytes,
             frames=self._frames,
             first_pts=self._first,
             last_pts=self._last,
             last_duration=self._last_duration,
         )
-        with partial_file(record_path(self.path)) as part:
-            part.write_text(json.dumps(vars(record)), encoding="utf-8")
-
-        self._record = record
-        return record
+        return self._finished
 
     def abandon(self) -> None:
-        """Let go of the file without finishing it."""
+        """Delete the file, finished or not; the disk may be full."""
         if not self._closed:
             self._closed = True
-            try:
+            with suppress(OSError, FFmpegError):
                 self._container.close()
-            except (OSError, FFmpegError):
-                return
+        with suppress(OSError):
+            if stat.S_ISREG(self.path.lstat().st_mode):
+                self.path.unlink()
 
     def _planes(self, planes: Picture) -> av.VideoFrame:
         """Return the frame as the encoder takes it, of planes that were made for it."""
@@ -209,19 +193,3 @@ def open_segment(path: Path) -> InputContainer:
     What somebody has put in its place cannot be a list of other files then.
     """
     return av.open(f"file:{path}", container_options=_READING)
-
-
-def record_path(segment: Path) -> Path:
-    """Return where the record of a segment is."""
-    return segment.with_name(f"{segment.name}.json")
-
-
-def read_record(path: Path) -> SegmentRecord:
-    """Read the record of a finished segment; raises ``OutputError`` for an unfinished or damaged one."""
-    try:
-        record = SegmentRecord(**json.loads(record_path(path).read_text(encoding="utf-8")))
-        if path.stat().st_size != record.size_bytes:
-            raise ValueError(f"{path.stat().st_size} bytes, expected {record.size_bytes}")
-    except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{path}: this segment was not finished; start over with --no-resume") from error
-    return record

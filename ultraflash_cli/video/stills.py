@@ -16,7 +16,8 @@ from ultraflash_cli.video.color import Picture, as_frame
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.made_tag import with_made_chunk
 from ultraflash_cli.video.partial import output_errors, partial_file
-from ultraflash_cli.video.segment import open_segment, read_record
+from ultraflash_cli.video.segment import open_segment
+from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.sequence import numbered
 
 __all__ = ["check_pictures", "move_pictures", "numbered", "webp_bytes", "write_pictures", "write_png"]
@@ -49,7 +50,7 @@ def webp_bytes(rgb_hwc: Picture, *, quality: int) -> bytes:
     return b"".join(bytes(packet) for packet in encoder.encode(frame) + encoder.encode(None))
 
 
-def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1, made: str | None = None) -> int:
+def write_pictures(segments: Sequence[SegmentFile], pattern: Path, *, first: int = 1, made: str | None = None) -> int:
     """Write every frame of finished segments of the codec ``png`` to its own file; return their count.
 
     The folder of ``pattern`` is one that nobody looks into: it is made, and ``move_pictures`` brings the files to their
@@ -58,17 +59,16 @@ def write_pictures(segments: Sequence[Path], pattern: Path, *, first: int = 1, m
     with output_errors(pattern.parent):
         pattern.parent.mkdir(parents=True, exist_ok=True)
     number = first
-    for path in segments:
-        record = read_record(path)
+    for segment in segments:
         count = 0
-        for data in _packets(path):
+        for data in _packets(segment.path):
             picture = numbered(pattern, number)
             with output_errors(picture):
                 picture.write_bytes(with_made_chunk(data, made))
                 sync_file(picture)
             count, number = count + 1, number + 1
-        if count != record.frames:
-            raise OutputError(f"{path}: this segment is damaged; start over with --no-resume")
+        if count != segment.frames:
+            raise OutputError(f"{segment.path}: this segment is damaged; start over with --no-resume")
     with output_errors(pattern.parent):
         sync_folder(pattern.parent)
     return number - first

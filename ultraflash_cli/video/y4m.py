@@ -13,7 +13,8 @@ from ultraflash_cli.video.codecs import bits_of
 from ultraflash_cli.video.color import FULL
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.partial import output_errors
-from ultraflash_cli.video.segment import open_segment, read_record
+from ultraflash_cli.video.segment import open_segment
+from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = ["ByteSink", "write_y4m"]
 
@@ -30,7 +31,7 @@ class ByteSink(Protocol):
         ...
 
 
-def write_y4m(segments: Iterable[Path], spec: EncodeSpec, sink: ByteSink, *, name: str = "-") -> int:
+def write_y4m(segments: Iterable[SegmentFile], spec: EncodeSpec, sink: ByteSink, *, name: str = "-") -> int:
     """Write the frames of finished segments of the codec ``y4m`` plainly to ``sink``; returns their count.
 
     What ``segments`` gives is written before it is requested more.
@@ -40,24 +41,24 @@ def write_y4m(segments: Iterable[Path], spec: EncodeSpec, sink: ByteSink, *, nam
     """
     target, sample_bytes = Path(name), 2 if spec.deep else 1
     total = 0
-    for path in segments:
-        record, count = read_record(path), 0
+    for segment in segments:
+        count = 0
         if not total:
             with output_errors(target):
                 sink.write(_header(spec))
 
         try:
-            with open_segment(path) as container:
+            with open_segment(segment.path) as container:
                 for frame in container.decode(video=0):
                     content = b"FRAME\n" + _planes(frame, sample_bytes)
                     with output_errors(target):
                         sink.write(content)
                     count += 1
         except (OSError, FFmpegError) as error:
-            raise OutputCheckError(f"{path}: this segment cannot be read back ({error})") from error
+            raise OutputCheckError(f"{segment.path}: this segment cannot be read back ({error})") from error
 
-        if count != record.frames:
-            raise OutputCheckError(f"{path}: has {count} frames, expected {record.frames}")
+        if count != segment.frames:
+            raise OutputCheckError(f"{segment.path}: has {count} frames, expected {segment.frames}")
 
         total += count
         with output_errors(target):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ultraflash_cli.jobs.planning.upscale import UpscaleJob, prepare
+from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+from ultraflash_cli.jobs.running.prepare import prepare
 from ultraflash_cli.video.flatness import first_lumas, is_flat_coloured
 from ultraflash_cli.video.probe import probe
 

@@ -1,9 +1,11 @@
 """What an interrupted run leaves, and what the next one makes of it."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.jobs.fakes import plain_file
 from ultraflash_cli.errors import InputError, OutputError
 from ultraflash_cli.jobs.resume.journal import (
     Journal,
@@ -26,7 +28,7 @@ def opened(folder: Path, **changed: object) -> Journal:
 def add(journal: Journal, end_frame: int, state: bytes | None = b"state") -> Path:
     path = journal.segment_path()
     path.write_bytes(b"x" * end_frame)
-    journal.add(path, first_frame=journal.frames, end_frame=end_frame, scene_first=0, state=state)
+    journal.add([plain_file(path)], first_frame=journal.frames, end_frame=end_frame, scene_first=0, state=state)
     return path
 
 
@@ -38,7 +40,32 @@ def test_the_same_fingerprint_goes_on_after_the_last_segment(tmp_path: Path) -> 
     assert second.fresh_because is None
     assert second.frames == 20
     assert second.state_bytes() == b"later"
-    assert [path.stat().st_size for path in second.files] == [10, 20]
+    assert [file.path.stat().st_size for file in second.files()] == [10, 20]
+
+
+def test_a_journal_of_the_format_before_goes_on_and_its_records_are_read_once(tmp_path: Path) -> None:
+    folder = tmp_path / "w"
+    add(opened(folder), 10)
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    lines[0]["format"] = 2
+    segment = lines[1]["segment"]
+    (file,) = segment.pop("files")
+    old = [
+        segment | {"file": file.pop("path"), "size_bytes": file["size_bytes"]},
+        segment | {"file": "segment-000001.video", "size_bytes": 0, "first_frame": 10, "end_frame": 20},
+    ]
+    text = [json.dumps(each) for each in (lines[0], *({"segment": each} for each in old))]
+    (folder / "journal.jsonl").write_text("\n".join(text) + "\n")
+    for name in ("segment-000000.video", "segment-000000.video.480p"):
+        (folder / name).write_bytes(b"x" * 10)
+        (folder / f"{name}.json").write_text(json.dumps(file))
+    (folder / "segment-000001.video").touch()
+    for _ in range(2):
+        journal = opened(folder)
+        assert journal.fresh_because is None and journal.frames == 20
+        assert [file.path.name for file in journal.files()] == ["segment-000000.video"]
+        assert journal.segments[0].names == ["segment-000000.video", "segment-000000.video.480p"]
+        assert not list(folder.glob("*.json"))
 
 
 def test_another_fingerprint_starts_afresh_and_says_what_changed(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_files_of_somebodys_own_in_a_work_folder_are_left_and_named(clip: Path, 
 
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../victim/thesis.txt", "notes.txt", "lock", "made-0", ""])
-@pytest.mark.parametrize("field", ["file", "state"])
+@pytest.mark.parametrize("field", ["path", "state"])
 def test_a_journal_that_names_other_files_starts_afresh_and_says_so(
     clip: Path, victim: Path, name: str, field: str
 ) -> None:
@@ -227,7 +227,8 @@ def test_a_journal_that_names_other_files_starts_afresh_and_says_so(
     for number, line in enumerate(lines):
         record = json.loads(line)
         if "segment" in record:
-            record["segment"][field] = name
+            segment = record["segment"]
+            (segment if field == "state" else segment["files"][0])[field] = name
             lines[number] = json.dumps(record)
     (folder / "journal.jsonl").write_text("\n".join(lines) + "\n")
     before, events = contents(victim), list[Event]()
@@ -238,14 +239,25 @@ def test_a_journal_that_names_other_files_starts_afresh_and_says_so(
 
 @pytest.mark.parametrize(
     "change",
-    [{"size_bytes": -1}, {"end_frame": "12"}, {"end_frame": None}, {"first_frame": 5}, {"scene_first": 1.5}],
+    [
+        {"end_frame": "12"},
+        {"end_frame": None},
+        {"first_frame": 5},
+        {"scene_first": 1.5},
+        {"files": []},
+        {"files": [3]},
+        {"size_bytes": -1},
+        {"frames": "12"},
+        {"first_pts": None},
+    ],
     ids=str,
 )
 def test_a_journal_of_impossible_numbers_starts_afresh(clip: Path, change: dict[str, Any]) -> None:
     interrupted(job(clip))
     path = work_folder(clip.with_name("in_2x.mkv")) / "journal.jsonl"
     first, segment, *_ = map(json.loads, path.read_text().splitlines())
-    segment["segment"] |= change
+    entry = segment["segment"]
+    (entry if change.keys() <= entry.keys() else entry["files"][0]).update(change)
     path.write_text(f"{json.dumps(first)}\n{json.dumps(segment)}\n")
     assert upscale(job(clip)).frames_out == 30
 
@@ -424,7 +436,7 @@ def test_a_journal_of_another_format_is_kept_aside(clip: Path) -> None:
     interrupted(job(clip))
     folder = work_folder(clip.with_name("in_2x.mkv"))
     text = (folder / "journal.jsonl").read_text()
-    (folder / "journal.jsonl").write_text(text.replace('"format": 2', '"format": 3', 1))
+    (folder / "journal.jsonl").write_text(text.replace('"format": 3', '"format": 4', 1))
     events: list[Event] = []
     assert upscale(job(clip), events=events).frames_resumed == 0
     assert "was written by another version" in note_of(events)

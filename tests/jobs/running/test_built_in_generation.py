@@ -17,9 +17,10 @@ from ultraflash_cli.engine.profiles import PROFILES, TINY_LITE, TINY_RANDOM, ULT
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from ultraflash_cli.errors import Interrupted, UsageError, WeightsError
 from ultraflash_cli.jobs.events import Chunk, Event, GenerationPlanned
-from ultraflash_cli.jobs.planning.generate import AUTO_PARTS, GenerateJob, prepare_generation
+from ultraflash_cli.jobs.planning.generate import AUTO_PARTS, GenerateJob
 from ultraflash_cli.jobs.running.generate import GenerateReport, run_generation
 from ultraflash_cli.jobs.running.loader import Models
+from ultraflash_cli.jobs.running.prepare import prepare_generation
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.memory import plan_generation_memory, plan_upscale_memory
 from ultraflash_cli.models.profile import generating_parts, upscaling_parts

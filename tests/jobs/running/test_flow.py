@@ -62,7 +62,7 @@ def flow(
 
 
 def text(journal: Journal) -> str:
-    return "".join(path.read_text() for path in journal.files)
+    return "".join(path.read_text() for path in [file.path for file in journal.files()])
 
 
 def test_every_frame_comes_out_once_in_order_with_its_own_time(tmp_path: Path) -> None:

@@ -24,14 +24,10 @@ from ultraflash_cli.errors import (
 )
 from ultraflash_cli.jobs.batch import plan_batch, run_batch
 from ultraflash_cli.jobs.events import Chunk, Done, Event, GenerationPlanned, Started, Warned
-from ultraflash_cli.jobs.planning.generate import (
-    GenerateJob,
-    PreparedGeneration,
-    name_outputs,
-    prepare_generation,
-    read_prompts,
-)
+from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration, name_outputs, read_prompts
+from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
+from ultraflash_cli.jobs.running.prepare import prepare_generation
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator
@@ -180,10 +176,10 @@ def test_a_full_disk_ends_with_an_output_error_and_can_go_on_later(
 ) -> None:
     add = Journal.add
 
-    def full(self: Journal, path: Path, **entry: Any) -> None:
+    def full(self: Journal, files: Any, **entry: Any) -> SegmentEntry:
         if entry["end_frame"] > 40:
             raise OSError(28, "No space left on device")
-        add(self, path, **entry)
+        return add(self, files, **entry)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "add", full)

@@ -14,19 +14,22 @@ import pytest
 
 from tests.jobs.clips import audio_packets, decoded, make_clip
 from tests.jobs.doubler import Doubler, Trail, builder, job, upscale
-from tests.jobs.fakes import FakeGenerator, MadeState
+from tests.jobs.fakes import FakeGenerator, MadeState, plain_file
 from tests.jobs.generating import generate
 from tests.jobs.generating import job as generation_job
 from ultraflash_cli.errors import Interrupted, OutOfMemory, OutputError
 from ultraflash_cli.jobs.events import Event, Retrying, Started
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared
+from ultraflash_cli.jobs.resume.entries import SegmentEntry
+from ultraflash_cli.jobs.resume.owned_files import segment_name
 from ultraflash_cli.jobs.running.live import LiveStream, ReaderGone
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler
 from ultraflash_cli.video.live import Streamed
 from ultraflash_cli.video.pipe import Pipe
+from ultraflash_cli.video.segment_file import SegmentFile
 
 FRAME_BYTES = len(b"FRAME\n") + 128 * 96 * 3 // 2
 PATIENCE_S = 60
@@ -139,23 +142,35 @@ def test_an_interrupted_stream_is_written_anew_from_what_is_finished(clip: Path,
     assert list((tmp_path / "temp").iterdir()) == []
 
 
-@pytest.mark.parametrize("keeps", [True, False])
-def test_a_segment_that_nothing_can_be_resumed_from_is_deleted_once_it_is_written(tmp_path: Path, keeps: bool) -> None:
-    files = [tmp_path / f"segment-{number}.video" for number in range(3)]
+def segment_of(folder: Path, number: int) -> SegmentEntry:
+    """A segment with files for two outputs."""
+    files = [folder / segment_name(number, output) for output in range(2)]
     for path in files:
         path.write_text("segment")
-        path.with_name(f"{path.name}.json").write_text("record")
+    return SegmentEntry(
+        files=tuple(map(plain_file, files)),
+        first_frame=number,
+        end_frame=number + 1,
+        scene_first=0,
+        state=None,
+        state_sha256=None,
+    )
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_segment_that_nothing_can_be_resumed_from_is_deleted_once_it_is_written(tmp_path: Path, keeps: bool) -> None:
+    segments = [segment_of(tmp_path, number) for number in range(3)]
     left: list[int] = []
 
-    def write(segments: Iterator[Path], _sink: object) -> Streamed:
-        for _ in segments:
+    def write(files: Iterator[SegmentFile], _sink: object) -> Streamed:
+        for _ in files:
             left.append(len(list(tmp_path.iterdir())))
         return Streamed(frames=len(left))
 
     stream = LiveStream(write, io.BytesIO(), stop=Stop(), keeps=keeps)
     with stream:
-        stream.begin(files[:2])
-        stream.add(files[2])
+        stream.begin(segments[:2])
+        stream.add(segments[2])
         stream.finish()
     assert left == ([6, 6, 6] if keeps else [6, 4, 2])
     assert stream.streamed.frames == 3

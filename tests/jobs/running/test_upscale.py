@@ -26,9 +26,11 @@ from ultraflash_cli.errors import (
 )
 from ultraflash_cli.jobs.events import Chunk, Done, Event, Planned, Started, Warned
 from ultraflash_cli.jobs.explain import explanation_of
-from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, default_res, prepare
-from ultraflash_cli.jobs.resume.journal import Journal, work_folder
+from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, default_res
+from ultraflash_cli.jobs.resume.entries import SegmentEntry
+from ultraflash_cli.jobs.resume.journal import Journal, OutputLock, work_folder
 from ultraflash_cli.jobs.running import work
+from ultraflash_cli.jobs.running.prepare import prepare
 from ultraflash_cli.jobs.running.upscale import UpscaleReport, run
 from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
@@ -201,10 +203,10 @@ def test_a_full_disk_ends_with_an_output_error_and_can_go_on_later(
     source = make_clip(tmp_path / "in.mkv", frames=30)
     add = Journal.add
 
-    def full(self: Journal, path: Path, **entry: Any) -> None:
+    def full(self: Journal, files: Any, **entry: Any) -> SegmentEntry:
         if entry["end_frame"] > 20:
             raise OSError(28, "No space left on device")
-        add(self, path, **entry)
+        return add(self, files, **entry)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "add", full)
@@ -383,8 +385,6 @@ def test_the_default_target_is_the_first_worthwhile_one(size: tuple[int, int], r
 
 
 def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
-    from ultraflash_cli.jobs.resume.journal import OutputLock
-
     source = make_clip(tmp_path / "in.mkv")
     output = prepare(job(source)).output
     with OutputLock(work_folder(output)), pytest.raises(OutputError, match="another run"):

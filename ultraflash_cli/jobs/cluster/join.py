@@ -20,6 +20,7 @@ from ultraflash_cli.jobs.events import Listener
 from ultraflash_cli.jobs.resume.entries import SegmentEntry, as_read, difference, read_journal
 from ultraflash_cli.jobs.resume.fingerprint import versions_in
 from ultraflash_cli.jobs.resume.journal import Journal, discard, empty
+from ultraflash_cli.jobs.resume.owned_files import segment_name
 from ultraflash_cli.jobs.resume.work_folder import OutputLock, is_work_folder, unfinished_work
 from ultraflash_cli.jobs.running.generate import GenerateReport
 from ultraflash_cli.jobs.running.report import Report
@@ -28,6 +29,7 @@ from ultraflash_cli.jobs.running.upscale import UpscaleReport
 from ultraflash_cli.jobs.running.work import Work
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.video.partial import output_errors
+from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = ["join_units"]
 
@@ -128,13 +130,19 @@ class _Part:
         self.told = told
         self.entries = found.segments
 
-    def files(self, entry: SegmentEntry) -> list[Path]:
-        """List the files of a segment. Raises OutputError as `__init__` does."""
-        folder = self.unit.done_folder
-        main = folder / entry.file
-        if not main.is_file() or main.stat().st_size != entry.size_bytes:
-            raise self._damaged()
-        return sorted(folder.glob(f"{entry.file}*"))
+    def linked(self, entry: SegmentEntry, folder: Path, number: int) -> tuple[SegmentFile | None, ...]:
+        """Link the files of a segment into a folder, as its segment of that number. Raises OutputError."""
+        linked: list[SegmentFile | None] = []
+        for output, file in enumerate(entry.files):
+            if file is None:
+                linked.append(None)
+                continue
+            if not file.path.is_file() or file.path.stat().st_size != file.size_bytes:
+                raise self._damaged()
+            path = folder / segment_name(number, output)
+            _link(file.path, path)
+            linked.append(replace(file, path=path))
+        return tuple(linked)
 
     def _damaged(self) -> OutputError:
         with output_errors(self.unit.folder):
@@ -164,11 +172,9 @@ def _adopt(parts: Sequence[_Part], work: Work, settings: Mapping[str, object]) -
             before = entries[-1].guarded if entries else (0, 0)
             for entry in part.entries:
                 work.check_stop()
-                name = f"segment-{len(entries):06d}.video"
-                for path in part.files(entry):
-                    _link(path, work.folder / path.name.replace(entry.file, name, 1))
+                files = part.linked(entry, work.folder, len(entries))
                 guarded = _sum(before, entry.guarded)
-                entries.append(replace(entry, file=name, state=None, state_sha256=None, guarded=guarded))
+                entries.append(replace(entry, files=files, state=None, state_sha256=None, guarded=guarded))
         journal.adopt(entries)
 
 

@@ -10,12 +10,13 @@ from ultraflash_cli.jobs.batch import Claims, Job, names_of
 from ultraflash_cli.jobs.cluster.described import as_json
 from ultraflash_cli.jobs.cluster.units import PLAN, Plan, PlannedFile, read_plan, remove_folder
 from ultraflash_cli.jobs.events import Listener, Warned
-from ultraflash_cli.jobs.planning.generate import PreparedGeneration, prepare_generation
+from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.spans import UNIT_FRAMES, Span, divide
-from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames, prepare
+from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames
 from ultraflash_cli.jobs.resume.entries import as_read
 from ultraflash_cli.jobs.resume.work_folder import OutputLock
 from ultraflash_cli.jobs.running.generate import Generation
+from ultraflash_cli.jobs.running.prepare import prepare, prepare_generation
 from ultraflash_cli.jobs.running.source import source_frames
 from ultraflash_cli.jobs.running.upscale import Upscaling
 from ultraflash_cli.jobs.stop import Stop

@@ -9,9 +9,10 @@ from ultraflash_cli.buffers import SEGMENT_FRAMES
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.jobs.batch import Job
 from ultraflash_cli.jobs.cluster.units import PlannedFile, Unit
-from ultraflash_cli.jobs.planning.generate import PreparedGeneration, prepare_generation
-from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, prepare
+from ultraflash_cli.jobs.planning.generate import PreparedGeneration
+from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.running.generate import GenerateReport, Generation
+from ultraflash_cli.jobs.running.prepare import prepare, prepare_generation
 from ultraflash_cli.jobs.running.report import Report
 from ultraflash_cli.jobs.running.run import Task
 from ultraflash_cli.jobs.running.upscale import UpscaleReport, Upscaling

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import ConfigError, UsageError
 from ultraflash_cli.host import check_address_space, usable_cores
+from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.options import SharedSettings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, low_name, made_name
 from ultraflash_cli.jobs.planning.target import (
@@ -24,12 +25,10 @@ from ultraflash_cli.jobs.planning.target import (
     stream_target,
     used_bytes,
 )
-from ultraflash_cli.jobs.planning.upscale import choose_model
 from ultraflash_cli.jobs.resume.work_folder import temp_work_folder, unfinished_work, work_folder
 
 if TYPE_CHECKING:
     from ultraflash_cli.engine.cache_policy import CacheManagement
-    from ultraflash_cli.engine.profiles import Profile
     from ultraflash_cli.engine.schedule import GenerationPlan
     from ultraflash_cli.engine.stages.generator import GeneratorConfig
     from ultraflash_cli.video.containers import StreamPlan
@@ -49,10 +48,6 @@ __all__ = [
 SCALES = {"480p": 1, "1k": 2, "2k": 3}
 """Targets by what they multiply the model's base size by."""
 
-_LATENTS = 21
-"""Default length of a clip: 81 frames, as published."""
-_PREFIX_CHUNKS = 2
-"""Chunks of an initial clip that a generator without sliding window leaves room for, where no length is requested."""
 AUTO_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
 """Parts of the published model that must be installed for `auto` to choose it."""
 _SLUG_CHARACTERS = 40
@@ -183,7 +178,7 @@ def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[GenerateJob]:
         yield job if number == 1 else replace(job, name=f"{job.made_name}-{number}")
 
 
-def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGeneration:
+def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = True) -> PreparedGeneration:
     """Check and decide, writing nothing; without `to_write` the output's place is not looked at.
 
     Raises UsageError (a length the model cannot make, options the encoder refuses, an output that exists), InputError
@@ -201,30 +196,25 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
     from ultraflash_cli.video.probe import probe
 
     clip = probe(job.init_clip) if job.init_clip is not None else None
-
-    from ultraflash_cli.engine.cache_policy import CacheManagement
-    from ultraflash_cli.engine.schedule import GENERATED_FPS, plan_generation
-
-    cache_management = CacheManagement.parse(job.cache_management)
-    profile, generator = _find_generator(job)
-    _check_rules(cache_management, profile)
-    generator, latents = _choose_length(job, profile, generator)
-    plan = plan_generation(
-        latents,
-        chunk=generator.chunk_latents,
-        independent_first=generator.independent_first_frame and clip is None,
-        chunks_per_group=profile.chunks_per_group(generator),
+    model = choose_model(job.model, job.store, job.device, scale=max(2, SCALES[job.res]), parts=AUTO_PARTS, facts=facts)
+    made = facts.plan_clip(
+        model,
+        is_requested=job.model != "auto",
+        decoder=job.decoder,
+        seconds=job.seconds,
+        continues=clip is not None,
+        cache_management=job.cache_management,
+        store=job.store,
     )
-    frames = plan.total_frames if job.seconds is None else min(plan.total_frames, _frames_for(job.seconds))
 
     scale, rate, suffix = (
         SCALES[job.res],
-        Fraction(job.fps or GENERATED_FPS),
+        Fraction(job.fps or made.fps),
         asked_suffix(named, job.stdout, job.codec),
     )
     threads = job.threads or usable_cores()
-    spec = _spec(job, profile.base_size, scale, rate=rate, threads=threads, suffix=suffix)
-    low_spec = _spec(job, profile.base_size, 1, rate=rate, threads=threads, suffix=suffix) if job.save_lr else None
+    spec = _spec(job, made.base_size, scale, rate=rate, threads=threads, suffix=suffix)
+    low_spec = _spec(job, made.base_size, 1, rate=rate, threads=threads, suffix=suffix) if job.save_lr else None
     streams = plan_alone(suffix, codec=spec.codec, frame_s=1 / rate)
 
     output = named or (job.folder or Path()) / made_name(job.made_name, streams.suffix)
@@ -232,33 +222,33 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
         output = stream_target(f"{job.made_name} {job.line}", job.temp, streams.suffix)
     low_output = low_name(output) if job.save_lr else None
     if to_write and job.stdout is None and not job.skip_existing:
-        check_made_names(*[made for made in (None if named else output, low_output) if made is not None])
+        check_made_names(*[each for each in (None if named else output, low_output) if each is not None])
     exists = to_write and job.stdout is None and _check_target(output, job)
     if to_write and not exists:
         if low_output is not None:
             _check_target(low_output, replace(job, skip_existing=False), main=output)
-        written = round(Fraction(frames, GENERATED_FPS) * rate)
+        written = round(Fraction(made.frames, made.fps) * rate)
         _check_space(output, job, [each for each in (spec, low_spec) if each is not None], written)
     if not exists:
         check_encoder(spec)
 
-    notes = (*link_notes(job.output), *streams.notes, *_remarks(profile, generator, latents))
+    notes = (*link_notes(job.output), *streams.notes, *made.remarks)
     return PreparedGeneration(
         job=job,
-        model=profile.name,
-        long=generator is profile.long_generator,
-        generator=generator,
-        plan=plan,
-        frames=frames,
+        model=made.model,
+        long=made.is_long,
+        generator=made.generator,
+        plan=made.plan,
+        frames=made.frames,
         scale=scale,
-        base_size=profile.base_size,
-        notice=profile.notice,
+        base_size=made.base_size,
+        notice=made.notice,
         clip=clip,
-        clip_lengths=tuple(map(_frames_of, _prefixes(generator, latents))) if clip is not None else (),
+        clip_lengths=made.prefix_frames,
         output=output,
         low_output=low_output,
         exists=exists,
-        cache_management=cache_management,
+        cache_management=made.cache_management,
         streams=streams,
         spec=spec,
         low_spec=low_spec,
@@ -298,21 +288,6 @@ def _check_space(output: Path, job: GenerateJob, specs: "Sequence[EncodeSpec]", 
         check_space(output.parent, encoded)
 
 
-def _remarks(profile: "Profile", generator: "GeneratorConfig", latents: int) -> tuple[str, ...]:
-    """Return where the generator works beyond what it was trained for."""
-    if generator not in (profile.generator, profile.long_generator):
-        return (
-            f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
-            f"slides. `ultraflash weights pull {profile.name}-long` installs the variant for long clips",
-        )
-    if generator.drifts and latents > generator.drift_frames:
-        taught = _frames_of(generator.drift_frames)
-        return (
-            f"longer than the {taught} frames that {profile.name} was trained on; moving objects may lose their shape",
-        )
-    return ()
-
-
 def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -> bool:
     """Check the place of an output; `main` is the one next to it."""
     check_pattern(output)
@@ -323,100 +298,6 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
         skip_existing=job.skip_existing,
         work=unfinished_work(main or output, job.temp) if job.resume else None,
     )
-
-
-def _find_generator(job: GenerateJob) -> "tuple[Profile, GeneratorConfig]":
-    from ultraflash_cli.engine.profiles import PROFILES, ULTRAFLASH
-    from ultraflash_cli.models.profile import with_ultra_decoder
-
-    model = choose_model(job.model, job.store, job.device, scale=max(2, SCALES[job.res]), parts=AUTO_PARTS)
-    if job.model == "auto" and PROFILES[model].generator is None:
-        model = ULTRAFLASH.name
-    profile = PROFILES[model]
-    if profile.generator is None:
-        raise UsageError(f"{model} cannot generate; use --model {ULTRAFLASH.name}")
-    if job.decoder == "ultra":
-        with_ultra_decoder(profile)  # refuses where the model has none
-    return profile, profile.generator
-
-
-def _check_rules(rules: "CacheManagement", profile: "Profile") -> None:
-    """Raise UsageError for a cache rule that does nothing for the model."""
-    if rules.kv and profile.sr_dit is None:
-        raise UsageError(
-            f"--cache-management: kv shrinks the memory of an SR transformer and {profile.name} has none; leave kv out"
-        )
-    if rules.refresh is not None and not profile.spares_passes:
-        raise UsageError(
-            f"--cache-management: refresh saves no time with {profile.name}, whose context passes cost less than "
-            "the check; leave refresh out"
-        )
-
-
-def _choose_length(job: GenerateJob, profile: "Profile", generator: "GeneratorConfig") -> "tuple[GeneratorConfig, int]":
-    """Choose the generator's variant and the latents to make; the long variant only does what the other cannot."""
-    from ultraflash_cli.engine.schedule import GENERATED_FPS, latents_for
-
-    goes_on = job.init_clip is not None
-
-    def latents_of(config: "GeneratorConfig") -> int:
-        if job.seconds is not None:
-            first = config.independent_first_frame and not goes_on
-            return latents_for(job.seconds, chunk=config.chunk_latents, independent_first=first)
-        if config.longest is None:
-            return _LATENTS
-        left = _PREFIX_CHUNKS * config.chunk_latents if goes_on else 0
-        return max(config.chunk_latents, min(_LATENTS, config.longest) - left)
-
-    def fits(config: "GeneratorConfig", latents: int) -> bool:
-        if goes_on:
-            return bool(_prefixes(config, latents))
-        return config.longest is None or latents <= config.longest
-
-    long = profile.long_generator if _has_long_weights(job, profile) else None
-    sliding = None
-    if not generator.slide and profile.long_generator is not None:
-        sliding = replace(generator, slide=True, sink=profile.long_generator.sink)
-    for config in (generator, long, sliding):
-        if config is not None and fits(config, latents_of(config)):
-            return config, latents_of(config)
-    assert generator.longest is not None, "a window that slides takes every length"
-    most = generator.longest - (generator.chunk_after(0) if goes_on else 0)
-    most_s = float(Fraction(_frames_of(most), GENERATED_FPS))
-    raise UsageError(f"{profile.name} can make clips of up to {most_s:.2f} s here, got --seconds {job.seconds:g}")
-
-
-def _has_long_weights(job: GenerateJob, profile: "Profile") -> bool:
-    """Return whether the generator's long variant can be loaded."""
-    from ultraflash_cli.weights.manifest import read_manifest
-    from ultraflash_cli.weights.store import WeightStore
-
-    if profile.random_seed is not None:
-        return True
-    if job.store is None or profile.long_generator is None:
-        return False
-    store, manifest = WeightStore(job.store), read_manifest()
-    return all(store.installed(manifest[profile.weight_of(part)]) for part in ("long_generator", "long_lora"))
-
-
-def _prefixes(generator: "GeneratorConfig", latents: int) -> list[int]:
-    """List the latents of a clip's end, in whole chunks, that `latents` new ones can follow."""
-    room = generator.window if generator.slide else generator.window - latents
-    return list(range(generator.chunk_after(0), room + 1, generator.chunk_latents))
-
-
-def _frames_of(latents: int) -> int:
-    """Count the frames of a stream's first latents, the very first of which is a single frame."""
-    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
-
-    return max(0, FRAMES_PER_LATENT * (latents - 1) + 1)
-
-
-def _frames_for(seconds: float) -> int:
-    """Count the frames of the fewest whole latents that last so long."""
-    from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
-
-    return 1 + FRAMES_PER_LATENT * max(0, math.ceil((seconds * GENERATED_FPS - 1) / FRAMES_PER_LATENT))
 
 
 def _slug(prompt: str) -> str:

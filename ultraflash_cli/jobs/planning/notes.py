@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.engine.plan import UpscalePlan
+from ultraflash_cli.jobs.planning.models import ModelFacts
 
 if TYPE_CHECKING:
     from ultraflash_cli.video.containers import StreamPlan
@@ -16,14 +17,13 @@ _LOOKED_AT = 3
 """Frames that tell what a clip shows."""
 
 
-def content_warnings(info: "ClipInfo", model: str) -> Iterator[str]:
+def content_warnings(info: "ClipInfo", model: str, facts: ModelFacts) -> Iterator[str]:
     """Warn where the clip's first frames are flat-coloured and the model would paint texture onto them."""
     if model == "lite":
         return
-    from ultraflash_cli.engine.profiles import PROFILES
     from ultraflash_cli.video.flatness import first_lumas, is_flat_coloured
 
-    if model in PROFILES and PROFILES[model].invents_texture and is_flat_coloured(first_lumas(info, _LOOKED_AT)):
+    if facts.invents_texture(model) and is_flat_coloured(first_lumas(info, _LOOKED_AT)):
         yield (
             f"{info.path.name}: flat colours, as in drawings and screens; the model {model} invents texture there, "
             "--model lite does not"

@@ -18,6 +18,7 @@ from ultraflash_cli.jobs.planning.inputs import (
     made_place,
     with_what_can_be_copied,
 )
+from ultraflash_cli.jobs.planning.models import ModelFacts, choose_model
 from ultraflash_cli.jobs.planning.notes import content_warnings, plan_warnings
 from ultraflash_cli.jobs.planning.options import SharedSettings
 from ultraflash_cli.jobs.planning.outputs import asked_suffix, check_pattern, made_name
@@ -49,7 +50,6 @@ __all__ = [
     "ENCODERS",
     "Prepared",
     "UpscaleJob",
-    "choose_model",
     "default_res",
     "estimate_frames",
     "prepare",
@@ -161,21 +161,6 @@ class Prepared:
         return self.job.stdout_name if self.job.stdout is not None else str(self.job.output or self.output)
 
 
-def choose_model(model: str, store: Path | None, device: str, *, scale: int, parts: tuple[str, ...]) -> str:
-    """Turn ``auto`` into the published model where the weights of its ``parts`` are in ``store`` and a GPU is there.
-
-    Else it is ``lite``.
-    """
-    if model != "auto":
-        return model
-    if store is None or device.partition(":")[0] in ("cpu", "mps", "xpu") or not (store / "weights").is_dir():
-        return "lite"
-
-    from ultraflash_cli.models.profile import ultraflash_runs
-
-    return "ultraflash" if ultraflash_runs(store, scale=scale, parts=parts) else "lite"
-
-
 def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
     """Guess how many frames there are to do, where the container says how many there are."""
     total = info.frame_count_estimate
@@ -201,7 +186,7 @@ def default_res(width_px: int, height_px: int) -> str:
     return "2x"
 
 
-def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
+def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Prepared:
     """Check and decide, writing nothing; without `to_write` the output's place is not looked at.
 
     Raises UsageError (a target that makes no sense, options the encoder refuses, an output that exists), InputError,
@@ -263,7 +248,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
     if not exists:
         check_encoder(spec)
 
-    model = choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS)
+    model = choose_model(job.model, job.store, job.device, scale=plan.scale, parts=_PARTS, facts=facts)
     return Prepared(
         job=job,
         info=info,
@@ -284,7 +269,7 @@ def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
             *link_notes(job.output),
             *(f"{info.path.name}: {note}" for note in reading.notes),
             *plan_warnings(info, spec, plan, streams, stretch, output_label(output, job.stdout and job.stdout_name)),
-            *(content_warnings(info, model) if job.pipe is None and not exists else ()),
+            *(content_warnings(info, model, facts) if job.pipe is None and not exists else ()),
         ),
     )
 

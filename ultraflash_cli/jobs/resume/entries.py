@@ -10,7 +10,17 @@ from typing import Any, Self, cast
 
 from ultraflash_cli.errors import OutputError
 from ultraflash_cli.jobs.resume.fingerprint import is_only_another_version, versions_in
-from ultraflash_cli.jobs.resume.owned_files import BEGUN, BEGUN_STATE, JOURNAL, SEGMENT, STATE, check_ours, read_text
+from ultraflash_cli.jobs.resume.owned_files import (
+    BEGUN,
+    BEGUN_STATE,
+    JOURNAL,
+    SEGMENT_FILE,
+    STATE,
+    check_ours,
+    is_plain,
+    read_text,
+)
+from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = [
     "FORMAT",
@@ -27,16 +37,17 @@ __all__ = [
     "version_change",
 ]
 
-FORMAT = 2
+FORMAT = 3
+_WITH_RECORDS = 2
+"""The format before: an entry named one file, and a record lay next to each file of the segment."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentEntry:
     """One finished segment: frames `first_frame` to `end_frame` (not included) of the output."""
 
-    file: str
-    """Name inside the work folder; the writer of segments may keep more files whose names begin with it."""
-    size_bytes: int
+    files: tuple[SegmentFile | None, ...]
+    """The segment's file for each output; None for an output that shows none of its frames."""
     first_frame: int
     end_frame: int
     scene_first: int
@@ -50,6 +61,16 @@ class SegmentEntry:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guarded", _counts(self.guarded))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the files inside the work folder."""
+        return [file.path.name for file in self.files if file is not None]
+
+    def as_json(self) -> dict[str, object]:
+        """Return the values that a journal keeps."""
+        files = [None if file is None else {**vars(file), "path": file.path.name} for file in self.files]
+        return {**vars(self), "files": files}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +142,9 @@ class Found:
     refused: str | None = None
     """Why none of it may be used."""
     is_foreign: bool = False
-    """Its format is not the one of this version."""
+    """Its format is not one that this version reads."""
+    has_records: bool = False
+    """Its format is the one before; its segments have records next to them."""
 
 
 def count_frames(folder: Path) -> int:
@@ -155,13 +178,14 @@ def read_journal(folder: Path) -> Found | None:
         try:
             record = json.loads(line)
             if found is None:
-                if record["format"] != FORMAT:
+                if record["format"] not in (FORMAT, _WITH_RECORDS):
                     reason = "the journal of the interrupted run was written by another version"
                     return Found({}, [], refused=reason, is_foreign=True)
                 found = Found(dict(record["fingerprint"]), [], first_frame=int(record.get("first_frame", 0)))
+                found.has_records = record["format"] == _WITH_RECORDS
             else:
-                _enter(found, record)
-        except (ValueError, KeyError, TypeError, AttributeError):
+                _enter(found, record, folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # The line being written when the power failed.
             break
         except OutputError as error:
@@ -172,16 +196,27 @@ def read_journal(folder: Path) -> Found | None:
     return found
 
 
-def _enter(found: Found, record: dict[str, Any]) -> None:
+def _enter(found: Found, record: dict[str, Any], folder: Path) -> None:
     if "segment" in record:
-        segment = SegmentEntry(**record["segment"])
+        said = dict(record["segment"])
+        files = _files_with_records(said, folder) if found.has_records else said.pop("files")
+        if not files:
+            raise ValueError("a segment must have a file for each output")
+        segment = SegmentEntry(
+            files=tuple(None if file is None else _segment_file(file, folder) for file in files), **said
+        )
+        _check_name(segment.state, STATE)
+        _check_numbers(segment.end_frame, segment.scene_first)
         last = found.segments[-1].end_frame if found.segments else found.first_frame
-        _check_entry(segment, SEGMENT, STATE, first_frame=last)
+        if segment.first_frame != last:
+            raise ValueError("segments must be consecutive")
         found.segments.append(segment)
         found.begun = None
     elif "begun" in record:
         begun = BegunEntry(**record["begun"])
-        _check_entry(begun, BEGUN, BEGUN_STATE)
+        _check_name(begun.file, BEGUN)
+        _check_name(begun.state, BEGUN_STATE)
+        _check_numbers(begun.size_bytes, begun.end_frame, begun.scene_first)
         found.begun = begun
     elif "placement" in record:
         files = tuple(MovedFile(**file) for file in record["placement"]["files"])
@@ -192,20 +227,37 @@ def _enter(found: Found, record: dict[str, Any]) -> None:
         found.complete = bool(record["complete"])
 
 
-def _check_entry(
-    entry: SegmentEntry | BegunEntry, file: re.Pattern[str], state: re.Pattern[str], *, first_frame: int | None = None
-) -> None:
-    """Raise OutputError for names that no run writes, ValueError for other values that none does."""
-    for name, pattern in ((entry.file, file), (entry.state, state)):
-        if name is not None and pattern.fullmatch(name) is None:
-            raise OutputError(
-                f"the journal of the interrupted run names {_short(name)!r}, which is not a file of ultraflash"
-            )
-    numbers = (entry.size_bytes, entry.end_frame, entry.scene_first)
+def _segment_file(said: dict[str, Any], folder: Path) -> SegmentFile:
+    """Return a file of a segment in `folder`. Raises as `_check_name` and `_check_numbers` do, TypeError."""
+    _check_name(said["path"], SEGMENT_FILE)
+    file = SegmentFile(**said | {"path": folder / said["path"]})
+    _check_numbers(file.size_bytes, file.frames)
+    if any(type(pts) is not int for pts in (file.first_pts, file.last_pts, file.last_duration)):
+        raise ValueError("timestamps must be whole numbers")
+    return file
+
+
+def _files_with_records(said: dict[str, Any], folder: Path) -> list[dict[str, Any] | None]:
+    """Take the file out of an entry of the format before, and read the records next to it. Raises OSError too."""
+    name, size_bytes = said.pop("file"), said.pop("size_bytes")
+    _check_name(name, SEGMENT_FILE)
+    if not size_bytes:
+        return [None]
+    names = [name, f"{name}.480p"] if is_plain(folder / f"{name}.480p") else [name]
+    return [json.loads(read_text(folder / f"{each}.json")) | {"path": each} for each in names]
+
+
+def _check_name(name: str | None, pattern: re.Pattern[str]) -> None:
+    """Raise OutputError for a name that no run writes."""
+    if name is not None and pattern.fullmatch(name) is None:
+        raise OutputError(
+            f"the journal of the interrupted run names {_short(name)!r}, which is not a file of ultraflash"
+        )
+
+
+def _check_numbers(*numbers: int) -> None:
     if any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError("numbers must be 0 or more")
-    if isinstance(entry, SegmentEntry) and entry.first_frame != first_frame:
-        raise ValueError("segments must be consecutive")
 
 
 def _counts(read: object) -> tuple[int, int] | None:

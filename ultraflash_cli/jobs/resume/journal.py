@@ -28,13 +28,13 @@ from ultraflash_cli.jobs.resume.owned_files import (
     JOURNAL,
     JOURNAL_DRAFT,
     LOCK,
-    SEGMENT,
     SPOOL,
     check_ours,
     is_plain,
     make_new,
     open_existing,
     remove_own,
+    segment_name,
     sweep,
 )
 from ultraflash_cli.jobs.resume.work_folder import (
@@ -45,6 +45,7 @@ from ultraflash_cli.jobs.resume.work_folder import (
     unfinished_work,
     work_folder,
 )
+from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = [
     "SPOOL",
@@ -108,6 +109,8 @@ class Journal:
             whole = len(self.segments) == len(found.segments)
             self.complete = found.complete and whole
             self.begun = found.begun if whole and found.begun is not None and self._is_whole(found.begun) else None
+            if found.has_records:  # before the records go
+                self._rewrite()
             self._clear()
         self._rewrite()
 
@@ -132,14 +135,14 @@ class Journal:
         last = self.begun or self.segments[-1]
         return last.scene_first
 
-    @property
-    def files(self) -> list[Path]:
-        """The finished segments in order."""
-        return [self.folder / entry.file for entry in self.segments]
+    def files(self, output: int = 0) -> list[SegmentFile]:
+        """Return the finished files of an output in order."""
+        files = [entry.files[output] for entry in self.segments]
+        return [file for file in files if file is not None]
 
-    def segment_path(self) -> Path:
-        """Return the path where the next segment is to be written."""
-        return self.folder / f"segment-{len(self.segments):06d}.video"
+    def segment_path(self, output: int = 0) -> Path:
+        """Return the path where the next segment of an output is to be written."""
+        return self.folder / segment_name(len(self.segments), output)
 
     def begun_path(self) -> Path:
         """Return the path for the pictures of the current segment."""
@@ -194,15 +197,15 @@ class Journal:
 
     def add(
         self,
-        path: Path,
+        files: Sequence[SegmentFile | None],
         *,
         first_frame: int,
         end_frame: int,
         scene_first: int,
         state: StateContent | None,
         guarded: tuple[int, int] | None = None,
-    ) -> None:
-        """Enter a finished, synced segment together with the state after it; the state before it is deleted.
+    ) -> SegmentEntry:
+        """Enter a finished segment together with the state after it; the state before it is deleted.
 
         Raises OSError as the file system gives it.
         """
@@ -213,8 +216,7 @@ class Journal:
             state_sha256 = _write_state(self.folder / state_name, state)
 
         entry = SegmentEntry(
-            file=path.name,
-            size_bytes=path.stat().st_size,
+            files=tuple(files),
             first_frame=first_frame,
             end_frame=end_frame,
             scene_first=scene_first,
@@ -222,13 +224,14 @@ class Journal:
             state_sha256=state_sha256,
             guarded=guarded,
         )
-        self._append({"segment": asdict(entry)})
+        self._append({"segment": entry.as_json()})
 
         begun, self.begun = self.begun, None
         self.segments.append(entry)
         for name in (before, begun.state if begun is not None else None, begun.file if begun is not None else None):
             if name is not None:
                 (self.folder / name).unlink(missing_ok=True)
+        return entry
 
     def adopt(self, entries: Sequence[SegmentEntry]) -> None:
         """Enter all segments of the clip at once, finished elsewhere and in place. Raises OutputError."""
@@ -252,8 +255,8 @@ class Journal:
         """Return the longest run of segments that are whole and can be continued from."""
         whole = 0
         for entry in entries:
-            path = self.folder / entry.file
-            if not is_plain(path) or path.stat().st_size != entry.size_bytes:
+            files = [file for file in entry.files if file is not None]
+            if not all(is_plain(file.path) and file.path.stat().st_size == file.size_bytes for file in files):
                 break
             whole += 1
         usable = entries[:whole]
@@ -281,7 +284,7 @@ class Journal:
         records: list[dict[str, object]] = [{"format": FORMAT, "fingerprint": self._fingerprint}]
         if self.first_frame:
             records[0]["first_frame"] = self.first_frame
-        records.extend({"segment": asdict(entry)} for entry in self.segments)
+        records.extend({"segment": entry.as_json()} for entry in self.segments)
         if self.begun is not None:
             records.append({"begun": asdict(self.begun)})
         if self.complete:
@@ -304,17 +307,12 @@ class Journal:
         sync_folder(self.folder)
 
     def _clear(self) -> None:
-        """Delete all of ours but the journal, a spool, and what is still to be used, with what is next to it."""
+        """Delete all of ours but the journal, a spool, and what is still to be used."""
         kept = {LOCK, JOURNAL, SPOOL, self._last_state()}
         if self.begun is not None:
             kept |= {self.begun.file, self.begun.state}
-        segments = {entry.file for entry in self.segments}
-
-        def keep(name: str) -> bool:
-            segment = SEGMENT.match(name)
-            return name in kept or (segment is not None and segment[0] in segments)
-
-        remove_own(self.folder, keep)
+        kept.update(name for entry in self.segments for name in entry.names)
+        remove_own(self.folder, lambda name: name in kept)
 
 
 def empty(folder: Path) -> None:

@@ -19,7 +19,7 @@ __all__ = [
     "JOURNAL_DRAFT",
     "LOCK",
     "MADE",
-    "SEGMENT",
+    "SEGMENT_FILE",
     "SPOOL",
     "STATE",
     "check_ours",
@@ -32,6 +32,7 @@ __all__ = [
     "open_existing",
     "read_text",
     "remove_own",
+    "segment_name",
     "size_bytes",
     "sweep",
     "take_away",
@@ -43,7 +44,8 @@ JOURNAL = "journal.jsonl"
 JOURNAL_DRAFT = "journal.new"
 SPOOL = "stdin"
 """What comes through a pipe."""
-SEGMENT = re.compile(r"segment-\d{6,}\.video")
+SEGMENT_FILE = re.compile(r"segment-\d{6,}\.video(\.[a-z0-9.]+)?")
+"""A segment of the main output, or of a further one; earlier versions kept records under such names, too."""
 STATE = re.compile(r"state-\d{6,}\.safetensors")
 BEGUN = re.compile(r"begun-\d{6,}\.frames")
 BEGUN_STATE = re.compile(r"begun-\d{6,}-\d+\.safetensors")
@@ -54,9 +56,7 @@ _OWN = re.compile(
     "|".join(
         (
             *map(re.escape, (LOCK, JOURNAL, JOURNAL_DRAFT, SPOOL)),
-            # Next to a segment are its record and further outputs, and their unfinished parts.
-            rf"{SEGMENT.pattern}(\.[a-z0-9.]+)?",
-            *(each.pattern for each in (STATE, BEGUN, BEGUN_STATE, MADE)),
+            *(each.pattern for each in (SEGMENT_FILE, STATE, BEGUN, BEGUN_STATE, MADE)),
         )
     )
 )
@@ -64,6 +64,11 @@ _OWN = re.compile(
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
+
+
+def segment_name(number: int, output: int = 0) -> str:
+    """Return the name of a segment's file for the main output, or for a further one."""
+    return f"segment-{number:06d}.video" + (f".{output}" if output else "")
 
 
 def is_own_name(name: str) -> bool:

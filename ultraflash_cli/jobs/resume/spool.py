@@ -12,6 +12,7 @@ from ultraflash_cli.buffers import SPOOL_BYTES
 from ultraflash_cli.files import sync
 from ultraflash_cli.jobs.resume.owned_files import edit_existing, make_new, open_existing, truncate
 from ultraflash_cli.video.frame import Frame
+from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = ["SegmentSink", "Spool", "Spooled", "spooled"]
 
@@ -28,7 +29,7 @@ class Spooled:
 
 
 class SegmentSink(Protocol):
-    """A segment being written: `close` finalises and syncs it; leaving by an exception drops it."""
+    """A segment being written; leaving by an exception deletes it."""
 
     def __enter__(self) -> Self: ...
 
@@ -38,7 +39,9 @@ class SegmentSink(Protocol):
 
     def write(self, frame: Frame) -> None: ...
 
-    def close(self) -> object: ...
+    def close(self) -> SegmentFile | None:
+        """Finish the file and wait until it is on the disk; returns None if no frame was written."""
+        ...
 
 
 class Spool:

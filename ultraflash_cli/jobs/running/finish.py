@@ -11,6 +11,7 @@ from ultraflash_cli.video.check import check_output
 from ultraflash_cli.video.containers import StreamPlan
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.join import Joined
+from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.sequence import existing_pictures, numbered
 from ultraflash_cli.video.stills import check_pictures, move_pictures, write_pictures
 from ultraflash_cli.video.y4m import write_y4m
@@ -19,7 +20,7 @@ __all__ = ["finish_of"]
 
 
 def finish_of(
-    files: Sequence[Path],
+    files: Sequence[SegmentFile],
     streams: StreamPlan,
     spec: EncodeSpec,
     *,
@@ -69,7 +70,7 @@ def _fewer(streams: StreamPlan) -> Iterator[StreamPlan]:
         yield streams.without(streams.beside, "the file cannot be made with all of these")
 
 
-def _pictures(files: Sequence[Path], spec: EncodeSpec, frames: int, first: int, made: str | None) -> Finish:
+def _pictures(files: Sequence[SegmentFile], spec: EncodeSpec, frames: int, first: int, made: str | None) -> Finish:
     def make(pattern: Path) -> Sequence[str]:
         write_pictures(files, pattern, first=first, made=made)
         check_pictures(pattern, frames=frames, spec=spec, first=first)
@@ -92,7 +93,7 @@ def _pictures(files: Sequence[Path], spec: EncodeSpec, frames: int, first: int, 
     return Finish(make=make, move=move, files=each, remarks=remarks)
 
 
-def _plain(files: Sequence[Path], spec: EncodeSpec, frames: int) -> Finish:
+def _plain(files: Sequence[SegmentFile], spec: EncodeSpec, frames: int) -> Finish:
     def make(path: Path) -> Sequence[str]:
         try:
             with path.open("wb") as file:

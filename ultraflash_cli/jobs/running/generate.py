@@ -13,7 +13,7 @@ from ultraflash_cli.buffers import SEGMENT_FRAMES
 from ultraflash_cli.engine.schedule import GENERATED_FPS
 from ultraflash_cli.jobs.events import GenerationPlanned, Listener
 from ultraflash_cli.jobs.made import made_by_generating
-from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration, prepare_generation
+from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
 from ultraflash_cli.jobs.resume.fingerprint import file_facts
 from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running import run as running
@@ -22,6 +22,7 @@ from ultraflash_cli.jobs.running.generating import make_frames
 from ultraflash_cli.jobs.running.init_clip import read_ending
 from ultraflash_cli.jobs.running.live import LiveStream
 from ultraflash_cli.jobs.running.loader import GenerationBuilder, Models
+from ultraflash_cli.jobs.running.prepare import prepare_generation
 from ultraflash_cli.jobs.running.report import Progress, Report
 from ultraflash_cli.jobs.running.work import Finish, Work
 from ultraflash_cli.jobs.stop import Stop
@@ -32,6 +33,7 @@ from ultraflash_cli.video.encode import EncodeSpec, made_times
 from ultraflash_cli.video.join import join_alone
 from ultraflash_cli.video.live import Streamed, stream_clip
 from ultraflash_cli.video.segment import SegmentWriter
+from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["GenerateReport", "Generation", "run_generation"]
@@ -176,26 +178,25 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
         writer, show = SegmentWriter(path, self.prepared.spec), self.prepared.job.show
         sinks: list[SegmentSink] = [writer if show is None else show.shown(writer)]
         if self.prepared.low_spec is not None:
-            sinks.append(SegmentWriter(_low_segment(path), self.prepared.low_spec))
+            sinks.append(SegmentWriter(path.with_name(f"{path.name}.480p"), self.prepared.low_spec))
         return sinks
 
-    def stream_out(self, segments: Iterator[Path], sink: ByteSink, name: str) -> Streamed:
+    def stream_out(self, segments: Iterator[SegmentFile], sink: ByteSink, name: str) -> Streamed:
         prepared = self.prepared
         return stream_clip(
             segments, prepared.streams, prepared.spec, sink, tags=_tags(prepared), name=name, made=self.made
         )
 
     def finishes(self, work: Work) -> tuple[Mapping[Path, Finish], int]:
-        prepared, segments = self.prepared, work.journal.files
+        prepared = self.prepared
         finishes: dict[Path, Finish] = {}
         # The main output comes last: if it is, everything is.
         if prepared.low_output is not None and prepared.low_spec is not None:
-            low_segments = [_low_segment(path) for path in segments]
-            finishes[prepared.low_output] = self._finish(low_segments, prepared.low_spec)
-        finishes[prepared.output] = self._finish(segments, prepared.spec)
+            finishes[prepared.low_output] = self._finish(work.journal.files(1), prepared.low_spec)
+        finishes[prepared.output] = self._finish(work.journal.files(), prepared.spec)
         return finishes, _shown_frames(prepared)
 
-    def _finish(self, files: Sequence[Path], spec: EncodeSpec) -> Finish:
+    def _finish(self, files: Sequence[SegmentFile], spec: EncodeSpec) -> Finish:
         prepared, frames = self.prepared, _shown_frames(self.prepared)
         return finish_of(
             files,
@@ -227,11 +228,6 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
                 "frames_in": len(self._clip) if self._clip_frames is None else self._clip_frames,
             }
         return GenerateReport(**about, **common)
-
-
-def _low_segment(path: Path) -> Path:
-    """Return the file next to a segment that holds its frames at the base size; the journal keeps both together."""
-    return path.with_name(f"{path.name}.480p")
 
 
 def _shown_frames(prepared: PreparedGeneration) -> int:

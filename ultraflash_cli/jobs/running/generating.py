@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES, queue_places, segment_length
+from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running.segments import Busy, OpenSegment, Pause, SegmentEnd, SegmentThread
@@ -41,7 +42,7 @@ def make_frames(
     on_group: Callable[[int], None],
     keep_states: bool = True,
     segment_frames: int = SEGMENT_FRAMES,
-    on_segment: Callable[[Path], None] | None = None,
+    on_segment: Callable[[SegmentEntry], None] | None = None,
 ) -> dict[str, int]:
     """Bring every group that the journal does not have yet from the model into finished segments.
 

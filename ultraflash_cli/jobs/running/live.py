@@ -5,14 +5,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from io import RawIOBase
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
 from ultraflash_cli.errors import OutputError
+from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.video.live import Streamed
+from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["STREAM_SEGMENT_FRAMES", "LiveStream", "ReaderGone"]
@@ -38,7 +39,7 @@ class LiveStream(threading.Thread):
 
     def __init__(
         self,
-        write: Callable[[Iterator[Path], ByteSink], Streamed],
+        write: Callable[[Iterator[SegmentFile], ByteSink], Streamed],
         stdout: BinaryIO,
         *,
         name: str = "-",
@@ -56,19 +57,19 @@ class LiveStream(threading.Thread):
         """What messages call the stream."""
         self._sink = _Sink(stdout, self.called)
         self._keeps = keeps
-        self._segments: SimpleQueue[Path | _Abandoned | None] = SimpleQueue()
+        self._segments: SimpleQueue[SegmentEntry | _Abandoned | None] = SimpleQueue()
         self._streamed: Streamed | None = None
 
-    def begin(self, finished: Iterable[Path]) -> None:
+    def begin(self, finished: Iterable[SegmentEntry]) -> None:
         """Start with the segments that an interrupted run has left; called again where the work begins again."""
-        for path in finished:
-            self.add(path)
+        for segment in finished:
+            self.add(segment)
         if not self.is_alive() and self.failure is None:
             self.start()
 
-    def add(self, path: Path) -> None:
+    def add(self, segment: SegmentEntry) -> None:
         """Write a finished segment after the others."""
-        self._segments.put(path)
+        self._segments.put(segment)
 
     def keep_nothing(self) -> None:
         """Delete segments once they are written, before the first one is."""
@@ -107,16 +108,16 @@ class LiveStream(threading.Thread):
         except BaseException as error:
             self.failure = error
 
-    def _waited_for(self) -> Iterator[Path]:
-        while (path := self._segments.get()) is not None:
-            if isinstance(path, _Abandoned):
-                raise path
-            # Where no frame is shown at another rate, the segment is an empty file.
-            if path.stat().st_size:
+    def _waited_for(self) -> Iterator[SegmentFile]:
+        while (segment := self._segments.get()) is not None:
+            if isinstance(segment, _Abandoned):
+                raise segment
+            main = segment.files[0]
+            if main is not None:
                 self.has_begun = True
-                yield path
+                yield main
             if not self._keeps:
-                _delete(path)
+                _delete(segment)
 
 
 class _StopOrFailure(Stop):
@@ -157,7 +158,8 @@ class _Sink:
         """Do nothing: what was written is out."""
 
 
-def _delete(path: Path) -> None:
-    for each in path.parent.glob(f"{path.name}*"):
-        with suppress(OSError):
-            each.unlink()
+def _delete(segment: SegmentEntry) -> None:
+    for file in segment.files:
+        if file is not None:
+            with suppress(OSError):
+                file.path.unlink()

@@ -24,6 +24,7 @@ from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameGenerator, FrameUpscaler, saving_bytes
 from ultraflash_cli.models.oom import free_memory, oom_errors
 from ultraflash_cli.video.live import Streamed
+from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["Task", "compute", "fingerprint", "run"]
@@ -107,7 +108,7 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
         """Refuse a result that is none, and read the rest of the input."""
 
     @abstractmethod
-    def stream_out(self, segments: Iterator[Path], sink: ByteSink, name: str) -> Streamed:
+    def stream_out(self, segments: Iterator[SegmentFile], sink: ByteSink, name: str) -> Streamed:
         """Write segments, as they come, to a stream that messages call `name`."""
 
     @abstractmethod
@@ -240,7 +241,7 @@ def _attempt(
         if prepared.job.show is not None:
             prepared.job.show.begin(prepared.spec, lambda: built.model.stage_seconds | asdict(progress.busy))
         if stream is not None:
-            stream.begin(journal.files)
+            stream.begin(journal.segments)
         if not journal.complete:
             task.move(work, built, progress, stream)
     return built, progress
@@ -318,7 +319,7 @@ def _stream_of(task: Task[Any, Any, Any], work: Work) -> AbstractContextManager[
     if job.stdout is None:
         return nullcontext()
 
-    def write(segments: Iterator[Path], sink: ByteSink) -> Streamed:
+    def write(segments: Iterator[SegmentFile], sink: ByteSink) -> Streamed:
         return task.stream_out(segments, sink, stream.called)
 
     stream = LiveStream(write, job.stdout, name=job.stdout_name, stop=work.stop, keeps=task.is_resumable)

@@ -3,18 +3,20 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from ultraflash_cli.buffers import StateContent
+from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.resume.spool import SegmentSink, Spool, Spooled, spooled
 from ultraflash_cli.jobs.running.channel import Cancelled, Channel
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.partial import output_errors
+from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = [
     "Busy",
@@ -30,8 +32,7 @@ T = TypeVar("T")
 
 
 OpenSegment = Callable[[Path], Sequence[SegmentSink]]
-"""Opens a segment at a path, with further ones next to it (names that begin with the path's) where a job writes more
-than one output."""
+"""Opens a segment at a path, and one for each further output of the job."""
 
 
 Guarded = Callable[[], tuple[int, int]]
@@ -92,7 +93,7 @@ class SegmentThread(threading.Thread, Generic[T]):
         places: int,
         busy: Busy,
         pausable: bool,
-        on_segment: Callable[[Path], None] | None = None,
+        on_segment: Callable[[SegmentEntry], None] | None = None,
     ) -> None:
         super().__init__(name="writing", daemon=True)
         self.channel: Channel[T | SegmentEnd | Pause] = Channel(places)
@@ -145,10 +146,9 @@ class SegmentThread(threading.Thread, Generic[T]):
                     assert not isinstance(item, SegmentEnd | Pause), "a segment begins with a picture"
                     self._write_segment(item)
         except Cancelled:
-            self._drop_unfinished()
+            pass
         except BaseException as error:
             self.failure = error
-            self._drop_unfinished()
         finally:
             self.channel.cancel()
 
@@ -158,15 +158,37 @@ class SegmentThread(threading.Thread, Generic[T]):
         Raises Cancelled when the clip was stopped before it.
         """
         journal = self._journal
-        path, begun = journal.segment_path(), journal.begun_path()
+        begun = journal.begun_path()
         with ExitStack() as stack:
-            sinks: Sequence[SegmentSink] = [stack.enter_context(sink) for sink in self._open_segment(path)]
+            sinks: Sequence[SegmentSink] = [
+                stack.enter_context(sink) for sink in self._open_segment(journal.segment_path())
+            ]
             self._write_begun(sinks)
+            end = self._fill(sinks, first)
+
+            started_s = time.perf_counter()
+            entry = journal.add(
+                [sink.close() for sink in sinks],
+                first_frame=journal.frames,
+                end_frame=end.end_frame,
+                scene_first=end.scene_first,
+                state=end.state,
+                guarded=end.guarded() if end.guarded is not None else None,
+            )
+        begun.unlink(missing_ok=True)
+        self._busy.writing += time.perf_counter() - started_s
+        if self._on_segment is not None:
+            self._on_segment(entry)
+
+    def _fill(self, sinks: Sequence[SegmentSink], first: T | None) -> SegmentEnd:
+        """Write from `first` to the segment's end; raises Cancelled when the clip was stopped before it."""
+        journal = self._journal
+        with ExitStack() as stack:
             spool = None
             recorded = sinks
             if self._pausable:
                 keep_bytes = journal.begun.size_bytes if journal.begun is not None else 0
-                spool = stack.enter_context(Spool(begun, keep_bytes=keep_bytes))
+                spool = stack.enter_context(Spool(journal.begun_path(), keep_bytes=keep_bytes))
                 recorded = [_Recorded(number, sink, spool) for number, sink in enumerate(sinks)]
 
             item = first if first is not None else self.channel.get()
@@ -180,29 +202,7 @@ class SegmentThread(threading.Thread, Generic[T]):
                 self._keep_begun(item, spool)
             if not isinstance(item, SegmentEnd):
                 raise Cancelled
-
-            started_s = time.perf_counter()
-            for sink in sinks:
-                sink.close()
-        journal.add(
-            path,
-            first_frame=journal.frames,
-            end_frame=item.end_frame,
-            scene_first=item.scene_first,
-            state=item.state,
-            guarded=item.guarded() if item.guarded is not None else None,
-        )
-        begun.unlink(missing_ok=True)
-        self._busy.writing += time.perf_counter() - started_s
-        if self._on_segment is not None:
-            self._on_segment(path)
-
-    def _drop_unfinished(self) -> None:
-        """Free what an unfinished segment takes; the disk may be full."""
-        path = self._journal.segment_path()
-        for each in path.parent.glob(f"{path.name}*"):
-            with suppress(OSError):
-                each.unlink()
+            return item
 
     def _write_begun(self, sinks: Sequence[SegmentSink]) -> None:
         """Encode again what a stopped run had made of this segment."""
@@ -247,5 +247,5 @@ class _Recorded:
         self._sink.write(frame)
         self._spool.record(Spooled(self._number, frame))
 
-    def close(self) -> object:
+    def close(self) -> SegmentFile | None:
         return self._sink.close()

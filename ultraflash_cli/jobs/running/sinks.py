@@ -15,12 +15,13 @@ from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.grain import GrainMaker
 from ultraflash_cli.video.segment import SegmentWriter
+from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = ["ThinnedSegment", "writer_of"]
 
 
 class ThinnedSegment:
-    """A segment of which perhaps no frame is shown: an empty file then, and no encoder is opened."""
+    """A segment of which perhaps no frame is shown: no encoder is opened then, and no file made."""
 
     def __init__(self, path: Path, spec: EncodeSpec) -> None:
         self._path = path
@@ -41,8 +42,8 @@ class ThinnedSegment:
             self._writer = SegmentWriter(self._path, self._spec)
         self._writer.write(frame)
 
-    def close(self) -> object:
-        return self._writer.close() if self._writer is not None else self._path.write_bytes(b"")
+    def close(self) -> SegmentFile | None:
+        return self._writer.close() if self._writer is not None else None
 
 
 def writer_of(prepared: Prepared) -> Callable[[SegmentSink, SourceFrame, Picture], None]:

@@ -14,13 +14,14 @@ from ultraflash_cli.jobs.made import made_by_upscaling, with_guarded_share
 from ultraflash_cli.jobs.planning.inputs import check_unchanged, file_head, input_bytes, input_facts
 from ultraflash_cli.jobs.planning.spans import Span
 from ultraflash_cli.jobs.planning.target import check_space, encoded_bytes
-from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames, prepare
+from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames
 from ultraflash_cli.jobs.resume.owned_files import SPOOL, take_away
 from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running import run as running
 from ultraflash_cli.jobs.running.finish import finish_of
 from ultraflash_cli.jobs.running.live import LiveStream
 from ultraflash_cli.jobs.running.loader import Builder, Models
+from ultraflash_cli.jobs.running.prepare import prepare
 from ultraflash_cli.jobs.running.report import Progress, Report
 from ultraflash_cli.jobs.running.sinks import ThinnedSegment, writer_of
 from ultraflash_cli.jobs.running.source import check_whole, source_frames
@@ -31,7 +32,8 @@ from ultraflash_cli.models.built import Built
 from ultraflash_cli.models.frames import FrameUpscaler
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.live import Streamed, stream_clip
-from ultraflash_cli.video.segment import SegmentWriter, read_record
+from ultraflash_cli.video.segment import SegmentWriter
+from ultraflash_cli.video.segment_file import SegmentFile
 from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["UpscaleReport", "Upscaling", "run"]
@@ -222,7 +224,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         if self._spools and self.prepared.job.pipe is not None:
             self.prepared.job.pipe.read_to_end()
 
-    def stream_out(self, segments: Iterator[Path], sink: ByteSink, name: str) -> Streamed:
+    def stream_out(self, segments: Iterator[SegmentFile], sink: ByteSink, name: str) -> Streamed:
         prepared = self.prepared
         return stream_clip(
             segments,
@@ -238,10 +240,8 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
     def finishes(self, work: Work) -> tuple[Mapping[Path, Finish], int]:
         prepared, info, spec = self.prepared, self.prepared.info, self.prepared.spec
         check_unchanged(info.source, self._head, frames=work.journal.frames)
-        # A segment of which no frame is shown at another rate is an empty file.
-        files = [path for path in work.journal.files if path.stat().st_size]
-        records = [read_record(path) for path in files]
-        frames, first, last = sum(record.frames for record in records), records[0], records[-1]
+        files = work.journal.files()
+        frames, first, last = sum(file.frames for file in files), files[0], files[-1]
         self.made = with_guarded_share(self.made, _guarded_share(work))
         finish = finish_of(
             files,

@@ -13,6 +13,7 @@ import numpy as np
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES, StateContent, queue_places, segment_length
 from ultraflash_cli.engine.lanes import Arriving
+from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.running.channel import Cancelled, Channel
 from ultraflash_cli.jobs.running.segments import (
@@ -66,7 +67,7 @@ def move_frames(
     pausable: bool = True,
     keep_states: bool = True,
     segment_frames: int = SEGMENT_FRAMES,
-    on_segment: Callable[[Path], None] | None = None,
+    on_segment: Callable[[SegmentEntry], None] | None = None,
 ) -> bool:
     """Bring every frame that the journal does not have yet through the model into finished segments.
 

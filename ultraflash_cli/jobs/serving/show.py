@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ultraflash_cli.video.encode import EncodeSpec
     from ultraflash_cli.video.fragments import Fragment
+    from ultraflash_cli.video.segment_file import SegmentFile
 
 __all__ = ["Clip", "Show", "ShownSegment"]
 
@@ -237,7 +238,7 @@ class ShownSegment:
         self._sink.write(frame)
         self._show.add(frame.rgb_hwc, frame.pts)
 
-    def close(self) -> object:
+    def close(self) -> "SegmentFile | None":
         return self._sink.close()
 
 

@@ -1,0 +1,43 @@
+"""Check and decide a job before its model is loaded; torch is loaded only to answer what planning asks of models."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
+from ultraflash_cli.jobs.planning.generate import prepare_generation as plan_generation
+from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
+from ultraflash_cli.jobs.planning.upscale import prepare as plan_upscale
+
+if TYPE_CHECKING:
+    from ultraflash_cli.models.generation import ClipPlan
+
+__all__ = ["prepare", "prepare_generation"]
+
+
+def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
+    """As `planning.upscale.prepare`."""
+    return plan_upscale(job, _Facts(), to_write=to_write)
+
+
+def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGeneration:
+    """As `planning.generate.prepare_generation`."""
+    return plan_generation(job, _Facts(), to_write=to_write)
+
+
+class _Facts:
+    """Asks the models, each time they are asked for something."""
+
+    def can_run_ultraflash(self, store: Path, *, scale: int, parts: tuple[str, ...]) -> bool:
+        from ultraflash_cli.models.profile import ultraflash_runs
+
+        return ultraflash_runs(store, scale=scale, parts=parts)
+
+    def invents_texture(self, model: str) -> bool:
+        from ultraflash_cli.engine.profiles import PROFILES
+
+        return model in PROFILES and PROFILES[model].invents_texture
+
+    def plan_clip(self, model: str, **asked: Any) -> "ClipPlan":
+        from ultraflash_cli.models.generation import plan_clip
+
+        return plan_clip(model, **asked)

@@ -1,0 +1,199 @@
+"""What a model can generate: the variant of its generator, the length of the clip, the cache rules."""
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+from ultraflash_cli.engine.cache_policy import CacheManagement
+from ultraflash_cli.engine.profiles import PROFILES, ULTRAFLASH, Profile
+from ultraflash_cli.engine.schedule import (
+    FRAMES_PER_LATENT,
+    GENERATED_FPS,
+    GenerationPlan,
+    latents_for,
+    plan_generation,
+)
+from ultraflash_cli.engine.stages.generator import GeneratorConfig
+from ultraflash_cli.errors import UsageError
+from ultraflash_cli.models.profile import with_ultra_decoder
+from ultraflash_cli.weights.manifest import read_manifest
+from ultraflash_cli.weights.store import WeightStore
+
+__all__ = ["ClipPlan", "plan_clip"]
+
+_LATENTS = 21
+"""Default length of a clip: 81 frames, as published."""
+_PREFIX_CHUNKS = 2
+"""Chunks of an initial clip that a generator without sliding window leaves room for, where no length is requested."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPlan:
+    """A clip as a model generates it."""
+
+    model: str
+    base_size: tuple[int, int]
+    """Height and width in pixels of what the generator makes."""
+    fps: int
+    """The model's own frame rate."""
+    notice: str
+    """Notice about the model's clips; empty if there is none."""
+    generator: GeneratorConfig
+    """The generator as it runs: its window may slide where the long variant is not installed."""
+    is_long: bool
+    """Whether that is the generator's long variant."""
+    plan: GenerationPlan
+    frames: int
+    """Frames of the clip at the model's own rate; the plan's last group may give a few more."""
+    prefix_frames: tuple[int, ...]
+    """How many frames of an initial clip the generator can take as the past: whole chunks that it has room for."""
+    cache_management: CacheManagement
+    remarks: tuple[str, ...]
+    """Where the generator works beyond what it was trained for."""
+
+
+def plan_clip(
+    model: str,
+    *,
+    is_requested: bool,
+    decoder: str,
+    seconds: float | None,
+    continues: bool,
+    cache_management: str,
+    store: Path | None,
+) -> ClipPlan:
+    """Plan a clip of a model. Raises UsageError for what the model cannot do.
+
+    Args:
+        model: Name of the model; if it was not requested, the published one replaces a model that only upscales.
+        is_requested: Whether the user named the model.
+        decoder: Which of the model's decoders makes the frames.
+        seconds: The least length; None for the default.
+        continues: Whether the clip continues another.
+        cache_management: As ``CacheManagement.parse`` reads it.
+        store: Folder of downloaded weights; with None, only packaged ones are there.
+    """
+    rules = CacheManagement.parse(cache_management)
+    profile = PROFILES[model]
+    if profile.generator is None:
+        if is_requested:
+            raise UsageError(f"{model} cannot generate; use --model {ULTRAFLASH.name}")
+        profile = ULTRAFLASH
+    generator = profile.generator
+    assert generator is not None, "the published model generates"
+    if decoder == "ultra":
+        with_ultra_decoder(profile)  # refuses where the model has none
+    _check_rules(rules, profile)
+
+    long = profile.long_generator if _has_long_weights(profile, store) else None
+    generator, latents = _choose_length(profile, generator, long, seconds=seconds, continues=continues)
+    plan = plan_generation(
+        latents,
+        chunk=generator.chunk_latents,
+        independent_first=generator.independent_first_frame and not continues,
+        chunks_per_group=profile.chunks_per_group(generator),
+    )
+    return ClipPlan(
+        model=profile.name,
+        base_size=profile.base_size,
+        fps=GENERATED_FPS,
+        notice=profile.notice,
+        generator=generator,
+        is_long=generator is profile.long_generator,
+        plan=plan,
+        frames=plan.total_frames if seconds is None else min(plan.total_frames, _frames_for(seconds)),
+        prefix_frames=tuple(map(_frames_of, _prefixes(generator, latents))) if continues else (),
+        cache_management=rules,
+        remarks=_remarks(profile, generator, latents),
+    )
+
+
+def _check_rules(rules: CacheManagement, profile: Profile) -> None:
+    """Raise UsageError for a cache rule that does nothing for the model."""
+    if rules.kv and profile.sr_dit is None:
+        raise UsageError(
+            f"--cache-management: kv shrinks the memory of an SR transformer and {profile.name} has none; leave kv out"
+        )
+    if rules.refresh is not None and not profile.spares_passes:
+        raise UsageError(
+            f"--cache-management: refresh saves no time with {profile.name}, whose context passes cost less than "
+            "the check; leave refresh out"
+        )
+
+
+def _choose_length(
+    profile: Profile,
+    generator: GeneratorConfig,
+    long: GeneratorConfig | None,
+    *,
+    seconds: float | None,
+    continues: bool,
+) -> tuple[GeneratorConfig, int]:
+    """Choose the generator's variant and the latents to make; the long variant only does what the other cannot."""
+
+    def latents_of(config: GeneratorConfig) -> int:
+        if seconds is not None:
+            first = config.independent_first_frame and not continues
+            return latents_for(seconds, chunk=config.chunk_latents, independent_first=first)
+        if config.longest is None:
+            return _LATENTS
+        left = _PREFIX_CHUNKS * config.chunk_latents if continues else 0
+        return max(config.chunk_latents, min(_LATENTS, config.longest) - left)
+
+    def fits(config: GeneratorConfig, latents: int) -> bool:
+        if continues:
+            return bool(_prefixes(config, latents))
+        return config.longest is None or latents <= config.longest
+
+    sliding = None
+    if not generator.slide and profile.long_generator is not None:
+        sliding = replace(generator, slide=True, sink=profile.long_generator.sink)
+    for config in (generator, long, sliding):
+        if config is not None and fits(config, latents_of(config)):
+            return config, latents_of(config)
+
+    assert generator.longest is not None, "a window that slides takes every length"
+    most = generator.longest - (generator.chunk_after(0) if continues else 0)
+    most_s = float(Fraction(_frames_of(most), GENERATED_FPS))
+    raise UsageError(f"{profile.name} can make clips of up to {most_s:.2f} s here, got --seconds {seconds:g}")
+
+
+def _has_long_weights(profile: Profile, folder: Path | None) -> bool:
+    """Return whether the generator's long variant can be loaded."""
+    if profile.random_seed is not None:
+        return True
+    if folder is None or profile.long_generator is None:
+        return False
+    store, manifest = WeightStore(folder), read_manifest()
+    return all(store.installed(manifest[profile.weight_of(part)]) for part in ("long_generator", "long_lora"))
+
+
+def _remarks(profile: Profile, generator: GeneratorConfig, latents: int) -> tuple[str, ...]:
+    if generator not in (profile.generator, profile.long_generator):
+        return (
+            f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
+            f"slides. `ultraflash weights pull {profile.name}-long` installs the variant for long clips",
+        )
+    if generator.drifts and latents > generator.drift_frames:
+        taught = _frames_of(generator.drift_frames)
+        return (
+            f"longer than the {taught} frames that {profile.name} was trained on; moving objects may lose their shape",
+        )
+    return ()
+
+
+def _prefixes(generator: GeneratorConfig, latents: int) -> list[int]:
+    """List the latents of a clip's end, in whole chunks, that `latents` new ones can follow."""
+    room = generator.window if generator.slide else generator.window - latents
+    return list(range(generator.chunk_after(0), room + 1, generator.chunk_latents))
+
+
+def _frames_of(latents: int) -> int:
+    """Count the frames of a stream's first latents, the very first of which is a single frame."""
+    return max(0, FRAMES_PER_LATENT * (latents - 1) + 1)
+
+
+def _frames_for(seconds: float) -> int:
+    """Count the frames of the fewest whole latents that last so long."""
+    return 1 + FRAMES_PER_LATENT * max(0, math.ceil((seconds * GENERATED_FPS - 1) / FRAMES_PER_LATENT))
