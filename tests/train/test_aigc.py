@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.jobs.clips import make_clip
+from tests.train.logs import OPERATORS, from_log
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.main import main
 from ultraflash_cli.train.degradation import AigcConfig, contact_sheet, draw_aigc
 from ultraflash_cli.train.operators import (
-    OPERATORS,
     Blur,
     BrightnessFlicker,
     Clip,
@@ -27,7 +27,6 @@ from ultraflash_cli.train.operators import (
     TextureFlicker,
     Warp,
     apply,
-    from_log,
     to_log,
 )
 
@@ -170,12 +169,6 @@ def test_a_codec_leaves_its_marks(codec: str) -> None:
         return float(np.abs(back.astype(int) - clip()).mean())
 
     assert error(10) < error(45)
-
-
-@pytest.mark.parametrize("log", [[{"operator": "melt"}], [{"operator": "blur", "speed": 1}], [{}]])
-def test_a_log_of_something_else_is_refused(log: list[dict[str, object]]) -> None:
-    with pytest.raises(ConfigError, match="the log of a degradation contains"):
-        from_log(log)
 
 
 def test_the_sheet_shows_the_plain_partner_first() -> None:

@@ -179,9 +179,8 @@ def test_a_preference_tuned_student_prefers_what_the_stronger_model_makes_of_hel
     make = batches_of(cascade_dpo, config, held_out=True)
     with torch.no_grad():
         pairs = [cascade_dpo.roll_out(config, roles, make(number), generator_of(number)) for number in range(3)]
-        margins = [
-            sum(cascade_dpo.margins(config, roles, pair, generator_of(turn)) for turn in range(4)) for pair in pairs
-        ]
+        drifts = [[cascade_dpo.drifts(config, roles, pair, generator_of(turn)) for turn in range(4)] for pair in pairs]
+    margins = [sum(own - better for better, own in turns) for turns in drifts]
     assert after < 0.5 * before
     assert (torch.stack([torch.as_tensor(margin) for margin in margins]) > 0).float().mean() > 0.8
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.train.logs import from_log
 from tests.train.made import made_materials, write_likeness_package, write_materials
 from ultraflash_cli.errors import InputError
 from ultraflash_cli.main import main
@@ -19,7 +20,6 @@ from ultraflash_cli.train.data import PairConfig
 from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.export import ExportJob, export, networks_of
 from ultraflash_cli.train.losses import weave_loss
-from ultraflash_cli.train.operators import from_log
 from ultraflash_cli.train.pairs import CutConfig, KeptPairs, MakePairsJob, make_pairs, pairs_hash
 from ultraflash_cli.train.recipes import perceptual
 from ultraflash_cli.train.recipes.perceptual import PerceptualConfig, PerceptualRoles

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from tests.train.drawn import render
 from tests.train.made import moving_shapes
 from ultraflash_cli.errors import InputError, UsageError
 from ultraflash_cli.train import prepare as preparing
 from ultraflash_cli.train.captions import caption
 from ultraflash_cli.train.data import load_materials
-from ultraflash_cli.train.drawing import render
 from ultraflash_cli.train.pages import PagesConfig, page_words, render_pages
 from ultraflash_cli.train.prepare import PhotoSource, PrepareJob, prepare
 from ultraflash_cli.train.scenes import random_scene

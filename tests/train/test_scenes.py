@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.train.drawn import render
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.main import main
 from ultraflash_cli.train.captions import LONGEST_CAPTION, Usual, caption
-from ultraflash_cli.train.drawing import Renderer, contact_sheet, render
+from ultraflash_cli.train.drawing import Renderer, contact_sheet
 from ultraflash_cli.train.scenes import COLOURS, Colour, Kind, Place, Scene, Thing, Time, Weather, random_scene
 
 SIZE = {"height_px": 96, "width_px": 168}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.logs import from_log
 from tests.train.made import moving_shapes
 from ultraflash_cli.train.degradation import DegradationConfig, Kind, TapeConfig, degrade, draw, draw_tape
 from ultraflash_cli.train.operators import (
@@ -16,7 +17,6 @@ from ultraflash_cli.train.operators import (
     TapeColour,
     TapeNoise,
     apply,
-    from_log,
     to_log,
 )
 

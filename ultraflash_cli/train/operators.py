@@ -21,7 +21,6 @@ from ultraflash_cli.train.tape_operators import Dropouts, Fields, HeadSwitch, Li
 from ultraflash_cli.video.round_trip import shrink_and_compress
 
 __all__ = [
-    "OPERATORS",
     "Blur",
     "BrightnessFlicker",
     "Clip",
@@ -43,7 +42,6 @@ __all__ = [
     "TextureFlicker",
     "Warp",
     "apply",
-    "from_log",
     "to_log",
 ]
 
@@ -267,28 +265,6 @@ _CODEC_OPTIONS = {
     "libvpx-vp9": {"b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "0"},
 }
 
-_KINDS: tuple[type[Operator], ...] = (
-    Blur,
-    Smooth,
-    Halo,
-    Colour,
-    LatentNoise,
-    TextureFlicker,
-    Grain,
-    BrightnessFlicker,
-    Warp,
-    Repeat,
-    TapeColour,
-    TapeNoise,
-    LineJitter,
-    HeadSwitch,
-    Dropouts,
-    Fields,
-    Deliver,
-)
-OPERATORS: dict[str, type[Operator]] = {kind.name: kind for kind in _KINDS}
-"""Every operator by its name in a log."""
-
 
 def apply(frames_thwc: Clip, operators: Sequence[Operator], *, coder: Coder | None = None) -> Clip:
     """Return a clip after all operators, in 8 bits; a pure function of its arguments.
@@ -304,19 +280,3 @@ def apply(frames_thwc: Clip, operators: Sequence[Operator], *, coder: Coder | No
 def to_log(operators: Sequence[Operator]) -> list[dict[str, Any]]:
     """Return the operators as JSON values."""
     return [{"operator": each.name, **dataclasses.asdict(each)} for each in operators]
-
-
-def from_log(log: Sequence[dict[str, Any]]) -> tuple[Operator, ...]:
-    """Return the operators of a log. Raises ConfigError for an operator that there is not."""
-    made: list[Operator] = []
-    for entry in log:
-        kind = OPERATORS.get(str(entry.get("operator")))
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-        values.pop("operator", None)
-        try:
-            if kind is None:
-                raise TypeError("unknown operator")
-            made.append(kind(**values))
-        except TypeError as error:
-            raise ConfigError(f"the log of a degradation contains {entry}: {error}") from error
-    return tuple(made)

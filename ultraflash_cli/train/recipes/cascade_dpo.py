@@ -42,7 +42,6 @@ __all__ = [
     "learners",
     "loss",
     "make",
-    "margins",
     "merge",
     "numbered",
     "pictures",
@@ -217,15 +216,6 @@ def _draw(
     state = sampler.init_state(batch=batch, height=height, width=width, context=context)
     draws = torch.randn((batch, sampler.config.draws_per_chunk, channels, frames, height, width), generator=rng)
     return regroup.run(sampler, state, GeneratorInputs(normal(like, rng), draws.to(like)))[1]
-
-
-def margins(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator) -> Tensor:
-    """Return ``-(d(z+) - d(z-))`` of each clip: how much more the model prefers the better result than its reference.
-
-    See ``drifts``.
-    """
-    better, own = drifts(config, roles, pair, rng)
-    return own - better
 
 
 def drifts(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator) -> tuple[Tensor, Tensor]:
