@@ -13,7 +13,7 @@ from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import Alignment
-from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs, DecoderStage
 from ultraflash_cli.engine.stages.encoder import Encoder, EncoderConfig
 from ultraflash_cli.engine.stages.generator import Generator, GeneratorConfig
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler, LatentUpsamplerConfig
@@ -64,6 +64,9 @@ PLAIN_DECODER = DecoderConfig(
 
 AHEAD = replace(TINY, name="ahead", decoder=PLAIN_DECODER, alignment=Alignment(pad_front=0))
 """An encoder that runs three frames ahead of the decoder."""
+
+READING_DECODER = replace(PLAIN_DECODER, reads_low_frames=True)
+"""One that is given low-resolution frames, too."""
 
 TINY_VAE = WanVaeConfig(width=4, blocks=1, latent_channels=4, mean=(0.0,) * 4, std=(1.0,) * 4)
 WITH_VAE = replace(
@@ -150,6 +153,12 @@ def _built(network: torch.nn.Module) -> Any:
 
 def _plain_decoder() -> Any:
     return _built(Decoder(PLAIN_DECODER))
+
+
+def _reading_clip(generator: torch.Generator) -> DecoderInputs:
+    """Latents, and the frames of each as channels, at half the size of the result."""
+    latents = torch.randn((1, 4, 4, 4, 4), generator=generator)
+    return DecoderInputs(latents, torch.rand((1, 12, 4, 16, 16), generator=generator))
 
 
 def _sr_clip(generator: torch.Generator) -> SrDitInputs:
@@ -291,6 +300,17 @@ CASES = (
         group_out=4,
     ),
     StageCase(
+        name="decoder_that_reads_low_resolution_frames",
+        joins=True,
+        build=lambda: _built(Decoder(READING_DECODER)),
+        size={"height": 4, "width": 4},
+        clip=_reading_clip,
+        frames=4,
+        cut=lambda clip, a, b: DecoderInputs(clip.latents_bcthw[:, :, a:b], clip.low_bcthw[:, :, a:b]),
+        out_time=lambda n: 4 * n,
+        group_out=4,
+    ),
+    StageCase(
         name="decoder_that_ends_in_a_shuffle",
         joins=True,
         build=lambda: _built(Decoder(TINY.latent_stages[1])),
@@ -359,6 +379,26 @@ CASES = (
     StageCase(
         name="cascade_whose_encoder_runs_ahead",
         build=lambda: tiny_cascade(AHEAD),
+        size={"height": 16, "width": 16},
+        clip=lambda generator: torch.rand((1, 3, 18, 16, 16), generator=generator),
+        frames=18,
+        cut=_slice,
+        out_time=lambda n: max(0, n // 8 * 8 - 3),
+        group_out=5,
+    ),
+    StageCase(
+        name="cascade_whose_decoder_reads_the_source",
+        build=lambda: tiny_cascade(replace(TINY, decoder=READING_DECODER), scale=3),
+        size={"height": 16, "width": 16},
+        clip=lambda generator: torch.rand((1, 3, 14, 16, 16), generator=generator),
+        frames=14,
+        cut=_slice,
+        out_time=lambda n: 0 if n < 5 else 5 + (n - 5) // 8 * 8,
+        group_out=5,
+    ),
+    StageCase(
+        name="cascade_whose_decoder_reads_the_source_behind_its_encoder",
+        build=lambda: tiny_cascade(replace(AHEAD, decoder=READING_DECODER)),
         size={"height": 16, "width": 16},
         clip=lambda generator: torch.rand((1, 3, 18, 16, 16), generator=generator),
         frames=18,

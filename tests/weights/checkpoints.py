@@ -23,6 +23,7 @@ MANIFESTS: dict[str, str | None] = {
     "upsampler_x3": "latent_upsampler_x3",
     "upsampler_v3_x2": "latent_upsampler_v3_x2",
     "tiny_decoder": "tiny_decoder",
+    "tiny_decoder_lr": None,
     "ultra_decoder": "ultra_decoder_v3",
     "ultra_decoder_released": None,
     "wan_vae": "wan2.1_vae",

@@ -41,6 +41,7 @@ TOTALS = {
     "upsampler_x3": (52, 4907152),
     "upsampler_v3_x2": (65, 12155088),
     "tiny_decoder": (128, 11315539),
+    "tiny_decoder_lr": (132, 11329511),
     "ultra_decoder": (134, 14413907),
     "ultra_decoder_released": (69, 12906115),
     "wan_vae": (194, 126892531),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
 from tests.weights.checkpoints import manifest_of, meta_tensors, saved, tiny_decoder, upsampler, wrapped
 from tests.weights.hub import FakeHub, running_hub
@@ -21,6 +21,7 @@ from ultraflash_cli.main import main
 from ultraflash_cli.models.architectures import ARCHITECTURES, expected_shapes
 from ultraflash_cli.models.profile import settle_coders, substitutions
 from ultraflash_cli.models.shelf import Shelf
+from ultraflash_cli.settings import Settings
 from ultraflash_cli.weights.convert import RULES, normalise, recognise
 from ultraflash_cli.weights.detect import Shape
 from ultraflash_cli.weights.fetch import Hub
@@ -259,6 +260,8 @@ def test_no_two_architectures_answer_to_one_file(repository: Path) -> None:
     for architecture in ARCHITECTURES:
         if architecture == "ultra_decoder_released":
             tensors: Mapping[str, torch.Tensor] = {name: value.to("meta") for name, value in released_decoder().items()}
+        elif architecture == "tiny_decoder_lr":
+            tensors = meta_tensors(expected_shapes(architecture))
         else:
             tensors = meta_tensors(manifest_of(folder, architecture)[1])
         for wrapper in RULES[architecture].wrappers:
@@ -289,6 +292,27 @@ def test_a_file_of_the_users_own_is_told_by_its_tensors(
     mine.write_bytes(saved(tiny_decoder()))
     assert main(["weights", "pull", "--from", str(mine), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "ultraflash/decoder"
+    assert not settle_coders(ULTRAFLASH, Shelf(own_store()), encoder="auto", decoder="auto").base_decoder.reads_low_frames
+
+
+def own_store() -> Path:
+    return WeightStore(Settings.from_environment().home).root
+
+
+def test_a_decoder_of_the_users_own_that_reads_low_resolution_frames_serves_as_one(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = expected_shapes("tiny_decoder_lr")
+    mine = tmp_path / "mine.safetensors"
+    save_file({name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}, mine)
+    assert main(["weights", "pull", "--from", str(mine), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "ultraflash/decoder"
+    shelf = Shelf(own_store())
+    profile = settle_coders(ULTRAFLASH, shelf, encoder="auto", decoder="auto")
+    assert profile.base_decoder.reads_low_frames
+    decoder = shelf.take(profile, "decoder", profile.base_decoder, device=torch.device("cpu"), dtype=torch.float16)
+    assert {name for name, _ in decoder.named_children()} == {"decoder", "condition"}
+    assert shelf.take(profile, "encoder", profile.encoder, device=torch.device("cpu"), dtype=torch.float16)
 
 
 def store_with(folder: Path, *names: str, architecture: str = "") -> WeightStore:

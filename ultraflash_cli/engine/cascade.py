@@ -26,6 +26,9 @@ class CascadeState:
     last_bcthw: Tensor | None
     """The latest frame, if the encoder runs ahead and the end of a scene must be
     padded."""
+    late_bcthw: Tensor | None = None
+    """The latest frames by which the decoder is behind the encoder, if it reads
+    frames."""
 
     @property
     def is_first(self) -> bool:
@@ -90,8 +93,9 @@ class Cascade:
         assert height % multiple == 0 and width % multiple == 0, (
             f"the caller pads frames to multiples of {multiple}"
         )
-        delayed = self.profile.alignment.delay > 0
+        delay = self.profile.alignment.delay
         last = torch.zeros((batch, 3, 1, height, width), device=self.device)
+        late = last.repeat(1, 1, delay, 1, 1) if delay and self._reads_frames else None
         return CascadeState(
             encoder=self.encoder
             and self.encoder.init_state(batch=batch, height=height, width=width),
@@ -103,7 +107,8 @@ class Cascade:
                 first_frame=first_frame,
                 context=context,
             ),
-            last_bcthw=last if delayed else None,
+            last_bcthw=last if delay else None,
+            late_bcthw=late,
         )
 
     def group_size(self, state: CascadeState) -> int:
@@ -166,8 +171,30 @@ class Cascade:
             padded = alignment.pad(frames, first=first)
             graphs = self.refiner.graphs
             encoder, low = graphs.step("encoder", self.encoder.step, state.encoder, padded)
-        refiner, (_, raw) = self.refiner.run_group(state.refiner, low)
+        shown, late = self._shown(state, frames) if self._reads_frames else (None, None)
+        refiner, (_, raw) = self.refiner.run_group(state.refiner, low, shown)
 
         last = None if state.last_bcthw is None else frames[:, :, -1:].clone()
-        after = replace(state, encoder=encoder, refiner=refiner, last_bcthw=last)
+        after = replace(
+            state, encoder=encoder, refiner=refiner, last_bcthw=last, late_bcthw=late
+        )
         return after, alignment.trim(raw, first=first, frames=frames.shape[2])
+
+    @property
+    def _reads_frames(self) -> bool:
+        """Whether the decoder reads low-resolution frames next to latents."""
+        refiner = self.refiner
+        return isinstance(refiner, Refiner) and refiner.decoder.config.reads_low_frames
+
+    def _shown(self, state: CascadeState, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the source frames that a group's raw frames are of, and those that the
+        next group begins with."""
+        alignment = replace(self.profile.alignment, copy_front=True)
+        padded = alignment.pad(frames, first=state.is_first)
+        if state.late_bcthw is None:
+            return padded, None
+        late, delay = state.late_bcthw, alignment.delay
+        if state.is_first:
+            late = frames[:, :, :1].expand(-1, -1, delay, -1, -1)
+        behind = torch.cat([late.to(padded), padded], dim=2)
+        return behind[:, :, :-delay], behind[:, :, -delay:].clone()

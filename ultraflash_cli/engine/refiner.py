@@ -13,10 +13,11 @@ from torch import Tensor
 from ultraflash_cli.engine.clock import StageTimer, untimed
 from ultraflash_cli.engine.graphs import EAGER, Graphs
 from ultraflash_cli.engine.lanes import OnHost, to_device, to_host
+from ultraflash_cli.engine.layers.low_frames import by_latent
 from ultraflash_cli.engine.layers.memory_block import MemoryState
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import NoiseSource, group_noise
-from ultraflash_cli.engine.stages.decoder import Decoder
+from ultraflash_cli.engine.stages.decoder import Decoder, DecoderInputs
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitInputs, SrDitState
 
@@ -123,12 +124,14 @@ class Refiner:
 
     @torch.inference_mode()
     def run_group(
-        self, state: RefinerState, low_bcthw: Tensor
+        self, state: RefinerState, low_bcthw: Tensor, shown_bcthw: Tensor | None = None
     ) -> tuple[RefinerState, RefinedGroup]:
         """Run one group of low-resolution latents through all stages; consumes
         ``state``.
 
-        A group is at most the profile's ``group_latents`` long.
+        A group is at most the profile's ``group_latents`` long. ``shown_bcthw`` are the
+        low-resolution frames [B, 3, 4T, 8H, 8W] in [0, 1] that the raw frames are of,
+        for a decoder that reads them.
         """
         with self.timer("upsampler"):
             upsampler, latents = self.graphs.step(
@@ -140,17 +143,25 @@ class Refiner:
                 sr_dit, latents = self._sharpen(self.sr_dit, state.sr_dit, latents, state)
             state = replace(state, sr_dit=sr_dit)
         with self.timer("decoder"):
-            decoder, frames = self._decode(state.decoder, latents)
+            decoder, frames = self._decode(state.decoder, latents, shown_bcthw)
         return replace(state, decoder=decoder, groups=state.groups + 1), RefinedGroup(
             latents, frames
         )
 
-    def _decode(self, state: MemoryState, latents: Tensor) -> tuple[MemoryState, Tensor]:
-        count = self.decode_latents
-        if count is None:
-            return self.graphs.step("decoder", self.decoder.step, state, latents)
+    def _decode(
+        self, state: MemoryState, latents: Tensor, shown: Tensor | None
+    ) -> tuple[MemoryState, Tensor]:
+        count = self.decode_latents or latents.shape[2]
+        parts: list[Tensor | DecoderInputs] = list(latents.split(count, dim=2))
+        if shown is not None and self.decoder.config.reads_low_frames:
+            low = by_latent(shown).split(count, dim=2)
+            pairs = zip(latents.split(count, dim=2), low, strict=True)
+            parts = [DecoderInputs(*pair) for pair in pairs]
+        if self.decode_latents is None:
+            return self.graphs.step("decoder", self.decoder.step, state, parts[0])
+
         pieces: list[OnHost] = []
-        for piece in latents.split(count, dim=2):
+        for piece in parts:
             state, frames = self.graphs.step("decoder", self.decoder.step, state, piece)
             pieces.append(to_host(frames))
         return state, torch.cat([piece.arrive() for piece in pieces], dim=2)

@@ -66,6 +66,10 @@ def _tiny_decoder() -> Shapes:
     return _tiny_encoder() | _on_meta(lambda: Decoder(DecoderConfig()))
 
 
+def _tiny_decoder_lr() -> Shapes:
+    return _tiny_encoder() | _on_meta(lambda: Decoder(DecoderConfig(reads_low_frames=True)))
+
+
 def _ultra_decoder() -> Shapes:
     return _tiny_encoder() | _on_meta(lambda: Decoder(DecoderConfig(upsampling="pixel_shuffle")))
 
@@ -108,6 +112,7 @@ ARCHITECTURES: dict[str, Callable[[], Shapes]] = {
     "upsampler_x3": lambda: _upsampler(3),
     "upsampler_v3_x2": _upsampler_v3,
     "tiny_decoder": _tiny_decoder,
+    "tiny_decoder_lr": _tiny_decoder_lr,
     "ultra_decoder": _ultra_decoder,
     "ultra_decoder_released": _released_ultra_decoder,
     "wan_vae": _wan_vae,

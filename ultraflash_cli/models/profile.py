@@ -14,6 +14,7 @@ from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.models.shelf import Shelf
+from ultraflash_cli.weights.detect import READS_LOW_FRAMES
 
 __all__ = [
     "find_profile",
@@ -31,6 +32,7 @@ __all__ = [
 
 _ULTRA = "ultra_decoder"
 _RELEASED = "ultra_decoder_released"
+_READING = frozenset(READS_LOW_FRAMES.values())
 
 
 def find_profile(model: str) -> Profile:
@@ -52,12 +54,14 @@ def ultraflash_runs(store: Path, *, scale: int, parts: Iterable[str]) -> bool:
 def settle_coders(profile: Profile, shelf: Shelf, *, encoder: str, decoder: str) -> Profile:
     """Return the profile with the coders requested; ``auto`` takes the small ones where they are installed.
 
-    Where they are not, the ultra decoder and the full autoencoder's encoder serve if those are. Raises UsageError for
-    a coder that the model does not have.
+    Where they are not, the ultra decoder and the full autoencoder's encoder serve if those are. A decoder whose
+    weights read low-resolution frames gets them. Raises UsageError for a coder that the model does not have.
     """
     small = profile.decoder is None or shelf.has(profile, "decoder")
     if decoder == "ultra" or (decoder == "auto" and not small and _has_ultra(profile, shelf)):
         profile = with_ultra_decoder(profile, released=shelf.architecture(profile, _ULTRA) == _RELEASED)
+    if profile.decoder is not None and shelf.architecture(profile, "decoder") in _READING:
+        profile = replace(profile, decoder=replace(profile.decoder, reads_low_frames=True))
     if encoder == "wan-vae":
         return with_full_encoder(profile)
     lacks_encoder = isinstance(profile.encoder, EncoderConfig) and not shelf.has(profile, "encoder")

@@ -199,7 +199,7 @@ def _members(prefix: str) -> list[str]:
 def _own_part(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under the network's top-level names; a file may hold a coder's other half next to them."""
     own = {name.split(".")[0] for name in network.state_dict()}
-    halves = {"encoder", "decoder", "conv1", "conv2"}
+    halves = {"encoder", "decoder", "condition", "conv1", "conv2"}
     return {n: x for n, x in tensors.items() if n.split(".")[0] in own or n.split(".")[0] not in halves}
 
 

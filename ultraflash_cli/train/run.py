@@ -335,7 +335,8 @@ def _read_weights(job: TrainJob, merge: Callable[[list[Weights]], Weights]) -> W
     for role, path in job.start_parts:
         tensors = plain_tensors(path)
         # A file of encoder and decoder is two roles.
-        own = {key: value for key, value in tensors.items() if key.startswith(f"{role}.")}
+        halves = (f"{role}.", "condition.") if role == "decoder" else (f"{role}.",)
+        own = {key: value for key, value in tensors.items() if key.startswith(halves)}
         weights |= {f"{role}.{key}": value for key, value in (own or tensors).items()}
     if job.start_from:
         weights |= merge([read_tensors(path) for path in job.start_from])

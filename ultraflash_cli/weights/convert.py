@@ -93,6 +93,7 @@ RULES: dict[str, WrapperRules] = {
     "upsampler_x3": _UPSAMPLER,
     "upsampler_v3_x2": WrapperRules(wrappers=(_packed(), _packed("model"))),
     "tiny_decoder": _CODER,
+    "tiny_decoder_lr": _CODER,
     "ultra_decoder": _CODER,
     "ultra_decoder_released": WrapperRules(
         wrappers=(_packed(), _packed("model")),

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 
-__all__ = ["Shape", "detect"]
+__all__ = ["READS_LOW_FRAMES", "Shape", "detect"]
 
 Shape = tuple[int, ...]
 """Sizes of a tensor's axes."""
+
+READS_LOW_FRAMES = {"tiny_decoder": "tiny_decoder_lr"}
+"""Decoders by architecture, and the same with low-resolution frames as a second input: a user's
+file of the second kind serves in place of the first."""
 
 
 def detect(shapes: Mapping[str, Shape]) -> str | None:
@@ -29,7 +33,9 @@ def detect(shapes: Mapping[str, Shape]) -> str | None:
     if "encoder.downsamples.0.residual.2.weight" in shapes or "decoder.upsamples.0.residual.2.weight" in shapes:
         return "wan_vae"
     if "decoder.1.weight" in shapes and "encoder.0.weight" in shapes:
-        return "ultra_decoder" if "decoder.6.up.0.weight" in shapes else "tiny_decoder"
+        if "decoder.6.up.0.weight" in shapes:
+            return "ultra_decoder"
+        return "tiny_decoder_lr" if "condition.features.weight" in shapes else "tiny_decoder"
     return None
 
 

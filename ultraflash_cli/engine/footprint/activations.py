@@ -251,6 +251,10 @@ def decoder_activations(
     out = 3 * frames * LATENT_PX**2 * height * width
     shuffled = 1 if plane == LATENT_PX**2 * height * width else 2
     working = max(working, widths[-1] * frames * plane + shuffled * out)
+    if config.reads_low_frames:
+        cell_px, cell_frames = config.last_cell
+        features = config.stages[-1].width * out // (3 * cell_px**2 * cell_frames)
+        working = max(working, 2 * out) + features + out
     return MemoryBlocks(working, memories)
 
 

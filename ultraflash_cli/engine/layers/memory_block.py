@@ -160,7 +160,13 @@ class MemorySequential(nn.Sequential):
     """Layers in a row, some of them memory blocks; weights are named as in a list."""
 
     def stream(
-        self, x_nchw: Tensor, past: tuple[Tensor, ...] | None, batch: int
+        self,
+        x_nchw: Tensor,
+        past: tuple[Tensor, ...] | None,
+        batch: int,
+        *,
+        added: Tensor | None = None,
+        at: int = 0,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run a piece of ``batch`` clips, frame after frame; differentiable.
 
@@ -168,13 +174,17 @@ class MemorySequential(nn.Sequential):
             x_nchw: Frames, N = batch * T.
             past: Memories after the piece before; None at the start of a stream.
             batch: Clips.
+            added: Added to what goes into a layer.
+            at: The number of that layer.
 
         Returns:
             The result, and the memory of each memory block after the last frame.
         """
         x = x_nchw
         after: list[Tensor] = []
-        for layer in self:
+        for number, layer in enumerate(self):
+            if added is not None and number == at:
+                x = x + added
             if isinstance(layer, MemoryBlock):
                 x, memory = layer(x, None if past is None else past[len(after)], batch)
                 after.append(memory)
@@ -183,21 +193,27 @@ class MemorySequential(nn.Sequential):
         return x, tuple(after)
 
 
-Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, tuple[Tensor, ...]]]
-"""Given a piece ``[B, C, T, H, W]`` and the memories before it: the result and the
-memories after it."""
+Run = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+"""Given a piece ``[B, C, T, H, W]``, the memories before it or None, and the same piece
+of what comes with the clip, if anything does: the result and the memories after it."""
 
 
 def in_pieces(
-    run: Run, state: MemoryState, clip_bcthw: Tensor, *, size: int
+    run: Run,
+    state: MemoryState,
+    clip_bcthw: Tensor,
+    *,
+    size: int,
+    beside_bcthw: Tensor | None = None,
 ) -> tuple[MemoryState, Tensor]:
-    """Run a clip in pieces of ``size`` frames; return the state after it and the
-    result."""
+    """Run a clip, and what comes with it, in pieces of ``size`` frames; return the
+    state after it and the result."""
     memories = state.past
     out: Tensor | None = None
     done = 0
-    for piece in clip_bcthw.split(size, dim=2):
-        part, memories = run(piece, memories)
+    clips = (clip_bcthw,) if beside_bcthw is None else (clip_bcthw, beside_bcthw)
+    for piece, *beside in zip(*(clip.split(size, dim=2) for clip in clips), strict=True):
+        part, memories = run(piece, memories, *beside)
         if out is None:
             growth = part.shape[2] // piece.shape[2]
             shape = (*part.shape[:2], growth * clip_bcthw.shape[2], *part.shape[3:])

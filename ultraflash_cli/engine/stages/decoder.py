@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from ultraflash_cli.engine.layers.low_frames import LowFrames
 from ultraflash_cli.engine.layers.memory_block import (
     MemoryBlock,
     MemoryInit,
@@ -22,7 +23,7 @@ from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import ConfigError
 from ultraflash_kernels.memory_conv import upsampled_conv
 
-__all__ = ["Decoder", "DecoderConfig", "DecoderStage", "ShuffleUp"]
+__all__ = ["Decoder", "DecoderConfig", "DecoderInputs", "DecoderStage", "ShuffleUp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class DecoderConfig:
     linear_trunk: bool = False
     """Whether activations are in memory blocks only, which leaves a linear path from
     latents to pixels."""
+    reads_low_frames: bool = False
+    """Whether low-resolution frames are a second input, which may be left out."""
 
     def __post_init__(self) -> None:
         growth = 1
@@ -85,6 +88,14 @@ class DecoderConfig:
         size = self.last_shuffle * 2 ** sum(stage.upsample for stage in self.stages)
         if size != 8:
             raise ConfigError(f"stages and last shuffle make 8 of the size, got {size}")
+
+    @property
+    def last_cell(self) -> tuple[int, int]:
+        """Pixels of the result per side of a cell of the last stage, and frames made of
+        one there."""
+        before = self.stages[:-1]
+        side = 8 // 2 ** sum(stage.upsample for stage in before)
+        return side, FRAMES_PER_LATENT // math.prod(stage.time_growth for stage in before)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -113,6 +124,15 @@ class DecoderConfig:
 
 MOST_VALUES = (1 << 31) - 1
 """Largest number of values in a tensor."""
+
+
+class DecoderInputs(NamedTuple):
+    """Latents, and the low-resolution frames that they came from."""
+
+    latents_bcthw: Tensor
+    """``[B, C, T, H, W]``."""
+    low_bcthw: Tensor
+    """``[B, 12, T, h, w]``, see ``by_latent``."""
 
 
 class _SoftClamp(nn.Module):
@@ -183,6 +203,7 @@ class Decoder(nn.Module):
         doubled = False
         last = activation(trunk)
         for number, stage in enumerate(config.stages, start=1):
+            self._last_stage = len(layers)
             layers += [self._memory_block(stage.width) for _ in range(stage.blocks)]
             shuffles = stage.upsample and not nearest
             layers.append(ShuffleUp(stage.width) if shuffles else nn.Identity())
@@ -211,6 +232,10 @@ class Decoder(nn.Module):
         if config.last_shuffle > 1:
             layers.append(nn.PixelShuffle(config.last_shuffle))
         self.decoder = MemorySequential(*layers)
+        if config.reads_low_frames:
+            cell_px, cell_frames = config.last_cell
+            width = config.stages[-1].width
+            self.condition = LowFrames(width, cell_px=cell_px, cell_frames=cell_frames)
 
     def _memory_block(self, width: int) -> MemoryBlock:
         config = self.config
@@ -222,17 +247,26 @@ class Decoder(nn.Module):
         )
 
     def decode(
-        self, latents_bcthw: Tensor, memories: tuple[Tensor, ...] | None
+        self,
+        latents_bcthw: Tensor,
+        memories: tuple[Tensor, ...] | None,
+        low_bcthw: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Decode a piece of a clip at once, four frames per latent; differentiable.
 
-        ``memories`` is None at the start of a stream.
+        ``memories`` is None at the start of a stream; ``low_bcthw`` are the
+        low-resolution frames as in ``DecoderInputs``, for a decoder that reads them.
         """
-        batch = latents_bcthw.shape[0]
-        x, after = self.decoder.stream(to_frames(latents_bcthw), memories, batch)
+        batch, _, _, height, _ = latents_bcthw.shape
+        features = pixels = None
+        if low_bcthw is not None:
+            features, pixels = self.condition(low_bcthw, 8 * height)
+        x, after = self.decoder.stream(
+            to_frames(latents_bcthw), memories, batch, added=features, at=self._last_stage
+        )
         if self.config.signed:
             x = (x + 1) / 2
-        return to_clip(x, batch), after
+        return to_clip(x if pixels is None else x + pixels, batch), after
 
     def init_state(self, *, batch: int, height: int, width: int) -> MemoryState:
         """Return the state before the first latent of ``height`` x ``width``."""
@@ -248,18 +282,25 @@ class Decoder(nn.Module):
         """Return 1: a group is any number of latents."""
         return 1
 
-    def step(self, state: MemoryState, latents_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
-        """Return the 4T frames of T latents.
+    def step(
+        self, state: MemoryState, inputs: Tensor | DecoderInputs
+    ) -> tuple[MemoryState, Tensor]:
+        """Return the 4T frames of T latents [B, C, T, H, W], which low-resolution
+        frames may come with.
 
         A CPU decodes latent by latent, which stays in its caches; a GPU a group at
         once, or in even pieces.
         """
         weight = self._weight
+        latents_bcthw, low_bcthw = (
+            inputs if isinstance(inputs, DecoderInputs) else (inputs, None)
+        )
         _, _, latents, height, width = latents_bcthw.shape
         size = self._together
         if size is None:
             size = self.config.piece(latents, height, width) if weight.is_cuda else 1
-        return in_pieces(self.decode, state, latents_bcthw.to(weight.dtype), size=size)
+        clip = latents_bcthw.to(weight.dtype)
+        return in_pieces(self.decode, state, clip, size=size, beside_bcthw=low_bcthw)
 
     @property
     def _weight(self) -> Tensor:

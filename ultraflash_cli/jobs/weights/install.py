@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ from ultraflash_cli.errors import InputError, OutputError, UsageError, WeightsEr
 from ultraflash_cli.host import free_bytes
 from ultraflash_cli.jobs.resume.journal import OutputLock
 from ultraflash_cli.jobs.weights.catalogue import Catalogue
+from ultraflash_cli.weights.detect import READS_LOW_FRAMES
 from ultraflash_cli.weights.manifest import WeightEntry
 from ultraflash_cli.weights.store import Receipt, VerifiedBy, WeightStore, writing
 from ultraflash_cli.weights.verify import sha256_of
@@ -147,7 +148,7 @@ def _entry_of(catalogue: Catalogue, name: str | None, source: Path) -> WeightEnt
     fitting = [
         entry
         for entry in catalogue.entries.values()
-        if not entry.packaged and architecture in {place.architecture for place in entry.places}
+        if not entry.packaged and any(_takes(place, architecture) for place in entry.places)
     ]
     named = [e for e in fitting if any(fnmatch(source.name, Path(place.file).name) for place in e.places)]
     if len(fitting) == 1 or len(named) == 1:
@@ -161,12 +162,19 @@ def _entry_of(catalogue: Catalogue, name: str | None, source: Path) -> WeightEnt
 def _unlocked_place(entry: WeightEntry, source: Path) -> WeightEntry:
     """Return the place of an entry that a user's file may stand for: by what is in it, else the first unlocked one."""
     places = [place for place in entry.places if not place.locked] or [entry.places[0]]
-    if len({place.architecture for place in places}) == 1:
+    found = {place.architecture for place in places}
+    if len(found) == 1 and found.isdisjoint(READS_LOW_FRAMES):
         return places[0]
     from ultraflash_cli.weights.convert import read_checkpoint, recognise
 
     architecture = recognise(read_checkpoint(source))
-    return next((place for place in places if place.architecture == architecture), places[0])
+    place = next((place for place in places if _takes(place, architecture)), None)
+    return places[0] if place is None or architecture is None else replace(place, architecture=architecture)
+
+
+def _takes(place: WeightEntry, architecture: str | None) -> bool:
+    """Return whether a user's file of this architecture may stand at a place."""
+    return architecture in (place.architecture, READS_LOW_FRAMES.get(place.architecture, place.architecture))
 
 
 def require_free(store: WeightStore, needed: int) -> None:

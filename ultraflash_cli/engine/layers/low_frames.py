@@ -1,0 +1,60 @@
+"""Low-resolution frames as a second input of a decoder."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ultraflash_cli.engine.layers.resample import lanczos_upscale
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
+
+__all__ = ["LowFrames", "by_latent"]
+
+
+def by_latent(frames_bcthw: Tensor) -> Tensor:
+    """Return frames [B, 3, 4T, H, W] as [B, 12, T, H, W]: those of a latent as its
+    channels, one after the other."""
+    frames = frames_bcthw.unflatten(2, (-1, FRAMES_PER_LATENT))
+    return frames.permute(0, 3, 1, 2, 4, 5).flatten(1, 2)
+
+
+class LowFrames(nn.Module):
+    """What low-resolution frames add to a decoder: to the features that go into its
+    last stage, and to its frames.
+
+    Both convolutions start at zero, so that a decoder with this input starts as the one
+    without. They see the frames enlarged by lanczos, so they serve at every scale.
+
+    Args:
+        width: Channels of the last stage.
+        cell_px: Sides of a cell of that stage, in pixels of the result.
+        cell_frames: Frames that the stage makes of one.
+    """
+
+    def __init__(self, width: int, *, cell_px: int, cell_frames: int) -> None:
+        super().__init__()
+        self.cell_px = cell_px
+        self.cell_frames = cell_frames
+        values = 3 * cell_frames * cell_px**2
+        self.features = nn.Conv2d(values, width, 3, padding=1)
+        self.pixels = nn.Conv2d(3, 3, 3, padding=1)
+        for layer in (self.features, self.pixels):
+            nn.init.zeros_(layer.weight)
+            assert layer.bias is not None, "the convolutions have biases"
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, low_bcthw: Tensor, height_px: int) -> tuple[Tensor, Tensor]:
+        """Return what to add to the features and to the frames, frame after frame.
+
+        ``low_bcthw`` is as ``by_latent`` returns it; ``height_px`` is the height of the
+        result.
+        """
+        low = low_bcthw.unflatten(1, (FRAMES_PER_LATENT, 3)).permute(0, 3, 1, 2, 4, 5)
+        low_nchw = low.flatten(0, 2).to(self.pixels.weight.dtype)
+        scale = height_px // low_nchw.shape[2]
+        shown = lanczos_upscale(low_nchw, scale) if scale > 1 else low_nchw
+        shown = shown.contiguous(memory_format=torch.channels_last)
+
+        together = shown.unflatten(0, (-1, self.cell_frames)).flatten(1, 2)
+        cells = F.pixel_unshuffle(together, self.cell_px)
+        cells = cells.contiguous(memory_format=torch.channels_last)
+        return self.features(cells), self.pixels(shown)
