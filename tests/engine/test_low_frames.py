@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.contracts.stages import AHEAD, PLAIN_DECODER, READING_DECODER, TINY, WITH_VAE, randomise, tiny_cascade
-from ultraflash_cli.engine.layers.low_frames import by_latent
+from ultraflash_cli.engine.layers.low_frames import GAIN, by_latent
 from ultraflash_cli.engine.layers.resample import lanczos_upscale
 from ultraflash_cli.engine.profiles import LITE2, ULTRAFLASH, Profile
 from ultraflash_cli.engine.regroup import run
@@ -54,7 +54,7 @@ def test_every_frame_of_a_cascade_gets_the_source_frame_it_is_of(profile: Profil
     decoder = cascade.refiner.decoder  # pyright: ignore[reportAttributeAccessIssue]
     for parameter in decoder.parameters():
         parameter.zero_()
-    decoder.condition.pixels.weight[:, :, 1, 1] = torch.eye(3)
+    decoder.condition.pixels.weight[:, :, 1, 1] = torch.eye(3) / GAIN
     source = drawn(1, 3, 19, 16, 16)
     _, sharp = run(cascade, cascade.init_state(height=16, width=16), source.clone())
     wanted = lanczos_upscale(source[0].transpose(0, 1), scale)

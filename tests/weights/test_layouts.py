@@ -292,7 +292,7 @@ def test_a_file_of_the_users_own_is_told_by_its_tensors(
     mine.write_bytes(saved(tiny_decoder()))
     assert main(["weights", "pull", "--from", str(mine), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "ultraflash/decoder"
-    assert not settle_coders(ULTRAFLASH, Shelf(own_store()), encoder="auto", decoder="auto").base_decoder.reads_low_frames
+    assert settle_coders(ULTRAFLASH, Shelf(own_store()), encoder="auto", decoder="auto") == ULTRAFLASH
 
 
 def own_store() -> Path:

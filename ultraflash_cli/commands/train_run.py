@@ -103,6 +103,14 @@ def recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int | 
                 hidden=recipe.name != "causal_dmd",
             ),
         ] = None,
+        condition: Annotated[
+            Literal["none", "lr"] | None,
+            typer.Option(
+                "--condition",
+                help="lr: the decoder also reads the low-resolution frames.",
+                hidden=recipe.name != "decoder",
+            ),
+        ] = None,
         shard: Annotated[
             bool, typer.Option("--shard", help="Shard trained networks over the processes of torchrun (FSDP2).")
         ] = False,
@@ -155,6 +163,7 @@ def recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int | 
             validate_every=validate_every,
             validate_data=validate_data,
             rewards=_numbers("--reward", reward),
+            condition=condition,
             shard=shard or shard_frozen,
             shard_frozen=shard_frozen,
             tensorboard=tensorboard,

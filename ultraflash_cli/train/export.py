@@ -9,14 +9,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ultraflash_cli.errors import WeightsError
+from ultraflash_cli.models.architectures import expected_shapes
 from ultraflash_cli.train.centring import centred_phases
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.run import AVERAGE, read_record
 from ultraflash_cli.video.partial import output_errors, partial_file
+from ultraflash_cli.weights.detect import READS_LOW_FRAMES, detect
 from ultraflash_cli.weights.load import read_tensors, stored_in_8_bits
 from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, read_manifest, read_sets
 
-__all__ = ["ExportJob", "export", "networks_of"]
+__all__ = ["ExportJob", "export", "joined_coders", "networks_of", "published"]
 
 
 _ARCHITECTURES = {"text_encoder": "prompt_encoder", "low_decoder": "decoder", "pixels_detail": "pixels"}
@@ -59,7 +61,7 @@ def export(job: ExportJob) -> list[WeightEntry]:
         job.folder.mkdir(parents=True, exist_ok=True)
 
     entries: list[WeightEntry] = []
-    for name, tensors in networks_of(read_tensors(job.run / AVERAGE), roles).items():
+    for name, tensors in joined_coders(networks_of(read_tensors(job.run / AVERAGE), roles)).items():
         if name == "pixels_detail" and any(key.startswith("project.") for key in tensors):
             tensors = centred_phases(tensors)
         path = job.folder / f"{name}.safetensors"
@@ -70,7 +72,7 @@ def export(job: ExportJob) -> list[WeightEntry]:
         entries.append(
             WeightEntry(
                 name=f"{model}/{name}",
-                architecture=_ARCHITECTURES.get(name, name.split("_x")[0]),
+                architecture=published(tensors) or _ARCHITECTURES.get(name, name.split("_x")[0]),
                 file=f"{model}/{name}.safetensors",
                 sha256=hashlib.sha256(content).hexdigest(),
                 bytes=len(content),
@@ -83,6 +85,24 @@ def export(job: ExportJob) -> list[WeightEntry]:
     with partial_file(job.listing) as part:
         part.write_text(manifest_text(rows, sets), encoding="utf-8")
     return entries
+
+
+def published(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the architecture of a published encoder and decoder in one; None for any other network."""
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    found = detect(shapes)
+    if found not in (*READS_LOW_FRAMES, *READS_LOW_FRAMES.values()):
+        return None
+    return found if shapes == expected_shapes(found) else None
+
+
+def joined_coders(networks: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Return networks with encoder and decoder as one where they are of the published sizes,
+    which their authors keep in one file."""
+    both = networks.get("encoder", {}) | networks.get("decoder", {})
+    if published(both) is None:
+        return networks
+    return {name: tensors for name, tensors in networks.items() if name != "encoder"} | {"decoder": both}
 
 
 def networks_of(tensors: Mapping[str, Tensor], roles: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ultraflash_cli.engine.layers.low_frames import by_latent
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderStage
@@ -15,10 +16,13 @@ from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEnc
 from ultraflash_cli.engine.stages.sr_dit import SrDit, SrDitConfig
 from ultraflash_cli.errors import UsageError, WeightsError
 
-__all__ = ["CHANNEL_WEIGHT", "TOY", "TOY_WORDS", "CascadeRoles", "dense", "pixel_gain"]
+__all__ = ["CHANNEL_WEIGHT", "CONDITION", "TOY", "TOY_WORDS", "CascadeRoles", "dense", "pixel_gain"]
 
 CHANNEL_WEIGHT = "channel_weight"
 """Name of the roles' buffer [C] that says how much the error of each channel weighs."""
+
+CONDITION = "decoder.condition."
+"""Begins the names of what makes a decoder read low-resolution frames."""
 
 TOY_WORDS = PromptEncoderConfig(rows=64, dim=32, heads=2, layers=1, text_len=24)
 """A prompt encoder for tries."""
@@ -130,7 +134,8 @@ class CascadeRoles(nn.Module):
             self.get_submodule(role).requires_grad_(True)
 
     def load(self, weights: dict[str, Tensor] | None, *, fresh: tuple[str, ...] = (), hint: str = "") -> None:
-        """Load weights into the roles; tensors of roles that are not here are left.
+        """Load weights into the roles; tensors of roles that are not here are left, and what makes a decoder read
+        low-resolution frames where this one does not.
 
         Only roles of ``fresh`` may be missing. Raises UsageError (with ``hint``) where weights are needed and there
         are none, WeightsError where they do not fit.
@@ -141,6 +146,8 @@ class CascadeRoles(nn.Module):
         if weights is None and names - set(fresh):
             raise UsageError(f"this recipe needs --start-from: {hint}")
         mine = {key: value for key, value in (weights or {}).items() if key.split(".")[0] in names}
+        if "decoder" in names and not self.decoder.config.reads_low_frames:
+            mine = {key: value for key, value in mine.items() if not key.startswith(CONDITION)}
         try:
             missing, unexpected = self.load_state_dict(mine, strict=False)
         except RuntimeError as error:
@@ -174,9 +181,10 @@ class CascadeRoles(nn.Module):
         assert isinstance(upsampler, LatentUpsampler), "the list holds upsamplers"
         return upsampler.upsample(latents_bcthw.to(_dtype(upsampler)), None)[0].float()
 
-    def decode(self, latents_bcthw: Tensor) -> Tensor:
-        """Return frames of latents."""
-        return self.decoder.decode(latents_bcthw.to(_dtype(self.decoder)), None)[0].float()
+    def decode(self, latents_bcthw: Tensor, low_bcthw: Tensor | None = None) -> Tensor:
+        """Return frames of latents, with the low-resolution frames that a decoder may read."""
+        low = None if low_bcthw is None else by_latent(low_bcthw)
+        return self.decoder.decode(latents_bcthw.to(_dtype(self.decoder)), None, low)[0].float()
 
     def decode_base(self, latents_bcthw: Tensor) -> Tensor:
         """Return frames of low-resolution latents, by the decoder that makes the base size."""

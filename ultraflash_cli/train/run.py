@@ -91,6 +91,8 @@ class TrainJob:
     """Steps per line of the log; None is the recipe's own."""
     rewards: tuple[tuple[str, float], ...] = ()
     """Rewards by name and weight in place of the recipe's own; empty keeps those."""
+    condition: str | None = None
+    """What a decoder reads next to latents, see ``DecoderRecipeConfig.condition``; None is the recipe's own."""
     shard: bool = False
     """Whether learners are sharded over the processes of torchrun, in place of a copy each."""
     shard_frozen: bool = False
@@ -134,7 +136,12 @@ class TrainJob:
             if not hasattr(config, "rewards"):
                 raise UsageError(f"{self.recipe} does not use rewards; remove --reward")
             config = replace(config, rewards=self.rewards)
-        return changed(config, dict(self.changes))
+        changes = dict(self.changes)
+        if self.condition is not None:
+            if not hasattr(config, "condition"):
+                raise UsageError(f"{self.recipe} trains no decoder that reads frames; remove --condition")
+            changes = {"condition": self.condition} | changes
+        return changed(config, changes)
 
 
 @dataclass(frozen=True, kw_only=True)

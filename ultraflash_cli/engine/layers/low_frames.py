@@ -9,6 +9,10 @@ from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 
 __all__ = ["LowFrames", "by_latent"]
 
+GAIN = 10.0
+"""What the convolutions' results are multiplied with: weights that start at zero beside
+trained ones then have less far to go."""
+
 
 def by_latent(frames_bcthw: Tensor) -> Tensor:
     """Return frames [B, 3, 4T, H, W] as [B, 12, T, H, W]: those of a latent as its
@@ -57,4 +61,4 @@ class LowFrames(nn.Module):
         together = shown.unflatten(0, (-1, self.cell_frames)).flatten(1, 2)
         cells = F.pixel_unshuffle(together, self.cell_px)
         cells = cells.contiguous(memory_format=torch.channels_last)
-        return self.features(cells), self.pixels(shown)
+        return GAIN * self.features(cells), GAIN * self.pixels(shown)

@@ -42,7 +42,7 @@ RECIPES = {
             learns_from="pairs",
         ),
         Recipe(name="sr_dit", summary="Train the SR transformer by one-step regression."),
-        Recipe(name="decoder", summary="Train the decoder, and a new encoder, by regression."),
+        Recipe(name="decoder", summary="Train the decoder, and a new encoder, by regression.", profiles=True),
         Recipe(name="latent_upsampler", summary="Train the latent upsamplers by regression.", profiles=True),
         Recipe(name="tv2v_flow_matching", summary="Train a dense SR transformer by flow matching.", profiles=True),
         Recipe(name="causal_dmd", summary="Distil the SR transformer into one sparse step.", profiles=True),

@@ -1,27 +1,34 @@
-"""Recipe ``decoder``: the high-resolution decoder by regression onto pixels, from latents of the frozen encoder."""
+"""Recipe ``decoder``: the high-resolution decoder by regression onto pixels, from latents of the frozen encoder.
+
+With the condition ``lr`` it also reads the low-resolution frames, which `upscale` has at hand.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
 from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
+from ultraflash_cli.train.flows import normal, uniform
+from ultraflash_cli.train.large import comes_encoded
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, spread_term
 from ultraflash_cli.train.recipe import overlaid
-from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
+from ultraflash_cli.train.roles import CONDITION, TOY, TOY_WORDS, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
     "HELPERS",
     "NETWORKS",
     "DecoderRecipeConfig",
+    "clips",
     "configure",
     "is_kernel",
     "learners",
@@ -58,13 +65,40 @@ class DecoderRecipeConfig(RecipeConfig):
     """Weights of the loss terms; the structural ones stand for a perceptual term."""
     spread: float = 0.001
     """Weight of what keeps an encoder's latents at mean 0 and variance 1 while it learns, too."""
+    condition: Literal["none", "lr"] = "none"
+    """``lr``: the decoder reads the low-resolution frames next to the latents."""
+    without: float = 0.2
+    """How often a batch is decoded without these frames, as `generate` does."""
+    latent_noise: float = 0.0
+    """Largest share of noise in the latents: those of a transformer are never quite the encoder's."""
+    orthogonal: bool = True
+    """Whether kernels of memory blocks take orthogonalised steps."""
+
+    def __post_init__(self) -> None:
+        if self.profile.decoder is None:
+            raise ConfigError(f"{self.profile.name} has no high-resolution decoder to train")
+        if not (0 <= self.without <= 1 and 0 <= self.latent_noise < 1):
+            raise ConfigError(
+                f"without must be within 0..1 and latent_noise below 1, got {self.without} and {self.latent_noise}"
+            )
+
+    @property
+    def conditioned(self) -> Profile:
+        """The profile with a decoder of the settings' inputs."""
+        upsampler, decoder = self.profile.latent_stages
+        reads = replace(decoder, reads_low_frames=self.condition == "lr")
+        return replace(self.profile, upsampler=upsampler, decoder=reads)
 
 
 def loss(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the terms of D(E(x)) against x, and the latents' spread where the encoder learns."""
-    _, high, _ = batch
-    latents = roles.encode(high)
-    terms = picture_terms(roles.decode(latents), high, config.terms)
+    low, high, _ = batch
+    latents = noisy = roles.encode(high)
+    if config.latent_noise:
+        share = uniform(len(latents), 0, config.latent_noise, rng).to(latents).view(-1, 1, 1, 1, 1)
+        noisy = torch.lerp(latents, normal(latents, rng), share)
+    reads = config.condition == "lr" and uniform(1, 0, 1, rng).item() >= config.without
+    terms = picture_terms(roles.decode(noisy, low if reads else None), high, config.terms)
     if latents.requires_grad:
         terms["spread"] = config.spread * spread_term(latents)
     return terms
@@ -72,7 +106,8 @@ def loss(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: to
 
 def learners(config: DecoderRecipeConfig) -> tuple[Learner, ...]:
     """Return the one learner: the decoder, and the encoder if it is fresh."""
-    return (Learner(name="student", loss=partial(loss, config), is_kernel=is_kernel),)
+    student = Learner(name="student", loss=partial(loss, config))
+    return (replace(student, is_kernel=is_kernel) if config.orthogonal else student,)
 
 
 def is_kernel(name: str) -> bool:
@@ -80,11 +115,25 @@ def is_kernel(name: str) -> bool:
     return ".conv." in name
 
 
-def configure(*, steps: int, seed: int, toy: bool = False) -> DecoderRecipeConfig:
-    """Return the settings for the built-in model, or for a toy."""
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> DecoderRecipeConfig:
+    """Return the settings for a built-in or the published model's decoder, or for a toy."""
+    if not toy and comes_encoded(profile):
+        # It goes on from weights that were trained long; only its new input is new.
+        loop = LoopConfig(
+            steps=steps, seed=seed, rate=1e-4, last_rate=1e-6, warmup=100, clip=5.0, average=0.999, precision="bf16"
+        )
+        return DecoderRecipeConfig(
+            loop=loop,
+            profile=profile,
+            pairs=PairConfig(frames=12, crop_px=128),
+            scale_odds=((profile.scale, 1.0),),
+            latent_noise=0.05,
+            orthogonal=False,
+        )
+
     if not toy:
         loop = LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998)
-        return DecoderRecipeConfig(loop=loop, pairs=PairConfig(frames=8))
+        return DecoderRecipeConfig(loop=loop, profile=profile, pairs=PairConfig(frames=8))
     return DecoderRecipeConfig(
         loop=LoopConfig(
             steps=steps, seed=seed, rate=1e-3, kernel_rate=0.004, warmup=10, average=0.95, save_every=50, log_every=10
@@ -104,11 +153,17 @@ def start(config: DecoderRecipeConfig, materials: list[Material], weights: dict[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
         scales = tuple(scale for scale, _ in config.scale_odds)
-        roles = CascadeRoles(config.profile, NETWORKS, scales=scales, words=TOY_WORDS)
-    _carry_colours(roles)
-    roles.load(weights, fresh=NETWORKS, hint="a run with an encoder")
+        roles = CascadeRoles(config.conditioned, NETWORKS, scales=scales, words=TOY_WORDS)
+    given = {name.split(".")[0] for name in weights or ()}
+    if not given.issuperset(NETWORKS):
+        _carry_colours(roles)
+    if weights is not None and "decoder" in given:
+        fresh = {name: value for name, value in roles.state_dict().items() if name.startswith(CONDITION)}
+        weights = fresh | weights  # a decoder that read nothing starts as it was
+    fresh_ones = () if comes_encoded(config.profile) else NETWORKS
+    roles.load(weights, fresh=fresh_ones, hint="encoder=FILE and decoder=FILE, or a run with an encoder")
     roles.learn("decoder")
-    if not any(name.startswith("encoder.") for name in weights or ()):
+    if "encoder" not in given:
         roles.learn("encoder")
     return roles
 
@@ -171,7 +226,14 @@ def make(config: DecoderRecipeConfig, data: Path | None) -> Callable[[int], Batc
     return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
 
 
+def clips(
+    config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return clips as they come back, and as they are."""
+    low, high, _ = batch
+    return roles.decode(roles.encode(high), low if config.condition == "lr" else None), high
+
+
 def pictures(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show clips as they come back, and as they are."""
-    _, high, _ = batch
-    return sheet(roles.decode(roles.encode(high)), high)
+    return sheet(*clips(config, roles, batch, rng))
