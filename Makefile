@@ -2,17 +2,19 @@
 # make cascade   writes cascade.html: what each part of `generate` adds
 # make test      installs into the same .venv, runs everything that CI runs
 # make docs      builds the documentation as a site in build/site
+# make vapoursynth   installs VapourSynth for its tests, with Python 3.12
 
 PYTHON ?= python3
+PYTHON_OF_VAPOURSYNTH ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ultraflash-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo cascade docs test lint types unit
+.PHONY: help demo cascade docs vapoursynth test lint types unit
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 demo: $(STAMP)
 	@$(BIN)/python demo/run.py
@@ -23,6 +25,11 @@ cascade: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet -f packaging/mkdocs.yml
 	@echo build/site/index.html
+
+# VapourSynth's wheel needs Python 3.12; the tests that use it are skipped without this environment.
+vapoursynth:
+	$(PYTHON_OF_VAPOURSYNTH) -m venv .venv-vapoursynth
+	.venv-vapoursynth/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt vapoursynth numpy av
 
 test: lint types unit
 

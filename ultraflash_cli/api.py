@@ -278,7 +278,7 @@ class FrameStream:
         self._state = self._fresh()
         self._waiting: list[ndarray] = []
         if state is not None:
-            self._load(state)
+            self.load(state)
 
     def __enter__(self) -> "Self":
         return self
@@ -343,7 +343,9 @@ class FrameStream:
             tensors["waiting"] = torch.from_numpy(waiting if waiting.dtype == np.uint8 else waiting.view(np.int16))
         return save(tensors, metadata={"ultraflash": json.dumps(told)})
 
-    def _load(self, content: bytes) -> None:
+    def load(self, state: bytes) -> None:
+        """Continue from what ``save`` of an equal stream returned; what waits here is
+        dropped. Raises UsageError for a state of another stream."""
         import numpy as np
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -351,8 +353,8 @@ class FrameStream:
         from ultraflash_cli.engine.stage import state_from_tensors
 
         try:
-            told = _metadata(content)
-            tensors = load(content)
+            told = _metadata(state)
+            tensors = load(state)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"the state is none that FrameStream.save returned ({error})") from error
         theirs = told["stream"]
@@ -363,9 +365,19 @@ class FrameStream:
         self._scene = told["scene"]
         self._form = None if told["form"] is None else Form(*told["form"])
         self._state = state_from_tensors(self._fresh(), tensors)
+        self._waiting = []
         if (waiting := tensors.get("waiting")) is not None:
             frames = waiting.numpy()
             self._waiting = list(frames if frames.dtype == np.uint8 else frames.view(np.uint16))
+
+    def begin_scene(self, frame: int = 0) -> None:
+        """Begin a scene with frame number ``frame`` of the clip, wherever the stream was;
+        what waits is dropped. Raises UsageError for a negative number."""
+        if frame < 0:
+            raise UsageError(f"frames are numbered from 0, got {frame}")
+        self.frames_in = self.frames_out = self._scene = frame
+        self._waiting = []
+        self._state = self._fresh()
 
     def _fresh(self) -> Any:
         return self._frames.init_state(seed=self._facts["seed"], first_frame=self._scene)

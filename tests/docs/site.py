@@ -32,7 +32,7 @@ ABOUT = {
     "guides/slow.md": "finding the bottleneck; threads, precision, codecs, memory",
     "guides/kept.md": "what of the input is in the output, and what the program leaves on disk",
     "reproduce.md": "how a file was made, and the command that makes it again",
-    "guides/pipes.md": "ffmpeg, mpv and VapourSynth in pipes",
+    "guides/pipes.md": "ffmpeg, mpv and VapourSynth in pipes; a filter for VapourSynth scripts",
     "guides/docker.md": "images for CPU and NVIDIA GPUs, weights, isolation",
     "cluster.md": "one job on many machines",
     "python.md": "upscale, generate, open_stream; frames, state, errors",

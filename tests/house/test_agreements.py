@@ -25,6 +25,7 @@ LAZY_FILES = {
     "errors.py": "Windows has no resource module",
     "host.py": "Windows has no resource module, ctypes is needed once",
     "streams.py": "the jobs' list of suffixes is needed with a log only",
+    "vapoursynth.py": "VapourSynth is an extra, and `import ultraflash_cli` imports no numpy",
     "metrics/": "ffmpeg, stlpips and cvvdp are extras",
     "train/pages.py": "Pillow is an extra",
     "train/prepare.py": "Pillow is an extra",

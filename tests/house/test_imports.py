@@ -17,11 +17,11 @@ LEVELS = (
     {"settings"},
     {"models"},
     {"jobs", "train", "bench"},
-    {"streams"},
+    {"streams", "seeking"},
     {"bar", "help_page", "spellings"},
     {"console", "options"},
     {"commands", "api"},
-    {"main"},
+    {"main", "vapoursynth"},
     {"__main__"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
