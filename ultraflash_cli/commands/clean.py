@@ -24,13 +24,17 @@ def clean(
 ) -> None:
     """List leftovers of interrupted runs; -y removes them.
 
-    Removed work cannot be resumed. The work of a run in progress is never touched.
+    Removed work cannot be resumed. The work of a run in progress is never touched. Folders of plans (`--work-dir`, or
+    .NAME.units where there was none) are leftovers too, unless a worker is using them.
     """
+    from ultraflash_cli.jobs.cluster.leftovers import find_plans, remove_plan
     from ultraflash_cli.jobs.resume.leftovers import find_leftovers, remove
 
-    found = find_leftovers(folders or [Path()], recursive=recursive)
-    for leftover in found:
-        removed = yes and remove(leftover)
+    places = folders or [Path()]
+    found = [(each, remove) for each in find_leftovers(places, recursive=recursive)]
+    found += [(each, remove_plan) for each in find_plans(places, recursive=recursive)]
+    for leftover, take_away in found:
+        removed = yes and take_away(leftover)
         if leftover.refusal is not None:
             console.warning(f"skipped: {leftover.refusal}")
         elif yes and not removed and not leftover.in_use:

@@ -74,6 +74,7 @@ def worker(
     A worker that dies is noticed by its silence, and another one resumes its unit. A unit that fails twice fails its
     file; the others go ahead.
     """
+    from ultraflash_cli.jobs.cluster.presence import present_in
     from ultraflash_cli.jobs.cluster.units import read_plan
     from ultraflash_cli.jobs.cluster.worker import Worker, share_of
     from ultraflash_cli.jobs.stop import stopping_on_signals
@@ -84,7 +85,8 @@ def worker(
     found = read_plan(folder)
     units = share_of(found.units, index=index, of=of)
     failed: list[UnitOutcome] = []
-    with stopping_on_signals(on_first=console.acknowledge_stop, on_second=console.leave_at_once) as stop:
+    stopping = stopping_on_signals(on_first=console.acknowledge_stop, on_second=console.leave_at_once)
+    with stopping as stop, present_in(folder):
         here = Worker(found, console.on_event, stop=stop, store=console.settings.home, device=device)
         done = 0
         for outcome in here.run(units):
@@ -111,11 +113,13 @@ def join(console: Console, folder: WorkDirArgument, json: JsonOption = False) ->
     finishes the former, and `ultraflash plan`, run again, lets the latter be tried again.
     """
     from ultraflash_cli.jobs.cluster.join import join_units
+    from ultraflash_cli.jobs.cluster.presence import present_in
     from ultraflash_cli.jobs.cluster.units import read_plan
     from ultraflash_cli.jobs.stop import stopping_on_signals
 
     found = read_plan(folder)
-    with stopping_on_signals(on_first=console.acknowledge_stop, on_second=console.leave_at_once) as stop:
+    stopping = stopping_on_signals(on_first=console.acknowledge_stop, on_second=console.leave_at_once)
+    with stopping as stop, present_in(folder):
         outcomes = join_units(found, console.on_event, stop=stop, store=console.settings.home)
         count = len(found.files)
         show_outcomes(console, outcomes, count=count, is_batch=count > 1, keep_going=True, json=json)

@@ -123,6 +123,7 @@ def run_by_crew(
 ) -> None:
     """Plan the jobs, and unless others do let the crew compute and join them; fails as `show_outcomes` does."""
     from ultraflash_cli.jobs.cluster.planner import PlanOutcome, plan_units
+    from ultraflash_cli.jobs.cluster.presence import present_in
 
     planned = list(
         _until_failure(
@@ -140,9 +141,10 @@ def run_by_crew(
             console, map(_as_outcome, failed), count=count, is_batch=is_batch, keep_going=keep_going, json=json
         )
     files = [each.file for each in planned if each.file is not None]
-    summary = _compute(console, crew, files, stop)
-    outcomes = _joined(console, crew, planned, stop)
-    show_outcomes(console, outcomes, count=count, is_batch=is_batch, keep_going=True, json=json)
+    with present_in(crew.folder):
+        summary = _compute(console, crew, files, stop)
+        outcomes = _joined(console, crew, planned, stop)
+        show_outcomes(console, outcomes, count=count, is_batch=is_batch, keep_going=True, json=json)
     if json:
         console.data(summary)
     if crew.is_temporary and not failed:

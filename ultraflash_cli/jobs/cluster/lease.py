@@ -18,7 +18,7 @@ from typing import Self
 from ultraflash_cli.files import write_whole
 from ultraflash_cli.jobs.cluster.units import read_json
 
-__all__ = ["BEAT_S", "SILENCE_S", "Holder", "Lease", "Watch", "claim", "revoke", "this_process"]
+__all__ = ["BEAT_S", "SILENCE_S", "Holder", "Lease", "Watch", "claim", "holder_of", "revoke", "this_process"]
 
 BEAT_S = 5.0
 """How often the owner changes its lease."""
@@ -42,9 +42,12 @@ class Holder:
     @property
     def is_gone(self) -> bool:
         """Whether it is certain that the process has ended; only a process on its own machine can tell."""
-        if not self.machine or self.machine != _machine():
-            return False
-        return _started(self.process) != self.started
+        return self.is_local and _started(self.process) != self.started
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is certain that the process runs, or ran, on this machine."""
+        return bool(self.machine) and self.machine == _machine()
 
 
 def this_process() -> Holder:
@@ -186,13 +189,19 @@ def _content(holder: Holder, beats: int, frames_done: int, fps: float) -> bytes:
     return json.dumps(told).encode()
 
 
-def _is_gone(content: str) -> bool:
+def holder_of(content: str) -> Holder | None:
+    """Return who holds a lease with this content; None where it does not say."""
     try:
         told = json.loads(content)
         names = ("owner", "host", "machine", "process", "started")
-        return Holder(**{name: told[name] for name in names}).is_gone
+        return Holder(**{name: told[name] for name in names})
     except (ValueError, KeyError, TypeError):
-        return False
+        return None
+
+
+def _is_gone(content: str) -> bool:
+    holder = holder_of(content)
+    return holder is not None and holder.is_gone
 
 
 def _machine() -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "fitted",
     "is_work_folder",
     "leave_private_folder",
+    "lock_descriptor",
     "looks_like_work",
     "private_folder",
     "temp_work_folder",
@@ -99,7 +100,7 @@ class OutputLock:
                 descriptor = open_existing(path, os.O_RDWR, create=True)
             except OSError as error:
                 raise OutputError(f"cannot write in {folder.parent}: {error.strerror}") from error
-            if not _lock(descriptor):
+            if not lock_descriptor(descriptor):
                 os.close(descriptor)
                 raise OutputError(
                     f"another run is writing {_output_name(folder)} in {folder.parent}; wait for it or stop it"
@@ -138,7 +139,8 @@ def _output_name(folder: Path) -> str:
     return folder.name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
 
 
-def _lock(descriptor: int) -> bool:
+def lock_descriptor(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file until it is closed; return whether that worked, or the file system has no locks at all."""
     try:
         import fcntl
     except ImportError:
@@ -150,7 +152,7 @@ def _lock(descriptor: int) -> bool:
             return False
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno in _NO_LOCKS
     return True
