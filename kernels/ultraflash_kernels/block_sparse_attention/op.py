@@ -1,10 +1,12 @@
 """Softmax attention in which each query block of each head sees its own selection of
 key blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from ultraflash_kernels.block_lists import BlockLists
 from ultraflash_kernels.block_sparse_attention import flex, reference
@@ -165,28 +167,32 @@ def _fp8_refusal(q: Tensor) -> str | None:
     return e4m3_refusal(q)
 
 
-@torch.library.custom_op("ultraflash::block_list_attention", mutates_args=())
-def _block_list_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor,
-    blocks: Tensor,
-    order: Tensor,
-    ring_k: Tensor | None,
-    ring_v: Tensor | None,
-    fill: int,
-    grid: Sequence[int],
-) -> Tensor:
-    from ultraflash_kernels.block_sparse_attention import kernel
+def _registered(name: str, module: str) -> Callable[..., Tensor]:
+    """Return the operator that runs the kernel of a module, which imports Triton."""
 
-    samples, heads, rows = q.shape[:3]
-    lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
-    return kernel.forward(q, k, v, lists, ring_k, ring_v, fill, grid)
+    def attend(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        starts: Tensor,
+        blocks: Tensor,
+        order: Tensor,
+        ring_k: Tensor | None,
+        ring_v: Tensor | None,
+        fill: int,
+        grid: Sequence[int],
+    ) -> Tensor:
+        kernel = import_module(f"ultraflash_kernels.block_sparse_attention.{module}")
+        samples, heads, rows = q.shape[:3]
+        lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
+        return kernel.forward(q, k, v, lists, ring_k, ring_v, fill, grid)
+
+    operator = custom_op(f"ultraflash::{name}", attend, mutates_args=())
+    operator.register_fake(_shape)
+    return operator
 
 
-@_block_list_attention.register_fake
-def _block_list_attention_shape(
+def _shape(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -204,24 +210,5 @@ def _block_list_attention_shape(
     return q.new_empty((samples, rows, tokens, heads, width)).permute(0, 3, 1, 2, 4)
 
 
-@torch.library.custom_op("ultraflash::block_list_attention_fp8", mutates_args=())
-def _block_list_attention_fp8(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    starts: Tensor,
-    blocks: Tensor,
-    order: Tensor,
-    ring_k: Tensor | None,
-    ring_v: Tensor | None,
-    fill: int,
-    grid: Sequence[int],
-) -> Tensor:
-    from ultraflash_kernels.block_sparse_attention import kernel_fp8
-
-    samples, heads, rows = q.shape[:3]
-    lists = BlockLists(starts, blocks, order, (samples, heads, rows, fill + k.shape[2]))
-    return kernel_fp8.forward(q, k, v, lists, ring_k, ring_v, fill, grid)
-
-
-_block_list_attention_fp8.register_fake(_block_list_attention_shape)
+_block_list_attention = _registered("block_list_attention", "kernel")
+_block_list_attention_fp8 = _registered("block_list_attention_fp8", "kernel_fp8")

@@ -21,7 +21,6 @@ from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
 from ultraflash_cli.train.recipes.tv2v_flow_matching import (
     Tv2vConfig,
     channel_weight,
-    condition,
     flow_error,
     is_kernel,
     of_scales,
@@ -29,7 +28,7 @@ from ultraflash_cli.train.recipes.tv2v_flow_matching import (
 )
 from ultraflash_cli.train.rewards import load_reward, reward_of
 from ultraflash_cli.train.roles import CascadeRoles
-from ultraflash_cli.train.sheets import Picture, sheet
+from ultraflash_cli.train.sheets import Picture
 
 __all__ = [
     "HELPERS",
@@ -121,10 +120,8 @@ class DmdRoles(CascadeRoles):
 
 def critic_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the flow-matching error of the fake score on the student's own results."""
-    low, _, scale, captions = batch
-    cond = condition(roles, low, scale, config.condition_noise, rng)
+    cond, context = tv2v.conditions(roles, batch, config.condition_noise, rng, with_text=config.with_text)
     with torch.no_grad():
-        context = roles.context(captions) if config.with_text else None
         clean = roles.one_step(cond, context, rng).float()
     noise, level = normal(clean, rng), draw_levels(len(clean), config.shift, rng)
     noisy, recompute = noised(clean, noise, level), config.loop.recompute
@@ -134,10 +131,8 @@ def critic_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Gen
 
 def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the student's terms: guidance and matching apart, pixels, and the rewards it lacks."""
-    low, high, scale, captions = batch
-    cond = condition(roles, low, scale, config.condition_noise, rng)
-    with torch.no_grad():
-        context = roles.context(captions) if config.with_text else None
+    high = batch[1]
+    cond, context = tv2v.conditions(roles, batch, config.condition_noise, rng, with_text=config.with_text)
     clean = roles.one_step(cond, context, rng).float()
     terms = _distribution_terms(config, roles, clean, cond, context, rng) if config.by_scores else {}
     if config.latents:
@@ -262,17 +257,13 @@ def make(config: DmdConfig, data: Path | None) -> Callable[[int], Batch]:
 
 def clips(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return the student's decoded results, and the clips."""
-    low, high, scale, captions = batch
-    cond = condition(roles, low, scale, config.condition_noise, rng)
-    context = roles.context(captions) if config.with_text else None
-    return roles.decode(roles.one_step(cond, context, rng).float()), roles.frames_of(high)
+    cond, context = tv2v.conditions(roles, batch, config.condition_noise, rng, with_text=config.with_text)
+    return roles.decode(roles.one_step(cond, context, rng).float()), roles.frames_of(batch[1])
 
 
 def pictures(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show decoded upsampled latents, the student's and the real score's results, and the clips."""
-    low, high, scale, captions = batch
-    cond = condition(roles, low, scale, config.condition_noise, rng)
-    context = roles.context(captions) if config.with_text else None
+    cond, context = tv2v.conditions(roles, batch, config.condition_noise, rng, with_text=config.with_text)
     one = roles.one_step(cond, context, rng)
     many = tv2v.sample(
         roles.real_score,
@@ -283,5 +274,4 @@ def pictures(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Genera
         shift=config.shift,
         guidance=config.sample_guidance,
     )
-    upsampled = roles.upsample(roles.latents_of(low), scale)
-    return sheet(*(roles.decode(latents) for latents in (upsampled, one, many)), roles.frames_of(high))
+    return tv2v.sheet_of(roles, batch, one, many)

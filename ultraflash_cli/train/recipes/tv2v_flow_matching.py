@@ -134,6 +134,16 @@ def condition(
     return noised(upsampled, normal(upsampled, rng), sigma)
 
 
+def conditions(
+    roles: CascadeRoles, batch: Batch, noise: tuple[float, float], rng: torch.Generator, *, with_text: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the condition of a batch and its captions' embeddings."""
+    low, _, scale, captions = batch
+    cond = condition(roles, low, scale, noise, rng)
+    with torch.no_grad():
+        return cond, roles.context(captions) if with_text else None
+
+
 def loss(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return the error of the flow at a random noise level; that of clean latents, which
     a flow divides by the level, for a network that answers with these."""
@@ -324,19 +334,14 @@ def make(config: Tv2vConfig, data: Path | None) -> Callable[[int], Batch]:
 
 def clips(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return decoded samples, and the clips."""
-    low, high, scale, captions = batch
-    cond = condition(roles, low, scale, config.condition_noise, rng)
-    context = roles.context(captions) if config.with_text else None
+    cond, context = conditions(roles, batch, config.condition_noise, rng, with_text=config.with_text)
     made = sample(roles.sr_dit, normal(cond, rng), cond, context, steps=config.sample_steps, shift=config.shift)
-    return roles.decode(made), roles.frames_of(high)
+    return roles.decode(made), roles.frames_of(batch[1])
 
 
 def pictures(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
     """Show decoded upsampled latents, decoded samples, and the clips."""
-    low, high, scale, captions = batch
-    upsampled = roles.upsample(roles.latents_of(low), scale)
-    cond = condition(roles, low, scale, config.condition_noise, rng)
-    context = roles.context(captions) if config.with_text else None
+    cond, context = conditions(roles, batch, config.condition_noise, rng, with_text=config.with_text)
     made = sample(
         roles.sr_dit,
         normal(cond, rng),
@@ -346,4 +351,11 @@ def pictures(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.G
         shift=config.shift,
         guidance=config.sample_guidance,
     )
-    return sheet(roles.decode(upsampled), roles.decode(made), roles.frames_of(high))
+    return sheet_of(roles, batch, made)
+
+
+def sheet_of(roles: CascadeRoles, batch: Batch, *results: Tensor) -> Picture:
+    """Show decoded upsampled latents, decoded results, and the clips of a batch."""
+    low, high, scale, _ = batch
+    upsampled = roles.upsample(roles.latents_of(low), scale)
+    return sheet(*(roles.decode(latents) for latents in (upsampled, *results)), roles.frames_of(high))
