@@ -75,7 +75,7 @@ def test_a_length_that_is_none_is_refused(seconds: float) -> None:
 
 def test_the_memory_of_the_sr_transformer_shrinks_after_the_warm_up() -> None:
     assert kv_lengths(7) == (3, 3, 3, 2, 1, 1, 1)
-    assert kv_lengths(6, kv=4, minimum=2, warm_up=1) == (4, 4, 3, 2, 2, 2)
+    assert kv_lengths(6, kv=4) == (4, 4, 4, 3, 2, 1)
     assert kv_lengths(4, kv=1) == (1, 1, 1, 1)
     assert kv_lengths(0) == ()
 

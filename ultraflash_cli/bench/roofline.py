@@ -152,9 +152,9 @@ def roof_of(traced: StageTrace, rates: Rates) -> StageRoof:
     )
 
 
-def roofline(rates: Rates, names: Sequence[str] = tuple(TRACES)) -> list[StageRoof]:
+def roofline(rates: Rates) -> list[StageRoof]:
     """Trace the stages on tensors without storage and return the least time of each."""
-    return [roof_of(trace(name), rates) for name in names]
+    return [roof_of(trace(name), rates) for name in TRACES]
 
 
 CASCADES: dict[str, tuple[str, ...]] = {

@@ -197,16 +197,10 @@ def latents_for(seconds: float, *, chunk: int = 3, independent_first: bool = Fal
     return first + chunk * max(0, math.ceil((latents - first) / chunk))
 
 
-def kv_lengths(
-    groups: int, *, kv: int = 3, minimum: int = 1, warm_up: int = 2
-) -> tuple[int, ...]:
+def kv_lengths(groups: int, *, kv: int = 3) -> tuple[int, ...]:
     """Return the temporal blocks in the SR transformer's cache after each of ``groups``
     groups.
 
-    ``kv`` during the warm-up and one group more, then one less a group down to
-    ``minimum`` (reference/cascade.md 9.1).
+    ``kv`` for three groups, then one less a group down to 1 (reference/cascade.md 9.1).
     """
-    return tuple(
-        kv if group < warm_up else max(minimum, kv - (group - warm_up))
-        for group in range(groups)
-    )
+    return tuple(max(1, kv - max(0, group - 2)) for group in range(groups))

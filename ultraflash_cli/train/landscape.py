@@ -154,8 +154,8 @@ class Land(Canvas):
         rows = rgb.shape[1]
         return rgb * (1 - self.rgb[3, :rows]) + self.rgb[:3, :rows]
 
-    def _solid(self, patch: Patch, colour: Plane, opacity: float = 1.0) -> None:
-        self.paint(patch, np.append(colour, np.float32(1)), opacity)
+    def _solid(self, patch: Patch, colour: Plane) -> None:
+        self.paint(patch, np.append(colour, np.float32(1)))
 
     def _below(self, distance: Plane, colour: Plane) -> None:
         """Fill everything below a line that runs through the picture."""

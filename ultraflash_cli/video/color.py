@@ -317,7 +317,7 @@ def as_alpha(gray: av.VideoFrame, *, deep: bool) -> Picture:
     return as_picture(((levels * target + most // 2) // most).astype(np.uint16 if deep else np.uint8))
 
 
-def yuv_filter(color: ColorInfo, *, pix_fmt: str, threads: int = 1) -> FrameFilter:
+def yuv_filter(color: ColorInfo, *, pix_fmt: str) -> FrameFilter:
     """Return a filter from rgb24 or rgb48le to ``pix_fmt`` with the matrix and range of ``color``."""
     if color.matrix == RGB:
         target = ""
@@ -328,7 +328,7 @@ def yuv_filter(color: ColorInfo, *, pix_fmt: str, threads: int = 1) -> FrameFilt
     return FrameFilter(
         ("scale", f"flags={_FLAGS}:in_range=full{target}"),
         ("format", f"pix_fmts={pix_fmt}"),
-        threads=threads,
+        threads=1,
     )
 
 

@@ -194,7 +194,7 @@ def _about_missed_fields(pts: int, info: ClipInfo) -> str:
     )
 
 
-def read_captions(info: ClipInfo, *, threads: int = 1) -> Iterator[tuple[int, bytes]]:
+def read_captions(info: ClipInfo) -> Iterator[tuple[int, bytes]]:
     """Decode the clip once more, for its closed captions: each frame's timestamp, as ``read_frames`` has it, and them.
 
     Raises ``InputError`` where the input cannot be read again.
@@ -204,7 +204,7 @@ def read_captions(info: ClipInfo, *, threads: int = 1) -> Iterator[tuple[int, by
         stream = container.streams[info.video_index]
         assert isinstance(stream, VideoStream), "probe chose a video stream"
         decoder = decoder_of(stream, alpha=False)
-        decoder.thread_count = threads
+        decoder.thread_count = 1
         packets = timed_packets(container, {stream.index}, repairs)
         decoded = decoded_frames(container, stream, decoder, tally, packets=packets)
         for frame, pts, _ in _with_durations(decoded, info, _clock(info), repairs, lambda: False):

@@ -126,7 +126,7 @@ def phases_of(
     if work.low_decoder:
         _add_decoder(ledger, work, work.low_decoder, settings, settled, is_low=True)
     if work.pixels:
-        _add_pixels(ledger, work, work.pixels, settings, settled)
+        _add_pixels(ledger, work, work.pixels, settled)
 
     if not work.on_gpu:
         ledger.add("frames in queues", work.queue_bytes, settled)
@@ -315,7 +315,6 @@ def _add_pixels(
     ledger: _Ledger,
     work: MemoryWork,
     config: PixelPathConfig,
-    settings: MemorySettings,
     settled: tuple[str, ...],
 ) -> None:
     """Add the pixel path and its frames."""

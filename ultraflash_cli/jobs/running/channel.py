@@ -23,9 +23,7 @@ class Channel(Generic[T]):
     def __init__(self, capacity: int) -> None:
         assert capacity >= 1, f"a channel holds at least one item, got {capacity}"
         self.capacity = capacity
-        self.most_held = 0
         self.put_wait_s = 0.0
-        self.get_wait_s = 0.0
         self._items: deque[T] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -42,7 +40,6 @@ class Channel(Generic[T]):
             if self._cancelled:
                 raise Cancelled
             self._items.append(item)
-            self.most_held = max(self.most_held, len(self._items))
             self._changed.notify_all()
 
     def close(self, failure: BaseException | None = None) -> None:
@@ -55,10 +52,8 @@ class Channel(Generic[T]):
     def get(self) -> T | None:
         """Take the next item, waiting for it; None at the end. Raises the producer's failure after its last item."""
         with self._changed:
-            started_s = time.perf_counter()
             while not self._items and not self._closed and not self._cancelled:
                 self._changed.wait()
-            self.get_wait_s += time.perf_counter() - started_s
             if self._cancelled:
                 raise Cancelled
             if self._items:
