@@ -187,11 +187,6 @@ def test_any_times_survive_the_join(
     assert decoded[-1].duration == last
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipInfo:
-    return probe(make_clip(tmp_path_factory.mktemp("clip") / "a.mp4"))
-
-
 def test_sound_and_picture_that_start_apart_stay_apart(tmp_path: Path) -> None:
     source = make_clip(
         tmp_path / "plain.mp4", ClipPlan(audio=("aac",), time_base=Fraction(1, 600), pts=range(0, 288, 24))

@@ -1,9 +1,5 @@
 """A table of clips as people have them, written in every container, against what an independent FFmpeg reads."""
 
-import pickle
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,30 +11,25 @@ from av.stream import AttachmentStream
 
 from tests.video.clips import (
     ClipPlan,
-    Result,
     enlarge,
     ffmpeg,
     make_clip,
-    packet_times,
     picture,
-    shown_times,
     write_segments,
 )
-from tests.video.rows import LONG, ROWS, SINE, TEST, X264, Row
-from ultraflash_cli.errors import OutputCheckError, OutputError, UsageError
+from tests.video.comparing import checked, compare
+from tests.video.rows import ROWS, Row
+from ultraflash_cli.errors import UsageError
 from ultraflash_cli.video.check import check_output
 from ultraflash_cli.video.codecs import choose_codec
 from ultraflash_cli.video.color import ColorInfo, ContentLight, MasteringDisplay
 from ultraflash_cli.video.containers import plan_streams
 from ultraflash_cli.video.decode import read_frames
-from ultraflash_cli.video.encode import EncodeSpec, check_encoder, choose_spec, losses
+from ultraflash_cli.video.encode import check_encoder, choose_spec, losses
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.probe import ClipInfo, probe
 from ultraflash_cli.video.segment import SegmentWriter
-from ultraflash_cli.video.stills import check_pictures, move_pictures, numbered, write_pictures
-from ultraflash_cli.video.timecode import moved_timecode
-from ultraflash_cli.video.y4m import write_y4m
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
@@ -52,77 +43,6 @@ def test_nothing_that_the_container_holds_is_lost(tmp_path: Path, made: Path, ro
     assert [each.codec for each in result.plan.converted] == list(row.converted)
     assert row.says in result.plan.reason and bool(row.says) == bool(result.plan.reason)
     compare(source, result)
-
-
-def checked(result: Result) -> Result:
-    first, last = result.frames[0], result.frames[-1]
-    check_output(
-        result.path,
-        plan=result.plan,
-        frames=len(result.frames),
-        spec=result.spec,
-        duration_s=(last.pts + last.duration - first.pts) * result.info.time_base,
-        joined=result.joined,
-    )
-    return result
-
-
-def compare(source: Path, result: Result) -> None:
-    """Frames, times, copied packets, text, tags and chapters, all as another program reads them."""
-    exact = result.path.suffix not in (".mkv", ".webm") or source.suffix in (".mkv", ".webm")
-    slack = Fraction(0) if exact else Fraction(1, 1000)
-    before, after = shown_times(source), shown_times(result.path)
-    moved = after[0] - before[0]
-    assert moved <= (Fraction(1, 10) if result.warnings else slack)
-    assert max(abs(b - a - moved) for a, b in zip(before, after, strict=True)) <= slack
-    # A converted subtitle is compared by what it says.
-    gone = {each.stream.index for each in (*result.plan.dropped, *result.plan.converted)} | {result.info.video_index}
-    kept = [each for each in result.plan.copied if each.kind in ("audio", "video", "subtitle")]
-    assert {each.index for each in kept}.isdisjoint(gone)
-    if source.suffix == ".ts" and any(each.codec == "aac" for each in kept):
-        # What a broadcast puts before each packet of AAC has its place elsewhere in MP4.
-        (heard,), (plain,) = ([ffmpeg("-i", str(path), "-vn", "-f", "hash", "-hash", "md5", "-")]
-                              for path in (source, result.path))  # fmt: skip
-        assert heard == plain
-        return
-    hashes = [stream_hash(source, each.index) for each in kept]
-    written = [s.index for s in probe(result.path).streams if s.kind in ("audio", "video", "subtitle")]
-    found = {index: stream_hash(result.path, index) for index in written}
-    assert [each for each in hashes if each not in found.values()] == []
-    for each in kept:
-        if not each.is_picture:
-            twin = next(index for index in written if found[index] == stream_hash(source, each.index))
-            a, b = stream_times(source, each.index), stream_times(result.path, twin)
-            assert max(abs(y - x - moved) for x, y in zip(a, b, strict=True)) <= max(slack, Fraction(1, 20000))
-    for converted in result.plan.converted:
-        (index,) = (s.index for s in probe(result.path).streams if s.codec == converted.codec)
-        form = ("-c:a", "pcm_s32le", "-f", "hash") if converted.stream.kind == "audio" else ("-f", "srt")
-        texts = [ffmpeg("-i", str(path), "-map", f"0:{place}", *form, "-")
-                 for path, place in ((source, converted.stream.index), (result.path, index))]  # fmt: skip
-        assert texts[0] == texts[1] != ""
-    assert facts(result.path).get("title") == facts(source).get("title")
-    if "TIMECODE" in facts(source):
-        assert facts(result.path)["TIMECODE"] == facts(source)["TIMECODE"] == "01:02:03:04"
-
-
-def stream_hash(path: Path, index: int) -> str:
-    line = ffmpeg("-i", str(path), "-map", f"0:{index}", "-c", "copy", "-f", "streamhash", "-hash", "md5", "-")
-    return line.split("=")[-1].strip()
-
-
-def stream_times(path: Path, index: int) -> list[Fraction]:
-    with av.open(str(path)) as container:
-        stream = container.streams[index]
-        return [p.pts * p.time_base for p in container.demux(stream) if p.size and p.pts is not None]
-
-
-def facts(path: Path) -> dict[str, str]:
-    """The tags of the file, and its time code wherever it lies."""
-    with av.open(str(path), metadata_errors="replace") as container:
-        tags = dict(container.metadata)
-        for stream in container.streams:
-            tags |= {key: value for key, value in stream.metadata.items() if key.lower() == "timecode"}
-    return {("TIMECODE" if key.lower() == "timecode" else key): value for key, value in tags.items()}
 
 
 def test_what_lies_beside_the_streams_comes_along(tmp_path: Path, made: Path) -> None:
@@ -222,11 +142,6 @@ def test_transparency_is_written_where_codec_and_container_can(
     assert np.abs(rgba[:, :, 40:, :3] - np.stack([picture(n)[:, 40:] for n in range(4)])).mean() < 4
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipInfo:
-    return probe(make_clip(tmp_path_factory.mktemp("clip") / "a.mp4"))
-
-
 @pytest.mark.parametrize(
     ("suffix", "bits", "alpha", "codec"),
     [(".webm", 8, False, "vp9"), (".webm", 10, False, "av1"), (".png", 8, True, "png"), (".y4m", 8, False, "y4m")]
@@ -289,196 +204,6 @@ def test_eight_bits_out_of_sixteen_are_dithered_and_always_the_same(tmp_path: Pa
     blocks = [each.reshape(8, 8, 32, 8).mean(axis=(1, 3)) for each in (planes[0].astype(float), wanted)]
     assert np.abs(blocks[0] - blocks[1]).max() < 0.1
     assert max(len(np.unique(planes[0][:, x])) for x in range(0, 256, 8)) > 1
-
-
-def png_spec(clip: ClipInfo, **more: int | bool) -> EncodeSpec:
-    return choose_spec(replace(clip, **more), width_px=64, height_px=48, codec="png", threads=1)
-
-
-@pytest.mark.parametrize("bits", [8, 10])
-def test_pictures_are_written_whole_numbered_and_exact(tmp_path: Path, clip: ClipInfo, bits: int) -> None:
-    spec = png_spec(clip, bit_depth=bits)
-    streams = plan_streams(clip, None, codec="png")
-    assert streams.suffix == ".png" and any("cannot store timestamps" in note for note in streams.notes)
-    level = 257 if bits > 8 else 1
-    dtype = np.uint16 if bits > 8 else np.uint8
-    frames = [Frame(n, 1, picture(n).astype(dtype) * dtype(level)) for n in range(5)]
-    segments = write_segments(tmp_path, spec, frames, per_segment=3)
-    hidden, target = tmp_path / ".hidden" / "f%03d.png", tmp_path / "new" / "f%03d.png"
-    assert write_pictures(segments, hidden) == 5
-    check_pictures(hidden, frames=5, spec=spec)
-    with pytest.raises(OutputCheckError, match=r"f006\.png"):
-        check_pictures(hidden, frames=6, spec=spec)
-    move_pictures(hidden, target, frames=5)
-    assert sorted(path.name for path in target.parent.iterdir()) == [f"f{n:03d}.png" for n in range(1, 6)]
-    for number in range(5):
-        (frame,) = read_frames(probe(numbered(target, number + 1)), warn=print)
-        assert (frame.rgb_hwc == frames[number].rgb_hwc).all()
-
-
-def test_pictures_that_cannot_all_be_moved_are_not_there_at_all(tmp_path: Path, clip: ClipInfo) -> None:
-    spec = png_spec(clip)
-    segments = write_segments(tmp_path, spec, [Frame(n, 1, picture(n)) for n in range(3)], per_segment=3)
-    write_pictures(segments, tmp_path / "made" / "%d.png")
-    (tmp_path / "target" / "3.png").mkdir(parents=True)
-    with pytest.raises(OutputError, match="folder"):
-        move_pictures(tmp_path / "made" / "%d.png", tmp_path / "target" / "%d.png", frames=3)
-    assert [path.name for path in (tmp_path / "target").iterdir()] == ["3.png"]
-
-
-@pytest.mark.parametrize("rotation_deg", [0, 90, 180, 270])
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_pictures_and_plain_frames_are_upright(
-    tmp_path: Path, clip: ClipInfo, rotation_deg: int, mirrored: bool
-) -> None:
-    spec = png_spec(clip, rotation_deg=rotation_deg, mirrored=mirrored)
-    segments = write_segments(tmp_path, spec, [Frame(0, 1, picture(0))], per_segment=1)
-    write_pictures(segments, tmp_path / "%d.png")
-    check_pictures(tmp_path / "%d.png", frames=1, spec=spec)
-    (frame,) = read_frames(probe(tmp_path / "1.png"), warn=print)
-    flipped = picture(0)[:, ::-1] if mirrored else picture(0)
-    assert (frame.rgb_hwc == np.rot90(flipped, -rotation_deg // 90)).all()
-
-
-@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv444p12le"])
-def test_plain_frames_are_read_by_another_program(tmp_path: Path, clip: ClipInfo, pix_fmt: str) -> None:
-    info = replace(clip, sample_aspect_ratio=Fraction(4, 3), rotation_deg=90)
-    spec = choose_spec(info, width_px=64, height_px=48, codec="y4m", pix_fmt=pix_fmt, threads=1)
-    assert plan_streams(clip, ".y4m", codec="y4m").suffix == ".y4m"
-    frames = [Frame(n, 1, picture(n)) for n in range(5)]
-    segments = write_segments(tmp_path, spec, frames, per_segment=3)
-    with open(tmp_path / "a.y4m", "wb") as file:
-        assert write_y4m(segments, spec, file) == 5
-    again = probe(tmp_path / "a.y4m")
-    assert (again.width_px, again.height_px, again.average_rate) == (48, 64, 25)
-    assert (again.sample_aspect_ratio, again.pix_fmt) == (Fraction(3, 4), pix_fmt)
-    hashes = [ffmpeg("-i", str(path), "-f", "framehash", "-hash", "crc32", "-").splitlines()[-1].split(",")[-1]
-              for path in (tmp_path / "a.y4m", segments[-1].path)]  # fmt: skip
-    assert hashes[0] == hashes[1]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_sink_that_takes_no_more_is_an_output_error(tmp_path: Path, clip: ClipInfo) -> None:
-    spec = choose_spec(clip, width_px=64, height_px=48, codec="y4m", threads=1)
-    segments = write_segments(tmp_path, spec, [Frame(0, 1, picture(0))], per_segment=1)
-    with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OutputError, match="full"):
-        write_y4m(segments, spec, file)
-
-
-@pytest.mark.parametrize(
-    ("text", "by_s", "source_rate", "rate", "expected"),
-    [
-        ("01:02:03:04", Fraction(0), 25, 25, "01:02:03:04"),
-        ("01:02:03:04", Fraction(1), 25, 25, "01:02:04:04"),
-        ("23:59:59:24", Fraction(1, 25), 25, 25, "00:00:00:00"),
-        ("00:00:00:12", Fraction(0), 24, 48, "00:00:00:24"),
-        ("00:00:59;29", Fraction(1001, 30000), Fraction(30000, 1001), Fraction(30000, 1001), "00:01:00;02"),
-        ("00:09:59;29", Fraction(1001, 30000), Fraction(30000, 1001), Fraction(30000, 1001), "00:10:00;00"),
-        ("00:01:00;04", Fraction(0), Fraction(60000, 1001), Fraction(60000, 1001), "00:01:00;04"),
-        ("00:00:00:40", Fraction(0), 25, 25, None),
-        ("00:00:10;00", Fraction(0), Fraction(30000, 1001), 25, None),
-        ("noon", Fraction(0), 25, 25, None),
-    ],
-)
-def test_time_codes_move_with_the_picture(
-    text: str, by_s: Fraction, source_rate: Fraction, rate: Fraction, expected: str | None
-) -> None:
-    found = moved_timecode(text, by_s=by_s, source_rate=Fraction(source_rate), rate=Fraction(rate))
-    assert found == expected
-
-
-def test_a_cut_takes_everything_in_step(tmp_path: Path, made: Path) -> None:
-    source = tmp_path / "a.mp4"
-    ffmpeg(
-        *f"{LONG} {SINE.format(1.2)} -i {made}/c.jpg -i {made}/long.mp4 -i {made}/a.srt -map 0 -map 1 -map 3:v -map 4 "
-        f"-map 2 -c:v:0 libx264 -c:v:1 copy -c:v:2 copy -disposition:v:0 default -disposition:v:1 0 "
-        f"-disposition:v:2 attached_pic -c:a aac -c:s mov_text -timecode 01:02:03:04".split(),
-        str(source),
-    )
-    window = (Fraction(1, 5), Fraction(4, 5))
-    result = checked(enlarge(source, tmp_path, window=window))
-    assert shown_times(result.path) == [Fraction(n, 25) for n in range(15)]
-    assert facts(result.path)["TIMECODE"] == "01:02:03:09"
-    videos = [s for s in probe(result.path).streams if s.kind == "video"]
-    assert sorted(s.is_picture for s in videos) == [False, False, True]
-    inside = [t for t in packet_times(source, "audio")[0] if window[0] <= t + Fraction(512, 48000) < window[1]]
-    heard = packet_times(result.path, "audio")[0]
-    assert max(abs(b - (a - window[0])) for a, b in zip(inside, heard, strict=True)) < Fraction(1, 20000)
-    shown = ffmpeg("-i", str(result.path), "-map", "0:s", "-f", "srt", "-")
-    assert "Second line" in shown and "First line" not in shown
-
-
-def test_a_stream_of_which_nothing_lies_in_the_cut_does_not_fail_the_check(tmp_path: Path, made: Path) -> None:
-    source = tmp_path / "a.mp4"
-    ffmpeg(*ROWS["subtitles of mp4"].made.replace("{dir}", str(made)).split(), str(source))
-    result = checked(enlarge(source, tmp_path, window=(Fraction(0), Fraction(1, 25))))
-    assert ("subtitle", 0) in result.joined.packets
-
-
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_a_cover_and_tags_that_mp4_cannot_hold_together_are_named(tmp_path: Path, made: Path, name: str) -> None:
-    source = tmp_path / "a.mkv"
-    ffmpeg(
-        *f"{TEST} {X264} -attach {made}/c.jpg -metadata:s:t:0 mimetype=image/jpeg -metadata camera=C".split(),
-        str(source),
-    )
-    result = checked(enlarge(source, tmp_path, suffix=Path(name).suffix))
-    assert bool(result.warnings) == (name == "a.mp4")
-    assert any("CAMERA" in warning for warning in result.warnings) == (name == "a.mp4")
-    assert any(stream.is_picture for stream in probe(result.path).streams)
-
-
-KILLED = """
-import os, pickle, signal, sys
-from av.container.output import OutputContainer
-from ultraflash_cli.video import join as module
-arguments, limit = pickle.load(sys.stdin.buffer)
-plain, left = module._interleave, [limit]
-def dying(packets):
-    for packet in packets:
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield packet
-module._interleave = lambda container, pictures, copied, written: plain(
-    container, dying(pictures), dying(copied), written
-)
-module.join(*arguments)
-"""
-
-
-def test_a_join_that_is_killed_leaves_nothing_and_the_next_one_gives_the_same_bytes(tmp_path: Path, made: Path) -> None:
-    result = enlarge(made / "long.mp4", tmp_path, suffix=".mkv")
-    whole = result.path.read_bytes()
-    target = tmp_path / "again.mkv"
-    arguments = (result.segments, result.info, result.plan, result.spec, target)
-    for limit in (2, 40):
-        command = [sys.executable, "-c", KILLED]
-        done = subprocess.run(command, input=pickle.dumps((arguments, limit)), check=False, cwd=Path.cwd())
-        assert done.returncode == -signal.SIGKILL and not target.exists()
-        join(*arguments)
-        assert target.read_bytes() == whole
-        target.unlink()
-        assert not list(tmp_path.glob("*.part.*"))
-
-
-def test_the_check_misses_no_packet_and_no_damage(tmp_path: Path, made: Path) -> None:
-    result = checked(enlarge(made / "long.mp4", tmp_path))
-    picture, sound = result.joined.contents
-    regrouped = replace(result.joined, contents=(picture, replace(sound, packets=3)))
-    assert check_output(result.path, plan=result.plan, frames=30, joined=regrouped) == ()
-    short = replace(result.joined, contents=(picture, replace(sound, packets=3, size_bytes=sound.size_bytes // 2)))
-    (note,) = check_output(result.path, plan=result.plan, frames=30, joined=short)
-    assert note.startswith("stream 1 audio aac: 3 packets")
-    with av.open(str(result.path)) as container:
-        packets = [p for p in container.demux(container.streams.video[0]) if p.size and p.pos is not None]
-    content = bytearray(result.path.read_bytes())
-    damaged = max(packets[-8:], key=lambda packet: 0 if packet.is_keyframe else packet.size)
-    place = damaged.pos or 0
-    content[place + 8 : place + damaged.size] = bytes(damaged.size - 8)
-    (tmp_path / "broken.mp4").write_bytes(content)
-    with pytest.raises(OutputCheckError):
-        check_output(tmp_path / "broken.mp4", plan=result.plan, frames=30)
 
 
 def test_what_the_picture_loses_is_named(clip: ClipInfo) -> None:

@@ -1,104 +1,27 @@
-"""Weights from a hub: fetched, resumed, checked, converted, refused, imported, locked, removed."""
+"""Weights from a hub: fetched, resumed, checked, converted, imported, removed."""
 
 import hashlib
 import json
 import os
-import pickle
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import ultraflash_cli
-from tests.weights.checkpoints import saved, tiny_decoder, upsampler, wrapped
-from tests.weights.hub import COMMIT, FakeHub, git_blob, running_hub
+from tests.weights.hub import COMMIT, FakeHub
+from tests.weights.pulling import COMMAND, NAME, PIECE, TOKENIZER, ULTRAFLASH, WAN, left, pull, refused
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.jobs.resume.journal import OutputLock
-from ultraflash_cli.jobs.weights.pull import hub_of
 from ultraflash_cli.main import main
 from ultraflash_cli.settings import DEFAULT_ENDPOINT, Settings
-from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, read_manifest, read_sets
+from ultraflash_cli.weights.manifest import read_manifest, read_sets
 from ultraflash_cli.weights.store import WeightStore
 from ultraflash_cli.weights.verify import verify
-
-COMMAND = (sys.executable, "-m", "ultraflash_cli")
-ULTRAFLASH, WAN = "xin1u/UltraFlash", "Wan-AI/Wan2.1-T2V-1.3B"
-TOKENIZER = {
-    "google/umt5-xxl/spiece.model": b"\n\x0e\n\x05<pad>" + bytes(range(256)) * 400,
-    "google/umt5-xxl/tokenizer.json": b'{"version": "1.0"}',
-    "google/umt5-xxl/tokenizer_config.json": b'{"tokenizer_class": "T5Tokenizer"}',
-    "google/umt5-xxl/special_tokens_map.json": b'{"eos_token": "</s>"}',
-}
-PIECE = 10 * 2**20
-"""What the hub's library writes at once."""
-
-
-@pytest.fixture(scope="module")
-def decoder_file() -> bytes:
-    return saved(tiny_decoder())
-
-
-@pytest.fixture(scope="module")
-def upsampler_file() -> bytes:
-    names = {f"_fsdp_wrapped_module.{name}": value for name, value in upsampler(2).items()}
-    return saved(wrapped(names, "model"))
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with the tokenizer, an environment that knows no other, and a list without locks."""
-    listed = tmp_path / "listed.toml"
-    listed.write_text(manifest_text({name: unlocked(e) for name, e in read_manifest().items()}, read_sets()))
-    monkeypatch.setattr("ultraflash_cli.weights.manifest._manifest_path", lambda: listed)
-    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "ULTRAFLASH_HOME", "HF_HUB_CACHE", "http_proxy", "HTTP_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with running_hub() as hub:
-        hub.files[WAN] = dict(TOKENIZER)
-        monkeypatch.setenv("HF_ENDPOINT", hub.address)
-        yield hub
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
-    return WeightStore(tmp_path / "hf" / "ultraflash")
-
-
-def unlocked(entry: WeightEntry) -> WeightEntry:
-    """The entry as it would be listed if only names were known."""
-    if entry.packaged:
-        return entry
-    places = tuple(replace(each, revision=None, sha256=None, bytes=None) for each in entry.alternatives)
-    return replace(entry, revision=None, sha256=None, bytes=None, alternatives=places)
-
-
-def pull(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
-    """Pull inside this process and return what was reported."""
-    assert main(["weights", "pull", *map(str, arguments), "--json"]) == 0, capsys.readouterr().err
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 8) -> str:
-    """Run a command that ends with one line, which is returned."""
-    got = main([*map(str, arguments), "-q"])
-    shown = capsys.readouterr()
-    assert (got, shown.out) == (code, ""), shown.err
-    (line,) = shown.err.splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
-def left(store: WeightStore) -> list[str]:
-    """Downloads that are kept for later."""
-    return sorted(path.name for path in store.downloads.glob("*") if path.name != "lock")
 
 
 def test_a_pull_shows_what_comes_and_leaves_a_checked_converted_file_with_a_receipt(
@@ -246,91 +169,6 @@ def test_a_set_leaves_out_the_scale_that_there_is_no_file_for(
     assert set(states.values()) == {"ready"}
 
 
-NAME = "wan/tokenizer/spiece.model"
-FILE = "spiece.model"
-
-
-def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(
-    hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = ("weights", "pull", NAME)
-    hub.tokens[WAN] = "secret"
-    assert "requires a login (401); set HF_TOKEN" in refused(capsys, *command)
-    monkeypatch.setenv("HF_TOKEN", "wrong")
-    assert "refuses access (403); set HF_TOKEN" in refused(capsys, *command)
-    hub.tokens.clear()
-    hub.gated.add(WAN)
-    assert "terms must be accepted (403)" in refused(capsys, *command)
-    hub.gated.clear()
-    for status, sentence in {
-        500: "server error (500); run the same command later",
-        429: "too many requests to the hub (429)",
-    }.items():
-        hub.broken[FILE] = status
-        assert sentence in refused(capsys, *command)
-    hub.broken = {f"GET {FILE}": 503}
-    assert "server error (503); run the same command later to resume" in refused(capsys, *command)
-    hub.broken.clear()
-    hub.silent.add("google/umt5-xxl/spiece.model")
-    assert "does not report commit, size and hash" in refused(capsys, *command)
-    hub.files[WAN] = {"README.md": b"# words"}
-    line = refused(capsys, *command)
-    assert "has no google/umt5-xxl/spiece.model, only README.md" in line and "--from FILE" in line
-    del hub.files[WAN]
-    assert "(401)" in refused(capsys, *command)
-    assert not [request for request in hub.transfers() if "storage" in request.path]
-
-
-def test_without_network_and_with_a_wrong_address_it_is_one_line(
-    hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert "no connection to http://127.0.0.1:1" in refused(capsys, "weights", "pull", NAME)
-    monkeypatch.setenv("HF_ENDPOINT", "nonsense")
-    assert "HF_ENDPOINT must be a URL" in refused(capsys, "weights", "pull", NAME, code=2)
-
-
-def test_tokens_and_passwords_are_neither_printed_nor_sent_unencrypted(
-    hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret\ntoken")
-    assert "HF_TOKEN contains a space" in refused(capsys, "weights", "pull", NAME, code=2)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("HF_ENDPOINT", "http://user:pass-word@127.0.0.1:1")
-    assert main(["-v", "--log-file", str(tmp_path / "log"), "weights", "pull", NAME]) == 8
-    shown = capsys.readouterr().err + (tmp_path / "log").read_text()
-    assert "no connection to http://***127.0.0.1:1" in shown
-    assert "pass-word" not in shown and "hf_secret" not in shown
-
-    settings = Settings.from_environment({"HF_TOKEN": "hf_secret", "HF_ENDPOINT": "http://hub.example"})
-    assert hub_of(settings).login is False
-    assert "is not encrypted, so the token is not sent" in (hub_of(settings).withheld or "")
-    for address in ("https://hub.example", "http://localhost:80"):
-        trusted = hub_of(Settings.from_environment({"HF_TOKEN": "hf_secret", "HF_ENDPOINT": address}))
-        assert (trusted.login, trusted.withheld) == ("hf_secret", None)
-
-
-class _Runs:
-    """What runs a command where it is unpickled."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return subprocess.call, ("true",)
-
-
-def pickled(what: object, path: Path) -> object:
-    return path.write_bytes(pickle.dumps(what))
-
-
-@pytest.mark.parametrize("save", [torch.save, pickled], ids=["zip", "pickle"])
-def test_a_pickle_that_would_run_something_is_one_clean_line(
-    hub: FakeHub, capfd: pytest.CaptureFixture[str], tmp_path: Path, save: Callable[[object, Path], object]
-) -> None:
-    save({"weights": _Runs()}, tmp_path / "evil.pth")
-    line = refused(capfd, "weights", "pull", "--from", tmp_path / "evil.pth")
-    assert line.startswith("error: evil.pth: ") and line.endswith("; none of its code was run)")
-    assert "torch.load" not in line
-
-
 def test_offline_asks_nothing_of_the_network(
     hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,41 +176,6 @@ def test_offline_asks_nothing_of_the_network(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "is not on this machine" in refused(capsys, "weights", "pull", NAME)
     assert hub.requests == []
-
-
-def test_unknown_names_are_usage_errors_with_the_nearest_ones(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "weights", "pull", "ultraflash/decodr", code=2)
-    assert "did you mean ultraflash/decoder" in line
-    assert "weights list" in refused(capsys, "weights", "path", "zzz", code=2)
-    assert "give a NAME such as ultraflash" in refused(capsys, "weights", "pull", code=2)
-    assert hub.requests == []
-
-
-@pytest.mark.parametrize(
-    ("stored", "message"),
-    [
-        pytest.param(b"x" * 102409, "sha256 of the download starts", id="corrupted"),
-        pytest.param(b"\n" * 500, "received 500 bytes, expected 102409", id="truncated"),
-    ],
-)
-def test_a_transfer_that_is_not_what_the_hub_says_is_refused_and_removed(
-    hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str], stored: bytes, message: str
-) -> None:
-    assert len(TOKENIZER["google/umt5-xxl/spiece.model"]) == 102409
-    hub.stored[FILE] = stored
-    line = refused(capsys, "weights", "pull", NAME)
-    assert message in line
-    assert left(store) == []
-    assert not store.path(read_manifest()[NAME]).exists()
-    hub.stored.clear()
-    assert pull(capsys, NAME)[0]["state"] == "pulled"
-
-
-def test_a_plain_file_that_is_not_what_git_says_is_refused(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
-    content = TOKENIZER["google/umt5-xxl/tokenizer.json"]
-    hub.stored["tokenizer.json"] = content.replace(b"1", b"2")
-    line = refused(capsys, "weights", "pull", "wan/tokenizer/tokenizer.json")
-    assert f"expected {git_blob(content)[:12]}" in line and "git blob id of the download" in line
 
 
 def test_a_file_under_another_folder_and_a_repository_that_moved_are_found(
@@ -419,28 +222,6 @@ def test_files_of_the_hubs_own_tools_are_used_where_they_lie(
     capsys.readouterr()
     assert main(["weights", "pull", NAME, "--offline"]) == 8
     assert "--offline is set; run again without it" in capsys.readouterr().err
-
-
-def test_a_disk_without_space_is_refused_before_the_transfer(
-    hub: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ultraflash_cli.jobs.weights.install.free_bytes", lambda _: 100_000)
-    assert "disk full" in refused(capsys, "weights", "pull", NAME, code=7)
-    assert hub.transfers() == []
-
-
-def test_a_disk_that_fills_up_on_the_way_is_one_line_and_the_pull_goes_on_later(
-    hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ultraflash_cli.jobs.weights.install.shutil.copyfile", full)
-        assert "No space left on device" in refused(capsys, "weights", "pull", NAME, code=7)
-    assert len(left(store)) == 1
-    assert pull(capsys, NAME)[0]["state"] == "pulled"
-    assert len([request for request in hub.transfers() if "storage" in request.path]) == 1
 
 
 def test_two_pulls_at_once_do_not_meet(hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -523,61 +304,3 @@ def test_a_file_the_user_has_that_fits_nothing_or_too_much_is_refused(
     line = refused(capsys, "weights", "pull", "wan/tokenizer/tokenizer.json", "--from", mine)
     assert "not readable as JSON" in line
     assert left(store) == []
-
-
-def test_a_lock_is_filled_from_the_hub_and_holds_later_pulls_to_it(
-    hub: FakeHub,
-    store: WeightStore,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    out = tmp_path / "weights.toml"
-    assert main(["weights", "lock", "--out", str(out), "wan/tokenizer"]) == 0
-    capsys.readouterr()
-    locked, listed = read_manifest(out), read_manifest()
-    assert locked.keys() == listed.keys()
-    assert read_sets(out) == read_sets()
-    for path, content in TOKENIZER.items():
-        entry = locked[f"wan/tokenizer/{Path(path).name}"]
-        assert (entry.revision, entry.bytes) == (COMMIT, len(content))
-        assert entry.sha256 == hashlib.sha256(content).hexdigest()
-    assert locked["ultraflash/decoder"] == listed["ultraflash/decoder"]
-    assert "exists; use -y to replace it" in refused(capsys, "weights", "lock", "--out", out, "wan/tokenizer", code=2)
-
-    pull(capsys, NAME)
-    monkeypatch.setattr("ultraflash_cli.jobs.weights.catalogue.read_manifest", lambda: locked)
-    assert pull(capsys, NAME)[0]["state"] == "ready"
-    states = pull(capsys, "wan/tokenizer")
-    assert {each["verified_by"] for each in states if each["name"] != NAME} == {"lock"}
-    # Another file under the same name, at the hub or from the user, is not taken any more.
-    assert main(["weights", "rm", NAME]) == 0
-    capsys.readouterr()
-    hub.files[WAN] = {"google/umt5-xxl/spiece.model": b"\nother"}
-    line = refused(capsys, "weights", "pull", NAME)
-    assert "the hub has 6 bytes" in line and "expected 102409 bytes" in line
-    mine = tmp_path / "spiece.model"
-    mine.write_bytes(b"\nother")
-    assert "6 bytes, sha256 starts" in refused(capsys, "weights", "pull", NAME, "--from", mine)
-
-
-def test_a_lock_is_never_written_into_an_installed_package(
-    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    package = Path(ultraflash_cli.__file__).parent
-    for place in (package / "weights.toml", tmp_path / "site-packages" / "x" / "weights.toml"):
-        line = refused(capsys, "weights", "lock", "--out", place, code=2)
-        assert "inside an installed package" in line
-    assert "is a folder" in refused(capsys, "weights", "lock", "--out", tmp_path, code=2)
-    out = tmp_path / "weights.toml"
-    assert "(401)" in refused(capsys, "weights", "lock", "--out", out, "ultraflash")
-    assert not out.exists()
-
-
-def test_a_list_that_was_locked_later_does_not_take_what_was_pulled_before(
-    hub: FakeHub, store: WeightStore, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pull(capsys, NAME)
-    entry = replace(read_manifest()[NAME], revision="0" * 40, sha256="1" * 64, bytes=5)
-    with pytest.raises(WeightsError, match=r"made from a file whose sha256 starts .* expected 111111111111"):
-        verify(entry, store, quick=True)
