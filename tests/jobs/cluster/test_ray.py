@@ -22,6 +22,7 @@ from ultraflash_cli.jobs.events import Event, Started
 from ultraflash_cli.jobs.planning.upscale import UpscaleJob
 from ultraflash_cli.jobs.running.upscale import run
 from ultraflash_cli.jobs.stop import Stop
+from ultraflash_cli.main import main
 from ultraflash_cli.settings import quieten_libraries
 
 OPTIONS: dict[str, Any] = {"res": "2x", "model": "tiny-lite", "threads": 1, "device": "cpu"}
@@ -119,6 +120,25 @@ def test_a_driver_that_was_killed_is_resumed_by_the_same_command(tmp_path: Path,
     (outcome,) = join_units(plan, ignore, stop=Stop())
     assert outcome.report is not None, outcome.failure
     assert (tmp_path / "out.mkv").read_bytes() == local(source, tmp_path / "local.mkv")
+
+
+def test_prompts_are_generated_on_ray_as_on_one_machine(
+    tmp_path: Path, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball\n", encoding="utf-8")
+    wish = ["generate", "--prompts", str(prompts), "--count", "2", "--res", "480p", "--seconds", "0.2", "--json"]
+    wish += [word for name, value in OPTIONS.items() if name != "res" for word in (f"--{name}", str(value))]
+    cluster = ["--executor", "ray", "--address", address, "--workers", "1", "--work-dir", str(tmp_path / "work")]
+    assert main([*wish, "-o", str(tmp_path / "there"), *cluster]) == 0
+    *there, machines = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (machines["executor"], machines["workers"], machines["units"]) == ("ray", 1, 2)
+    assert main([*wish, "-o", str(tmp_path / "here")]) == 0
+    here = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert len(here) == 2
+    for a, b in zip(there, here, strict=True):
+        assert a["seed"] == b["seed"] and Path(a["output"]).name == Path(b["output"]).name
+        assert Path(a["output"]).read_bytes() == Path(b["output"]).read_bytes()
 
 
 def test_a_cluster_that_is_not_there_is_a_device_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
