@@ -2,6 +2,7 @@
 without recomputation."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ultraflash_cli.engine.cache import KvRing
 from ultraflash_cli.engine.layers import attention
 from ultraflash_cli.engine.layers.attention import SparseAttended, SparseLayout, sparse_causal_attention
+from ultraflash_cli.engine.layers.dit import DitBlock
 from ultraflash_cli.engine.profiles import TINY_RANDOM, ULTRAFLASH
 from ultraflash_cli.engine.seeds import generator_of
 from ultraflash_cli.engine.sparsity import BlockGrid
@@ -113,6 +115,86 @@ def test_attention_has_the_gradients_of_one_masked_softmax_in_float64(kind: str)
         results.append((attended.out, *torch.autograd.grad(loss, leaves)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+def plain_layer(
+    block: DitBlock, x: Tensor, time: Tensor, turns: Tensor, mask: Tensor, context: Tensor, k_old: Tensor, v_old: Tensor
+) -> Tensor:
+    """A layer as its formulas have it, tokens in a row: ``x [tokens, width]``, rotations
+    ``turns [tokens, d / 2]``, keys and values before them ``[heads, tokens, d]``."""
+    attn, cross = block.self_attn, block.cross_attn
+    vectors = (block.modulation + time)[0]
+
+    def heads(layer: Any, norm: Any, rows: Tensor) -> Tensor:
+        out = layer(rows)
+        if norm is not None:
+            out = out / (out.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
+        return out.unflatten(-1, (attn.heads, -1)).transpose(0, 1)
+
+    def turned(rows: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(rows.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+
+    def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+        return (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+    def centred(rows: Tensor) -> Tensor:
+        away = rows - rows.mean(-1, keepdim=True)
+        return away / (away.square().mean(-1, keepdim=True) + block.eps).sqrt()
+
+    y = centred(x) * (1 + vectors[1]) + vectors[0]
+    k = torch.cat([k_old, turned(heads(attn.k, attn.norm_k, y))], dim=1)
+    v = torch.cat([v_old, heads(attn.v, None, y)], dim=1)
+    x = x + vectors[2] * attn.o(attended(turned(heads(attn.q, attn.norm_q, y)), k, v, mask))
+    y = centred(x) * block.norm3.weight + block.norm3.bias
+    k, v = heads(cross.k, cross.norm_k, context), heads(cross.v, None, context)
+    x = x + cross.o(attended(heads(cross.q, cross.norm_q, y), k, v, None))
+    wide = block.ffn[0](centred(x) * (1 + vectors[4]) + vectors[3])
+    bent = 0.5 * wide * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)))
+    return x + vectors[5] * block.ffn[2](bent)
+
+
+def test_a_layer_of_the_published_width_is_its_formulas_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1536 wide, 12 heads, two blocks of 128 tokens and two of the group before, some left out: the result, and the
+    gradients of everything."""
+    assert ULTRAFLASH.sr_dit is not None
+    config = replace(ULTRAFLASH.sr_dit, num_layers=1, text_dim=8, text_len=4)
+    made = network(config).double()
+    block, rng = cast("DitBlock", made.blocks[0]), generator_of("layer")
+    grid = BlockGrid(2, 8, 16, (2, 8, 8))
+    layout = SparseLayout.of(
+        grid, remembered=2, window=0, chunk=1, budget=1, kv_len=1, device=torch.device("cpu"), mask_dtype=torch.float64
+    )
+    x, k_old, v_old, words = (
+        torch.randn(shape, generator=rng, dtype=torch.float64).requires_grad_()
+        for shape in ((1, 2, 128, 1536), (1, 12, 2, 128, 128), (1, 12, 2, 128, 128), (1, 4, 1536))
+    )
+    time = torch.randn(1, 6, 1536, generator=rng, dtype=torch.float64)
+    tables, masks = made.rotations(2, 2, 8, 16), list[Tensor]()
+
+    def noted(*given: Any) -> SparseAttended:
+        attended = sparse_causal_attention(*given)
+        masks.append(attended.mask)
+        return attended
+
+    monkeypatch.setattr(attention, "sparse_causal_attention", noted)
+    stream, addend, _ = block(x, None, time, (tables, layout, KvRing(k_old, v_old, 2)), block.cross_attn.project(words))
+    assert addend.gate is not None and not masks[0].all() and masks[0][..., :2].any()
+    ours = stream + addend.y * addend.gate
+
+    cuts = [n * p for n, p in zip(tables.positions, tables.pairs, strict=True)]
+    parts = torch.view_as_complex(tables.turns).to(torch.complex128).split(cuts)
+    axes = [part.view(n, p) for part, n, p in zip(parts, tables.positions, tables.pairs, strict=True)]
+    places = [(f, r, 8 * b + c) for b in range(2) for f in range(2) for r in range(8) for c in range(8)]
+    turns = torch.stack([torch.cat([axis[at] for axis, at in zip(axes, place, strict=True)]) for place in places])
+    mask = masks[0][0].repeat_interleave(128, 1).repeat_interleave(128, 2)
+    before = (k_old[0].flatten(1, 2), v_old[0].flatten(1, 2))
+    theirs = plain_layer(block, x[0].flatten(0, 1), time, turns, mask, words[0], *before).view_as(ours)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    leaves = [x, k_old, v_old, words, *block.parameters()]
+    for mine, wanted in zip(*(torch.autograd.grad(y.square().sum(), leaves) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-8, atol=1e-10 * float(wanted.abs().max()))
 
 
 def test_a_layer_of_the_published_width_has_the_gradients_of_masked_attention(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The dry run counts what training does: its numbers against real tensors and closed forms."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,39 @@ def test_eight_gpus_of_80_gb_train_the_published_transformer() -> None:
     linears = 2 * tokens * 30 * (6 * dim**2 + 2 * dim * 8960)
     attention = 4 * dim * 30 * sum(range(1, 7)) * (tokens // 6) ** 2
     assert found.flops_per_step == pytest.approx(4 * linears + 4.5 * attention, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["decoder", "latent_upsampler"])
+def test_networks_of_convolutions_are_counted_at_every_scale(name: str) -> None:
+    recipe = RECIPES[name].load()
+    config: Any = recipe.configure(steps=10, seed=1, profile=ULTRAFLASH)  # pyright: ignore[reportCallIssue]
+    pairs = replace(config.pairs, crop_px=32, frames=4)
+    small = replace(config, pairs=pairs, scale_odds=((2, 1.0), (3, 1.0)), loop=replace(config.loop, batch=1))
+    if name == "decoder":
+        small = replace(small, condition="lr", without=0.0)
+    found, alone = (
+        cost.cost_of(recipe, each, cost.Fleet(gpus=1)) for each in (small, replace(small, scale_odds=((2, 1.0),)))
+    )
+    # A clip at x3 has 9/4 of the pixels of one at x2; of the upsampler, both see the small one.
+    assert 1.2 < found.turns["student"] / alone.turns["student"] < 1.75
+    trained = found.memory["weights of learners"] / 4
+    assert trained == (13_972 + 9_844_611 if name == "decoder" else 9_721_504)
+    assert found.memory["frozen networks"] > 0 and found.clips_per_step == 1
+
+
+def test_every_recipe_runs_dry_at_the_published_size_or_says_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, recipe in RECIPES.items():
+        words = ["train", "run", name, "--steps", "10", "--profile", "ultraflash", "--dry-run"]
+        if not recipe.unpublished:
+            config: Any = recipe.load().configure(steps=10, seed=1, profile=ULTRAFLASH)  # pyright: ignore[reportCallIssue]
+            assert config.loop.runs_in_bf16 and config.loop.frozen == "bf16" and config.loop.steps == 10
+            continue
+        assert main(words) == 2
+        assert f"{name} does not train ultraflash: {recipe.unpublished}" in capsys.readouterr().err
+        assert main([*words[:5], "--dry-run"]) == 2
+        assert recipe.unpublished in capsys.readouterr().err
+    trained = {name for name, recipe in RECIPES.items() if not recipe.unpublished}
+    assert trained == {"decoder", "latent_upsampler", "tv2v_flow_matching", "causal_dmd", "cascade_dpo"}
 
 
 def test_a_sketch_of_sparse_attention_counts_no_more_than_the_budget() -> None:

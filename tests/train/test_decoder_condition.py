@@ -25,8 +25,9 @@ from ultraflash_cli.train.export import ExportJob, export
 from ultraflash_cli.train.latents import draw_scene
 from ultraflash_cli.train.loop import generator_of
 from ultraflash_cli.train.recipes import decoder, tv2v_flow_matching
+from ultraflash_cli.train.record import RECORD
 from ultraflash_cli.train.roles import TOY, CascadeRoles
-from ultraflash_cli.train.run import AVERAGE, RECORD
+from ultraflash_cli.train.run import AVERAGE
 from ultraflash_cli.weights.load import load_strictly, read_tensors
 
 PAIRS = PairConfig(frames=8, crop_px=32, shares=(("scene", 1.0),), degradation=CLEAN)

@@ -23,7 +23,8 @@ from ultraflash_cli.train.losses import weave_loss
 from ultraflash_cli.train.pairs import CutConfig, KeptPairs, MakePairsJob, make_pairs, pairs_hash
 from ultraflash_cli.train.recipes import perceptual
 from ultraflash_cli.train.recipes.perceptual import PerceptualConfig, PerceptualRoles
-from ultraflash_cli.train.run import AVERAGE, RECORD, RunRecord, read_record
+from ultraflash_cli.train.record import RECORD, RunRecord, read_record
+from ultraflash_cli.train.run import AVERAGE
 from ultraflash_cli.weights.load import read_tensors
 
 CUTS = CutConfig(frames=3, side_px=32)

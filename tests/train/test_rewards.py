@@ -1,5 +1,6 @@
 """Rewards: what they prefer, that gradients reach the pixels, and how others join."""
 
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,10 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.metrics import lpips
 from ultraflash_cli.metrics.lpips import PACKAGE, Trunk, learned_distance
 from ultraflash_cli.train import perception, rewards
+from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.rewards import TemporalConsistency, TextureLikeness, load_reward, reward_of
+from ultraflash_cli.train.run import TrainJob
+from ultraflash_cli.train.settings import parse_settings
 
 
 def clip(seed: int = 1) -> Tensor:
@@ -67,6 +71,72 @@ def test_a_package_offers_a_reward_by_an_entry_point(monkeypatch: pytest.MonkeyP
     ):
         with pytest.raises(UsageError, match=message):
             load_reward(name)
+
+
+OWN_REWARDS = """
+import torch
+
+SPOILED = 3
+
+def sharp(frames_bcthw):
+    return frames_bcthw.diff(dim=-1).abs().mean((1, 3, 4))
+
+def near(frames_bcthw, truth_bcthw, power=2):
+    return -(frames_bcthw - truth_bcthw).abs().pow(power).mean((1, 3, 4))
+
+def flat(frames_bcthw):
+    return frames_bcthw.mean()
+
+class Bright:
+    def __init__(self):
+        self.weight = 2.0
+    def score(self, frames_bcthw, truth_bcthw):
+        return self.weight * frames_bcthw.mean((1, 3, 4))
+
+bright = Bright()
+"""
+
+
+def test_a_function_of_a_module_is_a_reward_with_or_without_the_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_rewards.py").write_text(OWN_REWARDS)
+    monkeypatch.chdir(tmp_path)
+    frames, truth = clip().requires_grad_(True), clip(2)
+    expected = {
+        "sharp": truth.diff(dim=-1).abs().mean((1, 3, 4)),
+        "near": torch.zeros(2, 4),
+        "Bright": 2 * truth.mean((1, 3, 4)),
+        "bright": 2 * truth.mean((1, 3, 4)),
+    }
+    for name, scores in expected.items():
+        torch.testing.assert_close(load_reward(f"own_rewards:{name}").score(truth, truth), scores)
+    terms = reward_of(frames, truth, (("own_rewards:sharp", 0.5), ("own_rewards:near", 1.0)))
+    sum(terms.values(), start=torch.zeros(())).backward()
+    assert frames.grad is not None and frames.grad.abs().sum() > 0
+
+    with pytest.raises(UsageError, match=r"returned \[\], expected one score per frame"):
+        load_reward("own_rewards:flat").score(truth, truth)
+    for name, message in (("own_rewards:SPOILED", "is no reward"), ("own_rewards:gone", "cannot be loaded")):
+        with pytest.raises(UsageError, match=message):
+            load_reward(name)
+    with pytest.raises(UsageError, match="No module named"):
+        load_reward("nowhere:sharp")
+
+
+def test_a_recipe_takes_a_reward_of_a_module_by_option_and_by_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "more_rewards.py").write_text(OWN_REWARDS)
+    monkeypatch.chdir(tmp_path)
+    recipe = RECIPES["causal_dmd"].load()
+    named = TrainJob(
+        recipe="causal_dmd", data=tmp_path, out=tmp_path, steps=1, toy=True, rewards=(("more_rewards:sharp", 0.1),)
+    )
+    changes = parse_settings([("rewards", '[["more_rewards:sharp", 0.1]]')])
+    setting = replace(named, rewards=(), changes=tuple(changes.items()))
+    assert named.configure(recipe) == setting.configure(recipe)
+    assert named.configure(recipe).rewards == (("more_rewards:sharp", 0.1),)
 
 
 def test_rewards_are_weighed_and_those_without_weight_not_computed() -> None:

@@ -16,7 +16,7 @@ from ultraflash_cli.train.data import PairConfig, data_hash
 from ultraflash_cli.train.export import networks_of
 from ultraflash_cli.train.loop import LoopConfig
 from ultraflash_cli.train.recipes import pixels
-from ultraflash_cli.train.run import read_record
+from ultraflash_cli.train.record import read_record
 from ultraflash_cli.weights.load import load_strictly, read_tensors
 from ultraflash_cli.weights.manifest import manifest_text, read_manifest, read_sets
 from ultraflash_cli.weights.verify import sha256_of

@@ -56,6 +56,9 @@ def test_tensorboard_gets_every_number_or_its_absence_is_told(tmp_path: Path, mo
         def add_scalar(self, name: str, value: float, step: int) -> None:
             told.append((name, value, step))
 
+        def add_image(self, name: str, picture: Any, step: int, dataformats: str) -> None:
+            told.append((name, picture.shape, step, dataformats))
+
         def close(self) -> None:
             told.append("closed")
 
@@ -65,8 +68,11 @@ def test_tensorboard_gets_every_number_or_its_absence_is_told(tmp_path: Path, mo
     log = RunLog(tmp_path, tensorboard=True)
     log.open(5)
     log.write({"loss": 0.5, "step": 6})
+    log.note({"validation/psnr": 30.0}, 6)
+    log.show("samples", np.zeros((4, 8, 3), np.uint8), 6)
     log.close()
-    assert told == [("tensorboard", 6), ("loss", 0.5, 6), "closed"]
+    shown = [("validation/psnr", 30.0, 6), ("samples", (4, 8, 3), 6, "HWC")]
+    assert told == [("tensorboard", 6), ("loss", 0.5, 6), *shown, "closed"]
 
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard")
     whole = builtins.__import__

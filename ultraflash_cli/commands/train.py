@@ -126,6 +126,19 @@ def blend_weights(
     console.info(f"{out}: the mean of {len(runs)} runs of {record.recipe}, {record.steps} steps in all")
 
 
+@app.command("report", cls=HeadedCommand)
+@with_console(hidden=True)
+def report_runs(
+    console: Console,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of training runs.")],
+) -> None:
+    """Write the report of a run: settings, curves, samples."""
+    from ultraflash_cli.train.report import write_report
+
+    for run in runs:
+        console.text(str(write_report(run)))
+
+
 @app.command("export", cls=HeadedCommand)
 @with_console(hidden=True)
 def export_weights(

@@ -99,7 +99,7 @@ def recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int | 
             typer.Option(
                 "--reward",
                 metavar="NAME=WEIGHT",
-                help="Reward instead of the recipe's own: texture, temporal, lpips; repeatable.",
+                help="Reward instead of the recipe's own: texture, temporal, lpips, MODULE:FUNCTION.",
                 hidden=recipe.name != "causal_dmd",
             ),
         ] = None,
@@ -212,9 +212,10 @@ def show_cost(console: Console, cost: "Cost", *, json: bool) -> None:
     for name, size in cost.memory.items():
         console.text(f"{name:32}{size / 1e9:8.2f} GB")
 
+    everywhere = f"on each of {fleet.gpus} GPUs" if fleet.gpus > 1 else "on the GPU"
     verdict = "to spare" if cost.spare_bytes >= 0 else "too much"
     console.text(
-        f"{'on each of ' + str(fleet.gpus) + ' GPUs':32}{cost.total_bytes / 1e9:8.2f} GB, "
+        f"{everywhere:32}{cost.total_bytes / 1e9:8.2f} GB, "
         f"{abs(cost.spare_bytes) / 1e9:.2f} GB {verdict} of {fleet.gpu_bytes / 1e9:g}"
     )
     for name, flops in cost.turns.items():
@@ -222,9 +223,9 @@ def show_cost(console: Console, cost: "Cost", *, json: bool) -> None:
 
     console.text(
         f"{'a step, on each GPU':32}{cost.flops_per_step / 1e15:8.3f} PFLOP, "
-        f"{cost.clips_per_step} clips, {cost.seconds_per_step:.1f} s at {fleet.tflops:g} TFLOP/s"
+        f"{cost.clips_per_step} clips, {cost.seconds_per_step:.3g} s at {fleet.tflops:g} TFLOP/s"
     )
-    console.text(f"{f'{cost.steps} steps':32}{cost.hours:8.1f} h")
+    console.text(f"{f'{cost.steps} steps':32}{cost.hours:8.{1 if cost.hours >= 1 else 2}f} h")
 
 
 def _starts(values: list[str] | None) -> tuple[tuple[Path, ...], tuple[tuple[str, Path], ...]]:

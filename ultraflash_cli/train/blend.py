@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.train.run import AVERAGE, RECORD, RunRecord, read_record
+from ultraflash_cli.train.record import RECORD, RunRecord, read_record
+from ultraflash_cli.train.run import AVERAGE
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.weights.load import read_tensors
 

@@ -17,7 +17,8 @@ from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.seeds import generator_of
 from ultraflash_cli.engine.stages.text_encoder import TextEncoderConfig
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.train.learning import Batch, Learner
+from ultraflash_cli.train.large import comes_encoded
+from ultraflash_cli.train.learning import Batch, Learner, RecipeConfig
 from ultraflash_cli.train.recipe import RecipeModule
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig
@@ -92,13 +93,11 @@ class Cost:
 
 
 def cost_of(recipe: RecipeModule, config: Any, fleet: Fleet) -> Cost:
-    """Return what a run of a recipe needs. Raises UsageError for a recipe or a model whose
-    data do not come encoded."""
-    if not isinstance(config, Tv2vConfig) or not config.comes_encoded:
-        raise UsageError(
-            "--dry-run computes the recipes of the SR transformer for a model of encoded data; "
-            "give --profile ultraflash"
-        )
+    """Return what a run of a recipe needs. Raises UsageError for a recipe or a model of
+    small sizes, which need no plan."""
+    profile: Profile | None = getattr(config, "profile", None)
+    if profile is None or not comes_encoded(profile):
+        raise UsageError("--dry-run computes runs at the published size; give --profile ultraflash")
 
     roles = _roles(recipe, config)
     learning = {p for each in recipe.learners(config) for p in each.parameters(roles).values()}
@@ -124,16 +123,20 @@ def cost_of(recipe: RecipeModule, config: Any, fleet: Fleet) -> Cost:
 
 def cost_of_job(job: TrainJob, fleet: Fleet) -> Cost:
     """Return what a job would need. Raises UsageError as ``cost_of`` does."""
+    if unpublished := RECIPES[job.recipe].unpublished:
+        raise UsageError(
+            f"--dry-run computes runs at the published size, and {job.recipe} does not train that model: {unpublished}"
+        )
     recipe = RECIPES[job.recipe].load()
     return cost_of(recipe, job.configure(recipe), fleet)
 
 
-def _roles(recipe: RecipeModule, config: Tv2vConfig) -> nn.Module:
+def _roles(recipe: RecipeModule, config: RecipeConfig) -> nn.Module:
     with torch.device("meta"):
         return recipe.start(config, [], {})
 
 
-def _weights(roles: nn.Module, learning: set[nn.Parameter], config: Tv2vConfig, fleet: Fleet) -> dict[str, int]:
+def _weights(roles: nn.Module, learning: set[nn.Parameter], config: RecipeConfig, fleet: Fleet) -> dict[str, int]:
     """Return the bytes of parameters and what goes with them, on each GPU."""
     count = sum(p.numel() for p in learning)
     memory = {f"{name} of learners": per * count // fleet.gpus for name, per in LEARNER_BYTES.items()}
@@ -154,9 +157,11 @@ def _weights(roles: nn.Module, learning: set[nn.Parameter], config: Tv2vConfig, 
     return memory
 
 
-def _extrapolated(recipe: RecipeModule, config: Tv2vConfig, learner: str) -> tuple[float, int]:
-    """Return operations and most bytes of a learner's turn on one batch, from runs with one
-    and two layers, and with one and two steps of a stronger model."""
+def _extrapolated(recipe: RecipeModule, config: RecipeConfig, learner: str) -> tuple[float, int]:
+    """Return operations and most bytes of a learner's turn on one batch: of transformers
+    from runs with one and two layers, and with one and two steps of a stronger model."""
+    if not isinstance(config, Tv2vConfig):
+        return _of_scales(recipe, config, learner)
     sr_dit = config.profile.sr_dit
     assert sr_dit is not None, "the config was checked"
     axes = {"layers": sr_dit.num_layers}
@@ -171,6 +176,15 @@ def _extrapolated(recipe: RecipeModule, config: Tv2vConfig, learner: str) -> tup
     flops = _linear({point: flops for point, (flops, _) in counted.items()}, target)
     peak = _linear({point: float(peak) for point, (_, peak) in counted.items()}, target)
     return flops, round(peak)
+
+
+def _of_scales(recipe: RecipeModule, config: RecipeConfig, learner: str) -> tuple[float, int]:
+    """Return the mean operations and the most bytes of a turn over a recipe's scales."""
+    odds = dict(cast("Any", config).scale_odds)
+    at = {scale: replace(cast("Any", config), scale_odds=((scale, 1.0),)) for scale in odds}
+    counted = {scale: _counted(recipe, alone, learner) for scale, alone in at.items()}
+    flops = sum(odds[scale] * flops for scale, (flops, _) in counted.items()) / sum(odds.values())
+    return flops, max(peak for _, peak in counted.values())
 
 
 def _with(config: Tv2vConfig, at: dict[str, int]) -> Tv2vConfig:
@@ -191,7 +205,7 @@ def _linear(values: dict[tuple[int, ...], float], target: tuple[int, ...]) -> fl
     return start if first == 1 else start + (first - 1) * (_linear(high, target[1:]) - start)
 
 
-def _counted(recipe: RecipeModule, config: Tv2vConfig, name: str) -> tuple[float, int]:
+def _counted(recipe: RecipeModule, config: RecipeConfig, name: str) -> tuple[float, int]:
     """Return operations and most bytes of a learner's turn on one batch."""
     roles = _roles(recipe, config)
     if config.loop.runs_in_bf16:
@@ -203,7 +217,8 @@ def _counted(recipe: RecipeModule, config: Tv2vConfig, name: str) -> tuple[float
         if p in learning:
             # As sharding does: a gradient leaves once it is complete.
             p.register_post_accumulate_grad_hook(_drop_gradient)
-    return turn(learner, roles, meta_batch(config), config.loop.seed)
+    batch = meta_batch(config) if isinstance(config, Tv2vConfig) else _meta_pairs(config)
+    return turn(learner, roles, batch, config.loop.seed)
 
 
 def turn(learner: Learner, roles: nn.Module, batch: Batch, seed: int) -> tuple[float, int]:
@@ -217,6 +232,14 @@ def turn(learner: Learner, roles: nn.Module, batch: Batch, seed: int) -> tuple[f
 
 def _drop_gradient(p: Tensor) -> None:
     p.grad = None
+
+
+def _meta_pairs(config: RecipeConfig) -> Batch:
+    """Return a batch of pairs of clips without storage."""
+    pairs, (scale, _) = cast("Any", config).pairs, cast("Any", config).scale_odds[0]
+    size, side = (config.loop.batch, 3, pairs.frames), pairs.crop_px
+    low = torch.zeros(*size, side, side, device="meta")
+    return low, torch.zeros(*size, scale * side, scale * side, device="meta"), scale
 
 
 def meta_batch(config: Tv2vConfig, device: str = "meta") -> Batch:

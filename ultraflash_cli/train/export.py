@@ -12,7 +12,8 @@ from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.models.architectures import expected_shapes
 from ultraflash_cli.train.centring import centred_phases
 from ultraflash_cli.train.recipes import RECIPES
-from ultraflash_cli.train.run import AVERAGE, read_record
+from ultraflash_cli.train.record import read_record
+from ultraflash_cli.train.run import AVERAGE
 from ultraflash_cli.video.partial import output_errors, partial_file
 from ultraflash_cli.weights.detect import READS_LOW_FRAMES, detect
 from ultraflash_cli.weights.load import read_tensors, stored_in_8_bits

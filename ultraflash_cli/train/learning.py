@@ -108,6 +108,9 @@ class Learner:
     """Children of the roles' module that it trains; empty means all. No other weights change in its turn."""
     every: int = 1
     """It learns in one of this many steps, the last of them."""
+    steady: bool = True
+    """Whether its loss calls every transformer equally often for all batches. Only then can
+    sharded layers be gathered one at a time, which all processes do together."""
     rate: float = 1.0
     """Factor on the learning rates."""
     betas: tuple[float, float] = (0.9, 0.99)

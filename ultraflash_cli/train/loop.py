@@ -130,7 +130,13 @@ class _Run:
         group.share_weights(model)
         if group.shards:
             learning = {p for learner in learners for p in learner.parameters(model).values()}
-            self.shards = Shards(model, learning, half=config.runs_in_bf16, frozen=group.shards_frozen)
+            self.shards = Shards(
+                model,
+                learning,
+                half=config.runs_in_bf16,
+                frozen=group.shards_frozen,
+                by_layers=all(learner.steady for learner in learners),
+            )
         self.trainees = [Trainee(learner, model, config) for learner in learners]
         self.learning = {p for trainee in self.trainees for p in trainee.parameters}
 

@@ -1,8 +1,14 @@
 """Rewards of decoded frames: texture statistics, temporal consistency, and learned scorers that are installed."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Protocol, runtime_checkable
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +18,16 @@ from ultraflash_cli.errors import UsageError
 from ultraflash_cli.train.losses import luma
 from ultraflash_cli.train.perception import LearnedLikeness
 
-__all__ = ["BUILT_IN", "ENTRY_POINTS", "Reward", "TemporalConsistency", "TextureLikeness", "load_reward", "reward_of"]
+__all__ = [
+    "BUILT_IN",
+    "ENTRY_POINTS",
+    "Reward",
+    "TemporalConsistency",
+    "TextureLikeness",
+    "function_reward",
+    "load_reward",
+    "reward_of",
+]
 
 ENTRY_POINTS = "ultraflash.rewards"
 """Group of entry points under which a package offers a reward: a function without arguments that returns one."""
@@ -83,14 +98,16 @@ BUILT_IN: dict[str, type[TextureLikeness] | type[TemporalConsistency] | type[Lea
 
 
 def load_reward(name: str) -> Reward:
-    """Return a reward: a built-in one, or one that an installed package offers. Raises UsageError for one that cannot
-    be had."""
+    """Return a reward: a built-in one, one that an installed package offers, or one of a module,
+    ``module:name``, see ``function_reward``. Raises UsageError for one that cannot be had."""
     if name in BUILT_IN:
         return BUILT_IN[name]()
+    if ":" in name:
+        return _of_module(name)
     offered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in offered:
         known = ", ".join([*BUILT_IN, *offered])
-        raise UsageError(f"unknown reward {name!r}; choose from {known}, or install a package with more")
+        raise UsageError(f"unknown reward {name!r}; choose from {known}, or give MODULE:FUNCTION")
     try:
         reward = offered[name].load()()
     except Exception as error:  # whatever a package raises for its missing weights
@@ -100,6 +117,66 @@ def load_reward(name: str) -> Reward:
     if not isinstance(reward, Reward):
         raise UsageError(f"the reward {name!r} has no method `score`, expected a Reward; choose another")
     return reward
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A function as a reward; one of the frames alone needs no ground truth."""
+
+    name: str
+    function: Callable[..., Tensor]
+    needs_truth: bool
+
+    def score(self, frames_bcthw: Tensor, truth_bcthw: Tensor) -> Tensor:
+        """Return what the function returns. Raises UsageError if that is not ``[B, T]``."""
+        given = (frames_bcthw, truth_bcthw) if self.needs_truth else (frames_bcthw,)
+        scores = self.function(*given)
+        if scores.ndim != 2 or len(scores) != len(frames_bcthw):
+            raise UsageError(
+                f"the reward {self.name!r} returned {list(scores.shape)}, expected one score per frame: "
+                f"[{len(frames_bcthw)}, frames]"
+            )
+        return scores
+
+
+def function_reward(name: str, found: Any) -> Reward:
+    """Return an object of a module as a reward.
+
+    It may be a reward, a class of rewards, or a function: without arguments it returns a reward; with
+    ``frames_bcthw`` alone, or ``frames_bcthw`` and ``truth_bcthw``, it returns the scores itself. Raises
+    UsageError for anything else.
+    """
+    if isinstance(found, Reward) and not isinstance(found, type):
+        return found
+    if callable(found):
+        function = cast("Callable[..., Any]", found)
+        needed = [p for p in signature(found).parameters.values() if p.default is p.empty and p.kind not in _OPEN]
+        if len(needed) in (1, 2) and not isinstance(found, type):
+            return FunctionReward(name, function, needs_truth=len(needed) == 2)
+        made = function() if not needed else None
+        if isinstance(made, Reward):
+            return made
+    raise UsageError(
+        f"{name!r} is no reward; expected a function of frames, or of frames and truth, or what returns an "
+        "object with `score` (docs/training.md)"
+    )
+
+
+_OPEN = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+@cache
+def _of_module(name: str) -> Reward:
+    """Return the reward ``module:name``; modules of the working directory are found, too."""
+    module, _, attribute = name.partition(":")
+    sys.path.append(str(Path.cwd()))
+    try:
+        found = getattr(import_module(module), attribute)
+    except Exception as error:  # whatever the module raises as it is loaded
+        raise UsageError(f"the reward {name!r} cannot be loaded ({error}); check module and name") from error
+    finally:
+        sys.path.pop()
+    return function_reward(name, found)
 
 
 def reward_of(frames_bcthw: Tensor, truth_bcthw: Tensor, weights: tuple[tuple[str, float], ...]) -> dict[str, Tensor]:

@@ -13,16 +13,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ultraflash_cli.errors import InputError, UsageError, WeightsError
+from ultraflash_cli.errors import UsageError, WeightsError
 from ultraflash_cli.train import scenes
 from ultraflash_cli.train.data import Material, data_hash, load_materials
 from ultraflash_cli.train.encoded import holds_encoded, open_encoded
+from ultraflash_cli.train.large import comes_encoded
 from ultraflash_cli.train.latents import open_scene_latents
 from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.pairs import pairs_hash
 from ultraflash_cli.train.process_group import ProcessGroup, joined_group
 from ultraflash_cli.train.recipe import RecipeModule, Weights
 from ultraflash_cli.train.recipes import RECIPES
+from ultraflash_cli.train.record import RECORD, VALIDATION, RunRecord, read_record
+from ultraflash_cli.train.report import write_report
 from ultraflash_cli.train.run_log import NOT_LOSSES, RunLog, plot_losses
 from ultraflash_cli.train.scene_pairs import holds_scene_pairs, open_scene_pairs
 from ultraflash_cli.train.settings import changed, find_profile
@@ -36,12 +39,6 @@ __all__ = ["AVERAGE", "RECORD", "RunRecord", "TrainJob", "read_record", "run"]
 
 AVERAGE = "average.safetensors"
 """The EMA weights of all roles but helpers, written at every checkpoint."""
-
-RECORD = "run.json"
-"""What made them."""
-
-VALIDATION = "validation.jsonl"
-"""The scores of every validation."""
 
 SHOWN_BATCH = 1_000_000_007
 """Number of the batch that sample pictures show: no run gets that far."""
@@ -113,6 +110,9 @@ class TrainJob:
             raise UsageError(f"unknown recipe {self.recipe!r}; choose from {', '.join(RECIPES)}")
         if min(self.steps, self.threads, self.accumulate) < 1 or self.workers < 0:
             raise UsageError("--steps, --threads and --accumulate must be at least 1, --workers at least 0")
+        unpublished = RECIPES[self.recipe].unpublished
+        if self.profile is not None and unpublished and comes_encoded(find_profile(self.profile)):
+            raise UsageError(f"{self.recipe} does not train {self.profile}: {unpublished}")
         if self.profile is not None and not RECIPES[self.recipe].profiles:
             raise UsageError(f"{self.recipe} supports one model only; remove --profile")
         wanted = RECIPES[self.recipe].learns_from
@@ -142,39 +142,6 @@ class TrainJob:
                 raise UsageError(f"{self.recipe} trains no decoder that reads frames; remove --condition")
             changes = {"condition": self.condition} | changes
         return changed(config, changes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """What made the weights of a run."""
-
-    recipe: str
-    """Its name."""
-    recipe_hash: str
-    """Hash over the recipe's settings and its source."""
-    config: str
-    """Every setting, seed and steps among them."""
-    data_hash: str
-    """Hash over the material."""
-    start_hash: str
-    """Hash of the weights it started from; empty for fresh ones."""
-    seed: int
-    """Seed of every draw."""
-    steps: int
-    """Steps done."""
-    processes: int = 1
-    """Processes that trained together."""
-    batches: int = 1
-    """Batches of a step: processes times accumulation."""
-
-    def is_same_run(self, other: "RunRecord") -> bool:
-        """Return whether the other record belongs to a part of the same run, on as many
-        batches a step, whatever the number of processes."""
-        mine, theirs = (
-            (record.recipe, record.config, record.data_hash, record.start_hash, record.batches)
-            for record in (self, other)
-        )
-        return mine == theirs
 
 
 def run(
@@ -245,7 +212,9 @@ def _run(
             found.append(scores_of(made, truth))
         scores = mean_scores(found)
         validated.open(step - 1)
-        validated.write({**{n: round(x, 5) for n, x in asdict(scores).items() if x is not None}, "step": step})
+        numbers = {name: round(x, 5) for name, x in asdict(scores).items() if x is not None}
+        validated.write({**numbers, "step": step})
+        log.note({f"validation/{name}": x for name, x in numbers.items()}, step)
         if on_scores is not None:
             on_scores(step, scores)
 
@@ -255,7 +224,9 @@ def _run(
             config, model, moved(make(SHOWN_BATCH), device), generator_of(config.loop.seed, "pictures")
         )
         write_png(job.out / "samples" / f"{step:06d}.png", picture)
+        log.show("samples", picture, step)
         write_png(job.out / "losses.png", plot_losses(log.rows()))
+        write_report(job.out)
         if on_save is not None:
             on_save(step)
 
@@ -280,6 +251,7 @@ def _run(
     record = replace(record, steps=job.steps)
     if group.is_main:
         _save(job.out, roles, record, log, recipe.HELPERS)
+        write_report(job.out)
     return record
 
 
@@ -289,14 +261,6 @@ def clips_of(recipe: RecipeModule, name: str) -> Callable[..., tuple[Tensor, Ten
     if clips is None:
         raise UsageError(f"{name} makes no clips to compare; remove --validate-every")
     return clips
-
-
-def read_record(folder: Path) -> RunRecord:
-    """Return the record of a run. Raises InputError if there is none."""
-    try:
-        return RunRecord(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: contains no finished part of a training run ({error})") from error
 
 
 def _data(job: TrainJob) -> tuple[list[Material], str]:

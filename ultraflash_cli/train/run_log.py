@@ -56,10 +56,18 @@ class RunLog:
             return
         with self.path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
+        self.note({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+
+    def note(self, numbers: Mapping[str, float], step: int) -> None:
+        """Give numbers to TensorBoard alone."""
         if self.events is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self.events.add_scalar(name, value, int(row["step"]))
+            for name, value in numbers.items():
+                self.events.add_scalar(name, value, step)
+
+    def show(self, name: str, picture: Picture, step: int) -> None:
+        """Give a picture [H, W, 3] to TensorBoard."""
+        if self.events is not None:
+            self.events.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Finish the event files."""

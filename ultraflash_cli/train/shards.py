@@ -40,8 +40,8 @@ class Shards:
     whole in every process unless ``frozen`` is set, which shards frozen transformers.
 
     Attention and feed-forward of a transformer's layers, most of its weights, are
-    gathered one at a time, where they compute; everything else for the length of a
-    learner's turn. With ``half`` they are gathered and computed in bfloat16, and
+    gathered one at a time, where they compute, if ``by_layers`` is set; everything else for
+    the length of a learner's turn. With ``half`` they are gathered and computed in bfloat16, and
     gradients are summed in float32; weights, moments and averages stay float32.
     """
 
@@ -52,8 +52,10 @@ class Shards:
         *,
         half: bool = False,
         frozen: bool = False,
+        by_layers: bool = True,
     ) -> None:
-        parts = [part for part in transformer_parts(roles) if frozen or _all_in(part, learning)]
+        layers = transformer_parts(roles) if by_layers else []
+        parts = [part for part in layers if frozen or _all_in(part, learning)]
         sharded = {*learning, *(p for part in parts for p in part.parameters())}
         self._names = {name for name, p in roles.named_parameters() if p in sharded}
         whole_ones = {p for p in roles.parameters() if p not in sharded}

@@ -17,8 +17,9 @@ def rms_norm(
 ) -> Tensor:
     """Return ``x / sqrt(mean(x^2) + eps)`` over the last axis, times ``weight [D]``.
 
-    The mean is computed in float32, the quotient is rounded to the dtype of ``x [...,
-    D]`` before the product. Raises ValueError for a weight that does not fit.
+    The mean is computed in float32 (float64 stays float64), the quotient is rounded to
+    the dtype of ``x [..., D]`` before the product. Raises ValueError for a weight that
+    does not fit.
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"rms_norm: weight is [{x.shape[-1]}], got {list(weight.shape)}")

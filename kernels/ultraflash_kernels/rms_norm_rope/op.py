@@ -84,10 +84,10 @@ def rms_norm_rope(
     token's frame, row and column; v is copied. Padding becomes zero whatever it was.
     reference/cascade.md 1.3, 1.4, 4.4.
 
-    ``out`` are the tensors to write to, slices of a ring of keys and values for
-    instance, and is returned; blocks lie next to each other in them. Frame-major tokens
-    are blocks of ``(1, rows, cols)``. Raises ValueError for shapes, dtypes or
-    destinations that do not fit.
+    The reference computes float64 in float64. ``out`` are the tensors to write to,
+    slices of a ring of keys and values for instance, and is returned; blocks lie next
+    to each other in them. Frame-major tokens are blocks of ``(1, rows, cols)``. Raises
+    ValueError for shapes, dtypes or destinations that do not fit.
     """
     _check(q, k, v, q_weight, k_weight, tables, size, block, out)
     numbers = (tables.pairs, tables.positions, size, block, eps)
@@ -156,6 +156,8 @@ def rms_norm_rope_means(
 
 
 def _refusal(q: Tensor) -> str | None:
+    if q.dtype not in KERNEL_DTYPES:
+        return f"it takes float32, float16 and bfloat16, got {q.dtype}."
     if q.shape[-1] <= WIDEST_ROW:
         return None
     return f"it takes up to {WIDEST_ROW} channels, got {q.shape[-1]}."
@@ -250,10 +252,10 @@ def _check(
         )
 
     dtypes = {x.dtype for x in (q, k, v, q_weight, k_weight, *(out or ()))}
-    if len(dtypes) > 1 or q.dtype not in KERNEL_DTYPES:
+    if len(dtypes) > 1 or q.dtype not in (*KERNEL_DTYPES, torch.float64):
         raise ValueError(
-            "rms_norm_rope: all tensors are float32, float16 or bfloat16 alike, got "
-            f"{dtypes}"
+            "rms_norm_rope: all tensors are float32, float16, bfloat16 or float64 alike, "
+            f"got {dtypes}"
         )
     if any(have < need for have, need in zip(tables.positions, size, strict=True)):
         raise ValueError(

@@ -84,10 +84,14 @@ def _in_blocks(x: Tensor, counts: Sequence[int], block: Three) -> Tensor:
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    wide = x.contiguous().float()
+    wide = x.contiguous().to(_wide(x))
     return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)).to(
         x.dtype
     ) * weight
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype == torch.float64 else torch.float32
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -95,6 +99,6 @@ def _split(x: Tensor, heads: int) -> Tensor:
 
 
 def _turned(x: Tensor, table: Tensor) -> Tensor:
-    wide = x.to(torch.float32, memory_format=torch.contiguous_format)
+    wide = x.to(_wide(x), memory_format=torch.contiguous_format)
     turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * table
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)

@@ -120,7 +120,15 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     if not toy and comes_encoded(profile):
         # It goes on from weights that were trained long; only its new input is new.
         loop = LoopConfig(
-            steps=steps, seed=seed, rate=1e-4, last_rate=1e-6, warmup=100, clip=5.0, average=0.999, precision="bf16"
+            steps=steps,
+            seed=seed,
+            rate=1e-4,
+            last_rate=1e-6,
+            warmup=100,
+            clip=5.0,
+            average=0.999,
+            precision="bf16",
+            frozen="bf16",
         )
         return DecoderRecipeConfig(
             loop=loop,
@@ -163,7 +171,7 @@ def start(config: DecoderRecipeConfig, materials: list[Material], weights: dict[
     fresh_ones = () if comes_encoded(config.profile) else NETWORKS
     roles.load(weights, fresh=fresh_ones, hint="encoder=FILE and decoder=FILE, or a run with an encoder")
     roles.learn("decoder")
-    if "encoder" not in given:
+    if "encoder" not in given and not comes_encoded(config.profile):
         roles.learn("encoder")
     return roles
 

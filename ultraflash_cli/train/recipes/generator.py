@@ -278,7 +278,7 @@ def roll_out(roles: CascadeRoles, captions: tuple[str, ...], shape: torch.Size, 
 
 def learners(config: GeneratorRecipeConfig) -> tuple[Learner, ...]:
     """Return the one learner: generator and prompt encoder."""
-    student = Learner(name="student", roles=NETWORKS, loss=partial(loss, config))
+    student = Learner(name="student", roles=NETWORKS, loss=partial(loss, config), steady=False)
     return (replace(student, is_kernel=is_kernel) if config.orthogonal else student,)
 
 

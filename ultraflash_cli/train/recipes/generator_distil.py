@@ -140,8 +140,8 @@ def learners(config: DistilConfig) -> tuple[Learner, ...]:
     """Return critic and student; the critic learns in every step. The words stay as they are."""
     critic, student = partial(critic_loss, config), partial(student_loss, config)
     return (
-        Learner(name="critic", roles=("fake_score",), loss=critic),
-        Learner(name="student", roles=("generator",), loss=student, every=config.critic_updates),
+        Learner(name="critic", roles=("fake_score",), loss=critic, steady=False),
+        Learner(name="student", roles=("generator",), loss=student, every=config.critic_updates, steady=False),
     )
 
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
+from ultraflash_cli.train.large import comes_encoded
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
@@ -52,6 +54,10 @@ class UpsamplerRecipeConfig(RecipeConfig):
     temporal: float = 0.5
     """Weight of the error of the latents' differences in time."""
 
+    def __post_init__(self) -> None:
+        if self.profile.upsampler is None:
+            raise ConfigError(f"{self.profile.name} has no latent upsampler to train")
+
 
 def shrink(high_bcthw: Tensor, scale: int) -> Tensor:
     """Return clips scaled down by a bilinear filter that is widened against aliasing."""
@@ -79,7 +85,10 @@ def learners(config: UpsamplerRecipeConfig) -> tuple[Learner, ...]:
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> UpsamplerRecipeConfig:
-    """Return the settings for a built-in model's upsamplers, or for a toy."""
+    """Return the settings for a built-in or the published model's upsamplers, or for a toy."""
+    if not toy and comes_encoded(profile):
+        loop = LoopConfig(steps=steps, seed=seed, rate=3e-4, warmup=200, average=0.999, precision="bf16", frozen="bf16")
+        return UpsamplerRecipeConfig(loop=loop, profile=profile, pairs=PairConfig(frames=16, crop_px=128))
     if not toy:
         loop = LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998)
         return UpsamplerRecipeConfig(loop=loop, profile=profile, pairs=PairConfig(frames=8, crop_px=64))
