@@ -1,4 +1,4 @@
-"""Places of the tokens of blocks, for kernels: along each axis, and among tokens
+"""Positions of the tokens of blocks, for kernels: along each axis, and among tokens
 without padding."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -37,8 +37,8 @@ def dense_place(
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    """Return the place of token ``inside`` of ``block`` in the order of blocks without
-    padding, and whether it is one at all.
+    """Return the position of token ``inside`` of ``block`` in block order without
+    padding, and whether it is a real token.
 
     ``size`` are frames, rows and columns of tokens, ``blocks`` the rows and columns of
     blocks.

@@ -1,5 +1,5 @@
-"""Which key blocks each query block attends to, as lists on the device, and the rule of
-who may attend to whom."""
+"""Which key blocks each query block attends to, as lists on the device, and the rule
+for which pairs are allowed."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class BlockRule:
     cols: int
     """Columns of spatial blocks."""
     temporal: int
-    """Temporal blocks of the group: those that ask."""
+    """Temporal blocks of the group, which query."""
     remembered: int = 0
     """Temporal blocks of earlier groups that can be attended to."""
     window: int = 0
@@ -115,8 +115,8 @@ class BlockLists:
     """The key blocks of every row (a query block of a head of a sample), one list after
     another.
 
-    Rows are numbered sample major, then head, then query block. No size depends on what
-    was chosen, so lists are made and used without the host ever looking at them.
+    Rows are numbered sample major, then head, then query block. No size depends on the
+    choice, so lists are made and used without synchronising with the host.
     """
 
     starts: Tensor

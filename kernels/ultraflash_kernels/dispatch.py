@@ -26,11 +26,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Impl = Literal["auto", "triton", "reference"]
-"""``triton`` and ``reference`` are what is run, or an error; ``auto`` takes the kernel
-on a GPU that it supports."""
+"""``triton`` and ``reference`` are used or raise; ``auto`` takes the kernel on
+supported GPUs."""
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""What most kernels read and write; all of them sum in float32."""
+"""The dtypes that most kernels read and write; all of them accumulate in float32."""
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability from which the kernels are compiled and checked, and that the
 interpreter stands for."""
@@ -51,10 +51,10 @@ def chooses_triton(
     """Return whether the kernel of ``op`` computes what is asked for ``tensors``;
     ``refusal`` is the op's own reason.
 
-    ``widens_bfloat16`` says what it says to ``triton_refusal``. ``auto`` never takes
-    the interpreter: a kernel runs there for its tests only. Raises
-    KernelUnsupportedError where ``impl`` is ``triton`` and there is a reason against
-    it, ValueError where it is no implementation.
+    ``widens_bfloat16`` is passed to ``triton_refusal``. ``auto`` never takes the
+    interpreter: a kernel runs there for its tests only. Raises KernelUnsupportedError
+    if ``impl`` is ``triton`` and the kernel cannot run, ValueError for an unknown
+    implementation.
     """
     if impl not in ("auto", "triton", "reference"):
         raise ValueError(f"{op}: impl is auto, triton or reference, got {impl!r}")
@@ -76,8 +76,8 @@ def triton_refusal(*tensors: Tensor, widens_bfloat16: bool = False) -> str | Non
     """Return why no kernel can take ``tensors``, in a sentence, or None; an operation
     may have reasons of its own.
 
-    ``widens_bfloat16``: the kernel turns bfloat16 to float32 as it loads, which the
-    interpreter does rightly.
+    ``widens_bfloat16``: the kernel converts bfloat16 to float32 on loading, which the
+    interpreter does correctly.
     """
     device = tensors[0].device
     if any(x.device != device for x in tensors):

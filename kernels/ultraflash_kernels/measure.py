@@ -1,5 +1,5 @@
-"""Timing of operations: every implementation of a case, after its test, as a table or
-as JSON."""
+"""Timing of operations: every implementation of a case, after its test passes, as a
+table or as JSON."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ CACHE_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One call of an operation, in every way it can be computed."""
+    """One call of an operation, in every implementation."""
 
     name: str
     """Operation and sizes."""
@@ -141,8 +141,8 @@ def _eager_times(call: Callable[[], object], cache: torch.Tensor) -> list[float]
 
 
 def _graph_times(call: Callable[[], object], cache: torch.Tensor) -> list[float] | None:
-    """Time the call inside a CUDA graph, which no launch from Python holds up; None
-    where it cannot be recorded.
+    """Time the call inside a CUDA graph, free of Python's launch overhead; None if it
+    cannot be recorded.
 
     The graph empties the cache before each of its calls; what that takes is the time of
     a graph without the calls.
@@ -175,8 +175,8 @@ def _graph_times(call: Callable[[], object], cache: torch.Tensor) -> list[float]
 def _recorded(
     work: Callable[[], object], device: torch.device
 ) -> "torch.cuda.CUDAGraph | None":
-    """Record ``GRAPH_CALLS`` times ``work``; None, and the device as it was, where
-    something in it cannot be."""
+    """Record ``work`` ``GRAPH_CALLS`` times; None, with the device restored, if it
+    cannot be recorded."""
     graph = torch.cuda.CUDAGraph()
     before = torch.cuda.current_stream(device)
     try:

@@ -27,9 +27,9 @@ class KernelPath(NamedTuple):
 
     operation: str
     path: str
-    """In a few words: what runs."""
+    """What runs, in a few words."""
     reason: str | None
-    """Why it is not the fastest there is; None where it is."""
+    """Why it is not the fastest implementation; None if it is."""
 
 
 def kernel_paths(device: torch.device) -> list[KernelPath]:

@@ -14,7 +14,7 @@ def sketched_attention(q: Tensor, k: Tensor, v: Tensor, pairs: int) -> Tensor:
     """Return an empty result of attention from ``q [*, D]`` to ``k`` and ``v`` that
     multiplies ``pairs`` pairs of a query and a key token; differentiable.
 
-    As of a fused kernel, q, k, v, the result and one number a query are kept for the
+    Like a fused kernel, it keeps q, k, v, the result and one number per query for the
     backward pass. FlopCounterMode counts 4 D operations per pair, and 10 D in the
     backward pass, which computes the products of q and k again.
     """

@@ -1,5 +1,5 @@
-"""What the tests of all operations share: the device, the dtypes of its kernels, how
-close a result has to be."""
+"""Shared by the tests of all operations: the device, the dtypes of its kernels, the
+tolerances."""
 
 import torch
 
@@ -8,7 +8,7 @@ __all__ = ["DEVICE", "DTYPES", "TOLERANCE"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """A GPU where there is one, else Triton's interpreter."""
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
-"""What kernels compute in here; the interpreter computes bfloat16 wrongly."""
+"""Dtypes to test here; the interpreter computes bfloat16 incorrectly."""
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 2.5e-6,

@@ -17,21 +17,22 @@ class KvRing:
     """The latest blocks of keys and values, oldest first, in preallocated buffers.
 
     ``k`` and ``v`` are ``[B, heads, capacity, block tokens, D]``; the first ``fill``
-    blocks are in use, the rest is zero or old. A paired ring has two pairs of buffers:
-    a group that replaces the whole cache writes into the unused pair, so nothing is
-    copied.
+    blocks are in use, the rest is zero or stale. A paired ring has two pairs of
+    buffers: a group that replaces the whole cache writes into the unused pair, so
+    nothing is copied.
     """
 
     k: Tensor
     v: Tensor
     fill: int
     half: int = 0
-    """Which of the two pairs of buffers is in use: ``k`` and ``v``, or the odd ones."""
+    """Which of the two pairs of buffers is in use: ``k`` and ``v``, or the spare
+    one."""
     k_odd: Tensor | None = None
     v_odd: Tensor | None = None
     k_mean: Tensor | None = None
-    """Means of the remembered blocks of keys, ``[B, heads, capacity, D]``; None if they
-    are not needed."""
+    """Mean keys of the remembered blocks, ``[B, heads, capacity, D]``; None if not
+    needed."""
 
     @classmethod
     def empty(
@@ -61,16 +62,16 @@ class KvRing:
         return self.k, self.v
 
     def beside(self, blocks: int) -> tuple[Tensor, Tensor] | None:
-        """Return where keys and values of this many blocks can be written next to what
-        is remembered, ``[B, heads, blocks, block tokens, D]``; None if they cannot."""
+        """Return buffers ``[B, heads, blocks, block tokens, D]`` for new keys and
+        values, separate from the remembered ones; None if there is no room."""
         if self.k_odd is None or self.v_odd is None or blocks > self.k.shape[2]:
             return None
         k, v = (self.k, self.v) if self.half else (self.k_odd, self.v_odd)
         return k[:, :, :blocks], v[:, :, :blocks]
 
     def turn(self, k_mean: Tensor) -> "KvRing":
-        """Return the ring that holds only what was written ``beside`` it, with these
-        block means."""
+        """Return the ring that holds only what was written to the buffers of
+        ``beside``, with these block means."""
         assert self.k_mean is not None, "a paired ring knows its means"
         blocks = k_mean.shape[2]
         self.k_mean[:, :, :blocks].copy_(k_mean)
@@ -90,8 +91,8 @@ class KvRing:
         """Return the ring that remembers the last ``blocks`` of what ``join`` returned.
 
         In place it reuses the buffers of this ring, whose addresses and shapes stay;
-        otherwise it holds copies that autograd can follow, so that what is dropped
-        leaves the memory. Capacity bounds ``blocks`` in place.
+        otherwise it holds copies that autograd can follow, so that what is dropped is
+        freed. Capacity bounds ``blocks`` in place.
         """
         fill = min(blocks, k_all.shape[2])
         k, v = k_all[:, :, k_all.shape[2] - fill :], v_all[:, :, v_all.shape[2] - fill :]
@@ -111,7 +112,7 @@ class KvRing:
         """Return the ring that remembers the last ``blocks`` of its own and the new
         ones; reuses its buffers.
 
-        What ``keep`` does with what ``join`` returned, without joining. Capacity bounds
+        Equivalent to ``keep`` after ``join``, without the copy. Capacity bounds
         ``blocks``. ``k_mean`` are the means of the new blocks of keys.
         """
         fill = min(blocks, self.fill + k.shape[2])
@@ -133,8 +134,7 @@ class KvRing:
 
 
 def without_spares(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """Return the leaves of a state as those of unpaired rings: what is in use, and
-    nothing of what is not."""
+    """Return the leaves of a state without the unused halves of paired rings."""
     kept = dict(leaves)
     for name in leaves:
         ring, _, field = name.rpartition(".")
@@ -148,8 +148,8 @@ def without_spares(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
 
 
 def with_spares(kept: Mapping[str, Tensor], fresh: Mapping[str, Leaf]) -> dict[str, Tensor]:
-    """Return the saved leaves of a state with what ``without_spares`` left out, from
-    the leaves of a fresh one."""
+    """Undo ``without_spares``: take what it left out from the leaves of a fresh
+    state."""
     whole = dict(kept)
     for name, leaf in fresh.items():
         ring, _, field = name.rpartition(".")
@@ -168,7 +168,7 @@ class WindowRing:
     preallocated buffers.
 
     ``k`` and ``v`` are ``[B, heads, capacity, D]``; the first ``fill`` tokens are in
-    use, the rest is zero or old. ``total`` counts the tokens of the stream, including
+    use, the rest is zero or stale. ``total`` counts the tokens of the stream, including
     dropped ones.
     """
 
@@ -219,11 +219,11 @@ class WindowRing:
     def reserve(
         self, count: int, *, start: int, capacity: int, sink: int
     ) -> tuple["WindowRing", tuple[Tensor, Tensor]]:
-        """Return the ring that ends with ``count`` tokens more, and where their keys
-        and values are to be written.
+        """Return the ring with ``count`` more tokens, and the buffers for their keys
+        and values.
 
         Like ``write`` in place, for callers that compute keys and values directly into
-        ``[B, heads, count, D]`` of the ring; until then the ring holds something else
+        ``[B, heads, count, D]`` of the ring; until they do, the ring holds stale values
         there.
         """
         kept, left = self._room(count, start, capacity, sink)
@@ -238,7 +238,8 @@ class WindowRing:
         )
 
     def _room(self, count: int, start: int, capacity: int, sink: int) -> tuple[int, int]:
-        """Return how many tokens precede the new ones, and how many of these leave."""
+        """Return how many tokens precede the new ones, and how many of them are
+        dropped."""
         again = start + count == self.total
         assert again or start == self.total, "a chunk follows the last one or repeats it"
         kept = self.fill - count if again else self.fill

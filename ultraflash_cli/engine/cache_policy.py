@@ -31,7 +31,7 @@ TINT_SCALE = 0.5
 Scorer = Callable[[Tensor, Tensor], float]
 """Given a frame and an early frame of the same stream, both ``[3, 224, 224]`` in [0,
 1]: the frame's quality, higher is better. It must be deterministic, so that a resumed
-run decides alike."""
+run makes the same decision."""
 
 
 def _count(text: str) -> int:
@@ -47,7 +47,7 @@ class CacheManagement:
     """The three rules (reference/cascade.md 9.1); without arguments all are off."""
 
     steps: int | None = None
-    """Denoising steps of every chunk but the first; None is all, ``ONE_FEWER`` all but
+    """Denoising steps of every chunk but the first; None: all, ``ONE_FEWER``: all but
     one."""
     refresh: float | None = None
     """Score above which a chunk's context pass is skipped; None: never."""

@@ -24,11 +24,9 @@ class CascadeState:
     """The encoder's own state; None without one."""
     refiner: RefinerState | PixelRefinerState
     last_bcthw: Tensor | None
-    """The latest frame, if the encoder runs ahead and the end of a scene must be
-    padded."""
+    """The latest frame, kept if the encoder runs ahead, to pad the end of a scene."""
     late_bcthw: Tensor | None = None
-    """The latest frames by which the decoder is behind the encoder, if it reads
-    frames."""
+    """The frames by which the decoder lags behind the encoder, if it reads frames."""
 
     @property
     def is_first(self) -> bool:
@@ -40,8 +38,9 @@ class Cascade:
     """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to
     [B, 3, T, scale * H, scale * W], one for one.
 
-    The frames of a group come out with it, but for the alignment's ``delay`` that stay
-    inside until the next one. There is no encoder where the refiner reads frames.
+    A step returns the frames of its group, except for the last ``delay`` of the
+    alignment, which the next step returns. There is no encoder where the refiner reads
+    frames.
     """
 
     def __init__(
@@ -117,15 +116,15 @@ class Cascade:
         return profile.alignment.group_frames(profile.group_latents, first=state.is_first)
 
     def held(self, state: CascadeState) -> int:
-        """Return how many of the frames that went in are still inside."""
+        """Return the number of input frames that have not come out yet."""
         return 0 if state.is_first else self.profile.alignment.delay
 
     @torch.inference_mode()
     def step(self, state: CascadeState, group: Tensor) -> tuple[CascadeState, Tensor]:
-        """Return the frames that a group makes complete; consumes ``state``.
+        """Return the frames that a group completes; consumes ``state``.
 
-        A shorter group, which may be empty, ends the scene: all frames that are inside
-        come out.
+        A shorter group, which may be empty, ends the scene: all remaining frames are
+        returned.
         """
         size = self.group_size(state)
         assert group.shape[2] <= size, f"a group has {size} frames, got {group.shape[2]}"
@@ -134,8 +133,8 @@ class Cascade:
         return self._end(state, group)
 
     def _end(self, state: CascadeState, rest: Tensor) -> tuple[CascadeState, Tensor]:
-        """Run what is left of a scene; its last frame is repeated for what the encoder
-        is ahead."""
+        """Run the rest of a scene; its last frame is repeated to make up for the
+        encoder's lead."""
         batch, _, count, height, width = rest.shape
         if not count + self.held(state):
             return state, rest.new_empty(
@@ -187,8 +186,8 @@ class Cascade:
         return isinstance(refiner, Refiner) and refiner.decoder.config.reads_low_frames
 
     def _shown(self, state: CascadeState, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the source frames that a group's raw frames are of, and those that the
-        next group begins with."""
+        """Return the source frames behind a group's raw frames, and those that the next
+        group begins with."""
         alignment = replace(self.profile.alignment, copy_front=True)
         padded = alignment.pad(frames, first=state.is_first)
         if state.late_bcthw is None:

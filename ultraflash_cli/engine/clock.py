@@ -11,11 +11,12 @@ import torch
 __all__ = ["StageClock", "StageTimer", "untimed", "wait_for"]
 
 StageTimer = Callable[[str], AbstractContextManager[object]]
-"""Given a stage's name, a context that is open while the stage computes."""
+"""Given a stage's name, returns a context manager that is open while the stage
+computes."""
 
 
 def untimed(_stage: str) -> AbstractContextManager[object]:
-    """Time nothing."""
+    """Do not time anything."""
     return nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic and traffic: what a computation asks of a device, operations and bytes."""
+"""Arithmetic and memory traffic of a computation: operations and bytes."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,18 +17,20 @@ __all__ = ["CountingClock", "Work", "counting", "counting_flops"]
 
 
 class Work(NamedTuple):
-    """What was requested."""
+    """The cost of a computation."""
 
     flops: int
     """A multiply-add counts as 2; convolutions, matmuls and attention, of chosen blocks
     only."""
     bytes: int
-    """What the operations read and write, each for itself, views left out."""
+    """What the operations read and write, summed over all of them; views do not
+    count."""
 
 
 @contextmanager
 def counting() -> Generator[Callable[[], Work]]:
-    """Count what is computed inside; what is given tells how much it is so far."""
+    """Count what is computed inside; the function that is yielded returns the count so
+    far."""
     with (
         _Traffic() as traffic,
         FlopCounterMode(display=False, custom_mapping=_formulas()) as flops,
@@ -44,8 +46,8 @@ def counting_flops() -> Generator[Callable[[], int]]:
 
 
 class CountingClock(StageClock):
-    """A clock of stages that also tells, while ``so_far`` is set, what each of them
-    asks for."""
+    """A stage clock that also counts, while ``so_far`` is set, what each stage
+    computes."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -92,7 +94,7 @@ class _Traffic(TorchDispatchMode):
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Return how the operations that torch does not know, or count, are counted."""
+    """Return formulas for the operations that torch does not count itself."""
     for name in ("block_sparse_attention", "memory_conv"):
         import_module(f"ultraflash_kernels.{name}.op")  # it tells torch of the operation
     # torch does not count its own attention on a CPU.
@@ -113,7 +115,7 @@ def _attention_flops(
 def _block_list_flops(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *_: object, **__: object
 ) -> int:
-    """Two products for each pair of blocks that the lists hold."""
+    """Two matmuls for each pair of blocks in the lists."""
     tokens, width = q.shape[3:]
     return 4 * int(starts.flatten()[-1]) * tokens * tokens * width
 

@@ -20,11 +20,10 @@ the memory plan."""
 def foretold_frame_seconds(
     upscaler: Upscaler, *, clock: Callable[[], float] = time.perf_counter
 ) -> float | None:
-    """Measure the model's time per frame if that is cheap; None otherwise.
+    """Measure the model's time per frame if that is cheap; return None otherwise.
 
-    On a GPU whole frames are measured behind `Upscaler.warm_up`; on a CPU a small part
-    of one, by a model that works on pixels alone: what refines latents takes minutes
-    there.
+    On a GPU whole frames are timed after `Upscaler.warm_up`; on a CPU a small crop, and
+    only with models that work on pixels alone: refining latents takes minutes there.
     """
     cascade = upscaler.cascade
     if cascade.device.type == "cuda":

@@ -36,11 +36,11 @@ Step = Callable[[StateT, InputsT], tuple[StateT, Tensor]]
 """A stage's step: state and inputs to the next state and the finished output."""
 
 MOST_GRAPHS = 64
-"""Steps of further shapes run eagerly."""
+"""Most graphs that are recorded; steps of further shapes run eagerly."""
 
 
 class Recording(Protocol):
-    """Work that was recorded."""
+    """Recorded work."""
 
     def replay(self) -> dict[str, Tensor]:
         """Replay the work; results are in the same buffers each time."""
@@ -255,8 +255,8 @@ class Graphs:
         return step(state, inputs)
 
     def _settle(self, name: str, plan: _Plan, leaves: Mapping[str, Leaf]) -> bool:
-        """Bring what stays to the addresses it has in all recorded work; False where
-        another stream lives there."""
+        """Move the tensors with fixed addresses to those of the recorded work; return
+        False if another stream uses them."""
         foreign: list[tuple[Tensor, Tensor]] = []
         for path in plan.stays:
             leaf = leaves[path]
@@ -369,8 +369,8 @@ class Graphs:
         return with_leaves(state, after), made["out"].clone()
 
     def _own(self, name: str, path: str, leaf: Tensor) -> Tensor:
-        """Return the tensor of fixed address under a name that lives as long as the
-        stream's state."""
+        """Return the named tensor of fixed address, which lives as long as the stream's
+        state."""
         place = (name, _place(path, leaf))
         tenant = self._owners.get(place)
         if tenant is not None and tenant() is leaf:

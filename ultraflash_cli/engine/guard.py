@@ -11,8 +11,8 @@ from ultraflash_cli.engine.layers.resample import lanczos_resize
 __all__ = ["Counting", "Guard"]
 
 Counting = Callable[[], tuple[int, int]]
-"""Returns two counts of pixels, those beyond the limit and all that were compared,
-waiting for the device if they are still on their way."""
+"""Returns the numbers of pixels beyond the limit and of all compared pixels; waits for
+the device if necessary."""
 
 _REACH = 5
 """Side, in source pixels, of the square that is blended around a pixel beyond the
@@ -83,7 +83,7 @@ class Guard:
 def _blended(
     picture_nchw: Tensor, plain_nchw: Tensor, stray: Tensor, limit: float
 ) -> Tensor:
-    """Return the picture with as much of the plain resample as keeps the limit.
+    """Blend in just enough of the plain resample to stay within the limit.
 
     ``stray [N, 1, h, w]`` is how far it departs from its source, pixel by pixel.
     """

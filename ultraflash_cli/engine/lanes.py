@@ -252,7 +252,7 @@ class BufferedOutlet:
 
 
 class _Parcel:
-    """A group of pictures in a buffer."""
+    """A group of pictures in a pinned buffer."""
 
     def __init__(self, pages: Tensor, wait: Callable[[], object]) -> None:
         self._lock = threading.Lock()

@@ -105,7 +105,7 @@ def as_picture(pixels: Tensor) -> Picture:
     """Return the result of ``quantise`` or ``to_planes`` as an array of the same
     memory.
 
-    From a GPU this waits for a copy.
+    On a GPU this waits for a copy.
     """
     array = pixels.cpu().numpy()
     return array.view(np.uint16) if array.dtype == np.int16 else array

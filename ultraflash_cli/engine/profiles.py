@@ -1,4 +1,4 @@
-"""The models that there are: built in, published, and two small ones for tests."""
+"""The available models: built in, published, and two small ones for tests."""
 
 from dataclasses import replace
 
@@ -149,7 +149,7 @@ _LITE2_SR_DIT = SrDitConfig(
     pool_text=_LITE2_GENERATOR.pool_text,
     head_dim=_LITE2_GENERATOR.head_dim,
 )
-"""The same network as the generator's, so that it can start from it."""
+"""The generator's sizes, so that it can be initialised from its weights."""
 
 LITE2 = replace(
     LITE_CASCADE,

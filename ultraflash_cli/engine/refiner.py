@@ -47,8 +47,8 @@ class RefinedGroup(NamedTuple):
     """High-resolution latents ``[B, C, T, scale * H, scale * W]``; None if there are
     none along the way."""
     frames_bcthw: Tensor
-    """All raw frames ``[B, 3, 4T, H', W']``, unclamped; a stream's first ones are the
-    caller's to drop. On the host where they are decoded in pieces."""
+    """All raw frames ``[B, 3, 4T, H', W']``, unclamped; the caller drops a stream's
+    first ones. On the host if they are decoded in pieces."""
 
 
 class Refiner:

@@ -25,23 +25,23 @@ class Regrouped(Generic[StateT]):
     state: StateT
     """The stage's own, after all groups that were complete."""
     waiting: Any = None
-    """Inputs that have no whole group yet, as the stage takes them; None before any."""
+    """Inputs that do not fill a group yet; None before the first."""
 
 
 @runtime_checkable
 class _RunsAhead(Protocol):
-    """A stage whose results come later than its inputs: it ends a clip with a group
-    that may be empty."""
+    """A stage whose results lag behind its inputs: the group that ends a clip may be
+    empty."""
 
     def held(self, state: Any) -> int:
-        """Return how many of the inputs that it has taken in have no result yet."""
+        """Return the number of inputs without a result so far."""
         ...
 
 
 def push(
     stage: Stage[StateT, InputsT], before: Regrouped[StateT], inputs: InputsT
 ) -> tuple[Regrouped[StateT], list[Tensor]]:
-    """Run all groups that ``inputs`` make complete; return their results one by one.
+    """Run all groups that ``inputs`` complete; return their results one by one.
 
     Any split of a clip into pushes gives the same result. Consumes ``before``.
     """
@@ -95,7 +95,7 @@ def _cut(inputs: Any, start: int, stop: int) -> Any:
 
 
 def _length(inputs: Any) -> int:
-    """Frames of inputs; all their tensors have as many."""
+    """Frames of inputs; all their tensors have the same number."""
     leaves = state_leaves(inputs)
     first = next(leaf for leaf in leaves.values() if isinstance(leaf, Tensor))
     return first.shape[TIME]

@@ -1,5 +1,4 @@
-"""The generator at work: a chunk of noise to clean latents in a few steps,
-remembered."""
+"""Few-step sampling: a chunk of noise to clean latents, which later chunks remember."""
 
 import dataclasses
 from collections.abc import Callable
@@ -37,7 +36,7 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class GeneratorState:
-    """What a stream remembers, how far it is, and what it took."""
+    """What a stream remembers, its position, and its cost so far."""
 
     rings: tuple[WindowRing, ...]
     """Keys and values of earlier chunks, one a layer."""
@@ -57,7 +56,7 @@ class GeneratorState:
 
 
 class _Recall(NamedTuple):
-    """What one run of the network remembers and where it stands."""
+    """What one run of the network remembers, and its position."""
 
     rings: tuple[WindowRing, ...]
     context: tuple[ContextKv, ...]
@@ -74,10 +73,9 @@ class _Run(NamedTuple):
 class Sampler:
     """Noise to clean latents under a prompt, chunk by chunk, each in a few steps.
 
-    A finished chunk is run once more at ``context_timestep`` for what the next ones
-    remember of it, unless ``gate`` finds that it can do without. ``graphs`` runs the
-    network. Noise levels are float64 and float32; the network has the dtype of its
-    weights.
+    A finished chunk is run once more at ``context_timestep`` to cache its keys and
+    values, unless ``gate`` allows skipping that pass. ``graphs`` runs the network.
+    Noise levels are float64 and float32; the network has the dtype of its weights.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Alignment:
     @property
     def delay(self) -> int:
         """Frames that stay inside after a group because the encoder runs ahead of the
-        decoder (ARCHITECTURE 6.4)."""
+        decoder (reference/cascade.md 6.4)."""
         return self.drop_front - self.pad_front
 
     def group_frames(self, latents: int, *, first: bool) -> int:
@@ -78,7 +78,7 @@ class Alignment:
         return torch.cat([before, frames_bcthw, behind], dim=2)
 
     def trim(self, raw_bcthw: Tensor, *, first: bool, frames: int | None = None) -> Tensor:
-        """Return what a group's raw frames are worth.
+        """Return the frames of a group that are kept of its raw ones.
 
         ``frames`` is how many frames went in; None keeps all that a generator's group
         has.
@@ -99,13 +99,12 @@ def filled_up(frames_bcthw: Tensor, *, before: int = 0) -> Tensor:
 
 
 class NoiseSource(Protocol):
-    """Where the draws of the cascade come from; ``group_noise`` unless they are
-    injected."""
+    """Source of the cascade's noise; ``group_noise`` unless noise is injected."""
 
     def __call__(
         self, shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int
     ) -> Tensor:
-        """Return the standard normal draw of one group of one stage."""
+        """Return the standard normal noise of one group of one stage."""
         ...
 
 

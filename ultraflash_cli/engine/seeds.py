@@ -1,4 +1,4 @@
-"""Random generators that are named, not shared."""
+"""Random generators, each seeded by a name, none shared."""
 
 import hashlib
 

@@ -42,7 +42,7 @@ class CudaSnapshotPort(CudaPort):
     """Pinned memory, and copies on a stream of their own."""
 
     def free_bytes(self) -> int:
-        """Return what neither the driver nor torch's allocator has given away."""
+        """Return the free memory of the driver and of torch's allocator together."""
         free, _ = torch.cuda.mem_get_info(self.device)
         return (
             free

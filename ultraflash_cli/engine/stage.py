@@ -127,7 +127,7 @@ def as_tensor(leaf: Tensor | float) -> Tensor:
 def state_to_tensors(state: Any) -> dict[str, Tensor]:
     """Return copies of every leaf on the host, ready for safetensors.
 
-    Numbers become 0-dimensional tensors; None leaves nothing behind.
+    Numbers become 0-dimensional tensors; None is left out.
     """
     found = {
         n: as_tensor(leaf) for n, leaf in state_leaves(state).items() if leaf is not None

@@ -30,7 +30,7 @@ __all__ = ["GeneratedGroup", "TextToVideo", "TextToVideoState"]
 
 @dataclass(frozen=True)
 class TextToVideoState:
-    """The states of all stages and how far the video is."""
+    """The states of all stages and the position in the video."""
 
     generator: GeneratorState
     refiner: RefinerState | PixelRefinerState | None
@@ -38,7 +38,7 @@ class TextToVideoState:
     low_decoder: MemoryState | None
     """None without a decoder for the base size."""
     groups: int
-    """Groups that have become frames."""
+    """Groups decoded to frames."""
     chunks: int
     """Chunks generated."""
     seed: int
@@ -47,7 +47,7 @@ class TextToVideoState:
     """Low-resolution latents of the next group, as long as the longest one; the first
     ``ahead`` are generated."""
     ahead: int
-    """0 where the next group is not begun."""
+    """0 if the next group has not been started."""
 
     @property
     def is_first(self) -> bool:

@@ -26,11 +26,11 @@ __all__ = ["Upscaler", "UpscalerState"]
 
 @dataclass(frozen=True)
 class UpscalerState:
-    """The cascade's state, and the source frames whose results are still due."""
+    """The cascade's state, and the source frames without a result so far."""
 
     cascade: CascadeState
     held_tchw: Tensor | None
-    """Source frames that the cascade holds, where its encoder runs ahead; None else."""
+    """Source frames that the cascade holds if its encoder runs ahead, else None."""
     deep: bool
     """Whether the scene's frames have 16 bits."""
 
@@ -84,7 +84,7 @@ class Upscaler:
         return profile.alignment.group_frames(profile.group_latents, first=first)
 
     def held(self, state: UpscalerState) -> int:
-        """Return how many of the frames that went in are still inside."""
+        """Return the number of input frames that have not come out yet."""
         return self.cascade.held(state.cascade)
 
     def init_state(self, *, seed: int = 0, first_frame: int = 0) -> UpscalerState:
@@ -118,8 +118,8 @@ class Upscaler:
     def launch(
         self, state: UpscalerState, frames: Sequence[Picture]
     ) -> tuple[UpscalerState, Sequence[Arriving]]:
-        """Do what ``step`` does without waiting for a GPU: the pictures are on their
-        way."""
+        """Do what ``step`` does without waiting for a GPU: the pictures are still being
+        copied."""
         if not len(frames) + self.held(state):
             return state, []
         deep = frames[-1].dtype == np.uint16 if len(frames) else state.deep
@@ -144,8 +144,7 @@ class Upscaler:
             self.guard.clear()
 
     def _sources(self, state: UpscalerState, frames: Sequence[Picture]) -> Tensor:
-        """Return the source frames that are inside, those that come in now behind them,
-        as [T, 3, h, w]."""
+        """Return the held source frames followed by the new ones, as [T, 3, h, w]."""
         for frame in frames:
             assert frame.shape == (*self.plan.source, 3), (
                 f"planned for {self.plan.source}, got {frame.shape}"

@@ -38,7 +38,7 @@ def _vector(at, col, WIDTH: tl.constexpr):
 
 @triton.jit
 def _normed(rows, inside, eps, WIDTH: tl.constexpr):
-    """Norm ``rows [BT, BD]`` (float32) without weights, to zero outside."""
+    """Normalise ``rows [BT, BD]`` (float32) without weights; zero outside."""
     mean = tl.sum(rows, axis=1) * (1.0 / WIDTH)  # [BT]
     centred = tl.where(inside, rows - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) * (1.0 / WIDTH)  # [BT]

@@ -35,8 +35,8 @@ def adaln_modulate(
 def adaln_modulate_fp8(
     x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, impl: Impl = "auto"
 ) -> Fp8Rows:
-    """Return what ``quantise_rows`` makes of ``adaln_modulate``, without writing the
-    rows in between. Inference only.
+    """Return ``quantise_rows(adaln_modulate(...))`` without writing the rows in
+    between. Inference only.
 
     ``[*L, *N, D]`` in float8_e4m3fn and scales ``[*L, *N, 1]``.
     """

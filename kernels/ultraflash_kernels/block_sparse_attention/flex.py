@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 __all__ = ["block_mask_of", "flex_refusal", "forward"]
 
 BLOCK_MULTIPLE = 128
-"""What FlexAttention's own blocks divide: blocks of tokens are multiples of it."""
+"""Size of FlexAttention's own blocks, of which blocks of tokens must be multiples."""
 
 
 def flex_refusal(q: Tensor) -> str | None:
@@ -44,7 +44,7 @@ def block_mask_of(mask: Tensor, tokens: int) -> BlockMask:
 
     Every selected block is full: nothing inside one is masked, and the compiled kernel
     never asks ``selects``, which is for FlexAttention without compilation. Made without
-    synchronisation; the transposed lists of the backward pass come with it.
+    synchronisation; includes the transposed lists of the backward pass.
     """
 
     def selects(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

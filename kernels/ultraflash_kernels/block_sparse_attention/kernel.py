@@ -33,8 +33,8 @@ __all__ = [
 
 @triton.jit
 def softmax_step(m_i, l_i, qk, scale):
-    """Take scores ``qk [BM, BN]`` into the online softmax; return its maximum and sum
-    ``[BM]``, the weights of the keys and what earlier sums shrink by."""
+    """Accumulate scores ``qk [BM, BN]`` in the online softmax; return its maximum and
+    sum ``[BM]``, the weights of the keys and what earlier sums shrink by."""
     m_new = tl.maximum(m_i, tl.max(qk, axis=1) * scale)
     p = tl.exp2(qk * scale - m_new[:, None])
     alpha = tl.exp2(m_i - m_new)

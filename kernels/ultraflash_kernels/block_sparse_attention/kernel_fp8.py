@@ -28,8 +28,8 @@ from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3, to_e4m3
 __all__ = ["attention_fp8_kernel", "forward", "quantise_blocks", "quantise_blocks_kernel"]
 
 WEIGHT_UNITS: tl.constexpr = tl.constexpr(256.0)
-"""What a weight of 1 becomes before it is rounded to 8 bits: small weights stay above
-the least number."""
+"""What a weight of 1 is scaled to before rounding to 8 bits, so that small weights do
+not underflow."""
 
 
 @triton.jit
@@ -118,8 +118,8 @@ def attention_fp8_kernel(
     ``kernel.attention_kernel``.
 
     ``q``, ``k [B, H, N, T, D]`` and ``v [B, H, N, D, T]`` are contiguous, with a scale
-    for every token. Values of one step share the largest of their scales; what they
-    lack of it goes into the weights.
+    for every token. Values of one step share the largest of their scales; the rest of
+    each scale is folded into the weights.
     """
     row = tl.load(order + tl.program_id(0)).to(tl.int64)
     head = row // queries

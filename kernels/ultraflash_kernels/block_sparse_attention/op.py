@@ -129,7 +129,7 @@ def block_list_attention(
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """Round tokens to what 8 bits hold of them."""
+    """Round tokens to 8 bits and back."""
     rows = quantise_rows(x, impl="reference")
     return (rows.values.float() * rows.scales).to(x.dtype)
 

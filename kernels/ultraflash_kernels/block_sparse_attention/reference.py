@@ -13,8 +13,8 @@ GATHERED_ELEMENTS = 1 << 18
 """About how many elements of k (and of v) one dense call gathers; small enough for a
 CPU's cache."""
 GATHERED_ELEMENTS_FOR_GRADIENTS = 1 << 23
-"""The same where gradients are wanted: going back through a gather costs a pass over
-all of k, so gather rarely."""
+"""The same with gradients: the backward pass of a gather is a pass over all of k, so
+gather rarely."""
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

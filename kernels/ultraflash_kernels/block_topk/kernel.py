@@ -24,7 +24,7 @@ BINS: tl.constexpr = tl.constexpr(256)
 TILE = 2048
 """Shares that are counted at once."""
 MOST_SPLITS = 16
-"""Programs that count one pool together, at most."""
+"""Most programs that count one pool together."""
 
 
 @triton.jit
@@ -200,8 +200,8 @@ def threshold_kernel(
 
 @triton.jit
 def kept_keys(shares, thresholds, row, head, queries, keys, rule, BK: tl.constexpr):
-    """Return all keys ``[BK]`` and which of them the query block ``row`` of a head
-    keeps: threshold, empty rows, diagonal, in this order."""
+    """Return all keys ``[BK]`` and which of them query block ``row`` of a head keeps:
+    by threshold, then for empty rows, then the diagonal."""
     spatial = rule[0] * rule[1]
     key = tl.arange(0, BK)  # [BK]
     inside = key < keys

@@ -41,8 +41,8 @@ def block_topk(
     rows of all heads also get the diagonal ``Nk == Nq`` counted from the first block.
 
     Every row must be allowed something. Raises ValueError for shapes that do not fit
-    and for a budget below 1. ``choose_blocks`` is the same for a rule instead of a
-    matrix, and the faster one on a GPU.
+    and for a budget below 1. ``choose_blocks`` does the same for a rule instead of a
+    matrix, and is faster on a GPU.
     """
     _check_means(q_mean, k_mean)
     rows, keys = q_mean.shape[2], k_mean.shape[2]

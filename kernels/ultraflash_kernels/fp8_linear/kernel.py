@@ -26,8 +26,8 @@ def to_e4m3(y):
 def rounded_e4m3(x):
     """Round float32 to three bits of mantissa, ties to even, from 2**-6 up.
 
-    For the interpreter, whose cast to float8_e4m3fn loses a carry; a GPU's cast needs
-    no help.
+    For the interpreter, whose cast to float8_e4m3fn loses a carry; a GPU's cast is
+    correct.
     """
     bits = x.to(tl.int32, bitcast=True)
     bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000

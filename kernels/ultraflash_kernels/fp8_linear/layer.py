@@ -1,5 +1,5 @@
-"""A linear layer that keeps its weight in 8-bit floating point, and how a network gets
-them."""
+"""A linear layer whose weight is kept in 8-bit floating point, and the conversion of a
+network's layers."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -22,7 +22,7 @@ class Fp8Linear(nn.Module):
     """``nn.Linear`` with a weight quantised row by row; inference only.
 
     The weight lies in buffers of integers, so that ``.to(dtype)`` of a network leaves
-    it as it is.
+    it unchanged.
     """
 
     weight_bytes: Tensor
@@ -42,7 +42,7 @@ class Fp8Linear(nn.Module):
 
     @classmethod
     def of(cls, layer: nn.Linear, *, impl: Fp8Impl = "auto") -> "Fp8Linear":
-        """Quantise the weight of ``layer``, where it lies; the bias stays as it is."""
+        """Quantise the weight of ``layer`` on its device; the bias is unchanged."""
         return cls(quantise_rows(layer.weight.detach()), layer.bias, impl=impl)
 
     @property

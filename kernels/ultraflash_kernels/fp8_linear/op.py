@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 Fp8Impl = Literal["auto", "scaled_mm", "reference"]
-"""``scaled_mm`` and ``reference`` are what is run, or an error; ``auto`` takes the
-first where it can."""
+"""``scaled_mm`` and ``reference`` are used or raise; ``auto`` takes the first where it
+can run."""
 
 OLDEST_CAPABILITY = (8, 9)
 """Compute capability from which GPUs multiply 8-bit floating point."""
@@ -36,7 +36,7 @@ MULTIPLE = 16
 
 
 class Fp8Rows(NamedTuple):
-    """Rows of 8-bit floating point: what they stand for is ``values * scales``."""
+    """Rows in 8-bit floating point; they represent ``values * scales``."""
 
     values: Tensor
     """``[..., D]``, float8_e4m3fn."""
@@ -50,7 +50,7 @@ def quantise_rows(x: Tensor, *, impl: Impl = "auto") -> Fp8Rows:
 
     Scales are ``max(|row|) / 448``, from 1e-12 up; the division and the rounding (to
     nearest, ties to even) are those of float32. Not differentiable. Raises ValueError
-    for what is no floating point.
+    for other than floating point.
     """
     if not x.is_floating_point() or x.ndim < 1:
         raise ValueError(
@@ -87,12 +87,12 @@ def fp8_linear(
     """Return ``x @ weight^T + bias`` for ``x [..., K]`` and ``weight [N, K]``, rows of
     both quantised.
 
-    A tensor x is quantised first; what several layers share is quantised once and given
-    as ``Fp8Rows``. Products of the stored numbers are summed in float32, multiplied by
-    both scales, the bias ``[N]`` is added, and the result is rounded to ``dtype`` (that
-    of x; bfloat16 for rows). ``fast_accumulation`` lets Hopper sum with fewer bits.
-    Inference only. Raises ValueError for shapes that do not fit, KernelUnsupportedError
-    where ``scaled_mm`` is asked for and cannot run.
+    A tensor x is quantised first; an input that several layers share is quantised once
+    and passed as ``Fp8Rows``. Products of the stored numbers are summed in float32,
+    multiplied by both scales, the bias ``[N]`` is added, and the result is rounded to
+    ``dtype`` (that of x; bfloat16 for rows). ``fast_accumulation`` lets Hopper sum with
+    fewer bits. Inference only. Raises ValueError for shapes that do not fit,
+    KernelUnsupportedError where ``scaled_mm`` is asked for and cannot run.
     """
     if impl not in ("auto", "scaled_mm", "reference"):
         raise ValueError(f"fp8_linear: impl is auto, scaled_mm or reference, got {impl!r}")

@@ -9,8 +9,7 @@ __all__ = ["E4M3_MAX", "SMALLEST_AMAX", "linear", "quantise", "quantise_gelu"]
 E4M3_MAX = 448.0
 """Largest finite number of float8_e4m3fn."""
 SMALLEST_AMAX = 1e-12
-"""What the largest value of a row counts as at least, so that a row of zeros has a
-scale."""
+"""Lower bound on the largest value of a row, so that a row of zeros has a scale."""
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:

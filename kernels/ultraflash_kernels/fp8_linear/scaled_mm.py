@@ -1,4 +1,4 @@
-"""The product of ``fp8_linear`` through cuBLAS or CUTLASS, as ``torch._scaled_mm``
+"""The matmul of ``fp8_linear`` by cuBLAS or CUTLASS, as ``torch._scaled_mm``
 chooses."""
 
 import torch

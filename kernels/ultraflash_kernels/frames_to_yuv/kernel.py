@@ -1,4 +1,5 @@
-"""RGB to YUV 4:2:0 in one pass: every program takes a stretch of two rows of pixels."""
+"""RGB to YUV 4:2:0 in one pass: each program converts a stretch of two rows of
+pixels."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # Triton allows no annotation but constexpr on a kernel's parameters, and takes options
@@ -36,7 +37,7 @@ def _threshold(row, col, ORDERED: tl.constexpr):
 
 @triton.jit
 def _light(at, mask):
-    """Load pixels as light in [0, 1]; what is no number is dark."""
+    """Load pixels clamped to [0, 1]; NaN becomes 0."""
     wide = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     return tl.minimum(tl.where(wide > 0, wide, 0.0), 1.0)
 

@@ -1,4 +1,4 @@
-"""A linear layer and GELU behind it, in one product."""
+"""A linear layer followed by GELU, in one matmul."""
 
 from ultraflash_kernels.linear_gelu.op import LinearGeluImpl, epilogue_refusal, linear_gelu
 

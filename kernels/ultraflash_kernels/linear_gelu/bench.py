@@ -1,5 +1,5 @@
-"""Timing of the first layer of a feed-forward, with GELU behind its product and in
-it."""
+"""Timing of the first layer of a feed-forward, with GELU after its matmul and fused
+into it."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,4 @@
-"""The product of ``linear_gelu`` through cuBLASLt, whose epilogue knows bias and
-GELU."""
+"""The matmul of ``linear_gelu`` by cuBLASLt, whose epilogue applies bias and GELU."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""A linear layer whose product applies GELU before it writes anything."""
+"""A linear layer whose matmul applies GELU before the result is written."""
 
 from typing import Literal
 
@@ -12,12 +12,12 @@ from ultraflash_kernels.linear_gelu import reference
 __all__ = ["LinearGeluImpl", "epilogue_refusal", "linear_gelu"]
 
 LinearGeluImpl = Literal["auto", "epilogue", "reference"]
-"""``epilogue`` and ``reference`` are what is run, or an error; ``auto`` takes the first
-where it can."""
+"""``epilogue`` and ``reference`` are used or raise; ``auto`` takes the first where it
+can run."""
 
 DTYPES = (torch.float16, torch.bfloat16)
 SLOW_MAJOR = 12
-"""GPUs of compute capability 12.x, whose library has only a slow product with GELU."""
+"""GPUs of compute capability 12.x, where the library's matmul with GELU is slow."""
 
 
 def linear_gelu(

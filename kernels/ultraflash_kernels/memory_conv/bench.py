@@ -98,8 +98,7 @@ def _pair(size: tuple[int, int, int, int], device: torch.device) -> tuple[Case, 
 
 
 def _joined(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What the published block does: current and past as one picture of twice the
-    channels."""
+    """The published block: current and past frame concatenated along the channels."""
     return F.conv2d(torch.cat([x, x], dim=1), weight, bias, padding=1).relu_()
 
 

@@ -1,5 +1,5 @@
-"""3x3 convolution as a product of matrices over shifted pixels, over one or two inputs,
-with its epilogue.
+"""3x3 convolution as matmuls over shifted pixels, of one or two inputs, with its
+epilogue.
 
 With ``GROWTH`` 2 it reads pictures as if nearest neighbours had doubled them: each
 address is half the pixel's place.

@@ -11,7 +11,7 @@ __all__ = ["activated", "library_refusal", "memory", "residual", "upsampled"]
 
 def library_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why cuDNN cannot fuse what follows a convolution on ``device``, in a
-    sentence, or None; finds out once by small pictures."""
+    sentence, or None; found out once with small pictures."""
     if device.type != "cuda":
         return f"cuDNN needs an NVIDIA GPU, the tensors lie on {device}."
     return _found_wrong(device, dtype)

@@ -1,5 +1,5 @@
-"""Convolutions of memory decoders, each with what follows or precedes it, no
-concatenation and no enlargement built."""
+"""Convolutions of memory decoders fused with what follows or precedes them; no
+concatenation or enlargement is materialised."""
 
 from typing import Literal
 
@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 ConvImpl = Literal["auto", "triton", "library", "reference"]
-"""What is run, or an error; ``library`` is cuDNN with bias, sum and ReLU in its
-epilogue. ``auto`` takes the kernel where ``KERNEL_WINS``, else the library where it
-can."""
+"""The implementation to use, or an error; ``library`` is cuDNN with bias, sum and ReLU
+in its epilogue. ``auto`` takes the kernel where ``KERNEL_WINS``, else the library where
+it can run."""
 
 KERNEL_WINS: frozenset[tuple[tuple[int, int], int, int]] = frozenset()
 """(compute capability, channels in, channels out) where ``auto`` takes the kernel:

@@ -1,4 +1,4 @@
-"""Norm of rows in one pass: every program holds a few whole rows."""
+"""RMS norm of rows in one pass: each program holds a few whole rows."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # Triton allows no annotation but constexpr on a kernel's parameters, and takes options
@@ -26,8 +26,8 @@ def norm_kernel(
     BT: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Norm ``BT`` rows of ``x [rows, WIDTH]`` whose starts are ``x_row`` apart; ``out``
-    is contiguous."""
+    """Normalise ``BT`` rows of ``x [rows, WIDTH]`` whose starts are ``x_row`` apart;
+    ``out`` is contiguous."""
     like: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
     col = tl.arange(0, BD)  # [BD]

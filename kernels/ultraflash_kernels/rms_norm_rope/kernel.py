@@ -162,7 +162,7 @@ def norm_rope_kernel(
     BT: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """Take ``BT`` tokens of one sample through all three; ``row_turns``, ``col_turns``
+    """Process ``BT`` tokens of q, k and v of one sample; ``row_turns``, ``col_turns``
     are where their tables start."""
     HEAD: tl.constexpr = 2 * (PT + PY + PX)
     TOKENS: tl.constexpr = BLOCK_T * BLOCK_Y * BLOCK_X

@@ -128,8 +128,7 @@ def norm_rope_blocks_kernel(
     BP: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """Take one block of queries, of keys or of values through; which, the second number
-    of the program says."""
+    """Process one block of queries, keys or values, as the second program id says."""
     HEAD: tl.constexpr = 2 * (PT + PY + PX)
     TOKENS: tl.constexpr = BLOCK_T * BLOCK_Y * BLOCK_X
     block = tl.program_id(0).to(tl.int64)

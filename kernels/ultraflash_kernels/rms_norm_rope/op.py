@@ -1,4 +1,4 @@
-"""Norm of queries and keys over all channels, rotary embedding, and the way into
+"""Norm of queries and keys over all channels, rotary embedding and rearrangement into
 head-major blocks, in one pass."""
 
 import math
@@ -31,8 +31,8 @@ class AxisTables:
     positions: tuple[int, int, int]
     """Frames, rows and columns that it covers."""
     pairs: tuple[int, int, int]
-    """Pairs of channels of a head that turn with the frame, the row and the column: pt,
-    ps, ps."""
+    """Pairs of channels of a head that are rotated by frame, row and column: pt, ps,
+    ps."""
 
     @classmethod
     def of(cls, frames: Tensor, rows: Tensor, cols: Tensor) -> "AxisTables":
@@ -81,8 +81,8 @@ def rms_norm_rope(
     column, as the tokens inside them are. Tokens of q and k are divided by their root
     mean square over all D channels (float32), rounded, multiplied by the weight
     ``[D]``, and their pairs (2i, 2i + 1) are turned (float32) by the ``tables`` at the
-    token's frame, row and column; v is copied. Padding becomes zero whatever it was.
-    reference/cascade.md 1.3, 1.4, 4.4.
+    token's frame, row and column; v is copied. Padding becomes zero whatever its
+    values. reference/cascade.md 1.3, 1.4, 4.4.
 
     The reference computes float64 in float64. ``out`` are the tensors to write to,
     slices of a ring of keys and values for instance, and is returned; blocks lie next

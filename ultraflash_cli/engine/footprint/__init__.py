@@ -1,1 +1,1 @@
-"""The memory of a job, known before anything is loaded."""
+"""The memory that a job will take, computed before anything is loaded."""

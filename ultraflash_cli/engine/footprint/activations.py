@@ -57,7 +57,7 @@ class MemoryBlocks:
     working: int
     """Peak, without the memories."""
     memories: int
-    """Memories of all blocks, one frame each."""
+    """The blocks' recurrent memories, one frame each."""
 
 
 def sr_dit_activations(
@@ -115,10 +115,10 @@ def generator_activations(
 ) -> int:
     """Return the bytes of one chunk of latents of ``height`` x ``width``.
 
-    As in the SR transformer, but keys and values are attended to where they lie: with U
-    = N * dim numbers of e bytes, 7 e U in attention, 8 e U + 8 U in cross-attention, 7
-    e U + 2 e N ffn_dim in the feed-forward, what is still to be added included. A
-    window that slides copies what stays of one ring.
+    As in the SR transformer, but attention reads keys and values in place: with U = N *
+    dim numbers of e bytes, 7 e U in attention, 8 e U + 8 U in cross-attention, 7 e U +
+    2 e N ffn_dim in the feed-forward, including the pending addition to the residual
+    stream. A window that slides copies what stays of one ring.
     """
     per_frame = config.tokens_per_frame(height, width)
     tokens = config.chunk_latents * per_frame

@@ -1,5 +1,5 @@
-"""Find the first plan of a job that fits its budget: the full one, or smaller ones
-concession by concession."""
+"""Find the first plan of a job that fits its budget: the full one, or one with more and
+more concessions."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -26,12 +26,12 @@ def plan_memory(
     """Find the first plan of the ladder that fits ``budget_bytes`` (None: the full
     plan).
 
-    The ladder: everything on the device; text encoder freed after its work; generator
-    in the host's memory while a group is refined; decoding latent by latent; a smaller
+    The ladder: everything on the device; text encoder freed after use; generator in
+    host memory while a group is refined; decoding latent by latent; a smaller
     ``kv_len``; smaller groups. Concessions that a later one makes unnecessary are
-    dropped. On a CPU nothing can be moved away. ``host_budget_bytes`` bounds what may
-    be moved to the host's memory (None: not known). Raises OutOfMemory, with the sum,
-    where the smallest plan is too large.
+    dropped. On a CPU nothing can be moved. ``host_budget_bytes`` bounds what may be
+    moved to host memory (None: unknown). Raises OutOfMemory, with the sum, where the
+    smallest plan is too large.
     """
     full = _full(work)
     rungs = [_FULL, *_rungs(work, host_budget_bytes)]

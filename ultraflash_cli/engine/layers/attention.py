@@ -250,8 +250,8 @@ class SparseCausalSelfAttention(nn.Module):
         """Attend as ``sparse_causal_attention`` does, from projections
         ``[B, tokens, width]`` in the order of blocks; overwrites the cache.
 
-        Keys and values go straight to where the next group finds them, if this one
-        replaces all that is remembered and the cache has room next to it.
+        Keys and values are written directly to the cache if this group replaces
+        everything in it and the cache has a spare pair of buffers.
         """
         grid = layout.grid
         blocks = math.prod(grid.blocks)

@@ -158,8 +158,8 @@ class DitBlock(nn.Module):
 
 
 class DitHead(nn.Module):
-    """Weights of the modulated norm and the projection to patches, and next to it,
-    where the config has one, a hidden layer's; starts as zero."""
+    """Weights of the modulated norm and the projection to patches, plus a hidden layer
+    if the config has one; initialised to zero."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Dit(nn.Module):
         )
 
     def make_embeddings(self) -> None:
-        """Make the layers that texts and timesteps pass."""
+        """Create the layers that embed texts and timesteps."""
         sizes, dim = self.sizes, self.sizes.dim
         if sizes.text_len:
             self.text_embedding = nn.Sequential(

@@ -206,8 +206,8 @@ def in_pieces(
     size: int,
     beside_bcthw: Tensor | None = None,
 ) -> tuple[MemoryState, Tensor]:
-    """Run a clip, and what comes with it, in pieces of ``size`` frames; return the
-    state after it and the result."""
+    """Run a clip and its companion input in pieces of ``size`` frames; return the state
+    after it and the result."""
     memories = state.past
     out: Tensor | None = None
     done = 0

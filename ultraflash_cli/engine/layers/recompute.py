@@ -15,8 +15,8 @@ __all__ = ["recomputed"]
 
 
 def recomputed(block: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a block, or a function of networks, as one that keeps only its inputs for
-    the backward pass and is computed again in it; without gradients it is the block.
+    """Wrap a block, or a function of networks, so that it keeps only its inputs and is
+    recomputed in the backward pass; without gradients it is the block itself.
 
     Tensors inside tuples and rings count as inputs, too. Recomputed blocks can nest.
     """

@@ -14,7 +14,7 @@ LOBES = 3
 """Lobes of the lanczos window on either side."""
 
 BLOCK = 32
-"""Outputs that a small matmul of a resize gives at once."""
+"""Outputs per small matmul of a resize."""
 
 
 def lanczos_upscale(frames_nchw: Tensor, scale: int) -> Tensor:
@@ -101,7 +101,7 @@ def _resize_blocks_on(
     device: torch.device, size_in: int, size_out: int
 ) -> tuple[Tensor, Tensor]:
     """``_resize_blocks`` on a device, copied once: a copy in the loop would wait for
-    all that is computed."""
+    all queued work."""
     index, weight = _resize_blocks(size_in, size_out)
     return index.to(device), weight.to(device)
 

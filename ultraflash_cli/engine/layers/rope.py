@@ -35,8 +35,8 @@ def rotation_tables(
     first frame is ``first_frame``.
 
     A third of the pairs (rounded down) is rotated by the row, as many by the column,
-    the rest by the absolute frame index. A first frame on the device, as a
-    0-dimensional tensor, is read there, as a graph needs it.
+    the rest by the absolute frame index. ``first_frame`` may be a 0-dimensional tensor
+    on the device, as graphs need it.
     """
     pairs, side = head_width // 2, head_width // 6
     return AxisTables.of(

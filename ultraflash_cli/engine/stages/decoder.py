@@ -154,7 +154,7 @@ class ShuffleUp(nn.Module):
 
     @property
     def conv_up(self) -> nn.Conv2d:
-        """The convolution, four rows in turn for each channel."""
+        """The convolution; four consecutive rows belong to each channel."""
         return cast("nn.Conv2d", self.up[0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,10 +162,10 @@ class ShuffleUp(nn.Module):
 
 
 class UpsampledConv(nn.Conv2d):
-    """A convolution over pictures whose size nearest neighbours have doubled.
+    """A convolution over pictures doubled by nearest neighbours.
 
-    What grows in time stands in front of it: that looks at single pixels and costs a
-    quarter before the doubling. With ``rectifies`` ReLU is part of it.
+    Growth in time precedes it: that is a 1x1 convolution and costs a quarter before the
+    doubling. With ``rectifies`` ReLU is part of it.
     """
 
     def __init__(self, width: int, out_width: int, *, bias: bool, rectifies: bool) -> None:
@@ -285,11 +285,11 @@ class Decoder(nn.Module):
     def step(
         self, state: MemoryState, inputs: Tensor | DecoderInputs
     ) -> tuple[MemoryState, Tensor]:
-        """Return the 4T frames of T latents [B, C, T, H, W], which low-resolution
-        frames may come with.
+        """Return the 4T frames of T latents [B, C, T, H, W], with or without
+        low-resolution frames.
 
-        A CPU decodes latent by latent, which stays in its caches; a GPU a group at
-        once, or in even pieces.
+        A CPU decodes latent by latent, to stay within its caches; a GPU decodes a group
+        at once, or in even pieces.
         """
         weight = self._weight
         latents_bcthw, low_bcthw = (
@@ -304,5 +304,6 @@ class Decoder(nn.Module):
 
     @property
     def _weight(self) -> Tensor:
-        """The kernel that latents meet first; it tells dtype and device."""
+        """The first kernel that latents pass; its dtype and device are the
+        network's."""
         return next(layer for layer in self.decoder if isinstance(layer, nn.Conv2d)).weight

@@ -201,10 +201,10 @@ class GeneratorHead(DitHead):
 
 
 class Generator(Dit):
-    """Noisy latents and a prompt to the flow, one chunk a run; ``Sampler`` draws with
-    it.
+    """Noisy latents and a prompt to the flow, one chunk per run; ``Sampler`` generates
+    with it.
 
-    Runs in the dtype of the weights, but for the insides of norms and RoPE (float32).
+    Runs in the dtype of the weights, except for norms and RoPE (float32 inside).
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -241,8 +241,8 @@ class Generator(Dit):
         self.head = GeneratorHead(config)
 
     def to_fp8(self) -> "Generator":
-        """Turn linear layers but ``KEPT_IN_BF16`` to 8-bit floating point, in place;
-        inference only."""
+        """Convert linear layers except ``KEPT_IN_BF16`` to 8-bit floating point, in
+        place; inference only."""
         quantise_linears(self, keep=KEPT_IN_BF16)
         return self
 

@@ -91,7 +91,7 @@ class LatentUpsampler(nn.Module):
     def step(self, state: MemoryState, latents_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
         """Return as many latents at the high resolution.
 
-        A GPU computes the group at once, a CPU latent by latent, which stays in its
+        A GPU computes the group at once, a CPU latent by latent, to stay within its
         caches.
         """
         weight = self.final.weight

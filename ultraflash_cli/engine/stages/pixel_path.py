@@ -115,6 +115,7 @@ class PixelPath(nn.Module):
         return 1
 
     def step(self, state: MemoryState, frames_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
-        """Return as many frames; on a CPU frame by frame, which stays in its caches."""
+        """Return as many frames; a CPU goes frame by frame, to stay within its
+        caches."""
         size = frames_bcthw.shape[2] if self.embed.weight.is_cuda else 1
         return in_pieces(self.upscale, state, frames_bcthw, size=size)

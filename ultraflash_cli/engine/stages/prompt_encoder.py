@@ -93,7 +93,8 @@ class WordTokenizer:
         ]
 
     def unheard(self, text: str) -> list[str]:
-        """Return the unknown words of a prompt, each once; none if there is no list."""
+        """Return the unknown words of a prompt, each once; empty if there is no
+        list."""
         return [
             word
             for word in dict.fromkeys(_words(text))
@@ -118,8 +119,8 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Update ``x [B, L, dim]``; nobody attends to rows where ``mask [B, L]`` is
-        0."""
+        """Update ``x [B, L, dim]``; rows where ``mask [B, L]`` is 0 are not attended
+        to."""
         q, k, v = (
             self.qkv(self.norm1(x))
             .unflatten(2, (3, self.heads, -1))

@@ -42,7 +42,7 @@ __all__ = [
 KEPT_IN_BF16 = ("time_embedding.*", "time_projection.*", "head.head")
 """Linear layers that are not converted to 8 bits: those that run in float32."""
 KEPT_OF_TEXT = ("text_embedding.*", "blocks.*.cross_attn.k", "blocks.*.cross_attn.v")
-"""More of them with a text path: those that run once per clip."""
+"""Further ones with a text path: those that run once per clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,8 +219,8 @@ class SrDit(Dit):
         self.head = SrDitHead(config)
 
     def to_fp8(self) -> "SrDit":
-        """Turn attention and all linear layers but those kept to 8-bit floating point,
-        in place; inference only."""
+        """Convert attention and linear layers, except those that are kept, to 8-bit
+        floating point, in place; inference only."""
         quantise_linears(
             self, keep=(*KEPT_IN_BF16, *(KEPT_OF_TEXT if self.config.text_len else ()))
         )

@@ -107,7 +107,7 @@ def published_names(layers: int) -> dict[str, str]:
 
 
 PUBLISHED_NAMES = published_names(24)
-"""The published name of each of the 242 tensors, and its name inside."""
+"""The published name of each of the 242 tensors, and its name in our network."""
 
 
 class TextEncoder(nn.Module):
@@ -148,8 +148,8 @@ class TextEncoder(nn.Module):
         self.register_load_state_dict_pre_hook(_to_own_names)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0
-        included; nobody attends to those."""
+        """Return [B, L, dim] of ``ids [B, L]``, including rows where ``mask [B, L]`` is
+        0, which are not attended to."""
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -228,8 +228,8 @@ def encode_prompts(
 
     Each prompt is encoded by itself, so that its embedding does not depend on the
     others. Prompts of more than ``text_len`` tokens are cut before the end-of-sequence
-    token; ``on_truncated`` is then told (index of the prompt, tokens it has). Raises
-    ConfigError if tokenizer and encoder do not belong together.
+    token; ``on_truncated`` is then called with (index of the prompt, its number of
+    tokens). Raises ConfigError if tokenizer and encoder do not match.
     """
     config, weight = encoder.config, next(encoder.parameters())
     embeds = weight.new_zeros((len(prompts), config.text_len, config.dim))
