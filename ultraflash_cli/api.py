@@ -300,7 +300,7 @@ class FrameStream:
         """
         form, pictures = taken(frames_thwc, self.size)
         if self._form is not None and self.frames_in > self._scene and form != self._form:
-            raise UsageError(f"the scene began with frames of {self._form}, now they are {form}; flush() first")
+            raise UsageError(f"the scene began with frames of {self._form}, got {form}; call flush() first")
         self._form = form
         self.frames_in += len(pictures)
         self._waiting += pictures
@@ -356,11 +356,11 @@ class FrameStream:
             told = _metadata(state)
             tensors = load(state)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"the state is none that FrameStream.save returned ({error})") from error
+            raise UsageError(f"the state was not returned by FrameStream.save ({error})") from error
         theirs = told["stream"]
         other = [name for name, value in self._facts.items() if theirs.get(name) != value]
         if other:
-            raise UsageError(f"the state is of a stream with another {', '.join(other)}")
+            raise UsageError(f"the state belongs to a stream with another {', '.join(other)}")
         self.frames_in, self.frames_out = told["frames_in"], told["frames_out"]
         self._scene = told["scene"]
         self._form = None if told["form"] is None else Form(*told["form"])
@@ -374,7 +374,7 @@ class FrameStream:
         """Begin a scene with frame number ``frame`` of the clip, wherever the stream was;
         what waits is dropped. Raises UsageError for a negative number."""
         if frame < 0:
-            raise UsageError(f"frames are numbered from 0, got {frame}")
+            raise UsageError(f"frame numbers start at 0, got {frame}")
         self.frames_in = self.frames_out = self._scene = frame
         self._waiting = []
         self._state = self._fresh()

@@ -50,7 +50,7 @@ def taken(frames: Any, size: tuple[int, int]) -> "tuple[Form, list[ndarray]]":
     kind = "torch" if isinstance(frames, torch.Tensor) else "numpy"
     if not isinstance(frames, torch.Tensor | np.ndarray):
         if not hasattr(frames, "__dlpack__"):
-            raise UsageError(f"frames are a numpy array, a tensor or what speaks DLPack, got {type(frames).__name__}")
+            raise UsageError(f"frames must be a NumPy array, a tensor or support DLPack, got {type(frames).__name__}")
         frames, kind = torch.from_dlpack(frames), "torch"
     where = "cpu"
     if isinstance(frames, torch.Tensor):
@@ -60,12 +60,12 @@ def taken(frames: Any, size: tuple[int, int]) -> "tuple[Form, list[ndarray]]":
     array: Any = frames
     width, height = size
     if array.ndim != 4 or array.shape[1:] != (height, width, 3):
-        raise UsageError(f"frames are [T, {height}, {width}, 3], got {list(array.shape)}")
+        raise UsageError(f"frames must be [T, {height}, {width}, 3], got {list(array.shape)}")
     name = str(array.dtype)
     if name in ("uint8", "uint16"):
         return Form(kind, name, where), list(array)
     if not np.issubdtype(array.dtype, np.floating):
-        raise UsageError(f"frames are uint8, uint16 or floats in 0..1, got {array.dtype}")
+        raise UsageError(f"frames must be uint8, uint16 or floats in 0..1, got {array.dtype}")
     if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
         raise UsageError("float frames must be within 0..1; some values are not")
     deep = np.rint(array.astype(np.float64) * 65535).astype(np.uint16)

@@ -122,7 +122,7 @@ def test_a_state_of_another_stream_is_refused() -> None:
     with pytest.raises(UsageError, match="another detail, seed"):
         stream(state=saved, detail=0.5, seed=3)
     for wrong in (b"", b"nonsense" * 9, saved[:-7]):
-        with pytest.raises(UsageError, match=r"none that FrameStream\.save returned"):
+        with pytest.raises(UsageError, match=r"not returned by FrameStream\.save"):
             stream(state=wrong)
 
 
@@ -170,12 +170,12 @@ def test_frames_come_back_in_the_form_they_came_in() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (np.zeros((2, 32, 47, 3), np.uint8), r"frames are \[T, 32, 48, 3\], got \[2, 32, 47, 3\]"),
-        (np.zeros((32, 48, 3), np.uint8), "frames are"),
+        (np.zeros((2, 32, 47, 3), np.uint8), r"frames must be \[T, 32, 48, 3\], got \[2, 32, 47, 3\]"),
+        (np.zeros((32, 48, 3), np.uint8), "frames must be"),
         (np.zeros((1, 32, 48, 3), np.int32), "uint8, uint16 or floats"),
         (np.full((1, 32, 48, 3), 1.5), r"within 0\.\.1"),
         (np.full((1, 32, 48, 3), np.nan), r"within 0\.\.1"),
-        ([[1]], "speaks DLPack, got list"),
+        ([[1]], "support DLPack, got list"),
     ],
 )
 def test_other_frames_are_refused(wrong: Any, said: str) -> None:

@@ -216,8 +216,8 @@ def test_pictures_of_television_keep_their_shape(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--crop", "1,2,3"), "--crop is none, auto or LEFT,TOP,RIGHT,BOTTOM in pixels, got '1,2,3'"),
-        (("--chroma-shift", "x"), "--chroma-shift is none, auto or X,Y in pixels"),
+        (("--crop", "1,2,3"), "--crop must be none, auto or LEFT,TOP,RIGHT,BOTTOM in pixels, got '1,2,3'"),
+        (("--chroma-shift", "x"), "--chroma-shift must be none, auto or X,Y in pixels"),
         (("--crop", "100,0,60,0"), "--crop leaves 0x96 of 160x96"),
     ],
 )

@@ -16,7 +16,7 @@ from ultraflash_cli.errors import ConfigError
 def test_a_stream_ends_where_a_window_that_does_not_slide_is_full(stage: Generator) -> None:
     state, out = advance(stage, start(stage), clip(9))
     assert out.shape[2] == TINY.longest == 9
-    with pytest.raises(ConfigError, match="ends after 9 latent frames, asked for 12"):
+    with pytest.raises(ConfigError, match="ends after 9 latent frames, got 12"):
         advance(stage, state, clip(3))
 
 

@@ -94,5 +94,5 @@ def test_a_seed_chooses_one_of_each_group_of_variants() -> None:
     assert said == ["a ball one up", "a ball two up", "a ball one down", "a ball two down", "a ball one up"]
     assert CONFIG.with_variant("a ball", 3) == "a ball"
     for wrong in ((("three",),), ((),)):
-        with pytest.raises(ConfigError, match="words that it knows"):
+        with pytest.raises(ConfigError, match="must be among its words"):
             replace(config, variants=wrong)

@@ -85,13 +85,13 @@ def test_a_device_that_computes_wrongly_is_refused(
 ) -> None:
     use(monkeypatch, stand_in(is_wrong_after(calls, by)))
     assert main(["upscale", str(clip), "--device", "xpu", *TINY]) == 4
-    assert "computes wrong pixels" in capsys.readouterr().err
+    assert "computes incorrect pixels" in capsys.readouterr().err
     assert [path.name for path in clip.parent.iterdir() if path.suffix == ".mkv"] == ["in.mkv"]
 
 
 def test_a_stream_of_a_wrong_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, stand_in(is_wrong_after(0, 30.0)))
-    with pytest.raises(DeviceError, match="wrong pixels"):
+    with pytest.raises(DeviceError, match="incorrect pixels"):
         open_stream((48, 32), model="tiny-lite", device="xpu", threads=1)
 
 

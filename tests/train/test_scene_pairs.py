@@ -143,7 +143,7 @@ def test_answers_are_kept_by_the_command_and_a_level_out_of_range_is_refused(
 ) -> None:
     common = ["--data", str(pairs / "low"), "--out", str(tmp_path / "own"), "--start-from", "none"]
     assert main(["train", "answer-scenes", *common, "--level", "0"]) == 2
-    assert "--level is above 0 and at most 1" in capsys.readouterr().err
+    assert "--level must be above 0 and at most 1" in capsys.readouterr().err
 
 
 def test_a_validation_scores_held_out_batches_and_a_resumed_run_keeps_its_rows(

@@ -60,7 +60,7 @@ def test_a_profile_may_be_a_file_with_the_fields_that_differ(tmp_path: Path) -> 
     [
         ('base = "huge"', "base must be one of"),
         ('base = "lite"\nlayers = 3', "no field 'layers'"),
-        ("base = ", "no readable TOML"),
+        ("base = ", "not readable as TOML"),
     ],
 )
 def test_a_profile_that_cannot_be_used_is_refused(tmp_path: Path, content: str, message: str) -> None:

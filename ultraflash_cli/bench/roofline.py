@@ -68,13 +68,13 @@ def parse_rates(text: str | None) -> Rates:
         if not part.strip():
             continue
         if name not in known:
-            raise UsageError(f"no rate is called {name!r}; there are {', '.join(sorted(known))}")
+            raise UsageError(f"unknown rate {name!r}; choose from {', '.join(sorted(known))}")
         try:
             changes[name] = float(value)
         except ValueError:
-            raise UsageError(f"the rate {name} is a number, got {value!r}") from None
+            raise UsageError(f"the rate {name} must be a number, got {value!r}") from None
         if not changes[name] > 0:
-            raise UsageError(f"the rate {name} is above 0, got {value}")
+            raise UsageError(f"the rate {name} must be above 0, got {value}")
     return replace(H200, **changes)
 
 

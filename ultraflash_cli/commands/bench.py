@@ -91,7 +91,7 @@ def bench(
     if roofline:
         return _estimate(console, rates, json=json)
     if rates is not None:
-        raise UsageError("--rates is for --roofline")
+        raise UsageError("--rates needs --roofline")
     for word in what or ():
         if word not in KINDS:
             raise UsageError(f"unknown benchmark {word!r}; choose from {', '.join(KINDS)}")

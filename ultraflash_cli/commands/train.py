@@ -262,7 +262,7 @@ def answer_drawn_scenes(
     from ultraflash_cli.weights.load import read_tensors
 
     if not 0 < level <= 1:
-        raise UsageError(f"--level is above 0 and at most 1, got {level:g}")
+        raise UsageError(f"--level must be above 0 and at most 1, got {level:g}")
     profile = TRAINED[model]
     roles = CascadeRoles(profile, ("generator", "text_encoder"), words=profile.prompt_encoder)
     roles.load(read_tensors(start_from), hint="average.safetensors of a run of `generator`")

@@ -70,9 +70,7 @@ def fewer_steps(steps: tuple[T, ...], count: int) -> tuple[T, ...]:
     Places are rounded half to even (reference/cascade.md 9.1).
     """
     if not 1 <= count <= len(steps):
-        raise ConfigError(
-            f"{count} of {len(steps)} steps cannot be taken: from 1 to {len(steps)} can"
-        )
+        raise ConfigError(f"the number of steps must be 1 to {len(steps)}, got {count}")
     if count == 1:
         return steps[:1]
     return tuple(steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count))

@@ -156,8 +156,8 @@ class Sampler:
             chunk = self.config.chunk_after(state.frames)
             if total - taken < chunk:
                 raise ConfigError(
-                    f"clean latents come in whole chunks of {chunk}: {total - taken} of "
-                    f"{total} are left over"
+                    f"clean latents must come in whole chunks of {chunk}: "
+                    f"{total - taken} of {total} are left over"
                 )
             clean = latents_bcthw[:, :, taken : taken + chunk].to(state.anchor_bcthw)
             first_frame = state.frames

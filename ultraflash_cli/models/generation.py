@@ -113,12 +113,12 @@ def _check_rules(rules: CacheManagement, profile: Profile) -> None:
     """Raise UsageError for a cache rule that does nothing for the model."""
     if rules.kv and profile.sr_dit is None:
         raise UsageError(
-            f"--cache-management: kv shrinks the memory of an SR transformer and {profile.name} has none; leave kv out"
+            f"--cache-management: kv shrinks the memory of an SR transformer and {profile.name} has none; remove kv"
         )
     if rules.refresh is not None and not profile.spares_passes:
         raise UsageError(
             f"--cache-management: refresh saves no time with {profile.name}, whose context passes cost less than "
-            "the check; leave refresh out"
+            "the check; remove refresh"
         )
 
 

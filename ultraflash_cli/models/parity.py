@@ -45,7 +45,7 @@ def require_parity(
     wrong = np.abs(made(device, precision).astype(int) - made(torch.device("cpu"), "fp32").astype(int))
     if wrong.max() > _WORST_LEVELS[dtype] or wrong.mean() > _MEAN_LEVELS[dtype]:
         raise DeviceError(
-            f"{device}: computes wrong pixels, up to {wrong.max()} of 255 levels off on a test clip; "
+            f"{device} computes incorrect pixels: off by up to {wrong.max()} of 255 levels on a test clip; "
             "use --device cpu, or another version of torch"
         )
 

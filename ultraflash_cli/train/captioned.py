@@ -70,7 +70,7 @@ def _rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 row = json.loads(line)
                 yield str(row["file"]), row
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{listing}: line {number} is no JSON with a file ({error})") from error
+                raise InputError(f"{listing}: line {number} is not JSON with a file ({error})") from error
         return
     for path in folder.rglob("*"):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
@@ -81,7 +81,7 @@ def _rows(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 facts = json.loads(record.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise InputError(f"{record}: no readable JSON ({error})") from error
+                raise InputError(f"{record}: not readable as JSON ({error})") from error
         elif text.is_file():
             facts = {"caption": text.read_text(encoding="utf-8")}
         yield str(path.relative_to(folder)), facts

@@ -158,7 +158,7 @@ def read_members(shard: Path) -> list[EncodedSample]:
                     facts[key] = json.loads(content.read())
     except (tarfile.TarError, OSError, ValueError) as error:
         if not facts:
-            raise InputError(f"{shard}: no readable shard ({error})") from error
+            raise InputError(f"{shard}: not a readable shard ({error})") from error
     return [EncodedSample(shard, key, members[key], facts[key]) for key in facts]
 
 

@@ -51,7 +51,7 @@ class Encoders:
         self._generator: Generator | None = None
         if regenerates:
             if profile.generator is None:
-                raise UsageError(f"{profile.name} has no generator; leave out --regenerate")
+                raise UsageError(f"{profile.name} has no generator; remove --regenerate")
             self._generator = cast("Generator", take("generator", profile.generator))
         self._texts: dict[str, Tensor] = {}
 

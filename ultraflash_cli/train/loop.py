@@ -210,7 +210,7 @@ class _Run:
             if warn is not None:
                 warn(
                     f"{self.skipped} of the last {self.timed} steps skipped, up to step {step + 1}: "
-                    "the gradient was not finite; use a smaller learning rate if this goes on"
+                    "the gradient was not finite; use a smaller learning rate if this continues"
                 )
         self.log.write(row)
         self.sums, self.timed, self.began, self.skipped = {}, 0, time.monotonic(), 0

@@ -48,7 +48,7 @@ def find_profile(name: str) -> Profile:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: no readable TOML ({error})") from error
+        raise UsageError(f"{path}: not readable as TOML ({error})") from error
     base = content.pop("base", None)
     if base not in known:
         raise UsageError(f"{path}: base must be one of {', '.join(known)}, got {base!r}")

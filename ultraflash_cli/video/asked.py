@@ -17,7 +17,7 @@ def read_crop(text: str) -> tuple[int, int, int, int] | None:
     if text in ("none", "auto"):
         return None
     if not re.fullmatch(r"\d{1,5}(,\d{1,5}){3}", text):
-        raise ConfigError(f"--crop is none, auto or LEFT,TOP,RIGHT,BOTTOM in pixels, got {text!r}")
+        raise ConfigError(f"--crop must be none, auto or LEFT,TOP,RIGHT,BOTTOM in pixels, got {text!r}")
     left, top, right, bottom = map(int, text.split(","))
     return left, top, right, bottom
 
@@ -31,7 +31,7 @@ def read_shift(text: str) -> tuple[float, float] | None:
         return None
     number = r"[+-]?\d{1,2}(\.\d{1,3})?"
     if not re.fullmatch(rf"{number},{number}", text):
-        raise ConfigError(f"--chroma-shift is none, auto or X,Y in pixels, such as 4,-1.5, got {text!r}")
+        raise ConfigError(f"--chroma-shift must be none, auto or X,Y in pixels, such as 4,-1.5, got {text!r}")
     across, down = map(float, text.split(","))
     if max(abs(across), abs(down)) > _FARTHEST_PX:
         raise ConfigError(f"--chroma-shift moves by at most {_FARTHEST_PX} pixels, got {text!r}")

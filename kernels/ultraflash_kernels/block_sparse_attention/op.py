@@ -95,7 +95,7 @@ def block_list_attention(
             "blocks"
         )
     if ring is None and fill:
-        raise ValueError(f"{fill} remembered blocks and no ring")
+        raise ValueError(f"{fill} remembered blocks but no ring")
 
     ring_k, ring_v = ring or (None, None)
     tensors = [q, k, v, lists.starts, lists.blocks, lists.order]

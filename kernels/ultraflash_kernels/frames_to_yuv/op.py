@@ -104,8 +104,8 @@ def frames_to_yuv(
         or dither not in ("none", "ordered")
     ):
         raise ValueError(
-            f"frames_to_yuv: {matrix!r}, {siting!r}, {dither!r} are no matrix, siting and "
-            "dither it knows"
+            f"frames_to_yuv: unknown matrix, siting or dither: {matrix!r}, {siting!r}, "
+            f"{dither!r}"
         )
 
     count, _, height, width = frames_nchw.shape

@@ -145,8 +145,8 @@ def test_the_cache_rules_reach_it_and_its_gate_looks_through_the_low_decoder(tmp
 @pytest.mark.parametrize(
     ("model", "rules", "said"),
     [
-        ("tiny-lite", "steps,kv", "tiny-lite has none; leave kv out"),
-        ("lite", "kv", "lite has none; leave kv out"),
+        ("tiny-lite", "steps,kv", "tiny-lite has none; remove kv"),
+        ("lite", "kv", "lite has none; remove kv"),
         ("lite", "refresh=0.5", "refresh saves no time with lite"),
     ],
 )

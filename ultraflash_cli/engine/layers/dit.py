@@ -80,10 +80,11 @@ class DitConfig:
                 )
         if self.dim % self.num_heads or self.dim // self.num_heads % 2:
             raise ConfigError(
-                f"{self.NAME}: {self.num_heads} heads of even width do not make {self.dim}"
+                f"{self.NAME}: {self.dim} channels do not split into "
+                f"{self.num_heads} heads of even width"
             )
         if self.freq_dim % 2:
-            raise ConfigError(f"{self.NAME}: freq_dim is even, got {self.freq_dim}")
+            raise ConfigError(f"{self.NAME}: freq_dim must be even, got {self.freq_dim}")
         if len(self.patch) != 3 or self.patch[0] != 1 or min(self.patch) < 1:
             raise ConfigError(
                 f"{self.NAME}: a patch is (1, rows, columns), got {self.patch}"

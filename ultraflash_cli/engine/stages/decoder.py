@@ -87,7 +87,7 @@ class DecoderConfig:
             )
         size = self.last_shuffle * 2 ** sum(stage.upsample for stage in self.stages)
         if size != 8:
-            raise ConfigError(f"stages and last shuffle make 8 of the size, got {size}")
+            raise ConfigError(f"stages and last shuffle must enlarge by 8, got {size}")
 
     @property
     def last_cell(self) -> tuple[int, int]:

@@ -127,9 +127,8 @@ class GeneratorConfig(DitConfig):
             )
         if self.sink < 0 or self.window < self.sink + self.chunk_latents:
             raise ConfigError(
-                f"generator: a window of {self.window} does not hold {self.sink} of sink "
-                "and a chunk of "
-                f"{self.chunk_latents}"
+                f"generator: the window must hold the sink ({self.sink}) and a chunk "
+                f"({self.chunk_latents}), got {self.window}"
             )
 
     @property
@@ -166,7 +165,7 @@ class GeneratorConfig(DitConfig):
         if self.grid not in (None, (rows, cols)):
             _, py, px = self.patch
             raise ConfigError(
-                f"this generator draws {self.grid[0] * py} x {self.grid[1] * px}, not "
+                f"this generator makes {self.grid[0] * py} x {self.grid[1] * px}, not "
                 f"{height} x {width}"
             )
         return rows * cols
@@ -275,8 +274,8 @@ class Generator(Dit):
         if not config.slide and first_frame + frames > config.window:
             raise ConfigError(
                 f"a stream of this generator ends after {config.window} latent frames, "
-                f"asked for {first_frame + frames}: make a shorter clip, or use a model "
-                "with a sliding window"
+                f"got {first_frame + frames}; make a shorter clip, or use a model with a "
+                "sliding window"
             )
         tokens = config.tokens_per_frame(height, width)
         if rings is None:

@@ -42,7 +42,7 @@ class LatentUpsamplerV3Config:
             raise ConfigError("upsampler sizes must be positive")
         if self.scale not in {2**doubled for doubled in range(len(self.widths) + 1)}:
             raise ConfigError(
-                f"{len(self.widths)} stages grow by a power of two up to "
+                f"the scale of {len(self.widths)} stages must be a power of two up to "
                 f"{2 ** len(self.widths)}, got {self.scale}"
             )
 

@@ -41,10 +41,10 @@ class PromptEncoderConfig:
             word != word.lower() for word in self.words
         ):
             raise ConfigError(
-                "the words of a prompt encoder are different ones in lower case"
+                "the words of a prompt encoder must be distinct and lower case"
             )
         if not all(set(group) <= set(self.words) and group for group in self.variants):
-            raise ConfigError("the variants of a prompt encoder are words that it knows")
+            raise ConfigError("the variants of a prompt encoder must be among its words")
         if (
             min(self.rows, self.dim, self.heads, self.text_len) < 1
             or self.layers < 0

@@ -81,13 +81,11 @@ class TextEncoderConfig:
             )
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 4:
             raise ConfigError(
-                "relative buckets are a multiple of 4, the largest distance lies beyond a "
-                "quarter of them"
+                "buckets must be a multiple of 4, and max_distance more than a quarter of "
+                "them"
             )
         if self.text_len < 1:
-            raise ConfigError(
-                f"a prompt has at least one token, got text_len {self.text_len}"
-            )
+            raise ConfigError(f"text_len must be at least 1, got {self.text_len}")
 
     @property
     def head_dim(self) -> int:
@@ -237,8 +235,8 @@ def encode_prompts(
         ids = tokenizer(prompt)
         if max(ids) >= config.vocab:
             raise ConfigError(
-                f"the tokenizer gives the id {max(ids)}, the text encoder knows "
-                f"{config.vocab} ids"
+                f"the tokenizer returned id {max(ids)}, but the text encoder has only "
+                f"{config.vocab}"
             )
         if len(ids) > config.text_len:
             if on_truncated is not None:
@@ -275,6 +273,6 @@ def _extra(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise UsageError(
-            f"text needs the package {package} ({error}); in the source folder, run pip "
+            f"prompts need the package {package} ({error}); in the source folder, run pip "
             "install '.[generate]'"
         ) from error

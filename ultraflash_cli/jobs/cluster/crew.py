@@ -107,4 +107,4 @@ def _raise_reason(crew: Sequence[_Process]) -> None:
             failure = UltraflashError(f"worker on {process.device}: {reason}")
             failure.exit_code = code if code > 0 else 1
             raise failure
-    raise UltraflashError("all workers ended with units left; run the same command again")
+    raise UltraflashError("all workers exited before every unit was done; run the same command again")

@@ -251,7 +251,7 @@ class Worker:
             journal = work.journal
             if unit.span is not None and journal.frames != unit.span.end:
                 raise InputError(
-                    f"{unit.file.input}: ends after frame {journal.frames}, the plan has more; run `plan` again"
+                    f"{unit.file.input}: ends after frame {journal.frames}, but the plan expects more; run `plan` again"
                 )
             speeds = progress.measured(device=built.device, stages={})
             told = {

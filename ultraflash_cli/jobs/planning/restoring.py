@@ -27,7 +27,7 @@ def check_restoring(*, crop: str, chroma_shift: str, grain: str) -> None:
     read_crop(crop)
     read_shift(chroma_shift)
     if grain not in GRAINS:
-        raise ConfigError(f"--grain is one of {', '.join(GRAINS)}, got {grain!r}")
+        raise ConfigError(f"--grain must be one of {', '.join(GRAINS)}, got {grain!r}")
 
 
 def reading_of(job: "UpscaleJob", info: "ClipInfo", *, threads: int) -> "Mending":

@@ -47,7 +47,7 @@ def parse_address(text: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]") or _LOOPBACK
     is_port = port.isdecimal() and port.isascii() and len(port) <= 5 and int(port) <= 65535
     if not is_port or (text.count(":") > 1 and "[" not in text):
-        raise UsageError(f"--serve is a port or HOST:PORT such as 127.0.0.1:8000, got {text!r}")
+        raise UsageError(f"--serve must be a port or HOST:PORT such as 127.0.0.1:8000, got {text!r}")
     return host, int(port)
 
 
