@@ -126,6 +126,24 @@ def test_a_state_of_another_stream_is_refused() -> None:
             stream(state=wrong)
 
 
+def test_an_open_stream_goes_back_to_a_state_or_to_a_scene() -> None:
+    clip = frames(11)
+    expected = whole(clip)
+    opened = stream()
+    begun = opened.step(clip[:7])
+    saved = opened.save()
+    opened.step(clip[7:9])
+    opened.load(saved)
+    assert (opened.frames_in, opened.frames_out) == (7, len(begun))
+    assert np.array_equal(np.concatenate([begun, opened.step(clip[7:]), opened.flush()]), expected)
+    opened.step(clip[:2])
+    opened.begin_scene(0)
+    assert (opened.frames_in, opened.frames_out) == (0, 0)
+    assert np.array_equal(np.concatenate([opened.step(clip), opened.flush()]), expected)
+    with pytest.raises(UsageError, match="numbered from 0, got -1"):
+        opened.begin_scene(-1)
+
+
 def test_a_flush_ends_a_scene() -> None:
     clip = frames(6)
     opened = stream()
