@@ -124,12 +124,15 @@ WorkDirOption = Annotated[
         "--work-dir",
         metavar="DIR",
         parser=as_path,
-        help="Folder for plan and units, on a file system that all workers share; for local next to the output.",
+        help="Folder for plan and units, on a file system shared by all workers; with local, by default next to the "
+        "output.",
     ),
 ]
 UnitFramesOption = Annotated[
     int,
-    typer.Option("--unit-frames", metavar="N", help="About the least frames of a unit, which begins at a scene cut."),
+    typer.Option(
+        "--unit-frames", metavar="N", help="Approximate minimum of frames per unit; units begin at scene cuts."
+    ),
 ]
 ServeOption = Annotated[
     str | None,

@@ -67,7 +67,7 @@ def bench(
         typer.Option(
             "--rates",
             metavar="NAME=X,...",
-            help="Rates of --roofline in TFLOP/s and TB/s; those of an H200.",
+            help="Rates for --roofline in TFLOP/s and TB/s (default: an H200).",
             show_default=False,
         ),
     ] = None,

@@ -65,7 +65,9 @@ def worker(
     ] = False,
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="auto|cpu|cuda[:i]", help="Where the model runs here, if not as in the plan."),
+        typer.Option(
+            "--device", metavar="auto|cpu|cuda[:i]", help="Where the model runs here, if different from the plan."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

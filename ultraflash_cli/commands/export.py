@@ -27,7 +27,7 @@ def onnx(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", parser=as_path, help="The model to write.")
     ] = Path("lite.onnx"),
-    scale: Annotated[int, typer.Option("--scale", metavar="2|3", help="What it multiplies sizes by.")] = 2,
+    scale: Annotated[int, typer.Option("--scale", metavar="2|3", help="Scale factor.")] = 2,
     detail: Annotated[
         float, typer.Option("--detail", metavar="0..1", help="How much detail it adds: 0 is faithful, 1 is crisp.")
     ] = 1.0,

@@ -75,11 +75,11 @@ class Forecaster:
         if key not in self._rates:
             took_s = self._models.upscaler(prepared).frame_seconds
             if not took_s:
-                reason = "this model does not tell its speed, so its time is unknown before it runs"
+                reason = "the speed of this model cannot be measured in advance, so its run time is unknown"
                 return Forecast(seconds=None, output_bytes=size, flops=frames * per_frame, basis=_joined(reason, basis))
             self._rates[key] = per_frame / took_s
         rate = self._rates[key]
-        time = f"time: {per_frame / 1e9:.3g} GFLOP a frame, counted, at {rate / 1e9:.3g} GFLOP/s, measured here"
+        time = f"time: {per_frame / 1e9:.3g} GFLOP per frame (counted) at {rate / 1e9:.3g} GFLOP/s (measured here)"
         return Forecast(
             seconds=round(frames * per_frame / rate, 2),
             output_bytes=size,
@@ -99,7 +99,7 @@ class Forecaster:
         device, profile, _ = self._models.plan_generator(prepared)
         work = generation_work(profile, prepared.generator, prepared.plan, prepared.scale)
         if work is None:
-            reason = "the model's work depends on the clip, so its time is unknown before it runs"
+            reason = "the model's work depends on the clip, so its run time cannot be predicted"
             return Forecast(seconds=None, output_bytes=size, flops=None, basis=_joined(reason, guess))
         job = prepared.job
         key = ("generate", prepared.model, prepared.scale, prepared.long, job.precision, prepared.threads, device)
@@ -109,7 +109,7 @@ class Forecaster:
             self._generation_rates[key] = generation_rates(*generator.cascade)
         seconds = self._generation_rates[key].seconds(work)
         rate = work.total / seconds / 1e9
-        time = f"time: {work.total / 1e12:.3g} TFLOP, counted, at {rate:.3g} GFLOP/s, measured here"
+        time = f"time: {work.total / 1e12:.3g} TFLOP (counted) at {rate:.3g} GFLOP/s (measured here)"
         return Forecast(seconds=round(seconds, 2), output_bytes=size, flops=work.total, basis=_joined(time, guess))
 
 

@@ -63,7 +63,7 @@ class Mending:
             lines.append(("colours", f"{_ways(self.chroma_shift)} of their place; --chroma-shift auto moves them back"))
         if self.grain is not None:
             grain = f"{self.grain.strength:.1f} levels of 255, about {self.grain.size_px:.1f} px wide"
-            lines.append(("grain", f"{grain}; --grain keep spares it the model"))
+            lines.append(("grain", f"{grain}; --grain keep preserves it"))
         return lines
 
 

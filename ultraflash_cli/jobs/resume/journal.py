@@ -97,7 +97,7 @@ class Journal:
 
         self.fresh_because = found.refused or difference(found.fingerprint, self._fingerprint)
         if found.first_frame != first_frame:
-            self.fresh_because = f"its work began with frame {found.first_frame} and begins with {first_frame}"
+            self.fresh_because = f"it started at frame {found.first_frame} and this run starts at {first_frame}"
         if self.fresh_because is not None:
             self._clear()
         elif found.placement is not None and all(file.is_there() for file in found.placement.files):
