@@ -1,3 +1,3 @@
-"""Pieces of work that need no terminal."""
+"""Jobs that run without a terminal."""
 
 __all__: list[str] = []

@@ -32,7 +32,7 @@ class Event:
 
     name: ClassVar[str]
     input: str
-    """The input as it was named."""
+    """The input as it was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Planned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationPlanned(Planned):
-    """What is going to be generated; the prompt is the input and the generator's own size that of the source."""
+    """What will be generated; the prompt is the input and the generator's own size that of the source."""
 
     low_output: str | None
     """Output of the clip at the generator's own size."""
@@ -74,7 +74,7 @@ class GenerationPlanned(Planned):
     """Frames that are made together."""
     cache_management: str
     notice: str
-    """What to know of this model's clips; empty if there is nothing to say."""
+    """Notice about this model's clips; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Started(Event):
     threads: int
     frames_total: int | None
     frames_resumed: int
-    """Frames that an interrupted run has already finished."""
+    """Frames finished by an interrupted run."""
     note: str | None
     """Why the work resumes or starts over; None for a plain start."""
     label: str | None = None

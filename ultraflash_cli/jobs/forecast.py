@@ -1,4 +1,4 @@
-"""How long a job is going to take here, how large its output gets, and what that rests on."""
+"""Predicted time and output size of a job on this machine, and what the prediction is based on."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ _UNCOUNTED = "the model's work depends on the clip; use --preview 3s --html for 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a whole job is going to cost."""
+    """The predicted cost of a whole job."""
 
     seconds: float | None
     """Time from the first frame to the last; None if unknown."""
@@ -35,7 +35,7 @@ class Forecast:
     flops: float | None
     """Arithmetic of the model; a multiply-add is 2."""
     basis: str
-    """What these numbers rest on."""
+    """What these numbers are based on."""
 
     def as_json(self) -> dict[str, object]:
         """Return the fields as JSON takes them."""
@@ -43,7 +43,7 @@ class Forecast:
 
 
 class Forecaster:
-    """Foretells the jobs of a command; how fast a model runs here is looked at once."""
+    """Predicts the jobs of a command; the speed of a model is measured once."""
 
     def __init__(self, models: "Models") -> None:
         self._models = models
@@ -51,7 +51,7 @@ class Forecaster:
         self._generation_rates: dict[object, GenerationRates] = {}
 
     def forecast(self, prepared: "Prepared | PreparedGeneration") -> Forecast:
-        """Foretell a job of either kind. Raises as `Models.plan` does."""
+        """Predict a job of either kind. Raises as `Models.plan` does."""
         return self._upscaling(prepared) if isinstance(prepared, Prepared) else self._generation(prepared)
 
     def _upscaling(self, prepared: "Prepared") -> Forecast:
@@ -114,7 +114,7 @@ class Forecaster:
 
 
 def forecast_from_part(prepared: "Prepared", report: "Report", output: Path) -> Forecast:
-    """Foretell the whole of a clip from a part of it that was done."""
+    """Predict a whole clip from a part that was processed."""
     from ultraflash_cli.video.sampling import copied_bytes, packet_bytes
 
     frames, done = estimate_frames(prepared.info, None), report.frames_in - report.frames_resumed
@@ -134,14 +134,14 @@ def forecast_from_part(prepared: "Prepared", report: "Report", output: Path) -> 
 
 
 def describe_forecast(forecast: Forecast) -> list[str]:
-    """Say it in two lines."""
+    """Describe it in two lines."""
     parts = [] if forecast.seconds is None else [f"about {duration_words(forecast.seconds)}"]
     parts += [] if forecast.output_bytes is None else [f"about {size_words(forecast.output_bytes)}"]
     return [f"predicted: {', '.join(parts) or 'not known'}", f"  {forecast.basis}"]
 
 
 def duration_words(seconds: float) -> str:
-    """Say a duration as people do."""
+    """Return a duration in words."""
     whole = max(1, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -150,7 +150,7 @@ def duration_words(seconds: float) -> str:
 
 
 def size_words(count: int) -> str:
-    """Say a size as people do."""
+    """Return a size in words."""
     for unit, least, digits in (("GB", 1e9, 2), ("MB", 1e5, 1)):
         if count >= least:
             return f"{count / (1e9 if unit == 'GB' else 1e6):.{digits}f} {unit}"

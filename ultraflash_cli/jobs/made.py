@@ -32,7 +32,7 @@ _SPELLED = frozenset(
         *("renumber", "res", "save-lr", "seconds", "seed", "side-by-side", "start", "strength", "strict", "threads"),
     )
 )
-"""Options that are written down below, each in its own way."""
+"""Options that are written one by one below."""
 _TOLD = frozenset(
     {
         *("chroma_shift", "crop", "grain"),
@@ -49,14 +49,14 @@ _UNTOLD = frozenset(
         *("stdout_name", "store", "tag", "temp"),
     }
 )
-"""Fields that say where things lie and what is done around the work, not what is made."""
+"""Fields about paths and the run itself, which do not affect the result."""
 _INIT_CLIP = "INIT_CLIP"
 _MOST_WEIGHTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What is known of the run that made a file."""
+    """What is known about the run that made a file."""
 
     version: str
     command: str
@@ -143,7 +143,7 @@ class Made:
 
 
 def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str | None:
-    """Return the tag of an upscaled clip; None if none is wanted."""
+    """Return the tag of an upscaled clip; None with --no-tag."""
     job = prepared.job
     if not job.tag:
         return None
@@ -178,14 +178,14 @@ def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str 
 
 
 def with_guarded_share(tag: str | None, share: float | None) -> str | None:
-    """Return a tag that says, too, which share of the pixels was blended back."""
+    """Return a tag that also states which share of the pixels was blended back."""
     if tag is None or share is None:
         return tag
     return json.dumps(json.loads(tag) | {"guarded_share": round(share, 6)}, separators=(",", ":"))
 
 
 def made_by_generating(prepared: PreparedGeneration, built: "Built[FrameGenerator]") -> str | None:
-    """Return the tag of a generated clip; None if none is wanted."""
+    """Return the tag of a generated clip; None with --no-tag."""
     job = prepared.job
     if not job.tag:
         return None

@@ -1,4 +1,4 @@
-"""Workers of this machine as processes of their own: one a device, or several that share the processors."""
+"""Worker processes on this machine: one per device, or several that share the processors."""
 
 import ctypes
 import signal
@@ -37,7 +37,7 @@ def compute_by_processes(
 ) -> None:
     """Compute the units of a plan in one process for each of the devices, which may be named several times.
 
-    A process that was killed is replaced. Raises Interrupted, and what is wrong with this machine.
+    A process that was killed is replaced. Raises Interrupted, and errors of this machine.
     """
     overview.begin(device=f"{len(devices)} processes ({', '.join(devices)})")
 
@@ -82,7 +82,7 @@ def _start(folder: Path, device: str, number: int) -> _Process:
 
 
 def _end_with_parent() -> None:
-    """Let the system stop this process when its parent dies."""
+    """Have the system stop this process when its parent dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -25,7 +25,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "fps": Fraction,
     "enc_options": lambda pairs: tuple((str(key), str(value)) for key, value in pairs),
 }
-"""How to read the fields that JSON has no type for."""
+"""Readers of the fields whose types JSON lacks."""
 
 
 def as_json(job: Job) -> dict[str, object]:
@@ -40,9 +40,9 @@ def as_json(job: Job) -> dict[str, object]:
 
 
 def from_json(described: Mapping[str, object], *, store: Path | None) -> Job:
-    """Read a job that `as_json` has described; `store` is where the weights of this machine are.
+    """Read a job written by `as_json`; `store` is the weights folder of this machine.
 
-    Raises OutputError for what no version has written, and for the options of a newer one.
+    Raises OutputError for content that no version writes, and for options of a newer version.
     """
     values = {name: value for name, value in described.items() if name != "kind"}
     try:

@@ -119,7 +119,7 @@ class _Part:
     """A finished unit."""
 
     def __init__(self, unit: Unit) -> None:
-        """Read what its worker has left. Raises OutputError where that is damaged, and takes it away."""
+        """Read what its worker left. Raises OutputError if it is damaged, and removes it."""
         self.unit = unit
         found, told = read_journal(unit.done_folder), read_json(unit.done_folder / "unit.json")
         first_frame = 0 if unit.span is None else unit.span.first
@@ -193,7 +193,7 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _check_settings(plan: Plan, file: PlannedFile, found: Mapping[str, object]) -> None:
-    """Raise UsageError where this machine decides otherwise than the workers did; versions no longer matter."""
+    """Raise UsageError if the settings on this machine differ from the workers'; versions no longer matter."""
     kept = read_json(plan.settings_path(file)) or {}
     changed = difference(_without_versions(kept), _without_versions(as_read(found)))
     if changed is not None:
@@ -205,7 +205,7 @@ def _without_versions(settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def _tidy(plan: Plan, file: PlannedFile) -> None:
-    """Delete the units of a joined file, and what a killed join has left beside its output. Raises OSError."""
+    """Delete the units of a joined file, and what a killed join left next to its output. Raises OSError."""
     remove_folder(plan.file_folder(file) / "units")
     temp = file.job.get("temp")
     folder = unfinished_work(Path(file.output), Path(temp) if temp is not None else None)

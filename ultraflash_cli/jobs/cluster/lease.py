@@ -1,4 +1,4 @@
-"""Who computes a unit: a file that its owner changes again and again, and that others take over once it stands still.
+"""Ownership of a unit: a file that its owner keeps changing, and that others take over once it stops changing.
 
 No clock of another machine is trusted, nor the file server's: the owner counts its beats, and whoever waits measures
 by its own clock how long the count has not changed. Where both run on one machine, the process itself is looked for.
@@ -34,10 +34,10 @@ class Holder:
     """A name that no other process has."""
     host: str
     machine: str
-    """The machine since it was started, and what process numbers count within; empty where the system does not say."""
+    """The machine, its boot and its PID namespace; empty if the system does not say."""
     process: int
     started: str
-    """When the process was started, in the system's own words; process IDs are reused."""
+    """When the process was started, as the system reports it; process IDs are reused."""
 
     @property
     def is_gone(self) -> bool:
@@ -105,7 +105,7 @@ class Lease:
 
 
 def claim(path: Path, holder: Holder, *, beat_s: float = BEAT_S) -> Lease | None:
-    """Take the lease at `path` if nobody has it; returns None if somebody has. Raises OSError."""
+    """Take the lease at `path` if it is free; returns None if it is not. Raises OSError."""
     draft = path.with_name(f".lease.{holder.owner}")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft.write_bytes(_content(holder, 0, 0, 0.0))
@@ -119,7 +119,7 @@ def claim(path: Path, holder: Holder, *, beat_s: float = BEAT_S) -> Lease | None
 
 
 class Watch:
-    """What this process has seen of the leases of others."""
+    """What this process has observed of the leases of others."""
 
     def __init__(self, *, silence_s: float = SILENCE_S) -> None:
         self._silence_s = silence_s
@@ -190,7 +190,7 @@ def _content(holder: Holder, beats: int, frames_done: int, fps: float) -> bytes:
 
 
 def holder_of(content: str) -> Holder | None:
-    """Return who holds a lease with this content; None where it does not say."""
+    """Return the holder named in a lease; None if it names none."""
     try:
         told = json.loads(content)
         names = ("owner", "host", "machine", "process", "started")

@@ -24,7 +24,7 @@ _IN_FLIGHT = 2
 _STARTS = 2
 """How often Ray is started on this machine; on a busy one it gives up after 30 seconds."""
 _PATIENCE_S = 60.0
-"""How long actors that are asked to stop may take for the group in hand."""
+"""How long actors that are asked to stop may take to finish the current group."""
 
 
 class UnitActor:

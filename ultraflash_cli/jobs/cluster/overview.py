@@ -1,4 +1,4 @@
-"""How much of a plan is done, from the folders of its units: progress for people, and frames by machine for reports."""
+"""Progress of a plan, read from the folders of its units: for people, and per machine for reports."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from ultraflash_cli.jobs.events import Chunk, Listener, Started
 __all__ = ["LOOK_S", "Node", "Overview"]
 
 LOOK_S = 0.5
-"""How long to wait between two looks; at most a tenth of the time goes into looking."""
+"""Interval between two checks; at most a tenth of the time is spent on checking."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Node:
 
     @property
     def workers(self) -> int:
-        """Count its workers that have finished a unit."""
+        """Number of its workers that have finished a unit."""
         return len(self.owners)
 
 

@@ -33,15 +33,15 @@ _WISHES = ("overwrite", "skip_existing")
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOutcome:
-    """What the plan has for one job."""
+    """The entry of the plan for one job."""
 
     source: str
     label: str
     file: PlannedFile | None = None
-    """None where it failed, or is not done because the output exists."""
+    """None if it failed, or was skipped because the output exists."""
     failure: UltraflashError | None = None
     output: str = ""
-    """What exists already, of a skipped job."""
+    """The existing output of a skipped job."""
     model: str = ""
     skipped: bool = False
     """The output exists, and existing outputs are skipped."""
@@ -82,8 +82,8 @@ def plan_units(
 ) -> Iterator[PlanOutcome]:
     """Enter the jobs in the plan of a work folder and yield each outcome as it comes.
 
-    What an earlier run has entered stays as it is while job and input are the same; what had failed is tried again.
-    Raises OutputError where the folder cannot be written, or another process plans there; Interrupted.
+    Entries of an earlier run are kept while job and input are the same; failed ones are tried again. Raises
+    OutputError where the folder cannot be written, or another process plans there; Interrupted.
     """
     with output_errors(folder):
         lock = OutputLock(folder)

@@ -74,7 +74,7 @@ def task_of_join(
 
 
 class _Joining:
-    """What is done in another way where all frames are there already."""
+    """What differs when all frames are already computed."""
 
     adopt: Callable[[Work], None]
     keep: Callable[[Report], None]
@@ -113,7 +113,7 @@ def check_inputs(task: Task[Any, Any, Any], file: PlannedFile) -> None:
 
 
 def as_facts(built: Built[Any]) -> dict[str, object]:
-    """Return what a join needs to know of the model, as JSON."""
+    """Return what a join needs to know about the model, as JSON."""
     facts = asdict(replace(built, model=None))
     return {name: facts[name] for name in _FACTS}
 

@@ -44,7 +44,7 @@ class PlannedFile:
     asked: Mapping[str, Any]
     """The job as it was requested (`described.as_json`)."""
     job: Mapping[str, Any]
-    """The job as it is done: with a place for the output."""
+    """The job as it runs: with a path for the output."""
     model: str
     threads: int
     input: str
@@ -59,9 +59,9 @@ class PlannedFile:
     cuts: int | None
     """Scene cuts; None for a clip that was not searched, because it is one unit anyway."""
     spans: tuple[Span, ...]
-    """None of them for a clip that is one unit."""
+    """Empty for a clip that is one unit."""
     note: str = ""
-    """Why there is one unit only; empty where there are several."""
+    """Why there is only one unit; empty if there are several."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -131,7 +131,7 @@ class Plan:
         self.files = dict(files)
 
     def file_folder(self, file: PlannedFile) -> Path:
-        """Return where all of a file is kept."""
+        """Return the folder of a file."""
         return self.folder / "files" / f"{file.number:06d}"
 
     def units_of(self, file: PlannedFile) -> list[Unit]:

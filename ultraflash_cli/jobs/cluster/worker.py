@@ -42,9 +42,9 @@ from ultraflash_cli.video.partial import output_errors
 __all__ = ["UnitOutcome", "Worker", "share_of"]
 
 _LOOK_S = 2.0
-"""How often a worker without a unit looks at those of others."""
+"""How often an idle worker checks the units of others."""
 _ENDS_THE_WORKER = (DeviceError, WeightsError, UsageError, OutputError)
-"""What is wrong with the machine and not with the unit: another one may compute it."""
+"""Errors of the machine rather than of the unit: another machine may compute it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +308,7 @@ class Worker:
         return self._built[2]
 
     def _check_settings(self, unit: Unit, found: dict[str, object]) -> None:
-        """Raise UsageError where this machine would make different pixels from the first machine's."""
+        """Raise UsageError if this machine would make other pixels than the first machine."""
         path = self.plan.settings_path(unit.file)
         with output_errors(path):
             if not path.exists():
@@ -339,7 +339,7 @@ def _unexpected(error: Exception) -> UltraflashError:
 
 
 def _inherit(unit: Unit, folder: Path) -> None:
-    """Take over what the previous worker has left of a unit, by a rename, so that it cannot write there any more."""
+    """Take over the folder of the previous worker by a rename, so that it can no longer write there."""
     for path in sorted(unit.tries, key=count_frames, reverse=True):
         if path == folder:
             continue

@@ -13,7 +13,7 @@ from ultraflash_cli.metrics.ffmpeg import RESIZE, Coding, View, run_ffmpeg
 __all__ = ["chosen_frames", "comparison_page"]
 
 _SPREAD = 5
-"""Frames that are shown for being spread over the clip."""
+"""Number of frames shown that are spread evenly over the clip."""
 _THUMBS = 90
 """Frames that are shown next to the curves."""
 _THUMB_PX = 260

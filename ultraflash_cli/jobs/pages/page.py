@@ -20,7 +20,7 @@ __all__ = ["FITTING", "PICTURES_BYTES", "check_page_place", "clip_facts", "fille
 FITTING = ((90, 2560), (82, 2560), (72, 1920), (60, 1600), (45, 1280), (30, 960))
 """Quality of WebP and longest side of pictures in pixels: the first with which a page stays small is taken."""
 PICTURES_BYTES = 9_000_000
-"""Of all pictures of a page together; as text they take a third more."""
+"""Limit for all pictures of a page together; base64 adds a third."""
 _HDR = {16: "PQ", 18: "HLG"}
 """Transfers of HDR in FFmpeg's numbers."""
 
@@ -69,7 +69,7 @@ def webp_url(picture: bytes) -> str:
 
 
 def clip_facts(info: "ClipInfo", *, frames: int | None) -> dict[str, str]:
-    """Return what a page tells of a clip, by what people call it."""
+    """Return the facts about a clip that a page shows, by their titles."""
     facts = {
         "file": info.path.name,
         "size": f"{info.display_width_px}x{info.display_height_px}",

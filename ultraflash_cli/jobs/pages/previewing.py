@@ -27,7 +27,7 @@ _SHOWN = 6
 """Frames in the page, spread over the preview."""
 _CROP_PX = 192
 _OWN_FLAGS = frozenset({"--preview", "--device", "--precision", "--threads", "--cuda-graphs"})
-"""Options of a tag that the command for the whole clip does without."""
+"""Options of a tag that are left out of the command for the whole clip."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Shown:
 def check_preview(job: UpscaleJob) -> None:
     """Refuse, before any work, a job that a page cannot show. Raises UsageError, OutputError.
 
-    What cannot be prepared at all is left to the run, which says so.
+    A job that cannot be prepared at all is left to the run, which reports it.
     """
     if job.pipe is not None or job.stdout is not None:
         raise UsageError("--html reads input and output again, which a pipe does not allow; use files")

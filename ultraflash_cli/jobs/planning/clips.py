@@ -57,11 +57,11 @@ class FoundClip:
     source: Path
     below: Path = Path()
     failure: InputError | None = None
-    """Why it cannot be looked at: it is a folder inside a tree that may not be read."""
+    """Why it cannot be searched: a subfolder without read permission."""
 
 
 def is_several(inputs: Sequence[Path], *, images: bool) -> bool:
-    """Return whether the inputs make a batch, however many clips that turns out to be."""
+    """Return whether the inputs make a batch, whatever the number of clips."""
     # os.path and not Path: an unreadable path must not fail here; it is refused with a message later.
     return len(inputs) > 1 or _is_glob(inputs[0]) or (os.path.isdir(inputs[0]) and not images)
 

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 SCALES = {"480p": 1, "1k": 2, "2k": 3}
-"""Targets by what they multiply the model's base size by."""
+"""Scale factor over the model's base size, by target."""
 
 AUTO_PARTS = ("generator", "text_encoder", "upsampler", "sr_dit", "decoder")
 """Parts of the published model that must be installed for `auto` to choose it."""
@@ -65,7 +65,7 @@ class GenerateJob(SharedSettings):
     res: str = "1k"
     """`480p`, `1k` or `2k`: once, twice, three times the model's base size per side."""
     seconds: float | None = None
-    """At least so long; None for 81 frames, or for what the model has room for behind an initial clip."""
+    """Minimum length; None for 81 frames, or for what the model has room for after an initial clip."""
     fps: Fraction | None = None
     """Frames per second to write, by repeating or dropping what was generated; None for the model's own."""
     save_lr: bool = False
@@ -119,9 +119,9 @@ class PreparedGeneration:
     scale: int
     """1 for the base size, else what the model multiplies by."""
     base_size: tuple[int, int]
-    """Height and width in pixels of what the generator draws."""
+    """Height and width in pixels of what the generator makes."""
     notice: str
-    """What people are told of the model's clips; empty if there is nothing to say."""
+    """Notice about the model's clips; empty if there is none."""
     clip: "ClipInfo | None"
     """Facts about the clip to continue."""
     clip_lengths: tuple[int, ...]
@@ -163,7 +163,7 @@ def read_prompts(lines: Iterable[str]) -> list[str]:
 
 
 def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[GenerateJob]:
-    """Return each job with a name of its own: a number follows those that an earlier prompt has already.
+    """Return each job with a unique name: names that an earlier prompt has get a number.
 
     The jobs of one prompt come together, with growing seeds; only the prompts' names are remembered.
     """
@@ -301,7 +301,7 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
 
 
 def _slug(prompt: str) -> str:
-    """Return the beginning of a prompt as a name: its words, in whole words where that leaves some."""
+    """Return the beginning of a prompt as a file name, cut between words if possible."""
     words = re.findall(r"[^\W_]+", prompt.lower())
     slug = ""
     for word in words:

@@ -36,7 +36,7 @@ _PLAYLISTS = frozenset({".m3u", ".m3u8", ".mpd", ".pls"})
 
 
 def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction | None) -> "Source":
-    """Return what is to be read: `pipe` if there is one, else what `path` names.
+    """Return the input to read: `pipe` if there is one, else what `path` names.
 
     `images` takes a folder for a sequence of pictures, `rate` of which are shown a second. Raises InputError.
     """
@@ -65,7 +65,7 @@ def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction 
 
 
 def is_address(path: Path) -> bool:
-    """Return whether a name is an address, such as `https://...`, and no file is called so."""
+    """Return whether a name is an address, such as `https://...`, and not the name of a file."""
     return re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE) is not None and not os.path.lexists(path)
 
 

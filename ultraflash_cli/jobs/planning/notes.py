@@ -1,4 +1,4 @@
-"""What a plan has to say before the work: of the target, of what does not come along, of what the clip shows."""
+"""Warnings of a plan: about the target, about what is left out, about what the clip shows."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["content_warnings", "plan_warnings"]
 
 _LOOKED_AT = 3
-"""Frames that tell what a clip shows."""
+"""Frames examined to judge what a clip shows."""
 
 
 def content_warnings(info: "ClipInfo", model: str, facts: ModelFacts) -> Iterator[str]:

@@ -213,12 +213,12 @@ class RunOptions(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SharedOptions(ModelOptions, EncodingOptions, ComputeOptions, RunOptions):
-    """All that people can set for both commands."""
+    """All options that both commands share."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedSettings(SharedOptions):
-    """What jobs of both commands have beside options: places, and what looks on."""
+    """What jobs of both commands have besides options: paths, and what shows the job."""
 
     output: Path | None = None
     """The file to write; None for a default name, in `folder`."""

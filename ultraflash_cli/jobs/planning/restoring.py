@@ -1,4 +1,4 @@
-"""How a clip is read and written because of what it is recorded on: what is mended, and the shape of its pixels."""
+"""How a clip is read and written given its recording medium: repairs, and the shape of its pixels."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -31,7 +31,7 @@ def check_restoring(*, crop: str, chroma_shift: str, grain: str) -> None:
 
 
 def reading_of(job: "UpscaleJob", info: "ClipInfo", *, threads: int) -> "Mending":
-    """Decide how the clip of a job is read, by measurement where that is asked for."""
+    """Decide how the clip of a job is read, by measurement if requested."""
     from ultraflash_cli.video.deinterlacing import with_deinterlacing
     from ultraflash_cli.video.mending import mend
 
@@ -53,7 +53,7 @@ def with_shape(info: "ClipInfo", plan: UpscalePlan) -> "ClipInfo":
 
 
 def shape_warning(info: "ClipInfo", plan: UpscalePlan) -> str | None:
-    """Say that a target has another shape than the clip."""
+    """Return the warning that a target has another shape than the clip."""
     if _alike(Fraction(info.width_px, info.height_px), Fraction(plan.target[1], plan.target[0])):
         return None
     return (

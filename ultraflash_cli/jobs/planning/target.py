@@ -41,7 +41,8 @@ _BITS_PER_PIXEL = {
     "png": 5.0,
     "y4m": 4.0,
 }
-"""A low estimate, so that only a hopeless disk is refused; a disk that fills up stops the run later."""
+"""A low estimate, so that a disk is refused only if it is certainly too small; one that fills up stops the run
+later."""
 
 
 def check_target(
@@ -52,7 +53,7 @@ def check_target(
     skip_existing: bool,
     work: Path | None = None,
 ) -> bool:
-    """Refuse a target that cannot be written; tell whether it exists and is to be skipped.
+    """Refuse a target that cannot be written; return whether it exists and is to be skipped.
 
     Numbered pictures exist where any file fits their pattern: which numbers per clip will have is not known yet. What a
     run that was killed in its very last step has put there is no obstacle to the same command; `work` is the folder
@@ -100,7 +101,7 @@ def _refuse_gaps(output: Path) -> None:
 
 
 def check_made_names(*outputs: Path) -> None:
-    """Raise UsageError if a name that nobody has given, of a file or of the folder of its pictures, is a link."""
+    """Raise UsageError if a default name, of a file or of the folder of its pictures, is a link."""
     for place in (output.parent if is_pictures(output) else output for output in outputs):
         if os.path.islink(place):
             raise UsageError(f"{place} is a link at a default name; choose the output with -o")
@@ -146,7 +147,7 @@ def is_pictures(output: Path) -> bool:
 
 
 def existing_files(output: Path) -> list[Path]:
-    """List what is there of an output: the file, or all pictures that fit its pattern. Raises OSError."""
+    """List the existing files of an output: the file, or all pictures that fit its pattern. Raises OSError."""
     if is_pictures(output):
         from ultraflash_cli.video.sequence import existing_pictures
 

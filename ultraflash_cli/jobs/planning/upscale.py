@@ -71,9 +71,9 @@ class UpscaleJob(SharedSettings):
     images: bool = False
     """A folder is a sequence of pictures."""
     res: str | None = None
-    """A name such as `1k`, `WxH` (as shown, after rotation), a factor such as `2x`; None for the default rule."""
+    """A name such as `1k`, `WxH` (as shown, after rotation), or a factor such as `2x`; None for the default rule."""
     prompt: str | None = None
-    """What the clip shows, for a model that takes words; None for the model's own default."""
+    """What the clip shows, for a model with a text path; None for the model's own default."""
     encoder: str = "auto"
     """Which of the model's encoders turns frames into latents."""
     strength: float = 1.0
@@ -100,9 +100,9 @@ class UpscaleJob(SharedSettings):
     strict: bool = False
     """Refuse an input of which something is damaged or missing."""
     renumber: bool = False
-    """Number pictures from 1 on; else those made of pictures keep the numbers of these."""
+    """Number pictures from 1; otherwise they keep the numbers of input pictures."""
     start: str | None = None
-    """As `jobs.window` reads it; None for the clip's first frame."""
+    """As `window.parse_time` reads it; None for the clip's first frame."""
     end: str | None = None
     preview: str | None = None
     """A length, or `LENGTH@PLACE`."""
@@ -137,12 +137,12 @@ class Prepared:
     reading: "Mending"
     """What was measured to decide how to read the clip, and which repairs are made."""
     output: Path
-    """What is written; where a link was named, the file that it leads to."""
+    """The file to write; if a link was given, the file that it points to."""
     exists: bool
     """The output exists, and the job skips existing outputs."""
     plan: UpscalePlan
     res: str
-    """The target as a word for names: the one requested, or what the default rule gave."""
+    """The target as part of a file name: as requested, or by the default rule."""
     model: str
     window: Window | None
     """The part of the clip to do; None for all of it."""
@@ -162,7 +162,7 @@ class Prepared:
 
 
 def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
-    """Guess how many frames there are to do, where the container says how many there are."""
+    """Estimate the number of frames to process if the container states its number."""
     total = info.frame_count_estimate
     if window is None or total is None:
         return total
@@ -173,10 +173,9 @@ def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
 
 
 def default_res(width_px: int, height_px: int) -> str:
-    """Return the name of the target that is taken where none is requested: the first worthwhile one
-    of `1k`, `2k`, else `2x`.
+    """Return the default target: the first worthwhile one of `1k` and `2k`, else `2x`.
 
-    Narrow strips, whose long side would grow beyond what is possible, get `2x`.
+    Narrow strips, whose long side would become too long, get `2x`.
     """
     short_px, long_px = sorted((width_px, height_px))
     for res, target_px in SHORT_SIDES.items():

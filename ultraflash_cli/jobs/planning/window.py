@@ -17,7 +17,7 @@ _FOREVER_S = Fraction(10**9)
 def parse_time(text: str, *, duration_s: Fraction | None) -> Fraction:
     """Read `12.5`, `12.5s`, `mm:ss.fff`, `hh:mm:ss.fff` or `25%` as seconds from the clip's start.
 
-    Raises UsageError for anything else, and for a percentage of a clip that does not know its length.
+    Raises UsageError for anything else, and for a percentage of a clip of unknown length.
     """
     text = text.strip()
     if match := re.fullmatch(rf"({_NUMBER})\s*s?", text):
@@ -34,7 +34,7 @@ def parse_time(text: str, *, duration_s: Fraction | None) -> Fraction:
 
 
 def is_still(preview: str | None) -> bool:
-    """Tell whether a preview asks for a single frame: `frame` or `frame@PLACE`."""
+    """Return whether a preview asks for a single frame: `frame` or `frame@PLACE`."""
     return preview is not None and preview.partition("@")[0].strip().lower() == "frame"
 
 

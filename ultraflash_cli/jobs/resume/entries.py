@@ -39,7 +39,7 @@ __all__ = [
 
 FORMAT = 3
 _WITH_RECORDS = 2
-"""The format before: an entry named one file, and a record lay next to each file of the segment."""
+"""The previous format: an entry named one file, and each file of the segment had a record next to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class SegmentEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class BegunEntry:
-    """A segment that a run had begun when it was asked to stop: its pictures up to `end_frame`, not encoded."""
+    """A segment that was unfinished when the run was stopped: its pictures up to `end_frame`, not encoded."""
 
     file: str
     size_bytes: int
@@ -96,7 +96,7 @@ class BegunEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class MovedFile:
-    """A finished file on its way to its place; size and time of change tell that it has come there."""
+    """A finished file being moved into place; size and modification time tell whether it has arrived."""
 
     path: str
     """Where it goes; absolute."""
@@ -110,7 +110,7 @@ class MovedFile:
         return cls(path=os.path.abspath(target), size_bytes=stat.st_size, changed_ns=stat.st_mtime_ns)
 
     def is_there(self) -> bool:
-        """Return whether it has come to its place."""
+        """Return whether it is in place."""
         try:
             stat = os.lstat(self.path)
         except (OSError, ValueError):
@@ -144,7 +144,7 @@ class Found:
     is_foreign: bool = False
     """Its format is not one that this version reads."""
     has_records: bool = False
-    """Its format is the one before; its segments have records next to them."""
+    """It has the previous format; its segments have records next to them."""
 
 
 def count_frames(folder: Path) -> int:
@@ -238,7 +238,7 @@ def _segment_file(said: dict[str, Any], folder: Path) -> SegmentFile:
 
 
 def _files_with_records(said: dict[str, Any], folder: Path) -> list[dict[str, Any] | None]:
-    """Take the file out of an entry of the format before, and read the records next to it. Raises OSError too."""
+    """Convert the file of an entry of the previous format, with the records next to it. Raises OSError too."""
     name, size_bytes = said.pop("file"), said.pop("size_bytes")
     _check_name(name, SEGMENT_FILE)
     if not size_bytes:
@@ -271,9 +271,10 @@ def _counts(read: object) -> tuple[int, int] | None:
 
 
 def version_change(folder: Path, fingerprint: Mapping[str, object]) -> str | None:
-    """Return which versions have changed since the run in `folder` where nothing else keeps the command from going on.
+    """Return which versions have changed since the run in `folder` if nothing else prevents the command from
+    resuming.
 
-    None if it can go on, where the command is another one, and if nothing is finished.
+    None if it can resume, if the command is another one, and if nothing is finished.
     """
     found = read_journal(folder)
     if found is None or found.is_foreign:

@@ -19,7 +19,7 @@ __all__ = [
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 64 << 10
-"""A large file is known by its size and by 64 evenly spaced blocks of 64 KiB, the first and the last ones included."""
+"""A large file is identified by its size and 64 evenly spaced blocks of 64 KiB, including the first and the last."""
 
 _PICTURES_BYTES = 256 << 20
 """About how much is read of all the pictures of a sequence together."""
@@ -71,7 +71,7 @@ def file_facts(name: str, path: Path) -> dict[str, object]:
 
 
 def library_versions(*more: str) -> dict[str, object]:
-    """Return the versions of what makes pixels and packets, for a fingerprint."""
+    """Return the versions of everything that affects pixels and packets, for a fingerprint."""
     return {f"{_VERSION}{name}": _version(name) for name in ("ultraflash", "torch", "av", "numpy", *more)}
 
 

@@ -116,7 +116,7 @@ class Journal:
 
     @property
     def frames(self) -> int:
-        """Frames of the output that are finished for good, those before the first one included."""
+        """Finished frames of the output, counting those before the first one."""
         return self.segments[-1].end_frame if self.segments else self.first_frame
 
     @property
@@ -172,7 +172,7 @@ class Journal:
         state: StateContent,
         guarded: tuple[int, int] | None = None,
     ) -> None:
-        """Enter what is there of the current segment: the first bytes of `begun_path`, synced, and the state after it.
+        """Enter the unfinished segment: the first bytes of `begun_path`, synced, and the state after it.
 
         Raises OSError as the file system gives it.
         """
@@ -244,7 +244,7 @@ class Journal:
         self.complete = True
 
     def place(self, placement: Placement) -> None:
-        """Note what is going to be moved to its place. Raises OSError."""
+        """Note what will be moved into place. Raises OSError."""
         self._append({"placement": asdict(placement)})
         self.placement = placement
 
@@ -265,7 +265,7 @@ class Journal:
         return usable
 
     def _has_state(self, entry: SegmentEntry | BegunEntry) -> bool:
-        """Return whether the work can go on after `entry`."""
+        """Return whether the work can continue after `entry`."""
         if entry.state is None:
             return True
         path = self.folder / entry.state
@@ -316,14 +316,14 @@ class Journal:
 
 
 def empty(folder: Path) -> None:
-    """Delete what runs have left in a work folder, but for its lock and a spool. Raises OSError."""
+    """Delete what runs left in a work folder, except its lock and a spool. Raises OSError."""
     remove_own(folder, lambda name: name in (LOCK, SPOOL))
 
 
 def discard(folder: Path) -> bool:
-    """Delete a work folder and what runs have left in it, the journal last: until then it tells what is done.
+    """Delete a work folder and what runs left in it, the journal last, because it records what is done.
 
-    What is not ours stays, and the folder with it; tells whether nothing has stayed.
+    Files that are not ours stay, and the folder with them; returns whether nothing is left.
     """
     with suppress(OSError, OutputError):
         check_ours(folder)

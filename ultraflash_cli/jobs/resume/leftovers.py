@@ -20,7 +20,7 @@ class Leftover:
     folder: Path
     size_bytes: int
     frames: int
-    """Frames that the same command would resume with."""
+    """Frames after which the same command would resume."""
     in_use: bool
     """A run is using it."""
     refusal: str | None = None
@@ -53,7 +53,7 @@ def _children(folder: Path, *, recursive: bool) -> list[Path]:
 
 
 def remove(leftover: Leftover) -> bool:
-    """Remove a leftover unless a run is at work in it; tells whether it is gone.
+    """Remove a leftover unless a run is using it; returns whether it is gone.
 
     Only what the program has made is deleted; a folder with anything else in it stays. Raises OutputError.
     """

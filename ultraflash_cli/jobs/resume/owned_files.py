@@ -43,14 +43,14 @@ LOCK = "lock"
 JOURNAL = "journal.jsonl"
 JOURNAL_DRAFT = "journal.new"
 SPOOL = "stdin"
-"""What comes through a pipe."""
+"""The copy of a pipe's content."""
 SEGMENT_FILE = re.compile(r"segment-\d{6,}\.video(\.[a-z0-9.]+)?")
 """A segment of the main output, or of a further one; earlier versions kept records under such names, too."""
 STATE = re.compile(r"state-\d{6,}\.safetensors")
 BEGUN = re.compile(r"begun-\d{6,}\.frames")
 BEGUN_STATE = re.compile(r"begun-\d{6,}-\d+\.safetensors")
 MADE = re.compile(r"made-\d+")
-"""Folder of a finished output on its way to its place; all in it is ours."""
+"""Folder of a finished output being moved into place; everything in it is ours."""
 
 _OWN = re.compile(
     "|".join(
@@ -96,7 +96,7 @@ def check_ours(folder: Path) -> None:
 
 
 def claim(folder: Path) -> None:
-    """Make `folder` if it is missing, for this user alone; one that is there has to be ours.
+    """Make `folder` if it is missing, for this user alone; an existing one has to be ours.
 
     Raises OutputError if it is not, OSError as the file system gives it.
     """
@@ -129,12 +129,12 @@ def open_existing(path: Path, flags: int = os.O_RDONLY, *, create: bool = False)
 
 
 def edit_existing(path: Path) -> BinaryIO:
-    """Return a plain file to read and write, whole as it is. Raises OSError, OutputError."""
+    """Open a plain file to read and write, keeping its content. Raises OSError, OutputError."""
     return open(open_existing(path, os.O_RDWR), "r+b")
 
 
 def take_away(path: Path) -> None:
-    """Delete a plain file or a link, not what it leads to; a device or a folder is left. Raises OSError."""
+    """Delete a plain file or a link, not its target; devices and folders are left alone. Raises OSError."""
     with suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
@@ -183,7 +183,7 @@ def is_plain(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Take away what has one of our names in `folder` but is a link, a device or another user's; return the names.
+    """Remove what has one of our names in `folder` but is a link, a device or another user's; return the names.
 
     What links point to is left alone. Raises OSError.
     """

@@ -90,7 +90,7 @@ class Spool:
             self._give_up()
 
     def finish(self) -> int | None:
-        """Wait until all is on the disk; returns the size in bytes, None if the disk refused."""
+        """Wait until everything is on disk; return the size in bytes, None if the disk failed."""
         try:
             if self._held is not None:
                 self._pour()

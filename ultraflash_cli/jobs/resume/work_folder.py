@@ -26,9 +26,9 @@ __all__ = [
 
 _PREFIX, _SUFFIX = ".", ".ultraflash"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems of clusters say that have no locks, or none turned on; work goes on without."""
+"""Errors of file systems without locks, as on some clusters; work continues without a lock."""
 _LONGEST_NAME = 220
-"""Bytes of a name that every file system takes, with room for what we put around it."""
+"""Longest file name in bytes that every file system accepts, with room for our prefix and suffix."""
 
 
 def work_folder(output: Path) -> Path:
@@ -37,7 +37,7 @@ def work_folder(output: Path) -> Path:
 
 
 def fitted(name: str) -> str:
-    """Shorten a file name that leaves no room for what we put around it; two long names stay two."""
+    """Shorten a file name that leaves no room for our prefix and suffix; different names stay different."""
     if len(os.fsencode(name)) <= _LONGEST_NAME:
         return name
     path = Path(name)
@@ -67,7 +67,7 @@ def looks_like_work(name: str) -> bool:
 
 
 def private_folder() -> Path:
-    """Return the folder, this user's alone, for what has no place of its own; it is not made here."""
+    """Return this user's private folder for work without a place of its own; it is not created here."""
     user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
     return Path(tempfile.gettempdir()) / f"ultraflash{user}"
 

@@ -31,7 +31,7 @@ class Channel(Generic[T]):
         self._failure: BaseException | None = None
 
     def put(self, item: T) -> None:
-        """Add an item, waiting for room; raises Cancelled when nobody will take it."""
+        """Add an item, waiting for room; raises Cancelled if the consumer has given up."""
         with self._changed:
             started_s = time.perf_counter()
             while len(self._items) >= self.capacity and not self._cancelled:

@@ -31,11 +31,11 @@ def finish_of(
     made: str | None = None,
     strict: bool = False,
 ) -> Finish:
-    """Return how segments `files` become an output of so many `frames`; `join` writes the containers among them.
+    """Return how the segments `files` become an output of `frames` frames; `join` writes the containers among them.
 
-    Pictures are numbered from `first_number` on, and `made` is the tag of each. A copied stream that did not come out
-    as it was is worth a warning, and one with which the file cannot be made or fails its check is left out; with
-    `strict` both are an OutputCheckError.
+    Pictures are numbered from `first_number` on, and `made` is the tag of each. A copied stream that came out changed
+    gives a warning; one with which the file cannot be made or fails its check is left out. With `strict` both raise
+    OutputCheckError.
     """
     if streams.suffix == ".png":
         return _pictures(files, spec, frames, first_number, made)

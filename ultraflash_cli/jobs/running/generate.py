@@ -1,4 +1,4 @@
-"""Generate one clip: what is decided, made in segments that survive any interruption, joined, checked, put in place."""
+"""Generate one planned clip: in segments that survive any interruption, joined, checked, put in place."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ from ultraflash_cli.video.y4m import ByteSink
 __all__ = ["GenerateReport", "Generation", "run_generation"]
 
 _STREAM_SEGMENT_FRAMES = 12
-"""Groups have about twice as many: with this each of them leaves when it is made, the first and the last as well."""
+"""About half of a group, so that every group, even the first and the last, is streamed as soon as it is made."""
 _DECODE_THREADS = 4
 """More do not help one clip; the frames are the same with any number."""
 
@@ -55,7 +55,7 @@ class GenerateReport(Report):
     fps: float | None = None
     """Frames per second in the file."""
     counters: dict[str, int] | None = None
-    """What the model did and skipped, by name; empty if an interrupted run had finished everything."""
+    """Counts of what the model did and skipped, by name; empty if an interrupted run had finished everything."""
 
 
 def run_generation(

@@ -46,12 +46,11 @@ def make_frames(
 ) -> dict[str, int]:
     """Bring every group that the journal does not have yet from the model into finished segments.
 
-    The clip is the first `frames` of what the groups give. `show` gives timestamp and duration of
-    every picture that a frame becomes: one, none where frames are dropped, several where they are
-    repeated. `clip` is what to continue from; `on_group` is called after every group with the
-    number of finished frames; `output` names the output in errors; `keep_states` saves what
-    resuming needs; `on_segment` is called for every finished segment. Returns the model's counters.
-    The journal is not complete when `stop` was requested before the end. Raises what either side
+    The clip is the first `frames` frames of the groups. `show` gives timestamp and duration of every picture that a
+    frame becomes: one, none where frames are dropped, several where they are repeated. `clip` is what to continue
+    from; `on_group` is called after every group with the number of finished frames; `output` names the output in
+    errors; `keep_states` saves what resuming needs; `on_segment` is called for every finished segment. Returns the
+    model's counters. The journal is not complete when `stop` was requested before the end. Raises what either side
     raises; finished segments stay in it.
     """
 

@@ -1,4 +1,4 @@
-"""The end of a clip that a generated one continues from: at the generator's rate, of its size."""
+"""The end of a clip to continue from, at the generator's rate and size."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def read_ending(
 ) -> list[Picture]:
     """Read the last frames of a clip as pictures `[height_px, width_px, 3]` of 8 bits, `rate` of them a second.
 
-    Returns the longest of the `lengths` (ascending) that the clip fills; frames are repeated or dropped to get at the
+    Returns the longest of the `lengths` (ascending) that the clip fills; frames are repeated or dropped to match the
     rate, never blended. Raises InputError for a clip that is shorter than all of them.
     """
     end_s = info.end_pts * info.time_base if info.end_pts is not None else None

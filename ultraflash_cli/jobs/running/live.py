@@ -61,7 +61,7 @@ class LiveStream(threading.Thread):
         self._streamed: Streamed | None = None
 
     def begin(self, finished: Iterable[SegmentEntry]) -> None:
-        """Start with the segments that an interrupted run has left; called again where the work begins again."""
+        """Start with the segments of an interrupted run; called again if the work starts over."""
         for segment in finished:
             self.add(segment)
         if not self.is_alive() and self.failure is None:
@@ -72,7 +72,7 @@ class LiveStream(threading.Thread):
         self._segments.put(segment)
 
     def keep_nothing(self) -> None:
-        """Delete segments once they are written, before the first one is."""
+        """From now on delete segments once they are written; call it before the first one is."""
         self._keeps = False
 
     def finish(self) -> None:
@@ -134,7 +134,7 @@ class _StopOrFailure(Stop):
 
 
 class _Sink:
-    """Standard output without a buffer of ours: a thread that waits for a reader must hold no lock at the end."""
+    """Unbuffered standard output: a thread waiting for a reader must not hold a lock at exit."""
 
     def __init__(self, stdout: BinaryIO, name: str) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""The model of a job, loaded as its choices say."""
+"""Load the model of a job."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,7 +63,7 @@ Builder = Callable[[Prepared], Built[FrameUpscaler]]
 
 
 class Models:
-    """Builds the models of a command's jobs; what several of them need is loaded once."""
+    """Builds the models of a command's jobs; networks that several of them need are loaded once."""
 
     def __init__(self) -> None:
         self._shelves: dict[Path | None, Shelf] = {}
@@ -308,7 +308,7 @@ def _plan_generation(prepared: PreparedGeneration, profile: Profile, device: tor
 
 
 def planes_for(spec: EncodeSpec | None, device: torch.device) -> YuvFormat | None:
-    """Return the planes that a GPU makes of finished pictures where the encoder takes them as they are, else None."""
+    """Return the YUV format in which a GPU returns finished pictures if the encoder accepts it, else None."""
     bits = None if spec is None else _PLANE_BITS.get(spec.pix_fmt)
     if device.type != "cuda" or spec is None or bits is None or spec.turns:
         return None

@@ -25,7 +25,7 @@ def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGe
 
 
 class _Facts:
-    """Asks the models, each time they are asked for something."""
+    """Answers from the models, which are imported on each call."""
 
     def can_run_ultraflash(self, store: Path, *, scale: int, parts: tuple[str, ...]) -> bool:
         from ultraflash_cli.models.profile import ultraflash_runs

@@ -21,7 +21,7 @@ class Report:
     input: str
     output: str
     skipped: bool
-    """The output was there already and was left alone."""
+    """The output existed and was left alone."""
     model: str
     device: str | None = None
     precision: str | None = None
@@ -75,7 +75,7 @@ class Speeds(TypedDict):
 
 
 class Progress:
-    """Tells the frames that are done after every group, and what was measured at the end.
+    """Reports the finished frames after every group, and the measurements at the end.
 
     `clock` gives seconds and `started_s` is when the job began; `total` is None if the number of frames is unknown.
     """

@@ -79,7 +79,8 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     @abstractmethod
     def reading(self, work: Work) -> AbstractContextManager[None]:
-        """Refuse or read what has to be before the model is loaded; keep the input readable inside."""
+        """Refuse or read what must be handled before the model is loaded; keep the input readable inside the
+        block."""
 
     @abstractmethod
     def tag(self, prepared: PreparedT, built: Built[ModelT]) -> str | None:
@@ -105,7 +106,7 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
         """Run all missing frames through the model into segments."""
 
     def check_moved(self, work: Work) -> None:
-        """Refuse a result that is none, and read the rest of the input."""
+        """Refuse an empty result, and read the rest of the input."""
 
     @abstractmethod
     def stream_out(self, segments: Iterator[SegmentFile], sink: ByteSink, name: str) -> Streamed:
@@ -113,10 +114,10 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     @abstractmethod
     def finishes(self, work: Work) -> tuple[Mapping[Path, Finish], int]:
-        """Return how outputs come about, the main one last, and how many frames that one has."""
+        """Return how to finish each output, the main one last, and the main one's number of frames."""
 
     def findings(self, built: Built[ModelT]) -> dict[str, object]:
-        """Return what the report says of the work itself, as JSON, for `recall`."""
+        """Return what the report says about the work itself, as JSON, for `recall`."""
         return {}
 
     def recall(self, findings: Sequence[Mapping[str, object]]) -> None:
@@ -204,7 +205,7 @@ def _attempt(
     started_s: float,
     clock: Callable[[], float],
 ) -> tuple[Built[Any], Progress]:
-    """Load the model and bring all frames into segments, within so much memory."""
+    """Load the model and process all frames into segments, within `max_memory`."""
     prepared = task.prepared
     if max_memory != prepared.job.max_memory:
         prepared = replace(prepared, job=replace(prepared.job, max_memory=max_memory))
@@ -248,7 +249,7 @@ def _attempt(
 
 
 def _delays(built: Built[Any], segment_frames: int) -> bool:
-    """Return whether what resuming needs would make the segments of a stream longer than they have to be."""
+    """Return whether saving states would make the segments of a stream longer than necessary."""
     return segment_length(segment_frames, saving_bytes(built.state_bytes, built.device)) > segment_frames
 
 
@@ -257,7 +258,7 @@ def _with_smaller_plans(
 ) -> tuple[Built[Any], Progress]:
     """Attempt the task, and while memory runs out attempt it again under a smaller plan.
 
-    Raises OutOfMemory once there is no smaller plan, or a part made under this one has gone into a stream.
+    Raises OutOfMemory if there is no smaller plan, or if part of the result has already been streamed.
     """
     max_memory = task.prepared.job.max_memory
     while True:
@@ -275,7 +276,7 @@ def _with_smaller_plans(
 
 
 def _finish(task: Task[Any, Any, Any], work: Work, stream: LiveStream | None) -> int:
-    """Bring the finished segments to their place; return the frames of the main output."""
+    """Finish the outputs from their segments; return the number of frames of the main one."""
     work.check_stop()
     if stream is not None:
         work.check_stream(stream)

@@ -107,7 +107,7 @@ class SegmentThread(threading.Thread, Generic[T]):
         self._on_segment = on_segment
 
     def serve(self, work: Callable[[], bool]) -> bool:
-        """Do `work`, which fills the channel, while this thread writes; tells whether all of it was done.
+        """Do `work`, which fills the channel, while this thread writes; return whether it was completed.
 
         The journal is complete then. Raises what either side raises; finished segments stay in the journal.
         """
@@ -205,7 +205,7 @@ class SegmentThread(threading.Thread, Generic[T]):
             return item
 
     def _write_begun(self, sinks: Sequence[SegmentSink]) -> None:
-        """Encode again what a stopped run had made of this segment."""
+        """Encode again what a stopped run kept of this segment."""
         begun = self._journal.begun
         if begun is None:
             return

@@ -21,7 +21,7 @@ __all__ = ["ThinnedSegment", "writer_of"]
 
 
 class ThinnedSegment:
-    """A segment of which perhaps no frame is shown: no encoder is opened then, and no file made."""
+    """A segment that may show no frame: then no encoder is opened and no file is created."""
 
     def __init__(self, path: Path, spec: EncodeSpec) -> None:
         self._path = path
@@ -47,7 +47,7 @@ class ThinnedSegment:
 
 
 def writer_of(prepared: Prepared) -> Callable[[SegmentSink, SourceFrame, Picture], None]:
-    """Return what brings a finished picture into a segment, as often as it is shown."""
+    """Return the function that writes a finished picture to a segment, as often as it is shown."""
     compose = _side_by_side(prepared) if prepared.job.side_by_side else None
 
     maker = _grain_maker(prepared)

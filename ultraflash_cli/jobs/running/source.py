@@ -24,7 +24,7 @@ Warn = Callable[[str], None]
 
 
 def check_whole(prepared: Prepared, warn: Warn, check_stop: Callable[[], None]) -> None:
-    """Read the input once, so that what is damaged is refused before the work and not after it."""
+    """Read the input once, so that damage is found before the work and not after it."""
     report = ReadReport()
     # requested transparency and captions, it does not warn of losing them.
     for _ in read_frames(

@@ -1,4 +1,4 @@
-"""Upscale one clip: what is decided, done in segments that survive any interruption, joined, checked, put in place."""
+"""Upscale one planned clip: in segments that survive any interruption, joined, checked, put in place."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping

@@ -263,7 +263,7 @@ class _Model:
         self.on_group(self._done)
 
     def _hand_on(self, pictures: deque[np.ndarray | Arriving]) -> None:
-        """Send finished pictures on, letting go of each."""
+        """Pass finished pictures on, releasing each."""
         if pictures and self._done == self._begun:
             arrived(pictures[0])  # the time to a first frame is reported truly
         while pictures:

@@ -36,16 +36,16 @@ __all__ = ["Finish", "Work", "locked_work"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finish:
-    """How one output comes about."""
+    """How one output is finished."""
 
     make: Callable[[Path], Sequence[str]]
-    """Makes what belongs under the path and checks it; returns what belongs into the warnings."""
+    """Makes the output at the path and checks it; returns warnings."""
     move: Callable[[Path, Path], None]
-    """Brings it to its place, whole or not at all."""
+    """Moves it into place, whole or not at all."""
     files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
     """Names the files that are moved, for a path."""
     remarks: Callable[[Path], Sequence[str]] = lambda path: ()
-    """Returns what belongs into the warnings once all is in its place."""
+    """Returns further warnings once everything is in place."""
 
 
 class Work:
@@ -165,7 +165,7 @@ class Work:
         return "nothing was kept, the same command starts over"
 
     def check_stream(self, stream: LiveStream) -> None:
-        """Raise what has ended the stream, with what is kept where its reader has left."""
+        """Raise the error that ended the stream; if its reader left, say what is kept."""
         try:
             stream.check()
         except ReaderGone as error:

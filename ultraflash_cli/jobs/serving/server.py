@@ -24,9 +24,9 @@ __all__ = ["parse_address", "serving"]
 _LOOPBACK = "127.0.0.1"
 _MOST_CONNECTIONS = 24
 _PATIENCE_S = 20
-"""How long a connection may neither send its request nor take what it gets."""
+"""Timeout of a connection that neither sends its request nor reads the response."""
 _LAST_WORDS_S = 5
-"""How long viewers may take, at the end, for what they have not got yet."""
+"""How long to wait, at the end, for viewers to receive the rest."""
 _MOST_BODY_BYTES = 1024
 _POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; media-src blob:; "
@@ -195,7 +195,7 @@ class _Server(http.server.ThreadingHTTPServer):
                 self._lock.notify_all()
 
     def wait_for_viewers(self, audience: set[str], timeout_s: float) -> None:
-        """Wait until the audience has got the last clip and all streams are over, for so long at most."""
+        """Wait until all viewers have received the last clip, up to a time limit."""
         clip = self.show.clip
         number = clip.number if clip is not None and clip.head else None
 
@@ -223,7 +223,7 @@ class _Server(http.server.ThreadingHTTPServer):
                 self._connections -= 1
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a browser that leaves in the middle is no failure of the job."""
+        """Log nothing: a browser that disconnects is no failure of the job."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -270,10 +270,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.ours.tell()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: stderr is the job's."""
+        """Log nothing: stderr belongs to the job."""
 
     def _is_foreign(self) -> bool:
-        """Refuse what another site has made a browser ask for."""
+        """Return whether another site made the browser send the request, and refuse it if so."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         site = self.headers.get("Sec-Fetch-Site", "none")
         if self.ours.is_ours(host) and origin in (None, f"http://{host}") and site in ("same-origin", "none"):

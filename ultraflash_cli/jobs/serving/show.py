@@ -47,13 +47,13 @@ class Clip:
         self._bytes = 0
 
     def begin(self, head: bytes, codec: str) -> None:
-        """Take what every player needs first."""
+        """Set the head that every player needs first."""
         with self._changed:
             self.head, self.codec = head, codec
             self._changed.notify_all()
 
     def add(self, fragment: "Fragment") -> None:
-        """Take the next part."""
+        """Add the next part."""
         with self._changed:
             self._kept.append((next(self._numbers), fragment))
             self._bytes += len(fragment.content)
@@ -62,7 +62,7 @@ class Clip:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Say that nothing follows."""
+        """Mark the end of the stream."""
         with self._changed:
             self.ended = True
             self._changed.notify_all()
@@ -95,7 +95,7 @@ class Clip:
 
 
 class Show:
-    """Collects what the jobs of a command do, one clip after the other; `listener` hears all events as well."""
+    """Collects what the jobs of a command do, one clip after the other; events are passed on to `listener`."""
 
     def __init__(self, listener: Callable[[Event], None], *, on_begin: Callable[[], None]) -> None:
         self.changed = threading.Condition()
@@ -183,7 +183,7 @@ class Show:
             encoding.finish()
 
     def end(self, state: str, message: str = "") -> None:
-        """Say that nothing follows at all, and why."""
+        """Mark the end of all clips, with the reason."""
         self.end_clip()
         self._times = None
         self._set(state=state, message=self._without_folders(message))
