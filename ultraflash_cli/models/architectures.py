@@ -118,4 +118,4 @@ ARCHITECTURES: dict[str, Callable[[], Shapes]] = {
     "wan_vae": _wan_vae,
     "text_encoder": _text_encoder,
 }
-"""What gives the names and shapes of each architecture in ``weights.convert.RULES``."""
+"""Source of the names and shapes of each architecture in ``weights.convert.RULES``."""

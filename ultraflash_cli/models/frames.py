@@ -82,7 +82,8 @@ class FrameUpscaler(Protocol):
         ...
 
     def save_state(self, state: Any) -> StateContent:
-        """Return the state as safetensors content, which may still be on its way; it may be overwritten then."""
+        """Return the state as safetensors content, which may still be being copied; the state may be overwritten
+        meanwhile."""
         ...
 
     def load_state(self, content: bytes, *, seed: int, first_frame: int) -> Any:
@@ -141,7 +142,7 @@ def as_frame_generator(
 
 
 def arrived(picture: np.ndarray | Arriving) -> np.ndarray:
-    """Return a picture, waiting for one that is still on its way."""
+    """Return a picture, waiting for it if it is still being copied."""
     return picture if isinstance(picture, np.ndarray) else picture.arrive()
 
 

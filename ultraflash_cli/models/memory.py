@@ -138,7 +138,7 @@ def _spool_bytes(frame_bytes: int) -> int:
 
 
 def describe_memory(plan: MemoryPlan) -> list[str]:
-    """Return a few lines: what a job takes, and what it gives up to fit."""
+    """Describe in a few lines what memory a job takes, and the concessions made to fit."""
     there = f" of {plan.budget_bytes / 1e9:.2f} GB" if plan.budget_bytes is not None else ""
     largest = sorted(plan.parts, key=lambda part: part.bytes, reverse=True)[:_LARGEST]
     lines = [

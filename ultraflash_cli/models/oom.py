@@ -24,7 +24,7 @@ def oom_errors(planned_bytes: int | None = None) -> Generator[None]:
 
 
 def free_memory() -> None:
-    """Return what nobody holds any more, on the GPU, too."""
+    """Free unreferenced memory, on the GPU too."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -85,8 +85,7 @@ def _unheard(profile: Profile, prompt: str) -> list[str]:
 
 
 def _hears_nothing(profile: Profile, prompt: str) -> bool:
-    """Return whether a prompt has no word that the model's prompt encoder has a row for, but for
-    those of its variant."""
+    """Return whether the prompt encoder knows no word of a prompt, apart from those of its variant."""
     config = profile.text_encoder
     if not isinstance(config, PromptEncoderConfig):
         return False

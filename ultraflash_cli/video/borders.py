@@ -15,7 +15,7 @@ _BLACK = 40.0
 """The brightest level that counts as black: tapes lift it."""
 _ABOVE_BLACK = 14.0
 _DARK = 50.0
-"""In a picture whose brightest parts are darker, nothing tells bars from the scene."""
+"""If the brightest parts of a picture are darker than this, bars cannot be told from the scene."""
 _LEAST_PICTURES = 3
 _MOST_SHARE = 0.36
 """No bar is larger than this part of a side: 2.76:1 within 4:3 leaves bars of 0.26."""
@@ -23,7 +23,7 @@ _SOFT_PX = 4
 _SOFT = 0.55
 """The first lines inside that are darker than this part of those behind them are the edge of the bar."""
 _HEAD_LINES = 24
-"""In so many lines at the bottom, of 480 or more, heads are switched."""
+"""Number of lines at the bottom, of 480 or more, in which heads may be switched."""
 _HEAD_SHARE = 20
 _LIKE = 0.5
 """Neighbouring lines of a scene are at least so alike where this can be measured at all."""
@@ -36,7 +36,7 @@ _UNRULY = 0.6
 _LEAST_MOVED_PX = 3
 _SMOOTH_PX = 15
 _LOOKED_AT_PX = 512
-"""Of larger pictures, every so many lines or columns are looked at."""
+"""Larger pictures are examined at every n-th line or column only."""
 
 
 class BorderMeter:

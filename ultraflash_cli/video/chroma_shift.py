@@ -1,4 +1,4 @@
-"""How far the colours of a picture lie from where its brightness says that they belong, as on tapes."""
+"""How far the colours of a picture are shifted against its brightness, as on tapes."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ ChromaShift = tuple[float, float]
 _REACH = 12
 """Pixels up to which a shift is looked for."""
 _LEAST = 0.75
-"""Smaller ones are not mended unless they are asked for: cameras and scalers differ by half a pixel."""
+"""Smaller shifts are not corrected unless requested: cameras and scalers differ by half a pixel."""
 _LEAST_PICTURES = 3
 _SPREAD = 0.8
 """How far single places may lie from the middle one, in pixels, in the middle."""
@@ -47,7 +47,7 @@ class ChromaMeter:
                 self._found.append((across, down))
 
     def answer(self) -> ChromaShift | None:
-        """Return the shift; None where it is small, or cannot be told."""
+        """Return the shift; None if it is small or cannot be determined."""
         if len(self._found) < _LEAST_PICTURES:
             return None
         found = np.array(self._found)

@@ -202,7 +202,7 @@ def choose_pix_fmt(
 ) -> str:
     """Choose the codec's pixel format that keeps most of the source's depth, chroma and transparency.
 
-    ``rgb`` says that the source stores red, green and blue.
+    ``rgb``: the source stores red, green and blue.
     """
     source = av.VideoFormat(source_pix_fmt)
     names = codec.alpha_fmts if has_alpha and codec.alpha_fmts else codec.pix_fmts

@@ -307,7 +307,7 @@ class _Choice:
         return video + [stream.describe() for stream in streams if self.way(suffix, stream, expected) is not None]
 
     def cost(self, suffix: str, streams: Sequence[StreamInfo], expected: bool) -> tuple[int, int]:
-        """Return how many streams are lost in a container, and how many change though nobody requested that."""
+        """Return how many streams are lost in a container, and how many change without having been requested."""
         ways = [(stream, self.way(suffix, stream, expected)) for stream in streams]
         asked = self.audio in CONVERTIBLE
         changed = [stream for stream, way in ways if way and not (asked and stream.kind == "audio")]

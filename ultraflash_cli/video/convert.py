@@ -32,7 +32,7 @@ _SAME_SHAPE = Fraction(102, 100)
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How to read a frame: its place in the clip's picture, and complete colour tags."""
+    """How to read a frame: its position in the clip's picture, and complete colour tags."""
 
     stored_wh: tuple[int, int]
     """Its own size."""
@@ -101,7 +101,7 @@ class FrameConverter:
         self._opaque: FrameFilter | None = None
 
     def begins_anew(self, look: Look) -> bool:
-        """Whether a frame of this look goes to filters of its own, so that those before have to be flushed."""
+        """Whether a frame of this look needs new filters, so that the current ones must be flushed."""
         return look != self._look
 
     def push(self, frame: av.VideoFrame, look: Look) -> list[tuple[Picture, Picture | None]]:

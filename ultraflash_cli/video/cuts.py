@@ -11,7 +11,7 @@ from ultraflash_cli.video.color import Picture
 __all__ = ["LOOKAHEAD", "CutDetector"]
 
 LOOKAHEAD = 8
-"""How many frames after a frame are seen before it is decided."""
+"""Number of later frames seen before a frame is decided."""
 
 _ROWS, _COLUMNS, _BINS = 24, 32, 16
 _LEAST = 0.28
@@ -27,7 +27,7 @@ _STILL = 0.1
 _FULL = 0.7
 """A scene that is not yet at this part of its contrast is still fading in."""
 _NOISE = 4.0
-"""Standard deviation in grey levels below which structure says nothing."""
+"""Standard deviation in grey levels below which structure is not significant."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

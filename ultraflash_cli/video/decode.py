@@ -33,7 +33,7 @@ _JUMP_S = 10
 _UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mjpeg", "mpeg", "mpegvideo", "vc1"}
 """Containers without timestamps by design; filling them in is not a repair."""
 _FEW = 3
-"""Doubled timestamps that such a container may have without a word."""
+"""Duplicate timestamps that such a container may have without a warning."""
 _CAPTIONS = "A53_CC"
 _LEFT_BEHIND = {
     _CAPTIONS: "closed captions are not kept",

@@ -74,7 +74,7 @@ def filter_mode(info: ClipInfo) -> str | None:
 
 
 def about_fields(info: ClipInfo, mode: str | None) -> str | None:
-    """Say what is done to the fields of the clip, of which nothing shows in single frames; None for nothing."""
+    """Describe what is done to the fields of the clip; None if nothing is done."""
     if info.film:
         rate, cycle = float(info.average_rate), _CYCLES[info.scan]
         return (

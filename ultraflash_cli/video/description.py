@@ -1,4 +1,4 @@
-"""What `probe` tells people of a clip, in the words of the field."""
+"""What `probe` prints about a clip, in the terms of the field."""
 
 from fractions import Fraction
 

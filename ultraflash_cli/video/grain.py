@@ -12,12 +12,12 @@ from ultraflash_cli.video.samples import middle_of, ycc_of
 __all__ = ["Grain", "GrainMaker", "GrainMeter"]
 
 _LEAST = 1.0
-"""Grain whose deviation is less than so many levels of 255 counts as none."""
+"""Standard deviation, in levels of 255, below which grain counts as none."""
 _EVEN = 0.4
 """Grain is everywhere alike: the quarter of the blocks with the least has at least so much of the variance of the
 quarter with the most. Motion and compression are not."""
 _MOST = 25.0
-"""Nor is what changes by so many levels: no film or tape has so much grain, but small print that scrolls has."""
+"""Changes of more levels are not grain: no film or tape has that much, but scrolling small print does."""
 _LONGER = 1.35
 """Grain differs between any two pictures alike; motion grows. Over two pictures it is at most so much stronger."""
 _COVERED = 0.15

@@ -44,7 +44,7 @@ from ultraflash_cli.video.segment_file import SegmentFile
 __all__ = ["Joined", "join", "join_alone"]
 
 _FEW = 3
-"""Packets that may be over others without a word."""
+"""Overlapping packets that are accepted without a note."""
 _MOVIE_TIMESCALE_MAX = 2**31 - 1
 _ITUNES_TAGS = {
     "album",
@@ -107,12 +107,12 @@ def join(
     """Write ``destination`` from finished segments and the other streams of the input, no picture encoded again.
 
     The video's timestamps are those that were written, to the tick of the container; decoding times are built again.
-    Copied packets keep their distance to the picture. With ``window`` (start and end in the input's seconds),
-    packets whose midpoint is inside come along, subtitles as long as they are shown inside, and the first kept frame
-    is shown at 0. Without, the input's own clock is kept, unless it starts later than a minute (a broadcast's) or its
-    first picture before 0 (of which no container knows): then everything is shifted so that the first picture is shown
-    at 0. The file appears whole or not
-    at all, and the same arguments give the same bytes. ``made`` is the tag that says how. Raises ``OutputError``.
+    Copied packets keep their distance to the picture. With ``window`` (start and end in the input's seconds), packets
+    whose midpoint is inside are kept, subtitles as long as they are shown inside, and the first kept frame is shown
+    at 0. Without, the input's own clock is kept, unless it starts later than a minute (a broadcast's) or its first
+    picture before 0 (of which no container knows): then everything is shifted so that the first picture is shown at
+    0. The file appears whole or not at all, and the same arguments give the same bytes. ``made`` is the tag that says
+    how. Raises ``OutputError``.
     """
     times = _Times(segments, spec)
     first_s = segments[0].first_pts * spec.time_base
@@ -180,7 +180,7 @@ def join_alone(
     tags: Mapping[str, str],
     made: str | None = None,
 ) -> Joined:
-    """Write ``destination`` from finished segments, nothing next to them and nothing encoded again.
+    """Write ``destination`` from finished segments alone, without encoding again.
 
     Timestamps are those that were written; ``tags`` are the file's (``title``, ``comment``), ``made``
     is the one that says how it was made. The file appears whole or not at all. Raises

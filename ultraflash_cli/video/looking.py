@@ -39,7 +39,7 @@ _LOOKED_ELSEWHERE = 30
 _LOOKED_FOR_LONG = 75
 """At how many frames where the pattern to be found again is one of 25."""
 _TELLING = 12
-"""Frames with motion from which on such a place tells something."""
+"""Minimum number of frames with motion for a place to be conclusive."""
 _GROWING = {"h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1"}
 """Codecs whose pictures change their size within a stream."""
 _INTERLACED_LINES = 1088

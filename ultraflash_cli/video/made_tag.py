@@ -28,7 +28,7 @@ _XMP = (
 )
 _MADE = re.compile(r'ultraflash:made="([^"]*)"')
 _MOST_BYTES = 1 << 20
-"""A tag is smaller; what says that it is larger is none."""
+"""Tags are smaller; anything larger is not one."""
 _MOST_BOXES = 10_000
 _ISO = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _EBML = b"\x1a\x45\xdf\xa3"

@@ -17,8 +17,8 @@ from ultraflash_cli.video.samples import sampled_runs
 __all__ = ["GrainChoice", "Mending", "about_scan", "mend", "mended"]
 
 GrainChoice = Literal["none", "keep", "remove"]
-"""none: the picture as it is. keep: grain is taken out before the model, and new grain like it put in behind. remove:
-it is taken out."""
+"""none: the picture is unchanged. keep: grain is removed before the model, and new grain like it added after it.
+remove: it is removed."""
 
 _LEAST_SIDE_PX = 16
 
@@ -29,11 +29,11 @@ class _Meter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Mending:
-    """A clip as it is to be read, and what that rests on."""
+    """How a clip is to be read, and the measurements behind it."""
 
     info: ClipInfo
     crop: Crop | None = None
-    """What is cut away beside what the container cuts away."""
+    """What is cropped in addition to the container's crop."""
     head_lines: int = 0
     """How many of the lines cut away at the bottom are of the switching of a tape's heads."""
     chroma_shift: ChromaShift | None = None
@@ -105,7 +105,7 @@ def mended(info: ClipInfo, *, threads: int = 1) -> Mending:
 def mend(
     info: ClipInfo, *, crop: str = "none", chroma_shift: str = "none", grain: GrainChoice = "none", threads: int = 1
 ) -> Mending:
-    """Decide how a clip is read, by measurement where that is asked for; it depends on the file alone.
+    """Decide how a clip is read, by measurement if requested; it depends on the file alone.
 
     ``crop`` and ``chroma_shift`` are as ``asked`` reads them. Raises UsageError for a crop that leaves nothing.
     """

@@ -28,7 +28,7 @@ __all__ = [
 _LATE_S = Fraction(2, 1000)
 _BESIDE: Literal["matroska_block_additional"] = "matroska_block_additional"
 _NUMBER_BYTES = 8
-"""What is next to a packet of VP9 is its transparency, after a number that says so."""
+"""Side data of a VP9 packet holds its transparency, after a number that marks it."""
 
 
 def add_streams(
@@ -101,7 +101,7 @@ def source_of(info: ClipInfo) -> Generator[InputContainer | None]:
 
 
 def mend_transparency(packet: Packet) -> None:
-    """Take away one of the two numbers that NUT gives what is next to a packet: it had one already."""
+    """Remove one of the two numbers that NUT puts before a packet's side data, which had one already."""
     if not packet.has_sidedata(_BESIDE):
         return
     content = bytes(packet.get_sidedata(_BESIDE))

@@ -64,7 +64,7 @@ class StreamInfo:
     sample_bits: int = 0
     """Bits per sample of audio stored losslessly as integers; else 0."""
     is_known: bool = True
-    """Whether the file tells what a copy needs of it: sample rate and channels of sound, the size of a picture."""
+    """Whether the file states what a copy needs: sample rate and channels of audio, the size of a picture."""
 
     def describe(self) -> str:
         """Return which stream this is, for people."""

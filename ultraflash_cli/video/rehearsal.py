@@ -24,9 +24,9 @@ _MOST_BYTES = 20_000_000
 
 
 def rehearse(info: ClipInfo, plan: StreamPlan) -> dict[int, str]:
-    """Mux the first packets of each stream that is to come along, each by itself, and throw the result away.
+    """Mux the first packets of each stream to be copied, one stream at a time, and discard the result.
 
-    Returns by its index why the container does not take a stream.
+    Returns why the container rejects a stream, by its index.
     """
     kept = (*plan.copied, *(converted.stream for converted in plan.converted))
     wanted = {stream.index for stream in kept if not stream.is_picture and stream.kind != "attachment"}

@@ -22,7 +22,7 @@ from ultraflash_cli.video.source import open_input
 __all__ = ["FrameBytes", "copied_bytes", "packet_bytes", "sampled_bytes"]
 
 _PLACES = (Fraction(1, 10), Fraction(1, 2), Fraction(9, 10))
-"""Where frames are looked at, as shares of the clip."""
+"""Where frames are sampled, as fractions of the clip."""
 _FRAMES = 5
 _KEY_EVERY = 250
 """Frames from one key frame to the next, as encoders have it by default."""
@@ -34,9 +34,9 @@ class FrameBytes:
 
     key: float
     other: float
-    """Of a frame that follows another one; that of a key frame where all are."""
+    """Size of a frame that follows another; that of a key frame if all are key frames."""
     frames: int
-    """How many were looked at."""
+    """Number of frames examined."""
 
     def total(self, frames: int) -> int:
         """Estimate the bytes of so many frames."""

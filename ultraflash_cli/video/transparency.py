@@ -18,7 +18,7 @@ _ALPHA_CHANNEL = 165
 _PACKED_ALPHA = {"rgba": 3, "bgra": 3, "argb": 0, "abgr": 0}
 """Index of alpha among the four bytes of a pixel."""
 _LINES = 256
-"""Lines that are looked at in one go."""
+"""Lines examined at once."""
 
 
 def stores_alpha(frame: av.VideoFrame) -> bool:

@@ -32,9 +32,9 @@ class ByteSink(Protocol):
 
 
 def write_y4m(segments: Iterable[SegmentFile], spec: EncodeSpec, sink: ByteSink, *, name: str = "-") -> int:
-    """Write the frames of finished segments of the codec ``y4m`` plainly to ``sink``; returns their count.
+    """Write the frames of finished segments of the codec ``y4m`` to ``sink`` uncompressed; return their count.
 
-    What ``segments`` gives is written before it is requested more.
+    Each segment is written before the next one is requested.
 
     ``name`` is what messages call the sink. Raises ``OutputError`` where it takes no more, ``OutputCheckError`` where a
     segment cannot be read back.
@@ -80,7 +80,7 @@ def _header(spec: EncodeSpec) -> bytes:
 
 
 def _planes(frame: av.VideoFrame, sample_bytes: int) -> bytes:
-    """Return all samples of a frame, plane by plane and row by row, without what fills the rows up."""
+    """Return all samples of a frame, plane by plane and row by row, without row padding."""
     return b"".join(
         np.frombuffer(bytes(plane), np.uint8)
         .reshape(-1, plane.line_size)[: plane.height, : plane.width * sample_bytes]

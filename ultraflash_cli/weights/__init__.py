@@ -1,1 +1,1 @@
-"""Weights as data: what there is if it is, and that it is what it should be."""
+"""Weights as data: listed, installed and verified."""

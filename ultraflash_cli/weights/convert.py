@@ -42,7 +42,7 @@ class Wrapper:
     keys: tuple[str, ...] = ()
     """Nested dicts to descend."""
     prefix: str = ""
-    """What every name begins with; a name without it stays as it is."""
+    """Prefix of every name; a name without it is unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +303,7 @@ def _without_leading(name: str, segments: tuple[str, ...]) -> str:
 
 
 def _fit(key: str, tensor: Tensor, expected: Mapping[str, Shape], rules: WrapperRules) -> Tensor:
-    """Return the last rows of a tensor that may have more of them, any other as it is."""
+    """Return the last rows of a tensor that may have more rows; other tensors are unchanged."""
     wanted, got = expected.get(key), tuple(tensor.shape)
     if key not in rules.last_rows or wanted is None or got == wanted or got[1:] != wanted[1:]:
         return tensor

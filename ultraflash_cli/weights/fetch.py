@@ -152,7 +152,7 @@ def fetch_range(hub: Hub, remote: RemoteFile, start: int, end: int) -> bytes | N
 
 
 def fetch(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> str:
-    """Bring the bytes of a file to ``part``, going on after those that are there; check them and return their sha256.
+    """Download a file to ``part``, resuming after the bytes already there; check it and return its sha256.
 
     ``on_bytes`` is reported how many there are. The hub's library does the transfer (redirects,
     login, retries); where to resume is ours to say, since it starts over after a kill. Raises
@@ -181,7 +181,7 @@ def fetch(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], No
 
 
 def check_download(remote: RemoteFile, path: Path) -> str:
-    """Compare a file with what the hub says of it and return its sha256. Raises WeightsError: got, expected."""
+    """Compare a file with the hub's record and return its sha256. Raises WeightsError: got, expected."""
     size = path.stat().st_size
     if size != remote.bytes:
         raise WeightsError(f"{remote}: received {size} bytes, expected {remote.bytes}; run the same command again")
@@ -228,7 +228,7 @@ def _transfer(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int]
 
 
 class _Counted:
-    """A file that tells how long it has become; its own write errors are told from the network's."""
+    """A file that reports its length; its own write errors are distinguished from the network's."""
 
     def __init__(self, file: Any, on_bytes: Callable[[int], None]) -> None:
         self._file = file
@@ -334,7 +334,7 @@ def _silence() -> None:
 
 @contextmanager
 def _hub_errors(hub: Hub, what: str) -> Generator[None]:
-    """Turn what the hub's library raises into a WeightsError of one line that says what to do."""
+    """Turn errors of the hub's library into a one-line WeightsError that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 
     # The base of everything that goes wrong along the way; the package it is from depends on the library's version.

@@ -97,7 +97,7 @@ class WeightEntry:
 
     @property
     def locked(self) -> bool:
-        """Whether the list itself says which file is meant."""
+        """Whether the list itself identifies the file."""
         return self.sha256 is not None
 
     @property

@@ -1,4 +1,4 @@
-"""Which file at the hub is an entry of the list, told by its tensors where names do not settle it."""
+"""Find the file on the hub for an entry of the list, by its tensors if names are ambiguous."""
 
 import re
 from collections.abc import Iterable
@@ -171,7 +171,7 @@ class HubSearch:
         return False
 
     def _architecture(self, remote: RemoteFile) -> str | None:
-        """Return what the tensors of a file belong to; None if that cannot be told from outside."""
+        """Return the architecture of a file's tensors; None if it cannot be determined without downloading."""
         from ultraflash_cli.weights.convert import recognise
         from ultraflash_cli.weights.peek import peek
 

@@ -1,4 +1,4 @@
-"""Where weights from the hub are on this machine, each with a receipt that says what it was made from."""
+"""Weights from the hub on this machine, each with a receipt of its source."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -88,7 +88,7 @@ class WeightStore:
             return False
 
     def sha256(self, entry: WeightEntry) -> str:
-        """Return the hash of the usable file as it is on record. Raises WeightsError if it is not installed."""
+        """Return the recorded hash of the usable file. Raises WeightsError if it is not installed."""
         receipt = None if entry.packaged else self.receipt(entry)
         known = entry.sha256 if entry.packaged else receipt and receipt.sha256
         if known is None:
@@ -111,7 +111,7 @@ class WeightStore:
         return part
 
     def tidy(self) -> None:
-        """Remove what a killed conversion has left; nobody else may be at work."""
+        """Remove what a killed conversion left; no other process may be running."""
         with writing(self.downloads):
             for file in [*self.downloads.glob("*.made"), *self.downloads.glob(".tmp*")]:
                 file.unlink()
