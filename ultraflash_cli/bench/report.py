@@ -61,7 +61,7 @@ class BenchReport:
     precision: str
     cache_management: str
     source: tuple[int, int]
-    """Width and height in pixels; of a generated clip, those at which it is drawn."""
+    """Width and height in pixels; of a generated clip, its size before refinement."""
     output: tuple[int, int]
     frames: int
     """How many were timed."""
@@ -170,7 +170,7 @@ def _wall_line(wall: WallTime) -> str:
 
 
 def kernel_lines(rows: "Sequence[KernelTime]", names: Mapping[str, str]) -> list[str]:
-    """Return a line for each implementation; ``names`` says what is compared with."""
+    """Return a line for each implementation; ``names`` are those of the rivals."""
     lines: list[str] = []
     for row in rows:
         if row.flops_per_second:

@@ -172,7 +172,7 @@ CASCADES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade:
-    """Frames a second of all stages of a command behind each other, and on two GPUs."""
+    """Frames per second of all stages of a command in sequence, and on two GPUs."""
 
     name: str
     ideal_fps: float

@@ -191,7 +191,7 @@ def _estimate(console: Console, rates: str | None, *, json: bool) -> int:
 
 
 def _check_generated_size(profile: "Profile", width_px: int, height_px: int) -> None:
-    """Raise UsageError, before anything is measured, for a size that the generator cannot draw."""
+    """Raise UsageError, before anything is measured, for a size that the generator cannot make."""
     config = profile.generator
     assert config is not None, "what is to generate has a generator"
     _, rows, columns = config.patch

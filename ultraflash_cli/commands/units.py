@@ -152,7 +152,7 @@ def run_by_crew(
 
 
 def _compute(console: Console, crew: Crew, files: "Sequence[PlannedFile]", stop: "Stop") -> dict[str, object]:
-    """Let the crew compute the files; returns what the report says of the machines."""
+    """Have the workers compute the files; return what the report says about the machines."""
     from ultraflash_cli.jobs.cluster.crew import compute_by_processes
     from ultraflash_cli.jobs.cluster.overview import Overview
     from ultraflash_cli.jobs.cluster.units import read_plan

@@ -144,7 +144,7 @@ def compare_clips(
 
 
 def _ms_ssim(output: View, reference: View, *, frames: int, threads: int) -> list[float | None]:
-    """Measure MS-SSIM, which takes longer than all the rest of libvmaf, of at most so many frames."""
+    """Measure MS-SSIM, which takes longer than the rest of libvmaf, on a limited number of frames."""
     step = -(-frames // _MS_SSIM_FRAMES)
     thinned = (each._replace(filters=f"{each.filters},select=not(mod(n\\,{step}))") for each in (output, reference))
     model = dict([next(iter(_MODELS.items()))])  # libvmaf wants one

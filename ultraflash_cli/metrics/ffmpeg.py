@@ -195,6 +195,6 @@ def plane_size(header: bytes) -> tuple[int, int]:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something."""
+    """Return the last line that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "ffmpeg found no video frames"

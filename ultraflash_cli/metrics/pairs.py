@@ -1,4 +1,4 @@
-"""What one pass over two clips of one size tells: temporal and warping error, colour drift, where they differ most."""
+"""One pass over two clips of one size: temporal and warping error, colour drift, where they differ most."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -121,7 +121,7 @@ def _shrunk(plane: NDArray[np.uint8], factor: int) -> NDArray[np.float32]:
 
 
 def distinct_crops(crops: Sequence[Crop], *, count: int, frames: int, crop_px: int) -> list[Crop]:
-    """Choose the places with the largest errors of which no two show the same.
+    """Choose the places with the largest errors, none showing the same as another.
 
     ``crops`` come with the largest error first. Places that overlap are taken only where
     there are too few others, and only from frames that are far apart in the clip.

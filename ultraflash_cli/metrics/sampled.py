@@ -26,7 +26,7 @@ SAMPLED: Mapping[str, Metric] = MappingProxyType(
 
 _LPIPS_PIXELS = 10_000_000
 _LPIPS_FRAMES = range(5, 25)
-"""How many frames are looked at: as many as have this many pixels in all, within these bounds."""
+"""Number of frames measured: as many as have this many pixels in total, within these bounds."""
 _CVVDP_PIXELS = 12_000_000
 _PART_FRAMES = 6
 """A quarter of a second at 24 frames per second: as far as the metric's temporal filters look."""
@@ -38,7 +38,7 @@ class Sampled:
     """What was measured on some of the frames, and what could not be."""
 
     series: Mapping[str, list[float | None]]
-    """One number per frame by the names of ``SAMPLED``; None for frames that were not looked at."""
+    """One number per frame by the names of ``SAMPLED``; None for frames that were not measured."""
     left_out: Mapping[str, str]
     """Why a metric was not measured, and what to install for it."""
 

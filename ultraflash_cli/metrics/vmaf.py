@@ -24,7 +24,7 @@ class LibvmafScores:
     ssim: float
     """Of the luma, 0..1."""
     vmaf: float
-    """0..100. Sharpening raises it: read it beside ``vmaf_neg``."""
+    """0..100. Sharpening raises it: read it together with ``vmaf_neg``."""
     vmaf_neg: float
     """0..100, VMAF without the reward for enhancement."""
     frames: int

@@ -10,7 +10,7 @@ from ultraflash_cli.metrics.ffmpeg import View, paired, run_ffmpeg
 __all__ = ["BEST_DB", "xpsnr_frames"]
 
 BEST_DB = 100.0
-"""What equal frames score; the filter says inf."""
+"""Score of equal frames, for which the filter prints inf."""
 
 _ROW = re.compile(r"XPSNR y: *(\S+)")
 

@@ -123,7 +123,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, kw_only=True)
 class Usual:
-    """What goes without saying: a caption leaves it out now and then, and says all else."""
+    """Usual properties, which a caption sometimes leaves out; it states everything else."""
 
     time: Time
     place: Place

@@ -1,4 +1,4 @@
-"""Training material: which licences are allowed, how it is stored, and how samples are drawn from it."""
+"""Training material: which licences are allowed, how it is stored, and how samples are picked from it."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ ALLOWED = ("Apache-2.0", "MIT", "CC0", "CC-BY-SA", "CC-BY", "GPL", "made for thi
 """Licences whose material may shape weights that are shipped, by how their names start."""
 
 REFUSED = ("unstated", "non-commercial", "noncommercial", "noderiv", "no redistribution", "not redistribute")
-"""Words, in any case, that refuse a licence whatever else it says; so do the letters NC and ND."""
+"""Words, in any case, that rule out a licence whatever else it says; so do the letters NC and ND."""
 
 
 def is_allowed(licence: str) -> bool:
@@ -83,7 +83,7 @@ def data_hash(materials: list[Material]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig:
-    """How a training pair is drawn."""
+    """How a training pair is sampled."""
 
     frames: int = 4
     """Frames of a clip."""
@@ -96,7 +96,7 @@ class PairConfig:
         ("screen", 0.15),
         ("scene", 0.2),
     )
-    """Kinds of material and how often each is drawn; what the material lacks is left out."""
+    """Kinds of material and how often each is picked; kinds that the material lacks are left out."""
     first_frame_share: float = 0.2
     """How often a clip starts as a stream does: its first frame repeated three times."""
     degradation: DegradationConfig = field(default_factory=DegradationConfig)

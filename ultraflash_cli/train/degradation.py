@@ -74,7 +74,7 @@ class AigcConfig:
     colour_share: float = 0.5
     """How often colours drift."""
     latent_noise: tuple[float, float, float] = (0.5, 0.02, 0.15)
-    """Odds and range of the noise on latents; drawn only if there is a coder."""
+    """Odds and range of the noise on latents; picked only if there is a coder."""
     texture_flicker: tuple[float, float, float] = (0.4, 0.004, 0.02)
     """Odds and range of flickering texture."""
     brightness_flicker: tuple[float, float, float] = (0.3, 0.004, 0.02)
@@ -227,10 +227,10 @@ def _draw_fields(rng: np.random.Generator) -> Fields:
 
 @dataclass(frozen=True, kw_only=True)
 class DegradationConfig:
-    """How often each kind is drawn, and the strengths within it; lengths are in high-resolution pixels at x2."""
+    """How often each kind is picked, and the strengths within it; lengths are in high-resolution pixels at x2."""
 
     shares: tuple[tuple[Kind, float], ...] = (("clean", 0.4), ("compressed", 0.6))
-    """Kinds and how often each is drawn."""
+    """Kinds and how often each is picked."""
     blur_share: float = 0.8
     """How often a compressed clip is blurred first."""
     blur_sigma: tuple[float, float] = (0.3, 1.1)
@@ -256,7 +256,7 @@ class DegradationConfig:
 def draw(
     config: DegradationConfig, size: tuple[int, int], scale: int, rng: np.random.Generator
 ) -> tuple[Kind, tuple[Operator, ...]]:
-    """Draw a kind and a degradation of clips of ``size`` (height, width), to 1 / ``scale`` of it."""
+    """Pick a kind and a degradation of clips of ``size`` (height, width), to 1 / ``scale`` of it."""
 
     def pick(odds: Sequence[tuple[Any, float]]) -> Any:
         shares = np.array([share for _, share in odds])

@@ -1,4 +1,4 @@
-"""Pictures of scenes: simple illustrations that move, drawn by code at any size."""
+"""Rendered scenes: simple moving illustrations, at any size."""
 
 from collections.abc import Sequence
 

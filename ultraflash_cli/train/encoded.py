@@ -47,7 +47,7 @@ class EncodedSample:
     members: dict[str, Member]
     """By extension, such as ``high.npy``."""
     facts: dict[str, Any]
-    """What ``KEY.json`` says."""
+    """The content of ``KEY.json``."""
 
     @property
     def bucket(self) -> tuple[int, int, int]:

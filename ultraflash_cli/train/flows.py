@@ -10,7 +10,7 @@ __all__ = ["chunk_flow", "clean_of", "distribution_terms", "draw_levels", "group
 
 
 def uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tensor:
-    """Return ``[count]`` draws between ``low`` and ``high``, on the CPU."""
+    """Return ``[count]`` uniform samples between ``low`` and ``high``, on the CPU."""
     return low + (high - low) * torch.rand(count, generator=rng)
 
 

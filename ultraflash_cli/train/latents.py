@@ -1,4 +1,4 @@
-"""Drawn scenes as latents on disk: drawn and encoded once, learned from many times."""
+"""Rendered scenes as latents on disk: rendered and encoded once, used in training many times."""
 
 import hashlib
 import json
@@ -96,7 +96,7 @@ def taught_scene(seed: int, number: int, pace: Pace = "token") -> Scene:
 
 
 def _token_a_chunk(motion: Motion) -> float:
-    """Return the speed of a thing that moves by one token of the built-in generator while that draws one chunk.
+    """Return the speed of a thing that moves by one token of the built-in generator per chunk.
 
     What follows a chunk is then what it holds, one token on: a small network has to copy, not to shift.
     """
@@ -163,7 +163,7 @@ def thing_cover(seed: int, number: int, count: int, size: tuple[int, int], pace:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeScenesJob:
-    """Which scenes to draw, and what encodes them."""
+    """Which scenes to render, and what encodes them."""
 
     out: Path
     """Folder of the files; those that are there already are kept."""

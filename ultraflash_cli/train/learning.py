@@ -55,7 +55,7 @@ class LoopConfig:
     frozen: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights of networks that do not learn."""
     seed: int = 1
-    """Seed of every draw."""
+    """Seed of all random choices."""
     save_every: int = 200
     """Steps between checkpoints, each with the loss plot and sample pictures."""
     log_every: int = 50
@@ -103,7 +103,7 @@ class Learner:
     loss: Loss
     """What it lowers."""
     name: str = "model"
-    """For the log and the draws."""
+    """For the log and the random seeds."""
     roles: tuple[str, ...] = ()
     """Children of the roles' module that it trains; empty means all. No other weights change in its turn."""
     every: int = 1

@@ -265,7 +265,7 @@ class _Run:
 
 
 def _set_frozen_precision(model: nn.Module, learners: tuple[Learner, ...], config: LoopConfig) -> None:
-    """Store the networks of which nothing learns in the precision of the settings."""
+    """Store the frozen networks in the precision of the settings."""
     if config.frozen != "bf16":
         return
     learning = {p for learner in learners for p in learner.parameters(model).values()}

@@ -1,4 +1,4 @@
-"""What becomes of clips before they reach us, one operator each: optics, generators, sensors, scaling, codecs.
+"""Degradations of clips, one operator each: optics, generators, sensors, scaling, codecs.
 
 A degradation is a list of operators with their parameters drawn beforehand. The list is the log: the same list makes
 the same sample again. Every operator is a pure function of the clip and its own parameters; one draw holds for all

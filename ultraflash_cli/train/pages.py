@@ -118,7 +118,7 @@ class PagesConfig:
     cjk_fonts: tuple[str, ...] = CJK_FONTS
     """Font files for Chinese; none leaves it to the others."""
     seed: int = 5
-    """Seed of every draw."""
+    """Seed of all random choices."""
 
 
 def page_words(texts: Sequence[Path]) -> list[str]:

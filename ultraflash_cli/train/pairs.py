@@ -21,7 +21,7 @@ from ultraflash_cli.video.partial import output_errors, partial_file
 __all__ = ["CutConfig", "KeptPairs", "MakePairsJob", "cut_batch", "make_pairs", "pairs_hash"]
 
 TRIES = 2
-"""Crops of a pair that are looked at; the one with more detail is taken."""
+"""Candidate crops of a pair; the one with more detail is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,9 @@ class MakePairsJob:
     scale: int
     """What the low-resolution partner is smaller by."""
     pairs: PairConfig
-    """How each is drawn."""
+    """How each is sampled."""
     seed: int = 1
-    """Seed of every draw."""
+    """Seed of all random choices."""
 
 
 def make_pairs(job: MakePairsJob, *, on_pair: Callable[[int], None] | None = None) -> None:

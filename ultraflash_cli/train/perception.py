@@ -15,7 +15,7 @@ class LearnedLikeness:
     def __init__(self, *, tolerance: float = 0.25, trunk: Trunk = "alex", every: int = FRAMES_PER_LATENT + 1) -> None:
         """Take the distance ``tolerance`` for the one at which the score falls to 1/e.
 
-        One frame in ``every`` is looked at; by default in five, so that each place within a latent has its turn.
+        One frame in ``every`` is scored; by default one in five, so that each position within a latent has its turn.
         """
         self.path, self.tolerance = weights_path(trunk), tolerance
         self.trunk: Trunk = trunk

@@ -67,7 +67,7 @@ class PrepareJob:
     pages: PagesConfig = field(default_factory=PagesConfig)
     """The rendered pages."""
     scenes: int = 0
-    """Clips of scenes drawn by code, with their captions."""
+    """Clips of rendered scenes, with their captions."""
     scene_sizes: tuple[tuple[int, int], ...] = ((240, 416),)
     """Their heights and widths in pixels, taken in turn."""
     scene_frames: int = 20

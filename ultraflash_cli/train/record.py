@@ -30,7 +30,7 @@ class RunRecord:
     start_hash: str
     """Hash of the weights it started from; empty for fresh ones."""
     seed: int
-    """Seed of every draw."""
+    """Seed of all random choices."""
     steps: int
     """Steps done."""
     processes: int = 1

@@ -51,13 +51,13 @@ class TrainJob:
     recipe: str
     """A name in ``RECIPES``."""
     data: Path | None = None
-    """Folder of prepared material or of encoded scenes; None for a recipe that draws its own scenes."""
+    """Folder of prepared material or of encoded scenes; None for a recipe that renders its own scenes."""
     out: Path
-    """Folder of the run; one that holds the state of the same run goes on."""
+    """Folder of the run; an interrupted run in it resumes."""
     steps: int
     """Optimiser steps in all; the learning rate falls to its end over them."""
     seed: int = 1
-    """Seed of initial weights and of every draw."""
+    """Seed of initial weights and all random choices."""
     threads: int = 1
     """CPU threads of the networks."""
     workers: int = 1

@@ -117,7 +117,7 @@ def _firsts(scenes: SceneLatents) -> set[int]:
 
 
 def holds_scene_pairs(folder: Path) -> bool:
-    """Return whether a folder holds drawn scenes at two sizes."""
+    """Return whether a folder holds rendered scenes at two sizes."""
     return (folder / "high").is_dir()
 
 

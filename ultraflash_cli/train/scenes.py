@@ -102,7 +102,7 @@ class Scene:
 
 
 def random_scene(seed: int) -> Scene:
-    """Return a scene of this number; every word of the vocabulary turns up."""
+    """Return the scene of this number; every word of the vocabulary occurs."""
     rng = Random(seed)
     place, thing = rng.choice(get_args(Place)), None
     if rng.random() < 0.92:

@@ -31,7 +31,7 @@ def _blurred(planes_tchw: Tensor, sigma_px: float, axis: Literal["across", "down
 
 
 def _lines_moved(x_tchw: Tensor, shift_px_th: Tensor) -> Tensor:
-    """Move each line to the right by so many pixels ``[frames, lines]``."""
+    """Move each line to the right by its number of pixels ``[frames, lines]``."""
     frames, _, height, width = x_tchw.shape
     identity = F.affine_grid(torch.eye(2, 3)[None].expand(frames, -1, -1), [frames, 3, height, width], False)
     moved = identity.clone()

@@ -8,7 +8,7 @@ from ultraflash_cli.train.scenes import COLOURS, Kind
 __all__ = ["Things"]
 
 _OWN_LIGHT = 0.7
-"""A thing keeps so much of its colour in any light."""
+"""Share of its colour that a thing keeps in any light."""
 _GAPS: dict[Kind, float] = {"balloon": 0.34, "bird": 0.32, "boat": 0.38, "ball": 0.26, "car": 0.40, "lantern": 0.28}
 """Between the middles of two things of a group."""
 _MIDDLE_S = 2.5
@@ -16,7 +16,7 @@ _MIDDLE_S = 2.5
 
 
 class Things(Canvas):
-    """Balloons and the like, each with a rim that tells it from whatever is behind it."""
+    """Balloons and the like, each with a rim that separates it from the background."""
 
     def move(self, second: float) -> None:
         """Paint the things over the picture, and the shadows and lights that belong to them."""

@@ -1,4 +1,5 @@
-"""Recipe ``autoencoder``: encoder and decoder of one latent space for every size, from drawn scenes and material."""
+"""Recipe ``autoencoder``: encoder and decoder of one latent space for every size, from rendered scenes and
+material."""
 
 import re
 from collections.abc import Callable
@@ -74,7 +75,7 @@ class AutoencoderConfig(RecipeConfig):
     profile: Profile = LITE2
     """The networks' sizes; with one decoder for every size."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are drawn; only their full size counts."""
+    """How clips are sampled; only their full size counts."""
     terms: PictureTerms = field(default_factory=PictureTerms)
     """Weights of the loss terms."""
     perception: float = 0.0
@@ -84,7 +85,7 @@ class AutoencoderConfig(RecipeConfig):
     spread: float = 0.001
     """Weight of what keeps the latents at mean 0 and variance 1."""
     latent_noise: float = 0.0
-    """Largest share of noise that the decoder has to put up with: what a generator draws is never quite clean."""
+    """Largest share of noise that the decoder must tolerate: generated latents are never quite clean."""
 
     def __post_init__(self) -> None:
         if self.profile.decoder is None:
@@ -176,5 +177,5 @@ def _batch(data: Path, config: AutoencoderConfig, number: int) -> tuple[Tensor, 
 
 
 def pictures(config: AutoencoderConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show clips as they come back, and as they are."""
+    """Show reconstructed and original clips."""
     return sheet(roles.decode_base(roles.encode(batch[0])), batch[0])

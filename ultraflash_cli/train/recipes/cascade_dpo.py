@@ -64,7 +64,7 @@ class DpoConfig(Tv2vConfig):
     """How the cascade is rolled out, and how strongly preferences pull."""
 
     from_generator: bool = False
-    """Whether a frozen generator draws the low-resolution latents from the captions; else they are the clips'."""
+    """Whether a frozen generator makes the low-resolution latents from the captions; else they are the clips'."""
     cache_management: str = "kv"
     """The rules of dynamic cache management under which the cascade is rolled out, as the command line words them;
     spared context passes are not among them."""

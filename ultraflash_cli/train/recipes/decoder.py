@@ -58,7 +58,7 @@ class DecoderRecipeConfig(RecipeConfig):
     profile: Profile = LITE_CASCADE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are drawn."""
+    """How clips are sampled."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """How often each scale is trained; it is the size of the clips."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(information=0.01, detail=0.02))
@@ -237,11 +237,11 @@ def make(config: DecoderRecipeConfig, data: Path | None) -> Callable[[int], Batc
 def clips(
     config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return clips as they come back, and as they are."""
+    """Return reconstructed and original clips."""
     low, high, _ = batch
     return roles.decode(roles.encode(high), low if config.condition == "lr" else None), high
 
 
 def pictures(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show clips as they come back, and as they are."""
+    """Show reconstructed and original clips."""
     return sheet(*clips(config, roles, batch, rng))

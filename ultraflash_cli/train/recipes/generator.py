@@ -53,7 +53,7 @@ HELPERS: tuple[str, ...] = ()
 merge = overlaid
 
 _PICTURED = 2
-"""Clips of a batch that are drawn for a picture: whole streams, which take their time."""
+"""Clips of a batch that are generated for a picture: whole streams, which take a while."""
 
 _ALIKE = 2
 """Batches in a row whose clips have the same length: two processes then have as much to do in every step."""
@@ -80,7 +80,7 @@ class ClipLength:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorRecipeConfig(RecipeConfig):
-    """What is drawn, how noise is drawn, and what the loop needs."""
+    """What is rendered, how noise is sampled, and what the loop needs."""
 
     profile: Profile
     """The networks' sizes; with a generator."""
@@ -89,7 +89,7 @@ class GeneratorRecipeConfig(RecipeConfig):
     size: tuple[int, int] = (480, 832)
     """Height and width of the scenes in pixels."""
     lengths: tuple[ClipLength, ...] = (ClipLength(latents=6),)
-    """Lengths of clips and how often each is drawn; at most the generator's window."""
+    """Lengths of clips and how often each is picked; at most the generator's window."""
     shift: float = 5.0
     """How much the noise levels lean to the noisy side."""
     pure_share: float = 0.0
@@ -110,7 +110,7 @@ class GeneratorRecipeConfig(RecipeConfig):
     context_noise: float = 0.0
     """Largest share of noise in chunks that are seen clean."""
     own_share: float = 0.0
-    """How often the chunk that a later one follows is the generator's own, drawn in one step."""
+    """How often the chunk that a later one follows is the generator's own, made in one step."""
     refine_share: float = 0.0
     """How often what is noised is the generator's own answer to pure noise rather than the scene, at the levels of
     service. Its errors count in full at ``weight_below`` 1 only; flows divide them by the level."""
@@ -228,7 +228,7 @@ def _urgency(config: GeneratorRecipeConfig, cover: Tensor) -> Tensor:
 
 
 def _blurred(config: GeneratorRecipeConfig, clean: Tensor, rng: torch.Generator) -> Tensor:
-    """Return clean latents with some noise: what a stream remembers is never quite what it should have drawn."""
+    """Return clean latents with some noise: what a stream remembers is never quite correct."""
     return clean + uniform(len(clean), 0, config.context_noise, rng).to(clean).view(-1, 1, 1, 1, 1) * normal(clean, rng)
 
 
@@ -240,7 +240,7 @@ def _remembered(
     start_frame: int,
     rng: torch.Generator,
 ) -> tuple[WindowRing, ...]:
-    """Return what a stream remembers of its chunks so far, the last one drawn by the generator itself now and then.
+    """Return what a stream remembers of its chunks so far, the last one sometimes made by the generator itself.
 
     ``start_frame`` is the number of the first frame of ``before``. Only the last chunk's keys have gradients.
     """
@@ -266,7 +266,7 @@ def _remembered(
 
 @torch.no_grad()
 def roll_out(roles: CascadeRoles, captions: tuple[str, ...], shape: torch.Size, rng: torch.Generator) -> Tensor:
-    """Return latents of ``shape [B, C, T, H, W]`` as the generator draws them in service."""
+    """Return latents of ``shape [B, C, T, H, W]`` as the generator makes them in service."""
     sampler = Sampler(roles.generator)
     batch, height, width = shape[0], shape[3], shape[4]
     state = sampler.init_state(batch=batch, height=height, width=width, context=roles.context(captions))
@@ -353,7 +353,7 @@ def make(config: GeneratorRecipeConfig, data: Path | None) -> Callable[[int], Ba
 def clips(
     config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return what the generator draws for captions, and what the decoder keeps of the scenes."""
+    """Return what the generator makes of captions, and the decoded scenes."""
     shown, captions, start_frame, _ = batch
     clean, captions, before = roles.latents_of(shown[:_PICTURED]), captions[:_PICTURED], start_frame or 0
     batch_size, channels, frames, *size = clean.shape
@@ -362,5 +362,5 @@ def clips(
 
 
 def pictures(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show what the generator draws for captions next to the scenes."""
+    """Show what the generator makes of captions next to the scenes."""
     return sheet(*clips(config, roles, batch, rng))

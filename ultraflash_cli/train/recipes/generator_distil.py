@@ -137,7 +137,7 @@ def student_loss(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: to
 
 
 def learners(config: DistilConfig) -> tuple[Learner, ...]:
-    """Return critic and student; the critic learns in every step. The words stay as they are."""
+    """Return critic and student; the critic learns in every step. The prompt encoder is frozen."""
     critic, student = partial(critic_loss, config), partial(student_loss, config)
     return (
         Learner(name="critic", roles=("fake_score",), loss=critic, steady=False),
@@ -182,5 +182,5 @@ def make(config: DistilConfig, data: Path | None) -> Callable[[int], Batch]:
 
 
 def pictures(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show what the student draws for captions next to the scenes."""
+    """Show what the student makes of captions next to the scenes."""
     return base.pictures(config, roles, batch, rng)

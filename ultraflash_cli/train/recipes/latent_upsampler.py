@@ -48,7 +48,7 @@ class UpsamplerRecipeConfig(RecipeConfig):
     profile: Profile = LITE_CASCADE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are drawn; the low-resolution partner is made here, by a bilinear filter alone."""
+    """How clips are sampled; the low-resolution partner is made here, by a bilinear filter alone."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """How often each scale is trained."""
     temporal: float = 0.5

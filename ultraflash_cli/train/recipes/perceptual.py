@@ -46,7 +46,7 @@ __all__ = [
 NETWORKS = ("pixels_detail",)
 """What an export writes."""
 HELPERS = ("faithful", "critic")
-"""What it starts from and keeps to on clean clips, and what tells drawn from true."""
+"""The network it starts from and stays close to on clean clips, and the critic."""
 
 SOFT_PX = 5
 """Window of the mean that is taken from luma before a critic sees it."""
@@ -69,7 +69,7 @@ class PerceptualConfig(RecipeConfig):
     likeness: float = 8.0
     """Weight of the learned distance of one frame a clip."""
     trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
-    """Whose distance it is, drawn again for every batch."""
+    """Whose distance it is, picked anew for every batch."""
     adversarial: float = 0.06
     """Weight of what the critic thinks; 0 does without one."""
     critic_every: int = 2
@@ -81,7 +81,7 @@ class PerceptualConfig(RecipeConfig):
 
 
 def kept_pairs(scale: int) -> PairConfig:
-    """Return how pairs for this recipe are drawn: much of what people have, some clean, some generated, some noisy."""
+    """Return how pairs for this recipe are sampled: mostly compressed clips, some clean, generated and noisy."""
     return PairConfig(
         frames=8,
         crop_px=288 // scale,
@@ -217,7 +217,7 @@ def make(config: PerceptualConfig, data: Path | None) -> Callable[[int], Batch]:
 
 
 def pictures(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show clips enlarged plainly, by the start, as they are now, and as they should be."""
+    """Show clips enlarged by plain resampling, by the initial network, by the current one, and the originals."""
     low, high, scale, _ = batch
     shown = (role.upscale(low, None, scale=scale)[0] for role in (roles.faithful, roles.pixels_detail))
     return sheet(enlarged(low, scale), *shown, high)

@@ -135,7 +135,7 @@ def make(config: PixelsConfig, data: Path | None) -> Callable[[int], Batch]:
 
 
 def pictures(config: PixelsConfig, roles: nn.Module, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show clips as they are enlarged plainly, by the networks, and as they should be."""
+    """Show clips enlarged by plain resampling, by the networks, and the originals."""
     low, high, scale = batch
     return sheet(enlarged(low, scale), roles(low, scale), high)
 

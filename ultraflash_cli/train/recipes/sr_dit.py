@@ -46,7 +46,7 @@ class SrConfig(RecipeConfig):
     profile: Profile = LITE_CASCADE
     """The networks' sizes; the transformer takes no words and predicts what its condition lacks."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are drawn."""
+    """How clips are sampled."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(temporal=1.0, information=0.02, detail=0.03))
     """Weights of the loss terms."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
@@ -94,7 +94,7 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> SrConfig:
 def start(config: SrConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
     """Return the roles before the first step: a given encoder, upsamplers and decoder, a transformer that does nothing.
 
-    ``materials`` are not looked at. Raises UsageError without weights, WeightsError where they do not fit.
+    ``materials`` are ignored. Raises UsageError without weights, WeightsError where they do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)

@@ -58,14 +58,14 @@ merge = overlaid
 
 @dataclass(frozen=True, kw_only=True)
 class Tv2vConfig(RecipeConfig):
-    """What is learned from, how noise is drawn, and what the loop needs."""
+    """What is learned from, how noise is sampled, and what the loop needs."""
 
     profile: Profile
     """The networks' sizes; its SR transformer is made dense for this stage."""
     words: PromptEncoderConfig = TOY_WORDS
     """The prompt encoder of a transformer with a text path."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are drawn."""
+    """How clips are sampled."""
     window: SceneWindow = field(default_factory=SceneWindow)
     """What is cut from drawn scenes, where the data are those at two sizes."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
@@ -127,7 +127,7 @@ class Tv2vConfig(RecipeConfig):
 def condition(
     roles: CascadeRoles, low_bcthw: Tensor, scale: int, noise: tuple[float, float], rng: torch.Generator
 ) -> Tensor:
-    """Return ``(1 - sigma) U(E(x_lr)) + sigma eps``, one sigma a clip, drawn uniformly from a range."""
+    """Return ``(1 - sigma) U(E(x_lr)) + sigma eps``, one sigma per clip, sampled uniformly from a range."""
     with torch.no_grad():
         upsampled = roles.upsample(roles.latents_of(low_bcthw), scale)
     sigma = uniform(len(upsampled), *noise, rng)
@@ -274,7 +274,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
 
 
 def settings(config: Tv2vConfig) -> dict[str, Any]:
-    """Return what the recipes that go on from this one take over: all but the loop, by name."""
+    """Return the settings that later recipes take over, by name: all but the loop."""
     return {each.name: getattr(config, each.name) for each in fields(Tv2vConfig) if each.name != "loop"}
 
 
