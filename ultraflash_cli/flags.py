@@ -16,6 +16,6 @@ class Flag:
     metavar: str | None = None
     shows_default: bool = True
     given: Any = None
-    """The type of what is typed, where it is not the field's own; `read` makes a value of it."""
+    """The type on the command line if it differs from the field's; `read` converts it."""
     read: Callable[[Any], Any] | None = None
     """Raises UsageError."""

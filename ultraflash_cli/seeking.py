@@ -70,11 +70,11 @@ class _Snapshot(NamedTuple):
 
 
 class SeekableStream:
-    """Any frame of the output, with the pixels that reading from the start gives.
+    """Random access to the output's frames, with the same pixels as reading from the start.
 
-    A frame ahead is computed from the latest point before it where the stream can begin:
-    its position, a kept state, or a scene cut, which is looked for backwards. Memory is
-    bounded: finished frames, states and one group of sources. One thread at a time.
+    A frame ahead is computed from the latest point before it where the stream can begin: its position, a kept state,
+    or a scene cut, which is searched backwards. Memory is bounded: finished frames, states and one group of sources.
+    One thread at a time.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What is measured: a way through a model, sizes, a length, and the made-up clip that goes in."""
+"""What is measured: the command, sizes, a length, and the synthetic input clip."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ SMALLEST_PX, LARGEST_PX = 16, 8192
 KINDS = ("upscale", "generate", "kernels")
 """What ``bench`` can measure."""
 RES = {"480p": 1, "1k": 2, "2k": 3}
-"""Targets by what they multiply the model's base size by."""
+"""Scale factor over the model's base size, by target."""
 WARM_GROUPS = 6
-"""Groups of an endless generation before its window is surely full."""
+"""Groups of an endless generation until its window is certainly full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class BenchCase:
     height_px: int = 480
     scale: int = 2
     frames: int = 24
-    """How many frames of an upscale, or of an endless generation, are timed at least, in whole groups."""
+    """Minimum number of frames of an upscale, or of an endless generation, to time, in whole groups."""
     seconds: float | None = None
     """Length of the generated clip that is timed as a whole; None for 81 frames, the published length."""
     long: bool = False
@@ -42,13 +42,13 @@ class BenchCase:
     precision: str = "auto"
     threads: int = 1
     waiting: str = "passive"
-    """How they wait for one another."""
+    """Wait policy of the threads."""
     graphs: bool = True
     """Record CUDA graphs, on a GPU."""
     lanes: bool = True
     """Generate the next group while the current one is refined, on a GPU."""
     untrained: bool = False
-    """Weights are random: times and memory mean something, pictures nothing."""
+    """Use random weights: times and memory are meaningful, pictures are not."""
     store: Path | None = None
     """Folder of downloaded weights; None to use built-in ones only."""
 

@@ -17,11 +17,11 @@ OPERATIONS = tuple(module.name for module in pkgutil.iter_modules(ultraflash_ker
 """The names of all operations."""
 
 FAST = ("triton", "scaled_mm")
-"""Implementations that are compared with the others."""
+"""Implementations that are compared with their rivals."""
 OTHERS = {"reference": "eager reference", "plain": "bf16 layer", "joined": "published form", "dense": "dense SDPA"} | {
     "flex": "FlexAttention"
 }
-"""What a fast implementation is compared with, and what people call it."""
+"""The rivals of a fast implementation, and their titles."""
 
 
 @dataclass(frozen=True, kw_only=True)

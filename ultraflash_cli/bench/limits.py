@@ -1,4 +1,4 @@
-"""What a device can do at most: a large product, a large copy and a plain convolution, measured."""
+"""Measured limits of a device: a large matmul, a large copy and a plain convolution."""
 
 from dataclasses import dataclass
 

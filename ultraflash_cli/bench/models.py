@@ -37,7 +37,7 @@ _PUBLISHED_LATENTS = 21
 
 
 def random_context(profile: Profile, device: torch.device) -> Tensor | None:
-    """Return an embedding in place of a prompt's; None for a model without words."""
+    """Return a random embedding in place of a prompt's; None for a model without a text path."""
     config = profile.sr_dit if profile.sr_dit and profile.sr_dit.text_len else profile.generator
     if config is None or not config.text_len:
         return None
@@ -100,7 +100,7 @@ class MeasuredModel:
 
     @property
     def weights(self) -> str:
-        """Where they are from."""
+        """Where the weights are from."""
         if self.case.untrained or self.profile.random_seed is not None:
             return "random"
         return "downloaded" if self.case.model == "ultraflash" else "built in"

@@ -1,4 +1,4 @@
-"""What a measurement found, for people and for machines."""
+"""The result of a measurement, for people and for machines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -46,7 +46,7 @@ class WallTime:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """Model time, frames in memory to frames in memory, and next to it the wall time of the command."""
+    """Model time, from frames in memory to frames in memory, and the wall time of the command."""
 
     kind: str
     """``upscale`` or ``generate``."""
@@ -64,14 +64,14 @@ class BenchReport:
     """Width and height in pixels; of a generated clip, its size before refinement."""
     output: tuple[int, int]
     frames: int
-    """How many were timed."""
+    """Number of frames timed."""
     seconds: float
     whole_clip: bool
     """Whether ``frames`` are a clip from its beginning to its end; else groups from the middle of one."""
     load_seconds: float
-    """From nothing to a model with its weights."""
+    """Time to load the model with its weights."""
     first_frame_seconds: float
-    """From nothing until the first group of pictures is on the host, everything cold."""
+    """Cold start: time until the first group of pictures is on the host."""
     warm_first_frame_seconds: float | None
     """The same of a further clip; None if no whole clip is timed."""
     stages: tuple[StageTime, ...]
@@ -82,7 +82,7 @@ class BenchReport:
     lanes: bool
     """Whether generator and refiner ran side by side."""
     peak_rss_bytes: int
-    """Of a process that did nothing else, Python and torch included."""
+    """Peak of a dedicated process, including Python and torch."""
     peak_vram_bytes: int | None
     flops_per_output_pixel: float
     """A multiply-add counts as 2; convolutions, matmuls and attention."""

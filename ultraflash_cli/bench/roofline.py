@@ -1,4 +1,4 @@
-"""How long full-size groups take at given rates, at best and as expected, and what limits them."""
+"""Ideal and expected time of full-size groups at given rates, and what limits them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +17,7 @@ class Rates:
     """What a GPU does per second: arithmetic in TFLOP/s, traffic in TB/s."""
 
     product: float
-    """A large square product in bfloat16: what nothing passes without 8 bits."""
+    """A large square matmul in bfloat16: the upper bound without 8 bits."""
     linear: float
     """Linear layers of many rows."""
     short_linear: float
@@ -56,11 +56,11 @@ H200 = Rates(
     traffic=3.6,
     launch_us=2.5,
 )
-"""One H200: the product was measured there, the rest is taken from what others measured on Hopper."""
+"""One H200: the matmul rate was measured, the others are published measurements on Hopper."""
 
 
 def parse_rates(text: str | None) -> Rates:
-    """Read ``product=788,traffic=3.6``; what is left out is an H200's. Raises UsageError for what is no rate."""
+    """Read ``product=788,traffic=3.6``; omitted rates are an H200's. Raises UsageError for anything else."""
     known = {field.name for field in fields(Rates)}
     changes: dict[str, float] = {}
     for part in (text or "").split(","):
@@ -80,7 +80,7 @@ def parse_rates(text: str | None) -> Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRoof:
-    """What a group of one stage takes."""
+    """The time of a group of one stage."""
 
     name: str
     frames: int
@@ -187,7 +187,7 @@ class Cascade:
 
 
 def cascades(stages: Sequence[StageRoof]) -> list[Cascade]:
-    """Return what the stages make together."""
+    """Return the frame rates of the stages combined."""
     by_name = {stage.name: stage for stage in stages}
     found: list[Cascade] = []
     for name, parts in CASCADES.items():

@@ -1,4 +1,4 @@
-"""A model at work, group by group, as a job would drive it: pictures leave for the host while the next group begins."""
+"""Run a model group by group as a job does: pictures are copied to the host while the next group runs."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -20,7 +20,7 @@ __all__ = ["DrawnStream", "Stream", "UpscaledStream"]
 
 
 class Stream(Protocol):
-    """A model at work on a clip, a group at a time."""
+    """A model running on a clip, one group at a time."""
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -106,6 +106,6 @@ class DrawnStream:
         return len(done)
 
     def finish(self) -> None:
-        """Wait until every picture is on the host; what is generated ahead must not outlive the memory it goes to."""
+        """Wait until every picture is on the host; work ahead must not outlive its buffers."""
         self._video.settle()
         self._leaving.send(())

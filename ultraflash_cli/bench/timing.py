@@ -52,7 +52,7 @@ Prepare = Callable[[BenchCase], Prepared]
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function of a module where nothing else has used memory; its errors are raised here."""
+    """Call a function of a module in a fresh process; its errors are raised here."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     worker = context.Process(target=_answer, args=(function, arguments, theirs))
@@ -70,7 +70,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _answer(function: Callable[..., object], arguments: tuple[Any, ...], pipe: Connection) -> None:
-    """Send the result, or the error that kept it from being made."""
+    """Send the result or the error."""
     try:
         answer: object = function(*arguments)
     except UltraflashError as error:
@@ -160,7 +160,7 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
 
 
 def _warm_up(ready: Prepared) -> None:
-    """Make whole clips until every shape of them has its graph, if any is to have one."""
+    """Run whole clips until every shape has been recorded as a graph, if graphs are used."""
     for _ in range(GRAPH_ROUNDS):
         stream = ready.start()
         if not any(graphs.on for graphs in stream.graphs):
@@ -195,7 +195,7 @@ class _Counted:
 
 
 def _count(clock: "CountingClock", stream: "Stream", *, groups: int | None) -> _Counted:
-    """Count what the next groups of a stream ask for, without graphs, which would hide it."""
+    """Count the work of the next groups of a stream, without graphs, which would hide it."""
     from contextlib import ExitStack
 
     from ultraflash_cli.engine.counts import counting
@@ -237,7 +237,7 @@ def stage_times(spent: dict[str, float], seconds: float, work: dict[str, tuple[f
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what computes; this package's if it is installed."""
+    """Return the versions of the libraries, and of this package if it is installed."""
     found = {"python": platform.python_version()}
     for name in ("ultraflash", "torch", "triton"):
         try:
@@ -248,7 +248,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: "torch.device") -> str:
-    """Return what people call the device."""
+    """Return the device's name."""
     import torch
 
     if device.type == "cuda":

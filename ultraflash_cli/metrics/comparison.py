@@ -50,7 +50,7 @@ _WARPED_FRAMES = 200
 """Frames, spread over the clip, from which on the warping error is not measured on more of them."""
 _CROPS = 6
 _WARPED_AT_LEAST = 2
-"""Frames below which differences in time mean nothing."""
+"""Minimum number of frames for temporal differences to be meaningful."""
 
 
 @dataclass(frozen=True, kw_only=True)

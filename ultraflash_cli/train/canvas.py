@@ -49,7 +49,7 @@ class Canvas:
         self.light = np.array(_LIGHT[scene.time], np.float32)
 
     def lit(self, colour: Rgb, glow: float = 0.0) -> Plane:
-        """Return a daylight colour under the scene's light; what glows keeps its own."""
+        """Return a daylight colour under the scene's light; glowing things keep their own."""
         own = np.array(colour, np.float32)
         return own * (self.light * (1 - glow) + glow)
 

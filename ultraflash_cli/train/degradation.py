@@ -160,7 +160,7 @@ def _divided(size: tuple[int, int], by: float) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class TapeConfig:
-    """What VHS does: odds and ranges; lengths are in low-resolution pixels of about 720 a line."""
+    """Defects of VHS: odds and ranges; lengths are in low-resolution pixels, about 720 per line."""
 
     luma_px: tuple[float, float] = (0.8, 1.8)
     """Range of the blur of brightness along lines: 3 MHz of bandwidth, worse after copies."""
@@ -248,7 +248,7 @@ class DegradationConfig:
     disc_quantiser: tuple[int, int] = (2, 9)
     """Range of the MPEG-2 quantiser of discs."""
     disc_fields_share: float = 0.4
-    """How often a disc's pictures went through fields."""
+    """How often the pictures of a disc are interlaced."""
     aigc: AigcConfig = field(default_factory=AigcConfig)
     """What happens to generated clips."""
 

@@ -90,12 +90,12 @@ class Scene:
     seed: int = 0
     """Of the shapes: ridges, clouds, windows, where things are."""
     sky_seed: int | None = None
-    """Of the sky's shapes, where they do not follow from ``seed``: sun, stars, clouds, what falls."""
+    """Seed of the sky's shapes if not ``seed``: sun, stars, clouds, rain or snow."""
     thing_seed: int | None = None
     """Of where things are if that does not follow from ``seed``."""
 
     def rng(self, shapes: Shapes, *more: int) -> np.random.Generator:
-        """Return the generator of some shapes."""
+        """Return the random generator of some shapes."""
         own = {"sun": self.sky_seed, "clouds": self.sky_seed, "drops": self.sky_seed, "things": self.thing_seed}
         seed = own.get(shapes)
         return np.random.default_rng((self.seed if seed is None else seed, _KEYS[shapes], *more))

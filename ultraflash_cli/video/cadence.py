@@ -1,4 +1,4 @@
-"""Soft telecine: film on a disc whose frames say how many fields each is to be shown for."""
+"""Soft telecine: film on a disc whose frames carry the number of fields for which to show them."""
 
 from collections import Counter, deque
 from fractions import Fraction
@@ -10,17 +10,17 @@ from av.video.stream import VideoStream
 __all__ = ["CadenceClock", "RepeatMeter"]
 
 _FLAGGING = {"mpeg1video", "mpeg2video"}
-"""Codecs whose packets last as long as their flags say; others are timed by their containers."""
+"""Codecs whose flags determine how long packets last; others are timed by their containers."""
 _LEAST_FRAMES = 8
 _LEAST_REPEATED = 0.2
-"""Share of frames with a repeated field from which on a clip counts as soft telecine."""
+"""Minimum share of frames with a repeated field for soft telecine."""
 _CLOSE = Fraction(1, 50)
 _FILM = Fraction(4, 5)
 _STRAYING = 12
-"""So many frames in a row that lie away from where they are expected, to the same side, are a gap."""
+"""Number of consecutive frames off their expected times, in one direction, that make a gap."""
 _GAP_FIELDS = 5
 _SAME = Fraction(1, 10)
-"""A timestamp this near to where its frame is expected, in fields, is as good as exact."""
+"""Distance in fields from the expected time up to which a timestamp counts as exact."""
 
 
 class RepeatMeter:
@@ -34,7 +34,7 @@ class RepeatMeter:
         self._counts: Counter[int] = Counter()
 
     def push(self, frame: av.VideoFrame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         if self._field is not None and frame.duration:
             self._counts[round(frame.duration / self._field)] += 1
 

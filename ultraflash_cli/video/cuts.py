@@ -15,17 +15,17 @@ LOOKAHEAD = 8
 
 _ROWS, _COLUMNS, _BINS = 24, 32, 16
 _LEAST = 0.28
-"""Distance of two frames from which a cut is possible at all (0 equal, 1 nothing in common)."""
+"""Minimum distance of two frames for a cut (0: equal, 1: nothing in common)."""
 _ABOVE_MOTION = 2.0
-"""How far a cut stands above the usual distance of the frames around it."""
+"""Factor by which a cut exceeds the usual distance of the frames around it."""
 _RETURN = 0.6
 """A flash is over when the picture is back within this part of the jump, and so near that it would be no cut."""
 _REACH_ROWS, _REACH_COLUMNS = 4, 14
 """How far, in cells, the camera may turn between two frames."""
 _STILL = 0.1
-"""Lack of likeness up to which no shift of the camera is looked for."""
+"""Dissimilarity up to which no camera shift is searched for."""
 _FULL = 0.7
-"""A scene that is not yet at this part of its contrast is still fading in."""
+"""A scene below this fraction of its contrast is still fading in."""
 _NOISE = 4.0
 """Standard deviation in grey levels below which structure is not significant."""
 

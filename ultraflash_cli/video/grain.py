@@ -14,38 +14,39 @@ __all__ = ["Grain", "GrainMaker", "GrainMeter"]
 _LEAST = 1.0
 """Standard deviation, in levels of 255, below which grain counts as none."""
 _EVEN = 0.4
-"""Grain is everywhere alike: the quarter of the blocks with the least has at least so much of the variance of the
+"""Grain is uniform: the quarter of the blocks with the least variance has at least this fraction of that of the
 quarter with the most. Motion and compression are not."""
 _MOST = 25.0
 """Changes of more levels are not grain: no film or tape has that much, but scrolling small print does."""
 _LONGER = 1.35
-"""Grain differs between any two pictures alike; motion grows. Over two pictures it is at most so much stronger."""
+"""Grain differs equally between any two pictures; motion accumulates. Maximum ratio of the difference over two
+pictures to that over one."""
 _COVERED = 0.15
-"""So much of what changes at all must be in levels where grain was found."""
+"""Fraction of all change that must be in levels where grain was found."""
 _SMOOTHER = 0.4
 _MOST_SMOOTHER = 0.2
 """Grain is at every brightness but black and white: no more than this share of the picture may be in levels that change
 so much less than where it is strongest."""
 _QUARTER = 1.06
-"""By how much the middle of the blocks is noisier than the quarter with the least, where all have the same grain."""
+"""Ratio of the median noise of blocks to that of the quietest quarter, if all have the same grain."""
 _MOST_REMOVED = 60.0
 _BINS = 8
 _BLOCK_PX = 16
 _FLAT = 0.3
-"""Part of the blocks of each brightness that is measured: those with the least structure."""
+"""Fraction of the blocks of each brightness that is measured: those with the least structure."""
 _LEAST_BLOCKS = 12
 _BLACK = 2.0
 _TEMPLATE_PX = 512
 _LARGEST_TEMPLATE_PX = 2048
 _TO_BYTES = 24.0
-"""Grain of deviation 1 is kept as bytes of so many; five deviations fit."""
+"""Factor by which grain of deviation 1 is stored in bytes; five deviations fit."""
 _REMOVAL = 1.5
-"""By how much the filter that removes white noise wants more than the noise's deviation."""
+"""Factor on the noise's deviation that the filter for white noise needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grain:
-    """What the grain of a clip is like. Levels are of 255, full range."""
+    """The grain of a clip. Levels are of 255, full range."""
 
     levels: tuple[float, ...]
     """Brightness at which its strength is known, growing."""
@@ -64,14 +65,14 @@ class Grain:
 
     @property
     def removal(self) -> tuple[float, float]:
-        """How much noise the filter is to take from brightness and from colours, in levels."""
+        """Noise for the filter to remove from luma and chroma, in levels."""
         luma = _REMOVAL * max(self.luma) * _peak(self.luma_spectrum)
         chroma = _REMOVAL * max(self.chroma) * _peak(self.chroma_spectrum)
         return round(min(luma, _MOST_REMOVED), 2), round(min(chroma, _MOST_REMOVED), 2)
 
     @property
     def size_px(self) -> float:
-        """About how wide a grain is: 1 where neighbouring pixels have nothing in common."""
+        """Approximate width of a grain; 1 if neighbouring pixels are uncorrelated."""
         return _peak(self.luma_spectrum)
 
 
@@ -91,7 +92,7 @@ class GrainMeter:
         self._spectra: list[NDArray[np.float32]] = []  # [blocks, 2, size, size]
 
     def push(self, pictures: Sequence[Picture]) -> None:
-        """Take a run of neighbouring pictures of one size."""
+        """Add a run of neighbouring pictures of one size."""
         if len(pictures) < 2:
             return
         first, second, *third = (_blocks(ycc_of(middle_of(picture))) for picture in pictures[:3])
@@ -160,7 +161,7 @@ class GrainMeter:
 
 
 def _change(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return how blocks differ, without their means, so that grain has the deviation that it has in one of them."""
+    """Return the differences of blocks without their means, scaled to the grain's deviation in one picture."""
     change = (first - second) / np.float32(np.sqrt(2))
     return change - change.mean(axis=(2, 3), keepdims=True)
 
@@ -181,7 +182,7 @@ def _spectrum(power: NDArray[np.float32]) -> tuple[tuple[float, ...], ...]:
 
 
 class GrainMaker:
-    """Adds grain to finished pictures, as fine in relation to the picture as that of the source.
+    """Adds grain to finished pictures, as fine relative to the picture as the source's.
 
     The grain of a picture depends on ``seed`` and on the picture's number alone.
     """
@@ -234,7 +235,7 @@ def _template(spectrum: NDArray[np.float64], scale: tuple[float, float], rng: np
 
 
 def _resized(waves: NDArray[np.complex128], size: int, axis: int) -> NDArray[np.complex128]:
-    """Take frequencies away, or put empty ones in, so that a transformed picture gets another size."""
+    """Drop frequencies, or add empty ones, to resize a transformed picture."""
     waves = np.fft.fftshift(waves, axes=axis)
     before = waves.shape[axis]
     if size < before:
@@ -247,7 +248,7 @@ def _resized(waves: NDArray[np.complex128], size: int, axis: int) -> NDArray[np.
 
 
 def _part(template: NDArray[np.int8], shape_hw: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Take a piece of a size from any place of a template, perhaps mirrored."""
+    """Cut a piece from a random place of a template, possibly mirrored."""
     places: list[NDArray[np.int64]] = []
     for side, size in zip(shape_hw, template.shape, strict=True):
         place = (int(rng.integers(size)) + np.arange(side)) % size

@@ -41,7 +41,7 @@ __all__ = ["Streamed", "stream_clip"]
 _LEAST_DELAY = 4
 """Frames of reordering that are allowed for; x264 and x265 reorder two."""
 _HEAD_BYTES = 64 << 20
-"""More than a first picture takes."""
+"""More than the first picture needs."""
 _OPTIONS = {
     # Without it Matroska gets random numbers, and no two streams are equal.
     "fflags": "+bitexact",
@@ -130,9 +130,9 @@ def stream_clip(
 
 
 class _Clock:
-    """Times of the packets of the picture, segment by segment; the decoding times never step back.
+    """Timestamps of the video packets, segment by segment; decoding times never decrease.
 
-    A packet is decoded when the picture is shown that comes ``delay`` places before it in the order of showing.
+    A packet is decoded when the picture ``delay`` places earlier in display order is shown.
     """
 
     def __init__(self, spec: EncodeSpec, *, shift: int) -> None:

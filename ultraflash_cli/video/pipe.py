@@ -24,8 +24,8 @@ class ByteStream(Protocol):
 class Pipe:
     """Buffers what was read from a stream, so that it can be read from its start again.
 
-    What ``probe`` reads is held in memory. ``read_frames`` lets go of it as it passes, and then the stream is used up,
-    unless ``spool_to`` was called: from then on everything is in a file, for as many readings as are wanted.
+    What ``probe`` reads is held in memory. ``read_frames`` releases it as it passes, after which the stream is used
+    up, unless ``spool_to`` was called: from then on everything is in a file, for any number of readings.
     """
 
     def __init__(self, stream: ByteStream, *, name: str = "-") -> None:
@@ -79,7 +79,7 @@ class Pipe:
             self._take(1 << 20)
 
     def reader(self, *, last: bool) -> "PipeReader":
-        """Start again at the first byte. After a reader that was the ``last`` there is no other without a spool."""
+        """Start again at the first byte. After the ``last`` reader there is no other without a spool."""
         if self._dropped:
             raise InputError(f"{self.name}: a pipe can only be read once; use a file instead")
         self._reader = PipeReader(self, last=last and self._spool is None)

@@ -1,4 +1,4 @@
-"""Short runs of neighbouring pictures from all over a clip, for what is measured before the work."""
+"""Short runs of neighbouring pictures from the whole clip, for measurements before the work."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,11 +26,11 @@ __all__ = ["luma_of", "middle_of", "sampled_runs", "ycc_of"]
 _RUNS = 8
 _PICTURES = 3
 _AROUND = 1
-"""Frames before and behind a run, which deinterlacing looks at."""
+"""Frames before and after a run, which deinterlacing needs."""
 _READ_THROUGH = 400
-"""Clips of fewer frames are read through; in longer ones it is the pictures at key frames that are looked at."""
+"""Shorter clips are read completely; longer ones are sampled at key frames."""
 _OF_HEAD = 60
-"""Frames at the start of what cannot be read at any place."""
+"""Frames read at the start of inputs without seeking."""
 
 _YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=np.float32)
 
@@ -101,7 +101,7 @@ def ycc_of(rgb_hwc: Picture) -> NDArray[np.float32]:
 
 
 def middle_of(picture: Picture, most_px: int = 768) -> Picture:
-    """Return the middle of a picture, at most ``most_px`` a side: large ones show enough there."""
+    """Return the middle of a picture, at most ``most_px`` a side: enough of a large one."""
     height, width = (min(most_px, side) for side in picture.shape[:2])
     top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
     return as_picture(picture[top : top + height, left : left + width])

@@ -1,4 +1,4 @@
-"""How large a clip will get, from a few of its frames that are enlarged and encoded."""
+"""Predicted size of a clip, from a few of its frames enlarged and encoded."""
 
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ _KEY_EVERY = 250
 
 @dataclass(frozen=True, kw_only=True)
 class FrameBytes:
-    """How many bytes the frames of a clip take."""
+    """Bytes per frame of a clip."""
 
     key: float
     other: float
@@ -39,7 +39,7 @@ class FrameBytes:
     """Number of frames examined."""
 
     def total(self, frames: int) -> int:
-        """Estimate the bytes of so many frames."""
+        """Estimate the bytes of a number of frames."""
         keys = 1 + (frames - 1) // _KEY_EVERY
         return round(keys * self.key + (frames - keys) * self.other)
 
@@ -70,12 +70,12 @@ def sampled_bytes(info: ClipInfo, spec: EncodeSpec) -> FrameBytes | None:
 
 
 def packet_bytes(path: Path) -> FrameBytes | None:
-    """Look at the video of a finished file."""
+    """Measure the video of a finished file."""
     return _summary(_packets(path))
 
 
 def copied_bytes(info: ClipInfo, indices: Iterable[int]) -> int:
-    """Estimate what the other streams of a clip take that are copied, by their bit rates."""
+    """Estimate the size of the copied streams of a clip from their bit rates."""
     if not isinstance(info.source, Path) or info.duration_s is None:
         return 0
     with open_input(info.source) as container:
@@ -84,7 +84,7 @@ def copied_bytes(info: ClipInfo, indices: Iterable[int]) -> int:
 
 
 def _frames_at(info: ClipInfo, at_s: Fraction, spec: EncodeSpec) -> list[np.ndarray]:
-    """Decode a few frames from the key frame before a time on, enlarged to the output's size."""
+    """Decode a few frames from the key frame before a time, enlarged to the output's size."""
     with open_input(info.source) as container:
         stream = container.streams.video[0]
         for each in container.streams.video:

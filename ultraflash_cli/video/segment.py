@@ -137,7 +137,7 @@ class SegmentWriter:
                 self.path.unlink()
 
     def _planes(self, planes: Picture) -> av.VideoFrame:
-        """Return the frame as the encoder takes it, of planes that were made for it."""
+        """Return planes in the encoder's format as a frame."""
         assert not self.spec.turns and not self.spec.alpha, "planes are neither turned nor transparent"
         yuv = as_frame(planes, self.spec.pix_fmt)
         yuv.colorspace, yuv.color_range = self.spec.color.matrix, self.spec.color.range
@@ -148,7 +148,7 @@ class SegmentWriter:
         return yuv
 
     def _packed(self, rgb_hwc: Picture, alpha_hw: Picture | None) -> av.VideoFrame:
-        """Return the frame as libswscale takes it, turned where the file cannot say how it is to be shown."""
+        """Return the frame as libswscale takes it, rotated if the file cannot store a rotation."""
         deep = rgb_hwc.dtype == np.uint16
         pixels = rgb_hwc if is_rgb_format(self.spec.pix_fmt) else narrowed(rgb_hwc)
         if self.spec.alpha:
@@ -190,6 +190,6 @@ class SegmentWriter:
 def open_segment(path: Path) -> InputContainer:
     """Open a segment for reading, as one of the formats that segments have.
 
-    What somebody has put in its place cannot be a list of other files then.
+    A file put in its place can therefore not refer to other files.
     """
     return av.open(f"file:{path}", container_options=_READING)

@@ -37,7 +37,7 @@ def clipped(packet: Packet, window: tuple[Fraction, Fraction] | None) -> Packet 
 
 
 class TextConverter:
-    """Turns subtitles of text into another form of text.
+    """Converts text subtitles to another text format.
 
     MP4 shows one text at a time: lines that overlap become pieces that follow each other, each with all the lines of
     its time. A line is therefore held back until it is over.
@@ -52,7 +52,7 @@ class TextConverter:
         self._unit = Fraction(1, 1000)
 
     def push(self, packet: Packet) -> list[Packet]:
-        """Take one subtitle; returns what is ready then."""
+        """Add one subtitle; return those that are ready."""
         try:
             shown = self._decoder.decode2(packet)
         except FFmpegError:
@@ -68,11 +68,12 @@ class TextConverter:
         return self._ready(self._lines.push(_Line(packet.pts, packet.duration or 0, content)))
 
     def until(self, time_s: Fraction) -> list[Packet]:
-        """Return what is over at a time that the file has reached, with some patience for lines that are after it."""
+        """Return the subtitles that are over by a time that the file has reached, with some tolerance for late
+        lines."""
         return [] if self._lines is None else self._ready(self._lines.until(int((time_s - _PATIENCE_S) / self._unit)))
 
     def flush(self) -> list[Packet]:
-        """Return what is left at the end."""
+        """Return the rest at the end."""
         return [] if self._lines is None else self._ready(self._lines.flush())
 
     def _ready(self, lines: "list[_Line]") -> list[Packet]:
@@ -136,7 +137,7 @@ class _Lines:
 
 
 def merged_text(texts: Sequence[bytes]) -> bytes:
-    """Put samples of MP4 text into one, a line for each, with the styles of all."""
+    """Merge samples of MP4 text, one line each, with all styles."""
     if len(texts) == 1:
         return texts[0]
 

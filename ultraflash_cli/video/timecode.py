@@ -8,7 +8,7 @@ __all__ = ["moved_timecode"]
 _TIMECODE = re.compile(r"(\d\d):(\d\d):(\d\d)([:;.])(\d\d)")
 _DAY_S = 24 * 3600
 _FASTEST = 100
-"""Frames per second that two digits count."""
+"""Highest frame rate that two digits can count."""
 
 
 def moved_timecode(text: str, *, by_s: Fraction, source_rate: Fraction, rate: Fraction) -> str | None:

@@ -14,7 +14,7 @@ __all__ = ["has_alpha_layer", "is_transparent", "stores_alpha"]
 
 _PREFIX_SEI = 39
 _ALPHA_CHANNEL = 165
-"""What HEVC says next to a picture: an auxiliary layer holds its transparency."""
+"""HEVC message that an auxiliary layer holds a picture's transparency."""
 _PACKED_ALPHA = {"rgba": 3, "bgra": 3, "argb": 0, "abgr": 0}
 """Index of alpha among the four bytes of a pixel."""
 _LINES = 256
@@ -74,7 +74,7 @@ def _header_units(extradata: bytes) -> Iterator[bytes]:
 
 
 def _units(content: bytes) -> Iterator[bytes]:
-    """Return the beginnings of the NAL units of a packet: behind start codes, or behind their lengths."""
+    """Return the beginnings of the NAL units of a packet, after start codes or lengths."""
     if content.startswith((b"\0\0\1", b"\0\0\0\1")):
         yield from (unit[:16] for unit in content.split(b"\0\0\1")[1:])
         return

@@ -1,4 +1,4 @@
-"""How many bytes at its end a file lacks, by the lengths that its own boxes state."""
+"""How many bytes are missing at the end of a file, by the lengths in its boxes."""
 
 from pathlib import Path
 from struct import unpack

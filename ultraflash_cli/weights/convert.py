@@ -108,7 +108,7 @@ RULES: dict[str, WrapperRules] = {
 
 
 def read_checkpoint(path: Path, *, name: str | None = None) -> dict[str, Any]:
-    """Return what a checkpoint holds, its tensors mapped from the file, not read; nested as it was saved.
+    """Return the content of a checkpoint, nested as it was saved, with its tensors mapped from the file.
 
     Takes safetensors and what ``torch.save`` writes, distinguished by content. A pickle is opened for tensors and plain
     values only. Raises WeightsError, calling the file ``name``, for any other.

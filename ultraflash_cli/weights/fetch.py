@@ -197,7 +197,7 @@ def check_download(remote: RemoteFile, path: Path) -> str:
 
 
 class _Disconnected(WeightsError):
-    """The connection broke; going on may help."""
+    """The connection broke; resuming may help."""
 
 
 class NotThere(WeightsError):

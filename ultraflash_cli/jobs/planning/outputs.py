@@ -28,14 +28,14 @@ def made_name(stem: str, suffix: str) -> Path:
 
 
 def low_name(output: Path) -> Path:
-    """Return the name of the smaller output that is next to another one."""
+    """Return the name of the smaller output next to a main one."""
     if is_pictures(output):
         return output.parent.with_name(f"{output.parent.name}_480p") / output.name
     return output.with_stem(f"{output.stem}_480p")
 
 
 def check_pattern(output: Path) -> None:
-    """Raise UsageError for pictures that do not have one number in their names."""
+    """Raise UsageError for image names without exactly one number."""
     places = len(_PLACE.findall(output.name)) if is_pictures(output) else 1
     if places > 1:
         raise UsageError(f"{output} has {places} placeholders for a number, expected one, such as {_PICTURES}")

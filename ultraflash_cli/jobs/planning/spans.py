@@ -18,7 +18,7 @@ class Span:
     first: int
     end: int
     cuts: tuple[int, ...] = ()
-    """The frames inside with which a scene begins, the first one left out."""
+    """Scene starts inside the span, without its first frame."""
 
     @property
     def frames(self) -> int:

@@ -193,7 +193,7 @@ def _refuse_installed(ready: Iterable[WeightEntry], store: WeightStore) -> None:
 
 
 def _pull(plan: PullPlan, source: Source, on_event: Listener, clock: Callable[[], float]) -> list[Pulled]:
-    """Bring one file and make its entries of it."""
+    """Download one file and install its entries."""
     remote, store = source.remote, plan.store
     path, sha256 = _cached(remote, on_event)
     part: Path | None = None
