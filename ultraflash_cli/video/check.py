@@ -108,7 +108,7 @@ def _check_streams(path: Path, container: InputContainer, plan: StreamPlan, join
 
 
 def _differences(written: Sequence[Content], found: Sequence[Content]) -> tuple[str, ...]:
-    """Return a sentence for each copied stream that lacks something in the file."""
+    """Return a sentence for each copied stream that is incomplete in the file."""
     notes: list[str] = []
     for kind in _KINDS:
         # A stream of which nothing is in the part that was requested may be left out.

@@ -68,8 +68,8 @@ _SCALE_MATRIX = {
     9: "bt2020",
     10: "bt2020",
 }
-"""Names of the scale filter. A matrix it does not know (YCgCo, ICtCp) is read and written as bt709: what goes in
-comes out again under the same tag."""
+"""Names of the scale filter. An unsupported matrix (YCgCo, ICtCp) is read and written as bt709, so the values are
+preserved under the same tag."""
 
 _CHROMA_LOCATIONS = ("left", "center", "topleft", "top", "bottomleft", "bottom")
 _CENTRED_CODECS = {"flv1", "h261", "h263", "mjpeg", "mpeg1video", "rv10", "rv20", "theora"}

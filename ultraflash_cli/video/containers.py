@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 CONVERTIBLE = ("aac", "flac")
-"""What sound becomes that cannot be copied if that is requested."""
+"""Codecs to convert audio to, on request, if it cannot be copied."""
 Refusals = Mapping[str, Mapping[int, str]]
-"""By container and stream, why a muxer does not take it."""
+"""By container and stream, why a muxer rejects it."""
 LONG_START_S = 60
 """A clock that starts later is a broadcast's; the output's starts at 0."""
 _CHAPTER_TRACKS = ("", "bin_data", "text")
@@ -45,7 +45,7 @@ class _Container:
     attachments: bool = False
     pictures: frozenset[str] = frozenset()
     text: str | None = None
-    """The kind of subtitles that others of plain text become."""
+    """The format that text subtitles are converted to."""
     timed: bool = True
     """Whether it holds times, chapters and tags at all."""
     tick_s: Fraction | None = None
@@ -112,7 +112,7 @@ FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".we
 """FFmpeg's names of the containers that are joined; the others are written by ``stills`` and ``y4m``."""
 
 _TEXT = frozenset({"subrip", "mov_text", "webvtt", "text"})
-"""Subtitles that are text and little else, and can become one another."""
+"""Text subtitle formats that can be converted to one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,12 +245,12 @@ def is_iso(suffix: str) -> bool:
 
 
 def tick_of(suffix: str) -> Fraction | None:
-    """Return the only unit of time that a container knows, in seconds; None if every stream has its own."""
+    """Return the fixed time unit of a container, in seconds; None if every stream has its own."""
     return _CONTAINERS[suffix].tick_s
 
 
 def own_suffix(info: ClipInfo) -> str | None:
-    """Return the container of the input, as the suffix of outputs like it; None if it is no that is written."""
+    """Return the container of the input as the suffix of an output; None if it is not an output container."""
     names = info.container.split(",")
     suffix = info.path.suffix.lower()
     if "mov" in names or "mp4" in names:
@@ -292,7 +292,7 @@ class _Choice:
         return self._converted(suffix, stream) if stream.kind == "audio" else ""
 
     def _converted(self, suffix: str, stream: StreamInfo) -> str:
-        """Return what sound becomes that cannot be copied."""
+        """Return the codec for audio that cannot be copied."""
         known = _CONTAINERS[suffix]
         codecs = known.audio | known.unusual if known.timed else frozenset[str]()
         wanted = [self.audio] if self.audio in CONVERTIBLE else []
@@ -314,7 +314,7 @@ class _Choice:
         return sum(way == "" for _, way in ways), len(changed)
 
     def refusal(self, suffix: str, stream: StreamInfo) -> str:
-        """Return why a stream is left out, and what keeps it."""
+        """Return why a stream is left out, and how to keep it."""
         if stream.kind in ("data", "unknown"):
             return "data streams cannot be kept"
         if not stream.is_known:

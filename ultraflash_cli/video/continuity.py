@@ -10,9 +10,9 @@ __all__ = ["REORDERED", "Track", "Walker", "is_dense"]
 
 _SLACK_S = Fraction(1, 10)
 REORDERED = 17
-"""Frames by which one may be shown before another that is decoded earlier; no codec reorders more."""
+"""Maximum reordering in frames; no codec reorders more."""
 _LEAD_S = 2
-"""How much later than it is decoded a frame may be shown, at least."""
+"""Minimum allowance for the delay from decoding to display."""
 
 
 def is_dense(kind: str) -> bool:
@@ -26,7 +26,7 @@ class Walker:
 
     unit: Fraction
     by_decoding: bool
-    """Whether decoding times are compared, which only grow, rather than those of presentation."""
+    """Whether decoding times, which only grow, are compared rather than presentation times."""
     reorders: bool
     last: int | None = None
     top: int = 0
@@ -38,9 +38,9 @@ class Walker:
     end: int = 0
     """End of everything so far, with the offset."""
     lead: int = 0
-    """How much later than they are decoded packets are shown, at most."""
+    """Maximum delay from decoding to display."""
     delay: int = 0
-    """How much later the first of them is shown: the decoder's delay."""
+    """Delay of the first packet from decoding to display: the decoder's delay."""
     packets: int = 0
     keys: int = 0
     """How many of the packets are marked as key pictures."""
@@ -73,7 +73,7 @@ class Walker:
 
     @property
     def slack(self) -> int:
-        """By how much timestamps may step back without anything being wrong but their last digits."""
+        """How far timestamps may step back through rounding alone."""
         return max(1, min(2 * self.step, self._tenth))
 
     def leap(self, stamp: int, packet: Packet) -> int:
@@ -95,7 +95,7 @@ class Walker:
         return 0
 
     def go_on(self, packet: Packet, stamp: int) -> None:
-        """Advance to a packet of the stream."""
+        """Advance to the next packet of the stream."""
         if packet.duration:
             self.step = packet.duration
         elif self.last is not None and stamp > self.last and not self.reorders:
@@ -112,12 +112,12 @@ class Walker:
         self.end = max(self.end, self.shown(packet, stamp) + self.offset + self.lasts(packet))
 
     def shown(self, packet: Packet, stamp: int) -> int:
-        """Return when a packet is shown, or where it does not say so, one that is decoded then."""
+        """Return when a packet is shown, or if unknown, when one decoded at that time would be."""
         return packet.pts if packet.pts is not None else stamp + self.delay
 
     @property
     def longest_lead(self) -> int:
-        """How much later than it is decoded the next packet may be shown."""
+        """Maximum delay from decoding to display of the next packet."""
         return self.lead + max(_LEAD_S * self._second, 20 * self.step)
 
 
@@ -191,7 +191,7 @@ class Track(Walker):
             self._add(packet, offset)
 
     def is_shown_late(self, packet: Packet, stamp: int) -> bool:
-        """Return whether a packet is shown so long after it is decoded that something may be wrong."""
+        """Return whether the delay from decoding to display of a packet is suspiciously long."""
         return self.by_decoding and packet.pts is not None and packet.pts - stamp > self.longest_lead
 
     def accept(self, packet: Packet, stamp: int, *, late: bool) -> bool:

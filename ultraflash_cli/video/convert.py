@@ -37,7 +37,7 @@ class Look:
     stored_wh: tuple[int, int]
     """Its own size."""
     fitted_wh: tuple[int, int]
-    """Size in the clip's stored picture; the rest of that is black."""
+    """Size within the clip's stored picture; the rest is black."""
     color: ColorInfo
     pix_fmt: str
 
@@ -87,8 +87,8 @@ def _fitted(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo) -> tu
 class FrameConverter:
     """Turns decoded frames into RGB pictures, and their transparency, of the size that the clip is shown in.
 
-    ``deinterlace`` is as ``color.rgb_filter`` takes it. Frames of another size, colour matrix or range than those
-    before come out alike.
+    ``deinterlace`` is as ``color.rgb_filter`` takes it. Frames of another size, colour matrix or range are converted
+    to match.
     """
 
     def __init__(self, info: ClipInfo, *, deinterlace: str | None, alpha: bool, threads: int) -> None:

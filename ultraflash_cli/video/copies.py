@@ -48,7 +48,7 @@ _PICTURE_TAGS = {
     "rotate",
     "vendor_id",
 }
-"""Tags that are no longer true of a picture encoded again; so are all that start with ``_statistics``."""
+"""Tags that no longer hold after encoding again, as do all that start with ``_statistics``."""
 _TIMECODE = "timecode"
 _PICTURE_KINDS = {"png": ("png", "image/png"), "gif": ("gif", "image/gif"), "bmp": ("bmp", "image/bmp")} | {
     "tiff": ("tif", "image/tiff"),
@@ -85,7 +85,7 @@ def add_copies(container: OutputContainer, info: ClipInfo, plan: StreamPlan, str
 def describe_video(
     video: VideoStream, original: Stream, info: ClipInfo, spec: EncodeSpec, *, cut_s: Fraction
 ) -> tuple[str, ...]:
-    """Carry over what the input says of its main video and what is still true of it; returns the notes.
+    """Copy the tags of the main video that still hold; return notes.
 
     ``cut_s`` is how much of the picture was left out before its first frame.
     """
@@ -243,7 +243,8 @@ class _DecodingTimes:
         self._last: int | None = None
 
     def set(self, packet: Packet, shift_s: Fraction) -> bool:
-        """Set a packet's times; returns whether it was over the one before and was moved by more than it lasts."""
+        """Set a packet's times; return whether it overlapped the previous one and was moved by more than its
+        duration."""
         shift = round(shift_s / packet.time_base)
         pts = packet.pts if packet.pts is not None else packet.dts
         dts = packet.dts if packet.dts is not None or self._reorders else pts
@@ -264,7 +265,7 @@ class _DecodingTimes:
         return dts - own > max(1, packet.duration or 0)
 
     def _step(self, packet: Packet) -> int:
-        """Return the least ticks between two decoding times that the output tells apart."""
+        """Return the minimum ticks between two distinct decoding times of the output."""
         if not self._strict:
             return 0
         return ceil(1 / (self._rate * packet.time_base)) if self._rate else 1

@@ -50,7 +50,7 @@ _LEFT_BEHIND = {
 
 @dataclass
 class ReadReport:
-    """What went wrong in reading a clip; complete when its last frame is out."""
+    """Problems in reading a clip; complete after its last frame."""
 
     frames: int = 0
     failures: int = 0
@@ -62,7 +62,7 @@ class ReadReport:
     repaired_times: int = 0
     """Timestamps that were missing, repeated, went backwards, or were outliers."""
     restarts: int = 0
-    """How often the clock of the file started again."""
+    """How often the clock of the file restarted."""
 
     @property
     def damaged(self) -> bool:
@@ -218,7 +218,7 @@ def _place(pts: int, info: ClipInfo) -> str:
 def _with_looks(
     frames: Iterator[av.VideoFrame], decoder: VideoCodecContext, info: ClipInfo, looks: deque[Look], said: _Said
 ) -> Iterator[av.VideoFrame]:
-    """Pass frames on, put into ``looks`` how each is to be read, and say it when that changes along the way."""
+    """Pass frames on, record in ``looks`` how to read each, and warn if that changes."""
     first: Fraction | None = None
     tags: ColorInfo | None = None
     before: Look | None = None
@@ -258,7 +258,7 @@ def _with_durations(
     repairs: Repairs,
     is_whole: Callable[[], bool],
 ) -> Iterator[tuple[av.VideoFrame, int, int]]:
-    """Pair frames with their repaired timestamp and their duration, which is the way to the next frame.
+    """Pair frames with their repaired timestamp and duration, the distance to the next frame.
 
     The last frame lasts to the end that the file declares, if it has a time of its own and the file is whole or the end
     is near.
@@ -300,7 +300,7 @@ def _losses(info: ClipInfo, progress: _Progress, clock: Clock | CadenceClock, re
 
 @contextmanager
 def _told_repairs(info: ClipInfo, clock: Clock | CadenceClock, said: _Said) -> Generator[Repairs]:
-    """Report in the end what was wrong with timestamps, even if the clip is not read to its end."""
+    """Report problems with timestamps at the end, even if the clip is not read to its end."""
     repairs = Repairs()
     try:
         yield repairs

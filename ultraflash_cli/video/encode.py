@@ -97,7 +97,7 @@ class EncodeSpec:
     color: ColorInfo
     sample_aspect_ratio: Fraction
     rotation_deg: int
-    """Clockwise turn of the coded picture when shown."""
+    """Clockwise rotation of the coded picture for display."""
     mirrored: bool = False
     """Whether left and right of the coded picture are exchanged before it is turned."""
     mastering_display: MasteringDisplay | None = None
@@ -284,7 +284,7 @@ def made_spec(
 
 
 def made_times(rate: Fraction) -> tuple[Fraction, int]:
-    """Return the unit of the timestamps of ``rate`` frames per second, and how many of it each of them lasts."""
+    """Return the time base for ``rate`` frames per second, and the duration of a frame in it."""
     finer = -(-MADE_TICKS // rate.denominator)
     return Fraction(1, rate.numerator * finer), rate.denominator * finer
 
@@ -307,7 +307,7 @@ def losses(info: ClipInfo, spec: EncodeSpec) -> tuple[str, ...]:
 
 
 def check_encoder(spec: EncodeSpec) -> None:
-    """Open the encoder once and let it go; raises ``UsageError`` where it refuses or ignores a setting."""
+    """Open the encoder once and close it; raises ``UsageError`` if it rejects or ignores a setting."""
     known = _CHOICES.get(spec.encoder, {})
     for key, value in spec.options:
         for word in re.split(r"[,+]", value) if key in known else ():
@@ -340,7 +340,7 @@ def check_encoder(spec: EncodeSpec) -> None:
 
 
 def prepare_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
-    """Set all but the options; before ``open_encoder``."""
+    """Set everything except options; call before ``open_encoder``."""
     context.pix_fmt = spec.pix_fmt
     context.thread_count = spec.threads
     context.thread_type = "AUTO"  # PyAV's default would make x264 cut frames into slices
@@ -352,7 +352,7 @@ def prepare_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
 
 
 def open_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
-    """Open it; raises ``UsageError`` where it refuses the size or does not know an option."""
+    """Open the encoder; raises ``UsageError`` if it rejects the size or an option."""
     try:
         with keep_scheduling():
             context.open()

@@ -23,7 +23,7 @@ _COLUMNS = 256
 _MOVING = 10.0
 """By how many levels a pixel must change between two frames to count as moving."""
 _LEAST_MOVING = 0.004
-"""Part of the picture that must move for a frame to have a vote."""
+"""Fraction of the picture that must move for a frame to vote."""
 _LEAST_VOTES = 4
 _TELLING_VOTES = 12
 _SURE_VOTES = 14
@@ -32,14 +32,14 @@ _MOST_VOTES = 40
 _MAJORITY = 0.75
 _NEARLY_ALL = 0.9
 _EVEN = 0.1
-"""Progressive pictures combed in the one way and in the other differ by less, in powers of 2."""
+"""Largest difference of combing between both ways of weaving progressive pictures, in powers of 2."""
 _FLOOR = 0.25
-"""Added to every measure of combing, in levels, so that there is one."""
+"""Added to every combing measure, in levels, to avoid zero."""
 _LEAST_WHOLE = -1.5
 _CLOSE = -1.0
-"""An interlaced frame is at least so much combed against the less combed of its woven ones, in powers of 2."""
+"""Minimum combing of an interlaced frame relative to the less combed of its woven ones, in powers of 2."""
 _TORN = 1.0
-"""A frame is so much more combed than one of its woven ones, in powers of 2, where that one is a whole picture."""
+"""Minimum combing of a frame relative to a woven one that is a whole picture, in powers of 2."""
 _COMBED = 0.24
 """Moving parts of an interlaced frame are combed by at least so much of what changes there from frame to frame. It
 moves half as far between two fields as between two frames."""
@@ -72,7 +72,7 @@ class FieldMeter:
         self._clean = 0  # frames that are hardly combed where they move
 
     def push(self, frame: av.VideoFrame) -> None:
-        """Take the next frame in display order."""
+        """Add the next frame in display order."""
         before, self._before = self._before, _luma(frame)
         self._number += 1
         if before is not None and before.shape == self._before.shape:
@@ -80,7 +80,7 @@ class FieldMeter:
 
     @property
     def votes(self) -> int:
-        """How many frames had enough motion to tell something."""
+        """Number of frames with enough motion to count."""
         return len(self._lean)
 
     @property
@@ -93,7 +93,7 @@ class FieldMeter:
 
     @property
     def is_clean(self) -> bool:
-        """Whether there were enough frames with motion, and next to none was combed."""
+        """Whether there were enough frames with motion, almost none of them combed."""
         votes = len(self._lean)
         return votes >= _TELLING_VOTES and self._clean >= _NEARLY_ALL * votes
 
@@ -110,7 +110,7 @@ class FieldMeter:
         return "bff" if float(np.sum(combed)) < 0 else "tff"
 
     def answer(self) -> Answer:
-        """Say what the votes so far mean."""
+        """Return the verdict of the votes so far."""
         if len(self._lean) < _LEAST_VOTES:
             return "unknown"
         if self._repeats():

@@ -32,12 +32,12 @@ _MOST_PIXELS = 1 << 28
 _FIRST_FRAME_PACKETS = 500
 _SCANNED_BYTES = 8_000_000
 _SCANNED_PIXELS = 1 << 26
-"""How much is read, and decoded of it, to find larger pictures further on."""
+"""Limits on reading and decoding to find larger pictures further on."""
 _PLACES = (0.12, 0.3, 0.5, 0.7, 0.88)
 _LOOKED_ELSEWHERE = 30
-"""Where in a file, and at how many frames, it is looked for fields once more."""
+"""Where in a file, and at how many frames, fields are measured again."""
 _LOOKED_FOR_LONG = 75
-"""At how many frames where the pattern to be found again is one of 25."""
+"""Number of frames if the expected pattern is one of 25."""
 _TELLING = 12
 """Minimum number of frames with motion for a place to be conclusive."""
 _GROWING = {"h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1"}
@@ -46,7 +46,7 @@ _INTERLACED_LINES = 1088
 _INTERLACED_RATE = 31
 """Neither larger pictures nor higher frame rates come interlaced, so nothing is measured there."""
 _FASTEST = 1000
-"""Frames per second that cameras reach."""
+"""Highest frame rate of cameras."""
 _FIELD_ORDERS: Mapping[int, Scan] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 _FLAGGING_CODECS = {"h264", "hevc", "mpeg2video", "vc1", "dvvideo", "mpeg4", "prores"}
 """Codecs whose decoders say of each frame whether it is interlaced."""
@@ -59,9 +59,9 @@ class FirstLook:
 
     first: av.VideoFrame
     size_wh: tuple[int, int]
-    """Of the largest frame that was seen."""
+    """Size of the largest frame."""
     aspect: Fraction
-    """Width over height of its pixels, by what the stream itself says."""
+    """Pixel aspect ratio, as stated by the stream itself."""
     scan: Scan
     first_field: Literal["tff", "bff"] | None
     """Which field of a frame comes first, where that was measured."""
@@ -86,7 +86,7 @@ class _Sizes:
     aspect: Fraction = Fraction(1)
     seen: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     pixels: int = 0
-    """Of all frames together."""
+    """Total pixels of all frames."""
 
     def see(self, frame: av.VideoFrame, decoder: VideoCodecContext) -> None:
         width, height = frame.width, frame.height
@@ -187,7 +187,7 @@ def _may_grow(container: InputContainer, stream: VideoStream, sizes: _Sizes) -> 
 def _key_frames_ahead(
     container: InputContainer, stream: VideoStream, decoder: VideoCodecContext, sizes: _Sizes
 ) -> Iterator[av.VideoFrame]:
-    """Go on reading for some megabytes, decoding only frames that stand alone: sizes change at those."""
+    """Keep reading for some megabytes, decoding only key frames: sizes change at those."""
     decoder.skip_frame = "NONKEY"
     left_bytes, most_pixels = _SCANNED_BYTES, sizes.pixels + _SCANNED_PIXELS
     try:
@@ -226,7 +226,7 @@ def _look_elsewhere(
 
 
 def _together(first: Answer, elsewhere: list[FieldMeter]) -> Answer | Literal["mixed"]:
-    """Say what a clip is by what was measured at its start and further on."""
+    """Combine the measurements at the start of a clip and further on."""
     answers: list[Answer] = [first, *(meter.answer() for meter in elsewhere if meter.votes >= _TELLING)]
     found: list[Answer] = [answer for answer in answers if answer != "unknown"]
     if len(set(found)) == 1:
@@ -253,7 +253,7 @@ def average_rate(stream: VideoStream) -> Fraction:
 
 
 def _scan(stream: VideoStream, measured: Answer | Literal["mixed"], flagged: bool) -> Scan:
-    """Weigh what is measured against what is said; ``first_look`` looks further where a flag seems wrong."""
+    """Weigh measurements against flags; ``first_look`` examines more if a flag seems wrong."""
     context = stream.codec_context
     declared = _FIELD_ORDERS.get(context.field_order)
     if measured in ("telecined", "telecined25", "mixed", "shifted"):

@@ -40,7 +40,7 @@ class Repairs:
             said.append(("restarts", f"{place}; audio, video and subtitles continue in sync from there"))
         ways = (
             (self.jumps, "ahead", "the gap was removed"),
-            (self.steps_back, "back", "what follows was moved behind what came before"),
+            (self.steps_back, "back", "the packets after that were moved behind those before"),
         )
         for counts, way, done in ways:
             for kind, count in sorted(counts.items()):

@@ -19,14 +19,14 @@ from ultraflash_cli.video.source import Source, open_input, read_packets
 __all__ = ["Timeline", "survey", "timed_packets"]
 
 _STEPPING = {"flv", "live_flv", "matroska,webm", "mpeg", "mpegts", "ogg", "wtv"}
-"""Containers whose packets carry timestamps of their own; the others have an index, or count."""
+"""Containers whose packets carry timestamps; the others have an index or count frames."""
 _BROADCAST = {"mpeg", "mpegts"}
 """Containers that may change their clock along the way."""
 _WRAP_TICKS = 1 << 33
 _LONGEST_GAP_S = 120
 """A broadcast clock that jumps further ahead in all streams is another clock, not a pause."""
 _LONGEST_RUN_S = 1.5
-"""Wrong timestamps in a row, at most: more than the sound of one packet of a broadcast."""
+"""Longest run of wrong timestamps: more than the audio of one packet of a broadcast."""
 _WAIT_S = 3.0
 """How much later than the first stream the others may follow to a new clock."""
 _NEAR_S = 5.0
@@ -35,9 +35,9 @@ _LATEST_S = 60.0
 _AHEAD_PACKETS = 4000
 _AHEAD_BYTES = 1 << 26
 _MOST_REPAIRS = 5000
-"""A file that needs more has no clock to go by."""
+"""A file that needs more has no usable clock."""
 _LEADING = 20
-"""Packets at the start of a clock among which the one shown first is."""
+"""Packets at the start of a clock that include the one shown first."""
 
 
 def timed_packets(
@@ -88,7 +88,7 @@ class _Epoch:
     offset_s: Fraction
     """What is added to the file's seconds."""
     now_s: float = 0.0
-    """The latest timestamp that was on it, as the file has it."""
+    """The latest timestamp on it, in the file's time."""
 
 
 class Timeline:
@@ -130,7 +130,7 @@ class Timeline:
             raise self._failure
 
     def end_of(self, index: int) -> int | None:
-        """Return when all is over that came of a stream so far, in its ticks; None if nothing came."""
+        """Return the end of a stream so far, in its ticks; None before its first packet."""
         track = self._tracks.get(index)
         return None if track is None or track.last is None else track.end
 
@@ -217,7 +217,7 @@ class Timeline:
         return far and max(following, default=stamp) < packet.pts
 
     def _begin(self, track: Track, stamp: int) -> None:
-        """Put a stream that begins late on the clock of the others."""
+        """Move a stream that begins late to the clock of the others."""
         for number, epoch in reversed(list(enumerate(self._epochs))):
             if number and abs(float(stamp * track.unit) - epoch.now_s) <= _NEAR_S:
                 track.move_to(number, epoch.offset_s)
@@ -400,7 +400,7 @@ class Timeline:
         return False
 
     def _measure_skew(self, track: Track, stamp: int) -> None:
-        """Learn how far streams are apart in this file at most."""
+        """Update the largest distance between streams in this file."""
         for other in self._dense:
             if other is not track and other.last is not None and other.epoch == track.epoch:
                 apart_s = abs(stamp * track.unit_s - other.last * other.unit_s)
