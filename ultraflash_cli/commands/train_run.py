@@ -200,6 +200,7 @@ def show_cost(console: Console, cost: "Cost", *, json: bool) -> None:
                 "memory_bytes": cost.memory,
                 "total_bytes": cost.total_bytes,
                 "spare_bytes": cost.spare_bytes,
+                "host_bytes": cost.host_bytes,
                 "flops_per_step": cost.flops_per_step,
                 "flops_of_turns": cost.turns,
                 "clips_per_step": cost.clips_per_step,
@@ -218,6 +219,7 @@ def show_cost(console: Console, cost: "Cost", *, json: bool) -> None:
         f"{everywhere:32}{cost.total_bytes / 1e9:8.2f} GB, "
         f"{abs(cost.spare_bytes) / 1e9:.2f} GB {verdict} of {fleet.gpu_bytes / 1e9:g}"
     )
+    console.text(f"{'host memory of a process':32}{cost.host_bytes / 1e9:8.2f} GB while it starts")
     for name, flops in cost.turns.items():
         console.text(f"{'one turn of ' + name:32}{flops / 1e15:8.3f} PFLOP")
 

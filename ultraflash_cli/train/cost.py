@@ -59,6 +59,9 @@ class Cost:
 
     memory: dict[str, int]
     """Bytes on each GPU, by part."""
+    host_bytes: int
+    """Host memory of each process while it starts: all its networks are built whole in float32
+    and sharded after that."""
     flops_per_step: float
     """Operations of a mean optimiser step on each GPU; a learner that learns in every n-th step
     counts as one n-th."""
@@ -113,6 +116,7 @@ def cost_of(recipe: RecipeModule, config: Any, fleet: Fleet) -> Cost:
     shares = {each.name: flops[each.name] / each.every for each in recipe.learners(config)}
     return Cost(
         memory=memory,
+        host_bytes=4 * sum(p.numel() for p in roles.parameters()),
         flops_per_step=sum(shares.values()) * config.loop.accumulate,
         turns=flops,
         clips_per_step=fleet.gpus * config.loop.batch * config.loop.accumulate,

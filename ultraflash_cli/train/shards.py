@@ -79,6 +79,9 @@ class Shards:
                 reshard_after_forward=True,
                 mp_policy=policy if _all_in(part, learning) else MixedPrecisionPolicy(),
             )
+        # Results of the sharded parts are views in places, also where backward passes compute
+        # them again; nothing changes them in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self._roles = roles
         self._turn = _Turn(roles)
         fully_shard(self._turn, mesh=mesh, ignored_params=whole_ones, mp_policy=policy)
@@ -90,10 +93,7 @@ class Shards:
 
     def terms(self, loss: Callable[..., dict[str, Tensor]], batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
         """Return a loss's terms; their backward pass makes gradients the means over the processes."""
-        with warnings.catch_warnings():
-            # Results of the sharded parts are views in places; nothing changes them in place.
-            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-            return self._turn(loss, batch, rng)
+        return self._turn(loss, batch, rng)
 
     def plain(self, values: dict[str, Tensor]) -> nn.Module:
         """Return the networks whole, with these values for the parameters that learn;
