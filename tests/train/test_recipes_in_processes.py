@@ -26,7 +26,7 @@ def test_two_sharded_processes_train_every_recipe_as_one_does(
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=480,
         cwd=repository,
         env=os.environ | {"PYTHONPATH": f"{repository}:{repository / 'kernels'}", "OMP_NUM_THREADS": "1"},
     )
