@@ -1,7 +1,7 @@
 """What planning asks of the models, and which model a job takes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ultraflash_cli.models.generation import ClipPlan
@@ -20,17 +20,7 @@ class ModelFacts(Protocol):
         """Return whether a model paints texture onto flat colours."""
         ...
 
-    def plan_clip(
-        self,
-        model: str,
-        *,
-        is_requested: bool,
-        decoder: str,
-        seconds: float | None,
-        continues: bool,
-        cache_management: str,
-        store: Path | None,
-    ) -> "ClipPlan":
+    def plan_clip(self, model: str, **requested: Any) -> "ClipPlan":
         """As `models.generation.plan_clip`."""
         ...
 

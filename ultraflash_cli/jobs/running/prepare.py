@@ -37,7 +37,7 @@ class _Facts:
 
         return model in PROFILES and PROFILES[model].invents_texture
 
-    def plan_clip(self, model: str, **asked: Any) -> "ClipPlan":
+    def plan_clip(self, model: str, **requested: Any) -> "ClipPlan":
         from ultraflash_cli.models.generation import plan_clip
 
-        return plan_clip(model, **asked)
+        return plan_clip(model, **requested)
