@@ -169,13 +169,14 @@ _OPEN = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 def _of_module(name: str) -> Reward:
     """Return the reward ``module:name``; modules of the working directory are found, too."""
     module, _, attribute = name.partition(":")
+    path = list(sys.path)
     sys.path.append(str(Path.cwd()))
     try:
         found = getattr(import_module(module), attribute)
     except Exception as error:  # whatever the module raises as it is loaded
         raise UsageError(f"the reward {name!r} cannot be loaded ({error}); check module and name") from error
     finally:
-        sys.path.pop()
+        sys.path[:] = path
     return function_reward(name, found)
 
 
