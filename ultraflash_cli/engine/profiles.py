@@ -117,12 +117,21 @@ LITE_CASCADE = replace(
 """The built-in model with the paper's stages after its generator, for the recipes that
 train them; not shipped."""
 
+_SPEEDS = (0.375, 0.4875, 0.6, 0.634, 0.78)
+"""Of things, in tokens of the generator per latent frame."""
+
 _LITE2_GENERATOR = replace(
     _LITE_GENERATOR,
     num_heads=3,
     patch=(1, 4, 4),
     grid=(15, 26),
     drifts=(),
+    velocities=(
+        (0.0, 0.0),
+        *((0.0, speed) for speed in _SPEEDS),
+        *((0.0, -speed) for speed in _SPEEDS),
+        *((-speed, 0.0) for speed in _SPEEDS[:3]),
+    ),
     steps=(1000,),
     shift=1.0,
     window=9,

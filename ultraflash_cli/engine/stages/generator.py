@@ -1,6 +1,7 @@
 """Causal few-step transformer that generates low-resolution latents from text, chunk by
 chunk."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -64,6 +65,12 @@ class GeneratorConfig(DitConfig):
     drift_frames: int = 21
     """Latent frames for which the moving grids have embeddings; beyond, the last ones
     repeat."""
+    velocities: tuple[tuple[float, float], ...] = ()
+    """Velocities (down, right) in tokens per latent frame, of frames of reference. The
+    prompt chooses among them; an object that moves so has the same place in every latent
+    frame. Needs a grid and ``pool_text``."""
+    taught_frames: int = 21
+    """Latent frames after which the clock of ``velocities`` stands still."""
     chunk_latents: int = 3
     """Latent frames generated together."""
     independent_first_frame: bool = False
@@ -116,6 +123,8 @@ class GeneratorConfig(DitConfig):
             )
         if self.drifts and self.grid is None:
             raise ConfigError("generator: drifts need a grid")
+        if self.velocities and (self.grid is None or not self.pool_text):
+            raise ConfigError("generator: velocities need a grid and pool_text")
         if self.head_dim < 0:
             raise ConfigError(f"generator: head_dim is 0 or more, got {self.head_dim}")
         if self.drift_frames < 0 or any(
@@ -199,6 +208,72 @@ class GeneratorHead(DitHead):
         return self.head(x) if self.detail is None else self.head(x) + self.detail(x)
 
 
+_WAVES = 12
+"""Wavelengths that a coordinate or a time is told in, by sine and cosine."""
+
+_LONGEST, _SHORTEST = 64.0, 1.0
+"""The first and the last of them, in tokens or latent frames."""
+
+_BESIDE = 18.0
+"""Tokens beyond the picture where coordinates end."""
+
+
+class MovingPlaces(nn.Module):
+    """Position embeddings in a frame of reference that moves as the prompt says, and a
+    clock."""
+
+    velocities: Tensor
+    wave_numbers: Tensor
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        assert config.grid is not None, "the config was checked"
+        self.grid, self.last_frame = config.grid, config.taught_frames - 1
+        velocities = torch.tensor(config.velocities)
+        self.register_buffer("velocities", velocities, persistent=False)
+        falling = torch.linspace(0, 1, _WAVES)
+        lengths = _LONGEST * (_SHORTEST / _LONGEST) ** falling
+        self.register_buffer("wave_numbers", 2 * math.pi / lengths, persistent=False)
+
+        dim = config.dim
+        self.choice = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU("tanh"), nn.Linear(dim, len(velocities))
+        )
+        self.rows, self.columns, self.clock = (
+            nn.Linear(2 * _WAVES, dim, bias=False) for _ in range(3)
+        )
+
+    def forward(self, text: Tensor, frames: int, position: int | Tensor) -> Tensor:
+        """Return ``[B, frames, rows, columns, dim]``.
+
+        Args:
+            text: The pooled prompt, ``[B, dim]``.
+            frames: Latent frames of the chunk.
+            position: Number of the first of them in the stream.
+        """
+        share = self.choice(text).float().softmax(dim=-1)
+        time = torch.arange(frames, device=text.device) + position
+        time = time.clamp(max=self.last_frame).float()
+
+        def along(size: int, velocity: Tensor) -> Tensor:
+            """Return the waves of one axis, ``[B, frames, size, 2 * waves]``."""
+            still = torch.arange(size, device=text.device).float()
+            at = still - velocity[:, None, None] * time[:, None]
+            waves = self._waves(at.clamp(-_BESIDE, size + _BESIDE))
+            return torch.einsum("bk,ktsw->btsw", share, waves)
+
+        down, right = (velocity.float() for velocity in self.velocities.unbind(1))
+        rows = self.rows(along(self.grid[0], down).to(text.dtype))
+        columns = self.columns(along(self.grid[1], right).to(text.dtype))
+        clock = self.clock(self._waves(time).to(text.dtype))
+        return rows.unsqueeze(3) + columns.unsqueeze(2) + clock[:, None, None]
+
+    def _waves(self, at: Tensor) -> Tensor:
+        """Return sines and cosines of coordinates, in a new last dimension."""
+        phase = at.unsqueeze(-1) * self.wave_numbers.float()
+        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+
 class Generator(Dit):
     """Noisy latents and a prompt to the flow, one chunk per run; ``Sampler`` generates
     with it.
@@ -232,6 +307,7 @@ class Generator(Dit):
         )
         self.make_embeddings()
 
+        self.moving_places = MovingPlaces(config) if config.velocities else None
         self.text_pool = nn.Linear(dim, dim, bias=False) if config.pool_text else None
         self.blocks = nn.ModuleList(
             DitBlock(config, WindowSelfAttention(dim, config.num_heads, config.eps))
@@ -300,8 +376,10 @@ class Generator(Dit):
             .unflatten(0, timestep.shape)
         )
         time = self.time_embedding(time)
+        pooled = None
         if self.text_pool is not None:
-            time = time + self.text_pool(context[0].v.mean(dim=2).flatten(1)).unsqueeze(1)
+            pooled = context[0].v.mean(dim=2).flatten(1)
+            time = time + self.text_pool(pooled).unsqueeze(1)
         time_six = self.time_projection(time).unflatten(2, (6, -1))
 
         level = (timestep / TRAIN_STEPS).view(len(timestep), 1, -1, 1, 1)
@@ -315,6 +393,8 @@ class Generator(Dit):
             if self.row_places is not None and self.column_places is not None:
                 places = self.row_places[:, None] + self.column_places
                 x = x + (places + self._moving_places(frames, position)).flatten(-3, -2)
+            if self.moving_places is not None and pooled is not None:
+                x = x + self.moving_places(pooled, frames, position).flatten(-3, -2)
             return x
 
         x, after = self.through_blocks(
