@@ -36,6 +36,7 @@ __all__ = [
     "layout_of",
     "open_scene_latents",
     "scene_caption",
+    "scene_velocity",
     "taught_scene",
     "thing_cover",
 ]
@@ -140,6 +141,16 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
         words = ""
     assert isinstance(LITE.text_encoder, PromptEncoderConfig), "the built-in model has words of its own"
     return LITE.text_encoder.with_variant(words, number).strip()
+
+
+def scene_velocity(seed: int, number: int, pace: Pace = "free") -> tuple[float, float]:
+    """Return how fast a scene's thing moves, down and right, in picture heights per second; 0, 0 without one."""
+    thing = taught_scene(seed, number, pace).thing
+    if thing is None:
+        return 0.0, 0.0
+    ways: dict[Motion, tuple[int, int]] = {"left": (0, -1), "right": (0, 1), "up": (-1, 0)}
+    down, right = ways[thing.motion]
+    return down * thing.speed, right * thing.speed
 
 
 @lru_cache(maxsize=8192)

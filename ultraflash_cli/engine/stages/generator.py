@@ -197,6 +197,11 @@ class ChunkResult(NamedTuple):
     """One a layer, ending with this chunk."""
 
 
+def _pooled(context: tuple[ContextKv, ...]) -> Tensor:
+    """Return one vector of a prompt, ``[B, dim]``: the mean of the first block's values."""
+    return context[0].v.mean(dim=2).flatten(1)
+
+
 class GeneratorHead(DitHead):
     """Modulated norm and projection to patches, in the dtype of the weights."""
 
@@ -378,7 +383,7 @@ class Generator(Dit):
         time = self.time_embedding(time)
         pooled = None
         if self.text_pool is not None:
-            pooled = context[0].v.mean(dim=2).flatten(1)
+            pooled = _pooled(context)
             time = time + self.text_pool(pooled).unsqueeze(1)
         time_six = self.time_projection(time).unflatten(2, (6, -1))
 
@@ -404,6 +409,15 @@ class Generator(Dit):
         if config.prediction == "clean":
             flow = (x_bcthw.to(flow) - flow) / level.to(flow).clamp_min(LEAST_LEVEL)
         return ChunkResult(flow, after)
+
+    def velocity_logits(self, context: tuple[ContextKv, ...]) -> Tensor:
+        """Return how much a prompt speaks for each of ``velocities``, ``[B, velocities]``.
+
+        Raises ConfigError for a network without them.
+        """
+        if self.moving_places is None:
+            raise ConfigError("generator: there are no velocities to choose among")
+        return self.moving_places.choice(_pooled(context))
 
     def _to_patches(self, x_bcthw: Tensor) -> Tensor:
         """Return ``[B, T, tokens of a frame, values of a patch]``, channels first

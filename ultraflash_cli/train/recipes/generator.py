@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine import regroup
@@ -14,13 +15,20 @@ from ultraflash_cli.engine.cache import WindowRing
 from ultraflash_cli.engine.layers.attention import ContextKv
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
-from ultraflash_cli.engine.schedule import LATENT_PX
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS, LATENT_PX
 from ultraflash_cli.engine.stages.generator import LEAST_LEVEL, Generator
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import chunk_flow, draw_levels, noised, normal, uniform
-from ultraflash_cli.train.latents import draw_scene, open_scene_latents, scene_caption, thing_cover
+from ultraflash_cli.train.latents import (
+    SCENES_A_SEED,
+    draw_scene,
+    open_scene_latents,
+    scene_caption,
+    scene_velocity,
+    thing_cover,
+)
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import CHANNEL_WEIGHT, TOY, TOY_WORDS, CascadeRoles, pixel_gain
@@ -54,6 +62,9 @@ merge = overlaid
 
 _PICTURED = 2
 """Clips of a batch that are generated for a picture: whole streams, which take a while."""
+
+_VELOCITY_WEIGHT = 0.01
+"""Of the choice of velocities, next to the flow's error."""
 
 _ALIKE = 2
 """Batches in a row whose clips have the same length: two processes then have as much to do in every step."""
@@ -114,6 +125,8 @@ class GeneratorRecipeConfig(RecipeConfig):
     refine_share: float = 0.0
     """How often what is noised is the generator's own answer to pure noise rather than the scene, at the levels of
     service. Its errors count in full at ``weight_below`` 1 only; flows divide them by the level."""
+    velocity_captions: int = 0
+    """Captions a step whose scenes' velocities the generator learns to choose (``GeneratorConfig.velocities``)."""
     pixel_power: float = 0.0
     """How much the channels of a latent weigh by what the decoder makes of them: the power of their share in a mean
     square over pixels, so that 0 is all alike and 1 is as the pixels have it."""
@@ -124,6 +137,8 @@ class GeneratorRecipeConfig(RecipeConfig):
             raise ConfigError(f"{self.profile.name} has no generator to train")
         if (generator.text_dim, generator.text_len) != (self.words.dim, self.words.text_len):
             raise ConfigError("the prompt encoder's embeddings do not match those of the generator")
+        if self.velocity_captions and not generator.velocities:
+            raise ConfigError(f"{self.profile.name} has no velocities to choose among")
         chunk = generator.chunk_latents
         for length in self.lengths:
             if length.anywhere and length.latents > chunk and length.latents % chunk:
@@ -216,7 +231,25 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
     weight = weight * (1 + (config.thing_weight - 1) * _urgency(config, cover.to(weight))[:, None])
     if config.pixel_power:
         weight = weight * roles.get_buffer(CHANNEL_WEIGHT).view(-1, 1, 1, 1)
-    return {"flow": (weight * (flow - target).square()).mean()}
+    losses = {"flow": (weight * (flow - target).square()).mean()}
+    if config.velocity_captions:
+        losses["velocity"] = _VELOCITY_WEIGHT * _velocity_error(config, roles, rng)
+    return losses
+
+
+def _velocity_error(config: GeneratorRecipeConfig, roles: CascadeRoles, rng: torch.Generator) -> Tensor:
+    """Return the cross-entropy of the velocity that captions of other scenes have the generator choose."""
+    generator, seed = roles.generator, config.loop.seed
+    assert generator.moving_places is not None, "the config was checked"
+    draws = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
+    numbers = [int(number) for number in draws.integers(SCENES_A_SEED, size=config.velocity_captions)]
+    context = roles.context(tuple(scene_caption(seed, number, draws) for number in numbers))
+    chosen = generator.velocity_logits(generator.embed_context(context, batch=len(numbers)))
+    rows = config.size[0] / LATENT_PX / generator.config.patch[1]
+    unit = rows * FRAMES_PER_LATENT / GENERATED_FPS
+    moves = chosen.new_tensor([scene_velocity(seed, number) for number in numbers]) * unit
+    wanted = torch.cdist(moves, generator.moving_places.velocities.float()).argmin(dim=1)
+    return F.cross_entropy(chosen.float(), wanted)
 
 
 def _urgency(config: GeneratorRecipeConfig, cover: Tensor) -> Tensor:
@@ -325,7 +358,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
         return taught
 
     # One latent space for both sizes: what refines these latents starts from this network, so it learns every level.
-    return replace(taught, text_drop=0.1, refine_share=0.25, pure_share=0.4)
+    return replace(taught, text_drop=0.1, refine_share=0.25, pure_share=0.4, velocity_captions=16)
 
 
 def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
