@@ -358,7 +358,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
         return taught
 
     # One latent space for both sizes: what refines these latents starts from this network, so it learns every level.
-    return replace(taught, text_drop=0.1, refine_share=0.25, pure_share=0.4, velocity_captions=16)
+    return replace(taught, text_drop=0.1, refine_share=0.0, pure_share=0.7, velocity_captions=16)
 
 
 def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
