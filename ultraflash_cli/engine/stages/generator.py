@@ -244,8 +244,8 @@ class MovingPlaces(nn.Module):
         self.choice = nn.Sequential(
             nn.Linear(dim, dim), nn.GELU("tanh"), nn.Linear(dim, len(velocities))
         )
-        self.rows, self.columns, self.clock = (
-            nn.Linear(2 * _WAVES, dim, bias=False) for _ in range(3)
+        self.rows, self.columns, self.clock, self.modulation = (
+            nn.Linear(2 * _WAVES, dim, bias=False) for _ in range(4)
         )
 
     def forward(self, text: Tensor, frames: int, position: int | Tensor) -> Tensor:
@@ -257,8 +257,7 @@ class MovingPlaces(nn.Module):
             position: Number of the first of them in the stream.
         """
         share = self.choice(text).float().softmax(dim=-1)
-        time = torch.arange(frames, device=text.device) + position
-        time = time.clamp(max=self.last_frame).float()
+        time = self._time(frames, position)
 
         def along(size: int, velocity: Tensor) -> Tensor:
             """Return the waves of one axis, ``[B, frames, size, 2 * waves]``."""
@@ -272,6 +271,16 @@ class MovingPlaces(nn.Module):
         columns = self.columns(along(self.grid[1], right).to(text.dtype))
         clock = self.clock(self._waves(time).to(text.dtype))
         return rows.unsqueeze(3) + columns.unsqueeze(2) + clock[:, None, None]
+
+    def beat(self, frames: int, position: int | Tensor) -> Tensor:
+        """Return what the clock adds to the timestep embedding, ``[frames, dim]``."""
+        waves = self._waves(self._time(frames, position))
+        return self.modulation(waves.to(self.modulation.weight.dtype))
+
+    def _time(self, frames: int, position: int | Tensor) -> Tensor:
+        """Return the numbers of latent frames in the stream, ``[frames]``."""
+        time = torch.arange(frames, device=self.wave_numbers.device) + position
+        return time.clamp(max=self.last_frame).float()
 
     def _waves(self, at: Tensor) -> Tensor:
         """Return sines and cosines of coordinates, in a new last dimension."""
@@ -385,6 +394,8 @@ class Generator(Dit):
         if self.text_pool is not None:
             pooled = _pooled(context)
             time = time + self.text_pool(pooled).unsqueeze(1)
+        if self.moving_places is not None:
+            time = time + self.moving_places.beat(frames, position).to(time)
         time_six = self.time_projection(time).unflatten(2, (6, -1))
 
         level = (timestep / TRAIN_STEPS).view(len(timestep), 1, -1, 1, 1)
