@@ -67,8 +67,8 @@ class GeneratorConfig(DitConfig):
     repeat."""
     velocities: tuple[tuple[float, float], ...] = ()
     """Velocities (down, right) in tokens per latent frame, of frames of reference. The
-    prompt chooses among them; an object that moves so has the same place in every latent
-    frame. Needs a grid and ``pool_text``."""
+    prompt chooses among them; an object that moves so keeps its place in one of them.
+    Needs a grid and ``pool_text``."""
     taught_frames: int = 21
     """Latent frames after which the clock of ``velocities`` stands still."""
     chunk_latents: int = 3
@@ -198,7 +198,7 @@ class ChunkResult(NamedTuple):
 
 
 def _pooled(context: tuple[ContextKv, ...]) -> Tensor:
-    """Return one vector of a prompt, ``[B, dim]``: the mean of the first block's values."""
+    """Return a prompt's vector ``[B, dim]``: the mean of the first block's values."""
     return context[0].v.mean(dim=2).flatten(1)
 
 
@@ -422,7 +422,7 @@ class Generator(Dit):
         return ChunkResult(flow, after)
 
     def velocity_logits(self, context: tuple[ContextKv, ...]) -> Tensor:
-        """Return how much a prompt speaks for each of ``velocities``, ``[B, velocities]``.
+        """Return how much a prompt speaks for each velocity, ``[B, velocities]``.
 
         Raises ConfigError for a network without them.
         """

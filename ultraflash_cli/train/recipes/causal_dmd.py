@@ -11,6 +11,7 @@ from torch import Tensor
 from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.stages.sr_dit import SrDit
+from ultraflash_cli.train.critic import Critic, relativistic_loss, reversed_gradient
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels, group_flow, noised, normal
 from ultraflash_cli.train.large import large_loop
@@ -49,7 +50,7 @@ __all__ = [
 NETWORKS = ("sr_dit",)
 """What an export writes: the student."""
 
-HELPERS = ("real_score", "fake_score")
+HELPERS = ("real_score", "fake_score", "critic")
 """Roles that no result needs."""
 
 merge = overlaid
@@ -75,6 +76,8 @@ class DmdConfig(Tv2vConfig):
     """Weights within it."""
     rewards: tuple[tuple[str, float], ...] = (("texture", 0.1), ("temporal", 0.05))
     """Rewards by name and weight, through the decoder."""
+    adversarial: float = 0.0
+    """Weight of what a critic that sees detail and its change (``train/critic.py``) thinks of the decoded part."""
     latents: float = 0.0
     """Weight of the mean square error of latents, over the whole window."""
     decoded: tuple[int, int] | None = None
@@ -103,13 +106,15 @@ class DmdRoles(CascadeRoles):
         self.recompute = config.loop.recompute
         wide = config.dense_profile.sr_dit
         assert wide is not None
+        if config.adversarial:
+            self.critic = Critic()
         self.real_score, self.fake_score = (SrDit(wide).requires_grad_(False) for _ in range(2))
 
     def begin(self) -> None:
         """Load the student's weights into both scores, and make the learners trainable."""
         for score in (self.real_score, self.fake_score):
             score.load_state_dict(self.sr_dit.state_dict())
-        self.learn("sr_dit", "fake_score")
+        self.learn("sr_dit", "fake_score", *(name for name, _ in self.named_children() if name == "critic"))
 
     def one_step(self, cond_bcthw: Tensor, context: Tensor | None, rng: torch.Generator) -> Tensor:
         """Return the student's clean latents ``eps - v(eps, y, c, 1)``."""
@@ -144,6 +149,9 @@ def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Ge
     terms["regression"] = config.regression * torch.stack(list(pixels.values())).sum()
     for name, score in reward_of(frames, truth, config.rewards).items():
         terms[f"reward_{name}"] = -score
+    if config.adversarial:
+        false, true = roles.critic(reversed_gradient(frames)), roles.critic(truth)
+        terms["adversarial"] = config.adversarial * relativistic_loss(false, true)
     return terms
 
 
@@ -190,7 +198,7 @@ def learners(config: DmdConfig) -> tuple[Learner, ...]:
     alone and learns in every step, too."""
     student = Learner(
         name="student",
-        roles=NETWORKS,
+        roles=(*NETWORKS, "critic") if config.adversarial else NETWORKS,
         loss=partial(student_loss, config),
         betas=config.betas,
         weight_decay=config.weight_decay,

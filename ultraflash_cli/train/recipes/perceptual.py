@@ -20,10 +20,11 @@ from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
+from ultraflash_cli.train.critic import Critic, relativistic_loss
 from ultraflash_cli.train.data import Material, PairConfig
 from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
-from ultraflash_cli.train.losses import charbonnier, luma, temporal_loss, to_ycbcr, weave_loss
+from ultraflash_cli.train.losses import charbonnier, temporal_loss, to_ycbcr, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, cut_batch
 from ultraflash_cli.train.recipes.pixels import load_roles
 from ultraflash_cli.train.sheets import Picture, enlarged, sheet
@@ -31,7 +32,6 @@ from ultraflash_cli.train.sheets import Picture, enlarged, sheet
 __all__ = [
     "HELPERS",
     "NETWORKS",
-    "Critic",
     "PerceptualConfig",
     "PerceptualRoles",
     "configure",
@@ -47,11 +47,6 @@ NETWORKS = ("pixels_detail",)
 """What an export writes."""
 HELPERS = ("faithful", "critic")
 """The network it starts from and stays close to on clean clips, and the critic."""
-
-SOFT_PX = 5
-"""Window of the mean that is taken from luma before a critic sees it."""
-CHANGE_GAIN = 4.0
-"""What the critic sees of the change between two frames is multiplied with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,36 +88,6 @@ def kept_pairs(scale: int) -> PairConfig:
     )
 
 
-class _Bounded(nn.Conv2d):
-    """A convolution whose kernel, taken as a matrix, stretches nothing; it keeps no estimate between steps."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        size = torch.linalg.matrix_norm(self.weight.float().flatten(1), 2)
-        return self._conv_forward(input, self.weight / size, self.bias)
-
-
-class Critic(nn.Module):
-    """Tells true detail from drawn: high-passed luma of a frame and its change, to a map of scores."""
-
-    def __init__(self, width: int = 24) -> None:
-        super().__init__()
-        sizes = ((2, width, 2), (width, 2 * width, 2), (2 * width, 2 * width, 1))
-        layers: list[nn.Module] = []
-        for wide, out, stride in sizes:
-            layers += [_Bounded(wide, out, 4 if stride == 2 else 3, stride, 1), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, _Bounded(2 * width, 1, 3, padding=1))
-
-    def forward(self, frames_bcthw: Tensor) -> Tensor:
-        """Return a map of scores for every pair of frames in a row, [B * (T - 1), 1, h, w]."""
-        y = luma(frames_bcthw.float())
-        batch = y.shape[0]
-        planes = y.transpose(1, 2).flatten(0, 1)
-        detail = planes - F.avg_pool2d(planes, SOFT_PX, 1, SOFT_PX // 2, count_include_pad=False)
-        detail = detail.unflatten(0, (batch, -1))
-        seen = torch.cat([detail[:, 1:], CHANGE_GAIN * detail.diff(dim=1)], dim=2).flatten(0, 1)
-        return self.layers((8 * seen).contiguous(memory_format=torch.channels_last))
-
-
 class PerceptualRoles(nn.Module):
     """The network that learns, what it was at the start, and the critic."""
 
@@ -145,7 +110,7 @@ def critic_loss(
     with torch.no_grad():
         drawn, _ = roles.pixels_detail.upscale(low[chosen], None, scale=scale)
     false, true = roles.critic(drawn.detach()), roles.critic(high[chosen])
-    return {"critic": (F.softplus(false - true.mean()).mean() + F.softplus(false.mean() - true).mean()) / 2}
+    return {"critic": relativistic_loss(false, true)}
 
 
 def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
