@@ -70,7 +70,7 @@ class GeneratorConfig(DitConfig):
     prompt chooses among them; an object that moves so keeps its place in one of them.
     Needs a grid and ``pool_text``."""
     taught_frames: int = 21
-    """Latent frames after which the clock of ``velocities`` stands still."""
+    """Latent frames, at least 2, after which the clock of ``velocities`` stands still."""
     chunk_latents: int = 3
     """Latent frames generated together."""
     independent_first_frame: bool = False
@@ -214,10 +214,10 @@ class GeneratorHead(DitHead):
 
 
 _WAVES = 12
-"""Wavelengths that a coordinate or a time is told in, by sine and cosine."""
+"""Wavelengths that a coordinate is told in, by sine and cosine."""
 
 _LONGEST, _SHORTEST = 64.0, 1.0
-"""The first and the last of them, in tokens or latent frames."""
+"""The first and the last of them, in tokens."""
 
 _BESIDE = 18.0
 """Tokens beyond the picture where coordinates end."""
@@ -229,6 +229,7 @@ class MovingPlaces(nn.Module):
 
     velocities: Tensor
     wave_numbers: Tensor
+    beats: Tensor
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -240,12 +241,17 @@ class MovingPlaces(nn.Module):
         lengths = _LONGEST * (_SHORTEST / _LONGEST) ** falling
         self.register_buffer("wave_numbers", 2 * math.pi / lengths, persistent=False)
 
+        # As many as make any course over the taught frames, a hop or a wing's beat.
+        beats = torch.arange(1, config.taught_frames) * math.pi / config.taught_frames
+        self.register_buffer("beats", beats, persistent=False)
+
         dim = config.dim
         self.choice = nn.Sequential(
             nn.Linear(dim, dim), nn.GELU("tanh"), nn.Linear(dim, len(velocities))
         )
-        self.rows, self.columns, self.clock, self.modulation = (
-            nn.Linear(2 * _WAVES, dim, bias=False) for _ in range(4)
+        self.rows, self.columns = (nn.Linear(2 * _WAVES, dim, bias=False) for _ in range(2))
+        self.clock, self.modulation = (
+            nn.Linear(2 * len(beats), dim, bias=False) for _ in range(2)
         )
 
     def forward(self, text: Tensor, frames: int, position: int | Tensor) -> Tensor:
@@ -263,18 +269,18 @@ class MovingPlaces(nn.Module):
             """Return the waves of one axis, ``[B, frames, size, 2 * waves]``."""
             still = torch.arange(size, device=text.device).float()
             at = still - velocity[:, None, None] * time[:, None]
-            waves = self._waves(at.clamp(-_BESIDE, size + _BESIDE))
+            waves = _waves(at.clamp(-_BESIDE, size + _BESIDE), self.wave_numbers)
             return torch.einsum("bk,ktsw->btsw", share, waves)
 
         down, right = (velocity.float() for velocity in self.velocities.unbind(1))
         rows = self.rows(along(self.grid[0], down).to(text.dtype))
         columns = self.columns(along(self.grid[1], right).to(text.dtype))
-        clock = self.clock(self._waves(time).to(text.dtype))
+        clock = self.clock(_waves(time, self.beats).to(text.dtype))
         return rows.unsqueeze(3) + columns.unsqueeze(2) + clock[:, None, None]
 
     def beat(self, frames: int, position: int | Tensor) -> Tensor:
         """Return what the clock adds to the timestep embedding, ``[frames, dim]``."""
-        waves = self._waves(self._time(frames, position))
+        waves = _waves(self._time(frames, position), self.beats)
         return self.modulation(waves.to(self.modulation.weight.dtype))
 
     def _time(self, frames: int, position: int | Tensor) -> Tensor:
@@ -282,10 +288,11 @@ class MovingPlaces(nn.Module):
         time = torch.arange(frames, device=self.wave_numbers.device) + position
         return time.clamp(max=self.last_frame).float()
 
-    def _waves(self, at: Tensor) -> Tensor:
-        """Return sines and cosines of coordinates, in a new last dimension."""
-        phase = at.unsqueeze(-1) * self.wave_numbers.float()
-        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+def _waves(at: Tensor, wave_numbers: Tensor) -> Tensor:
+    """Return sines and cosines of coordinates, in a new last dimension."""
+    phase = at.unsqueeze(-1) * wave_numbers.float()
+    return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
 class Generator(Dit):
