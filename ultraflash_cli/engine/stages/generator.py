@@ -70,7 +70,7 @@ class GeneratorConfig(DitConfig):
     prompt chooses among them; an object that moves so keeps its place in one of them.
     Needs a grid and ``pool_text``."""
     taught_frames: int = 21
-    """Latent frames, at least 2, after which the clock of ``velocities`` stands still."""
+    """Latent frames, 2 or more, after which their clock stands still."""
     chunk_latents: int = 3
     """Latent frames generated together."""
     independent_first_frame: bool = False
