@@ -227,31 +227,18 @@ class MovingPlaces(nn.Module):
     """Position embeddings in a frame of reference that moves as the prompt says, and a
     clock."""
 
-    velocities: Tensor
-    wave_numbers: Tensor
-    beats: Tensor
-
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         assert config.grid is not None, "the config was checked"
-        self.grid, self.last_frame = config.grid, config.taught_frames - 1
-        velocities = torch.tensor(config.velocities)
-        self.register_buffer("velocities", velocities, persistent=False)
-        falling = torch.linspace(0, 1, _WAVES)
-        lengths = _LONGEST * (_SHORTEST / _LONGEST) ** falling
-        self.register_buffer("wave_numbers", 2 * math.pi / lengths, persistent=False)
-
-        # As many as make any course over the taught frames, a hop or a wing's beat.
-        beats = torch.arange(1, config.taught_frames) * math.pi / config.taught_frames
-        self.register_buffer("beats", beats, persistent=False)
-
+        self.grid, self.velocities = config.grid, config.velocities
+        self.taught_frames = config.taught_frames
         dim = config.dim
         self.choice = nn.Sequential(
-            nn.Linear(dim, dim), nn.GELU("tanh"), nn.Linear(dim, len(velocities))
+            nn.Linear(dim, dim), nn.GELU("tanh"), nn.Linear(dim, len(self.velocities))
         )
         self.rows, self.columns = (nn.Linear(2 * _WAVES, dim, bias=False) for _ in range(2))
         self.clock, self.modulation = (
-            nn.Linear(2 * len(beats), dim, bias=False) for _ in range(2)
+            nn.Linear(2 * (self.taught_frames - 1), dim, bias=False) for _ in range(2)
         )
 
     def forward(self, text: Tensor, frames: int, position: int | Tensor) -> Tensor:
@@ -264,34 +251,41 @@ class MovingPlaces(nn.Module):
         """
         share = self.choice(text).float().softmax(dim=-1)
         time = self._time(frames, position)
+        falling = torch.linspace(0, 1, _WAVES, device=text.device)
+        wave_numbers = 2 * math.pi / (_LONGEST * (_SHORTEST / _LONGEST) ** falling)
 
-        def along(size: int, velocity: Tensor) -> Tensor:
+        def along(size: int, velocities: tuple[float, ...]) -> Tensor:
             """Return the waves of one axis, ``[B, frames, size, 2 * waves]``."""
             still = torch.arange(size, device=text.device).float()
-            at = still - velocity[:, None, None] * time[:, None]
-            waves = _waves(at.clamp(-_BESIDE, size + _BESIDE), self.wave_numbers)
+            at = torch.stack([still - speed * time[:, None] for speed in velocities])
+            waves = _waves(at.clamp(-_BESIDE, size + _BESIDE), wave_numbers)
             return torch.einsum("bk,ktsw->btsw", share, waves)
 
-        down, right = (velocity.float() for velocity in self.velocities.unbind(1))
+        down, right = zip(*self.velocities, strict=True)
         rows = self.rows(along(self.grid[0], down).to(text.dtype))
         columns = self.columns(along(self.grid[1], right).to(text.dtype))
-        clock = self.clock(_waves(time, self.beats).to(text.dtype))
+        clock = self.clock(self._beats(time).to(text.dtype))
         return rows.unsqueeze(3) + columns.unsqueeze(2) + clock[:, None, None]
 
     def beat(self, frames: int, position: int | Tensor) -> Tensor:
         """Return what the clock adds to the timestep embedding, ``[frames, dim]``."""
-        waves = _waves(self._time(frames, position), self.beats)
-        return self.modulation(waves.to(self.modulation.weight.dtype))
+        weight = self.modulation.weight
+        return self.modulation(self._beats(self._time(frames, position)).to(weight.dtype))
 
     def _time(self, frames: int, position: int | Tensor) -> Tensor:
         """Return the numbers of latent frames in the stream, ``[frames]``."""
-        time = torch.arange(frames, device=self.wave_numbers.device) + position
-        return time.clamp(max=self.last_frame).float()
+        time = torch.arange(frames, device=self.modulation.weight.device) + position
+        return time.clamp(max=self.taught_frames - 1).float()
+
+    def _beats(self, time: Tensor) -> Tensor:
+        """Return waves in time, as many as make any course over the taught frames."""
+        count = torch.arange(1, self.taught_frames, device=time.device)
+        return _waves(time, count * (math.pi / self.taught_frames))
 
 
 def _waves(at: Tensor, wave_numbers: Tensor) -> Tensor:
     """Return sines and cosines of coordinates, in a new last dimension."""
-    phase = at.unsqueeze(-1) * wave_numbers.float()
+    phase = at.unsqueeze(-1) * wave_numbers
     return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 

@@ -240,7 +240,6 @@ def loss(config: GeneratorRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
 def _velocity_error(config: GeneratorRecipeConfig, roles: CascadeRoles, rng: torch.Generator) -> Tensor:
     """Return the cross-entropy of the velocity that captions of other scenes have the generator choose."""
     generator, seed = roles.generator, config.loop.seed
-    assert generator.moving_places is not None, "the config was checked"
     draws = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
     numbers = [int(number) for number in draws.integers(SCENES_A_SEED, size=config.velocity_captions)]
     context = roles.context(tuple(scene_caption(seed, number, draws) for number in numbers))
@@ -248,7 +247,7 @@ def _velocity_error(config: GeneratorRecipeConfig, roles: CascadeRoles, rng: tor
     rows = config.size[0] / LATENT_PX / generator.config.patch[1]
     unit = rows * FRAMES_PER_LATENT / GENERATED_FPS
     moves = chosen.new_tensor([scene_velocity(seed, number) for number in numbers]) * unit
-    wanted = torch.cdist(moves, generator.moving_places.velocities.float()).argmin(dim=1)
+    wanted = torch.cdist(moves, moves.new_tensor(generator.config.velocities)).argmin(dim=1)
     return F.cross_entropy(chosen.float(), wanted)
 
 
