@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import ultraflash_cli
-from ultraflash_cli.engine.profiles import LITE, LITE2
+from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.metrics.lpips import learned_distance
 from ultraflash_cli.train.drawing import Renderer
 from ultraflash_cli.train.roles import CascadeRoles
@@ -127,14 +127,14 @@ def _decibels(mean_square: Tensor) -> float:
 
 def trained(path: Path) -> Code:
     """Return the code of a run's weights."""
-    roles = CascadeRoles(LITE2, ("encoder", "decoder"))
+    roles = CascadeRoles(LITE, ("encoder", "decoder"))
     roles.load(read_tensors(path), hint="a run of `autoencoder`")
     return lambda clips: roles.decode_base(roles.encode(clips))
 
 
 def shipped() -> Code:
     """Return the code of the built-in model."""
-    parts = ("encoder", "low_decoder")
+    parts = ("encoder", "decoder")
     roles = CascadeRoles(LITE, parts)
     folder = Path(ultraflash_cli.__file__).parent / "weights" / "lite"
     files = {part: read_tensors(folder / f"{part}.safetensors") for part in parts}

@@ -9,7 +9,7 @@ from torch import nn
 
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.networks import NETWORKS, Config
-from ultraflash_cli.engine.profiles import LITE, LITE2, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.models.shelf import Shelf
@@ -47,8 +47,8 @@ class FolderShelf(Shelf):
 
 
 def taken_from(folder: Path | None) -> tuple[Shelf, Profile]:
-    """Return the built-in model, or what a folder holds of the next one, be it without an SR transformer."""
+    """Return the built-in model, or what a folder holds of one, be it without an SR transformer."""
     if folder is None:
         return Shelf(), LITE
     shelf = FolderShelf(folder)
-    return shelf, LITE2 if shelf.has(LITE2, "sr_dit") else replace(LITE2, sr_dit=None)
+    return shelf, LITE if shelf.has(LITE, "sr_dit") else replace(LITE, sr_dit=None)

@@ -5,8 +5,8 @@ frames at 1K: the 480p clip enlarged by lanczos, the model without its SR transf
 attention kept (dense). Then one stream at 480p tells how long the first frames take and how much memory is in use at 5,
 30 and 120 seconds of video.
 
-    python -m benchmarks.cascade --page cascade.html                                          # what ships
-    python -m benchmarks.cascade --page cascade.html --weights benchmarks/training/lite2      # the next `lite`
+    python -m benchmarks.cascade --page cascade.html                       # what ships
+    python -m benchmarks.cascade --page cascade.html --weights FOLDER      # weights of runs
 
 `make cascade` does the first.
 """
@@ -34,7 +34,7 @@ from ultraflash_cli.jobs.pages.page import webp_url, write_page
 from ultraflash_cli.models.build import build_text_to_video
 from ultraflash_cli.models.device import choose_precision
 from ultraflash_cli.models.shelf import Shelf
-from ultraflash_cli.train.latents import Pace, draw_scene, scene_caption, taught_scene
+from ultraflash_cli.train.latents import draw_scene, scene_caption, taught_scene
 from ultraflash_cli.train.validation import Scores, mean_scores, scores_of
 from ultraflash_cli.video.stills import webp_bytes
 
@@ -87,12 +87,12 @@ def arms_of(profile: Profile) -> list[Arm]:
     ]
 
 
-def held_out_scenes(count: int, pace: Pace) -> list[int]:
+def held_out_scenes(count: int) -> list[int]:
     """Return numbers of scenes of seed 0 that have a thing and in which nothing falls."""
     found: list[int] = []
     number = FIRST
     while len(found) < count:
-        scene = taught_scene(0, number, pace)
+        scene = taught_scene(0, number)
         if scene.thing is not None and scene.weather in ("clear", "clouds"):
             found.append(number)
         number += 1
@@ -155,14 +155,12 @@ class Row:
     """A part of a frame of the first scene."""
 
 
-def compared(
-    arms: Sequence[Arm], shelf: Shelf, numbers: Sequence[int], pace: Pace, *, latents: int
-) -> tuple[list[Row], bytes]:
+def compared(arms: Sequence[Arm], shelf: Shelf, numbers: Sequence[int], *, latents: int) -> tuple[list[Row], bytes]:
     """Return a row for each arm, and the renderer's picture."""
     height, width = arms[0].profile.base_size
     captions = [scene_caption(0, n, np.random.default_rng(n)) for n in numbers]
     drop = arms[0].profile.alignment.drop_front
-    truth = [draw_scene(0, n, latents, (SCALE * height, SCALE * width), pace)[None, :, drop:] for n in numbers]
+    truth = [draw_scene(0, n, latents, (SCALE * height, SCALE * width))[None, :, drop:] for n in numbers]
     drawn = [_unsteady(clip) for clip in truth]
     rows: list[Row] = []
     dtype = choose_precision("auto", CPU)
@@ -278,7 +276,7 @@ def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="folder of weights of the next `lite` (what ships)")
+    parser.add_argument("--weights", type=Path, help="folder of weights of runs (what ships)")
     parser.add_argument("--page", type=Path, help="the page (HTML)")
     parser.add_argument("--count", type=int, default=2, help="scenes (2)")
     parser.add_argument("--latents", type=int, default=6, help="of each clip, four frames each (6)")
@@ -288,14 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parser.parse_args(arguments)
     keep_freed_memory()
     shelf, profile = taken_from(settings.weights)
-    pace: Pace = "token" if settings.weights is None else "free"
-    numbers = held_out_scenes(settings.count, pace)
+    numbers = held_out_scenes(settings.count)
     # First, while nothing else takes memory.
     first, marks = stream(shelf, profile, marks_s=settings.seconds) if settings.page else (0.0, [])
     for mark in marks:
         print(f"{mark.video_s:.0f} s of video: {mark.resident_mb:.0f} MB in use, {mark.wall_s:.1f} s")
     print(HEADER)
-    rows, drawn = compared(arms_of(profile), shelf, numbers, pace, latents=settings.latents)
+    rows, drawn = compared(arms_of(profile), shelf, numbers, latents=settings.latents)
     if settings.page is None:
         return 0
     print(f"\nfirst frames of the stream after {first:.2f} s")

@@ -10,7 +10,7 @@ in signal-to-noise ratio and, where stlpips-pytorch is installed, in learned dis
 
     python -m benchmarks.stages                    # drawn scenes
     python -m benchmarks.stages --clips FOLDER     # `upscale` on clips, too
-    python -m benchmarks.stages --weights FOLDER   # `generate` at 1K by the next `lite`, from its runs' files
+    python -m benchmarks.stages --weights FOLDER   # `generate` by weights of runs
 """
 
 import argparse
@@ -31,16 +31,18 @@ from benchmarks.candidates import taken_from
 from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.plan import plan_upscale
 from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import plan_generation
+from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.metrics.lpips import learned_distance, weights_path
 from ultraflash_cli.models.build import build_text_to_video, build_upscaler
 from ultraflash_cli.models.profile import find_profile
-from ultraflash_cli.models.shelf import Shelf
-from ultraflash_cli.train.latents import Pace, draw_scene, scene_caption, taught_scene
+from ultraflash_cli.models.shelf import Config, Shelf
+from ultraflash_cli.train.latents import draw_scene, scene_caption, taught_scene
 from ultraflash_cli.video.plain import read_plain_frames
 
-__all__ = ["Line", "Subject", "checked", "generated", "main", "upscaled"]
+__all__ = ["Line", "Subject", "checked", "generated", "main", "refined", "upscaled"]
 
 LEAST_DB = 0.5
 LEAST_PERCENT = 10.0
@@ -192,6 +194,36 @@ def upscaled(profile: Profile, clips: Sequence[Tensor], *, scale: int = 2) -> Su
     return Subject({f"upscale/{name}": stage for name, stage in found.items() if stage is not None}, run, clips)
 
 
+def refined(profile: Profile, clips: Sequence[Tensor], *, scale: int = 2) -> Subject:
+    """Return what `generate` does with latents, on those of clips [1, 3, T, H, W] made smaller; H and W are multiples
+    of 64 and T of 4, the first frame four times."""
+    height, width = (side // scale for side in clips[0].shape[3:])
+    profile, shelf = profile.at_scale(scale), Shelf()
+    assert isinstance(profile.encoder, EncoderConfig) and profile.sr_dit is not None, f"{profile.name} has the stages"
+    upsampling, decoding = profile.latent_stages
+    parts: dict[str, Config] = {"encoder": profile.encoder, "upsampler": upsampling, "decoder": decoding}
+    parts["sr_dit"] = profile.sr_dit
+    found: dict[str, Any] = {
+        part: shelf.take(profile, part, config, device=CPU, dtype=torch.float32) for part, config in parts.items()
+    }
+    refiner = Refiner(profile, found["upsampler"], found["sr_dit"], found["decoder"])
+    small = [F.interpolate(clip[0].transpose(0, 1), scale_factor=1 / scale, mode="area") for clip in clips]
+
+    @torch.inference_mode()
+    def run(number: int, _others_words: bool) -> Tensor:
+        shown = small[number].transpose(0, 1)[None]
+        encoder = found["encoder"]
+        _, latents = encoder.step(encoder.init_state(batch=1, height=height, width=width), shown)
+        state = refiner.init_state(height=height // 8, width=width // 8)
+        made: list[Tensor] = []
+        for group in latents.split(profile.group_latents, dim=2):
+            state, (_, frames) = refiner.run_group(state, group)
+            made.append(frames)
+        return torch.cat(made, dim=2)
+
+    return Subject({f"refine/{name}": stage for name, stage in found.items()}, run, clips)
+
+
 def generated(
     profile: Profile,
     *,
@@ -200,7 +232,6 @@ def generated(
     size: tuple[int, int],
     scale: int = 1,
     shelf: Shelf | None = None,
-    pace: Pace = "token",
 ) -> Subject:
     """Return `generate` of the captions of held-out scenes in which nothing falls."""
     assert profile.generator is not None, f"{profile.name} generates"
@@ -239,7 +270,7 @@ def generated(
 
     large = size[0] * scale, size[1] * scale
     drop = profile.alignment.drop_front
-    truth = [draw_scene(0, n, plan.total_latents, large, pace)[None, :, drop:] for n in numbers]
+    truth = [draw_scene(0, n, plan.total_latents, large)[None, :, drop:] for n in numbers]
     refiner: Any = model.refiner
     found = {"generator": model.sampler, "low_decoder": model.low_decoder}
     found |= {name: getattr(refiner, name, None) for name in ("upsampler", "sr_dit", "decoder")}
@@ -263,13 +294,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lite")
     parser.add_argument("--clips", type=Path, help="folder of clips for `upscale`, beside the drawn scenes")
-    parser.add_argument(
-        "--weights", type=Path, help="folder of weights of the next `lite`, whose `generate` is checked"
-    )
+    parser.add_argument("--weights", type=Path, help="folder of weights of runs, whose `generate` is checked")
     parser.add_argument("--count", type=int, default=3, help="drawn scenes (3)")
     parser.add_argument("--frames", type=int, default=12, help="of each clip that is upscaled (12)")
     settings = parser.parse_args(arguments)
-    subjects = _subjects(settings) if settings.weights is None else [lambda: _next_model(settings)]
+    subjects = _subjects(settings)
+    if settings.weights is not None:
+        subjects = [lambda: _generated(settings, *taken_from(settings.weights))]
     failed = False
     for subject in subjects:
         for line in checked(subject()):
@@ -285,14 +316,12 @@ def _subjects(settings: argparse.Namespace) -> list[Callable[[], Subject]]:
     if settings.clips:
         subjects += [lambda clip=clip: upscaled(profile, [clip]) for clip in _clips(settings.clips, settings.frames)]
     if profile.generator is not None:
-        subjects.append(lambda: generated(profile, count=settings.count, latents=6, size=profile.base_size))
+        subjects.append(lambda: _generated(settings, Shelf(), profile))
     return subjects
 
 
-def _next_model(settings: argparse.Namespace) -> Subject:
-    shelf, profile = taken_from(settings.weights)
-    size = profile.base_size
-    return generated(profile, count=settings.count, latents=6, size=size, scale=2, shelf=shelf, pace="free")
+def _generated(settings: argparse.Namespace, shelf: Shelf, profile: Profile) -> Subject:
+    return generated(profile, count=settings.count, latents=6, size=profile.base_size, scale=2, shelf=shelf)
 
 
 def _drawn(count: int) -> list[Any]:

@@ -244,7 +244,7 @@ class FrameStream:
         torch.set_num_threads(threads or usable_cores())
         chosen, shelf, context = choose_device(device, model=profile.name), Shelf(_store()), None
         with oom_errors():
-            if profile.refines_by_words:
+            if profile.upscales_by_words:
                 context = embed_prompts(
                     shelf, profile, [profile.default_prompt], device=chosen, precision=precision, warn=_ignore
                 )[0]

@@ -9,37 +9,10 @@ from safetensors.torch import save_file
 
 from benchmarks import cascade
 from benchmarks.candidates import FolderShelf, taken_from
-from ultraflash_cli.engine.profiles import LITE, LITE2, TINY_LITE, Profile
-from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsamplerConfig
+from ultraflash_cli.engine.profiles import LITE, TINY_LITE, Profile
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder
-from ultraflash_cli.engine.stages.sr_dit import SrDitConfig
 from ultraflash_cli.errors import WeightsError
 from ultraflash_cli.models.shelf import Shelf
-
-assert TINY_LITE.generator is not None and TINY_LITE.low_decoder is not None
-REFINING = replace(
-    TINY_LITE,
-    name="tiny-refining",
-    upsampler=LatentUpsamplerConfig(width=8, blocks=1),
-    decoder=TINY_LITE.low_decoder,
-    low_decoder=None,
-    sr_dit=SrDitConfig(
-        dim=32,
-        num_heads=2,
-        num_layers=1,
-        ffn_dim=48,
-        freq_dim=16,
-        text_dim=TINY_LITE.generator.text_dim,
-        text_len=TINY_LITE.generator.text_len,
-        block=(2, 2, 2),
-        local_range=3,
-        ref_spatial_tokens=None,
-        top_k_ratio=0.5,
-        kv_len=1,
-        group_latents=2,
-        prediction="residual",
-    ),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +24,10 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("profile", "arms"),
     [
-        (TINY_LITE, ["480p, lanczos", "as it serves"]),
-        (REFINING, ["480p, lanczos", "without SR transformer", "with SR transformer", "with it, dense"]),
+        (replace(TINY_LITE, sr_dit=None), ["480p, lanczos", "as it serves"]),
+        (TINY_LITE, ["480p, lanczos", "without SR transformer", "with SR transformer", "with it, dense"]),
     ],
-    ids=["pixels", "latents"],
+    ids=["without", "with"],
 )
 def test_the_page_shows_every_arm_of_a_model_and_a_stream(
     profile: Profile,
@@ -74,14 +47,14 @@ def test_the_page_shows_every_arm_of_a_model_and_a_stream(
     assert "first frames of the stream after" in printed and printed.count("MB in use") == 2
 
 
-def test_weights_of_a_folder_serve_as_the_next_model_and_without_an_sr_transformer_it_has_none(tmp_path: Path) -> None:
+def test_weights_of_a_folder_serve_as_the_built_in_model_whatever_they_lack(tmp_path: Path) -> None:
     assert taken_from(None)[1] is LITE
     with pytest.raises(WeightsError, match="no safetensors files"):
         FolderShelf(tmp_path)
-    words = PromptEncoder(LITE2.prompt_encoder)
+    words = PromptEncoder(LITE.prompt_encoder)
     tensors = {f"text_encoder.{name}": x.contiguous() for name, x in words.state_dict().items()}
     save_file(tensors, tmp_path / "words.safetensors")
     shelf, profile = taken_from(tmp_path)
     assert profile.sr_dit is None and shelf.has(profile, "text_encoder") and not shelf.has(profile, "decoder")
-    taken = shelf.take(profile, "text_encoder", LITE2.prompt_encoder, device=torch.device("cpu"), dtype=torch.float32)
+    taken = shelf.take(profile, "text_encoder", LITE.prompt_encoder, device=torch.device("cpu"), dtype=torch.float32)
     assert all(torch.equal(a, words.state_dict()[name]) for name, a in taken.state_dict().items())

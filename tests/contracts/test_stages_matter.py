@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.autoencoder import held_out
-from benchmarks.stages import Line, Subject, checked, generated, upscaled
+from benchmarks.stages import Line, Subject, checked, generated, refined, upscaled
 from ultraflash_cli.engine.profiles import LITE
 
 
@@ -25,6 +25,13 @@ def test_every_stage_that_generates_with_lite_matters() -> None:
     subject = generated(LITE, count=2, latents=3, size=LITE.base_size)
     lines = list(checked(subject, likeness=False))
     assert {line.name for line in lines} == {"generate/generator", "generate/low_decoder", "text_encoder"}
+    assert not dead(lines)
+
+
+def test_every_stage_that_refines_with_lite_matters() -> None:
+    clips = [clip.frames_cthw[None] for clip in held_out(1, (192, 320), falling=False)]
+    lines = list(checked(refined(LITE, clips), likeness=False))
+    assert {line.name for line in lines} == {f"refine/{part}" for part in ("encoder", "upsampler", "sr_dit", "decoder")}
     assert not dead(lines)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.generators import HEIGHT, SCHEDULE, TINY, WIDTH, build, clean_latents
+from tests.engine.generators import SCHEDULE, TINY, build, clean_latents
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.errors import ConfigError
 
@@ -61,26 +61,45 @@ def test_a_pooled_prompt_reaches_every_token_at_once() -> None:
     assert ((one - two).abs().amax((1, 3, 4)) > 1e-6).all(), "cross-attention is silent, modulation is not"
 
 
-@pytest.mark.parametrize("drift", [(0, 1), (0, -1), (-1, 0), (1, 0)])
-def test_what_moves_a_token_a_chunk_stays_in_one_place_of_a_grid_that_drifts_along(drift: tuple[int, int]) -> None:
-    stage = build(replace(TINY, grid=(2, 3), drifts=(drift,), drift_frames=9, slide=True))
+@pytest.mark.parametrize("velocity", [(0.0, 0.5), (0.0, -0.5), (-0.5, 0.0), (0.5, 0.0)])
+def test_what_moves_as_the_prompt_says_stays_in_one_place_of_a_frame_that_moves_along(
+    velocity: tuple[float, float],
+) -> None:
+    stage = build(replace(TINY, grid=(2, 3), pool_text=True, velocities=(velocity, (0.0, 0.0)), slide=True))
+    assert stage.moving_places is not None
     with torch.no_grad():
-        for name, value in stage.named_parameters():
-            if name.endswith("attn.o.weight") or name in ("row_places", "column_places"):
-                value.zero_()  # tokens tell each other nothing, and know only where they are in the moving grid
-    x = torch.ones(1, 4, 3, HEIGHT, WIDTH)
+        stage.moving_places.clock.weight.zero_()
+        last = stage.moving_places.choice[-1]
+        assert isinstance(last, torch.nn.Linear)
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([50.0, -50.0]))  # the prompt chooses the first
 
-    def flow(position: int | Tensor) -> Tensor:
-        return stage.forward_chunk(x, 500.0, position=position).flow_bcthw
+    def places(position: int | Tensor) -> Tensor:
+        assert stage.moving_places is not None
+        return stage.moving_places(torch.zeros(1, TINY.dim), 1, position)[0, 0]
 
-    now, then = flow(2), flow(5)
-    down, right = (2 * step for step in drift)  # two latent pixels a token
-    moved = now.roll((down, right), dims=(3, 4))
+    now, then = places(2), places(4)
+    down, right = (int(2 * speed) for speed in velocity)  # tokens in two latent frames
+    moved = now.roll((down, right), dims=(0, 1))
     here = [slice(max(0, step), step if step < 0 else None) for step in (down, right)]
-    torch.testing.assert_close(then[..., here[0], here[1]], moved[..., here[0], here[1]])
+    torch.testing.assert_close(then[here[0], here[1]], moved[here[0], here[1]], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(then, now, atol=1e-2)
-    torch.testing.assert_close(flow(torch.tensor(5)), then)
-    torch.testing.assert_close(flow(900), flow(903))  # everything that moves has left by then
+    torch.testing.assert_close(places(torch.tensor(4)), then)
+    torch.testing.assert_close(places(900), places(903))  # the clock stands still
+    assert not torch.allclose(places(TINY.taught_frames - 1), places(TINY.taught_frames - 2), atol=1e-3)
+
+
+def test_constants_of_moving_places_are_those_of_the_config_however_it_is_loaded() -> None:
+    config = replace(TINY, grid=(2, 3), pool_text=True, velocities=((0.4875, 0.1), (0.0, 0.0)))
+    plain = build(config)
+    with torch.device("meta"):
+        served = Generator(config)
+    served.load_state_dict({name: x.bfloat16() for name, x in plain.state_dict().items()}, assign=True)
+    assert served.moving_places is not None and plain.moving_places is not None
+    text = torch.randn(1, TINY.dim, generator=torch.Generator().manual_seed(1))
+    exact = plain.moving_places(text, 3, 9)
+    error = (served.moving_places(text.bfloat16(), 3, 9).float() - exact).square().mean()
+    assert error < 1e-4 * exact.square().mean()
 
 
 def test_a_hidden_layer_of_the_head_starts_as_nothing_and_tells_more_than_the_width_of_the_network() -> None:
@@ -99,9 +118,7 @@ def test_a_hidden_layer_of_the_head_starts_as_nothing_and_tells_more_than_the_wi
     assert ranks[0] <= 13 and ranks[1] == 16, "at most 12 channels and a bias, or all 16 values of a patch"
 
 
-def test_drifts_are_single_steps_on_a_grid() -> None:
-    for wrong in ((1, 1), (0, 2), (0, 0)):
-        with pytest.raises(ConfigError, match="drifts are"):
-            replace(TINY, grid=(2, 3), drifts=(wrong,))
-    with pytest.raises(ConfigError, match="need a grid"):
-        replace(TINY, drifts=((0, 1),))
+def test_velocities_need_a_grid_and_a_prompt() -> None:
+    for without in ({"grid": (2, 3)}, {"pool_text": True}):
+        with pytest.raises(ConfigError, match="velocities need"):
+            replace(TINY, velocities=((0.0, 1.0),), **without)

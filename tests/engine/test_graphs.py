@@ -15,7 +15,7 @@ from tests.engine.standins import LateRecorder
 from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.graphs import CudaRecorder, Graphs
-from ultraflash_cli.engine.profiles import LITE_CASCADE, TINY_RANDOM, Profile
+from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.regroup import Regrouped
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
@@ -54,7 +54,7 @@ def shrunk(profile: Profile) -> Profile:
     return replace(profile, group_latents=2, sr_dit=replace(profile.sr_dit, group_latents=2))
 
 
-@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), LITE_CASCADE], ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), LITE], ids=lambda profile: profile.name)
 def test_a_clip_through_recorded_steps_is_the_same_bit_for_bit(profile: Profile) -> None:
     graphs = Graphs(LateRecorder())
     with_graphs, plain = cascade(profile, graphs), cascade(profile, Graphs(None))
@@ -105,7 +105,7 @@ def test_a_memory_that_shrinks_by_schedule_is_recorded_by_its_length() -> None:
 def test_after_a_recording_that_failed_everything_runs_eagerly_and_is_said_once() -> None:
     recorder = LateRecorder(refuses="a host copy")
     graphs = Graphs(recorder)
-    model, plain = cascade(LITE_CASCADE, graphs), cascade(LITE_CASCADE, Graphs(None))
+    model, plain = cascade(LITE, graphs), cascade(LITE, Graphs(None))
     with pytest.warns(RuntimeWarning, match="cannot be recorded as a CUDA graph, runs eagerly") as said:
         sharp = upscaled(model, clip(45))
     assert torch.equal(sharp, upscaled(plain, clip(45)))
@@ -174,7 +174,7 @@ def test_a_capture_that_fails_gives_stream_and_allocator_back(monkeypatch: pytes
 
 def test_paused_graphs_run_everything_as_it_is() -> None:
     graphs = Graphs(LateRecorder())
-    model = cascade(LITE_CASCADE, graphs)
+    model = cascade(LITE, graphs)
     with graphs.paused():
         upscaled(model, clip(45))
     assert graphs.counts == {} and graphs.on and not Graphs(None).on
@@ -209,7 +209,7 @@ def test_a_generator_draws_the_same_latents_by_recorded_passes(kind: str) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), LITE_CASCADE], ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", [shrunk(TINY_RANDOM), LITE], ids=lambda profile: profile.name)
 def test_on_a_gpu_graphs_replay_the_same_pixels(profile: Profile) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     graphs = Graphs(CudaRecorder(device))

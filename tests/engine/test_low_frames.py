@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.contracts.stages import AHEAD, PLAIN_DECODER, READING_DECODER, TINY, WITH_VAE, randomise, tiny_cascade
 from ultraflash_cli.engine.layers.low_frames import GAIN, by_latent
 from ultraflash_cli.engine.layers.resample import lanczos_upscale
-from ultraflash_cli.engine.profiles import LITE2, ULTRAFLASH, Profile
+from ultraflash_cli.engine.profiles import LITE, ULTRAFLASH, Profile
 from ultraflash_cli.engine.regroup import run
 from ultraflash_cli.engine.stages.decoder import Decoder, DecoderConfig, DecoderInputs
 
@@ -84,4 +84,4 @@ def test_pieces_of_a_stream_equal_the_parallel_form_that_training_uses() -> None
 def test_the_cells_of_a_decoder_s_last_stage() -> None:
     assert PLAIN_DECODER.last_cell == ULTRAFLASH.base_decoder.last_cell == (2, 2)
     assert SHUFFLING.last_cell == (8, 2)
-    assert LITE2.base_decoder.last_cell == (4, 1)
+    assert LITE.base_decoder.last_cell == (4, 1)

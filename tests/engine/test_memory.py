@@ -27,7 +27,7 @@ from ultraflash_cli.engine.footprint.plan import MemoryPlan, MemorySettings, Mem
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.plan import plan_upscale
-from ultraflash_cli.engine.profiles import LITE, LITE_CASCADE, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile
+from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM, ULTRAFLASH, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import plan_generation
@@ -156,7 +156,7 @@ CONVOLUTIONS = [
     pytest.param("wan_vae", WanVaeConfig(width=16), id="full autoencoder"),
     pytest.param("decoder", DecoderConfig(), id="tiny decoder"),
     pytest.param("decoder", DecoderConfig(upsampling="pixel_shuffle", memory_init="replicate"), id="ultra decoder"),
-    pytest.param("decoder", TINY_LITE.low_decoder, id="low-resolution decoder"),
+    pytest.param("decoder", LITE.decoder, id="decoder of lite"),
     pytest.param("decoder", DecoderConfig(reads_low_frames=True), id="decoder that reads frames"),
 ]
 
@@ -208,7 +208,7 @@ SR_SIZES = replace(
         pytest.param(SR_SIZES, (32, 48), id="as published"),
         pytest.param(SR_SIZES, (28, 48), id="padded"),
         pytest.param(replace(SR_SIZES, ffn_dim=96), (32, 48), id="narrow feed-forward"),
-        pytest.param(LITE_CASCADE.sr_dit, (32, 48), id="lite"),
+        pytest.param(LITE.sr_dit, (60, 104), id="lite"),
     ],
 )
 def test_the_sr_transformer_takes_what_its_formula_says(
@@ -292,13 +292,18 @@ def pixel_networks(profile: Profile) -> tuple[Cascade, list[nn.Module]]:
     return Cascade(profile, None, PixelRefiner(profile, path)), [path]
 
 
-def test_a_clip_from_words_takes_what_is_planned_where_the_pixel_path_enlarges_its_frames() -> None:
+@pytest.mark.parametrize("low_frames", [False, True], ids=["large", "both sizes"])
+def test_a_clip_from_words_takes_what_is_planned(low_frames: bool) -> None:
     profile, plan = TINY_LITE.at_scale(2), plan_generation(18)
-    assert profile.generator is not None and profile.low_decoder is not None and profile.pixels is not None
+    assert profile.generator is not None and profile.decoder is not None and profile.sr_dit is not None
+    assert profile.upsampler is not None
     torch.manual_seed(0)
-    generator, low_decoder, path = Generator(profile.generator), Decoder(profile.low_decoder), PixelPath(profile.pixels)
-    video = TextToVideo(profile, plan, Sampler(generator), refiner=PixelRefiner(profile, path), low_decoder=low_decoder)
-    networks = (generator, low_decoder, path)
+    generator, decoder = Generator(profile.generator), Decoder(profile.decoder)
+    upsampler, sr_dit = LatentUpsampler(profile.upsampler), SrDit(profile.sr_dit)
+    refiner = Refiner(profile, upsampler, sr_dit, decoder)
+    low = decoder if low_frames else None
+    video = TextToVideo(profile, plan, Sampler(generator), refiner=refiner, low_decoder=low)
+    networks = (generator, decoder, upsampler, sr_dit)
     with torch.inference_mode(), LiveBytes([x for network in networks for x in network.parameters()]) as live:
         state = video.init_state(height=8, width=12)
         for _ in plan.groups:
@@ -309,8 +314,10 @@ def test_a_clip_from_words_takes_what_is_planned_where_the_pixel_path_enlarges_i
         group_latents=profile.group_latents,
         drawn_latents=6,
         generator=profile.generator,
-        pixels=profile.pixels,
-        low_decoder=profile.low_decoder,
+        upsampler=profile.upsampler,
+        sr_dit=profile.sr_dit,
+        decoder=profile.decoder,
+        low_decoder=profile.decoder if low_frames else None,
         dtype_of=lambda part: torch.float32,
         on_gpu=False,
     )

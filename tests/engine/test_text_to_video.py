@@ -1,6 +1,5 @@
 """Prompts to frames: counts, seeds, saved states, memory-saving ways that change nothing."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from tests.contracts.stages import PLAIN_DECODER
 from tests.engine.videos import CONTEXT, HEIGHT, WIDTH, frames_of, run, start, video
 from ultraflash_cli.engine.clock import StageClock
-from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.profiles import LITE, TINY_LITE, TINY_RANDOM
 from ultraflash_cli.engine.refiner import Refiner
@@ -24,6 +22,7 @@ from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.models.frames import GeneratedFrames
 
 LITE_WORDS = PromptEncoderConfig(dim=24)
+NO_LATENTS: dict[str, Any] = {"upsampler": None, "sr_dit": None, "decoder": None}
 NARROW = replace(PLAIN_DECODER, latent_channels=8)
 
 
@@ -125,7 +124,7 @@ def test_the_published_length_gives_eighty_one_frames(latents: int) -> None:
     assert plan_generation(latents).total_frames == 81
 
 
-# A pixel path behind the low decoder
+# The built-in model
 
 LITE_CONTEXT = torch.randn((1, 5, 16), generator=torch.Generator().manual_seed(8))
 
@@ -143,47 +142,23 @@ def low_frames_of(groups: list[GeneratedGroup]) -> Tensor:
 
 
 @pytest.mark.parametrize("scale", [2, 3])
-def test_the_low_decoder_feeds_the_pixel_path(scale: int) -> None:
+def test_both_sizes_are_made_of_the_same_latents(scale: int) -> None:
     plan = plan_generation(9)
-    groups = run_lite(lite(plan, scale))
+    groups = run_lite(lite(plan, scale, low=True))
     assert frames_of(groups).shape == (1, 3, plan.total_frames, 8 * scale * HEIGHT, 8 * scale * WIDTH)
     assert low_frames_of(groups).shape == (1, 3, plan.total_frames, 8 * HEIGHT, 8 * WIDTH)
 
 
-def test_the_pixel_path_sees_what_it_would_see_of_a_clip() -> None:
-    model = lite(plan_generation(12), scale=3)
-    refiner = model.refiner
-    assert refiner is not None
-    seen, raw = list[Tensor](), list[Tensor]()
-    run_group: Callable[..., Any] = refiner.run_group
-
-    def watched(state: Any, frames: Tensor) -> Any:
-        state, piece = run_group(state, frames)
-        seen.append(frames.clone())
-        raw.append(piece.frames_bcthw.clone())
-        return state, piece
-
-    refiner.run_group = watched  # pyright: ignore[reportAttributeAccessIssue]
-    groups = run_lite(model)
-    near = torch.cat(seen, dim=2)
-    shown = low_frames_of(groups)
-    assert shown.min() < 0 or shown.max() > 1, "frames of random weights leave the range"
-    assert torch.equal(near, shown.clamp(0, 1))
-    assert not torch.equal(frames_of(groups), torch.cat(raw, dim=2))
-    matched = match_colours(torch.cat(raw, dim=2)[0].transpose(0, 1), near[0].transpose(0, 1))
-    torch.testing.assert_close(frames_of(groups)[0].transpose(0, 1), matched)
-
-
 def test_how_many_groups_are_made_at_a_time_changes_nothing() -> None:
     plans = [plan_generation(12, chunks_per_group=count) for count in (2, 4)]
-    one, other = (run_lite(lite(plan)) for plan in plans)
+    one, other = (run_lite(lite(plan, low=True)) for plan in plans)
     assert (len(one), len(other)) == (2, 1)
     assert torch.equal(frames_of(one), frames_of(other))
     assert torch.equal(low_frames_of(one), low_frames_of(other))
 
 
 def test_the_states_of_both_decoders_go_on_bit_for_bit() -> None:
-    model = lite(plan_generation(12))
+    model = lite(plan_generation(12), low=True)
     whole = run_lite(model, seed=4)
     fresh = lambda: start(model, context=LITE_CONTEXT, seed=4)  # noqa: E731
     state, _ = model.step(fresh())
@@ -192,12 +167,14 @@ def test_the_states_of_both_decoders_go_on_bit_for_bit() -> None:
     assert torch.equal(frames_of([whole[1]]), frames_of([second]))
     assert torch.equal(low_frames_of([whole[1]]), low_frames_of([second]))
     assert any(name.startswith("low_decoder.memories") for name in saved)
+    assert any(name.startswith("refiner.decoder.memories") for name in saved)
     forgotten = {name: torch.zeros_like(x) if name.startswith("low_decoder") else x for name, x in saved.items()}
     _, other = model.step(state_from_tensors(fresh(), forgotten))
-    assert other.frames_bcthw is not None and not torch.equal(other.frames_bcthw, frames_of(whole[1:]))
+    assert torch.equal(frames_of([other]), frames_of([whole[1]]))
+    assert not torch.equal(low_frames_of([other]), low_frames_of([whole[1]]))
 
 
-def test_words_reach_a_model_whose_refinement_takes_none() -> None:
+def test_words_reach_the_built_in_model() -> None:
     model = lite(plan_generation(6))
     one, other = frames_of(run_lite(model)), frames_of(run_lite(model, context=LITE_CONTEXT.flip(1)))
     assert not torch.equal(one, other)
@@ -213,13 +190,14 @@ def test_a_window_that_slides_has_no_end() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        pytest.param({"low_decoder": None}, "needs a decoder", id="nothing feeds the pixel path"),
-        pytest.param({"pixels": None}, "pixel path enlarges", id="nothing enlarges"),
-        pytest.param({"sr_dit": TINY_RANDOM.sr_dit}, "SR transformer", id="a transformer without latents"),
-        pytest.param({"decoder": TINY_RANDOM.decoder}, "must be given together", id="a decoder without an upsampler"),
+        pytest.param(NO_LATENTS, "needs a decoder", id="nothing makes frames of latents"),
+        pytest.param({**NO_LATENTS, "generator": None, "pixels": None}, "pixel path enlarges", id="nothing enlarges"),
+        pytest.param({**NO_LATENTS, "sr_dit": TINY_LITE.sr_dit}, "SR transformer", id="a transformer without latents"),
+        pytest.param({"sr_dit": TINY_RANDOM.sr_dit}, "groups 6 latents", id="other groups"),
+        pytest.param({"upsampler": None}, "must be given together", id="a decoder without an upsampler"),
         pytest.param({"alignment": Alignment(pad_front=0)}, "pad_front", id="an encoder that runs ahead"),
         pytest.param({"text_encoder": LITE_WORDS}, "do not match the generator", id="other words"),
-        pytest.param({"low_decoder": NARROW}, "latent channels", id="other latents"),
+        pytest.param({"decoder": NARROW}, "latent channels", id="other latents"),
     ],
 )
 def test_a_profile_whose_parts_do_not_fit_is_refused(changes: dict[str, Any], words: str) -> None:

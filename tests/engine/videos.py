@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.contracts.stages import randomise
-from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import TINY_RANDOM, Profile
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.sampling import Sampler
@@ -14,7 +13,6 @@ from ultraflash_cli.engine.schedule import GenerationPlan
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
-from ultraflash_cli.engine.stages.pixel_path import PixelPath
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import GeneratedGroup, TextToVideo
 
@@ -32,22 +30,13 @@ def video(
     assert profile.generator is not None
     generator, base_decoder = Generator(profile.generator), Decoder(profile.base_decoder)
     networks: list[nn.Module] = [generator, base_decoder]
-    if profile.refines_latents:
-        assert profile.sr_dit is not None
-        upsampling, decoding = profile.latent_stages
-        upsampler, sr_dit = LatentUpsampler(upsampling), SrDit(profile.sr_dit)
-        decoder = base_decoder if profile.low_decoder is None else Decoder(decoding)
-        networks += [upsampler, sr_dit, decoder]
-        refiner: Refiner | PixelRefiner = Refiner(profile, upsampler, sr_dit, decoder)
-    else:
-        assert profile.pixels is not None
-        path = PixelPath(profile.pixels)
-        networks.append(path)
-        refiner = PixelRefiner(profile, path)
+    assert profile.sr_dit is not None
+    upsampler, sr_dit = LatentUpsampler(profile.latent_stages[0]), SrDit(profile.sr_dit)
+    networks += [upsampler, sr_dit]
     for seed, network in enumerate(networks):
         randomise(network, seed)
-    low_decoder = base_decoder if low or not refined or refiner.reads_frames else None
-    refiner = refiner if refined else None  # pyright: ignore[reportAssignmentType]
+    refiner = Refiner(profile, upsampler, sr_dit, base_decoder) if refined else None
+    low_decoder = base_decoder if low or not refined else None
     return TextToVideo(profile, plan, Sampler(generator), refiner=refiner, low_decoder=low_decoder, **options)
 
 

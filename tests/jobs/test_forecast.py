@@ -9,13 +9,14 @@ import torch
 
 from tests.jobs.clips import make_clip
 from ultraflash_cli.engine.counts import counting_flops
-from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import TINY_LITE
+from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.sampling import Sampler
 from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator
-from ultraflash_cli.engine.stages.pixel_path import PixelPath
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
+from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import TextToVideo
 from ultraflash_cli.jobs.forecast import Forecast, describe_forecast
 from ultraflash_cli.jobs.running import loader
@@ -68,15 +69,16 @@ def test_the_work_of_a_generation_is_predicted_within_a_factor(
 
 
 def test_a_look_at_a_generator_of_one_size_counts_what_it_runs_and_runs_little() -> None:
-    assert TINY_LITE.generator is not None and TINY_LITE.pixels is not None
+    assert TINY_LITE.generator is not None
     config = replace(TINY_LITE.generator, grid=(8, 12))
     profile = replace(TINY_LITE, generator=config, base_size=(256, 384)).at_scale(2)
-    assert profile.pixels is not None
+    assert profile.upsampler is not None and profile.sr_dit is not None
+    parts = LatentUpsampler(profile.upsampler), SrDit(profile.sr_dit), Decoder(profile.base_decoder)
     video = TextToVideo(
         profile,
         plan_generation(8, chunk=2, chunks_per_group=2),
         Sampler(Generator(config).eval().requires_grad_(False)),
-        refiner=PixelRefiner(profile, PixelPath(profile.pixels)),
+        refiner=Refiner(profile, *parts),
         low_decoder=Decoder(profile.base_decoder),
     )
     context = torch.zeros(1, config.text_len, config.text_dim)
@@ -85,7 +87,8 @@ def test_a_look_at_a_generator_of_one_size_counts_what_it_runs_and_runs_little()
         looked = so_far()
         video.step(video.init_state(height=32, width=48, context=context))
         group = so_far() - looked
-    assert rates == pytest.approx((1e9, 1e9)), "as many operations as the clock has counted"
+    # Which pairs of blocks weights choose is not known without them: how many they are is, but for a few.
+    assert rates == pytest.approx((1e9, 1e9), rel=1e-3), "as many operations as the clock has counted"
     assert looked < group / 2
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.autoencoder import held_out, linear_code, trained
 from tests.train.made import moving_shapes
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
-from ultraflash_cli.engine.profiles import LITE2
+from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.components import start_from_components
 from ultraflash_cli.train.data import Material, load_materials
@@ -55,7 +55,7 @@ def test_a_fresh_autoencoder_is_nearly_as_good_as_the_linear_code_of_its_rate() 
     ("profile", "reason"),
     [
         pytest.param(replace(TOY_SPACE, encoder=TOY.encoder), "mirrors the encoder", id="other order"),
-        pytest.param(replace(LITE2, encoder=replace(LITE2.encoder, linear_trunk=False)), "activations", id="trunk"),
+        pytest.param(replace(LITE, encoder=replace(LITE.encoder, linear_trunk=False)), "activations", id="trunk"),
     ],
 )
 def test_networks_that_no_linear_map_goes_through_are_refused(profile: object, reason: str) -> None:

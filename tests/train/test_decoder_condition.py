@@ -35,7 +35,7 @@ PAIRS = PairConfig(frames=8, crop_px=32, shares=(("scene", 1.0),), degradation=C
 
 def drawn_scenes(count: int, *, seed: int) -> list[Material]:
     """Clips of drawn scenes."""
-    frames = [draw_scene(seed, number, 4, (96, 160), "free") for number in range(count)]
+    frames = [draw_scene(seed, number, 4, (96, 160)) for number in range(count)]
     bytes_ = [(x.permute(1, 2, 3, 0) * 255).round().to(torch.uint8).numpy() for x in frames]
     licence = "made for this project (test)"
     return [Material(f"scene_{seed}_{i}", "scene", licence, x, "a scene") for i, x in enumerate(bytes_)]

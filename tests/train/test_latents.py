@@ -188,7 +188,7 @@ def test_channels_weigh_as_much_as_the_decoder_makes_of_them() -> None:
     config = replace(generator.configure(steps=1, seed=1, toy=True), text_drop=0.0, pixel_power=1.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(6)
-        weights = CascadeRoles(TOY, ("encoder", TOY.base_decoder_part)).state_dict()
+        weights = CascadeRoles(TOY, ("encoder", "decoder")).state_dict()
     weights["decoder.decoder.1.weight"][:, 5] *= 10
     roles = generator.start(config, [], weights)
     gain, clip = pixel_gain(roles), torch.zeros((1, 8, 2, 12, 12))

@@ -44,7 +44,7 @@ def weights() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Tensor]) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
-    plain = EncodeScenesJob(out=folder, weights=weights, count=3, latents=4, shard=2, profile=TOY, pace="free")
+    plain = EncodeScenesJob(out=folder, weights=weights, count=3, latents=4, shard=2, profile=TOY)
     encode_scenes(replace(plain, out=folder / "high", size=HIGH))
     encode_scenes(replace(plain, out=folder / "low", size=LOW))
     roles = CascadeRoles(TOY, ("generator", "text_encoder"), words=TOY_WORDS)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ultraflash_cli.engine.profiles import LITE2
+from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS, LATENT_PX
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.latents import scene_velocity, taught_scene
@@ -14,9 +14,9 @@ from ultraflash_cli.train.roles import TOY
 
 
 def test_every_scene_moves_at_a_velocity_of_the_built_in_generator() -> None:
-    config = LITE2.generator
+    config = LITE.generator
     assert config is not None
-    tokens = LITE2.base_size[0] / LATENT_PX / config.patch[1]
+    tokens = LITE.base_size[0] / LATENT_PX / config.patch[1]
     unit = tokens * FRAMES_PER_LATENT / GENERATED_FPS
     moves = torch.tensor([scene_velocity(1, number) for number in range(1, 400)]) * unit
     distance, nearest = torch.cdist(moves, torch.tensor(config.velocities)).min(dim=1)
@@ -25,7 +25,7 @@ def test_every_scene_moves_at_a_velocity_of_the_built_in_generator() -> None:
 
 def test_directions_are_those_of_the_captions() -> None:
     for number in range(1, 60):
-        thing = taught_scene(1, number, "free").thing
+        thing = taught_scene(1, number).thing
         down, right = scene_velocity(1, number)
         motion = None if thing is None else thing.motion
         assert (
@@ -50,9 +50,7 @@ def test_the_choice_of_velocities_is_learned_from_captions_alone() -> None:
     config = replace(config, profile=replace(TOY, generator=moving), velocity_captions=8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        roles = recipe.CascadeRoles(
-            config.profile, ("encoder", config.profile.base_decoder_part, *recipe.NETWORKS), words=config.words
-        )
+        roles = recipe.CascadeRoles(config.profile, ("encoder", "decoder", *recipe.NETWORKS), words=config.words)
     roles.learn(*recipe.NETWORKS)
     batch = recipe.make(config, None)(1)
     losses = recipe.loss(config, roles, batch, torch.Generator().manual_seed(0))

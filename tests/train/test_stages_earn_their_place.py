@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ultraflash_cli.engine.profiles import LITE2
+from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.train.components import start_from_components
 from ultraflash_cli.train.flows import clean_of, group_flow
 from ultraflash_cli.train.latents import draw_scene, scene_caption
@@ -34,13 +34,13 @@ LATENTS, LONG, SMALL, LARGE = 2, 8, (48, 80), (96, 160)
 SCENES, HELD_OUT, CLIPS, KEPT = 24, 6, 4, 3
 assert TOY.sr_dit is not None and TOY.upsampler is not None
 PROFILE = replace(
-    LITE2,
+    LITE,
     upsampler=replace(TOY.upsampler, latent_channels=16),
     sr_dit=replace(TOY.sr_dit, latent_channels=16, prediction="residual", sees_signal=True, kv_len=2),
     generator=None,
     text_encoder=None,
 )
-"""The next model's autoencoder, whose components need no training, and toys between its halves."""
+"""The built-in model's autoencoder, whose components need no training, and toys between its halves."""
 
 Weights = dict[str, Tensor]
 
@@ -52,8 +52,7 @@ class Scenes:
         self.clips = clips
         numbers, rng = range(1, count + 1), np.random.default_rng(1)
         self.low, self.high = (
-            torch.stack([draw_scene(seed, number, latents, size, "free") for number in numbers])
-            for size in (SMALL, LARGE)
+            torch.stack([draw_scene(seed, number, latents, size) for number in numbers]) for size in (SMALL, LARGE)
         )
         self.captions = [scene_caption(seed, number, rng) for number in numbers]
 

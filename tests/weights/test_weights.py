@@ -16,15 +16,15 @@ from ultraflash_cli.weights.verify import sha256_of, verify
 
 def test_every_listed_file_is_there_and_is_what_the_list_says() -> None:
     entries = read_manifest()
-    assert {"lite/encoder", "lite/pixels", "lite/pixels_detail", "lite/low_decoder"} <= entries.keys()
+    assert {"lite/encoder", "lite/pixels", "lite/pixels_detail", "lite/decoder", "lite/sr_dit"} <= entries.keys()
     for entry in entries.values():
         if entry.packaged:
             assert verify(entry).exists()
 
 
-def test_the_built_in_model_fits_in_12_megabytes() -> None:
+def test_the_built_in_model_fits_in_16_megabytes() -> None:
     lite = [entry for name, entry in read_manifest().items() if name.startswith("lite/")]
-    assert sum(entry.bytes or 0 for entry in lite) <= 12_000_000
+    assert sum(entry.bytes or 0 for entry in lite) <= 16_000_000
 
 
 def test_every_file_of_the_hub_has_rules_and_every_member_of_a_set_is_listed() -> None:
@@ -150,5 +150,9 @@ def test_matrices_stored_in_8_bits_come_back_within_half_a_step_of_their_row(tmp
         step = value.flatten(1).abs().amax(1) / 127 if value.ndim > 1 else value.abs() / 2**10
         step = step.clamp_min(2**-14)
         error = (back[name] - value).flatten(1).abs().amax(1) if value.ndim > 1 else (back[name] - value).abs()
-        assert (error <= 0.51 * step).all(), name
+        assert (error <= (1.02 if value.ndim > 2 else 0.51) * step).all(), name
+    lost = (back["a.kernel"] - tensors["a.kernel"]).sum((2, 3)).abs().amax(1)
+    assert (lost <= 0.52 * tensors["a.kernel"].flatten(1).abs().amax(1) / 127).all(), "taps make up for each other"
+    kept = stored_in_8_bits(tensors, exact=("a.kernel",))["a.kernel"]
+    assert kept.dtype == torch.float16
     assert read_tensors(tmp_path / "a.safetensors", dtype=torch.bfloat16)["a.weight"].dtype == torch.bfloat16

@@ -116,7 +116,7 @@ class MeasuredModel:
             plan,
             device=self.device,
             precision=case.precision,
-            context=self.context if profile.refines_by_words else None,
+            context=self.context if profile.upscales_by_words else None,
             timer=self.clock,
             speedups=self._speedups,
         )

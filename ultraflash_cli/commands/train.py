@@ -194,11 +194,7 @@ def encode_drawn_scenes(
     latents: Annotated[int, typer.Option("--latents", metavar="N", help="Latent frames per scene.")] = 6,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the scenes.")] = 1,
     toy: Annotated[bool, typer.Option("--toy", help="Use the recipes' toy sizes.")] = False,
-    model: Annotated[Literal["lite", "lite2"], typer.Option("--profile", help="Model whose encoder to use.")] = "lite",
     scale: Annotated[int, typer.Option("--scale", metavar="N", help="Scale relative to the generator's size.")] = 1,
-    pace: Annotated[
-        Literal["token", "free"], typer.Option("--pace", help="Speed of objects: one token per chunk, or any.")
-    ] = "token",
     precision: Annotated[
         Literal["fp32", "bf16"], typer.Option("--precision", help="Arithmetic of the encoder.")
     ] = "fp32",
@@ -207,13 +203,13 @@ def encode_drawn_scenes(
     """Render scenes and store them as latents."""
     import torch
 
-    from ultraflash_cli.engine.profiles import TRAINED
+    from ultraflash_cli.engine.profiles import LITE
     from ultraflash_cli.host import keep_freed_memory, usable_cores
     from ultraflash_cli.train.latents import EncodeScenesJob, encode_scenes
     from ultraflash_cli.train.roles import TOY
     from ultraflash_cli.weights.load import read_tensors
 
-    profile = TOY if toy else TRAINED[model]
+    profile = TOY if toy else LITE
     job = EncodeScenesJob(
         out=out,
         weights=read_tensors(start_from),
@@ -224,7 +220,6 @@ def encode_drawn_scenes(
         seed=seed,
         profile=profile,
         precision=precision,
-        pace=pace,
     )
     keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())
@@ -244,9 +239,6 @@ def answer_drawn_scenes(
         float,
         typer.Option("--level", metavar="SHARE", help="Noise level to start from; 1: pure noise."),
     ] = 1.0,
-    model: Annotated[
-        Literal["lite", "lite2"], typer.Option("--profile", help="Model whose generator to use.")
-    ] = "lite2",
     precision: Annotated[
         Literal["fp32", "bf16"], typer.Option("--precision", help="Arithmetic of the generator.")
     ] = "fp32",
@@ -255,7 +247,7 @@ def answer_drawn_scenes(
     """Generate clips from captions and keep them."""
     import torch
 
-    from ultraflash_cli.engine.profiles import TRAINED
+    from ultraflash_cli.engine.profiles import LITE
     from ultraflash_cli.host import keep_freed_memory, usable_cores
     from ultraflash_cli.train.roles import CascadeRoles
     from ultraflash_cli.train.scene_pairs import AnswerScenesJob, answer_scenes
@@ -263,8 +255,7 @@ def answer_drawn_scenes(
 
     if not 0 < level <= 1:
         raise UsageError(f"--level must be above 0 and at most 1, got {level:g}")
-    profile = TRAINED[model]
-    roles = CascadeRoles(profile, ("generator", "text_encoder"), words=profile.prompt_encoder)
+    roles = CascadeRoles(LITE, ("generator", "text_encoder"), words=LITE.prompt_encoder)
     roles.load(read_tensors(start_from), hint="average.safetensors of a run of `generator`")
     keep_freed_memory()
     torch.set_num_threads(threads or usable_cores())

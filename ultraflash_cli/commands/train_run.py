@@ -62,7 +62,7 @@ def recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int | 
             typer.Option(
                 "--profile",
                 metavar="NAME|FILE",
-                help="Model to train: lite, lite2, ultraflash, or a TOML file.",
+                help="Model to train: lite, ultraflash, or a TOML file.",
             ),
         ] = None,
         settings: Annotated[

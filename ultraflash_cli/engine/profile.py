@@ -28,9 +28,8 @@ class Profile:
     """Everything the engine knows of a model: which stages it has, and their sizes.
 
     Clips are upscaled by ``pixels`` if the model has it, else by encoder,
-    ``upsampler``, ``sr_dit`` and ``decoder``. Generated latents go through
-    ``upsampler``, ``sr_dit`` and ``decoder`` if the model has them, else through
-    ``low_decoder`` and ``pixels``.
+    ``upsampler``, ``sr_dit`` and ``decoder``. Generated latents always go through
+    ``upsampler``, ``sr_dit`` and ``decoder``.
     """
 
     name: str
@@ -44,20 +43,17 @@ class Profile:
     sr_dit: SrDitConfig | None = None
     """The one-step SR transformer; None for models without one."""
     decoder: DecoderConfig | None = None
-    """High-resolution latents to frames; None if a model has no latents of that
-    size."""
+    """Latents to frames, of the base size and of those that are refined; None if a
+    model only enlarges frames."""
     pixels: PixelPathConfig | None = None
     """Low- to high-resolution frames; its scale is replaced by the plan's. None where
-    latents are enlarged."""
+    clips are enlarged as latents."""
     group_latents: int = 6
     """Latent frames that go through the cascade together."""
     generator: GeneratorConfig | None = None
     """Prompts to low-resolution latents; None if a model only upscales."""
     long_generator: GeneratorConfig | None = None
     """The generator's variant for clips beyond its window, with its own weights."""
-    low_decoder: DecoderConfig | None = None
-    """Low-resolution latents to frames at the base size; None if the decoder itself
-    makes them."""
     text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
     """Prompts to embeddings; None for a model without text path."""
     wan_vae: WanVaeConfig | None = None
@@ -137,7 +133,7 @@ class Profile:
                 self._check_generator(generator)
 
     def _check_generator(self, generator: GeneratorConfig) -> None:
-        if self.decoder is None and self.low_decoder is None:
+        if self.decoder is None:
             raise ConfigError(f"{self.name}: a generator needs a decoder")
         if self.base_decoder.latent_channels != generator.latent_channels:
             raise ConfigError(
@@ -154,8 +150,13 @@ class Profile:
 
     @property
     def refines_by_words(self) -> bool:
-        """Whether the SR transformer reads a prompt, so that `upscale` may take one."""
+        """Whether the SR transformer reads a prompt."""
         return self.sr_dit is not None and self.sr_dit.text_len > 0
+
+    @property
+    def upscales_by_words(self) -> bool:
+        """Whether `upscale` may take a prompt: clips go through such a transformer."""
+        return self.refines_by_words and self.pixels is None
 
     @property
     def prompt_encoder(self) -> PromptEncoderConfig:
@@ -168,20 +169,9 @@ class Profile:
 
     @property
     def base_decoder(self) -> DecoderConfig:
-        """The decoder of low-resolution latents."""
-        decoder = self.low_decoder or self.decoder
-        assert decoder is not None, f"{self.name} has no decoder"
-        return decoder
-
-    @property
-    def refines_latents(self) -> bool:
-        """Whether generated clips are upscaled as latents; otherwise as frames."""
-        return self.decoder is not None
-
-    @property
-    def base_decoder_part(self) -> str:
-        """The name of the part that ``base_decoder`` is."""
-        return "decoder" if self.low_decoder is None else "low_decoder"
+        """The decoder of a model that has one."""
+        assert self.decoder is not None, f"{self.name} has no decoder"
+        return self.decoder
 
     def chunks_per_group(self, generator: GeneratorConfig) -> int:
         """Return how many chunks of a generator are refined together: the smallest

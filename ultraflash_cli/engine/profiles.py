@@ -16,8 +16,6 @@ from ultraflash_cli.engine.vocabulary import LAYOUT_WORDS, SCENE_WORDS
 
 __all__ = [
     "LITE",
-    "LITE2",
-    "LITE_CASCADE",
     "PROFILES",
     "RELEASED_ULTRA_DECODER",
     "TINY_LITE",
@@ -28,104 +26,27 @@ __all__ = [
     "Profile",
 ]
 
-_LITE_SR_DIT = SrDitConfig(
-    dim=64,
-    num_heads=2,
-    num_layers=2,
-    ffn_dim=128,
-    freq_dim=32,
-    text_len=0,
-    block=(2, 4, 4),
-    local_range=3,
-    ref_spatial_tokens=96,
-    kv_len=1,
-    group_latents=2,
-    prediction="residual",
-)
-
-_LITE_LOW_DECODER = DecoderConfig(
-    stages=(
-        DecoderStage(width=64, blocks=2, upsample=False, time_growth=2),
-        DecoderStage(width=64, blocks=1, upsample=False, time_growth=2),
-        DecoderStage(width=64, blocks=1, upsample=False),
-    ),
-    out_width=64,
-    last_shuffle=8,
-    memory_init="replicate",
-    negative_slope=0.1,
-)
 _LITE_WORDS = PromptEncoderConfig(
     words=SCENE_WORDS, variants=LAYOUT_WORDS, dim=96, heads=4, layers=2, text_len=32
 )
+
+_SPEEDS = (0.375, 0.4875, 0.6, 0.634, 0.78)
+"""Of things, in tokens of the generator per latent frame."""
+
 _LITE_GENERATOR = GeneratorConfig(
     dim=192,
-    num_heads=4,
+    num_heads=3,
     num_layers=6,
     ffn_dim=1024,
     freq_dim=64,
     text_dim=_LITE_WORDS.dim,
     text_len=_LITE_WORDS.text_len,
-    patch=(1, 4, 8),
+    patch=(1, 4, 4),
     prediction="clean",
     sees_signal=True,
     pool_text=True,
-    grid=(15, 13),
-    head_dim=384,
-    drifts=((0, 1), (0, -1), (-1, 0)),
-    steps=(1000, 100),
-    shift=0.7,
-    window=6,
-    slide=True,
-)
-LITE = Profile(
-    name="lite",
-    encoder=EncoderConfig(
-        width=64,
-        blocks=1,
-        patch=8,
-        strides=(1, 1, 1),
-        memory_init="replicate",
-        negative_slope=0.1,
-    ),
-    pixels=PixelPathConfig(),
-    low_decoder=_LITE_LOW_DECODER,
-    generator=_LITE_GENERATOR,
-    text_encoder=_LITE_WORDS,
-    group_latents=2,
-    spares_passes=False,
-    notice="lite makes simple landscapes; "
-    "for real clips run `ultraflash weights pull ultraflash`, on a GPU",
-    precisions=(("text_encoder", "fp32"),),
-    weights=(
-        ("encoder", "lite/encoder"),
-        ("pixels", "lite/pixels"),
-        ("pixels_detail", "lite/pixels_detail"),
-        ("low_decoder", "lite/low_decoder"),
-        ("generator", "lite/generator"),
-        ("text_encoder", "lite/text_encoder"),
-    ),
-)
-"""The built-in model."""
-
-LITE_CASCADE = replace(
-    LITE,
-    name="lite-cascade",
-    upsampler=LatentUpsamplerConfig(width=48, blocks=2, negative_slope=0.1),
-    sr_dit=_LITE_SR_DIT,
-    decoder=_LITE_LOW_DECODER,
-)
-"""The built-in model with the paper's stages after its generator, for the recipes that
-train them; not shipped."""
-
-_SPEEDS = (0.375, 0.4875, 0.6, 0.634, 0.78)
-"""Of things, in tokens of the generator per latent frame."""
-
-_LITE2_GENERATOR = replace(
-    _LITE_GENERATOR,
-    num_heads=3,
-    patch=(1, 4, 4),
     grid=(15, 26),
-    drifts=(),
+    head_dim=384,
     velocities=(
         (0.0, 0.0),
         *((0.0, speed) for speed in _SPEEDS),
@@ -136,17 +57,18 @@ _LITE2_GENERATOR = replace(
     shift=1.0,
     window=9,
     sink=3,
+    slide=True,
 )
 
-_LITE2_SR_DIT = SrDitConfig(
-    dim=_LITE2_GENERATOR.dim,
-    num_heads=_LITE2_GENERATOR.num_heads,
-    num_layers=_LITE2_GENERATOR.num_layers,
-    ffn_dim=_LITE2_GENERATOR.ffn_dim,
-    freq_dim=_LITE2_GENERATOR.freq_dim,
-    text_dim=_LITE2_GENERATOR.text_dim,
-    text_len=_LITE2_GENERATOR.text_len,
-    patch=_LITE2_GENERATOR.patch,
+_LITE_SR_DIT = SrDitConfig(
+    dim=_LITE_GENERATOR.dim,
+    num_heads=_LITE_GENERATOR.num_heads,
+    num_layers=_LITE_GENERATOR.num_layers,
+    ffn_dim=_LITE_GENERATOR.ffn_dim,
+    freq_dim=_LITE_GENERATOR.freq_dim,
+    text_dim=_LITE_GENERATOR.text_dim,
+    text_len=_LITE_GENERATOR.text_len,
+    patch=_LITE_GENERATOR.patch,
     block=(2, 6, 8),
     local_range=3,
     ref_spatial_tokens=30 * 52,
@@ -154,15 +76,14 @@ _LITE2_SR_DIT = SrDitConfig(
     kv_len=3,
     group_latents=2,
     prediction="residual",
-    sees_signal=_LITE2_GENERATOR.sees_signal,
-    pool_text=_LITE2_GENERATOR.pool_text,
-    head_dim=_LITE2_GENERATOR.head_dim,
+    sees_signal=_LITE_GENERATOR.sees_signal,
+    pool_text=_LITE_GENERATOR.pool_text,
+    head_dim=_LITE_GENERATOR.head_dim,
 )
 """The generator's sizes, so that it can be initialised from its weights."""
 
-LITE2 = replace(
-    LITE_CASCADE,
-    name="lite2",
+LITE = Profile(
+    name="lite",
     encoder=EncoderConfig(
         width=64,
         blocks=1,
@@ -172,6 +93,8 @@ LITE2 = replace(
         negative_slope=0.1,
         linear_trunk=True,
     ),
+    upsampler=LatentUpsamplerConfig(width=48, blocks=2, negative_slope=0.1),
+    sr_dit=_LITE_SR_DIT,
     decoder=DecoderConfig(
         stages=(
             DecoderStage(width=96, blocks=3, time_growth=2),
@@ -185,12 +108,26 @@ LITE2 = replace(
         negative_slope=0.1,
         linear_trunk=True,
     ),
-    low_decoder=None,
-    generator=_LITE2_GENERATOR,
-    sr_dit=_LITE2_SR_DIT,
-    weights=(),
+    pixels=PixelPathConfig(),
+    generator=_LITE_GENERATOR,
+    text_encoder=_LITE_WORDS,
+    group_latents=2,
+    spares_passes=False,
+    notice="lite makes simple landscapes; "
+    "for real clips run `ultraflash weights pull ultraflash`, on a GPU",
+    precisions=(("text_encoder", "fp32"),),
+    weights=(
+        ("encoder", "lite/encoder"),
+        ("upsampler", "lite/upsampler_x{scale}"),
+        ("sr_dit", "lite/sr_dit"),
+        ("decoder", "lite/decoder"),
+        ("pixels", "lite/pixels"),
+        ("pixels_detail", "lite/pixels_detail"),
+        ("generator", "lite/generator"),
+        ("text_encoder", "lite/text_encoder"),
+    ),
 )
-"""The next built-in model, unfinished: one latent space for 480p and 1K."""
+"""The built-in model: one latent space for 480p and 1K, and a pixel path for clips."""
 
 RELEASED_ULTRA_DECODER = DecoderConfig(
     stages=(
@@ -309,8 +246,24 @@ TINY_LITE = Profile(
         memory_init="replicate",
         negative_slope=0.1,
     ),
-    pixels=PixelPathConfig(width=8, blocks=2),
-    low_decoder=DecoderConfig(
+    upsampler=LatentUpsamplerConfig(width=8, blocks=1, negative_slope=0.1),
+    sr_dit=SrDitConfig(
+        dim=32,
+        num_heads=2,
+        num_layers=2,
+        ffn_dim=48,
+        freq_dim=16,
+        text_dim=_TINY_WORDS.dim,
+        text_len=_TINY_WORDS.text_len,
+        patch=(1, 4, 4),
+        block=(2, 2, 2),
+        local_range=3,
+        ref_spatial_tokens=24,
+        top_k_ratio=0.5,
+        group_latents=2,
+        prediction="residual",
+    ),
+    decoder=DecoderConfig(
         stages=(
             DecoderStage(width=12, blocks=1),
             DecoderStage(width=8, blocks=1, time_growth=2),
@@ -320,6 +273,7 @@ TINY_LITE = Profile(
         memory_init="replicate",
         negative_slope=0.1,
     ),
+    pixels=PixelPathConfig(width=8, blocks=2),
     group_latents=2,
     generator=GeneratorConfig(
         dim=32,
@@ -342,7 +296,7 @@ TINY_LITE = Profile(
 )
 """Every class of the built-in model at a tiny size with random weights, for tests."""
 
-TRAINED = {profile.name: profile for profile in (LITE, LITE2, ULTRAFLASH)}
+TRAINED = {profile.name: profile for profile in (LITE, ULTRAFLASH)}
 """The profiles that recipes train, by name."""
 
 PROFILES = {profile.name: profile for profile in (LITE, ULTRAFLASH, TINY_RANDOM, TINY_LITE)}

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ultraflash_cli.engine.clock import StageTimer, untimed
 from ultraflash_cli.engine.lanes import Lanes, to_device
-from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.layers.memory_block import MemoryState
-from ultraflash_cli.engine.pixel_refiner import PixelRefiner, PixelRefinerState
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner, RefinerState
 from ultraflash_cli.engine.sampling import GeneratorInputs, GeneratorState, Sampler
@@ -33,7 +31,7 @@ class TextToVideoState:
     """The states of all stages and the position in the video."""
 
     generator: GeneratorState
-    refiner: RefinerState | PixelRefinerState | None
+    refiner: RefinerState | None
     """None without a refiner."""
     low_decoder: MemoryState | None
     """None without a decoder for the base size."""
@@ -61,7 +59,7 @@ class GeneratedGroup(NamedTuple):
     low_latents_bcthw: Tensor
     """The generator's latents."""
     latents_bcthw: Tensor | None
-    """The refined latents; None without a refiner, or if it reads frames."""
+    """The refined latents; None without a refiner."""
     frames_bcthw: Tensor | None
     """The finished frames; None without a refiner."""
     low_frames_bcthw: Tensor | None
@@ -72,13 +70,12 @@ class TextToVideo:
     """The cascade of a prompt (reference/cascade.md 8).
 
     ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size;
-    at least one is given. A refiner that reads frames gets those of the low decoder,
-    and the colours of the result follow them. With ``park`` the generator and its cache
-    move to that device while the refiner works, to save memory. With ``lanes`` the next
-    group is generated while this one is refined, on separate streams. Both leave the
-    result unchanged; results are synchronised with the caller's stream. Noise comes
-    from ``noise``: ``generator`` and ``generator_step`` (noise of the later steps) for
-    each chunk, and the refiner's noise for each group.
+    at least one is given. With ``park`` the generator and its cache move to that device
+    while the refiner works, to save memory. With ``lanes`` the next group is generated
+    while this one is refined, on separate streams. Both leave the result unchanged;
+    results are synchronised with the caller's stream. Noise comes from ``noise``:
+    ``generator`` and ``generator_step`` (noise of the later steps) for each chunk, and
+    the refiner's noise for each group.
     """
 
     def __init__(
@@ -87,7 +84,7 @@ class TextToVideo:
         plan: GenerationPlan,
         sampler: Sampler,
         *,
-        refiner: Refiner | PixelRefiner | None,
+        refiner: Refiner | None,
         low_decoder: Decoder | None,
         park: torch.device | None = None,
         timer: StageTimer = untimed,
@@ -96,10 +93,6 @@ class TextToVideo:
     ) -> None:
         assert refiner is not None or low_decoder is not None, (
             "something has to make frames"
-        )
-        reads_frames = refiner is not None and refiner.reads_frames
-        assert low_decoder is not None or not reads_frames, (
-            "a refiner that reads frames needs a low decoder"
         )
         assert lanes is None or park is None, "a generator that is parked cannot work ahead"
         self.profile = profile
@@ -234,13 +227,7 @@ class TextToVideo:
             state = replace(state, low_decoder=low_decoder)
             low_frames = alignment.trim(raw, first=first)
 
-        if isinstance(self.refiner, PixelRefiner):
-            assert low_frames is not None and isinstance(state.refiner, PixelRefinerState)
-            shown = low_frames.float().clamp(0, 1)
-            refiner, frames = self._enlarge(self.refiner, state.refiner, shown)
-            state = replace(state, refiner=refiner)
-        elif self.refiner is not None:
-            assert isinstance(state.refiner, RefinerState)
+        if self.refiner is not None and state.refiner is not None:
             refiner, latents, raw = self._refine_all(self.refiner, state.refiner, low)
             state = replace(state, refiner=refiner)
             frames = alignment.trim(raw, first=first)
@@ -270,17 +257,6 @@ class TextToVideo:
             start = FRAMES_PER_LATENT * at
             frames[:, :, start : start + sharp.shape[2]] = sharp
         return state, torch.cat(latents, dim=2), frames
-
-    def _enlarge(
-        self, refiner: PixelRefiner, state: PixelRefinerState, shown: Tensor
-    ) -> tuple[PixelRefinerState, Tensor]:
-        """Upscale the frames of a generated group; the colours of the result follow
-        them."""
-        state, (_, sharp) = refiner.run_group(state, shown)
-        with self.timer("finish"):
-            for frame, low in zip(sharp.unbind(2), shown.unbind(2), strict=True):
-                frame.copy_(match_colours(frame, low))
-        return state, sharp
 
     def _draw_group(self, state: TextToVideoState) -> tuple[TextToVideoState, Tensor]:
         """Generate the chunks of the next group."""

@@ -97,7 +97,9 @@ class Forecaster:
         size = encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
         guess = "size: an estimate from codec and pixels"
         device, profile, _ = self._models.plan_generator(prepared)
-        work = generation_work(profile, prepared.generator, prepared.plan, prepared.scale)
+        work = generation_work(
+            profile, prepared.generator, prepared.plan, prepared.scale, low_frames=prepared.low_spec is not None
+        )
         if work is None:
             reason = "the model's work depends on the clip, so its run time cannot be predicted"
             return Forecast(seconds=None, output_bytes=size, flops=None, basis=_joined(reason, guess))

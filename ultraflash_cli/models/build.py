@@ -130,12 +130,9 @@ def build_text_to_video(
     refiner = low_decoder = None
     if scale > 1:
         profile = profile.at_scale(scale)
-    if scale > 1 and not profile.refines_latents:
-        refiner = _pixel_refiner(shelf, profile, device, dtype_of, timer, speedups, detail=0.0)
-    elif scale > 1:
         refiner = _refiner(shelf, profile, device, dtype_of, in_fp8, decode_latents, timer, speedups)
 
-    if low_frames or scale == 1 or not profile.refines_latents:
+    if low_frames or scale == 1:
         low_decoder = take_base_decoder(shelf, profile, device=device, precision=precision)
     assert isinstance(generator, Generator)
 
@@ -150,8 +147,8 @@ def build_text_to_video(
 
 def take_base_decoder(shelf: Shelf, profile: Profile, *, device: torch.device, precision: str) -> Decoder:
     """Return what makes frames of low-resolution latents. Raises WeightsError if its weights are not right."""
-    part, dtype_of = profile.base_decoder_part, stage_precisions(profile, precision, device)
-    decoder = shelf.take(profile, part, profile.base_decoder, device=device, dtype=dtype_of("decoder"))
+    dtype = stage_precisions(profile, precision, device)("decoder")
+    decoder = shelf.take(profile, "decoder", profile.base_decoder, device=device, dtype=dtype)
     assert isinstance(decoder, Decoder)
     return decoder
 

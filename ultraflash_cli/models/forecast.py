@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.counts import counting_flops
+from ultraflash_cli.engine.footprint.networks import parameters
 from ultraflash_cli.engine.pixel_refiner import PixelRefiner
 from ultraflash_cli.engine.profiles import Profile
+from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import LATENT_PX, GenerationPlan
 from ultraflash_cli.engine.stages.decoder import Decoder
 from ultraflash_cli.engine.stages.generator import Generator as Network
 from ultraflash_cli.engine.stages.generator import GeneratorConfig
+from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.pixel_path import PixelPath
+from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
 
 __all__ = ["GenerationRates", "GenerationWork", "flops_per_frame", "generation_rates", "generation_work"]
@@ -31,6 +35,8 @@ _META = torch.device("meta")
 _STEADY_GROUPS = 3
 """From this group on every one is as much work as the next."""
 _COUNTED_GROUPS = 2
+_LOOKED_AT = 100_000_000
+"""Parameters of the largest generator that is timed along with what refines its clips."""
 _LOOK_STEP_PX = 64
 """Its sides are multiples of this, which every patch divides."""
 _LOOK_SHRINK = 4
@@ -86,15 +92,17 @@ def flops_per_frame(profile: Profile, height_px: int, width_px: int) -> float | 
 
 @functools.cache
 def generation_work(
-    profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, scale: int
+    profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, scale: int, *, low_frames: bool
 ) -> GenerationWork | None:
     """Count the work of a clip: the first two groups, the others by their lengths. None
-    as in ``flops_per_frame``."""
-    if scale > 1 and profile.at_scale(scale).refines_latents:
+    where a large model refines what it generates: a look at its speed would take long."""
+    if scale > 1 and parameters(generator) > _LOOKED_AT:
         return None
     profile = profile.at_scale(scale) if scale > 1 else profile
     height, width = profile.base_size
-    counted = _counted_groups(_video(profile, generator, plan, scale), height, width, groups=_COUNTED_GROUPS)
+    counted = _counted_groups(
+        _video(profile, generator, plan, scale, low_frames=low_frames), height, width, groups=_COUNTED_GROUPS
+    )
     later = sum(plan.groups[len(counted) :]) / plan.groups[len(counted) - 1]
     generated, made = ([work[kind] for work in counted] for kind in (0, 1))
     return GenerationWork(*(sum(kind) + kind[-1] * later for kind in (generated, made)))
@@ -112,7 +120,8 @@ def generation_rates(
     profile, device = video.profile, context.device
     whole = profile.base_size
     small = tuple(max(1, round(side / _LOOK_SHRINK / _LOOK_STEP_PX)) * _LOOK_STEP_PX for side in whole)
-    bare = _video(profile, video.sampler.config, video.plan, video.refiner.scale if video.refiner is not None else 1)
+    scale = video.refiner.scale if video.refiner is not None else 1
+    bare = _video(profile, video.sampler.config, video.plan, scale, low_frames=video.low_decoder is not None)
     if video.sampler.config.grid is None or device.type != "cpu":
         height, width = small if video.sampler.config.grid is None else whole
         (work,) = _counted_groups(bare, height, width, groups=1)
@@ -198,14 +207,26 @@ class _Kinds:
             self.generated += self._so_far() - before
 
 
-def _video(profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, scale: int) -> TextToVideo:
-    refiner = _pixel_refiner(profile) if scale > 1 else None
+def _video(
+    profile: Profile, generator: GeneratorConfig, plan: GenerationPlan, scale: int, *, low_frames: bool
+) -> TextToVideo:
     return TextToVideo(
         profile,
         plan,
         Sampler(_bare(lambda: Network(generator))),
-        refiner=refiner,
-        low_decoder=_bare(lambda: Decoder(profile.base_decoder)),
+        refiner=_refiner(profile) if scale > 1 else None,
+        low_decoder=_bare(lambda: Decoder(profile.base_decoder)) if low_frames or scale == 1 else None,
+    )
+
+
+def _refiner(profile: Profile) -> Refiner:
+    upsampling, decoding = profile.latent_stages
+    sr_dit = profile.sr_dit
+    return Refiner(
+        profile,
+        _bare(lambda: LatentUpsampler(upsampling)),
+        None if sr_dit is None else _bare(lambda: SrDit(sr_dit)),
+        _bare(lambda: Decoder(decoding)),
     )
 
 

@@ -111,6 +111,10 @@ def plan_clip(
 
 def _check_rules(rules: CacheManagement, profile: Profile) -> None:
     """Raise UsageError for a cache rule that does nothing for the model."""
+    if rules.steps is not None and profile.generator is not None and len(profile.generator.steps) == 1:
+        raise UsageError(
+            f"--cache-management: steps saves nothing with {profile.name}, which takes one denoising step; remove steps"
+        )
     if rules.kv and profile.sr_dit is None:
         raise UsageError(
             f"--cache-management: kv shrinks the memory of an SR transformer and {profile.name} has none; remove kv"
@@ -175,10 +179,11 @@ def _remarks(profile: Profile, generator: GeneratorConfig, latents: int) -> tupl
             f"longer than the {generator.window} latents that {profile.name} was trained on; its memory "
             f"slides. `ultraflash weights pull {profile.name}-long` installs the variant for long clips",
         )
-    if generator.drifts and latents > generator.drift_frames:
-        taught = _frames_of(generator.drift_frames)
+    if generator.velocities and latents > generator.taught_frames:
+        taught = _frames_of(generator.taught_frames)
         return (
-            f"longer than the {taught} frames that {profile.name} was trained on; moving objects may lose their shape",
+            f"longer than the {taught} frames for which {profile.name} knows where moving objects are; after that "
+            "they may stop or lose their shape",
         )
     return ()
 

@@ -64,7 +64,7 @@ def plan_upscale_memory(
     work = MemoryWork(
         latents=(height_px // 8, width_px // 8),
         group_latents=profile.group_latents,
-        text_encoder=profile.text_encoder if encodes_text and profile.refines_by_words else None,
+        text_encoder=profile.text_encoder if encodes_text and profile.upscales_by_words else None,
         encoder=None if profile.pixels else profile.encoder,
         upsampler=None if profile.pixels else profile.upsampler,
         sr_dit=None if profile.pixels else profile.sr_dit,
@@ -100,7 +100,7 @@ def plan_generation_memory(
         raise UsageError(f"{profile.name} cannot generate; choose another model with --model")
 
     refines = scale > 1
-    low_frames = low_frames or not refines or not profile.refines_latents
+    low_frames = low_frames or not refines
     profile = profile.at_scale(scale) if refines else profile
     height_px, width_px = profile.base_size
     frame_bytes = 3 * height_px * width_px * scale**2
@@ -113,7 +113,6 @@ def plan_generation_memory(
         upsampler=profile.upsampler if refines else None,
         sr_dit=profile.sr_dit if refines else None,
         decoder=profile.decoder if refines else None,
-        pixels=profile.pixels if refines and not profile.refines_latents else None,
         low_decoder=profile.base_decoder if low_frames else None,
         dtype_of=dtype_of,
         on_gpu=device.type != "cpu",

@@ -130,7 +130,7 @@ def upscaling_parts(profile: Profile) -> list[str]:
     if profile.pixels is not None:
         return ["pixels", "pixels_detail"]
     parts = [_encoder_part(profile), *_refining_parts(profile)]
-    return [*parts, "text_encoder"] if profile.refines_by_words else parts
+    return [*parts, "text_encoder"] if profile.upscales_by_words else parts
 
 
 def generating_parts(
@@ -141,14 +141,12 @@ def generating_parts(
     parts += ["text_encoder"] if profile.text_encoder is not None else []
     parts += [_encoder_part(profile)] if goes_on else []
     parts += _refining_parts(profile) if refines else []
-    if low_frames or not refines or not profile.refines_latents:
-        parts.append(profile.base_decoder_part)
+    if low_frames or not refines:
+        parts.append("decoder")
     return list(dict.fromkeys(parts))
 
 
 def _refining_parts(profile: Profile) -> list[str]:
-    if not profile.refines_latents:
-        return ["pixels"]
     return ["upsampler", "decoder"] if profile.sr_dit is None else ["upsampler", "sr_dit", "decoder"]
 
 

@@ -73,7 +73,7 @@ def start_from_components(roles: CascadeRoles, clips_bcthw: Tensor) -> None:
     Raises ConfigError for a decoder that does not grow as the encoder shrinks, in the opposite order, or that grows in
     space by repetition, which no linear map can undo.
     """
-    config, decoder = roles.encoder.config, roles.base_decoder
+    config, decoder = roles.encoder.config, roles.decoder
     out = decoder.config
     _check(config, out)
     cells = F.pixel_unshuffle(clips_bcthw.double().transpose(1, 2), config.patch)  # [B, T, n, h, w]

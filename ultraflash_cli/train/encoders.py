@@ -47,7 +47,7 @@ class Encoders:
             return made.requires_grad_(False)
 
         self._encoder = cast("Encoder", take("encoder", profile.encoder))
-        self._decoder = cast("Decoder", take(profile.base_decoder_part, profile.base_decoder))
+        self._decoder = cast("Decoder", take("decoder", profile.base_decoder))
         self._generator: Generator | None = None
         if regenerates:
             if profile.generator is None:

@@ -1,7 +1,7 @@
 """A finished run into weight files: one safetensors a network, and its row in the list of weights."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,20 @@ from ultraflash_cli.weights.detect import READS_LOW_FRAMES, detect
 from ultraflash_cli.weights.load import read_tensors, stored_in_8_bits
 from ultraflash_cli.weights.manifest import WeightEntry, manifest_text, read_manifest, read_sets
 
-__all__ = ["ExportJob", "export", "joined_coders", "networks_of", "published"]
+__all__ = ["ExportJob", "export", "joined_coders", "list_entries", "networks_of", "published", "write_network"]
 
 
-_ARCHITECTURES = {"text_encoder": "prompt_encoder", "low_decoder": "decoder", "pixels_detail": "pixels"}
+_ARCHITECTURES = {"text_encoder": "prompt_encoder", "pixels_detail": "pixels"}
 """What is in the file of a network that is not named after its architecture."""
+
+IN_16_BITS = ("pixels", "pixels_detail")
+"""Networks stored in float16; the matrices of all other small ones take 8 bits."""
+
+LARGEST_IN_8_BITS = 16_000_000
+"""Numbers of the largest network that counts as small."""
+
+_EXACT = {"decoder": ("decoder.1.weight", "decoder.18.weight")}
+"""Matrices of the others that stay in float16: the built-in decoder's first and last, whose rounding costs most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +52,7 @@ class ExportJob:
 
 
 def export(job: ExportJob) -> list[WeightEntry]:
-    """Write the networks that the run's recipe trains, in float16, generators in 8 bits, and their rows; return them.
+    """Write the networks that the run's recipe trains, each in its file, and their rows; return them.
 
     Raises InputError if the folder holds no run, WeightsError for weights that are broken or not finite.
     """
@@ -57,35 +66,44 @@ def export(job: ExportJob) -> list[WeightEntry]:
         "seed": str(record.seed),
         **dict(job.metrics),
     }
-    model = job.folder.name
-    with output_errors(job.folder):
-        job.folder.mkdir(parents=True, exist_ok=True)
-
-    entries: list[WeightEntry] = []
-    for name, tensors in joined_coders(networks_of(read_tensors(job.run / AVERAGE), roles)).items():
-        if name == "pixels_detail" and any(key.startswith("project.") for key in tensors):
-            tensors = centred_phases(tensors)
-        path = job.folder / f"{name}.safetensors"
-        stored = stored_in_8_bits(tensors) if name == "generator" else {k: v.half() for k, v in tensors.items()}
-        with partial_file(path) as part:
-            save_file(stored, part, metadata=metadata)
-        content = path.read_bytes()
-        entries.append(
-            WeightEntry(
-                name=f"{model}/{name}",
-                architecture=published(tensors) or _ARCHITECTURES.get(name, name.split("_x")[0]),
-                file=f"{model}/{name}.safetensors",
-                sha256=hashlib.sha256(content).hexdigest(),
-                bytes=len(content),
-                licence=job.licence,
-            )
-        )
-
-    rows, sets = (read_manifest(job.listing), read_sets(job.listing)) if job.listing.exists() else ({}, {})
-    rows |= {entry.name: entry for entry in entries}
-    with partial_file(job.listing) as part:
-        part.write_text(manifest_text(rows, sets), encoding="utf-8")
+    networks = joined_coders(networks_of(read_tensors(job.run / AVERAGE), roles))
+    entries = [write_network(job.folder, name, each, metadata, job.licence) for name, each in networks.items()]
+    list_entries(job.listing, entries)
     return entries
+
+
+def write_network(
+    folder: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], licence: str
+) -> WeightEntry:
+    """Write the file of a network of the model that ``folder`` is named after; return its row."""
+    if name == "pixels_detail" and any(key.startswith("project.") for key in tensors):
+        tensors = centred_phases(tensors)
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.safetensors"
+    stored = {key: value.half() for key, value in tensors.items()}
+    if name not in IN_16_BITS and sum(each.numel() for each in tensors.values()) <= LARGEST_IN_8_BITS:
+        stored = stored_in_8_bits(tensors, exact=_EXACT.get(name, ()))
+    with partial_file(path) as part:
+        save_file(stored, part, metadata=dict(metadata))
+        part.chmod(0o644)  # what safetensors writes is for its owner alone
+    content = path.read_bytes()
+    return WeightEntry(
+        name=f"{folder.name}/{name}",
+        architecture=published(tensors) or _ARCHITECTURES.get(name, name.split("_x")[0]),
+        file=f"{folder.name}/{path.name}",
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        licence=licence,
+    )
+
+
+def list_entries(listing: Path, entries: Iterable[WeightEntry]) -> None:
+    """Put rows into a list of weights, in place of those of the same names; the others stay."""
+    rows, sets = (read_manifest(listing), read_sets(listing)) if listing.exists() else ({}, {})
+    rows |= {entry.name: entry for entry in entries}
+    with partial_file(listing) as part:
+        part.write_text(manifest_text(rows, sets), encoding="utf-8")
 
 
 def published(tensors: Mapping[str, Tensor]) -> str | None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ultraflash_cli.engine.profiles import LITE, Profile
-from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS, LATENT_PX
+from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT, GENERATED_FPS
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.vocabulary import LAYOUT_WORDS
 from ultraflash_cli.errors import InputError, UsageError
@@ -29,7 +29,6 @@ from ultraflash_cli.video.partial import output_errors, partial_file
 __all__ = [
     "SCENES_A_SEED",
     "EncodeScenesJob",
-    "Pace",
     "SceneLatents",
     "draw_scene",
     "encode_scenes",
@@ -50,20 +49,17 @@ PLACES: tuple[Place, ...] = ("hills", "snowy mountains", "city")
 WAYS: tuple[tuple[Colour, Motion], ...] = (("red", "right"), ("yellow", "left"), ("blue", "right"))
 """With each way of things: the colour and the motion that go without saying."""
 
-Pace = Literal["token", "free"]
-"""How fast things move; see ``taught_scene``."""
-
-FREE_SPEEDS = (0.10, 0.13, 0.16)
-"""With each way of things at a free pace: picture heights a second, for cars and birds some more."""
+SPEEDS = (0.10, 0.13, 0.16)
+"""With each way of things: picture heights a second, for the ``QUICK`` some more."""
 
 PLAIN_EVERY = 50
 """One in this many scenes is all as usual and has nothing in it, and its caption may be no word at all."""
 
-LAID_FOR = {"car": 0.24, "bird": 0.20}
-"""Speeds that the ways of things are laid out for if that is not ``USUALLY_LAID_FOR``."""
+QUICK = ("bird", "car")
+"""Things that are faster than the others by 1.3."""
 
-USUALLY_LAID_FOR = 0.12
-"""Picture heights a second of everything else."""
+_DRAWN = {"pace": "free"}
+"""What files say of how their scenes are drawn: in older ones things moved as the network's tokens wanted it."""
 
 SCENES_A_SEED = 100_000_000
 """Scenes that belong to one seed; those before the first seed's belong to no seed and are used for tests."""
@@ -75,37 +71,20 @@ WORDINGS = 1000
 """Different wordings of a scene's caption."""
 
 
-def taught_scene(seed: int, number: int, pace: Pace = "token") -> Scene:
-    """Return a scene as generators are taught it: any words, but one of few layouts, and things at their usual speed.
+def taught_scene(seed: int, number: int) -> Scene:
+    """Return a scene as generators are taught it: any words, but one of few layouts, each way of things with a speed.
 
-    What no caption says is what a generator has to guess, and each guess takes training. At the pace ``token`` things
-    move by a token of the built-in generator a chunk; at ``free`` each way has a speed of its own.
+    What no caption says is what a generator has to guess, and each guess takes training.
     """
     scene = random_scene(seed * SCENES_A_SEED + number)
     sky, land, way = layout_of(number)
     thing = scene.thing
-    if thing is not None and pace == "free":
-        quick = 1.3 if thing.kind in LAID_FOR else 1.0
-        thing = replace(thing, speed=FREE_SPEEDS[way] * quick)
-    elif thing is not None:
-        laid_for = LAID_FOR.get(thing.kind, USUALLY_LAID_FOR)
-        thing = replace(thing, speed=_token_a_chunk(thing.motion), laid_for=laid_for)
+    if thing is not None:
+        thing = replace(thing, speed=SPEEDS[way] * (1.3 if thing.kind in QUICK else 1.0))
     scene = replace(scene, thing=thing, seed=land, sky_seed=sky, thing_seed=way)
     if number % PLAIN_EVERY == 0:
         scene = replace(scene, time=TIMES[sky], place=PLACES[land], weather="clear", thing=None)
     return scene
-
-
-def _token_a_chunk(motion: Motion) -> float:
-    """Return the speed of a thing that moves by one token of the built-in generator per chunk.
-
-    What follows a chunk is then what it holds, one token on: a small network has to copy, not to shift.
-    """
-    generator = LITE.generator
-    assert generator is not None, "the built-in model draws clips"
-    _, rows, columns = generator.patch
-    token = LATENT_PX * (rows if motion == "up" else columns) / LITE.base_size[0]
-    return token * GENERATED_FPS / (FRAMES_PER_LATENT * generator.chunk_latents)
 
 
 def layout_of(number: int) -> tuple[int, int, int]:
@@ -121,9 +100,9 @@ def layout_of(number: int) -> tuple[int, int, int]:
     return sky, land, way
 
 
-def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int], pace: Pace = "token") -> Tensor:
+def draw_scene(seed: int, number: int, latents: int, size: tuple[int, int]) -> Tensor:
     """Return the frames [3, 4 * latents, H, W] in [0, 1] of a scene; the first one comes four times, as a stream's."""
-    renderer = Renderer(taught_scene(seed, number, pace), height_px=size[0], width_px=size[1])
+    renderer = Renderer(taught_scene(seed, number), height_px=size[0], width_px=size[1])
     clip = [renderer.frame(t / GENERATED_FPS) for t in range(FRAMES_PER_LATENT * (latents - 1) + 1)]
     clip = clip[:1] * (FRAMES_PER_LATENT - 1) + clip
     return torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2).float().div_(255)
@@ -143,9 +122,9 @@ def scene_caption(seed: int, number: int, rng: np.random.Generator) -> str:
     return LITE.text_encoder.with_variant(words, number).strip()
 
 
-def scene_velocity(seed: int, number: int, pace: Pace = "free") -> tuple[float, float]:
+def scene_velocity(seed: int, number: int) -> tuple[float, float]:
     """Return how fast a scene's thing moves, down and right, in picture heights per second; 0, 0 without one."""
-    thing = taught_scene(seed, number, pace).thing
+    thing = taught_scene(seed, number).thing
     if thing is None:
         return 0.0, 0.0
     ways: dict[Motion, tuple[int, int]] = {"left": (0, -1), "right": (0, 1), "up": (-1, 0)}
@@ -154,12 +133,12 @@ def scene_velocity(seed: int, number: int, pace: Pace = "free") -> tuple[float, 
 
 
 @lru_cache(maxsize=8192)
-def thing_cover(seed: int, number: int, count: int, size: tuple[int, int], pace: Pace = "token") -> Tensor:
+def thing_cover(seed: int, number: int, count: int, size: tuple[int, int]) -> Tensor:
     """Return where a scene's thing is seen in its first ``count`` latent frames: bool [count, h, w].
 
     ``size`` is that of a latent frame, h and w; a cell next to the thing counts, too.
     """
-    scene = taught_scene(seed, number, pace)
+    scene = taught_scene(seed, number)
     if scene.thing is None:
         return torch.zeros((count, *size), dtype=torch.bool)
     shown, bare = (Renderer(each, height_px=size[0], width_px=size[1]) for each in (scene, replace(scene, thing=None)))
@@ -196,8 +175,6 @@ class EncodeScenesJob:
     """Whose encoder."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the encoder's products."""
-    pace: Pace = "token"
-    """How fast things move; see ``taught_scene``."""
 
     def __post_init__(self) -> None:
         if min(self.count, self.latents, self.shard) < 1 or self.first < 0 or self.first % self.shard:
@@ -220,19 +197,17 @@ def encode_scenes(job: EncodeScenesJob, *, on_file: Callable[[int], None] | None
     for first in range(job.first, job.first + job.count, job.shard):
         numbers = range(first, min(first + job.shard, job.first + job.count))
         path = job.out / f"scenes_{first:06d}.safetensors"
-        facts = {"seed": job.seed, "first": first, "encoder": made_by, "size": list(job.size), "covers": True}
-        facts |= {"pace": job.pace} if job.pace != "token" else {}
+        facts = {"seed": job.seed, "first": first, "encoder": made_by, "size": list(job.size), "covers": True, **_DRAWN}
         if path.exists():
             if _facts(path) != facts:
                 raise InputError(f"{path}: contains other latents; choose another folder")
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
                 clips = [
-                    roles.encode(draw_scene(job.seed, number, job.latents, job.size, job.pace)[None]).half()
-                    for number in numbers
+                    roles.encode(draw_scene(job.seed, number, job.latents, job.size)[None]).half() for number in numbers
                 ]
             cells = clips[0].shape[3], clips[0].shape[4]
-            covers = [thing_cover(job.seed, number, job.latents, cells, job.pace) for number in numbers]
+            covers = [thing_cover(job.seed, number, job.latents, cells) for number in numbers]
             tensors = {"latents": torch.cat(clips).contiguous(), "covers": torch.stack(covers)}
             with output_errors(path), partial_file(path) as part:
                 save_file(tensors, part, metadata={"facts": json.dumps(facts)})
@@ -249,11 +224,9 @@ class SceneLatents:
         if not self.files:
             raise InputError(f"{folder}: no encoded scenes; make some with `ultraflash train encode-scenes`")
         self.facts = [_facts(path) for path in self.files]
-        if len({(fact["seed"], fact["encoder"], tuple(fact["size"]), fact.get("pace")) for fact in self.facts}) > 1:
-            raise InputError(
-                f"{folder}: mixes scenes of different seeds, sizes, paces or encoders; use one folder for each"
-            )
-        if not all(fact.get("covers") for fact in self.facts):
+        if len({(fact["seed"], fact["encoder"], tuple(fact["size"])) for fact in self.facts}) > 1:
+            raise InputError(f"{folder}: mixes scenes of different seeds, sizes or encoders; use one folder for each")
+        if not all({"covers": True, **_DRAWN}.items() <= fact.items() for fact in self.facts):
             raise InputError(f"{folder}: contains scenes of an older version; encode them again")
         self.seed = int(self.facts[0]["seed"])
         self.shapes: list[list[int]] = []

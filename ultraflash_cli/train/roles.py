@@ -88,7 +88,7 @@ def dense(config: SrDitConfig, *, memory: int = 2**15) -> SrDitConfig:
 class CascadeRoles(nn.Module):
     """Some of a profile's networks as roles, and the steps of the cascade over whole clips, differentiable.
 
-    ``parts`` are the roles to build, of encoder, upsamplers, decoder, low_decoder, sr_dit, generator and text_encoder.
+    ``parts`` are the roles to build, of encoder, upsamplers, decoder, sr_dit, generator and text_encoder.
     Nothing requires gradients before ``learn``.
     """
 
@@ -111,9 +111,6 @@ class CascadeRoles(nn.Module):
             self.upsamplers = nn.ModuleDict({str(scale): LatentUpsampler(size) for scale, size in sizes.items()})
         if "decoder" in parts:
             self.decoder = Decoder(profile.latent_stages[1])
-        if "low_decoder" in parts:
-            assert profile.low_decoder is not None, f"{profile.name} has no low-resolution decoder"
-            self.low_decoder = Decoder(profile.low_decoder)
 
         if "sr_dit" in parts:
             assert profile.sr_dit is not None, f"{profile.name} has no SR transformer"
@@ -188,12 +185,7 @@ class CascadeRoles(nn.Module):
 
     def decode_base(self, latents_bcthw: Tensor) -> Tensor:
         """Return frames of low-resolution latents, by the decoder that makes the base size."""
-        return self.base_decoder.decode(latents_bcthw, None)[0]
-
-    @property
-    def base_decoder(self) -> Decoder:
-        """The decoder that makes the base size."""
-        return self.low_decoder if self.profile.low_decoder is not None else self.decoder
+        return self.decoder.decode(latents_bcthw, None)[0]
 
     def context(self, captions: tuple[str, ...] | Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the embeddings of captions, which may come embedded; where ``keep [B]`` is
@@ -205,7 +197,7 @@ class CascadeRoles(nn.Module):
 @torch.no_grad()
 def pixel_gain(roles: CascadeRoles) -> Tensor:
     """Return by how much a small error in each channel changes the frames: [C], mean squares over mean squares."""
-    channels, size, probe = roles.base_decoder.config.latent_channels, 12, 0.1
+    channels, size, probe = roles.decoder.config.latent_channels, 12, 0.1
     noise = probe * torch.randn((channels, 1, 3, size, size), generator=torch.Generator().manual_seed(0))
     still = torch.zeros(1, channels, 3, size, size)
     alone = torch.eye(channels).view(channels, channels, 1, 1, 1) * noise

@@ -72,8 +72,6 @@ class Thing:
     """1 to 3."""
     speed: float = 0.10
     """Picture heights a second."""
-    laid_for: float | None = None
-    """The speed that its way is laid out for, where not its own: it starts where a thing of that speed would."""
 
     def __post_init__(self) -> None:
         assert 1 <= self.count <= 3, "a few things, not a crowd"

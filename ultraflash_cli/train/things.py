@@ -28,10 +28,9 @@ class Things(Canvas):
         colour = np.array(COLOURS[thing.colour], np.float32)
         way = {"left": -1.0, "right": 1.0, "up": 0.0}[thing.motion]
         gap = min(_GAPS[thing.kind], self.width / (thing.count + 0.5))
-        usual = thing.speed if thing.laid_for is None else thing.laid_for
-        slack = max(0.0, self.width - 0.40 - gap * (thing.count - 1) - abs(way) * usual * 2 * _MIDDLE_S)
+        slack = max(0.0, self.width - 0.40 - gap * (thing.count - 1) - abs(way) * thing.speed * 2 * _MIDDLE_S)
         middle = self.width / 2 + (rng.random() - 0.5) * slack
-        travelled = second * thing.speed - _MIDDLE_S * usual
+        travelled = second * thing.speed - _MIDDLE_S * thing.speed
         for number in range(thing.count):
             aside, up, phase = rng.random(3)
             x = middle + (number - (thing.count - 1) / 2 + 0.15 * (aside - 0.5)) * gap + way * travelled

@@ -1,6 +1,6 @@
 """Weight files into networks: every key matched, every number finite."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -42,22 +42,36 @@ def read_tensors(
     return tensors
 
 
-def stored_in_8_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what a file holds of float tensors: matrices as int8 with a float16 scale per row, the rest in float16.
+def stored_in_8_bits(tensors: Mapping[str, Tensor], *, exact: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return what a file holds of float tensors: matrices as int8 with a float16 scale per row, the rest and those
+    named in ``exact`` in float16.
 
-    Rounding errs by at most 1/254 of a row's largest value. ``read_tensors`` turns it back.
+    Rounding errs by at most 1/254 of a row's largest value; in a convolution's kernel by twice that, but the sum over
+    its taps by no more: what rounding one tap leaves is carried to the next, for pictures are smooth.
+    ``read_tensors`` turns it back.
     """
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if tensor.ndim < 2:
+        if tensor.ndim < 2 or name in exact:
             stored[name] = tensor.half()
             continue
         rows = tensor.float().flatten(1)
         # A scale in float16 must not be smaller than what it stands for.
         scale = (rows.abs().amax(1) / 127 * (1 + 2**-10)).clamp_min(2**-14).half()
-        stored[name] = (rows / scale.float()[:, None]).round().to(torch.int8).view(tensor.shape).contiguous()
+        steps = (rows / scale.float()[:, None]).view(tensor.shape)
+        stored[name] = _rounded(steps).clamp(-127, 127).to(torch.int8).contiguous()
         stored[name + SCALE] = scale
     return stored
+
+
+def _rounded(steps: Tensor) -> Tensor:
+    """Return whole numbers ``[O, I, *taps]``, the rounding error of each tap carried to the next."""
+    taps = steps.flatten(2) if steps.ndim > 2 else steps.unsqueeze(-1)
+    left, whole = torch.zeros_like(taps[..., 0]), torch.empty_like(taps)
+    for number, tap in enumerate(taps.unbind(-1)):
+        whole[..., number] = (tap + left).round()
+        left += tap - whole[..., number]
+    return whole.view(steps.shape)
 
 
 def require_finite(tensor: Tensor, name: str, file: str) -> None:

@@ -102,7 +102,7 @@ def test_both_sizes_are_written_and_an_interrupted_run_goes_on_with_all_states(t
     assert (report.frames_out, report.width, report.height, report.warnings) == (65, 192, 128, ())
     assert report.counters is not None and report.counters["generator_passes"] == 3 * report.counters["chunks"]
     assert report.seconds_by_stage is not None
-    assert report.seconds_by_stage.keys() >= {"generator", "low_decoder", "pixels"}
+    assert report.seconds_by_stage.keys() >= {"generator", "low_decoder", "upsampler", "sr_dit", "decoder"}
     (plan,) = [event for event in events if isinstance(event, GenerationPlanned)]
     assert plan.notice == TINY_LITE.notice != ""
     with pytest.raises(Interrupted):
@@ -130,12 +130,13 @@ def test_a_clip_is_gone_on_from(tmp_path: Path) -> None:
     assert not np.array_equal(frames(report), frames(generate(job(tmp_path, res="1k"))))
 
 
-def test_the_cache_rules_reach_it_and_its_gate_looks_through_the_low_decoder(tmp_path: Path) -> None:
-    made = prepare_generation(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0"))
+def test_the_cache_rules_reach_it_and_its_gate_looks_through_the_decoder(tmp_path: Path) -> None:
+    made = prepare_generation(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0,kv"))
     built: Any = Models().generator(made).model
     gate = built._video.sampler.gate
-    assert isinstance(gate, RefreshGate) and gate.decoder is built._video.low_decoder
-    report = generate(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0"))
+    assert isinstance(gate, RefreshGate) and gate.decoder is built._video.refiner.decoder
+    assert set(built._video.refiner.sr_dit.config.kv_schedule) == {3, 2, 1}
+    report = generate(job(tmp_path, res="1k", seconds=3, cache_management="steps=1,refresh=0,kv"))
     assert report.counters is not None
     chunks = report.counters["chunks"]
     assert report.counters["refreshes_skipped"] == chunks - 1
@@ -145,8 +146,8 @@ def test_the_cache_rules_reach_it_and_its_gate_looks_through_the_low_decoder(tmp
 @pytest.mark.parametrize(
     ("model", "rules", "said"),
     [
-        ("tiny-lite", "steps,kv", "tiny-lite has none; remove kv"),
-        ("lite", "kv", "lite has none; remove kv"),
+        ("lite", "steps,kv", "steps saves nothing with lite, which takes one denoising step; remove steps"),
+        ("lite", "steps=1", "steps saves nothing with lite"),
         ("lite", "refresh=0.5", "refresh saves no time with lite"),
     ],
 )
@@ -166,7 +167,7 @@ def test_beyond_its_window_it_slides_without_a_word(tmp_path: Path) -> None:
 def test_a_clip_beyond_the_places_that_it_was_taught_comes_with_a_warning(tmp_path: Path) -> None:
     assert prepare_generation(job(tmp_path, model="lite", seconds=None)).warnings == ()
     (warning,) = prepare_generation(job(tmp_path, model="lite", seconds=5.3)).warnings
-    assert "longer than the 81 frames that lite was trained on" in warning
+    assert "longer than the 81 frames for which lite knows where moving objects are" in warning
 
 
 def test_the_larger_decoder_is_refused(tmp_path: Path) -> None:
@@ -216,10 +217,10 @@ def test_a_built_in_model_that_draws_nothing_leaves_auto_to_the_published_one(
 
 def test_only_what_a_clip_needs_is_asked_for() -> None:
     words = ["generator", "text_encoder"]
-    assert generating_parts(TINY_LITE, refines=False) == [*words, "low_decoder"]
+    assert generating_parts(TINY_LITE, refines=False) == [*words, "decoder"]
     refined = ["upsampler", "sr_dit", "decoder"]
-    assert generating_parts(TINY_LITE, refines=True) == [*words, "pixels", "low_decoder"]
-    assert generating_parts(TINY_LITE, refines=False, goes_on=True) == [*words, "encoder", "low_decoder"]
+    assert generating_parts(TINY_LITE, refines=True) == [*words, *refined]
+    assert generating_parts(TINY_LITE, refines=False, goes_on=True) == [*words, "encoder", "decoder"]
     assert generating_parts(TINY_RANDOM, refines=True, low_frames=True) == [*words, *refined]
     assert generating_parts(TINY_RANDOM, refines=False, long=True)[:2] == ["long_generator", "long_lora"]
     assert upscaling_parts(TINY_LITE) == ["pixels", "pixels_detail"]
@@ -227,7 +228,7 @@ def test_only_what_a_clip_needs_is_asked_for() -> None:
 
 
 def test_files_that_are_missing_are_named_and_no_tokenizer_is_asked_for(tmp_path: Path) -> None:
-    weights = (("generator", "ultraflash/generator"), ("text_encoder", "wan/text_encoder"), ("low_decoder", "wan/vae"))
+    weights = (("generator", "ultraflash/generator"), ("text_encoder", "wan/text_encoder"), ("decoder", "wan/vae"))
     profile = replace(TINY_LITE, random_seed=None, weights=weights)
     with pytest.raises(WeightsError) as refused:
         Shelf(tmp_path).require(profile, generating_parts(profile, refines=False))
@@ -264,8 +265,9 @@ def test_its_memory_is_planned_with_all_parts(scale: int) -> None:
     plan = plan_generation_memory(TINY_LITE, scale=scale, device=CPU, dtype_of=lambda _: torch.float32)
     names = {part.name for phase in plan.phases for part in phase.parts}
     assert {"generator KV ring", "text encoder weights"} <= names
-    enlarged = {"low-resolution decoder weights", "frames to enlarge", "pixel path weights", "pixel path state"}
-    assert names & (enlarged | {"decoder weights"}) == (enlarged if scale > 1 else {"decoder weights"})
+    assert "decoder weights" in names and not [name for name in names if name.startswith("pixel path")]
+    refined = {"upsampler weights", "SR transformer weights", "SR transformer KV rings"}
+    assert names & refined == (refined if scale > 1 else set())
 
 
 def test_an_upscale_by_a_model_with_words_for_clips_needs_no_text_encoder() -> None:

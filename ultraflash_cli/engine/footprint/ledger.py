@@ -95,7 +95,7 @@ def phases_of(
         "encode": work.encoder,
         "upsample": work.upsampler,
         "refine": work.sr_dit,
-        "decode": work.decoder or (work.low_decoder if not work.pixels else None),
+        "decode": work.decoder or work.low_decoder,
         "enlarge": work.pixels,
         "finish": work.decoder or work.low_decoder or work.pixels,
     }
@@ -277,7 +277,7 @@ def _add_decoder(
     )
     together = config.piece(latents_once, height, width) if work.on_gpu else 1
     need = decoder_activations(config, height=height, width=width, latents=together)
-    is_first = is_low and (work.decoder is not None or work.pixels is not None)
+    is_first = is_low and work.decoder is not None
     name = "low-resolution decoder" if is_first else "decoder"
     state = state_bytes(initial_state(config, dtype, work.batch, height, width))
     if config != work.decoder or not is_low:
@@ -304,8 +304,6 @@ def _add_decoder(
     decoded = frames * plane * work.batch * dtype.itemsize
     kept = ("generate", *_REFINING) if is_first else ("decode", "finish")
     ledger.add(f"{name}'s frames", decoded, kept, doubled=True)
-    if is_first and work.pixels:
-        ledger.add("frames to enlarge", FLOAT32 * frames * plane * work.batch, _REFINING)
     if is_first:
         return
     _add_pictures(ledger, work, plane)

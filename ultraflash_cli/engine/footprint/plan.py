@@ -79,10 +79,9 @@ class MemoryWork:
     decoder: DecoderConfig | None = None
     """Of the high-resolution latents."""
     low_decoder: DecoderConfig | None = None
-    """Of the low-resolution latents, where those frames are requested or the pixel path
-    reads them."""
+    """Of the low-resolution latents, where those frames are requested."""
     pixels: PixelPathConfig | None = None
-    """Of the low-resolution frames, where those are enlarged, not latents."""
+    """Of a clip's frames, where those are enlarged, not latents."""
     source: tuple[int, int] | None = None
     """Height and width in pixels of the frames of a clip; None if none is read."""
     target: tuple[int, int] | None = None

@@ -59,12 +59,6 @@ class GeneratorConfig(DitConfig):
     grid: tuple[int, int] | None = None
     """Rows and columns of learned position embeddings, for a model of one size; None:
     RoPE only."""
-    drifts: tuple[tuple[int, int], ...] = ()
-    """Unit drift directions (down, right). Each adds a learned position grid that
-    shifts by one token per chunk, so an object drifting with it keeps its embedding."""
-    drift_frames: int = 21
-    """Latent frames for which the moving grids have embeddings; beyond, the last ones
-    repeat."""
     velocities: tuple[tuple[float, float], ...] = ()
     """Velocities (down, right) in tokens per latent frame, of frames of reference. The
     prompt chooses among them; an object that moves so keeps its place in one of them.
@@ -121,19 +115,10 @@ class GeneratorConfig(DitConfig):
                 f"generator: context_timestep must be within 0..{TRAIN_STEPS}, got "
                 f"{self.context_timestep}"
             )
-        if self.drifts and self.grid is None:
-            raise ConfigError("generator: drifts need a grid")
         if self.velocities and (self.grid is None or not self.pool_text):
             raise ConfigError("generator: velocities need a grid and pool_text")
         if self.head_dim < 0:
             raise ConfigError(f"generator: head_dim is 0 or more, got {self.head_dim}")
-        if self.drift_frames < 0 or any(
-            sorted(map(abs, drift)) != [0, 1] for drift in self.drifts
-        ):
-            raise ConfigError(
-                "generator: drifts are (1, 0), (-1, 0), (0, 1) and (0, -1), got "
-                f"{self.drifts}"
-            )
         if self.sink < 0 or self.window < self.sink + self.chunk_latents:
             raise ConfigError(
                 f"generator: the window must hold the sink ({self.sink}) and a chunk "
@@ -308,18 +293,6 @@ class Generator(Dit):
             nn.Parameter(0.1 * torch.randn(columns, dim)) if config.grid else None
         )
 
-        self.drift_places = nn.ParameterList(
-            nn.Parameter(
-                0.1
-                * torch.randn(
-                    config.chunk_latents * ((rows if down else columns) - 1)
-                    + config.drift_frames
-                    + 1,
-                    dim,
-                )
-            )
-            for down, _ in config.drifts
-        )
         self.make_embeddings()
 
         self.moving_places = MovingPlaces(config) if config.velocities else None
@@ -409,7 +382,7 @@ class Generator(Dit):
             x = x.to(weight.dtype)
             if self.row_places is not None and self.column_places is not None:
                 places = self.row_places[:, None] + self.column_places
-                x = x + (places + self._moving_places(frames, position)).flatten(-3, -2)
+                x = x + places.flatten(-3, -2)
             if self.moving_places is not None and pooled is not None:
                 x = x + self.moving_places(pooled, frames, position).flatten(-3, -2)
             return x
@@ -443,23 +416,3 @@ class Generator(Dit):
         _, py, px = self.config.patch
         split = patches.unflatten(3, (py, px, -1)).unflatten(2, (height // py, width // px))
         return split.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
-
-    def _moving_places(self, frames: int, position: int | Tensor) -> Tensor | float:
-        """Return the sum of the position embeddings of ``drifts``,
-        ``[T, rows, columns, dim]``, else 0."""
-        config, total = self.config, 0.0
-        assert config.grid is not None, "the config was checked"
-        frame = (
-            torch.arange(frames, device=self.patch_embedding.weight.device).view(-1, 1, 1)
-            + position
-        )
-        rows, columns = (torch.arange(count, device=frame.device) for count in config.grid)
-        for table, (down, right) in zip(self.drift_places, config.drifts, strict=True):
-            still = rows[:, None] if down else columns
-            place = (
-                config.chunk_latents * still
-                - (down + right) * frame
-                + config.drift_frames * (down + right > 0)
-            )
-            total = total + table[place.clamp(0, len(table) - 1)]
-        return total

@@ -115,7 +115,7 @@ class Models:
         scale = prepared.plan.scale
         warnings += substitutions(profile, shelf, scale=scale, encoder=job.encoder, decoder=job.decoder)
         context = None
-        if profile.refines_by_words:
+        if profile.upscales_by_words:
             prompt = profile.default_prompt if job.prompt is None else job.prompt
             context = self._embed(shelf, profile, prompt, job.precision, device, memory, warnings)
 
@@ -152,7 +152,7 @@ class Models:
             memory_plan=memory_effect(memory.settings),
             planned_bytes=memory.total,
             state_bytes=memory.state_bytes,
-            settings=settings_of(profile),
+            settings={} if profile.pixels else settings_of(profile),
             warnings=tuple(warnings),
         )
 
@@ -261,7 +261,7 @@ def _upscaling_profile(prepared: Prepared, shelf: Shelf) -> Profile:
     """Return the profile that an upscaling runs. Raises UsageError for what its model does not have."""
     job = prepared.job
     profile = settle_coders(find_profile(prepared.model), shelf, encoder=job.encoder, decoder=job.decoder)
-    if job.prompt is not None and not profile.refines_by_words:
+    if job.prompt is not None and not profile.upscales_by_words:
         raise UsageError(f"{profile.name} does not use a prompt; remove --prompt")
     if job.detail is not None and profile.pixels is None:
         raise UsageError(f"{profile.name} has no adjustable detail; remove --detail")
@@ -273,7 +273,7 @@ def _generating_profile(prepared: PreparedGeneration, shelf: Shelf) -> Profile:
     profile = settle_coders(find_profile(prepared.model), shelf, encoder="auto", decoder=prepared.job.decoder)
     name = "long_generator" if prepared.long else "generator"
     profile = replace(profile, **{name: prepared.generator})
-    groups = len(prepared.plan.groups)
+    groups = -(-prepared.plan.total_latents // profile.group_latents)
     return with_cache_rules(profile, prepared.cache_management, long=prepared.long, groups=groups)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE2, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.stages.encoder import EncoderConfig
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.metrics.lpips import learned_distance, weights_path
@@ -46,7 +46,7 @@ HELPERS: tuple[str, ...] = ()
 merge = overlaid
 
 TOY_SPACE = replace(
-    LITE2,
+    LITE,
     encoder=EncoderConfig(
         width=32,
         blocks=1,
@@ -57,8 +57,8 @@ TOY_SPACE = replace(
         linear_trunk=True,
     ),
     decoder=replace(
-        LITE2.base_decoder,
-        stages=tuple(replace(stage, width=32, blocks=1) for stage in LITE2.base_decoder.stages),
+        LITE.base_decoder,
+        stages=tuple(replace(stage, width=32, blocks=1) for stage in LITE.base_decoder.stages),
         out_width=32,
     ),
 )
@@ -72,7 +72,7 @@ START_SEED = 7
 class AutoencoderConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    profile: Profile = LITE2
+    profile: Profile = LITE
     """The networks' sizes; with one decoder for every size."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are sampled; only their full size counts."""

@@ -95,8 +95,8 @@ def _squeeze(roles: CascadeRoles, values_bcthw: Tensor) -> Tensor:
 
 def _guess(roles: CascadeRoles, latents_bcthw: Tensor) -> Tensor:
     """Return the components, and what else is in the channels of the decoder's first stage."""
-    blocks = roles.base_decoder.config.stages[0].blocks
-    return _run(list(roles.base_decoder.decoder.children())[: 3 + blocks], latents_bcthw)
+    blocks = roles.decoder.config.stages[0].blocks
+    return _run(list(roles.decoder.decoder.children())[: 3 + blocks], latents_bcthw)
 
 
 def _run(layers: list[nn.Module], x_bcthw: Tensor) -> Tensor:
@@ -141,10 +141,10 @@ def start(config: BottleneckConfig, materials: list[Material], weights: dict[str
     """Return the roles before the first step: principal components, or ``weights``."""
     roles = autoencoder.start(config.base, materials, weights)
     roles.requires_grad_(False)
-    for network, layers in ((roles.encoder.encoder, slice(-2, None)), (roles.base_decoder.decoder, slice(0, None))):
+    for network, layers in ((roles.encoder.encoder, slice(-2, None)), (roles.decoder.decoder, slice(0, None))):
         chosen = list(network.children())[layers]
-        if network is roles.base_decoder.decoder:
-            chosen = chosen[: 3 + roles.base_decoder.config.stages[0].blocks]
+        if network is roles.decoder.decoder:
+            chosen = chosen[: 3 + roles.decoder.config.stages[0].blocks]
         for layer in chosen:
             layer.requires_grad_(True)
     return roles
@@ -232,9 +232,7 @@ def pictures(config: BottleneckConfig, roles: CascadeRoles, batch: Batch, rng: t
     values = batch[0]
     frames: list[Tensor] = []
     for channels in (_guess(roles, _squeeze(roles, values)), values):
-        blocks = roles.base_decoder.config.stages[0].blocks
-        wide = nn.functional.pad(
-            channels, (0,) * 6 + (0, roles.base_decoder.config.stages[0].width - channels.shape[1])
-        )
-        frames.append(_run(list(roles.base_decoder.decoder.children())[3 + blocks :], wide))
+        blocks = roles.decoder.config.stages[0].blocks
+        wide = nn.functional.pad(channels, (0,) * 6 + (0, roles.decoder.config.stages[0].width - channels.shape[1]))
+        frames.append(_run(list(roles.decoder.decoder.children())[3 + blocks :], wide))
     return sheet(*frames)

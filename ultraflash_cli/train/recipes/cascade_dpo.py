@@ -14,7 +14,7 @@ from torch import Tensor
 from ultraflash_cli.engine import regroup
 from ultraflash_cli.engine.cache_policy import CacheManagement
 from ultraflash_cli.engine.layers.recompute import recomputed
-from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.sampling import GeneratorInputs, Sampler
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
@@ -293,7 +293,7 @@ def learners(config: DpoConfig) -> tuple[Learner, ...]:
     )
 
 
-def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> DpoConfig:
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> DpoConfig:
     """Return the settings for a built-in model's sizes, or for a toy."""
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1e-4 if toy else 2e-5, warmup=10)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.train.critic import Critic, relativistic_loss, reversed_gradient
@@ -218,7 +218,7 @@ def learners(config: DmdConfig) -> tuple[Learner, ...]:
     return (critic, replace(student, every=config.critic_updates))
 
 
-def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> DmdConfig:
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> DmdConfig:
     """Return the settings for a built-in model's sizes, or for a toy; ``steps`` are the critic's."""
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1.5e-3 if toy else 1e-4, warmup=10)

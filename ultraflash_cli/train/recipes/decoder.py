@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
-from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
 from ultraflash_cli.train.flows import normal, uniform
@@ -55,7 +55,7 @@ LATENT_GAIN = 4.0
 class DecoderRecipeConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    profile: Profile = LITE_CASCADE
+    profile: Profile = LITE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are sampled."""
@@ -115,7 +115,7 @@ def is_kernel(name: str) -> bool:
     return ".conv." in name
 
 
-def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> DecoderRecipeConfig:
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> DecoderRecipeConfig:
     """Return the settings for a built-in or the published model's decoder, or for a toy."""
     if not toy and comes_encoded(profile):
         # It goes on from weights that were trained long; only its new input is new.

@@ -334,7 +334,7 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
         ClipLength(latents=9, clips=0.75, odds=(0.05, 0.25), anywhere=True),
     )
 
-    taught = GeneratorRecipeConfig(
+    return GeneratorRecipeConfig(
         loop=LoopConfig(
             steps=steps, seed=seed, rate=1.2e-3, kernel_rate=0.006, warmup=50, average=0.998, batch=4, save_every=500
         ),
@@ -342,22 +342,18 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
         words=profile.text_encoder,
         lengths=lengths,
         shift=1.0,
-        pure_share=0.5,
+        pure_share=0.4,  # what refines these latents starts from this network, so it learns every level
         thing_weight=8.0,
         thing_share=0.065,
         orthogonal=True,
         weight_below=1.0,
-        text_drop=0.0,
+        text_drop=0.1,
         context_noise=0.1,
         own_share=0.5,
-        refine_share=1.0,
+        refine_share=0.0,
         pixel_power=0.75,
+        velocity_captions=16,
     )
-    if profile.low_decoder is not None:
-        return taught
-
-    # One latent space for both sizes: what refines these latents starts from this network, so it learns every level.
-    return replace(taught, text_drop=0.1, refine_share=0.0, pure_share=0.7, velocity_captions=16)
 
 
 def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
@@ -367,7 +363,7 @@ def start(config: GeneratorRecipeConfig, materials: list[Material], weights: dic
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
-        parts = ("encoder", config.profile.base_decoder_part, *NETWORKS)
+        parts = ("encoder", "decoder", *NETWORKS)
         roles = CascadeRoles(config.profile, parts, words=config.words)
     roles.load(weights, fresh=NETWORKS, hint="average.safetensors of a run of `autoencoder` or `decoder`")
     roles.learn(*NETWORKS)

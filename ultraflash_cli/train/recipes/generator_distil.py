@@ -62,7 +62,7 @@ class DistilRoles(CascadeRoles):
     """The student with its words, a frozen real score and a fake score that learns, all of one class."""
 
     def __init__(self, config: DistilConfig) -> None:
-        parts = ("encoder", config.profile.base_decoder_part, *NETWORKS)
+        parts = ("encoder", "decoder", *NETWORKS)
         super().__init__(config.profile, parts, words=config.words)
         assert config.profile.generator is not None
         self.real_score, self.fake_score = (Generator(config.profile.generator).requires_grad_(False) for _ in range(2))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.errors import ConfigError
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
 from ultraflash_cli.train.large import comes_encoded
@@ -45,7 +45,7 @@ merge = overlaid
 class UpsamplerRecipeConfig(RecipeConfig):
     """What is learned from and what the loop needs."""
 
-    profile: Profile = LITE_CASCADE
+    profile: Profile = LITE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are sampled; the low-resolution partner is made here, by a bilinear filter alone."""
@@ -84,7 +84,7 @@ def learners(config: UpsamplerRecipeConfig) -> tuple[Learner, ...]:
     return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
 
 
-def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> UpsamplerRecipeConfig:
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> UpsamplerRecipeConfig:
     """Return the settings for a built-in or the published model's upsamplers, or for a toy."""
     if not toy and comes_encoded(profile):
         loop = LoopConfig(steps=steps, seed=seed, rate=3e-4, warmup=200, average=0.999, precision="bf16", frozen="bf16")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.train.data import Material, PairConfig, pair_batch
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
@@ -43,7 +43,7 @@ merge = overlaid
 class SrConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    profile: Profile = LITE_CASCADE
+    profile: Profile = LITE
     """The networks' sizes; the transformer takes no words and predicts what its condition lacks."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are sampled."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.profiles import LITE_CASCADE, Profile
+from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoderConfig
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.errors import ConfigError
@@ -229,7 +229,7 @@ def is_kernel(name: str) -> bool:
     return name.startswith("sr_dit.blocks.") and name.endswith(".weight")
 
 
-def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE_CASCADE) -> Tv2vConfig:
+def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> Tv2vConfig:
     """Return the settings for a built-in model's sizes, or for a toy."""
     if toy:
         return Tv2vConfig(
