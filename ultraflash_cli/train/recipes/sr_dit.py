@@ -39,11 +39,16 @@ HELPERS: tuple[str, ...] = ()
 merge = overlaid
 
 
+assert LITE.sr_dit is not None
+WORDLESS = replace(LITE, sr_dit=replace(LITE.sr_dit, text_len=0, pool_text=False))
+"""The built-in model with a transformer that reads no words."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SrConfig(RecipeConfig):
     """What is learned from, how it is weighed, and what the loop needs."""
 
-    profile: Profile = LITE
+    profile: Profile = WORDLESS
     """The networks' sizes; the transformer takes no words and predicts what its condition lacks."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are sampled."""
