@@ -300,7 +300,9 @@ class FrameStream:
         """
         form, pictures = taken(frames_thwc, self.size)
         if self._form is not None and self.frames_in > self._scene and form != self._form:
-            raise UsageError(f"the scene began with frames of {self._form}, got {form}; call flush() first")
+            raise UsageError(
+                f"the scene began with {self._form} frames, got {form}; call flush() before changing the format"
+            )
         self._form = form
         self.frames_in += len(pictures)
         self._waiting += pictures

@@ -124,8 +124,8 @@ WorkDirOption = Annotated[
         "--work-dir",
         metavar="DIR",
         parser=as_path,
-        help="Folder for plan and units, on a file system shared by all workers; with local, by default next to the "
-        "output.",
+        help="Folder for the plan and its units, on a file system that all workers share; local defaults to a folder "
+        "next to the output.",
     ),
 ]
 UnitFramesOption = Annotated[

@@ -49,7 +49,7 @@ def upscale(
     """Return a clip ``scale`` times as large, in the same format and with the same
     number of frames and frame properties.
 
-    A constant format of 8 to 16 bits or floats is taken: YUV, RGB or grey. The model reads
+    The format must be constant: YUV, RGB or grey, 8 to 16 bits or float. The model reads
     RGB of 16 bits (8 bits from RGB24); VapourSynth's ``resize`` converts by the properties
     of each frame and back. Without ``_Matrix`` that is BT.601 up to 576 lines of fewer than
     1280 pixels, else BT.709.
@@ -209,7 +209,7 @@ def _check(vs: Any, clip: "vs.VideoNode") -> None:
     bits = kind.bits_per_sample
     if kind.color_family not in (vs.YUV, vs.RGB, vs.GRAY) or (kind.sample_type == vs.INTEGER and bits > 16):
         raise UsageError(
-            f"the clip is {kind.name}, expected YUV, RGB or grey of 8 to 16 bits or floats; convert it, for example "
+            f"the clip is {kind.name}; expected YUV, RGB or grey, 8 to 16 bits or float; convert it, for example "
             "with core.resize.Bicubic(clip, format=vs.YUV444P16)"
         )
 

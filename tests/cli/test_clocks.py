@@ -186,7 +186,7 @@ def test_sound_whose_timestamps_jump_alone_goes_on(
     source = tmp_path / "in.ts"
     source.write_bytes(restamped(whole.read_bytes(), SOUND, from_on(90, jump_s * TICKS)))
     right, after = seen(whole, tmp_path), seen(source, tmp_path)
-    assert f"timestamps of its audio jump {'back' if jump_s < 0 else 'ahead'} once" in capsys.readouterr().err
+    assert f"its audio timestamps jump {'back' if jump_s < 0 else 'ahead'} once" in capsys.readouterr().err
     assert after.times == right.times and after.tracks == right.tracks
 
 

@@ -35,8 +35,8 @@ class FlowSchedule:
         self.timesteps = self.sigmas * TRAIN_STEPS
 
     def warp(self, steps: Sequence[int]) -> tuple[float, ...]:
-        """Return the timesteps that a list of steps (1000 is pure noise, 0 the end)
-        stands for."""
+        """Return the shifted timesteps for a list of steps (1000 is pure noise, 0 is
+        clean)."""
         wrong = [step for step in steps if not 0 <= step <= TRAIN_STEPS]
         if wrong:
             raise ConfigError(

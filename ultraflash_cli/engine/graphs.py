@@ -51,11 +51,10 @@ class Recorder(Protocol):
     """What records work."""
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
-        """Record ``work`` without doing it. Raises RuntimeError if it cannot be
+        """Record ``work`` without running it. Raises RuntimeError if it cannot be
         recorded.
 
-        After a failure the device is usable, but this recorder should not be used
-        again.
+        The device stays usable after a failure, but this recorder should not be reused.
         """
         ...
 

@@ -102,9 +102,8 @@ class Profile:
         pad, drop = self.alignment.pad_front, self.alignment.drop_front
         if not 0 <= pad <= drop < FRAMES_PER_LATENT * self.group_latents:
             raise ConfigError(
-                f"{self.name}: pad_front must be at most drop_front and that below a "
-                "group, "
-                f"got {pad} and {drop}"
+                f"{self.name}: pad_front must not exceed drop_front, and drop_front must "
+                f"be smaller than a group; got pad_front={pad}, drop_front={drop}"
             )
         if (self.upsampler is None) != (self.decoder is None):
             raise ConfigError(f"{self.name}: upsampler and decoder must be given together")

@@ -55,11 +55,10 @@ class Refiner:
     """The part of the cascade that clips and prompts share (reference/cascade.md 3 to
     6, 8).
 
-    It reads latents, not frames.
+    Takes latents, not frames.
 
-    With ``decode_latents`` only this many latents are decoded at a time and their
-    frames go to the host's memory; the result is the same. ``graphs`` runs the steps of
-    the stages.
+    ``decode_latents`` limits how many latents are decoded at a time and moves their
+    frames to host memory; the result is the same. ``graphs`` runs the stage steps.
     """
 
     def __init__(

@@ -32,9 +32,9 @@ class Outcome:
     """The outcome of one clip: a report, a failure, or in a dry run a plan."""
 
     source: str
-    """The input as events name it: a file, or a prompt."""
+    """Name of the input in events: a file, or a prompt."""
     label: str
-    """What messages call it."""
+    """Name of the input in messages."""
     report: "Report | None" = None
     failure: UltraflashError | None = None
     plan: Planned | None = None

@@ -125,13 +125,13 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         return int(self.scales[rng.choice(len(self.scales), p=self.scale_odds)])
 
     def sample(self, index: int, scale: int) -> tuple[Tensor, Tensor]:
-        """Return (low [3, T, h, w], high [3, T, H, W]) in [0, 1] of sample ``index``."""
+        """Return sample ``index`` as (low [3, T, h, w], high [3, T, H, W]), with values in [0, 1]."""
         high, rng = self.high(index, scale)
         low = degrade(high, scale, self.config.degradation, rng)
         return clip_tensor(low), clip_tensor(high)
 
     def high(self, index: int, scale: int) -> tuple[npt.NDArray[np.uint8], np.random.Generator]:
-        """Return the high-resolution clip [T, H, W, 3] of sample ``index``, and what its partner is drawn with."""
+        """Return the high-resolution clip [T, H, W, 3] of sample ``index``, and the generator for its degradation."""
         rng = np.random.default_rng((self.seed, 2, index))
         config = self.config
         side = config.crop_px * scale

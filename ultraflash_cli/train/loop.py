@@ -232,7 +232,7 @@ class _Run:
                 on_show(shown, step + 1)
 
     def finish(self) -> nn.Module:
-        """Return the networks, whole, with their EMA weights."""
+        """Return the unsharded networks with their EMA weights."""
         self.log.close()
         self.checkpoints.wait()
         if self.shards is not None:

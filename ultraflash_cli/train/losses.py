@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 STRUCTURE_STRIDE = 4
-"""The structural terms, which cost as much as a fifth of a small network, look at one frame in four."""
+"""The structural terms are computed on one frame in four, because they are expensive."""
 
 _RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 

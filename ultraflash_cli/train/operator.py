@@ -26,4 +26,4 @@ class Operator(ABC):
 
     @abstractmethod
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
-        """Return the clip [T, 3, H, W] in [0, 1], changed."""
+        """Return the degraded clip, [T, 3, H, W] in [0, 1]."""

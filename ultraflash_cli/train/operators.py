@@ -1,8 +1,8 @@
-"""Degradations of clips, one operator each: optics, generators, sensors, scaling, codecs.
+"""Clip degradations, one operator each: optics, generators, sensors, scaling, codecs.
 
-A degradation is a list of operators with their parameters drawn beforehand. The list is the log: the same list makes
-the same sample again. Every operator is a pure function of the clip and its own parameters; one draw holds for all
-frames of a clip, but for noise, flicker and compression, which vary in time as they do in life.
+A degradation is a list of operators with their parameters drawn beforehand. The list is also the log: the same list
+reproduces the same sample. Every operator is a pure function of the clip and its own parameters; one draw applies to
+all frames of a clip, except for noise, flicker and compression, which vary over time as in real footage.
 """
 
 import dataclasses

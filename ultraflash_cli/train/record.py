@@ -20,7 +20,7 @@ class RunRecord:
     """What made the weights of a run."""
 
     recipe: str
-    """Its name."""
+    """Name of the recipe."""
     recipe_hash: str
     """Hash over the recipe's settings and its source."""
     config: str

@@ -94,7 +94,7 @@ BUILT_IN: dict[str, type[TextureLikeness] | type[TemporalConsistency] | type[Lea
     "temporal": TemporalConsistency,
     "lpips": LearnedLikeness,
 }
-"""The rewards that come with the program, by name; the last one needs weights that a package brings."""
+"""Built-in rewards by name; the last one needs weights from a separate package."""
 
 
 def load_reward(name: str) -> Reward:

@@ -35,7 +35,7 @@ class RunLog:
         self.factory: Any = _tensorboard() if tensorboard else None
 
     def open(self, first: int, *, writes: bool = True) -> None:
-        """Go on after ``first`` steps: rows of later ones, which a stopped run had written, are dropped."""
+        """Resume after step ``first`` and drop later rows left by an interrupted run."""
         self.writes = writes
         if not writes:
             return

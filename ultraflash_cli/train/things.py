@@ -10,7 +10,7 @@ __all__ = ["Things"]
 _OWN_LIGHT = 0.7
 """Share of its colour that a thing keeps in any light."""
 _GAPS: dict[Kind, float] = {"balloon": 0.34, "bird": 0.32, "boat": 0.38, "ball": 0.26, "car": 0.40, "lantern": 0.28}
-"""Between the middles of two things of a group."""
+"""Distance between the centres of neighbouring things in a group."""
 _MIDDLE_S = 2.5
 """When things are in the middle of their way, so that five seconds show them."""
 

@@ -1,4 +1,4 @@
-"""What the options for old footage may say, read without loading a library."""
+"""Parse the values of the old-footage options without loading a library."""
 
 import re
 

@@ -164,8 +164,8 @@ CODECS = {
         options=_LOSSLESS,
     ),
 }
-"""Every kind of output by the name that ``--codec`` takes. Frames for ``y4m`` are in lossless segments until they are
-written out plainly."""
+"""Output codecs, keyed by ``--codec`` name. ``y4m`` frames are stored in lossless segments until the final file is
+written uncompressed."""
 
 _TRANSPARENT = {".webm": ("vp9",), ".mkv": ("vp9", "ffv1"), ".mov": ("prores",), "": ("vp9", "prores")}
 """By suffix, the codecs for transparent pictures of 8 bits and (the last) of more."""

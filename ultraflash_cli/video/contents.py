@@ -57,7 +57,7 @@ class Content:
         return alike and abs(self.lasts_s - found.lasts_s) <= _SLACK_S
 
     def __str__(self) -> str:
-        return f"{self.packets} packets of {self.size_bytes:,} bytes over {float(self.lasts_s):.2f} s"
+        return f"{self.packets} packets, {self.size_bytes:,} bytes in total, over {float(self.lasts_s):.2f} s"
 
 
 def counted_bytes(packet: Packet, stream: Stream) -> int:

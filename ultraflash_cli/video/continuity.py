@@ -32,9 +32,9 @@ class Walker:
     top: int = 0
     """The latest timestamp so far."""
     step: int = 1
-    """How long packets last."""
+    """Duration of a packet."""
     offset: int = 0
-    """What is added to timestamps."""
+    """Amount added to every timestamp."""
     end: int = 0
     """End of everything so far, with the offset."""
     lead: int = 0

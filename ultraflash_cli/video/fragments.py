@@ -137,7 +137,7 @@ def _codec_of(head: bytes) -> str:
 
 
 def _shown_size(spec: EncodeSpec) -> tuple[int, int]:
-    """Return width and height as shown upright, in even pixels."""
+    """Return the display width and height, after rotation and rounded to even numbers."""
     width, height = spec.width_px * spec.sample_aspect_ratio, Fraction(spec.height_px)
     if spec.rotation_deg in (90, 270):
         width, height = height, width

@@ -17,7 +17,7 @@ _EVEN = 0.4
 """Grain is uniform: the quarter of the blocks with the least variance has at least this fraction of that of the
 quarter with the most. Motion and compression are not."""
 _MOST = 25.0
-"""Changes of more levels are not grain: no film or tape has that much, but scrolling small print does."""
+"""Changes above this many levels are not grain: no film or tape has that much, but small scrolling text does."""
 _LONGER = 1.35
 """Grain differs equally between any two pictures; motion accumulates. Maximum ratio of the difference over two
 pictures to that over one."""

@@ -49,7 +49,7 @@ _CLOCK = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,12})?)")
 
 @dataclass(frozen=True, kw_only=True)
 class StreamInfo:
-    """One stream of the input, as far as copying it needs."""
+    """One input stream, with what is needed to copy it."""
 
     index: int
     kind: str
@@ -114,7 +114,7 @@ class ClipInfo:
     first_field: Literal["tff", "bff"] | None = None
     """Which field of a frame comes first, where that was measured."""
     repeated_field: Fraction | None = None
-    """How many ticks a field lasts, where many frames are flagged to be shown for three (soft telecine)."""
+    """Ticks per field, if many frames are flagged to last three fields (soft telecine)."""
     fields: bool = False
     """Whether each frame of the file comes out as two, one a field; see ``with_deinterlacing``."""
     film: bool = False

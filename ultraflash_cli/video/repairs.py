@@ -39,13 +39,13 @@ class Repairs:
             place = f"its timestamps restart {times} at {self.restart_s - start_s:.2f} s"
             said.append(("restarts", f"{place}; audio, video and subtitles continue in sync from there"))
         ways = (
-            (self.jumps, "ahead", "the gap was removed"),
-            (self.steps_back, "back", "the packets after that were moved behind those before"),
+            (self.jumps, "ahead", "gaps removed"),
+            (self.steps_back, "back", "later packets were shifted to follow the earlier ones"),
         )
         for counts, way, done in ways:
             for kind, count in sorted(counts.items()):
                 times = "once" if count == 1 else f"{count} times"
-                said.append((f"{kind} {way}", f"the timestamps of its {kind} jump {way} {times}; {done}"))
+                said.append((f"{kind} {way}", f"its {kind} timestamps jump {way} {times}; {done}"))
         if self.outliers:
             count = "one timestamp is" if self.outliers == 1 else f"{self.outliers} timestamps are"
             said.append(("outliers", f"{count} far from the neighbouring ones; interpolated"))

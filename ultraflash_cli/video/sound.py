@@ -25,7 +25,7 @@ _BITS = (
     | dict.fromkeys(("pcm_s32le", "pcm_s32be", "pcm_s32le_planar", "pcm_u32le", "pcm_u32be"), 32)
 )
 _OF_DISCS = ("pcm_bluray", "pcm_dvd", "s302m")
-"""Plain samples in the packets of discs and studios: 16 bits, or up to 24."""
+"""PCM in Blu-ray, DVD and SMPTE 302M packets: 16 bits, or up to 24."""
 _PACKED = ("alac", "ape", "flac", "mp4als", "shorten", "tak", "tta", "wavpack", "wmalossless")
 _PLAIN = {8: "pcm_u8", 16: "pcm_s16le", 24: "pcm_s24le", 32: "pcm_s32le"}
 _FLOATS = {"pcm_f32be": "pcm_f32le", "pcm_f32le": "pcm_f32le", "pcm_f64be": "pcm_f64le", "pcm_f64le": "pcm_f64le"}

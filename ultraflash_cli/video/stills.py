@@ -51,10 +51,10 @@ def webp_bytes(rgb_hwc: Picture, *, quality: int) -> bytes:
 
 
 def write_pictures(segments: Sequence[SegmentFile], pattern: Path, *, first: int = 1, made: str | None = None) -> int:
-    """Write every frame of finished segments of the codec ``png`` to its own file; return their count.
+    """Write every frame of finished PNG segments to its own file and return the frame count.
 
-    The folder of ``pattern`` is a private one: it is created, and ``move_pictures`` moves the files into place.
-    ``made`` is the tag of each. Raises ``OutputError``.
+    Creates the private folder of ``pattern``; ``move_pictures`` moves the files into place. ``made`` is the tag written
+    to each picture. Raises ``OutputError``.
     """
     with output_errors(pattern.parent):
         pattern.parent.mkdir(parents=True, exist_ok=True)

@@ -224,10 +224,11 @@ def convert(
 
 
 def merge_lora(base: Mapping[str, Tensor], lora: Mapping[str, Tensor], *, scale: float = 1.0) -> dict[str, Tensor]:
-    """Return ``base`` with ``scale`` * B A added to every weight that has a pair, computed in float32.
+    """Return ``base`` with ``scale`` * B A added to every weight that has a LoRA pair.
 
-    ``scale`` is alpha / rank, 256 / 256 in the published file (reference/cascade.md 9.3). Dtypes
-    stay. Raises WeightsError for half a pair, or one whose weight is missing or of another shape.
+    The sum is computed in float32 and returned in the original dtype. ``scale`` is alpha / rank, 256 / 256 in the
+    published file (reference/cascade.md 9.3). Raises WeightsError for an incomplete pair, or one whose weight is
+    missing or differs in shape.
     """
     merged = dict(base)
     stems = {key.rsplit(".lora_", 1)[0] for key in lora}

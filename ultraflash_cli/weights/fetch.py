@@ -28,11 +28,11 @@ class Hub:
     endpoint: str
     """Its address, without a slash at the end."""
     token: str | None
-    """What to log in with; None leaves it to a login that the hub's library has saved."""
+    """Access token; None uses the login saved by the hub library."""
     cache: Path
-    """The folder of the hub's own tools; files in it are used where they are."""
+    """The hub library's cache folder; files in it are used where they are."""
     offline: bool
-    """Nothing is asked of the network."""
+    """Whether network access is disabled."""
 
     def __post_init__(self) -> None:
         address = urlsplit(self.endpoint)

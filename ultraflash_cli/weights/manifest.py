@@ -68,7 +68,7 @@ class WeightEntry:
     fallback: str | None = None
     """The entry whose file serves in its place where this one is not installed."""
     alternatives: tuple[Alternative, ...] = ()
-    """Other places at the hub, in the order in which they are tried."""
+    """Other locations on the hub, in the order they are tried."""
 
     def __post_init__(self) -> None:
         pinned = (self.revision, self.sha256, self.bytes)

@@ -258,8 +258,9 @@ def block_sizes(grid: Sequence[int]) -> dict[str, int]:
 
 
 def output(q: Tensor, grid: Sequence[int] = ()) -> Tensor:
-    """Return fresh memory shaped ``[B, H, N, T, D]`` that lies as ``[B, N, T, H, D]``,
-    as the next layer reads it; without padding ``[B, H, 1, tokens, D]``."""
+    """Return an uninitialised tensor of shape ``[B, H, N, T, D]``, stored as
+    ``[B, N, T, H, D]``, the layout the next layer reads; with ``grid``,
+    ``[B, H, 1, tokens, D]`` without padding."""
     samples, heads, blocks, tokens, width = q.shape
     if grid:
         blocks, tokens = 1, tokens_of(grid[:3])

@@ -47,7 +47,8 @@ def _luma(rgb: Tensor, levels: Levels) -> Tensor:
 
 
 def _pooled(rgb: Tensor, left: bool) -> Tensor:
-    """Bring ``rgb [N, 3, H, W]`` to the places of chroma, half the size rounded up."""
+    """Resample ``rgb [N, 3, H, W]`` at the chroma sample positions; each side is
+    halved, rounding up."""
     height, width = rgb.shape[2:]
     rows, cols = (
         torch.arange(0, height, 2, device=rgb.device),

@@ -1,4 +1,4 @@
-"""Timing of the norm at the sizes of cross-attention's queries."""
+"""Time the RMS norm at the sizes of cross-attention queries."""
 
 from functools import partial
 

@@ -59,7 +59,7 @@ def test_another_rate_repeats_or_drops(tmp_path: Path, rate: int, frames: int, e
 def test_the_longest_length_that_the_clip_fills_is_taken(tmp_path: Path) -> None:
     clip = grey_clip(tmp_path / "a.mp4", [Fraction(number, 16) for number in range(15)])
     assert ending(clip, [9, 21]) == list(range(6, 15))
-    with pytest.raises(InputError, match="15 frames at 16 per second, 21 are needed"):
+    with pytest.raises(InputError, match="15 frames at 16 fps, need at least 21"):
         ending(clip, [21])
 
 

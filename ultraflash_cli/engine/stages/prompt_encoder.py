@@ -51,8 +51,8 @@ class PromptEncoderConfig:
             or self.dim % self.heads
         ):
             raise ConfigError(
-                "prompt encoder sizes must be positive, and the heads must divide the "
-                "channels"
+                "prompt encoder sizes must be positive, and heads must divide the "
+                "number of channels"
             )
 
     def with_variant(self, prompt: str, seed: int) -> str:

@@ -76,7 +76,7 @@ class TextEncoderConfig:
         sizes = (self.vocab, self.dim, self.ffn_dim, self.heads, self.head_dim, self.layers)
         if min(sizes) < 1 or self.heads * self.head_dim != (self.attention_dim or self.dim):
             raise ConfigError(
-                "text encoder sizes must be positive, and the heads must divide the "
+                "text encoder sizes must be positive, and heads * head_dim must equal the "
                 "attention channels"
             )
         if self.buckets < 4 or self.buckets % 4 or self.max_distance <= self.buckets // 4:

@@ -167,9 +167,7 @@ class _Driver:
                         "interrupted; finished units and segments are kept, the same command resumes"
                     )
                 if not self._actors:
-                    raise self._refusal or DeviceError(
-                        f"{self._deaths} Ray workers died one after the other; see the logs of Ray"
-                    )
+                    raise self._refusal or DeviceError(f"{self._deaths} Ray workers died in a row; see the Ray logs")
                 for actor in self._actors:
                     self._feed(actor)
                 if not self._collect():

@@ -101,7 +101,7 @@ def _refuse_gaps(output: Path) -> None:
 
 
 def check_made_names(*outputs: Path) -> None:
-    """Raise UsageError if a default name, of a file or of the folder of its pictures, is a link."""
+    """Raise UsageError if a default output (a file, or the folder of an image sequence) is a symlink."""
     for place in (output.parent if is_pictures(output) else output for output in outputs):
         if os.path.islink(place):
             raise UsageError(f"{place} is a link at a default name; choose the output with -o")

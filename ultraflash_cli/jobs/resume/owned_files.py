@@ -166,7 +166,7 @@ def read_text(path: Path) -> str:
 
 
 def truncate(path: Path, size: int) -> None:
-    """Cut a plain file off after `size` bytes. Raises OSError, OutputError."""
+    """Truncate a regular file to `size` bytes. Raises OSError or OutputError."""
     descriptor = open_existing(path, os.O_RDWR)
     try:
         os.ftruncate(descriptor, size)

@@ -42,7 +42,7 @@ def read_ending(
     fitting = [length for length in lengths if length <= len(places)]
     if not fitting:
         raise InputError(
-            f"{info.path}: too short to continue: {len(places)} frames at {rate} per second, {lengths[0]} are needed"
+            f"{info.path}: too short to continue from: {len(places)} frames at {rate} fps, need at least {lengths[0]}"
         )
     return [pictures[place] for place in places[-fitting[-1] :]]
 

@@ -41,7 +41,7 @@ class SourceFrame:
     starts_scene: bool
     frame: Frame
     times: tuple[tuple[int, int], ...] | None = None
-    """Timestamp and duration of every output frame it becomes, unless it is one at its own time."""
+    """Timestamp and duration of each output frame made from it; None if it yields one frame with its own timing."""
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ class Work:
         self.place = place
         """Where the finished file is made: next to the output, so that it moves there whole."""
         self.name = name
-        """What events call the input."""
+        """Name of the input in events."""
         self.label = label
-        """What messages call it."""
+        """Name of the input in messages."""
         self.listener = listener
         self.stop = stop or Stop()
         self.warnings: list[str] = []

@@ -239,7 +239,7 @@ def _pull(plan: PullPlan, source: Source, on_event: Listener, clock: Callable[[]
 
 
 def _cached(remote: RemoteFile, on_event: Listener) -> tuple[Path | None, str]:
-    """Return the file in the folder of the hub's own tools and its hash, if it is there and right."""
+    """Return the file in the hub library's cache and its hash, or (None, "") if it is missing or corrupt."""
     if remote.cached is None:
         return None, ""
     try:

@@ -108,10 +108,10 @@ def loss(config: AutoencoderConfig, roles: CascadeRoles, batch: Batch, rng: torc
 
 
 def learners(config: AutoencoderConfig) -> tuple[Learner, ...]:
-    """Return the one learner: the decoder, and the encoder unless others have learned its latents.
+    """Return the single learner: the decoder, plus the encoder unless its latents come from an earlier run.
 
-    Kernels of memory blocks take orthogonalised steps; the trunk, which starts as a linear code, takes small ones:
-    what it makes of a picture's mean is worth more than all that blocks add.
+    Kernels of memory blocks use orthogonalised updates. The trunk starts as a linear code and uses small steps, because
+    its handling of a picture's mean matters more than everything the blocks add.
     """
     return (Learner(name="student", loss=partial(loss, config), is_kernel=_in_block),)
 

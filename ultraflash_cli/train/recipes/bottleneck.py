@@ -74,7 +74,7 @@ class BottleneckConfig(RecipeConfig):
 
 
 def loss(config: BottleneckConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the error of components, as that of pixels, and the latents' spread."""
+    """Return the component losses, normalised to pixel error, and the latent spread loss."""
     values, gain = batch
     latents = _squeeze(roles, values)
     share = uniform(len(latents), 0, config.latent_noise, rng).to(latents).view(-1, 1, 1, 1, 1)

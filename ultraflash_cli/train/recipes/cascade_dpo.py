@@ -85,8 +85,8 @@ class DpoConfig(Tv2vConfig):
     """Range of the noise levels, before the shift, at which both halves are compared. A student of one step was taught
     the highest only."""
     graded_groups: int = 0
-    """Groups, the last ones of a clip, on whose errors the preference rests; those before
-    are what they remember. 0: all of them."""
+    """Number of groups at the end of a clip that the preference loss compares; earlier
+    groups only fill the memory. 0 compares all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -105,7 +105,7 @@ def loss(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: to
 
 
 def learners(config: DecoderRecipeConfig) -> tuple[Learner, ...]:
-    """Return the one learner: the decoder, and the encoder if it is fresh."""
+    """Return the single learner: the decoder, plus the encoder if it is new."""
     student = Learner(name="student", loss=partial(loss, config))
     return (replace(student, is_kernel=is_kernel) if config.orthogonal else student,)
 
