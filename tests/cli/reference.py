@@ -45,8 +45,9 @@ pipe cannot be resumed, and its segments are deleted once written.
 
 Files:
 
-* **Work folders.** `.NAME.ultraflash` is private (mode 0700) and never followed through
-  a link: a link, a file or another user's folder in its place is refused (exit code 7).
+* **Work folders.** `.NAME.ultraflash` is private (mode 0700) and never followed
+  through a symlink: a symlink, a file or another user's folder in its place is refused
+  (exit code 7).
   Only files created by the program are deleted in it, also by `clean`. Work that only
   another version of the program or of a library can resume is renamed to
   `.NAME.kept1.ultraflash`; `clean` lists and removes it. A run without a place of its
@@ -59,10 +60,10 @@ Files:
   image matches the output pattern. With `-y` the images it makes are replaced; others
   that match the pattern are never deleted, and a warning names them. Input images are
   never replaced.
-* **Links.** `-o LINK` writes the file that the link points to, with unfinished work
-  next to that file, and keeps the link. The target needs the same extension as the
-  link, and may be missing. A link at a default output name is refused; links among
-  numbered images are replaced.
+* **Symlinks.** `-o LINK` writes the file that the symlink points to, with unfinished
+  work next to that file, and keeps the symlink. The target needs the same extension as
+  the symlink, and may be missing. A symlink at a default output name is refused;
+  symlinks among numbered images are replaced.
 * **Pipes and devices.** `-o FIFO`, `-o /dev/stdout` and `-o >(program)` take the same
   stream as `-o -`; `/dev/null` discards it. Other devices and sockets are refused.
 * **Logs.** `--log-file` only appends to text files, and to no file that the command

@@ -157,7 +157,9 @@ def test_odd_sizes_are_compared_as_they_are(tmp_path: Path, capsys: pytest.Captu
         pytest.param(("original", "images"), 3, "compare reads videos only", id="numbered images"),
         pytest.param(("original", "stdin"), 2, "save it to a file first", id="stdin"),
         pytest.param(("original", "soft", "--threads=0"), 2, "--threads must be at least 1", id="no threads"),
-        pytest.param(("original", "soft", "--html=/proc/a.html"), 7, "choose another place with --html", id="no place"),
+        pytest.param(
+            ("original", "soft", "--html=/proc/a.html"), 7, "choose another location with --html", id="no place"
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(

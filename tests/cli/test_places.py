@@ -55,7 +55,7 @@ def test_an_archive_cannot_reach_a_folder_beside_it(
     with tarfile.open(shared_cases / "symlink_work_folder.tgz") as archive:
         archive.extractall(tmp_path, filter="fully_trusted")
     assert upscale(tmp_path / "evil_archive" / "clip.mp4", *options) == 7
-    assert "is a link, expected a folder created by ultraflash" in capsys.readouterr().err
+    assert "is a symlink, expected a folder created by ultraflash" in capsys.readouterr().err
     assert main(["clean", str(tmp_path), "--recursive", "-y"]) == 0
     assert [(path.name, path.read_text()) for path in victim.iterdir()] == [("thesis.txt", "mine")]
 

@@ -72,7 +72,7 @@ def opened_sink(output: Path | None, console: Console, *, dry_run: bool) -> Gene
         try:
             sink = open(output, "wb")  # noqa: SIM115 - closing must not fail because the reader has left
         except OSError as error:
-            raise OutputError(f"{output}: {error.strerror}; choose another place with -o") from error
+            raise OutputError(f"{output}: {error.strerror}; choose another location with -o") from error
         try:
             yield sink
         finally:

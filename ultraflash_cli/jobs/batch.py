@@ -173,6 +173,6 @@ class Claims:
             raise UsageError(f"{label} and {self._taken[place]} would both be written to {output}; rename one")
         if place in self._sources and not is_skipped:
             raise UsageError(
-                f"{label} would be written to {output}, which is also an input; choose another place with -o"
+                f"{label} would be written to {output}, which is also an input; choose another location with -o"
             )
         self._taken[place] = label

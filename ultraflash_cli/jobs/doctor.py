@@ -251,7 +251,7 @@ def _disk(folder: Path) -> Finding:
             name="disk",
             state="fail",
             found=found,
-            fix="free some space, or choose another place with -o",
+            fix="free some space, or choose another location with -o",
             exit_code=OutputError.exit_code,
         )
     return Finding(name="disk", state="ok", found=found)

@@ -61,7 +61,7 @@ def export_onnx(
             write_onnx(path, part)
         part.replace(output)
     except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
+        raise OutputError(f"cannot write {output}: {error.strerror}; choose another location with -o") from error
     finally:
         part.unlink(missing_ok=True)
     return Exported(

@@ -178,7 +178,7 @@ def _in_folder(folder: Path) -> tuple[ImageSequence, set[int]]:
             continue
         parts = _NUMBER.match(path.stem)
         if parts is None:
-            raise InputError(f"{folder}: {name} does not end in a number, so its place in the sequence is unknown")
+            raise InputError(f"{folder}: {name} does not end in a number, so its position in the sequence is unknown")
         series.setdefault((parts[1], path.suffix), []).append(parts[2])
 
     if not series:

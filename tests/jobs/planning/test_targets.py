@@ -207,7 +207,7 @@ def test_a_link_that_is_named_stays_and_its_target_is_written(clip: Path, tmp_pa
 
     report = upscale(job(clip, link, overwrite=kind == "file"), build=build)
     assert report.output == str(link)
-    assert f"{link} is a link to {target}, which is written" in report.warnings
+    assert f"{link} is a symlink to {target}, which is written" in report.warnings
     assert link.is_symlink()
     assert len(decoded(target)) == len(decoded(link)) == 4
     assert seen == [[work_folder(target).name]], "the work lies on the target's disk"
@@ -229,7 +229,7 @@ def test_a_folder_for_pictures_that_nobody_has_named_is_no_link(clip: Path, tmp_
     (tmp_path / "mine").mkdir()
     (tmp_path / "in_2x").symlink_to(tmp_path / "mine")
     for overwrite in (True, False):
-        with pytest.raises(UsageError, match="is a link"):
+        with pytest.raises(UsageError, match="is a symlink"):
             upscale(job(clip, codec="png", crf=None, overwrite=overwrite))
     assert list((tmp_path / "mine").iterdir()) == []
 
@@ -237,7 +237,7 @@ def test_a_folder_for_pictures_that_nobody_has_named_is_no_link(clip: Path, tmp_
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_a_link_under_a_name_that_nobody_has_given_is_not_followed(clip: Path, tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "in_2x.mkv").symlink_to(tmp_path / "planted.mkv")
-    with pytest.raises(UsageError, match="is a link"):
+    with pytest.raises(UsageError, match="is a symlink"):
         upscale(job(clip, overwrite=overwrite))
     assert not (tmp_path / "planted.mkv").exists()
 

@@ -98,7 +98,7 @@ def test_a_work_folder_that_is_no_folder_of_ours_is_refused_and_nothing_is_touch
 def test_the_folder_beside_an_output_is_refused_too_where_the_work_lies_elsewhere(clip: Path, victim: Path) -> None:
     work_folder(clip.with_name("in_2x.mkv")).symlink_to(victim)
     before = contents(victim)
-    with pytest.raises(OutputError, match="is a link"):
+    with pytest.raises(OutputError, match="is a symlink"):
         upscale(job(clip, temp=clip.with_name("temp")))
     assert contents(victim) == before
 
@@ -107,7 +107,7 @@ def test_a_generation_follows_no_link_either(tmp_path: Path, victim: Path) -> No
     before = contents(victim)
     work_folder(tmp_path / "out.mp4").symlink_to(victim)
     for resume in (True, False):
-        with pytest.raises(OutputError, match="is a link"):
+        with pytest.raises(OutputError, match="is a symlink"):
             generating.generate(generating.job(tmp_path, output=tmp_path / "out.mp4", seconds=1, resume=resume))
     assert contents(victim) == before
 
@@ -188,7 +188,7 @@ def test_a_lock_that_is_a_link_is_refused(clip: Path, victim: Path) -> None:
     folder = work_folder(clip.with_name("in_2x.mkv"))
     folder.mkdir()
     (folder / "lock").symlink_to(victim / "new")
-    with pytest.raises(OutputError, match="lock is a link"):
+    with pytest.raises(OutputError, match="lock is a symlink"):
         upscale(job(clip))
     assert not (victim / "new").exists()
 
@@ -311,7 +311,7 @@ def test_clean_follows_no_link_and_removes_only_what_is_ours(clip: Path, victim:
     before = contents(victim)
     found = {each.folder.name: each for each in find_leftovers([clip.parent], recursive=True)}
     assert found.keys() == {folder.name, ".other.mkv.ultraflash", ".theirs.ultraflash"}, "each of them once"
-    assert "is a link" in str(found[".other.mkv.ultraflash"].refusal)
+    assert "is a symlink" in str(found[".other.mkv.ultraflash"].refusal)
     assert not remove(found[".other.mkv.ultraflash"])
     assert not remove(found[folder.name]), "it is not gone, something in it is not ours"
     assert contents(victim) == before
@@ -352,7 +352,7 @@ def test_a_stream_is_made_in_a_folder_that_nobody_else_may_look_into(
     assert list(shared.iterdir()) == [], "nothing is left of it"
     private_folder().symlink_to(victim)
     before = contents(victim)
-    with pytest.raises(OutputError, match="is a link"):
+    with pytest.raises(OutputError, match="is a symlink"):
         upscale(job(clip, stdout=io.BytesIO()))
     assert contents(victim) == before
 

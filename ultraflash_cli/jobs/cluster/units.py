@@ -234,7 +234,7 @@ def remove_folder(folder: Path) -> None:
     """Delete a folder of ours and everything in it; it is fine if another process has deleted some of it. Raises
     OSError.
 
-    A link is only unlinked.
+    A symlink is only unlinked.
     """
     if folder.is_symlink():
         folder.unlink(missing_ok=True)

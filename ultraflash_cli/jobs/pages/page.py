@@ -38,13 +38,13 @@ def check_page_place(html: Path, clips: Iterable[Path], *, overwrite: bool) -> N
     if html.exists() and not overwrite:
         raise UsageError(f"{html} exists; use -y to replace it, or choose another file with --html")
     if not html.parent.is_dir():
-        raise OutputError(f"cannot write {html}: {html.parent} is not a folder; choose another place with --html")
+        raise OutputError(f"cannot write {html}: {html.parent} is not a folder; choose another location with --html")
     try:
         with tempfile.TemporaryFile(dir=html.parent):
             pass
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"cannot write {html}: {reason}; choose another place with --html") from error
+        raise OutputError(f"cannot write {html}: {reason}; choose another location with --html") from error
 
 
 def filled(data: Mapping[str, object]) -> str:

@@ -78,7 +78,7 @@ def check_target(
         _refuse_special(found)
         _refuse_input(found, source)
     except OSError as error:
-        raise OutputError(f"cannot write {output}: {error.strerror}; choose another place with -o") from error
+        raise OutputError(f"cannot write {output}: {error.strerror}; choose another location with -o") from error
     if found and work is not None:
         moved = set(moved_files(work))
         found = [path for path in found if Path(os.path.abspath(path)) not in moved]
@@ -104,34 +104,34 @@ def check_made_names(*outputs: Path) -> None:
     """Raise UsageError if a default output (a file, or the folder of an image sequence) is a symlink."""
     for place in (output.parent if is_pictures(output) else output for output in outputs):
         if os.path.islink(place):
-            raise UsageError(f"{place} is a link at a default name; choose the output with -o")
+            raise UsageError(f"{place} is a symlink at a default name; choose the output with -o")
 
 
 def followed(output: Path) -> Path:
-    """Return the file to write for a given output: if that is a link, the file it points to.
+    """Return the file to write for a given output: if that is a symlink, the file it points to.
 
-    Raises UsageError for a link that leads nowhere, to a file of another kind, or that another user has put into a
+    Raises UsageError for a symlink that leads nowhere, to a file of another kind, or that another user has put into a
     folder that all may write.
     """
     if not os.path.islink(output):
         return output
     target = Path(os.path.realpath(output))
     if os.path.islink(target):
-        raise UsageError(f"{output} is a link that points to itself; choose another output")
+        raise UsageError(f"{output} is a symlink that points to itself; choose another output")
     if target.suffix.lower() != output.suffix.lower():
-        raise UsageError(f"{output} is a link to {target}, which has another extension; name that file with -o")
+        raise UsageError(f"{output} is a symlink to {target}, which has another extension; name that file with -o")
     link, folder = output.lstat(), output.absolute().parent.stat()
     is_shared = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
     if is_shared and hasattr(os, "geteuid") and link.st_uid not in (os.geteuid(), folder.st_uid):
-        raise UsageError(f"{output} is a link created by another user (uid {link.st_uid}); choose another output")
+        raise UsageError(f"{output} is a symlink created by another user (uid {link.st_uid}); choose another output")
     return target
 
 
 def link_notes(output: Path | None) -> tuple[str, ...]:
-    """Return a note about the file to write if the given output is a link."""
+    """Return a note about the file to write if the given output is a symlink."""
     if output is None or not os.path.islink(output):
         return ()
-    return (f"{output} is a link to {os.path.realpath(output)}, which is written",)
+    return (f"{output} is a symlink to {os.path.realpath(output)}, which is written",)
 
 
 def output_label(output: Path, stream: str | None) -> str:
@@ -209,12 +209,12 @@ def used_bytes(*folders: Path) -> int:
 def check_space(folder: Path, needed_bytes: int) -> None:
     """Raise OutputError if the disk of `folder` has less room than is needed at least."""
     if is_virtual(folder):
-        raise OutputError(f"cannot write in {folder}: not a place for files; choose another place with -o")
+        raise OutputError(f"cannot write in {folder}: not a place for files; choose another location with -o")
     free = free_bytes(folder)
     if free < needed_bytes:
         raise OutputError(
             f"disk full: {folder} has {free / 1e6:.0f} MB free, about {needed_bytes / 1e6:.0f} MB are needed; "
-            "free some space or choose another place"
+            "free some space or choose another location"
         )
 
 

@@ -137,7 +137,7 @@ class Prepared:
     reading: "Mending"
     """What was measured to decide how to read the clip, and which repairs are made."""
     output: Path
-    """The file to write; if a link was given, the file that it points to."""
+    """The file to write; if a symlink was given, the file that it points to."""
     exists: bool
     """The output exists, and the job skips existing outputs."""
     plan: UpscalePlan

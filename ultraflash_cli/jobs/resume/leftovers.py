@@ -24,7 +24,7 @@ class Leftover:
     in_use: bool
     """A run is using it."""
     refusal: str | None = None
-    """Why it is skipped: a link, a file or another user's folder; None for one of ultraflash."""
+    """Why it is skipped: a symlink, a file or another user's folder; None for one of ultraflash."""
 
 
 def find_leftovers(folders: Iterable[Path], *, recursive: bool) -> list[Leftover]:

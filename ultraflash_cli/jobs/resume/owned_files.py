@@ -1,4 +1,4 @@
-"""Work folders: private, never reached through a link, and only emptied of files the program creates."""
+"""Work folders: private, never reached through a symlink, and only emptied of files the program creates."""
 
 import os
 import re
@@ -77,21 +77,22 @@ def is_own_name(name: str) -> bool:
 
 
 def check_ours(folder: Path) -> None:
-    """Raise OutputError for a work folder that is a link, a file, or another user's; one that is missing is fine."""
+    """Raise OutputError for a work folder that is a symlink, a file, or another user's; one that is missing is fine."""
     try:
         found = folder.lstat()
     except FileNotFoundError:
         return
     except OSError as error:
-        raise OutputError(f"{folder}: {error.strerror}; choose another place with -o") from error
+        raise OutputError(f"{folder}: {error.strerror}; choose another location with -o") from error
     if not stat.S_ISDIR(found.st_mode):
-        kind = "a link" if stat.S_ISLNK(found.st_mode) else "a file"
+        kind = "a symlink" if stat.S_ISLNK(found.st_mode) else "a file"
         raise OutputError(
-            f"{folder} is {kind}, expected a folder created by ultraflash; remove it, or choose another place with -o"
+            f"{folder} is {kind}, expected a folder created by ultraflash; remove it, or choose another location "
+            "with -o"
         )
     if not _is_mine(found.st_uid, folder.parent):
         raise OutputError(
-            f"{folder} belongs to another user (uid {found.st_uid}); choose another place with -o or --temp-dir"
+            f"{folder} belongs to another user (uid {found.st_uid}); choose another location with -o or --temp-dir"
         )
 
 
@@ -112,15 +113,15 @@ def claim(folder: Path) -> None:
 
 
 def open_existing(path: Path, flags: int = os.O_RDONLY, *, create: bool = False) -> int:
-    """Open a plain file that is not a link, and give its descriptor; `create` makes it if it is missing.
+    """Open a regular file that is not a symlink, and return its descriptor; `create` makes it if it is missing.
 
-    Raises OSError, and OutputError for what is no plain file.
+    Raises OSError, and OutputError for anything but a regular file.
     """
     try:
         descriptor = os.open(path, flags | _NO_FOLLOW | _BINARY | (os.O_CREAT if create else 0), 0o600)
     except OSError as error:
         if path.is_symlink():
-            raise OutputError(f"{path} is a link, expected a file created by ultraflash; remove it") from error
+            raise OutputError(f"{path} is a symlink, expected a file created by ultraflash; remove it") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -129,12 +130,12 @@ def open_existing(path: Path, flags: int = os.O_RDONLY, *, create: bool = False)
 
 
 def edit_existing(path: Path) -> BinaryIO:
-    """Open a plain file to read and write, keeping its content. Raises OSError, OutputError."""
+    """Open a regular file to read and write, keeping its content. Raises OSError, OutputError."""
     return open(open_existing(path, os.O_RDWR), "r+b")
 
 
 def take_away(path: Path) -> None:
-    """Delete a plain file or a link, not its target; devices and folders are left alone. Raises OSError."""
+    """Delete a regular file or a symlink, not its target; devices and folders are left alone. Raises OSError."""
     with suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
@@ -160,7 +161,7 @@ def make_folder_anew(folder: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Read a plain file as UTF-8. Raises OSError, OutputError, UnicodeDecodeError."""
+    """Read a regular file as UTF-8. Raises OSError, OutputError, UnicodeDecodeError."""
     with open(open_existing(path), encoding="utf-8") as file:
         return file.read()
 
@@ -175,7 +176,7 @@ def truncate(path: Path, size: int) -> None:
 
 
 def is_plain(path: Path) -> bool:
-    """Return whether `path` is a plain file, and no link."""
+    """Return whether `path` is a regular file and not a symlink."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -183,7 +184,7 @@ def is_plain(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Remove what has one of our names in `folder` but is a link, a device or another user's; return the names.
+    """Remove what has one of our names in `folder` but is a symlink, a device or another user's; return the names.
 
     What links point to is left alone. Raises OSError.
     """

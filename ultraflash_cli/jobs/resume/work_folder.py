@@ -57,7 +57,7 @@ def unfinished_work(output: Path, temp: Path | None) -> Path:
 
 
 def is_work_folder(path: Path) -> bool:
-    """Return whether `path` is a folder that an unfinished run has made; a link to one is none."""
+    """Return whether `path` is a folder that an unfinished run has made; a symlink to one does not count."""
     return looks_like_work(path.name) and path.is_dir() and not path.is_symlink() and is_plain(path / LOCK)
 
 
@@ -85,7 +85,7 @@ class OutputLock:
     def __init__(self, folder: Path) -> None:
         """Create `folder` if need be and lock it.
 
-        Raises OutputError when another process has it, and for a folder that is a link or not ours.
+        Raises OutputError when another process has it, and for a folder that is a symlink or not ours.
         """
         self.folder = folder
         self._descriptor = self._take()
