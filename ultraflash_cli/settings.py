@@ -34,7 +34,7 @@ class Settings:
     hub_endpoint: str = DEFAULT_ENDPOINT
     """`HF_ENDPOINT`, without a slash at its end."""
     hub_token: str | None = field(default=None, repr=False)
-    """`HF_TOKEN`; without it the hub's library looks for a saved login."""
+    """`HF_TOKEN`; without it the hub library looks for a saved login."""
     offline: bool = False
     """`HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` says yes: nothing is asked of the network."""
 
@@ -68,7 +68,7 @@ class Settings:
 
 
 def quieten_libraries(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Keep SVT-AV1 from printing twenty lines per segment, the hub's library and Ray from telling of this machine.
+    """Keep SVT-AV1 from printing twenty lines per segment, the hub library and Ray from telling of this machine.
 
     They listen to nothing but this.
     """

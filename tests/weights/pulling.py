@@ -26,7 +26,7 @@ TOKENIZER = {
 }
 
 PIECE = 10 * 2**20
-"""What the hub's library writes at once."""
+"""What the hub library writes at once."""
 
 
 def unlocked(entry: WeightEntry) -> WeightEntry:

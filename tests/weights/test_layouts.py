@@ -1,4 +1,4 @@
-"""A published set is found at the hub however its files are called, by what is in them."""
+"""A published set is found on the hub however its files are called, by what is in them."""
 
 import json
 import struct

@@ -41,7 +41,7 @@ def test_a_lock_is_filled_from_the_hub_and_holds_later_pulls_to_it(
     assert pull(capsys, NAME)[0]["state"] == "ready"
     states = pull(capsys, "wan/tokenizer")
     assert {each["verified_by"] for each in states if each["name"] != NAME} == {"lock"}
-    # Another file under the same name, at the hub or from the user, is not taken any more.
+    # Another file under the same name, on the hub or from the user, is not taken any more.
     assert main(["weights", "rm", NAME]) == 0
     capsys.readouterr()
     hub.files[WAN] = {"google/umt5-xxl/spiece.model": b"\nother"}

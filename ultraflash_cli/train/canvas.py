@@ -19,7 +19,7 @@ _LIGHT: dict[Time, Rgb] = {
     "dusk": (0.56, 0.52, 0.66),
     "night": (0.28, 0.31, 0.44),
 }
-"""What daylight colours are multiplied with."""
+"""Factors on daylight colours."""
 HORIZON = 0.62
 """Height of the horizon; 0 is the top of the picture."""
 RIM = 0.006

@@ -114,7 +114,7 @@ _SILENT_TIME, _SILENT_PLACE, _SILENT_WEATHER = 0.10, 0.08, 0.12
 """How often a caption leaves out what a user may leave out; a clear sky goes unsaid mostly."""
 _SAID_CLEAR, _SAID_ASIDE, _SAID_UP = 0.25, 0.80, 0.95
 _SILENT_USUAL = 0.4
-"""How often a caption leaves out what goes without saying."""
+"""Fraction of captions that leave out the obvious."""
 
 LONGEST_CAPTION = 22
 """Words of a caption, as the prompt encoder of the built-in model counts them; it reads a few more."""

@@ -30,7 +30,7 @@ PROGRESS = "progress.json"
 """Steps done and losses of a sharded state."""
 
 DONE = ".metadata"
-"""What torch writes last: without it a sharded state is incomplete."""
+"""File that torch writes last; without it a sharded state is incomplete."""
 
 Progress = tuple[int, dict[str, list[float]]]
 """Steps done, and the sums and counts of losses since the last line of the log."""

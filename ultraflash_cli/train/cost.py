@@ -41,21 +41,21 @@ moments."""
 
 @dataclass(frozen=True, kw_only=True)
 class Fleet:
-    """What a run has."""
+    """Hardware of a run."""
 
     gpus: int = 8
     """GPUs, one process each; learners are sharded over them."""
     gpu_bytes: int = 80 * 10**9
     """Memory of each."""
     tflops: float = 400.0
-    """What each computes in a second, as measured in such training, in 10^12 operations."""
+    """Throughput of each GPU in such training, in 10^12 operations per second (measured)."""
     shard_frozen: bool = False
     """Whether frozen transformers are sharded as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a run needs."""
+    """Resources that a run needs."""
 
     memory: dict[str, int]
     """Bytes on each GPU, by part."""

@@ -13,7 +13,7 @@ __all__ = ["Critic", "relativistic_loss", "reversed_gradient"]
 SOFT_PX = 5
 """Window of the mean that is taken from luma before a critic sees it."""
 CHANGE_GAIN = 4.0
-"""What the critic sees of the change between two frames is multiplied with."""
+"""Factor on the frame difference that the critic sees."""
 
 
 class _Bounded(nn.Conv2d):

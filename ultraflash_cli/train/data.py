@@ -98,9 +98,9 @@ class PairConfig:
     )
     """Kinds of material and how often each is picked; kinds that the material lacks are left out."""
     first_frame_share: float = 0.2
-    """How often a clip starts as a stream does: its first frame repeated three times."""
+    """Probability that a clip starts like a stream: with its first frame repeated three times."""
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
-    """How the low-resolution partner is made."""
+    """Degradation for the low-resolution clip."""
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):

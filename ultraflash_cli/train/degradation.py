@@ -1,4 +1,4 @@
-"""How a low-resolution partner is made of a high-resolution clip: what is drawn, as lists of operators.
+"""Degradations that make a low-resolution clip from a high-resolution one, drawn as lists of operators.
 
 There is one degradation for every recipe, a mixture of six kinds: ``clean`` clips are scaled down and nothing else,
 ``compressed`` ones are what people have, ``generated`` ones what generators and their delivery make, ``noisy`` ones
@@ -51,7 +51,7 @@ __all__ = [
 
 Kind = Literal["clean", "compressed", "generated", "noisy", "tape", "disc"]
 KINDS: tuple[Kind, ...] = ("clean", "compressed", "generated", "noisy", "tape", "disc")
-"""What a low-resolution clip may have been through."""
+"""Kinds of degradation of a low-resolution clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class AigcConfig:
     kernels: tuple[tuple[str, float], ...] = (("area", 0.3), ("bilinear", 0.2), ("bicubic", 0.3), ("lanczos", 0.2))
     """Down-scaling kernels and their odds."""
     detour_share: float = 0.3
-    """How often down-scaling goes through an intermediate size."""
+    """Probability that downscaling goes through an intermediate size."""
     blur: tuple[float, float, float] = (0.6, 0.3, 1.4)
     """Odds and range of the blur's sigma."""
     smooth: tuple[float, float, float] = (0.5, 0.0002, 0.003)
@@ -72,7 +72,7 @@ class AigcConfig:
     halo: tuple[float, float, float] = (0.4, 0.2, 0.8)
     """Odds and range of the over-sharpening."""
     colour_share: float = 0.5
-    """How often colours drift."""
+    """Probability of colour drift."""
     latent_noise: tuple[float, float, float] = (0.5, 0.02, 0.15)
     """Odds and range of the noise on latents; picked only if there is a coder."""
     texture_flicker: tuple[float, float, float] = (0.4, 0.004, 0.02)
@@ -82,7 +82,7 @@ class AigcConfig:
     warp: tuple[float, float, float] = (0.4, 0.2, 1.2)
     """Odds and range of the warping, in pixels."""
     repeat_share: float = 0.15
-    """How often a frame or two repeat."""
+    """Probability that one or two frames repeat."""
     codecs: tuple[tuple[str, int, int, float], ...] = (
         ("libx264", 18, 32, 0.6),
         ("libx265", 20, 34, 0.2),
@@ -90,9 +90,9 @@ class AigcConfig:
     )
     """Codecs with their range of quality and their odds."""
     codec_share: float = 0.8
-    """How often the clip is compressed at all."""
+    """Probability of compression."""
     twice_share: float = 0.2
-    """How often it is compressed once more."""
+    """Probability of a second compression."""
 
 
 def draw_aigc(
@@ -167,7 +167,7 @@ class TapeConfig:
     chroma_px: tuple[float, float] = (3.0, 8.0)
     """Range of the blur of colours along lines: half a megahertz."""
     shift_px: tuple[float, float] = (5.0, 3.0)
-    """How far at most colours lie right or left of their place, and below it."""
+    """Maximum displacement of the colours to the left or right, and down."""
     ringing: tuple[float, float] = (0.0, 0.8)
     """Range of the sharpening of players."""
     noise: tuple[float, float, float] = (0.01, 0.04, 0.03)
@@ -179,7 +179,7 @@ class TapeConfig:
     head_switch: tuple[float, int] = (0.3, 12)
     """Odds that the torn lines at the bottom are kept, and the most of them at 480 lines."""
     fields_share: float = 0.6
-    """How often the clip went through fields."""
+    """Probability that the clip was interlaced."""
 
 
 def draw_tape(config: TapeConfig, size: tuple[int, int], rng: np.random.Generator) -> tuple[Operator, ...]:
@@ -232,7 +232,7 @@ class DegradationConfig:
     shares: tuple[tuple[Kind, float], ...] = (("clean", 0.4), ("compressed", 0.6))
     """Kinds and how often each is picked."""
     blur_share: float = 0.8
-    """How often a compressed clip is blurred first."""
+    """Probability that a compressed clip is blurred first."""
     blur_sigma: tuple[float, float] = (0.3, 1.1)
     """Range of that blur."""
     kernels: tuple[tuple[str, float], ...] = (("bicubic", 0.7), ("area", 0.1), ("bilinear", 0.1), ("lanczos", 0.1))
@@ -244,13 +244,13 @@ class DegradationConfig:
     grain_crf: tuple[int, int] = (16, 26)
     """Range of the H.264 quality of noisy clips, which an encoder is given more bits for."""
     tape: TapeConfig = field(default_factory=TapeConfig)
-    """What happens on a tape."""
+    """Degradations of a tape."""
     disc_quantiser: tuple[int, int] = (2, 9)
     """Range of the MPEG-2 quantiser of discs."""
     disc_fields_share: float = 0.4
-    """How often the pictures of a disc are interlaced."""
+    """Probability that the pictures of a disc are interlaced."""
     aigc: AigcConfig = field(default_factory=AigcConfig)
-    """What happens to generated clips."""
+    """Degradations of generated clips."""
 
 
 def draw(
@@ -295,7 +295,7 @@ def draw(
 
 
 def degrade(frames_thwc: Clip, scale: int, config: DegradationConfig, rng: np.random.Generator) -> Clip:
-    """Return the partner of a clip [T, H, W, 3] at H / scale, W / scale; a pure function of its arguments."""
+    """Return the low-resolution version of a clip [T, H, W, 3], H / scale by W / scale; a pure function."""
     return apply(frames_thwc, draw(config, frames_thwc.shape[1:3], scale, rng)[1])
 
 

@@ -34,22 +34,22 @@ Frames = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
-    """What to encode, and how."""
+    """Settings for encoding a data set."""
 
     clips: tuple[CaptionedClip, ...]
     out: Path
     """Folder of the shards; finished ones are kept, an unfinished one is resumed."""
     scale: int = 2
-    """Size of the clips over that of their degraded partners."""
+    """Size of the clips relative to their degraded versions."""
     sizes: tuple[tuple[int, int], ...]
     """Heights and widths of clips; each takes the nearest shape that it covers."""
     latents: tuple[int, ...] = (36, 12)
     """Latent frames of a sample, long ones first; what is left of a clip takes the longest
     that fits."""
     conditions: int = 2
-    """Degraded partners of each sample."""
+    """Degraded versions of each sample."""
     aigc_share: float = 0.6
-    """Share of the partners that look like generated video."""
+    """Fraction of the degraded versions that look like generated video."""
     regenerated_share: float = 0.0
     """Share of the partners that the generator regenerates from part of the noise; needs a
     generator."""
@@ -64,7 +64,7 @@ class EncodeJob:
     share: tuple[int, int] = (0, 1)
     """Which of how many machines this is; each encodes its own shards."""
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
-    """What partners that look like compressed video went through."""
+    """Degradation of versions that look like compressed video."""
 
     def __post_init__(self) -> None:
         unit = 16 * self.scale
@@ -256,7 +256,7 @@ def _partner(
     text: Tensor | None,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Any]:
-    """Return the latents of a degraded partner and what it went through."""
+    """Return the latents of a degraded version and the record of its degradation."""
     size = (frames.shape[1], frames.shape[2])
     if rng.random() < job.aigc_share:
         operators = draw_aigc(AigcConfig(), size, job.scale, rng, with_coder=encoders.codes)

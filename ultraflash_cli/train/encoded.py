@@ -57,7 +57,7 @@ class EncodedSample:
 
     @property
     def partners(self) -> list[str]:
-        """The extensions of the degraded partners."""
+        """File extensions of the degraded versions."""
         return sorted(name for name in self.members if name.startswith("low"))
 
     def read(self, extension: str) -> npt.NDArray[Any]:
@@ -86,7 +86,7 @@ class EncodedClips:
 
     @property
     def licences(self) -> Counter[str]:
-        """How many clips are under each licence."""
+        """Number of clips under each licence."""
         return Counter(str(sample.facts["licence"]) for sample in self.samples)
 
     def hash(self) -> str:

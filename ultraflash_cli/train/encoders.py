@@ -60,7 +60,7 @@ class Encoders:
 
     @property
     def identity(self) -> str:
-        """What encodes, for the record."""
+        """Name of the encoder, for the record."""
         return self.profile.name
 
     @torch.no_grad()

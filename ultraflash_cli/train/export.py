@@ -23,7 +23,7 @@ __all__ = ["ExportJob", "export", "joined_coders", "list_entries", "networks_of"
 
 
 _ARCHITECTURES = {"text_encoder": "prompt_encoder", "pixels_detail": "pixels"}
-"""What is in the file of a network that is not named after its architecture."""
+"""Architecture of networks whose file is not named after it."""
 
 IN_16_BITS = ("pixels", "pixels_detail")
 """Networks stored in float16; the matrices of all other small ones take 8 bits."""
@@ -37,7 +37,7 @@ _EXACT = {"decoder": ("decoder.1.weight", "decoder.18.weight")}
 
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
-    """What to export, and where to."""
+    """Network to export, and its destination."""
 
     run: Path
     """Folder of a training run."""

@@ -26,7 +26,7 @@ minimised; a term without a gradient is only logged."""
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """What is the same for every recipe."""
+    """Loop settings shared by all recipes."""
 
     steps: int
     """Total optimiser steps."""
@@ -86,10 +86,10 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
-    """What the settings of every recipe have."""
+    """Settings that every recipe has."""
 
     loop: LoopConfig
-    """What the loop needs."""
+    """Settings of the training loop."""
 
 
 def _no_kernels(_name: str) -> bool:
@@ -101,7 +101,7 @@ class Learner:
     """Some of the roles, the loss they lower, and how often they do; each has optimisers of its own."""
 
     loss: Loss
-    """What it lowers."""
+    """Loss to minimise."""
     name: str = "model"
     """For the log and the random seeds."""
     roles: tuple[str, ...] = ()

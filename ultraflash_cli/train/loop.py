@@ -112,7 +112,7 @@ def run_loop(
 
 
 class _Run:
-    """What a run holds while it lasts."""
+    """State of a training run."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ class _Run:
 
     @contextmanager
     def _averaged(self) -> Generator[nn.Module]:
-        """Return the networks, whole, with EMA weights."""
+        """Return the unsharded networks with EMA weights."""
         if self.shards is not None:
             yield self.shards.plain(self._averages())
             self.shards.release()

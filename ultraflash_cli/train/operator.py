@@ -1,4 +1,4 @@
-"""What an operator of a degradation is."""
+"""Base class of degradation operators."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -33,9 +33,9 @@ class MakePairsJob:
     out: Path
     """Folder of pairs; those that are there are kept."""
     count: int
-    """How many."""
+    """Number of pairs."""
     scale: int
-    """What the low-resolution partner is smaller by."""
+    """Factor between the high- and the low-resolution clip."""
     pairs: PairConfig
     """How each is sampled."""
     seed: int = 1
@@ -71,14 +71,14 @@ def make_pairs(job: MakePairsJob, *, on_pair: Callable[[int], None] | None = Non
 
 @dataclass(frozen=True, kw_only=True)
 class CutConfig:
-    """What training sees of a kept pair."""
+    """Crop of a stored pair for training."""
 
     frames: int = 6
     """Frames of a clip."""
     side_px: int = 192
     """Side of the high-resolution crop; the low-resolution one is smaller by the scale."""
     clean_share: float | None = None
-    """How often a clean pair is cut; None is as often as the folder has them."""
+    """Fraction of clean pairs; None keeps the folder's own fraction."""
 
 
 class KeptPairs:

@@ -1,4 +1,4 @@
-"""What made the weights of a run, as its folder keeps it."""
+"""Record of what produced the weights of a run, stored in its folder."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ VALIDATION = "validation.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What made the weights of a run."""
+    """Record of what produced the weights of a run."""
 
     recipe: str
     """Name of the recipe."""

@@ -70,7 +70,7 @@ def check_output(
 
 
 class _Found:
-    """What is in a file, packet by packet."""
+    """Contents of a file, packet by packet."""
 
     def __init__(self, container: InputContainer, main: VideoStream) -> None:
         streams = [s for s in container.streams if is_moving(s) or s.type in _BESIDE]

@@ -1,4 +1,4 @@
-"""How far the colours of a picture are shifted against its brightness, as on tapes."""
+"""Measure the chroma shift of a picture, as on tapes."""
 
 from collections.abc import Sequence
 

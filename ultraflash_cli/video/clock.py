@@ -67,7 +67,7 @@ class Clock:
         self._last: int | None = None
         self.repaired = 0
         self.squeezed = 0
-        """How many of them are one tick after the one before."""
+        """Number of timestamps one tick after the previous one."""
         self.made_up = False
         """Whether the last frame had no time of its own."""
         self._stamps = _Stamps()

@@ -1,4 +1,4 @@
-"""What containers can hold: the choice of container, and which streams of the input are kept."""
+"""Choose the container, and the input streams it can hold."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ Refusals = Mapping[str, Mapping[int, str]]
 LONG_START_S = 60
 """A clock that starts later is a broadcast's; the output's starts at 0."""
 _CHAPTER_TRACKS = ("", "bin_data", "text")
-"""What FFmpeg calls the track in which MP4 keeps its chapters; they are copied as chapters."""
+"""FFmpeg's name for the chapter track of MP4; chapters are copied as such."""
 
 
 @dataclass(frozen=True, kw_only=True)

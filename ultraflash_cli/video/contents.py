@@ -28,7 +28,7 @@ class Content:
 
     kind: str
     name: str = ""
-    """What people call it, where it comes from the input."""
+    """Name for users, if it comes from the input."""
     packets: int = 0
     size_bytes: int = 0
     start_s: Fraction | None = None

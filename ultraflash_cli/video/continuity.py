@@ -43,7 +43,7 @@ class Walker:
     """Delay of the first packet from decoding to display: the decoder's delay."""
     packets: int = 0
     keys: int = 0
-    """How many of the packets are marked as key pictures."""
+    """Number of packets marked as keyframes."""
     recent: tuple[int, ...] = ()
     """The latest timestamps of a stream whose packets come in another order than they are shown."""
 
@@ -73,7 +73,7 @@ class Walker:
 
     @property
     def slack(self) -> int:
-        """How far timestamps may step back through rounding alone."""
+        """Maximum backward step of timestamps due to rounding alone."""
         return max(1, min(2 * self.step, self._tenth))
 
     def leap(self, stamp: int, packet: Packet) -> int:

@@ -56,7 +56,7 @@ _PICTURE_KINDS = {"png": ("png", "image/png"), "gif": ("gif", "image/gif"), "bmp
     "mjpeg": ("jpg", "image/jpeg"),
 }
 _LEAD_FRAMES = 16
-"""How far before it is shown a packet without a decoding time is decoded; no codec reorders more."""
+"""Decoding lead of packets that have no decoding time; no codec reorders more."""
 
 
 _WARM_UP_S = Fraction(1, 10)

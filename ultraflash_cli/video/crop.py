@@ -19,7 +19,7 @@ _MASTERS = {0x18538067, 0x1654AE6B, 0xAE, 0xE0}
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """How many columns and lines of the stored picture are not shown, before it is turned."""
+    """Columns and lines of the stored picture that are not shown, before rotation."""
 
     left_px: int = 0
     top_px: int = 0

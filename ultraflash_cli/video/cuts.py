@@ -21,7 +21,7 @@ _ABOVE_MOTION = 2.0
 _RETURN = 0.6
 """A flash is over when the picture is back within this part of the jump, and so near that it would be no cut."""
 _REACH_ROWS, _REACH_COLUMNS = 4, 14
-"""How far, in cells, the camera may turn between two frames."""
+"""Maximum camera movement between two frames, in cells."""
 _STILL = 0.1
 """Dissimilarity up to which no camera shift is searched for."""
 _FULL = 0.7

@@ -62,7 +62,7 @@ class ReadReport:
     repaired_times: int = 0
     """Timestamps that were missing, repeated, went backwards, or were outliers."""
     restarts: int = 0
-    """How often the clock of the file restarted."""
+    """Number of restarts of the file's clock."""
 
     @property
     def damaged(self) -> bool:

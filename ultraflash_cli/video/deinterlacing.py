@@ -121,7 +121,7 @@ class FrameTimes(Protocol):
 
     @property
     def frames(self) -> int:
-        """How many frames are in the filters."""
+        """Number of frames in the filters."""
         ...
 
 

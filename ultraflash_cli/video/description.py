@@ -1,4 +1,4 @@
-"""What `probe` prints about a clip, in the terms of the field."""
+"""Describe a clip for `probe`, in the usual terms."""
 
 from fractions import Fraction
 

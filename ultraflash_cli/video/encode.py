@@ -99,7 +99,7 @@ class EncodeSpec:
     rotation_deg: int
     """Clockwise rotation of the coded picture for display."""
     mirrored: bool = False
-    """Whether left and right of the coded picture are exchanged before it is turned."""
+    """Whether the coded picture is mirrored left to right, before rotation."""
     mastering_display: MasteringDisplay | None = None
     content_light: ContentLight | None = None
 

@@ -16,7 +16,7 @@ class Frame:
     pts: int
     """When it is shown, in ticks of its clip's time base."""
     duration: int
-    """How long, in the same ticks."""
+    """Duration in the same ticks."""
     rgb_hwc: "np.ndarray"
     """``[height, width, 3]`` in coded orientation, uint8 or uint16; or on its way to an encoder its planes of
     YUV 4:2:0, ``[height * 3 / 2, width]``."""

@@ -54,7 +54,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed:
-    """What was written to the stream."""
+    """Record of what was written to the stream."""
 
     frames: int
     notes: tuple[str, ...] = ()
@@ -138,7 +138,7 @@ class _Clock:
     def __init__(self, spec: EncodeSpec, *, shift: int) -> None:
         self.unit = spec.track_time_base
         self.frames = 0
-        """How many packets have got their times."""
+        """Number of packets with final timestamps."""
         self._ticks = spec.time_base.numerator
         self._shift = shift
         self._delay = _LEAST_DELAY if CODECS[spec.codec].reorders else 0

@@ -1,4 +1,4 @@
-"""What is measured on old footage before the work, and how the clip is read because of it."""
+"""Measure old footage before the work, and set how the clip is read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +33,7 @@ class Mending:
 
     info: ClipInfo
     crop: Crop | None = None
-    """What is cropped in addition to the container's crop."""
+    """Crop in addition to the container's."""
     head_lines: int = 0
     """How many of the lines cut away at the bottom are of the switching of a tape's heads."""
     chroma_shift: ChromaShift | None = None

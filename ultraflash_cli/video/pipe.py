@@ -14,7 +14,7 @@ _HEAD_BYTES = 1 << 16
 
 
 class ByteStream(Protocol):
-    """What a pipe reads from: a binary file, opened for reading."""
+    """Source of a pipe: a binary file opened for reading."""
 
     def read(self, size: int = -1, /) -> bytes | None:
         """Return up to ``size`` bytes, none at the end."""

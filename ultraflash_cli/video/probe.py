@@ -1,4 +1,4 @@
-"""What is in a file: streams, sizes, times, colour, rotation, without reading it through."""
+"""Probe a file: streams, sizes, times, colour, rotation, without reading it through."""
 
 import re
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ class ClipInfo:
     path: Path
     """The name of ``source``; a pattern for pictures, ``-`` for a pipe."""
     source: Source
-    """What ``open_input`` and ``read_frames`` read."""
+    """Source for ``open_input`` and ``read_frames``."""
     container: str
     """FFmpeg's name of the input format, e.g. ``mov,mp4,m4a,3gp,3g2,mj2``."""
     video_index: int
@@ -90,11 +90,11 @@ class ClipInfo:
     width_px: int
     height_px: int
     crop: Crop | None
-    """What of the stored picture the container does not show."""
+    """Part of the stored picture that the container crops away."""
     rotation_deg: int
-    """How far the coded picture is turned clockwise to be shown: 0, 90, 180 or 270."""
+    """Clockwise rotation of the coded picture for display: 0, 90, 180 or 270."""
     mirrored: bool
-    """Whether left and right of the coded picture are exchanged, before it is turned."""
+    """Whether the coded picture is mirrored left to right, before rotation."""
     display_matrix: tuple[int, ...] | None
     """The nine numbers of the container's display matrix, if there is one."""
     sample_aspect_ratio: Fraction
@@ -124,7 +124,7 @@ class ClipInfo:
     chroma_shift: tuple[float, float] | None = None
     """By how many pixels the colours lie too far right and too far down; they are read where they belong."""
     denoise: tuple[float, float] | None = None
-    """How much noise is taken from brightness and colours when frames are read, in levels of 255."""
+    """Denoising strength for luma and chroma when frames are read, in levels of 255."""
     time_base: Fraction
     average_rate: Fraction
     start_pts: int | None
@@ -141,7 +141,7 @@ class ClipInfo:
     bit_rate: int | None
     streams: tuple[StreamInfo, ...]
     chapters: int
-    """How many chapters the file has."""
+    """Number of chapters in the file."""
     has_captions: bool = False
     """Whether closed captions are inside the first picture."""
 

@@ -8,16 +8,16 @@ __all__ = ["Repairs"]
 
 @dataclass
 class Repairs:
-    """What had to be repaired so far."""
+    """Repairs made so far."""
 
     restarts: int = 0
-    """How often the clock of the file started again."""
+    """Number of restarts of the file's clock."""
     restart_s: float = 0.0
     """Where it did so first, on the repaired clock."""
     jumps: Counter[str] = field(default_factory=Counter[str])
-    """How often the timestamps of a single stream jumped ahead, by its kind."""
+    """Number of forward jumps of single streams, by kind."""
     steps_back: Counter[str] = field(default_factory=Counter[str])
-    """How often they jumped back."""
+    """Number of backward jumps, by kind."""
     outliers: int = 0
     """Wrong timestamps among good ones."""
     untimed: int = 0
@@ -25,7 +25,7 @@ class Repairs:
 
     @property
     def count(self) -> int:
-        """How much was repaired in all."""
+        """Total number of repairs."""
         return self.restarts + self.jumps.total() + self.steps_back.total() + self.outliers
 
     def __bool__(self) -> bool:

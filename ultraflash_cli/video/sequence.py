@@ -31,7 +31,7 @@ PICTURE_SUFFIXES = frozenset(
         *("png", "ppm", "qoi", "sgi", "tga", "tif", "tiff", "webp"),
     )
 )
-"""What counts as a picture in a folder; other files are passed over."""
+"""Extensions of images in a folder; other files are ignored."""
 
 _PLACE = re.compile(r"%(?:0(\d+))?d")
 _NUMBER = re.compile(r"^(.*?)(\d+)$")

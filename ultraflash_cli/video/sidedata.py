@@ -1,4 +1,4 @@
-"""What decoders attach to frames next to the picture."""
+"""Side data that decoders attach to frames."""
 
 from collections.abc import Iterable
 from math import cos, radians, sin

@@ -52,7 +52,7 @@ def sample_bits(codec: str, sample_format: str) -> int:
 
 
 def lossless_codecs(codec: str, bits: int) -> tuple[str, ...]:
-    """Return what ``codec`` can become with each sample as it was, plain samples first."""
+    """Return what ``codec`` can become with each sample unchanged, PCM first."""
     if codec in _FLOATS:
         return (_FLOATS[codec],)
     plain = _PLAIN.get(bits)

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 Source = Path | ImageSequence | Pipe
-"""What a clip can be read from."""
+"""Sources that a clip can be read from."""
 
 LARGEST_PIXELS = 1 << 27
 """Larger frames are refused by their header, before one takes gigabytes: 16,384 x 8,192 pixels."""

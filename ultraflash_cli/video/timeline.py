@@ -28,7 +28,7 @@ _LONGEST_GAP_S = 120
 _LONGEST_RUN_S = 1.5
 """Longest run of wrong timestamps: more than the audio of one packet of a broadcast."""
 _WAIT_S = 3.0
-"""How much later than the first stream the others may follow to a new clock."""
+"""Maximum delay of the other streams behind the first at a clock restart."""
 _NEAR_S = 5.0
 """Streams on the same clock are this close to each other in the file."""
 _LATEST_S = 60.0
@@ -86,7 +86,7 @@ class _Epoch:
     """A clock of the file: the time from its start, or from where it started again, to the next such place."""
 
     offset_s: Fraction
-    """What is added to the file's seconds."""
+    """Offset added to the file's time, in seconds."""
     now_s: float = 0.0
     """The latest timestamp on it, in the file's time."""
 

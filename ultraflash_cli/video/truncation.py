@@ -1,4 +1,4 @@
-"""How many bytes are missing at the end of a file, by the lengths in its boxes."""
+"""Count the bytes missing at the end of a file, from the lengths in its boxes."""
 
 from pathlib import Path
 from struct import unpack

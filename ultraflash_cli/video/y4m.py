@@ -20,7 +20,7 @@ __all__ = ["ByteSink", "write_y4m"]
 
 
 class ByteSink(Protocol):
-    """What takes bytes: a binary file, opened for writing, or standard output."""
+    """Destination for bytes: a binary file opened for writing, or standard output."""
 
     def write(self, content: bytes, /) -> object:
         """Take all of ``content``."""

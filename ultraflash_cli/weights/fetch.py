@@ -49,7 +49,7 @@ class Hub:
 
     @property
     def login(self) -> str | bool | None:
-        """What the hub's library logs in with: False keeps it from sending even a saved token."""
+        """Token for the hub library; False keeps it from sending even a saved one."""
         return self.token if self.is_private else False
 
     @property
@@ -64,7 +64,7 @@ class Hub:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """One file at the hub at one commit."""
+    """One file on the hub at one commit."""
 
     repository: str
     """``owner/name``."""
@@ -81,11 +81,11 @@ class RemoteFile:
     verified_by: VerifiedBy
     """Where size and hash come from."""
     cached: Path | None = None
-    """The same file in the folder of the hub's own tools."""
+    """The same file in the hub library's cache."""
 
     @property
     def identity(self) -> str:
-        """What the content is known by: sha256, or the id in git."""
+        """Identifier of the content: sha256, or the git blob id."""
         return self.sha256 or self.git_blob or ""
 
     def __str__(self) -> str:
@@ -97,9 +97,9 @@ def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> Remo
 
     A locked entry means one commit, size and sha256; any other what the hub now has under the entry's path, at
     ``revision`` if one is given. Raises NotThere if the hub has no such file, WeightsError for any other
-    refusal and where, offline, the folder of the hub's tools does not have it.
+    refusal and where, offline, the hub library's cache does not have it.
     """
-    assert entry.repository is not None, "a file of the package is not at the hub"
+    assert entry.repository is not None, "a file of the package is not on the hub"
     found = _in_cache(hub, entry) if hub.offline or entry.locked else None
     if found is not None:
         return found
@@ -154,7 +154,7 @@ def fetch_range(hub: Hub, remote: RemoteFile, start: int, end: int) -> bytes | N
 def fetch(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> str:
     """Download a file to ``part``, resuming after the bytes already there; check it and return its sha256.
 
-    ``on_bytes`` is reported how many there are. The hub's library does the transfer (redirects,
+    ``on_bytes`` is reported how many there are. The hub library does the transfer (redirects,
     login, retries); where to resume is ours to say, since it starts over after a kill. Raises
     WeightsError for what the hub, the network or the check says; the part is kept unless it is
     wrong. Raises OutputError if the disk refuses.
@@ -326,7 +326,7 @@ def _kind(remote: RemoteFile) -> str:
 
 
 def _silence() -> None:
-    """Keep the hub's library from talking: what it warns of is said in our own events and errors."""
+    """Keep the hub library from talking: what it warns of is said in our own events and errors."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()
@@ -334,7 +334,7 @@ def _silence() -> None:
 
 @contextmanager
 def _hub_errors(hub: Hub, what: str) -> Generator[None]:
-    """Turn errors of the hub's library into a one-line WeightsError that says what to do."""
+    """Turn errors of the hub library into a one-line WeightsError that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 
     # The base of everything that goes wrong along the way; the package it is from depends on the library's version.

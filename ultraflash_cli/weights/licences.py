@@ -1,4 +1,4 @@
-"""What the licences of weights allow, as data."""
+"""Licences of weights and what they allow."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Licence:
     redistribution: bool | None
     """Whether copies may be passed on."""
     conditions: str
-    """What it asks for in return, in a phrase."""
+    """Its conditions, in a phrase."""
 
 
 LICENCES: dict[str, Licence] = {

@@ -17,7 +17,7 @@ HEADER = "# Every weight file: what code asks for by name, verified by size and 
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """Another place at the hub where an entry's weights may be; what it leaves out is the entry's own."""
+    """Another location of an entry's weights on the hub; fields left out are the entry's own."""
 
     repository: str
     """``owner/name``."""
@@ -26,29 +26,29 @@ class Alternative:
     licence: str
     """As the source states it."""
     revision: str | None = None
-    """The commit to take; None while the place is unlocked."""
+    """The commit to take; None while the location is unlocked."""
     sha256: str | None = None
-    """Hash of the file; None while the place is unlocked."""
+    """Hash of the file; None while the location is unlocked."""
     bytes: int | None = None
-    """Size of the file; None while the place is unlocked."""
+    """Size of the file; None while the location is unlocked."""
     architecture: str | None = None
-    """What is in it, where that differs from the entry's."""
+    """Architecture, if it differs from the entry's."""
     wrapper: str | None = None
     """The part of a checkpoint to take where it holds several networks."""
     note: str | None = None
-    """What a user should know before the transfer."""
+    """Note for users before the download."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightEntry:
-    """One weight file, inside the package or at the hub."""
+    """One weight file, inside the package or on the hub."""
 
     name: str
-    """What code and users ask for, such as ``lite/pixels``."""
+    """Name for code and users, such as ``lite/pixels``."""
     architecture: str
-    """What is in it: the stage it belongs to, or for a file of the hub the key of its rules in ``convert.RULES``."""
+    """Architecture: the stage it belongs to, or for a file on the hub the key of its rules in ``convert.RULES``."""
     repository: str | None = None
-    """``owner/name`` at the hub; None for a file inside the package."""
+    """``owner/name`` on the hub; None for a file inside the package."""
     file: str
     """Path inside the repository, where ``*`` stands for any text, or inside the package's ``weights`` folder."""
     revision: str | None = None
@@ -62,7 +62,7 @@ class WeightEntry:
     wrapper: str | None = None
     """The part of a checkpoint to take where it holds several networks; None for the usual order."""
     note: str | None = None
-    """What a user should know before the transfer."""
+    """Note for users before the download."""
     optional: bool = False
     """A set is pulled without it where it cannot be had."""
     fallback: str | None = None
@@ -112,9 +112,9 @@ class WeightSet:
     """Names that are requested together."""
 
     name: str
-    """What users ask for."""
+    """Name of the set."""
     about: str
-    """What the set is for."""
+    """Purpose of the set."""
     members: tuple[str, ...]
     """Names of weights."""
 

@@ -1,4 +1,4 @@
-"""The names and shapes of the tensors in a file at the hub, read by ranges without fetching the file."""
+"""The names and shapes of the tensors in a file on the hub, read by ranges without fetching the file."""
 
 import io
 import json
@@ -23,7 +23,7 @@ _LARGEST_INDEX = 1 << 26
 
 
 def peek(hub: Hub, remote: RemoteFile) -> Mapping[str, Any] | None:
-    """Return what a checkpoint at the hub holds, nested as it was saved, with tensors that have shapes but no values.
+    """Return what a checkpoint on the hub holds, nested as it was saved, with tensors that have shapes but no values.
 
     Returns None for a format that has no index (old pickles) or a server that does not serve ranges. A pickle is
     opened for tensors and plain values only. Raises WeightsError for a broken file, one that holds more than that,
@@ -48,7 +48,7 @@ class _NoRanges(Exception):
 
 
 class _RangedFile(io.RawIOBase):
-    """A file at the hub, read block by block as it is requested."""
+    """A file on the hub, read block by block as it is requested."""
 
     def __init__(self, hub: Hub, remote: RemoteFile) -> None:
         self._hub = hub

@@ -22,13 +22,13 @@ _SCALES = {2: r"(?<![a-z0-9])(1k|x2|2x)(?![a-z0-9])", 3: r"(?<![a-z0-9])(2k|x3|3
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A file at the hub and what it is."""
+    """A file on the hub and what it is."""
 
     place: WeightEntry
     """The entry at the place where it was found, with that place's architecture and licence."""
     remote: RemoteFile
     how: str | None = None
-    """What was done to find it if it is not simply the file that the list names first."""
+    """How it was found, if it is not the file that the list names first."""
 
 
 class HubSearch:
@@ -89,7 +89,7 @@ class HubSearch:
 
     def _at(self, place: WeightEntry, tried: list[str]) -> Found | None:
         """Return what is at one place; None if its files hold other tensors. Raises NotThere, WeightsError."""
-        assert place.repository is not None, "a file of the package is not at the hub"
+        assert place.repository is not None, "a file of the package is not on the hub"
         if place.locked or self._hub.offline:
             return Found(place=place, remote=locate(self._hub, place))
 

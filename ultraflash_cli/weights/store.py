@@ -22,14 +22,14 @@ _RECEIPT = ".receipt.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What a file in the store was made from, and what it is."""
+    """Origin and identity of a file in the store."""
 
     name: str
     """The entry it belongs to."""
     repository: str | None
-    """Where it came from; None for a file that the user had."""
+    """Repository it came from; None for a file of the user's own."""
     revision: str | None
-    """The commit it was taken at."""
+    """Commit it was downloaded from."""
     source: str
     """Path in the repository, or the name of the user's file."""
     source_bytes: int
@@ -37,15 +37,15 @@ class Receipt:
     source_sha256: str
     """Hash of what was downloaded."""
     verified_by: VerifiedBy
-    """What that was checked against."""
+    """How the download was verified."""
     bytes: int
     """Size of the file in the store."""
     sha256: str
     """Hash of the file in the store."""
     mtime_ns: int
-    """Its time of change, for quick checks."""
+    """Its modification time, for quick checks."""
     architecture: str = ""
-    """What is in it; empty in receipts of version 0.1."""
+    """Architecture of the network in it; empty in receipts of version 0.1."""
     licence: str = ""
     """The licence stated where it came from; empty in receipts of version 0.1."""
 

@@ -23,7 +23,7 @@ __all__ = ["PullPlan", "Source", "hub_of", "open_store", "plan_pull", "run_pull"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file at the hub and what is to be made of it."""
+    """One file on the hub and what is to be made of it."""
 
     remote: RemoteFile
     entries: tuple[WeightEntry, ...]
@@ -31,7 +31,7 @@ class Source:
     by_name: frozenset[str]
     """Those that were requested by their own name: they have to be in it."""
     how: tuple[str, ...] = ()
-    """What was done to find it if it is not simply the file that the list names first."""
+    """How it was found, if it is not the file that the list names first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def _divide(
 
 
 def _by_file(found: Iterable[Found], by_name: set[str]) -> list[Source]:
-    """Put entries together that are one file at the hub."""
+    """Put entries together that are one file on the hub."""
     files: dict[tuple[str, str, str], list[Found]] = {}
     for each in found:
         remote = each.remote

@@ -15,15 +15,15 @@ class Recipe:
     """A recipe by name; ``load`` imports it."""
 
     name: str
-    """What users call it, and the name of its file."""
+    """Name for users, also that of its file."""
     summary: str
     """One sentence for the help."""
 
     learns_from: Literal["material", "pairs", "scenes"] = "material"
-    """What ``--data`` is: prepared material, pairs made from it, or encoded scenes (optional)."""
+    """Kind of ``--data``: prepared material, pairs made from it, or encoded scenes (optional)."""
 
     unpublished: str = ""
-    """Why it does not train the published model; empty where it does."""
+    """Reason why it cannot train the published model; empty if it can."""
 
     profiles: bool = False
     """Whether it trains the networks of several models: ``configure`` then takes a ``profile``."""

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 NETWORKS = ("encoder", "decoder")
-"""What an export writes."""
+"""Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
 """Roles that no result needs."""
@@ -70,7 +70,7 @@ START_SEED = 7
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(RecipeConfig):
-    """What is learned from, how it is weighed, and what the loop needs."""
+    """Settings of the training data, the loss and the loop."""
 
     profile: Profile = LITE
     """The networks' sizes; with one decoder for every size."""
@@ -83,7 +83,7 @@ class AutoencoderConfig(RecipeConfig):
     perceived_from: float = 0.6
     """Share of the steps after which that term counts."""
     spread: float = 0.001
-    """Weight of what keeps the latents at mean 0 and variance 1."""
+    """Weight of the term that keeps the latents at mean 0 and variance 1."""
     latent_noise: float = 0.0
     """Largest share of noise that the decoder must tolerate: generated latents are never quite clean."""
 

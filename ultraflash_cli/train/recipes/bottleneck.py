@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 NETWORKS = autoencoder.NETWORKS
-"""What an export writes."""
+"""Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
 """Roles that no result needs."""
@@ -53,7 +53,7 @@ merge = overlaid
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckConfig(RecipeConfig):
-    """What is learned from, how it is weighed, and what the loop needs."""
+    """Settings of the training data, the loss and the loop."""
 
     profile: Profile
     """The networks' sizes."""
@@ -66,9 +66,9 @@ class BottleneckConfig(RecipeConfig):
     square: float = 8.0
     """Weight of the mean square error next to that of its root in each cell."""
     spread: float = 0.0003
-    """Weight of what keeps the latents at mean 0 and variance 1."""
+    """Weight of the term that keeps the latents at mean 0 and variance 1."""
     latent_noise: float = 0.04
-    """Largest share of noise that the decoder has to put up with."""
+    """Largest share of noise that the decoder must tolerate."""
     kinds: tuple[str, ...] = field(default=("scene", "clip", "screen"))
     """Material that moves by itself."""
 

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 NETWORKS = ("sr_dit",)
-"""What an export writes."""
+"""Roles that an export writes."""
 
 HELPERS = ("reference", "stronger")
 """Roles that no result needs."""

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 NETWORKS = ("encoder", "decoder")
-"""What an export writes."""
+"""Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
 """Roles that no result needs."""
@@ -53,7 +53,7 @@ LATENT_GAIN = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderRecipeConfig(RecipeConfig):
-    """What is learned from, how it is weighed, and what the loop needs."""
+    """Settings of the training data, the loss and the loop."""
 
     profile: Profile = LITE
     """The networks' sizes."""
@@ -68,7 +68,7 @@ class DecoderRecipeConfig(RecipeConfig):
     condition: Literal["none", "lr"] = "none"
     """``lr``: the decoder reads the low-resolution frames next to the latents."""
     without: float = 0.2
-    """How often a batch is decoded without these frames, as `generate` does."""
+    """Fraction of batches decoded without these frames, as `generate` does."""
     latent_noise: float = 0.0
     """Largest share of noise in the latents: those of a transformer are never quite the encoder's."""
     orthogonal: bool = True

@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 NETWORKS = ("generator", "text_encoder")
-"""What an export writes."""
+"""Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
 """Roles that no result needs."""
@@ -91,7 +91,7 @@ class ClipLength:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorRecipeConfig(RecipeConfig):
-    """What is rendered, how noise is sampled, and what the loop needs."""
+    """Settings of the rendering, the noise sampling and the loop."""
 
     profile: Profile
     """The networks' sizes; with a generator."""
@@ -102,17 +102,17 @@ class GeneratorRecipeConfig(RecipeConfig):
     lengths: tuple[ClipLength, ...] = (ClipLength(latents=6),)
     """Lengths of clips and how often each is picked; at most the generator's window."""
     shift: float = 5.0
-    """How much the noise levels lean to the noisy side."""
+    """Shift of the noise levels towards pure noise; 1 is none."""
     pure_share: float = 0.0
-    """How often a chunk starts from nothing but noise, as the first step of service does."""
+    """Fraction of chunks that start from pure noise, like the first step at inference."""
     weight_below: float = 0.0
     """Noise level below which errors count less: as errors of clean latents, which a flow divides by the level."""
     text_drop: float = 0.1
-    """How often a clip's words are dropped."""
+    """Fraction of clips whose caption is dropped."""
     clean_share: float = 0.5
-    """How often the chunks before are seen clean, as in service, rather than at their own levels."""
+    """Fraction of clips whose earlier chunks are clean, as at inference, rather than at their own noise levels."""
     orthogonal: bool = False
-    """Whether the matrices of the transformer's blocks take orthogonalised steps."""
+    """Whether the transformer block matrices use orthogonalised updates."""
     thing_weight: float = 1.0
     """How much the error of a scene's thing weighs next to that of what is behind it; it fills a small part."""
     thing_share: float | None = None
@@ -121,10 +121,10 @@ class GeneratorRecipeConfig(RecipeConfig):
     context_noise: float = 0.0
     """Largest share of noise in chunks that are seen clean."""
     own_share: float = 0.0
-    """How often the chunk that a later one follows is the generator's own, made in one step."""
+    """Fraction of preceding chunks that are the generator's own output, made in one step."""
     refine_share: float = 0.0
-    """How often what is noised is the generator's own answer to pure noise rather than the scene, at the levels of
-    service. Its errors count in full at ``weight_below`` 1 only; flows divide them by the level."""
+    """Fraction of inputs that are the generator's own output plus noise, rather than the noised scene, at the levels of
+    inference. Its errors count in full at ``weight_below`` 1 only; flows divide them by the level."""
     velocity_captions: int = 0
     """Captions a step whose scenes' velocities the generator learns to choose (``GeneratorConfig.velocities``)."""
     pixel_power: float = 0.0

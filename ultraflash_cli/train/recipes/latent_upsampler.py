@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 NETWORKS = ("upsamplers",)
-"""What an export writes."""
+"""Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
 """Roles that no result needs."""
@@ -43,14 +43,14 @@ merge = overlaid
 
 @dataclass(frozen=True, kw_only=True)
 class UpsamplerRecipeConfig(RecipeConfig):
-    """What is learned from and what the loop needs."""
+    """Settings of the training data and the loop."""
 
     profile: Profile = LITE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """How clips are sampled; the low-resolution partner is made here, by a bilinear filter alone."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """How often each scale is trained."""
+    """Sampling weight of each scale."""
     temporal: float = 0.5
     """Weight of the error of the latents' differences in time."""
 

@@ -44,19 +44,19 @@ __all__ = [
 ]
 
 NETWORKS = ("pixels_detail",)
-"""What an export writes."""
+"""Roles that an export writes."""
 HELPERS = ("faithful", "critic")
 """The network it starts from and stays close to on clean clips, and the critic."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptualConfig(RecipeConfig):
-    """What is learned from, how it is weighed, and what the loop needs."""
+    """Settings of the training data, the loss and the loop."""
 
     pixels: PixelPathConfig
     cuts: CutConfig = field(default_factory=lambda: CutConfig(clean_share=0.4))
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """How often each scale is trained."""
+    """Sampling weight of each scale."""
     chroma: float = 4.0
     """Weight of the chroma error next to the luma error of 1."""
     temporal: float = 3.0
@@ -154,7 +154,7 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
 
 
 def _in_colours_of(high_bcthw: Tensor, low_bcthw: Tensor) -> Tensor:
-    """Return clips with the low frequencies of their partners, as in service: colours that drifted are not for us."""
+    """Return clips with the low frequencies of their low-resolution versions, as at inference: drift is not learned."""
     frames = [clip.transpose(1, 2).flatten(0, 1) for clip in (high_bcthw, low_bcthw)]
     with torch.autocast(high_bcthw.device.type, enabled=False):
         matched = match_colours(*frames)

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 NETWORKS = ("pixels",)
-"""What an export writes."""
+"""Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
 """Roles that no result needs."""
@@ -53,13 +53,13 @@ WHITENING_SEED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class PixelsConfig(RecipeConfig):
-    """What is learned from, how it is weighed, and what the loop needs."""
+    """Settings of the training data, the loss and the loop."""
 
     pairs: PairConfig = field(default_factory=PairConfig)
     terms: PictureTerms = field(default_factory=PictureTerms)
     """Weights of the loss terms."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """How often each scale is trained."""
+    """Sampling weight of each scale."""
 
 
 class PixelRoles(nn.Module):

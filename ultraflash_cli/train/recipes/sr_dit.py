@@ -46,7 +46,7 @@ WORDLESS = replace(LITE, sr_dit=replace(LITE.sr_dit, text_len=0, pool_text=False
 
 @dataclass(frozen=True, kw_only=True)
 class SrConfig(RecipeConfig):
-    """What is learned from, how it is weighed, and what the loop needs."""
+    """Settings of the training data, the loss and the loop."""
 
     profile: Profile = WORDLESS
     """The networks' sizes; the transformer takes no words and predicts what its condition lacks."""
@@ -55,7 +55,7 @@ class SrConfig(RecipeConfig):
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(temporal=1.0, information=0.02, detail=0.03))
     """Weights of the loss terms."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """How often each scale is trained."""
+    """Sampling weight of each scale."""
 
 
 def refine(roles: CascadeRoles, latents_bcthw: Tensor, rng: torch.Generator) -> Tensor:

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 NETWORKS = ("sr_dit",)
-"""What an export writes."""
+"""Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
 """Roles that no result needs."""
@@ -58,7 +58,7 @@ merge = overlaid
 
 @dataclass(frozen=True, kw_only=True)
 class Tv2vConfig(RecipeConfig):
-    """What is learned from, how noise is sampled, and what the loop needs."""
+    """Settings of the training data, the noise sampling and the loop."""
 
     profile: Profile
     """The networks' sizes; its SR transformer is made dense for this stage."""
@@ -69,17 +69,17 @@ class Tv2vConfig(RecipeConfig):
     window: SceneWindow = field(default_factory=SceneWindow)
     """What is cut from drawn scenes, where the data are those at two sizes."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """How often each scale is trained."""
+    """Sampling weight of each scale."""
     condition_noise: tuple[float, float] = (0.1, 0.3)
     """Range of sigma, the share of noise in the condition."""
     pixel_power: float = 0.0
     """How much the channels of a latent weigh by what the decoder makes of them, see ``GeneratorRecipeConfig``."""
     orthogonal: bool = False
-    """Whether the matrices of the transformer's blocks take orthogonalised steps."""
+    """Whether the transformer block matrices use orthogonalised updates."""
     shift: float = 5.0
-    """How much the noise levels lean to the noisy side."""
+    """Shift of the noise levels towards pure noise; 1 is none."""
     text_drop: float = 0.1
-    """How often a clip's words are dropped."""
+    """Fraction of clips whose caption is dropped."""
     memory: int = 2**15
     """Temporal blocks that the dense transformer remembers from earlier groups."""
     betas: tuple[float, float] = (0.9, 0.99)
@@ -89,7 +89,7 @@ class Tv2vConfig(RecipeConfig):
     sample_steps: int = 8
     """Steps of the sample pictures."""
     sample_guidance: float = 1.0
-    """How far samples follow their words, see ``sample``."""
+    """Guidance strength of the samples, see ``sample``."""
 
     def __post_init__(self) -> None:
         if self.profile.sr_dit is None:
