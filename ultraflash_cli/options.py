@@ -107,7 +107,7 @@ AddressOption = Annotated[
     typer.Option(
         "--address",
         metavar="HOST:PORT",
-        help="Ray cluster, or auto; by default this machine, or what RAY_ADDRESS names.",
+        help="Ray cluster, or auto; defaults to RAY_ADDRESS if set, else this machine.",
     ),
 ]
 WorkersOption = Annotated[

@@ -106,7 +106,7 @@ def test_a_place_without_room_for_files_is_named(
         pytest.skip("there is no /proc here")
     monkeypatch.setattr("os.access", lambda *_: True)
     assert main(["upscale", str(make_clip(tmp_path / "a.mp4")), "-o", "/proc/x.mp4"]) == 7
-    assert "cannot write in /proc: not a place for files; choose another location" in capsys.readouterr().err
+    assert "cannot write in /proc: files cannot be created there; choose another location" in capsys.readouterr().err
 
 
 # What a header may claim

@@ -57,7 +57,7 @@ def test_no_context_equals_a_context_of_zeros_and_padding_is_added(stage: Genera
 
 @pytest.mark.parametrize("shape", [(1, 6, 10), (1, 2, 11), (2, 10)], ids=["too long", "too wide", "no batch"])
 def test_a_context_that_does_not_fit_is_refused(stage: Generator, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="a context is"):
+    with pytest.raises(ConfigError, match="the context must be"):
         start(stage, context=torch.zeros(shape))
 
 

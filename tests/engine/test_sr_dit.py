@@ -262,7 +262,7 @@ def test_a_network_without_text_path_has_no_cross_attention_and_refuses_a_contex
 
 @pytest.mark.parametrize("shape", [(1, 6, 10), (1, 2, 11), (2, 10)], ids=["too long", "too wide", "no batch"])
 def test_a_context_that_does_not_fit_is_refused(stage: SrDit, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="a context is"):
+    with pytest.raises(ConfigError, match="the context must be"):
         start(stage, context=torch.zeros(shape))
 
 

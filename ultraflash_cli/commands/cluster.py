@@ -23,7 +23,7 @@ WorkDirArgument = Annotated[
     Path, typer.Argument(metavar="DIR", parser=as_path, help="The --work-dir of the plan, as this machine sees it.")
 ]
 _NOT_PLANNED = {"executor", "address", "workers", "html", "serve", "dry_run"}
-"""Options of `upscale` that `plan` has not."""
+"""Options of `upscale` that `plan` does not have."""
 
 
 def _planning() -> Callable[..., int | None]:

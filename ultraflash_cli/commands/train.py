@@ -196,7 +196,7 @@ def encode_drawn_scenes(
     toy: Annotated[bool, typer.Option("--toy", help="Use the recipes' toy sizes.")] = False,
     scale: Annotated[int, typer.Option("--scale", metavar="N", help="Scale relative to the generator's size.")] = 1,
     precision: Annotated[
-        Literal["fp32", "bf16"], typer.Option("--precision", help="Arithmetic of the encoder.")
+        Literal["fp32", "bf16"], typer.Option("--precision", help="Precision of the encoder.")
     ] = "fp32",
     threads: ThreadsOption = None,
 ) -> None:
@@ -240,7 +240,7 @@ def answer_drawn_scenes(
         typer.Option("--level", metavar="SHARE", help="Noise level to start from; 1: pure noise."),
     ] = 1.0,
     precision: Annotated[
-        Literal["fp32", "bf16"], typer.Option("--precision", help="Arithmetic of the generator.")
+        Literal["fp32", "bf16"], typer.Option("--precision", help="Precision of the generator.")
     ] = "fp32",
     threads: ThreadsOption = None,
 ) -> None:

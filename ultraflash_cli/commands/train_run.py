@@ -73,7 +73,7 @@ def recipe_command(recipe: Recipe, *, old: bool = False) -> Callable[..., int | 
             Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where the networks run.")
         ] = "auto",
         precision: Annotated[
-            Literal["fp32", "bf16"] | None, typer.Option("--precision", help="Arithmetic; weights stay float32.")
+            Literal["fp32", "bf16"] | None, typer.Option("--precision", help="Precision; weights stay float32.")
         ] = None,
         batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Clips per batch.")] = None,
         accumulate: Annotated[int, typer.Option("--accumulate", metavar="N", help="Batches per optimiser step.")] = 1,

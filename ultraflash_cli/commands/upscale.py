@@ -121,15 +121,15 @@ def upscale(
         typer.Option(
             "--chroma-shift",
             metavar="none|auto|X,Y",
-            help="Move colours back that lie X pixels too far right and Y too far down, as on VHS; auto measures them.",
+            help="Correct colours that lie X pixels too far right and Y too far down, as on VHS; auto measures this.",
         ),
     ] = "none",
     grain: Annotated[
         Literal["none", "keep", "remove"],
         typer.Option(
             "--grain",
-            help="keep measures the grain, takes it out before the model and adds new grain like it; remove only takes "
-            "it out; none leaves the picture as it is.",
+            help="keep measures the grain, removes it before the model runs and adds matching grain; remove only "
+            "removes it; none leaves the picture as it is.",
         ),
     ] = "none",
     fps: Annotated[

@@ -23,11 +23,11 @@ class CaptionedClip:
 
     path: Path
     name: str
-    """Its path within the folder."""
+    """Path within the folder."""
     caption: str
     licence: str
     source: str = ""
-    """Where it comes from."""
+    """Source of the clip."""
 
 
 def captioned_clips(folder: Path, *, licence: str | None) -> list[CaptionedClip]:

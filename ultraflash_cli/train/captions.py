@@ -106,7 +106,7 @@ _OVER: dict[Kind, tuple[str, ...]] = {
     "car": ("past", "in front of"),
 }
 _THROUGH: dict[Place, tuple[str, ...]] = {"field": ("across", "through"), "hills": ("through", "across"), "city": ()}
-"""Where balls and cars are in the midst of it."""
+"""Prepositions for the land around balls and cars."""
 _COUNTS = {1: ("a", "a", "a", "one", "a single"), 2: ("two", "two", "a pair of"), 3: ("three",)}
 _OPENINGS = ("a picture of", "an illustration of", "a video of", "an animation of", "there is")
 

@@ -83,7 +83,7 @@ def data_hash(materials: list[Material]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig:
-    """How a training pair is sampled."""
+    """Sampling of training pairs."""
 
     frames: int = 4
     """Frames of a clip."""

@@ -84,7 +84,7 @@ class Progress:
     samples: int
     """Samples that it holds."""
     skipped: str = ""
-    """Why the last clip yielded no samples."""
+    """Reason why the last clip yielded no samples."""
 
 
 def encode(job: EncodeJob, encoders: Encoders, *, on_clip: Callable[[Progress], None] | None = None) -> None:

@@ -42,7 +42,7 @@ class ExportJob:
     run: Path
     """Folder of a training run."""
     folder: Path
-    """Where the files go; its name is the model's."""
+    """Output folder; its name becomes the model's."""
     listing: Path
     """The list of weights; rows of networks that are not exported stay."""
     metrics: tuple[tuple[str, str], ...] = ()

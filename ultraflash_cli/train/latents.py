@@ -153,7 +153,7 @@ def thing_cover(seed: int, number: int, count: int, size: tuple[int, int]) -> Te
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeScenesJob:
-    """Which scenes to render, and what encodes them."""
+    """Scenes to render, and their encoder."""
 
     out: Path
     """Folder of the files; those that are there already are kept."""

@@ -118,7 +118,7 @@ class Learner:
     weight_decay: float = 0.0
     """AdamW's, relative to the learning rate."""
     is_kernel: Callable[[str], bool] = _no_kernels
-    """Which matrices, by name, take orthogonalised steps; everything else takes AdamW's."""
+    """Whether a named matrix uses orthogonalised updates; everything else uses AdamW."""
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return what it trains: the parameters of its roles that require gradients."""

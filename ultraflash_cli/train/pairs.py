@@ -26,7 +26,7 @@ TRIES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class MakePairsJob:
-    """Which pairs to make, and where they go."""
+    """Pairs to make, and their folder."""
 
     data: Path
     """Folder of prepared material."""
@@ -37,7 +37,7 @@ class MakePairsJob:
     scale: int
     """Factor between the high- and the low-resolution clip."""
     pairs: PairConfig
-    """How each is sampled."""
+    """Sampling of each pair."""
     seed: int = 1
     """Seed of all random choices."""
 

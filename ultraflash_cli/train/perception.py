@@ -10,7 +10,7 @@ __all__ = ["LearnedLikeness"]
 
 
 class LearnedLikeness:
-    """How alike frames and truth look; 1 is equal. Raises UsageError if the weights are not installed."""
+    """Perceptual similarity to the ground truth; 1 is equal. Raises UsageError if the weights are not installed."""
 
     def __init__(self, *, tolerance: float = 0.25, trunk: Trunk = "alex", every: int = FRAMES_PER_LATENT + 1) -> None:
         """Take the distance ``tolerance`` for the one at which the score falls to 1/e.

@@ -98,11 +98,11 @@ class Entry:
     licence: str
     """As the source words it."""
     source: str
-    """Where it comes from."""
+    """Source of the material."""
     shape: list[int]
     """[T, H, W, 3]."""
     caption: str = ""
-    """Its caption, if known."""
+    """Caption, if known."""
 
 
 Found = tuple[str, str, str, str, npt.NDArray[np.uint8]]

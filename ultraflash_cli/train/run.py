@@ -75,7 +75,7 @@ class TrainJob:
     changes: tuple[tuple[str, Any], ...] = ()
     """Settings by dotted name and their values, in place of the recipe's own."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where the networks are; auto is a GPU if there is one."""
+    """Device of the networks; auto is a GPU if there is one."""
     precision: Literal["fp32", "bf16"] | None = None
     """See ``LoopConfig.precision``; None is the recipe's own."""
     batch: int | None = None

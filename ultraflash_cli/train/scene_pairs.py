@@ -49,7 +49,7 @@ class SceneWindow:
     """Windows begin at multiples of this, in high-resolution latents, a token's side and the
     scale's multiple."""
     group: int = 2
-    """They begin at multiples of this many latent frames."""
+    """Windows begin at multiples of this many latent frames."""
 
     def __post_init__(self) -> None:
         if min(self.latents, self.rows, self.columns, self.step, self.group) < 1:
@@ -136,12 +136,12 @@ def scene_pair_batch(folder: Path, window: SceneWindow, seed: int, size: int, nu
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerScenesJob:
-    """Which scenes a generator answers."""
+    """Scenes for the generator to produce from their captions."""
 
     scenes: Path
     """Folder of encoded scenes at the generator's size."""
     out: Path
-    """Folder of the answers; existing files are kept."""
+    """Folder of the generated latents; existing files are kept."""
     roles: CascadeRoles
     """Generator and prompt encoder."""
     level: float = 1.0

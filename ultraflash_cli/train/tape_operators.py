@@ -49,9 +49,9 @@ class TapeColour(Operator):
     chroma_px: float
     """Sigma of the blur of colours along lines."""
     shift_px: tuple[float, float]
-    """By how much colours lie right of and below their place."""
+    """Displacement of the colours to the right and down."""
     ringing: float = 0.0
-    """How much edges along lines are sharpened afterwards, with their halos, as players do."""
+    """Strength of the horizontal sharpening afterwards, with halos, as in players."""
 
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
         ycc = _mixed(x_tchw, _YCC)

@@ -1,4 +1,4 @@
-"""What of a picture shows nothing of the scene: black bars, and the lines in which a tape's heads are switched."""
+"""Find the parts of a picture outside the scene: black bars, and a tape's head-switching lines."""
 
 from collections.abc import Sequence
 
@@ -77,7 +77,7 @@ class BorderMeter:
 
     @property
     def head_lines(self) -> int:
-        """How many lines at the bottom, above a bar, are of the switching of heads."""
+        """Number of head-switching lines at the bottom, above any bar."""
         return self._switching(_bars(self._rows)[1])
 
     def _switching(self, bar: int) -> int:

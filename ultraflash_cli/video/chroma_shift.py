@@ -11,7 +11,7 @@ from ultraflash_cli.video.samples import middle_of, ycc_of
 __all__ = ["ChromaMeter", "ChromaShift"]
 
 ChromaShift = tuple[float, float]
-"""By how many pixels the colours lie too far right, and too far down."""
+"""Chroma shift in pixels to the right and down."""
 
 _REACH = 12
 """Pixels up to which a shift is looked for."""
@@ -19,7 +19,7 @@ _LEAST = 0.75
 """Smaller shifts are not corrected unless requested: cameras and scalers differ by half a pixel."""
 _LEAST_PICTURES = 3
 _SPREAD = 0.8
-"""How far single places may lie from the middle one, in pixels, in the middle."""
+"""Maximum median deviation of single positions from the median, in pixels."""
 _SOFT_PX = 2.0
 _CLEAR = 0.12
 """Likeness of the edges of brightness and colour from which on their places say something."""

@@ -37,7 +37,7 @@ class Codec:
     pix_fmts: tuple[str, ...]
     """Formats that the encoder supports and players play, most common first."""
     alpha_fmts: tuple[str, ...] = ()
-    """Those with transparency."""
+    """Pixel formats with transparency."""
     reorders: bool = False
     """Whether frames are decoded in another order than they are shown."""
     presets: tuple[tuple[int, tuple[tuple[int, str], ...]], ...] = ()

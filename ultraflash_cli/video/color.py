@@ -120,7 +120,7 @@ class MasteringDisplay:
 
 @dataclass(frozen=True, kw_only=True)
 class ContentLight:
-    """How bright the brightest pixel and the brightest frame of a clip are, in nits (CTA-861.3)."""
+    """Brightest pixel and brightest frame average of a clip, in nits (CTA-861.3)."""
 
     max_cll: int
     max_fall: int

@@ -49,7 +49,7 @@ class _Container:
     timed: bool = True
     """Whether it holds times, chapters and tags at all."""
     tick_s: Fraction | None = None
-    """Its fixed time base, if it has one."""
+    """Fixed time base of the container, if any."""
 
 
 _ISO_VIDEO = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg"})
@@ -139,12 +139,12 @@ class ConvertedStream:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPlan:
-    """Which streams are copied into which container."""
+    """Container, and the streams copied into it."""
 
     suffix: str
     """The container, as the suffix of the output: .mp4, .m4v, .mov, .mkv, .webm; .png for pictures, or .y4m."""
     reason: str
-    """Why the container is not the input's; empty if it is, or where the user chose it."""
+    """Reason why the container differs from the input's; empty if it does not, or if the user chose it."""
     copied: tuple[StreamInfo, ...]
     dropped: tuple[DroppedStream, ...]
     """Streams dropped without being asked to: these become warnings."""

@@ -14,14 +14,14 @@ class Frame:
     """A picture and when it is shown; its array must not change any more."""
 
     pts: int
-    """When it is shown, in ticks of its clip's time base."""
+    """Presentation time in ticks of the clip's time base."""
     duration: int
     """Duration in the same ticks."""
     rgb_hwc: "np.ndarray"
     """``[height, width, 3]`` in coded orientation, uint8 or uint16; or on its way to an encoder its planes of
     YUV 4:2:0, ``[height * 3 / 2, width]``."""
     alpha_hw: "np.ndarray | None" = None
-    """How opaque each pixel is, in the depth of ``rgb_hwc`` over its whole range; None if that is not kept."""
+    """Opacity of each pixel, full range in the depth of ``rgb_hwc``; None if transparency is not kept."""
 
     @property
     def nbytes(self) -> int:

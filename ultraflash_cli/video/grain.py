@@ -60,7 +60,7 @@ class Grain:
 
     @property
     def strength(self) -> float:
-        """Its deviation in the middle of the measured levels."""
+        """Standard deviation in the middle of the measured levels."""
         return float(np.median(self.luma))
 
     @property

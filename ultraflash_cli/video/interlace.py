@@ -21,7 +21,7 @@ Answer = Literal["unknown", "progressive", "tff", "bff", "telecined", "telecined
 
 _COLUMNS = 256
 _MOVING = 10.0
-"""By how many levels a pixel must change between two frames to count as moving."""
+"""Change in levels between two frames from which a pixel counts as moving."""
 _LEAST_MOVING = 0.004
 """Fraction of the picture that must move for a frame to vote."""
 _LEAST_VOTES = 4

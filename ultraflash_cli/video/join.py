@@ -86,7 +86,7 @@ class Joined:
     contents: tuple[Content, ...]
     """Content of each stream, in order, without cover pictures and attachments."""
     picture: int = 0
-    """Which of the moving pictures is the main one, counted from 0."""
+    """Index of the main video stream among the video streams."""
 
     @property
     def packets(self) -> tuple[tuple[str, int], ...]:

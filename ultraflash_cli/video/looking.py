@@ -35,7 +35,7 @@ _SCANNED_PIXELS = 1 << 26
 """Limits on reading and decoding to find larger pictures further on."""
 _PLACES = (0.12, 0.3, 0.5, 0.7, 0.88)
 _LOOKED_ELSEWHERE = 30
-"""Where in a file, and at how many frames, fields are measured again."""
+"""Positions in the file where fields are measured again, and the number of frames there."""
 _LOOKED_FOR_LONG = 75
 """Number of frames if the expected pattern is one of 25."""
 _TELLING = 12
@@ -64,7 +64,7 @@ class FirstLook:
     """Pixel aspect ratio, as stated by the stream itself."""
     scan: Scan
     first_field: Literal["tff", "bff"] | None
-    """Which field of a frame comes first, where that was measured."""
+    """Field order, if it was measured."""
     film_rate: Fraction | None
     """Frames per second on average, where many of them are flagged to be shown for three fields."""
     flagged_rate: Fraction | None

@@ -35,7 +35,7 @@ class Mending:
     crop: Crop | None = None
     """Crop in addition to the container's."""
     head_lines: int = 0
-    """How many of the lines cut away at the bottom are of the switching of a tape's heads."""
+    """Number of lines cropped at the bottom because of a tape's head switching."""
     chroma_shift: ChromaShift | None = None
     grain: Grain | None = None
     grain_is_kept: bool = False

@@ -102,7 +102,7 @@ class ClipInfo:
     """Width over height of a pixel by what the stream itself says, whatever the container does."""
     pix_fmt: str
     chroma_location: str
-    """Where halved chroma is, in the words of FFmpeg's scale filter."""
+    """Chroma sample location, as FFmpeg's scale filter names it."""
     bit_depth: int
     has_alpha: bool
     """Whether the stream says so, or a pixel of the frames that were looked at is not opaque."""
@@ -112,7 +112,7 @@ class ClipInfo:
     wrongly_flagged: bool
     """Whether frames are flagged as interlaced and are not, as far as was looked."""
     first_field: Literal["tff", "bff"] | None = None
-    """Which field of a frame comes first, where that was measured."""
+    """Field order, if it was measured."""
     repeated_field: Fraction | None = None
     """Ticks per field, if many frames are flagged to last three fields (soft telecine)."""
     fields: bool = False
@@ -122,7 +122,7 @@ class ClipInfo:
     watched: bool = False
     """Whether interlaced parts that were not found are to be looked out for when the clip is read."""
     chroma_shift: tuple[float, float] | None = None
-    """By how many pixels the colours lie too far right and too far down; they are read where they belong."""
+    """Chroma shift in pixels to the right and down, which is undone on reading."""
     denoise: tuple[float, float] | None = None
     """Denoising strength for luma and chroma when frames are read, in levels of 255."""
     time_base: Fraction
@@ -130,7 +130,7 @@ class ClipInfo:
     start_pts: int | None
     """Of the video stream, in ``time_base``."""
     end_pts: int | None
-    """Where the file says that its last video frame ends, in ``time_base``."""
+    """End of the last video frame according to the file, in ``time_base``."""
     start_s: float
     duration_s: float | None
     frame_count_estimate: int | None

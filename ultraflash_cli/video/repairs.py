@@ -13,7 +13,7 @@ class Repairs:
     restarts: int = 0
     """Number of restarts of the file's clock."""
     restart_s: float = 0.0
-    """Where it did so first, on the repaired clock."""
+    """Time of the first restart, on the repaired clock."""
     jumps: Counter[str] = field(default_factory=Counter[str])
     """Number of forward jumps of single streams, by kind."""
     steps_back: Counter[str] = field(default_factory=Counter[str])

@@ -22,7 +22,7 @@ from ultraflash_cli.video.source import open_input
 __all__ = ["FrameBytes", "copied_bytes", "packet_bytes", "sampled_bytes"]
 
 _PLACES = (Fraction(1, 10), Fraction(1, 2), Fraction(9, 10))
-"""Where frames are sampled, as fractions of the clip."""
+"""Positions of the sampled frames, as fractions of the clip."""
 _FRAMES = 5
 _KEY_EVERY = 250
 """Frames from one key frame to the next, as encoders have it by default."""

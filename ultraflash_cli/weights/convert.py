@@ -47,7 +47,7 @@ class Wrapper:
 
 @dataclass(frozen=True, kw_only=True)
 class WrapperRules:
-    """How the names and shapes of a published file become those of the network."""
+    """Rules that map a published file's names and shapes to the network's."""
 
     wrappers: tuple[Wrapper, ...] = (Wrapper(),)
     """The ways to look for, the preferred one first."""

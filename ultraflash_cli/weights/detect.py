@@ -1,4 +1,4 @@
-"""Which architecture a set of tensors belongs to, by their names and shapes."""
+"""Detect the architecture of a set of tensors from their names and shapes."""
 
 from collections.abc import Mapping
 

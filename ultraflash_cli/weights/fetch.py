@@ -26,7 +26,7 @@ class Hub:
     """The hub to ask, and what is on this machine of it."""
 
     endpoint: str
-    """Its address, without a slash at the end."""
+    """Address of the hub, without a trailing slash."""
     token: str | None
     """Access token; None uses the login saved by the hub library."""
     cache: Path
@@ -73,9 +73,9 @@ class RemoteFile:
     revision: str
     """The commit."""
     bytes: int
-    """Its size."""
+    """Size in bytes."""
     sha256: str | None
-    """Its hash; None for a small file that the hub keeps in git itself."""
+    """sha256; None for a small file that the hub keeps in git itself."""
     git_blob: str | None
     """The id of its content in git, for such a file."""
     verified_by: VerifiedBy
@@ -93,7 +93,7 @@ class RemoteFile:
 
 
 def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> RemoteFile:
-    """Return the file at an entry's own place; its alternatives are ``search.HubSearch``'s work.
+    """Return the file at an entry's own location; its alternatives are ``search.HubSearch``'s work.
 
     A locked entry means one commit, size and sha256; any other what the hub now has under the entry's path, at
     ``revision`` if one is given. Raises NotThere if the hub has no such file, WeightsError for any other
@@ -201,7 +201,7 @@ class _Disconnected(WeightsError):
 
 
 class NotThere(WeightsError):
-    """The hub has no such file at this place."""
+    """The hub has no such file at this location."""
 
 
 def _transfer(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> None:

@@ -66,7 +66,7 @@ class WeightEntry:
     optional: bool = False
     """A set is pulled without it where it cannot be had."""
     fallback: str | None = None
-    """The entry whose file serves in its place where this one is not installed."""
+    """Entry to use instead if this one is not installed."""
     alternatives: tuple[Alternative, ...] = ()
     """Other locations on the hub, in the order they are tried."""
 
@@ -82,7 +82,7 @@ class WeightEntry:
 
     @property
     def places(self) -> tuple["WeightEntry", ...]:
-        """The entry at each place where it may be, itself first, none with alternatives of its own."""
+        """The entry at each of its locations, itself first, each without alternatives of its own."""
         first = replace(self, alternatives=())
         others = [
             replace(first, **{**asdict(each), "architecture": each.architecture or self.architecture})
@@ -102,7 +102,7 @@ class WeightEntry:
 
     @property
     def path(self) -> Path:
-        """Where a file of the package is in this installation; what comes from the hub is in a ``WeightStore``."""
+        """Path of a packaged file in this installation; files from the hub are in a ``WeightStore``."""
         assert self.packaged, f"{self.name} comes from the hub; ask a WeightStore for its path"
         return package_folder() / "weights" / self.file
 

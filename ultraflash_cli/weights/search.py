@@ -17,7 +17,7 @@ __all__ = ["Found", "HubSearch"]
 _CHECKPOINTS = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 """Suffixes of files that may hold tensors."""
 _SCALES = {2: r"(?<![a-z0-9])(1k|x2|2x)(?![a-z0-9])", 3: r"(?<![a-z0-9])(2k|x3|3x)(?![a-z0-9])"}
-"""How file names tell the scale of networks whose tensors do not."""
+"""File-name patterns for the scale of networks whose tensors do not show it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Found:
     """A file on the hub and what it is."""
 
     place: WeightEntry
-    """The entry at the place where it was found, with that place's architecture and licence."""
+    """The entry at the location where it was found, with that location's architecture and licence."""
     remote: RemoteFile
     how: str | None = None
     """How it was found, if it is not the file that the list names first."""
@@ -35,7 +35,7 @@ class HubSearch:
     """Looks for entries at one hub; what it has seen of a repository is requested once."""
 
     def __init__(self, hub: Hub, entries: Iterable[WeightEntry], *, commercial: bool = False) -> None:
-        """Search for some of ``entries``; ``commercial`` leaves out places whose licence does not allow that."""
+        """Search for some of ``entries``; ``commercial`` leaves out locations whose licence does not allow that."""
         self._hub = hub
         self._entries = tuple(entry for entry in entries if not entry.packaged)
         self._commercial = commercial
@@ -44,7 +44,7 @@ class HubSearch:
         self._seen: dict[tuple[str, str], str | None] = {}
 
     def find(self, entry: WeightEntry) -> Found:
-        """Return the first place that has the entry's weights.
+        """Return the first location that has the entry's weights.
 
         Places are tried in the order of the list; a file of an unlocked place has to hold the right tensors where
         these can be read without fetching it. If none fits, all other files of the entry's repositories are looked
@@ -88,7 +88,7 @@ class HubSearch:
         return places
 
     def _at(self, place: WeightEntry, tried: list[str]) -> Found | None:
-        """Return what is at one place; None if its files hold other tensors. Raises NotThere, WeightsError."""
+        """Return what is at one location; None if its files hold other tensors. Raises NotThere, WeightsError."""
         assert place.repository is not None, "a file of the package is not on the hub"
         if place.locked or self._hub.offline:
             return Found(place=place, remote=locate(self._hub, place))

@@ -58,7 +58,7 @@ class WeightStore:
 
     @property
     def downloads(self) -> Path:
-        """Where transfers are kept until they are whole."""
+        """Folder of incomplete downloads."""
         return self.root / "downloads"
 
     def path(self, entry: WeightEntry) -> Path:

@@ -228,7 +228,7 @@ class Dit(nn.Module):
             or not (embedded or context.shape[2] == sizes.text_dim)
         ):
             expected = f"[batch, up to {sizes.text_len} tokens, {sizes.text_dim}]"
-            raise ConfigError(f"a context is {expected}, got {list(context.shape)}")
+            raise ConfigError(f"the context must be {expected}, got {list(context.shape)}")
 
         tokens = context.to(weight.device, weight.dtype)
         tokens = F.pad(tokens, (0, 0, 0, sizes.text_len - context.shape[1]))

@@ -139,7 +139,7 @@ class MachineOptions(_Options):
         Literal["auto", "fp32", "bf16", "fp8"],
         Flag(
             names=("--precision",),
-            help="Arithmetic; auto: the fastest good one. fp8: 8-bit transformers of ultraflash, faster on newer "
+            help="Precision; auto: the fastest good one. fp8: 8-bit transformers of ultraflash, faster on newer "
             "NVIDIA GPUs; changes pixels.",
         ),
     ] = "auto"

@@ -209,7 +209,7 @@ def used_bytes(*folders: Path) -> int:
 def check_space(folder: Path, needed_bytes: int) -> None:
     """Raise OutputError if the disk of `folder` has less room than is needed at least."""
     if is_virtual(folder):
-        raise OutputError(f"cannot write in {folder}: not a place for files; choose another location with -o")
+        raise OutputError(f"cannot write in {folder}: files cannot be created there; choose another location with -o")
     free = free_bytes(folder)
     if free < needed_bytes:
         raise OutputError(

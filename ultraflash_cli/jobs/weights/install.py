@@ -30,7 +30,7 @@ class Pulled:
     path: str | None
     """The usable file."""
     bytes: int | None
-    """Its size."""
+    """Size in bytes."""
     sha256: str | None
     """Its hash."""
     repository: str | None

@@ -27,7 +27,7 @@ class Source:
 
     remote: RemoteFile
     entries: tuple[WeightEntry, ...]
-    """More than one if only the file's content tells them apart; each at the place where it was found."""
+    """More than one if only the file's content tells them apart; each at the location where it was found."""
     by_name: frozenset[str]
     """Those that were requested by their own name: they have to be in it."""
     how: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ def lock_weights(
 ) -> list[WeightEntry]:
     """Write the list to ``out`` with the named entries, or all of the hub, locked; return those entries.
 
-    An unlocked place takes commit, size and sha256 from what the hub has now; a locked one is compared with the hub
+    An unlocked location takes commit, size and sha256 from what the hub has now; a locked one is compared with the hub
     and kept, or with ``update`` locked again. A file that the hub has no sha256 of is small; it is fetched, checked
     against its id in git and hashed. A place where the hub has nothing stays unlocked, with a warning. Raises
     WeightsError where the hub says no, has none of an entry's places, or has another file than the list says; nothing
@@ -67,7 +67,7 @@ class _Locker:
         self._hashed: dict[tuple[str, str], RemoteFile] = {}
 
     def locked(self, entry: WeightEntry) -> WeightEntry:
-        """Return the entry with every place locked that the hub has. Raises WeightsError if it has none."""
+        """Return the entry with every location locked that the hub has. Raises WeightsError if it has none."""
         first, *others = entry.places
         refusals: list[WeightsError] = []
         places: list[WeightEntry] = []

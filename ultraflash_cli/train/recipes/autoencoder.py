@@ -75,7 +75,7 @@ class AutoencoderConfig(RecipeConfig):
     profile: Profile = LITE
     """The networks' sizes; with one decoder for every size."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are sampled; only their full size counts."""
+    """Sampling of clips; only their full size matters."""
     terms: PictureTerms = field(default_factory=PictureTerms)
     """Weights of the loss terms."""
     perception: float = 0.0

@@ -61,7 +61,7 @@ FIRST_SHOWN = 1_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class DpoConfig(Tv2vConfig):
-    """How the cascade is rolled out, and how strongly preferences pull."""
+    """Settings of the roll-out and of the preference loss."""
 
     from_generator: bool = False
     """Whether a frozen generator makes the low-resolution latents from the captions; else they are the clips'."""
@@ -69,7 +69,7 @@ class DpoConfig(Tv2vConfig):
     """The rules of dynamic cache management under which the cascade is rolled out, as the command line words them;
     spared context passes are not among them."""
     beta: float = 50.0
-    """How strongly a preference pulls; the errors it multiplies are means over a clip's latents."""
+    """Strength of the preference; it multiplies errors averaged over a clip's latents."""
     stronger_steps: int = 8
     """Steps of the stronger model."""
     better: Literal["stronger", "truth"] = "stronger"
@@ -80,7 +80,7 @@ class DpoConfig(Tv2vConfig):
     """Rewards by name and weight, through the decoder: a pair counts only where the better half's is higher by
     ``least_margin``. Without them every pair counts."""
     least_margin: float = 0.0
-    """By how much the better half's reward has to be higher."""
+    """Minimum margin between the rewards of the better and the worse half."""
     levels: tuple[float, float] = (0.0, 1.0)
     """Range of the noise levels, before the shift, at which both halves are compared. A student of one step was taught
     the highest only."""

@@ -58,7 +58,7 @@ merge = overlaid
 
 @dataclass(frozen=True, kw_only=True)
 class DmdConfig(Tv2vConfig):
-    """How the parts of the student's loss are weighed, and how often the critic learns."""
+    """Weights of the student's loss terms, and the update interval of the critic."""
 
     critic_updates: int = 5
     """Updates of the fake score for each of the student's."""

@@ -58,9 +58,9 @@ class DecoderRecipeConfig(RecipeConfig):
     profile: Profile = LITE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are sampled."""
+    """Sampling of clips."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """How often each scale is trained; it is the size of the clips."""
+    """Sampling weight of each scale, which sets the size of the clips."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(information=0.01, detail=0.02))
     """Weights of the loss terms; the structural ones stand for a perceptual term."""
     spread: float = 0.001

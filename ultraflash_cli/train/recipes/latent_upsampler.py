@@ -48,7 +48,7 @@ class UpsamplerRecipeConfig(RecipeConfig):
     profile: Profile = LITE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are sampled; the low-resolution partner is made here, by a bilinear filter alone."""
+    """Sampling of clips; the low-resolution version is made here, with a bilinear filter only."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """Sampling weight of each scale."""
     temporal: float = 0.5

@@ -51,7 +51,7 @@ class SrConfig(RecipeConfig):
     profile: Profile = WORDLESS
     """The networks' sizes; the transformer takes no words and predicts what its condition lacks."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are sampled."""
+    """Sampling of clips."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(temporal=1.0, information=0.02, detail=0.03))
     """Weights of the loss terms."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))

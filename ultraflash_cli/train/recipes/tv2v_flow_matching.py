@@ -65,7 +65,7 @@ class Tv2vConfig(RecipeConfig):
     words: PromptEncoderConfig = TOY_WORDS
     """The prompt encoder of a transformer with a text path."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """How clips are sampled."""
+    """Sampling of clips."""
     window: SceneWindow = field(default_factory=SceneWindow)
     """What is cut from drawn scenes, where the data are those at two sizes."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
@@ -73,7 +73,7 @@ class Tv2vConfig(RecipeConfig):
     condition_noise: tuple[float, float] = (0.1, 0.3)
     """Range of sigma, the share of noise in the condition."""
     pixel_power: float = 0.0
-    """How much the channels of a latent weigh by what the decoder makes of them, see ``GeneratorRecipeConfig``."""
+    """Exponent of the latent channel weights, see ``GeneratorRecipeConfig``."""
     orthogonal: bool = False
     """Whether the transformer block matrices use orthogonalised updates."""
     shift: float = 5.0
