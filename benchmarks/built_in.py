@@ -40,7 +40,9 @@ def put_in(
         roles = tuple(role for role in ROLES if any(name.startswith(f"{role}.") for name in tensors))
         for name, network in networks_of(tensors, roles).items():
             measured = dict(text.split("=", 1) for role, text in metrics if name.startswith(role.rstrip("s")))
-            entries.append(write_network(folder, name, network, {**_metadata(path), **measured}, licence))
+            entries.append(
+                write_network(folder, name, network, {**_metadata(path), **measured}, licence, in_8_bits=True)
+            )
     list_entries(listing, entries)
     return entries
 

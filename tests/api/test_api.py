@@ -140,7 +140,7 @@ def test_an_open_stream_goes_back_to_a_state_or_to_a_scene() -> None:
     opened.begin_scene(0)
     assert (opened.frames_in, opened.frames_out) == (0, 0)
     assert np.array_equal(np.concatenate([opened.step(clip), opened.flush()]), expected)
-    with pytest.raises(UsageError, match="numbered from 0, got -1"):
+    with pytest.raises(UsageError, match="frame numbers start at 0, got -1"):
         opened.begin_scene(-1)
 
 

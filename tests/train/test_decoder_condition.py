@@ -155,6 +155,10 @@ def test_what_cannot_be_conditioned_says_so() -> None:
     from ultraflash_cli.engine.profiles import LITE, ULTRAFLASH
 
     with pytest.raises(ConfigError, match="no high-resolution decoder"):
-        decoder.configure(steps=1, seed=1, profile=LITE)
+        decoder.configure(
+            steps=1,
+            seed=1,
+            profile=replace(LITE, decoder=None, upsampler=None, sr_dit=None, generator=None, text_encoder=None),
+        )
     with pytest.raises(UsageError, match="encoder=FILE"), torch.device("cpu"):
         decoder.start(decoder.configure(steps=1, seed=1, profile=replace(ULTRAFLASH, encoder=TOY.encoder)), [], None)

@@ -56,7 +56,7 @@ _LITE_GENERATOR = GeneratorConfig(
     steps=(1000,),
     shift=1.0,
     window=9,
-    sink=3,
+    sink=0,
     slide=True,
 )
 

@@ -25,14 +25,9 @@ __all__ = ["ExportJob", "export", "joined_coders", "list_entries", "networks_of"
 _ARCHITECTURES = {"text_encoder": "prompt_encoder", "pixels_detail": "pixels"}
 """Architecture of networks whose file is not named after it."""
 
-IN_16_BITS = ("pixels", "pixels_detail")
-"""Networks stored in float16; the matrices of all other small ones take 8 bits."""
-
-LARGEST_IN_8_BITS = 16_000_000
-"""Numbers of the largest network that counts as small."""
-
 _EXACT = {"decoder": ("decoder.1.weight", "decoder.18.weight")}
-"""Matrices of the others that stay in float16: the built-in decoder's first and last, whose rounding costs most."""
+"""Matrices that stay in float16 among those in 8 bits: the built-in decoder's first and last, whose rounding costs
+most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +62,22 @@ def export(job: ExportJob) -> list[WeightEntry]:
         **dict(job.metrics),
     }
     networks = joined_coders(networks_of(read_tensors(job.run / AVERAGE), roles))
-    entries = [write_network(job.folder, name, each, metadata, job.licence) for name, each in networks.items()]
+    entries = [
+        write_network(job.folder, name, each, metadata, job.licence, in_8_bits=name == "generator")
+        for name, each in networks.items()
+    ]
     list_entries(job.listing, entries)
     return entries
 
 
 def write_network(
-    folder: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], licence: str
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    licence: str,
+    *,
+    in_8_bits: bool,
 ) -> WeightEntry:
     """Write the file of a network of the model that ``folder`` is named after; return its row."""
     if name == "pixels_detail" and any(key.startswith("project.") for key in tensors):
@@ -82,7 +86,7 @@ def write_network(
         folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
     stored = {key: value.half() for key, value in tensors.items()}
-    if name not in IN_16_BITS and sum(each.numel() for each in tensors.values()) <= LARGEST_IN_8_BITS:
+    if in_8_bits:
         stored = stored_in_8_bits(tensors, exact=_EXACT.get(name, ()))
     with partial_file(path) as part:
         save_file(stored, part, metadata=dict(metadata))

@@ -267,7 +267,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         frames_to_yuv(pictures, bits=12)
     with pytest.raises(ValueError, match="8 or 10 bits"):
         frames_to_yuv(torch.zeros(1, 3, 4, 6, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="no matrix"):
+    with pytest.raises(ValueError, match="unknown matrix"):
         frames_to_yuv(pictures, matrix="ycgco")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="out is"):
         frames_to_yuv(pictures, out=torch.zeros(1, 36, dtype=torch.uint16))
