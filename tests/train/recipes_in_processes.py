@@ -18,7 +18,7 @@ from ultraflash_cli.train.process_group import ALONE, ProcessGroup, joined_group
 from ultraflash_cli.train.recipes import RECIPES, autoencoder, generator_distil, pixels
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
 
-__all__ = ["ANYTHING", "NAMES", "PUBLISHED", "train"]
+__all__ = ["ANYTHING", "NAMES", "PUBLISHED", "before", "train"]
 
 PUBLISHED = ("tv2v_flow_matching", "causal_dmd", "cascade_dpo")
 NAMES = tuple(RECIPES)
@@ -137,6 +137,12 @@ def train(
     learning = {role for learner in learners for role in learner.roles}
     state = cast("dict[str, Tensor]", made.state_dict())
     return {key: value for key, value in state.items() if not learning or key.split(".")[0] in learning}
+
+
+def before(name: str) -> dict[str, Tensor]:
+    """Return the weights of all roles before the first step."""
+    recipe: Any = RECIPES[name].load()
+    return recipe.start(config_of(name, 1, half=False), [], weights(name)).state_dict()
 
 
 def main(folder: Path) -> None:
