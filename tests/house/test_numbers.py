@@ -80,7 +80,7 @@ def test_memory_over_the_length_of_a_clip_is_the_measured_one(repository: Path) 
 
 
 def test_the_scores_of_generated_clips_are_the_measured_ones(repository: Path) -> None:
-    found = result(repository, "generation_lite_cpu_2026-11-29")
+    found = result(repository, "generation_lite_cpu_2026-11-30")
     shares = {name: f"{100 * found['summary'][name]:.0f} %" for name in ("kind", "colour", "time", "motion")}
     steady = [f"{found['summary'][name]:.2f}" for name in ("unsteady", "unsteady_drawn", "unsteady_ratio")]
     row = " | ".join([*shares.values(), *steady])
