@@ -290,3 +290,19 @@ def test_a_fresh_installation_makes_a_clip_with_no_flag(
     assert main(["generate", "a red balloon", "--seconds", "0.5", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["model"], report["output"], report["width"]) == ("lite", "a-red-balloon_1k_seed0.mp4", 192)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("kv", "kv saves nothing with --res 480p, where no SR transformer runs; remove kv"),
+        ("steps", "steps saves nothing with lite, which takes one denoising step; remove steps"),
+    ],
+)
+def test_a_cache_rule_that_saves_nothing_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, said: str
+) -> None:
+    asked = ["generate", "a red car", "--model", "lite", "--res", "480p", "--cache-management", rule]
+    assert main([*asked, "-o", str(tmp_path / "car.mp4")]) == 2
+    assert capsys.readouterr().err == f"error: --cache-management: {said}\n"
+    assert not list(tmp_path.iterdir())

@@ -61,6 +61,7 @@ def plan_clip(
     seconds: float | None,
     continues: bool,
     cache_management: str,
+    refines: bool,
     store: Path | None,
 ) -> ClipPlan:
     """Plan a clip of a model. Raises UsageError for what the model cannot do.
@@ -72,6 +73,7 @@ def plan_clip(
         seconds: The least length; None for the default.
         continues: Whether the clip continues another.
         cache_management: As ``CacheManagement.parse`` reads it.
+        refines: Whether the clip is enlarged, so that an SR transformer runs.
         store: Folder of downloaded weights; with None, only packaged ones are there.
     """
     rules = CacheManagement.parse(cache_management)
@@ -84,7 +86,7 @@ def plan_clip(
     assert generator is not None, "the published model generates"
     if decoder == "ultra":
         with_ultra_decoder(profile)  # refuses where the model has none
-    _check_rules(rules, profile)
+    _check_rules(rules, profile, refines=refines)
 
     long = profile.long_generator if _has_long_weights(profile, store) else None
     generator, latents = _choose_length(profile, generator, long, seconds=seconds, continues=continues)
@@ -109,7 +111,7 @@ def plan_clip(
     )
 
 
-def _check_rules(rules: CacheManagement, profile: Profile) -> None:
+def _check_rules(rules: CacheManagement, profile: Profile, *, refines: bool) -> None:
     """Raise UsageError for a cache rule that does nothing for the model."""
     if rules.steps is not None and profile.generator is not None and len(profile.generator.steps) == 1:
         raise UsageError(
@@ -118,6 +120,10 @@ def _check_rules(rules: CacheManagement, profile: Profile) -> None:
     if rules.kv and profile.sr_dit is None:
         raise UsageError(
             f"--cache-management: kv shrinks the memory of an SR transformer and {profile.name} has none; remove kv"
+        )
+    if rules.kv and not refines:
+        raise UsageError(
+            "--cache-management: kv saves nothing with --res 480p, where no SR transformer runs; remove kv"
         )
     if rules.refresh is not None and not profile.spares_passes:
         raise UsageError(
@@ -195,7 +201,7 @@ def _prefixes(generator: GeneratorConfig, latents: int) -> list[int]:
 
 
 def _frames_of(latents: int) -> int:
-    """Count the frames of a stream's first latents, the very first of which is a single frame."""
+    """Return how many frames the first ``latents`` of a stream make; the first latent is a single frame."""
     return max(0, FRAMES_PER_LATENT * (latents - 1) + 1)
 
 

@@ -109,10 +109,10 @@ def join(
     The video's timestamps are those that were written, to the tick of the container; decoding times are built again.
     Copied packets keep their distance to the picture. With ``window`` (start and end in the input's seconds), packets
     whose midpoint is inside are kept, subtitles as long as they are shown inside, and the first kept frame is shown
-    at 0. Without, the input's own clock is kept, unless it starts later than a minute (a broadcast's) or its first
-    picture before 0 (of which no container knows): then everything is shifted so that the first picture is shown at
-    0. The file appears whole or not at all, and the same arguments give the same bytes. ``made`` is the tag that says
-    how. Raises ``OutputError``.
+    at 0. Without, the input's own clock is kept, unless it starts later than a minute (as in a broadcast) or its first
+    picture comes before 0, which no container can store: then everything is shifted so that the first picture is
+    shown at 0. The file appears whole or not at all, and the same arguments give the same bytes. ``made`` is the tag
+    that says how. Raises ``OutputError``.
     """
     times = _Times(segments, spec)
     first_s = segments[0].first_pts * spec.time_base

@@ -326,7 +326,7 @@ def _kind(remote: RemoteFile) -> str:
 
 
 def _silence() -> None:
-    """Keep the hub library from talking: what it warns of is said in our own events and errors."""
+    """Silence the hub library: our own events and errors report what it would warn about."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 __all__ = ["block_mask_of", "flex_refusal", "forward"]
 
 BLOCK_MULTIPLE = 128
-"""Size of FlexAttention's own blocks, of which blocks of tokens must be multiples."""
+"""FlexAttention's own block size; blocks of tokens must be a multiple of it."""
 
 
 def flex_refusal(q: Tensor) -> str | None:

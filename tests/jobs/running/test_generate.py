@@ -141,7 +141,7 @@ def test_an_interruption_between_making_and_joining_only_joins_again(
         pytest.param({"prompt": "A cat"}, "the prompt was A corgi on a beach and is A cat", id="prompt"),
         pytest.param({"seed": 5}, "--seed was 0 and is 5", id="seed"),
         pytest.param({"res": "1k"}, "--res was 96x64 and is 192x128", id="res"),
-        pytest.param({"cache_management": "kv"}, "--cache-management was off and is kv", id="cache"),
+        pytest.param({"cache_management": "steps"}, "--cache-management was off and is steps", id="cache"),
         pytest.param({"crf": 5}, "--crf was 1 and is 5", id="crf"),
         pytest.param({"fps": 8}, "--fps was 16 and is 8", id="fps"),
     ],

@@ -204,6 +204,7 @@ def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = 
         seconds=job.seconds,
         continues=clip is not None,
         cache_management=job.cache_management,
+        refines=SCALES[job.res] > 1,
         store=job.store,
     )
 

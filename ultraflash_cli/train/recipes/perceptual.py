@@ -64,7 +64,7 @@ class PerceptualConfig(RecipeConfig):
     likeness: float = 8.0
     """Weight of the learned distance of one frame a clip."""
     trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
-    """Whose distance it is, picked anew for every batch."""
+    """Networks that measure the distance; one is picked at random for each batch."""
     adversarial: float = 0.06
     """Weight of what the critic thinks; 0 does without one."""
     critic_every: int = 2
