@@ -99,12 +99,12 @@ def window(latents: Tensor, scene: int, first: int, top: int, left: int, shrink:
 def test_folders_that_do_not_go_together_are_refused(pairs: Path, tmp_path: Path) -> None:
     assert holds_scene_pairs(pairs) and not holds_scene_pairs(tmp_path)
     (tmp_path / "high").symlink_to(pairs / "high")
-    with pytest.raises(InputError, match="no folder low"):
+    with pytest.raises(InputError, match="has no folder low"):
         ScenePairs(tmp_path)
     (tmp_path / "low").mkdir()
     source = pairs / "low" / "scenes_000000.safetensors"
     (tmp_path / "low" / source.name).write_bytes(source.read_bytes())
-    with pytest.raises(InputError, match="no scenes of"):
+    with pytest.raises(InputError, match="does not contain the scenes of"):
         ScenePairs(tmp_path)
     with pytest.raises(InputError, match="are needed"):
         ScenePairs(pairs).draw(replace(WINDOW, latents=9), np.random.default_rng(0))

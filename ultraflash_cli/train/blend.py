@@ -1,5 +1,5 @@
-"""The mean of several runs: averages of runs that continued from one another are in one valley, and
-their mean lower."""
+"""Average the weights of several runs. Runs that continue one another end in the same
+loss basin, and their mean has a lower loss than each of them."""
 
 import hashlib
 import json
@@ -23,9 +23,10 @@ __all__ = ["blend_runs"]
 def blend_runs(runs: Sequence[Path], out: Path, *, grey: bool = False) -> RunRecord:
     """Write the mean of the EMA weights of runs of one recipe into ``out``, ready to export; return its record.
 
-    With ``grey`` a pixel path adds luma alone: colours stay those of the plain enlargement. The record is the last
-    run's; its steps are those of all, its start is the averages. Raises UsageError for runs that have nothing in
-    common, InputError where a folder holds none.
+    With ``grey`` a pixel path only adds luma, and the colours remain those of plain
+    resampling. The record is that of the last run, with the steps of all runs summed
+    and the averaged weights as its start. Raises UsageError for runs of different
+    recipes or sizes, InputError if a folder contains no run.
     """
     if len(runs) < 2:
         raise UsageError("averaging needs at least two runs")
@@ -48,7 +49,8 @@ def blend_runs(runs: Sequence[Path], out: Path, *, grey: bool = False) -> RunRec
 
 
 def _grey(rows: Tensor) -> Tensor:
-    """Return the rows of a projection that make red, green and blue their luma, each pixel's own."""
+    """Return the rows of a projection with red, green and blue of each pixel replaced
+    by their luma."""
     luma = torch.tensor((0.299, 0.587, 0.114)).view(3, 1, *[1] * (rows.ndim - 1))
     mixed = (rows.unflatten(0, (3, -1)) * luma).sum(0, keepdim=True)
     return mixed.expand(3, *[-1] * rows.ndim).flatten(0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""A picture in the making: shapes with smooth edges, laid over each other."""
+"""A canvas on which shapes with smooth edges are painted over one another."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class Patch:
 
 
 class Canvas:
-    """A picture in the making; lengths are in picture heights, x from the left, y from the top."""
+    """A picture being painted; lengths are in picture heights, x from the left, y from the top."""
 
     def __init__(self, scene: Scene, size: tuple[int, int], planes: int = 3) -> None:
         height_px, width_px = size
@@ -54,16 +54,18 @@ class Canvas:
         return own * (self.light * (1 - glow) + glow)
 
     def paint(self, patch: Patch, colour: Plane, opacity: float = 1.0, *, grow: float = 0.0) -> None:
-        """Lay a colour ``[planes]`` over a shape, or over the shape grown on all sides; edges are smooth."""
+        """Paint a shape in a colour ``[planes]``, grown on all sides by ``grow``, with
+        smooth edges."""
         area = self.rgb[:, patch.rows, patch.columns]
         area += (colour[:, None, None] - area) * (self.cover(patch.distance - grow) * opacity)
 
     def cover(self, distance: Plane) -> Plane:
-        """Turn a signed distance, negative inside, into cover with smooth edges."""
+        """Convert a signed distance, negative inside, to coverage with smooth edges."""
         return np.clip(0.5 - distance / (1.5 * self.pixel), 0, 1).astype(np.float32)
 
     def around(self, x: float, y: float, wide: float, high: float) -> tuple[slice, slice, Plane, Plane]:
-        """Return the rows and columns that a shape can touch, and how far right and down of (x, y) they are."""
+        """Return the rows and columns that a shape can touch, and their offsets right
+        and down from (x, y)."""
         height_px, width_px = self.size
         edge = RIM + 2 * self.pixel
         top, low = (int(np.clip(height_px * at, 0, height_px)) for at in (y - high - edge, y + high + edge))
@@ -101,7 +103,8 @@ class Canvas:
 
 
 def small_box(size: tuple[int, int], x: float, y: float, wide: float, high: float) -> tuple[slice, slice]:
-    """Return the rows and columns of a box with hard edges, for things there are many of."""
+    """Return the rows and columns of a box with hard edges, for shapes that occur in
+    large numbers."""
     height_px, width_px = size
     rows = slice(max(0, round((y - high) * height_px)), max(0, min(height_px, round((y + high) * height_px))))
     columns = slice(max(0, round((x - wide) * height_px)), max(0, min(width_px, round((x + wide) * height_px))))

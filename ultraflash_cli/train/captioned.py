@@ -1,4 +1,4 @@
-"""Captioned clips of a folder: files, captions, licences."""
+"""Captioned clips in a folder: files, captions and licences."""
 
 import json
 from collections.abc import Iterator
@@ -34,8 +34,8 @@ def captioned_clips(folder: Path, *, licence: str | None) -> list[CaptionedClip]
     """Return the clips of a folder by name, from its ``captions.jsonl``, or with a caption
     next to each: ``NAME.txt``, or ``NAME.json`` with ``caption``, ``licence`` and ``source``.
 
-    ``licence`` is that of clips which state none. Raises InputError for a folder without
-    clips, and for clips without a caption or a licence.
+    ``licence`` applies to clips without one of their own. Raises InputError for a
+    folder without clips, and for clips without a caption or a licence.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of clips")

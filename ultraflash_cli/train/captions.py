@@ -1,4 +1,4 @@
-"""What scenes show, in words: many wordings of each, and what may stay unsaid."""
+"""Captions of scenes: many wordings of each, some of which leave out what is usual."""
 
 import re
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ _KIND_WORDS: dict[Kind, tuple[tuple[str, str], ...]] = {
     "lantern": (("lantern", "lanterns"), ("paper lantern", "paper lanterns"), ("sky lantern", "sky lanterns")),
 }
 _COLOUR_WORDS: dict[Colour, str] = {"red": "crimson", "purple": "violet"}
-"""Now and then a colour goes by another name."""
+"""Synonyms that replace some colour words."""
 _VERBS: dict[Kind, tuple[tuple[str, str, str], ...]] = {
     "balloon": (
         ("drifting", "drifts", "drift"),
@@ -86,7 +86,7 @@ _VERBS: dict[Kind, tuple[tuple[str, str, str], ...]] = {
         ("flying", "flies", "fly"),
     ),
 }
-"""How a thing goes along: "a bird flying", "it flies", "they fly"."""
+"""Verb forms for each kind of thing: "a bird flying", "it flies", "they fly"."""
 _GO = (("moving", "moves", "move"), ("going", "goes", "go"), ("heading", "heads", "head"))
 _RISE = (("rising", "rises", "rise"), ("ascending", "ascends", "ascend"), ("climbing", "climbs", "climb"))
 _ASIDE: dict[Motion, tuple[str, ...]] = {
@@ -111,19 +111,21 @@ _COUNTS = {1: ("a", "a", "a", "one", "a single"), 2: ("two", "two", "a pair of")
 _OPENINGS = ("a picture of", "an illustration of", "a video of", "an animation of", "there is")
 
 _SILENT_TIME, _SILENT_PLACE, _SILENT_WEATHER = 0.10, 0.08, 0.12
-"""How often a caption leaves out what a user may leave out; a clear sky goes unsaid mostly."""
+"""Probabilities that a caption leaves out time, place and weather; a clear sky is
+usually left out."""
 _SAID_CLEAR, _SAID_ASIDE, _SAID_UP = 0.25, 0.80, 0.95
 _SILENT_USUAL = 0.4
 """Fraction of captions that leave out the obvious."""
 
 LONGEST_CAPTION = 22
-"""Words of a caption, as the prompt encoder of the built-in model counts them; it reads a few more."""
+"""Maximum number of words in a caption, as the built-in prompt encoder counts them; it
+reads a few more."""
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usual:
-    """Usual properties, which a caption sometimes leaves out; it states everything else."""
+    """Usual properties, which a caption may leave out; everything else is stated."""
 
     time: Time
     place: Place
@@ -131,7 +133,8 @@ class Usual:
     motion: Motion
 
     def silences(self, scene: Scene) -> "_Silences":
-        """Return how often a caption of this scene leaves out what; weather is usually clear."""
+        """Return the probability of leaving out each property of this scene; the usual
+        weather is clear."""
         thing = scene.thing
         moves_so = thing is not None and thing.motion == self.motion
         looks_so = thing is not None and thing.colour == self.colour
@@ -146,7 +149,7 @@ class Usual:
 
 @dataclass(frozen=True)
 class _Silences:
-    """How often a caption leaves out what."""
+    """Probability that a caption leaves out each property."""
 
     time: float
     place: float
@@ -156,7 +159,7 @@ class _Silences:
 
 
 def _silences(scene: Scene) -> _Silences:
-    """Return how often a caption leaves out what if nothing is usual."""
+    """Return the probability of leaving out each property if none is usual."""
     rises = scene.thing is not None and scene.thing.motion == "up"
     return _Silences(
         time=_SILENT_TIME,
@@ -168,10 +171,12 @@ def _silences(scene: Scene) -> _Silences:
 
 
 def caption(scene: Scene, wording: int = 0, *, usual: Usual | None = None) -> str:
-    """Return what a scene shows; another ``wording`` says the same in other words.
+    """Return a caption of a scene; ``wording`` chooses among captions with the same
+    meaning.
 
-    The colour is always said, all else mostly, in at most `LONGEST_CAPTION` words; with ``usual``, whatever is not
-    as usual is always said. No word means two things: "snow" falls, and "snowy" are mountains.
+    Captions always state the colour and mostly everything else, in at most
+    `LONGEST_CAPTION` words; with ``usual``, they always state whatever is unusual. No
+    word has two meanings: "snow" is the weather, "snowy" describes mountains.
     """
     rng = Random(f"{scene.seed}/{wording}")
     silences = usual.silences(scene) if usual else _silences(scene)
@@ -214,7 +219,8 @@ def _say(scene: Scene, silences: _Silences, rng: Random) -> str:
 
 
 def _around(scene: Scene, silences: _Silences, rng: Random) -> list[str]:
-    """Return the phrases of time and weather, in any order, without what stays unsaid."""
+    """Return the phrases for time and weather that are not left out, in random
+    order."""
     timed, weathered = rng.random() >= silences.time, rng.random() >= silences.weather
     if timed and weathered and rng.random() < 0.3:
         sunny = (scene.weather, scene.time) == ("clear", "day") and rng.random() < 0.5
@@ -227,7 +233,7 @@ def _around(scene: Scene, silences: _Silences, rng: Random) -> list[str]:
 
 
 def _empty(where: str, around: list[str], rng: Random) -> str:
-    """Return the caption of a scene in which nothing moves."""
+    """Return the caption of a scene without a thing."""
     form = rng.choice(("plain", "plain", "first", "opening", "keywords"))
     if form == "keywords":
         return ", ".join(map(_bare, [where, *around]))
@@ -238,7 +244,7 @@ def _empty(where: str, around: list[str], rng: Random) -> str:
 
 
 def _keywords(thing: Thing, where: str, around: list[str], silences: _Silences, rng: Random) -> str:
-    """Say a scene as a list of words, as people type who have learnt it from search boxes."""
+    """Describe a scene as a list of keywords, the way people type into search boxes."""
     said = [_noun(thing, silences, rng), where, *around]
     doing = rng.random() < 0.6
     direction = _doing(thing, silences, rng)[0] if doing else _direction(thing, silences, rng)
@@ -250,7 +256,7 @@ def _keywords(thing: Thing, where: str, around: list[str], silences: _Silences, 
 
 
 def _bare(phrase: str) -> str:
-    """Return a phrase without the small words it begins with."""
+    """Return a phrase without its leading prepositions and articles."""
     words = phrase.split()
     while len(words) > 1 and words[0] in ("a", "the", "at", "in", "on", "by", "with", "under", "while", "it", "during"):
         words = words[1:]
@@ -258,7 +264,7 @@ def _bare(phrase: str) -> str:
 
 
 def _noun(thing: Thing, silences: _Silences, rng: Random) -> str:
-    """Return how many, in which colour, of what."""
+    """Return the noun phrase: count, colour and kind."""
     one, many = rng.choice(_KIND_WORDS[thing.kind])
     colour = _COLOUR_WORDS.get(thing.colour, thing.colour) if rng.random() < 0.12 else thing.colour
     article = rng.choice(_COUNTS[thing.count])
@@ -271,12 +277,13 @@ def _noun(thing: Thing, silences: _Silences, rng: Random) -> str:
 
 
 def _direction(thing: Thing, silences: _Silences, rng: Random) -> str:
-    """Return where a thing goes; nothing where that stays unsaid."""
+    """Return the direction of a thing; empty if the caption leaves it out."""
     return rng.choice(_ASIDE[thing.motion]) if rng.random() >= silences.motion else ""
 
 
 def _doing(thing: Thing, silences: _Silences, rng: Random) -> tuple[str, str]:
-    """Return what a thing does and where to, as "drifting left" and "drifts left"."""
+    """Return verb and direction in two forms, such as "drifting left" and "drifts
+    left"."""
     direction = _direction(thing, silences, rng)
     verbs = _VERBS[thing.kind]
     if direction and rng.random() < 0.25:

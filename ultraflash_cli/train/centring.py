@@ -1,4 +1,5 @@
-"""The grid of a pixel shuffle taken out of a pixel path: on smooth pictures every phase adds the same."""
+"""Remove the pixel-shuffle grid from a pixel path, so that all phases agree on smooth
+pictures."""
 
 import math
 from collections.abc import Mapping
@@ -22,10 +23,12 @@ _FRAMES = 3
 
 
 def centred_phases(tensors: Mapping[str, Tensor], *, residual_gain: float | None = None) -> dict[str, Tensor]:
-    """Return the weights of a pixel path with biases that put no pattern onto smooth pictures.
+    """Return the weights of a pixel path with biases that leave no pattern on smooth
+    pictures.
 
-    A pixel shuffle gives each pixel of a cell a channel of its own. What training leaves of differences between their
-    means is a grid that repeats with the cell, faint in numbers and plain on skies and skin.
+    A pixel shuffle gives each pixel of a cell a channel of its own. If training leaves
+    their means different, a grid with the period of the cell appears: faint in numbers,
+    but visible on skies and skin.
     """
     centred = {name: value.clone() for name, value in tensors.items()}
     network = _network(tensors, residual_gain)
@@ -38,7 +41,8 @@ def centred_phases(tensors: Mapping[str, Tensor], *, residual_gain: float | None
 
 @torch.inference_mode()
 def phase_pattern(network: PixelPath, scale: int) -> Tensor:
-    """Return the mean residual of each phase on smooth pictures against that of all phases, ``[3, phases]``.
+    """Return each phase's mean residual on smooth pictures minus the mean over all
+    phases, ``[3, phases]``.
 
     Phases are counted row by row within a cell of ``scale * patch`` pixels; values are in the range of the pictures.
     """
@@ -68,7 +72,8 @@ def _enlarged(frame_chw: Tensor, scale: int) -> Tensor:
 
 
 def _network(tensors: Mapping[str, Tensor], residual_gain: float | None) -> PixelPath:
-    """Build the network that weights belong to; everything but the gain shows in their shapes."""
+    """Build the network for some weights; their shapes determine everything but the
+    gain."""
     base = LITE.pixels or PixelPathConfig()
     width, inputs = tensors["embed.weight"].shape[:2]
     scales = tuple(sorted({int(name.split(".")[1]) for name in tensors if name.startswith("project.")}))

@@ -91,12 +91,13 @@ class Checkpoints:
         (self.folder / STATE).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let a save in the background end; what it wrote stays."""
+        """Wait for a save in the background to finish; its files are kept."""
         if self._pending is not None:
             self._pending[0].result()
 
     def load(self, trainees: list[Trainee], device: torch.device) -> Progress:
-        """Load the latest state into the learners; (0, no sums) if there is none."""
+        """Load the latest state into the learners and return its progress; (0, no sums)
+        if there is none."""
         sharded = _latest(self.folder / SHARDS)
         if sharded is not None:
             facts = json.loads((sharded / PROGRESS).read_text(encoding="utf-8"))
@@ -118,7 +119,8 @@ def _latest(folder: Path) -> Path | None:
 
 
 def _named(trainees: list[Trainee]) -> dict[str, Any]:
-    """Return the tensors of all learners by names that do not depend on the processes."""
+    """Return the tensors of all learners under names that do not depend on the number
+    of processes."""
     named: dict[str, Any] = {}
     for trainee in trainees:
         state, name = trainee.state(), trainee.learner.name
@@ -132,7 +134,8 @@ def _named(trainees: list[Trainee]) -> dict[str, Any]:
 
 
 def _load_sharded(folder: Path, trainees: list[Trainee]) -> None:
-    """Load tensors into places of this process's own sharding, then into the learners."""
+    """Load tensors into buffers sharded like this process's own, then into the
+    learners."""
     reader = FileSystemReader(folder)
     metadata = reader.read_metadata()
     places: dict[str, Any] = {}

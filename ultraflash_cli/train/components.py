@@ -1,7 +1,9 @@
-"""A fresh autoencoder as the principal components of blocks of pixels in space and time.
+"""Initialise an autoencoder with the principal components of blocks of pixels in space
+and time.
 
-Encoder and decoder start as one linear map and its inverse, written into the middle of their kernels; what memory
-blocks add is zero at first. Gradient descent alone would take thousands of steps to get there.
+Encoder and decoder start as one linear map and its inverse, written into the centre
+taps of their kernels; memory blocks start by adding zero. Gradient descent alone would
+need thousands of steps to reach this point.
 """
 
 from dataclasses import dataclass
@@ -21,13 +23,16 @@ from ultraflash_cli.train.roles import CascadeRoles
 __all__ = ["start_from_components"]
 
 SPAN = 0.3
-"""Standard deviation of the first component inside the networks; the others have its share to the power of a half."""
+"""Standard deviation of the first component inside the networks; the others are scaled
+by the square root of their ratio to it."""
 LATENT_SPAN = 0.4
-"""Standard deviation of the latents: rare ones are many times as far out, and a decoder bounds what it takes in."""
+"""Standard deviation of the latents: outliers are many times larger, and a decoder
+bounds its input."""
 
 
 RIDGE = 1e-4
-"""Share of the latents' mean square that keeps guesses from neighbours small."""
+"""Ridge penalty of the predictions from neighbours, relative to the latents' mean
+square."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,22 @@ class _Level:
         variance, axes = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
         deviation = variance.flip(0)[:count].clamp_min(1e-10).sqrt()
         basis = axes.T.flip(0)[:count]
-        basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()  # an axis has no sign of its own
+        basis = basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()  # axes have no sign
         wanted = SPAN * (deviation / deviation[0]).sqrt() if span is None else torch.full_like(deviation, span)
         return cls(basis, mean, wanted / deviation)
 
     def values(self, x: Tensor) -> Tensor:
-        """Return the components themselves, whose squares are those of what they stand for."""
+        """Return the components without gain, which preserve sums of squares."""
         return (x - self.mean) @ self.basis.T
 
     def forward_map(self, before: "_Level") -> Tensor:
-        """Return the weight from joined channels of the level before."""
+        """Return the weight that maps the joined channels of the previous level to
+        components."""
         return self.basis * self.gain[:, None] / self._joined(before)
 
     def backward_map(self, before: "_Level") -> Tensor:
-        """Turn the weight back into joined channels of the level before."""
+        """Return the weight that maps components back to the joined channels of the
+        previous level."""
         return self.basis.T / self.gain * self._joined(before)[:, None]
 
     def _joined(self, before: "_Level") -> Tensor:
@@ -69,9 +76,10 @@ class _Level:
 def start_from_components(roles: CascadeRoles, clips_bcthw: Tensor) -> None:
     """Write the components of ``clips`` (T a multiple of 4) into the roles' encoder and decoder of the base size.
 
-    Every layer of the encoder that joins frames or cells is a level of its own; the decoder undoes them in turn.
-    Raises ConfigError for a decoder that does not grow as the encoder shrinks, in the opposite order, or that grows in
-    space by repetition, which no linear map can undo.
+    Every encoder layer that joins frames or cells is one level; the decoder inverts the
+    levels in reverse order. Raises ConfigError if the decoder does not mirror the
+    encoder's downsampling, or if it upsamples in space by repetition, which no linear
+    map can invert.
     """
     config, decoder = roles.encoder.config, roles.decoder
     out = decoder.config
@@ -93,11 +101,13 @@ def start_from_components(roles: CascadeRoles, clips_bcthw: Tensor) -> None:
 
 
 def _guess(latents_bthwn: Tensor, values_bthwn: Tensor) -> Tensor:
-    """Return the kernel [values, latents, 3, 3] that guesses all values of a cell from its and its neighbours' latents.
+    """Return the kernel [values, latents, 3, 3] that predicts all values of a cell from
+    the latents of the cell and its neighbours.
 
-    The first latents are values themselves; what follows, which no latent holds, neighbours tell something of.
+    The first values equal the latents; the others are not stored, but correlate with
+    the latents of neighbours.
     """
-    seen = 3 * torch.tanh(latents_bthwn / 3)  # as the decoder takes them in
+    seen = 3 * torch.tanh(latents_bthwn / 3)  # bounded as at the decoder's input
     patches = F.unfold(seen.flatten(0, 1).permute(0, 3, 1, 2), 3, padding=1).transpose(1, 2).flatten(0, 1)
     wanted = values_bthwn.flatten(0, 3)
     products = patches.T @ patches
@@ -107,7 +117,8 @@ def _guess(latents_bthwn: Tensor, values_bthwn: Tensor) -> Tensor:
 
 
 def _check(config: EncoderConfig, out: DecoderConfig) -> None:
-    """Raise ConfigError if no linear map through the decoder undoes one through the encoder."""
+    """Raise ConfigError if no linear map in the decoder can invert one in the
+    encoder."""
     factors = {*config.time_pools, *config.strides, *(stage.time_growth for stage in out.stages)}
     shrinks = [each for pair in zip(config.time_pools, config.strides, strict=True) for each in _steps(*pair)]
     grows = [each for stage in out.stages for each in reversed(_steps(stage.time_growth, 1 + stage.upsample))]
@@ -128,12 +139,12 @@ def _steps(time: int, space: int) -> list[str]:
 
 
 def _pairs(x_bthwn: Tensor) -> Tensor:
-    """Join the values of every two frames."""
+    """Concatenate the values of every two frames."""
     return torch.cat([x_bthwn[:, 0::2], x_bthwn[:, 1::2]], dim=-1)
 
 
 def _squares(x_bthwn: Tensor) -> Tensor:
-    """Join the values of every two by two cells, row by row."""
+    """Concatenate the values of every two by two cells, row by row."""
     return torch.cat([x_bthwn[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)], dim=-1)
 
 
@@ -193,7 +204,8 @@ def _factor(layer: nn.Module) -> int:
 
 
 def _write(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Put a linear map into the middle of a kernel; rows beyond it stay random, but hear only what they did."""
+    """Write a linear map into the centre tap of a kernel; rows beyond it keep their
+    random weights."""
     rows, columns = weight.shape
     layer.weight[:rows] = 0
     layer.weight[:rows, :columns, 1, 1] = weight.float()
@@ -202,13 +214,14 @@ def _write(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None = None) -> None
 
 
 def _write_growth(growth: TimeGrowth | ShuffleUp, weight: Tensor) -> None:
-    """Make a frame's channels two frames', or a cell's four cells'; ``weight`` has the rows of all of them."""
+    """Initialise a layer that turns one frame into two, or one cell into four;
+    ``weight`` has the rows of all of them."""
     layer = growth.conv if isinstance(growth, TimeGrowth) else growth.conv_up
     pieces = 2 if isinstance(growth, TimeGrowth) else 4
     middle, width = layer.kernel_size[0] // 2, layer.weight.shape[0] // pieces
     nn.init.zeros_(layer.weight)
     for piece, rows in enumerate(weight.float().chunk(pieces)):
-        # Frames come one after the other, cells of a channel side by side.
+        # Output channels are grouped by frame, but interleaved by cell.
         at = torch.arange(len(rows)) + piece * width if pieces == 2 else torch.arange(len(rows)) * pieces + piece
         layer.weight[at, : rows.shape[1], middle, middle] = rows
     if layer.bias is not None:

@@ -1,9 +1,9 @@
-"""What training costs: memory of a GPU by part, operations of a step, hours; computed on the meta
-device, where tensors have shapes but no storage.
+"""Cost of a training run: GPU memory by part, operations per step and hours, computed
+on the meta device, where tensors have shapes but no storage.
 
-The losses of a recipe run as they are, with one and two layers; layers are alike, so the rest
-follows. Weights, gradients, moments and EMA weights are counted parameter by parameter under the
-rules of `Shards`.
+The losses of a recipe are run unchanged with one and two layers; as all layers are
+alike, the rest is extrapolated. Weights, gradients, moments and EMA weights are counted
+parameter by parameter under the rules of `Shards`.
 """
 
 from dataclasses import dataclass, replace
@@ -46,33 +46,33 @@ class Fleet:
     gpus: int = 8
     """GPUs, one process each; learners are sharded over them."""
     gpu_bytes: int = 80 * 10**9
-    """Memory of each."""
+    """Memory of each GPU in bytes."""
     tflops: float = 400.0
-    """Throughput of each GPU in such training, in 10^12 operations per second (measured)."""
+    """Measured training throughput of each GPU, in 10^12 operations per second."""
     shard_frozen: bool = False
     """Whether frozen transformers are sharded as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Resources that a run needs."""
+    """Resources needed by a run."""
 
     memory: dict[str, int]
     """Bytes on each GPU, by part."""
     host_bytes: int
-    """Host memory of each process while it starts: all its networks are built whole in float32
-    and sharded after that."""
+    """Host memory of each process at startup: all networks are built in full in
+    float32, then sharded."""
     flops_per_step: float
-    """Operations of a mean optimiser step on each GPU; a learner that learns in every n-th step
-    counts as one n-th."""
+    """Mean operations per optimiser step on each GPU; a learner updated in every n-th
+    step counts one n-th."""
     turns: dict[str, float]
     """Operations of one turn of each learner on one batch."""
     clips_per_step: int
-    """Clips of a step on all GPUs."""
+    """Clips per step over all GPUs."""
     steps: int
     """Optimiser steps."""
     fleet: Fleet
-    """On what."""
+    """Hardware of the run."""
 
     @property
     def total_bytes(self) -> int:
@@ -81,23 +81,23 @@ class Cost:
 
     @property
     def spare_bytes(self) -> int:
-        """Bytes left; negative where it does not fit."""
+        """Bytes left; negative if the run does not fit."""
         return self.fleet.gpu_bytes - self.total_bytes
 
     @property
     def seconds_per_step(self) -> float:
-        """Seconds of a mean step at the fleet's rate."""
+        """Mean seconds per step at the fleet's throughput."""
         return self.flops_per_step / (self.fleet.tflops * 1e12)
 
     @property
     def hours(self) -> float:
-        """Hours of the run."""
+        """Duration of the run in hours."""
         return self.steps * self.seconds_per_step / 3600
 
 
 def cost_of(recipe: RecipeModule, config: Any, fleet: Fleet) -> Cost:
-    """Return what a run of a recipe needs. Raises UsageError for a recipe or a model of
-    small sizes, which need no plan."""
+    """Return the cost of a run of a recipe. Raises UsageError for recipes and models of
+    small sizes, whose cost does not matter."""
     profile: Profile | None = getattr(config, "profile", None)
     if profile is None or not comes_encoded(profile):
         raise UsageError("--dry-run computes runs at the published size; give --profile ultraflash")
@@ -126,7 +126,7 @@ def cost_of(recipe: RecipeModule, config: Any, fleet: Fleet) -> Cost:
 
 
 def cost_of_job(job: TrainJob, fleet: Fleet) -> Cost:
-    """Return what a job would need. Raises UsageError as ``cost_of`` does."""
+    """Return the cost of a job. Raises UsageError as ``cost_of`` does."""
     if unpublished := RECIPES[job.recipe].unpublished:
         raise UsageError(
             f"--dry-run computes runs at the published size, and {job.recipe} does not train that model: {unpublished}"
@@ -141,13 +141,13 @@ def _roles(recipe: RecipeModule, config: RecipeConfig) -> nn.Module:
 
 
 def _weights(roles: nn.Module, learning: set[nn.Parameter], config: RecipeConfig, fleet: Fleet) -> dict[str, int]:
-    """Return the bytes of parameters and what goes with them, on each GPU."""
+    """Return the bytes of parameters, gradients and optimiser state on each GPU."""
     count = sum(p.numel() for p in learning)
     memory = {f"{name} of learners": per * count // fleet.gpus for name, per in LEARNER_BYTES.items()}
     parts = [tuple(part.parameters()) for part in transformer_parts(roles)]
     in_parts = {p for part in parts for p in part}
     value_bytes = 2 if config.loop.runs_in_bf16 else 4
-    # The part that computes and the next one; all else for the length of a turn.
+    # The part being computed and the next one; everything else throughout the turn.
     largest = max((sum(p.numel() for p in part) for part in parts), default=0)
     rest = sum(p.numel() for p in learning - in_parts)
     memory["gathered weights"] = value_bytes * (2 * largest + rest)
@@ -162,8 +162,9 @@ def _weights(roles: nn.Module, learning: set[nn.Parameter], config: RecipeConfig
 
 
 def _extrapolated(recipe: RecipeModule, config: RecipeConfig, learner: str) -> tuple[float, int]:
-    """Return operations and most bytes of a learner's turn on one batch: of transformers
-    from runs with one and two layers, and with one and two steps of a stronger model."""
+    """Return operations and peak bytes of a learner's turn on one batch, extrapolated
+    from runs with one and two transformer layers, and with one and two steps of a
+    stronger model."""
     if not isinstance(config, Tv2vConfig):
         return _of_scales(recipe, config, learner)
     sr_dit = config.profile.sr_dit
@@ -183,7 +184,8 @@ def _extrapolated(recipe: RecipeModule, config: RecipeConfig, learner: str) -> t
 
 
 def _of_scales(recipe: RecipeModule, config: RecipeConfig, learner: str) -> tuple[float, int]:
-    """Return the mean operations and the most bytes of a turn over a recipe's scales."""
+    """Return the mean operations and the peak bytes of a turn over a recipe's
+    scales."""
     odds = dict(cast("Any", config).scale_odds)
     at = {scale: replace(cast("Any", config), scale_odds=((scale, 1.0),)) for scale in odds}
     counted = {scale: _counted(recipe, alone, learner) for scale, alone in at.items()}
@@ -200,7 +202,8 @@ def _with(config: Tv2vConfig, at: dict[str, int]) -> Tv2vConfig:
 
 
 def _linear(values: dict[tuple[int, ...], float], target: tuple[int, ...]) -> float:
-    """Return a function that is linear in each argument, known where these are 1 and 2."""
+    """Return the function linear in each argument that matches the values at 1 and
+    2."""
     if not target:
         return values[()]
     first = target[0]
@@ -210,7 +213,7 @@ def _linear(values: dict[tuple[int, ...], float], target: tuple[int, ...]) -> fl
 
 
 def _counted(recipe: RecipeModule, config: RecipeConfig, name: str) -> tuple[float, int]:
-    """Return operations and most bytes of a learner's turn on one batch."""
+    """Return operations and peak bytes of a learner's turn on one batch."""
     roles = _roles(recipe, config)
     if config.loop.runs_in_bf16:
         roles.to(torch.bfloat16)
@@ -219,15 +222,15 @@ def _counted(recipe: RecipeModule, config: RecipeConfig, name: str) -> tuple[flo
     for p in roles.parameters():
         p.requires_grad_(p in learning)
         if p in learning:
-            # As sharding does: a gradient leaves once it is complete.
+            # As under sharding, a gradient is freed as soon as it is complete.
             p.register_post_accumulate_grad_hook(_drop_gradient)
     batch = meta_batch(config) if isinstance(config, Tv2vConfig) else _meta_pairs(config)
     return turn(learner, roles, batch, config.loop.seed)
 
 
 def turn(learner: Learner, roles: nn.Module, batch: Batch, seed: int) -> tuple[float, int]:
-    """Run a learner's loss forward and backward on a batch; return operations and the most
-    bytes alive at once beyond what was there."""
+    """Run a learner's loss forward and backward on a batch; return the operations and
+    the peak of additionally allocated bytes."""
     with Tally() as tally:
         terms: dict[str, Tensor] = learner.loss(roles, batch, generator_of(seed, "cost"))
         torch.stack(list(terms.values())).sum().backward()
@@ -239,7 +242,7 @@ def _drop_gradient(p: Tensor) -> None:
 
 
 def _meta_pairs(config: RecipeConfig) -> Batch:
-    """Return a batch of pairs of clips without storage."""
+    """Return a batch of clip pairs without storage."""
     pairs, (scale, _) = cast("Any", config).pairs, cast("Any", config).scale_odds[0]
     size, side = (config.loop.batch, 3, pairs.frames), pairs.crop_px
     low = torch.zeros(*size, side, side, device="meta")
@@ -247,7 +250,8 @@ def _meta_pairs(config: RecipeConfig) -> Batch:
 
 
 def meta_batch(config: Tv2vConfig, device: str = "meta") -> Batch:
-    """Return a batch of the settings' window, without storage unless a device is given."""
+    """Return a batch of the configured window, without storage unless a device is
+    given."""
     words, window = config.profile.text_encoder, config.window
     assert isinstance(words, TextEncoderConfig), "encoded data come with embeddings"
     batch, scale = config.loop.batch, config.scale_odds[0][0]

@@ -1,4 +1,5 @@
-"""A small critic that tells true frames from drawn ones by their detail and its change from frame to frame."""
+"""A small critic that tells real frames from generated ones by their detail and its
+change between frames."""
 
 from typing import Any, cast
 
@@ -11,13 +12,14 @@ from ultraflash_cli.train.losses import luma
 __all__ = ["Critic", "relativistic_loss", "reversed_gradient"]
 
 SOFT_PX = 5
-"""Window of the mean that is taken from luma before a critic sees it."""
+"""Window of the local mean that is subtracted from luma before the critic sees it."""
 CHANGE_GAIN = 4.0
-"""Factor on the frame difference that the critic sees."""
+"""Factor on the frame difference shown to the critic."""
 
 
 class _Bounded(nn.Conv2d):
-    """A convolution whose kernel, taken as a matrix, stretches nothing; it keeps no estimate between steps."""
+    """A convolution with spectral normalisation, which keeps no estimate between
+    steps."""
 
     def forward(self, input: Tensor) -> Tensor:
         size = torch.linalg.matrix_norm(self.weight.float().flatten(1), 2)
@@ -25,7 +27,8 @@ class _Bounded(nn.Conv2d):
 
 
 class Critic(nn.Module):
-    """Tells true detail from drawn: high-passed luma of a frame and its change, to a map of scores."""
+    """Maps the high-passed luma of a frame, and its change since the previous frame, to
+    scores of realism."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -36,7 +39,8 @@ class Critic(nn.Module):
         self.layers = nn.Sequential(*layers, _Bounded(2 * width, 1, 3, padding=1))
 
     def forward(self, frames_bcthw: Tensor) -> Tensor:
-        """Return a map of scores for every pair of frames in a row, [B * (T - 1), 1, h, w]."""
+        """Return a score map for every two consecutive frames, [B * (T - 1), 1, h,
+        w]."""
         y = luma(frames_bcthw.float())
         batch = y.shape[0]
         planes = y.transpose(1, 2).flatten(0, 1)
@@ -47,8 +51,9 @@ class Critic(nn.Module):
 
 
 def relativistic_loss(false: Tensor, true: Tensor) -> Tensor:
-    """Return the critic's loss: true scores exceed the mean of false ones, and false ones stay below the mean of true
-    ones (Jolicoeur-Martineau, *The relativistic discriminator*, 2018)."""
+    """Return the critic's loss: real scores should exceed the mean of the fake ones,
+    and fake scores stay below the mean of the real ones (Jolicoeur-Martineau, *The
+    relativistic discriminator*, 2018)."""
     return (F.softplus(false - true.mean()).mean() + F.softplus(false.mean() - true).mean()) / 2
 
 
@@ -63,5 +68,6 @@ class _Reversal(torch.autograd.Function):
 
 
 def reversed_gradient(x: Tensor) -> Tensor:
-    """Return ``x``; its gradient changes sign on the way back, so that one loss trains a critic and what it judges."""
+    """Return ``x`` with its gradient negated in the backward pass, so that one loss
+    trains both a critic and the network that it judges."""
     return cast("Tensor", _Reversal.apply(x))

@@ -30,10 +30,12 @@ __all__ = [
 ]
 
 ALLOWED = ("Apache-2.0", "MIT", "CC0", "CC-BY-SA", "CC-BY", "GPL", "made for this project")
-"""Licences whose material may shape weights that are shipped, by how their names start."""
+"""Licences under which material may be used for shipped weights, as prefixes of their
+names."""
 
 REFUSED = ("unstated", "non-commercial", "noncommercial", "noderiv", "no redistribution", "not redistribute")
-"""Words, in any case, that rule out a licence whatever else it says; so do the letters NC and ND."""
+"""Words that rule out a licence, upper or lower case; the abbreviations NC and ND do so
+as well."""
 
 
 def is_allowed(licence: str) -> bool:
@@ -58,7 +60,8 @@ class Material:
 def load_materials(folder: Path) -> list[Material]:
     """Map the prepared material of ``folder`` (``materials.json`` and one .npy each) into memory.
 
-    Raises InputError if the folder holds none or something whose licence is not allowed.
+    Raises InputError if the folder contains no material, or any whose licence is not
+    allowed.
     """
     listing = folder / "materials.json"
     if not listing.exists():
@@ -73,7 +76,8 @@ def load_materials(folder: Path) -> list[Material]:
 
 
 def data_hash(materials: list[Material]) -> str:
-    """Return a short hash over names, shapes and a sparse sample of the pixels."""
+    """Return a short hash of the names, the shapes and a sparse sample of the
+    pixels."""
     digest = hashlib.sha256()
     for material in sorted(materials, key=lambda m: m.name):
         digest.update(f"{material.name} {material.frames_thwc.shape}".encode())
@@ -96,7 +100,8 @@ class PairConfig:
         ("screen", 0.15),
         ("scene", 0.2),
     )
-    """Kinds of material and how often each is picked; kinds that the material lacks are left out."""
+    """Kinds of material and the share of samples from each; missing kinds are
+    skipped."""
     first_frame_share: float = 0.2
     """Probability that a clip starts like a stream: with its first frame repeated three times."""
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
@@ -104,7 +109,8 @@ class PairConfig:
 
 
 class PairDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Draws (low-resolution, high-resolution) clips; sample i is a pure function of (seed, i) and the scale."""
+    """Picks (low-resolution, high-resolution) clips; sample i is a pure function of
+    (seed, i) and the scale."""
 
     def __init__(self, materials: list[Material], config: PairConfig, *, seed: int, scale_of: dict[int, float]) -> None:
         self.config = config
@@ -146,7 +152,7 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
         return _flip(high, rng), rng
 
     def caption(self, index: int) -> str:
-        """Return the words that go with sample ``index``; empty where its material has none."""
+        """Return the caption of sample ``index``; empty if its material has none."""
         return self._draw_material(np.random.default_rng((self.seed, 2, index))).caption
 
     def _draw_material(self, rng: np.random.Generator) -> Material:
@@ -163,7 +169,8 @@ class PairDataset(Dataset[tuple[Tensor, Tensor]]):
 def pair_batch(
     data: Path, pairs: PairConfig, seed: int, scale_odds: tuple[tuple[int, float], ...], size: int, number: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Return batch ``number`` of the material in ``data``; the same in any process."""
+    """Return batch ``number`` of the material in ``data``, identical in every
+    process."""
     return _dataset(data, pairs, seed, scale_odds).batch(number, size)
 
 
@@ -182,7 +189,7 @@ def _dataset(data: Path, pairs: PairConfig, seed: int, scale_odds: tuple[tuple[i
 
 
 def clip_tensor(frames_thwc: npt.NDArray[np.uint8]) -> Tensor:
-    """Return frames [T, H, W, 3] of 8 bits as a clip [3, T, H, W] in [0, 1]."""
+    """Return 8-bit frames [T, H, W, 3] as a clip [3, T, H, W] in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(frames_thwc.transpose(3, 0, 1, 2))).float().div_(255)
 
 
@@ -199,7 +206,8 @@ def _flip(frames: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArra
 
 
 def _busiest(candidates: list[tuple[int, int]], picture: npt.NDArray[np.uint8], side: int) -> tuple[int, int]:
-    """Return the crop corner with the most detail: flat sky teaches little."""
+    """Return the candidate corner whose crop has the most detail: flat sky teaches
+    little."""
 
     def detail(corner: tuple[int, int]) -> float:
         y, x = corner
@@ -219,7 +227,8 @@ def _corner(picture: npt.NDArray[np.uint8], side: int, rng: np.random.Generator)
 
 
 def _cut_clip(material: Material, side: int, frames: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Cut a window of ``side`` out of a clip, sometimes from a larger one scaled down (sharper)."""
+    """Cut a window of ``side`` pixels out of a clip, sometimes downscaled from a larger
+    window, which is sharper."""
     total, height, width = material.frames_thwc.shape[:3]
     shrink = 1.0
     if material.kind == "clip" and rng.random() < 0.5:

@@ -1,8 +1,10 @@
-"""Degradations that make a low-resolution clip from a high-resolution one, drawn as lists of operators.
+"""Degradations that turn a high-resolution clip into a low-resolution one, sampled as
+lists of operators.
 
-There is one degradation for every recipe, a mixture of six kinds: ``clean`` clips are scaled down and nothing else,
-``compressed`` ones are what people have, ``generated`` ones what generators and their delivery make, ``noisy`` ones
-come from a sensor in the dark, ``tape`` ones from VHS, ``disc`` ones from DVDs.
+All recipes share one mixture of six kinds: ``clean`` clips are only downscaled,
+``compressed`` ones look like everyday video files, ``generated`` ones like the
+delivered output of video generators, ``noisy`` ones like low-light footage, ``tape``
+ones like VHS, ``disc`` ones like DVDs.
 """
 
 import math
@@ -56,31 +58,33 @@ KINDS: tuple[Kind, ...] = ("clean", "compressed", "generated", "noisy", "tape", 
 
 @dataclass(frozen=True, kw_only=True)
 class AigcConfig:
-    """What a 480P generator's output looks like: odds and ranges; lengths are in high-resolution pixels.
+    """Degradations of a 480P generator's output: probabilities and ranges; lengths are
+    in high-resolution pixels.
 
     Source: the data part of the paper's training method (arXiv 2606.09150).
     """
 
     kernels: tuple[tuple[str, float], ...] = (("area", 0.3), ("bilinear", 0.2), ("bicubic", 0.3), ("lanczos", 0.2))
-    """Down-scaling kernels and their odds."""
+    """Downscaling kernels and their probabilities."""
     detour_share: float = 0.3
     """Probability that downscaling goes through an intermediate size."""
     blur: tuple[float, float, float] = (0.6, 0.3, 1.4)
-    """Odds and range of the blur's sigma."""
+    """Probability and range of the blur's sigma."""
     smooth: tuple[float, float, float] = (0.5, 0.0002, 0.003)
-    """Odds and range of the variance that is smoothed away."""
+    """Probability and range of the variance that is smoothed away."""
     halo: tuple[float, float, float] = (0.4, 0.2, 0.8)
-    """Odds and range of the over-sharpening."""
+    """Probability and range of the over-sharpening."""
     colour_share: float = 0.5
     """Probability of colour drift."""
     latent_noise: tuple[float, float, float] = (0.5, 0.02, 0.15)
-    """Odds and range of the noise on latents; picked only if there is a coder."""
+    """Probability and range of the noise on latents; used only if a coder is
+    available."""
     texture_flicker: tuple[float, float, float] = (0.4, 0.004, 0.02)
-    """Odds and range of flickering texture."""
+    """Probability and range of flickering texture."""
     brightness_flicker: tuple[float, float, float] = (0.3, 0.004, 0.02)
-    """Odds and range of flickering brightness."""
+    """Probability and range of flickering brightness."""
     warp: tuple[float, float, float] = (0.4, 0.2, 1.2)
-    """Odds and range of the warping, in pixels."""
+    """Probability and range of the warping, in pixels."""
     repeat_share: float = 0.15
     """Probability that one or two frames repeat."""
     codecs: tuple[tuple[str, int, int, float], ...] = (
@@ -88,7 +92,7 @@ class AigcConfig:
         ("libx265", 20, 34, 0.2),
         ("libvpx-vp9", 24, 44, 0.2),
     )
-    """Codecs with their range of quality and their odds."""
+    """Codecs with their quality range and their probability."""
     codec_share: float = 0.8
     """Probability of compression."""
     twice_share: float = 0.2
@@ -98,9 +102,9 @@ class AigcConfig:
 def draw_aigc(
     config: AigcConfig, size: tuple[int, int], scale: int, rng: np.random.Generator, *, with_coder: bool = False
 ) -> tuple[Operator, ...]:
-    """Draw what generators and their delivery do to clips of ``size`` (height, width), at 1 / ``scale`` in the end.
-
-    Noise on latents is drawn only ``with_coder``.
+    """Sample the degradations of a video generator and its delivery for clips of
+    ``size`` (height, width), the last of which downscales by ``scale``. Latent noise is
+    included only ``with_coder``.
     """
 
     def odds(share: float) -> bool:
@@ -160,7 +164,8 @@ def _divided(size: tuple[int, int], by: float) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class TapeConfig:
-    """Defects of VHS: odds and ranges; lengths are in low-resolution pixels, about 720 per line."""
+    """Defects of VHS tapes: probabilities and ranges; lengths are in low-resolution
+    pixels, about 720 per line."""
 
     luma_px: tuple[float, float] = (0.8, 1.8)
     """Range of the blur of brightness along lines: 3 MHz of bandwidth, worse after copies."""
@@ -169,21 +174,23 @@ class TapeConfig:
     shift_px: tuple[float, float] = (5.0, 3.0)
     """Maximum displacement of the colours to the left or right, and down."""
     ringing: tuple[float, float] = (0.0, 0.8)
-    """Range of the sharpening of players."""
+    """Range of the sharpening applied by players."""
     noise: tuple[float, float, float] = (0.01, 0.04, 0.03)
-    """Range of the noise in brightness, and the most of it in colour."""
+    """Range of the luma noise, and the maximum of the chroma noise."""
     jitter_px: tuple[float, float] = (0.6, 0.25)
-    """The most sway of lines down the picture, and the most unrest of each."""
+    """Maximum of the slow horizontal sway, and of each line's own jitter."""
     dropouts: tuple[float, float] = (0.3, 2.0)
-    """Odds of dropouts and the most of them a frame."""
+    """Probability of dropouts, and their maximum number per frame."""
     head_switch: tuple[float, int] = (0.3, 12)
-    """Odds that the torn lines at the bottom are kept, and the most of them at 480 lines."""
+    """Probability that the torn lines at the bottom are kept, and their maximum number
+    at 480 lines."""
     fields_share: float = 0.6
     """Probability that the clip was interlaced."""
 
 
 def draw_tape(config: TapeConfig, size: tuple[int, int], rng: np.random.Generator) -> tuple[Operator, ...]:
-    """Draw what a tape does to clips of ``size`` (height, width), the small one."""
+    """Sample the degradations of a tape for clips of ``size`` (height, width) at low
+    resolution."""
 
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
@@ -227,28 +234,28 @@ def _draw_fields(rng: np.random.Generator) -> Fields:
 
 @dataclass(frozen=True, kw_only=True)
 class DegradationConfig:
-    """How often each kind is picked, and the strengths within it; lengths are in high-resolution pixels at x2."""
+    """Share and strength of each kind; lengths are in high-resolution pixels at x2."""
 
     shares: tuple[tuple[Kind, float], ...] = (("clean", 0.4), ("compressed", 0.6))
-    """Kinds and how often each is picked."""
+    """Kinds and the share of clips with each."""
     blur_share: float = 0.8
     """Probability that a compressed clip is blurred first."""
     blur_sigma: tuple[float, float] = (0.3, 1.1)
     """Range of that blur."""
     kernels: tuple[tuple[str, float], ...] = (("bicubic", 0.7), ("area", 0.1), ("bilinear", 0.1), ("lanczos", 0.1))
-    """Scaling kernels of compressed clips and their odds."""
+    """Scaling kernels of compressed clips and their probabilities."""
     crf: tuple[int, int] = (20, 32)
     """Range of the H.264 quality of compressed clips."""
     grain: tuple[float, float] = (0.01, 0.05)
     """Range of a noisy clip's noise."""
     grain_crf: tuple[int, int] = (16, 26)
-    """Range of the H.264 quality of noisy clips, which an encoder is given more bits for."""
+    """Range of the H.264 quality of noisy clips, which need a higher bit rate."""
     tape: TapeConfig = field(default_factory=TapeConfig)
     """Degradations of a tape."""
     disc_quantiser: tuple[int, int] = (2, 9)
     """Range of the MPEG-2 quantiser of discs."""
     disc_fields_share: float = 0.4
-    """Probability that the pictures of a disc are interlaced."""
+    """Probability that the frames of a disc are interlaced."""
     aigc: AigcConfig = field(default_factory=AigcConfig)
     """Degradations of generated clips."""
 
@@ -256,7 +263,8 @@ class DegradationConfig:
 def draw(
     config: DegradationConfig, size: tuple[int, int], scale: int, rng: np.random.Generator
 ) -> tuple[Kind, tuple[Operator, ...]]:
-    """Pick a kind and a degradation of clips of ``size`` (height, width), to 1 / ``scale`` of it."""
+    """Sample a kind and a degradation that downscales clips of ``size`` (height, width)
+    by ``scale``."""
 
     def pick(odds: Sequence[tuple[Any, float]]) -> Any:
         shares = np.array([share for _, share in odds])
@@ -295,17 +303,17 @@ def draw(
 
 
 def degrade(frames_thwc: Clip, scale: int, config: DegradationConfig, rng: np.random.Generator) -> Clip:
-    """Return the low-resolution version of a clip [T, H, W, 3], H / scale by W / scale; a pure function."""
+    """Return the low-resolution version of a clip [T, H, W, 3], H / scale by W / scale
+    pixels; a pure function."""
     return apply(frames_thwc, draw(config, frames_thwc.shape[1:3], scale, rng)[1])
 
 
 def contact_sheet(
     frames_thwc: Clip, scale: int, config: AigcConfig, *, seed: int, count: int
 ) -> tuple[Clip, list[Any]]:
-    """Return a picture of ``count`` degradations of a clip, and their logs.
-
-    The first column shows the clip scaled down and nothing else; each further one a degradation, at the first, the
-    middle and the last frame.
+    """Return a contact sheet of ``count`` degradations of a clip, and their logs. The
+    first column shows the clip only downscaled, each further column one degradation, in
+    the first, the middle and the last frame.
     """
     _, height, width, _ = frames_thwc.shape
     clean = Deliver(size=(height // scale, width // scale), kernel="bicubic")

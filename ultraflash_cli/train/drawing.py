@@ -16,7 +16,8 @@ __all__ = ["Renderer", "contact_sheet"]
 def contact_sheet(
     scenes: Sequence[Scene], *, columns: int = 3, height_px: int = 160, width_px: int = 276
 ) -> npt.NDArray[np.uint8]:
-    """Return one picture of many scenes, row by row, each at its start and two seconds later."""
+    """Return a picture that shows many scenes, row by row, each at its start and two
+    seconds later."""
     rows: list[npt.NDArray[np.uint8]] = []
     for at in range(0, len(scenes), columns):
         renderers = [Renderer(scene, height_px=height_px, width_px=width_px) for scene in scenes[at : at + columns]]
@@ -27,7 +28,8 @@ def contact_sheet(
 
 
 class Renderer:
-    """Draws the frames of one scene: what stands still once, what moves for every frame."""
+    """Renders the frames of one scene: static parts once, moving parts in every
+    frame."""
 
     def __init__(self, scene: Scene, *, height_px: int = 480, width_px: int = 832) -> None:
         size = height_px, width_px
@@ -36,7 +38,8 @@ class Renderer:
         self._still = self._land.before(self._sky.rgb)
 
     def frame(self, second: float) -> npt.NDArray[np.uint8]:
-        """Draw the scene ``second`` seconds after its start: RGB ``[height_px, width_px, 3]``."""
+        """Render the scene ``second`` seconds after its start: RGB ``[height_px,
+        width_px, 3]``."""
         rgb = self._things.rgb
         rgb[:] = self._still
         top = rgb[:, : self._sky.moving_rows]
@@ -56,7 +59,7 @@ class Renderer:
 
 
 class _Falling:
-    """Rain or snow in front of everything."""
+    """Rain or snow in the foreground."""
 
     def __init__(self, scene: Scene, size: tuple[int, int]) -> None:
         self._weather, self._size = scene.weather, size
@@ -68,7 +71,7 @@ class _Falling:
         self._drops = scene.rng("drops").random((count, 4))
 
     def move(self, frame: npt.NDArray[np.uint8], second: float) -> None:
-        """Paint what falls over a finished picture ``[H, W, 3]``."""
+        """Paint the rain or snow over a finished picture ``[H, W, 3]``."""
         x, y, size, phase = self._drops.T
         if self._weather == "rain":
             self._streaks(frame, x, (y * 1.2 + second * (1.3 + 0.5 * size)) % 1.2 - 0.1, 0.030 + 0.025 * size)
@@ -80,7 +83,8 @@ class _Falling:
             frame[small_box(self._size, at_x, at_y, radius, radius)] = self._colour
 
     def _streaks(self, frame: npt.NDArray[np.uint8], x: Plane, y: Plane, length: Plane) -> None:
-        """Slanted strokes one pixel wide, half transparent, from their upper ends ``[N]`` downwards."""
+        """Paint slanted, half-transparent strokes one pixel wide downwards from their
+        upper ends ``[N]``."""
         height_px, width_px = self._size
         x = x * width_px / height_px - 0.05 * y
         steps = max(2, round(float(length.max()) * height_px))

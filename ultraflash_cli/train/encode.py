@@ -40,31 +40,32 @@ class EncodeJob:
     out: Path
     """Folder of the shards; finished ones are kept, an unfinished one is resumed."""
     scale: int = 2
-    """Size of the clips relative to their degraded versions."""
+    """Ratio of the clips' sides to those of their degraded versions."""
     sizes: tuple[tuple[int, int], ...]
-    """Heights and widths of clips; each takes the nearest shape that it covers."""
+    """Heights and widths that clips are cut to; for each clip, the one of the closest
+    aspect ratio that fits into it."""
     latents: tuple[int, ...] = (36, 12)
-    """Latent frames of a sample, long ones first; what is left of a clip takes the longest
-    that fits."""
+    """Lengths of samples in latent frames, longest first; the rest of a clip becomes
+    the longest sample that fits."""
     conditions: int = 2
     """Degraded versions of each sample."""
     aigc_share: float = 0.6
     """Fraction of the degraded versions that look like generated video."""
     regenerated_share: float = 0.0
-    """Share of the partners that the generator regenerates from part of the noise; needs a
-    generator."""
+    """Share of degraded versions that the generator regenerates from partial noise;
+    needs a generator."""
     regenerated_levels: tuple[float, float] = (0.3, 0.8)
-    """Range of the noise level that it starts from."""
+    """Range of the noise level at which regeneration starts."""
     fps: int = GENERATED_FPS
     """Frames per second of samples."""
     shard_clips: int = 100
-    """Clips of a shard."""
+    """Clips per shard."""
     seed: int = 1
     """Seed of the degradations."""
     share: tuple[int, int] = (0, 1)
-    """Which of how many machines this is; each encodes its own shards."""
+    """Index of this machine and number of machines; each encodes its own shards."""
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
-    """Degradation of versions that look like compressed video."""
+    """Degradation of the versions that look like compressed video."""
 
     def __post_init__(self) -> None:
         unit = 16 * self.scale
@@ -80,15 +81,15 @@ class Progress:
 
     shard: Path
     clips: int
-    """Clips of the shard that are done."""
+    """Finished clips of the shard."""
     samples: int
-    """Samples that it holds."""
+    """Samples in the shard."""
     skipped: str = ""
     """Reason why the last clip yielded no samples."""
 
 
 def encode(job: EncodeJob, encoders: Encoders, *, on_clip: Callable[[Progress], None] | None = None) -> None:
-    """Write all shards of this machine's share.
+    """Write this machine's share of the shards.
 
     Each sample is a pure function of the job, so a killed run resumes after the last complete one.
     Raises WeightsError and UsageError as the encoders do.
@@ -144,7 +145,7 @@ def _continued(part: Path) -> set[str]:
     try:
         samples = read_members(part)
     except InputError:
-        samples = []  # not one whole sample
+        samples = []  # no complete sample
     last = max(
         (offset + size for sample in samples for offset, size in sample.members.values()),
         default=0,
@@ -197,8 +198,8 @@ def _samples(job: EncodeJob, clip: CaptionedClip) -> Iterator[Frames]:
 
 
 def _bucket(job: EncodeJob, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the size of the nearest shape that pictures of ``size`` cover; None if they are
-    too small for all."""
+    """Return the configured size of the closest aspect ratio that fits into pictures of
+    ``size``; None if they are too small for all."""
     covered = [each for each in job.sizes if each[0] <= size[0] and each[1] <= size[1]]
     shape = size[0] / size[1]
     return min(
@@ -209,7 +210,8 @@ def _bucket(job: EncodeJob, size: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def _fitted(picture: npt.NDArray[Any], size: tuple[int, int]) -> Frames:
-    """Scale a picture down until it just covers ``size``, cut its middle, in 8 bits."""
+    """Downscale a picture until it just covers ``size``, and return its centre crop in
+    8 bits."""
     deep = picture.dtype == np.uint16
     x = torch.from_numpy(np.ascontiguousarray(picture).astype(np.float32)).permute(2, 0, 1)[None]
     x = x / 257 if deep else x
@@ -272,8 +274,8 @@ def _partner(
 
 
 def _tensor(frames: Frames) -> Tensor:
-    """Return frames laid out as at the start of a stream, the first one four times: [1,
-    3, 4 L, H, W] in [0, 1]."""
+    """Return frames in the layout of a stream's start, the first one four times: [1, 3,
+    4 L, H, W] in [0, 1]."""
     clip = np.concatenate([frames[:1]] * (FRAMES_PER_LATENT - 1) + [frames])
     return torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 255
 

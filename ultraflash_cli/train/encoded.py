@@ -1,9 +1,11 @@
-"""Encoded clips in tar shards (WebDataset): what `train encode` writes and recipes draw from.
+"""Encoded clips in tar shards (WebDataset): written by `train encode` and read by
+recipes.
 
-A shard holds samples of members that share a key: ``KEY.high.npy``, the latents of the clip;
-``KEY.low0.npy`` and on, those of its degraded partners at 1 / scale of the size; ``KEY.text.npy``,
-the rows of the caption's embedding that are in use; ``KEY.json``, caption, licence, source,
-scale and what the partners went through. Latents are float16 ``[C, T, H, W]``.
+A sample is a group of members with the same key: ``KEY.high.npy``, the latents of the
+clip; ``KEY.low0.npy``, ``KEY.low1.npy`` and so on, those of its degraded versions,
+smaller by the scale; ``KEY.text.npy``, the caption's embedding without padding;
+``KEY.json``, caption, licence, source, scale and the degradations. Latents are float16
+``[C, T, H, W]``.
 """
 
 import hashlib
@@ -40,18 +42,18 @@ Member = tuple[int, int]
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """Where the members of a sample are, and what it is."""
+    """Index entry of a sample: locations of its members, and its metadata."""
 
     shard: Path
     key: str
     members: dict[str, Member]
-    """By extension, such as ``high.npy``."""
+    """Members by extension, such as ``high.npy``."""
     facts: dict[str, Any]
     """The content of ``KEY.json``."""
 
     @property
     def bucket(self) -> tuple[int, int, int]:
-        """Latent frames, rows and columns of the clip."""
+        """Number of latent frames, rows and columns of the clip."""
         latents, rows, columns = self.facts["latents"]
         return latents, rows, columns
 
@@ -69,7 +71,8 @@ class EncodedSample:
 
 
 class EncodedClips:
-    """The samples of a folder of shards, by buckets of one size; the same in every process."""
+    """The samples of a folder of shards, in buckets of equal size; the same in every
+    process."""
 
     def __init__(self, folder: Path) -> None:
         shards = sorted(folder.glob("*.tar"))
@@ -81,7 +84,7 @@ class EncodedClips:
             self.buckets.setdefault(sample.bucket, []).append(sample)
         scales = {int(sample.facts["scale"]) for sample in self.samples}
         if len(scales) != 1:
-            raise InputError(f"{folder}: clips at scales {sorted(scales)}; keep one in a folder")
+            raise InputError(f"{folder}: mixes clips of scales {sorted(scales)}; use one folder for each")
         self.scale = scales.pop()
 
     @property
@@ -90,17 +93,16 @@ class EncodedClips:
         return Counter(str(sample.facts["licence"]) for sample in self.samples)
 
     def hash(self) -> str:
-        """Return a short hash over keys, sizes and what made them."""
+        """Return a short hash of the keys, the sizes and how they were made."""
         digest = hashlib.sha256()
         for sample in self.samples:
             digest.update(json.dumps([sample.key, sample.facts], sort_keys=True).encode())
         return digest.hexdigest()[:16]
 
     def draw_bucket(self, window: SceneWindow, rng: np.random.Generator) -> list[EncodedSample]:
-        """Return the samples of a bucket that is long enough, picked with a probability
-        proportional to its size.
-
-        Raises InputError if none is.
+        """Return the samples of a bucket of sufficient length, picked with a
+        probability proportional to its number of samples. Raises InputError if there is
+        none.
         """
         fitting = [each for size, each in self.buckets.items() if size[0] >= window.latents]
         if not fitting:
@@ -115,10 +117,9 @@ class EncodedClips:
     def cut(
         self, sample: EncodedSample, window: SceneWindow, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor, Tensor, str]:
-        """Return a low window [C, T, h, w], its high one [C, T, H, W], the text's rows
-        [tokens, dim], all float32, and the caption.
-
-        Windows are cut where a clip is longer or larger than one.
+        """Return a window at low [C, T, h, w] and at high resolution [C, T, H, W], the
+        text embedding [tokens, dim], all float32, and the caption. Clips longer or
+        larger than the window are cropped.
         """
         latents, rows, columns = sample.bucket
         rows, columns = min(rows, window.rows), min(columns, window.columns)
@@ -152,7 +153,7 @@ def read_members(shard: Path) -> list[EncodedSample]:
             for member in tar:
                 key, _, extension = member.name.partition(".")
                 members.setdefault(key, {})[extension] = (member.offset_data, member.size)
-                if extension == "json":  # the last of its sample
+                if extension == "json":  # the last member of its sample
                     content = tar.extractfile(member)
                     assert content is not None, "a member is a file"
                     facts[key] = json.loads(content.read())
@@ -163,7 +164,7 @@ def read_members(shard: Path) -> list[EncodedSample]:
 
 
 def holds_encoded(folder: Path) -> bool:
-    """Return whether a folder holds shards of encoded clips."""
+    """Return whether a folder contains shards of encoded clips."""
     return any(folder.glob("*.tar"))
 
 
@@ -174,11 +175,9 @@ def open_encoded(folder: Path) -> EncodedClips:
 
 
 def encoded_batch(folder: Path, window: SceneWindow, seed: int, size: int, number: int) -> Batch:
-    """Return low latents, high latents, the scale and text embeddings of ``size`` samples of
-    one bucket; a pure function of seed and number.
-
-    Where the clips were encoded without a text encoder, captions take the place of
-    embeddings.
+    """Return low-resolution latents, high-resolution latents, the scale and text
+    embeddings of ``size`` samples of one bucket; a pure function of seed and number.
+    Clips that were encoded without a text encoder have captions instead of embeddings.
     """
     clips, rng = open_encoded(folder), np.random.default_rng((seed, 23, number))
     bucket = clips.draw_bucket(window, rng)

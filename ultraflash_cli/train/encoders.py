@@ -1,5 +1,5 @@
-"""The frozen networks that encode a data set: a model's encoder, decoder, text encoder and
-generator."""
+"""The frozen networks used to encode a data set: a model's encoder, decoder, text
+encoder and generator."""
 
 from collections.abc import Callable
 from typing import cast
@@ -21,10 +21,10 @@ __all__ = ["Encoders"]
 
 
 class Encoders:
-    """A model's networks, loaded from the weights that are installed.
+    """A model's networks, loaded from the installed weights.
 
-    With ``regenerates`` the generator is loaded, too. Raises UsageError for a model without
-    the small encoder, WeightsError for missing weights.
+    With ``regenerates`` the generator is loaded as well. Raises UsageError for a model
+    without the small encoder, WeightsError for missing weights.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Encoders:
         self._texts: dict[str, Tensor] = {}
 
     codes = True
-    """Whether noise on latents can be decoded: there is a decoder."""
+    """Whether noisy latents can be decoded, that is, whether there is a decoder."""
 
     @property
     def identity(self) -> str:
@@ -90,8 +90,8 @@ class Encoders:
 
     @torch.no_grad()
     def text(self, caption: str) -> Tensor | None:
-        """Return the rows [tokens, width] of a caption's embedding that are in use; None for
-        a model whose own small text encoder trains along."""
+        """Return a caption's embedding [tokens, width] without padding; None for a
+        model whose small text encoder is trained together with it."""
         if self.profile.text_encoder is None:
             return None
         if caption not in self._texts:
@@ -104,13 +104,13 @@ class Encoders:
                 keep_encoder=True,
                 warn=self._warn,
             )
-            self._texts = {caption: rows[0].float().cpu()}  # samples of one clip follow one another
+            self._texts = {caption: rows[0].float().cpu()}  # samples of the same clip are consecutive
         return self._texts[caption]
 
     @torch.no_grad()
     def regenerated(self, low_bcthw: Tensor, text: Tensor | None, level: float, rng: torch.Generator) -> Tensor:
-        """Return latents as the generator answers them from a noise level, chunk by chunk
-        after its own answers: what it makes of a clip is what the cascade refines."""
+        """Return latents regenerated from a noise level, each chunk conditioned on the
+        chunks generated before it: the cascade refines such latents."""
         generator = self._generator
         assert generator is not None and text is not None, "a generator was asked for"
         context = generator.embed_context(text[None].to(self._device, self._dtype), batch=1)
@@ -120,7 +120,7 @@ class Encoders:
         while first < low_bcthw.shape[2]:
             count = config.chunk_after(first - began)
             if not config.slide and first - began + count > config.window:
-                began, rings = first, None  # a stream of this generator ends here
+                began, rings = first, None  # the window is full: a new stream begins
                 count = config.chunk_after(0)
             piece = low_bcthw[:, :, first : first + count]
             noisy = noised(piece, normal(piece, rng), levels).to(self._device, self._dtype)

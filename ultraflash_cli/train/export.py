@@ -1,4 +1,5 @@
-"""A finished run into weight files: one safetensors a network, and its row in the list of weights."""
+"""Export a finished run to weight files: one safetensors file per network, and its row
+in the list of weights."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -23,11 +24,11 @@ __all__ = ["ExportJob", "export", "joined_coders", "list_entries", "networks_of"
 
 
 _ARCHITECTURES = {"text_encoder": "prompt_encoder", "pixels_detail": "pixels"}
-"""Architecture of networks whose file is not named after it."""
+"""Architectures of networks whose files are not named after them."""
 
 _EXACT = {"decoder": ("decoder.1.weight", "decoder.18.weight")}
-"""Matrices that stay in float16 among those in 8 bits: the built-in decoder's first and last, whose rounding costs
-most."""
+"""Matrices kept in float16 when the others are stored in 8 bits: the first and last of
+the built-in decoder, whose rounding costs the most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +40,17 @@ class ExportJob:
     folder: Path
     """Output folder; its name becomes the model's."""
     listing: Path
-    """The list of weights; rows of networks that are not exported stay."""
+    """The list of weights; rows of networks that are not exported are kept."""
     metrics: tuple[tuple[str, str], ...] = ()
-    """Measured on held-out clips, for the files' metadata."""
+    """Metrics on held-out clips, for the files' metadata."""
     licence: str = "Apache-2.0"
     """SPDX identifier of the weights."""
 
 
 def export(job: ExportJob) -> list[WeightEntry]:
-    """Write the networks that the run's recipe trains, each in its file, and their rows; return them.
-
-    Raises InputError if the folder holds no run, WeightsError for weights that are broken or not finite.
+    """Write each network trained by the run's recipe to a file, with its row in the
+    list; return the rows. Raises InputError if the folder contains no run, WeightsError
+    for weights that are damaged or not finite.
     """
     record = read_record(job.run)
     roles: tuple[str, ...] = RECIPES[record.recipe].load().NETWORKS
@@ -79,7 +80,8 @@ def write_network(
     *,
     in_8_bits: bool,
 ) -> WeightEntry:
-    """Write the file of a network of the model that ``folder`` is named after; return its row."""
+    """Write the file of one network of the model named after ``folder``; return its
+    row."""
     if name == "pixels_detail" and any(key.startswith("project.") for key in tensors):
         tensors = centred_phases(tensors)
     with output_errors(folder):
@@ -90,7 +92,7 @@ def write_network(
         stored = stored_in_8_bits(tensors, exact=_EXACT.get(name, ()))
     with partial_file(path) as part:
         save_file(stored, part, metadata=dict(metadata))
-        part.chmod(0o644)  # what safetensors writes is for its owner alone
+        part.chmod(0o644)  # safetensors creates files that only their owner can read
     content = path.read_bytes()
     return WeightEntry(
         name=f"{folder.name}/{name}",
@@ -103,7 +105,7 @@ def write_network(
 
 
 def list_entries(listing: Path, entries: Iterable[WeightEntry]) -> None:
-    """Put rows into a list of weights, in place of those of the same names; the others stay."""
+    """Add rows to a list of weights, replacing those of the same name."""
     rows, sets = (read_manifest(listing), read_sets(listing)) if listing.exists() else ({}, {})
     rows |= {entry.name: entry for entry in entries}
     with partial_file(listing) as part:
@@ -111,7 +113,8 @@ def list_entries(listing: Path, entries: Iterable[WeightEntry]) -> None:
 
 
 def published(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the architecture of a published encoder and decoder in one; None for any other network."""
+    """Return the architecture of a published network with encoder and decoder in one;
+    None for any other network."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     found = detect(shapes)
     if found not in (*READS_LOW_FRAMES, *READS_LOW_FRAMES.values()):
@@ -120,8 +123,8 @@ def published(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def joined_coders(networks: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """Return networks with encoder and decoder as one where they are of the published sizes,
-    which their authors keep in one file."""
+    """Return the networks, with encoder and decoder merged if they have the published
+    sizes, which their authors store in one file."""
     both = networks.get("encoder", {}) | networks.get("decoder", {})
     if published(both) is None:
         return networks
@@ -129,9 +132,10 @@ def joined_coders(networks: dict[str, dict[str, Tensor]]) -> dict[str, dict[str,
 
 
 def networks_of(tensors: Mapping[str, Tensor], roles: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
-    """Divide the weights of a run into networks; ``upsamplers.2`` becomes ``upsampler_x2``.
+    """Split the weights of a run into networks; ``upsamplers.2`` becomes
+    ``upsampler_x2``.
 
-    Raises WeightsError if a role is not among them.
+    Raises WeightsError if a role is missing.
     """
     networks: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():

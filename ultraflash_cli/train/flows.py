@@ -1,4 +1,5 @@
-"""Flow matching over clips: noise levels, noised latents, a transformer's flow group by group."""
+"""Flow matching over clips: noise levels, noised latents, and a transformer's flow
+computed group by group."""
 
 import torch
 from torch import Tensor
@@ -15,30 +16,34 @@ def uniform(count: int, low: float, high: float, rng: torch.Generator) -> Tensor
 
 
 def normal(like: Tensor, rng: torch.Generator) -> Tensor:
-    """Return standard normal noise shaped like a tensor, float32 if it is."""
+    """Return float32 standard normal noise in the shape and on the device of a
+    tensor."""
     return torch.randn(like.shape, generator=rng).to(like.device)
 
 
 def draw_levels(count: int, shift: float, rng: torch.Generator, *, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Return ``[count]`` noise levels: uniform between ``low`` and ``high``, then warped to the noisy side."""
+    """Return ``[count]`` noise levels: uniform between ``low`` and ``high``, then
+    shifted towards noise."""
     level = uniform(count, low, high, rng)
     return shift * level / (1 + (shift - 1) * level)
 
 
 def _over(latents_bcthw: Tensor, level: Tensor) -> Tensor:
-    """Return levels ``[B]`` or ``[B, T]`` as ``[B, 1, 1 or T, 1, 1]`` beside latents."""
+    """Return levels ``[B]`` or ``[B, T]`` as ``[B, 1, 1 or T, 1, 1]``, which broadcasts
+    over latents."""
     level = level.to(latents_bcthw.device)
     return level.view(len(level), 1, -1, 1, 1)
 
 
 def noised(clean_bcthw: Tensor, noise_bcthw: Tensor, level_b: Tensor) -> Tensor:
-    """Return ``(1 - t) z + t eps`` with one level t a clip, or ``[B, T]``, one a latent frame."""
+    """Return ``(1 - t) z + t eps`` with one level t per clip, or ``[B, T]``, one per
+    latent frame."""
     t = _over(clean_bcthw, level_b)
     return (1 - t) * clean_bcthw + t * noise_bcthw
 
 
 def clean_of(noisy_bcthw: Tensor, flow_bcthw: Tensor, level_b: Tensor) -> Tensor:
-    """Return the clean latents that a flow at a level stands for."""
+    """Return the clean latents implied by a flow at a noise level."""
     return noisy_bcthw - _over(noisy_bcthw, level_b) * flow_bcthw
 
 
@@ -52,12 +57,14 @@ def group_flow(
     recompute: bool = False,
     ungraded: int = 0,
 ) -> Tensor:
-    """Return a transformer's flow over whole clips, group by group with its caches as in service; differentiable.
+    """Return a transformer's flow over whole clips, computed group by group with its
+    caches as at inference; differentiable.
 
-    ``level_b`` are the noise levels of the clips. For a network that returns residuals the
-    flow is the one that leads to condition plus residual. See ``SrDit.forward_group`` for
-    ``recompute``. The first ``ungraded`` groups are computed without gradients: later ones
-    see them, and learn nothing through them.
+    ``level_b`` are the noise levels of the clips. For a network that predicts
+    residuals, it is the flow towards condition plus residual. See
+    ``SrDit.forward_group`` for ``recompute``. The first ``ungraded`` groups are
+    computed without gradients: later groups attend to them, but no gradient flows into
+    them.
     """
     config = network.config
     batch, timestep = noisy_bcthw.shape[0], 1000 * level_b.to(noisy_bcthw.device)
@@ -79,7 +86,7 @@ def group_flow(
                 recompute=recompute,
             )
 
-        # Only a group that follows needs them, and their memory.
+        # Only a following group needs the caches, so the last one does not keep them.
         more = start + config.group_latents < noisy_bcthw.shape[2]
         caches = result.caches if more else None
         out = result.output_bcthw
@@ -98,10 +105,12 @@ def chunk_flow(
     clean_bcthw: Tensor | None = None,
     recompute: bool = False,
 ) -> Tensor:
-    """Return a generator's flow over whole clips, chunk by chunk, each seeing those before it; differentiable.
+    """Return a generator's flow over whole clips, computed chunk by chunk, each
+    attending to the earlier ones; differentiable.
 
-    ``level_bt`` is the noise level of every latent frame, one a chunk. A chunk sees the earlier ones as they are, noise
-    and all; with ``clean_bcthw`` it sees those instead, run once more for that as in service.
+    ``level_bt`` is the noise level of every latent frame, equal within a chunk. A chunk
+    attends to the noisy earlier ones; with ``clean_bcthw`` to these clean ones instead,
+    in an extra context pass as at inference.
     """
     config = network.config
     keys = network.embed_context(context, batch=noisy_bcthw.shape[0])
@@ -137,11 +146,13 @@ def distribution_terms(
     matching: float,
     guidance: float,
 ) -> dict[str, Tensor]:
-    """Return terms whose gradients by ``clean`` are the two parts of distribution matching, each with its weight.
+    """Return terms whose gradients with respect to ``clean`` are the two parts of
+    distribution matching, each with its weight.
 
-    ``real``, ``fake`` and ``unworded`` (the real score's without words) are clean latents as the scores predict them.
-    The sum of the parts is measured by how far the result is from the real score's. Values of the terms say how far the
-    scores are apart; only their gradients mean anything to the student.
+    ``real``, ``fake`` and ``unworded`` (unconditional, by the real score) are the clean
+    latents that the scores predict. Both parts are normalised by the distance between
+    the result and the real score's prediction. The values of the terms only measure how
+    far the scores are apart; the student learns from their gradients.
     """
     size = (clean_bcthw.detach() - real).abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-4)
     parts = {"matching": matching * (fake - real) / size}

@@ -1,4 +1,4 @@
-"""What a scene stands in: the sky with its clouds, and the land in front of it."""
+"""Backgrounds of scenes: the sky with its clouds, and the land in front of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SKIES: dict[Time, tuple[Rgb, Rgb]] = {
     "dusk": ((0.13, 0.15, 0.36), (0.62, 0.42, 0.56)),
     "night": ((0.03, 0.05, 0.15), (0.10, 0.14, 0.31)),
 }
-"""The sky at its top and at the horizon."""
+"""Sky colours at the top and at the horizon."""
 _SUN: dict[Time, tuple[float, Rgb, float]] = {
     "morning": (0.30, (1.0, 0.93, 0.74), 0.050),
     "day": (0.14, (1.0, 0.98, 0.86), 0.045),
@@ -27,7 +27,7 @@ _SUN: dict[Time, tuple[float, Rgb, float]] = {
     "dusk": (0.60, (0.98, 0.58, 0.38), 0.055),
     "night": (0.17, (0.93, 0.94, 0.98), 0.050),
 }
-"""Height (0 is the top), colour and radius of sun or moon."""
+"""Height (0 is the top), colour and radius of the sun or moon."""
 _GROUND: dict[Place, Rgb] = {
     "sea": (0.10, 0.36, 0.55),
     "hills": (0.32, 0.58, 0.24),
@@ -37,23 +37,24 @@ _GROUND: dict[Place, Rgb] = {
     "field": (0.62, 0.64, 0.26),
 }
 _PUFFS = ((-0.11, 0.01, 0.7), (0.0, -0.02, 1.0), (0.10, 0.01, 0.75), (0.19, 0.025, 0.45), (-0.19, 0.03, 0.4))
-"""A cloud's parts: right and down of its middle, and size."""
+"""Parts of a cloud: offsets right and down from its centre, and size."""
 
 
 @dataclass(frozen=True)
 class _Cloud:
-    """A cloud that drifts: how much it covers ``[rows, columns]``, both outer columns empty."""
+    """A drifting cloud; ``cover`` is ``[rows, columns]`` with both outer columns
+    empty."""
 
     row: int
     cover: Plane
     half: float
-    """From its left edge to its middle."""
+    """Distance from its left edge to its centre."""
     x: float
     speed: float
 
 
 class Sky(Canvas):
-    """The sky with its sun or moon; stars and clouds are what moves in it."""
+    """The sky with its sun or moon, and with moving clouds and twinkling stars."""
 
     def __init__(self, scene: Scene, size: tuple[int, int]) -> None:
         super().__init__(scene, size)
@@ -81,10 +82,11 @@ class Sky(Canvas):
         bottoms = [round(0.9 * HORIZON * size[0]) + 3] * bool(len(stars))
         bottoms += [cloud.row + len(cloud.cover) for cloud in self._clouds]
         self.moving_rows = min(size[0], max(bottoms, default=0))
-        """So many rows from the top are not the same in every frame."""
+        """Number of rows from the top that change between frames."""
 
     def _dots(self, stars: Plane) -> tuple[npt.NDArray[Any], ...]:
-        """Return every pixel of every star: row, column, cover, place of its star."""
+        """Return every pixel of every star: row, column, coverage and the x of its
+        star."""
         found: list[Plane] = [np.zeros((4, 0))]
         for x, y, size in stars:
             patch = self.disc(x * self.width, y * HORIZON * 0.9, self.pixel * (0.7 + size))
@@ -131,7 +133,8 @@ class Sky(Canvas):
 
 
 class Land(Canvas):
-    """What stands in front of the sky, on a canvas whose fourth plane says how much of the sky it covers."""
+    """The land in front of the sky, on a canvas whose fourth plane is its coverage of
+    the sky."""
 
     def __init__(self, scene: Scene, size: tuple[int, int]) -> None:
         super().__init__(scene, size, planes=4)
@@ -150,7 +153,8 @@ class Land(Canvas):
                 self._below(self._ridge(key, base, relief, 3.0 + key) - self.y, ground * (0.82 + 0.09 * key))
 
     def before(self, rgb: Plane) -> Plane:
-        """Return the topmost rows ``[3, rows, W]`` of a sky with the land in front of it."""
+        """Return the top rows ``[3, rows, W]`` of a sky with the land painted in
+        front."""
         rows = rgb.shape[1]
         return rgb * (1 - self.rgb[3, :rows]) + self.rgb[:3, :rows]
 
@@ -158,12 +162,13 @@ class Land(Canvas):
         self.paint(patch, np.append(colour, np.float32(1)))
 
     def _below(self, distance: Plane, colour: Plane) -> None:
-        """Fill everything below a line that runs through the picture."""
+        """Fill everything below a line across the picture."""
         everything = slice(0, self.size[0]), slice(0, self.size[1])
         self._solid(Patch(*everything, np.broadcast_to(distance, self.size)), colour)
 
     def _ridge(self, key: int, base: float, relief: float, waves: float) -> Plane:
-        """Return the height of a skyline ``[1, W]``: a few sines of seeded phase."""
+        """Return the height of a skyline ``[1, W]``: a sum of a few sines with seeded
+        phases."""
         rng = self.scene.rng("ridges", key)
         line = np.zeros_like(self.x)
         for octave in range(4):

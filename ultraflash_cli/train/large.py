@@ -1,5 +1,5 @@
-"""What the recipes share at the published size: which models need encoded data, the loop's
-settings, and the part of a clip that is trained on."""
+"""Defaults shared by recipes at the published size: models that need encoded data, loop
+settings, and the training window."""
 
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
@@ -11,14 +11,15 @@ __all__ = ["comes_encoded", "large_loop", "window_of"]
 
 
 def comes_encoded(profile: Profile) -> bool:
-    """Return whether a model's text encoder is too large to run in training, so that clips
-    and captions are encoded before."""
+    """Return whether a model's text encoder is too large to run during training, so
+    that clips and captions are encoded beforehand."""
     words = profile.text_encoder
     return words is not None and not isinstance(words, PromptEncoderConfig)
 
 
 def large_loop(steps: int, seed: int, *, rate: float) -> LoopConfig:
-    """Return the loop's settings for transformers of a billion weights, with one clip per GPU."""
+    """Return the loop settings for transformers with a billion weights, one clip per
+    GPU."""
     return LoopConfig(
         steps=steps,
         seed=seed,
@@ -37,6 +38,6 @@ def large_loop(steps: int, seed: int, *, rate: float) -> LoopConfig:
 
 
 def window_of(profile: Profile, *, latents: int) -> SceneWindow:
-    """Return a window of whole pictures at a model's enlarged size."""
+    """Return a window that covers the full picture at a model's output size."""
     rows, columns = (profile.scale * side // LATENT_PX for side in profile.base_size)
     return SceneWindow(latents=latents, rows=rows, columns=columns, step=2, group=profile.group_latents)

@@ -1,5 +1,5 @@
-"""What every recipe sets: the loop's settings, and which roles learn which loss with which
-optimiser."""
+"""Settings that all recipes share: those of the loop, and of learners with their roles,
+losses and optimisers."""
 
 import math
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from ultraflash_cli.train.shards import part_like
 __all__ = ["Batch", "Learner", "LoopConfig", "Loss", "RecipeConfig", "Trainee"]
 
 Batch = Any
-"""What a recipe's own batch function returns: tensors, numbers, words, and tuples of them."""
+"""Result of a recipe's batch function: tensors, numbers, words, and tuples of them."""
 
 Loss = Callable[[Any, Batch, torch.Generator], dict[str, Tensor]]
-"""A pure function: roles (a module of the recipe's own class), a batch and the generator
-(on the CPU) of every sample of noise to named terms, weighted already. Their sum is
+"""A pure function from roles (a module of the recipe's own class), a batch, and the CPU
+generator of all noise, to named terms with their weights applied. Their sum is
 minimised; a term without a gradient is only logged."""
 
 
@@ -33,7 +33,7 @@ class LoopConfig:
     rate: float = 6e-4
     """Highest learning rate."""
     last_rate: float = 1e-5
-    """Learning rate of the last step; a cosine leads there."""
+    """Learning rate of the last step, at the end of a cosine schedule."""
     kernel_rate: float = 0.007
     """Highest learning rate of convolution kernels, whose steps are orthogonalised (Muon)."""
     warmup: int = 100
@@ -41,17 +41,17 @@ class LoopConfig:
     clip: float = 0.5
     """Largest gradient norm of a learner."""
     average: float = 0.999
-    """Decay of the EMA weights."""
+    """Decay of the EMA of the weights."""
     batch: int = 4
     """Clips in a batch."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Batches whose gradients are accumulated in one step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """``bf16``: matmuls and convolutions in bfloat16 (autocast), including the optimisers' matmuls; weights, momenta
     and the EMA stay float32."""
     recompute: bool = False
-    """Whether the blocks of trained transformers keep only their inputs and are computed again in
-    the backward pass (activation checkpointing)."""
+    """Whether the blocks of trained transformers keep only their inputs and are
+    recomputed in the backward pass (activation checkpointing)."""
     frozen: Literal["fp32", "bf16"] = "fp32"
     """Precision of the weights of networks that do not learn."""
     seed: int = 1
@@ -59,7 +59,7 @@ class LoopConfig:
     save_every: int = 200
     """Steps between checkpoints, each with the loss plot and sample pictures."""
     log_every: int = 50
-    """Steps whose mean losses are a line of the log."""
+    """Steps per line of the log, which holds their mean losses."""
 
     def __post_init__(self) -> None:
         for name in ("rate", "batch", "accumulate", "save_every", "log_every"):
@@ -76,7 +76,8 @@ class LoopConfig:
         return self.precision == "bf16"
 
     def share_at(self, step: int) -> float:
-        """Return the share of the highest learning rate that holds at a step, counted from 0."""
+        """Return the learning rate at a step (counted from 0), as a share of the
+        highest."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -86,7 +87,7 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
-    """Settings that every recipe has."""
+    """Settings common to all recipes."""
 
     loop: LoopConfig
     """Settings of the training loop."""
@@ -98,30 +99,34 @@ def _no_kernels(_name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """Some of the roles, the loss they lower, and how often they do; each has optimisers of its own."""
+    """Some of the roles, the loss that they minimise, and their update interval; each
+    learner has its own optimisers."""
 
     loss: Loss
     """Loss to minimise."""
     name: str = "model"
     """For the log and the random seeds."""
     roles: tuple[str, ...] = ()
-    """Children of the roles' module that it trains; empty means all. No other weights change in its turn."""
+    """Children of the roles' module that it trains; empty means all. Its turn changes
+    no other weights."""
     every: int = 1
-    """It learns in one of this many steps, the last of them."""
+    """Update interval in steps; the learner is updated in the last step of each
+    interval."""
     steady: bool = True
-    """Whether its loss calls every transformer equally often for all batches. Only then can
-    sharded layers be gathered one at a time, which all processes do together."""
+    """Whether its loss calls every transformer equally often for all batches. Only then
+    can sharded layers be gathered one at a time, as all processes must do so
+    together."""
     rate: float = 1.0
     """Factor on the learning rates."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of AdamW's mean gradient and of its mean square."""
+    """AdamW's decay of the mean gradient and of its mean square."""
     weight_decay: float = 0.0
-    """AdamW's, relative to the learning rate."""
+    """AdamW's weight decay, relative to the learning rate."""
     is_kernel: Callable[[str], bool] = _no_kernels
     """Whether a named matrix uses orthogonalised updates; everything else uses AdamW."""
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return what it trains: the parameters of its roles that require gradients."""
+        """Return the parameters of its roles that require gradients."""
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         return {name: p for name, p in named.items() if not self.roles or name.split(".")[0] in self.roles}
 
@@ -164,8 +169,8 @@ class Trainee:
         return dict(zip(self.names, self.average, strict=True))
 
     def state(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, by the names of the parameters;
-        sharded where the parameters are."""
+        """Return everything needed to resume a run, by parameter name; sharded if the
+        parameters are."""
         return {
             "parameters": dict(zip(self.names, (p.detach() for p in self.parameters), strict=True)),
             "average": self.averages(),
@@ -173,9 +178,9 @@ class Trainee:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over a saved state, whole or sharded as this one is."""
+        """Load a saved state, whole or sharded like this one."""
         for part in ("parameters", "average"):
-            if isinstance(state[part], list):  # as runs before names were kept wrote them
+            if isinstance(state[part], list):  # the format of runs from before names were stored
                 state[part] = dict(zip(self.names, state[part], strict=True))
         for name, p, a in zip(self.names, self.parameters, self.average, strict=True):
             p.data.copy_(part_like(state["parameters"][name], p))

@@ -1,4 +1,5 @@
-"""One loop for every recipe: learners in turn, batches by number, EMA weights, checkpoints, a log."""
+"""The training loop of all recipes: learners in turn, batches by number, EMA weights,
+checkpoints, a log."""
 
 import os
 import time
@@ -31,7 +32,8 @@ __all__ = [
 
 
 class Prefetcher:
-    """Batches by number, made ahead in worker processes; ``make`` must be a picklable function of the number."""
+    """Prepares batches by number in worker processes; ``make`` must be a picklable
+    function of the number."""
 
     def __init__(
         self, make: Callable[[int], Batch], *, workers: int, ahead: int = 6, cores: set[int] | None = None
@@ -56,7 +58,7 @@ class Prefetcher:
             yield batch
 
     def close(self) -> None:
-        """End the worker processes; what they have not begun is dropped."""
+        """Stop the worker processes; pending batches are dropped."""
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
 
@@ -83,14 +85,15 @@ def run_loop(
 ) -> nn.Module:
     """Train ``model``, whose children are the roles, and return it with its EMA weights.
 
-    In every step the learners take turns in their order, on the same batches; only the
-    one in turn requires gradients. The folder gets the state (resumed from when it is
-    there, see ``Checkpoints``) and, through ``log``, ``log.jsonl``. Batches and noise are
-    functions of their number: a resumed run loses exactly what came after its checkpoint,
-    and several processes do what one does with as many times the accumulation.
-    ``on_save`` sees the EMA model at every checkpoint of the main process, ``on_validate``
-    after every ``validate_every`` steps and the last. A step whose gradient is not finite
-    is skipped; ``warn`` hears of it with the next line of the log, which counts it.
+    In every step the learners take turns in order, on the same batches; only the
+    current one requires gradients. The state is saved in the folder and resumed from
+    there (see ``Checkpoints``); ``log`` writes ``log.jsonl``. Batches and noise are
+    functions of their number: a resumed run repeats exactly the steps after its
+    checkpoint, and N processes compute the same as one with N times the accumulation.
+    ``on_save`` sees the EMA model at every checkpoint of the main process,
+    ``on_validate`` after every ``validate_every`` steps and the last. A step whose
+    gradient is not finite is skipped; the next line of the log counts it, and ``warn``
+    is called.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(model, learners, config, folder, group, log or RunLog(folder))
@@ -147,7 +150,7 @@ class _Run:
         self.began, self.timed, self.norm, self.skipped = time.monotonic(), 0, 0.0, 0
 
     def step(self, step: int, turn: list[Batch]) -> None:
-        """Let the learners take their turns on the batches of a step."""
+        """Give each learner its turn on the batches of a step."""
         share = self.config.share_at(step)
         first = step * len(turn)
         numbers = [(first + i) * self.group.size + self.group.rank for i in range(len(turn))]
@@ -183,8 +186,8 @@ class _Run:
         self.norm = float(norm)
 
     def _terms(self, learner: Learner, batch: Batch, number: int) -> dict[str, Tensor]:
-        """Return a learner's terms for a batch; all randomness, that of torch's global
-        generators too, follows from the batch's number."""
+        """Return a learner's terms for a batch; all randomness, including torch's
+        global generators, is seeded by the batch number."""
         rng = generator_of(self.config.seed, learner.name, number)
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self._autocast():
@@ -199,7 +202,7 @@ class _Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def write_losses(self, step: int, warn: Callable[[str], None] | None) -> None:
-        """Write the mean losses since the last line, over all processes."""
+        """Log the mean losses since the last line, over all processes."""
         means = self.group.mean([total / count for total, count in self.sums.values()])
         row = {name: round(mean, 6) for name, mean in zip(self.sums, means, strict=True)}
         row |= {"step": step + 1, "share": round(self.config.share_at(step), 4)}
@@ -217,7 +220,7 @@ class _Run:
 
     def save(self, step: int, on_save: Callable[[nn.Module, int], None] | None) -> None:
         """Save the state, and show the EMA model."""
-        # Sums and counts of all processes: there may be fewer or more to continue.
+        # Summed over all processes: the run may resume with fewer or more of them.
         size = self.group.size
         totals = self.group.mean([total for total, _ in self.sums.values()])
         sums = {name: [size * total, size * self.sums[name][1]] for name, total in zip(self.sums, totals, strict=True)}
@@ -226,7 +229,7 @@ class _Run:
             self.show(step, on_save)
 
     def show(self, step: int, on_show: Callable[[nn.Module, int], None]) -> None:
-        """Let the main process look at the EMA model."""
+        """Call ``on_show`` with the EMA model in the main process."""
         with torch.no_grad(), self._averaged() as shown:
             if self.group.is_main:
                 on_show(shown, step + 1)

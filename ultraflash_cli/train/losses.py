@@ -1,4 +1,4 @@
-"""Pixel losses in luma and chroma, in time, and over the structure that people see."""
+"""Pixel losses: luma, chroma, temporal and structural terms."""
 
 from dataclasses import dataclass
 
@@ -27,16 +27,17 @@ _RGB_TO_YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.41
 
 @dataclass(frozen=True, kw_only=True)
 class PictureTerms:
-    """Weights of the terms next to the luma error of 1; a structural term without weight is not computed."""
+    """Weights of the terms relative to the luma error; structural terms of weight 0 are
+    not computed."""
 
     chroma: float = 0.5
     """Weight of the chroma error."""
     temporal: float = 0.5
     """Weight of the frame-difference error."""
     temporal_knee: float = 1e-3
-    """Frame-difference errors below it count by their square, those above by their size."""
+    """Frame-difference errors are squared below this value and absolute above it."""
     square: float = 0.0
-    """Weight of the mean square error of luma, which large errors (edges) fill."""
+    """Weight of the mean square error of luma, which large errors (edges) dominate."""
     information: float = 0.0
     """Weight of the lost visual information (luma)."""
     detail: float = 0.0
@@ -44,7 +45,8 @@ class PictureTerms:
 
 
 def picture_terms(out_bcthw: Tensor, target_bcthw: Tensor, weights: PictureTerms) -> dict[str, Tensor]:
-    """Return the weighted terms of RGB clips in [0, 1] against their targets, in float32."""
+    """Return the weighted loss terms between RGB clips in [0, 1] and their targets, in
+    float32."""
     out, target = to_ycbcr(out_bcthw.float()), to_ycbcr(target_bcthw.float())
     terms = {
         "luma": charbonnier(out[:, :1], target[:, :1]),
@@ -62,7 +64,8 @@ def picture_terms(out_bcthw: Tensor, target_bcthw: Tensor, weights: PictureTerms
 
 
 def spread_term(latents_bcthw: Tensor) -> Tensor:
-    """Return how far the channels of latents are from mean 0 and standard deviation 1."""
+    """Return the deviation of the latents' channels from mean 0 and standard deviation
+    1."""
     wide = latents_bcthw.float()
     mean, deviation = wide.mean((0, 2, 3, 4)), (wide.var((0, 2, 3, 4)) + 1e-4).sqrt()
     return (mean.square() + (deviation - 1).square()).mean()
@@ -92,8 +95,9 @@ def temporal_loss(out_bcthw: Tensor, target_bcthw: Tensor, knee: float = 1e-3) -
 def information_loss(out_n1hw: Tensor, target_n1hw: Tensor, *, noise: float = 2.0 / 255**2, scales: int = 4) -> Tensor:
     """Return 1 - visual information fidelity (pixel domain, Sheikh and Bovik 2006), mean over scales.
 
-    Gains above 1 do not count, so that plain contrast enhancement is no way to lower it. Inputs are luma
-    planes [N, 1, H, W] in [0, 1]; ``noise`` is the variance of the visual noise.
+    Gains above 1 are ignored, so that contrast enhancement cannot lower the loss.
+    Inputs are luma planes [N, 1, H, W] in [0, 1]; ``noise`` is the variance of the
+    visual noise.
     """
     total = out_n1hw.new_zeros(())
     a, b = out_n1hw, target_n1hw
@@ -112,10 +116,12 @@ def information_loss(out_n1hw: Tensor, target_n1hw: Tensor, *, noise: float = 2.
 
 
 def detail_loss(out_n1hw: Tensor, target_n1hw: Tensor, *, scales: int = 3) -> Tensor:
-    """Return the share of the target's detail that is missing, as detail-loss metrics weigh it.
+    """Return the share of the target's detail that is missing, weighted as in
+    detail-loss metrics.
 
-    Per scale and Haar band, the output's coefficient counts up to the target's own size and only with its sign
-    (after Li et al. 2011); bands are pooled with exponent 3. Inputs are luma planes [N, 1, H, W].
+    Per scale and Haar band, the output's coefficient counts only up to the target's
+    magnitude, and only with the same sign (after Li et al. 2011); bands are pooled with
+    exponent 3. Inputs are luma planes [N, 1, H, W].
     """
     total = out_n1hw.new_zeros(())
     a, b = out_n1hw, target_n1hw
@@ -131,10 +137,11 @@ def detail_loss(out_n1hw: Tensor, target_n1hw: Tensor, *, scales: int = 3) -> Te
 
 
 def weave_loss(out_bcthw: Tensor, target_bcthw: Tensor, period: int, *, cells: int = 6) -> Tensor:
-    """Return how much of the error of luma's detail repeats every ``period`` pixels, over ``cells`` periods a side.
+    """Return the part of the error in luma detail that repeats every ``period`` pixels,
+    over ``cells`` periods per side.
 
-    A network that ends in a pixel shuffle may weave the grid of the shuffle into cloth and skin, which pixel errors and
-    learned distances hardly see.
+    A network that ends in a pixel shuffle may leave its grid on cloth and skin, which
+    pixel errors and learned distances hardly notice.
     """
     error = luma(out_bcthw.float() - target_bcthw.float()).transpose(1, 2).flatten(0, 1)
     detail = error - F.avg_pool2d(error, period + 1 - period % 2, 1, period // 2, count_include_pad=False)
@@ -144,7 +151,7 @@ def weave_loss(out_bcthw: Tensor, target_bcthw: Tensor, period: int, *, cells: i
 
 
 def _smooth(x_n1hw: Tensor) -> Tensor:
-    """Average over 5x5 windows, two box passes of 3."""
+    """Smooth with two 3x3 box filters, a 5x5 window in total."""
     return F.avg_pool2d(F.avg_pool2d(x_n1hw, 3, 1), 3, 1)
 
 

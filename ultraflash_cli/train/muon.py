@@ -1,4 +1,4 @@
-"""Muon, the optimiser of convolution kernels: momentum whose matrix is made orthogonal."""
+"""Muon, an optimiser for convolution kernels that orthogonalises the momentum."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,11 @@ __all__ = ["KernelOptimiser"]
 
 
 class KernelOptimiser(torch.optim.Optimizer):
-    """Muon for convolution kernels: Nesterov momentum, its matrix orthogonalised by Newton-Schulz steps.
+    """Muon for convolution kernels: Nesterov momentum, orthogonalised as a matrix by
+    Newton-Schulz steps.
 
-    A kernel [out, in, h, w] counts as a matrix [out, in * h * w]. Source: Jordan et al., 2024 (the quintic's
-    coefficients are theirs).
+    A kernel [out, in, h, w] is treated as a matrix [out, in * h * w]. Source: Jordan et
+    al., 2024 (including the coefficients of the quintic).
     """
 
     def __init__(self, kernels: list[nn.Parameter], rate: float, momentum: float = 0.95) -> None:
@@ -28,7 +29,7 @@ class KernelOptimiser(torch.optim.Optimizer):
                 memory = self.state[kernel].setdefault("momentum", torch.zeros_like(kernel))
                 memory.mul_(group["momentum"]).add_(kernel.grad)
                 ahead = kernel.grad + group["momentum"] * memory
-                ahead = whole(ahead)  # a part of a matrix cannot be made orthogonal
+                ahead = whole(ahead)  # a shard of a matrix cannot be orthogonalised
                 step = _orthogonal(ahead.reshape(ahead.shape[0], -1)).reshape(kernel.shape)
                 kernel.add_(part_like(step, kernel), alpha=-group["lr"])
 

@@ -15,7 +15,8 @@ __all__ = ["Clip", "Coder", "Operator"]
 Clip = npt.NDArray[np.uint8]
 """RGB frames [T, H, W, 3]."""
 Coder = Callable[[Tensor, float, torch.Generator], Tensor]
-"""Frames ``[1, 3, T, H, W]`` in [0, 1], a strength s and a generator of noise to ``D(E(x) + s * eps)``."""
+"""A function from frames ``[1, 3, T, H, W]`` in [0, 1], a strength s and a noise
+generator to ``D(E(x) + s * eps)``."""
 
 
 @dataclass(frozen=True, kw_only=True)

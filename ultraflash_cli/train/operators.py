@@ -1,8 +1,9 @@
-"""Clip degradations, one operator each: optics, generators, sensors, scaling, codecs.
+"""Operators that degrade clips: optics, generators, sensors, scaling, codecs.
 
-A degradation is a list of operators with their parameters drawn beforehand. The list is also the log: the same list
-reproduces the same sample. Every operator is a pure function of the clip and its own parameters; one draw applies to
-all frames of a clip, except for noise, flicker and compression, which vary over time as in real footage.
+A degradation is a list of operators whose parameters were sampled beforehand. The list
+is also the log: the same list reproduces the same sample. Every operator is a pure
+function of the clip and its own parameters; parameters apply to all frames of a clip,
+except for noise, flicker and compression, which vary over time as in real footage.
 """
 
 import dataclasses
@@ -52,9 +53,9 @@ class Blur(Operator):
 
     name: ClassVar[str] = "blur"
     sigma_px: float
-    """Along its direction."""
+    """Sigma along the direction."""
     ratio: float
-    """Sigma across, as a share of the one along."""
+    """Sigma across the direction, relative to the one along it."""
     angle: float
     """Direction in radians."""
 
@@ -71,7 +72,8 @@ class Blur(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Smooth(Operator):
-    """Edge-preserving smoothing (a guided filter led by the clip itself): texture goes, edges stay."""
+    """Edge-preserving smoothing (a self-guided filter), which removes texture and keeps
+    edges."""
 
     name: ClassVar[str] = "smooth"
     radius_px: int
@@ -121,7 +123,8 @@ class Colour(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentNoise(Operator):
-    """Noise of low amplitude on the latents, so that the artefacts of a decoder appear. Needs a coder."""
+    """Low-amplitude noise on the latents, which brings out a decoder's artefacts. Needs
+    a coder."""
 
     name: ClassVar[str] = "latent_noise"
     strength: float
@@ -136,7 +139,7 @@ class LatentNoise(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class TextureFlicker(Operator):
-    """Fine texture that changes from frame to frame, stronger if there is detail."""
+    """Fine texture that changes from frame to frame, stronger in detailed areas."""
 
     name: ClassVar[str] = "texture_flicker"
     strength: float
@@ -159,7 +162,8 @@ class TextureFlicker(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Grain(Operator):
-    """A sensor's noise: new in every frame, stronger in the light, a little of it in colour."""
+    """Sensor noise: new in every frame, stronger in bright areas, a little of it in
+    chroma."""
 
     name: ClassVar[str] = "grain"
     strength: float
@@ -176,7 +180,7 @@ class Grain(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class BrightnessFlicker(Operator):
-    """A brightness that wanders from frame to frame."""
+    """Brightness that drifts from frame to frame."""
 
     name: ClassVar[str] = "brightness_flicker"
     strength: float
@@ -194,9 +198,9 @@ class Warp(Operator):
     name: ClassVar[str] = "warp"
     amplitude_px: float
     cells: int
-    """Knots of the displacement a side."""
+    """Knots of the displacement field per side."""
     knot_frames: int
-    """Frames from one displacement to the next."""
+    """Frames between knots of the displacement."""
     seed: int
 
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
@@ -214,11 +218,12 @@ class Warp(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat(Operator):
-    """Frames that a generator has stuck on: each of these shows the one before it."""
+    """Frozen frames, as generators produce them: each repeats the previous frame."""
 
     name: ClassVar[str] = "repeat"
     places: tuple[float, ...]
-    """Shares of the clip's length; the first frame is never replaced."""
+    """Positions of the repeated frames, as shares of the clip's length; the first frame
+    is never replaced."""
 
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
         shown = list(range(len(x_tchw)))
@@ -231,17 +236,17 @@ class Repeat(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Deliver(Operator):
-    """Scale (4:2:0 chroma included) and, with a codec, a trip through its bitstream."""
+    """Scaling (including 4:2:0 chroma) and, with a codec, encoding and decoding."""
 
     name: ClassVar[str] = "deliver"
     size: tuple[int, int] | None = None
-    """Height and width afterwards; None keeps them."""
+    """Output height and width; None keeps the size."""
     kernel: Literal["area", "bilinear", "bicubic", "lanczos"]
     codec: str | None = None
     crf: int = 23
-    """The codec's quality; of mpeg2video the quantiser."""
+    """Quality of the codec (its quantiser for mpeg2video)."""
     preset: str | None = None
-    """The encoder's preset in place of a fast one."""
+    """Encoder preset; None is a fast one."""
 
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
         height, width = self.size or (x_tchw.shape[2], x_tchw.shape[3])
@@ -256,9 +261,10 @@ class Deliver(Operator):
 
 
 _QUANTISED = {"mpeg2video"}
-"""Codecs whose quality is the quantiser itself, 2 to 31."""
+"""Codecs whose quality value is the quantiser, 2 to 31."""
 _CODEC_OPTIONS = {
-    # Each with what makes it give the same bits again: no choice by timing, threads or the processor's features.
+    # Options that make each encoder reproducible: no choices by timing, threads or
+    # processor features.
     "libx264": {"preset": "veryfast", "x264-params": "cpu-independent=1"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1"},
     "mpeg2video": {"g": "12", "bf": "2"},
@@ -267,9 +273,9 @@ _CODEC_OPTIONS = {
 
 
 def apply(frames_thwc: Clip, operators: Sequence[Operator], *, coder: Coder | None = None) -> Clip:
-    """Return a clip after all operators, in 8 bits; a pure function of its arguments.
+    """Apply all operators to a clip and return it in 8 bits; a pure function.
 
-    Raises ConfigError for noise on latents without a ``coder``.
+    Raises ConfigError for latent noise without a ``coder``.
     """
     x = torch.from_numpy(frames_thwc).permute(0, 3, 1, 2).float() / 255
     for operator in operators:

@@ -1,4 +1,5 @@
-"""Rendered pages of text and shapes: what clips and photos lack, sharp edges and letters."""
+"""Rendered pages of text and shapes, for the sharp edges and letters that clips and
+photos lack."""
 
 from collections.abc import Iterator, Sequence
 from colorsys import hls_to_rgb
@@ -68,7 +69,7 @@ LATIN_FONTS = (
     "DejaVuSansCondensed-Oblique.ttf",
 )
 """Files of the Debian packages fonts-liberation, fonts-freefont-ttf, fonts-dejavu-core and fonts-dejavu-extra,
-in the order that the draws count on."""
+in the order on which the seeded choices depend."""
 
 CJK_FONTS = (
     "NotoSerifCJK-Regular.ttc",
@@ -105,14 +106,15 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class PagesConfig:
-    """How many pages, of what size and with which fonts; one page in three holds shapes, the others text."""
+    """Number, size and fonts of the pages; one page in three shows shapes, the others
+    text."""
 
     count: int = 36
-    """Pages."""
+    """Number of pages."""
     width_px: int = 1600
     """Width of a page of text; a page of shapes is drawn at this size and shrunk to three quarters."""
     height_px: int = 1000
-    """Height of the same."""
+    """Height of a page of text."""
     latin_fonts: tuple[str, ...] = LATIN_FONTS
     """Font files for words, and for Cyrillic."""
     cjk_fonts: tuple[str, ...] = CJK_FONTS
@@ -122,7 +124,8 @@ class PagesConfig:
 
 
 def page_words(texts: Sequence[Path]) -> list[str]:
-    """Return the words of plain texts: of the first only those made of letters. Raises InputError."""
+    """Return the words of plain text files, from the first file only purely alphabetic
+    ones. Raises InputError."""
     words: list[str] = []
     for i, path in enumerate(texts):
         try:
@@ -136,9 +139,9 @@ def page_words(texts: Sequence[Path]) -> list[str]:
 
 
 def render_pages(config: PagesConfig, *, fonts: Path, words: list[str]) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the pages [H, W, 3]; the same config, fonts, words and Pillow draw the same pixels.
-
-    ``fonts`` is a folder that holds the font files, at any depth. Raises InputError if one is missing.
+    """Yield the pages [H, W, 3]; the same config, fonts, words and Pillow version
+    produce the same pixels. ``fonts`` is a folder with the font files, at any depth.
+    Raises InputError if one is missing.
     """
     from PIL import Image, ImageDraw
 
@@ -153,7 +156,7 @@ def render_pages(config: PagesConfig, *, fonts: Path, words: list[str]) -> Itera
         draw = ImageDraw.Draw(image)
         if number % 3 == 2:
             _draw_shapes(draw, rng, size, latin, words)
-            # Drawn without smoothing: shrinking gives the edges their grey levels.
+            # Drawn without antialiasing, which the downscaling provides.
             image = image.resize((size[0] * 3 // 4, size[1] * 3 // 4), Image.Resampling.LANCZOS)
         else:
             _draw_text(draw, rng, size, latin, cjk, words, dark=dark)
@@ -198,7 +201,7 @@ def _draw_shapes(
         elif shape == 4:
             pitch = int(rng.integers(3, 14))
             for left in range(x, x + width, pitch):
-                rng.random()  # an unused draw, kept so that the pages stay those of the built-in weights
+                rng.random()  # unused, but keeps the random sequence of the pages behind the built-in weights
                 draw.line([left, y, left, y + height], fill=colour, width=max(1, pitch // 2))
         else:
             font = ImageFont.truetype(latin[rng.integers(len(latin))], int(rng.integers(14, 90)))

@@ -1,4 +1,5 @@
-"""Degraded pairs made once and kept, so that training does not wait for codecs: larger and longer than what it sees."""
+"""Degraded pairs stored on disk, so that training does not wait for codecs; larger and
+longer than the crops it uses."""
 
 import hashlib
 import json
@@ -31,11 +32,11 @@ class MakePairsJob:
     data: Path
     """Folder of prepared material."""
     out: Path
-    """Folder of pairs; those that are there are kept."""
+    """Folder of pairs; existing ones are kept."""
     count: int
     """Number of pairs."""
     scale: int
-    """Factor between the high- and the low-resolution clip."""
+    """Ratio of the high to the low resolution."""
     pairs: PairConfig
     """Sampling of each pair."""
     seed: int = 1
@@ -43,9 +44,9 @@ class MakePairsJob:
 
 
 def make_pairs(job: MakePairsJob, *, on_pair: Callable[[int], None] | None = None) -> None:
-    """Write pairs of one scale, three files each: NUMBER_xSCALE.json with what was drawn, and the two clips.
-
-    A pair is a function of material, settings, seed and number. Raises InputError for material that cannot be used.
+    """Write pairs of one scale, three files each: NUMBER_xSCALE.json with the sampled
+    parameters, and the two clips. A pair is a pure function of material, settings, seed
+    and number. Raises InputError for unusable material.
     """
     materials = load_materials(job.data)
     known = data_hash(materials)
@@ -82,7 +83,8 @@ class CutConfig:
 
 
 class KeptPairs:
-    """Pairs of a folder; batch ``number`` is a pure function of the folder's content, the seed and the number."""
+    """The pairs in a folder; batch ``number`` is a pure function of the folder's
+    content, the seed and the number."""
 
     def __init__(self, folder: Path, config: CutConfig, *, seed: int, scale_of: dict[int, float]) -> None:
         self.folder, self.config, self.seed = folder, config, seed
@@ -135,7 +137,7 @@ class KeptPairs:
 def cut_batch(
     data: Path, config: CutConfig, seed: int, scale_odds: tuple[tuple[int, float], ...], size: int, number: int
 ) -> tuple[Tensor, Tensor, int, Tensor]:
-    """Return batch ``number`` of the pairs in ``data``; the same in any process."""
+    """Return batch ``number`` of the pairs in ``data``, identical in every process."""
     return _kept(data, config, seed, scale_odds).batch(number, size)
 
 
@@ -145,7 +147,8 @@ def _kept(data: Path, config: CutConfig, seed: int, scale_odds: tuple[tuple[int,
 
 
 def pairs_hash(folder: Path) -> str:
-    """Return a hash over the material and the draws of all pairs of a folder. Raises InputError if it has none."""
+    """Return a hash of the material and the parameters of all pairs in a folder. Raises
+    InputError if there are none."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.json")):
         digest.update(path.name.encode() + path.read_bytes())

@@ -1,4 +1,5 @@
-"""Training material made from what its licences allow: clips and photos of a manifest, photos of packages, pages."""
+"""Prepare training material under allowed licences: clips and photos of manifests,
+photos of packages, rendered pages and scenes."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -28,16 +29,17 @@ PICTURES = (".jpg", ".png")
 LEAST_FILE_BYTES = 100_000
 """Smaller picture files are patterns, icons and previews."""
 LEAST_SIDE_PX = 900
-"""A photo's shorter side."""
+"""Minimum of a photo's shorter side."""
 SCENE = "drawn: "
-"""Opens the source of a scene; its caption follows."""
+"""Prefix of a scene's ``source``, followed by its caption."""
 SCENE_FPS = 16
 SCENE_S = 4
 """Windows of scenes begin within this many seconds."""
 WINDOW_SEED = 11
-"""Seed of where they are."""
+"""Seed of the windows' positions."""
 LEAST_DETAIL = 1.2
-"""Mean step between neighbouring pixels of every second row and column, in grey levels."""
+"""Minimum mean difference between neighbouring pixels of every second row and column,
+in grey levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +47,20 @@ class PhotoSource:
     """A folder of photos under one licence, such as an unpacked Debian package of wallpapers."""
 
     folder: Path
-    """Searched at any depth; its own name opens the names of the material."""
+    """Folder, searched recursively; its name is the prefix of the material's names."""
     licence: str
-    """As the source words it; its allowance is checked."""
+    """Licence as the source words it; it must be an allowed one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareJob:
-    """What to prepare; the order here is the order of the material, on which the samples depend."""
+    """Material to prepare, in the order of the fields, on which the samples depend."""
 
     manifests: tuple[Path, ...] = ()
-    """Each JSON with a list ``files`` of {file, licence, split, source}, paths relative to it."""
+    """JSON files, each with a list ``files`` of {file, licence, split, source}; paths
+    are relative to the manifest."""
     with_photos: bool = False
-    """Whether the manifests' photos are taken next to their clips."""
+    """Whether the manifests' photos are used in addition to their clips."""
     photos: tuple[PhotoSource, ...] = ()
     """Folders of photos."""
     fonts: Path | None = None
@@ -67,13 +70,14 @@ class PrepareJob:
     pages: PagesConfig = field(default_factory=PagesConfig)
     """The rendered pages."""
     scenes: int = 0
-    """Clips of rendered scenes, with their captions."""
+    """Number of rendered scenes, with their captions."""
     scene_sizes: tuple[tuple[int, int], ...] = ((240, 416),)
-    """Their heights and widths in pixels, taken in turn."""
+    """Heights and widths of the scenes in pixels, used in turn."""
     scene_frames: int = 20
-    """Their length."""
+    """Frames per scene."""
     scene_window: int | None = None
-    """Side of the square kept of each scene, half of the time where most motion is; None keeps whole frames."""
+    """Side of the square that is cut from each scene, half of the time where there is
+    most motion; None keeps whole frames."""
 
     def __post_init__(self) -> None:
         if self.scenes < 0:
@@ -92,11 +96,11 @@ class Entry:
     """A row of ``materials.json``."""
 
     name: str
-    """The frames are in NAME.npy."""
+    """Name of the material; the frames are in NAME.npy."""
     kind: str
     """clip, screen, photo, graphic or scene."""
     licence: str
-    """As the source words it."""
+    """Licence as the source words it."""
     source: str
     """Source of the material."""
     shape: list[int]
@@ -154,7 +158,7 @@ def _scene(job: PrepareJob, number: int) -> Found:
     licence = "made for this project (drawn scene)"
     start, corner = 0, None
     if job.scene_window is not None:
-        # A window may as well begin at any second, and nearer to what moves.
+        # Vary the start of the window, and half of the time centre it on motion.
         rng = np.random.default_rng((WINDOW_SEED, number))
         start = int(rng.integers(SCENE_S * SCENE_FPS))
         moved = rng.random() < 0.5
@@ -175,7 +179,8 @@ def _scene(job: PrepareJob, number: int) -> Found:
 def _most_change(
     first: npt.NDArray[np.int16], last: npt.NDArray[np.int16], side: int, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Return the corner of a window of ``side`` around where two frames differ most, not always in its middle."""
+    """Return the corner of a window of ``side`` pixels that contains the largest
+    difference between two frames, not always at its centre."""
     change = np.abs(last - first).sum(axis=-1)
     height, width = change.shape
     cells = change[: height // 16 * 16, : width // 16 * 16].reshape(height // 16, 16, width // 16, 16).sum(axis=(1, 3))
@@ -197,7 +202,8 @@ def _from_manifest(manifest: Path, *, with_photos: bool) -> Iterator[Found]:
 
 
 def _allowed_rows(manifest: Path) -> list[dict[str, Any]]:
-    """Return the rows of split ``train`` whose licence may shape shipped weights."""
+    """Return the rows of split ``train`` whose licence is allowed for shipped
+    weights."""
     try:
         rows = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         return [row for row in rows if row["split"] == "train" and is_allowed(row["licence"])]
@@ -206,7 +212,8 @@ def _allowed_rows(manifest: Path) -> list[dict[str, Any]]:
 
 
 def _from_folder(source: PhotoSource) -> Iterator[Found]:
-    """Find photos at any depth. Links repeat others, and so do KDE's upright versions (`contents/images`)."""
+    """Find photos at any depth, except symlinks and KDE's portrait versions
+    (`contents/images`), which are duplicates."""
     if not source.folder.is_dir():
         raise InputError(f"{source.folder}: no such folder of photos")
     for path in sorted(source.folder.rglob("*"), key=str):
@@ -221,7 +228,8 @@ def _from_folder(source: PhotoSource) -> Iterator[Found]:
 
 
 def _name(package: str, inside: str) -> str:
-    """Name a photo by its package and its place in it, without the words that all of them share."""
+    """Name a photo after its package and its path inside it, without the parts that all
+    paths share."""
     name = package + inside.removeprefix("usr/share/")
     for word in ("backgrounds", "wallpapers", "/contents/images"):
         name = name.replace(word, "")
@@ -229,7 +237,8 @@ def _name(package: str, inside: str) -> str:
 
 
 def _photo(path: Path, *, upright: bool = True) -> npt.NDArray[np.uint8] | None:
-    """Read a photo, shrunk; None for one that is small, empty of detail, or upright where that is not wanted."""
+    """Read and shrink a photo; None if it is small, lacks detail, or is in unwanted
+    portrait format."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -245,7 +254,7 @@ def _photo(path: Path, *, upright: bool = True) -> npt.NDArray[np.uint8] | None:
 
 
 def _shrunk(image: "Image") -> "Image":
-    """Shrink large photos, which makes them as sharp as a good video frame."""
+    """Downscale large photos, which makes them as sharp as good video frames."""
     from PIL.Image import Resampling
 
     longest = max(image.size)

@@ -1,4 +1,4 @@
-"""The processes of torchrun: rank and size, averaged gradients, averaged losses."""
+"""The torchrun process group: rank and size, averaged gradients, averaged losses."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -16,12 +16,13 @@ __all__ = ["ALONE", "ProcessGroup", "joined_group"]
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """One process among ``size``; each has its own batches, and all networks unless they
+    """One process of ``size``; each has its own batches and all networks, unless they
     are sharded.
 
-    Data parallel by one all-reduce a step over the gradients of whoever learns in it.
-    Torch's wrapper wants one ``forward`` between two steps; roll-outs run a network many
-    times, several networks take turns, and a sum of gradients does not care.
+    Data parallelism is one all-reduce per step over the gradients of the learners
+    updated in it. DistributedDataParallel expects one ``forward`` per step; here
+    roll-outs run a network many times and several networks take turns, which does not
+    matter to a sum of gradients.
     """
 
     rank: int = 0
@@ -29,11 +30,11 @@ class ProcessGroup:
     shards: bool = False
     """Whether learners are sharded over the processes (``train/shards.py``)."""
     shards_frozen: bool = False
-    """Whether large frozen networks are sharded, too."""
+    """Whether large frozen networks are sharded as well."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -52,7 +53,7 @@ class ProcessGroup:
     def share_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace gradients by their mean over the processes; a missing one counts as zero.
 
-        Sharded parameters have it already.
+        Gradients of sharded parameters are averaged already.
         """
         if self.size == 1 or self.shards:
             return
@@ -64,7 +65,8 @@ class ProcessGroup:
             parameter.grad = mean.view_as(parameter)
 
     def mean(self, values: Sequence[float]) -> list[float]:
-        """Return the means over the processes, which call with equally many values."""
+        """Return the means over the processes, all of which pass equally many
+        values."""
         if self.size == 1 or not values:
             return list(values)
         device = torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else None

@@ -1,4 +1,4 @@
-"""What every recipe offers: the type of the modules in `recipes`."""
+"""The interface that every module in `recipes` implements."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +18,11 @@ Weights = dict[str, Tensor]
 
 
 class Configure(Protocol):
-    """Makes the frozen settings of a recipe; one that trains several models also takes
-    ``profile``, the default being its own."""
+    """Creates the frozen settings of a recipe; those of recipes that train several
+    models also take ``profile``, with a default."""
 
     def __call__(self, *, steps: int, seed: int, toy: bool = False) -> RecipeConfig:
-        """Return the settings for a built-in model's sizes, or for a toy."""
+        """Return the settings for a built-in model, or for a toy model."""
         ...
 
 
@@ -32,7 +32,7 @@ class RecipeModule(Protocol):
     NETWORKS: tuple[str, ...]
     """The roles that an export writes."""
     HELPERS: tuple[str, ...]
-    """Roles that only training needs: teachers, critics, references."""
+    """Roles needed only for training: teachers, critics, references."""
 
     @property
     def configure(self) -> Configure:
@@ -41,8 +41,8 @@ class RecipeModule(Protocol):
 
     @property
     def start(self) -> Callable[[Any, list[Material], Weights | None], nn.Module]:
-        """Builds the roles, children of one module, from settings, material and weights, before the
-        first step."""
+        """Builds the roles, as children of one module, from settings, material and
+        weights."""
         ...
 
     @property
@@ -57,8 +57,8 @@ class RecipeModule(Protocol):
 
     @property
     def pictures(self) -> Callable[[Any, Any, Batch, torch.Generator], Picture]:
-        """Makes a picture of what the EMA weights do, from settings, roles, a batch and a
-        generator."""
+        """Renders sample results of the EMA weights, from settings, roles, a batch and
+        a generator."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""Record of what produced the weights of a run, stored in its folder."""
+"""The record of how the weights of a run were produced, stored in its folder."""
 
 import json
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from ultraflash_cli.errors import InputError
 __all__ = ["RECORD", "VALIDATION", "RunRecord", "read_record"]
 
 RECORD = "run.json"
-"""What made them."""
+"""File name of the record."""
 
 VALIDATION = "validation.jsonl"
-"""The scores of every validation."""
+"""File name of the validation scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Record of what produced the weights of a run."""
+    """Record of how the weights of a run were produced."""
 
     recipe: str
     """Name of the recipe."""
     recipe_hash: str
-    """Hash over the recipe's settings and its source."""
+    """Hash of the recipe's settings and source code."""
     config: str
-    """Every setting, seed and steps among them."""
+    """Every setting, including seed and steps."""
     data_hash: str
-    """Hash over the material."""
+    """Hash of the material."""
     start_hash: str
-    """Hash of the weights it started from; empty for fresh ones."""
+    """Hash of the initial weights; empty if they were random."""
     seed: int
     """Seed of all random choices."""
     steps: int
@@ -36,11 +36,11 @@ class RunRecord:
     processes: int = 1
     """Processes that trained together."""
     batches: int = 1
-    """Batches of a step: processes times accumulation."""
+    """Batches per step: processes times accumulation."""
 
     def is_same_run(self, other: "RunRecord") -> bool:
-        """Return whether the other record belongs to a part of the same run, on as many
-        batches a step, whatever the number of processes."""
+        """Return whether the other record belongs to the same run, with equally many
+        batches per step on any number of processes."""
         mine, theirs = (
             (record.recipe, record.config, record.data_hash, record.start_hash, record.batches)
             for record in (self, other)

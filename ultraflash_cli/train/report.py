@@ -35,9 +35,8 @@ polyline { fill: none; stroke: #2a7ab0; stroke-width: 1.5 } details { margin: .5
 
 
 def write_report(folder: Path) -> Path:
-    """Write the page of a run into its folder; return where it is.
-
-    Raises InputError if the folder holds no run, OutputError if it cannot be written.
+    """Write the page of a run into its folder; return its path. Raises InputError if
+    the folder contains no run, OutputError if it cannot be written.
     """
     page = report_page(folder)
     with output_errors(folder), partial_file(folder / REPORT) as part:
@@ -46,8 +45,8 @@ def write_report(folder: Path) -> Path:
 
 
 def report_page(folder: Path) -> str:
-    """Return the page of a run, which needs no other file. Raises InputError if the folder
-    holds no run."""
+    """Return the self-contained page of a run. Raises InputError if the folder contains
+    no run."""
     record = read_record(folder)
     rows, scores = RunLog(folder).rows(), RunLog(folder, name=VALIDATION).rows()
     title = f"{record.recipe}, {record.steps} steps"
@@ -65,8 +64,8 @@ def report_page(folder: Path) -> str:
 
 
 def settings_by_name(config: str) -> dict[str, str]:
-    """Return every setting of a record by the dotted name that ``--set`` takes; what is not a
-    printed settings object stands whole under the name ``config``."""
+    """Return every setting of a record by the dotted name that ``--set`` takes; a
+    record that cannot be parsed is returned whole under ``config``."""
     try:
         tree = ast.parse(config, mode="eval").body
     except (SyntaxError, ValueError):
@@ -83,7 +82,7 @@ def _leaves(node: ast.expr, name: str = "") -> Iterable[tuple[str, str]]:
 
 
 def _facts(record: RunRecord, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return what a reader looks for first."""
+    """Return the key facts of a run, in display order."""
     seconds, before = 0.0, 0
     for row in rows:
         seconds += row.get("s_per_step", 0.0) * (row["step"] - before)
@@ -109,7 +108,8 @@ def _charts(rows: Sequence[Mapping[str, Any]], left_out: Sequence[str], *, only:
 
 
 def _chart(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return one curve over the steps, with its ends in words."""
+    """Return one curve over the steps, with its last value and its range as a
+    caption."""
     points = [(float(row["step"]), float(row[name])) for row in rows if math.isfinite(row.get(name, math.nan))]
     if not points:
         return ""

@@ -1,4 +1,5 @@
-"""Rewards of decoded frames: texture statistics, temporal consistency, and learned scorers that are installed."""
+"""Rewards on decoded frames: texture statistics, temporal consistency, and installed
+learned scorers."""
 
 import sys
 from collections.abc import Callable
@@ -33,7 +34,7 @@ ENTRY_POINTS = "ultraflash.rewards"
 """Group of entry points under which a package offers a reward: a function without arguments that returns one."""
 
 FLAT = 0.01
-"""Deviation of luma that counts as no texture."""
+"""Standard deviation of luma below which there is no texture."""
 
 
 @runtime_checkable
@@ -41,16 +42,16 @@ class Reward(Protocol):
     """Scores frames; higher is better, and gradients reach the frames."""
 
     def score(self, frames_bcthw: Tensor, truth_bcthw: Tensor) -> Tensor:
-        """Return ``[B, T]`` of RGB clips in [0, 1], or for some of the frames; a scorer that needs no ground truth does
-        not look at it."""
+        """Return scores ``[B, T]`` of RGB clips in [0, 1], or scores of some frames
+        only; scorers that need no ground truth ignore it."""
         ...
 
 
 @dataclass(frozen=True)
 class TextureLikeness:
-    """How near the local contrast of a frame is to the ground truth's, at several scales; 1 is equal.
-
-    It asks for as much texture as there should be, wherever its crests are: what a pixel error punishes.
+    """Similarity of a frame's local contrast to that of the ground truth, at several
+    scales; 1 is equal. It rewards the right amount of texture, regardless of its exact
+    position, which a pixel error would penalise.
     """
 
     scales: int = 3
@@ -77,7 +78,8 @@ class TextureLikeness:
 
 @dataclass(frozen=True)
 class TemporalConsistency:
-    """How near the change from the frame before is to the ground truth's change; 1 is equal, flicker lowers it."""
+    """Similarity of the change between frames to that of the ground truth; 1 is equal,
+    flicker lowers it."""
 
     tolerance: float = 0.02
     """Mean error of the change at which the score falls to 1/e."""
@@ -98,8 +100,9 @@ BUILT_IN: dict[str, type[TextureLikeness] | type[TemporalConsistency] | type[Lea
 
 
 def load_reward(name: str) -> Reward:
-    """Return a reward: a built-in one, one that an installed package offers, or one of a module,
-    ``module:name``, see ``function_reward``. Raises UsageError for one that cannot be had."""
+    """Return a reward: a built-in one, one provided by an installed package, or
+    ``module:name``, see ``function_reward``. Raises UsageError if it cannot be
+    loaded."""
     if name in BUILT_IN:
         return BUILT_IN[name]()
     if ":" in name:
@@ -121,14 +124,14 @@ def load_reward(name: str) -> Reward:
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """A function as a reward; one of the frames alone needs no ground truth."""
+    """A function used as a reward, with or without the ground truth as an argument."""
 
     name: str
     function: Callable[..., Tensor]
     needs_truth: bool
 
     def score(self, frames_bcthw: Tensor, truth_bcthw: Tensor) -> Tensor:
-        """Return what the function returns. Raises UsageError if that is not ``[B, T]``."""
+        """Call the function. Raises UsageError if the result is not ``[B, T]``."""
         given = (frames_bcthw, truth_bcthw) if self.needs_truth else (frames_bcthw,)
         scores = self.function(*given)
         if scores.ndim != 2 or len(scores) != len(frames_bcthw):
@@ -140,11 +143,10 @@ class FunctionReward:
 
 
 def function_reward(name: str, found: Any) -> Reward:
-    """Return an object of a module as a reward.
-
-    It may be a reward, a class of rewards, or a function: without arguments it returns a reward; with
-    ``frames_bcthw`` alone, or ``frames_bcthw`` and ``truth_bcthw``, it returns the scores itself. Raises
-    UsageError for anything else.
+    """Return an object of a module as a reward. It may be a reward, a reward class, or
+    a function: one without arguments returns a reward; one of ``frames_bcthw``, or of
+    ``frames_bcthw`` and ``truth_bcthw``, returns scores. Raises UsageError for anything
+    else.
     """
     if isinstance(found, Reward) and not isinstance(found, type):
         return found
@@ -167,13 +169,14 @@ _OPEN = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 @cache
 def _of_module(name: str) -> Reward:
-    """Return the reward ``module:name``; modules of the working directory are found, too."""
+    """Return the reward ``module:name``; modules in the working directory are found as
+    well."""
     module, _, attribute = name.partition(":")
     path = list(sys.path)
     sys.path.append(str(Path.cwd()))
     try:
         found = getattr(import_module(module), attribute)
-    except Exception as error:  # whatever the module raises as it is loaded
+    except Exception as error:  # whatever the module raises on import
         raise UsageError(f"the reward {name!r} cannot be loaded ({error}); check module and name") from error
     finally:
         sys.path[:] = path

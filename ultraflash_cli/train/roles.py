@@ -1,4 +1,5 @@
-"""The roles that the paper's recipes share: a profile's networks under one module, frozen until a learner has them."""
+"""Roles shared by the paper's recipes: a profile's networks under one module, frozen
+until a learner trains them."""
 
 from dataclasses import replace
 
@@ -19,13 +20,13 @@ from ultraflash_cli.errors import UsageError, WeightsError
 __all__ = ["CHANNEL_WEIGHT", "CONDITION", "TOY", "TOY_WORDS", "CascadeRoles", "dense", "pixel_gain"]
 
 CHANNEL_WEIGHT = "channel_weight"
-"""Name of the roles' buffer [C] that says how much the error of each channel weighs."""
+"""Name of the roles' buffer [C] with the weight of each latent channel's error."""
 
 CONDITION = "decoder.condition."
-"""Begins the names of what makes a decoder read low-resolution frames."""
+"""Name prefix of the tensors that make a decoder read low-resolution frames."""
 
 TOY_WORDS = PromptEncoderConfig(rows=64, dim=32, heads=2, layers=1, text_len=24)
-"""A prompt encoder for tries."""
+"""A small prompt encoder for trial runs."""
 
 TOY = Profile(
     name="toy",
@@ -76,12 +77,13 @@ TOY = Profile(
     group_latents=2,
     base_size=(48, 80),
 )
-"""Every class of the published model, small enough to learn something on a CPU within minutes."""
+"""A model with every class of the published one, small enough to learn something on a
+CPU within minutes."""
 
 
 def dense(config: SrDitConfig, *, memory: int = 2**15) -> SrDitConfig:
-    """Return the config that keeps every block that causality allows: no window, no budget,
-    ``memory`` temporal blocks of what came before."""
+    """Return a config that attends to every block that causality allows: no window, no
+    budget, and a KV cache of ``memory`` temporal blocks."""
     return replace(config, local_range=0, top_k=2**31 - 1, kv_len=memory, kv_schedule=())
 
 
@@ -131,11 +133,10 @@ class CascadeRoles(nn.Module):
             self.get_submodule(role).requires_grad_(True)
 
     def load(self, weights: dict[str, Tensor] | None, *, fresh: tuple[str, ...] = (), hint: str = "") -> None:
-        """Load weights into the roles; tensors of roles that are not here are left, and what makes a decoder read
-        low-resolution frames where this one does not.
-
-        Only roles of ``fresh`` may be missing. Raises UsageError (with ``hint``) where weights are needed and there
-        are none, WeightsError where they do not fit.
+        """Load weights into the roles. Tensors of other roles are ignored, and so are
+        those for low-resolution frames if this decoder does not read any. Only roles in
+        ``fresh`` may be missing. Raises UsageError (with ``hint``) if weights are
+        needed but missing, WeightsError if they do not fit.
         """
         if any(p.is_meta for p in self.parameters()):
             return  # nothing to load into
@@ -149,7 +150,7 @@ class CascadeRoles(nn.Module):
             missing, unexpected = self.load_state_dict(mine, strict=False)
         except RuntimeError as error:
             raise WeightsError(
-                f"the weights of --start-from have other sizes ({str(error).splitlines()[-1].strip()})"
+                f"the weights of --start-from have different shapes ({str(error).splitlines()[-1].strip()})"
             ) from error
         given = {key.split(".")[0] for key in mine}
         missing = [key for key in missing if key.split(".")[0] in given or key.split(".")[0] not in fresh]
@@ -157,7 +158,7 @@ class CascadeRoles(nn.Module):
             raise WeightsError(
                 f"the weights of --start-from lack {len(missing)} tensors "
                 f"({', '.join(missing[:3]) or 'none'}) and have "
-                f"{len(unexpected)} too many ({', '.join(unexpected[:3]) or 'none'}); use {hint}"
+                f"{len(unexpected)} unexpected ones ({', '.join(unexpected[:3]) or 'none'}); use {hint}"
             )
 
     def encode(self, frames_bcthw: Tensor) -> Tensor:
@@ -165,11 +166,11 @@ class CascadeRoles(nn.Module):
         return self.encoder.encode(frames_bcthw.to(_dtype(self.encoder)), None)[0].float()
 
     def latents_of(self, shown_bcthw: Tensor) -> Tensor:
-        """Return the latents of a batch of clips, which may hold latents already."""
+        """Return the latents of a batch of clips, which may be latents already."""
         return self.encode(shown_bcthw) if shown_bcthw.shape[1] == 3 else shown_bcthw
 
     def frames_of(self, shown_bcthw: Tensor) -> Tensor:
-        """Return the frames of a batch of clips, which may be given as latents."""
+        """Return the frames of a batch of clips, which may be latents."""
         return shown_bcthw if shown_bcthw.shape[1] == 3 else self.decode(shown_bcthw)
 
     def upsample(self, latents_bcthw: Tensor, scale: int) -> Tensor:
@@ -179,24 +180,26 @@ class CascadeRoles(nn.Module):
         return upsampler.upsample(latents_bcthw.to(_dtype(upsampler)), None)[0].float()
 
     def decode(self, latents_bcthw: Tensor, low_bcthw: Tensor | None = None) -> Tensor:
-        """Return frames of latents, with the low-resolution frames that a decoder may read."""
+        """Decode latents to frames, together with low-resolution frames if the decoder
+        reads them."""
         low = None if low_bcthw is None else by_latent(low_bcthw)
         return self.decoder.decode(latents_bcthw.to(_dtype(self.decoder)), None, low)[0].float()
 
     def decode_base(self, latents_bcthw: Tensor) -> Tensor:
-        """Return frames of low-resolution latents, by the decoder that makes the base size."""
+        """Decode low-resolution latents to frames of the base size."""
         return self.decoder.decode(latents_bcthw, None)[0]
 
     def context(self, captions: tuple[str, ...] | Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return the embeddings of captions, which may come embedded; where ``keep [B]`` is
-        false, those of no words (zeros)."""
+        """Return the embeddings of captions, which may be embedded already; zeros
+        (unconditional) where ``keep [B]`` is false."""
         embeds = captions if isinstance(captions, Tensor) else self.text_encoder.encode(captions)
         return embeds if keep is None else embeds * keep.to(embeds)[:, None, None]
 
 
 @torch.no_grad()
 def pixel_gain(roles: CascadeRoles) -> Tensor:
-    """Return by how much a small error in each channel changes the frames: [C], mean squares over mean squares."""
+    """Return the sensitivity of the frames to a small error in each channel: [C],
+    ratios of mean squares."""
     channels, size, probe = roles.decoder.config.latent_channels, 12, 0.1
     noise = probe * torch.randn((channels, 1, 3, size, size), generator=torch.Generator().manual_seed(0))
     still = torch.zeros(1, channels, 3, size, size)
@@ -205,5 +208,5 @@ def pixel_gain(roles: CascadeRoles) -> Tensor:
 
 
 def _dtype(network: nn.Module) -> torch.dtype:
-    """Return the dtype that a network's inputs have: frozen ones may be in bfloat16."""
+    """Return the dtype of a network's inputs; frozen networks may be in bfloat16."""
     return next(network.parameters()).dtype

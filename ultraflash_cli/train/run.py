@@ -1,4 +1,5 @@
-"""A recipe run on its material: networks built or resumed, the loop, EMA weights and a record."""
+"""Run a recipe on its material: build or resume networks, train, write EMA weights and
+a record."""
 
 import hashlib
 import inspect
@@ -41,69 +42,73 @@ AVERAGE = "average.safetensors"
 """The EMA weights of all roles but helpers, written at every checkpoint."""
 
 SHOWN_BATCH = 1_000_000_007
-"""Number of the batch that sample pictures show: no run gets that far."""
+"""Number of the batch in sample pictures, which no run reaches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """A recipe and what it runs on."""
+    """Settings of a training run: the recipe, its data and options."""
 
     recipe: str
     """A name in ``RECIPES``."""
     data: Path | None = None
     """Folder of prepared material or of encoded scenes; None for a recipe that renders its own scenes."""
     out: Path
-    """Folder of the run; an interrupted run in it resumes."""
+    """Folder of the run; an interrupted run is resumed."""
     steps: int
-    """Optimiser steps in all; the learning rate falls to its end over them."""
+    """Total optimiser steps, over which the learning rate decays."""
     seed: int = 1
-    """Seed of initial weights and all random choices."""
+    """Seed of the initial weights and of all random choices."""
     threads: int = 1
     """CPU threads of the networks."""
     workers: int = 1
     """Data-loading processes; 0 loads in the main process."""
     start_from: tuple[Path, ...] = ()
-    """Weights to start from: the averages of other runs; where several have a tensor, the last one counts."""
+    """Weights to start from: the EMA weights of other runs; if several contain the same
+    tensor, the last file wins."""
     start_parts: tuple[tuple[str, Path], ...] = ()
-    """Roles and the checkpoints to start them from, as their authors saved them; what runs
-    have counts before these."""
+    """Roles and published checkpoints to start them from; tensors of ``start_from``
+    take precedence."""
     toy: bool = False
-    """Sizes for a try of minutes."""
+    """Whether to use small sizes, for a trial run of a few minutes."""
     profile: str | None = None
-    """A name in ``TRAINED``, or a TOML file (``settings.find_profile``): whose networks, for a
-    recipe that trains those of several models; None is its own."""
+    """A name in ``TRAINED``, or a TOML file (``settings.find_profile``): the model to
+    train, for recipes that support several; None is the recipe's default."""
     changes: tuple[tuple[str, Any], ...] = ()
-    """Settings by dotted name and their values, in place of the recipe's own."""
+    """Changed settings of the recipe, by dotted name."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Device of the networks; auto is a GPU if there is one."""
     precision: Literal["fp32", "bf16"] | None = None
-    """See ``LoopConfig.precision``; None is the recipe's own."""
+    """See ``LoopConfig.precision``; None is the recipe's default."""
     batch: int | None = None
-    """Clips in a batch; None is the recipe's own."""
+    """Clips in a batch; None is the recipe's default."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Batches whose gradients are accumulated in one step."""
     save_every: int | None = None
-    """Steps between checkpoints; None is the recipe's own."""
+    """Steps between checkpoints; None is the recipe's default."""
     log_every: int | None = None
-    """Steps per line of the log; None is the recipe's own."""
+    """Steps per line of the log; None is the recipe's default."""
     rewards: tuple[tuple[str, float], ...] = ()
-    """Rewards by name and weight in place of the recipe's own; empty keeps those."""
+    """Rewards by name and weight; empty keeps the recipe's defaults."""
     condition: str | None = None
-    """What a decoder reads next to latents, see ``DecoderRecipeConfig.condition``; None is the recipe's own."""
+    """Additional input of the decoder, see ``DecoderRecipeConfig.condition``; None is
+    the recipe's default."""
     shard: bool = False
-    """Whether learners are sharded over the processes of torchrun, in place of a copy each."""
+    """Whether learners are sharded over the torchrun processes instead of
+    replicated."""
     shard_frozen: bool = False
-    """Whether frozen transformers are, too."""
+    """Whether frozen transformers are sharded as well."""
     needs_data: bool = True
-    """Whether it is to run; a dry run needs no data."""
+    """Whether data are required, which they are not for a dry run."""
     tensorboard: bool = False
-    """Whether TensorBoard's event files are written, too."""
+    """Whether to write TensorBoard event files as well."""
     validate_every: int | None = None
-    """Steps between validations; None is without."""
+    """Steps between validations; None disables them."""
     validate_data: Path | None = None
-    """Folder like ``data`` whose batches are scored; None takes batches of ``data`` that no run gets to."""
+    """Folder like ``data`` for validation; None uses batches of ``data`` that no run
+    reaches."""
     validate_batches: int = 4
-    """Batches that are scored."""
+    """Number of validation batches."""
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -121,14 +126,14 @@ class TrainJob:
             raise UsageError(f"{self.recipe} learns from {named}; give --data DIR (docs/training.md)")
 
     def overrides(self) -> dict[str, Any]:
-        """Return the fields of the loop's config that are given."""
+        """Return the fields of the loop config that were given."""
         given = {"precision": self.precision, "batch": self.batch}
         given |= {"save_every": self.save_every, "log_every": self.log_every}
         return {"accumulate": self.accumulate} | {name: value for name, value in given.items() if value is not None}
 
     def configure(self, recipe: RecipeModule) -> Any:
-        """Return the recipe's settings with the changes asked for. Raises UsageError for
-        changes that cannot be."""
+        """Return the recipe's settings with the requested changes. Raises UsageError
+        for impossible changes."""
         whose = {} if self.profile is None else {"profile": find_profile(self.profile)}
         config: Any = recipe.configure(steps=self.steps, seed=self.seed, toy=self.toy, **whose)
         config = replace(config, loop=replace(config.loop, **self.overrides()))
@@ -151,11 +156,11 @@ def run(
     on_scores: Callable[[int, Scores], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> RunRecord:
-    """Train until ``job.steps``; ``on_save`` hears the steps done at every checkpoint, ``on_scores`` also the scores
-    of every validation, ``warn`` what goes wrong on the way.
-
-    Started by ``torchrun``, the processes train together and the first one writes. Raises UsageError if the folder
-    holds another run, InputError for material, WeightsError for weights that do not fit.
+    """Train until ``job.steps``. ``on_save`` is called with the number of steps at
+    every checkpoint, ``on_scores`` also with the scores of every validation, ``warn``
+    with warnings. Processes started by ``torchrun`` train together, and the first one
+    writes the files. Raises UsageError if the folder contains a different run,
+    InputError for unusable material, WeightsError for weights that do not fit.
     """
     wanted = "cpu" if job.device == "auto" and not torch.cuda.is_available() else job.device
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -177,7 +182,7 @@ def _run(
     config = job.configure(recipe)
     compared = clips_of(recipe, job.recipe) if job.validate_every else None
     materials, known = _data(job)
-    # How the batches of a step are spread over processes changes nothing.
+    # The distribution of a step's batches over processes does not matter.
     told = repr(replace(config, loop=replace(config.loop, accumulate=1)))
     record = RunRecord(
         recipe=job.recipe,
@@ -256,7 +261,8 @@ def _run(
 
 
 def clips_of(recipe: RecipeModule, name: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return what makes frames, and the true ones, of a batch. Raises UsageError for a recipe without it."""
+    """Return the recipe's function that computes output and target frames of a batch.
+    Raises UsageError if it has none."""
     clips = getattr(recipe, "clips", None)
     if clips is None:
         raise UsageError(f"{name} makes no clips to compare; remove --validate-every")
@@ -264,7 +270,7 @@ def clips_of(recipe: RecipeModule, name: str) -> Callable[..., tuple[Tensor, Ten
 
 
 def _data(job: TrainJob) -> tuple[list[Material], str]:
-    """Return the material of a run, where it learns from that, and the hash of what it learns from."""
+    """Return the material of a run, if it uses any, and the hash of its data."""
     if job.data is None:
         return [], _short_hash(inspect.getsource(scenes))
     match RECIPES[job.recipe].learns_from:
@@ -298,14 +304,14 @@ def _save(folder: Path, model: nn.Module, record: RunRecord, log: RunLog, helper
 
 
 def _read_weights(job: TrainJob, merge: Callable[[list[Weights]], Weights]) -> Weights | None:
-    """Return the tensors of all files as one, as the recipe merges them."""
+    """Return the tensors of all files, merged as the recipe defines."""
     for path in [*job.start_from, *(path for _, path in job.start_parts)]:
         if not path.exists():
-            raise WeightsError(f"{path}: no such weights to start from")
+            raise WeightsError(f"{path}: no such weights")
     weights: Weights = {}
     for role, path in job.start_parts:
         tensors = plain_tensors(path)
-        # A file of encoder and decoder is two roles.
+        # A file with encoder and decoder provides two roles.
         halves = (f"{role}.", "condition.") if role == "decoder" else (f"{role}.",)
         own = {key: value for key, value in tensors.items() if key.startswith(halves)}
         weights |= {f"{role}.{key}": value for key, value in (own or tensors).items()}
@@ -315,7 +321,7 @@ def _read_weights(job: TrainJob, merge: Callable[[list[Weights]], Weights]) -> W
 
 
 def _file_hash(paths: list[Path]) -> str:
-    """Return a short hash of files, empty for none."""
+    """Return a short hash of the files; empty if there are none."""
     digest = hashlib.sha256()
     for path in paths:
         if path.exists():

@@ -1,4 +1,5 @@
-"""What a run leaves to look at: JSON lines, a plot of the losses, TensorBoard if it is requested."""
+"""Logs of a run: JSON lines, a plot of the losses and, on request, TensorBoard event
+files."""
 
 import importlib
 import json
@@ -23,9 +24,9 @@ INKS = ((31, 119, 180), (214, 90, 20), (44, 140, 44), (190, 40, 60), (130, 90, 1
 
 
 class RunLog:
-    """``log.jsonl`` in a run's folder, or another such file, and TensorBoard's event files next to it.
-
-    Raises UsageError if TensorBoard is requested and missing.
+    """``log.jsonl`` in a run's folder, or another file of that format, and TensorBoard
+    event files next to it. Raises UsageError if TensorBoard is requested but not
+    installed.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = False, name: str = "log.jsonl") -> None:
@@ -51,7 +52,7 @@ class RunLog:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Add a row; its ``step`` is its place."""
+        """Add a row, which must contain ``step``."""
         if not self.writes:
             return
         with self.path.open("a", encoding="utf-8") as log:
@@ -59,13 +60,13 @@ class RunLog:
         self.note({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
 
     def note(self, numbers: Mapping[str, float], step: int) -> None:
-        """Give numbers to TensorBoard alone."""
+        """Send numbers to TensorBoard only."""
         if self.events is not None:
             for name, value in numbers.items():
                 self.events.add_scalar(name, value, step)
 
     def show(self, name: str, picture: Picture, step: int) -> None:
-        """Give a picture [H, W, 3] to TensorBoard."""
+        """Send a picture [H, W, 3] to TensorBoard."""
         if self.events is not None:
             self.events.add_image(name, picture, step, dataformats="HWC")
 
@@ -85,10 +86,10 @@ def _tensorboard() -> Any:
 
 
 def plot_losses(rows: Sequence[Mapping[str, float]], *, height_px: int = 360, width_px: int = 640) -> Picture:
-    """Draw every loss of a log over its steps, each between its own least (bottom) and largest value (top).
-
-    A key on the left names no numbers: the curves show shapes, the log has the values. Small squares in the curves'
-    colours stand at their ends, in the order of the log's fields from the top left.
+    """Plot every loss of a log over its steps, each scaled from its minimum (bottom) to
+    its maximum (top). There is no numeric axis: the curves show shapes, the log has the
+    values. Small squares in the curves' colours mark their ends, in the order of the
+    log's fields from the top left.
     """
     picture = np.full((height_px, width_px, 3), 255, np.uint8)
     left, top, right, bottom = 12, 24, width_px - 12, height_px - 12

@@ -1,8 +1,7 @@
-"""Drawn scenes as latents at two sizes, for the recipes that refine what a generator draws.
-
-A folder holds ``high``, the scenes at the large size, and one or more folders ``low*`` with
-the same scenes at the small one: as the encoder sees them, or as a generator answers their
-captions, which is what service refines. All are written by ``encode-scenes``.
+"""Rendered scenes as latents at two sizes, for the recipes that refine a generator's
+output. A folder contains ``high``, the scenes at the large size, and one or more
+folders ``low*`` with the same scenes at the small size: either encoded, or generated
+from their captions, as at inference. All of them are written by ``encode-scenes``.
 """
 
 from collections.abc import Callable
@@ -37,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class SceneWindow:
-    """The part of a scene that a sample shows."""
+    """Size of the part of a scene in a sample."""
 
     latents: int = 4
     """Latent frames."""
@@ -46,10 +45,10 @@ class SceneWindow:
     columns: int = 104
     """Columns of high-resolution latents."""
     step: int = 8
-    """Windows begin at multiples of this, in high-resolution latents, a token's side and the
-    scale's multiple."""
+    """Windows start at multiples of this many high-resolution latents, itself a
+    multiple of the token size and the scale."""
     group: int = 2
-    """Windows begin at multiples of this many latent frames."""
+    """Windows start at multiples of this many latent frames."""
 
     def __post_init__(self) -> None:
         if min(self.latents, self.rows, self.columns, self.step, self.group) < 1:
@@ -63,11 +62,11 @@ class ScenePairs:
         self.high = SceneLatents(folder / "high")
         self.lows = [SceneLatents(path) for path in sorted(folder.glob("low*"))]
         if not self.lows:
-            raise InputError(f"{folder}: no folder low* next to high")
+            raise InputError(f"{folder}: has no folder low* next to high")
         for low in self.lows:
             ours, theirs = self.high, low
             if ours.seed != theirs.seed or _firsts(ours) - _firsts(theirs):
-                raise InputError(f"{low.files[0].parent}: no scenes of {folder / 'high'}")
+                raise InputError(f"{low.files[0].parent}: does not contain the scenes of {folder / 'high'}")
         rows = {int(low.facts[0]["size"][0]) for low in self.lows}
         scales = {int(self.high.facts[0]["size"][0]) / side for side in rows}
         if len(scales) != 1 or not float(next(iter(scales))).is_integer():
@@ -75,7 +74,8 @@ class ScenePairs:
         self.scale = int(next(iter(scales)))
 
     def draw(self, window: SceneWindow, rng: np.random.Generator) -> tuple[Tensor, Tensor, str]:
-        """Return a low window [C, T, h, w], its high one [C, T, H, W], float32, and the caption.
+        """Return a window at low [C, T, h, w] and at high resolution [C, T, H, W], both
+        float32, and the caption.
 
         Raises InputError if no scene is long enough.
         """
@@ -108,7 +108,7 @@ class ScenePairs:
         return *pair, scene_caption(self.high.seed, first_scene + i, rng)
 
     def hash(self) -> str:
-        """Return a short hash over what the latents were made from."""
+        """Return a short hash of the data that the latents were made from."""
         return "".join(each.hash()[:8] for each in (self.high, *self.lows))[:48]
 
 
@@ -123,12 +123,13 @@ def holds_scene_pairs(folder: Path) -> bool:
 
 @lru_cache(maxsize=1)
 def open_scene_pairs(folder: Path) -> ScenePairs:
-    """Return the scenes of a folder. Raises InputError if they do not go together."""
+    """Return the scenes of a folder. Raises InputError if they do not match."""
     return ScenePairs(folder)
 
 
 def scene_pair_batch(folder: Path, window: SceneWindow, seed: int, size: int, number: int) -> Batch:
-    """Return low latents, high latents, the scale and captions of ``size`` samples."""
+    """Return low-resolution latents, high-resolution latents, the scale and the
+    captions of ``size`` samples."""
     pairs, rng = open_scene_pairs(folder), np.random.default_rng((seed, 17, number))
     low, high, captions = zip(*(pairs.draw(window, rng) for _ in range(size)), strict=True)
     return torch.stack(low), torch.stack(high), pairs.scale, captions
@@ -145,15 +146,15 @@ class AnswerScenesJob:
     roles: CascadeRoles
     """Generator and prompt encoder."""
     level: float = 1.0
-    """Noise level from which a scene is answered in one step: 1 knows nothing but its
-    caption, less keeps some of the scene."""
+    """Noise level from which a scene is generated in one step: 1 uses only its caption,
+    lower levels keep part of the scene."""
 
 
 @torch.no_grad()
 def answer_scenes(job: AnswerScenesJob, *, on_file: Callable[[int], None] | None = None) -> None:
-    """Write what a generator makes of scenes, chunk by chunk after its own answers.
-
-    The files are as those of ``encode_scenes``. ``on_file`` is told how many scenes are done.
+    """Write latents that a generator produces for scenes, chunk by chunk, each
+    conditioned on its own earlier chunks. The files have the format of
+    ``encode_scenes``. ``on_file`` is called with the number of finished scenes.
     """
     scenes, done = SceneLatents(job.scenes), 0
     with output_errors(job.out):
@@ -176,7 +177,7 @@ def answer_scenes(job: AnswerScenesJob, *, on_file: Callable[[int], None] | None
 
 
 def _answer(job: AnswerScenesJob, clean: Tensor, seed: int, number: int) -> Tensor:
-    """Return one scene's latents as answered."""
+    """Return the generated latents of one scene."""
     generator, rng = job.roles.generator, generator_of(seed, "answers", number)
     words = scene_caption(seed, number, np.random.default_rng((seed, 19, number)))
     keys = generator.embed_context(job.roles.context((words,)), batch=1)

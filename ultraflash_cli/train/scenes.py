@@ -1,7 +1,8 @@
 """Scenes: a landscape, its light and weather, and at most one kind of thing that moves in it.
 
-They teach a small text-to-video model what words look like without anybody's footage. A scene is a value; its frames
-(``train/drawing.py``) and its captions (``train/captions.py``) follow from it and from nothing else.
+They teach a small text-to-video model the meaning of words without any real footage. A
+scene is a value that fully determines its frames (``train/drawing.py``) and its
+captions (``train/captions.py``).
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ Kind = Literal["balloon", "bird", "boat", "ball", "car", "lantern"]
 Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black"]
 Motion = Literal["left", "right", "up"]
 Shapes = Literal["sun", "clouds", "ridges", "peaks", "city", "things", "drops"]
-"""What seeds are drawn for: sun and stars, clouds, skylines, mountains, houses, where things are, what falls."""
+"""Independent random sequences: sun and stars, clouds, skylines, mountains, houses,
+positions of things, rain and snow."""
 
 Rgb = tuple[float, float, float]
 
@@ -47,7 +49,7 @@ COLOURS: dict[Colour, Rgb] = {
     "white": (0.96, 0.96, 0.94),
     "black": (0.07, 0.07, 0.08),
 }
-"""What the colour words look like in daylight."""
+"""The colour words as RGB in daylight."""
 
 _RISING: tuple[Kind, ...] = ("balloon", "lantern")
 _WHERE: dict[Kind, tuple[Place, ...]] = {
@@ -63,15 +65,15 @@ _KEYS: dict[Shapes, int] = {name: number for number, name in enumerate(get_args(
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """What moves in a scene."""
+    """The moving objects of a scene."""
 
     kind: Kind
     colour: Colour
     motion: Motion
     count: int = 1
-    """1 to 3."""
+    """Number of objects, 1 to 3."""
     speed: float = 0.10
-    """Picture heights a second."""
+    """Speed in picture heights per second."""
 
     def __post_init__(self) -> None:
         assert 1 <= self.count <= 3, "a few things, not a crowd"
@@ -86,21 +88,21 @@ class Scene:
     weather: Weather
     thing: Thing | None
     seed: int = 0
-    """Of the shapes: ridges, clouds, windows, where things are."""
+    """Seed of the shapes: ridges, clouds, windows, positions of things."""
     sky_seed: int | None = None
     """Seed of the sky's shapes if not ``seed``: sun, stars, clouds, rain or snow."""
     thing_seed: int | None = None
-    """Of where things are if that does not follow from ``seed``."""
+    """Seed of the positions of things if not ``seed``."""
 
     def rng(self, shapes: Shapes, *more: int) -> np.random.Generator:
-        """Return the random generator of some shapes."""
+        """Return the random generator of one kind of shapes."""
         own = {"sun": self.sky_seed, "clouds": self.sky_seed, "drops": self.sky_seed, "things": self.thing_seed}
         seed = own.get(shapes)
         return np.random.default_rng((self.seed if seed is None else seed, _KEYS[shapes], *more))
 
 
 def random_scene(seed: int) -> Scene:
-    """Return the scene of this number; every word of the vocabulary occurs."""
+    """Return a random scene; over all seeds, every word of the vocabulary occurs."""
     rng = Random(seed)
     place, thing = rng.choice(get_args(Place)), None
     if rng.random() < 0.92:

@@ -1,4 +1,4 @@
-"""Settings by name: ``--set key=value`` and profiles in TOML files."""
+"""Settings changed by name: ``--set key=value`` and profiles in TOML files."""
 
 import tomllib
 import types
@@ -16,8 +16,8 @@ SettingsT = TypeVar("SettingsT")
 
 
 def parse_settings(pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """Return ``key=value`` pairs with their values as TOML reads them; anything that is not TOML is
-    a string, and ``none`` is None."""
+    """Parse the values of ``key=value`` pairs as TOML; anything that is not TOML is a
+    string, and ``none`` is None."""
     return {name: _value(text) for name, text in pairs}
 
 
@@ -25,8 +25,8 @@ def changed(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
     """Return frozen settings with fields changed by their dotted names, such as
     ``loop.rate`` or ``profile.sr_dit.num_layers``.
 
-    Raises UsageError for a name that is not there and for a value of another type,
-    ConfigError where the settings refuse the value.
+    Raises UsageError for an unknown name or a value of the wrong type, ConfigError if
+    the settings reject the value.
     """
     for name, value in changes.items():
         settings = _changed(settings, name, name.split("."), value)
@@ -34,10 +34,9 @@ def changed(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
 
 
 def find_profile(name: str) -> Profile:
-    """Return a model's profile by name, or that of a TOML file: ``base`` names a model, and
-    everything else is its fields, in tables.
-
-    Raises UsageError for an unknown name and for a file that cannot be used.
+    """Return a model's profile by name or from a TOML file, in which ``base`` names a
+    model and everything else overrides its fields, in tables. Raises UsageError for an
+    unknown name or an unusable file.
     """
     known = PROFILES | TRAINED
     if name in known:
@@ -98,7 +97,8 @@ def _changed(settings: Any, whole: str, path: list[str], value: Any) -> Any:
 
 
 def _fitted(value: Any, hint: Any) -> Any:
-    """Return a value as a type takes it; raises TypeError or ValueError if it cannot."""
+    """Convert a value to a type; raises TypeError or ValueError if that is
+    impossible."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         for one in arguments:

@@ -1,4 +1,5 @@
-"""Learners sharded over processes (FSDP2): parameters, gradients, moments and averages."""
+"""Learners sharded over processes (FSDP2): parameters, gradients, moments and EMA
+weights."""
 
 import copy
 import warnings
@@ -18,9 +19,9 @@ __all__ = ["Shards", "part_like", "transformer_parts", "whole"]
 
 
 class _Turn(nn.Module):
-    """A loss as a forward pass: parameters are gathered where it begins, gradients scattered where its backward ends.
-
-    A recipe's loss calls its networks by many names and some of them many times; to FSDP it is one call of one module.
+    """A loss as a forward pass: parameters are gathered at its start, gradients
+    scattered at the end of its backward pass. A recipe's loss calls several methods of
+    its networks, some of them repeatedly; FSDP sees a single call of one module.
     """
 
     def __init__(self, roles: nn.Module) -> None:
@@ -29,20 +30,21 @@ class _Turn(nn.Module):
 
     def forward(self, loss: Callable[..., dict[str, Tensor]], batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
         terms = loss(self.roles, batch, rng)
-        # All processes have to give gradients of the same parameters; one that a batch leaves out gets zeros.
+        # All processes must have gradients for the same parameters; a parameter that a
+        # batch does not use gets zeros.
         learning = [p.sum() for p in self.roles.parameters() if p.requires_grad and not isinstance(p, DTensor)]
         name = next(iter(terms))
         return terms | {name: terms[name] + 0.0 * torch.stack(learning).sum()}
 
 
 class Shards:
-    """The networks of a run, the parameters in ``learning`` sharded; frozen ones stay
-    whole in every process unless ``frozen`` is set, which shards frozen transformers.
-
-    Attention and feed-forward of a transformer's layers, most of its weights, are
-    gathered one at a time, where they compute, if ``by_layers`` is set; everything else for
-    the length of a learner's turn. With ``half`` they are gathered and computed in bfloat16, and
-    gradients are summed in float32; weights, moments and averages stay float32.
+    """The networks of a run, with the parameters in ``learning`` sharded; frozen ones
+    are replicated unless ``frozen`` is set, which shards frozen transformers. If
+    ``by_layers`` is set, the attention and feed-forward parts of a transformer's
+    layers, most of its weights, are gathered one at a time when they are computed;
+    everything else is gathered for the whole turn of a learner. With ``half`` they are
+    gathered and computed in bfloat16, and gradients are summed in float32; weights,
+    moments and EMA weights stay float32.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Shards:
         self.release()
 
         for p in sharded:
-            p.data = p.data.contiguous()  # FSDP shards nothing else
+            p.data = p.data.contiguous()  # FSDP shards no other types
         size, kind = dist.get_world_size(), next(roles.parameters()).device.type
         mesh = init_device_mesh(kind, (size,))
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -79,25 +81,26 @@ class Shards:
                 reshard_after_forward=True,
                 mp_policy=policy if _all_in(part, learning) else MixedPrecisionPolicy(),
             )
-        # Results of the sharded parts are views in places, also where backward passes compute
-        # them again; nothing changes them in place.
+        # Some outputs of the sharded parts are views, also in recomputed backward
+        # passes; nothing modifies them in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self._roles = roles
         self._turn = _Turn(roles)
         fully_shard(self._turn, mesh=mesh, ignored_params=whole_ones, mp_policy=policy)
-        # FSDP learns at its first forward pass in which precision gradients are wanted, and
-        # of which parameters: of all that learn, not of the first learner's alone.
+        # The first forward pass fixes the precision of FSDP's gradients and which
+        # parameters have them: those of all learners, not just of the first.
         with torch.no_grad():
             self._turn(_nothing, None, None)
         cast("FSDPModule", self._turn).reshard()
 
     def terms(self, loss: Callable[..., dict[str, Tensor]], batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
-        """Return a loss's terms; their backward pass makes gradients the means over the processes."""
+        """Return a loss's terms; their backward pass averages gradients over the
+        processes."""
         return self._turn(loss, batch, rng)
 
     def plain(self, values: dict[str, Tensor]) -> nn.Module:
-        """Return the networks whole, with these values for the parameters that learn;
-        every process calls it."""
+        """Return the unsharded networks, with these values for the trained parameters;
+        every process must call it."""
         here = dict(self._roles.named_parameters())
         for name, p in self._plain.named_parameters():
             if name in self._names:
@@ -106,7 +109,7 @@ class Shards:
         return self._plain
 
     def release(self) -> None:
-        """Let go of the memory that ``plain`` took."""
+        """Release the memory taken by ``plain``."""
         for name, p in self._plain.named_parameters():
             if name in self._names:
                 p.data = p.data.new_empty(0)
@@ -117,7 +120,7 @@ def _nothing(_roles: nn.Module, _batch: Any, _rng: Any) -> dict[str, Tensor]:
 
 
 def transformer_parts(roles: nn.Module) -> list[nn.Module]:
-    """Return attention and feed-forward of every transformer layer."""
+    """Return the attention and feed-forward modules of every transformer layer."""
     layers = (block for block in roles.modules() if isinstance(block, DitBlock))
     return [part for block in layers for part in (block.self_attn, block.ffn)]
 
@@ -127,7 +130,8 @@ def _all_in(part: nn.Module, learning: Collection[nn.Parameter]) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """Return a tensor gathered from all processes, which call together; tensors within dicts and lists likewise."""
+    """Gather a tensor, or those in dicts and lists, from all processes; every process
+    must call it."""
     if isinstance(value, DTensor):
         return value.full_tensor()
     if isinstance(value, dict):
@@ -136,8 +140,8 @@ def whole(value: Any) -> Any:
 
 
 def part_like(value: Tensor, like: Tensor) -> Tensor:
-    """Return this process's part of a tensor that all have, sharded as ``like`` is; all of
-    it where that is whole."""
+    """Return this process's shard of a replicated tensor, sharded like ``like``; all of
+    it if that is unsharded."""
     if isinstance(value, DTensor) or not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""Sample pictures of a run: clips next to one another, from tensors to one picture."""
+"""Sample pictures of a run: tensors of clips arranged side by side in one picture."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +16,15 @@ GAP_PX = 4
 
 
 def enlarged(low_bcthw: Tensor, scale: int) -> Tensor:
-    """Return clips enlarged by lanczos."""
+    """Return clips enlarged by a Lanczos filter."""
     batch = low_bcthw.shape[0]
     frames = lanczos_upscale(low_bcthw.float().transpose(1, 2).flatten(0, 1), scale)
     return frames.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def sheet(*clips_bcthw: Tensor, most: int = 4) -> Picture:
-    """Return a row a clip of the batch: the middle and the last frame of each column, equal in size, in [0, 1]."""
+    """Return a picture with one row per clip of the batch: the middle and the last
+    frame of each column, all of equal size, in [0, 1]."""
     columns: list[Tensor] = []
     for clips in clips_bcthw:
         frames = clips.shape[2]

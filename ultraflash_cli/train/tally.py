@@ -1,5 +1,5 @@
-"""Bytes of tensors that are alive at once, and floating-point operations, of a piece of
-code, also on the meta device."""
+"""Measure the peak bytes of live tensors and the floating-point operations of a block
+of code, also on the meta device."""
 
 import weakref
 from typing import Any
@@ -14,10 +14,9 @@ __all__ = ["Tally"]
 
 
 class Tally(TorchDispatchMode):
-    """Counts the storages that operations allocate inside this block and that are still alive, and
-    the operations of matmuls, convolutions and attention (a multiply-add is 2).
-
-    What was there before is not counted; gradients are, until they are dropped.
+    """Counts the live storages allocated inside this block, and the operations of
+    matmuls, convolutions and attention (a multiply-add is 2). Earlier allocations are
+    not counted; gradients are, until they are freed.
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,7 @@ class Tally(TorchDispatchMode):
         if storage in self._known:
             return
         if any(isinstance(arg, Tensor) and arg.untyped_storage() is storage for arg in tree_leaves(args)):
-            return  # a view of what was there before
+            return  # a view of an earlier allocation
         size = storage.nbytes()
         self._known[storage] = size
         self.now_bytes += size

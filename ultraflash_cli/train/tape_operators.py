@@ -1,4 +1,5 @@
-"""What tapes and discs do to pictures: soft and shifted colours, jittering and torn lines, dropouts, fields."""
+"""Operators for the defects of tapes and discs: soft and shifted colours, jittering and
+torn lines, dropouts, fields."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ def _blurred(planes_tchw: Tensor, sigma_px: float, axis: Literal["across", "down
 
 
 def _lines_moved(x_tchw: Tensor, shift_px_th: Tensor) -> Tensor:
-    """Move each line to the right by its number of pixels ``[frames, lines]``."""
+    """Shift each line to the right by its own number of pixels ``[frames, lines]``."""
     frames, _, height, width = x_tchw.shape
     identity = F.affine_grid(torch.eye(2, 3)[None].expand(frames, -1, -1), [frames, 3, height, width], False)
     moved = identity.clone()
@@ -41,7 +42,7 @@ def _lines_moved(x_tchw: Tensor, shift_px_th: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TapeColour(Operator):
-    """The narrow bands of a tape: soft brightness, much softer colours, and those in the wrong place."""
+    """The limited bandwidth of a tape: soft luma, and much softer, displaced chroma."""
 
     name: ClassVar[str] = "tape_colour"
     luma_px: float
@@ -51,7 +52,7 @@ class TapeColour(Operator):
     shift_px: tuple[float, float]
     """Displacement of the colours to the right and down."""
     ringing: float = 0.0
-    """Strength of the horizontal sharpening afterwards, with halos, as in players."""
+    """Strength of the subsequent horizontal sharpening, with halos, as in players."""
 
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
         ycc = _mixed(x_tchw, _YCC)
@@ -67,7 +68,8 @@ class TapeColour(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class TapeNoise(Operator):
-    """A tape's noise: streaks along lines in brightness, blotches in colour, new in every frame."""
+    """Tape noise: streaks along lines in luma, blotches in chroma, new in every
+    frame."""
 
     name: ClassVar[str] = "tape_noise"
     luma: float
@@ -90,7 +92,8 @@ class TapeNoise(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class LineJitter(Operator):
-    """Lines that start a little too early or too late: a slow sway down the picture and an unrest of each line."""
+    """Lines that start slightly early or late: a slow sway down the picture, plus
+    jitter of each line."""
 
     name: ClassVar[str] = "line_jitter"
     sway_px: float
@@ -130,7 +133,8 @@ class HeadSwitch(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Dropouts(Operator):
-    """Short white or black streaks where the tape has lost its coating, in other places in every frame."""
+    """Short white or black streaks where the tape has lost its coating, at new
+    positions in every frame."""
 
     name: ClassVar[str] = "dropouts"
     per_frame: float
@@ -155,9 +159,11 @@ class Dropouts(Operator):
 
 @dataclass(frozen=True, kw_only=True)
 class Fields(Operator):
-    """A trip through interlacing: each frame keeps the lines of one moment and those between come from the next.
+    """Interlacing and deinterlacing: in each frame, every other line comes from half a
+    frame later.
 
-    ``blend`` averages the two moments, ``bob`` fills one field's lines in, ``weave`` leaves the comb.
+    ``blend`` averages the two moments, ``bob`` interpolates the lines of one field,
+    ``weave`` leaves the combing.
     """
 
     name: ClassVar[str] = "fields"
@@ -166,7 +172,7 @@ class Fields(Operator):
 
     def run(self, x_tchw: Tensor, coder: Coder | None) -> Tensor:
         following = torch.cat([x_tchw[1:], x_tchw[-1:]])
-        # Half way between two frames lies the moment of the second field.
+        # The second field is halfway in time between two frames.
         woven = x_tchw.clone()
         later = 1 if self.top_first else 0
         woven[:, :, later::2] = ((x_tchw + following) / 2)[:, :, later::2]

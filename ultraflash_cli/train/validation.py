@@ -1,4 +1,4 @@
-"""How close clips are to the truth: the numbers of a run's log, and of the benchmarks."""
+"""Scores of clips against the ground truth, for the logs of runs and for benchmarks."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,14 +16,15 @@ __all__ = ["Scores", "edge_energy", "mean_scores", "scores_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of RGB frames in [0, 1] against the true ones."""
+    """Scores of RGB frames in [0, 1] against the true ones."""
 
     psnr: float
     """Signal-to-noise ratio in dB."""
     lpips: float | None
     """Learned distance (AlexNet) of two frames of the clip; None without its weights."""
     edges: float
-    """Energy of the finest detail over the truth's; 1 is right, less is soft."""
+    """Ratio of the finest detail's energy to that of the ground truth; 1 is ideal,
+    lower is softer."""
     change: float
     """Root mean square error of the change between frames, luma, in 8-bit levels."""
 
@@ -34,7 +35,8 @@ class Scores:
 
 @torch.no_grad()
 def scores_of(frames_bcthw: Tensor, truth_bcthw: Tensor, dtype: torch.dtype = torch.float32) -> Scores:
-    """Return the scores of clips of equal shapes; the network of the learned distance computes in ``dtype``."""
+    """Return the scores of clips of equal shape; the learned distance is computed in
+    ``dtype``."""
     out, truth = frames_bcthw.float().clamp(0, 1), truth_bcthw.float()
     count = truth.shape[2]
     changes = luma(out).diff(dim=2) - luma(truth).diff(dim=2)

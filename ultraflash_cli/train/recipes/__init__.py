@@ -1,4 +1,4 @@
-"""The recipes, one file each, and the table of their names."""
+"""The training recipes, one file each, and a table of them by name."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +15,7 @@ class Recipe:
     """A recipe by name; ``load`` imports it."""
 
     name: str
-    """Name for users, also that of its file."""
+    """Name of the recipe and of its module."""
     summary: str
     """One sentence for the help."""
 

@@ -1,5 +1,5 @@
-"""Recipe ``autoencoder``: encoder and decoder of one latent space for every size, from rendered scenes and
-material."""
+"""Recipe ``autoencoder``: encoder and decoder of a latent space shared by all sizes,
+trained on rendered scenes and other material."""
 
 import re
 from collections.abc import Callable
@@ -41,7 +41,7 @@ NETWORKS = ("encoder", "decoder")
 """Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 merge = overlaid
 
@@ -62,10 +62,10 @@ TOY_SPACE = replace(
         out_width=32,
     ),
 )
-"""The latent space of a try of minutes."""
+"""A small latent space for trial runs of a few minutes."""
 
 START_SEED = 7
-"""Seed of the clips whose blocks a fresh autoencoder starts from."""
+"""Seed of the clips from which a new autoencoder is initialised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class AutoencoderConfig(RecipeConfig):
     """Settings of the training data, the loss and the loop."""
 
     profile: Profile = LITE
-    """The networks' sizes; with one decoder for every size."""
+    """Sizes of the networks, with one decoder for all sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """Sampling of clips; only their full size matters."""
     terms: PictureTerms = field(default_factory=PictureTerms)
@@ -81,7 +81,7 @@ class AutoencoderConfig(RecipeConfig):
     perception: float = 0.0
     """Weight of the learned distance (LPIPS, AlexNet) of one frame of each clip."""
     perceived_from: float = 0.6
-    """Share of the steps after which that term counts."""
+    """Share of the steps after which that term is used."""
     spread: float = 0.001
     """Weight of the term that keeps the latents at mean 0 and variance 1."""
     latent_noise: float = 0.0
@@ -121,7 +121,8 @@ def _in_block(name: str) -> bool:
 
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> AutoencoderConfig:
-    """Return the settings for the built-in model; ``toy`` cuts smaller and fewer clips."""
+    """Return the settings for the built-in model; with ``toy``, fewer and smaller
+    clips."""
     shares = (("scene", 0.8), ("clip", 0.07), ("photo", 0.1), ("graphic", 0.01), ("screen", 0.02))
     pairs = PairConfig(
         frames=8, crop_px=32 if toy else 64, shares=shares, degradation=DegradationConfig(shares=(("clean", 1.0),))
@@ -144,10 +145,11 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> AutoencoderConfig:
 
 
 def start(config: AutoencoderConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
-    """Return the roles before the first step: fresh ones hold the principal components of the material.
-
-    Given both networks, both go on; an encoder alone stays as it is, because others may have learned its latents.
-    Raises WeightsError if they do not fit, UsageError where the learned distance has no weights.
+    """Return the roles before the first step; new ones are initialised with the
+    principal components of the material. If both networks are given, both are trained
+    further; an encoder alone is frozen, because other networks may depend on its
+    latents. Raises WeightsError if they do not fit, UsageError if the weights of the
+    learned distance are missing.
     """
     if config.perception:
         weights_path("alex")
@@ -164,7 +166,7 @@ def start(config: AutoencoderConfig, materials: list[Material], weights: dict[st
 
 
 def make(config: AutoencoderConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
+    """Return the function that makes a batch from its number."""
     assert data is not None, "clips come from prepared material"
     return partial(_batch, data.absolute(), config)
 

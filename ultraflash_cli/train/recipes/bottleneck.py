@@ -1,9 +1,12 @@
-"""Recipe ``bottleneck``: the middle of a fresh autoencoder, on principal components instead of pixels.
+"""Recipe ``bottleneck``: train the middle of a new autoencoder on principal components
+instead of pixels.
 
-The outer layers start as a linear map from pixels to components of 8x8 pixels in 4 frames and back, and stay as they
-are. What learns is the last block of the encoder, which puts the components of a cell into a few latents, and the first
-stage of the decoder, which guesses them all from these, their neighbours and the past. Components are orthonormal, so
-their error is that of the pixels; a step costs a tenth of one through all layers.
+The outer layers, initialised as a linear map between pixels and the components of 8x8
+pixels in 4 frames, are frozen. The recipe trains the last block of the encoder, which
+compresses the components of a cell into a few latents, and the first stage of the
+decoder, which predicts all components from these latents, their neighbours and the
+past. Components are orthonormal, so that their error equals the pixel error; a step
+costs a tenth of one through all layers.
 """
 
 import re
@@ -46,7 +49,7 @@ NETWORKS = autoencoder.NETWORKS
 """Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 merge = overlaid
 
@@ -58,13 +61,14 @@ class BottleneckConfig(RecipeConfig):
     profile: Profile
     """The networks' sizes."""
     base: autoencoder.AutoencoderConfig
-    """Whose start this continues from; it says how often each kind of material is taken."""
+    """Settings of the autoencoder to initialise, including the share of each kind of
+    material."""
     latents: int = 3
     """Latent frames of a clip."""
     cells: int = 32
     """Side of a clip, in latents."""
     square: float = 8.0
-    """Weight of the mean square error next to that of its root in each cell."""
+    """Weight of the mean square error relative to that of its root in each cell."""
     spread: float = 0.0003
     """Weight of the term that keeps the latents at mean 0 and variance 1."""
     latent_noise: float = 0.04
@@ -94,7 +98,8 @@ def _squeeze(roles: CascadeRoles, values_bcthw: Tensor) -> Tensor:
 
 
 def _guess(roles: CascadeRoles, latents_bcthw: Tensor) -> Tensor:
-    """Return the components, and what else is in the channels of the decoder's first stage."""
+    """Return the components, and the remaining channels of the decoder's first
+    stage."""
     blocks = roles.decoder.config.stages[0].blocks
     return _run(list(roles.decoder.decoder.children())[: 3 + blocks], latents_bcthw)
 
@@ -110,7 +115,8 @@ def _run(layers: list[nn.Module], x_bcthw: Tensor) -> Tensor:
 
 
 def learners(config: BottleneckConfig) -> tuple[Learner, ...]:
-    """Return the one learner; kernels of memory blocks take orthogonalised steps."""
+    """Return the single learner; kernels of memory blocks use orthogonalised
+    updates."""
     in_block = re.compile(r"\.conv\.\d\.")
     return (Learner(name="student", loss=partial(loss, config), is_kernel=partial(_matches, in_block)),)
 
@@ -120,7 +126,7 @@ def _matches(pattern: re.Pattern[str], name: str) -> bool:
 
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> BottleneckConfig:
-    """Return the settings for the next built-in model, or for a toy."""
+    """Return the settings for the next built-in model, or for a toy model."""
     base = autoencoder.configure(steps=steps, seed=seed, toy=toy)
     loop = LoopConfig(
         steps=steps,
@@ -151,13 +157,14 @@ def start(config: BottleneckConfig, materials: list[Material], weights: dict[str
 
 
 def make(config: BottleneckConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
+    """Return the function that makes a batch from its number."""
     assert data is not None, "components come from prepared material"
     return partial(_batch, data.absolute(), config)
 
 
 def _batch(data: Path, config: BottleneckConfig, number: int) -> tuple[Tensor, Tensor]:
-    """Return components [B, C, T, h, w] as channels of the encoder, and the gains that those have."""
+    """Return components [B, C, T, h, w] as encoder channels, and the gains of these
+    channels."""
     rng = np.random.default_rng((config.loop.seed, 5, number))
     materials, _, gain = _source(data, config)
     shares = [share if kind in materials else 0.0 for kind, share in config.base.pairs.shares]
@@ -172,7 +179,7 @@ def _batch(data: Path, config: BottleneckConfig, number: int) -> tuple[Tensor, T
 
 
 def _corner(material: Material, config: BottleneckConfig, rng: np.random.Generator) -> tuple[int, int, int]:
-    """Return where a clip begins in time and space."""
+    """Return a random corner (t, y, x) at which a clip starts."""
     sides = 4 * config.latents, 8 * config.cells, 8 * config.cells
     sizes = material.frames_thwc.shape[:3]
     t, y, x = (int(rng.integers(size - side + 1)) for size, side in zip(sizes, sides, strict=True))
@@ -181,7 +188,8 @@ def _corner(material: Material, config: BottleneckConfig, rng: np.random.Generat
 
 @lru_cache(maxsize=3000)
 def _components(data: Path, config: BottleneckConfig, kind: str, number: int, corner: tuple[int, int, int]) -> Tensor:
-    """Return the components of a window of a clip, in half precision; windows that fill theirs come again."""
+    """Return the components of a window of a clip, in half precision. Material no
+    larger than a window always yields the same one, hence the cache."""
     materials, roles, _ = _source(data, config)
     (t, y, x), side = corner, 8 * config.cells
     window = materials[kind][number].frames_thwc[t : t + 4 * config.latents, y : y + side, x : x + side]
@@ -191,14 +199,15 @@ def _components(data: Path, config: BottleneckConfig, kind: str, number: int, co
         x_nchw = nn.functional.pixel_unshuffle(clip[0].transpose(0, 1), roles.encoder.config.patch)
         x_nchw = x_nchw.contiguous(memory_format=torch.channels_last)
         for layer in trunk:
-            if not isinstance(layer, MemoryBlock):  # which adds nothing yet
+            if not isinstance(layer, MemoryBlock):  # memory blocks still add zero
                 x_nchw = layer(x_nchw)
     return x_nchw.transpose(0, 1).half()
 
 
 @lru_cache(maxsize=1)
 def _source(data: Path, config: BottleneckConfig) -> tuple[dict[str, list[Material]], CascadeRoles, Tensor]:
-    """Return the material by kind, the networks at their start, and the gain of every component."""
+    """Return the material by kind, the initial networks, and the gain of every
+    component."""
     materials = load_materials(data)
     roles = autoencoder.start(config.base, materials, None)
     side = 8 * config.cells
@@ -211,7 +220,8 @@ def _source(data: Path, config: BottleneckConfig) -> tuple[dict[str, list[Materi
 
 
 def component_gains(roles: CascadeRoles) -> Tensor:
-    """Return how much a unit of each component is in its channel: its row through the linear trunk has that norm."""
+    """Return the gain from each component to its channel: the norm of its row through
+    the linear trunk."""
     trunk = [x for x in list(roles.encoder.encoder.children())[:-2] if not isinstance(x, MemoryBlock)]
     size, patch = 8, roles.encoder.config.patch
     basis = torch.eye(3 * 4 * size * size).view(-1, 4, 3, size, size)
@@ -228,7 +238,7 @@ def component_gains(roles: CascadeRoles) -> Tensor:
 
 
 def pictures(config: BottleneckConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show clips as they come back, and as their components are."""
+    """Show reconstructed clips, and clips rebuilt from the true components."""
     values = batch[0]
     frames: list[Tensor] = []
     for channels in (_guess(roles, _squeeze(roles, values)), values):

@@ -53,10 +53,10 @@ NETWORKS = ("sr_dit",)
 """Roles that an export writes."""
 
 HELPERS = ("reference", "stronger")
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 FIRST_SHOWN = 1_000_000_000
-"""Batches from this number on are for pictures and validation."""
+"""Batches from this number on are used for sample pictures and validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,29 +64,32 @@ class DpoConfig(Tv2vConfig):
     """Settings of the roll-out and of the preference loss."""
 
     from_generator: bool = False
-    """Whether a frozen generator makes the low-resolution latents from the captions; else they are the clips'."""
+    """Whether a frozen generator produces the low-resolution latents from the captions;
+    otherwise those of the clips are used."""
     cache_management: str = "kv"
-    """The rules of dynamic cache management under which the cascade is rolled out, as the command line words them;
-    spared context passes are not among them."""
+    """Rules of dynamic cache management for the roll-outs, in the syntax of the command
+    line; ``refresh`` is not allowed."""
     beta: float = 50.0
-    """Strength of the preference; it multiplies errors averaged over a clip's latents."""
+    """Strength of the preference: a factor on errors averaged over a clip's latents."""
     stronger_steps: int = 8
-    """Steps of the stronger model."""
+    """Sampling steps of the stronger model."""
     better: Literal["stronger", "truth"] = "stronger"
-    """What is preferred: the stronger model's result, or the true latents."""
+    """The preferred result: that of the stronger model, or the true latents."""
     distinct: int = 0
-    """Batches whose pairs are made once and kept; they come again in turn. 0 makes new pairs in every step."""
+    """Number of batches whose pairs are made once and reused in turn; 0 makes new pairs
+    in every step."""
     rewards: tuple[tuple[str, float], ...] = ()
-    """Rewards by name and weight, through the decoder: a pair counts only where the better half's is higher by
-    ``least_margin``. Without them every pair counts."""
+    """Rewards by name and weight, on decoded frames: a pair counts only if the reward
+    of its better half is higher by ``least_margin``. Without rewards every pair
+    counts."""
     least_margin: float = 0.0
     """Minimum margin between the rewards of the better and the worse half."""
     levels: tuple[float, float] = (0.0, 1.0)
-    """Range of the noise levels, before the shift, at which both halves are compared. A student of one step was taught
-    the highest only."""
+    """Range of the noise levels, before the shift, at which both halves are compared. A
+    one-step student was trained at the highest level only."""
     graded_groups: int = 0
     """Number of groups at the end of a clip that the preference loss compares; earlier
-    groups only fill the memory. 0 compares all."""
+    ones only fill the KV cache. 0 compares all groups."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +102,8 @@ class DpoConfig(Tv2vConfig):
 
     @property
     def service_profile(self) -> Profile:
-        """The profile under dynamic cache management, for clips of this length."""
+        """The profile with dynamic cache management applied, for clips of this
+        length."""
         rules, profile = CacheManagement.parse(self.cache_management), self.profile
         assert profile.sr_dit is not None
         latents = self.pairs.frames // FRAMES_PER_LATENT
@@ -111,7 +115,7 @@ class DpoConfig(Tv2vConfig):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The roles that the cascade needs."""
+        """Roles needed by the cascade."""
         return (*super().parts, "generator") if self.from_generator else super().parts
 
 
@@ -121,16 +125,18 @@ class Pair:
 
     cond_bcthw: Tensor
     own_bcthw: Tensor
-    """``z-``: the cascade's own roll-out."""
+    """``z-``: the roll-out of the cascade."""
     better_bcthw: Tensor
-    """``z+``: the stronger model's, or the truth."""
+    """``z+``: the result of the stronger model, or the true latents."""
     context: Tensor | None
     counts: Tensor
-    """``[B]``: 1 where the better half has the higher reward by the margin, else 0."""
+    """``[B]``: 1 where the reward of the better half is higher by the margin, else
+    0."""
 
 
 class DpoRoles(CascadeRoles):
-    """The cascade, its transformer as it was at the start, and the many-step dense transformer."""
+    """The cascade, a frozen copy of its initial transformer, and the many-step dense
+    transformer."""
 
     def __init__(self, config: DpoConfig) -> None:
         scales = tuple(scale for scale, _ in config.scale_odds)
@@ -140,16 +146,15 @@ class DpoRoles(CascadeRoles):
         self.reference = SrDit(sr_dit).requires_grad_(False)
         self.stronger = SrDit(wide).requires_grad_(False)
         self.kept: dict[int, Pair] = {}
-        """Pairs by the number of their batch, see ``DpoConfig.distinct``."""
+        """Pairs by batch number, see ``DpoConfig.distinct``."""
 
 
 @torch.no_grad()
 def roll_out(
     config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator, student: SrDit | None = None
 ) -> Pair:
-    """Run the cascade as it runs in service, group by group through the stages' own states, and what is better.
-
-    ``student`` is another transformer than the roles'.
+    """Return the cascade's roll-out, computed group by group as at inference, and the
+    preferred result. ``student`` replaces the roles' transformer.
     """
     low_frames, high, scale, captions, *_ = batch
     context = roles.context(captions) if config.with_text else None
@@ -193,7 +198,8 @@ def roll_out(
 
 
 def _counts(config: DpoConfig, roles: DpoRoles, own: Tensor, better: Tensor, high: Tensor) -> Tensor:
-    """Return which clips' better half has the higher reward by the margin."""
+    """Return for each clip whether the reward of its better half is higher by the
+    margin."""
     if not config.rewards:
         return torch.ones(len(own), device=own.device)
     truth = roles.frames_of(high)
@@ -209,7 +215,8 @@ def _counts(config: DpoConfig, roles: DpoRoles, own: Tensor, better: Tensor, hig
 def _draw(
     config: DpoConfig, roles: DpoRoles, like_frames: Tensor, context: Tensor | None, rng: torch.Generator
 ) -> Tensor:
-    """Return the frozen generator's latents for the captions, as many as the clips have."""
+    """Return latents that the frozen generator produces from the captions, as many as
+    the clips have."""
     sampler = Sampler(roles.generator)
     like = roles.latents_of(like_frames)
     batch, channels, frames, height, width = like.shape
@@ -219,9 +226,11 @@ def _draw(
 
 
 def drifts(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return ``d(z+)`` and ``d(z-)`` of each clip; less than 0 is likelier than under the reference.
+    """Return ``d(z+)`` and ``d(z-)`` of each clip; a value below 0 means likelier than
+    under the reference.
 
-    ``d(z) = |v_theta - v|^2 - |v_ref - v|^2`` at one level and one noise for both results.
+    ``d(z) = |v_theta - v|^2 - |v_ref - v|^2`` with the same level and noise for both
+    results.
     """
     noise = normal(pair.own_bcthw, rng)
     level = draw_levels(len(noise), config.shift, rng, low=config.levels[0], high=config.levels[1])
@@ -246,7 +255,7 @@ def drifts(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator)
     def drift(clean: Tensor) -> Tensor:
         with torch.no_grad():
             reference = error(roles.reference, clean)
-        # Of two graphs over whole clips, one at a time is enough.
+        # Keep only one autograd graph over whole clips at a time.
         run = recomputed(error) if config.loop.recompute else error
         return run(roles.sr_dit, clean) - reference
 
@@ -256,8 +265,9 @@ def drifts(config: DpoConfig, roles: DpoRoles, pair: Pair, rng: torch.Generator)
 def loss(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
     """Return ``-log sigmoid(beta * margin)``, the mean over the clips that count.
 
-    Next to it, without gradients, stand the implicit rewards of both halves, ``-beta d(z)``, and the share of clips
-    that count: a falling loss with both rewards falling is no learning of what is better.
+    The implicit rewards of both halves, ``-beta d(z)``, and the share of clips that
+    count are returned for logging: if both rewards fall along with the loss, the model
+    does not learn the preference.
     """
     pair = _pair(config, roles, batch, rng)
     better, own = drifts(config, roles, pair, rng)
@@ -269,19 +279,19 @@ def loss(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator)
 
 
 def _pair(config: DpoConfig, roles: DpoRoles, batch: Batch, rng: torch.Generator) -> Pair:
-    """Return the pair of a batch, kept from an earlier step where pairs are."""
+    """Return the pair of a batch, from an earlier step if pairs are kept."""
     if not config.distinct:
         return roll_out(config, roles, batch, rng)
     number = int(batch[-1])
     if number not in roles.kept:
-        # By the student as it was when the stage began, so that a resumed run makes the same pair.
+        # Made by the initial student, so that a resumed run makes the same pair.
         pair_rng = generator_of(config.loop.seed, "pair", number)
         roles.kept[number] = roll_out(config, roles, batch, pair_rng, roles.reference)
     return roles.kept[number]
 
 
 def learners(config: DpoConfig) -> tuple[Learner, ...]:
-    """Return the one learner, the transformer."""
+    """Return the single learner, the transformer."""
     return (
         Learner(
             name="student",
@@ -294,11 +304,12 @@ def learners(config: DpoConfig) -> tuple[Learner, ...]:
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> DpoConfig:
-    """Return the settings for a built-in model's sizes, or for a toy."""
+    """Return the settings for a model's sizes, or for a toy model."""
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1e-4 if toy else 2e-5, warmup=10)
     if base.comes_encoded:
-        # Six groups: the memory of the roll-out shrinks behind the second, and errors add up.
+        # Six groups: the KV cache of the roll-out shrinks after the second, and errors
+        # accumulate.
         latents = 6 * profile.group_latents
         six: dict[str, Any] = {"window": replace(base.window, latents=latents)}
         return DpoConfig(
@@ -312,7 +323,8 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     if toy or not config.with_text:
         return config
 
-    # The truth is known, and no sampler of the many-step model comes near it yet.
+    # The true latents are known, and no sampler of the many-step model is close to them
+    # yet.
     rewards = (("lpips", 1.0), ("temporal", 0.1))
     loop = replace(loop, batch=1)
     return replace(
@@ -357,12 +369,13 @@ def merge(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def make(config: DpoConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches, each with its number."""
+    """Return the function that makes a batch, including its number, from its number."""
     return partial(numbered, tv2v.make(config, data), config.distinct)
 
 
 def numbered(make: Callable[[int], Batch], distinct: int, number: int) -> Batch:
-    """Return a batch and its number; with ``distinct`` as many come in turn, those of validation as they are."""
+    """Return a batch and its number; with ``distinct``, training numbers wrap around
+    after that many."""
     if distinct and number < FIRST_SHOWN:
         number %= distinct
     return (*make(number), number)

@@ -1,4 +1,5 @@
-"""Recipe ``causal_dmd``: the many-step dense transformer becomes a one-step block-sparse one, with hybrid rewards."""
+"""Recipe ``causal_dmd``: distil the many-step dense transformer into a one-step
+block-sparse one, with hybrid rewards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -48,10 +49,10 @@ __all__ = [
 ]
 
 NETWORKS = ("sr_dit",)
-"""What an export writes: the student."""
+"""Roles that an export writes: the student."""
 
 HELPERS = ("real_score", "fake_score", "critic")
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 merge = overlaid
 
@@ -61,30 +62,33 @@ class DmdConfig(Tv2vConfig):
     """Weights of the student's loss terms, and the update interval of the critic."""
 
     critic_updates: int = 5
-    """Updates of the fake score for each of the student's."""
+    """Updates of the fake score per update of the student."""
     critic_rate: float = 1.0
     """Factor on the critic's learning rate."""
     critic_betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's decays for the critic; ``betas`` are the student's."""
+    """AdamW's decays for the critic; those of the student are ``betas``."""
     guidance: float = 2.0
-    """Weight of the guidance part, what words change; 0 goes without. A transformer without text path has none."""
+    """Weight of the guidance part, the effect of the text; 0 disables it. Transformers
+    without a text path have none."""
     matching: float = 1.0
     """Weight of the distribution-matching part."""
     regression: float = 1.0
-    """Weight of the pixel error through the decoder."""
+    """Weight of the pixel error of decoded frames."""
     terms: PictureTerms = field(default_factory=PictureTerms)
-    """Weights within it."""
+    """Weights of the terms of that error."""
     rewards: tuple[tuple[str, float], ...] = (("texture", 0.1), ("temporal", 0.05))
-    """Rewards by name and weight, through the decoder."""
+    """Rewards by name and weight, on decoded frames."""
     adversarial: float = 0.0
-    """Weight of what a critic that sees detail and its change (``train/critic.py``) thinks of the decoded part."""
+    """Weight of the adversarial term on the decoded part, from a critic of detail and
+    its change (``train/critic.py``)."""
     latents: float = 0.0
     """Weight of the mean square error of latents, over the whole window."""
     decoded: tuple[int, int] | None = None
-    """Rows and columns of the part that goes through the decoder, drawn again every time;
-    None is all."""
+    """Rows and columns of the part that is decoded, at a new random position each time;
+    None decodes everything."""
     levels: tuple[float, float] = (0.02, 0.98)
-    """Range of the levels, before the shift, to which the student's result is noised again."""
+    """Range of the noise levels, before the shift, added to the student's result for
+    the scores."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +97,8 @@ class DmdConfig(Tv2vConfig):
 
     @property
     def by_scores(self) -> bool:
-        """Whether scores have a part in the student's loss; without them it is regression and rewards alone."""
+        """Whether the student's loss uses the scores; otherwise it consists of
+        regression and rewards."""
         return bool(self.matching or self.guidance)
 
 
@@ -111,7 +116,8 @@ class DmdRoles(CascadeRoles):
         self.real_score, self.fake_score = (SrDit(wide).requires_grad_(False) for _ in range(2))
 
     def begin(self) -> None:
-        """Load the student's weights into both scores, and make the learners trainable."""
+        """Copy the student's weights to both scores, and make the learners
+        trainable."""
         for score in (self.real_score, self.fake_score):
             score.load_state_dict(self.sr_dit.state_dict())
         self.learn("sr_dit", "fake_score", *(name for name, _ in self.named_children() if name == "critic"))
@@ -135,7 +141,7 @@ def critic_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Gen
 
 
 def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the student's terms: guidance and matching apart, pixels, and the rewards it lacks."""
+    """Return the student's terms: guidance, matching, pixels, and rewards as losses."""
     high = batch[1]
     cond, context = tv2v.conditions(roles, batch, config.condition_noise, rng, with_text=config.with_text)
     clean = roles.one_step(cond, context, rng).float()
@@ -158,7 +164,8 @@ def student_loss(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Ge
 def _decoded(
     config: DmdConfig, roles: DmdRoles, clean: Tensor, high: Tensor, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return the student's frames and the true ones, of one part of the picture."""
+    """Return the student's frames and the true frames, cropped to one part of the
+    picture."""
     part = clean
     if config.decoded is not None:
         rows, columns = (min(most, side) for most, side in zip(config.decoded, clean.shape[3:], strict=True))
@@ -194,8 +201,8 @@ def _distribution_terms(
 
 
 def learners(config: DmdConfig) -> tuple[Learner, ...]:
-    """Return critic and student; the critic learns in every step. Without the parts that need scores the student is
-    alone and learns in every step, too."""
+    """Return critic and student; the critic learns in every step. Without scores, the
+    student is the only learner and also learns in every step."""
     student = Learner(
         name="student",
         roles=(*NETWORKS, "critic") if config.adversarial else NETWORKS,
@@ -219,12 +226,14 @@ def learners(config: DmdConfig) -> tuple[Learner, ...]:
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> DmdConfig:
-    """Return the settings for a built-in model's sizes, or for a toy; ``steps`` are the critic's."""
+    """Return the settings for a model's sizes, or for a toy model; ``steps`` counts
+    updates of the critic."""
     base = tv2v.configure(steps=steps, seed=seed, toy=toy, profile=profile)
     loop = replace(base.loop, rate=1.5e-3 if toy else 1e-4, warmup=10)
     config = DmdConfig(loop=loop, **tv2v.settings(base))
     if base.comes_encoded:
-        # Without momentum for the student, which the critic follows (as in DMD2).
+        # No momentum for the student, so that the critic can keep up with it (as in
+        # DMD2).
         return replace(
             config,
             loop=large_loop(steps, seed, rate=2e-6),
@@ -259,7 +268,7 @@ def start(config: DmdConfig, materials: list[Material], weights: dict[str, Tenso
 
 
 def make(config: DmdConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
+    """Return the function that makes a batch from its number."""
     return tv2v.make(config, data)
 
 

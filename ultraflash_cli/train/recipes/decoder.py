@@ -1,4 +1,5 @@
-"""Recipe ``decoder``: the high-resolution decoder by regression onto pixels, from latents of the frozen encoder.
+"""Recipe ``decoder``: train the high-resolution decoder by regression onto pixels, from
+latents of the frozen encoder.
 
 With the condition ``lr`` it also reads the low-resolution frames, which `upscale` has at hand.
 """
@@ -43,12 +44,13 @@ NETWORKS = ("encoder", "decoder")
 """Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 merge = overlaid
 
 LATENT_GAIN = 4.0
-"""A fresh latent space starts as colours around grey times this, which makes their variance about 1."""
+"""Factor from colours around grey to the latents of a new latent space, so that their
+variance is about 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +64,19 @@ class DecoderRecipeConfig(RecipeConfig):
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """Sampling weight of each scale, which sets the size of the clips."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(information=0.01, detail=0.02))
-    """Weights of the loss terms; the structural ones stand for a perceptual term."""
+    """Weights of the loss terms; the structural ones replace a perceptual term."""
     spread: float = 0.001
-    """Weight of what keeps an encoder's latents at mean 0 and variance 1 while it learns, too."""
+    """Weight of the term that keeps the latents at mean 0 and variance 1 if the encoder
+    is trained as well."""
     condition: Literal["none", "lr"] = "none"
     """``lr``: the decoder reads the low-resolution frames next to the latents."""
     without: float = 0.2
-    """Fraction of batches decoded without these frames, as `generate` does."""
+    """Fraction of batches decoded without these frames, as in `generate`."""
     latent_noise: float = 0.0
-    """Largest share of noise in the latents: those of a transformer are never quite the encoder's."""
+    """Largest share of noise in the latents: a transformer's latents are never exactly
+    those of the encoder."""
     orthogonal: bool = True
-    """Whether kernels of memory blocks take orthogonalised steps."""
+    """Whether kernels of memory blocks use orthogonalised updates."""
 
     def __post_init__(self) -> None:
         if self.profile.decoder is None:
@@ -84,14 +88,15 @@ class DecoderRecipeConfig(RecipeConfig):
 
     @property
     def conditioned(self) -> Profile:
-        """The profile with a decoder of the settings' inputs."""
+        """The profile, with a decoder that has the inputs of these settings."""
         upsampler, decoder = self.profile.latent_stages
         reads = replace(decoder, reads_low_frames=self.condition == "lr")
         return replace(self.profile, upsampler=upsampler, decoder=reads)
 
 
 def loss(config: DecoderRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the terms of D(E(x)) against x, and the latents' spread where the encoder learns."""
+    """Return the loss terms between D(E(x)) and x, and the spread loss of the latents
+    if the encoder is trained."""
     low, high, _ = batch
     latents = noisy = roles.encode(high)
     if config.latent_noise:
@@ -111,14 +116,16 @@ def learners(config: DecoderRecipeConfig) -> tuple[Learner, ...]:
 
 
 def is_kernel(name: str) -> bool:
-    """Return whether a parameter takes orthogonalised steps: the kernels of memory blocks."""
+    """Return whether a parameter uses orthogonalised updates, as the kernels of memory
+    blocks do."""
     return ".conv." in name
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> DecoderRecipeConfig:
-    """Return the settings for a built-in or the published model's decoder, or for a toy."""
+    """Return the settings for a built-in or the published model's decoder, or for a toy
+    model."""
     if not toy and comes_encoded(profile):
-        # It goes on from weights that were trained long; only its new input is new.
+        # Continues from fully trained weights; only the additional input is new.
         loop = LoopConfig(
             steps=steps,
             seed=seed,
@@ -155,8 +162,8 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
 def start(config: DecoderRecipeConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
     """Return the roles before the first step.
 
-    With an encoder in ``weights`` it stays as it is. Without one there is no latent space yet, and it learns along.
-    Raises WeightsError if the weights do not fit.
+    An encoder in ``weights`` is frozen. Without one there is no latent space yet, and a
+    new encoder is trained as well. Raises WeightsError if the weights do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
@@ -167,7 +174,7 @@ def start(config: DecoderRecipeConfig, materials: list[Material], weights: dict[
         _carry_colours(roles)
     if weights is not None and "decoder" in given:
         fresh = {name: value for name, value in roles.state_dict().items() if name.startswith(CONDITION)}
-        weights = fresh | weights  # a decoder that read nothing starts as it was
+        weights = fresh | weights  # a decoder without this input starts unchanged
     fresh_ones = () if comes_encoded(config.profile) else NETWORKS
     roles.load(weights, fresh=fresh_ones, hint="encoder=FILE and decoder=FILE, or a run with an encoder")
     roles.learn("decoder")
@@ -178,9 +185,11 @@ def start(config: DecoderRecipeConfig, materials: list[Material], weights: dict[
 
 @torch.no_grad()
 def _carry_colours(roles: CascadeRoles) -> None:
-    """Start as an autoencoder of coarse colours: three channels go straight through, the others are random.
+    """Initialise an autoencoder of coarse colours: three channels pass straight
+    through, the others are random.
 
-    A deep network without norms and with a narrow middle would find out last that colours can get through at all.
+    A deep network with a narrow bottleneck and no normalisation would otherwise learn
+    very late to transmit colours.
     """
     for path in (roles.encoder.encoder, roles.decoder.decoder):
         layers = [layer for layer in path if not isinstance(layer, MemoryBlock)]
@@ -202,9 +211,9 @@ def _carry_colours(roles: CascadeRoles) -> None:
 
 
 def _pass_on(layer: nn.Conv2d, cells: int) -> None:
-    """Make the first three channels of every frame go through; ``cells`` inputs of each are averaged.
-
-    Where a layer joins frames, their mean goes on; where it makes several, each gets the same.
+    """Make a layer pass the first three channels of every frame through, each the mean
+    of ``cells`` inputs. A layer that joins frames passes on their mean; one that splits
+    a frame copies it.
     """
     kernel, middle = layer.weight, layer.kernel_size[0] // 2
     outs, ins = kernel.shape[:2]
@@ -229,7 +238,7 @@ def _scale(layer: nn.Conv2d, gain: float, shift: float) -> None:
 
 
 def make(config: DecoderRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
+    """Return the function that makes a batch from its number."""
     assert data is not None, "pairs come from prepared material"
     return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
 

@@ -1,4 +1,5 @@
-"""Recipe ``generator_distil``: the generator learns to make do with few steps, on its own roll-outs (self-forcing)."""
+"""Recipe ``generator_distil``: distil the generator to a few steps on its own roll-outs
+(self-forcing)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,10 +37,10 @@ __all__ = [
 ]
 
 NETWORKS = ("generator", "text_encoder")
-"""What an export writes: the student, and the words it was taught with."""
+"""Roles that an export writes: the student and its prompt encoder."""
 
 HELPERS = ("real_score", "fake_score")
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 merge = overlaid
 
@@ -49,17 +50,19 @@ class DistilConfig(GeneratorRecipeConfig):
     """Weights of the student's loss terms, and the update interval of the critic."""
 
     critic_updates: int = 5
-    """Updates of the fake score for each of the student's."""
+    """Updates of the fake score per update of the student."""
     guidance: float = 3.0
-    """Weight of what words change; 0 goes without."""
+    """Weight of the guidance part, the effect of the text; 0 disables it."""
     matching: float = 1.0
     """Weight of the distribution-matching part."""
     levels: tuple[float, float] = (0.02, 0.98)
-    """Range of the levels, before the shift, to which the student's result is noised again."""
+    """Range of the noise levels, before the shift, added to the student's result for
+    the scores."""
 
 
 class DistilRoles(CascadeRoles):
-    """The student with its words, a frozen real score and a fake score that learns, all of one class."""
+    """The student with its prompt encoder, a frozen real score and a trained fake
+    score, all of the same class."""
 
     def __init__(self, config: DistilConfig) -> None:
         parts = ("encoder", "decoder", *NETWORKS)
@@ -69,10 +72,9 @@ class DistilRoles(CascadeRoles):
 
 
 def forced(generator: Generator, like: Tensor, context: Tensor, rng: torch.Generator) -> Tensor:
-    """Return a roll-out as in service, with gradients through one step of every chunk.
-
-    All chunks stop after the same number of steps, drawn here; the steps before it, and the context pass by which later
-    chunks see a finished one, have no gradients.
+    """Return a roll-out as at inference, with gradients through one step of every
+    chunk. All chunks stop after the same random number of steps; earlier steps, and the
+    context pass through which later chunks see a finished one, have no gradients.
     """
     config = generator.config
     schedule = FlowSchedule(config.shift)
@@ -146,7 +148,8 @@ def learners(config: DistilConfig) -> tuple[Learner, ...]:
 
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> DistilConfig:
-    """Return the settings for a generator of the built-in model's size, or for a toy; ``steps`` are the critic's."""
+    """Return the settings for a generator of the built-in model's size, or for a toy
+    model; ``steps`` counts updates of the critic."""
     plain = base.configure(steps=steps, seed=seed, toy=toy)
     loop = replace(plain.loop, rate=1e-3 if toy else 1e-4, warmup=10)
     return DistilConfig(
@@ -177,10 +180,11 @@ def start(config: DistilConfig, materials: list[Material], weights: dict[str, Te
 
 
 def make(config: DistilConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches; of the scenes only words and sizes count."""
+    """Return the function that makes a batch from its number; only the captions and
+    sizes of the scenes matter."""
     return base.make(config, data)
 
 
 def pictures(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show what the student makes of captions next to the scenes."""
+    """Show the student's results for captions next to the original scenes."""
     return base.pictures(config, roles, batch, rng)

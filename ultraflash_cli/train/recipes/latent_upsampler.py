@@ -1,4 +1,5 @@
-"""Recipe ``latent_upsampler``: U(E(x_lr)) by regression onto E(x_hr), the encoder frozen."""
+"""Recipe ``latent_upsampler``: train U(E(x_lr)) by regression onto E(x_hr) with a
+frozen encoder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ NETWORKS = ("upsamplers",)
 """Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 merge = overlaid
 
@@ -48,7 +49,8 @@ class UpsamplerRecipeConfig(RecipeConfig):
     profile: Profile = LITE
     """The networks' sizes."""
     pairs: PairConfig = field(default_factory=PairConfig)
-    """Sampling of clips; the low-resolution version is made here, with a bilinear filter only."""
+    """Sampling of clips; their low-resolution versions are made here by bilinear
+    downscaling alone."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """Sampling weight of each scale."""
     temporal: float = 0.5
@@ -60,7 +62,7 @@ class UpsamplerRecipeConfig(RecipeConfig):
 
 
 def shrink(high_bcthw: Tensor, scale: int) -> Tensor:
-    """Return clips scaled down by a bilinear filter that is widened against aliasing."""
+    """Return clips downscaled by an antialiased bilinear filter."""
     frames = high_bcthw.transpose(1, 2).flatten(0, 1)
     size = frames.shape[2] // scale, frames.shape[3] // scale
     small = F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
@@ -80,12 +82,13 @@ def loss(config: UpsamplerRecipeConfig, roles: CascadeRoles, batch: Batch, rng: 
 
 
 def learners(config: UpsamplerRecipeConfig) -> tuple[Learner, ...]:
-    """Return the one learner: the upsamplers of all scales."""
+    """Return the single learner: the upsamplers of all scales."""
     return (Learner(name="student", roles=NETWORKS, loss=partial(loss, config)),)
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> UpsamplerRecipeConfig:
-    """Return the settings for a built-in or the published model's upsamplers, or for a toy."""
+    """Return the settings for a built-in or the published model's upsamplers, or for a
+    toy model."""
     if not toy and comes_encoded(profile):
         loop = LoopConfig(steps=steps, seed=seed, rate=3e-4, warmup=200, average=0.999, precision="bf16", frozen="bf16")
         return UpsamplerRecipeConfig(loop=loop, profile=profile, pairs=PairConfig(frames=16, crop_px=128))
@@ -101,7 +104,8 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
 
 
 def start(config: UpsamplerRecipeConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
-    """Return the roles before the first step: a given encoder, upsamplers fresh or given; a decoder to look with.
+    """Return the roles before the first step: a given encoder, new or given upsamplers,
+    and a decoder for the sample pictures.
 
     Raises UsageError without weights, WeightsError where they do not fit.
     """
@@ -115,7 +119,7 @@ def start(config: UpsamplerRecipeConfig, materials: list[Material], weights: dic
 
 
 def make(config: UpsamplerRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
+    """Return the function that makes a batch from its number."""
     assert data is not None, "pairs come from prepared material"
     return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
 
@@ -129,7 +133,7 @@ def clips(
 
 
 def pictures(config: UpsamplerRecipeConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show the decoded upsampled latents, the decoded latents they should be, and the clips."""
+    """Show the decoded upsampled latents, the decoded target latents, and the clips."""
     _, high, scale = batch
     low = shrink(high, scale)
     out = roles.upsample(roles.encode(low), scale)

@@ -1,8 +1,10 @@
-"""Recipe ``perceptual``: the pixel path, tuned for how frames look; on clean clips it stays what it was.
+"""Recipe ``perceptual``: tune the pixel path for appearance, without changing its
+results on clean clips.
 
-A network under a pixel error draws the mean of all that a compressed frame may have been, which is soft. Here it also
-lowers a learned distance (LPIPS of two trunks, one after the other), and a small critic that sees detail and its change
-from frame to frame tells drawn from true. On clean clips its target is its own start.
+A network trained on pixel error alone predicts the mean of all plausible originals of a
+compressed frame, which is soft. This recipe adds a learned distance (LPIPS with a
+randomly picked trunk) and a small adversarial critic of detail and its change between
+frames. On clean clips the target is the output of the initial network.
 """
 
 from collections.abc import Callable
@@ -46,7 +48,8 @@ __all__ = [
 NETWORKS = ("pixels_detail",)
 """Roles that an export writes."""
 HELPERS = ("faithful", "critic")
-"""The network it starts from and stays close to on clean clips, and the critic."""
+"""Roles needed only for training: the initial network, which is the target on clean
+clips, and the critic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +65,24 @@ class PerceptualConfig(RecipeConfig):
     temporal: float = 3.0
     """Weight of the error of frame differences."""
     likeness: float = 8.0
-    """Weight of the learned distance of one frame a clip."""
+    """Weight of the learned distance, measured on one frame per clip."""
     trunks: tuple[Trunk, ...] = ("alex", "vgg", "vgg")
     """Networks that measure the distance; one is picked at random for each batch."""
     adversarial: float = 0.06
-    """Weight of what the critic thinks; 0 does without one."""
+    """Weight of the adversarial term; 0 disables the critic."""
     critic_every: int = 2
-    """The critic learns in one of this many steps."""
+    """Steps between updates of the critic."""
     weave: float = 40.0
-    """Weight of detail that repeats with the period of the shuffle and that the truth does not have."""
+    """Weight of the error in detail that repeats with the period of the pixel
+    shuffle."""
     keep: float = 300.0
-    """Weight of all errors on clean clips, whose target is the network's start."""
+    """Weight of all errors on clean clips, whose target is the output of the initial
+    network."""
 
 
 def kept_pairs(scale: int) -> PairConfig:
-    """Return how pairs for this recipe are sampled: mostly compressed clips, some clean, generated and noisy."""
+    """Return the sampling of pairs for this recipe: mostly compressed clips, some
+    clean, generated and noisy ones."""
     return PairConfig(
         frames=8,
         crop_px=288 // scale,
@@ -89,7 +95,7 @@ def kept_pairs(scale: int) -> PairConfig:
 
 
 class PerceptualRoles(nn.Module):
-    """The network that learns, what it was at the start, and the critic."""
+    """The trained network, a copy of its initial state, and the critic."""
 
     def __init__(self, config: PerceptualConfig) -> None:
         super().__init__()
@@ -102,7 +108,8 @@ class PerceptualRoles(nn.Module):
 def critic_loss(
     config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return the critic's relativistic loss: true pairs score higher than drawn ones do on average, and conversely."""
+    """Return the critic's relativistic loss: real frames should score above the mean of
+    generated ones, and vice versa."""
     low, high, scale, clean = batch
     chosen = _soft_ones(clean)
     if chosen is None:
@@ -114,7 +121,8 @@ def critic_loss(
 
 
 def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the terms of one batch; those of how it looks on clips that are not clean alone."""
+    """Return the terms of one batch; perceptual terms are computed only on clips that
+    are not clean."""
     low, high, scale, clean = batch
     out, _ = roles.pixels_detail.upscale(low, None, scale=scale)
     target = truth = _in_colours_of(high, low)
@@ -125,7 +133,7 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
         target = truth.clone()
         target[clean] = kept.float()
 
-    # Differences are weighed, which weighs the errors: all but the smallest are linear.
+    # Weighting the frames weights the errors, as all but the smallest are linear.
     made, wanted = to_ycbcr(out * weight), to_ycbcr(target * weight)
     terms = {
         "luma": charbonnier(made[:, :1], wanted[:, :1]),
@@ -154,7 +162,8 @@ def loss(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng: to
 
 
 def _in_colours_of(high_bcthw: Tensor, low_bcthw: Tensor) -> Tensor:
-    """Return clips with the low frequencies of their low-resolution versions, as at inference: drift is not learned."""
+    """Return clips with the low frequencies of their low-resolution versions, as at
+    inference, so that colour drift is not learned."""
     frames = [clip.transpose(1, 2).flatten(0, 1) for clip in (high_bcthw, low_bcthw)]
     with torch.autocast(high_bcthw.device.type, enabled=False):
         matched = match_colours(*frames)
@@ -167,7 +176,7 @@ def _soft_ones(clean: Tensor) -> Tensor | None:
 
 
 def learners(config: PerceptualConfig) -> tuple[Learner, ...]:
-    """Return the critic, which learns in some of the steps, and the network."""
+    """Return the critic, updated every few steps, and the network."""
     network = Learner(name="network", roles=NETWORKS, loss=partial(loss, config))
     if not config.adversarial:
         return (network,)
@@ -176,7 +185,7 @@ def learners(config: PerceptualConfig) -> tuple[Learner, ...]:
 
 
 def make(config: PerceptualConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
+    """Return the function that makes a batch from its number."""
     assert data is not None, "pairs come from a folder of `make-pairs`"
     return partial(cut_batch, data.absolute(), config.cuts, config.loop.seed, config.scale_odds, config.loop.batch)
 
@@ -189,7 +198,8 @@ def pictures(config: PerceptualConfig, roles: PerceptualRoles, batch: Batch, rng
 
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> PerceptualConfig:
-    """Return the settings that the built-in model was trained with; ``toy`` is for a try of minutes."""
+    """Return the settings that the built-in model was trained with; with ``toy``, those
+    for a trial run of a few minutes."""
     assert LITE.pixels is not None, "the built-in model has a pixel path"
     config = PerceptualConfig(
         loop=LoopConfig(
@@ -206,7 +216,8 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> PerceptualConfig:
 
 
 def merge(files: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Lay files over one another; of shipped ones, whose names have no role, the first is faithful, others detailed."""
+    """Merge files, later ones winning; of shipped files, whose tensor names lack a
+    role, the first is the faithful network and the others are detailed ones."""
     merged: dict[str, Tensor] = {}
     for number, tensors in enumerate(files):
         shipped = "embed.weight" in tensors
@@ -218,7 +229,8 @@ def merge(files: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def start(config: PerceptualConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> PerceptualRoles:
     """Return the roles before the first step: ``weights`` are those of ``pixels``, or of a run of this recipe.
 
-    Raises UsageError without weights or without those of the learned distance, WeightsError where they do not fit.
+    Raises UsageError if these weights or those of the learned distance are missing,
+    WeightsError if they do not fit.
     """
     for trunk in config.trunks:
         weights_path(trunk)
@@ -234,4 +246,4 @@ def start(config: PerceptualConfig, materials: list[Material], weights: dict[str
 
 
 ROLES_OF_P = ("pixels_detail", "faithful")
-"""Roles that start as the faithful pixel path."""
+"""Roles initialised with the faithful pixel path."""

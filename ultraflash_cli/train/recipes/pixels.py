@@ -1,4 +1,5 @@
-"""Recipe ``pixels``: the pixel path, by regression onto the high-resolution clip."""
+"""Recipe ``pixels``: train the pixel path by regression onto the high-resolution
+clip."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,7 @@ NETWORKS = ("pixels",)
 """Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 merge = overlaid
 
@@ -48,7 +49,7 @@ WHITENING_FLOOR = 3e-5
 """Variance below which an axis of the patches counts as noise."""
 
 WHITENING_SEED = 5
-"""Seed of the clips whose patches are whitened."""
+"""Seed of the clips from which the whitening filters are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class PixelsConfig(RecipeConfig):
 
 
 class PixelRoles(nn.Module):
-    """The pixel path, trunk shared between the scales."""
+    """The pixel path, with a trunk shared by all scales."""
 
     def __init__(self, config: PixelPathConfig | None = None) -> None:
         super().__init__()
@@ -74,7 +75,8 @@ class PixelRoles(nn.Module):
         to_channels_last(self)
 
     def _start_from_lanczos(self) -> None:
-        """Make the residual zero and every memory block nearly an identity."""
+        """Initialise the residual to zero and every memory block close to the
+        identity."""
         for name, parameter in self.named_parameters():
             if ".project." in name:
                 nn.init.zeros_(parameter)
@@ -82,10 +84,12 @@ class PixelRoles(nn.Module):
                 parameter.data.mul_(0.2)
 
     def whiten(self, low_bcthw: Tensor) -> None:
-        """Start the first convolution from filters that decorrelate natural patches.
+        """Initialise the first convolution with filters that decorrelate natural
+        patches.
 
-        Luma: the principal axes of the patches under the 3x3 kernel, each scaled to unit variance. Chroma: means
-        of single cells. Pixels are so correlated that gradient descent from random filters crawls.
+        Luma: the principal axes of the patches under the 3x3 kernel, each scaled to
+        unit variance. Chroma: means of single cells. Pixels are so correlated that
+        gradient descent from random filters would be very slow.
         """
         patch, weight = self.pixels.config.patch, self.pixels.embed.weight.data
         side = 3 * patch
@@ -93,7 +97,7 @@ class PixelRoles(nn.Module):
         patches = F.unfold(planes, side, stride=side - 1).transpose(1, 2).reshape(-1, side**2)
         variance, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
         largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
-        axes = axes * largest.sign()  # an axis has no sign of its own
+        axes = axes * largest.sign()  # the sign of an axis is arbitrary
         luma = min(side**2, weight.shape[0] * 3 // 4)
         filters = (axes / (variance + WHITENING_FLOOR).sqrt()).T.flip(0)[:luma].reshape(luma, 1, side, side)
         cells = F.pixel_unshuffle(filters, patch)
@@ -118,18 +122,18 @@ class PixelRoles(nn.Module):
 
 
 def loss(config: PixelsConfig, roles: nn.Module, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the weighted terms for one batch."""
+    """Return the weighted loss terms of one batch."""
     low, high, scale = batch
     return picture_terms(roles(low, scale), high, config.terms)
 
 
 def learners(config: PixelsConfig) -> tuple[Learner, ...]:
-    """Return the one learner."""
+    """Return the single learner."""
     return (Learner(loss=partial(loss, config), is_kernel=is_kernel),)
 
 
 def make(config: PixelsConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
+    """Return the function that makes a batch from its number."""
     assert data is not None, "pairs come from prepared material"
     return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
 
@@ -141,7 +145,8 @@ def pictures(config: PixelsConfig, roles: nn.Module, batch: Batch, rng: torch.Ge
 
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> PixelsConfig:
-    """Return the settings that the built-in model was trained with; ``toy`` cuts smaller clips."""
+    """Return the settings that the built-in model was trained with; with ``toy``,
+    smaller clips."""
     config = PixelsConfig(
         loop=LoopConfig(steps=steps, seed=seed, rate=1e-3, warmup=50, average=0.998, save_every=100, batch=3),
         pairs=PairConfig(frames=8, shares=(("clip", 0.45), ("photo", 0.39), ("graphic", 0.06), ("screen", 0.1))),
@@ -151,15 +156,16 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> PixelsConfig:
 
 
 def toy_sized(config: PixelsConfig) -> PixelsConfig:
-    """Return a config for a try of minutes: smaller and fewer clips, a shorter memory of the averages."""
+    """Return a config for a trial run of a few minutes: smaller and fewer clips, and a
+    faster EMA."""
     loop = replace(config.loop, batch=2, warmup=10, average=0.95, save_every=50, log_every=10)
     return replace(config, loop=loop, pairs=replace(config.pairs, crop_px=32))
 
 
 def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> PixelRoles:
-    """Return the network before the first step: that of ``weights``, else a fresh one with whitened first filters.
-
-    Raises WeightsError if ``weights`` are not those of this recipe.
+    """Return the network before the first step: loaded from ``weights``, or a new one
+    with whitened first filters. Raises WeightsError if ``weights`` do not come from
+    this recipe.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
@@ -174,21 +180,23 @@ def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Te
 
 
 def load_roles(roles: nn.Module, weights: dict[str, Tensor], *, may_lack: str | None = None) -> None:
-    """Load weights into the roles; only those of the role ``may_lack`` may be missing. Raises WeightsError."""
+    """Load weights into the roles; only tensors of the role ``may_lack`` may be
+    missing. Raises WeightsError."""
     try:
         missing, unexpected = roles.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise WeightsError(
-            f"the weights of --start-from have other sizes ({str(error).splitlines()[-1].strip()})"
+            f"the weights of --start-from have different shapes ({str(error).splitlines()[-1].strip()})"
         ) from error
     missing = [name for name in missing if may_lack is None or not name.startswith(f"{may_lack}.")]
     if missing or unexpected:
         raise WeightsError(
             f"the weights of --start-from lack {len(missing)} tensors ({', '.join(missing[:3]) or 'none'}) and have "
-            f"{len(unexpected)} too many ({', '.join(unexpected[:3]) or 'none'})"
+            f"{len(unexpected)} unexpected ones ({', '.join(unexpected[:3]) or 'none'})"
         )
 
 
 def is_kernel(name: str) -> bool:
-    """Return whether a parameter takes orthogonalised steps: all kernels but the first and last."""
+    """Return whether a parameter uses orthogonalised updates, as all kernels but the
+    first and last do."""
     return ".project." not in name and ".embed." not in name

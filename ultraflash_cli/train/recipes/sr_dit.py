@@ -1,4 +1,5 @@
-"""Recipe ``sr_dit``: the SR transformer by one-step regression, its gradient coming through the frozen decoder."""
+"""Recipe ``sr_dit``: train the SR transformer by one-step regression, with gradients
+through the frozen decoder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -34,14 +35,14 @@ NETWORKS = ("sr_dit",)
 """The roles that the recipe trains."""
 
 HELPERS: tuple[str, ...] = ()
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 merge = overlaid
 
 
 assert LITE.sr_dit is not None
 WORDLESS = replace(LITE, sr_dit=replace(LITE.sr_dit, text_len=0, pool_text=False))
-"""The built-in model with a transformer that reads no words."""
+"""The built-in model with a transformer that is not conditioned on text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class SrConfig(RecipeConfig):
     """Settings of the training data, the loss and the loop."""
 
     profile: Profile = WORDLESS
-    """The networks' sizes; the transformer takes no words and predicts what its condition lacks."""
+    """Sizes of the networks; the transformer is unconditional and predicts a residual
+    to its condition."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """Sampling of clips."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(temporal=1.0, information=0.02, detail=0.03))
@@ -59,7 +61,8 @@ class SrConfig(RecipeConfig):
 
 
 def refine(roles: CascadeRoles, latents_bcthw: Tensor, rng: torch.Generator) -> Tensor:
-    """Refine latents group by group, keys and values of earlier groups remembered as in service."""
+    """Refine latents group by group, with a KV cache of earlier groups as at
+    inference."""
     clean: list[Tensor] = []
     caches, size = None, roles.profile.group_latents
     for group, start in enumerate(range(0, latents_bcthw.shape[2], size)):
@@ -72,7 +75,7 @@ def refine(roles: CascadeRoles, latents_bcthw: Tensor, rng: torch.Generator) -> 
 
 
 def loss(config: SrConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the weighted terms of decoded refined latents against the clip."""
+    """Return the weighted loss terms between decoded refined latents and the clip."""
     low, high, scale = batch
     with torch.no_grad():
         cond = roles.upsample(roles.encode(low), scale)
@@ -80,12 +83,13 @@ def loss(config: SrConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generat
 
 
 def learners(config: SrConfig) -> tuple[Learner, ...]:
-    """Return the one learner, the transformer."""
+    """Return the single learner, the transformer."""
     return (Learner(roles=NETWORKS, loss=partial(loss, config)),)
 
 
 def configure(*, steps: int, seed: int, toy: bool = False) -> SrConfig:
-    """Return the settings for the built-in model's sizes, two groups a clip, or for a toy."""
+    """Return the settings for the built-in model's sizes, two groups per clip, or for a
+    toy model."""
     loop = LoopConfig(steps=steps, seed=seed, rate=3e-4, warmup=20, batch=2, average=0.985, save_every=65)
     config = SrConfig(loop=loop, pairs=PairConfig(frames=16, crop_px=64))
     if not toy:
@@ -97,7 +101,8 @@ def configure(*, steps: int, seed: int, toy: bool = False) -> SrConfig:
 
 
 def start(config: SrConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
-    """Return the roles before the first step: a given encoder, upsamplers and decoder, a transformer that does nothing.
+    """Return the roles before the first step: a given encoder, upsamplers and decoder,
+    and a transformer initialised to the identity.
 
     ``materials`` are ignored. Raises UsageError without weights, WeightsError where they do not fit.
     """
@@ -111,7 +116,7 @@ def start(config: SrConfig, materials: list[Material], weights: dict[str, Tensor
 
 
 def make(config: SrConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
+    """Return the function that makes a batch from its number."""
     assert data is not None, "pairs come from prepared material"
     return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
 

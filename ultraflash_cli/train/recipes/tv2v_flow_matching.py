@@ -1,4 +1,5 @@
-"""Recipe ``tv2v_flow_matching``: a text-to-video transformer learns to sharpen upsampled latents, in many steps."""
+"""Recipe ``tv2v_flow_matching``: train a text-to-video transformer to refine upsampled
+latents in many steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -51,7 +52,7 @@ NETWORKS = ("sr_dit",)
 """Roles that an export writes."""
 
 HELPERS: tuple[str, ...] = ()
-"""Roles that no result needs."""
+"""Roles needed only for training."""
 
 merge = overlaid
 
@@ -61,13 +62,13 @@ class Tv2vConfig(RecipeConfig):
     """Settings of the training data, the noise sampling and the loop."""
 
     profile: Profile
-    """The networks' sizes; its SR transformer is made dense for this stage."""
+    """Sizes of the networks; the SR transformer is made dense for this recipe."""
     words: PromptEncoderConfig = TOY_WORDS
     """The prompt encoder of a transformer with a text path."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """Sampling of clips."""
     window: SceneWindow = field(default_factory=SceneWindow)
-    """What is cut from drawn scenes, where the data are those at two sizes."""
+    """Window cut from rendered scenes, if the data are scenes at two sizes."""
     scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
     """Sampling weight of each scale."""
     condition_noise: tuple[float, float] = (0.1, 0.3)
@@ -81,13 +82,13 @@ class Tv2vConfig(RecipeConfig):
     text_drop: float = 0.1
     """Fraction of clips whose caption is dropped."""
     memory: int = 2**15
-    """Temporal blocks that the dense transformer remembers from earlier groups."""
+    """Temporal blocks of earlier groups in the dense transformer's KV cache."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decays."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     sample_steps: int = 8
-    """Steps of the sample pictures."""
+    """Sampling steps of the sample pictures."""
     sample_guidance: float = 1.0
     """Guidance strength of the samples, see ``sample``."""
 
@@ -100,7 +101,8 @@ class Tv2vConfig(RecipeConfig):
 
     @property
     def dense_profile(self) -> Profile:
-        """The profile whose SR transformer keeps every block that causality allows."""
+        """The profile with an SR transformer that attends to every block that causality
+        allows."""
         assert self.profile.sr_dit is not None
         return replace(self.profile, sr_dit=dense(self.profile.sr_dit, memory=self.memory))
 
@@ -111,13 +113,13 @@ class Tv2vConfig(RecipeConfig):
 
     @property
     def comes_encoded(self) -> bool:
-        """Whether clips and captions come as latents and embeddings (`train encode`),
-        which a text encoder of billions of weights makes necessary."""
+        """Whether clips and captions are read as latents and embeddings (`train
+        encode`), as is necessary with a text encoder of billions of weights."""
         return comes_encoded(self.profile)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The roles that the cascade needs."""
+        """Roles needed by the cascade."""
         if self.comes_encoded:
             return ("upsamplers", "decoder", "sr_dit")
         parts = ("encoder", "upsamplers", "decoder", "sr_dit")
@@ -145,8 +147,8 @@ def conditions(
 
 
 def loss(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-    """Return the error of the flow at a random noise level; that of clean latents, which
-    a flow divides by the level, for a network that answers with these."""
+    """Return the error of the flow at a random noise level; for a network that predicts
+    a residual, the error of clean latents."""
     low, high, scale, captions = batch
     cond = condition(roles, low, scale, config.condition_noise, rng)
     with torch.no_grad():
@@ -160,8 +162,9 @@ def loss(config: Tv2vConfig, roles: CascadeRoles, batch: Batch, rng: torch.Gener
 
 
 def flow_error(roles: CascadeRoles, network: SrDit, flow: Tensor, wanted: Tensor, level_b: Tensor) -> Tensor:
-    """Return the mean square error of a flow, as that of clean latents where the network
-    answers with these; see ``Tv2vConfig.pixel_power`` for the channels' weights."""
+    """Return the mean square error of a flow, scaled to that of clean latents if the
+    network predicts a residual; see ``Tv2vConfig.pixel_power`` for the channel
+    weights."""
     weight = level_b if network.config.prediction == "residual" else torch.ones_like(level_b)
     away = (weight.to(flow.device).view(-1, 1, 1, 1, 1) * (flow.float() - wanted)).square()
     return (channel_weight(roles).to(away) * away).mean()
@@ -180,8 +183,8 @@ def sample(
 ) -> Tensor:
     """Return clean latents in ``steps`` Euler steps from noise; one step is ``eps - v(eps, y, c, 1)``.
 
-    With ``guidance`` other than 1 every step is taken from the answer without words
-    towards that with them, and as much further as it says (classifier-free guidance).
+    With ``guidance`` other than 1 every step extrapolates from the unconditional to the
+    conditional prediction by that factor (classifier-free guidance).
     """
     levels = torch.linspace(1, 0, steps + 1)
     levels = shift * levels / (1 + (shift - 1) * levels)
@@ -198,11 +201,10 @@ def sample(
 
 
 def widened(generator: dict[str, Tensor], network: SrDit) -> dict[str, Tensor]:
-    """Return a text-to-video transformer's weights for an SR transformer of its sizes.
-
-    The new half of the patch kernel, which sees the condition, is zero: the model starts as
-    the one it was. One that answers with what its condition lacks starts with nothing to
-    add. What only a generator has, such as places of its own, is left.
+    """Return a text-to-video transformer's weights for an SR transformer of the same
+    sizes. The new half of the patch kernel, which reads the condition, is zero, so that
+    the model initially ignores it. The output layers of a network that predicts a
+    residual are zero as well. Tensors that only a generator has are dropped.
     """
     kernel = generator["patch_embedding.weight"]
     wide = generator | {"patch_embedding.weight": torch.cat([kernel, torch.zeros_like(kernel)], dim=1)}
@@ -213,7 +215,7 @@ def widened(generator: dict[str, Tensor], network: SrDit) -> dict[str, Tensor]:
 
 
 def learners(config: Tv2vConfig) -> tuple[Learner, ...]:
-    """Return the one learner, the transformer."""
+    """Return the single learner, the transformer."""
     student = Learner(
         name="student",
         roles=NETWORKS,
@@ -225,12 +227,13 @@ def learners(config: Tv2vConfig) -> tuple[Learner, ...]:
 
 
 def is_kernel(name: str) -> bool:
-    """Return whether a parameter takes orthogonalised steps: the matrices of the transformer's blocks."""
+    """Return whether a parameter uses orthogonalised updates, as the matrices of the
+    transformer's blocks do."""
     return name.startswith("sr_dit.blocks.") and name.endswith(".weight")
 
 
 def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LITE) -> Tv2vConfig:
-    """Return the settings for a built-in model's sizes, or for a toy."""
+    """Return the settings for a model's sizes, or for a toy model."""
     if toy:
         return Tv2vConfig(
             loop=LoopConfig(steps=steps, seed=seed, rate=4e-3, warmup=10, average=0.97, save_every=50, log_every=10),
@@ -255,7 +258,8 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
     loop = LoopConfig(steps=steps, seed=seed, rate=5e-4, warmup=100, average=0.998)
     pairs = PairConfig(frames=16, crop_px=64)
     if isinstance(profile.text_encoder, PromptEncoderConfig) and profile.sr_dit.text_len:
-        # The noise in the condition is that of service; every level counts, as errors of clean latents do.
+        # The noise in the condition matches inference; all levels are weighted like
+        # errors of clean latents.
         return Tv2vConfig(
             loop=replace(loop, kernel_rate=6e-3, batch=2),
             profile=profile,
@@ -274,16 +278,17 @@ def configure(*, steps: int, seed: int, toy: bool = False, profile: Profile = LI
 
 
 def settings(config: Tv2vConfig) -> dict[str, Any]:
-    """Return the settings that later recipes take over, by name: all but the loop."""
+    """Return the settings that later recipes inherit, by name: all but the loop."""
     return {each.name: getattr(config, each.name) for each in fields(Tv2vConfig) if each.name != "loop"}
 
 
 def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tensor] | None) -> CascadeRoles:
     """Return the roles before the first step.
 
-    Encoder, upsamplers and decoder are given. The transformer is the one in ``weights``, or the generator in there made
-    wider, or a fresh one; while it is new, its condition's half of the patch kernel is zero. Raises UsageError without
-    weights, WeightsError where they do not fit.
+    Encoder, upsamplers and decoder are given. The transformer comes from ``weights``,
+    or is made by widening the generator there, or is new; unless it was given, the half
+    of the patch kernel for the condition is zero. Raises UsageError without weights,
+    WeightsError where they do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.loop.seed)
@@ -309,20 +314,20 @@ def of_scales(weights: dict[str, Tensor], scales: tuple[int, ...]) -> dict[str, 
 
 
 def weigh_channels(config: Tv2vConfig, roles: CascadeRoles) -> None:
-    """Give the roles the weights of latent channels that a config asks for."""
+    """Set the roles' weights of latent channels from the config."""
     if config.pixel_power:
         weight = pixel_gain(roles).pow(config.pixel_power)
         roles.register_buffer(CHANNEL_WEIGHT, weight / weight.mean(), persistent=False)
 
 
 def channel_weight(roles: CascadeRoles) -> Tensor:
-    """Return what the error of each latent channel weighs: [C, 1, 1, 1], or a single 1."""
+    """Return the weight of each latent channel's error: [C, 1, 1, 1], or a scalar 1."""
     weight = dict(roles.named_buffers(recurse=False)).get(CHANNEL_WEIGHT)
     return torch.ones(1) if weight is None else weight.view(-1, 1, 1, 1)
 
 
 def make(config: Tv2vConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function of the number that makes batches."""
+    """Return the function that makes a batch from its number."""
     assert data is not None, "pairs come from prepared material or encoded scenes"
     loop = config.loop
     if config.comes_encoded or holds_encoded(data):
