@@ -14,7 +14,7 @@ import torch
 from benchmarks.rgb import read_rgb
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.metrics.lpips import Trunk, learned_distance, weights_path
-from ultraflash_cli.metrics.registry import Metric
+from ultraflash_cli.metrics.metric import Metric
 
 __all__ = ["LIKENESS", "is_there", "likeness"]
 

@@ -36,10 +36,10 @@ from benchmarks.likeness import is_there, likeness
 from benchmarks.peers import PEERS, PeerMissing
 from benchmarks.quality_tables import KINDS, SHOWN, Row, mean_rows, means_table
 from benchmarks.rgb import Frame, read_rgb, write_rgb
+from benchmarks.scores import measure
 from benchmarks.variants import Variant
 from ultraflash_cli.errors import UltraflashError
-from ultraflash_cli.metrics.ffmpeg import read_luma, run_ffmpeg
-from ultraflash_cli.metrics.registry import measure
+from ultraflash_cli.metrics.ffmpeg import View, read_planes, run_ffmpeg
 from ultraflash_cli.train.degradation import AigcConfig, draw_aigc
 from ultraflash_cli.train.operators import apply, to_log
 from ultraflash_cli.video.probe import probe
@@ -93,7 +93,7 @@ def prepare(
     clip: Path, folder: Path, *, scale: int, frames: int, kinds: Sequence[str], seed: int = 0
 ) -> Iterator[Case]:
     """Cut the original to ``frames`` frames and a size that divides, and make the small inputs from it."""
-    height, width = next(read_luma(clip, frames=1)).shape
+    height, width = next(read_planes(View(clip))).y_hw.shape
     unit = 2 * scale  # the small picture has even sides
     width, height = width // unit * unit, height // unit * unit
     truth = folder / f"{clip.stem}.truth.mkv"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.likeness import LIKENESS
-from ultraflash_cli.metrics.registry import METRICS
+from benchmarks.scores import METRICS
 
 __all__ = [
     "KINDS",

@@ -14,11 +14,15 @@ from benchmarks import quality, quality_tables
 from benchmarks.likeness import LIKENESS, is_there, likeness
 from benchmarks.quality_tables import KINDS, Row
 from benchmarks.rgb import read_rgb, write_rgb
+from benchmarks.scores import METRICS
 from benchmarks.variants import Variant
 from ultraflash_cli.errors import UsageError, WeightsError
-from ultraflash_cli.metrics.ffmpeg import read_luma, run_ffmpeg
-from ultraflash_cli.metrics.registry import METRICS
+from ultraflash_cli.metrics.ffmpeg import View, read_planes, run_ffmpeg
 from ultraflash_cli.weights.manifest import read_manifest
+
+
+def read_luma(clip: Path) -> list[np.ndarray]:
+    return [planes.y_hw for planes in read_planes(View(clip))]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def test_inputs_are_a_whole_fraction_of_the_cropped_original(clips: Path, tmp_pa
     cases = list(quality.prepare(clips / "pattern.mkv", tmp_path, scale=scale, frames=3, kinds=KINDS))
     assert [case.kind for case in cases] == ["clean", "deg", "aigc"]
     for case in cases:
-        truth, low = list(read_luma(case.truth)), list(read_luma(case.low))
+        truth, low = read_luma(case.truth), read_luma(case.low)
         assert len(truth) == len(low) == 3
         assert truth[0].shape == (case.height_px, case.width_px)
         assert low[0].shape == (case.height_px // scale, case.width_px // scale)

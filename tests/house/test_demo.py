@@ -6,16 +6,16 @@ import numpy as np
 from PIL import Image
 
 from demo import run
-from ultraflash_cli.metrics.ffmpeg import read_luma
+from ultraflash_cli.metrics.ffmpeg import View, read_planes
 
 MAX_CLIP_BYTES, MAX_PICTURE_BYTES = 600_000, 700_000
 
 
 def test_the_clip_is_small_lasts_two_seconds_and_names_its_origin(repository: Path) -> None:
     assert run.CLIP.stat().st_size < MAX_CLIP_BYTES
-    planes = list(read_luma(run.CLIP))
-    assert len(planes) == 48
-    assert planes[0].shape == (480, 832)
+    frames = list(read_planes(View(run.CLIP)))
+    assert len(frames) == 48
+    assert frames[0].y_hw.shape == (480, 832)
     attribution = (repository / "demo" / "ATTRIBUTION.md").read_text()
     assert "clip.mp4" in attribution and "licensed" in attribution
 

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from ultraflash_cli.metrics.ffmpeg import Coding, View, read_planes
+from ultraflash_cli.metrics.metric import Metric
 from ultraflash_cli.metrics.pairs import Crop, compare_planes, distinct_crops
-from ultraflash_cli.metrics.registry import Metric
 from ultraflash_cli.metrics.sampled import SAMPLED, measure_sampled
 from ultraflash_cli.metrics.vmaf import libvmaf_frames
 from ultraflash_cli.metrics.xpsnr import xpsnr_frames
@@ -40,8 +40,8 @@ COMPARED: Mapping[str, Metric] = MappingProxyType(
 )
 """How the numbers of a comparison are called and read. Scores of different VMAF models cannot be compared."""
 
-_MODELS = {name: name for name in ("vmaf_v0.6.1", "vmaf_v0.6.1neg")}
-_LARGE_MODELS = {"vmaf_v1.0.16_3d0h": "vmaf_v1.0.16_3d0h"}
+_MODELS = ("vmaf_v0.6.1", "vmaf_v0.6.1neg")
+_LARGE_MODELS = ("vmaf_v1.0.16_3d0h",)
 _FEATURES = {"float_ssim": "ssim", "psnr_y": "psnr_y"}
 _MS_SSIM_FRAMES = 300
 _LARGE_PX = 192
@@ -115,7 +115,7 @@ def compare_clips(
     )
     frames = len(pairs.tdiff)
     is_large = min(size_wh) >= _LARGE_PX
-    models = _MODELS | (_LARGE_MODELS if is_large else {})
+    models = (*_MODELS, *(_LARGE_MODELS if is_large else ()))
     wanted = ["psnr", *(name for name in _FEATURES if name != "psnr_y")]
     rows = libvmaf_frames(output, reference, models=models, features=wanted, threads=threads)
     sampled = measure_sampled(
@@ -147,8 +147,8 @@ def _ms_ssim(output: View, reference: View, *, frames: int, threads: int) -> lis
     """Measure MS-SSIM, which takes longer than the rest of libvmaf, on a limited number of frames."""
     step = -(-frames // _MS_SSIM_FRAMES)
     thinned = (each._replace(filters=f"{each.filters},select=not(mod(n\\,{step}))") for each in (output, reference))
-    model = dict([next(iter(_MODELS.items()))])  # libvmaf wants one
-    rows = libvmaf_frames(*thinned, models=model, features=["float_ms_ssim"], threads=threads)
+    one = _MODELS[:1]  # libvmaf wants one
+    rows = libvmaf_frames(*thinned, models=one, features=["float_ms_ssim"], threads=threads)
     series: list[float | None] = [None] * frames
     series[::step] = rows["float_ms_ssim"]
     return series

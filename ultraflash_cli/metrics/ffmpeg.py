@@ -16,11 +16,10 @@ __all__ = [
     "Luma",
     "Planes",
     "View",
-    "paired",
-    "read_luma",
     "read_planes",
     "read_rgb",
     "run_ffmpeg",
+    "scores_of_pairs",
     "viewed",
 ]
 
@@ -103,13 +102,22 @@ def run_ffmpeg(arguments: Sequence[str], *, what: str, folder: Path | None = Non
         raise InputError(f"{what}: {last_line(done.stderr)}")
 
 
-def read_luma(path: Path, *, frames: int | None = None) -> Generator[Luma]:
-    """Yield the Y plane of each frame, one at a time; deeper clips are brought to 8 bits.
+def scores_of_pairs(output: View, reference: View, measuring: str) -> str:
+    """Return what a filter of two inputs writes about their frames, paired by number; empty if it writes nothing.
 
-    Raises InputError if the file is missing or ffmpeg finds no picture in it.
+    ``measuring`` is the filter and its options, the last one being that of the file to write, without a value. Raises
+    InputError if one of the clips cannot be read or the sizes differ.
     """
-    for planes in read_planes(View(path), frames=frames):
-        yield planes.y_hw
+    graph = f"{paired(output, reference)};[out][ref]{measuring}=scores"
+    inputs = ["-i", str(output.path.resolve()), "-i", str(reference.path.resolve())]
+    with TemporaryDirectory(prefix="scores_") as folder:
+        run_ffmpeg(
+            [*inputs, "-lavfi", graph, "-fps_mode", "passthrough", "-f", "null", "-"],
+            what=f"{output.path} against {reference.path}",
+            folder=Path(folder),
+        )
+        scores = Path(folder) / "scores"
+        return scores.read_text() if scores.exists() else ""
 
 
 def read_rgb(view: View, numbers: Sequence[int], *, coding: Coding) -> list[np.ndarray]:
@@ -134,7 +142,7 @@ def _read_ppm(path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
-def read_planes(view: View, *, frames: int | None = None) -> Generator[Planes]:
+def read_planes(view: View) -> Generator[Planes]:
     """Yield the planes of each frame as it is shown, one at a time.
 
     Raises InputError if the file is missing or ffmpeg finds no picture in it.
@@ -142,21 +150,10 @@ def read_planes(view: View, *, frames: int | None = None) -> Generator[Planes]:
     path = view.path
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    limit = ["-frames:v", str(frames)] if frames else []
 
     # yuv4mpegpipe: the stream opens with a header that names the size, so that nothing has to be probed first.
     graph = f"{view.filters},format=yuv420p"
-    arguments = [
-        "-i",
-        str(path.resolve()),
-        "-map",
-        f"0:{view.stream}",
-        "-vf",
-        graph,
-        "-fps_mode",
-        "passthrough",
-        *limit,
-    ]
+    arguments = ["-i", str(path.resolve()), "-map", f"0:{view.stream}", "-vf", graph, "-fps_mode", "passthrough"]
     command = [ffmpeg_program(), "-v", "error", "-nostdin", *arguments, "-f", "yuv4mpegpipe", "-"]
 
     # Complaints go to a file: a pipe that nobody empties while the frames are read would block ffmpeg.

@@ -12,7 +12,7 @@ from ultraflash_cli.metrics.cvvdp import ColorVideoVdp, missing_packages
 from ultraflash_cli.metrics.ffmpeg import Coding, View, read_rgb
 from ultraflash_cli.metrics.lpips import PACKAGE as LPIPS_PACKAGE
 from ultraflash_cli.metrics.lpips import learned_distance
-from ultraflash_cli.metrics.registry import Metric
+from ultraflash_cli.metrics.metric import Metric
 
 __all__ = ["SAMPLED", "Sampled", "measure_sampled", "parts", "spread"]
 

@@ -20,14 +20,14 @@ _OCCLUDED_LEVELS = 12.0
 
 
 def warping_error(
-    output_hw: Plane, output_before_hw: Plane, reference_hw: Plane, reference_before_hw: Plane, flow: Flow | None = None
+    output_hw: Plane, output_before_hw: Plane, reference_hw: Plane, reference_before_hw: Plane
 ) -> tuple[float, float]:
     """Return the root mean square change of output and of reference along the reference's motion, in 8-bit levels.
 
     All planes are luma of one size. Pixels where the reference itself does not follow its motion (occlusions) are left
-    out of both. ``flow`` is that motion if it is known already.
+    out of both.
     """
-    flow = optical_flow(reference_hw, reference_before_hw) if flow is None else flow
+    flow = optical_flow(reference_hw, reference_before_hw)
     reference_error = reference_hw - _warped(reference_before_hw, flow)
     seen = np.abs(reference_error) <= _OCCLUDED_LEVELS
     if not seen.any():

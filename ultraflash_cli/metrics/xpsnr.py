@@ -2,10 +2,8 @@
 
 import math
 import re
-import tempfile
-from pathlib import Path
 
-from ultraflash_cli.metrics.ffmpeg import View, paired, run_ffmpeg
+from ultraflash_cli.metrics.ffmpeg import View, scores_of_pairs
 
 __all__ = ["BEST_DB", "xpsnr_frames"]
 
@@ -20,14 +18,6 @@ def xpsnr_frames(output: View, reference: View) -> list[float]:
 
     Raises InputError if one of them cannot be read or the sizes differ.
     """
-    with tempfile.TemporaryDirectory(prefix="xpsnr_") as folder:
-        graph = f"{paired(output, reference)};[out][ref]xpsnr=stats_file=scores.log"
-        arguments = ["-i", str(output.path.resolve()), "-i", str(reference.path.resolve()), "-lavfi", graph]
-        run_ffmpeg(
-            [*arguments, "-fps_mode", "passthrough", "-f", "null", "-"],
-            what=f"{output.path} against {reference.path}",
-            folder=Path(folder),
-        )
-        rows = _ROW.findall((Path(folder) / "scores.log").read_text())
+    rows = _ROW.findall(scores_of_pairs(output, reference, "xpsnr=stats_file"))
     values = [float(row) for row in rows if not row.startswith("0.0000 ")]
     return [BEST_DB if math.isinf(value) else value for value in values]
