@@ -94,7 +94,9 @@ def trained(
     config = replace(config, loop=loop)
     roles: nn.Module = recipe.start(config, [], weights)
     roles = run_loop(roles, recipe.learners(config), Prefetcher(make, workers=0), loop, folder, group=group)
-    return {name: x for name, x in roles.state_dict().items() if name.split(".")[0] not in recipe.HELPERS}
+    return {
+        name: x for name, x in roles.state_dict().items() if name.split(".")[0] not in getattr(recipe, "HELPERS", ())
+    }
 
 
 @pytest.fixture(scope="module")

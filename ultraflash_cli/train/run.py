@@ -23,7 +23,7 @@ from ultraflash_cli.train.latents import open_scene_latents
 from ultraflash_cli.train.loop import Prefetcher, generator_of, moved, run_loop
 from ultraflash_cli.train.pairs import pairs_hash
 from ultraflash_cli.train.process_group import ProcessGroup, joined_group
-from ultraflash_cli.train.recipe import RecipeModule, Weights
+from ultraflash_cli.train.recipe import RecipeModule, Weights, helpers_of, merged
 from ultraflash_cli.train.recipes import RECIPES
 from ultraflash_cli.train.record import RECORD, VALIDATION, RunRecord, read_record
 from ultraflash_cli.train.report import write_report
@@ -201,7 +201,7 @@ def _run(
         )
     torch.set_num_threads(job.threads)
     log = RunLog(job.out, tensorboard=job.tensorboard)
-    roles: nn.Module = recipe.start(config, materials, _read_weights(job, recipe.merge))
+    roles: nn.Module = recipe.start(config, materials, _read_weights(job, recipe))
     roles.to(device)
     make = recipe.make(config, job.data)
     batches = Prefetcher(make, workers=job.workers)
@@ -224,7 +224,7 @@ def _run(
             on_scores(step, scores)
 
     def save(model: nn.Module, step: int) -> None:
-        _save(job.out, model, replace(record, steps=step), log, recipe.HELPERS)
+        _save(job.out, model, replace(record, steps=step), log, helpers_of(recipe))
         picture = recipe.pictures(
             config, model, moved(make(SHOWN_BATCH), device), generator_of(config.loop.seed, "pictures")
         )
@@ -255,7 +255,7 @@ def _run(
         batches.close()
     record = replace(record, steps=job.steps)
     if group.is_main:
-        _save(job.out, roles, record, log, recipe.HELPERS)
+        _save(job.out, roles, record, log, helpers_of(recipe))
         write_report(job.out)
     return record
 
@@ -303,7 +303,7 @@ def _save(folder: Path, model: nn.Module, record: RunRecord, log: RunLog, helper
         part.write_text(json.dumps(asdict(record), indent=1))
 
 
-def _read_weights(job: TrainJob, merge: Callable[[list[Weights]], Weights]) -> Weights | None:
+def _read_weights(job: TrainJob, recipe: RecipeModule) -> Weights | None:
     """Return the tensors of all files, merged as the recipe defines."""
     for path in [*job.start_from, *(path for _, path in job.start_parts)]:
         if not path.exists():
@@ -316,7 +316,7 @@ def _read_weights(job: TrainJob, merge: Callable[[list[Weights]], Weights]) -> W
         own = {key: value for key, value in tensors.items() if key.startswith(halves)}
         weights |= {f"{role}.{key}": value for key, value in (own or tensors).items()}
     if job.start_from:
-        weights |= merge([read_tensors(path) for path in job.start_from])
+        weights |= merged(recipe, [read_tensors(path) for path in job.start_from])
     return weights or None
 
 

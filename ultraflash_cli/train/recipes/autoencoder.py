@@ -20,30 +20,23 @@ from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.flows import normal, uniform
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, spread_term
-from ultraflash_cli.train.recipe import overlaid
+from ultraflash_cli.train.recipe import seeded
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
-    "HELPERS",
     "NETWORKS",
     "AutoencoderConfig",
     "configure",
     "learners",
     "loss",
     "make",
-    "merge",
     "pictures",
     "start",
 ]
 
 NETWORKS = ("encoder", "decoder")
 """Roles that an export writes."""
-
-HELPERS: tuple[str, ...] = ()
-"""Roles needed only for training."""
-
-merge = overlaid
 
 TOY_SPACE = replace(
     LITE,
@@ -153,8 +146,7 @@ def start(config: AutoencoderConfig, materials: list[Material], weights: dict[st
     """
     if config.perception:
         weights_path("alex")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
+    with seeded(config):
         roles = CascadeRoles(config.profile, NETWORKS)
     given = {name.split(".")[0] for name in weights or ()}
     if given.isdisjoint(NETWORKS):

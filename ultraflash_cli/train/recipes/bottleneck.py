@@ -26,13 +26,11 @@ from ultraflash_cli.train.data import Material, load_materials
 from ultraflash_cli.train.flows import normal, uniform
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import spread_term
-from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.recipes import autoencoder
 from ultraflash_cli.train.roles import CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
-    "HELPERS",
     "NETWORKS",
     "BottleneckConfig",
     "component_gains",
@@ -40,18 +38,12 @@ __all__ = [
     "learners",
     "loss",
     "make",
-    "merge",
     "pictures",
     "start",
 ]
 
 NETWORKS = autoencoder.NETWORKS
 """Roles that an export writes."""
-
-HELPERS: tuple[str, ...] = ()
-"""Roles needed only for training."""
-
-merge = overlaid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import draw_levels, group_flow, noised, normal
 from ultraflash_cli.train.large import large_loop
 from ultraflash_cli.train.loop import Batch, Learner, generator_of
+from ultraflash_cli.train.recipe import seeded
 from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
 from ultraflash_cli.train.recipes.tv2v_flow_matching import Tv2vConfig, channel_weight, of_scales, weigh_channels
 from ultraflash_cli.train.rewards import load_reward
@@ -139,8 +140,7 @@ class DpoRoles(CascadeRoles):
     transformer."""
 
     def __init__(self, config: DpoConfig) -> None:
-        scales = tuple(scale for scale, _ in config.scale_odds)
-        super().__init__(config.service_profile, config.parts, scales=scales, words=config.words)
+        super().__init__(config.service_profile, config.parts, scales=config.scales, words=config.words)
         sr_dit, wide = self.profile.sr_dit, config.dense_profile.sr_dit
         assert sr_dit is not None and wide is not None
         self.reference = SrDit(sr_dit).requires_grad_(False)
@@ -339,11 +339,10 @@ def start(config: DpoConfig, materials: list[Material], weights: dict[str, Tenso
     those of a run of ``causal_dmd``: see ``merge``. Raises UsageError without weights, WeightsError where they do not
     fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
+    with seeded(config):
         roles = DpoRoles(config)
     hint = "average.safetensors of a run of `tv2v_flow_matching`, then that of a run of `causal_dmd`"
-    given = of_scales(weights or {}, tuple(scale for scale, _ in config.scale_odds))
+    given = of_scales(weights or {}, config.scales)
     given = {name: value for name, value in given.items() if not name.startswith("reference.")}
     roles.load(given or None, fresh=("reference",), hint=hint)
     roles.reference.load_state_dict(roles.sr_dit.state_dict())

@@ -1,10 +1,8 @@
 """Recipe ``causal_dmd``: distil the many-step dense transformer into a one-step
 block-sparse one, with hybrid rewards."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,13 +16,14 @@ from ultraflash_cli.train.flows import clean_of, distribution_terms, draw_levels
 from ultraflash_cli.train.large import large_loop
 from ultraflash_cli.train.loop import Batch, Learner
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
-from ultraflash_cli.train.recipe import overlaid
+from ultraflash_cli.train.recipe import seeded
 from ultraflash_cli.train.recipes import tv2v_flow_matching as tv2v
 from ultraflash_cli.train.recipes.tv2v_flow_matching import (
     Tv2vConfig,
     channel_weight,
     flow_error,
     is_kernel,
+    make,
     of_scales,
     weigh_channels,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "critic_loss",
     "learners",
     "make",
-    "merge",
     "pictures",
     "start",
     "student_loss",
@@ -53,8 +51,6 @@ NETWORKS = ("sr_dit",)
 
 HELPERS = ("real_score", "fake_score", "critic")
 """Roles needed only for training."""
-
-merge = overlaid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +102,7 @@ class DmdRoles(CascadeRoles):
     """The cascade with a sparse student, a frozen dense real score and a dense fake score that learns."""
 
     def __init__(self, config: DmdConfig) -> None:
-        scales = tuple(scale for scale, _ in config.scale_odds)
-        super().__init__(config.profile, config.parts, scales=scales, words=config.words)
+        super().__init__(config.profile, config.parts, scales=config.scales, words=config.words)
         self.recompute = config.loop.recompute
         wide = config.dense_profile.sr_dit
         assert wide is not None
@@ -256,20 +251,14 @@ def start(config: DmdConfig, materials: list[Material], weights: dict[str, Tenso
 
     Raises UsageError without weights, WeightsError where they do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
+    with seeded(config):
         roles = DmdRoles(config)
-    given = of_scales(weights or {}, tuple(scale for scale, _ in config.scale_odds))
+    given = of_scales(weights or {}, config.scales)
     given = {name: value for name, value in given.items() if name.split(".")[0] not in HELPERS}
     roles.load(given or None, fresh=HELPERS, hint="average.safetensors of a run of `tv2v_flow_matching`")
     roles.begin()
     weigh_channels(config, roles)
     return roles
-
-
-def make(config: DmdConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function that makes a batch from its number."""
-    return tv2v.make(config, data)
 
 
 def clips(config: DmdConfig, roles: DmdRoles, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:

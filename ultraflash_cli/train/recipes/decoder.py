@@ -4,10 +4,8 @@ latents of the frozen encoder.
 With the condition ``lr`` it also reads the low-resolution frames, which `upscale` has at hand.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -16,17 +14,17 @@ from torch import Tensor, nn
 from ultraflash_cli.engine.layers.memory_block import MemoryBlock
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.errors import ConfigError
-from ultraflash_cli.train.data import Material, PairConfig, pair_batch
+from ultraflash_cli.train.data import Material, PairConfig
 from ultraflash_cli.train.flows import normal, uniform
 from ultraflash_cli.train.large import comes_encoded
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, spread_term
-from ultraflash_cli.train.recipe import overlaid
+from ultraflash_cli.train.recipe import PairRecipeConfig, seeded
+from ultraflash_cli.train.recipe import make_pairs as make
 from ultraflash_cli.train.roles import CONDITION, TOY, TOY_WORDS, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
-    "HELPERS",
     "NETWORKS",
     "DecoderRecipeConfig",
     "clips",
@@ -35,7 +33,6 @@ __all__ = [
     "learners",
     "loss",
     "make",
-    "merge",
     "pictures",
     "start",
 ]
@@ -43,26 +40,17 @@ __all__ = [
 NETWORKS = ("encoder", "decoder")
 """Roles that an export writes."""
 
-HELPERS: tuple[str, ...] = ()
-"""Roles needed only for training."""
-
-merge = overlaid
-
 LATENT_GAIN = 4.0
 """Factor from colours around grey to the latents of a new latent space, so that their
 variance is about 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderRecipeConfig(RecipeConfig):
+class DecoderRecipeConfig(PairRecipeConfig):
     """Settings of the training data, the loss and the loop."""
 
     profile: Profile = LITE
     """The networks' sizes."""
-    pairs: PairConfig = field(default_factory=PairConfig)
-    """Sampling of clips."""
-    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """Sampling weight of each scale, which sets the size of the clips."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(information=0.01, detail=0.02))
     """Weights of the loss terms; the structural ones replace a perceptual term."""
     spread: float = 0.001
@@ -165,10 +153,8 @@ def start(config: DecoderRecipeConfig, materials: list[Material], weights: dict[
     An encoder in ``weights`` is frozen. Without one there is no latent space yet, and a
     new encoder is trained as well. Raises WeightsError if the weights do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
-        scales = tuple(scale for scale, _ in config.scale_odds)
-        roles = CascadeRoles(config.conditioned, NETWORKS, scales=scales, words=TOY_WORDS)
+    with seeded(config):
+        roles = CascadeRoles(config.conditioned, NETWORKS, scales=config.scales, words=TOY_WORDS)
     given = {name.split(".")[0] for name in weights or ()}
     if not given.issuperset(NETWORKS):
         _carry_colours(roles)
@@ -235,12 +221,6 @@ def _scale(layer: nn.Conv2d, gain: float, shift: float) -> None:
     layer.weight[:3] *= gain
     assert layer.bias is not None
     layer.bias[:3] = shift
-
-
-def make(config: DecoderRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function that makes a batch from its number."""
-    assert data is not None, "pairs come from prepared material"
-    return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
 
 
 def clips(

@@ -30,12 +30,10 @@ from ultraflash_cli.train.latents import (
     thing_cover,
 )
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
-from ultraflash_cli.train.recipe import overlaid
 from ultraflash_cli.train.roles import CHANNEL_WEIGHT, TOY, TOY_WORDS, CascadeRoles, pixel_gain
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
-    "HELPERS",
     "NETWORKS",
     "ClipLength",
     "GeneratorRecipeConfig",
@@ -45,7 +43,6 @@ __all__ = [
     "learners",
     "loss",
     "make",
-    "merge",
     "pictures",
     "roll_out",
     "scene_batch",
@@ -54,11 +51,6 @@ __all__ = [
 
 NETWORKS = ("generator", "text_encoder")
 """Roles that an export writes."""
-
-HELPERS: tuple[str, ...] = ()
-"""Roles that no result needs."""
-
-merge = overlaid
 
 _PICTURED = 2
 """Clips of a batch that are generated for a picture: whole streams, which take a while."""

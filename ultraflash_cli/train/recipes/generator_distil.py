@@ -1,10 +1,8 @@
 """Recipe ``generator_distil``: distil the generator to a few steps on its own roll-outs
 (self-forcing)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,11 +12,10 @@ from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.train.data import Material
 from ultraflash_cli.train.flows import chunk_flow, clean_of, distribution_terms, draw_levels, noised, normal
 from ultraflash_cli.train.loop import Batch, Learner
-from ultraflash_cli.train.recipe import overlaid
+from ultraflash_cli.train.recipe import seeded
 from ultraflash_cli.train.recipes import generator as base
-from ultraflash_cli.train.recipes.generator import GeneratorRecipeConfig
+from ultraflash_cli.train.recipes.generator import GeneratorRecipeConfig, make, pictures
 from ultraflash_cli.train.roles import CascadeRoles
-from ultraflash_cli.train.sheets import Picture
 
 __all__ = [
     "HELPERS",
@@ -30,7 +27,6 @@ __all__ = [
     "forced",
     "learners",
     "make",
-    "merge",
     "pictures",
     "start",
     "student_loss",
@@ -41,8 +37,6 @@ NETWORKS = ("generator", "text_encoder")
 
 HELPERS = ("real_score", "fake_score")
 """Roles needed only for training."""
-
-merge = overlaid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,22 +163,10 @@ def start(config: DistilConfig, materials: list[Material], weights: dict[str, Te
 
     Raises UsageError without weights, WeightsError where they do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
+    with seeded(config):
         roles = DistilRoles(config)
     roles.load(weights, fresh=HELPERS, hint="average.safetensors of a run of `generator`")
     for score in (roles.real_score, roles.fake_score):
         score.load_state_dict(roles.generator.state_dict())
     roles.learn("generator", "fake_score")
     return roles
-
-
-def make(config: DistilConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function that makes a batch from its number; only the captions and
-    sizes of the scenes matter."""
-    return base.make(config, data)
-
-
-def pictures(config: DistilConfig, roles: DistilRoles, batch: Batch, rng: torch.Generator) -> Picture:
-    """Show the student's results for captions next to the original scenes."""
-    return base.pictures(config, roles, batch, rng)

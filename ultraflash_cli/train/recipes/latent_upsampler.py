@@ -1,10 +1,8 @@
 """Recipe ``latent_upsampler``: train U(E(x_lr)) by regression onto E(x_hr) with a
 frozen encoder."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +10,15 @@ from torch import Tensor
 
 from ultraflash_cli.engine.profiles import LITE, Profile
 from ultraflash_cli.errors import ConfigError
-from ultraflash_cli.train.data import Material, PairConfig, pair_batch
+from ultraflash_cli.train.data import Material, PairConfig
 from ultraflash_cli.train.large import comes_encoded
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
-from ultraflash_cli.train.recipe import overlaid
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.recipe import PairRecipeConfig, seeded
+from ultraflash_cli.train.recipe import make_pairs as make
 from ultraflash_cli.train.roles import TOY, TOY_WORDS, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
-    "HELPERS",
     "NETWORKS",
     "UpsamplerRecipeConfig",
     "clips",
@@ -28,7 +26,6 @@ __all__ = [
     "learners",
     "loss",
     "make",
-    "merge",
     "pictures",
     "start",
 ]
@@ -36,23 +33,13 @@ __all__ = [
 NETWORKS = ("upsamplers",)
 """Roles that an export writes."""
 
-HELPERS: tuple[str, ...] = ()
-"""Roles needed only for training."""
-
-merge = overlaid
-
 
 @dataclass(frozen=True, kw_only=True)
-class UpsamplerRecipeConfig(RecipeConfig):
+class UpsamplerRecipeConfig(PairRecipeConfig):
     """Settings of the training data and the loop."""
 
     profile: Profile = LITE
     """The networks' sizes."""
-    pairs: PairConfig = field(default_factory=PairConfig)
-    """Sampling of clips; their low-resolution versions are made here by bilinear
-    downscaling alone."""
-    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """Sampling weight of each scale."""
     temporal: float = 0.5
     """Weight of the error of the latents' differences in time."""
 
@@ -109,19 +96,12 @@ def start(config: UpsamplerRecipeConfig, materials: list[Material], weights: dic
 
     Raises UsageError without weights, WeightsError where they do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
-        scales = tuple(scale for scale, _ in config.scale_odds)
-        roles = CascadeRoles(config.profile, ("encoder", "upsamplers", "decoder"), scales=scales, words=TOY_WORDS)
+    with seeded(config):
+        parts = ("encoder", "upsamplers", "decoder")
+        roles = CascadeRoles(config.profile, parts, scales=config.scales, words=TOY_WORDS)
     roles.load(weights, fresh=NETWORKS, hint="average.safetensors of a run of `decoder` or `pixels`")
     roles.learn(*NETWORKS)
     return roles
-
-
-def make(config: UpsamplerRecipeConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function that makes a batch from its number."""
-    assert data is not None, "pairs come from prepared material"
-    return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
 
 
 def clips(

@@ -28,6 +28,7 @@ from ultraflash_cli.train.degradation import DegradationConfig
 from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
 from ultraflash_cli.train.losses import charbonnier, temporal_loss, to_ycbcr, weave_loss
 from ultraflash_cli.train.pairs import CutConfig, cut_batch
+from ultraflash_cli.train.recipe import seeded
 from ultraflash_cli.train.recipes.pixels import load_roles
 from ultraflash_cli.train.sheets import Picture, enlarged, sheet
 
@@ -236,8 +237,7 @@ def start(config: PerceptualConfig, materials: list[Material], weights: dict[str
         weights_path(trunk)
     if weights is None:
         raise UsageError("this recipe needs --start-from: average.safetensors of a run of `pixels`")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
+    with seeded(config):
         roles = PerceptualRoles(config)
     faithful = {name: value for name, value in weights.items() if name.startswith("pixels.")}
     given = {name.replace("pixels.", f"{role}.", 1): value for name, value in faithful.items() for role in ROLES_OF_P}

@@ -1,10 +1,8 @@
 """Recipe ``pixels``: train the pixel path by regression onto the high-resolution
 clip."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +12,14 @@ from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.profiles import LITE
 from ultraflash_cli.engine.stages.pixel_path import PixelPath, PixelPathConfig
 from ultraflash_cli.errors import WeightsError
-from ultraflash_cli.train.data import Material, PairConfig, PairDataset, pair_batch
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
+from ultraflash_cli.train.data import Material, PairConfig, PairDataset
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms, to_ycbcr
-from ultraflash_cli.train.recipe import overlaid
+from ultraflash_cli.train.recipe import PairRecipeConfig, seeded
+from ultraflash_cli.train.recipe import make_pairs as make
 from ultraflash_cli.train.sheets import Picture, enlarged, sheet
 
 __all__ = [
-    "HELPERS",
     "NETWORKS",
     "PixelRoles",
     "PixelsConfig",
@@ -31,7 +29,6 @@ __all__ = [
     "load_roles",
     "loss",
     "make",
-    "merge",
     "pictures",
     "start",
     "toy_sized",
@@ -39,11 +36,6 @@ __all__ = [
 
 NETWORKS = ("pixels",)
 """Roles that an export writes."""
-
-HELPERS: tuple[str, ...] = ()
-"""Roles needed only for training."""
-
-merge = overlaid
 
 WHITENING_FLOOR = 3e-5
 """Variance below which an axis of the patches counts as noise."""
@@ -53,14 +45,11 @@ WHITENING_SEED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelsConfig(RecipeConfig):
+class PixelsConfig(PairRecipeConfig):
     """Settings of the training data, the loss and the loop."""
 
-    pairs: PairConfig = field(default_factory=PairConfig)
     terms: PictureTerms = field(default_factory=PictureTerms)
     """Weights of the loss terms."""
-    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """Sampling weight of each scale."""
 
 
 class PixelRoles(nn.Module):
@@ -132,12 +121,6 @@ def learners(config: PixelsConfig) -> tuple[Learner, ...]:
     return (Learner(loss=partial(loss, config), is_kernel=is_kernel),)
 
 
-def make(config: PixelsConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function that makes a batch from its number."""
-    assert data is not None, "pairs come from prepared material"
-    return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
-
-
 def pictures(config: PixelsConfig, roles: nn.Module, batch: Batch, rng: torch.Generator) -> Picture:
     """Show clips enlarged by plain resampling, by the networks, and the originals."""
     low, high, scale = batch
@@ -167,8 +150,7 @@ def start(config: PixelsConfig, materials: list[Material], weights: dict[str, Te
     with whitened first filters. Raises WeightsError if ``weights`` do not come from
     this recipe.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
+    with seeded(config):
         roles = PixelRoles()
     if weights is not None:
         load_roles(roles, weights)

@@ -1,31 +1,28 @@
 """Recipe ``sr_dit``: train the SR transformer by one-step regression, with gradients
 through the frozen decoder."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.profiles import LITE, Profile
-from ultraflash_cli.train.data import Material, PairConfig, pair_batch
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
+from ultraflash_cli.train.data import Material, PairConfig
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
 from ultraflash_cli.train.losses import PictureTerms, picture_terms
-from ultraflash_cli.train.recipe import overlaid
+from ultraflash_cli.train.recipe import PairRecipeConfig, seeded
+from ultraflash_cli.train.recipe import make_pairs as make
 from ultraflash_cli.train.roles import TOY, CascadeRoles
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
-    "HELPERS",
     "NETWORKS",
     "SrConfig",
     "configure",
     "learners",
     "loss",
     "make",
-    "merge",
     "pictures",
     "refine",
     "start",
@@ -34,11 +31,6 @@ __all__ = [
 NETWORKS = ("sr_dit",)
 """The roles that the recipe trains."""
 
-HELPERS: tuple[str, ...] = ()
-"""Roles needed only for training."""
-
-merge = overlaid
-
 
 assert LITE.sr_dit is not None
 WORDLESS = replace(LITE, sr_dit=replace(LITE.sr_dit, text_len=0, pool_text=False))
@@ -46,18 +38,14 @@ WORDLESS = replace(LITE, sr_dit=replace(LITE.sr_dit, text_len=0, pool_text=False
 
 
 @dataclass(frozen=True, kw_only=True)
-class SrConfig(RecipeConfig):
+class SrConfig(PairRecipeConfig):
     """Settings of the training data, the loss and the loop."""
 
     profile: Profile = WORDLESS
     """Sizes of the networks; the transformer is unconditional and predicts a residual
     to its condition."""
-    pairs: PairConfig = field(default_factory=PairConfig)
-    """Sampling of clips."""
     terms: PictureTerms = field(default_factory=lambda: PictureTerms(temporal=1.0, information=0.02, detail=0.03))
     """Weights of the loss terms."""
-    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """Sampling weight of each scale."""
 
 
 def refine(roles: CascadeRoles, latents_bcthw: Tensor, rng: torch.Generator) -> Tensor:
@@ -106,19 +94,11 @@ def start(config: SrConfig, materials: list[Material], weights: dict[str, Tensor
 
     ``materials`` are ignored. Raises UsageError without weights, WeightsError where they do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
-        scales = tuple(scale for scale, _ in config.scale_odds)
-        roles = CascadeRoles(config.profile, ("encoder", "upsamplers", "sr_dit", "decoder"), scales=scales)
+    with seeded(config):
+        roles = CascadeRoles(config.profile, ("encoder", "upsamplers", "sr_dit", "decoder"), scales=config.scales)
     roles.load(weights, fresh=NETWORKS, hint="average.safetensors of a run of `latent_upsampler`")
     roles.learn(*NETWORKS)
     return roles
-
-
-def make(config: SrConfig, data: Path | None) -> Callable[[int], Batch]:
-    """Return the function that makes a batch from its number."""
-    assert data is not None, "pairs come from prepared material"
-    return partial(pair_batch, data.absolute(), config.pairs, config.loop.seed, config.scale_odds, config.loop.batch)
 
 
 def pictures(config: SrConfig, roles: CascadeRoles, batch: Batch, rng: torch.Generator) -> Picture:

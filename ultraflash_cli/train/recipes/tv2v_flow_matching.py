@@ -19,14 +19,13 @@ from ultraflash_cli.train.data import Material, PairConfig, captioned_batch
 from ultraflash_cli.train.encoded import encoded_batch, holds_encoded
 from ultraflash_cli.train.flows import clean_of, draw_levels, group_flow, noised, normal, uniform
 from ultraflash_cli.train.large import comes_encoded, large_loop, window_of
-from ultraflash_cli.train.loop import Batch, Learner, LoopConfig, RecipeConfig
-from ultraflash_cli.train.recipe import overlaid
+from ultraflash_cli.train.loop import Batch, Learner, LoopConfig
+from ultraflash_cli.train.recipe import PairRecipeConfig, seeded
 from ultraflash_cli.train.roles import CHANNEL_WEIGHT, TOY, TOY_WORDS, CascadeRoles, dense, pixel_gain
 from ultraflash_cli.train.scene_pairs import SceneWindow, holds_scene_pairs, scene_pair_batch
 from ultraflash_cli.train.sheets import Picture, sheet
 
 __all__ = [
-    "HELPERS",
     "NETWORKS",
     "Tv2vConfig",
     "channel_weight",
@@ -38,7 +37,6 @@ __all__ = [
     "learners",
     "loss",
     "make",
-    "merge",
     "of_scales",
     "pictures",
     "sample",
@@ -51,26 +49,17 @@ __all__ = [
 NETWORKS = ("sr_dit",)
 """Roles that an export writes."""
 
-HELPERS: tuple[str, ...] = ()
-"""Roles needed only for training."""
-
-merge = overlaid
-
 
 @dataclass(frozen=True, kw_only=True)
-class Tv2vConfig(RecipeConfig):
+class Tv2vConfig(PairRecipeConfig):
     """Settings of the training data, the noise sampling and the loop."""
 
     profile: Profile
     """Sizes of the networks; the SR transformer is made dense for this recipe."""
     words: PromptEncoderConfig = TOY_WORDS
     """The prompt encoder of a transformer with a text path."""
-    pairs: PairConfig = field(default_factory=PairConfig)
-    """Sampling of clips."""
     window: SceneWindow = field(default_factory=SceneWindow)
     """Window cut from rendered scenes, if the data are scenes at two sizes."""
-    scale_odds: tuple[tuple[int, float], ...] = ((2, 0.65), (3, 0.35))
-    """Sampling weight of each scale."""
     condition_noise: tuple[float, float] = (0.1, 0.3)
     """Range of sigma, the share of noise in the condition."""
     pixel_power: float = 0.0
@@ -290,11 +279,9 @@ def start(config: Tv2vConfig, materials: list[Material], weights: dict[str, Tens
     of the patch kernel for the condition is zero. Raises UsageError without weights,
     WeightsError where they do not fit.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.loop.seed)
-        scales = tuple(scale for scale, _ in config.scale_odds)
-        roles = CascadeRoles(config.dense_profile, config.parts, scales=scales, words=config.words)
-    weights = None if weights is None else of_scales(weights, scales)
+    with seeded(config):
+        roles = CascadeRoles(config.dense_profile, config.parts, scales=config.scales, words=config.words)
+    weights = None if weights is None else of_scales(weights, config.scales)
     given = {name.split(".")[0] for name in weights or ()}
     if weights is not None and "generator" in given and "sr_dit" not in given:
         generator = {name.split(".", 1)[1]: v for name, v in weights.items() if name.startswith("generator.")}
