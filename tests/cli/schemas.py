@@ -21,11 +21,11 @@ from ultraflash_cli.bench.report import BenchReport
 from ultraflash_cli.engine.footprint.plan import MemorySettings, MemoryStep
 from ultraflash_cli.jobs import events
 from ultraflash_cli.jobs.doctor import Finding
-from ultraflash_cli.jobs.forecast import Forecast
 from ultraflash_cli.jobs.resume.leftovers import Leftover
+from ultraflash_cli.jobs.running.forecast import Forecast
 from ultraflash_cli.jobs.running.generate import GenerateReport
+from ultraflash_cli.jobs.running.still import StillReport
 from ultraflash_cli.jobs.running.upscale import UpscaleReport
-from ultraflash_cli.jobs.still import StillReport
 from ultraflash_cli.video.color import ColorInfo
 
 __all__ = ["FOLDER", "schemas", "written"]

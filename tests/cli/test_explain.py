@@ -15,9 +15,9 @@ from tests.cli.reference import reference
 from tests.jobs.clips import make_clip
 from tests.jobs.doubler import builder as upscaling
 from tests.jobs.generating import builder as generating
-from ultraflash_cli.jobs import made
-from ultraflash_cli.jobs.made import made_by_upscaling
 from ultraflash_cli.jobs.planning.upscale import UpscaleJob
+from ultraflash_cli.jobs.provenance import made
+from ultraflash_cli.jobs.provenance.made import made_by_upscaling
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
 from ultraflash_cli.video.made_tag import append_made, read_made, with_made_chunk

@@ -18,8 +18,8 @@ from ultraflash_cli.engine.stages.generator import Generator
 from ultraflash_cli.engine.stages.latent_upsampler import LatentUpsampler
 from ultraflash_cli.engine.stages.sr_dit import SrDit
 from ultraflash_cli.engine.text_to_video import TextToVideo
-from ultraflash_cli.jobs.forecast import Forecast, describe_forecast
 from ultraflash_cli.jobs.running import loader
+from ultraflash_cli.jobs.running.forecast import Forecast, describe_forecast
 from ultraflash_cli.main import main
 from ultraflash_cli.models.forecast import generation_rates
 

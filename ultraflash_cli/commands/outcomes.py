@@ -87,7 +87,7 @@ def _table(rows: Sequence[_Row]) -> list[str]:
 
 
 def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
-    from ultraflash_cli.jobs.forecast import describe_forecast
+    from ultraflash_cli.jobs.running.forecast import describe_forecast
     from ultraflash_cli.models.memory import describe_memory
 
     if json:

@@ -16,7 +16,7 @@ __all__ = ["check_pages", "show_still", "with_pages"]
 
 def show_still(console: Console, jobs: "Sequence[UpscaleJob]", *, html: bool, dry_run: bool, json: bool) -> None:
     """Make the two pictures of `--preview frame@TIME` and show where they are. Raises UsageError for several inputs."""
-    from ultraflash_cli.jobs.still import run_still
+    from ultraflash_cli.jobs.running.still import run_still
 
     if len(jobs) != 1:
         raise UsageError("--preview frame needs a single clip; give one input")

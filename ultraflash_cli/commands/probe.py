@@ -36,7 +36,7 @@ def probe(
         raise
 
     # Only now, since these load torch, which takes longer than everything else here.
-    from ultraflash_cli.jobs.forecast import Forecaster, describe_forecast
+    from ultraflash_cli.jobs.running.forecast import Forecaster, describe_forecast
     from ultraflash_cli.jobs.running.loader import Models
     from ultraflash_cli.jobs.running.upscale import Upscaling
     from ultraflash_cli.models.device import choose_device, stage_precisions

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ultraflash_cli.errors import Interrupted, UltraflashError, UsageError
 from ultraflash_cli.jobs.events import Listener, Planned
-from ultraflash_cli.jobs.forecast import Forecast, Forecaster
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
+from ultraflash_cli.jobs.running.forecast import Forecast, Forecaster
 from ultraflash_cli.jobs.running.prepare import prepare, prepare_generation
 from ultraflash_cli.jobs.stop import Stop
 

@@ -1,9 +1,13 @@
-"""A finished segment file: where it is, and what it holds."""
+"""A segment being written, and a finished one: where it is, and what it holds."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
-__all__ = ["SegmentFile"]
+from ultraflash_cli.video.frame import Frame
+
+__all__ = ["SegmentFile", "SegmentSink"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,3 +21,19 @@ class SegmentFile:
     first_pts: int
     last_pts: int
     last_duration: int
+
+
+class SegmentSink(Protocol):
+    """A segment being written; leaving by an exception deletes it."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None: ...
+
+    def write(self, frame: Frame) -> None: ...
+
+    def close(self) -> SegmentFile | None:
+        """Finish the file and wait until it is on the disk; returns None if no frame was written."""
+        ...

@@ -22,8 +22,8 @@ from ultraflash_cli.errors import (
     WeightsError,
 )
 from ultraflash_cli.jobs.events import Chunk, Event, Started
-from ultraflash_cli.jobs.explain import explanation_of
 from ultraflash_cli.jobs.planning.upscale import Prepared
+from ultraflash_cli.jobs.provenance.explain import explanation_of
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal, work_folder
 from ultraflash_cli.jobs.running import work

@@ -97,7 +97,7 @@ def _color_words(info: "ClipInfo") -> str:
 
 def made_by(path: Path, commands: Mapping[str, str]) -> dict[str, object]:
     """Return what a file's tag says of how it was made, and the commands that belong to it."""
-    from ultraflash_cli.jobs.explain import explanation_of
+    from ultraflash_cli.jobs.provenance.explain import explanation_of
 
     found = explanation_of(path)
     if found is None:

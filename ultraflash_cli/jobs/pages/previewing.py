@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ultraflash_cli.errors import UltraflashError, UsageError
-from ultraflash_cli.jobs.forecast import duration_words, forecast_from_part, size_words
 from ultraflash_cli.jobs.pages import page
 from ultraflash_cli.jobs.pages.page import check_page_place, clip_facts, filled, made_by, webp_url, write_page
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames
+from ultraflash_cli.jobs.running.forecast import duration_words, forecast_from_part, size_words
 from ultraflash_cli.jobs.running.prepare import prepare
 from ultraflash_cli.metrics.pairs import Crop, distinct_crops, worst_places
 
@@ -128,7 +128,7 @@ def write_preview_page(job: UpscaleJob, report: "Report") -> Path:
 
 def _made(job: UpscaleJob, output: Path, report: "Report", *, whole: bool) -> dict[str, object]:
     """Return how the preview was made, and the command for the whole clip."""
-    from ultraflash_cli.jobs.explain import explanation_of
+    from ultraflash_cli.jobs.provenance.explain import explanation_of
 
     found = explanation_of(output)
     words = ["ultraflash", "upscale", str(job.source)]

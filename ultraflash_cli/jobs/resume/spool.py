@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Self
 
 from ultraflash_cli.buffers import SPOOL_BYTES
 from ultraflash_cli.files import sync
 from ultraflash_cli.jobs.resume.owned_files import edit_existing, make_new, open_existing, truncate
 from ultraflash_cli.video.frame import Frame
-from ultraflash_cli.video.segment_file import SegmentFile
 
-__all__ = ["SegmentSink", "Spool", "Spooled", "spooled"]
+__all__ = ["Spool", "Spooled", "spooled"]
 
 _HEAD = Struct("<HqqIIBB")
 """Sink, timestamp, duration, height, width, bytes per sample, planes."""
@@ -26,22 +25,6 @@ class Spooled:
 
     sink: int
     frame: Frame
-
-
-class SegmentSink(Protocol):
-    """A segment being written; leaving by an exception deletes it."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None: ...
-
-    def write(self, frame: Frame) -> None: ...
-
-    def close(self) -> SegmentFile | None:
-        """Finish the file and wait until it is on the disk; returns None if no frame was written."""
-        ...
 
 
 class Spool:

@@ -12,10 +12,9 @@ from typing import Any, cast
 from ultraflash_cli.buffers import SEGMENT_FRAMES
 from ultraflash_cli.engine.schedule import GENERATED_FPS
 from ultraflash_cli.jobs.events import GenerationPlanned, Listener
-from ultraflash_cli.jobs.made import made_by_generating
 from ultraflash_cli.jobs.planning.generate import GenerateJob, PreparedGeneration
+from ultraflash_cli.jobs.provenance.made import made_by_generating
 from ultraflash_cli.jobs.resume.fingerprint import file_facts
-from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running import run as running
 from ultraflash_cli.jobs.running.finish import finish_of
 from ultraflash_cli.jobs.running.generating import make_frames
@@ -33,7 +32,7 @@ from ultraflash_cli.video.encode import EncodeSpec, made_times
 from ultraflash_cli.video.join import join_alone
 from ultraflash_cli.video.live import Streamed, stream_clip
 from ultraflash_cli.video.segment import SegmentWriter
-from ultraflash_cli.video.segment_file import SegmentFile
+from ultraflash_cli.video.segment_file import SegmentFile, SegmentSink
 from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["GenerateReport", "Generation", "run_generation"]

@@ -11,11 +11,11 @@ import numpy as np
 from ultraflash_cli.buffers import SEGMENT_FRAMES, queue_places, segment_length
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
-from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running.segments import Busy, OpenSegment, Pause, SegmentEnd, SegmentThread
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.frames import FrameGenerator, Pictures, arrived
 from ultraflash_cli.video.frame import Frame
+from ultraflash_cli.video.segment_file import SegmentSink
 
 __all__ = ["make_frames", "segment_ends"]
 

@@ -12,11 +12,11 @@ from typing import Generic, Self, TypeVar
 from ultraflash_cli.buffers import StateContent
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
-from ultraflash_cli.jobs.resume.spool import SegmentSink, Spool, Spooled, spooled
+from ultraflash_cli.jobs.resume.spool import Spool, Spooled, spooled
 from ultraflash_cli.jobs.running.channel import Cancelled, Channel
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.partial import output_errors
-from ultraflash_cli.video.segment_file import SegmentFile
+from ultraflash_cli.video.segment_file import SegmentFile, SegmentSink
 
 __all__ = [
     "Busy",
@@ -24,7 +24,6 @@ __all__ = [
     "OpenSegment",
     "Pause",
     "SegmentEnd",
-    "SegmentSink",
     "SegmentThread",
 ]
 

@@ -8,14 +8,13 @@ from typing import Self
 import numpy as np
 
 from ultraflash_cli.jobs.planning.upscale import Prepared
-from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running.upscaling import SourceFrame
 from ultraflash_cli.video.color import Picture, as_picture, resize_rgb
 from ultraflash_cli.video.encode import EncodeSpec
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.grain import GrainMaker
 from ultraflash_cli.video.segment import SegmentWriter
-from ultraflash_cli.video.segment_file import SegmentFile
+from ultraflash_cli.video.segment_file import SegmentFile, SegmentSink
 
 __all__ = ["ThinnedSegment", "writer_of"]
 

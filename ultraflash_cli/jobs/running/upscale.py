@@ -10,13 +10,12 @@ from typing import Any
 from ultraflash_cli.buffers import SEGMENT_FRAMES
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.jobs.events import Done, Listener, Planned
-from ultraflash_cli.jobs.made import made_by_upscaling, with_guarded_share
 from ultraflash_cli.jobs.planning.inputs import check_unchanged, file_head, input_bytes, input_facts
 from ultraflash_cli.jobs.planning.spans import Span
 from ultraflash_cli.jobs.planning.target import check_space, encoded_bytes
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob, estimate_frames
+from ultraflash_cli.jobs.provenance.made import made_by_upscaling, with_guarded_share
 from ultraflash_cli.jobs.resume.owned_files import SPOOL, take_away
-from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.jobs.running import run as running
 from ultraflash_cli.jobs.running.finish import finish_of
 from ultraflash_cli.jobs.running.live import LiveStream
@@ -33,7 +32,7 @@ from ultraflash_cli.models.frames import FrameUpscaler
 from ultraflash_cli.video.join import join
 from ultraflash_cli.video.live import Streamed, stream_clip
 from ultraflash_cli.video.segment import SegmentWriter
-from ultraflash_cli.video.segment_file import SegmentFile
+from ultraflash_cli.video.segment_file import SegmentFile, SegmentSink
 from ultraflash_cli.video.y4m import ByteSink
 
 __all__ = ["UpscaleReport", "Upscaling", "run"]

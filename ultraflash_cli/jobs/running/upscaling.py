@@ -22,12 +22,12 @@ from ultraflash_cli.jobs.running.segments import (
     OpenSegment,
     Pause,
     SegmentEnd,
-    SegmentSink,
     SegmentThread,
 )
 from ultraflash_cli.jobs.stop import Stop
 from ultraflash_cli.models.frames import FrameUpscaler, arrived
 from ultraflash_cli.video.frame import Frame
+from ultraflash_cli.video.segment_file import SegmentSink
 
 __all__ = ["SourceFrame", "move_frames"]
 

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ultraflash_cli.jobs.events import Chunk, Done, Event, GenerationPlanned, Planned, Retrying, Started, Warned
-from ultraflash_cli.jobs.resume.spool import SegmentSink
 from ultraflash_cli.video.frame import Frame
+from ultraflash_cli.video.segment_file import SegmentSink
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ultraflash_cli.errors import InputError
-from ultraflash_cli.jobs.made import Made
+from ultraflash_cli.jobs.provenance.made import Made
 
 __all__ = ["Explanation", "explain", "explanation_of"]
 

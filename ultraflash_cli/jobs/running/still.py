@@ -12,6 +12,10 @@ from ultraflash_cli.jobs.planning.target import check_folder, followed
 from ultraflash_cli.jobs.planning.upscale import Prepared, UpscaleJob
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.jobs.running.prepare import prepare
+from ultraflash_cli.video.color import resize_rgb
+from ultraflash_cli.video.cuts import CutDetector
+from ultraflash_cli.video.decode import read_frames
+from ultraflash_cli.video.stills import write_png
 
 __all__ = ["StillReport", "run_still"]
 
@@ -56,9 +60,6 @@ def run_still(job: UpscaleJob, say: Callable[[str], None]) -> StillReport:
         if path.exists() and not job.overwrite:
             raise UsageError(f"{path} exists; use -y to replace it, or -o for another file")
 
-    from ultraflash_cli.video.color import resize_rgb
-    from ultraflash_cli.video.stills import write_png
-
     say(f"{job.source.name}: one frame with model {prepared.model}")
     frames, time_s = _frames_up_to(prepared)
     height_px, width_px = prepared.plan.target
@@ -79,9 +80,6 @@ def run_still(job: UpscaleJob, say: Callable[[str], None]) -> StillReport:
 
 def _frames_up_to(prepared: Prepared) -> tuple[list[np.ndarray], Fraction]:
     """Return the frame that is on at the place, behind those before it that belong to its scene, and its time."""
-    from ultraflash_cli.video.cuts import CutDetector
-    from ultraflash_cli.video.decode import read_frames
-
     assert prepared.window is not None, "a place was asked for"
     info, at_s = prepared.info, prepared.window[0]
     detector = CutDetector() if prepared.job.cuts == "auto" else None
