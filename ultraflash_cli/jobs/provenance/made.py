@@ -22,27 +22,17 @@ Value = str | bool | list[str]
 
 _PRECISIONS = ("fp32", "bf16", "fp8")
 _FLAG = re.compile(r"--[a-z][a-z-]*")
-_SPELLED = frozenset(
-    f"--{name}"
-    for name in (
-        *("chroma-shift", "crop", "grain"),
-        *("audio", "cache-management", "codec", "crf", "decoder", "deinterlace", "detail", "device", "downscale"),
-        *("enc-opt", "encoder", "end", "fps", "guard", "images", "init-clip", "max-memory", "model", "no-audio"),
-        *("no-cuda-graphs", "no-cuts", "no-match-colors", "no-subs", "pix-fmt", "precision", "preview", "prompt"),
-        *("renumber", "res", "save-lr", "seconds", "seed", "side-by-side", "start", "strength", "strict", "threads"),
-    )
-)
-"""Options that are written one by one below."""
-_TOLD = frozenset(
-    {
-        *("chroma_shift", "crop", "grain"),
-        *("audio", "cache_management", "codec", "color", "crf", "cuda_graphs", "cuts", "decoder", "deinterlace"),
-        *("detail", "device", "downscale", "enc_options", "encoder", "end", "fps", "guard", "images", "init_clip"),
-        *("max_memory", "model", "pix_fmt", "precision", "preview", "prompt", "renumber", "res", "save_lr", "seconds"),
-        *("seed", "side_by_side", "start", "strength", "strict", "subs", "threads"),
-    }
-)
-"""The fields of a job that these are."""
+_SPELLED = {
+    "audio": ("--audio", "--no-audio"),
+    "color": ("--no-match-colors",),
+    "cuts": ("--no-cuts",),
+    "enc_options": ("--enc-opt",),
+    "subs": ("--no-subs",),
+    "init_clip": ("--init-clip",),
+    "precision": ("--precision",),
+    **{name: (f"--{name}",) for name in ("device", "fps", "guard", "model", "prompt", "res", "seed", "threads")},
+}
+"""Options that are written one by one below, by field of a job; the others are named as their field is."""
 _UNTOLD = frozenset(
     {
         *("folder", "name", "output", "overwrite", "pipe", "resume", "show", "skip_existing", "source", "stdout"),
@@ -150,29 +140,14 @@ def made_by_upscaling(prepared: Prepared, built: "Built[FrameUpscaler]") -> str 
 
     options: dict[str, Value | None] = {
         "--res": prepared.res,
-        "--strength": f"{job.strength:g}" if job.strength != 1 else None,
-        "--detail": f"{job.detail:g}" if job.detail is not None else None,
         "--guard": f"{job.guard:g}" if job.guard is not None else "off",
         "--no-match-colors": job.color == "off",
         "--no-cuts": job.cuts == "off",
-        "--deinterlace": _changed(job.deinterlace, "auto"),
-        "--crop": _changed(job.crop, "none"),
-        "--chroma-shift": _changed(job.chroma_shift, "none"),
-        "--grain": _changed(job.grain, "none"),
         "--prompt": job.prompt,
-        "--encoder": _changed(job.encoder, "auto"),
-        "--start": job.start,
-        "--end": job.end,
-        "--preview": job.preview,
-        "--side-by-side": job.side_by_side,
-        "--downscale": job.downscale,
         "--fps": _rate(job.fps),
         "--audio": job.audio if job.audio in ("aac", "flac") else None,
         "--no-audio": job.audio == "none",
         "--no-subs": job.subs == "none",
-        "--images": job.images,
-        "--renumber": job.renumber,
-        "--strict": job.strict,
     }
     return _text("upscale", job, built, model=prepared.model, threads=prepared.threads, options=options)
 
@@ -191,11 +166,8 @@ def made_by_generating(prepared: PreparedGeneration, built: "Built[FrameGenerato
         return None
     options: dict[str, Value | None] = {
         "--res": job.res,
-        "--seconds": f"{job.seconds:g}" if job.seconds is not None else None,
         "--fps": _rate(job.fps),
-        "--save-lr": job.save_lr,
         "--init-clip": _INIT_CLIP if job.init_clip is not None else None,
-        "--cache-management": _changed(job.cache_management, "off"),
     }
     made = _text("generate", job, built, model=prepared.model, threads=prepared.threads, options=options)
     return json.dumps(json.loads(made) | {"prompt": prepared.prompt}, separators=(",", ":"))
@@ -205,18 +177,12 @@ def _text(command: str, job: Any, built: Any, *, model: str, threads: int, optio
     """Return the tag of a job of either kind, with the options that both have."""
     precision = built.precision if built.precision in _PRECISIONS else job.precision
     shared: dict[str, Value | None] = {
-        "--decoder": _changed(job.decoder, "auto"),
-        "--codec": _changed(job.codec, "auto"),
-        "--crf": str(job.crf) if job.crf is not None else None,
-        "--pix-fmt": _changed(job.pix_fmt, "auto"),
         "--enc-opt": [f"{key}={_without_paths(value)}" for key, value in job.enc_options],
         "--model": model,
         "--seed": str(job.seed),
         "--device": built.device.partition(":")[0],
         "--precision": precision,
         "--threads": str(threads),
-        "--max-memory": job.max_memory,
-        "--no-cuda-graphs": not job.cuda_graphs,
     }
 
     return Made(
@@ -235,26 +201,22 @@ def _text(command: str, job: Any, built: Any, *, model: str, threads: int, optio
 @cache
 def _known() -> frozenset[str]:
     """Return the options that a tag may put into a command: someone else's file must not make one write elsewhere."""
-    names = {each.name.replace("_", "-") for job in (UpscaleJob, GenerateJob) for each in fields(job)}
-    names -= {name.replace("_", "-") for name in _TOLD | _UNTOLD}
-    return _SPELLED | {f"--{prefix}{name}" for name in names for prefix in ("", "no-")}
+    spelled = {flag for flags in _SPELLED.values() for flag in flags}
+    names = {each.name for job in (UpscaleJob, GenerateJob) for each in fields(job)} - {*_SPELLED, *_UNTOLD}
+    return frozenset(spelled | {f"--{no}{name.replace('_', '-')}" for name in names for no in ("", "no-")})
 
 
 def _others(job: Any) -> Iterator[tuple[str, Value]]:
-    """Yield the options of a job that have come since, named as its fields are, if they are not the default."""
+    """Yield the options of a job that are named as its fields are, if they are not the default."""
     for each in fields(job):
         value = getattr(job, each.name)
-        if each.name in _TOLD | _UNTOLD or value == each.default:
+        if each.name in _SPELLED or each.name in _UNTOLD or value == each.default:
             continue
         name = each.name.replace("_", "-")
         if isinstance(value, bool):
             yield f"--{'' if value else 'no-'}{name}", True
         else:
             yield f"--{name}", _without_paths(f"{value:g}" if isinstance(value, float) else str(value))
-
-
-def _changed(value: str, default: str) -> str | None:
-    return value if value != default else None
 
 
 def _rate(fps: Fraction | None) -> str | None:
