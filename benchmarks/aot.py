@@ -153,7 +153,7 @@ def converted(dtype: torch.dtype, bits: int, *, last: bool) -> None:
     frames = frames.contiguous(memory_format=torch.channels_last) if last else frames
     packed = on_meta(24, 1440 * 2496 * 3 // 2, dtype=torch.uint8 if bits == 8 else torch.uint16)
     levels = Levels(0.2126, 0.7152, 0.0722, 219.0, 16.0, 120.7, 142.2, 128.0, 255.0)
-    kernel.forward(frames, packed, levels, left=True, ordered=bits == 8)
+    kernel.forward(frames, packed, levels)
 
 
 def quantised(width: int, *, gelu: bool = False) -> None:
@@ -206,8 +206,8 @@ CASES: dict[str, Callable[[], None]] = {
     "rms_norm, bf16, 1536": normed,
     "rms_norm_rope, bf16, 12 heads of 128": turned,
     "rms_norm_rope_means, bf16, 12 heads of 128": turned_blocks,
-    "frames_to_yuv, fp16 planes to 8 bits, dithered": lambda: converted(torch.float16, 8, last=False),
-    "frames_to_yuv, fp16 channels last to 8 bits, dithered": lambda: converted(torch.float16, 8, last=True),
+    "frames_to_yuv, fp16 planes to 8 bits": lambda: converted(torch.float16, 8, last=False),
+    "frames_to_yuv, fp16 channels last to 8 bits": lambda: converted(torch.float16, 8, last=True),
     "frames_to_yuv, fp32 planes to 10 bits": lambda: converted(torch.float32, 10, last=False),
     "quantise_rows, bf16, 1536": lambda: quantised(1536),
     "quantise_rows, bf16, 8960": lambda: quantised(8960),

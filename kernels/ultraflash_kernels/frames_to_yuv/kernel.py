@@ -16,26 +16,6 @@ __all__ = ["forward", "yuv_kernel"]
 
 
 @triton.jit
-def _threshold(row, col, ORDERED: tl.constexpr):
-    """Entry of the 8x8 Bayer matrix at ``row``, ``col``, as a fraction: the bits of col
-    and col ^ row, interleaved."""
-    odd = row ^ col
-    entry = (
-        (odd & 1) * 32
-        + (row & 1) * 16
-        + (odd & 2) * 4
-        + (row & 2) * 2
-        + (odd & 4) // 2
-        + (row & 4) // 4
-    )
-    return (
-        (entry.to(tl.float32) + 0.5) * (1.0 / 64)
-        if ORDERED
-        else tl.full(col.shape, 0.5, tl.float32)
-    )
-
-
-@triton.jit
 def _light(at, mask):
     """Load pixels clamped to [0, 1]; NaN becomes 0."""
     wide = tl.load(at, mask=mask, other=0.0).to(tl.float32)
@@ -43,8 +23,8 @@ def _light(at, mask):
 
 
 @triton.jit
-def _store(at, level, threshold, top, mask):
-    whole = tl.minimum(tl.maximum(tl.floor(level + threshold), 0.0), top)
+def _store(at, level, top, mask):
+    whole = tl.minimum(tl.maximum(tl.floor(level + 0.5), 0.0), top)
     tl.store(at, whole.to(tl.int32).to(at.dtype.element_ty), mask=mask)
 
 
@@ -69,8 +49,6 @@ def yuv_kernel(
     red_difference,
     grey,
     top,
-    LEFT: tl.constexpr,
-    ORDERED: tl.constexpr,
     BC: tl.constexpr,
 ):
     """Convert ``BC`` columns of one row of chroma: ``2 * BC`` pixels of two rows and
@@ -99,44 +77,34 @@ def yuv_kernel(
         b = _light(at + 2 * channel_stride, pixel < width)
         level = (r * red + g * green + b * blue) * luma + black
         mask = (pixel < width) & (row * 2 + half < height)
-        _store(
-            y_plane + line.to(tl.int64) * width + pixel,
-            level,
-            _threshold(line, pixel, ORDERED),
-            top,
-            mask,
-        )
+        _store(y_plane + line.to(tl.int64) * width + pixel, level, top, mask)
         red_sum, green_sum, blue_sum = red_sum + r, green_sum + g, blue_sum + b
-        if LEFT:
-            at = source + line.to(tl.int64) * row_stride + before.to(tl.int64) * col_stride
-            red_before = red_before + _light(at, inside)
-            green_before = green_before + _light(at + channel_stride, inside)
-            blue_before = blue_before + _light(at + 2 * channel_stride, inside)
+        at = source + line.to(tl.int64) * row_stride + before.to(tl.int64) * col_stride
+        red_before = red_before + _light(at, inside)
+        green_before = green_before + _light(at + channel_stride, inside)
+        blue_before = blue_before + _light(at + 2 * channel_stride, inside)
 
     twofold = col * 2 + 1 < width
-    r = _mixed(red_sum, red_before, twofold, LEFT, BC)
-    g = _mixed(green_sum, green_before, twofold, LEFT, BC)
-    b = _mixed(blue_sum, blue_before, twofold, LEFT, BC)
+    r = _mixed(red_sum, red_before, twofold, BC)
+    g = _mixed(green_sum, green_before, twofold, BC)
+    b = _mixed(blue_sum, blue_before, twofold, BC)
     own = r * red + g * green + b * blue
-    threshold = _threshold(row, col, ORDERED)
     place = row.to(tl.int64) * cols + col
-    _store(u_plane + place, (b - own) * blue_difference + grey, threshold, top, inside)
-    _store(v_plane + place, (r - own) * red_difference + grey, threshold, top, inside)
+    _store(u_plane + place, (b - own) * blue_difference + grey, top, inside)
+    _store(v_plane + place, (r - own) * red_difference + grey, top, inside)
 
 
 @triton.jit
-def _mixed(both, before, twofold, LEFT: tl.constexpr, BC: tl.constexpr):
+def _mixed(both, before, twofold, BC: tl.constexpr):
     """Weigh sums over two rows: pairs of columns ``both [2 * BC]``, one column where
     not ``twofold [BC]``, and the column ``before [BC]`` them."""
     here, after = tl.split(tl.reshape(both * 0.5, [BC, 2]))
     after = tl.where(twofold, after, here)
-    return here * 0.5 + (before * 0.5 + after) * 0.25 if LEFT else (here + after) * 0.5
+    return here * 0.5 + (before * 0.5 + after) * 0.25
 
 
 @on_its_device
-def forward(
-    frames_nchw: Tensor, packed: Tensor, levels: Levels, *, left: bool, ordered: bool
-) -> None:
+def forward(frames_nchw: Tensor, packed: Tensor, levels: Levels) -> None:
     """Write the planes of every frame into ``packed``. See ``op.frames_to_yuv``;
     nothing is checked here."""
     count, _, height, width = frames_nchw.shape
@@ -152,8 +120,6 @@ def forward(
         rows * cols,
         *frames_nchw.stride(),
         *levels,
-        LEFT=left,
-        ORDERED=ordered,
         BC=block,
         num_warps=4,
         enable_fp_fusion=False,

@@ -12,13 +12,9 @@ from ultraflash_kernels.dispatch import Impl, chooses_triton
 from ultraflash_kernels.frames_to_yuv import reference
 from ultraflash_kernels.frames_to_yuv.levels import Levels
 
-__all__ = ["Dither", "Matrix", "Siting", "YuvPlanes", "frames_to_yuv"]
+__all__ = ["Matrix", "YuvPlanes", "frames_to_yuv"]
 
 Matrix = Literal["bt601", "bt709", "bt2020nc"]
-Siting = Literal["left", "center"]
-"""Where a chroma sample lies in its two columns; between its two rows in both cases
-(MPEG-2 and MPEG-1)."""
-Dither = Literal["none", "ordered"]
 
 RED_BLUE: dict[Matrix, tuple[float, float]] = {
     "bt601": (0.299, 0.114),
@@ -70,24 +66,17 @@ def frames_to_yuv(
     *,
     matrix: Matrix = "bt709",
     full_range: bool = False,
-    siting: Siting = "left",
     bits: int = 8,
-    dither: Dither = "none",
-    out: Tensor | None = None,
     impl: Impl = "auto",
 ) -> YuvPlanes:
     """Convert ``frames_nchw [N, 3, H, W]``, red first, of any floating dtype; values
     are clamped to [0, 1], NaN is 0.
 
-    Luma is ``kr R + kg G + kb B``. Chroma is made of the mean over two rows and, on the
-    left, of weights 1, 2, 1 over columns around the even ones, in the center of the
-    mean over two columns; edges are repeated. A sample is ``floor(level + t)``: t is
-    1/2, or with ``ordered`` dither that of an 8x8 Bayer matrix, the same in every frame
-    and plane, so that flat areas cost an encoder nothing. Everything is computed in
-    float32.
-
-    ``out [N, height * width + 2 * rows * cols]`` is what to write to, uint8, or uint16
-    for 10 ``bits``, and contiguous. Raises ValueError for what does not fit.
+    Luma is ``kr R + kg G + kb B``. Chroma samples lie in the left one of their columns
+    and between their rows (MPEG-2): they are made of the mean over two rows and of
+    weights 1, 2, 1 over columns around the even ones; edges are repeated. A sample is
+    ``floor(level + 1/2)``. Everything is computed in float32. Raises ValueError for
+    what does not fit.
     """
     if frames_nchw.ndim != 4 or frames_nchw.shape[1] != 3 or 0 in frames_nchw.shape[2:]:
         raise ValueError(
@@ -98,42 +87,21 @@ def frames_to_yuv(
             f"frames_to_yuv: floating point to 8 or 10 bits, got {frames_nchw.dtype} to "
             f"{bits}"
         )
-    if (
-        matrix not in RED_BLUE
-        or siting not in ("left", "center")
-        or dither not in ("none", "ordered")
-    ):
-        raise ValueError(
-            f"frames_to_yuv: unknown matrix, siting or dither: {matrix!r}, {siting!r}, "
-            f"{dither!r}"
-        )
+    if matrix not in RED_BLUE:
+        raise ValueError(f"frames_to_yuv: unknown matrix {matrix!r}")
 
     count, _, height, width = frames_nchw.shape
     samples = height * width + 2 * ((height + 1) // 2) * ((width + 1) // 2)
     dtype = torch.uint8 if bits == 8 else torch.uint16
-    if out is None:
-        out = torch.empty((count, samples), dtype=dtype, device=frames_nchw.device)
-    elif (
-        tuple(out.shape) != (count, samples)
-        or out.dtype != dtype
-        or not out.is_contiguous()
-    ):
-        raise ValueError(
-            f"frames_to_yuv: out is {dtype} {[count, samples]}, got {out.dtype} "
-            f"{list(out.shape)}"
-        )
-
+    out = torch.empty((count, samples), dtype=dtype, device=frames_nchw.device)
     planes = YuvPlanes(out, height, width)
     levels = _levels(matrix, full_range, bits)
-    ordered, left = dither == "ordered", siting == "left"
     work = frames_nchw.detach()
     double = "it computes in float32, got float64." if work.dtype == torch.float64 else None
     if chooses_triton("frames_to_yuv", impl, work, out, refusal=double):
-        _write(work, planes.packed, list(levels), left, ordered)
+        _write(work, planes.packed, list(levels))
     else:
-        reference.forward(
-            work, (planes.y, planes.u, planes.v), levels, left=left, ordered=ordered
-        )
+        reference.forward(work, (planes.y, planes.u, planes.v), levels)
     return planes
 
 
@@ -155,9 +123,7 @@ def _levels(matrix: Matrix, full_range: bool, bits: int) -> Levels:
 
 
 @torch.library.custom_op("ultraflash::frames_to_yuv", mutates_args=("packed",))
-def _write(
-    frames_nchw: Tensor, packed: Tensor, levels: Sequence[float], left: bool, ordered: bool
-) -> None:
+def _write(frames_nchw: Tensor, packed: Tensor, levels: Sequence[float]) -> None:
     from ultraflash_kernels.frames_to_yuv import kernel
 
-    kernel.forward(frames_nchw, packed, Levels(*levels), left=left, ordered=ordered)
+    kernel.forward(frames_nchw, packed, Levels(*levels))

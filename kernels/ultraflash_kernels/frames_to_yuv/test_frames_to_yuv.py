@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ultraflash_kernels.dispatch import Impl
-from ultraflash_kernels.frames_to_yuv import Dither, Matrix, Siting, frames_to_yuv
-from ultraflash_kernels.frames_to_yuv.reference import thresholds
+from ultraflash_kernels.frames_to_yuv import Matrix, frames_to_yuv
 from ultraflash_kernels.testing import DEVICE, DTYPES
 
 WEIGHTS = {
@@ -35,7 +34,7 @@ def frames(
 
 
 def exact_levels(
-    pictures: Tensor, matrix: Matrix, full: bool, siting: Siting, bits: int
+    pictures: Tensor, matrix: Matrix, full: bool, bits: int
 ) -> tuple[Tensor, ...]:
     """Levels of y, u, v before rounding, a sample at a time in float64, from the
     formulas of the standards."""
@@ -55,7 +54,7 @@ def exact_levels(
     luma = kr * rgb[:, 0] + (1 - kr - kb) * rgb[:, 1] + kb * rgb[:, 2]
     y[:] = luma * white + black
     blue, red = (rgb[:, 2] - luma) / (2 * (1 - kb)), (rgb[:, 0] - luma) / (2 * (1 - kr))
-    taps = [(-1, 0.25), (0, 0.5), (1, 0.25)] if siting == "left" else [(0, 0.5), (1, 0.5)]
+    taps = [(-1, 0.25), (0, 0.5), (1, 0.25)]
     for row, col in itertools.product(range(rows), range(cols)):
         for plane, difference in ((u, blue), (v, red)):
             level = sum(
@@ -71,12 +70,11 @@ def exact_levels(
     return tuple(torch.from_numpy(plane) for plane in (y, u, v))
 
 
-@pytest.mark.parametrize("siting", ["left", "center"])
 @pytest.mark.parametrize("bits", [8, 10], ids=lambda bits: f"{bits} bits")
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize("matrix", WEIGHTS)
 def test_samples_are_those_of_the_standards_formulas(
-    matrix: Matrix, full: bool, bits: int, siting: Siting
+    matrix: Matrix, full: bool, bits: int
 ) -> None:
     for height, width in ((1, 1), (5, 7), (4, 37)):
         pictures = frames(2, height, width)
@@ -85,12 +83,11 @@ def test_samples_are_those_of_the_standards_formulas(
             matrix=matrix,
             full_range=full,
             bits=bits,
-            siting=siting,
             impl="reference",
         )
         for plane, level in zip(
             (made.y, made.u, made.v),
-            exact_levels(pictures, matrix, full, siting, bits),
+            exact_levels(pictures, matrix, full, bits),
             strict=True,
         ):
             assert plane.dtype == (torch.uint8 if bits == 8 else torch.uint16)
@@ -102,17 +99,12 @@ def test_samples_are_those_of_the_standards_formulas(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("siting", "dither", "bits"),
-    [("left", "none", 8), ("center", "ordered", 8), ("left", "ordered", 10)],
-)
-def test_the_kernel_equals_the_definition(
-    siting: Siting, dither: Dither, bits: int, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("bits", [8, 10])
+def test_the_kernel_equals_the_definition(bits: int, dtype: torch.dtype) -> None:
     for height, width in SIZES:
         pictures = frames(2, height, width, dtype)
         got, expected = (
-            frames_to_yuv(pictures, siting=siting, dither=dither, bits=bits, impl=impl)
+            frames_to_yuv(pictures, bits=bits, impl=impl)
             for impl in ("triton", "reference")
         )
         assert torch.equal(got.packed.int(), expected.packed.int()), (height, width)
@@ -143,17 +135,6 @@ def test_what_is_no_number_is_dark_and_stays_where_it_is(impl: Impl) -> None:
     assert int(bright.y[0, 2, 2]) == 235
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_it_writes_into_a_buffer_that_is_given(impl: Impl) -> None:
-    pictures = frames(2, 6, 6)
-    buffer = torch.zeros(2, 54, dtype=torch.uint16, device=DEVICE)
-    made = frames_to_yuv(pictures, bits=10, out=buffer, impl=impl)
-    assert made.packed is buffer and made.chroma_px == (3, 3)
-    assert torch.equal(
-        buffer.int(), frames_to_yuv(pictures, bits=10, impl="reference").packed.int()
-    )
-
-
 @pytest.mark.parametrize("matrix", WEIGHTS)
 @pytest.mark.parametrize(("bits", "full"), [(8, False), (8, True), (10, False), (10, True)])
 def test_black_white_and_grey_have_the_levels_of_the_standards(
@@ -169,35 +150,13 @@ def test_black_white_and_grey_have_the_levels_of_the_standards(
     assert (made.u.int() == 128 * step).all() and (made.v.int() == 128 * step).all()
 
 
-def test_thresholds_are_all_different_evenly_spread_and_mean_a_half() -> None:
-    pattern = thresholds()
-    assert pattern.flatten().sort().values.tolist() == [(i + 0.5) / 64 for i in range(64)]
-    for i, j in itertools.product(range(0, 8, 2), repeat=2):
-        assert abs(float(pattern[i : i + 2, j : j + 2].mean()) - 0.5) < 8 / 64
-
-
-def test_dither_keeps_the_mean_of_a_level_between_two_numbers() -> None:
-    level = 100.3
-    grey = torch.full(
-        (1, 3, 16, 16), (level - 16) / 219, dtype=torch.float32, device=DEVICE
-    )
-    plain, dithered = (
-        frames_to_yuv(grey, dither=dither).y.float() for dither in ("none", "ordered")
-    )
-    assert (plain == 100).all()
-    assert abs(float(dithered.mean()) - level) <= 1 / 64
-    again = frames_to_yuv(torch.cat([grey, grey]), dither="ordered")
-    assert torch.equal(again.y[0], again.y[1])
-
-
-@pytest.mark.parametrize("siting", ["left", "center"])
 @pytest.mark.parametrize(("bits", "full"), [(8, False), (8, True), (10, False)])
 @pytest.mark.parametrize(
     ("matrix", "theirs"),
     [("bt601", "smpte170m"), ("bt709", "bt709"), ("bt2020nc", "bt2020")],
 )
 def test_libswscale_agrees_within_its_rounding(
-    matrix: Matrix, theirs: str, bits: int, full: bool, siting: Siting
+    matrix: Matrix, theirs: str, bits: int, full: bool
 ) -> None:
     """On ramps every symmetric chroma filter gives the same, if it stands in the right
     place."""
@@ -212,10 +171,9 @@ def test_libswscale_agrees_within_its_rounding(
         matrix=matrix,
         bits=bits,
         full_range=full,
-        siting=siting,
     )
     levels = "full" if full else "limited"
-    target = f"out_color_matrix={theirs}:out_range={levels}:out_chroma_loc={siting}"
+    target = f"out_color_matrix={theirs}:out_range={levels}:out_chroma_loc=left"
     pix_fmt = "yuv420p" if bits == 8 else "yuv420p10le"
     flags = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
     converted = through_swscale(rgb, f"flags={flags}:in_range=full:{target}", pix_fmt)
@@ -269,5 +227,3 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         frames_to_yuv(torch.zeros(1, 3, 4, 6, dtype=torch.uint8))
     with pytest.raises(ValueError, match="unknown matrix"):
         frames_to_yuv(pictures, matrix="ycgco")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="out is"):
-        frames_to_yuv(pictures, out=torch.zeros(1, 36, dtype=torch.uint16))
