@@ -128,7 +128,7 @@ def test_pixels_goes_on_from_its_own_weights_alone() -> None:
     assert torch.equal(pixels.start(config, [], given).state_dict()["pixels.embed.bias"], torch.ones(48))
     with pytest.raises(WeightsError, match="lack"):
         pixels.start(config, [], {"pixels.embed.bias": torch.zeros(48)})
-    with pytest.raises(WeightsError, match="other sizes"):
+    with pytest.raises(WeightsError, match="different shapes"):
         pixels.start(config, [], given | {"pixels.embed.bias": torch.zeros(31)})
 
 
