@@ -69,7 +69,8 @@ def schemas() -> dict[str, Schema]:
         "additionalProperties": False,
     }
     forecast = _object(Forecast) | {"description": "What the job is going to cost."}
-    extra = {"memory": memory, "forecast": forecast}
+    warnings = {"description": "Those of the run that are known beforehand.", "type": "array", "items": _PLAIN[str]}
+    extra = {"memory": memory, "forecast": forecast, "warnings": warnings}
     failure = _closed(
         {
             "input": {"type": "string"},

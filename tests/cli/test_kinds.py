@@ -210,8 +210,9 @@ def test_transparency_that_the_output_cannot_hold_is_named(
     batch: Batch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.mp4"
-    assert upscale(batch.source / "clear vp9.webm", "-o", output, "--res", "2x") == 0
-    assert "transparency is not kept" in capsys.readouterr().err
+    for extra in ("--dry-run", "--quiet"):
+        assert upscale(batch.source / "clear vp9.webm", "-o", output, "--res", "2x", extra) == 0
+        assert "transparency is not kept" in capsys.readouterr().err
     assert len(look(output, tmp_path).times) == 5
 
 

@@ -30,6 +30,15 @@ def test_the_built_in_model_draws_the_time_of_day_the_seed_another_picture_and_u
     assert "words unknown to lite, ignored: zeppelin, xyzzy" in capsys.readouterr().err
 
 
+def test_a_dry_run_names_the_unknown_words_of_each_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = tmp_path / "scenes.txt"
+    scenes.write_text("a zeppelin over the sea\na boat on the sea\n")
+    small = ["--model", "lite", "--res", "480p", "--seconds", "0.5", "--device", "cpu", "--threads", "1"]
+    assert main(["generate", "--prompts", str(scenes), *small, "-o", str(tmp_path), "--dry-run"]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert warned == ["warning: a-zeppelin-over-the-sea_480p_seed0.mp4: words unknown to lite, ignored: zeppelin"]
+
+
 @pytest.mark.parametrize(("way", "sign"), [("left", -1), ("right", 1)])
 def test_a_car_of_the_built_in_model_drives_where_the_prompt_says(tmp_path: Path, way: str, sign: int) -> None:
     clip = draw(f"the red car is driving to the {way} by day near a field", 0, tmp_path / "car.mkv", seconds="5")

@@ -274,6 +274,30 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(clip: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("tiny_model")
+def test_a_dry_run_warns_of_what_the_run_would(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["upscale", str(clip), "--res", "2x", "-o", str(clip.with_name("out.y4m"))]
+    assert main([*command, "--dry-run", "--json"]) == 0
+    foreseen = json.loads(capsys.readouterr().out)["warnings"]
+    assert main([*command, "--dry-run"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told[-len(foreseen) :] == [f"warning: {message}" for message in foreseen]
+    assert main([*command, "--json"]) == 0
+    assert foreseen == json.loads(capsys.readouterr().out)["warnings"] and "left out: stream 1 audio" in foreseen[0]
+
+
+@pytest.mark.usefixtures("tiny_model")
+@pytest.mark.parametrize("part", [("--end", "0.1"), ("--start", "0.05", "--end", "0.21"), ("--start", "0.13")])
+def test_the_frames_between_start_and_end_are_counted_beforehand(
+    clip: Path, part: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["upscale", str(clip), "--res", "2x", *part, "--json", "-q"]
+    assert main([*command, "--dry-run"]) == 0
+    planned = json.loads(capsys.readouterr().out)["frames_total"]
+    assert main(command) == 0
+    assert planned == json.loads(capsys.readouterr().out)["frames_out"]
+
+
+@pytest.mark.usefixtures("tiny_model")
 @pytest.mark.parametrize("codec", ["h264", "hevc", "prores", "ffv1"])
 def test_encoders_do_not_talk(clip: Path, codec: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", str(clip), "--res", "2x", "--codec", codec, "-q"]) == 0

@@ -103,5 +103,7 @@ def _show(console: Console, outcome: "Outcome", *, json: bool) -> None:
         if outcome.forecast is not None:
             for line in describe_forecast(outcome.forecast):
                 console.info(f"  {line}")
+        for message in outcome.warnings:
+            console.warning(message)
     elif outcome.report is not None and outcome.report.skipped:
         console.info(f"{outcome.report.output} exists; skipping {outcome.label}")

@@ -42,6 +42,8 @@ class Outcome:
     """The memory plan of a dry run."""
     forecast: Forecast | None = None
     """Predicted time, and size of the output."""
+    warnings: tuple[str, ...] = ()
+    """The warnings of a dry run."""
     page: str | None = None
     """The page next to the output, if one was requested."""
 
@@ -53,7 +55,7 @@ class Outcome:
         if self.plan is not None:
             needs: dict[str, object] = {} if self.memory is None else {"memory": self.memory.as_json()}
             foretold = {} if self.forecast is None else {"forecast": self.forecast.as_json()}
-            return asdict(self.plan) | needs | foretold
+            return asdict(self.plan) | needs | foretold | {"warnings": list(self.warnings)}
         assert self.failure is not None, "a clip has a report, a plan or a failure"
         return {
             "input": self.source,
@@ -98,13 +100,30 @@ def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Iterable[Path] = ())
     forecaster = Forecaster(models)
 
     def act(prepared: Prepared | PreparedGeneration) -> dict[str, Any]:
+        memory = models.plan(prepared)[2]
         return {
             "plan": _task_of(prepared, models, None).planned(),
-            "memory": models.plan(prepared)[2],
+            "memory": memory,
             "forecast": None if prepared.exists else forecaster.forecast(prepared),
+            "warnings": () if prepared.exists else (*prepared.warnings, *_foreseen(prepared), *memory.warnings),
         }
 
     return _each(jobs, act, stop=stop, sources=sources)
+
+
+def _foreseen(prepared: Prepared | PreparedGeneration) -> list[str]:
+    """Return the warnings that a run gives when it begins to read the clip or the prompt."""
+    if isinstance(prepared, Prepared):
+        from ultraflash_cli.video.decode import reading_warnings
+
+        notes = reading_warnings(prepared.info, alpha=prepared.spec.alpha)
+        return [f"{prepared.info.path.name}: {note}" for note in notes]
+
+    from ultraflash_cli.models.profile import find_profile
+    from ultraflash_cli.models.prompts import word_warnings
+
+    notes = word_warnings(find_profile(prepared.model), prepared.prompt)
+    return [f"{prepared.label}: {note}" for note in notes]
 
 
 def _task_of(

@@ -26,7 +26,7 @@ from ultraflash_cli.files import write_whole
 from ultraflash_cli.models.device import stage_precisions
 from ultraflash_cli.models.shelf import TOKENIZER, Shelf
 
-__all__ = ["EMBEDDINGS", "embed_prompts", "is_embedded", "prompt_read"]
+__all__ = ["EMBEDDINGS", "embed_prompts", "is_embedded", "prompt_read", "word_warnings"]
 
 EMBEDDINGS = "embeddings"
 """Folder inside the weight store."""
@@ -70,11 +70,19 @@ def embed_prompts(
         rows = known[prompt].rows.shape[1]
         if known[prompt].tokens > rows:
             warn(f"the prompt has {known[prompt].tokens} tokens; only the first {rows} are used")
-        if unheard := _unheard(profile, prompt):
-            warn(f"words unknown to {profile.name}, ignored: {', '.join(unheard)}")
-        if _hears_nothing(profile, prompt):
-            warn(f"{profile.name} knows no word of this prompt; the clip will not match it")
+        for warning in word_warnings(profile, prompt):
+            warn(warning)
     return [known[prompt].rows.to(device) for prompt in cleaned]
+
+
+def word_warnings(profile: Profile, prompt: str) -> list[str]:
+    """Return the warnings about a prompt's words, for which no weights are needed."""
+    warnings: list[str] = []
+    if unheard := _unheard(profile, prompt):
+        warnings.append(f"words unknown to {profile.name}, ignored: {', '.join(unheard)}")
+    if _hears_nothing(profile, prompt):
+        warnings.append(f"{profile.name} knows no word of this prompt; the clip will not match it")
+    return warnings
 
 
 def _unheard(profile: Profile, prompt: str) -> list[str]:

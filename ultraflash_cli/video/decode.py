@@ -115,10 +115,8 @@ def read_frames(
     """
     said = _Said(info.path.name, warn)
     mode = filter_mode(info) if deinterlace is None else ("all" if deinterlace else None)
-    if about := about_fields(info, mode):
-        said("fields", about)
-    if info.has_alpha and not alpha:
-        said("alpha", "transparency is not kept; transparent areas show their stored colours")
+    for kind, warning in _foreseen(info, mode, alpha=alpha):
+        said(kind, warning)
     alpha = alpha and info.has_alpha
     converter = FrameConverter(info, deinterlace=mode, alpha=alpha, threads=threads)
     tally = Tally()
@@ -163,6 +161,18 @@ def read_frames(
     _tell_losses(info, found, said)
     if report is not None:
         vars(report).update(vars(found))
+
+
+def reading_warnings(info: ClipInfo, *, alpha: bool) -> list[str]:
+    """Return the warnings of ``decode_frames`` that are certain before a frame is decoded."""
+    return [warning for _, warning in _foreseen(info, filter_mode(info), alpha=alpha)]
+
+
+def _foreseen(info: ClipInfo, mode: str | None, *, alpha: bool) -> Iterator[tuple[str, str]]:
+    if about := about_fields(info, mode):
+        yield "fields", about
+    if info.has_alpha and not alpha:
+        yield "alpha", "transparency is not kept; transparent areas show their stored colours"
 
 
 def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: str | None, said: _Said) -> None:

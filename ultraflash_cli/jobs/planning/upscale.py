@@ -166,10 +166,13 @@ def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
     total = info.frame_count_estimate
     if window is None or total is None:
         return total
-    start_s, end_s = window
+    first_s = (info.start_pts or 0) * info.time_base
+    start_s, end_s = (edge_s - first_s for edge_s in window)
     if info.duration_s is not None:
-        end_s = min(end_s, (info.start_pts or 0) * info.time_base + Fraction(info.duration_s))
-    return max(0, min(total, round((end_s - start_s) * info.average_rate)))
+        end_s = min(end_s, Fraction(info.duration_s))
+    # A frame is inside if its beginning is: the first at or after the start, the last before the end.
+    first, end = (math.ceil(edge_s * info.average_rate) for edge_s in (max(start_s, Fraction(0)), end_s))
+    return max(0, min(total, end - first))
 
 
 def default_res(width_px: int, height_px: int) -> str:
