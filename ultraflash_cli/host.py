@@ -21,6 +21,7 @@ __all__ = [
     "keep_scheduling",
     "parse_memory",
     "peak_rss_bytes",
+    "resident_bytes",
     "usable_cores",
 ]
 
@@ -136,6 +137,12 @@ def peak_rss_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes(root: Path = Path("/")) -> int:
+    """Return the memory this process has resident now; 0 where the system does not say."""
+    pages = _text(root / "proc/self/statm").split()[1:2]
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages and pages[0].isdecimal() else 0
 
 
 def parse_memory(text: str, *, option: str = "--max-memory") -> int:

@@ -256,6 +256,7 @@ class TextToVideo:
                 frames = sharp.new_empty((batch, channels, length, height, width))
             start = FRAMES_PER_LATENT * at
             frames[:, :, start : start + sharp.shape[2]] = sharp
+            del fine, sharp  # or they would stay while the next group is made
         return state, torch.cat(latents, dim=2), frames
 
     def _draw_group(self, state: TextToVideoState) -> tuple[TextToVideoState, Tensor]:

@@ -11,7 +11,7 @@ from ultraflash_cli.engine.plan import UpscalePlan
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 from ultraflash_cli.errors import UsageError
-from ultraflash_cli.host import host_bytes_available, parse_memory
+from ultraflash_cli.host import host_bytes_available, parse_memory, resident_bytes
 from ultraflash_cli.models.backend import backend_of
 
 __all__ = [
@@ -29,7 +29,8 @@ _LARGEST = 4
 def memory_budget(device: torch.device, max_memory: str | None) -> int | None:
     """Return the bytes a job may take on ``device``: what is free there, and no more than ``max_memory``.
 
-    None if neither is known. Raises UsageError for a ``max_memory`` that cannot be read.
+    On a CPU that is the whole process, so what it holds already counts as free. None if neither is known. Raises
+    UsageError for a ``max_memory`` that cannot be read.
     """
     asked = parse_memory(max_memory) if max_memory is not None else None
     if device.type == "cuda":
@@ -38,6 +39,7 @@ def memory_budget(device: torch.device, max_memory: str | None) -> int | None:
         free = backend.free_bytes(device)
     else:
         free = host_bytes_available()
+        free = free + resident_bytes() if free is not None else None
     known = [count for count in (asked, free) if count is not None]
     return min(known) if known else None
 

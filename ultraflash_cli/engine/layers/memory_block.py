@@ -220,6 +220,7 @@ def in_pieces(
             out = part.new_empty(shape)
         out[:, :, done : done + part.shape[2]] = part
         done += part.shape[2]
+        del part  # or it would stay while the next one is made
 
     assert out is not None and memories is not None, "a group is not empty"
     return MemoryState(memories, True), out
