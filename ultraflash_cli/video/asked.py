@@ -10,9 +10,8 @@ _FARTHEST_PX = 64
 
 
 def read_crop(text: str) -> tuple[int, int, int, int] | None:
-    """Read the value of `--crop`: pixels off the left, top, right and bottom; None for a word.
-
-    Raises ConfigError for what is neither.
+    """Read the value of `--crop`: pixels to cut off at the left, top, right and bottom;
+    None for a word. Raises ConfigError for anything else.
     """
     if text in ("none", "auto"):
         return None
@@ -23,9 +22,8 @@ def read_crop(text: str) -> tuple[int, int, int, int] | None:
 
 
 def read_shift(text: str) -> tuple[float, float] | None:
-    """Read the value of `--chroma-shift`: pixels that colours lie too far right and down; None for a word.
-
-    Raises ConfigError for what is neither.
+    """Read the value of `--chroma-shift`: the shift of the colours in pixels to the
+    right and down; None for a word. Raises ConfigError for anything else.
     """
     if text in ("none", "auto"):
         return None

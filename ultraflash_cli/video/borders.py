@@ -12,44 +12,51 @@ from ultraflash_cli.video.samples import luma_of
 __all__ = ["BorderMeter"]
 
 _BLACK = 40.0
-"""The brightest level that counts as black: tapes lift it."""
+"""Maximum level that counts as black, which tapes raise."""
 _ABOVE_BLACK = 14.0
 _DARK = 50.0
-"""If the brightest parts of a picture are darker than this, bars cannot be told from the scene."""
+"""If the brightest parts of a picture are darker than this, bars cannot be
+distinguished from the scene."""
 _LEAST_PICTURES = 3
 _MOST_SHARE = 0.36
-"""No bar is larger than this part of a side: 2.76:1 within 4:3 leaves bars of 0.26."""
+"""Maximum size of a bar as a fraction of a side; 2.76:1 within 4:3 leaves bars of
+0.26."""
 _SOFT_PX = 4
 _SOFT = 0.55
-"""The first lines inside that are darker than this part of those behind them are the edge of the bar."""
+"""The first inner lines darker than this fraction of the next ones belong to the soft
+edge of the bar."""
 _HEAD_LINES = 24
-"""Number of lines at the bottom, of 480 or more, in which heads may be switched."""
+"""Lines at the bottom, of 480 or more, that may contain the head switching."""
 _HEAD_SHARE = 20
 _LIKE = 0.5
-"""Neighbouring lines of a scene are at least so alike where this can be measured at all."""
+"""Minimum similarity of neighbouring lines in a scene that has enough detail to measure
+it."""
 _TORN = 0.5
-"""Lines that are less alike than this part of what is usual are not of one piece."""
+"""Neighbouring lines are torn if their similarity is below this fraction of the usual
+one."""
 _AGREE = 0.7
-"""Part of the pictures in which they have to be torn."""
+"""Minimum fraction of the pictures in which they are torn."""
 _UNRULY = 0.6
-"""So many of the lines below a tear, or of the pictures, show that it is one."""
+"""Minimum fraction of the lines below a tear, or of the pictures, that must confirm
+it."""
 _LEAST_MOVED_PX = 3
 _SMOOTH_PX = 15
 _LOOKED_AT_PX = 512
-"""Larger pictures are examined at every n-th line or column only."""
+"""Of larger pictures, only every n-th line or column is examined."""
 
 
 class BorderMeter:
-    """Collects how bright lines and columns are, and how alike neighbouring lines, over pictures of the whole clip."""
+    """Collects the brightness of lines and columns, and the similarity of neighbouring
+    lines, over pictures from the whole clip."""
 
     def __init__(self) -> None:
         self._rows: list[NDArray[np.float32]] = []
         self._columns: list[NDArray[np.float32]] = []
         self._likeness: list[NDArray[np.float32]] = []
-        self._last: list[NDArray[np.float32]] = []  # the last lines, without what is broad
+        self._last: list[NDArray[np.float32]] = []  # the last lines, high-pass filtered
 
     def push(self, pictures: Sequence[Picture]) -> None:
-        """Take a run of pictures of one size."""
+        """Add a run of consecutive pictures of the same size."""
         for picture in (pictures[0], pictures[-1]):
             luma = luma_of(picture)
             if min(luma.shape) < 4 * _SOFT_PX:
@@ -63,13 +70,14 @@ class BorderMeter:
                 self._columns.append(np.percentile(luma[::down], 90, axis=0).astype(np.float32))
 
     def answer(self) -> Crop | None:
-        """Return what is to be cut away, with even sides left; None for nothing."""
+        """Return the crop, which leaves even sides; None if there is nothing to
+        crop."""
         top, bottom = _bars(self._rows)
         left, right = _bars(self._columns)
         bottom += self._switching(bottom)
         if self._rows:
             height, width = len(self._rows[0]), len(self._columns[0])
-            # Colour is stored for pairs of lines and columns.
+            # Chroma is stored for pairs of lines and columns.
             bottom += (height - top - bottom) % 2 if top or bottom else 0
             right += (width - left - right) % 2 if left or right else 0
         crop = Crop(left_px=left, top_px=top, right_px=right, bottom_px=bottom)
@@ -81,7 +89,7 @@ class BorderMeter:
         return self._switching(_bars(self._rows)[1])
 
     def _switching(self, bar: int) -> int:
-        """Find the topmost place near the bottom at which lines are torn in most pictures."""
+        """Find the topmost line near the bottom at which most pictures are torn."""
         if len(self._likeness) < _LEAST_PICTURES:
             return 0
         likeness = np.stack(self._likeness)
@@ -98,12 +106,14 @@ class BorderMeter:
         if not len(places):
             return 0
         size = int(zone - places[0])
-        # A table's edge is torn as well, in one place, and what lies below it is not displaced.
+        # The edge of a table looks torn as well, but only there, and the lines below it
+        # are not displaced.
         is_unruly = torn[places[0] : -1].mean() >= _UNRULY
         return size if is_unruly or self._is_displaced(size + bar) else 0
 
     def _is_displaced(self, size: int) -> bool:
-        """Whether in most pictures the first torn line is like the line before it, moved aside."""
+        """Whether in most pictures the first torn line resembles the previous one,
+        shifted sideways."""
         moved = 0
         for lines in self._last:
             if len(lines) < size + 2:
@@ -117,7 +127,8 @@ class BorderMeter:
 
 
 def _bars(levels: list[NDArray[np.float32]]) -> tuple[int, int]:
-    """Return how many lines at both ends are black in all pictures, with the soft edge of such a bar."""
+    """Return how many lines at each end are black in all pictures, including the soft
+    edge of the bar."""
     if len(levels) < _LEAST_PICTURES:
         return 0, 0
     brightest = np.percentile(np.stack(levels), 95, axis=0)
@@ -143,7 +154,7 @@ def _bar(is_bar: NDArray[np.bool_], mean: NDArray[np.float32], black: float) -> 
 
 
 def _fine(luma: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take what is broader than a few pixels out of each line."""
+    """Remove structure broader than a few pixels from each line."""
     sums = np.cumsum(np.pad(luma, ((0, 0), (_SMOOTH_PX // 2 + 1, _SMOOTH_PX // 2)), mode="edge"), axis=1)
     return (luma - (sums[:, _SMOOTH_PX:] - sums[:, :-_SMOOTH_PX]) / _SMOOTH_PX).astype(np.float32)
 

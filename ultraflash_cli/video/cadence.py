@@ -1,4 +1,5 @@
-"""Soft telecine: film on a disc whose frames carry the number of fields for which to show them."""
+"""Soft telecine: film on a disc whose frames are flagged with the number of fields to
+show them for."""
 
 from collections import Counter, deque
 from fractions import Fraction
@@ -17,14 +18,14 @@ _LEAST_REPEATED = 0.2
 _CLOSE = Fraction(1, 50)
 _FILM = Fraction(4, 5)
 _STRAYING = 12
-"""Number of consecutive frames off their expected times, in one direction, that make a gap."""
+"""Number of consecutive frames early or late by which a gap is recognised."""
 _GAP_FIELDS = 5
 _SAME = Fraction(1, 10)
 """Distance in fields from the expected time up to which a timestamp counts as exact."""
 
 
 class RepeatMeter:
-    """Counts for how many fields the first frames of a stream are shown."""
+    """Counts the fields for which the first frames of a stream are shown."""
 
     def __init__(self, stream: VideoStream) -> None:
         self._rate: Fraction | None = stream.codec_context.framerate
@@ -40,7 +41,7 @@ class RepeatMeter:
 
     @property
     def rate(self) -> Fraction | None:
-        """Frames per second on average; None where fields are hardly repeated."""
+        """Average frames per second; None if fields are rarely repeated."""
         frames = self._counts.total()
         if frames < _LEAST_FRAMES or self._counts[3] < _LEAST_REPEATED * frames or self._rate is None:
             return None
@@ -49,11 +50,11 @@ class RepeatMeter:
 
 
 class CadenceClock:
-    """Times frames by the fields that each is shown for, counted from the first frame.
-
-    The packets of a disc have timestamps only now and then, and what FFmpeg puts between them is wrong where frames are
-    reordered and last differently. Timestamps that stray for long move the count: something is missing there.
-    ``field`` is the length of a field in ticks, and ``start`` where a clip without any timestamp begins.
+    """Derives frame times from the number of fields of each frame, counted from the
+    first. Few packets of a disc have timestamps, and FFmpeg's interpolation is wrong
+    for reordered frames of different durations. If timestamps deviate for long, there
+    is a gap, and the count is adjusted. ``field`` is the duration of a field in ticks,
+    ``start`` the first time of a clip without timestamps.
     """
 
     repaired = 0
@@ -69,7 +70,8 @@ class CadenceClock:
         self._strays: deque[int] = deque(maxlen=_STRAYING)
 
     def next(self, pts: int | None, *, hint: int | None = None, lasts: int = 0) -> int:
-        """Give the timestamp of a frame that carries ``pts``, was decoded at ``hint`` and is shown so long."""
+        """Return the timestamp of a frame with the given ``pts``, decoding time
+        ``hint`` and duration ``lasts``."""
         if self._anchor is None:
             self._anchor = next((stamp for stamp in (pts, hint) if stamp is not None), self._start)
         due = self._due()

@@ -1,4 +1,5 @@
-"""Closed captions (CEA-608 and 708), which are inside the coded picture: from the input's frames into the output's."""
+"""Copy closed captions (CEA-608 and 708), which are inside coded pictures, from the
+input's frames to the output's."""
 
 from collections.abc import Iterator
 
@@ -20,7 +21,8 @@ _LARGEST = 255
 
 
 def carries_captions(info: ClipInfo, spec: EncodeSpec) -> bool:
-    """Return whether captions can be kept: each output frame is an input frame, and its codec has room for them."""
+    """Return whether captions can be kept: output frames correspond to input frames,
+    and the codec can carry captions."""
     return (
         info.has_captions
         and spec.codec in _HEADS
@@ -34,8 +36,8 @@ def with_captions(
 ) -> Iterator[Packet]:
     """Insert captions into the video packets, in MP4's layout.
 
-    ``captions`` come with the input's timestamps, in the order they are shown; ``shift`` was added to those of the
-    packets.
+    ``captions`` have the input's timestamps and are in display order; ``shift`` is the
+    offset added to the packets' timestamps.
     """
     known: dict[int, bytes] = {}
     read_to: int | None = None

@@ -35,12 +35,12 @@ def check_output(
     duration_s: Fraction | None = None,
     joined: Joined | None = None,
 ) -> tuple[str, ...]:
-    """Reopen a finished file and compare it with what it should hold.
-
-    Counts the video frames, compares the streams with the plan, decodes the first and the last group of pictures, and
-    where they are given compares the picture's size and duration (first frame shown to last frame gone) and the
-    content of every stream with what was joined. Returns a sentence for each copied stream that differs.
-    Raises ``OutputCheckError`` for any other difference.
+    """Reopen a finished file and compare it with the expected contents. Counts the
+    video frames, compares the streams with the plan and decodes the first and the last
+    group of pictures. If given, also compares the picture's size, its duration (from
+    the start of the first frame to the end of the last) and the joined content of every
+    stream. Returns a sentence for each copied stream that differs. Raises
+    ``OutputCheckError`` for any other difference.
     """
     contents = joined.contents if joined is not None else ()
 
@@ -76,7 +76,7 @@ class _Found:
         streams = [s for s in container.streams if is_moving(s) or s.type in _BESIDE]
         contents = {stream.index: Content(kind=stream.type) for stream in streams}
         self.shown = array("q")
-        groups: list[int] = []  # where in ``shown`` each group of pictures begins
+        groups: list[int] = []  # index in ``shown`` of each group of pictures
         for packet in container.demux(*streams):
             index = packet.stream_index
             if not counted_bytes(packet, packet.stream):
@@ -89,7 +89,8 @@ class _Found:
         self.contents = tuple(contents.values())
         self.first_group = self.shown[: groups[1] if len(groups) > 1 else None]
         last = self.shown[groups[-1] if groups else 0 :]
-        # Pictures shown before the key picture that they follow cannot be decoded from there.
+        # Pictures shown before the keyframe that precedes them in the stream cannot be
+        # decoded from it.
         self.last_group = array("q", [pts for pts in last if pts >= last[0]])
 
 
@@ -98,7 +99,7 @@ def _check_streams(path: Path, container: InputContainer, plan: StreamPlan, join
     expected = sorted([stream.kind for stream in kept if stream.kind in _KINDS and not stream.is_picture] + ["video"])
     found = sorted(s.type for s in container.streams if is_moving(s) or s.type in _BESIDE)
     missing, more = Counter(expected) - Counter(found), Counter(found) - Counter(expected)
-    # If it is known what was written, streams are compared one by one.
+    # If the written content is known, streams are compared one by one.
     if more or (missing and joined is None):
         raise OutputCheckError(f"{path}: has the streams {', '.join(found)}, expected {', '.join(expected)}")
     beside = sum(stream.is_picture or stream.kind == "attachment" for stream in kept)
@@ -111,7 +112,7 @@ def _differences(written: Sequence[Content], found: Sequence[Content]) -> tuple[
     """Return a sentence for each copied stream that is incomplete in the file."""
     notes: list[str] = []
     for kind in _KINDS:
-        # A stream of which nothing is in the part that was requested may be left out.
+        # A stream without packets in the requested part may be missing.
         left = [content for content in found if content.kind == kind and content.packets]
         expected = [content for content in written if content.kind == kind and content.packets]
         for number, content in enumerate(expected):

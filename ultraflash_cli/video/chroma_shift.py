@@ -14,29 +14,30 @@ ChromaShift = tuple[float, float]
 """Chroma shift in pixels to the right and down."""
 
 _REACH = 12
-"""Pixels up to which a shift is looked for."""
+"""Maximum shift searched for, in pixels."""
 _LEAST = 0.75
 """Smaller shifts are not corrected unless requested: cameras and scalers differ by half a pixel."""
 _LEAST_PICTURES = 3
 _SPREAD = 0.8
-"""Maximum median deviation of single positions from the median, in pixels."""
+"""Maximum median deviation of single measurements from their median, in pixels."""
 _SOFT_PX = 2.0
 _CLEAR = 0.12
-"""Likeness of the edges of brightness and colour from which on their places say something."""
+"""Minimum similarity of the edges in luma and chroma for a conclusive measurement."""
 _EDGES = 2.0
-"""Colour that changes by less from pixel to pixel has no edges."""
+"""Minimum change of chroma between pixels that counts as an edge."""
 _STEP = 0.25
-"""Shifts are given in quarters of a pixel."""
+"""Resolution of the measured shift: a quarter of a pixel."""
 
 
 class ChromaMeter:
-    """Compares where brightness and colour change, in pictures of the whole clip."""
+    """Compares the positions of edges in luma and chroma over pictures from the whole
+    clip."""
 
     def __init__(self) -> None:
         self._found: list[tuple[float, float]] = []
 
     def push(self, pictures: Sequence[Picture]) -> None:
-        """Take a run of pictures of one size."""
+        """Add a run of consecutive pictures of the same size."""
         for picture in (pictures[0], pictures[-1]):
             if min(picture.shape[:2]) < 4 * _REACH:
                 return
@@ -76,7 +77,8 @@ def _edges(plane: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
 
 
 def _peak(luma: NDArray[np.float32], colour: NDArray[np.float32], axis: int) -> float | None:
-    """Return the shift at which edges of brightness and colour agree best; None where they hardly do."""
+    """Return the shift at which the edges of luma and chroma match best; None if they
+    hardly match."""
     if float(np.percentile(colour, 99)) < _EDGES:
         return None
     size = luma.shape[axis]

@@ -1,4 +1,4 @@
-"""The timestamps of decoded frames in the order in which they are shown."""
+"""Timestamps of decoded frames, in display order."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ __all__ = ["Clock", "settled"]
 def settled(frames: Iterator[av.VideoFrame], repairs: Repairs) -> Iterator[tuple[av.VideoFrame, int | None]]:
     """Pair frames with their timestamps; outliers are interpolated and counted.
 
-    It does so where a frame comes later than the next two or earlier than the two before, all of which are in order, or
-    where its time was taken away because it was wrong.
+    A frame is an outlier if it is later than the next two or earlier than the previous
+    two, all of which are in order, or if its wrong timestamp has been removed.
     """
     before: tuple[int | None, int | None] = (None, None)
     waiting: deque[av.VideoFrame] = deque()
@@ -52,11 +52,10 @@ def _between(
 
 
 class Clock:
-    """Repairs timestamps of frames in display order: missing ones, repeated ones, jumps back.
-
-    ``step`` is the usual distance of two frames and ``jump`` the smallest step back taken for a new
-    clock, in ticks; a clip whose first frame has no time begins at ``start``. ``repaired`` counts
-    the timestamps that were made up or moved.
+    """Repairs missing, repeated and decreasing timestamps of frames in display order.
+    ``step`` is the usual frame distance and ``jump`` the smallest backward step
+    regarded as a new clock, in ticks; a clip whose first frame has no timestamp starts
+    at ``start``. ``repaired`` counts the timestamps that were filled in or changed.
     """
 
     def __init__(self, *, step: int, jump: int, start: int = 0) -> None:
@@ -69,16 +68,16 @@ class Clock:
         self.squeezed = 0
         """Number of timestamps one tick after the previous one."""
         self.made_up = False
-        """Whether the last frame had no time of its own."""
+        """Whether the last frame had no timestamp."""
         self._stamps = _Stamps()
         self._hints = _Stamps()
 
     def next(self, pts: int | None, *, hint: int | None = None, lasts: int = 0) -> int:
-        """Return the timestamp to use for a frame that carries ``pts``, was decoded at ``hint`` and is shown so long.
-
-        A frame without a time is shown when the one before is over, whose duration is the usual one if it is 0.
-        Containers without presentation times (AVI) give none or wrong ones: whichever of the two has stepped back less
-        often so far is believed.
+        """Return the timestamp to use for a frame with the given ``pts``, decoding time
+        ``hint`` and duration ``lasts``. A frame without a timestamp starts at the end
+        of the previous one, which has the usual duration if its own is 0. Containers
+        without presentation times (AVI) report none or wrong ones: of ``pts`` and
+        ``hint``, the one that has decreased less often so far is used.
         """
         self._stamps.see(pts)
         self._hints.see(hint)

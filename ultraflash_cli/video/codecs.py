@@ -32,24 +32,23 @@ class Codec:
     segment_format: str
     segment_options: tuple[tuple[str, str], ...] = ()
     crf: int | None
-    """The default; None if the codec knows no such setting. Those are the intra codecs."""
+    """Default CRF; None for intra codecs, which have no such setting."""
     max_crf: int
     pix_fmts: tuple[str, ...]
-    """Formats that the encoder supports and players play, most common first."""
+    """Pixel formats supported by both the encoder and players, most common first."""
     alpha_fmts: tuple[str, ...] = ()
     """Pixel formats with transparency."""
     reorders: bool = False
-    """Whether frames are decoded in another order than they are shown."""
+    """Whether the decoding order of frames differs from their display order."""
     presets: tuple[tuple[int, tuple[tuple[int, str], ...]], ...] = ()
-    """Up to this many pixels, with at least this many cores, this preset. A table and never a
-    timing: the preset is part of
-    the result."""
+    """Presets by maximum number of pixels and minimum number of cores. A fixed table
+    rather than a measurement, as the preset affects the result."""
     hdr: bool = False
     """Whether the stream can hold HDR metadata."""
     has_turn: bool = True
     """Whether its containers can store a rotation."""
     options: dict[str, str] = field(default_factory=dict[str, str])
-    """Settings of the encoder that do not depend on the clip."""
+    """Encoder settings that do not depend on the clip."""
 
     @property
     def all_fmts(self) -> tuple[str, ...]:
@@ -105,7 +104,7 @@ CODECS = {
     "vp9": Codec(
         encoder="libvpx-vp9",
         segment_format="nut",
-        # Only then does NUT keep packet side data, where VP9 stores its transparency.
+        # Needed for NUT to keep packet side data, where VP9 stores its transparency.
         segment_options=(("syncpoints", "none"), ("strict", "experimental")),
         crf=24,
         max_crf=63,
@@ -168,16 +167,16 @@ CODECS = {
 written uncompressed."""
 
 _TRANSPARENT = {".webm": ("vp9",), ".mkv": ("vp9", "ffv1"), ".mov": ("prores",), "": ("vp9", "prores")}
-"""By suffix, the codecs for transparent pictures of 8 bits and (the last) of more."""
+"""Codecs for transparent video by suffix; the last one is for more than 8 bits."""
 _OF_SUFFIX = {".webm": ("vp9", "av1"), ".png": ("png",), ".y4m": ("y4m",)}
-"""By suffix, the codecs for other pictures where it takes neither H.264 nor HEVC."""
+"""Codecs for opaque video by suffix, for containers that hold neither H.264 nor
+HEVC."""
 
 
 def choose_codec(codec: str, bit_depth: int, *, has_alpha: bool = False, suffix: str | None = None) -> str:
-    """Turn ``auto`` into a name of ``CODECS``; raises ``UsageError`` for unknown names.
-
-    h264 for 8 bits and hevc above; where the picture is transparent, or ``suffix`` names a container that takes neither
-    of them, what fits there.
+    """Resolve ``auto`` to a name in ``CODECS``; raises ``UsageError`` for unknown
+    names. The choice is h264 for 8 bits and hevc above, or a suitable codec for
+    transparent video and for containers (``suffix``) that hold neither.
     """
     if codec != "auto":
         if codec not in CODECS:
@@ -200,9 +199,8 @@ def choose_pix_fmt(
     rgb: bool = False,
     has_alpha: bool = False,
 ) -> str:
-    """Choose the codec's pixel format that keeps most of the source's depth, chroma and transparency.
-
-    ``rgb``: the source stores red, green and blue.
+    """Choose the codec's pixel format that best preserves the source's bit depth,
+    chroma and transparency. ``rgb`` tells that the source stores red, green and blue.
     """
     source = av.VideoFormat(source_pix_fmt)
     names = codec.alpha_fmts if has_alpha and codec.alpha_fmts else codec.pix_fmts
@@ -224,7 +222,7 @@ def choose_pix_fmt(
     depths = sorted({bits_of(name) for name in known})
     enough = [bits for bits in depths if bits >= bit_depth]
 
-    # As many bits as the source has, else the next more, else the most there are.
+    # The source's bit depth if possible, else the next higher one, else the highest.
     for bits in [*enough, *reversed(depths)]:
         for each in samplings:
             fitting = [name for name in known if each in name and bits_of(name) == bits]
@@ -242,12 +240,12 @@ def choose_preset(codec: str, pixels: int, cores: int) -> str:
 
 
 def bits_of(pix_fmt: str) -> int:
-    """Return how many bits the deepest sample of a pixel format has."""
+    """Return the bit depth of a pixel format's deepest component."""
     return max(component.bits for component in av.VideoFormat(pix_fmt).components)
 
 
 def is_rgb_format(pix_fmt: str) -> bool:
-    """Return whether an encoder that takes this pixel format stores red, green and blue."""
+    """Return whether an encoder stores red, green and blue for this pixel format."""
     return av.VideoFormat(pix_fmt).is_rgb
 
 
@@ -257,7 +255,8 @@ def opaque(pix_fmt: str) -> bool:
 
 
 def chroma_share(pix_fmt: str) -> Fraction:
-    """Return how many chroma samples per pixel format stores for each pixel, one for none being lost."""
+    """Return the number of samples per pixel in each chroma plane; 1 without
+    subsampling."""
     known = av.VideoFormat(pix_fmt)
     if known.is_rgb or len(known.components) < 3:
         return Fraction(1)

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 Picture = NDArray[np.uint8] | NDArray[np.uint16]
-"""One frame ``[height, width, 3]``, red first: uint8, or uint16 over its whole range."""
+"""One RGB frame ``[height, width, 3]``: uint8, or full-range uint16."""
 
 RGB = 0
 UNSPECIFIED = 2
@@ -88,12 +88,12 @@ class ColorInfo:
 
 
 BT709 = ColorInfo(matrix=_BT709, primaries=_BT709, transfer=_TRC_BT709, range=LIMITED)
-"""The tags of a generated clip."""
+"""The colour tags of generated clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MasteringDisplay:
-    """The screen that a clip was graded on (SMPTE ST 2086)."""
+    """The display that a clip was mastered on (SMPTE ST 2086)."""
 
     red: tuple[Fraction, Fraction]
     """CIE 1931 x and y."""
@@ -151,9 +151,9 @@ def content_light(frame: av.VideoFrame) -> ContentLight | None:
 
 
 def chroma_location(frame: av.VideoFrame, codec: str) -> str:
-    """Return the chroma location in the scale filter's words: that of ``frame``, else the usual one.
-
-    In the middle for JPEG and the codecs of the family of MPEG-1, as their standards say, on the left for all others.
+    """Return the chroma location by the scale filter's name: that of ``frame`` or, if
+    unspecified, the standard one. That is the centre for JPEG and the MPEG-1 family of
+    codecs, and left for all others.
     """
     usual = "center" if codec in _CENTRED_CODECS else "left"
     tags = frame.color_primaries, frame.color_trc
@@ -171,16 +171,18 @@ def chroma_location(frame: av.VideoFrame, codec: str) -> str:
 
 
 def is_rgb(pix_fmt: str) -> bool:
-    """Return whether no YUV matrix applies; FFmpeg does not call palettes, pictures of two colours and XYZ ones RGB."""
+    """Return whether no YUV matrix applies; FFmpeg does not count palettes, monochrome
+    and XYZ formats as RGB."""
     return av.VideoFormat(pix_fmt).is_rgb or pix_fmt in ("pal8", "monob", "monow", "xyz12le", "xyz12be")
 
 
 def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool, full: bool = False) -> ColorInfo:
     """Fill in missing tags the way players do.
 
-    ``rgb`` says that the pixel format is RGB, ``full`` that its name implies the full range (yuvj). An unspecified
-    matrix is bt601 up to 576 lines of less than 1280 pixels, else bt709; unspecified primaries and transfer
-    follow the line counts of television.
+    ``rgb`` tells that the pixel format is RGB, ``full`` that it implies full range
+    (yuvj). An unspecified matrix is bt601 up to 576 lines and below 1280 pixels of
+    width, else bt709; unspecified primaries and transfer follow the television standard
+    with that number of lines.
     """
     if rgb:
         return ColorInfo(
@@ -214,7 +216,8 @@ def resolve_color(color: ColorInfo, *, width_px: int, height_px: int, rgb: bool,
 
 
 def output_color(color: ColorInfo) -> ColorInfo:
-    """Return the tags to write for a clip that was read with ``color``; RGB sources become bt709 of limited range."""
+    """Return the tags to write for a clip that was read with ``color``; RGB sources
+    become limited-range bt709."""
     if color.matrix == RGB:
         return replace(color, matrix=_BT709, range=LIMITED)
     if color.matrix == _BT2020_CL:
@@ -238,10 +241,11 @@ def rgb_filter(
 ) -> FrameFilter:
     """Return a filter from decoded frames to rgb24, or rgb48le where ``deep``; ``color`` is resolved.
 
-    ``deinterlace`` is what ``filters.deinterlacer`` takes; with ``fields`` each deinterlaced frame comes out as two.
-    ``chroma_location`` says where halved chroma lies (left, center, topleft, ...) in frames of ``pix_fmt``; libswscale
-    would take it to lie in the middle, whatever the frames say. ``chroma_shift`` and ``denoise`` are as
-    ``probe.ClipInfo`` has them.
+    ``deinterlace`` is what ``filters.deinterlacer`` takes; with ``fields`` each
+    deinterlaced frame yields two. ``chroma_location`` is the position of subsampled
+    chroma (left, center, topleft, ...) in frames of ``pix_fmt``; libswscale would
+    otherwise assume the centre, whatever the frames' tags. ``chroma_shift`` and
+    ``denoise`` are those of ``probe.ClipInfo``.
     """
     filters = deinterlacer(deinterlace, fields)
     is_mended = denoise is not None or chroma_shift is not None
@@ -280,9 +284,9 @@ def alpha_filter(
     fields: bool = False,
     threads: int = 1,
 ) -> FrameFilter:
-    """Return a filter from decoded frames to their transparency, as gray pictures for ``as_alpha``; see ``rgb_filter``.
-
-    ``pix_fmt`` is what most frames come in; those that store no transparency come out opaque.
+    """Return a filter from decoded frames to their transparency, as gray pictures for
+    ``as_alpha``; see ``rgb_filter``. ``pix_fmt`` is the format of most frames; frames
+    without transparency become opaque.
     """
     return FrameFilter(
         *deinterlacer(deinterlace, fields),
@@ -293,7 +297,8 @@ def alpha_filter(
 
 
 def alpha_planes(frame: av.VideoFrame) -> av.VideoFrame:
-    """Return the transparency that ``frame`` stores, as a gray picture. The timestamp of ``frame`` is overwritten."""
+    """Return the transparency of ``frame`` as a gray picture. The timestamp of
+    ``frame`` is overwritten."""
     tags = frame.color_primaries, frame.color_trc
     filters = FrameFilter(*_extracting(frame.format.name))
     (gray,) = filters.push(frame) + filters.flush()
@@ -302,14 +307,15 @@ def alpha_planes(frame: av.VideoFrame) -> av.VideoFrame:
 
 
 def _extracting(pix_fmt: str) -> list[tuple[str, str]]:
-    # The filter takes the transparency of gray pictures from the next pixel.
+    # For gray pictures with alpha, the filter reads the transparency of the next pixel.
     known = {"ya8": "rgba", "ya16le": "rgba64le", "ya16be": "rgba64le", "pal8": "rgba"}
     first = [("format", f"pix_fmts={known[pix_fmt]}")] if pix_fmt in known else []
     return [*first, ("extractplanes", "planes=a")]
 
 
 def as_alpha(gray: av.VideoFrame, *, deep: bool) -> Picture:
-    """Stretch the samples of a gray picture over 8 bits, or over 16 where ``deep``: ``[height, width]``."""
+    """Scale the samples of a gray picture to 8 bits, or to 16 if ``deep``: ``[height,
+    width]``."""
     bits = gray.format.components[0].bits
     most = (1 << bits) - 1
     levels = np.asarray(gray.to_ndarray(format=gray.format.name)).astype(np.uint32)
@@ -333,7 +339,8 @@ def yuv_filter(color: ColorInfo, *, pix_fmt: str) -> FrameFilter:
 
 
 def widened(rgb_hwc: Picture) -> Picture:
-    """Stretch libswscale's 16-bit RGB made from YUV, whose white is 0xFF00, over the whole range; 8 bits stay."""
+    """Scale libswscale's 16-bit RGB from YUV, in which white is 0xFF00, to the full
+    range; 8 bits are unchanged."""
     if rgb_hwc.dtype == np.uint8:
         return rgb_hwc
     capped = np.minimum(rgb_hwc, 0xFF00)
@@ -341,12 +348,13 @@ def widened(rgb_hwc: Picture) -> Picture:
 
 
 def narrowed(rgb_hwc: Picture) -> Picture:
-    """Undo ``widened`` for libswscale's way back."""
+    """Undo ``widened``, for libswscale's conversion back to YUV."""
     return rgb_hwc if rgb_hwc.dtype == np.uint8 else as_picture(rgb_hwc - (rgb_hwc >> 8))
 
 
 def resize_rgb(rgb_hwc: Picture, width_px: int, height_px: int) -> Picture:
-    """Resample one picture with libswscale's lanczos, each colour on its own; same dtype out."""
+    """Resample one picture with libswscale's Lanczos filter, each colour separately;
+    keeps the dtype."""
     pix_fmt = "gray16le" if rgb_hwc.dtype == np.uint16 else "gray"
     filters = FrameFilter(
         ("scale", f"w={width_px}:h={height_px}:flags=lanczos+accurate_rnd:in_range=full:out_range=full"),
@@ -360,7 +368,7 @@ def resize_rgb(rgb_hwc: Picture, width_px: int, height_px: int) -> Picture:
 
 
 def as_frame(array_hwc: Picture, pix_fmt: str) -> av.VideoFrame:
-    """Make a frame of packed pixels; copies them."""
+    """Return a frame with a copy of packed pixels."""
     return av.VideoFrame.from_ndarray(cast("NDArray[np.uint8]", np.ascontiguousarray(array_hwc)), format=pix_fmt)
 
 

@@ -28,9 +28,10 @@ __all__ = [
 CONVERTIBLE = ("aac", "flac")
 """Codecs to convert audio to, on request, if it cannot be copied."""
 Refusals = Mapping[str, Mapping[int, str]]
-"""By container and stream, why a muxer rejects it."""
+"""Reason why a muxer rejects a stream, by container and stream."""
 LONG_START_S = 60
-"""A clock that starts later is a broadcast's; the output's starts at 0."""
+"""A clock that starts later comes from a broadcast; the output's clock then starts at
+0."""
 _CHAPTER_TRACKS = ("", "bin_data", "text")
 """FFmpeg's name for the chapter track of MP4; chapters are copied as such."""
 
@@ -45,9 +46,9 @@ class _Container:
     attachments: bool = False
     pictures: frozenset[str] = frozenset()
     text: str | None = None
-    """The format that text subtitles are converted to."""
+    """Format to which text subtitles are converted."""
     timed: bool = True
-    """Whether it holds times, chapters and tags at all."""
+    """Whether it can store timestamps, chapters and tags at all."""
     tick_s: Fraction | None = None
     """Fixed time base of the container, if any."""
 
@@ -109,7 +110,8 @@ _CONTAINERS = {
     ".y4m": _Container(video=frozenset({"y4m"}), timed=False),
 }
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
-"""FFmpeg's names of the containers that are joined; the others are written by ``stills`` and ``y4m``."""
+"""FFmpeg's names of the containers written by ``join``; the others are written by
+``stills`` and ``y4m``."""
 
 _TEXT = frozenset({"subrip", "mov_text", "webvtt", "text"})
 """Text subtitle formats that can be converted to one another."""
@@ -147,11 +149,12 @@ class StreamPlan:
     """Reason why the container differs from the input's; empty if it does not, or if the user chose it."""
     copied: tuple[StreamInfo, ...]
     dropped: tuple[DroppedStream, ...]
-    """Streams dropped without being asked to: these become warnings."""
+    """Streams dropped without a request by the user, each reported as a warning."""
     converted: tuple[ConvertedStream, ...] = ()
-    """These are reported with the plan."""
+    """Converted streams, which are reported with the plan."""
     notes: tuple[str, ...] = ()
-    """Other changes by the container, one sentence each: these become warnings too."""
+    """Other changes due to the container, one sentence each, which become warnings
+    too."""
 
     @property
     def beside(self) -> tuple[StreamInfo, ...]:
@@ -180,12 +183,13 @@ def plan_streams(
 ) -> StreamPlan:
     """Choose the container and the streams to copy next to video of ``codec`` (h264, ...).
 
-    ``output_suffix`` given by the user wins, and what it cannot hold is converted without loss or
-    dropped; without one it is the input's container where that can hold everything, MP4 for inputs
-    whose container is not a supported output, else the one that keeps most. ``audio`` aac or flac
-    names what sound becomes that cannot be copied; ``refused`` says by suffix which streams its
-    muxer does not take, and why. Raises ``UsageError`` for a suffix that is not known or cannot
-    hold the video.
+    An ``output_suffix`` given by the user takes precedence, and streams that it cannot
+    hold are converted losslessly or dropped. Otherwise the input's container is kept if
+    it can hold everything, or replaced by MP4 if it is not a supported output, or by
+    the container that keeps most. ``audio`` (aac or flac) is the codec for audio that
+    cannot be copied; ``refused`` lists, by suffix, the streams that the muxer rejects,
+    and why. Raises ``UsageError`` for a suffix that is unknown or cannot hold the
+    video.
     """
     wanted = tuple(
         stream
@@ -216,7 +220,7 @@ def plan_streams(
     if best != first:
         misfit = f"{codec} video"
         if first in fitting:
-            # What the other container has no way for either is no reason.
+            # A stream that the other container cannot hold either is not a reason.
             gained = [stream for stream in wanted if choice.way(best, stream, best == own) != ""]
             misfit = choice.misfits(first, gained, own is not None)[0]
         return _split(info, best, f"written as {best}, because {first} cannot hold {misfit}", wanted, choice)
@@ -226,10 +230,9 @@ def plan_streams(
 
 
 def plan_alone(output_suffix: str | None, *, codec: str, frame_s: Fraction) -> StreamPlan:
-    """Choose the container of a clip that has no source: the named one, else the best known that holds ``codec``.
-
-    ``frame_s`` is how long each frame is shown. Raises ``UsageError`` for a suffix that is not known or cannot hold
-    the video.
+    """Choose the container of a clip without a source: the named one, else the most
+    common one that holds ``codec``. ``frame_s`` is the duration of a frame. Raises
+    ``UsageError`` for a suffix that is unknown or cannot hold the video.
     """
     if output_suffix is not None:
         suffix = _checked_suffix(output_suffix, codec)
@@ -240,17 +243,19 @@ def plan_alone(output_suffix: str | None, *, codec: str, frame_s: Fraction) -> S
 
 
 def is_iso(suffix: str) -> bool:
-    """Return whether a container is of the family of MP4 and QuickTime."""
+    """Return whether a container belongs to the MP4 and QuickTime family."""
     return FORMATS.get(suffix) in ("mp4", "mov")
 
 
 def tick_of(suffix: str) -> Fraction | None:
-    """Return the fixed time unit of a container, in seconds; None if every stream has its own."""
+    """Return the fixed time base of a container, in seconds; None if every stream has
+    its own."""
     return _CONTAINERS[suffix].tick_s
 
 
 def own_suffix(info: ClipInfo) -> str | None:
-    """Return the container of the input as the suffix of an output; None if it is not an output container."""
+    """Return the output suffix for the input's container; None if it is not a supported
+    output."""
     names = info.container.split(",")
     suffix = info.path.suffix.lower()
     if "mov" in names or "mp4" in names:
@@ -262,17 +267,16 @@ def own_suffix(info: ClipInfo) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """How streams come into containers next to video of a codec."""
+    """Decides how containers store streams next to video of a codec."""
 
     codec: str
     audio: str
     refused: Refusals
 
     def way(self, suffix: str, stream: StreamInfo, expected: bool) -> str | None:
-        """Return how ``stream`` comes into the container: copied (None), converted to a codec, or
-        not at all (the empty string).
-
-        ``expected`` says that the user named the container or the input is in one like it.
+        """Return how the container stores ``stream``: None if copied, a codec if
+        converted, or an empty string if dropped. ``expected`` tells that the user named
+        the container, or that the input's is of the same kind.
         """
         known = _CONTAINERS[suffix]
         if not stream.is_known:
@@ -307,14 +311,15 @@ class _Choice:
         return video + [stream.describe() for stream in streams if self.way(suffix, stream, expected) is not None]
 
     def cost(self, suffix: str, streams: Sequence[StreamInfo], expected: bool) -> tuple[int, int]:
-        """Return how many streams are lost in a container, and how many change without having been requested."""
+        """Return how many streams a container loses, and how many it changes without a
+        request by the user."""
         ways = [(stream, self.way(suffix, stream, expected)) for stream in streams]
         asked = self.audio in CONVERTIBLE
         changed = [stream for stream, way in ways if way and not (asked and stream.kind == "audio")]
         return sum(way == "" for _, way in ways), len(changed)
 
     def refusal(self, suffix: str, stream: StreamInfo) -> str:
-        """Return why a stream is left out, and how to keep it."""
+        """Return the reason why a stream is dropped, and how to keep it."""
         if stream.kind in ("data", "unknown"):
             return "data streams cannot be kept"
         if not stream.is_known:
@@ -335,8 +340,8 @@ class _Choice:
 
 
 def _timecodes(info: ClipInfo, streams: Sequence[StreamInfo]) -> set[int]:
-    """Return the tracks that hold nothing but the time code of the first frame, which comes along
-    as a tag of the picture."""
+    """Return the tracks that contain only the time code of the first frame, which is
+    copied as a tag of the picture."""
     asked = {stream.index for stream in streams if stream.kind == "data" and not stream.codec}
     if not asked:
         return set()

@@ -13,17 +13,16 @@ from av.video.stream import VideoStream
 __all__ = ["Content", "counted_bytes", "is_moving", "main_picture"]
 
 _EMPTY_TEXT_BYTES = 2
-"""MP4 fills the time between two subtitles with such packets."""
+"""Size of the packets with which MP4 fills the time between subtitles."""
 _SLACK_S = Fraction(2, 1000)
 _SLACK_BYTES = Fraction(1, 50)
-"""Headers that come or go where packets are regrouped."""
+"""Tolerance for headers that are added or removed when packets are regrouped."""
 
 
 @dataclass(kw_only=True)
 class Content:
-    """The amount of content of a stream.
-
-    Muxers and demuxers may regroup packets (PCM, the segments of Blu-ray subtitles), so their number alone says little.
+    """The amount of content in a stream. Muxers and demuxers may regroup packets (PCM,
+    the segments of Blu-ray subtitles), so that their number alone is not conclusive.
     """
 
     kind: str
@@ -46,11 +45,13 @@ class Content:
 
     @property
     def lasts_s(self) -> Fraction:
-        """From the first packet's start to the last one's end."""
+        """Duration from the start of the first packet to the end of the last, in
+        seconds."""
         return self.end_s - (self.start_s or 0)
 
     def is_in(self, found: "Content") -> bool:
-        """Return whether ``found`` has the same content, however it is split into packets."""
+        """Return whether ``found`` has the same content, regardless of how it is split
+        into packets."""
         if self.packets == found.packets or self.size_bytes == found.size_bytes:
             return True
         alike = abs(self.size_bytes - found.size_bytes) <= _SLACK_BYTES * self.size_bytes
@@ -61,20 +62,21 @@ class Content:
 
 
 def counted_bytes(packet: Packet, stream: Stream) -> int:
-    """Return the size of a packet; none of one that MP4 needs where no subtitle is shown."""
+    """Return the size of a packet; 0 for packets with which MP4 fills the time between
+    subtitles."""
     is_mp4_text = isinstance(stream, SubtitleStream) and stream.codec_context.codec.canonical_name == "mov_text"
     return packet.size if packet.size > (_EMPTY_TEXT_BYTES if is_mp4_text else 0) else 0
 
 
 def is_moving(stream: Stream) -> bool:
-    """Return whether a stream is video and no cover picture."""
+    """Return whether a stream is video rather than a cover picture."""
     return stream.type == "video" and not stream.disposition & Disposition.attached_pic
 
 
 def main_picture(container: InputContainer, contents: Sequence[Content] = (), *, number: int = 0) -> VideoStream:
-    """Return the video of a file that ``join`` has written: of its moving pictures the one with this number.
-
-    ``contents`` tells what was written. Containers may leave out a stream without packets.
+    """Return the main video of a file written by ``join``, which is the video stream
+    with index ``number`` among those in ``contents``. Containers may omit streams
+    without packets.
     """
     moving = [stream for stream in container.streams.video if is_moving(stream)]
     written = [content for content in contents if content.kind == "video"]

@@ -1,4 +1,5 @@
-"""The timestamps of one stream: where the next packet is expected, and how others are treated."""
+"""Timestamps of one stream: where the next packet is expected, and how unexpected
+packets are treated."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -16,17 +17,19 @@ _LEAD_S = 2
 
 
 def is_dense(kind: str) -> bool:
-    """Return whether streams of a kind have packets all the time, one after the other."""
+    """Return whether streams of this kind have packets throughout, without gaps."""
     return kind in ("video", "audio")
 
 
 @dataclass
 class Walker:
-    """A position in a stream, from which the next packet is judged; timestamps are the file's, in its ticks."""
+    """A position in a stream, relative to which the next packet is judged; timestamps
+    are those of the file, in its ticks."""
 
     unit: Fraction
     by_decoding: bool
-    """Whether decoding times, which only grow, are compared rather than presentation times."""
+    """Whether decoding times, which always increase, are compared instead of
+    presentation times."""
     reorders: bool
     last: int | None = None
     top: int = 0
@@ -45,30 +48,31 @@ class Walker:
     keys: int = 0
     """Number of packets marked as keyframes."""
     recent: tuple[int, ...] = ()
-    """The latest timestamps of a stream whose packets come in another order than they are shown."""
+    """The latest timestamps of a stream whose packets are not in display order."""
 
     def __post_init__(self) -> None:
         self._tenth = int(_SLACK_S / self.unit)
         self._second = int(1 / self.unit)
 
     def stamp(self, packet: Packet) -> int | None:
-        """Return the timestamp that is compared."""
+        """Return the timestamp used for comparison."""
         if self.by_decoding:
             return packet.dts
         return packet.pts if packet.pts is not None or self.reorders else packet.dts
 
     def lasts(self, packet: Packet) -> int:
-        """Return how long a packet lasts."""
+        """Return the duration of a packet."""
         return packet.duration or self.step
 
     @property
     def is_shuffled(self) -> bool:
-        """Whether the timestamps that are compared step back if nothing is wrong."""
+        """Whether the compared timestamps may decrease in an intact stream."""
         return self.reorders and not self.by_decoding
 
     @property
     def base(self) -> int | None:
-        """The timestamp with which the next one is compared; None before the first packet."""
+        """The timestamp to which the next one is compared; None before the first
+        packet."""
         return self.last if self.by_decoding or self.last is None else self.top
 
     @property
@@ -77,13 +81,14 @@ class Walker:
         return max(1, min(2 * self.step, self._tenth))
 
     def leap(self, stamp: int, packet: Packet) -> int:
-        """Return how far a packet is from where the stream continues: behind (negative), ahead, or 0."""
+        """Return the distance of a packet from the expected position: negative if
+        behind, positive if ahead, else 0."""
         base = lowest = self.base
         assert base is not None and lowest is not None, "a stream that was seen before"
         shuffled = 0
         if self.is_shuffled:
             shuffled = REORDERED * self.step
-            # All that comes before a key picture is shown before it.
+            # All pictures before a keyframe in the stream are shown before it.
             believed = packet.is_keyframe and 2 * self.keys <= self.packets and self.packets >= 2
             if not believed:
                 lowest = min(self.recent) if len(self.recent) == REORDERED else stamp
@@ -112,7 +117,8 @@ class Walker:
         self.end = max(self.end, self.shown(packet, stamp) + self.offset + self.lasts(packet))
 
     def shown(self, packet: Packet, stamp: int) -> int:
-        """Return when a packet is shown, or if unknown, when one decoded at that time would be."""
+        """Return when a packet is shown or, if unknown, when a packet with its decoding
+        time would be."""
         return packet.pts if packet.pts is not None else stamp + self.delay
 
     @property
@@ -122,7 +128,7 @@ class Walker:
 
 
 class Track(Walker):
-    """One stream of a file, being moved to the repaired clock."""
+    """One stream of a file, while its timestamps are moved to the repaired clock."""
 
     def __init__(self, stream: Stream, *, by_decoding: bool) -> None:
         self.index = stream.index
@@ -138,12 +144,12 @@ class Track(Walker):
         self.step = max(1, round(1 / (rate * unit))) if rate else max(1, round(Fraction(1, 40) / unit))
         self.epoch = 0
         self.seen: int | None = None
-        """The timestamp that was read last."""
+        """The last timestamp that was read."""
 
     def unwrap(self, packet: Packet, period: int, others: int | None) -> None:
-        """Undo wraps of the counter, whose values repeat after ``period`` ticks: they go on where the stream was.
-
-        One that begins goes on where ``others`` are.
+        """Undo wrap-arounds of the counter, whose values repeat after ``period`` ticks:
+        choose the value closest to the stream's position or, for a new stream, to that
+        of ``others``.
         """
         stamp = packet.dts if packet.dts is not None else packet.pts
         if stamp is None:
@@ -155,7 +161,8 @@ class Track(Walker):
             self._add(packet, -wraps * period)
 
     def walker(self, packet: Packet | None, stamp: int | None) -> Walker:
-        """Return what judges the packets after one at ``stamp``, wherever that is; or those after the newest."""
+        """Return the walker that judges packets after one at ``stamp``, or after the
+        latest one."""
         there = Walker(
             unit=self.unit,
             by_decoding=self.by_decoding,
@@ -191,14 +198,13 @@ class Track(Walker):
             self._add(packet, offset)
 
     def is_shown_late(self, packet: Packet, stamp: int) -> bool:
-        """Return whether the delay from decoding to display of a packet is suspiciously long."""
+        """Return whether a packet's delay from decoding to display is implausibly
+        long."""
         return self.by_decoding and packet.pts is not None and packet.pts - stamp > self.longest_lead
 
     def accept(self, packet: Packet, stamp: int, *, late: bool) -> bool:
-        """Take a packet at its own timestamp; returns whether that of its presentation is wrong
-        (``late``, or too early).
-
-        Then it is left out.
+        """Accept a packet with its own timestamp; return whether its presentation time
+        is wrong (``late``, or too early), in which case that time is removed.
         """
         if self.last is None:
             self.top = self.end = stamp
@@ -213,7 +219,8 @@ class Track(Walker):
         return wrong
 
     def replace(self, packet: Packet, stamp: int) -> None:
-        """Return a packet the timestamp that is compared; that of its presentation follows, or stays if it is good."""
+        """Replace the compared timestamp of a packet; its presentation time moves
+        along, or is kept if it is plausible."""
         pts, dts = packet.pts, packet.dts
         longest = self.longest_lead
         packet.dts = stamp

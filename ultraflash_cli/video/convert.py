@@ -25,9 +25,11 @@ from ultraflash_cli.video.probe import ClipInfo
 __all__ = ["FrameConverter", "Look", "look_of"]
 
 _BT601 = {5, 6}
-"""Two numbers of one matrix: a disc may name one of them in some frames and none in others."""
+"""Two codes for the same matrix: a disc may tag some frames with one of them and others
+not at all."""
 _SAME_SHAPE = Fraction(102, 100)
-"""Shapes that differ by less are stretched into one another; rounding to even sides is less."""
+"""Maximum ratio of aspect ratios that is corrected by stretching; rounding to even
+sides stays below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +37,17 @@ class Look:
     """How to read a frame: its position in the clip's picture, and complete colour tags."""
 
     stored_wh: tuple[int, int]
-    """Its own size."""
+    """Size of the frame itself."""
     fitted_wh: tuple[int, int]
-    """Size within the clip's stored picture; the rest is black."""
+    """Size of the frame within the clip's stored picture; the rest is black."""
     color: ColorInfo
     pix_fmt: str
 
 
 def look_of(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo, first: ColorInfo) -> Look:
-    """Return how ``frame`` is to be read, whose pixels are ``aspect`` as wide as high by what the decoder says.
-
-    What it says of its colours counts where that differs from the ``first`` frame's, for which ``info`` speaks.
+    """Return how to read ``frame``, whose pixel aspect ratio is ``aspect`` according to
+    the decoder. Its colour tags are used where they differ from those of the ``first``
+    frame, which ``info`` describes.
     """
     own = replace(
         info.color,
@@ -72,7 +74,7 @@ def look_of(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo, first
 
 
 def _fitted(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo) -> tuple[int, int]:
-    """Fit a frame of another shape into the clip's picture."""
+    """Fit a frame of a different shape into the clip's picture."""
     width, height = info.stored_wh
     if not frame.width or not frame.height:
         return width, height
@@ -85,10 +87,9 @@ def _fitted(frame: av.VideoFrame, aspect: Fraction | None, info: ClipInfo) -> tu
 
 
 class FrameConverter:
-    """Turns decoded frames into RGB pictures, and their transparency, of the size that the clip is shown in.
-
-    ``deinterlace`` is as ``color.rgb_filter`` takes it. Frames of another size, colour matrix or range are converted
-    to match.
+    """Converts decoded frames to RGB pictures, with transparency, in the clip's size.
+    ``deinterlace`` is that of ``color.rgb_filter``. Frames with a different size,
+    colour matrix or range are converted to match.
     """
 
     def __init__(self, info: ClipInfo, *, deinterlace: str | None, alpha: bool, threads: int) -> None:
@@ -101,7 +102,8 @@ class FrameConverter:
         self._opaque: FrameFilter | None = None
 
     def begins_anew(self, look: Look) -> bool:
-        """Whether a frame of this look needs new filters, so that the current ones must be flushed."""
+        """Whether a frame with this look needs new filters, so that the current ones
+        must be flushed."""
         return look != self._look
 
     def push(self, frame: av.VideoFrame, look: Look) -> list[tuple[Picture, Picture | None]]:

@@ -1,4 +1,5 @@
-"""Everything but the picture, from input to output: streams, packets, chapters, tags."""
+"""Copy everything but the picture from input to output: streams, packets, chapters,
+tags."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["Copy", "Window", "add_copies", "chapters_of", "copied_packets", "describe_video", "file_tags"]
 
 Window = tuple[Fraction, Fraction]
-"""The part of the input that is kept: start and end, in the input's seconds."""
+"""The part of the input that is kept: start and end in seconds on the input's clock."""
 
 _FILE_TAGS = {"compatible_brands", "encoder", "major_brand", "minor_version"}
-"""Tags about the old container, not the clip."""
+"""Tags that describe the old container rather than the clip."""
 _TRACK_TAGS = {"duration"}
 """Tags that the new container writes itself."""
 _PICTURE_TAGS = {
@@ -48,7 +49,8 @@ _PICTURE_TAGS = {
     "rotate",
     "vendor_id",
 }
-"""Tags that no longer hold after encoding again, as do all that start with ``_statistics``."""
+"""Tags that no longer apply after re-encoding; the same goes for all that start with
+``_statistics``."""
 _TIMECODE = "timecode"
 _PICTURE_KINDS = {"png": ("png", "image/png"), "gif": ("gif", "image/gif"), "bmp": ("bmp", "image/bmp")} | {
     "tiff": ("tif", "image/tiff"),
@@ -56,16 +58,16 @@ _PICTURE_KINDS = {"png": ("png", "image/png"), "gif": ("gif", "image/gif"), "bmp
     "mjpeg": ("jpg", "image/jpeg"),
 }
 _LEAD_FRAMES = 16
-"""Decoding lead of packets that have no decoding time; no codec reorders more."""
+"""Decoding lead of packets without a decoding time; no codec reorders more frames."""
 
 
 _WARM_UP_S = Fraction(1, 10)
-"""Most audio that a decoder needs as a warm-up."""
+"""Maximum amount of audio that a decoder needs to warm up."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """A stream of the output that gets its packets from one of the input."""
+    """An output stream whose packets are copied from an input stream."""
 
     stream: Stream
     kind: str
@@ -74,7 +76,8 @@ class Copy:
 
 
 def add_copies(container: OutputContainer, info: ClipInfo, plan: StreamPlan, stream: Stream) -> Copy | None:
-    """Add the output stream for ``stream`` of the input; None if there is none, or if it is written at once."""
+    """Add the output stream for ``stream`` of the input; None if it has none or is
+    written completely here."""
     for converted in plan.converted:
         if converted.stream.index == stream.index:
             return _add_converted(container, stream, converted)
@@ -87,7 +90,7 @@ def describe_video(
 ) -> tuple[str, ...]:
     """Copy the tags of the main video that still hold; return notes.
 
-    ``cut_s`` is how much of the picture was left out before its first frame.
+    ``cut_s`` is the duration of the picture that was cut before its first frame.
     """
     if info.display_matrix is not None and not spec.turns:
         video.set_display_matrix(_scaled_matrix(info, spec))
@@ -134,10 +137,10 @@ def copied_packets(
     strict: bool,
     crowded: Counter[int] | None = None,
 ) -> Iterator[Packet]:
-    """Packets of the other streams in the order of the file, times shifted, decoding times growing.
-
-    ``strict`` says that the container refuses equal decoding times. ``crowded`` counts the packets of each stream that
-    are over the one before by more than they last, and were moved after it.
+    """Yield the packets of the other streams in file order, with shifted times and
+    increasing decoding times. ``strict`` tells that the container rejects equal
+    decoding times. ``crowded`` counts, for each stream, the packets that overlapped the
+    previous one by more than their duration and were moved after it.
     """
     if not copies:
         return
@@ -169,11 +172,10 @@ def copied_packets(
 
 
 def without_cuts(packets: Iterator[Packet], *, all_before_start: bool) -> Iterator[Packet]:
-    """Leave out packets that an edit list removes, except those a decoder needs to start.
-
-    What is before the first packet that is shown stays where the output has edit lists of its own
-    (``all_before_start``), else no more of it than a decoder of sound warms up with. What is cut out later stays only
-    where pictures are built on it.
+    """Drop packets that an edit list removes, except those that a decoder needs to
+    start. Packets before the first shown one are kept if the output has edit lists of
+    its own (``all_before_start``), else only as many as an audio decoder needs to warm
+    up. Packets cut later are kept only if other pictures refer to them.
     """
     held: dict[int, list[Packet]] = {}
     begun: set[int] = set()
@@ -194,17 +196,17 @@ def without_cuts(packets: Iterator[Packet], *, all_before_start: bool) -> Iterat
 
 
 def _lies_before(packet: Packet, other: Packet) -> Fraction:
-    """Return how much earlier a packet is shown than another, in seconds."""
+    """Return by how many seconds a packet is shown earlier than another."""
     if packet.pts is None or other.pts is None:
         return Fraction(0)
     return (other.pts - packet.pts) * packet.time_base
 
 
 def _lasting(packets: Iterator[Packet]) -> Iterator[Packet]:
-    """Packets with content, up to where the file becomes unreadable; missing audio durations are filled in.
-
-    It lasts until the next packet of its stream, which may be an empty one at the end; else as long as the one before.
-    Without, MP4 would leave out the last packet.
+    """Yield the packets that have content, up to the point where the file becomes
+    unreadable, and fill in missing audio durations. A packet lasts until the next one
+    of its stream, which may be an empty one at the end, else as long as the previous
+    one. Without a duration, MP4 would drop the last packet.
     """
     held: dict[int, Packet] = {}
     lengths: dict[int, int] = {}
@@ -238,7 +240,8 @@ class _DecodingTimes:
         self._reorders = copy.kind == "video" and not copy.picture
         self._picture = copy.picture
         self._strict = strict and copy.kind != "subtitle"
-        # MP4 counts the time of sound in samples, which may be longer than the input's ticks.
+        # The time base of audio in MP4 is one sample, which may be coarser than the
+        # input's ticks.
         self._rate = copy.stream.sample_rate if isinstance(copy.stream, AudioStream) else None
         self._last: int | None = None
 
@@ -265,7 +268,8 @@ class _DecodingTimes:
         return dts - own > max(1, packet.duration or 0)
 
     def _step(self, packet: Packet) -> int:
-        """Return the minimum ticks between two distinct decoding times of the output."""
+        """Return the minimum distance in ticks between distinct decoding times in the
+        output."""
         if not self._strict:
             return 0
         return ceil(1 / (self._rate * packet.time_base)) if self._rate else 1
@@ -303,7 +307,8 @@ def _add_text(container: OutputContainer, stream: SubtitleStream, codec: str) ->
 def _add_copy(
     container: OutputContainer, info: ClipInfo, stream: Stream, known: StreamInfo, plan: StreamPlan
 ) -> Copy | None:
-    """Add a stream to copy; None if all of it is written at once (pictures in Matroska, attachments)."""
+    """Add a stream to copy; None if it is written completely here (pictures in
+    Matroska, attachments)."""
     if known.is_picture and plan.suffix == ".mkv":
         ending, kind = _PICTURE_KINDS[known.codec]
         tags = {key.lower(): value for key, value in stream.metadata.items()}

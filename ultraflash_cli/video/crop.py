@@ -28,20 +28,19 @@ class Crop:
 
     @property
     def width_px(self) -> int:
-        """Columns that are cut away."""
+        """Number of columns that are cropped."""
         return self.left_px + self.right_px
 
     @property
     def height_px(self) -> int:
-        """Lines that are cut away."""
+        """Number of lines that are cropped."""
         return self.top_px + self.bottom_px
 
 
 def container_crop(stream: VideoStream, width_px: int, height_px: int) -> Crop | None:
-    """Return what the container cuts off pictures of ``width_px`` x ``height_px``; None for nothing.
-
-    FFmpeg knows, and PyAV does not pass it on: it is read from the header that FFmpeg's own muxer writes for such a
-    stream.
+    """Return the container's crop of pictures of ``width_px`` x ``height_px``; None if
+    there is none. PyAV does not expose this value: it is read from the header that
+    FFmpeg's muxer writes for such a stream.
     """
     if not stream.container.format.name.startswith(_CROPPING_CONTAINERS):
         return None
@@ -52,7 +51,7 @@ def container_crop(stream: VideoStream, width_px: int, height_px: int) -> Crop |
             container.start_encoding()
             found = dict(_sides(header.getvalue()))
     except (OSError, FFmpegError, ValueError):
-        return None  # a codec that Matroska does not hold
+        return None  # a codec that Matroska cannot hold
     crop = Crop(**found)
     is_sound = crop.width_px < width_px and crop.height_px < height_px
     return crop if found and is_sound and crop != Crop() else None
@@ -64,7 +63,7 @@ def _sides(content: bytes) -> Iterator[tuple[str, int]]:
     while place < len(content):
         number, place = _number(content, place, keeps_marker=True)
         size, place = _number(content, place, keeps_marker=False)
-        end = min(len(content), place + size)  # of a segment that is being written, the size is not known
+        end = min(len(content), place + size)  # the size of a segment that is still being written is unknown
         if number in _MASTERS:
             yield from _sides(content[place:end])
         elif number in _SIDES:

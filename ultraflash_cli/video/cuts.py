@@ -11,21 +11,22 @@ from ultraflash_cli.video.color import Picture
 __all__ = ["LOOKAHEAD", "CutDetector"]
 
 LOOKAHEAD = 8
-"""Number of later frames seen before a frame is decided."""
+"""Number of later frames that a decision about a frame needs."""
 
 _ROWS, _COLUMNS, _BINS = 24, 32, 16
 _LEAST = 0.28
-"""Minimum distance of two frames for a cut (0: equal, 1: nothing in common)."""
+"""Minimum distance between two frames for a cut (0: equal, 1: nothing in common)."""
 _ABOVE_MOTION = 2.0
-"""Factor by which a cut exceeds the usual distance of the frames around it."""
+"""Factor by which a cut exceeds the usual distance between the surrounding frames."""
 _RETURN = 0.6
-"""A flash is over when the picture is back within this part of the jump, and so near that it would be no cut."""
+"""A flash is over when the picture has returned to within this fraction of the jump,
+and closer than a cut."""
 _REACH_ROWS, _REACH_COLUMNS = 4, 14
 """Maximum camera movement between two frames, in cells."""
 _STILL = 0.1
-"""Dissimilarity up to which no camera shift is searched for."""
+"""Maximum dissimilarity at which no camera shift is searched for."""
 _FULL = 0.7
-"""A scene below this fraction of its contrast is still fading in."""
+"""Below this fraction of its contrast, a scene is still fading in."""
 _NOISE = 4.0
 """Standard deviation in grey levels below which structure is not significant."""
 
@@ -39,17 +40,19 @@ class _Look:
 class CutDetector:
     """Decides for each frame whether a new scene starts with it.
 
-    A pure function of the frames: any way of pushing them gives the same answers. The first frame is no cut.
+    The decisions depend only on the frames, not on how they are pushed. The first frame
+    is not a cut.
     """
 
     def __init__(self) -> None:
         self._looks: deque[_Look] = deque()
-        self._steps: deque[float] = deque()  # distance of each look to the one before it
+        self._steps: deque[float] = deque()  # distance of each look from the previous one
         self._first = 0  # frame number of the oldest look
         self._decided = 0
 
     def push(self, rgb_hwc: Picture) -> list[bool]:
-        """Take one frame ``[height, width, 3]``, uint8 or uint16; return the answers that are now certain, in order."""
+        """Add one frame ``[height, width, 3]``, uint8 or uint16; return the decisions
+        that are now final, in order."""
         look = _look(rgb_hwc)
         self._steps.append(_distance(self._looks[-1], look) if self._looks else 0.0)
         self._looks.append(look)
@@ -120,9 +123,9 @@ def _look(rgb_hwc: Picture) -> _Look:
 
 
 def _distance(a: _Look, b: _Look) -> float:
-    """Return the distance of two frames, 0 to 1: structure under the best camera shift, and colours.
-
-    Colours count no more than structure does: where only the light changed, the scene is the same.
+    """Return the distance between two frames, 0 to 1: of structure under the best
+    camera shift, and of colours. Colours count no more than structure, as a change of
+    light alone is not a new scene.
     """
     colours = float(np.abs(a.histogram - b.histogram).sum()) / 6
     best = _likeness(a.cells, b.cells)
@@ -153,7 +156,8 @@ def _contrast(look: _Look) -> float:
 
 
 def _likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Correlation of two thumbnails, 0 to 1, after their mean colours are taken out; two flat ones are alike."""
+    """Return the correlation of two thumbnails without their mean colours, 0 to 1; two
+    flat ones count as equal."""
     a, b = a - a.mean(axis=(0, 1)), b - b.mean(axis=(0, 1))
     floor = _NOISE**2
     spread = float(np.sqrt((a * a).mean() * (b * b).mean()))

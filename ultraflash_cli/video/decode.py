@@ -33,7 +33,7 @@ _JUMP_S = 10
 _UNTIMED_CONTAINERS = {"avi", "h264", "hevc", "m4v", "mjpeg", "mpeg", "mpegvideo", "vc1"}
 """Containers without timestamps by design; filling them in is not a repair."""
 _FEW = 3
-"""Duplicate timestamps that such a container may have without a warning."""
+"""Number of duplicate timestamps in such a container that cause no warning."""
 _CAPTIONS = "A53_CC"
 _LEFT_BEHIND = {
     _CAPTIONS: "closed captions are not kept",
@@ -45,12 +45,12 @@ _LEFT_BEHIND = {
     "SPHERICAL": "the flag for spherical video is not kept",
     "S12M_TIMECODE": "timecodes inside frames are not kept",
 }
-"""Metadata inside frames that no encoder can keep, in words."""
+"""Messages about metadata inside frames that no encoder can keep."""
 
 
 @dataclass
 class ReadReport:
-    """Problems in reading a clip; complete after its last frame."""
+    """Problems found while reading a clip; complete after its last frame."""
 
     frames: int = 0
     failures: int = 0
@@ -74,7 +74,7 @@ _LOSS_S = Fraction(1, 2)
 
 
 class _Said:
-    """Passes on each kind of message once."""
+    """Forwards each kind of message once."""
 
     def __init__(self, name: str, warn: Callable[[str], None]) -> None:
         self._name = name
@@ -104,14 +104,14 @@ def read_frames(
     report: ReadReport | None = None,
     captions: bool = False,
 ) -> Iterator[Frame]:
-    """Decode the clip's main video from its first frame to its last.
-
-    ``deinterlace`` None follows ``info.scan``, True treats every frame as interlaced. Frames are uint8, or uint16 over
-    the whole range where the source has more than 8 bits; with ``alpha`` they come with their transparency, where the
-    clip has any. Frames of another size are scaled to the clip's, with bars where their shape is another. A damaged
-    clip gives what decodes and calls ``warn``; ``report`` is filled in. ``captions`` says that closed captions are
-    kept (``read_captions``). Raises ``InputError`` where nothing decodes and where the pictures of a sequence differ in
-    size.
+    """Decode the clip's main video from the first frame to the last. ``deinterlace``
+    None follows ``info.scan``, True treats every frame as interlaced. Frames are uint8,
+    or full-range uint16 if the source has more than 8 bits; with ``alpha`` they include
+    transparency, if the clip has any. Frames of a different size are scaled to that of
+    the clip, with bars if their shape differs. A damaged clip yields the frames that
+    can be decoded and calls ``warn``; ``report`` is filled in. ``captions`` tells that
+    closed captions are kept (``read_captions``). Raises ``InputError`` if nothing can
+    be decoded, or if the images of a sequence differ in size.
     """
     said = _Said(info.path.name, warn)
     mode = filter_mode(info) if deinterlace is None else ("all" if deinterlace else None)
@@ -176,7 +176,7 @@ def _foreseen(info: ClipInfo, mode: str | None, *, alpha: bool) -> Iterator[tupl
 
 
 def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: str | None, said: _Said) -> None:
-    """Return what is new in this frame: metadata that cannot be kept, or a change."""
+    """Report anything new in this frame: metadata that cannot be kept, or a change."""
     if mode == "interlaced" and frame.interlaced_frame:
         said("fields", "interlaced; deinterlaced with bwdif, one frame out per frame in")
     if (frame.width, frame.height) != info.stored_wh:
@@ -205,9 +205,9 @@ def _about_missed_fields(pts: int, info: ClipInfo) -> str:
 
 
 def read_captions(info: ClipInfo) -> Iterator[tuple[int, bytes]]:
-    """Decode the clip once more, for its closed captions: each frame's timestamp, as ``read_frames`` has it, and them.
-
-    Raises ``InputError`` where the input cannot be read again.
+    """Decode the clip again and yield the timestamp of each frame, as in
+    ``read_frames``, with its closed captions. Raises ``InputError`` if the input cannot
+    be read again.
     """
     tally, repairs = Tally(), Repairs()
     with open_input(info.source) as container:
@@ -228,7 +228,8 @@ def _place(pts: int, info: ClipInfo) -> str:
 def _with_looks(
     frames: Iterator[av.VideoFrame], decoder: VideoCodecContext, info: ClipInfo, looks: deque[Look], said: _Said
 ) -> Iterator[av.VideoFrame]:
-    """Pass frames on, record in ``looks`` how to read each, and warn if that changes."""
+    """Pass frames on, record how to read each in ``looks``, and warn if that
+    changes."""
     first: Fraction | None = None
     tags: ColorInfo | None = None
     before: Look | None = None
@@ -257,7 +258,8 @@ def _step(info: ClipInfo) -> int:
 
 
 def _is_whole(stream: VideoStream, tally: Tally) -> bool:
-    """Return whether every packet in the file's index was there and could be decoded; False if there is no index."""
+    """Return whether every packet in the file's index was present and decodable; False
+    if there is no index."""
     return 0 < stream.frames <= tally.packets and not tally.failures
 
 
@@ -268,10 +270,9 @@ def _with_durations(
     repairs: Repairs,
     is_whole: Callable[[], bool],
 ) -> Iterator[tuple[av.VideoFrame, int, int]]:
-    """Pair frames with their repaired timestamp and duration, the distance to the next frame.
-
-    The last frame lasts to the end that the file declares, if it has a time of its own and the file is whole or the end
-    is near.
+    """Pair frames with their repaired timestamp and their duration, the distance to the
+    next frame. The last frame lasts to the end stated in the file, if it has a
+    timestamp and the file is complete or that end is near.
     """
     step = _step(info)
     held: av.VideoFrame | None = None
@@ -310,7 +311,8 @@ def _losses(info: ClipInfo, progress: _Progress, clock: Clock | CadenceClock, re
 
 @contextmanager
 def _told_repairs(info: ClipInfo, clock: Clock | CadenceClock, said: _Said) -> Generator[Repairs]:
-    """Report problems with timestamps at the end, even if the clip is not read to its end."""
+    """Report problems with timestamps when reading stops, even before the end of the
+    clip."""
     repairs = Repairs()
     try:
         yield repairs

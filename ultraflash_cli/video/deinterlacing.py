@@ -1,4 +1,5 @@
-"""Which frames of a clip are deinterlaced or joined from their fields, how many come out of them, and when."""
+"""Deinterlacing and inverse telecine: the filters for a clip, and the number and times
+of the resulting frames."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -12,21 +13,23 @@ from ultraflash_cli.video.probe import ClipInfo
 __all__ = ["Deinterlace", "FrameTimes", "about_fields", "filter_mode", "frames_of", "times_of", "with_deinterlacing"]
 
 Deinterlace = Literal["auto", "frame", "field", "off"]
-"""auto: what is found to be interlaced, one frame out for each frame in, and telecined film back to its own frames.
-frame: all of it. field: all of it, one frame out for each field. off: nothing."""
+"""auto: deinterlace frames found to be interlaced, one output frame per input frame,
+and restore the original frames of telecined film. frame: deinterlace all frames. field:
+deinterlace all frames, one output frame per field. off: leave all frames unchanged."""
 
 _MODES = {"flagged": "interlaced", "tff": "tff", "bff": "bff", "all": "all"}
 _CYCLES = {"telecined": 5, "telecined25": 25}
-"""Frames that hold one frame less of film."""
+"""Length of the telecine cycle in frames, each with one repeated film frame."""
 _UNEVEN = Fraction(3, 2)
-"""In such a group whose frames differ more in length, one is missing, and the others keep their times."""
+"""If frame durations in a cycle differ by a larger factor, a frame is missing, and the
+others keep their times."""
 
 
 def with_deinterlacing(info: ClipInfo, choice: Deinterlace) -> ClipInfo:
-    """Return a clip as it is to be read.
-
-    With ``field`` it has twice the frames, and ticks half as long. Telecined film has four frames for every five, and
-    ticks a quarter as long, so that each of the four lasts as long as the others; or 24 for every 25.
+    """Return the clip as it will be read. With ``field`` it has twice as many frames,
+    and ticks of half the length. Telecined film has four frames for every five, and
+    ticks of a quarter of the length, so that the four frames have equal durations; or
+    24 for every 25.
     """
     if choice == "auto":
         cycle = _CYCLES.get(info.scan)
@@ -42,7 +45,8 @@ def with_deinterlacing(info: ClipInfo, choice: Deinterlace) -> ClipInfo:
 
 
 def frames_of(info: ClipInfo) -> ClipInfo:
-    """Return a clip with the times of the frames in the file, where ``info`` counts fields or frames of film."""
+    """Return a clip with the times of the frames in the file, even if ``info`` counts
+    fields or film frames."""
     if info.fields:
         return _retimed(replace(info, fields=False), finer=Fraction(1, 2), more=Fraction(1, 2))
     if info.film:
@@ -67,7 +71,7 @@ def _retimed(info: ClipInfo, *, finer: Fraction | int, more: Fraction) -> ClipIn
 
 
 def filter_mode(info: ClipInfo) -> str | None:
-    """Return what ``color.rgb_filter`` takes for the clip."""
+    """Return the clip's ``deinterlace`` argument for ``color.rgb_filter``."""
     if info.film or info.scan in ("mixed", "shifted"):
         return f"film{_CYCLES[info.scan]}-{info.first_field}" if info.film else f"matched-{info.first_field}"
     return _MODES.get(info.scan)
@@ -109,14 +113,15 @@ def about_fields(info: ClipInfo, mode: str | None) -> str | None:
 
 
 class FrameTimes(Protocol):
-    """The times of pictures, from those of the frames that they are made of."""
+    """Computes the times of output pictures from those of the input frames."""
 
     def push(self, pts: int, duration: int) -> None:
-        """Take the times of a frame that is handed to the filters."""
+        """Record the times of a frame that is passed to the filters."""
         ...
 
     def take(self, count: int) -> Iterator[tuple[int, int]]:
-        """Give timestamp and duration of the next ``count`` pictures, which the filters have given at once."""
+        """Return timestamp and duration of the next ``count`` pictures, which the
+        filters returned together."""
         ...
 
     @property
@@ -126,7 +131,7 @@ class FrameTimes(Protocol):
 
 
 def times_of(info: ClipInfo) -> FrameTimes:
-    """Return what times the pictures of a clip."""
+    """Return the object that computes the times of a clip's pictures."""
     return _FilmTimes(_CYCLES[info.scan]) if info.film else _EvenTimes(2 if info.fields else 1)
 
 
@@ -140,7 +145,7 @@ class _EvenTimes:
         return len(self._waiting) // self._pictures
 
     def push(self, pts: int, duration: int) -> None:
-        # In ticks so many times as short.
+        # The ticks are shorter by this factor.
         self._waiting.extend((self._pictures * pts + n * duration, duration) for n in range(self._pictures))
 
     def take(self, count: int) -> Iterator[tuple[int, int]]:
@@ -149,7 +154,8 @@ class _EvenTimes:
 
 
 class _FilmTimes:
-    """One picture less comes out of every ``cycle`` frames; of fewer at the end, each comes out itself."""
+    """Every ``cycle`` frames yield one picture less; an incomplete cycle at the end
+    yields all its frames."""
 
     def __init__(self, cycle: int) -> None:
         self._cycle = cycle

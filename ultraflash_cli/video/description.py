@@ -48,7 +48,7 @@ _TRANSFERS = {
     17: "smpte428",
     18: "arib-std-b67 (HLG)",
 }
-"""FFmpeg's names of the numbers of ITU-T H.273."""
+"""FFmpeg's names for the code points of ITU-T H.273."""
 _SCANS = {
     "progressive": "progressive",
     "flagged": "interlaced (some frames)",
@@ -63,7 +63,7 @@ _SCANS = {
 
 
 def describe_clip(info: ClipInfo) -> list[tuple[str, str]]:
-    """Return pairs of a name and what is known, in the order to show them."""
+    """Return pairs of a property's name and value, in display order."""
     rate = f"{float(info.average_rate):.6g}"
     size = f"{info.width_px}x{info.height_px}"
     if info.sample_aspect_ratio != 1:
@@ -84,7 +84,8 @@ def describe_clip(info: ClipInfo) -> list[tuple[str, str]]:
 
 
 def describe_color(color: ColorInfo) -> str:
-    """Return the colour tags in FFmpeg's words, such as ``bt709, limited``; all three only if they differ."""
+    """Return the colour tags by FFmpeg's names, such as ``bt709, limited``; all three
+    are listed only if they differ."""
     tags = (
         _MATRICES.get(color.matrix, "unspecified"),
         _PRIMARIES.get(color.primaries, "unspecified"),

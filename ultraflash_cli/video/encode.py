@@ -65,14 +65,15 @@ _CHOICES = {
         "profile": ("baseline", "main", "high", "high10", "high422", "high444"),
     }
 }
-"""Options whose bad values the library would report on stderr itself."""
+"""Valid values of options for which the library itself would print errors to stderr."""
 _UNKNOWN_SETTING = ("Error parsing option", "Unknown option", "Invalid value for")
 
 _LISTS = {"h264": "x264-params", "hevc": "x265-params", "av1": "svtav1-params"}
-"""By codec, the option that holds settings of the library's own."""
+"""The option that passes settings to the encoder library, by codec."""
 
 MADE_TICKS = 1000
-"""Ticks that a frame lasts whose time is not the source's, at a whole rate; players like units finer than a frame."""
+"""Ticks per frame, at an integer frame rate, if timestamps do not come from a source;
+players prefer a time base finer than a frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +87,12 @@ class EncodeSpec:
     preset: str
     threads: int
     options: tuple[tuple[str, str], ...]
-    """Options of the encoder, applied over our own."""
+    """Additional encoder options, which take precedence over our own."""
     width_px: int
-    """Of the input frames, in coded orientation."""
+    """Size of the input frames in coded orientation."""
     height_px: int
     time_base: Fraction
-    """Unit of the timestamps of the frames."""
+    """Time base of the frames' timestamps."""
     rate: Fraction
     """Average frames per second, for rate control and headers."""
     color: ColorInfo
@@ -122,7 +123,7 @@ class EncodeSpec:
             raise UsageError(f"the output would be {width_px}x{height_px}, expected at least 2x2 pixels")
         format_ = av.VideoFormat(self.pix_fmt)
 
-        # Where 2 pixels share a chroma sample, there is one too few or too many on odd sides.
+        # If two pixels share a chroma sample, odd sides do not divide evenly.
         halved = not is_rgb_format(self.pix_fmt)
         if halved and (
             (format_.chroma_height(2) < 2 and height_px % 2) or (format_.chroma_width(2) < 2 and width_px % 2)
@@ -144,18 +145,19 @@ class EncodeSpec:
 
     @property
     def turns(self) -> bool:
-        """Whether frames are turned upright before they are encoded, as the file cannot say how to show them."""
+        """Whether frames are rotated upright before encoding, because the file cannot
+        store a rotation."""
         return not CODECS[self.codec].has_turn and (self.rotation_deg != 0 or self.mirrored)
 
     @property
     def coded_size_px(self) -> tuple[int, int]:
-        """Width and height of the picture in the file."""
+        """Width and height of the coded picture."""
         swapped = self.turns and self.rotation_deg in (90, 270)
         return (self.height_px, self.width_px) if swapped else (self.width_px, self.height_px)
 
     @property
     def coded_aspect(self) -> Fraction:
-        """Width over height of a pixel in the file."""
+        """Pixel aspect ratio (width over height) in the file."""
         swapped = self.turns and self.rotation_deg in (90, 270)
         return 1 / self.sample_aspect_ratio if swapped else self.sample_aspect_ratio
 
@@ -171,7 +173,7 @@ class EncodeSpec:
 
     @property
     def track_time_base(self) -> Fraction:
-        """Unit of the timestamps inside segment files and MP4: one over a whole number."""
+        """Time base inside segment files and MP4: one over an integer."""
         return Fraction(1, self.time_base.denominator)
 
 
@@ -189,17 +191,18 @@ def choose_spec(
     rate: Fraction | None = None,
     suffix: str | None = None,
 ) -> EncodeSpec:
-    """Settings for a clip like ``info`` at a new size (coded orientation).
-
-    ``auto`` is h264 for 8 bits and hevc above, or what keeps transparency and fits into the container that ``suffix``
-    names if the user named one; with the chroma sampling of the source where the codec has it, 4:4:4 where a side
-    is odd. ``threads`` stands for the cores that the encoder may use. ``time_base`` and ``rate`` differ from the
-    clip's where the frame rate is changed. ``losses`` says what is not kept. Raises ``UsageError`` for settings that
-    do not go together.
+    """Choose settings for a clip like ``info`` at a new size (coded orientation).
+    ``auto`` is h264 for 8 bits and hevc above, or a codec that keeps transparency and
+    fits into the container that the user named with ``suffix``. Chroma subsampling is
+    that of the source if the codec supports it, or 4:4:4 if a side is odd. ``threads``
+    is the number of cores that the encoder may use. ``time_base`` and ``rate`` differ
+    from the clip's if the frame rate is changed. ``losses`` lists what is not kept.
+    Raises ``UsageError`` for incompatible settings.
     """
     container = suffix
     if container is None and info.has_alpha:
-        # QuickTime keeps transparency as ProRes, the others that do as VP9.
+        # QuickTime stores transparency in ProRes, the other containers that support it
+        # in VP9.
         container = ".mov" if own_suffix(info) == ".mov" else None
 
     name = choose_codec(codec, info.bit_depth, has_alpha=info.has_alpha, suffix=container)
@@ -257,11 +260,10 @@ def made_spec(
     threads: int,
     suffix: str | None = None,
 ) -> EncodeSpec:
-    """Settings for a clip of 8 bits that has no source: ``rate`` frames per second, timed as ``made_times`` says.
-
-    ``auto`` is h264 and yuv420p, or what comes next to it where the codec, an odd side or the container that
-    ``suffix`` names requires it. Colours are bt709 of limited range. Raises ``UsageError`` for settings that do not go
-    together.
+    """Choose settings for an 8-bit clip without a source, at ``rate`` frames per
+    second, timed by ``made_times``. ``auto`` is h264 and yuv420p, or the closest
+    alternative if the codec, an odd side or the container ``suffix`` requires one.
+    Colours are limited-range bt709. Raises ``UsageError`` for incompatible settings.
     """
     name = choose_codec(codec, 8, suffix=suffix)
     known = CODECS[name]
@@ -290,9 +292,9 @@ def made_times(rate: Fraction) -> tuple[Fraction, int]:
 
 
 def losses(info: ClipInfo, spec: EncodeSpec) -> tuple[str, ...]:
-    """Return what the settings cannot keep of the picture of ``info``, one sentence each; these become warnings.
-
-    Transparency is left out: ``read_frames`` reports it if it is lost.
+    """Return the properties of ``info``'s picture that the settings cannot keep, one
+    sentence each, which become warnings. Transparency is not included: ``read_frames``
+    reports its loss.
     """
     found: list[str] = []
     if info.lost_alpha:
@@ -324,7 +326,7 @@ def check_encoder(spec: EncodeSpec) -> None:
     level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.WARNING)
 
-    # The same complaint as the last one, perhaps of another clip, counts too.
+    # The same complaint as the last one, perhaps about another clip, counts too.
     av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture() as said:
@@ -334,7 +336,7 @@ def check_encoder(spec: EncodeSpec) -> None:
         av.logging.set_skip_repeated(skips_repeated)
 
     for _, _, text in said:
-        # The encoders only warn of what they do not know and go on without it.
+        # Encoders only warn about unknown settings and continue without them.
         if any(words in text for words in _UNKNOWN_SETTING):
             raise UsageError(f"--enc-opt: {spec.encoder}: {text.strip().rstrip('.')}")
 
@@ -367,14 +369,14 @@ def open_encoder(context: av.VideoCodecContext, spec: EncodeSpec) -> None:
 
 
 def encoder_options(spec: EncodeSpec) -> dict[str, str]:
-    """Return the options by FFmpeg's names: those of the codec, of the clip, of the user."""
+    """Return all options by FFmpeg's names: from the codec, the clip and the user."""
     options = dict(CODECS[spec.codec].options)
     if spec.crf is not None:
         options["crf"] = str(spec.crf)
     if spec.preset:
         options["cpu-used" if spec.codec == "vp9" else "preset"] = spec.preset
     if spec.codec == "vp9" and spec.alpha:
-        options["auto-alt-ref"] = "0"  # the two pictures of a packet would not be of the same frame
+        options["auto-alt-ref"] = "0"  # otherwise the two pictures of a packet belong to different frames
     if spec.codec == "prores":
         options["profile"] = "4" if "444" in spec.pix_fmt else "3"
     own = _LISTS.get(spec.codec)
@@ -387,8 +389,8 @@ def _list_settings(spec: EncodeSpec) -> tuple[str, ...]:
     screen, light = spec.mastering_display, spec.content_light
     levels = f"{light.max_cll},{light.max_fall}" if light else ""
     if spec.codec == "h264":
-        # Without it x264 takes an AVX-512 path in its macroblock tree that reads memory it never wrote: the same
-        # frames give other packets from run to run.
+        # Otherwise x264's AVX-512 code for the macroblock tree reads uninitialised
+        # memory: packets differ between runs for the same frames.
         settings = ["cpu-independent=1"]
         settings += [f"mastering-display={screen.x265}"] if screen else []
         settings += [f"cll={levels}"] if light else []
@@ -404,11 +406,11 @@ def _list_settings(spec: EncodeSpec) -> tuple[str, ...]:
 
 
 def _color_in(pix_fmt: str, color: ColorInfo) -> ColorInfo:
-    """Return the tags of a picture that was read with ``color`` and is stored in ``pix_fmt``."""
+    """Return the tags of a picture read with ``color`` and stored in ``pix_fmt``."""
     try:
         stores_rgb = is_rgb_format(pix_fmt)
     except ValueError:
-        stores_rgb = False  # there is no such format, which EncodeSpec refuses in words
+        stores_rgb = False  # an unknown format, for which EncodeSpec raises an error
     if stores_rgb:
         return ColorInfo(matrix=RGB, primaries=color.primaries, transfer=color.transfer, range=FULL)
     return output_color(color)

@@ -1,4 +1,5 @@
-"""Chains of FFmpeg's filters for frames, and those that undo interlacing, telecine and shifted colours."""
+"""FFmpeg filter chains for frames, including those that undo interlacing, telecine and
+chroma shifts."""
 
 from fractions import Fraction
 from math import floor
@@ -11,14 +12,15 @@ __all__ = ["FrameFilter", "chroma_places", "deinterlacer"]
 
 _UNSPECIFIED = 2
 _IN_8_BITS = {"fieldmatch", "decimate"}
-"""Filters that compare frames of 8 bits; they choose among others by a copy that has as many."""
+"""Filters that compare 8-bit frames; for deeper ones they decide on an 8-bit copy."""
 _8_BITS = {"yuv420p", "yuv422p", "yuv444p", "yuv411p"}
 _CYCLE = 5
 """Frames of which ``decimate`` drops one."""
 
 
 class FrameFilter:
-    """One chain of FFmpeg's filters, built for the frames it first meets and rebuilt when they change."""
+    """A chain of FFmpeg filters, built for the first frame and rebuilt when the format
+    changes."""
 
     def __init__(self, *filters: tuple[str, str], threads: int = 1) -> None:
         self._filters = filters
@@ -26,12 +28,13 @@ class FrameFilter:
         self._key: tuple[object, ...] | None = None
         self._graph: av.filter.Graph | None = None
         self._count = 0
-        self._last: av.VideoFrame | None = None  # kept where the end of the frames would be lost
+        self._last: av.VideoFrame | None = None  # held back if the filters would lose the last frame
         self._begun = 0  # frames pushed before this graph
-        self._pulled = 0  # frames that this graph has given
+        self._pulled = 0  # frames returned by this graph
 
     def push(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
-        """Hand in one frame, get the frames that are ready, in order. The time stamp of ``frame`` is overwritten."""
+        """Push one frame and return the frames that are ready, in order. The timestamp
+        of ``frame`` is overwritten."""
         ready: list[av.VideoFrame] = []
         key = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if key != self._key:
@@ -40,7 +43,8 @@ class FrameFilter:
             self._key = key
             self._begun, self._pulled = self._count, 0
         assert self._graph is not None, "the graph was built above"
-        # The tags of primaries and transfer would make libswscale convert or refuse; only the matrix matters here.
+        # Primaries and transfer tags would make libswscale convert or fail; only the
+        # matrix matters here.
         frame.color_primaries = _UNSPECIFIED
         frame.color_trc = _UNSPECIFIED
         frame.time_base = Fraction(1, 1000)
@@ -51,7 +55,8 @@ class FrameFilter:
         return ready + self._pull()
 
     def flush(self) -> list[av.VideoFrame]:
-        """Close the graph and get what it still holds; the next push starts a new one."""
+        """Close the graph and return the remaining frames; the next push starts a new
+        one."""
         if self._graph is None:
             return []
         if self._last is None:
@@ -98,7 +103,8 @@ class FrameFilter:
         return frame.format.name not in _8_BITS and any(name in _IN_8_BITS for name, _ in self._filters)
 
     def _pull_by_pushing(self, last: av.VideoFrame) -> list[av.VideoFrame]:
-        """Get what is held without an end, at which filters with two inputs lose their last frame."""
+        """Return the remaining frames without ending the stream, as filters with two
+        inputs lose their last frame at the end."""
         assert self._graph is not None, "a graph to push to"
         pushed = self._count - self._begun
         drops = any(name == "decimate" for name, _ in self._filters)
@@ -123,12 +129,14 @@ class FrameFilter:
 
 
 def deinterlacer(mode: str | None, fields: bool) -> list[tuple[str, str]]:
-    """Return the filters that make whole pictures of fields.
+    """Return the filters that turn fields into whole frames.
 
-    ``mode`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"`` or ``"bff"`` (all, top or bottom
-    field first, whatever their flags say); with ``fields`` each of those comes out as two. ``"matched-tff"`` and
-    ``"matched-bff"`` join fields of one moment, and deinterlace frames that stay combed; ``"film5-tff"`` and
-    ``"film5-bff"`` drop one of every five frames then, ``"film25-..."`` one of every 25.
+    ``mode`` is ``None``, ``"interlaced"`` (frames flagged so), ``"all"``, or ``"tff"``
+    or ``"bff"`` (all, top or bottom field first, whatever their flags say); with
+    ``fields`` each of those yields two frames. ``"matched-tff"`` and ``"matched-bff"``
+    match fields of the same moment, and deinterlace frames that remain combed;
+    ``"film5-tff"`` and ``"film5-bff"`` also drop one of every five frames,
+    ``"film25-..."`` one of every 25.
     """
     if mode is None:
         return []
@@ -147,10 +155,10 @@ def deinterlacer(mode: str | None, fields: bool) -> list[tuple[str, str]]:
 
 
 def chroma_places(pix_fmt: str, location: str, shift: tuple[float, float]) -> tuple[list[tuple[str, str]], str]:
-    """Return filters and options of libswscale that move the colours back, over frames of a format.
-
-    ``location`` is where halved chroma lies when it is not shifted. Whole samples are moved by a filter, and the rest
-    by telling libswscale where the samples lie.
+    """Return filters and libswscale options that undo a chroma shift in frames of a
+    pixel format. ``location`` is the position of subsampled chroma without the shift. A
+    filter moves whole samples, and the remainder is declared to libswscale as a chroma
+    position.
     """
     form = av.VideoFormat(pix_fmt, 8, 8)
     across, down = 8 // form.chroma_width(), 8 // form.chroma_height()

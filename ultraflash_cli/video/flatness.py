@@ -1,4 +1,5 @@
-"""Whether a clip is flat-coloured, like drawings and screen recordings, where a generative model invents texture."""
+"""Detect flat-coloured clips, such as drawings and screen recordings, to which a
+generative model would add texture."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,21 +18,22 @@ _BLOCK_PX = 8
 _FLAT_LEVELS = 2
 """A block whose luma varies by at most this much is flat."""
 _BLACK = 24
-"""Flat blocks darker than this say nothing: night scenes are full of them."""
+"""Flat blocks darker than this are ignored, as night scenes are full of them."""
 _EDGE_LEVELS = 60
-"""A block whose luma varies by more than this holds a hard edge."""
+"""A block whose luma varies by more than this contains a hard edge."""
 _LEAST_FLAT = 0.35
 _LEAST_COMMON = 0.6
-"""Share of pixels that have one of the eight commonest lumas."""
+"""Minimum share of pixels with one of the eight most common luma values."""
 _LEAST_EDGES = 0.2
-"""Share of hard edges among the blocks that are not flat."""
+"""Minimum share of hard edges among the blocks that are not flat."""
 
 
 _LUMA_WEIGHTS = np.array((0.299, 0.587, 0.114), dtype=np.float32)
 
 
 def first_lumas(info: ClipInfo, count: int) -> list[NDArray[np.uint8]]:
-    """Return the luma planes [H, W] of the first ``count`` frames; fewer where the clip ends or does not decode."""
+    """Return the luma planes [H, W] of the first ``count`` frames; fewer if the clip
+    ends or cannot be decoded."""
     lumas: list[NDArray[np.uint8]] = []
     with suppress(InputError):
         for frame in islice(read_frames(info, warn=lambda _: None), count):
@@ -42,7 +44,8 @@ def first_lumas(info: ClipInfo, count: int) -> list[NDArray[np.uint8]]:
 
 
 def is_flat_coloured(lumas_hw_u8: Iterable[NDArray[np.uint8]]) -> bool:
-    """Return whether frames, given as luma planes, are mostly flat areas of few tones with hard edges between them."""
+    """Return whether frames (luma planes) consist mostly of flat areas in a few tones,
+    separated by hard edges."""
     measured = [_measure(luma) for luma in lumas_hw_u8]
     if not measured:
         return False
@@ -51,7 +54,8 @@ def is_flat_coloured(lumas_hw_u8: Iterable[NDArray[np.uint8]]) -> bool:
 
 
 def _measure(luma_hw: NDArray[np.uint8]) -> tuple[float, float, float]:
-    """Return the shares of flat blocks that are not black, of the eight commonest tones, and of hard edges."""
+    """Return the shares of flat blocks that are not black, of the eight most common
+    tones, and of hard edges."""
     rows, cols = (side // _BLOCK_PX for side in luma_hw.shape)
     if not rows or not cols:
         return 0.0, 0.0, 0.0

@@ -1,4 +1,5 @@
-"""Pictures of a running job as fragmented MP4 for a browser: H.264, small, each picture a fragment of its own."""
+"""Stream pictures of a running job to a browser as fragmented MP4: downscaled H.264,
+one fragment per picture."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from ultraflash_cli.video.encode import EncodeSpec
 __all__ = ["Fragment", "FragmentWriter"]
 
 _LONGEST_PX = 960
-"""Pictures are shown at most this wide or high: what a browser's window has, and quickly encoded."""
+"""Maximum width or height of shown pictures: enough for a browser window, and fast to
+encode."""
 _UNIT = Fraction(1, 90_000)
 _KEY_EVERY_S = 2
 _MOVE_FLAGS = "+empty_moov+default_base_moof+frag_every_frame"
@@ -26,11 +28,11 @@ class Fragment:
 
     content: bytes
     starts: bool
-    """Whether a player can begin with it, after the head."""
+    """Whether a player can start with it, after the head."""
 
 
 class _Pieces:
-    """Takes what the muxer writes, which cannot go back."""
+    """Receives the muxer's output, without seeking back."""
 
     def __init__(self) -> None:
         self.content = bytearray()
@@ -41,9 +43,8 @@ class _Pieces:
 
 
 class FragmentWriter:
-    """Encodes pictures of a job whose output is as ``spec`` says, turned upright and made small.
-
-    ``head`` and ``codec`` (as browsers name it) are known once the first picture is written.
+    """Encodes downscaled, upright pictures of a job with the output ``spec``. ``head``
+    and ``codec`` (in browsers' notation) are known once the first picture is written.
     """
 
     def __init__(self, spec: EncodeSpec) -> None:
@@ -69,9 +70,9 @@ class FragmentWriter:
         self.codec = ""
 
     def write(self, picture: Picture, pts: int) -> Iterator[Fragment]:
-        """Encode a picture ``[H, W, 3]``, or planes as the spec's, shown at ``pts``; yields what is ready.
-
-        One that is not shown later than the last one is passed over.
+        """Encode a picture ``[H, W, 3]``, or planes in the spec's format, shown at
+        ``pts``; yields the fragments that are ready. Pictures not later than the last
+        one are skipped.
         """
         seconds = pts * self._spec.time_base
         if self._first is None:
@@ -85,7 +86,7 @@ class FragmentWriter:
             yield from self._mux(self._stream.encode(frame))
 
     def close(self) -> Iterator[Fragment]:
-        """Yield the rest."""
+        """Yield the remaining fragments."""
         yield from self._mux(self._stream.encode(None))
         self._container.close()
         yield from self._ready()
@@ -104,7 +105,8 @@ class FragmentWriter:
         yield from self._ready()
 
     def _ready(self) -> Iterator[Fragment]:
-        """Take what is whole of what the muxer has written: the head, then a pair of boxes for each picture."""
+        """Yield the complete parts of the muxer's output: the head, then a pair of
+        boxes per picture."""
         content = self._pieces.content
         while (end := _end_of_part(content)) is not None:
             part = bytes(content[:end])
@@ -118,7 +120,8 @@ class FragmentWriter:
 
 
 def _end_of_part(content: bytearray) -> int | None:
-    """Return where the first part ends: a head `ftyp moov`, a fragment `moof mdat`, or another box; None for later."""
+    """Return the end of the first part: a head `ftyp moov`, a fragment `moof mdat`, or
+    another box; None if it is incomplete."""
     end, kinds = 0, list[bytes]()
     while len(content) >= end + 8:
         size = int.from_bytes(content[end : end + 4], "big")

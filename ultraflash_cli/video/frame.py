@@ -1,4 +1,4 @@
-"""A frame as it passes from decoder to encoder."""
+"""The frame type passed from decoder to encoder."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,15 +11,15 @@ __all__ = ["Frame"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """A picture and when it is shown; its array must not change any more."""
+    """A picture with its time; the array must no longer be modified."""
 
     pts: int
     """Presentation time in ticks of the clip's time base."""
     duration: int
     """Duration in the same ticks."""
     rgb_hwc: "np.ndarray"
-    """``[height, width, 3]`` in coded orientation, uint8 or uint16; or on its way to an encoder its planes of
-    YUV 4:2:0, ``[height * 3 / 2, width]``."""
+    """``[height, width, 3]`` in coded orientation, uint8 or uint16; for an encoder
+    alternatively YUV 4:2:0 planes, ``[height * 3 / 2, width]``."""
     alpha_hw: "np.ndarray | None" = None
     """Opacity of each pixel, full range in the depth of ``rgb_hwc``; None if transparency is not kept."""
 

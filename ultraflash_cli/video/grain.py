@@ -1,4 +1,5 @@
-"""Grain: how strong it is at each brightness and how fine, and new grain like it."""
+"""Measure film grain (strength by brightness, and spectrum) and synthesise new grain
+like it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,44 +13,46 @@ from ultraflash_cli.video.samples import middle_of, ycc_of
 __all__ = ["Grain", "GrainMaker", "GrainMeter"]
 
 _LEAST = 1.0
-"""Standard deviation, in levels of 255, below which grain counts as none."""
+"""Standard deviation, in levels of 255, below which there is no grain."""
 _EVEN = 0.4
-"""Grain is uniform: the quarter of the blocks with the least variance has at least this fraction of that of the
-quarter with the most. Motion and compression are not."""
+"""Minimum ratio of the variance in the quietest quarter of the blocks to that in the
+noisiest quarter. Grain is uniform, motion and compression are not."""
 _MOST = 25.0
 """Changes above this many levels are not grain: no film or tape has that much, but small scrolling text does."""
 _LONGER = 1.35
-"""Grain differs equally between any two pictures; motion accumulates. Maximum ratio of the difference over two
-pictures to that over one."""
+"""Maximum ratio of the difference over two pictures to that over one. Grain differs
+equally between any two pictures, motion accumulates."""
 _COVERED = 0.15
-"""Fraction of all change that must be in levels where grain was found."""
+"""Minimum fraction of all change at levels where grain was found."""
 _SMOOTHER = 0.4
 _MOST_SMOOTHER = 0.2
-"""Grain is at every brightness but black and white: no more than this share of the picture may be in levels that change
-so much less than where it is strongest."""
+"""Maximum share of the picture at levels that change much less than the level with the
+strongest grain. Grain occurs at every brightness except black and white."""
 _QUARTER = 1.06
-"""Ratio of the median noise of blocks to that of the quietest quarter, if all have the same grain."""
+"""Ratio of the median noise of blocks to that of the quietest quarter if all have the
+same grain."""
 _MOST_REMOVED = 60.0
 _BINS = 8
 _BLOCK_PX = 16
 _FLAT = 0.3
-"""Fraction of the blocks of each brightness that is measured: those with the least structure."""
+"""Fraction of the blocks at each brightness that are measured: those with the least
+structure."""
 _LEAST_BLOCKS = 12
 _BLACK = 2.0
 _TEMPLATE_PX = 512
 _LARGEST_TEMPLATE_PX = 2048
 _TO_BYTES = 24.0
-"""Factor by which grain of deviation 1 is stored in bytes; five deviations fit."""
+"""Scale at which grain of deviation 1 is stored in bytes; five deviations fit."""
 _REMOVAL = 1.5
-"""Factor on the noise's deviation that the filter for white noise needs."""
+"""Factor on the noise deviation needed by the filter, which assumes white noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grain:
-    """The grain of a clip. Levels are of 255, full range."""
+    """The grain of a clip; levels are in 0..255, full range."""
 
     levels: tuple[float, ...]
-    """Brightness at which its strength is known, growing."""
+    """Increasing brightness levels at which its strength is known."""
     luma: tuple[float, ...]
     """Standard deviation of brightness at each level."""
     chroma: tuple[float, ...]
@@ -65,7 +68,7 @@ class Grain:
 
     @property
     def removal(self) -> tuple[float, float]:
-        """Noise for the filter to remove from luma and chroma, in levels."""
+        """Noise strength to remove from luma and chroma, in levels."""
         luma = _REMOVAL * max(self.luma) * _peak(self.luma_spectrum)
         chroma = _REMOVAL * max(self.chroma) * _peak(self.chroma_spectrum)
         return round(min(luma, _MOST_REMOVED), 2), round(min(chroma, _MOST_REMOVED), 2)
@@ -81,10 +84,10 @@ def _peak(spectrum: tuple[tuple[float, ...], ...]) -> float:
 
 
 class GrainMeter:
-    """Measures what changes from one picture to the next where there is neither structure nor motion.
-
-    Structure is judged on the mean of the two pictures and grain on their difference, which do not depend on each other
-    as far as noise goes: choosing the smoothest blocks does not choose those of the least grain.
+    """Measures the change between consecutive pictures where there is neither structure
+    nor motion. Structure is judged on the mean of two pictures and grain on their
+    difference, in which noise is independent: choosing the smoothest blocks does not
+    favour those with the least grain.
     """
 
     def __init__(self) -> None:
@@ -105,7 +108,8 @@ class GrainMeter:
         if third:
             far, near = ((_change(each, third[0])[0] ** 2).mean(axis=(1, 2)) for each in (first, second))
             longer = 2 * far / np.maximum(near + variance[0], 1e-6)
-        # Level, structure, variance of luma, of chroma, how much more two pictures apart.
+        # Level, structure, variance of luma, variance of chroma, and the ratio of
+        # change over two pictures.
         chroma = (variance[1] + variance[2]) / 2
         rows = np.stack([level, mean[0].var(axis=(1, 2)), variance[0], chroma, longer], axis=1)
         window = np.outer(*[np.hanning(_BLOCK_PX + 2)[1:-1]] * 2).astype(np.float32)
@@ -115,7 +119,8 @@ class GrainMeter:
         self._spectra.append(np.stack([power[0], (power[1] + power[2]) / 2], axis=1)[usable].astype(np.float32))
 
     def answer(self) -> Grain | None:
-        """Return what was measured; None where there is hardly any grain, or too little to measure it on."""
+        """Return the measured grain; None if there is hardly any, or too little
+        material to measure it."""
         if not self._blocks:
             return None
 
@@ -141,7 +146,7 @@ class GrainMeter:
                 continue
             covered += len(members)
             points.append((level, float(luma), float(chroma)))
-            # Of blocks that are as noisy as the others: motion would put its own shape into the spectrum.
+            # Only blocks of typical noise: motion would distort the spectrum.
             chosen += smooth[rows[smooth, 2] < 2 * float(luma) ** 2].tolist()
 
         typical = float(np.median([luma for _, luma, _ in points])) if points else 0.0
@@ -161,7 +166,8 @@ class GrainMeter:
 
 
 def _change(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the differences of blocks without their means, scaled to the grain's deviation in one picture."""
+    """Return the mean-free differences of blocks, scaled to the grain's deviation in
+    one picture."""
     change = (first - second) / np.float32(np.sqrt(2))
     return change - change.mean(axis=(2, 3), keepdims=True)
 
@@ -176,15 +182,14 @@ def _blocks(planes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _spectrum(power: NDArray[np.float32]) -> tuple[tuple[float, ...], ...]:
     mean = power.mean(axis=0)
-    mean[0, 0] = min(mean[0, 0], mean[0, 1], mean[1, 0])  # the mean of each block was taken out
+    mean[0, 0] = min(mean[0, 0], mean[0, 1], mean[1, 0])  # the mean of each block was removed
     scaled = mean / max(float(mean.mean()), 1e-9)
     return tuple(tuple(round(float(value), 4) for value in row) for row in scaled)
 
 
 class GrainMaker:
-    """Adds grain to finished pictures, as fine relative to the picture as the source's.
-
-    The grain of a picture depends on ``seed`` and on the picture's number alone.
+    """Adds grain to finished pictures, with the source's grain size relative to the
+    picture. The grain of a picture depends only on ``seed`` and on its number.
     """
 
     def __init__(self, grain: Grain, *, seed: int, source_wh: tuple[int, int], target_wh: tuple[int, int]) -> None:
@@ -219,7 +224,8 @@ class GrainMaker:
 
 
 def _template(spectrum: NDArray[np.float64], scale: tuple[float, float], rng: np.random.Generator) -> NDArray[np.int8]:
-    """Make grain of deviation 1 at the source's size, enlarged, as bytes; it fits together at opposite edges."""
+    """Return enlarged grain of deviation 1 as bytes; it is periodic, so that opposite
+    edges match."""
     size = len(spectrum)
     side = _TEMPLATE_PX if max(scale) * _TEMPLATE_PX <= _LARGEST_TEMPLATE_PX else _TEMPLATE_PX // 4
     likeness = np.fft.fftshift(np.fft.ifft2(spectrum).real)
@@ -248,7 +254,7 @@ def _resized(waves: NDArray[np.complex128], size: int, axis: int) -> NDArray[np.
 
 
 def _part(template: NDArray[np.int8], shape_hw: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Cut a piece from a random place of a template, possibly mirrored."""
+    """Cut a piece from a random position of a template, possibly mirrored."""
     places: list[NDArray[np.int64]] = []
     for side, size in zip(shape_hw, template.shape, strict=True):
         place = (int(rng.integers(size)) + np.arange(side)) % size

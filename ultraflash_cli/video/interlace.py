@@ -1,4 +1,5 @@
-"""Interlacing, measured on the frames: whether the two fields were taken at the same time."""
+"""Detect interlacing from the frames themselves: whether both fields were taken at the
+same time."""
 
 from typing import Literal
 
@@ -9,67 +10,70 @@ from numpy.typing import NDArray
 __all__ = ["Answer", "FieldMeter", "Scan"]
 
 Scan = Literal["progressive", "flagged", "tff", "bff", "all", "telecined", "telecined25", "mixed", "shifted"]
-"""How frames are to be treated.
-
-progressive: as they are. flagged: those that say so are interlaced. tff, bff: all are, top or bottom field first,
-though they do not say so. all: as tff or bff, in the order that each frame says. telecined: film with repeated fields,
-four pictures in five frames. telecined25: 24 pictures in 25 frames, as film is on some PAL discs. mixed: such film in
-some parts of the clip. shifted: film of which each frame holds one field of the next picture.
+"""Scan type of a clip. progressive: whole frames. flagged: frames flagged as interlaced
+are interlaced. tff, bff: all frames are interlaced, top or bottom field first, whatever
+their flags. all: all frames are interlaced, in the field order of each frame's flag.
+telecined: film with repeated fields, four pictures in five frames. telecined25: 24
+pictures in 25 frames, as on some PAL discs. mixed: telecined film in parts of the clip.
+shifted: film with one field of the next picture in each frame.
 """
 
 Answer = Literal["unknown", "progressive", "tff", "bff", "telecined", "telecined25", "shifted"]
 
 _COLUMNS = 256
 _MOVING = 10.0
-"""Change in levels between two frames from which a pixel counts as moving."""
+"""Minimum change in levels between two frames for a pixel to count as moving."""
 _LEAST_MOVING = 0.004
 """Fraction of the picture that must move for a frame to vote."""
 _LEAST_VOTES = 4
 _TELLING_VOTES = 12
 _SURE_VOTES = 14
-"""More than follow each other between two repeated fields of film in 25 frames."""
+"""More consecutive votes than occur between two repeated fields in 25-frame
+telecine."""
 _MOST_VOTES = 40
 _MAJORITY = 0.75
 _NEARLY_ALL = 0.9
 _EVEN = 0.1
-"""Largest difference of combing between both ways of weaving progressive pictures, in powers of 2."""
+"""Largest difference in combing between the two ways of weaving progressive pictures,
+in powers of 2."""
 _FLOOR = 0.25
-"""Added to every combing measure, in levels, to avoid zero."""
+"""Offset added to every combing measure, in levels, to avoid zero."""
 _LEAST_WHOLE = -1.5
 _CLOSE = -1.0
 """Minimum combing of an interlaced frame relative to the less combed of its woven ones, in powers of 2."""
 _TORN = 1.0
 """Minimum combing of a frame relative to a woven one that is a whole picture, in powers of 2."""
 _COMBED = 0.24
-"""Moving parts of an interlaced frame are combed by at least so much of what changes there from frame to frame. It
-moves half as far between two fields as between two frames."""
+"""Minimum combing in moving parts of an interlaced frame, relative to the change
+between frames. Objects move half as far between two fields as between two frames."""
 _DOUBLED = 0.03
-"""Where a moving frame is combed by less, it is clean however uneven its woven pictures are: they are where pictures
-scroll whose lines are doubled. Between the two bounds it may be one of slow fields."""
+"""Below this combing, a moving frame is clean even if its woven pictures differ, as
+they do for scrolling pictures with doubled lines. Between the two bounds, its fields
+may move slowly."""
 _CYCLE = 5
 """Frames after which the pattern of telecined film repeats."""
 _LONG_CYCLE = 25
-"""The same on PAL discs, where a field is repeated after every twelfth picture: twelve frames are whole, then thirteen
-hold fields of two pictures."""
+"""The same for PAL discs, where a field is repeated after every twelfth picture: twelve
+whole frames are followed by thirteen with fields of two pictures."""
 
 
 class FieldMeter:
-    """Collects votes of all frames with motion.
-
-    Three pictures are compared if there is motion: the frame, its top lines woven with the bottom lines of the frame
-    before, and the other way round. Where all lines of a frame are of one moment, the two woven ones are equally
-    combed, whatever moves; but for scrolls of pictures enlarged by repeating lines, which are hardly combed themselves
-    against what changes. Where the fields are half a frame apart, one of them joins neighbouring moments and is about
-    as combed as the frame, the other joins distant ones; which is which tells the order of the fields. In telecined
-    film two of every five frames are combed.
+    """Collects votes from all frames with motion. Three pictures are compared: the
+    frame, its top lines woven with the bottom lines of the previous frame, and the
+    reverse. If all lines of a frame were taken at one moment, both woven pictures are
+    equally combed, except when pictures enlarged by line doubling scroll; these are
+    hardly combed relative to their change. If the fields are half a frame apart, one
+    woven picture joins adjacent moments and is about as combed as the frame, and the
+    other joins distant ones, which reveals the field order. In telecined film, two of
+    every five frames are combed.
     """
 
     def __init__(self) -> None:
         self._before: NDArray[np.float32] | None = None
         self._number = 0
-        self._lean: dict[int, float] = {}  # by frame: how much more combed with the top lines of the frame before
-        self._whole: dict[int, float] = {}  # by frame: how combed it is itself, against the less combed woven one
-        self._clean = 0  # frames that are hardly combed where they move
+        self._lean: dict[int, float] = {}  # per frame: excess combing with the previous top lines
+        self._whole: dict[int, float] = {}  # per frame: its own combing against the less combed woven one
+        self._clean = 0  # frames that are hardly combed in moving parts
 
     def push(self, frame: av.VideoFrame) -> None:
         """Add the next frame in display order."""
@@ -85,7 +89,7 @@ class FieldMeter:
 
     @property
     def is_sure(self) -> bool:
-        """Whether more frames would hardly change the answer."""
+        """Whether more frames would hardly change the verdict."""
         votes = len(self._lean)
         if votes >= _MOST_VOTES and (votes >= 2 * _MOST_VOTES or self.answer() != "unknown"):
             return True
@@ -93,19 +97,20 @@ class FieldMeter:
 
     @property
     def is_clean(self) -> bool:
-        """Whether there were enough frames with motion, almost none of them combed."""
+        """Whether there were enough frames with motion and almost none of them were
+        combed."""
         votes = len(self._lean)
         return votes >= _TELLING_VOTES and self._clean >= _NEARLY_ALL * votes
 
     @property
     def is_combed(self) -> bool:
-        """Whether there were some frames with motion, and part of them was combed."""
+        """Whether there were some frames with motion and part of them were combed."""
         votes = len(self._lean)
         return votes >= _LEAST_VOTES and self._clean < _NEARLY_ALL * votes
 
     @property
     def first_field(self) -> Literal["tff", "bff"]:
-        """Which field comes first by the frames that are combed themselves, of fields of two moments."""
+        """The first field, judged by combed frames, whose fields show two moments."""
         combed = [lean for number, lean in self._lean.items() if self._whole[number] > _CLOSE]
         return "bff" if float(np.sum(combed)) < 0 else "tff"
 
@@ -147,14 +152,15 @@ class FieldMeter:
         self._whole[self._number] = float(np.clip(np.log2(whole / min(top, bottom)), _LEAST_WHOLE, -_LEAST_WHOLE))
 
     def _repeats(self) -> bool:
-        """Return whether combed and clean frames follow each other in a pattern of five."""
+        """Return whether combed and clean frames alternate in a pattern of five."""
         if np.std(list(self._whole.values())) < 0.3:
             return False
         likeness = [self._likeness(lag) for lag in range(1, _CYCLE + 1)]
         return likeness[-1] > 0.45 and likeness[-1] - max(likeness[:-1]) > 0.3
 
     def _repeats_late(self) -> bool:
-        """Return whether about twelve clean and about twelve combed frames follow each other."""
+        """Return whether runs of about twelve clean and about twelve combed frames
+        alternate."""
         if np.std(list(self._whole.values())) < 0.3:
             return False
         half = _LONG_CYCLE // 2
@@ -174,7 +180,8 @@ def _luma(frame: av.VideoFrame) -> NDArray[np.float32]:
 
 
 def _combing(picture: NDArray[np.float32], moving: NDArray[np.bool_]) -> float:
-    """Return how much lines stand out from the lines above and below them, where both stand out the same way."""
+    """Return the combing: by how much lines differ from both neighbours in the same
+    direction."""
     above, below = picture[1:-1] - picture[:-2], picture[1:-1] - picture[2:]
     out = np.where(above * below > 0, np.minimum(np.abs(above), np.abs(below)), 0)
     return float(out[moving].mean()) + _FLOOR

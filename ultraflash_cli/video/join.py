@@ -44,7 +44,7 @@ from ultraflash_cli.video.segment_file import SegmentFile
 __all__ = ["Joined", "join", "join_alone"]
 
 _FEW = 3
-"""Overlapping packets that are accepted without a note."""
+"""Number of overlapping packets accepted without a note."""
 _MOVIE_TIMESCALE_MAX = 2**31 - 1
 _ITUNES_TAGS = {
     "album",
@@ -82,9 +82,9 @@ class Joined:
     """The result of a join."""
 
     notes: tuple[str, ...]
-    """A sentence for each finding of the join; these become warnings."""
+    """Findings of the join, one sentence each, which become warnings."""
     contents: tuple[Content, ...]
-    """Content of each stream, in order, without cover pictures and attachments."""
+    """Content of each stream, in order, except cover pictures and attachments."""
     picture: int = 0
     """Index of the main video stream among the video streams."""
 
@@ -104,15 +104,16 @@ def join(
     window: Window | None = None,
     made: str | None = None,
 ) -> Joined:
-    """Write ``destination`` from finished segments and the other streams of the input, no picture encoded again.
-
-    The video's timestamps are those that were written, to the tick of the container; decoding times are built again.
-    Copied packets keep their distance to the picture. With ``window`` (start and end in the input's seconds), packets
-    whose midpoint is inside are kept, subtitles as long as they are shown inside, and the first kept frame is shown
-    at 0. Without, the input's own clock is kept, unless it starts later than a minute (as in a broadcast) or its first
-    picture comes before 0, which no container can store: then everything is shifted so that the first picture is
-    shown at 0. The file appears whole or not at all, and the same arguments give the same bytes. ``made`` is the tag
-    that says how. Raises ``OutputError``.
+    """Write ``destination`` from finished segments and the other streams of the input,
+    without re-encoding pictures. The video keeps its timestamps, rounded to the ticks
+    of the container; decoding times are rebuilt. Copied packets stay in sync with the
+    picture. With ``window`` (start and end in the input's seconds), packets whose
+    midpoint is inside are kept, subtitles are clipped to it, and the first kept frame
+    is shown at 0. Otherwise the input's clock is kept, unless it starts after more than
+    a minute (as in a broadcast) or its first picture is before 0, which no container
+    can store: then everything is shifted so that the first picture is shown at 0. The
+    file appears whole or not at all, and equal arguments produce equal bytes. ``made``
+    is the tag that records how the clip was made. Raises ``OutputError``.
     """
     times = _Times(segments, spec)
     first_s = segments[0].first_pts * spec.time_base
@@ -180,10 +181,9 @@ def join_alone(
     tags: Mapping[str, str],
     made: str | None = None,
 ) -> Joined:
-    """Write ``destination`` from finished segments alone, without encoding again.
-
-    Timestamps are those that were written; ``tags`` are the file's (``title``, ``comment``), ``made``
-    is the one that says how it was made. The file appears whole or not at all. Raises
+    """Write ``destination`` from finished segments alone, without re-encoding.
+    Timestamps are kept; ``tags`` are those of the file (``title``, ``comment``), and
+    ``made`` records how it was made. The file appears whole or not at all. Raises
     ``OutputError``.
     """
     times = _Times(segments, spec)
@@ -201,11 +201,13 @@ def join_alone(
 
 
 class _Times:
-    """Presentation times of all video packets, and decoding times that never step back.
+    """Presentation times of all video packets, and decoding times that never decrease.
 
-    Packets come in decoding order. With frames sorted by time ``s`` and at most ``delay`` frames of reordering,
-    packet ``i`` is decoded at ``s[i - delay]``; the first ``delay`` ones are before that, ``lead`` apart. The last
-    packet's duration makes the track end where the last frame ends (MP4 sums durations in decoding order).
+    Packets come in decoding order. With frames sorted by time ``s`` and at most
+    ``delay`` frames of reordering, packet ``i`` is decoded at ``s[i - delay]``; the
+    first ``delay`` ones precede it at distances of ``lead``. The duration of the last
+    packet is set so that the track ends with the last frame (MP4 sums durations in
+    decoding order).
     """
 
     def __init__(self, segments: Sequence[SegmentFile], spec: EncodeSpec) -> None:
@@ -240,7 +242,7 @@ class _Times:
         return self._sorted[index - self._delay]
 
     def duration(self, index: int) -> int:
-        """Return how long the frame of packet ``index`` is shown."""
+        """Return the display duration of packet ``index``."""
         place = bisect_left(self._sorted, self._pts[index])
         if place + 1 == len(self._sorted):
             return self._last_duration
@@ -272,7 +274,7 @@ def _open_output(part: Path, plan: StreamPlan, tags: Mapping[str, str], options:
 def _muxer_options(
     plan: StreamPlan, spec: EncodeSpec, tags: Iterable[str], source: InputContainer | None
 ) -> dict[str, str]:
-    # Without it Matroska gets random numbers, and no two joins are equal.
+    # Otherwise Matroska uses random identifiers, and no two joins are equal.
     options = {"fflags": "+bitexact"}
     if not is_iso(plan.suffix):
         return options
@@ -284,7 +286,8 @@ def _muxer_options(
         finer = lcm(timescale, *(unit.denominator for unit in units if unit is not None))
         timescale = finer if finer <= _MOVIE_TIMESCALE_MAX else timescale
 
-    # Edit lists, which hold start times, count in the movie's unit: one that divides every track's unit is exact.
+    # Edit lists, which store start times, use the movie's time base: one that divides
+    # every track's time base is exact.
     movie = lcm(timescale, *(stream.sample_rate for stream in plan.copied if stream.sample_rate))
     if movie > _MOVIE_TIMESCALE_MAX:
         movie = timescale
@@ -302,8 +305,8 @@ def _muxer_options(
 
 
 def _foreign_tags(plan: StreamPlan, tags: Iterable[str]) -> list[str]:
-    """Return the tags that MP4 and QuickTime only keep in a list of another kind, in which there is
-    no cover picture."""
+    """Return the tags that MP4 and QuickTime only store in another kind of list, which
+    cannot hold a cover picture."""
     return sorted(key for key in tags if key.lower() not in _ITUNES_TAGS) if is_iso(plan.suffix) else []
 
 
@@ -345,7 +348,7 @@ def _pictures(
 def _interleave(
     container: OutputContainer, pictures: Iterator[Packet], copied: Iterator[Packet], written: Mapping[int, Content]
 ) -> None:
-    """Mux both in decoding order; fills in the content of each stream."""
+    """Mux both in decoding order, and fill in the content of each stream."""
     picture = next(pictures, None)
     other = next(copied, None)
     while picture is not None or other is not None:
@@ -363,8 +366,8 @@ def _interleave(
 def _shown(path: Path, contents: Sequence[Content], number: int) -> tuple[Fraction, Fraction]:
     """Return the start of the video in seconds, and its pixel aspect ratio.
 
-    Segments begin with the first frame shown. PyAV passes no aspect ratio to Matroska: it is known
-    only if the codec stores it.
+    Segments start with the first frame shown. PyAV does not pass the aspect ratio to
+    Matroska: it is known only if the codec stores it.
     """
     with av.open(f"file:{path}", metadata_errors="replace") as container:
         picture = main_picture(container, contents, number=number)

@@ -39,14 +39,14 @@ from ultraflash_cli.video.y4m import ByteSink, write_y4m
 __all__ = ["Streamed", "stream_clip"]
 
 _LEAST_DELAY = 4
-"""Frames of reordering that are allowed for; x264 and x265 reorder two."""
+"""Allowance for reordering in frames; x264 and x265 reorder two."""
 _HEAD_BYTES = 64 << 20
-"""More than the first picture needs."""
+"""Bytes to remember, more than the first picture needs."""
 _OPTIONS = {
-    # Without it Matroska gets random numbers, and no two streams are equal.
+    # Otherwise Matroska uses random identifiers, and no two streams are equal.
     "fflags": "+bitexact",
     "flush_packets": "1",
-    # Packets come in order already: none waits for one of another stream.
+    # Packets are in order already, and need not wait for those of other streams.
     "max_interleave_delta": "1",
     "cluster_time_limit": "250",
 }
@@ -58,7 +58,7 @@ class Streamed:
 
     frames: int
     notes: tuple[str, ...] = ()
-    """A sentence for each finding of the join; these become warnings."""
+    """Findings of the join, one sentence each, which become warnings."""
 
 
 def stream_clip(
@@ -73,13 +73,13 @@ def stream_clip(
     name: str = "-",
     made: str | None = None,
 ) -> Streamed:
-    """Write finished segments to ``sink`` in order, each as soon as ``segments`` gives it.
-
-    As plain frames if the plan says y4m, else as Matroska without an index, with what the plan
-    copies of the input ``info`` between the pictures (see ``join`` for times and ``window``), or
-    with ``tags`` only. The same segments give the same bytes. ``name`` is what messages call the
-    sink, ``made`` the tag that says how the clip was made. Raises ``OutputError`` if the sink takes
-    no more, and ``OutputCheckError`` for a segment that does not hold what was written.
+    """Write finished segments to ``sink`` in order, each as soon as ``segments`` yields
+    it. The format is raw frames if the plan is y4m, else Matroska without an index,
+    either interleaved with the streams that the plan copies from the input ``info``
+    (see ``join`` for times and ``window``) or with ``tags`` only. Equal segments
+    produce equal bytes. ``name`` is the sink's name in messages, ``made`` the tag that
+    records how the clip was made. Raises ``OutputError`` if the sink accepts no more
+    data, and ``OutputCheckError`` for a segment with unexpected contents.
     """
     if plan.suffix == ".y4m":
         return Streamed(frames=write_y4m(segments, spec, sink, name=name))
@@ -132,7 +132,8 @@ def stream_clip(
 class _Clock:
     """Timestamps of the video packets, segment by segment; decoding times never decrease.
 
-    A packet is decoded when the picture ``delay`` places earlier in display order is shown.
+    A packet is decoded when the picture ``delay`` positions earlier in display order is
+    shown.
     """
 
     def __init__(self, spec: EncodeSpec, *, shift: int) -> None:
@@ -145,9 +146,9 @@ class _Clock:
         self._shown: list[int] = []
 
     def times(self, stamps: Sequence[int], segment: SegmentFile) -> list[tuple[int, int, int]]:
-        """Return timestamp, decoding time and duration of each packet of the next segment.
-
-        ``stamps`` are those of its packets in decoding order, counted from its first picture.
+        """Return timestamp, decoding time and duration of each packet of the next
+        segment. ``stamps`` are its timestamps in decoding order, relative to its first
+        picture.
         """
         start = segment.first_pts * self._ticks + self._shift
         shown = sorted(start + stamp for stamp in stamps)
@@ -198,7 +199,7 @@ class _Beside:
     def __init__(self, container: OutputContainer) -> None:
         self._container = container
         self.refused: dict[int, str] = {}
-        """Why, by stream of the output."""
+        """Reason for the rejection, by output stream."""
 
     def mux(self, packet: Packet) -> None:
         """Write a packet, or skip it."""
@@ -217,7 +218,8 @@ def _interleave(
 ) -> None:
     """Mux both in the order of their decoding times."""
     other = next(others, None)
-    # Matroska knows no time before 0; its muxer moves everything by what the packets are before it that come first.
+    # Matroska has no times before 0; its muxer shifts everything by as much as the
+    # first packets precede 0.
     while other is not None and other.pts is not None and other.pts < 0:
         beside.mux(other)
         other = next(others, None)
@@ -245,7 +247,7 @@ def _open(sink: ByteSink, plan: StreamPlan, tags: Mapping[str, str]) -> OutputCo
 
 
 class _Head:
-    """A sink that remembers its first bytes, to examine the first picture."""
+    """A sink that keeps its first bytes, to examine the first picture."""
 
     def __init__(self, sink: ByteSink) -> None:
         self._sink = sink
@@ -265,7 +267,8 @@ class _Head:
 
     @contextmanager
     def failing_as_the_sink(self) -> Generator[None]:
-        """Raise what the sink has raised, in place of what PyAV makes of it where a container is closed after that."""
+        """Raise the sink's own error instead of PyAV's error from closing the container
+        afterwards."""
         try:
             yield
         except Exception:
@@ -279,7 +282,8 @@ class _Head:
     def shown(self) -> tuple[Fraction, Fraction]:
         """Return the start of the video in seconds, and its pixel aspect ratio.
 
-        PyAV passes no aspect ratio to Matroska: it is known only if the codec stores it.
+        PyAV does not pass the aspect ratio to Matroska: it is known only if the codec
+        stores it.
         """
         with av.open(io.BytesIO(self._kept), "r", metadata_errors="replace") as container:
             picture = main_picture(container)

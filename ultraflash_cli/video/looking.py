@@ -26,30 +26,31 @@ from ultraflash_cli.video.transparency import has_alpha_layer, is_transparent, s
 __all__ = ["FirstLook", "average_rate", "first_look"]
 
 _MOST_LOOKED = 100
-"""Frames to examine if one does not settle it."""
+"""Maximum number of frames to examine."""
 _MOST_PIXELS = 1 << 28
-"""Pixels to examine, however large the frames are."""
+"""Maximum number of pixels to examine, regardless of the frame size."""
 _FIRST_FRAME_PACKETS = 500
 _SCANNED_BYTES = 8_000_000
 _SCANNED_PIXELS = 1 << 26
-"""Limits on reading and decoding to find larger pictures further on."""
+"""Limits on reading and decoding to find larger pictures later in the file."""
 _PLACES = (0.12, 0.3, 0.5, 0.7, 0.88)
 _LOOKED_ELSEWHERE = 30
-"""Positions in the file where fields are measured again, and the number of frames there."""
+"""Positions in the file at which fields are measured again, and the number of frames at
+each."""
 _LOOKED_FOR_LONG = 75
-"""Number of frames if the expected pattern is one of 25."""
+"""Number of frames if a 25-frame pattern is expected."""
 _TELLING = 12
-"""Minimum number of frames with motion for a place to be conclusive."""
+"""Minimum number of frames with motion for a conclusive measurement."""
 _GROWING = {"h264", "hevc", "mpeg1video", "mpeg2video", "vp8", "vp9", "av1"}
-"""Codecs whose pictures change their size within a stream."""
+"""Codecs whose picture size may change within a stream."""
 _INTERLACED_LINES = 1088
 _INTERLACED_RATE = 31
-"""Neither larger pictures nor higher frame rates come interlaced, so nothing is measured there."""
+"""Limits above which video is never interlaced, so that no fields are measured."""
 _FASTEST = 1000
 """Highest frame rate of cameras."""
 _FIELD_ORDERS: Mapping[int, Scan] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 _FLAGGING_CODECS = {"h264", "hevc", "mpeg2video", "vc1", "dvvideo", "mpeg4", "prores"}
-"""Codecs whose decoders say of each frame whether it is interlaced."""
+"""Codecs whose decoders flag each frame as interlaced or not."""
 _NEVER_INTERLACED = {"apng", "av1", "exr", "gif", "png", "vp8", "vp9", "webp"}
 
 
@@ -66,16 +67,16 @@ class FirstLook:
     first_field: Literal["tff", "bff"] | None
     """Field order, if it was measured."""
     film_rate: Fraction | None
-    """Frames per second on average, where many of them are flagged to be shown for three fields."""
+    """Average frames per second, if many frames are flagged to last three fields."""
     flagged_rate: Fraction | None
-    """Pairs of fields per second there."""
+    """Pairs of fields per second in that case."""
     may_be_interlaced: bool
-    """Whether fields were looked for."""
+    """Whether fields were measured."""
     wrongly_flagged: bool
-    """Whether frames are flagged as interlaced and are not."""
+    """Whether frames are flagged as interlaced but are progressive."""
     has_alpha: bool
     lost_alpha: bool
-    """Whether there is transparency that cannot be read."""
+    """Whether there is transparency that cannot be decoded."""
 
 
 @dataclass
@@ -100,7 +101,7 @@ class _Sizes:
 def first_look(source: Source, container: InputContainer, stream: VideoStream) -> FirstLook:
     """Decode frames until everything is known, or the budget is spent.
 
-    Raises ``InputError`` where no frame can be decoded.
+    Raises ``InputError`` if no frame can be decoded.
     """
     path = source_path(source)
     tally, sizes = Tally(), _Sizes()
@@ -180,14 +181,15 @@ def first_look(source: Source, container: InputContainer, stream: VideoStream) -
 def _may_grow(container: InputContainer, stream: VideoStream, sizes: _Sizes) -> bool:
     if stream.codec_context.codec.canonical_name not in _GROWING:
         return False
-    # MP4 says all sizes in its index; where two were seen, there may be a third.
+    # MP4 lists all sizes in its index; if two were seen, there may be a third.
     return len(sizes.seen) > 1 or not container.format.name.startswith("mov,")
 
 
 def _key_frames_ahead(
     container: InputContainer, stream: VideoStream, decoder: VideoCodecContext, sizes: _Sizes
 ) -> Iterator[av.VideoFrame]:
-    """Keep reading for some megabytes, decoding only key frames: sizes change at those."""
+    """Keep reading for some megabytes, decoding only keyframes, at which sizes
+    change."""
     decoder.skip_frame = "NONKEY"
     left_bytes, most_pixels = _SCANNED_BYTES, sizes.pixels + _SCANNED_PIXELS
     try:
@@ -207,7 +209,8 @@ def _key_frames_ahead(
 def _look_elsewhere(
     container: InputContainer, stream: VideoStream, decoder: VideoCodecContext, frames: int
 ) -> list[FieldMeter]:
-    """Measure fields further on: a film may begin with a title that does not move, or that is not of film."""
+    """Measure fields later in the file, as a film may start with a title that is static
+    or was not shot on film."""
     decoder.skip_frame = "DEFAULT"
     start_s = (container.start_time or 0) / av.time_base
     length_s = (container.duration or 0) / av.time_base
@@ -226,14 +229,14 @@ def _look_elsewhere(
 
 
 def _together(first: Answer, elsewhere: list[FieldMeter]) -> Answer | Literal["mixed"]:
-    """Combine the measurements at the start of a clip and further on."""
+    """Combine the measurements at the start of a clip and at later positions."""
     answers: list[Answer] = [first, *(meter.answer() for meter in elsewhere if meter.votes >= _TELLING)]
     found: list[Answer] = [answer for answer in answers if answer != "unknown"]
     if len(set(found)) == 1:
         return found[0]
     if {"telecined", "telecined25", "shifted"} & set(found):
         return "mixed"
-    # Parts that show moments of which each fills a frame are progressive by themselves.
+    # Parts in which each frame shows a single moment are progressive.
     interlaced: list[Answer] = [answer for answer in found if answer != "progressive"]
     return interlaced[0] if len(set(interlaced)) == 1 else first
 
@@ -247,13 +250,15 @@ def _may_be_interlaced(container: InputContainer, stream: VideoStream, frame: av
 
 
 def average_rate(stream: VideoStream) -> Fraction:
-    """Return the average frame rate; not the one of a header that gives its ticks for frames (raw DV says 60000)."""
+    """Return the average frame rate, but not that of headers that store their tick rate
+    instead (60000 for raw DV)."""
     given = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
     return next((rate for rate in given if rate <= _FASTEST), given[0] if given else Fraction(25))
 
 
 def _scan(stream: VideoStream, measured: Answer | Literal["mixed"], flagged: bool) -> Scan:
-    """Weigh measurements against flags; ``first_look`` examines more if a flag seems wrong."""
+    """Weigh measurements against flags; ``first_look`` examines more frames if a flag
+    seems wrong."""
     context = stream.codec_context
     declared = _FIELD_ORDERS.get(context.field_order)
     if measured in ("telecined", "telecined25", "mixed", "shifted"):

@@ -1,7 +1,6 @@
-"""The tag that says how a file was made: written into Matroska, MP4, QuickTime and PNG, and read back.
-
-Matroska and WebM keep it as the tag `ULTRAFLASH`, MP4 and QuickTime as XMP in a box of its own after all others, where
-it moves nothing, PNG as a chunk of text.
+"""Write and read the tag that records how a file was made, in Matroska, MP4, QuickTime
+and PNG. Matroska and WebM store it as the tag `ULTRAFLASH`, MP4 and QuickTime as XMP in
+an extra box at the end, where it shifts no offsets, and PNG as a text chunk.
 """
 
 import html
@@ -28,29 +27,29 @@ _XMP = (
 )
 _MADE = re.compile(r'ultraflash:made="([^"]*)"')
 _MOST_BYTES = 1 << 20
-"""Tags are smaller; anything larger is not one."""
+"""Maximum size of a tag; anything larger is not one of ours."""
 _MOST_BOXES = 10_000
 _ISO = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _EBML = b"\x1a\x45\xdf\xa3"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEAD_BYTES = len(_PNG) + 25
-"""The signature and the chunk that comes first."""
+"""Size of the signature and the first chunk."""
 _CHUNK_HEAD = b"ultraflash\0\0\0\0\0"
-"""Of international text: the keyword, not compressed, no language, no translation of the keyword."""
+"""Start of an international text chunk: keyword, no compression, no language, no
+translated keyword."""
 
 
 def with_made(tags: Mapping[str, str], suffix: str, made: str | None) -> dict[str, str]:
-    """Return a file's tags, plus the one that records how it was made if its container stores it as
-    a tag.
-
-    The input's own record is dropped: it is true of the input only.
+    """Return a file's tags, plus the one that records how it was made if its container
+    stores it as a tag. The input's record is dropped, as it describes only the input.
     """
     kept = {key: value for key, value in tags.items() if key.upper() != _KEY}
     return kept | {_KEY: made} if made is not None and suffix in _MATROSKA else kept
 
 
 def append_made(path: Path, suffix: str, made: str | None) -> None:
-    """Write the tag after all that is in a finished file, where its container keeps it so. Raises OSError."""
+    """Append the tag to a finished file, if its container stores it at the end. Raises
+    OSError."""
     if made is None or suffix in _MATROSKA:
         return
     content = _XMP_BOX + _XMP.format(html.escape(made)).encode()
@@ -59,7 +58,7 @@ def append_made(path: Path, suffix: str, made: str | None) -> None:
 
 
 def with_made_chunk(png: bytes, made: str | None) -> bytes:
-    """Return a PNG with the tag in it."""
+    """Return a PNG with the tag added."""
     if made is None:
         return png
     content = b"iTXt" + _CHUNK_HEAD + made.encode()
@@ -98,7 +97,8 @@ def _of_iso(file: BinaryIO) -> str | None:
 
 
 def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Go through the outer boxes: kind and size of what is in each, where the file then stands."""
+    """Iterate over the top-level boxes: type and content size, with the file positioned
+    at the content."""
     end = file.seek(0, 2)
     place = 0
     for _ in range(_MOST_BOXES):
@@ -112,7 +112,7 @@ def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
             size_bytes = int.from_bytes(file.read(8), "big")
             head_bytes = 16
         if size_bytes < head_bytes:
-            return  # the last one, up to the end of the file, or nonsense
+            return  # the last one, up to the end of the file, or invalid
         yield kind, size_bytes - head_bytes
         place += size_bytes
 

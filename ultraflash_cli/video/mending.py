@@ -1,4 +1,4 @@
-"""Measure old footage before the work, and set how the clip is read."""
+"""Measure the defects of old footage, and decide how the clip is read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,8 +17,8 @@ from ultraflash_cli.video.samples import sampled_runs
 __all__ = ["GrainChoice", "Mending", "about_scan", "mend", "mended"]
 
 GrainChoice = Literal["none", "keep", "remove"]
-"""none: the picture is unchanged. keep: grain is removed before the model, and new grain like it added after it.
-remove: it is removed."""
+"""none: the picture is unchanged. keep: grain is removed before the model, and similar
+new grain is added afterwards. remove: grain is removed."""
 
 _LEAST_SIDE_PX = 16
 
@@ -33,7 +33,7 @@ class Mending:
 
     info: ClipInfo
     crop: Crop | None = None
-    """Crop in addition to the container's."""
+    """Crop in addition to that of the container."""
     head_lines: int = 0
     """Number of lines cropped at the bottom because of a tape's head switching."""
     chroma_shift: ChromaShift | None = None
@@ -43,7 +43,7 @@ class Mending:
     """A sentence on each decision."""
 
     def facts(self) -> dict[str, object]:
-        """Return what was found and done, as JSON values."""
+        """Return findings and decisions as JSON values."""
         grain = self.grain
         return about_scan(self.info) | {
             "crop": asdict(self.crop) if self.crop else None,
@@ -53,7 +53,7 @@ class Mending:
         }
 
     def describe(self) -> list[tuple[str, str]]:
-        """Return pairs of a name and what was found, in words, for what was found."""
+        """Return the findings as pairs of a name and a description."""
         lines: list[tuple[str, str]] = []
         if self.info.repeated_field is not None:
             lines.append(("telecine", "soft: frames are flagged to be shown for three fields or for two"))
@@ -68,7 +68,7 @@ class Mending:
 
 
 def about_scan(info: ClipInfo) -> dict[str, object]:
-    """Return what is known of a clip's fields, as JSON values."""
+    """Return the information about a clip's fields as JSON values."""
     return {
         "scan": info.scan,
         "first_field": info.first_field,
@@ -78,7 +78,7 @@ def about_scan(info: ClipInfo) -> dict[str, object]:
 
 
 def about_grain(grain: Grain) -> dict[str, object]:
-    """Return the numbers of a clip's grain that people understand."""
+    """Return the human-readable measures of a clip's grain."""
     return {
         "strength": round(grain.strength, 2),
         "size_px": round(grain.size_px, 2),
@@ -89,7 +89,7 @@ def about_grain(grain: Grain) -> dict[str, object]:
 
 
 def mended(info: ClipInfo, *, threads: int = 1) -> Mending:
-    """Measure everything and change nothing: for showing what is in a clip."""
+    """Measure all defects for display, without changing how the clip is read."""
     borders, chroma, grain = BorderMeter(), ChromaMeter(), GrainMeter()
     _measure(info, (borders, chroma, grain), threads)
     crop = borders.answer()
@@ -105,7 +105,8 @@ def mended(info: ClipInfo, *, threads: int = 1) -> Mending:
 def mend(
     info: ClipInfo, *, crop: str = "none", chroma_shift: str = "none", grain: GrainChoice = "none", threads: int = 1
 ) -> Mending:
-    """Decide how a clip is read, by measurement if requested; it depends on the file alone.
+    """Decide how a clip is read, by measurement if requested; the result depends only
+    on the file.
 
     ``crop`` and ``chroma_shift`` are as ``asked`` reads them. Raises UsageError for a crop that leaves nothing.
     """

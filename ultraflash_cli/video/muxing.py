@@ -1,4 +1,4 @@
-"""Shared by all muxing of finished segments: output streams, clock, notes."""
+"""Helpers for muxing finished segments: output streams, clock, notes."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ __all__ = [
 _LATE_S = Fraction(2, 1000)
 _BESIDE: Literal["matroska_block_additional"] = "matroska_block_additional"
 _NUMBER_BYTES = 8
-"""Side data of a VP9 packet holds its transparency, after a number that marks it."""
+"""Size of the identifier before the transparency in a VP9 packet's side data."""
 
 
 def add_streams(
@@ -43,10 +43,10 @@ def add_streams(
     shift_s: Fraction,
     window: Window | None,
 ) -> tuple[VideoStream, dict[int, Copy], tuple[str, ...]]:
-    """Add the picture as a ``segment`` holds it, what is copied of ``source``, and its chapters.
-
-    ``cut_s`` is how much of the picture was left out before its first frame. Returns the picture's stream, the copies
-    by their index in the input, and the notes.
+    """Add the video stream of a ``segment``, the streams copied from ``source``, and
+    its chapters. ``cut_s`` is the duration of the picture that was cut before its first
+    frame. Returns the picture's stream, the copies by their index in the input, and the
+    notes.
     """
     encoded = segment.streams.video[0]
     if source is None:
@@ -66,7 +66,7 @@ def add_streams(
 
 
 def add_video(container: OutputContainer, encoded: VideoStream, plan: StreamPlan, spec: EncodeSpec) -> VideoStream:
-    """Add the picture's stream, with all that is said of it outside the packets."""
+    """Add the video stream with its parameters outside the packets."""
     video = container.add_stream_from_template(encoded, opaque=True)
     context = video.codec_context
     context.sample_aspect_ratio = spec.coded_aspect
@@ -78,13 +78,14 @@ def add_video(container: OutputContainer, encoded: VideoStream, plan: StreamPlan
     if spec.codec == "hevc" and is_iso(plan.suffix):
         context.codec_tag = "hvc1"
     if spec.codec == "prores" and "444" in spec.pix_fmt:
-        context.codec_tag = "ap4h"  # or it would pass for ProRes 422
+        context.codec_tag = "ap4h"  # otherwise it would be taken for ProRes 422
     video.time_base = spec.track_time_base
     return video
 
 
 def shift_of(info: ClipInfo, first_s: Fraction, window: Window | None) -> Fraction:
-    """Return what is added to every time of the input, in seconds; ``first_s`` is that of the first kept frame."""
+    """Return the offset added to all times of the input, in seconds; ``first_s`` is the
+    time of the first kept frame."""
     if window is not None or info.start_s > LONG_START_S or first_s < 0:
         return -first_s
     return Fraction(0)
@@ -92,7 +93,7 @@ def shift_of(info: ClipInfo, first_s: Fraction, window: Window | None) -> Fracti
 
 @contextmanager
 def source_of(info: ClipInfo) -> Generator[InputContainer | None]:
-    """The input once more; None for a pipe that is read only once and was not kept."""
+    """Return the input for a second reading; None for a pipe that was not spooled."""
     if isinstance(info.source, Pipe) and not info.source.is_spooled:
         yield None
         return
@@ -101,14 +102,14 @@ def source_of(info: ClipInfo) -> Generator[InputContainer | None]:
 
 
 def mend_transparency(packet: Packet) -> None:
-    """Remove one of the two numbers that NUT puts before a packet's side data, which had one already."""
+    """Remove the duplicate identifier that NUT puts before a packet's side data."""
     if not packet.has_sidedata(_BESIDE):
         return
     content = bytes(packet.get_sidedata(_BESIDE))
     if content[:_NUMBER_BYTES] != content[_NUMBER_BYTES : 2 * _NUMBER_BYTES]:
         return
     kind = packet_sidedata_type_from_literal(_BESIDE)
-    # The type hints leave the constructor out.
+    # The type hints lack the constructor.
     mended = cast("Callable[[int, int], PacketSideData]", PacketSideData)(kind, len(content) - _NUMBER_BYTES)
     mended.update(content[_NUMBER_BYTES:])
     packet.set_sidedata(mended)

@@ -34,7 +34,8 @@ _SYSTEM_ERRORS = 4096
 
 @contextmanager
 def output_errors(path: Path) -> Generator[None]:
-    """Turn errors of the system and of FFmpeg inside the block into an ``OutputError`` that names ``path``."""
+    """Convert system and FFmpeg errors in the block to an ``OutputError`` that names
+    ``path``."""
     try:
         yield
     except (OSError, FFmpegError) as error:
@@ -44,13 +45,14 @@ def output_errors(path: Path) -> Generator[None]:
 
 
 def is_refusal(error: OSError | FFmpegError) -> bool:
-    """Return whether the muxer rejected a stream, as opposed to a write error."""
+    """Return whether the muxer rejected a stream, in contrast to a write error."""
     number = error.errno or 0
     return isinstance(error, FFmpegError) and (number == errno.EINVAL or number > _SYSTEM_ERRORS)
 
 
 def partial_path(path: Path) -> Path:
-    """Return the name a file has while it is being written; the suffix stays last, it names the format."""
+    """Return the name of a file while it is being written; it keeps the suffix, which
+    determines the format."""
     return path.with_name(f"{path.stem}.part{path.suffix}")
 
 
@@ -58,13 +60,14 @@ def partial_path(path: Path) -> Path:
 def partial_file(path: Path) -> Generator[Path]:
     """Yield ``name.part.mp4`` to write; it becomes ``name.mp4``, synced to disk, when the block succeeds.
 
-    The part is removed when the block fails. Errors of the system inside the block become an ``OutputError``.
+    The partial file is removed if the block fails. System errors in the block become an
+    ``OutputError``.
     """
     part = partial_path(path)
     try:
         with output_errors(path):
             if part.is_symlink():
-                part.unlink()  # what it leads to is no part of ours
+                part.unlink()  # never follow a symlink
             yield part
             place_file(part, path)
     except BaseException:

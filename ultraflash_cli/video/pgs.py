@@ -1,4 +1,4 @@
-"""Blu-ray subtitles (PGS), whose pictures come in segments: each picture as one packet."""
+"""Merge the segments of Blu-ray subtitles (PGS) into one packet per picture."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class _Picture:
     content: bytearray = field(default_factory=bytearray)
 
     def packet(self) -> Packet:
-        """Return all segments, with an end where that is missing."""
+        """Return all segments, with an end segment added if it is missing."""
         if not _ends(self.content):
             self.content += _END_SEGMENT
         whole = Packet(bytes(self.content))
@@ -32,10 +32,9 @@ class _Picture:
 
 
 def whole_pictures(packets: Iterator[Packet]) -> Iterator[Packet]:
-    """Pass packets on, the segments of a Blu-ray subtitle as one.
-
-    Matroska's muxer does the same, but if one is missing it writes rubbish into other tracks. What has no beginning
-    cannot be shown and is left out; an end that is missing is added.
+    """Pass packets on, merging the segments of each Blu-ray subtitle. Matroska's muxer
+    does the same, but corrupts other tracks if a segment is missing. Pictures without a
+    beginning cannot be shown and are dropped; a missing end is added.
     """
     held: dict[int, _Picture] = {}
     for packet in packets:
@@ -58,7 +57,7 @@ def whole_pictures(packets: Iterator[Packet]) -> Iterator[Packet]:
 
 
 def _ends(content: bytes | bytearray) -> bool:
-    """Return whether the last segment is an end."""
+    """Return whether the last segment is an end segment."""
     place, kind = 0, 0
     while place + _HEAD_BYTES <= len(content):
         kind = content[place]

@@ -1,4 +1,5 @@
-"""A stream that can be read only once, such as stdin: probed first, then read from its start."""
+"""Streams that can be read only once, such as stdin: first probed, then read from the
+start."""
 
 import hashlib
 import os
@@ -14,7 +15,7 @@ _HEAD_BYTES = 1 << 16
 
 
 class ByteStream(Protocol):
-    """Source of a pipe: a binary file opened for reading."""
+    """The source of a pipe: a binary file open for reading."""
 
     def read(self, size: int = -1, /) -> bytes | None:
         """Return up to ``size`` bytes, none at the end."""
@@ -22,10 +23,10 @@ class ByteStream(Protocol):
 
 
 class Pipe:
-    """Buffers what was read from a stream, so that it can be read from its start again.
-
-    What ``probe`` reads is held in memory. ``read_frames`` releases it as it passes, after which the stream is used
-    up, unless ``spool_to`` was called: from then on everything is in a file, for any number of readings.
+    """Buffers a stream, so that it can be read from the start again. What ``probe``
+    reads is kept in memory. ``read_frames`` releases it while reading, after which the
+    stream is used up, unless ``spool_to`` was called: then everything is kept in a
+    file, for any number of readers.
     """
 
     def __init__(self, stream: ByteStream, *, name: str = "-") -> None:
@@ -33,7 +34,7 @@ class Pipe:
         self._stream = stream
         self._memory = bytearray()
         self._spool: Path | None = None
-        self._dropped = 0  # bytes at the start that are in no memory any more
+        self._dropped = 0  # bytes at the start that have been released
         self._length = 0  # bytes taken from the stream
         self._ended = False
         self._reader: PipeReader | None = None
@@ -41,29 +42,29 @@ class Pipe:
 
     @property
     def is_spooled(self) -> bool:
-        """Whether everything that is read is kept in a file."""
+        """Whether all data read are kept in a file."""
         return self._spool is not None
 
     @property
     def whole_file(self) -> Path | None:
-        """The spool file, once the stream is read to its end."""
+        """The spool file, once the stream has been read to its end."""
         return self._spool if self._ended else None
 
     def head_digest(self) -> str:
-        """SHA-256 of the first 65,536 bytes: all that can be known of a pipe's content before the work."""
+        """SHA-256 of the first 65,536 bytes: the only identification of a pipe's
+        content available in advance."""
         assert not self._dropped, "the head is asked for before the frames are read"
         while self._length < _HEAD_BYTES and not self._ended:
             self._take(_HEAD_BYTES - self._length)
         return hashlib.sha256(self._recorded(0, _HEAD_BYTES)).hexdigest()
 
     def spool_to(self, path: Path) -> None:
-        """Keep the whole stream in a file at ``path``, which is not there yet and which the caller removes.
-
+        """Keep the whole stream in a new file at ``path``, which the caller removes.
         Raises ``OutputError``.
         """
         assert self._spool is None and not self._dropped, "the spool is chosen once, before the frames are read"
         try:
-            # Never into what somebody else has put there under this name.
+            # Never write to an existing file of this name.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
             with open(os.open(path, flags, 0o600), "wb") as file:
                 file.write(self._memory)
@@ -79,31 +80,35 @@ class Pipe:
             self._take(1 << 20)
 
     def reader(self, *, last: bool) -> "PipeReader":
-        """Start again at the first byte. After the ``last`` reader there is no other without a spool."""
+        """Return a reader that starts at the first byte. Without a spool, none can
+        follow the ``last`` one."""
         if self._dropped:
             raise InputError(f"{self.name}: a pipe can only be read once; use a file instead")
         self._reader = PipeReader(self, last=last and self._spool is None)
         return self._reader
 
     def follower(self) -> "SpoolReader":
-        """Return a second reading, next to the first one and never ahead of it; only with a spool."""
+        """Return a second reader, which follows the first and never overtakes it; only
+        with a spool."""
         assert self._spool is not None, "a spool to follow"
         return SpoolReader(self)
 
     def follow_at(self, place: int, size: int) -> bytes:
-        """Return up to ``size`` bytes of the spool from ``place`` on, waiting for them; none at the end."""
+        """Return up to ``size`` bytes of the spool from offset ``place``, waiting for
+        them if necessary; none at the end."""
         with self._grown:
             self._grown.wait_for(lambda: place < self._length or self._ended)
         return self._recorded(place, size)
 
     def release(self) -> None:
-        """End the readers that follow at the position of the first one."""
+        """End the following readers at the position of the first one."""
         with self._grown:
             self._ended = True
             self._grown.notify_all()
 
     def read_at(self, place: int, size: int, *, drop: bool) -> bytes:
-        """Return up to ``size`` bytes from ``place`` on, none at the end; ``drop`` forgets what is before."""
+        """Return up to ``size`` bytes from offset ``place``, none at the end; ``drop``
+        releases everything before it."""
         if place >= self._length and not self._ended:
             self._take(size)
         content = self._recorded(place, size)
@@ -114,7 +119,7 @@ class Pipe:
         return content
 
     def is_read_by(self, reader: "PipeReader") -> bool:
-        """Return whether ``reader`` is the newest."""
+        """Return whether ``reader`` is the latest reader."""
         return self._reader is reader
 
     def _recorded(self, place: int, size: int) -> bytes:
@@ -144,7 +149,7 @@ class Pipe:
             ) from error
 
     def _advance(self, content: bytes) -> None:
-        """Count what was kept, and wake the readers that follow."""
+        """Account for the kept bytes, and wake the following readers."""
         with self._grown:
             self._ended = not content
             self._length += len(content)
@@ -152,7 +157,8 @@ class Pipe:
 
 
 class SpoolReader:
-    """A reading of what a pipe has spooled so far, waiting for more, as libavformat wants it: it has no ``seek``."""
+    """Reads what a pipe has spooled so far and waits for more; without ``seek``, as
+    libavformat expects of a stream."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
@@ -166,7 +172,7 @@ class SpoolReader:
 
 
 class PipeReader:
-    """One reading of a pipe, as libavformat wants it: it has no ``seek``."""
+    """Reads a pipe once; without ``seek``, as libavformat expects of a stream."""
 
     def __init__(self, pipe: Pipe, *, last: bool) -> None:
         self._pipe = pipe

@@ -1,4 +1,5 @@
-"""Clips decoded plainly, for training material: bilinear chroma, coded orientation, no timestamps."""
+"""Simple decoding of clips for training: bilinear chroma, coded orientation, no
+timestamps."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,10 @@ __all__ = ["read_plain_frames"]
 
 
 def read_plain_frames(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the frames [H, W, 3] of a whole clip as libswscale converts them when nothing is asked of it.
-
-    The built-in weights were trained on this conversion; it is a level or two off the one that ``read_frames``
-    makes for viewers. Raises InputError for a file that is missing, unreadable, damaged or without video.
+    """Yield the frames [H, W, 3] of a whole clip, converted by libswscale with its
+    default settings. The built-in weights were trained on this conversion; it differs
+    by a level or two from that of ``read_frames``. Raises InputError for a file that is
+    missing, unreadable, damaged or without video.
     """
     index = probe(path).video_index
     with open_input(path) as container:

@@ -1,4 +1,5 @@
-"""Probe a file: streams, sizes, times, colour, rotation, without reading it through."""
+"""Probe a file for streams, sizes, times, colour and rotation, without reading all of
+it."""
 
 import re
 from dataclasses import dataclass, replace
@@ -59,15 +60,16 @@ class StreamInfo:
     language: str | None
     title: str | None
     is_picture: bool
-    """A cover picture rather than a moving one."""
+    """Whether it is a cover picture rather than video."""
     sample_rate: int = 0
     sample_bits: int = 0
     """Bits per sample of audio stored losslessly as integers; else 0."""
     is_known: bool = True
-    """Whether the file states what a copy needs: sample rate and channels of audio, the size of a picture."""
+    """Whether the file states the parameters that a copy needs: sample rate and
+    channels of audio, size of a picture."""
 
     def describe(self) -> str:
-        """Return which stream this is, for people."""
+        """Return a short description of the stream for messages."""
         unknown = "of an unknown codec" if self.kind in ("audio", "subtitle", "video") else ""
         words = [f"stream {self.index}", self.kind, self.codec or unknown]
         if self.language and self.language != "und":
@@ -77,7 +79,8 @@ class StreamInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipInfo:
-    """The main video stream of a file and what is next to it. Sizes are as cropped, before rotation."""
+    """The main video stream of a file, and the other streams. Sizes are those after
+    cropping, before rotation."""
 
     path: Path
     """The name of ``source``; a pattern for pictures, ``-`` for a pipe."""
@@ -99,28 +102,32 @@ class ClipInfo:
     """The nine numbers of the container's display matrix, if there is one."""
     sample_aspect_ratio: Fraction
     coded_aspect: Fraction
-    """Width over height of a pixel by what the stream itself says, whatever the container does."""
+    """Pixel aspect ratio (width over height) according to the stream itself, regardless
+    of the container."""
     pix_fmt: str
     chroma_location: str
     """Chroma sample location, as FFmpeg's scale filter names it."""
     bit_depth: int
     has_alpha: bool
-    """Whether the stream says so, or a pixel of the frames that were looked at is not opaque."""
+    """Whether the stream is tagged as transparent, or an examined frame has a pixel
+    that is not opaque."""
     lost_alpha: bool
     """Whether the stream has transparency that the built-in FFmpeg cannot read."""
     scan: Scan
     wrongly_flagged: bool
-    """Whether frames are flagged as interlaced and are not, as far as was looked."""
+    """Whether the examined frames are flagged as interlaced but are progressive."""
     first_field: Literal["tff", "bff"] | None = None
     """Field order, if it was measured."""
     repeated_field: Fraction | None = None
     """Ticks per field, if many frames are flagged to last three fields (soft telecine)."""
     fields: bool = False
-    """Whether each frame of the file comes out as two, one a field; see ``with_deinterlacing``."""
+    """Whether each frame of the file yields two, one per field; see
+    ``with_deinterlacing``."""
     film: bool = False
-    """Whether frames of the file come out as fewer, those of the film; see ``with_deinterlacing``."""
+    """Whether the file's frames are reduced to the original film frames; see
+    ``with_deinterlacing``."""
     watched: bool = False
-    """Whether interlaced parts that were not found are to be looked out for when the clip is read."""
+    """Whether to watch for undetected interlaced parts when the clip is read."""
     chroma_shift: tuple[float, float] | None = None
     """Chroma shift in pixels to the right and down, which is undone on reading."""
     denoise: tuple[float, float] | None = None
@@ -128,14 +135,14 @@ class ClipInfo:
     time_base: Fraction
     average_rate: Fraction
     start_pts: int | None
-    """Of the video stream, in ``time_base``."""
+    """Start of the video stream, in ``time_base``."""
     end_pts: int | None
     """End of the last video frame according to the file, in ``time_base``."""
     start_s: float
     duration_s: float | None
     frame_count_estimate: int | None
     color: ColorInfo
-    """The tags as the file gives them; ``color.resolve_color`` fills the gaps."""
+    """Colour tags of the file; ``color.resolve_color`` fills in missing ones."""
     mastering_display: MasteringDisplay | None
     content_light: ContentLight | None
     bit_rate: int | None
@@ -173,7 +180,7 @@ class ClipInfo:
 
     @property
     def other_videos(self) -> tuple[StreamInfo, ...]:
-        """Moving pictures in the file that are not the one that is read."""
+        """Video streams of the file other than the main one."""
         return tuple(
             stream
             for stream in self.streams
@@ -184,8 +191,9 @@ class ClipInfo:
 def probe(source: Source) -> ClipInfo:
     """Read the headers and the first frames of ``source``: a file, a sequence of pictures or a pipe.
 
-    Of a pipe it remembers what it read, so that ``read_frames`` begins at the first frame. Raises ``InputError`` where
-    the file is missing, empty, unreadable, encrypted, or holds no video that can be decoded.
+    What it reads of a pipe is buffered, so that ``read_frames`` starts at the first
+    frame. Raises ``InputError`` if the file is missing, empty, unreadable, encrypted,
+    or contains no video that can be decoded.
     """
     path = source_path(source)
     if isinstance(source, ImageSequence):
@@ -210,7 +218,7 @@ def _without_video(source: Source) -> str:
 
 
 def _probe(source: Source, index: int) -> ClipInfo:
-    """Look at a source whose main video is the stream ``index``."""
+    """Probe a source whose main video is stream ``index``."""
     path = source_path(source)
     with open_input(source) as container:
         stream = container.streams[index]
@@ -283,7 +291,8 @@ def _probe(source: Source, index: int) -> ClipInfo:
 
 
 def surveyed(info: ClipInfo) -> ClipInfo:
-    """Read the clip through and give it the start and end that it has once its clock is repaired, in any container."""
+    """Read the whole clip, and return it with its start and end on the repaired clock,
+    for any container."""
     found = survey(info.source, info.video_index, thorough=True)
     if found is None:
         return info
@@ -322,24 +331,25 @@ def _stream_info(stream: Stream) -> StreamInfo:
 def _sample_bits(stream: Stream, codec: str) -> int:
     if not isinstance(stream, AudioStream) or not has_decoder(stream):
         return 0
-    # The type hints leave out that the format may not be known yet.
+    # The type hints omit that the format may be unknown at this point.
     form = cast("AudioFormat | None", stream.codec_context.format)
     return sample_bits(codec, form.name if form is not None else "")
 
 
 def _is_known(stream: Stream) -> bool:
     if not has_decoder(stream):
-        return True  # of those the codec alone decides
+        return True  # for these the codec alone decides
     if isinstance(stream, AudioStream):
         return stream.codec_context.sample_rate > 0 and stream.codec_context.channels > 0
     return not isinstance(stream, VideoStream) or stream.codec_context.width > 0
 
 
 def stream_extent(stream: VideoStream) -> tuple[int | None, int | None]:
-    """Return where a stream says that it starts and ends, in its own ticks."""
+    """Return the start and end that a stream declares, in its own ticks."""
     start = stream.start_time
     counted = (start or 0) + stream.duration if stream.duration else None
-    # Matroska keeps the end of each stream as a tag; without, FFmpeg gives it that of the longest one.
+    # Matroska stores the end of each stream as a tag; without it, FFmpeg reports that
+    # of the longest stream.
     if counted is None or "matroska" in stream.container.format.name:
         end_s = _tagged_end_s(stream)
         if end_s is not None:
@@ -371,7 +381,8 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
 
 
 def _turn(matrix: tuple[int, ...] | None) -> tuple[int, bool]:
-    """Return how far a display matrix turns clockwise, in whole quarters, and whether it mirrors first."""
+    """Return the clockwise rotation of a display matrix, in multiples of 90 degrees,
+    and whether it mirrors first."""
     if matrix is None:
         return 0, False
     mirrored = matrix[0] * matrix[4] - matrix[1] * matrix[3] < 0

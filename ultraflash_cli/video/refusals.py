@@ -24,14 +24,14 @@ _OTHERS = {
     b"%PDF-": "a PDF document, not a video; give a video file",
     b"SQLite format 3": "a database, not a video; give a video file",
 }
-"""Kinds of file by their first bytes."""
+"""Descriptions of other kinds of files, by their first bytes."""
 _TEXT = re.compile(rb"[\t\n\r\f\x1b\x20-\x7e\x80-\xff]*")
 _LARGEST_SIDE = 16384
 _UNCOMPRESSED = re.compile(rb"YUV4MPEG2 (?:.*? )?W(\d+) (?:.*? )?H(\d+)\b")
 
 
 def why_unreadable(source: Path | ImageSequence | Pipe, error: Exception) -> str:
-    """Return what is wrong with a file that could not be opened, and what to do."""
+    """Return why a file could not be opened, and what to do."""
     if isinstance(error, PermissionError):
         return "no permission to read it; check the permissions"
     words = (getattr(error, "strerror", None) or str(error)).lower()
@@ -78,7 +78,8 @@ def kind_of(path: Path) -> str | None:
 
 
 def _lacks_index(path: Path) -> bool:
-    """Walk the top-level boxes of an MP4 or MOV file and see whether ``moov`` is among them."""
+    """Return whether ``moov`` is missing among the top-level boxes of an MP4 or MOV
+    file."""
     try:
         with open(path, "rb") as file:
             size = path.stat().st_size

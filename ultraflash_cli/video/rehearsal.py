@@ -1,4 +1,5 @@
-"""A trial run of the muxer with the start of the input, to find rejected streams before any frame is computed."""
+"""Trial runs of the muxer on the start of the input, to find rejected streams before
+any frame is computed."""
 
 from collections import Counter
 from contextlib import suppress
@@ -18,7 +19,7 @@ from ultraflash_cli.video.probe import ClipInfo, open_input
 __all__ = ["rehearse"]
 
 _PACKETS = 3
-"""Of each stream; its first ones tell what its codec is like."""
+"""Number of packets per stream; the first ones are typical of its codec."""
 _MOST_PACKETS = 3000
 _MOST_BYTES = 20_000_000
 
@@ -26,7 +27,7 @@ _MOST_BYTES = 20_000_000
 def rehearse(info: ClipInfo, plan: StreamPlan) -> dict[int, str]:
     """Mux the first packets of each stream to be copied, one stream at a time, and discard the result.
 
-    Returns why the container rejects a stream, by its index.
+    Return the reasons why the container rejects streams, by index.
     """
     kept = (*plan.copied, *(converted.stream for converted in plan.converted))
     wanted = {stream.index for stream in kept if not stream.is_picture and stream.kind != "attachment"}
@@ -67,7 +68,7 @@ def _mux_head(
     counts: Counter[int] = Counter()
     size = 0
     packets = copied_packets(source, copies, Fraction(0), None, strict=tick_of(plan.suffix) is None)
-    with suppress(OSError, FFmpegError):  # of the input: what cannot be read there is found out elsewhere
+    with suppress(OSError, FFmpegError):  # an error of the input, which is reported elsewhere
         for number, packet in enumerate(packets):
             index = of_stream[id(packet.stream)]
             counts[index] += 1
@@ -88,7 +89,7 @@ def _why(plan: StreamPlan, error: Exception) -> str:
 
 
 class _Nowhere:
-    """A file that forgets what is written."""
+    """A file that discards everything written to it."""
 
     def __init__(self) -> None:
         self._place = 0

@@ -21,7 +21,8 @@ class Repairs:
     outliers: int = 0
     """Wrong timestamps among good ones."""
     untimed: int = 0
-    """Packets of them that are left without a time, to be shown when the one before is over."""
+    """Those of them left without a timestamp, to be shown when the previous frame
+    ends."""
 
     @property
     def count(self) -> int:
@@ -32,7 +33,8 @@ class Repairs:
         return self.count > 0
 
     def describe(self, start_s: float) -> list[tuple[str, str]]:
-        """Return what was repaired, as pairs of a kind and a sentence; times count from ``start_s``."""
+        """Return the repairs as pairs of a kind and a sentence; times are relative to
+        ``start_s``."""
         said: list[tuple[str, str]] = []
         if self.restarts:
             times = "once" if self.restarts == 1 else f"{self.restarts} times, first"

@@ -29,9 +29,9 @@ def shrink_and_compress(
     codec: str | None = None,
     options: dict[str, str] | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Scale RGB frames [T, H, W, 3] into 4:2:0 at ``height`` x ``width`` and, with a codec, through its bitstream.
-
-    Returns RGB frames as a player with full chroma interpolation shows them. ``options`` go to the encoder.
+    """Scale RGB frames [T, H, W, 3] to 4:2:0 at ``height`` x ``width`` and, with a
+    codec, encode and decode them. Returns RGB frames as shown by a player with full
+    chroma interpolation. ``options`` are passed to the encoder.
     """
     small = [
         av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(

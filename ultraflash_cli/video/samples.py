@@ -1,4 +1,5 @@
-"""Short runs of neighbouring pictures from the whole clip, for measurements before the work."""
+"""Short runs of consecutive pictures from the whole clip, for measurements in
+advance."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,7 +29,8 @@ _PICTURES = 3
 _AROUND = 1
 """Frames before and after a run, which deinterlacing needs."""
 _READ_THROUGH = 400
-"""Shorter clips are read completely; longer ones are sampled at key frames."""
+"""Frame count up to which clips are read completely; longer ones are sampled at
+keyframes."""
 _OF_HEAD = 60
 """Frames read at the start of inputs without seeking."""
 
@@ -36,9 +38,9 @@ _YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.41
 
 
 def sampled_runs(info: ClipInfo, *, threads: int = 1) -> Iterator[list[Picture]]:
-    """Give up to eight runs of three pictures, as the clip is read, from places that depend on the file alone.
-
-    A clip without pictures that decode gives none.
+    """Yield up to eight runs of three pictures, decoded as the clip is read, from
+    positions that depend only on the file. A clip without decodable pictures yields
+    none.
     """
     single = replace(frames_of(info), has_alpha=False)
     mode = filter_mode(info)
@@ -93,7 +95,8 @@ def _runs(
 
 
 def ycc_of(rgb_hwc: Picture) -> NDArray[np.float32]:
-    """Return brightness and the two colour differences ``[3, height, width]`` in levels of 8 bits, full range."""
+    """Return luma and the two colour differences ``[3, height, width]`` in full-range
+    8-bit levels."""
     levels = rgb_hwc.astype(np.float32)
     if rgb_hwc.dtype == np.uint16:
         levels /= 257
@@ -101,13 +104,14 @@ def ycc_of(rgb_hwc: Picture) -> NDArray[np.float32]:
 
 
 def middle_of(picture: Picture, most_px: int = 768) -> Picture:
-    """Return the middle of a picture, at most ``most_px`` a side: enough of a large one."""
+    """Return the centre of a picture, at most ``most_px`` per side, which suffices for
+    large pictures."""
     height, width = (min(most_px, side) for side in picture.shape[:2])
     top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
     return as_picture(picture[top : top + height, left : left + width])
 
 
 def luma_of(rgb_hwc: Picture) -> NDArray[np.float32]:
-    """Return the brightness ``[height, width]`` in levels of 8 bits, full range."""
+    """Return luma ``[height, width]`` in full-range 8-bit levels."""
     levels = rgb_hwc.astype(np.float32) @ _YCC[0]
     return levels / np.float32(257) if rgb_hwc.dtype == np.uint16 else levels

@@ -1,4 +1,4 @@
-"""Predicted size of a clip, from a few of its frames enlarged and encoded."""
+"""Predict the size of a clip by enlarging and encoding a few of its frames."""
 
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ _PLACES = (Fraction(1, 10), Fraction(1, 2), Fraction(9, 10))
 """Positions of the sampled frames, as fractions of the clip."""
 _FRAMES = 5
 _KEY_EVERY = 250
-"""Frames from one key frame to the next, as encoders have it by default."""
+"""Frames between keyframes, the default of most encoders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class FrameBytes:
 
     key: float
     other: float
-    """Size of a frame that follows another; that of a key frame if all are key frames."""
+    """Size of an inter frame; that of a keyframe if all are keyframes."""
     frames: int
     """Number of frames examined."""
 
@@ -45,9 +45,9 @@ class FrameBytes:
 
 
 def sampled_bytes(info: ClipInfo, spec: EncodeSpec) -> FrameBytes | None:
-    """Encode a few frames of three places of a clip as ``spec`` says, enlarged by lanczos.
-
-    None where the clip is no file, does not say how long it is, or cannot be read there.
+    """Encode a few frames from three positions of a clip with ``spec``, enlarged by a
+    Lanczos filter. None if the clip is not a file, does not state its length, or cannot
+    be read there.
     """
     if not isinstance(info.source, Path) or info.duration_s is None:
         return None
@@ -84,7 +84,8 @@ def copied_bytes(info: ClipInfo, indices: Iterable[int]) -> int:
 
 
 def _frames_at(info: ClipInfo, at_s: Fraction, spec: EncodeSpec) -> list[np.ndarray]:
-    """Decode a few frames from the key frame before a time, enlarged to the output's size."""
+    """Decode a few frames from the keyframe before a time, and enlarge them to the
+    output's size."""
     with open_input(info.source) as container:
         stream = container.streams.video[0]
         for each in container.streams.video:

@@ -28,14 +28,15 @@ _READING = {
 }
 
 _DECODING_LEAD = 1_000_000
-"""Ticks by which a segment's packets are decoded before its first frame is shown; more than it has frames."""
+"""Ticks by which a segment's decoding times precede its first frame; more than its
+number of frames."""
 
 
 class SegmentWriter:
     """Writes one segment with a freshly opened encoder.
 
-    The file holds timestamps relative to its first frame; ``close`` returns the rest. Use as a context manager:
-    leaving it by an exception deletes the file.
+    Timestamps in the file are relative to its first frame; ``close`` returns the rest.
+    As a context manager it deletes the file if an exception is raised.
     """
 
     def __init__(self, path: Path, spec: EncodeSpec) -> None:
@@ -78,10 +79,9 @@ class SegmentWriter:
             self.abandon()
 
     def write(self, frame: Frame) -> None:
-        """Encode one frame; its ``pts`` must grow, in the spec's time base.
-
-        Planes of YUV 4:2:0 in the spec's format, matrix and range are encoded as they are. Transparency is left out
-        where the spec encodes none; without it all is opaque.
+        """Encode one frame; ``pts`` must increase, in the spec's time base. YUV 4:2:0
+        planes in the spec's format, matrix and range are encoded without conversion.
+        Transparency is dropped if the spec encodes none; frames without it are opaque.
         """
         rgb_hwc, pts, duration = frame.rgb_hwc, frame.pts, frame.duration
         assert not self._closed, "a segment that is still open"
@@ -103,7 +103,7 @@ class SegmentWriter:
             self._mux(self._stream.encode(yuv))
 
     def close(self) -> SegmentFile:
-        """Finish the file and wait until it is on the disk."""
+        """Finish the file and wait until it is on disk."""
         if self._finished is not None:
             return self._finished
 
@@ -148,7 +148,8 @@ class SegmentWriter:
         return yuv
 
     def _packed(self, rgb_hwc: Picture, alpha_hw: Picture | None) -> av.VideoFrame:
-        """Return the frame as libswscale takes it, rotated if the file cannot store a rotation."""
+        """Return the frame in a format for libswscale, rotated if the file cannot store
+        a rotation."""
         deep = rgb_hwc.dtype == np.uint16
         pixels = rgb_hwc if is_rgb_format(self.spec.pix_fmt) else narrowed(rgb_hwc)
         if self.spec.alpha:
@@ -164,7 +165,8 @@ class SegmentWriter:
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
-            # The encoders' own decoding times are missing or meaningless at times; join builds them again.
+            # Encoders sometimes set no decoding times or meaningless ones; join
+            # rebuilds them.
             reorders = CODECS[self.spec.codec].reorders
             packet.dts = self._packets - _DECODING_LEAD if reorders else packet.pts
             packet.duration = 1
@@ -188,8 +190,7 @@ class SegmentWriter:
 
 
 def open_segment(path: Path) -> InputContainer:
-    """Open a segment for reading, as one of the formats that segments have.
-
-    A file put in its place can therefore not refer to other files.
+    """Open a segment for reading, restricted to the formats of segments, so that a file
+    put in its place cannot refer to other files.
     """
     return av.open(f"file:{path}", container_options=_READING)

@@ -1,4 +1,4 @@
-"""A segment being written, and a finished one: where it is, and what it holds."""
+"""Segment files: one being written, and the record of a finished one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ class SegmentFile:
 
     path: Path
     size_bytes: int
-    """Of the file; one of another size is not the one that was finished."""
+    """Size of the finished file, used to detect changes."""
     frames: int
     first_pts: int
     last_pts: int

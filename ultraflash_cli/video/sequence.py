@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 SEQUENCE_RATE = Fraction(24)
-"""Frames per second of pictures when nothing else is said."""
+"""Default frames per second of image sequences."""
 
 PICTURE_SUFFIXES = frozenset(
     f".{name}"
@@ -40,12 +40,12 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSequence:
-    """Pictures whose names differ in one number that counts up without a gap."""
+    """Images whose names differ in one number that increases without gaps."""
 
     folder: Path
     prefix: str
     digits: int
-    """To how many digits numbers are filled up with zeros; 1 for none."""
+    """Number of digits to which numbers are zero-padded; 1 for no padding."""
     suffix: str
     first: int
     count: int
@@ -54,7 +54,7 @@ class ImageSequence:
 
     @property
     def path(self) -> Path:
-        """The pattern, as people write it: ``folder/%05d.png``."""
+        """The pattern as users write it: ``folder/%05d.png``."""
         return self.folder / f"{self.prefix}{self._place}{self.suffix}"
 
     @property
@@ -72,7 +72,8 @@ class ImageSequence:
         return tuple(self.picture(number) for number in range(self.count))
 
     def check_sizes(self) -> None:
-        """Read the headers of PNG files; raises ``InputError`` where two differ in size. Other kinds show it later."""
+        """Read the headers of PNG files; raises ``InputError`` if two differ in size.
+        Other formats are checked when decoded."""
         known: tuple[int, int] | None = None
         for path in self.pictures():
             size = _png_size(path)
@@ -86,7 +87,8 @@ class ImageSequence:
 
 
 def wrong_size(path: Path, size: tuple[int, int], known: tuple[int, int]) -> InputError:
-    """Return the error for a picture that is not as large as the ones before it; sizes are (width, height)."""
+    """Return the error for a picture whose size differs from the previous ones; sizes
+    are (width, height)."""
     return InputError(
         f"{path}: {size[0]}x{size[1]} pixels, but the images before it are {known[0]}x{known[1]}; "
         "all images of a sequence must have the same size"
@@ -94,19 +96,19 @@ def wrong_size(path: Path, size: tuple[int, int], known: tuple[int, int]) -> Inp
 
 
 def is_pattern(path: Path) -> bool:
-    """Return whether ``path`` stands for many files: ``%d`` or ``%05d`` in its name, and no file of that very name."""
+    """Return whether ``path`` is a pattern for many files: its name contains ``%d`` or
+    ``%05d``, and no file has that exact name."""
     return _PLACE.search(path.name) is not None and not path.exists()
 
 
 def numbered(pattern: Path, number: int) -> Path:
-    """Return the file that a pattern such as ``folder/%05d.png`` names for ``number``."""
+    """Return the file for ``number`` of a pattern such as ``folder/%05d.png``."""
     return pattern.with_name(_PLACE.sub(lambda place: f"{number:0{int(place[1] or 1)}d}", pattern.name, count=1))
 
 
 def existing_pictures(pattern: Path) -> dict[int, Path]:
-    """Return all that a pattern stands for, in the order of the numbers; nothing where its folder is missing.
-
-    A dangling link counts. Raises ``OSError``.
+    """Return all files that match a pattern, in numerical order; none if the folder is
+    missing. Dangling symlinks are included. Raises ``OSError``.
     """
     sequence = _sequence_of(pattern)
     try:
@@ -117,10 +119,10 @@ def existing_pictures(pattern: Path) -> dict[int, Path]:
 
 
 def find_sequence(path: Path, *, rate: Fraction = SEQUENCE_RATE) -> ImageSequence:
-    """Find the pictures that a folder holds or that a pattern such as ``folder/%05d.png`` stands for.
-
-    Raises ``InputError`` if there are none, where a number is missing, and where a folder holds more than one series
-    of pictures. Files that are no pictures, and hidden ones, are passed over.
+    """Find the images in a folder, or those matching a pattern such as
+    ``folder/%05d.png``. Raises ``InputError`` if there are none, if a number is
+    missing, or if a folder contains more than one sequence. Other files and hidden ones
+    are ignored.
     """
     if path.is_dir():
         sequence, numbers = _in_folder(path)
@@ -161,7 +163,7 @@ def _sequence_of(path: Path) -> ImageSequence:
 
 
 def _fitting(sequence: ImageSequence, names: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Return number and name of what fits the pattern of a sequence."""
+    """Return number and name of the files that match the pattern of a sequence."""
     prefix, suffix = sequence.prefix, sequence.suffix
     for name in names:
         middle = name[len(prefix) : len(name) - len(suffix)]

@@ -12,13 +12,13 @@ __all__ = ["side_data"]
 
 
 def side_data(frame: av.VideoFrame) -> dict[str, bytes]:
-    """Return what is attached to ``frame``, by FFmpeg's names (``DISPLAYMATRIX``, ``CONTENT_LIGHT_LEVEL``).
-
-    PyAV gives none at all if there is a kind that it does not know, such as the EXIF tags of photographs; of those
-    frames only the rotation is known.
+    """Return the side data of ``frame`` by FFmpeg's names (``DISPLAYMATRIX``,
+    ``CONTENT_LIGHT_LEVEL``). PyAV fails on frames with an unknown kind, such as EXIF
+    tags of photographs; for those only the rotation is returned.
     """
     try:
-        # The type hints call it a mapping of names; it gives what is attached, one after the other.
+        # The type hints declare a mapping by name; it iterates over the side data
+        # themselves.
         return {data.type.name: bytes(data) for data in cast("Iterable[SideData]", frame.side_data)}
     except ValueError:
         clockwise = radians(-frame.rotation)

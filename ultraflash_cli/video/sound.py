@@ -1,4 +1,4 @@
-"""Audio conversion with every sample at its time, and the lossless codecs."""
+"""Audio conversion that keeps every sample at its time, and the lossless codecs."""
 
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -31,10 +31,11 @@ _PLAIN = {8: "pcm_u8", 16: "pcm_s16le", 24: "pcm_s24le", 32: "pcm_s32le"}
 _FLOATS = {"pcm_f32be": "pcm_f32le", "pcm_f32le": "pcm_f32le", "pcm_f64be": "pcm_f64le", "pcm_f64le": "pcm_f64le"}
 _FLAC_BITS = 24
 _STEP_S = Fraction(1, 25)
-"""Timestamps may be off by so much before samples are moved for them; less cannot be seen on lips."""
+"""Maximum deviation of timestamps that is ignored; a smaller offset is not visible in
+lip sync."""
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 _AAC_BITS = 96_000
-"""A second, for each channel at the usual rates."""
+"""Bits per second for each channel, at the usual sample rates."""
 _AAC_BITS_OF_SAMPLE = 4
 _MOST_CHANNELS = 8
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
@@ -42,7 +43,8 @@ _SKIPPED: Literal["skip_samples"] = "skip_samples"
 
 
 def sample_bits(codec: str, sample_format: str) -> int:
-    """Return how many bits per sample has of sound that is stored without loss; 0 of floats and of other codecs."""
+    """Return the bits per sample of losslessly stored audio; 0 for floats and other
+    codecs."""
     if codec in _BITS:
         return _BITS[codec]
     if codec in _OF_DISCS or codec in _PACKED:
@@ -52,7 +54,7 @@ def sample_bits(codec: str, sample_format: str) -> int:
 
 
 def lossless_codecs(codec: str, bits: int) -> tuple[str, ...]:
-    """Return what ``codec`` can become with each sample unchanged, PCM first."""
+    """Return the codecs to which ``codec`` can be converted losslessly, PCM first."""
     if codec in _FLOATS:
         return (_FLOATS[codec],)
     plain = _PLAIN.get(bits)
@@ -62,13 +64,14 @@ def lossless_codecs(codec: str, bits: int) -> tuple[str, ...]:
 
 
 def add_sound(container: OutputContainer, source: AudioStream, codec: str, bits: int) -> "SoundConverter":
-    """Add a track of ``codec`` to a file, and return what turns the packets of ``source`` into its packets."""
+    """Add a track of ``codec`` to a file, and return the converter for packets of
+    ``source``."""
     rate = source.codec_context.sample_rate
     channels = source.codec_context.channels
     layout = source.codec_context.layout.name
     if codec == "aac":
         rate = min(_AAC_RATES, key=lambda known: (known < rate, abs(known - rate)))
-        # Where the file does not say which channels they are, or there are too many.
+        # For files without a channel layout, or with too many channels.
         if "channels" in layout or channels > _MOST_CHANNELS:
             layout = _USUAL_LAYOUTS.get(channels, "stereo")
 
@@ -88,10 +91,9 @@ def add_sound(container: OutputContainer, source: AudioStream, codec: str, bits:
 
 
 class SoundConverter:
-    """Decodes packets and encodes their samples again.
-
-    Samples stay at the times that the packets say. Where some are missing there is silence or, for longer, nothing;
-    those that come twice are left out.
+    """Decodes packets and re-encodes their samples. Samples stay at the times of the
+    packets. Short gaps are filled with silence, longer ones are left empty, and
+    duplicate samples are dropped.
     """
 
     def __init__(self, source: AudioStream, target: AudioStream) -> None:
@@ -104,11 +106,11 @@ class SoundConverter:
         self._resampler: av.AudioResampler | None = None
         self._setup: tuple[str, str, int] | None = None
         self._waiting: NDArray[np.generic] | None = None  # samples that do not fill a block yet, [channels, samples]
-        self._next: int | None = None  # where the next decoded sample belongs, in samples of the output
+        self._next: int | None = None  # expected position of the next decoded sample, in output samples
         self._held: Packet | None = None
 
     def push(self, packet: Packet) -> list[Packet]:
-        """Take a packet; returns what is ready."""
+        """Add a packet; return the packets that are ready."""
         try:
             frames = self._decoder.decode(packet)
         except FFmpegError:
@@ -116,7 +118,7 @@ class SoundConverter:
         return self._passed(self._encoded(frames))
 
     def flush(self) -> list[Packet]:
-        """Return what is left at the end."""
+        """Return the remaining packets."""
         try:
             frames = self._decoder.decode(None)
         except FFmpegError:
@@ -134,7 +136,7 @@ class SoundConverter:
         return ready
 
     def _passed(self, packets: Iterator[Packet]) -> list[Packet]:
-        """Hold the last packet back: only at the end it is known to be the last."""
+        """Hold one packet back, as the last one needs special treatment."""
         ready: list[Packet] = []
         for packet in packets:
             packet.time_base = Fraction(1, self._rate)
@@ -163,7 +165,8 @@ class SoundConverter:
             yield from self._append(samples)
 
     def _converted(self, frame: av.AudioFrame) -> "NDArray[np.generic] | None":
-        """Return the samples of a frame in the encoder's format, ``[channels, samples]``; None if they do not fit."""
+        """Return the samples of a frame in the encoder's format, ``[channels,
+        samples]``; None if they are incompatible."""
         setup = frame.format.name, frame.layout.name, frame.sample_rate
         if self._resampler is None or setup != self._setup:
             self._setup = setup
@@ -178,7 +181,8 @@ class SoundConverter:
         return np.concatenate(shaped, axis=1) if shaped else None
 
     def _bridge(self, gap: int) -> Iterator[Packet]:
-        """Fill a gap with silence as far as the block that is open reaches, and leave the rest of it empty."""
+        """Fill a gap with silence up to the end of the current block, and leave the
+        rest empty."""
         waiting = 0 if self._waiting is None else self._waiting.shape[1]
         silent = min(gap, self._block - waiting) if self._block and waiting else 0
         if silent:
@@ -204,7 +208,7 @@ class SoundConverter:
             self._waiting = rest
 
     def _encode(self, samples: "NDArray[np.generic]") -> list[Packet]:
-        """Encode the oldest of the samples that wait."""
+        """Encode the oldest pending samples."""
         assert self._next is not None and self._waiting is not None, "samples with their time"
         planar = self._format.is_planar
         shaped = np.ascontiguousarray(samples if planar else samples.T.reshape(1, -1))
@@ -215,13 +219,13 @@ class SoundConverter:
         return self._encoder.encode(frame)
 
     def _mark_end(self, packet: Packet) -> None:
-        """Return how many samples of the last packet only fill its block."""
+        """Mark the padding samples at the end of the last packet as skipped."""
         padded = self._block - (packet.duration or self._block) if self._block else 0
         if padded <= 0 or self._encoder.codec.canonical_name != "aac":
             return
         kind = packet_sidedata_type_from_literal(_SKIPPED)
         content = pack("<IIBB", 0, padded, 0, 0)
-        # The type hints leave the constructor out.
+        # The type hints lack the constructor.
         beside = cast("Callable[[int, int], PacketSideData]", PacketSideData)(kind, len(content))
         beside.update(content)
         packet.set_sidedata(beside)

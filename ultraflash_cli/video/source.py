@@ -43,28 +43,31 @@ Source = Path | ImageSequence | Pipe
 """Sources that a clip can be read from."""
 
 LARGEST_PIXELS = 1 << 27
-"""Larger frames are refused by their header, before one takes gigabytes: 16,384 x 8,192 pixels."""
+"""Maximum frame size, checked in the header before a frame takes gigabytes: 16,384 x
+8,192 pixels."""
 
 _REFUSED_FORMATS = {"ansi", "applehttp", "concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "tty"}
-"""Formats that are lists of other files, or text; FFmpeg would read nearly anything as ``tty``."""
+"""Formats that list other files, or text; FFmpeg would read almost anything as
+``tty``."""
 
 _LOOK_AHEAD = {"probesize": "50000000", "analyzeduration": "600000000"}
-"""How many bytes and microseconds are read until the streams of a file are known: sound and subtitles of recordings may
-begin late, and what is not known then does not exist for the whole reading. It is held in memory until it is used."""
+"""Maximum bytes and microseconds to read until all streams of a file are known. Audio
+and subtitles of recordings may start late, and streams not found by then are ignored.
+The data are kept in memory until used."""
 _LOOK_AHEAD_OF_PIPES = {"probesize": "10000000", "analyzeduration": "60000000"}
 _FEW_PACKETS = 2
-"""Packets that tell a film from a picture."""
+"""Number of packets that distinguish video from a picture."""
 _SEARCH_BYTES = 20_000_000
 
 _FORMATS = {"format_whitelist": ",".join(sorted(av.formats_available - _REFUSED_FORMATS))}
 _READING = {**_FORMATS, "protocol_whitelist": "file", "pattern_type": "none"}
 _LISTED = re.compile(r"Stream #\d+:(\d+)[^:\n]*: (\w+: \w+)")
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-"""FFmpeg's own decoders of these leave the transparency out."""
+"""Decoders for codecs whose native FFmpeg decoder drops transparency."""
 
 
 def source_path(source: Source) -> Path:
-    """Return the name of a source, for people and for choosing the name of the output."""
+    """Return the name of a source, for messages and for the default output name."""
     if isinstance(source, Pipe):
         return Path(source.name)
     return source if isinstance(source, Path) else source.path
@@ -72,10 +75,9 @@ def source_path(source: Source) -> Path:
 
 @contextmanager
 def open_input(source: Source, *, last: bool = False) -> Generator[InputContainer]:
-    """Open ``source`` for reading; raises ``InputError`` in one line for whatever stands in the way.
-
-    With ``last``, a pipe is opened to read its frames, and what was buffered of it is released, unless it is spooled:
-    then other readers follow this one and wait for it.
+    """Open ``source`` for reading; raises ``InputError`` with a one-line message if
+    that fails. With ``last``, a pipe is opened to read its frames and its buffer is
+    released, unless it is spooled: then other readers follow this one and wait for it.
     """
     path = source_path(source)
     try:
@@ -85,15 +87,15 @@ def open_input(source: Source, *, last: bool = False) -> Generator[InputContaine
     except (OSError, FFmpegError, ValueError) as error:
         raise InputError(f"{path}: {why_unreadable(source, error)}") from error
     with container:
-        container.flags &= ~Flags.gen_pts.value  # it guesses wrong where frames are reordered
+        container.flags &= ~Flags.gen_pts.value  # it guesses wrong for reordered frames
         yield container
 
 
 def main_videos(source: Source) -> list[int]:
-    """Rank the moving pictures of a source and return their indices: the film that players show comes first.
-
-    That is one which can be decoded, holds packets and more than one, is marked as default, is the largest. Covers and
-    thumbnails are never among them. Raises ``InputError`` as ``open_input`` does.
+    """Rank the video streams of a source and return their indices, starting with the
+    one that players show. The criteria are, in this order: it can be decoded, has
+    packets, has more than one, is marked as default, is the largest. Covers and
+    thumbnails are excluded. Raises ``InputError`` like ``open_input``.
     """
     pictures = Disposition.attached_pic | Disposition.timed_thumbnails
     with open_input(source) as container:
@@ -111,7 +113,8 @@ def main_videos(source: Source) -> list[int]:
 
 
 def _first_packets(container: InputContainer, streams: list[VideoStream]) -> Counter[int]:
-    """Count the packets of each stream, up to a few: what its index says, else what comes when reading."""
+    """Count the packets of each stream, up to a few, from the index or else by
+    reading."""
     counts = Counter({stream.index: min(stream.frames, _FEW_PACKETS) for stream in streams})
     missing = [stream for stream in streams if not stream.frames]
     read = 0
@@ -123,16 +126,17 @@ def _first_packets(container: InputContainer, streams: list[VideoStream]) -> Cou
             if read > _SEARCH_BYTES or all(counts[stream.index] == _FEW_PACKETS for stream in streams):
                 break
     except (OSError, FFmpegError):
-        return counts  # what cannot be read counts as missing
+        return counts  # unreadable packets count as missing
     return counts
 
 
 def late_streams(container: InputContainer) -> tuple[str, ...]:
-    """Return the name of the streams that turned up while ``container`` was read; PyAV gives no packet of theirs."""
+    """Return the names of streams that appeared while ``container`` was read; PyAV
+    returns none of their packets."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
-        # The type hints leave it out.
+        # Missing in the type hints.
         listed = cast("_Listed", container).dumps_format()
     finally:
         av.logging.set_level(level)
@@ -141,7 +145,8 @@ def late_streams(container: InputContainer) -> tuple[str, ...]:
 
 
 def read_packets(container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet]:
-    """Demux streams to the end of the file; where others turned up along the way, PyAV fails after the last packet."""
+    """Demux streams to the end of the file. If other streams appeared meanwhile, PyAV
+    fails after the last packet."""
     packets = container.demux(list(streams))
     while True:
         try:
@@ -162,7 +167,8 @@ def has_decoder(stream: Stream) -> bool:
 
 
 def decoder_of(stream: VideoStream, *, alpha: bool) -> VideoCodecContext:
-    """Return the decoder to use for ``stream``: another than usual where only that one gives the transparency."""
+    """Return the decoder for ``stream``, which is not the usual one if only another
+    decodes transparency."""
     own = stream.codec_context
     own.options = {"max_pixels": str(LARGEST_PIXELS)}
     name = _ALPHA_DECODERS.get(own.codec.canonical_name) if alpha else None
@@ -195,9 +201,9 @@ def decoded_frames(
     patience: int | None = None,
     head: list[Packet] | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Decode a stream to its end, skipping damaged packets; ``tally`` counts them. ``packets``
-    replaces the stream's own packets. It stops after ``patience`` packets without a frame. ``head``
-    is given the first packet.
+    """Decode a stream to its end, skipping damaged packets; ``tally`` counts them.
+    ``packets`` replaces the stream's own packets. It stops after ``patience`` packets
+    without a frame. ``head`` is called with the first packet.
     """
     found = False
     packets = read_packets(container, [stream]) if packets is None else packets
@@ -245,7 +251,7 @@ def _opened(source: Source, last: bool) -> InputContainer:
         return av.open(source.pattern, format="image2", metadata_errors=NOT_UTF8, container_options=options)
     if isinstance(source, Pipe) and source.whole_file is None:
         options = _FORMATS | _LOOK_AHEAD_OF_PIPES
-        # Behind a first reading of all that comes there is a second one, which follows it.
+        # A second reader follows the first one that reads everything.
         reader = source.follower() if source.is_spooled and not last else source.reader(last=last)
         return av.open(reader, "r", metadata_errors=NOT_UTF8, container_options=options)
 

@@ -38,7 +38,7 @@ def write_png(path: Path, rgb_hwc: Picture) -> None:
 
 
 def webp_bytes(rgb_hwc: Picture, *, quality: int) -> bytes:
-    """Return a picture ``[height, width, 3]`` of 8 bits as WebP."""
+    """Return an 8-bit picture ``[height, width, 3]`` as WebP."""
     encoder = av.CodecContext.create("libwebp", "w")
     assert isinstance(encoder, av.VideoCodecContext), "webp is a video encoder"
     encoder.height, encoder.width = rgb_hwc.shape[:2]
@@ -75,7 +75,8 @@ def write_pictures(segments: Sequence[SegmentFile], pattern: Path, *, first: int
 
 
 def check_pictures(pattern: Path, *, frames: int, spec: EncodeSpec, first: int = 1) -> None:
-    """Look whether all pictures are there and whether the first and the last can be decoded at the spec's size.
+    """Check that all pictures exist and that the first and the last can be decoded at
+    the spec's size.
 
     Raises ``OutputCheckError``.
     """
@@ -96,9 +97,9 @@ def check_pictures(pattern: Path, *, frames: int, spec: EncodeSpec, first: int =
 
 
 def move_pictures(made: Path, target: Path, *, frames: int, first: int = 1) -> None:
-    """Bring the pictures of the pattern ``made`` to the pattern ``target`` in order, all of them or none.
-
-    Files of the same name are replaced. Raises ``OutputError``; what was moved until then is removed.
+    """Move the pictures of the pattern ``made`` to the pattern ``target`` in order, all
+    or none. Files of the same name are replaced. Raises ``OutputError`` after removing
+    the pictures moved so far.
     """
     moved: list[Path] = []
     try:

@@ -1,4 +1,5 @@
-"""Subtitles for the output: cut to the selected range, converted, and without overlaps in MP4."""
+"""Prepare subtitles for the output: clip them to the selected range, convert them, and
+resolve overlaps for MP4."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from av.subtitles.stream import SubtitleStream
 __all__ = ["TextConverter", "clipped", "merged_text"]
 
 _LENGTH_BYTES = 2
-"""MP4 gives the length of a text before it."""
+"""Size of the length field before a text in MP4."""
 _BOX_BYTES = 8
 _STYLE_BYTES = 12
 _MOST_BYTES = 65535
@@ -21,7 +22,7 @@ _PATIENCE_S = 1
 
 
 def clipped(packet: Packet, window: tuple[Fraction, Fraction] | None) -> Packet | None:
-    """Cut the time of a subtitle to ``window``, in seconds; None if it is not shown in there."""
+    """Clip a subtitle to ``window``, in seconds; None if it lies outside."""
     pts = packet.pts if packet.pts is not None else packet.dts
     if window is None or pts is None:
         return packet
@@ -39,8 +40,8 @@ def clipped(packet: Packet, window: tuple[Fraction, Fraction] | None) -> Packet 
 class TextConverter:
     """Converts text subtitles to another text format.
 
-    MP4 shows one text at a time: lines that overlap become pieces that follow each other, each with all the lines of
-    its time. A line is therefore held back until it is over.
+    MP4 shows one text at a time: overlapping lines are split into consecutive pieces,
+    each with all lines shown at that time. A line is therefore held back until it ends.
     """
 
     def __init__(self, source: SubtitleStream, target: SubtitleStream) -> None:
@@ -68,12 +69,12 @@ class TextConverter:
         return self._ready(self._lines.push(_Line(packet.pts, packet.duration or 0, content)))
 
     def until(self, time_s: Fraction) -> list[Packet]:
-        """Return the subtitles that are over by a time that the file has reached, with some tolerance for late
-        lines."""
+        """Return the subtitles that end before the file's current time, with some
+        tolerance for late lines."""
         return [] if self._lines is None else self._ready(self._lines.until(int((time_s - _PATIENCE_S) / self._unit)))
 
     def flush(self) -> list[Packet]:
-        """Return the rest at the end."""
+        """Return the remaining subtitles."""
         return [] if self._lines is None else self._ready(self._lines.flush())
 
     def _ready(self, lines: "list[_Line]") -> list[Packet]:
@@ -90,7 +91,7 @@ class TextConverter:
 class _Line:
     start: int
     lasts: int
-    """0 if unknown."""
+    """Duration; 0 if unknown."""
     text: bytes
 
     @property
@@ -99,7 +100,7 @@ class _Line:
 
 
 class _Lines:
-    """Lines that are shown now, in the order in which they came."""
+    """The lines shown at present, in order of arrival."""
 
     def __init__(self) -> None:
         self._shown: list[_Line] = []
@@ -124,7 +125,8 @@ class _Lines:
         return pieces
 
     def _pieces(self, time: int, *, whole: bool) -> Iterator[_Line]:
-        """Return what is shown before ``time``; with ``whole`` only up to the last line that is over then."""
+        """Return the pieces shown before ``time``; with ``whole`` only up to the last
+        line that has ended by then."""
         while self._shown and self._now is not None and self._now < time:
             ends = [line.end for line in self._shown if line.lasts]
             stop = min([*ends, time])
@@ -137,7 +139,7 @@ class _Lines:
 
 
 def merged_text(texts: Sequence[bytes]) -> bytes:
-    """Merge samples of MP4 text, one line each, with all styles."""
+    """Merge MP4 text samples into one, a line each, with all styles."""
     if len(texts) == 1:
         return texts[0]
 
@@ -174,7 +176,7 @@ def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _moved_styles(content: bytes, by: int) -> list[bytes]:
-    """Return the records of a box of styles, each for letters that are so much later in the text."""
+    """Return the records of a style box, with character positions moved by ``by``."""
     try:
         (count,) = unpack_from(">H", content)
         records = [content[2 + _STYLE_BYTES * n : 2 + _STYLE_BYTES * (n + 1)] for n in range(count)]

@@ -1,11 +1,12 @@
-"""Tags of programs that do not write UTF-8."""
+"""Decoding of tags that are not UTF-8."""
 
 import codecs
 
 __all__ = ["NOT_UTF8"]
 
 NOT_UTF8 = "ultraflash.not_utf8"
-"""Tells `av.open` to take bytes of a tag that are no UTF-8 for the western letters that AVI and old cameras write."""
+"""Error handler for `av.open` that decodes tag bytes that are not UTF-8 as the Western
+encoding of AVI files and old cameras."""
 
 
 def _western(error: UnicodeError) -> tuple[str, int]:

@@ -8,14 +8,14 @@ __all__ = ["moved_timecode"]
 _TIMECODE = re.compile(r"(\d\d):(\d\d):(\d\d)([:;.])(\d\d)")
 _DAY_S = 24 * 3600
 _FASTEST = 100
-"""Highest frame rate that two digits can count."""
+"""Highest frame rate that two digits can represent."""
 
 
 def moved_timecode(text: str, *, by_s: Fraction, source_rate: Fraction, rate: Fraction) -> str | None:
-    """Return the time code of the frame that is shown ``by_s`` after the one at ``text``, counted at ``rate``.
-
-    A semicolon before the frames says that numbers are dropped so that 30000/1001 frames per second keep up with the
-    clock. None if the text is no time code or cannot be counted at these rates.
+    """Return the time code of the frame shown ``by_s`` after the one at ``text``,
+    counted at ``rate``. A semicolon before the frames marks drop-frame time code, which
+    keeps 30000/1001 frames per second in step with the clock. None if the text is no
+    time code or cannot be counted at these rates.
     """
     parts = _TIMECODE.fullmatch(text.strip())
     counted_in, counted = round(source_rate), round(rate)

@@ -21,10 +21,11 @@ __all__ = ["Timeline", "survey", "timed_packets"]
 _STEPPING = {"flv", "live_flv", "matroska,webm", "mpeg", "mpegts", "ogg", "wtv"}
 """Containers whose packets carry timestamps; the others have an index or count frames."""
 _BROADCAST = {"mpeg", "mpegts"}
-"""Containers that may change their clock along the way."""
+"""Containers whose clock may change within the file."""
 _WRAP_TICKS = 1 << 33
 _LONGEST_GAP_S = 120
-"""A broadcast clock that jumps further ahead in all streams is another clock, not a pause."""
+"""If all streams of a broadcast jump further ahead, the clock has changed; a shorter
+jump is a pause."""
 _LONGEST_RUN_S = 1.5
 """Longest run of wrong timestamps: more than the audio of one packet of a broadcast."""
 _WAIT_S = 3.0
@@ -43,11 +44,11 @@ _LEADING = 20
 def timed_packets(
     container: InputContainer, wanted: Collection[int], repairs: Repairs | None = None
 ) -> Iterator[Packet]:
-    """Packets of the ``wanted`` streams in the order of the file, with timestamps on one clock.
-
-    The mapping from the file's clock depends on the packets of all streams, and on nothing else: whoever reads the
-    file, of whatever streams, gets the same times. ``repairs`` is filled in along the way. Raises ``FFmpegError`` after
-    the last packet that can be read.
+    """Yield packets of the ``wanted`` streams in file order, with timestamps on one
+    clock. The mapping from the file's clock depends only on the packets of all streams,
+    so that every reader gets the same times, whichever streams it reads. ``repairs`` is
+    filled in while reading. Raises ``FFmpegError`` after the last packet that can be
+    read.
     """
     if container.format.name not in _STEPPING:
         yield from container.demux([container.streams[index] for index in sorted(wanted)])
@@ -58,10 +59,10 @@ def timed_packets(
 
 
 def survey(source: Source, index: int, *, thorough: bool = False) -> tuple[int, int] | None:
-    """Read a broadcast through to see where its stream ``index`` starts and ends, in ticks of the repaired clock.
-
-    None if nothing had to be repaired, so that what the container says is true; for pipes; and for containers whose
-    clock rarely steps, unless ``thorough``.
+    """Read a whole broadcast to find the start and end of its stream ``index``, in
+    ticks of the repaired clock. None if nothing had to be repaired, so that the
+    container's values are right; for pipes; and for containers whose clock rarely
+    jumps, unless ``thorough``.
     """
     if isinstance(source, Pipe):
         return None
@@ -83,7 +84,8 @@ def survey(source: Source, index: int, *, thorough: bool = False) -> tuple[int, 
 
 @dataclass
 class _Epoch:
-    """A clock of the file: the time from its start, or from where it started again, to the next such place."""
+    """A clock of the file, which lasts from its start or a restart to the next
+    restart."""
 
     offset_s: Fraction
     """Offset added to the file's time, in seconds."""
@@ -94,10 +96,11 @@ class _Epoch:
 class Timeline:
     """Iterates over a file's packets and repairs their timestamps.
 
-    A packet that goes on where its stream was passes. For one that does not the iterator looks ahead: one timestamp
-    (or those of one packet of a broadcast) that is wrong among good ones is put between its neighbours; where the
-    stream stays on other times, the clock has started again, and all streams that follow it there get one common shift,
-    with which none of them overlaps what it had before.
+    A packet that continues its stream passes unchanged. Otherwise the iterator looks
+    ahead: a single wrong timestamp (or those of one broadcast packet) is moved between
+    its neighbours; if the stream stays at different times, the clock has restarted, and
+    all streams that follow get a common shift, with which none of them overlaps its
+    earlier part.
     """
 
     def __init__(self, container: InputContainer, wanted: Collection[int], repairs: Repairs) -> None:
@@ -144,7 +147,7 @@ class Timeline:
         return packet
 
     def _pull(self) -> bool:
-        """Read one packet more; False at the end or where enough was read ahead."""
+        """Read one more packet; False at the end or if enough has been read ahead."""
         if self._failure is not None or len(self._ahead) >= _AHEAD_PACKETS or self._ahead_bytes >= _AHEAD_BYTES:
             return False
         try:
@@ -164,7 +167,7 @@ class Timeline:
         return True
 
     def _coming(self) -> Iterator[tuple[Track, Packet, int]]:
-        """Return what comes after the current packet in streams of picture and sound, with the timestamp to compare."""
+        """Return the next audio and video packets, with the timestamps to compare."""
         place = 0
         while place < len(self._ahead) or self._pull():
             packet = self._ahead[place]
@@ -179,7 +182,7 @@ class Timeline:
     # Deciding
 
     def _time(self, track: Track, packet: Packet) -> None:
-        """Place a packet of picture or sound on the repaired clock."""
+        """Put an audio or video packet on the repaired clock."""
         stamp = track.stamp(packet)
         if stamp is None:
             track.shift(packet, track.offset)
@@ -196,7 +199,7 @@ class Timeline:
 
         had_time = packet.pts is not None
         if wrong is not None and track.is_shuffled:
-            track.shift(packet, track.offset)  # where its frame belongs is seen when it is decoded
+            track.shift(packet, track.offset)  # the time of its frame is determined when it is decoded
             return
 
         if wrong is not None:
@@ -209,7 +212,8 @@ class Timeline:
         self._repairs.untimed += had_time and packet.pts is None
 
     def _stays_alone(self, track: Track, packet: Packet, stamp: int) -> bool:
-        """Return whether a packet is shown later than all that follow it, of which some must be shown after it."""
+        """Return whether a packet is shown later than all following ones, although some
+        of them must be shown after it."""
         assert packet.pts is not None, "a packet that is shown late"
         coming = (later.pts for other, later, _ in self._coming() if other is track and later.pts is not None)
         following = list(islice(coming, REORDERED))
@@ -217,14 +221,15 @@ class Timeline:
         return far and max(following, default=stamp) < packet.pts
 
     def _begin(self, track: Track, stamp: int) -> None:
-        """Move a stream that begins late to the clock of the others."""
+        """Move a stream that starts late to the clock of the others."""
         for number, epoch in reversed(list(enumerate(self._epochs))):
             if number and abs(float(stamp * track.unit) - epoch.now_s) <= _NEAR_S:
                 track.move_to(number, epoch.offset_s)
                 return
 
     def _first_is_wrong(self, track: Track, packet: Packet, stamp: int) -> int | None:
-        """Return the timestamp that the first packet of a stream should have had; None if its own is as good as any."""
+        """Return the correct timestamp of a stream's first packet; None if its own is
+        plausible."""
         if track.is_shuffled:
             ahead = self._following(track)
             return min(ahead) if len(ahead) == REORDERED and max(ahead) < stamp else None
@@ -247,10 +252,9 @@ class Timeline:
         return None
 
     def _after_leap(self, track: Track, packet: Packet, stamp: int, leap: int) -> int | None:
-        """Decide on a packet that is not if it was expected.
-
-        Returns the timestamp that it should have had where its own is wrong, None if the latter stays. Moves the
-        track to another clock where that has changed.
+        """Decide about a packet at an unexpected time. Returns the correct timestamp if
+        its own is wrong, None if it is kept. Moves the track to another clock if the
+        clock has changed.
         """
         base = track.base
         assert base is not None, "a stream that was seen before"
@@ -269,21 +273,24 @@ class Timeline:
             return None
         starts = self._others_leaping(track, packet, stamp)
         if run == 1 and after is None and len(starts) == 1:
-            return base + track.step  # nothing follows that would tell more
+            return base + track.step  # no further packets to decide by
         self._start_epoch(track, stamp, starts)
         return None
 
     def _following(self, track: Track) -> list[int]:
-        """Return the timestamps of the next packets of a stream, as many as may be shown before the one in hand."""
+        """Return the timestamps of as many next packets of a stream as may be shown
+        before the current one."""
         return list(islice((found for other, _, found in self._coming() if other is track), REORDERED))
 
     def _after_shuffled_leap(self, track: Track, packet: Packet, stamp: int, leap: int) -> int | None:
-        """As ``_after_leap``, where the packets of the stream are not in the order of their timestamps."""
+        """Like ``_after_leap``, for a stream whose packets are not in the order of
+        their timestamps."""
         base = track.base
         assert base is not None, "a stream that was seen before"
         following = self._following(track)
         if leap > 0:
-            # A pause, unless as many follow before it as no codec reorders.
+            # A pause, unless more packets follow with earlier times than any codec
+            # reorders.
             return base if len(following) == REORDERED and max(following) < stamp else None
         if self._join(track, stamp):
             return None
@@ -294,7 +301,8 @@ class Timeline:
         return None
 
     def _run(self, track: Track, packet: Packet, stamp: int) -> tuple[int, int, int | None]:
-        """Return how many packets of the stream continue from this one, for how long, and the first that does not."""
+        """Return how many packets of the stream continue from this one, their duration,
+        and the first that does not."""
         probe = track.walker(packet, stamp)
         run, elapsed = 1, track.lasts(packet)
         for other, later, found in self._coming():
@@ -312,7 +320,7 @@ class Timeline:
         """Decide whether a jump ahead is a pause, another clock, or wrong in this stream alone."""
         jump_s = float(leap * track.unit)
         at_s = float(stamp * track.unit)
-        # Wherever sound and picture are side by side, a pause in one of them is no in the file.
+        # If another stream is already near this time, only this one pauses.
         margin_s = self._skew_s + (0.5 if self._broadcast else _WAIT_S)
         others = [other for other in self._dense if other is not track and other.last is not None]
         behind = [at_s - float(other.last * other.unit) for other in others if other.last is not None]
@@ -329,7 +337,8 @@ class Timeline:
             self._start_epoch(track, stamp, starts)
 
     def _is_lost(self, track: Track, stamp: int, leap: int) -> bool:
-        """Return whether the last packet of a stream is where nothing else of the file does."""
+        """Return whether the last packet of a stream is far from all other packets of
+        the file."""
         if not self._broadcast:
             return False
         others = [other.last * other.unit for other in self._dense if other is not track and other.last is not None]
@@ -338,12 +347,13 @@ class Timeline:
         return leap * track.unit > _LONGEST_GAP_S
 
     def _others_go_on(self, track: Track) -> bool:
-        """Return whether other streams have more to come, as if nothing had happened."""
+        """Return whether other streams continue as if nothing had happened."""
         coming = Counter(other.index for other, _, _ in self._coming() if other is not track)
         return any(count > 2 for count in coming.values())
 
     def _others_leaping(self, track: Track, packet: Packet, stamp: int) -> list[tuple[Track, Fraction, Fraction]]:
-        """Return the streams that soon jump to the same times: where each ended, and where it starts again.
+        """Return the streams that soon jump to the same times, with the end of each and
+        its new start.
 
         The end is on the repaired clock, the start on the file's, both in seconds.
         """
@@ -371,7 +381,8 @@ class Timeline:
         return [(each, end * each.unit, min(firsts) * each.unit) for each, end, firsts in starts.values()]
 
     def _start_epoch(self, track: Track, stamp: int, starts: list[tuple[Track, Fraction, Fraction]]) -> None:
-        """Let the clock restart with a shift by which no stream overlaps what it had before."""
+        """Start a new clock, with a shift by which no stream overlaps its earlier
+        part."""
         offset_s = max(end_s - start_s for _, end_s, start_s in starts)
         alone = len(starts) == 1 and any(other is not track and other.last is not None for other in self._dense)
         if alone:
@@ -385,7 +396,8 @@ class Timeline:
         track.move_to(len(self._epochs) - 1, offset_s)
 
     def _join(self, track: Track, stamp: int) -> bool:
-        """Move a track to the clock on which other streams are already, where its packet is there."""
+        """Move a track to the clock that other streams are already on, if its packet
+        fits there."""
         at_s = float(stamp * track.unit)
         used = {other.epoch for other in self._dense if other is not track}
         for number in range(len(self._epochs) - 1, -1, -1):
@@ -408,7 +420,8 @@ class Timeline:
                     self._skew_s = apart_s
 
     def _sparse_offset(self, track: Track, packet: Packet) -> int:
-        """Return the shift of a subtitle: that of the clock on which it is closest to picture and sound."""
+        """Return the shift of a subtitle: that of the clock on which it is closest to
+        audio and video."""
         stamp = packet.pts if packet.pts is not None else packet.dts
         ends = [float(each.end * each.unit) for each in self._dense if each.last is not None]
         if stamp is None or not ends:

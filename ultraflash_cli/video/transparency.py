@@ -14,27 +14,29 @@ __all__ = ["has_alpha_layer", "is_transparent", "stores_alpha"]
 
 _PREFIX_SEI = 39
 _ALPHA_CHANNEL = 165
-"""HEVC message that an auxiliary layer holds a picture's transparency."""
+"""HEVC message (SEI) that announces an auxiliary layer with transparency."""
 _PACKED_ALPHA = {"rgba": 3, "bgra": 3, "argb": 0, "abgr": 0}
 """Index of alpha among the four bytes of a pixel."""
 _LINES = 256
-"""Lines examined at once."""
+"""Number of lines examined at once."""
 
 
 def stores_alpha(frame: av.VideoFrame) -> bool:
-    """Return whether the pixels of ``frame`` have a place for transparency."""
+    """Return whether the pixel format of ``frame`` has an alpha component."""
     return frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components)
 
 
 def is_transparent(stream: VideoStream, frame: av.VideoFrame) -> bool:
-    """Return whether the container says so, or a pixel of ``frame`` is not opaque."""
+    """Return whether the container declares transparency, or a pixel of ``frame`` is
+    not opaque."""
     if any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()):
         return True
     return stores_alpha(frame) and not all(bool(part.all()) for part in _opaque(frame))
 
 
 def _opaque(frame: av.VideoFrame) -> Iterator[NDArray[np.bool_]]:
-    """Return which pixels are opaque, some lines at a time: a copy of a large picture takes gigabytes."""
+    """Yield which pixels are opaque, some lines at a time, as a copy of a large picture
+    would take gigabytes."""
     place = _PACKED_ALPHA.get(frame.format.name)
     plane = frame.planes[0]
     if place is not None and 0 < plane.line_size * frame.height <= plane.buffer_size:
@@ -49,7 +51,8 @@ def _opaque(frame: av.VideoFrame) -> Iterator[NDArray[np.bool_]]:
 
 
 def has_alpha_layer(extradata: bytes | None, packet: bytes) -> bool:
-    """Return whether an HEVC stream with this header and this first packet keeps its transparency in a second layer."""
+    """Return whether an HEVC stream with this header and first packet stores
+    transparency in a second layer."""
     units = [*_header_units(extradata or b""), *_units(packet)]
     return any(
         unit[0] >> 1 & 63 == _PREFIX_SEI and unit[2] == _ALPHA_CHANNEL and not unit[4] & 0x80
@@ -74,7 +77,7 @@ def _header_units(extradata: bytes) -> Iterator[bytes]:
 
 
 def _units(content: bytes) -> Iterator[bytes]:
-    """Return the beginnings of the NAL units of a packet, after start codes or lengths."""
+    """Return the starts of a packet's NAL units, after start codes or lengths."""
     if content.startswith((b"\0\0\1", b"\0\0\0\1")):
         yield from (unit[:16] for unit in content.split(b"\0\0\1")[1:])
         return

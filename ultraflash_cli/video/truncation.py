@@ -11,10 +11,9 @@ _MOST_BOXES = 100_000
 
 
 def missing_bytes(path: Path) -> int:
-    """Return how much shorter the file is than its outermost boxes say; 0 if it is whole or of a
-    kind that says nothing.
-
-    MP4 and MOV, Matroska and WebM, AVI and other RIFF files say how long they are.
+    """Return how many bytes the file lacks according to its outermost boxes; 0 if it is
+    complete or of a format that does not state its length. MP4, MOV, Matroska, WebM,
+    AVI and other RIFF files do.
     """
     try:
         size = path.stat().st_size

@@ -8,9 +8,9 @@ __all__ = ["FieldWatch"]
 
 _PERIOD = 180
 _LOOKED = 30
-"""Frames examined in every period: its last ones."""
+"""Number of frames examined at the end of every period."""
 _AGREEING = 2
-"""Periods in a row that must show fields of two moments."""
+"""Number of consecutive periods that must show fields of two moments."""
 _COMBED = ("tff", "bff", "telecined", "telecined25", "shifted")
 
 
@@ -24,9 +24,8 @@ class FieldWatch:
         self._combed: list[int] = []
 
     def push(self, frame: av.VideoFrame, pts: int) -> int | None:
-        """Take the next frame and its timestamp.
-
-        Returns, once, the timestamp from which on the clip seems interlaced or telecined.
+        """Add the next frame and its timestamp. Returns, once, the timestamp from which
+        the clip seems interlaced or telecined.
         """
         place, self._number = self._number % _PERIOD, self._number + 1
         if place < _PERIOD - _LOOKED or len(self._combed) >= _AGREEING:

@@ -1,4 +1,4 @@
-"""Raw frames for other programs: YUV4MPEG2, written from lossless segments."""
+"""Write raw frames for other programs (YUV4MPEG2) from lossless segments."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,24 +20,23 @@ __all__ = ["ByteSink", "write_y4m"]
 
 
 class ByteSink(Protocol):
-    """Destination for bytes: a binary file opened for writing, or standard output."""
+    """The destination of bytes: a binary file open for writing, or standard output."""
 
     def write(self, content: bytes, /) -> object:
-        """Take all of ``content``."""
+        """Write all of ``content``."""
         ...
 
     def flush(self) -> None:
-        """Pass on what is held back."""
+        """Write any buffered bytes."""
         ...
 
 
 def write_y4m(segments: Iterable[SegmentFile], spec: EncodeSpec, sink: ByteSink, *, name: str = "-") -> int:
     """Write the frames of finished segments of the codec ``y4m`` to ``sink`` uncompressed; return their count.
 
-    Each segment is written before the next one is requested.
-
-    ``name`` is what messages call the sink. Raises ``OutputError`` where it takes no more, ``OutputCheckError`` where a
-    segment cannot be read back.
+    Each segment is written before the next one is requested. ``name`` is the sink's
+    name in messages. Raises ``OutputError`` if the sink accepts no more data,
+    ``OutputCheckError`` if a segment cannot be read back.
     """
     target, sample_bytes = Path(name), 2 if spec.deep else 1
     total = 0
@@ -70,7 +69,7 @@ def _header(spec: EncodeSpec) -> bytes:
     width_px, height_px = spec.coded_size_px
     bits = bits_of(spec.pix_fmt)
     sampling = next(each for each in ("420", "422", "444") if each in spec.pix_fmt)
-    # What is where we put it: chroma of 4:2:0 at the left.
+    # The position of 4:2:0 chroma that we write: left.
     space = f"p{bits}" if bits > 8 else "mpeg2" if sampling == "420" else ""
     aspect, limits = spec.coded_aspect, "FULL" if spec.color.range == FULL else "LIMITED"
     return (
