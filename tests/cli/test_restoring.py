@@ -71,7 +71,7 @@ def test_every_decision_is_in_the_json_and_in_probe(tmp_path: Path, capsys: pyte
     assert isinstance(reading, dict) and isinstance(warnings, list)
     assert reading["head_switching_lines"] == 8 and reading["chroma_shift"] == [pytest.approx(4, abs=0.5), 0]
     assert reading["crop"]["top_px"] == 10 and reading["grain"]["kept"] is True
-    for words in ("cropped to", "px right of where they belong", "grain of"):
+    for words in ("cropped to", "the colours are shifted", "grain of"):
         assert sum(words in warning for warning in warnings) == 1
     assert main(["probe", str(source), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["found"].keys() == {"scan", "first_field", "soft_telecine", "frames"}

@@ -114,7 +114,7 @@ def test_a_shift_is_told_in_words(tmp_path: Path) -> None:
     lumas, colours = coloured(12, shift=(4, -2))
     info = probe(write(tmp_path / "a.mkv", lumas, chroma=colours, rate=PAL, pix_fmt="yuv444p"))
     (note,) = mend(info, chroma_shift="auto").notes
-    assert note == "colours lie 4 px right and 2 px up of where they belong; moved back"
+    assert note == "the colours are shifted 4 px right and 2 px up; moved back"
     grey = probe(write(tmp_path / "b.mkv", lumas, rate=PAL))
     assert "nothing is moved" in mend(grey, chroma_shift="auto").notes[0]
     with pytest.raises(ConfigError, match="X,Y in pixels"):

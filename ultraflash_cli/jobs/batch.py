@@ -1,4 +1,4 @@
-"""Run several jobs in one command, one after the other, and collect their outcomes."""
+"""Run several jobs in one command, one after another, and collect their outcomes."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +29,7 @@ _RESUMES = "; run the same command with -n to resume"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The outcome of one clip: a report, a failure, or in a dry run a plan."""
+    """The outcome of one clip: a report, a failure or, in a dry run, a plan."""
 
     source: str
     """Name of the input in events: a file, or a prompt."""
@@ -90,7 +90,7 @@ def run_batch(
 
 
 def plan_batch(jobs: Iterable[Job], *, stop: Stop, sources: Iterable[Path] = ()) -> Iterator[Outcome]:
-    """Check the jobs in order and yield for each the plan or the failure.
+    """Check the jobs in order and yield the plan or the failure of each.
 
     Nothing is written; the built-in model is loaded to time it on a small picture.
     """
@@ -129,7 +129,7 @@ def _foreseen(prepared: Prepared | PreparedGeneration) -> list[str]:
 def _task_of(
     prepared: Prepared | PreparedGeneration, models: "Models", build: Callable[[Any], Any] | None
 ) -> "Task[Any, Any, Any]":
-    """Return the task for a prepared job. torch is first imported here."""
+    """Return the task for a prepared job. This is where torch is first imported."""
     from ultraflash_cli.jobs.running.generate import Generation
     from ultraflash_cli.jobs.running.upscale import Upscaling
 
@@ -146,7 +146,8 @@ def _each(
     sources: Iterable[Path],
     rest: str = "",
 ) -> Iterator[Outcome]:
-    """Yield the outcome of `act` for each job; `rest` describes the jobs left by a stop."""
+    """Yield the outcome of `act` for each job; `rest` describes the jobs that a stop
+    leaves undone."""
     claims = Claims(sources)
     for job in jobs:
         source, label = names_of(job)
@@ -156,7 +157,8 @@ def _each(
         try:
             if isinstance(job, UpscaleJob):
                 prepared = prepare(job)
-                # Of two inputs with the same name, the second is not finished because the first one is.
+                # If two inputs share a name, the first being finished does not mean
+                # that the second is.
                 claims.check(label, prepared.output, is_skipped=prepared.exists)
             else:
                 prepared = prepare_generation(job)
@@ -172,7 +174,7 @@ def _each(
 
 
 def names_of(job: Job) -> tuple[str, str]:
-    """Return what events and what messages call the input of a job."""
+    """Return the names of a job's input in events and in messages."""
     if isinstance(job, UpscaleJob):
         return str(job.source), str(job.source)
     return job.line, job.output.name if job.output is not None else job.made_name
@@ -186,7 +188,8 @@ class Claims:
         self._taken: dict[str, str] = {}
 
     def check(self, label: str, output: Path, *, is_skipped: bool) -> None:
-        """Raise UsageError for an output that another input has, or that is an input itself and not skipped."""
+        """Raise UsageError for an output that belongs to another input, or that is
+        itself an input and not skipped."""
         place = os.path.realpath(output)
         if place in self._taken:
             raise UsageError(f"{label} and {self._taken[place]} would both be written to {output}; rename one")

@@ -19,18 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "CompareJob", "CompareReport", "about_timestamps", "run"]
 
 SCHEMA = 1
-"""Version of the report, as published in docs/schemas; grows when a field is changed or removed."""
+"""Version of the report, as published in docs/schemas; increases when a field is
+changed or removed."""
 
 _ROUNDING_S = 0.0011
 _CROP_PX = 128
 _SMALLEST_CROP_PX = 48
 _SAME_SHAPE = 0.02
-"""Aspect ratios that differ by less are one shape: sizes are rounded to even pixels."""
+"""Maximum difference between equal aspect ratios, as sizes are rounded to even
+pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareJob:
-    """What is compared, and where the page goes."""
+    """The clips to compare, and the path of the page."""
 
     reference: Path
     output: Path
@@ -40,7 +42,7 @@ class CompareJob:
 
     @property
     def command(self) -> str:
-        """The command that compares them again."""
+        """The command that repeats the comparison."""
         words = ["ultraflash", "compare", str(self.reference), str(self.output)]
         return shlex.join([*words, *(["--html", str(self.html), "-y"] if self.html is not None else [])])
 
@@ -53,10 +55,11 @@ class CompareReport:
     reference: str
     output: str
     mode: str
-    """``original``: a clip of the result's size; ``source``: the smaller one that it was made from."""
+    """``original``: a clip of the same size as the result; ``source``: the smaller clip
+    that the result was made from."""
     width: int
     height: int
-    """Size at which they were compared."""
+    """Size at which the clips were compared."""
     frames: int
     """Frames of each clip."""
     means: Mapping[str, float]
@@ -66,17 +69,19 @@ class CompareReport:
     left_out: Mapping[str, str]
     """Reasons for missing scores, by name."""
     worst: tuple[dict[str, float], ...]
-    """Where the clips differ most: frame, top, left, levels."""
+    """Positions of the largest differences: frame, top, left, levels."""
     timestamps_differ_s: float
     """The largest difference between the timestamps of two paired frames."""
     html: str | None
 
 
 def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
-    """Measure, and write the page if one is requested; ``say`` is called with what is being done.
+    """Measure the clips, and write the page if one is requested; ``say`` is called with
+    progress messages.
 
-    Raises UsageError (sizes that cannot be compared, a page that exists or is one of the clips), InputError (no video,
-    other lengths), OutputError (the page cannot be written).
+    Raises UsageError (sizes that cannot be compared, a page that exists or is one of
+    the clips), InputError (no video, different lengths), OutputError (the page cannot
+    be written).
     """
     _check(job)
     if job.html is not None:
@@ -129,7 +134,7 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
 
 
 def _check(job: CompareJob) -> None:
-    """Refuse at once what cannot be compared. Raises UsageError, InputError."""
+    """Reject clips that cannot be compared. Raises UsageError, InputError."""
     from ultraflash_cli.jobs.planning.inputs import find_input
 
     if job.threads is not None and job.threads < 1:
@@ -146,7 +151,8 @@ def _check(job: CompareJob) -> None:
 
 
 def _mode(reference: "ClipInfo", output: "ClipInfo") -> "tuple[Mode, tuple[int, int]]":
-    """Return what the reference is, judging by sizes. Raises UsageError for sizes that cannot be compared."""
+    """Return the mode, judging by the sizes. Raises UsageError for sizes that cannot be
+    compared."""
     ref_wh = (reference.display_width_px, reference.display_height_px)
     out_wh = (output.display_width_px, output.display_height_px)
     if ref_wh == out_wh:
@@ -194,7 +200,8 @@ def _view(info: "ClipInfo", size_wh: tuple[int, int], wanted: "Coding") -> "View
 
 
 def _times(info: "ClipInfo") -> list[Fraction]:
-    """Return when each frame is shown, from the first one's time on; empty where the file does not say."""
+    """Return the time of each frame relative to the first; empty if the file has no
+    timestamps."""
     from ultraflash_cli.video.source import open_input
 
     with open_input(info.source) as container:
@@ -235,7 +242,8 @@ def _write_page(
 
 
 def about_timestamps(differ_s: float) -> str | None:
-    """Return by how much timestamps differ; None for what is only rounded, as Matroska does."""
+    """Describe by how much timestamps differ; None for mere rounding, as in
+    Matroska."""
     return f"differ by up to {differ_s:.3f} s" if differ_s >= _ROUNDING_S else None
 
 

@@ -1,4 +1,5 @@
-"""Check the machine: what upscaling needs, what is installed, and a fix for each problem."""
+"""Check the machine for everything that the program needs, with a fix for each
+problem."""
 
 import os
 import platform
@@ -27,7 +28,7 @@ _ENCODERS = {
     "png": "png",
 }
 _TEXT_PACKAGES = ("transformers", "tokenizers", "sentencepiece", "ftfy")
-"""What the text encoder of the published model needs."""
+"""Packages needed by the published model's text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,12 @@ class Finding:
     found: str
     fix: str | None = None
     exit_code: int = 0
-    """The exit code `upscale` would end with."""
+    """The exit code that `upscale` would end with."""
 
 
 def examine(folder: Path, store: WeightStore, *, waiting: str) -> list[Finding]:
-    """Check the program, its libraries, devices, codecs, weights and the disk of `folder`."""
+    """Check the program, its libraries, devices, codecs, weights, and the disk of
+    `folder`."""
     looks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
         ("ultraflash", _program),
         ("python", _python),
@@ -113,7 +115,7 @@ def _cpu(waiting: str) -> Finding:
 def _has_bf16() -> bool:
     import torch
 
-    # torch 2.9 does not have it yet.
+    # torch 2.9 does not have this function.
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -158,7 +160,8 @@ def _triton() -> Finding:
 
 
 def _kernels() -> list[Finding]:
-    """Return which implementation of every operation of the published model runs, and why."""
+    """Report which implementation of each of the published model's operations runs, and
+    why."""
     import torch
 
     from ultraflash_kernels.paths import kernel_paths
@@ -229,7 +232,8 @@ def _published_weights(store: WeightStore) -> Finding:
 
 
 def _generate() -> Finding:
-    """Return which models can make clips here; the built-in one needs no package that the published one does."""
+    """Report which models can generate clips here; the built-in one needs no extra
+    packages."""
     from ultraflash_cli.engine.profiles import LITE
 
     missing = [name for name in _TEXT_PACKAGES if find_spec(name) is None]

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
-"""Version of the events; grows when a field is changed or removed."""
+"""Version of the events; increases when a field is changed or removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned(Event):
-    """The plan, before anything heavy is loaded."""
+    """A job is planned; nothing heavy has been loaded yet."""
 
     name: ClassVar[str] = "plan"
     output: str
@@ -47,7 +47,7 @@ class Planned(Event):
     """Target width in pixels as coded, before rotation."""
     height: int
     scale: int
-    """What the model multiplies by: 2 or 3; 1 for a generated clip that stays at the base size."""
+    """Scale factor of the model: 2 or 3; 1 for a generated clip at the base size."""
     model: str
     codec: str
     pix_fmt: str
@@ -61,17 +61,18 @@ class Planned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationPlanned(Planned):
-    """What will be generated; the prompt is the input and the generator's own size that of the source."""
+    """A clip to generate is planned; the prompt is the input, and the generator's base
+    size the source size."""
 
     low_output: str | None
-    """Output of the clip at the generator's own size."""
+    """Output of the clip at the generator's base size."""
     seed: int
     seconds: float
-    """How long the clip lasts."""
+    """Duration of the clip in seconds."""
     long: bool
-    """Whether the long variant of the generator makes it."""
+    """Whether the long variant of the generator is used."""
     groups: tuple[int, ...]
-    """Frames that are made together."""
+    """Numbers of frames that are generated together."""
     cache_management: str
     notice: str
     """Notice about this model's clips; empty if there is none."""
@@ -79,7 +80,7 @@ class GenerationPlanned(Planned):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """The model is ready and frames begin to move."""
+    """The model is loaded and the work begins."""
 
     name: ClassVar[str] = "start"
     output: str
@@ -93,14 +94,14 @@ class Started(Event):
     note: str | None
     """Why the work resumes or starts over; None for a plain start."""
     label: str | None = None
-    """What lines of progress call it; None for the input's own name."""
+    """Name of the job in progress lines; None for the name of the input."""
     predicted_s: float | None = None
     """Predicted time for the remaining frames; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk(Event):
-    """A group of frames went through the model."""
+    """A group of frames has passed through the model."""
 
     name: ClassVar[str] = "chunk"
     frames_done: int
@@ -108,17 +109,19 @@ class Chunk(Event):
     """Frames that survive a power cut."""
     frames_total: int | None
     fps: float
-    """Frames per second in this run, reading and writing included."""
+    """Frames per second in this run, including reading and writing."""
     eta_s: float | None
     limit: str
     """The bottleneck: reading, model or writing."""
     first_frame_s: float | None = None
-    """Seconds from the beginning, loading the model included, until the first frames left the model."""
+    """Seconds from the start, including loading, until the model returned the first
+    frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrying(Event):
-    """Memory ran out; the work continues with a smaller plan, or starts over if that changes pixels."""
+    """Memory ran out; the job continues with a smaller plan, or starts over if that
+    changes pixels."""
 
     name: ClassVar[str] = "retry"
     message: str
@@ -128,7 +131,7 @@ class Retrying(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """A warning; the work continues."""
+    """A warning; the job continues."""
 
     name: ClassVar[str] = "warn"
     message: str
@@ -152,12 +155,13 @@ class Done(Event):
     seconds: float
     fps: float
     guarded_share: float | None = None
-    """Share of the pixels that strayed from the source and were blended back; None without a guard."""
+    """Share of pixels that departed from the source and were blended back; None without
+    a guard."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed(Event):
-    """The work ended without its output."""
+    """The job ended without an output."""
 
     name: ClassVar[str] = "error"
     message: str
@@ -177,11 +181,11 @@ class PullPlanned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Event):
-    """Bytes of a file arrived."""
+    """Part of a file was transferred."""
 
     name: ClassVar[str] = "transfer"
     bytes_done: int
-    """Those of an interrupted transfer included."""
+    """Bytes received so far, including an interrupted transfer."""
     bytes_total: int
     bytes_per_s: float
 

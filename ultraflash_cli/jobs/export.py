@@ -1,4 +1,4 @@
-"""Models in the formats of other programs."""
+"""Export models to the formats of other programs."""
 
 import logging
 import warnings
@@ -15,14 +15,15 @@ _NEEDED = ("onnx", "onnxscript")
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """An exported model."""
 
     output: str
     model: str
     scale: int
     detail: float
     inputs: tuple[str, ...]
-    """Names of the inputs; each state comes back as `next_` and its name."""
+    """Names of the inputs; each state is returned as an output named `next_` plus its
+    name."""
     bytes: int
 
 

@@ -1,4 +1,4 @@
-"""A polite request to stop, and the signals that make it."""
+"""Graceful stop requests, and the signals that trigger them."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from ultraflash_cli.errors import Interrupted
 __all__ = ["Stop", "StopNow", "ending_on_signals", "stopping_on_signals"]
 
 _HANG_UP: int | None = getattr(signal, "SIGHUP", None)
-"""Windows has none."""
+"""SIGHUP, which Windows does not have."""
 
 
 class StopNow(BaseException):
@@ -19,7 +19,7 @@ class StopNow(BaseException):
 
 
 class Stop:
-    """A request to stop at the next good moment; jobs look at it between groups."""
+    """A request to stop at the next suitable moment; jobs check it between groups."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -30,16 +30,15 @@ class Stop:
         return self.signal_number is not None
 
     def request(self, signal_number: int = signal.SIGINT) -> None:
-        """Ask for a stop on behalf of this signal."""
+        """Request a stop on behalf of this signal."""
         self.signal_number = signal_number
         if self._at_once:
             raise StopNow
 
     @contextmanager
     def at_once(self) -> Generator[None]:
-        """Let a request inside the block raise StopNow where it comes, which for a signal is the main thread.
-
-        For work without good moments that may be dropped at any.
+        """Make a request inside the block raise StopNow immediately, in the main thread
+        for a signal. For work that may be abandoned at any point.
         """
         self._at_once = True
         try:
@@ -56,9 +55,8 @@ class Stop:
 
 @contextmanager
 def ending_on_signals() -> Generator[None]:
-    """Let SIGTERM and SIGHUP raise Interrupted inside the block, as SIGINT raises KeyboardInterrupt; main thread only.
-
-    SIGHUP stays ignored where `nohup` has said so.
+    """Make SIGTERM and SIGHUP raise Interrupted inside the block, as SIGINT raises
+    KeyboardInterrupt; main thread only. SIGHUP stays ignored under `nohup`.
     """
 
     def handle(number: int, _frame: FrameType | None) -> None:
@@ -74,14 +72,15 @@ def stopping_on_signals(
 ) -> Generator[Stop]:
     """Yield a `Stop` that the first SIGINT, SIGTERM or SIGHUP requests; a second one ends the process at once.
 
-    `on_first` is called with the first, `on_second` with the second and the exit code, inside the signal handler.
-    Works in the main thread only, like every Python signal handler; the old handlers come back at the end.
+    `on_first` is called with the first, `on_second` with the second and the exit code,
+    inside the signal handler. Works in the main thread only, like every Python signal
+    handler; the old handlers are restored at the end.
     """
     stop = Stop()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if stop.requested and number == _HANG_UP:
-            return  # shell and kernel both send it when a terminal goes away
+            return  # shell and kernel both send it when a terminal is closed
         if stop.requested:
             if on_second is not None:
                 on_second(128 + number)
@@ -95,7 +94,8 @@ def stopping_on_signals(
 
 
 def _hang_up() -> tuple[int, ...]:
-    """Return the signal of a terminal that goes away, unless there is none or it is to be ignored."""
+    """Return the signal for a closed terminal, unless there is none or it is
+    ignored."""
     return () if _HANG_UP is None or signal.getsignal(_HANG_UP) == signal.SIG_IGN else (_HANG_UP,)
 
 

@@ -194,13 +194,15 @@ def _look_at(frame: av.VideoFrame, pts: int, info: ClipInfo, number: int, mode: 
     )
     for name, usual, found in tags:
         if UNSPECIFIED not in (usual, found) and usual != found:
-            said(name, f"the {name} of the colours change {_place(pts, info)}; everything is written with the first")
+            said(
+                name, f"the {name} of the colours change {_place(pts, info)}; all frames are written with the first one"
+            )
 
 
 def _about_missed_fields(pts: int, info: ClipInfo) -> str:
     return (
-        f"interlaced or telecined from about {_place(pts, info).removeprefix('at ')} on, which the places examined "
-        "before the run did not show; these frames are kept as they are, --deinterlace frame deinterlaces all"
+        f"interlaced or telecined from about {_place(pts, info).removeprefix('at ')} on, which was not detected "
+        "before the run; these frames are left unchanged, --deinterlace frame deinterlaces all"
     )
 
 
@@ -237,7 +239,7 @@ def _with_looks(
         aspect = decoder.sample_aspect_ratio
         first = first or aspect
         if aspect and first and aspect != first:
-            said("aspect", f"the pixel aspect ratio changes from {first} to {aspect}; everything is written with one")
+            said("aspect", f"the pixel aspect ratio changes from {first} to {aspect}; all frames are written with one")
         tags = tags or ColorInfo(matrix=frame.colorspace, range=frame.color_range)
         look = look_of(frame, aspect, info, tags)
         if before is not None and before.color != look.color:

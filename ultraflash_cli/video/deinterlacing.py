@@ -82,29 +82,29 @@ def about_fields(info: ClipInfo, mode: str | None) -> str | None:
     if info.film:
         rate, cycle = float(info.average_rate), _CYCLES[info.scan]
         return (
-            "film with repeated fields (telecine); its own frames are restored with fieldmatch and decimate, "
-            f"{cycle - 1} for every {cycle} ({rate:.3f} fps); --deinterlace off keeps every frame as it is"
+            "film with repeated fields (telecine); the original frames are restored with fieldmatch and decimate, "
+            f"{cycle - 1} for every {cycle} ({rate:.3f} fps); --deinterlace off leaves all frames unchanged"
         )
     if mode is None:
         if info.repeated_field is not None and not info.wrongly_flagged:
             return (
-                f"film at {float(info.average_rate):.3f} fps, whose frames are flagged to be shown for three fields or "
-                "for two (soft telecine); each keeps the time that its flags give it"
+                f"film at {float(info.average_rate):.3f} fps, with frames flagged to last two or three fields (soft "
+                "telecine); the flagged durations are kept"
             )
         if info.wrongly_flagged:
             return (
-                "flagged as interlaced, but the frames are progressive; kept as they are, --deinterlace frame overrides"
+                "flagged as interlaced, but the frames are progressive; left unchanged, --deinterlace frame overrides"
             )
         if info.scan in _CYCLES:
-            return "telecined film (repeated fields); not deinterlaced, some frames mix two moments"
+            return "telecined film (repeated fields); not deinterlaced, so some frames mix two moments"
         return None
     if info.scan == "mixed":
         return (
-            "film with repeated fields (telecine) in some parts and not in others; every frame is kept: fields of one "
-            "moment are joined with fieldmatch, and what stays combed is deinterlaced with bwdif"
+            "film with repeated fields (telecine) in parts of the clip only; every frame is kept: matching fields are "
+            "joined with fieldmatch, and frames that remain combed are deinterlaced with bwdif"
         )
     if info.scan == "shifted":
-        return "each frame holds fields of two neighbouring pictures; fields of one moment are joined with fieldmatch"
+        return "each frame contains fields of two neighbouring pictures; matching fields are joined with fieldmatch"
     if mode == "interlaced":
         return None
 

@@ -56,11 +56,11 @@ class Mending:
         """Return the findings as pairs of a name and a description."""
         lines: list[tuple[str, str]] = []
         if self.info.repeated_field is not None:
-            lines.append(("telecine", "soft: frames are flagged to be shown for three fields or for two"))
+            lines.append(("telecine", "soft: frames are flagged to last two or three fields"))
         if self.crop is not None:
             lines.append(("borders", f"{_sides(self.crop, self.head_lines)}; --crop auto cuts them off"))
         if self.chroma_shift is not None:
-            lines.append(("colours", f"{_ways(self.chroma_shift)} of their place; --chroma-shift auto moves them back"))
+            lines.append(("colours", f"shifted {_ways(self.chroma_shift)}; --chroma-shift auto moves them back"))
         if self.grain is not None:
             grain = f"{self.grain.strength:.1f} levels of 255, about {self.grain.size_px:.1f} px wide"
             lines.append(("grain", f"{grain}; --grain keep preserves it"))
@@ -195,12 +195,12 @@ def _ways(shift: ChromaShift) -> str:
 
 def _about_shift(shift: ChromaShift | None) -> str:
     if shift is None:
-        return "--chroma-shift auto found the colours in their place, or too few edges to tell; nothing is moved"
-    return f"colours lie {_ways(shift)} of where they belong; moved back"
+        return "--chroma-shift auto found no chroma shift, or too few edges to measure one; nothing is moved"
+    return f"the colours are shifted {_ways(shift)}; moved back"
 
 
 def _about_grain(grain: Grain | None, choice: GrainChoice) -> str:
     if grain is None:
-        return f"--grain {choice} found hardly any grain; none is taken out and none is added"
-    then = "new grain like it is added to the result" if choice == "keep" else "none is added to the result"
-    return f"grain of {grain.strength:.1f} levels of 255 is taken out before the model; {then}"
+        return f"--grain {choice} found hardly any grain; none is removed or added"
+    then = "similar new grain is added to the result" if choice == "keep" else "none is added to the result"
+    return f"grain of {grain.strength:.1f} levels of 255 is removed before the model; {then}"

@@ -1,3 +1,4 @@
-"""One job on many machines: units of a plan on a shared file system, workers and a join, which Ray can drive."""
+"""One job on many machines: a plan of units on a shared file system, workers, and a
+join, optionally driven by Ray."""
 
 __all__: list[str] = []

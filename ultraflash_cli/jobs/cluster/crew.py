@@ -1,4 +1,5 @@
-"""Worker processes on this machine: one per device, or several that share the processors."""
+"""Worker processes on this machine: one per device, or several that share the CPU
+cores."""
 
 import ctypes
 import signal
@@ -18,7 +19,7 @@ __all__ = ["compute_by_processes"]
 
 _PR_SET_PDEATHSIG = 1
 _FAILED = (0, 1, 3, 5, 9)
-"""Exit codes of a worker that has done all of its work, failed units included."""
+"""Exit codes of a worker that has finished its work, including failed units."""
 
 
 @dataclass
@@ -35,9 +36,9 @@ def compute_by_processes(
     stop: Stop,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Compute the units of a plan in one process for each of the devices, which may be named several times.
-
-    A process that was killed is replaced. Raises Interrupted, and errors of this machine.
+    """Compute the units of a plan in one process per entry of `devices`, which may
+    contain a device several times. A killed process is replaced. Raises Interrupted,
+    and errors of this machine.
     """
     overview.begin(device=f"{len(devices)} processes ({', '.join(devices)})")
 
@@ -74,7 +75,7 @@ def _start(folder: Path, device: str, number: int) -> _Process:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            # A Ctrl-C is for the parent, which lets them end in order.
+            # Ctrl-C is handled by the parent, which shuts them down cleanly.
             start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform.startswith("linux") else None,
         )
@@ -82,7 +83,7 @@ def _start(folder: Path, device: str, number: int) -> _Process:
 
 
 def _end_with_parent() -> None:
-    """Have the system stop this process when its parent dies."""
+    """Ask the system to terminate this process when its parent dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -15,7 +15,7 @@ __all__ = ["as_json", "from_json"]
 
 _KINDS: dict[str, type[UpscaleJob] | type[GenerateJob]] = {"upscale": UpscaleJob, "generate": GenerateJob}
 _HERE = ("stdout", "stdout_name", "pipe", "show", "store")
-"""Fields that only mean something on the machine where they were given."""
+"""Fields that are only meaningful on the machine where they were given."""
 _READ: dict[str, Callable[[Any], Any]] = {
     "source": Path,
     "output": Path,
@@ -25,11 +25,12 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "fps": Fraction,
     "enc_options": lambda pairs: tuple((str(key), str(value)) for key, value in pairs),
 }
-"""Readers of the fields whose types JSON lacks."""
+"""Converters for fields whose types JSON does not have."""
 
 
 def as_json(job: Job) -> dict[str, object]:
-    """Return a job as JSON, its paths absolute. Raises UsageError for a job that reads or writes a stream."""
+    """Return a job as JSON with absolute paths. Raises UsageError for a job that reads
+    or writes a stream."""
     if job.stdout is not None or getattr(job, "pipe", None) is not None:
         raise UsageError("a stream cannot be divided into units; name a file")
     kind = "upscale" if isinstance(job, UpscaleJob) else "generate"
@@ -42,7 +43,7 @@ def as_json(job: Job) -> dict[str, object]:
 def from_json(described: Mapping[str, object], *, store: Path | None) -> Job:
     """Read a job written by `as_json`; `store` is the weights folder of this machine.
 
-    Raises OutputError for content that no version writes, and for options of a newer version.
+    Raises OutputError for invalid content, and for options of a newer version.
     """
     values = {name: value for name, value in described.items() if name != "kind"}
     try:

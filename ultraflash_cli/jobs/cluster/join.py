@@ -1,4 +1,5 @@
-"""Join the finished units of each file: into the work folder of a local run, whose last step does the rest."""
+"""Join the finished units of each file into the work folder of a local run, whose last
+step does the rest."""
 
 import json
 import os
@@ -43,7 +44,8 @@ def join_units(
     numbers: Iterable[int] | None = None,
     segment_frames: int = SEGMENT_FRAMES,
 ) -> Iterator[Outcome]:
-    """Check and join the files of a plan, those with the `numbers` or all, and yield the outcome of each.
+    """Check and join the files of a plan, all or those in `numbers`, and yield the
+    outcome of each.
 
     A file with a failed or unfinished unit counts as a failure; a file that an earlier run joined keeps that run's
     report. Raises Interrupted; the same call resumes where it stopped.
@@ -100,7 +102,7 @@ def _join(
 
 
 def _refuse_unfinished(plan: Plan, file: PlannedFile) -> None:
-    """Raise the failure of a unit, or UsageError where units are not finished."""
+    """Raise the failure of a unit, or UsageError if units are unfinished."""
     failed = read_json(plan.failed_path(file))
     if failed is not None:
         number, reason = failed["unit"], failed["error"]
@@ -119,7 +121,8 @@ class _Part:
     """A finished unit."""
 
     def __init__(self, unit: Unit) -> None:
-        """Read what its worker left. Raises OutputError if it is damaged, and removes it."""
+        """Read the unit's files. Raises OutputError if they are damaged, after removing
+        them."""
         self.unit = unit
         found, told = read_journal(unit.done_folder), read_json(unit.done_folder / "unit.json")
         first_frame = 0 if unit.span is None else unit.span.first
@@ -131,7 +134,8 @@ class _Part:
         self.entries = found.segments
 
     def linked(self, entry: SegmentEntry, folder: Path, number: int) -> tuple[SegmentFile | None, ...]:
-        """Link the files of a segment into a folder, as its segment of that number. Raises OutputError."""
+        """Link the files of a segment into a folder, as segment `number` there. Raises
+        OutputError."""
         linked: list[SegmentFile | None] = []
         for output, file in enumerate(entry.files):
             if file is None:
@@ -153,7 +157,8 @@ class _Part:
 
 
 def _adopt(parts: Sequence[_Part], work: Work, settings: Mapping[str, object]) -> None:
-    """Bring the segments of all units into a work folder, with a journal as a local run would have written it."""
+    """Move the segments of all units to a work folder, with the journal that a local
+    run would have written."""
     found = read_journal(work.folder)
     moved = found.placement.files if found is not None and found.placement is not None else ()
     if (
@@ -179,12 +184,14 @@ def _adopt(parts: Sequence[_Part], work: Work, settings: Mapping[str, object]) -
 
 
 def _sum(before: tuple[int, int] | None, counts: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return what was blended back from the clip's start; None without a guard."""
+    """Return the number of pixels blended back since the clip's start, and of all
+    pixels; None without a guard."""
     return None if before is None or counts is None else (before[0] + counts[0], before[1] + counts[1])
 
 
 def _link(path: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the file system has none. Raises OSError."""
+    """Hard-link a file, or copy it if the file system has no hard links. Raises
+    OSError."""
     try:
         os.link(path, target)
     except OSError:
@@ -193,7 +200,8 @@ def _link(path: Path, target: Path) -> None:
 
 
 def _check_settings(plan: Plan, file: PlannedFile, found: Mapping[str, object]) -> None:
-    """Raise UsageError if the settings on this machine differ from the workers'; versions no longer matter."""
+    """Raise UsageError if the settings on this machine differ from those of the
+    workers; versions no longer matter."""
     kept = read_json(plan.settings_path(file)) or {}
     changed = difference(_without_versions(kept), _without_versions(as_read(found)))
     if changed is not None:
@@ -205,7 +213,8 @@ def _without_versions(settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def _tidy(plan: Plan, file: PlannedFile) -> None:
-    """Delete the units of a joined file, and what a killed join left next to its output. Raises OSError."""
+    """Delete the units of a joined file, and leftovers of a killed join next to its
+    output. Raises OSError."""
     remove_folder(plan.file_folder(file) / "units")
     temp = file.job.get("temp")
     folder = unfinished_work(Path(file.output), Path(temp) if temp is not None else None)

@@ -1,7 +1,8 @@
-"""Ownership of a unit: a file that its owner keeps changing, and that others take over once it stops changing.
-
-No clock of another machine is trusted, nor the file server's: the owner counts its beats, and whoever waits measures
-by its own clock how long the count has not changed. Where both run on one machine, the process itself is looked for.
+"""Ownership of a unit: a file that its owner keeps updating, and that others take over
+once the updates stop. No clock of another machine or of the file server is trusted: the
+owner increments a heartbeat counter, and waiting processes measure on their own clock
+how long it has been unchanged. If both run on the same machine, the process itself is
+checked.
 """
 
 import json
@@ -21,9 +22,9 @@ from ultraflash_cli.jobs.cluster.units import read_json
 __all__ = ["BEAT_S", "SILENCE_S", "Holder", "Lease", "Watch", "claim", "holder_of", "revoke", "this_process"]
 
 BEAT_S = 5.0
-"""How often the owner changes its lease."""
+"""Interval at which the owner updates its lease."""
 SILENCE_S = 60.0
-"""An owner that has not changed its lease for this long counts as dead."""
+"""Time without an update after which an owner is presumed dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +32,25 @@ class Holder:
     """A process that computes units."""
 
     owner: str
-    """A name that no other process has."""
+    """A unique name for the process."""
     host: str
     machine: str
-    """The machine, its boot and its PID namespace; empty if the system does not say."""
+    """The machine, its boot and its PID namespace; empty if the system does not report
+    them."""
     process: int
     started: str
-    """When the process was started, as the system reports it; process IDs are reused."""
+    """Start time of the process as reported by the system, because process IDs are
+    reused."""
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is certain that the process has ended; only a process on its own machine can tell."""
+        """Whether the process has certainly ended; this can only be known on its own
+        machine."""
         return self.is_local and _started(self.process) != self.started
 
     @property
     def is_local(self) -> bool:
-        """Whether it is certain that the process runs, or ran, on this machine."""
+        """Whether the process certainly runs, or ran, on this machine."""
         return bool(self.machine) and self.machine == _machine()
 
 
@@ -63,7 +67,8 @@ def this_process() -> Holder:
 
 
 class Lease:
-    """The lease of a unit while this process holds it: a thread keeps it alive. Use as a context manager."""
+    """The lease of a unit held by this process and kept alive by a thread. Use as a
+    context manager."""
 
     def __init__(self, path: Path, holder: Holder, *, beat_s: float = BEAT_S) -> None:
         self._path = path
@@ -73,7 +78,7 @@ class Lease:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self.frames_done = 0
-        """Frames of the unit that are finished; others may read it."""
+        """Number of finished frames of the unit, readable by others."""
         self.fps = 0.0
 
     def __enter__(self) -> Self:
@@ -91,7 +96,7 @@ class Lease:
 
     @property
     def is_mine(self) -> bool:
-        """Whether no other process has taken the lease over."""
+        """Whether no other process has taken over the lease."""
         found = read_json(self._path)
         return found is not None and found.get("owner") == self._holder.owner
 
@@ -100,7 +105,7 @@ class Lease:
             if not self.is_mine:
                 return
             self._beats += 1
-            with suppress(OSError):  # a file server that is away for a moment
+            with suppress(OSError):  # a file server that is temporarily unavailable
                 write_whole(self._path, _content(self._holder, self._beats, self.frames_done, self.fps))
 
 
@@ -119,7 +124,7 @@ def claim(path: Path, holder: Holder, *, beat_s: float = BEAT_S) -> Lease | None
 
 
 class Watch:
-    """What this process has observed of the leases of others."""
+    """Observations of this process about other processes' leases."""
 
     def __init__(self, *, silence_s: float = SILENCE_S) -> None:
         self._silence_s = silence_s
@@ -128,7 +133,7 @@ class Watch:
     def take_away(self, path: Path, now_s: float) -> bool:
         """Remove the lease at `path` if its owner is dead; `now_s` is this process's own clock.
 
-        Returns whether it was removed, by this process and no other. Raises OSError.
+        Returns whether this process has removed it. Raises OSError.
         """
         try:
             content = path.read_text(encoding="utf-8")
@@ -146,7 +151,8 @@ class Watch:
 
 
 def revoke(path: Path, owner: str) -> bool:
-    """Remove the lease of an owner that is known to be dead; returns whether it had one there. Raises OSError."""
+    """Remove the lease of an owner known to be dead; returns whether it had one. Raises
+    OSError."""
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -156,7 +162,7 @@ def revoke(path: Path, owner: str) -> bool:
 
 
 def _remove(path: Path, content: str) -> bool:
-    """Remove a lease that has this content: of several processes that do one succeeds."""
+    """Remove a lease with this content; if several processes try, one succeeds."""
     taken = path.with_name(f".lease.{uuid.uuid4().hex[:16]}.old")
     try:
         path.rename(taken)
@@ -173,7 +179,7 @@ def _remove(path: Path, content: str) -> bool:
 
 
 def _link(draft: Path, path: Path) -> None:
-    """Give a file a name that nothing has yet. Raises FileExistsError."""
+    """Give a file a name that is not taken. Raises FileExistsError."""
     try:
         os.link(draft, path)
     except FileExistsError:
@@ -190,7 +196,7 @@ def _content(holder: Holder, beats: int, frames_done: int, fps: float) -> bytes:
 
 
 def holder_of(content: str) -> Holder | None:
-    """Return the holder named in a lease; None if it names none."""
+    """Return the holder named in a lease; None if there is none."""
     try:
         told = json.loads(content)
         names = ("owner", "host", "machine", "process", "started")
@@ -213,7 +219,8 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """Return when a process was started; empty if no process has this ID, or only a zombie does."""
+    """Return the start time of a process; empty if no process has this ID, or only a
+    zombie."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Folders of plans that are left over: found by what is in them, removed file by file."""
+"""Leftover plan folders: found by their contents, removed file by file."""
 
 import json
 import os
@@ -20,14 +20,14 @@ __all__ = ["find_plans", "remove_plan"]
 
 _DEFAULT_NAME = re.compile(r"\..+\.units")
 _SILENCE_S = 600.0
-"""A lease of another machine that has not changed for this long, by the file system's own clock, is a dead worker's;
-workers themselves wait a tenth of that and trust no clock."""
+"""Time without an update, on the file system's clock, after which a worker on another
+machine is presumed dead; workers themselves wait a tenth of that and trust no clock."""
 _AT_THE_TOP = re.compile(rf"{re.escape(PLAN)}|{LOCK}|{PRESENCE}|worker-\d+\.log")
 _OF_A_FILE = re.compile(r"(settings|joined|failed)\.json")
 _OF_A_UNIT = re.compile(r"lease|\.lease\.[0-9a-f]+(\.old)?|failure-\d\.json|deaths\.json")
 _ATTEMPT = re.compile(r"done|try-[0-9a-f]+")
 _DRAFT = re.compile(r"\..+\.\d+\.(part|\d+)")
-"""What a killed process has left of a file that it was writing."""
+"""Names of partial files left by a killed process."""
 
 
 def find_plans(folders: Iterable[Path], *, recursive: bool) -> list[Leftover]:
@@ -45,9 +45,8 @@ def find_plans(folders: Iterable[Path], *, recursive: bool) -> list[Leftover]:
 
 
 def remove_plan(leftover: Leftover) -> bool:
-    """Remove the folder of a plan unless somebody is at work in it; returns whether it is gone.
-
-    Only what the program makes there is deleted; a folder with anything else in it stays.
+    """Remove the folder of a plan unless it is in use; returns whether it is gone. Only
+    files created by the program are deleted; a folder with other files is kept.
     """
     folder = leftover.folder
     if leftover.refusal is not None:
@@ -61,7 +60,7 @@ def remove_plan(leftover: Leftover) -> bool:
 
 
 def _is_plan(folder: Path) -> bool:
-    """Return whether a folder holds a plan, or what a killed `plan` has left of one."""
+    """Return whether a folder contains a plan, or the remains of a killed `plan`."""
     if folder.is_symlink() or not folder.is_dir():
         return False
     if not is_plain(folder / PLAN):
@@ -88,7 +87,7 @@ def _describe(folder: Path) -> Leftover:
 
 
 def _plan(folder: Path) -> Plan:
-    """Return the plan, an empty one where it cannot be read."""
+    """Return the plan; an empty one if it cannot be read."""
     try:
         return read_plan(folder, is_new=True)
     except OutputError:
@@ -96,7 +95,8 @@ def _plan(folder: Path) -> Plan:
 
 
 def _is_leased(plan: Plan) -> bool:
-    """Return whether a worker may be alive: those of this machine are looked for, others have to be silent."""
+    """Return whether a worker may be alive: local processes are looked up, remote ones
+    must have stopped updating their leases."""
     clock = plan.folder / PRESENCE
     os.utime(clock)
     now_s = clock.stat().st_mtime
@@ -110,7 +110,8 @@ def _is_leased(plan: Plan) -> bool:
 
 
 def _discard(folder: Path) -> None:
-    """Delete what is ours in the folder of a plan, and the folders that this leaves empty; links are not followed."""
+    """Delete our files in the folder of a plan, and folders that become empty; symlinks
+    are not followed."""
     for base, _, names in os.walk(folder, topdown=False):
         for name in names:
             path = Path(base, name)
@@ -121,7 +122,8 @@ def _discard(folder: Path) -> None:
 
 
 def _is_ours(parts: tuple[str, ...]) -> bool:
-    """Return whether the program makes a file of this path in the folder of a plan."""
+    """Return whether this path in the folder of a plan is one that the program
+    creates."""
     if _DRAFT.fullmatch(parts[-1]) and (len(parts) == 1 or parts[0] == "files"):
         return True
     match parts:

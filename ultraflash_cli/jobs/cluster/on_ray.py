@@ -1,4 +1,5 @@
-"""Workers on a Ray cluster: actors that compute units; only paths and numbers go through Ray."""
+"""Workers on a Ray cluster: actors that compute units; only paths and numbers are sent
+through Ray."""
 
 import shutil
 import time
@@ -22,9 +23,10 @@ __all__ = ["UnitActor", "compute_on_ray", "stage_weights"]
 _IN_FLIGHT = 2
 """Maximum number of units per actor: the current one and the next one, so that it never waits for the driver."""
 _STARTS = 2
-"""How often Ray is started on this machine; on a busy one it gives up after 30 seconds."""
+"""Attempts to start Ray on this machine; on a busy one it times out after 30
+seconds."""
 _PATIENCE_S = 60.0
-"""How long actors that are asked to stop may take to finish the current group."""
+"""Time that actors have to finish the current group when asked to stop."""
 
 
 class UnitActor:
@@ -49,8 +51,8 @@ class UnitActor:
     def compute(self, file: int, number: int) -> dict[str, Any]:
         """Compute a unit; returns its outcome as `worker --json` prints it.
 
-        The state is `busy` where another worker has the unit, and `refused`, with error and exit code, for what is
-        wrong with this machine.
+        The state is `busy` if another worker has the unit, and `refused`, with error
+        and exit code, if this machine cannot compute it.
         """
         unit = self._plan.units_of(self._plan.files[file])[number]
         try:
@@ -83,18 +85,23 @@ def compute_on_ray(
     stop: Stop,
     wait: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Compute the units of a plan by actors of a Ray cluster; returns how many of them there were.
+    """Compute the units of a plan with the actors of a Ray cluster; returns the number
+    of actors.
 
     Args:
-        overview: follows the plan; what an earlier driver has finished is not computed again.
-        address: the cluster to use; None for this machine alone, or the one that Ray's own settings name.
-        workers: actors; None for one a GPU, or where there are none for one a share of `--threads` processors.
+        overview: follows the plan; units finished by an earlier driver are not computed
+            again.
+        address: the cluster to use; None for this machine alone, or the one that Ray's
+            own settings name.
+        workers: number of actors; None for one per GPU or, without GPUs, one per
+            `--threads` CPU cores.
         device: where the model runs, as in the plan.
-        store: folder of the downloaded weights, copied once to each machine that sees it and has none of its own.
-        stop: asks for the end.
+        store: folder of the downloaded weights, copied once to each machine that sees
+            it and has none of its own.
+        stop: requests the end.
         wait: sleeps for the given number of seconds.
 
-    Raises UsageError without Ray, Interrupted, and what is wrong with all machines.
+    Raises UsageError without Ray, Interrupted, and the error if all machines fail.
     """
     try:
         import ray
@@ -133,7 +140,7 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 class _Driver:
-    """Hands units to actors, at most two at a time to each."""
+    """Assigns units to actors, at most two at a time to each."""
 
     def __init__(self, ray: Any, overview: Overview, *, workers: int | None, device: str, store: Path) -> None:
         self._ray = ray
@@ -145,7 +152,7 @@ class _Driver:
         threads = max((file.threads for file in overview.files.values()), default=1)
         uses_gpus = gpus > 0 and device != "cpu"
         self.count = workers or (gpus if uses_gpus else max(1, cpus // threads))
-        # An actor sees the one GPU that Ray has given it.
+        # An actor sees only the GPU that Ray has assigned to it.
         needs = {"num_gpus": 1, "num_cpus": 1} if uses_gpus else {"num_cpus": min(threads, cpus)}
         kind: Any = ray.remote(**needs, concurrency_groups={"stop": 1})(UnitActor)
         self._kind = kind
@@ -171,7 +178,8 @@ class _Driver:
                 for actor in self._actors:
                     self._feed(actor)
                 if not self._collect():
-                    # Nothing flies: what is left is computed by workers outside, or was settled a moment ago.
+                    # Nothing is in flight: the rest is computed by other workers, or
+                    # was settled a moment ago.
                     wait(LOOK_S)
                     self._requeue_busy()
         finally:
@@ -231,7 +239,7 @@ class _Driver:
         self._busy.clear()
 
     def _bury(self, actor: _Actor) -> None:
-        """Give the units of a dead actor to the others, and start another one."""
+        """Reassign the units of a dead actor, and start another one."""
         self._actors.remove(actor)
         for unit in actor.flying.values():
             if actor.owner is not None:
@@ -254,7 +262,8 @@ class _Driver:
 def stage_weights(source: Path, home: Path) -> int:
     """Copy downloaded weights to this machine, once for all its workers; returns how many files were copied.
 
-    Nothing is done where `source` is not seen from here or is `home` itself. Every file appears whole. Raises OSError.
+    Nothing is done if `source` is not reachable from here or is `home` itself. Every
+    file appears whole. Raises OSError.
     """
     folder = source / "weights"
     if source.absolute() == home.absolute() or not folder.is_dir():
@@ -266,7 +275,7 @@ def stage_weights(source: Path, home: Path) -> int:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # A receipt says that a file is usable, and comes last.
+        # A receipt marks a file as usable, and is therefore copied last.
         files = sorted((each for each in folder.rglob("*") if each.is_file()), key=lambda each: each.suffix == ".json")
         for path in files:
             target = home / path.relative_to(source)

@@ -1,4 +1,5 @@
-"""Progress of a plan, read from the folders of its units: for people, and per machine for reports."""
+"""Progress of a plan, read from the folders of its units: for display, and per machine
+for reports."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -16,15 +17,15 @@ LOOK_S = 0.5
 
 @dataclass
 class Node:
-    """What one machine has computed."""
+    """Work done by one machine."""
 
     host: str
     units: int = 0
     frames: int = 0
     busy_s: float = 0.0
-    """Seconds of all its workers together."""
+    """Busy seconds, summed over its workers."""
     cpu_s: float = 0.0
-    """Processor seconds of all its workers together."""
+    """CPU seconds, summed over its workers."""
     owners: set[str] = field(default_factory=set[str])
     bench_fps: float | None = None
     """Frames per second of one worker, as timed when its model was loaded."""
@@ -49,9 +50,10 @@ class Overview:
     ) -> None:
         """Args:
         plan: the plan.
-        files: those of its files that are followed.
-        on_event: receives `Started`, and `Chunk` with the frames of all files together.
-        name: what events call the whole.
+        files: the files of the plan to follow.
+        on_event: receives `Started`, and `Chunk` with the total frames of all
+            files.
+        name: name of the whole in events.
         clock: seconds.
         """
         self.plan = plan
@@ -74,7 +76,7 @@ class Overview:
 
     @property
     def left(self) -> list[Unit]:
-        """The units that were not settled at the last look, the longest first."""
+        """The units that were not settled at the last check, longest first."""
         return self._left
 
     @property
@@ -84,11 +86,11 @@ class Overview:
 
     @property
     def frames(self) -> int:
-        """Frames that were computed since the start."""
+        """Frames computed since the start."""
         return sum(node.frames for node in self.nodes.values())
 
     def begin(self, *, device: str) -> None:
-        """Report the start; `device` says in words where the units are computed."""
+        """Report the start; `device` describes where the units are computed."""
         files = self.files.values()
         count = len(self._units)
         self._on_event(
@@ -107,7 +109,7 @@ class Overview:
         )
 
     def look(self) -> bool:
-        """Check on the units if it is time to; returns whether any are left."""
+        """Check the units if it is time to; returns whether any are left."""
         now_s = self._clock()
         if now_s < self._next_s:
             return bool(self._left)
@@ -127,10 +129,9 @@ class Overview:
         return bool(left)
 
     def as_json(self, *, executor: str, workers: int) -> dict[str, object]:
-        """Return what the report says of the machines.
-
-        The efficiency is the share of the frames that the workers would have made in this time without any loss, by the
-        timing of each of them; None where that is not known.
+        """Return the report's section on machines. The efficiency is the number of
+        frames relative to what the workers would have computed in this time without
+        losses, according to the timing of each; None if unknown.
         """
         seconds = self.seconds
         bench = [node.bench_fps for node in self.nodes.values() if node.bench_fps is not None]

@@ -44,11 +44,11 @@ class PlanOutcome:
     """The existing output of a skipped job."""
     model: str = ""
     skipped: bool = False
-    """The output exists, and existing outputs are skipped."""
+    """Whether the output exists and existing outputs are skipped."""
     known: bool = False
-    """An earlier run has entered it."""
+    """Whether an earlier run has entered it."""
     retried: bool = False
-    """Units of it had failed and will be tried again."""
+    """Whether failed units of it will be tried again."""
 
     def as_json(self) -> dict[str, object]:
         """Return the JSON object that `--json` writes for this job."""
@@ -82,8 +82,9 @@ def plan_units(
 ) -> Iterator[PlanOutcome]:
     """Enter the jobs in the plan of a work folder and yield each outcome as it comes.
 
-    Entries of an earlier run are kept while job and input are the same; failed ones are tried again. Raises
-    OutputError where the folder cannot be written, or another process plans there; Interrupted.
+    Entries of an earlier run are kept while job and input are the same; failed ones are
+    tried again. Raises OutputError if the folder cannot be written or another process
+    is planning there; Interrupted.
     """
     with output_errors(folder):
         lock = OutputLock(folder)
@@ -121,7 +122,8 @@ class _Planner:
             raise self._stop.interruption("interrupted; the same command resumes the plan")
 
     def enter(self, job: Job, source: str, label: str) -> PlanOutcome:
-        """Enter a job, or find it entered. Raises as `prepare` does."""
+        """Enter a job, or find its existing entry. Raises the same errors as
+        `prepare`."""
         asked = as_json(job)
         known = self._asked.get(_key(asked))
         if known is not None and self._is_current(known, job):
@@ -144,14 +146,15 @@ class _Planner:
             )
         for message in prepared.warnings:
             warn(message)
-        # A worker has not to choose again what machines choose differently.
+        # Settle choices that would differ between workers' machines.
         fixed = replace(
             job,
             output=job.output or prepared.output.absolute(),
             folder=None,
             model=prepared.model,
             threads=prepared.threads,
-            # Without it no states would be kept, and a unit of a dead worker would go on with a wrong one.
+            # Otherwise no states would be kept, and a dead worker's unit would resume
+            # with a wrong one.
             resume=True,
         )
         frames, estimate, cuts, spans, note = self._divide(prepared)
@@ -182,7 +185,8 @@ class _Planner:
         return PlanOutcome(source=source, label=label, file=file)
 
     def _is_current(self, file: PlannedFile, job: Job) -> bool:
-        """Return whether the input is still the one of the plan, and a joined output is still there."""
+        """Return whether the input is unchanged since the plan, and a joined output
+        still exists."""
         if self._plan.joined(file) is not None and not _is_there(Path(file.output)):
             return False
         if isinstance(job, UpscaleJob):
@@ -192,7 +196,8 @@ class _Planner:
         return as_read(_inputs(prepared)) == dict(file.inputs)
 
     def _divide(self, prepared: Prepared | PreparedGeneration) -> tuple[int | None, int, int | None, list[Span], str]:
-        """Return frames, about how many there are, cuts, spans, and why there is one unit."""
+        """Return the number of frames, an estimate of it, cuts, spans, and the reason
+        if there is only one unit."""
         if isinstance(prepared, PreparedGeneration):
             return prepared.frames, prepared.frames, None, [], _GENERATED
         estimate = estimate_frames(prepared.info, prepared.window)
@@ -206,7 +211,8 @@ class _Planner:
         return total, total, len(cuts), spans, note
 
     def _find_cuts(self, prepared: Prepared) -> tuple[list[int], int]:
-        """Read the clip once for its scene cuts and the number of its frames; what is noticed is for the workers."""
+        """Read the clip once to find its scene cuts and number of frames; warnings are
+        left to the workers."""
         cuts: list[int] = []
         total = 0
         for frame in source_frames(prepared, lambda message: None):
@@ -220,7 +226,8 @@ class _Planner:
 
 
 def _key(asked: Mapping[str, object]) -> str:
-    """Return what distinguishes two jobs, other than how they treat existing outputs."""
+    """Return a key that distinguishes jobs, regardless of how they treat existing
+    outputs."""
     return json.dumps({name: value for name, value in asked.items() if name not in _WISHES}, sort_keys=True)
 
 

@@ -1,4 +1,5 @@
-"""Who is at work in the folder of a plan: a lock that workers, joins and drivers share, `clean` has it alone."""
+"""Locks on the folder of a plan: shared by workers, joins and drivers, exclusive for
+`clean`."""
 
 import os
 from collections.abc import Generator
@@ -16,9 +17,9 @@ PRESENCE = "in-use"
 
 @contextmanager
 def present_in(folder: Path) -> Generator[None]:
-    """Keep `ultraflash clean` from removing the folder of a plan meanwhile.
-
-    Where the file system has no locks, or the folder cannot be written, the leases of the units have to do.
+    """Keep `ultraflash clean` from removing the folder of a plan meanwhile. If the file
+    system has no locks or the folder is not writable, the units' leases have to
+    suffice.
     """
     descriptor = None
     with suppress(OSError, OutputError):
@@ -33,7 +34,8 @@ def present_in(folder: Path) -> Generator[None]:
 
 @contextmanager
 def alone_in(folder: Path) -> Generator[bool]:
-    """Yield whether no other process is present, and keep others from coming meanwhile. Raises OSError, OutputError."""
+    """Yield whether no other process is present, and keep others out meanwhile. Raises
+    OSError, OutputError."""
     descriptor = open_existing(folder / PRESENCE, os.O_RDWR, create=True)
     try:
         yield lock_descriptor(descriptor)

@@ -1,4 +1,4 @@
-"""The task of a unit, and of the join of all of them."""
+"""Tasks for a unit, and for joining all units."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,8 @@ _FACTS = ("device", "precision", "weights", "memory_plan", "planned_bytes", "sta
 
 
 def prepared_again(job: Job, *, to_write: bool) -> Prepared | PreparedGeneration:
-    """Decide a job of a plan once more, on this machine. Raises as `prepare` does."""
+    """Prepare a job of a plan again on this machine. Raises the same errors as
+    `prepare`."""
     if isinstance(job, UpscaleJob):
         return prepare(job, to_write=to_write)
     return prepare_generation(job, to_write=to_write)
@@ -37,7 +38,8 @@ def prepared_again(job: Job, *, to_write: bool) -> Prepared | PreparedGeneration
 def task_of(
     prepared: Prepared | PreparedGeneration, build: Build, unit: Unit, *, segment_frames: int = SEGMENT_FRAMES
 ) -> Task[Any, Any, Any]:
-    """Return the task of a unit. Raises InputError where the input is not the one of the plan."""
+    """Return the task of a unit. Raises InputError if the input has changed since the
+    plan."""
     task: Task[Any, Any, Any]
     if isinstance(prepared, Prepared):
         task = Upscaling(prepared, build, span=unit.span, segment_frames=segment_frames)
@@ -57,10 +59,9 @@ def task_of_join(
     keep: Callable[[Report], None],
     segment_frames: int = SEGMENT_FRAMES,
 ) -> Task[Any, Any, Any]:
-    """Return the task that joins what units have finished.
-
-    `adopt` brings that into its work folder, and `keep` notes that the output is in place, before the work folder goes.
-    Raises InputError where the input is not the one of the plan.
+    """Return the task that joins finished units. `adopt` moves them to its work folder,
+    and `keep` records that the output is in place before the work folder is deleted.
+    Raises InputError if the input has changed since the plan.
     """
     task: _JoinedUpscaling | _JoinedGeneration
     if isinstance(prepared, Prepared):
@@ -74,7 +75,7 @@ def task_of_join(
 
 
 class _Joining:
-    """What differs when all frames are already computed."""
+    """Overrides for a task whose frames are all computed already."""
 
     adopt: Callable[[Work], None]
     keep: Callable[[Report], None]
@@ -107,19 +108,20 @@ class _JoinedGeneration(_Joining, Generation):
 
 
 def check_inputs(task: Task[Any, Any, Any], file: PlannedFile) -> None:
-    """Raise InputError where the input is not the one of the plan."""
+    """Raise InputError if the input has changed since the plan."""
     if task.inputs() != dict(file.inputs):
         raise InputError(f"{file.input} has changed since the plan was written; run `plan` again")
 
 
 def as_facts(built: Built[Any]) -> dict[str, object]:
-    """Return what a join needs to know about the model, as JSON."""
+    """Return the facts about the model that a join needs, as JSON."""
     facts = asdict(replace(built, model=None))
     return {name: facts[name] for name in _FACTS}
 
 
 def from_facts(facts: Sequence[Mapping[str, Any]]) -> Built[Any]:
-    """Return the model of all units, which is not loaded, from their facts."""
+    """Return a placeholder for the units' model, with these facts and nothing
+    loaded."""
     devices = {each["device"] for each in facts}
     device = devices.pop() if len(devices) == 1 else facts[0]["device"].partition(":")[0]
     known: dict[str, Any] = {**facts[0], "device": device, "warnings": ()}
@@ -127,6 +129,6 @@ def from_facts(facts: Sequence[Mapping[str, Any]]) -> Built[Any]:
 
 
 class _NoModel:
-    """Takes the place of a model that is no longer needed."""
+    """Placeholder for a model that is no longer needed."""
 
     stage_seconds: Mapping[str, float] = {}

@@ -1,7 +1,7 @@
-"""A plan on a shared file system: its files, their units, and where each of them is kept.
+"""A plan on a shared file system: its files, their units, and the folder layout.
 
-    WORK_DIR/plan.jsonl                      a line for each file, entered when its units are known
-    WORK_DIR/files/000003/settings.json      what affects pixels, as the first worker found it
+    WORK_DIR/plan.jsonl                      one line per file, entered when its units are known
+    WORK_DIR/files/000003/settings.json      settings that affect pixels, from the first worker
     WORK_DIR/files/000003/joined.json        the report, once the output is in place
     WORK_DIR/files/000003/units/0007/lease   who computes the unit
     WORK_DIR/files/000003/units/0007/try-ID  a journal with segments, as in the work folder of a local run
@@ -32,8 +32,8 @@ PLAN = "plan.jsonl"
 FAILURES = 2
 """Number of failures of a unit after which its file fails."""
 DEATHS = 5
-"""Number of workers in a row that may die over a unit, without finishing another segment, before that counts as a
-failure of the unit."""
+"""Number of consecutive workers that may die computing a unit, without finishing
+another segment, before the unit counts as failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +44,25 @@ class PlannedFile:
     asked: Mapping[str, Any]
     """The job as it was requested (`described.as_json`)."""
     job: Mapping[str, Any]
-    """The job as it runs: with a path for the output."""
+    """The job as it runs, with the path of the output."""
     model: str
     threads: int
     input: str
     label: str
     output: str
     inputs: Mapping[str, Any]
-    """What identifies the input."""
+    """Facts that identify the input."""
     frames: int | None
-    """None where they are only estimated."""
+    """Number of frames; None if only estimated."""
     estimate: int
     """Approximate number of frames, for ordering the work."""
     cuts: int | None
-    """Scene cuts; None for a clip that was not searched, because it is one unit anyway."""
+    """Number of scene cuts; None for a clip that was not searched, because it is one
+    unit anyway."""
     spans: tuple[Span, ...]
-    """Empty for a clip that is one unit."""
+    """Spans of the units; empty for a clip that is one unit."""
     note: str = ""
-    """Why there is only one unit; empty if there are several."""
+    """Reason why there is only one unit; empty if there are several."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -80,12 +81,12 @@ class Unit:
 
     @property
     def span(self) -> Span | None:
-        """The frames; None for the whole clip."""
+        """The frames of the unit; None for the whole clip."""
         return self.file.spans[self.number] if self.file.spans else None
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """Name of the unit in messages."""
         if self.file.units == 1:
             return self.file.label
         return f"{self.file.label}, unit {self.number + 1} of {self.file.units}"
@@ -97,7 +98,7 @@ class Unit:
 
     @property
     def done_folder(self) -> Path:
-        """Where its segments are once they are finished."""
+        """Folder of its segments once they are finished."""
         return self.folder / "done"
 
     @property
@@ -113,7 +114,7 @@ class Unit:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has failed for good."""
+        """Whether it has failed permanently."""
         return (self.folder / f"failure-{FAILURES}.json").exists()
 
     @property
@@ -141,7 +142,7 @@ class Plan:
 
     @property
     def units(self) -> list[Unit]:
-        """All units, the longest first; the order is the same on every machine."""
+        """All units, longest first; the order is the same on every machine."""
         found = [unit for file in self.files.values() for unit in self.units_of(file)]
         return sorted(found, key=lambda unit: (-unit.estimate, unit.file.number, unit.number))
 
@@ -150,7 +151,7 @@ class Plan:
         return self.file_folder(file) / "settings.json"
 
     def joined_path(self, file: PlannedFile) -> Path:
-        """Return where the report of a file is kept once it is joined."""
+        """Return the path of a file's report once it is joined."""
         return self.file_folder(file) / "joined.json"
 
     def joined(self, file: PlannedFile) -> dict[str, Any] | None:
@@ -158,16 +159,19 @@ class Plan:
         return read_json(self.joined_path(file))
 
     def is_settled(self, unit: Unit) -> bool:
-        """Return whether nothing is left to compute for a unit: it is done, or its file has failed or is joined."""
+        """Return whether a unit needs no more work: it is done, or its file has failed
+        or is joined."""
         file = unit.file
         return unit.is_done or self.failed_path(file).exists() or self.joined_path(file).exists()
 
     def failed_path(self, file: PlannedFile) -> Path:
-        """Return the path of the note that a unit of the file has failed for good."""
+        """Return the path of the note that a unit of the file has failed
+        permanently."""
         return self.file_folder(file) / "failed.json"
 
     def forget_failures(self, file: PlannedFile) -> bool:
-        """Let the units of a file be tried again; returns whether any had failed. Raises OSError."""
+        """Allow the units of a file to be tried again; returns whether any had failed.
+        Raises OSError."""
         failed = self.failed_path(file).exists()
         for unit in self.units_of(file):
             for number in range(FAILURES, 0, -1):
@@ -177,14 +181,16 @@ class Plan:
         return failed
 
     def begin(self) -> None:
-        """Make the file of the plan, or write it again without what a killed run has left of a line. Raises OSError."""
+        """Create the plan file, or rewrite it without the incomplete line of a killed
+        run. Raises OSError."""
         path = self.folder / PLAN
         if not path.exists() or not path.read_bytes().endswith(b"\n"):
             head = _line({"format": FORMAT, "version": version("ultraflash")})
             write_whole(path, head + b"".join(_line({"file": asdict(file)}) for file in self.files.values()))
 
     def enter(self, file: PlannedFile) -> None:
-        """Append a file to the plan, synced; it takes the place of an earlier one of its number. Raises OSError."""
+        """Append a file to the plan, synced; it replaces an earlier one with the same
+        number. Raises OSError."""
         with open(open_existing(self.folder / PLAN, os.O_WRONLY | os.O_APPEND), "ab") as lines:
             lines.write(_line({"file": asdict(file)}))
             sync(lines)
@@ -215,7 +221,7 @@ def read_plan(folder: Path, *, is_new: bool = False) -> Plan:
                 file = _file_of(record["file"])
                 files[file.number] = file
         except (ValueError, KeyError, TypeError):
-            # The line being written when the power failed.
+            # A line that was being written when the power failed.
             break
 
     return Plan(folder, files)
@@ -231,8 +237,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder of ours and everything in it; it is fine if another process has deleted some of it. Raises
-    OSError.
+    """Delete one of our folders with its contents, some of which another process may
+    have deleted already. Raises OSError.
 
     A symlink is only unlinked.
     """

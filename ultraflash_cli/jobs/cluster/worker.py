@@ -1,4 +1,5 @@
-"""Claim units of a plan, compute them, put them in place: until none is left, on any number of machines."""
+"""Claim units of a plan, compute them and put them in place until none is left, on any
+number of machines."""
 
 import json
 import os
@@ -42,9 +43,10 @@ from ultraflash_cli.video.partial import output_errors
 __all__ = ["UnitOutcome", "Worker", "share_of"]
 
 _LOOK_S = 2.0
-"""How often an idle worker checks the units of others."""
+"""Interval at which an idle worker checks the units of others."""
 _ENDS_THE_WORKER = (DeviceError, WeightsError, UsageError, OutputError)
-"""Errors of the machine rather than of the unit: another machine may compute it."""
+"""Errors of the machine rather than the unit, which another machine may be able to
+compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +62,9 @@ class UnitOutcome:
     device: str | None = None
     failure: UltraflashError | None = None
     final: bool = False
-    """The failure was the last one: the unit is not tried again."""
+    """Whether this was the last attempt, so that the unit is not tried again."""
     lost: bool = False
-    """Another worker took it over, or was faster."""
+    """Whether another worker took it over or was faster."""
 
     @property
     def state(self) -> str:
@@ -91,9 +93,8 @@ class UnitOutcome:
 
 
 def share_of(units: list[Unit], *, index: int | None, of: int | None) -> list[Unit]:
-    """Return the units of worker `index` among `of` workers: every `of`-th one; without `of`, that unit alone.
-
-    Without `index` all. Raises UsageError.
+    """Return the units of worker `index` among `of` workers, that is every `of`-th one;
+    without `of`, only unit `index`; without `index`, all. Raises UsageError.
     """
     if index is None:
         if of is not None:
@@ -106,7 +107,7 @@ def share_of(units: list[Unit], *, index: int | None, of: int | None) -> list[Un
 
 
 class Worker:
-    """Computes units, one after the other, keeping the model between them."""
+    """Computes units one after another, keeping the model loaded between them."""
 
     def __init__(
         self,
@@ -122,12 +123,16 @@ class Worker:
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         """Args:
-        plan: the plan whose units are computed. on_event: receives the events of the units. stop:
-        asks for the end; the group in hand is finished and kept for another worker. store: folder
-        of the downloaded weights of this machine. device: where the model runs; None for the device
-        of the plan. build: loads the models, in place of `Models`. segment_frames: approximate
-        minimum number of frames in a segment. clock: seconds of this machine. wait: sleeps for so
-        many seconds.
+        plan: the plan whose units are computed.
+        on_event: receives the events of the units.
+        stop: requests the end; the current group is finished and kept for another
+            worker.
+        store: folder of the downloaded weights of this machine.
+        device: where the model runs; None for the device of the plan.
+        build: loads the models instead of `Models`.
+        segment_frames: approximate minimum number of frames in a segment.
+        clock: seconds of this machine.
+        wait: sleeps for the given number of seconds.
         """
         self.plan = plan
         self.holder: Holder = this_process()
@@ -145,15 +150,16 @@ class Worker:
         self._built: tuple[int, str | None, Built[Any]] | None = None
 
     def run(self, units: list[Unit]) -> Iterator[UnitOutcome]:
-        """Compute what is left of the units, and wait for those of other workers, which may die.
-
-        Failures of a unit are outcomes; what is wrong with this machine is raised, and so is Interrupted.
+        """Compute the remaining units, and wait for those of other workers, which may
+        die. Failures of a unit are outcomes; errors of this machine and Interrupted are
+        raised.
         """
         left = list(units)
         failed_here: set[Path] = set()
         while left:
             found = False
-            # What has failed here is left to others as long as there is anything else to do.
+            # Units that failed here are left to others while there is anything else to
+            # do.
             for unit in sorted(left, key=lambda unit: unit.folder in failed_here):
                 self.check_stop()
                 if self.plan.is_settled(unit):
@@ -218,7 +224,8 @@ class Worker:
         failure.source = unit.file.input
         with output_errors(unit.folder):
             _note_failure(unit, self.plan, failure, self.holder.host)
-            # The next attempt begins from the start: what is there may be what it fails of.
+            # The next attempt starts from scratch: the existing files may be the cause
+            # of the failure.
             remove_folder(folder)
         return UnitOutcome(unit=unit, host=self.holder.host, failure=failure, final=unit.has_failed)
 
@@ -298,7 +305,7 @@ class Worker:
         return self._prepared[1]
 
     def _load(self, unit: Unit, prepared: Any) -> Built[Any]:
-        """Return the model of a file; units of one file that follow each other share it."""
+        """Return the model of a file; consecutive units of a file share it."""
         key = unit.file.number, prepared.job.max_memory
         if self._built is None or self._built[:2] != key:
             self._built = None
@@ -308,7 +315,8 @@ class Worker:
         return self._built[2]
 
     def _check_settings(self, unit: Unit, found: dict[str, object]) -> None:
-        """Raise UsageError if this machine would make other pixels than the first machine."""
+        """Raise UsageError if this machine would compute different pixels than the
+        first one."""
         path = self.plan.settings_path(unit.file)
         with output_errors(path):
             if not path.exists():
@@ -353,7 +361,7 @@ def _inherit(unit: Unit, folder: Path) -> None:
 
 
 def _put_in_place(folder: Path, unit: Unit) -> bool:
-    """Move a finished copy into place; returns False where another one is there already."""
+    """Move a finished copy into place; returns False if there is one already."""
     with output_errors(unit.done_folder):
         try:
             folder.rename(unit.done_folder)
@@ -377,7 +385,8 @@ def _note_failure(unit: Unit, plan: Plan, failure: UltraflashError, host: str) -
 
 
 def _note_death(unit: Unit, plan: Plan, host: str) -> None:
-    """Note that a worker died over a unit; several in a row without a finished segment more fail the unit."""
+    """Record that a worker died computing a unit; several in a row without another
+    finished segment fail the unit."""
     path = unit.folder / "deaths.json"
     before = read_json(path) or {}
     frames = max(map(count_frames, unit.tries), default=0)

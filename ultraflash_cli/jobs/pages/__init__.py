@@ -1,1 +1,1 @@
-"""Pages for a browser, each one self-contained file."""
+"""HTML pages, each a single self-contained file."""

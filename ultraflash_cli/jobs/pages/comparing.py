@@ -1,4 +1,5 @@
-"""The page of a comparison: before and after on chosen frames, curves, the places that differ most."""
+"""The comparison page: before and after in selected frames, curves, and crops of the
+largest differences."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,16 @@ from ultraflash_cli.metrics.ffmpeg import RESIZE, Coding, View, run_ffmpeg
 __all__ = ["chosen_frames", "comparison_page"]
 
 _SPREAD = 5
-"""Number of frames shown that are spread evenly over the clip."""
+"""Number of evenly spaced frames to show."""
 _THUMBS = 90
-"""Frames that are shown next to the curves."""
+"""Number of thumbnails shown with the curves."""
 _THUMB_PX = 260
 _THUMB_QUALITY = 60
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    """What a page shows of one clip, as WebP."""
+    """The pictures of one clip on a page, as WebP."""
 
     frames: list[bytes]
     thumbs: list[bytes]
@@ -33,7 +34,8 @@ class _Pictures:
 
 
 def chosen_frames(comparison: Comparison) -> list[int]:
-    """Return the frames to show: evenly spread ones, and those that hold the places that differ most."""
+    """Return the frames to show: evenly spaced ones, and those with the largest
+    differences."""
     last = comparison.frames - 1
     spread = {round(last * share / (_SPREAD - 1)) for share in range(_SPREAD)}
     return sorted(spread | {crop.frame for crop in comparison.crops})
@@ -55,14 +57,15 @@ def comparison_page(
 
     Args:
         comparison: The numbers.
-        views: The original, or the source that the output was made from, then the result.
-        codings: How the two are coded.
-        facts: What the page tells of the two.
-        title: What the page is called.
-        size_wh: Size of the output in pixels; a smaller source is enlarged by lanczos to it.
+        views: The original or the source, then the result.
+        codings: YUV coding of the two clips.
+        facts: Facts about the two clips on the page.
+        title: Title of the page.
+        size_wh: Size of the output in pixels; a smaller source is enlarged to it by a
+            Lanczos filter.
         crop_px: Side of the compared crops, at the size of the comparison.
-        times_s: When each frame is shown.
-        made: How the output was made, ``facts`` and ``commands``.
+        times_s: Time of each frame.
+        made: How the output was made, as ``facts`` and ``commands``.
     """
     numbers = chosen_frames(comparison)
     step = -(-comparison.frames // _THUMBS)
@@ -135,7 +138,8 @@ def _score(name: str, values: Sequence[float | None], mean: float) -> dict[str, 
 def _fitting_pictures(
     views: Sequence[View], codings: Sequence[Coding], numbers: Sequence[int], size_wh: tuple[int, int], *, step: int
 ) -> tuple[tuple[int, int], list[_Pictures]]:
-    """Return the pictures of both clips, and their size, at the best quality that keeps the page small."""
+    """Return the pictures of both clips, and their size, at the highest quality that
+    keeps the page small."""
     found: list[_Pictures] = []
     shown_wh = size_wh
     for quality, longest_px in page.FITTING:
@@ -153,8 +157,9 @@ def _fitting_pictures(
 def _pictures(
     view: View, coding: Coding, numbers: Sequence[int], size_wh: tuple[int, int], *, step: int, quality: int
 ) -> _Pictures:
-    """Return frames of a clip, resized by lanczos where they have another size, and small ones of every ``step``-th."""
-    # WebP is always bt601 of limited range.
+    """Return frames of a clip, resized by a Lanczos filter if necessary, and thumbnails
+    of every ``step``-th frame."""
+    # WebP is always limited-range bt601.
     recode = f"in_color_matrix={coding.matrix}:in_range={coding.range}:out_color_matrix=bt601:out_range=tv"
     chosen = "+".join(f"eq(n\\,{number})" for number in numbers)
     small_wh = f"{_THUMB_PX}:-2" if size_wh[0] >= size_wh[1] else f"-2:{_THUMB_PX}"

@@ -1,4 +1,5 @@
-"""Shared by all pages: filling the template, facts of a clip, how it was made, writing the file."""
+"""Helpers shared by all pages: filling the template, facts about a clip and how it was
+made, writing the file."""
 
 import base64
 import json
@@ -18,15 +19,17 @@ __all__ = ["FITTING", "PICTURES_BYTES", "check_page_place", "clip_facts", "fille
 
 
 FITTING = ((90, 2560), (82, 2560), (72, 1920), (60, 1600), (45, 1280), (30, 960))
-"""Quality of WebP and longest side of pictures in pixels: the first with which a page stays small is taken."""
+"""WebP quality and longest side in pixels; the first pair that keeps a page small is
+used."""
 PICTURES_BYTES = 9_000_000
-"""Limit for all pictures of a page together; base64 adds a third."""
+"""Limit for the total size of a page's pictures; base64 adds a third."""
 _HDR = {16: "PQ", 18: "HLG"}
-"""Transfers of HDR in FFmpeg's numbers."""
+"""HDR transfer characteristics by FFmpeg's numbers."""
 
 
 def check_page_place(html: Path, clips: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse, before any work, a page that would replace a clip or another file, or cannot be written.
+    """Reject, before any work, a page that would replace a clip or another file, or
+    that cannot be written.
 
     Raises UsageError, OutputError.
     """
@@ -48,15 +51,15 @@ def check_page_place(html: Path, clips: Iterable[Path], *, overwrite: bool) -> N
 
 
 def filled(data: Mapping[str, object]) -> str:
-    """Return the page with its data; it loads nothing from outside."""
+    """Return the page with its data; it loads no external resources."""
     footer = {"footer": f"Made by ultraflash {version('ultraflash')}. This file is complete: it loads nothing."}
-    text = json.dumps({**data, **footer}).replace("<", "\\u003c")  # so that no name can end the script
+    text = json.dumps({**data, **footer}).replace("<", "\\u003c")  # so that no file name can close the script element
     page = resources.files("ultraflash_cli.jobs.pages").joinpath("compare.html").read_text(encoding="utf-8")
     return page.replace("__DATA__", text)
 
 
 def write_page(html: Path, page: str) -> None:
-    """Put a page in place, whole or not at all. Raises OutputError."""
+    """Write a page to its path, whole or not at all. Raises OutputError."""
     from ultraflash_cli.video.partial import output_errors, partial_file
 
     with partial_file(html) as part, output_errors(html):
@@ -69,7 +72,7 @@ def webp_url(picture: bytes) -> str:
 
 
 def clip_facts(info: "ClipInfo", *, frames: int | None) -> dict[str, str]:
-    """Return the facts about a clip that a page shows, by their titles."""
+    """Return the facts about a clip for a page, by title."""
     facts = {
         "file": info.path.name,
         "size": f"{info.display_width_px}x{info.display_height_px}",
@@ -86,7 +89,7 @@ def clip_facts(info: "ClipInfo", *, frames: int | None) -> dict[str, str]:
 
 
 def _color_words(info: "ClipInfo") -> str:
-    """Name how the clip is coded: matrix and range, and the transfer if it is one of HDR."""
+    """Describe the clip's coding: matrix and range, and the transfer if it is HDR."""
     from ultraflash_cli.video.color import FULL, UNSPECIFIED, scale_matrix
 
     color = info.color

@@ -1,4 +1,5 @@
-"""The page of a preview: lanczos beside the result, what the whole job will cost, and its command."""
+"""The preview page: plain resampling next to the result, the predicted cost of the
+whole job, and its command."""
 
 import shlex
 from collections.abc import Iterator
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["check_preview", "preview_page_path", "write_preview_page"]
 
 _SHOWN = 6
-"""Frames in the page, spread over the preview."""
+"""Number of frames on the page, spread over the preview."""
 _CROP_PX = 192
 _OWN_FLAGS = frozenset({"--preview", "--device", "--precision", "--threads", "--cuda-graphs"})
-"""Options of a tag that are left out of the command for the whole clip."""
+"""Options that are omitted from the command for the whole clip."""
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """One frame, before and after."""
+    """One frame before and after."""
 
     number: int
     time_s: float
@@ -41,9 +42,8 @@ class _Shown:
 
 
 def check_preview(job: UpscaleJob) -> None:
-    """Refuse, before any work, a job that a page cannot show. Raises UsageError, OutputError.
-
-    A job that cannot be prepared at all is left to the run, which reports it.
+    """Reject, before any work, a job that a page cannot show. Raises UsageError,
+    OutputError. Other problems are left to the run, which reports them.
     """
     if job.pipe is not None or job.stdout is not None:
         raise UsageError("--html reads input and output again, which a pipe does not allow; use files")
@@ -61,12 +61,13 @@ def check_preview(job: UpscaleJob) -> None:
 
 
 def preview_page_path(output: Path) -> Path:
-    """Return where the page of an output lies."""
+    """Return the path of an output's page."""
     return output.with_suffix(".html")
 
 
 def write_preview_page(job: UpscaleJob, report: "Report") -> Path:
-    """Write the page of what was made beside it. Raises InputError, OutputError."""
+    """Write the page of a preview next to its output. Raises InputError,
+    OutputError."""
     from ultraflash_cli.video.probe import probe
 
     prepared = prepare(job, to_write=False)
@@ -152,7 +153,8 @@ def _made(job: UpscaleJob, output: Path, report: "Report", *, whole: bool) -> di
 
 
 def _shown_frames(prepared: Prepared, result: "ClipInfo", report: "Report") -> Iterator[_Shown]:
-    """Yield a few frames as the source shows them, enlarged by lanczos, and as the result does."""
+    """Yield a few frames of the source, enlarged by a Lanczos filter, and of the
+    result."""
     from ultraflash_cli.video.color import resize_rgb
 
     count = max(1, min(report.frames_in, report.frames_out))
@@ -172,7 +174,8 @@ def _shown_frames(prepared: Prepared, result: "ClipInfo", report: "Report") -> I
 
 
 def _frames(info: "ClipInfo", numbers: list[int], prepared: Prepared | None) -> "dict[int, tuple[float, Picture]]":
-    """Return frames of a clip by their numbers, turned as shown; of what was prepared, those of its window."""
+    """Return frames of a clip by number, in display orientation; with `prepared`,
+    frames within its window."""
     from ultraflash_cli.video.decode import read_frames
 
     window = prepared.window if prepared is not None else None
@@ -206,7 +209,8 @@ def _crops(shown: list[_Shown], frames: int, crop_px: int) -> list[Crop]:
 
 
 def _fitting(shown: list[_Shown]) -> tuple[list[_Shown], list[tuple[bytes, bytes]]]:
-    """Return frames and their pictures at the best quality that keeps the page small."""
+    """Return frames and their pictures at the highest quality that keeps the page
+    small."""
     from ultraflash_cli.video.color import resize_rgb
     from ultraflash_cli.video.stills import webp_bytes
 

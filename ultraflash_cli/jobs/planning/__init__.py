@@ -1,3 +1,3 @@
-"""From options to a plan; never imports torch."""
+"""Turn options into a plan; never imports torch."""
 
 __all__: list[str] = []

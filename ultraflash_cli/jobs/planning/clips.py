@@ -47,32 +47,36 @@ VIDEO_SUFFIXES = frozenset(
 
 _RESULT = re.compile(r"_(\d+(k|p|x)|\d+x\d+)(_part|_preview)?(_side_by_side)?$")
 _NAMED = 3
-"""Most skipped files of a folder that a message names."""
+"""Maximum number of skipped files that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoundClip:
-    """An input, and its place below the folder that was named."""
+    """An input clip, and its relative path below the named folder."""
 
     source: Path
     below: Path = Path()
     failure: InputError | None = None
-    """Why it cannot be searched: a subfolder without read permission."""
+    """The error if this is a subfolder that cannot be searched for lack of
+    permission."""
 
 
 def is_several(inputs: Sequence[Path], *, images: bool) -> bool:
     """Return whether the inputs make a batch, whatever the number of clips."""
-    # os.path and not Path: an unreadable path must not fail here; it is refused with a message later.
+    # os.path instead of Path: an unreadable path must not raise here; it is rejected
+    # with a message later.
     return len(inputs) > 1 or _is_glob(inputs[0]) or (os.path.isdir(inputs[0]) and not images)
 
 
 def names_a_file(output: Path) -> bool:
-    """Return whether an output for several clips is named like a file, and is not a folder."""
+    """Return whether an output for several clips looks like a file name and is not a
+    folder."""
     return not os.path.isdir(output) and output.suffix.lower() in (*VIDEO_SUFFIXES, ".png")
 
 
 def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputError]:
-    """Return an error for each input that does not exist; `asks_output` says that no `-o` was given."""
+    """Return an error for each input that does not exist; `asks_output` tells that no
+    `-o` was given."""
     found: list[InputError] = []
     for path in inputs:
         if "%" in path.name or path == Path("-") or _is_glob(path):
@@ -85,7 +89,7 @@ def missing_inputs(inputs: Sequence[Path], *, asks_output: bool) -> list[InputEr
             error.source = str(path)
             found.append(error)
         except OSError:
-            continue  # refused in words when its turn comes
+            continue  # rejected with a message when its turn comes
     return found
 
 
@@ -97,13 +101,13 @@ def find_clips(
     outputs: Path | None = None,
     on_event: Listener = lambda event: None,
 ) -> list[FoundClip]:
-    """Replace globs by what they stand for and folders by the videos in them, in the order of their names.
-
-    With `images` a folder is one clip. With `recursive` videos in the folders inside come along, but for those in
-    `outputs`, where the results go. Hidden files are left out. What else is passed over is reported in a warning: what
-    `upscale` made of another file there (`in_1k.mp4` beside `in.mp4`), links to folders, folders that may not be
-    read; the latter come last, with their failures. Raises InputError for a folder without video and a glob that fits
-    nothing.
+    """Expand globs, and replace folders by the videos in them, sorted by name. With
+    `images` a folder is one clip. With `recursive`, videos in subfolders are included,
+    except those in `outputs`, the destination of the results. Hidden files are ignored.
+    A warning reports everything else that is skipped: results of `upscale` for another
+    file in the folder (`in_1k.mp4` next to `in.mp4`), symlinks to folders, and
+    unreadable folders; the latter come last, with their errors. Raises InputError for a
+    folder without videos and a glob without matches.
     """
     clips: list[FoundClip] = []
     failed: list[FoundClip] = []
@@ -136,7 +140,7 @@ class _Search:
         self.failed: list[FoundClip] = []
 
     def clips(self) -> list[FoundClip]:
-        """Return the videos. Raises InputError if the folder itself may not be read."""
+        """Return the videos. Raises InputError if the folder itself is not readable."""
         found: list[FoundClip] = []
         folders = [self._top]
         while folders:
@@ -155,7 +159,8 @@ class _Search:
         return found
 
     def _look(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """Return the videos and the folders in a folder. Raises OSError if it may not be read."""
+        """Return the videos and subfolders of a folder. Raises OSError if it is not
+        readable."""
         videos: list[Path] = []
         inner: list[Path] = []
         links: list[str] = []

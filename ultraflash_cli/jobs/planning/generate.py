@@ -1,4 +1,4 @@
-"""Check and decide everything about a clip to generate before a model is loaded, cheapest checks first."""
+"""Check and plan a clip to generate before a model is loaded, cheapest checks first."""
 
 import math
 import re
@@ -61,19 +61,22 @@ class GenerateJob(SharedSettings):
 
     prompt: str
     name: str | None = None
-    """The default name without extension, if several clips of a command would share one; None for the usual one."""
+    """Default file name without extension, if several clips would otherwise share one;
+    None for the usual name."""
     res: str = "1k"
-    """`480p`, `1k` or `2k`: once, twice, three times the model's base size per side."""
+    """`480p`, `1k` or `2k`: one, two or three times the model's base size per side."""
     seconds: float | None = None
-    """Minimum length; None for 81 frames, or for what the model has room for after an initial clip."""
+    """Minimum duration; None for 81 frames, or for as many as the model's window allows
+    after an initial clip."""
     fps: Fraction | None = None
-    """Frames per second to write, by repeating or dropping what was generated; None for the model's own."""
+    """Frames per second of the output, by repeating or dropping frames; None for the
+    model's own rate."""
     save_lr: bool = False
-    """Write the clip at the base size as well."""
+    """Whether to write the clip at the base size as well."""
     init_clip: Path | None = None
-    """A clip to continue from; the result is what follows it."""
+    """A clip to continue; the result does not include it."""
     cache_management: str = "off"
-    """As `engine.cache_policy.CacheManagement.parse` reads it."""
+    """In the syntax of `engine.cache_policy.CacheManagement.parse`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,32 +108,35 @@ class GenerateJob(SharedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedGeneration:
-    """A clip to generate, with everything decided that does not need the model."""
+    """A clip to generate, with all decisions made that do not need the model."""
 
     job: GenerateJob
     model: str
     long: bool
     """Whether the generator's long variant is needed."""
     generator: "GeneratorConfig"
-    """The generator as it runs: its window may slide where the long variant is not installed."""
+    """The generator's config; its window slides if the long variant is not
+    installed."""
     plan: "GenerationPlan"
     frames: int
-    """Frames of the clip at the model's own rate; the plan's last group may give a few more."""
+    """Frames of the clip at the model's own rate; the plan's last group may yield a few
+    more."""
     scale: int
-    """1 for the base size, else what the model multiplies by."""
+    """1 for the base size, else the model's scale factor."""
     base_size: tuple[int, int]
-    """Height and width in pixels of what the generator makes."""
+    """Height and width of the generator's output in pixels."""
     notice: str
     """Notice about the model's clips; empty if there is none."""
     clip: "ClipInfo | None"
     """Facts about the clip to continue."""
     clip_lengths: tuple[int, ...]
-    """How many of its frames the generator can take as the past: whole chunks that it has room for."""
+    """Numbers of its frames that the generator can use as the past: whole chunks that
+    fit its window."""
     output: Path
     low_output: Path | None
-    """Where the clip at the base size goes; None if it is not requested."""
+    """Output path of the clip at the base size; None if it is not requested."""
     exists: bool
-    """The output exists, and the job skips existing outputs."""
+    """Whether the output exists and the job skips existing outputs."""
     cache_management: "CacheManagement"
     streams: "StreamPlan"
     spec: "EncodeSpec"
@@ -145,17 +151,18 @@ class PreparedGeneration:
 
     @property
     def shown_output(self) -> str:
-        """What reports call the output."""
+        """Name of the output in reports."""
         return self.job.stdout_name if self.job.stdout is not None else str(self.job.output or self.output)
 
     @property
     def label(self) -> str:
-        """What messages call the clip."""
+        """Name of the clip in messages."""
         return output_label(self.output, self.job.stdout and self.job.stdout_name)
 
 
 def read_prompts(lines: Iterable[str]) -> list[str]:
-    """Return a prompt for each line; blank lines and those that begin with `#` are none. Raises UsageError."""
+    """Return a prompt for each line; blank lines and lines that start with `#` are
+    skipped. Raises UsageError."""
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
         raise UsageError("no prompt found; write one per line")
@@ -163,9 +170,9 @@ def read_prompts(lines: Iterable[str]) -> list[str]:
 
 
 def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[GenerateJob]:
-    """Return each job with a unique name: names that an earlier prompt has get a number.
-
-    The jobs of one prompt come together, with growing seeds; only the prompts' names are remembered.
+    """Return each job with a unique name: repeated names get a number. The jobs of one
+    prompt are consecutive, with increasing seeds; only the names of prompts are
+    remembered.
     """
     prompts: dict[str, int] = {}
     last: GenerateJob | None = None
@@ -179,7 +186,8 @@ def name_outputs(jobs: Iterable[GenerateJob]) -> Iterator[GenerateJob]:
 
 
 def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = True) -> PreparedGeneration:
-    """Check and decide, writing nothing; without `to_write` the output's place is not looked at.
+    """Check and plan a job without writing anything; without `to_write` the output path
+    is not checked.
 
     Raises UsageError (a length the model cannot make, options the encoder refuses, an output that exists), InputError
     for the initial clip, OutputError.
@@ -261,7 +269,7 @@ def prepare_generation(job: GenerateJob, facts: ModelFacts, *, to_write: bool = 
 def _spec(
     job: GenerateJob, base_size: tuple[int, int], scale: int, *, rate: Fraction, threads: int, suffix: str | None
 ) -> "EncodeSpec":
-    """Return how the clip is encoded at `scale` times the base size (height, width)."""
+    """Return the encoder settings at `scale` times the base size (height, width)."""
     from ultraflash_cli.video.encode import made_spec
 
     return made_spec(
@@ -278,7 +286,8 @@ def _spec(
 
 
 def _check_space(output: Path, job: GenerateJob, specs: "Sequence[EncodeSpec]", frames: int) -> None:
-    """Refuse a disk that is too full for segments and joined file, which are side by side for a moment."""
+    """Raise an error if the disk lacks room for the segments and the joined file, which
+    briefly coexist."""
     encoded = sum(
         encoded_bytes(each.codec, width_px=each.width_px, height_px=each.height_px, frames=frames) for each in specs
     )
@@ -290,7 +299,7 @@ def _check_space(output: Path, job: GenerateJob, specs: "Sequence[EncodeSpec]", 
 
 
 def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -> bool:
-    """Check the place of an output; `main` is the one next to it."""
+    """Check the path of an output; `main` is the main output."""
     check_pattern(output)
     return check_target(
         output,
@@ -302,7 +311,7 @@ def _check_target(output: Path, job: GenerateJob, *, main: Path | None = None) -
 
 
 def _slug(prompt: str) -> str:
-    """Return the beginning of a prompt as a file name, cut between words if possible."""
+    """Return the start of a prompt as a file name, cut between words if possible."""
     words = re.findall(r"[^\W_]+", prompt.lower())
     slug = ""
     for word in words:

@@ -1,11 +1,12 @@
-"""How far a result may stray from its source: `--guard`."""
+"""The option `--guard`: how far a result may depart from its source."""
 
 from ultraflash_cli.errors import ConfigError
 
 __all__ = ["GUARD_LEVELS", "check_guard", "read_guard"]
 
 GUARD_LEVELS = 32.0
-"""The default: the strictest that costs nothing on clean and on compressed clips, as docs/quality.md shows."""
+"""Default limit: the strictest one without a loss of quality on clean and compressed
+clips, see docs/quality.md."""
 _MOST_LEVELS = 255
 
 

@@ -36,9 +36,9 @@ _PLAYLISTS = frozenset({".m3u", ".m3u8", ".mpd", ".pls"})
 
 
 def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction | None) -> "Source":
-    """Return the input to read: `pipe` if there is one, else what `path` names.
-
-    `images` takes a folder for a sequence of pictures, `rate` of which are shown a second. Raises InputError.
+    """Return the input to read: `pipe` if there is one, else the one at `path`. With
+    `images`, a folder is an image sequence at `rate` frames per second. Raises
+    InputError.
     """
     from ultraflash_cli.video.sequence import SEQUENCE_RATE, find_sequence, is_pattern
 
@@ -65,19 +65,20 @@ def find_input(path: Path, pipe: "Pipe | None", *, images: bool, rate: Fraction 
 
 
 def is_address(path: Path) -> bool:
-    """Return whether a name is an address, such as `https://...`, and not the name of a file."""
+    """Return whether a name is a URL, such as `https://...`, rather than a file
+    name."""
     return re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE) is not None and not os.path.lexists(path)
 
 
 def missing(path: Path, *, meant_as_output: bool = False) -> str:
-    """Return that an input does not exist, and what to do."""
+    """Return the message that an input does not exist, and what to do."""
     if is_address(path):
         return "URLs are not supported; download the clip first, or pipe it to -"
     return f"no such file; {f'to write it, use -o {path}' if meant_as_output else 'check the path'}"
 
 
 def input_identity(source: "Source") -> str:
-    """Return a unique name for the input; a pipe has the process's."""
+    """Return a unique name for the input; for a pipe it is derived from the process."""
     from ultraflash_cli.video.pipe import Pipe
     from ultraflash_cli.video.source import source_path
 
@@ -85,7 +86,7 @@ def input_identity(source: "Source") -> str:
 
 
 def made_place(source: "Source") -> tuple[Path, str]:
-    """Return the folder and the stem from which the name of an output is made."""
+    """Return the folder and the stem for the default output name."""
     from ultraflash_cli.video.sequence import ImageSequence
     from ultraflash_cli.video.source import source_path
 
@@ -113,7 +114,7 @@ def input_facts(source: "Source") -> dict[str, object]:
 
 
 def first_number(source: "Source", start_s: Fraction) -> int:
-    """Return the number of the first picture `start_s` after the beginning; 1 for what else is read."""
+    """Return the number of the first image at `start_s`; 1 for other inputs."""
     from ultraflash_cli.video.sequence import ImageSequence
 
     if not isinstance(source, ImageSequence):
@@ -122,7 +123,8 @@ def first_number(source: "Source", start_s: Fraction) -> int:
 
 
 def file_head(source: "Source") -> tuple[int, str]:
-    """Return size and start of a file, to find out later whether it was replaced."""
+    """Return the size and first bytes of a file, to detect later whether it was
+    replaced."""
     if not isinstance(source, Path):
         return 0, ""
     with source.open("rb") as file:
@@ -130,7 +132,8 @@ def file_head(source: "Source") -> tuple[int, str]:
 
 
 def check_unchanged(source: "Source", head: tuple[int, str], *, frames: int) -> None:
-    """Raise InputError if a file that was read is gone or was replaced; it may have grown."""
+    """Raise InputError if a file that was read is missing or was replaced; it may have
+    grown."""
     kept = f"all {frames} frames are finished and kept" if frames else "nothing had been read yet"
     try:
         now = file_head(source)
@@ -147,9 +150,8 @@ def check_unchanged(source: "Source", head: tuple[int, str], *, frames: int) -> 
 
 
 def with_what_can_be_copied(info: "ClipInfo", *, spooled: bool) -> "tuple[ClipInfo, tuple[str, ...]]":
-    """Leave out of `info` the streams of a pipe that is not `spooled`: they would have to be read a second time.
-
-    Gives warnings, too.
+    """Remove the streams of a pipe from `info` unless it is `spooled`, as copying them
+    needs a second reading. Returns warnings, too.
     """
     from ultraflash_cli.video.pipe import Pipe
 

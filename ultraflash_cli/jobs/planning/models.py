@@ -1,4 +1,4 @@
-"""What planning asks of the models, and which model a job takes."""
+"""Questions that planning asks about models, and the choice of a job's model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,25 +10,27 @@ __all__ = ["ModelFacts", "choose_model"]
 
 
 class ModelFacts(Protocol):
-    """Answers about models; most answers load torch."""
+    """Provides facts about models; most methods import torch."""
 
     def can_run_ultraflash(self, store: Path, *, scale: int, parts: tuple[str, ...]) -> bool:
-        """Return whether the weights of these parts of the published model are in `store` and a GPU is there."""
+        """Return whether the weights of these parts of the published model are in
+        `store` and there is a GPU."""
         ...
 
     def invents_texture(self, model: str) -> bool:
-        """Return whether a model paints texture onto flat colours."""
+        """Return whether a model adds texture to flat colours."""
         ...
 
     def plan_clip(self, model: str, **requested: Any) -> "ClipPlan":
-        """As `models.generation.plan_clip`."""
+        """See `models.generation.plan_clip`."""
         ...
 
 
 def choose_model(
     model: str, store: Path | None, device: str, *, scale: int, parts: tuple[str, ...], facts: ModelFacts
 ) -> str:
-    """Turn ``auto`` into the published model where it can run from ``store``, else into ``lite``."""
+    """Resolve ``auto`` to the published model if it can run from ``store``, else to
+    ``lite``."""
     if model != "auto":
         return model
     if store is None or device.partition(":")[0] in ("cpu", "mps", "xpu") or not (store / "weights").is_dir():

@@ -1,4 +1,4 @@
-"""Warnings of a plan: about the target, about what is left out, about what the clip shows."""
+"""Warnings about a plan: its target, dropped streams, and the content of the clip."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["content_warnings", "plan_warnings"]
 
 _LOOKED_AT = 3
-"""Frames examined to judge what a clip shows."""
+"""Number of frames examined to judge the content of a clip."""
 
 
 def content_warnings(info: "ClipInfo", model: str, facts: ModelFacts) -> Iterator[str]:
-    """Warn where the clip's first frames are flat-coloured and the model would paint texture onto them."""
+    """Warn if the clip's first frames are flat-coloured and the model would add texture
+    to them."""
     if model == "lite":
         return
     from ultraflash_cli.video.flatness import first_lumas, is_flat_coloured
@@ -33,7 +34,8 @@ def content_warnings(info: "ClipInfo", model: str, facts: ModelFacts) -> Iterato
 def plan_warnings(
     info: "ClipInfo", spec: "EncodeSpec", plan: UpscalePlan, streams: "StreamPlan", stretch: str | None, name: str
 ) -> tuple[str, ...]:
-    """Name what is several, stretched, or not kept; ``stretch`` is the sentence on the shape of the target."""
+    """Return warnings about several video streams, stretching and dropped content;
+    ``stretch`` is the one about the target's shape."""
     from ultraflash_cli.video.encode import losses
 
     warnings = [f"{name}: {stretch}"] if stretch else []

@@ -1,4 +1,5 @@
-"""The options that `upscale` and `generate` share: name, help, default and check of each in one place."""
+"""The options shared by `upscale` and `generate`, with name, help, default and check in
+one place."""
 
 import re
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ Codec = Literal["auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "
 CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m")
 DECODERS = ("auto", "tiny", "ultra")
 MODELS = ("auto", "lite", "ultraflash")
-"""What `--model` takes; the trial models are not shown."""
+"""Values of `--model`; trial models are not listed."""
 _TRIAL_MODELS = ("tiny-random", "tiny-lite")
 
 
@@ -45,7 +46,7 @@ def as_pairs(options: list[str] | None) -> tuple[tuple[str, str], ...]:
 
 
 class _Options:
-    """Ends the chain of checks."""
+    """End of the chain of checks."""
 
     def __post_init__(self) -> None:
         return
@@ -53,7 +54,7 @@ class _Options:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelName(_Options):
-    """Which model runs."""
+    """The model to run."""
 
     model: Annotated[
         str,
@@ -73,7 +74,7 @@ class ModelName(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(ModelName):
-    """Which model runs, with which of its parts and which noise."""
+    """The model to run, its parts and its noise."""
 
     decoder: Annotated[
         Literal["auto", "tiny", "ultra"],
@@ -125,7 +126,7 @@ class EncodingOptions(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions(_Options):
-    """Where the model runs, and how exactly."""
+    """The device of the model, and the precision."""
 
     device: Annotated[
         str,
@@ -171,7 +172,7 @@ class MachineOptions(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions(MachineOptions):
-    """Where the model runs, how exactly, and in how much memory."""
+    """The device of the model, the precision and the memory limit."""
 
     max_memory: Annotated[
         str | None,
@@ -186,7 +187,7 @@ class ComputeOptions(MachineOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(_Options):
-    """What may be replaced, and what is kept for later."""
+    """Options about replacing outputs and resuming runs."""
 
     resume: Annotated[
         bool,
@@ -213,27 +214,29 @@ class RunOptions(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SharedOptions(ModelOptions, EncodingOptions, ComputeOptions, RunOptions):
-    """All options that both commands share."""
+    """All options shared by both commands."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedSettings(SharedOptions):
-    """What jobs of both commands have besides options: paths, and what shows the job."""
+    """Settings of both commands' jobs besides options: paths, and the display of the
+    job."""
 
     output: Path | None = None
-    """The file to write; None for a default name, in `folder`."""
+    """Output file; None for a default name in `folder`."""
     folder: Path | None = None
-    """Where an output with a default name goes; None for next to the input, or the current folder."""
+    """Folder for outputs with a default name; None for the input's folder, or the
+    current one."""
     stdout: BinaryIO | None = None
-    """Where the finished file goes instead of to a place of its own."""
+    """Stream to write the finished file to, instead of a path."""
     stdout_name: str = "-"
-    """What reports call that."""
+    """Name of that stream in reports."""
     store: Path | None = None
-    """Folder of the downloaded weights; None where only built-in ones may be used."""
+    """Folder of the downloaded weights; None to use only built-in ones."""
     show: "Show | None" = None
-    """What shows the job while it runs; the output is the same without."""
+    """Display of the running job, which does not affect the output."""
     tag: bool = True
-    """Write into the output how it was made."""
+    """Whether to record in the output how it was made."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

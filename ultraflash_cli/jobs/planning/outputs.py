@@ -14,7 +14,7 @@ _PLACE = re.compile(r"%(?:0(\d+))?d")
 
 
 def asked_suffix(output: Path | None, stdout: BinaryIO | None, codec: str) -> str | None:
-    """Return the container that is requested; None if it is to be chosen. Raises UsageError."""
+    """Return the requested container; None to choose one. Raises UsageError."""
     if stdout is None:
         return output.suffix if output is not None else None
     if codec == "png":

@@ -1,4 +1,4 @@
-"""How a clip is read and written given its recording medium: repairs, and the shape of its pixels."""
+"""Repairs of old recordings, and the handling of non-square pixels."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["GRAINS", "check_restoring", "reading_of", "shape_warning", "with_shape"]
 
 GRAINS = ("none", "keep", "remove")
-"""What `--grain` takes."""
+"""Values of `--grain`."""
 _MEASURING_THREADS = 4
 _SAME_SHAPE = Fraction(102, 100)
-"""Shapes that differ by less are the same: sides are rounded to even numbers."""
+"""Maximum ratio of aspect ratios that count as equal, as sides are rounded to even
+numbers."""
 
 
 def check_restoring(*, crop: str, chroma_shift: str, grain: str) -> None:
-    """Raise ConfigError for a value that these options do not take."""
+    """Raise ConfigError for an invalid value of these options."""
     read_crop(crop)
     read_shift(chroma_shift)
     if grain not in GRAINS:
@@ -31,7 +32,7 @@ def check_restoring(*, crop: str, chroma_shift: str, grain: str) -> None:
 
 
 def reading_of(job: "UpscaleJob", info: "ClipInfo", *, threads: int) -> "Mending":
-    """Decide how the clip of a job is read, by measurement if requested."""
+    """Decide how a job's clip is read, by measurement if requested."""
     from ultraflash_cli.video.deinterlacing import with_deinterlacing
     from ultraflash_cli.video.mending import mend
 
@@ -45,7 +46,8 @@ def reading_of(job: "UpscaleJob", info: "ClipInfo", *, threads: int) -> "Mending
 
 
 def with_shape(info: "ClipInfo", plan: UpscalePlan) -> "ClipInfo":
-    """Return a clip with square pixels where its target has the shape in which its own pixels show the picture."""
+    """Return the clip with square pixels if the target has the clip's display aspect
+    ratio."""
     shown = Fraction(info.width_px, info.height_px) * info.sample_aspect_ratio
     is_as_shown = _alike(shown, Fraction(plan.target[1], plan.target[0]))
     is_stretched = not _alike(Fraction(info.width_px, info.height_px), Fraction(plan.target[1], plan.target[0]))
@@ -53,7 +55,7 @@ def with_shape(info: "ClipInfo", plan: UpscalePlan) -> "ClipInfo":
 
 
 def shape_warning(info: "ClipInfo", plan: UpscalePlan) -> str | None:
-    """Return the warning that a target has another shape than the clip."""
+    """Return the warning that the target's shape differs from the clip's."""
     if _alike(Fraction(info.width_px, info.height_px), Fraction(plan.target[1], plan.target[0])):
         return None
     return (

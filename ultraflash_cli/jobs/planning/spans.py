@@ -6,7 +6,8 @@ from dataclasses import dataclass
 __all__ = ["UNIT_FRAMES", "Span", "divide"]
 
 UNIT_FRAMES = 240
-"""Approximate minimum number of frames in a span: what a worker computes between two claims."""
+"""Approximate minimum number of frames in a span, which a worker computes between two
+claims."""
 _MOST_SPANS = 64
 """Maximum number of spans in one clip."""
 
@@ -27,10 +28,9 @@ class Span:
 
 
 def divide(cuts: Iterable[int], total: int, *, least: int = UNIT_FRAMES) -> list[Span]:
-    """Divide a clip of `total` frames at its scene cuts into spans of at least the given number of frames, as far as
-    its cuts allow.
-
-    A short rest belongs to the span before it. No clip has more than 64 spans.
+    """Divide a clip of `total` frames at its scene cuts into spans of at least `least`
+    frames, as far as the cuts allow. A short remainder is added to the previous span.
+    No clip has more than 64 spans.
     """
     cuts = sorted(cuts)
     least = max(least, -(-total // _MOST_SPANS))

@@ -1,4 +1,4 @@
-"""Check the place of an output before any work is done."""
+"""Check the path of an output before any work is done."""
 
 import hashlib
 import os
@@ -41,8 +41,8 @@ _BITS_PER_PIXEL = {
     "png": 5.0,
     "y4m": 4.0,
 }
-"""A low estimate, so that a disk is refused only if it is certainly too small; one that fills up stops the run
-later."""
+"""Low estimates of bits per pixel, so that a disk is rejected only if it is certainly
+too small; a disk that fills up stops the run later."""
 
 
 def check_target(
@@ -53,15 +53,14 @@ def check_target(
     skip_existing: bool,
     work: Path | None = None,
 ) -> bool:
-    """Refuse a target that cannot be written; return whether it exists and is to be skipped.
-
-    Numbered pictures exist where any file fits their pattern: which numbers per clip will have is not known yet. What a
-    run that was killed in its very last step has put there is no obstacle to the same command; `work` is the folder
-    where such a run leaves word, None if nothing is to be resumed.
-
-    Raises OutputError if the system refuses, UsageError for a folder, a name without extension, what is no plain
-    file, the `source` itself or one of its pictures, and for a file that exists unless one of the two wishes says what
-    to do.
+    """Reject a target that cannot be written; return whether it exists and should be
+    skipped. Numbered images exist if any file matches their pattern, as the numbers to
+    be written are not known yet. Files of a run that was killed in its very last step
+    do not block the same command; `work` is the folder where such a run leaves a
+    record, None if nothing can be resumed. Raises OutputError for system errors,
+    UsageError for a folder, a name without extension, anything but a regular file, the
+    `source` itself or one of its images, and for an existing file unless `overwrite` or
+    `skip_existing` is set.
     """
     try:
         check_folder(output)
@@ -90,7 +89,8 @@ def check_target(
 
 
 def _refuse_gaps(output: Path) -> None:
-    """Raise UsageError if numbers are missing among the images of an output, which cannot be skipped as a result."""
+    """Raise UsageError if the existing images of an output have gaps, as an incomplete
+    output cannot be skipped."""
     from ultraflash_cli.video.sequence import existing_pictures
 
     numbers = list(existing_pictures(output))
@@ -108,10 +108,9 @@ def check_made_names(*outputs: Path) -> None:
 
 
 def followed(output: Path) -> Path:
-    """Return the file to write for a given output: if that is a symlink, the file it points to.
-
-    Raises UsageError for a symlink that leads nowhere, to a file of another kind, or that another user has put into a
-    folder that all may write.
+    """Return the file to write for a given output: if that is a symlink, the file it
+    points to. Raises UsageError for a dangling symlink, one to a file of a different
+    type, or one created by another user in a world-writable folder.
     """
     if not os.path.islink(output):
         return output
@@ -135,19 +134,21 @@ def link_notes(output: Path | None) -> tuple[str, ...]:
 
 
 def output_label(output: Path, stream: str | None) -> str:
-    """Return what messages call an output, by the name of the stream that it goes to, if it does."""
+    """Return the name of an output in messages: that of its stream, if it is
+    streamed."""
     if stream is None:
         return output.name
     return "stdout" if stream == "-" else Path(stream).name
 
 
 def is_pictures(output: Path) -> bool:
-    """Return whether an output is numbered pictures."""
+    """Return whether an output consists of numbered images."""
     return output.suffix.lower() == ".png"
 
 
 def existing_files(output: Path) -> list[Path]:
-    """List the existing files of an output: the file, or all pictures that fit its pattern. Raises OSError."""
+    """List the existing files of an output: the file, or all images that match its
+    pattern. Raises OSError."""
     if is_pictures(output):
         from ultraflash_cli.video.sequence import existing_pictures
 
@@ -163,7 +164,8 @@ def _refuse_special(found: list[Path]) -> None:
 
 
 def _refuse_input(found: list[Path], source: "Source | None") -> None:
-    """Raise UsageError if one of the files is the input or one of its pictures, under whatever name."""
+    """Raise UsageError if one of the files is the input or one of its images, under any
+    name."""
     from ultraflash_cli.video.sequence import ImageSequence
 
     if not found or not isinstance(source, Path | ImageSequence):
@@ -193,21 +195,21 @@ def encoded_bytes(codec: str, *, width_px: int, height_px: int, frames: int) -> 
 
 
 def stream_target(identity: str, temp: Path | None, suffix: str) -> Path:
-    """Return the file that stands for stdout while it is made: in `temp`, else in a folder that is this user's alone.
-
-    One `identity` has one file, so that an interrupted run is found again.
+    """Return the file that represents stdout during the run, in `temp` or else in a
+    private folder of this user. It depends only on `identity`, so that an interrupted
+    run can be resumed.
     """
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:12]
     return (temp or private_folder()) / f"ultraflash-{digest}{suffix}"
 
 
 def used_bytes(*folders: Path) -> int:
-    """Count the bytes of what an interrupted run has left in its folders."""
+    """Count the bytes that an interrupted run has left in its folders."""
     return sum(map(size_bytes, set(folders)))
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
-    """Raise OutputError if the disk of `folder` has less room than is needed at least."""
+    """Raise OutputError if the disk of `folder` has less than `needed_bytes` free."""
     if is_virtual(folder):
         raise OutputError(f"cannot write in {folder}: files cannot be created there; choose another location with -o")
     free = free_bytes(folder)
@@ -219,7 +221,8 @@ def check_space(folder: Path, needed_bytes: int) -> None:
 
 
 def check_folder(output: Path) -> None:
-    """Raise OutputError if nothing can be written in the folder of `output`, made or not made yet."""
+    """Raise OutputError if the folder of `output`, which may not exist yet, is not
+    writable."""
     for parent in output.parents:
         if parent.exists():
             if not parent.is_dir():

@@ -1,4 +1,4 @@
-"""Check and decide everything before a model is loaded, cheapest checks first."""
+"""Check and plan an upscaling before a model is loaded, cheapest checks first."""
 
 import math
 from dataclasses import dataclass, replace
@@ -67,18 +67,20 @@ class UpscaleJob(SharedSettings):
     source: Path
     """A file, a pattern such as `folder/%05d.png`, with `images` a folder; `-` if there is a `pipe`."""
     pipe: "Pipe | None" = None
-    """What to read instead of a file; nothing of it can be resumed."""
+    """Pipe to read instead of a file; such a run cannot be resumed."""
     images: bool = False
-    """A folder is a sequence of pictures."""
+    """Whether a folder is an image sequence."""
     res: str | None = None
-    """A name such as `1k`, `WxH` (as shown, after rotation), or a factor such as `2x`; None for the default rule."""
+    """A name such as `1k`, `WxH` (as shown, after rotation), or a factor such as `2x`;
+    None for the default."""
     prompt: str | None = None
-    """What the clip shows, for a model with a text path; None for the model's own default."""
+    """Description of the clip, for models with a text path; None for the model's
+    default."""
     encoder: str = "auto"
-    """Which of the model's encoders turns frames into latents."""
+    """The model's encoder from frames to latents."""
     strength: float = 1.0
     detail: float | None = None
-    """How much detail is added, 0 to 1, by a model that offers it; None is 1."""
+    """Strength of added detail, 0 to 1, for models that support it; None is 1."""
     guard: float | None = GUARD_LEVELS
     """How far the result may depart from the source, in levels of 255; None for no limit."""
     color: Literal["match", "off"] = "match"
@@ -87,27 +89,28 @@ class UpscaleJob(SharedSettings):
     """aac and flac: codec for audio that the container cannot hold unchanged."""
     subs: Literal["copy", "none"] = "copy"
     deinterlace: Literal["auto", "frame", "field", "off"] = "auto"
-    """As `video.deinterlacing` explains."""
+    """See `video.deinterlacing`."""
     crop: str = "none"
-    """none, auto, or pixels as `video.asked` reads them."""
+    """none, auto, or pixels; see `video.asked`."""
     chroma_shift: str = "none"
-    """Likewise."""
+    """none, auto, or a shift in pixels; see `video.asked`."""
     grain: Literal["none", "keep", "remove"] = "none"
-    """As `video.mending` explains."""
+    """See `video.mending`."""
     fps: Fraction | None = None
-    """Frames per second to write, by repeating or dropping frames; the rate of pictures, which have
-    none of their own."""
+    """Frames per second of the output, by repeating or dropping frames; for images,
+    which have no frame rate, also that of the input."""
     strict: bool = False
-    """Refuse an input of which something is damaged or missing."""
+    """Whether to reject an input that is damaged or incomplete."""
     renumber: bool = False
-    """Number pictures from 1; otherwise they keep the numbers of input pictures."""
+    """Whether to number images from 1; otherwise they keep the numbers of the input
+    images."""
     start: str | None = None
-    """As `window.parse_time` reads it; None for the clip's first frame."""
+    """In the syntax of `window.parse_time`; None for the clip's first frame."""
     end: str | None = None
     preview: str | None = None
-    """A length, or `LENGTH@PLACE`."""
+    """A duration, or `DURATION@POSITION`."""
     side_by_side: bool = False
-    """Show the plain resample on the left and the result on the right."""
+    """Whether to show plain resampling on the left and the result on the right."""
     downscale: bool = False
 
     def __post_init__(self) -> None:
@@ -130,26 +133,27 @@ class UpscaleJob(SharedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A job with everything decided that does not need the model."""
+    """A job with all decisions made that do not need the model."""
 
     job: UpscaleJob
     info: "ClipInfo"
     reading: "Mending"
-    """What was measured to decide how to read the clip, and which repairs are made."""
+    """The measurements of the clip, and the repairs to make."""
     output: Path
     """The file to write; if a symlink was given, the file that it points to."""
     exists: bool
-    """The output exists, and the job skips existing outputs."""
+    """Whether the output exists and the job skips existing outputs."""
     plan: UpscalePlan
     res: str
-    """The target as part of a file name: as requested, or by the default rule."""
+    """The target as part of a file name: as requested, or the default."""
     model: str
     window: Window | None
-    """The part of the clip to do; None for all of it."""
+    """The part of the clip to process; None for all of it."""
     fps: Fraction | None
-    """Frames per second to write, by repeating or dropping; None for every frame once, at its own time."""
+    """Frames per second of the output, by repeating or dropping frames; None to keep
+    every frame at its own time."""
     first_number: int
-    """The number of the first picture, where the output is pictures."""
+    """The number of the first image, if the output consists of images."""
     streams: "StreamPlan"
     spec: "EncodeSpec"
     threads: int
@@ -157,12 +161,13 @@ class Prepared:
 
     @property
     def shown_output(self) -> str:
-        """What reports call the output."""
+        """Name of the output in reports."""
         return self.job.stdout_name if self.job.stdout is not None else str(self.job.output or self.output)
 
 
 def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
-    """Estimate the number of frames to process if the container states its number."""
+    """Estimate the number of frames to process; None if the container does not state
+    it."""
     total = info.frame_count_estimate
     if window is None or total is None:
         return total
@@ -176,9 +181,8 @@ def estimate_frames(info: "ClipInfo", window: Window | None) -> int | None:
 
 
 def default_res(width_px: int, height_px: int) -> str:
-    """Return the default target: the first worthwhile one of `1k` and `2k`, else `2x`.
-
-    Narrow strips, whose long side would become too long, get `2x`.
+    """Return the default target: the first of `1k` and `2k` that enlarges the clip
+    enough, else `2x`. Narrow strips, whose long side would become too long, get `2x`.
     """
     short_px, long_px = sorted((width_px, height_px))
     for res, target_px in SHORT_SIDES.items():
@@ -189,10 +193,9 @@ def default_res(width_px: int, height_px: int) -> str:
 
 
 def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Prepared:
-    """Check and decide, writing nothing; without `to_write` the output's place is not looked at.
-
-    Raises UsageError (a target that makes no sense, options the encoder refuses, an output that exists), InputError,
-    OutputError.
+    """Check and plan a job without writing anything; without `to_write` the output path
+    is not checked. Raises UsageError (an impossible target, options that the encoder
+    rejects, an output that exists), InputError, OutputError.
     """
     check_address_space()
     source = find_input(job.source, job.pipe, images=job.images, rate=job.fps)
@@ -279,7 +282,8 @@ def prepare(job: UpscaleJob, facts: ModelFacts, *, to_write: bool = True) -> Pre
 def _spec(
     job: UpscaleJob, info: "ClipInfo", plan: UpscalePlan, *, fps: Fraction | None, threads: int, suffix: str | None
 ) -> "EncodeSpec":
-    """Return how the clip is encoded, next to its resample where both are shown."""
+    """Return the encoder settings of the clip, doubled in width if the plain resampling
+    is shown next to it."""
     from ultraflash_cli.video.encode import choose_spec, made_times
 
     height_px, width_px = plan.target
@@ -309,7 +313,7 @@ def _default_output(job: UpscaleJob, source: "Source", res: str, suffix: str, *,
 
 
 def _kept_streams(job: UpscaleJob, info: "ClipInfo", suffix: str | None, codec: str) -> "StreamPlan":
-    """Plan the streams to keep, without those the muxer rejects."""
+    """Plan the streams to keep, without those that the muxer rejects."""
     from ultraflash_cli.video.containers import plan_streams
     from ultraflash_cli.video.rehearsal import rehearse
 
@@ -335,9 +339,9 @@ def _check_target(output: Path, job: UpscaleJob, source: "Source") -> bool:
 
 
 def _check_space(output: Path, job: UpscaleJob, info: "ClipInfo", spec: "EncodeSpec", window: Window | None) -> None:
-    """Refuse a disk that is too full for segments and joined file, which are side by side for a moment.
-
-    Nothing is joined for a stream; and what cannot be resumed is deleted once it is written.
+    """Raise an error if the disk lacks room for the segments and the joined file, which
+    briefly coexist. Streams are not joined, and the segments of runs that cannot be
+    resumed are deleted once written.
     """
     temp = job.temp
     if job.stdout is not None and (job.pipe is not None or not job.resume):

@@ -8,7 +8,7 @@ from ultraflash_cli.errors import UsageError
 __all__ = ["Window", "choose_window", "is_still", "parse_time"]
 
 Window = tuple[Fraction, Fraction]
-"""Start and end (exclusive) in seconds of the input's own clock."""
+"""Start and end (exclusive) in seconds on the input's clock."""
 
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 _FOREVER_S = Fraction(10**9)
@@ -34,16 +34,16 @@ def parse_time(text: str, *, duration_s: Fraction | None) -> Fraction:
 
 
 def is_still(preview: str | None) -> bool:
-    """Return whether a preview asks for a single frame: `frame` or `frame@PLACE`."""
+    """Return whether a preview is a single frame: `frame` or `frame@POSITION`."""
     return preview is not None and preview.partition("@")[0].strip().lower() == "frame"
 
 
 def choose_window(
     *, start: str | None, end: str | None, preview: str | None, clip_start_s: Fraction, duration_s: float | None
 ) -> Window | None:
-    """Turn the three options into a window of the input's clock; None for the whole clip. Raises UsageError.
-
-    The clip's start is exact: its first frame must not fall out of a window that begins there.
+    """Convert the three options to a window on the input's clock; None for the whole
+    clip. Raises UsageError. The clip's start is exact, so that a window from there
+    includes the first frame.
     """
     if start is None and end is None and preview is None:
         return None

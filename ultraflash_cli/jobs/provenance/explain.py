@@ -18,16 +18,17 @@ class Explanation:
     file: str
     made: Made
     arguments: tuple[str, ...]
-    """The command that repeats it, word by word; INPUT stands for the input, INIT_CLIP for the clip
-    it continues from."""
+    """The arguments of the command that repeats it; INPUT stands for the input,
+    INIT_CLIP for the clip that it continues."""
     command: str
-    """The same as a line for a shell."""
+    """The same command as a shell line."""
     differences: tuple[str, ...]
-    """Reasons why this installation may give other pixels."""
+    """Reasons why this installation may produce different pixels."""
 
 
 def explain(path: Path) -> Explanation:
-    """Read the tag of a file, or of the first picture of a folder or pattern. Raises InputError if there is none."""
+    """Read the tag of a file, or of the first image of a folder or pattern. Raises
+    InputError if there is none."""
     found = explanation_of(path)
     if found is None:
         raise InputError(
@@ -38,7 +39,8 @@ def explain(path: Path) -> Explanation:
 
 
 def explanation_of(path: Path) -> Explanation | None:
-    """Read the tag of a file; None if there is none that can be read. Raises InputError for a missing file."""
+    """Read the tag of a file; None if it has no readable tag. Raises InputError for a
+    missing file."""
     from ultraflash_cli.video.made_tag import read_made
 
     name, file = _output_name(path)
@@ -57,7 +59,7 @@ def explanation_of(path: Path) -> Explanation | None:
 
 
 def _output_name(path: Path) -> tuple[str, Path]:
-    """Return what the command may call its output, and the file to look into."""
+    """Return the output name to use in the command, and the file to read."""
     from ultraflash_cli.video.sequence import existing_pictures, is_pattern
 
     pattern = path / "%05d.png" if path.is_dir() else path

@@ -1,4 +1,5 @@
-"""The tag of an output: how it was made, without paths, and enough to repeat it."""
+"""The tag of an output, which records how it was made: enough to repeat it, without
+paths."""
 
 import json
 import re
@@ -46,7 +47,7 @@ _MOST_WEIGHTS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What is known about the run that made a file."""
+    """The recorded facts about the run that made a file."""
 
     version: str
     command: str
@@ -58,14 +59,16 @@ class Made:
     device: str
     precision: str
     prompt: str | None = None
-    """What was generated."""
+    """Prompt of a generated clip."""
     options: Mapping[str, Value] = field(default_factory=dict[str, Value])
-    """What was requested and is not the default, and what the program chose where another machine would not."""
+    """Options that differ from the default, and choices that might differ on another
+    machine."""
     streamed: bool = False
-    """It was streamed, in parts that are encoded separately."""
+    """Whether it was streamed, in separately encoded parts."""
     guarded_share: float | None = None
-    """Share of the pixels that strayed too far from the source and were blended back (``--guard``); None without a
-    guard, and in a stream, whose tag comes first."""
+    """Share of pixels that departed too far from the source and were blended back
+    (``--guard``); None without a guard, and for a stream, whose tag is written
+    first."""
 
     def as_text(self) -> str:
         """Return the tag."""
@@ -117,10 +120,11 @@ class Made:
         return sorted(set(self.options) - _known())
 
     def arguments(self, output: str) -> list[str]:
-        """Return the command that repeats it, for an output of this name; INPUT stands for the input."""
+        """Return the arguments of the command that repeats it, for an output of this
+        name; INPUT stands for the input."""
         words = ["ultraflash", self.command, self.prompt if self.prompt is not None else "INPUT"]
         if words[2].startswith("-"):
-            words.insert(2, "--")  # stays the last thing before what is no option
+            words.insert(2, "--")  # must be the last option before the arguments
         given: list[str] = ["-o", "-" if self.streamed else output]
         for flag, value in self.options.items():
             if flag not in _known():
@@ -174,7 +178,7 @@ def made_by_generating(prepared: PreparedGeneration, built: "Built[FrameGenerato
 
 
 def _text(command: str, job: Any, built: Any, *, model: str, threads: int, options: Mapping[str, Value | None]) -> str:
-    """Return the tag of a job of either kind, with the options that both have."""
+    """Return the tag of a job of either kind, with the options common to both."""
     precision = built.precision if built.precision in _PRECISIONS else job.precision
     shared: dict[str, Value | None] = {
         "--enc-opt": [f"{key}={_without_paths(value)}" for key, value in job.enc_options],

@@ -1,3 +1,3 @@
-"""What outlives a kill: work folder, journal, spool."""
+"""State that survives a kill: work folder, journal, spool."""
 
 __all__: list[str] = []

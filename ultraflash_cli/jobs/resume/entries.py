@@ -44,7 +44,8 @@ _WITH_RECORDS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentEntry:
-    """One finished segment: frames `first_frame` to `end_frame` (not included) of the output."""
+    """One finished segment: frames `first_frame` to `end_frame` (exclusive) of the
+    output."""
 
     files: tuple[SegmentFile | None, ...]
     """The segment's file for each output; None for an output that shows none of its frames."""
@@ -56,8 +57,8 @@ class SegmentEntry:
     """File with the cascade's state after the last frame; None if a new scene begins there."""
     state_sha256: str | None
     guarded: tuple[int, int] | None = None
-    """Pixels of the clip so far that strayed from the source and were blended back, and all that were compared; None
-    without a guard."""
+    """Number of pixels of the clip so far that departed from the source and were
+    blended back, and number of all compared; None without a guard."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guarded", _counts(self.guarded))
@@ -68,27 +69,28 @@ class SegmentEntry:
         return [file.path.name for file in self.files if file is not None]
 
     def as_json(self) -> dict[str, object]:
-        """Return the values that a journal keeps."""
+        """Return the values to store in a journal."""
         files = [None if file is None else {**vars(file), "path": file.path.name} for file in self.files]
         return {**vars(self), "files": files}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BegunEntry:
-    """A segment that was unfinished when the run was stopped: its pictures up to `end_frame`, not encoded."""
+    """A segment that was unfinished when the run stopped: its pictures up to
+    `end_frame`, unencoded."""
 
     file: str
     size_bytes: int
-    """How much of the file counts; a later run writes after it."""
+    """Number of valid bytes of the file; a later run appends to them."""
     end_frame: int
     scene_first: int
     groups: int
-    """Groups of frames that the segment has so far."""
+    """Number of groups in the segment so far."""
     state: str
-    """File with the cascade's state after the last of them."""
+    """File with the cascade's state after the last group."""
     state_sha256: str
     guarded: tuple[int, int] | None = None
-    """As in a segment."""
+    """See `SegmentEntry.guarded`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guarded", _counts(self.guarded))
@@ -99,18 +101,18 @@ class MovedFile:
     """A finished file being moved into place; size and modification time tell whether it has arrived."""
 
     path: str
-    """Where it goes; absolute."""
+    """Absolute destination path."""
     size_bytes: int
     changed_ns: int
 
     @classmethod
     def of(cls, made: Path, target: Path) -> Self:
-        """Describe a file `made` that goes to `target`. Raises OSError."""
+        """Describe a file `made` that will be moved to `target`. Raises OSError."""
         stat = made.stat()
         return cls(path=os.path.abspath(target), size_bytes=stat.st_size, changed_ns=stat.st_mtime_ns)
 
     def is_there(self) -> bool:
-        """Return whether it is in place."""
+        """Return whether the file is in place."""
         try:
             stat = os.lstat(self.path)
         except (OSError, ValueError):
@@ -120,7 +122,7 @@ class MovedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The last step of a run: what it moves."""
+    """The last step of a run: the files that it moves."""
 
     frames: int
     """Frames of the output."""
@@ -135,20 +137,20 @@ class Found:
     fingerprint: dict[str, object]
     segments: list[SegmentEntry]
     first_frame: int = 0
-    """The frame that the work begins with."""
+    """The first frame of the work."""
     begun: BegunEntry | None = None
     complete: bool = False
     placement: Placement | None = None
     refused: str | None = None
-    """Why none of it may be used."""
+    """Reason why the journal cannot be used."""
     is_foreign: bool = False
-    """Its format is not one that this version reads."""
+    """Whether its format is unknown to this version."""
     has_records: bool = False
-    """It has the previous format; its segments have records next to them."""
+    """Whether it has the previous format, whose segments have records next to them."""
 
 
 def count_frames(folder: Path) -> int:
-    """Count the frames that the run in a work folder has finished for good."""
+    """Count the frames that the run in a work folder has permanently finished."""
     found = read_journal(folder)
     if found is None or found.refused is not None:
         return 0
@@ -166,7 +168,7 @@ def moved_files(folder: Path) -> list[Path]:
 
 
 def read_journal(folder: Path) -> Found | None:
-    """Read the journal in a folder; None if there is none, or none that can be read."""
+    """Read the journal in a folder; None if there is no readable one."""
     try:
         check_ours(folder)
         lines = read_text(folder / JOURNAL).splitlines()
@@ -186,7 +188,7 @@ def read_journal(folder: Path) -> Found | None:
             else:
                 _enter(found, record, folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # The line being written when the power failed.
+            # A line that was being written when the power failed.
             break
         except OutputError as error:
             assert found is not None, "entries follow the fingerprint"
@@ -228,7 +230,8 @@ def _enter(found: Found, record: dict[str, Any], folder: Path) -> None:
 
 
 def _segment_file(said: dict[str, Any], folder: Path) -> SegmentFile:
-    """Return a file of a segment in `folder`. Raises as `_check_name` and `_check_numbers` do, TypeError."""
+    """Return a file of a segment in `folder`. Raises the errors of `_check_name` and
+    `_check_numbers`, and TypeError."""
     _check_name(said["path"], SEGMENT_FILE)
     file = SegmentFile(**said | {"path": folder / said["path"]})
     _check_numbers(file.size_bytes, file.frames)
@@ -238,7 +241,8 @@ def _segment_file(said: dict[str, Any], folder: Path) -> SegmentFile:
 
 
 def _files_with_records(said: dict[str, Any], folder: Path) -> list[dict[str, Any] | None]:
-    """Convert the file of an entry of the previous format, with the records next to it. Raises OSError too."""
+    """Convert the file of an entry in the previous format, with the records next to it.
+    Also raises OSError."""
     name, size_bytes = said.pop("file"), said.pop("size_bytes")
     _check_name(name, SEGMENT_FILE)
     if not size_bytes:
@@ -261,7 +265,8 @@ def _check_numbers(*numbers: int) -> None:
 
 
 def _counts(read: object) -> tuple[int, int] | None:
-    """Return two counts as they are or as JSON gives them. Raises ValueError for anything else."""
+    """Return two counts, given as a tuple or a JSON list. Raises ValueError for
+    anything else."""
     if read is None:
         return None
     counts = cast("tuple[object, ...]", tuple(read)) if isinstance(read, list | tuple) else ()
@@ -271,10 +276,9 @@ def _counts(read: object) -> tuple[int, int] | None:
 
 
 def version_change(folder: Path, fingerprint: Mapping[str, object]) -> str | None:
-    """Return which versions have changed since the run in `folder` if nothing else prevents the command from
-    resuming.
-
-    None if it can resume, if the command is another one, and if nothing is finished.
+    """Return the versions that have changed since the run in `folder`, if nothing else
+    prevents the command from resuming. None if it can resume, if the command is a
+    different one, or if nothing is finished.
     """
     found = read_journal(folder)
     if found is None or found.is_foreign:
@@ -286,12 +290,13 @@ def version_change(folder: Path, fingerprint: Mapping[str, object]) -> str | Non
 
 
 def as_read(fingerprint: Mapping[str, object]) -> dict[str, object]:
-    """Pass a fingerprint through JSON and back, so that it compares like one that was read."""
+    """Convert a fingerprint to JSON and back, so that it compares equal to one that was
+    read."""
     return cast(dict[str, object], json.loads(json.dumps(dict(fingerprint))))
 
 
 def difference(old: Mapping[str, object], new: Mapping[str, object]) -> str | None:
-    """Return in a few words how two fingerprints differ; None if they do not."""
+    """Describe briefly how two fingerprints differ; None if they do not."""
     for name in [*new, *(name for name in old if name not in new)]:
         if old.get(name) != new.get(name):
             return f"{name} was {_short(old.get(name))} and is {_short(new.get(name))}"

@@ -1,4 +1,5 @@
-"""What identifies a job: the content of its inputs, and the versions of everything that affects pixels."""
+"""Fingerprints of jobs: the content of inputs, and the versions of everything that
+affects pixels."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -22,17 +23,19 @@ _SAMPLE_BYTES = 64 << 10
 """A large file is identified by its size and 64 evenly spaced blocks of 64 KiB, including the first and the last."""
 
 _PICTURES_BYTES = 256 << 20
-"""About how much is read of all the pictures of a sequence together."""
+"""Approximate number of bytes read from all images of a sequence together."""
 _PICTURE_SAMPLES = 8
 _LEAST_SAMPLE_BYTES = 4 << 10
 
 _VERSION = "the version of "
 _OURS = ("the weights", "the plan", "the memory plan", "the encoder", "the streams", "the segment length")
-"""What a newer version of the program may choose differently for the same command."""
+"""Choices that another version of the program may make differently for the same
+command."""
 
 
 def content_digest(path: Path, *, samples: int = _SAMPLES, sample_bytes: int = _SAMPLE_BYTES) -> str:
-    """Hash a file's size and content, of a large file evenly spaced blocks with both ends. Raises OSError."""
+    """Hash a file's size and content; of a large file, evenly spaced blocks including
+    both ends. Raises OSError."""
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size} ".encode())
     with path.open("rb") as file:
@@ -46,9 +49,8 @@ def content_digest(path: Path, *, samples: int = _SAMPLES, sample_bytes: int = _
 
 
 def pictures_digest(pictures: Sequence[Path]) -> str:
-    """Hash names, sizes and content of the pictures of a sequence; the more there are, the less is read of each.
-
-    Raises InputError.
+    """Hash names, sizes and contents of a sequence's images; the more there are, the
+    less is read of each. Raises InputError.
     """
     each = _PICTURES_BYTES // max(1, len(pictures)) // _PICTURE_SAMPLES
     sample_bytes = max(_LEAST_SAMPLE_BYTES, min(_SAMPLE_BYTES, each))
@@ -65,7 +67,7 @@ def pictures_digest(pictures: Sequence[Path]) -> str:
 def file_facts(name: str, path: Path) -> dict[str, object]:
     """Return facts that identify a file, for a fingerprint; `name` is its user-facing name.
 
-    Modification times are left out: copies have others.
+    Modification times are not included, as copies have different ones.
     """
     return {f"{name}'s size": path.stat().st_size, f"{name}'s content": content_digest(path)}
 
@@ -76,7 +78,8 @@ def library_versions(*more: str) -> dict[str, object]:
 
 
 def is_only_another_version(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
-    """Return whether two fingerprints are of the same command under other versions of the program or its libraries."""
+    """Return whether two fingerprints belong to the same command under different
+    versions of the program or its libraries."""
     changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
     versions = changed & {*versions_in(old), *versions_in(new)}
     return bool(versions) and changed - versions <= set(_OURS)

@@ -69,13 +69,14 @@ __all__ = [
 
 
 class Journal:
-    """What is finished, in the order of the output; every change is on disk before the call returns."""
+    """The record of finished work, in output order; every change is on disk before the
+    call returns."""
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, object], *, first_frame: int = 0) -> None:
-        """Open the journal in `folder` (locked by the caller); what was made under another fingerprint is deleted.
-
-        The work begins with `first_frame` of the output. `fresh_because` then says in a few words what has changed.
-        Raises OutputError when the folder cannot be written.
+        """Open the journal in `folder` (locked by the caller); results with a different
+        fingerprint are deleted, and `fresh_because` then describes what has changed.
+        The work starts with `first_frame` of the output. Raises OutputError if the
+        folder cannot be written.
         """
         self.folder = folder
         self.first_frame = first_frame
@@ -101,7 +102,7 @@ class Journal:
         if self.fresh_because is not None:
             self._clear()
         elif found.placement is not None and all(file.is_there() for file in found.placement.files):
-            # Some segments may be gone already; they are no longer needed.
+            # Some segments may be missing, but they are no longer needed.
             self.segments, self.complete, self.placement = found.segments, found.complete, found.placement
         else:
             self.placement = found.placement
@@ -109,29 +110,32 @@ class Journal:
             whole = len(self.segments) == len(found.segments)
             self.complete = found.complete and whole
             self.begun = found.begun if whole and found.begun is not None and self._is_whole(found.begun) else None
-            if found.has_records:  # before the records go
+            if found.has_records:  # before the records are deleted
                 self._rewrite()
             self._clear()
         self._rewrite()
 
     @property
     def frames(self) -> int:
-        """Finished frames of the output, counting those before the first one."""
+        """Number of finished frames of the output, including those before the first
+        one."""
         return self.segments[-1].end_frame if self.segments else self.first_frame
 
     @property
     def placed(self) -> bool:
-        """All outputs are in place."""
+        """Whether all outputs are in place."""
         return self.placement is not None and all(file.is_there() for file in self.placement.files)
 
     @property
     def safe_frames(self) -> int:
-        """Frames that are not computed again: those of finished segments and of the current one."""
+        """Number of frames that need not be computed again: those of finished segments
+        and those kept of the current one."""
         return self.begun.end_frame if self.begun is not None else self.frames
 
     @property
     def scene_first(self) -> int:
-        """The first frame of the scene that the next frame belongs to if there is a state to continue from."""
+        """The first frame of the next frame's scene, if there is a state to continue
+        from."""
         last = self.begun or self.segments[-1]
         return last.scene_first
 
@@ -141,7 +145,7 @@ class Journal:
         return [file for file in files if file is not None]
 
     def segment_path(self, output: int = 0) -> Path:
-        """Return the path where the next segment of an output is to be written."""
+        """Return the path for the next segment of an output."""
         return self.folder / segment_name(len(self.segments), output)
 
     def begun_path(self) -> Path:
@@ -149,7 +153,7 @@ class Journal:
         return self.folder / f"begun-{len(self.segments):06d}.frames"
 
     def state_bytes(self) -> bytes | None:
-        """Read the state after the last frame that is safe; None if a new scene begins."""
+        """Read the state after the last safe frame; None if a new scene begins."""
         name = self.begun.state if self.begun is not None else self._last_state()
         if name is None:
             return None
@@ -158,7 +162,8 @@ class Journal:
 
     @property
     def guarded(self) -> tuple[int, int] | None:
-        """Pixels of `safe_frames` that were blended back, and all that were compared; None where unknown."""
+        """Number of pixels of `safe_frames` that were blended back, and number of all
+        compared; None if unknown."""
         last = self.begun or (self.segments[-1] if self.segments else None)
         return last.guarded if last is not None else None
 
@@ -174,7 +179,7 @@ class Journal:
     ) -> None:
         """Enter the unfinished segment: the first bytes of `begun_path`, synced, and the state after it.
 
-        Raises OSError as the file system gives it.
+        Raises OSError from the file system.
         """
         before = self.begun
         path = self.begun_path()
@@ -207,7 +212,7 @@ class Journal:
     ) -> SegmentEntry:
         """Enter a finished segment together with the state after it; the state before it is deleted.
 
-        Raises OSError as the file system gives it.
+        Raises OSError from the file system.
         """
         before = self._last_state()
         state_name = state_sha256 = None
@@ -234,17 +239,18 @@ class Journal:
         return entry
 
     def adopt(self, entries: Sequence[SegmentEntry]) -> None:
-        """Enter all segments of the clip at once, finished elsewhere and in place. Raises OutputError."""
+        """Enter all segments of the clip at once, which were finished elsewhere and are
+        in place. Raises OutputError."""
         self.segments, self.begun, self.complete = list(entries), None, True
         self._rewrite()
 
     def finish(self) -> None:
-        """Note that the last segment ends the clip; only joining is left."""
+        """Record that the last segment ends the clip, so that only joining is left."""
         self._append({"complete": True})
         self.complete = True
 
     def place(self, placement: Placement) -> None:
-        """Note what will be moved into place. Raises OSError."""
+        """Record the files that will be moved into place. Raises OSError."""
         self._append({"placement": asdict(placement)})
         self.placement = placement
 
@@ -252,7 +258,7 @@ class Journal:
         return self.segments[-1].state if self.segments else None
 
     def _usable(self, entries: list[SegmentEntry]) -> list[SegmentEntry]:
-        """Return the longest run of segments that are whole and can be continued from."""
+        """Return the leading segments that are intact and can be continued."""
         whole = 0
         for entry in entries:
             files = [file for file in entry.files if file is not None]
@@ -276,7 +282,7 @@ class Journal:
 
     def _is_whole(self, begun: BegunEntry) -> bool:
         path = self.folder / begun.file
-        # A later run writes after it, which another name of the same file would suffer from.
+        # A later run appends to it, which would also affect hard links to the file.
         alone = is_plain(path) and path.stat().st_nlink == 1
         return alone and path.stat().st_size >= begun.size_bytes and self._has_state(begun)
 
@@ -307,7 +313,7 @@ class Journal:
         sync_folder(self.folder)
 
     def _clear(self) -> None:
-        """Delete all of ours but the journal, a spool, and what is still to be used."""
+        """Delete all our files except the journal, a spool, and those still in use."""
         kept = {LOCK, JOURNAL, SPOOL, self._last_state()}
         if self.begun is not None:
             kept |= {self.begun.file, self.begun.state}
@@ -316,14 +322,15 @@ class Journal:
 
 
 def empty(folder: Path) -> None:
-    """Delete what runs left in a work folder, except its lock and a spool. Raises OSError."""
+    """Delete the remains of runs in a work folder, except its lock and a spool. Raises
+    OSError."""
     remove_own(folder, lambda name: name in (LOCK, SPOOL))
 
 
 def discard(folder: Path) -> bool:
-    """Delete a work folder and what runs left in it, the journal last, because it records what is done.
-
-    Files that are not ours stay, and the folder with them; returns whether nothing is left.
+    """Delete a work folder and the remains of runs in it, the journal last, because it
+    records the finished work. Other files are kept, and the folder with them; returns
+    whether nothing is left.
     """
     with suppress(OSError, OutputError):
         check_ours(folder)
@@ -341,7 +348,7 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 
 def _write_state(path: Path, state: StateContent) -> str:
-    """Write a state as it arrives, synced; return the SHA-256 of the file."""
+    """Write a state incrementally, synced; return the SHA-256 of the file."""
     digest = hashlib.sha256()
     try:
         with make_new(path) as file:

@@ -20,15 +20,17 @@ class Leftover:
     folder: Path
     size_bytes: int
     frames: int
-    """Frames after which the same command would resume."""
+    """Number of frames after which the same command would resume."""
     in_use: bool
-    """A run is using it."""
+    """Whether a run is using it."""
     refusal: str | None = None
-    """Why it is skipped: a symlink, a file or another user's folder; None for one of ultraflash."""
+    """Reason to skip it: a symlink, a file or another user's folder; None for a folder
+    of ours."""
 
 
 def find_leftovers(folders: Iterable[Path], *, recursive: bool) -> list[Leftover]:
-    """Find work folders in `folders`, without following links; raises InputError for one that is no folder."""
+    """Find work folders in `folders`, without following symlinks; raises InputError if
+    one is not a folder."""
     found: list[Leftover] = []
     for folder in folders:
         if not folder.is_dir():
@@ -44,7 +46,8 @@ def find_leftovers(folders: Iterable[Path], *, recursive: bool) -> list[Leftover
 
 
 def _children(folder: Path, *, recursive: bool) -> list[Path]:
-    """List what is named like a work folder in `folder`, and in the folders inside, those of work left out."""
+    """List everything named like a work folder in `folder` and, if `recursive`, its
+    subfolders, except inside work folders."""
     found: list[Path] = []
     for base, names, files in os.walk(folder):
         found += [Path(base, name) for name in sorted([*names, *files]) if looks_like_work(name)]
@@ -55,7 +58,8 @@ def _children(folder: Path, *, recursive: bool) -> list[Path]:
 def remove(leftover: Leftover) -> bool:
     """Remove a leftover unless a run is using it; returns whether it is gone.
 
-    Only what the program has made is deleted; a folder with anything else in it stays. Raises OutputError.
+    Only files created by the program are deleted; a folder with other files is kept.
+    Raises OutputError.
     """
     if leftover.refusal is not None:
         return False

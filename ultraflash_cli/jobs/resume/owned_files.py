@@ -1,4 +1,5 @@
-"""Work folders: private, never reached through a symlink, and only emptied of files the program creates."""
+"""Work folders: private, never accessed through a symlink, and only cleared of files
+that the program creates."""
 
 import os
 import re
@@ -43,9 +44,10 @@ LOCK = "lock"
 JOURNAL = "journal.jsonl"
 JOURNAL_DRAFT = "journal.new"
 SPOOL = "stdin"
-"""The copy of a pipe's content."""
+"""Name of the copy of a pipe's content."""
 SEGMENT_FILE = re.compile(r"segment-\d{6,}\.video(\.[a-z0-9.]+)?")
-"""A segment of the main output, or of a further one; earlier versions kept records under such names, too."""
+"""A segment of the main output or of another one; earlier versions also used such names
+for records."""
 STATE = re.compile(r"state-\d{6,}\.safetensors")
 BEGUN = re.compile(r"begun-\d{6,}\.frames")
 BEGUN_STATE = re.compile(r"begun-\d{6,}-\d+\.safetensors")
@@ -60,24 +62,27 @@ _OWN = re.compile(
         )
     )
 )
-"""Names the program creates in a work folder; nothing else in it is ever deleted."""
+"""Names that the program creates in a work folder; nothing else in it is ever
+deleted."""
 
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
 def segment_name(number: int, output: int = 0) -> str:
-    """Return the name of a segment's file for the main output, or for a further one."""
+    """Return the name of a segment's file for the main output or for another one."""
     return f"segment-{number:06d}.video" + (f".{output}" if output else "")
 
 
 def is_own_name(name: str) -> bool:
-    """Return whether the program makes a file or folder of this name in a work folder."""
+    """Return whether the program creates a file or folder of this name in a work
+    folder."""
     return _OWN.fullmatch(name) is not None
 
 
 def check_ours(folder: Path) -> None:
-    """Raise OutputError for a work folder that is a symlink, a file, or another user's; one that is missing is fine."""
+    """Raise OutputError for a work folder that is a symlink, a file or another user's;
+    a missing one is fine."""
     try:
         found = folder.lstat()
     except FileNotFoundError:
@@ -97,9 +102,8 @@ def check_ours(folder: Path) -> None:
 
 
 def claim(folder: Path) -> None:
-    """Make `folder` if it is missing, for this user alone; an existing one has to be ours.
-
-    Raises OutputError if it is not, OSError as the file system gives it.
+    """Create `folder`, private to this user, if it is missing; an existing one must be
+    ours. Raises OutputError if it is not, and OSError from the file system.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -107,13 +111,14 @@ def claim(folder: Path) -> None:
     except FileExistsError:
         check_ours(folder)
         if stat.S_IMODE(folder.lstat().st_mode) & 0o077:
-            # File systems without modes refuse that.
+            # File systems without modes reject this.
             with suppress(OSError):
                 folder.chmod(0o700)
 
 
 def open_existing(path: Path, flags: int = os.O_RDONLY, *, create: bool = False) -> int:
-    """Open a regular file that is not a symlink, and return its descriptor; `create` makes it if it is missing.
+    """Open a regular file that is not a symlink, and return its descriptor; `create`
+    creates a missing one.
 
     Raises OSError, and OutputError for anything but a regular file.
     """
@@ -135,7 +140,8 @@ def edit_existing(path: Path) -> BinaryIO:
 
 
 def take_away(path: Path) -> None:
-    """Delete a regular file or a symlink, not its target; devices and folders are left alone. Raises OSError."""
+    """Delete a regular file or a symlink (not its target); devices and folders are left
+    alone. Raises OSError."""
     with suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
@@ -143,7 +149,8 @@ def take_away(path: Path) -> None:
 
 
 def make_new(path: Path) -> BinaryIO:
-    """Return a new, empty file to write and read; an existing file loses its name but keeps its content.
+    """Return a new, empty file for writing and reading; an existing file is unlinked,
+    not truncated.
 
     Raises OSError.
     """
@@ -152,7 +159,7 @@ def make_new(path: Path) -> BinaryIO:
 
 
 def make_folder_anew(folder: Path) -> None:
-    """Make an empty folder, deleting any existing one. Raises OSError."""
+    """Create an empty folder, deleting any existing one. Raises OSError."""
     if folder.is_symlink() or not folder.is_dir():
         take_away(folder)
     else:
@@ -176,7 +183,7 @@ def truncate(path: Path, size: int) -> None:
 
 
 def is_plain(path: Path) -> bool:
-    """Return whether `path` is a regular file and not a symlink."""
+    """Return whether `path` is a regular file rather than a symlink."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -184,9 +191,9 @@ def is_plain(path: Path) -> bool:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Remove what has one of our names in `folder` but is a symlink, a device or another user's; return the names.
-
-    What links point to is left alone. Raises OSError.
+    """Remove entries of `folder` that have one of our names but are symlinks, devices
+    or another user's; return their names. Targets of symlinks are left alone. Raises
+    OSError.
     """
     owner = folder.lstat().st_uid
     swept: list[str] = []
@@ -205,7 +212,8 @@ def sweep(folder: Path) -> list[str]:
 
 
 def remove_own(folder: Path, keep: Callable[[str], bool] = lambda name: False) -> None:
-    """Delete what the program has made in `folder`, apart from names to `keep`; links are not followed.
+    """Delete the program's files in `folder`, except names to `keep`; symlinks are not
+    followed.
 
     Raises OSError.
     """
@@ -220,7 +228,7 @@ def remove_own(folder: Path, keep: Callable[[str], bool] = lambda name: False) -
 
 
 def size_bytes(folder: Path) -> int:
-    """Count the bytes of the files in a work folder; links count as nothing."""
+    """Count the bytes of the files in a work folder, not counting symlinks."""
     total = 0
     for base, _, names in os.walk(folder):
         for name in names:
@@ -233,7 +241,8 @@ def size_bytes(folder: Path) -> int:
 def _is_mine(uid: int, parent: Path) -> bool:
     if not hasattr(os, "geteuid") or uid == os.geteuid():
         return True
-    # Some file systems give everything to one user, or map users: what we make there tells.
+    # Some file systems assign all files to one user, or map users, so test with a file
+    # of our own.
     try:
         sample = Path(tempfile.mkdtemp(prefix=".ultraflash-", dir=parent))
     except OSError:

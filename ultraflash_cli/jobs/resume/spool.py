@@ -1,4 +1,5 @@
-"""The pictures of the current segment, kept as they are, so that a stop loses none of them."""
+"""The unencoded pictures of the current segment, kept so that a stop does not lose
+them."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +17,8 @@ from ultraflash_cli.video.frame import Frame
 __all__ = ["Spool", "Spooled", "spooled"]
 
 _HEAD = Struct("<HqqIIBB")
-"""Sink, timestamp, duration, height, width, bytes per sample, planes."""
+"""Fields of a record's head: sink, timestamp, duration, height, width, bytes per
+sample, planes."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,17 @@ class Spooled:
 
 
 class Spool:
-    """Holds what goes into the encoders until the segment is finished; use as a context manager.
-
-    An encoder cannot be suspended, so a stopped segment is encoded again from here. Calls stay in
-    memory, and are written to disk when the work stops or once they exceed `SPOOL_BYTES`: writing
-    them all the time would wear out the disk for a stop that may never come. If the disk fails,
-    nothing is kept, and the segment would be computed again.
+    """Keeps the encoders' input until the segment is finished; use as a context
+    manager. An encoder cannot be suspended, so a stopped segment is re-encoded from
+    here. Calls stay in memory, and are written to disk when the work stops or when they
+    exceed `SPOOL_BYTES`: writing them constantly would wear out the disk for a stop
+    that may never come. If the disk fails, nothing is kept, and the segment has to be
+    computed again.
     """
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """Keep the first `keep_bytes` of the file at `path`; what is held comes after them."""
+        """Keep the first `keep_bytes` of the file at `path`, and append new calls to
+        them."""
         self._path = path
         self._keep_bytes = keep_bytes
         self._held: list[Spooled] | None = []
@@ -53,14 +56,14 @@ class Spool:
     ) -> None:
         self._held = None
         if not self._finished:
-            # It will not be read, and on a full disk every byte counts.
+            # It will not be read again, and on a full disk every byte counts.
             self._give_up()
         if self._file is not None:
             with suppress(OSError):
                 self._file.close()
 
     def record(self, call: Spooled) -> None:
-        """Add one call; its arrays must not change any more."""
+        """Add one call; its arrays must no longer be modified."""
         try:
             if self._held is not None:
                 self._held.append(call)
@@ -73,7 +76,8 @@ class Spool:
             self._give_up()
 
     def finish(self) -> int | None:
-        """Wait until everything is on disk; return the size in bytes, None if the disk failed."""
+        """Wait until everything is on disk; return the size in bytes, or None if the
+        disk failed."""
         try:
             if self._held is not None:
                 self._pour()
@@ -88,7 +92,7 @@ class Spool:
         return size_bytes
 
     def _pour(self) -> None:
-        """Write what is held; raises OSError."""
+        """Write the calls held in memory; raises OSError."""
         held, self._held = self._held or [], None
         if self._keep_bytes:
             self._file = edit_existing(self._path)

@@ -26,18 +26,21 @@ __all__ = [
 
 _PREFIX, _SUFFIX = ".", ".ultraflash"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Errors of file systems without locks, as on some clusters; work continues without a lock."""
+"""Errors of file systems without locks, as on some clusters; the work then continues
+without a lock."""
 _LONGEST_NAME = 220
-"""Longest file name in bytes that every file system accepts, with room for our prefix and suffix."""
+"""Longest file name in bytes that leaves room for our prefix and suffix on every file
+system."""
 
 
 def work_folder(output: Path) -> Path:
-    """Return the hidden folder beside `output` that holds its unfinished work."""
+    """Return the hidden folder next to `output` for its unfinished work."""
     return output.with_name(f"{_PREFIX}{fitted(output.name)}{_SUFFIX}")
 
 
 def fitted(name: str) -> str:
-    """Shorten a file name that leaves no room for our prefix and suffix; different names stay different."""
+    """Shorten a file name that leaves no room for our prefix and suffix; different
+    names remain different."""
     if len(os.fsencode(name)) <= _LONGEST_NAME:
         return name
     path = Path(name)
@@ -46,46 +49,50 @@ def fitted(name: str) -> str:
 
 
 def temp_work_folder(output: Path, temp: Path) -> Path:
-    """Return the folder in `temp` that holds the unfinished work of `output`; outputs of one name have their own."""
+    """Return the folder in `temp` for the unfinished work of `output`; outputs of the
+    same name have different ones."""
     place = hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:8]
     return temp / f"{_PREFIX}{fitted(output.name)}.{place}{_SUFFIX}"
 
 
 def unfinished_work(output: Path, temp: Path | None) -> Path:
-    """Return the folder that holds the unfinished work of `output`, in `temp` where that is given."""
+    """Return the folder for the unfinished work of `output`, in `temp` if that is
+    given."""
     return work_folder(output) if temp is None else temp_work_folder(output, temp)
 
 
 def is_work_folder(path: Path) -> bool:
-    """Return whether `path` is a folder that an unfinished run has made; a symlink to one does not count."""
+    """Return whether `path` is a folder created by an unfinished run, and not a symlink
+    to one."""
     return looks_like_work(path.name) and path.is_dir() and not path.is_symlink() and is_plain(path / LOCK)
 
 
 def looks_like_work(name: str) -> bool:
-    """Return whether a folder of unfinished work may have this name."""
+    """Return whether this is the name of a folder for unfinished work."""
     return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
 def private_folder() -> Path:
-    """Return this user's private folder for work without a place of its own; it is not created here."""
+    """Return this user's private folder for work that belongs to no output folder; it
+    is not created here."""
     user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
     return Path(tempfile.gettempdir()) / f"ultraflash{user}"
 
 
 def leave_private_folder(folder: Path) -> None:
-    """Remove `folder` if it is the private one and nothing is left in it."""
+    """Remove `folder` if it is the private one and is empty."""
     if folder == private_folder():
         with suppress(OSError):
             folder.rmdir()
 
 
 class OutputLock:
-    """An exclusive lock on a work folder for as long as the object is open; the system frees it if we die."""
+    """An exclusive lock on a work folder while the object is open; the system releases
+    it if the process dies."""
 
     def __init__(self, folder: Path) -> None:
-        """Create `folder` if need be and lock it.
-
-        Raises OutputError when another process has it, and for a folder that is a symlink or not ours.
+        """Create `folder` if necessary and lock it. Raises OutputError if another
+        process has locked it, and for a folder that is a symlink or not ours.
         """
         self.folder = folder
         self._descriptor = self._take()
@@ -105,13 +112,15 @@ class OutputLock:
                 raise OutputError(
                     f"another run is writing {_output_name(folder)} in {folder.parent}; wait for it or stop it"
                 )
-            # The run that had the lock before us may have deleted the folder while we were opening it.
+            # The previous holder of the lock may have deleted the folder while we were
+            # opening it.
             if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
             os.close(descriptor)
 
     def set_aside(self) -> Path:
-        """Rename the folder, with all that is in it, and lock a new one in its place; returns the path of the old one.
+        """Rename the folder with its contents, and lock a new one in its place; returns
+        the new path of the old one.
 
         Raises OSError, OutputError.
         """
@@ -125,7 +134,7 @@ class OutputLock:
         return kept
 
     def close(self) -> None:
-        """Free the lock."""
+        """Release the lock."""
         os.close(self._descriptor)
 
     def __enter__(self) -> Self:
@@ -140,7 +149,8 @@ def _output_name(folder: Path) -> str:
 
 
 def lock_descriptor(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock an open file until it is closed; return whether that worked, or the file system has no locks at all."""
+    """Lock an open file until it is closed; return whether that succeeded, or the file
+    system has no locks."""
     try:
         import fcntl
     except ImportError:

@@ -1,3 +1,3 @@
-"""From a plan to a finished output: frames through three threads."""
+"""Run a planned job: pass frames through three threads to a finished output."""
 
 __all__: list[str] = []

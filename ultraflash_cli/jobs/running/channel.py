@@ -1,4 +1,5 @@
-"""A bounded queue between two threads that passes on failures and measures waiting."""
+"""A bounded queue between two threads that propagates failures and measures waiting
+times."""
 
 import threading
 import time
@@ -11,13 +12,14 @@ T = TypeVar("T")
 
 
 class Cancelled(Exception):
-    """The other side has given up; the caller should end quietly."""
+    """The other side has cancelled; the caller should end quietly."""
 
 
 class Channel(Generic[T]):
     """A queue of at most `capacity` items with one producer and one consumer.
 
-    The producer ends with `close`, with its failure if there was one; the consumer gives up with `cancel`.
+    The producer ends with `close`, passing its failure if there was one; the consumer
+    gives up with `cancel`.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -43,14 +45,15 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def close(self, failure: BaseException | None = None) -> None:
-        """Announce that no more items come, and why."""
+        """Announce the end of the items, and the failure if there was one."""
         with self._changed:
             self._closed = True
             self._failure = failure
             self._changed.notify_all()
 
     def get(self) -> T | None:
-        """Take the next item, waiting for it; None at the end. Raises the producer's failure after its last item."""
+        """Return the next item, waiting for it; None at the end. Raises the producer's
+        failure after its last item."""
         with self._changed:
             while not self._items and not self._closed and not self._cancelled:
                 self._changed.wait()
@@ -65,7 +68,8 @@ class Channel(Generic[T]):
             return None
 
     def cancel(self) -> None:
-        """Give up: waiting and later calls on both sides raise Cancelled, queued items are dropped."""
+        """Give up: pending and later calls on both sides raise Cancelled, and queued
+        items are dropped."""
         with self._changed:
             self._cancelled = True
             self._items.clear()

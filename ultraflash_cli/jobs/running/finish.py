@@ -1,4 +1,4 @@
-"""The last step of a job: finished segments become a file or numbered pictures."""
+"""The last step of a job: turn finished segments into a file or numbered images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -31,10 +31,10 @@ def finish_of(
     made: str | None = None,
     strict: bool = False,
 ) -> Finish:
-    """Return how the segments `files` become an output of `frames` frames; `join` writes the containers among them.
-
-    Pictures are numbered from `first_number` on, and `made` is the tag of each. A copied stream that came out changed
-    gives a warning; one with which the file cannot be made or fails its check is left out. With `strict` both raise
+    """Return how to turn the segments `files` into an output of `frames` frames; `join`
+    writes containers. Images are numbered from `first_number`, and `made` is the tag of
+    each. A copied stream that has changed causes a warning; one with which the file
+    cannot be written or fails its check is dropped. With `strict` both raise
     OutputCheckError.
     """
     if streams.suffix == ".png":
@@ -62,7 +62,8 @@ def finish_of(
 
 
 def _fewer(streams: StreamPlan) -> Iterator[StreamPlan]:
-    """Return the plan, then plans for the case that it fails: without each one of the streams, without all of them."""
+    """Yield the plan, then fallbacks: without each one of the streams, and without all
+    of them."""
     yield streams
     for stream in streams.beside:
         yield streams.without([stream], "the file cannot be made with it")

@@ -1,4 +1,5 @@
-"""Predicted time and output size of a job on this machine, and what the prediction is based on."""
+"""Predict the run time and output size of a job on this machine, and state the basis of
+the prediction."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,10 +36,10 @@ class Forecast:
     flops: float | None
     """Arithmetic of the model; a multiply-add is 2."""
     basis: str
-    """What these numbers are based on."""
+    """Basis of these numbers."""
 
     def as_json(self) -> dict[str, object]:
-        """Return the fields as JSON takes them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -51,7 +52,8 @@ class Forecaster:
         self._generation_rates: dict[object, GenerationRates] = {}
 
     def forecast(self, prepared: "Prepared | PreparedGeneration") -> Forecast:
-        """Predict a job of either kind. Raises as `Models.plan` does."""
+        """Predict the cost of an upscaling or generation job. Raises the same errors as
+        `Models.plan`."""
         return self._upscaling(prepared) if isinstance(prepared, Prepared) else self._generation(prepared)
 
     def _upscaling(self, prepared: "Prepared") -> Forecast:
@@ -122,7 +124,7 @@ def forecast_from_part(prepared: "Prepared", report: "Report", output: Path) -> 
     frames, done = estimate_frames(prepared.info, None), report.frames_in - report.frames_resumed
     seconds = size = None
     sides = report.seconds_by_stage or {}
-    # On a CPU the three sides share the cores; beside a GPU the slowest one decides.
+    # On a CPU the three stages share the cores; with a GPU the slowest one decides.
     together = sum if report.device == "cpu" else max
     busy_s = together(sides.get(side, 0.0) for side in ("reading", "model", "writing"))
     if frames and done > 0 and busy_s:
@@ -136,7 +138,7 @@ def forecast_from_part(prepared: "Prepared", report: "Report", output: Path) -> 
 
 
 def describe_forecast(forecast: Forecast) -> list[str]:
-    """Describe it in two lines."""
+    """Describe a forecast in two lines."""
     parts = [] if forecast.seconds is None else [f"about {duration_words(forecast.seconds)}"]
     parts += [] if forecast.output_bytes is None else [f"about {size_words(forecast.output_bytes)}"]
     return [f"predicted: {', '.join(parts) or 'not known'}", f"  {forecast.basis}"]
@@ -160,7 +162,7 @@ def size_words(count: int) -> str:
 
 
 def _share(prepared: "Prepared") -> float:
-    """Return how much of the clip is done."""
+    """Return the share of the clip that is processed."""
     window, length = prepared.window, prepared.info.duration_s
     if window is None or not length:
         return 1.0

@@ -1,4 +1,5 @@
-"""Generate one planned clip: in segments that survive any interruption, joined, checked, put in place."""
+"""Generate one planned clip in segments that survive interruptions; join and check
+them, and put the output in place."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -38,23 +39,27 @@ from ultraflash_cli.video.y4m import ByteSink
 __all__ = ["GenerateReport", "Generation", "run_generation"]
 
 _STREAM_SEGMENT_FRAMES = 12
-"""About half of a group, so that every group, even the first and the last, is streamed as soon as it is made."""
+"""About half a group, so that every group, including the first and the last, is
+streamed as soon as it is finished."""
 _DECODE_THREADS = 4
-"""More do not help one clip; the frames are the same with any number."""
+"""Threads for decoding; more do not help with a single clip, and the frames do not
+depend on their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateReport(Report):
-    """The report of one generated clip; `input` is the prompt, `frames_in` counts those of an initial clip."""
+    """The report of one generated clip; `input` is the prompt, `frames_in` the number
+    of frames of an initial clip."""
 
     prompt: str
     seed: int
     low_output: str | None = None
-    """The clip at the base size if it was requested."""
+    """Path of the clip at the base size, if requested."""
     fps: float | None = None
     """Frames per second in the file."""
     counters: dict[str, int] | None = None
-    """Counts of what the model did and skipped, by name; empty if an interrupted run had finished everything."""
+    """Counts of the model's computed and skipped operations, by name; empty if an
+    interrupted run had finished everything."""
 
 
 def run_generation(
@@ -115,7 +120,7 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
 
     @contextmanager
     def reading(self, work: Work) -> Generator[None]:
-        """Read the end of the clip to continue, once."""
+        """Read the end of the clip to continue, only once."""
         prepared = self.prepared
         if prepared.clip is not None:
             height_px, width_px = prepared.base_size
@@ -189,7 +194,7 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
     def finishes(self, work: Work) -> tuple[Mapping[Path, Finish], int]:
         prepared = self.prepared
         finishes: dict[Path, Finish] = {}
-        # The main output comes last: if it is, everything is.
+        # The main output is last: if it is in place, all outputs are.
         if prepared.low_output is not None and prepared.low_spec is not None:
             finishes[prepared.low_output] = self._finish(work.journal.files(1), prepared.low_spec)
         finishes[prepared.output] = self._finish(work.journal.files(), prepared.spec)
@@ -230,14 +235,14 @@ class Generation(running.Task[PreparedGeneration, FrameGenerator, GenerateReport
 
 
 def _shown_frames(prepared: PreparedGeneration) -> int:
-    """Count the frames of the file: the clip's duration at the file's rate, to the nearest frame."""
+    """Return the number of frames in the file: the clip's duration at the file's rate,
+    rounded."""
     return max(1, round(prepared.frames * prepared.spec.rate / GENERATED_FPS))
 
 
 def _shown(prepared: PreparedGeneration, number: int) -> Iterator[tuple[int, int]]:
-    """Return timestamp and duration of each frame of the file that shows the generated frame `number`.
-
-    A frame of the file shows the generated frame at its time.
+    """Return timestamp and duration of each frame in the file that shows the generated
+    frame `number`. A frame in the file shows the generated frame at its time.
     """
     rate = prepared.spec.rate
     _, ticks = made_times(rate)
@@ -247,7 +252,8 @@ def _shown(prepared: PreparedGeneration, number: int) -> Iterator[tuple[int, int
 
 
 def _tags(prepared: PreparedGeneration) -> dict[str, str]:
-    """Return the tags of the file: the prompt, and what made it; none if the job leaves tags out."""
+    """Return the tags of the file: the prompt, and the program and model; none if the
+    job disables tags."""
     if not prepared.job.tag:
         return {}
     made_by = f"ultraflash {version('ultraflash')}, model {prepared.model}, seed {prepared.job.seed}"

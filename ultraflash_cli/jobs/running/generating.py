@@ -1,4 +1,5 @@
-"""The loop of a generated clip: the model in the caller's thread, a writing thread, a bounded queue between."""
+"""The loop of a generated clip: the model in the caller's thread, a writing thread, and
+a bounded queue between them."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,13 +45,14 @@ def make_frames(
     segment_frames: int = SEGMENT_FRAMES,
     on_segment: Callable[[SegmentEntry], None] | None = None,
 ) -> dict[str, int]:
-    """Bring every group that the journal does not have yet from the model into finished segments.
-
-    The clip is the first `frames` frames of the groups. `show` gives timestamp and duration of every picture that a
-    frame becomes: one, none where frames are dropped, several where they are repeated. `clip` is what to continue
-    from; `on_group` is called after every group with the number of finished frames; `output` names the output in
-    errors; `keep_states` saves what resuming needs; `on_segment` is called for every finished segment. Returns the
-    model's counters. The journal is not complete when `stop` was requested before the end. Raises what either side
+    """Generate every group that the journal does not have yet, and write finished
+    segments. The clip consists of the first `frames` frames of the groups. `show`
+    returns timestamp and duration of each picture for a frame: one, none if the frame
+    is dropped, several if it is repeated. `clip` is the clip to continue; `on_group` is
+    called after every group with the number of finished frames; `output` names the
+    output in errors; `keep_states` saves the states needed for resuming; `on_segment`
+    is called for every finished segment. Returns the model's counters. The journal is
+    not complete when `stop` was requested before the end. Raises what either side
     raises; finished segments stay in it.
     """
 
@@ -101,7 +103,7 @@ def make_frames(
             busy.model += time.perf_counter() - started_s
             counters.update(generator.counters(state))
             if done == begun and sharp:
-                arrived(sharp[0])  # the time to a first frame is reported truly
+                arrived(sharp[0])  # so that the time to the first frame is exact
             on_group(border)
             assert not low or len(low) == len(sharp), "there is a small picture for each large one or for none"
             for number in range(done, border):
@@ -121,9 +123,8 @@ def make_frames(
 
 
 def segment_ends(borders: Sequence[int], segment_frames: int) -> list[int]:
-    """Choose from the `borders` of groups those where a segment ends: none is shorter than `segment_frames`.
-
-    Only a clip that is shorter as a whole makes a shorter one.
+    """Choose the group `borders` at which segments end, so that none is shorter than
+    `segment_frames`, unless the whole clip is.
     """
     ends: list[int] = []
     for border in borders:

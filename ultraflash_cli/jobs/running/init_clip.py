@@ -1,4 +1,4 @@
-"""The end of a clip to continue from, at the generator's rate and size."""
+"""Read the end of a clip to continue, at the generator's rate and size."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ from ultraflash_cli.video.probe import ClipInfo
 __all__ = ["fit_picture", "read_ending"]
 
 _SLACK_S = 1
-"""How much earlier than the wanted part frames are kept, for clips that are a little shorter than they say."""
+"""Extra seconds kept before the wanted part, for clips that are slightly shorter than
+declared."""
 
 
 def read_ending(
@@ -27,15 +28,15 @@ def read_ending(
     warn: Callable[[str], None],
     threads: int = 1,
 ) -> list[Picture]:
-    """Read the last frames of a clip as pictures `[height_px, width_px, 3]` of 8 bits, `rate` of them a second.
-
-    Returns the longest of the `lengths` (ascending) that the clip fills; frames are repeated or dropped to match the
-    rate, never blended. Raises InputError for a clip that is shorter than all of them.
+    """Read the last frames of a clip as 8-bit pictures `[height_px, width_px, 3]`,
+    `rate` per second. Returns the longest of the `lengths` (ascending) for which the
+    clip is long enough; frames are repeated or dropped to match the rate, never
+    blended. Raises InputError for a clip that is shorter than all of them.
     """
     end_s = info.end_pts * info.time_base if info.end_pts is not None else None
     times_s, pictures, last_s = _read_from(info, end_s, lengths[-1], rate, (height_px, width_px), warn, threads)
     if end_s is None or last_s < end_s - _SLACK_S:
-        # Only now it is known where the clip ends.
+        # Only now is the end of the clip known.
         size = (height_px, width_px)
         times_s, pictures, last_s = _read_from(info, last_s, lengths[-1], rate, size, lambda _: None, threads)
     places = _places(times_s, lengths[-1], rate)
@@ -56,7 +57,8 @@ def _read_from(
     warn: Callable[[str], None],
     threads: int,
 ) -> tuple[list[Fraction], list[Picture], Fraction]:
-    """Return times and pictures of what is shortly before `end_s` (of nothing if it is None), and the last time."""
+    """Return times and pictures shortly before `end_s` (none if it is None), and the
+    last time."""
     times_s: list[Fraction] = []
     pictures: list[Picture] = []
     time_s = Fraction(0)
@@ -69,7 +71,7 @@ def _read_from(
 
 
 def _places(times_s: Sequence[Fraction], most: int, rate: int) -> list[int]:
-    """Choose the frames nearest to times of an even rate that end with the last frame."""
+    """Choose the frames nearest to evenly spaced times that end with the last frame."""
     places: list[int] = []
     for steps in range(most):
         wanted_s = times_s[-1] - Fraction(steps, rate)
@@ -82,7 +84,8 @@ def _places(times_s: Sequence[Fraction], most: int, rate: int) -> list[int]:
 
 
 def fit_picture(rgb_hwc: Picture, info: ClipInfo, height_px: int, width_px: int) -> Picture:
-    """Turn a frame upright, crop its centre to the target shape, and resample it to 8 bits."""
+    """Rotate a frame upright, crop its centre to the target shape, and resample it in 8
+    bits."""
     upright = np.rot90(rgb_hwc, -(info.rotation_deg // 90) % 4)
     pixel_aspect = info.sample_aspect_ratio
     if info.rotation_deg in (90, 270):

@@ -1,4 +1,5 @@
-"""The output as a stream: finished segments are written to stdout while later ones are being made."""
+"""Stream the output: write finished segments to stdout while later ones are being
+computed."""
 
 import select
 import threading
@@ -19,7 +20,8 @@ from ultraflash_cli.video.y4m import ByteSink
 __all__ = ["STREAM_SEGMENT_FRAMES", "LiveStream", "ReaderGone"]
 
 STREAM_SEGMENT_FRAMES = 24
-"""Approximate minimum of frames in a segment of a stream: the delay for its reader, about one second."""
+"""Approximate minimum number of frames in a segment of a stream; its reader lags by
+about one second."""
 
 
 class ReaderGone(OutputError):
@@ -31,10 +33,10 @@ class _Abandoned(Exception):
 
 
 class LiveStream(threading.Thread):
-    """Writes segments to `stdout` in a thread of its own, so that a slow reader does not hold up the work.
-
-    `write` brings the segments that an iterator gives into a sink, which messages call `name`. Where `keeps` is not set
-    nothing can be resumed, and a segment is deleted once it is written.
+    """Writes segments to `stdout` in a separate thread, so that a slow reader does not
+    block the work. `write` writes the segments of an iterator to a sink, whose name in
+    messages is `name`. Unless `keeps` is set, the run cannot be resumed, and segments
+    are deleted once written.
     """
 
     def __init__(
@@ -48,20 +50,21 @@ class LiveStream(threading.Thread):
     ) -> None:
         super().__init__(name="streaming", daemon=True)
         self.stop: Stop = _StopOrFailure(stop, self)
-        """Asks the work to stop where the user does, and where nobody takes its result any more."""
+        """Stop request of the work: from the user, or because the stream has failed."""
         self.failure: BaseException | None = None
         self.has_begun = False
-        """Something may have been written, which cannot be undone."""
+        """Whether something may have been written, which cannot be undone."""
         self._write = write
         self.called = "stdout" if name == "-" else name
-        """What messages call the stream."""
+        """Name of the stream in messages."""
         self._sink = _Sink(stdout, self.called)
         self._keeps = keeps
         self._segments: SimpleQueue[SegmentEntry | _Abandoned | None] = SimpleQueue()
         self._streamed: Streamed | None = None
 
     def begin(self, finished: Iterable[SegmentEntry]) -> None:
-        """Start with the segments of an interrupted run; called again if the work starts over."""
+        """Start with the segments of an interrupted run; called again if the job starts
+        over."""
         for segment in finished:
             self.add(segment)
         if not self.is_alive() and self.failure is None:
@@ -72,17 +75,18 @@ class LiveStream(threading.Thread):
         self._segments.put(segment)
 
     def keep_nothing(self) -> None:
-        """From now on delete segments once they are written; call it before the first one is."""
+        """From now on, delete segments once they are written; to be called before the
+        first one is."""
         self._keeps = False
 
     def finish(self) -> None:
-        """Wait until all is written, or the writing has failed."""
+        """Wait until everything is written, or writing has failed."""
         self._segments.put(None)
         self.join()
 
     @property
     def streamed(self) -> Streamed:
-        """What was written in all. Raises what the writing has raised."""
+        """The record of everything written. Raises the writer's error."""
         self.check()
         assert self._streamed is not None, "what is finished and has not failed has a result"
         return self._streamed
@@ -93,12 +97,12 @@ class LiveStream(threading.Thread):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give up if the block failed, rather than wait for a reader that takes nothing."""
+        """Give up if the block failed, rather than wait for a stalled reader."""
         if error is not None:
             self._segments.put(_Abandoned())
 
     def check(self) -> None:
-        """Raise what the writing has raised."""
+        """Raise the writer's error."""
         if self.failure is not None:
             raise self.failure
 
@@ -121,7 +125,7 @@ class LiveStream(threading.Thread):
 
 
 class _StopOrFailure(Stop):
-    """Requested where another stop is, or the stream has failed."""
+    """A stop that is requested if another one is, or if the stream has failed."""
 
     def __init__(self, stop: Stop, stream: LiveStream) -> None:
         super().__init__()
@@ -146,7 +150,7 @@ class _Sink:
         try:
             while left:
                 taken = self._raw.write(left)
-                if taken is None:  # a pipe that does not block, and is full
+                if taken is None:  # a non-blocking pipe that is full
                     select.select([], [self._raw], [])
                 else:
                     left = left[taken:]
@@ -155,7 +159,7 @@ class _Sink:
         return len(content)
 
     def flush(self) -> None:
-        """Do nothing: what was written is out."""
+        """Do nothing: writes are unbuffered."""
 
 
 def _delete(segment: SegmentEntry) -> None:

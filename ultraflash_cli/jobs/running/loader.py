@@ -50,9 +50,9 @@ from ultraflash_kernels.frames_to_yuv import Matrix
 __all__ = ["Builder", "GenerationBuilder", "Models", "planes_for"]
 
 _PLANE_BITS = {"yuv420p": 8, "yuv420p10le": 10}
-"""Bits of the formats of planes that a GPU makes."""
+"""Bit depth of the planar formats that a GPU can produce."""
 _PLANE_MATRICES: dict[str, Matrix] = {"bt709": "bt709", "bt470": "bt601", "smpte170m": "bt601", "bt2020": "bt2020nc"}
-"""By libswscale's names."""
+"""Matrices by libswscale's names."""
 
 
 GenerationBuilder = Callable[[PreparedGeneration], Built[FrameGenerator]]
@@ -63,13 +63,15 @@ Builder = Callable[[Prepared], Built[FrameUpscaler]]
 
 
 class Models:
-    """Builds the models of a command's jobs; networks that several of them need are loaded once."""
+    """Builds the models of a command's jobs; networks needed by several jobs are loaded
+    once."""
 
     def __init__(self) -> None:
         self._shelves: dict[Path | None, Shelf] = {}
 
     def plan_upscaler(self, prepared: Prepared) -> tuple[torch.device, Profile, MemoryPlan]:
-        """Decide where and how an upscale runs, without loading anything. Raises as `upscaler` does."""
+        """Decide where and how an upscaling runs, without loading anything. Raises the
+        same errors as `upscaler`."""
         device = choose_device(prepared.job.device, model=prepared.model)
         shelf = self._shelf(prepared.job.store)
         profile = _upscaling_profile(prepared, shelf)
@@ -77,7 +79,8 @@ class Models:
         return device, profile, _plan_upscale(prepared, profile, device, shelf)
 
     def plan_generator(self, prepared: PreparedGeneration) -> tuple[torch.device, Profile, MemoryPlan]:
-        """Decide where and how a clip is generated, without loading anything. Raises as `generator` does."""
+        """Decide where and how a clip is generated, without loading anything. Raises
+        the same errors as `generator`."""
         job = prepared.job
         device, shelf = choose_device(job.device), self._shelf(job.store)
         profile = _generating_profile(prepared, shelf)
@@ -98,7 +101,8 @@ class Models:
         return self.plan_generator(prepared)
 
     def upscaler(self, prepared: Prepared) -> Built[FrameUpscaler]:
-        """Load the model of an upscaling. Raises DeviceError, WeightsError, OutOfMemory."""
+        """Load the model for an upscaling. Raises DeviceError, WeightsError,
+        OutOfMemory."""
         device, profile, memory = self.plan_upscaler(prepared)
         with oom_errors(memory.total):
             return self._load_upscaler(prepared, device, profile, memory)
@@ -157,7 +161,8 @@ class Models:
         )
 
     def generator(self, prepared: PreparedGeneration) -> Built[FrameGenerator]:
-        """Load the model of a clip to generate. Raises DeviceError, WeightsError, OutOfMemory."""
+        """Load the model for a clip to generate. Raises DeviceError, WeightsError,
+        OutOfMemory."""
         device, profile, memory = self.plan_generator(prepared)
         with oom_errors(memory.total):
             return self._load_generator(prepared, device, profile, memory)
@@ -258,7 +263,8 @@ class Models:
 
 
 def _upscaling_profile(prepared: Prepared, shelf: Shelf) -> Profile:
-    """Return the profile that an upscaling runs. Raises UsageError for what its model does not have."""
+    """Return the profile of an upscaling. Raises UsageError for options that its model
+    does not support."""
     job = prepared.job
     profile = settle_coders(find_profile(prepared.model), shelf, encoder=job.encoder, decoder=job.decoder)
     if job.prompt is not None and not profile.upscales_by_words:
@@ -269,7 +275,8 @@ def _upscaling_profile(prepared: Prepared, shelf: Shelf) -> Profile:
 
 
 def _generating_profile(prepared: PreparedGeneration, shelf: Shelf) -> Profile:
-    """Return the profile that a clip to generate runs. Raises UsageError for what its model does not have."""
+    """Return the profile for a clip to generate. Raises UsageError for options that its
+    model does not support."""
     profile = settle_coders(find_profile(prepared.model), shelf, encoder="auto", decoder=prepared.job.decoder)
     name = "long_generator" if prepared.long else "generator"
     profile = replace(profile, **{name: prepared.generator})
@@ -308,7 +315,8 @@ def _plan_generation(prepared: PreparedGeneration, profile: Profile, device: tor
 
 
 def planes_for(spec: EncodeSpec | None, device: torch.device) -> YuvFormat | None:
-    """Return the YUV format in which a GPU returns finished pictures if the encoder accepts it, else None."""
+    """Return the YUV format in which a GPU returns pictures, if the encoder accepts it,
+    else None."""
     bits = None if spec is None else _PLANE_BITS.get(spec.pix_fmt)
     if device.type != "cuda" or spec is None or bits is None or spec.turns:
         return None

@@ -1,4 +1,5 @@
-"""Check and decide a job before its model is loaded; torch is loaded only to answer what planning asks of models."""
+"""Check and plan a job before its model is loaded; torch is imported only for facts
+about models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +16,17 @@ __all__ = ["prepare", "prepare_generation"]
 
 
 def prepare(job: UpscaleJob, *, to_write: bool = True) -> Prepared:
-    """As `planning.upscale.prepare`."""
+    """See `planning.upscale.prepare`."""
     return plan_upscale(job, _Facts(), to_write=to_write)
 
 
 def prepare_generation(job: GenerateJob, *, to_write: bool = True) -> PreparedGeneration:
-    """As `planning.generate.prepare_generation`."""
+    """See `planning.generate.prepare_generation`."""
     return plan_generation(job, _Facts(), to_write=to_write)
 
 
 class _Facts:
-    """Answers from the models, which are imported on each call."""
+    """Facts from the models, which are imported on demand."""
 
     def can_run_ultraflash(self, store: Path, *, scale: int, parts: tuple[str, ...]) -> bool:
         from ultraflash_cli.models.profile import ultraflash_runs

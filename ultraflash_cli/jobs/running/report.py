@@ -21,21 +21,23 @@ class Report:
     input: str
     output: str
     skipped: bool
-    """The output existed and was left alone."""
+    """Whether the output existed and was left alone."""
     model: str
     device: str | None = None
     precision: str | None = None
     settings: dict[str, object] | None = None
-    """The model's settings besides its weights; empty for one without SR transformer."""
+    """Settings of the model besides its weights; empty for models without an SR
+    transformer."""
     encoder: dict[str, object] | None = None
     frames_in: int = 0
     frames_out: int = 0
     frames_resumed: int = 0
-    """Frames that an interrupted run had finished before."""
+    """Frames that an interrupted run had already finished."""
     width: int = 0
     height: int = 0
     first_frame_s: float | None = None
-    """Seconds from the beginning, loading the model included, until the first frames left the model."""
+    """Seconds from the start, including loading, until the model returned the first
+    frames."""
     fps_wall: float | None = None
     """Frames of this run per second of its total time, including loading and joining."""
     fps_model: float | None = None
@@ -60,7 +62,7 @@ class Report:
 
 
 class Speeds(TypedDict):
-    """The part of a report that is measured."""
+    """The measured part of a report."""
 
     device: str
     frames_resumed: int
@@ -76,8 +78,8 @@ class Speeds(TypedDict):
 
 class Progress:
     """Reports the finished frames after every group, and the measurements at the end.
-
-    `clock` gives seconds and `started_s` is when the job began; `total` is None if the number of frames is unknown.
+    `clock` returns seconds and `started_s` is the start of the job; `total` is None if
+    the number of frames is unknown.
     """
 
     def __init__(self, work: Work, *, total: int | None, clock: Callable[[], float], started_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Run one job from its lock to its report, for `upscale` and `generate` alike."""
+"""Run one job of `upscale` or `generate`, from its lock to its report."""
 
 import threading
 import time
@@ -35,20 +35,23 @@ ReportT = TypeVar("ReportT", bound=Report)
 
 
 class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
-    """What differs between the commands; `run` calls the methods in this order."""
+    """The parts of a job that differ between the commands; `run` calls the methods in
+    this order."""
 
     is_resumable: bool
-    """A later run can use what this one has finished."""
+    """Whether a later run can reuse the finished work of this one."""
     first_frame: int = 0
-    """The frame that the work begins with; the tasks of a clip's units begin later."""
+    """The first frame of the work; tasks of a clip's units start later."""
     numbers_devices: bool = True
-    """`cuda:0` and `cuda:1` are two devices; on several machines they are one kind."""
+    """Whether `cuda:0` and `cuda:1` are different devices; on several machines they are
+    of the same kind."""
     can_retry: bool = True
-    """The input can be read again, under a smaller memory plan."""
+    """Whether the input can be read again, with a smaller memory plan."""
     total_frames: int | None
-    """Frames that the model makes; None if unknown."""
+    """Number of frames that the model produces; None if unknown."""
     made: str | None = None
-    """The tag of the outputs, once the model is there: how they were made."""
+    """The tag of the outputs, which records how they were made; available once the
+    model is loaded."""
 
     def __init__(
         self,
@@ -60,11 +63,11 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
         segment_frames: int = SEGMENT_FRAMES,
     ) -> None:
         """Args:
-        prepared: what planning has decided.
+        prepared: the prepared job.
         build: loads the model.
-        name: what events call the input.
-        label: what messages call it.
-        segment_frames: about the least frames of a segment.
+        name: name of the input in events.
+        label: name of the input in messages.
+        segment_frames: approximate minimum number of frames in a segment.
         """
         self.prepared = prepared
         self.build = build
@@ -79,23 +82,25 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     @abstractmethod
     def reading(self, work: Work) -> AbstractContextManager[None]:
-        """Refuse or read what must be handled before the model is loaded; keep the input readable inside the
-        block."""
+        """Check or read everything that must come before loading the model; the input
+        stays readable inside the block."""
 
     @abstractmethod
     def tag(self, prepared: PreparedT, built: Built[ModelT]) -> str | None:
-        """Return the tag of the outputs; None if they get none."""
+        """Return the tag of the outputs; None for no tag."""
 
     def check(self, work: Work, built: Built[ModelT]) -> None:
-        """Refuse what can be refused before the first frame, with the journal open."""
+        """Make the checks that are possible before the first frame, with the journal
+        open."""
 
     @abstractmethod
     def inputs(self) -> dict[str, object]:
-        """Return what identifies the inputs, under user-facing names."""
+        """Return the facts that identify the inputs, under user-facing names."""
 
     @abstractmethod
     def options(self) -> dict[str, object]:
-        """Return what else affects pixels and packets, besides what both commands share."""
+        """Return the settings that affect pixels and packets, besides those common to
+        both commands."""
 
     def note(self, work: Work) -> str | None:
         """Return why the work resumes or starts over; None for a plain start."""
@@ -103,29 +108,31 @@ class Task(ABC, Generic[PreparedT, ModelT, ReportT]):
 
     @abstractmethod
     def move(self, work: Work, built: Built[ModelT], progress: Progress, stream: LiveStream | None) -> None:
-        """Run all missing frames through the model into segments."""
+        """Process all missing frames with the model, and write segments."""
 
     def check_moved(self, work: Work) -> None:
-        """Refuse an empty result, and read the rest of the input."""
+        """Reject an empty result, and read the rest of the input."""
 
     @abstractmethod
     def stream_out(self, segments: Iterator[SegmentFile], sink: ByteSink, name: str) -> Streamed:
-        """Write segments, as they come, to a stream that messages call `name`."""
+        """Write segments, as they arrive, to a stream whose name in messages is
+        `name`."""
 
     @abstractmethod
     def finishes(self, work: Work) -> tuple[Mapping[Path, Finish], int]:
         """Return how to finish each output, the main one last, and the main one's number of frames."""
 
     def findings(self, built: Built[ModelT]) -> dict[str, object]:
-        """Return what the report says about the work itself, as JSON, for `recall`."""
+        """Return the findings about the work for the report, as JSON, for `recall`."""
         return {}
 
     def recall(self, findings: Sequence[Mapping[str, object]]) -> None:
-        """Take the findings of the units of which the output is joined, in their order."""
+        """Restore the findings of the joined units, in order."""
 
     @abstractmethod
     def report(self, work: Work | None, built: Built[ModelT] | None, **common: Any) -> ReportT:
-        """Return the report, from the fields that all reports share; without `work` nothing was done."""
+        """Return the report, given the fields common to all reports; without `work`
+        nothing was done."""
 
 
 def run(
@@ -135,7 +142,8 @@ def run(
     stop: Stop | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> ReportT:
-    """Do a task and put its outputs in place, resuming where an interrupted run stopped.
+    """Run a task and put its outputs in place, resuming where an interrupted run
+    stopped.
 
     Raises the errors of `ultraflash_cli.errors`: Interrupted once `stop` was requested, with every
     finished segment kept for the next run. `on_event` is never called by two threads at a time.
@@ -187,9 +195,8 @@ def compute(
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Built[Any], Progress]:
-    """Bring all frames of a task into the segments of a work folder, and leave them there.
-
-    Raises as `run` does.
+    """Process all frames of a task, and leave the segments in a work folder. Raises the
+    same errors as `run`.
     """
     with task.reading(work):
         built, progress = _with_smaller_plans(task, work, None, clock(), clock)
@@ -215,7 +222,8 @@ def _attempt(
     for message in built.warnings:
         work.warn(f"{task.label}: {message}")
     if stream is not None and task.is_resumable and _delays(built, task.segment_frames):
-        # Segments would be as long as saving the states after them takes, and nobody sees a frame for so long.
+        # Segments would have to be so long that saving their states pays off, which
+        # would delay the stream.
         task.is_resumable = False
         work.keep_nothing(f"the states of {prepared.model} are too large to save within a stream")
         stream.keep_nothing()
@@ -256,7 +264,7 @@ def _delays(built: Built[Any], segment_frames: int) -> bool:
 def _with_smaller_plans(
     task: Task[Any, Any, Any], work: Work, stream: LiveStream | None, started_s: float, clock: Callable[[], float]
 ) -> tuple[Built[Any], Progress]:
-    """Attempt the task, and while memory runs out attempt it again under a smaller plan.
+    """Attempt the task, and retry with smaller plans while memory runs out.
 
     Raises OutOfMemory if there is no smaller plan, or if part of the result has already been streamed.
     """
@@ -268,7 +276,7 @@ def _with_smaller_plans(
             if error.planned_bytes is None or (stream is not None and stream.has_begun):
                 raise
             planned_bytes = error.planned_bytes
-        # Its memory is only freed once the failure and its traceback are gone.
+        # Its memory is freed only once the exception and its traceback are released.
         free_memory()
         message = f"{work.label}: memory ran out under a plan for {planned_bytes / 1e9:.2f} GB; trying a smaller one"
         work.listener(Retrying(input=work.name, message=message, planned_bytes=planned_bytes))
@@ -315,7 +323,8 @@ def fingerprint(task: Task[Any, Any, Any], built: Built[Any]) -> dict[str, objec
 
 
 def _stream_of(task: Task[Any, Any, Any], work: Work) -> AbstractContextManager[LiveStream | None]:
-    """Return what writes finished segments to stdout; nothing where the output is a file."""
+    """Return the writer of finished segments to stdout; None if the output is a
+    file."""
     job = task.prepared.job
     if job.stdout is None:
         return nullcontext()

@@ -1,4 +1,5 @@
-"""The writing thread of a job: encodes the model's output and enters finished segments in the journal."""
+"""The writer thread of a job, which encodes the model's output and enters finished
+segments in the journal."""
 
 import threading
 import time
@@ -31,16 +32,18 @@ T = TypeVar("T")
 
 
 OpenSegment = Callable[[Path], Sequence[SegmentSink]]
-"""Opens a segment at a path, and one for each further output of the job."""
+"""Opens a segment at a path, and one for each additional output of the job."""
 
 
 Guarded = Callable[[], tuple[int, int]]
-"""Returns how many pixels of the clip so far were blended back, and of how many."""
+"""Returns the number of pixels of the clip so far that were blended back, and the
+number of all."""
 
 
 @dataclass
 class Busy:
-    """Busy seconds of the three sides, without waiting; written by their own threads."""
+    """Busy seconds of the three stages, excluding waiting; each is written by its own
+    thread."""
 
     reading: float = 0.0
     model: float = 0.0
@@ -70,16 +73,15 @@ class Pause:
     end_frame: int
     scene_first: int
     groups: int
-    """Groups that the segment has so far."""
+    """Number of groups in the segment so far."""
     state: StateContent
     guarded: Guarded | None = None
 
 
 class SegmentThread(threading.Thread, Generic[T]):
-    """Encodes what its channel brings, `write` being how one item goes into the segment's sinks.
-
-    `pausable` keeps what a `Pause` needs: the pictures of the current segment, on the disk.
-    `on_segment` is called for every segment that is finished.
+    """Encodes the items of its channel; `write` writes one item to the segment's sinks.
+    `pausable` keeps the pictures of the current segment on disk, as a `Pause` requires.
+    `on_segment` is called for every finished segment.
     """
 
     def __init__(
@@ -106,9 +108,9 @@ class SegmentThread(threading.Thread, Generic[T]):
         self._on_segment = on_segment
 
     def serve(self, work: Callable[[], bool]) -> bool:
-        """Do `work`, which fills the channel, while this thread writes; return whether it was completed.
-
-        The journal is complete then. Raises what either side raises; finished segments stay in the journal.
+        """Run `work`, which fills the channel, while this thread writes; return whether
+        it was completed, in which case the journal is complete. Raises the errors of
+        either side; finished segments stay in the journal.
         """
         self.start()
         finished = False
@@ -118,10 +120,10 @@ class SegmentThread(threading.Thread, Generic[T]):
             self.channel.close()
             self.join()
         except Cancelled:
-            # The writer gave up; its failure is the one to tell.
+            # The writer gave up; report its failure instead.
             self.join()
         except Exception:
-            # What the model has finished is written before its failure is reported.
+            # Write what the model has finished before reporting its failure.
             self.channel.close()
             self.join()
             raise
@@ -152,9 +154,8 @@ class SegmentThread(threading.Thread, Generic[T]):
             self.channel.cancel()
 
     def _write_segment(self, first: T | None) -> None:
-        """Write from `first`, or from what a stopped run has begun, to the segment's end.
-
-        Raises Cancelled when the clip was stopped before it.
+        """Write from `first`, or from the remains of a stopped run, to the end of the
+        segment. Raises Cancelled if the clip was stopped before that.
         """
         journal = self._journal
         begun = journal.begun_path()
@@ -180,7 +181,8 @@ class SegmentThread(threading.Thread, Generic[T]):
             self._on_segment(entry)
 
     def _fill(self, sinks: Sequence[SegmentSink], first: T | None) -> SegmentEnd:
-        """Write from `first` to the segment's end; raises Cancelled when the clip was stopped before it."""
+        """Write from `first` to the end of the segment; raises Cancelled if the clip
+        was stopped before that."""
         journal = self._journal
         with ExitStack() as stack:
             spool = None
@@ -204,7 +206,7 @@ class SegmentThread(threading.Thread, Generic[T]):
             return item
 
     def _write_begun(self, sinks: Sequence[SegmentSink]) -> None:
-        """Encode again what a stopped run kept of this segment."""
+        """Re-encode the pictures that a stopped run kept of this segment."""
         begun = self._journal.begun
         if begun is None:
             return
@@ -227,7 +229,8 @@ class SegmentThread(threading.Thread, Generic[T]):
 
 
 class _Recorded:
-    """A sink whose calls are spooled, too; opened and closed by whoever opened the sink."""
+    """A sink whose calls are also spooled; opening and closing are left to the sink's
+    owner."""
 
     def __init__(self, number: int, sink: SegmentSink, spool: Spool) -> None:
         self._number = number

@@ -1,4 +1,5 @@
-"""Write finished pictures to a segment: as often as shown, with transparency, optionally side by side."""
+"""Write finished pictures to a segment: repeated or dropped as needed, with
+transparency, optionally side by side."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ __all__ = ["ThinnedSegment", "writer_of"]
 
 
 class ThinnedSegment:
-    """A segment that may show no frame: then no encoder is opened and no file is created."""
+    """A segment that may contain no frame, in which case no encoder is opened and no
+    file is created."""
 
     def __init__(self, path: Path, spec: EncodeSpec) -> None:
         self._path = path
@@ -46,7 +48,8 @@ class ThinnedSegment:
 
 
 def writer_of(prepared: Prepared) -> Callable[[SegmentSink, SourceFrame, Picture], None]:
-    """Return the function that writes a finished picture to a segment, as often as it is shown."""
+    """Return the function that writes a finished picture to a segment, once for each
+    time it is shown."""
     compose = _side_by_side(prepared) if prepared.job.side_by_side else None
 
     maker = _grain_maker(prepared)
@@ -80,7 +83,8 @@ def _grain_maker(prepared: Prepared) -> GrainMaker | None:
 
 
 def _side_by_side(prepared: Prepared) -> Callable[[Picture, Picture], Picture]:
-    """Return what puts the plain resample on the left, as shown, and the result on the right; also of transparency."""
+    """Return the function that puts plain resampling on the left and the result on the
+    right, also for transparency."""
     rotation = prepared.info.rotation_deg
     axis = 0 if rotation in (90, 270) else 1
     left_first = rotation in (0, 270)
@@ -93,7 +97,8 @@ def _side_by_side(prepared: Prepared) -> Callable[[Picture, Picture], Picture]:
 
 
 def _enlarged(source: Picture, sharp: Picture) -> Picture:
-    """Resample a picture `[H, W, 3]`, or its transparency `[H, W]`, to the size of the finished one."""
+    """Resample a picture `[H, W, 3]`, or its transparency `[H, W]`, to the size of the
+    result."""
     height_px, width_px = sharp.shape[:2]
     if source.ndim == 3:
         return resize_rgb(source, width_px, height_px)

@@ -18,15 +18,17 @@ from ultraflash_cli.video.frame import Frame
 __all__ = ["check_whole", "source_frames"]
 
 _DECODE_THREADS = 4
-"""More do not help one clip; the frames are the same with any number."""
+"""Threads for decoding; more do not help with a single clip, and the frames do not
+depend on their number."""
 
 Warn = Callable[[str], None]
 
 
 def check_whole(prepared: Prepared, warn: Warn, check_stop: Callable[[], None]) -> None:
-    """Read the input once, so that damage is found before the work and not after it."""
+    """Read the input once, so that damage is found before the work rather than after
+    it."""
     report = ReadReport()
-    # requested transparency and captions, it does not warn of losing them.
+    # with transparency and captions requested, it does not warn about losing them
     for _ in read_frames(
         prepared.info, alpha=True, warn=warn, threads=_threads(prepared), report=report, captions=True
     ):
@@ -37,7 +39,7 @@ def check_whole(prepared: Prepared, warn: Warn, check_stop: Callable[[], None]) 
 def source_frames(prepared: Prepared, warn: Warn, span: Span | None = None) -> Iterator[SourceFrame]:
     """Yield every wanted frame, numbered from 0, with the scene cuts marked; they depend on the frames alone.
 
-    With a `span`, frames up to its end, with the cuts that it knows.
+    With a `span`, yields frames up to its end, with the cuts stored in it.
     """
     info, window, pace = prepared.info, prepared.window, _pace(prepared)
     cuts = None if span is None else {span.first, *span.cuts}

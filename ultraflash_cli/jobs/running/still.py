@@ -1,4 +1,5 @@
-"""One frame of a clip, enlarged by lanczos and by the model, as two PNG files."""
+"""One frame of a clip, enlarged by a Lanczos filter and by the model, as two PNG
+files."""
 
 import re
 from collections.abc import Callable
@@ -20,26 +21,28 @@ from ultraflash_cli.video.stills import write_png
 __all__ = ["StillReport", "run_still"]
 
 _BEFORE = 9
-"""Frames before it that the model sees, so that it remembers what it would in a whole run."""
+"""Number of preceding frames to process, so that the model's state is close to that of
+a whole run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StillReport:
-    """Where the two pictures are."""
+    """Paths of the two pictures."""
 
     input: str
     output: str
     plain_output: str
-    """The same frame, enlarged by lanczos."""
+    """The same frame, enlarged by a Lanczos filter."""
     time_s: float
-    """When the frame is shown, from the clip's first one on."""
+    """Time of the frame, relative to the clip's first one."""
     width: int
     height: int
     model: str
 
 
 def run_still(job: UpscaleJob, say: Callable[[str], None]) -> StillReport:
-    """Make the two pictures. Raises UsageError, InputError, OutputError and what loading the model raises."""
+    """Write the two pictures. Raises UsageError, InputError, OutputError and the errors
+    of loading the model."""
     assert job.preview is not None, "a still is a preview"
     if job.stdout is not None or job.pipe is not None:
         raise UsageError("--preview frame reads a file and writes two; use files instead of -")
@@ -47,7 +50,7 @@ def run_still(job: UpscaleJob, say: Callable[[str], None]) -> StillReport:
     named = job.output
     if named is not None and (named.suffix.lower() != ".png" or re.search(r"%\d*d", named.name)):
         raise UsageError(f"--preview frame writes PNG images, but {named} is not one; use -o FRAME.png")
-    # Whatever lies there is one frame and what follows; a second holds one in every clip that moves.
+    # A second from there contains at least one frame in every clip that moves.
     prepared = prepare(replace(job, output=None, preview=f"1s@{place or 0}"), to_write=False)
     output = (
         followed(named)
@@ -101,8 +104,8 @@ def _frames_up_to(prepared: Prepared) -> tuple[list[np.ndarray], Fraction]:
 
 
 def _upscaled(prepared: Prepared, frames: list[np.ndarray]) -> np.ndarray:
-    """Return the last of some frames as the model enlarges it."""
-    # Side by side, so that pictures come as RGB.
+    """Return the last of some frames as enlarged by the model."""
+    # Side by side, so that pictures are returned as RGB.
     as_rgb = replace(prepared, job=replace(prepared.job, side_by_side=True))
     model = Models().upscaler(as_rgb).model
     state = model.init_state(seed=prepared.job.seed, first_frame=0)

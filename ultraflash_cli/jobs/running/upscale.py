@@ -1,4 +1,5 @@
-"""Upscale one planned clip: in segments that survive any interruption, joined, checked, put in place."""
+"""Upscale one planned clip in segments that survive interruptions; join and check them,
+and put the output in place."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -43,12 +44,13 @@ class UpscaleReport(Report):
     """The report of one upscaled clip."""
 
     guard: float | None = None
-    """How far the result was allowed to stray from its source, in levels of 255."""
+    """How far the result was allowed to depart from its source, in levels of 255."""
     guarded_share: float | None = None
-    """Share of the pixels, at the smaller size, that strayed further and were blended back."""
+    """Share of pixels, at the smaller size, that departed further and were blended
+    back."""
 
     reading: dict[str, object] | None = None
-    """What was measured for reading the clip, and what was mended."""
+    """Measurements for reading the clip, and the repairs made."""
 
     def done(self) -> Done:
         return replace(super().done(), guarded_share=self.guarded_share)
@@ -79,7 +81,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         segment_frames: int = SEGMENT_FRAMES,
         span: Span | None = None,
     ) -> None:
-        """Upscale the frames of a `span` only, where one is given; as `running.Task` else."""
+        """With `span`, upscale only its frames; otherwise see `running.Task`."""
         name = str(prepared.job.source)
         label = name if span is None else f"{name}, frames {span.first} to {span.end}"
         super().__init__(prepared, build, name=name, label=label, segment_frames=segment_frames)
@@ -90,7 +92,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         if span is not None:
             self.first_frame, self.total_frames = span.first, span.end
         self._spools = job.pipe is not None and job.temp is not None and bool(prepared.streams.copied)
-        """The input is a pipe of which more than the picture is wanted."""
+        """Whether the input is a pipe of which more than the picture is needed."""
         self.can_retry = job.pipe is None or self._spools
         self._head = file_head(prepared.info.source)
 
@@ -117,7 +119,8 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
 
     @contextmanager
     def reading(self, work: Work) -> Generator[None]:
-        """Keep what comes through a pipe for a second reading; with `--strict` read a file once before the work."""
+        """Keep a pipe's content for a second reading; with `--strict` read a file once
+        before the work."""
         job, spool = self.prepared.job, work.folder / SPOOL
         if job.strict and job.pipe is None and self._span is None:
             check_whole(self.prepared, work.warn, work.check_stop)
@@ -164,7 +167,8 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         return made_by_upscaling(prepared, built)
 
     def check(self, work: Work, built: Built[FrameUpscaler]) -> None:
-        """Refuse a disk without room for what is still to be written: segments, states, the joined file."""
+        """Raise an error if the disk lacks room for everything still to be written:
+        segments, states, the joined file."""
         prepared, spec = self.prepared, self.prepared.spec
         if work.journal.placed:
             return
@@ -174,7 +178,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
         def encoded(frames: int) -> int:
             return encoded_bytes(spec.codec, width_px=spec.width_px, height_px=spec.height_px, frames=frames)
 
-        # The state before is deleted when the next one is safe.
+        # The previous state is deleted once the next one is safe.
         kept = encoded(left) + (2 * built.state_bytes if left > self.segment_frames else 0)
         joined = encoded(total) + (input_bytes(prepared.info.source) if prepared.streams.copied else 0)
         if prepared.job.stdout is not None or self._span is not None:
@@ -268,6 +272,7 @@ class Upscaling(running.Task[Prepared, FrameUpscaler, UpscaleReport]):
 
 
 def _guarded_share(work: Work) -> float | None:
-    """Return the share of the whole clip's pixels that was blended back; None without a guard."""
+    """Return the share of pixels in the whole clip that were blended back; None without
+    a guard."""
     strayed, compared = work.journal.guarded or (0, 0)
     return strayed / compared if compared else None

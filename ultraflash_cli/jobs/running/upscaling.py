@@ -1,5 +1,5 @@
-"""The loop of an upscaled clip: a reading thread, the model in the caller's thread, a writing thread, bounded queues
-between."""
+"""The loop of an upscaled clip: a reading thread, the model in the caller's thread, a
+writing thread, and bounded queues between them."""
 
 import threading
 import time
@@ -37,7 +37,7 @@ class SourceFrame:
     """A frame of the input for the model."""
 
     number: int
-    """Counted from 0 at the start of the clip."""
+    """Number of the frame, counted from 0 at the start of the clip."""
     starts_scene: bool
     frame: Frame
     times: tuple[tuple[int, int], ...] | None = None
@@ -69,15 +69,15 @@ def move_frames(
     segment_frames: int = SEGMENT_FRAMES,
     on_segment: Callable[[SegmentEntry], None] | None = None,
 ) -> bool:
-    """Bring every frame that the journal does not have yet through the model into finished segments.
-
-    `source` is called in the reading thread and gives the whole clip from frame 0; `on_group` is
-    called after every group with the number of finished frames; `output` names the output in
-    errors; `write` brings a frame of the source and its finished picture into a segment. Returns
-    False when `stop` was requested before the end; with `pausable` every group that is done then is
-    kept, else whole segments; without `keep_states` nothing can be resumed. `on_segment` is called
-    for every finished segment. Raises what any of the sides raises; finished segments stay in the
-    journal.
+    """Process every frame that the journal does not have yet with the model, and write
+    finished segments. `source` is called in the reading thread and yields the whole
+    clip from frame 0; `on_group` is called after every group with the number of
+    finished frames; `output` names the output in errors; `write` writes a frame of the
+    source and its finished picture to a segment. Returns False when `stop` was
+    requested before the end; with `pausable` every group finished by then is kept, else
+    only whole segments; without `keep_states` the run cannot be resumed. `on_segment`
+    is called for every finished segment. Raises the errors of all stages; finished
+    segments stay in the journal.
     """
     write_one = write or _write_as_it_is
 
@@ -142,7 +142,7 @@ class _Reader(threading.Thread):
 
 @dataclass
 class _Model:
-    """The middle: groups in, pictures and segment ends out."""
+    """The middle stage: takes groups, passes on pictures and segment ends."""
 
     upscaler: FrameUpscaler
     journal: Journal
@@ -174,7 +174,8 @@ class _Model:
             if stop.requested:
                 return self._pause()
             if len(self._in_flight) < held:
-                # The saved state has it inside; only its picture is still to come.
+                # The saved state already includes this frame; only its picture is
+                # pending.
                 self._in_flight.append(frame)
                 continue
 
@@ -197,7 +198,7 @@ class _Model:
         return True
 
     def _pause(self) -> bool:
-        """Keep the current segment so far; returns False."""
+        """Keep the current segment as far as it is finished; returns False."""
         if self.pausable and self._state is not None and self._done > self._kept:
             state = self.upscaler.save_state(self._state)
             self.pictures.put(Pause(self._done, self._scene_first, self._segment_groups, state, self._guarded()))
@@ -208,7 +209,8 @@ class _Model:
         self._done = self._kept = self._begun = journal.safe_frames
         self._segment_first = journal.frames
         self._guarded_before = journal.guarded if self._done > journal.first_frame else (0, 0)
-        # A model that another part of the clip has used has counted that, too.
+        # A model that was used for another part of the clip has counted that part as
+        # well.
         if self._guarded_before is not None and (counting := self.upscaler.guarded()) is not None:
             strayed, compared = counting()
             self._guarded_before = self._guarded_before[0] - strayed, self._guarded_before[1] - compared
@@ -265,14 +267,14 @@ class _Model:
     def _hand_on(self, pictures: deque[np.ndarray | Arriving]) -> None:
         """Pass finished pictures on, releasing each."""
         if pictures and self._done == self._begun:
-            arrived(pictures[0])  # the time to a first frame is reported truly
+            arrived(pictures[0])  # so that the time to the first frame is exact
         while pictures:
             self.pictures.put(_Picture(self._in_flight.popleft(), pictures.popleft()))
             self._done += 1
 
     def _guarded(self) -> Guarded | None:
-        """Return what was blended back so far, by earlier runs too; None without a guard, and where one does not
-        know."""
+        """Return the number of pixels blended back so far, including earlier runs; None
+        without a guard, or if unknown for one of them."""
         before, counting = self._guarded_before, self.upscaler.guarded()
         if before is None or counting is None:
             return None

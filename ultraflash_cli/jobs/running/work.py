@@ -1,4 +1,5 @@
-"""The work on one locked output: journal, warnings, stopping, and putting it in place."""
+"""The work on one locked output: journal, warnings, stopping, and moving it into
+place."""
 
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -36,14 +37,14 @@ __all__ = ["Finish", "Work", "locked_work"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finish:
-    """How one output is finished."""
+    """The functions that finish one output."""
 
     make: Callable[[Path], Sequence[str]]
-    """Makes the output at the path and checks it; returns warnings."""
+    """Writes the output to a path and checks it; returns warnings."""
     move: Callable[[Path, Path], None]
     """Moves it into place, whole or not at all."""
     files: Callable[[Path], Sequence[Path]] = lambda path: (path,)
-    """Names the files that are moved, for a path."""
+    """Returns the files to move, for a path."""
     remarks: Callable[[Path], Sequence[str]] = lambda path: ()
     """Returns further warnings once everything is in place."""
 
@@ -67,9 +68,10 @@ class Work:
         self.output = output
         self._lock = lock
         self.folder = lock.folder
-        """Where journal and segments are."""
+        """Folder of the journal and the segments."""
         self.place = place
-        """Where the finished file is made: next to the output, so that it moves there whole."""
+        """Folder in which the output is written: next to its final path, so that it can
+        be moved atomically."""
         self.name = name
         """Name of the input in events."""
         self.label = label
@@ -86,24 +88,24 @@ class Work:
 
     @property
     def journal(self) -> Journal:
-        """The journal that `open_journal` has opened."""
+        """The journal, after `open_journal`."""
         assert self._journal is not None, "the journal is open"
         return self._journal
 
     @property
     def untouched(self) -> bool:
-        """What an earlier run left has not been looked at yet."""
+        """Whether the remains of an earlier run have not been examined yet."""
         return self._journal is None
 
     @property
     def worth_keeping(self) -> bool:
-        """Something is finished that the same command can use later."""
+        """Whether there is finished work that the same command can use later."""
         journal = self._journal
         return self._resume and journal is not None and journal.safe_frames > journal.first_frame
 
     @property
     def note(self) -> str | None:
-        """Why the work resumes or starts over; None for a plain start."""
+        """Reason why the work resumes or starts over; None for a plain start."""
         if self.journal.placed:
             return f"{self.label}: already finished, {self.output} is in place (only the cleanup was interrupted)"
         if frames := self.journal.safe_frames - self.journal.first_frame:
@@ -113,9 +115,9 @@ class Work:
         return self._kept_aside or self._unkept or None
 
     def open_journal(self, fingerprint: Mapping[str, object], *, first_frame: int = 0) -> Journal:
-        """Open the journal, forgetting what an interrupted run left if nothing is to be resumed.
-
-        Raises UsageError if that run had another task and its output, which must not be replaced, in place.
+        """Open the journal, discarding the remains of an interrupted run unless it is
+        to be resumed. Raises UsageError if that run had a different task and its output
+        is in place and must not be replaced.
         """
         with output_errors(self.output):
             if not self._resume:
@@ -131,7 +133,8 @@ class Work:
         return self._journal
 
     def _set_aside(self, change: str) -> None:
-        """Set aside work that only another version of the program or of a library can resume."""
+        """Set aside work that only a different version of the program or of a library
+        can resume."""
         frames, name = count_frames(self.folder), self.folder.name
         kept = self._lock.set_aside()
         self._kept_aside = (
@@ -140,7 +143,8 @@ class Work:
         )
 
     def keep_nothing(self, why: str) -> None:
-        """Resume nothing and leave nothing to resume, before the journal is open."""
+        """Neither resume an earlier run nor allow resuming this one; to be called
+        before the journal is open."""
         self._resume = False
         self._unkept = f"{self.label}: {why}; it cannot be resumed"
 
@@ -152,27 +156,30 @@ class Work:
             self.listener(Warned(input=self.name, message=message))
 
     def check_stop(self) -> None:
-        """Raise Interrupted if a stop was requested, with what the same command will find later."""
+        """Raise Interrupted if a stop was requested, with a message on how much the
+        same command can resume."""
         if self.stop.requested:
             raise self.stop.interruption(f"interrupted; {self._future}")
 
     @property
     def _future(self) -> str:
-        """What the same command would find."""
+        """The message on how much the same command can resume."""
         kept = count_frames(self.folder) if self._resume else 0
         if kept:
             return f"{kept} frames are finished, the same command resumes there"
         return "nothing was kept, the same command starts over"
 
     def check_stream(self, stream: LiveStream) -> None:
-        """Raise the error that ended the stream; if its reader left, say what is kept."""
+        """Raise the error that ended the stream; if its reader closed it, state what is
+        kept."""
         try:
             stream.check()
         except ReaderGone as error:
             raise ReaderGone(f"{error}; {self._future}") from error
 
     def stream_out(self, stream: LiveStream) -> int:
-        """Wait until the stream has taken everything; returns its frames. A stop is obeyed at once."""
+        """Wait until the stream has written everything; returns its number of frames. A
+        stop takes effect at once."""
         try:
             with self.stop.at_once():
                 stream.finish()
@@ -184,9 +191,9 @@ class Work:
         return stream.streamed.frames
 
     def put_in_place(self, finishes: Mapping[Path, Finish], *, frames: int) -> None:
-        """Make the outputs, the main one of this many frames, next to their places and move them there, in this order.
-
-        A file under a final name has therefore always passed its check. Until all are made, a stop
+        """Write all outputs next to their final paths, then move them there in the
+        given order; `frames` is the number of frames of the main one. A file with a
+        final name has therefore always passed its check. Until all are written, a stop
         takes effect at once.
         """
         made = {output: self._made_path(number, output) for number, output in enumerate(finishes)}
@@ -221,11 +228,13 @@ class Work:
                     self.warn(note)
 
     def _made_path(self, number: int, output: Path) -> Path:
-        """Return where an output is made; each has a folder of its own, for pictures have the same names."""
+        """Return the path for writing an output; each has its own folder, as images
+        have the same names."""
         return self.place / f"made-{number}" / fitted(output.name)
 
     def _check_nothing_came_between(self, targets: Sequence[Path]) -> None:
-        """Refuse to replace a file that has appeared since the run began."""
+        """Raise an error rather than replace a file that has appeared since the run
+        began."""
         if self._overwrite:
             return
         ours = set(self._moved)
@@ -246,10 +255,9 @@ def locked_work(
     listener: Listener,
     stop: Stop | None,
 ) -> Generator[Work]:
-    """Lock the output and give its work; what was finished is kept if the block fails.
-
-    It is kept in `temp` where that is given, else next to the output; the lock is always there.
-    Raises OutputError when another run has the output.
+    """Lock the output and yield its work; finished work is kept if the block fails. It
+    is kept in `temp` if that is given, else next to the output, where the lock always
+    is. Raises OutputError if another run has locked the output.
     """
     place, folder = work_folder(output), unfinished_work(output, temp)
     with ExitStack() as stack:

@@ -1,3 +1,4 @@
-"""A running job in a browser: what it shows, and the server on this machine that shows it."""
+"""Show a running job in a browser: the pictures and events, and the local server for
+them."""
 
 __all__: list[str] = []

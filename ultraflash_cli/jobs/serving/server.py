@@ -1,4 +1,5 @@
-"""A small HTTP server on this machine that shows a running job in a browser, to whoever has the link, once."""
+"""A small local HTTP server that shows a running job in a browser, through a link that
+works once."""
 
 import errno
 import hmac
@@ -24,9 +25,9 @@ __all__ = ["parse_address", "serving"]
 _LOOPBACK = "127.0.0.1"
 _MOST_CONNECTIONS = 24
 _PATIENCE_S = 20
-"""Timeout of a connection that neither sends its request nor reads the response."""
+"""Timeout of connections that neither send a request nor read the response."""
 _LAST_WORDS_S = 5
-"""How long to wait, at the end, for viewers to receive the rest."""
+"""Seconds to wait at the end for viewers to receive the rest."""
 _MOST_BODY_BYTES = 1024
 _POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; media-src blob:; "
@@ -42,7 +43,8 @@ _HEADERS = {
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Read HOST:PORT or PORT; without a host it is this machine alone. Raises UsageError."""
+    """Parse HOST:PORT or PORT; without a host only this machine can connect. Raises
+    UsageError."""
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") or _LOOPBACK
     is_port = port.isdecimal() and port.isascii() and len(port) <= 5 and int(port) <= 65535
@@ -53,9 +55,9 @@ def parse_address(text: str) -> tuple[str, int]:
 
 @contextmanager
 def serving(address: str, listener: Callable[[Event], None]) -> Generator[Show]:
-    """Show what the jobs in the block do under an address; the link is reported as an event when the first one begins.
-
-    Raises UsageError for an address that cannot be had.
+    """Serve the progress of the jobs in the block at an address; the link is reported
+    as an event when the first one begins. Raises UsageError if the address is not
+    available.
     """
     host, port = parse_address(address)
     server = _bound(host, port)
@@ -103,7 +105,7 @@ def _bound(host: str, port: int) -> "_Server":
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    allow_reuse_address = os.name != "nt"  # there it would let two programs have one port
+    allow_reuse_address = os.name != "nt"  # on Windows it would let two programs share a port
     show: Show
     tell: Callable[[], None]
 
@@ -122,7 +124,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self._gone: set[str] = set()
 
     def server_bind(self) -> None:
-        """Bind without asking a name server who we are, as HTTPServer does."""
+        """Bind without HTTPServer's name-server lookup of this host."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(self.allow_reuse_address))
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -135,11 +137,12 @@ class _Server(http.server.ThreadingHTTPServer):
         bound = str(self.server_address[0])
         host = self._name if not _is_any(bound) else (_LOOPBACK if self.address_family == socket.AF_INET else "::1")
         host = f"[{host}]" if ":" in host else host
-        # Behind the # it goes into no log and no Referer.
+        # As a fragment it appears in no log and no Referer.
         return f"http://{host}:{self.port}/#{token}"
 
     def exchange(self, token: str) -> str | None:
-        """Return a key for the token of a link, which is used up; None for a wrong one."""
+        """Exchange the token of a link, which is then used up, for a key; None for a
+        wrong one."""
         with self._lock:
             found = next((each for each in self._links if hmac.compare_digest(each.encode(), token.encode())), None)
             if found is None:
@@ -150,12 +153,13 @@ class _Server(http.server.ThreadingHTTPServer):
             return key
 
     def knows(self, key: str) -> bool:
-        """Return whether a key was given out."""
+        """Return whether a key was issued."""
         with self._lock:
             return any(hmac.compare_digest(each.encode(), key.encode()) for each in self._keys)
 
     def is_ours(self, host: str) -> bool:
-        """Return whether a Host header names this server: other names may be those of a site that points here."""
+        """Return whether a Host header names this server; other names may belong to a
+        site that resolves to it (DNS rebinding)."""
         name, _, port = host.rpartition(":")
         if port != str(self.port):
             return False
@@ -170,13 +174,14 @@ class _Server(http.server.ThreadingHTTPServer):
 
     @property
     def audience(self) -> set[str]:
-        """The keys under which events are being followed."""
+        """The keys of viewers that follow the events."""
         with self._lock:
             return set(+self._listening)
 
     @contextmanager
     def viewing(self, key: str, clip: int | None = None) -> Generator[None]:
-        """Note that somebody gets the stream of a clip, to its end if the block ends well, or the events."""
+        """Record that a viewer receives the stream of a clip (completely, if the block
+        succeeds) or the events."""
         with self._lock:
             self._viewers += 1
             self._listening[key] += clip is None
@@ -223,7 +228,7 @@ class _Server(http.server.ThreadingHTTPServer):
                 self._connections -= 1
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log nothing: a browser that disconnects is no failure of the job."""
+        """Log nothing: a browser that disconnects is not a failure of the job."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -273,7 +278,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Log nothing: stderr belongs to the job."""
 
     def _is_foreign(self) -> bool:
-        """Return whether another site made the browser send the request, and refuse it if so."""
+        """Return whether the request was triggered by another site, and reject it if
+        so."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         site = self.headers.get("Sec-Fetch-Site", "none")
         if self.ours.is_ours(host) and origin in (None, f"http://{host}") and site in ("same-origin", "none"):
@@ -307,7 +313,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def page_text() -> str:
-    """Return the page, with `__NONCE__` where the policy's word belongs."""
+    """Return the page, with `__NONCE__` in place of the policy's nonce."""
     return resources.files("ultraflash_cli.jobs.pages").joinpath("watch.html").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,5 @@
-"""What a browser may see of a running job: its state as events, its newest pictures as fragments of a stream."""
+"""The view of a running job for browsers: its state as events, its latest pictures as
+fragments of a stream."""
 
 import os
 import queue
@@ -27,14 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["Clip", "Show", "ShownSegment"]
 
 _QUEUED = 12
-"""Pictures that wait to be encoded for the browser; with more, some are left out: a job never waits for its viewers."""
+"""Maximum number of pictures queued for encoding; further ones are dropped, as a job
+never waits for its viewers."""
 _KEPT_BYTES = 48 << 20
-"""What is kept of a clip in memory: minutes."""
+"""Bytes of a clip kept in memory, enough for minutes."""
 _WARNINGS = 20
 
 
 class Clip:
-    """The stream of one clip; what is too old is forgotten."""
+    """The stream of one clip; its oldest parts are dropped."""
 
     def __init__(self, number: int, changed: threading.Condition) -> None:
         self.number = number
@@ -47,7 +49,7 @@ class Clip:
         self._bytes = 0
 
     def begin(self, head: bytes, codec: str) -> None:
-        """Set the head that every player needs first."""
+        """Set the head, which every player needs first."""
         with self._changed:
             self.head, self.codec = head, codec
             self._changed.notify_all()
@@ -68,7 +70,8 @@ class Clip:
             self._changed.notify_all()
 
     def parts(self) -> Iterator[bytes]:
-        """Yield head and parts from the oldest on that can be begun with, waiting for later ones, up to the end."""
+        """Yield the head and all parts from the oldest possible starting point, waiting
+        for later ones until the end."""
         with self._changed:
             self._changed.wait_for(lambda: self.head or self.ended)
             head = self.head
@@ -83,7 +86,7 @@ class Clip:
             if not ready:
                 return
             if ready[0][0] != following:
-                begun = False  # too slow: what comes next was forgotten
+                begun = False  # too slow: the next part was dropped
             for number, fragment in ready:
                 following = number + 1
                 begun = begun or fragment.starts
@@ -95,12 +98,13 @@ class Clip:
 
 
 class Show:
-    """Collects what the jobs of a command do, one clip after the other; events are passed on to `listener`."""
+    """Collects the progress of a command's jobs, clip by clip; events are passed on to
+    `listener`."""
 
     def __init__(self, listener: Callable[[Event], None], *, on_begin: Callable[[], None]) -> None:
         self.changed = threading.Condition()
         self.version = 0
-        """Grows with every change of the state."""
+        """Counter that increases with every change of the state."""
         self.ended = False
         self.clip: Clip | None = None
         self._listener = listener
@@ -113,7 +117,7 @@ class Show:
         self._folders: set[str] = set()
 
     def on_event(self, event: Event) -> None:
-        """Take an event of a job; a listener."""
+        """Receive an event of a job (a `Listener`)."""
         if isinstance(event, Planned) and not self._has_begun:
             self._has_begun = True
             self._on_begin()
@@ -157,7 +161,8 @@ class Show:
                 pass
 
     def begin(self, spec: "EncodeSpec", times: Callable[[], Mapping[str, float]]) -> None:
-        """Begin a clip whose output is as `spec` says; `times` returns seconds by stage, in the model's thread."""
+        """Begin a clip with the output `spec`; `times` returns seconds by stage, in the
+        model's thread."""
         self.end_clip()
         self._times = times
         clip = Clip(next(self._numbers), self.changed)
@@ -168,16 +173,16 @@ class Show:
         self._encoding.start()
 
     def shown(self, sink: SegmentSink) -> SegmentSink:
-        """Return the sink of a segment whose pictures are shown, too."""
+        """Return a sink of a segment that also shows its pictures."""
         return ShownSegment(sink, self)
 
     def add(self, picture: "np.ndarray", pts: int) -> None:
-        """Show a finished picture, unless those before it still wait."""
+        """Show a finished picture, unless the queue is full."""
         if self._encoding is not None:
             self._encoding.offer(picture, pts)
 
     def end_clip(self) -> None:
-        """Let what waits be encoded, and end the clip's stream."""
+        """Encode the queued pictures, and end the clip's stream."""
         encoding, self._encoding = self._encoding, None
         if encoding is not None:
             encoding.finish()
@@ -192,7 +197,7 @@ class Show:
             self.changed.notify_all()
 
     def states(self) -> Iterator[dict[str, Any]]:
-        """Yield the state now and after every change, the newest where several came, up to the end."""
+        """Yield the current state and, until the end, the latest one after changes."""
         seen = -1
         while True:
             with self.changed:
@@ -206,7 +211,7 @@ class Show:
         return self.ended or self.version != version
 
     def _without_folders(self, text: str) -> str:
-        """Return what is said without the folders of the clip: who may look need not know them."""
+        """Return a message without folders, which viewers need not know."""
         for folder in sorted(self._folders - {"."}, key=len, reverse=True):
             text = text.replace(f"{folder}{os.sep}", "").replace(folder, "…")
         return text
@@ -219,7 +224,7 @@ class Show:
 
 
 class ShownSegment:
-    """A segment whose pictures are shown, too."""
+    """A segment whose pictures are also shown."""
 
     def __init__(self, sink: SegmentSink, show: Show) -> None:
         self._sink = sink
@@ -243,7 +248,7 @@ class ShownSegment:
 
 
 class _Encoding(threading.Thread):
-    """Encodes a clip's pictures in a thread of its own."""
+    """Encodes a clip's pictures in a separate thread."""
 
     def __init__(self, clip: Clip, spec: "EncodeSpec", on_codec: Callable[[str], None]) -> None:
         super().__init__(name="showing", daemon=True)
@@ -268,7 +273,7 @@ class _Encoding(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        with suppress(Exception):  # what is shown fails alone; the job goes on
+        with suppress(Exception):  # the display fails alone; the job continues
             self._encode()
         self._clip.end()
         while self._queue.get() is not None:
@@ -281,7 +286,7 @@ class _Encoding(threading.Thread):
         try:
             while (item := self._queue.get()) is not None:
                 self._give(writer, writer.write(*item))
-            self._queue.put(None)  # for `run`, which empties the queue where this has failed
+            self._queue.put(None)  # for `run`, which drains the queue after a failure
         finally:
             self._give(writer, writer.close())
 

@@ -1,3 +1,3 @@
-"""Weights brought to this machine."""
+"""Install weights on this machine."""
 
 __all__: list[str] = []

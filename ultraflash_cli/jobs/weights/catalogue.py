@@ -1,4 +1,4 @@
-"""What a name on the command line means in the list of weights."""
+"""Resolve names on the command line to entries of the list of weights."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ __all__ = ["Catalogue", "read_catalogue"]
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """The list of weights: single ones and sets."""
+    """The list of weights, with single entries and sets."""
 
     entries: Mapping[str, WeightEntry]
     sets: Mapping[str, WeightSet]
 
     def choose(self, name: str) -> list[WeightEntry]:
-        """Return the entries that a name means: one, a set's, or all below it (``wan``, ``wan/tokenizer``).
-
-        Raises UsageError, with the nearest names, for one that means nothing.
+        """Return the entries for a name: a single one, those of a set, or all below a
+        prefix (``wan``, ``wan/tokenizer``). Raises UsageError with similar names for an
+        unknown one.
         """
         if name in self.entries:
             return [self.entries[name]]
@@ -35,5 +35,5 @@ class Catalogue:
 
 
 def read_catalogue() -> Catalogue:
-    """Return the program's own list of weights."""
+    """Return the program's list of weights."""
     return Catalogue(entries=read_manifest(), sets=read_sets())

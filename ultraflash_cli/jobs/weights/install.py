@@ -1,4 +1,5 @@
-"""Files into the store: checked, converted, kept with a receipt, whether pulled or the user's own."""
+"""Install files into the store, pulled or provided by the user: check, convert and keep
+them with a receipt."""
 
 import json
 import shutil
@@ -26,7 +27,7 @@ class Pulled:
     name: str
     state: Literal["packaged", "ready", "pulled", "imported", "left out"]
     licence: str
-    """As it is stated where the file came from."""
+    """Licence as stated at the file's origin."""
     path: str | None
     """The usable file."""
     bytes: int | None
@@ -42,10 +43,9 @@ class Pulled:
 
 
 def import_file(catalogue: Catalogue, name: str | None, source: Path, *, store: WeightStore) -> Pulled:
-    """Take a file that the user has into the store, recognised by what is in it.
-
-    Raises UsageError if it could be several entries and none is named, InputError if there is no such file,
-    WeightsError if it is not what it should be.
+    """Import a user's file into the store, recognised by its contents. Raises
+    UsageError if it matches several entries and none is named, InputError if the file
+    is missing, WeightsError if its contents are wrong.
     """
     if not source.is_file():
         raise InputError(f"{source}: no such file; check the path")
@@ -89,7 +89,8 @@ def install(
     source_sha256: str,
     verified_by: VerifiedBy,
 ) -> Receipt:
-    """Make an entry's file from a checked one and put it into its place, with its receipt."""
+    """Convert a checked file to that of an entry and put it in place, with its
+    receipt."""
     part = store.part(entry)
     try:
         with writing(part):
@@ -124,7 +125,8 @@ def install(
 
 
 def _check_tokenizer_file(path: Path, name: str) -> None:
-    """Refuse what cannot be a part of a tokenizer: broken JSON, or a model that is none."""
+    """Reject files that cannot be part of a tokenizer: invalid JSON or an invalid
+    model."""
     content = path.read_bytes()
     if Path(name).suffix == ".json":
         try:
@@ -136,7 +138,8 @@ def _check_tokenizer_file(path: Path, name: str) -> None:
 
 
 def _entry_of(catalogue: Catalogue, name: str | None, source: Path) -> WeightEntry:
-    """Return the entry a user's file is for: the one named, else the one that its content says."""
+    """Return the entry for a user's file: the named one, else the one that matches its
+    content."""
     if name is not None:
         entries = catalogue.choose(name)
         if len(entries) != 1 or entries[0].packaged:
@@ -160,7 +163,8 @@ def _entry_of(catalogue: Catalogue, name: str | None, source: Path) -> WeightEnt
 
 
 def _unlocked_place(entry: WeightEntry, source: Path) -> WeightEntry:
-    """Return the place of an entry that a user's file may stand for: by what is in it, else the first unlocked one."""
+    """Return the location of an entry that a user's file may replace: the one that
+    matches its content, else the first unlocked one."""
     places = [place for place in entry.places if not place.locked] or [entry.places[0]]
     found = {place.architecture for place in places}
     if len(found) == 1 and found.isdisjoint(READS_LOW_FRAMES):
@@ -173,7 +177,7 @@ def _unlocked_place(entry: WeightEntry, source: Path) -> WeightEntry:
 
 
 def _takes(place: WeightEntry, architecture: str | None) -> bool:
-    """Return whether a user's file of this architecture may stand at a place."""
+    """Return whether a user's file of this architecture may replace a location."""
     return architecture in (place.architecture, READS_LOW_FRAMES.get(place.architecture, place.architecture))
 
 

@@ -1,4 +1,5 @@
-"""Weights brought to this machine: what is missing found out, transferred, checked, converted, kept with a receipt."""
+"""Pull weights: find out what is missing, then download, check and convert it, and keep
+it with a receipt."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,33 +24,34 @@ __all__ = ["PullPlan", "Source", "hub_of", "open_store", "plan_pull", "run_pull"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One file on the hub and what is to be made of it."""
+    """One file on the hub, and the entries to make from it."""
 
     remote: RemoteFile
     entries: tuple[WeightEntry, ...]
-    """More than one if only the file's content tells them apart; each at the location where it was found."""
+    """The entries, more than one if only the file's content distinguishes them; each
+    with the location where it was found."""
     by_name: frozenset[str]
-    """Those that were requested by their own name: they have to be in it."""
+    """Entries that were requested by name and must therefore be in the file."""
     how: tuple[str, ...] = ()
-    """How it was found, if it is not the file that the list names first."""
+    """How the file was found, if it is not the first one in the list."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PullPlan:
-    """What a pull is going to do, known before a byte is transferred."""
+    """The plan of a pull, made before anything is downloaded."""
 
     store: WeightStore
     hub: Hub
     asked: tuple[str, ...]
     ready: tuple[WeightEntry, ...]
-    """Installed already, or part of the package."""
+    """Entries that are installed already or part of the package."""
     left_out: tuple[tuple[WeightEntry, str], ...]
-    """Members of a set that cannot be had, with the reason."""
+    """Members of a set that are not available, with the reason."""
     sources: tuple[Source, ...]
 
     @property
     def transfer_bytes(self) -> int:
-        """What has to come over the network, parts that are here already included."""
+        """Bytes to download, including parts that are here already."""
         return sum(source.remote.bytes for source in self.sources if source.remote.cached is None)
 
 
@@ -59,7 +61,8 @@ def open_store(settings: Settings) -> WeightStore:
 
 
 def hub_of(settings: Settings, *, offline: bool = False) -> Hub:
-    """Return the hub that the environment names. Raises UsageError for an address that is none."""
+    """Return the hub configured in the environment. Raises UsageError for an invalid
+    address."""
     return Hub(
         endpoint=settings.hub_endpoint,
         token=settings.hub_token,
@@ -77,10 +80,10 @@ def plan_pull(
     on_event: Listener,
     commercial: bool = False,
 ) -> PullPlan:
-    """Find out what is missing and what the hub has of it.
-
-    The hub is asked only for what is missing. ``commercial`` takes only what may be used commercially. Raises
-    UsageError (unknown name), WeightsError (the hub says no, or there is no network), OutputError (not enough space).
+    """Determine which entries are missing, and find them on the hub; only missing
+    entries are looked up. ``commercial`` restricts the pull to weights that may be used
+    commercially. Raises UsageError (unknown name), WeightsError (the hub denies access,
+    or there is no network), OutputError (not enough space).
     """
     chosen: dict[str, WeightEntry] = {}
     by_name: set[str] = set()
@@ -129,10 +132,9 @@ def plan_pull(
 
 
 def run_pull(plan: PullPlan, on_event: Listener, *, clock: Callable[[], float] = time.monotonic) -> list[Pulled]:
-    """Do what the plan says and return what became of each entry.
-
-    Raises WeightsError for a transfer that failed or a file that is not what it should be, OutputError where the disk
-    refuses or another pull is at work. What has arrived is kept for the next time.
+    """Carry out the plan and return the result for each entry. Raises WeightsError for
+    a failed transfer or a wrong file, OutputError for disk errors or if another pull is
+    running. Partial downloads are kept for the next time.
     """
     done = [report(entry, plan.store, "packaged" if entry.packaged else "ready") for entry in plan.ready]
     done += [left_out(entry, reason) for entry, reason in plan.left_out]
@@ -147,7 +149,8 @@ def run_pull(plan: PullPlan, on_event: Listener, *, clock: Callable[[], float] =
 def _divide(
     entries: Iterable[WeightEntry], store: WeightStore, on_event: Listener
 ) -> tuple[list[WeightEntry], list[WeightEntry]]:
-    """Return what is there and sound from what has to be fetched; damage is said, not taken for soundness."""
+    """Separate the intact installed entries from those to download; damaged ones are
+    reported and downloaded again."""
     ready: list[WeightEntry] = []
     missing: list[WeightEntry] = []
     for entry in entries:
@@ -164,7 +167,7 @@ def _divide(
 
 
 def _by_file(found: Iterable[Found], by_name: set[str]) -> list[Source]:
-    """Put entries together that are one file on the hub."""
+    """Group the entries that are one file on the hub."""
     files: dict[tuple[str, str, str], list[Found]] = {}
     for each in found:
         remote = each.remote
@@ -181,7 +184,8 @@ def _by_file(found: Iterable[Found], by_name: set[str]) -> list[Source]:
 
 
 def _refuse_installed(ready: Iterable[WeightEntry], store: WeightStore) -> None:
-    """Refuse installed weights that may not be used commercially. Raises WeightsError."""
+    """Reject installed weights that may not be used commercially. Raises
+    WeightsError."""
     for entry in ready:
         receipt = None if entry.packaged else store.receipt(entry)
         stated = (receipt.licence if receipt else "") or entry.licence
@@ -250,7 +254,8 @@ def _cached(remote: RemoteFile, on_event: Listener) -> tuple[Path | None, str]:
 
 
 def _check_space(store: WeightStore, remotes: Sequence[RemoteFile]) -> None:
-    """Refuse a disk that cannot hold every result, and the largest download next to its own."""
+    """Raise an error if the disk lacks room for all results plus the largest
+    download."""
     if remotes:
         downloads = [remote.bytes for remote in remotes if remote.cached is None]
         have = sum(part.stat().st_size for part in store.downloads.glob("*.part"))

@@ -1,4 +1,4 @@
-"""A list of weights filled in from what the hub says now: revision, size and sha256 of every file."""
+"""Update a list of weights from the hub: revision, size and sha256 of every file."""
 
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 
 def check_lock_target(out: Path, *, overwrite: bool) -> None:
-    """Refuse, with a UsageError, a place inside an installed package, or a file that exists and is to be kept."""
+    """Raise UsageError for a path inside an installed package, or for an existing file
+    that must be kept."""
     place = out.resolve()
     if place.is_relative_to(package_folder().resolve()) or _INSTALLED & set(place.parts):
         raise UsageError(f"{out} is inside an installed package, which is never modified; choose another file")
@@ -33,13 +34,14 @@ def check_lock_target(out: Path, *, overwrite: bool) -> None:
 def lock_weights(
     catalogue: Catalogue, names: Sequence[str], out: Path, *, hub: Hub, on_event: Listener, update: bool = False
 ) -> list[WeightEntry]:
-    """Write the list to ``out`` with the named entries, or all of the hub, locked; return those entries.
-
-    An unlocked location takes commit, size and sha256 from what the hub has now; a locked one is compared with the hub
-    and kept, or with ``update`` locked again. A file that the hub has no sha256 of is small; it is fetched, checked
-    against its id in git and hashed. A place where the hub has nothing stays unlocked, with a warning. Raises
-    WeightsError where the hub says no, has none of an entry's places, or has another file than the list says; nothing
-    is written then.
+    """Write the list to ``out`` with the named entries, or all on the hub, locked;
+    return those entries. An unlocked location gets commit, size and sha256 from the
+    hub; a locked one is compared with the hub and kept or, with ``update``, locked
+    again. Files without a sha256 on the hub are small; they are downloaded, checked
+    against their git id and hashed. A location that the hub does not have stays
+    unlocked, with a warning. Raises WeightsError if the hub denies access, has none of
+    an entry's locations, or has a file that differs from the list; nothing is written
+    then.
     """
     chosen = [entry for name in names for entry in catalogue.choose(name)] if names else catalogue.entries.values()
     if withheld := hub.withheld:
@@ -57,7 +59,7 @@ def lock_weights(
 
 
 class _Locker:
-    """Fills places in from the hub, asking for each file once."""
+    """Fills in locations from the hub, requesting each file only once."""
 
     def __init__(self, catalogue: Catalogue, hub: Hub, on_event: Listener, update: bool) -> None:
         self._search = HubSearch(hub, catalogue.entries.values())
@@ -67,7 +69,8 @@ class _Locker:
         self._hashed: dict[tuple[str, str], RemoteFile] = {}
 
     def locked(self, entry: WeightEntry) -> WeightEntry:
-        """Return the entry with every location locked that the hub has. Raises WeightsError if it has none."""
+        """Return the entry with every location locked that exists on the hub. Raises
+        WeightsError if none does."""
         first, *others = entry.places
         refusals: list[WeightsError] = []
         places: list[WeightEntry] = []
