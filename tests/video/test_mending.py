@@ -154,7 +154,7 @@ def test_grain_is_measured_by_brightness(measured: Mending) -> None:
         true = (2 + 4 * (luma - 16) / 219) * 255 / 219
         assert strength_of(grain, (luma - 16) / 219 * 255) == pytest.approx(true, rel=0.12)
     assert max(grain.chroma) < 0.5
-    assert len(measured.notes) == 1 and "new grain like it is added" in measured.notes[0]
+    assert len(measured.notes) == 1 and "similar new grain is added" in measured.notes[0]
 
 
 def test_the_model_sees_little_of_the_grain_and_all_of_the_picture(grainy_clip: Path, measured: Mending) -> None:

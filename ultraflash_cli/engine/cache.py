@@ -26,12 +26,11 @@ class KvRing:
     v: Tensor
     fill: int
     half: int = 0
-    """Which of the two pairs of buffers is in use: ``k`` and ``v``, or the spare
-    one."""
+    """Index of the pair of buffers in use: ``k`` and ``v``, or the spare one."""
     k_odd: Tensor | None = None
     v_odd: Tensor | None = None
     k_mean: Tensor | None = None
-    """Mean keys of the remembered blocks, ``[B, heads, capacity, D]``; None if not
+    """Mean keys of the cached blocks, ``[B, heads, capacity, D]``; None if not
     needed."""
 
     @classmethod
@@ -63,15 +62,15 @@ class KvRing:
 
     def beside(self, blocks: int) -> tuple[Tensor, Tensor] | None:
         """Return buffers ``[B, heads, blocks, block tokens, D]`` for new keys and
-        values, separate from the remembered ones; None if there is no room."""
+        values, separate from the cached ones; None if there is no room."""
         if self.k_odd is None or self.v_odd is None or blocks > self.k.shape[2]:
             return None
         k, v = (self.k, self.v) if self.half else (self.k_odd, self.v_odd)
         return k[:, :, :blocks], v[:, :, :blocks]
 
     def turn(self, k_mean: Tensor) -> "KvRing":
-        """Return the ring that holds only what was written to the buffers of
-        ``beside``, with these block means."""
+        """Return the ring with only the blocks written to the buffers of ``beside``,
+        and these block means."""
         assert self.k_mean is not None, "a paired ring knows its means"
         blocks = k_mean.shape[2]
         self.k_mean[:, :, :blocks].copy_(k_mean)
@@ -88,11 +87,10 @@ class KvRing:
     def keep(
         self, k_all: Tensor, v_all: Tensor, blocks: int, *, in_place: bool
     ) -> "KvRing":
-        """Return the ring that remembers the last ``blocks`` of what ``join`` returned.
-
-        In place it reuses the buffers of this ring, whose addresses and shapes stay;
-        otherwise it holds copies that autograd can follow, so that what is dropped is
-        freed. Capacity bounds ``blocks`` in place.
+        """Return the ring with the last ``blocks`` of the result of ``join``. In place
+        it reuses this ring's buffers, whose addresses and shapes are unchanged, and
+        ``blocks`` must not exceed the capacity; otherwise it holds copies that support
+        autograd, so that dropped blocks are freed.
         """
         fill = min(blocks, k_all.shape[2])
         k, v = k_all[:, :, k_all.shape[2] - fill :], v_all[:, :, v_all.shape[2] - fill :]
@@ -109,11 +107,10 @@ class KvRing:
     def push(
         self, k: Tensor, v: Tensor, blocks: int, k_mean: Tensor | None = None
     ) -> "KvRing":
-        """Return the ring that remembers the last ``blocks`` of its own and the new
-        ones; reuses its buffers.
-
-        Equivalent to ``keep`` after ``join``, without the copy. Capacity bounds
-        ``blocks``. ``k_mean`` are the means of the new blocks of keys.
+        """Return the ring with the last ``blocks`` of its own and the new ones; reuses
+        its buffers. Equivalent to ``keep`` after ``join``, without the copy. ``blocks``
+        must not exceed the capacity. ``k_mean`` are the means of the new blocks of
+        keys.
         """
         fill = min(blocks, self.fill + k.shape[2])
         assert fill <= self.k.shape[2], (
@@ -148,8 +145,7 @@ def without_spares(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
 
 
 def with_spares(kept: Mapping[str, Tensor], fresh: Mapping[str, Leaf]) -> dict[str, Tensor]:
-    """Undo ``without_spares``: take what it left out from the leaves of a fresh
-    state."""
+    """Undo ``without_spares``: take the omitted leaves from a fresh state."""
     whole = dict(kept)
     for name, leaf in fresh.items():
         ring, _, field = name.rpartition(".")
@@ -198,9 +194,9 @@ class WindowRing:
         stream.
 
         They are appended, or replace the tokens written last. Beyond ``capacity``
-        tokens, the oldest after the first ``sink`` are dropped. In place it reuses the
-        buffers of this ring, whose addresses and shapes stay; otherwise it holds
-        tensors that autograd can follow.
+        tokens, the oldest after the first ``sink`` are dropped. In place it reuses this
+        ring's buffers, whose addresses and shapes are unchanged; otherwise it holds
+        tensors that support autograd.
         """
         count = k.shape[2]
         if in_place:
@@ -249,5 +245,5 @@ class WindowRing:
 
     @property
     def used(self) -> tuple[Tensor, Tensor]:
-        """What is remembered: views ``[B, heads, fill, D]`` of keys and values."""
+        """The tokens in use: views ``[B, heads, fill, D]`` of keys and values."""
         return self.k[:, :, : self.fill], self.v[:, :, : self.fill]

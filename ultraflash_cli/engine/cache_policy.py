@@ -18,7 +18,8 @@ from ultraflash_cli.errors import ConfigError, UsageError
 __all__ = ["ONE_FEWER", "CacheManagement", "RefreshGate", "Scorer", "SharpnessDrift"]
 
 ONE_FEWER = 0
-"""One denoising step fewer than the model has; the published model has four."""
+"""Value for one denoising step fewer than the model's own number; the published model
+has four."""
 DEFAULT_REFRESH = 0.62
 """The published threshold, for scores of CLIP-IQA+."""
 SCORED_SIDE_PX = 224
@@ -29,9 +30,9 @@ TINT_SCALE = 0.5
 """Mean colour change, in [0, 1], at which a score falls to 1/e."""
 
 Scorer = Callable[[Tensor, Tensor], float]
-"""Given a frame and an early frame of the same stream, both ``[3, 224, 224]`` in [0,
-1]: the frame's quality, higher is better. It must be deterministic, so that a resumed
-run makes the same decision."""
+"""A function from a frame and an early frame of the same stream, both ``[3, 224, 224]``
+in [0, 1], to the frame's quality; higher is better. It must be deterministic, so that a
+resumed run makes the same decision."""
 
 
 def _count(text: str) -> int:
@@ -47,12 +48,12 @@ class CacheManagement:
     """The three rules (reference/cascade.md 9.1); without arguments all are off."""
 
     steps: int | None = None
-    """Denoising steps of every chunk but the first; None: all, ``ONE_FEWER``: all but
-    one."""
+    """Denoising steps of every chunk but the first; None for all, ``ONE_FEWER`` for all
+    but one."""
     refresh: float | None = None
-    """Score above which a chunk's context pass is skipped; None: never."""
+    """Score above which a chunk's context pass is skipped; None for never."""
     kv: bool = False
-    """Whether the SR transformer's memory shrinks after the first groups."""
+    """Whether the SR transformer's KV cache shrinks after the first groups."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 0:
@@ -109,7 +110,7 @@ class CacheManagement:
 
     def apply_generator(self, config: GeneratorConfig) -> GeneratorConfig:
         """Return the generator's config under the first rule. Raises UsageError for
-        more steps than there are."""
+        more steps than the model has."""
         if self.steps is None:
             return config
         if self.steps > len(config.steps):
@@ -139,8 +140,8 @@ class RefreshGate:
     """Skips a chunk's context pass if its last latent, decoded alone, scores above a
     threshold.
 
-    A ``generator.Gate``; in a batch, all clips have to pass. It decodes with fresh
-    memory and scores the last of the latent's four frames, clamped and resized to 224 x
+    A ``generator.Gate``; in a batch, all clips have to pass. It decodes with a fresh
+    state and scores the last of the latent's four frames, clamped and resized to 224 x
     224.
     """
 
@@ -151,12 +152,12 @@ class RefreshGate:
         self.scorer = scorer
         self.threshold = threshold
         self._known: tuple[Tensor, Tensor] | None = None
-        """The last anchor and its frames: it stays the same for a whole stream."""
+        """The last anchor and its frames; it is the same for a whole stream."""
 
     @torch.no_grad()
     def __call__(self, latents_bcthw: Tensor, anchor_bcthw: Tensor) -> bool:
-        """Judge a chunk by its last latent beside ``anchor [B, C, 1, H, W]``, an early
-        one of the stream."""
+        """Judge a chunk by its last latent, compared with ``anchor [B, C, 1, H, W]``,
+        an early one of the stream."""
         if self._known is None or not torch.equal(self._known[0], anchor_bcthw):
             self._known = anchor_bcthw.clone(), self._frames(anchor_bcthw)
         frames, anchors = self._frames(latents_bcthw[:, :, -1:]), self._known[1]
@@ -180,15 +181,14 @@ class RefreshGate:
 
 
 class SharpnessDrift:
-    """A scorer that needs no network: how near a frame's sharpness, contrast and colour
-    are to the early frame's.
-
-    1 for equal statistics, towards 0 as the frame blurs, gets noisy, fades or gets a
-    tint. It ignores content, and its scale differs from that of a learned score.
+    """A scorer without a network: the similarity of a frame's sharpness, contrast and
+    colour to those of the early frame. It is 1 for equal statistics, and approaches 0
+    as the frame blurs, fades, or becomes noisy or tinted. It ignores content, and its
+    scale differs from that of a learned score.
     """
 
     def __call__(self, frame: Tensor, anchor: Tensor) -> float:
-        """Score a frame ``[3, H, W]`` in [0, 1] next to an early one of its stream."""
+        """Score a frame ``[3, H, W]`` in [0, 1] against an early one of its stream."""
         (detail, contrast, colour), (detail_0, contrast_0, colour_0) = (
             _statistics(frame),
             _statistics(anchor),

@@ -21,10 +21,10 @@ class CascadeState:
     """The states of all stages."""
 
     encoder: Any
-    """The encoder's own state; None without one."""
+    """The encoder's state; None without an encoder."""
     refiner: RefinerState | PixelRefinerState
     last_bcthw: Tensor | None
-    """The latest frame, kept if the encoder runs ahead, to pad the end of a scene."""
+    """The latest frame, kept if the encoder runs ahead to pad the end of a scene."""
     late_bcthw: Tensor | None = None
     """The frames by which the decoder lags behind the encoder, if it reads frames."""
 
@@ -35,12 +35,12 @@ class CascadeState:
 
 
 class Cascade:
-    """A stage made of stages: frames [B, 3, T, H, W] in [0, 1] to
-    [B, 3, T, scale * H, scale * W], one for one.
+    """A composite stage: frames [B, 3, T, H, W] in [0, 1] to [B, 3, T, scale * H, scale
+    * W], one for one.
 
     A step returns the frames of its group, except for the last ``delay`` of the
-    alignment, which the next step returns. There is no encoder where the refiner reads
-    frames.
+    alignment, which the next step returns. If the refiner reads frames, there is no
+    encoder.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Cascade:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """Device of the networks."""
         network: nn.Module = (
             self.refiner.path
             if isinstance(self.refiner, PixelRefiner)
@@ -84,9 +84,9 @@ class Cascade:
     ) -> CascadeState:
         """Return the state before a scene's first frame.
 
-        ``height`` and ``width`` are the frames', multiples of the profile's
-        ``multiple_px``; ``first_frame`` is the scene's place in the clip, which its
-        noise depends on; ``context`` is the prompt's embedding.
+        ``height`` and ``width`` are those of the frames, multiples of the profile's
+        ``multiple_px``; ``first_frame`` is the scene's position in the clip, on which
+        its noise depends; ``context`` is the prompt's embedding.
         """
         multiple = self.profile.multiple_px
         assert height % multiple == 0 and width % multiple == 0, (
@@ -116,12 +116,12 @@ class Cascade:
         return profile.alignment.group_frames(profile.group_latents, first=state.is_first)
 
     def held(self, state: CascadeState) -> int:
-        """Return the number of input frames that have not come out yet."""
+        """Return the number of input frames whose results are pending."""
         return 0 if state.is_first else self.profile.alignment.delay
 
     @torch.inference_mode()
     def step(self, state: CascadeState, group: Tensor) -> tuple[CascadeState, Tensor]:
-        """Return the frames that a group completes; consumes ``state``.
+        """Return the frames completed by a group; consumes ``state``.
 
         A shorter group, which may be empty, ends the scene: all remaining frames are
         returned.
@@ -133,7 +133,7 @@ class Cascade:
         return self._end(state, group)
 
     def _end(self, state: CascadeState, rest: Tensor) -> tuple[CascadeState, Tensor]:
-        """Run the rest of a scene; its last frame is repeated to make up for the
+        """Run the rest of a scene; its last frame is repeated to compensate for the
         encoder's lead."""
         batch, _, count, height, width = rest.shape
         if not count + self.held(state):
@@ -186,8 +186,8 @@ class Cascade:
         return isinstance(refiner, Refiner) and refiner.decoder.config.reads_low_frames
 
     def _shown(self, state: CascadeState, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the source frames behind a group's raw frames, and those that the next
-        group begins with."""
+        """Return the source frames of a group's raw frames, and those at the start of
+        the next group."""
         alignment = replace(self.profile.alignment, copy_front=True)
         padded = alignment.pad(frames, first=state.is_first)
         if state.late_bcthw is None:

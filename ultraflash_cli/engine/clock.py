@@ -11,7 +11,7 @@ import torch
 __all__ = ["StageClock", "StageTimer", "untimed", "wait_for"]
 
 StageTimer = Callable[[str], AbstractContextManager[object]]
-"""Given a stage's name, returns a context manager that is open while the stage
+"""A function from a stage's name to a context manager that is open while the stage
 computes."""
 
 
@@ -38,7 +38,7 @@ class StageClock:
 
     @contextmanager
     def __call__(self, stage: str) -> Generator[None]:
-        """Time what is computed inside."""
+        """Time the computations inside the block."""
         if self.device.type != "cuda":
             started_s = time.perf_counter()
             yield
@@ -60,7 +60,7 @@ class StageClock:
         return dict(self._seconds)
 
     def clear(self) -> None:
-        """Begin again."""
+        """Reset all times."""
         wait_for(self.device)
         self._open.clear()
         self._seconds.clear()

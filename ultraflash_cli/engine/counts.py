@@ -20,17 +20,16 @@ class Work(NamedTuple):
     """The cost of a computation."""
 
     flops: int
-    """A multiply-add counts as 2; convolutions, matmuls and attention, of chosen blocks
-    only."""
+    """Operations of convolutions, matmuls and attention (only of selected blocks); a
+    multiply-add counts as 2."""
     bytes: int
-    """What the operations read and write, summed over all of them; views do not
-    count."""
+    """Bytes read and written, summed over all operations; views do not count."""
 
 
 @contextmanager
 def counting() -> Generator[Callable[[], Work]]:
-    """Count what is computed inside; the function that is yielded returns the count so
-    far."""
+    """Count the computations inside the block; yields a function that returns the count
+    so far."""
     with (
         _Traffic() as traffic,
         FlopCounterMode(display=False, custom_mapping=_formulas()) as flops,
@@ -40,14 +39,14 @@ def counting() -> Generator[Callable[[], Work]]:
 
 @contextmanager
 def counting_flops() -> Generator[Callable[[], int]]:
-    """Count the arithmetic alone, which costs less."""
+    """Count only the arithmetic, which is cheaper."""
     with FlopCounterMode(display=False, custom_mapping=_formulas()) as flops:
         yield flops.get_total_flops
 
 
 class CountingClock(StageClock):
-    """A stage clock that also counts, while ``so_far`` is set, what each stage
-    computes."""
+    """A stage clock that also counts the computations of each stage while ``so_far`` is
+    set."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -56,7 +55,7 @@ class CountingClock(StageClock):
 
     @contextmanager
     def __call__(self, stage: str) -> Generator[None]:
-        """Time, and count, what is computed inside."""
+        """Time and count the computations inside the block."""
         before = self.so_far() if self.so_far else None
         with super().__call__(stage):
             yield
@@ -69,7 +68,7 @@ class CountingClock(StageClock):
 
 
 class _Traffic(TorchDispatchMode):
-    """Adds up the tensors that operations read and write."""
+    """Sums the sizes of tensors read and written by operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ class _Traffic(TorchDispatchMode):
 def _formulas() -> dict[Any, Callable[..., int]]:
     """Return formulas for the operations that torch does not count itself."""
     for name in ("block_sparse_attention", "memory_conv"):
-        import_module(f"ultraflash_kernels.{name}.op")  # it tells torch of the operation
+        import_module(f"ultraflash_kernels.{name}.op")  # registers the operation with torch
     # torch does not count its own attention on a CPU.
     return {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,

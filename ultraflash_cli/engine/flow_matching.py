@@ -1,5 +1,5 @@
-"""The flow-matching sampler: noise levels, warped steps, flow to clean latents and
-back."""
+"""Flow-matching schedules: noise levels, shifted steps, and conversion between flow and
+clean latents."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -14,15 +14,16 @@ __all__ = ["TRAIN_STEPS", "FlowSchedule", "fewer_steps"]
 T = TypeVar("T")
 
 TRAIN_STEPS = 1000
-"""Entries of the tables; a step of this number is pure noise."""
+"""Number of entries in the tables; the step with this number is pure noise."""
 
 
 class FlowSchedule:
-    """Tables of noise levels, and the moves between them (reference/cascade.md 1.7).
+    """Tables of noise levels, and the transitions between them (reference/cascade.md
+    1.7).
 
     ``sigmas`` and ``timesteps`` are float32 ``[1000]`` on the CPU, from pure noise
-    downwards. A flow is noise minus clean latent; a timestep means the noise level of
-    the nearest entry of the table, so that 0 is not quite clean.
+    downwards. A flow is noise minus clean latent; a timestep has the noise level of the
+    nearest entry in the table, so that 0 is not entirely clean.
     """
 
     def __init__(self, shift: float = 5.0) -> None:
@@ -64,10 +65,8 @@ class FlowSchedule:
 
 
 def fewer_steps(steps: tuple[T, ...], count: int) -> tuple[T, ...]:
-    """Return ``count`` of the steps, evenly spread from the first to the last; one step
-    is the first.
-
-    Places are rounded half to even (reference/cascade.md 9.1).
+    """Return ``count`` of the steps, evenly spaced from the first to the last; a single
+    step is the first. Indices are rounded half to even (reference/cascade.md 9.1).
     """
     if not 1 <= count <= len(steps):
         raise ConfigError(f"the number of steps must be 1 to {len(steps)}, got {count}")

@@ -13,8 +13,8 @@ from ultraflash_cli.engine.upscaler import Upscaler
 __all__ = ["LOOK_PX", "foretold_frame_seconds"]
 
 LOOK_PX = 192 * 112
-"""Pixels of the crop on a CPU: a fraction of a second, and few enough to stay within
-the memory plan."""
+"""Pixels of the crop on a CPU: enough for a fraction of a second, and few enough to
+stay within the memory plan."""
 
 
 def foretold_frame_seconds(
@@ -22,8 +22,8 @@ def foretold_frame_seconds(
 ) -> float | None:
     """Measure the model's time per frame if that is cheap; return None otherwise.
 
-    On a GPU whole frames are timed after `Upscaler.warm_up`; on a CPU a small crop, and
-    only with models that work on pixels alone: refining latents takes minutes there.
+    On a GPU whole frames are timed after `Upscaler.warm_up`; on a CPU a small crop is
+    timed, and only for pure pixel models, as refining latents takes minutes there.
     """
     cascade = upscaler.cascade
     if cascade.device.type == "cuda":

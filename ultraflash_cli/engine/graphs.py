@@ -33,10 +33,10 @@ StateT = TypeVar("StateT")
 InputsT = TypeVar("InputsT")
 
 Step = Callable[[StateT, InputsT], tuple[StateT, Tensor]]
-"""A stage's step: state and inputs to the next state and the finished output."""
+"""A stage's step, from state and inputs to the next state and the finished output."""
 
 MOST_GRAPHS = 64
-"""Most graphs that are recorded; steps of further shapes run eagerly."""
+"""Maximum number of recorded graphs; steps of further shapes run eagerly."""
 
 
 class Recording(Protocol):
@@ -48,7 +48,7 @@ class Recording(Protocol):
 
 
 class Recorder(Protocol):
-    """What records work."""
+    """Records work to be replayed."""
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
         """Record ``work`` without running it. Raises RuntimeError if it cannot be
@@ -60,12 +60,12 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one pool of memory: they are replayed one after
-    the other.
+    """Records CUDA graphs that share one memory pool, as they are replayed one after
+    another.
 
     Each recorder captures on its own stream. cuBLAS keeps one workspace for every
     stream and its address becomes part of a graph, so graphs of two recorders, which
-    may be replayed side by side, must not share the stream that torch captures on by
+    may be replayed concurrently, must not share the stream that torch captures on by
     default.
     """
 
@@ -75,7 +75,7 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)
 
     def record(self, work: Callable[[], dict[str, Tensor]]) -> Recording:
-        """Record ``work`` without doing it; other threads may go on using the
+        """Record ``work`` without running it; other threads may continue to use the
         device."""
         graph = torch.cuda.CUDAGraph()
         before = torch.cuda.current_stream(self._device)
@@ -96,8 +96,8 @@ class CudaRecorder:
         return _CudaRecording(graph, results)
 
     def _recover(self, stream: torch.cuda.Stream) -> None:
-        """Undo what a failed capture leaves behind: its stream stays current, the
-        allocator keeps filling its pool."""
+        """Clean up after a failed capture, which leaves its stream current and the
+        allocator filling its pool."""
         torch.cuda.set_stream(stream)
         end_of_pool = getattr(torch._C, "_cuda_endAllocateToPool", None)  # pyright: ignore[reportPrivateUsage]
         if end_of_pool is not None:
@@ -120,21 +120,20 @@ class GraphCounts(NamedTuple):
     """How often steps of a stage were recorded, replayed or run eagerly."""
 
     recorded: int
-    """Graphs."""
+    """Number of graphs."""
     replayed: int
     eager: int
 
 
 @dataclass
 class _Plan:
-    """What is known about steps of one shape."""
+    """Facts about the steps of one shape."""
 
     stays: frozenset[str]
     """Tensors of the state with a fixed address: overwritten in place, or not at
     all."""
     after: dict[str, Leaf]
-    """The numbers of the state after the step; of those with a role, how much they
-    grow."""
+    """Numbers of the state after the step; for those with a role, their increments."""
     roles: Mapping[str, Role]
     """Numbers that may differ between steps of one shape."""
     refusal: str | None = None
@@ -167,7 +166,7 @@ class Graphs:
 
     @property
     def on(self) -> bool:
-        """Whether anything is recorded at all."""
+        """Whether recording is enabled."""
         return self._recorder is not None
 
     @property
@@ -177,7 +176,7 @@ class Graphs:
 
     @property
     def refusals(self) -> dict[str, str]:
-        """Why steps of a stage run eagerly, by stage."""
+        """Reasons why steps run eagerly, by stage."""
         return {
             key[0]: plan.refusal
             for key, plan in self._plans.items()
@@ -186,7 +185,8 @@ class Graphs:
 
     @contextmanager
     def paused(self) -> Generator[None]:
-        """Run everything eagerly inside, so that its operations can be counted."""
+        """Run everything inside the block eagerly, so that its operations can be
+        counted."""
         before, self._paused = self._paused, True
         try:
             yield
@@ -206,15 +206,15 @@ class Graphs:
         ``state``.
 
         Args:
-            name: The stage's.
-            step: What is recorded.
-            state: Its state. Whatever changes the operations must show in the shapes of
+            name: Name of the stage.
+            step: The step to record.
+            state: State of the stage. Whatever changes the operations must show in the shapes of
                 its tensors, in its numbers or in ``key``; fields declared as
                 ``Counter``
                 or ``Position`` may grow freely, and a position reaches the graph as a
                 0-dimensional tensor.
-            inputs: What it is given.
-            key: What else decides about the operations.
+            inputs: Inputs of the step.
+            key: Everything else that determines the operations.
         """
         if self._recorder is None or self._paused:
             return step(state, inputs)
@@ -254,7 +254,7 @@ class Graphs:
         return step(state, inputs)
 
     def _settle(self, name: str, plan: _Plan, leaves: Mapping[str, Leaf]) -> bool:
-        """Move the tensors with fixed addresses to those of the recorded work; return
+        """Copy the tensors with fixed addresses to those of the recorded work; return
         False if another stream uses them."""
         foreign: list[tuple[Tensor, Tensor]] = []
         for path in plan.stays:
@@ -406,7 +406,7 @@ def _device_of(given: Mapping[str, Leaf]) -> torch.device:
 def _planned(
     before: Mapping[str, Leaf], after: Mapping[str, Leaf], roles: Mapping[str, Role]
 ) -> _Plan:
-    """Derive from a finished step what later ones of its shape will do."""
+    """Derive the plan for later steps of the same shape from a finished one."""
     stays: set[str] = set()
     numbers: dict[str, Leaf] = {}
     refusal = None if before.keys() == after.keys() else "the state changes its structure"

@@ -1,4 +1,4 @@
-"""Limit how far a result, downscaled again, departs from its source."""
+"""Limit how far a downscaled result departs from its source."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,8 @@ from ultraflash_cli.engine.layers.resample import lanczos_resize
 __all__ = ["Counting", "Guard"]
 
 Counting = Callable[[], tuple[int, int]]
-"""Returns the numbers of pixels beyond the limit and of all compared pixels; waits for
-the device if necessary."""
+"""A function that returns the numbers of pixels beyond the limit and of all compared
+pixels; it waits for the device if necessary."""
 
 _REACH = 5
 """Side, in source pixels, of the square that is blended around a pixel beyond the
@@ -25,8 +25,8 @@ class Guard:
     """Blends a picture towards plain resampling where it departs from its source.
 
     Both are compared at the smaller of their sizes, channel by channel. Where the
-    largest difference is more than ``levels`` of 255, the blend reduces it to about
-    that; a picture within the limit is returned unchanged. Pixels beyond the limit are
+    largest difference exceeds ``levels`` of 255, the blend reduces it to about that
+    limit; a picture within the limit is returned unchanged. Pixels beyond the limit are
     counted.
     """
 
@@ -58,16 +58,15 @@ class Guard:
         return wait
 
     def clear(self) -> None:
-        """Forget what was counted."""
+        """Reset the counts."""
         self._strayed, self._pixels = 0, 0
 
     def hold(
         self, picture_nchw: Tensor, source_nchw: Tensor, plain: Callable[[], Tensor]
     ) -> Tensor:
-        """Return the picture within the limit.
-
-        ``plain`` returns the plain resample, of the picture's size. On a CPU it is
-        called only if needed; on a GPU that check would wait for the device.
+        """Return the picture, limited. ``plain`` returns the plain resampling at the
+        picture's size. On a CPU it is called only if needed; on a GPU that check would
+        have to wait for the device.
         """
         limit = self.levels / 255
         stray = _stray(picture_nchw, source_nchw)
@@ -83,11 +82,10 @@ class Guard:
 def _blended(
     picture_nchw: Tensor, plain_nchw: Tensor, stray: Tensor, limit: float
 ) -> Tensor:
-    """Blend in just enough of the plain resample to stay within the limit.
-
-    ``stray [N, 1, h, w]`` is how far it departs from its source, pixel by pixel.
+    """Blend in just enough plain resampling to stay within the limit. ``stray [N, 1, h,
+    w]`` is the difference from the source per pixel.
     """
-    # What share of the plain resample leaves the limit of a difference.
+    # Share of plain resampling that reduces a difference to the limit.
     need = (1 - limit / stray.clamp_min(limit)).where(stray > limit, 0.0)
     need = F.max_pool2d(need, _REACH, stride=1, padding=_REACH // 2)
     need = F.avg_pool2d(need, _SOFT, 1, _SOFT // 2, count_include_pad=False)
@@ -98,7 +96,8 @@ def _blended(
 
 
 def _stray(picture_nchw: Tensor, source_nchw: Tensor) -> Tensor:
-    """Return a channel's largest difference ``[N, 1, h, w]`` at the smaller size."""
+    """Return the largest difference over channels, ``[N, 1, h, w]``, at the smaller
+    size."""
     pairs = zip(picture_nchw.shape[2:], source_nchw.shape[2:], strict=True)
     height, width = (min(pair) for pair in pairs)
     small, wanted = (

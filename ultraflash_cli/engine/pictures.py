@@ -1,4 +1,4 @@
-"""Pictures as arrays of integers, and as tensors."""
+"""Conversion of pictures between integer arrays and tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +28,13 @@ Picture = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 @dataclass(frozen=True, kw_only=True)
 class YuvFormat:
-    """How a video encoder wants planes of YUV 4:2:0; chroma is on the left."""
+    """The format in which a video encoder expects YUV 4:2:0 planes; chroma is on the
+    left."""
 
     matrix: Matrix
     full_range: bool
     bits: int
-    """8 or 10."""
+    """Bits per sample, 8 or 10."""
 
 
 def to_tensor(picture_hwc: Picture) -> Tensor:
@@ -45,10 +46,8 @@ def to_tensor(picture_hwc: Picture) -> Tensor:
 
 
 def put_frames(into_tchw: Tensor, pictures: Sequence[Picture]) -> None:
-    """Write pictures of one depth as float32 in [0, 1] into [T, 3, H, W].
-
-    For a GPU the integers are copied through pinned memory, without waiting for queued
-    work.
+    """Write pictures of equal depth to [T, 3, H, W] as float32 in [0, 1]. For a GPU the
+    integers are copied through pinned memory, without waiting for queued work.
     """
     if not into_tchw.is_cuda:
         for target, picture in zip(into_tchw.unbind(), pictures, strict=True):
@@ -64,8 +63,8 @@ def put_frames(into_tchw: Tensor, pictures: Sequence[Picture]) -> None:
 
 
 def widen(pictures_thwc: Tensor, *, deep: bool) -> Tensor:
-    """Return integers of full scale, 16 bits as their bits in int16, as [T, 3, H, W]
-    float32 in [0, 1]."""
+    """Convert full-scale integers (16-bit ones stored as int16) to float32 [T, 3, H, W]
+    in [0, 1]."""
     whole = pictures_thwc.to(torch.int32) & 0xFFFF if deep else pictures_thwc
     return (
         whole.permute(0, 3, 1, 2)
@@ -75,10 +74,8 @@ def widen(pictures_thwc: Tensor, *, deep: bool) -> Tensor:
 
 
 def quantise(picture_chw: Tensor, *, deep: bool) -> Tensor:
-    """Return [H, W, 3] full-scale integers on the same device: uint8, or the bits
-    of 16 in int16 if ``deep``.
-
-    Values are rounded and clamped.
+    """Return [H, W, 3] full-scale integers on the same device: uint8, or 16 bits stored
+    as int16 if ``deep``. Values are rounded and clamped.
     """
     top = 65535 if deep else 255
     whole = picture_chw.float().mul(top).round_().clamp_(0, top)
@@ -87,10 +84,9 @@ def quantise(picture_chw: Tensor, *, deep: bool) -> Tensor:
 
 
 def to_planes(picture_chw: Tensor, form: YuvFormat) -> Tensor:
-    """Return planes of YUV 4:2:0 [3H / 2, W], luma above both of chroma: uint8, or 10
-    bits as int16; sides are even.
-
-    They are computed on the picture's device, which halves the bytes to copy.
+    """Return YUV 4:2:0 planes [3H / 2, W], luma above both chroma planes: uint8, or 10
+    bits as int16; sides must be even. They are computed on the picture's device, which
+    halves the bytes to copy.
     """
     height, width = picture_chw.shape[1:]
     assert height % 2 == 0 and width % 2 == 0, "planes of 4:2:0 have even sides"
@@ -102,10 +98,8 @@ def to_planes(picture_chw: Tensor, form: YuvFormat) -> Tensor:
 
 
 def as_picture(pixels: Tensor) -> Picture:
-    """Return the result of ``quantise`` or ``to_planes`` as an array of the same
-    memory.
-
-    On a GPU this waits for a copy.
+    """Return the result of ``quantise`` or ``to_planes`` as an array that shares its
+    memory. On a GPU this waits for a copy.
     """
     array = pixels.cpu().numpy()
     return array.view(np.uint16) if array.dtype == np.int16 else array

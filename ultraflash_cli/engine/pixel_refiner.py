@@ -1,5 +1,5 @@
-"""Low-resolution frames to sharp ones with the pixel path, for models without
-high-resolution latents."""
+"""Refine low-resolution frames with the pixel path, for models without high-resolution
+latents."""
 
 from dataclasses import dataclass, replace
 
@@ -23,11 +23,12 @@ class PixelRefinerState:
 
     path: MemoryState
     groups: int
-    """Groups that went through it."""
+    """Number of groups processed."""
 
 
 class PixelRefiner:
-    """Replaces ``Refiner`` where frames are refined, not latents; it uses no noise."""
+    """Replaces ``Refiner`` for models that refine frames instead of latents; it uses no
+    noise."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The size plan of an upscale: from any source size to the exact target, through the
+"""Plan the sizes of an upscale: from any source size to the exact target, with the
 model's x2 or x3."""
 
 import math
@@ -18,34 +18,34 @@ __all__ = [
 ]
 
 SHORT_SIDES = {"1k": 960, "2k": 1440}
-"""The default targets by their short side in pixels; the long side keeps the aspect
+"""Default targets by their short side in pixels; the long side follows from the aspect
 ratio."""
 
 NAMED_SIDES = {"720p": 720, "1k": 960, "1080p": 1080, "2k": 1440, "4k": 2160, "8k": 4320}
-"""All named targets, likewise."""
+"""All named targets by their short side in pixels."""
 
 WORTHWHILE = Fraction(6, 5)
-"""The least enlargement at which a named target is chosen by default."""
+"""Minimum enlargement at which a named target is chosen by default."""
 
 LARGEST_SIDE_PX = 16384
-"""No side of a target is longer."""
+"""Maximum length of a target's sides in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpscalePlan:
-    """Sizes along the way, all (height, width) in pixels of the coded orientation."""
+    """The sizes of all steps as (height, width) in pixels, in coded orientation."""
 
     source: tuple[int, int]
-    """The clip as it is."""
+    """Size of the clip."""
     enlarged: tuple[int, int]
-    """The model's input: the source, or beyond x3 the source enlarged by a fixed
-    filter."""
+    """Size of the model's input: that of the source or, beyond x3, that of the source
+    enlarged by a fixed filter."""
     padded: tuple[int, int]
-    """``enlarged`` padded by reflection to the model's multiples."""
+    """``enlarged`` padded by reflection to multiples required by the model."""
     scale: int
     """The model's growth per side."""
     target: tuple[int, int]
-    """The result."""
+    """Size of the result."""
 
     @property
     def model_size(self) -> tuple[int, int]:
@@ -55,7 +55,7 @@ class UpscalePlan:
 
     @property
     def growth(self) -> float:
-        """Growth of the longer-growing side."""
+        """Growth of the side that grows more."""
         return max(self.target[0] / self.source[0], self.target[1] / self.source[1])
 
 
@@ -71,10 +71,10 @@ def plan_upscale(
     """Plan the upscale of a coded ``width_px`` x ``height_px`` clip.
 
     ``res`` is a name such as ``1k``, ``WxH`` (as shown), a factor such as ``2x``, or
-    None for the default target. ``quarter_turn`` says that the clip is shown turned by
-    90 or 270 degrees. Raises UsageError for a ``res`` that cannot be read, for a target
-    no larger than the source (unless it is ``1x`` or ``downscale``) and for one beyond
-    16384 pixels.
+    None for the default target. ``quarter_turn`` tells that the clip is displayed with
+    a rotation of 90 or 270 degrees. Raises UsageError for a ``res`` that cannot be
+    read, for a target no larger than the source (unless it is ``1x`` or ``downscale``)
+    and for one beyond 16384 pixels.
     """
     target_w, target_h = _target(width_px, height_px, res, quarter_turn)
     if max(target_w, target_h) > LARGEST_SIDE_PX:
@@ -144,8 +144,8 @@ def _target(
 
 
 def read_res(text: str) -> str:
-    """Return a target as a word for names, in lower case. Raises ConfigError for one
-    that cannot be read."""
+    """Return a target as a lower-case word for file names. Raises ConfigError for an
+    invalid one."""
     word = text.strip().lower()
     if word in NAMED_SIDES or re.fullmatch(r"[1-9]\d?x", word):
         return word

@@ -1,4 +1,4 @@
-"""A model as a value: one frozen config per stage, and the names of the weights."""
+"""The profile of a model: one frozen config per stage, and the names of the weights."""
 
 import math
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Everything the engine knows of a model: which stages it has, and their sizes.
+    """Everything the engine knows about a model: its stages, and their sizes.
 
     Clips are upscaled by ``pixels`` if the model has it, else by encoder,
     ``upsampler``, ``sr_dit`` and ``decoder``. Generated latents always go through
@@ -33,64 +33,66 @@ class Profile:
     """
 
     name: str
-    """What users call it."""
+    """Name for users."""
     encoder: EncoderConfig | WanVaeConfig
-    """Frames to low-resolution latents; a model with ``pixels`` only needs it for clips
-    to continue."""
+    """Encoder from frames to low-resolution latents; a model with ``pixels`` needs it
+    only to continue clips."""
     upsampler: LatentUpsamplerConfig | None = None
-    """Low- to high-resolution latents; its scale is replaced by the plan's. None with
-    ``decoder``."""
+    """Upsampler from low- to high-resolution latents; its scale is replaced by the
+    plan's. None if ``decoder`` is None."""
     sr_dit: SrDitConfig | None = None
     """The one-step SR transformer; None for models without one."""
     decoder: DecoderConfig | None = None
-    """Latents to frames, of the base size and of those that are refined; None if a
+    """Decoder from latents to frames, both at the base size and refined; None if a
     model only enlarges frames."""
     pixels: PixelPathConfig | None = None
-    """Low- to high-resolution frames; its scale is replaced by the plan's. None where
-    clips are enlarged as latents."""
+    """Pixel path from low- to high-resolution frames; its scale is replaced by the
+    plan's. None if clips are enlarged as latents."""
     group_latents: int = 6
-    """Latent frames that go through the cascade together."""
+    """Latent frames processed together by the cascade."""
     generator: GeneratorConfig | None = None
-    """Prompts to low-resolution latents; None if a model only upscales."""
+    """Generator from prompts to low-resolution latents; None if a model only
+    upscales."""
     long_generator: GeneratorConfig | None = None
     """The generator's variant for clips beyond its window, with its own weights."""
     text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
-    """Prompts to embeddings; None for a model without text path."""
+    """Encoder from prompts to embeddings; None for a model without a text path."""
     wan_vae: WanVaeConfig | None = None
-    """The full autoencoder that may stand in for the small encoder."""
+    """The full autoencoder, an alternative to the small encoder."""
     base_size: tuple[int, int] = (480, 832)
     """Height and width in pixels at which the generator works."""
     notice: str = ""
     """Notice shown before a clip is generated; empty if there is none."""
     alignment: Alignment = TAEHV_ALIGNMENT
-    """How frames and latents line up at the start of a stream."""
+    """Alignment of frames and latents at the start of a stream."""
     condition_noise: float = 0.0
     """Share of noise mixed into the SR transformer's condition: 0 in every published
-    command. The published function defaults to 0.2, and at least one public user runs
-    it with that."""
+    command. The published function defaults to 0.2, with which at least one public
+    project runs it."""
     long_kv_schedule: bool = False
-    """Whether the SR transformer's memory shrinks over a clip of the long variant, as
-    the published long program has it by default (3, 3, 3, 2 temporal blocks after four
-    groups)."""
+    """Whether the SR transformer's KV cache shrinks over a clip of the long variant,
+    which is the default of the published long program (3, 3, 3, 2 temporal blocks after
+    four groups)."""
     spares_passes: bool = True
-    """Whether the cache rule that skips context passes is available: scoring a chunk
-    has to cost less than the pass. In the built-in model it costs more."""
+    """Whether the cache rule that skips context passes is available: it requires that
+    scoring a chunk costs less than the pass, which is not the case for the built-in
+    model."""
     invents_texture: bool = False
-    """Whether the SR transformer paints texture onto flat colours, so that drawings and
-    screens look wrong."""
+    """Whether the SR transformer adds texture to flat colours, which spoils drawings
+    and screen recordings."""
     default_prompt: str = ""
     """The SR transformer's prompt for a clip without one. The published programs have
-    none: there it always gets the generator's prompt."""
+    none, as they always use the generator's prompt."""
     multiple_px: int = 16
     """Low-resolution sides are padded to multiples of this."""
     precisions: tuple[tuple[str, Precision], ...] = ()
     """The published precision of each stage on a GPU; other stages run as requested or
     in the fastest precision."""
     weights: tuple[tuple[str, str], ...] = ()
-    """The name in the manifest of each part's weights; ``{scale}`` stands for the
+    """Name of each part's weights in the manifest; ``{scale}`` is replaced by the
     scale."""
     random_seed: int | None = None
-    """Seed of random weights that replace those of a manifest, for tests."""
+    """Seed of random weights that replace those in the manifest, for tests."""
 
     def __post_init__(self) -> None:
         if self.sr_dit is not None and self.sr_dit.group_latents != self.group_latents:
@@ -149,12 +151,13 @@ class Profile:
 
     @property
     def refines_by_words(self) -> bool:
-        """Whether the SR transformer reads a prompt."""
+        """Whether the SR transformer is conditioned on a prompt."""
         return self.sr_dit is not None and self.sr_dit.text_len > 0
 
     @property
     def upscales_by_words(self) -> bool:
-        """Whether `upscale` may take a prompt: clips go through such a transformer."""
+        """Whether `upscale` accepts a prompt, that is, clips pass through such a
+        transformer."""
         return self.refines_by_words and self.pixels is None
 
     @property
@@ -174,7 +177,7 @@ class Profile:
 
     def chunks_per_group(self, generator: GeneratorConfig) -> int:
         """Return how many chunks of a generator are refined together: the smallest
-        number that makes whole groups."""
+        number that yields whole groups."""
         return (
             math.lcm(generator.chunk_latents, self.group_latents) // generator.chunk_latents
         )
@@ -197,14 +200,14 @@ class Profile:
 
     @property
     def scale(self) -> int:
-        """Growth per side of what enlarges."""
+        """Growth per side of the network that enlarges."""
         enlarging = self.upsampler or self.pixels
         assert enlarging is not None, f"{self.name} enlarges nothing"
         return enlarging.scale
 
     def at_scale(self, scale: int) -> "Profile":
-        """Return the profile with every config set to work at ``scale``. Raises
-        ConfigError for one it lacks."""
+        """Return the profile with every config set to ``scale``. Raises ConfigError for
+        an unsupported scale."""
         if self.pixels is not None and scale not in self.pixels.scales:
             raise ConfigError(f"{self.name} works at {self.pixels.scales}, not at x{scale}")
         upsampler = self.upsampler and replace(self.upsampler, scale=scale)

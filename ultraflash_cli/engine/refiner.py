@@ -1,7 +1,6 @@
-"""Low-resolution latents to sharp frames: upsample, refine in one step, decode, group
-by group.
-
-A model without a high-resolution latent path uses a ``PixelRefiner`` instead.
+"""Turn low-resolution latents into sharp frames: upsample, refine in one step and
+decode, group by group. A model without a high-resolution latent path uses a
+``PixelRefiner`` instead.
 """
 
 from dataclasses import dataclass, replace
@@ -30,30 +29,30 @@ class RefinerState:
 
     upsampler: MemoryState
     sr_dit: SrDitState | None
-    """None where the model has no SR transformer."""
+    """State of the SR transformer; None without one."""
     decoder: MemoryState
     groups: int
-    """Groups refined."""
+    """Number of groups refined."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     first_frame: int
-    """The scene's place in the clip, which its noise depends on."""
+    """The scene's position in the clip, on which its noise depends."""
 
 
 class RefinedGroup(NamedTuple):
     """The result of a group."""
 
     latents_bcthw: Tensor | None
-    """High-resolution latents ``[B, C, T, scale * H, scale * W]``; None if there are
-    none along the way."""
+    """High-resolution latents ``[B, C, T, scale * H, scale * W]``; None if the model
+    has none."""
     frames_bcthw: Tensor
     """All raw frames ``[B, 3, 4T, H', W']``, unclamped; the caller drops a stream's
     first ones. On the host if they are decoded in pieces."""
 
 
 class Refiner:
-    """The part of the cascade that clips and prompts share (reference/cascade.md 3 to
-    6, 8).
+    """The part of the cascade shared by upscaling and generation (reference/cascade.md
+    3 to 6, 8).
 
     Takes latents, not frames.
 
@@ -102,12 +101,12 @@ class Refiner:
         ``height`` x ``width``.
 
         ``context [B or 1, tokens, text width]`` is the prompt's embedding (None: no
-        prompt); ``seed`` and ``first_frame``, the scene's place in the clip, are what
-        the noise depends on.
+        prompt); the noise depends on ``seed`` and ``first_frame``, the scene's position
+        in the clip.
         """
         high, wide = height * self.scale, width * self.scale
         if self.sr_dit is not None and not self.sr_dit.config.text_len:
-            context = None  # a prompt is the generator's alone
+            context = None  # the prompt is only for the generator
         return RefinerState(
             upsampler=self.upsampler.init_state(batch=batch, height=height, width=width),
             sr_dit=self.sr_dit.init_state(
@@ -129,8 +128,8 @@ class Refiner:
         ``state``.
 
         A group is at most the profile's ``group_latents`` long. ``shown_bcthw`` are the
-        low-resolution frames [B, 3, 4T, 8H, 8W] in [0, 1] that the raw frames are of,
-        for a decoder that reads them.
+        corresponding low-resolution frames [B, 3, 4T, 8H, 8W] in [0, 1], for a decoder
+        that reads them.
         """
         with self.timer("upsampler"):
             upsampler, latents = self.graphs.step(

@@ -1,4 +1,4 @@
-"""Pushes of any size to the groups of a stage."""
+"""Regroup pushes of any size into the groups of a stage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ StateT = TypeVar("StateT")
 InputsT = TypeVar("InputsT")
 
 TIME = -3
-"""The axis of time of everything that is cut into groups: ``[..., T, H, W]``."""
+"""The time axis of all inputs that are cut into groups: ``[..., T, H, W]``."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Regrouped(Generic[StateT]):
     """A stage's state between two pushes."""
 
     state: StateT
-    """The stage's own, after all groups that were complete."""
+    """State of the stage after all complete groups."""
     waiting: Any = None
-    """Inputs that do not fill a group yet; None before the first."""
+    """Inputs that do not fill a group yet; None before the first push."""
 
 
 @runtime_checkable
 class _RunsAhead(Protocol):
-    """A stage whose results lag behind its inputs: the group that ends a clip may be
-    empty."""
+    """A stage whose results lag behind its inputs, so that the last group of a clip may
+    be empty."""
 
     def held(self, state: Any) -> int:
         """Return the number of inputs without a result so far."""
@@ -41,7 +41,7 @@ class _RunsAhead(Protocol):
 def push(
     stage: Stage[StateT, InputsT], before: Regrouped[StateT], inputs: InputsT
 ) -> tuple[Regrouped[StateT], list[Tensor]]:
-    """Run all groups that ``inputs`` complete; return their results one by one.
+    """Run all groups completed by ``inputs``; return their results one by one.
 
     Any split of a clip into pushes gives the same result. Consumes ``before``.
     """
@@ -63,7 +63,7 @@ def push(
 def end(
     stage: Stage[StateT, InputsT], before: Regrouped[StateT]
 ) -> tuple[StateT, list[Tensor]]:
-    """Run what still waits as the end of the clip; consumes ``before``."""
+    """Run the waiting inputs as the end of the clip; consumes ``before``."""
     if before.waiting is None:
         return before.state, []
     held = stage.held(before.state) if isinstance(stage, _RunsAhead) else 0
@@ -84,7 +84,7 @@ def run(
 
 
 def _each(function: Callable[..., Tensor], *inputs: Any) -> Any:
-    """Apply a function to the tensors of inputs of one structure."""
+    """Apply a function to the tensors of inputs with the same structure."""
     leaves = [state_leaves(each) for each in inputs]
     made = {name: function(*(each[name] for each in leaves)) for name in leaves[0]}
     return with_leaves(inputs[0], made)
@@ -95,7 +95,7 @@ def _cut(inputs: Any, start: int, stop: int) -> Any:
 
 
 def _length(inputs: Any) -> int:
-    """Frames of inputs; all their tensors have the same number."""
+    """Return the number of frames of inputs, which is equal for all their tensors."""
     leaves = state_leaves(inputs)
     first = next(leaf for leaf in leaves.values() if isinstance(leaf, Tensor))
     return first.shape[TIME]

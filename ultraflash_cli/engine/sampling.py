@@ -1,4 +1,5 @@
-"""Few-step sampling: a chunk of noise to clean latents, which later chunks remember."""
+"""Few-step sampling of chunks from noise to clean latents, to which later chunks
+attend."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,13 +20,13 @@ from ultraflash_cli.errors import ConfigError
 __all__ = ["Gate", "GeneratorInputs", "GeneratorState", "Sampler"]
 
 Gate = Callable[[Tensor, Tensor], bool]
-"""Given a chunk's clean latents ``[B, C, T, H, W]`` and the last latent of the stream's
-first chunk ``[B, C, 1, H, W]``: whether the chunk's context pass may be skipped."""
+"""A function that decides, from a chunk's clean latents ``[B, C, T, H, W]`` and the
+last latent of the stream's first chunk ``[B, C, 1, H, W]``, whether the chunk's context
+pass may be skipped."""
 
 
 class GeneratorInputs(NamedTuple):
-    """A chunk of noise: what latents start from, and the fresh noise of the later
-    steps."""
+    """The noise of a chunk: initial latents, and fresh noise for the later steps."""
 
     noise_bcthw: Tensor
     """``[B, C, T, H, W]``."""
@@ -36,27 +37,27 @@ class GeneratorInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class GeneratorState:
-    """What a stream remembers, its position, and its cost so far."""
+    """A stream's caches, its position, and its cost so far."""
 
     rings: tuple[WindowRing, ...]
-    """Keys and values of earlier chunks, one a layer."""
+    """Keys and values of earlier chunks, one ring per layer."""
     context: tuple[ContextKv, ...]
-    """Keys and values of the prompt, one a layer."""
+    """Keys and values of the prompt, one entry per layer."""
     anchor_bcthw: Tensor
-    """Last clean latent of the stream's first chunk, ``[B, C, 1, H, W]``; zeros
-    before."""
+    """Last clean latent of the stream's first chunk, ``[B, C, 1, H, W]``; zeros until
+    then."""
     frames: int
-    """Latent frames of the stream so far, a clean prefix included."""
+    """Latent frames of the stream so far, including a clean prefix."""
     chunks: int
-    """Chunks generated."""
+    """Number of chunks generated."""
     passes: int
-    """Runs of the network."""
+    """Number of runs of the network."""
     refreshes_skipped: int
-    """Context passes skipped by the gate."""
+    """Number of context passes skipped by the gate."""
 
 
 class _Recall(NamedTuple):
-    """What one run of the network remembers, and its position."""
+    """Caches and position of one run of the network."""
 
     rings: tuple[WindowRing, ...]
     context: tuple[ContextKv, ...]
@@ -64,14 +65,15 @@ class _Recall(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """What one run of the network is given."""
+    """Inputs of one run of the network."""
 
     x_bcthw: Tensor
     timestep: Tensor
 
 
 class Sampler:
-    """Noise to clean latents under a prompt, chunk by chunk, each in a few steps.
+    """Samples clean latents for a prompt from noise, chunk by chunk, in a few steps
+    each.
 
     A finished chunk is run once more at ``context_timestep`` to cache its keys and
     values, unless ``gate`` allows skipping that pass. ``graphs`` runs the network.
@@ -120,7 +122,7 @@ class Sampler:
         )
 
     def group_size(self, state: GeneratorState) -> int:
-        """Return the latent frames of the next chunk."""
+        """Return the number of latent frames in the next chunk."""
         return self.config.chunk_after(state.frames)
 
     @torch.no_grad()
@@ -130,7 +132,7 @@ class Sampler:
         """Return the clean latents of a chunk, of a shorter one at the end of a stream;
         consumes state.
 
-        Raises ConfigError where the window is full and does not slide.
+        Raises ConfigError if the window is full and does not slide.
         """
         assert group.draws_bscthw.shape[3] == group.noise_bcthw.shape[2], (
             "a chunk has draws for every latent frame"
@@ -145,9 +147,8 @@ class Sampler:
 
     @torch.no_grad()
     def prefill(self, state: GeneratorState, latents_bcthw: Tensor) -> GeneratorState:
-        """Take clean latents as the stream's past, in whole chunks; consumes state.
-
-        Raises ConfigError for a piece of a chunk and where the window is full and does
+        """Add clean latents to the stream's past, in whole chunks; consumes state.
+        Raises ConfigError for an incomplete chunk, or if the window is full and does
         not slide.
         """
         taken = 0
@@ -170,7 +171,7 @@ class Sampler:
     def _denoise(
         self, state: GeneratorState, group: GeneratorInputs
     ) -> tuple[GeneratorState, Tensor]:
-        """Generate a chunk; the rings then hold its last, still noisy run."""
+        """Generate a chunk; the rings then hold its last, still noisy, pass."""
         dtype = state.anchor_bcthw.dtype
         x = group.noise_bcthw.to(dtype)
         draws = group.draws_bscthw.to(dtype)
@@ -224,7 +225,7 @@ class Sampler:
             )
             return recall._replace(rings=after), flow
 
-        # A run over the chunk that ran last writes over its keys and values.
+        # Running the same chunk again overwrites its keys and values.
         tokens = self.config.tokens_per_frame(*x_bcthw.shape[3:])
         again = rings[0].total > first_frame * tokens
         device = self.network.patch_embedding.weight.device

@@ -37,15 +37,14 @@ GENERATED_FPS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """How frames and latents line up where a stream begins.
-
-    A latent stands for four frames, but 1 + 4k frames make 1 + k latents: a stream's
-    first frame counts as if copies of it came before.
+    """The alignment of frames and latents at the start of a stream. A latent represents
+    four frames, but 1 + 4k frames make 1 + k latents: a stream's first frame is treated
+    as if preceded by copies of it.
     """
 
     pad_front: int = 3
-    """Frames by which a stream's first group is shorter: copies of its first frame
-    stand in their place."""
+    """Frames by which a stream's first group is shorter; copies of its first frame
+    replace them."""
     copy_front: bool = True
     """Whether those copies are made; the full autoencoder encodes a first frame
     alone."""
@@ -54,19 +53,18 @@ class Alignment:
 
     @property
     def delay(self) -> int:
-        """Frames that stay inside after a group because the encoder runs ahead of the
+        """Number of frames pending after a group, because the encoder runs ahead of the
         decoder (reference/cascade.md 6.4)."""
         return self.drop_front - self.pad_front
 
     def group_frames(self, latents: int, *, first: bool) -> int:
-        """Return how many source frames make a group of ``latents``."""
+        """Return the number of source frames in a group of ``latents``."""
         return FRAMES_PER_LATENT * latents - (self.pad_front if first else 0)
 
     def pad(self, frames_bcthw: Tensor, *, first: bool) -> Tensor:
-        """Return a group's frames as an encoder takes them.
-
-        A stream's ``first`` group gets its copies in front; a group that ends a stream
-        is filled up to whole latents by its last frame.
+        """Return a group's frames padded for the encoder. A stream's ``first`` group is
+        preceded by its copies; the last group of a stream is padded to whole latents
+        with its last frame.
         """
         front = self.pad_front if first else 0
         missing = -(front + frames_bcthw.shape[2]) % FRAMES_PER_LATENT
@@ -78,10 +76,8 @@ class Alignment:
         return torch.cat([before, frames_bcthw, behind], dim=2)
 
     def trim(self, raw_bcthw: Tensor, *, first: bool, frames: int | None = None) -> Tensor:
-        """Return the frames of a group that are kept of its raw ones.
-
-        ``frames`` is how many frames went in; None keeps all that a generator's group
-        has.
+        """Return the frames to keep from a group's raw ones. ``frames`` is the number
+        of input frames; None keeps all frames of a generator's group.
         """
         start = self.drop_front if first else 0
         if frames is None:
@@ -90,7 +86,7 @@ class Alignment:
 
 
 def filled_up(frames_bcthw: Tensor, *, before: int = 0) -> Tensor:
-    """Repeat the last frame until ``before`` frames and these make whole latents."""
+    """Repeat the last frame until ``before`` frames plus these are whole latents."""
     missing = -(before + frames_bcthw.shape[2]) % FRAMES_PER_LATENT
     if not missing:
         return frames_bcthw
@@ -99,7 +95,7 @@ def filled_up(frames_bcthw: Tensor, *, before: int = 0) -> Tensor:
 
 
 class NoiseSource(Protocol):
-    """Source of the cascade's noise; ``group_noise`` unless noise is injected."""
+    """A source of the cascade's noise: ``group_noise``, unless noise is injected."""
 
     def __call__(
         self, shape: tuple[int, ...], *, seed: int, stage: str, first_frame: int, group: int
@@ -121,7 +117,7 @@ def group_noise(
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationPlan:
-    """The chunks a clip is generated in and the groups they are refined in
+    """The chunks in which a clip is generated, and the groups in which they are refined
     (reference/cascade.md 8)."""
 
     group_chunks: tuple[tuple[int, ...], ...]
@@ -164,11 +160,11 @@ def plan_generation(
     independent_first: bool = False,
     chunks_per_group: int = 2,
 ) -> GenerationPlan:
-    """Plan a clip of up to ``latents`` latent frames: a rest that does not fill a chunk
-    is dropped, as published.
+    """Plan a clip of up to ``latents`` latent frames; a remainder that does not fill a
+    chunk is dropped, as in the published program.
 
     With ``independent_first`` the first chunk is one latent frame. Raises ConfigError
-    where not even one chunk fits.
+    if not even one chunk fits.
     """
     if chunk < 1 or chunks_per_group < 1:
         raise ConfigError(
@@ -186,8 +182,8 @@ def plan_generation(
 
 
 def latents_for(seconds: float, *, chunk: int = 3, independent_first: bool = False) -> int:
-    """Return the fewest latent frames, in whole chunks, whose pixel frames last
-    ``seconds`` or more."""
+    """Return the smallest number of latent frames, in whole chunks, that lasts at least
+    ``seconds``."""
     if not (math.isfinite(seconds) and seconds > 0):
         raise ConfigError(f"a clip must be longer than 0 seconds, got {seconds}")
     frames = math.ceil(seconds * GENERATED_FPS)
@@ -200,6 +196,7 @@ def kv_lengths(groups: int, *, kv: int = 3) -> tuple[int, ...]:
     """Return the temporal blocks in the SR transformer's cache after each of ``groups``
     groups.
 
-    ``kv`` for three groups, then one less a group down to 1 (reference/cascade.md 9.1).
+    It is ``kv`` for three groups, then decreases by one per group down to 1
+    (reference/cascade.md 9.1).
     """
     return tuple(max(1, kv - max(0, group - 2)) for group in range(groups))

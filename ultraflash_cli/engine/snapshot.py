@@ -27,10 +27,10 @@ _DTYPE_NAMES = {
 
 
 class SnapshotPort(Port, Protocol):
-    """Primitives for copies of a state."""
+    """Primitives for copying a state."""
 
     def free_bytes(self) -> int:
-        """Return the device memory that is free."""
+        """Return the free device memory in bytes."""
         ...
 
     def hold(self) -> None:
@@ -39,7 +39,7 @@ class SnapshotPort(Port, Protocol):
 
 
 class CudaSnapshotPort(CudaPort):
-    """Pinned memory, and copies on a stream of their own."""
+    """Pinned memory, and copies on a separate stream."""
 
     def free_bytes(self) -> int:
         """Return the free memory of the driver and of torch's allocator together."""
@@ -51,12 +51,12 @@ class CudaSnapshotPort(CudaPort):
         )
 
     def hold(self) -> None:
-        """Let the current stream wait for the copies."""
+        """Make the current stream wait for the copies."""
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
 
 class Snapshot:
-    """A copy of a state; its pieces in order form a safetensors file."""
+    """A copy of a state; its pieces, in order, form a safetensors file."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Snapshot:
         self._wait()
         header: dict[str, object] = {}
         place = 0
-        # As safetensors sorts them: wide types first, so that each is aligned.
+        # Sorted as safetensors does: wide types first, so that each is aligned.
         ordered = sorted(
             self._tensors.items(), key=lambda item: (-item[1].element_size(), item[0])
         )
@@ -94,13 +94,13 @@ class Snapshot:
                 yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
     def release(self) -> None:
-        """Give the memory back; the pieces must not be used any more."""
+        """Release the memory; the pieces must no longer be used."""
         self._tensors = {}
         self._done()
 
 
 class Snapshots:
-    """Takes snapshots of states; the host never waits for the device meanwhile.
+    """Takes snapshots of states without making the host wait for the device.
 
     If the device has room, the state is duplicated there and copied out while later
     work runs; otherwise later work waits, on the device, for the copy. Pinned buffers
@@ -115,7 +115,7 @@ class Snapshots:
 
     def take(self, tensors: Mapping[str, Tensor]) -> Snapshot:
         """Return a snapshot of the tensors of a state, see ``stage.state_leaves``; they
-        may be overwritten then."""
+        may be overwritten afterwards."""
         port = self._port
         if port is None:
             copies = {
@@ -158,5 +158,5 @@ class Snapshots:
 
 
 def snapshots_for(device: torch.device) -> Snapshots:
-    """Return what takes snapshots of states on ``device``."""
+    """Return the object that takes snapshots of states on ``device``."""
     return Snapshots(CudaSnapshotPort(device) if device.type == "cuda" else None)

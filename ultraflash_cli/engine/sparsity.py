@@ -1,5 +1,4 @@
-"""Which blocks of tokens may attend to which: the block grid, window, causality and
-budget rules."""
+"""Rules of block-sparse attention: block grid, window, causality and budget."""
 
 import math
 from dataclasses import dataclass
@@ -14,10 +13,8 @@ __all__ = ["BlockGrid", "allowed_blocks", "causal_blocks", "key_budget", "window
 @dataclass(frozen=True)
 class BlockGrid:
     """A grid of ``frames x rows x cols`` tokens cut into blocks, padded at the end of
-    each axis.
-
-    Blocks are ordered frame-block major, then row, then column; inside a block frame,
-    row, column.
+    each axis. Blocks are ordered by temporal block, row and column; tokens inside a
+    block by frame, row and column.
     """
 
     frames: int
@@ -83,8 +80,8 @@ class BlockGrid:
 def window_blocks(
     rows: int, cols: int, size: int, device: torch.device | None = None
 ) -> Tensor:
-    """Return ``[rows * cols, rows * cols]``, true where a spatial block is in
-    another's window; size 0 is no limit.
+    """Return ``[rows * cols, rows * cols]``, true where a spatial block is in another's
+    window; size 0 means no limit.
 
     A window of ``size`` blocks a side reaches ``size // 2`` blocks back and
     ``size - 1 - size // 2`` ahead.
@@ -121,11 +118,10 @@ def allowed_blocks(window: Tensor, causal: Tensor) -> Tensor:
 def key_budget(
     grid: BlockGrid, *, ratio: float, reference_tokens: int | None, override: int | None
 ) -> int:
-    """Return how many block pairs the query blocks of one temporal block share.
-
-    ``ratio`` of all pairs of spatial blocks, scaled so that a grid of
-    ``reference_tokens`` tokens per frame is the measure; at least 1, at most one less
-    than all pairs of the group. ``override`` replaces the rule.
+    """Return the number of block pairs shared by the query blocks of one temporal
+    block: ``ratio`` of all pairs of spatial blocks, relative to a grid of
+    ``reference_tokens`` tokens per frame; at least 1, at most one less than all pairs
+    of the group. ``override`` replaces the rule.
     """
     if override is not None:
         return override

@@ -30,20 +30,20 @@ Leaf = Tensor | int | float | None
 
 
 class Role(Enum):
-    """What a number of a state means to a recorded step."""
+    """Meaning of a number in a state for a recorded step."""
 
     COUNTER = "counter"
-    """It only grows, and nothing that is computed depends on it."""
+    """It only increases, and no computation depends on it."""
     POSITION = "position"
-    """It only grows, and what is computed reads it as a tensor."""
+    """It only increases, and computations read it as a tensor."""
 
 
 Counter = Annotated[int, Role.COUNTER]
-"""The type of a state's field that counts, see ``Role``."""
+"""Type of a state's field that is a counter, see ``Role``."""
 
 Position = Annotated[int | Tensor, Role.POSITION]
-"""The type of a state's field that says how far a stream is, see ``Role``; inside a
-recorded step it is a 0-dimensional tensor."""
+"""Type of a state's field that is a stream position, see ``Role``; inside a recorded
+step it is a 0-dimensional tensor."""
 
 StateT = TypeVar("StateT")
 GroupT = TypeVar("GroupT", contravariant=True)
@@ -53,9 +53,9 @@ GroupT = TypeVar("GroupT", contravariant=True)
 class Stage(Protocol[StateT, GroupT]):
     """A causal network that is fed in groups and holds no state of its own.
 
-    A *group* is what is computed together, and part of the result. ``regroup`` turns
+    A *group* is computed together, and its size affects the result. ``regroup`` turns
     pushes of any size into groups. The shapes of the tensors in a state are fixed from
-    ``init_state`` on. After a step the state it was given must not be used again.
+    ``init_state`` on. After a step, the state passed to it must not be used again.
     """
 
     def init_state(self, *, batch: int, height: int, width: int) -> StateT:
@@ -64,7 +64,7 @@ class Stage(Protocol[StateT, GroupT]):
         ...
 
     def group_size(self, state: StateT) -> int:
-        """Return how many inputs make the next group."""
+        """Return the number of inputs in the next group."""
         ...
 
     def step(self, state: StateT, group: GroupT) -> tuple[StateT, Tensor]:
@@ -74,7 +74,7 @@ class Stage(Protocol[StateT, GroupT]):
 
 
 def state_leaves(state: Any, prefix: str = "") -> dict[str, Leaf]:
-    """Return every leaf of a state itself under its dotted name; nothing is copied.
+    """Return every leaf of a state under its dotted name, without copying.
 
     A state is a (nested) dataclass, tuple or named tuple of tensors, ints, floats,
     bools and None.
@@ -88,8 +88,8 @@ def state_leaves(state: Any, prefix: str = "") -> dict[str, Leaf]:
 
 
 def with_leaves(like: Any, leaves: Mapping[str, Leaf], prefix: str = "") -> Any:
-    """Return a state built like ``like`` from leaves named as ``state_leaves`` names
-    them."""
+    """Return a state structured like ``like``, from leaves named as by
+    ``state_leaves``."""
     if _is_leaf(like):
         return leaves[prefix]
     children = _children(like)
@@ -127,7 +127,7 @@ def as_tensor(leaf: Tensor | float) -> Tensor:
 def state_to_tensors(state: Any) -> dict[str, Tensor]:
     """Return copies of every leaf on the host, ready for safetensors.
 
-    Numbers become 0-dimensional tensors; None is left out.
+    Numbers become 0-dimensional tensors; None is omitted.
     """
     found = {
         n: as_tensor(leaf) for n, leaf in state_leaves(state).items() if leaf is not None
@@ -139,15 +139,15 @@ def state_from_tensors(template: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Return a state shaped like ``template`` (a fresh ``init_state``) with saved
     leaves.
 
-    Tensors go to the template's device, dtype and memory format. Raises KeyError where
-    a leaf is missing and ValueError where a shape differs.
+    Tensors go to the template's device, dtype and memory format. Raises KeyError if a
+    leaf is missing and ValueError if a shape differs.
     """
     leaves = state_leaves(template)
     return with_leaves(template, {n: _restored(n, x, tensors) for n, x in leaves.items()})
 
 
 def state_bytes(state: Any) -> int:
-    """Return the bytes of a state's tensors; nothing is copied."""
+    """Return the bytes of a state's tensors, without copying."""
     return sum(x.nbytes for x in state_leaves(state).values() if isinstance(x, Tensor))
 
 
@@ -191,8 +191,7 @@ def _children(state: Any) -> list[tuple[str, Any]]:
 
 @cache
 def _declared_roles(kind: type) -> Mapping[str, Role]:
-    """Return the roles that the fields of a dataclass or named tuple are declared
-    with."""
+    """Return the roles declared on the fields of a dataclass or named tuple."""
     found: dict[str, Role] = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         for extra in getattr(hint, "__metadata__", ()):

@@ -1,5 +1,5 @@
-"""Prompts to frames: generate low-resolution latents by chunk, refine and decode them
-by group."""
+"""Generate video from prompts: low-resolution latents by chunk, refined and decoded by
+group."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -32,20 +32,21 @@ class TextToVideoState:
 
     generator: GeneratorState
     refiner: RefinerState | None
-    """None without a refiner."""
+    """State of the refiner; None without one."""
     low_decoder: MemoryState | None
     """None without a decoder for the base size."""
     groups: int
-    """Groups decoded to frames."""
+    """Number of groups decoded to frames."""
     chunks: int
-    """Chunks generated."""
+    """Number of chunks generated."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     ahead_bcthw: Tensor
-    """Low-resolution latents of the next group, as long as the longest one; the first
-    ``ahead`` are generated."""
+    """Low-resolution latents of the next group, in a buffer for the longest one; the
+    first ``ahead`` have been generated."""
     ahead: int
-    """0 if the next group has not been started."""
+    """Number of latent frames generated ahead; 0 if the next group has not been
+    started."""
 
     @property
     def is_first(self) -> bool:
@@ -67,15 +68,14 @@ class GeneratedGroup(NamedTuple):
 
 
 class TextToVideo:
-    """The cascade of a prompt (reference/cascade.md 8).
-
-    ``refiner`` makes the high resolution, ``low_decoder`` the frames at the base size;
-    at least one is given. With ``park`` the generator and its cache move to that device
-    while the refiner works, to save memory. With ``lanes`` the next group is generated
-    while this one is refined, on separate streams. Both leave the result unchanged;
-    results are synchronised with the caller's stream. Noise comes from ``noise``:
-    ``generator`` and ``generator_step`` (noise of the later steps) for each chunk, and
-    the refiner's noise for each group.
+    """The cascade for prompts (reference/cascade.md 8). ``refiner`` produces the high
+    resolution, ``low_decoder`` the frames at the base size; at least one is required.
+    With ``park`` the generator and its cache move to that device while the refiner
+    works, to save memory. With ``lanes`` the next group is generated while this one is
+    refined, on separate streams. Both leave the result unchanged; results are
+    synchronised with the caller's stream. Noise comes from ``noise``: ``generator`` and
+    ``generator_step`` (noise of the later steps) for each chunk, and the refiner's
+    noise for each group.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class TextToVideo:
         ``height`` x ``width``.
 
         ``context [B or 1, tokens, text width]`` is the prompt's embedding.
-        ``prefix_bcthw`` are the latents of a clip to continue from; they are cached,
-        not generated again.
+        ``prefix_bcthw`` are the latents of a clip to continue; they are cached, not
+        generated again.
         """
         generator = self.sampler.init_state(
             batch=batch, height=height, width=width, context=context
@@ -163,7 +163,7 @@ class TextToVideo:
 
     @torch.inference_mode()
     def step(self, state: TextToVideoState) -> tuple[TextToVideoState, GeneratedGroup]:
-        """Make the next group of the plan; consumes ``state``."""
+        """Generate the next group of the plan; consumes ``state``."""
         lanes = self.lanes
         if lanes is None:
             return self._step(state)
@@ -238,7 +238,8 @@ class TextToVideo:
     def _refine_all(
         self, refiner: Refiner, state: RefinerState, low: Tensor
     ) -> tuple[RefinerState, Tensor, Tensor]:
-        """Refine what was generated together, in groups of the profile's length."""
+        """Refine latents that were generated together, in groups of the profile's
+        length."""
         total = low.shape[2]
         size = self.profile.group_latents
         latents: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The cascade on pictures: exact sizes, colour matching, strength."""
+"""The cascade applied to pictures: exact sizes, colour matching, strength."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ __all__ = ["Upscaler", "UpscalerState"]
 
 @dataclass(frozen=True)
 class UpscalerState:
-    """The cascade's state, and the source frames without a result so far."""
+    """The cascade's state, and the source frames whose results are pending."""
 
     cascade: CascadeState
     held_tchw: Tensor | None
-    """Source frames that the cascade holds if its encoder runs ahead, else None."""
+    """Source frames held by the cascade if its encoder runs ahead, else None."""
     deep: bool
-    """Whether the scene's frames have 16 bits."""
+    """Whether the scene's frames have 16 bits per sample."""
 
     @property
     def is_first(self) -> bool:
@@ -43,12 +43,12 @@ class UpscalerState:
 class Upscaler:
     """Upscales a scene as planned; frames out = frames in.
 
-    ``strength`` 1 is the model, 0 the plain lanczos resize bit for bit; values between
-    blend pixels. ``color`` "match" makes the low frequencies of the result follow the
-    source's. ``context [1, tokens, text width]`` is the embedding of the prompt, for a
-    model that takes one. ``outlet`` copies pictures to the host; the default suits the
-    cascade's device. With ``yuv`` the results are planes. ``guard`` limits how far they
-    depart from the source.
+    ``strength`` 1 is the model, 0 exactly the plain Lanczos resize; values between
+    blend pixels. ``color`` "match" adjusts the low frequencies of the result to those
+    of the source. ``context [1, tokens, text width]`` is the embedding of the prompt,
+    for a model with a text path. ``outlet`` copies pictures to the host; the default
+    suits the cascade's device. With ``yuv`` the results are planes. ``guard`` limits
+    how far they depart from the source.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Upscaler:
         self._columns = _reflect(plan.enlarged[1], plan.padded[1]).to(cascade.device)
 
     def group_frames(self, *, first: bool) -> int:
-        """Return how many source frames make a group: the first of a scene is
+        """Return the number of source frames in a group; the first of a scene is
         shorter."""
         profile = self.cascade.profile
         return profile.alignment.group_frames(profile.group_latents, first=first)
 
     def held(self, state: UpscalerState) -> int:
-        """Return the number of input frames that have not come out yet."""
+        """Return the number of input frames whose results are pending."""
         return self.cascade.held(state.cascade)
 
     def init_state(self, *, seed: int = 0, first_frame: int = 0) -> UpscalerState:
@@ -106,8 +106,8 @@ class Upscaler:
     def step(
         self, state: UpscalerState, frames: Sequence[Picture]
     ) -> tuple[UpscalerState, list[Picture]]:
-        """Upscale a group of frames of the planned source size; return the frames that
-        are done, in the depth they came in.
+        """Upscale a group of frames of the planned source size; return the finished
+        frames, in the bit depth of the input.
 
         A shorter group, which may be empty, ends the scene. All frames of a scene have
         one depth. Consumes ``state``.
@@ -118,7 +118,7 @@ class Upscaler:
     def launch(
         self, state: UpscalerState, frames: Sequence[Picture]
     ) -> tuple[UpscalerState, Sequence[Arriving]]:
-        """Do what ``step`` does without waiting for a GPU: the pictures are still being
+        """Like ``step``, but without waiting for a GPU: the pictures are still being
         copied."""
         if not len(frames) + self.held(state):
             return state, []
@@ -204,7 +204,7 @@ class Upscaler:
         return self.guard.hold(picture, source_nchw, lambda: self.plain(source_nchw))
 
     def plain(self, source_nchw: Tensor) -> Tensor:
-        """Return the plain lanczos resize of source frames to the target, the result at
+        """Return the plain Lanczos resize of source frames to the target, the result at
         strength 0."""
         scale = self.plan.scale
         if self.plan.target == (self.plan.source[0] * scale, self.plan.source[1] * scale):
@@ -213,7 +213,7 @@ class Upscaler:
 
 
 def _reflect(size: int, padded: int) -> Tensor:
-    """Return source indices for ``padded`` places, mirrored after the last one, as
+    """Return source indices for ``padded`` positions, mirrored beyond the last one as
     often as needed."""
     period = max(1, 2 * size - 2)
     return torch.tensor(

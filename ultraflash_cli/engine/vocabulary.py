@@ -1,4 +1,4 @@
-"""The words the built-in model knows: those in the captions of rendered scenes."""
+"""The vocabulary of the built-in model: the words in captions of rendered scenes."""
 
 __all__ = ["LAYOUT_WORDS", "SCENE_WORDS"]
 
@@ -26,8 +26,8 @@ LAYOUT_WORDS = (
     ("land1", "land2", "land3"),
     ("way1", "way2", "way3"),
 )
-"""Part of every caption, one of each group: the layout of sky and land, and the path of
-the object."""
+"""Layout words for sky, land and the path of the object; every caption contains one of
+each group."""
 
 SCENE_WORDS = (*_WORDS.split(), *(word for group in LAYOUT_WORDS for word in group))
-"""Lower case, in the order of the prompt encoder's table."""
+"""Lower-case words, in the order of the prompt encoder's table."""

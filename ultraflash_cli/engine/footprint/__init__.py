@@ -1,1 +1,1 @@
-"""The memory that a job will take, computed before anything is loaded."""
+"""Memory required by a job, computed before anything is loaded."""

@@ -1,9 +1,9 @@
 """Peak activation memory of each network, without weights and state.
 
-The formulas follow the code, layer by layer: a change to ``layers/dit.py``,
-``layers/attention.py``, ``layers/memory_block.py`` or a stage is a change here, which
-``tests/engine/test_memory.py`` finds by counting live bytes. They count what is alive
-at the peak of one call in evaluation, without the workspaces of libraries.
+The formulas mirror the code layer by layer: changes to ``layers/dit.py``,
+``layers/attention.py``, ``layers/memory_block.py`` or a stage require changes here,
+which ``tests/engine/test_memory.py`` detects by counting live bytes. They count the
+live tensors at the peak of one inference call, without the workspaces of libraries.
 """
 
 import math
@@ -37,25 +37,26 @@ __all__ = [
 ]
 
 FLOAT32 = 4
-"""Bytes of the precision that norms, modulation and rotation compute in."""
+"""Bytes per value in norms, modulation and rotation."""
 
 GATHERED = 1 << 18
-"""Keys, and values, that the reference of sparse attention gathers at a time."""
+"""Number of keys (and of values) that the reference of sparse attention gathers at a
+time."""
 
 _BLOCK = 3
-"""Copies of its input that a memory block holds: the input and two results."""
+"""Tensors of its input's size in a memory block: the input and two results."""
 
 PAIR_BYTES = 16
-"""Bytes that choosing blocks takes for each pair of blocks: scores, shares, the search
-for the threshold."""
+"""Bytes per pair of blocks for block selection: scores, shares, and the threshold
+search."""
 
 
 @dataclass(frozen=True)
 class MemoryBlocks:
-    """What a network of memory blocks holds, in numbers."""
+    """Memory of a network of memory blocks, in numbers of values."""
 
     working: int
-    """Peak, without the memories."""
+    """Peak without the recurrent memories."""
     memories: int
     """The blocks' recurrent memories, one frame each."""
 
@@ -70,8 +71,8 @@ def sr_dit_activations(
     element: int,
     on_gpu: bool,
 ) -> int:
-    """Return the bytes of a group of latent ``frames`` of ``height`` x ``width`` with
-    ``kv_len`` remembered blocks.
+    """Return the bytes for a group of latent ``frames`` of ``height`` x ``width`` with
+    ``kv_len`` cached blocks.
 
     With N tokens, padding included, U = N * dim numbers and e bytes a number, one block
     holds at its largest
@@ -113,12 +114,12 @@ def sr_dit_activations(
 def generator_activations(
     config: GeneratorConfig, *, height: int, width: int, element: int
 ) -> int:
-    """Return the bytes of one chunk of latents of ``height`` x ``width``.
+    """Return the bytes for one chunk of latents of ``height`` x ``width``.
 
     As in the SR transformer, but attention reads keys and values in place: with U = N *
     dim numbers of e bytes, 7 e U in attention, 8 e U + 8 U in cross-attention, 7 e U +
     2 e N ffn_dim in the feed-forward, including the pending addition to the residual
-    stream. A window that slides copies what stays of one ring.
+    stream. A sliding window copies the remaining part of one ring.
     """
     per_frame = config.tokens_per_frame(height, width)
     tokens = config.chunk_latents * per_frame
@@ -137,7 +138,7 @@ def generator_activations(
 def text_encoder_parameters(config: TextEncoderConfig) -> int:
     """Return the number of parameters (reference/cascade.md 2).
 
-    Counted here, because building the network loads a large package.
+    Computed by formula, because building the network imports a large package.
     """
     inner = config.heads * config.head_dim
     block = (
@@ -150,7 +151,7 @@ def text_encoder_parameters(config: TextEncoderConfig) -> int:
 
 
 def text_encoder_activations(config: TextEncoderConfig, element: int) -> int:
-    """Return the bytes of a prompt of full length: scores of all heads, once in
+    """Return the bytes for a prompt of full length: scores of all heads, once in
     float32, and the gated layers."""
     scores = config.heads * config.text_len**2
     tokens = config.text_len * (8 * config.dim + 4 * config.ffn_dim)
@@ -158,7 +159,7 @@ def text_encoder_activations(config: TextEncoderConfig, element: int) -> int:
 
 
 def prompt_encoder_activations(config: PromptEncoderConfig, element: int) -> int:
-    """Return the bytes of a prompt: scores of all heads, once in float32, and the
+    """Return the bytes for a prompt: scores of all heads, once in float32, and the
     feed-forward layer."""
     return (
         config.heads * config.text_len**2 * (element + FLOAT32)
@@ -169,8 +170,8 @@ def prompt_encoder_activations(config: PromptEncoderConfig, element: int) -> int
 def upsampler_activations(
     config: LatentUpsamplerConfig, *, height: int, width: int, latents: int = 1
 ) -> MemoryBlocks:
-    """Return the numbers for this many low-resolution latents of ``height`` x ``width``
-    at once.
+    """Return the numbers for ``latents`` low-resolution latents of ``height`` x
+    ``width`` at once.
 
     A block holds x and two results.
     """
@@ -181,16 +182,16 @@ def upsampler_activations(
 def encoder_activations(config: EncoderConfig, *, height: int, width: int) -> MemoryBlocks:
     """Return the numbers for four frames of ``height`` x ``width`` pixels.
 
-    Largest is the first layer (its result, and the parts that the first pool makes of
-    it), or a stage's blocks: x and two results.
+    The peak is the first layer (its result, and the parts for the first pool), or a
+    stage's blocks: x and two results.
     """
     shrink, frames = config.patch, 4
     plane = config.width * height * width // shrink**2
     working, memories = 2 * 3 * frames * height * width, 0
     for stride, pool in zip(config.strides, config.time_pools, strict=True):
         pooled = frames // pool
-        # The input, one frame of it laid out again, the sum and a summand; then the sum
-        # and the strided result.
+        # The input, one frame of it made contiguous, the sum and a summand; then the
+        # sum and the strided result.
         working = max(working, (frames + (3 * pooled if pool > 1 else pooled)) * plane)
         frames, plane = pooled, plane // stride**2
         working = max(working, _BLOCK * frames * plane)
@@ -201,9 +202,9 @@ def encoder_activations(config: EncoderConfig, *, height: int, width: int) -> Me
 def wan_vae_activations(config: WanVaeConfig, *, height: int, width: int) -> MemoryBlocks:
     """Return the numbers for four frames of ``height`` x ``width`` pixels.
 
-    A residual block holds, of its n frames, the input, the second convolution's input,
-    that behind two past frames, the two themselves and the result: 4 n + 4 frames; the
-    attention in the middle its frame's scores.
+    A residual block of n frames holds the input, the second convolution's input, the
+    same preceded by two past frames, those two frames, and the result: 4 n + 4 frames;
+    the middle attention holds the scores of one frame.
     """
     widths = [config.width * factor for factor in config.multipliers]
     working, frames, plane = 0, 4, height * width
@@ -223,12 +224,11 @@ def wan_vae_activations(config: WanVaeConfig, *, height: int, width: int) -> Mem
 def decoder_activations(
     config: DecoderConfig, *, height: int, width: int, latents: int = 1
 ) -> MemoryBlocks:
-    """Return the numbers for this many latents of ``height`` x ``width`` at once.
-
-    Largest is the growth of a stage: its input, the grown frames, and they laid out
-    again; a pixel shuffle: its input, the wide convolution's result and two layouts of
-    it; or nearest neighbours, which come after the growth in time: small and doubled
-    frames, and what the convolution makes of them.
+    """Return the numbers for ``latents`` latents of ``height`` x ``width`` at once. The
+    peak is the time growth of a stage: its input, the resulting frames, and a
+    contiguous copy; or a pixel shuffle: its input, the wide convolution's result and
+    two layouts of it; or nearest-neighbour upsampling, which follows the time growth:
+    small and doubled frames, and the convolution's result.
     """
     frames, plane = latents, height * width
     working, memories = 0, 0
@@ -261,12 +261,10 @@ def decoder_activations(
 def pixel_path_activations(
     config: PixelPathConfig, *, height: int, width: int, element: int
 ) -> int:
-    """Return the bytes of the pixel path for one frame of ``height`` x ``width``
-    pixels, low resolution.
-
-    The residual and lanczos at the full size, in float32, next to the blocks. The
-    memories of the path are in its state; those of the frame in work and of the one
-    before come on top.
+    """Return the bytes of the pixel path for one low-resolution frame of ``height`` x
+    ``width`` pixels: the blocks, plus the residual and the Lanczos result at the full
+    size in float32. The recurrent memories are part of the state; those of the current
+    and the previous frame are added.
     """
     plane, small = config.scale**2 * height * width, height * width // config.patch**2
     blocks = (2 * config.blocks + 4) * config.width * small

@@ -1,5 +1,5 @@
-"""Find the first plan of a job that fits its budget: the full one, or one with more and
-more concessions."""
+"""Find the first plan of a job that fits its budget: the full one, or one with
+increasingly many concessions."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ def plan_memory(
     host memory while a group is refined; decoding latent by latent; a smaller
     ``kv_len``; smaller groups. Concessions that a later one makes unnecessary are
     dropped. On a CPU nothing can be moved. ``host_budget_bytes`` bounds what may be
-    moved to host memory (None: unknown). Raises OutOfMemory, with the sum, where the
+    moved to host memory (None: unknown). Raises OutOfMemory with the total if the
     smallest plan is too large.
     """
     full = _full(work)
@@ -108,7 +108,7 @@ def _apply(full: MemorySettings, rungs: Iterable[_Rung]) -> MemorySettings:
 def _needed(
     work: MemoryWork, full: MemorySettings, taken: list[_Rung], budget_bytes: int
 ) -> tuple[_Rung, ...]:
-    """Drop concessions that turned out unnecessary: pixel-changing ones first, latest
+    """Drop concessions that proved unnecessary: pixel-changing ones first, latest
     first."""
     kept = list(taken)
     for rung in sorted(reversed(taken), key=lambda rung: not rung.changes_pixels):
@@ -126,7 +126,7 @@ def _plan(
 ) -> MemoryPlan:
     settings = _apply(full, rungs)
     said: dict[tuple[str, ...], _Rung] = {}
-    for rung in rungs:  # a later rung of the same kind stands for the earlier ones
+    for rung in rungs:  # a later rung of the same kind replaces the earlier ones
         said[tuple(name for name, _ in rung.changes)] = rung
     phases, host_bytes = phases_of(work, settings)
     return MemoryPlan(

@@ -1,4 +1,4 @@
-"""What is in memory in each phase of a job: weights, states, activations, frames."""
+"""Contents of memory in each phase of a job: weights, states, activations, frames."""
 
 import math
 from collections.abc import Iterable
@@ -66,7 +66,7 @@ _REFINING = _EVERYWHERE[3:]
 
 
 class _Ledger:
-    """Memory by part and phase, and what is moved elsewhere."""
+    """Memory by part and phase, and bytes moved to the host."""
 
     def __init__(self, phases: Iterable[str]) -> None:
         self._parts: dict[str, list[MemoryPart]] = {phase: [] for phase in phases}
@@ -99,7 +99,7 @@ class _Ledger:
 def phases_of(
     work: MemoryWork, settings: MemorySettings
 ) -> tuple[tuple[MemoryPhase, ...], int]:
-    """Return the memory of each phase, and what is moved to the host."""
+    """Return the memory of each phase, and the bytes moved to the host."""
     there = {
         "encode prompt": work.text_encoder,
         "generate": work.generator,
@@ -295,8 +295,8 @@ def _add_decoder(
         ledger.add(f"{name} weights", parameters(config) * dtype.itemsize, settled)
     ledger.add(f"{name} state", state, settled, doubled=True)
 
-    # Of the memories those of the group's start, of the piece before and of the one in
-    # work are alive at once.
+    # Recurrent memories from the group's start, of the previous piece and of the
+    # current one are alive at once.
     phases = ("generate",) if is_first else ("decode",)
     ledger.add(
         f"{name} activations",
@@ -309,7 +309,7 @@ def _add_decoder(
     if not is_first and settings.decode_latents:
         latents = settings.decode_latents
     elif not is_first and settings.group_latents < latents:
-        latents += settings.group_latents  # the piece in work, and all of them
+        latents += settings.group_latents  # the current piece, and all pieces
 
     frames, plane = FRAMES_PER_LATENT * latents, 3 * LATENT_PX**2 * height * width
     decoded = frames * plane * work.batch * dtype.itemsize
@@ -352,7 +352,7 @@ def _add_pixels(
 
 
 def _add_pictures(ledger: _Ledger, work: MemoryWork, plane: int) -> None:
-    """Add the finished frames, each of ``plane`` numbers."""
+    """Add the finished frames, each of ``plane`` values."""
     phases = ("decode", "enlarge", "finish")
     target = 3 * math.prod(work.target) if work.target else plane
     ledger.add("a picture in work", FLOAT32 * (2 * plane + 4 * target), ("finish",))
@@ -361,7 +361,7 @@ def _add_pictures(ledger: _Ledger, work: MemoryWork, plane: int) -> None:
 
 
 def saved_bytes(work: MemoryWork, settings: MemorySettings) -> int:
-    """Return the bytes of a saved state: rings, contexts and memories."""
+    """Return the bytes of a saved state: rings, contexts and recurrent memories."""
     sr_dit = settings.apply_to(work.sr_dit) if work.sr_dit else None
     shown = LATENT_PX * work.latents[0], LATENT_PX * work.latents[1]
     stages = (

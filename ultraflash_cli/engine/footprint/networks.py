@@ -1,4 +1,4 @@
-"""Parameters and states of networks, counted exactly on networks without storage."""
+"""Parameters and states of networks, counted exactly on meta networks."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +16,7 @@ from ultraflash_cli.engine.stages.wan_vae import WanVaeConfig
 __all__ = ["initial_state", "parameters"]
 
 _SMALL_WIDTH = 256
-"""Transformers up to this width are built directly; torch's first use of the meta
+"""Width up to which transformers are built directly, as torch's first use of the meta
 device takes a second."""
 
 
@@ -41,6 +41,6 @@ def initial_state(
 def parameters(config: Any) -> int:
     """Return the number of parameters."""
     if isinstance(config, SrDitConfig):
-        # One network stands for all sizes of groups and caches, which share weights.
+        # One network serves for all sizes of groups and caches, which share weights.
         config = replace(config, kv_len=1, kv_schedule=(), group_latents=1)
     return sum(parameter.numel() for parameter in _network(config).parameters())

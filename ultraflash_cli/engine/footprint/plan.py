@@ -1,5 +1,4 @@
-"""What a job computes, the settings it runs under, and the memory it takes, as
-values."""
+"""Values that describe a job's computation, its memory settings and its memory plan."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,18 +34,19 @@ class MemorySettings:
     """How a job is run; the defaults keep everything resident."""
 
     offload_text: bool = False
-    """Free the text encoder once the prompts are encoded, before the other networks are
-    loaded."""
+    """Whether to free the text encoder once the prompts are encoded, before the other
+    networks are loaded."""
     offload_generator: bool = False
-    """Keep the generator, its cache and its context in host memory while a group is
-    refined and decoded."""
+    """Whether to keep the generator, its cache and its context in host memory while a
+    group is refined and decoded."""
     decode_latents: int | None = None
-    """Latent frames decoded together, with their frames moved to host memory; None: a
-    whole group."""
+    """Latent frames decoded together, after which their frames are moved to host
+    memory; None for a whole group."""
     kv_len: int | None = None
-    """Temporal blocks that the SR transformer remembers at most; None without one."""
+    """Maximum number of temporal blocks in the SR transformer's cache; None without an
+    SR transformer."""
     group_latents: int = 6
-    """Latent frames that go through the cascade together."""
+    """Latent frames processed together by the cascade."""
 
     def apply_to(self, config: SrDitConfig) -> SrDitConfig:
         """Return the config of the SR transformer under these settings."""
@@ -61,37 +61,37 @@ class MemorySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryWork:
-    """What a job computes: configs (None if it does without), sizes, precisions."""
+    """The computation of a job: configs (None for unused networks), sizes,
+    precisions."""
 
     latents: tuple[int, int]
     """Height and width of the low-resolution latents."""
     group_latents: int = 6
-    """Latent frames that go through the cascade together."""
+    """Latent frames processed together by the cascade."""
     drawn_latents: int | None = None
-    """Latent frames that are generated together, and whose frames leave together; None
-    for a group."""
+    """Latent frames that are generated and returned together; None for a group."""
     text_encoder: TextEncoderConfig | PromptEncoderConfig | None = None
     generator: GeneratorConfig | None = None
     encoder: EncoderConfig | WanVaeConfig | None = None
     upsampler: LatentUpsamplerConfig | None = None
-    """Returns the scale where latents are enlarged."""
+    """The upsampler, if latents are enlarged; it determines the scale."""
     sr_dit: SrDitConfig | None = None
     decoder: DecoderConfig | None = None
-    """Of the high-resolution latents."""
+    """Decoder of the high-resolution latents."""
     low_decoder: DecoderConfig | None = None
-    """Of the low-resolution latents, where those frames are requested."""
+    """Decoder of the low-resolution latents, if their frames are requested."""
     pixels: PixelPathConfig | None = None
-    """Of a clip's frames, where those are enlarged, not latents."""
+    """The pixel path, if frames are enlarged instead of latents."""
     source: tuple[int, int] | None = None
     """Height and width in pixels of the frames of a clip; None if none is read."""
     target: tuple[int, int] | None = None
-    """Height and width in pixels of the pictures; None for what the decoder gives."""
+    """Height and width of the pictures in pixels; None for the decoder's size."""
     dtype_of: Callable[[str], torch.dtype] = lambda _: torch.bfloat16
     """Dtype of each part: text_encoder, generator, encoder or wan_vae, upsampler,
     sr_dit, decoder, pixels."""
     on_gpu: bool = True
-    """Whether the budget is a GPU's: the host's memory is then apart, and half
-    precision is not widened."""
+    """Whether the budget is that of a GPU, in which case host memory is separate and
+    half precision is not widened."""
     batch: int = 1
     queue_bytes: int = 0
     """Host memory of queued pictures."""
@@ -104,7 +104,7 @@ class MemoryWork:
 
     @property
     def held_latents(self) -> int:
-        """Latent frames whose frames are alive at once."""
+        """Latent frames whose decoded frames are alive at once."""
         return self.drawn_latents or self.group_latents
 
     @property
@@ -141,7 +141,7 @@ class MemoryStep:
     """A concession made to reduce memory."""
 
     text: str
-    """What is done."""
+    """Description of the concession."""
     changes_pixels: bool
     """Whether the result differs from the full plan's."""
 
@@ -151,7 +151,7 @@ class MemoryPlan:
     """Memory of a job under the chosen settings."""
 
     phases: tuple[MemoryPhase, ...]
-    """In the order of the work."""
+    """Phases in the order of the work."""
     settings: MemorySettings
     steps: tuple[MemoryStep, ...] = ()
     """Concessions against the full plan."""
@@ -169,8 +169,7 @@ class MemoryPlan:
 
     @property
     def parts(self) -> tuple[MemoryPart, ...]:
-        """Everything in memory at the peak, the largest first; they sum to
-        ``total``."""
+        """Everything in memory at the peak, largest first; the sum is ``total``."""
         return tuple(sorted(self.peak.parts, key=lambda part: -part.bytes))
 
     @property
@@ -180,27 +179,27 @@ class MemoryPlan:
 
     @property
     def beside_bytes(self) -> int:
-        """Upper bound on what CUDA graphs and side streams add: activations and states
-        once more."""
+        """Upper bound on the additional memory of CUDA graphs and side streams: a
+        second copy of activations and states."""
         parts = {part.name: part for phase in self.phases for part in phase.parts}
         return sum(part.bytes for part in parts.values() if part.doubled)
 
     @property
     def ring_bytes(self) -> int:
-        """What the SR transformer's caches take."""
+        """Bytes of the SR transformer's caches."""
         parts = {part.name: part.bytes for phase in self.phases for part in phase.parts}
         return parts.get("SR transformer KV rings", 0)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The steps that change pixels, in words."""
+        """Descriptions of the steps that change pixels."""
         return tuple(
             f"for lack of memory: {step.text}" for step in self.steps if step.changes_pixels
         )
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The steps that leave the result as it is, in words."""
+        """Descriptions of the steps that do not change pixels."""
         return tuple(step.text for step in self.steps if not step.changes_pixels)
 
     def as_json(self) -> dict[str, Any]:

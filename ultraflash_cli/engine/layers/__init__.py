@@ -1,1 +1,1 @@
-"""Layers that several stages share."""
+"""Layers shared by several stages."""

@@ -42,7 +42,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SparseLayout:
-    """What the self-attention of every layer shares within one group; tokens are in
+    """Self-attention parameters shared by all layers within one group; tokens are in
     block order."""
 
     grid: BlockGrid
@@ -50,18 +50,19 @@ class SparseLayout:
     rule: BlockRule
     """Window, causality and budget."""
     allowed: Tensor | None
-    """``[blocks, remembered + blocks]`` (bool): window and causality. None if blocks
-    are chosen as lists, by the rule alone."""
+    """``[blocks, cached + blocks]`` (bool): window and causality. None if blocks are
+    selected as lists, by the rule alone."""
     remember: int
-    """Blocks that the cache keeps after this group."""
+    """Number of blocks that the cache keeps after this group."""
     mask_dtype: torch.dtype = torch.float32
     """Precision of block means, scores and threshold."""
     reuse_cache: bool = False
     """Whether the cache's buffers may be overwritten."""
     fp8: bool = False
-    """Whether attention multiplies 8-bit floating point."""
+    """Whether attention uses 8-bit floating-point matmuls."""
     padded: bool = True
-    """Whether tokens carry the padding of blocks at the edge; kernels do without it."""
+    """Whether tokens include the padding of blocks at the edge, which kernels do not
+    need."""
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -84,13 +85,12 @@ class SparseLayout:
         by_lists: bool | None = None,
         fp8: bool = False,
     ) -> "SparseLayout":
-        """Lay out a group on ``grid``.
-
-        ``remembered`` blocks are in the cache; a block sees ``window`` blocks a side
-        and the temporal blocks up to the end of its ``chunk``; ``kv_len`` temporal
-        blocks stay in the cache afterwards. ``by_lists`` chooses blocks as lists and
-        reads remembered keys where they are, as the kernels do; None: on a GPU that has
-        them. ``fp8`` takes lists always.
+        """Lay out a group on ``grid``. ``remembered`` blocks are in the cache; a block
+        attends to a window of ``window`` blocks per side and to the temporal blocks up
+        to the end of its ``chunk``; ``kv_len`` temporal blocks stay in the cache
+        afterwards. ``by_lists`` selects blocks as lists and reads cached keys in place,
+        as the kernels do; None does so on GPUs that support it. ``fp8`` always uses
+        lists.
         """
         temporal, rows, cols = grid.blocks
         past = remembered // grid.spatial_blocks
@@ -123,7 +123,7 @@ class SparseLayout:
 
 
 class SparseAttended(NamedTuple):
-    """What block-sparse causal attention returns."""
+    """The result of block-sparse causal attention."""
 
     out: Tensor
     """``[B, blocks, block tokens, width]``, or ``[B, tokens, width]`` without
@@ -135,7 +135,7 @@ class SparseAttended(NamedTuple):
 
     @property
     def mask(self) -> Tensor:
-        """``[B, heads, blocks, remembered + blocks]`` (bool): the selected blocks."""
+        """``[B, heads, blocks, cached + blocks]`` (bool): the selected blocks."""
         return self.chosen.to_mask() if isinstance(self.chosen, BlockLists) else self.chosen
 
 
@@ -145,8 +145,8 @@ def sparse_causal_attention(
     """Attend with rotated ``q``, ``k``, ``v [B, heads, blocks, block tokens, D]`` to
     the best blocks, per head.
 
-    Padding is zero and attended to, as published: a padded key scores 0 and adds
-    nothing to the sum of values.
+    Padding is zero and attended to, as in the published model: a padded key scores 0
+    and adds nothing to the sum of values.
     """
     if layout.allowed is None:
         q_mean = block_means(q, dtype=layout.mask_dtype)
@@ -177,8 +177,8 @@ def sparse_causal_attention(
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor, rule: BlockRule) -> Tensor:
-    """Attend densely to all blocks up to the end of a block's chunk, so that nothing is
-    gathered and no mask is read: one call for each chunk.
+    """Attend densely to all blocks up to the end of a block's chunk, with one call per
+    chunk and without gathering or masks.
 
     ``q``, ``k``, ``v`` and the result are ``[B, heads, blocks, block tokens, D]``.
     """
@@ -194,7 +194,7 @@ def _causal_attention(q: Tensor, k: Tensor, v: Tensor, rule: BlockRule) -> Tenso
 
 
 def _sketched(q: Tensor, k: Tensor, v: Tensor, rule: BlockRule) -> Tensor:
-    """Return an empty result, of as many pairs of blocks as the rule lets be chosen."""
+    """Return an empty result for as many pairs of blocks as the rule may select."""
     blocks = min(rule.temporal * (rule.budget + 1), rule.allowed_pairs)
     pairs = q.shape[0] * q.shape[1] * blocks * q.shape[3] ** 2
     flat_q, flat_k, flat_v = (x.flatten(2, 3) for x in (q, k, v))
@@ -203,7 +203,7 @@ def _sketched(q: Tensor, k: Tensor, v: Tensor, rule: BlockRule) -> Tensor:
 
 
 class SparseCausalSelfAttention(nn.Module):
-    """Self-attention over the best blocks of cached and current groups, chosen per
+    """Self-attention over the best blocks of cached and current groups, selected per
     head."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
@@ -215,10 +215,9 @@ class SparseCausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor | Fp8Rows, tables: AxisTables, layout: SparseLayout, cache: KvRing
     ) -> SparseAttended:
-        """Attend within ``x [B, blocks, block tokens, width]``, or
-        ``[B, tokens, width]`` without padding, and to what the cache remembers.
-
-        ``tables`` are the rotations of the group's tokens by frame, row and column.
+        """Attend within ``x [B, blocks, block tokens, width]``, or ``[B, tokens,
+        width]`` without padding, and to the cached blocks. ``tables`` are the rotations
+        of the group's tokens by frame, row and column.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
         if not layout.padded:
@@ -247,8 +246,8 @@ class SparseCausalSelfAttention(nn.Module):
         layout: SparseLayout,
         cache: KvRing,
     ) -> SparseAttended:
-        """Attend as ``sparse_causal_attention`` does, from projections
-        ``[B, tokens, width]`` in the order of blocks; overwrites the cache.
+        """Like ``sparse_causal_attention``, but from projections ``[B, tokens, width]``
+        in block order; overwrites the cache.
 
         Keys and values are written directly to the cache if this group replaces
         everything in it and the cache has a spare pair of buffers.
@@ -303,13 +302,13 @@ class SparseCausalSelfAttention(nn.Module):
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend from ``q [B, heads, tokens, D]`` to all of ``k`` and
-    ``v [B, heads, remembered tokens, D]``."""
+    """Attend from ``q [B, heads, tokens, D]`` to all of ``k`` and ``v [B, heads, key
+    tokens, D]``."""
     if q.is_meta:
         return sketched_attention(q, k, v, q.shape[:-1].numel() * k.shape[2])
     if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
-        # The fused backward pass is no faster than these products, and three times as
-        # slow in bfloat16.
+        # The fused backward pass is no faster than these matmuls, and three times
+        # slower in bfloat16.
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -322,7 +321,7 @@ class ContextKv(NamedTuple):
 
 
 class CrossAttention(nn.Module):
-    """Attention to a context that stays the same for a whole clip."""
+    """Attention to a context that is constant for a whole clip."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -337,8 +336,8 @@ class CrossAttention(nn.Module):
         )
 
     def forward(self, x: Tensor | Fp8Rows, context: ContextKv) -> Tensor:
-        """Attend from ``x [B, *tokens, width]`` and return ``[B, tokens, width]``;
-        nothing is masked."""
+        """Attend from ``x [B, *tokens, width]`` and return ``[B, tokens, width]``,
+        without a mask."""
         q = self._split(self.norm_q(self.q(x).flatten(1, -2)))
         out = dense_attention(q, context.k, context.v)
         return self.o(out.transpose(1, 2).flatten(2))
@@ -352,17 +351,17 @@ class WindowSpan:
     """The position of a chunk in its stream, in tokens; the same for every layer."""
 
     start: int
-    """Tokens of the stream before the chunk."""
+    """Number of tokens in the stream before the chunk."""
     capacity: int
-    """Most tokens in the cache, including the chunk's."""
+    """Maximum number of tokens in the cache, including the chunk's."""
     sink: int
-    """First tokens of the stream, which are never dropped."""
+    """Number of tokens at the start of the stream that are never dropped."""
     reuse_rings: bool = False
     """Whether the rings' buffers may be overwritten."""
 
 
 class WindowSelfAttention(nn.Module):
-    """Self-attention within a chunk and to the window of earlier chunks, unmasked."""
+    """Unmasked self-attention within a chunk and to the window of earlier chunks."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -374,10 +373,9 @@ class WindowSelfAttention(nn.Module):
         self, x: Tensor | Fp8Rows, tables: AxisTables, span: WindowSpan, ring: WindowRing
     ) -> tuple[Tensor, WindowRing]:
         """Attend from ``x [B, frames, tokens of a frame, width]``; return the result
-        and the ring that ends with it.
-
-        ``tables`` are the rotations of the chunk's tokens; keys are kept rotated. Where
-        the ring may be overwritten keys and values are computed straight into it.
+        and the ring with the chunk appended. ``tables`` are the rotations of the
+        chunk's tokens; keys are cached rotated. If the ring may be overwritten, keys
+        and values are computed directly in its buffers.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
         batch, frames, tokens, width = q.shape

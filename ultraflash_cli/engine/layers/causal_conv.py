@@ -1,4 +1,4 @@
-"""Layers of the Wan 2.1 VAE: causal 3D convolutions that remember past frames."""
+"""Layers of the Wan 2.1 VAE: causal 3D convolutions that keep past frames."""
 
 import torch
 import torch.nn.functional as F
@@ -17,24 +17,24 @@ __all__ = [
 ]
 
 LAYOUT = torch.channels_last_3d
-"""The memory format of all layers and memories, in which a clip and its frames are
-views of each other."""
+"""The memory format of all layers and states, in which a clip and its frames are views
+of each other."""
 
 
 class CausalMemory:
-    """The past frames of every causal layer, read and collected in the order in which
-    the layers run."""
+    """The past frames of all causal layers, read and stored in the order in which the
+    layers run."""
 
     def __init__(self, before: tuple[Tensor, ...] | None) -> None:
         self.first = before is None
         """Whether this is the first piece of a stream."""
         self.after: list[Tensor] = []
-        """What the next piece needs."""
+        """Past frames for the next piece."""
         self._before = before
 
     def join(self, x_bcthw: Tensor, frames: int) -> Tensor:
         """Return ``x`` preceded by the last ``frames`` past frames (zeros at the start
-        of a stream), and update what is remembered."""
+        of a stream), and store new past frames."""
         joined = torch.cat([self._past(x_bcthw, frames), x_bcthw], dim=2).contiguous(
             memory_format=LAYOUT
         )
@@ -42,7 +42,7 @@ class CausalMemory:
         return joined
 
     def pass_by(self, x_bcthw: Tensor, frames: int) -> None:
-        """Remember nothing from ``x``."""
+        """Store no frames of ``x``."""
         self.after.append(self._past(x_bcthw, frames))
 
     def _past(self, x_bcthw: Tensor, frames: int) -> Tensor:
@@ -78,8 +78,8 @@ class CausalConv(nn.Conv3d):
 
 
 class ChannelNorm(nn.Module):
-    """Scale each position to the length sqrt(C) over its channels, then each channel by
-    a weight, in float32."""
+    """Scale each position's channels to a norm of sqrt(C), then each channel by a
+    weight, in float32."""
 
     def __init__(self, width: int, *, dims: int = 3) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Residual(nn.Module):
 
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
-        # The places 4 and 5 of the published list: activation and the dropout of its
+        # Positions 4 and 5 of the published list: activation and the dropout of its
         # training.
         self.residual = nn.Sequential(
             ChannelNorm(width),
@@ -117,7 +117,8 @@ class Residual(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Single-head attention among the positions of a frame, plus a residual."""
+    """Single-head attention over the positions of a frame, with a residual
+    connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -137,8 +138,8 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the sides and, with ``in_time``, half the frame rate; the first piece of a
-    stream keeps its one frame."""
+    """Halves the sides and, with ``in_time``, the frame rate; the first piece of a
+    stream keeps its single frame."""
 
     def __init__(self, width: int, *, in_time: bool) -> None:
         super().__init__()
@@ -159,11 +160,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the sides at half the channels and, with ``in_time``, twice the frame rate
-    after the first frame.
-
-    The first latent frame of a stream passes without time growth and is not remembered,
-    as published: the second one has zeros for its past.
+    """Doubles the sides at half the channels and, with ``in_time``, the frame rate
+    after the first frame. The first latent frame of a stream passes without time growth
+    and is not stored, as in the published model: the second one has zeros as its past.
     """
 
     def __init__(self, width: int, *, in_time: bool) -> None:
@@ -200,7 +199,7 @@ def head_layers(width: int, out_width: int) -> nn.Sequential:
 
 
 def run_layers(layers: nn.Sequential, x: Tensor, memory: CausalMemory) -> Tensor:
-    """Take ``x [B, C, T, H, W]`` through ``layers`` with what they remember."""
+    """Run ``x [B, C, T, H, W]`` through ``layers`` with their past frames."""
     for layer in layers:
         if isinstance(layer, CausalConv):
             x = layer.remembering(x, memory)
@@ -222,8 +221,8 @@ def _as_clip(x_nchw: Tensor, batch: int) -> Tensor:
 def empty_memories(
     network: nn.Module, batch: int, height: int, width: int
 ) -> tuple[Tensor, ...]:
-    """Return the memories before the first frame; a network lists its layers in the
-    order in which they run."""
+    """Return the past frames before the start of a stream; a network lists its layers
+    in the order in which they run."""
     memories: list[Tensor] = []
     for layer in network.modules():
         if isinstance(layer, nn.ZeroPad2d):

@@ -1,4 +1,4 @@
-"""Match the colours of a large picture to the small one it was made from."""
+"""Match the colours of a large picture to the small one that it was made from."""
 
 from functools import lru_cache
 
@@ -9,12 +9,12 @@ from torch import Tensor
 __all__ = ["COLOUR_GRID_PX", "cell_means", "match_colours"]
 
 COLOUR_GRID_PX = 16
-"""Side of the source cells whose mean colour the result keeps."""
+"""Side of the source cells whose mean colours the result preserves."""
 
 
 def match_colours(picture_nchw: Tensor, source_nchw: Tensor) -> Tensor:
-    """Shift the picture so that its mean over every cell of a coarse grid is the
-    source's, smoothly."""
+    """Shift the picture's colours smoothly, so that its mean over every cell of a
+    coarse grid equals the source's."""
     height, width = source_nchw.shape[2:]
     grid = (-(-height // COLOUR_GRID_PX), -(-width // COLOUR_GRID_PX))
     drift = _cell_means(source_nchw, grid) - _cell_means(picture_nchw, grid)
@@ -35,7 +35,7 @@ def _cell_means(picture_nchw: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def cell_means(picture_nchw: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return what ``adaptive_avg_pool2d`` does, summed in parallel."""
+    """Return the result of ``adaptive_avg_pool2d``, summed in parallel."""
     (height, width), (rows, columns) = picture_nchw.shape[2:], grid
     if height % rows == 0 and width % columns == 0:
         cells = picture_nchw.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
@@ -47,7 +47,7 @@ def cell_means(picture_nchw: Tensor, grid: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _averages(size: int, cells: int, device: torch.device) -> Tensor:
-    """Weights ``[cells, size]`` of the means over cells, which may overlap by a
+    """Return weights ``[cells, size]`` of the means over cells, which may overlap by a
     pixel."""
     at, cell = torch.arange(size), torch.arange(cells).unsqueeze(1)
     first, end = cell * size // cells, -((-cell - 1) * size // cells)

@@ -1,5 +1,5 @@
-"""The skeleton that generator and SR transformer share: sizes, blocks, the context's
-embedding and the head (reference/cascade.md 1 and 4)."""
+"""The parts shared by generator and SR transformer: sizes, blocks, context embedding
+and head (reference/cascade.md 1 and 4)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,44 +34,44 @@ SelfAttention = SparseCausalSelfAttention | WindowSelfAttention
 
 @dataclass(frozen=True, kw_only=True)
 class DitConfig:
-    """Sizes that both transformers have; the defaults are the published ones."""
+    """Sizes common to both transformers; the defaults are the published ones."""
 
     NAME: ClassVar[str] = "transformer"
-    """Its name in messages."""
+    """Name of the transformer in messages."""
 
     dim: int = 1536
     """Model width."""
     num_heads: int = 12
     """Attention heads; each is ``dim / num_heads`` wide, an even number."""
     num_layers: int = 30
-    """Blocks."""
+    """Number of blocks."""
     ffn_dim: int = 8960
-    """Width inside the feed-forward layers."""
+    """Hidden width of the feed-forward layers."""
     freq_dim: int = 256
     """Width of the sinusoidal timestep embedding, an even number."""
     text_dim: int = 4096
     """Width of a prompt embedding."""
     text_len: int = 512
-    """Context tokens, zero rows included."""
+    """Number of context tokens, including zero rows."""
     latent_channels: int = 16
-    """Channels of noise and result."""
+    """Channels of the noise and the result."""
     patch: tuple[int, int, int] = (1, 2, 2)
-    """Latent frames, rows and columns that make a token; frames is 1."""
+    """Latent frames, rows and columns per token; frames must be 1."""
     sees_signal: bool = False
-    """Scale the noisy input by its signal fraction, ``1 - sigma``. At pure noise the
-    network sees only the prompt, which a narrow network can learn."""
+    """Whether to scale the noisy input by its signal fraction, ``1 - sigma``. At pure
+    noise the network then sees only the prompt, which a narrow network can learn."""
     pool_text: bool = False
-    """Add the mean of the context to the timestep embedding, so that the modulation
-    depends on the prompt."""
+    """Whether to add the mean of the context to the timestep embedding, so that the
+    modulation depends on the prompt."""
     head_dim: int = 0
-    """Width of a hidden layer next to the last projection, for patches with more values
-    than ``dim``; 0: none."""
+    """Width of a hidden layer parallel to the last projection, for patches with more
+    values than ``dim``; 0 for none."""
     eps: float = 1e-6
     """Added to variances and mean squares."""
 
     def check_sizes(self, *more: str) -> None:
-        """Raise ConfigError for sizes that make no network; ``more`` are fields of a
-        subclass that are positive, too."""
+        """Raise ConfigError for invalid sizes; ``more`` are fields of a subclass that
+        must also be positive."""
         positive = ("dim", "num_heads", "num_layers", "ffn_dim", "freq_dim", "text_dim")
         for name in (*positive, "latent_channels", "eps", *more):
             if not getattr(self, name) > 0:
@@ -102,7 +102,7 @@ class DitConfig:
 
 
 class DitBlock(nn.Module):
-    """Modulated self-attention, cross-attention where there is text, modulated
+    """Modulated self-attention, cross-attention if there is text, modulated
     feed-forward."""
 
     def __init__(self, config: DitConfig, self_attn: SelfAttention) -> None:
@@ -125,17 +125,16 @@ class DitBlock(nn.Module):
         where: Sequence[object],
         context: ContextKv | None,
     ) -> tuple[Tensor, Addend, Any]:
-        """Take the residual stream through the block; sums are fused with the norm
-        after them.
+        """Run the residual stream through the block; sums are fused with the following
+        norm.
 
         Args:
             x: The stream, ``[B, frames or blocks, tokens of one, dim]``, or
                 ``[B, tokens, dim]``.
-            addend: What the block before adds to it; None in the first block.
+            addend: Pending addition of the previous block; None in the first block.
             time: ``[B, 6, dim]``, or for every frame ``[B or 1, frames or 1, 6, dim]``.
-            where: What self-attention takes behind the tokens: rotations, the place of
-                the group, its cache.
-            context: Keys and values of the text; None without.
+            where: Further arguments of self-attention: rotations, position of the
+            group, cache. context: Keys and values of the text; None without.
 
         Returns:
             The stream, what is yet to be added to it, and the cache after the group.
@@ -160,7 +159,7 @@ class DitBlock(nn.Module):
 
 class DitHead(nn.Module):
     """Weights of the modulated norm and the projection to patches, plus a hidden layer
-    if the config has one; initialised to zero."""
+    if configured; initialised to zero."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
@@ -180,10 +179,10 @@ class DitHead(nn.Module):
 
 
 class Dit(nn.Module):
-    """Layers of a transformer, and the code that both transformers share."""
+    """Layers and code shared by both transformers."""
 
     TAKES_EMBEDDED: ClassVar[bool] = False
-    """Whether a context that is ``dim`` wide counts as projected."""
+    """Whether a context of width ``dim`` is taken as already projected."""
     blocks: nn.ModuleList
 
     def __init__(self, config: DitConfig, channels: int) -> None:
@@ -206,8 +205,8 @@ class Dit(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
 
     def embed_context(self, context: Tensor | None, *, batch: int) -> tuple[ContextKv, ...]:
-        """Return the context's keys and values of every layer, none without text path;
-        differentiable.
+        """Return the context's keys and values for every layer, or none without a text
+        path; differentiable.
 
         ``context [B or 1, tokens, text_dim]`` has at most ``text_len`` tokens; None is
         all zeros. Raises ConfigError for one that does not fit.
@@ -242,7 +241,7 @@ class Dit(nn.Module):
     def rotations(
         self, first_frame: int | Tensor, frames: int, rows: int, cols: int
     ) -> AxisTables:
-        """Return the rotary tables of tokens that begin with ``first_frame`` of the
+        """Return the rotary tables of tokens starting at ``first_frame`` of the
         stream."""
         return rotation_tables(
             self.sizes.dim // self.sizes.num_heads,
@@ -263,12 +262,11 @@ class Dit(nn.Module):
         *,
         recompute: bool = False,
     ) -> tuple[Tensor, tuple[CacheT, ...]]:
-        """Take the residual stream through all blocks; returns it and the caches after
-        the group.
-
-        ``embed`` makes the stream, here, so that the first block can free it. The other
-        arguments are those of ``DitBlock.forward``, one cache and context a layer. With
-        ``recompute`` blocks keep only their inputs for the backward pass.
+        """Run the residual stream through all blocks; returns it and the caches after
+        the group. ``embed`` creates the stream inside, so that the first block can free
+        it. The other arguments are those of ``DitBlock.forward``, with one cache and
+        context per layer. With ``recompute`` blocks keep only their inputs for the
+        backward pass.
         """
         x = embed()
         after: list[CacheT] = []

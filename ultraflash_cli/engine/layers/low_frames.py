@@ -10,23 +10,22 @@ from ultraflash_cli.engine.schedule import FRAMES_PER_LATENT
 __all__ = ["LowFrames", "by_latent"]
 
 GAIN = 10.0
-"""What the convolutions' results are multiplied with: weights that start at zero beside
-trained ones then have less far to go."""
+"""Factor on the convolutions' results, so that weights that start at zero next to
+trained ones need not grow as far."""
 
 
 def by_latent(frames_bcthw: Tensor) -> Tensor:
-    """Return frames [B, 3, 4T, H, W] as [B, 12, T, H, W]: those of a latent as its
-    channels, one after the other."""
+    """Return frames [B, 3, 4T, H, W] as [B, 12, T, H, W]: the frames of each latent
+    become its channels."""
     frames = frames_bcthw.unflatten(2, (-1, FRAMES_PER_LATENT))
     return frames.permute(0, 3, 1, 2, 4, 5).flatten(1, 2)
 
 
 class LowFrames(nn.Module):
-    """What low-resolution frames add to a decoder: to the features that go into its
-    last stage, and to its frames.
-
-    Both convolutions start at zero, so that a decoder with this input starts as the one
-    without. They see the frames enlarged by lanczos, so they serve at every scale.
+    """Adds low-resolution frames to a decoder: to the features before its last stage,
+    and to its output frames. Both convolutions start at zero, so that a decoder with
+    this input initially equals one without. They read frames enlarged by a Lanczos
+    filter, and therefore work at every scale.
 
     Args:
         width: Channels of the last stage.
@@ -47,10 +46,9 @@ class LowFrames(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, low_bcthw: Tensor, height_px: int) -> tuple[Tensor, Tensor]:
-        """Return what to add to the features and to the frames, frame after frame.
-
-        ``low_bcthw`` is as ``by_latent`` returns it; ``height_px`` is the height of the
-        result.
+        """Return the additions to the features and to the frames, frame by frame.
+        ``low_bcthw`` has the form returned by ``by_latent``; ``height_px`` is the
+        height of the result.
         """
         low = low_bcthw.unflatten(1, (FRAMES_PER_LATENT, 3)).permute(0, 3, 1, 2, 4, 5)
         low_nchw = low.flatten(0, 2).to(self.pixels.weight.dtype)

@@ -1,4 +1,4 @@
-"""The causal memory block, stacks of them, and growth and pooling in time."""
+"""The causal memory block, stacks of memory blocks, and growth and pooling in time."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ MemoryInit = Literal["zeros", "replicate"]
 
 
 def activation(negative_slope: float) -> nn.Module:
-    """Return ReLU, or its leaky form where ``negative_slope`` > 0; a slope of 1 changes
-    nothing."""
+    """Return ReLU, or leaky ReLU if ``negative_slope`` > 0; a slope of 1 is the
+    identity."""
     if negative_slope == 1:
         return nn.Identity()
     return (
@@ -43,8 +43,8 @@ def activation(negative_slope: float) -> nn.Module:
 
 
 def to_channels_last(network: nn.Module) -> nn.Module:
-    """Lay out the kernels of all 2D convolutions channels last, the one format that
-    every stage computes in."""
+    """Convert the kernels of all 2D convolutions to channels-last, the format in which
+    every stage computes."""
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -118,14 +118,14 @@ class MemoryBlock(nn.Module):
             negative_slope=self.trunk_slope,
         )
 
-        # Of a longer piece a copy of one frame is kept, lest the whole piece stays in
-        # memory with it.
+        # For a longer piece, one frame is copied, so that the whole piece need not stay
+        # in memory.
         return out, x_btchw[:, -1] if x_btchw.shape[1] == 1 else _one(x_btchw[:, -1])
 
 
 def _one(frame_bchw: Tensor) -> Tensor:
-    """Copy a frame out of a piece; a view would keep the piece's strides, for which
-    libraries sum in another order."""
+    """Copy a frame out of a piece; a view would keep the piece's strides, with which
+    libraries sum in a different order."""
     return frame_bchw.clone(memory_format=torch.channels_last)
 
 
@@ -136,13 +136,13 @@ def _bias(layer: nn.Conv2d) -> Tensor:
 
 @dataclass(frozen=True)
 class MemoryState:
-    """What a stack of memory blocks remembers of a stream."""
+    """The recurrent state of a stack of memory blocks."""
 
     memories: tuple[Tensor, ...]
     """The last input of every block, ``[B, C, H, W]``, in the order of the blocks."""
     started: bool
-    """Whether the stream has begun; until then the memories are zeros that no one
-    reads."""
+    """Whether the stream has begun; until then the memories are zeros that are never
+    read."""
 
     @classmethod
     def empty(cls, shapes: Iterable[tuple[int, ...]], *, like: Tensor) -> "MemoryState":
@@ -157,7 +157,7 @@ class MemoryState:
 
 
 class MemorySequential(nn.Sequential):
-    """Layers in a row, some of them memory blocks; weights are named as in a list."""
+    """Sequential layers, including memory blocks; weights are named as in a list."""
 
     def stream(
         self,
@@ -172,10 +172,10 @@ class MemorySequential(nn.Sequential):
 
         Args:
             x_nchw: Frames, N = batch * T.
-            past: Memories after the piece before; None at the start of a stream.
+            past: Memories after the previous piece; None at the start of a stream.
             batch: Clips.
-            added: Added to what goes into a layer.
-            at: The number of that layer.
+            added: Added to the input of a layer.
+            at: Index of that layer.
 
         Returns:
             The result, and the memory of each memory block after the last frame.
@@ -194,8 +194,8 @@ class MemorySequential(nn.Sequential):
 
 
 Run = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-"""Given a piece ``[B, C, T, H, W]``, the memories before it or None, and the same piece
-of what comes with the clip, if anything does: the result and the memories after it."""
+"""A function from a piece ``[B, C, T, H, W]``, the memories before it or None, and the
+same piece of a companion input, if any, to the result and the memories after it."""
 
 
 def in_pieces(
@@ -227,13 +227,12 @@ def in_pieces(
 
 
 def to_frames(clip_bcthw: Tensor) -> Tensor:
-    """Return the frames of clips one after the other, ``[B * T, C, H, W]``, channels
-    last."""
+    """Return the frames of clips in sequence, ``[B * T, C, H, W]``, channels last."""
     return clip_bcthw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=_LAYOUT)
 
 
 def to_clip(frames_nchw: Tensor, batch: int) -> Tensor:
-    """Return ``batch`` clips ``[B, C, T, H, W]`` of frames that follow one another."""
+    """Return ``batch`` clips ``[B, C, T, H, W]`` of frames in sequence."""
     return frames_nchw.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
@@ -274,8 +273,8 @@ class TimePool(nn.Module):
             x_nchw.unflatten(0, (-1, self.factor)),
             self.conv.weight.chunk(self.factor, dim=1),
         )
-        # As in the memory block, no concatenation: each frame meets its own part of the
-        # kernel.
+        # As in the memory block, no concatenation: each frame is multiplied by its own
+        # part of the kernel.
         pooled = F.conv2d(
             frames[:, 0].contiguous(memory_format=torch.channels_last), kernels[0]
         )

@@ -1,5 +1,5 @@
-"""Timestep embedding and the scale, shift and gate it drives; sums are float32
-islands."""
+"""Timestep embedding, and modulation by scale, shift and gate; sums are computed in
+float32."""
 
 import math
 from contextlib import nullcontext
@@ -38,8 +38,8 @@ def sinusoid(timestep: Tensor, width: int) -> Tensor:
 
 
 def float32_layers(layers: nn.Sequential | nn.Linear, x: Tensor) -> Tensor:
-    """Apply linear layers and activations in float32 whatever dtype their weights have,
-    under autocast, too."""
+    """Apply linear layers and activations in float32 regardless of the dtype of their
+    weights, also under autocast."""
     kind = x.device.type
     autocasts = torch.amp.is_autocast_available(kind)  # tensors without storage do not
     with torch.autocast(kind, enabled=False) if autocasts else nullcontext():
@@ -63,8 +63,8 @@ def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def normed_for(
     layer: nn.Module, x: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> Tensor | Fp8Rows:
-    """Return ``LN(x) * (1 + scale) + shift`` in the form ``layer`` takes: in 8 bits for
-    8-bit layers."""
+    """Return ``LN(x) * (1 + scale) + shift`` in the form expected by ``layer``: in 8
+    bits for 8-bit layers."""
     if isinstance(layer, Fp8Linear):
         return adaln_modulate_fp8(x, shift, scale, eps=eps)
     return adaln_modulate(x, shift, scale, eps=eps)
@@ -76,7 +76,7 @@ class Addend(NamedTuple):
     y: Tensor
     """``[*L, *N, D]``."""
     gate: Tensor | None
-    """``[*L, D]``; None is 1."""
+    """``[*L, D]``; None stands for 1."""
 
 
 def sum_and_norm(
@@ -90,7 +90,7 @@ def sum_and_norm(
     affine: bool = False,
 ) -> tuple[Tensor, Tensor | Fp8Rows]:
     """Return the residual stream with the pending addition, and its norm in the form
-    ``layer`` takes; ``affine`` is a norm with weight and bias."""
+    expected by ``layer``; ``affine`` is a norm with weight and bias."""
     if addend is None:
         return x, normed_for(layer, x, shift, scale, eps)
     return residual_norm(

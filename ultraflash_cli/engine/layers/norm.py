@@ -1,4 +1,4 @@
-"""Norms over the last axis that compute in float32 whatever the runtime dtype is."""
+"""Norms over the last axis, computed in float32 regardless of the runtime dtype."""
 
 import torch
 import torch.nn.functional as F

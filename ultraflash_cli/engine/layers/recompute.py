@@ -18,12 +18,13 @@ def recomputed(block: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a block, or a function of networks, so that it keeps only its inputs and is
     recomputed in the backward pass; without gradients it is the block itself.
 
-    Tensors inside tuples and rings count as inputs, too. Recomputed blocks can nest.
+    Tensors inside tuples and rings also count as inputs. Recomputed blocks can be
+    nested.
     """
 
     def run(*args: Any) -> Any:
         tensors: list[Tensor] = []
-        # What checkpoint holds besides tensors it never lets go of.
+        # checkpoint never releases non-tensor arguments.
         places = tuple(_taken(arg, tensors) for arg in args)
 
         def again(*given: Tensor) -> Any:
@@ -36,7 +37,7 @@ def recomputed(block: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor was."""
+    """Placeholder for a tensor."""
 
     number: int
 

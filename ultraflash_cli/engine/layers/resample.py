@@ -1,4 +1,4 @@
-"""Fixed separable resampling: lanczos to any size, with a faster path for whole
+"""Fixed separable resampling: Lanczos to any size, with a faster path for integer
 factors."""
 
 import math
@@ -11,15 +11,15 @@ from torch import Tensor
 __all__ = ["lanczos_resize", "lanczos_upscale"]
 
 LOBES = 3
-"""Lobes of the lanczos window on either side."""
+"""Lobes of the Lanczos window on each side."""
 
 BLOCK = 32
-"""Outputs per small matmul of a resize."""
+"""Outputs per small matmul in a resize."""
 
 
 def lanczos_upscale(frames_nchw: Tensor, scale: int) -> Tensor:
-    """Enlarge [N, C, H, W] by a whole factor with lanczos-3, edges repeated; pixel
-    centres stay aligned."""
+    """Enlarge [N, C, H, W] by an integer factor with Lanczos-3 and replicated edges;
+    pixel centres stay aligned."""
     height, width = frames_nchw.shape[2:]
     taps = _phase_taps(scale).tolist()
     enlarged: list[Tensor] = []
@@ -34,7 +34,7 @@ def lanczos_upscale(frames_nchw: Tensor, scale: int) -> Tensor:
 
 
 def _weigh(padded: Tensor, taps: list[float], dim: int, size: int) -> Tensor:
-    """Correlate along ``dim`` of a padded tensor; taps of weight 0 cost nothing."""
+    """Correlate a padded tensor along ``dim``; taps of weight 0 are skipped."""
     total: Tensor | None = None
     for k, weight in enumerate(taps):
         if abs(weight) > 1e-9:
@@ -45,8 +45,8 @@ def _weigh(padded: Tensor, taps: list[float], dim: int, size: int) -> Tensor:
 
 
 def lanczos_resize(frames_nchw: Tensor, height: int, width: int) -> Tensor:
-    """Resize [N, C, H, W] to any ``height`` x ``width`` with lanczos-3, widened where
-    it shrinks, edges repeated."""
+    """Resize [N, C, H, W] to any ``height`` x ``width`` with Lanczos-3, widened for
+    downscaling, with replicated edges."""
     resized: list[Tensor] = []
     for frame in frames_nchw:
         planes = frame.flatten(0, 1)
@@ -86,8 +86,8 @@ def _lanczos(x: float) -> float:
 
 @lru_cache(maxsize=8)
 def _phase_taps(scale: int) -> Tensor:
-    """Taps [scale, 2 * LOBES + 1] of each output phase around its source pixel, each
-    row summing to 1."""
+    """Return the taps [scale, 2 * LOBES + 1] of each output phase around its source
+    pixel, normalised to sum to 1."""
     rows: list[list[float]] = []
     for phase in range(scale):
         centre = (phase + 0.5) / scale - 0.5
@@ -100,18 +100,17 @@ def _phase_taps(scale: int) -> Tensor:
 def _resize_blocks_on(
     device: torch.device, size_in: int, size_out: int
 ) -> tuple[Tensor, Tensor]:
-    """``_resize_blocks`` on a device, copied once: a copy in the loop would wait for
-    all queued work."""
+    """Return ``_resize_blocks`` on a device, cached, as a copy in the loop would wait
+    for all queued work."""
     index, weight = _resize_blocks(size_in, size_out)
     return index.to(device), weight.to(device)
 
 
 @lru_cache(maxsize=16)
 def _resize_blocks(size_in: int, size_out: int) -> tuple[Tensor, Tensor]:
-    """Return a resize along one axis as a batch of small matmuls.
-
-    Returns source indices [blocks, window] and weights [blocks, BLOCK, window]: block b
-    gives the outputs b * BLOCK ... (b + 1) * BLOCK - 1 from the sources of its window.
+    """Return a resize along one axis as a batch of small matmuls: source indices
+    [blocks, window] and weights [blocks, BLOCK, window]. Block b produces the outputs b
+    * BLOCK ... (b + 1) * BLOCK - 1 from the sources in its window.
     """
     stretch = max(1.0, size_in / size_out)
     reach = math.ceil(LOBES * stretch)

@@ -1,5 +1,5 @@
-"""Rotary position embedding over (frame, row, column), in interleaved pairs: the tables
-of its rotations."""
+"""Rotation tables of the rotary position embedding over (frame, row, column), in
+interleaved pairs."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ THETA = 10000.0
 
 
 def _turns(first: int | Tensor, count: int, pairs: int, device: torch.device) -> Tensor:
-    """Unit complex numbers [count, pairs] for positions first, first + 1, ...;
+    """Return unit complex numbers [count, pairs] for positions first, first + 1, ...,
     evaluated in float64."""
     position = torch.arange(count, dtype=torch.float64, device=device) + first
     speed = THETA ** (
@@ -31,12 +31,10 @@ def rotation_tables(
     cols: int,
     device: torch.device,
 ) -> AxisTables:
-    """Return the rotations of ``frames`` x ``rows`` x ``cols`` tokens, of which the
-    first frame is ``first_frame``.
-
-    A third of the pairs (rounded down) is rotated by the row, as many by the column,
-    the rest by the absolute frame index. ``first_frame`` may be a 0-dimensional tensor
-    on the device, as graphs need it.
+    """Return the rotations of ``frames`` x ``rows`` x ``cols`` tokens, starting at
+    ``first_frame``. A third of the pairs (rounded down) is rotated by row, as many by
+    column, and the rest by absolute frame index. ``first_frame`` may be a 0-dimensional
+    tensor on the device, as CUDA graphs require.
     """
     pairs, side = head_width // 2, head_width // 6
     return AxisTables.of(

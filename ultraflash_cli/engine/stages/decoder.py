@@ -37,7 +37,7 @@ class DecoderStage:
     upsample: bool = True
     """Whether the stage doubles height and width at its end."""
     time_growth: int = 1
-    """Frames that the stage makes of one."""
+    """Number of frames that the stage produces from one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class DecoderConfig:
     )
     """The stages, coarse to fine."""
     out_width: int | None = 64
-    """Channels in front of the last convolution; None: those of the last stage, with no
+    """Channels before the last convolution; None for those of the last stage, without a
     convolution between."""
     soft_clamp: bool = True
     """Whether latents are limited smoothly to +-3 first."""
@@ -62,7 +62,7 @@ class DecoderConfig:
     """Whether the network's values are in [-1, 1], as in the released ultra decoder;
     frames are in [0, 1] in any case."""
     upsampling: Literal["nearest", "pixel_shuffle"] = "nearest"
-    """How a stage doubles its size; the ultra decoder has ``pixel_shuffle``."""
+    """How a stage doubles its size; the ultra decoder uses ``pixel_shuffle``."""
     last_shuffle: int = 1
     """Growth in space after the last convolution, by a pixel shuffle."""
     memory_init: MemoryInit = "zeros"
@@ -70,10 +70,10 @@ class DecoderConfig:
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
     linear_trunk: bool = False
-    """Whether activations are in memory blocks only, which leaves a linear path from
+    """Whether only memory blocks have activations, which leaves a linear path from
     latents to pixels."""
     reads_low_frames: bool = False
-    """Whether low-resolution frames are a second input, which may be left out."""
+    """Whether low-resolution frames are a second, optional input."""
 
     def __post_init__(self) -> None:
         growth = 1
@@ -91,7 +91,7 @@ class DecoderConfig:
 
     @property
     def last_cell(self) -> tuple[int, int]:
-        """Pixels of the result per side of a cell of the last stage, and frames made of
+        """Output pixels per side of a cell in the last stage, and frames produced from
         one there."""
         before = self.stages[:-1]
         side = 8 // 2 ** sum(stage.upsample for stage in before)
@@ -99,15 +99,14 @@ class DecoderConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the stages and in front of the last convolution."""
+        """Channels of the stages and before the last convolution."""
         last = self.stages[-1].width if self.out_width is None else self.out_width
         return (*(stage.width for stage in self.stages), last)
 
     def piece(self, latents: int, height: int, width: int) -> int:
-        """Return how many of this many latents of ``height`` x ``width`` are decoded at
-        once on a GPU, in even pieces.
-
-        Upsampling refuses tensors with more values than 32 bits can count.
+        """Return how many of ``latents`` latents of ``height`` x ``width`` are decoded
+        at once on a GPU, in even pieces. Upsampling does not support tensors with more
+        values than 32 bits can index.
         """
         frames, plane, largest = (
             1,
@@ -127,7 +126,7 @@ MOST_VALUES = (1 << 31) - 1
 
 
 class DecoderInputs(NamedTuple):
-    """Latents, and the low-resolution frames that they came from."""
+    """Latents, and the corresponding low-resolution frames."""
 
     latents_bcthw: Tensor
     """``[B, C, T, H, W]``."""
@@ -143,7 +142,7 @@ class _SoftClamp(nn.Module):
 
 
 class ShuffleUp(nn.Module):
-    """Double the size by a convolution to four times the channels and a pixel
+    """Doubles the size by a convolution to four times the channels and a pixel
     shuffle."""
 
     def __init__(self, width: int) -> None:
@@ -162,10 +161,9 @@ class ShuffleUp(nn.Module):
 
 
 class UpsampledConv(nn.Conv2d):
-    """A convolution over pictures doubled by nearest neighbours.
-
-    Growth in time precedes it: that is a 1x1 convolution and costs a quarter before the
-    doubling. With ``rectifies`` ReLU is part of it.
+    """A convolution over pictures doubled by nearest neighbours. Time growth, a 1x1
+    convolution, precedes it, as it costs a quarter before the doubling. With
+    ``rectifies`` it includes ReLU.
     """
 
     def __init__(self, width: int, out_width: int, *, bias: bool, rectifies: bool) -> None:
@@ -198,8 +196,8 @@ class Decoder(nn.Module):
         layers.append(nn.Conv2d(config.latent_channels, widths[0], 3, padding=1))
         layers.append(activation(trunk))
 
-        # Where nearest neighbours double the size, the next convolution does it, and
-        # the ReLU behind that.
+        # Nearest-neighbour doubling is fused into the next convolution, including its
+        # ReLU.
         doubled = False
         last = activation(trunk)
         for number, stage in enumerate(config.stages, start=1):
@@ -304,6 +302,5 @@ class Decoder(nn.Module):
 
     @property
     def _weight(self) -> Tensor:
-        """The first kernel that latents pass; its dtype and device are the
-        network's."""
+        """The first kernel, whose dtype and device are those of the network."""
         return next(layer for layer in self.decoder if isinstance(layer, nn.Conv2d)).weight

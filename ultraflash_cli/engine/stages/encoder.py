@@ -30,21 +30,21 @@ class EncoderConfig:
     latent_channels: int = 16
     """Channels of a latent frame."""
     width: int = 64
-    """Channels inside."""
+    """Internal channels."""
     blocks: int = 3
     """Memory blocks in each of the three stages."""
     patch: int = 1
-    """Pixel-unshuffle factor in front of the first convolution."""
+    """Pixel-unshuffle factor before the first convolution."""
     strides: tuple[int, int, int] = (2, 2, 2)
     """Spatial stride of each stage; with ``patch`` their product is 8."""
     time_pools: tuple[int, int, int] = (2, 2, 1)
-    """Frames that each stage joins; their product is 4."""
+    """Number of frames that each stage joins; the product is 4."""
     memory_init: MemoryInit = "zeros"
     """The memory before the first frame."""
     negative_slope: float = 0.0
     """Slope of the activation below zero; 0 is ReLU."""
     linear_trunk: bool = False
-    """Whether activations are in memory blocks only, which leaves a linear path from
+    """Whether only memory blocks have activations, which leaves a linear path from
     pixels to latents."""
 
     def __post_init__(self) -> None:
@@ -121,12 +121,13 @@ class Encoder(nn.Module):
         return MemoryState.empty(shapes, like=self._weight)
 
     def group_size(self, state: MemoryState) -> int:
-        """Return the frames of a latent; a group may be several of these."""
+        """Return the number of frames per latent; a group may consist of several
+        latents."""
         return FRAMES_PER_LATENT
 
     def step(self, state: MemoryState, frames_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
-        """Encode frames four by four; of an incomplete four at the end of a clip the
-        last frame is repeated."""
+        """Encode frames in fours; an incomplete four at the end of a clip is padded
+        with its last frame."""
         frames = filled_up(frames_bcthw.to(self._weight.dtype))
         memories = state.past
         latents: list[Tensor] = []

@@ -31,7 +31,7 @@ class LatentUpsamplerConfig:
     latent_channels: int = 16
     """Channels of a latent frame, in and out."""
     width: int = 128
-    """Channels inside."""
+    """Internal channels."""
     blocks: int = 8
     """Memory blocks at the high resolution."""
     memory_init: MemoryInit = "replicate"
@@ -47,8 +47,8 @@ class LatentUpsamplerConfig:
 
 
 class LatentUpsampler(nn.Module):
-    """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame with a
-    memory of one frame."""
+    """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame, with
+    a memory of one frame."""
 
     def __init__(self, config: LatentUpsamplerConfig) -> None:
         super().__init__()
@@ -89,10 +89,8 @@ class LatentUpsampler(nn.Module):
         return 1
 
     def step(self, state: MemoryState, latents_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
-        """Return as many latents at the high resolution.
-
-        A GPU computes the group at once, a CPU latent by latent, to stay within its
-        caches.
+        """Return equally many latents at the high resolution. A GPU computes the group
+        at once, a CPU latent by latent to make use of its caches.
         """
         weight = self.final.weight
         size = latents_bcthw.shape[2] if weight.is_cuda else 1

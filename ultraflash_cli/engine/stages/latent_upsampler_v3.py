@@ -1,5 +1,5 @@
-"""Causal latent upsampler, version 3: one flat list of layers that narrows stage by
-stage; scales are powers of two."""
+"""Causal latent upsampler (version 3): one flat list of layers that becomes narrower
+stage by stage; scales are powers of two."""
 
 from dataclasses import dataclass
 
@@ -27,11 +27,12 @@ class LatentUpsamplerV3Config:
     (reference/cascade.md 3.2)."""
 
     scale: int = 2
-    """Spatial growth per side, a power of two; the first stages double, one each."""
+    """Spatial growth per side, a power of two; each of the first stages doubles the
+    size."""
     latent_channels: int = 16
     """Channels of a latent frame, in and out."""
     widths: tuple[int, ...] = (256, 128, 64)
-    """Channels inside, stage by stage."""
+    """Internal channels, stage by stage."""
     blocks: int = 3
     """Memory blocks in each stage."""
     memory_init: MemoryInit = "replicate"
@@ -48,8 +49,7 @@ class LatentUpsamplerV3Config:
 
 
 class _Enlarge(nn.Module):
-    """Twice the size by a convolution and a pixel shuffle, or nothing where a stage
-    keeps its size."""
+    """Doubles the size by a convolution and a pixel shuffle, or keeps it."""
 
     def __init__(self, width: int, *, doubles: bool) -> None:
         super().__init__()
@@ -67,8 +67,8 @@ class _Enlarge(nn.Module):
 
 
 class LatentUpsamplerV3(nn.Module):
-    """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame with a
-    memory of one frame."""
+    """Latents [B, C, T, H, W] to [B, C, T, scale * H, scale * W], frame by frame, with
+    a memory of one frame."""
 
     def __init__(self, config: LatentUpsamplerV3Config) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class LatentUpsamplerV3(nn.Module):
         return 1
 
     def step(self, state: MemoryState, latents_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
-        """Return as many latents at the high resolution."""
+        """Return equally many latents at the high resolution."""
         latents = latents_bcthw.to(self._weight.dtype)
         return in_pieces(self.upsample, state, latents, size=1)
 

@@ -1,7 +1,6 @@
-"""The pixel path: low-resolution frames to high-resolution ones, without latents.
-
-Causal memory blocks on unshuffled frames predict a residual over a lanczos upscale. The
-built-in model upscales with it alone.
+"""The pixel path from low- to high-resolution frames, without latents. Causal memory
+blocks on unshuffled frames predict a residual over a Lanczos upscale. The built-in
+model upscales only with it.
 """
 
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class PixelPathConfig:
     """Sizes of the pixel path."""
 
     width: int = 48
-    """Channels."""
+    """Number of channels."""
     blocks: int = 8
     """Memory blocks."""
     patch: int = 2
@@ -37,9 +36,9 @@ class PixelPathConfig:
     scales: tuple[int, ...] = (2, 3)
     """Scales that have a projection in the weights; the rest of the path is shared."""
     scale: int = 2
-    """The scale this network works at."""
+    """The scale of this network."""
     residual_gain: float = 0.01
-    """Factor on the projection that keeps training steps small."""
+    """Factor on the projection, which keeps training steps small."""
     memory_init: MemoryInit = "replicate"
     """The memory before the first frame."""
     negative_slope: float = 0.1
@@ -90,7 +89,7 @@ class PixelPath(nn.Module):
         """Enlarge a piece of a clip at once; differentiable. ``memories`` is None at
         the start of a stream.
 
-        ``scale`` overrides the config's (training alternates between several).
+        ``scale`` overrides that of the config (training alternates between scales).
         """
         batch, config = frames_bcthw.shape[0], self.config
         scale = scale or config.scale
@@ -115,7 +114,7 @@ class PixelPath(nn.Module):
         return 1
 
     def step(self, state: MemoryState, frames_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
-        """Return as many frames; a CPU goes frame by frame, to stay within its
+        """Return equally many frames; a CPU works frame by frame to make use of its
         caches."""
         size = frames_bcthw.shape[2] if self.embed.weight.is_cuda else 1
         return in_pieces(self.upscale, state, frames_bcthw, size=size)

@@ -1,4 +1,4 @@
-"""Prompts to embeddings with a small transformer over words, for models with their own
+"""Encode prompts with a small transformer over words, for models with their own
 vocabulary."""
 
 import re
@@ -23,10 +23,11 @@ class PromptEncoderConfig:
     words: tuple[str, ...] = ()
     """The known words, lower case; others are ignored. Empty for hashed words."""
     variants: tuple[tuple[str, ...], ...] = ()
-    """Groups of words that select a layout of the picture; a seed picks one of each
-    group."""
+    """Groups of words that select the layout of the picture; a seed picks one word from
+    each group."""
     rows: int = 512
-    """Rows of each of the two tables indexed by the two digits of a hashed id."""
+    """Rows of each of the two tables, which are indexed by the two digits of a hashed
+    id."""
     dim: int = 64
     """Channels of an embedding."""
     heads: int = 4
@@ -34,7 +35,8 @@ class PromptEncoderConfig:
     layers: int = 1
     """Blocks."""
     text_len: int = 24
-    """Words of a prompt that are read, the end included, and rows of its embedding."""
+    """Maximum number of words read from a prompt, including the end token, and rows of
+    its embedding."""
 
     def __post_init__(self) -> None:
         if len(set(self.words)) < len(self.words) or any(
@@ -56,10 +58,9 @@ class PromptEncoderConfig:
             )
 
     def with_variant(self, prompt: str, seed: int) -> str:
-        """Return the prompt followed by a word of each group of variants.
-
-        The words are the digits of the seed, the first group fastest, so consecutive
-        seeds differ.
+        """Return the prompt followed by one word from each group of variants. The words
+        are the digits of the seed, starting with the lowest, so that consecutive seeds
+        differ.
         """
         said = [prompt]
         for group in self.variants:
@@ -69,21 +70,21 @@ class PromptEncoderConfig:
 
     @property
     def vocab(self) -> int:
-        """Ids that exist."""
+        """Number of ids."""
         return FIRST_WORD_ID + len(self.words) if self.words else self.rows**2
 
 
 class WordTokenizer:
-    """Lower-case words as ids, the end-of-sequence id last: their places in a list, or
-    hashed if there is none."""
+    """Converts lower-case words to ids, with the end-of-sequence id last: indices in a
+    list of words, or hashes if there is no list."""
 
     def __init__(self, vocab: int, words: tuple[str, ...] = ()) -> None:
         self.vocab = vocab
         self.places = {word: FIRST_WORD_ID + i for i, word in enumerate(words)}
 
     def __call__(self, text: str) -> list[int]:
-        """Return the ids of a prompt; anything but letters and digits separates words.
-        Unknown words are skipped."""
+        """Return the ids of a prompt; all characters except letters and digits separate
+        words. Unknown words are skipped."""
         words = _words(text)
         if self.places:
             return [self.places[word] for word in words if word in self.places] + [EOS_ID]
@@ -107,7 +108,7 @@ def _words(text: str) -> list[str]:
 
 
 class _Block(nn.Module):
-    """Attention among the words, then a feed-forward layer."""
+    """Attention over the words, then a feed-forward layer."""
 
     def __init__(self, config: PromptEncoderConfig) -> None:
         super().__init__()
@@ -135,11 +136,9 @@ class _Block(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Word ids to embeddings.
-
-    Listed words have a table row each. A hashed id is a number of two digits, and its
-    word the sum of two table rows: half a million words fit in two small tables, and
-    two that share one digit still differ.
+    """Encodes word ids to embeddings. Each listed word has its own table row. A hashed
+    id is a two-digit number, and its embedding the sum of two table rows: two small
+    tables cover half a million words, and words that share one digit still differ.
     """
 
     def __init__(self, config: PromptEncoderConfig) -> None:
@@ -157,8 +156,8 @@ class PromptEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 set to
-        0."""
+        """Return [B, L, dim] for ``ids [B, L]``, with zero rows where ``mask [B, L]``
+        is 0."""
         rows = self.config.rows
         words = (
             self.table(ids)
@@ -171,8 +170,8 @@ class PromptEncoder(nn.Module):
         return self.norm(x).masked_fill(mask[..., None] == 0, 0.0)
 
     def ids_of(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """Return ids and mask of prompts, both [B, text_len]; long prompts are cut
-        before their end token."""
+        """Return ids and mask of prompts, both [B, text_len]; long prompts are
+        truncated before the end token."""
         tokenizer, length = (
             WordTokenizer(self.config.vocab, self.config.words),
             self.config.text_len,
@@ -185,6 +184,6 @@ class PromptEncoder(nn.Module):
         return ids, (ids != PAD_ID).long()
 
     def encode(self, prompts: tuple[str, ...]) -> Tensor:
-        """Return the embeddings [B, text_len, dim] of prompts, zero rows after each;
-        differentiable."""
+        """Return the embeddings [B, text_len, dim] of prompts, each padded with zero
+        rows; differentiable."""
         return self(*self.ids_of(prompts))

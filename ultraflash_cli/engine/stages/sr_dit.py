@@ -40,9 +40,9 @@ __all__ = [
 ]
 
 KEPT_IN_BF16 = ("time_embedding.*", "time_projection.*", "head.head")
-"""Linear layers that are not converted to 8 bits: those that run in float32."""
+"""Linear layers that are not converted to 8 bits because they run in float32."""
 KEPT_OF_TEXT = ("text_embedding.*", "blocks.*.cross_attn.k", "blocks.*.cross_attn.v")
-"""Further ones with a text path: those that run once per clip."""
+"""Additional ones with a text path, which run once per clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +50,20 @@ class SrDitConfig(DitConfig):
     """Sizes and rules of the SR transformer; the defaults are the published ones
     (reference/cascade.md 4).
 
-    Noise, condition and result have ``latent_channels`` each. ``text_len`` 0 makes a
-    network without text path and cross-attention; a context already ``dim`` wide is not
+    Noise, condition and result have ``latent_channels`` each. With ``text_len`` 0 the
+    network has no text path and no cross-attention; a context of width ``dim`` is not
     projected.
     """
 
     NAME: ClassVar[str] = "SR transformer"
 
     block: tuple[int, int, int] = (2, 8, 8)
-    """Token frames, rows and columns that make a block of attention."""
+    """Token frames, rows and columns per attention block."""
     local_range: int = 9
-    """Side of the window in blocks around a query block; 0 is no limit."""
+    """Side of the window around a query block, in blocks; 0 for no limit."""
     ref_spatial_tokens: int | None = 1560
-    """Tokens per frame at which ``top_k_ratio`` applies unscaled; None: it always
-    does."""
+    """Tokens per frame at which ``top_k_ratio`` applies unscaled; None for any
+    number."""
     top_k_ratio: float = 1.0
     """Share of the pairs of spatial blocks that the query blocks of a temporal block
     may keep."""
@@ -71,21 +71,21 @@ class SrDitConfig(DitConfig):
     """Pairs that the query blocks of a temporal block may keep, instead of the ratio's
     rule."""
     chunk_frames: int = 2
-    """Latent frames that see each other regardless of order."""
+    """Latent frames that attend to each other regardless of order."""
     kv_len: int = 3
-    """Temporal blocks remembered from earlier groups."""
+    """Temporal blocks of earlier groups in the KV cache."""
     kv_schedule: tuple[int, ...] = ()
-    """``kv_len`` after the first, second, ... group; the last holds for all later ones.
-    Empty: always ``kv_len``."""
+    """``kv_len`` after the first, second, ... group; the last value applies to all
+    later ones. Empty for a constant ``kv_len``."""
     group_latents: int = 6
     """Latent frames computed together."""
     prediction: Literal["flow", "residual"] = "flow"
     """What the network predicts: noise minus clean latents, or a residual on the
     condition."""
     timestep: float = 1000.0
-    """Timestep of the one step, at which noise has weight 1."""
+    """Timestep of the single step, at which noise has weight 1."""
     mask_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision in which blocks are chosen; the published program rounds to
+    """Precision in which blocks are selected; the published program rounds to
     bfloat16."""
 
     def __post_init__(self) -> None:
@@ -129,12 +129,12 @@ class SrDitConfig(DitConfig):
 
     @property
     def longest_kv(self) -> int:
-        """Temporal blocks that are remembered at most."""
+        """Maximum number of temporal blocks in the KV cache."""
         return max(self.kv_schedule, default=self.kv_len)
 
     def kv_len_after(self, group: int) -> int:
-        """Return how many temporal blocks are remembered after the group of this
-        index."""
+        """Return the number of temporal blocks in the KV cache after the group with
+        this index."""
         return (
             self.kv_schedule[min(group, len(self.kv_schedule) - 1)]
             if self.kv_schedule
@@ -143,7 +143,7 @@ class SrDitConfig(DitConfig):
 
 
 class SrDitInputs(NamedTuple):
-    """A group of Gaussian noise and of the upsampled latents it goes with."""
+    """Gaussian noise and upsampled latents of a group."""
 
     noise_bcthw: Tensor
     """``[B, C, T, H, W]``."""
@@ -153,16 +153,16 @@ class SrDitInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class SrDitState:
-    """Caches, context, and how far the clip is."""
+    """Caches, context, and the position in the clip."""
 
     caches: tuple[KvRing, ...]
     """One a layer."""
     context: tuple[ContextKv, ...]
-    """One a layer; empty without text path."""
+    """One entry per layer; empty without a text path."""
     frames: Position
     """Latent frames of all earlier groups."""
     groups: Counter
-    """Groups computed."""
+    """Number of groups computed."""
 
 
 class GroupResult(NamedTuple):
@@ -171,14 +171,15 @@ class GroupResult(NamedTuple):
     output_bcthw: Tensor
     """The network's output: flow or residual."""
     caches: tuple[KvRing, ...]
-    """One a layer, after the group."""
+    """One cache per layer, after the group."""
 
 
 class SrDitHead(DitHead):
     """Modulated norm and projection to patches, in float32."""
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Project ``x [B, *tokens, dim]`` under the time vector ``time [B, dim]``."""
+        """Project ``x [B, *tokens, dim]``, modulated by the time vector ``time [B,
+        dim]``."""
         vectors = self.modulation.float() + time[:, None]
         vectors = vectors.view(*vectors.shape[:2], *(1,) * (x.ndim - 2), -1)
         shift, scale = vectors.unbind(1)
@@ -190,11 +191,10 @@ class SrDitHead(DitHead):
 
 
 class SrDit(Dit):
-    """Noise and upsampled latents to clean latents, group by group, in one step.
-
-    Tokens stay in block order from the patches to the head, padding included where
-    there are no kernels.
-    ``by_lists`` says how blocks are chosen, see ``SparseLayout.of``.
+    """Computes clean latents from noise and upsampled latents, group by group, in one
+    step. Tokens stay in block order from the patches to the head, including padding if
+    there are no kernels. ``by_lists`` determines how blocks are selected, see
+    ``SparseLayout.of``.
     """
 
     TAKES_EMBEDDED: ClassVar[bool] = True
@@ -204,8 +204,8 @@ class SrDit(Dit):
         self.config = config
         self._by_lists = by_lists
         self.paired_caches = False
-        """Whether caches have a second pair of buffers, so that nothing is copied; on a
-        GPU only."""
+        """Whether caches have a second pair of buffers to avoid copies, only on a
+        GPU."""
         self.make_embeddings()
         self.blocks = nn.ModuleList(
             DitBlock(
@@ -219,8 +219,8 @@ class SrDit(Dit):
         self.head = SrDitHead(config)
 
     def to_fp8(self) -> "SrDit":
-        """Convert attention and linear layers, except those that are kept, to 8-bit
-        floating point, in place; inference only."""
+        """Convert attention and linear layers, except those listed above, to 8-bit
+        floating point in place; for inference only."""
         quantise_linears(
             self, keep=(*KEPT_IN_BF16, *(KEPT_OF_TEXT if self.config.text_len else ()))
         )
@@ -228,7 +228,7 @@ class SrDit(Dit):
 
     @property
     def fp8(self) -> bool:
-        """Whether layers and attention multiply 8-bit floating point, see
+        """Whether layers and attention use 8-bit floating-point matmuls, see
         ``to_fp8``."""
         return isinstance(cast("DitBlock", self.blocks[0]).ffn[0], Fp8Linear)
 
@@ -241,7 +241,7 @@ class SrDit(Dit):
 
         ``context [B or 1, tokens, text_dim]`` is the prompt's embedding, at most
         ``text_len`` tokens; without one the context is all zeros. Raises ConfigError
-        for latents that are no whole patches and for a context that does not fit.
+        for latents that are not whole patches and for a context of the wrong shape.
         """
         config = self.config
         grid = self._grid(config.group_latents, height, width)
@@ -264,7 +264,7 @@ class SrDit(Dit):
         )
 
     def group_size(self, state: SrDitState) -> int:
-        """Return the latent frames of a group."""
+        """Return the number of latent frames in a group."""
         return self.config.group_latents
 
     @torch.no_grad()
@@ -321,12 +321,13 @@ class SrDit(Dit):
         """Run the network over one group of up to any length; differentiable unless
         ``reuse_caches``.
 
-        ``caches`` are those of the group before (None at the start of a clip),
-        ``context`` what ``embed_context`` returned (None: no prompt), ``first_frame``
-        the latent frames (also as a tensor) and ``group`` the groups before this one,
-        ``timestep [B]`` the one of each sample (None: the configured one). With
-        ``reuse_caches`` the buffers of ``caches`` are overwritten. With ``recompute``
-        blocks keep only their inputs for the backward pass and run again in it.
+        ``caches`` are those of the previous group (None at the start of a clip),
+        ``context`` is the result of ``embed_context`` (None for no prompt),
+        ``first_frame`` and ``group`` are the numbers of latent frames (optionally a
+        tensor) and of groups before this one, and ``timestep [B]`` is that of each
+        sample (None for the configured one). With ``reuse_caches`` the buffers of
+        ``caches`` are overwritten. With ``recompute`` blocks keep only their inputs for
+        the backward pass and are recomputed in it.
         """
         config = self.config
         batch, _, frames, height, width = cond_bcthw.shape
@@ -388,8 +389,8 @@ class SrDit(Dit):
         return GroupResult(x, after)
 
     def key_budget(self, frames: int, height: int, width: int) -> int:
-        """Return how many block pairs the query blocks of a temporal block share in a
-        group of this size."""
+        """Return the number of block pairs shared by the query blocks of a temporal
+        block in a group of this size."""
         config = self.config
         grid = self._grid(frames, height, width)
         return key_budget(

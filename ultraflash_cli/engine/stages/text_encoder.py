@@ -1,4 +1,4 @@
-"""Prompts to embeddings: cleaning, tokenizers and the UMT5 text encoder."""
+"""Encode prompts: cleaning, tokenizers and the UMT5 text encoder."""
 
 import html
 import importlib
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Tokenizer = Callable[[str], list[int]]
-"""A cleaned prompt to all of its ids, the end-of-sequence id last."""
+"""A function from a cleaned prompt to all its ids, with the end-of-sequence id last."""
 
 PAD_ID, EOS_ID = 0, 1
 
@@ -54,23 +54,23 @@ class TextEncoderConfig:
     (reference/cascade.md 2)."""
 
     vocab: int = 256384
-    """Ids that have an embedding."""
+    """Number of ids with an embedding."""
     dim: int = 4096
     """Channels of an embedding."""
     ffn_dim: int = 10240
-    """Channels inside the gated feed-forward layers."""
+    """Internal channels of the gated feed-forward layers."""
     heads: int = 64
     """Attention heads."""
     attention_dim: int | None = None
-    """Channels of all heads together; None: as many as ``dim``."""
+    """Channels of all heads together; None for ``dim``."""
     layers: int = 24
-    """Blocks."""
+    """Number of blocks."""
     buckets: int = 32
-    """Relative distances that are distinguished, half of them forward."""
+    """Number of distinguished relative distances, half of them forward."""
     max_distance: int = 128
-    """Distance in tokens from which on all share a bucket."""
+    """Distance in tokens beyond which all distances share a bucket."""
     text_len: int = 512
-    """Tokens of a prompt that are read, and rows of its embedding."""
+    """Maximum number of tokens read from a prompt, and rows of its embedding."""
 
     def __post_init__(self) -> None:
         sizes = (self.vocab, self.dim, self.ffn_dim, self.heads, self.head_dim, self.layers)
@@ -95,7 +95,7 @@ class TextEncoderConfig:
 
 def published_names(layers: int) -> dict[str, str]:
     """Return the published name of every tensor of an encoder with ``layers`` blocks,
-    and its name inside."""
+    and its internal name."""
     blocks = {
         f"blocks.{i}.{published}": f"encoder.block.{i}.{own}"
         for i in range(layers)
@@ -109,11 +109,9 @@ PUBLISHED_NAMES = published_names(24)
 
 
 class TextEncoder(nn.Module):
-    """Token ids to embeddings: the UMT5 encoder from the transformers package, with
-    dropout off.
-
-    State dicts go in and out under the published names. Raises UsageError if the
-    package is missing. Needs no network and no file.
+    """Encodes token ids: the UMT5 encoder of the transformers package, without dropout.
+    State dicts use the published names. Raises UsageError if the package is missing.
+    Needs no network and no file.
     """
 
     def __init__(self, config: TextEncoderConfig) -> None:
@@ -138,26 +136,26 @@ class TextEncoder(nn.Module):
         )
 
         # The model around the encoder only holds a second embedding under another name.
-        # It is built with two ids and left behind, so that of the real embedding there
-        # is one tensor with one name, whatever loads or moves it.
+        # It is built with two ids and discarded, so that the real embedding is a single
+        # tensor with a single name, however it is loaded or moved.
         self.encoder: nn.Module = transformers.UMT5EncoderModel(settings).encoder
         self.encoder.embed_tokens = nn.Embedding(config.vocab, config.dim)
         self.register_state_dict_post_hook(_to_published_names)
         self.register_load_state_dict_pre_hook(_to_own_names)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return [B, L, dim] of ``ids [B, L]``, including rows where ``mask [B, L]`` is
-        0, which are not attended to."""
+        """Return [B, L, dim] for ``ids [B, L]``, including rows where ``mask [B, L]``
+        is 0, which are not attended to."""
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return [B, L, dim] of ``ids [B, L]``, rows where ``mask [B, L]`` is 0 set to
-        0."""
+        """Return [B, L, dim] for ``ids [B, L]``, with zero rows where ``mask [B, L]``
+        is 0."""
         return self.hidden(ids, mask).masked_fill(mask[..., None] == 0, 0.0)
 
 
 def clean_prompt(text: str) -> str:
-    """Repair broken characters and HTML entities and reduce whitespace to single
+    """Repair broken characters and HTML entities, and collapse whitespace to single
     spaces; case is kept.
 
     Raises UsageError if the package ftfy is missing.
@@ -167,10 +165,11 @@ def clean_prompt(text: str) -> str:
 
 
 class ByteTokenizer:
-    """The bytes of a prompt as ids from 3 on, for models without a vocabulary."""
+    """Converts the bytes of a prompt to ids from 3 upwards, for models without a
+    vocabulary."""
 
     vocab = 3 + 256
-    """Ids that exist."""
+    """Number of ids."""
 
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a prompt."""
@@ -185,7 +184,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     not used: its current form rebuilds the pipeline without byte fallback, which loses
     characters outside the vocabulary. Without ``tokenizer.json``, ``spiece.model`` is
     used. Raises WeightsError if there is neither or the file is unreadable, UsageError
-    where a package is missing.
+    if a package is missing.
     """
     whole, pieces = folder / "tokenizer.json", folder / "spiece.model"
     try:
@@ -201,9 +200,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             return lambda text: _ended(processor.encode(text))
     except UsageError:
         raise
-    except (
-        Exception
-    ) as error:  # both packages raise plain exceptions of their own for a broken file
+    except Exception as error:  # both packages raise generic exceptions for a damaged file
         raise WeightsError(
             f"{folder}: the tokenizer is unreadable ({error}); pull it again"
         ) from error
@@ -221,13 +218,11 @@ def encode_prompts(
     *,
     on_truncated: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Return the embeddings [B, text_len, dim] of cleaned prompts, zero rows behind
-    each.
-
-    Each prompt is encoded by itself, so that its embedding does not depend on the
-    others. Prompts of more than ``text_len`` tokens are cut before the end-of-sequence
-    token; ``on_truncated`` is then called with (index of the prompt, its number of
-    tokens). Raises ConfigError if tokenizer and encoder do not match.
+    """Return the embeddings [B, text_len, dim] of cleaned prompts, each padded with
+    zero rows. Each prompt is encoded separately, so that its embedding does not depend
+    on the others. Prompts of more than ``text_len`` tokens are truncated before the
+    end-of-sequence token; ``on_truncated`` is then called with (index of the prompt,
+    its number of tokens). Raises ConfigError if tokenizer and encoder do not match.
     """
     config, weight = encoder.config, next(encoder.parameters())
     embeds = weight.new_zeros((len(prompts), config.text_len, config.dim))

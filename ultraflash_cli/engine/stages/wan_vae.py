@@ -28,28 +28,30 @@ __all__ = ["WanVaeConfig", "WanVaeDecoder", "WanVaeEncoder"]
 
 @dataclass(frozen=True, kw_only=True)
 class WanVaeConfig:
-    """Sizes of the VAE; the published ones by default (reference/cascade.md 7)."""
+    """Sizes of the VAE; the defaults are the published ones (reference/cascade.md
+    7)."""
 
     width: int = 96
     """Channels of the level at full resolution."""
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    """Channels of each level in units of ``width``; between levels the sides halve."""
+    """Channels of each level in units of ``width``; the sides are halved between
+    levels."""
     blocks: int = 2
     """Residual blocks in a level of the encoder; the decoder has one more."""
     latent_channels: int = 16
     """Channels of a latent frame."""
     time_downsample: tuple[bool, ...] = (False, True, True)
-    """Which of the steps between levels also halve the frame rate."""
+    """Whether each step between levels also halves the frame rate."""
     mean: tuple[float, ...] = (
         *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
         *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
     )
-    """Mean of each latent channel; normalised latents have mean 0."""
+    """Mean of each latent channel, 0 after normalisation."""
     std: tuple[float, ...] = (
         *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
         *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
     )
-    """Standard deviation of each latent channel; normalised latents have 1."""
+    """Standard deviation of each latent channel, 1 after normalisation."""
 
     def __post_init__(self) -> None:
         if len(self.time_downsample) != len(self.multipliers) - 1:
@@ -79,7 +81,7 @@ class WanVaeConfig:
 
 
 class _Encoder(nn.Module):
-    """Pixels to the moments of the latents."""
+    """Encodes pixels to the moments of the latents."""
 
     def __init__(self, config: WanVaeConfig) -> None:
         super().__init__()
@@ -98,8 +100,8 @@ class _Encoder(nn.Module):
         self.head = head_layers(widths[-1], 2 * config.latent_channels)
 
     def forward(self, x: Tensor, memory: CausalMemory) -> Tensor:
-        """Map [B, 3, T, H, W] to [B, 2 C, T, H / 8, W / 8]; four frames make one, the
-        first one stands alone."""
+        """Map [B, 3, T, H, W] to [B, 2 C, T, H / 8, W / 8]; four frames make one,
+        except for the first one, which stands alone."""
         x = self.conv1.remembering(x, memory)
         for layers in (self.downsamples, self.middle, self.head):
             x = run_layers(layers, x, memory)
@@ -107,7 +109,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Latents to pixels."""
+    """Decodes latents to pixels."""
 
     def __init__(self, config: WanVaeConfig) -> None:
         super().__init__()
@@ -131,8 +133,8 @@ class _Decoder(nn.Module):
         self.head = head_layers(widths[-1], 3)
 
     def forward(self, x: Tensor, memory: CausalMemory) -> Tensor:
-        """Map [B, C, T, H, W] to [B, 3, T, 8 H, 8 W]; a latent makes four frames, the
-        first one makes one."""
+        """Map [B, C, T, H, W] to [B, 3, T, 8 H, 8 W]; a latent yields four frames,
+        except for the first one, which yields one."""
         x = self.conv1.remembering(x, memory)
         for layers in (self.middle, self.upsamples, self.head):
             x = run_layers(layers, x, memory)
@@ -143,7 +145,7 @@ class WanVaeEncoder(nn.Module):
     """Frames [B, 3, 1 + 4k, H, W] in [0, 1] to normalised latents [B, C, 1 + k, H / 8,
     W / 8].
 
-    The first frame of a stream is a group of its own, then every four make one.
+    The first frame of a stream is a group by itself; every four later frames form one.
     """
 
     def __init__(self, config: WanVaeConfig) -> None:
@@ -180,12 +182,13 @@ class WanVaeEncoder(nn.Module):
         return MemoryState(empty_memories(self.encoder, batch, height, width), False)
 
     def group_size(self, state: MemoryState) -> int:
-        """Return the frames of the next latent; a group may be several latents."""
+        """Return the number of frames in the next latent; a group may consist of
+        several latents."""
         return FRAMES_PER_LATENT if state.started else 1
 
     def step(self, state: MemoryState, frames_bcthw: Tensor) -> tuple[MemoryState, Tensor]:
-        """Encode frames latent by latent; of an incomplete four at the end of a clip
-        the last frame is repeated."""
+        """Encode frames latent by latent; an incomplete four at the end of a clip is
+        padded with its last frame."""
         frames = frames_bcthw.to(self.conv1.weight.dtype)
         frames = filled_up(frames, before=0 if state.started else FRAMES_PER_LATENT - 1)
         memories = state.past
