@@ -34,7 +34,7 @@ __all__ = ["PARTS", "TARGETS", "Part", "Setting", "Target", "first_group", "main
 OPERATIONS = sorted(
     path.parent.name for path in Path(__file__).parents[1].glob("kernels/ultraflash_kernels/*/bench.py")
 )
-ENGINE_TESTS = ("tests/engine/test_graphs.py", "tests/engine/test_lanes.py")
+ENGINE_TESTS = ("tests/engine/test_graphs.py", "tests/engine/test_gpu_streams.py")
 MANAGED = "steps,kv"
 """The rules of cache management that do not depend on what the pictures show: with random weights a gate decides
 nothing that means anything."""
@@ -238,7 +238,8 @@ PARTS: dict[str, Part] = {
     },
     **{
         f"generate_{res}_plain": Part(
-            f"generate 81 frames at {res} without CUDA graphs and lanes", _case(kind="generate", scale=scale, **_PLAIN)
+            f"generate 81 frames at {res} without CUDA graphs and side streams",
+            _case(kind="generate", scale=scale, **_PLAIN),
         )
         for res, scale in _SIZES.items()
     },

@@ -385,9 +385,9 @@ class FrameStream:
         return self._frames.init_state(seed=self._facts["seed"], first_frame=self._scene)
 
     def _given(self, pictures: Any) -> "Frames":
-        from ultraflash_cli.models.frames import arrived
+        from ultraflash_cli.models.frames import finished_picture
 
-        done = [arrived(picture) for picture in pictures]
+        done = [finished_picture(picture) for picture in pictures]
         self.frames_out += len(done)
         width, height = self.output_size
         return (self._form or Form("numpy", "uint8", "cpu")).give(done, (height, width))

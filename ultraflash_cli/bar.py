@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ultraflash_cli.streams import Outlet
+from ultraflash_cli.streams import TextOutput
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -39,7 +39,7 @@ class Bar:
     `clock` gives seconds.
     """
 
-    def __init__(self, err: Outlet, name: str, doing: str, *, colored: bool, clock: Callable[[], float]) -> None:
+    def __init__(self, err: TextOutput, name: str, doing: str, *, colored: bool, clock: Callable[[], float]) -> None:
         from rich.console import Console
         from rich.live import Live
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-__all__ = ["SEGMENT_FRAMES", "SPOOL_BYTES", "ArrivingState", "StateContent", "queue_places", "segment_length"]
+__all__ = ["SEGMENT_FRAMES", "SPOOL_BYTES", "PendingState", "StateContent", "queue_places", "segment_length"]
 
 SEGMENT_FRAMES = 72
 """About the least frames of a segment, which ends with a group: three seconds of film, what a power cut can cost."""
@@ -19,7 +19,7 @@ SPOOL_BYTES = 384 << 20
 """What a spool holds in memory at most: a segment of 72 frames at 1K."""
 
 
-class ArrivingState(Protocol):
+class PendingState(Protocol):
     """The content of a state's file, still on its way from a device."""
 
     def pieces(self) -> Iterator[bytes | memoryview]:
@@ -31,7 +31,7 @@ class ArrivingState(Protocol):
         ...
 
 
-StateContent = bytes | ArrivingState
+StateContent = bytes | PendingState
 """The content of a state's file."""
 
 

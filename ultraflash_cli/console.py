@@ -30,7 +30,7 @@ from ultraflash_cli.jobs.events import (
     as_json,
 )
 from ultraflash_cli.settings import Settings
-from ultraflash_cli.streams import Outlet, is_same_file, open_log, printable
+from ultraflash_cli.streams import TextOutput, is_same_file, open_log, printable
 
 __all__ = ["PLAIN_INTERVAL_S", "Console", "GlobalOptions", "ProgressMode", "describe", "headline"]
 
@@ -84,12 +84,12 @@ class Console:
     ) -> None:
         self.options = GlobalOptions()
         self.settings = settings
-        self._out = Outlet(out if out is not None else sys.stdout)
-        self._err = Outlet(err if err is not None else sys.stderr)
+        self._out = TextOutput(out if out is not None else sys.stdout)
+        self._err = TextOutput(err if err is not None else sys.stderr)
         self.data_on_err = False
         """stdout is taken by a file that is written there; data for scripts goes to stderr."""
         self._clock = clock
-        self._log: Outlet | None = None
+        self._log: TextOutput | None = None
         self._log_path: Path | None = None
         self._bar: Bar | None = None
         self._label = ""
@@ -125,7 +125,7 @@ class Console:
         path = self.options.log_file
         if path is not None and path != self._log_path:
             self.options = replace(self.options, log_file=None)
-            log = Outlet(open_log(path))
+            log = TextOutput(open_log(path))
             # A disk that is full already is reported now; one that fills up later costs the log and nothing else.
             if not log.write_line(f"ultraflash {version('ultraflash')}"):
                 raise OutputError(f"log file {path}: {log.failure}; choose a writable file")

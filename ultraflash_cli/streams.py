@@ -10,7 +10,7 @@ from typing import BinaryIO, TextIO
 from ultraflash_cli.errors import InputError, OutputError, UsageError
 
 __all__ = [
-    "Outlet",
+    "TextOutput",
     "hold_standard_descriptors",
     "is_same_file",
     "open_log",
@@ -98,7 +98,7 @@ def standard_output() -> BinaryIO:
     return stream
 
 
-class Outlet:
+class TextOutput:
     """A text stream whose failures raise nothing; `failure` says why nothing more is written.
 
     It is enough of a file for rich to draw on.

@@ -89,7 +89,7 @@ def test_the_rates_of_stages_follow_from_their_time_and_work() -> None:
     assert (first.flops_per_second, first.bytes_per_second, first.share) == (4e12, 2e9, 0.8)
     assert (other.name, other.seconds, other.flops_per_second) == ("other", 0.5, 0)
     beside = stage_times({"generator": 2.0, "sr_dit": 2.0}, 2.5, {})
-    assert [stage.share for stage in beside] == [0.5, 0.5, 0.0], "lanes overlap: more time in stages than in all"
+    assert [stage.share for stage in beside] == [0.5, 0.5, 0.0], "stages overlap, so they add up to more than the total"
 
 
 def test_implementations_are_set_beside_each_other_and_beside_the_limits() -> None:

@@ -15,7 +15,7 @@ from tests.jobs.doubler import builder
 from ultraflash_cli.bar import clock_time, lay_out
 from ultraflash_cli.jobs.running.loader import Models
 from ultraflash_cli.main import main
-from ultraflash_cli.streams import Outlet, printable
+from ultraflash_cli.streams import TextOutput, printable
 
 
 @pytest.fixture
@@ -182,8 +182,8 @@ def test_durations_are_read_as_on_a_clock() -> None:
 
 
 def test_an_outlet_says_why_it_is_silent() -> None:
-    assert Outlet(None).failure == "it is closed"
-    full = Outlet(Full())
+    assert TextOutput(None).failure == "it is closed"
+    full = TextOutput(Full())
     assert not full.write_line("word")
     assert full.failure == "No space left on device"
     assert not full.write_line("another"), "it stays silent, and raises nothing"

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ultraflash_cli.engine.gpu_streams import Streams, WorkStream
 from ultraflash_cli.engine.graphs import Recording
-from ultraflash_cli.engine.lanes import Lane, Lanes
 
-__all__ = ["LateRecorder", "LazyPort", "LoggedLane", "logged_lanes"]
+__all__ = ["LateRecorder", "LazyCopyEngine", "LoggedStream", "logged_streams"]
 
 
 @dataclass
@@ -42,35 +42,35 @@ class _LateRecording:
         return self.results
 
 
-class LoggedLane:
-    """Does all work at once, and notes in which order lanes worked and waited."""
+class LoggedStream:
+    """Does all work at once, and records the order in which streams worked and waited."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name = name
         self._log = log
 
-    def after(self, *others: Lane) -> None:
+    def wait_for(self, *others: WorkStream) -> None:
         for other in others:
-            assert isinstance(other, LoggedLane)
+            assert isinstance(other, LoggedStream)
             self._log.append(f"{self.name} waits for {other.name}")
 
     @contextmanager
-    def work(self) -> Generator[None]:
+    def as_current(self) -> Generator[None]:
         self._log.append(f"{self.name} works")
         yield
 
-    def borrow(self, tensors: Iterable[Tensor]) -> None:
-        self._log.append(f"{self.name} borrows {len(list(tensors))}")
+    def record_use(self, tensors: Iterable[Tensor]) -> None:
+        self._log.append(f"{self.name} records {len(list(tensors))}")
 
 
-def logged_lanes() -> tuple[Lanes, list[str]]:
-    """Lanes, and what will have happened on them."""
+def logged_streams() -> tuple[Streams, list[str]]:
+    """Return streams and the log of what happens on them."""
     log: list[str] = []
-    return Lanes(*(LoggedLane(name, log) for name in ("caller", "draw", "refine"))), log
+    return Streams(*(LoggedStream(name, log) for name in ("caller", "generate", "refine"))), log
 
 
-class LazyPort:
-    """Copies nothing before somebody waits, as the worst of devices would."""
+class LazyCopyEngine:
+    """Copies nothing until someone waits, like the slowest possible device."""
 
     def __init__(self) -> None:
         self.buffers: list[Tensor] = []
@@ -84,7 +84,7 @@ class LazyPort:
     def copy(self, source: Tensor, target: Tensor) -> None:
         self._begun.append((source, target))
 
-    def mark(self) -> Callable[[], object]:
+    def fence(self) -> Callable[[], object]:
         begun, self._begun = self._begun, []
 
         def wait() -> None:

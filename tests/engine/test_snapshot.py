@@ -8,15 +8,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.engine.standins import LazyPort
+from tests.engine.standins import LazyCopyEngine
 from tests.jobs.fakes import plain_file
-from ultraflash_cli.engine import lanes
-from ultraflash_cli.engine.lanes import CudaPort
+from ultraflash_cli.engine import gpu_streams
+from ultraflash_cli.engine.gpu_streams import CudaCopyEngine
 from ultraflash_cli.engine.snapshot import Snapshots
 from ultraflash_cli.jobs.resume.journal import Journal
 
 
-class Gpu(LazyPort):
+class Gpu(LazyCopyEngine):
     """A device whose copies are made as late as can be."""
 
     def __init__(self, free_bytes: int) -> None:
@@ -45,18 +45,18 @@ def state() -> dict[str, Tensor]:
 def test_a_state_on_its_way_may_be_overwritten_and_arrives_as_it_was(
     tmp_path: Path, free_bytes: int, holds: int
 ) -> None:
-    port = Gpu(free_bytes)
+    engine = Gpu(free_bytes)
     given = state()
     expected = {name: tensor.clone() for name, tensor in given.items()}
-    snapshot = Snapshots(port).take(given)
-    assert port.waits == 0 and port.holds == holds, "the host waits for nothing"
+    snapshot = Snapshots(engine).take(given)
+    assert engine.waits == 0 and engine.holds == holds, "the host waits for nothing"
     for tensor in given.values():
         tensor.zero_()
     journal = Journal(tmp_path, {})
     segment = journal.segment_path()
     segment.write_bytes(b"x")
     journal.add([plain_file(segment)], first_frame=0, end_frame=3, scene_first=0, state=snapshot)
-    assert port.waits == 1
+    assert engine.waits == 1
     content = Journal(tmp_path, {}).state_bytes()
     assert content is not None, "the digest in the journal is that of the file"
     path = tmp_path / "copy.safetensors"
@@ -67,15 +67,15 @@ def test_a_state_on_its_way_may_be_overwritten_and_arrives_as_it_was(
 
 
 def test_pinned_buffers_are_used_again_once_a_state_is_written() -> None:
-    port = Gpu(10_000)
-    snapshots = Snapshots(port)
+    engine = Gpu(10_000)
+    snapshots = Snapshots(engine)
     first = snapshots.take(state())
     snapshots.take(state())
-    made = len(port.buffers)
+    made = len(engine.buffers)
     assert made == 2 * len(state()), "the first one still travels"
     first.release()
     snapshots.take(state())
-    assert len(port.buffers) == made
+    assert len(engine.buffers) == made
 
 
 def test_a_state_on_the_host_is_copied_once() -> None:
@@ -121,10 +121,10 @@ def test_pictures_and_states_leave_a_gpu_on_a_stream_of_their_own(monkeypatch: p
         def record_stream(self, s: object) -> None:
             log.append("lent")
 
-    monkeypatch.setattr(lanes.torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(lanes.torch.cuda, "stream", Using)
-    monkeypatch.setattr(lanes.torch.cuda, "current_stream", lambda _device: "what computes")
-    port = CudaPort(torch.device("cuda"))
+    monkeypatch.setattr(gpu_streams.torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(gpu_streams.torch.cuda, "stream", Using)
+    monkeypatch.setattr(gpu_streams.torch.cuda, "current_stream", lambda _device: "what computes")
+    engine = CudaCopyEngine(torch.device("cuda"))
     target = torch.zeros(3)
-    port.copy(torch.ones(3).as_subclass(OnGpu), target)
+    engine.copy(torch.ones(3).as_subclass(OnGpu), target)
     assert log == ["waits for what computes", "copies", "lent"] and target.sum() == 3

@@ -41,7 +41,7 @@ def test_pictures_of_both_sizes_may_be_planes(bits: int) -> None:
         model, clock = video(plan_generation(3), low=True), StageClock(torch.device("cpu"))
         frames = GeneratedFrames(model, CONTEXT, None, (8 * HEIGHT, 8 * WIDTH), clock, shows_low=True, **options)
         _, large, small = frames.step(frames.init_state(seed=3))
-        return [each.arrive() for each in (*large, *small) if not isinstance(each, np.ndarray)]
+        return [each.result() for each in (*large, *small) if not isinstance(each, np.ndarray)]
 
     form = YuvFormat(matrix="bt709", full_range=True, bits=bits)
     shown, planes = pictures(), pictures(yuv=form, low_yuv=form)

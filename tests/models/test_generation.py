@@ -150,4 +150,4 @@ def test_graphs_and_lanes_are_taken_on_a_gpu_that_has_room_for_them(
     )
     assert plan.beside_bytes == 30
     chosen = speedups_within(plan, torch.device(device), graphs=graphs)
-    assert (chosen.graphs, chosen.lanes) == expected
+    assert (chosen.graphs, chosen.streams) == expected

@@ -96,7 +96,7 @@ class MeasuredModel:
         self.precision = precision_name(profile, case.precision, self.device)
         self.context = random_context(self.profile, self.device)
         self._shelf = RandomShelf() if case.untrained else Shelf(case.store)
-        self._speedups = Speedups(graphs=case.graphs, lanes=case.lanes, paired_caches=self.device.type == "cuda")
+        self._speedups = Speedups(graphs=case.graphs, streams=case.lanes, paired_caches=self.device.type == "cuda")
 
     @property
     def weights(self) -> str:

@@ -80,7 +80,7 @@ class BenchReport:
     not_recorded: tuple[str, ...]
     """Why steps of a stage could not be recorded."""
     lanes: bool
-    """Whether generator and refiner ran side by side."""
+    """Whether generator and refiner ran concurrently."""
     peak_rss_bytes: int
     """Peak of a dedicated process, including Python and torch."""
     peak_vram_bytes: int | None

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.bench.cases import drifting_frames
+from ultraflash_cli.engine.gpu_streams import PendingPicture, copier_for
 from ultraflash_cli.engine.graphs import Graphs
-from ultraflash_cli.engine.lanes import Arriving, outlet_for
 from ultraflash_cli.engine.pictures import quantise
 from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.engine.text_to_video import TextToVideo
@@ -45,12 +45,12 @@ class _Leaving:
     """Pictures of the last group, still being copied to the host."""
 
     def __init__(self) -> None:
-        self._group: Sequence[Arriving] = ()
+        self._group: Sequence[PendingPicture] = ()
 
-    def send(self, group: Sequence[Arriving]) -> None:
+    def send(self, group: Sequence[PendingPicture]) -> None:
         before, self._group = self._group, group
         for picture in before:
-            picture.arrive()
+            picture.result()
 
 
 class UpscaledStream:
@@ -89,7 +89,7 @@ class DrawnStream:
         self.graphs = (video.sampler.graphs, *([video.refiner.graphs] if video.refiner else []))
         self._video = video
         self._state = video.init_state(height=height_px // LATENT_PX, width=width_px // LATENT_PX, context=context)
-        self._outlet = outlet_for(video.device)
+        self._copier = copier_for(video.device)
         self._leaving = _Leaving()
 
     @torch.inference_mode()
@@ -101,7 +101,7 @@ class DrawnStream:
         frames = group.low_frames_bcthw if group.frames_bcthw is None else group.frames_bcthw
         assert frames is not None, "something makes frames"
         with self._video.timer("finish"):
-            done = self._outlet.send(quantise(frame, deep=False) for frame in frames[0].unbind(1))
+            done = self._copier.copy(quantise(frame, deep=False) for frame in frames[0].unbind(1))
         self._leaving.send(done)
         return len(done)
 

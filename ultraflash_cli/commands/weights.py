@@ -11,7 +11,7 @@ from ultraflash_cli.console import Console
 from ultraflash_cli.errors import Interrupted, UsageError, WeightsError
 from ultraflash_cli.help_page import HeadedCommand, HeadedGroup
 from ultraflash_cli.options import JsonOption, as_path, with_console
-from ultraflash_cli.streams import Outlet
+from ultraflash_cli.streams import TextOutput
 
 if TYPE_CHECKING:
     from ultraflash_cli.jobs.weights.install import Pulled
@@ -95,7 +95,7 @@ def pull_weights(
         if (
             plan.transfer_bytes
             and not yes
-            and Outlet(sys.stdin).isatty()
+            and TextOutput(sys.stdin).isatty()
             and not typer.confirm("Download them?", err=True)
         ):
             raise Interrupted("nothing was downloaded")

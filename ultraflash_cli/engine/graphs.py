@@ -208,11 +208,10 @@ class Graphs:
         Args:
             name: Name of the stage.
             step: The step to record.
-            state: State of the stage. Whatever changes the operations must show in the shapes of
-                its tensors, in its numbers or in ``key``; fields declared as
-                ``Counter``
-                or ``Position`` may grow freely, and a position reaches the graph as a
-                0-dimensional tensor.
+            state: State of the stage. Whatever changes the operations must show in the
+                shapes of its tensors, in its numbers or in ``key``; fields declared as
+                ``Counter`` or ``Position`` may increase freely, and a position reaches
+                the graph as a 0-dimensional tensor.
             inputs: Inputs of the step.
             key: Everything else that determines the operations.
         """

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.clock import StageTimer, untimed
+from ultraflash_cli.engine.gpu_streams import HostCopy, to_device, to_host
 from ultraflash_cli.engine.graphs import EAGER, Graphs
-from ultraflash_cli.engine.lanes import OnHost, to_device, to_host
 from ultraflash_cli.engine.layers.low_frames import by_latent
 from ultraflash_cli.engine.layers.memory_block import MemoryState
 from ultraflash_cli.engine.profiles import Profile
@@ -158,11 +158,11 @@ class Refiner:
         if self.decode_latents is None:
             return self.graphs.step("decoder", self.decoder.step, state, parts[0])
 
-        pieces: list[OnHost] = []
+        pieces: list[HostCopy] = []
         for piece in parts:
             state, frames = self.graphs.step("decoder", self.decoder.step, state, piece)
             pieces.append(to_host(frames))
-        return state, torch.cat([piece.arrive() for piece in pieces], dim=2)
+        return state, torch.cat([piece.result() for piece in pieces], dim=2)
 
     def _sharpen(
         self, sr_dit: SrDit, before: SrDitState, cond: Tensor, state: RefinerState

@@ -9,9 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ultraflash_cli.engine.lanes import CudaPort, Port
+from ultraflash_cli.engine.gpu_streams import CopyEngine, CudaCopyEngine
 
-__all__ = ["CudaSnapshotPort", "Snapshot", "SnapshotPort", "Snapshots", "snapshots_for"]
+__all__ = [
+    "CudaSnapshotCopyEngine",
+    "Snapshot",
+    "SnapshotCopyEngine",
+    "Snapshots",
+    "snapshots_for",
+]
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -26,7 +32,7 @@ _DTYPE_NAMES = {
 }
 
 
-class SnapshotPort(Port, Protocol):
+class SnapshotCopyEngine(CopyEngine, Protocol):
     """Primitives for copying a state."""
 
     def free_bytes(self) -> int:
@@ -38,7 +44,7 @@ class SnapshotPort(Port, Protocol):
         ...
 
 
-class CudaSnapshotPort(CudaPort):
+class CudaSnapshotCopyEngine(CudaCopyEngine):
     """Pinned memory, and copies on a separate stream."""
 
     def free_bytes(self) -> int:
@@ -107,24 +113,26 @@ class Snapshots:
     are reused once a snapshot is released, because pinning takes longer than copying.
     """
 
-    def __init__(self, port: SnapshotPort | None) -> None:
-        """Copy through ``port``; without one, states are on the host and are copied at
-        once."""
-        self._port = port
+    def __init__(self, engine: SnapshotCopyEngine | None) -> None:
+        """Copy through ``engine``; without one, states are on the host and are copied
+        at once."""
+        self._engine = engine
         self._spare: dict[str, Tensor] = {}
 
     def take(self, tensors: Mapping[str, Tensor]) -> Snapshot:
         """Return a snapshot of the tensors of a state, see ``stage.state_leaves``; they
         may be overwritten afterwards."""
-        port = self._port
-        if port is None:
+        engine = self._engine
+        if engine is None:
             copies = {
                 name: tensor.detach().cpu().contiguous().clone()
                 for name, tensor in tensors.items()
             }
             return Snapshot(copies, lambda: None, lambda: None)
 
-        doubled = port.free_bytes() > 2 * sum(tensor.nbytes for tensor in tensors.values())
+        doubled = engine.free_bytes() > 2 * sum(
+            tensor.nbytes for tensor in tensors.values()
+        )
         sources = (
             {name: tensor.clone() for name, tensor in tensors.items()}
             if doubled
@@ -143,15 +151,15 @@ class Snapshots:
             buffers[name] = (
                 buffer
                 if fits and buffer is not None
-                else port.buffer(tuple(tensor.shape), tensor.dtype)
+                else engine.buffer(tuple(tensor.shape), tensor.dtype)
             )
 
         for name, source in sources.items():
-            port.copy(source, buffers[name])
+            engine.copy(source, buffers[name])
 
         if not doubled:
-            port.hold()
-        return Snapshot(buffers, port.mark(), lambda: self._take_back(buffers))
+            engine.hold()
+        return Snapshot(buffers, engine.fence(), lambda: self._take_back(buffers))
 
     def _take_back(self, buffers: dict[str, Tensor]) -> None:
         self._spare = buffers
@@ -159,4 +167,4 @@ class Snapshots:
 
 def snapshots_for(device: torch.device) -> Snapshots:
     """Return the object that takes snapshots of states on ``device``."""
-    return Snapshots(CudaSnapshotPort(device) if device.type == "cuda" else None)
+    return Snapshots(CudaSnapshotCopyEngine(device) if device.type == "cuda" else None)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultraflash_cli.engine.clock import StageTimer, untimed
-from ultraflash_cli.engine.lanes import Lanes, to_device
+from ultraflash_cli.engine.gpu_streams import Streams, to_device
 from ultraflash_cli.engine.layers.memory_block import MemoryState
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.refiner import Refiner, RefinerState
@@ -71,8 +71,8 @@ class TextToVideo:
     """The cascade for prompts (reference/cascade.md 8). ``refiner`` produces the high
     resolution, ``low_decoder`` the frames at the base size; at least one is required.
     With ``park`` the generator and its cache move to that device while the refiner
-    works, to save memory. With ``lanes`` the next group is generated while this one is
-    refined, on separate streams. Both leave the result unchanged; results are
+    works, to save memory. With ``streams`` the next group is generated on a separate
+    stream while this one is refined. Both leave the result unchanged; results are
     synchronised with the caller's stream. Noise comes from ``noise``: ``generator`` and
     ``generator_step`` (noise of the later steps) for each chunk, and the refiner's
     noise for each group.
@@ -89,12 +89,14 @@ class TextToVideo:
         park: torch.device | None = None,
         timer: StageTimer = untimed,
         noise: NoiseSource = group_noise,
-        lanes: Lanes | None = None,
+        streams: Streams | None = None,
     ) -> None:
         assert refiner is not None or low_decoder is not None, (
             "something has to make frames"
         )
-        assert lanes is None or park is None, "a generator that is parked cannot work ahead"
+        assert streams is None or park is None, (
+            "a generator that is parked cannot work ahead"
+        )
         self.profile = profile
         self.plan = plan
         self.sampler = sampler
@@ -104,7 +106,7 @@ class TextToVideo:
         self.park = park
         self.timer = timer
         self.noise = noise
-        self.lanes = lanes
+        self.streams = streams
 
     def init_state(
         self,
@@ -164,25 +166,25 @@ class TextToVideo:
     @torch.inference_mode()
     def step(self, state: TextToVideoState) -> tuple[TextToVideoState, GeneratedGroup]:
         """Generate the next group of the plan; consumes ``state``."""
-        lanes = self.lanes
-        if lanes is None:
+        streams = self.streams
+        if streams is None:
             return self._step(state)
 
-        lanes.draw.after(lanes.caller)
+        streams.generate.wait_for(streams.caller)
         if not state.ahead:
-            with lanes.draw.work():
+            with streams.generate.as_current():
                 state = self._draw_ahead(state)
-        lanes.refine.after(lanes.caller, lanes.draw)
-        with lanes.refine.work():
-            lanes.refine.borrow([state.ahead_bcthw])
+        streams.refine.wait_for(streams.caller, streams.generate)
+        with streams.refine.as_current():
+            streams.refine.record_use([state.ahead_bcthw])
             state, group = self._step(state)
 
         if state.groups < len(self.plan.groups):
-            with lanes.draw.work():
+            with streams.generate.as_current():
                 state = self._draw_ahead(state)
 
-        lanes.caller.after(lanes.refine)
-        lanes.caller.borrow(
+        streams.caller.wait_for(streams.refine)
+        streams.caller.record_use(
             tensor
             for tensor in group
             if tensor is not None and tensor.device == self.device
@@ -192,8 +194,8 @@ class TextToVideo:
     def settle(self) -> None:
         """Make the caller's stream wait for latents generated ahead, so that it can
         read the whole state."""
-        if self.lanes is not None:
-            self.lanes.caller.after(self.lanes.draw, self.lanes.refine)
+        if self.streams is not None:
+            self.streams.caller.wait_for(self.streams.generate, self.streams.refine)
 
     def warm_up(self, *, height: int, width: int, context: Tensor | None = None) -> None:
         """Run and discard one group, so that kernels are compiled and memory is

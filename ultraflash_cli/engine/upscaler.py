@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from ultraflash_cli.engine.cascade import Cascade, CascadeState
+from ultraflash_cli.engine.gpu_streams import (
+    PendingPicture,
+    PictureCopier,
+    copier_for,
+    to_device,
+)
 from ultraflash_cli.engine.guard import Guard
-from ultraflash_cli.engine.lanes import Arriving, Outlet, outlet_for, to_device
 from ultraflash_cli.engine.layers.colours import match_colours
 from ultraflash_cli.engine.layers.resample import lanczos_resize, lanczos_upscale
 from ultraflash_cli.engine.pictures import (
@@ -46,7 +51,7 @@ class Upscaler:
     ``strength`` 1 is the model, 0 exactly the plain Lanczos resize; values between
     blend pixels. ``color`` "match" adjusts the low frequencies of the result to those
     of the source. ``context [1, tokens, text width]`` is the embedding of the prompt,
-    for a model with a text path. ``outlet`` copies pictures to the host; the default
+    for a model with a text path. ``copier`` copies pictures to the host; the default
     suits the cascade's device. With ``yuv`` the results are planes. ``guard`` limits
     how far they depart from the source.
     """
@@ -59,7 +64,7 @@ class Upscaler:
         strength: float = 1.0,
         color: str = "match",
         context: Tensor | None = None,
-        outlet: Outlet | None = None,
+        copier: PictureCopier | None = None,
         yuv: YuvFormat | None = None,
         guard: Guard | None = None,
     ) -> None:
@@ -73,7 +78,7 @@ class Upscaler:
         self.context = context
         self.yuv = yuv
         self.guard = guard
-        self._outlet = outlet or outlet_for(cascade.device)
+        self._copier = copier or copier_for(cascade.device)
         self._rows = _reflect(plan.enlarged[0], plan.padded[0]).to(cascade.device)
         self._columns = _reflect(plan.enlarged[1], plan.padded[1]).to(cascade.device)
 
@@ -113,11 +118,11 @@ class Upscaler:
         one depth. Consumes ``state``.
         """
         state, done = self.launch(state, frames)
-        return state, [picture.arrive() for picture in done]
+        return state, [picture.result() for picture in done]
 
     def launch(
         self, state: UpscalerState, frames: Sequence[Picture]
-    ) -> tuple[UpscalerState, Sequence[Arriving]]:
+    ) -> tuple[UpscalerState, Sequence[PendingPicture]]:
         """Like ``step``, but without waiting for a GPU: the pictures are still being
         copied."""
         if not len(frames) + self.held(state):
@@ -173,7 +178,7 @@ class Upscaler:
     @torch.inference_mode()
     def _finish(
         self, sources_tchw: Tensor, sharp_bcthw: Tensor, *, deep: bool
-    ) -> Sequence[Arriving]:
+    ) -> Sequence[PendingPicture]:
         """Crop, reduce, match colours, blend and quantise, frame by frame."""
         with self.cascade.timer("finish"):
             pairs = zip(
@@ -185,8 +190,8 @@ class Upscaler:
             )
             if self.yuv is not None:
                 form = self.yuv
-                return self._outlet.send(to_planes(picture, form) for picture in blended)
-            return self._outlet.send(quantise(picture, deep=deep) for picture in blended)
+                return self._copier.copy(to_planes(picture, form) for picture in blended)
+            return self._copier.copy(quantise(picture, deep=deep) for picture in blended)
 
     def _blend(self, source_nchw: Tensor, sharp_nchw: Tensor) -> Tensor:
         if self.strength == 0:

@@ -11,9 +11,9 @@ from ultraflash_cli.engine.cache_policy import Scorer, SharpnessDrift
 from ultraflash_cli.engine.cascade import Cascade
 from ultraflash_cli.engine.clock import StageTimer, untimed
 from ultraflash_cli.engine.footprint.plan import MemoryPlan
+from ultraflash_cli.engine.gpu_streams import cuda_streams
 from ultraflash_cli.engine.graphs import EAGER, CudaRecorder, Graphs
 from ultraflash_cli.engine.guard import Guard
-from ultraflash_cli.engine.lanes import cuda_lanes
 from ultraflash_cli.engine.layers.memory_block import to_channels_last
 from ultraflash_cli.engine.networks import Config
 from ultraflash_cli.engine.pictures import YuvFormat
@@ -51,14 +51,14 @@ _SCORERS = "ultraflash.scorers"
 
 @dataclass(frozen=True, kw_only=True)
 class Speedups:
-    """Ways that make work on a GPU denser; the pixels are the same."""
+    """Options that speed up work on a GPU without changing pixels."""
 
     graphs: bool = False
-    """Record the steps of stages as CUDA graphs."""
+    """Whether to record the steps of stages as CUDA graphs."""
     paired_caches: bool = False
-    """Give the SR transformer's caches a second pair of buffers, so that none are copied."""
-    lanes: bool = False
-    """Generate the next group on a stream of its own while the current one is refined."""
+    """Whether the SR transformer's caches have a second pair of buffers, which avoids copies."""
+    streams: bool = False
+    """Whether to generate the next group on a separate stream while the current one is refined."""
 
     def new_graphs(self, device: torch.device) -> Graphs:
         """Return what runs the steps of stages on ``device``."""
@@ -139,9 +139,9 @@ def build_text_to_video(
     # A parked generator changes its addresses.
     graphs = EAGER if park is not None else speedups.new_graphs(device)
     sampler = Sampler(generator, gate=gate, graphs=graphs)
-    lanes = cuda_lanes(device) if speedups.lanes and device.type == "cuda" and park is None else None
+    streams = cuda_streams(device) if speedups.streams and device.type == "cuda" and park is None else None
     return TextToVideo(
-        profile, plan, sampler, refiner=refiner, low_decoder=low_decoder, park=park, timer=timer, lanes=lanes
+        profile, plan, sampler, refiner=refiner, low_decoder=low_decoder, park=park, timer=timer, streams=streams
     )
 
 
@@ -223,7 +223,7 @@ def speedups_within(memory: MemoryPlan, device: torch.device, *, graphs: bool) -
     paired = memory.budget_bytes is None or beside <= memory.budget_bytes
     return Speedups(
         graphs=graphs and fits,
-        lanes=fits and not memory.settings.offload_generator,
+        streams=fits and not memory.settings.offload_generator,
         paired_caches=fits and paired,
     )
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from ultraflash_cli.buffers import StateContent
-from ultraflash_cli.engine.lanes import Arriving
+from ultraflash_cli.engine.gpu_streams import PendingPicture
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ultraflash_cli.engine.clock import StageClock
+    from ultraflash_cli.engine.gpu_streams import PictureCopier
     from ultraflash_cli.engine.guard import Counting
-    from ultraflash_cli.engine.lanes import Outlet
     from ultraflash_cli.engine.pictures import Picture, YuvFormat
     from ultraflash_cli.engine.snapshot import Snapshot
     from ultraflash_cli.engine.text_to_video import TextToVideo, TextToVideoState
@@ -25,13 +25,13 @@ __all__ = [
     "GeneratedFrames",
     "Pictures",
     "UpscaledFrames",
-    "arrived",
     "as_frame_generator",
     "as_frame_upscaler",
+    "finished_picture",
     "saving_bytes",
 ]
 
-Pictures = Sequence[np.ndarray | Arriving]
+Pictures = Sequence[np.ndarray | PendingPicture]
 """Finished pictures, or pictures on their way from the device: whoever needs one waits for it."""
 
 StateT = TypeVar("StateT")
@@ -141,9 +141,9 @@ def as_frame_generator(
     return GeneratedFrames(video, context, None, base_size, timer, shows_low=video.refiner is None)
 
 
-def arrived(picture: np.ndarray | Arriving) -> np.ndarray:
+def finished_picture(picture: np.ndarray | PendingPicture) -> np.ndarray:
     """Return a picture, waiting for it if it is still being copied."""
-    return picture if isinstance(picture, np.ndarray) else picture.arrive()
+    return picture if isinstance(picture, np.ndarray) else picture.result()
 
 
 class UpscaledFrames:
@@ -233,7 +233,7 @@ class GeneratedFrames:
         yuv: "YuvFormat | None" = None,
         low_yuv: "YuvFormat | None" = None,
     ) -> None:
-        from ultraflash_cli.engine.lanes import outlet_for
+        from ultraflash_cli.engine.gpu_streams import copier_for
         from ultraflash_cli.engine.snapshot import snapshots_for
 
         self._video = video
@@ -243,7 +243,7 @@ class GeneratedFrames:
         self._timer = timer
         self._shows_low = shows_low
         self._yuv, self._low_yuv = yuv, low_yuv
-        self._outlet, self._low_outlet = outlet_for(video.device), outlet_for(video.device)
+        self._copier, self._low_copier = copier_for(video.device), copier_for(video.device)
         self._snapshots = snapshots_for(video.device)
 
     @property
@@ -269,10 +269,10 @@ class GeneratedFrames:
     def step(self, state: "TextToVideoState") -> "tuple[TextToVideoState, Pictures, Pictures]":
         state, group = self._video.step(state)
         with self._timer("finish"):
-            low = self._pictures(group.low_frames_bcthw, self._low_outlet, self._low_yuv) if self._shows_low else []
+            low = self._pictures(group.low_frames_bcthw, self._low_copier, self._low_yuv) if self._shows_low else []
             if group.frames_bcthw is None:
                 return state, low, []
-            return state, self._pictures(group.frames_bcthw, self._outlet, self._yuv), low
+            return state, self._pictures(group.frames_bcthw, self._copier, self._yuv), low
 
     def counters(self, state: "TextToVideoState") -> dict[str, int]:
         generator = state.generator
@@ -318,11 +318,13 @@ class GeneratedFrames:
             return encoder.step(encoder.init_state(batch=1, height=height, width=width), padded)[1]
 
     @staticmethod
-    def _pictures(frames_bcthw: "Tensor | None", outlet: "Outlet", yuv: "YuvFormat | None") -> "Sequence[Arriving]":
+    def _pictures(
+        frames_bcthw: "Tensor | None", copier: "PictureCopier", yuv: "YuvFormat | None"
+    ) -> "Sequence[PendingPicture]":
         from ultraflash_cli.engine.pictures import quantise, to_planes
 
         if frames_bcthw is None:
             return []
         if yuv is not None:
-            return outlet.send(to_planes(frame, yuv) for frame in frames_bcthw[0].unbind(1))
-        return outlet.send(quantise(frame, deep=False) for frame in frames_bcthw[0].unbind(1))
+            return copier.copy(to_planes(frame, yuv) for frame in frames_bcthw[0].unbind(1))
+        return copier.copy(quantise(frame, deep=False) for frame in frames_bcthw[0].unbind(1))

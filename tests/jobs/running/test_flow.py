@@ -103,13 +103,13 @@ def test_what_the_model_finished_is_written_before_its_failure_is_told(
     assert Journal(tmp_path / "a", {"seed": 0}).frames == 11
 
 
-class Arriving:
+class PendingPicture:
     """A picture that is still on its way; it notes who waits for it."""
 
     def __init__(self, picture: np.ndarray, waited: list[str]) -> None:
         self._picture, self._waited = picture, waited
 
-    def arrive(self) -> np.ndarray:
+    def result(self) -> np.ndarray:
         self._waited.append(threading.current_thread().name)
         return self._picture
 
@@ -120,7 +120,7 @@ def test_pictures_that_are_on_their_way_are_waited_for_where_they_are_written(tm
     class Launching(FakeUpscaler):
         def step(self, state: FakeState, frames: list[np.ndarray]) -> Any:
             state, out = super().step(state, frames)
-            return state, [Arriving(picture, waited) for picture in out]
+            return state, [PendingPicture(picture, waited) for picture in out]
 
     plain, _ = flow(tmp_path / "a", cuts={7, 30})
     launched, _ = flow(tmp_path / "b", cuts={7, 30}, upscaler=Launching())

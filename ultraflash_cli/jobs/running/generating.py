@@ -14,7 +14,7 @@ from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.running.segments import Busy, OpenSegment, Pause, SegmentEnd, SegmentThread
 from ultraflash_cli.jobs.stop import Stop
-from ultraflash_cli.models.frames import FrameGenerator, Pictures, arrived
+from ultraflash_cli.models.frames import FrameGenerator, Pictures, finished_picture
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.segment_file import SegmentSink
 
@@ -57,7 +57,7 @@ def make_frames(
     """
 
     def write(sinks: Sequence[SegmentSink], item: _Made) -> None:
-        pictures = [arrived(picture) for picture in item.pictures]
+        pictures = [finished_picture(picture) for picture in item.pictures]
         for pts, duration in show(item.number):
             for sink, picture in zip(sinks, pictures, strict=True):
                 sink.write(Frame(pts, duration, picture))
@@ -103,7 +103,7 @@ def make_frames(
             busy.model += time.perf_counter() - started_s
             counters.update(generator.counters(state))
             if done == begun and sharp:
-                arrived(sharp[0])  # so that the time to the first frame is exact
+                finished_picture(sharp[0])  # so that the time to the first frame is exact
             on_group(border)
             assert not low or len(low) == len(sharp), "there is a small picture for each large one or for none"
             for number in range(done, border):

@@ -117,8 +117,8 @@ def _upscaled(prepared: Prepared, frames: list[np.ndarray]) -> np.ndarray:
         size, rest = model.group_frames(False), rest[size:]
     done += model.end(state, rest)
     last = done[-1]
-    arrive = getattr(last, "arrive", None)
-    picture = last if arrive is None else arrive()
+    result = getattr(last, "result", None)
+    picture = last if result is None else result()
     assert isinstance(picture, np.ndarray), "pictures are arrays"
     return picture
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES, StateContent, queue_places, segment_length
-from ultraflash_cli.engine.lanes import Arriving
+from ultraflash_cli.engine.gpu_streams import PendingPicture
 from ultraflash_cli.jobs.resume.entries import SegmentEntry
 from ultraflash_cli.jobs.resume.journal import Journal
 from ultraflash_cli.jobs.running.channel import Cancelled, Channel
@@ -25,7 +25,7 @@ from ultraflash_cli.jobs.running.segments import (
     SegmentThread,
 )
 from ultraflash_cli.jobs.stop import Stop
-from ultraflash_cli.models.frames import FrameUpscaler, arrived
+from ultraflash_cli.models.frames import FrameUpscaler, finished_picture
 from ultraflash_cli.video.frame import Frame
 from ultraflash_cli.video.segment_file import SegmentSink
 
@@ -47,7 +47,7 @@ class SourceFrame:
 @dataclass(frozen=True)
 class _Picture:
     source: SourceFrame
-    rgb_hwc: np.ndarray | Arriving
+    rgb_hwc: np.ndarray | PendingPicture
 
 
 def move_frames(
@@ -82,7 +82,7 @@ def move_frames(
     write_one = write or _write_as_it_is
 
     def write_all(sinks: Sequence[SegmentSink], item: _Picture) -> None:
-        rgb_hwc = arrived(item.rgb_hwc)
+        rgb_hwc = finished_picture(item.rgb_hwc)
         for sink in sinks:
             write_one(sink, item.source, rgb_hwc)
 
@@ -264,10 +264,10 @@ class _Model:
             self._end_segment(None)
         self.on_group(self._done)
 
-    def _hand_on(self, pictures: deque[np.ndarray | Arriving]) -> None:
+    def _hand_on(self, pictures: deque[np.ndarray | PendingPicture]) -> None:
         """Pass finished pictures on, releasing each."""
         if pictures and self._done == self._begun:
-            arrived(pictures[0])  # so that the time to the first frame is exact
+            finished_picture(pictures[0])  # so that the time to the first frame is exact
         while pictures:
             self.pictures.put(_Picture(self._in_flight.popleft(), pictures.popleft()))
             self._done += 1

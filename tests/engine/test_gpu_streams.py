@@ -1,4 +1,4 @@
-"""The order of lanes, and pictures that are on their way."""
+"""The order of work on streams, and pictures being copied."""
 
 import threading
 
@@ -8,54 +8,54 @@ import torch
 from torch import Tensor
 
 from tests.engine import upscalers
-from tests.engine.standins import LazyPort, logged_lanes
+from tests.engine.standins import LazyCopyEngine, logged_streams
 from tests.engine.upscalers import pictures, upscaler
 from tests.engine.videos import frames_of, run, start, video
-from ultraflash_cli.engine.lanes import BufferedOutlet, HostOutlet, cuda_lanes, outlet_for, to_device, to_host
+from ultraflash_cli.engine.gpu_streams import BufferedCopier, HostCopier, copier_for, cuda_streams, to_device, to_host
 from ultraflash_cli.engine.pictures import as_picture, put_frames, quantise, to_tensor, widen
 from ultraflash_cli.engine.refiner import Refiner
 from ultraflash_cli.engine.schedule import plan_generation
 from ultraflash_cli.engine.stage import state_from_tensors, state_to_tensors
 
 
-def test_drawing_ahead_changes_no_pixel_and_works_in_order() -> None:
+def test_generating_ahead_changes_no_pixel_and_works_in_order() -> None:
     plan = plan_generation(9)
-    lanes, log = logged_lanes()
-    assert torch.equal(frames_of(run(video(plan, lanes=lanes))), frames_of(run(video(plan))))
+    streams, log = logged_streams()
+    assert torch.equal(frames_of(run(video(plan, streams=streams))), frames_of(run(video(plan))))
     first, second = (
-        entry for entry in [log[: log.index("caller borrows 3")], log[log.index("caller borrows 3") + 1 :]]
+        entry for entry in [log[: log.index("caller records 3")], log[log.index("caller records 3") + 1 :]]
     )
     assert first == [
-        "draw waits for caller",
-        "draw works",
+        "generate waits for caller",
+        "generate works",
         "refine waits for caller",
-        "refine waits for draw",
+        "refine waits for generate",
         "refine works",
-        "refine borrows 1",
-        "draw works",  # the second group, beside the refinement of the first
+        "refine records 1",
+        "generate works",  # the second group, beside the refinement of the first
         "caller waits for refine",
     ]
     assert second == [
-        "draw waits for caller",
+        "generate waits for caller",
         "refine waits for caller",
-        "refine waits for draw",
+        "refine waits for generate",
         "refine works",
-        "refine borrows 1",
+        "refine records 1",
         "caller waits for refine",
-        "caller borrows 3",
+        "caller records 3",
     ]
 
 
-def test_a_state_with_a_group_drawn_ahead_is_saved_and_goes_on_with_and_without_lanes() -> None:
+def test_a_state_with_a_group_generated_ahead_is_saved_and_goes_on_with_and_without_streams() -> None:
     plan = plan_generation(9)
-    lanes, log = logged_lanes()
-    model, plain = video(plan, lanes=lanes), video(plan)
+    streams, log = logged_streams()
+    model, plain = video(plan, streams=streams), video(plan)
     whole = run(plain, seed=4)
     state, _ = model.step(start(model, seed=4))
     assert state.ahead == plan.groups[1]
     log.clear()
     model.settle()
-    assert log == ["caller waits for draw", "caller waits for refine"]
+    assert log == ["caller waits for generate", "caller waits for refine"]
     saved = state_to_tensors(state)
     for goes_on in (model, plain):
         _, group = goes_on.step(state_from_tensors(start(goes_on, seed=4), saved))
@@ -65,7 +65,7 @@ def test_a_state_with_a_group_drawn_ahead_is_saved_and_goes_on_with_and_without_
 
 def test_a_parked_generator_does_not_work_ahead() -> None:
     with pytest.raises(AssertionError, match="parked"):
-        video(plan_generation(9), lanes=logged_lanes()[0], park=torch.device("cpu"))
+        video(plan_generation(9), streams=logged_streams()[0], park=torch.device("cpu"))
 
 
 def test_warming_up_leaves_nothing_behind() -> None:
@@ -81,40 +81,40 @@ def groups_of(count: int) -> list[list[Tensor]]:
 
 
 def test_pictures_wait_in_two_buffers_and_arrive_whole_in_any_order() -> None:
-    port = LazyPort()
-    outlet = BufferedOutlet(port)
-    groups = [outlet.send(group) for group in groups_of(5)]
-    assert len(port.buffers) == 2 and port.waits == 3, "the sender waits for no more than the buffer it needs"
+    engine = LazyCopyEngine()
+    copier = BufferedCopier(engine)
+    groups = [copier.copy(group) for group in groups_of(5)]
+    assert len(engine.buffers) == 2 and engine.waits == 3, "the sender waits for no more than the buffer it needs"
     for number, group in reversed(list(enumerate(groups))):
-        assert [int(each.arrive()[0, 0, 0]) for each in group] == [2 * number, 2 * number + 1]
-    assert port.waits == 5
-    assert groups[0][0].arrive() is groups[0][0].arrive(), "it can be asked for again"
+        assert [int(each.result()[0, 0, 0]) for each in group] == [2 * number, 2 * number + 1]
+    assert engine.waits == 5
+    assert groups[0][0].result() is groups[0][0].result(), "it can be asked for again"
 
 
 def test_a_picture_is_waited_for_by_the_thread_that_needs_it() -> None:
-    port = LazyPort()
-    (group,) = [BufferedOutlet(port).send(group) for group in groups_of(1)]
+    engine = LazyCopyEngine()
+    (group,) = [BufferedCopier(engine).copy(group) for group in groups_of(1)]
     seen: list[int] = []
-    thread = threading.Thread(target=lambda: seen.append(int(group[1].arrive()[0, 0, 0])))
-    assert port.waits == 0
+    thread = threading.Thread(target=lambda: seen.append(int(group[1].result()[0, 0, 0])))
+    assert engine.waits == 0
     thread.start()
     thread.join()
-    assert seen == [1] and port.waits == 1
+    assert seen == [1] and engine.waits == 1
 
 
 def test_buffers_follow_the_size_of_the_pictures() -> None:
-    port = LazyPort()
-    outlet = BufferedOutlet(port, places=1)
+    engine = LazyCopyEngine()
+    copier = BufferedCopier(engine, slots=1)
     small, large = torch.ones((2, 3, 3), dtype=torch.uint8), torch.full((4, 3, 3), 7, dtype=torch.uint8)
-    sent = [outlet.send(group) for group in ([small], [small, small], [large], [])]
-    assert [picture.arrive().shape for group in sent for picture in group] == [(2, 3, 3)] * 3 + [(4, 3, 3)]
-    assert len(port.buffers) == 3
+    sent = [copier.copy(group) for group in ([small], [small, small], [large], [])]
+    assert [picture.result().shape for group in sent for picture in group] == [(2, 3, 3)] * 3 + [(4, 3, 3)]
+    assert len(engine.buffers) == 3
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16], ids=["8 bits", "16 bits"])
 def test_the_upscaler_sends_the_same_pictures_through_buffers(dtype: type) -> None:
     frames = pictures(19, dtype=dtype)
-    plain, buffered = upscaler(), upscaler(outlet=BufferedOutlet(LazyPort()))
+    plain, buffered = upscaler(), upscaler(copier=BufferedCopier(LazyCopyEngine()))
     state, done = buffered.launch(buffered.init_state(), frames[:5])
     done = list(done)
     for group in (frames[5:13], frames[13:]):
@@ -123,8 +123,8 @@ def test_the_upscaler_sends_the_same_pictures_through_buffers(dtype: type) -> No
     expected = upscalers.run(plain, frames)
     assert len(done) == len(expected) == 19
     for one, other in zip(done, expected, strict=True):
-        np.testing.assert_array_equal(one.arrive(), other)
-        assert one.arrive().dtype == dtype
+        np.testing.assert_array_equal(one.result(), other)
+        assert one.result().dtype == dtype
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["8 bits", "16 bits"])
@@ -143,15 +143,15 @@ def test_every_integer_survives_the_way_to_the_device_and_back(deep: bool) -> No
 def test_on_a_cpu_nothing_is_copied_twice() -> None:
     cpu = torch.device("cpu")
     tensor = torch.ones(3)
-    assert to_device(tensor, cpu) is tensor and to_host(tensor).arrive() is tensor
-    assert isinstance(outlet_for(cpu), HostOutlet)
+    assert to_device(tensor, cpu) is tensor and to_host(tensor).result() is tensor
+    assert isinstance(copier_for(cpu), HostCopier)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_lanes_give_the_frames_of_one_lane() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     plan = plan_generation(9)
-    plain, ahead = video(plan), video(plan, lanes=cuda_lanes(device))
+    plain, ahead = video(plan), video(plan, streams=cuda_streams(device))
     for model in (plain, ahead):
         assert isinstance(model.refiner, Refiner) and model.refiner.sr_dit is not None
         for network in (model.sampler.network, model.refiner.upsampler, model.refiner.sr_dit, model.refiner.decoder):
@@ -164,10 +164,10 @@ def test_on_a_gpu_lanes_give_the_frames_of_one_lane() -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_pictures_cross_in_pinned_buffers() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    outlet = outlet_for(device)
-    assert isinstance(outlet, BufferedOutlet)
-    sent = [outlet.send([picture.to(device) for picture in group]) for group in groups_of(5)]
-    assert [int(picture.arrive()[0, 0, 0]) for group in sent for picture in group] == list(range(10))
+    copier = copier_for(device)
+    assert isinstance(copier, BufferedCopier)
+    sent = [copier.copy([picture.to(device) for picture in group]) for group in groups_of(5)]
+    assert [int(picture.result()[0, 0, 0]) for group in sent for picture in group] == list(range(10))
     bits = np.arange(3 * 64, dtype=np.uint16).reshape(8, 8, 3) * 341
     into = torch.zeros((1, 3, 8, 8), device=device)
     put_frames(into, [bits])

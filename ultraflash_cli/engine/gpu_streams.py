@@ -13,56 +13,56 @@ from torch import Tensor
 from ultraflash_cli.engine.pictures import Picture, as_picture
 
 __all__ = [
-    "Arriving",
-    "BufferedOutlet",
-    "CudaLane",
-    "CudaPort",
-    "HostOutlet",
-    "Lane",
-    "Lanes",
-    "OnHost",
-    "Outlet",
-    "Port",
-    "cuda_lanes",
-    "outlet_for",
+    "BufferedCopier",
+    "CopyEngine",
+    "CudaCopyEngine",
+    "CudaStream",
+    "HostCopier",
+    "HostCopy",
+    "PendingPicture",
+    "PictureCopier",
+    "Streams",
+    "WorkStream",
+    "copier_for",
+    "cuda_streams",
     "to_device",
     "to_host",
 ]
 
 
-class Lane(Protocol):
-    """A stream of work, independent of other lanes."""
+class WorkStream(Protocol):
+    """A queue of work on a device that runs concurrently with other streams."""
 
-    def after(self, *others: "Lane") -> None:
-        """Make later work on this lane wait for everything queued on the others so
+    def wait_for(self, *others: "WorkStream") -> None:
+        """Make later work on this stream wait for all work queued on the others so
         far."""
         ...
 
     @contextmanager
-    def work(self) -> Generator[None]:
-        """Queue the work inside on this lane."""
+    def as_current(self) -> Generator[None]:
+        """Queue the work inside the block on this stream."""
         ...
 
-    def borrow(self, tensors: Iterable[Tensor]) -> None:
-        """Keep tensors of another lane alive until the work queued on this one is done
-        (``Tensor.record_stream``)."""
+    def record_use(self, tensors: Iterable[Tensor]) -> None:
+        """Keep tensors of another stream alive until the work queued on this one is
+        done (``Tensor.record_stream``)."""
         ...
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """The lanes of a generated video."""
+class Streams:
+    """The streams of a generated video."""
 
-    caller: Lane
+    caller: WorkStream
     """The caller's stream, which uses the frames."""
-    draw: Lane
+    generate: WorkStream
     """The generator."""
-    refine: Lane
+    refine: WorkStream
     """Everything after the generator."""
 
 
-class CudaLane:
-    """A CUDA stream; without one of its own, the current stream."""
+class CudaStream:
+    """A CUDA stream, or the current one if none is given."""
 
     def __init__(
         self, device: torch.device, stream: torch.cuda.Stream | None = None
@@ -72,31 +72,33 @@ class CudaLane:
 
     @property
     def stream(self) -> torch.cuda.Stream:
-        """The stream that work is queued on."""
+        """The stream on which work is queued."""
         return self._stream or torch.cuda.current_stream(self._device)
 
-    def after(self, *others: Lane) -> None:
+    def wait_for(self, *others: WorkStream) -> None:
         """Wait on the device, not on the host."""
         for other in others:
-            assert isinstance(other, CudaLane), "lanes of one device wait for each other"
+            assert isinstance(other, CudaStream), (
+                "streams of one device wait for each other"
+            )
             self.stream.wait_stream(other.stream)
 
     @contextmanager
-    def work(self) -> Generator[None]:
+    def as_current(self) -> Generator[None]:
         """Make the stream the current one."""
         with torch.cuda.stream(self.stream):
             yield
 
-    def borrow(self, tensors: Iterable[Tensor]) -> None:
-        """Tell the allocator."""
+    def record_use(self, tensors: Iterable[Tensor]) -> None:
+        """Inform the allocator."""
         for tensor in tensors:
             tensor.record_stream(self.stream)
 
 
-def cuda_lanes(device: torch.device) -> Lanes:
-    """Return lanes with separate streams for generator and refiner."""
-    draw, refine = (CudaLane(device, torch.cuda.Stream(device)) for _ in range(2))
-    return Lanes(CudaLane(device), draw, refine)
+def cuda_streams(device: torch.device) -> Streams:
+    """Return separate streams for generator and refiner."""
+    generate, refine = (CudaStream(device, torch.cuda.Stream(device)) for _ in range(2))
+    return Streams(CudaStream(device), generate, refine)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -108,8 +110,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     )  # its allocator keeps the pinned copy until it is read
 
 
-class OnHost:
-    """A tensor being copied to the host; ``arrive`` waits for it."""
+class HostCopy:
+    """A tensor being copied to the host; ``result`` waits for it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._event = None
@@ -120,69 +122,70 @@ class OnHost:
             self._event = torch.cuda.Event()
             self._event.record(torch.cuda.current_stream(tensor.device))
 
-    def arrive(self) -> Tensor:
+    def result(self) -> Tensor:
         """Return the copy once it is complete."""
         if self._event is not None:
             self._event.synchronize()
         return self._copy
 
 
-def to_host(tensor: Tensor) -> OnHost:
+def to_host(tensor: Tensor) -> HostCopy:
     """Copy a tensor to pinned host memory, overlapping with computation."""
-    return OnHost(tensor)
+    return HostCopy(tensor)
 
 
-class Arriving(Protocol):
+class PendingPicture(Protocol):
     """A picture being copied to the host."""
 
-    def arrive(self) -> Picture:
-        """Return the picture once it is copied; callable from any thread,
-        repeatedly."""
+    def result(self) -> Picture:
+        """Return the picture once it is copied; may be called repeatedly and from any
+        thread."""
         ...
 
 
-class Outlet(Protocol):
+class PictureCopier(Protocol):
     """Copies finished pictures to the host."""
 
-    def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
-        """Take pictures ``[H, W, 3]``, 8 bits or the bits of 16 (see
+    def copy(self, pictures: Iterable[Tensor]) -> Sequence[PendingPicture]:
+        """Start copying pictures ``[H, W, 3]``, 8 bits or 16 stored as int16 (see
         ``pictures.quantise``)."""
         ...
 
 
 @dataclass(frozen=True)
-class _Here:
+class _FinishedPicture:
     picture: Picture
 
-    def arrive(self) -> Picture:
+    def result(self) -> Picture:
         return self.picture
 
 
-class HostOutlet:
-    """Passes on pictures that are on the host, or waits for each."""
+class HostCopier:
+    """Passes on pictures on the host; for others it waits one by one."""
 
-    def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
-        """Return the pictures as they are."""
-        return [_Here(as_picture(picture)) for picture in pictures]
+    def copy(self, pictures: Iterable[Tensor]) -> Sequence[PendingPicture]:
+        """Return the pictures, which are finished at once."""
+        return [_FinishedPicture(as_picture(picture)) for picture in pictures]
 
 
-class Port(Protocol):
-    """Primitives of buffered copies."""
+class CopyEngine(Protocol):
+    """Primitives for buffered copies."""
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return host memory that the device can write to."""
         ...
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """Begin to copy from the device to the host."""
+        """Start a copy from the device to the host."""
         ...
 
-    def mark(self) -> Callable[[], object]:
-        """Return what waits until every copy begun so far is complete."""
+    def fence(self) -> Callable[[], object]:
+        """Return a function that waits until all copies started so far are
+        complete."""
         ...
 
 
-class CudaPort:
+class CudaCopyEngine:
     """Pinned memory, and copies on a separate stream that overlap with the next
     group."""
 
@@ -205,53 +208,55 @@ class CudaPort:
             target.copy_(source, non_blocking=True)
         source.record_stream(self.stream)
 
-    def mark(self) -> Callable[[], object]:
-        """Return the wait of an event."""
+    def fence(self) -> Callable[[], object]:
+        """Return the ``synchronize`` method of an event."""
         event = torch.cuda.Event()
         event.record(self.stream)
         return event.synchronize
 
 
-class BufferedOutlet:
-    """Copies groups of pictures to the host through ``places`` pinned buffers in turn.
+class BufferedCopier:
+    """Copies groups of pictures to the host through ``slots`` pinned buffers in turn.
 
-    A group is copied while the next one is computed. The first ``arrive`` of a group
-    waits for its copy and empties the buffer; ``send`` does so when it needs that
+    A group is copied while the next one is computed. The first ``result`` of a group
+    waits for its copy and empties the buffer; ``copy`` does so when it needs that
     buffer again.
     """
 
-    def __init__(self, port: Port, *, places: int = 2) -> None:
-        self._port = port
-        self._buffers: list[Tensor | None] = [None] * places
-        self._parcels: list[_Parcel | None] = [None] * places
+    def __init__(self, engine: CopyEngine, *, slots: int = 2) -> None:
+        self._engine = engine
+        self._buffers: list[Tensor | None] = [None] * slots
+        self._groups: list[_PictureGroup | None] = [None] * slots
         self._next = 0
 
-    def send(self, pictures: Iterable[Tensor]) -> Sequence[Arriving]:
-        """Start the copies of a group; waits only for the group that used the buffer
+    def copy(self, pictures: Iterable[Tensor]) -> Sequence[PendingPicture]:
+        """Start copying a group; waits only for the group that used the buffer
         before."""
         group = list(pictures)
         if not group:
             return []
-        place, self._next = self._next, (self._next + 1) % len(self._buffers)
-        before = self._parcels[place]
+        slot, self._next = self._next, (self._next + 1) % len(self._buffers)
+        before = self._groups[slot]
         if before is not None:
-            before.open()
+            before.pictures()
         shape = (len(group), *group[0].shape)
-        buffer = self._buffers[place]
+        buffer = self._buffers[slot]
         if (
             buffer is None
             or buffer.dtype != group[0].dtype
             or buffer.shape[1:] != shape[1:]
             or len(buffer) < len(group)
         ):
-            buffer = self._buffers[place] = self._port.buffer(shape, group[0].dtype)
+            buffer = self._buffers[slot] = self._engine.buffer(shape, group[0].dtype)
         for picture, target in zip(group, buffer.unbind(), strict=False):
-            self._port.copy(picture, target)
-        parcel = self._parcels[place] = _Parcel(buffer[: len(group)], self._port.mark())
-        return [_Parcelled(parcel, at) for at in range(len(group))]
+            self._engine.copy(picture, target)
+        copied = self._groups[slot] = _PictureGroup(
+            buffer[: len(group)], self._engine.fence()
+        )
+        return [_GroupedPicture(copied, at) for at in range(len(group))]
 
 
-class _Parcel:
+class _PictureGroup:
     """A group of pictures in a pinned buffer."""
 
     def __init__(self, pages: Tensor, wait: Callable[[], object]) -> None:
@@ -259,8 +264,8 @@ class _Parcel:
         self._pages: tuple[Tensor, Callable[[], object]] | None = (pages, wait)
         self._pictures: Sequence[Picture] = ()
 
-    def open(self) -> Sequence[Picture]:
-        """Take the pictures out of the buffer once they are copied."""
+    def pictures(self) -> Sequence[Picture]:
+        """Return the pictures, moved out of the buffer once they are copied."""
         with self._lock:
             if self._pages is not None:
                 pages, wait = self._pages
@@ -271,14 +276,14 @@ class _Parcel:
 
 
 @dataclass(frozen=True)
-class _Parcelled:
-    parcel: _Parcel
+class _GroupedPicture:
+    group: _PictureGroup
     at: int
 
-    def arrive(self) -> Picture:
-        return self.parcel.open()[self.at]
+    def result(self) -> Picture:
+        return self.group.pictures()[self.at]
 
 
-def outlet_for(device: torch.device) -> Outlet:
-    """Return the outlet for a device: buffered for a GPU."""
-    return BufferedOutlet(CudaPort(device)) if device.type == "cuda" else HostOutlet()
+def copier_for(device: torch.device) -> PictureCopier:
+    """Return the copier for a device: buffered for a GPU."""
+    return BufferedCopier(CudaCopyEngine(device)) if device.type == "cuda" else HostCopier()
