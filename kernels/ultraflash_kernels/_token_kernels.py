@@ -1,5 +1,5 @@
-"""Positions of the tokens of blocks, for kernels: along each axis, and among tokens
-without padding."""
+"""Positions of tokens in blocks, for kernels: along each axis, and among tokens without
+padding."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # Triton allows no annotation but constexpr on a kernel's parameters.

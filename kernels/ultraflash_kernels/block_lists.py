@@ -1,5 +1,5 @@
-"""Which key blocks each query block attends to, as lists on the device, and the rule
-for which pairs are allowed."""
+"""Lists on the device of the key blocks that each query block attends to, and the rule
+for allowed pairs."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ class BlockRule:
     """Window, causality and budget of a group's blocks, from which the allowed pairs
     follow (reference/cascade.md 4.6).
 
-    Blocks are ordered temporal block major, then row, then column; remembered temporal
-    blocks precede the group's.
+    Blocks are ordered by temporal block, row and column; cached temporal blocks precede
+    the group's.
     """
 
     rows: int
@@ -23,47 +23,47 @@ class BlockRule:
     cols: int
     """Columns of spatial blocks."""
     temporal: int
-    """Temporal blocks of the group, which query."""
+    """Temporal blocks of the group, which are the queries."""
     remembered: int = 0
     """Temporal blocks of earlier groups that can be attended to."""
     window: int = 0
-    """Side of the window in blocks around a query block; 0 is no limit."""
+    """Side of the window around a query block, in blocks; 0 for no limit."""
     chunk: int = 1
-    """Temporal blocks that see each other regardless of order."""
+    """Temporal blocks that attend to each other regardless of order."""
     budget: int
-    """Pairs that the query blocks of one temporal block share; one more is kept, and
+    """Pairs shared by the query blocks of one temporal block; one more is kept, plus
     ties."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "cols", "temporal", "chunk", "budget"):
             if getattr(self, name) < 1:
                 raise ValueError(
-                    f"block rule: {name} is positive, got {getattr(self, name)}"
+                    f"block rule: {name} must be positive, got {getattr(self, name)}"
                 )
         for name in ("remembered", "window"):
             if getattr(self, name) < 0:
                 raise ValueError(
-                    f"block rule: {name} is 0 or more, got {getattr(self, name)}"
+                    f"block rule: {name} must not be negative, got {getattr(self, name)}"
                 )
 
     @property
     def spatial(self) -> int:
-        """Blocks of one temporal block."""
+        """Number of spatial blocks in one temporal block."""
         return self.rows * self.cols
 
     @property
     def queries(self) -> int:
-        """Query blocks."""
+        """Number of query blocks."""
         return self.temporal * self.spatial
 
     @property
     def keys(self) -> int:
-        """Key blocks."""
+        """Number of key blocks."""
         return (self.remembered + self.temporal) * self.spatial
 
     @property
     def reach(self) -> tuple[int, int]:
-        """How many blocks back and ahead the window goes, along rows and along
+        """Number of blocks that the window reaches back and ahead, along rows and along
         columns."""
         if self.window == 0:
             return self.spatial, self.spatial
@@ -71,7 +71,7 @@ class BlockRule:
 
     @property
     def allowed_pairs(self) -> int:
-        """How many pairs are allowed, in closed form: the most that any choice can
+        """Number of allowed pairs, in closed form: the maximum that a selection can
         keep."""
         back, ahead = self.reach
         in_rows, in_cols = (
@@ -85,8 +85,8 @@ class BlockRule:
         return in_rows * in_cols * in_time
 
     def seen_until(self, temporal: int) -> int:
-        """Return the temporal block before which this one of the group sees all; it may
-        lie beyond the last."""
+        """Return the end of the temporal blocks that this one of the group attends to;
+        it may exceed their number."""
         return ((temporal + self.remembered) // self.chunk + 1) * self.chunk
 
     def allowed(self, device: torch.device | None = None) -> Tensor:
@@ -115,16 +115,16 @@ class BlockLists:
     """The key blocks of every row (a query block of a head of a sample), one list after
     another.
 
-    Rows are numbered sample major, then head, then query block. No size depends on the
-    choice, so lists are made and used without synchronising with the host.
+    Rows are numbered by sample, head and query block. No size depends on the selection,
+    so lists are created and used without synchronising with the host.
     """
 
     starts: Tensor
     """``[rows + 1]`` (int32): the list of row r is
     ``blocks[starts[r] : starts[r + 1]]``."""
     blocks: Tensor
-    """``[capacity]`` (int32): key blocks, ascending within a list; what lies behind the
-    last list is arbitrary."""
+    """``[capacity]`` (int32): key blocks, ascending within a list; values beyond the
+    last list are arbitrary."""
     order: Tensor
     """``[rows]`` (int32): rows in the order to compute them in, long lists first."""
     shape: tuple[int, int, int, int]
@@ -132,10 +132,11 @@ class BlockLists:
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "BlockLists":
-        """Make the lists of ``mask [B, H, Nq, Nk]`` (bool), without synchronisation."""
+        """Convert ``mask [B, H, Nq, Nk]`` (bool) to lists, without synchronisation."""
         flat = mask.flatten()
         place = flat.cumsum(0, dtype=torch.int32)
-        # What is not chosen goes to one place behind the end, and is cut off.
+        # Unselected blocks are written to one position beyond the end, which is cut
+        # off.
         target = torch.where(flat, place - 1, flat.numel()).long()
         key = (
             torch.arange(mask.shape[3], dtype=torch.int32, device=mask.device)
@@ -149,7 +150,7 @@ class BlockLists:
         return cls(starts, blocks, longest_first(counts), (samples, heads, queries, keys))
 
     def to_mask(self) -> Tensor:
-        """Return the same as ``[B, H, Nq, Nk]`` (bool), without synchronisation."""
+        """Convert the lists to ``[B, H, Nq, Nk]`` (bool), without synchronisation."""
         rows, keys = self.order.numel(), self.shape[3]
         at = torch.arange(self.blocks.numel(), dtype=torch.int32, device=self.blocks.device)
         row = torch.searchsorted(self.starts, at, right=True) - 1
@@ -162,8 +163,8 @@ def longest_first(counts: Tensor) -> Tensor:
     """Return the order (int32) in which to compute rows that have ``counts [rows]``
     blocks.
 
-    Lists are taken by length in powers of two, long ones first, so that no long row is
-    left over at the end; rows of one class keep their order, since neighbours of one
+    Lists are ordered by length in powers of two, long ones first, so that no long row
+    is left for the end; rows of the same class keep their order, since neighbours in a
     head share keys that are still in the cache.
     """
     powers = 2 ** torch.arange(31, dtype=torch.int32, device=counts.device)

@@ -8,8 +8,8 @@ import torch
 
 @pytest.fixture(autouse=True)
 def fresh_memory_is_poisoned() -> Iterator[None]:
-    """Fill fresh memory with NaN, or the largest integer: what a kernel does not write
-    shows."""
+    """Fill fresh memory with NaN or the largest integer, so that values a kernel fails
+    to write are detected."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,5 +1,5 @@
-"""Which implementation of an operation runs: its Triton kernel or its reference in
-PyTorch, and why."""
+"""Choice of an operation's implementation, Triton kernel or PyTorch reference, with the
+reason."""
 
 import functools
 import importlib.util
@@ -26,18 +26,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Impl = Literal["auto", "triton", "reference"]
-"""``triton`` and ``reference`` are used or raise; ``auto`` takes the kernel on
-supported GPUs."""
+"""``triton`` and ``reference`` are used or raise; ``auto`` uses the kernel on supported
+GPUs."""
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""The dtypes that most kernels read and write; all of them accumulate in float32."""
+"""Dtypes that most kernels read and write; all of them accumulate in float32."""
 OLDEST_CAPABILITY = (8, 0)
-"""Compute capability from which the kernels are compiled and checked, and that the
-interpreter stands for."""
+"""Minimum compute capability for which kernels are compiled and checked; the
+interpreter assumes it."""
 
 
 class KernelUnsupportedError(RuntimeError):
-    """The kernel that was asked for by name cannot take these arguments on this
+    """The explicitly requested kernel does not support these arguments on this
     machine."""
 
 
@@ -48,16 +48,16 @@ def chooses_triton(
     refusal: str | None = None,
     widens_bfloat16: bool = False,
 ) -> bool:
-    """Return whether the kernel of ``op`` computes what is asked for ``tensors``;
-    ``refusal`` is the op's own reason.
+    """Return whether the kernel of ``op`` is used for ``tensors``; ``refusal`` is the
+    operation's own reason not to.
 
-    ``widens_bfloat16`` is passed to ``triton_refusal``. ``auto`` never takes the
-    interpreter: a kernel runs there for its tests only. Raises KernelUnsupportedError
-    if ``impl`` is ``triton`` and the kernel cannot run, ValueError for an unknown
+    ``widens_bfloat16`` is passed to ``triton_refusal``. ``auto`` never uses the
+    interpreter: kernels run there only in their tests. Raises KernelUnsupportedError if
+    ``impl`` is ``triton`` and the kernel cannot run, ValueError for an unknown
     implementation.
     """
     if impl not in ("auto", "triton", "reference"):
-        raise ValueError(f"{op}: impl is auto, triton or reference, got {impl!r}")
+        raise ValueError(f"{op}: impl must be auto, triton or reference, got {impl!r}")
     if impl == "reference" or (impl == "auto" and not prefers_kernels(tensors[0].device)):
         return False
     reason = refusal or triton_refusal(*tensors, widens_bfloat16=widens_bfloat16)
@@ -67,42 +67,40 @@ def chooses_triton(
 
 
 def prefers_kernels(device: torch.device) -> bool:
-    """Return whether ``auto`` takes the kernels for tensors on ``device``: on a GPU
-    that has them."""
+    """Return whether ``auto`` uses the kernels for tensors on ``device``, that is, on a
+    supported GPU."""
     return device.type == "cuda" and device_refusal(device) is None
 
 
 def triton_refusal(*tensors: Tensor, widens_bfloat16: bool = False) -> str | None:
-    """Return why no kernel can take ``tensors``, in a sentence, or None; an operation
-    may have reasons of its own.
-
-    ``widens_bfloat16``: the kernel converts bfloat16 to float32 on loading, which the
-    interpreter does correctly.
+    """Return in a sentence why no kernel supports ``tensors``, or None; an operation
+    may have additional reasons. ``widens_bfloat16`` tells that the kernel converts
+    bfloat16 to float32 on loading, which the interpreter does correctly.
     """
     device = tensors[0].device
     if any(x.device != device for x in tensors):
         found = " and ".join(sorted({str(x.device) for x in tensors}))
-        return f"tensors lie on {found}, expected one device."
+        return f"tensors are on {found}, expected one device."
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return "a tensor wants gradients, and the kernel computes forward only."
+        return "a tensor requires gradients, but the kernel has no backward pass."
     if (
         device.type == "cpu"
         and not widens_bfloat16
         and any(x.dtype == torch.bfloat16 for x in tensors)
     ):
-        return "Triton's interpreter computes bfloat16 wrongly."
+        return "Triton's interpreter computes bfloat16 incorrectly."
     return device_refusal(device)
 
 
 def device_refusal(device: torch.device) -> str | None:
-    """Return why no kernel runs on ``device``, in a sentence, or None. The CPU runs
-    them in the interpreter only."""
+    """Return in a sentence why no kernel runs on ``device``, or None. On a CPU they
+    only run in the interpreter."""
     if not _has_triton():
         return "Triton is not installed."
     if _interprets():
         return None
     if device.type != "cuda":
-        return f"Triton needs an NVIDIA GPU, the tensors lie on {device}."
+        return f"Triton needs an NVIDIA GPU, the tensors are on {device}."
     if torch.version.hip is not None:
         return "the kernels are checked on NVIDIA GPUs only."
     if capability(device) < OLDEST_CAPABILITY:
@@ -112,8 +110,8 @@ def device_refusal(device: torch.device) -> str | None:
 
 
 def on_its_device(launch: Callable[P, R]) -> Callable[P, R]:
-    """Make the device of a launcher's first tensor the current one while it runs:
-    Triton launches on that one."""
+    """Make the device of a launcher's first tensor the current one, on which Triton
+    launches."""
 
     @functools.wraps(launch)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -136,7 +134,7 @@ def _first_tensor(args: Sequence[object]) -> Tensor | None:
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Return the compute capability that a kernel's tile sizes are chosen for."""
+    """Return the compute capability for choosing a kernel's tile sizes."""
     return (
         OLDEST_CAPABILITY
         if device.type == "cpu"
@@ -149,8 +147,8 @@ def power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-# torch.compile takes the answers of these as constants, and would trace through a cache
-# in front of them.
+# torch.compile treats the results of these as constants, but would trace through a
+# cache around them.
 @torch.compiler.assume_constant_result
 def _has_triton() -> bool:
     return _finds_triton()
@@ -158,7 +156,7 @@ def _has_triton() -> bool:
 
 @torch.compiler.assume_constant_result
 def _interprets() -> bool:
-    """Whether Triton was set to its interpreter before it was imported."""
+    """Return whether Triton was set to interpreter mode before it was imported."""
     from triton import knobs
 
     return bool(knobs.runtime.interpret)

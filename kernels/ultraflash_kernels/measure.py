@@ -20,12 +20,12 @@ __all__ = ["Case", "Measured", "implementations", "main", "measure"]
 ROUNDS = {"cuda": 50, "cpu": 5}
 WARM_UP = 3
 LAUNCH_BOUND_S = 5e-4
-"""A call on a GPU that takes less is timed inside a CUDA graph: launching it from
-Python may take as long."""
+"""Shorter GPU calls are timed inside a CUDA graph, because launching them from Python
+may take as long."""
 GRAPH_CALLS = 20
 GRAPH_ROUNDS = 10
 CACHE_BYTES = 256 << 20
-"""Written between rounds on a GPU, so that no input is found in its cache."""
+"""Bytes written between rounds on a GPU, so that no input remains in its cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,16 @@ class Case:
     """Operation and sizes."""
     dtype: torch.dtype
     calls: Mapping[str, Callable[[], object]]
-    """By implementation."""
+    """Functions to time, by implementation."""
     moved_bytes: int
-    """What has to be read and written at least."""
+    """Minimum number of bytes to read and write."""
     flops: int = 0
-    """Arithmetic that counts, a multiply-add as 2; 0 where bytes are the limit."""
+    """Number of operations, a multiply-add as 2; 0 if bytes are the limit."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one implementation took."""
+    """Measured times of one implementation."""
 
     name: str
     impl: str
@@ -59,7 +59,8 @@ class Measured:
 
 
 def implementations(device: torch.device) -> tuple[Impl, ...]:
-    """Return what can be timed on ``device``: kernels are, on GPUs only."""
+    """Return the implementations that can be timed on ``device``: kernels only on
+    GPUs."""
     return ("reference", "triton") if device.type == "cuda" else ("reference",)
 
 
@@ -107,7 +108,7 @@ def _run_test(folder: Path) -> None:
     if not tests:
         print("the tests are not installed; timing what was not tested", file=sys.stderr)
         return
-    # In a process of its own: there Triton may run as its interpreter.
+    # In a separate process, where Triton may run as an interpreter.
     if subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *tests], stdout=sys.stderr, check=False
     ).returncode:
@@ -141,11 +142,9 @@ def _eager_times(call: Callable[[], object], cache: torch.Tensor) -> list[float]
 
 
 def _graph_times(call: Callable[[], object], cache: torch.Tensor) -> list[float] | None:
-    """Time the call inside a CUDA graph, free of Python's launch overhead; None if it
-    cannot be recorded.
-
-    The graph empties the cache before each of its calls; what that takes is the time of
-    a graph without the calls.
+    """Time the call inside a CUDA graph, without Python's launch overhead; None if it
+    cannot be recorded. The graph flushes the cache before each call; the time for that
+    is measured by a graph without the calls.
     """
 
     def flushed() -> None:

@@ -1,4 +1,4 @@
-"""Which implementation of every operation runs on a device, and why."""
+"""Implementation of every operation on a device, with the reason for the choice."""
 
 from typing import NamedTuple
 
@@ -23,18 +23,18 @@ _TRITON = (
 
 
 class KernelPath(NamedTuple):
-    """How an operation is computed."""
+    """The implementation of an operation."""
 
     operation: str
     path: str
-    """What runs, in a few words."""
+    """Short description of the implementation."""
     reason: str | None
-    """Why it is not the fastest implementation; None if it is."""
+    """Reason why it is not the fastest implementation; None if it is."""
 
 
 def kernel_paths(device: torch.device) -> list[KernelPath]:
-    """Return what ``auto`` takes for every operation on ``device``, in half
-    precision."""
+    """Return the implementation that ``auto`` uses for every operation on ``device``,
+    in half precision."""
     refusal = dispatch.device_refusal(device)
     if device.type != "cuda":
         refusal = refusal or f"kernels are for GPUs, this is {device}"

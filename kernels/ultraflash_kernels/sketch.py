@@ -1,5 +1,5 @@
-"""Attention of tensors without storage: shapes, what a fused kernel keeps for its
-backward pass, and its operations, for counts of memory and work on the meta device."""
+"""Attention on meta tensors: shapes, the tensors that a fused kernel keeps for its
+backward pass, and its operations, for counting memory and work."""
 
 from typing import Any
 
@@ -11,26 +11,30 @@ __all__ = ["sketched_attention"]
 
 
 def sketched_attention(q: Tensor, k: Tensor, v: Tensor, pairs: int) -> Tensor:
-    """Return an empty result of attention from ``q [*, D]`` to ``k`` and ``v`` that
-    multiplies ``pairs`` pairs of a query and a key token; differentiable.
+    """Return an empty result of attention from ``q [*, D]`` to ``k`` and ``v`` over
+    ``pairs`` pairs of query and key tokens; differentiable.
 
     Like a fused kernel, it keeps q, k, v, the result and one number per query for the
     backward pass. FlopCounterMode counts 4 D operations per pair, and 10 D in the
-    backward pass, which computes the products of q and k again.
+    backward pass, which recomputes the products of q and k.
     """
     return _attention(q, k, v, pairs)[0]
 
 
 @torch.library.custom_op("ultraflash::sketched_attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError("sketched attention has shapes and no values")
+    raise NotImplementedError(
+        "sketched attention runs only on meta tensors, which have no values"
+    )
 
 
 @torch.library.custom_op("ultraflash::sketched_attention_backward", mutates_args=())
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, pairs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    raise NotImplementedError("sketched attention has shapes and no values")
+    raise NotImplementedError(
+        "sketched attention runs only on meta tensors, which have no values"
+    )
 
 
 @_attention.register_fake

@@ -1,4 +1,4 @@
-"""Shared by the tests of all operations: the device, the dtypes of its kernels, the
+"""Helpers for the tests of all operations: device, dtypes of its kernels,
 tolerances."""
 
 import torch
@@ -6,7 +6,7 @@ import torch
 __all__ = ["DEVICE", "DTYPES", "TOLERANCE"]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-"""A GPU where there is one, else Triton's interpreter."""
+"""A GPU if there is one, else the CPU with Triton's interpreter."""
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 """Dtypes to test here; the interpreter computes bfloat16 incorrectly."""
 TOLERANCE = {
@@ -15,5 +15,5 @@ TOLERANCE = {
     torch.float16: 1e-3,
     torch.bfloat16: 8e-3,
 }
-"""Error after one rounding to a dtype, of values about 1; tests multiply it by how
-often the operation rounds."""
+"""Error of values around 1 after one rounding to a dtype; tests multiply it by the
+operation's number of roundings."""

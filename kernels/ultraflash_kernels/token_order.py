@@ -1,4 +1,4 @@
-"""Tokens in the order of blocks, with the padding of blocks at the edge and without."""
+"""Tokens in block order, with and without the padding of blocks at the edge."""
 
 import math
 from collections.abc import Sequence
@@ -13,21 +13,20 @@ Three = tuple[int, int, int]
 
 
 def tokens_of(size: Sequence[int]) -> int:
-    """Return how many tokens there are, padding left out."""
+    """Return the number of tokens without padding."""
     return math.prod(size)
 
 
 def blocks_of(size: Sequence[int], block: Sequence[int]) -> Three:
-    """Return the blocks along frames, rows and columns."""
+    """Return the number of blocks along frames, rows and columns."""
     t, y, x = (-(-n // b) for n, b in zip(size, block, strict=True))
     return t, y, x
 
 
 @lru_cache(maxsize=32)
 def dense_places(size: Three, block: Three, device: torch.device) -> Tensor:
-    """Return where the tokens of ``size`` (frames, rows, columns), in the order of
-    blocks, lie among those of whole blocks: int64 ``[tokens]``, made once for a
-    device."""
+    """Return the positions of the tokens of ``size`` (frames, rows, columns), in block
+    order, among those of whole blocks: int64 ``[tokens]``, cached per device."""
     nt, ny, nx = blocks_of(size, block)
     bt, by, bx = block
     real = torch.zeros(nt * bt, ny * by, nx * bx, dtype=torch.bool)
@@ -37,7 +36,8 @@ def dense_places(size: Three, block: Three, device: torch.device) -> Tensor:
 
 
 def drop_padding(x: Tensor, size: Three, block: Three) -> Tensor:
-    """Return ``[B, tokens, ...]`` of whole blocks ``x [B, blocks * T, ...]``."""
+    """Return the tokens ``[B, tokens, ...]`` of whole blocks ``x [B, blocks * T, ...]``
+    without padding."""
     return x.index_select(1, dense_places(size, block, x.device))
 
 

@@ -41,7 +41,7 @@ def test_a_part_that_fails_leaves_no_result_and_is_named(tmp_path: Path) -> None
     done = run("--tiny", "--device", "cpu", "--out", str(tmp_path), "--parts", "upscale_1k_stretch")
     assert done.returncode == 1 and "without a result: upscale_1k_stretch" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["upscale_1k_stretch.log"]
-    assert "fp8 cannot run here: 8-bit products need an NVIDIA GPU" in (tmp_path / "upscale_1k_stretch.log").read_text()
+    assert "fp8 cannot run here: 8-bit matmuls need an NVIDIA GPU" in (tmp_path / "upscale_1k_stretch.log").read_text()
 
 
 def test_a_dry_run_lists_every_part_and_writes_nothing(tmp_path: Path) -> None:

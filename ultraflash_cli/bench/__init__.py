@@ -1,1 +1,2 @@
-"""How fast a model runs on this device, where the time goes, and how much memory and arithmetic it takes."""
+"""Benchmarks of a model on this device: speed, time per stage, memory and
+arithmetic."""

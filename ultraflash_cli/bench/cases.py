@@ -1,4 +1,4 @@
-"""What is measured: the command, sizes, a length, and the synthetic input clip."""
+"""Benchmark cases: command, sizes, length, and the synthetic input clip."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,42 +13,48 @@ __all__ = ["KINDS", "RES", "WARM_GROUPS", "BenchCase", "drifting_frames", "parse
 
 SMALLEST_PX, LARGEST_PX = 16, 8192
 KINDS = ("upscale", "generate", "kernels")
-"""What ``bench`` can measure."""
+"""Values of the argument of ``bench``."""
 RES = {"480p": 1, "1k": 2, "2k": 3}
 """Scale factor over the model's base size, by target."""
 WARM_GROUPS = 6
-"""Groups of an endless generation until its window is certainly full."""
+"""Number of groups after which the window of an endless generation is certainly
+full."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCase:
-    """One measurement: a model, what it makes, and where. Raises ConfigError for sizes and lengths out of range."""
+    """One measurement: a model, its output and the device. Raises ConfigError for sizes
+    and lengths out of range."""
 
     model: str
     kind: Literal["upscale", "generate"] = "upscale"
     width_px: int = 832
-    """Width of the source, or of what the generator makes."""
+    """Width of the source, or of the generator's output."""
     height_px: int = 480
     scale: int = 2
     frames: int = 24
-    """Minimum number of frames of an upscale, or of an endless generation, to time, in whole groups."""
+    """Minimum number of frames to time in an upscale or an endless generation, in whole
+    groups."""
     seconds: float | None = None
-    """Length of the generated clip that is timed as a whole; None for 81 frames, the published length."""
+    """Duration of the generated clip to time as a whole; None for 81 frames, the
+    published length."""
     long: bool = False
-    """Generate by the long variant, whose window slides, and time ``frames`` of it once the window is full."""
+    """Whether to generate with the long variant, whose window slides, and time
+    ``frames`` once the window is full."""
     cache_management: str = "off"
-    """As ``engine.cache_policy.CacheManagement.parse`` reads it."""
+    """In the syntax of ``engine.cache_policy.CacheManagement.parse``."""
     device: str = "auto"
     precision: str = "auto"
     threads: int = 1
     waiting: str = "passive"
     """Wait policy of the threads."""
     graphs: bool = True
-    """Record CUDA graphs, on a GPU."""
+    """Whether to record CUDA graphs on a GPU."""
     lanes: bool = True
-    """Generate the next group while the current one is refined, on a GPU."""
+    """Whether to generate the next group while the current one is refined, on a GPU."""
     untrained: bool = False
-    """Use random weights: times and memory are meaningful, pictures are not."""
+    """Whether to use random weights, with which times and memory are meaningful but
+    pictures are not."""
     store: Path | None = None
     """Folder of downloaded weights; None to use built-in ones only."""
 

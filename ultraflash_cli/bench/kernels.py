@@ -1,4 +1,5 @@
-"""Every operation of ``ultraflash_kernels`` in every implementation, against the device's limits."""
+"""Time every implementation of every operation in ``ultraflash_kernels``, compared with
+the device's limits."""
 
 import importlib
 import pkgutil
@@ -17,16 +18,16 @@ OPERATIONS = tuple(module.name for module in pkgutil.iter_modules(ultraflash_ker
 """The names of all operations."""
 
 FAST = ("triton", "scaled_mm")
-"""Implementations that are compared with their rivals."""
+"""Fast implementations, which are compared with the alternatives."""
 OTHERS = {"reference": "eager reference", "plain": "bf16 layer", "joined": "published form", "dense": "dense SDPA"} | {
     "flex": "FlexAttention"
 }
-"""The rivals of a fast implementation, and their titles."""
+"""Alternatives to a fast implementation, with their titles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelTime:
-    """What one implementation of a case took, and its share of the device's limits."""
+    """Time of one implementation of a case, and its share of the device's limits."""
 
     name: str
     impl: str
@@ -37,19 +38,19 @@ class KernelTime:
     """Distance of the quartiles."""
     flops_per_second: float
     bytes_per_second: float
-    """Of what has to be moved at least."""
+    """Rate of the minimum traffic."""
     of_product: float
     """Share of the device's matmul rate, 0 to 1."""
     of_copy: float
     """Share of the device's copy rate, 0 to 1."""
     speedups: dict[str, float]
-    """Over the other implementations of the same case, by their names."""
+    """Speedups over other implementations of the same case, by name."""
 
 
 def measure_kernels(device: str, threads: int) -> list[KernelTime]:
-    """Time every operation on ``device`` (auto, cpu, cuda[:i]), its CPU work in ``threads``.
-
-    Returns a row for every case and implementation. Raises UsageError and DeviceError for a device that is not there.
+    """Time every operation on ``device`` (auto, cpu, cuda[:i]), with ``threads`` CPU
+    threads. Returns a row for every case and implementation. Raises UsageError and
+    DeviceError for an unavailable device.
     """
     torch.set_num_threads(threads)
     where = choose_device(device)
@@ -58,7 +59,7 @@ def measure_kernels(device: str, threads: int) -> list[KernelTime]:
 
 
 def measure_operation(name: str, device: torch.device, limits: Limits) -> list[KernelTime]:
-    """Time an operation at the sizes that its own ``bench.py`` names for the device."""
+    """Time an operation at the sizes that its ``bench.py`` defines for the device."""
     bench = importlib.import_module(f"ultraflash_kernels.{name}.bench")
     with torch.inference_mode():
         found = [measured for case in bench.cases(device) for measured in measure(case, device)]
@@ -66,7 +67,7 @@ def measure_operation(name: str, device: torch.device, limits: Limits) -> list[K
 
 
 def rows_of(found: list[Measured], limits: Limits) -> list[KernelTime]:
-    """Set measurements of implementations side by side and next to the limits."""
+    """Compare measurements of implementations with each other and with the limits."""
     rows: list[KernelTime] = []
     for one in found:
         same = [each for each in found if (each.name, each.dtype) == (one.name, one.dtype) and each is not one]

@@ -11,15 +11,15 @@ __all__ = ["Limits", "measure_limits"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Rates that the device reaches in this run, in the precision of the model."""
+    """Rates that the device reaches in this run, at the precision of the model."""
 
     precision: str
     product_flops_per_second: float
-    """A square matmul that fills the device."""
+    """Rate of a square matmul that fills the device."""
     copy_bytes_per_second: float
-    """A copy that no cache holds; what is read and what is written both count."""
+    """Rate of a copy larger than any cache, counting bytes read and written."""
     convolution_flops_per_second: float
-    """A 3x3 convolution of 64 channels, channels last."""
+    """Rate of a 3x3 convolution of 64 channels, channels last."""
 
 
 def measure_limits(device: torch.device, precision: str) -> Limits:

@@ -1,4 +1,4 @@
-"""The models that are measured, built as `upscale` and `generate` build theirs."""
+"""The measured models, built like those of `upscale` and `generate`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +37,8 @@ _PUBLISHED_LATENTS = 21
 
 
 def random_context(profile: Profile, device: torch.device) -> Tensor | None:
-    """Return a random embedding in place of a prompt's; None for a model without a text path."""
+    """Return a random embedding instead of a prompt's; None for a model without a text
+    path."""
     config = profile.sr_dit if profile.sr_dit and profile.sr_dit.text_len else profile.generator
     if config is None or not config.text_len:
         return None
@@ -57,7 +58,7 @@ def clip_plan(case: BenchCase, config: GeneratorConfig) -> GenerationPlan:
     """Return the plan of the clip that a case generates."""
     chunk, first = config.chunk_latents, config.independent_first_frame
     if case.long:
-        groups = 2 + WARM_GROUPS + -(-case.frames // (8 * chunk))  # a first one, one that is counted
+        groups = 2 + WARM_GROUPS + -(-case.frames // (8 * chunk))  # a first group, and one to count
         latents = 2 * chunk * (groups + 1)
     elif case.seconds is not None:
         latents = latents_for(case.seconds, chunk=chunk, independent_first=first)
@@ -75,7 +76,7 @@ def clip_plan(case: BenchCase, config: GeneratorConfig) -> GenerationPlan:
 
 
 def _under_rules(profile: Profile, rules: CacheManagement) -> Profile:
-    """Return the profile, both its generators, under the rules of cache management."""
+    """Return the profile with the cache rules applied to both generators."""
     profile = with_cache_rules(profile, rules, long=False, groups=WARM_GROUPS)
     if profile.long_generator is None:
         return profile
@@ -100,7 +101,7 @@ class MeasuredModel:
 
     @property
     def weights(self) -> str:
-        """Where the weights are from."""
+        """Source of the weights."""
         if self.case.untrained or self.profile.random_seed is not None:
             return "random"
         return "downloaded" if self.case.model == "ultraflash" else "built in"
@@ -122,7 +123,7 @@ class MeasuredModel:
         )
 
     def video(self, plan: GenerationPlan | None = None) -> TextToVideo:
-        """Build the cascade of a prompt for ``plan``, by default that of the case."""
+        """Build the text-to-video cascade for ``plan``, by default that of the case."""
         case, profile = self.case, self.profile
         gate = None
         if self._rules.refresh is not None:

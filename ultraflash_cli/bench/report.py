@@ -1,4 +1,4 @@
-"""The result of a measurement, for people and for machines."""
+"""The report of a measurement, as text and as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,33 +15,36 @@ SCHEMA = 2
 
 @dataclass(frozen=True, kw_only=True)
 class StageTime:
-    """How long one stage took, and what it computed."""
+    """Time and work of one stage."""
 
     name: str
     seconds: float
-    """Summed over the timed frames."""
+    """Seconds, summed over the timed frames."""
     share: float
-    """Of the whole time, 0..1; the shares of all stages sum to 1."""
+    """Share of the total time, 0..1; the shares of all stages sum to 1."""
     flops_per_second: float
     """Arithmetic of the stage per second of its time."""
     bytes_per_second: float
-    """Bytes that its operations read and write, each for itself, per second of its time."""
+    """Bytes read and written by its individual operations, per second of its time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WallTime:
-    """The whole command, file to file: reading, model and writing side by side."""
+    """Time of the whole command, from file to file, with reading, model and writing in
+    parallel."""
 
     frames: int
     seconds: float
     """From loading the model to the finished file."""
     fps: float
-    """Frames per second from the first group of pictures to the finished file, that group left out."""
+    """Frames per second from the first group of pictures to the finished file, not
+    counting that group."""
     first_frame_seconds: float | None
-    """From the start, loading included, until the first pictures left the model."""
+    """Seconds from the start, including loading, until the model returned the first
+    pictures."""
     codec: str
     limit: str | None
-    """The side that the others waited for."""
+    """The bottleneck that the other sides waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,37 +64,37 @@ class BenchReport:
     precision: str
     cache_management: str
     source: tuple[int, int]
-    """Width and height in pixels; of a generated clip, its size before refinement."""
+    """Width and height in pixels; for a generated clip, the size before refinement."""
     output: tuple[int, int]
     frames: int
     """Number of frames timed."""
     seconds: float
     whole_clip: bool
-    """Whether ``frames`` are a clip from its beginning to its end; else groups from the middle of one."""
+    """Whether ``frames`` are a whole clip rather than groups from the middle of one."""
     load_seconds: float
     """Time to load the model with its weights."""
     first_frame_seconds: float
     """Cold start: time until the first group of pictures is on the host."""
     warm_first_frame_seconds: float | None
-    """The same of a further clip; None if no whole clip is timed."""
+    """The same for another clip; None if no whole clip is timed."""
     stages: tuple[StageTime, ...]
     graphs: dict[str, dict[str, int]]
     """Steps by stage: recorded, replayed, run eagerly; empty without CUDA graphs."""
     not_recorded: tuple[str, ...]
-    """Why steps of a stage could not be recorded."""
+    """Reasons why steps of a stage could not be recorded."""
     lanes: bool
     """Whether generator and refiner ran concurrently."""
     peak_rss_bytes: int
     """Peak of a dedicated process, including Python and torch."""
     peak_vram_bytes: int | None
     flops_per_output_pixel: float
-    """A multiply-add counts as 2; convolutions, matmuls and attention."""
+    """Operations of convolutions, matmuls and attention; a multiply-add counts as 2."""
     bytes_per_output_pixel: float
-    """What the operations read and write, each for itself."""
+    """Bytes read and written by the individual operations."""
     limits: "Limits"
     versions: dict[str, str]
     wall: WallTime | None = None
-    """None if the command itself was not run."""
+    """Time of the whole command; None if it was not run."""
 
     @property
     def fps(self) -> float:
@@ -170,7 +173,8 @@ def _wall_line(wall: WallTime) -> str:
 
 
 def kernel_lines(rows: "Sequence[KernelTime]", names: Mapping[str, str]) -> list[str]:
-    """Return a line for each implementation; ``names`` are those of the rivals."""
+    """Return a line for each implementation; ``names`` are the alternatives to compare
+    with."""
     lines: list[str] = []
     for row in rows:
         if row.flops_per_second:

@@ -1,4 +1,5 @@
-"""Ideal and expected time of full-size groups at given rates, and what limits them."""
+"""Ideal and expected times of full-size groups at given rates, and their
+bottlenecks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -9,12 +10,12 @@ from ultraflash_cli.errors import UsageError
 __all__ = ["CASCADES", "H200", "Cascade", "Rates", "StageRoof", "cascades", "parse_rates", "roof_of", "roofline"]
 
 _MANY_ROWS = 20_000
-"""Rows of a product from which it fills a GPU evenly."""
+"""Minimum number of rows for a matmul that fills a GPU evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a GPU does per second: arithmetic in TFLOP/s, traffic in TB/s."""
+    """Rates of a GPU: arithmetic in TFLOP/s, traffic in TB/s."""
 
     product: float
     """A large square matmul in bfloat16: the upper bound without 8 bits."""
@@ -36,9 +37,9 @@ class Rates:
     narrow_convolution: float
     """64 channels and fewer."""
     traffic: float
-    """What passes without arithmetic reach, in TB/s."""
+    """Rate of passes without arithmetic, in TB/s."""
     launch_us: float
-    """Least time of a launch, in a CUDA graph."""
+    """Minimum time of a launch in a CUDA graph."""
 
 
 H200 = Rates(
@@ -60,7 +61,8 @@ H200 = Rates(
 
 
 def parse_rates(text: str | None) -> Rates:
-    """Read ``product=788,traffic=3.6``; omitted rates are an H200's. Raises UsageError for anything else."""
+    """Read ``product=788,traffic=3.6``; omitted rates are those of an H200. Raises
+    UsageError for anything else."""
     known = {field.name for field in fields(Rates)}
     changes: dict[str, float] = {}
     for part in (text or "").split(","):
@@ -80,21 +82,21 @@ def parse_rates(text: str | None) -> Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRoof:
-    """The time of a group of one stage."""
+    """The predicted time of one stage's group."""
 
     name: str
     frames: int
     launches: int
     tflop: float
     gigabytes: float
-    """Moved by all launches."""
+    """Gigabytes moved by all launches."""
     pass_gigabytes: float
-    """Moved by those without arithmetic."""
+    """Gigabytes moved by launches without arithmetic."""
     ideal_ms: float
-    """Its arithmetic at the rate of a large product, and nothing else."""
+    """Time of its arithmetic alone, at the rate of a large matmul."""
     expected_ms: float
     parts_ms: Mapping[str, float]
-    """The expected time by kind: products, attention, convolutions, passes."""
+    """The expected time by kind: matmuls, attention, convolutions, passes."""
 
     @property
     def bound_by(self) -> str:
@@ -116,7 +118,7 @@ class StageRoof:
 
 
 def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
-    """Return what a launch is, and the rate of its arithmetic in TFLOP/s."""
+    """Return the kind of a launch, and the rate of its arithmetic in TFLOP/s."""
     if not launch.flops:
         return "passes", rates.product
     if launch.op == "scaled_dot_product_attention":
@@ -133,7 +135,8 @@ def _kind(launch: Launch, rates: Rates) -> tuple[str, float]:
 
 
 def roof_of(traced: StageTrace, rates: Rates) -> StageRoof:
-    """Return what a traced group takes at these rates: of each launch what takes longest, arithmetic or traffic."""
+    """Return the time of a traced group at these rates, for each launch the larger of
+    arithmetic and traffic."""
     parts: dict[str, float] = {"products": 0.0, "attention": 0.0, "convolutions": 0.0, "passes": 0.0}
     for launch, count in traced.launches.items():
         kind, tflops = _kind(launch, rates)
@@ -153,7 +156,7 @@ def roof_of(traced: StageTrace, rates: Rates) -> StageRoof:
 
 
 def roofline(rates: Rates) -> list[StageRoof]:
-    """Trace the stages on tensors without storage and return the least time of each."""
+    """Trace the stages on meta tensors and return the predicted time of each."""
     return [roof_of(trace(name), rates) for name in TRACES]
 
 
@@ -167,7 +170,7 @@ CASCADES: dict[str, tuple[str, ...]] = {
     "upscale 1k fp8": ("encoder", "upsampler 1k", "SR transformer 1k fp8", "decoder 1k"),
     "upscale 2k fp8": ("encoder", "upsampler 2k", "SR transformer 2k fp8", "decoder 2k"),
 }
-"""The stages that frames go through."""
+"""The stages of each command."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +181,8 @@ class Cascade:
     ideal_fps: float
     expected_fps: float
     two_gpus_fps: float
-    """With the generator on a GPU of its own; of an upscale the same as on one."""
+    """Frames per second with the generator on a separate GPU; for an upscale the same
+    as on one."""
 
     def line(self) -> str:
         """Return the row of a table."""

@@ -1,4 +1,5 @@
-"""Run a model group by group as a job does: pictures are copied to the host while the next group runs."""
+"""Run a model group by group like a job: pictures are copied to the host while the next
+group runs."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -20,20 +21,21 @@ __all__ = ["DrawnStream", "Stream", "UpscaledStream"]
 
 
 class Stream(Protocol):
-    """A model running on a clip, one group at a time."""
+    """A model that processes a clip, one group at a time."""
 
     @property
     def size_px(self) -> tuple[int, int]:
-        """Width and height of its pictures."""
+        """Width and height of the pictures."""
         ...
 
     @property
     def graphs(self) -> Sequence[Graphs]:
-        """What runs the steps of its stages."""
+        """Runner of the stages' steps."""
         ...
 
     def next_group(self) -> int:
-        """Begin the next group and count its frames, 0 at the end of the clip; waits for the group before it."""
+        """Start the next group and return its number of frames, 0 at the end of the
+        clip; waits for the previous group."""
         ...
 
     def finish(self) -> None:
@@ -67,7 +69,8 @@ class UpscaledStream:
         self._leaving = _Leaving()
 
     def next_group(self) -> int:
-        """Upscale the next group of the clip and return how many frames came out."""
+        """Upscale the next group of the clip and return the number of finished
+        frames."""
         size = self._upscaler.group_frames(first=self._state.is_first)
         frames = list(islice(self._source, size))
         self._state, done = self._upscaler.launch(self._state, frames)
@@ -80,7 +83,7 @@ class UpscaledStream:
 
 
 class DrawnStream:
-    """A clip from noise, as long as the plan of the video."""
+    """A generated clip with the length of the video's plan."""
 
     def __init__(self, video: TextToVideo, base_size: tuple[int, int], context: Tensor | None) -> None:
         height_px, width_px = base_size
@@ -106,6 +109,7 @@ class DrawnStream:
         return len(done)
 
     def finish(self) -> None:
-        """Wait until every picture is on the host; work ahead must not outlive its buffers."""
+        """Wait until every picture is on the host; work started ahead must not outlive
+        its buffers."""
         self._video.settle()
         self._leaving.send(())

@@ -24,27 +24,28 @@ if TYPE_CHECKING:
 __all__ = ["Prepare", "Prepared", "device_name", "in_fresh_process", "measure", "stage_times", "versions"]
 
 GRAPH_ROUNDS = 2
-"""Times that a shape is seen before its graph is replayed."""
+"""Number of times that a shape is seen before its graph is replayed."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A model that is ready to run, and where."""
+    """A model that is ready to run, and its device."""
 
     start: "Callable[[], Stream]"
-    """Begins a clip."""
+    """Starts a clip."""
     clock: "CountingClock"
     """Runs while a stage of the model computes."""
     precision: str
-    """``fp32``, ``bf16``, ``fp8``, or ``mixed`` where stages differ."""
+    """``fp32``, ``bf16``, ``fp8``, or ``mixed`` if stages differ."""
     weights: str
-    """Where they are from: ``built in``, ``downloaded`` or ``random``."""
+    """Source of the weights: ``built in``, ``downloaded`` or ``random``."""
     endless: bool = True
-    """Whether groups of one clip are timed once it is steady; else whole clips are."""
+    """Whether groups of one clip are timed in its steady state, rather than whole
+    clips."""
     peak_rss_bytes: Callable[[], int] = lambda: 0
-    """Asks the system for this process's peak."""
+    """Returns this process's peak memory as reported by the system."""
 
 
 Prepare = Callable[[BenchCase], Prepared]
@@ -52,7 +53,7 @@ Prepare = Callable[[BenchCase], Prepared]
 
 
 def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function of a module in a fresh process; its errors are raised here."""
+    """Call a module-level function in a new process; its errors are raised here."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     worker = context.Process(target=_answer, args=(function, arguments, theirs))
@@ -82,12 +83,13 @@ def _answer(function: Callable[..., object], arguments: tuple[Any, ...], pipe: C
 def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -> BenchReport:
     """Build the model; time its first group cold, then after warm-up; count its operations.
 
-    Of an endless clip, whole groups are timed after those that warm up; else one clip from its beginning to its end.
-    ``limits`` are the device's; None measures them here, after the model.
+    For an endless clip, whole groups are timed after warm-up; otherwise one clip from
+    start to end. ``limits`` are those of the device; None measures them here, after the
+    model.
     """
     started_s = time.perf_counter()
     ready = prepare(case)
-    import torch  # not before: what prepare refuses is refused at once
+    import torch  # only now, so that errors of prepare are raised immediately
 
     from ultraflash_cli.bench.limits import measure_limits
     from ultraflash_cli.engine.clock import wait_for
@@ -101,7 +103,7 @@ def measure(case: BenchCase, prepare: Prepare, limits: "Limits | None" = None) -
     first_s = time.perf_counter()
 
     warm_first_s, kept = None, stream if ready.endless else None
-    del stream  # a second one next to it would take memory twice, and graphs serve one at a time
+    del stream  # a second stream would double the memory, and graphs serve one at a time
     if kept is not None:
         work = _count(clock, kept, groups=1)
         for _ in range(_warm_groups(case, kept)):
@@ -172,7 +174,7 @@ def _warm_up(ready: Prepared) -> None:
 
 
 def _first_group(ready: Prepared) -> float:
-    """Return the seconds until the first pictures of a further clip are on the host."""
+    """Return the seconds until the first pictures of another clip are on the host."""
     begun_s = time.perf_counter()
     stream = ready.start()
     stream.next_group()
@@ -181,7 +183,8 @@ def _first_group(ready: Prepared) -> float:
 
 
 def _warm_groups(case: BenchCase, stream: "Stream") -> int:
-    """Groups before a clip is steady: until its graphs are recorded, and until a sliding window is full."""
+    """Return the number of groups until a clip is in its steady state: its graphs
+    recorded, and a sliding window full."""
     if case.kind == "generate":
         return WARM_GROUPS
     return GRAPH_ROUNDS if any(graphs.on for graphs in stream.graphs) else 0
@@ -195,7 +198,7 @@ class _Counted:
 
 
 def _count(clock: "CountingClock", stream: "Stream", *, groups: int | None) -> _Counted:
-    """Count the work of the next groups of a stream, without graphs, which would hide it."""
+    """Count the work of a stream's next groups, without graphs, which would hide it."""
     from contextlib import ExitStack
 
     from ultraflash_cli.engine.counts import counting
@@ -219,9 +222,9 @@ def _scaled(work: "Work", factor: float) -> tuple[float, float]:
 
 
 def stage_times(spent: dict[str, float], seconds: float, work: dict[str, tuple[float, float]]) -> tuple[StageTime, ...]:
-    """Return each stage's part of the whole with the rates it reached, and what is between the stages as ``other``.
-
-    ``work`` are operations and bytes by stage. Stages that ran side by side may sum to more than the whole.
+    """Return each stage's share of the total time with its rates, and the rest as
+    ``other``. ``work`` is operations and bytes by stage. Stages that ran concurrently
+    may sum to more than the total.
     """
     between = max(seconds - sum(spent.values()), 0.0)
     whole = sum(spent.values()) + between

@@ -1,4 +1,4 @@
-"""What a group at full size launches on a GPU: a trace without numbers, and its roofline."""
+"""Trace the GPU launches of a full-size group on meta tensors."""
 
 import collections.abc
 import dataclasses
@@ -33,24 +33,24 @@ _HEIGHT, _WIDTH = (side // 8 for side in ULTRAFLASH.base_size)
 _FREE = frozenset(
     ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh")
 )
-"""Operations that launch nothing; torch says which others are views."""
+"""Operations that launch nothing; torch reports which others are views."""
 
 
 class Launch(NamedTuple):
-    """One call of an operation of ``ultraflash_kernels`` or of torch, on given sizes."""
+    """One call of an operation of ``ultraflash_kernels`` or torch with given sizes."""
 
     op: str
     bytes: int
-    """Read and written."""
+    """Bytes read and written."""
     flops: int
     """A multiply-add counts as 2."""
     rows: int = 0
-    """Of the left factor of a matmul; channels of a convolution's result."""
+    """Rows of the left factor of a matmul, or output channels of a convolution."""
 
 
 @dataclass(frozen=True)
 class StageTrace:
-    """What a stage launches for a group in the middle of a clip."""
+    """The launches of a stage for a group in the middle of a clip."""
 
     name: str
     frames: int
@@ -59,17 +59,18 @@ class StageTrace:
 
     @property
     def count(self) -> int:
-        """How many launches there are."""
+        """Number of launches."""
         return sum(self.launches.values())
 
     @property
     def bytes(self) -> int:
-        """Bytes that all launches move."""
+        """Bytes moved by all launches."""
         return sum(count * launch.bytes for launch, count in self.launches.items())
 
     @property
     def pass_bytes(self) -> int:
-        """Bytes of those that only move and change numbers: no matmuls, attention, convolutions."""
+        """Bytes moved by elementwise launches, that is, all except matmuls, attention
+        and convolutions."""
         return sum(count * launch.bytes for launch, count in self.launches.items() if not launch.flops)
 
     @property
@@ -79,7 +80,8 @@ class StageTrace:
 
 
 class _Tracer(TorchDispatchMode):
-    """Lists operations on tensors without storage; what torch composes of others is taken apart."""
+    """Lists operations on meta tensors; composite operations of torch are
+    decomposed."""
 
     def __init__(self, block_pairs: int) -> None:
         super().__init__()
@@ -116,7 +118,8 @@ class _Tracer(TorchDispatchMode):
         return out
 
     def _picture_op(self, func: Any, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        """Return the result as a GPU lays it out; on tensors without storage torch would choose otherwise."""
+        """Return the result in a GPU's memory layout; on meta tensors torch would
+        choose a different one."""
         out = func(*args, **kwargs)
         if out.ndim == 4:
             out = out.contiguous(memory_format=torch.channels_last)
@@ -167,7 +170,8 @@ def _rows(op: str, args: Sequence[Any]) -> int:
 
 @contextmanager
 def as_on_a_gpu() -> "collections.abc.Generator[None]":
-    """Let operations on tensors without storage choose as on a GPU inside."""
+    """Make operations on meta tensors choose implementations as on a GPU inside the
+    block."""
     with ExitStack() as stack:
         for place, name, value in (
             (dispatch, "prefers_kernels", lambda _device: True),
@@ -196,7 +200,8 @@ def _traced(run: Callable[[], object], block_pairs: int = 0) -> Counter[Launch]:
 
 
 def _for_layers(run: Callable[[int], Counter[Launch]], layers: int) -> dict[Launch, int]:
-    """Trace one layer and two: every further one launches what the second does."""
+    """Trace one layer and two layers: every further layer launches the same as the
+    second."""
     one, two = run(1), run(2)
     return {each: one[each] + (layers - 1) * (two[each] - one[each]) for each in one | two}
 
@@ -282,10 +287,11 @@ TRACES: dict[str, Callable[[], StageTrace]] = {
     "decoder 1k": lambda: _decoder(2),
     "decoder 2k": lambda: _decoder(3),
 }
-"""What can be traced, the published model at its sizes."""
+"""Traceable groups: the published model at its sizes."""
 
 
 def trace(name: str) -> StageTrace:
-    """Trace a group by the name that ``TRACES`` gives it; takes about a second, no GPU and no memory."""
+    """Trace a group by its name in ``TRACES``; takes about a second, without a GPU or
+    much memory."""
     with as_on_a_gpu():
         return dataclasses.replace(TRACES[name](), name=name)

@@ -1,1 +1,1 @@
-"""How close one clip is to another: PSNR, SSIM, VMAF and the steadiness of its motion."""
+"""Similarity metrics between two clips: PSNR, SSIM, VMAF and temporal steadiness."""

@@ -1,4 +1,5 @@
-"""A result next to its original or its source: every number of every frame, by one call."""
+"""Compare a result with its original or its source: all metrics for every frame, in one
+call."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ from ultraflash_cli.metrics.xpsnr import xpsnr_frames
 __all__ = ["COMPARED", "Comparison", "Mode", "compare_clips"]
 
 Mode = Literal["original", "source"]
-"""What the result is compared with: a clip of its own size, or the smaller one that it was made from."""
+"""Reference of the result: a clip of the same size, or the smaller clip that it was
+made from."""
 
 COMPARED: Mapping[str, Metric] = MappingProxyType(
     {
@@ -38,16 +40,18 @@ COMPARED: Mapping[str, Metric] = MappingProxyType(
         "drift_cr": Metric(title="colour drift, Cr", unit="levels", digits=2, higher_is_better=False),
     }
 )
-"""How the numbers of a comparison are called and read. Scores of different VMAF models cannot be compared."""
+"""Names and formats of the metrics in a comparison. Scores of different VMAF models
+cannot be compared."""
 
 _MODELS = ("vmaf_v0.6.1", "vmaf_v0.6.1neg")
 _LARGE_MODELS = ("vmaf_v1.0.16_3d0h",)
 _FEATURES = {"float_ssim": "ssim", "psnr_y": "psnr_y"}
 _MS_SSIM_FRAMES = 300
 _LARGE_PX = 192
-"""Shorter pictures are too small for MS-SSIM and VMAF v1."""
+"""Minimum picture side for MS-SSIM and VMAF v1."""
 _WARPED_FRAMES = 200
-"""Frames, spread over the clip, from which on the warping error is not measured on more of them."""
+"""Maximum number of frames, spread over the clip, on which the warping error is
+measured."""
 _CROPS = 6
 _WARPED_AT_LEAST = 2
 """Minimum number of frames for temporal differences to be meaningful."""
@@ -55,22 +59,24 @@ _WARPED_AT_LEAST = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two clips measured against each other."""
+    """The measured comparison of two clips."""
 
     mode: Mode
     size_wh: tuple[int, int]
-    """At which size they were compared: the reference's."""
+    """Size at which the clips were compared, that of the reference."""
     frames: int
     series: Mapping[str, list[float | None]]
-    """One number per frame for each name of ``COMPARED`` that was measured; None for frames that were not."""
+    """One number per frame for each measured name in ``COMPARED``; None for frames that
+    were not measured."""
     left_out: Mapping[str, str]
-    """Why a metric was not measured, by its name."""
+    """Reasons why metrics were not measured, by name."""
     crops: tuple[Crop, ...]
-    """Where they differ most, the largest error first; no two show the same."""
+    """Crops of the largest differences, in decreasing order and without repetition."""
 
     @property
     def means(self) -> dict[str, float]:
-        """The mean of each number over the clip; differences in time leave the first frame out."""
+        """The mean of each metric over the clip; temporal differences omit the first
+        frame."""
         after_first = ("tdiff", "warping", "warping_reference")
         return {
             name: _mean(values[1:] if name in after_first and self.frames >= _WARPED_AT_LEAST else values)
@@ -95,7 +101,7 @@ def compare_clips(
     Raises InputError if a clip cannot be read or frame counts differ.
 
     Args:
-        output: The result, brought to ``size_wh`` and to the coding of the reference.
+        output: The result, converted to ``size_wh`` and to the coding of the reference.
         reference: The original, or the source that the output was made from.
         mode: Which of the two it is.
         size_wh: Size of both views.

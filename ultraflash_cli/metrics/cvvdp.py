@@ -1,4 +1,5 @@
-"""ColorVideoVDP: how visible differences are on a screen, by the package cvvdp (R. Mantiuk et al., SIGGRAPH 2024)."""
+"""ColorVideoVDP: visibility of differences on a display, measured by the package cvvdp
+(R. Mantiuk et al., SIGGRAPH 2024)."""
 
 import sys
 from collections.abc import Generator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 __all__ = ["DISPLAY", "ColorVideoVdp", "missing_packages"]
 
 DISPLAY = "standard_fhd"
-"""The screen that is assumed: 24 inches, 1920x1080, seen from 0.6 m."""
+"""The assumed display: 24 inches, 1920x1080, viewed from 0.6 m."""
 
 _PACKAGES = {
     "pycvvdp": "cvvdp",
@@ -25,11 +26,11 @@ _PACKAGES = {
     "imageio": "imageio",
     "scipy": "scipy",
 }
-"""What is imported, by what is installed for it."""
+"""Imported modules, with the packages that provide them."""
 
 
 def missing_packages() -> list[str]:
-    """Return what has to be installed before ColorVideoVDP can be measured."""
+    """Return the packages that ColorVideoVDP needs and that are not installed."""
     return [package for module, package in _PACKAGES.items() if find_spec(module) is None]
 
 
@@ -42,14 +43,15 @@ class ColorVideoVdp:
         self._metric: Any = package.cvvdp(display_name=DISPLAY, device=torch.device("cpu"), quiet=True)
 
     def score(self, output_thwc_u8: np.ndarray, reference_thwc_u8: np.ndarray, fps: float) -> float:
-        """Return the quality in just-objectionable differences (JOD); 10 is no visible difference."""
+        """Return the quality in just-objectionable differences (JOD); 10 means no
+        visible difference."""
         clips = [torch.from_numpy(np.array(clip)) for clip in (output_thwc_u8, reference_thwc_u8)]
         jod, _ = self._metric.predict(*clips, dim_order="FHWC", frames_per_second=fps)
         return float(jod)
 
 
 class _GaussianBlur:
-    """The one thing that the metric takes from torchvision."""
+    """The only part of torchvision that the metric uses."""
 
     def __init__(self, kernel_size: int, sigma: float) -> None:
         away = torch.arange(kernel_size, dtype=torch.float32) - (kernel_size - 1) / 2
@@ -67,9 +69,8 @@ class _GaussianBlur:
 
 @contextmanager
 def _blur_without_torchvision() -> Generator[None]:
-    """Let the package be imported without torchvision, of which there is no build for torch's CPU builds.
-
-    The package also extends ``sys.path``, which is undone.
+    """Make the package importable without torchvision, which has no build for torch's
+    CPU builds. The package also extends ``sys.path``, which is undone.
     """
     transforms, ops = ModuleType("torchvision.transforms"), ModuleType("torchvision.ops")
     transforms.GaussianBlur = _GaussianBlur  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""The ffmpeg that comes with imageio-ffmpeg: run it, and read the frames of a clip through it."""
+"""Run the ffmpeg of imageio-ffmpeg, and read the frames of clips through it."""
 
 import subprocess
 from collections.abc import Generator, Sequence
@@ -24,14 +24,14 @@ __all__ = [
 ]
 
 Luma = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
-"""One plane of a frame, height by width, 8 bits, in the range the clip is coded in."""
+"""One 8-bit plane of a frame, height by width, in the coded range of the clip."""
 
 RESIZE = "flags=lanczos+accurate_rnd+full_chroma_int"
-"""How clips of another size are resized."""
+"""Filter flags for resizing clips."""
 
 
 class Planes(NamedTuple):
-    """One frame as 4:2:0 planes of 8 bits, in the range the clip is coded in."""
+    """One frame as 8-bit 4:2:0 planes, in the coded range of the clip."""
 
     y_hw: Luma
     cb_hw: Luma
@@ -39,7 +39,7 @@ class Planes(NamedTuple):
 
 
 class Coding(NamedTuple):
-    """How RGB is coded as YUV, in the words of ffmpeg's scale filter."""
+    """The YUV coding of RGB, by the names of ffmpeg's scale filter."""
 
     matrix: str
     range: str
@@ -47,12 +47,12 @@ class Coding(NamedTuple):
 
 
 class View(NamedTuple):
-    """A clip, and the filters that bring its frames to the form in which they are measured."""
+    """A clip, and the filters that convert its frames for measuring."""
 
     path: Path
     filters: str = "null"
     stream: str = "v:0"
-    """Which of its streams, as ffmpeg names it."""
+    """Stream specifier, in ffmpeg's syntax."""
 
 
 def viewed(
@@ -64,7 +64,8 @@ def viewed(
     wanted: Coding | None = None,
     deinterlace: bool = False,
 ) -> View:
-    """Return a view of a clip: deinterlaced, resized by lanczos, brought from its own coding to the wanted one."""
+    """Return a view of a clip: deinterlaced, resized by a Lanczos filter, and converted
+    from its own coding to the wanted one."""
     filters = ["bwdif=mode=send_frame"] if deinterlace else []
     recoded = coding is not None and wanted is not None and coding != wanted
     if size_wh or recoded:
@@ -95,7 +96,8 @@ def ffmpeg_program() -> str:
 
 
 def run_ffmpeg(arguments: Sequence[str], *, what: str, folder: Path | None = None) -> None:
-    """Run ffmpeg to its end in ``folder``; raises InputError with ``what`` and ffmpeg's last words."""
+    """Run ffmpeg in ``folder`` until it exits; raises InputError with ``what`` and
+    ffmpeg's last message."""
     command = [ffmpeg_program(), "-v", "error", "-nostdin", "-y", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=folder, check=False)
     if done.returncode:
@@ -121,13 +123,15 @@ def scores_of_pairs(output: View, reference: View, measuring: str) -> str:
 
 
 def read_rgb(view: View, numbers: Sequence[int], *, coding: Coding) -> list[np.ndarray]:
-    """Return the frames with these numbers as RGB `[H, W, 3]` of 8 bits; ``coding`` is that of the view.
+    """Return the frames with these numbers as 8-bit RGB `[H, W, 3]`; ``coding`` is that
+    of the view.
 
     Raises InputError if the clip cannot be read.
     """
     wanted = "+".join(f"eq(n\\,{number})" for number in numbers)
     to_rgb = f"scale=iw:ih:{RESIZE}:in_color_matrix={coding.matrix}:in_range={coding.range}:out_range=pc,format=gbrp"
-    # The select comes after the filter that looks at neighbours and before those that cost.
+    # Select frames after the filter that needs neighbours and before the expensive
+    # ones.
     first, _, rest = view.filters.partition(",") if view.filters.startswith("bwdif") else ("null", "", view.filters)
     graph = ",".join([first, f"select='{wanted}'", rest or "null", to_rgb, "format=rgb24"])
     arguments = ["-i", str(view.path.resolve()), "-map", f"0:{view.stream}", "-vf", graph, "-fps_mode", "passthrough"]
@@ -151,12 +155,14 @@ def read_planes(view: View) -> Generator[Planes]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
 
-    # yuv4mpegpipe: the stream opens with a header that names the size, so that nothing has to be probed first.
+    # yuv4mpegpipe: the stream starts with a header that states the size, so that no
+    # probing is needed.
     graph = f"{view.filters},format=yuv420p"
     arguments = ["-i", str(path.resolve()), "-map", f"0:{view.stream}", "-vf", graph, "-fps_mode", "passthrough"]
     command = [ffmpeg_program(), "-v", "error", "-nostdin", *arguments, "-f", "yuv4mpegpipe", "-"]
 
-    # Complaints go to a file: a pipe that nobody empties while the frames are read would block ffmpeg.
+    # stderr goes to a file, as a pipe that is not drained while reading frames would
+    # block ffmpeg.
     with TemporaryFile() as complaints, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints) as process:
         assert process.stdout is not None, "the pipe was asked for"
         try:
@@ -192,6 +198,6 @@ def plane_size(header: bytes) -> tuple[int, int]:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that is not empty."""
+    """Return the last non-empty line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "ffmpeg found no video frames"

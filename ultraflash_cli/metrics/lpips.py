@@ -1,4 +1,5 @@
-"""How alike frames look to a network that was fitted to people's judgements (shift-tolerant LPIPS).
+"""Perceptual similarity of frames by a network fitted to human judgements
+(shift-tolerant LPIPS).
 
 Its weights come with the stlpips-pytorch wheel. Nothing else of that package is used, and nothing is downloaded.
 
@@ -24,23 +25,25 @@ __all__ = ["PACKAGE", "WEIGHTS", "LikenessNet", "Trunk", "learned_distance", "we
 PACKAGE = "stlpips_pytorch"
 WEIGHTS = Path("weights") / "vST0.0"
 LEAST_PX = 24
-"""Shorter sides vanish in the network; such frames are padded by reflection."""
+"""Minimum side for the network; smaller frames are padded by reflection."""
 
 Trunk = Literal["alex", "vgg"]
-"""Whose convolutions look at the frames."""
+"""Trunk whose convolutions provide the features."""
 
 
 class _Layer(NamedTuple):
-    """A convolution of a trunk, named as in the weights, and what is around it."""
+    """A convolution of a trunk, named as in the weights, with the surrounding
+    operations."""
 
     name: str
     channels: tuple[int, int]
     side: int
     padding: int
     pool: tuple[str, int] | None = None
-    """The blur before it that shrinks, and the side of the maximum before that."""
+    """Name of the downsampling blur before it, and the side of the max pooling before
+    that."""
     blur_after: str | None = None
-    """A blur after it, which shrinks, too."""
+    """Name of a blur after it, which also downsamples."""
     is_feature: bool = True
     """Whether its activations are compared."""
 
@@ -72,7 +75,8 @@ _TRUNKS: dict[Trunk, tuple[_Layer, ...]] = {
 
 
 class LikenessNet(nn.Module):
-    """A trunk's convolutions without strides, blurred where it shrinks, and a weight for every feature."""
+    """A trunk's convolutions with blurs instead of strides, and a weight for every
+    feature."""
 
     def __init__(self, trunk: Trunk = "alex") -> None:
         super().__init__()
@@ -94,17 +98,16 @@ class LikenessNet(nn.Module):
             self.add_module(f"lin{number}", head)
 
     def _put(self, name: str, module: nn.Module) -> None:
-        """Add a module of the trunk under the name that the weights have for it."""
+        """Add a module of the trunk under its name in the weights."""
         part, index = name.split(".")
         if not hasattr(self.net, part):
             self.net.add_module(part, nn.Module())
         self.net.get_submodule(part).add_module(index, module)
 
     def forward(self, a_n3hw: Tensor, b_n3hw: Tensor) -> Tensor:
-        """Return the distance ``[N]`` of RGB frames in [0, 1]; equal ones are at 0.
-
-        Features are computed in the dtype of the weights, compared in float32. Where ``b`` needs no gradients, what
-        it goes through is not kept.
+        """Return the distance ``[N]`` between RGB frames in [0, 1]; 0 is equal.
+        Features are computed in the dtype of the weights and compared in float32. If
+        ``b`` needs no gradients, its activations are not kept.
         """
         total = a_n3hw.new_zeros(len(a_n3hw), dtype=torch.float32)
         with torch.set_grad_enabled(torch.is_grad_enabled() and b_n3hw.requires_grad):
@@ -116,7 +119,7 @@ class LikenessNet(nn.Module):
         return total
 
     def _features(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield the activations after every convolution that counts."""
+        """Yield the activations of every convolution that provides features."""
         x = (2 * x - 1 - self.scaling_layer.get_buffer("shift")) / self.scaling_layer.get_buffer("scale")
         first = self.net.get_submodule(self.layers[0].name).get_parameter("weight")
         x = x.to(first.dtype).contiguous(memory_format=torch.channels_last)
@@ -132,13 +135,13 @@ class LikenessNet(nn.Module):
 
 
 def _unit(planes: Tensor) -> Tensor:
-    """Return features of every place at length 1, in float32."""
+    """Return features normalised to length 1 at every position, in float32."""
     wide = planes.float()
     return wide / (wide.square().sum(1, keepdim=True) + 1e-16).sqrt()
 
 
 class _Blur(nn.Module):
-    """A fixed 3x3 blur of every plane, at every second pixel."""
+    """A fixed 3x3 blur of every plane, evaluated at every second pixel."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -151,7 +154,8 @@ class _Blur(nn.Module):
 def learned_distance(
     frames_bcthw: Tensor, truth_bcthw: Tensor, trunk: Trunk = "alex", dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Return how far frames look from the truth, ``[B, T]``, by a network that computes in ``dtype``; 0 is equal.
+    """Return the perceptual distance of frames from the ground truth, ``[B, T]``,
+    computed in ``dtype``; 0 is equal.
 
     Raises UsageError if its weights are not installed.
     """
@@ -178,7 +182,8 @@ def _network(path: Path, trunk: Trunk, device: torch.device, dtype: torch.dtype)
 
 
 def weights_path(trunk: Trunk = "alex") -> Path:
-    """Return the file of the weights in the installed package. Raises UsageError if there is none."""
+    """Return the weight file of the installed package. Raises UsageError if there is
+    none."""
     found = find_spec(PACKAGE)
     for folder in (found.submodule_search_locations or []) if found is not None else []:
         path = Path(folder) / WEIGHTS / f"{trunk}_shift_tolerant.pth"

@@ -1,4 +1,5 @@
-"""One pass over two clips of one size: temporal and warping error, colour drift, where they differ most."""
+"""One pass over two clips of the same size: temporal and warping error, colour drift,
+and the largest differences."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +22,14 @@ _FLOW_PX = 270
 
 _CROPS_OF_A_FRAME = 3
 _ENOUGH = 3
-"""Places below which the same place is shown again, at another time."""
+"""If there are fewer crops, the same position may be shown again at another time."""
 _DISTINCT_FRAMES = 50
 _DISTINCT_SHARE = 4
-"""Frames that are a quarter of the clip apart are taken to show something else."""
+"""Frames at least a quarter of the clip apart are assumed to show different content."""
 
 
 class Crop(NamedTuple):
-    """A place where two frames differ."""
+    """A position at which two frames differ."""
 
     frame: int
     top_px: int
@@ -39,20 +40,21 @@ class Crop(NamedTuple):
 
 @dataclass
 class PairScores:
-    """Numbers of each frame, in 8-bit levels; those of differences in time are 0 for the first frame."""
+    """Metrics of each frame, in 8-bit levels; those of temporal differences are 0 for
+    the first frame."""
 
     tdiff: list[float] = field(default_factory=list[float])
-    """Root mean square error of frame differences of luma."""
+    """Root mean square error of luma frame differences."""
     warping: list[float | None] = field(default_factory=list[float | None])
     """Change of the output along the reference's motion; None for frames on which it was not measured."""
     warping_reference: list[float | None] = field(default_factory=list[float | None])
-    """The same of the reference."""
+    """The same for the reference."""
     drift_y: list[float] = field(default_factory=list[float])
     """Mean of output minus reference, luma."""
     drift_cb: list[float] = field(default_factory=list[float])
     drift_cr: list[float] = field(default_factory=list[float])
     crops: list[Crop] = field(default_factory=list[Crop])
-    """The worst places of each frame, which do not overlap; the largest error first."""
+    """The largest errors of each frame, without overlap, in decreasing order."""
 
 
 def compare_planes(
@@ -63,11 +65,10 @@ def compare_planes(
     names: tuple[str, str],
     warped_every: int = 1,
 ) -> PairScores:
-    """Walk through two clips in step and measure them against each other.
-
-    ``crop_px`` is the side of the places that are looked for, ``names`` what errors call output and reference. The
-    warping error, which takes longer than all the rest, is measured on every ``warped_every``-th frame. Raises
-    InputError where sizes or frame counts differ.
+    """Compare two clips frame by frame. ``crop_px`` is the side of the crops, ``names``
+    are the names of output and reference in errors. The warping error, which takes
+    longer than everything else, is measured on every ``warped_every``-th frame. Raises
+    InputError if sizes or frame counts differ.
     """
     scores = PairScores()
     before: tuple[Planes, Planes] | None = None
@@ -121,10 +122,9 @@ def _shrunk(plane: NDArray[np.uint8], factor: int) -> NDArray[np.float32]:
 
 
 def distinct_crops(crops: Sequence[Crop], *, count: int, frames: int, crop_px: int) -> list[Crop]:
-    """Choose the places with the largest errors, none showing the same as another.
-
-    ``crops`` come with the largest error first. Places that overlap are taken only where
-    there are too few others, and only from frames that are far apart in the clip.
+    """Choose the crops with the largest errors, without repeating content. ``crops``
+    are sorted by decreasing error. Overlapping crops are used only if there are too few
+    others, and only from frames that are far apart in the clip.
     """
     chosen: list[Crop] = []
     for far in (frames, max(_DISTINCT_FRAMES, frames // _DISTINCT_SHARE)):
@@ -142,7 +142,8 @@ def _overlap(a: Crop, b: Crop, crop_px: int) -> bool:
 
 
 def worst_places(error_hw: NDArray[np.float32], frame: int, crop_px: int) -> list[Crop]:
-    """Return squares with the largest mean error, on a grid of blocks, that do not overlap."""
+    """Return non-overlapping squares with the largest mean error, on a grid of
+    blocks."""
     height, width = error_hw.shape
     block = min(_BLOCK_PX, height, width)
     rows, columns = height // block, width // block

@@ -1,4 +1,5 @@
-"""Metrics that cost too much for every frame: LPIPS of some frames, ColorVideoVDP of a few short parts."""
+"""Metrics that are too expensive for every frame: LPIPS of some frames, ColorVideoVDP
+of a few short parts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,25 +23,27 @@ SAMPLED: Mapping[str, Metric] = MappingProxyType(
         "cvvdp": Metric(title="ColorVideoVDP, 24-inch full HD", unit="JOD", digits=2, higher_is_better=True),
     }
 )
-"""How these numbers are called and read."""
+"""Names and formats of these metrics."""
 
 _LPIPS_PIXELS = 10_000_000
 _LPIPS_FRAMES = range(5, 25)
-"""Number of frames measured: as many as have this many pixels in total, within these bounds."""
+"""Bounds of the number of measured frames, which is limited by their total number of
+pixels."""
 _CVVDP_PIXELS = 12_000_000
 _PART_FRAMES = 6
-"""A quarter of a second at 24 frames per second: as far as the metric's temporal filters look."""
+"""Length of a part: a quarter of a second at 24 frames per second, the reach of the
+metric's temporal filters."""
 _PARTS = range(1, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """What was measured on some of the frames, and what could not be."""
+    """Metrics measured on some of the frames, and reasons for missing ones."""
 
     series: Mapping[str, list[float | None]]
     """One number per frame by the names of ``SAMPLED``; None for frames that were not measured."""
     left_out: Mapping[str, str]
-    """Why a metric was not measured, and what to install for it."""
+    """Reasons why metrics were not measured, with the packages to install."""
 
 
 def measure_sampled(
@@ -75,14 +78,16 @@ def measure_sampled(
 
 
 def spread(frames: int, count: int) -> list[int]:
-    """Return up to ``count`` numbers of frames, evenly spread from the first to the last."""
+    """Return up to ``count`` frame numbers, evenly spaced from the first to the
+    last."""
     if count < 2 or frames < 2:
         return [0]
     return sorted({round(index * (frames - 1) / (count - 1)) for index in range(count)})
 
 
 def parts(frames: int, count: int) -> list[range]:
-    """Return up to ``count`` short parts of a clip, in the middle of as many equal shares of it."""
+    """Return up to ``count`` short parts of a clip, each in the middle of one of
+    equally many segments."""
     length = min(_PART_FRAMES, frames)
     count = max(1, min(count, frames // length))
     middles = [(2 * index + 1) * frames // (2 * count) for index in range(count)]

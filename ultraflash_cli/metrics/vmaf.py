@@ -1,4 +1,4 @@
-"""PSNR, SSIM and VMAF of a clip against its reference, all from one pass of libvmaf."""
+"""PSNR, SSIM and VMAF of a clip against its reference, in one pass of libvmaf."""
 
 import json
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ __all__ = ["libvmaf_frames"]
 def libvmaf_frames(
     output: View, reference: View, *, models: Sequence[str], features: Sequence[str], threads: int = 1
 ) -> dict[str, list[float]]:
-    """Score every pair of frames; a name of ``models`` or of libvmaf's own metrics to one number per frame.
+    """Score every pair of frames; return one number per frame for each name of
+    ``models`` and of libvmaf's own metrics.
 
-    Raises InputError if one of them cannot be read or the sizes differ.
+    Raises InputError if a clip cannot be read or the sizes differ.
     """
     wanted = "|".join(rf"version={model}\:name={model}" for model in models)
     named = "|".join(f"name={name}" for name in features)

@@ -1,4 +1,5 @@
-"""Warping error: how much a clip changes along the motion of its reference, where nothing should."""
+"""Warping error: the change of a clip along the motion of its reference, which should
+be zero."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,16 +8,18 @@ __all__ = ["Flow", "optical_flow", "warping_error"]
 
 Plane = NDArray[np.float32]
 Flow = NDArray[np.float32]
-"""Motion [2, H, W] in pixels: how far down and right a pixel's content was in the frame before."""
+"""Motion [2, H, W] in pixels: the offset down and right of a pixel's content in the
+previous frame."""
 
 _WINDOW_PX = 9
 _ROUNDS = 3
-"""Refinements on each level of the pyramid."""
+"""Number of refinements on each level of the pyramid."""
 _SMALLEST_PX = 24
 _STEADY = 1e-4
-"""Added to the structure tensor, so that flat areas stand still."""
+"""Term added to the structure tensor, so that flat areas do not move."""
 _OCCLUDED_LEVELS = 12.0
-"""Where the reference itself changes by more along the motion, something was covered or the motion is wrong."""
+"""If the reference itself changes by more along the motion, there is an occlusion or
+the motion is wrong."""
 
 
 def warping_error(
@@ -51,7 +54,8 @@ def optical_flow(now_hw: Plane, before_hw: Plane) -> Flow:
 
 
 def _step(now: Plane, warped: Plane) -> Flow:
-    """Solve the least squares problem of one refinement in a window around each pixel."""
+    """Solve the least-squares problem of one refinement in a window around each
+    pixel."""
     middle = (now + warped) / 2
     down, right = np.gradient(middle, axis=0), np.gradient(middle, axis=1)
     change = now - warped
@@ -64,7 +68,8 @@ def _step(now: Plane, warped: Plane) -> Flow:
 
 
 def _warped(plane: Plane, flow: Flow) -> Plane:
-    """Sample ``plane`` where each pixel's content was, bilinearly; edges are repeated."""
+    """Sample ``plane`` bilinearly where each pixel's content was; edges are
+    replicated."""
     height, width = plane.shape
     rows = np.clip(np.arange(height, dtype=np.float32)[:, None] + flow[0], 0, height - 1)
     columns = np.clip(np.arange(width, dtype=np.float32)[None, :] + flow[1], 0, width - 1)
@@ -77,7 +82,8 @@ def _warped(plane: Plane, flow: Flow) -> Plane:
 
 
 def _window(x: NDArray[np.floating]) -> Plane:
-    """Return the mean over a square window around each pixel, by running sums."""
+    """Return the mean over a square window around each pixel, computed by running
+    sums."""
     half, mean = _WINDOW_PX // 2, x.astype(np.float64)
     for axis in (0, 1):
         pad = [(0, 0), (0, 0)]
@@ -96,7 +102,7 @@ def _halved(x: Plane) -> Plane:
 
 
 def _doubled(flow: Flow, shape: tuple[int, ...]) -> Flow:
-    """Bring motion to twice the size: more places, longer ways."""
+    """Upsample motion to twice the size, doubling its values."""
     height, width = shape
     rows = np.minimum(np.arange(height) // 2, flow.shape[1] - 1)
     columns = np.minimum(np.arange(width) // 2, flow.shape[2] - 1)

@@ -1,4 +1,5 @@
-"""XPSNR: PSNR weighted by where errors are seen (C. R. Helmrich et al., *XPSNR*, ICASSP 2020), by ffmpeg's filter."""
+"""XPSNR: PSNR weighted by the visibility of errors (C. R. Helmrich et al., *XPSNR*,
+ICASSP 2020), by ffmpeg's filter."""
 
 import math
 import re
@@ -16,7 +17,7 @@ _ROW = re.compile(r"XPSNR y: *(\S+)")
 def xpsnr_frames(output: View, reference: View) -> list[float]:
     """Return the XPSNR of luma in dB, one number per frame.
 
-    Raises InputError if one of them cannot be read or the sizes differ.
+    Raises InputError if a clip cannot be read or the sizes differ.
     """
     rows = _ROW.findall(scores_of_pairs(output, reference, "xpsnr=stats_file"))
     values = [float(row) for row in rows if not row.startswith("0.0000 ")]

@@ -1,4 +1,5 @@
-"""Published checkpoints into plain safetensors: wrappers opened, prefixes removed, every name and shape checked."""
+"""Convert published checkpoints to plain safetensors: unwrap them, strip prefixes, and
+check every name and shape."""
 
 import pickle
 import re
@@ -37,7 +38,7 @@ _LEADING = ("_orig_mod.", "_checkpoint_wrapped_module.", "module.")
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapper:
-    """One way in which a state dict may be packed."""
+    """One possible wrapping of a state dict."""
 
     keys: tuple[str, ...] = ()
     """Nested dicts to descend."""
@@ -50,15 +51,16 @@ class WrapperRules:
     """Rules that map a published file's names and shapes to the network's."""
 
     wrappers: tuple[Wrapper, ...] = (Wrapper(),)
-    """The ways to look for, the preferred one first."""
+    """Wrappers to look for, in order of preference."""
     strip: tuple[str, ...] = ()
-    """Removed from names wherever it occurs."""
+    """Strings removed from names wherever they occur."""
     strip_leading: tuple[str, ...] = ()
-    """Removed from the front of names, repeatedly."""
+    """Strings removed repeatedly from the start of names."""
     replace: tuple[tuple[str, str], ...] = ()
-    """Segments that become others."""
+    """Replacements of name segments."""
     last_rows: tuple[str, ...] = ()
-    """Tensors that may have a multiple of the expected rows; the last ones count."""
+    """Tensors that may have a multiple of the expected rows, of which the last ones are
+    used."""
 
 
 def _packed(*keys: str, prefix: str = "") -> Wrapper:
@@ -104,14 +106,14 @@ RULES: dict[str, WrapperRules] = {
     "text_encoder": WrapperRules(),
     "wan_vae": WrapperRules(),
 }
-"""The rules of each architecture that comes as a checkpoint."""
+"""Rules of each architecture that is published as a checkpoint."""
 
 
 def read_checkpoint(path: Path, *, name: str | None = None) -> dict[str, Any]:
-    """Return the content of a checkpoint, nested as it was saved, with its tensors mapped from the file.
-
-    Takes safetensors and what ``torch.save`` writes, distinguished by content. A pickle is opened for tensors and plain
-    values only. Raises WeightsError, calling the file ``name``, for any other.
+    """Return the content of a checkpoint, nested as it was saved, with memory-mapped
+    tensors. Supports safetensors and files of ``torch.save``, distinguished by content.
+    Pickles may contain only tensors and plain values. Raises WeightsError for any other
+    file, which the message calls ``name``.
     """
     name = name or path.name
     try:
@@ -122,7 +124,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> dict[str, Any]:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the pickle's protocol: it is read or refused
+                warnings.simplefilter("ignore")  # about the pickle's protocol; the file is either read or rejected
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -151,9 +153,9 @@ def normalise(
     name: str = "weights",
 ) -> dict[str, Tensor]:
     """Return exactly the ``expected`` tensors of a checkpoint under their plain names.
-
-    The first wrapper that is there counts, ``prefer`` before the others. Raises WeightsError if it does not hold
-    every expected name with its shape and nothing else.
+    The first wrapper found is used, with ``prefer`` before the others. Raises
+    WeightsError unless it contains every expected name with the right shape and nothing
+    else.
     """
     tensors = next(_unwrapped(content, rules, prefer), None)
     if tensors is None:
@@ -175,8 +177,8 @@ def normalise(
 
 
 def plain_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint of a known architecture, out of its wrappers and
-    under their plain names. Raises WeightsError for any other."""
+    """Return the unwrapped tensors of a checkpoint of a known architecture under their
+    plain names. Raises WeightsError for any other checkpoint."""
     content = read_checkpoint(path)
     architecture = recognise(content)
     if architecture is None:
@@ -185,7 +187,8 @@ def plain_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def recognise(content: Mapping[str, Any]) -> str | None:
-    """Return the architecture of a checkpoint by its names and shapes, however it is wrapped; None for an unknown."""
+    """Return the architecture of a checkpoint by its names and shapes, regardless of
+    wrapping; None if unknown."""
     for architecture, rules in RULES.items():
         for tensors in _unwrapped(content, rules, None):
             if detect({key: tuple(value.shape) for key, value in tensors.items()}) == architecture:
@@ -202,11 +205,10 @@ def convert(
     prefer: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Write the ``expected`` tensors of a checkpoint to ``target`` as safetensors, in the dtypes they have.
-
-    The tensors stay mapped from the source, so that a file larger than the memory is no obstacle. Errors call the
-    source ``name``. Raises WeightsError for a file that holds other tensors or values that are not finite; OSError
-    where the target cannot be written.
+    """Write the ``expected`` tensors of a checkpoint to ``target`` as safetensors, with
+    unchanged dtypes. The tensors stay memory-mapped, so that files may be larger than
+    memory. Errors call the source ``name``. Raises WeightsError for a file with other
+    tensors or values that are not finite, OSError if the target cannot be written.
     """
     name = name or source.name
     content = read_checkpoint(source, name=name)
@@ -251,9 +253,9 @@ def merge_lora(base: Mapping[str, Tensor], lora: Mapping[str, Tensor], *, scale:
 
 
 def _unwrapped(content: Mapping[str, Any], rules: WrapperRules, prefer: str | None) -> Iterator[dict[str, Tensor]]:
-    """Yield the tensors inside each wrapper that is there, under plain names, the preferred wrapper first.
-
-    Where none of the rules' wrappers is there, every nested dict of tensors is tried: training tools invent new ones.
+    """Yield the tensors inside each wrapper found, under plain names, starting with the
+    preferred one. If none of the rules' wrappers is found, every nested dict of tensors
+    is tried, as training tools use different ones.
     """
     known = sorted(rules.wrappers, key=lambda each: bool(prefer) and (prefer,) != each.keys)
     found = [tensors for wrapper in known if (tensors := _inside(content, wrapper, rules)) is not None]
@@ -264,7 +266,8 @@ def _unwrapped(content: Mapping[str, Any], rules: WrapperRules, prefer: str | No
 
 
 def _inside(content: Mapping[str, Any], wrapper: Wrapper, rules: WrapperRules) -> dict[str, Tensor] | None:
-    """Return the tensors inside a wrapper under plain names; None if it is not there or holds anything else."""
+    """Return the tensors inside a wrapper under plain names; None if it is missing or
+    contains anything else."""
     inner: Any = content
     for key in wrapper.keys:
         inner = inner.get(key) if isinstance(inner, Mapping) else None
@@ -304,7 +307,8 @@ def _without_leading(name: str, segments: tuple[str, ...]) -> str:
 
 
 def _fit(key: str, tensor: Tensor, expected: Mapping[str, Shape], rules: WrapperRules) -> Tensor:
-    """Return the last rows of a tensor that may have more rows; other tensors are unchanged."""
+    """Return the last rows of a tensor that may have too many; other tensors are
+    unchanged."""
     wanted, got = expected.get(key), tuple(tensor.shape)
     if key not in rules.last_rows or wanted is None or got == wanted or got[1:] != wanted[1:]:
         return tensor
@@ -326,7 +330,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors, those copied that share their memory with another or are laid out in another order."""
+    """Return the tensors, with copies of those that share memory or are not
+    contiguous."""
     seen: set[int] = set()
     result: dict[str, Tensor] = {}
     for key, tensor in tensors.items():

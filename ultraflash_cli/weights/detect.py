@@ -1,4 +1,4 @@
-"""Detect the architecture of a set of tensors from their names and shapes."""
+"""Detect the architecture of a set of tensors by their names and shapes."""
 
 from collections.abc import Mapping
 
@@ -8,14 +8,13 @@ Shape = tuple[int, ...]
 """Sizes of a tensor's axes."""
 
 READS_LOW_FRAMES = {"tiny_decoder": "tiny_decoder_lr"}
-"""Decoders by architecture, and the same with low-resolution frames as a second input: a user's
-file of the second kind serves in place of the first."""
+"""Decoder architectures and their variants with low-resolution frames as a second
+input; a user's file of the variant may replace the first."""
 
 
 def detect(shapes: Mapping[str, Shape]) -> str | None:
-    """Return the architecture of tensors whose wrappers and prefixes are removed already, or None.
-
-    Only what tells one architecture from the others is looked at; whether every tensor fits is ``normalise``'s work.
+    """Return the architecture of unwrapped tensors without prefixes, or None. Only
+    distinguishing features are checked; ``normalise`` checks that every tensor fits.
     """
     if any(".lora_A." in name for name in shapes):
         return "lora"
@@ -42,7 +41,8 @@ def detect(shapes: Mapping[str, Shape]) -> str | None:
 def _flat_list(shapes: Mapping[str, Shape], prefix: str, shuffle: str) -> str | None:
     """Return the v3 upsampler from the released ultra decoder, which shares its layout.
 
-    The decoder's last convolution makes 3 channels, and all three of its stages double the size.
+    The decoder's last convolution has 3 output channels, and all three of its stages
+    double the size.
     """
     doubled = [stage for stage in (5, 11, 17) if f"{prefix}{stage}{shuffle}0.weight" in shapes]
     last = shapes.get(f"{prefix}20.weight")
@@ -54,7 +54,8 @@ def _flat_list(shapes: Mapping[str, Shape], prefix: str, shuffle: str) -> str | 
 
 
 def _upsampler(pre_shuffle: Shape, final: Shape) -> str | None:
-    """Return the scale: the first convolution makes scale² times the channels that the last one takes."""
+    """Return the scale: the first convolution has scale² times as many output channels
+    as the last one has inputs."""
     if len(final) != 4 or not pre_shuffle or final[1] < 1:
         return None
     return {4: "upsampler_x2", 9: "upsampler_x3"}.get(pre_shuffle[0] // final[1])

@@ -1,4 +1,4 @@
-"""Files from the hub: where they are, what they should be, and their bytes, checked."""
+"""Files from the hub: locate, identify, download and check them."""
 
 import re
 from collections.abc import Callable, Generator
@@ -23,14 +23,14 @@ _UPDATE = "update ultraflash, or import the file with --from FILE"
 
 @dataclass(frozen=True, kw_only=True)
 class Hub:
-    """The hub to ask, and what is on this machine of it."""
+    """The hub, and its local cache."""
 
     endpoint: str
     """Address of the hub, without a trailing slash."""
     token: str | None
     """Access token; None uses the login saved by the hub library."""
     cache: Path
-    """The hub library's cache folder; files in it are used where they are."""
+    """The hub library's cache folder; its files are used in place."""
     offline: bool
     """Whether network access is disabled."""
 
@@ -43,18 +43,19 @@ class Hub:
 
     @property
     def is_private(self) -> bool:
-        """Nobody along the way can read what is sent there."""
+        """Whether the connection to the endpoint is encrypted or local."""
         address = urlsplit(self.endpoint)
         return address.scheme == "https" or address.hostname in ("localhost", "127.0.0.1", "::1")
 
     @property
     def login(self) -> str | bool | None:
-        """Token for the hub library; False keeps it from sending even a saved one."""
+        """Token for the hub library; False prevents it from sending even a saved
+        one."""
         return self.token if self.is_private else False
 
     @property
     def withheld(self) -> str | None:
-        """A warning if there is a token that is not sent."""
+        """A warning if there is a token that will not be sent."""
         from huggingface_hub import get_token
 
         if self.is_private or not (self.token or get_token()):
@@ -75,13 +76,13 @@ class RemoteFile:
     bytes: int
     """Size in bytes."""
     sha256: str | None
-    """sha256; None for a small file that the hub keeps in git itself."""
+    """SHA-256; None for a small file that the hub stores in git."""
     git_blob: str | None
-    """The id of its content in git, for such a file."""
+    """Git blob id of such a file."""
     verified_by: VerifiedBy
-    """Where size and hash come from."""
+    """Origin of size and hash."""
     cached: Path | None = None
-    """The same file in the hub library's cache."""
+    """Path of the file in the hub library's cache, if present."""
 
     @property
     def identity(self) -> str:
@@ -93,11 +94,11 @@ class RemoteFile:
 
 
 def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> RemoteFile:
-    """Return the file at an entry's own location; its alternatives are ``search.HubSearch``'s work.
-
-    A locked entry means one commit, size and sha256; any other what the hub now has under the entry's path, at
-    ``revision`` if one is given. Raises NotThere if the hub has no such file, WeightsError for any other
-    refusal and where, offline, the hub library's cache does not have it.
+    """Return the file at an entry's own location; alternatives are handled by
+    ``search.HubSearch``. A locked entry stands for one commit, size and sha256, any
+    other for the hub's current file at its path, or at ``revision`` if given. Raises
+    NotThere if the hub has no such file, WeightsError for any other refusal, or if the
+    file is not in the hub library's cache when offline.
     """
     assert entry.repository is not None, "a file of the package is not on the hub"
     found = _in_cache(hub, entry) if hub.offline or entry.locked else None
@@ -125,7 +126,8 @@ def locate(hub: Hub, entry: WeightEntry, *, revision: str | None = None) -> Remo
 
 
 def list_files(hub: Hub, repository: str, revision: str | None = None) -> list[str]:
-    """Return the paths of all files in a repository. Raises WeightsError for what the hub or the network says."""
+    """Return the paths of all files in a repository. Raises WeightsError for hub and
+    network errors."""
     from huggingface_hub import HfApi
 
     with _hub_errors(hub, repository):
@@ -134,7 +136,8 @@ def list_files(hub: Hub, repository: str, revision: str | None = None) -> list[s
 
 
 def fetch_range(hub: Hub, remote: RemoteFile, start: int, end: int) -> bytes | None:
-    """Return bytes ``start`` to ``end`` (exclusive) of a file; None from a server that sends whole files only."""
+    """Return bytes ``start`` to ``end`` (exclusive) of a file; None if the server only
+    sends whole files."""
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -154,10 +157,11 @@ def fetch_range(hub: Hub, remote: RemoteFile, start: int, end: int) -> bytes | N
 def fetch(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], None]) -> str:
     """Download a file to ``part``, resuming after the bytes already there; check it and return its sha256.
 
-    ``on_bytes`` is reported how many there are. The hub library does the transfer (redirects,
-    login, retries); where to resume is ours to say, since it starts over after a kill. Raises
-    WeightsError for what the hub, the network or the check says; the part is kept unless it is
-    wrong. Raises OutputError if the disk refuses.
+    ``on_bytes`` is called with the number of bytes so far. The hub library handles the
+    transfer (redirects, login, retries), but we control where to resume, since it would
+    start over after a kill. Raises WeightsError for errors of the hub, the network or
+    the check; the partial file is kept unless it is wrong. Raises OutputError for disk
+    errors.
     """
     with writing(part):
         part.touch()
@@ -181,7 +185,8 @@ def fetch(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int], No
 
 
 def check_download(remote: RemoteFile, path: Path) -> str:
-    """Compare a file with the hub's record and return its sha256. Raises WeightsError: got, expected."""
+    """Compare a file with the hub's record and return its sha256. Raises WeightsError
+    if they differ."""
     size = path.stat().st_size
     if size != remote.bytes:
         raise WeightsError(f"{remote}: received {size} bytes, expected {remote.bytes}; run the same command again")
@@ -197,7 +202,7 @@ def check_download(remote: RemoteFile, path: Path) -> str:
 
 
 class _Disconnected(WeightsError):
-    """The connection broke; resuming may help."""
+    """The connection was lost; resuming may help."""
 
 
 class NotThere(WeightsError):
@@ -211,7 +216,7 @@ def _transfer(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int]
 
     disable_progress_bars()
     _silence()
-    # The address of the file itself, not the one it redirects to: that one is signed for an hour only.
+    # The URL of the file itself, not its redirect, which is signed for only an hour.
     url = hf_hub_url(remote.repository, remote.path, revision=remote.revision, endpoint=hub.endpoint)
     headers = build_hf_headers(token=hub.login) | {"Accept-Encoding": "identity"}
     with writing(part):
@@ -222,13 +227,14 @@ def _transfer(hub: Hub, remote: RemoteFile, part: Path, on_bytes: Callable[[int]
         try:
             http_get(url, counted, resume_size=have, headers=headers, expected_size=remote.bytes)
         except OSError as error:
-            # The library's own check of the length is one without number; ours follows.
+            # The library's own length check has no error number; ours follows.
             if error.errno is not None or type(error) is not OSError:
                 raise
 
 
 class _Counted:
-    """A file that reports its length; its own write errors are distinguished from the network's."""
+    """A file that reports its length and distinguishes its own write errors from
+    network errors."""
 
     def __init__(self, file: Any, on_bytes: Callable[[int], None]) -> None:
         self._file = file
@@ -253,7 +259,8 @@ class _Counted:
 
 
 def _head(hub: Hub, repository: str, path: str, revision: str) -> RemoteFile:
-    """Return what the hub reports about a file. Raises WeightsError if that is too little, or an error."""
+    """Return the hub's metadata of a file. Raises WeightsError if it is incomplete, or
+    for an error."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     _silence()
@@ -279,9 +286,8 @@ def _head(hub: Hub, repository: str, path: str, revision: str) -> RemoteFile:
 
 
 def _in_cache(hub: Hub, entry: WeightEntry) -> RemoteFile | None:
-    """Return an entry's file where the hub's own tools have downloaded it.
-
-    They name a file by its sha256 or its id in git, so that it can be checked without asking the hub.
+    """Return an entry's file if the hub's own tools have downloaded it. They name files
+    by sha256 or git id, so that they can be checked without contacting the hub.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -326,7 +332,7 @@ def _kind(remote: RemoteFile) -> str:
 
 
 def _silence() -> None:
-    """Silence the hub library: our own events and errors report what it would warn about."""
+    """Silence the hub library; our own events and errors replace its warnings."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()
@@ -334,10 +340,10 @@ def _silence() -> None:
 
 @contextmanager
 def _hub_errors(hub: Hub, what: str) -> Generator[None]:
-    """Turn errors of the hub library into a one-line WeightsError that says what to do."""
+    """Convert errors of the hub library to a one-line WeightsError with advice."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 
-    # The base of everything that goes wrong along the way; the package it is from depends on the library's version.
+    # The base class of connection errors; its package depends on the library's version.
     transport: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Licences of weights and what they allow."""
+"""Licences of weights and their terms."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ __all__ = ["LICENCES", "Licence", "licence_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Licence:
-    """One licence as a source states it."""
+    """One licence as stated by a source."""
 
     name: str
     """SPDX identifier, or ``not confirmed``."""
     commercial: bool | None
     """Whether commercial use is allowed; None if the licence is not known."""
     redistribution: bool | None
-    """Whether copies may be passed on."""
+    """Whether redistribution is allowed."""
     conditions: str
-    """Its conditions, in a phrase."""
+    """Short description of the conditions."""
 
 
 LICENCES: dict[str, Licence] = {
@@ -40,10 +40,10 @@ LICENCES: dict[str, Licence] = {
         ),
     )
 }
-"""The licences that the list of weights names."""
+"""The licences that occur in the list of weights."""
 
 
 def licence_of(name: str) -> Licence:
-    """Return what a licence allows; an unknown name allows nothing for certain."""
+    """Return the terms of a licence; those of an unknown name are uncertain."""
     unknown = Licence(name=name, commercial=None, redistribution=None, conditions="read its text before any use")
     return LICENCES.get(name, unknown)

@@ -1,4 +1,4 @@
-"""Weight files into networks: every key matched, every number finite."""
+"""Load weight files into networks: every key must match, every number be finite."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from ultraflash_cli.errors import WeightsError
 __all__ = ["SCALE", "load_strictly", "read_tensors", "require_finite", "stored_in_8_bits"]
 
 SCALE = ".scale"
-"""Ends the name of what the rows of an 8-bit matrix are multiplied with."""
+"""Name suffix of the row scales of an 8-bit matrix."""
 
 
 def read_tensors(
@@ -20,9 +20,9 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, in the file's dtypes unless ``dtype`` is given.
 
-    Without ``dtype`` and ``device`` they are mapped from the file, not copied; else one tensor at a time is. What
-    ``stored_in_8_bits`` stored comes back in float32, or in ``dtype``. Raises WeightsError for a broken file or values
-    that are not finite.
+    Without ``dtype`` and ``device`` they are memory-mapped; otherwise they are copied
+    one at a time. Tensors stored by ``stored_in_8_bits`` are returned in float32, or in
+    ``dtype``. Raises WeightsError for a damaged file or values that are not finite.
     """
     tensors: dict[str, Tensor] = {}
     try:
@@ -43,12 +43,12 @@ def read_tensors(
 
 
 def stored_in_8_bits(tensors: Mapping[str, Tensor], *, exact: Collection[str] = ()) -> dict[str, Tensor]:
-    """Return what a file holds of float tensors: matrices as int8 with a float16 scale per row, the rest and those
-    named in ``exact`` in float16.
-
-    Rounding errs by at most 1/254 of a row's largest value; in a convolution's kernel by twice that, but the sum over
-    its taps by no more: what rounding one tap leaves is carried to the next, for pictures are smooth.
-    ``read_tensors`` turns it back.
+    """Return float tensors in a compact form for a file: matrices as int8 with a
+    float16 scale per row, the rest and those named in ``exact`` in float16. The
+    rounding error is at most 1/254 of a row's largest value. In a convolution kernel
+    single taps may be off by twice that, but not their sum: the error of each tap is
+    carried over to the next, because pictures are smooth. ``read_tensors`` reverses the
+    conversion.
     """
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -56,7 +56,7 @@ def stored_in_8_bits(tensors: Mapping[str, Tensor], *, exact: Collection[str] = 
             stored[name] = tensor.half()
             continue
         rows = tensor.float().flatten(1)
-        # A scale in float16 must not be smaller than what it stands for.
+        # A float16 scale must not be rounded down.
         scale = (rows.abs().amax(1) / 127 * (1 + 2**-10)).clamp_min(2**-14).half()
         steps = (rows / scale.float()[:, None]).view(tensor.shape)
         stored[name] = _rounded(steps).clamp(-127, 127).to(torch.int8).contiguous()
@@ -65,7 +65,8 @@ def stored_in_8_bits(tensors: Mapping[str, Tensor], *, exact: Collection[str] = 
 
 
 def _rounded(steps: Tensor) -> Tensor:
-    """Return whole numbers ``[O, I, *taps]``, the rounding error of each tap carried to the next."""
+    """Return integers ``[O, I, *taps]``, with the rounding error of each tap carried
+    over to the next."""
     taps = steps.flatten(2) if steps.ndim > 2 else steps.unsqueeze(-1)
     left, whole = torch.zeros_like(taps[..., 0]), torch.empty_like(taps)
     for number, tap in enumerate(taps.unbind(-1)):
@@ -75,7 +76,7 @@ def _rounded(steps: Tensor) -> Tensor:
 
 
 def require_finite(tensor: Tensor, name: str, file: str) -> None:
-    """Raise WeightsError if a tensor holds NaN or infinity; makes no copy of it."""
+    """Raise WeightsError if a tensor contains NaN or infinity, without copying it."""
     if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
         return
     low, high = tensor.aminmax()
@@ -84,10 +85,9 @@ def require_finite(tensor: Tensor, name: str, file: str) -> None:
 
 
 def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], *, name: str) -> None:
-    """Load weights into ``network``; raises WeightsError for a missing or unexpected key or another shape.
-
-    A network on the meta device takes the tensors as they are, in their dtype and on their device; any other copies
-    them into its own.
+    """Load weights into ``network``; raises WeightsError for a missing or unexpected
+    key or a wrong shape. A network on the meta device adopts the tensors with their
+    dtype and device; any other copies them into its own.
     """
     own = network.state_dict()
     wanted = {key: tuple(value.shape) for key, value in own.items()}

@@ -1,4 +1,5 @@
-"""The one list of weights, ``weights.toml``: names, files, hashes, sizes, licences, and sets of names."""
+"""The list of weights, ``weights.toml``: names, files, hashes, sizes, licences, and
+sets of names."""
 
 import re
 import tomllib
@@ -17,7 +18,8 @@ HEADER = "# Every weight file: what code asks for by name, verified by size and 
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """Another location of an entry's weights on the hub; fields left out are the entry's own."""
+    """Another location of an entry's weights on the hub; omitted fields are those of
+    the entry."""
 
     repository: str
     """``owner/name``."""
@@ -34,7 +36,7 @@ class Alternative:
     architecture: str | None = None
     """Architecture, if it differs from the entry's."""
     wrapper: str | None = None
-    """The part of a checkpoint to take where it holds several networks."""
+    """The part of a checkpoint to use if it contains several networks."""
     note: str | None = None
     """Note for users before the download."""
 
@@ -60,15 +62,16 @@ class WeightEntry:
     licence: str
     """SPDX identifier as the source states it, or ``not confirmed``."""
     wrapper: str | None = None
-    """The part of a checkpoint to take where it holds several networks; None for the usual order."""
+    """The part of a checkpoint to use if it contains several networks; None for the
+    usual order."""
     note: str | None = None
     """Note for users before the download."""
     optional: bool = False
-    """A set is pulled without it where it cannot be had."""
+    """Whether a set is pulled without it if it is not available."""
     fallback: str | None = None
     """Entry to use instead if this one is not installed."""
     alternatives: tuple[Alternative, ...] = ()
-    """Other locations on the hub, in the order they are tried."""
+    """Other locations on the hub, in the order in which they are tried."""
 
     def __post_init__(self) -> None:
         pinned = (self.revision, self.sha256, self.bytes)
@@ -82,7 +85,8 @@ class WeightEntry:
 
     @property
     def places(self) -> tuple["WeightEntry", ...]:
-        """The entry at each of its locations, itself first, each without alternatives of its own."""
+        """The entry at each of its locations, starting with its own, each without
+        alternatives."""
         first = replace(self, alternatives=())
         others = [
             replace(first, **{**asdict(each), "architecture": each.architecture or self.architecture})
@@ -97,7 +101,7 @@ class WeightEntry:
 
     @property
     def locked(self) -> bool:
-        """Whether the list itself identifies the file."""
+        """Whether the list identifies the file (commit, hash and size)."""
         return self.sha256 is not None
 
     @property
@@ -109,7 +113,7 @@ class WeightEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSet:
-    """Names that are requested together."""
+    """A set of names that are requested together."""
 
     name: str
     """Name of the set."""

@@ -1,4 +1,5 @@
-"""The names and shapes of the tensors in a file on the hub, read by ranges without fetching the file."""
+"""Read the names and shapes of the tensors in a file on the hub with range requests,
+without downloading it."""
 
 import io
 import json
@@ -17,17 +18,17 @@ from ultraflash_cli.weights.fetch import Hub, RemoteFile, fetch_range
 __all__ = ["peek"]
 
 _BLOCK = 1 << 18
-"""Bytes that one request reads."""
+"""Bytes per request."""
 _LARGEST_INDEX = 1 << 26
-"""A longer list of tensors is not read."""
+"""Maximum size of the index of tensors."""
 
 
 def peek(hub: Hub, remote: RemoteFile) -> Mapping[str, Any] | None:
-    """Return what a checkpoint on the hub holds, nested as it was saved, with tensors that have shapes but no values.
-
-    Returns None for a format that has no index (old pickles) or a server that does not serve ranges. A pickle is
-    opened for tensors and plain values only. Raises WeightsError for a broken file, one that holds more than that,
-    and for what the hub or the network says.
+    """Return the content of a checkpoint on the hub, nested as it was saved, with meta
+    tensors. Returns None for a format without an index (old pickles) or a server
+    without range requests. Pickles may contain only tensors and plain values. Raises
+    WeightsError for a damaged file, a pickle with other content, and hub or network
+    errors.
     """
     if remote.cached is not None:
         return read_checkpoint(remote.cached, name=f"{remote}")
@@ -44,11 +45,11 @@ def peek(hub: Hub, remote: RemoteFile) -> Mapping[str, Any] | None:
 
 
 class _NoRanges(Exception):
-    """The server sends whole files only."""
+    """The server only sends whole files."""
 
 
 class _RangedFile(io.RawIOBase):
-    """A file on the hub, read block by block as it is requested."""
+    """A file on the hub that is read block by block on demand."""
 
     def __init__(self, hub: Hub, remote: RemoteFile) -> None:
         self._hub = hub
@@ -100,7 +101,7 @@ def _safetensors(file: _RangedFile, length: int, remote: RemoteFile) -> dict[str
         rows = json.loads(io.BufferedReader(file).read(length))
         shapes = {name: row["shape"] for name, row in rows.items() if name != "__metadata__"}
         return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # whatever JSON may hold
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # any JSON value
         raise WeightsError(f"{remote}: not a readable weight file; its index is broken") from error
 
 
@@ -120,5 +121,5 @@ def _zipped(file: _RangedFile, remote: RemoteFile) -> dict[str, Any]:
             f"{remote}: not a readable weight file; expected tensors saved by torch, and nothing else"
         ) from error
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{remote}: holds {type(content).__name__}, expected tensors by name")
+        raise WeightsError(f"{remote}: contains {type(content).__name__}, expected tensors by name")
     return {str(key): value for key, value in cast("Mapping[Any, Any]", content).items()}

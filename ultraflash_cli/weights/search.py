@@ -1,4 +1,5 @@
-"""Find the file on the hub for an entry of the list, by its tensors if names are ambiguous."""
+"""Find the file on the hub for an entry in the list, by its tensors if names are
+ambiguous."""
 
 import re
 from collections.abc import Iterable
@@ -22,20 +23,22 @@ _SCALES = {2: r"(?<![a-z0-9])(1k|x2|2x)(?![a-z0-9])", 3: r"(?<![a-z0-9])(2k|x3|3
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A file on the hub and what it is."""
+    """A file found on the hub, and the matching entry."""
 
     place: WeightEntry
     """The entry at the location where it was found, with that location's architecture and licence."""
     remote: RemoteFile
     how: str | None = None
-    """How it was found, if it is not the file that the list names first."""
+    """How the file was found, if it is not the first one in the list."""
 
 
 class HubSearch:
-    """Looks for entries at one hub; what it has seen of a repository is requested once."""
+    """Searches a hub for entries; the content of each repository is requested only
+    once."""
 
     def __init__(self, hub: Hub, entries: Iterable[WeightEntry], *, commercial: bool = False) -> None:
-        """Search for some of ``entries``; ``commercial`` leaves out locations whose licence does not allow that."""
+        """Search for some of ``entries``; ``commercial`` excludes locations whose
+        licence does not allow commercial use."""
         self._hub = hub
         self._entries = tuple(entry for entry in entries if not entry.packaged)
         self._commercial = commercial
@@ -46,9 +49,10 @@ class HubSearch:
     def find(self, entry: WeightEntry) -> Found:
         """Return the first location that has the entry's weights.
 
-        Places are tried in the order of the list; a file of an unlocked place has to hold the right tensors where
-        these can be read without fetching it. If none fits, all other files of the entry's repositories are looked
-        at. Raises WeightsError, saying what was tried.
+        Locations are tried in the order of the list; a file at an unlocked location
+        must have the right tensors, if they can be read without downloading it. If none
+        matches, all other files in the entry's repositories are examined. Raises
+        WeightsError with the locations tried.
         """
         places = self._allowed(entry)
         tried: list[str] = []
@@ -62,7 +66,7 @@ class HubSearch:
                 continue
             except WeightsError as error:
                 if len(places) == 1 or type(error) is not WeightsError:
-                    raise  # a broken connection is no answer
+                    raise  # a lost connection is not a result
                 refused = refused or error
                 tried.append(f"{place.repository}/{place.file} (refused)")
                 continue
@@ -88,7 +92,8 @@ class HubSearch:
         return places
 
     def _at(self, place: WeightEntry, tried: list[str]) -> Found | None:
-        """Return what is at one location; None if its files hold other tensors. Raises NotThere, WeightsError."""
+        """Return the file at one location; None if its files contain other tensors.
+        Raises NotThere, WeightsError."""
         assert place.repository is not None, "a file of the package is not on the hub"
         if place.locked or self._hub.offline:
             return Found(place=place, remote=locate(self._hub, place))
@@ -116,13 +121,13 @@ class HubSearch:
         return Found(place=place, remote=fitting[0]) if fitting else None
 
     def _unclaimed(self, entry: WeightEntry, places: list[WeightEntry], tried: list[str]) -> Found | None:
-        """Look at every file of the unlocked repositories that no other entry names."""
+        """Examine every file in the unlocked repositories that no other entry names."""
         for repository in dict.fromkeys(place.repository for place in places if not place.locked):
             assert repository is not None
             try:
                 paths = self._files(repository)
             except WeightsError:
-                continue  # said by the places already
+                continue  # already reported for the locations
             wanted = [place for place in places if place.repository == repository and not place.locked]
 
             matching: list[Found] = []
@@ -161,7 +166,8 @@ class HubSearch:
         return not names(entry) and any(names(rival) for rival in rivals)
 
     def _fits(self, place: WeightEntry, remote: RemoteFile, tried: list[str]) -> bool:
-        """Return whether a file holds what its place should have; one that cannot be looked into is believed."""
+        """Return whether a file has the tensors of its location; a file that cannot be
+        examined is accepted."""
         if place.architecture == "tokenizer":
             return True
         found = self._architecture(remote)
@@ -182,7 +188,7 @@ class HubSearch:
         return self._seen[key]
 
     def _scale_fits(self, entry: WeightEntry, path: str) -> bool:
-        """Return whether a file's name speaks of the entry's scale, or of none."""
+        """Return whether a file's name contains the entry's scale, or none."""
         wanted = re.search(r"_x([23])$", entry.name)
         if wanted is None or entry.architecture.endswith(("_x2", "_x3")):
             return True

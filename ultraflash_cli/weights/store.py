@@ -1,4 +1,4 @@
-"""Weights from the hub on this machine, each with a receipt of its source."""
+"""The local store of weights from the hub, each with a receipt of its source."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -14,8 +14,8 @@ from ultraflash_cli.weights.manifest import WeightEntry
 __all__ = ["Receipt", "VerifiedBy", "WeightStore", "writing"]
 
 VerifiedBy = Literal["lock", "hub", "git", "keys"]
-"""How a download was checked: the list's sha256, the hub's own LFS sha256, the hub's git blob id, or its tensors
-alone (a file that the user had)."""
+"""How a download was checked: by the list's sha256, the hub's LFS sha256, the hub's git
+blob id, or only its tensors (a user's file)."""
 
 _RECEIPT = ".receipt.json"
 
@@ -25,17 +25,17 @@ class Receipt:
     """Origin and identity of a file in the store."""
 
     name: str
-    """The entry it belongs to."""
+    """Name of the entry."""
     repository: str | None
-    """Repository it came from; None for a file of the user's own."""
+    """Repository of the file; None for a user's own file."""
     revision: str | None
-    """Commit it was downloaded from."""
+    """Commit that the file was downloaded from."""
     source: str
     """Path in the repository, or the name of the user's file."""
     source_bytes: int
-    """Size of what was downloaded."""
+    """Size of the downloaded file."""
     source_sha256: str
-    """Hash of what was downloaded."""
+    """Hash of the downloaded file."""
     verified_by: VerifiedBy
     """How the download was verified."""
     bytes: int
@@ -43,15 +43,16 @@ class Receipt:
     sha256: str
     """Hash of the file in the store."""
     mtime_ns: int
-    """Its modification time, for quick checks."""
+    """Modification time of the file, for quick checks."""
     architecture: str = ""
-    """Architecture of the network in it; empty in receipts of version 0.1."""
+    """Architecture of the network; empty in receipts of version 0.1."""
     licence: str = ""
-    """The licence stated where it came from; empty in receipts of version 0.1."""
+    """Licence stated at its origin; empty in receipts of version 0.1."""
 
 
 class WeightStore:
-    """A folder of weights: ``weights/NAME`` with a receipt next to each, ``downloads`` for what is on its way."""
+    """A folder of weights: ``weights/NAME`` with a receipt next to each, and
+    ``downloads`` for incomplete downloads."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -62,25 +63,28 @@ class WeightStore:
         return self.root / "downloads"
 
     def path(self, entry: WeightEntry) -> Path:
-        """Return where the usable file is, or would be: in the package, or in this store."""
+        """Return the path of the usable file, existing or not, in the package or in
+        this store."""
         if entry.packaged:
             return entry.path
         path = self.root / "weights" / entry.name
         return path if entry.architecture == "tokenizer" else path.with_name(f"{path.name}.safetensors")
 
     def folder(self, prefix: str) -> Path:
-        """Return the folder of the entries whose names begin with ``prefix``, such as ``wan/tokenizer``."""
+        """Return the folder of the entries whose names start with ``prefix``, such as
+        ``wan/tokenizer``."""
         return self.root / "weights" / prefix
 
     def receipt(self, entry: WeightEntry) -> Receipt | None:
-        """Return what is known of an entry's file; None if there is no readable receipt."""
+        """Return the receipt of an entry's file; None if there is no readable one."""
         try:
             return Receipt(**json.loads(self._receipt_path(entry).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def installed(self, entry: WeightEntry) -> bool:
-        """Return whether the file is there and has the size it should have; ``verify`` looks closer."""
+        """Return whether the file exists with the right size; ``verify`` checks more
+        thoroughly."""
         expected = entry.bytes if entry.packaged else getattr(self.receipt(entry), "bytes", None)
         try:
             return expected is not None and self.path(entry).stat().st_size == expected
@@ -96,14 +100,16 @@ class WeightStore:
         return known
 
     def add(self, entry: WeightEntry, part: Path, receipt: Receipt) -> None:
-        """Move a finished file into its place, then its receipt. Raises OutputError if that cannot be done."""
+        """Move a finished file into place, then its receipt. Raises OutputError if that
+        fails."""
         path = self.path(entry)
         with writing(path):
             place_file(part, path)
             write_whole(self._receipt_path(entry), (json.dumps(asdict(receipt), indent=1) + "\n").encode())
 
     def part(self, entry: WeightEntry) -> Path:
-        """Return where an entry's file may be made before ``add`` moves it; both folders exist afterwards."""
+        """Return the path for preparing an entry's file before ``add`` moves it;
+        creates both folders."""
         part = self.downloads / f"{entry.name.replace('/', '--')}.made"
         with writing(part):
             self.path(entry).parent.mkdir(parents=True, exist_ok=True)
@@ -111,13 +117,15 @@ class WeightStore:
         return part
 
     def tidy(self) -> None:
-        """Remove what a killed conversion left; no other process may be running."""
+        """Remove the remains of a killed conversion; no other process may be
+        running."""
         with writing(self.downloads):
             for file in [*self.downloads.glob("*.made"), *self.downloads.glob(".tmp*")]:
                 file.unlink()
 
     def download(self, entry: WeightEntry, identity: str) -> Path:
-        """Return where to keep a transfer; downloads for the same entry with another identity are removed."""
+        """Return the path for a download; downloads for the same entry with a different
+        identity are removed."""
         assert entry.repository is not None, "a file of the package is not downloaded"
         path = self.downloads / f"{_stem(entry)}.{identity[:16]}.part"
         with writing(path):
@@ -128,7 +136,8 @@ class WeightStore:
         return path
 
     def remove(self, entry: WeightEntry) -> int:
-        """Remove an entry's file, its receipt and what is half downloaded of it; return the bytes freed."""
+        """Remove an entry's file, its receipt and partial downloads; return the bytes
+        freed."""
         assert entry.repository is not None, "a file of the package is not removed"
         path = self.path(entry)
         doomed = [self._receipt_path(entry), path]
@@ -150,13 +159,14 @@ class WeightStore:
 
 
 def _stem(entry: WeightEntry) -> str:
-    """Return what the names of an entry's downloads begin with."""
+    """Return the name prefix of an entry's downloads."""
     return entry.name.replace("/", "--")
 
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Turn errors of the system inside the block into an OutputError that names ``path`` and what to do."""
+    """Convert system errors in the block to an OutputError that names ``path`` and what
+    to do."""
     try:
         yield
     except OSError as error:
@@ -167,5 +177,5 @@ def writing(path: Path) -> Generator[None]:
 
 
 def _ancestors(folder: Path, root: Path) -> Sequence[Path]:
-    """Return ``folder`` and those above it, below ``root``."""
+    """Return ``folder`` and its ancestors below ``root``."""
     return [each for each in (folder, *folder.parents) if each.is_relative_to(root) and each != root]

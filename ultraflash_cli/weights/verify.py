@@ -1,4 +1,4 @@
-"""Whether a weight file is the one that the list, or its receipt, means."""
+"""Verify that a weight file is the one recorded in the list or its receipt."""
 
 import hashlib
 from pathlib import Path
@@ -17,7 +17,7 @@ def sha256_of(path: Path) -> str:
 
 
 def git_blob_of(path: Path) -> str:
-    """Return the id that git gives a file's content."""
+    """Return the git blob id of a file's content."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
     with path.open("rb") as file:
         for piece in iter(lambda: file.read(1 << 20), b""):
@@ -26,10 +26,10 @@ def git_blob_of(path: Path) -> str:
 
 
 def verify(entry: WeightEntry, store: WeightStore | None = None, *, quick: bool = False) -> Path:
-    """Return the path of a weight file after comparing it with what is on record.
-
-    A file from the hub needs its ``store``. ``quick`` trusts size and time of change there and hashes only where the
-    time differs. Raises WeightsError, saying what was found, what was expected and what to do.
+    """Return the path of a weight file after comparing it with the record. A file from
+    the hub needs its ``store``. ``quick`` trusts size and modification time there and
+    hashes only if the time differs. Raises WeightsError with what was found, what was
+    expected and what to do.
     """
     if entry.packaged:
         assert entry.bytes is not None and entry.sha256 is not None, "the manifest checks this"

@@ -1,4 +1,4 @@
-"""Layer norm under scale and shift, and the gated residual sum."""
+"""Layer norm with scale and shift, and the gated residual sum."""
 
 from ultraflash_kernels.adaln_modulate.op import (
     adaln_modulate,

@@ -25,7 +25,7 @@ __all__ = [
 
 @triton.jit
 def _rounded(x, like: tl.constexpr, ROUNDS: tl.constexpr):
-    """Round ``x`` (float32) to the dtype of ``like`` where the reference computes in
+    """Round ``x`` (float32) to the dtype of ``like`` if the reference computes in
     it."""
     return x.to(like).to(tl.float32) if ROUNDS else x
 
@@ -55,7 +55,7 @@ def _modulated(normed, gain, lift, like: tl.constexpr, ROUNDS: tl.constexpr):
 
 @triton.jit
 def _store(y, to, scales_to, inside, live, FP8: tl.constexpr):
-    """Write rows ``y [BT, BD]``, quantised where ``FP8``; ``live`` of them exist."""
+    """Write rows ``y [BT, BD]``, quantised if ``FP8``; the ``live`` ones exist."""
     if FP8:
         scaled, scales = to_e4m3(tl.where(inside, y.to(tl.float32), 0.0))
         tl.store(to, scaled.to(to.dtype.element_ty), mask=inside)
@@ -169,9 +169,9 @@ def residual_norm_kernel(
     ROUNDS: tl.constexpr,
     FP8: tl.constexpr,
 ):
-    """Add rows of one group of ``x, y [groups, rows, WIDTH]`` as ``gate_kernel`` does
-    and norm the sum as ``modulate_kernel`` does, or with weights where ``AFFINE``; what
-    is written is contiguous."""
+    """Add rows of one group of ``x, y [groups, rows, WIDTH]`` like ``gate_kernel`` and
+    norm the sum like ``modulate_kernel``, or with weights if ``AFFINE``; outputs are
+    contiguous."""
     like: tl.constexpr = x.dtype.element_ty
     group = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
@@ -311,7 +311,7 @@ def residual_norm(
     if not x.numel():
         return total, out, scales
 
-    # Vectors of the norm and of the gate may be given for other leading axes.
+    # Vectors of the norm and of the gate may have different leading axes.
     by = gates if gates is not None else x.new_empty((1, x.shape[-1]))
     by = by if affine else scale
     rounds_sum = gates is not None and gates.dtype == x.dtype
@@ -356,13 +356,13 @@ def residual_norm(
 
 def _grouped(x: Tensor, vectors: Tensor) -> Tensor:
     """View ``x [*L, *N, D]`` as [groups, rows, D] with D contiguous; copies only if
-    it has to."""
+    necessary."""
     x = x.reshape(vectors.shape[:-1].numel(), -1, x.shape[-1])
     return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _rows_of(vectors: Tensor) -> Tensor:
-    """View ``vectors [*L, D]`` as [groups, D] with D contiguous; copies only if it has
-    to."""
+    """View ``vectors [*L, D]`` as [groups, D] with D contiguous; copies only if
+    necessary."""
     vectors = vectors.reshape(-1, vectors.shape[-1])
     return vectors if vectors.stride(1) == 1 else vectors.contiguous()

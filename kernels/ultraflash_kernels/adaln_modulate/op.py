@@ -1,4 +1,4 @@
-"""Layer norm without weights under scale and shift, and the gated residual sum, with
+"""Layer norm without weights, with scale and shift, and the gated residual sum, with
 the published rounding."""
 
 import torch
@@ -21,10 +21,10 @@ def adaln_modulate(
     ``[*L, D]``, in the dtype of x.
 
     The norm is over D, without weights, computed in float32 and rounded to the dtype of
-    x. Float32 vectors: the rest is computed in float32 and rounded once, as the SR
-    transformer does (reference/cascade.md 4.2). Vectors in the dtype of x: each step is
-    rounded to it, as the generator does. Raises ValueError for shapes or dtypes that do
-    not fit.
+    x. With float32 vectors the rest is computed in float32 and rounded once, as in the
+    SR transformer (reference/cascade.md 4.2). With vectors in the dtype of x each step
+    is rounded to it, as in the generator. Raises ValueError for invalid shapes or
+    dtypes.
     """
     _check("adaln_modulate", x, shift, scale)
     if chooses_triton("adaln_modulate", impl, x, shift, scale, refusal=_refusal(x)):
@@ -35,10 +35,8 @@ def adaln_modulate(
 def adaln_modulate_fp8(
     x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, impl: Impl = "auto"
 ) -> Fp8Rows:
-    """Return ``quantise_rows(adaln_modulate(...))`` without writing the rows in
-    between. Inference only.
-
-    ``[*L, *N, D]`` in float8_e4m3fn and scales ``[*L, *N, 1]``.
+    """Return ``quantise_rows(adaln_modulate(...))`` without writing the intermediate
+    rows: ``[*L, *N, D]`` in float8_e4m3fn and scales ``[*L, *N, 1]``. Inference only.
     """
     _check("adaln_modulate_fp8", x, shift, scale)
     refusal = _refusal(x) or e4m3_refusal(x)
@@ -51,14 +49,13 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, *, impl: Impl = "auto") -
     """Return ``x + y * gate`` for ``x, y [*L, *N, D]`` and vectors ``gate [*L, D]``, in
     the dtype of x.
 
-    Computed in the dtype of the gate: float32 is rounded once, at the end; in the dtype
-    of x the product is rounded too. Raises ValueError for shapes or dtypes that do not
-    fit.
+    Computed in the dtype of the gate: float32 is rounded once at the end; in the dtype
+    of x the product is rounded as well. Raises ValueError for invalid shapes or dtypes.
     """
     _check("gated_residual", x, gate)
     if y.shape != x.shape or y.dtype != x.dtype:
         raise ValueError(
-            f"gated_residual: y is as x, {x.dtype} {list(x.shape)}, got {y.dtype} "
+            f"gated_residual: y must match x, {x.dtype} {list(x.shape)}, got {y.dtype} "
             f"{list(y.shape)}"
         )
     if chooses_triton("gated_residual", impl, x, y, gate, refusal=_refusal(x)):
@@ -80,16 +77,16 @@ def residual_norm(
 ) -> tuple[Tensor, Tensor | Fp8Rows]:
     """Return the sum ``x + y * gate`` and its norm, in one pass over the rows.
 
-    The sum is what ``gated_residual`` returns, or ``x + y`` without a gate. The norm is
-    what ``adaln_modulate`` makes of it with vectors ``[*L, D]``; where ``affine`` it is
-    a layer norm with weight ``scale [D]`` and bias ``shift [D]``. ``fp8`` returns the
-    norm as ``quantise_rows`` does. Raises ValueError for shapes or dtypes that do not
-    fit.
+    The sum is that of ``gated_residual``, or ``x + y`` without a gate. The norm is
+    ``adaln_modulate`` of it with vectors ``[*L, D]``; with ``affine`` it is a layer
+    norm with weight ``scale [D]`` and bias ``shift [D]``. With ``fp8`` the norm is
+    returned quantised as by ``quantise_rows``. Raises ValueError for invalid shapes or
+    dtypes.
     """
     if gate is not None:
         _check("residual_norm", x, gate)
     if affine and (scale.shape != x.shape[-1:] or shift.shape != x.shape[-1:]):
-        expected = f"weight and bias of the norm are [{x.shape[-1]}]"
+        expected = f"weight and bias of the norm must be [{x.shape[-1]}]"
         raise ValueError(
             f"residual_norm: {expected}, got {list(scale.shape)} and {list(shift.shape)}"
         )
@@ -98,13 +95,13 @@ def residual_norm(
         _check("residual_norm", x, shift, scale)
         if gate is not None and gate.shape != scale.shape:
             raise ValueError(
-                "residual_norm: gate and scale have one shape, "
+                "residual_norm: gate and scale must have the same shape, "
                 f"got {list(gate.shape)} and {list(scale.shape)}"
             )
 
     if y.shape != x.shape or y.dtype != x.dtype:
         raise ValueError(
-            f"residual_norm: y is as x, {x.dtype} {list(x.shape)}, "
+            f"residual_norm: y must match x, {x.dtype} {list(x.shape)}, "
             f"got {y.dtype} {list(y.shape)}"
         )
 
@@ -124,18 +121,18 @@ def _check(op: str, x: Tensor, *vectors: Tensor) -> None:
     for vector in vectors:
         if not 1 <= vector.ndim <= x.ndim or tuple(vector.shape) != expected:
             raise ValueError(
-                f"{op}: x is [*L, *N, D], vectors are [*L, D], got {list(x.shape)}, "
+                f"{op}: x must be [*L, *N, D] and vectors [*L, D], got {list(x.shape)}, "
                 f"{list(vector.shape)}"
             )
         if vector.dtype not in (torch.float32, x.dtype) or vector.dtype != vectors[0].dtype:
             raise ValueError(
-                f"{op}: vectors are all float32 or all {x.dtype} as x, got {vector.dtype}"
+                f"{op}: vectors must all be float32 or {x.dtype} like x, got {vector.dtype}"
             )
 
 
 def _refusal(x: Tensor) -> str | None:
     if x.dtype not in KERNEL_DTYPES:
-        return f"it takes float32, float16 and bfloat16, got {x.dtype}."
+        return f"it supports float32, float16 and bfloat16, got {x.dtype}."
     return (
         None
         if x.shape[-1] <= LONGEST_ROW

@@ -34,7 +34,7 @@ def residual_norm(
 
 
 def _over(vectors: Tensor, x: Tensor) -> Tensor:
-    """Line up ``vectors [*L, D]`` with ``x [*L, *N, D]``."""
+    """Reshape ``vectors [*L, D]`` to broadcast over ``x [*L, *N, D]``."""
     return vectors.view(
         *vectors.shape[:-1], *(1,) * (x.ndim - vectors.ndim), vectors.shape[-1]
     )

@@ -231,13 +231,13 @@ def test_gradients_flow_through_the_definition() -> None:
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
     x, vector = torch.zeros(2, 3, 8), torch.zeros(2, 8)
-    with pytest.raises(ValueError, match="vectors are"):
+    with pytest.raises(ValueError, match="and vectors"):
         adaln_modulate(x, vector[:1], vector[:1])
-    with pytest.raises(ValueError, match="vectors are"):
+    with pytest.raises(ValueError, match="and vectors"):
         adaln_modulate(x, vector, vector[:, :4])
-    with pytest.raises(ValueError, match="all float32"):
+    with pytest.raises(ValueError, match="all be float32"):
         adaln_modulate(x.half(), vector.half(), vector)
-    with pytest.raises(ValueError, match="y is as x"):
+    with pytest.raises(ValueError, match="y must match x"):
         gated_residual(x, x[:, :1], vector)
 
 
@@ -290,7 +290,7 @@ def test_what_does_not_fit_a_sum_and_its_norm_is_refused() -> None:
     x, vector = torch.zeros(2, 3, 8), torch.zeros(2, 8)
     with pytest.raises(ValueError, match="weight and bias"):
         residual_norm(x, x, None, vector, vector, affine=True)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         residual_norm(x, x, torch.zeros(8), vector, vector)
-    with pytest.raises(ValueError, match="y is as x"):
+    with pytest.raises(ValueError, match="y must match x"):
         residual_norm(x, x[:1], None, vector, vector)

@@ -1,5 +1,5 @@
-"""Timing of block-sparse attention at the sizes of the SR transformer, beside dense and
-flexible attention."""
+"""Timing of block-sparse attention at the sizes of the SR transformer, compared with
+dense and flexible attention."""
 
 from collections.abc import Callable
 
@@ -24,14 +24,14 @@ SMALL = BlockRule(rows=3, cols=4, temporal=3, remembered=3, window=9, budget=60)
 
 
 def flexible_mask(mask: Tensor, tokens: int) -> BlockMask:
-    """Return what FlexAttention calls the same selection of whole blocks."""
+    """Return FlexAttention's form of the same selection of whole blocks."""
     counts = mask.sum(dim=-1, dtype=torch.int32)
     blocks = mask.byte().argsort(dim=-1, descending=True, stable=True).int()
 
     def selected(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         return mask[
             b, h, q // tokens, kv // tokens
-        ]  # compiled code does not ask it within whole blocks
+        ]  # not called inside whole blocks by compiled code
 
     partial = torch.zeros_like(counts), torch.zeros_like(blocks)
     return BlockMask.from_kv_blocks(
@@ -96,7 +96,7 @@ def _case(
         * pairs
         * 128
         * 128
-        * width,  # of the blocks selected, also for what computes more
+        * width,  # of the selected blocks, even if an implementation computes more
     )
 
 

@@ -39,19 +39,18 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def block_mask_of(mask: Tensor, tokens: int) -> BlockMask:
-    """Return the lists of ``mask [B, H, Nq, Nk]`` (bool) as FlexAttention takes them,
-    for blocks of ``tokens`` tokens.
-
-    Every selected block is full: nothing inside one is masked, and the compiled kernel
-    never asks ``selects``, which is for FlexAttention without compilation. Made without
-    synchronisation; includes the transposed lists of the backward pass.
+    """Convert ``mask [B, H, Nq, Nk]`` (bool) to FlexAttention's lists, for blocks of
+    ``tokens`` tokens. Every selected block is full: nothing inside one is masked, and
+    the compiled kernel never calls ``selects``, which is for FlexAttention without
+    compilation. Works without synchronisation and includes the transposed lists of the
+    backward pass.
     """
 
     def selects(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return mask[batch, head, query // tokens, key // tokens]
 
     counts = mask.sum(dim=-1, dtype=torch.int32)
-    # Selected blocks first, ascending; what follows is not read.
+    # Selected blocks first, ascending; the rest is not read.
     selected = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True).int()
     return BlockMask.from_kv_blocks(
         torch.zeros_like(counts),

@@ -1,4 +1,4 @@
-"""Softmax attention over listed blocks of keys: one program a tile of queries, online
+"""Softmax attention over listed blocks of keys: one program per tile of queries, online
 softmax, float32 sums."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -34,7 +34,7 @@ __all__ = [
 @triton.jit
 def softmax_step(m_i, l_i, qk, scale):
     """Accumulate scores ``qk [BM, BN]`` in the online softmax; return its maximum and
-    sum ``[BM]``, the weights of the keys and what earlier sums shrink by."""
+    sum ``[BM]``, the weights of the keys and the factor on earlier sums."""
     m_new = tl.maximum(m_i, tl.max(qk, axis=1) * scale)
     p = tl.exp2(qk * scale - m_new[:, None])
     alpha = tl.exp2(m_i - m_new)
@@ -55,10 +55,10 @@ def out_places(
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    """Return where the tokens ``[BM]`` of a block go, and ``mask`` without padding;
-    with ``BLOCK_T`` 0 the result keeps its padding."""
+    """Return the output addresses of the tokens ``[BM]`` of a block, and ``mask``
+    without padding; with ``BLOCK_T`` 0 the result keeps its padding."""
     if BLOCK_T > 0:
-        # Tokens behind each other, those of padding left out.
+        # Consecutive tokens, without padding.
         token, real = dense_place(block, token, size, grid, BLOCK_T, BLOCK_Y, BLOCK_X)
         mask = mask & real[:, None]
     else:
@@ -121,11 +121,10 @@ def attention_kernel(
     BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):
-    """Compute one tile of queries of the row that is next in ``order``.
-
-    The tokens of a row's blocks are one run of ``count * T`` keys, taken BN at a time;
-    where BN divides T a step lies within one block. Key blocks below ``fill`` are those
-    of the ring. ``scale`` contains log2(e).
+    """Compute one tile of queries of the next row in ``order``. The tokens of a row's
+    blocks form a sequence of ``count * T`` keys, processed BN at a time; if BN divides
+    T, each step lies within one block. Key blocks below ``fill`` are those of the ring.
+    ``scale`` contains log2(e).
     """
     row = tl.load(order + tl.program_id(0))
     sample = (row // queries // heads).to(tl.int64)
@@ -199,7 +198,7 @@ def attention_kernel(
         m_i, l_i, p, alpha = softmax_step(m_i, l_i, qk, scale)
         acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None], input_precision="ieee")
 
-    # A row that lists nothing gives zeros.
+    # A row with an empty list returns zeros.
     acc = acc / tl.where(l_i == 0.0, 1.0, l_i)[:, None]
     to = out + sample * o_sample + head * o_head
     size, grid = (frames, rows, cols), (grid_rows, grid_cols)
@@ -210,8 +209,8 @@ def attention_kernel(
 
 
 class Tiles(NamedTuple):
-    """How a shape is cut: tokens of a query tile and of a step over keys, warps, stages
-    of the pipeline."""
+    """Tiling of a shape: tokens per query tile and per step over keys, warps, and
+    pipeline stages."""
 
     queries: int
     keys: int
@@ -223,21 +222,20 @@ def tiles(target: tuple[int, int], dtype: torch.dtype, tokens: int, width: int) 
     """Choose tiles that neither spill nor exceed shared memory on ``target``, the
     compute capability."""
     rows = max(16, power_of_two(tokens))
-    if dtype == torch.float32:  # products without tensor cores
+    if dtype == torch.float32:  # matmuls without tensor cores
         return Tiles(min(32, rows), 32, 8, 1)
     if rows < 128:
         return Tiles(rows, 64, 4, 2)
     roomy = target[0] in (9, 10) and width > 64
-    # Triton halves the depth for loads behind a load: five stages fetch keys and values
-    # two steps ahead, three only one, which is waited for at once.
+    # Triton halves the pipeline depth for dependent loads: five stages fetch keys and
+    # values two steps ahead, three only one, which is waited for immediately.
     return Tiles(128, 128 if roomy else 64, 8, 5)
 
 
 def head_columns(target: tuple[int, int], width: int) -> int:
-    """Return the columns of a tile that holds heads of ``width`` channels.
-
-    On Hopper at least 64: with 32 and four warps its products read shared memory they
-    may not (triton issues 10486, 10573, 11366, from 3.6 on).
+    """Return the columns of a tile for heads of ``width`` channels. On Hopper at least
+    64: with 32 and four warps its matmuls read out of bounds in shared memory (triton
+    issues 10486, 10573, 11366, since 3.6).
     """
     return max(64 if target[0] == 9 else 16, power_of_two(width))
 
@@ -252,8 +250,8 @@ def geometry(grid: Sequence[int]) -> tuple[int, int, int, int, int]:
 
 
 def block_sizes(grid: Sequence[int]) -> dict[str, int]:
-    """Return the sizes of a block as the kernels take them; zeros where the result
-    keeps its padding."""
+    """Return the sizes of a block for the kernels; zeros if the result keeps its
+    padding."""
     return dict(zip(("BLOCK_T", "BLOCK_Y", "BLOCK_X"), grid[3:] or (0, 0, 0), strict=True))
 
 
@@ -279,7 +277,7 @@ def forward(
     grid: Sequence[int] = (),
 ) -> Tensor:
     """See ``op.block_list_attention``; nothing is checked here. ``grid`` holds the
-    sizes of the group and of a block where the result has no padding."""
+    sizes of the group and of a block if the result has no padding."""
     out = output(q, grid)
     _, heads, queries, tokens, width = q.shape
     ring = ring_k is not None and ring_v is not None and fill > 0

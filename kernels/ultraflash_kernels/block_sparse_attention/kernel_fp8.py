@@ -1,5 +1,5 @@
 """Attention over listed blocks in 8-bit floating point: rows quantised once, both
-products in 8 bits, float32 sums."""
+matmuls in 8 bits, float32 sums."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # Triton allows no annotation but constexpr on a kernel's parameters, and takes options
@@ -28,8 +28,7 @@ from ultraflash_kernels.fp8_linear.kernel import rounded_e4m3, to_e4m3
 __all__ = ["attention_fp8_kernel", "forward", "quantise_blocks", "quantise_blocks_kernel"]
 
 WEIGHT_UNITS: tl.constexpr = tl.constexpr(256.0)
-"""What a weight of 1 is scaled to before rounding to 8 bits, so that small weights do
-not underflow."""
+"""Factor on weights before rounding to 8 bits, so that small ones do not underflow."""
 
 
 @triton.jit
@@ -51,7 +50,7 @@ def quantise_blocks_kernel(
     TURNED: tl.constexpr,
     ON_GPU: tl.constexpr,
 ):
-    """Quantise the tokens of block n of ``x [B, H, blocks, T, D]``, number ``first`` +
+    """Quantise the tokens of block n of ``x [B, H, blocks, T, D]`` to block ``first`` +
     n of ``values``.
 
     ``values`` is contiguous ``[B, H, out_blocks, T, D]``, or ``[..., D, T]`` where
@@ -114,12 +113,12 @@ def attention_fp8_kernel(
     BLOCK_X: tl.constexpr,
     ON_GPU: tl.constexpr,
 ):
-    """Compute one tile of queries of the row that is next in ``order``; see
+    """Compute one tile of queries of the next row in ``order``; see
     ``kernel.attention_kernel``.
 
     ``q``, ``k [B, H, N, T, D]`` and ``v [B, H, N, D, T]`` are contiguous, with a scale
-    for every token. Values of one step share the largest of their scales; the rest of
-    each scale is folded into the weights.
+    for every token. Values of one step share the largest of their scales; the remaining
+    factor of each scale is folded into the weights.
     """
     row = tl.load(order + tl.program_id(0)).to(tl.int64)
     head = row // queries
@@ -137,13 +136,13 @@ def attention_fp8_kernel(
     m_i = tl.full([BM], -float("inf"), tl.float32)
     l_i = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BD], tl.float32)
-    unit = 1.0  # what 1 in ``acc`` stands for, times WEIGHT_UNITS
+    unit = 1.0  # the value of 1 in ``acc``, times WEIGHT_UNITS
     step = tl.arange(0, BN)  # [BN]
     for at in range(0, total, BN):
         real = at + step < total  # [BN]
         if T % BN == 0:
             block = head * keys + tl.load(blocks + first + at // T)
-            inner = tl.multiple_of(at % T, BN)  # else values are read byte by byte
+            inner = tl.multiple_of(at % T, BN)  # otherwise values are read byte by byte
             place = block * T + (inner + step)  # [BN]
             value_at = block * (T * D) + (inner + step)
         else:

@@ -1,5 +1,5 @@
-"""Softmax attention in which each query block of each head sees its own selection of
-key blocks."""
+"""Softmax attention in which each query block of each head attends to its own selection
+of key blocks."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -17,9 +17,9 @@ from ultraflash_kernels.token_order import drop_padding, tokens_of
 __all__ = ["block_list_attention", "block_sparse_attention"]
 
 MOST_BLOCK_VALUES = 1 << 15
-"""Values of a block up to which it is quantised at once."""
+"""Maximum number of values in a block that is quantised at once."""
 WIDEST = 128
-"""Head size up to which a tile of the kernel holds whole heads."""
+"""Maximum head size, as a tile of the kernel holds whole heads."""
 
 
 def block_sparse_attention(
@@ -29,20 +29,19 @@ def block_sparse_attention(
     (bool) selects.
 
     ``k`` and ``v`` are ``[B, H, Nk, T, D]``; a block is T consecutive tokens. Every
-    token of query block i of head h sees all T tokens of every block j with
+    token of query block i of head h attends to all T tokens of every block j with
     ``mask[b, h, i, j]``, scaled by ``1 / sqrt(D)``; nothing inside a block is masked. A
-    row that selects nothing gives zeros. What a row returns depends on the blocks it
-    selects and on nothing else. Returns ``[B, H, Nq, T, D]`` in the dtype of q.
-    Differentiable in q, k and v: on a GPU by FlexAttention, else by the reference.
-
-    Raises ValueError for shapes that do not fit and for a mask that is not boolean,
-    KernelUnsupportedError for ``impl="triton"`` where the kernel cannot run.
+    row without selected blocks returns zeros. The result of a row depends only on its
+    selected blocks. Returns ``[B, H, Nq, T, D]`` in the dtype of q. Differentiable in
+    q, k and v: on a GPU by FlexAttention, else by the reference. Raises ValueError for
+    invalid shapes and for a mask that is not boolean, KernelUnsupportedError for
+    ``impl="triton"`` if the kernel cannot run.
     """
     _check_blocks(q, k, v)
     expected = (*q.shape[:3], k.shape[2])
     if mask.dtype != torch.bool or tuple(mask.shape) != expected:
         raise ValueError(
-            f"mask is bool {list(expected)}, got {mask.dtype} {list(mask.shape)}"
+            f"mask must be bool {list(expected)}, got {mask.dtype} {list(mask.shape)}"
         )
     refusal = _refusal(q, k, v)
     if mask.numel() >= 1 << 31:
@@ -70,23 +69,21 @@ def block_list_attention(
     block: tuple[int, int, int] | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Attend as ``block_sparse_attention`` does to the key blocks that ``lists`` names,
-    remembered ones in place.
+    """Like ``block_sparse_attention``, but for the key blocks in ``lists``, with cached
+    ones read in place.
 
     Key blocks 0 to ``fill`` - 1 are the first ``fill`` blocks of ``ring``, keys and
-    values of ``[B, H, capacity, T, D]``; the others are the blocks of ``k`` and
-    ``v [B, H, N, T, D]``. Nothing is joined, and the rest of the ring is not read. On a
-    GPU there is no synchronisation, and the result lies in memory as
-    ``[B, Nq, T, H, D]``. Where the frames, rows and columns of the tokens are given as
-    ``size`` and those of a ``block``, padding of blocks at the edge is left out of the
-    result: it is ``[B, H, 1, tokens, D]``, in the order of blocks.
+    values of ``[B, H, capacity, T, D]``; the others are the blocks of ``k`` and ``v [B,
+    H, N, T, D]``. Nothing is concatenated, and the rest of the ring is not read. On a
+    GPU there is no synchronisation, and the memory layout of the result is ``[B, Nq, T,
+    H, D]``. If the frames, rows and columns of the tokens are given as ``size`` and
+    those of a block as ``block``, the result omits the padding of blocks at the edge:
+    it is ``[B, H, 1, tokens, D]``, in block order.
 
-    With ``fp8`` every token of q, k and v is rounded to float8_e4m3fn as
-    ``quantise_rows`` does; the kernel multiplies these numbers, rounds the weights of
-    values to 8 bits, too, and sums in float32.
-
-    Raises ValueError for shapes that do not fit, KernelUnsupportedError for
-    ``impl="triton"`` where the kernel cannot run.
+    With ``fp8`` every token of q, k and v is rounded to float8_e4m3fn as by
+    ``quantise_rows``; the kernel multiplies these numbers, also rounds the weights of
+    values to 8 bits, and sums in float32. Raises ValueError for invalid shapes,
+    KernelUnsupportedError for ``impl="triton"`` if the kernel cannot run.
     """
     _check_blocks(q, k, v)
     if lists.shape != (*q.shape[:3], fill + k.shape[2]):
@@ -142,7 +139,7 @@ def _check_blocks(q: Tensor, k: Tensor, v: Tensor) -> None:
         or q[:, :, 0].shape != k[:, :, 0].shape
     ):
         raise ValueError(
-            f"q, k, v are [B, H, N, T, D], got {tuple(q.shape)}, {tuple(k.shape)}, "
+            f"q, k, v must be [B, H, N, T, D], got {tuple(q.shape)}, {tuple(k.shape)}, "
             f"{tuple(v.shape)}"
         )
 
@@ -150,13 +147,12 @@ def _check_blocks(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _refusal(q: Tensor, *others: Tensor) -> str | None:
     if q.dtype not in KERNEL_DTYPES or any(x.dtype != q.dtype for x in others):
         found = [str(x.dtype) for x in others]
-        return (
-            f"one dtype of bfloat16, float16, float32 is needed, got {q.dtype} and {found}."
-        )
+        expected = "one dtype of bfloat16, float16, float32"
+        return f"q, k, v need {expected}, got {q.dtype} and {found}."
     if q.shape[-1] > WIDEST:
         return f"heads are {q.shape[-1]} wide, expected at most {WIDEST}."
     if any(x.shape[3] * x.stride(3) >= 1 << 31 for x in (q, *others)):
-        return "the tokens of a block lie further apart than 32 bits can count."
+        return "the tokens of a block are further apart than 32 bits can index."
     return None
 
 
@@ -168,7 +164,7 @@ def _fp8_refusal(q: Tensor) -> str | None:
 
 
 def _registered(name: str, module: str) -> Callable[..., Tensor]:
-    """Return the operator that runs the kernel of a module, which imports Triton."""
+    """Return the operator that runs a module's kernel, which imports Triton."""
 
     def attend(
         q: Tensor,

@@ -1,5 +1,5 @@
-"""The reference of ``block_sparse_attention`` in plain PyTorch: rows of one count
-share dense attention calls."""
+"""The reference of ``block_sparse_attention`` in plain PyTorch: rows with equally many
+blocks share dense attention calls."""
 
 import torch
 import torch.nn.functional as F
@@ -10,20 +10,20 @@ from ultraflash_kernels.block_lists import BlockLists
 __all__ = ["forward", "from_lists"]
 
 GATHERED_ELEMENTS = 1 << 18
-"""About how many elements of k (and of v) one dense call gathers; small enough for a
-CPU's cache."""
+"""Approximate number of elements of k (and of v) gathered per dense call; small enough
+for a CPU's cache."""
 GATHERED_ELEMENTS_FOR_GRADIENTS = 1 << 23
-"""The same with gradients: the backward pass of a gather is a pass over all of k, so
-gather rarely."""
+"""The same with gradients; larger, because the backward pass of each gather is a pass
+over all of k."""
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """See ``op.block_sparse_attention``; nothing is checked here.
 
-    Rows are sorted by how many blocks they select and computed in calls of equal
-    counts, so nothing is padded and a row's arithmetic does not depend on its
+    Rows are sorted by their number of selected blocks and computed in calls of equal
+    counts, so that nothing is padded and the arithmetic of a row does not depend on its
     neighbours. Half precision is computed in float32 on a CPU, where that is both
-    faster and closer.
+    faster and more accurate.
     """
     tokens, width = q.shape[3:]
     work = torch.float32 if q.device.type == "cpu" and q.dtype != torch.float64 else q.dtype

@@ -242,7 +242,7 @@ def test_an_explicit_kernel_never_falls_back() -> None:
 def test_the_interpreter_is_not_asked_for_bfloat16() -> None:
     case = Example((1, 1, 2), 2, 16, torch.bfloat16)
     with pytest.raises(
-        KernelUnsupportedError, match="interpreter computes bfloat16 wrongly"
+        KernelUnsupportedError, match="interpreter computes bfloat16 incorrectly"
     ):
         case.got()
 

@@ -140,9 +140,9 @@ def test_gradients_are_those_of_the_definition() -> None:
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
     q, k, v, mask = example(1, 2, 3, 4, 2, 2)
-    with pytest.raises(ValueError, match="q, k, v are"):
+    with pytest.raises(ValueError, match="q, k, v must be"):
         block_sparse_attention(q, k, v[:, :, 1:], mask)
-    with pytest.raises(ValueError, match="mask is bool"):
+    with pytest.raises(ValueError, match="mask must be bool"):
         block_sparse_attention(q, k, v, mask[:, :, 1:])
-    with pytest.raises(ValueError, match="mask is bool"):
+    with pytest.raises(ValueError, match="mask must be bool"):
         block_sparse_attention(q, k, v, mask.float())

@@ -1,4 +1,4 @@
-"""Timing of block means and block choice at the sizes of the SR transformer."""
+"""Timing of block means and block selection at the sizes of the SR transformer."""
 
 import torch
 
@@ -39,8 +39,8 @@ def cases(device: torch.device) -> list[Case]:
         )
 
         for dtype in (torch.float32, torch.bfloat16):
-            # Means of many independent values are near zero; spread as those of a
-            # trained network are.
+            # Means of many independent values are near zero; these are spread like
+            # those of a trained network.
             q, k = (
                 2 * torch.randn(1, 12, blocks, 128, device=device).to(dtype)
                 for blocks in (rule.queries, rule.keys)

@@ -1,4 +1,4 @@
-"""Block choice on the device: means, shares under the rule, the threshold of a budget,
+"""Block selection on the device: means, softmax under the rule, budget threshold,
 lists. Nothing is read back."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -22,15 +22,15 @@ __all__ = ["block_means", "choose_blocks"]
 BINS: tl.constexpr = tl.constexpr(256)
 """Values of a digit: the threshold is found eight bits at a time."""
 TILE = 2048
-"""Shares that are counted at once."""
+"""Number of shares counted at once."""
 MOST_SPLITS = 16
-"""Most programs that count one pool together."""
+"""Maximum number of programs that count one pool together."""
 
 
 @triton.jit
 def rounded(x, KIND: tl.constexpr):
-    """Round float32 to ``KIND`` and back; bfloat16 by its bits, so that the interpreter
-    rounds as a GPU does."""
+    """Round float32 to ``KIND`` and back; bfloat16 by bit operations, so that the
+    interpreter rounds like a GPU."""
     if KIND == "bfloat16":
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
@@ -58,8 +58,8 @@ def means_kernel(
     BD: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """Average the tokens of block n of ``x [B, H, blocks, T, D]``, number ``first`` + n
-    of contiguous ``out``."""
+    """Average the tokens of block n of ``x [B, H, blocks, T, D]`` to block ``first`` +
+    n of contiguous ``out``."""
     n = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1).to(tl.int64)
     source = x + (row // heads) * x_sample + (row % heads) * x_head + n * x_block
@@ -81,8 +81,8 @@ def means_kernel(
 
 @triton.jit
 def allowed_keys(key, row, rule):
-    """Which of ``key [BK]`` the query block ``row`` may use; ``rule`` are the six
-    numbers of the kernels, ``grid_rows`` to ``chunk``."""
+    """Return which of ``key [BK]`` the query block ``row`` may attend to; ``rule`` is
+    the six kernel arguments from ``grid_rows`` to ``chunk``."""
     grid_rows, cols, remembered, back, ahead, chunk = rule
     spatial = grid_rows * cols
     place = row % spatial
@@ -111,14 +111,14 @@ def shares_kernel(
     KIND: tl.constexpr,
     ON_GPU: tl.constexpr,
 ):
-    """Softmax of one row of contiguous ``scores [B, H, queries, keys]`` over the
-    allowed keys; others get 0."""
+    """Compute the softmax of one row of contiguous ``scores [B, H, queries, keys]``
+    over the allowed keys; others get 0."""
     row = tl.program_id(0)
     at = (tl.program_id(1).to(tl.int64) * queries + row) * keys
     key = tl.arange(0, BK)  # [BK]
     inside = key < keys
     score = tl.load(scores + at + key, mask=inside, other=0.0).to(tl.float32)
-    # A GPU's torch divides by a number of the host by multiplying with its inverse.
+    # On a GPU, torch divides by a host number by multiplying with its inverse.
     score = rounded(score * inverse_root if ON_GPU else score / root, KIND)
     rule = (grid_rows, cols, remembered, back, ahead, chunk)
     allowed = allowed_keys(key, row, rule) & inside
@@ -134,8 +134,8 @@ def shares_kernel(
 def found_digits(
     histograms, pool, rank, DIGITS: tl.constexpr, PASSES: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """Return the leading ``DIGITS`` digits of the value of this rank (1 is the largest)
-    and the rank behind them."""
+    """Return the leading ``DIGITS`` digits of the value with this rank (1 is the
+    largest) and the remaining rank."""
     bins = tl.arange(0, BINS)  # [BINS]
     splits = tl.arange(0, SPLITS)  # [SPLITS]
     prefix = tl.zeros((), tl.int32)
@@ -143,7 +143,7 @@ def found_digits(
         base = histograms + ((pool * PASSES + digit) * SPLITS).to(tl.int64) * BINS
         each = tl.load(base + splits[:, None] * BINS + bins[None, :])
         counts = tl.sum(each, axis=0)  # [BINS]
-        # How many have this digit or a larger one.
+        # Number of values with this digit or a larger one.
         reaching = tl.cumsum(counts, axis=0, reverse=True)
         value = tl.sum((reaching >= rank).to(tl.int32), axis=0) - 1
         rank -= tl.sum(tl.where(bins > value, counts, 0), axis=0)
@@ -166,8 +166,8 @@ def histogram_kernel(
     """Count digit ``DIGIT`` of the shares of one chunk of a pool that have the leading
     digits found so far.
 
-    Shares are not negative, so their bits are ordered as they are; NaN is the largest,
-    as it is to ``topk``.
+    Shares are not negative, so their bit patterns have the same order; NaN is the
+    largest, as in ``topk``.
     """
     pool, split = tl.program_id(0), tl.program_id(1)
     prefix, _ = found_digits(histograms, pool, rank, DIGIT, PASSES, SPLITS)
@@ -191,7 +191,7 @@ def histogram_kernel(
 def threshold_kernel(
     histograms, thresholds, rank, PASSES: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """Put the digits of a pool's threshold together."""
+    """Assemble a pool's threshold from its digits."""
     pool = tl.program_id(0)
     bits, _ = found_digits(histograms, pool, rank, PASSES, PASSES, SPLITS)
     bits = bits << (32 - 8 * PASSES)
@@ -200,8 +200,8 @@ def threshold_kernel(
 
 @triton.jit
 def kept_keys(shares, thresholds, row, head, queries, keys, rule, BK: tl.constexpr):
-    """Return all keys ``[BK]`` and which of them query block ``row`` of a head keeps:
-    by threshold, then for empty rows, then the diagonal."""
+    """Return all keys ``[BK]`` and a mask of those that query block ``row`` of a head
+    keeps: by threshold, then for empty rows, then the diagonal."""
     spatial = rule[0] * rule[1]
     key = tl.arange(0, BK)  # [BK]
     inside = key < keys
@@ -232,7 +232,7 @@ def counts_kernel(
     chunk,
     BK: tl.constexpr,
 ):
-    """Count what one row keeps."""
+    """Count the keys that one row keeps."""
     row, head = tl.program_id(0), tl.program_id(1)
     rule = (grid_rows, cols, remembered, back, ahead, chunk)
     _, kept = kept_keys(shares, thresholds, row, head, queries, keys, rule, BK)
@@ -255,7 +255,7 @@ def lists_kernel(
     chunk,
     BK: tl.constexpr,
 ):
-    """Write what one row keeps, ascending, to its place."""
+    """Write the keys that one row keeps, in ascending order, to its list."""
     row, head = tl.program_id(0), tl.program_id(1)
     rule = (grid_rows, cols, remembered, back, ahead, chunk)
     key, kept = kept_keys(shares, thresholds, row, head, queries, keys, rule, BK)
@@ -302,13 +302,13 @@ def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists
     row_width = power_of_two(keys)
     warps = max(1, min(8, row_width // 256))
 
-    # The product is torch's own, so that it rounds as in the reference.
+    # The matmul is torch's own, so that it rounds as in the reference.
     scores = torch.matmul(q_mean, k_mean.transpose(-1, -2))
     shares = scores
     if scores.dtype != torch.float32:
         shares = torch.empty_like(scores, dtype=torch.float32)
     root = math.sqrt(width)
-    # Rounded as torch rounds it.
+    # Rounded as in torch.
     inverse_root = torch.tensor(root, dtype=torch.float32).reciprocal().item()
     shares_kernel[(queries, rows)](
         scores,
@@ -341,8 +341,8 @@ def choose_blocks(q_mean: Tensor, k_mean: Tensor, rule: BlockRule) -> BlockLists
 
 
 def _thresholds(shares: Tensor, rule: BlockRule, passes: int) -> Tensor:
-    """Return the least share that the budget of each pool admits, one pool for a
-    temporal block of a head; the bits behind ``passes`` bytes are zero."""
+    """Return the smallest share within the budget of each pool, one pool per temporal
+    block of a head; bits beyond ``passes`` bytes are zero."""
     pools, size = (
         shares.shape[0] * shares.shape[1] * rule.temporal,
         rule.spatial * rule.keys,

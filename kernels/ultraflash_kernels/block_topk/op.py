@@ -1,5 +1,5 @@
-"""Which key blocks each query block attends to: a budget of best scores, shared by a
-run of rows."""
+"""Selection of the key blocks that each query block attends to: a budget of best
+scores, shared by a run of rows."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from ultraflash_kernels.dispatch import KERNEL_DTYPES, Impl, chooses_triton
 __all__ = ["block_means", "block_topk", "choose_blocks"]
 
 MOST_KEYS = 1 << 14
-"""Key blocks up to which a row of scores is held in registers."""
+"""Maximum number of key blocks, as a row of scores is held in registers."""
 MOST_MEAN_VALUES = 1 << 15
-"""Values of a block up to which the kernel averages it at once."""
+"""Maximum number of values in a block that the kernel averages at once."""
 
 
 def block_topk(
@@ -33,25 +33,24 @@ def block_topk(
     ``budget + 1`` largest scores, ties with the smallest of them included; a row may
     thus keep many blocks or none. Then, in this order:
 
-    * what is not ``allowed [Nq, Nk]`` (bool) is dropped;
-    * a row that is left empty gets its first allowed block;
+    * pairs that are not ``allowed [Nq, Nk]`` (bool) are dropped;
+    * an empty row gets its first allowed block;
     * if ``Nq == Nk``, every block also attends to itself.
 
-    With ``allowed=None`` every block may be chosen, and if any row is left empty all
-    rows of all heads also get the diagonal ``Nk == Nq`` counted from the first block.
-
-    Every row must be allowed something. Raises ValueError for shapes that do not fit
-    and for a budget below 1. ``choose_blocks`` does the same for a rule instead of a
-    matrix, and is faster on a GPU.
+    With ``allowed=None`` every block may be selected, and if any row is empty all rows
+    of all heads also get the diagonal ``Nk == Nq`` counted from the first block. Every
+    row must have an allowed block. Raises ValueError for invalid shapes and for a
+    budget below 1. ``choose_blocks`` does the same for a rule instead of a matrix, and
+    is faster on a GPU.
     """
     _check_means(q_mean, k_mean)
     rows, keys = q_mean.shape[2], k_mean.shape[2]
     if rows_per_budget < 1 or rows % rows_per_budget:
         raise ValueError(f"{rows} query blocks do not split into runs of {rows_per_budget}")
     if budget < 1:
-        raise ValueError(f"a budget is at least 1, got {budget}")
+        raise ValueError(f"the budget must be at least 1, got {budget}")
     if allowed is not None and tuple(allowed.shape) != (rows, keys):
-        raise ValueError(f"allowed is [{rows}, {keys}], got {tuple(allowed.shape)}")
+        raise ValueError(f"allowed must be [{rows}, {keys}], got {tuple(allowed.shape)}")
     return reference.forward(q_mean, k_mean, allowed, budget, rows_per_budget)
 
 
@@ -61,13 +60,12 @@ def choose_blocks(
     """Return the key blocks of each query block as lists, for means ``[B, H, Nq, D]``
     and ``[B, H, Nk, D]``.
 
-    They are what ``block_topk`` selects with the pairs that ``rule`` allows, its budget
-    and runs of ``rule.spatial`` rows. Made on the device without synchronisation; no
-    matrix of allowed pairs is built by the kernel. Not differentiable: gradients do not
-    pass through a choice.
-
-    Raises ValueError for shapes that do not fit the rule, KernelUnsupportedError for
-    ``impl="triton"`` where the kernel cannot run.
+    They equal the selection of ``block_topk`` with the pairs allowed by ``rule``, its
+    budget and runs of ``rule.spatial`` rows. Computed on the device without
+    synchronisation; the kernel builds no matrix of allowed pairs. Not differentiable:
+    gradients do not pass through a selection. Raises ValueError for shapes that do not
+    match the rule, KernelUnsupportedError for ``impl="triton"`` if the kernel cannot
+    run.
     """
     _check_means(q_mean, k_mean)
     rows, keys = q_mean.shape[2], k_mean.shape[2]
@@ -77,13 +75,15 @@ def choose_blocks(
             f"and {keys}"
         )
     if q_mean.dtype != k_mean.dtype:
-        raise ValueError(f"means are of one dtype, got {q_mean.dtype} and {k_mean.dtype}")
+        raise ValueError(
+            f"means must have the same dtype, got {q_mean.dtype} and {k_mean.dtype}"
+        )
 
     q_mean, k_mean = q_mean.detach(), k_mean.detach()
     capacity = q_mean.shape[0] * q_mean.shape[1] * rule.allowed_pairs
     refusal = None
     if q_mean.dtype not in KERNEL_DTYPES:
-        refusal = f"means are float32, bfloat16 or float16, got {q_mean.dtype}."
+        refusal = f"means must be float32, bfloat16 or float16, got {q_mean.dtype}."
     elif keys > MOST_KEYS or capacity >= 1 << 31:
         most = f"{MOST_KEYS} and {(1 << 31) - 1}"
         refusal = (
@@ -116,10 +116,10 @@ def block_means(
     """Average ``x [B, H, N, T, D]`` over the T tokens of each block: ``[B, H, N, D]``,
     rounded once to ``dtype``.
 
-    Blocks of ``more`` follow those of ``x``, as if all were joined along N: remembered
-    keys, then present ones. Every token is counted, padding too. Not differentiable.
-    Raises ValueError for shapes that do not fit, KernelUnsupportedError for
-    ``impl="triton"`` where the kernel cannot run.
+    Blocks of ``more`` follow those of ``x``, as if all were concatenated along N:
+    cached keys, then present ones. All tokens are averaged, including padding. Not
+    differentiable. Raises ValueError for invalid shapes, KernelUnsupportedError for
+    ``impl="triton"`` if the kernel cannot run.
     """
     parts = [part.detach() for part in (x, *more)]
     for part in parts:
@@ -129,15 +129,13 @@ def block_means(
             or part.dtype != x.dtype
         ):
             raise ValueError(
-                "blocks are [B, H, N, T, D] of one dtype, got "
+                "blocks must be [B, H, N, T, D] of the same dtype, got "
                 f"{[tuple(part.shape) for part in parts]}"
             )
 
     refusal = None
     if x.dtype not in KERNEL_DTYPES or dtype not in KERNEL_DTYPES:
-        refusal = (
-            f"blocks and means are float32, bfloat16 or float16, got {x.dtype} and {dtype}."
-        )
+        refusal = f"blocks and means must be float32 or 16-bit, got {x.dtype} and {dtype}."
     elif x.shape[3] * x.shape[4] > MOST_MEAN_VALUES:
         values = x.shape[3] * x.shape[4]
         refusal = f"a block has {values} values, expected at most {MOST_MEAN_VALUES}."
@@ -156,7 +154,7 @@ def _check_means(q_mean: Tensor, k_mean: Tensor) -> None:
         or q_mean[:, :, 0].shape != k_mean[:, :, 0].shape
     ):
         raise ValueError(
-            f"block means are [B, H, N, D], got {tuple(q_mean.shape)} and "
+            f"block means must be [B, H, N, D], got {tuple(q_mean.shape)} and "
             f"{tuple(k_mean.shape)}"
         )
 

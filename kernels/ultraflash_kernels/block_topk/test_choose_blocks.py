@@ -201,18 +201,20 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     q, k = means(rule, 6, torch.float32)
     with pytest.raises(ValueError, match="the rule is for 4 query and 4 key blocks"):
         choose_blocks(q[:, :, 1:], k, rule)
-    with pytest.raises(ValueError, match="one dtype"):
+    with pytest.raises(ValueError, match="same dtype"):
         choose_blocks(q, k.double(), rule)
-    with pytest.raises(ValueError, match="impl is"):
+    with pytest.raises(ValueError, match="impl must be"):
         choose_blocks(q, k, rule, impl="cuda")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"blocks are \[B, H, N, T, D\]"):
+    with pytest.raises(ValueError, match=r"blocks must be \[B, H, N, T, D\]"):
         block_means(torch.zeros(1, 1, 2, 3, 4), torch.zeros(1, 1, 2, 3, 5))
 
 
 def test_an_explicit_kernel_never_falls_back() -> None:
     rule = BlockRule(rows=2, cols=2, temporal=1, budget=3)
     q, k = (x.double() for x in means(rule, 6, torch.float32))
-    with pytest.raises(KernelUnsupportedError, match=r"choose_blocks: means are .*float64"):
+    with pytest.raises(
+        KernelUnsupportedError, match=r"choose_blocks: means must be .*float64"
+    ):
         choose_blocks(q, k, rule, impl="triton")
     assert choose_blocks(q, k, rule).shape == (1, 1, 4, 4)
     with pytest.raises(KernelUnsupportedError, match=r"block_means: .*float64"):

@@ -1,5 +1,5 @@
-"""Timing of 8-bit layers at the sizes of the transformers, beside the same layers in
-bfloat16."""
+"""Timing of 8-bit layers at the sizes of the transformers, compared with the same
+layers in bfloat16."""
 
 from collections.abc import Callable
 from functools import partial

@@ -15,8 +15,8 @@ from ultraflash_kernels.dispatch import on_its_device, power_of_two
 
 @triton.jit
 def to_e4m3(y):
-    """Scale rows ``y [BT, BD]`` (float32, zero where masked) to +-448; returns them in
-    float32, and scales [BT]."""
+    """Scale rows ``y [BT, BD]`` (float32, zero where masked) to +-448; return them in
+    float32, and the scales [BT]."""
     scales = tl.div_rn(tl.maximum(tl.max(tl.abs(y), axis=1), 1e-12), 448.0)
     scaled = tl.div_rn(y, scales[:, None])
     return tl.clamp(scaled, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL), scales
@@ -46,8 +46,8 @@ def quantise_rows_kernel(
     BD: tl.constexpr,
     GELU: tl.constexpr,
 ):
-    """Quantise rows of ``x [rows, WIDTH]`` whose starts are ``x_row`` apart, or
-    ``GELU`` of them; values and scales are contiguous."""
+    """Quantise rows of ``x [rows, WIDTH]`` with stride ``x_row``, after GELU if
+    ``GELU``; values and scales are contiguous."""
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
     col = tl.arange(0, BD)  # [BD]
     inside = (row < rows)[:, None] & (col < WIDTH)[None, :]  # [BT, BD]

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is kept in 8-bit floating point, and the conversion of a
+"""A linear layer with its weight in 8-bit floating point, and the conversion of a
 network's layers."""
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ __all__ = ["Fp8Linear", "quantise_linears"]
 class Fp8Linear(nn.Module):
     """``nn.Linear`` with a weight quantised row by row; inference only.
 
-    The weight lies in buffers of integers, so that ``.to(dtype)`` of a network leaves
+    The weight is stored in integer buffers, so that ``.to(dtype)`` of a network leaves
     it unchanged.
     """
 
@@ -55,8 +55,8 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor | Fp8Rows) -> Tensor:
         """Map ``x [..., in]`` to ``[..., out]`` in the dtype of x.
 
-        Rows that are quantised already give the dtype of the bias, bfloat16 where there
-        is none.
+        For rows that are already quantised, the result has the dtype of the bias, or
+        bfloat16 without one.
         """
         like = self.bias if isinstance(x, Fp8Rows) else x
         return fp8_linear(
@@ -75,13 +75,12 @@ class Fp8Linear(nn.Module):
 def quantise_linears(
     network: nn.Module, *, keep: Sequence[str] = (), impl: Fp8Impl = "auto"
 ) -> tuple[str, ...]:
-    """Replace the linear layers inside ``network`` by 8-bit ones; return the names of
-    those that were replaced.
-
-    ``keep`` holds names, with ``*`` for any characters, of layers that stay as they
-    are: those that run in float32, and those that the result is sensitive to. Layers
-    whose widths are no multiples of 16, and kinds derived from ``nn.Linear``, stay too.
-    Raises ValueError for a name in ``keep`` that no layer has.
+    """Replace the linear layers inside ``network`` with 8-bit ones; return the names of
+    the replaced layers. ``keep`` lists names, with ``*`` for any characters, of layers
+    to leave unchanged: those that run in float32, and those to which the result is
+    sensitive. Layers whose widths are not multiples of 16, and subclasses of
+    ``nn.Linear``, are also left unchanged. Raises ValueError for a name in ``keep``
+    that no layer has.
     """
     layers = {
         name: layer

@@ -1,5 +1,5 @@
-"""Linear layers whose inputs and weights are 8-bit floating point, with a scale for
-every row of both."""
+"""Linear layers with inputs and weights in 8-bit floating point, and a scale for every
+row of both."""
 
 from typing import Literal, NamedTuple
 
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 Fp8Impl = Literal["auto", "scaled_mm", "reference"]
-"""``scaled_mm`` and ``reference`` are used or raise; ``auto`` takes the first where it
-can run."""
+"""``scaled_mm`` and ``reference`` are used or raise; ``auto`` uses the first if it can
+run."""
 
 OLDEST_CAPABILITY = (8, 9)
-"""Compute capability from which GPUs multiply 8-bit floating point."""
+"""Minimum compute capability of GPUs with 8-bit floating-point matmuls."""
 MULTIPLE = 16
-"""Both widths of a layer are multiples of it."""
+"""Both widths of a layer must be multiples of this."""
 
 
 class Fp8Rows(NamedTuple):
@@ -48,13 +48,13 @@ def quantise_rows(x: Tensor, *, impl: Impl = "auto") -> Fp8Rows:
     """Round rows of ``x [..., D]`` to float8_e4m3fn, each scaled so that its largest
     magnitude becomes 448.
 
-    Scales are ``max(|row|) / 448``, from 1e-12 up; the division and the rounding (to
-    nearest, ties to even) are those of float32. Not differentiable. Raises ValueError
-    for other than floating point.
+    Scales are ``max(|row|) / 448``, with a lower bound on the maximum of 1e-12;
+    division and rounding (to nearest, ties to even) are those of float32. Not
+    differentiable. Raises ValueError unless ``x`` is floating point.
     """
     if not x.is_floating_point() or x.ndim < 1:
         raise ValueError(
-            f"quantise_rows: rows are floating point, got {x.dtype} {list(x.shape)}"
+            f"quantise_rows: rows must be floats, got {x.dtype} {list(x.shape)}"
         )
     if chooses_triton("quantise_rows", impl, x, refusal=e4m3_refusal(x)):
         return Fp8Rows(*_quantise(x))
@@ -63,11 +63,11 @@ def quantise_rows(x: Tensor, *, impl: Impl = "auto") -> Fp8Rows:
 
 
 def quantise_gelu_rows(x: Tensor, *, impl: Impl = "auto") -> Fp8Rows:
-    """Return what ``quantise_rows`` makes of GELU of ``x [..., D]`` in its tanh form,
-    rounded to the dtype of x, without writing it. Not differentiable."""
+    """Return ``quantise_rows`` of the tanh form of GELU of ``x [..., D]``, rounded to
+    the dtype of x, without writing the latter. Not differentiable."""
     if not x.is_floating_point() or x.ndim < 1:
         raise ValueError(
-            f"quantise_gelu_rows: rows are floating point, got {x.dtype} {list(x.shape)}"
+            f"quantise_gelu_rows: rows must be floats, got {x.dtype} {list(x.shape)}"
         )
     if chooses_triton("quantise_gelu_rows", impl, x, refusal=e4m3_refusal(x)):
         return Fp8Rows(*_quantise_gelu(x))
@@ -84,18 +84,18 @@ def fp8_linear(
     fast_accumulation: bool = True,
     impl: Fp8Impl = "auto",
 ) -> Tensor:
-    """Return ``x @ weight^T + bias`` for ``x [..., K]`` and ``weight [N, K]``, rows of
-    both quantised.
-
-    A tensor x is quantised first; an input that several layers share is quantised once
-    and passed as ``Fp8Rows``. Products of the stored numbers are summed in float32,
-    multiplied by both scales, the bias ``[N]`` is added, and the result is rounded to
-    ``dtype`` (that of x; bfloat16 for rows). ``fast_accumulation`` lets Hopper sum with
-    fewer bits. Inference only. Raises ValueError for shapes that do not fit,
-    KernelUnsupportedError where ``scaled_mm`` is asked for and cannot run.
+    """Return ``x @ weight^T + bias`` for ``x [..., K]`` and ``weight [N, K]`` with
+    quantised rows. A tensor x is quantised first; an input shared by several layers is
+    quantised once and passed as ``Fp8Rows``. Products of the stored numbers are summed
+    in float32, multiplied by both scales, the bias ``[N]`` is added, and the result is
+    rounded to ``dtype`` (that of x; bfloat16 for rows). ``fast_accumulation`` lets
+    Hopper sum with fewer bits. Inference only. Raises ValueError for invalid shapes,
+    KernelUnsupportedError if ``scaled_mm`` is requested and cannot run.
     """
     if impl not in ("auto", "scaled_mm", "reference"):
-        raise ValueError(f"fp8_linear: impl is auto, scaled_mm or reference, got {impl!r}")
+        raise ValueError(
+            f"fp8_linear: impl must be auto, scaled_mm or reference, got {impl!r}"
+        )
     given = x.values if isinstance(x, Fp8Rows) else x
     out, width = weight.values.shape
     if (
@@ -138,16 +138,16 @@ def fp8_linear(
 def scaled_mm_refusal(
     device: torch.device, width: int, out: int, dtype: torch.dtype
 ) -> str | None:
-    """Return why a product of these sizes cannot run in 8 bits on ``device``, in a
-    sentence, or None."""
+    """Return in a sentence why a matmul of these sizes cannot run in 8 bits on
+    ``device``, or None."""
     if width % MULTIPLE or out % MULTIPLE:
-        return f"widths are multiples of {MULTIPLE}, got {width} and {out}."
+        return f"widths must be multiples of {MULTIPLE}, got {width} and {out}."
     if device.type != "cuda":
-        return f"8-bit products need an NVIDIA GPU, the tensors lie on {device}."
+        return f"8-bit matmuls need an NVIDIA GPU, the tensors are on {device}."
     if torch.version.hip is not None:
-        return "8-bit products are checked on NVIDIA GPUs only."
+        return "8-bit matmuls are checked on NVIDIA GPUs only."
     if dtype != torch.bfloat16:
-        return f"row-wise products come out as bfloat16, not as {dtype}."
+        return f"row-wise matmuls return bfloat16, not {dtype}."
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CAPABILITY:
         return f"compute capability {capability[0]}.{capability[1]} is older than 8.9."
@@ -155,24 +155,24 @@ def scaled_mm_refusal(
 
 
 def fp8_refusal(device: torch.device) -> str | None:
-    """Return why networks cannot run in 8 bits on ``device``, layers and attention, in
-    a sentence, or None."""
+    """Return in a sentence why networks (layers and attention) cannot run in 8 bits on
+    ``device``, or None."""
     if not hasattr(torch, "_scaled_mm"):
-        return "this torch has no 8-bit products."
+        return "this torch has no 8-bit matmuls."
     return scaled_mm_refusal(device, MULTIPLE, MULTIPLE, torch.bfloat16) or device_refusal(
         device
     )
 
 
 def e4m3_refusal(x: Tensor) -> str | None:
-    """Return why no kernel can write ``x`` as float8_e4m3fn where it lies, in a
-    sentence, or None."""
+    """Return in a sentence why no kernel can write ``x`` as float8_e4m3fn on its
+    device, or None."""
     if (
         x.is_cuda
         and torch.version.hip is None
         and torch.cuda.get_device_capability(x.device) < OLDEST_CAPABILITY
     ):
-        return "compute capability 8.9 is the first that knows float8_e4m3fn."
+        return "compute capability 8.9 is the first to support float8_e4m3fn."
     return None
 
 

@@ -1,4 +1,4 @@
-"""Frames to the planes that a video encoder takes."""
+"""Conversion of frames to YUV planes for a video encoder."""
 
 from ultraflash_kernels.frames_to_yuv.op import Matrix, YuvPlanes, frames_to_yuv
 

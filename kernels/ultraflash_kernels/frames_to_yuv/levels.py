@@ -1,4 +1,4 @@
-"""The numbers that turn light into samples of video."""
+"""Coefficients for converting RGB values to video samples."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ __all__ = ["Levels"]
 
 
 class Levels(NamedTuple):
-    """Numbers that turn light in [0, 1] into samples."""
+    """Coefficients for converting RGB values in [0, 1] to samples."""
 
     red: float
-    """Weights in luma."""
+    """Weights of red, green and blue in luma."""
     green: float
     blue: float
     luma: float

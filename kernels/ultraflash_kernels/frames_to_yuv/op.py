@@ -1,5 +1,5 @@
-"""RGB frames to planes of YUV 4:2:0 in 8 or 10 bits, where they lie: half the bytes
-cross the bus."""
+"""Convert RGB frames to YUV 4:2:0 planes in 8 or 10 bits on their own device, which
+halves the bytes to transfer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ luminance)."""
 
 @dataclass(frozen=True)
 class YuvPlanes:
-    """Frames as planes in one contiguous buffer, frame after frame, so that one copy
-    takes them to the host."""
+    """Frames as planes in one contiguous buffer, frame by frame, so that a single copy
+    moves them to the host."""
 
     packed: Tensor
     """``[N, height * width + 2 * rows * cols]``: luma, blue and red difference; uint8,
@@ -80,7 +80,7 @@ def frames_to_yuv(
     """
     if frames_nchw.ndim != 4 or frames_nchw.shape[1] != 3 or 0 in frames_nchw.shape[2:]:
         raise ValueError(
-            f"frames_to_yuv: frames are [N, 3, H, W], got {list(frames_nchw.shape)}"
+            f"frames_to_yuv: frames must be [N, 3, H, W], got {list(frames_nchw.shape)}"
         )
     if not frames_nchw.is_floating_point() or bits not in (8, 10):
         raise ValueError(

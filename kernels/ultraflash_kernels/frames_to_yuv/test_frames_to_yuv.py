@@ -219,7 +219,7 @@ def test_it_compiles_into_one_graph(impl: Impl) -> None:
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
     pictures = frames(1, 4, 6)
-    with pytest.raises(ValueError, match="frames are"):
+    with pytest.raises(ValueError, match="frames must be"):
         frames_to_yuv(pictures[0])
     with pytest.raises(ValueError, match="8 or 10 bits"):
         frames_to_yuv(pictures, bits=12)

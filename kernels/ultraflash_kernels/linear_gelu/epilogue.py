@@ -7,8 +7,8 @@ __all__ = ["linear_gelu"]
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See ``op.linear_gelu``; nothing is checked here. On a GPU this GELU is the tanh
-    form, on a CPU it would not be."""
+    """See ``op.linear_gelu``; nothing is checked here. This GELU is the tanh form on a
+    GPU, but not on a CPU."""
     rows = x.reshape(-1, x.shape[-1])
     out = torch._addmm_activation(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         bias, rows, weight.t(), use_gelu=True

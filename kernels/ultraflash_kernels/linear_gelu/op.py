@@ -12,8 +12,8 @@ from ultraflash_kernels.linear_gelu import reference
 __all__ = ["LinearGeluImpl", "epilogue_refusal", "linear_gelu"]
 
 LinearGeluImpl = Literal["auto", "epilogue", "reference"]
-"""``epilogue`` and ``reference`` are used or raise; ``auto`` takes the first where it
-can run."""
+"""``epilogue`` and ``reference`` are used or raise; ``auto`` uses the first if it can
+run."""
 
 DTYPES = (torch.float16, torch.bfloat16)
 SLOW_MAJOR = 12
@@ -27,11 +27,13 @@ def linear_gelu(
     ``bias [N]``, GELU in its tanh form.
 
     The reference rounds the sum to the dtype of x before GELU; the epilogue of the
-    product does not. Raises ValueError for shapes that do not fit,
-    KernelUnsupportedError for ``impl="epilogue"`` where it cannot run.
+    matmul does not. Raises ValueError for invalid shapes, KernelUnsupportedError for
+    ``impl="epilogue"`` if it cannot run.
     """
     if impl not in ("auto", "epilogue", "reference"):
-        raise ValueError(f"linear_gelu: impl is auto, epilogue or reference, got {impl!r}")
+        raise ValueError(
+            f"linear_gelu: impl must be auto, epilogue or reference, got {impl!r}"
+        )
     if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or bias.shape != weight.shape[:1]:
         shapes = [list(each.shape) for each in (x, weight, bias)]
         raise ValueError(f"linear_gelu: x [..., K], weight [N, K], bias [N], got {shapes}")
@@ -44,22 +46,19 @@ def linear_gelu(
 
 
 def epilogue_refusal(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
-    """Return why the library cannot apply GELU in its product, in a sentence, or
-    None."""
+    """Return in a sentence why the library cannot apply GELU in its matmul, or None."""
     dtypes = {each.dtype for each in (x, weight, bias)}
     if len(dtypes) > 1 or x.dtype not in DTYPES:
-        return (
-            f"one dtype of float16 and bfloat16 is needed, got {sorted(map(str, dtypes))}."
-        )
+        return f"tensors must all be float16 or bfloat16, got {sorted(map(str, dtypes))}."
     if torch.is_grad_enabled() and any(y.requires_grad for y in (x, weight, bias)):
-        return "a tensor wants gradients, and the epilogue keeps nothing for them."
+        return "a tensor requires gradients, but the epilogue has no backward pass."
     return device_refusal(x.device)
 
 
 def device_refusal(device: torch.device) -> str | None:
-    """Return why no product on ``device`` applies GELU, in a sentence, or None."""
+    """Return in a sentence why no matmul on ``device`` applies GELU, or None."""
     if not dispatch.prefers_kernels(device):
-        return f"it takes an NVIDIA GPU of compute capability 8.0 or later, got {device}."
+        return f"it needs an NVIDIA GPU of compute capability 8.0 or later, got {device}."
     if device.type == "cuda" and dispatch.capability(device)[0] == SLOW_MAJOR:
         return "on compute capability 12 the library is slower with GELU than without."
     return None

@@ -1,4 +1,4 @@
-"""3x3 convolutions of memory decoders, with what follows or precedes them fused."""
+"""3x3 convolutions of memory decoders, fused with preceding or following operations."""
 
 from ultraflash_kernels.memory_conv.op import (
     activated_conv,

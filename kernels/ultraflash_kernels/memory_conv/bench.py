@@ -37,7 +37,7 @@ def cases(device: torch.device) -> list[Case]:
 
 
 def _doubled(size: tuple[int, int, int, int], outs: int, device: torch.device) -> Case:
-    """The convolution behind a stage of the decoder that doubles its size."""
+    """The convolution after a decoder stage that doubles its size."""
     frames, channels, height, width = size
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     x, weight = (
@@ -98,7 +98,8 @@ def _pair(size: tuple[int, int, int, int], device: torch.device) -> tuple[Case, 
 
 
 def _joined(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The published block: current and past frame concatenated along the channels."""
+    """The published block: current and previous frame concatenated along the
+    channels."""
     return F.conv2d(torch.cat([x, x], dim=1), weight, bias, padding=1).relu_()
 
 

@@ -1,8 +1,8 @@
 """3x3 convolution as matmuls over shifted pixels, of one or two inputs, with its
 epilogue.
 
-With ``GROWTH`` 2 it reads pictures as if nearest neighbours had doubled them: each
-address is half the pixel's place.
+With ``GROWTH`` 2 it reads pictures as if doubled by nearest neighbours: each address is
+half the pixel's position.
 """
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -40,8 +40,8 @@ def _taps(
     GROWTH: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Add the products of nine shifted pixels with their part of the kernel to
-    ``sums [BM, BN]``."""
+    """Add the products of nine shifted pixels and their kernel taps to ``sums [BM,
+    BN]``."""
     channel = tl.arange(0, BK)  # [BK]
     column = weight + out_channel.to(tl.int64) * weight_out  # [BN]
     pixel = source + row * source_row + col * source_col  # [BM]
@@ -142,7 +142,7 @@ def conv_kernel(
     )
 
     if HAS_PAST:
-        # The frame before: in x, or for the first one in the memory.
+        # The previous frame: in x, or for the first one in the memory.
         second = weight + CHANNELS * weight_in
         first = frame == 0
         source = tl.where(
@@ -270,8 +270,8 @@ def forward(
 
 
 def _channels_in_one_piece(x: Tensor) -> Tensor:
-    """Return ``x [..., C, H, W]`` with the channels of a pixel next to each other;
-    copies where they are not."""
+    """Return ``x [..., C, H, W]`` with contiguous channels per pixel; copies if they
+    are not."""
     if x.stride(-3) == 1:
         return x
     return x.movedim(-3, -1).contiguous().movedim(-1, -3)

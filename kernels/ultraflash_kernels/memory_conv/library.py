@@ -1,4 +1,4 @@
-"""Convolutions whose bias, sum and ReLU cuDNN computes before it writes anything."""
+"""Convolutions with bias, sum and ReLU fused by cuDNN."""
 
 import functools
 
@@ -10,10 +10,10 @@ __all__ = ["activated", "library_refusal", "memory", "residual", "upsampled"]
 
 
 def library_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why cuDNN cannot fuse what follows a convolution on ``device``, in a
-    sentence, or None; found out once with small pictures."""
+    """Return in a sentence why cuDNN cannot fuse operations after a convolution on
+    ``device``, or None; determined once with small pictures."""
     if device.type != "cuda":
-        return f"cuDNN needs an NVIDIA GPU, the tensors lie on {device}."
+        return f"cuDNN needs an NVIDIA GPU, the tensors are on {device}."
     return _found_wrong(device, dtype)
 
 
@@ -31,7 +31,7 @@ def _found_wrong(device: torch.device, dtype: torch.dtype) -> str | None:
             found = activated(x, weight, bias), residual(x, z, weight, bias)
             for got, expected in zip(found, (wide, wide + z.float()), strict=True):
                 if not torch.allclose(got.float(), expected.relu(), rtol=0.02, atol=0.02):
-                    return "its fused convolutions compute something else."
+                    return "its fused convolutions compute wrong results."
         except RuntimeError as error:
             return f"it refuses: {(str(error).splitlines() or ['no reason'])[0]}"
     return None
@@ -50,8 +50,8 @@ def residual(x_nchw: Tensor, z_nchw: Tensor, weight: Tensor, bias: Tensor | None
 def memory(
     x_btchw: Tensor, past_bchw: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Return what ``op.memory_conv`` does; frames and those before them share an
-    epilogue. The frames before are copied into one tensor."""
+    """Return the result of ``op.memory_conv``; frames and their predecessors share an
+    epilogue. The predecessors are copied into one tensor."""
     channels = x_btchw.shape[2]
     now, before = (
         each.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Convolutions of memory decoders fused with what follows or precedes them; no
+"""Convolutions of memory decoders, fused with preceding or following operations; no
 concatenation or enlargement is materialised."""
 
 from typing import Literal
@@ -24,13 +24,13 @@ __all__ = [
 ]
 
 ConvImpl = Literal["auto", "triton", "library", "reference"]
-"""The implementation to use, or an error; ``library`` is cuDNN with bias, sum and ReLU
-in its epilogue. ``auto`` takes the kernel where ``KERNEL_WINS``, else the library where
-it can run."""
+"""The implementation to use or fail; ``library`` is cuDNN with bias, sum and ReLU in
+its epilogue. ``auto`` uses the kernel for entries of ``KERNEL_WINS``, else the library
+if it can run."""
 
 KERNEL_WINS: frozenset[tuple[tuple[int, int], int, int]] = frozenset()
-"""(compute capability, channels in, channels out) where ``auto`` takes the kernel:
-measured wins over cuDNN only, and nothing was measured yet."""
+"""(compute capability, channels in, channels out) for which ``auto`` uses the kernel.
+Only measured wins over cuDNN belong here, and nothing has been measured yet."""
 
 
 def memory_conv(
@@ -45,14 +45,14 @@ def memory_conv(
     """Return ``act(conv(x, Wa) + conv(past, Wb) + bias)`` as ``[B * T, O, H, W]``,
     channels last.
 
-    ``weight [O, 2C, 3, 3]`` holds Wa for the frame itself and Wb for the one before, in
-    this order. The frame before ``x_btchw[:, t]`` is ``x_btchw[:, t - 1]``, and
-    ``past_bchw [B, C, H, W]`` where t is 0. Zero padding of one pixel; act is ReLU,
-    leaky with ``negative_slope`` > 0 (reference/cascade.md 3.1).
+    ``weight [O, 2C, 3, 3]`` holds Wa for the frame itself and Wb for the previous one,
+    in this order. The frame before ``x_btchw[:, t]`` is ``x_btchw[:, t - 1]``, or
+    ``past_bchw [B, C, H, W]`` if t is 0. Zero padding of one pixel; act is ReLU, leaky
+    with ``negative_slope`` > 0 (reference/cascade.md 3.1).
 
-    The reference is two convolutions of the library, each rounded to the dtype of x;
-    the kernel sums all in float32 and rounds once. Raises ValueError for shapes or
-    dtypes that do not fit.
+    The reference consists of two library convolutions, each rounded to the dtype of x;
+    the kernel sums everything in float32 and rounds once. Raises ValueError for invalid
+    shapes or dtypes.
     """
     batch, frames, channels, height, width = (
         x_btchw.shape if x_btchw.ndim == 5 else (0, 0, 0, 0, 0)
@@ -63,7 +63,7 @@ def memory_conv(
         or not frames
     ):
         raise ValueError(
-            "memory_conv: x is [B, T, C, H, W], past [B, C, H, W], got "
+            "memory_conv: x must be [B, T, C, H, W], past [B, C, H, W], got "
             f"{list(x_btchw.shape)}, {list(past_bchw.shape)}"
         )
     _check("memory_conv", weight, bias, 2 * channels, x_btchw, past_bchw)
@@ -85,7 +85,7 @@ def residual_conv(
     impl: ConvImpl = "auto",
 ) -> Tensor:
     """Return ``act(conv(x, W) + bias + residual)`` as ``[N, O, H, W]``, channels last;
-    ``residual`` is of this shape.
+    ``residual`` has the same shape.
 
     Padding, act, rounding and ``auto`` are those of ``memory_conv``; ``weight`` is
     ``[O, C, 3, 3]``.
@@ -96,7 +96,7 @@ def residual_conv(
         *x_nchw.shape[2:],
     ):
         raise ValueError(
-            "residual_conv: x is [N, C, H, W], the residual [N, O, H, W], got "
+            "residual_conv: x must be [N, C, H, W], the residual [N, O, H, W], got "
             f"{list(x_nchw.shape)}, "
             f"{list(residual_nchw.shape)}"
         )
@@ -119,10 +119,12 @@ def activated_conv(
     negative_slope: float = 0.0,
     impl: ConvImpl = "auto",
 ) -> Tensor:
-    """Return ``act(conv(x, W) + bias)`` as ``[N, O, H, W]``, channels last; the rest is
-    as of ``residual_conv``."""
+    """Return ``act(conv(x, W) + bias)`` as ``[N, O, H, W]``, channels last; otherwise
+    like ``residual_conv``."""
     if x_nchw.ndim != 4:
-        raise ValueError(f"activated_conv: x is [N, C, H, W], got {list(x_nchw.shape)}")
+        raise ValueError(
+            f"activated_conv: x must be [N, C, H, W], got {list(x_nchw.shape)}"
+        )
     _check("activated_conv", weight, bias, x_nchw.shape[1], x_nchw)
     tensors = [x_nchw, x_nchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("activated_conv", impl, x_nchw.shape[1], tensors):
@@ -141,15 +143,16 @@ def upsampled_conv(
     impl: ConvImpl = "auto",
 ) -> Tensor:
     """Return ``act(conv(up(x), W) + bias)`` as ``[N, O, 2H, 2W]``, channels last;
-    ``up`` doubles by nearest neighbours, a slope of 1 is no activation.
-
-    ``weight`` is ``[O, C, 3, 3]``, padding is zero and one pixel of the doubled size.
-    The reference builds the doubled pictures, the kernel finds their pixels by address
-    and reads a quarter as much. ``auto`` is that of ``memory_conv``, with channels of
-    the table counted alike. Raises ValueError for shapes or dtypes that do not fit.
+    ``up`` doubles by nearest neighbours, and a slope of 1 means no activation.
+    ``weight`` is ``[O, C, 3, 3]``; zero padding is one pixel of the doubled size. The
+    reference builds the doubled pictures, while the kernel addresses the original
+    pixels and reads a quarter as much. ``auto`` is that of ``memory_conv``, with the
+    same table. Raises ValueError for invalid shapes or dtypes.
     """
     if x_nchw.ndim != 4:
-        raise ValueError(f"upsampled_conv: x is [N, C, H, W], got {list(x_nchw.shape)}")
+        raise ValueError(
+            f"upsampled_conv: x must be [N, C, H, W], got {list(x_nchw.shape)}"
+        )
     _check("upsampled_conv", weight, bias, x_nchw.shape[1], x_nchw)
     tensors = [x_nchw, x_nchw, weight, *([] if bias is None else [bias])]
     if _takes_kernel("upsampled_conv", impl, x_nchw.shape[1], tensors):
@@ -162,14 +165,14 @@ def upsampled_conv(
 def library_refusal(
     weight: Tensor, *others: Tensor, negative_slope: float = 0.0
 ) -> str | None:
-    """Return why cuDNN cannot compute what follows these convolutions, in a sentence,
-    or None."""
+    """Return in a sentence why cuDNN cannot fuse the operations after these
+    convolutions, or None."""
     if negative_slope != 0:
-        return "its epilogue knows ReLU only."
+        return "its epilogue only supports ReLU."
     if torch.is_grad_enabled() and any(x.requires_grad for x in (weight, *others)):
-        return "a tensor wants gradients, and the epilogue keeps nothing for them."
+        return "a tensor requires gradients, but the epilogue has no backward pass."
     if weight.dtype not in (torch.float16, torch.bfloat16):
-        return f"it takes float16 and bfloat16, got {weight.dtype}."
+        return f"it supports float16 and bfloat16, got {weight.dtype}."
     return library.library_refusal(weight.device, weight.dtype)
 
 
@@ -180,10 +183,10 @@ def _check(
         bias is not None and bias.shape != weight.shape[:1]
     ):
         got = [list(x.shape) for x in (weight, *([] if bias is None else [bias]))]
-        raise ValueError(f"{op}: weight is [O, {channels}, 3, 3], bias [O], got {got}")
+        raise ValueError(f"{op}: weight must be [O, {channels}, 3, 3], bias [O], got {got}")
     dtypes = {x.dtype for x in (weight, *inputs, *([] if bias is None else [bias]))}
     if len(dtypes) > 1:
-        raise ValueError(f"{op}: all tensors have one dtype, got {dtypes}")
+        raise ValueError(f"{op}: all tensors must have the same dtype, got {dtypes}")
 
 
 def _takes_library(
@@ -212,7 +215,7 @@ def _takes_kernel(op: str, impl: ConvImpl, channels: int, tensors: list[Tensor])
             return False
     half = weight.dtype in KERNEL_DTYPES
     refusal = (
-        None if half else f"it takes float32, float16 and bfloat16, got {weight.dtype}."
+        None if half else f"it supports float32, float16 and bfloat16, got {weight.dtype}."
     )
     return chooses_triton(op, impl, *tensors, refusal=refusal)
 

@@ -19,8 +19,8 @@ def memory(
     frames in time are concatenated."""
     batch, frames, channels = x_btchw.shape[:3]
     now, before = weight[:, :channels], weight[:, channels:]
-    # The stride of an axis of one frame is arbitrary, but libraries sum in another
-    # order for another one.
+    # The stride of an axis of length one is arbitrary, but libraries choose the
+    # summation order by it.
     past_bchw = past_bchw.unsqueeze(1).flatten(0, 1)
     mixed = F.conv2d(_last(x_btchw.flatten(0, 1)), now, bias, padding=1)
     if frames == 1:
@@ -28,7 +28,7 @@ def memory(
             mixed.add_(F.conv2d(_last(past_bchw), before, padding=1)), negative_slope
         )
     each = mixed.unflatten(0, (batch, frames))
-    # Not ``+=`` on a slice: Python would assign the sum to the slice once more.
+    # Not ``+=`` on a slice, as Python would then assign the sum to the slice again.
     each[:, 0].add_(F.conv2d(_last(past_bchw), before, padding=1))
     earlier = _last(x_btchw[:, :-1].flatten(0, 1))
     later = F.conv2d(earlier, before, padding=1).unflatten(0, (batch, frames - 1))

@@ -197,13 +197,13 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         memory_conv(x, past[:, :2], both, bias)
     with pytest.raises(ValueError, match="past"):
         memory_conv(x[0], past, both, bias)
-    with pytest.raises(ValueError, match="weight is"):
+    with pytest.raises(ValueError, match="weight must be"):
         memory_conv(x, past, one, bias)
     with pytest.raises(ValueError, match="bias"):
         residual_conv(x[0], residual, one, bias[1:])
     with pytest.raises(ValueError, match="the residual"):
         residual_conv(x[0], residual[:, 1:], one, bias)
-    with pytest.raises(ValueError, match="one dtype"):
+    with pytest.raises(ValueError, match="same dtype"):
         residual_conv(x[0], residual.half(), one, bias)
 
 
@@ -245,9 +245,9 @@ def test_of_a_doubled_picture_nothing_around_it_is_read(impl: Impl) -> None:
 
 def test_a_doubled_picture_of_other_channels_is_refused() -> None:
     x, _, _, one, bias, _ = example(1, 1, 5, 7, 4, 6, torch.float32)
-    with pytest.raises(ValueError, match=r"upsampled_conv: weight is \[O, 4, 3, 3\]"):
+    with pytest.raises(ValueError, match=r"upsampled_conv: weight must be \[O, 4, 3, 3\]"):
         upsampled_conv(x.flatten(0, 1)[:, :4], one, bias)
-    with pytest.raises(ValueError, match=r"x is \[N, C, H, W\]"):
+    with pytest.raises(ValueError, match=r"x must be \[N, C, H, W\]"):
         upsampled_conv(x, one, bias)
 
 
@@ -323,5 +323,5 @@ def test_a_library_that_refuses_or_computes_something_else_is_not_asked_again(
     monkeypatch.setattr(torch, "cudnn_convolution_relu", lambda x, *_: x.clone())
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", lambda x, *_: x.clone())
     found = library._found_wrong(torch.device("cpu"), torch.bfloat16)  # pyright: ignore[reportPrivateUsage]
-    assert found == "its fused convolutions compute something else."
+    assert found == "its fused convolutions compute wrong results."
     library._found_wrong.cache_clear()  # pyright: ignore[reportPrivateUsage]

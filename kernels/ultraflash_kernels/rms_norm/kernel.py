@@ -26,8 +26,8 @@ def norm_kernel(
     BT: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Normalise ``BT`` rows of ``x [rows, WIDTH]`` whose starts are ``x_row`` apart;
-    ``out`` is contiguous."""
+    """Normalise ``BT`` rows of ``x [rows, WIDTH]`` with stride ``x_row``; ``out`` is
+    contiguous."""
     like: tl.constexpr = x.dtype.element_ty
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)  # [BT]
     col = tl.arange(0, BD)  # [BD]

@@ -1,4 +1,4 @@
-"""Division of rows by their root mean square, rounded and multiplied by a weight."""
+"""RMS norm of rows, rounded and multiplied by a weight."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from ultraflash_kernels.rms_norm import reference
 __all__ = ["rms_norm"]
 
 LONGEST_ROW = 1 << 14
-"""Values of a row that a program of the kernel holds in registers."""
+"""Maximum number of values in a row, as a program of the kernel holds it in
+registers."""
 
 
 def rms_norm(
@@ -17,12 +18,14 @@ def rms_norm(
 ) -> Tensor:
     """Return ``x / sqrt(mean(x^2) + eps)`` over the last axis, times ``weight [D]``.
 
-    The mean is computed in float32 (float64 stays float64), the quotient is rounded to
-    the dtype of ``x [..., D]`` before the product. Raises ValueError for a weight that
-    does not fit.
+    The mean is computed in float32 (in float64 for float64), and the quotient is
+    rounded to the dtype of ``x [..., D]`` before the multiplication. Raises ValueError
+    for a weight of the wrong shape.
     """
     if weight.shape != x.shape[-1:]:
-        raise ValueError(f"rms_norm: weight is [{x.shape[-1]}], got {list(weight.shape)}")
+        raise ValueError(
+            f"rms_norm: weight must be [{x.shape[-1]}], got {list(weight.shape)}"
+        )
     refusal = None
     if x.dtype not in KERNEL_DTYPES or weight.dtype != x.dtype:
         refusal = (

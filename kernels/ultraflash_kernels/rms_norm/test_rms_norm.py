@@ -38,5 +38,5 @@ def test_rows_may_lie_apart_and_what_is_between_is_not_read() -> None:
 
 
 def test_a_weight_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"weight is \[8\]"):
+    with pytest.raises(ValueError, match=r"weight must be \[8\]"):
         rms_norm(torch.zeros(2, 8), torch.zeros(7))

@@ -1,4 +1,4 @@
-"""Norm, rotation and scatter of queries, keys and values: every program takes all
+"""Norm, rotation and scatter of queries, keys and values: every program processes all
 channels of a few tokens."""
 
 # pyright: reportMissingParameterType=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -30,7 +30,7 @@ def axis_turns(
     BP: tl.constexpr,
 ):
     """Return cosines and sines ``[BT, BP]`` of tokens at ``place`` (frame, row,
-    column); the tables of rows and columns begin at ``starts``."""
+    column); the tables of rows and columns start at ``starts``."""
     frame, row, col = place
     pair = tl.arange(0, BP)[None, :]  # [1, BP]
     own = pair % (PT + PY + PX)
@@ -110,7 +110,7 @@ def norm_rope_tokens(
     odd = (odd * inverse).to(like).to(tl.float32) * odd_weight[None, :]
     odd = odd.to(like).to(tl.float32)
 
-    # Padding was read as zero, so zero it stays.
+    # Padding was read as zero, and remains zero.
     rotated = tl.join(even * cos - odd * sin, even * sin + odd * cos)
     rotated = tl.reshape(rotated, [BT, 2 * BP]).to(like)
     scatter_tokens(rotated, to, to_head, live, WIDTH, HEAD, BP)
@@ -241,6 +241,6 @@ def forward(
 
 def _tokens(x: Tensor) -> Tensor:
     """View ``x [B, blocks, T, D]`` as [B, tokens, D] with D contiguous; copies only if
-    it has to."""
+    necessary."""
     x = x.flatten(1, 2)
     return x if x.stride(2) == 1 else x.contiguous()

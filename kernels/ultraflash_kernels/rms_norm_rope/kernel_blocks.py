@@ -128,7 +128,8 @@ def norm_rope_blocks_kernel(
     BP: tl.constexpr,
     KIND: tl.constexpr,
 ):
-    """Process one block of queries, keys or values, as the second program id says."""
+    """Process one block of queries, keys or values, selected by the second program
+    id."""
     HEAD: tl.constexpr = 2 * (PT + PY + PX)
     TOKENS: tl.constexpr = BLOCK_T * BLOCK_Y * BLOCK_X
     block = tl.program_id(0).to(tl.int64)

@@ -1,4 +1,4 @@
-"""Norm of queries and keys over all channels, rotary embedding and rearrangement into
+"""Norm of queries and keys over all channels, rotary embedding and rearrangement to
 head-major blocks, in one pass."""
 
 import math
@@ -17,19 +17,19 @@ __all__ = ["AxisTables", "rms_norm_rope", "rms_norm_rope_means"]
 Qkv = tuple[Tensor, Tensor, Tensor]
 
 WIDEST_ROW = 4096
-"""Most channels that a program of the kernel holds in registers."""
+"""Maximum number of channels that a program of the kernel holds in registers."""
 
 
 @dataclass(frozen=True)
 class AxisTables:
-    """Rotations of the rotary embedding by frame, by row and by column: nothing in it
-    grows with their product."""
+    """Rotations of the rotary embedding by frame, by row and by column; its size does
+    not grow with their product."""
 
     turns: Tensor
-    """``[frames * pt + rows * ps + cols * ps, 2]`` float32: cosine and sine, position
-    by position, axis after axis."""
+    """``[frames * pt + rows * ps + cols * ps, 2]`` float32: cosine and sine, by axis
+    and position."""
     positions: tuple[int, int, int]
-    """Frames, rows and columns that it covers."""
+    """Number of frames, rows and columns covered."""
     pairs: tuple[int, int, int]
     """Pairs of channels of a head that are rotated by frame, row and column: pt, ps,
     ps."""
@@ -38,13 +38,12 @@ class AxisTables:
     def of(cls, frames: Tensor, rows: Tensor, cols: Tensor) -> "AxisTables":
         """Join unit complex numbers ``[positions, pairs]`` of the three axes.
 
-        A graph that was captured with ``turns`` sees new positions once they are copied
-        into it.
+        A graph captured with ``turns`` uses new positions once they are copied into it.
         """
         axes = (frames, rows, cols)
         if any(axis.ndim != 2 or not axis.is_complex() for axis in axes):
             raise ValueError(
-                "tables are complex [positions, pairs], got "
+                "tables must be complex [positions, pairs], got "
                 f"{[list(axis.shape) for axis in axes]}"
             )
         turns = torch.cat(
@@ -76,18 +75,18 @@ def rms_norm_rope(
     """Return q, k and v ``[B, heads, blocks, block tokens, d]`` of projections
     ``[B, blocks, block tokens, D]``.
 
-    ``size`` is how many frames, rows and columns of tokens there are, ``block`` how
-    many make a block; blocks are padded at the end of each axis and ordered frame, row,
-    column, as the tokens inside them are. Tokens of q and k are divided by their root
-    mean square over all D channels (float32), rounded, multiplied by the weight
-    ``[D]``, and their pairs (2i, 2i + 1) are turned (float32) by the ``tables`` at the
-    token's frame, row and column; v is copied. Padding becomes zero whatever its
-    values. reference/cascade.md 1.3, 1.4, 4.4.
+    ``size`` is the number of frames, rows and columns of tokens, ``block`` that of a
+    block; blocks are padded at the end of each axis and, like the tokens inside them,
+    ordered by frame, row and column. Tokens of q and k are divided by their root mean
+    square over all D channels (float32), rounded, multiplied by the weight ``[D]``, and
+    their pairs (2i, 2i + 1) are rotated (float32) by the ``tables`` at the token's
+    frame, row and column; v is copied. Padding becomes zero regardless of its values.
+    reference/cascade.md 1.3, 1.4, 4.4.
 
-    The reference computes float64 in float64. ``out`` are the tensors to write to,
-    slices of a ring of keys and values for instance, and is returned; blocks lie next
-    to each other in them. Frame-major tokens are blocks of ``(1, rows, cols)``. Raises
-    ValueError for shapes, dtypes or destinations that do not fit.
+    The reference computes float64 in float64. ``out`` are the destination tensors, for
+    instance slices of a KV ring, with adjacent blocks; they are returned. Frame-major
+    tokens are blocks of ``(1, rows, cols)``. Raises ValueError for invalid shapes,
+    dtypes or destinations.
     """
     _check(q, k, v, q_weight, k_weight, tables, size, block, out)
     numbers = (tables.pairs, tables.positions, size, block, eps)
@@ -116,17 +115,16 @@ def rms_norm_rope_means(
     out: Qkv | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return what ``rms_norm_rope`` makes of projections ``[B, tokens, D]`` without
-    padding, and the means of the blocks of q and k.
-
-    Tokens are in the order of blocks, those of padding left out; what is returned has
-    it, as zeros. Means are ``[B, heads, blocks, d]`` over all tokens of a block, of
-    what is returned, rounded once to ``mean_dtype``. ``out`` and the rest are as there.
+    """Return the result of ``rms_norm_rope`` for projections ``[B, tokens, D]`` without
+    padding, and the means of the blocks of q and k. Tokens are in block order without
+    padding; the results include it as zeros. Means are ``[B, heads, blocks, d]`` over
+    all tokens of the resulting blocks, rounded once to ``mean_dtype``. ``out`` and the
+    other arguments are the same.
     """
     whole = math.prod(blocks_of(size, block)), math.prod(block)
     if q.ndim != 3 or q.shape[1] != tokens_of(size):
         raise ValueError(
-            f"rms_norm_rope_means: q, k, v are [B, {tokens_of(size)}, D], "
+            f"rms_norm_rope_means: q, k, v must be [B, {tokens_of(size)}, D], "
             f"got {list(q.shape)}"
         )
 
@@ -157,10 +155,10 @@ def rms_norm_rope_means(
 
 def _refusal(q: Tensor) -> str | None:
     if q.dtype not in KERNEL_DTYPES:
-        return f"it takes float32, float16 and bfloat16, got {q.dtype}."
+        return f"it supports float32, float16 and bfloat16, got {q.dtype}."
     if q.shape[-1] <= WIDEST_ROW:
         return None
-    return f"it takes up to {WIDEST_ROW} channels, got {q.shape[-1]}."
+    return f"it supports up to {WIDEST_ROW} channels, got {q.shape[-1]}."
 
 
 def _empty(q: Tensor, shape: tuple[int, ...]) -> Qkv:
@@ -233,7 +231,7 @@ def _check(
 ) -> None:
     if min(*size, *block) < 1:
         raise ValueError(
-            f"rms_norm_rope: sizes and blocks are positive, got {size} and {block}"
+            f"rms_norm_rope: sizes and blocks must be positive, got {size} and {block}"
         )
 
     blocks = math.prod([-(-n // b) for n, b in zip(size, block, strict=True)])
@@ -243,19 +241,18 @@ def _check(
     if any(tuple(x.shape) != expected for x in (q, k, v)) or width % d:
         shapes = [list(x.shape) for x in (q, k, v)]
         raise ValueError(
-            f"rms_norm_rope: q, k, v are {list(expected)} in heads of {d}, got {shapes}"
+            f"rms_norm_rope: q, k, v must be {list(expected)} in heads of {d}, got {shapes}"
         )
     if any(weight.shape != (width,) for weight in (q_weight, k_weight)):
         raise ValueError(
-            f"rms_norm_rope: weights are [{width}], got {list(q_weight.shape)}, "
+            f"rms_norm_rope: weights must be [{width}], got {list(q_weight.shape)}, "
             f"{list(k_weight.shape)}"
         )
 
     dtypes = {x.dtype for x in (q, k, v, q_weight, k_weight, *(out or ()))}
     if len(dtypes) > 1 or q.dtype not in (*KERNEL_DTYPES, torch.float64):
         raise ValueError(
-            "rms_norm_rope: all tensors are float32, float16, bfloat16 or float64 alike, "
-            f"got {dtypes}"
+            f"rms_norm_rope: all tensors must have one floating-point dtype, got {dtypes}"
         )
     if any(have < need for have, need in zip(tables.positions, size, strict=True)):
         raise ValueError(
@@ -274,6 +271,6 @@ def _check(
             or x.stride(2) != shape[3] * x.stride(3)
         ):
             raise ValueError(
-                f"rms_norm_rope: a destination is {list(shape)}, block after block, got "
-                f"{list(x.shape)}"
+                f"rms_norm_rope: a destination must be {list(shape)} with adjacent "
+                f"blocks, got {list(x.shape)}"
             )

@@ -24,8 +24,8 @@ def forward(
     eps: float,
     out: tuple[Tensor, Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``op.rms_norm_rope``; nothing is checked here. Differentiable where no
-    destination is given."""
+    """See ``op.rms_norm_rope``; nothing is checked here. Differentiable without a
+    destination."""
     counts = [-(-n // b) for n, b in zip(size, block, strict=True)]
     cuts = [n * p for n, p in zip(positions, pairs, strict=True)]
     axes = [
@@ -54,8 +54,8 @@ def forward(
 
 
 def _table(axes: Sequence[Tensor], counts: Sequence[int], block: Three) -> Tensor:
-    """Rotations [frames, rows, cols, d / 2] of all tokens, padding included; what is
-    beyond a table is arbitrary."""
+    """Return rotations [frames, rows, cols, d / 2] of all tokens, including padding;
+    values beyond a table are arbitrary."""
     sides = [n * b for n, b in zip(counts, block, strict=True)]
     parts = [
         axis[torch.arange(side, device=axis.device).clamp(max=len(axis) - 1)]
@@ -69,7 +69,7 @@ def _table(axes: Sequence[Tensor], counts: Sequence[int], block: Three) -> Tenso
 def _padding(
     size: Three, counts: Sequence[int], block: Three, device: torch.device
 ) -> Tensor:
-    """Which tokens [blocks, T] are padding."""
+    """Return a mask [blocks, T] of the tokens that are padding."""
     sides = [n * b for n, b in zip(counts, block, strict=True)]
     real = torch.zeros(*sides, 1, dtype=torch.bool, device=device)
     real[: size[0], : size[1], : size[2]] = True

@@ -273,15 +273,15 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     size, block = (1, 2, 3), (1, 2, 2)
     q, k, v, q_weight, k_weight = example(1, 2, 6, size, block, torch.float32)
     tables = tables_for(6, size)
-    with pytest.raises(ValueError, match="q, k, v are"):
+    with pytest.raises(ValueError, match="q, k, v must be"):
         rms_norm_rope(q, k[:, :1], v, q_weight, k_weight, tables, size=size, block=block)
     with pytest.raises(ValueError, match="in heads of 10"):
         rms_norm_rope(
             q, k, v, q_weight, k_weight, tables_for(10, size), size=size, block=block
         )
-    with pytest.raises(ValueError, match="weights are"):
+    with pytest.raises(ValueError, match="weights must be"):
         rms_norm_rope(q, k, v, q_weight[1:], k_weight, tables, size=size, block=block)
-    with pytest.raises(ValueError, match="alike"):
+    with pytest.raises(ValueError, match="one floating-point dtype"):
         rms_norm_rope(q, k.half(), v, q_weight, k_weight, tables, size=size, block=block)
     with pytest.raises(ValueError, match="positions"):
         rms_norm_rope(
@@ -294,7 +294,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
             size=size,
             block=block,
         )
-    with pytest.raises(ValueError, match="a destination is"):
+    with pytest.raises(ValueError, match="a destination must be"):
         rms_norm_rope(
             q, k, v, q_weight, k_weight, tables, size=size, block=block, out=(q, k, v)
         )
@@ -353,7 +353,7 @@ def test_means_are_rounded_once_and_slots_beside_each_other_are_written() -> Non
     torch.testing.assert_close(found[3].float(), exact, rtol=2**-8, atol=1e-6)
     assert slots.isfinite().all()
     assert around[:, :, :, :4].isnan().all() and around[:, :, :, 12:].isnan().all()
-    with pytest.raises(ValueError, match="rms_norm_rope_means: q, k, v are"):
+    with pytest.raises(ValueError, match="rms_norm_rope_means: q, k, v must be"):
         rms_norm_rope_means(
             qkv[0],
             qkv[1],

@@ -129,12 +129,13 @@ class DitBlock(nn.Module):
         norm.
 
         Args:
-            x: The stream, ``[B, frames or blocks, tokens of one, dim]``, or
-                ``[B, tokens, dim]``.
+            x: The stream, ``[B, frames or blocks, tokens of one, dim]``, or ``[B,
+                tokens, dim]``.
             addend: Pending addition of the previous block; None in the first block.
             time: ``[B, 6, dim]``, or for every frame ``[B or 1, frames or 1, 6, dim]``.
             where: Further arguments of self-attention: rotations, position of the
-            group, cache. context: Keys and values of the text; None without.
+                group, cache.
+            context: Keys and values of the text; None without.
 
         Returns:
             The stream, what is yet to be added to it, and the cache after the group.
