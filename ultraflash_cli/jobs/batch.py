@@ -41,7 +41,7 @@ class Outcome:
     memory: "MemoryPlan | None" = None
     """The memory plan of a dry run."""
     forecast: Forecast | None = None
-    """Predicted time, and size of the output."""
+    """Predicted run time and output size."""
     warnings: tuple[str, ...] = ()
     """The warnings of a dry run."""
     page: str | None = None

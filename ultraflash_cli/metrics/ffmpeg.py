@@ -147,7 +147,7 @@ def _read_ppm(path: Path) -> np.ndarray:
 
 
 def read_planes(view: View) -> Generator[Planes]:
-    """Yield the planes of each frame as it is shown, one at a time.
+    """Yield the planes of each frame in display order.
 
     Raises InputError if the file is missing or ffmpeg finds no picture in it.
     """

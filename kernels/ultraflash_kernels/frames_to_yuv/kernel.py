@@ -96,8 +96,8 @@ def yuv_kernel(
 
 @triton.jit
 def _mixed(both, before, twofold, BC: tl.constexpr):
-    """Weigh sums over two rows: pairs of columns ``both [2 * BC]``, one column where
-    not ``twofold [BC]``, and the column ``before [BC]`` them."""
+    """Weight sums over two rows: pairs of columns ``both [2 * BC]``, a single column
+    where not ``twofold [BC]``, and the column ``before [BC]`` them."""
     here, after = tl.split(tl.reshape(both * 0.5, [BC, 2]))
     after = tl.where(twofold, after, here)
     return here * 0.5 + (before * 0.5 + after) * 0.25

@@ -43,7 +43,7 @@ RESERVE_ON_A_CPU = 0.25
 """The same on a CPU, with what the video encoder holds. Measured peaks of 45 generated
 frames were up to 17 % over their parts (480p, 1K, 2K; glibc, 2026-11-30)."""
 RESERVE_ON_A_GPU_BYTES = 400_000_000
-"""Workspaces of cuBLAS and cuDNN on top. A guess, not measured."""
+"""Additional bytes for workspaces of cuBLAS and cuDNN. A guess, not measured."""
 PROGRAM_BYTES = 420_000_000
 """Resident memory of Python, torch and FFmpeg before a job begins, on a CPU, whose
 budget is the memory of the whole process."""

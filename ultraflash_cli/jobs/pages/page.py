@@ -99,7 +99,8 @@ def _color_words(info: "ClipInfo") -> str:
 
 
 def made_by(path: Path, commands: Mapping[str, str]) -> dict[str, object]:
-    """Return what a file's tag says of how it was made, and the commands that belong to it."""
+    """Return how a file was made according to its tag, and the corresponding
+    commands."""
     from ultraflash_cli.jobs.provenance.explain import explanation_of
 
     found = explanation_of(path)

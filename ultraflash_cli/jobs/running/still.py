@@ -82,7 +82,8 @@ def run_still(job: UpscaleJob, say: Callable[[str], None]) -> StillReport:
 
 
 def _frames_up_to(prepared: Prepared) -> tuple[list[np.ndarray], Fraction]:
-    """Return the frame that is on at the place, behind those before it that belong to its scene, and its time."""
+    """Return the frame shown at the position, preceded by earlier frames of its scene,
+    and its time."""
     assert prepared.window is not None, "a place was asked for"
     info, at_s = prepared.info, prepared.window[0]
     detector = CutDetector() if prepared.job.cuts == "auto" else None
