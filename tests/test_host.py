@@ -7,12 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from ultraflash_cli.host import free_bytes, keep_freed_memory, keep_scheduling, peak_rss_bytes, usable_cores
+from ultraflash_cli.host import (
+    free_bytes,
+    keep_freed_memory,
+    keep_scheduling,
+    peak_rss_bytes,
+    running_threads,
+    usable_cores,
+)
 
 
 def test_cores_and_memory_are_counted() -> None:
     assert usable_cores() >= 1
     assert peak_rss_bytes() > 10_000_000
+
+
+def test_no_more_threads_run_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert [running_threads(wanted) for wanted in (1, 4, 999)] == [1, 4, 4]
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert running_threads(3) == 3
 
 
 def group_files(root: Path, files: dict[str, str]) -> Path:

@@ -29,10 +29,11 @@ from ultraflash_cli.jobs.events import (
     Warned,
     as_json,
 )
+from ultraflash_cli.jobs.plan_lines import count_of, describe, headline
 from ultraflash_cli.settings import Settings
 from ultraflash_cli.streams import TextOutput, is_same_file, open_log, printable
 
-__all__ = ["PLAIN_INTERVAL_S", "Console", "GlobalOptions", "ProgressMode", "describe", "headline"]
+__all__ = ["PLAIN_INTERVAL_S", "Console", "GlobalOptions", "ProgressMode"]
 
 ProgressMode = Literal["auto", "plain", "json", "none"]
 
@@ -41,10 +42,6 @@ PLAIN_INTERVAL_S = 5.0
 
 WORTH_TELLING_S = 5.0
 """Shorter predictions are not worth showing."""
-
-
-_PROMPT_COLUMNS = 60
-"""What a line shows of a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,8 +258,8 @@ class Console:
                 case Done():
                     self._drop_bar()
                     self.info(
-                        f"{event.output}: {event.frames} frames in {_duration(event.seconds)} ({event.fps:.2f} fps)"
-                        f"{_guarded(event.guarded_share)}"
+                        f"{event.output}: {count_of(event.frames, 'frame')} in {_duration(event.seconds)} "
+                        f"({event.fps:.2f} fps){_guarded(event.guarded_share)}"
                     )
                 case Failed() | Event():
                     pass
@@ -311,7 +308,7 @@ class Console:
         self.notice(self._notice)
         if event.note:
             self.info(event.note)
-        self.notice(f"{event.model} on {event.device}, {event.precision}, {event.threads} threads")
+        self.notice(f"{event.model} on {event.device}, {event.precision}, {count_of(event.threads, 'thread')}")
         if event.predicted_s is not None and event.predicted_s >= WORTH_TELLING_S:
             self.info(f"{event.label or Path(event.input).name}: takes about {_roughly(event.predicted_s)}")
         self._label = event.label or Path(event.input).name
@@ -389,41 +386,6 @@ class Console:
         if self._log is not None:
             self._log.close()
             self._log = None
-
-
-def headline(plan: Planned) -> str:
-    """Return a short description of what will be made."""
-    frames = f", {plan.frames_total} frames" if plan.frames_total else ""
-    size = f"{plan.width}x{plan.height}"
-    if isinstance(plan, GenerationPlanned):
-        return f"{size}, {plan.seconds:.2f} s{frames}, model {plan.model}, seed {plan.seed}"
-    return f"{plan.source_width}x{plan.source_height} to {size}{frames}, model {plan.model}"
-
-
-def describe(plan: Planned) -> list[str]:
-    """Return a few lines that describe a plan."""
-    if isinstance(plan, GenerationPlanned):
-        return _describe_generation(plan)
-    size = f"{plan.source_width}x{plan.source_height} -> {plan.width}x{plan.height}"
-    lines = [
-        f"{plan.input} -> {plan.output}",
-        f"  {size}, model {plan.model} x{plan.scale}, {plan.codec} {plan.pix_fmt}",
-    ]
-    lines += [f"  kept: {', '.join(plan.kept)}"] if plan.kept else []
-    return lines + [f"  left out: {reason}" for reason in plan.dropped]
-
-
-def _describe_generation(plan: GenerationPlanned) -> list[str]:
-    prompt = plan.input if len(plan.input) <= _PROMPT_COLUMNS else f"{plan.input[: _PROMPT_COLUMNS - 3]}..."
-    variant = ", long variant" if plan.long else ""
-    lines = [
-        f"{prompt} -> {plan.output}",
-        f"  {plan.width}x{plan.height}, {plan.seconds:.2f} s, {plan.frames_total} frames in groups of "
-        f"{', '.join(map(str, plan.groups))}",
-        f"  model {plan.model} x{plan.scale}{variant}, seed {plan.seed}, {plan.codec} {plan.pix_fmt}",
-    ]
-    lines += [f"  cache management: {plan.cache_management}"] if plan.cache_management != "off" else []
-    return lines + ([f"  and {plan.source_width}x{plan.source_height} -> {plan.low_output}"] if plan.low_output else [])
 
 
 def _guarded(share: float | None) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "parse_memory",
     "peak_rss_bytes",
     "resident_bytes",
+    "running_threads",
     "usable_cores",
 ]
 
@@ -88,6 +89,14 @@ def usable_cores(root: Path = Path("/")) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cpu_quota(root)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def running_threads(wanted: int) -> int:
+    """Return how many threads of a network run: no more than there are cores, whose number changes no result.
+
+    Many more would wait for one another most of the time, and for every other program.
+    """
+    return max(1, min(wanted, os.cpu_count() or wanted))
 
 
 def _cpu_quota(root: Path) -> float | None:

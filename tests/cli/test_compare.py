@@ -156,7 +156,7 @@ def test_odd_sizes_are_compared_as_they_are(tmp_path: Path, capsys: pytest.Captu
         pytest.param(("folder", "folder"), 3, "compare one clip and its result at a time", id="folders"),
         pytest.param(("original", "images"), 3, "compare reads videos only", id="numbered images"),
         pytest.param(("original", "stdin"), 2, "save it to a file first", id="stdin"),
-        pytest.param(("original", "soft", "--threads=0"), 2, "--threads must be at least 1", id="no threads"),
+        pytest.param(("original", "soft", "--threads=0"), 2, "--threads must be between 1 and 1024", id="no threads"),
         pytest.param(
             ("original", "soft", "--html=/proc/a.html"), 7, "choose another location with --html", id="no place"
         ),

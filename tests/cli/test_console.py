@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ultraflash_cli.console import PLAIN_INTERVAL_S, Console, GlobalOptions, describe
+from ultraflash_cli.console import PLAIN_INTERVAL_S, Console, GlobalOptions
 from ultraflash_cli.errors import OutputError
-from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, Planned, Started, Warned
+from ultraflash_cli.jobs.events import SCHEMA, Chunk, Done, GenerationPlanned, Planned, Started, Warned
+from ultraflash_cli.jobs.plan_lines import describe, headline
 from ultraflash_cli.settings import Settings, keep_compiled_kernels, wait_passively
 
 
@@ -223,6 +224,22 @@ def test_threads_wait_passively_unless_the_environment_says_how(said: dict[str, 
     wait_passively(environ)
     assert environ == said or (waiting, environ) == ("passive", {"OMP_WAIT_POLICY": "PASSIVE"})
     assert Settings.from_environment(environ).waiting == waiting
+
+
+def test_the_groups_of_a_long_clip_are_not_listed_one_by_one() -> None:
+    plan = GenerationPlanned(
+        **vars(PLANNED),
+        seed=1,
+        seconds=60.0,
+        long=False,
+        cache_management="off",
+        notice="",
+        low_output=None,
+        groups=(21, *[24] * 2398, 12),
+    )
+    assert describe(plan)[1].endswith(" frames in groups of 21, 24 (2398 times), 12")
+    one = replace(plan, frames_total=1, groups=(9,))
+    assert describe(one)[1].endswith(" 1 frame in groups of 9") and ", 1 frame, " in headline(one)
 
 
 def test_a_plan_is_told_with_sizes_streams_and_what_is_left_out() -> None:

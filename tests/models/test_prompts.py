@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from tests.contracts.stages import randomise
 from tests.models.installing import put
 from ultraflash_cli.engine.profiles import LITE, TINY_RANDOM, ULTRAFLASH
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig
 from ultraflash_cli.engine.stages.text_encoder import TextEncoder, TextEncoderConfig
 from ultraflash_cli.errors import UsageError, WeightsError
-from ultraflash_cli.models.prompts import EMBEDDINGS, embed_prompts, is_embedded, prompt_read
+from ultraflash_cli.models.prompts import EMBEDDINGS, embed_prompts, is_embedded, prompt_read, word_warnings
 from ultraflash_cli.models.shelf import Shelf
 from ultraflash_cli.weights.manifest import read_manifest
 from ultraflash_cli.weights.store import Receipt, WeightStore
@@ -139,7 +140,7 @@ def test_a_changed_text_encoder_is_refused(home: Path) -> None:
 
 def test_a_prompt_of_which_no_word_is_known_is_said_to_be(tmp_path: Path) -> None:
     told: dict[str, list[str]] = {}
-    for prompt in ("a calm sea", "a zeppelin over the sea", "xyzzy", "🎈🌅"):
+    for prompt in ("a calm sea", "a zeppelin over the sea", "xyzzy", "🎈🌅", "a video of the"):
         read, said = prompt_read(LITE, prompt, 3), told.setdefault(prompt, [])
         embed_prompts(Shelf(tmp_path), LITE, [read], device=CPU, precision="fp32", warn=said.append)
     assert told["a calm sea"] == []
@@ -147,3 +148,22 @@ def test_a_prompt_of_which_no_word_is_known_is_said_to_be(tmp_path: Path) -> Non
     assert told["xyzzy"][0] == "words unknown to lite, ignored: xyzzy"
     for nothing in ("xyzzy", "🎈🌅"):
         assert told[nothing][-1].startswith("lite knows no word of this prompt")
+    assert told["a video of the"] == ["this prompt names nothing that lite knows; the clip will not match it"]
+
+
+def test_a_warning_names_a_few_of_many_unknown_words() -> None:
+    prompt = "sea " + " ".join(f"w{number}" for number in range(5000)) + " " + "x" * 5000
+    (warning,) = word_warnings(LITE, prompt)
+    assert warning.endswith(", w8, w9 and 4991 more") and len(warning) < 200
+    (warning,) = word_warnings(LITE, "sea " + "x" * 5000)
+    assert warning.endswith("xxx...") and len(warning) < 100
+
+
+def test_a_long_prompt_keeps_the_words_that_the_seed_chooses() -> None:
+    assert isinstance(LITE.text_encoder, PromptEncoderConfig)
+    encoder, long = PromptEncoder(LITE.text_encoder), "calm blue sea " * 30
+    read = [prompt_read(LITE, long, seed) for seed in (0, 1)]
+    ids, _ = encoder.ids_of((*read, "calm blue sea"))
+    assert not torch.equal(ids[0], ids[1])
+    layout = encoder.ids_of((prompt_read(LITE, "sea", 1),))[0][0]
+    assert torch.equal(ids[1][-4:], layout[1:5])  # three words of the layout, and the end

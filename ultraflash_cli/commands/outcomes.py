@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ultraflash_cli.console import Console, describe
+from ultraflash_cli.console import Console
 from ultraflash_cli.errors import BatchError, OutputError
 from ultraflash_cli.jobs.events import GenerationPlanned
+from ultraflash_cli.jobs.plan_lines import describe
 
 if TYPE_CHECKING:
     from ultraflash_cli.jobs.batch import Outcome

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ultraflash_cli.console import Console, describe
+from ultraflash_cli.console import Console
 from ultraflash_cli.errors import OutOfMemory, UltraflashError
+from ultraflash_cli.jobs.plan_lines import describe
 from ultraflash_cli.options import JsonOption, ResOption, as_path, with_console
 
 __all__ = ["probe"]

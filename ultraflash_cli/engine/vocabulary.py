@@ -1,6 +1,6 @@
 """The vocabulary of the built-in model: the words in captions of rendered scenes."""
 
-__all__ = ["LAYOUT_WORDS", "SCENE_WORDS"]
+__all__ = ["FUNCTION_WORDS", "LAYOUT_WORDS", "SCENE_WORDS"]
 
 _WORDS = """
     a above across afternoon air an and animation ascend ascending ascends at ball
@@ -31,3 +31,11 @@ each group."""
 
 SCENE_WORDS = (*_WORDS.split(), *(word for group in LAYOUT_WORDS for word in group))
 """Lower-case words, in the order of the prompt encoder's table."""
+
+_FUNCTION_WORDS = """
+    a across an and animation at by during from illustration in into is it of on one
+    over past picture that the there through to towards two under video while with
+"""
+
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+"""Known words that name neither a thing nor its colour, time, place or motion."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ultraflash_cli.errors import InputError, UsageError
-from ultraflash_cli.host import usable_cores
+from ultraflash_cli.host import running_threads, usable_cores
 from ultraflash_cli.jobs.pages.page import check_page_place, write_page
+from ultraflash_cli.jobs.planning.options import MOST_THREADS
 
 if TYPE_CHECKING:
     from ultraflash_cli.metrics.comparison import Comparison, Mode
@@ -105,7 +106,7 @@ def run(job: CompareJob, say: Callable[[str], None]) -> CompareReport:
         fps=float(reference.average_rate),
         frames_estimate=reference.frame_count_estimate,
         crop_px=crop_px,
-        threads=job.threads or usable_cores(),
+        threads=running_threads(job.threads or usable_cores()),
     )
     times = [_times(info) for info in (reference, output)]
     pairs = zip(*times, strict=False)
@@ -137,8 +138,8 @@ def _check(job: CompareJob) -> None:
     """Reject clips that cannot be compared. Raises UsageError, InputError."""
     from ultraflash_cli.jobs.planning.inputs import find_input
 
-    if job.threads is not None and job.threads < 1:
-        raise UsageError(f"--threads must be at least 1, got {job.threads}")
+    if job.threads is not None and not 1 <= job.threads <= MOST_THREADS:
+        raise UsageError(f"--threads must be between 1 and {MOST_THREADS}, got {job.threads}")
     for path in (job.reference, job.output):
         if str(path) == "-":
             raise UsageError(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ultraflash_cli.engine.profiles import Profile
-from ultraflash_cli.engine.stages.prompt_encoder import EOS_ID, PromptEncoder, PromptEncoderConfig, WordTokenizer
+from ultraflash_cli.engine.stages.prompt_encoder import PromptEncoder, PromptEncoderConfig, WordTokenizer, words_of
 from ultraflash_cli.engine.stages.text_encoder import (
     ByteTokenizer,
     TextEncoder,
@@ -21,6 +21,7 @@ from ultraflash_cli.engine.stages.text_encoder import (
     encode_prompts,
     load_tokenizer,
 )
+from ultraflash_cli.engine.vocabulary import FUNCTION_WORDS
 from ultraflash_cli.errors import UsageError
 from ultraflash_cli.files import write_whole
 from ultraflash_cli.models.device import stage_precisions
@@ -30,6 +31,9 @@ __all__ = ["EMBEDDINGS", "embed_prompts", "is_embedded", "prompt_read", "word_wa
 
 EMBEDDINGS = "embeddings"
 """Folder inside the weight store."""
+_WORDS_SHOWN = 10
+_WORD_COLUMNS = 30
+"""What a warning shows of unknown words."""
 
 
 class _Embedding(NamedTuple):
@@ -79,9 +83,12 @@ def word_warnings(profile: Profile, prompt: str) -> list[str]:
     """Return the warnings about a prompt's words, for which no weights are needed."""
     warnings: list[str] = []
     if unheard := _unheard(profile, prompt):
-        warnings.append(f"words unknown to {profile.name}, ignored: {', '.join(unheard)}")
-    if _hears_nothing(profile, prompt):
+        warnings.append(f"words unknown to {profile.name}, ignored: {_listed(unheard)}")
+    heard = _heard(profile, prompt)
+    if heard is not None and not heard:
         warnings.append(f"{profile.name} knows no word of this prompt; the clip will not match it")
+    elif heard is not None and heard <= FUNCTION_WORDS:
+        warnings.append(f"this prompt names nothing that {profile.name} knows; the clip will not match it")
     return warnings
 
 
@@ -92,14 +99,21 @@ def _unheard(profile: Profile, prompt: str) -> list[str]:
     return WordTokenizer(config.vocab, config.words).unheard(prompt) if listed else []
 
 
-def _hears_nothing(profile: Profile, prompt: str) -> bool:
-    """Return whether the prompt encoder knows no word of a prompt, apart from those of its variant."""
+def _listed(words: Sequence[str]) -> str:
+    """Return the first words of a list, each cut, and how many more there are."""
+    shown = [word if len(word) <= _WORD_COLUMNS else f"{word[:_WORD_COLUMNS]}..." for word in words[:_WORDS_SHOWN]]
+    rest = len(words) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def _heard(profile: Profile, prompt: str) -> set[str] | None:
+    """Return the words of a prompt that its encoder knows, apart from those of its variant; None if it has no words."""
     config = profile.text_encoder
     if not isinstance(config, PromptEncoderConfig):
-        return False
+        return None
     tokenizer = WordTokenizer(config.vocab, config.words)
-    added = {place for group in config.variants for word in group for place in tokenizer(word)}
-    return set(tokenizer(prompt)) <= added | {EOS_ID}
+    added = {word for group in config.variants for word in group}
+    return {word for word in words_of(prompt) if word not in added and len(tokenizer(word)) > 1}
 
 
 def prompt_read(profile: Profile, prompt: str, seed: int) -> str:

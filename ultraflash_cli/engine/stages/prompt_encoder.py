@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ultraflash_cli.errors import ConfigError
 
-__all__ = ["PromptEncoder", "PromptEncoderConfig", "WordTokenizer"]
+__all__ = ["PromptEncoder", "PromptEncoderConfig", "WordTokenizer", "words_of"]
 
 PAD_ID, EOS_ID, FIRST_WORD_ID = 0, 1, 2
 
@@ -85,7 +85,7 @@ class WordTokenizer:
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a prompt; all characters except letters and digits separate
         words. Unknown words are skipped."""
-        words = _words(text)
+        words = words_of(text)
         if self.places:
             return [self.places[word] for word in words if word in self.places] + [EOS_ID]
         free = self.vocab - FIRST_WORD_ID
@@ -98,12 +98,26 @@ class WordTokenizer:
         list."""
         return [
             word
-            for word in dict.fromkeys(_words(text))
+            for word in dict.fromkeys(words_of(text))
             if self.places and word not in self.places
         ]
 
 
-def _words(text: str) -> list[str]:
+def _cut(row: list[int], length: int, kept: set[int]) -> list[int]:
+    """Return at most ``length`` ids, without the last ones in front of those to keep at
+    the end."""
+    tail = (
+        len(row)
+        - next((at for at in reversed(range(len(row))) if row[at] not in kept), -1)
+        - 1
+    )
+    tail = min(tail, length)
+    return row if len(row) <= length else row[: length - tail] + row[len(row) - tail :]
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a prompt in lower case; anything but letters and digits
+    separates them."""
     return re.findall(r"\w+", text.lower())
 
 
@@ -171,13 +185,15 @@ class PromptEncoder(nn.Module):
 
     def ids_of(self, prompts: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """Return ids and mask of prompts, both [B, text_len]; long prompts are
-        truncated before the end token."""
+        truncated before the words of a variant and the end token."""
         tokenizer, length = (
             WordTokenizer(self.config.vocab, self.config.words),
             self.config.text_len,
         )
         rows = [tokenizer(prompt) for prompt in prompts]
-        rows = [row if len(row) <= length else row[: length - 1] + row[-1:] for row in rows]
+        variants = {word for group in self.config.variants for word in group}
+        kept = {EOS_ID, *(tokenizer.places[word] for word in variants)}
+        rows = [_cut(row, length, kept) for row in rows]
         ids = torch.tensor(
             [row + [PAD_ID] * (length - len(row)) for row in rows], device=self.place.device
         )

@@ -17,6 +17,7 @@ __all__ = [
     "CODECS",
     "DECODERS",
     "MODELS",
+    "MOST_THREADS",
     "ComputeOptions",
     "EncodingOptions",
     "MachineOptions",
@@ -33,6 +34,7 @@ CODECS = ("auto", "h264", "hevc", "av1", "vp9", "prores", "ffv1", "png", "y4m")
 DECODERS = ("auto", "tiny", "ultra")
 MODELS = ("auto", "lite", "ultraflash")
 """Values of `--model`; trial models are not listed."""
+MOST_THREADS = 1024
 _TRIAL_MODELS = ("tiny-random", "tiny-lite")
 
 
@@ -166,8 +168,8 @@ class MachineOptions(_Options):
         one = r"(cpu|cuda(:\d+)?|mps|xpu(:\d+)?)"
         if not re.fullmatch(rf"auto|{one}(,{one})*", self.device):
             raise ConfigError(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu, got {self.device!r}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"--threads must be at least 1, got {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"--threads must be between 1 and {MOST_THREADS}, got {self.threads}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from ultraflash_cli.engine.pictures import YuvFormat
 from ultraflash_cli.engine.profiles import Profile
 from ultraflash_cli.engine.schedule import LATENT_PX
 from ultraflash_cli.errors import UsageError
+from ultraflash_cli.host import running_threads
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared
 from ultraflash_cli.models.build import (
@@ -113,7 +114,7 @@ class Models:
 
         job = prepared.job
         shelf = self._shelf(job.store)
-        torch.set_num_threads(prepared.threads)
+        torch.set_num_threads(running_threads(prepared.threads))
 
         warnings = [*precision_warnings(job.precision), *memory.warnings]
         scale = prepared.plan.scale
@@ -173,7 +174,7 @@ class Models:
 
         job, rules = prepared.job, prepared.cache_management
         shelf = self._shelf(job.store)
-        torch.set_num_threads(prepared.threads)
+        torch.set_num_threads(running_threads(prepared.threads))
         warnings = [*precision_warnings(job.precision), *memory.warnings]
         if prepared.scale > 1 or prepared.clip is not None:
             scale = max(2, prepared.scale)

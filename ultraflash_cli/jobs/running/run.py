@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from ultraflash_cli.buffers import SEGMENT_FRAMES, segment_length
 from ultraflash_cli.errors import OutOfMemory
-from ultraflash_cli.host import keep_freed_memory
+from ultraflash_cli.host import keep_freed_memory, running_threads
 from ultraflash_cli.jobs.events import Event, Listener, Planned, Retrying, Started
 from ultraflash_cli.jobs.planning.generate import PreparedGeneration
 from ultraflash_cli.jobs.planning.upscale import Prepared
@@ -238,7 +238,7 @@ def _attempt(
                 model=prepared.model,
                 device=built.device,
                 precision=built.precision,
-                threads=prepared.threads,
+                threads=running_threads(prepared.threads),
                 frames_total=task.total_frames,
                 frames_resumed=journal.safe_frames - journal.first_frame,
                 note=task.note(work),
